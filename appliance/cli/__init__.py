@@ -1,0 +1,1 @@
+"""The command line: parse, one client call, print. One file per audience."""

@@ -1,0 +1,1 @@
+"""PURE. The vocabulary and the rules; values are frozen and `now` is an argument."""

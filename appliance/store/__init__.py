@@ -1,0 +1,1 @@
+"""Database and disk: tables, ledger, artifacts and keyring."""

@@ -1,0 +1,1 @@
+"""The one door: routes, authentication, and the table from error to status."""

@@ -1,0 +1,1 @@
+"""One story a file; the order of effects is the text."""

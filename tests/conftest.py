@@ -1,0 +1,129 @@
+"""What holds for every test: no network beyond loopback, no home of the person who runs them, no silent skips in CI."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+LOOPBACK_NAMES = frozenset({"", "localhost", "localhost.localdomain", "ip6-localhost"})
+ADDRESS_EVENTS = frozenset({"socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg"})
+LOOKUP_EVENTS = frozenset({"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"})
+
+
+class NetworkRefused(RuntimeError):
+    """A test reached beyond this machine's loopback. No OSError, so that code under test cannot swallow it."""
+
+
+def is_loopback(host: object) -> bool:
+    """True for 127.0.0.0/8, ::1 (also mapped), and the names that every machine maps to them."""
+    text = host.decode("ascii", "replace") if isinstance(host, bytes) else str(host)
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return text.lower().rstrip(".") in LOOPBACK_NAMES - {""}
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped.is_loopback
+    return address.is_loopback
+
+
+def check_address(event: str, sock: socket.socket, address: object) -> None:
+    """Refuse what leaves the machine. A sendmsg without an address goes where connect was allowed to go."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6) or address is None:
+        return
+    host = address[0] if isinstance(address, tuple) else address
+    if not is_loopback(host):
+        raise NetworkRefused(f"{event}, address: expected loopback (127.0.0.0/8, ::1), got {address!r}")
+
+
+def check_lookup(event: str, host: object) -> None:
+    """Refuse a look-up by name server; an address literal asks nobody."""
+    text = host.decode("ascii", "replace") if isinstance(host, bytes) else host
+    if text is None or text in LOOPBACK_NAMES or is_loopback(text) or text == socket.gethostname():
+        return
+    try:
+        ipaddress.ip_address(str(text).partition("%")[0])
+    except ValueError:
+        raise NetworkRefused(f"{event}, name: expected localhost or an address, got {text!r}") from None
+
+
+def refuse_network(event: str, arguments: tuple[object, ...]) -> None:
+    """An audit hook sees every call of the C socket module, whoever makes it, and cannot be taken off again."""
+    if event in ADDRESS_EVENTS:
+        check_address(event, arguments[0], arguments[1])  # type: ignore[arg-type]
+    elif event in LOOKUP_EVENTS:
+        check_lookup(event, arguments[0])
+
+
+def _checked(method: str) -> Callable[..., object]:
+    """The C methods look a name up before they announce the call, so a name is refused here, one step earlier."""
+    plain = getattr(socket.socket, method)
+
+    def call(sock: socket.socket, *arguments: object) -> object:
+        if sock.family in (socket.AF_INET, socket.AF_INET6) and arguments and isinstance(arguments[-1], tuple):
+            check_address(f"socket.{method}", sock, arguments[-1])
+        return plain(sock, *arguments)
+
+    return call
+
+
+sys.addaudithook(refuse_network)
+for _method in ("connect", "connect_ex", "bind", "sendto"):
+    setattr(socket.socket, _method, _checked(_method))
+
+# Read once, when the libraries are imported; so it is set before any test imports them.
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
+
+
+@pytest.fixture(autouse=True)
+def own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test sees no setting and no home of the person who runs it: only its own, empty ones."""
+    for name in [name for name in os.environ if name.startswith("APPLIANCE_")]:
+        monkeypatch.delenv(name)
+    person = tmp_path_factory.mktemp("person")
+    monkeypatch.setenv("HOME", str(person))
+    for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        monkeypatch.setenv(name, str(person / name.lower()))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty data folder, 0700, named by APPLIANCE_HOME; its path is short, as a Unix socket's must be."""
+    folder = Path(tempfile.mkdtemp(prefix="ap-"))
+    monkeypatch.setenv("APPLIANCE_HOME", str(folder))
+    yield folder
+    for path in folder.rglob("*"):
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(0o700)  # sealed artifacts are read-only folders
+    shutil.rmtree(folder)
+
+
+def _forbid_skip(report: pytest.TestReport | pytest.CollectReport, allowed: bool) -> None:
+    """In CI a component that is missing is a failure: a green run has run everything."""
+    if os.environ.get("CI", "").lower() not in ("true", "1") or not report.skipped or allowed:
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    report.outcome = "failed"
+    report.longrepr = f"CI=true and a test was skipped: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    _forbid_skip(report, hasattr(report, "wasxfail") or item.get_closest_marker("gpu") is not None)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Iterator[None]:
+    report = yield
+    _forbid_skip(report, allowed=False)
+    return report

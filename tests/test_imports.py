@@ -1,0 +1,304 @@
+"""Who may import whom. The table below is the architecture; a new arrow or a new library is a change to this file."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# room -> the rooms it may import. Its own modules are always allowed.
+ARROWS: dict[str, set[str]] = {
+    "errors": set(),
+    "config": {"errors"},
+    "formats": {"errors"},
+    "domain": {"errors", "formats"},
+    "access": {"errors", "formats", "domain"},
+    "store": {"errors", "formats", "domain"},
+    "runners": {"errors", "formats", "domain"},
+    "client": {"errors", "formats", "domain"},
+    "ml": {"errors", "formats", "domain"},
+    "worker": {"errors", "formats", "domain", "ml"},
+    "workflows": {"errors", "formats", "domain", "access", "store", "runners"},
+    "web": {"errors", "formats", "domain", "workflows"},
+    "wiring": {"errors", "config", "formats", "domain", "access", "store", "runners", "workflows", "web"},
+    "cli": {"errors", "config", "formats", "domain", "client", "wiring"},
+    "verifier": {"errors", "formats", "domain"},
+    "loader": {"errors", "formats", "domain", "ml"},
+    "migrations": {"errors", "config", "store"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+# room -> the libraries it may import beside the standard library.
+LIBRARIES: dict[str, set[str]] = {
+    "errors": set(),
+    "config": {"pydantic"},
+    "formats": {"cryptography"},
+    "domain": {"pydantic"},
+    "access": {"cedarpy", "pydantic"},
+    "store": {"alembic", "cryptography", "psycopg", "pydantic", "sqlalchemy"},
+    "runners": {"pydantic"},
+    "client": {"httpx", "pydantic", "yaml"},
+    "ml": {"bitsandbytes", "gguf", "numpy", "peft", "pydantic", "safetensors", "tokenizers", "torch", "transformers"},
+    "worker": {"bitsandbytes", "peft", "pydantic", "safetensors", "torch", "transformers"},
+    "workflows": {"pydantic"},
+    "web": {"fastapi", "pydantic", "starlette", "uvicorn"},
+    "wiring": {"pydantic"},
+    "cli": {"click", "yaml"},
+    "verifier": {"cryptography", "pydantic"},
+    "loader": set(),
+    "migrations": {"alembic", "sqlalchemy"},
+    "__main__": set(),
+    "__init__": set(),
+}
+# `wiring` builds the service, so the command line may reach it in two commands only, and only when they run.
+WIRING_COMMANDS = ("serve", "init")
+# The auditor's program, whole: what its zipapp holds.
+VERIFIER_ROOMS = {"errors", "formats", "domain", "verifier", "__init__"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement's target: `name` is dotted; `function` is the innermost function it stands in, or None."""
+
+    module: str
+    name: str
+    line: int
+    function: str | None
+
+
+def room_of(module: str) -> str:
+    """`appliance.store.ledger` -> `store`; migrations are a room of their own, wherever their folder lies."""
+    parts = module.split(".")
+    if "migrations" in parts:
+        return "migrations"
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def _walk(node: ast.AST, function: str | None) -> Iterator[tuple[ast.AST, str | None]]:
+    for child in ast.iter_child_nodes(node):
+        yield child, function
+        inner = child.name if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) else function
+        yield from _walk(child, inner)
+
+
+def imports_of(module: str, tree: ast.AST, modules: set[str]) -> Iterator[Import]:
+    """Every import in the file, in functions and under TYPE_CHECKING too; `from a import b` names module a.b if any."""
+    for node, function in _walk(tree, None):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(module, alias.name, node.lineno, function)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            for alias in node.names:
+                below = f"{base}.{alias.name}"
+                is_module = below in modules or (base == "appliance" and not alias.name.startswith("__"))
+                yield Import(module, below if is_module else base, node.lineno, function)
+
+
+def hidden_imports(module: str, tree: ast.AST) -> Iterator[str]:
+    """An import by string is an arrow that no reader sees. The command line may load its own commands so, by name."""
+    if room_of(module) == "cli":
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called == "__import__" or called.split(".")[-1] == "import_module":
+                yield f"{module}:{node.lineno}: imports by string: expected an import statement"
+
+
+def _check_inside(found: Import) -> Iterator[str]:
+    here, there = room_of(found.module), room_of(found.name)
+    where = f"{found.module}:{found.line}"
+    if found.name == "appliance" or there == here:
+        return
+    if there not in ARROWS:
+        yield f"{where}: imports {found.name}: no such room"
+    elif there not in ARROWS[here]:
+        yield f"{where}: {here} imports {there}: expected only {sorted(ARROWS[here])}"
+    elif (here, there) == ("cli", "wiring") and found.function not in WIRING_COMMANDS:
+        yield f"{where}: cli imports wiring: expected inside the command serve or init, got {found.function}"
+
+
+def check_import(found: Import) -> Iterator[str]:
+    """The findings against one import."""
+    top = found.name.split(".")[0]
+    here = room_of(found.module)
+    where = f"{found.module}:{found.line}"
+    if found.name.startswith("."):
+        yield f"{where}: relative import: expected an absolute one"
+    elif top == "appliance":
+        yield from _check_inside(found)
+    elif top not in sys.stdlib_module_names and top not in LIBRARIES[here]:
+        yield f"{where}: {here} imports {top}: expected only {sorted(LIBRARIES[here])}"
+    elif found.module == "appliance.worker.walls" and top not in sys.stdlib_module_names:
+        yield f"{where}: the walls are probed before a library is loaded: got {top}"
+
+
+def cycles(graph: dict[str, set[str]]) -> Iterator[str]:
+    """Each cycle found by a depth-first walk, once, as `a -> b -> a`."""
+    done: set[str] = set()
+    path: list[str] = []
+
+    def visit(module: str) -> Iterator[str]:
+        if module in path:
+            yield "cycle: " + " -> ".join([*path[path.index(module) :], module])
+            return
+        if module in done:
+            return
+        path.append(module)
+        for target in sorted(graph.get(module, ())):
+            yield from visit(target)
+        path.pop()
+        done.add(module)
+
+    for module in sorted(graph):
+        yield from visit(module)
+
+
+def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
+    """Every module that importing `start` brings in."""
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        module = waiting.pop()
+        if module not in seen:
+            seen.add(module)
+            waiting.extend(graph.get(module, ()))
+    return seen
+
+
+def check(sources: dict[str, str]) -> list[str]:
+    """All findings over a set of modules: dotted name -> source. A package's `__init__` has the package's name."""
+    findings: list[str] = []
+    graph: dict[str, set[str]] = {}
+    for module, source in sources.items():
+        if room_of(module) not in ARROWS:
+            findings.append(f"{module}: no such room: expected one of {sorted(ARROWS)}")
+            continue
+        tree = ast.parse(source, module)
+        found = list(imports_of(module, tree, set(sources)))
+        graph[module] = {i.name for i in found if i.name in sources and i.name != module}
+        findings += [finding for one in found for finding in check_import(one)]
+        findings += hidden_imports(module, tree)
+    findings += cycles(graph)
+    outside = {room_of(module) for module in reachable(graph, "appliance.verifier")} - VERIFIER_ROOMS
+    if outside:
+        findings.append(f"appliance.verifier reaches {sorted(outside)}: expected only {sorted(VERIFIER_ROOMS)}")
+    return findings
+
+
+def read_sources() -> dict[str, str]:
+    """The appliance's own files, and the migrations where they lie beside it."""
+    sources = {}
+    for path in [*ROOT.glob("appliance/**/*.py"), *ROOT.glob("migrations/**/*.py")]:
+        parts = list(path.relative_to(ROOT).with_suffix("").parts)
+        if parts[-1] == "__init__":
+            parts.pop()
+        sources[".".join(parts)] = path.read_text(encoding="utf-8")
+    return sources
+
+
+def test_every_file_keeps_the_import_rules() -> None:
+    sources = read_sources()
+    assert len(sources) > 10, "the test looks at the wrong folder"
+    assert check(sources) == []
+
+
+def test_both_tables_name_the_same_rooms() -> None:
+    assert set(LIBRARIES) == set(ARROWS)
+    assert set().union(*ARROWS.values()) <= set(ARROWS)
+    assert not any("worker" in rooms for rooms in ARROWS.values())
+
+
+# Each rule is broken once, on purpose: module, source, and words of the finding it must give.
+BROKEN = [
+    ("appliance.domain.state", "from appliance.store.ledger import Ledger", "domain imports store"),
+    ("appliance.domain.state", "from appliance import store", "domain imports store"),
+    ("appliance.domain.state", "import appliance.store.ledger", "domain imports store"),
+    ("appliance.domain.state", "def f():\n    from appliance.web import app", "domain imports web"),
+    ("appliance.domain.state", "if TYPE_CHECKING:\n    import appliance.web", "domain imports web"),
+    ("appliance.formats.digest", "from appliance.domain.names import Name", "formats imports domain"),
+    ("appliance.errors", "import appliance.config", "errors imports config"),
+    ("appliance.web.app", "from appliance.store.ledger import Ledger", "web imports store"),
+    ("appliance.web.app", "from appliance.config import Settings", "web imports config"),
+    ("appliance.workflows.train", "import appliance.wiring", "workflows imports wiring"),
+    ("appliance.wiring", "from appliance.client.api import Client", "wiring imports client"),
+    ("appliance.wiring", "import appliance.ml.engine", "wiring imports ml"),
+    ("appliance.client.api", "import appliance.wiring", "client imports wiring"),
+    ("appliance.runners.local", "import appliance.worker.train", "runners imports worker"),
+    ("appliance.wiring", "from appliance.worker import train", "wiring imports worker"),
+    ("appliance.loader", "import appliance.store.artifacts", "loader imports store"),
+    ("appliance.verifier", "import appliance.access.cedar", "verifier imports access"),
+    ("appliance.cli.service", "import appliance.wiring", "inside the command serve or init, got None"),
+    ("appliance.cli.runs", "def start():\n    import appliance.wiring", "got start"),
+    ("appliance.store.ledger", "from .tables import entries", "relative import"),
+    ("appliance.store.ledger", "from . import tables", "relative import"),
+    ("appliance.workflows.train", "import torch.nn", "workflows imports torch"),
+    ("appliance.runners.local", "def f():\n    import torch", "runners imports torch"),
+    ("appliance.domain.recipe", "from transformers import AutoModel", "domain imports transformers"),
+    ("appliance.loader", "import peft", "loader imports peft"),
+    ("appliance.web.api", "import bitsandbytes", "web imports bitsandbytes"),
+    ("appliance.workflows.audit", "import sqlalchemy", "workflows imports sqlalchemy"),
+    ("appliance.domain.rules", "import cedarpy", "domain imports cedarpy"),
+    ("appliance.workflows.serve", "from fastapi import Request", "workflows imports fastapi"),
+    ("appliance.wiring", "import uvicorn", "wiring imports uvicorn"),
+    ("appliance.client.api", "import click", "client imports click"),
+    ("appliance.formats.canonical", "import pydantic", "formats imports pydantic"),
+    ("appliance.worker.walls", "import torch", "before a library is loaded"),
+    ("appliance.workflows.train", "import importlib\nimportlib.import_module('torch')", "imports by string"),
+    ("appliance.workflows.train", "__import__('torch')", "imports by string"),
+    ("appliance.helpers.text", "", "no such room"),
+    ("appliance.web.app", "import appliance.helpers", "no such room"),
+    ("migrations.env", "import appliance.workflows.audit", "migrations imports workflows"),
+    ("appliance.store.migrations.env", "import appliance.domain.state", "migrations imports domain"),
+]
+
+
+@pytest.mark.parametrize(("module", "source", "words"), BROKEN)
+def test_a_broken_rule_is_found(module: str, source: str, words: str) -> None:
+    findings = check({module: source})
+    assert any(words in finding for finding in findings), findings
+    if source:
+        assert all(finding.startswith(f"{module}:") for finding in findings), "the finding names the file and the line"
+
+
+KEPT = [
+    ("appliance.cli.service", "def serve():\n    from appliance.wiring import service"),
+    ("appliance.cli.service", "def init():\n    import appliance.wiring"),
+    ("appliance.store.migrations.env", "import alembic\nfrom appliance.config import Settings\nimport appliance.store"),
+    ("appliance.ml.loop", "import torch\nfrom appliance.domain.recipe import Recipe"),
+    ("appliance.cli.main", "import importlib\nimportlib.import_module('appliance.cli.runs')"),
+    ("appliance.verifier", "from appliance import __version__\nimport argparse, appliance.domain.rules"),
+    ("appliance.worker.walls", "import ctypes, socket"),
+]
+
+
+@pytest.mark.parametrize(("module", "source"), KEPT)
+def test_a_kept_rule_gives_no_finding(module: str, source: str) -> None:
+    assert check({module: source}) == []
+
+
+def test_a_cycle_is_named_whole() -> None:
+    sources = {
+        "appliance.domain.a": "import appliance.domain.b",
+        "appliance.domain.b": "from appliance.domain import c",
+        "appliance.domain.c": "def f():\n    from appliance.domain.a import x",
+    }
+    assert check(sources) == [
+        "cycle: appliance.domain.a -> appliance.domain.b -> appliance.domain.c -> appliance.domain.a"
+    ]
+
+
+def test_what_the_verifier_reaches_through_others_counts() -> None:
+    sources = {
+        "appliance.verifier": "import appliance.domain.rules",
+        "appliance.domain.rules": "import appliance.store.ledger",
+        "appliance.store.ledger": "",
+    }
+    assert any("verifier reaches ['store']" in finding for finding in check(sources))
