@@ -1,0 +1,1 @@
+"""An air-gapped, audit-first training appliance for regulated environments."""

@@ -1,0 +1,83 @@
+"""One entry of the ledger: the value and its only encoding.
+
+An entry is canonical JSON (RFC 8785) and a leaf of the RFC 6962 tree. `prev` is the leaf hash of the entry before; for
+index 0 it is 32 zero bytes. Documents lie beside the entry and are bound by digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from appliance.domain.names import Digest, Time, Value, encode_value, parse_value
+from appliance.errors import TooLarge
+from appliance.formats.commitment import Disclosure
+from appliance.formats.merkle import hash_leaf
+
+MAX_ENTRY_BYTES = 65_535
+"""An entry bundle of C2SP tlog-tiles prefixes each entry with a uint16 length."""
+
+Outcome = Literal["success", "failure", "denied", "pending", "interrupted"]
+
+
+class Entry(Value):
+    """What happened, in the field's own words (NIST 800-53 AU-3: type, time, source, outcome, identity)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ignored_types=(cached_property,))
+
+    v: Literal[1]
+    index: int = Field(ge=0)
+    time: Time
+    type: str = Field(max_length=64)
+    actor: str = Field(max_length=64)
+    source: str = Field(max_length=128)
+    subjects: tuple[str, ...] = Field(max_length=32)
+    outcome: Outcome
+    prev: Digest
+    documents: dict[str, Digest]
+    body: dict[str, Any]
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The entry's bytes; parsing keeps the bytes it was given, which re-encode to the same."""
+        return encode_value(self)
+
+    @cached_property
+    def leaf(self) -> bytes:
+        """RFC 6962 leaf hash, 32 bytes."""
+        return hash_leaf(self.encoded)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An entry before the ledger has given it an index, a time and a predecessor."""
+
+    type: str
+    actor: str = "service"
+    source: str = "service"
+    subjects: tuple[str, ...] = ()
+    outcome: Outcome = "success"
+    documents: Mapping[str, bytes] = field(default_factory=dict)
+    body: Mapping[str, Any] = field(default_factory=dict)
+    disclosures: tuple[Disclosure, ...] = ()
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """The entry's canonical bytes; TooLarge beyond 65,535."""
+    data = entry.encoded
+    if len(data) > MAX_ENTRY_BYTES:
+        raise TooLarge(f"entry {entry.index} ({entry.type}): expected at most {MAX_ENTRY_BYTES} bytes, got {len(data)}")
+    return data
+
+
+def parse_entry(data: bytes) -> Entry:
+    """The value of canonical entry bytes; BadInput when they are not exactly what encode_entry would write."""
+    if len(data) > MAX_ENTRY_BYTES:
+        raise TooLarge(f"entry: expected at most {MAX_ENTRY_BYTES} bytes, got {len(data)}")
+    entry = parse_value(Entry, data, "entry")
+    entry.__dict__["encoded"] = data
+    return entry

@@ -1,0 +1,328 @@
+"""The invariants: who may do what. Each rule returns its reasons against; no reason means allowed.
+
+Site policies (access) may only tighten what stands here. `now` is the entry's time: the later of the clock and the last
+entry.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import TypeVar
+
+from appliance.domain.names import EXCLUSIVE_ROLES, Time, add_seconds, split_version
+from appliance.domain.orders import (
+    Activate,
+    AdoptPolicy,
+    Cancel,
+    Endorse,
+    Enroll,
+    Grant,
+    ImportBase,
+    ImportDataset,
+    Order,
+    Review,
+    RevokeAdapter,
+    RevokePrincipal,
+    RollBack,
+    Train,
+)
+from appliance.domain.state import Adapter, Principal, ReviewRecord, State, release_key
+from appliance.errors import ApplianceError
+from appliance.formats.keys import keyid_of
+
+O = TypeVar("O", bound=Order)  # noqa: E741
+Reasons = list[str]
+
+
+def reasons_against(state: State, order: Order, now: Time) -> Reasons:
+    """Everything that stands against an authentic order; empty when it is allowed."""
+    signer = state.principals.get(order.signer)
+    if signer is None or signer.revoked is not None:
+        return [f"signer: expected a standing principal, got {order.signer}"]
+    return _RULES[type(order)](state, order, signer, now)
+
+
+def _needs(signer: Principal, *roles: str) -> Reasons:
+    if any(signer.has(role) for role in roles):
+        return []
+    return [f"role: expected {signer.name} to be {' or '.join(roles)}, got {', '.join(signer.roles)}"]
+
+
+def _enroll(state: State, order: Enroll, signer: Principal, now: Time) -> Reasons:
+    reasons = _needs(signer, "administrator") + exclusive_roles(order.roles)
+    if order.principal in state.principals:
+        reasons.append(f"principal: expected a name never used here, got {order.principal}")
+    held = state.keys.get(order.keyid)
+    if held is not None:
+        reasons.append(f"key: expected one never enrolled here, got {order.keyid}, which belongs to {held.principal}")
+    try:
+        keyid = keyid_of(base64.b64decode(order.key))
+    except (ApplianceError, ValueError):
+        keyid = "no public key"
+    if keyid != order.keyid:
+        reasons.append(f"key: expected the key id {order.keyid}, got {keyid}")
+    return reasons + _units_of(state, order.roles)
+
+
+def _grant(state: State, order: Grant, signer: Principal, now: Time) -> Reasons:
+    reasons = _needs(signer, "administrator") + _units_of(state, (order.role,))
+    principal = state.principals.get(order.principal)
+    if principal is None or principal.revoked is not None:
+        return [*reasons, f"principal: expected a standing one, got {order.principal}"]
+    if order.role in principal.roles:
+        reasons.append(f"role: expected one that {order.principal} lacks, got {order.role}")
+    return reasons + exclusive_roles((*principal.roles, order.role))
+
+
+def exclusive_roles(roles: tuple[str, ...]) -> Reasons:
+    """Separation of duties at enrolment: administrators, auditors and units hold no second role."""
+    if len(set(roles)) > 1:
+        return [
+            f"separation of duties: expected the role {role} to stand alone, got {', '.join(roles)}"
+            for role in EXCLUSIVE_ROLES
+            if role in roles
+        ]
+    return []
+
+
+def _units_of(state: State, roles: tuple[str, ...]) -> Reasons:
+    reasons = []
+    for role in roles:
+        kind, _, unit = role.partition(":")
+        if kind == "release-owner" and not is_unit(state, unit):
+            reasons.append(f"role: expected the release owner of an enrolled unit, got {role}")
+    return reasons
+
+
+def is_unit(state: State, name: str) -> bool:
+    unit = state.principals.get(name)
+    return unit is not None and unit.has("unit")
+
+
+def _revoke_principal(state: State, order: RevokePrincipal, signer: Principal, now: Time) -> Reasons:
+    reasons = _needs(signer, "administrator")
+    principal = state.principals.get(order.principal)
+    if principal is None or principal.revoked is not None:
+        reasons.append(f"principal: expected a standing one, got {order.principal}")
+    return reasons
+
+
+def _adopt_policy(state: State, order: AdoptPolicy, signer: Principal, now: Time) -> Reasons:
+    return _needs(signer, "administrator")
+
+
+def _endorse(state: State, order: Endorse, signer: Principal, now: Time) -> Reasons:
+    reasons = _needs(signer, "administrator")
+    pending = state.pending.get(order.order)
+    if pending is None:
+        return [*reasons, f"order: expected one that waits for a second administrator, got {order.order}"]
+    if pending.signer == order.signer:
+        reasons.append(f"separation of duties: expected another administrator than {pending.signer}, who ordered it")
+    if pending.expires_at <= now:
+        reasons.append(f"order: expected one that stands at {now}, got one that expired at {pending.expires_at}")
+    return reasons
+
+
+def _import_base(state: State, order: ImportBase, signer: Principal, now: Time) -> Reasons:
+    reasons = _needs(signer, "operator")
+    if order.base in state.bases:
+        reasons.append(f"base: expected a name never used here, got {order.base}")
+    if any(i.status == "requested" and i.subject == f"base:{order.base}" for i in state.imports.values()):
+        reasons.append(f"base: expected no import of {order.base} under way, got one")
+    return reasons
+
+
+def _import_dataset(state: State, order: ImportDataset, signer: Principal, now: Time) -> Reasons:
+    return _needs(signer, "operator") + _base_is(state, order.base, order.base_digest)
+
+
+def _base_is(state: State, name: str, digest: str) -> Reasons:
+    base = state.bases.get(name)
+    if base is None:
+        return [f"base: expected an imported one, got {name}"]
+    if base.digest != digest:
+        return [f"base {name}: expected {base.digest}, got {digest}"]
+    return []
+
+
+def _train(state: State, order: Train, signer: Principal, now: Time) -> Reasons:
+    recipe = order.recipe
+    reasons = _needs(signer, "operator") + _base_is(state, recipe.base, order.base_digest)
+    dataset = state.datasets.get(recipe.dataset)
+    if dataset is None:
+        return [*reasons, f"dataset: expected an imported one, got {recipe.dataset}"]
+    if dataset.digest != order.dataset_digest:
+        reasons.append(f"dataset {recipe.dataset}: expected {dataset.digest}, got {order.dataset_digest}")
+    if dataset.base_digest != order.base_digest:
+        reasons.append(f"dataset {recipe.dataset}: expected one rendered for base {recipe.base}, got {dataset.base}")
+    return reasons
+
+
+def _cancel(state: State, order: Cancel, signer: Principal, now: Time) -> Reasons:
+    run = state.runs.get(order.run)
+    if run is None:
+        return [f"run: expected a known one, got {order.run}"]
+    reasons = [] if signer.name == run.ordered_by else _needs(signer, "administrator")
+    if run.status not in ("queued", "running", "trained"):
+        reasons.append(f"run {run.id}: expected one that is queued or running, got one that is {run.status}")
+    return reasons
+
+
+def _adapter(state: State, order: Review | Activate | RollBack | RevokeAdapter) -> Adapter | Reasons:
+    adapter = state.adapters.get(order.name)
+    if adapter is None:
+        return [f"adapter: expected a sealed one, got {order.name}"]
+    if adapter.manifest != order.manifest:
+        return [f"adapter {order.name}: expected the manifest {adapter.manifest}, got {order.manifest}"]
+    return adapter
+
+
+def _review(state: State, order: Review, signer: Principal, now: Time) -> Reasons:
+    adapter = _adapter(state, order)
+    if isinstance(adapter, list):
+        return adapter
+    reasons = _needs(signer, f"reviewer:{order.field}") + _duties(adapter, signer.name)
+    if not is_unit(state, order.unit):
+        reasons.append(f"unit: expected an enrolled one, got {order.unit}")
+    if adapter.revoked is not None:
+        reasons.append(f"adapter {order.name}: expected a standing one, got one revoked by entry {adapter.revoked}")
+    if order.valid_until <= now:
+        reasons.append(f"valid until: expected a time after {now}, got {order.valid_until}")
+    limit = add_seconds(now, state.parameters.approval_lifetime_s)
+    if order.valid_until > limit:
+        reasons.append(f"valid until: expected at most {limit}, got {order.valid_until}")
+    return reasons
+
+
+def _duties(adapter: Adapter, name: str) -> Reasons:
+    """Whoever made an adapter does not judge it."""
+    reasons = []
+    if name == adapter.ordered_by:
+        reasons.append(f"separation of duties: expected a reviewer who did not order the run, got {name}")
+    if name == adapter.dataset_by:
+        reasons.append(f"separation of duties: expected a reviewer who did not import the dataset, got {name}")
+    return reasons
+
+
+def _activate(state: State, order: Activate | RollBack, signer: Principal, now: Time) -> Reasons:
+    adapter = _adapter(state, order)
+    if isinstance(adapter, list):
+        return adapter
+    reasons = _needs(signer, f"release-owner:{order.unit}")
+    if signer.name == adapter.ordered_by:
+        reasons.append(f"separation of duties: expected a release owner who did not order the run, got {signer.name}")
+    return reasons + inadmissible(state, adapter, order.unit, now)
+
+
+def _roll_back(state: State, order: RollBack, signer: Principal, now: Time) -> Reasons:
+    reasons = _activate(state, order, signer, now)
+    release = state.releases.get(release_key(order.unit, order.task))
+    earlier = [] if release is None else [a.adapter for a in release.history]
+    if release is not None and release.current.adapter == order.name:
+        reasons.append(f"adapter: expected an earlier one than today's, got {order.name}")
+    elif order.name not in earlier:
+        reasons.append(f"adapter: expected one that answered {order.unit}/{order.task} before, got {order.name}")
+    return reasons
+
+
+def _revoke_adapter(state: State, order: RevokeAdapter, signer: Principal, now: Time) -> Reasons:
+    adapter = _adapter(state, order)
+    if isinstance(adapter, list):
+        return adapter
+    units = {review.unit for review in adapter.reviews}
+    allowed = [role for role in signer.roles if role == "administrator" or role.startswith("reviewer:")]
+    allowed += [role for role in signer.roles if role.partition(":")[2] in units and role.startswith("release-owner:")]
+    reasons = [] if allowed else _needs(signer, "administrator", "reviewer", "release-owner")
+    if adapter.revoked is not None:
+        reasons.append(f"adapter {order.name}: expected a standing one, got one revoked by entry {adapter.revoked}")
+    return reasons
+
+
+def standing_reviews(state: State, adapter: Adapter, unit: str, now: Time) -> list[ReviewRecord]:
+    """Each reviewer's latest decision for the unit, where reviewer, key, role, duties and date still hold."""
+    latest = {review.reviewer: review for review in adapter.reviews if review.unit == unit}
+    return [review for review in latest.values() if not review_lapsed(state, adapter, review, now)]
+
+
+def review_lapsed(state: State, adapter: Adapter, review: ReviewRecord, now: Time) -> str | None:
+    """Why a recorded review no longer counts, or None while it does."""
+    reviewer = state.principals.get(review.reviewer)
+    key = state.keys.get(review.keyid)
+    if reviewer is None or not reviewer.has(f"reviewer:{review.field}"):
+        return f"review {review.index}: expected {review.reviewer} to be a standing reviewer of {review.field}"
+    if key is None or key.principal != review.reviewer or key.revoked is not None or key.enrolled >= review.index:
+        return f"review {review.index}: expected a standing key enrolled before it, got {review.keyid}"
+    if review.valid_until <= now:
+        return f"review {review.index}: expected one that stands at {now}, got one that expired at {review.valid_until}"
+    if _duties(adapter, review.reviewer):
+        return f"review {review.index}: expected a reviewer apart from the makers, got {review.reviewer}"
+    return None
+
+
+def inadmissible(state: State, adapter: Adapter, unit: str, now: Time) -> Reasons:
+    """Everything that keeps the adapter from answering for the unit now."""
+    name = f"{adapter.name}@{adapter.version}"
+    reasons = []
+    if adapter.revoked is not None:
+        reasons.append(f"adapter {name}: expected a standing one, got one revoked by entry {adapter.revoked}")
+    if adapter.quarantined is not None:
+        reasons.append(f"adapter {name}: expected its bytes whole, got quarantine by entry {adapter.quarantined}")
+    if not is_unit(state, unit):
+        reasons.append(f"unit: expected an enrolled one, got {unit}")
+    reviews = standing_reviews(state, adapter, unit, now)
+    rejected = [r for r in reviews if r.decision == "reject"]
+    approved = [r for r in reviews if r.decision == "approve"]
+    reasons += [f"review {r.index}: expected an approval, got a rejection by {r.reviewer}" for r in rejected]
+    return reasons + _quorum(state, name, unit, approved)
+
+
+def _quorum(state: State, name: str, unit: str, approved: list[ReviewRecord]) -> Reasons:
+    rules = state.parameters
+    fields = {review.field for review in approved}
+    reasons = []
+    if len(approved) < rules.reviewers:
+        reasons.append(
+            f"quorum: expected {rules.reviewers} standing approvals of {name} for {unit}, got {len(approved)}"
+        )
+    if len(fields) < rules.distinct_fields:
+        got = ", ".join(sorted(fields)) or "none"
+        reasons.append(f"quorum: expected {rules.distinct_fields} different fields for {name}, got {got}")
+    missing = sorted(set(rules.required_fields) - fields)
+    if missing:
+        reasons.append(f"quorum: expected an approval of {', '.join(missing)} for {name}, got none")
+    return reasons
+
+
+def released(state: State, unit: str, task: str) -> Adapter | None:
+    """The adapter that today's release names for the unit's task, admissible or not."""
+    release = state.releases.get(release_key(unit, task))
+    return None if release is None else state.adapters.get(release.current.adapter)
+
+
+def next_version(state: State, name: str) -> int:
+    """Versions count up per adapter name, over every adapter that was ever sealed."""
+    versions = [split_version(key)[1] for key, _ in state.adapters.items() if split_version(key)[0] == name]
+    return max(versions, default=0) + 1
+
+
+def next_dataset_version(state: State, name: str) -> int:
+    versions = [split_version(key)[1] for key, _ in state.datasets.items() if split_version(key)[0] == name]
+    return max(versions, default=0) + 1
+
+
+_RULES: dict[type[Order], Callable[..., Reasons]] = {
+    Enroll: _enroll,
+    Grant: _grant,
+    RevokePrincipal: _revoke_principal,
+    AdoptPolicy: _adopt_policy,
+    Endorse: _endorse,
+    ImportBase: _import_base,
+    ImportDataset: _import_dataset,
+    Train: _train,
+    Cancel: _cancel,
+    Review: _review,
+    Activate: _activate,
+    RollBack: _roll_back,
+    RevokeAdapter: _revoke_adapter,
+}

@@ -1,0 +1,252 @@
+"""The rules of making: bases, datasets, runs, adapters and their reviews."""
+
+from __future__ import annotations
+
+import base64
+
+from appliance.domain.case import Case, Puts
+from appliance.domain.events import (
+    AdapterQuarantined,
+    AdapterSealed,
+    BaseImported,
+    DatasetImported,
+    ImportFailed,
+    RunFailed,
+    RunFinished,
+    RunRequested,
+    RunStarted,
+)
+from appliance.domain.invariants import next_dataset_version, next_version
+from appliance.domain.names import split_version, versioned
+from appliance.domain.orders import Cancel, ImportBase, ImportDataset, Order, Review, RevokeAdapter, Train
+from appliance.domain.state import Adapter, Base, Dataset, Import, ReviewRecord, Run, State
+from appliance.errors import Denied
+from appliance.formats.bundle import verify_model
+from appliance.formats.digest import digest_bytes
+from appliance.formats.manifest import parse_manifest
+
+
+def import_requested(case: Case) -> Puts:
+    order: Order
+    if isinstance(case.accepted.order, ImportBase):
+        order = case.allowed(ImportBase)
+        subject = f"base:{order.base}"
+    else:
+        order = case.allowed(ImportDataset)
+        subject = f"dataset:{order.dataset}"
+    record = Import(
+        order=case.accepted.digest,
+        verb=order.verb,
+        subject=subject,
+        signer=order.signer,
+        index=case.entry.index,
+        status="requested",
+    )
+    return [(case.state.imports, record.order, record)]
+
+
+def _requested(case: Case, digest: str) -> Import:
+    record = case.state.imports.get(digest)
+    if record is None or record.status != "requested":
+        got = "none" if record is None else record.status
+        raise Denied(f"entry {case.entry.index}: import {digest}: expected one under way, got {got}")
+    return record
+
+
+def import_failed(case: Case) -> Puts:
+    record = _requested(case, case.of(ImportFailed).order)
+    return [(case.state.imports, record.order, record.model_copy(update={"status": "failed"}))]
+
+
+def _finish(case: Case, digest: str, kind: str, name: str) -> tuple[Import, Puts]:
+    record = _requested(case, digest)
+    case.require(record.subject == f"{kind}:{name}", "subject", record.subject, f"{kind}:{name}")
+    return record, [(case.state.imports, digest, record.model_copy(update={"status": "finished"}))]
+
+
+def base_imported(case: Case) -> Puts:
+    body = case.of(BaseImported)
+    record, puts = _finish(case, body.order, "base", body.base)
+    parse_manifest(case.documents["manifest"])
+    base = Base(
+        name=body.base,
+        digest=digest_bytes(case.documents["manifest"]),
+        imported_by=record.signer,
+        order=record.order,
+        index=case.entry.index,
+        facts=body.facts,
+    )
+    return [*puts, (case.state.bases, body.base, base)]
+
+
+def dataset_imported(case: Case) -> Puts:
+    body = case.of(DatasetImported)
+    name, version = split_version(body.dataset)
+    record, puts = _finish(case, body.order, "dataset", name)
+    expected = next_dataset_version(case.state, name)
+    case.require(version == expected, "version", expected, version)
+    base = case.state.bases.get(body.base)
+    if base is None:
+        raise Denied(f"entry {case.entry.index}: base: expected an imported one, got {body.base}")
+    parse_manifest(case.documents["manifest"])
+    dataset = Dataset(
+        name=name,
+        version=version,
+        digest=digest_bytes(case.documents["manifest"]),
+        root=body.root,
+        base=body.base,
+        base_digest=base.digest,
+        imported_by=record.signer,
+        order=record.order,
+        index=case.entry.index,
+        facts=body.facts,
+    )
+    return [*puts, (case.state.datasets, body.dataset, dataset)]
+
+
+def run_requested(case: Case) -> Puts:
+    order = case.allowed(Train)
+    body = case.of(RunRequested)
+    expected = f"r-{len(case.state.runs) + 1:06d}"
+    case.require(body.run == expected, "run", expected, body.run)
+    run = Run(
+        id=body.run,
+        order=case.accepted.digest,
+        name=order.recipe.name,
+        ordered_by=order.signer,
+        base=order.recipe.base,
+        base_digest=order.base_digest,
+        dataset=order.recipe.dataset,
+        dataset_digest=order.dataset_digest,
+        index=case.entry.index,
+        status="queued",
+    )
+    return [(case.state.runs, run.id, run)]
+
+
+def _run(case: Case, name: str, *statuses: str) -> Run:
+    run = case.state.runs.get(name)
+    if run is None or run.status not in statuses:
+        got = "none" if run is None else run.status
+        raise Denied(f"entry {case.entry.index}: run {name}: expected one that is {' or '.join(statuses)}, got {got}")
+    return run
+
+
+def _move(state: State, run: Run, status: str) -> Puts:
+    return [(state.runs, run.id, run.model_copy(update={"status": status}))]
+
+
+def run_started(case: Case) -> Puts:
+    """Nothing trains behind a wall that a probe got through, or without a layer that policy does not do without."""
+    body = case.of(RunStarted)
+    run = _run(case, body.run, "queued")
+    check_walls(case, body.walls)
+    missing = sorted(layer for layer, stands in body.layers.items() if not stands)
+    accepted = case.state.parameters.accepted_missing_layers
+    case.require(set(missing) <= set(accepted), "layers", f"all but {list(accepted)}", f"without {missing}")
+    case.require(sorted(body.accepted_missing) == missing, "accepted_missing", missing, body.accepted_missing)
+    return _move(case.state, run, "running")
+
+
+def check_walls(case: Case, walls: dict[str, str]) -> None:
+    """Every probe was made and every one was refused."""
+    through = sorted(name for name, result in walls.items() if result != "refused")
+    case.require(bool(walls), "walls", "the worker's probes", "none")
+    case.require(not through, "walls", "every probe refused", f"through: {', '.join(through)}")
+
+
+def run_finished(case: Case) -> Puts:
+    run = _run(case, case.of(RunFinished).run, "running")
+    return _move(case.state, run.model_copy(update={"weights": case.of(RunFinished).weights}), "trained")
+
+
+def run_failed(case: Case) -> Puts:
+    return _move(case.state, _run(case, case.of(RunFailed).run, "queued", "running", "trained"), "failed")
+
+
+def run_cancelled(case: Case) -> Puts:
+    order = case.allowed(Cancel)
+    return _move(case.state, _run(case, order.run, "queued", "running", "trained"), "cancelled")
+
+
+def adapter_sealed(case: Case) -> Puts:
+    """The manifest is signed by the appliance's adapter key, and lists the weights that the run ended with."""
+    body = case.of(AdapterSealed)
+    run = _run(case, body.run, "trained")
+    check_walls(case, body.walls)
+    manifest = parse_manifest(case.documents["manifest"])
+    name, version = split_version(body.adapter)
+    expected = (run.name, next_version(case.state, run.name))
+    case.require((name, version) == expected, "adapter", versioned(*expected), body.adapter)
+    case.require((manifest.name, manifest.version) == expected, "manifest", versioned(*expected), manifest.name)
+    files = {file.path: file.digest for file in manifest.files}
+    weights = files.get("adapter_model.safetensors")
+    case.require(weights == run.weights, "weights", run.weights, weights)
+    verify_model(case.documents["signature"], base64.b64decode(case.state.site.adapter_key), files)
+    dataset = case.state.datasets.get(run.dataset)
+    if dataset is None:
+        raise Denied(f"entry {case.entry.index}: dataset: expected an imported one, got {run.dataset}")
+    adapter = Adapter(
+        name=name,
+        version=version,
+        manifest=digest_bytes(case.documents["manifest"]),
+        run=run.id,
+        ordered_by=run.ordered_by,
+        dataset_by=dataset.imported_by,
+        base=run.base,
+        base_digest=run.base_digest,
+        index=case.entry.index,
+    )
+    return [*_move(case.state, run, "sealed"), (case.state.adapters, body.adapter, adapter)]
+
+
+def adapter_quarantined(case: Case) -> Puts:
+    name = case.of(AdapterQuarantined).adapter
+    adapter = case.state.adapters.get(name)
+    if adapter is None or adapter.quarantined is not None:
+        raise Denied(f"entry {case.entry.index}: adapter: expected one not in quarantine, got {name}")
+    return [(case.state.adapters, name, adapter.model_copy(update={"quarantined": case.entry.index}))]
+
+
+def review_recorded(case: Case) -> Puts:
+    order = case.allowed(Review)
+    adapter = case.state.adapters.get(order.name)
+    if adapter is None:
+        raise Denied(f"entry {case.entry.index}: adapter: expected a sealed one, got {order.name}")
+    record = ReviewRecord(
+        index=case.entry.index,
+        order=case.accepted.digest,
+        reviewer=order.signer,
+        keyid=case.accepted.keyid,
+        field=order.field,
+        unit=order.unit,
+        decision=order.decision,
+        valid_until=order.valid_until,
+    )
+    changed = adapter.model_copy(update={"reviews": (*adapter.reviews, record)})
+    return [(case.state.adapters, order.name, changed)]
+
+
+def adapter_revoked(case: Case) -> Puts:
+    order = case.allowed(RevokeAdapter)
+    adapter = case.state.adapters.get(order.name)
+    if adapter is None:
+        raise Denied(f"entry {case.entry.index}: adapter: expected a sealed one, got {order.name}")
+    return [(case.state.adapters, order.name, adapter.model_copy(update={"revoked": case.entry.index}))]
+
+
+RULES = {
+    "import.requested": import_requested,
+    "import.failed": import_failed,
+    "base.imported": base_imported,
+    "dataset.imported": dataset_imported,
+    "run.requested": run_requested,
+    "run.started": run_started,
+    "run.finished": run_finished,
+    "run.failed": run_failed,
+    "run.cancelled": run_cancelled,
+    "adapter.sealed": adapter_sealed,
+    "adapter.quarantined": adapter_quarantined,
+    "review.recorded": review_recorded,
+    "adapter.revoked": adapter_revoked,
+}

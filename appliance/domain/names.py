@@ -1,0 +1,103 @@
+"""The vocabulary that every statement, entry and rule is spelled in."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from appliance.errors import BadInput
+from appliance.formats.canonical import encode_canonical
+from appliance.formats.timestamp import encode_time, parse_time
+
+IDENTIFIER = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+NO_DIGEST = "sha256:" + "0" * 64
+
+Identifier = Annotated[str, StringConstraints(pattern=rf"^{IDENTIFIER}$")]
+"""A name people type: a principal, base, dataset, adapter, unit, task or field."""
+
+VersionedName = Annotated[str, StringConstraints(pattern=rf"^{IDENTIFIER}@[1-9][0-9]{{0,8}}$")]
+"""`NAME@VERSION`, versions counted from 1."""
+
+RunId = Annotated[str, StringConstraints(pattern=r"^r-[0-9]{6,}$")]
+
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+Commitment = Annotated[str, StringConstraints(pattern=r"^hmac-sha256:[0-9a-f]{64}$")]
+"""Binds a text without showing it (formats.commitment); text and salt travel beside and can be erased."""
+
+Time = Annotated[str, StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$")]
+"""UTC to the millisecond; of constant width, so that text order is time order."""
+
+Token = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}$")]
+"""A word of a closed vocabulary of others: an SPDX licence, a classification."""
+
+Decimal = Annotated[str, StringConstraints(pattern=r"^(?:0|[1-9][0-9]{0,8})\.[0-9]{1,12}$")]
+"""A non-negative decimal fraction in text, since nothing signed holds a float (RFC 8785)."""
+
+SignedDecimal = Annotated[str, StringConstraints(pattern=r"^-?(?:0|[1-9][0-9]{0,8})\.[0-9]{1,17}$")]
+
+Base64 = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]+={0,2}$", max_length=16384)]
+
+Role = Annotated[
+    str,
+    StringConstraints(
+        pattern=rf"^(?:administrator|operator|auditor|unit|reviewer:{IDENTIFIER}|release-owner:{IDENTIFIER})$"
+    ),
+]
+"""What a principal may do; a reviewer's field and a release owner's unit stand behind the colon."""
+
+EXCLUSIVE_ROLES = ("administrator", "auditor", "unit")
+"""Roles that stand alone: whoever enrols, watches or consumes does not also make or approve."""
+
+
+class Value(BaseModel):
+    """A frozen value that refuses unknown fields and silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+V = TypeVar("V", bound=Value)
+
+
+def encode_value(value: Value) -> bytes:
+    """The value's canonical bytes (RFC 8785)."""
+    return encode_canonical(value.model_dump(mode="json"))
+
+
+def parse_value(model: type[V], data: bytes, what: str) -> V:
+    """The value of canonical bytes: decoded, encoded again, compared. BadInput names the field that does not fit."""
+    try:
+        value = model.model_validate_json(data)
+    except ValidationError as error:
+        raise BadInput(f"{what}: {explain(error)}") from None
+    if encode_value(value) != data:
+        raise BadInput(f"{what}: expected canonical JSON (RFC 8785) with every field, got another encoding of it")
+    return value
+
+
+def explain(error: ValidationError) -> str:
+    """A pydantic error as one line: where, what was expected, what was got."""
+    parts = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(step) for step in item["loc"]) or "value"
+        got = item.get("input")
+        shown = repr(got) if isinstance(got, str | int | bool | float) or got is None else type(got).__name__
+        parts.append(f"{where}: {item['msg']}, got {shown[:120]}")
+    return "; ".join(parts)
+
+
+def add_seconds(time: str, seconds: int) -> str:
+    """The time that many seconds later, to the same millisecond."""
+    return encode_time(parse_time(time) + timedelta(seconds=seconds))
+
+
+def versioned(name: str, version: int) -> str:
+    return f"{name}@{version}"
+
+
+def split_version(text: str) -> tuple[str, int]:
+    """`clauses@3` as ("clauses", 3); the text has been checked against VersionedName."""
+    name, _, version = text.rpartition("@")
+    return name, int(version)

@@ -1,0 +1,256 @@
+"""Orders: what a person signs. One predicateType a verb, one value, one encoding.
+
+An order is the payload of a DSSE envelope: an in-toto Statement v1 whose predicate is the value below and whose
+subjects name, by digest, what the order is about. Subjects are derived from the predicate and compared whole when
+parsed. The order is identified by the digest of its PAE, never of a signature.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from appliance.domain.names import (
+    Base64,
+    Commitment,
+    Decimal,
+    Digest,
+    Identifier,
+    Role,
+    RunId,
+    Time,
+    Token,
+    Value,
+    encode_value,
+    parse_value,
+    versioned,
+)
+from appliance.domain.recipe import ResolvedRecipe
+from appliance.errors import BadInput
+from appliance.formats.canonical import encode_canonical
+from appliance.formats.digest import digest_bytes
+from appliance.formats.statement import Statement, encode_statement, parse_statement
+
+PREFIX = "urn:appliance:order:"
+
+Subjects = tuple[tuple[str, str], ...]
+
+
+class Order(Value):
+    """What every order carries, whatever its verb."""
+
+    verb: ClassVar[str]
+
+    origin: str = Field(max_length=255, description="the log this order is for")
+    signer: Identifier
+    nonce: str = Field(pattern=r"^[0-9a-f]{32}$")
+    issued_at: Time
+    expires_at: Time
+    reason: Commitment | None = Field(default=None, description="why, in the signer's words")
+
+    def subjects(self) -> Subjects:
+        """(name, digest) of what the order is about; at least one."""
+        raise NotImplementedError
+
+    def about(self) -> tuple[str, ...]:
+        """The subjects under which the ledger files the order."""
+        return tuple(name for name, _ in self.subjects())
+
+    def _self(self, name: str) -> Subjects:
+        """For what has no bytes of its own: the digest of the predicate itself."""
+        return ((name, digest_bytes(encode_value(self))),)
+
+
+class Enroll(Order):
+    verb = "enroll"
+    principal: Identifier
+    printed_name: Commitment
+    roles: tuple[Role, ...] = Field(min_length=1, max_length=8)
+    key: Base64 = Field(description="SubjectPublicKeyInfo, DER")
+    keyid: Digest
+    possession: Digest = Field(description="PAE digest of the statement by which the new key proves possession")
+
+    def subjects(self) -> Subjects:
+        return ((f"principal:{self.principal}", self.keyid),)
+
+
+class Grant(Order):
+    verb = "grant"
+    principal: Identifier
+    role: Role
+
+    def subjects(self) -> Subjects:
+        return self._self(f"principal:{self.principal}")
+
+
+class RevokePrincipal(Order):
+    verb = "revoke-principal"
+    principal: Identifier
+
+    def subjects(self) -> Subjects:
+        return self._self(f"principal:{self.principal}")
+
+
+class AdoptPolicy(Order):
+    verb = "adopt-policy"
+    policy: Digest
+
+    def subjects(self) -> Subjects:
+        return ((f"policy:{self.policy}", self.policy),)
+
+
+class Endorse(Order):
+    """The second signature: names the pending order by the digest of its PAE."""
+
+    verb = "endorse"
+    order: Digest
+
+    def subjects(self) -> Subjects:
+        return ((f"order:{self.order}", self.order),)
+
+
+class ImportBase(Order):
+    verb = "import-base"
+    base: Identifier
+    format: Literal["safetensors", "gguf"]
+    source: Digest = Field(description="digest of the GGUF file, or of the manifest over the model folder")
+    licence: Token
+
+    def subjects(self) -> Subjects:
+        return ((f"base:{self.base}", self.source),)
+
+
+class ImportDataset(Order):
+    verb = "import-dataset"
+    dataset: Identifier
+    format: Literal["csv", "jsonl"]
+    file: Digest
+    text_column: str = Field(min_length=1, max_length=256)
+    label_column: str = Field(min_length=1, max_length=256)
+    instruction: Commitment = Field(description="the system message rows are rendered with; may be the empty text")
+    base: Identifier = Field(description="whose chat template renders the rows")
+    base_digest: Digest
+    seed: int = Field(ge=0, le=2**31 - 1)
+    held_out: Decimal
+    owner: Commitment
+    licence: Token
+    classification: Token
+
+    def subjects(self) -> Subjects:
+        return ((f"dataset:{self.dataset}", self.file), (f"base:{self.base}", self.base_digest))
+
+
+class Train(Order):
+    verb = "train"
+    recipe: ResolvedRecipe
+    base_digest: Digest
+    dataset_digest: Digest
+
+    def subjects(self) -> Subjects:
+        return (
+            (f"base:{self.recipe.base}", self.base_digest),
+            (f"dataset:{self.recipe.dataset}", self.dataset_digest),
+        )
+
+
+class Cancel(Order):
+    verb = "cancel"
+    run: RunId
+
+    def subjects(self) -> Subjects:
+        return self._self(f"run:{self.run}")
+
+
+class _OnAdapter(Order):
+    adapter: Identifier
+    version: int = Field(ge=1)
+    manifest: Digest
+
+    @property
+    def name(self) -> str:
+        return versioned(self.adapter, self.version)
+
+    def subjects(self) -> Subjects:
+        return ((f"adapter:{self.name}", self.manifest),)
+
+
+class Review(_OnAdapter):
+    verb = "review"
+    decision: Literal["approve", "reject"]
+    unit: Identifier
+    field: Identifier
+    meaning: Commitment = Field(description="what the signature means, as shown to the signer (21 CFR 11.50)")
+    valid_until: Time
+
+    def about(self) -> tuple[str, ...]:
+        return (f"adapter:{self.name}", f"unit:{self.unit}")
+
+
+class _OnRelease(_OnAdapter):
+    unit: Identifier
+    task: Identifier
+
+    def about(self) -> tuple[str, ...]:
+        return (f"adapter:{self.name}", f"unit:{self.unit}", f"task:{self.task}")
+
+
+class Activate(_OnRelease):
+    verb = "activate"
+
+
+class RollBack(_OnRelease):
+    """To an adapter that answered this task before."""
+
+    verb = "roll-back"
+
+
+class RevokeAdapter(_OnAdapter):
+    verb = "revoke-adapter"
+
+
+AnyOrder = (
+    Enroll
+    | Grant
+    | RevokePrincipal
+    | AdoptPolicy
+    | Endorse
+    | ImportBase
+    | ImportDataset
+    | Train
+    | Cancel
+    | Review
+    | Activate
+    | RollBack
+    | RevokeAdapter
+)
+
+ORDERS: dict[str, type[Order]] = {
+    model.verb: model
+    for model in (
+        Enroll, Grant, RevokePrincipal, AdoptPolicy, Endorse, ImportBase, ImportDataset,
+        Train, Cancel, Review, Activate, RollBack, RevokeAdapter,
+    )
+}  # fmt: skip
+
+TWO_ADMINISTRATORS = ("enroll", "grant", "adopt-policy")
+"""Verbs that change who has power; they stand only when as many administrators as policy asks have signed."""
+
+
+def encode_order(order: Order) -> bytes:
+    """The payload that is signed: an in-toto statement in canonical JSON."""
+    predicate = order.model_dump(mode="json")
+    return encode_statement(Statement(order.subjects(), f"{PREFIX}{order.verb}:v1", predicate))
+
+
+def parse_order(payload: bytes) -> Order:
+    """The order of a statement's bytes; BadInput for an unknown verb, a field that does not fit or other subjects."""
+    statement = parse_statement(payload)
+    verb, _, version = statement.predicate_type.removeprefix(PREFIX).rpartition(":")
+    model = ORDERS.get(verb)
+    if model is None or version != "v1" or not statement.predicate_type.startswith(PREFIX):
+        raise BadInput(f"order: expected a predicateType {PREFIX}VERB:v1, got {statement.predicate_type[:120]!r}")
+    order = parse_value(model, encode_canonical(statement.predicate), f"order {verb}")
+    if order.subjects() != statement.subjects:
+        raise BadInput(f"order {verb}: expected subjects {order.subjects()}, got {statement.subjects}")
+    return order

@@ -1,0 +1,182 @@
+"""The recipe an author writes, and the resolved recipe that an operator signs.
+
+An author may leave a value `auto`. Resolution is a pure function of the recipe and the facts about base, dataset and
+machine, so that whoever signs can resolve it again and compare.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from decimal import Decimal as Number
+from decimal import InvalidOperation
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from appliance.domain.names import Decimal, Identifier, Value, VersionedName, explain
+from appliance.errors import BadInput
+
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SERVABLE_METHODS = ("qlora",)
+
+Auto = Literal["auto"]
+
+
+class Recipe(Value):
+    """What `recipe.yaml` may say. Fractions are text or YAML numbers; everything but the first three has a default."""
+
+    name: Identifier
+    base: Identifier
+    dataset: VersionedName
+    method: Literal["qlora"] = "qlora"
+    purpose: Literal["release", "baseline"] = "release"
+    rank: int | Auto = Field(default="auto", ge=1, le=512)
+    alpha: int | Auto = Field(default="auto", ge=1, le=4096)
+    dropout: Decimal | Auto = "auto"
+    target_modules: tuple[str, ...] | Auto = "auto"
+    learning_rate: Decimal | Auto = "auto"
+    epochs: int | Auto = Field(default="auto", ge=1, le=1000)
+    batch_size: int | Auto = Field(default="auto", ge=1, le=4096)
+    accumulation: int | Auto = Field(default="auto", ge=1, le=4096)
+    max_length: int | Auto = Field(default="auto", ge=8, le=1_048_576)
+    warmup_ratio: Decimal | Auto = "auto"
+    weight_decay: Decimal | Auto = "auto"
+    max_grad_norm: Decimal | Auto = "auto"
+    gradient_checkpointing: bool | Auto = "auto"
+    seed: int = Field(default=1, ge=0, le=2**31 - 1)
+    device: Literal["cpu", "cuda", "auto"] = "auto"
+    compute_dtype: Literal["bfloat16", "float32", "auto"] = "auto"
+
+
+class ResolvedRecipe(Value):
+    """Every value that training uses; nothing is left to a library's default."""
+
+    name: Identifier
+    base: Identifier
+    dataset: VersionedName
+    method: Literal["qlora"]
+    purpose: Literal["release", "baseline"]
+    rank: int = Field(ge=1, le=512)
+    alpha: int = Field(ge=1, le=4096)
+    dropout: Decimal
+    target_modules: tuple[str, ...] = Field(min_length=1)
+    learning_rate: Decimal
+    epochs: int = Field(ge=1, le=1000)
+    batch_size: int = Field(ge=1, le=4096)
+    accumulation: int = Field(ge=1, le=4096)
+    max_length: int = Field(ge=8, le=1_048_576)
+    warmup_ratio: Decimal
+    weight_decay: Decimal
+    max_grad_norm: Decimal
+    gradient_checkpointing: bool
+    seed: int = Field(ge=0, le=2**31 - 1)
+    device: Literal["cpu", "cuda"]
+    compute_dtype: Literal["bfloat16", "float32"]
+    quantisation: Literal["nf4-double"]
+
+
+class Facts(Value):
+    """What resolution may know: measured at import, or of the machine."""
+
+    train_rows: int = Field(ge=1)
+    max_tokens: int = Field(ge=1, description="tokens of the longest rendered row, answer included")
+    context_length: int = Field(ge=1)
+    device: Literal["cpu", "cuda"]
+    bfloat16: bool = Field(description="whether the machine multiplies bf16 in hardware")
+
+
+_FRACTIONS = ("dropout", "learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm")
+
+
+def parse_recipe(data: Mapping[str, Any]) -> Recipe:
+    """The recipe of a YAML mapping; BadInput names the value that is off, and for an unknown key the nearest known."""
+    known = list(Recipe.model_fields)
+    for key in data:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise BadInput(f"recipe, key {key!r}: expected one of {', '.join(known)}{hint}")
+    values = {key: _plain(key, value) for key, value in data.items()}
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise BadInput(f"recipe: {explain(error)}") from None
+
+
+def _plain(key: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    if key in _FRACTIONS and not isinstance(value, bool) and value != "auto":
+        return _decimal(key, value)
+    return value
+
+
+def _decimal(key: str, value: Any) -> str:
+    try:
+        number = Number(str(value))
+    except InvalidOperation:
+        raise BadInput(f"recipe, {key}: expected a decimal fraction or auto, got {value!r}") from None
+    if not number.is_finite() or number < 0:
+        raise BadInput(f"recipe, {key}: expected a fraction of at least 0, got {value!r}")
+    text = f"{number.normalize():f}"
+    return text if "." in text else text + ".0"
+
+
+def resolve_recipe(recipe: Recipe, facts: Facts) -> ResolvedRecipe:
+    """Every `auto` given its value; BadInput for what cannot be trained or served on this base and machine."""
+    values = recipe.model_dump()
+    rank = 16 if recipe.rank == "auto" else recipe.rank
+    defaults = {
+        "rank": rank,
+        "alpha": 2 * rank,
+        "dropout": "0.05",
+        "target_modules": LINEAR_LAYERS,
+        "learning_rate": "0.0005",
+        "epochs": _epochs(facts.train_rows),
+        "batch_size": 16,
+        "accumulation": 1,
+        "max_length": min(facts.context_length, _round_up(facts.max_tokens, 32)),
+        "warmup_ratio": "0.1",
+        "weight_decay": "0.0",
+        "max_grad_norm": "1.0",
+        "gradient_checkpointing": True,
+        "device": facts.device,
+        "compute_dtype": "bfloat16" if facts.bfloat16 else "float32",
+    }
+    for key, value in defaults.items():
+        if values[key] == "auto":
+            values[key] = value
+    resolved = ResolvedRecipe.model_validate(values | {"quantisation": "nf4-double"})
+    _check_feasible(resolved, facts)
+    return resolved
+
+
+def _check_feasible(recipe: ResolvedRecipe, facts: Facts) -> None:
+    if recipe.max_length > facts.context_length:
+        raise BadInput(
+            f"recipe, max_length: expected at most the base's context of {facts.context_length} tokens, "
+            f"got {recipe.max_length}"
+        )
+    if facts.max_tokens > recipe.max_length:
+        raise BadInput(
+            f"recipe, max_length: expected at least {facts.max_tokens} tokens, the longest row of {recipe.dataset}, "
+            f"got {recipe.max_length}"
+        )
+    if recipe.device == "cuda" and facts.device != "cuda":
+        raise BadInput("recipe, device: expected cpu, since this machine has no CUDA device, got cuda")
+    unknown = sorted(set(recipe.target_modules) - set(LINEAR_LAYERS))
+    if unknown:
+        raise BadInput(
+            f"recipe, target_modules: expected some of {', '.join(LINEAR_LAYERS)}, which are the ones that can be "
+            f"served, got {', '.join(unknown)}"
+        )
+
+
+def _epochs(rows: int) -> int:
+    """Enough passes that a small set is seen about two thousand times in all, between 1 and 5."""
+    return max(1, min(5, round(2000 / rows)))
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step

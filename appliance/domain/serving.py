@@ -1,0 +1,136 @@
+"""The rules of serving: releases, admission, slots and requests."""
+
+from __future__ import annotations
+
+from appliance.domain.case import Case, Puts
+from appliance.domain.events import (
+    AdapterAdmitted,
+    AdapterLoaded,
+    AdapterUnloaded,
+    AdmissionRefused,
+    RequestAdmitted,
+    RequestFinished,
+    RequestRefused,
+)
+from appliance.domain.invariants import inadmissible, released, standing_reviews
+from appliance.domain.orders import Activate, RollBack
+from appliance.domain.state import Activation, Adapter, OpenRequest, Release, Slot, release_key
+from appliance.errors import Denied
+
+
+def activated(case: Case) -> Puts:
+    return _release(case, case.allowed(Activate), "activate")
+
+
+def rolled_back(case: Case) -> Puts:
+    return _release(case, case.allowed(RollBack), "roll-back")
+
+
+def _release(case: Case, order: Activate | RollBack, kind: str) -> Puts:
+    key = release_key(order.unit, order.task)
+    before = case.state.releases.get(key)
+    activation = Activation.model_validate(
+        {
+            "index": case.entry.index,
+            "order": case.accepted.digest,
+            "adapter": order.name,
+            "manifest": order.manifest,
+            "signer": order.signer,
+            "kind": kind,
+        }
+    )
+    history = (() if before is None else before.history) + (activation,)
+    return [(case.state.releases, key, Release(unit=order.unit, task=order.task, history=history))]
+
+
+def _admissible(case: Case, unit: str, task: str) -> Adapter:
+    """Today's release for the unit's task, with nothing that stands against it."""
+    adapter = released(case.state, unit, task)
+    if adapter is None:
+        raise Denied(f"entry {case.entry.index}: release: expected one for {unit}/{task}, got none")
+    reasons = inadmissible(case.state, adapter, unit, case.entry.time)
+    if reasons:
+        raise Denied(f"admission of {adapter.name}@{adapter.version} for {unit}", reasons=tuple(reasons))
+    return adapter
+
+
+def admitted(case: Case) -> Puts:
+    body = case.of(AdapterAdmitted)
+    adapter = _admissible(case, body.unit, body.task)
+    name = f"{adapter.name}@{adapter.version}"
+    case.require(body.adapter == name, "adapter", name, body.adapter)
+    case.require(body.manifest == adapter.manifest, "manifest", adapter.manifest, body.manifest)
+    case.require(body.policy == case.state.site.policy, "policy", case.state.site.policy, body.policy)
+    standing = tuple(r.index for r in standing_reviews(case.state, adapter, body.unit, case.entry.time))
+    case.require(body.approvals == standing, "approvals", standing, body.approvals)
+    slot = Slot(unit=body.unit, task=body.task, adapter=name, manifest=adapter.manifest, admitted=case.entry.index)
+    return [(case.state.slots, release_key(body.unit, body.task), slot)]
+
+
+def _slot(case: Case, unit: str, task: str) -> Slot:
+    slot = case.state.slots.get(release_key(unit, task))
+    if slot is None:
+        raise Denied(f"entry {case.entry.index}: slot: expected one admitted for {unit}/{task}, got none")
+    return slot
+
+
+def loaded(case: Case) -> Puts:
+    """Only if what admission saw still holds: same release, same adapter, nothing against it."""
+    body = case.of(AdapterLoaded)
+    slot = _slot(case, body.unit, body.task)
+    adapter = _admissible(case, body.unit, body.task)
+    case.require(body.admitted == slot.admitted, "admitted", slot.admitted, body.admitted)
+    case.require(adapter.manifest == slot.manifest, "manifest", slot.manifest, adapter.manifest)
+    changed = slot.model_copy(update={"loaded": case.entry.index})
+    return [(case.state.slots, release_key(body.unit, body.task), changed)]
+
+
+def unloaded(case: Case) -> Puts:
+    body = case.of(AdapterUnloaded)
+    _slot(case, body.unit, body.task)
+    return [(case.state.slots, release_key(body.unit, body.task), None)]
+
+
+def admission_refused(case: Case) -> Puts:
+    case.of(AdmissionRefused)
+    return []
+
+
+def request_admitted(case: Case) -> Puts:
+    """Answered only by what is loaded for this unit and task, and admissible at this moment."""
+    body = case.of(RequestAdmitted)
+    slot = _slot(case, body.unit, body.task)
+    adapter = _admissible(case, body.unit, body.task)
+    case.require(slot.loaded is not None, "slot", "a loaded adapter", "one that is admitted only")
+    case.require(body.adapter == slot.adapter, "adapter", slot.adapter, body.adapter)
+    case.require(adapter.manifest == slot.manifest, "manifest", slot.manifest, adapter.manifest)
+    case.require(body.request not in case.state.requests, "request", "a new one", body.request)
+    record = OpenRequest(id=body.request, unit=body.unit, task=body.task, adapter=body.adapter, index=case.entry.index)
+    return [(case.state.requests, body.request, record)]
+
+
+def request_finished(case: Case) -> Puts:
+    body = case.of(RequestFinished)
+    record = case.state.requests.get(body.request)
+    if record is None:
+        raise Denied(f"entry {case.entry.index}: request: expected an open one, got {body.request}")
+    case.require(record.unit == body.unit, "unit", record.unit, body.unit)
+    return [(case.state.requests, body.request, None)]
+
+
+def request_refused(case: Case) -> Puts:
+    case.of(RequestRefused)
+    return []
+
+
+RULES = {
+    "release.activated": activated,
+    "release.rolled-back": rolled_back,
+    "adapter.admitted": admitted,
+    "admission.refused": admission_refused,
+    "adapter.loaded": loaded,
+    "adapter.unloaded": unloaded,
+    "request.admitted": request_admitted,
+    "request.finished": request_finished,
+    "request.refused": request_refused,
+}

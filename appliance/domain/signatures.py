@@ -1,0 +1,129 @@
+"""Who signed this, and does it count now: the acceptance of orders and credentials under enrolled keys."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import TypeVar
+
+from appliance.domain.credentials import Credential, Possession, Session, UnitToken, parse_credential
+from appliance.domain.names import Time, add_seconds
+from appliance.domain.orders import Enroll, Order, parse_order
+from appliance.domain.state import Key, Principal, State
+from appliance.errors import BadInput, Conflict, Denied, NotAuthenticated, Tampered
+from appliance.formats.dsse import Envelope, parse_envelope, verify_envelope
+
+C = TypeVar("C", bound=Credential)
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """An order whose signature holds under a key that stands at this index."""
+
+    order: Order
+    digest: str
+    keyid: str
+
+
+def authenticate(state: State, envelope: Envelope, signer: str) -> Key:
+    """The signer's key, if the envelope's one signature holds under it and nothing revoked it.
+
+    The message never tells an outsider whether the principal exists.
+    """
+    keyid = envelope.signatures[0].keyid
+    key = state.keys.get(keyid)
+    principal = state.principals.get(signer)
+    if key is None or principal is None or key.principal != signer:
+        raise NotAuthenticated(f"signature by {signer}: expected a key enrolled for this principal, got {keyid}")
+    if key.revoked is not None or principal.revoked is not None:
+        raise NotAuthenticated(f"signature by {signer}: expected a standing key, got {keyid}, which was revoked")
+    try:
+        verify_envelope(envelope, base64.b64decode(key.spki))
+    except Tampered as error:
+        raise NotAuthenticated(f"signature by {signer}: {error.message}") from None
+    return key
+
+
+def read_order(state: State, data: bytes) -> Accepted:
+    """An authentic order for this log, whatever its age."""
+    envelope = parse_envelope(data)
+    order = parse_order(envelope.payload)
+    if order.origin != state.site.origin:
+        raise NotAuthenticated(f"order {order.verb}: expected one for the log {state.site.origin}, got {order.origin}")
+    key = authenticate(state, envelope, order.signer)
+    return Accepted(order, envelope.pae_digest, key.keyid)
+
+
+def accept_order(state: State, data: bytes, now: Time) -> Accepted:
+    """An authentic order that is fresh and has never been accepted.
+
+    Conflict for a replay (by the digest of the PAE, since an ECDSA order has two valid signatures).
+    """
+    accepted = read_order(state, data)
+    order = accepted.order
+    limit_s = state.parameters.order_lifetime_s
+    check_lifetime(f"order {order.verb}", order.issued_at, order.expires_at, now, state, limit_s)
+    if accepted.digest in state.orders:
+        seen = state.orders.get(accepted.digest)
+        raise Conflict(f"order {accepted.digest}: expected a new one, got one accepted as entry {seen and seen.index}")
+    return accepted
+
+
+def check_lifetime(what: str, issued: Time, expires: Time, now: Time, state: State, limit_s: int) -> None:
+    """Issued before now, still standing, and not made to stand longer than policy allows."""
+    if issued > add_seconds(now, state.parameters.clock_skew_s):
+        raise Denied(f"{what}: expected one issued by {now}, got one issued at {issued}", code="not-yet-valid")
+    if expires <= now:
+        raise Denied(f"{what}: expected one that stands at {now}, got one that expired at {expires}", code="expired")
+    if expires > add_seconds(issued, limit_s):
+        raise Denied(f"{what}: expected a lifetime of at most {limit_s} s, got {issued} to {expires}", code="too-long")
+
+
+def check_possession(state: State, order: Enroll, data: bytes) -> None:
+    """The new key signed, for this log and this name, the statement that the order binds."""
+    envelope = parse_envelope(data)
+    possession = parse_credential(Possession, envelope.payload)
+    found = (possession.origin, possession.signer, possession.key, possession.keyid, envelope.pae_digest)
+    expected = (state.site.origin, order.principal, order.key, order.keyid, order.possession)
+    if found != expected:
+        raise BadInput(f"proof of possession of {order.principal}: expected {expected}, got {found}")
+    if envelope.signatures[0].keyid != order.keyid:
+        raise BadInput(f"proof of possession of {order.principal}: expected key {order.keyid}, got another")
+    verify_envelope(envelope, base64.b64decode(order.key))
+
+
+def accept_session(state: State, data: bytes, now: Time) -> tuple[Session, Principal]:
+    """A session statement by a standing principal; whether it answers a challenge is the caller's to check."""
+    return _accept(state, Session, data, now, state.parameters.session_lifetime_s)
+
+
+def accept_token(state: State, envelope: Envelope, now: Time) -> tuple[UnitToken, Principal]:
+    """A unit's token that stands now, and the unit."""
+    token = parse_credential(UnitToken, envelope.payload)
+    unit = _check_credential(state, token, envelope, now, token.expires_at, state.parameters.token_lifetime_s)
+    if not unit.has("unit"):
+        raise NotAuthenticated(f"token of {unit.name}: expected a principal with the role unit, got another role")
+    return token, unit
+
+
+def _accept(state: State, model: type[Session], data: bytes, now: Time, limit_s: int) -> tuple[Session, Principal]:
+    envelope = parse_envelope(data)
+    session = parse_credential(model, envelope.payload)
+    return session, _check_credential(state, session, envelope, now, session.expires_at, limit_s)
+
+
+def _check_credential(
+    state: State, credential: Credential, envelope: Envelope, now: Time, expires: Time, limit_s: int
+) -> Principal:
+    what = f"{credential.kind} of {credential.signer}"
+    if credential.origin != state.site.origin:
+        raise NotAuthenticated(f"{what}: expected one for the log {state.site.origin}, got {credential.origin}")
+    authenticate(state, envelope, credential.signer)
+    try:
+        check_lifetime(what, credential.issued_at, expires, now, state, limit_s)
+    except Denied as error:
+        raise NotAuthenticated(error.message, code=error.code) from None
+    principal = state.principals.get(credential.signer)
+    if principal is None:
+        raise NotAuthenticated(f"{what}: expected an enrolled principal")
+    return principal
