@@ -23,7 +23,7 @@ from appliance.domain.state import Adapter, Base, Dataset, Import, ReviewRecord,
 from appliance.errors import Denied
 from appliance.formats.bundle import verify_model
 from appliance.formats.digest import digest_bytes
-from appliance.formats.manifest import parse_manifest
+from appliance.formats.manifest import MANIFEST_PATH, parse_manifest
 
 
 def import_requested(case: Case) -> Puts:
@@ -182,7 +182,8 @@ def adapter_sealed(case: Case) -> Puts:
     files = {file.path: file.digest for file in manifest.files}
     weights = files.get("adapter_model.safetensors")
     case.require(weights == run.weights, "weights", run.weights, weights)
-    verify_model(case.documents["signature"], base64.b64decode(case.state.site.adapter_key), files)
+    signed = files | {MANIFEST_PATH: digest_bytes(case.documents["manifest"])}
+    verify_model(case.documents["signature"], base64.b64decode(case.state.site.adapter_key), signed)
     dataset = case.state.datasets.get(run.dataset)
     if dataset is None:
         raise Denied(f"entry {case.entry.index}: dataset: expected an imported one, got {run.dataset}")

@@ -1,0 +1,102 @@
+"""Settings: the environment and `<home>/appliance.toml`, read once, frozen. An unknown key is refused.
+
+home           APPLIANCE_HOME            where keys, artifacts and the SQLite ledger lie
+database_url   APPLIANCE_DATABASE_URL    default: SQLite at <home>/ledger.db
+migration_url  APPLIANCE_MIGRATION_URL   the owner's login, where it is not the service's (PostgreSQL)
+listen         APPLIANCE_LISTEN          HOST:PORT of the units' door, or "off"; loopback by default
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.errors import BadInput
+
+DEFAULT_LISTEN = "127.0.0.1:8331"
+_VARIABLES = {
+    "database_url": "APPLIANCE_DATABASE_URL",
+    "migration_url": "APPLIANCE_MIGRATION_URL",
+    "listen": "APPLIANCE_LISTEN",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    home: Path
+    database_url: str
+    migration_url: str
+    listen: tuple[str, int] | None
+
+    @property
+    def socket(self) -> Path:
+        """The people's door: a Unix socket, mode 0600."""
+        return self.home / "run" / "appliance.sock"
+
+    @property
+    def lock(self) -> Path:
+        return self.home / "appliance.lock"
+
+    @property
+    def keys(self) -> Path:
+        return self.home / "keys"
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def trust(self) -> Path:
+        """The service's own copy; the one that counts was taken elsewhere at init."""
+        return self.home / "trust.json"
+
+
+def load_settings(home: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
+    """Environment over file over default; BadInput names an unknown key or a value that does not fit."""
+    env = os.environ if environment is None else environment
+    place = home or Path(env.get("APPLIANCE_HOME") or _default_home(env))
+    place = place.expanduser().absolute()
+    values = _read_file(place / "appliance.toml")
+    values.update({key: env[name] for key, name in _VARIABLES.items() if env.get(name)})
+    database_url = values.get("database_url", f"sqlite:///{place / 'ledger.db'}")
+    return Settings(
+        home=place,
+        database_url=database_url,
+        migration_url=values.get("migration_url", database_url),
+        listen=_parse_listen(values.get("listen", DEFAULT_LISTEN)),
+    )
+
+
+def _default_home(env: Mapping[str, str]) -> str:
+    data = env.get("XDG_DATA_HOME") or os.path.join(env.get("HOME") or "~", ".local", "share")
+    return os.path.join(data, "appliance")
+
+
+def _read_file(path: Path) -> dict[str, str]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"settings, {path}: expected TOML, got {error}") from None
+    for key, value in content.items():
+        if key not in _VARIABLES:
+            near = difflib.get_close_matches(key, _VARIABLES, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise BadInput(f"settings, {path}, key {key!r}: expected one of {', '.join(_VARIABLES)}{hint}")
+        if not isinstance(value, str):
+            raise BadInput(f"settings, {path}, {key}: expected text, got {value!r}")
+    return dict(content)
+
+
+def _parse_listen(text: str) -> tuple[str, int] | None:
+    if text == "off":
+        return None
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535:
+        raise BadInput(f"settings, listen: expected HOST:PORT or off, got {text!r}")
+    return host.strip("[]"), int(port)

@@ -1,0 +1,172 @@
+"""Admission: the proof, recomputed from bytes, that an adapter may answer for a unit's task now.
+
+Nothing here trusts a row. The state was folded from verified entries; the evidence was read again from the store and
+must agree with it byte for byte, up to the log's signed checkpoint.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from appliance.domain.entry import parse_entry
+from appliance.domain.invariants import inadmissible, released, standing_reviews
+from appliance.domain.names import Time, versioned
+from appliance.domain.orders import Activate, Review, RollBack
+from appliance.domain.signatures import read_order
+from appliance.domain.state import Activation, Adapter, ReviewRecord, State, release_key
+from appliance.errors import ApplianceError, Tampered
+from appliance.formats.bundle import verify_model
+from appliance.formats.checkpoint import Checkpoint, open_checkpoint
+from appliance.formats.digest import digest_bytes
+from appliance.formats.manifest import MANIFEST_PATH, parse_manifest
+from appliance.formats.merkle import verify_inclusion
+
+
+@dataclass(frozen=True)
+class LoggedOrder:
+    """An entry as read from the store, its inclusion proof and its order's envelope."""
+
+    entry: bytes
+    proof: tuple[bytes, ...]
+    envelope: bytes | None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """`files`: path to bytes of the sealed folder, each read once; `logged`: by entry index."""
+
+    files: Mapping[str, bytes]
+    signature: bytes
+    logged: Mapping[int, LoggedOrder]
+    checkpoint: bytes
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What was found: an adapter, the entries that approve it, and every reason against."""
+
+    adapter: Adapter
+    approvals: tuple[int, ...]
+    reasons: tuple[str, ...]
+    tampered: bool
+
+
+def entries_needed(state: State, unit: str, adapter: Adapter, task: str, now: Time) -> tuple[int, ...]:
+    """Indexes of the entries that the proof rests on: sealing, standing reviews and today's release."""
+    release = state.releases.get(release_key(unit, task))
+    reviews = [review.index for review in standing_reviews(state, adapter, unit, now)]
+    return (adapter.index, *reviews, *(() if release is None else (release.current.index,)))
+
+
+def decide_admission(state: State, unit: str, task: str, evidence: Evidence, now: Time) -> Admission | None:
+    """Every check, every reason; None where nothing is released to the unit under this name."""
+    adapter = released(state, unit, task)
+    release = state.releases.get(release_key(unit, task))
+    if adapter is None or release is None:
+        return None
+    reviews = standing_reviews(state, adapter, unit, now)
+    checks: list[Callable[[], None]] = [
+        partial(check_bytes, state, adapter, evidence),
+        partial(check_sealed, state, adapter, evidence),
+        partial(check_release, state, adapter, unit, task, release.current, evidence),
+        *(partial(check_review, state, adapter, review, evidence) for review in reviews),
+    ]
+    tampered = [reason for check in checks if (reason := _failure(check)) is not None]
+    reasons = [*tampered, *inadmissible(state, adapter, unit, now)]
+    approvals = tuple(review.index for review in reviews)
+    return Admission(adapter, approvals, tuple(reasons), tampered=bool(tampered))
+
+
+def _failure(check: Callable[[], None]) -> str | None:
+    """Why a check fails; whatever could not be checked has failed."""
+    try:
+        check()
+    except ApplianceError as error:
+        return error.message
+    return None
+
+
+def check_bytes(state: State, adapter: Adapter, evidence: Evidence) -> None:
+    """The folder's bytes hash to its manifest, the manifest to the adapter's identity, and the signature holds."""
+    name = versioned(adapter.name, adapter.version)
+    found = dict(evidence.files)
+    manifest_bytes = found.pop(MANIFEST_PATH, b"")
+    if digest_bytes(manifest_bytes) != adapter.manifest:
+        raise Tampered(f"adapter {name}, manifest: expected {adapter.manifest}, got {digest_bytes(manifest_bytes)}")
+    manifest = parse_manifest(manifest_bytes)
+    listed = {file.path: file.digest for file in manifest.files}
+    if set(listed) != set(found):
+        raise Tampered(f"adapter {name}, files: expected {sorted(listed)}, got {sorted(found)}")
+    for path, data in found.items():
+        if digest_bytes(data) != listed[path]:
+            raise Tampered(f"adapter {name}, file {path}: expected {listed[path]}, got {digest_bytes(data)}")
+    signed = listed | {MANIFEST_PATH: adapter.manifest}
+    verify_model(evidence.signature, base64.b64decode(state.site.adapter_key), signed)
+
+
+def _open(state: State, index: int, evidence: Evidence) -> LoggedOrder:
+    """The logged entry, proved to lie at its index under the checkpoint that the log's key signed."""
+    logged = evidence.logged.get(index)
+    if logged is None:
+        raise Tampered(f"entry {index}: expected it in the ledger, got none")
+    checkpoint: Checkpoint = open_checkpoint(evidence.checkpoint, state.site.log_key)
+    if checkpoint.origin != state.site.origin:
+        raise Tampered(f"checkpoint: expected one of {state.site.origin}, got {checkpoint.origin}")
+    entry = parse_entry(logged.entry)
+    if entry.index != index:
+        raise Tampered(f"entry {index}: expected this index, got {entry.index}")
+    verify_inclusion(entry.leaf, index, checkpoint.size, logged.proof, checkpoint.root)
+    return logged
+
+
+def check_sealed(state: State, adapter: Adapter, evidence: Evidence) -> None:
+    """The entry that sealed the adapter binds this manifest."""
+    entry = parse_entry(_open(state, adapter.index, evidence).entry)
+    bound = (entry.type, entry.documents.get("manifest"))
+    if bound != ("adapter.sealed", adapter.manifest):
+        raise Tampered(f"entry {adapter.index}: expected adapter.sealed of {adapter.manifest}, got {bound}")
+
+
+def check_review(state: State, adapter: Adapter, review: ReviewRecord, evidence: Evidence) -> None:
+    """The reviewer's own signature says what the record says, for this adapter's bytes and this unit."""
+    order = _logged_order(state, review.index, review.order, review.keyid, evidence)
+    if not isinstance(order, Review):
+        raise Tampered(f"entry {review.index}: expected a review, got {order}")
+    found = (order.signer, order.manifest, order.unit, order.field, order.decision, order.valid_until)
+    expected = (
+        review.reviewer,
+        adapter.manifest,
+        review.unit,
+        review.field,
+        review.decision,
+        review.valid_until,
+    )
+    if found != expected:
+        raise Tampered(f"entry {review.index}, review: expected {expected}, got {found}")
+
+
+def check_release(
+    state: State, adapter: Adapter, unit: str, task: str, activation: Activation, evidence: Evidence
+) -> None:
+    """The release owner's own signature names this adapter's bytes for this unit and task."""
+    order = _logged_order(state, activation.index, activation.order, None, evidence)
+    if not isinstance(order, Activate | RollBack):
+        raise Tampered(f"entry {activation.index}: expected a release, got {order}")
+    found = (order.signer, order.manifest, order.unit, order.task)
+    expected = (activation.signer, adapter.manifest, unit, task)
+    if found != expected:
+        raise Tampered(f"entry {activation.index}, release: expected {expected}, got {found}")
+
+
+def _logged_order(state: State, index: int, digest: str, keyid: str | None, evidence: Evidence) -> object:
+    logged = _open(state, index, evidence)
+    entry = parse_entry(logged.entry)
+    if logged.envelope is None or digest_bytes(logged.envelope) != entry.documents.get("order"):
+        raise Tampered(f"entry {index}, order: expected {entry.documents.get('order')}, got other bytes")
+    accepted = read_order(state, logged.envelope)
+    if accepted.digest != digest or keyid not in (None, accepted.keyid):
+        raise Tampered(f"entry {index}, order: expected {digest} under {keyid}, got {accepted.digest}")
+    return accepted.order
