@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +46,11 @@ LIBRARIES: dict[str, set[str]] = {
     "store": {"alembic", "cryptography", "psycopg", "pydantic", "sqlalchemy"},
     "runners": {"pydantic"},
     "client": {"httpx", "pydantic", "yaml"},
-    "ml": {"bitsandbytes", "gguf", "numpy", "peft", "pydantic", "safetensors", "tokenizers", "torch", "transformers"},
-    "worker": {"bitsandbytes", "peft", "pydantic", "safetensors", "torch", "transformers"},
+    "ml": {
+        *("bitsandbytes", "gguf", "jinja2", "numpy", "peft", "pydantic"),
+        *("safetensors", "tokenizers", "torch", "transformers"),
+    },
+    "worker": {"bitsandbytes", "numpy", "peft", "pydantic", "safetensors", "torch", "transformers"},
     "workflows": {"pydantic"},
     "web": {"fastapi", "pydantic", "starlette", "uvicorn"},
     "wiring": {"pydantic"},
@@ -208,6 +213,14 @@ def test_every_file_keeps_the_import_rules() -> None:
     sources = read_sources()
     assert len(sources) > 10, "the test looks at the wrong folder"
     assert check(sources) == []
+
+
+def test_every_library_of_the_table_is_a_declared_dependency() -> None:
+    """What is imported is asked for by name: never only because another library happens to bring it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split(r"[^A-Za-z0-9]", line)[0].lower() for line in project["dependencies"]}
+    imported = set().union(*LIBRARIES.values()) - {"yaml"} | {"pyyaml"}
+    assert imported == declared
 
 
 def test_both_tables_name_the_same_rooms() -> None:
