@@ -1,0 +1,123 @@
+"""What stands beside the entries, held against them: projections, old checkpoints, and the database's own refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlalchemy import Connection, delete, select, text
+
+from appliance.errors import Tampered
+from appliance.formats.checkpoint import open_checkpoint
+from appliance.formats.merkle import Frontier
+from appliance.store.fold import Fold, Seen, advance
+from appliance.store.rows import Change, encode_projection, lock_head, read_head, write_projections
+from appliance.store.tables import APPEND_ONLY, checkpoints, entries, projections
+
+_PAGE = 1000
+
+
+def check_projections(connection: Connection, seen: Seen) -> list[str]:
+    """Findings, one a row that differs; the entries are checked on the way as at load."""
+    expected: dict[tuple[str, str], tuple[int, str]] = {}
+
+    def record(index: int, changes: list[Change]) -> None:
+        for kind, key, value in changes:
+            if value is None:
+                expected.pop((kind, key), None)
+            else:
+                expected[kind, key] = index, encode_projection(value)
+
+    advance(connection, Fold(), read_head(connection).size, seen, record)
+    got = {(kind, key): (index, value) for kind, key, index, value in connection.execute(select(projections))}
+    return [
+        f"projection {kind} {key}: expected {_row(expected.get((kind, key)))}, got {_row(got.get((kind, key)))}"
+        for kind, key in sorted(expected.keys() | got.keys())
+        if expected.get((kind, key)) != got.get((kind, key))
+    ]
+
+
+def _row(row: tuple[int, str] | None) -> str:
+    return "none" if row is None else f"{row[1]} of entry {row[0]}"
+
+
+def rebuild_projections(connection: Connection, seen: Seen) -> None:
+    """Drops the projections and writes them again, within the caller's transaction."""
+    size = lock_head(connection).size
+    connection.execute(delete(projections))
+    advance(connection, Fold(), size, seen, lambda index, changes: write_projections(connection, index, changes))
+
+
+def check_checkpoints(connection: Connection, log_key: str) -> list[str]:
+    """Findings, one a checkpoint whose signature does not hold or whose root is not that of the log at its size."""
+    findings = []
+    frontiers = _frontiers(connection)
+    frontier = Frontier.EMPTY
+    for size, note in connection.execute(select(checkpoints.c.size, checkpoints.c.note).order_by(checkpoints.c.size)):
+        while frontier.size < size and (following := next(frontiers, None)) is not None:
+            frontier = following
+        try:
+            checkpoint = open_checkpoint(note, log_key)
+        except Tampered as error:
+            findings.append(f"log checkpoint of size {size}: {error.message}")
+            continue
+        got = f"size {checkpoint.size}, root {checkpoint.root.hex()}"
+        expected = f"size {size}, root {frontier.root().hex() if frontier.size == size else 'of a longer log'}"
+        if got != expected:
+            findings.append(f"log checkpoint of size {size}: expected {expected}, got {got}")
+    return findings
+
+
+def _frontiers(connection: Connection) -> Iterator[Frontier]:
+    frontier = Frontier.EMPTY
+    while True:
+        within = entries.c.index.between(frontier.size, frontier.size + _PAGE - 1)
+        page = connection.execute(select(entries.c.leaf_hash).where(within).order_by(entries.c.index)).scalars().all()
+        if not page:
+            return
+        for leaf_hash in page:
+            frontier = frontier.append(leaf_hash)
+            yield frontier
+
+
+def check_guards(connection: Connection) -> list[str]:
+    """Where the database would not refuse what it must: a trigger that is gone or off, a role that may too much."""
+    if connection.dialect.name == "sqlite":
+        return _check_sqlite_triggers(connection)
+    return _check_postgresql_triggers(connection) + _check_postgresql_rights(connection)
+
+
+def _check_sqlite_triggers(connection: Connection) -> list[str]:
+    stored = connection.execute(text("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"))
+    standing = {name for name, sql in stored if "SELECT RAISE(ABORT" in sql}
+    expected = [f"{table}_refuse_{verb}" for table in LEDGER for verb in ("update", "delete", "replace")]
+    expected += ["disclosures_refuse_update", "disclosures_refuse_replace"]
+    expected += ["head_refuse_delete", "head_refuse_replace", "head_refuse_shrink"]
+    return [f"trigger {name}: expected one that refuses, got none" for name in expected if name not in standing]
+
+
+def _check_postgresql_triggers(connection: Connection) -> list[str]:
+    query = "SELECT tgname, tgenabled::text FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid WHERE proname = :name"
+    enabled = {name: how for name, how in connection.execute(text(query), {"name": "appliance_refuse"})}
+    expected = [f"{table}_refuse" for table in (*LEDGER, "disclosures", "head")] + ["head_refuse_shrink"]
+    return [
+        f"trigger {name}: expected it enabled always (A), got {enabled.get(name, 'none')}"
+        for name in expected
+        if enabled.get(name) != "A"
+    ]
+
+
+def _check_postgresql_rights(connection: Connection) -> list[str]:
+    findings = []
+    query = text("SELECT has_table_privilege(:table, :right)")
+    for table in LEDGER:
+        for right in ("UPDATE", "DELETE", "TRUNCATE"):
+            if connection.execute(query, {"table": table, "right": right}).scalar_one():
+                findings.append(f"role of the service, {table}: expected no right to {right}, got it")
+    for setting in ("fsync", "full_page_writes"):
+        value = connection.execute(text("SELECT current_setting(:name)"), {"name": setting}).scalar_one()
+        if value != "on":
+            findings.append(f"database server, {setting}: expected on, got {value}")
+    return findings
+
+
+LEDGER = tuple(table.name for table in APPEND_ONLY)

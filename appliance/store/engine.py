@@ -1,0 +1,181 @@
+"""Opens the database with what durability and the ledger's rules need, and brings its tables up to date."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, IntegrityError, SQLAlchemyError
+
+from appliance.errors import BadInput, Conflict, Tampered, Unavailable
+
+BUSY_TIMEOUT_S = 10
+"""How long a writer waits for another one before the database counts as unavailable."""
+
+_SQLITE_PRAGMAS = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA foreign_keys = ON",
+    "PRAGMA trusted_schema = OFF",
+    "PRAGMA cell_size_check = ON",
+    # An erased disclosure leaves no text behind in a free page.
+    "PRAGMA secure_delete = ON",
+    f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}",
+)
+_POSTGRESQL_OPTIONS = {
+    # A commit that was acknowledged is on disk, whatever the role's or the database's own settings say.
+    "synchronous_commit": "on",
+    "lock_timeout": f"{BUSY_TIMEOUT_S}s",
+    # A service that was stopped in the middle of an append must not hold the head against the others.
+    "idle_in_transaction_session_timeout": "30s",
+    "client_encoding": "UTF8",
+    "timezone": "UTC",
+}
+
+
+def open_engine(url: str) -> Engine:
+    """An engine for `sqlite:///PATH` or `postgresql://…`; connects to nothing yet. BadInput for any other URL."""
+    parsed = parse_database_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _open_sqlite(parsed)
+    options = " ".join(f"-c {name}={value}" for name, value in _POSTGRESQL_OPTIONS.items())
+    return create_engine(
+        parsed,
+        isolation_level="READ COMMITTED",
+        pool_pre_ping=True,
+        pool_timeout=BUSY_TIMEOUT_S,
+        connect_args={"options": options, "connect_timeout": BUSY_TIMEOUT_S, "tcp_user_timeout": BUSY_TIMEOUT_S * 1000},
+    )
+
+
+def _open_sqlite(url: URL) -> Engine:
+    path = os.path.abspath(str(url.database))
+
+    def connect() -> sqlite3.Connection:
+        # mode=rw: a database that is gone is an error, never a new, empty one.
+        address = f"file:{quote(path)}?mode=rw"
+        return sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
+
+    engine = create_engine(url, creator=connect)
+    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    event.listen(engine, "checkout", _check_out)
+    return engine
+
+
+def parse_database_url(text: str) -> URL:
+    """The URL with its driver; messages never show a password."""
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise BadInput("database URL: expected sqlite:///PATH or postgresql://HOST/NAME, got no URL") from None
+    if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
+        return url.set(drivername="postgresql+psycopg")
+    if url.drivername == "sqlite" and not url.query and url.database not in (None, "", ":memory:"):
+        return url
+    shown = url.render_as_string(hide_password=True)
+    raise BadInput(f"database URL: expected sqlite:///PATH or postgresql://HOST/NAME, got {shown}")
+
+
+def _configure_sqlite(connection: sqlite3.Connection, record: Any) -> None:
+    # The driver's own transactions begin too late (at the first change) and never as IMMEDIATE.
+    connection.isolation_level = None
+    for pragma in _SQLITE_PRAGMAS:
+        connection.execute(pragma).close()
+    path = connection.execute("PRAGMA database_list").fetchone()[2]
+    record.info["file"] = (path, _identity(path))
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _identity(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def connect_writer(engine: Engine) -> Connection:
+    """A connection whose transactions take SQLite's write lock when they begin, so that none fails half-way for it."""
+    return engine.connect().execution_options(writes=True)
+
+
+def connect_reader(engine: Engine) -> Connection:
+    """A connection whose transaction sees one moment of the database, however many statements it asks."""
+    connection = engine.connect()
+    if engine.dialect.name == "postgresql":
+        return connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    return connection
+
+
+def is_current(connection: Connection) -> bool:
+    """False once SQLite's file is no longer the one at its path: what is written into a removed file is lost."""
+    return _is_same_file(connection.info)
+
+
+def _is_same_file(info: Any) -> bool:
+    path, identity = info.get("file", (None, None))
+    try:
+        return path is None or _identity(path) == identity
+    except OSError:
+        return False
+
+
+def _check_out(_connection: object, record: Any, _proxy: object) -> None:
+    if not _is_same_file(record.info):
+        raise DisconnectionError("the database file was replaced")
+
+
+@contextmanager
+def database_errors(what: str) -> Iterator[None]:
+    """Nothing foreign leaks out: a refused row is Tampered, every other trouble of database or disk Unavailable."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise Tampered(f"{what}: expected rows that fit the ledger, got {_first_line(error)}") from error
+    except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+        raise Unavailable(f"{what}: expected a database that answers, got {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return (str(cause) or type(cause).__name__).splitlines()[0]
+
+
+def migrate(engine: Engine) -> None:
+    """Creates or upgrades every table; the engine's role must own them. A new SQLite file is its owner's alone."""
+    from alembic import command
+
+    with database_errors("migration"):
+        if engine.dialect.name == "sqlite":
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(os.path.abspath(str(engine.url.database)), flags, 0o600))
+        with connect_writer(engine) as connection, connection.begin():
+            command.upgrade(_alembic_config(connection), "head")
+
+
+def check_migrated(engine: Engine) -> None:
+    """Conflict when the database is not exactly at the revision that this code was written for."""
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    with database_errors("migration"), engine.connect() as connection:
+        expected = ScriptDirectory.from_config(_alembic_config(connection)).get_current_head()
+        got = MigrationContext.configure(connection).get_current_revision()
+    if got != expected:
+        raise Conflict(f"database, revision: expected {expected}, got {got or 'an empty database'}")
+
+
+def _alembic_config(connection: Connection) -> Any:
+    from alembic.config import Config
+
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(Path(__file__).resolve().parents[2] / "migrations"))
+    return config

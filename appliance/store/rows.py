@@ -1,0 +1,290 @@
+"""The ledger's statements, over a connection: what one entry is as rows, and rows read back in the entry's order."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from appliance.domain.entry import Entry
+from appliance.errors import Tampered
+from appliance.formats.canonical import encode_canonical
+from appliance.formats.commitment import Disclosure
+from appliance.formats.digest import raw_digest
+from appliance.store.tables import (
+    checkpoints,
+    disclosures,
+    documents,
+    entries,
+    entry_documents,
+    entry_subjects,
+    head,
+    projections,
+    tree_nodes,
+)
+
+Node = tuple[int, int, bytes]
+"""(level, index, hash) of a perfect subtree."""
+
+Change = tuple[str, str, Mapping[str, Any] | None]
+"""(kind, id, value) of a projection; None where the row goes."""
+
+
+@dataclass(frozen=True)
+class Head:
+    size: int
+    leaf_hash: bytes
+
+
+@dataclass(frozen=True)
+class StoredEntry:
+    """An entry with everything that is filed with it, as it was read: nothing about it has been checked."""
+
+    index: int
+    columns: tuple[str, str, str, str, str | None]
+    data: bytes
+    leaf_hash: bytes
+    subjects: list[str] = field(default_factory=list)
+    documents: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
+    """Role to (raw digest, bytes)."""
+
+
+def columns_of(entry: Entry) -> tuple[str, str, str, str, str | None]:
+    """Time, type, actor, outcome and unit: what an entry is searched by, beside its subjects."""
+    units = (subject.removeprefix("unit:") for subject in entry.subjects if subject.startswith("unit:"))
+    return entry.time, entry.type, entry.actor, entry.outcome, next(units, None)
+
+
+_LOCK_HEAD = select(head.c.size, head.c.leaf_hash).where(head.c.id == 1).with_for_update()
+_READ_HEAD = select(head.c.size, head.c.leaf_hash).where(head.c.id == 1)
+_MOVE_HEAD = (
+    update(head)
+    .where(
+        head.c.id == 1, head.c.size == bindparam("expected_size"), head.c.leaf_hash == bindparam("expected_leaf_hash")
+    )
+    .values(size=bindparam("new_size"), leaf_hash=bindparam("new_leaf_hash"))
+)
+_PROBE_HEAD = update(head).where(head.c.id == 1).values(probes=head.c.probes + 1)
+_INSERT_ENTRY = insert(entries)
+_INSERT_SUBJECTS = insert(entry_subjects)
+_INSERT_DOCUMENTS = insert(documents)
+_INSERT_ENTRY_DOCUMENTS = insert(entry_documents)
+_INSERT_NODES = insert(tree_nodes)
+_INSERT_CHECKPOINT = insert(checkpoints)
+_INSERT_DISCLOSURES = insert(disclosures)
+_DELETE_PROJECTION = delete(projections).where(
+    projections.c.kind == bindparam("row_kind"), projections.c.id == bindparam("row_id")
+)
+_KNOWN_DOCUMENTS = select(documents.c.digest, documents.c.bytes).where(
+    documents.c.digest.in_(bindparam("digests", expanding=True))
+)
+_KNOWN_DISCLOSURES = select(disclosures).where(disclosures.c.commitment.in_(bindparam("commitments", expanding=True)))
+_ENTRY_BYTES = select(entries.c.bytes).where(entries.c.index == bindparam("at"))
+_LATEST_CHECKPOINT = select(checkpoints.c.size, checkpoints.c.note).order_by(checkpoints.c.size.desc()).limit(1)
+_NODES = select(tree_nodes).where(
+    tuple_(tree_nodes.c.level, tree_nodes.c.index).in_(bindparam("places", expanding=True))
+)
+
+
+def _upsert_projection(dialect: str) -> Any:
+    statement = (sqlite.insert if dialect == "sqlite" else postgresql.insert)(projections)
+    written = {"index": statement.excluded.index, "value": statement.excluded.value}
+    return statement.on_conflict_do_update(index_elements=["kind", "id"], set_=written)
+
+
+_UPSERT_PROJECTION = {dialect: _upsert_projection(dialect) for dialect in ("sqlite", "postgresql")}
+
+
+def lock_head(connection: Connection) -> Head:
+    """The head, held against every other writer until the transaction ends (SQLite: by BEGIN IMMEDIATE)."""
+    return _head(connection, _LOCK_HEAD)
+
+
+def read_head(connection: Connection) -> Head:
+    return _head(connection, _READ_HEAD)
+
+
+def _head(connection: Connection, statement: Any) -> Head:
+    row = connection.execute(statement).one_or_none()
+    if row is None:
+        raise Tampered("ledger, head: expected one row, got none")
+    return Head(row[0], row[1])
+
+
+def move_head(connection: Connection, expected: Head, new: Head) -> None:
+    """Compare-and-swap: the head that this transaction builds on must be the head it replaces."""
+    values = {
+        "expected_size": expected.size,
+        "expected_leaf_hash": expected.leaf_hash,
+        "new_size": new.size,
+        "new_leaf_hash": new.leaf_hash,
+    }
+    if connection.execute(_MOVE_HEAD, values).rowcount != 1:
+        raise Tampered(f"ledger, head: expected size {expected.size} and its leaf hash, got another one")
+
+
+def probe_head(connection: Connection) -> None:
+    """A write that says nothing: whoever commits it knows that the database can be written."""
+    connection.execute(_PROBE_HEAD)
+
+
+def insert_entry(connection: Connection, entry: Entry, data: bytes, bound: Mapping[str, bytes]) -> None:
+    """The entry, its subjects and its documents by role; a document that is already stored must have the same bytes."""
+    time, kind, actor, outcome, unit = columns_of(entry)
+    row = {"index": entry.index, "time": time, "type": kind, "actor": actor, "outcome": outcome, "unit": unit}
+    connection.execute(_INSERT_ENTRY, {**row, "bytes": data, "leaf_hash": entry.leaf})
+    if entry.subjects:
+        names = dict.fromkeys(entry.subjects)
+        connection.execute(_INSERT_SUBJECTS, [{"index": entry.index, "subject": name} for name in names])
+    if bound:
+        raw = {role: raw_digest(digest) for role, digest in entry.documents.items()}
+        _insert_documents(connection, {raw[role]: content for role, content in bound.items()})
+        rows = [{"index": entry.index, "role": role, "digest": digest} for role, digest in raw.items()]
+        connection.execute(_INSERT_ENTRY_DOCUMENTS, rows)
+
+
+def _insert_documents(connection: Connection, contents: Mapping[bytes, bytes]) -> None:
+    # The head is locked, so no other writer can store one of them between the question and the insert.
+    stored = connection.execute(_KNOWN_DOCUMENTS, {"digests": list(contents)})
+    known = {row.digest: row.bytes for row in stored}
+    for digest, content in known.items():
+        if content != contents[digest]:
+            raise Tampered(f"document sha256:{digest.hex()}, stored bytes: expected those of its digest, got others")
+    missing = [{"digest": digest, "bytes": content} for digest, content in contents.items() if digest not in known]
+    if missing:
+        connection.execute(_INSERT_DOCUMENTS, missing)
+
+
+def insert_nodes(connection: Connection, nodes: Iterable[Node]) -> None:
+    connection.execute(_INSERT_NODES, [{"level": level, "index": at, "hash": value} for level, at, value in nodes])
+
+
+def insert_checkpoint(connection: Connection, size: int, note: bytes) -> None:
+    connection.execute(_INSERT_CHECKPOINT, {"size": size, "note": note})
+
+
+def insert_disclosures(connection: Connection, opened: Iterable[Disclosure]) -> None:
+    """A disclosure that is already there stays as it is: a commitment has one text and salt."""
+    wanted = {item.commitment: item for item in opened}
+    if not wanted:
+        return
+    known = {row.commitment for row in connection.execute(_KNOWN_DISCLOSURES, {"commitments": list(wanted)})}
+    missing = [
+        {"commitment": item.commitment, "salt": item.salt, "text": item.text}
+        for item in wanted.values()
+        if item.commitment not in known
+    ]
+    if missing:
+        connection.execute(_INSERT_DISCLOSURES, missing)
+
+
+def write_projections(connection: Connection, index: int, changes: Iterable[Change]) -> None:
+    gone, kept = [], []
+    for kind, key, value in changes:
+        if value is None:
+            gone.append({"row_kind": kind, "row_id": key})
+        else:
+            kept.append({"kind": kind, "id": key, "index": index, "value": encode_projection(value)})
+    if gone:
+        connection.execute(_DELETE_PROJECTION, gone)
+    if kept:
+        connection.execute(_UPSERT_PROJECTION[connection.dialect.name], kept)
+
+
+def encode_projection(value: Mapping[str, Any]) -> str:
+    return encode_canonical(dict(value)).decode()
+
+
+def read_entry_bytes(connection: Connection, index: int) -> bytes | None:
+    data: bytes | None = connection.execute(_ENTRY_BYTES, {"at": index}).scalar_one_or_none()
+    return data
+
+
+def read_bytes(connection: Connection, start: int, stop: int) -> list[tuple[int, bytes]]:
+    """(index, bytes) of the entries [start, stop) that are stored, by index."""
+    within = entries.c.index.between(start, stop - 1)
+    rows = connection.execute(select(entries.c.index, entries.c.bytes).where(within).order_by(entries.c.index))
+    return [(row[0], row[1]) for row in rows]
+
+
+def read_document(connection: Connection, digest: bytes) -> bytes | None:
+    found = select(documents.c.bytes).where(documents.c.digest == digest)
+    data: bytes | None = connection.execute(found).scalar_one_or_none()
+    return data
+
+
+def read_latest_checkpoint(connection: Connection) -> tuple[int, bytes] | None:
+    row = connection.execute(_LATEST_CHECKPOINT).one_or_none()
+    return None if row is None else (row[0], row[1])
+
+
+def read_disclosures(connection: Connection, commitments: Iterable[str]) -> list[Disclosure]:
+    rows = connection.execute(_KNOWN_DISCLOSURES, {"commitments": list(commitments)})
+    return [Disclosure(row.commitment, row.salt, row.text) for row in rows]
+
+
+def read_entries(connection: Connection, start: int, stop: int) -> list[StoredEntry]:
+    """What is stored of the entries [start, stop), by index; gaps are the caller's to find."""
+    within = entries.c.index.between(start, stop - 1)
+    rows = connection.execute(select(entries).where(within).order_by(entries.c.index))
+    found = {
+        index: StoredEntry(index, (time, kind, actor, outcome, unit), data, leaf_hash)
+        for index, time, kind, actor, outcome, unit, data, leaf_hash in rows
+    }
+    for index, subject in connection.execute(
+        select(entry_subjects).where(entry_subjects.c.index.between(start, stop - 1))
+    ):
+        if index in found:
+            found[index].subjects.append(subject)
+    bound = select(entry_documents.c.index, entry_documents.c.role, documents.c.digest, documents.c.bytes)
+    for index, role, digest, content in connection.execute(
+        bound.join(documents).where(entry_documents.c.index.between(start, stop - 1))
+    ):
+        if index in found:
+            found[index].documents[role] = (digest, content)
+    return list(found.values())
+
+
+def read_completed_nodes(connection: Connection, start: int, stop: int) -> dict[int, dict[tuple[int, int], bytes]]:
+    """The stored nodes that the leaves [start, stop) complete, by the leaf that completes them."""
+    spans = []
+    for level in range(stop.bit_length()):
+        first, last = start >> level, (stop >> level) - 1
+        if first <= last:
+            spans.append(and_(tree_nodes.c.level == level, tree_nodes.c.index.between(first, last)))
+    completed: dict[int, dict[tuple[int, int], bytes]] = defaultdict(dict)
+    for level, index, value in connection.execute(select(tree_nodes).where(or_(*spans))):
+        completed[((index + 1) << level) - 1][level, index] = value
+    return completed
+
+
+def read_nodes(connection: Connection, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
+    """The stored nodes at these (level, index)."""
+    rows = connection.execute(_NODES, {"places": list(places)})
+    return {(level, index): value for level, index, value in rows}
+
+
+def read_extent(connection: Connection) -> dict[str, tuple[int | None, int | None]]:
+    """The lowest and highest key of the tables whose rows stand for entries, and how many tree nodes there are."""
+    columns = {
+        "entry": entries.c.index,
+        "subject of entry": entry_subjects.c.index,
+        "document of entry": entry_documents.c.index,
+        "checkpoint of size": checkpoints.c.size,
+    }
+    return {
+        name: (
+            connection.execute(select(func.min(column))).scalar_one(),
+            connection.execute(select(func.max(column))).scalar_one(),
+        )
+        for name, column in columns.items()
+    }
+
+
+def count_nodes(connection: Connection) -> int:
+    total: int = connection.execute(select(func.count()).select_from(tree_nodes)).scalar_one()
+    return total

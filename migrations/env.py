@@ -1,0 +1,26 @@
+"""Runs the migrations on the connection that appliance.store.engine passes in."""
+
+from __future__ import annotations
+
+from alembic import context
+from sqlalchemy import Connection
+
+from appliance.store.tables import metadata
+
+
+def run(connection: Connection) -> None:
+    # One transaction for all of it: SQLite and PostgreSQL both roll a CREATE TABLE back.
+    context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+connection = context.config.attributes.get("connection")
+if connection is not None:
+    run(connection)
+else:
+    from appliance.config import load_settings
+    from appliance.store.engine import open_engine
+
+    with open_engine(load_settings().migration_url).begin() as connection:
+        run(connection)
