@@ -1,0 +1,193 @@
+"""The site's own policies, decided by Cedar. They may only tighten: what comes back is reasons against, nothing else.
+
+Everything fails closed: a request that the schema does not take, or a policy that cannot be evaluated (Cedar would skip
+it, and a skipped `forbid` forbids nothing), is a reason against.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cedarpy
+
+from appliance.access.request import Moment, Request, Thing, pending_thing, principal_thing, request_of
+from appliance.access.samples import SAMPLES
+from appliance.domain.names import IDENTIFIER, NO_DIGEST, Time
+from appliance.domain.orders import Order
+from appliance.domain.policy import PolicySet
+from appliance.domain.state import Principal, State
+from appliance.errors import BadInput, NotFound
+
+_ID = re.compile(IDENTIFIER)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The `@id` of each policy that forbids, what could not be evaluated, and whether Cedar said allow."""
+
+    forbids: tuple[str, ...]
+    errors: tuple[str, ...]
+    permitted: bool
+
+
+class SitePolicies:
+    """A policy set's Cedar part: parsed and validated once, decided many times."""
+
+    def __init__(self, policy: PolicySet) -> None:
+        """BadInput, in Cedar's words, for text that does not parse, does not fit the schema, or could not be told
+        apart in a refusal: every policy carries an `@id` of its own."""
+        self.name = policy.name
+        what = f"policy set {policy.name}"
+        try:
+            self._schema = cedarpy.Schema.from_str(policy.cedar_schema)
+        except ValueError as error:
+            raise BadInput(f"{what}, schema: expected a Cedar schema, got: {_line(error)}") from None
+        try:
+            self._policies = cedarpy.PolicySet.from_str(policy.cedar)
+            self._ids = _policy_ids(json.loads(cedarpy.policies_to_json_str(policy.cedar)), what)
+        except ValueError as error:
+            raise BadInput(f"{what}, policies: expected Cedar policies, got: {_line(error)}") from None
+        self._validate(policy.cedar, what)
+        for request in SAMPLES.values():
+            self._probe(request, what)
+
+    def decide(self, principal: Principal, order: Order, state: State, now: Time) -> tuple[str, ...]:
+        """Every reason of the site's own against an authentic order; empty when its policies allow it."""
+        try:
+            request = request_of(principal, order, state, now)
+        except NotFound as error:
+            return (f"site policies {self.name}: {error.message}",)
+        return self.reasons_against(request)
+
+    def reasons_against(self, request: Request) -> tuple[str, ...]:
+        verdict = self.evaluate(request)
+        asked = f"{request.verb} by {request.principal.id}"
+        reasons = [f"site policy {name}: forbids {asked}" for name in verdict.forbids]
+        reasons += [f"site policies {self.name}: expected a decision on {asked}, got: {e}" for e in verdict.errors]
+        if not verdict.permitted and not reasons:
+            reasons.append(f"site policies {self.name}: expected a policy that permits {asked}, got none")
+        return tuple(reasons)
+
+    def evaluate(self, request: Request) -> Verdict:
+        result = cedarpy.is_authorized(
+            _encode_request(request), self._policies, _encode_entities(request), self._schema
+        )
+        errors = tuple(_line(error) for error in result.diagnostics.errors)
+        if result.decision == cedarpy.Decision.NoDecision and not errors:
+            errors = ("no decision",)
+        permitted = result.decision == cedarpy.Decision.Allow
+        # A decision's reasons are the policies that made it: of a denial, those that forbid.
+        forbids = () if permitted else tuple(sorted(self._ids[place] for place in result.diagnostics.reasons))
+        return Verdict(forbids, errors, permitted)
+
+    def locked_out(self, state: State, now: Time) -> tuple[str, ...]:
+        """Why nobody could ever adopt another policy set once this one stands; empty when somebody can.
+
+        Asked before adoption: a set that forbids its own replacement would be the last.
+        """
+        people = [p for p in state.principals.values() if p.has("administrator")]
+        single = state.site.single_administrator
+        reasons: list[str] = []
+        for first in people:
+            against = self.reasons_against(_governing("adopt-policy", first, None, single, now))
+            reasons += against
+            if not against and single:
+                return ()
+            for second in [] if against or single else people:
+                if second.name != first.name:
+                    against = self.reasons_against(_governing("endorse", second, first, single, now))
+                    reasons += against
+                    if not against:
+                        return ()
+        return tuple(dict.fromkeys(reasons)) or ("administrators: expected enough to adopt a policy set, got too few",)
+
+    def _validate(self, text: str, what: str) -> None:
+        result = cedarpy.validate_policies(text, self._schema)
+        if result.validation_passed:
+            return
+        found = [f"{self._ids.get(error.policy_id, 'policies')}: {_line(error.error)}" for error in result.errors]
+        raise BadInput(f"{what}, policies: expected them to fit the schema, got: {'; '.join(found) or 'no'}")
+
+    def _probe(self, request: Request, what: str) -> None:
+        """The schema takes what the appliance will send for this verb; otherwise every such order would be refused."""
+        errors = self.evaluate(request).errors
+        if errors:
+            raise BadInput(f"{what}, action {request.verb}: expected it to take a sample request, got: {errors[0]}")
+
+
+def _policy_ids(parsed: dict[str, Any], what: str) -> dict[str, str]:
+    """Cedar's own name of each policy (its place in the file) to its `@id`."""
+    if parsed["templates"]:
+        raise BadInput(f"{what}, policies: expected no templates, since nothing would link them, got some")
+    ids: dict[str, str] = {}
+    for place, policy in parsed["staticPolicies"].items():
+        name = policy.get("annotations", {}).get("id")
+        if not isinstance(name, str) or _ID.fullmatch(name) is None:
+            raise BadInput(f"{what}, {place}: expected an @id of a-z, 0-9 and hyphens, got {name!r}")
+        if name in ids.values():
+            raise BadInput(f"{what}, {place}: expected an @id of its own, got {name!r} again")
+        ids[place] = name
+    if not any(policy["effect"] == "permit" for policy in parsed["staticPolicies"].values()):
+        raise BadInput(f"{what}, policies: expected at least one permit, without which all is refused, got none")
+    return ids
+
+
+def _governing(verb: str, signer: Principal, first: Principal | None, single: bool, now: Time) -> Request:
+    """A request to adopt a policy set, or to endorse the first administrator's."""
+    context = {"now": Moment(now), "single_administrator": single}
+    resource = Thing("Policy", NO_DIGEST, {"digest": NO_DIGEST})
+    if first is not None:
+        resource = pending_thing(NO_DIGEST, "adopt-policy", principal_thing(first.name, first.roles))
+    return Request(principal_thing(signer.name, signer.roles), verb, resource, context)
+
+
+def _encode_request(request: Request) -> dict[str, Any]:
+    return {
+        "principal": _uid(request.principal),
+        "action": {"type": "Action", "id": request.verb},
+        "resource": _uid(request.resource),
+        "context": {name: _encode(value) for name, value in request.context.items()},
+    }
+
+
+def _encode_entities(request: Request) -> str:
+    """Every thing that the request speaks of, each once, and the roles above them."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for thing in (*_things(request.principal), *_things(request.resource)):
+        found[thing.type, thing.id] = {
+            "uid": _uid(thing),
+            "attrs": {name: _encode(value) for name, value in thing.attributes.items()},
+            "parents": [{"type": "Role", "id": role} for role in thing.roles],
+        }
+        for role in thing.roles:
+            kind, colon, _ = role.partition(":")
+            parents = [{"type": "Role", "id": kind}] if colon else []
+            found["Role", role] = {"uid": {"type": "Role", "id": role}, "attrs": {}, "parents": parents}
+    return json.dumps(list(found.values()))
+
+
+def _things(thing: Thing) -> Iterator[Thing]:
+    yield thing
+    for value in thing.attributes.values():
+        if isinstance(value, Thing):
+            yield from _things(value)
+
+
+def _uid(thing: Thing) -> dict[str, str]:
+    return {"type": thing.type, "id": thing.id}
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Thing):
+        return {"__entity": _uid(value)}
+    if isinstance(value, Moment):
+        return {"__extn": {"fn": "datetime", "arg": value.time}}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split())[:500]

@@ -1,0 +1,77 @@
+"""One request of each verb, as the appliance sends it: what a schema must take, and what test cases start from."""
+
+from __future__ import annotations
+
+from appliance.access.request import Moment, Request, Thing, pending_thing, principal_thing
+
+_DIGEST = "sha256:" + "00" * 32
+
+ADMINISTRATOR = principal_thing("anna", ("administrator",))
+OPERATOR = principal_thing("olga", ("operator",))
+REVIEWER = principal_thing("rita", ("reviewer:privacy",))
+OWNER = principal_thing("otto", ("release-owner:legal",))
+IMPORTER = principal_thing("ines", ("operator",))
+
+BASE = Thing("Base", "base", {"name": "base", "digest": _DIGEST, "licence": "Apache-2.0", "imported_by": IMPORTER})
+DATASET = Thing(
+    "Dataset",
+    "dataset@1",
+    {
+        "name": "dataset",
+        "version": 1,
+        "digest": _DIGEST,
+        "licence": "Apache-2.0",
+        "classification": "internal",
+        "imported_by": IMPORTER,
+        "base": BASE,
+    },
+)
+RUN = Thing(
+    "Run",
+    "r-000001",
+    {"adapter": "adapter", "status": "queued", "ordered_by": OPERATOR, "base": BASE, "dataset": DATASET},
+)
+ADAPTER = Thing(
+    "Adapter",
+    "adapter@1",
+    {
+        "name": "adapter",
+        "version": 1,
+        "manifest": _DIGEST,
+        "ordered_by": OPERATOR,
+        "base": BASE,
+        "dataset": DATASET,
+    },
+)
+POLICY = Thing("Policy", _DIGEST, {"digest": _DIGEST})
+PENDING = pending_thing(_DIGEST, "enroll", ADMINISTRATOR)
+NEWCOMER = principal_thing("nina", ())
+
+_NOW = {"now": Moment("2026-01-15T09:30:00.000Z"), "single_administrator": False}
+_RECIPE = {"method": "qlora", "purpose": "release", "device": "cpu", "rank": 16, "epochs": 3}
+_REVIEW = {
+    "unit": "legal",
+    "field": "privacy",
+    "decision": "approve",
+    "valid_until": Moment("2026-12-31T00:00:00.000Z"),
+}
+_RELEASE = {"unit": "legal", "task": "labels"}
+
+SAMPLES: dict[str, Request] = {
+    request.verb: request
+    for request in (
+        Request(ADMINISTRATOR, "enroll", NEWCOMER, {**_NOW, "roles": ("operator",)}),
+        Request(ADMINISTRATOR, "grant", REVIEWER, {**_NOW, "role": "reviewer:model-risk"}),
+        Request(ADMINISTRATOR, "revoke-principal", REVIEWER, _NOW),
+        Request(ADMINISTRATOR, "adopt-policy", POLICY, _NOW),
+        Request(principal_thing("ben", ("administrator",)), "endorse", PENDING, _NOW),
+        Request(OPERATOR, "import-base", BASE, {**_NOW, "format": "safetensors"}),
+        Request(OPERATOR, "import-dataset", DATASET, {**_NOW, "format": "csv"}),
+        Request(OPERATOR, "train", RUN, {**_NOW, **_RECIPE}),
+        Request(OPERATOR, "cancel", RUN, _NOW),
+        Request(REVIEWER, "review", ADAPTER, {**_NOW, **_REVIEW}),
+        Request(OWNER, "activate", ADAPTER, {**_NOW, **_RELEASE}),
+        Request(OWNER, "roll-back", ADAPTER, {**_NOW, **_RELEASE}),
+        Request(REVIEWER, "revoke-adapter", ADAPTER, _NOW),
+    )
+}
