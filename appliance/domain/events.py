@@ -265,6 +265,18 @@ class AdapterQuarantined(Event):
         return (f"adapter:{self.adapter}",)
 
 
+class BaseQuarantined(Event):
+    """The base's folder no longer hashes to its manifest: nothing trains on it and nothing is served on it."""
+
+    type = "base.quarantined"
+    outcomes = ("failure",)
+    base: Identifier
+    message: Commitment
+
+    def about(self) -> tuple[str, ...]:
+        return (f"base:{self.base}",)
+
+
 class ReviewRecorded(Ordered):
     type = "review.recorded"
 
@@ -409,7 +421,7 @@ EVENTS: dict[str, type[Event]] = {
         Initialized, ServiceStarted, ServiceStopped, Heartbeat, SessionOpened, AuthRefused, OrderRefused, OrderPending,
         PrincipalEnrolled, RoleGranted, PrincipalRevoked, PolicyAdopted, ImportRequested, ImportFailed, BaseImported,
         DatasetImported, RunRequested, RunStarted, RunFinished, RunFailed, RunCancelled, AdapterSealed,
-        AdapterQuarantined, ReviewRecorded, ReleaseActivated, ReleaseRolledBack, AdapterRevoked, AdapterAdmitted,
-        AdmissionRefused, AdapterLoaded, AdapterUnloaded, RequestAdmitted, RequestFinished, RequestRefused,
+        AdapterQuarantined, BaseQuarantined, ReviewRecorded, ReleaseActivated, ReleaseRolledBack, AdapterRevoked,
+        AdapterAdmitted, AdmissionRefused, AdapterLoaded, AdapterUnloaded, RequestAdmitted, RequestFinished, RequestRefused,
     )
 }  # fmt: skip

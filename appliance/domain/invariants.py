@@ -143,6 +143,8 @@ def _base_is(state: State, name: str, digest: str) -> Reasons:
         return [f"base: expected an imported one, got {name}"]
     if base.digest != digest:
         return [f"base {name}: expected {base.digest}, got {digest}"]
+    if base.quarantined is not None:
+        return [f"base {name}: expected its bytes whole, got quarantine by entry {base.quarantined}"]
     return []
 
 
@@ -270,6 +272,7 @@ def inadmissible(state: State, adapter: Adapter, unit: str, now: Time) -> Reason
         reasons.append(f"adapter {name}: expected its bytes whole, got quarantine by entry {adapter.quarantined}")
     if not is_unit(state, unit):
         reasons.append(f"unit: expected an enrolled one, got {unit}")
+    reasons += _base_is(state, adapter.base, adapter.base_digest)
     reviews = standing_reviews(state, adapter, unit, now)
     rejected = [r for r in reviews if r.decision == "reject"]
     approved = [r for r in reviews if r.decision == "approve"]

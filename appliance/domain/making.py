@@ -9,6 +9,7 @@ from appliance.domain.events import (
     AdapterQuarantined,
     AdapterSealed,
     BaseImported,
+    BaseQuarantined,
     DatasetImported,
     ImportFailed,
     RunFailed,
@@ -18,7 +19,7 @@ from appliance.domain.events import (
 )
 from appliance.domain.invariants import next_dataset_version, next_version
 from appliance.domain.names import split_version, versioned
-from appliance.domain.orders import Cancel, ImportBase, ImportDataset, Order, Review, RevokeAdapter, Train
+from appliance.domain.orders import Cancel, ImportBase, ImportDataset, Review, RevokeAdapter, Train
 from appliance.domain.state import Adapter, Base, Dataset, Import, ReviewRecord, Run, State
 from appliance.errors import Denied
 from appliance.formats.bundle import verify_model
@@ -27,18 +28,20 @@ from appliance.formats.manifest import MANIFEST_PATH, parse_manifest
 
 
 def import_requested(case: Case) -> Puts:
-    order: Order
+    order: ImportBase | ImportDataset
     if isinstance(case.accepted.order, ImportBase):
         order = case.allowed(ImportBase)
-        subject = f"base:{order.base}"
+        subject, classification = f"base:{order.base}", ""
     else:
         order = case.allowed(ImportDataset)
-        subject = f"dataset:{order.dataset}"
+        subject, classification = f"dataset:{order.dataset}", order.classification
     record = Import(
         order=case.accepted.digest,
         verb=order.verb,
         subject=subject,
         signer=order.signer,
+        licence=order.licence,
+        classification=classification,
         index=case.entry.index,
         status="requested",
     )
@@ -71,6 +74,7 @@ def base_imported(case: Case) -> Puts:
     base = Base(
         name=body.base,
         digest=digest_bytes(case.documents["manifest"]),
+        licence=record.licence,
         imported_by=record.signer,
         order=record.order,
         index=case.entry.index,
@@ -96,6 +100,8 @@ def dataset_imported(case: Case) -> Puts:
         root=body.root,
         base=body.base,
         base_digest=base.digest,
+        licence=record.licence,
+        classification=record.classification,
         imported_by=record.signer,
         order=record.order,
         index=case.entry.index,
@@ -209,6 +215,14 @@ def adapter_quarantined(case: Case) -> Puts:
     return [(case.state.adapters, name, adapter.model_copy(update={"quarantined": case.entry.index}))]
 
 
+def base_quarantined(case: Case) -> Puts:
+    name = case.of(BaseQuarantined).base
+    base = case.state.bases.get(name)
+    if base is None or base.quarantined is not None:
+        raise Denied(f"entry {case.entry.index}: base: expected one not in quarantine, got {name}")
+    return [(case.state.bases, name, base.model_copy(update={"quarantined": case.entry.index}))]
+
+
 def review_recorded(case: Case) -> Puts:
     order = case.allowed(Review)
     adapter = case.state.adapters.get(order.name)
@@ -248,6 +262,7 @@ RULES = {
     "run.cancelled": run_cancelled,
     "adapter.sealed": adapter_sealed,
     "adapter.quarantined": adapter_quarantined,
+    "base.quarantined": base_quarantined,
     "review.recorded": review_recorded,
     "adapter.revoked": adapter_revoked,
 }

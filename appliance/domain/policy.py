@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from appliance.domain.names import Identifier, Value, encode_value, parse_value
 from appliance.formats.digest import digest_bytes
 
-LAYERS = ("user-namespace", "network-namespace", "pid-namespace", "ipc-namespace", "seccomp", "landlock")
+LAYERS = ("user-ns", "network-ns", "pid-ns", "ipc-ns", "mount-ns", "uts-ns", "seccomp", "landlock")
 """The sandbox's layers that a policy may accept as missing; no-new-privs is never optional."""
 
 

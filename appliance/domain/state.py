@@ -50,10 +50,12 @@ class Base(Value):
 
     name: str
     digest: str
+    licence: str
     imported_by: str
     order: str
     index: int
     facts: dict[str, Any]
+    quarantined: int | None = None
 
 
 class Dataset(Value):
@@ -63,6 +65,8 @@ class Dataset(Value):
     root: str
     base: str
     base_digest: str
+    licence: str
+    classification: str
     imported_by: str
     order: str
     index: int
@@ -70,12 +74,14 @@ class Dataset(Value):
 
 
 class Import(Value):
-    """An import that was ordered; `verb` says of what."""
+    """An import that was ordered; `verb` says of what. A base has no classification."""
 
     order: str
     verb: str
     subject: str
     signer: str
+    licence: str
+    classification: str
     index: int
     status: Literal["requested", "finished", "failed"]
 
