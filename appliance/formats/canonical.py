@@ -1,0 +1,96 @@
+"""Canonical JSON: RFC 8785 (JCS) without fractions, for everything that is hashed or signed.
+
+The profile is narrower than the RFC, never different from it: numbers are integers that a double holds exactly (a
+fraction or an exponent is refused), strings are whole Unicode (a lone surrogate is refused), and values nest at most
+`MAX_DEPTH` deep. What this module encodes, any RFC 8785 implementation encodes to the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from appliance.errors import BadInput
+
+MAX_INTEGER = 2**53 - 1
+MAX_DEPTH = 64
+
+
+def encode_canonical(value: Any) -> bytes:
+    """The one encoding of a value of dict, list, tuple, str, int, bool and None; keys sort by UTF-16 units."""
+    text = json.dumps(_ordered(value, MAX_DEPTH), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadInput(f"canonical JSON, string: expected Unicode, got a lone surrogate ({error.reason})") from None
+
+
+def parse_canonical(data: bytes) -> Any:
+    """The value of canonical bytes: whatever does not re-encode to exactly these bytes is refused."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"canonical JSON, byte {error.start}: expected UTF-8, got {error.reason}") from None
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_int=_integer,
+            parse_float=_refuse_number,
+            parse_constant=_refuse_number,
+        )
+    except json.JSONDecodeError as error:
+        raise BadInput(f"canonical JSON, character {error.pos}: expected JSON, got {error.msg}") from None
+    except RecursionError:
+        raise BadInput(f"canonical JSON, nesting: expected at most {MAX_DEPTH} levels, got more") from None
+    again = encode_canonical(value)
+    if again != data:
+        at = next((i for i, (x, y) in enumerate(zip(again, data, strict=False)) if x != y), min(len(again), len(data)))
+        raise BadInput(f"canonical JSON, byte {at}: expected {again[at : at + 16]!r}, got {data[at : at + 16]!r}")
+    return value
+
+
+def _ordered(value: Any, depth: int) -> Any:
+    """The value with every object's keys in canonical order, and nothing in it that has no canonical form."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        if not -MAX_INTEGER <= value <= MAX_INTEGER:
+            raise BadInput("canonical JSON, number: expected an integer within ±(2^53 - 1), got a larger one")
+        return value
+    if depth == 0:
+        raise BadInput(f"canonical JSON, nesting: expected at most {MAX_DEPTH} levels, got more")
+    if isinstance(value, dict):
+        return {key: _ordered(value[key], depth - 1) for key in _sorted_keys(value)}
+    if isinstance(value, list | tuple):
+        return [_ordered(item, depth - 1) for item in value]
+    raise BadInput(f"canonical JSON, value: expected object, array, string, integer, got {type(value).__name__}")
+
+
+def _sorted_keys(value: dict[Any, Any]) -> list[str]:
+    for key in value:
+        if not isinstance(key, str):
+            raise BadInput(f"canonical JSON, key: expected a string, got {type(key).__name__}")
+    # Code points and UTF-16 units order alike below the surrogates; above, U+10000 sorts before U+E000.
+    if all(key.isascii() for key in value):
+        return sorted(value)
+    return sorted(value, key=lambda key: key.encode("utf-16-be", "surrogatepass"))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadInput(f"canonical JSON, key {twice[:60]!r}: expected it once, got it twice")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > len(str(-MAX_INTEGER)):
+        raise BadInput("canonical JSON, number: expected an integer within ±(2^53 - 1), got a larger one")
+    return int(text)
+
+
+def _refuse_number(text: str) -> NoReturn:
+    raise BadInput(f"canonical JSON, number: expected an integer, got {text[:40]}")

@@ -1,0 +1,116 @@
+"""Frames between the service and its workers: u32 length ‖ JSON header ‖ u64 length ‖ blob, all big-endian.
+
+A frame is not signed and not kept, so its header may hold fractions; NaN and infinities have no JSON and are refused.
+Whoever reads a frame does not trust whoever wrote it: nothing is allocated before a length is within its limit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, BinaryIO, NoReturn
+
+from appliance.errors import BadInput, TooLarge, Unavailable
+
+MAX_HEADER_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
+
+
+def write_frame(stream: BinaryIO, header: dict[str, Any], blob: bytes | bytearray | memoryview = b"") -> None:
+    """Writes and flushes one frame. A reader that has gone is Unavailable."""
+    data = _encode_header(header)
+    body = memoryview(blob).cast("B")
+    try:
+        _write_all(stream, memoryview(len(data).to_bytes(4, "big") + data + body.nbytes.to_bytes(8, "big")))
+        _write_all(stream, body)
+        stream.flush()
+    except (OSError, ValueError):
+        # ValueError: the stream was closed on this side.
+        raise Unavailable("frame: expected the other side to read it, got a closed stream") from None
+
+
+def read_frame(
+    stream: BinaryIO, max_header: int = MAX_HEADER_BYTES, max_blob: int = 0
+) -> tuple[dict[str, Any], bytes] | None:
+    """The next frame, or None when the stream ended before its first byte; both limits are in bytes."""
+    size = _read_exactly(stream, 4, "header length", at_start=True)
+    if size is None:
+        return None
+    header = _parse_header(_read_sized(stream, size, max_header, "header"))
+    return header, _read_sized(stream, _read_exactly(stream, 8, "blob length"), max_blob, "blob")
+
+
+def _read_sized(stream: BinaryIO, size: bytes | None, limit: int, what: str) -> bytes:
+    length = int.from_bytes(size or b"", "big")
+    if length > limit:
+        raise TooLarge(f"frame, {what}: expected at most {limit} bytes, got {length}")
+    return _read_exactly(stream, length, what) or b""
+
+
+def _read_exactly(stream: BinaryIO, length: int, what: str, *, at_start: bool = False) -> bytes | None:
+    """All the bytes, in steps, so that a length alone allocates nothing; None at a clean end, where that may be."""
+    data = bytearray()
+    try:
+        while len(data) < length:
+            chunk = stream.read(min(length - len(data), _CHUNK_BYTES))
+            if not chunk:
+                break
+            data += chunk
+    except (OSError, ValueError):
+        raise Unavailable(f"frame, {what}: expected bytes, got a closed or broken stream") from None
+    if len(data) < length:
+        if at_start and not data:
+            return None
+        raise BadInput(f"frame, {what}: expected {length} bytes, got {len(data)} and the end", code="truncated-frame")
+    return bytes(data)
+
+
+def _encode_header(header: dict[str, Any]) -> bytes:
+    try:
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        data = text.encode("utf-8")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadInput(f"frame, header: expected a JSON object, got {type(error).__name__}") from None
+    if len(data) >= 1 << 32:
+        raise TooLarge(f"frame, header: expected less than {1 << 32} bytes, got {len(data)}")
+    return data
+
+
+def _parse_header(data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_object, parse_float=_fraction, parse_constant=_refuse_constant
+        )
+        # A lone surrogate passes json and breaks whoever prints it later.
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"frame, header: expected JSON in UTF-8, got {type(error).__name__}") from None
+    if not isinstance(value, dict):
+        raise BadInput(f"frame, header: expected an object, got {type(value).__name__}")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise BadInput("frame, header: expected each key once, got one twice")
+    return value
+
+
+def _fraction(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise BadInput(f"frame, header: expected a finite number, got {text[:40]}")
+    return number
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise BadInput(f"frame, header: expected a finite number, got {text}")
+
+
+def _write_all(stream: BinaryIO, data: memoryview) -> None:
+    while data:
+        written = stream.write(data)
+        if not written:
+            raise OSError("a stream that takes nothing")
+        data = data[written:]

@@ -1,0 +1,47 @@
+"""Fixed keys and published vectors. The keys are made from numbers that anyone can repeat: they protect nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from appliance.formats.keys import EcdsaSigner, Ed25519Signer
+
+VECTORS = Path(__file__).resolve().parents[1] / "vectors"
+
+
+@pytest.fixture(scope="session")
+def vectors() -> Callable[[str], Any]:
+    """`vectors(name)`: the parsed file tests/vectors/NAME.json."""
+    return lambda name: json.loads((VECTORS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def ed25519() -> Ed25519Signer:
+    return Ed25519Signer(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
+
+
+@pytest.fixture(scope="session")
+def other_ed25519() -> Ed25519Signer:
+    return Ed25519Signer(Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33))))
+
+
+@pytest.fixture(scope="session")
+def p256() -> EcdsaSigner:
+    return EcdsaSigner(ec.derive_private_key(0x1234567890ABCDEF, ec.SECP256R1()))
+
+
+@pytest.fixture(scope="session")
+def other_p256() -> EcdsaSigner:
+    return EcdsaSigner(ec.derive_private_key(0x1234567890ABCDEE, ec.SECP256R1()))
+
+
+@pytest.fixture(scope="session")
+def p384() -> EcdsaSigner:
+    return EcdsaSigner(ec.derive_private_key(0x1234567890ABCDEF, ec.SECP384R1()))
