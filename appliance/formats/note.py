@@ -1,0 +1,165 @@
+"""C2SP signed notes (c2sp.org/signed-note): text, an empty line, and one line for each signature.
+
+Two signature types: 0x01 Ed25519 and 0x02 ECDSA P-256 with SHA-256. Signatures by unknown keys are carried, not judged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from appliance.errors import BadInput, Tampered
+from appliance.formats.fields import encode_base64, parse_base64, show
+from appliance.formats.keys import Signer, parse_spki, verify_signature
+
+MAX_SIGNATURES = 64
+_DASH = "\u2014"
+_ED25519, _ECDSA = 1, 2
+# The fixed start of an Ed25519 SubjectPublicKeyInfo, RFC 8410; the 32 key bytes follow.
+_ED25519_SPKI = bytes.fromhex("302a300506032b6570032100")
+_KEY_ID = re.compile(r"[0-9a-f]{8}")
+
+
+@dataclass(frozen=True, slots=True)
+class NoteSignature:
+    """One line: `key_id` is 4 bytes, `sig` what follows them."""
+
+    name: str
+    key_id: bytes
+    sig: bytes
+
+    def __post_init__(self) -> None:
+        check_key_name(self.name)
+        if len(self.key_id) != 4 or not self.sig:
+            raise BadInput(f"note, signature of {show(self.name)}: expected 4 bytes of key id and more, got fewer")
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """`text` ends in a newline and is exactly what is signed."""
+
+    text: str
+    signatures: tuple[NoteSignature, ...]
+
+    def __post_init__(self) -> None:
+        _check_text(self.text)
+        if not 1 <= len(self.signatures) <= MAX_SIGNATURES:
+            raise BadInput(f"note, signatures: expected 1 to {MAX_SIGNATURES}, got {len(self.signatures)}")
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierKey:
+    """A key with the name under which it signs notes."""
+
+    name: str
+    spki: bytes
+
+    def __post_init__(self) -> None:
+        check_key_name(self.name)
+        _typed_key(self.spki)
+
+    @property
+    def key_id(self) -> bytes:
+        kind, public = _typed_key(self.spki)
+        if kind == _ECDSA:
+            return hashlib.sha256(public).digest()[:4]
+        return hashlib.sha256(self.name.encode("utf-8") + b"\n" + bytes([kind]) + public).digest()[:4]
+
+
+def encode_note(note: Note) -> bytes:
+    lines = "".join(f"{_DASH} {s.name} {encode_base64(s.key_id + s.sig)}\n" for s in note.signatures)
+    return f"{note.text}\n{lines}".encode()
+
+
+def parse_note(data: bytes) -> Note:
+    try:
+        whole = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"note, byte {error.start}: expected UTF-8, got {error.reason}") from None
+    middle = whole.rfind("\n\n")
+    if middle < 0 or not whole.endswith("\n"):
+        raise BadInput("note: expected text, an empty line and signature lines, got something else")
+    text, rest = whole[: middle + 1], whole[middle + 2 :]
+    return Note(text, tuple(_parse_signature_line(line) for line in rest.split("\n")[:-1]))
+
+
+def sign_note(text: str, name: str, signer: Signer) -> Note:
+    key = VerifierKey(name, signer.spki)
+    _check_text(text)
+    return Note(text, (NoteSignature(name, key.key_id, signer.sign(text.encode("utf-8"))),))
+
+
+def verify_note(note: Note, vkey: str) -> None:
+    """The key signed the text: at least one signature carries its name and id, and every one that does holds."""
+    key = parse_vkey(vkey)
+    signatures = [s for s in note.signatures if (s.name, s.key_id) == (key.name, key.key_id)]
+    if not signatures:
+        names = [f"{s.name}+{s.key_id.hex()}" for s in note.signatures]
+        raise Tampered(f"note, signature: expected one by {key.name}+{key.key_id.hex()}, got {show(names)}")
+    for signature in signatures:
+        verify_signature(key.spki, note.text.encode("utf-8"), signature.sig)
+
+
+def vkey_of(name: str, key: Signer | bytes) -> str:
+    """`name+hex(key id)+base64(type ‖ public key)`, of a signer or of an SPKI."""
+    verifier = VerifierKey(name, key if isinstance(key, bytes) else key.spki)
+    kind, public = _typed_key(verifier.spki)
+    return f"{name}+{verifier.key_id.hex()}+{encode_base64(bytes([kind]) + public)}"
+
+
+def parse_vkey(text: str) -> VerifierKey:
+    """The key id is recomputed: a vkey whose parts do not belong together is refused."""
+    parts = text.split("+", 2)
+    if len(parts) != 3 or _KEY_ID.fullmatch(parts[1]) is None:
+        raise BadInput(f"vkey: expected name+8 hexadecimal digits+base64, got {show(text)}")
+    typed = parse_base64(parts[2], "vkey, key")
+    key = VerifierKey(parts[0], _spki_of_typed(typed))
+    if key.key_id.hex() != parts[1]:
+        raise BadInput(f"vkey, key id: expected {key.key_id.hex()}, got {parts[1]}")
+    return key
+
+
+def check_key_name(name: str) -> None:
+    """Not empty, no space of any kind, no plus, no control character."""
+    if not name or "+" in name or any(c.isspace() or c < " " or "\ud800" <= c <= "\udfff" for c in name):
+        raise BadInput(f"key name: expected text without spaces and plus signs, got {show(name)}")
+
+
+def _check_text(text: str) -> None:
+    if not text.endswith("\n") or any((c < " " and c != "\n") or "\ud800" <= c <= "\udfff" for c in text):
+        raise BadInput("note, text: expected lines without control characters, got something else")
+
+
+def _parse_signature_line(line: str) -> NoteSignature:
+    parts = line.split(" ")
+    if len(parts) != 3 or parts[0] != _DASH:
+        raise BadInput(f"note, signature line: expected em dash, name and base64, got {show(line)}")
+    blob = parse_base64(parts[2], "note, signature")
+    return NoteSignature(parts[1], blob[:4], blob[4:])
+
+
+def _typed_key(spki: bytes) -> tuple[int, bytes]:
+    """A key's signature type and its bytes in a vkey."""
+    key = parse_spki(spki)
+    if isinstance(key, Ed25519PublicKey):
+        return _ED25519, key.public_bytes(Encoding.Raw, PublicFormat.Raw)
+    # Other implementations hash with SHA-256 for every curve: P-256 is where everyone agrees.
+    if not isinstance(key.curve, SECP256R1):
+        raise BadInput("vkey, key: expected Ed25519 or P-256, got P-384")
+    return _ECDSA, spki
+
+
+def _spki_of_typed(typed: bytes) -> bytes:
+    kind, public = typed[:1], typed[1:]
+    if kind == bytes([_ED25519]) and len(public) == 32:
+        return _ED25519_SPKI + public
+    if kind == bytes([_ECDSA]):
+        parsed = parse_spki(public)
+        if isinstance(parsed, EllipticCurvePublicKey):
+            return public
+    raise BadInput(f"vkey, type: expected 01 and 32 bytes, or 02 and an ECDSA key, got {show(kind.hex())}")
