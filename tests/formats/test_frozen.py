@@ -1,0 +1,108 @@
+"""The appliance's own formats give the recorded bytes: whoever changes one makes a new version, with new vectors."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from appliance.formats.bundle import verify_model
+from appliance.formats.checkpoint import Checkpoint, open_checkpoint, sign_checkpoint
+from appliance.formats.commitment import disclose, encode_disclosure, parse_disclosure, verify_disclosure
+from appliance.formats.dsse import encode_envelope, parse_envelope, sign_envelope, verify_envelope
+from appliance.formats.frame import read_frame, write_frame
+from appliance.formats.keys import EcdsaSigner, Ed25519Signer, encode_key_file, parse_key_file
+from appliance.formats.manifest import Manifest, ManifestFile, encode_manifest, parse_manifest
+from appliance.formats.note import vkey_of
+from appliance.formats.rows import row_digest, row_key, rows_root
+from appliance.formats.statement import Statement, encode_statement, parse_statement
+from appliance.formats.trust import Trust, encode_trust, parse_trust
+
+ORIGIN = "appliance.example/log"
+DIGEST = f"sha256:{'ab' * 32}"
+STATEMENT = Statement((("adapter:clauses@1", DIGEST),), "urn:appliance:order:review:v1", {"unit": "legal"})
+
+
+@pytest.fixture
+def recorded(vectors: Callable[[str], Any]) -> Any:
+    return vectors("appliance")
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "p256", "p384"])
+def test_public_keys_and_their_ids(kind: str, recorded: Any, request: pytest.FixtureRequest) -> None:
+    signer = request.getfixturevalue(kind)
+    assert {"spki": base64.b64encode(signer.spki).decode(), "keyid": signer.keyid} == recorded["keys"][kind]
+
+
+def test_a_key_file(recorded: Any, ed25519: Ed25519Signer) -> None:
+    data = encode_key_file(ed25519.private, b"passphrase", salt=bytes(32), nonce=bytes(12))
+    assert data.decode() == recorded["key_file"]
+    assert parse_key_file(data, b"passphrase").keyid == ed25519.keyid
+
+
+def test_a_statement_and_an_envelope(recorded: Any, ed25519: Ed25519Signer) -> None:
+    payload = encode_statement(STATEMENT)
+    assert payload.decode() == recorded["statement"]
+    assert parse_statement(payload) == STATEMENT
+    envelope = sign_envelope(payload, ed25519)
+    assert encode_envelope(envelope).decode() == recorded["envelope"]
+    assert envelope.pae_digest == recorded["pae_digest"]
+
+
+def test_a_passkey_s_envelope_still_holds(recorded: Any, p256: EcdsaSigner) -> None:
+    envelope = parse_envelope(recorded["passkey_envelope"].encode())
+    verify_envelope(envelope, p256.spki, rp_id="appliance.example")
+    assert envelope.pae_digest == recorded["pae_digest"]
+
+
+def test_a_manifest(recorded: Any) -> None:
+    files = (
+        ManifestFile("adapter_config.json", 12, DIGEST),
+        ManifestFile("adapter_model.safetensors", 9_800_000, f"sha256:{'cd' * 32}"),
+    )
+    manifest = Manifest("clauses", 1, files)
+    assert encode_manifest(manifest).decode() == recorded["manifest"]
+    assert manifest.digest == recorded["manifest_digest"]
+    assert parse_manifest(recorded["manifest"].encode()) == manifest
+
+
+def test_a_disclosure(recorded: Any) -> None:
+    disclosure = disclose("Alice Müller", bytes(range(32)))
+    assert encode_disclosure(disclosure).decode() == recorded["disclosure"]
+    verify_disclosure(parse_disclosure(recorded["disclosure"].encode()))
+
+
+def test_rows(recorded: Any) -> None:
+    key, rows = bytes(range(32)), recorded["rows"]
+    digests = [row_digest(key, index, text.encode()) for index, text in enumerate(rows["texts"])]
+    assert [row_key(key, index).hex() for index in range(3)] == rows["keys"]
+    assert [digest.hex() for digest in digests] == rows["digests"]
+    assert rows_root(digests).hex() == rows["root"]
+
+
+def test_a_log_checkpoint(recorded: Any, ed25519: Ed25519Signer) -> None:
+    checkpoint = Checkpoint(ORIGIN, 7, bytes(range(32)))
+    assert vkey_of(ORIGIN, ed25519) == recorded["vkey"]
+    assert sign_checkpoint(checkpoint, ed25519).decode() == recorded["checkpoint"]
+    assert open_checkpoint(recorded["checkpoint"].encode(), recorded["vkey"]) == checkpoint
+
+
+def test_a_trust_file(recorded: Any, other_ed25519: Ed25519Signer) -> None:
+    trust = Trust(ORIGIN, recorded["vkey"], DIGEST, (("alice", other_ed25519.keyid),))
+    assert encode_trust(trust).decode() == recorded["trust"]
+    assert parse_trust(recorded["trust"].encode()) == trust
+
+
+def test_a_frame(recorded: Any) -> None:
+    stream = io.BytesIO()
+    write_frame(stream, {"frame": "step", "loss": 0.5}, b"blob")
+    assert stream.getvalue().hex() == recorded["frame"]
+    stream.seek(0)
+    assert read_frame(stream, 1 << 10, 1 << 10) == ({"frame": "step", "loss": 0.5}, b"blob")
+
+
+def test_a_model_signature_still_holds(recorded: Any, p256: EcdsaSigner) -> None:
+    verify_model(recorded["bundle"].encode(), p256.spki, recorded["bundle_files"])
