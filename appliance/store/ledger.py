@@ -348,6 +348,17 @@ class Ledger:
             verify_disclosure(disclosure)
         return {disclosure.commitment: disclosure for disclosure in found}
 
+    def all_disclosures(self) -> Iterator[Disclosure]:
+        """Everything that is still disclosed, by commitment, unchecked: whether each opens is for the verifier."""
+        after = ""
+        while True:
+            with self._reading() as connection:
+                page = rows.read_disclosures_after(connection, after, _PAGE)
+            yield from page
+            if len(page) < _PAGE:
+                return
+            after = page[-1].commitment
+
     # --- caches ---------------------------------------------------------------------------------------------------
 
     def check_projections(self) -> list[str]:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, s
 from sqlalchemy.dialects import postgresql, sqlite
 
 from appliance.domain.entry import Entry
-from appliance.errors import Tampered
+from appliance.errors import BadInput, Tampered
 from appliance.formats.canonical import encode_canonical
 from appliance.formats.commitment import Disclosure
 from appliance.formats.digest import raw_digest
@@ -224,7 +224,20 @@ def read_latest_checkpoint(connection: Connection) -> tuple[int, bytes] | None:
 
 def read_disclosures(connection: Connection, commitments: Iterable[str]) -> list[Disclosure]:
     rows = connection.execute(_KNOWN_DISCLOSURES, {"commitments": list(commitments)})
-    return [Disclosure(row.commitment, row.salt, row.text) for row in rows]
+    return [_disclosure(*row) for row in rows]
+
+
+def _disclosure(commitment: str, salt: bytes, text: str) -> Disclosure:
+    try:
+        return Disclosure(commitment, salt, text)
+    except BadInput as error:
+        raise Tampered(f"disclosure {commitment[:80]}: {error.message}") from None
+
+
+def read_disclosures_after(connection: Connection, after: str, limit: int) -> list[Disclosure]:
+    """A page of all disclosures in the order of their commitments."""
+    following = select(disclosures).where(disclosures.c.commitment > after).order_by(disclosures.c.commitment)
+    return [_disclosure(*row) for row in connection.execute(following.limit(limit))]
 
 
 def read_entries(connection: Connection, start: int, stop: int) -> list[StoredEntry]:

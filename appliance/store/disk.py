@@ -1,0 +1,159 @@
+"""Files that survive a power cut, written whole or not at all; and files of strangers, read without following links."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from appliance.errors import BadInput, NotFound, Tampered, TooLarge, Unavailable
+
+CHUNK_BYTES = 1 << 20
+PARTIAL = ".partial-"
+"""Begins the name of a file that is being written; whoever sweeps a folder removes what carries it."""
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# O_NONBLOCK: a pipe in a file's place must not hold the reader.
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """A disk that is full, read-only or gone is Unavailable; nothing foreign leaks out."""
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(f"{what}: expected the disk to work, got {error.strerror or error}") from error
+
+
+@contextmanager
+def open_folder(path: str | Path, within: int | None = None) -> Iterator[int]:
+    """A descriptor of a folder that is no link."""
+    descriptor = os.open(path, _FOLDER, dir_fd=within)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the names in the folder durable: what was created in it, renamed or removed."""
+    with open_folder(path) as descriptor:
+        os.fsync(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """A folder of the service's own, mode 0700, its name durable; one that stands is left as it is."""
+    if not path.is_dir():
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync_folder(path.parent)
+
+
+def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """The whole file under its name, durably, or nothing under that name."""
+    partial = path.with_name(f"{PARTIAL}{secrets.token_hex(8)}")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with open(descriptor, "wb", buffering=0) as file:
+            write_all(file.fileno(), data)
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        os.rename(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(partial)
+        raise
+    sync_folder(path.parent)
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """os.write may take less than it is given."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+@contextmanager
+def open_plain(folder: int, path: str, what: str) -> Iterator[int]:
+    """A descriptor of the regular file at a relative path below a folder; no step of the path may be a link.
+
+    NotFound where there is none; Tampered for a link or any other kind in its place.
+    """
+    steps = path.split("/")
+    if not all(steps) or ".." in steps or "." in steps:
+        raise BadInput(f"{what}: expected a plain relative path, got {path!r}")
+    here = os.dup(folder)
+    descriptor = -1
+    try:
+        for step in steps[:-1]:
+            below = os.open(step, _FOLDER, dir_fd=here)
+            os.close(here)
+            here = below
+        descriptor = os.open(steps[-1], _FILE, dir_fd=here)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Tampered(f"{what}, {path}: expected a regular file, got another kind")
+        yield descriptor
+    except FileNotFoundError:
+        raise NotFound(f"{what}, {path}: expected a file, got none") from None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+            raise Tampered(f"{what}, {path}: expected a regular file, got {error.strerror}") from None
+        raise
+    finally:
+        os.close(here)
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def read_all(descriptor: int, max_bytes: int, what: str) -> bytes:
+    """The file in one buffer, read once; TooLarge beyond the limit, whatever size it claimed to have."""
+    size = os.fstat(descriptor).st_size
+    if size > max_bytes:
+        raise TooLarge(f"{what}: expected at most {max_bytes} bytes, got {size}")
+    chunks, total = [], 0
+    while chunk := os.read(descriptor, CHUNK_BYTES):
+        total += len(chunk)
+        if total > max_bytes:
+            raise TooLarge(f"{what}: expected at most {max_bytes} bytes, got more")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def walk_folder(folder: int, prefix: str = "") -> Iterator[tuple[str, int, bool]]:
+    """(path, folder that holds it, whether it is a folder), folders after what is in them; links are not followed."""
+    for name in sorted(os.listdir(folder)):
+        mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+        if stat.S_ISDIR(mode):
+            with open_folder(name, folder) as below:
+                yield from walk_folder(below, f"{prefix}{name}/")
+        yield f"{prefix}{name}", folder, stat.S_ISDIR(mode)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a folder and all below it, however a worker set its modes; follows no link out of it."""
+    with suppress(FileNotFoundError), open_folder(path.parent) as parent:
+        _remove_below(parent, path.name)
+
+
+def _remove_below(parent: int, name: str) -> None:
+    if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+        os.unlink(name, dir_fd=parent)
+        return
+    _make_writable(parent, name)
+    with open_folder(name, parent) as folder:
+        for below in os.listdir(folder):
+            _remove_below(folder, below)
+    os.rmdir(name, dir_fd=parent)
+
+
+def _make_writable(parent: int, name: str) -> None:
+    # By O_PATH, since a folder of mode 0 does not open; through /proc, since chmod by name would follow a link.
+    handle = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        os.chmod(f"/proc/self/fd/{handle}", 0o700)
+    finally:
+        os.close(handle)

@@ -1,0 +1,66 @@
+"""One service a data folder: a lock that the kernel takes back when its holder dies, however it dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from appliance.errors import Conflict
+from appliance.store.disk import disk_errors
+
+
+class FolderLock:
+    """Held from `lock_folder` until `release`, or until the process ends. Not inherited by programs it starts."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def lock_folder(path: Path) -> FolderLock:
+    """Takes the lock file at `path`, making it where there is none; Conflict names the process that holds it."""
+    with disk_errors(f"lock, {path}"):
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(descriptor, path):
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+                    return FolderLock(descriptor)
+            except BlockingIOError:
+                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+                os.close(descriptor)
+                raise Conflict(
+                    f"data folder, {path.parent}: expected no other service, got one with process id {holder}",
+                    code="locked",
+                ) from None
+            except BaseException:
+                os.close(descriptor)
+                raise
+            # Somebody removed the file between opening and locking it: what we hold is no longer the lock.
+            os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    held = os.fstat(descriptor)
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return (held.st_dev, held.st_ino) == (found.st_dev, found.st_ino)
