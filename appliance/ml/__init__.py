@@ -1,1 +1,28 @@
-"""Base models, data, the training loop, metrics and the engine: the home of torch."""
+"""Base models, data, the training loop, metrics and the engine: the home of torch.
+
+Importing any module of this room first shuts the libraries' ways out: their hubs, their telemetry, and the `kernels`
+package, through which bitsandbytes and transformers would fetch compiled code. The sandbox is what keeps us in; this
+keeps the libraries from trying, and must come before they are imported, since they read these settings once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+_SETTINGS = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    # Deterministic matrix products on CUDA; read when its library starts.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
+
+os.environ.update(_SETTINGS)
+sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]  # None makes `import kernels` fail

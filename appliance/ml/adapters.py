@@ -1,0 +1,178 @@
+"""Adapters at work: plain LoRA over the quantised linear layers, each adapter in a slot of its own.
+
+peft switches adapters by state on the shared model, and a failed call has left that state behind (peft issue 3475).
+Here nothing is switched: a slot is a set of tensors, and which one applies is said for the length of one `with`, so
+that an exception cannot leave it on. The arithmetic is peft's, in its order and dtypes: a test compares the bits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from appliance.errors import BadInput, Conflict, NotFound
+
+_PREFIX = "base_model.model."
+_NEUTRAL: tuple[object, ...] = (None, False, "", "none", "NONE", [], {}, ())
+# What a plain LoRA's configuration says; every other member must say nothing.
+_KNOWN = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "inference_mode",
+        "init_lora_weights",
+        "lora_alpha",
+        "lora_dropout",
+        "megatron_core",
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",
+        "r",
+        "revision",
+        "target_modules",
+        "task_type",
+        "use_rslora",
+    }
+)
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """What of a configuration the arithmetic needs."""
+
+    rank: int
+    scaling: float
+    target_modules: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A and B of every adapted layer by the layer's name, float32, and their common scale."""
+
+    scaling: float
+    weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def parse_adapter_config(data: bytes) -> LoraConfig:
+    """BadInput names the member that makes it more than plain LoRA or rsLoRA."""
+    try:
+        config = json.loads(data)
+    except (ValueError, RecursionError):
+        raise BadInput("adapter configuration: expected JSON, got something else") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise BadInput("adapter configuration, peft_type: expected LORA, got another method", code="not-servable")
+    for key, value in sorted(config.items()):
+        if key not in _KNOWN and value not in _NEUTRAL:
+            raise BadInput(f"adapter configuration, {key}: expected plain LoRA, got {value!r}", code="not-servable")
+    rank, alpha, modules = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
+    if not (type(rank) is int and rank >= 1 and isinstance(alpha, int | float) and alpha > 0):
+        raise BadInput(f"adapter configuration, r and lora_alpha: expected numbers above 0, got {rank!r} and {alpha!r}")
+    if not isinstance(modules, list) or not modules or not all(isinstance(name, str) for name in modules):
+        raise BadInput(f"adapter configuration, target_modules: expected a list of names, got {modules!r}")
+    scaling = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+    return LoraConfig(rank, scaling, frozenset(modules))
+
+
+def parse_adapter(config_data: bytes, weights_data: bytes, layers: Mapping[str, AdaptedLinear], device: str) -> Adapter:
+    """The adapter of two buffers, fitted to a base: every targeted layer has its A and B, and nothing is left over."""
+    config = parse_adapter_config(config_data)
+    try:
+        tensors = safetensors.torch.load(weights_data)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise BadInput(f"adapter weights: expected safetensors, got: {error}") from None
+    targeted = {name: layer for name, layer in layers.items() if name.rsplit(".", 1)[-1] in config.target_modules}
+    weights = {name: _take_pair(tensors, name, layer, config.rank, device) for name, layer in targeted.items()}
+    if tensors or not weights:
+        over = ", ".join(sorted(tensors)[:3]) or "no targeted layer"
+        raise BadInput(f"adapter weights: expected exactly the targeted layers, got {over}")
+    return Adapter(config.scaling, weights)
+
+
+def _take_pair(
+    tensors: dict[str, torch.Tensor], name: str, layer: AdaptedLinear, rank: int, device: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    shapes = {"lora_A": (rank, layer.base.in_features), "lora_B": (layer.base.out_features, rank)}
+    pair = []
+    for part, shape in shapes.items():
+        key = f"{_PREFIX}{name}.{part}.weight"
+        tensor = tensors.pop(key, None)
+        if tensor is None or tuple(tensor.shape) != shape or not tensor.is_floating_point():
+            got = "nothing" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
+            raise BadInput(f"adapter weights, {key}: expected floating point {shape}, got {got}")
+        if not bool(tensor.isfinite().all()):
+            raise BadInput(f"adapter weights, {key}: expected finite numbers, got others")
+        pair.append(tensor.to(device=device, dtype=torch.float32))
+    return pair[0], pair[1]
+
+
+class AdaptedLinear(torch.nn.Module):
+    """A base layer, plus whatever adapter the `Slots` it belongs to say for this moment."""
+
+    def __init__(self, base: Any, name: str, slots: Slots) -> None:
+        super().__init__()
+        self.base = base
+        self._name = name
+        # In a tuple, so that the module tree does not take it for a child.
+        self._slots = (slots,)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.base(x)
+        adapter = self._slots[0].active
+        pair = adapter.weights.get(self._name) if adapter is not None else None
+        if adapter is None or pair is None:
+            return result
+        low = torch.nn.functional.linear(x.to(torch.float32), pair[0])
+        return result + (torch.nn.functional.linear(low, pair[1]) * adapter.scaling).to(result.dtype)
+
+
+class Slots:
+    """The adapters over one model. The model is the base's own; its linear layers are wrapped once, here."""
+
+    def __init__(self, model: Any, device: str) -> None:
+        self.active: Adapter | None = None
+        self._device = device
+        self._adapters: dict[str, Adapter] = {}
+        self._layers: dict[str, AdaptedLinear] = {}
+        head = model.get_output_embeddings()
+        linears = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+        for name, module in linears:
+            if module is not head:
+                self._layers[name] = AdaptedLinear(module, name, self)
+                model.set_submodule(name, self._layers[name])
+
+    def load(self, slot: str, config: bytes, weights: bytes) -> None:
+        """Fills a slot from buffers; a slot is never filled twice."""
+        if slot in self._adapters:
+            raise Conflict(f"slot {slot}: expected an empty one, got one that holds an adapter")
+        self._adapters[slot] = parse_adapter(config, weights, self._layers, self._device)
+
+    def unload(self, slot: str) -> None:
+        self._find(slot)
+        del self._adapters[slot]
+
+    def __contains__(self, slot: str) -> bool:
+        return slot in self._adapters
+
+    @contextmanager
+    def using(self, slot: str | None) -> Iterator[None]:
+        """Within it the model answers as base plus this slot's adapter, or, for None, as the base."""
+        if self.active is not None:
+            raise Conflict("engine: expected no adapter in use, got one")
+        self.active = self._find(slot) if slot is not None else None
+        try:
+            yield
+        finally:
+            self.active = None
+
+    def _find(self, slot: str) -> Adapter:
+        adapter = self._adapters.get(slot)
+        if adapter is None:
+            raise NotFound(f"slot {slot}: expected a loaded adapter, got none")
+        return adapter

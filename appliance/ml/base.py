@@ -1,0 +1,93 @@
+"""Loads a converted base from local files, quantised, with every dtype stated: the same in training and serving.
+
+Norms, embeddings and head are kept in the compute dtype, as is the residual stream; the linear layers are NF4 with
+double quantisation and multiply in it. An adapter is only worth its evaluation on exactly this tuple.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from appliance.errors import BadInput
+from appliance.ml import packing
+from appliance.ml.chat import Chat, load_chat
+from appliance.ml.folder import check_folder
+
+QUANTISATIONS = ("nf4-double",)
+COMPUTE_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+# bitsandbytes packs rows in blocks of this many for its bf16 kernel on the CPU.
+_PACKED_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model in evaluation mode that needs no gradient, and the words that go with it."""
+
+    model: Any
+    chat: Chat
+    device: str
+
+    @property
+    def context_length(self) -> int:
+        return int(self.model.config.max_position_embeddings)
+
+    @property
+    def cache_argument(self) -> str:
+        """What this transformers calls the cache of keys and values."""
+        parameters = inspect.signature(type(self.model.get_decoder()).forward).parameters
+        return "cache" if "cache" in parameters else "past_key_values"
+
+    def head_weight(self) -> torch.Tensor:
+        """[vocabulary, hidden], in the compute dtype."""
+        weight: torch.Tensor = self.model.get_output_embeddings().weight
+        return weight
+
+    def hidden(self, **arguments: Any) -> torch.Tensor:
+        """The last layer's output, [1, tokens, hidden]: everything but the head."""
+        output: torch.Tensor = self.model.get_decoder()(**arguments).last_hidden_state
+        return output
+
+
+def load_base(folder: Path, *, quantisation: str, compute_dtype: str, device: str) -> Base:
+    """A base from a converted folder; BadInput for anything but local safetensors and the tuples we serve."""
+    if quantisation not in QUANTISATIONS:
+        raise BadInput(f"base, quantisation: expected {' or '.join(QUANTISATIONS)}, got {quantisation!r}")
+    if compute_dtype not in COMPUTE_DTYPES:
+        raise BadInput(f"base, compute dtype: expected {' or '.join(COMPUTE_DTYPES)}, got {compute_dtype!r}")
+    check_folder(folder)
+    dtype = COMPUTE_DTYPES[compute_dtype]
+    model = AutoModelForCausalLM.from_pretrained(
+        str(folder.absolute()),
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        dtype=dtype,
+        device_map={"": device},
+        attn_implementation=packing.ATTENTION,
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        ),
+    )
+    model.requires_grad_(False)
+    model.eval()
+    _choose_kernels(model, dtype)
+    return Base(model, load_chat(folder), device)
+
+
+def _choose_kernels(model: Any, dtype: torch.dtype) -> None:
+    """bitsandbytes has a bf16 kernel for the CPU that ignores the compute dtype and asserts whole blocks of rows."""
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit) and (
+            dtype != torch.bfloat16 or module.out_features % _PACKED_ROWS
+        ):
+            module.support_avx512bf16_for_cpu = False

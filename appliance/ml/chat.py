@@ -1,0 +1,149 @@
+"""Text to tokens and back, and the model's own chat template: what every worker that touches words goes through.
+
+A chat template is code that came with the model. It is rendered here, in a sandboxed worker and in Jinja's immutable
+sandbox, without a clock, so that the same messages always give the same prompt. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Template, TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from appliance.errors import BadInput
+from appliance.formats.digest import digest_file
+
+TEMPLATE_FILE = "chat_template.jinja"
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+MAX_TEMPLATE_BYTES = 256 * 1024
+
+_SENTINEL = "the answer stands here"
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A tokenizer and a template. `end_of_turn` is the control token that the template puts behind an answer."""
+
+    tokenizer: Tokenizer
+    template: Template
+    variables: Mapping[str, str]
+    control_tokens: frozenset[str]
+    end_of_turn: str
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt that asks for the next answer; BadInput where a message smuggles a control token."""
+        for place, message in enumerate(messages):
+            self.check_plain(message["content"], f"message {place}")
+        return _render(self.template, self.variables, messages, ask=True)
+
+    def check_plain(self, text: str, what: str) -> None:
+        """Refuses text in which a control token stands: it would end the turn and speak in another's name."""
+        for token in sorted(self.control_tokens):
+            if token in text:
+                raise BadInput(f"{what}: expected text without control tokens, got {token!r}")
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, control tokens included, nothing added."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text without control tokens; a character that is not complete yet ends as U+FFFD."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def answer(self, label: str) -> str:
+        """What the model is to write: the label and the end of its turn."""
+        return label + self.end_of_turn
+
+    def stop_ids(self) -> frozenset[int]:
+        """The ids that end an answer."""
+        ends = {self.end_of_turn, self.variables.get("eos_token", self.end_of_turn)}
+        return frozenset(number for token in ends if (number := self.tokenizer.token_to_id(token)) is not None)
+
+
+def load_chat(folder: Path) -> Chat:
+    """The tokenizer and template of a converted base; BadInput names what a template lacks."""
+    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    config = json.loads((folder / TOKENIZER_CONFIG_FILE).read_bytes())
+    variables = {
+        key: text for key in ("bos_token", "eos_token", "unk_token", "pad_token") if (text := _text(config, key))
+    }
+    source = (folder / TEMPLATE_FILE).read_text("utf-8")
+    if len(source.encode()) > MAX_TEMPLATE_BYTES:
+        raise BadInput(f"{TEMPLATE_FILE}: expected at most {MAX_TEMPLATE_BYTES} bytes, got {len(source.encode())}")
+    control = frozenset(token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
+    template = _compile(source)
+    end = _find_end_of_turn(template, variables, control)
+    return Chat(tokenizer, template, variables, control, end)
+
+
+def digest_template(folder: Path) -> str:
+    return digest_file(folder / TEMPLATE_FILE)
+
+
+def digest_tokenizer(folder: Path) -> str:
+    return digest_file(folder / TOKENIZER_FILE)
+
+
+def _text(config: Mapping[str, Any], key: str) -> str | None:
+    """A special token's text: a string, or an object with its content."""
+    value = config.get(key)
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _compile(source: str) -> Template:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise
+    try:
+        return environment.from_string(source)
+    except TemplateError as error:
+        raise BadInput(f"{TEMPLATE_FILE}: expected a Jinja template, got: {error.message}") from None
+
+
+def _render(
+    template: Template, variables: Mapping[str, str], messages: Sequence[Mapping[str, str]], *, ask: bool
+) -> str:
+    try:
+        return template.render(**variables, messages=[dict(item) for item in messages], add_generation_prompt=ask)
+    except (TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise BadInput(f"{TEMPLATE_FILE}: expected to render these messages, got: {error}") from None
+
+
+def _find_end_of_turn(template: Template, variables: Mapping[str, str], control: frozenset[str]) -> str:
+    """Renders an answered conversation and reads what the template wrote behind the answer."""
+    question = {"role": "user", "content": "a question"}
+    prompt = _render(template, variables, [question], ask=True)
+    answer = {"role": "assistant", "content": _SENTINEL}
+    whole = _render(template, variables, [question, answer], ask=False)
+    if not whole.startswith(prompt + _SENTINEL):
+        raise BadInput(
+            f"{TEMPLATE_FILE}: expected the prompt to be the start of the answered conversation, got other text"
+        )
+    tail = whole[len(prompt) + len(_SENTINEL) :]
+    found = [token for token in control if tail.startswith(token)]
+    if found:
+        return max(found, key=len)
+    if "eos_token" in variables and variables["eos_token"] in control:
+        return variables["eos_token"]
+    raise BadInput(f"{TEMPLATE_FILE}: expected a control token behind an answer, got {tail[:40]!r} and no eos_token")
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)

@@ -1,0 +1,121 @@
+"""The training loop, to be read from top to bottom.
+
+Deterministic: the same recipe, rows, base and machine give the same adapter, byte for byte, so a run can be replayed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from appliance.errors import BadInput, Unavailable
+from appliance.ml.base import Base
+from appliance.ml.machine import measure_peak_bytes
+from appliance.ml.methods import is_changed, list_trainable
+from appliance.ml.packing import pack_sequences
+from appliance.ml.samples import Sample
+
+# A batch is computed in packs of at most so many tokens. The loss is summed over tokens, so this changes no gradient.
+PACK_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: `loss` is the mean over its trained tokens, `tokens` counts prompts too."""
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    trained_tokens: int
+    seconds: float
+    peak_bytes: int
+
+
+def train(
+    base: Base, model: Any, samples: Sequence[Sample], recipe: Mapping[str, Any], report: Callable[[Step], None]
+) -> list[Step]:
+    """Trains the adapter in place and returns every step. A loss that is not a number is an error, not a result."""
+    parameters = list_trainable(model)
+    decay, rate = float(recipe["weight_decay"]), float(recipe["learning_rate"])
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+    plan = list(plan_steps(samples, recipe))
+    warmup = round(float(recipe["warmup_ratio"]) * len(plan))
+    started, history, trained, tokens = time.monotonic(), [], 0, 0
+    for number, batch in enumerate(plan):
+        learning_rate = rate * schedule(number, len(plan), warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        answers = sum(len(sample.answer) for sample in batch)
+        loss = 0.0
+        for part in split_batch(batch, recipe["batch_size"]):
+            part_loss = answer_loss(base, part) / answers
+            torch.autograd.backward(part_loss)
+            loss += part_loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, float(recipe["max_grad_norm"])).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise BadInput(
+                f"training, step {number + 1}: expected a finite loss, got {loss} (norm {norm})", code="diverged"
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        trained += answers
+        tokens += sum(len(sample.ids) for sample in batch)
+        seconds, peak = time.monotonic() - started, measure_peak_bytes(base.device)
+        step = Step(number + 1, len(plan), loss, learning_rate, norm, tokens, trained, seconds, peak)
+        history.append(step)
+        report(step)
+    if not trained or not is_changed(model):
+        raise Unavailable("training: expected a changed adapter, got the one it began with", code="nothing-trained")
+    return history
+
+
+def answer_loss(base: Base, samples: Sequence[Sample]) -> torch.Tensor:
+    """The summed cross-entropy of the answers' tokens; the head is computed at their positions alone."""
+    pack, segments = pack_sequences([sample.ids for sample in samples], keep=max(len(s.answer) for s in samples) + 1)
+    places = [
+        place
+        for sample, segment in zip(samples, segments, strict=True)
+        for place in range(segment.stop - len(sample.answer) - 1, segment.stop - 1)
+    ]
+    targets = torch.tensor([token for sample in samples for token in sample.answer], device=base.device)
+    hidden = base.hidden(**pack.arguments(base.device))[0]
+    logits = hidden[torch.tensor(places, device=base.device)] @ base.head_weight().T
+    return cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def plan_steps(samples: Sequence[Sample], recipe: Mapping[str, Any]) -> Iterator[list[Sample]]:
+    """The samples of each optimiser step: every epoch in a new order that the seed fixes."""
+    size = recipe["batch_size"] * recipe["accumulation"]
+    generator = torch.Generator().manual_seed(recipe["seed"])
+    for _ in range(recipe["epochs"]):
+        order = torch.randperm(len(samples), generator=generator).tolist()
+        for start in range(0, len(order), size):
+            yield [samples[place] for place in order[start : start + size]]
+
+
+def split_batch(batch: Sequence[Sample], batch_size: int) -> Iterator[list[Sample]]:
+    """The step's samples in parts of at most `batch_size` that fit into memory, long samples with long ones."""
+    part: list[Sample] = []
+    for sample in sorted(batch, key=lambda sample: (len(sample.ids), sample.index)):
+        full = sum(len(other.ids) for other in part) + len(sample.ids) > PACK_TOKENS
+        if part and (full or len(part) == batch_size):
+            yield part
+            part = []
+        part.append(sample)
+    yield part
+
+
+def schedule(number: int, steps: int, warmup: int) -> float:
+    """The share of the learning rate at a step counted from 0: linear up, then a cosine down to a tenth."""
+    if number < warmup:
+        return (number + 1) / (warmup + 1)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (number - warmup) / max(1, steps - warmup)))

@@ -1,0 +1,55 @@
+"""What this machine offers a worker, and which libraries stood here: facts that recipes and records need."""
+
+from __future__ import annotations
+
+import os
+import resource
+from importlib import metadata
+
+import torch
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers", "jinja2", "numpy")
+
+
+def find_device() -> str:
+    """`cuda` where there is one, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether the device multiplies bf16 matrices in hardware; where it does not, bf16 is slower than float32."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
+    return any(bool(check()) for name in checks if (check := getattr(torch.cpu, name, None)) is not None)
+
+
+def describe_machine() -> dict[str, object]:
+    """The facts that resolve a recipe's `auto` values."""
+    device = find_device()
+    return {
+        "device": device,
+        "device_name": torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability(),
+        "bfloat16": multiplies_bfloat16(device),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+
+
+def list_packages() -> dict[str, str]:
+    """The versions of the libraries that computed."""
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
+def measure_peak_bytes(device: str) -> int:
+    """The most memory used so far: the GPU's where there is one, else this process's."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def use_determinism(seed: int) -> None:
+    """The same seed gives the same bytes on this machine with these libraries; an operation that cannot is an error."""
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))

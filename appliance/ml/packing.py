@@ -1,0 +1,129 @@
+"""Many short sequences in one row of tokens, none of which sees another: what makes small sets quick.
+
+A pack is a list of segments, one behind the other. Each attends to itself, causally, and to the whole of its `context`,
+the segments it continues: rows of one dataset share the prompt's beginning, which is computed once, and labels share
+the row they answer. No mask is passed to the model (an all-ones mask lets segments see each other); the attention
+itself takes the segments apart, and a test compares the logits with those of the sequences alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+ATTENTION = "appliance_segments"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens `start` to `stop` of the pack; `context` holds the spans it continues, in order."""
+
+    start: int
+    stop: int
+    context: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """What a segment that continues this one has as its context."""
+        return (*self.context, (self.start, self.stop))
+
+
+@dataclass
+class Pack:
+    """Token ids and their positions, flat, and the segments."""
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+
+    def add(self, ids: Sequence[int], after: Segment | None = None) -> Segment:
+        """Appends a segment; its positions go on where the context ends."""
+        context = after.spans if after else ()
+        first = sum(stop - start for start, stop in context)
+        segment = Segment(len(self.ids), len(self.ids) + len(ids), context)
+        self.ids += ids
+        self.positions += range(first, first + len(ids))
+        self.segments.append(segment)
+        return segment
+
+    def arguments(self, device: str) -> dict[str, Any]:
+        """What the model is called with."""
+        return {
+            "input_ids": torch.tensor([self.ids], device=device),
+            "position_ids": torch.tensor([self.positions], device=device),
+            "segments": tuple(self.segments),
+            "use_cache": False,
+        }
+
+
+def pack_sequences(sequences: Sequence[Sequence[int]], *, keep: int = 1) -> tuple[Pack, list[Segment]]:
+    """One pack of all sequences, their common beginning once; at least `keep` last tokens of each are its own."""
+    pack = Pack()
+    shared = 0
+    if len(sequences) > 1:
+        shared = min(count_common(sequences), min(len(sequence) for sequence in sequences) - keep)
+    root = pack.add(sequences[0][:shared]) if shared > 0 else None
+    return pack, [pack.add(sequence[max(shared, 0) :], after=root) for sequence in sequences]
+
+
+def count_common(sequences: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all sequences have in common."""
+    count = 0
+    for column in zip(*sequences, strict=False):
+        if any(token != column[0] for token in column):
+            break
+        count += 1
+    return count
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    segments: tuple[Segment, ...] = (),
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention for one row: by segments where they are given, else plain causal, with or without a cache.
+
+    query is [1, heads, tokens, size], key and value [1, key heads, tokens, size], the result [1, tokens, heads, size].
+    """
+    if query.shape[0] != 1 or attention_mask is not None:
+        raise ValueError("one row without a mask is what this attention is for")
+    if not segments:
+        output = _attend_causal(query, key, value, scaling)
+    else:
+        output = torch.cat([_attend_segment(query, key, value, segment, scaling) for segment in segments], dim=2)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _attend_segment(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segment: Segment, scaling: float | None
+) -> torch.Tensor:
+    own = query[:, :, segment.start : segment.stop]
+    keys, values = (
+        torch.cat([tensor[:, :, start:stop] for start, stop in segment.spans], dim=2) for tensor in (key, value)
+    )
+    return _attend_causal(own, keys, values, scaling)
+
+
+def _attend_causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
+    """The last query stands at the last key."""
+    queries, keys = query.shape[2], key.shape[2]
+    if queries == keys:
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+    if queries == 1:
+        return scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=True)
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
+
+
+AttentionInterface.register(ATTENTION, attend)

@@ -1,0 +1,112 @@
+"""Which label a model gives a row: the label's log-probability, the model constrained to the label set.
+
+The labels' tokens form a tree; wherever it branches, the model's probabilities are normalised over the branches that
+lead to a label, and a label's score is the sum of their logarithms along its path. That is what a constrained decoder
+would draw from, it does not favour short labels, and it needs the model only where the tree branches: all rows of a
+batch, their common beginning and their labels go through it in one pack. The same for base and adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from appliance.errors import BadInput
+from appliance.ml.base import Base
+from appliance.ml.packing import Pack, Segment, count_common
+
+# Rows are scored in packs of about so many tokens.
+PACK_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A place where label paths part: the tokens that lead there, and each next token with the labels behind it."""
+
+    path: tuple[int, ...]
+    choices: tuple[tuple[int, frozenset[int]], ...]
+
+
+def find_branches(labels: Sequence[Sequence[int]]) -> list[Branch]:
+    """Every branching place of the labels' tree, the root first; a label that is a beginning of another is refused."""
+    prefixes = sorted({tuple(label[:end]) for label in labels for end in range(len(label))}, key=lambda p: (len(p), p))
+    branches = []
+    for prefix in prefixes:
+        behind: dict[int, set[int]] = {}
+        for number, label in enumerate(labels):
+            if tuple(label[: len(prefix)]) == prefix:
+                if len(label) == len(prefix):
+                    raise BadInput(f"labels, number {number}: expected none to be the beginning of another")
+                behind.setdefault(label[len(prefix)], set()).add(number)
+        if len(behind) > 1:
+            branches.append(Branch(prefix, tuple((token, frozenset(behind[token])) for token in sorted(behind))))
+    return branches
+
+
+def score_rows(
+    base: Base, prompts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], report: Callable[[int], None]
+) -> list[list[float]]:
+    """For every prompt the log-probability of each label, in the labels' order; `report` is told the rows done."""
+    branches = find_branches(labels)
+    scores: dict[int, list[float]] = {}
+    extra = sum(len(branch.path) for branch in branches)
+    order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
+    for rows in _batches(order, prompts, extra):
+        scores |= zip(rows, _score_batch(base, [prompts[row] for row in rows], branches, len(labels)), strict=True)
+        report(len(scores))
+    return [scores[row] for row in range(len(prompts))]
+
+
+def choose_labels(scores: Sequence[Sequence[float]], names: Sequence[str]) -> list[str]:
+    """The best label of each row; of equals the first."""
+    return [names[max(range(len(row)), key=lambda number: row[number])] for row in scores]
+
+
+def _batches(order: Sequence[int], prompts: Sequence[Sequence[int]], extra: int) -> Iterator[list[int]]:
+    batch: list[int] = []
+    for row in order:
+        if batch and sum(len(prompts[other]) + extra for other in batch) + len(prompts[row]) + extra > PACK_TOKENS:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _score_batch(
+    base: Base, prompts: Sequence[Sequence[int]], branches: Sequence[Branch], labels: int
+) -> list[list[float]]:
+    pack, rows = _pack_rows(prompts)
+    # Where each branch is decided: behind the row's last token, or behind the tokens that lead to it.
+    decided = [
+        [(pack.add(branch.path, after=row) if branch.path else row).stop - 1 for branch in branches] for row in rows
+    ]
+    with torch.inference_mode():
+        hidden = base.hidden(**pack.arguments(base.device))[0]
+        weight = base.head_weight()
+        chosen = [
+            _branch_scores(hidden, weight, branch, [row[place] for row in decided])
+            for place, branch in enumerate(branches)
+        ]
+    total = torch.zeros(len(prompts), labels, dtype=torch.float64)
+    for branch, values in zip(branches, chosen, strict=True):
+        for place, (_, behind) in enumerate(branch.choices):
+            total[:, sorted(behind)] += values[:, place : place + 1]
+    scores: list[list[float]] = total.tolist()
+    return scores
+
+
+def _pack_rows(prompts: Sequence[Sequence[int]]) -> tuple[Pack, list[Segment]]:
+    pack = Pack()
+    shared = min(count_common(prompts), min(len(prompt) for prompt in prompts) - 1)
+    root = pack.add(prompts[0][:shared]) if shared > 0 else None
+    return pack, [pack.add(prompt[max(shared, 0) :], after=root) for prompt in prompts]
+
+
+def _branch_scores(hidden: torch.Tensor, weight: torch.Tensor, branch: Branch, places: Sequence[int]) -> torch.Tensor:
+    """[rows, choices], float64 on the CPU: log-probabilities of the next tokens that lead to a label."""
+    tokens = [token for token, _ in branch.choices]
+    logits = hidden[list(places)].float() @ weight[tokens].float().T
+    return torch.log_softmax(logits.double(), dim=-1).cpu()
