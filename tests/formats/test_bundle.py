@@ -178,6 +178,12 @@ def test_ed25519_does_not_sign_models(bundle: bytes, ed25519: Ed25519Signer) -> 
         verify_model(bundle, ed25519.spki, FILES)
 
 
+def test_paths_that_a_file_system_takes_for_one_are_not_signed(p256: EcdsaSigner) -> None:
+    for pair in (("a.json", "A.json"), ("sub", "sub/b.bin")):
+        with pytest.raises(BadInput, match="path"):
+            sign_model(dict.fromkeys(pair, FILES["a.json"]), "clauses-1", p256)
+
+
 @pytest.mark.parametrize("path", ["/etc/passwd", "../a", ".git/x", "a b"])
 def test_other_paths_are_not_signed(path: str, p256: EcdsaSigner) -> None:
     with pytest.raises(BadInput, match="path"):

@@ -111,6 +111,11 @@ def test_a_value_that_holds_itself_is_refused() -> None:
         encode_canonical(value)
 
 
+def test_a_key_that_stands_twice_is_named() -> None:
+    with pytest.raises(BadInput, match="key 'a': expected it once, got it twice"):
+        parse_canonical(b'{"a":1,"a":1}')
+
+
 def test_the_message_names_the_first_byte_that_differs() -> None:
     with pytest.raises(BadInput, match=r"byte 5: expected b'1}', got b' 1}'"):
         parse_canonical(b'{"a": 1}')

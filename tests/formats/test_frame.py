@@ -147,6 +147,15 @@ def test_a_reader_that_has_gone_is_unavailable() -> None:
         read_frame(closed, LIMIT, LIMIT)
 
 
+def test_a_writer_that_takes_nothing_is_unavailable_not_endless() -> None:
+    class Full(io.BytesIO):
+        def write(self, data: Any, /) -> int:
+            return 0
+
+    with pytest.raises(Unavailable):
+        write_frame(Full(), {"a": 1})
+
+
 @settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_give_a_frame_an_end_or_bad_input(data: bytes) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa, x25519
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -224,6 +225,20 @@ def test_the_public_key_in_a_key_file_cannot_be_exchanged(key_file: bytes, other
     value = json.loads(key_file)
     value["publicKey"] = base64.b64encode(other_ed25519.spki).decode()
     with pytest.raises(NotAuthenticated):
+        parse_key_file(encode_canonical(value) + b"\n", PASSPHRASE)
+
+
+def test_a_key_file_that_was_locked_around_another_key_is_tampered(
+    key_file: bytes, other_ed25519: Ed25519Signer
+) -> None:
+    """Whoever writes the file knows the passphrase, and may still lie about the key inside."""
+    value = json.loads(key_file)
+    del value["ciphertext"]
+    value["publicKey"] = base64.b64encode(other_ed25519.spki).decode()
+    key = hashlib.scrypt(PASSPHRASE, salt=bytes(32), n=2**16, r=8, p=1, dklen=32, maxmem=2**27)
+    sealed = ChaCha20Poly1305(key).encrypt(bytes(12), bytes(range(32)), encode_canonical(value))
+    value["ciphertext"] = base64.b64encode(sealed).decode()
+    with pytest.raises(Tampered, match="publicKey"):
         parse_key_file(encode_canonical(value) + b"\n", PASSPHRASE)
 
 

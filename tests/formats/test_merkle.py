@@ -183,6 +183,16 @@ def _refuse_consistency(old: int, new: int, proof: list[bytes], old_root: bytes,
         verify_consistency(old, new, proof, old_root, new_root)
 
 
+def test_a_proof_of_another_length_is_refused_even_for_the_root_it_leads_to() -> None:
+    """The size in a signed checkpoint fixes the shape of the proof; a made-up root must not change it."""
+    extra = LEAVES[9]
+    _refuse_inclusion(LEAVES[0], 0, 1, [extra], hash_node(extra, LEAVES[0]))
+    _refuse_inclusion(LEAVES[0], 0, 8, [LEAVES[1]], ROOTS[2])
+    _refuse_consistency(2, 8, [read(1, 1)], ROOTS[2], ROOTS[4])
+    proof = [*consistency_proof(3, 4, read), extra]
+    _refuse_consistency(3, 4, proof, hash_node(extra, ROOTS[3]), hash_node(extra, ROOTS[4]))
+
+
 def test_the_empty_tree_comes_before_every_tree_and_has_the_empty_root() -> None:
     verify_consistency(0, 5, [], EMPTY_ROOT, ROOTS[5])
     _refuse_consistency(0, 5, [], ROOTS[1], ROOTS[5])
