@@ -1,0 +1,249 @@
+"""Administrators: they make the appliance, enrol people, and need each other's signature."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from appliance.cli.caller import Caller
+from appliance.cli.command import command, group, reads, shares, signs
+from appliance.cli.output import print_facts, print_json, print_line, print_table, say
+from appliance.cli.signing import receipt_value, show_proposal, sign_and_submit
+from appliance.errors import BadInput
+
+if TYPE_CHECKING:
+    from appliance.client.orders import Receipt
+
+_FILE = click.Path(path_type=Path)
+
+
+@command(
+    "init",
+    example=(
+        "appliance init --administrator alice=alice.pub --administrator bob=bob.pub --trust-file /media/usb/trust.json"
+    ),
+)
+@click.option(
+    "--administrator", "administrators", multiple=True, required=True, metavar="NAME=FILE", help="Name and public key."
+)
+@click.option("--single-admin", is_flag=True, help="For a trial: one administrator decides alone. Recorded for ever.")
+@click.option("--origin", metavar="LOG", help="The log's name for ever, such as appliance.example.org/1.")
+@click.option("--policy", type=_FILE, metavar="FOLDER", help="The first policy set; policies/default unless named.")
+@click.option("--trust-file", type=_FILE, help="Also write the trust file here: a place that is not this machine.")
+@shares
+@click.pass_obj
+def init(
+    caller: Caller,
+    administrators: tuple[str, ...],
+    single_admin: bool,
+    origin: str | None,
+    policy: Path | None,
+    trust_file: Path | None,
+) -> None:
+    """Make an appliance in its data folder: the service's keys, the database, the first policy set.
+
+    Takes the public keys of two administrators and prints the trust file: keep it elsewhere, since every later
+    verification starts from it.
+    """
+    from appliance import wiring
+    from appliance.client.files import write_new
+    from appliance.client.policies import load_policy
+    from appliance.formats.trust import encode_trust
+
+    people = [_parse_administrator(text) for text in administrators]
+    if single_admin != (len(people) == 1):
+        raise BadInput(
+            f"administrators: expected two or more, or one with --single-admin, got {len(people)}"
+            f"{' with --single-admin' if single_admin else ''}"
+        )
+    trust = wiring.init(
+        caller.settings,
+        [wiring.Person(name, spki) for name, spki in people],
+        origin=origin or _default_origin(),
+        single_administrator=single_admin,
+        policy=load_policy(policy or _default_policy()),
+    )
+    data = encode_trust(trust)
+    print_line(data.decode("utf-8").rstrip("\n"))
+    if trust_file is not None:
+        write_new(trust_file, data, "trust file", 0o644)
+    say(
+        f"made the appliance {trust.origin} in {caller.settings.home}",
+        "The line on stdout is the trust file. Keep it away from this machine: whoever verifies starts from it.",
+        "next: each person makes a key and proves it: appliance key new FILE, then: appliance key prove --as NAME",
+    )
+
+
+def _parse_administrator(text: str) -> tuple[str, bytes]:
+    from appliance.client.keys import read_public_key
+    from appliance.formats.fields import parse_identifier
+
+    name, separator, file = text.partition("=")
+    if not separator or not file:
+        raise BadInput(f"administrator: expected NAME=FILE with a public key (appliance key new FILE), got {text!r}")
+    return parse_identifier(name, "administrator"), read_public_key(Path(file))
+
+
+def _default_origin() -> str:
+    """This host and a random part: two appliances never take each other's orders."""
+    host = re.sub(r"[^a-z0-9.-]", "-", socket.gethostname().lower()).strip("-.") or "appliance"
+    return f"{host}/{secrets.token_hex(4)}"
+
+
+def _default_policy() -> Path:
+    return Path(__file__).resolve().parents[2] / "policies" / "default"
+
+
+@group("principal", example="appliance principal list")
+def principal() -> None:
+    """People and units: enrol, list, grant a role, revoke."""
+
+
+@principal.command(
+    "enroll",
+    example="appliance principal enroll ada --proof ada.proof --printed-name 'Ada Byron' --role reviewer:privacy",
+)
+@click.argument("name")
+@click.option("--proof", type=_FILE, required=True, help="What the person made with: appliance key prove")
+@click.option("--printed-name", required=True, metavar="TEXT", help="As it stands in signatures; can be erased later.")
+@click.option(
+    "--role",
+    "roles",
+    multiple=True,
+    required=True,
+    metavar="ROLE",
+    help="administrator, operator, auditor, unit, reviewer:FIELD or release-owner:UNIT.",
+)
+@signs
+@click.pass_obj
+def enroll(caller: Caller, name: str, proof: Path, printed_name: str, roles: tuple[str, ...]) -> None:
+    """Enrol a person or a unit with the key that they proved. Needs two administrators."""
+    from appliance.client.people import propose_enrolment
+
+    proposal = propose_enrolment(caller.about, caller.signer, name, printed_name, roles, proof)
+    receipt = sign_and_submit(caller, proposal, ["The key's own signature holds. Let the person read out the key id."])
+    _tell(caller, receipt, f"{name} is enrolled")
+
+
+@principal.command("list", example="appliance principal list --json")
+@reads
+@click.pass_obj
+def list_principals(caller: Caller) -> None:
+    """Everybody who was ever enrolled, with roles and key ids."""
+    rows = caller.reading().get("/v1/principals")
+    if caller.json:
+        print_json(rows)
+        return
+    print_table(
+        ("name", "printed name", "roles", "key id", "enrolled", "revoked"),
+        [
+            (r["name"], r["printed_name"], ", ".join(r["roles"]), r["keyid"][:19], r["enrolled"], r["revoked"])
+            for r in rows
+        ],
+    )
+
+
+@principal.command("grant", example="appliance principal grant ada reviewer:privacy")
+@click.argument("name")
+@click.argument("role")
+@signs
+@click.pass_obj
+def grant(caller: Caller, name: str, role: str) -> None:
+    """Give a person one role more. Needs two administrators."""
+    from appliance.client.orders import propose
+    from appliance.domain.orders import Grant
+
+    proposal = propose(caller.about, caller.signer, Grant, {"principal": name, "role": role})
+    _tell(caller, sign_and_submit(caller, proposal), f"{name} is {role}")
+
+
+@principal.command("revoke", example="appliance principal revoke mallory --reason 'left the firm'")
+@click.argument("name")
+@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
+@signs
+@click.pass_obj
+def revoke(caller: Caller, name: str, reason: str | None) -> None:
+    """End a person's or a unit's power at once. One administrator is enough; it cannot be taken back."""
+    from appliance.client.orders import propose
+    from appliance.domain.orders import RevokePrincipal
+
+    texts = {} if reason is None else {"reason": reason}
+    proposal = propose(caller.about, caller.signer, RevokePrincipal, {"principal": name}, texts=texts)
+    _tell(caller, sign_and_submit(caller, proposal), f"{name} is revoked")
+
+
+@group("order", example="appliance order list")
+def order() -> None:
+    """Orders that wait for a second administrator."""
+
+
+@order.command("list", example="appliance order list")
+@reads
+@click.pass_obj
+def list_orders(caller: Caller) -> None:
+    """What waits, who ordered it, and until when it stands."""
+    from appliance.client.orders import pending_orders
+
+    waiting = pending_orders(caller.reading())
+    if caller.json:
+        print_json(
+            [{"digest": p.digest, "index": p.index, **p.proposal.order.model_dump(mode="json")} for p in waiting]
+        )
+        return
+    print_table(
+        ("order", "verb", "signer", "about", "stands until"),
+        [
+            (p.digest[:19], o.verb, o.signer, ", ".join(o.about()), o.expires_at)
+            for p in waiting
+            for o in (p.proposal.order,)
+        ],
+    )
+
+
+@order.command("show", example="appliance order show sha256:1f2e3d4c")
+@click.argument("digest")
+@reads
+@click.pass_obj
+def show_order(caller: Caller, digest: str) -> None:
+    """Everything that one waiting order binds, from the bytes that its signer signed."""
+    from appliance.client.orders import describe, find_pending, pending_orders
+
+    found = find_pending(pending_orders(caller.reading()), digest)
+    if caller.json:
+        print_json(
+            {"digest": found.digest, "index": found.index, "order": found.proposal.order.model_dump(mode="json")}
+        )
+        return
+    print_facts([*describe(found.proposal), ("digest", found.digest), ("entry", found.index)])
+
+
+@order.command("endorse", example="appliance order endorse sha256:1f2e3d4c")
+@click.argument("digest")
+@signs
+@click.pass_obj
+def endorse(caller: Caller, digest: str) -> None:
+    """Sign another administrator's order, which then stands. DIGEST may be cut after 6 digits."""
+    from appliance.client.orders import find_pending, pending_orders, propose_endorsement
+
+    found = find_pending(pending_orders(caller.reading()), digest)
+    show_proposal(found.proposal)
+    say(f"  This is the order of {found.proposal.order.signer}, entry {found.index} of the log.")
+    receipt = sign_and_submit(caller, propose_endorsement(caller.about, caller.signer, found))
+    _tell(caller, receipt, f"{found.proposal.order.verb} stands")
+
+
+def _tell(caller: Caller, receipt: Receipt, done: str) -> None:
+    """What came of an order: done, or what the second administrator types."""
+    if caller.json:
+        print_json(receipt_value(receipt))
+    elif receipt.outcome == "pending":
+        print_facts([("order", receipt.order), ("entry", receipt.index), ("outcome", receipt.outcome)])
+    else:
+        print_facts([("done", done), ("entry", receipt.index)])
+    if receipt.outcome == "pending":
+        say(f"next: another administrator types: appliance order endorse {receipt.order[:19]}")

@@ -1,0 +1,182 @@
+"""The command line's front: which command stands in which file, and how every error ends.
+
+Files are loaded when one of their commands is asked for, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import click
+
+from appliance.cli.caller import Caller
+from appliance.cli.command import Group
+from appliance.errors import ApplianceError, Denied
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+"""128 + the signal, as shells count."""
+
+
+class Entry(NamedTuple):
+    """Where a command stands, and the line that says what it is for."""
+
+    audience: str
+    file: str
+    help: str
+
+
+COMMANDS = {
+    "init": Entry("Administrators", "administrators", "Make an appliance: keys, database, first policy set."),
+    "key": Entry("Everyone", "people", "A person's own key: make it, show it, prove it."),
+    "principal": Entry("Administrators", "administrators", "People and units: enrol, list, grant a role, revoke."),
+    "order": Entry("Administrators", "administrators", "Orders that wait for a second administrator."),
+    "policy": Entry("Administrators", "policies", "The policy set: show, adopt, test, compare."),
+    "base": Entry("Operators", "operators", "Base models: import and list."),
+    "dataset": Entry("Operators", "operators", "Datasets: import, list, show."),
+    "run": Entry("Operators", "operators", "Training runs: start, follow, list, cancel."),
+    "review": Entry("Reviewers", "reviewers", "Adapters to judge: show what a signature binds, approve, reject."),
+    "release": Entry("Units", "units", "Which adapter answers a unit's task: activate, roll back, history."),
+    "adapter": Entry("Units", "units", "Sealed adapters: list, show the whole history, revoke."),
+    "token": Entry("Units", "units", "A unit's API key: signed by the unit, at most an hour long."),
+    "serve": Entry("Units", "units", "Run the service in the foreground."),
+    "ledger": Entry("Auditors", "auditors", "The log: read it, export it, verify it."),
+    "completion": Entry("Everyone", "people", "Print the shell's completion script."),
+}
+
+
+class _Root(Group):
+    """Knows every command by name and loads the one that is asked for."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        entry = COMMANDS.get(name)
+        if entry is None:
+            return None
+        found = getattr(import_module(f"appliance.cli.{entry.file}"), name)
+        assert isinstance(found, click.Command)
+        return found
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """By audience, from the table above: nothing is loaded to list it."""
+        for audience in dict.fromkeys(entry.audience for entry in COMMANDS.values()):
+            with formatter.section(audience):
+                formatter.write_dl([(name, e.help) for name, e in COMMANDS.items() if e.audience == audience])
+
+
+def _path(name: str, variable: str, help: str) -> Callable[[F], F]:
+    return click.option(
+        name, envvar=variable, show_envvar=True, metavar="FILE", type=click.Path(path_type=Path), help=help
+    )
+
+
+@click.group(
+    "appliance",
+    cls=_Root,
+    context_settings={"max_content_width": 110},
+    example=(
+        "appliance run start recipe.yaml --follow\n"
+        "appliance review show clauses@1\n"
+        "appliance ledger verify --trust trust.json"
+    ),
+)
+@click.option(
+    "--home",
+    envvar="APPLIANCE_HOME",
+    show_envvar=True,
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="The appliance's data folder.",
+)
+@_path("--key", "APPLIANCE_KEY", "Your key file.")
+@click.option("--as", "name", envvar="APPLIANCE_PRINCIPAL", show_envvar=True, metavar="NAME", help="Your name here.")
+@click.option("--passphrase-fd", type=int, metavar="N", help="Read the passphrase from this descriptor.")
+@click.option(
+    "--passphrase-file", type=click.Path(path_type=Path), metavar="FILE", help="Read the passphrase from a 0600 file."
+)
+@_path("--trust", "APPLIANCE_TRUST", "The trust file that everything is checked against.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout; errors too, on stderr.")
+@click.option("--yes", is_flag=True, help="Sign without asking.")
+@click.version_option(package_name="appliance", prog_name="appliance")
+@click.pass_context
+def cli(
+    context: click.Context,
+    home: Path | None,
+    key: Path | None,
+    name: str | None,
+    passphrase_fd: int | None,
+    passphrase_file: Path | None,
+    trust: Path | None,
+    as_json: bool,
+    yes: bool,
+) -> None:
+    """Train, judge, release and serve adapters, with a signature for every decision and a log that anybody can check.
+
+    The options below stand here or behind any command.
+    """
+    caller = Caller(home, key, name, passphrase_fd, passphrase_file, trust, as_json, yes)
+    context.obj = caller
+    context.call_on_close(caller.close)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command and leaves with its exit code; the table stands in docs/cli.md."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(run(given))
+
+
+def run(given: list[str]) -> int:
+    as_json = "--json" in given
+    try:
+        code = cli.main(args=given, prog_name="appliance", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except ApplianceError as error:
+        reasons = list(error.reasons) if isinstance(error, Denied) else []
+        return _fail(error.exit_code, error.code, error.message, as_json, reasons)
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _fail(INTERRUPTED, "interrupted", "stopped by you; what was not signed was not sent", as_json)
+    except click.ClickException as error:
+        return _fail(2, "usage", _usage(error), as_json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has left
+        return BROKEN_PIPE
+    except Exception as error:
+        if os.environ.get("APPLIANCE_DEBUG"):
+            raise
+        message = f"a defect of the appliance: {type(error).__name__}: {error}; APPLIANCE_DEBUG=1 shows where"
+        return _fail(1, "defect", message, as_json)
+
+
+def _usage(error: click.ClickException) -> str:
+    """click's message, and where to read on."""
+    path = "appliance"
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        path = error.ctx.command_path
+    return f"{error.format_message().rstrip('.')}; type: {path} --help"
+
+
+def _fail(exit_code: int, code: str, message: str, as_json: bool, reasons: Sequence[str] = ()) -> int:
+    """The error on stderr; reasons that the message does not hold already stand below it, one a line."""
+    if as_json:
+        value = {"error": {"code": code, "message": message, "reasons": list(reasons), "exit_code": exit_code}}
+        click.echo(json.dumps(value, ensure_ascii=False), err=True)
+        return exit_code
+    shown = "".join(c if c.isprintable() or c == "\n" else "?" for c in message)
+    click.echo(f"error: {shown} [{code}]", err=True)
+    for reason in reasons:
+        if reason not in message:
+            click.echo(f"  {reason}", err=True)
+    return exit_code

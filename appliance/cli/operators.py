@@ -1,0 +1,301 @@
+"""Operators: they bring in base models and datasets, and train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from appliance.cli.caller import Caller
+from appliance.cli.command import group, reads, signs
+from appliance.cli.following import Display, show_import
+from appliance.cli.output import plain, print_facts, print_json, print_table, say
+from appliance.cli.progress import Meter
+from appliance.cli.signing import receipt_value, sign_all, sign_and_submit
+from appliance.errors import BadInput, Conflict
+
+if TYPE_CHECKING:
+    from appliance.client.orders import Receipt
+    from appliance.client.runs import Ended
+    from appliance.client.uploads import Source
+
+_PATH = click.Path(path_type=Path)
+
+
+def _upload(caller: Caller, source: Source) -> None:
+    """Sends what was hashed, with a meter."""
+    from appliance.client.uploads import upload
+
+    meter = Meter("sends", source.total_bytes, "bytes")
+    upload(caller.reading(), source, meter.advance)
+    meter.close()
+
+
+@group("base", example="appliance base list")
+def base() -> None:
+    """Base models: import and list."""
+
+
+@base.command("import", example="appliance base import SmolLM2.gguf --name smollm2 --licence Apache-2.0")
+@click.argument("path", type=_PATH)
+@click.option("--name", required=True, help="What the base is called here, once and for ever.")
+@click.option("--licence", required=True, metavar="SPDX", help="The licence's SPDX identifier, such as Apache-2.0.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the import has ended.")
+@signs
+@click.pass_obj
+def import_base(caller: Caller, path: Path, name: str, licence: str, wait: bool) -> None:
+    """Import a base model: a folder of safetensors, or one .gguf file.
+
+    Every byte is hashed here before it is sent. Pickles, remote code, links and files that no base needs are refused.
+    """
+    from appliance.client.imports import propose_base
+    from appliance.client.uploads import read_base
+
+    source = read_base(path, name)
+    _ = caller.unlocked
+    _upload(caller, source)
+    proposal = propose_base(caller.about, caller.signer, name, licence, source)
+    _finish_import(caller, sign_and_submit(caller, proposal), wait)
+
+
+def _finish_import(caller: Caller, receipt: Receipt, wait: bool) -> None:
+    from appliance.client.imports import wait_for_import
+
+    if not wait:
+        _print_receipt(caller, receipt)
+        return
+    result = wait_for_import(caller.reading(), receipt.order, show_import)
+    if caller.json:
+        print_json({**receipt_value(receipt), "result": result})
+        return
+    facts = [(name.replace("_", " "), value) for name, value in dict(result.get("facts") or {}).items()]
+    listed = [(name, value) for name, value in result.items() if name not in ("facts", "sample")]
+    print_facts([*((name, _joined(value)) for name, value in [*listed, *facts]), ("entry", receipt.index)])
+    if "sample" in result:
+        say("", "The first row as the model sees it:", plain(result["sample"]))
+
+
+def _joined(value: Any) -> str:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+
+
+def _print_receipt(caller: Caller, receipt: Receipt) -> None:
+    if caller.json:
+        print_json(receipt_value(receipt))
+        return
+    print_facts([("order", receipt.order), ("entry", receipt.index), ("outcome", receipt.outcome)])
+
+
+@base.command("list", example="appliance base list --json")
+@reads
+@click.pass_obj
+def list_bases(caller: Caller) -> None:
+    """Every imported base, its digest and its licence."""
+    rows = caller.reading().get("/v1/bases")
+    if caller.json:
+        print_json(rows)
+        return
+    columns = ("name", "licence", "imported_by", "index", "digest")
+    print_table(("base", "licence", "imported by", "entry", "digest"), [[row[c] for c in columns] for row in rows])
+
+
+@group("dataset", example="appliance dataset list")
+def dataset() -> None:
+    """Datasets: import, list, show."""
+
+
+@dataset.command(
+    "import",
+    example=(
+        "appliance dataset import clauses.csv --name clauses --base smollm2 \\\n"
+        "    --instruction 'Name the kind of clause.' --owner 'Legal' --licence CC0-1.0 --classification internal"
+    ),
+)
+@click.argument("path", type=_PATH)
+@click.option("--name", required=True, help="What the dataset is called here; each import counts its version up.")
+@click.option("--base", "base_name", required=True, metavar="NAME", help="Whose chat template renders the rows.")
+@click.option("--text-column", default="text", show_default=True, metavar="COLUMN", help="The column with the texts.")
+@click.option(
+    "--label-column", default="label", show_default=True, metavar="COLUMN", help="The column with the labels."
+)
+@click.option("--instruction", default="", metavar="TEXT", help="The system message that every row is rendered with.")
+@click.option("--owner", required=True, metavar="TEXT", help="Who owns the data; can be erased later.")
+@click.option("--licence", required=True, metavar="SPDX", help="The licence's SPDX identifier, or LicenseRef-NAME.")
+@click.option("--classification", required=True, metavar="WORD", help="Such as public, internal or restricted.")
+@click.option("--seed", default=1, show_default=True, help="Fixes which rows are held out.")
+@click.option("--held-out", default="0.2", show_default=True, metavar="FRACTION", help="The part kept for evaluation.")
+@click.option("--format", "kind", type=click.Choice(["csv", "jsonl"]), help="When the file's ending does not say.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the import has ended.")
+@signs
+@click.pass_obj
+def import_dataset(caller: Caller, /, path: Path, kind: str | None, base_name: str, wait: bool, **terms: Any) -> None:
+    """Import texts and labels from a CSV or JSONL file, split with a fixed seed and rendered for a base.
+
+    Every byte is hashed here before it is sent. A row that does not fit is named by its line, and nothing is imported.
+    """
+    from appliance.client.imports import DatasetTerms, propose_dataset, proven_digest, read_rows
+
+    source = read_rows(path, kind)
+    _ = caller.unlocked
+    digest = proven_digest(caller.reading(), caller.anchor, "base", base_name)
+    _upload(caller, source)
+    proposal = propose_dataset(caller.about, caller.signer, DatasetTerms(base=base_name, **terms), source, digest)
+    _finish_import(caller, sign_and_submit(caller, proposal), wait)
+
+
+@dataset.command("list", example="appliance dataset list")
+@reads
+@click.pass_obj
+def list_datasets(caller: Caller) -> None:
+    """Every imported dataset and version, with its rows, licence and classification."""
+    rows = caller.reading().get("/v1/datasets")
+    if caller.json:
+        print_json(rows)
+        return
+    print_table(
+        ("dataset", "rows", "base", "licence", "classification", "imported by", "entry"),
+        [
+            (
+                f"{r['name']}@{r['version']}",
+                r["facts"].get("rows"),
+                r["base"],
+                r["licence"],
+                r["classification"],
+                r["imported_by"],
+                r["index"],
+            )
+            for r in rows
+        ],
+    )
+
+
+@dataset.command("show", example="appliance dataset show clauses@1")
+@click.argument("name")
+@reads
+@click.pass_obj
+def show_dataset(caller: Caller, name: str) -> None:
+    """One dataset: digests, the root over its rows, and what the import measured."""
+    row = caller.reading().get(f"/v1/datasets/{name}")
+    if caller.json:
+        print_json(row)
+        return
+    facts = [(key.replace("_", " "), value) for key, value in row.pop("facts").items()]
+    print_facts([*((key.replace("_", " "), value) for key, value in row.items()), *facts])
+
+
+@group("run", example="appliance run start recipe.yaml --follow")
+def run() -> None:
+    """Training runs: start, follow, list, cancel."""
+
+
+@run.command(
+    "start", example="appliance run start recipe.yaml --follow\nappliance run start first.yaml second.yaml --yes"
+)
+@click.argument("recipes", nargs=-1, required=True, type=_PATH)
+@click.option("--follow/--no-follow", default=False, help="Stay until the last run has ended.")
+@signs
+@click.pass_obj
+def start(caller: Caller, recipes: tuple[Path, ...], follow: bool) -> None:
+    """Order one training run for each recipe; they queue and train one after another.
+
+    Every value that a recipe leaves to the appliance (auto) is resolved here, shown, and part of what you sign.
+    """
+    from appliance.client.runs import load_recipe, propose_run
+
+    loaded = [(str(path), load_recipe(path)) for path in recipes]
+    door = caller.reading()
+    proposals = [propose_run(door, caller.anchor, caller.signer, recipe, what) for what, recipe in loaded]
+    runs = [str(receipt.result["run"]) for receipt in sign_all(caller, proposals)]
+    if not follow:
+        if caller.json:
+            print_json([{"run": name, "status": "queued"} for name in runs])
+        else:
+            print_table(("run", "recipe"), zip(runs, recipes, strict=True))
+        say(f"next: appliance run show {runs[0]} --follow")
+        return
+    _report(caller, [_follow(caller, name) for name in runs])
+
+
+def _follow(caller: Caller, name: str) -> Ended:
+    """Shows a run until it has ended. Leaving does not stop it."""
+    from appliance.client.runs import follow
+
+    display = Display(name)
+    try:
+        return follow(caller.reading(), name, display.take)
+    except KeyboardInterrupt:
+        say("", f"{name} goes on. Follow it again with: appliance run show {name} --follow")
+        raise
+    finally:
+        display.close()
+
+
+def _report(caller: Caller, ended: Sequence[Ended]) -> None:
+    """How the runs ended; Conflict when one was not sealed."""
+    if caller.json:
+        print_json(
+            [{"run": one.run, "status": one.status, "adapter": one.adapter, "detail": one.detail} for one in ended]
+        )
+    else:
+        print_table(("run", "status", "adapter"), [(one.run, one.status, one.adapter) for one in ended])
+    unsealed = [one for one in ended if one.status != "sealed"]
+    for one in ended:
+        if one.adapter is not None:
+            say(f"next: a reviewer types: appliance review show {one.adapter}")
+    if unsealed:
+        told = "; ".join(
+            f"{one.run}: expected it sealed, got {one.status}: {one.detail or 'see the log'}" for one in unsealed
+        )
+        raise Conflict(f"run {told}; read on with: appliance ledger log --subject run:{unsealed[0].run}", code="run")
+
+
+@run.command("list", example="appliance run list")
+@reads
+@click.pass_obj
+def list_runs(caller: Caller) -> None:
+    """Every run, in the order in which they were ordered."""
+    rows = caller.reading().get("/v1/runs")
+    if caller.json:
+        print_json(rows)
+        return
+    columns = ("id", "status", "name", "base", "dataset", "ordered_by", "index")
+    print_table(
+        ("run", "status", "adapter name", "base", "dataset", "ordered by", "entry"),
+        [[row[column] for column in columns] for row in rows],
+    )
+
+
+@run.command("show", example="appliance run show r-000001 --follow")
+@click.argument("name", metavar="RUN")
+@click.option("--follow/--no-follow", default=False, help="Stay until the run has ended.")
+@reads
+@click.pass_obj
+def show_run(caller: Caller, name: str, follow: bool) -> None:
+    """One run: what it trains on, who ordered it, how far it is."""
+    door = caller.reading()
+    if follow:
+        _ = caller.unlocked  # asked for now: a session that ends on the way is renewed without a question
+        _report(caller, [_follow(caller, name)])
+        return
+    row = door.get(f"/v1/runs/{name}")
+    state = door.get(f"/v1/runs/{name}/progress")
+    if caller.json:
+        print_json({**row, "adapter": state["adapter"], "detail": state["detail"]})
+        return
+    facts = [(key.replace("_", " "), value) for key, value in row.items()]
+    print_facts([*facts, ("adapter", state["adapter"]), ("detail", state["detail"])])
+
+
+@run.command("cancel", example="appliance run cancel r-000002")
+@click.argument("name", metavar="RUN")
+@signs
+@click.pass_obj
+def cancel(caller: Caller, name: str) -> None:
+    """Stop a run that waits or trains: the one who ordered it may, or an administrator."""
+    from appliance.client.runs import propose_cancel
+
+    if not name.startswith("r-"):
+        raise BadInput(f"run: expected a name such as r-000001, got {name}; list them with: appliance run list")
+    _print_receipt(caller, sign_and_submit(caller, propose_cancel(caller.about, caller.signer, name)))

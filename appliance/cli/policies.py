@@ -1,0 +1,108 @@
+"""The policy set: what stands, what would change, whether its test cases pass, and how it is adopted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from appliance.cli.caller import Caller
+from appliance.cli.command import group, reads, signs
+from appliance.cli.output import plain, print_facts, print_json, print_line, print_table, say
+from appliance.cli.signing import receipt_value, sign_and_submit
+from appliance.errors import Denied
+
+_FOLDER = click.Path(path_type=Path)
+
+
+@group("policy", example="appliance policy show")
+def policy() -> None:
+    """The policy set: show, adopt, test, compare."""
+
+
+@policy.command("show", example="appliance policy show\nappliance policy show --cedar > policies.cedar")
+@click.option("--cedar", is_flag=True, help="Print the Cedar policies alone.")
+@reads
+@click.pass_obj
+def show(caller: Caller, cedar: bool) -> None:
+    """The set in force: its digest, its parameters, its Cedar policies."""
+    from appliance.client.policies import current_policy
+
+    found = current_policy(caller.reading())
+    if caller.json:
+        print_json({"digest": found.digest, "policy": found.model_dump(mode="json")})
+        return
+    if not cedar:
+        parameters = found.parameters.model_dump(mode="json")
+        listed = [(name.replace("_", " "), _shown(value)) for name, value in parameters.items()]
+        print_facts([("policy set", found.name), ("digest", found.digest), *listed])
+        print_line("")
+    print_line(found.cedar.rstrip("\n"))
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+
+
+@policy.command("adopt", example="appliance policy adopt policies/default")
+@click.argument("folder", type=_FOLDER)
+@signs
+@click.pass_obj
+def adopt(caller: Caller, folder: Path) -> None:
+    """Order that a policy set is put in force: a folder with parameters.json, policies.cedar and schema.cedarschema.
+
+    Shows what would change. Needs two administrators.
+    """
+    from appliance.client.policies import current_policy, differences, load_policy, propose_adoption
+
+    new = load_policy(folder)
+    changes = differences(current_policy(caller.reading()), new)
+    say(*(plain(line) for line in changes or ["No text differs from the set in force."]))
+    receipt = sign_and_submit(caller, propose_adoption(caller.about, caller.signer, new))
+    if caller.json:
+        print_json(receipt_value(receipt))
+    else:
+        print_facts([("policy set", new.digest), ("entry", receipt.index), ("outcome", receipt.outcome)])
+    if receipt.outcome == "pending":
+        say(f"next: another administrator types: appliance order endorse {receipt.order[:19]}")
+
+
+@policy.command("test", example="appliance policy test policies/default")
+@click.argument("folder", type=_FOLDER)
+@reads
+@click.pass_obj
+def test(caller: Caller, folder: Path) -> None:
+    """Run a set's test cases (tests.json) through the service's own engine. Fails when one does not pass."""
+    from appliance.client.policies import run_cases
+
+    results = run_cases(caller.reading(), folder)
+    failed = [result for result in results if not result["passed"]]
+    if caller.json:
+        print_json({"results": results, "passed": len(results) - len(failed), "failed": len(failed)})
+    else:
+        print_table(
+            ("case", "result", "expected", "got"),
+            [(r["name"], "passed" if r["passed"] else "FAILED", r["expected"], r["got"]) for r in results],
+        )
+    say(f"{len(results) - len(failed)} of {len(results)} cases passed.")
+    if failed:
+        names = tuple(str(result["name"]) for result in failed)
+        raise Denied(f"policy set {folder}: expected every case to pass, got {len(failed)} that did not", reasons=names)
+
+
+@policy.command("diff", example="appliance policy diff policies/strict-example")
+@click.argument("folder", type=_FOLDER)
+@reads
+@click.pass_obj
+def diff(caller: Caller, folder: Path) -> None:
+    """What would change: parameters, Cedar policies and schema, as a unified diff against the set in force."""
+    from appliance.client.policies import current_policy, differences, load_policy
+
+    old, new = current_policy(caller.reading()), load_policy(folder)
+    changes = differences(old, new)
+    if caller.json:
+        print_json({"in_force": old.digest, "other": new.digest, "diff": changes})
+        return
+    for line in changes:
+        print_line(plain(line))
+    say("No text differs." if not changes else f"In force: {old.digest}. The other: {new.digest}.")

@@ -1,0 +1,299 @@
+"""Reviewers: they see what their signature would bind, from bytes hashed on their side, and sign for a unit."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from appliance.cli.caller import Caller, is_interactive
+from appliance.cli.command import group, reads, signs
+from appliance.cli.output import print_facts, print_json, print_line, print_table, say
+from appliance.cli.progress import Meter, show_bytes
+from appliance.cli.signing import receipt_value, sign_and_submit
+from appliance.cli.times import parse_moment
+from appliance.errors import BadInput
+
+if TYPE_CHECKING:
+    from appliance.client.reviews import Evidence
+
+DEFAULT_VALID_DAYS = 90
+_MEANINGS = {
+    "approve": "I reviewed what this signature binds and approve it for {unit}, for the field {field}.",
+    "reject": "I reviewed what this signature binds and reject it for {unit}, for the field {field}.",
+}
+
+
+@group("review", example="appliance review list")
+def review() -> None:
+    """Adapters to judge: show what a signature binds, approve, reject."""
+
+
+@review.command("list", example="appliance review list --unit legal")
+@click.option("--unit", metavar="NAME", help="Count the decisions for this unit alone.")
+@reads
+@click.pass_obj
+def list_reviews(caller: Caller, unit: str | None) -> None:
+    """Every sealed adapter that is not revoked, and the decisions it has."""
+    rows = [r for r in caller.reading().get("/v1/adapters") if r["revoked"] is None]
+    if caller.json:
+        print_json(rows)
+        return
+    print_table(
+        ("adapter", "run", "ordered by", "entry", "approved", "rejected", "quarantined"),
+        [
+            (
+                f"{r['name']}@{r['version']}",
+                r["run"],
+                r["ordered_by"],
+                r["index"],
+                _decisions(r, "approve", unit),
+                _decisions(r, "reject", unit),
+                r["quarantined"],
+            )
+            for r in rows
+        ],
+    )
+
+
+def _decisions(row: dict[str, Any], decision: str, unit: str | None) -> str:
+    found = [r for r in row["reviews"] if r["decision"] == decision and unit in (None, r["unit"])]
+    return ", ".join(f"{r['reviewer']} ({r['field']}, {r['unit']})" for r in found) or "-"
+
+
+def gather(caller: Caller, name: str) -> Evidence:
+    """Downloads, hashes and checks an adapter, with a meter."""
+    from appliance.client.reviews import gather as gather_evidence
+
+    door, meter = caller.reading(), Meter(f"hashes {name}", 0, "bytes")
+
+    def advance(count: int) -> None:
+        meter.total += count
+        meter.advance(count)
+
+    evidence = gather_evidence(door, caller.anchor, name, advance)
+    meter.close()
+    return evidence
+
+
+@review.command("show", example="appliance review show clauses@1")
+@click.argument("adapter", metavar="NAME@VERSION")
+@reads
+@click.pass_obj
+def show(caller: Caller, adapter: str) -> None:
+    """Print exactly what a signature would bind, from bytes that were downloaded and hashed here.
+
+    Fails when a file, the manifest's signature, the provenance or the proof in the log does not hold.
+    """
+    evidence = gather(caller, adapter)
+    if caller.json:
+        print_json(evidence_value(evidence))
+        return
+    print_evidence(evidence)
+    say("", f"next: appliance review approve {adapter} --unit UNIT, or: appliance review reject {adapter} --unit UNIT")
+
+
+def print_evidence(evidence: Evidence, *, err: bool = False) -> None:
+    """The signed part first: the manifest and its files. Then what they say. Then what only the service says."""
+
+    def line(text: str) -> None:
+        say(text) if err else print_line(text)
+
+    line(f"Adapter {evidence.name}. A signature binds this manifest, and through it every byte below:")
+    print_facts([("  manifest", evidence.digest)], err=err)
+    for file in evidence.manifest.files:
+        line(f"    {file.digest}  {show_bytes(file.size):>9}  {file.path}")
+    line("")
+    line("Checked here: every file by its digest, the appliance's signature over them, the provenance, the log.")
+    print_facts(
+        [
+            ("  sealed", f"entry {evidence.sealed}, {evidence.sealed_at}, under a log of {evidence.log_size} entries"),
+            ("  log vouched for by", evidence.said_by),
+            ("  run", f"{evidence.run}, ordered by {evidence.ordered_by}"),
+            ("  order", evidence.order),
+        ],
+        err=err,
+    )
+    for title, facts in (
+        ("Made of, by the signed provenance:", [(f"  {name}", digest) for name, digest in evidence.materials]),
+        ("Measured on the held-out rows, in metrics.json:", _metrics(evidence)),
+        ("Trained with, in recipe.json:", _members(evidence.contents.get("recipe.json"))),
+        ("Stands on, in base.json:", _members(evidence.contents.get("base.json"))),
+        ("Told by the service, bound by nobody's review:", _told(evidence)),
+    ):
+        if facts:
+            line("")
+            line(title)
+            print_facts(facts, err=err)
+
+
+def _members(value: Any) -> list[tuple[str, object]]:
+    from appliance.client.orders import label_of, show_value
+
+    return [(f"  {label_of(str(k))}", show_value(v)) for k, v in value.items()] if isinstance(value, dict) else []
+
+
+def _metrics(evidence: Evidence) -> list[tuple[str, object]]:
+    metrics = evidence.contents.get("metrics.json")
+    if not isinstance(metrics, dict):
+        return []
+    return [
+        (f"  {who}", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sorted(found.items())))
+        for who, found in metrics.items()
+        if isinstance(found, dict)
+    ]
+
+
+def _told(evidence: Evidence) -> list[tuple[str, object]]:
+    told = evidence.told
+    dataset, base = told.get("dataset") or {}, told.get("base") or {}
+    reviews = told["adapter"]["reviews"]
+    return [
+        ("  base licence", base.get("licence")),
+        ("  dataset licence", dataset.get("licence")),
+        ("  dataset classification", dataset.get("classification")),
+        ("  dataset imported by", dataset.get("imported_by")),
+        ("  reviews", "\n".join(_review_line(r) for r in reviews) or "none yet"),
+        ("  revoked", told["adapter"]["revoked"]),
+        ("  quarantined", told["adapter"]["quarantined"]),
+    ]
+
+
+def _review_line(row: dict[str, Any]) -> str:
+    decision = {"approve": "approved", "reject": "rejected"}.get(row["decision"], row["decision"])
+    return f"{decision} for {row['unit']} by {row['reviewer']} ({row['field']}) until {row['valid_until']}"
+
+
+def evidence_value(evidence: Evidence) -> dict[str, Any]:
+    """The same as JSON."""
+    return {
+        "adapter": evidence.name,
+        "manifest": evidence.digest,
+        "files": [{"path": f.path, "size": f.size, "digest": f.digest} for f in evidence.manifest.files],
+        "sealed": evidence.sealed,
+        "sealed_at": evidence.sealed_at,
+        "log_size": evidence.log_size,
+        "log_vouched_for_by": evidence.said_by,
+        "run": evidence.run,
+        "ordered_by": evidence.ordered_by,
+        "order": evidence.order,
+        "materials": dict(evidence.materials),
+        "contents": dict(evidence.contents),
+        "told": dict(evidence.told),
+    }
+
+
+def _decide(
+    caller: Caller,
+    decision: str,
+    adapter: str,
+    unit: str,
+    field: str | None,
+    meaning: str | None,
+    days: int | None,
+    until: str | None,
+) -> None:
+    """What both decisions have in common: evidence, field, meaning, date, signature."""
+    from appliance.client.reviews import propose_review
+
+    valid_until = _valid_until(days, until)
+    evidence = gather(caller, adapter)
+    print_evidence(evidence, err=True)
+    chosen = field or _own_field(caller)
+    text = _meaning(caller, decision, unit, chosen, meaning)
+    proposal = propose_review(caller.about, caller.signer, evidence, decision, unit, chosen, text, valid_until)
+    receipt = sign_and_submit(caller, proposal)
+    if caller.json:
+        print_json(receipt_value(receipt))
+        return
+    print_facts(
+        [
+            ("decision", f"{decision} {adapter} for {unit}"),
+            ("field", chosen),
+            ("meaning", text),
+            ("valid until", valid_until),
+            ("entry", receipt.index),
+        ]
+    )
+
+
+def _own_field(caller: Caller) -> str:
+    """The field of a reviewer who has one; the session says which roles the signer has."""
+    roles = caller.session.opened().roles
+    fields = [role.partition(":")[2] for role in roles if role.startswith("reviewer:")]
+    if len(fields) != 1:
+        raise BadInput(
+            f"field: expected --field with one of {', '.join(fields) or 'none that you have'}, got none; "
+            f"the roles of {caller.signer} are {', '.join(roles)}"
+        )
+    return fields[0]
+
+
+def _meaning(caller: Caller, decision: str, unit: str, field: str, given: str | None) -> str:
+    """What the signature means, in the signer's words (21 CFR 11.50); the prompt offers the usual words."""
+    usual = _MEANINGS[decision].format(unit=unit, field=field)
+    if given is not None:
+        text = given.strip()
+    elif caller.yes or not is_interactive():
+        text = usual
+    else:
+        text = str(click.prompt("What your signature means", default=usual, err=True)).strip()
+    if not text:
+        raise BadInput("meaning: expected what your signature means, got an empty text")
+    return text
+
+
+def _valid_until(days: int | None, until: str | None) -> str:
+    if days is not None and until is not None:
+        raise BadInput("valid until: expected --valid-days or --valid-until, got both")
+    now = datetime.now(UTC)
+    if until is not None:
+        return parse_moment(until, "valid until", now, end_of_day=True)
+    from appliance.formats.timestamp import encode_time
+
+    return encode_time(now + timedelta(days=days or DEFAULT_VALID_DAYS))
+
+
+def _options(function: Any) -> Any:
+    for option in (
+        click.option("--unit", required=True, metavar="NAME", help="The business unit that the decision is for."),
+        click.option("--field", metavar="FIELD", help="The field you judge; needed when you have more than one."),
+        click.option("--meaning", metavar="TEXT", help="What your signature means; asked for unless it is given."),
+        click.option(
+            "--valid-days",
+            "days",
+            type=click.IntRange(1, 3650),
+            metavar="N",
+            help=f"For how many days it counts; {DEFAULT_VALID_DAYS} unless said.",
+        ),
+        click.option("--valid-until", "until", metavar="DATE", help="Until when it counts, such as 2027-06-30."),
+    )[::-1]:
+        function = option(function)
+    return function
+
+
+@review.command(
+    "approve",
+    example=(
+        "appliance review approve clauses@1 --unit legal --valid-days 90\n"
+        "appliance review approve clauses@1 --unit legal --field privacy --meaning 'No personal data found.'"
+    ),
+)
+@click.argument("adapter", metavar="NAME@VERSION")
+@_options
+@signs
+@click.pass_obj
+def approve(caller: Caller, /, adapter: str, **terms: Any) -> None:
+    """Sign that an adapter may answer for one unit, until a date. Shows what the signature binds first."""
+    _decide(caller, "approve", adapter, **terms)
+
+
+@review.command("reject", example="appliance review reject clauses@1 --unit legal --meaning 'Accuracy is too low.'")
+@click.argument("adapter", metavar="NAME@VERSION")
+@_options
+@signs
+@click.pass_obj
+def reject(caller: Caller, /, adapter: str, **terms: Any) -> None:
+    """Sign that an adapter may not answer for one unit. A standing rejection outweighs approvals."""
+    _decide(caller, "reject", adapter, **terms)

@@ -1,0 +1,220 @@
+"""Business units: which adapter answers, with what token, and the service that answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from appliance.cli.caller import Caller
+from appliance.cli.command import command, group, keyed, reads, shares, signs
+from appliance.cli.output import plain, print_facts, print_json, print_line, print_table, say
+from appliance.cli.reviewers import gather, print_evidence
+from appliance.cli.signing import receipt_value, sign_and_submit
+
+if TYPE_CHECKING:
+    from appliance.client.orders import Receipt
+
+_MAX_TOKEN_MINUTES = 60
+
+
+@group("release", example="appliance release history --unit legal")
+def release() -> None:
+    """Which adapter answers a unit's task: activate, roll back, history."""
+
+
+@release.command("activate", example="appliance release activate clauses@1 --unit legal --task labels")
+@click.argument("adapter", metavar="NAME@VERSION")
+@click.option("--unit", required=True, metavar="NAME", help="The business unit.")
+@click.option("--task", required=True, metavar="NAME", help="What the unit's clients send as `model`.")
+@signs
+@click.pass_obj
+def activate(caller: Caller, adapter: str, unit: str, task: str) -> None:
+    """Let an approved adapter answer a unit's task. Signed by the unit's release owner, who did not order the run.
+
+    The adapter is downloaded, hashed and checked first, like for a review.
+    """
+    from appliance.client.reviews import propose_release
+    from appliance.domain.orders import Activate
+
+    evidence = gather(caller, adapter)
+    print_evidence(evidence, err=True)
+    proposal = propose_release(caller.about, caller.signer, Activate, evidence, unit, task)
+    _tell(caller, sign_and_submit(caller, proposal), [("task", f"{unit}/{task}"), ("answered by", adapter)])
+    say(f"next: the unit asks for {task}, with the token of: appliance token issue --as {unit} --key FILE")
+
+
+@release.command("rollback", example="appliance release rollback --unit legal --task labels")
+@click.option("--unit", required=True, metavar="NAME", help="The business unit.")
+@click.option("--task", required=True, metavar="NAME", help="The task's name.")
+@click.option(
+    "--to", "wanted", metavar="NAME@VERSION", help="The earlier adapter; the one before today's unless named."
+)
+@signs
+@click.pass_obj
+def rollback(caller: Caller, unit: str, task: str, wanted: str | None) -> None:
+    """Let an adapter that answered before answer again. Its approvals must still stand."""
+    from appliance.client.reviews import earlier_adapter, propose_release
+    from appliance.domain.orders import RollBack
+
+    adapter = earlier_adapter(caller.reading(), unit, task, wanted)
+    evidence = gather(caller, adapter)
+    proposal = propose_release(caller.about, caller.signer, RollBack, evidence, unit, task)
+    _tell(caller, sign_and_submit(caller, proposal), [("task", f"{unit}/{task}"), ("answered by", adapter)])
+
+
+@release.command("history", example="appliance release history --unit legal --task labels")
+@click.option("--unit", metavar="NAME", help="This unit alone.")
+@click.option("--task", metavar="NAME", help="This task alone.")
+@reads
+@click.pass_obj
+def history(caller: Caller, unit: str | None, task: str | None) -> None:
+    """Every activation and rollback, oldest first; the last of each task is what answers."""
+    rows = [r for r in caller.reading().get("/v1/releases") if unit in (None, r["unit"]) and task in (None, r["task"])]
+    if caller.json:
+        print_json(rows)
+        return
+    print_table(
+        ("entry", "unit", "task", "adapter", "by", "what", "today"),
+        [
+            (
+                s["index"],
+                r["unit"],
+                r["task"],
+                s["adapter"],
+                s["signer"],
+                s["kind"],
+                "yes" if s == r["history"][-1] else "-",
+            )
+            for r in rows
+            for s in r["history"]
+        ],
+    )
+
+
+@group("adapter", example="appliance adapter list")
+def adapter() -> None:
+    """Sealed adapters: list, show the whole history, revoke."""
+
+
+@adapter.command("list", example="appliance adapter list")
+@reads
+@click.pass_obj
+def list_adapters(caller: Caller) -> None:
+    """Every adapter that was ever sealed."""
+    rows = caller.reading().get("/v1/adapters")
+    if caller.json:
+        print_json(rows)
+        return
+    print_table(
+        ("adapter", "run", "base", "entry", "reviews", "revoked", "quarantined", "manifest"),
+        [
+            (
+                f"{r['name']}@{r['version']}",
+                r["run"],
+                r["base"],
+                r["index"],
+                len(r["reviews"]),
+                r["revoked"],
+                r["quarantined"],
+                r["manifest"],
+            )
+            for r in rows
+        ],
+    )
+
+
+@adapter.command("show", example="appliance adapter show clauses@1")
+@click.argument("name", metavar="NAME@VERSION")
+@reads
+@click.pass_obj
+def show_adapter(caller: Caller, name: str) -> None:
+    """One adapter's whole history: the run that made it, every review, release, load, request and refusal."""
+    from appliance.client.history import adapter_history
+
+    row, entries = adapter_history(caller.reading(), name)
+    if caller.json:
+        print_json({"adapter": row, "history": [entry.model_dump(mode="json") for entry in entries]})
+        return
+    print_facts((key.replace("_", " "), value) for key, value in row.items() if key != "reviews")
+    print_line("")
+    print_table(
+        ("entry", "time", "what", "who", "outcome", "about"),
+        [(e.index, e.time, e.type, e.actor, e.outcome, ", ".join(_about(e, name))) for e in entries],
+    )
+    say(f"{len(entries)} entries. One of them whole: appliance ledger show ENTRY")
+
+
+def _about(entry: Any, name: str) -> list[str]:
+    """The subjects beside the adapter itself and the orders' digests, which say nothing to a reader."""
+    return [plain(s) for s in entry.subjects if s != f"adapter:{name}" and not s.startswith("order:")]
+
+
+@adapter.command("revoke", example="appliance adapter revoke clauses@1 --reason 'Leaks client names.'")
+@click.argument("name", metavar="NAME@VERSION")
+@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
+@signs
+@click.pass_obj
+def revoke(caller: Caller, name: str, reason: str | None) -> None:
+    """Take an adapter out of service at once, for every unit, for ever.
+
+    One administrator, reviewer or release owner is enough: taking away is always easier than giving.
+    """
+    from appliance.client.reviews import propose_revocation
+
+    proposal = propose_revocation(caller.reading(), caller.anchor, caller.signer, name, reason)
+    _tell(caller, sign_and_submit(caller, proposal), [("revoked", name)])
+
+
+def _tell(caller: Caller, receipt: Receipt, facts: list[tuple[str, object]]) -> None:
+    if caller.json:
+        print_json(receipt_value(receipt))
+        return
+    print_facts([*facts, ("entry", receipt.index)])
+
+
+@group("token", example="appliance token issue --as legal --key legal.key")
+def token() -> None:
+    """A unit's API key: signed by the unit, at most an hour long."""
+
+
+@token.command(
+    "issue", example='OPENAI_API_KEY="$(appliance token issue --as legal --key legal.key --passphrase-file legal.pass)"'
+)
+@click.option(
+    "--minutes",
+    type=click.IntRange(1, _MAX_TOKEN_MINUTES),
+    default=_MAX_TOKEN_MINUTES,
+    show_default=True,
+    help="How long it stands; policy may allow less.",
+)
+@click.option("--origin", metavar="LOG", help="The log's origin; asked of the service unless it is named.")
+@keyed
+@click.pass_obj
+def issue(caller: Caller, minutes: int, origin: str | None) -> None:
+    """Print a token, signed by the unit's key, for any OpenAI client to use as its API key."""
+    from appliance.client.people import issue_token
+
+    unit, ttl_s = caller.signer, minutes * 60
+    if origin is None:
+        ttl_s = min(ttl_s, int(caller.about.parameters["token_lifetime_s"]))
+    text, expires = issue_token(origin or caller.about.origin, unit, caller.unlocked, ttl_s)
+    if caller.json:
+        print_json({"token": text, "unit": unit, "expires_at": expires})
+    else:
+        print_line(text)
+    say(f"A token of {unit}, until {expires}. Whoever has it speaks for the unit.")
+
+
+@command("serve", example="appliance serve")
+@click.option("--embedded", is_flag=True, help="End after ten idle minutes; so it is started for the command line.")
+@shares
+@click.pass_obj
+def serve(caller: Caller, embedded: bool) -> None:
+    """Run the service until it gets SIGTERM or SIGINT: people on its Unix socket, units on its TCP port."""
+    from appliance import wiring
+
+    settings = caller.settings
+    listen = "off" if settings.listen is None else f"http://{settings.listen[0]}:{settings.listen[1]}/v1"
+    say(f"people: {settings.socket}", f"units: {listen}")
+    wiring.serve(settings, embedded=embedded)

@@ -1,0 +1,216 @@
+"""HTTP over the service's Unix socket: requests go in, values or an error of our own tree come out.
+
+httpx is imported when the first request is made: it costs 0.1 s, which a command that asks nothing need not pay.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from appliance.errors import (
+    ApplianceError,
+    BadInput,
+    Conflict,
+    Denied,
+    NotAuthenticated,
+    NotFound,
+    Tampered,
+    TooLarge,
+    TooMany,
+    Unavailable,
+)
+
+if TYPE_CHECKING:
+    import httpx
+
+CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 120.0
+LONG_TIMEOUT_S = 3_600.0
+_CHUNK_BYTES = 1 << 20
+
+_BRANCHES: dict[int, type[ApplianceError]] = {
+    branch.status: branch
+    for branch in (
+        BadInput, TooLarge, NotAuthenticated, Denied, NotFound, Conflict, Tampered, Unavailable, TooMany,
+    )
+}  # fmt: skip
+
+
+class Bearer(Protocol):
+    """What opens the door for reading; `renew` after the service has refused the token."""
+
+    def token(self, *, renew: bool) -> str: ...
+
+
+@dataclass(frozen=True)
+class About:
+    """What the service says of itself, before anything was proved."""
+
+    origin: str
+    log_key: str
+    genesis: str
+    version: str
+    device: str
+    bfloat16: bool
+    single_administrator: bool
+    policy: str
+    parameters: dict[str, Any]
+
+
+class Door:
+    """`start` is called once when nobody answers; `bearer` once a read needs a session."""
+
+    def __init__(self, socket: Path, start: Callable[[], None] | None = None) -> None:
+        self.socket = socket
+        self.bearer: Bearer | None = None
+        self._start = start
+
+    @cached_property
+    def _http(self) -> httpx.Client:
+        import httpx
+
+        return httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(self.socket)),
+            base_url="http://appliance",
+            timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            trust_env=False,
+        )
+
+    def close(self) -> None:
+        if "_http" in self.__dict__:
+            self._http.close()
+
+    @cached_property
+    def about(self) -> About:
+        """Asked first by every command: here an embedded service is started when none runs."""
+        try:
+            answer = self.call("GET", "/v1/about", reading=False)
+        except Unavailable:
+            # Nobody there, or a service that was just ending: asking who it is can be repeated without harm.
+            if self._start is None:
+                raise
+            self._start()
+            answer = self.call("GET", "/v1/about", reading=False)
+        try:
+            return About(**{name: answer[name] for name in About.__dataclass_fields__})
+        except (KeyError, TypeError):
+            raise Unavailable(f"service, {self.socket}: expected it to describe itself, got another answer") from None
+
+    def get(self, path: str, **query: str | int | None) -> Any:
+        """A read, under the caller's session; parameters that are None are left out."""
+        return self.call("GET", path, query={k: v for k, v in query.items() if v is not None})
+
+    def post(self, path: str, body: Any, *, reading: bool = True, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
+        return self.call("POST", path, body=body, reading=reading, timeout_s=timeout_s)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: dict[str, str | int] | None = None,
+        body: Any = None,
+        reading: bool = True,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> Any:
+        """The answer's JSON. `reading`: with the session's token, renewed once when the service refuses it."""
+        content = None if body is None else json.dumps(body).encode("utf-8")
+        headers = {"Content-Type": "application/json"} if content is not None else {}
+        for renew in (False, True):
+            with self._exchange(
+                method, path, query, content, {**headers, **self._authority(reading, renew)}, timeout_s
+            ) as answer:
+                data = answer.read()
+                if answer.status_code == 401 and reading and self.bearer is not None and not renew:
+                    continue
+                return _value_of(answer.status_code, data, f"{method} {path}")
+        raise AssertionError("unreachable: the second answer is returned or raised")
+
+    def put(self, path: str, chunks: Callable[[], Iterator[bytes]], size: int) -> Any:
+        """Sends a stream of `size` bytes; it is begun again once, when the service has refused the session."""
+        headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
+        for renew in (False, True):
+            authority = self._authority(True, renew)
+            with self._exchange("PUT", path, None, chunks(), {**headers, **authority}, LONG_TIMEOUT_S) as answer:
+                data = answer.read()
+                if answer.status_code == 401 and not renew:
+                    continue
+                return _value_of(answer.status_code, data, f"PUT {path}")
+        raise AssertionError("unreachable: the second answer is returned or raised")
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        """The bytes of a read, as they come."""
+        for renew in (False, True):
+            with self._exchange("GET", path, None, None, self._authority(True, renew), LONG_TIMEOUT_S) as answer:
+                if answer.status_code == 401 and self.bearer is not None and not renew:
+                    continue
+                if answer.status_code != 200:
+                    raise error_of(answer.status_code, answer.read(), f"GET {path}")
+                yield from answer.iter_bytes(_CHUNK_BYTES)
+                return
+
+    def _authority(self, reading: bool, renew: bool) -> dict[str, str]:
+        if not reading:
+            return {}
+        if self.bearer is None:
+            raise NotAuthenticated("session: expected one to read with, got none; give --key FILE and --as NAME")
+        return {"Authorization": f"Bearer {self.bearer.token(renew=renew)}"}
+
+    @contextmanager
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str | int] | None,
+        content: bytes | Iterator[bytes] | None,
+        headers: dict[str, str],
+        timeout_s: float,
+    ) -> Iterator[httpx.Response]:
+        """One request and its answer; what fails on the way is Unavailable, and says whether it may have arrived."""
+        import httpx
+
+        timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
+        try:
+            with self._http.stream(
+                method, path, params=query, content=content, headers=headers, timeout=timeout
+            ) as answer:
+                yield answer
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            raise Unavailable(
+                f"service, {self.socket}: expected it to answer, got nothing; start it with: appliance serve"
+            ) from None
+        except httpx.HTTPError as error:
+            raise Unavailable(
+                f"service, {method} {path}: expected an answer, got {type(error).__name__}; "
+                "whether it was carried out is not known: look before you repeat it, with: appliance ledger log"
+            ) from None
+
+
+def _value_of(status: int, data: bytes, what: str) -> Any:
+    if status != 200:
+        raise error_of(status, data, what)
+    try:
+        return json.loads(data)
+    except ValueError:
+        raise Unavailable(f"service, {what}: expected JSON, got {data[:60]!r}") from None
+
+
+def error_of(status: int, data: bytes, what: str) -> ApplianceError:
+    """The service's refusal as the error it was there."""
+    branch = _BRANCHES.get(status, Unavailable)
+    try:
+        told = json.loads(data)["error"]
+        message, code = str(told["message"]), str(told["code"])
+        reasons = tuple(str(reason) for reason in told.get("reasons") or ())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return branch(f"service, {what}: expected an answer of ours, got HTTP {status}: {data[:200]!r}")
+    error = branch(message, code=code)
+    if isinstance(error, Denied):
+        error.reasons = reasons
+    return error

@@ -1,0 +1,141 @@
+"""Starts the embedded service, detached, when the socket does not answer and nobody else runs it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.errors import NotFound, Unavailable
+
+START_TIMEOUT_S = 30.0
+_POLL_S = 0.05
+# What the service needs of the caller's environment; a person's key and passphrase paths are none of its business.
+_KEPT = (
+    "APPLIANCE_DATABASE_URL",
+    "APPLIANCE_MIGRATION_URL",
+    "APPLIANCE_LISTEN",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "PATH",
+    "TZ",
+)
+_KEPT_PREFIXES = ("XDG_", "CUDA_", "NVIDIA_", "OMP_", "LD_", "PYTHON", "VIRTUAL_ENV")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an appliance lives: its data folder, its door and the lock that makes one service of it."""
+
+    home: Path
+    socket: Path
+    lock: Path
+    logs: Path
+
+
+def is_answering(path: Path) -> bool:
+    """Whether anybody accepts a connection at the socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(2.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def start_service(place: Place, timeout_s: float = START_TIMEOUT_S) -> None:
+    """Returns once the socket answers; Unavailable says why it does not, with the last line of the service's log."""
+    _check_own(place)
+    process: subprocess.Popen[bytes] | None = None
+    deadline = time.monotonic() + timeout_s
+    while not is_answering(place.socket):
+        # A service that is just starting or ending holds the lock: wait for it before another is started.
+        locked = _is_locked(place.lock)
+        if process is None and not locked:
+            process = _spawn(place)
+            _started.append(process)
+        elif process is not None and process.poll() is not None and not locked:
+            raise Unavailable(
+                f"service of {place.home}: expected it to start, got exit code {process.returncode}: "
+                f"{_last_line(_log(place))}; see {_log(place)}"
+            )
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                f"service of {place.home}: expected an answer at {place.socket} within {timeout_s:.0f} s, got none; "
+                f"see {_log(place)}"
+            )
+        time.sleep(_POLL_S)
+
+
+_started: list[subprocess.Popen[bytes]] = []
+"""The service outlives this process; its handle is kept, so that nothing reports it as a forgotten child."""
+
+
+def _check_own(place: Place) -> None:
+    """Only the account that owns the data folder may run its service."""
+    try:
+        owner = place.home.stat().st_uid
+    except OSError:
+        raise NotFound(
+            f"appliance, {place.home}: expected a data folder, got none; make one with: appliance init, "
+            "or name another with --home"
+        ) from None
+    if owner != os.geteuid():
+        raise Unavailable(
+            f"service, {place.socket}: expected it to answer, got nothing, and the data folder belongs to user id "
+            f"{owner}; ask for its service to be started there: appliance serve"
+        )
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a service holds the lock. The lock is only tried, never kept."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise Unavailable(f"lock, {path}: expected it to open, got {error.strerror}") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def _spawn(place: Place) -> subprocess.Popen[bytes]:
+    place.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle = os.open(_log(place), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    environment = {k: v for k, v in os.environ.items() if k in _KEPT or k.startswith(_KEPT_PREFIXES)}
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "appliance", "--home", str(place.home), "serve", "--embedded"],
+            stdin=subprocess.DEVNULL,
+            stdout=handle,
+            stderr=handle,
+            env=environment,
+            cwd=place.home,
+            start_new_session=True,
+        )
+    finally:
+        os.close(handle)
+
+
+def _log(place: Place) -> Path:
+    return place.logs / "service.log"
+
+
+def _last_line(path: Path) -> str:
+    try:
+        lines = path.read_bytes()[-4_096:].decode("utf-8", "replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1] if lines else "no word in its log"

@@ -1,0 +1,90 @@
+"""Files that belong to one person: read and written so that nobody else reads them and no link leads elsewhere."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from appliance.errors import BadInput, Conflict, Denied, NotFound, TooLarge, Unavailable
+
+PRIVATE = 0o600
+
+
+def read_private(path: Path, what: str, limit: int) -> bytes:
+    """At most `limit` bytes of a regular file that only its owner, the caller, can read; a link is refused."""
+    handle = _open(path, what)
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadInput(f"{what}, {path}: expected a regular file, got another kind")
+        if status.st_mode & 0o077:
+            raise Denied(
+                f"{what}, {path}: expected mode 0600, readable by its owner alone, got {status.st_mode & 0o777:04o}; "
+                f"type: chmod 600 {path}"
+            )
+        if status.st_uid != os.geteuid():
+            raise Denied(f"{what}, {path}: expected your own file, got one of user id {status.st_uid}")
+        return _read(handle, path, what, limit)
+    finally:
+        os.close(handle)
+
+
+def read_file(path: Path, what: str, limit: int) -> bytes:
+    """At most `limit` bytes of a regular file; a link as the last step is followed, since nothing in it is secret."""
+    if not path.exists():
+        raise NotFound(f"{what}, {path}: expected a file, got nothing")
+    if not path.is_file():
+        raise BadInput(f"{what}, {path}: expected a regular file, got another kind")
+    try:
+        with path.open("rb") as file:
+            return _read(file.fileno(), path, what, limit)
+    except OSError as error:
+        raise Unavailable(f"{what}, {path}: expected it to be readable, got {error.strerror}") from None
+
+
+def write_new(path: Path, data: bytes, what: str, mode: int = PRIVATE) -> None:
+    """Writes a file that was not there before, durably; Conflict where there is one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    except FileExistsError:
+        raise Conflict(f"{what}, {path}: expected a name that is free, got an existing file") from None
+    except OSError as error:
+        raise Unavailable(f"{what}, {path}: expected it to be writable, got {error.strerror}") from None
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_private(path: Path, data: bytes) -> None:
+    """Writes a 0600 file in a 0700 folder, whole or not at all, over the one before."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.unlink(missing_ok=True)
+    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+    part.replace(path)
+
+
+def _open(path: Path, what: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise NotFound(f"{what}, {path}: expected a file, got nothing") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise BadInput(f"{what}, {path}: expected the file itself, got a link to it") from None
+        raise Unavailable(f"{what}, {path}: expected it to open, got {error.strerror}") from None
+
+
+def _read(handle: int, path: Path, what: str, limit: int) -> bytes:
+    data = b""
+    while len(data) <= limit and (chunk := os.read(handle, limit + 1 - len(data))):
+        data += chunk
+    if len(data) > limit:
+        raise TooLarge(f"{what}, {path}: expected at most {limit} bytes, got more")
+    return data

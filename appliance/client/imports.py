@@ -1,0 +1,97 @@
+"""Importing a base or a dataset: the order, and the wait for what the service's worker found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from appliance.client.door import About, Door
+from appliance.client.log import Anchor, read_entry
+from appliance.client.orders import Proposal, propose
+from appliance.client.uploads import Source, read_source
+from appliance.domain.orders import ImportBase, ImportDataset
+from appliance.errors import ApplianceError, BadInput, Conflict, Tampered
+
+FORMATS = {".csv": "csv", ".jsonl": "jsonl"}
+_WAIT_S = 2
+
+
+@dataclass(frozen=True)
+class DatasetTerms:
+    """What the operator says of a dataset; the rest is found by the worker."""
+
+    name: str
+    base: str
+    text_column: str
+    label_column: str
+    instruction: str
+    owner: str
+    licence: str
+    classification: str
+    seed: int
+    held_out: str
+
+
+def propose_base(about: About, signer: str, name: str, licence: str, source: Source) -> Proposal:
+    values = {"base": name, "format": source.format, "source": source.digest, "licence": licence}
+    return propose(about, signer, ImportBase, values)
+
+
+def read_rows(path: Path, format: str | None) -> Source:
+    """A CSV or JSONL file, told by its ending unless it is named."""
+    kind = format or FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise BadInput(f"dataset, {path}: expected a name that ends in .csv or .jsonl, or --format, got neither")
+    return read_source(path, kind)
+
+
+def propose_dataset(about: About, signer: str, terms: DatasetTerms, source: Source, base_digest: str) -> Proposal:
+    values = {
+        "dataset": terms.name,
+        "format": source.format,
+        "file": source.digest,
+        "text_column": terms.text_column,
+        "label_column": terms.label_column,
+        "base": terms.base,
+        "base_digest": base_digest,
+        "seed": terms.seed,
+        "held_out": terms.held_out,
+        "licence": terms.licence,
+        "classification": terms.classification,
+    }
+    return propose(about, signer, ImportDataset, values, texts={"instruction": terms.instruction, "owner": terms.owner})
+
+
+def proven_digest(door: Door, anchor: Anchor, kind: str, name: str) -> str:
+    """The digest of an imported base or dataset, as the log's own entry binds it, not as a row says it."""
+    row = door.get(f"/v1/{kind}s/{name}")
+    entry = read_entry(door, anchor, int(row["index"])).entry
+    if (entry.type, entry.body.get(kind)) != (f"{kind}.imported", name):
+        raise Tampered(f"{kind} {name}: expected its import as entry {entry.index}, got {entry.type}")
+    digest = entry.documents["manifest"]
+    if digest != row["digest"]:
+        raise Tampered(f"{kind} {name}: expected {digest}, which the log binds, got {row['digest']}")
+    return digest
+
+
+def wait_for_import(door: Door, order: str, told: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """The result of an import that was ordered; its failure as the error it was. `told` gets each new state."""
+    last: Any = None
+    while True:
+        state = door.get(f"/v1/imports/{order}", wait_s=_WAIT_S)
+        if state["progress"] != last:
+            last = state["progress"]
+            told(state)
+        if state["status"] == "finished":
+            return dict(state["result"] or {})
+        if state["status"] == "failed":
+            raise _failure(state)
+
+
+def _failure(state: dict[str, Any]) -> ApplianceError:
+    """The code says who must act; a code of the worker's own means the bytes were not right."""
+    error = state.get("error") or {"code": "bad-input", "message": "the reason was not kept"}
+    branch = Conflict if error["code"] in ("conflict", "interrupted") else BadInput
+    return branch(f"import of {state['subject']}: {error['message']}", code=str(error["code"]))

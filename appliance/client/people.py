@@ -1,0 +1,89 @@
+"""Statements about people and units: the proof that a key is somebody's, and a unit's token."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+
+from appliance.client.door import About
+from appliance.client.files import read_file
+from appliance.client.orders import Proposal, propose
+from appliance.domain.credentials import Possession, UnitToken, encode_credential, encode_token, parse_credential
+from appliance.domain.names import add_seconds
+from appliance.domain.orders import Enroll
+from appliance.errors import BadInput, Tampered
+from appliance.formats.dsse import encode_envelope, parse_envelope, sign_envelope, verify_envelope
+from appliance.formats.keys import Signer
+from appliance.formats.timestamp import encode_time
+
+_MAX_STATEMENT_BYTES = 65_536
+
+
+def prove_possession(origin: str, name: str, key: Signer) -> bytes:
+    """The envelope that a new person hands to an administrator: this key, under this name, for this log."""
+    statement = Possession.model_validate(
+        {
+            **_header(origin, name),
+            "key": base64.b64encode(key.spki).decode("ascii"),
+            "keyid": key.keyid,
+        }
+    )
+    return encode_envelope(sign_envelope(encode_credential(statement), key))
+
+
+def read_possession(path: Path, origin: str, name: str) -> tuple[bytes, Possession]:
+    """The envelope's bytes and its statement, once the new key's own signature holds, for this log and this name."""
+    data = read_file(path, "proof of possession", _MAX_STATEMENT_BYTES).removesuffix(b"\n")
+    envelope = parse_envelope(data)
+    statement = parse_credential(Possession, envelope.payload)
+    if statement.origin != origin:
+        raise BadInput(
+            f"proof of possession, log: expected {origin}, got {statement.origin}; "
+            f"the person makes another: appliance key prove --as {name} --origin {origin}"
+        )
+    if statement.signer != name:
+        raise BadInput(f"proof of possession, principal: expected {name}, got {statement.signer}")
+    verify_envelope(envelope, base64.b64decode(statement.key))
+    if envelope.signature.keyid != statement.keyid:
+        raise Tampered(f"proof of possession, key: expected {statement.keyid}, got {envelope.signature.keyid}")
+    return data, statement
+
+
+def propose_enrolment(
+    about: About, signer: str, name: str, printed_name: str, roles: tuple[str, ...], possession: Path
+) -> Proposal:
+    """Takes the key from the proof alone, so that nobody enrols a key that its owner did not offer."""
+    data, statement = read_possession(possession, about.origin, name)
+    return propose(
+        about,
+        signer,
+        Enroll,
+        {
+            "principal": name,
+            "roles": roles,
+            "key": statement.key,
+            "keyid": statement.keyid,
+            "possession": parse_envelope(data).pae_digest,
+        },
+        texts={"printed_name": printed_name},
+        documents={"possession": data},
+    )
+
+
+def issue_token(origin: str, unit: str, key: Signer, ttl_s: int) -> tuple[str, str]:
+    """A unit's API key, one word, and when it ends."""
+    header = _header(origin, unit)
+    expires = add_seconds(header["issued_at"], ttl_s)
+    statement = UnitToken.model_validate({**header, "expires_at": expires})
+    return encode_token(sign_envelope(encode_credential(statement), key)), expires
+
+
+def _header(origin: str, name: str) -> dict[str, str]:
+    return {
+        "origin": origin,
+        "signer": name,
+        "nonce": secrets.token_hex(16),
+        "issued_at": encode_time(datetime.now(UTC)),
+    }

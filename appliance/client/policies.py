@@ -1,0 +1,73 @@
+"""Policy sets on disk, in force, and what lies between the two."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from appliance.client.door import About, Door
+from appliance.client.files import read_file
+from appliance.client.orders import Proposal, propose
+from appliance.domain.names import encode_value
+from appliance.domain.orders import AdoptPolicy
+from appliance.domain.policy import PolicySet, parse_policy
+from appliance.domain.policy_files import ADOPTED, PARAMETERS, POLICIES, SCHEMA, TESTS, assemble_policy
+from appliance.errors import BadInput, NotFound, Tampered
+from appliance.formats.digest import digest_bytes
+from appliance.formats.fields import encode_base64, parse_base64
+
+_MAX_BYTES = 1_000_000
+
+
+def load_policy(path: Path) -> PolicySet:
+    """A folder, named as the set, or a file with the whole set in canonical JSON."""
+    if path.is_file():
+        return parse_policy(read_file(path, "policy set", 2 * _MAX_BYTES).removesuffix(b"\n"))
+    if not path.is_dir():
+        raise NotFound(f"policy set, {path}: expected a folder with {', '.join(ADOPTED)}, got nothing")
+    files = {found.name: read_file(found, "policy set", _MAX_BYTES) for found in sorted(path.iterdir())}
+    return assemble_policy(path.resolve().name, files)
+
+
+def current_policy(door: Door) -> PolicySet:
+    """The set in force, from its document's bytes; Tampered when they are not what the log's state names."""
+    answer = door.get("/v1/policy")
+    data = parse_base64(answer["document"], "policy set")
+    if digest_bytes(data) != answer["digest"]:
+        raise Tampered(f"policy set: expected {answer['digest']}, got {digest_bytes(data)}")
+    return parse_policy(data)
+
+
+def propose_adoption(about: About, signer: str, policy: PolicySet) -> Proposal:
+    data = encode_value(policy)
+    return propose(about, signer, AdoptPolicy, {"policy": digest_bytes(data)}, documents={"policy": data})
+
+
+def run_cases(door: Door, path: Path) -> list[dict[str, Any]]:
+    """What the service's own engine decides on the set's test cases: name, passed, expected, got."""
+    cases = read_file(path / TESTS, "policy test cases", _MAX_BYTES)
+    body = {"policy": encode_base64(encode_value(load_policy(path))), "cases": encode_base64(cases)}
+    results = door.post("/v1/policy/test", body)["results"]
+    if not results:
+        raise BadInput(f"policy test cases, {path / TESTS}: expected at least one, got none")
+    return list(results)
+
+
+def differences(old: PolicySet, new: PolicySet) -> list[str]:
+    """As unified diffs: one over the parameters, one over the Cedar text, one over its schema."""
+    lines: list[str] = []
+    for what, before, after in (
+        (PARAMETERS, _shown(old.parameters.model_dump()), _shown(new.parameters.model_dump())),
+        (POLICIES, old.cedar, new.cedar),
+        (SCHEMA, old.cedar_schema, new.cedar_schema),
+    ):
+        names = (f"{old.name}/{what} (in force)", f"{new.name}/{what}")
+        lines += difflib.unified_diff(before.splitlines(), after.splitlines(), *names, lineterm="")
+    return lines
+
+
+def _shown(parameters: Mapping[str, Any]) -> str:
+    return json.dumps(parameters, indent=2, sort_keys=True)

@@ -1,0 +1,204 @@
+"""What a reviewer's signature would bind, from bytes that were downloaded and hashed on the reviewer's side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.client.door import About, Door
+from appliance.client.log import Anchor, adapter_key, read_entry
+from appliance.client.orders import Proposal, propose
+from appliance.domain.names import split_version, versioned
+from appliance.domain.orders import Activate, Review, RevokeAdapter, RollBack, parse_order
+from appliance.errors import BadInput, NotFound, Tampered
+from appliance.formats.bundle import verify_model
+from appliance.formats.digest import Hasher, digest_bytes
+from appliance.formats.dsse import parse_envelope, verify_envelope
+from appliance.formats.manifest import MANIFEST_PATH, Manifest, ManifestFile, parse_manifest
+from appliance.formats.statement import parse_statement
+
+_SHOWN_BYTES = 262_144
+_SHOWN = ("recipe.json", "metrics.json", "base.json")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """An adapter, checked: every file hashed, the manifest signed, the sealing entry proved to be in the log.
+
+    `contents`: the folder's own small JSON files by name, from the bytes that were hashed. `told`: rows of the service
+    that no signature of the reviewer binds.
+    """
+
+    name: str
+    manifest: Manifest
+    digest: str
+    sealed: int
+    sealed_at: str
+    log_size: int
+    run: str
+    ordered_by: str
+    order: str
+    contents: Mapping[str, Any]
+    materials: tuple[tuple[str, str], ...]
+    said_by: str
+    told: Mapping[str, Any]
+
+
+def gather(door: Door, anchor: Anchor, name: str, progress: Callable[[int], None]) -> Evidence:
+    """In this order, each step by bytes hashed here; Tampered names the first that does not hold.
+
+    1. the sealing entry stands in the log, under the log's key, and binds manifest, signature and provenance
+    2. the manifest is this adapter's, at this version
+    3. each file of the folder has the size and digest that the manifest lists
+    4. the adapter key of the log's first entry signed manifest and files, and the provenance over the manifest
+    5. the run's order in the log is the one that the provenance names
+    """
+    told = door.get(f"/v1/adapters/{name}/review")
+    row = told["adapter"]
+    proven = read_entry(door, anchor, int(row["index"]))
+    entry = proven.entry
+    if (entry.type, entry.body.get("adapter")) != ("adapter.sealed", name):
+        raise Tampered(f"adapter {name}: expected its sealing as entry {entry.index}, got {entry.type}")
+    data = proven.document("manifest")
+    manifest = parse_manifest(data)
+    if versioned(manifest.name, manifest.version) != name:
+        raise Tampered(f"adapter {name}, manifest: expected its own, got {manifest.name}@{manifest.version}")
+    contents = _download(door, name, manifest, progress)
+    key = adapter_key(door, anchor)
+    files = {file.path: file.digest for file in manifest.files} | {MANIFEST_PATH: digest_bytes(data)}
+    verify_model(proven.document("signature"), key, files)
+    materials = _check_provenance(proven.document("provenance"), key, digest_bytes(data))
+    run = read_entry(door, anchor, int(told["run"]["index"]))
+    ordered_by, order = _check_order(run.document("order"), str(entry.body["run"]), run.entry.body, materials)
+    return Evidence(
+        name=name,
+        manifest=manifest,
+        digest=digest_bytes(data),
+        sealed=entry.index,
+        sealed_at=entry.time,
+        log_size=proven.size,
+        run=str(entry.body["run"]),
+        ordered_by=ordered_by,
+        order=order,
+        contents=contents,
+        materials=materials,
+        said_by=anchor.said_by,
+        told=told,
+    )
+
+
+def _download(door: Door, name: str, manifest: Manifest, progress: Callable[[int], None]) -> dict[str, Any]:
+    """Hashes every file as it comes, and keeps those that people read."""
+    contents = {}
+    for file in manifest.files:
+        kept = _check_file(door, name, file, progress)
+        if file.path in _SHOWN:
+            contents[file.path] = _parse_content(kept, f"adapter {name}, {file.path}")
+    return contents
+
+
+def _check_file(door: Door, name: str, file: ManifestFile, progress: Callable[[int], None]) -> bytes:
+    hasher, kept = Hasher(), bytearray()
+    for chunk in door.stream(f"/v1/adapters/{name}/files/{file.path}"):
+        hasher.update(chunk)
+        if hasher.size > file.size:
+            raise Tampered(f"adapter {name}, {file.path}: expected {file.size} bytes, got more")
+        if hasher.size <= _SHOWN_BYTES:
+            kept += chunk
+        progress(len(chunk))
+    if hasher.digest() != file.digest:
+        raise Tampered(f"adapter {name}, {file.path}: expected {file.digest}, got {hasher.digest()}")
+    return bytes(kept)
+
+
+def _parse_content(data: bytes, what: str) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        raise BadInput(f"{what}: expected JSON, got something else") from None
+
+
+def _check_provenance(data: bytes, key: bytes, digest: str) -> tuple[tuple[str, str], ...]:
+    """The adapter key's statement on how these bytes were made: (what, digest) of all that went in."""
+    envelope = parse_envelope(data)
+    verify_envelope(envelope, key)
+    statement = parse_statement(envelope.payload)
+    if [subject for _, subject in statement.subjects] != [digest]:
+        raise Tampered(f"provenance, subject: expected the manifest {digest}, got {statement.subjects}")
+    try:
+        found = statement.predicate["buildDefinition"]["resolvedDependencies"]
+        return tuple((str(item["name"]), f"sha256:{item['digest']['sha256']}") for item in found)
+    except (KeyError, TypeError):
+        raise Tampered("provenance: expected its resolved dependencies, got none") from None
+
+
+def _check_order(
+    data: bytes, run: str, body: Mapping[str, Any], materials: tuple[tuple[str, str], ...]
+) -> tuple[str, str]:
+    """Who ordered the run, and the order's digest."""
+    if body.get("run") != run:
+        raise Tampered(f"run {run}: expected the entry that requested it, got one about {body.get('run')}")
+    envelope = parse_envelope(data)
+    order = parse_order(envelope.payload)
+    named = dict(materials).get("order")
+    if named != envelope.pae_digest:
+        raise Tampered(f"provenance, order: expected {envelope.pae_digest}, got {named}")
+    return order.signer, envelope.pae_digest
+
+
+def propose_review(
+    about: About, signer: str, evidence: Evidence, decision: str, unit: str, field: str, meaning: str, valid_until: str
+) -> Proposal:
+    values = {
+        **_adapter(evidence),
+        "decision": decision,
+        "unit": unit,
+        "field": field,
+        "valid_until": valid_until,
+    }
+    return propose(about, signer, Review, values, texts={"meaning": meaning})
+
+
+def propose_release(
+    about: About, signer: str, model: type[Activate] | type[RollBack], evidence: Evidence, unit: str, task: str
+) -> Proposal:
+    return propose(about, signer, model, {**_adapter(evidence), "unit": unit, "task": task})
+
+
+def propose_revocation(door: Door, anchor: Anchor, signer: str, name: str, reason: str | None) -> Proposal:
+    """Needs no download: taking away must work where the bytes do not; the log says which manifest it is."""
+    row = door.get(f"/v1/adapters/{name}")
+    entry = read_entry(door, anchor, int(row["index"])).entry
+    if (entry.type, entry.body.get("adapter")) != ("adapter.sealed", name):
+        raise Tampered(f"adapter {name}: expected its sealing as entry {entry.index}, got {entry.type}")
+    adapter, version = split_version(name)
+    values = {"adapter": adapter, "version": version, "manifest": entry.documents["manifest"]}
+    return propose(door.about, signer, RevokeAdapter, values, texts={} if reason is None else {"reason": reason})
+
+
+def earlier_adapter(door: Door, unit: str, task: str, wanted: str | None) -> str:
+    """The adapter to go back to: the one named, or the one that answered before today's."""
+    release = find_release(door, unit, task)
+    current = release["history"][-1]["adapter"]
+    earlier = [step["adapter"] for step in release["history"] if step["adapter"] != current]
+    if not earlier:
+        raise NotFound(f"release {unit}/{task}: expected an earlier adapter than {current}, got none")
+    if wanted is not None and wanted not in earlier:
+        raise NotFound(f"release {unit}/{task}: expected one of {', '.join(dict.fromkeys(earlier))}, got {wanted}")
+    return wanted or str(earlier[-1])
+
+
+def find_release(door: Door, unit: str, task: str) -> dict[str, Any]:
+    releases = door.get("/v1/releases")
+    for release in releases:
+        if (release["unit"], release["task"]) == (unit, task):
+            return dict(release)
+    known = ", ".join(f"{release['unit']}/{release['task']}" for release in releases) or "none"
+    raise NotFound(f"release: expected one of {known}, got {unit}/{task}; list them with: appliance release history")
+
+
+def _adapter(evidence: Evidence) -> dict[str, Any]:
+    name, version = split_version(evidence.name)
+    return {"adapter": name, "version": version, "manifest": evidence.digest}

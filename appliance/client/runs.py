@@ -1,0 +1,102 @@
+"""A run: the recipe resolved here, so that the order holds every value, then followed to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from appliance.client.door import About, Door
+from appliance.client.files import read_file
+from appliance.client.imports import proven_digest
+from appliance.client.log import Anchor
+from appliance.client.orders import Proposal, propose
+from appliance.domain.orders import Cancel, Train
+from appliance.domain.recipe import Facts, Recipe, parse_recipe, resolve_recipe
+from appliance.errors import BadInput, Tampered
+
+WAIT_S = 20
+FINAL = ("sealed", "failed", "cancelled")
+_MAX_RECIPE_BYTES = 65_536
+
+Frames = Callable[[str, list[dict[str, Any]]], None]
+"""Called with the run's status and the frames that are new."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    run: str
+    status: str
+    adapter: str | None
+    detail: str | None
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML without tags, aliases or a key that is there twice: what is read is what was written."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key) for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            line = node.start_mark.line + 1
+            raise BadInput(f"recipe, key {twice[0]!r}: expected it once, got it twice in the mapping at line {line}")
+        return super().construct_mapping(node, deep)
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The recipe of a YAML file; BadInput names the file and the line or value that is off."""
+    data = read_file(path, "recipe", _MAX_RECIPE_BYTES)
+    try:
+        value = yaml.load(data, _Loader)  # noqa: S506 a SafeLoader, stricter
+    except yaml.YAMLError as error:
+        raise BadInput(f"recipe, {path}: expected YAML, got {' '.join(str(error).split())}") from None
+    except BadInput as error:
+        raise BadInput(f"{path}: {error.message}") from None
+    if not isinstance(value, dict):
+        raise BadInput(f"recipe, {path}: expected lines of `name: value`, got {type(value).__name__}")
+    try:
+        return parse_recipe(value)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error.message}") from None
+
+
+def propose_run(door: Door, anchor: Anchor, signer: str, recipe: Recipe, what: str) -> Proposal:
+    """The order with every value resolved by the rules, over digests that the log itself binds."""
+    answer = door.get("/v1/recipes/facts", base=recipe.base, dataset=recipe.dataset)
+    base_digest = proven_digest(door, anchor, "base", recipe.base)
+    dataset_digest = proven_digest(door, anchor, "dataset", recipe.dataset)
+    got = (answer["base_digest"], answer["dataset_digest"])
+    if got != (base_digest, dataset_digest):
+        raise Tampered(
+            f"facts of {recipe.base} and {recipe.dataset}: expected {base_digest}, {dataset_digest}, got {got}"
+        )
+    try:
+        resolved = resolve_recipe(recipe, Facts.model_validate(answer["facts"]))
+    except BadInput as error:
+        raise BadInput(f"{what}: {error.message}") from None
+    unwritten = frozenset(name for name, value in recipe.model_dump().items() if value == "auto")
+    return propose(
+        door.about,
+        signer,
+        Train,
+        {"recipe": resolved, "base_digest": base_digest, "dataset_digest": dataset_digest},
+        resolved=unwritten | {"quantisation"},
+    )
+
+
+def propose_cancel(about: About, signer: str, run: str) -> Proposal:
+    return propose(about, signer, Cancel, {"run": run})
+
+
+def follow(door: Door, run: str, told: Frames) -> Ended:
+    """Returns when the run has ended, however it did. A session that ends on the way is renewed by the door."""
+    after = 0
+    while True:
+        answer = door.get(f"/v1/runs/{run}/progress", after=after, wait_s=WAIT_S)
+        told(answer["status"], list(answer["frames"]))
+        after = int(answer["next"])
+        if answer["status"] in FINAL and not answer["frames"]:
+            return Ended(run, answer["status"], answer["adapter"], answer["detail"])
