@@ -1,0 +1,92 @@
+"""The chain and the tree of a whole log: that nothing was changed, dropped, moved, put in or cut off."""
+
+from __future__ import annotations
+
+from appliance.domain.entry import Entry
+from appliance.domain.names import NO_DIGEST
+from appliance.domain.report import Findings
+from appliance.errors import ApplianceError
+from appliance.formats.checkpoint import Checkpoint, open_checkpoint
+from appliance.formats.merkle import EMPTY_ROOT, Frontier, hash_leaf
+
+
+class Chain:
+    """Takes entries in order; `close` compares what was taken with the signed checkpoint."""
+
+    def __init__(self, findings: Findings) -> None:
+        self._findings = findings
+        self.frontier = Frontier.EMPTY
+        self.index = -1
+        """Of the entry taken last, as it says of itself."""
+        self.head = NO_DIGEST
+        self.checkpoint: Checkpoint | None = None
+        self._signed_root: bytes | None = None
+        self._whole = True
+
+    def open(self, note: bytes, log_key: str) -> None:
+        """The checkpoint to compare with, if the log's key signed it; before the second entry is taken."""
+        try:
+            self.checkpoint = open_checkpoint(note, log_key)
+        except ApplianceError as error:
+            self._findings.add(None, "checkpoint", error.message)
+        else:
+            self._keep_root()
+
+    def grow(self, data: bytes) -> None:
+        """Adds the next leaf, whatever it says."""
+        self.frontier = self.frontier.append(hash_leaf(data))
+        self._keep_root()
+
+    def _keep_root(self) -> None:
+        if self.checkpoint is not None and self.frontier.size == self.checkpoint.size:
+            self._signed_root = self.frontier.root()
+
+    def link(self, entry: Entry) -> bool:
+        """Whether the entry is the one after the last: its index is the next, and it names the last one's hash."""
+        expected, index, head = self.index + 1, self.index, self.head
+        self.index, self.head = entry.index, f"sha256:{entry.leaf.hex()}"
+        if entry.index != expected:
+            self._break(expected, "sequence", f"entry {expected}: expected it after entry {index}, got {entry.index}")
+            return False
+        if entry.prev == head:
+            return True
+        if index < 0:
+            self._break(0, "chain", f"entry 0, prev: expected {head}, got {entry.prev}")
+        else:
+            message = f"entry {index}: expected the hash {entry.prev}, which entry {entry.index} names, got {head}"
+            self._break(index, "chain", message)
+        return False
+
+    def pass_over(self, data: bytes) -> int:
+        """Bytes that are no entry take the next place in the chain; the place."""
+        self.index, self.head = self.index + 1, f"sha256:{hash_leaf(data).hex()}"
+        return self.index
+
+    def _break(self, index: int, rule: str, message: str) -> None:
+        self._whole = False
+        self._findings.add(index, rule, message)
+
+    def close(self) -> None:
+        """As many entries as the log signed for, under the root that it signed."""
+        checkpoint, size = self.checkpoint, self.frontier.size
+        if checkpoint is None:
+            return
+        said = f"expected {checkpoint.size} entries, as the checkpoint says, got {size}"
+        if size < checkpoint.size:
+            self._findings.add(None, "size", f"size: {said}: the log is cut short")
+            return
+        if size > checkpoint.size:
+            self._findings.add(checkpoint.size, "size", f"entry {checkpoint.size} and what follows: {said}")
+        root = self._signed_root if checkpoint.size else EMPTY_ROOT
+        if root != checkpoint.root:
+            self._add_root(checkpoint, root)
+
+    def _add_root(self, checkpoint: Checkpoint, root: bytes | None) -> None:
+        """Where every link holds, a true last entry would make all before it true: so the last one is not."""
+        got = "none" if root is None else root.hex()
+        said = f"expected the signed root {checkpoint.root.hex()} at size {checkpoint.size}, got {got}"
+        if self._whole:
+            last = checkpoint.size - 1
+            self._findings.add(last, "root", f"entry {last}: {said}")
+        else:
+            self._findings.add(None, "root", f"root: {said}")

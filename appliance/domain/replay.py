@@ -1,0 +1,164 @@
+"""Every entry again through the rules, with its documents, and through the site's own policies where there is Cedar."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+from appliance.domain.entry import Entry
+from appliance.domain.events import EVENTS, Ordered
+from appliance.domain.names import Time
+from appliance.domain.orders import Order
+from appliance.domain.policy import PolicySet, parse_policy
+from appliance.domain.report import Findings
+from appliance.domain.rules import apply
+from appliance.domain.signatures import read_order
+from appliance.domain.state import Principal, State
+from appliance.errors import ApplianceError
+from appliance.formats.commitment import Disclosure, verify_disclosure
+from appliance.formats.dsse import parse_envelope
+
+Documents = Callable[[str], bytes | None]
+"""The bytes kept under a digest, or None; they are hashed here, not believed."""
+
+Decide = Callable[[Principal, Order, State, Time], tuple[str, ...]]
+SitePolicy = Callable[[PolicySet], Decide]
+"""Builds the decider of a policy set's own policies: `lambda policy: SitePolicies(policy).decide` in `access`."""
+
+_SIGNED = ("order", "endorsed", "possession", "session", "signature")
+"""The roles of documents whose signature the rules verify."""
+
+_COMMITMENT = re.compile(rb"hmac-sha256:[0-9a-f]{64}")
+
+
+class Disclosed:
+    """The texts that travel beside the log: each opens its commitment, and some entry or order made it."""
+
+    def __init__(self, findings: Findings, disclosures: Iterable[Disclosure]) -> None:
+        self._findings = findings
+        self._bound: dict[bytes, bool] = {}
+        for disclosure in disclosures:
+            try:
+                verify_disclosure(disclosure)
+            except ApplianceError as error:
+                findings.add(None, "disclosure", error.message)
+            else:
+                self._bound[disclosure.commitment.encode()] = False
+
+    def mark(self, entry: Entry, documents: Mapping[str, bytes]) -> None:
+        """Notes which texts an entry that stands has bound."""
+        if not self._bound:
+            return
+        bodies = [entry.encoded]
+        bodies += [parse_envelope(documents[role]).payload for role in ("order", "endorsed") if role in documents]
+        for body in bodies:
+            for commitment in _COMMITMENT.findall(body):
+                if commitment in self._bound:
+                    self._bound[commitment] = True
+
+    def close(self) -> int:
+        """How many texts are bound; one that nothing binds is a finding."""
+        for commitment, bound in self._bound.items():
+            if not bound:
+                text = f"disclosure {commitment.decode()}: expected an entry or order that binds it, got none"
+                self._findings.add(None, "disclosure", text)
+        return sum(self._bound.values())
+
+
+class Replay:
+    """The fold of a log under suspicion: an entry that does not stand changes nothing, and the next is tried."""
+
+    def __init__(
+        self, findings: Findings, documents: Documents, disclosed: Disclosed, site_policy: SitePolicy | None
+    ) -> None:
+        self.state = State()
+        self.counted = dict.fromkeys(("entries", "orders", "signatures", "documents", "decisions"), 0)
+        self.first_gap: int | None = None
+        """The first entry that was not replayed, or did not stand: what follows was folded without it."""
+        self._findings = findings
+        self._documents = documents
+        self._disclosed = disclosed
+        self._site_policy = site_policy
+        self._decide: tuple[str, Decide | None] = ("", None)
+
+    def miss(self, index: int) -> None:
+        """Bytes that are no entry, or one out of its place: not replayed."""
+        if self.first_gap is None:
+            self.first_gap = index
+
+    def take(self, entry: Entry, *, linked: bool) -> bool:
+        """Whether the entry stands. After a break that the chain has found, it is replayed in its own place."""
+        state = self.state
+        if entry.index < state.size or (state.size == 0 and entry.index > 0):
+            self.miss(entry.index)
+            return False
+        if entry.index > state.size:
+            self.miss(state.size)
+        if not linked or entry.index > state.size:
+            state.size, state.last_leaf = entry.index, entry.prev
+        documents = self._read(entry)
+        judged = self._judge(entry, documents)
+        try:
+            apply(state, entry, documents)
+        except ApplianceError as error:
+            self._findings.add(entry.index, error.code, _named(entry, error))
+            self.miss(entry.index)
+            self._step_over(entry)
+            return False
+        state.take_changes()
+        self._count(entry, documents, judged)
+        self._disclosed.mark(entry, documents)
+        return True
+
+    def _step_over(self, entry: Entry) -> None:
+        """Nothing changes but the place in the chain."""
+        if self.state.size:
+            self.state.size = entry.index + 1
+            self.state.last_leaf = f"sha256:{entry.leaf.hex()}"
+            self.state.last_time = max(self.state.last_time, entry.time)
+
+    def _read(self, entry: Entry) -> dict[str, bytes]:
+        """Those documents that are there; the rules say which is missing and whether the bytes are those bound."""
+        found = {role: self._documents(digest) for role, digest in entry.documents.items()}
+        return {role: data for role, data in found.items() if data is not None}
+
+    def _count(self, entry: Entry, documents: Mapping[str, bytes], judged: tuple[str, ...] | None) -> None:
+        self.counted["entries"] += 1
+        self.counted["documents"] += len(entry.documents)
+        self.counted["orders"] += "order" in documents
+        self.counted["signatures"] += sum(role in documents for role in _SIGNED)
+        self.counted["decisions"] += judged == ()
+        for reason in judged or ():
+            self._findings.add(entry.index, "site-policy", f"entry {entry.index} ({entry.type}): {reason}")
+
+    def _judge(self, entry: Entry, documents: Mapping[str, bytes]) -> tuple[str, ...] | None:
+        """What the site's own policies in force say against the entry's order; None where they are not asked."""
+        model = EVENTS.get(entry.type)
+        decide = self._decider(entry)
+        if decide is None or model is None or not issubclass(model, Ordered) or "order" not in documents:
+            return None
+        try:
+            order = read_order(self.state, documents["order"]).order
+        except ApplianceError:
+            return None  # the rules will say so
+        principal = self.state.principals.get(order.signer)
+        return None if principal is None else decide(principal, order, self.state, entry.time)
+
+    def _decider(self, entry: Entry) -> Decide | None:
+        """That of the policy set in force before this entry."""
+        site = self.state.sites.get("site")
+        if self._site_policy is None or site is None:
+            return None
+        if self._decide[0] != site.policy:
+            self._decide = (site.policy, None)
+            try:
+                self._decide = (site.policy, self._site_policy(parse_policy(self._documents(site.policy) or b"")))
+            except ApplianceError as error:
+                text = f"entry {entry.index}: policy {site.policy}: {error.message}"
+                self._findings.add(entry.index, "site-policy", text)
+        return self._decide[1]
+
+
+def _named(entry: Entry, error: ApplianceError) -> str:
+    start = f"entry {entry.index}"
+    return error.message if error.message.startswith(start) else f"{start} ({entry.type}): {error.message}"

@@ -1,0 +1,111 @@
+"""What a verification says: the verdict, what it counted, what it found, and what it did not check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from appliance.domain.names import Time, Value
+from appliance.domain.state import State
+from appliance.formats.trust import Trust
+
+MAX_FINDINGS = 1_000
+"""Findings kept; those beyond are counted. A broken log may break at every entry."""
+
+Verdict = Literal["verified", "failed", "unverifiable"]
+
+
+class Finding(Value):
+    """What stands against the log; `index` is the entry's, where there is one."""
+
+    index: int | None
+    rule: str
+    message: str
+
+
+class Counts(Value):
+    """What was checked and held, never what was only seen.
+
+    `entries` were replayed and stand; `documents` are bindings, each hashed again; `decisions` are orders that the
+    site's own policies, asked again, allow.
+    """
+
+    entries: int
+    orders: int
+    signatures: int
+    documents: int
+    adapters: int
+    disclosures: int
+    decisions: int
+
+
+class TrustUsed(Value):
+    origin: str
+    log_key: str
+    genesis: str
+    administrators: tuple[str, ...]
+
+
+class Report(Value):
+    """`essential`: what was not checked and is needed for the verdict "verified"; `unchecked`: what is not.
+
+    `size`, `head` (leaf hash of the last entry) and `root` are those of the bytes read; the checkpoint's stand beside.
+    """
+
+    verdict: Verdict
+    counts: Counts
+    findings: tuple[Finding, ...]
+    omitted: int
+    essential: tuple[str, ...]
+    unchecked: tuple[str, ...]
+    remarks: tuple[str, ...]
+    trust: TrustUsed | None
+    origin: str | None
+    single_administrator: bool | None
+    site_policies: Literal["replayed", "not replayed"]
+    size: int
+    head: str
+    root: str
+    checkpoint_size: int | None
+    checkpoint_root: str | None
+    checked_at: Time
+
+
+class Findings:
+    """Collected in order, up to a limit."""
+
+    def __init__(self) -> None:
+        self.kept: list[Finding] = []
+        self.omitted = 0
+
+    def add(self, index: int | None, rule: str, message: str) -> None:
+        if len(self.kept) < MAX_FINDINGS:
+            self.kept.append(Finding(index=index, rule=rule, message=message))
+        else:
+            self.omitted += 1
+
+
+def trust_used(trust: Trust) -> TrustUsed:
+    names = tuple(name for name, _ in trust.administrators)
+    return TrustUsed(origin=trust.origin, log_key=trust.log_key, genesis=trust.genesis, administrators=names)
+
+
+def compare_projections(state: State, rows: Iterable[tuple[str, str, Mapping[str, Any]]]) -> tuple[Finding, ...]:
+    """What a store's rows (kind, id, value) say otherwise than the fold: changed, missing, made up, twice."""
+    expected = {(kind, key): value for kind, key, value in state.projections()}
+    findings = []
+    for kind, key, value in rows:
+        wanted = expected.pop((kind, key), None)
+        if wanted is None:
+            findings.append(_row(kind, key, "no such row", "one"))
+        elif dict(wanted) != dict(value):
+            names = sorted(name for name in {*wanted, *value} if wanted.get(name) != value.get(name))
+            for name in names:
+                findings.append(_row(kind, f"{key}, {name}", repr(wanted.get(name)), repr(value.get(name))))
+    findings += [_row(kind, key, "a row", "none") for kind, key in expected]
+    return tuple(findings)
+
+
+def _row(kind: str, key: str, expected: str, got: str) -> Finding:
+    message = f"projection {kind} {key}: expected {expected[:200]}, got {got[:200]}"
+    return Finding(index=None, rule="projection", message=message)
