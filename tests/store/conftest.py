@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 from sqlalchemy import Engine
@@ -19,39 +21,67 @@ __all__ = ["postgres"]
 KINDS = ("sqlite", "postgresql")
 
 
-@pytest.fixture(scope="session")
-def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated, empty database to copy: a migration costs more than most tests."""
-    path = tmp_path_factory.mktemp("migrated") / "ledger.db"
-    engine = open_engine(f"sqlite:///{path}")
-    migrate(engine)
-    engine.dispose()
-    return path
+class Databases:
+    """Migrated databases, made once and copied for each test: a migration costs more than most tests."""
+
+    def __init__(self, folder: Path, postgres: Callable[[], Server]) -> None:
+        self._folder = folder
+        self._postgres = postgres
+        self._templates: dict[tuple[str, str], str] = {}
+
+    def server(self) -> Server:
+        return self._postgres()
+
+    def migrated(self, kind: str) -> str:
+        """The path of a file or the name of a database with all tables and no entry."""
+        if (kind, "migrated") not in self._templates:
+            place = str(self._folder / "migrated.db") if kind == "sqlite" else self.server().create_database()
+            engine = open_engine(f"sqlite:///{place}" if kind == "sqlite" else self.server().url(place))
+            migrate(engine)
+            engine.dispose()
+            if kind == "postgresql":
+                self.server().let_application_log_in()
+            self._templates[kind, "migrated"] = place
+        return self._templates[kind, "migrated"]
+
+    def filled(self, kind: str, name: str, fill: Callable[[str], None]) -> str:
+        """The same with what `fill`, given the URL of the service's role, has put into it once."""
+        if (kind, name) not in self._templates:
+            migrated = self.migrated(kind)
+            if kind == "sqlite":
+                place = str(self._folder / f"{name}.db")
+                shutil.copyfile(migrated, place)
+                fill(f"sqlite:///{place}")
+            else:
+                place = self.server().create_database(migrated)
+                fill(self.server().url(place, APPLICATION))
+            self._templates[kind, name] = place
+        return self._templates[kind, name]
+
+    @contextmanager
+    def copy(self, kind: str, template: str, folder: Path) -> Iterator[str]:
+        """A copy's URL, as the service's own role connects."""
+        if kind == "sqlite":
+            path = folder / "ledger.db"
+            shutil.copyfile(template, path)
+            yield f"sqlite:///{path}"
+            return
+        name = self.server().create_database(template)
+        yield self.server().url(name, APPLICATION)
+        self.server().drop_database(name)
 
 
 @pytest.fixture(scope="session")
-def migrated_postgres(postgres: Server) -> str:
-    """The name of a migrated, empty database to copy."""
-    name = postgres.create_database()
-    engine = open_engine(postgres.url(name))
-    migrate(engine)
-    engine.dispose()
-    postgres.let_application_log_in()
-    return name
+def databases(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Databases:
+    return Databases(tmp_path_factory.mktemp("templates"), lambda: cast(Server, request.getfixturevalue("postgres")))
 
 
 @pytest.fixture(params=KINDS)
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def database_url(request: pytest.FixtureRequest, databases: Databases, tmp_path: Path) -> Iterator[str]:
     """The URL that the service connects with: in PostgreSQL as the application's role, which owns nothing."""
-    if request.param == "sqlite":
-        path = tmp_path / "ledger.db"
-        shutil.copyfile(request.getfixturevalue("migrated_sqlite"), path)
-        yield f"sqlite:///{path}"
-        return
-    server: Server = request.getfixturevalue("postgres")
-    name = server.create_database(template=request.getfixturevalue("migrated_postgres"))
-    yield server.url(name, APPLICATION)
-    server.drop_database(name)
+    kind = str(request.param)
+    with databases.copy(kind, databases.migrated(kind), tmp_path) as url:
+        yield url
 
 
 @pytest.fixture
@@ -62,12 +92,11 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def owner_engine(database_url: str, request: pytest.FixtureRequest) -> Iterator[Engine]:
+def owner_engine(database_url: str, databases: Databases) -> Iterator[Engine]:
     """What an administrator of the database connects with: may change whatever no trigger refuses."""
     url = database_url
     if url.startswith("postgresql"):
-        server: Server = request.getfixturevalue("postgres")
-        url = server.url(url.rpartition("/")[2])
+        url = databases.server().url(url.rpartition("/")[2])
     engine = open_engine(url)
     yield engine
     engine.dispose()
