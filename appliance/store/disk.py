@@ -83,20 +83,26 @@ def open_plain(folder: int, path: str, what: str) -> Iterator[int]:
 
     NotFound where there is none; Tampered for a link or any other kind in its place.
     """
+    descriptor = _open_plain(folder, path, what)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Tampered(f"{what}, {path}: expected a regular file, got another kind")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open_plain(folder: int, path: str, what: str) -> int:
     steps = path.split("/")
-    if not all(steps) or ".." in steps or "." in steps:
+    if not all(steps) or ".." in steps or "." in steps or "\0" in path:
         raise BadInput(f"{what}: expected a plain relative path, got {path!r}")
     here = os.dup(folder)
-    descriptor = -1
     try:
         for step in steps[:-1]:
             below = os.open(step, _FOLDER, dir_fd=here)
             os.close(here)
             here = below
-        descriptor = os.open(steps[-1], _FILE, dir_fd=here)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Tampered(f"{what}, {path}: expected a regular file, got another kind")
-        yield descriptor
+        return os.open(steps[-1], _FILE, dir_fd=here)
     except FileNotFoundError:
         raise NotFound(f"{what}, {path}: expected a file, got none") from None
     except OSError as error:
@@ -105,8 +111,6 @@ def open_plain(folder: int, path: str, what: str) -> Iterator[int]:
         raise
     finally:
         os.close(here)
-        if descriptor >= 0:
-            os.close(descriptor)
 
 
 def read_all(descriptor: int, max_bytes: int, what: str) -> bytes:

@@ -203,8 +203,9 @@ class Ledger:
         try:
             connection.commit()
         except SQLAlchemyError:
-            if not self._stands(staged):
-                raise
+            if self._stands(staged):
+                return
+            raise
         if not is_current(connection):
             raise Unavailable(
                 f"ledger, entry {staged.entry.index}: expected the database file to stand, got another one or none",
