@@ -422,6 +422,7 @@ EVENTS: dict[str, type[Event]] = {
         PrincipalEnrolled, RoleGranted, PrincipalRevoked, PolicyAdopted, ImportRequested, ImportFailed, BaseImported,
         DatasetImported, RunRequested, RunStarted, RunFinished, RunFailed, RunCancelled, AdapterSealed,
         AdapterQuarantined, BaseQuarantined, ReviewRecorded, ReleaseActivated, ReleaseRolledBack, AdapterRevoked,
-        AdapterAdmitted, AdmissionRefused, AdapterLoaded, AdapterUnloaded, RequestAdmitted, RequestFinished, RequestRefused,
+        AdapterAdmitted, AdmissionRefused, AdapterLoaded, AdapterUnloaded, RequestAdmitted, RequestFinished,
+        RequestRefused,
     )
 }  # fmt: skip

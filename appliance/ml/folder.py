@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import BadInput, TooLarge
+from appliance.formats.manifest import MANIFEST_PATH
 
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
@@ -31,6 +32,7 @@ ALLOWED_FILES = frozenset(
         "vocab.json",
         "merges.txt",
         "added_tokens.json",
+        MANIFEST_PATH,  # a sealed folder carries the list of its own files
     }
 )
 _SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")

@@ -1,0 +1,222 @@
+"""The people's door: each request of the command line and, later, of the console. A route parses, calls one workflow."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from appliance.errors import BadInput, NotFound
+from appliance.formats.canonical import encode_canonical
+from appliance.formats.commitment import parse_disclosure_value
+from appliance.formats.digest import parse_digest
+from appliance.web.auth import Doorkeeper, Session
+from appliance.web.errors import install, people_body
+from appliance.workflows import audit, orders, review, upload
+from appliance.workflows.context import Context
+
+SOURCE = "unix"
+WAIT_S = 25.0
+
+
+class SessionRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    envelope: dict[str, Any]
+
+
+class OrderRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    envelope: dict[str, Any]
+    disclosures: list[dict[str, Any]] = Field(default=[], max_length=16)
+    documents: dict[str, str] = {}
+
+
+class PolicyTest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    policy: str
+    cases: str
+
+
+class VerifyRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    trust: dict[str, Any] | None = None
+
+
+def people_app(context: Context, door: Doorkeeper, touch: Callable[[], None]) -> FastAPI:
+    """`touch` is told of every request, so that an embedded service knows when it is idle."""
+    app = FastAPI(title="appliance, the people's door", docs_url=None, redoc_url=None, openapi_url=None)
+    install(app, people_body, door.count_refusal)
+
+    def touched() -> None:
+        touch()
+
+    def person(authorization: Annotated[str | None, Header()] = None) -> Session:
+        return door.person(authorization)
+
+    public, private = (
+        APIRouter(dependencies=[Depends(touched)]),
+        APIRouter(dependencies=[Depends(touched), Depends(person)]),
+    )
+    _sessions(public, context, door)
+    _orders(public, private, context)
+    _tables(private, context)
+    _runs(private, context)
+    _adapters(private, context)
+    _ledger(private, context)
+    app.include_router(public)
+    app.include_router(private)
+    return app
+
+
+def _bytes(text: str, what: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise BadInput(f"{what}: expected base64, got another text") from None
+
+
+def _sessions(router: APIRouter, context: Context, door: Doorkeeper) -> None:
+    @router.get("/v1/about")
+    def about() -> dict[str, Any]:
+        return audit.about(context)
+
+    @router.post("/v1/sessions/challenge")
+    def challenge() -> dict[str, str]:
+        return {"nonce": door.challenge()}
+
+    @router.post("/v1/sessions")
+    def open_session(body: SessionRequest) -> dict[str, Any]:
+        token, session = door.open_session(encode_canonical(body.envelope), SOURCE)
+        principal = context.ledger.state.principals.get(session.principal)
+        roles = () if principal is None else principal.roles
+        return {"token": token, "principal": session.principal, "roles": roles, "expires_at": session.expires_at}
+
+
+def _orders(public: APIRouter, private: APIRouter, context: Context) -> None:
+    @public.post("/v1/orders")
+    def submit(body: OrderRequest) -> dict[str, Any]:
+        submission = orders.Submission(
+            envelope=encode_canonical(body.envelope),
+            disclosures=tuple(parse_disclosure_value(value) for value in body.disclosures),
+            documents={role: _bytes(text, f"document {role}") for role, text in body.documents.items()},
+            source=SOURCE,
+        )
+        submitted = orders.submit(context, submission)
+        entry = submitted.appended.entry
+        return {
+            "index": entry.index,
+            "type": entry.type,
+            "outcome": entry.outcome,
+            "order": submitted.digest,
+            "checkpoint": submitted.appended.checkpoint.decode("utf-8"),
+            "result": submitted.result,
+        }
+
+    @private.get("/v1/orders/pending")
+    def pending() -> list[dict[str, Any]]:
+        return audit.pending_orders(context)
+
+    @private.put("/v1/uploads/{digest}")
+    async def put_upload(digest: str, request: Request) -> dict[str, Any]:
+        size = request.headers.get("content-length", "")
+        if not size.isdigit():
+            raise BadInput("upload, content-length: expected a number of bytes, got none")
+        incoming = await run_in_threadpool(upload.begin, context, parse_digest(digest), int(size))
+        with incoming:
+            async for chunk in request.stream():
+                await run_in_threadpool(incoming.write, chunk)
+            await run_in_threadpool(incoming.finish)
+        return {"digest": digest, "bytes": int(size)}
+
+    @private.post("/v1/policy/test")
+    def test_policy(body: PolicyTest) -> dict[str, Any]:
+        return {"results": audit.test_policy(_bytes(body.policy, "policy"), _bytes(body.cases, "cases"))}
+
+
+def _tables(router: APIRouter, context: Context) -> None:
+    @router.get("/v1/principals")
+    def principals() -> list[dict[str, Any]]:
+        return audit.principals(context)
+
+    @router.get("/v1/policy")
+    def policy() -> dict[str, Any]:
+        return audit.policy(context)
+
+    @router.get("/v1/imports/{order}")
+    def an_import(order: str, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0) -> dict[str, Any]:
+        return audit.import_status(context, parse_digest(order), wait_s)
+
+    for name in ("bases", "datasets", "runs", "adapters", "releases"):
+        _table(router, context, name)
+
+
+def _table(router: APIRouter, context: Context, name: str) -> None:
+    @router.get(f"/v1/{name}", name=name)
+    def rows() -> list[dict[str, Any]]:
+        return [row.model_dump(mode="json") for row in getattr(context.ledger.state, name).values()]
+
+    if name == "releases":
+        return
+
+    @router.get(f"/v1/{name}/{{key}}", name=f"one of {name}")
+    def row(key: str) -> dict[str, Any]:
+        found = getattr(context.ledger.state, name).get(key)
+        if found is None:
+            raise NotFound(f"{name}: expected a known one, got {key!r}")
+        return dict(found.model_dump(mode="json"))
+
+
+def _runs(router: APIRouter, context: Context) -> None:
+    @router.get("/v1/runs/{run}/progress")
+    def progress(
+        run: str,
+        after: Annotated[int, Query(ge=0)] = 0,
+        wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0,
+    ) -> dict[str, Any]:
+        return audit.run_progress(context, run, after, wait_s)
+
+    @router.get("/v1/recipes/facts")
+    def facts(base: str, dataset: str) -> dict[str, Any]:
+        return audit.recipe_facts(context, base, dataset)
+
+
+def _adapters(router: APIRouter, context: Context) -> None:
+    @router.get("/v1/adapters/{name}/review")
+    def packet(name: str) -> dict[str, Any]:
+        return review.review_packet(context, name)
+
+    @router.get("/v1/adapters/{name}/files/{path:path}")
+    def file(name: str, path: str) -> Response:
+        return Response(review.adapter_file(context, name, path), media_type="application/octet-stream")
+
+    @router.get("/v1/adapters/{name}/history")
+    def history(name: str) -> list[dict[str, Any]]:
+        return audit.history(context, f"adapter:{name}")
+
+
+def _ledger(router: APIRouter, context: Context) -> None:
+    @router.get("/v1/documents/{digest}")
+    def document(digest: str) -> Response:
+        return Response(context.ledger.document(parse_digest(digest)), media_type="application/octet-stream")
+
+    @router.get("/v1/ledger")
+    def find(filters: Annotated[audit.LogFilters, Query()]) -> dict[str, Any]:
+        return audit.find(context, filters)
+
+    @router.get("/v1/ledger/export")
+    def export() -> StreamingResponse:
+        return StreamingResponse(audit.export(context), media_type="application/x-tar")
+
+    @router.post("/v1/ledger/verify")
+    def verify(body: VerifyRequest) -> dict[str, Any]:
+        return audit.verify(context, body.trust)
+
+    @router.get("/v1/ledger/{index}")
+    def entry(index: int) -> dict[str, Any]:
+        return audit.show(context, index)

@@ -1,0 +1,109 @@
+"""Who is asking: people by a session that their key opened, units by a token that their key signed."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+import time
+from dataclasses import dataclass
+
+from appliance.domain.credentials import Session as SessionStatement
+from appliance.domain.credentials import parse_credential, parse_token
+from appliance.domain.signatures import accept_session, accept_token
+from appliance.errors import NotAuthenticated, TooMany
+from appliance.formats.dsse import parse_envelope
+from appliance.formats.timestamp import encode_time, parse_time
+from appliance.workflows.context import Context
+from appliance.workflows.sessions import open_session
+
+CHALLENGE_S = 60.0
+_MOST = 1_000
+
+
+@dataclass(frozen=True)
+class Session:
+    principal: str
+    expires_at: str
+    ends: float
+
+
+class Doorkeeper:
+    """Challenges and sessions live in memory only: a restarted service knows nobody."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._lock = threading.Lock()
+        self._challenges: dict[str, float] = {}
+        self._sessions: dict[bytes, Session] = {}
+        self._refused = 0
+        self._refused_since = ""
+
+    def challenge(self) -> str:
+        """A nonce that can be answered once, within a minute."""
+        now = time.monotonic()
+        with self._lock:
+            self._challenges = {nonce: ends for nonce, ends in self._challenges.items() if ends > now}
+            if len(self._challenges) >= _MOST:
+                raise TooMany(f"challenges: expected fewer than {_MOST} open at a time")
+            nonce = secrets.token_hex(16)
+            self._challenges[nonce] = now + CHALLENGE_S
+            return nonce
+
+    def open_session(self, data: bytes, source: str) -> tuple[str, Session]:
+        """The session's secret token, once its opening is an entry."""
+        statement = parse_credential(SessionStatement, parse_envelope(data).payload)
+        with self._lock:
+            ends = self._challenges.pop(statement.nonce, 0.0)
+        if ends <= time.monotonic():
+            raise NotAuthenticated("session: expected the nonce of a challenge of the last minute, got another")
+        accept_session(self._context.ledger.state, data, encode_time(self._context.clock()))
+        principal = open_session(self._context, data, source)
+        lasts = (parse_time(statement.expires_at) - self._context.clock()).total_seconds()
+        session = Session(principal, statement.expires_at, time.monotonic() + lasts)
+        token = secrets.token_urlsafe(32)
+        with self._lock:
+            self._sessions = {key: s for key, s in self._sessions.items() if s.ends > time.monotonic()}
+            self._sessions[_key(token)] = session
+        return token, session
+
+    def person(self, authorization: str | None) -> Session:
+        """The standing session of a standing principal."""
+        session = self._sessions.get(_key(_bearer(authorization)))
+        if session is None or session.ends <= time.monotonic():
+            raise NotAuthenticated("session: expected a standing one (appliance session open), got none")
+        principal = self._context.ledger.state.principals.get(session.principal)
+        if principal is None or principal.revoked is not None:
+            raise NotAuthenticated(f"session: expected a standing principal, got {session.principal}, who was revoked")
+        return session
+
+    def unit(self, authorization: str | None) -> str:
+        """The unit whose key signed the token."""
+        state = self._context.ledger.state
+        now = max(encode_time(self._context.clock()), state.last_time)
+        _, unit = accept_token(state, parse_token(_bearer(authorization)), now)
+        return unit.name
+
+    def count_refusal(self) -> None:
+        """Unauthenticated attempts are counted here and appended as a count, once a minute."""
+        with self._lock:
+            self._refused += 1
+            self._refused_since = self._refused_since or encode_time(self._context.clock())
+
+    def take_refusals(self) -> tuple[int, str]:
+        with self._lock:
+            taken = (self._refused, self._refused_since)
+            self._refused, self._refused_since = 0, ""
+            return taken
+
+
+def _key(token: str) -> bytes:
+    """Sessions are kept under a digest, so that looking one up leaks nothing of the token by its timing."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _bearer(authorization: str | None) -> str:
+    scheme, _, token = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise NotAuthenticated("authorization: expected 'Bearer TOKEN', got none")
+    return token.strip()

@@ -1,0 +1,61 @@
+"""One table from error to answer, and the last handler. Nothing foreign leaks out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from appliance.errors import ApplianceError, Denied, NotAuthenticated
+
+log = logging.getLogger(__name__)
+
+Body = Callable[[str, str, tuple[str, ...], int], dict[str, Any]]
+
+
+def people_body(code: str, message: str, reasons: tuple[str, ...], status: int) -> dict[str, Any]:
+    return {"error": {"code": code, "message": message, "reasons": list(reasons)}}
+
+
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def openai_body(code: str, message: str, reasons: tuple[str, ...], status: int) -> dict[str, Any]:
+    """The form that OpenAI's clients read."""
+    kind = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def install(app: FastAPI, body: Body, count_refusal: Callable[[], None]) -> None:
+    """Every error of the appliance by its status; everything else is a 500 that says nothing."""
+
+    async def appliance_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ApplianceError)
+        if isinstance(error, NotAuthenticated):
+            count_refusal()
+        reasons = error.reasons if isinstance(error, Denied) else ()
+        return JSONResponse(body(error.code, error.message, reasons, error.status), error.status)
+
+    async def bad_request(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        parts = [f"{'.'.join(str(s) for s in item['loc'])}: {item['msg']}" for item in error.errors()]
+        return JSONResponse(body("bad-input", "request: " + "; ".join(parts), (), 400), 400)
+
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return JSONResponse(body("http", message, (), error.status_code), error.status_code)
+
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        log.exception("%s %s", request.method, request.url.path, exc_info=error)
+        return JSONResponse(body("error", "the service failed; its log says more", (), 500), 500)
+
+    app.add_exception_handler(ApplianceError, appliance_error)
+    app.add_exception_handler(RequestValidationError, bad_request)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(Exception, unexpected)

@@ -1,0 +1,276 @@
+"""The one place where objects are built. It alone opens the keyring and hands out signers."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from appliance import __version__
+from appliance.config import Settings
+from appliance.domain.entry import Draft, Entry, parse_entry
+from appliance.domain.events import Administrator, Initialized
+from appliance.domain.names import encode_value
+from appliance.domain.policy import PolicySet
+from appliance.domain.subjects import subjects_of
+from appliance.errors import ApplianceError, Conflict, NotFound, Tampered, Unavailable
+from appliance.formats.canonical import encode_canonical
+from appliance.formats.digest import digest_bytes, digest_file
+from appliance.formats.fields import encode_base64
+from appliance.formats.keys import Signer, keyid_of
+from appliance.formats.note import vkey_of
+from appliance.formats.trust import Trust, encode_trust, parse_trust
+from appliance.runners.decoys import Probes
+from appliance.store.artifacts import Artifacts
+from appliance.store.disk import write_file
+from appliance.store.engine import check_migrated, migrate, open_engine
+from appliance.store.keyring import ADAPTER_KEY, LOG_KEY, Keyring
+from appliance.store.ledger import Ledger
+from appliance.store.lock import lock_folder
+from appliance.web.api import people_app
+from appliance.web.auth import Doorkeeper
+from appliance.web.openai import units_app
+from appliance.web.server import Activity
+from appliance.web.server import serve as serve_doors
+from appliance.workflows import sessions
+from appliance.workflows.context import Code, Context
+from appliance.workflows.recover import recover
+from appliance.workflows.serve import DIGEST_KEY, Serving
+
+log = logging.getLogger("appliance")
+
+IDLE_S = 600.0
+BEAT_S = 60.0
+_PACKAGES = (
+    "bitsandbytes",
+    "cryptography",
+    "gguf",
+    "numpy",
+    "peft",
+    "pydantic",
+    "safetensors",
+    "sqlalchemy",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+
+
+@dataclass(frozen=True)
+class Person:
+    """An administrator at init: a name and a public key (SubjectPublicKeyInfo, DER)."""
+
+    name: str
+    spki: bytes
+
+
+def init(
+    settings: Settings,
+    administrators: Sequence[Person],
+    *,
+    origin: str,
+    single_administrator: bool,
+    policy: PolicySet,
+) -> Trust:
+    """Folders, keys, database and the ledger's first entry; returns what is to be kept elsewhere.
+
+    Conflict where a ledger stands already. What an interrupted init left is made anew: until the first entry stands
+    there is no appliance.
+    """
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with lock_folder(settings.lock):
+        engine = open_engine(settings.migration_url)
+        migrate(engine)
+        engine.dispose()
+        keyring = Keyring(settings.keys)
+        log_signer, adapter_signer = _make_keys(keyring)
+        log_key = vkey_of(origin, log_signer)
+        ledger = _open_ledger(settings, origin, log_signer, log_key)
+        if (first := _first_entry(ledger)) is not None:
+            # A power cut may have come between the first entry and the trust file, never the other way round.
+            if settings.trust.exists():
+                raise Conflict(f"appliance in {settings.home}: expected none yet, got one with a ledger")
+            return _write_trust(settings, first)
+        body = Initialized(
+            origin=origin,
+            log_key=log_key,
+            adapter_key=encode_base64(adapter_signer.spki),
+            administrators=tuple(
+                Administrator(name=p.name, key=encode_base64(p.spki), keyid=keyid_of(p.spki)) for p in administrators
+            ),
+            single_administrator=single_administrator,
+        )
+        draft = Draft(
+            type=body.type,
+            subjects=subjects_of(body),
+            documents={"policy": encode_value(policy)},
+            body=body.model_dump(mode="json"),
+        )
+        try:
+            return _write_trust(settings, ledger.append(draft).entry)
+        finally:
+            ledger.close()
+
+
+def _make_keys(keyring: Keyring) -> tuple[Signer, Signer]:
+    """The log's and the adapters' keys, and the key of the requests' digests; those an interrupted init left serve."""
+    signers: list[Signer] = []
+    for uri, create in ((LOG_KEY, keyring.create_log_key), (ADAPTER_KEY, keyring.create_adapter_key)):
+        try:
+            signers.append(keyring.open_signer(uri))
+        except NotFound:
+            signers.append(create())
+    try:
+        keyring.read_secret(DIGEST_KEY)
+    except NotFound:
+        keyring.keep_secret(DIGEST_KEY, secrets.token_bytes(32))
+    return signers[0], signers[1]
+
+
+def _first_entry(ledger: Ledger) -> Entry | None:
+    try:
+        return parse_entry(ledger.entry_bytes(0))
+    except NotFound:
+        return None
+
+
+def _write_trust(settings: Settings, first: Entry) -> Trust:
+    """The trust file that follows from the first entry, whole on disk or not there."""
+    body = Initialized.model_validate_json(encode_canonical(first.body))
+    people = tuple((person.name, person.keyid) for person in body.administrators)
+    trust = Trust(body.origin, body.log_key, f"sha256:{first.leaf.hex()}", people)
+    write_file(settings.trust, encode_trust(trust))
+    return trust
+
+
+def _open_ledger(settings: Settings, origin: str, signer: Signer, log_key: str) -> Ledger:
+    engine = open_engine(settings.database_url)
+    check_migrated(engine)
+    return Ledger(engine, origin=origin, log_signer=signer, log_key=log_key, clock=lambda: datetime.now(UTC))
+
+
+def _read_trust(settings: Settings) -> Trust:
+    try:
+        return parse_trust(settings.trust.read_bytes())
+    except FileNotFoundError:
+        raise NotFound(f"appliance in {settings.home}: expected one, got none; run appliance init first") from None
+
+
+@contextmanager
+def service(settings: Settings) -> Iterator[Context]:
+    """A loaded ledger and all that the workflows need. Tampered when the ledger does not hold."""
+    trust = _read_trust(settings)
+    keyring = Keyring(settings.keys)
+    log_signer, adapter_signer = keyring.open_signer(LOG_KEY), keyring.open_signer(ADAPTER_KEY)
+    if vkey_of(trust.origin, log_signer) != trust.log_key:
+        raise Tampered(f"trust file {settings.trust}: expected the log key of this appliance's keyring, got another")
+    ledger = _open_ledger(settings, trust.origin, log_signer, trust.log_key)
+    ledger.load()
+    settings.logs.mkdir(mode=0o700, exist_ok=True)
+    cuda = os.path.exists("/dev/nvidiactl")
+    context = Context(
+        ledger=ledger,
+        artifacts=Artifacts(settings.home),
+        keyring=keyring,
+        adapter_signer=adapter_signer,
+        clock=lambda: datetime.now(UTC),
+        code=describe_code(),
+        logs=settings.logs,
+        probes=_probes(settings),
+        device="cuda" if cuda else "cpu",
+        bfloat16=cuda or _multiplies_bfloat16(),
+    )
+    try:
+        yield context
+    finally:
+        for worker in list(context.workers.values()):
+            worker.kill()
+        ledger.close()
+
+
+def _probes(settings: Settings) -> Probes:
+    """What no worker may reach: keys, the database where it is a file, the appliance's home."""
+    read = {"read-keys": settings.keys}
+    if settings.database_url.startswith("sqlite:///"):
+        read["read-database"] = Path(settings.database_url.removeprefix("sqlite:///"))
+    return Probes(read=read, write={"write-outside": settings.home})
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether the CPU says that it multiplies bf16 in hardware."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    words = set(text.split())
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def describe_code() -> Code:
+    """The service's version, a digest over its source files, and its packages by the digest of their RECORD."""
+    root = Path(__file__).parent
+    files = {str(path.relative_to(root)): digest_file(path) for path in sorted(root.rglob("*.py"))}
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        record = distribution.read_text("RECORD") or ""
+        packages[f"{name}@{distribution.version}"] = digest_bytes(record.encode())
+    return Code(__version__, digest_bytes(json.dumps(files, sort_keys=True).encode()), packages)
+
+
+def serve(settings: Settings, *, embedded: bool) -> None:
+    """Runs the service until a signal; an embedded one ends after ten idle minutes."""
+    with lock_folder(settings.lock), service(settings) as context:
+        serving = Serving(context)
+        context.released = serving.reconcile
+        recover(context)
+        door, activity = Doorkeeper(context), Activity()
+        reason = "failed"
+        try:
+            reason = serve_doors(
+                people_app(context, door, activity.touch),
+                units_app(serving, door),
+                path=settings.socket,
+                listen=settings.listen,
+                beat=lambda: _beat(context, door),
+                ended=lambda: embedded and not context.busy and activity.idle_s() > IDLE_S,
+                beat_s=BEAT_S,
+            )
+        finally:
+            serving.close()
+            _end(context, reason)
+
+
+def _beat(context: Context, door: Doorkeeper) -> None:
+    """A heartbeat a minute. Where it cannot be written, workers are frozen until it can: nothing acts unrecorded."""
+    try:
+        sessions.beat(context, *door.take_refusals())
+    except ApplianceError as error:
+        log.critical("ALARM: the ledger cannot be written, workers are frozen: %s", error.message)
+        for worker in list(context.workers.values()):
+            worker.pause()
+    else:
+        for worker in list(context.workers.values()):
+            worker.resume()
+
+
+def _end(context: Context, reason: str) -> None:
+    """The service's last entry; a run that is cut off here is marked failed by the next start."""
+    for worker in list(context.workers.values()):
+        worker.kill()
+    context.runs.stop(10.0)
+    context.imports.stop(10.0)
+    try:
+        sessions.record_stop(context, reason)
+    except Unavailable as error:
+        log.critical("ALARM: the end could not be recorded: %s", error.message)

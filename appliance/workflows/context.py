@@ -1,0 +1,69 @@
+"""What every workflow works with: built once by wiring, handed to each story."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from appliance.access.cedar import SitePolicies
+from appliance.domain.policy import parse_policy
+from appliance.formats.keys import Signer
+from appliance.runners.decoys import Probes
+from appliance.runners.local import Worker
+from appliance.store.artifacts import Artifacts
+from appliance.store.keyring import Keyring
+from appliance.store.ledger import Ledger
+from appliance.workflows.jobs import Jobs
+from appliance.workflows.progress import Progress
+
+
+@dataclass(frozen=True)
+class Code:
+    """Which code this service runs: its version and a digest over its own files."""
+
+    version: str
+    digest: str
+    packages: dict[str, str]
+
+
+@dataclass
+class Context:
+    """`probes`: what a worker must fail to reach. `device`: where training runs."""
+
+    ledger: Ledger
+    artifacts: Artifacts
+    keyring: Keyring
+    adapter_signer: Signer
+    clock: Callable[[], datetime]
+    code: Code
+    logs: Path
+    probes: Probes
+    device: str
+    bfloat16: bool
+    progress: Progress = field(default_factory=Progress)
+    imports: Jobs = field(default_factory=lambda: Jobs("imports"))
+    runs: Jobs = field(default_factory=lambda: Jobs("runs"))
+    workers: dict[str, Worker] = field(default_factory=dict)
+    order_lock: threading.RLock = field(default_factory=threading.RLock)
+    released: Callable[[], None] = lambda: None
+    _site: tuple[str, SitePolicies] | None = None
+
+    def site_policies(self) -> SitePolicies:
+        """The policy set in force, parsed once per adoption."""
+        digest = self.ledger.state.site.policy
+        if self._site is None or self._site[0] != digest:
+            policy = parse_policy(self.ledger.document(digest))
+            self._site = (digest, SitePolicies(policy))
+        return self._site[1]
+
+    @property
+    def busy(self) -> bool:
+        """Whether an import or a run is under way or waits."""
+        return self.imports.busy or self.runs.busy
+
+
+Frame = dict[str, Any]

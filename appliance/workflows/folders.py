@@ -1,0 +1,28 @@
+"""A worker's output folder becomes an artifact: opened without following links, hashed, listed, sealed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from appliance.errors import BadInput
+from appliance.formats.digest import digest_bytes, digest_file
+from appliance.formats.manifest import MANIFEST_PATH, Manifest, ManifestFile, encode_manifest
+from appliance.workflows.context import Context
+
+
+def list_files(folder: Path, name: str, version: int) -> Manifest:
+    """The manifest over a flat folder's regular files; BadInput for a link, a folder or anything else in it."""
+    files = []
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() or not path.is_file():
+            raise BadInput(f"output, {path.name}: expected a regular file, got another kind")
+        files.append(ManifestFile(path.name, path.lstat().st_size, digest_file(path)))
+    return Manifest(name, version, tuple(files))
+
+
+def seal_folder(context: Context, staging: Path, name: str, version: int) -> bytes:
+    """Writes the manifest, makes the folder an artifact under its digest, and returns the manifest's bytes."""
+    data = encode_manifest(list_files(staging, name, version))
+    (staging / MANIFEST_PATH).write_bytes(data)
+    context.artifacts.seal(staging, digest_bytes(data))
+    return data

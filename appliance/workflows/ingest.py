@@ -1,0 +1,164 @@
+"""A base or a dataset is taken in: uploaded bytes, a sandboxed worker that parses them, an entry that binds them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from appliance.domain.events import BaseImported, DatasetImported, ImportFailed
+from appliance.domain.invariants import next_dataset_version
+from appliance.domain.names import versioned
+from appliance.domain.orders import ImportBase, ImportDataset, Order
+from appliance.domain.signatures import read_order
+from appliance.domain.state import State
+from appliance.errors import ApplianceError, BadInput, Denied, NotFound
+from appliance.formats.digest import digest_bytes
+from appliance.formats.manifest import Manifest, parse_manifest
+from appliance.workflows.context import Context
+from appliance.workflows.folders import seal_folder
+from appliance.workflows.quarantine import quarantine_base
+from appliance.workflows.record import append, conceal
+from appliance.workflows.workers import carry_out, check_walls, worker
+
+_MAX_MANIFEST = 1 << 20
+
+
+def check_uploaded(context: Context, order: Order) -> None:
+    """The bytes that the order binds were uploaded; NotFound names the digest that was not."""
+    digest = order.source if isinstance(order, ImportBase) else getattr(order, "file", "")
+    context.artifacts.upload(digest)
+
+
+def read_source_manifest(context: Context, order: ImportBase) -> Manifest:
+    """The manifest of an uploaded model folder; every file it lists must have been uploaded."""
+    path = context.artifacts.upload(order.source)
+    if path.stat().st_size > _MAX_MANIFEST:
+        raise BadInput(f"base {order.base}, manifest: expected at most {_MAX_MANIFEST} bytes, got more")
+    manifest = parse_manifest(path.read_bytes())
+    for file in manifest.files:
+        context.artifacts.upload(file.digest)
+    return manifest
+
+
+def import_base(context: Context, digest: str) -> None:
+    """Converts the uploaded GGUF file or model folder and records the base, or why not."""
+    order = _order(context, digest, ImportBase)
+
+    def work(staging: Path, source: Path) -> dict[str, Any]:
+        if order.format == "gguf":
+            given = source / "model.gguf"
+            os.link(context.artifacts.upload(order.source), given)
+        else:
+            given = source
+            for file in read_source_manifest(context, order).files:
+                (source / file.path).parent.mkdir(parents=True, exist_ok=True)
+                os.link(context.artifacts.upload(file.digest), source / file.path)
+        with worker(context, digest, "appliance.worker.prepare", read=(source,), write=(staging,)) as started:
+            walls = check_walls(started)
+            task = {"task": "base", "source": str(given), "output": str(staging)}
+            result = carry_out(started, task, on_frame=lambda frame: context.progress.publish(digest, frame))
+        facts = {key: value for key, value in result.items() if key != "frame"}
+        manifest = seal_folder(context, staging, order.base, 1)
+        body = BaseImported(order=digest, base=order.base, facts=facts, walls=walls)
+        append(context, body, documents={"manifest": manifest})
+        return {"base": order.base, "digest": digest_bytes(manifest), "facts": facts}
+
+    _carry_through(context, digest, work)
+
+
+def import_dataset(context: Context, digest: str) -> None:
+    """Parses, splits and renders the uploaded file and records the dataset, or why not (with the line)."""
+    order = _order(context, digest, ImportDataset)
+
+    def work(staging: Path, source: Path) -> dict[str, Any]:
+        given = source / f"rows.{order.format}"
+        os.link(context.artifacts.upload(order.file), given)
+        base = _checked_base(context, order)
+        key = secrets.token_bytes(32)
+        with worker(context, digest, "appliance.worker.prepare", read=(given, base), write=(staging,)) as started:
+            walls = check_walls(started)
+            task = _dataset_task(context, order, given, base, staging)
+            result = carry_out(started, task, key, on_frame=lambda frame: context.progress.publish(digest, frame))
+        name = versioned(order.dataset, next_dataset_version(context.ledger.state, order.dataset))
+        facts = {k: result[k] for k in ("rows", "train_rows", "held_out_rows", "max_tokens", "mean_tokens")}
+        facts["labels"] = len(result["labels"])
+        manifest = seal_folder(context, staging, order.dataset, int(name.rpartition("@")[2]))
+        # The key is durable before the entry: without it no row could ever be proved to be in the dataset.
+        context.keyring.keep_secret(f"dataset-{digest_bytes(manifest).removeprefix('sha256:')}", key)
+        body = DatasetImported(
+            order=digest, dataset=name, base=order.base, root=result["root"], facts=facts, walls=walls
+        )
+        append(context, body, documents={"manifest": manifest})
+        shown = {"labels": result["labels"], "sample": result["sample"]}
+        return {"dataset": name, "digest": digest_bytes(manifest), "facts": facts, **shown}
+
+    _carry_through(context, digest, work)
+
+
+def _dataset_task(context: Context, order: ImportDataset, given: Path, base: Path, staging: Path) -> dict[str, Any]:
+    texts = context.ledger.disclosures([order.instruction])
+    if order.instruction not in texts:
+        raise BadInput(f"dataset {order.dataset}, instruction: expected its text beside the order, got none")
+    return {
+        "task": "dataset",
+        "source": str(given),
+        "format": order.format,
+        "columns": {"text": order.text_column, "label": order.label_column},
+        "instruction": texts[order.instruction].text,
+        "base": str(base),
+        "seed": order.seed,
+        "held_out": order.held_out,
+        "output": str(staging),
+    }
+
+
+def _checked_base(context: Context, order: ImportDataset) -> Path:
+    base = context.ledger.state.bases.get(order.base)
+    if base is None:
+        raise NotFound(f"base: expected an imported one, got {order.base}")
+    return checked_base(context, base.name)
+
+
+def checked_base(context: Context, name: str) -> Path:
+    """The base's folder, hashed again; when it changed on disk it is quarantined and Tampered raised."""
+    base = context.ledger.state.bases.get(name)
+    if base is None or base.quarantined is not None:
+        raise Denied(f"base {name}: expected one that is imported and whole, got none")
+    try:
+        context.artifacts.check(base.digest)
+    except ApplianceError as error:
+        quarantine_base(context, base, error.message)
+        raise
+    return context.artifacts.path(base.digest)
+
+
+def _order(context: Context, digest: str, model: type[Any]) -> Any:
+    """The order of an import under way, read again from the ledger."""
+    state: State = context.ledger.state
+    record = state.imports.get(digest)
+    if record is None:
+        raise NotFound(f"import: expected one that was ordered, got {digest}")
+    order = read_order(state, context.ledger.documents_of(record.index)["order"]).order
+    if not isinstance(order, model):
+        raise BadInput(f"import {digest}: expected {model.verb}, got {order.verb}")
+    return order
+
+
+def _carry_through(context: Context, digest: str, work: Callable[[Path, Path], dict[str, Any]]) -> None:
+    """Runs an import and leaves an outcome in any case: an entry, a result for the asker, no folder half-made."""
+    with context.artifacts.staging() as staging, context.artifacts.staging() as source:
+        try:
+            result = work(staging, source)
+        except (ApplianceError, OSError) as error:
+            code = error.code if isinstance(error, ApplianceError) else "disk"
+            message = conceal(error.message if isinstance(error, ApplianceError) else f"disk: {error}")
+            with suppress(Denied):
+                body = ImportFailed(order=digest, code=code, message=message.commitment)
+                append(context, body, disclosures=(message,))
+            context.progress.end(digest, error={"code": code, "message": message.text})
+            return
+    context.progress.end(digest, result=result)

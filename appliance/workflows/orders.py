@@ -1,0 +1,208 @@
+"""A person's signed order is checked, decided, recorded, and set in motion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from appliance.access.cedar import SitePolicies
+from appliance.domain.events import (
+    AdapterRevoked,
+    ImportRequested,
+    Ordered,
+    OrderPending,
+    OrderRefused,
+    PolicyAdopted,
+    PrincipalEnrolled,
+    PrincipalRevoked,
+    ReleaseActivated,
+    ReleaseRolledBack,
+    ReviewRecorded,
+    RoleGranted,
+    RunCancelled,
+    RunRequested,
+)
+from appliance.domain.invariants import reasons_against
+from appliance.domain.orders import TWO_ADMINISTRATORS, Cancel, Endorse, ImportBase, Order
+from appliance.domain.policy import parse_policy
+from appliance.domain.signatures import Accepted, read_order
+from appliance.domain.state import State
+from appliance.domain.subjects import Signed
+from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound
+from appliance.formats.commitment import Disclosure, verify_disclosure
+from appliance.formats.timestamp import encode_time
+from appliance.store.ledger import Appended
+from appliance.workflows import ingest, train
+from appliance.workflows.context import Context
+from appliance.workflows.record import append
+
+_EVENTS: dict[str, type[Ordered]] = {
+    "enroll": PrincipalEnrolled,
+    "grant": RoleGranted,
+    "revoke-principal": PrincipalRevoked,
+    "adopt-policy": PolicyAdopted,
+    "import-base": ImportRequested,
+    "import-dataset": ImportRequested,
+    "train": RunRequested,
+    "cancel": RunCancelled,
+    "review": ReviewRecorded,
+    "activate": ReleaseActivated,
+    "roll-back": ReleaseRolledBack,
+    "revoke-adapter": AdapterRevoked,
+}
+_ATTACHMENTS = {"enroll": "possession", "adopt-policy": "policy"}
+_CHANGES_WHAT_ANSWERS = ("revoke-principal", "adopt-policy", "review", "activate", "roll-back", "revoke-adapter")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What came through the door: the envelope's bytes, texts behind its commitments, documents it binds."""
+
+    envelope: bytes
+    disclosures: tuple[Disclosure, ...]
+    documents: Mapping[str, bytes]
+    source: str
+
+
+@dataclass(frozen=True)
+class Submitted:
+    appended: Appended
+    digest: str
+    result: dict[str, Any]
+
+
+def submit(context: Context, submission: Submission) -> Submitted:
+    """The order's whole story. Refusals of authentic orders are entries; an inauthentic one is nobody's."""
+    with context.order_lock:
+        state = context.ledger.state
+        accepted = read_order(state, submission.envelope)
+        check_disclosures(accepted.order, submission.disclosures)
+        try:
+            _decide(context, accepted)
+            _check_ready(context, accepted.order)
+            appended, result = _record(context, accepted, submission)
+        except (Denied, Conflict) as error:
+            _refuse(context, accepted, submission, error)
+            raise
+    _set_in_motion(context, accepted)
+    return Submitted(appended, accepted.digest, result)
+
+
+def check_disclosures(order: Order, disclosures: tuple[Disclosure, ...]) -> None:
+    """Exactly the texts that the order commits to, each under its own salt."""
+    bound = sorted(value for value in order.model_dump().values() if str(value).startswith("hmac-sha256:"))
+    given = sorted(disclosure.commitment for disclosure in disclosures)
+    if bound != given:
+        raise BadInput(f"order {order.verb}, disclosures: expected one for each of {bound}, got {given}")
+    for disclosure in disclosures:
+        verify_disclosure(disclosure)
+
+
+def _decide(context: Context, accepted: Accepted) -> None:
+    """The invariants, and the site's own policies, which may only tighten: every reason at once."""
+    state, order = context.ledger.state, accepted.order
+    now = max(encode_time(context.clock()), state.last_time)
+    reasons = tuple(reasons_against(state, order, now))
+    principal = state.principals.get(order.signer)
+    if principal is not None:
+        reasons += context.site_policies().decide(principal, order, state, now)
+    if reasons:
+        raise Denied(f"order {order.verb} by {order.signer}", reasons=reasons)
+
+
+def _check_ready(context: Context, order: Order) -> None:
+    """What the order needs on disk lies there, before anything is recorded."""
+    if order.verb in ("import-base", "import-dataset"):
+        ingest.check_uploaded(context, order)
+    if isinstance(order, ImportBase) and order.format == "safetensors":
+        ingest.read_source_manifest(context, order)
+
+
+def _record(context: Context, accepted: Accepted, submission: Submission) -> tuple[Appended, dict[str, Any]]:
+    state, order = context.ledger.state, accepted.order
+    documents: dict[str, bytes] = {"order": submission.envelope}
+    orders: tuple[Signed, ...] = ((accepted.digest, order),)
+    verb, policy = order.verb, state.site.policy
+    attachments = dict(submission.documents)
+    if isinstance(order, Endorse):
+        first, documents = _endorsed(context, state, order, documents)
+        orders += ((order.order, first.order),)
+        verb = first.order.verb
+    elif verb in _ATTACHMENTS:
+        documents[_ATTACHMENTS[verb]] = _attachment(verb, attachments)
+    if attachments:
+        raise BadInput(f"order {order.verb}, documents: expected no others, got {sorted(attachments)}")
+    body: Ordered
+    result: dict[str, Any] = {"order": accepted.digest}
+    if verb in TWO_ADMINISTRATORS and not isinstance(order, Endorse) and not state.site.single_administrator:
+        body = OrderPending(policy=policy)
+    elif verb == "train":
+        body = RunRequested(policy=policy, run=f"r-{len(state.runs) + 1:06d}")
+        result["run"] = body.run
+    else:
+        body = _EVENTS[verb](policy=policy)
+    appended = append(
+        context,
+        body,
+        actor=order.signer,
+        source=submission.source,
+        documents=documents,
+        orders=orders,
+        disclosures=submission.disclosures,
+    )
+    return appended, result
+
+
+def _attachment(verb: str, attachments: dict[str, bytes]) -> bytes:
+    """The document that the order binds; a policy set must also parse as Cedar before two people sign it."""
+    role = _ATTACHMENTS[verb]
+    data = attachments.pop(role, None)
+    if data is None:
+        raise BadInput(f"order {verb}, documents: expected {role}, got none")
+    if role == "policy":
+        SitePolicies(parse_policy(data))
+    return data
+
+
+def _endorsed(
+    context: Context, state: State, order: Endorse, documents: dict[str, bytes]
+) -> tuple[Accepted, dict[str, bytes]]:
+    pending = state.pending.get(order.order)
+    if pending is None:
+        raise NotFound(f"order {order.order}: expected one that waits for a second administrator, got none")
+    stored = context.ledger.documents_of(pending.index)
+    first = stored.pop("order")
+    return read_order(state, first), {**documents, "endorsed": first, **stored}
+
+
+def _refuse(context: Context, accepted: Accepted, submission: Submission, error: ApplianceError) -> None:
+    reasons = error.reasons if isinstance(error, Denied) and error.reasons else (error.message,)
+    body = OrderRefused(order=accepted.digest, verb=accepted.order.verb, reasons=tuple(r[:500] for r in reasons[:32]))
+    append(
+        context,
+        body,
+        actor=accepted.order.signer,
+        source=submission.source,
+        documents={"order": submission.envelope},
+        disclosures=submission.disclosures,
+    )
+
+
+def _set_in_motion(context: Context, accepted: Accepted) -> None:
+    """What the recorded order asks for begins; nothing before the append was durable."""
+    verb = accepted.order.verb
+    if verb == "endorse":
+        context.released()
+    motions: dict[str, Callable[[], None]] = {
+        "import-base": lambda: context.imports.put(partial(ingest.import_base, context, accepted.digest)),
+        "import-dataset": lambda: context.imports.put(partial(ingest.import_dataset, context, accepted.digest)),
+        "train": lambda: train.enqueue(context, accepted.digest),
+    }
+    if verb in motions:
+        motions[verb]()
+    if isinstance(accepted.order, Cancel):
+        train.stop(context, accepted.order.run)
+    if verb in _CHANGES_WHAT_ANSWERS:
+        context.released()

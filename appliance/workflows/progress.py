@@ -1,0 +1,57 @@
+"""What a running worker says on the way, for those who follow it. Never the record: that is the ledger."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from typing import Any
+
+_KEPT_FRAMES = 5_000
+_KEPT_STREAMS = 64
+
+
+class Stream:
+    """The frames of one run or import; `next` is the number the next frame will have."""
+
+    def __init__(self) -> None:
+        self.frames: deque[dict[str, Any]] = deque(maxlen=_KEPT_FRAMES)
+        self.next = 0
+        self.result: dict[str, Any] | None = None
+        self.error: dict[str, str] | None = None
+        self.ended = False
+
+
+class Progress:
+    """Streams by key (a run's id, an import's order)."""
+
+    def __init__(self) -> None:
+        self._streams: OrderedDict[str, Stream] = OrderedDict()
+        self._changed = threading.Condition()
+
+    def publish(self, key: str, frame: dict[str, Any]) -> None:
+        with self._changed:
+            stream = self._stream(key)
+            stream.frames.append({"seq": stream.next, **frame})
+            stream.next += 1
+            self._changed.notify_all()
+
+    def end(self, key: str, *, result: dict[str, Any] | None = None, error: dict[str, str] | None = None) -> None:
+        with self._changed:
+            stream = self._stream(key)
+            stream.result, stream.error, stream.ended = result, error, True
+            self._changed.notify_all()
+
+    def read(self, key: str, after: int, wait_s: float) -> Stream:
+        """The stream as it stands, once it has frames from `after` on, has ended, or the wait is over."""
+        with self._changed:
+            stream = self._stream(key)
+            self._changed.wait_for(lambda: stream.next > after or stream.ended, timeout=wait_s)
+            return stream
+
+    def _stream(self, key: str) -> Stream:
+        stream = self._streams.get(key)
+        if stream is None:
+            stream = self._streams[key] = Stream()
+            while len(self._streams) > _KEPT_STREAMS:
+                self._streams.popitem(last=False)
+        return stream

@@ -1,0 +1,51 @@
+"""A service starts: what was left open is closed as interrupted, what waited goes on, what nothing names goes."""
+
+from __future__ import annotations
+
+from appliance.domain.events import ImportFailed, RequestFinished, RunFailed, ServiceStarted
+from appliance.domain.state import State
+from appliance.runners.sandbox import detect_layers
+from appliance.workflows import train
+from appliance.workflows.context import Context
+from appliance.workflows.record import append, conceal
+
+
+def recover(context: Context) -> None:
+    """The first entries of a service's life; raises when even these cannot be written."""
+    append(
+        context,
+        ServiceStarted(version=context.code.version, code=context.code.digest, layers=detect_layers()),
+    )
+    state = context.ledger.state
+    for request in state.requests.values():
+        finished = RequestFinished(
+            request=request.id,
+            unit=request.unit,
+            finish_reason="interrupted",
+            prompt_tokens=0,
+            completion_tokens=0,
+            answer=None,
+        )
+        append(context, finished, outcome="interrupted")
+    for record in state.imports.values():
+        if record.status == "requested":
+            text = conceal("the service ended while it imported; import it again")
+            failed = ImportFailed(order=record.order, code="interrupted", message=text.commitment)
+            append(context, failed, disclosures=(text,))
+    for run in state.runs.values():
+        if run.status in ("running", "trained"):
+            text = conceal(f"the service ended while the run was {run.status}; start it again")
+            append(context, RunFailed(run=run.id, code="interrupted", message=text.commitment), disclosures=(text,))
+    context.artifacts.sweep(named_artifacts(context.ledger.state))
+    for run in context.ledger.state.runs.values():
+        if run.status == "queued":
+            train.enqueue(context, run.order)
+
+
+def named_artifacts(state: State) -> frozenset[str]:
+    """Every folder that some entry names."""
+    return frozenset(
+        [base.digest for base in state.bases.values()]
+        + [dataset.digest for dataset in state.datasets.values()]
+        + [adapter.manifest for adapter in state.adapters.values()]
+    )

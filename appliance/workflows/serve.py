@@ -1,0 +1,216 @@
+"""A unit is answered: its own release, admitted and loaded, each request recorded before and after."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.domain.entry import Outcome
+from appliance.domain.events import (
+    AdapterLoaded,
+    AdapterUnloaded,
+    AdmissionRefused,
+    RequestAdmitted,
+    RequestFinished,
+    RequestRefused,
+)
+from appliance.domain.invariants import inadmissible, released
+from appliance.domain.names import versioned
+from appliance.domain.state import Slot, release_key
+from appliance.errors import ApplianceError, Denied, NotFound, Unavailable
+from appliance.formats.canonical import encode_canonical, parse_canonical
+from appliance.formats.timestamp import encode_time
+from appliance.workflows.admit import Admitted, admit
+from appliance.workflows.context import Context, Frame
+from appliance.workflows.engine import Engine
+from appliance.workflows.ingest import checked_base
+from appliance.workflows.record import append
+
+log = logging.getLogger(__name__)
+DIGEST_KEY = "request-digests"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A slot that answers: `slot` names it in the engine and is never used twice."""
+
+    unit: str
+    task: str
+    adapter: str
+    manifest: str
+    base_digest: str
+    slot: str
+    engine: Engine
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`frames` yields token frames and ends with `done`; entry and record are durable before that last frame."""
+
+    request: str
+    adapter: str
+    manifest: str
+    frames: Iterator[Frame]
+
+
+class Serving:
+    """The engine and its slots, kept equal to what the ledger allows."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._lock = threading.RLock()
+        self._engines: dict[str, Engine] = {}
+        self._slots: dict[str, Loaded] = {}
+        self._key = context.keyring.read_secret(DIGEST_KEY)
+
+    # --- what a unit sees ---------------------------------------------------------------------------------------------
+
+    def models(self, unit: str) -> list[dict[str, Any]]:
+        """The tasks released to the unit that may answer now."""
+        state = self._context.ledger.state
+        now = max(encode_time(self._context.clock()), state.last_time)
+        found = []
+        for release in state.releases.values():
+            adapter = released(state, unit, release.task)
+            if release.unit == unit and adapter is not None and not inadmissible(state, adapter, unit, now):
+                found.append({"id": release.task, "object": "model", "created": 0, "owned_by": unit})
+        return found
+
+    def chat(self, unit: str, task: str, parameters: Frame, source: str) -> Answer:
+        """Admits the request or records why not; whatever cannot be recorded is not answered."""
+        try:
+            loaded = self._ensure(unit, task)
+            request = secrets.token_hex(16)
+            body = RequestAdmitted(
+                request=request,
+                unit=unit,
+                task=task,
+                adapter=loaded.adapter,
+                prompt=self._digest(encode_canonical(parameters["messages"])),
+            )
+            append(self._context, body, source=source)
+        except ApplianceError as error:
+            self._refuse(unit, error, source)
+            raise
+        return Answer(request, loaded.adapter, loaded.manifest, self._answer(request, loaded, parameters, source))
+
+    def _refuse(self, unit: str, error: ApplianceError, source: str) -> None:
+        """A refusal is an entry too; where even that cannot be written the caller is refused all the same."""
+        with suppress(ApplianceError):
+            body = RequestRefused(unit=unit, code=error.code, message=error.message[:1000])
+            append(self._context, body, source=source)
+
+    def _answer(self, request: str, loaded: Loaded, parameters: Frame, source: str) -> Iterator[Frame]:
+        text: list[str] = []
+        last: Frame = {}
+        outcome: Outcome = "interrupted"
+        frames = loaded.engine.generate(request, loaded.slot, parameters)
+        try:
+            for frame in frames:
+                if frame["frame"] == "done":
+                    last, outcome = frame, "success"
+                    break
+                text.append(frame["text"])
+                yield frame
+        except ApplianceError:
+            outcome = "failure"
+            raise
+        finally:
+            frames.close()
+            self._finish(request, loaded, "".join(text), last, outcome, source)
+        yield last
+
+    def _finish(self, request: str, loaded: Loaded, text: str, last: Frame, outcome: Outcome, source: str) -> None:
+        body = RequestFinished(
+            request=request,
+            unit=loaded.unit,
+            finish_reason=str(last.get("finish_reason", outcome)),
+            prompt_tokens=int(last.get("prompt_tokens", 0)),
+            completion_tokens=int(last.get("completion_tokens", 0)),
+            answer=self._digest(text.encode()),
+        )
+        append(self._context, body, source=source, outcome=outcome)
+
+    def _digest(self, data: bytes) -> str:
+        """A digest under the service's own key: the ledger holds no prompt and no answer, and none can be guessed."""
+        return f"hmac-sha256:{hmac.digest(self._key, data, 'sha256').hex()}"
+
+    # --- slots --------------------------------------------------------------------------------------------------------
+
+    def _ensure(self, unit: str, task: str) -> Loaded:
+        """The loaded slot for the unit's task, if it still is today's release; else admission and a load."""
+        with self._lock:
+            key = release_key(unit, task)
+            loaded = self._slots.get(key)
+            if loaded is not None and loaded.engine.alive and not self._against(loaded):
+                return loaded
+            if loaded is not None:
+                self._unload(loaded, "engine ended" if not loaded.engine.alive else "no longer admissible")
+            return self._load(unit, task, admit(self._context, unit, task))
+
+    def _load(self, unit: str, task: str, admitted: Admitted) -> Loaded:
+        adapter = admitted.adapter
+        name = versioned(adapter.name, adapter.version)
+        slot = f"{unit}/{task}/{admitted.appended.entry.index}"
+        try:
+            engine = self._engine(adapter.base, adapter.base_digest, admitted)
+            engine.load(slot, admitted.files)
+            body = AdapterLoaded(unit=unit, task=task, admitted=admitted.appended.entry.index, probe="identical")
+            append(self._context, body)
+        except ApplianceError as error:
+            refusal = AdmissionRefused(unit=unit, task=task, adapter=name, reasons=(error.message[:500],))
+            append(self._context, refusal)
+            raise
+        loaded = Loaded(unit, task, name, adapter.manifest, adapter.base_digest, slot, engine)
+        self._slots[release_key(unit, task)] = loaded
+        return loaded
+
+    def _engine(self, base: str, digest: str, admitted: Admitted) -> Engine:
+        engine = self._engines.get(digest)
+        if engine is None or not engine.alive:
+            folder = checked_base(self._context, base)
+            recipe = parse_canonical(admitted.files["recipe.json"])
+            engine = self._engines[digest] = Engine(self._context, folder, digest, recipe)
+        return engine
+
+    def _against(self, loaded: Loaded) -> list[str]:
+        """Why the slot may not answer any more; empty while it may."""
+        state = self._context.ledger.state
+        now = max(encode_time(self._context.clock()), state.last_time)
+        adapter = released(state, loaded.unit, loaded.task)
+        if adapter is None or adapter.manifest != loaded.manifest:
+            return [f"release: expected {loaded.adapter} for {loaded.unit}/{loaded.task}, got another"]
+        return inadmissible(state, adapter, loaded.unit, now)
+
+    def reconcile(self) -> None:
+        """After anything that may change what answers: what may not answer any more is taken out at once."""
+        with self._lock:
+            for loaded in list(self._slots.values()):
+                reasons = self._against(loaded)
+                if reasons:
+                    self._unload(loaded, reasons[0])
+
+    def _unload(self, loaded: Loaded, reason: str) -> None:
+        """Denied first: the slot is gone from the table before the engine forgets it."""
+        key = release_key(loaded.unit, loaded.task)
+        self._slots.pop(key, None)
+        slot: Slot | None = self._context.ledger.state.slots.get(key)
+        with suppress(Unavailable):
+            loaded.engine.unload(loaded.slot)
+        if slot is not None:
+            with suppress(Denied, NotFound):
+                append(self._context, AdapterUnloaded(unit=loaded.unit, task=loaded.task, reason=reason[:500]))
+
+    def close(self) -> None:
+        """Ends the engines; nothing answers any more."""
+        with self._lock:
+            for engine in self._engines.values():
+                engine.close()
+            self._engines.clear()
+            self._slots.clear()

@@ -1,0 +1,77 @@
+"""How a workflow talks to a sandboxed worker: walls first, then the task, then frames until a result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import ApplianceError, BadInput, NotFound, Tampered, Unavailable
+from appliance.runners.local import Worker, start_worker
+from appliance.runners.sandbox import Sandbox
+from appliance.workflows.context import Context, Frame
+
+WALLS_S = 120.0
+SILENCE_S = 1_800.0
+"""A worker that says nothing for this long is taken for dead."""
+
+_ERRORS: dict[str, type[ApplianceError]] = {
+    **{error.code: error for error in (BadInput, NotFound, Tampered, Unavailable)},
+    "probe-differs": Tampered,
+    "adapter-inactive": Tampered,
+    "out-of-memory": Unavailable,
+}
+
+
+@contextmanager
+def worker(
+    context: Context, key: str, module: str, *, read: tuple[Path, ...], write: tuple[Path, ...] = (), gpu: bool = False
+) -> Iterator[Worker]:
+    """A started worker, findable by `key` while it lives, so that it can be stopped; ended on the way out.
+
+    Its home is a scratch folder of its own, apart from what it is to write.
+    """
+    accepted = frozenset(context.ledger.state.parameters.accepted_missing_layers)
+    name = f"{key.replace(':', '-')}-{module.rpartition('.')[2]}.log"
+    with context.artifacts.staging() as scratch:
+        sandbox = Sandbox(read=read, write=(scratch, *write), devices=gpu)
+        started = start_worker(
+            module, sandbox, log=context.logs / name, accepted_missing=accepted, probes=context.probes
+        )
+        with started:
+            context.workers[key] = started
+            try:
+                yield started
+            finally:
+                context.workers.pop(key, None)
+
+
+def check_walls(started: Worker) -> dict[str, str]:
+    """The probes' results; Unavailable when any got through, so that nothing runs behind a broken wall."""
+    walls = started.check_walls(WALLS_S)
+    through = sorted(name for name, result in walls.items() if result != "refused")
+    if through:
+        raise Unavailable(f"sandbox: expected every probe refused, got through: {', '.join(through)}", code="wall-open")
+    return walls
+
+
+def carry_out(
+    started: Worker, task: Frame, blob: bytes = b"", *, on_frame: Callable[[Frame], None] = lambda frame: None
+) -> Frame:
+    """Sends the task and returns the result frame; a failure frame or a silent end is raised as an error."""
+    started.send({"frame": "go", **task}, blob)
+    while (received := started.receive(SILENCE_S)) is not None:
+        frame, _ = received
+        if frame.get("frame") == "result":
+            return frame
+        if frame.get("frame") == "failure":
+            raise failure(frame)
+        on_frame(frame)
+    raise Unavailable("worker: expected a result, got its end; its log says more", code="worker-ended")
+
+
+def failure(frame: dict[str, Any]) -> ApplianceError:
+    """A worker's own refusal, as the error that it names."""
+    code, message = str(frame.get("code")), str(frame.get("message"))
+    return _ERRORS.get(code, BadInput)(message, code=code)
