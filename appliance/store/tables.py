@@ -71,6 +71,8 @@ documents = Table(
     Column("bytes", LargeBinary, nullable=False),
     CheckConstraint("length(digest) = 32", name="digest"),
     sqlite_strict=True,
+    # A row id would be a second unique key: INSERT OR REPLACE by it removes another row, and no trigger sees which.
+    sqlite_with_rowid=False,
 )
 
 entry_documents = Table(
@@ -123,6 +125,7 @@ disclosures = Table(
     Column("salt", LargeBinary, nullable=False),
     Column("text", Text, nullable=False),
     sqlite_strict=True,
+    sqlite_with_rowid=False,
 )
 """Texts behind the commitments of entries and orders: added and erased, never changed."""
 

@@ -83,6 +83,7 @@ def _create_documents() -> None:
         sa.PrimaryKeyConstraint("digest", name="pk_documents"),
         sa.CheckConstraint("length(digest) = 32", name=op.f("ck_documents_digest")),
         sqlite_strict=True,
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "entry_documents",
@@ -136,6 +137,7 @@ def _create_caches() -> None:
         sa.Column("text", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("commitment", name="pk_disclosures"),
         sqlite_strict=True,
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "projections",

@@ -85,6 +85,13 @@ def database_url(request: pytest.FixtureRequest, databases: Databases, tmp_path:
 
 
 @pytest.fixture
+def sqlite_path(databases: Databases, tmp_path: Path) -> Path:
+    path = tmp_path / "ledger.db"
+    shutil.copyfile(databases.migrated("sqlite"), path)
+    return path
+
+
+@pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
     engine = open_engine(database_url)
     yield engine

@@ -187,13 +187,6 @@ def test_bytes_that_were_stored_otherwise_than_they_were_given_are_not_signed(
 
 
 @pytest.fixture
-def sqlite_path(databases: Databases, tmp_path: Path) -> Path:
-    path = tmp_path / "ledger.db"
-    shutil.copyfile(databases.migrated("sqlite"), path)
-    return path
-
-
-@pytest.fixture
 def sqlite_ledger(sqlite_path: Path, site: Site) -> Iterator[Ledger]:
     ledger = site.open_ledger(open_engine(f"sqlite:///{sqlite_path}"))
     ledger.append(site.first_draft())
