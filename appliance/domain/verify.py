@@ -30,10 +30,10 @@ def verify_log(
     trust: Trust | None,
     *,
     now: Time,
-    site_policy: SitePolicy | None = None,
+    replay: SitePolicy | None = None,
 ) -> Report:
     """Everything that can be checked about a log from its bytes; memory grows with its orders, not its entries."""
-    audit = Audit(documents, disclosures, checkpoint, trust, site_policy=site_policy)
+    audit = Audit(documents, disclosures, checkpoint, trust, replay=replay)
     for data in entries:
         audit.take(data)
     return audit.report(now)
@@ -49,14 +49,14 @@ class Audit:
         checkpoint: bytes | None,
         trust: Trust | None,
         *,
-        site_policy: SitePolicy | None = None,
+        replay: SitePolicy | None = None,
     ) -> None:
         self._findings = Findings()
         self._trust = trust
         self._note = checkpoint
-        self._replays_site = site_policy is not None
+        self._replays_site = replay is not None
         self._disclosed = Disclosed(self._findings, disclosures)
-        self._replay = Replay(self._findings, documents, self._disclosed, site_policy)
+        self._replay = Replay(self._findings, documents, self._disclosed, replay)
         self._chain = Chain(self._findings)
         if trust is not None and checkpoint is not None:
             self._chain.open(checkpoint, trust.log_key)
