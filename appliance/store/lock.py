@@ -20,6 +20,8 @@ class FolderLock:
 
     def release(self) -> None:
         if self._descriptor >= 0:
+            # Not by closing alone: a child between fork and exec has the descriptor too, and would go on holding it.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
             self._descriptor = -1
 
