@@ -10,17 +10,23 @@ import difflib
 from collections.abc import Mapping
 from decimal import Decimal as Number
 from decimal import InvalidOperation
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from appliance.domain.names import Decimal, Identifier, Value, VersionedName, explain
+from appliance.domain.names import Decimal, Identifier, Value, VersionedName
 from appliance.errors import BadInput
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SERVABLE_METHODS = ("qlora",)
 
 Auto = Literal["auto"]
+Rank = Annotated[int, Field(ge=1, le=512)]
+Alpha = Annotated[int, Field(ge=1, le=4096)]
+Count = Annotated[int, Field(ge=1, le=4096)]
+Length = Annotated[int, Field(ge=8, le=1_048_576)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Modules = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class Recipe(Value):
@@ -31,20 +37,20 @@ class Recipe(Value):
     dataset: VersionedName
     method: Literal["qlora"] = "qlora"
     purpose: Literal["release", "baseline"] = "release"
-    rank: int | Auto = Field(default="auto", ge=1, le=512)
-    alpha: int | Auto = Field(default="auto", ge=1, le=4096)
+    rank: Rank | Auto = "auto"
+    alpha: Alpha | Auto = "auto"
     dropout: Decimal | Auto = "auto"
-    target_modules: tuple[str, ...] | Auto = "auto"
+    target_modules: Modules | Auto = "auto"
     learning_rate: Decimal | Auto = "auto"
-    epochs: int | Auto = Field(default="auto", ge=1, le=1000)
-    batch_size: int | Auto = Field(default="auto", ge=1, le=4096)
-    accumulation: int | Auto = Field(default="auto", ge=1, le=4096)
-    max_length: int | Auto = Field(default="auto", ge=8, le=1_048_576)
+    epochs: Count | Auto = "auto"
+    batch_size: Count | Auto = "auto"
+    accumulation: Count | Auto = "auto"
+    max_length: Length | Auto = "auto"
     warmup_ratio: Decimal | Auto = "auto"
     weight_decay: Decimal | Auto = "auto"
     max_grad_norm: Decimal | Auto = "auto"
     gradient_checkpointing: bool | Auto = "auto"
-    seed: int = Field(default=1, ge=0, le=2**31 - 1)
+    seed: Seed = 1
     device: Literal["cpu", "cuda", "auto"] = "auto"
     compute_dtype: Literal["bfloat16", "float32", "auto"] = "auto"
 
@@ -57,20 +63,20 @@ class ResolvedRecipe(Value):
     dataset: VersionedName
     method: Literal["qlora"]
     purpose: Literal["release", "baseline"]
-    rank: int = Field(ge=1, le=512)
-    alpha: int = Field(ge=1, le=4096)
+    rank: Rank
+    alpha: Alpha
     dropout: Decimal
-    target_modules: tuple[str, ...] = Field(min_length=1)
+    target_modules: Modules
     learning_rate: Decimal
-    epochs: int = Field(ge=1, le=1000)
-    batch_size: int = Field(ge=1, le=4096)
-    accumulation: int = Field(ge=1, le=4096)
-    max_length: int = Field(ge=8, le=1_048_576)
+    epochs: Count
+    batch_size: Count
+    accumulation: Count
+    max_length: Length
     warmup_ratio: Decimal
     weight_decay: Decimal
     max_grad_norm: Decimal
     gradient_checkpointing: bool
-    seed: int = Field(ge=0, le=2**31 - 1)
+    seed: Seed
     device: Literal["cpu", "cuda"]
     compute_dtype: Literal["bfloat16", "float32"]
     quantisation: Literal["nf4-double"]
@@ -101,7 +107,19 @@ def parse_recipe(data: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise BadInput(f"recipe: {explain(error)}") from None
+        raise BadInput(f"recipe, {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first key that is off. One that may be `auto` fails as both of its kinds: the other one is told."""
+    items = error.errors(include_url=False)
+    key = items[0]["loc"][0]
+    item = next((i for i in items if i["loc"][0] == key and i["type"] != "literal_error"), items[0])
+    if item["type"] == "missing":
+        return f"{key}: expected a value, got none"
+    expected = item["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    alternative = " or auto" if any(i["type"] == "literal_error" and i["loc"][-1] != key for i in items) else ""
+    return f"{key}: expected {expected}{alternative}, got {item.get('input')!r}"
 
 
 def _plain(key: str, value: Any) -> Any:
