@@ -1,0 +1,310 @@
+"""Starts a worker on this machine, inside its walls, and speaks frames with it.
+
+The worker has three descriptors: frames in on 0, frames out on 1, its log on 2. It ends with this object, with this
+process however that dies, or by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import queue
+import select
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from appliance.errors import ApplianceError, BadInput, Unavailable
+from appliance.formats.frame import read_frame, write_frame
+from appliance.runners import inside, launcher
+from appliance.runners.decoys import Decoys, Probes
+from appliance.runners.launcher import Launch, Report, Started
+from appliance.runners.sandbox import LAYERS, PACKAGE, Sandbox, places_of
+
+_MAX_BLOB_BYTES = 1 << 20  # from the worker; what it is sent has no limit here
+_MAX_HEADER_BYTES = 1 << 20
+_WAITING_FRAMES = 64
+_KILL_S = 30.0
+TEMPORARY = ".tmp"
+
+Frame = tuple[dict[str, Any], bytes]
+
+
+def _environment(sandbox: Sandbox) -> dict[str, str]:
+    """Everything the worker's environment holds: nothing of the service's own passes."""
+    home = str(sandbox.write[0])
+    threads = str(sandbox.threads or len(os.sched_getaffinity(0)))
+    temporary = f"{home}/{TEMPORARY}"
+    return {
+        "PATH": os.path.dirname(sys.executable),
+        "HOME": home,
+        "TMPDIR": temporary,
+        "USER": "worker",
+        "LOGNAME": "worker",
+        "LANG": "C.UTF-8",
+        "LC_ALL": "C.UTF-8",
+        "TZ": "UTC",
+        "XDG_CACHE_HOME": temporary,
+        "CUDA_CACHE_PATH": temporary,
+        # Not a GPU more than asked for; which ones is the site's own setting.
+        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0") if sandbox.devices else "",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHASHSEED": "0",
+        "PYTHONNOUSERSITE": "1",
+    }
+
+
+class Worker:
+    """A running worker. `layers` says for every wall whether it stands, `reasons` why one does not."""
+
+    def __init__(self, started: Started, stdin: int, stdout: int, decoys: Decoys, temporary: Path) -> None:
+        self.layers = started.report.layers
+        self.reasons = started.report.reasons
+        self.landlock_abi = started.report.landlock_abi
+        self.pid = started.process.pid
+        self._process = started.process
+        self._leash: int | None = started.leash
+        self._stdin: int | None = stdin
+        self._decoys = decoys
+        self._temporary = temporary
+        self._lock = threading.RLock()
+        self._sending = threading.Lock()
+        self._frames: queue.Queue[Frame | ApplianceError | None] = queue.Queue(_WAITING_FRAMES)
+        self._ended: Frame | ApplianceError | None = None
+        self._closing = threading.Event()
+        os.set_blocking(stdin, False)
+        self._reader = threading.Thread(target=self._read, args=(stdout,), name=f"worker-{self.pid}", daemon=True)
+        self._reader.start()
+
+    def _read(self, stdout: int) -> None:
+        with open(stdout, "rb") as stream:
+            while True:
+                frame: Frame | ApplianceError | None
+                try:
+                    frame = read_frame(stream, _MAX_HEADER_BYTES, _MAX_BLOB_BYTES)
+                except ApplianceError as error:
+                    frame = error
+                while not self._closing.is_set():
+                    try:
+                        self._frames.put(frame, timeout=0.2)
+                        break
+                    except queue.Full:
+                        continue
+                if not isinstance(frame, tuple) or self._closing.is_set():
+                    return
+
+    def send(self, header: dict[str, Any], blob: bytes = b"", *, timeout_s: float = 60.0) -> None:
+        """Sends one frame. Unavailable where the worker has ended, or does not read within `timeout_s`."""
+        buffer = io.BytesIO()
+        write_frame(buffer, header, blob)
+        data = buffer.getbuffer()
+        deadline = time.monotonic() + timeout_s
+        with self._sending:
+            while data:
+                data = data[self._write(data, deadline) :]
+
+    def _write(self, data: memoryview, deadline: float) -> int:
+        if self._stdin is None:
+            raise Unavailable(f"worker {self.pid}: expected it to read, it was closed")
+        ready = select.select([], [self._stdin], [], max(0.0, deadline - time.monotonic()))[1]
+        if not ready:
+            raise Unavailable(f"worker {self.pid}: expected it to read in time, it did not", code="worker-silent")
+        try:
+            return os.write(self._stdin, data[: 1 << 16])
+        except BlockingIOError:
+            return 0
+        except OSError:
+            raise Unavailable(f"worker {self.pid}: expected it to read, it has ended", code="worker-ended") from None
+
+    def receive(self, timeout_s: float | None = None) -> Frame | None:
+        """The next frame, None at the end. Unavailable (`worker-silent`) after `timeout_s`, BadInput if broken."""
+        if self._ended is None and self._closing.is_set() and self._frames.empty():
+            return None
+        try:
+            item = self._ended or self._frames.get(timeout=timeout_s)
+        except queue.Empty:
+            raise Unavailable(
+                f"worker {self.pid}: expected a frame within {timeout_s} s, got none", code="worker-silent"
+            ) from None
+        if isinstance(item, tuple):
+            return item
+        if item is not None:
+            self._ended = item
+            raise item
+        self._frames.put(None)  # the end stays the end
+        return None
+
+    def check_walls(self, timeout_s: float = 60.0) -> dict[str, str]:
+        """Receives the worker's first frame and returns {probe: "refused" or "open"}; nothing may run after an "open".
+
+        What the worker left out, or what reached the service's own listeners, is "open".
+        """
+        frame = self.receive(timeout_s)
+        if frame is None or frame[0].get("frame") != "walls":
+            got = "the end" if frame is None else frame[0].get("frame")
+            raise Unavailable(f"worker {self.pid}: expected its wall probes first, got {got}")
+        results = frame[0].get("results")
+        judged = self._decoys.judge(results if isinstance(results, dict) else {})
+        self._decoys.close()
+        return judged
+
+    def pause(self) -> None:
+        """Stops every process of the worker where it stands, until `resume`."""
+        self._order(inside.PAUSE)
+
+    def resume(self) -> None:
+        """Lets a paused worker go on."""
+        self._order(inside.RESUME)
+
+    def _order(self, order: bytes) -> None:
+        with self._lock:
+            if self._leash is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    os.write(self._leash, order)
+
+    def poll(self) -> int | None:
+        """The exit code where the worker has ended, None while it runs; 128 + N after signal N."""
+        return self._process.poll()
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Waits for the end of every process of the worker. Unavailable after `timeout_s`."""
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise Unavailable(
+                f"worker {self.pid}: expected its end within {timeout_s} s", code="worker-silent"
+            ) from None
+
+    def kill(self) -> None:
+        """Ends every process of the worker, at once; returns when none is left."""
+        with self._lock:
+            if self._leash is not None:
+                os.close(self._leash)
+                self._leash = None
+        try:
+            self._process.wait(_KILL_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # init dies with the outer process, and the namespace with init
+            self._process.wait()
+
+    def close(self) -> None:
+        """Kills what still runs and frees everything; the worker's temporary folder goes too."""
+        self.kill()
+        self._closing.set()
+        with self._sending:
+            if self._stdin is not None:
+                os.close(self._stdin)
+                self._stdin = None
+        self._reader.join(_KILL_S)
+        with contextlib.suppress(queue.Full):
+            self._frames.put_nowait(None)  # whoever still waits for a frame
+        self._decoys.close()
+        _remove(self._temporary)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(RecursionError):  # a worker may have nested deeper than rmtree goes: left to the sweep
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _command(code: Path, module: str, decoys: Decoys) -> tuple[str, ...]:
+    entry = str(PACKAGE / "runners" / "enter.py")
+    return (sys.executable, "-s", "-P", entry, str(code), module, json.dumps(decoys.targets))
+
+
+def _refuse(report: Report) -> None:
+    if report.failure is not None:
+        raise Unavailable(report.failure, code="wall-missing")
+
+
+def _start(launch: Launch, log: Path) -> tuple[Started, int, int]:
+    """The launcher with pipes on 0 and 1 and the log on 2; nothing stays open where it fails."""
+    inner_in, stdin = os.pipe()
+    stdout, inner_out = os.pipe()
+    try:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(log, flags, 0o600)
+        except OSError as error:
+            raise BadInput(f"worker, log {log}: expected a file to append to, got {error.strerror}") from None
+        with open(descriptor, "ab") as stream:
+            started = launcher.start(launch, stdin=inner_in, stdout=inner_out, log=stream)
+        if started.report.failure is not None:
+            os.close(started.leash)
+            started.process.wait()
+            _refuse(started.report)
+    except BaseException:
+        os.close(stdin)
+        os.close(stdout)
+        raise
+    finally:
+        os.close(inner_in)
+        os.close(inner_out)
+    return started, stdin, stdout
+
+
+def start_worker(
+    module: str,
+    sandbox: Sandbox,
+    *,
+    log: Path,
+    accepted_missing: frozenset[str] = frozenset(),
+    probes: Probes | None = None,
+    code: Path = PACKAGE,
+    layers: frozenset[str] = LAYERS,
+) -> Worker:
+    """Starts `python -m module` inside the sandbox, once every wall stands that `accepted_missing` does not excuse.
+
+    `probes` names what the worker must fail to reach. `code` is the package that holds the module, where it is not the
+    appliance. `layers` is for tests: a wall left out of it is not built, as on a kernel that lacks it. Raises
+    Unavailable (`wall-missing`) naming the walls, before any code of the worker ran.
+    """
+    if unknown := (accepted_missing | layers) - LAYERS:
+        raise BadInput(f"sandbox, wall: expected one of {', '.join(sorted(LAYERS))}, got {', '.join(sorted(unknown))}")
+    places = places_of(sandbox, code)
+    temporary = sandbox.write[0] / TEMPORARY
+    temporary.mkdir(mode=0o700, exist_ok=True)
+    decoys = Decoys(probes or Probes())
+    try:
+        launch = Launch(
+            command=_command(code, module, decoys),
+            environment=_environment(sandbox),
+            folder=str(sandbox.write[0]),
+            places=places,
+            limits=sandbox.limits.by_name(),
+            devices=sandbox.devices,
+            layers=layers,
+            accepted_missing=accepted_missing,
+        )
+        started, stdin, stdout = _start(launch, log)
+    except BaseException:
+        decoys.close()
+        _remove(temporary)
+        raise
+    return Worker(started, stdin, stdout, decoys, temporary)

@@ -1,0 +1,145 @@
+"""What a worker may see and use, as a value; and which walls this kernel can build.
+
+A sandbox names paths; the interpreter, the libraries and the appliance's own code are added here, read-only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import appliance
+from appliance.errors import BadInput
+from appliance.runners import launcher
+from appliance.runners.inside import LAYERS
+from appliance.runners.launcher import Launch
+from appliance.runners.mounts import Place, follow
+
+__all__ = ["LAYERS", "PACKAGE", "Limits", "Sandbox", "detect_layers", "places_of"]
+
+PACKAGE = Path(appliance.__file__).resolve().parent
+
+_SYSTEM_PREFIXES = ("/", "/usr", "/usr/local")
+_LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
+_FACTS = ("/etc/localtime", "/sys/devices/system/cpu", "/sys/devices/system/node")
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+_GPU_LIBRARIES = ("/usr/local/cuda", "/usr/local/nvidia")
+_GPU_FACTS = ("/sys/bus/pci", "/sys/devices", "/sys/module")
+
+
+def _installed_memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of each process of the worker; None leaves the service's own.
+
+    memory_bytes counts private writable memory (RLIMIT_DATA: address space alone would refuse CUDA). processes counts
+    threads too, and the kernel does not apply it to a service that runs as root.
+    """
+
+    memory_bytes: int | None = field(default_factory=_installed_memory_bytes)
+    cpu_s: int | None = None
+    file_bytes: int | None = 16 << 30
+    processes: int | None = 1024
+    open_files: int | None = 1024
+
+    def by_name(self) -> dict[str, int | None]:
+        """The limits by the kernel's names."""
+        return {
+            "DATA": self.memory_bytes,
+            "CPU": self.cpu_s,
+            "FSIZE": self.file_bytes,
+            "NPROC": self.processes,
+            "NOFILE": self.open_files,
+        }
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """The paths a worker sees: `read` (files or folders), `write` (folders; the first is its HOME), all else nothing.
+
+    `devices` shows the GPU; `threads` is for OpenMP and its like (None: as many as this process may use).
+    """
+
+    read: tuple[Path, ...]
+    write: tuple[Path, ...]
+    devices: bool = False
+    limits: Limits = field(default_factory=Limits)
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.write:
+            raise BadInput("sandbox, write paths: expected at least the worker's output folder, got none")
+        for path in (*self.read, *self.write):
+            if not path.is_absolute() or path != Path(os.path.normpath(path)):
+                raise BadInput(f"sandbox, {path}: expected an absolute path without '..'")
+
+
+def _interpreter() -> Iterator[str]:
+    """The interpreter, its standard library and its packages: the environment and the base Python under it."""
+    yield sys.executable
+    for prefix in sorted({sys.prefix, sys.base_prefix}):
+        if os.path.normpath(prefix) not in _SYSTEM_PREFIXES:
+            yield prefix
+            continue
+        variables = {"base": prefix, "platbase": prefix, "installed_base": prefix, "installed_platbase": prefix}
+        for name in ("stdlib", "platstdlib", "purelib", "platlib"):
+            yield sysconfig.get_path(name, vars=variables)
+    yield sysconfig.get_config_var("LIBDIR")
+
+
+def _shown(sandbox: Sandbox, code: Path) -> Iterator[Place]:
+    """Everything that is not the caller's own data; what this machine lacks is left out."""
+    libraries = [*_LIBRARIES, *(_GPU_LIBRARIES if sandbox.devices else ())]
+    for path in (*libraries, *_interpreter(), str(PACKAGE), str(code)):
+        if path and os.path.exists(path):
+            yield Place(os.path.normpath(path), "run")
+    for path in (*_FACTS, *(_GPU_FACTS if sandbox.devices else ())):
+        if os.path.exists(path):
+            yield Place(path, "read")
+    graphics = sorted(str(path) for path in Path("/dev").glob("nvidia*")) if sandbox.devices else []
+    for path in (*_DEVICES, *graphics):
+        if os.path.exists(path):
+            yield Place(path, "device")
+
+
+def places_of(sandbox: Sandbox, code: Path) -> list[Place]:
+    """All that the worker will see. BadInput where a path is missing, or a write path holds what is only read."""
+    shown = list(_shown(sandbox, code))
+    for path in sandbox.read:
+        if not path.exists():
+            raise BadInput(f"sandbox, {path}: expected a file or folder to read, got nothing there")
+        shown.append(Place(str(path), "read"))
+    real_shown = [Path(follow(place.path)[0]) for place in shown]
+    for path in sandbox.write:
+        if not path.is_dir() or path.is_symlink():
+            raise BadInput(f"sandbox, {path}: expected a folder to write to")
+        real = Path(follow(str(path))[0])
+        for other in real_shown:
+            if other.is_relative_to(real):
+                raise BadInput(f"sandbox, {path}: expected a folder apart from what is only read, got {other} below it")
+    return [*shown, *(Place(str(path), "write") for path in sandbox.write)]
+
+
+def detect_layers() -> dict[str, bool]:
+    """Builds every wall around a process that then ends, and says which of them stand on this machine."""
+    with tempfile.TemporaryDirectory(prefix="appliance-walls-") as folder:
+        sandbox = Sandbox(read=(), write=(Path(folder),))
+        launch = Launch(
+            command=None,
+            environment={},
+            folder=folder,
+            places=places_of(sandbox, PACKAGE),
+            limits=sandbox.limits.by_name(),
+            devices=False,
+            layers=LAYERS,
+            accepted_missing=frozenset(LAYERS),
+        )
+        return launcher.try_walls(launch).layers

@@ -1,0 +1,1 @@
+"""Worker modules that misbehave: they run inside the sandbox, started by the tests."""

@@ -1,0 +1,19 @@
+"""Workers that break the frames: what the first frame asks for."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from appliance.formats.frame import read_frame
+
+frame = read_frame(sys.stdin.buffer)
+assert frame is not None
+kind = frame[0]["kind"]
+if kind == "huge":
+    sys.stdout.buffer.write(b"\xff\xff\xff\xff")
+elif kind == "cut":
+    sys.stdout.buffer.write(b"\x00\x00\x00\x09{}")
+elif kind == "silent":
+    time.sleep(60)
+sys.stdout.buffer.flush()

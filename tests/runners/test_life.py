@@ -1,0 +1,266 @@
+"""A worker lives as long as its service holds it, and not longer, however either dies; its frames are a stranger's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.errors import BadInput, TooLarge, Unavailable
+from appliance.runners.local import Worker
+
+HERE = Path(__file__).resolve().parent
+BEATS = ("beat-0", "beat-1", "beat-2")
+
+
+def beats(folder: Path) -> list[str]:
+    return [(folder / "output" / name).read_text() for name in BEATS if (folder / "output" / name).exists()]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def all_beat(folder: Path) -> bool:
+    """Every process of the crowd has written, and writes on."""
+    before = beats(folder)
+    time.sleep(0.1)
+    after = beats(folder)
+    return len(before) == len(BEATS) and all(one != other for one, other in zip(before, after, strict=True))
+
+
+def none_beats(folder: Path) -> bool:
+    before = beats(folder)
+    time.sleep(0.2)
+    return beats(folder) == before
+
+
+@pytest.fixture
+def lingering(folder: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], int]]]:
+    """Starts a service with a crowd of workers; gives the service's process and the launcher's process id."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(**fields: Any) -> tuple[subprocess.Popen[str], int]:
+        order = json.dumps({"folder": str(folder), "module": "inmates.crowd", "linger": True, **fields})
+        process = subprocess.Popen(
+            [sys.executable, str(HERE / "service.py"), order], stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        assert process.stdout is not None
+        outer: int = json.loads(process.stdout.readline())["outer"]
+        wait_until(lambda: all_beat(folder))
+        return process, outer
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def gone(process: int) -> bool:
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{process}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSEGV])
+def test_the_crowd_dies_with_the_service(
+    lingering: Callable[..., Any], folder: Path, end: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Children and grandchildren that ignore signals and closed their descriptors die too."""
+    process, outer = lingering()
+    process.send_signal(end)
+    process.wait(10)
+    wait_until(lambda: gone(outer))
+    assert none_beats(folder)
+
+
+def test_the_crowd_dies_with_the_service_without_a_pid_namespace(lingering: Callable[..., Any], folder: Path) -> None:
+    """By their process group, which the call filter does not let them leave."""
+    process, outer = lingering(without=["pid-ns"], accepted=["pid-ns"])
+    process.kill()
+    wait_until(lambda: gone(outer))
+    wait_until(lambda: none_beats(folder))
+
+
+def test_the_crowd_dies_with_the_launchers_processes(lingering: Callable[..., Any], folder: Path) -> None:
+    """Killing the outer process kills init, and init's end ends its PID namespace."""
+    _, outer = lingering()
+    os.kill(outer, signal.SIGKILL)
+    wait_until(lambda: none_beats(folder))
+
+
+def test_the_crowd_dies_with_init(lingering: Callable[..., Any], folder: Path) -> None:
+    _, outer = lingering()
+    (init,) = map(int, Path(f"/proc/{outer}/task/{outer}/children").read_text().split())
+    os.kill(init, signal.SIGKILL)
+    wait_until(lambda: gone(outer))
+    assert none_beats(folder)
+
+
+def test_the_crowd_outlives_the_thread_that_started_it(service: Any, folder: Path) -> None:
+    """PDEATHSIG of the service's thread would have killed it."""
+    workers: list[Worker] = []
+    order = service.Order(str(folder), module="inmates.crowd")
+    thread = threading.Thread(target=lambda: workers.append(service.begin(order)))
+    thread.start()
+    thread.join()
+    with workers[0]:
+        wait_until(lambda: all_beat(folder))
+
+
+def test_kill_returns_when_nobody_is_left(service: Any, folder: Path) -> None:
+    with service.begin(service.Order(str(folder), module="inmates.crowd")) as worker:
+        wait_until(lambda: all_beat(folder))
+        assert worker.poll() is None
+        worker.kill()
+        last = beats(folder)
+        assert worker.poll() == 128 + signal.SIGKILL
+        time.sleep(0.1)
+        assert beats(folder) == last
+        worker.kill()  # again is harmless
+
+
+def test_the_worker_ends_when_its_block_does(service: Any, folder: Path) -> None:
+    with service.begin(service.Order(str(folder), module="inmates.crowd")) as worker:
+        wait_until(lambda: all_beat(folder))
+    assert worker.poll() is not None
+    assert none_beats(folder)
+    assert not (folder / "output" / ".tmp").exists()
+
+
+def test_a_paused_worker_stands_still_and_goes_on(service: Any, folder: Path) -> None:
+    with service.begin(service.Order(str(folder), module="inmates.crowd")) as worker:
+        wait_until(lambda: all_beat(folder))
+        worker.pause()
+        wait_until(lambda: none_beats(folder))
+        worker.resume()
+        wait_until(lambda: all_beat(folder))
+        worker.pause()
+        worker.kill()
+        assert worker.poll() == 128 + signal.SIGKILL
+
+
+def test_no_descriptor_and_no_thread_is_left_behind(service: Any, folder: Path) -> None:
+    def count() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    before = count()
+    for _ in range(3):
+        with service.begin(service.Order(str(folder))) as worker:
+            assert service.attempt(worker, "socket_pair", []) == "EPERM"
+        with pytest.raises(Unavailable):
+            service.begin(service.Order(str(folder), without=["seccomp"]))
+    assert count() == before
+
+
+def test_two_workers_do_not_hold_each_others_leash(service: Any, folder: Path) -> None:
+    with service.begin(service.Order(str(folder))) as first, service.begin(service.Order(str(folder))) as second:
+        first.kill()
+        assert first.poll() is not None and second.poll() is None
+        assert service.attempt(second, "see", ["/proc"]) == "open"
+
+
+def test_an_honest_worker_has_what_it_needs(service: Any, folder: Path) -> None:
+    """Threads, children, its interpreter, temporary files, renames; a blob larger than a pipe comes back."""
+    (folder / "data").write_text("rows")
+    blob = os.urandom(1 << 20)
+    order = service.Order(str(folder), module="inmates.citizen", read=[str(folder / "data")])
+    with service.begin(order) as worker:
+        worker.send({"read": str(folder / "data")}, blob)
+        frame = worker.receive(20)
+        assert frame is not None
+        assert (frame[0]["threads"], frame[0]["child"], frame[0]["read"]) == (45, "42", "rows")
+        assert frame[0]["temporary"].startswith(str(folder / "output" / ".tmp"))
+        assert frame[1] == blob
+        assert worker.wait(10) == 0
+        assert worker.receive(1) is None and worker.receive(1) is None
+    assert (folder / "output" / "folder" / "copy").read_bytes() == (folder / "output" / "whole").read_bytes()
+
+
+def test_a_module_that_does_not_exist_ends_and_the_log_says_why(service: Any, folder: Path) -> None:
+    with service.begin(service.Order(str(folder), module="inmates.absent")) as worker:
+        assert worker.receive(10) is None
+        assert worker.wait(10) == 1
+    assert "No module named inmates.absent" in (folder / "log").read_text()
+    assert (folder / "log").stat().st_mode & 0o077 == 0
+
+
+def test_the_log_is_never_a_link(service: Any, folder: Path) -> None:
+    (folder / "precious").write_text("")
+    (folder / "log").symlink_to(folder / "precious")
+    with pytest.raises(BadInput, match="log"):
+        service.begin(service.Order(str(folder)))
+    assert (folder / "precious").read_text() == ""
+
+
+@pytest.mark.parametrize(("kind", "error"), [("huge", TooLarge), ("cut", BadInput)])
+def test_a_broken_frame_is_an_error_and_stays_one(
+    service: Any, folder: Path, kind: str, error: type[Exception]
+) -> None:
+    with service.begin(service.Order(str(folder), module="inmates.broken")) as worker:
+        worker.send({"kind": kind})
+        for _ in range(2):
+            with pytest.raises(error):
+                worker.receive(10)
+
+
+def test_a_silent_worker_is_named(service: Any, folder: Path) -> None:
+    with service.begin(service.Order(str(folder), module="inmates.broken")) as worker:
+        worker.send({"kind": "silent"})
+        with pytest.raises(Unavailable) as caught:
+            worker.receive(0.2)
+        assert caught.value.code == "worker-silent"
+
+
+def test_a_worker_that_does_not_read_does_not_hold_the_service(service: Any, folder: Path) -> None:
+    with service.begin(service.Order(str(folder), module="inmates.broken")) as worker:
+        worker.send({"kind": "silent"})
+        with pytest.raises(Unavailable) as caught:
+            worker.send({}, bytes(1 << 20), timeout_s=0.3)
+        assert caught.value.code == "worker-silent"
+
+
+def test_sending_to_a_dead_worker_is_unavailable(service: Any, folder: Path) -> None:
+    with service.begin(service.Order(str(folder))) as worker:
+        worker.kill()
+        with pytest.raises(Unavailable):
+            worker.send({"attack": "see"}, bytes(1 << 20))
+    with pytest.raises(Unavailable):
+        worker.send({})
+
+
+def test_whoever_waits_for_a_frame_wakes_when_the_worker_is_closed(service: Any, folder: Path) -> None:
+    worker = service.begin(service.Order(str(folder)))
+    got: list[Any] = []
+    waiting = threading.Thread(target=lambda: got.append(worker.receive(None)))
+    waiting.start()
+    worker.close()
+    waiting.join(5)
+    assert got == [None]
+
+
+@pytest.mark.slow
+def test_torch_and_a_four_bit_linear_work_inside(service: Any, folder: Path) -> None:
+    order = service.Order(str(folder), module="inmates.quantised")
+    with service.begin(order) as worker:
+        frame = worker.receive(90)
+        assert frame is not None, (folder / "log").read_text()
+        assert frame[0]["same"] and frame[0]["gradient"]
+        assert frame[0]["product"] == [300.0] and frame[0]["packed"] == "torch.uint8"
+        assert worker.wait(20) == 0
