@@ -85,6 +85,13 @@ class Findings:
             self.omitted += 1
 
 
+def with_findings(report: Report, findings: tuple[Finding, ...]) -> Report:
+    """The report with what was found beside the log itself: no finding leaves a verdict better than failed."""
+    if not findings:
+        return report
+    return report.model_copy(update={"verdict": "failed", "findings": (*report.findings, *findings)})
+
+
 def trust_used(trust: Trust) -> TrustUsed:
     names = tuple(name for name, _ in trust.administrators)
     return TrustUsed(origin=trust.origin, log_key=trust.log_key, genesis=trust.genesis, administrators=names)

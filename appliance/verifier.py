@@ -1,0 +1,146 @@
+"""appliance-verify: the auditor's program. It reads an export and a trust file, and nothing else.
+
+    appliance-verify ledger.tar --trust trust.json
+
+Exit codes: 0 verified, 6 failed, 7 unverifiable (no trust file, no entries), 2 what was given is no export, no trust
+file or no readable file. It needs Python, `cryptography` and `pydantic`: no database, no network, no GPU, no Cedar.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn
+
+from appliance import __version__
+from appliance.domain.report import Finding, Report, with_findings
+from appliance.domain.verify import verify_log
+from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
+from appliance.formats.export import Export
+from appliance.formats.timestamp import encode_time
+from appliance.formats.trust import Trust, parse_trust
+
+EXITS = {"verified": 0, "failed": Tampered.exit_code, "unverifiable": Unavailable.exit_code}
+_MAX_TRUST_BYTES = 65_536
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    given = _parser().parse_args(arguments)
+    try:
+        trust = None if given.trust is None else load_trust(given.trust)
+        report = verify_export(given.export, trust, encode_time(datetime.now(UTC)))
+    except ApplianceError as error:
+        print(f"appliance-verify: {error.message}", file=sys.stderr)
+        sys.exit(BadInput.exit_code)
+    if given.json:
+        print(json.dumps(report.model_dump(mode="json"), indent=2))
+    else:
+        print("\n".join(_lines(report)))
+    sys.exit(EXITS[report.verdict])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="appliance-verify",
+        description="Verify an exported ledger: chain, tree, checkpoint, signatures, documents, invariants, texts.",
+        epilog="example: appliance-verify ledger.tar --trust trust.json    "
+        "exit codes: 0 verified, 6 failed, 7 unverifiable, 2 bad input",
+    )
+    parser.add_argument("export", metavar="EXPORT", type=Path, help="what `appliance ledger export` wrote")
+    parser.add_argument(
+        "--trust", metavar="FILE", type=Path, help="the trust file that `appliance init` printed and you kept"
+    )
+    parser.add_argument("--json", action="store_true", help="print the whole report as JSON")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def load_trust(path: Path) -> Trust:
+    """BadInput when the file is not there, or no trust file."""
+    try:
+        with path.open("rb") as stream:
+            return parse_trust(stream.read(_MAX_TRUST_BYTES))
+    except OSError as error:
+        raise BadInput(f"trust file, {path}: expected a readable file, got {error.strerror}") from None
+
+
+def verify_export(path: Path, trust: Trust | None, now: str) -> Report:
+    """The report on an export; BadInput when the file is no whole export."""
+    try:
+        with path.open("rb") as stream, Export(stream) as export:
+            report = verify_log(
+                export.entries(), export.document, export.disclosures(), export.checkpoint, trust, now=now
+            )
+            return with_findings(report, tuple(_check_header(export, report)))
+    except OSError as error:
+        raise BadInput(f"export, {path}: expected a readable file, got {error.strerror}") from None
+
+
+def _check_header(export: Export, report: Report) -> Iterator[Finding]:
+    """What the export says of itself is what it holds."""
+    said: list[tuple[str, object, object]] = [("size", export.size, report.size)]
+    if report.origin is not None:
+        said.append(("origin", export.origin, report.origin))
+    for what, expected, got in said:
+        if expected != got:
+            message = f"export.json, {what}: expected {expected}, as it says, got {got}"
+            yield Finding(index=None, rule="export", message=message)
+
+
+def _lines(report: Report) -> Iterator[str]:
+    """Prose: what was checked and how many, what was not, what was found, and the verdict last."""
+    counts = report.counts
+    yield f"log            {report.origin or 'unknown'}"
+    yield f"trust          {_trust(report)}"
+    yield f"size           {report.size} entries, {_checkpoint(report)}"
+    yield f"head           {report.head}"
+    yield f"root           {report.root}"
+    yield f"administrators {_administrators(report)}"
+    yield f"site policies  {report.site_policies}"
+    yield "checked"
+    yield f"  entries      {counts.entries} of {report.size} replayed through the rules, and stand"
+    yield f"  signatures   {counts.signatures} hold"
+    yield f"  orders       {counts.orders} replayed, each signed by a person enrolled before it"
+    yield f"  documents    {counts.documents} hash to what entries bind"
+    yield f"  adapters     {counts.adapters} sealed under the appliance's key"
+    yield f"  texts        {counts.disclosures} open their commitments"
+    for text in (*report.essential, *report.unchecked):
+        yield f"not checked    {text}"
+    for text in report.remarks:
+        yield f"remark         {text}"
+    for finding in report.findings:
+        yield f"finding        [{finding.rule}] {_plain(finding.message)}"
+    if report.omitted:
+        yield f"finding        {report.omitted} more"
+    yield f"verdict        {report.verdict}"
+
+
+def _plain(text: str) -> str:
+    """A hostile log's words cannot move the cursor of the terminal they are shown on."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _trust(report: Report) -> str:
+    if report.trust is None:
+        return "none given"
+    return f"{report.trust.log_key}, first entry {report.trust.genesis}"
+
+
+def _checkpoint(report: Report) -> str:
+    if report.checkpoint_size is None:
+        return "under no checkpoint whose signature holds"
+    return f"under a signed checkpoint of {report.checkpoint_size}"
+
+
+def _administrators(report: Report) -> str:
+    if report.single_administrator is None:
+        return "unknown"
+    return "ONE ALONE (a trial): no second person stands behind power" if report.single_administrator else "two or more"
+
+
+if __name__ == "__main__":
+    main()

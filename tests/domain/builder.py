@@ -1,0 +1,550 @@
+"""A site whose ledger lies in memory: real keys, real envelopes, entries that the rules accept one by one.
+
+Stages of a whole journey are built once and forked for each test, so that a test states only what it breaks.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+
+from appliance.domain import events as e
+from appliance.domain import orders as o
+from appliance.domain.credentials import Possession, Session, encode_credential
+from appliance.domain.entry import Entry, encode_entry, parse_entry
+from appliance.domain.names import add_seconds, encode_value
+from appliance.domain.policy import Parameters, PolicySet
+from appliance.domain.recipe import LINEAR_LAYERS, ResolvedRecipe
+from appliance.domain.rules import apply
+from appliance.domain.state import State
+from appliance.domain.subjects import subjects_of
+from appliance.formats.bundle import sign_model
+from appliance.formats.canonical import encode_canonical
+from appliance.formats.checkpoint import Checkpoint, sign_checkpoint
+from appliance.formats.commitment import Disclosure, disclose
+from appliance.formats.digest import digest_bytes
+from appliance.formats.dsse import Envelope, encode_envelope, sign_envelope
+from appliance.formats.keys import EcdsaSigner, Ed25519Signer, Signer, generate_ed25519
+from appliance.formats.manifest import MANIFEST_PATH, Manifest, ManifestFile, encode_manifest
+from appliance.formats.merkle import hash_leaf, root_of
+from appliance.formats.note import vkey_of
+from appliance.formats.trust import Trust
+
+ORIGIN = "bank.example/log"
+START = "2026-01-15T09:30:00.000Z"
+WALLS = {"tcp": "refused", "keys": "refused"}
+LAYERS = {"seccomp": True, "landlock": True}
+PEOPLE = {
+    "olga": ("operator",),
+    "ines": ("operator",),
+    "rita": ("reviewer:privacy",),
+    "raul": ("reviewer:model-risk",),
+    "legal": ("unit",),
+    "sales": ("unit",),
+    "otto": ("release-owner:legal",),
+    "audrey": ("auditor",),
+}
+
+O = TypeVar("O", bound=o.Order)  # noqa: E741
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def policy_set(**parameters: Any) -> PolicySet:
+    return PolicySet(name="default", parameters=Parameters(**parameters), cedar="", cedar_schema="")
+
+
+class Site:
+    def __init__(self, *, single: bool = False, policy: PolicySet | None = None) -> None:
+        self.log: Ed25519Signer = generate_ed25519()
+        self.adapter_key = EcdsaSigner(generate_private_key(SECP256R1()))
+        self.keys: dict[str, Signer] = {"anna": generate_ed25519(), "ben": generate_ed25519()}
+        self.policy = policy or policy_set()
+        self.state = State()
+        self.now = START
+        self.entries: list[bytes] = []
+        self.documents: dict[str, bytes] = {}
+        self.disclosures: list[Disclosure] = []
+        self._count = 0
+        self._initialize(["anna"] if single else ["anna", "ben"])
+
+    def fork(self) -> Site:
+        """The same site, apart from here on; keys are shared."""
+        other = copy.copy(self)
+        other.state = copy.deepcopy(self.state)
+        for name in ("keys", "entries", "documents", "disclosures"):
+            setattr(other, name, copy.copy(getattr(self, name)))
+        return other
+
+    # What an auditor holds.
+
+    @property
+    def trust(self) -> Trust:
+        people = self.first.administrators
+        return Trust(
+            origin=ORIGIN,
+            log_key=vkey_of(ORIGIN, self.log),
+            genesis=f"sha256:{hash_leaf(self.entries[0]).hex()}",
+            administrators=tuple((p.name, p.keyid) for p in people),
+        )
+
+    @property
+    def first(self) -> e.Initialized:
+        return e.Initialized.model_validate_json(encode_canonical(parse_entry(self.entries[0]).body))
+
+    def checkpoint(self, size: int | None = None) -> bytes:
+        leaves = [hash_leaf(data) for data in self.entries[:size]]
+        return sign_checkpoint(Checkpoint(ORIGIN, len(leaves), root_of(leaves)), self.log)
+
+    # Entries.
+
+    def entry(
+        self,
+        body: e.Event,
+        *,
+        documents: Mapping[str, bytes] | None = None,
+        signed: tuple[tuple[str, o.Order], ...] = (),
+        **changes: Any,
+    ) -> tuple[Entry, dict[str, bytes]]:
+        """The entry that the service would append next; `changes` are what a test breaks."""
+        bound = dict(documents or {})
+        fields: dict[str, Any] = {
+            "v": 1,
+            "index": self.state.size,
+            "time": self.now,
+            "type": body.type,
+            "actor": signed[0][1].signer if signed else body.actor or "service",
+            "source": "unix",
+            "subjects": subjects_of(body, signed),
+            "outcome": body.outcomes[0],
+            "prev": self.state.last_leaf,
+            "documents": {role: digest_bytes(data) for role, data in bound.items()},
+            "body": body.model_dump(mode="json"),
+        }
+        return parse_entry(encode_entry(Entry(**fields | changes))), bound
+
+    def add(self, body: e.Event, **rest: Any) -> Entry:
+        """Appends: the rules decide first."""
+        entry, documents = self.entry(body, **rest)
+        apply(self.state, entry, documents)
+        self.state.take_changes()
+        self.entries.append(entry.encoded)
+        self.documents.update({digest_bytes(data): data for data in documents.values()})
+        self.now = add_seconds(self.now, 1)
+        return entry
+
+    def _initialize(self, names: list[str]) -> None:
+        people = tuple(
+            e.Administrator(name=name, key=b64(self.keys[name].spki), keyid=self.keys[name].keyid) for name in names
+        )
+        body = e.Initialized(
+            origin=ORIGIN,
+            log_key=vkey_of(ORIGIN, self.log),
+            adapter_key=b64(self.adapter_key.spki),
+            administrators=people,
+            single_administrator=len(names) == 1,
+        )
+        self.add(body, documents={"policy": encode_value(self.policy)})
+
+    # Orders.
+
+    def order(self, model: type[O], signer: str, **fields: Any) -> O:
+        """A fresh order; fields override what every order carries."""
+        self._count += 1
+        standing: dict[str, Any] = {
+            "origin": ORIGIN,
+            "signer": signer,
+            "nonce": hashlib.sha256(b"%d" % self._count).hexdigest()[:32],
+            "issued_at": self.now,
+            "expires_at": add_seconds(self.now, 600),
+            "reason": None,
+        }
+        return model(**standing | fields)
+
+    def sign(self, order: o.Order, key: Signer | None = None) -> Envelope:
+        return sign_envelope(o.encode_order(order), key or self.keys[order.signer])
+
+    def text(self, text: str) -> str:
+        """A commitment whose text is disclosed."""
+        self._count += 1
+        disclosure = disclose(text, hashlib.sha256(b"salt %d" % self._count).digest())
+        self.disclosures.append(disclosure)
+        return disclosure.commitment
+
+    def ordered(self, body: e.Event, order: o.Order, *, key: Signer | None = None, **rest: Any) -> Entry:
+        """Appends an entry that stands on one order."""
+        envelope = self.sign(order, key)
+        documents = {"order": encode_envelope(envelope), **rest.pop("documents", {})}
+        return self.add(body, documents=documents, signed=((envelope.pae_digest, order),), **rest)
+
+    @property
+    def in_force(self) -> str:
+        return self.state.site.policy
+
+    def two(
+        self, body: e.Ordered, order: o.Order, documents: Mapping[str, bytes] | None = None, second: str = "ben"
+    ) -> Entry:
+        """Appends both entries of an order that two administrators sign."""
+        envelope = self.pend(order, documents)
+        return self.endorse(body, order, envelope, documents, second)
+
+    def pend(self, order: o.Order, documents: Mapping[str, bytes] | None = None) -> Envelope:
+        envelope = self.sign(order)
+        self.add(
+            e.OrderPending(policy=self.in_force),
+            documents={"order": encode_envelope(envelope), **(documents or {})},
+            signed=((envelope.pae_digest, order),),
+        )
+        return envelope
+
+    def endorse(
+        self,
+        body: e.Ordered,
+        order: o.Order,
+        envelope: Envelope,
+        documents: Mapping[str, bytes] | None = None,
+        second: str = "ben",
+    ) -> Entry:
+        endorsement = self.order(o.Endorse, second, order=envelope.pae_digest)
+        signed = self.sign(endorsement)
+        return self.add(
+            body,
+            documents={
+                "order": encode_envelope(signed),
+                "endorsed": encode_envelope(envelope),
+                **(documents or {}),
+            },
+            signed=((signed.pae_digest, endorsement), (envelope.pae_digest, order)),
+        )
+
+    # Governance.
+
+    def possession(self, name: str, key: Signer, **fields: Any) -> Envelope:
+        statement = Possession(
+            **{
+                "origin": ORIGIN,
+                "signer": name,
+                "nonce": "0" * 32,
+                "issued_at": self.now,
+                "key": b64(key.spki),
+                "keyid": key.keyid,
+                **fields,
+            }
+        )
+        return sign_envelope(encode_credential(statement), key)
+
+    def enrolment(self, name: str, roles: tuple[str, ...], **fields: Any) -> tuple[o.Enroll, dict[str, bytes]]:
+        """The order and the documents beside it; the key is the site's own for the name."""
+        key = self.keys.setdefault(name, generate_ed25519())
+        proof = self.possession(name, key)
+        standing = {
+            "principal": name,
+            "printed_name": self.text(f"{name.title()} Example"),
+            "roles": roles,
+            "key": b64(key.spki),
+            "keyid": key.keyid,
+            "possession": proof.pae_digest,
+        }
+        return self.order(o.Enroll, "anna", **standing | fields), {"possession": encode_envelope(proof)}
+
+    def enroll(self, name: str, *roles: str) -> Entry:
+        order, documents = self.enrolment(name, roles)
+        return self.two(e.PrincipalEnrolled(policy=self.in_force), order, documents)
+
+    def adopt(self, policy: PolicySet) -> Entry:
+        order = self.order(o.AdoptPolicy, "anna", policy=policy.digest)
+        body = e.PolicyAdopted(policy=self.in_force)
+        return self.two(body, order, {"policy": encode_value(policy)})
+
+    def revoke(self, name: str, signer: str = "anna") -> Entry:
+        order = self.order(o.RevokePrincipal, signer, principal=name)
+        return self.ordered(e.PrincipalRevoked(policy=self.in_force), order)
+
+    def session(self, signer: str, **fields: Any) -> Envelope:
+        standing = {
+            "origin": ORIGIN,
+            "signer": signer,
+            "nonce": "0" * 32,
+            "issued_at": self.now,
+            "expires_at": add_seconds(self.now, 600),
+        }
+        return sign_envelope(encode_credential(Session(**standing | fields)), self.keys[signer])
+
+    # Making.
+
+    def import_base(self, name: str = "smollm2", signer: str = "ines") -> Entry:
+        order = self.order(
+            o.ImportBase, signer, base=name, format="gguf", source=digest_bytes(b"gguf"), licence="Apache-2.0"
+        )
+        requested = self.ordered(e.ImportRequested(policy=self.in_force), order)
+        return self.add(self.base_imported(requested, name), documents={"manifest": manifest(name, 1, {"w": b"base"})})
+
+    def base_imported(self, requested: Entry, name: str = "smollm2", **fields: Any) -> e.BaseImported:
+        standing = {"order": order_of(requested), "base": name, "facts": {"parameters": 1}, "walls": WALLS}
+        return e.BaseImported(**standing | fields)
+
+    def dataset_order(self, signer: str = "ines", **fields: Any) -> o.ImportDataset:
+        standing = {
+            "dataset": "clauses",
+            "format": "csv",
+            "file": digest_bytes(b"csv"),
+            "text_column": "text",
+            "label_column": "label",
+            "instruction": self.text("Name the clause."),
+            "base": "smollm2",
+            "base_digest": self.base_digest,
+            "seed": 1,
+            "held_out": "0.2",
+            "owner": self.text("Legal Example"),
+            "licence": "CC-BY-4.0",
+            "classification": "internal",
+        }
+        return self.order(o.ImportDataset, signer, **standing | fields)
+
+    @property
+    def base_digest(self) -> str:
+        base = self.state.bases.get("smollm2")
+        return digest_bytes(b"no base") if base is None else base.digest
+
+    def import_dataset(self, **fields: Any) -> Entry:
+        requested = self.ordered(e.ImportRequested(policy=self.in_force), self.dataset_order(**fields))
+        return self.add(
+            self.dataset_imported(requested), documents={"manifest": manifest("clauses", 1, {"rows": b"rows"})}
+        )
+
+    def dataset_imported(self, requested: Entry, **fields: Any) -> e.DatasetImported:
+        standing = {
+            "order": order_of(requested),
+            "dataset": "clauses@1",
+            "base": "smollm2",
+            "root": digest_bytes(b"root"),
+            "facts": {"rows": 1},
+            "walls": WALLS,
+        }
+        return e.DatasetImported(**standing | fields)
+
+    def train_order(self, signer: str = "olga", recipe: Mapping[str, Any] | None = None, **fields: Any) -> o.Train:
+        dataset = self.state.datasets.get("clauses@1")
+        standing = {
+            "recipe": ResolvedRecipe(**RECIPE | dict(recipe or {})),
+            "base_digest": self.base_digest,
+            "dataset_digest": digest_bytes(b"none") if dataset is None else dataset.digest,
+        }
+        return self.order(o.Train, signer, **standing | fields)
+
+    def request_run(self, signer: str = "olga") -> str:
+        run = f"r-{len(self.state.runs) + 1:06d}"
+        self.ordered(e.RunRequested(policy=self.in_force, run=run), self.train_order(signer))
+        return run
+
+    def started(self, run: str, **fields: Any) -> e.RunStarted:
+        standing = {"run": run, "layers": LAYERS, "accepted_missing": (), "walls": WALLS}
+        return e.RunStarted(**standing | fields)
+
+    def finished(self, run: str, **fields: Any) -> e.RunFinished:
+        standing = {
+            "run": run,
+            "weights": digest_bytes(b"weights"),
+            "steps": 2,
+            "trained_tokens": 10,
+            "seconds": "1.5",
+            "final_loss": "0.25",
+        }
+        return e.RunFinished(**standing | fields)
+
+    def train(self) -> str:
+        """A run that is trained and waits for its seal."""
+        run = self.request_run()
+        self.add(self.started(run))
+        self.add(self.finished(run))
+        return run
+
+    def sealing(self, run: str, version: int = 1, **fields: Any) -> tuple[e.AdapterSealed, dict[str, bytes]]:
+        """The body and its documents; `files` and `name` change the sealed folder."""
+        files = {"adapter_model.safetensors": b"weights", "recipe.json": b"{}"} | fields.pop("files", {})
+        listed = manifest(fields.pop("name", "clauses"), version, files)
+        signed = {path: digest_bytes(data) for path, data in files.items()} | {MANIFEST_PATH: digest_bytes(listed)}
+        key = fields.pop("key", self.adapter_key)
+        documents = {
+            "manifest": listed,
+            "signature": sign_model(signed, "clauses", key),
+            "provenance": b"{}",
+        }
+        standing = {"run": run, "adapter": f"clauses@{version}", "metrics": {}, "walls": WALLS}
+        return e.AdapterSealed(**standing | fields), documents
+
+    def seal(self, run: str, version: int = 1) -> Entry:
+        body, documents = self.sealing(run, version)
+        return self.add(body, documents=documents)
+
+    def on_adapter(self, version: int = 1) -> dict[str, Any]:
+        row = self.state.adapters.get(f"clauses@{version}")
+        return {
+            "adapter": "clauses",
+            "version": version,
+            "manifest": digest_bytes(b"none") if row is None else row.manifest,
+        }
+
+    def review_order(self, signer: str, field: str, version: int = 1, **fields: Any) -> o.Review:
+        standing = {
+            **self.on_adapter(version),
+            "decision": "approve",
+            "unit": "legal",
+            "field": field,
+            "meaning": self.text("I have examined this adapter."),
+            "valid_until": add_seconds(self.now, 86_400),
+        }
+        return self.order(o.Review, signer, **standing | fields)
+
+    def review(self, signer: str, field: str, version: int = 1, **fields: Any) -> Entry:
+        order = self.review_order(signer, field, version, **fields)
+        return self.ordered(e.ReviewRecorded(policy=self.in_force), order)
+
+    # Serving.
+
+    def release_order(self, model: type[O], signer: str = "otto", version: int = 1, **fields: Any) -> O:
+        standing = {**self.on_adapter(version), "unit": "legal", "task": "labels"}
+        return self.order(model, signer, **standing | fields)
+
+    def activate(self, version: int = 1) -> Entry:
+        return self.ordered(e.ReleaseActivated(policy=self.in_force), self.release_order(o.Activate, version=version))
+
+    def admitted(self, version: int = 1, **fields: Any) -> e.AdapterAdmitted:
+        row = self.state.adapters.get(f"clauses@{version}")
+        reviews = () if row is None else row.reviews
+        standing = {
+            "unit": "legal",
+            "task": "labels",
+            "adapter": f"clauses@{version}",
+            "manifest": self.on_adapter(version)["manifest"],
+            "head": self.state.size,
+            "approvals": tuple(review.index for review in reviews if review.unit == "legal"),
+            "policy": self.in_force,
+        }
+        return e.AdapterAdmitted(**standing | fields)
+
+    def load(self, version: int = 1) -> Entry:
+        admitted = self.add(self.admitted(version))
+        return self.add(e.AdapterLoaded(unit="legal", task="labels", admitted=admitted.index, probe="identical"))
+
+    def request(self, number: int = 1, **fields: Any) -> e.RequestAdmitted:
+        standing = {
+            "request": f"{number:032x}",
+            "unit": "legal",
+            "task": "labels",
+            "adapter": "clauses@1",
+            "prompt": "hmac-sha256:" + "0" * 64,
+        }
+        return e.RequestAdmitted(**standing | fields)
+
+    def answered(self, number: int = 1, **fields: Any) -> e.RequestFinished:
+        standing = {
+            "request": f"{number:032x}",
+            "unit": "legal",
+            "finish_reason": "stop",
+            "prompt_tokens": 3,
+            "completion_tokens": 4,
+            "answer": None,
+        }
+        return e.RequestFinished(**standing | fields)
+
+
+RECIPE: dict[str, Any] = {
+    "name": "clauses",
+    "base": "smollm2",
+    "dataset": "clauses@1",
+    "method": "qlora",
+    "purpose": "release",
+    "rank": 8,
+    "alpha": 16,
+    "dropout": "0.05",
+    "target_modules": LINEAR_LAYERS,
+    "learning_rate": "0.0005",
+    "epochs": 1,
+    "batch_size": 4,
+    "accumulation": 1,
+    "max_length": 64,
+    "warmup_ratio": "0.1",
+    "weight_decay": "0.0",
+    "max_grad_norm": "1.0",
+    "gradient_checkpointing": True,
+    "seed": 1,
+    "device": "cpu",
+    "compute_dtype": "bfloat16",
+    "quantisation": "nf4-double",
+}
+
+
+def manifest(name: str, version: int, files: Mapping[str, bytes]) -> bytes:
+    listed = tuple(ManifestFile(path, len(data), digest_bytes(data)) for path, data in sorted(files.items()))
+    return encode_manifest(Manifest(name, version, listed))
+
+
+def order_of(entry: Entry) -> str:
+    """The digest of the order that an entry is filed under first."""
+    return entry.subjects[0].removeprefix("order:")
+
+
+@cache
+def _stage(name: str) -> Site:
+    if name == "initialized":
+        return Site()
+    before = {
+        "staffed": "initialized",
+        "imported": "staffed",
+        "trained": "imported",
+        "sealed": "trained",
+        "approved": "sealed",
+        "released": "approved",
+        "serving": "released",
+    }[name]
+    site = _stage(before).fork()
+    _STEPS[name](site)
+    return site
+
+
+def stage(name: str) -> Site:
+    """A site of one's own at a point of the journey: initialized, staffed, imported, trained, sealed, approved,
+    released, serving."""
+    return _stage(name).fork()
+
+
+def _staff(site: Site) -> None:
+    for name, roles in PEOPLE.items():
+        site.enroll(name, *roles)
+
+
+def _import(site: Site) -> None:
+    site.import_base()
+    site.import_dataset()
+
+
+def _approve(site: Site) -> None:
+    site.review("rita", "privacy")
+    site.review("raul", "model-risk")
+
+
+def _serve(site: Site) -> None:
+    site.load()
+    site.add(site.request(1))
+    site.add(site.answered(1))
+    site.add(site.request(2))
+
+
+_STEPS: dict[str, Any] = {
+    "staffed": _staff,
+    "imported": _import,
+    "trained": Site.train,
+    "sealed": lambda site: site.seal("r-000001"),
+    "approved": _approve,
+    "released": Site.activate,
+    "serving": _serve,
+}

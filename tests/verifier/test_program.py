@@ -1,0 +1,212 @@
+"""The auditor's program, as a zipapp and as a function: what it prints, and the exit code it ends with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from appliance import verifier
+from appliance.errors import NotFound
+from appliance.formats.export import write_export
+from appliance.formats.trust import encode_trust
+from tests.domain.builder import ORIGIN, Site, stage
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def export_of(site: Site, *, entries: list[bytes] | None = None, size: int | None = None) -> bytes:
+    kept = site.entries if entries is None else entries
+    texts = {disclosure.commitment: disclosure for disclosure in site.disclosures}
+
+    def document(digest: str) -> bytes:
+        if digest not in site.documents:
+            raise NotFound(digest)
+        return site.documents[digest]
+
+    return b"".join(
+        write_export(
+            origin=ORIGIN,
+            size=len(kept) if size is None else size,
+            checkpoint=site.checkpoint(),
+            entries=lambda: iter(kept),
+            document=document,
+            disclosures=lambda wanted: {name: texts[name] for name in wanted if name in texts},
+        )
+    )
+
+
+class Files:
+    def __init__(self, folder: Path) -> None:
+        self.site = stage("serving")
+        self.export = folder / "ledger.tar"
+        self.trust = folder / "trust.json"
+        self.export.write_bytes(export_of(self.site))
+        self.trust.write_bytes(encode_trust(self.site.trust))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        verifier.main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    code = ended.value.code
+    assert isinstance(code, int)
+    return code, said.out, said.err
+
+
+def test_a_whole_log_is_verified_and_the_counts_are_printed(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, files.export, "--trust", files.trust)
+    assert code == 0
+    assert out.splitlines()[-1].split() == ["verdict", "verified"]
+    assert f"{len(files.site.entries)} of {len(files.site.entries)} replayed" in out
+    assert "site policies: not replayed" in out
+
+
+def test_json_carries_the_whole_report(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, files.export, "--trust", files.trust, "--json")
+    report = json.loads(out)
+    assert (code, report["verdict"], report["site_policies"]) == (0, "verified", "not replayed")
+    assert report["counts"]["entries"] == len(files.site.entries)
+    assert report["counts"]["signatures"] > report["counts"]["orders"] > 0
+    assert report["trust"]["genesis"] == files.site.trust.genesis
+
+
+def test_without_a_trust_file_a_whole_log_is_unverifiable(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, files.export)
+    assert code == 7
+    assert "no trust file given" in out
+
+
+def test_another_logs_trust_file_fails(files: Files, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_bytes(encode_trust(Site().trust))
+    code, out, _ = run(capsys, files.export, "--trust", other)
+    assert code == 6
+    assert "[trust] entry 0, hash" in out and "[checkpoint]" in out
+
+
+def test_an_edited_entry_is_named(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    entries = list(files.site.entries)
+    entries[9] = entries[9].replace(b'"source":"unix"', b'"source":"tcp"')
+    files.export.write_bytes(export_of(files.site, entries=entries))
+    code, out, _ = run(capsys, files.export, "--trust", files.trust)
+    assert code == 6
+    assert "[chain] entry 9: expected the hash" in out
+
+
+def test_an_export_cut_to_fewer_entries_says_both_sizes(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    size = len(files.site.entries)
+    files.export.write_bytes(export_of(files.site, entries=files.site.entries[:-3]))
+    code, out, _ = run(capsys, files.export, "--trust", files.trust)
+    assert code == 6
+    assert f"expected {size} entries, as the checkpoint says, got {size - 3}" in out
+
+
+def test_an_export_that_lies_about_its_size_fails(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    files.export.write_bytes(export_of(files.site, size=99))
+    code, out, _ = run(capsys, files.export, "--trust", files.trust)
+    assert (code, "[export] export.json, size: expected 99" in out) == (6, True)
+
+
+def test_an_empty_log_is_unverifiable(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    site = files.site
+    site.entries = []
+    files.export.write_bytes(export_of(site))
+    code, out, _ = run(capsys, files.export, "--trust", files.trust)
+    assert (code, "entries: there are none" in out) == (7, True)
+
+
+def test_a_single_administrator_is_shouted(files: Files, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    site = Site(single=True)
+    files.export.write_bytes(export_of(site))
+    files.trust.write_bytes(encode_trust(site.trust))
+    code, out, _ = run(capsys, files.export, "--trust", files.trust)
+    assert (code, "ONE ALONE" in out) == (0, True)
+
+
+@pytest.mark.parametrize("what", ["missing", "no tar", "cut", "longer", "trust missing", "trust wrong"])
+def test_bad_input_ends_with_2_and_one_line(what: str, files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    data = files.export.read_bytes()
+    files.export.write_bytes({"no tar": b"not a tar", "cut": data[:-600], "longer": data + bytes(512)}.get(what, data))
+    if what == "missing":
+        files.export.unlink()
+    if what == "trust missing":
+        files.trust.unlink()
+    if what == "trust wrong":
+        files.trust.write_bytes(b"{}\n")
+    code, out, err = run(capsys, files.export, "--trust", files.trust)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("appliance-verify: ") and "expected" in err
+
+
+def test_a_hostile_logs_words_do_not_move_the_cursor(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verifier._plain("a\x1b[2Jb\u202ec") == "a\\x1b[2Jb\\u202ec"
+
+
+# The zipapp.
+
+WITHOUT_THE_REST = """
+import sys, runpy
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {refused!r}:
+            raise ModuleNotFoundError(f"no {{name}} on this machine", name=name)
+sys.meta_path.insert(0, Refuse())
+sys.argv = ["appliance-verify", *{arguments!r}]
+try:
+    runpy.run_path({zipapp!r}, run_name="__main__")
+finally:
+    print("MODULES", " ".join(sorted(m for m in sys.modules if m.startswith("appliance"))))
+    print("FILES", " ".join(sorted({{str(getattr(m, "__file__", "")) for n, m in sys.modules.items()
+                                     if n.startswith("appliance")}})))
+"""
+OTHERS = ("torch", "transformers", "sqlalchemy", "cedarpy", "fastapi", "click", "httpx", "yaml", "alembic", "numpy")
+
+
+@pytest.fixture(scope="module")
+def zipapp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("zipapp") / "appliance-verify.pyz"
+    subprocess.run([sys.executable, ROOT / "scripts/zipapp", "--output", path], check=True, capture_output=True)
+    return path
+
+
+def run_zipapp(zipapp: Path, refused: tuple[str, ...], *arguments: object) -> subprocess.CompletedProcess[str]:
+    code = WITHOUT_THE_REST.format(refused=refused, arguments=[str(a) for a in arguments], zipapp=str(zipapp))
+    return subprocess.run(
+        [sys.executable, "-I", "-W", "error", "-c", code], capture_output=True, text=True, cwd="/", timeout=60
+    )
+
+
+def test_the_zipapp_verifies_with_cryptography_and_pydantic_alone(zipapp: Path, files: Files) -> None:
+    done = run_zipapp(zipapp, OTHERS, files.export, "--trust", files.trust)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "verdict        verified" in done.stdout
+    *_, modules, kept = done.stdout.splitlines()
+    rooms = {name.split(".")[1] for name in modules.split()[1:] if "." in name}
+    assert rooms == {"errors", "formats", "domain", "verifier"}
+    assert all(name.startswith(str(zipapp)) for name in kept.split()[1:]), "nothing came from another place"
+
+
+def test_the_zipapp_says_which_library_is_missing(zipapp: Path, files: Files) -> None:
+    done = run_zipapp(zipapp, ("pydantic",), files.export)
+    assert done.returncode == 7
+    assert done.stderr.startswith("appliance-verify: expected the libraries cryptography and pydantic, got no pydantic")
+
+
+def test_the_zipapp_fails_on_a_broken_log(zipapp: Path, files: Files) -> None:
+    files.export.write_bytes(export_of(files.site, entries=files.site.entries[:-1]))
+    assert run_zipapp(zipapp, OTHERS, files.export, "--trust", files.trust).returncode == 6
+
+
+def test_the_same_sources_give_the_same_zipapp(zipapp: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.pyz"
+    subprocess.run([sys.executable, ROOT / "scripts/zipapp", "--output", again], check=True, capture_output=True)
+    assert again.read_bytes() == zipapp.read_bytes()
