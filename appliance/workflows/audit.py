@@ -15,7 +15,8 @@ from appliance.access.cedar import SitePolicies
 from appliance.domain.entry import parse_entry
 from appliance.domain.policy import parse_policy
 from appliance.domain.recipe import Facts
-from appliance.domain.verify import Report, verify_log
+from appliance.domain.report import Report
+from appliance.domain.verify import verify_log
 from appliance.errors import ApplianceError, NotFound
 from appliance.formats.canonical import encode_canonical, parse_canonical
 from appliance.formats.commitment import disclosure_value
@@ -241,7 +242,7 @@ def verify(context: Context, trust: dict[str, Any] | None) -> dict[str, Any]:
         checkpoint,
         trusted,
         now=encode_time(context.clock()),
-        site_policy=lambda policy: SitePolicies(policy).decide,
+        replay=lambda policy: SitePolicies(policy).decide,
     )
     local = [*context.ledger.check_projections(), *context.ledger.check_checkpoints(), *_check_artifacts(context)]
     return {**_report(report, local), "artifacts": len(_named(context)), "projections": len(list(_rows(context)))}
