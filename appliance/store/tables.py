@@ -141,5 +141,8 @@ projections = Table(
 )
 """The fold as rows: each thing in canonical JSON, and the entry that last changed it. Nothing decides by this cache."""
 
+REVISION = "0001"
+"""The migration that makes these tables."""
+
 APPEND_ONLY = (entries, entry_subjects, documents, entry_documents, tree_nodes, checkpoints)
 """Rows that are never changed and never removed."""

@@ -170,9 +170,8 @@ def test_postgresqls_application_role_may_erase_a_disclosure_and_change_no_table
         assert connection.execute(b"DELETE FROM disclosures").rowcount == 1
 
 
-def test_a_whole_database_has_no_finding_but_what_the_test_server_lacks(engine: Engine) -> None:
-    with engine.connect() as connection:
-        findings = check_guards(connection)
+def test_a_whole_database_has_no_finding_but_what_the_test_server_lacks(engine: Engine, site: Site) -> None:
+    findings = site.open_ledger(engine).check_guards()
     assert findings == ([] if engine.dialect.name == "sqlite" else ["database server, fsync: expected on, got off"])
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import CheckConstraint, Engine, inspect
 
 from appliance.errors import Conflict, Unavailable
@@ -30,6 +33,22 @@ def test_the_migrated_checks_are_the_codes_checks(owner_engine: Engine) -> None:
         expected = {str(c.name) for c in table.constraints if isinstance(c, CheckConstraint)}
         assert {check["name"] for check in inspector.get_check_constraints(table.name)} == expected
         assert inspector.get_pk_constraint(table.name)["constrained_columns"] == list(table.primary_key.columns.keys())
+
+
+def test_the_code_names_the_last_migration(owner_engine: Engine) -> None:
+    with owner_engine.connect() as connection:
+        assert MigrationContext.configure(connection).get_current_revision() == tables.REVISION
+    scripts = ScriptDirectory(str(Path(__file__).resolve().parents[2] / "migrations"))
+    assert scripts.get_heads() == [tables.REVISION]
+
+
+def test_alembic_by_hand_migrates_the_settings_database(home: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "alembic", "-c", str(root / "alembic.ini"), "upgrade", "head"]
+    subprocess.run(command, check=True, capture_output=True, cwd=home, timeout=60)
+    engine = open_engine(f"sqlite:///{home / 'ledger.db'}")
+    check_migrated(engine)
+    engine.dispose()
 
 
 def test_migrating_again_changes_nothing(owner_engine: Engine) -> None:

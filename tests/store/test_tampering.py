@@ -73,7 +73,13 @@ CHANGES = [
     ("entries", '"index"', "70", '"index" = 7', 7),
     ("entry_subjects", "subject", "'unit:treasury'", '"index" = 4', 4),
     ("entry_subjects", '"index"', "6", '"index" = 4', 4),
-    ("documents", "bytes", "(SELECT bytes FROM documents LIMIT 1)", "1 = 1", 1),
+    (
+        "documents",
+        "bytes",
+        '(SELECT bytes FROM documents WHERE digest = (SELECT digest FROM entry_documents WHERE "index" = 0))',
+        "digest = (SELECT digest FROM entry_documents WHERE \"index\" = 1 AND role = 'order')",
+        1,
+    ),
     ("entry_documents", "role", "'policy'", "\"index\" = 1 AND role = 'possession'", 1),
     (
         "entry_documents",
