@@ -19,7 +19,8 @@ from appliance.domain.signatures import accept_session, check_possession, read_o
 from appliance.domain.state import Key, PendingOrder, Principal, Site
 from appliance.errors import BadInput, Denied
 from appliance.formats.digest import digest_bytes
-from appliance.formats.keys import keyid_of
+from appliance.formats.keys import keyid_of, parse_spki
+from appliance.formats.note import parse_vkey
 
 
 def initialized(case: Case) -> Puts:
@@ -32,6 +33,9 @@ def initialized(case: Case) -> Puts:
     case.require(
         body.single_administrator == (len(names) == 1), "administrators", "two, or one declared as single", len(names)
     )
+    log_name = parse_vkey(body.log_key).name
+    case.require(log_name == body.origin, "log key", f"the key of {body.origin}", log_name)
+    parse_spki(base64.b64decode(body.adapter_key))
     policy = parse_policy(case.documents["policy"])
     site = Site(
         origin=body.origin,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from appliance.errors import BadInput
 from appliance.formats.canonical import encode_canonical
+from appliance.formats.fields import parse_base64
 from appliance.formats.timestamp import encode_time, parse_time
 
 IDENTIFIER = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
@@ -38,7 +39,17 @@ Decimal = Annotated[str, StringConstraints(pattern=r"^(?:0|[1-9][0-9]{0,8})\.[0-
 
 SignedDecimal = Annotated[str, StringConstraints(pattern=r"^-?(?:0|[1-9][0-9]{0,8})\.[0-9]{1,17}$")]
 
-Base64 = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]+={0,2}$", max_length=16384)]
+
+def _check_base64(text: str) -> str:
+    try:
+        parse_base64(text, "base64")
+    except BadInput as error:
+        raise ValueError(error.message) from None
+    return text
+
+
+Base64 = Annotated[str, StringConstraints(min_length=1, max_length=16384), AfterValidator(_check_base64)]
+"""Standard base64 in its one spelling, so that whoever decodes it later cannot fail."""
 
 Role = Annotated[
     str,
@@ -89,8 +100,11 @@ def explain(error: ValidationError) -> str:
 
 
 def add_seconds(time: str, seconds: int) -> str:
-    """The time that many seconds later, to the same millisecond."""
-    return encode_time(parse_time(time) + timedelta(seconds=seconds))
+    """The time that many seconds later, to the same millisecond; BadInput past the year 9999."""
+    try:
+        return encode_time(parse_time(time) + timedelta(seconds=seconds))
+    except OverflowError:
+        raise BadInput(f"time: expected one before the year 10000, got {seconds} s after {time}") from None
 
 
 def versioned(name: str, version: int) -> str:

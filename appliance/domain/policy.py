@@ -20,7 +20,7 @@ class Parameters(Value):
     distinct_fields: int = Field(default=2, ge=1, le=16, description="different fields among those reviewers")
     required_fields: tuple[Identifier, ...] = Field(default=())
     order_lifetime_s: int = Field(default=3_600, ge=60, le=604_800)
-    approval_lifetime_s: int = Field(default=31_536_000, ge=3_600)
+    approval_lifetime_s: int = Field(default=31_536_000, ge=3_600, le=315_360_000)
     session_lifetime_s: int = Field(default=900, ge=60, le=900)
     token_lifetime_s: int = Field(default=3_600, ge=60, le=3_600)
     clock_skew_s: int = Field(default=60, ge=0, le=600)

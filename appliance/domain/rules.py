@@ -21,6 +21,7 @@ from appliance.domain.subjects import subjects_of
 from appliance.errors import BadInput, Conflict, Denied, Tampered
 from appliance.formats.canonical import encode_canonical
 from appliance.formats.digest import digest_bytes
+from appliance.formats.timestamp import parse_time
 
 Rule = Callable[[Case], Puts]
 
@@ -54,6 +55,7 @@ def apply(state: State, entry: Entry, documents: Mapping[str, bytes]) -> None:
 
 def check_sequence(state: State, entry: Entry) -> None:
     """The entry follows the last one: next index, its hash, no earlier time; the first is the initialisation."""
+    parse_time(entry.time, f"entry {entry.index}: time")
     if entry.index != state.size:
         raise Conflict(f"entry {entry.index}: index: expected {state.size}, got {entry.index}")
     if entry.prev != state.last_leaf:

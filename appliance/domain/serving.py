@@ -63,6 +63,7 @@ def admitted(case: Case) -> Puts:
     case.require(body.policy == case.state.site.policy, "policy", case.state.site.policy, body.policy)
     standing = tuple(r.index for r in standing_reviews(case.state, adapter, body.unit, case.entry.time))
     case.require(body.approvals == standing, "approvals", standing, body.approvals)
+    case.require(body.head <= case.entry.index, "head", f"at most {case.entry.index}", body.head)
     slot = Slot(unit=body.unit, task=body.task, adapter=name, manifest=adapter.manifest, admitted=case.entry.index)
     return [(case.state.slots, release_key(body.unit, body.task), slot)]
 
