@@ -17,7 +17,7 @@ from appliance.domain.names import Time, versioned
 from appliance.domain.orders import Activate, Review, RollBack
 from appliance.domain.signatures import read_order
 from appliance.domain.state import Activation, Adapter, ReviewRecord, State, release_key
-from appliance.errors import ApplianceError, Tampered
+from appliance.errors import ApplianceError, NotAuthenticated, Tampered
 from appliance.formats.bundle import verify_model
 from appliance.formats.checkpoint import Checkpoint, open_checkpoint
 from appliance.formats.digest import digest_bytes
@@ -74,18 +74,20 @@ def decide_admission(state: State, unit: str, task: str, evidence: Evidence, now
         partial(check_release, state, adapter, unit, task, release.current, evidence),
         *(partial(check_review, state, adapter, review, evidence) for review in reviews),
     ]
-    tampered = [reason for check in checks if (reason := _failure(check)) is not None]
-    reasons = [*tampered, *inadmissible(state, adapter, unit, now)]
+    failures = [error for check in checks if (error := _failure(check)) is not None]
+    reasons = [*(error.message for error in failures), *inadmissible(state, adapter, unit, now)]
     approvals = tuple(review.index for review in reviews)
-    return Admission(adapter, approvals, tuple(reasons), tampered=bool(tampered))
+    # A signer who was revoked since is a reason to refuse; the adapter's bytes are as they were.
+    tampered = any(not isinstance(error, NotAuthenticated) for error in failures)
+    return Admission(adapter, approvals, tuple(reasons), tampered=tampered)
 
 
-def _failure(check: Callable[[], None]) -> str | None:
+def _failure(check: Callable[[], None]) -> ApplianceError | None:
     """Why a check fails; whatever could not be checked has failed."""
     try:
         check()
     except ApplianceError as error:
-        return error.message
+        return error
     return None
 
 

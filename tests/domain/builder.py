@@ -108,32 +108,32 @@ class Site:
 
     def entry(
         self,
-        body: e.Event,
-        *,
+        event: e.Event,
+        /,
         documents: Mapping[str, bytes] | None = None,
         signed: tuple[tuple[str, o.Order], ...] = (),
         **changes: Any,
     ) -> tuple[Entry, dict[str, bytes]]:
-        """The entry that the service would append next; `changes` are what a test breaks."""
+        """The entry that the service would append next; `changes` are what a test breaks (`bound`: the digests)."""
         bound = dict(documents or {})
         fields: dict[str, Any] = {
             "v": 1,
             "index": self.state.size,
             "time": self.now,
-            "type": body.type,
-            "actor": signed[0][1].signer if signed else body.actor or "service",
+            "type": event.type,
+            "actor": signed[0][1].signer if signed else event.actor or "service",
             "source": "unix",
-            "subjects": subjects_of(body, signed),
-            "outcome": body.outcomes[0],
+            "subjects": subjects_of(event, signed),
+            "outcome": event.outcomes[0],
             "prev": self.state.last_leaf,
-            "documents": {role: digest_bytes(data) for role, data in bound.items()},
-            "body": body.model_dump(mode="json"),
+            "documents": changes.pop("bound", {role: digest_bytes(data) for role, data in bound.items()}),
+            "body": event.model_dump(mode="json"),
         }
         return parse_entry(encode_entry(Entry(**fields | changes))), bound
 
-    def add(self, body: e.Event, **rest: Any) -> Entry:
+    def add(self, event: e.Event, /, **rest: Any) -> Entry:
         """Appends: the rules decide first."""
-        entry, documents = self.entry(body, **rest)
+        entry, documents = self.entry(event, **rest)
         apply(self.state, entry, documents)
         self.state.take_changes()
         self.entries.append(entry.encoded)
@@ -156,12 +156,12 @@ class Site:
 
     # Orders.
 
-    def order(self, model: type[O], signer: str, **fields: Any) -> O:
+    def order(self, model: type[O], by: str, /, **fields: Any) -> O:
         """A fresh order; fields override what every order carries."""
         self._count += 1
         standing: dict[str, Any] = {
             "origin": ORIGIN,
-            "signer": signer,
+            "signer": by,
             "nonce": hashlib.sha256(b"%d" % self._count).hexdigest()[:32],
             "issued_at": self.now,
             "expires_at": add_seconds(self.now, 600),
@@ -179,11 +179,11 @@ class Site:
         self.disclosures.append(disclosure)
         return disclosure.commitment
 
-    def ordered(self, body: e.Event, order: o.Order, *, key: Signer | None = None, **rest: Any) -> Entry:
+    def ordered(self, event: e.Event, order: o.Order, *, key: Signer | None = None, **rest: Any) -> Entry:
         """Appends an entry that stands on one order."""
         envelope = self.sign(order, key)
         documents = {"order": encode_envelope(envelope), **rest.pop("documents", {})}
-        return self.add(body, documents=documents, signed=((envelope.pae_digest, order),), **rest)
+        return self.add(event, documents=documents, signed=((envelope.pae_digest, order),), **rest)
 
     @property
     def in_force(self) -> str:
@@ -227,25 +227,25 @@ class Site:
 
     # Governance.
 
-    def possession(self, name: str, key: Signer, **fields: Any) -> Envelope:
+    def possession(self, name: str, holder: Signer, /, **fields: Any) -> Envelope:
         statement = Possession(
             **{
                 "origin": ORIGIN,
                 "signer": name,
                 "nonce": "0" * 32,
                 "issued_at": self.now,
-                "key": b64(key.spki),
-                "keyid": key.keyid,
+                "key": b64(holder.spki),
+                "keyid": holder.keyid,
                 **fields,
             }
         )
-        return sign_envelope(encode_credential(statement), key)
+        return sign_envelope(encode_credential(statement), holder)
 
     def enrolment(self, name: str, roles: tuple[str, ...], **fields: Any) -> tuple[o.Enroll, dict[str, bytes]]:
         """The order and the documents beside it; the key is the site's own for the name."""
         key = self.keys.setdefault(name, generate_ed25519())
         proof = self.possession(name, key)
-        standing = {
+        standing: dict[str, Any] = {
             "principal": name,
             "printed_name": self.text(f"{name.title()} Example"),
             "roles": roles,
@@ -269,7 +269,7 @@ class Site:
         return self.ordered(e.PrincipalRevoked(policy=self.in_force), order)
 
     def session(self, signer: str, **fields: Any) -> Envelope:
-        standing = {
+        standing: dict[str, Any] = {
             "origin": ORIGIN,
             "signer": signer,
             "nonce": "0" * 32,
@@ -288,11 +288,16 @@ class Site:
         return self.add(self.base_imported(requested, name), documents={"manifest": manifest(name, 1, {"w": b"base"})})
 
     def base_imported(self, requested: Entry, name: str = "smollm2", **fields: Any) -> e.BaseImported:
-        standing = {"order": order_of(requested), "base": name, "facts": {"parameters": 1}, "walls": WALLS}
+        standing: dict[str, Any] = {
+            "order": order_of(requested),
+            "base": name,
+            "facts": {"parameters": 1},
+            "walls": WALLS,
+        }
         return e.BaseImported(**standing | fields)
 
     def dataset_order(self, signer: str = "ines", **fields: Any) -> o.ImportDataset:
-        standing = {
+        standing: dict[str, Any] = {
             "dataset": "clauses",
             "format": "csv",
             "file": digest_bytes(b"csv"),
@@ -321,7 +326,7 @@ class Site:
         )
 
     def dataset_imported(self, requested: Entry, **fields: Any) -> e.DatasetImported:
-        standing = {
+        standing: dict[str, Any] = {
             "order": order_of(requested),
             "dataset": "clauses@1",
             "base": "smollm2",
@@ -333,7 +338,7 @@ class Site:
 
     def train_order(self, signer: str = "olga", recipe: Mapping[str, Any] | None = None, **fields: Any) -> o.Train:
         dataset = self.state.datasets.get("clauses@1")
-        standing = {
+        standing: dict[str, Any] = {
             "recipe": ResolvedRecipe(**RECIPE | dict(recipe or {})),
             "base_digest": self.base_digest,
             "dataset_digest": digest_bytes(b"none") if dataset is None else dataset.digest,
@@ -346,11 +351,11 @@ class Site:
         return run
 
     def started(self, run: str, **fields: Any) -> e.RunStarted:
-        standing = {"run": run, "layers": LAYERS, "accepted_missing": (), "walls": WALLS}
+        standing: dict[str, Any] = {"run": run, "layers": LAYERS, "accepted_missing": (), "walls": WALLS}
         return e.RunStarted(**standing | fields)
 
     def finished(self, run: str, **fields: Any) -> e.RunFinished:
-        standing = {
+        standing: dict[str, Any] = {
             "run": run,
             "weights": digest_bytes(b"weights"),
             "steps": 2,
@@ -378,7 +383,7 @@ class Site:
             "signature": sign_model(signed, "clauses", key),
             "provenance": b"{}",
         }
-        standing = {"run": run, "adapter": f"clauses@{version}", "metrics": {}, "walls": WALLS}
+        standing: dict[str, Any] = {"run": run, "adapter": f"clauses@{version}", "metrics": {}, "walls": WALLS}
         return e.AdapterSealed(**standing | fields), documents
 
     def seal(self, run: str, version: int = 1) -> Entry:
@@ -394,7 +399,7 @@ class Site:
         }
 
     def review_order(self, signer: str, field: str, version: int = 1, **fields: Any) -> o.Review:
-        standing = {
+        standing: dict[str, Any] = {
             **self.on_adapter(version),
             "decision": "approve",
             "unit": "legal",
@@ -411,7 +416,7 @@ class Site:
     # Serving.
 
     def release_order(self, model: type[O], signer: str = "otto", version: int = 1, **fields: Any) -> O:
-        standing = {**self.on_adapter(version), "unit": "legal", "task": "labels"}
+        standing: dict[str, Any] = {**self.on_adapter(version), "unit": "legal", "task": "labels"}
         return self.order(model, signer, **standing | fields)
 
     def activate(self, version: int = 1) -> Entry:
@@ -420,7 +425,7 @@ class Site:
     def admitted(self, version: int = 1, **fields: Any) -> e.AdapterAdmitted:
         row = self.state.adapters.get(f"clauses@{version}")
         reviews = () if row is None else row.reviews
-        standing = {
+        standing: dict[str, Any] = {
             "unit": "legal",
             "task": "labels",
             "adapter": f"clauses@{version}",
@@ -436,7 +441,7 @@ class Site:
         return self.add(e.AdapterLoaded(unit="legal", task="labels", admitted=admitted.index, probe="identical"))
 
     def request(self, number: int = 1, **fields: Any) -> e.RequestAdmitted:
-        standing = {
+        standing: dict[str, Any] = {
             "request": f"{number:032x}",
             "unit": "legal",
             "task": "labels",
@@ -446,7 +451,7 @@ class Site:
         return e.RequestAdmitted(**standing | fields)
 
     def answered(self, number: int = 1, **fields: Any) -> e.RequestFinished:
-        standing = {
+        standing: dict[str, Any] = {
             "request": f"{number:032x}",
             "unit": "legal",
             "finish_reason": "stop",

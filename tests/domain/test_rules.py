@@ -1,0 +1,202 @@
+"""What holds for every entry, whatever its type: place, body, documents, claims, subjects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from appliance.domain import events as e
+from appliance.domain import orders as o
+from appliance.domain.entry import Entry, parse_entry
+from appliance.domain.events import EVENTS
+from appliance.domain.names import NO_DIGEST, encode_value
+from appliance.domain.rules import RULES, apply
+from appliance.domain.state import State
+from appliance.errors import ApplianceError, BadInput, Conflict, Denied, Tampered, TooLarge
+from appliance.formats.canonical import encode_canonical, parse_canonical
+from appliance.formats.digest import digest_bytes
+from appliance.formats.dsse import encode_envelope
+from tests.domain.builder import Site, policy_set, stage
+from tests.domain.refusals import refuses, snapshot
+
+
+def test_every_type_of_entry_has_a_rule_and_every_rule_a_type() -> None:
+    assert set(RULES) == set(EVENTS)
+
+
+def test_the_journey_used_by_these_tests_covers_what_a_site_does() -> None:
+    types = {parse_entry(data).type for data in stage("serving").entries}
+    assert types >= {
+        "appliance.initialized", "order.pending", "principal.enrolled", "import.requested", "base.imported",
+        "dataset.imported", "run.requested", "run.started", "run.finished", "adapter.sealed", "review.recorded",
+        "release.activated", "adapter.admitted", "adapter.loaded", "request.admitted", "request.finished",
+    }  # fmt: skip
+
+
+def test_folding_the_same_entries_again_gives_the_same_state() -> None:
+    site, again = stage("serving"), State()
+    for data in site.entries:
+        entry = parse_entry(data)
+        apply(again, entry, {role: site.documents[digest] for role, digest in entry.documents.items()})
+    assert snapshot(again) == snapshot(site.state)
+
+
+def test_changes_are_told_once_and_are_rows_of_the_state() -> None:
+    site, again = stage("serving"), State()
+    rows: dict[tuple[str, str], Any] = {}
+    for data in site.entries:
+        entry = parse_entry(data)
+        apply(again, entry, {role: site.documents[digest] for role, digest in entry.documents.items()})
+        for kind, key, value in again.take_changes():
+            rows[kind, key] = value
+    assert again.take_changes() == []
+    assert {key: value for key, value in rows.items() if value is not None} == {
+        (kind, key): value for kind, key, value in site.state.projections()
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words", "code"),
+    [
+        ({"index": 2}, Conflict, "index: expected 1, got 2", None),
+        ({"index": 0}, Conflict, "index: expected 1, got 0", None),
+        ({"prev": NO_DIGEST}, Tampered, "prev: expected sha256:", "chain"),
+        ({"time": "2026-01-15T09:29:59.999Z"}, Tampered, "time: expected at least", "time"),
+        ({"time": "2026-13-45T09:30:00.000Z"}, BadInput, "a time that exists", None),
+        ({"type": "appliance.initialized"}, Denied, "expected appliance.initialized first and once", None),
+        ({"type": "appliance.unknown"}, BadInput, "known types", None),
+        ({"body": {"extra": 1}}, BadInput, "Extra inputs", None),
+        ({"outcome": "failure"}, Denied, "outcome: expected", None),
+        ({"actor": "anna"}, Denied, "actor: expected service, got anna", None),
+        ({"subjects": ("unit:legal",)}, Denied, "subjects: expected ()", None),
+        ({"bound": {"order": NO_DIGEST}}, BadInput, "documents: expected []", None),
+    ],
+)
+def test_an_entry_that_is_not_the_next_is_refused(
+    changes: dict[str, Any], error: type[ApplianceError], words: str, code: str | None
+) -> None:
+    site = stage("initialized")
+    with refuses(site, error, words, code=code):
+        site.add(e.Heartbeat(), **changes)
+
+
+def test_time_may_stand_still() -> None:
+    site = stage("initialized")
+    site.now = parse_entry(site.entries[-1]).time
+    site.add(e.Heartbeat())
+    assert site.state.size == 2
+
+
+def test_nothing_comes_before_the_first_entry() -> None:
+    site = Site()
+    entry, _ = site.entry(e.Heartbeat(), index=0, prev=NO_DIGEST)
+    with pytest.raises(Denied, match=r"expected appliance\.initialized first and once, got heartbeat"):
+        apply(State(), entry, {})
+
+
+@pytest.mark.parametrize("field", ["run", "walls", "layers", "accepted_missing"])
+def test_a_body_with_a_field_left_out_is_refused(field: str) -> None:
+    site = stage("imported")
+    run = site.request_run()
+    body = {key: value for key, value in site.started(run).model_dump(mode="json").items() if key != field}
+    with refuses(site, BadInput, field):
+        site.add(site.started(run), body=body)
+
+
+def test_a_body_with_a_default_left_out_is_refused() -> None:
+    """Every field is written out, so that one value has one encoding."""
+    site = stage("initialized")
+    order = site.order(o.RevokePrincipal, "anna", principal="ben")
+    payload = parse_canonical(o.encode_order(order))
+    del payload["predicate"]["reason"]
+    with pytest.raises(BadInput, match="canonical JSON"):
+        o.parse_order(encode_canonical(payload))
+
+
+def test_a_document_that_is_missing_or_another_is_named() -> None:
+    site = stage("initialized")
+    order, documents = site.enrolment("olga", ("operator",))
+    envelope = site.sign(order)
+    bound = {"order": encode_envelope(envelope), **documents}
+    entry, _ = site.entry(e.OrderPending(policy=site.in_force), documents=bound, signed=((envelope.pae_digest, order),))
+    for role in bound:
+        with refuses(site, Tampered, f"document {role}: expected", "got none", code="document"):
+            apply(site.state, entry, {key: data for key, data in bound.items() if key != role})
+        with refuses(site, Tampered, f"document {role}: expected {digest_bytes(bound[role])}", code="document"):
+            apply(site.state, entry, bound | {role: bound[role] + b" "})
+    apply(site.state, entry, bound)
+
+
+def test_an_entry_lacking_a_required_document_is_refused() -> None:
+    site = stage("initialized")
+    with refuses(site, BadInput, "documents: expected ['order'], got []"):
+        site.add(e.PrincipalRevoked(policy=site.in_force), actor="anna", subjects=())
+
+
+def test_an_entry_filed_under_other_subjects_is_refused() -> None:
+    """Otherwise a search for the adapter would miss its own review."""
+    site = stage("sealed")
+    order = site.review_order("rita", "privacy")
+    with refuses(site, Denied, "subjects: expected ('order:sha256:", "adapter:clauses@1"):
+        site.ordered(e.ReviewRecorded(policy=site.in_force), order, subjects=("adapter:clauses@1",))
+
+
+def test_an_entry_whose_actor_is_not_the_orders_signer_is_refused() -> None:
+    site = stage("sealed")
+    with refuses(site, Denied, "actor: expected the signer rita, got raul"):
+        site.ordered(e.ReviewRecorded(policy=site.in_force), site.review_order("rita", "privacy"), actor="raul")
+
+
+def test_an_entry_names_the_policy_set_in_force() -> None:
+    site = stage("sealed")
+    other = policy_set(reviewers=3).digest
+    with refuses(site, Denied, f"policy: expected {site.in_force}, got {other}"):
+        site.ordered(e.ReviewRecorded(policy=other), site.review_order("rita", "privacy"))
+
+
+def test_an_order_of_another_verb_does_not_stand_for_this_entry() -> None:
+    site = stage("sealed")
+    order = site.order(o.RevokeAdapter, "rita", **site.on_adapter())
+    with refuses(site, Denied, "order: expected review, got revoke-adapter"):
+        site.ordered(e.ReviewRecorded(policy=site.in_force), order)
+
+
+# The entry itself.
+
+
+def test_an_entry_longer_than_a_bundle_holds_is_refused() -> None:
+    site = stage("initialized")
+    with refuses(site, TooLarge, "65535"):
+        site.add(e.ServiceStopped(reason="x" * 70_000))
+    with pytest.raises(TooLarge, match="65535"):
+        parse_entry(b"x" * 65_536)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"v":1', b'"v":2'),
+        (b'"index":1', b'"index":-1'),
+        (b'"index":1', b'"index":1.0'),
+        (b'"outcome":"success"', b'"outcome":"maybe"'),
+        (b'{"actor"', b'{ "actor"'),
+        (b'"type":"heartbeat"', b'"type":"heartbeat","more":1'),
+        (b'"documents":{}', b'"documents":{"order":"md5:00"}'),
+        (b'"subjects":[]', b'"subjects":[1]'),
+        (b'"body":{}', b'"body":{"a":1.5}'),
+        (b'"body":{}', b'"body":{"a":1,"a":2}'),
+    ],
+)
+def test_entry_bytes_have_one_spelling(old: bytes, new: bytes) -> None:
+    site = stage("initialized")
+    data = site.add(e.Heartbeat()).encoded
+    assert data.count(old) == 1
+    with pytest.raises(BadInput):
+        parse_entry(data.replace(old, new))
+
+
+def test_a_parsed_entry_keeps_its_bytes() -> None:
+    for data in stage("serving").entries:
+        entry = parse_entry(data)
+        assert entry.encoded == data == encode_value(Entry.model_validate_json(data))
