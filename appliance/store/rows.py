@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import ClauseElement, Connection, and_, bindparam, delete, func, insert, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from appliance.domain.entry import Entry
@@ -15,6 +15,7 @@ from appliance.errors import BadInput, Tampered
 from appliance.formats.canonical import encode_canonical
 from appliance.formats.commitment import Disclosure
 from appliance.formats.digest import raw_digest
+from appliance.store.prepared import Prepared
 from appliance.store.tables import (
     checkpoints,
     disclosures,
@@ -59,44 +60,44 @@ def columns_of(entry: Entry) -> tuple[str, str, str, str, str | None]:
     return entry.time, entry.type, entry.actor, entry.outcome, next(units, None)
 
 
-_LOCK_HEAD = select(head.c.size, head.c.leaf_hash).where(head.c.id == 1).with_for_update()
-_READ_HEAD = select(head.c.size, head.c.leaf_hash).where(head.c.id == 1)
-_MOVE_HEAD = (
+_READ_HEAD = Prepared(select(head.c.size, head.c.leaf_hash).where(head.c.id == bindparam("one")))
+_LOCK_HEAD = Prepared(select(head.c.size, head.c.leaf_hash).where(head.c.id == bindparam("one")).with_for_update())
+_MOVE_HEAD = Prepared(
     update(head)
     .where(
-        head.c.id == 1, head.c.size == bindparam("expected_size"), head.c.leaf_hash == bindparam("expected_leaf_hash")
+        head.c.id == bindparam("one"),
+        head.c.size == bindparam("expected_size"),
+        head.c.leaf_hash == bindparam("expected_leaf_hash"),
     )
     .values(size=bindparam("new_size"), leaf_hash=bindparam("new_leaf_hash"))
 )
 _PROBE_HEAD = update(head).where(head.c.id == 1).values(probes=head.c.probes + 1)
-_INSERT_ENTRY = insert(entries)
-_INSERT_SUBJECTS = insert(entry_subjects)
-_INSERT_DOCUMENTS = insert(documents)
-_INSERT_ENTRY_DOCUMENTS = insert(entry_documents)
-_INSERT_NODES = insert(tree_nodes)
-_INSERT_CHECKPOINT = insert(checkpoints)
-_INSERT_DISCLOSURES = insert(disclosures)
-_DELETE_PROJECTION = delete(projections).where(
-    projections.c.kind == bindparam("row_kind"), projections.c.id == bindparam("row_id")
+_INSERT_ENTRY = Prepared(insert(entries))
+_INSERT_SUBJECT = Prepared(insert(entry_subjects))
+_INSERT_DOCUMENT = Prepared(insert(documents))
+_INSERT_ENTRY_DOCUMENT = Prepared(insert(entry_documents))
+_INSERT_NODE = Prepared(insert(tree_nodes))
+_INSERT_CHECKPOINT = Prepared(insert(checkpoints))
+_INSERT_DISCLOSURE = Prepared(insert(disclosures))
+_DELETE_PROJECTION = Prepared(
+    delete(projections).where(projections.c.kind == bindparam("kind"), projections.c.id == bindparam("id"))
 )
-_KNOWN_DOCUMENTS = select(documents.c.digest, documents.c.bytes).where(
-    documents.c.digest.in_(bindparam("digests", expanding=True))
-)
-_KNOWN_DISCLOSURES = select(disclosures).where(disclosures.c.commitment.in_(bindparam("commitments", expanding=True)))
-_ENTRY_BYTES = select(entries.c.bytes).where(entries.c.index == bindparam("at"))
+_ENTRY_BYTES = Prepared(select(entries.c.bytes).where(entries.c.index == bindparam("at")))
+_DOCUMENT_BYTES = Prepared(select(documents.c.bytes).where(documents.c.digest == bindparam("at")))
+_DISCLOSURE = Prepared(select(disclosures).where(disclosures.c.commitment == bindparam("at")))
 _LATEST_CHECKPOINT = select(checkpoints.c.size, checkpoints.c.note).order_by(checkpoints.c.size.desc()).limit(1)
 _NODES = select(tree_nodes).where(
     tuple_(tree_nodes.c.level, tree_nodes.c.index).in_(bindparam("places", expanding=True))
 )
 
 
-def _upsert_projection(dialect: str) -> Any:
+def _upsert_projection(dialect: str) -> ClauseElement:
     statement = (sqlite.insert if dialect == "sqlite" else postgresql.insert)(projections)
     written = {"index": statement.excluded.index, "value": statement.excluded.value}
     return statement.on_conflict_do_update(index_elements=["kind", "id"], set_=written)
 
 
-_UPSERT_PROJECTION = {dialect: _upsert_projection(dialect) for dialect in ("sqlite", "postgresql")}
+_UPSERT_PROJECTION = Prepared(_upsert_projection)
 
 
 def lock_head(connection: Connection) -> Head:
@@ -108,8 +109,8 @@ def read_head(connection: Connection) -> Head:
     return _head(connection, _READ_HEAD)
 
 
-def _head(connection: Connection, statement: Any) -> Head:
-    row = connection.execute(statement).one_or_none()
+def _head(connection: Connection, statement: Prepared) -> Head:
+    row = statement.execute(connection, {"one": 1}).fetchone()
     if row is None:
         raise Tampered("ledger, head: expected one row, got none")
     return Head(row[0], row[1])
@@ -118,12 +119,13 @@ def _head(connection: Connection, statement: Any) -> Head:
 def move_head(connection: Connection, expected: Head, new: Head) -> None:
     """Compare-and-swap: the head that this transaction builds on must be the head it replaces."""
     values = {
+        "one": 1,
         "expected_size": expected.size,
         "expected_leaf_hash": expected.leaf_hash,
         "new_size": new.size,
         "new_leaf_hash": new.leaf_hash,
     }
-    if connection.execute(_MOVE_HEAD, values).rowcount != 1:
+    if _MOVE_HEAD.execute(connection, values).rowcount != 1:
         raise Tampered(f"ledger, head: expected size {expected.size} and its leaf hash, got another one")
 
 
@@ -136,63 +138,51 @@ def insert_entry(connection: Connection, entry: Entry, data: bytes, bound: Mappi
     """The entry, its subjects and its documents by role; a document that is already stored must have the same bytes."""
     time, kind, actor, outcome, unit = columns_of(entry)
     row = {"index": entry.index, "time": time, "type": kind, "actor": actor, "outcome": outcome, "unit": unit}
-    connection.execute(_INSERT_ENTRY, {**row, "bytes": data, "leaf_hash": entry.leaf})
-    if entry.subjects:
-        names = dict.fromkeys(entry.subjects)
-        connection.execute(_INSERT_SUBJECTS, [{"index": entry.index, "subject": name} for name in names])
-    if bound:
-        raw = {role: raw_digest(digest) for role, digest in entry.documents.items()}
-        _insert_documents(connection, {raw[role]: content for role, content in bound.items()})
-        rows = [{"index": entry.index, "role": role, "digest": digest} for role, digest in raw.items()]
-        connection.execute(_INSERT_ENTRY_DOCUMENTS, rows)
+    _INSERT_ENTRY.execute(connection, {**row, "bytes": data, "leaf_hash": entry.leaf})
+    names = dict.fromkeys(entry.subjects)
+    _INSERT_SUBJECT.execute_many(connection, [{"index": entry.index, "subject": name} for name in names])
+    raw = {role: raw_digest(digest) for role, digest in entry.documents.items()}
+    for role, digest in raw.items():
+        _insert_document(connection, digest, bound[role])
+    rows = [{"index": entry.index, "role": role, "digest": digest} for role, digest in raw.items()]
+    _INSERT_ENTRY_DOCUMENT.execute_many(connection, rows)
 
 
-def _insert_documents(connection: Connection, contents: Mapping[bytes, bytes]) -> None:
-    # The head is locked, so no other writer can store one of them between the question and the insert.
-    stored = connection.execute(_KNOWN_DOCUMENTS, {"digests": list(contents)})
-    known = {row.digest: row.bytes for row in stored}
-    for digest, content in known.items():
-        if content != contents[digest]:
-            raise Tampered(f"document sha256:{digest.hex()}, stored bytes: expected those of its digest, got others")
-    missing = [{"digest": digest, "bytes": content} for digest, content in contents.items() if digest not in known]
-    if missing:
-        connection.execute(_INSERT_DOCUMENTS, missing)
+def _insert_document(connection: Connection, digest: bytes, content: bytes) -> None:
+    # The head is locked, so no other writer can store it between the question and the insert.
+    stored = read_document(connection, digest)
+    if stored is None:
+        _INSERT_DOCUMENT.execute(connection, {"digest": digest, "bytes": content})
+    elif stored != content:
+        raise Tampered(f"document sha256:{digest.hex()}, stored bytes: expected those of its digest, got others")
 
 
 def insert_nodes(connection: Connection, nodes: Iterable[Node]) -> None:
-    connection.execute(_INSERT_NODES, [{"level": level, "index": at, "hash": value} for level, at, value in nodes])
+    rows = [{"level": level, "index": at, "hash": value} for level, at, value in nodes]
+    _INSERT_NODE.execute_many(connection, rows)
 
 
 def insert_checkpoint(connection: Connection, size: int, note: bytes) -> None:
-    connection.execute(_INSERT_CHECKPOINT, {"size": size, "note": note})
+    _INSERT_CHECKPOINT.execute(connection, {"size": size, "note": note})
 
 
 def insert_disclosures(connection: Connection, opened: Iterable[Disclosure]) -> None:
     """A disclosure that is already there stays as it is: a commitment has one text and salt."""
-    wanted = {item.commitment: item for item in opened}
-    if not wanted:
-        return
-    known = {row.commitment for row in connection.execute(_KNOWN_DISCLOSURES, {"commitments": list(wanted)})}
-    missing = [
-        {"commitment": item.commitment, "salt": item.salt, "text": item.text}
-        for item in wanted.values()
-        if item.commitment not in known
-    ]
-    if missing:
-        connection.execute(_INSERT_DISCLOSURES, missing)
+    for item in opened:
+        if _DISCLOSURE.execute(connection, {"at": item.commitment}).fetchone() is None:
+            row = {"commitment": item.commitment, "salt": item.salt, "text": item.text}
+            _INSERT_DISCLOSURE.execute(connection, row)
 
 
 def write_projections(connection: Connection, index: int, changes: Iterable[Change]) -> None:
     gone, kept = [], []
     for kind, key, value in changes:
         if value is None:
-            gone.append({"row_kind": kind, "row_id": key})
+            gone.append({"kind": kind, "id": key})
         else:
             kept.append({"kind": kind, "id": key, "index": index, "value": encode_projection(value)})
-    if gone:
-        connection.execute(_DELETE_PROJECTION, gone)
-    if kept:
-        connection.execute(_UPSERT_PROJECTION[connection.dialect.name], kept)
+    _DELETE_PROJECTION.execute_many(connection, gone)
+    _UPSERT_PROJECTION.execute_many(connection, kept)
 
 
 def encode_projection(value: Mapping[str, Any]) -> str:
@@ -200,8 +190,11 @@ def encode_projection(value: Mapping[str, Any]) -> str:
 
 
 def read_entry_bytes(connection: Connection, index: int) -> bytes | None:
-    data: bytes | None = connection.execute(_ENTRY_BYTES, {"at": index}).scalar_one_or_none()
-    return data
+    return _only_bytes(_ENTRY_BYTES.execute(connection, {"at": index}).fetchone())
+
+
+def _only_bytes(row: tuple[bytes] | None) -> bytes | None:
+    return None if row is None else row[0]
 
 
 def read_bytes(connection: Connection, start: int, stop: int) -> list[tuple[int, bytes]]:
@@ -212,9 +205,7 @@ def read_bytes(connection: Connection, start: int, stop: int) -> list[tuple[int,
 
 
 def read_document(connection: Connection, digest: bytes) -> bytes | None:
-    found = select(documents.c.bytes).where(documents.c.digest == digest)
-    data: bytes | None = connection.execute(found).scalar_one_or_none()
-    return data
+    return _only_bytes(_DOCUMENT_BYTES.execute(connection, {"at": digest}).fetchone())
 
 
 def read_latest_checkpoint(connection: Connection) -> tuple[int, bytes] | None:
@@ -223,8 +214,8 @@ def read_latest_checkpoint(connection: Connection) -> tuple[int, bytes] | None:
 
 
 def read_disclosures(connection: Connection, commitments: Iterable[str]) -> list[Disclosure]:
-    rows = connection.execute(_KNOWN_DISCLOSURES, {"commitments": list(commitments)})
-    return [_disclosure(*row) for row in rows]
+    rows = (_DISCLOSURE.execute(connection, {"at": commitment}).fetchone() for commitment in dict.fromkeys(commitments))
+    return [_disclosure(*row) for row in rows if row is not None]
 
 
 def _disclosure(commitment: str, salt: bytes, text: str) -> Disclosure:

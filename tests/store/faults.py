@@ -7,14 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Engine, event
+from sqlalchemy.exc import OperationalError
+
+from appliance.store import prepared
 
 Raise = Callable[[Engine], BaseException]
 
 
 def lost_connection(engine: Engine) -> BaseException:
     """What the driver raises when the disk or the server is gone."""
-    error: BaseException = engine.dialect.dbapi.OperationalError("injected failure")  # type: ignore[union-attr]
-    return error
+    return engine.dialect.loaded_dbapi.OperationalError("injected failure")
 
 
 class Steps:
@@ -58,12 +60,27 @@ def failing(engine: Engine, at: int | str, *, after: bool, error: Raise = lost_c
     def after(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         steps.after(statement)
 
+    run = prepared.run
+
+    def run_prepared(connection: Any, method: str, statement: str, parameters: Any) -> Any:
+        if connection.dialect is not dialect:
+            return run(connection, method, statement, parameters)
+        try:
+            steps.before(statement)
+            result = run(connection, method, statement, parameters)
+            steps.after(statement)
+        except dialect.loaded_dbapi.Error as injected:
+            raise OperationalError(statement, None, injected) from injected
+        return result
+
     event.listen(engine, "before_cursor_execute", before)
     event.listen(engine, "after_cursor_execute", after)
     dialect.do_commit = do_commit
+    prepared.run = run_prepared
     try:
         yield steps
     finally:
+        prepared.run = run
         del dialect.do_commit
         event.remove(engine, "before_cursor_execute", before)
         event.remove(engine, "after_cursor_execute", after)

@@ -1,0 +1,59 @@
+"""Core statements compiled once and run on the driver's own cursor: for those that every append repeats.
+
+Core's own way through compilation cache, parameters and result costs several times what the database takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import ClauseElement, Connection, Dialect
+from sqlalchemy.exc import DBAPIError
+
+Values = Mapping[str, Any]
+_Compiled = tuple[str, Callable[[Values], Any]]
+
+
+class Prepared:
+    """One statement; its parameters are a mapping with all of its names. Values go to the driver as they are."""
+
+    def __init__(self, statement: ClauseElement | Callable[[str], ClauseElement]) -> None:
+        """A function makes the statement for a dialect's name, where the dialects say it differently."""
+        self._statement = statement
+        self._compiled: dict[str, _Compiled] = {}
+
+    def execute(self, connection: Connection, values: Values) -> Any:
+        """The driver's cursor: rows are plain tuples."""
+        sql, bind = self._compile(connection.dialect)
+        return run(connection, "execute", sql, bind(values))
+
+    def execute_many(self, connection: Connection, rows: Sequence[Values]) -> None:
+        sql, bind = self._compile(connection.dialect)
+        if len(rows) == 1:
+            run(connection, "execute", sql, bind(rows[0]))
+        elif rows:
+            run(connection, "executemany", sql, [bind(row) for row in rows])
+
+    def _compile(self, dialect: Dialect) -> _Compiled:
+        compiled = self._compiled.get(dialect.name)
+        if compiled is None:
+            statement = self._statement(dialect.name) if callable(self._statement) else self._statement
+            made: Any = statement.compile(dialect=dialect)
+            names = made.positiontup
+            bind: Callable[[Values], Any] = dict if names is None else lambda values: [values[name] for name in names]
+            compiled = self._compiled[dialect.name] = str(made), bind
+        return compiled
+
+
+def run(connection: Connection, method: str, sql: str, parameters: Any) -> Any:
+    """One call of the driver's; what it raises comes in SQLAlchemy's tree, as from any other statement."""
+    raw, dialect = connection.connection, connection.dialect
+    cursor = raw.cursor()
+    base = dialect.loaded_dbapi.Error
+    try:
+        getattr(cursor, method)(sql, parameters)
+    except base as error:
+        lost = dialect.is_disconnect(error, raw, cursor)
+        raise DBAPIError.instance(sql, None, error, base, connection_invalidated=lost, dialect=dialect) from error
+    return cursor
