@@ -75,6 +75,7 @@ def main(arguments: list[str]) -> NoReturn:
     nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     os.set_inheritable(leash, False)
     os.set_inheritable(status, False)
+    privileges.go_first_when_memory_runs_out()
     walls = Walls(_read_description(leash))
     wanted = {name for name in namespaces.FLAGS if walls.wants(name)}
     walls.standing, walls.reasons = namespaces.unshare(wanted)

@@ -107,6 +107,10 @@ def start(launch: Launch, *, stdin: int, stdout: int, log: int | IO[bytes]) -> S
             cwd="/",
             start_new_session=True,
         )
+    except OSError as error:
+        os.close(leash)
+        os.close(status)
+        raise Unavailable(f"sandbox, launcher: expected a new process, got {error}") from None
     except BaseException:
         os.close(leash)
         os.close(status)

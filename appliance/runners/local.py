@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,7 +26,7 @@ from appliance.errors import ApplianceError, BadInput, Unavailable
 from appliance.formats.frame import read_frame, write_frame
 from appliance.runners import inside, launcher
 from appliance.runners.decoys import Decoys, Probes
-from appliance.runners.launcher import Launch, Report, Started
+from appliance.runners.launcher import Launch, Started
 from appliance.runners.sandbox import LAYERS, PACKAGE, Sandbox, places_of
 
 _MAX_BLOB_BYTES = 1 << 20  # from the worker; what it is sent has no limit here
@@ -238,9 +239,12 @@ def _command(code: Path, module: str, decoys: Decoys) -> tuple[str, ...]:
     return (sys.executable, "-s", "-P", entry, str(code), module, json.dumps(decoys.targets))
 
 
-def _refuse(report: Report) -> None:
-    if report.failure is not None:
-        raise Unavailable(report.failure, code="wall-missing")
+def _prepare(temporary: Path, probes: Probes) -> Decoys:
+    try:
+        temporary.mkdir(mode=0o700, exist_ok=True)
+        return Decoys(probes)
+    except OSError as error:
+        raise Unavailable(f"sandbox, {temporary.parent}: expected a folder and live decoys, got {error}") from None
 
 
 def _start(launch: Launch, log: Path) -> tuple[Started, int, int]:
@@ -258,7 +262,7 @@ def _start(launch: Launch, log: Path) -> tuple[Started, int, int]:
         if started.report.failure is not None:
             os.close(started.leash)
             started.process.wait()
-            _refuse(started.report)
+            raise Unavailable(started.report.failure, code="wall-missing")
     except BaseException:
         os.close(stdin)
         os.close(stdout)
@@ -289,9 +293,9 @@ def start_worker(
         raise BadInput(f"sandbox, wall: expected one of {', '.join(sorted(LAYERS))}, got {', '.join(sorted(unknown))}")
     places = places_of(sandbox, code)
     temporary = sandbox.write[0] / TEMPORARY
-    temporary.mkdir(mode=0o700, exist_ok=True)
-    decoys = Decoys(probes or Probes())
-    try:
+    with ExitStack() as undo:
+        undo.callback(_remove, temporary)
+        decoys = undo.enter_context(_prepare(temporary, probes or Probes()))
         launch = Launch(
             command=_command(code, module, decoys),
             environment=_environment(sandbox),
@@ -303,8 +307,5 @@ def start_worker(
             accepted_missing=accepted_missing,
         )
         started, stdin, stdout = _start(launch, log)
-    except BaseException:
-        decoys.close()
-        _remove(temporary)
-        raise
+        undo.pop_all()
     return Worker(started, stdin, stdout, decoys, temporary)

@@ -77,12 +77,16 @@ def limit(limits: dict[str, int | None]) -> None:
         resource.setrlimit(kind, (ceiling, ceiling))
 
 
+def go_first_when_memory_runs_out() -> None:
+    """The kernel shall end the worker, not the service; inherited by what this process starts."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
+        score.write("500")
+
+
 def forget_inherited_state() -> None:
-    """Default signal handling, nothing blocked, a private umask, and first in line when memory runs out."""
+    """Default signal handling, nothing blocked, a private umask."""
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         with contextlib.suppress(OSError, ValueError):
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     os.umask(0o077)
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
-        score.write("500")

@@ -44,13 +44,19 @@ class Order:
     absent: dict[str, str] = field(default_factory=dict)
     detect: bool = False
     state: bool = False
+    devices: bool = False
+    code: str = str(INMATES)
+    groups: list[int] | None = None
     linger: bool = False
 
 
 def begin(order: Order) -> Worker:
     folder = Path(order.folder)
     sandbox = Sandbox(
-        read=tuple(map(Path, order.read)), write=(folder / "output",), limits=Limits(**order.limits)
+        read=tuple(map(Path, order.read)),
+        write=(folder / "output",),
+        limits=Limits(**order.limits),
+        devices=order.devices,
     )
     return start_worker(
         order.module,
@@ -58,7 +64,7 @@ def begin(order: Order) -> Worker:
         log=folder / "log",
         accepted_missing=frozenset(order.accepted),
         layers=LAYERS - set(order.without),
-        code=INMATES,
+        code=Path(order.code),
     )
 
 
@@ -132,6 +138,8 @@ def main() -> None:
     order = Order(**json.loads(sys.argv[1]))
     if order.user is not None:
         become(order.user, order.folder)
+    if order.groups is not None:
+        os.setgroups(order.groups)
     if order.absent:
         take_away(order.absent)
     try:

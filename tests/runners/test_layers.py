@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +15,10 @@ from typing import Any
 import pytest
 
 from appliance.errors import BadInput, Unavailable
+from appliance.runners import inside, launcher
+from appliance.runners.launcher import Launch
 from appliance.runners.local import start_worker
-from appliance.runners.sandbox import LAYERS, Sandbox, detect_layers
+from appliance.runners.sandbox import LAYERS, Sandbox, detect_layers, places_of
 
 RunService = Callable[..., Any]
 
@@ -37,6 +42,37 @@ def test_a_missing_layer_is_named_and_nothing_starts(service: Any, folder: Path,
     assert caught.value.code == "wall-missing"
     time.sleep(0.1)
     assert list((folder / "output").iterdir()) == []  # the crowd writes as soon as it runs
+
+
+def test_the_launcher_itself_refuses_to_execute(service: Any, folder: Path) -> None:
+    """Whatever the service would do with its report: here it does nothing, and holds the leash."""
+    launch = Launch(
+        command=(sys.executable, "-I", "-S", "-c", "open('ran', 'w')"),
+        environment={},
+        folder=str(folder / "output"),
+        places=places_of(Sandbox(read=(), write=(folder / "output",)), service.INMATES),
+        limits={},
+        devices=False,
+        layers=LAYERS - {"seccomp"},
+        accepted_missing=frozenset(),
+    )
+    for accepted, ran in ((frozenset[str](), False), (frozenset({"seccomp"}), True)):
+        launch = dataclasses.replace(launch, accepted_missing=accepted)
+        started = launcher.start(launch, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, log=subprocess.DEVNULL)
+        assert started.process.wait(20) == (0 if ran else 1)
+        os.close(started.leash)
+        assert (started.report.failure is None, (folder / "output" / "ran").exists()) == (ran, ran)
+
+
+@pytest.mark.parametrize(("abi", "root", "stands"), [(2, False, False), (2, True, True), (3, False, True)])
+def test_an_old_landlock_stands_only_beside_a_root_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, abi: int, root: bool, stands: bool
+) -> None:
+    """Before ABI 3 it lets a file be emptied that it would not let be written."""
+    monkeypatch.setattr(inside.landlock, "restrict", lambda rules: abi)
+    walls = inside.Walls({"layers": ["landlock"], "places": []}, {"mount-ns"} if root else set())
+    inside._restrict(walls)
+    assert ("landlock" in walls.standing) is stands
 
 
 @pytest.mark.parametrize("missing", sorted(LAYERS - {"no-new-privs", "user-ns"}))
@@ -107,6 +143,7 @@ def test_a_worker_has_nothing_but_its_walls(
     assert {state["status"][name].strip() for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")} == {"0" * 16}
     assert state["status"]["NoNewPrivs"] == "1" and state["status"]["Seccomp"] == "2"
     assert state["dumpable"] == 0
+    assert state["out_of_memory_score"] == 500 and state["mask"] == 0o077
 
 
 def test_the_environment_is_a_list_of_our_own(run_service: RunService) -> None:
@@ -131,6 +168,19 @@ def test_an_open_file_of_the_service_is_not_inherited(service: Any, folder: Path
     finally:
         os.close(descriptor)
     assert frame is not None and sorted(frame[0]["descriptors"]) == [0, 1, 2]
+
+
+def test_the_services_other_groups_do_not_come_along(run_service: RunService) -> None:
+    """Being in docker's group, say, is being root. Only root can leave groups, and only root can be given some here."""
+    groups = [4, 27] if os.geteuid() == 0 else None
+    groups_inside = run_service(module="inmates.states", state=True, groups=groups)["status"]["Groups"].split()
+    assert groups_inside == [] if groups else "0" not in groups_inside
+
+
+def test_device_folders_are_shown_only_when_asked_for(attempt: Callable[..., str]) -> None:
+    assert attempt("list_folder", "/sys/module") == "ENOENT"
+    assert attempt("list_folder", "/sys/module", without=frozenset({"mount-ns"})) == "EACCES"
+    assert attempt("list_folder", "/sys/module", devices=True) == "open"
 
 
 @pytest.mark.parametrize("bad", ["relative", "/tmp/../etc"])

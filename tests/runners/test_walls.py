@@ -181,6 +181,22 @@ def test_what_may_be_read_may_not_be_changed(attempt: Attempt, folder: Path, att
     assert attempt(attack, str(model), read=read, without=everything) == "open"
 
 
+@pytest.mark.parametrize("attack", ["overwrite", "truncate", "remove"])
+def test_the_code_that_runs_may_not_be_changed(attempt: Attempt, folder: Path, service: Any, attack: str) -> None:
+    """The interpreter, the libraries and the appliance are shown in the same way."""
+    shutil.copytree(service.INMATES, folder / "code" / "inmates")
+    target = folder / "code" / "inmates" / "liar.py"
+    code, before = str(folder / "code" / "inmates"), target.read_text()
+    for alone in ("mount-ns", "landlock"):
+        assert attempt(attack, str(target), code=code, without=FILES - {alone}) in {"EACCES", "EROFS"}
+    assert target.read_text() == before
+    assert attempt(attack, str(target), code=code, without=FILES) == "open"
+
+
+def test_the_workers_own_root_is_read_only(attempt: Attempt) -> None:
+    assert attempt("create", "/planted", without=frozenset({"landlock"})) == "EROFS"
+
+
 @pytest.mark.parametrize(("attack", "arguments"), [("symbolic_link", ["/etc"]), ("pipe_in_output", [])])
 def test_the_output_holds_plain_files_only(attempt: Attempt, attack: str, arguments: list[str]) -> None:
     for missing in ({"seccomp"}, {"landlock"}):
@@ -192,10 +208,15 @@ def test_the_worker_cannot_link_a_foreign_file_into_its_output(attempt: Attempt,
     stands(attempt, "hard_link", str(secret), wall=frozenset({"seccomp", "landlock", "mount-ns"}))
 
 
-@pytest.mark.parametrize("attack", ["run_from_output", "map_from_output"])
-def test_what_the_worker_writes_is_not_run(attempt: Attempt, attack: str) -> None:
-    assert attempt(attack) in {"EACCES", "EPERM"}
-    assert attempt(attack, without=FILES) == "open"
+def test_a_program_that_the_worker_wrote_is_not_run(attempt: Attempt) -> None:
+    stands(attempt, "run_from_output", wall=FILES)
+    assert attempt("run_from_output", without=frozenset({"landlock"})) == "EACCES"
+    assert attempt("run_from_output", without=frozenset({"mount-ns"})) == "EACCES"
+
+
+def test_a_library_that_the_worker_wrote_is_not_mapped(attempt: Attempt) -> None:
+    """Landlock does not govern this one; the mount namespace does."""
+    stands(attempt, "map_from_output", wall=frozenset({"mount-ns"}))
 
 
 def test_a_process_outside_gets_no_signal(attempt: Attempt, service: Any) -> None:
@@ -233,6 +254,30 @@ def test_an_ordinary_service_is_neither_traced_nor_read(run_service: Callable[..
     assert run_service(**order) == ["EPERM", "ENOENT"]
     apart.remove("landlock")
     assert run_service(**order, without=apart, accepted=apart) == ["EPERM", "EACCES"]
+
+
+def test_the_walls_of_an_ordinary_service_stop_the_same_attacks(
+    run_service: Callable[..., Any], secret: Path, listeners: dict[str, Any]
+) -> None:
+    attempts: list[list[Any]] = [
+        ["tcp", [listeners["tcp"]]],
+        ["udp", [listeners["udp"]]],
+        ["unix", [listeners["abstract"]]],
+        ["unix", [listeners["path"]]],
+        ["vsock", []],
+        ["io_uring", []],
+        ["new_user_namespace", []],
+        ["read", [str(secret)]],
+        ["create", [str(secret.parent / "planted")]],
+        ["see", [str(secret)]],
+    ]
+    refused = run_service(attempts=attempts, ordinary=True)
+    assert refused == ["EPERM"] * 7 + ["ENOENT"] * 3
+    apart = sorted({*NAMESPACES, "landlock", "seccomp"})
+    got_through = run_service(attempts=attempts, ordinary=True, without=apart, accepted=apart)
+    assert [one for one in got_through if one != "EAFNOSUPPORT"] == ["open"] * (len(attempts) - 1) or (
+        got_through == ["open"] * len(attempts)
+    )
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import ctypes
 import os
 import resource
 import sys
+from pathlib import Path
 
 from appliance.formats.frame import write_frame
 
@@ -28,6 +29,8 @@ def main() -> None:
         "processes": [int(name) for name in os.listdir("/proc") if name.isdigit()],
         "hostname": os.uname().nodename,
         "core": resource.getrlimit(resource.RLIMIT_CORE),
+        "out_of_memory_score": int(Path("/proc/self/oom_score_adj").read_text()),
+        "mask": os.umask(0),
         "folder": os.getcwd(),
         "dumpable": ctypes.CDLL(None).prctl(3, 0, 0, 0, 0),
     }
