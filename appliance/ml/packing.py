@@ -98,32 +98,42 @@ def attend(
     """
     if query.shape[0] != 1 or attention_mask is not None:
         raise ValueError("one row without a mask is what this attention is for")
-    if not segments:
-        output = _attend_causal(query, key, value, scaling)
+    if segments:
+        output = _attend_segments(query, key, value, segments, scaling or query.shape[-1] ** -0.5)
     else:
-        output = torch.cat([_attend_segment(query, key, value, segment, scaling) for segment in segments], dim=2)
+        # With a cache of keys there is one query alone, which sees them all.
+        causal = query.shape[2] > 1
+        output = scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scaling, enable_gqa=True)
     return output.transpose(1, 2).contiguous(), None
 
 
-def _attend_segment(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segment: Segment, scaling: float | None
+def _attend_segments(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: tuple[Segment, ...], scaling: float
 ) -> torch.Tensor:
-    own = query[:, :, segment.start : segment.stop]
-    keys, values = (
-        torch.cat([tensor[:, :, start:stop] for start, stop in segment.spans], dim=2) for tensor in (key, value)
-    )
-    return _attend_causal(own, keys, values, scaling)
+    """Taken apart by `split`, whose backward pass is one concatenation; slices would each fill a whole tensor."""
+    sizes = [segment.stop - segment.start for segment in segments]
+    places = {segment.start: number for number, segment in enumerate(segments)}
+    queries, keys, values = (tensor[0].split(sizes, dim=1) for tensor in (query, key, value))
+    outputs = []
+    for number, segment in enumerate(segments):
+        spans = [places[start] for start, _ in segment.context] + [number]
+        seen = (torch.cat([parts[span] for span in spans], dim=1) for parts in (keys, values))
+        outputs.append(_attend_own(queries[number], *seen, scaling))
+    return torch.cat(outputs, dim=1)[None]
 
 
-def _attend_causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
-    """The last query stands at the last key."""
-    queries, keys = query.shape[2], key.shape[2]
-    if queries == keys:
-        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
-    if queries == 1:
-        return scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=True)
-    mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
+def _attend_own(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Attention in float32 of short sequences, the last query at the last key: quicker here than a fused kernel.
+
+    query is [heads, queries, size], key and value [key heads, keys, size]; several heads share one key head.
+    """
+    (heads, queries, size), (groups, keys, _) = query.shape, key.shape
+    shared = query.float().reshape(groups, heads // groups * queries, size) * scaling
+    scores = (shared @ key.float().transpose(1, 2)).view(heads, queries, keys)
+    later = torch.ones(queries, keys, dtype=torch.bool, device=query.device).triu(keys - queries + 1)
+    weights = scores.masked_fill(later, float("-inf")).softmax(dim=-1)
+    output = weights.view(groups, heads // groups * queries, keys) @ value.float()
+    return output.view(heads, queries, size).to(query.dtype)
 
 
 AttentionInterface.register(ATTENTION, attend)
