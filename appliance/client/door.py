@@ -6,6 +6,7 @@ httpx is imported when the first request is made: it costs 0.1 s, which a comman
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,8 +67,8 @@ class About:
 class Door:
     """`start` is called once when nobody answers; `bearer` once a read needs a session."""
 
-    def __init__(self, socket: Path, start: Callable[[], None] | None = None) -> None:
-        self.socket = socket
+    def __init__(self, path: Path, start: Callable[[], None] | None = None) -> None:
+        self.socket = path
         self.bearer: Bearer | None = None
         self._start = start
 
@@ -89,14 +90,11 @@ class Door:
     @cached_property
     def about(self) -> About:
         """Asked first by every command: here an embedded service is started when none runs."""
-        try:
-            answer = self.call("GET", "/v1/about", reading=False)
-        except Unavailable:
-            # Nobody there, or a service that was just ending: asking who it is can be repeated without harm.
+        if not is_answering(self.socket):
             if self._start is None:
-                raise
+                raise Unavailable(_nobody(self.socket))
             self._start()
-            answer = self.call("GET", "/v1/about", reading=False)
+        answer = self.call("GET", "/v1/about", reading=False)
         try:
             return About(**{name: answer[name] for name in About.__dataclass_fields__})
         except (KeyError, TypeError):
@@ -182,14 +180,27 @@ class Door:
             ) as answer:
                 yield answer
         except (httpx.ConnectError, httpx.ConnectTimeout):
-            raise Unavailable(
-                f"service, {self.socket}: expected it to answer, got nothing; start it with: appliance serve"
-            ) from None
+            raise Unavailable(_nobody(self.socket)) from None
         except httpx.HTTPError as error:
             raise Unavailable(
                 f"service, {method} {path}: expected an answer, got {type(error).__name__}; "
                 "whether it was carried out is not known: look before you repeat it, with: appliance ledger log"
             ) from None
+
+
+def is_answering(path: Path) -> bool:
+    """Whether anybody accepts a connection at the socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(CONNECT_TIMEOUT_S)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def _nobody(path: Path) -> str:
+    return f"service, {path}: expected it to answer, got nothing; start it with: appliance serve"
 
 
 def _value_of(status: int, data: bytes, what: str) -> Any:

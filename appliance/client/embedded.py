@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from appliance.client.door import is_answering
 from appliance.errors import NotFound, Unavailable
 
 START_TIMEOUT_S = 30.0
@@ -37,17 +37,6 @@ class Place:
     socket: Path
     lock: Path
     logs: Path
-
-
-def is_answering(path: Path) -> bool:
-    """Whether anybody accepts a connection at the socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(2.0)
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-    return True
 
 
 def start_service(place: Place, timeout_s: float = START_TIMEOUT_S) -> None:

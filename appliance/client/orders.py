@@ -152,7 +152,7 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
     """Every value that the signature binds, in order, as (label, text); committed texts are shown as they read."""
     order = proposal.order
     texts = {disclosure.commitment: disclosure.text for disclosure in proposal.disclosures}
-    lines = [("order", order.verb), ("signer", order.signer), ("log", order.origin)]
+    lines = [("verb", order.verb), ("signer", order.signer), ("log", order.origin)]
     for name, value in order.model_dump(mode="json").items():
         if name in _HEADER or value is None:
             continue

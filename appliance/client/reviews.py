@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.client.door import About, Door
-from appliance.client.log import Anchor, adapter_key, read_entry
+from appliance.client.log import Anchor, Proven, adapter_key, read_entry
 from appliance.client.orders import Proposal, propose
 from appliance.domain.names import split_version, versioned
 from appliance.domain.orders import Activate, Review, RevokeAdapter, RollBack, parse_order
@@ -71,7 +71,7 @@ def gather(door: Door, anchor: Anchor, name: str, progress: Callable[[int], None
     verify_model(proven.document("signature"), key, files)
     materials = _check_provenance(proven.document("provenance"), key, digest_bytes(data))
     run = read_entry(door, anchor, int(told["run"]["index"]))
-    ordered_by, order = _check_order(run.document("order"), str(entry.body["run"]), run.entry.body, materials)
+    ordered_by, order = _check_order(run, str(entry.body["run"]), materials)
     return Evidence(
         name=name,
         manifest=manifest,
@@ -134,13 +134,12 @@ def _check_provenance(data: bytes, key: bytes, digest: str) -> tuple[tuple[str, 
         raise Tampered("provenance: expected its resolved dependencies, got none") from None
 
 
-def _check_order(
-    data: bytes, run: str, body: Mapping[str, Any], materials: tuple[tuple[str, str], ...]
-) -> tuple[str, str]:
+def _check_order(requested: Proven, run: str, materials: tuple[tuple[str, str], ...]) -> tuple[str, str]:
     """Who ordered the run, and the order's digest."""
-    if body.get("run") != run:
-        raise Tampered(f"run {run}: expected the entry that requested it, got one about {body.get('run')}")
-    envelope = parse_envelope(data)
+    entry = requested.entry
+    if (entry.type, entry.body.get("run")) != ("run.requested", run):
+        raise Tampered(f"run {run}: expected its request as entry {entry.index}, got {entry.type}")
+    envelope = parse_envelope(requested.document("order"))
     order = parse_order(envelope.payload)
     named = dict(materials).get("order")
     if named != envelope.pae_digest:

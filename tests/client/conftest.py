@@ -1,0 +1,64 @@
+"""A client at a door: the double behind a real socket, on a site at a stage of the journey."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from appliance.client.door import Door
+from appliance.client.log import Anchor, anchor_of
+from appliance.client.session import Session
+from tests.client.double import Double, seal, serving
+from tests.domain.builder import Site, stage
+
+
+class Office:
+    """Someone's place at the door."""
+
+    def __init__(self, double: Double, socket: Path) -> None:
+        self.double = double
+        self.site: Site = double.site
+        self.socket = socket
+        self._doors: list[Door] = []
+        self.door = self.opened()
+
+    def as_(self, name: str) -> Door:
+        """A door with this person's session."""
+        door = self.opened()
+        door.bearer = Session(door, name, lambda: self.site.keys[name])
+        return door
+
+    def opened(self) -> Door:
+        door = Door(self.socket)
+        self._doors.append(door)
+        return door
+
+    def close(self) -> None:
+        for door in self._doors:
+            door.close()
+
+    @property
+    def anchor(self) -> Anchor:
+        return anchor_of(self.door.about, self.site.trust)
+
+
+@pytest.fixture
+def open_office(home: Path) -> Iterator[Callable[..., Office]]:
+    """`open_office(stage)`: a service at that stage of the journey."""
+    with ExitStack() as stack:
+
+        def opened(at: str) -> Office:
+            site = stage("trained" if at == "sealed" else at)
+            if at == "sealed":
+                seal(site)
+            double = Double(site)
+            socket = home / "run" / "appliance.sock"
+            stack.enter_context(serving(double, socket))
+            office = Office(double, socket)
+            stack.callback(office.close)
+            return office
+
+        yield opened

@@ -1,0 +1,368 @@
+"""A small service on a real Unix socket: the spec's routes over a ledger in memory that the real rules guard.
+
+What it answers can be bent by a test (`bend`), so that the client is seen to refuse an answer that lies.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import socketserver
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from appliance.domain import events as e
+from appliance.domain.credentials import Session, parse_credential
+from appliance.domain.orders import TWO_ADMINISTRATORS, Endorse, parse_order
+from appliance.errors import ApplianceError, BadInput, Denied, NotAuthenticated, NotFound
+from appliance.formats.canonical import encode_canonical, parse_canonical
+from appliance.formats.commitment import disclosure_value, parse_disclosure_value
+from appliance.formats.digest import digest_bytes
+from appliance.formats.dsse import encode_envelope, parse_envelope, sign_envelope, verify_envelope
+from appliance.formats.merkle import Frontier, hash_leaf, inclusion_proof
+from appliance.formats.statement import Statement, encode_statement
+from appliance.formats.timestamp import encode_time
+from tests.domain.builder import Site, b64
+
+NONCE = "5" * 32
+FILES = {
+    "adapter_model.safetensors": b"weights",
+    "metrics.json": b'{"adapter":{"accuracy":"0.900000"},"base":{"accuracy":"0.400000"}}',
+    "recipe.json": b'{"rank":8}',
+}
+
+_EVENTS: dict[str, type[e.Ordered]] = {
+    "enroll": e.PrincipalEnrolled,
+    "grant": e.RoleGranted,
+    "revoke-principal": e.PrincipalRevoked,
+    "adopt-policy": e.PolicyAdopted,
+    "import-base": e.ImportRequested,
+    "import-dataset": e.ImportRequested,
+    "cancel": e.RunCancelled,
+    "review": e.ReviewRecorded,
+    "activate": e.ReleaseActivated,
+    "roll-back": e.ReleaseRolledBack,
+    "revoke-adapter": e.AdapterRevoked,
+}
+
+Answer = Any
+Bend = Callable[[Any], Any]
+
+
+def seal(site: Site, version: int = 1, **fields: Any) -> None:
+    """An adapter with a provenance that is a real statement by the adapter key, as the service makes it."""
+    run = f"r-{len(site.state.runs):06d}"
+    body, documents = site.sealing(run, version, files=FILES, **fields)
+    row = site.state.runs.get(run)
+    assert row is not None
+    digest = digest_bytes(documents["manifest"])
+    predicate = {"buildDefinition": {"resolvedDependencies": [{"name": "order", "digest": {"sha256": row.order[7:]}}]}}
+    statement = Statement(((row.name, digest),), "https://slsa.dev/provenance/v1", predicate)
+    documents["provenance"] = encode_envelope(sign_envelope(encode_statement(statement), site.adapter_key))
+    site.add(body, documents=documents)
+
+
+class Double:
+    """The service's side of the wire. `bend[path]` changes what a path answers; `seen` are the requests."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.tokens: set[str] = set()
+        self.seen: list[tuple[str, str]] = []
+        self.bend: dict[str, Bend] = {}
+        self.uploads: dict[str, bytes] = {}
+        self.imports: dict[str, dict[str, Any]] = {}
+        self.progress: list[dict[str, Any]] = []
+        self.files = dict(FILES)
+        self.cases: list[dict[str, Any]] = []
+        self.report: dict[str, Any] = {}
+
+    def answer(self, method: str, target: str, body: bytes, token: str) -> Answer:
+        url = urlsplit(target)
+        self.seen.append((method, url.path))
+        for pattern, needs_session, route in _ROUTES:
+            match = re.fullmatch(pattern, f"{method} {url.path}")
+            if match is None:
+                continue
+            if needs_session and token not in self.tokens:
+                raise NotAuthenticated("session: expected a standing one, got none")
+            found = route(self, *match.groups(), **({"query": dict(parse_qsl(url.query))} if url.query else {}))(body)
+            return self.bend.get(url.path, lambda value: value)(found)
+        raise NotFound(f"{method} {url.path}: expected a known path, got another")
+
+    # What the routes do.
+
+    def about(self) -> Answer:
+        trust, row = self.site.trust, self.site.state.site
+        return {
+            "origin": trust.origin,
+            "log_key": trust.log_key,
+            "genesis": trust.genesis,
+            "version": "test",
+            "device": "cpu",
+            "bfloat16": True,
+            "single_administrator": row.single_administrator,
+            "policy": row.policy,
+            "parameters": row.parameters.model_dump(mode="json"),
+        }
+
+    def open_session(self, body: bytes) -> Answer:
+        envelope = parse_envelope(encode_canonical(json.loads(body)["envelope"]))
+        statement = parse_credential(Session, envelope.payload)
+        key = self.site.state.keys.get(envelope.signature.keyid)
+        if key is None or key.principal != statement.signer or statement.nonce != NONCE:
+            raise NotAuthenticated(f"signature by {statement.signer}: expected an enrolled key, got another")
+        verify_envelope(envelope, base64.b64decode(key.spki))
+        token = f"token-{len(self.tokens)}-{statement.signer}"
+        self.tokens.add(token)
+        principal = self.site.state.principals.get(statement.signer)
+        roles = [] if principal is None else list(principal.roles)
+        return {
+            "token": token,
+            "principal": statement.signer,
+            "roles": roles,
+            "expires_at": statement.expires_at,
+        }
+
+    def submit(self, body: bytes) -> Answer:
+        value = json.loads(body)
+        envelope = parse_envelope(encode_canonical(value["envelope"]))
+        order = parse_order(envelope.payload)
+        documents = {role: base64.b64decode(text) for role, text in value["documents"].items()}
+        documents["order"] = encode_envelope(envelope)
+        signed = [(envelope.pae_digest, order)]
+        verb, policy = order.verb, self.site.in_force
+        if isinstance(order, Endorse):
+            pending = self.site.state.pending.get(order.order)
+            if pending is None:
+                raise NotFound(f"order: expected a pending one, got {order.order}")
+            stored = self._documents(pending.index)
+            documents |= {"endorsed": stored.pop("order"), **stored}
+            first = parse_order(parse_envelope(documents["endorsed"]).payload)
+            signed.append((order.order, first))
+            verb = first.verb
+        elif verb in TWO_ADMINISTRATORS and not self.site.state.site.single_administrator:
+            verb = "pending"
+        result: dict[str, Any] = {"order": envelope.pae_digest}
+        event: e.Ordered
+        if verb == "pending":
+            event = e.OrderPending(policy=policy)
+        elif verb == "train":
+            event = e.RunRequested(policy=policy, run=f"r-{len(self.site.state.runs) + 1:06d}")
+            result["run"] = event.run
+        else:
+            event = _EVENTS[verb](policy=policy)
+        self.site.now = max(self.site.now, encode_time(datetime.now(UTC)))
+        entry = self.site.add(event, documents=documents, signed=tuple(signed))
+        self.site.disclosures += [parse_disclosure_value(text) for text in value["disclosures"]]
+        return {
+            "index": entry.index,
+            "type": entry.type,
+            "outcome": entry.outcome,
+            "order": envelope.pae_digest,
+            "checkpoint": self.site.checkpoint().decode(),
+            "result": result,
+        }
+
+    def pending(self) -> Answer:
+        rows = []
+        for row in self.site.state.pending.values():
+            documents = self._documents(row.index)
+            envelope = documents.pop("order")
+            rows.append(
+                {
+                    **row.model_dump(mode="json"),
+                    "envelope": parse_canonical(envelope),
+                    "disclosures": self._disclosed(parse_envelope(envelope).payload),
+                    "documents": {role: b64(data) for role, data in documents.items()},
+                }
+            )
+        return rows
+
+    def _documents(self, index: int) -> dict[str, bytes]:
+        bound = json.loads(self.site.entries[index])["documents"]
+        return {role: self.site.documents[digest] for role, digest in bound.items()}
+
+    def _disclosed(self, *sources: bytes) -> list[dict[str, str]]:
+        whole = b"".join(sources).decode("utf-8", "replace")
+        return [disclosure_value(d) for d in self.site.disclosures if d.commitment in whole]
+
+    def upload(self, digest: str, body: bytes) -> Answer:
+        if digest_bytes(body) != digest:
+            raise BadInput(f"upload: expected {digest}, got {digest_bytes(body)}")
+        self.uploads[digest] = body
+        return {"digest": digest, "bytes": len(body)}
+
+    def rows(self, table: str) -> Answer:
+        if table == "principals":
+            names = {d.commitment: d.text for d in self.site.disclosures}
+            return [
+                {**row.model_dump(mode="json"), "printed_name": names.get(row.printed_name or "")}
+                for row in self.site.state.principals.values()
+            ]
+        return [row.model_dump(mode="json") for row in getattr(self.site.state, table).values()]
+
+    def row(self, table: str, key: str) -> Answer:
+        found = getattr(self.site.state, table).get(key)
+        if found is None:
+            raise NotFound(f"{table}: expected a known one, got {key!r}")
+        return found.model_dump(mode="json")
+
+    def run_progress(self, run: str, query: dict[str, str]) -> Answer:
+        row = self.row("runs", run)
+        after = int(query["after"])
+        return {
+            "status": row["status"],
+            "frames": [frame for frame in self.progress if frame["seq"] >= after],
+            "next": len(self.progress),
+            "detail": None,
+            "adapter": next((k for k, a in self.site.state.adapters.items() if a.run == run), None),
+        }
+
+    def facts(self, query: dict[str, str]) -> Answer:
+        base, dataset = self.row("bases", query["base"]), self.row("datasets", query["dataset"])
+        facts = {"train_rows": 400, "max_tokens": 80, "context_length": 2048, "device": "cpu", "bfloat16": True}
+        return {"base_digest": base["digest"], "dataset_digest": dataset["digest"], "facts": facts}
+
+    def packet(self, name: str) -> Answer:
+        adapter = self.row("adapters", name)
+        run = self.row("runs", adapter["run"])
+        return {
+            "adapter": adapter,
+            "run": run,
+            "base": self.row("bases", run["base"]),
+            "dataset": self.row("datasets", run["dataset"]),
+        }
+
+    def history(self, name: str) -> Answer:
+        return [
+            {"index": index, "entry": b64(data)}
+            for index, data in enumerate(self.site.entries)
+            if f"adapter:{name}" in json.loads(data)["subjects"]
+        ]
+
+    def show(self, index: int) -> Answer:
+        frontier, nodes = Frontier.EMPTY, {}
+        for data in self.site.entries:
+            frontier, completed = frontier.append_nodes(hash_leaf(data))
+            nodes.update({(level, place): node for level, place, node in completed})
+        if index >= len(self.site.entries):
+            raise NotFound(f"entry: expected one of {len(self.site.entries)}, got {index}")
+        proof = inclusion_proof(index, len(self.site.entries), lambda level, place: nodes[level, place])
+        documents = self._documents(index)
+        payloads = [parse_envelope(data).payload for role, data in documents.items() if role == "order"]
+        return {
+            "index": index,
+            "bytes": b64(self.site.entries[index]),
+            "documents": {role: b64(data) for role, data in documents.items()},
+            "disclosures": self._disclosed(self.site.entries[index], *payloads),
+            "proof": [step.hex() for step in proof],
+            "checkpoint": self.site.checkpoint().decode(),
+        }
+
+    def find(self, query: dict[str, str]) -> Answer:
+        rows = []
+        for index, data in enumerate(self.site.entries):
+            value = json.loads(data)
+            fits = all(value[name] == query[name] for name in ("type", "actor", "outcome") if name in query)
+            fits = fits and ("subject" not in query or query["subject"] in value["subjects"])
+            fits = fits and query.get("since", "") <= value["time"] <= query.get("until", "9")
+            if fits and index > int(query.get("after", -1)):
+                rows.append({"index": index, "bytes": b64(data)})
+        page = rows[: min(int(query["limit"]), 7)]
+        return {
+            "entries": page,
+            "next": page[-1]["index"] if len(page) < len(rows) else None,
+            "size": len(self.site.entries),
+        }
+
+    def policy(self) -> Answer:
+        document = self.site.documents[self.site.in_force]
+        return {"digest": self.site.in_force, "policy": {}, "document": b64(document)}
+
+
+Route = Callable[..., Callable[[bytes], Answer]]
+
+
+def _plain(method: Callable[..., Answer]) -> Route:
+    """A route that does not look at the body."""
+    return lambda double, *words, **query: lambda body: method(double, *words, **query)
+
+
+_ROUTES: list[tuple[str, bool, Route]] = [
+    ("GET /v1/about", False, _plain(Double.about)),
+    ("POST /v1/sessions/challenge", False, _plain(lambda double: {"nonce": NONCE})),
+    ("POST /v1/sessions", False, lambda double: double.open_session),
+    ("POST /v1/orders", False, lambda double: double.submit),
+    ("GET /v1/orders/pending", True, _plain(Double.pending)),
+    ("PUT /v1/uploads/(.*)", True, lambda double, digest: lambda body: double.upload(digest, body)),
+    ("GET /v1/(principals|bases|datasets|runs|adapters|releases)", True, _plain(Double.rows)),
+    ("GET /v1/(bases|datasets|runs|adapters)/([^/]*)", True, _plain(Double.row)),
+    ("GET /v1/imports/([^/]*)", True, _plain(lambda double, order, query: double.imports[order])),
+    ("GET /v1/runs/(.*)/progress", True, _plain(Double.run_progress)),
+    ("GET /v1/recipes/facts", True, _plain(Double.facts)),
+    ("GET /v1/adapters/(.*)/review", True, _plain(Double.packet)),
+    ("GET /v1/adapters/.*/files/(.*)", True, _plain(lambda double, path: double.files[path])),
+    ("GET /v1/adapters/(.*)/history", True, _plain(Double.history)),
+    ("GET /v1/ledger", True, _plain(Double.find)),
+    ("GET /v1/ledger/export", True, _plain(lambda double: b"tar" * 1000)),
+    ("GET /v1/ledger/([0-9]+)", True, _plain(lambda double, index: double.show(int(index)))),
+    ("POST /v1/ledger/verify", True, _plain(lambda double: double.report)),
+    ("POST /v1/policy/test", True, _plain(lambda double: {"results": double.cases})),
+    ("GET /v1/policy", True, _plain(Double.policy)),
+]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    double: Double
+
+    def address_string(self) -> str:
+        return "unix"
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        status = 200
+        try:
+            found = self.double.answer(self.command, self.path, body, token)
+        except ApplianceError as error:
+            status = error.status
+            reasons = list(error.reasons) if isinstance(error, Denied) else []
+            found = {"error": {"code": error.code, "message": error.message, "reasons": reasons}}
+        data = found if isinstance(found, bytes) else json.dumps(found).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_POST = do_PUT = _answer
+
+
+class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+    block_on_close = False
+
+
+@contextmanager
+def serving(double: Double, path: Path) -> Iterator[None]:
+    """Listens at the path until left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = type("Handler", (_Handler,), {"double": double})
+    with _Server(str(path), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        yield
+        server.shutdown()
+        thread.join()
+    path.unlink(missing_ok=True)

@@ -1,0 +1,87 @@
+"""The service itself is started: a process of its own, which answers and outlives its starter's interest."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance import wiring
+from appliance.client import embedded
+from appliance.client.door import Door, is_answering
+from appliance.config import Settings, load_settings
+from appliance.domain.policy import Parameters, PolicySet
+from appliance.errors import NotFound, Unavailable
+from appliance.formats.keys import generate_ed25519
+
+
+@pytest.fixture
+def settings(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    monkeypatch.setenv("APPLIANCE_LISTEN", "off")
+    yield load_settings()
+    for process in embedded._started:
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGTERM)
+        process.wait(30)
+    embedded._started.clear()
+
+
+def _place(settings: Settings) -> embedded.Place:
+    return embedded.Place(settings.home, settings.socket, settings.lock, settings.logs)
+
+
+def _init(settings: Settings) -> None:
+    policy = PolicySet(name="trial", parameters=Parameters(), cedar="", cedar_schema="")
+    people = [wiring.Person(name, generate_ed25519().spki) for name in ("alice", "bob")]
+    wiring.init(settings, people, origin="embedded.example/1", single_administrator=False, policy=policy)
+
+
+def test_the_service_is_started_in_a_session_of_its_own_and_only_once(settings: Settings) -> None:
+    _init(settings)
+    door = Door(settings.socket, lambda: embedded.start_service(_place(settings)))
+    assert door.about.origin == "embedded.example/1"
+    door.close()
+    (process,) = embedded._started
+    assert os.getsid(process.pid) == process.pid
+    embedded.start_service(_place(settings))
+    assert embedded._started == [process]
+
+
+def test_a_service_that_cannot_start_says_why_and_where_to_read(settings: Settings) -> None:
+    with pytest.raises(Unavailable, match=r"got exit code 4: .*appliance init.*; see .*service\.log"):
+        embedded.start_service(_place(settings))
+    assert not is_answering(settings.socket)
+
+
+def test_a_lock_that_another_holds_is_waited_for_and_no_second_service_is_started(settings: Settings) -> None:
+    handle = os.open(settings.lock, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(Unavailable, match=r"within 0 s, got none"):
+        embedded.start_service(_place(settings), timeout_s=0.2)
+    os.close(handle)
+    assert embedded._started == []
+
+
+def test_no_data_folder_is_not_found_and_says_what_to_type(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(NotFound, match="appliance init"):
+        embedded.start_service(embedded.Place(nowhere, nowhere / "s", nowhere / "l", nowhere / "logs"))
+
+
+def test_the_service_is_told_nothing_of_the_callers_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told: list[dict[str, str]] = []
+
+    class Started:
+        def __init__(self, command: list[str], *, env: dict[str, str], **rest: object) -> None:
+            told.append(env)
+
+    monkeypatch.setenv("APPLIANCE_KEY", "/home/ada/ada.key")
+    monkeypatch.setenv("SECRET", "x")
+    monkeypatch.setattr(embedded.subprocess, "Popen", Started)
+    embedded._spawn(embedded.Place(tmp_path, tmp_path / "s", tmp_path / "l", tmp_path / "logs"))
+    assert "APPLIANCE_KEY" not in told[0] and "SECRET" not in told[0]
+    assert told[0]["PATH"]

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.client import log
+from appliance.errors import BadInput, Conflict, NotFound, Tampered, Unavailable
+from appliance.formats.digest import digest_bytes
+from appliance.formats.keys import generate_ed25519
+from appliance.formats.note import vkey_of
+from appliance.formats.trust import encode_trust
+from tests.client.conftest import Office
+from tests.domain.builder import ORIGIN, b64
+
+
+def test_an_entry_is_read_with_its_documents_texts_and_proof(open_office: Callable[..., Office]) -> None:
+    office = open_office("imported")
+    index = len(office.site.entries) - 2
+    proven = log.read_entry(office.as_("audrey"), office.anchor, index)
+    assert proven.entry.type == "import.requested"
+    assert proven.size == len(office.site.entries)
+    assert digest_bytes(proven.document("order")) == proven.entry.documents["order"]
+    assert {found.text for found in proven.disclosures} == {"Name the clause.", "Legal Example"}
+
+
+def test_a_role_that_an_entry_has_not_is_named_beside_those_it_has(open_office: Callable[..., Office]) -> None:
+    office = open_office("staffed")
+    with pytest.raises(NotFound, match="document order: expected one of policy"):
+        log.read_entry(office.as_("audrey"), office.anchor, 0).document("order")
+
+
+def _other_entry(answer: Any) -> Any:
+    value = json.loads(base64.b64decode(answer["bytes"]))
+    value["actor"] = "olga"
+    return {**answer, "bytes": b64(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())}
+
+
+@pytest.mark.parametrize(
+    ("bend", "error", "words"),
+    [
+        (_other_entry, Tampered, "inclusion"),
+        (lambda a: {**a, "proof": a["proof"][:-1]}, Tampered, "inclusion"),
+        (lambda a: {**a, "documents": {r: b64(b"x") for r in a["documents"]}}, Tampered, "document"),
+        (lambda a: {**a, "documents": {}}, Tampered, "document"),
+        (lambda a: {**a, "checkpoint": a["checkpoint"].replace(ORIGIN, "evil.example/log", 1)}, Tampered, "signature"),
+        (lambda a: {**a, "checkpoint": "no note"}, Tampered, "note"),
+        (lambda a: {**a, "proof": ["zz"]}, Unavailable, "another answer"),
+        (lambda a: {}, Unavailable, "another answer"),
+    ],
+)
+def test_an_entry_that_is_not_proved_is_not_read(
+    open_office: Callable[..., Office], bend: Callable[[Any], Any], error: type[Exception], words: str
+) -> None:
+    office = open_office("imported")
+    office.double.bend["/v1/ledger/7"] = bend
+    with pytest.raises(error, match=words):
+        log.read_entry(office.as_("audrey"), office.anchor, 7)
+
+
+def test_another_entry_of_the_same_log_is_not_taken_for_the_one_asked_for(open_office: Callable[..., Office]) -> None:
+    office = open_office("imported")
+    office.double.bend["/v1/ledger/7"] = lambda answer: office.double.show(8)
+    with pytest.raises(Tampered, match="entry 7: expected this index, got 8"):
+        log.read_entry(office.as_("audrey"), office.anchor, 7)
+
+
+def test_a_text_that_its_commitment_does_not_hold_is_not_shown(open_office: Callable[..., Office]) -> None:
+    office = open_office("imported")
+    index = len(office.site.entries) - 2
+
+    def bend(answer: Any) -> Any:
+        answer["disclosures"][0]["text"] = "Name nothing."
+        return answer
+
+    office.double.bend[f"/v1/ledger/{index}"] = bend
+    with pytest.raises(Tampered, match="disclosure, commitment"):
+        log.read_entry(office.as_("audrey"), office.anchor, index)
+
+
+@pytest.mark.parametrize("field", ["origin", "log_key", "genesis"])
+def test_a_service_that_is_not_the_trust_files_log_is_refused(open_office: Callable[..., Office], field: str) -> None:
+    office = open_office("initialized")
+    other = {
+        "origin": "other.example/log",
+        "log_key": vkey_of(ORIGIN, generate_ed25519()),
+        "genesis": "sha256:" + "2" * 64,
+    }
+    with pytest.raises(Tampered, match="trust file"):
+        log.anchor_of(replace(office.door.about, **{field: other[field]}), office.site.trust)
+
+
+def test_without_a_trust_file_the_anchor_says_whose_word_it_is(open_office: Callable[..., Office]) -> None:
+    office = open_office("initialized")
+    assert "the service's own word" in log.anchor_of(office.door.about, None).said_by
+    assert log.anchor_of(office.door.about, office.site.trust).said_by == "the trust file"
+
+
+def test_the_first_entry_must_be_the_one_that_the_anchor_names(open_office: Callable[..., Office]) -> None:
+    office = open_office("initialized")
+    anchor = replace(office.anchor, genesis="sha256:" + "3" * 64)
+    with pytest.raises(Tampered, match="entry 0: expected the log's first entry"):
+        log.adapter_key(office.as_("anna"), anchor)
+
+
+def test_the_adapter_key_is_the_first_entrys(open_office: Callable[..., Office]) -> None:
+    office = open_office("initialized")
+    assert log.adapter_key(office.as_("anna"), office.anchor) == office.site.adapter_key.spki
+
+
+def test_entries_come_page_by_page_until_the_last(open_office: Callable[..., Office]) -> None:
+    office = open_office("imported")
+    found = list(log.find_entries(office.as_("audrey")))
+    assert [entry.index for entry in found] == list(range(len(office.site.entries)))
+    assert office.double.seen.count(("GET", "/v1/ledger")) > 1
+
+
+def test_filters_reach_the_service(open_office: Callable[..., Office]) -> None:
+    office = open_office("imported")
+    found = list(log.find_entries(office.as_("audrey"), type="principal.enrolled", actor="ben"))
+    assert {entry.type for entry in found} == {"principal.enrolled"}
+    assert len(found) == 8
+
+
+def test_an_export_has_its_name_only_when_it_is_complete(open_office: Callable[..., Office], tmp_path: Path) -> None:
+    office = open_office("staffed")
+    digest, size = log.export(office.as_("audrey"), tmp_path / "log.tar")
+    assert (tmp_path / "log.tar").read_bytes() == b"tar" * 1000
+    assert (digest, size) == (digest_bytes(b"tar" * 1000), 3000)
+    assert [path.name for path in tmp_path.iterdir()] == ["log.tar"]
+
+
+def test_an_export_that_fails_leaves_nothing(open_office: Callable[..., Office], tmp_path: Path) -> None:
+    office = open_office("staffed")
+
+    def bend(answer: Any) -> Any:
+        raise Unavailable("disk: full")
+
+    office.double.bend["/v1/ledger/export"] = bend
+    with pytest.raises(Unavailable, match="disk: full"):
+        log.export(office.as_("audrey"), tmp_path / "log.tar")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_never_writes_over_a_file(open_office: Callable[..., Office], tmp_path: Path) -> None:
+    (tmp_path / "log.tar").write_bytes(b"mine")
+    with pytest.raises(Conflict):
+        log.export(open_office("staffed").as_("audrey"), tmp_path / "log.tar")
+    assert (tmp_path / "log.tar").read_bytes() == b"mine"
+
+
+def test_a_trust_file_is_read_back(open_office: Callable[..., Office], tmp_path: Path) -> None:
+    trust = open_office("initialized").site.trust
+    (tmp_path / "trust.json").write_bytes(encode_trust(trust))
+    assert log.load_trust(tmp_path / "trust.json") == trust
+    (tmp_path / "other.json").write_bytes(b"{}\n")
+    with pytest.raises(BadInput, match=r"other\.json"):
+        log.load_trust(tmp_path / "other.json")
+
+
+def test_a_verification_without_a_verdict_is_none(open_office: Callable[..., Office]) -> None:
+    office = open_office("staffed")
+    with pytest.raises(Unavailable, match="verdict"):
+        log.verify(office.as_("audrey"), None)

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from appliance.client import orders
+from appliance.domain.names import encode_value
+from appliance.domain.orders import ORDERS, AdoptPolicy, Cancel, Enroll, Grant, Order, RevokePrincipal
+from appliance.errors import BadInput, Conflict, Denied, Tampered
+from appliance.formats.commitment import commit
+from appliance.formats.keys import generate_ed25519
+from appliance.formats.timestamp import encode_time, parse_time
+from tests.client.conftest import Office
+from tests.domain.builder import ORIGIN, b64, policy_set
+
+
+def _revocation(office: Office, name: str = "sales", signer: str = "anna") -> orders.Proposal:
+    about = office.door.about
+    return orders.propose(about, signer, RevokePrincipal, {"principal": name}, texts={"reason": "left the firm"})
+
+
+def _submit(office: Office, proposal: orders.Proposal) -> orders.Receipt:
+    signed = orders.sign(proposal, office.site.keys[proposal.order.signer])
+    return orders.submit(office.door, signed, office.anchor.log_key)
+
+
+def test_an_order_becomes_an_entry_and_the_receipt_names_it(open_office: Callable[..., Office]) -> None:
+    office = open_office("staffed")
+    receipt = _submit(office, _revocation(office))
+    assert receipt.type == "principal.revoked"
+    assert receipt.index == len(office.site.entries) - 1
+    sales = office.site.state.principals.get("sales")
+    assert sales is not None and sales.revoked == receipt.index
+
+
+def test_free_text_is_committed_in_the_order_and_disclosed_beside_it(open_office: Callable[..., Office]) -> None:
+    office = open_office("staffed")
+    proposal = _revocation(office)
+    (disclosure,) = proposal.disclosures
+    assert proposal.order.reason == commit("left the firm", disclosure.salt) == disclosure.commitment
+    _submit(office, proposal)
+    assert b"left the firm" not in b"".join(office.site.entries) + b"".join(office.site.documents.values())
+
+
+def test_every_order_has_its_own_nonce_and_salt(open_office: Callable[..., Office]) -> None:
+    office = open_office("staffed")
+    first, second = _revocation(office), _revocation(office)
+    assert first.order.nonce != second.order.nonce
+    assert first.disclosures[0].salt != second.disclosures[0].salt
+
+
+def test_the_same_order_is_accepted_once(open_office: Callable[..., Office]) -> None:
+    office = open_office("staffed")
+    signed = orders.sign(_revocation(office), office.site.keys["anna"])
+    orders.submit(office.door, signed, office.anchor.log_key)
+    with pytest.raises(Conflict, match="accepted as entry"):
+        orders.submit(office.door, signed, office.anchor.log_key)
+
+
+def test_a_refusal_carries_the_rules_reasons(open_office: Callable[..., Office]) -> None:
+    office = open_office("staffed")
+    with pytest.raises(Denied) as raised:
+        _submit(office, _revocation(office, signer="olga"))
+    assert raised.value.reasons == ("role: expected olga to be administrator, got operator",)
+
+
+def test_a_value_that_cannot_be_is_refused_before_anything_is_signed(open_office: Callable[..., Office]) -> None:
+    office = open_office("staffed")
+    with pytest.raises(BadInput, match="order cancel: run: "):
+        orders.propose(office.door.about, "olga", Cancel, {"run": "seven"})
+
+
+def test_an_order_stands_for_a_quarter_of_an_hour_and_one_for_two_as_long_as_policy_lets_it(
+    open_office: Callable[..., Office],
+) -> None:
+    about = open_office("staffed").door.about
+    alone = orders.propose(about, "anna", RevokePrincipal, {"principal": "sales"}).order
+    two = orders.propose(about, "anna", Grant, {"principal": "olga", "role": "operator"}).order
+    assert _lasts_s(alone) == 900
+    assert _lasts_s(two) == about.parameters["order_lifetime_s"] == 3600
+
+
+def _lasts_s(order: Order) -> float:
+    return (parse_time(order.expires_at) - parse_time(order.issued_at)).total_seconds()
+
+
+def _other_checkpoint(office: Office) -> Callable[[Any], Any]:
+    def bend(answer: Any) -> Any:
+        honest, office.site.log = office.site.log, generate_ed25519()
+        forged = office.site.checkpoint().decode()
+        office.site.log = honest
+        return {**answer, "checkpoint": forged}
+
+    return bend
+
+
+@pytest.mark.parametrize(
+    ("bend", "words"),
+    [
+        (lambda office: lambda answer: {**answer, "order": "sha256:" + "0" * 64}, "receipt, order"),
+        (lambda office: lambda answer: {**answer, "index": answer["index"] + 1}, "receipt, log checkpoint"),
+        (_other_checkpoint, "note, signature"),
+    ],
+    ids=["another order", "an entry beyond the checkpoint", "another log's key"],
+)
+def test_a_receipt_that_lies_is_not_believed(
+    open_office: Callable[..., Office], bend: Callable[[Office], Callable[[Any], Any]], words: str
+) -> None:
+    office = open_office("staffed")
+    office.double.bend["/v1/orders"] = bend(office)
+    with pytest.raises(Tampered, match=words):
+        _submit(office, _revocation(office))
+
+
+def test_what_is_shown_holds_every_value_of_the_order_and_the_text_behind_each_commitment(
+    open_office: Callable[..., Office],
+) -> None:
+    proposal = _revocation(open_office("staffed"))
+    shown = dict(orders.describe(proposal))
+    assert shown["verb"] == "revoke-principal"
+    assert shown["signer"] == "anna"
+    assert shown["log"] == ORIGIN
+    assert shown["principal"] == "sales"
+    assert shown["reason"] == "left the firm"
+    assert shown["stands until"] == proposal.order.expires_at
+
+
+def test_every_verb_says_what_its_signature_means() -> None:
+    assert set(orders.MEANINGS) == set(ORDERS)
+
+
+def _pending(office: Office) -> None:
+    office.site.now = encode_time(datetime.now(UTC))
+    order, documents = office.site.enrolment("dora", ("operator",))
+    office.site.pend(order, documents)
+
+
+def test_a_pending_order_is_read_from_its_own_bytes(open_office: Callable[..., Office]) -> None:
+    office = open_office("staffed")
+    _pending(office)
+    (found,) = orders.pending_orders(office.as_("ben"))
+    assert isinstance(found.proposal.order, Enroll)
+    assert dict(orders.describe(found.proposal))["printed name"] == "Dora Example"
+
+
+def test_the_second_administrator_endorses_the_digest_that_was_hashed_here(open_office: Callable[..., Office]) -> None:
+    office = open_office("staffed")
+    _pending(office)
+    (found,) = orders.pending_orders(office.as_("ben"))
+    receipt = _submit(office, orders.propose_endorsement(office.door.about, "ben", found))
+    assert receipt.type == "principal.enrolled"
+    assert "dora" in office.site.state.principals
+
+
+def _swap_text(rows: Any) -> Any:
+    rows[0]["disclosures"][0]["text"] = "Dora the Good"
+    return rows
+
+
+def _swap_digest(rows: Any) -> Any:
+    rows[0]["digest"] = "sha256:" + "1" * 64
+    return rows
+
+
+def _swap_document(rows: Any) -> Any:
+    rows[0]["documents"]["policy"] = b64(b"a policy that nobody ordered")
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("bend", "words"),
+    [
+        (_swap_text, "disclosure, commitment"),
+        (_swap_digest, "pending order, digest"),
+        (_swap_document, "pending order, document policy"),
+    ],
+)
+def test_a_pending_order_shown_as_something_else_is_refused(
+    open_office: Callable[..., Office], bend: Callable[[Any], Any], words: str
+) -> None:
+    office = open_office("staffed")
+    _pending(office)
+    office.double.bend["/v1/orders/pending"] = bend
+    with pytest.raises(Tampered, match=words):
+        orders.pending_orders(office.as_("ben"))
+
+
+def test_a_policy_document_that_is_not_the_ordered_one_is_refused(open_office: Callable[..., Office]) -> None:
+    office = open_office("staffed")
+    policy = policy_set(reviewers=3)
+    order = office.site.order(AdoptPolicy, "anna", policy=policy.digest)
+    office.site.pend(order, {"policy": encode_value(policy)})
+
+    def bend(rows: Any) -> Any:
+        rows[0]["documents"]["policy"] = b64(encode_value(policy_set(reviewers=1, distinct_fields=1)))
+        return rows
+
+    office.double.bend["/v1/orders/pending"] = bend
+    with pytest.raises(Tampered, match="document policy"):
+        orders.pending_orders(office.as_("ben"))
+
+
+def test_a_digest_may_be_cut_but_not_so_far_that_it_fits_two(open_office: Callable[..., Office]) -> None:
+    office = open_office("staffed")
+    _pending(office)
+    (found,) = orders.pending_orders(office.as_("ben"))
+    twin = replace(found, digest=found.digest[:30] + "0" * 41)
+    assert orders.find_pending([found], found.digest[:13]) == found
+    assert orders.find_pending([found], found.digest.removeprefix("sha256:")[:6]) == found
+    for prefix, listed in ((found.digest[:20], [found, twin]), (found.digest[:12], [found]), ("sha256:ffffff", [])):
+        with pytest.raises(BadInput, match="6 digits or more"):
+            orders.find_pending(listed, prefix)

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.client import orders, policies
+from appliance.domain.names import encode_value
+from appliance.errors import BadInput, NotFound, Tampered
+from tests.client.conftest import Office
+from tests.domain.builder import b64, policy_set
+
+
+def _folder(tmp_path: Path, **parameters: Any) -> Path:
+    folder = tmp_path / "strict"
+    folder.mkdir()
+    (folder / "parameters.json").write_text(json.dumps(parameters))
+    (folder / "policies.cedar").write_text("permit(principal, action, resource);\n")
+    (folder / "schema.cedarschema").write_text("entity Person;\n")
+    (folder / "tests.json").write_text('[{"name": "one"}]')
+    return folder
+
+
+def test_a_folder_is_a_policy_set_named_as_the_folder(tmp_path: Path) -> None:
+    found = policies.load_policy(_folder(tmp_path, reviewers=3))
+    assert (found.name, found.parameters.reviewers) == ("strict", 3)
+    assert found.cedar == "permit(principal, action, resource);\n"
+
+
+def test_a_file_is_the_whole_set(tmp_path: Path) -> None:
+    policy = policy_set(reviewers=4)
+    (tmp_path / "set.json").write_bytes(encode_value(policy) + b"\n")
+    assert policies.load_policy(tmp_path / "set.json") == policy
+
+
+def test_what_is_no_policy_set_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"none: expected a folder with parameters\.json"):
+        policies.load_policy(tmp_path / "none")
+    with pytest.raises(BadInput, match="reviewers"):
+        policies.load_policy(_folder(tmp_path, reviewers=0))
+
+
+def test_the_set_in_force_is_believed_by_its_bytes_alone(open_office: Callable[..., Office]) -> None:
+    office = open_office("initialized")
+    assert policies.current_policy(office.as_("anna")) == office.site.policy
+    office.double.bend["/v1/policy"] = lambda answer: {**answer, "document": b64(encode_value(policy_set(reviewers=9)))}
+    with pytest.raises(Tampered, match="policy set: expected"):
+        policies.current_policy(office.as_("anna"))
+
+
+def test_differences_name_what_was_and_what_would_be(tmp_path: Path) -> None:
+    changes = policies.differences(policy_set(), policies.load_policy(_folder(tmp_path, reviewers=3)))
+    assert '-  "reviewers": 2,' in changes
+    assert '+  "reviewers": 3,' in changes
+    assert "+permit(principal, action, resource);" in changes
+    assert policies.differences(policy_set(), policy_set()) == []
+
+
+def test_adoption_signs_the_digest_of_the_set_that_was_read_here(
+    open_office: Callable[..., Office], tmp_path: Path
+) -> None:
+    office = open_office("staffed")
+    policy = policies.load_policy(_folder(tmp_path, reviewers=3))
+    proposal = policies.propose_adoption(office.door.about, "anna", policy)
+    orders.submit(office.door, orders.sign(proposal, office.site.keys["anna"]), office.anchor.log_key)
+    (found,) = orders.pending_orders(office.as_("ben"))
+    endorsement = orders.propose_endorsement(office.door.about, "ben", found)
+    orders.submit(office.door, orders.sign(endorsement, office.site.keys["ben"]), office.anchor.log_key)
+    assert office.site.state.site.policy == policy.digest
+
+
+def test_no_case_tested_is_not_a_pass(open_office: Callable[..., Office], tmp_path: Path) -> None:
+    office = open_office("initialized")
+    folder = _folder(tmp_path)
+    with pytest.raises(BadInput, match="at least one, got none"):
+        policies.run_cases(office.as_("anna"), folder)
+    office.double.cases = [{"name": "one", "passed": True, "expected": "allow", "got": "allow"}]
+    assert policies.run_cases(office.as_("anna"), folder) == office.double.cases

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+
+from appliance.client import orders, reviews
+from appliance.domain.orders import Activate
+from appliance.errors import Denied, NotFound, Tampered
+from appliance.formats.digest import digest_bytes
+from appliance.formats.dsse import encode_envelope, sign_envelope
+from appliance.formats.keys import EcdsaSigner
+from appliance.formats.statement import Statement, encode_statement
+from tests.client.conftest import Office
+from tests.client.double import FILES
+
+VALID_UNTIL = "2999-01-01T00:00:00.000Z"
+
+
+def _gather(office: Office, name: str = "clauses@1") -> reviews.Evidence:
+    return reviews.gather(office.as_("rita"), office.anchor, name, lambda count: None)
+
+
+def test_the_evidence_is_hashed_here_and_names_what_a_signature_would_bind(open_office: Callable[..., Office]) -> None:
+    office = open_office("sealed")
+    found = _gather(office)
+    row = office.site.state.adapters.get("clauses@1")
+    assert row is not None
+    assert found.digest == row.manifest
+    assert {file.path: file.digest for file in found.manifest.files} == {p: digest_bytes(d) for p, d in FILES.items()}
+    assert found.contents["metrics.json"]["adapter"] == {"accuracy": "0.900000"}
+    assert (found.run, found.ordered_by, found.sealed) == ("r-000001", "olga", row.index)
+
+
+def test_every_byte_counts_on_the_meter(open_office: Callable[..., Office]) -> None:
+    office = open_office("sealed")
+    counts: list[int] = []
+    reviews.gather(office.as_("rita"), office.anchor, "clauses@1", counts.append)
+    assert sum(counts) == sum(map(len, FILES.values()))
+
+
+@pytest.mark.parametrize("data", [b"weightz", b"weights and more", b"weight", b""])
+def test_a_file_that_is_not_the_manifests_is_refused(open_office: Callable[..., Office], data: bytes) -> None:
+    office = open_office("sealed")
+    office.double.files["adapter_model.safetensors"] = data
+    with pytest.raises(Tampered, match=r"adapter_model\.safetensors: expected"):
+        _gather(office)
+
+
+def _swap_document(office: Office, role: str, data: bytes) -> None:
+    """Swaps a document beneath its entry, as somebody with the database and the log's key could do for a new entry."""
+    row = office.site.state.adapters.get("clauses@1")
+    assert row is not None
+
+    def bend(answer: Any) -> Any:
+        from tests.domain.builder import b64
+
+        return {**answer, "documents": {**answer["documents"], role: b64(data)}}
+
+    office.double.bend[f"/v1/ledger/{row.index}"] = bend
+
+
+@pytest.mark.parametrize("role", ["manifest", "signature", "provenance"])
+def test_a_document_that_the_sealing_entry_does_not_bind_is_refused(
+    open_office: Callable[..., Office], role: str
+) -> None:
+    office = open_office("sealed")
+    _swap_document(office, role, b"{}")
+    with pytest.raises(Tampered, match=f"document {role}"):
+        _gather(office)
+
+
+def _reseal(office: Office, **documents: bytes) -> None:
+    """A log that the rules did not guard: the sealing entry as an evil service would have written and signed it."""
+    from appliance.domain.entry import Entry, encode_entry, parse_entry
+
+    site = office.site
+    entry = parse_entry(site.entries.pop())
+    bound = {**entry.documents, **{role: digest_bytes(data) for role, data in documents.items()}}
+    site.documents.update({digest_bytes(data): data for data in documents.values()})
+    fields = {**entry.model_dump(), "documents": bound}
+    site.entries.append(encode_entry(Entry(**fields)))
+
+
+def test_a_signature_by_another_key_than_the_logs_first_entry_names_is_refused(
+    open_office: Callable[..., Office],
+) -> None:
+    office = open_office("sealed")
+    stranger = EcdsaSigner(generate_private_key(SECP256R1()))
+    _, documents = office.site.sealing("r-000001", files=FILES, key=stranger)
+    _reseal(office, signature=documents["signature"])
+    with pytest.raises(Tampered, match="model signature"):
+        _gather(office)
+
+
+def _provenance(subject: str, dependencies: list[dict[str, Any]], key: EcdsaSigner) -> bytes:
+    predicate = {"buildDefinition": {"resolvedDependencies": dependencies}}
+    statement = Statement((("clauses", subject),), "https://slsa.dev/provenance/v1", predicate)
+    return encode_envelope(sign_envelope(encode_statement(statement), key))
+
+
+def test_a_provenance_by_another_key_is_refused(open_office: Callable[..., Office]) -> None:
+    office = open_office("sealed")
+    stranger = EcdsaSigner(generate_private_key(SECP256R1()))
+    _reseal(office, provenance=_provenance(_gather(office).digest, [], stranger))
+    with pytest.raises(Tampered, match="envelope, keyid"):
+        _gather(office)
+
+
+def test_a_provenance_of_another_adapter_is_refused(open_office: Callable[..., Office]) -> None:
+    office = open_office("sealed")
+    _reseal(office, provenance=_provenance("sha256:" + "4" * 64, [], office.site.adapter_key))
+    with pytest.raises(Tampered, match="provenance, subject"):
+        _gather(office)
+
+
+def test_a_provenance_that_names_another_order_is_refused(open_office: Callable[..., Office]) -> None:
+    office = open_office("sealed")
+    named = [{"name": "order", "digest": {"sha256": "5" * 64}}]
+    _reseal(office, provenance=_provenance(_gather(office).digest, named, office.site.adapter_key))
+    with pytest.raises(Tampered, match="provenance, order"):
+        _gather(office)
+
+
+def test_a_row_that_points_to_another_entry_is_refused(open_office: Callable[..., Office]) -> None:
+    office = open_office("sealed")
+
+    def bend(answer: Any) -> Any:
+        answer["adapter"]["index"] -= 1
+        return answer
+
+    office.double.bend["/v1/adapters/clauses@1/review"] = bend
+    with pytest.raises(Tampered, match=r"expected its sealing as entry"):
+        _gather(office)
+
+
+def test_a_run_row_that_points_to_another_runs_order_is_refused(open_office: Callable[..., Office]) -> None:
+    office = open_office("sealed")
+
+    def bend(answer: Any) -> Any:
+        answer["run"]["index"] -= 1
+        return answer
+
+    office.double.bend["/v1/adapters/clauses@1/review"] = bend
+    with pytest.raises(Tampered, match=r"run r-000001"):
+        _gather(office)
+
+
+def _review(office: Office, signer: str, field: str, decision: str = "approve") -> orders.Receipt:
+    proposal = reviews.propose_review(
+        office.door.about, signer, _gather(office), decision, "legal", field, "I read it.", _in_a_day(office)
+    )
+    return orders.submit(office.door, orders.sign(proposal, office.site.keys[signer]), office.anchor.log_key)
+
+
+def _in_a_day(office: Office) -> str:
+    from datetime import UTC, datetime, timedelta
+
+    from appliance.formats.timestamp import encode_time
+
+    return encode_time(datetime.now(UTC) + timedelta(days=1))
+
+
+def test_a_review_binds_the_manifest_that_was_hashed_here(open_office: Callable[..., Office]) -> None:
+    office = open_office("sealed")
+    receipt = _review(office, "rita", "privacy")
+    row = office.site.state.adapters.get("clauses@1")
+    assert row is not None
+    assert [(r.index, r.reviewer, r.field, r.decision) for r in row.reviews] == [
+        (receipt.index, "rita", "privacy", "approve")
+    ]
+
+
+def test_an_adapter_that_two_approved_is_activated_and_one_that_one_approved_is_not(
+    open_office: Callable[..., Office],
+) -> None:
+    office = open_office("sealed")
+    _review(office, "rita", "privacy")
+
+    def activate() -> orders.Receipt:
+        proposal = reviews.propose_release(office.door.about, "otto", Activate, _gather(office), "legal", "labels")
+        return orders.submit(office.door, orders.sign(proposal, office.site.keys["otto"]), office.anchor.log_key)
+
+    with pytest.raises(Denied) as raised:
+        activate()
+    assert any("expected 2 standing approvals" in reason for reason in raised.value.reasons)
+    _review(office, "raul", "model-risk")
+    assert activate().type == "release.activated"
+
+
+def test_a_revocation_needs_no_bytes_of_the_adapter(open_office: Callable[..., Office]) -> None:
+    office = open_office("sealed")
+    office.double.files.clear()
+    door = office.as_("rita")
+    proposal = reviews.propose_revocation(door, office.anchor, "rita", "clauses@1", "it leaks")
+    receipt = orders.submit(door, orders.sign(proposal, office.site.keys["rita"]), office.anchor.log_key)
+    assert receipt.type == "adapter.revoked"
+
+
+def _released(office: Office, *history: str) -> None:
+    steps = [{"adapter": name} for name in history]
+    office.double.bend["/v1/releases"] = lambda rows: [{"unit": "legal", "task": "labels", "history": steps}]
+
+
+@pytest.mark.parametrize(
+    ("history", "wanted", "found"),
+    [
+        (("a@1", "a@2"), None, "a@1"),
+        (("a@1", "a@2", "a@3"), None, "a@2"),
+        (("a@1", "a@2", "a@1"), None, "a@2"),
+        (("a@1", "a@2", "a@3"), "a@1", "a@1"),
+    ],
+)
+def test_a_rollback_goes_to_the_adapter_before_todays_or_to_the_one_named(
+    open_office: Callable[..., Office], history: tuple[str, ...], wanted: str | None, found: str
+) -> None:
+    office = open_office("staffed")
+    _released(office, *history)
+    assert reviews.earlier_adapter(office.as_("otto"), "legal", "labels", wanted) == found
+
+
+@pytest.mark.parametrize(
+    ("history", "unit", "wanted", "words"),
+    [
+        (("a@1",), "legal", None, "expected an earlier adapter than a@1, got none"),
+        (("a@1", "a@2"), "legal", "b@1", "expected one of a@1, got b@1"),
+        (("a@1", "a@2"), "sales", None, "expected one of legal/labels, got sales/labels"),
+    ],
+)
+def test_a_rollback_to_nowhere_says_what_there_is(
+    open_office: Callable[..., Office], history: tuple[str, ...], unit: str, wanted: str | None, words: str
+) -> None:
+    office = open_office("staffed")
+    _released(office, *history)
+    with pytest.raises(NotFound, match=words):
+        reviews.earlier_adapter(office.as_("otto"), unit, "labels", wanted)

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from appliance.client import imports, orders, uploads
+from appliance.domain.orders import ImportBase, ImportDataset
+from appliance.errors import BadInput, NotFound, Tampered, Unavailable
+from appliance.formats.digest import digest_bytes
+from appliance.formats.manifest import parse_manifest
+from tests.client.conftest import Office
+
+
+def _folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_bytes(b"{}")
+    (folder / "model.safetensors").write_bytes(b"tensors")
+    return folder
+
+
+def _upload(office: Office, source: uploads.Source) -> int:
+    sent: list[int] = []
+    uploads.upload(office.as_("olga"), source, sent.append)
+    return sum(sent)
+
+
+def test_a_folder_is_a_manifest_over_its_files_and_all_of_it_is_sent(
+    open_office: Callable[..., Office], tmp_path: Path
+) -> None:
+    office = open_office("staffed")
+    source = uploads.read_base(_folder(tmp_path), "smollm2")
+    assert _upload(office, source) == source.total_bytes == 9
+    manifest = parse_manifest(office.double.uploads[source.digest])
+    assert (manifest.name, manifest.version) == ("smollm2", 1)
+    assert {f.path: f.digest for f in manifest.files} == {
+        "config.json": digest_bytes(b"{}"),
+        "model.safetensors": digest_bytes(b"tensors"),
+    }
+    assert all(file.digest in office.double.uploads for file in manifest.files)
+
+
+def test_a_gguf_file_is_itself(open_office: Callable[..., Office], tmp_path: Path) -> None:
+    office = open_office("staffed")
+    (tmp_path / "m.gguf").write_bytes(b"gguf")
+    source = uploads.read_base(tmp_path / "m.gguf", "smollm2")
+    _upload(office, source)
+    proposal = imports.propose_base(office.door.about, "olga", "smollm2", "Apache-2.0", source)
+    assert isinstance(proposal.order, ImportBase)
+    assert (proposal.order.format, proposal.order.source) == ("gguf", digest_bytes(b"gguf"))
+    receipt = orders.submit(office.door, orders.sign(proposal, office.site.keys["olga"]), office.anchor.log_key)
+    assert receipt.type == "import.requested"
+
+
+def test_a_link_in_a_model_folder_is_refused_by_name(tmp_path: Path) -> None:
+    folder = _folder(tmp_path)
+    (folder / "vocab.json").symlink_to("/etc/passwd")
+    with pytest.raises(BadInput, match=r"vocab\.json: expected a regular file, got a link"):
+        uploads.read_base(folder, "smollm2")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pt", "a.ckpt", "B.PKL"])
+def test_a_pickle_is_refused_before_a_byte_is_sent(tmp_path: Path, name: str) -> None:
+    folder = _folder(tmp_path)
+    (folder / name).write_bytes(b"\x80\x04.")
+    with pytest.raises(BadInput, match="got a pickle"):
+        uploads.read_base(folder, "smollm2")
+
+
+def test_what_is_neither_a_folder_nor_a_gguf_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"x")
+    with pytest.raises(BadInput, match=r"a folder of safetensors or a \.gguf file"):
+        uploads.read_base(tmp_path / "m.onnx", "smollm2")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotFound, match="got an empty folder"):
+        uploads.read_base(tmp_path / "empty", "smollm2")
+
+
+@pytest.mark.parametrize("data", [b"short", b"much longer than before"])
+def test_a_file_that_changes_while_it_is_sent_is_not_taken(
+    open_office: Callable[..., Office], tmp_path: Path, data: bytes
+) -> None:
+    office = open_office("staffed")
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"the first bytes")
+    source = uploads.read_base(path, "smollm2")
+    path.write_bytes(data)
+    with pytest.raises(Unavailable, match="it changed while it was read"):
+        _upload(office, source)
+    assert office.double.uploads == {}
+
+
+def test_a_service_that_has_other_bytes_is_refused(open_office: Callable[..., Office], tmp_path: Path) -> None:
+    office = open_office("staffed")
+    (tmp_path / "m.gguf").write_bytes(b"gguf")
+    source = uploads.read_base(tmp_path / "m.gguf", "smollm2")
+    office.double.bend[f"/v1/uploads/{source.digest}"] = lambda answer: {"digest": "sha256:" + "8" * 64}
+    with pytest.raises(Tampered, match="expected the service to have"):
+        _upload(office, source)
+
+
+def test_an_upload_begins_again_under_a_new_session(open_office: Callable[..., Office], tmp_path: Path) -> None:
+    office = open_office("staffed")
+    (tmp_path / "m.gguf").write_bytes(b"gguf")
+    source = uploads.read_base(tmp_path / "m.gguf", "smollm2")
+    door = office.as_("olga")
+    door.get("/v1/bases")
+    office.double.tokens.clear()
+    uploads.upload(door, source, lambda count: None)
+    assert office.double.uploads == {source.digest: b"gguf"}
+
+
+def test_a_datasets_texts_are_committed_and_its_base_is_named_by_digest(
+    open_office: Callable[..., Office], tmp_path: Path
+) -> None:
+    office = open_office("imported")
+    (tmp_path / "rows.csv").write_bytes(b"text,label\na,b\n")
+    terms = imports.DatasetTerms(
+        name="notes", base="smollm2", text_column="text", label_column="label", instruction="Name it.",
+        owner="Legal Example", licence="CC0-1.0", classification="internal", seed=1, held_out="0.2",
+    )  # fmt: skip
+    digest = imports.proven_digest(office.as_("olga"), office.anchor, "base", "smollm2")
+    source = imports.read_rows(tmp_path / "rows.csv", None)
+    order = imports.propose_dataset(office.door.about, "olga", terms, source, digest)
+    assert isinstance(order.order, ImportDataset)
+    assert order.order.base_digest == office.site.base_digest
+    assert {d.text for d in order.disclosures} == {"Name it.", "Legal Example"}
+
+
+def test_a_file_whose_ending_says_nothing_needs_its_format(tmp_path: Path) -> None:
+    (tmp_path / "rows.txt").write_bytes(b"text,label\n")
+    with pytest.raises(BadInput, match="--format"):
+        imports.read_rows(tmp_path / "rows.txt", None)
+    assert imports.read_rows(tmp_path / "rows.txt", "csv").format == "csv"
+
+
+def _state(status: str, **fields: object) -> dict[str, object]:
+    return {"status": status, "subject": "dataset:notes", "result": None, "error": None, "progress": [], **fields}
+
+
+def test_an_import_ends_with_its_result_or_as_the_error_it_was(open_office: Callable[..., Office]) -> None:
+    office = open_office("staffed")
+    door = office.as_("olga")
+    office.double.imports["good"] = _state("finished", result={"dataset": "notes@1"})
+    assert imports.wait_for_import(door, "good", lambda state: None) == {"dataset": "notes@1"}
+    office.double.imports["bad"] = _state("failed", error={"code": "dataset", "message": "line 7: expected a label"})
+    with pytest.raises(BadInput, match="import of dataset:notes: line 7") as raised:
+        imports.wait_for_import(door, "bad", lambda state: None)
+    assert raised.value.code == "dataset"
