@@ -15,7 +15,6 @@ import select
 import signal
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from appliance.runners import landlock, mounts, namespaces, privileges, seccomp
@@ -28,14 +27,14 @@ _RIGHTS = {"run": landlock.RUN, "read": landlock.READ, "write": landlock.WRITE, 
 _LEAST_ABI_ALONE = 3
 
 
-@dataclass
 class Walls:
     """The description from the service, and what stands so far."""
 
-    description: dict[str, Any]
-    standing: set[str] = field(default_factory=set)
-    reasons: dict[str, str] = field(default_factory=dict)
-    landlock_abi: int = 0
+    def __init__(self, description: dict[str, Any], standing: set[str], reasons: dict[str, str]) -> None:
+        self.description = description
+        self.standing = standing
+        self.reasons = reasons
+        self.landlock_abi = 0
 
     def wants(self, layer: str) -> bool:
         return layer in self.description["layers"]
@@ -76,9 +75,8 @@ def main(arguments: list[str]) -> NoReturn:
     os.set_inheritable(leash, False)
     os.set_inheritable(status, False)
     privileges.go_first_when_memory_runs_out()
-    walls = Walls(_read_description(leash))
-    wanted = {name for name in namespaces.FLAGS if walls.wants(name)}
-    walls.standing, walls.reasons = namespaces.unshare(wanted)
+    description = _read_description(leash)
+    walls = Walls(description, *namespaces.unshare(name for name in namespaces.FLAGS if name in description["layers"]))
     init = os.fork()
     if init == 0:
         _run_init(walls, leash, status, nothing)
@@ -128,7 +126,7 @@ def _layer(walls: Walls, name: str) -> Iterator[None]:
 def _make_root(walls: Walls) -> None:
     if "mount-ns" not in walls.standing:
         return
-    places = [mounts.Place(**place) for place in walls.description["places"]]
+    places = [mounts.Place(*place) for place in walls.description["places"]]
     with _layer(walls, "mount-ns"):
         mounts.enter_root(places, walls.description["folder"], fresh_proc="pid-ns" in walls.standing)
 
@@ -200,7 +198,7 @@ def _run_worker(walls: Walls, status: int) -> NoReturn:
 def _restrict(walls: Walls) -> None:
     description = walls.description
     if walls.wants("landlock"):
-        rules = [(place["path"], _RIGHTS[place["kind"]]) for place in description["places"]]
+        rules = [(path, _RIGHTS[kind]) for path, kind in description["places"]]
         with _layer(walls, "landlock"):
             walls.landlock_abi = landlock.restrict([*rules, ("/proc", landlock.READ)])
             if walls.landlock_abi < _LEAST_ABI_ALONE and "mount-ns" not in walls.standing:

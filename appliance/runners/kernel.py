@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import sys
 
 from appliance.errors import Unavailable
 
-MACHINE = platform.machine()
+MACHINE = os.uname().machine
 
 # name: (x86_64, aarch64)
 _NUMBERS = {

@@ -13,8 +13,7 @@ import stat
 import struct
 from collections.abc import Iterator
 from ctypes import create_string_buffer
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 from appliance.runners import kernel
 
@@ -33,8 +32,7 @@ ATTRIBUTES = {
 _MOST_HOPS = 40
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """One path of the host and what the worker may do with it: `kind` is a key of ATTRIBUTES."""
 
     path: str
@@ -43,7 +41,7 @@ class Place:
 
 def _parts(path: str) -> Iterator[str]:
     """Every prefix of an absolute path, from the top: /a, /a/b, /a/b/c."""
-    names = Path(path).parts[1:]
+    names = [name for name in path.split("/") if name]
     return ("/" + "/".join(names[: depth + 1]) for depth in range(len(names)))
 
 

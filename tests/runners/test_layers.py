@@ -70,7 +70,7 @@ def test_an_old_landlock_stands_only_beside_a_root_of_its_own(
 ) -> None:
     """Before ABI 3 it lets a file be emptied that it would not let be written."""
     monkeypatch.setattr(inside.landlock, "restrict", lambda rules: abi)
-    walls = inside.Walls({"layers": ["landlock"], "places": []}, {"mount-ns"} if root else set())
+    walls = inside.Walls({"layers": ["landlock"], "places": []}, {"mount-ns"} if root else set(), {})
     inside._restrict(walls)
     assert ("landlock" in walls.standing) is stands
 
