@@ -48,6 +48,10 @@ class Prepared:
 
 def run(connection: Connection, method: str, sql: str, parameters: Any) -> Any:
     """One call of the driver's; what it raises comes in SQLAlchemy's tree, as from any other statement."""
+    if not connection.in_transaction():
+        # As for any other statement. Else SQLite would answer outside the transaction that the next one begins, and
+        # what a reader takes for one moment of the database would be two.
+        connection.begin()
     raw, dialect = connection.connection, connection.dialect
     cursor = raw.cursor()
     base = dialect.loaded_dbapi.Error

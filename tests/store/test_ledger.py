@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, func, select
@@ -16,7 +17,8 @@ from appliance.formats.checkpoint import open_checkpoint
 from appliance.formats.commitment import Disclosure, disclose
 from appliance.formats.digest import digest_bytes
 from appliance.formats.merkle import hash_leaf, root_of, verify_consistency, verify_inclusion
-from appliance.store import tables
+from appliance.store import audit, rows, tables
+from appliance.store import ledger as ledger_module
 from appliance.store.ledger import Ledger
 from tests.store.site import START, Clock, Site, heartbeat, refusal
 
@@ -235,6 +237,47 @@ def test_a_replay_sent_to_another_service_is_refused(
     ledger.append(carol.pending)
     with pytest.raises(Conflict):
         other.append(carol.pending)
+
+
+@pytest.mark.parametrize("step", ["advance", "check_end"])
+def test_an_entry_of_another_service_in_the_middle_of_a_load_is_no_tampering(
+    ledger: Ledger, open_ledger: Callable[[], Ledger], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A load sees one moment of the database, from its very first statement on."""
+    real = getattr(ledger_module, step)
+
+    def interrupted(*args: Any) -> None:
+        monkeypatch.setattr(ledger_module, step, real)
+        ledger.append(heartbeat())
+        real(*args)
+
+    other = open_ledger()
+    monkeypatch.setattr(ledger_module, step, interrupted)
+    other.load()
+    assert other.state.size == 1
+    assert other.append(heartbeat()).entry.index == 2
+
+
+@pytest.mark.parametrize("call", ["refresh", "check_projections"])
+def test_an_entry_of_another_service_in_the_middle_of_a_check_is_no_finding(
+    ledger: Ledger, open_ledger: Callable[[], Ledger], monkeypatch: pytest.MonkeyPatch, site: Site, call: str
+) -> None:
+    other = open_ledger()
+    other.load()
+    ledger.append(heartbeat())
+    read = rows.read_head
+
+    def interrupted(connection: Any) -> rows.Head:
+        head = read(connection)
+        for module in (rows, audit):
+            monkeypatch.setattr(module, "read_head", read)
+        ledger.append(site.enrolment("carol").pending)
+        return head
+
+    for module in (rows, audit):
+        monkeypatch.setattr(module, "read_head", interrupted)
+    assert not getattr(other, call)()
+    assert other.append(heartbeat()).entry.index == 3
 
 
 def test_services_that_append_at_once_lose_nothing(ledger: Ledger, open_ledger: Callable[[], Ledger]) -> None:
