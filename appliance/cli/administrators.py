@@ -231,8 +231,7 @@ def endorse(caller: Caller, digest: str) -> None:
     from appliance.client.orders import find_pending, pending_orders, propose_endorsement
 
     found = find_pending(pending_orders(caller.reading()), digest)
-    show_proposal(found.proposal)
-    say(f"  This is the order of {found.proposal.order.signer}, entry {found.index} of the log.")
+    show_proposal(found.proposal, f"The order of {found.proposal.order.signer}, entry {found.index} of the log:")
     receipt = sign_and_submit(caller, propose_endorsement(caller.about, caller.signer, found))
     _tell(caller, receipt, f"{found.proposal.order.verb} stands")
 

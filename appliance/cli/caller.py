@@ -70,10 +70,10 @@ class Caller:
 
     def reading(self) -> Door:
         """The door, with this person's session for what is not told to strangers."""
-        door = self.door
-        _ = door.about
-        door.bearer = self.session
-        return door
+        session = self.session
+        _ = self.about
+        self.door.bearer = session
+        return self.door
 
     @cached_property
     def trust(self) -> Trust | None:

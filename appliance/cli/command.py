@@ -79,8 +79,15 @@ def _remember(attribute: str) -> Callable[[click.Context, click.Parameter, Any],
 
 
 def _option(flag: str, attribute: str, help: str, **settings: Any) -> Callable[[F], F]:
+    # Under a name of its own, so that no command's argument is taken for it.
     return click.option(
-        flag, attribute, cls=SharedOption, expose_value=False, callback=_remember(attribute), help=help, **settings
+        flag,
+        f"caller_{attribute}",
+        cls=SharedOption,
+        expose_value=False,
+        callback=_remember(attribute),
+        help=help,
+        **settings,
     )
 
 

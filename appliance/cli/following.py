@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+import time
+from typing import Any, TextIO
 
 from appliance.cli.output import plain, say
 from appliance.cli.progress import Meter
@@ -41,9 +43,10 @@ class Display:
         walls, layers = frame.get("walls") or {}, frame.get("layers") or {}
         missing = sorted(name for name, stands in layers.items() if not stands)
         without = f", without {', '.join(missing)}, which policy accepts" if missing else ""
+        refused = sum(result == "refused" for result in walls.values())
         say(
-            f"{self.run}: the worker stands behind {sum(map(bool, layers.values()))} walls{plain(without)}; "
-            f"it tried {len(walls)} ways out, and every one was refused."
+            f"{self.run}: sandboxed, layers that stand: {sum(map(bool, layers.values()))}{plain(without)}; "
+            f"ways out that were tried and refused: {refused} of {len(walls)}."
         )
 
     def _measure(self, label: str, total: int, unit: str) -> Meter:
@@ -64,9 +67,23 @@ def _pace(frame: dict[str, Any]) -> str:
     return f"{int(frame.get('tokens') or 0) / seconds:.0f} tokens a second" if seconds > 0 else "first step"
 
 
-def show_import(state: dict[str, Any]) -> None:
-    """A line for each new stage that an import tells of."""
-    for frame in state["progress"]:
-        told = frame.get("stage") or frame.get("message")
-        if told:
-            say(f"{state['subject']}: {plain(told)}")
+class ImportDisplay:
+    """An import: a line that counts the seconds on a terminal, one line when it begins anywhere else."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._began = time.monotonic()
+        self._told = False
+
+    def take(self, state: dict[str, Any]) -> None:
+        if self._stream.isatty():
+            passed = round(time.monotonic() - self._began)
+            self._stream.write(f"\r\x1b[K{plain(state['subject'])}: the worker reads and checks it, {passed} s")
+            self._stream.flush()
+        elif not self._told:
+            self._stream.write(f"{plain(state['subject'])}: the worker reads and checks it.\n")
+        self._told = True
+
+    def close(self) -> None:
+        if self._told and self._stream.isatty():
+            self._stream.write("\n")

@@ -10,7 +10,7 @@ import click
 
 from appliance.cli.caller import Caller
 from appliance.cli.command import group, reads, signs
-from appliance.cli.following import Display, show_import
+from appliance.cli.following import Display, ImportDisplay
 from appliance.cli.output import plain, print_facts, print_json, print_table, say
 from appliance.cli.progress import Meter
 from appliance.cli.signing import receipt_value, sign_all, sign_and_submit
@@ -61,20 +61,32 @@ def import_base(caller: Caller, path: Path, name: str, licence: str, wait: bool)
 
 
 def _finish_import(caller: Caller, receipt: Receipt, wait: bool) -> None:
-    from appliance.client.imports import wait_for_import
-
     if not wait:
         _print_receipt(caller, receipt)
         return
-    result = wait_for_import(caller.reading(), receipt.order, show_import)
+    result = _wait(caller, receipt.order)
     if caller.json:
         print_json({**receipt_value(receipt), "result": result})
         return
     facts = [(name.replace("_", " "), value) for name, value in dict(result.get("facts") or {}).items()]
     listed = [(name, value) for name, value in result.items() if name not in ("facts", "sample")]
-    print_facts([*((name, _joined(value)) for name, value in [*listed, *facts]), ("entry", receipt.index)])
+    print_facts([*((name, _joined(value)) for name, value in [*listed, *facts]), ("ordered by entry", receipt.index)])
     if "sample" in result:
-        say("", "The first row as the model sees it:", plain(result["sample"]))
+        say("", "The first row as the model sees it:", *(f"  {plain(line)}" for line in result["sample"].splitlines()))
+
+
+def _wait(caller: Caller, order: str) -> dict[str, Any]:
+    """The import's result. Leaving does not stop it."""
+    from appliance.client.imports import wait_for_import
+
+    display = ImportDisplay()
+    try:
+        return wait_for_import(caller.reading(), order, display.take)
+    except KeyboardInterrupt:
+        say("", f"The import goes on. Look for its end with: appliance ledger log --subject order:{order}")
+        raise
+    finally:
+        display.close()
 
 
 def _joined(value: Any) -> str:

@@ -34,11 +34,11 @@ def sign_all(caller: Caller, proposals: Sequence[Proposal], notes: Iterable[str]
     return receipts
 
 
-def show_proposal(proposal: Proposal) -> None:
+def show_proposal(proposal: Proposal, title: str = "You are about to sign:") -> None:
     """On stderr, the way it is signed: no value is left out."""
     from appliance.client import orders
 
-    say("", "You are about to sign:", "")
+    say("", title, "")
     print_facts([(f"  {label}", value) for label, value in orders.describe(proposal)], err=True)
     say("", f"  What it means: {orders.MEANINGS[proposal.order.verb]}", "")
 

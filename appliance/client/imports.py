@@ -77,17 +77,14 @@ def proven_digest(door: Door, anchor: Anchor, kind: str, name: str) -> str:
 
 
 def wait_for_import(door: Door, order: str, told: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """The result of an import that was ordered; its failure as the error it was. `told` gets each new state."""
-    last: Any = None
+    """The result of an import that was ordered; its failure as the error it was. `told` gets each state on the way."""
     while True:
         state = door.get(f"/v1/imports/{order}", wait_s=_WAIT_S)
-        if state["progress"] != last:
-            last = state["progress"]
-            told(state)
         if state["status"] == "finished":
             return dict(state["result"] or {})
         if state["status"] == "failed":
             raise _failure(state)
+        told(state)
 
 
 def _failure(state: dict[str, Any]) -> ApplianceError:

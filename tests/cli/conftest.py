@@ -1,0 +1,89 @@
+"""The command line as a person types it: arguments in, exit code, stdout and stderr out, at a real door."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from appliance.cli import main
+from appliance.formats.keys import Ed25519Signer, encode_key_file
+from appliance.formats.trust import encode_trust
+from tests.client.double import Double, seal, serving
+from tests.domain.builder import Site, stage
+
+PASSPHRASE = b"correct horse battery"
+
+
+@dataclass(frozen=True)
+class Told:
+    code: int
+    out: str
+    err: str
+
+
+class Desk:
+    """A person's place: key files, a passphrase file, a trust file and the service behind the socket."""
+
+    def __init__(self, double: Double, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.double = double
+        self.site: Site = double.site
+        self.folder = folder
+        self._capsys = capsys
+        self.passphrase = folder / "pass"
+        self.passphrase.write_bytes(PASSPHRASE + b"\n")
+        self.passphrase.chmod(0o600)
+        self.trust = folder / "trust.json"
+        self.trust.write_bytes(encode_trust(self.site.trust))
+
+    def key(self, name: str) -> Path:
+        path = self.folder / f"{name}.key"
+        if not path.exists():
+            signer = self.site.keys[name]
+            assert isinstance(signer, Ed25519Signer)
+            salt, nonce = secrets.token_bytes(32), secrets.token_bytes(12)
+            path.write_bytes(encode_key_file(signer.private, PASSPHRASE, salt=salt, nonce=nonce))
+            path.chmod(0o600)
+        return path
+
+    def type(self, *words: str) -> Told:
+        """What happens, exactly as the shell sees it."""
+        self._capsys.readouterr()
+        code = main.run([str(word) for word in words])
+        told = self._capsys.readouterr()
+        return Told(code, told.out, told.err)
+
+    def as_(self, name: str, *words: str) -> Told:
+        """The same with this person's key and passphrase file."""
+        return self.type(*words, *self.options(name))
+
+    def options(self, name: str) -> list[str]:
+        return ["--as", name, "--key", str(self.key(name)), "--passphrase-file", str(self.passphrase)]
+
+
+@pytest.fixture
+def open_desk(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[str], Desk]]:
+    """`open_desk(stage)`: a service at that stage of the journey, and a desk before it."""
+    with ExitStack() as stack:
+
+        def opened(at: str) -> Desk:
+            site = stage("trained" if at == "sealed" else at)
+            if at == "sealed":
+                seal(site)
+            double = Double(site)
+            stack.enter_context(serving(double, home / "run" / "appliance.sock"))
+            return Desk(double, tmp_path, capsys)
+
+        yield opened
+
+
+def type_alone(capsys: pytest.CaptureFixture[str], *words: str) -> Told:
+    """Without a service."""
+    capsys.readouterr()
+    code = main.run([str(word) for word in words])
+    told = capsys.readouterr()
+    return Told(code, told.out, told.err)

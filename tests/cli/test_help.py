@@ -1,0 +1,142 @@
+"""Every command explains itself, at once and with an example that can be typed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from appliance import errors
+from appliance.cli import main
+from appliance.cli.command import Group, _WithExample
+from tests.cli.conftest import type_alone
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("httpx", "pydantic", "yaml", "cryptography", "torch", "fastapi", "sqlalchemy")
+
+
+def _commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from _commands(below, (*path, name))
+
+
+ALL = list(_commands(main.cli))
+LEAVES = [(path, command) for path, command in ALL if not isinstance(command, click.Group)]
+
+
+def _names(found: list[tuple[tuple[str, ...], click.Command]]) -> list[str]:
+    return [" ".join(path) or "appliance" for path, _ in found]
+
+
+def test_every_audience_has_its_commands() -> None:
+    assert set(_names(LEAVES)) >= {
+        "init", "key new", "key show", "key prove", "principal enroll", "principal list", "principal grant",
+        "principal revoke", "order list", "order show", "order endorse", "policy show", "policy adopt", "policy test",
+        "policy diff", "base import", "base list", "dataset import", "dataset list", "dataset show", "run start",
+        "run list", "run show", "run cancel", "review list", "review show", "review approve", "review reject",
+        "release activate", "release rollback", "release history", "adapter revoke", "adapter show", "adapter list",
+        "token issue", "serve", "ledger log", "ledger show", "ledger export", "ledger verify", "completion",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "command"), ALL, ids=_names(ALL))
+def test_every_help_has_a_sentence_and_an_example_that_names_the_command(
+    path: tuple[str, ...], command: click.Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = type_alone(capsys, *path, "--help")
+    assert (told.code, told.err) == (0, "")
+    assert told.out.startswith("Usage: appliance")
+    assert command.help is not None and command.help.strip().split("\n")[0].endswith((".", ":"))
+    assert isinstance(command, _WithExample)
+    assert " ".join(("appliance", *path)) in command.example
+    assert command.example.splitlines()[0] in told.out
+
+
+@pytest.mark.parametrize(("path", "command"), ALL, ids=_names(ALL))
+def test_an_example_uses_options_that_exist(path: tuple[str, ...], command: click.Command) -> None:
+    assert isinstance(command, _WithExample)
+    text = command.example.replace("\\\n", " ")
+    for line in re.findall(r"appliance (?!-)[^)\n]*", text):
+        words = shlex.split(line.partition(" > ")[0].replace('"', ""))[1:]
+        known = {option for p in main.cli.params for option in p.opts}
+        at: click.Command = main.cli
+        for word in words:
+            if isinstance(at, click.Group):
+                below = at.get_command(click.Context(at), word)
+                assert below is not None, f"{line}: no command {word}"
+                at = below
+                known |= {option for p in at.params for option in (*p.opts, *p.secondary_opts)}
+            elif word.startswith("--"):
+                assert word in known, f"{line}: no option {word}"
+
+
+@pytest.mark.parametrize(("path", "command"), LEAVES, ids=_names(LEAVES))
+def test_every_command_speaks_json_and_knows_its_home(path: tuple[str, ...], command: click.Command) -> None:
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert {"--json", "--home"} <= options
+
+
+def test_no_help_loads_a_library_that_takes_time() -> None:
+    """0.2 s for a help text, measured, is the same fact on an idle machine; this holds on a busy one too."""
+    script = (
+        "import sys, io, contextlib\n"
+        "from appliance.cli.main import run\n"
+        f"for path in {[list(path) for path, _ in ALL]}:\n"
+        "    with contextlib.redirect_stdout(io.StringIO()):\n"
+        "        assert run([*path, '--help']) == 0\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_a_group_without_a_command_shows_its_help_and_succeeds(capsys: pytest.CaptureFixture[str]) -> None:
+    told = type_alone(capsys, "run")
+    assert told.code == 0
+    assert "start" in told.out and isinstance(main.cli, Group)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_gets_its_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    told = type_alone(capsys, "completion", shell)
+    assert told.code == 0
+    assert "_APPLIANCE_COMPLETE" in told.out
+
+
+def test_completion_knows_the_commands() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.argv[0] = 'appliance'; from appliance.cli.main import main; main()"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"_APPLIANCE_COMPLETE": "bash_complete", "COMP_WORDS": "appliance run ", "COMP_CWORD": "2", "PATH": "/bin"},
+    )
+    assert {line.partition(",")[2] for line in answer.stdout.split()} == {"cancel", "list", "show", "start"}
+
+
+def test_the_page_names_every_command_and_every_exit_code() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    for path in _names(LEAVES):
+        assert f"`appliance {path}`" in page, f"docs/cli.md: expected a line for appliance {path}"
+    branches = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.ApplianceError)]
+    codes = {branch.exit_code for branch in branches} | {0, main.INTERRUPTED, main.BROKEN_PIPE}
+    assert {int(code) for code in re.findall(r"^\| ([0-9]+) \|", page, re.MULTILINE)} == codes
+
+
+def test_the_table_of_commands_says_what_each_command_says(capsys: pytest.CaptureFixture[str]) -> None:
+    told = type_alone(capsys, "--help")
+    for name, entry in main.COMMANDS.items():
+        assert f"{name} " in told.out and entry.help.endswith(".")
+    assert json.dumps(list(main.COMMANDS)) == json.dumps([path[0] for path, _ in ALL if len(path) == 1])

@@ -1,0 +1,352 @@
+"""Operators, reviewers, units and auditors at the door: what they type, what they read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from appliance.cli import caller, main, reviewers
+from appliance.domain.credentials import parse_token
+from appliance.errors import BadInput
+from tests.cli.conftest import Desk
+from tests.domain.builder import ORIGIN, policy_set
+
+RECIPE = "name: clauses\nbase: smollm2\ndataset: clauses@1\nrank: 8\n"
+
+
+def _recipe(desk: Desk, name: str = "recipe.yaml", text: str = RECIPE) -> str:
+    path = desk.folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def test_an_operator_imports_a_base_that_was_hashed_here(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("staffed")
+    (desk.folder / "m.gguf").write_bytes(b"gguf")
+    words = ["base", "import", str(desk.folder / "m.gguf"), "--name", "smollm2", "--licence", "Apache-2.0", "--yes"]
+    told = desk.as_("olga", *words, "--no-wait", "--json")
+    assert told.code == 0, told.err
+    receipt = json.loads(told.out)
+    assert receipt["type"] == "import.requested"
+    assert list(desk.double.uploads.values()) == [b"gguf"]
+    assert "Apache-2.0" in told.err and "You vouch for the source" in told.err
+
+
+def test_a_failed_import_fails_the_command_with_the_workers_words(
+    open_desk: Callable[[str], Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from appliance.client import imports
+
+    def fail(door: object, order: str, told: object) -> None:
+        raise BadInput(
+            "import of base:smollm2: base, evil.bin: expected safetensors, got a pickle", code="base-refused"
+        )
+
+    monkeypatch.setattr(imports, "wait_for_import", fail)
+    desk = open_desk("staffed")
+    (desk.folder / "m.gguf").write_bytes(b"gguf")
+    told = desk.as_(
+        "olga", "base", "import", str(desk.folder / "m.gguf"), "--name", "smollm2", "--licence", "MIT", "--yes"
+    )
+    assert told.code == 2
+    assert told.err.endswith("got a pickle [base-refused]\n")
+
+
+def test_a_dataset_import_shows_every_term_before_it_is_signed(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("imported")
+    (desk.folder / "rows.csv").write_bytes(b"clause,kind\na,b\n")
+    told = desk.as_(
+        "olga", "dataset", "import", str(desk.folder / "rows.csv"), "--name", "notes", "--base", "smollm2",
+        "--text-column", "clause", "--label-column", "kind", "--owner", "Legal Example", "--licence", "CC0-1.0",
+        "--classification", "internal", "--instruction", "Name it.", "--no-wait", "--yes",
+    )  # fmt: skip
+    assert told.code == 0, told.err
+    for text in ("clause", "kind", "Legal Example", "CC0-1.0", "internal", "Name it.", "0.2"):
+        assert text in told.err
+
+
+def test_several_recipes_are_shown_first_and_queued_in_their_order(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("imported")
+    second = _recipe(desk, "second.yaml", RECIPE.replace("rank: 8", "rank: 4"))
+    told = desk.as_("olga", "run", "start", _recipe(desk), second, "--yes", "--json")
+    assert told.code == 0, told.err
+    assert [run["run"] for run in json.loads(told.out)] == ["r-000001", "r-000002"]
+    assert (
+        told.err.index("You are about to sign") < told.err.rindex("You are about to sign") < told.err.index("signed:")
+    )
+    assert "epochs:" in told.err and "5  (auto)" in told.err
+    assert "appliance run show r-000001 --follow" in told.err
+
+
+def test_one_recipe_that_is_off_starts_none(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("imported")
+    bad = _recipe(desk, "bad.yaml", RECIPE + "rnak: 3\n")
+    told = desk.as_("olga", "run", "start", _recipe(desk), bad, "--yes")
+    assert told.code == 2
+    assert "bad.yaml" in told.err and "did you mean 'rank'" in told.err
+    assert len(desk.site.state.runs) == 0
+
+
+def test_a_run_is_followed_to_its_seal(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("sealed")
+    step = {"seq": 0, "frame": "step", "step": 2, "steps": 2, "loss": 0.5, "tokens": 10, "seconds": 1.0}
+    desk.double.progress = [step]
+    told = desk.as_("olga", "run", "show", "r-000001", "--follow")
+    assert told.code == 0
+    assert "trains: 2 of 2 steps, loss 0.500" in told.err
+    assert "next: a reviewer types: appliance review show clauses@1" in told.err
+    assert told.out.splitlines()[-1].split() == ["r-000001", "sealed", "clauses@1"]
+
+
+def test_a_run_that_was_not_sealed_fails_the_command(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("sealed")
+    desk.double.bend["/v1/runs/r-000001/progress"] = lambda a: {**a, "status": "failed", "detail": "out of memory"}
+    told = desk.as_("olga", "run", "show", "r-000001", "--follow")
+    assert told.code == 5
+    assert "r-000001: expected it sealed, got failed: out of memory" in told.err
+
+
+def test_a_run_is_cancelled_by_the_one_who_ordered_it(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("trained")
+    assert desk.as_("olga", "run", "cancel", "seven", "--yes").code == 2
+    told = desk.as_("olga", "run", "cancel", "r-000001", "--yes")
+    assert told.code == 0, told.err
+    assert "cancelled" in desk.as_("olga", "run", "list").out
+
+
+def test_a_reviewer_reads_what_a_signature_binds_and_then_signs_it(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("sealed")
+    row = desk.site.state.adapters.get("clauses@1")
+    assert row is not None
+    shown = desk.as_("rita", "review", "show", "clauses@1", "--trust", str(desk.trust))
+    assert shown.code == 0, shown.err
+    for text in (row.manifest, "adapter_model.safetensors", "accuracy 0.900000", "ordered by olga", "the trust file"):
+        assert text in shown.out
+    told = desk.as_("rita", "review", "approve", "clauses@1", "--unit", "legal", "--yes")
+    assert told.code == 0, told.err
+    assert "I reviewed what this signature binds and approve it for legal, for the field privacy." in told.out
+    listed = desk.as_("rita", "review", "list", "--unit", "legal")
+    assert "rita (privacy, legal)" in listed.out
+
+
+def test_the_meaning_is_asked_for_and_bound_as_it_was_typed(
+    open_desk: Callable[[str], Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = open_desk("sealed")
+    monkeypatch.setattr(caller, "is_interactive", lambda: True)
+    monkeypatch.setattr(reviewers, "is_interactive", lambda: True)
+    words = ["review", "reject", "clauses@1", "--unit", "legal", *desk.options("raul")]
+    result = CliRunner().invoke(main.cli, words, input="It names a client.\ny\n")
+    assert result.exit_code == 0, result.stderr
+    assert "What your signature means" in result.stderr
+    assert "meaning:" in result.stdout and "It names a client." in result.stdout
+    assert "It names a client." in {found.text for found in desk.site.disclosures}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--valid-days", "3", "--valid-until", "2027-01-01"), "got both"),
+        (("--valid-until", "2027-02-30"), "expected a day that exists"),
+        (("--valid-until", "2020-01-01"), "expected a time after"),
+        (("--field", "law"), "expected rita to be reviewer:law"),
+        (("--meaning", " "), "got an empty text"),
+        (("--unit", "nobody"), "unit: expected an enrolled one"),
+    ],
+)
+def test_a_decision_that_cannot_count_is_refused(
+    open_desk: Callable[[str], Desk], words: tuple[str, ...], said: str
+) -> None:
+    desk = open_desk("sealed")
+    told = desk.as_("rita", "review", "approve", "clauses@1", "--unit", "legal", *words, "--yes")
+    assert told.code in (2, 3)
+    assert said in told.err
+    row = desk.site.state.adapters.get("clauses@1")
+    assert row is not None and row.reviews == ()
+
+
+def test_a_changed_byte_stops_review_and_release_before_anything_is_signed(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("sealed")
+    desk.double.files["adapter_model.safetensors"] = b"weightz"
+    size = len(desk.site.entries)
+    for name, words in (
+        ("rita", ("review", "show", "clauses@1")),
+        ("rita", ("review", "approve", "clauses@1", "--unit", "legal", "--yes")),
+        ("otto", ("release", "activate", "clauses@1", "--unit", "legal", "--task", "labels", "--yes")),
+    ):
+        told = desk.as_(name, *words)
+        assert told.code == 6
+        assert "adapter_model.safetensors: expected sha256:" in told.err
+    assert len(desk.site.entries) == size
+
+
+def _approve(desk: Desk) -> None:
+    for name in ("rita", "raul"):
+        told = desk.as_(name, "review", "approve", "clauses@1", "--unit", "legal", "--valid-days", "9", "--yes")
+        assert told.code == 0, told.err
+
+
+def test_a_release_is_activated_listed_and_taken_back(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("sealed")
+    words = ("release", "activate", "clauses@1", "--unit", "legal", "--task", "labels", "--yes")
+    denied = desk.as_("otto", *words)
+    assert denied.code == 3 and "expected 2 standing approvals" in denied.err
+    _approve(desk)
+    told = desk.as_("otto", *words)
+    assert told.code == 0, told.err
+    assert "answered by:  clauses@1" in told.out
+    assert "clauses@1" in desk.as_("otto", "release", "history", "--unit", "legal").out
+    back = desk.as_("otto", "release", "rollback", "--unit", "legal", "--task", "labels", "--yes")
+    assert back.code == 4 and "expected an earlier adapter than clauses@1" in back.err
+    told = desk.as_("rita", "adapter", "revoke", "clauses@1", "--reason", "leaks", "--yes")
+    assert told.code == 0, told.err
+    history = desk.as_("audrey", "adapter", "show", "clauses@1").out
+    for kind in (
+        "run.requested",
+        "run.started",
+        "adapter.sealed",
+        "review.recorded",
+        "release.activated",
+        "adapter.revoked",
+    ):
+        assert kind in history
+    assert "clauses@1" in desk.as_("audrey", "adapter", "list").out
+
+
+def test_a_unit_gets_a_token_on_stdout_and_nothing_else(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("staffed")
+    told = desk.as_("legal", "token", "issue", "--minutes", "5")
+    assert told.code == 0
+    assert parse_token(told.out.removesuffix("\n")).payload
+    assert "Whoever has it speaks for the unit." in told.err
+    offline = desk.type("token", "issue", "--origin", ORIGIN, *desk.options("legal"), "--home", "/nowhere")
+    assert offline.code == 0
+    assert desk.as_("legal", "token", "issue", "--minutes", "61").code == 2
+
+
+def test_the_log_is_a_table_lines_of_json_or_csv(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("imported")
+    table = desk.as_("audrey", "ledger", "log", "--type", "base.imported")
+    assert table.out.splitlines()[1].split()[2:5] == ["base.imported", "service", "success"]
+    rows = [json.loads(line) for line in desk.as_("audrey", "ledger", "log", "--json").out.splitlines()]
+    assert [row["index"] for row in rows] == list(range(len(desk.site.entries)))
+    text = desk.as_("audrey", "ledger", "log", "--actor", "ben", "--csv").out
+    read = list(csv.DictReader(io.StringIO(text)))
+    assert {row["actor"] for row in read} == {"ben"}
+    last = desk.as_("audrey", "ledger", "log", "--last", "2", "--json").out.splitlines()
+    assert [json.loads(line)["index"] for line in last] == [row["index"] for row in rows[-2:]]
+    limited = desk.as_("audrey", "ledger", "log", "--after", "3", "--limit", "2", "--json").out.splitlines()
+    assert [json.loads(line)["index"] for line in limited] == [4, 5]
+    until = desk.as_("audrey", "ledger", "log", "--until", "2026-01-14", "--json")
+    assert (until.code, until.out) == (0, "")
+    assert desk.as_("audrey", "ledger", "log", "--csv", "--json").code == 2
+    assert desk.as_("audrey", "ledger", "log", "--since", "yesterday").code == 2
+
+
+def test_an_entry_is_shown_with_its_order_in_words_and_its_document_byte_for_byte(
+    open_desk: Callable[[str], Desk],
+) -> None:
+    desk = open_desk("imported")
+    index = str(len(desk.site.entries) - 2)
+    told = desk.as_("audrey", "ledger", "show", index, "--trust", str(desk.trust))
+    assert told.code == 0, told.err
+    assert "verb: import-dataset" in told.out and "owner: Legal Example" in told.out
+    assert f"entry {index} is in the log of {len(desk.site.entries)} entries" in told.err
+    raw = desk.as_("audrey", "ledger", "show", index, "--document", "order").out
+    assert raw.encode() in desk.site.documents.values()
+    value = json.loads(desk.as_("audrey", "ledger", "show", index, "--json").out)
+    assert value["type"] == "import.requested" and "order" in value["contents"]
+
+
+def test_an_export_is_written_once(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("staffed")
+    path = str(desk.folder / "log.tar")
+    told = desk.as_("audrey", "ledger", "export", path)
+    assert told.code == 0
+    assert f"appliance-verify {path} --trust" in told.err
+    assert desk.as_("audrey", "ledger", "export", path).code == 5
+
+
+REPORT = {
+    "verdict": "verified",
+    "counts": {"entries": 3, "signatures": 2},
+    "findings": [],
+    "local_findings": [],
+    "unchecked": [],
+    "trust": {"origin": ORIGIN, "log_key": "k", "genesis": "g", "administrators": ["anna", "ben"]},
+    "origin": ORIGIN,
+    "single_administrator": False,
+    "site_policies": "replayed",
+    "size": 3,
+    "head": "sha256:aa",
+    "root": "sha256:bb",
+    "artifacts": 2,
+    "projections": 9,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "said"),
+    [
+        ({}, 0, "checked entries:       3"),
+        (
+            {"verdict": "failed", "findings": [{"index": 2, "rule": "chain", "message": "broken"}]},
+            6,
+            "entry 2, chain: broken",
+        ),
+        ({"verdict": "failed", "local_findings": ["projection x differs"]}, 6, "projection x differs"),
+        ({"verdict": "unverifiable", "trust": None, "unchecked": ["no trust file"]}, 7, "no trust file"),
+    ],
+)
+def test_only_a_verified_log_succeeds_and_the_counts_are_printed(
+    open_desk: Callable[[str], Desk], changes: dict[str, object], code: int, said: str
+) -> None:
+    desk = open_desk("staffed")
+    desk.double.report = {**REPORT, **changes}
+    told = desk.as_("audrey", "ledger", "verify", "--trust", str(desk.trust))
+    assert told.code == code
+    assert said in told.out
+    value = json.loads(desk.as_("audrey", "ledger", "verify", "--json").out)
+    assert value["verdict"] == desk.double.report["verdict"]
+
+
+def _policy(desk: Desk, **parameters: object) -> Path:
+    folder = desk.folder / "strict"
+    folder.mkdir(exist_ok=True)
+    (folder / "parameters.json").write_text(json.dumps(parameters))
+    for name in ("policies.cedar", "schema.cedarschema"):
+        (folder / name).write_text("")
+    (folder / "tests.json").write_text("[]")
+    return folder
+
+
+def test_a_policy_is_shown_compared_tested_and_adopted_by_two(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("staffed")
+    folder = str(_policy(desk, reviewers=3))
+    assert policy_set().digest in desk.as_("anna", "policy", "show").out
+    assert '+  "reviewers": 3,' in desk.as_("anna", "policy", "diff", folder).out.splitlines()
+    desk.double.cases = [{"name": "one", "passed": False, "expected": "deny", "got": "allow"}]
+    tested = desk.as_("anna", "policy", "test", folder)
+    assert tested.code == 3
+    assert "FAILED" in tested.out and "0 of 1 cases passed." in tested.err
+    told = desk.as_("anna", "policy", "adopt", folder, "--yes", "--json")
+    assert told.code == 0, told.err
+    assert '+  "reviewers": 3,' in told.err.splitlines()
+    told = desk.as_("ben", "order", "endorse", json.loads(told.out)["order"], "--yes")
+    assert told.code == 0, told.err
+    assert desk.site.state.parameters.reviewers == 3
+
+
+def test_a_service_of_another_log_than_the_trust_files_is_refused(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("staffed")
+    text = desk.trust.read_text()
+    desk.trust.write_text(text.replace(ORIGIN, "bank.example/loh"))
+    told = desk.as_("audrey", "ledger", "show", "0", "--trust", str(desk.trust))
+    assert told.code in (2, 6)
+    assert "trust file" in told.err

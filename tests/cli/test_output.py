@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from appliance.cli.following import Display
+from appliance.cli.output import plain, print_facts, print_table
+from appliance.cli.progress import Meter, show_bytes
+
+
+def test_text_of_others_cannot_drive_the_terminal() -> None:
+    assert plain("Ada\x1b[31m\nB\x07\u202e") == "Ada\\x1b[31m\\nB\\x07\\u202e"
+    assert plain("Zoë, 数据") == "Zoë, 数据"
+    assert plain(None) == "-"
+
+
+def test_columns_stand_below_one_another(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("run", "status"), [("r-000001", "sealed"), ("r-2", None)])
+    assert capsys.readouterr().out.splitlines() == ["run       status", "r-000001  sealed", "r-2       -"]
+
+
+def test_facts_stand_below_one_another_and_a_long_text_is_indented(capsys: pytest.CaptureFixture[str]) -> None:
+    print_facts([("a", "one"), ("longer", "two\nthree"), ("none", None)])
+    assert capsys.readouterr().out.splitlines() == ["a:       one", "longer:  two", "         three", "none:    -"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_one_line_moves() -> None:
+    stream = Terminal()
+    meter = Meter("trains", 4, "steps", stream)
+    meter._drawn = -1.0
+    meter.set(2, "loss 0.5")
+    meter.close()
+    text = stream.getvalue()
+    assert text.startswith("\r\x1b[K[############............] trains: 2 of 4 steps, loss 0.5")
+    assert text.endswith("\n") and text.count("\n") == 1
+
+
+def test_without_a_terminal_lines_are_plain_and_few() -> None:
+    stream = io.StringIO()
+    meter = Meter("trains", 1000, "steps", stream)
+    for step in range(1, 1001):
+        meter.set(step)
+    meter.close()
+    assert stream.getvalue() == "trains: 1000 of 1000 steps\n"
+
+
+def test_the_estimate_counts_from_the_first_step() -> None:
+    meter = Meter("trains", 10, "steps", io.StringIO())
+    meter._began -= 1000  # a slow start
+    meter.set(1)
+    assert meter.left_s() is None
+    meter._began -= 8
+    meter.set(5)
+    assert meter.left_s() == pytest.approx(10, rel=0.1)
+    assert "about 10 s left" in meter.text()
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (98_400_000, "98.4 MB"), (2_000_000_000_000, "2000.0 GB")],
+)
+def test_sizes_are_in_decimal_units(count: int, text: str) -> None:
+    assert show_bytes(count) == text
+
+
+def test_a_run_is_told_in_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    display = Display("r-000001")
+    step = {"frame": "step", "step": 2, "steps": 2, "loss": 0.25, "seconds": 2.0, "tokens": 10}
+    display.take("queued", [])
+    display.take(
+        "running", [{"frame": "started", "walls": {"tcp": "refused"}, "layers": {"seccomp": True, "landlock": False}}]
+    )
+    display.take("running", [step, {"frame": "unknown"}])
+    display.take("trained", [{"frame": "progress", "done": 5, "total": 5}])
+    display.take("sealed", [])
+    assert capsys.readouterr().err.splitlines() == [
+        "r-000001: waits for its turn.",
+        "r-000001: sandboxed, layers that stand: 1, without landlock, which policy accepts; "
+        "ways out that were tried and refused: 1 of 1.",
+        "trains: 2 of 2 steps, loss 0.250, 5 tokens a second",
+        "evaluates: 5 of 5 answers",
+        "r-000001: sealed.",
+    ]
