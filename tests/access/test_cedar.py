@@ -1,0 +1,328 @@
+"""The site's own policies: what they can see, how they refuse, and that they can only tighten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from appliance.access.cedar import SitePolicies
+from appliance.access.request import Moment, Thing, request_of
+from appliance.access.samples import SAMPLES
+from appliance.domain import orders as o
+from appliance.domain.invariants import reasons_against
+from appliance.domain.orders import ORDERS
+from appliance.domain.policy import Parameters, PolicySet
+from appliance.domain.verify import verify_log
+from appliance.errors import BadInput, Denied
+from tests.domain.builder import Site, stage
+from tests.domain.refusals import refuses
+
+FOLDER = Path(__file__).resolve().parents[2] / "policies" / "default"
+SCHEMA = (FOLDER / "schema.cedarschema").read_text()
+PERMIT = '@id("all") permit (principal, action, resource);\n'
+
+
+def policy(cedar: str, schema: str = SCHEMA, **parameters: Any) -> PolicySet:
+    return PolicySet(name="site", parameters=Parameters(**parameters), cedar=cedar, cedar_schema=schema)
+
+
+def decide(site: Site, order: o.Order, cedar: str) -> tuple[str, ...]:
+    signer = site.state.principals.get(order.signer)
+    assert signer is not None
+    return SitePolicies(policy(cedar)).decide(signer, order, site.state, site.now)
+
+
+def orders(site: Site) -> dict[str, o.Order]:
+    """One order of each verb, about things that this site knows."""
+    pending = site.pend(site.order(o.Grant, "anna", principal="olga", role="reviewer:safety"))
+    run = site.request_run()
+    enroll, _ = site.enrolment("newcomer", ("operator", "release-owner:legal"))
+    made: list[o.Order] = [
+        enroll,
+        site.order(o.Grant, "anna", principal="rita", role="reviewer:safety"),
+        site.order(o.RevokePrincipal, "anna", principal="rita"),
+        site.order(o.AdoptPolicy, "anna", policy=policy(PERMIT).digest),
+        site.order(o.Endorse, "ben", order=pending.pae_digest),
+        site.order(o.ImportBase, "ines", base="other", format="gguf", source=site.base_digest, licence="Apache-2.0"),
+        site.dataset_order(),
+        site.train_order(),
+        site.order(o.Cancel, "olga", run=run),
+        site.review_order("rita", "privacy"),
+        site.release_order(o.Activate),
+        site.release_order(o.RollBack),
+        site.order(o.RevokeAdapter, "rita", **site.on_adapter()),
+    ]
+    return {order.verb: order for order in made}
+
+
+SITE = stage("released")
+ORDERED = orders(SITE)
+
+
+def test_every_verb_has_an_order_here_and_a_sample() -> None:
+    assert set(ORDERED) == set(SAMPLES) == set(ORDERS)
+
+
+@pytest.mark.parametrize("verb", sorted(ORDERS))
+def test_every_verb_is_decided(verb: str) -> None:
+    order = ORDERED[verb]
+    assert decide(SITE, order, PERMIT) == ()
+    forbid = f'{PERMIT}@id("no-{verb}") forbid (principal, action == Action::"{verb}", resource);'
+    assert decide(SITE, order, forbid) == (f"site policy no-{verb}: forbids {verb} by {order.signer}",)
+    others = [other for name, other in ORDERED.items() if name != verb]
+    assert all(decide(SITE, other, forbid) == () for other in others)
+
+
+def shape(value: Any) -> Any:
+    """Types without values."""
+    if isinstance(value, Thing):
+        return value.type, {key: shape(item) for key, item in value.attributes.items()}
+    return type(value).__name__
+
+
+@pytest.mark.parametrize("verb", sorted(ORDERS))
+def test_the_sample_of_a_verb_has_the_shape_of_the_real_request(verb: str) -> None:
+    """Otherwise a schema would be tried against something that is never sent."""
+    order, sample = ORDERED[verb], SAMPLES[verb]
+    signer = SITE.state.principals.get(order.signer)
+    assert signer is not None
+    real = request_of(signer, order, SITE.state, SITE.now)
+    assert shape(real.resource) == shape(sample.resource)
+    assert {key: shape(value) for key, value in real.context.items()} == {
+        key: shape(value) for key, value in sample.context.items()
+    }
+
+
+# What a policy can see.
+
+SEEN = [
+    ("train", 'resource.dataset.classification == "internal"'),
+    ("train", 'resource.dataset.licence == "CC-BY-4.0" && resource.base.licence == "Apache-2.0"'),
+    ("train", 'resource.dataset.imported_by == Principal::"ines"'),
+    ("train", 'resource.dataset.imported_by in Role::"operator"'),
+    ("train", 'resource.ordered_by == principal && resource.adapter == "clauses"'),
+    ("train", 'context.method == "qlora" && context.rank == 8 && context.purpose == "release"'),
+    ("train", 'principal in Role::"operator" && principal.name == "olga"'),
+    ("cancel", 'resource.status == "queued" && resource.base.name == "smollm2"'),
+    ("review", 'principal in Role::"reviewer" && principal in Role::"reviewer:privacy"'),
+    ("review", 'context.unit == "legal" && context.field == "privacy" && context.decision == "approve"'),
+    ("review", 'context.valid_until.durationSince(context.now) == duration("1d")'),
+    ("review", 'resource.dataset.classification == "internal" && resource.ordered_by == Principal::"olga"'),
+    ("activate", 'context.unit == "legal" && context.task == "labels" && resource == Adapter::"clauses@1"'),
+    ("activate", 'principal in Role::"release-owner" && principal in Role::"release-owner:legal"'),
+    ("roll-back", "resource.version == 1"),
+    ("enroll", 'resource.name == "newcomer" && context.roles.contains("operator")'),
+    ("enroll", 'context.roles.contains("release-owner:legal") && resource.roles.isEmpty()'),
+    ("grant", 'resource in Role::"reviewer" && context.role == "reviewer:safety"'),
+    ("revoke-principal", 'resource == Principal::"rita"'),
+    ("endorse", 'resource.verb == "grant" && resource.signer == Principal::"anna"'),
+    ("endorse", "resource.signer != principal && !context.single_administrator"),
+    ("import-base", 'resource.licence == "Apache-2.0" && context.format == "gguf"'),
+    ("import-dataset", 'resource.classification == "internal" && resource.version == 2 && context.format == "csv"'),
+    ("revoke-adapter", 'resource.name == "clauses"'),
+    ("adopt-policy", "resource.digest like \"sha256:*\""),
+    ("train", 'context.now > datetime("2026-01-15T00:00:00Z") && context.now < datetime("2026-01-16T00:00:00Z")'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("verb", "condition"), SEEN)
+def test_a_policy_sees_what_the_ledger_knows(verb: str, condition: str) -> None:
+    text = f'{PERMIT}@id("when") forbid (principal, action == Action::"{verb}", resource) when {{ {condition} }};'
+    assert decide(SITE, ORDERED[verb], text) == (f"site policy when: forbids {verb} by {ORDERED[verb].signer}",)
+    unless = text.replace("when {", "unless {")
+    assert decide(SITE, ORDERED[verb], unless) == (), "the condition is false where it should be true"
+
+
+def test_every_policy_that_forbids_is_named_whatever_its_place_in_the_file() -> None:
+    text = (
+        '@id("third") forbid (principal, action == Action::"cancel", resource);\n'
+        '@id("second") forbid (principal, action == Action::"train", resource);\n'
+        f"{PERMIT}"
+        '@id("first") forbid (principal, action, resource) when { context.now > datetime("2000-01-01") };\n'
+    )
+    assert decide(SITE, ORDERED["train"], text) == (
+        "site policy first: forbids train by olga",
+        "site policy second: forbids train by olga",
+    )
+
+
+# Failing closed.
+
+
+def test_what_no_policy_permits_is_refused() -> None:
+    text = '@id("some") permit (principal, action == Action::"cancel", resource);'
+    assert decide(SITE, ORDERED["train"], text) == (
+        "site policies site: expected a policy that permits train by olga, got none",
+    )
+
+
+def test_a_policy_that_cannot_be_evaluated_is_a_reason_against() -> None:
+    """Cedar alone would skip the forbid that fails, and allow."""
+    overflow = "context.rank * 9223372036854775807 > 0"
+    with pytest.raises(BadInput, match="expected it to take a sample request"):
+        SitePolicies(policy(PERMIT + forbid_train(overflow)))
+    (reason,) = decide(SITE, ORDERED["train"], PERMIT + forbid_train(f"context.rank == 8 && {overflow}"))
+    assert reason.startswith("site policies site: expected a decision on train by olga, got:")
+
+
+def forbid_train(condition: str) -> str:
+    return f'@id("no") forbid (principal, action == Action::"train", resource) when {{ {condition} }};'
+
+
+def test_an_order_about_what_the_ledger_does_not_know_is_refused() -> None:
+    unknown = SITE.order(o.Cancel, "olga", run="r-999999")
+    assert decide(SITE, unknown, PERMIT) == ("site policies site: run: expected a known one, got r-999999",)
+
+
+@pytest.mark.parametrize(
+    ("cedar", "schema", "words"),
+    [
+        ("permit (principal, action", SCHEMA, "policies: expected Cedar policies, got:"),
+        (PERMIT, "entity X = {", "schema: expected a Cedar schema, got:"),
+        ("permit (principal, action, resource);", SCHEMA, "policy0: expected an @id"),
+        (PERMIT + '@id("Not An Id") forbid (principal, action, resource);', SCHEMA, "policy1: expected an @id"),
+        (PERMIT + PERMIT, SCHEMA, "policy1: expected an @id of its own, got 'all' again"),
+        ("", SCHEMA, "expected at least one permit"),
+        ('@id("no") forbid (principal, action, resource);', SCHEMA, "expected at least one permit"),
+        (PERMIT + '@id("t") permit (principal == ?principal, action, resource);', SCHEMA, "expected no templates"),
+        (PERMIT + '@id("a") forbid (principal, action == Action::"fly", resource);', SCHEMA, "a: for policy"),
+        (
+            PERMIT + '@id("b") forbid (principal, action == Action::"train", resource) when { resource.hue == "red" };',
+            SCHEMA,
+            "b: for policy",
+        ),
+        (PERMIT, SCHEMA.replace("classification: String,", ""), "action import-dataset: expected it to take a sample"),
+        (PERMIT, SCHEMA.replace("rank: Long,", "rank: String,"), "action train: expected it to take a sample"),
+        (PERMIT, SCHEMA.replace('action "cancel"', 'action "stop"'), "action cancel: expected it to take a sample"),
+        (PERMIT, SCHEMA.replace("  verb: String,", "  verb: String,\n  more: String,"), "action endorse: expected"),
+    ],
+)  # fmt: skip
+def test_a_policy_set_that_could_not_decide_is_refused_before_it_is_adopted(
+    cedar: str, schema: str, words: str
+) -> None:
+    with pytest.raises(BadInput, match="policy set site") as caught:
+        SitePolicies(policy(cedar, schema))
+    assert words in caught.value.message
+
+
+def test_a_set_that_forbids_its_own_replacement_says_so() -> None:
+    def locked(text: str, site: Site = SITE) -> tuple[str, ...]:
+        return SitePolicies(policy(PERMIT + text)).locked_out(site.state, site.now)
+
+    adopt, endorse = 'Action::"adopt-policy"', 'Action::"endorse"'
+    by_anna = 'unless { principal == Principal::"anna" }'
+    assert locked("") == ()
+    assert locked(f'@id("one") forbid (principal, action == {adopt}, resource) {by_anna};') == ()
+    alone = f'@id("one") forbid (principal, action in [{adopt}, {endorse}], resource) {by_anna};'
+    assert "site policy one: forbids endorse by ben" in locked(alone)
+    assert locked(alone, Site(single=True)) == ()
+    assert locked(f'@id("never") forbid (principal, action == {adopt}, resource);')
+    assert locked(f'@id("never") forbid (principal, action == {endorse}, resource);')
+
+
+# Only tightening.
+
+LOOSEST = st.lists(
+    st.sampled_from(
+        [
+            PERMIT,
+            '@id("b") permit (principal in Role::"operator", action == Action::"review", resource);\n',
+            '@id("c") permit (principal == Principal::"olga", action, resource);\n',
+            '@id("d") permit (principal, action == Action::"activate", resource) when { context.unit == "sales" };\n',
+            '@id("e") forbid (principal, action == Action::"cancel", resource);\n',
+        ]
+    ),
+    min_size=1,
+    unique=True,
+).filter(lambda texts: any("permit" in text for text in texts))
+
+
+def forbidden_orders(site: Site) -> list[o.Order]:
+    """Each breaks an invariant."""
+    return [
+        site.review_order("olga", "privacy"),
+        site.review_order("rita", "model-risk"),
+        site.release_order(o.Activate, "olga"),
+        site.release_order(o.Activate, unit="sales"),
+        site.train_order("rita"),
+        site.order(o.RevokePrincipal, "olga", principal="rita"),
+        site.enrolment("eve", ("administrator", "operator"))[0],
+        site.order(o.Grant, "anna", principal="audrey", role="operator"),
+        site.order(o.RevokeAdapter, "olga", **site.on_adapter()),
+    ]
+
+
+@settings(max_examples=30, deadline=None)
+@given(texts=LOOSEST)
+def test_no_policy_loosens_an_invariant(texts: list[str]) -> None:
+    """Whatever a set permits, the reasons against are the invariants' and its own, never fewer."""
+    site = stage("approved")
+    site.adopt(policy("".join(texts)))
+    decided = SitePolicies(policy("".join(texts)))
+    for order in forbidden_orders(site):
+        signer = site.state.principals.get(order.signer)
+        assert signer is not None
+        against = reasons_against(site.state, order, site.now)
+        both = [*against, *decided.decide(signer, order, site.state, site.now)]
+        assert against and set(against) <= set(both)
+
+
+def test_the_rules_do_not_know_cedar_so_that_no_set_moves_them() -> None:
+    """The same refusal under a set that permits everything to everyone, entry by entry."""
+    site = stage("sealed")
+    site.adopt(policy(PERMIT))
+    with refuses(site, Denied, "role: expected olga to be reviewer:privacy", "did not order the run"):
+        site.review("olga", "privacy")
+    with refuses(site, Denied, "quorum: expected 2 standing approvals"):
+        site.activate()
+
+
+def test_a_decision_leaves_the_state_as_it_was() -> None:
+    before = list(SITE.state.projections())
+    for order in ORDERED.values():
+        decide(SITE, order, PERMIT)
+    assert list(SITE.state.projections()) == before
+
+
+# Replayed by whoever verifies.
+
+
+def verify(site: Site) -> Any:
+    return verify_log(
+        site.entries, site.documents.get, site.disclosures, site.checkpoint(), site.trust,
+        now=site.now, replay=lambda found: SitePolicies(found).decide,
+    )  # fmt: skip
+
+
+def test_a_log_replays_its_sites_policies() -> None:
+    site = Site(policy=policy(PERMIT))
+    site.enroll("olga", "operator")
+    report = verify(site)
+    assert (report.verdict, report.site_policies, report.counts.decisions) == ("verified", "replayed", 2)
+
+
+def test_an_entry_that_the_adopted_set_forbids_is_found() -> None:
+    """A service that did not ask its own policies."""
+    strict = '@id("no-more-runs") forbid (principal, action == Action::"train", resource);'
+    site = Site(policy=policy(PERMIT))
+    for name, roles in {"ines": ("operator",), "olga": ("operator",)}.items():
+        site.enroll(name, *roles)
+    site.import_base()
+    site.import_dataset()
+    site.adopt(policy(PERMIT + strict))
+    run = site.request_run()
+    report = verify(site)
+    (finding,) = report.findings
+    assert finding.index == site.state.runs.get(run).index  # type: ignore[union-attr]
+    assert "site policy no-more-runs: forbids train by olga" in finding.message
+
+
+def test_the_moment_of_a_decision_is_the_entrys() -> None:
+    signer = SITE.state.principals.get("olga")
+    assert signer is not None
+    request = request_of(signer, ORDERED["train"], SITE.state, "2030-01-01T00:00:00.000Z")
+    assert request.context["now"] == Moment("2030-01-01T00:00:00.000Z")

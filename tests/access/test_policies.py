@@ -1,0 +1,226 @@
+"""The policy sets that lie under policies/: each assembles, decides, and passes its own test cases."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.access import cases
+from appliance.access.cedar import SitePolicies
+from appliance.access.samples import SAMPLES
+from appliance.domain.names import encode_value
+from appliance.domain.policy import Parameters, PolicySet, parse_policy
+from appliance.domain.policy_files import ADOPTED, assemble_policy
+from appliance.errors import BadInput
+
+ROOT = Path(__file__).resolve().parents[2] / "policies"
+FOLDERS = sorted(path for path in ROOT.iterdir() if path.is_dir())
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+DEFAULT = read(ROOT / "default")
+
+
+def assembled(**changes: bytes) -> PolicySet:
+    names = {"parameters": "parameters.json", "policies": "policies.cedar", "schema": "schema.cedarschema"}
+    return assemble_policy("site", {**DEFAULT, **{names[key]: value for key, value in changes.items()}})
+
+
+def test_the_folders_are_there() -> None:
+    assert {"default", "strict-example"} <= {folder.name for folder in FOLDERS}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_a_folder_passes_its_own_cases(folder: Path) -> None:
+    policy = assemble_policy(folder.name, read(folder))
+    parsed = cases.parse_cases((folder / "tests.json").read_bytes())
+    failed = [result for result in cases.test_cases(policy, parsed) if not result.passed]
+    assert failed == []
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_every_forbid_of_a_folder_has_a_case_that_it_refuses(folder: Path) -> None:
+    text = "\n".join(line for line in (folder / "policies.cedar").read_text().splitlines() if line[:2] != "//")
+    forbids = set(re.findall(r'@id\("([^"]+)"\)\s*forbid', text))
+    tested = {case.policy for case in cases.parse_cases((folder / "tests.json").read_bytes()) if case.expect == "deny"}
+    assert forbids == tested - {None}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_a_folder_is_one_document_that_parses_again(folder: Path) -> None:
+    policy = assemble_policy(folder.name, read(folder))
+    assert parse_policy(encode_value(policy)) == policy
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_every_folder_has_the_appliances_schema(folder: Path) -> None:
+    assert read(folder)["schema.cedarschema"] == DEFAULT["schema.cedarschema"]
+
+
+def test_the_default_set_has_the_default_parameters_and_forbids_nothing() -> None:
+    policy = assemble_policy("default", DEFAULT)
+    assert policy.parameters == Parameters()
+    assert set(json.loads(DEFAULT["parameters.json"])) == set(Parameters.model_fields)
+    assert all(SitePolicies(policy).reasons_against(request) == () for request in SAMPLES.values())
+
+
+def test_the_commented_examples_are_policies_that_work() -> None:
+    _, _, examples = DEFAULT["policies.cedar"].decode().partition("// Examples.")
+    lines = [line[3:] for line in examples.splitlines() if re.match(r"// (@id|forbid|when|unless)", line)]
+    site = SitePolicies(assembled(policies=DEFAULT["policies.cedar"] + "\n".join(lines).encode()))
+    assert site.reasons_against(SAMPLES["review"]) == ("site policy approve-for-90-days: forbids review by rita",)
+    assert len(re.findall("@id", "\n".join(lines))) == 5
+
+
+def test_the_strict_example_tightens_and_never_loosens() -> None:
+    strict = assemble_policy("strict", read(ROOT / "strict-example")).parameters
+    usual = Parameters()
+    assert strict.reviewers >= usual.reviewers
+    assert "privacy" in strict.required_fields
+    for name in ("order_lifetime_s", "approval_lifetime_s", "session_lifetime_s", "token_lifetime_s", "clock_skew_s"):
+        assert getattr(strict, name) <= getattr(usual, name)
+
+
+# Assembling.
+
+
+@pytest.mark.parametrize("name", ADOPTED)
+def test_a_missing_file_is_named(name: str) -> None:
+    with pytest.raises(BadInput, match=f"got none of {name}"):
+        assemble_policy("site", {key: data for key, data in DEFAULT.items() if key != name})
+
+
+def test_a_file_that_would_silently_not_be_adopted_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"got more\.cedar"):
+        assemble_policy("site", {**DEFAULT, "more.cedar": b""})
+
+
+def test_tests_are_no_part_of_what_is_adopted() -> None:
+    without = {key: data for key, data in DEFAULT.items() if key != "tests.json"}
+    assert assemble_policy("site", without).digest == assemble_policy("site", DEFAULT).digest
+
+
+def test_the_layout_of_the_parameters_file_does_not_matter_and_its_values_do() -> None:
+    compact = json.dumps(json.loads(DEFAULT["parameters.json"])).encode()
+    assert assembled(parameters=compact).digest == assembled().digest
+    assert assembled(parameters=b"{}").digest == assembled().digest
+    assert assembled(parameters=b'{"reviewers": 3}').digest != assembled().digest
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "expected JSON"),
+        (b"[]", "parameters.json"),
+        (b'{"reviewer": 2}', "reviewer: Extra inputs"),
+        (b'{"reviewers": "2"}', "reviewers"),
+        (b'{"reviewers": 2.0}', "reviewers"),
+        (b'{"reviewers": true}', "reviewers"),
+        (b'{"reviewers": 2, "reviewers": 1}', "every key once"),
+        (b'{"reviewers": 1}', "distinct_fields: expected at most reviewers"),
+        (b'{"required_fields": ["Privacy"]}', "required_fields.0"),
+        (b"\xff", "expected UTF-8"),
+        (b"[" * 100_000, "expected JSON"),
+    ],
+)
+def test_parameters_are_read_strictly(data: bytes, words: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        assembled(parameters=data)
+    assert words in caught.value.message
+
+
+def test_a_policy_sets_name_is_an_identifier() -> None:
+    with pytest.raises(BadInput, match="policy set Not A Name: name"):
+        assemble_policy("Not A Name", DEFAULT)
+
+
+def test_policies_that_are_no_text_are_refused() -> None:
+    with pytest.raises(BadInput, match=r"policies\.cedar, byte 0: expected UTF-8"):
+        assembled(policies=b"\xff")
+
+
+# Cases.
+
+
+def run(case: dict[str, Any], policy: bytes = DEFAULT["policies.cedar"]) -> cases.CaseResult:
+    parsed = cases.parse_cases(json.dumps([{"name": "one", "verb": "train", "expect": "allow"} | case]).encode())
+    (result,) = cases.test_cases(assembled(policies=policy), parsed)
+    return result
+
+
+FORBID = DEFAULT["policies.cedar"] + b'@id("no-train") forbid (principal, action == Action::"train", resource);'
+
+
+def test_a_case_that_fails_says_what_was_decided() -> None:
+    assert run({}) == cases.CaseResult("one", True, "allow", "allow")
+    assert run({}, FORBID) == cases.CaseResult("one", False, "allow", "deny by no-train")
+    assert run({"expect": "deny"}) == cases.CaseResult("one", False, "deny", "allow")
+    denied = {"expect": "deny", "policy": "no-train"}
+    assert run(denied, FORBID).passed
+    assert not run({"expect": "deny", "policy": "another"}, FORBID).passed
+
+
+def test_a_denial_because_nothing_permits_names_no_policy() -> None:
+    only = b'@id("cancel") permit (principal, action == Action::"cancel", resource);'
+    result = run({"expect": "deny"}, only)
+    assert (result.passed, result.got) == (True, "deny by no policy (none permits)")
+    assert not run({"expect": "deny", "policy": "cancel"}, only).passed
+
+
+def test_a_decision_that_fails_passes_no_case() -> None:
+    broken = DEFAULT["policies.cedar"] + (
+        b'@id("sum") forbid (principal, action == Action::"train", resource) '
+        b"when { context.rank > 100 && context.rank * 9223372036854775807 > 0 };"
+    )
+    for expect in ("allow", "deny"):
+        result = run({"expect": expect, "context": {"rank": 101}}, broken)
+        assert (result.passed, result.got[:12]) == (False, "no decision:")
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ({"verb": "fly"}, "verb: expected one of enroll"),
+        ({"context": {"colour": "red"}}, "context: expected some of"),
+        ({"resource": {"dataset": {"colour": "red"}}}, "resource.dataset: expected some of"),
+        ({"context": {"rank": "8"}}, "context.rank: expected a value like 16"),
+        ({"context": {"rank": True}}, "context.rank: expected a value like 16"),
+        ({"context": {"now": "yesterday"}}, "context.now: expected YYYY"),
+        ({"resource": {"dataset": "clauses"}}, "resource.dataset: expected a value like an object"),
+        ({"principal": {"roles": "operator"}}, "principal.roles: expected a value like"),
+        ({"principal": {"roles": [1]}}, "principal.roles: expected a value like"),
+        ({"expect": "maybe"}, "expect"),
+        ({"more": 1}, "more"),
+        ({"name": ""}, "name"),
+    ],
+)  # fmt: skip
+def test_a_case_that_says_something_unknown_is_refused(case: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        run(case)
+    assert words in caught.value.message
+
+
+@pytest.mark.parametrize("data", [b"[]", b"", b"{}", b"[1]"])
+def test_no_cases_are_not_green(data: bytes) -> None:
+    with pytest.raises(BadInput, match="policy test cases"):
+        cases.parse_cases(data)
+
+
+def test_a_renamed_thing_has_the_id_of_its_name() -> None:
+    case = {
+        "resource": {"base": {"name": "smollm2"}, "dataset": {"name": "clauses", "version": 7}},
+        "expect": "deny",
+        "policy": "by-id",
+    }
+    policy = DEFAULT["policies.cedar"] + (
+        b'@id("by-id") forbid (principal, action == Action::"train", resource) '
+        b'when { resource.base == Base::"smollm2" && resource.dataset == Dataset::"clauses@7" };'
+    )
+    assert run(case, policy).passed

@@ -1,0 +1,146 @@
+"""Admission: from bytes and proofs alone, every reason against, and what counts as tampering."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from appliance.domain.admission import Admission, Evidence, LoggedOrder, decide_admission, entries_needed
+from appliance.domain.entry import parse_entry
+from appliance.formats.manifest import MANIFEST_PATH
+from appliance.formats.merkle import hash_leaf, inclusion_proof, root_of
+from tests.domain.builder import Site, stage
+
+FILES = {"adapter_model.safetensors": b"weights", "recipe.json": b"{}"}
+
+
+def node(site: Site, level: int, index: int) -> bytes:
+    leaves = [hash_leaf(data) for data in site.entries]
+    return root_of(leaves[index << level : (index + 1) << level])
+
+
+def evidence(site: Site) -> Evidence:
+    """What the store would read for the release of clauses@1 to legal/labels."""
+    adapter = site.state.adapters.get("clauses@1")
+    assert adapter is not None
+    sealed = parse_entry(site.entries[adapter.index])
+    size = len(site.entries)
+    logged = {}
+    for index in entries_needed(site.state, "legal", adapter, "labels", site.now):
+        entry = parse_entry(site.entries[index])
+        proof = inclusion_proof(index, size, lambda level, place: node(site, level, place))
+        order = entry.documents.get("order")
+        logged[index] = LoggedOrder(site.entries[index], tuple(proof), None if order is None else site.documents[order])
+    return Evidence(
+        files={**FILES, MANIFEST_PATH: site.documents[sealed.documents["manifest"]]},
+        signature=site.documents[sealed.documents["signature"]],
+        logged=logged,
+        checkpoint=site.checkpoint(),
+    )
+
+
+def decide(site: Site, found: Evidence) -> Admission:
+    admission = decide_admission(site.state, "legal", "labels", found, site.now)
+    assert admission is not None
+    return admission
+
+
+def test_what_holds_is_admitted_with_its_approvals() -> None:
+    site = stage("released")
+    admission = decide(site, evidence(site))
+    assert (admission.reasons, admission.tampered) == ((), False)
+    assert admission.approvals == site.admitted().approvals
+
+
+def test_nothing_released_is_nothing_to_admit() -> None:
+    site = stage("approved")
+    assert decide_admission(site.state, "legal", "labels", evidence(site), site.now) is None
+
+
+def other_file(found: Evidence) -> Evidence:
+    return replace(found, files={**found.files, "recipe.json": b"[]"})
+
+
+def more_files(found: Evidence) -> Evidence:
+    return replace(found, files={**found.files, "more.py": b""})
+
+
+def fewer_files(found: Evidence) -> Evidence:
+    return replace(found, files={path: data for path, data in found.files.items() if path != "recipe.json"})
+
+
+def other_manifest(found: Evidence) -> Evidence:
+    return replace(found, files={**found.files, MANIFEST_PATH: found.files[MANIFEST_PATH] + b" "})
+
+
+def no_manifest(found: Evidence) -> Evidence:
+    return replace(found, files=FILES)
+
+
+def other_signature(found: Evidence) -> Evidence:
+    return replace(found, signature=found.signature.replace(b'"sig":"', b'"sig":"AAAA'))
+
+
+def no_log(found: Evidence) -> Evidence:
+    return replace(found, logged={})
+
+
+def no_envelopes(found: Evidence) -> Evidence:
+    return replace(found, logged={index: replace(one, envelope=None) for index, one in found.logged.items()})
+
+
+def no_proofs(found: Evidence) -> Evidence:
+    return replace(found, logged={index: replace(one, proof=()) for index, one in found.logged.items()})
+
+
+def swapped_entries(found: Evidence) -> Evidence:
+    first, *rest = sorted(found.logged)
+    return replace(found, logged={**found.logged, first: found.logged[rest[0]]})
+
+
+def other_checkpoint(found: Evidence) -> Evidence:
+    return replace(found, checkpoint=stage("released").fork().checkpoint(5))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        other_file, more_files, fewer_files, other_manifest, no_manifest, other_signature, no_log, no_envelopes,
+        no_proofs, swapped_entries, other_checkpoint,
+    ],
+)  # fmt: skip
+def test_bytes_that_do_not_hold_are_tampering(spoil: Any) -> None:
+    site = stage("released")
+    admission = decide(site, spoil(evidence(site)))
+    assert admission.reasons and admission.tampered
+
+
+def test_a_row_that_says_approved_admits_nothing() -> None:
+    """A review is put into the state by hand: no entry proves it."""
+    site = stage("released")
+    adapter = site.state.adapters.get("clauses@1")
+    assert adapter is not None
+    made_up = adapter.reviews[0].model_copy(update={"index": 3, "reviewer": "raul", "field": "model-risk"})
+    site.state.adapters.put("clauses@1", adapter.model_copy(update={"reviews": (adapter.reviews[0], made_up)}))
+    admission = decide(site, evidence(site))
+    assert admission.reasons
+
+
+@pytest.mark.parametrize("name", ["rita", "raul"])
+def test_a_reviewer_who_was_revoked_is_a_refusal_and_no_tampering(name: str) -> None:
+    site = stage("released")
+    site.revoke(name)
+    admission = decide(site, evidence(site))
+    assert any("quorum" in reason for reason in admission.reasons)
+    assert not admission.tampered
+
+
+def test_a_release_owner_who_was_revoked_is_a_refusal_and_no_tampering() -> None:
+    """The adapter's bytes are whole: it must not end in quarantine because somebody left."""
+    site = stage("released")
+    site.revoke("otto")
+    admission = decide(site, evidence(site))
+    assert any("signature by otto: expected a standing key" in reason for reason in admission.reasons)
+    assert not admission.tampered

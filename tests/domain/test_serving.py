@@ -1,0 +1,393 @@
+"""The rules of serving: approvals, releases, admission, slots and requests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from appliance.domain import events as e
+from appliance.domain import orders as o
+from appliance.domain.names import NO_DIGEST, add_seconds
+from appliance.domain.state import Adapter
+from appliance.errors import Denied
+from tests.domain.builder import Site, policy_set, stage
+from tests.domain.refusals import refuses
+
+
+def adapter(site: Site, version: int = 1) -> Adapter:
+    found = site.state.adapters.get(f"clauses@{version}")
+    assert found is not None
+    return found
+
+
+def revoke_adapter(site: Site, version: int = 1) -> None:
+    order = site.order(o.RevokeAdapter, "anna", **site.on_adapter(version))
+    site.ordered(e.AdapterRevoked(policy=site.in_force), order)
+
+
+def roll_back(site: Site, version: int, by: str = "otto") -> None:
+    order = site.release_order(o.RollBack, by, version)
+    site.ordered(e.ReleaseRolledBack(policy=site.in_force), order)
+
+
+def second_version(site: Site) -> None:
+    """clauses@2: sealed, approved, activated."""
+    site.seal(site.train(), 2)
+    site.review("rita", "privacy", 2)
+    site.review("raul", "model-risk", 2)
+    site.activate(2)
+
+
+# The quorum.
+
+
+def test_without_approvals_nothing_is_released() -> None:
+    site = stage("sealed")
+    with refuses(site, Denied, "quorum: expected 2 standing approvals of clauses@1 for legal, got 0"):
+        site.activate()
+
+
+def test_one_approval_is_not_two() -> None:
+    site = stage("sealed")
+    site.review("rita", "privacy")
+    with refuses(site, Denied, "got 1", "expected 2 different fields", "got privacy"):
+        site.activate()
+
+
+def test_one_reviewer_signing_twice_is_one() -> None:
+    """Even in two fields."""
+    site = stage("sealed")
+    grant = site.order(o.Grant, "anna", principal="rita", role="reviewer:model-risk")
+    site.two(e.RoleGranted(policy=site.in_force), grant)
+    site.review("rita", "privacy")
+    site.review("rita", "privacy")
+    site.review("rita", "model-risk")
+    with refuses(site, Denied, "quorum: expected 2 standing approvals", "got 1"):
+        site.activate()
+
+
+def test_two_reviewers_of_one_field_are_not_two_fields() -> None:
+    site = stage("sealed")
+    site.enroll("rosa", "reviewer:privacy")
+    site.review("rita", "privacy")
+    site.review("rosa", "privacy")
+    with refuses(site, Denied, "expected 2 different fields", "got privacy"):
+        site.activate()
+
+
+def test_a_required_field_is_not_replaced_by_others() -> None:
+    site = stage("approved")
+    site.adopt(policy_set(required_fields=("security",)))
+    with refuses(site, Denied, "quorum: expected an approval of security for clauses@1, got none"):
+        site.activate()
+
+
+def test_an_approval_for_another_unit_does_not_count() -> None:
+    site = stage("sealed")
+    site.review("rita", "privacy", unit="sales")
+    site.review("raul", "model-risk", unit="legal")
+    with refuses(site, Denied, "standing approvals of clauses@1 for legal, got 1"):
+        site.activate()
+
+
+def test_an_approval_of_another_version_does_not_count() -> None:
+    site = stage("approved")
+    site.seal(site.train(), 2)
+    with refuses(site, Denied, "standing approvals of clauses@2 for legal, got 0"):
+        site.activate(2)
+
+
+def test_a_rejection_stands_against_any_number_of_approvals() -> None:
+    site = stage("approved")
+    site.enroll("rosa", "reviewer:security")
+    entry = site.review("rosa", "security", decision="reject")
+    with refuses(site, Denied, f"review {entry.index}: expected an approval, got a rejection by rosa"):
+        site.activate()
+
+
+def test_a_reviewers_last_word_counts() -> None:
+    site = stage("approved")
+    site.review("rita", "privacy", decision="reject")
+    with refuses(site, Denied, "got a rejection by rita"):
+        site.activate()
+    site.review("rita", "privacy")
+    site.activate()
+
+
+def test_an_approval_ends_on_its_day() -> None:
+    site = stage("approved")
+    end = adapter(site).reviews[0].valid_until
+    site.now = add_seconds(end, -1)
+    fork = site.fork()
+    fork.activate()
+    site.now = end
+    with refuses(site, Denied, "standing approvals of clauses@1 for legal, got 1"):
+        site.activate()
+
+
+def test_an_approval_falls_with_its_reviewer() -> None:
+    site = stage("approved")
+    site.revoke("rita")
+    with refuses(site, Denied, "standing approvals of clauses@1 for legal, got 1"):
+        site.activate()
+
+
+# Releases.
+
+
+@pytest.mark.parametrize("name", ["olga", "rita", "anna", "legal", "audrey"])
+def test_only_the_units_release_owner_releases(name: str) -> None:
+    site = stage("approved")
+    with refuses(site, Denied, f"role: expected {name} to be release-owner:legal"):
+        site.ordered(e.ReleaseActivated(policy=site.in_force), site.release_order(o.Activate, name))
+
+
+def test_a_release_owner_releases_to_the_own_unit_only() -> None:
+    site = stage("approved")
+    order = site.release_order(o.Activate, unit="sales")
+    with refuses(site, Denied, "role: expected otto to be release-owner:sales", "for sales, got 0"):
+        site.ordered(e.ReleaseActivated(policy=site.in_force), order)
+
+
+def test_who_ordered_the_run_does_not_release_it() -> None:
+    site = stage("approved")
+    site.two(
+        e.RoleGranted(policy=site.in_force),
+        site.order(o.Grant, "anna", principal="olga", role="release-owner:legal"),
+    )
+    with refuses(site, Denied, "separation of duties: expected a release owner who did not order the run, got olga"):
+        site.ordered(e.ReleaseActivated(policy=site.in_force), site.release_order(o.Activate, "olga"))
+
+
+def test_a_release_names_an_adapter_by_its_bytes() -> None:
+    site = stage("approved")
+    with refuses(site, Denied, "adapter clauses@1: expected the manifest"):
+        site.ordered(e.ReleaseActivated(policy=site.in_force), site.release_order(o.Activate, manifest=NO_DIGEST))
+    with refuses(site, Denied, "adapter: expected a sealed one, got other@1"):
+        site.ordered(e.ReleaseActivated(policy=site.in_force), site.release_order(o.Activate, adapter="other"))
+
+
+def test_a_release_to_a_unit_that_was_revoked_is_refused() -> None:
+    site = stage("approved")
+    site.revoke("legal")
+    with refuses(site, Denied, "unit: expected an enrolled one, got legal"):
+        site.activate()
+
+
+def test_a_revoked_adapter_is_not_released() -> None:
+    site = stage("approved")
+    revoke_adapter(site)
+    with refuses(site, Denied, "expected a standing one, got one revoked by entry"):
+        site.activate()
+
+
+def test_a_roll_back_goes_to_what_answered_before() -> None:
+    site = stage("released")
+    with refuses(site, Denied, "adapter: expected an earlier one than today's, got clauses@1"):
+        roll_back(site, 1)
+    second_version(site)
+    roll_back(site, 1)
+    release = site.state.releases.get("legal/labels")
+    assert release is not None
+    assert [(a.adapter, a.kind) for a in release.history] == [
+        ("clauses@1", "activate"),
+        ("clauses@2", "activate"),
+        ("clauses@1", "roll-back"),
+    ]
+
+
+def test_a_roll_back_to_what_never_answered_is_refused() -> None:
+    site = stage("approved")
+    with refuses(site, Denied, "adapter: expected one that answered legal/labels before, got clauses@1"):
+        roll_back(site, 1)
+
+
+def test_a_roll_back_needs_what_a_release_needs() -> None:
+    site = stage("released")
+    second_version(site)
+    with refuses(site, Denied, "role: expected rita to be release-owner:legal"):
+        roll_back(site, 1, "rita")
+    revoke_adapter(site, 1)
+    with refuses(site, Denied, "adapter clauses@1: expected a standing one"):
+        roll_back(site, 1)
+
+
+def test_an_activation_is_not_recorded_as_a_roll_back() -> None:
+    site = stage("approved")
+    with refuses(site, Denied, "order: expected roll-back, got activate"):
+        site.ordered(e.ReleaseRolledBack(policy=site.in_force), site.release_order(o.Activate))
+
+
+# Admission.
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"task": "other"}, "release: expected one for legal/other, got none"),
+        ({"unit": "sales"}, "release: expected one for sales/labels, got none"),
+        ({"adapter": "clauses@2"}, "adapter: expected clauses@1, got clauses@2"),
+        ({"manifest": NO_DIGEST}, "manifest: expected sha256:"),
+        ({"policy": NO_DIGEST}, "policy: expected sha256:"),
+        ({"approvals": ()}, "approvals: expected ("),
+        ({"approvals": (1, 2)}, "approvals: expected ("),
+        ({"head": 10_000}, "head: expected at most"),
+    ],
+)
+def test_an_admission_says_what_the_log_says(fields: dict[str, Any], words: str) -> None:
+    site = stage("released")
+    with refuses(site, Denied, words):
+        site.add(site.admitted(**fields))
+
+
+def spoil_by_revocation(site: Site) -> None:
+    revoke_adapter(site)
+
+
+def spoil_by_reviewer(site: Site) -> None:
+    site.revoke("raul")
+
+
+def spoil_by_rejection(site: Site) -> None:
+    site.review("raul", "model-risk", decision="reject")
+
+
+def spoil_by_time(site: Site) -> None:
+    site.now = adapter(site).reviews[0].valid_until
+
+
+def spoil_by_policy(site: Site) -> None:
+    site.adopt(policy_set(reviewers=3))
+
+
+def spoil_by_unit(site: Site) -> None:
+    site.revoke("legal")
+
+
+def spoil_by_quarantine(site: Site) -> None:
+    site.add(e.AdapterQuarantined(adapter="clauses@1", message="hmac-sha256:" + "0" * 64))
+
+
+SPOILS = [
+    spoil_by_revocation,
+    spoil_by_reviewer,
+    spoil_by_rejection,
+    spoil_by_time,
+    spoil_by_policy,
+    spoil_by_unit,
+    spoil_by_quarantine,
+]
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_what_is_spoiled_is_not_admitted(spoil: Any) -> None:
+    site = stage("released")
+    spoil(site)
+    with refuses(site, Denied, "admission of clauses@1 for legal"):
+        site.add(site.admitted())
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_what_is_spoiled_between_admission_and_load_is_not_loaded(spoil: Any) -> None:
+    site = stage("released")
+    admitted = site.add(site.admitted())
+    spoil(site)
+    with refuses(site, Denied, "admission of clauses@1 for legal"):
+        site.add(e.AdapterLoaded(unit="legal", task="labels", admitted=admitted.index, probe="identical"))
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_what_is_spoiled_while_loaded_answers_no_request(spoil: Any) -> None:
+    site = stage("serving")
+    spoil(site)
+    with refuses(site, Denied, "admission of clauses@1 for legal"):
+        site.add(site.request(3))
+
+
+# Slots.
+
+
+def test_nothing_is_loaded_that_was_not_admitted() -> None:
+    site = stage("released")
+    with refuses(site, Denied, "slot: expected one admitted for legal/labels, got none"):
+        site.add(e.AdapterLoaded(unit="legal", task="labels", admitted=1, probe="identical"))
+    admitted = site.add(site.admitted())
+    with refuses(site, Denied, f"admitted: expected {admitted.index}, got {admitted.index - 1}"):
+        site.add(e.AdapterLoaded(unit="legal", task="labels", admitted=admitted.index - 1, probe="identical"))
+
+
+def test_a_slot_of_yesterdays_release_is_neither_loaded_nor_asked() -> None:
+    site = stage("serving")
+    second_version(site)
+    with refuses(site, Denied, "manifest: expected"):
+        site.add(site.request(3))
+    site = stage("released")
+    admitted = site.add(site.admitted())
+    second_version(site)
+    with refuses(site, Denied, "manifest: expected"):
+        site.add(e.AdapterLoaded(unit="legal", task="labels", admitted=admitted.index, probe="identical"))
+
+
+def test_a_probe_that_is_not_identical_is_no_load() -> None:
+    with pytest.raises(ValueError, match="probe"):
+        e.AdapterLoaded.model_validate({"unit": "legal", "task": "labels", "admitted": 1, "probe": "close"})
+
+
+def test_what_is_unloaded_answers_no_more() -> None:
+    site = stage("serving")
+    unloaded = e.AdapterUnloaded(unit="legal", task="labels", reason="revoked")
+    site.add(unloaded)
+    with refuses(site, Denied, "slot: expected one admitted for legal/labels, got none"):
+        site.add(unloaded)
+    with refuses(site, Denied, "slot: expected one admitted for legal/labels, got none"):
+        site.add(site.request(3))
+
+
+# Requests.
+
+
+def test_a_request_is_answered_by_what_is_loaded() -> None:
+    site = stage("released")
+    site.add(site.admitted())
+    with refuses(site, Denied, "slot: expected a loaded adapter, got one that is admitted only"):
+        site.add(site.request(1))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"task": "other"}, "slot: expected one admitted for legal/other, got none"),
+        ({"unit": "sales"}, "slot: expected one admitted for sales/labels, got none"),
+        ({"adapter": "clauses@2"}, "adapter: expected clauses@1, got clauses@2"),
+        ({"request": f"{2:032x}"}, "request: expected a new one"),
+    ],
+)
+def test_a_request_that_nothing_loaded_is_for_is_refused(fields: dict[str, Any], words: str) -> None:
+    site = stage("serving")
+    with refuses(site, Denied, words):
+        site.add(site.request(3, **fields))
+
+
+def test_another_unit_is_not_the_actor_of_a_request() -> None:
+    site = stage("serving")
+    with refuses(site, Denied, "actor: expected legal, got sales"):
+        site.add(site.request(3), actor="sales")
+
+
+def test_a_request_is_finished_once_by_its_own_unit() -> None:
+    site = stage("serving")
+    with refuses(site, Denied, "unit: expected legal, got sales"):
+        site.add(site.answered(2, unit="sales"))
+    site.add(site.answered(2), outcome="interrupted")
+    with refuses(site, Denied, "request: expected an open one"):
+        site.add(site.answered(2))
+    assert len(site.state.requests) == 0
+
+
+def test_refusals_change_nothing() -> None:
+    site = stage("serving")
+    before = list(site.state.projections())
+    site.add(e.RequestRefused(unit="sales", code="not-found", message="model: expected a released one"))
+    site.add(e.AdmissionRefused(unit="sales", task="labels", adapter=None, reasons=("release: expected one",)))
+    assert list(site.state.projections()) == before
