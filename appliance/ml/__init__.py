@@ -7,6 +7,7 @@ keeps the libraries from trying, and must come before they are imported, since t
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
@@ -20,9 +21,14 @@ _SETTINGS = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
+    # Threads that wait sleep. Spinning ones take the core from those they wait for, wherever another process runs too:
+    # measured four times as slow. Read when torch's OpenMP is loaded.
+    "OMP_WAIT_POLICY": "PASSIVE",
     # Deterministic matrix products on CUDA; read when its library starts.
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
 
 os.environ.update(_SETTINGS)
+# Says at every start that the package is missing.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]  # None makes `import kernels` fail

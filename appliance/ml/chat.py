@@ -118,7 +118,15 @@ def _render(
 ) -> str:
     try:
         return template.render(**variables, messages=[dict(item) for item in messages], add_generation_prompt=ask)
-    except (TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise BadInput(f"{TEMPLATE_FILE}: expected to render these messages, got: {error}") from None
 
 

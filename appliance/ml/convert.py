@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import safetensors
 import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -137,9 +138,19 @@ def _save_model(model: Any, output: Path) -> None:
     model.to(_DTYPE).save_pretrained(str(output), safe_serialization=True)
 
 
+def _check_weights(path: Path) -> None:
+    try:
+        with safetensors.safe_open(path, framework="pt") as weights:
+            weights.keys()
+    except safetensors.SafetensorError as error:
+        raise BadInput(f"base, weights: expected safetensors in {path.name}, got: {error}") from None
+
+
 def _describe(output: Path, warnings: list[str]) -> dict[str, Any]:
     """Loads what was written, whole, and says what it is; weights that are missing or over are refused."""
-    check_folder(output)
+    for name in check_folder(output):
+        if name.endswith(".safetensors"):
+            _check_weights(output / name)
     model, loading = AutoModelForCausalLM.from_pretrained(
         str(output.absolute()),
         local_files_only=True,

@@ -125,7 +125,7 @@ def draw_token(logits: torch.Tensor, request: Request, generator: torch.Generato
         return int(logits.argmax())
     probabilities, order = torch.softmax(logits / request.temperature, dim=-1).sort(descending=True, stable=True)
     before = probabilities.cumsum(0) - probabilities
-    probabilities[before >= request.top_p] = 0
+    probabilities[1:][before[1:] >= request.top_p] = 0
     return int(order[torch.multinomial(probabilities, 1, generator=generator)])
 
 

@@ -53,5 +53,5 @@ def use_determinism(seed: int) -> None:
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
     # Only hides the use of memory that nobody wrote, and costs a twentieth of the time.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(len(os.sched_getaffinity(0)))

@@ -113,12 +113,12 @@ def _attend_segments(
     """Taken apart by `split`, whose backward pass is one concatenation; slices would each fill a whole tensor."""
     sizes = [segment.stop - segment.start for segment in segments]
     places = {segment.start: number for number, segment in enumerate(segments)}
-    queries, keys, values = (tensor[0].split(sizes, dim=1) for tensor in (query, key, value))
+    queries, keys, values = (torch.split(tensor[0], sizes, dim=1) for tensor in (query, key, value))
     outputs = []
     for number, segment in enumerate(segments):
         spans = [places[start] for start, _ in segment.context] + [number]
-        seen = (torch.cat([parts[span] for span in spans], dim=1) for parts in (keys, values))
-        outputs.append(_attend_own(queries[number], *seen, scaling))
+        seen_keys, seen_values = (torch.cat([parts[span] for span in spans], dim=1) for parts in (keys, values))
+        outputs.append(_attend_own(queries[number], seen_keys, seen_values, scaling))
     return torch.cat(outputs, dim=1)[None]
 
 

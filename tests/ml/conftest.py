@@ -1,0 +1,36 @@
+"""One tiny base and one tiny dataset for the whole room; nobody writes to them."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from appliance.ml import data, machine
+from appliance.ml.base import Base, load_base
+from appliance.ml.chat import load_chat
+from tests.ml.tiny import build_base, clauses, write_csv
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_base(tmp_path_factory.mktemp("tiny") / "base")
+
+
+@pytest.fixture
+def base(base_folder: Path) -> Base:
+    """Fresh for each test: adapters and kernels change a model."""
+    machine.use_determinism(7)
+    return load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def dataset(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rows")
+    source = write_csv(folder / "clauses.csv", clauses())
+    rows = data.parse_source(source.read_bytes(), "csv", {"text": "text", "label": "label"})
+    chat = load_chat(base_folder)
+    rendered = data.render_rows(rows, chat, instruction="Name the kind.", seed=1, share=Fraction(1, 5))
+    data.write_rows(rendered, folder, bytes(32))
+    return folder

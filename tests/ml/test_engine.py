@@ -1,0 +1,224 @@
+"""The engine answers only through a slot whose probe is the sealed one, and streams exactly what it drew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from appliance.errors import BadInput, Conflict, NotFound, Tampered, TooLarge
+from appliance.ml import machine
+from appliance.ml.base import Base, load_base
+from appliance.ml.engine import Answer, Engine, Request, draw_token, parse_request
+from appliance.ml.probe import encode_number, encode_probe, read_probe
+from tests.ml.test_adapters import make_adapter
+
+MESSAGES = ({"role": "user", "content": "pay and due in clause 3"},)
+Sealed = tuple[bytes, bytes, dict[str, Any]]
+
+
+def _never() -> bool:
+    return False
+
+
+@pytest.fixture
+def sealed(base_folder: Path) -> Sealed:
+    """(configuration, weights, probe) as evaluation would seal them, read in another model."""
+    config, weights, _, theirs = make_adapter(base_folder, 1)
+    plain = load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu")
+    return config, weights, encode_probe(theirs, read_probe(plain), read_probe(theirs))
+
+
+@pytest.fixture
+def engine(base: Base, sealed: Sealed) -> Engine:
+    engine = Engine(base)
+    engine.load("a", *sealed)
+    return engine
+
+
+def _answer(engine: Engine, **changes: Any) -> tuple[Answer, str]:
+    pieces: list[str] = []
+    answer = engine.generate("a", Request(**{"messages": MESSAGES, "max_tokens": 12, **changes}), pieces.append, _never)
+    assert all(pieces), "no empty piece is sent"
+    return answer, "".join(pieces)
+
+
+def _greedy(base: Base, count: int) -> list[int]:
+    """The likeliest tokens by whole passes without a cache."""
+    ids = base.chat.encode(base.chat.render(MESSAGES))
+    drawn: list[int] = []
+    with torch.inference_mode():
+        for _ in range(count):
+            hidden = base.hidden(input_ids=torch.tensor([ids + drawn]), use_cache=False)[0, -1]
+            drawn.append(int((hidden @ base.head_weight().T).argmax()))
+    return drawn
+
+
+def test_the_cache_changes_no_token(engine: Engine) -> None:
+    with engine.slots.using("a"):
+        expected = _greedy(engine.base, 12)
+    answer, text = _answer(engine)
+    assert text == engine.base.chat.decode(expected)
+    assert (answer.finish_reason, answer.completion_tokens) == ("length", 12)
+    assert answer.prompt_tokens == len(engine.base.chat.encode(engine.base.chat.render(MESSAGES)))
+
+
+def test_a_seed_fixes_every_draw(engine: Engine) -> None:
+    drawn = {seed: _answer(engine, temperature=1.0, seed=seed)[1] for seed in range(4)}
+    assert drawn == {seed: _answer(engine, temperature=1.0, seed=seed)[1] for seed in range(4)}
+    assert len(set(drawn.values())) > 1
+
+
+def test_a_stop_text_ends_the_answer_and_is_not_sent(engine: Engine) -> None:
+    _, whole = _answer(engine)
+    stop = whole[3:6]
+    answer, text = _answer(engine, stop=(stop,))
+    assert text == whole[: whole.index(stop)]
+    assert answer.finish_reason == "stop"
+
+
+def test_the_beginning_of_a_stop_text_that_does_not_come_is_sent_in_the_end(engine: Engine) -> None:
+    _, whole = _answer(engine)
+    assert _answer(engine, stop=(whole[-1] + "never",))[1] == whole
+
+
+def test_the_end_of_the_turn_ends_the_answer(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine.slots.using("a"):
+        tokens = _greedy(engine.base, 3)
+    monkeypatch.setattr(type(engine.base.chat), "stop_ids", lambda chat: frozenset({tokens[2]}))
+    answer, text = _answer(engine)
+    assert answer.finish_reason == "stop"
+    assert text == engine.base.chat.decode(tokens[: tokens.index(tokens[2])])
+
+
+def test_a_cancelled_answer_stops_at_the_next_token(engine: Engine) -> None:
+    calls: list[bool] = []
+
+    def cancelled() -> bool:
+        calls.append(True)
+        return len(calls) > 3
+
+    answer = engine.generate("a", Request(MESSAGES, max_tokens=50), lambda piece: None, cancelled)
+    assert (answer.finish_reason, answer.completion_tokens) == ("cancelled", 3)
+    assert engine.slots.active is None
+
+
+def test_nothing_answers_without_a_slot(base: Base) -> None:
+    with pytest.raises(NotFound, match="slot a"):
+        Engine(base).generate("a", Request(MESSAGES, max_tokens=1), lambda piece: None, _never)
+
+
+def test_an_exception_in_the_middle_leaves_no_slot_in_use(engine: Engine) -> None:
+    def gone(piece: str) -> None:
+        raise OSError("the reader has gone")
+
+    with pytest.raises(OSError, match="the reader"):
+        engine.generate("a", Request(MESSAGES, max_tokens=5), gone, _never)
+    assert engine.slots.active is None
+
+
+def test_a_prompt_over_the_context_is_refused_and_a_long_answer_cut(engine: Engine) -> None:
+    with pytest.raises(TooLarge, match="expected fewer than 256 tokens"):
+        _answer(engine, messages=({"role": "user", "content": "x y " * 300},))
+    answer, _ = _answer(engine, messages=({"role": "user", "content": "x y " * 50},), max_tokens=10_000)
+    assert answer.prompt_tokens + answer.completion_tokens == 256
+
+
+Spoil = Callable[[dict[str, Any]], Any]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda probe: probe["adapter_logits"].__setitem__(0, "0.125"),
+        lambda probe: probe["base_logits"].__setitem__(7, "0.125"),
+        lambda probe: probe.__setitem__("adapter_digest", probe["base_digest"]),
+        lambda probe: probe["tokens"].pop(),
+        lambda probe: probe.pop("indices"),
+        lambda probe: probe.clear(),
+    ],
+)
+def test_another_probe_than_the_sealed_one_leaves_the_slot_empty(base: Base, sealed: Sealed, spoil: Spoil) -> None:
+    engine, (config, weights, probe) = Engine(base), sealed
+    spoil(probe)
+    with pytest.raises(Tampered, match="probe, "):
+        engine.load("a", config, weights, probe)
+    assert "a" not in engine.slots
+    assert engine.slots.active is None
+
+
+def test_one_changed_weight_is_seen(base: Base, sealed: Sealed) -> None:
+    config, weights, probe = sealed
+    changed = bytearray(weights)
+    changed[-1] ^= 0x01
+    with pytest.raises(Tampered, match="probe, adapter_"):
+        Engine(base).load("a", config, bytes(changed), probe)
+
+
+def test_another_compute_dtype_is_seen(base_folder: Path, sealed: Sealed) -> None:
+    """Serve the tuple that was evaluated: the same weights in bf16 are another model."""
+    machine.use_determinism(0)
+    other = load_base(base_folder, quantisation="nf4-double", compute_dtype="bfloat16", device="cpu")
+    with pytest.raises(Tampered, match="probe, base_logits"):
+        Engine(other).load("a", *sealed)
+
+
+def test_an_adapter_that_does_nothing_is_refused(base_folder: Path) -> None:
+    from appliance.ml import methods
+    from tests.ml.tiny import RECIPE
+
+    theirs = load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu")
+    weights, config = methods.encode_adapter(methods.attach_adapter(theirs, RECIPE), "tiny")
+    base = load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu")
+    plain = read_probe(base)
+    with pytest.raises(Tampered, match="expected the adapter to change the logits") as caught:
+        Engine(base).load("a", config, weights, encode_probe(base, plain, plain))
+    assert caught.value.code == "adapter-inactive"
+
+
+def test_a_slot_is_filled_once(engine: Engine, sealed: Sealed) -> None:
+    with pytest.raises(Conflict):
+        engine.load("a", *sealed)
+    assert "a" in engine.slots, "a refused second load does not empty the first"
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    generator = torch.Generator().manual_seed(0)
+    for top_p, possible in ((0.0, {0}), (0.5, {0}), (0.6, {0, 1}), (1.0, {0, 1, 2, 3})):
+        request = Request(MESSAGES, max_tokens=1, temperature=1.0, top_p=top_p)
+        assert {draw_token(logits, request, generator) for _ in range(300)} == possible
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.1, "0.1"), (-12.5, "-12.5"), (1e-7, "0.0000001"), (16777216.0, "16777216.0"), (0.0, "0.0")],
+)
+def test_numbers_are_the_shortest_text_of_a_float32(value: float, text: str) -> None:
+    assert encode_number(torch.tensor(value, dtype=torch.float32).item()) == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "root", "content": "x"}]}, "message 0"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "message 0"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"seed": -1}, "seed"),
+        ({"stop": "text"}, "stop"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": ["x"] * 17}, "stop"),
+    ],
+)
+def test_a_request_that_is_off_is_refused_naming_the_member(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        parse_request({"messages": list(MESSAGES), **changes})
