@@ -55,7 +55,10 @@ def lingering(folder: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str
     def begin(**fields: Any) -> tuple[subprocess.Popen[str], int]:
         order = json.dumps({"folder": str(folder), "module": "inmates.crowd", "linger": True, **fields})
         process = subprocess.Popen(
-            [sys.executable, str(HERE / "service.py"), order], stdout=subprocess.PIPE, text=True
+            [sys.executable, str(HERE / "service.py"), order],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TMPDIR": str(folder)},  # a service that is killed leaves its decoys' folder
         )
         started.append(process)
         assert process.stdout is not None
