@@ -213,6 +213,21 @@ def test_a_checkpoint_by_another_key_is_found(
         open_ledger().load()
 
 
+@pytest.mark.parametrize("call", ["append", "refresh"])
+def test_a_running_service_follows_no_entry_that_the_logs_key_has_not_signed(
+    history: Ledger, open_ledger: Callable[[], Ledger], around: Attack, call: str
+) -> None:
+    """Chain, hashes, tree and head are right, as whoever owns the database can make them; only the key is missing."""
+    open_ledger().append(refusal("treasury"))
+    root = root_of(hash_leaf(data) for data in history.entries())
+    forged = sign_checkpoint(Checkpoint(ORIGIN, 9, root), generate_ed25519())
+    with around() as database:
+        database.execute("UPDATE checkpoints SET note = ? WHERE size = 9", (forged,))
+    with pytest.raises(Tampered, match=r"^entry 8: log checkpoint of size 9"):
+        history.append(heartbeat()) if call == "append" else history.refresh()
+    assert len(list(history.entries())) == 9, "nothing was appended after it"
+
+
 def test_an_old_checkpoint_that_was_edited_is_a_finding(history: Ledger, around: Attack, site: Site) -> None:
     wrong_root = sign_checkpoint(Checkpoint(ORIGIN, 3, H), site.log_signer)
     wrong_key = sign_checkpoint(Checkpoint(ORIGIN, 4, history.state.size.to_bytes(32, "big")), generate_ed25519())
