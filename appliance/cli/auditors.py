@@ -159,6 +159,7 @@ def _print_proven(proven: Proven) -> None:
         ("before it", entry.prev),
         ("body", json.dumps(entry.body, indent=2, ensure_ascii=False)),
     ]
+    facts += [(f"text of {found.commitment[:24]}", found.text) for found in proven.disclosures]
     for role, data in proven.documents.items():
         facts.append(
             (f"document {role}", f"{entry.documents[role]}, {len(data)} bytes\n{_order_text(proven, data)}".rstrip())

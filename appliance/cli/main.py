@@ -17,6 +17,7 @@ import click
 
 from appliance.cli.caller import Caller
 from appliance.cli.command import Group
+from appliance.cli.output import plain
 from appliance.errors import ApplianceError, Denied
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -169,14 +170,13 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _fail(exit_code: int, code: str, message: str, as_json: bool, reasons: Sequence[str] = ()) -> int:
-    """The error on stderr; reasons that the message does not hold already stand below it, one a line."""
+    """The error on stderr; every reason stands on a line of its own."""
     if as_json:
         value = {"error": {"code": code, "message": message, "reasons": list(reasons), "exit_code": exit_code}}
         click.echo(json.dumps(value, ensure_ascii=False), err=True)
         return exit_code
-    shown = "".join(c if c.isprintable() or c == "\n" else "?" for c in message)
-    click.echo(f"error: {shown} [{code}]", err=True)
+    joined = "; ".join(reasons)
+    click.echo(f"error: {plain(message.removesuffix(f': {joined}') if reasons else message)} [{code}]", err=True)
     for reason in reasons:
-        if reason not in message:
-            click.echo(f"  {reason}", err=True)
+        click.echo(f"  {plain(reason)}", err=True)
     return exit_code

@@ -68,7 +68,8 @@ def _finish_import(caller: Caller, receipt: Receipt, wait: bool) -> None:
     if caller.json:
         print_json({**receipt_value(receipt), "result": result})
         return
-    facts = [(name.replace("_", " "), value) for name, value in dict(result.get("facts") or {}).items()]
+    measured = dict(result.get("facts") or {})
+    facts = [(name.replace("_", " "), value) for name, value in measured.items() if name not in result]
     listed = [(name, value) for name, value in result.items() if name not in ("facts", "sample")]
     print_facts([*((name, _joined(value)) for name, value in [*listed, *facts]), ("ordered by entry", receipt.index)])
     if "sample" in result:
@@ -286,6 +287,8 @@ def list_runs(caller: Caller) -> None:
 @click.pass_obj
 def show_run(caller: Caller, name: str, follow: bool) -> None:
     """One run: what it trains on, who ordered it, how far it is."""
+    from appliance.client.runs import failure_of
+
     door = caller.reading()
     if follow:
         _ = caller.unlocked  # asked for now: a session that ends on the way is renewed without a question
@@ -293,6 +296,8 @@ def show_run(caller: Caller, name: str, follow: bool) -> None:
         return
     row = door.get(f"/v1/runs/{name}")
     state = door.get(f"/v1/runs/{name}/progress")
+    if row["status"] == "failed" and state["detail"] is None:
+        state["detail"] = failure_of(door, caller.anchor, name)
     if caller.json:
         print_json({**row, "adapter": state["adapter"], "detail": state["detail"]})
         return

@@ -12,7 +12,7 @@ import yaml
 from appliance.client.door import About, Door
 from appliance.client.files import read_file
 from appliance.client.imports import proven_digest
-from appliance.client.log import Anchor
+from appliance.client.log import Anchor, find_entries, read_entry
 from appliance.client.orders import Proposal, propose
 from appliance.domain.orders import Cancel, Train
 from appliance.domain.recipe import Facts, Recipe, parse_recipe, resolve_recipe
@@ -89,6 +89,15 @@ def propose_run(door: Door, anchor: Anchor, signer: str, recipe: Recipe, what: s
 
 def propose_cancel(about: About, signer: str, run: str) -> Proposal:
     return propose(about, signer, Cancel, {"run": run})
+
+
+def failure_of(door: Door, anchor: Anchor, run: str) -> str | None:
+    """Why a run failed, as its entry says, while the text is disclosed; the service forgets its frames when it ends."""
+    for entry in find_entries(door, type="run.failed", subject=f"run:{run}"):
+        for found in read_entry(door, anchor, entry.index).disclosures:
+            if found.commitment == entry.body["message"]:
+                return found.text
+    return None
 
 
 def follow(door: Door, run: str, told: Frames) -> Ended:

@@ -350,3 +350,15 @@ def test_a_service_of_another_log_than_the_trust_files_is_refused(open_desk: Cal
     told = desk.as_("audrey", "ledger", "show", "0", "--trust", str(desk.trust))
     assert told.code in (2, 6)
     assert "trust file" in told.err
+
+
+def test_why_a_run_failed_is_read_from_its_entry(open_desk: Callable[[str], Desk]) -> None:
+    from appliance.domain.events import RunFailed
+
+    desk = open_desk("trained")
+    message = desk.site.text("the worker ran out of memory")
+    failed = desk.site.add(RunFailed(run="r-000001", code="out-of-memory", message=message))
+    shown = desk.as_("olga", "run", "show", "r-000001").out
+    assert "the worker ran out of memory" in shown
+    entry = desk.as_("audrey", "ledger", "show", str(failed.index)).out
+    assert "text of hmac-sha256:" in entry and "the worker ran out of memory" in entry

@@ -54,9 +54,13 @@ def test_every_error_has_its_exit_code_in_prose_and_in_json(
     assert json.loads(told.err)["error"]["exit_code"] == code
 
 
-def test_reasons_stand_one_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    error = errors.Denied("order review by oscar")
-    error.reasons = ("role: expected a reviewer", "separation of duties: expected another")
+@pytest.mark.parametrize("joined", [True, False])
+def test_reasons_stand_one_a_line_and_once(
+    joined: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reasons = ("role: expected a reviewer", "separation of duties: expected another")
+    error = errors.Denied("order review by oscar", reasons=reasons if joined else ())
+    error.reasons = reasons
     _raise(monkeypatch, error)
     told = type_alone(capsys, "x")
     assert told.err.splitlines() == [
