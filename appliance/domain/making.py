@@ -24,7 +24,11 @@ from appliance.domain.state import Adapter, Base, Dataset, Import, ReviewRecord,
 from appliance.errors import Denied
 from appliance.formats.bundle import verify_model
 from appliance.formats.digest import digest_bytes
+from appliance.formats.dsse import parse_envelope, verify_envelope
 from appliance.formats.manifest import MANIFEST_PATH, parse_manifest
+from appliance.formats.statement import parse_statement
+
+SLSA_PROVENANCE = "https://slsa.dev/provenance/v1"
 
 
 def import_requested(case: Case) -> Puts:
@@ -190,6 +194,7 @@ def adapter_sealed(case: Case) -> Puts:
     case.require(weights == run.weights, "weights", run.weights, weights)
     signed = files | {MANIFEST_PATH: digest_bytes(case.documents["manifest"])}
     verify_model(case.documents["signature"], base64.b64decode(case.state.site.adapter_key), signed)
+    check_provenance(case, run)
     dataset = case.state.datasets.get(run.dataset)
     if dataset is None:
         raise Denied(f"entry {case.entry.index}: dataset: expected an imported one, got {run.dataset}")
@@ -205,6 +210,25 @@ def adapter_sealed(case: Case) -> Puts:
         index=case.entry.index,
     )
     return [*_move(case.state, run, "sealed"), (case.state.adapters, body.adapter, adapter)]
+
+
+def check_provenance(case: Case, run: Run) -> None:
+    """The appliance's adapter key says, in SLSA provenance v1, that this manifest came of the run's own inputs."""
+    envelope = parse_envelope(case.documents["provenance"])
+    verify_envelope(envelope, base64.b64decode(case.state.site.adapter_key))
+    statement = parse_statement(envelope.payload)
+    subjects = ((run.name, digest_bytes(case.documents["manifest"])),)
+    case.require(statement.predicate_type == SLSA_PROVENANCE, "provenance", SLSA_PROVENANCE, statement.predicate_type)
+    case.require(statement.subjects == subjects, "provenance, subjects", subjects, statement.subjects)
+    build = statement.predicate.get("buildDefinition")
+    found = build.get("resolvedDependencies") if isinstance(build, dict) else None
+    for name, digest in (
+        (f"base:{run.base}", run.base_digest),
+        (f"dataset:{run.dataset}", run.dataset_digest),
+        ("order", run.order),
+    ):
+        needed = {"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}}
+        case.require(isinstance(found, list) and needed in found, "provenance, dependencies", needed, "none such")
 
 
 def adapter_quarantined(case: Case) -> Puts:

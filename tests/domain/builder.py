@@ -18,6 +18,7 @@ from appliance.domain import events as e
 from appliance.domain import orders as o
 from appliance.domain.credentials import Possession, Session, encode_credential
 from appliance.domain.entry import Entry, encode_entry, parse_entry
+from appliance.domain.making import SLSA_PROVENANCE
 from appliance.domain.names import add_seconds, encode_value
 from appliance.domain.policy import Parameters, PolicySet
 from appliance.domain.recipe import LINEAR_LAYERS, ResolvedRecipe
@@ -34,6 +35,7 @@ from appliance.formats.keys import EcdsaSigner, Ed25519Signer, Signer, generate_
 from appliance.formats.manifest import MANIFEST_PATH, Manifest, ManifestFile, encode_manifest
 from appliance.formats.merkle import hash_leaf, root_of
 from appliance.formats.note import vkey_of
+from appliance.formats.statement import Statement, encode_statement
 from appliance.formats.trust import Trust
 
 ORIGIN = "bank.example/log"
@@ -381,10 +383,22 @@ class Site:
         documents = {
             "manifest": listed,
             "signature": sign_model(signed, "clauses", key),
-            "provenance": b"{}",
+            "provenance": encode_envelope(sign_envelope(encode_statement(self.provenance(run, listed)), key)),
         }
         standing: dict[str, Any] = {"run": run, "adapter": f"clauses@{version}", "metrics": {}, "walls": WALLS}
         return e.AdapterSealed(**standing | fields), documents
+
+    def provenance(self, run: str, listed: bytes, **changes: str) -> Statement:
+        """SLSA provenance of a run; `changes` are other digests of its dependencies."""
+        row = self.state.runs.get(run)
+        assert row is not None
+        inputs = {f"base:{row.base}": row.base_digest, f"dataset:{row.dataset}": row.dataset_digest, "order": row.order}
+        resources = [
+            {"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}}
+            for name, digest in (inputs | changes).items()
+        ]
+        predicate = {"buildDefinition": {"resolvedDependencies": resources}, "runDetails": {}}
+        return Statement((("clauses", digest_bytes(listed)),), SLSA_PROVENANCE, predicate)
 
     def seal(self, run: str, version: int = 1) -> Entry:
         body, documents = self.sealing(run, version)
@@ -438,7 +452,21 @@ class Site:
 
     def load(self, version: int = 1) -> Entry:
         admitted = self.add(self.admitted(version))
-        return self.add(e.AdapterLoaded(unit="legal", task="labels", admitted=admitted.index, probe="identical"))
+        return self.add(self.loaded(admitted.index, version))
+
+    def loaded(self, admitted: int, version: int = 1, **fields: Any) -> e.AdapterLoaded:
+        standing: dict[str, Any] = {
+            "unit": "legal",
+            "task": "labels",
+            "adapter": f"clauses@{version}",
+            "admitted": admitted,
+            "probe": "identical",
+        }
+        return e.AdapterLoaded(**standing | fields)
+
+    def unloaded(self, **fields: Any) -> e.AdapterUnloaded:
+        standing: dict[str, Any] = {"unit": "legal", "task": "labels", "adapter": "clauses@1", "reason": "revoked"}
+        return e.AdapterUnloaded(**standing | fields)
 
     def request(self, number: int = 1, **fields: Any) -> e.RequestAdmitted:
         standing: dict[str, Any] = {
@@ -454,6 +482,8 @@ class Site:
         standing: dict[str, Any] = {
             "request": f"{number:032x}",
             "unit": "legal",
+            "task": "labels",
+            "adapter": "clauses@1",
             "finish_reason": "stop",
             "prompt_tokens": 3,
             "completion_tokens": 4,

@@ -14,6 +14,7 @@ from appliance.domain.rules import apply
 from appliance.domain.state import State
 from appliance.errors import ApplianceError, BadInput, Denied, NotAuthenticated
 from appliance.formats.canonical import encode_canonical
+from appliance.formats.digest import digest_bytes
 from appliance.formats.dsse import encode_envelope
 from appliance.formats.keys import generate_ed25519
 from appliance.formats.note import vkey_of
@@ -350,6 +351,26 @@ def test_a_grant_that_breaks_an_invariant_is_refused(principal: str, role: str, 
         site.pend(site.order(o.Grant, "anna", principal=principal, role=role))
 
 
+@pytest.mark.parametrize("verb", ["grant", "adopt-policy", "endorse"])
+def test_power_is_given_by_administrators_only(verb: str) -> None:
+    site = stage("staffed")
+    policy = policy_set(reviewers=3)
+    if verb == "grant":
+        order: o.Order = site.order(o.Grant, "olga", principal="rita", role="reviewer:safety")
+        with refuses(site, Denied, "role: expected olga to be administrator"):
+            site.pend(order)
+    elif verb == "adopt-policy":
+        order = site.order(o.AdoptPolicy, "olga", policy=policy.digest)
+        with refuses(site, Denied, "role: expected olga to be administrator"):
+            site.pend(order, {"policy": encode_value(policy)})
+    else:
+        order = site.order(o.AdoptPolicy, "anna", policy=policy.digest)
+        document = {"policy": encode_value(policy)}
+        pending = site.pend(order, document)
+        with refuses(site, Denied, "role: expected rita to be administrator"):
+            site.endorse(e.PolicyAdopted(policy=site.in_force), order, pending, document, second="rita")
+
+
 def test_one_administrator_takes_away_alone() -> None:
     site = stage("staffed")
     entry = site.revoke("olga")
@@ -397,6 +418,30 @@ def test_a_policy_that_the_order_does_not_bind_is_refused() -> None:
     order = site.order(o.AdoptPolicy, "anna", policy=policy_set(reviewers=3).digest)
     with refuses(site, Denied, "policy: expected", order.policy):
         site.pend(order, {"policy": encode_value(policy_set(reviewers=1, distinct_fields=1))})
+
+
+def test_what_the_second_signs_for_is_what_the_first_bound() -> None:
+    """A service that swaps the document between the two signatures."""
+    site = stage("initialized")
+    good, bad = policy_set(reviewers=3), policy_set(reviewers=1, distinct_fields=1)
+    order = site.order(o.AdoptPolicy, "anna", policy=good.digest)
+    pending = site.pend(order, {"policy": encode_value(good)})
+    with refuses(site, Denied, "policy: expected", good.digest, bad.digest):
+        site.endorse(e.PolicyAdopted(policy=site.in_force), order, pending, {"policy": encode_value(bad)})
+    enroll, _ = site.enrolment("olga", ("operator",))
+    proof = site.possession("olga", site.keys["olga"])
+    with refuses(site, BadInput, "proof of possession of olga"):
+        other = site.possession("olga", site.keys["olga"], nonce="1" * 32)
+        fork = site.fork()
+        waiting = fork.pend(enroll, {"possession": encode_envelope(proof)})
+        fork.endorse(e.PrincipalEnrolled(policy=site.in_force), enroll, waiting, {"possession": encode_envelope(other)})
+
+
+def test_what_is_no_policy_set_does_not_wait_for_a_second() -> None:
+    site = stage("initialized")
+    order = site.order(o.AdoptPolicy, "anna", policy=digest_bytes(b"{}"))
+    with refuses(site, BadInput, "policy set"):
+        site.pend(order, {"policy": b"{}"})
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from appliance.domain import orders as o
 from appliance.domain.names import NO_DIGEST
 from appliance.errors import BadInput, Denied, Tampered
 from appliance.formats.digest import digest_bytes
-from appliance.formats.keys import EcdsaSigner
+from appliance.formats.dsse import encode_envelope, sign_envelope
+from appliance.formats.keys import EcdsaSigner, Signer
+from appliance.formats.statement import Statement, encode_statement
 from tests.domain.builder import LAYERS, WALLS, Site, manifest, order_of, policy_set, stage
 from tests.domain.refusals import refuses
 
@@ -322,6 +325,59 @@ def test_a_seal_that_is_no_signature_is_refused() -> None:
     body, documents = site.sealing("r-000001")
     with refuses(site, Tampered, "model signature"):
         site.add(body, documents=documents | {"signature": b"{}"})
+
+
+def resealed(site: Site, statement: Statement, key: Signer | None = None) -> tuple[e.AdapterSealed, dict[str, bytes]]:
+    """A sealing whose provenance is this statement."""
+    body, documents = site.sealing("r-000001")
+    envelope = sign_envelope(encode_statement(statement), key or site.adapter_key)
+    return body, documents | {"provenance": encode_envelope(envelope)}
+
+
+def test_provenance_is_the_adapter_keys_own_word() -> None:
+    site = stage("trained")
+    _, documents = site.sealing("r-000001")
+    statement = site.provenance("r-000001", documents["manifest"])
+    body, bound = resealed(site, statement, EcdsaSigner(generate_private_key(SECP256R1())))
+    with refuses(site, Tampered, "envelope, keyid"):
+        site.add(body, documents=bound)
+    with refuses(site, BadInput, "envelope, members"):
+        site.add(body, documents=bound | {"provenance": b"{}"})
+    body, bound = resealed(site, statement)
+    site.add(body, documents=bound)
+
+
+@pytest.mark.parametrize("name", ["base:smollm2", "dataset:clauses@1", "order"])
+def test_provenance_names_the_runs_own_inputs(name: str) -> None:
+    site = stage("trained")
+    _, documents = site.sealing("r-000001")
+    body, bound = resealed(site, site.provenance("r-000001", documents["manifest"], **{name: NO_DIGEST}))
+    with refuses(site, Denied, "provenance, dependencies: expected", name):
+        site.add(body, documents=bound)
+
+
+@pytest.mark.parametrize("predicate", [{}, {"buildDefinition": []}, {"buildDefinition": {"resolvedDependencies": 1}}])
+def test_provenance_without_inputs_is_refused(predicate: dict[str, Any]) -> None:
+    site = stage("trained")
+    _, documents = site.sealing("r-000001")
+    statement = replace(site.provenance("r-000001", documents["manifest"]), predicate=predicate)
+    body, bound = resealed(site, statement)
+    with refuses(site, Denied, "provenance, dependencies"):
+        site.add(body, documents=bound)
+
+
+def test_provenance_is_of_this_manifest_and_of_its_kind() -> None:
+    site = stage("trained")
+    _, documents = site.sealing("r-000001")
+    statement = site.provenance("r-000001", documents["manifest"])
+    for change, words in (
+        ({"subjects": (("clauses", NO_DIGEST),)}, "provenance, subjects"),
+        ({"subjects": (("other", statement.subjects[0][1]),)}, "provenance, subjects"),
+        ({"predicate_type": "https://slsa.dev/provenance/v2"}, "provenance: expected https://slsa.dev/provenance/v1"),
+    ):
+        body, bound = resealed(site, replace(statement, **change))
+        with refuses(site, Denied, words):
+            site.add(body, documents=bound)
 
 
 def test_versions_of_an_adapter_count_up_over_all_that_were_ever_sealed() -> None:

@@ -294,7 +294,11 @@ def test_what_is_spoiled_between_admission_and_load_is_not_loaded(spoil: Any) ->
     admitted = site.add(site.admitted())
     spoil(site)
     with refuses(site, Denied, "admission of clauses@1 for legal"):
-        site.add(e.AdapterLoaded(unit="legal", task="labels", admitted=admitted.index, probe="identical"))
+        site.add(
+            e.AdapterLoaded(
+                unit="legal", task="labels", adapter="clauses@1", admitted=admitted.index, probe="identical"
+            )
+        )
 
 
 @pytest.mark.parametrize("spoil", SPOILS)
@@ -311,10 +315,14 @@ def test_what_is_spoiled_while_loaded_answers_no_request(spoil: Any) -> None:
 def test_nothing_is_loaded_that_was_not_admitted() -> None:
     site = stage("released")
     with refuses(site, Denied, "slot: expected one admitted for legal/labels, got none"):
-        site.add(e.AdapterLoaded(unit="legal", task="labels", admitted=1, probe="identical"))
+        site.add(site.loaded(1))
     admitted = site.add(site.admitted())
     with refuses(site, Denied, f"admitted: expected {admitted.index}, got {admitted.index - 1}"):
-        site.add(e.AdapterLoaded(unit="legal", task="labels", admitted=admitted.index - 1, probe="identical"))
+        site.add(
+            e.AdapterLoaded(
+                unit="legal", task="labels", adapter="clauses@1", admitted=admitted.index - 1, probe="identical"
+            )
+        )
 
 
 def test_a_slot_of_yesterdays_release_is_neither_loaded_nor_asked() -> None:
@@ -326,17 +334,23 @@ def test_a_slot_of_yesterdays_release_is_neither_loaded_nor_asked() -> None:
     admitted = site.add(site.admitted())
     second_version(site)
     with refuses(site, Denied, "manifest: expected"):
-        site.add(e.AdapterLoaded(unit="legal", task="labels", admitted=admitted.index, probe="identical"))
+        site.add(
+            e.AdapterLoaded(
+                unit="legal", task="labels", adapter="clauses@1", admitted=admitted.index, probe="identical"
+            )
+        )
 
 
 def test_a_probe_that_is_not_identical_is_no_load() -> None:
     with pytest.raises(ValueError, match="probe"):
-        e.AdapterLoaded.model_validate({"unit": "legal", "task": "labels", "admitted": 1, "probe": "close"})
+        e.AdapterLoaded.model_validate(
+            {"unit": "legal", "task": "labels", "adapter": "clauses@1", "admitted": 1, "probe": "close"}
+        )
 
 
 def test_what_is_unloaded_answers_no_more() -> None:
     site = stage("serving")
-    unloaded = e.AdapterUnloaded(unit="legal", task="labels", reason="revoked")
+    unloaded = e.AdapterUnloaded(unit="legal", task="labels", adapter="clauses@1", reason="revoked")
     site.add(unloaded)
     with refuses(site, Denied, "slot: expected one admitted for legal/labels, got none"):
         site.add(unloaded)
@@ -375,10 +389,15 @@ def test_another_unit_is_not_the_actor_of_a_request() -> None:
         site.add(site.request(3), actor="sales")
 
 
-def test_a_request_is_finished_once_by_its_own_unit() -> None:
+@pytest.mark.parametrize("fields", [{"unit": "sales"}, {"task": "other"}, {"adapter": "clauses@2"}])
+def test_a_request_is_finished_as_what_it_began(fields: dict[str, Any]) -> None:
     site = stage("serving")
-    with refuses(site, Denied, "unit: expected legal, got sales"):
-        site.add(site.answered(2, unit="sales"))
+    with refuses(site, Denied, "unit, task and adapter: expected ('legal', 'labels', 'clauses@1')"):
+        site.add(site.answered(2, **fields))
+
+
+def test_a_request_is_finished_once() -> None:
+    site = stage("serving")
     site.add(site.answered(2), outcome="interrupted")
     with refuses(site, Denied, "request: expected an open one"):
         site.add(site.answered(2))
