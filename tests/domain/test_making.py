@@ -62,6 +62,7 @@ def test_a_bases_name_is_taken_once_and_one_import_runs_at_a_time() -> None:
     requested = request(site, base_order(site))
     with refuses(site, Denied, "base: expected no import of smollm2 under way"):
         request(site, base_order(site))
+    request(site, base_order(site, base="another"))
     site.add(site.base_imported(requested), documents={"manifest": manifest("smollm2", 1, {"w": b""})})
     with refuses(site, Denied, "base: expected a name never used here, got smollm2"):
         request(site, base_order(site))

@@ -118,6 +118,17 @@ def test_a_revoked_person_opens_no_session_and_holds_no_token() -> None:
         accept_token(site.state, token, site.now)
 
 
+@pytest.mark.parametrize("table", ["keys", "principals"])
+def test_a_revoked_key_and_a_revoked_person_sign_nothing_each_by_itself(table: str) -> None:
+    """A log revokes both at once; a database in wrong hands might not."""
+    site = stage("sealed")
+    order = site.review_order("rita", "privacy")
+    rows, row = getattr(site.state, table), site.keys["rita"].keyid if table == "keys" else "rita"
+    rows.put(row, rows.get(row).model_copy(update={"revoked": 1}))
+    with refuses(site, NotAuthenticated, "signature by rita: expected a standing key"):
+        review(site, order)
+
+
 # Replay.
 
 

@@ -88,7 +88,9 @@ def test_a_whole_log_is_verified_and_counted() -> None:
     assert counts.orders == sum("order" in entry.documents for entry in kinds)
     assert counts.documents == sum(len(entry.documents) for entry in kinds)
     signed = sum(
-        role in entry.documents for entry in kinds for role in ("order", "endorsed", "possession", "signature")
+        role in entry.documents
+        for entry in kinds
+        for role in ("order", "endorsed", "possession", "signature", "provenance")
     )
     assert counts.signatures == signed + 1, "the checkpoint's too"
     assert (counts.adapters, counts.disclosures) == (1, len(site.disclosures))
