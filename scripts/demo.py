@@ -99,16 +99,18 @@ class Demo:
         self.proved.append((what, shown))
 
     def stop_service(self) -> None:
-        """Ends the embedded service of the home in use, if one runs."""
+        """Ends the embedded service of the home in use, if one runs, and waits until it is gone."""
         lock = self.home / "appliance.lock"
         text = lock.read_text().strip() if lock.exists() else ""
-        if text.isdigit() and (self.home / "run" / "appliance.sock").exists():
-            try:
-                os.kill(int(text), signal.SIGTERM)
-            except ProcessLookupError:
-                return
-            while (self.home / "run" / "appliance.sock").exists():
+        if not text.isdigit() or not (self.home / "run" / "appliance.sock").exists():
+            return
+        try:
+            os.kill(int(text), signal.SIGTERM)
+            while True:
+                os.kill(int(text), 0)
                 time.sleep(0.05)
+        except ProcessLookupError:
+            return
 
 
 def free_port() -> int:
@@ -201,7 +203,8 @@ def entry_of(value: dict[str, object]) -> dict[str, dict[str, dict[str, str]]]:
 def judge(demo: Demo) -> None:
     """Two reviewers of different fields approve; the maker may not."""
     demo.title("The operator tries to approve their own run")
-    demo.run("review", "approve", "clauses@1", "--unit", "legal", "--meaning", "It is fine.", person="olga", expect=3)
+    words = ("review", "approve", "clauses@1", "--unit", "legal", "--field", "privacy", "--meaning", "It is fine.")
+    demo.run(*words, person="olga", expect=3)
     demo.prove("Who made an adapter cannot approve it", "refused, and the refusal is an entry")
     demo.title("A reviewer sees exactly what a signature would bind, hashed on their side")
     demo.run("review", "show", "clauses@1", person="rita")
@@ -246,7 +249,9 @@ def attack(demo: Demo, token: str) -> None:
     with sqlite3.connect(edited / "ledger.db") as database:
         for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
             database.execute(f'DROP TRIGGER "{name}"')
-        database.execute('UPDATE entries SET bytes = replace(bytes, ?, ?) WHERE "index" = 5', (b"anna", b"evil"))
+        data = bytes(database.execute('SELECT bytes FROM entries WHERE "index" = 5').fetchone()[0])
+        changed = data.replace(b'"anna"', b'"evil"').replace(b'"ben"', b'"eve"')
+        database.execute('UPDATE entries SET bytes = ? WHERE "index" = 5', (changed,))
     demo.home = edited
     refused = subprocess.run(
         [sys.executable, "-m", "appliance", "serve"],

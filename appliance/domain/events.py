@@ -335,6 +335,7 @@ class AdapterLoaded(Event):
     type = "adapter.loaded"
     unit: Identifier
     task: Identifier
+    adapter: VersionedName
     admitted: int = Field(ge=1)
     probe: Literal["identical"]
 
@@ -342,6 +343,7 @@ class AdapterLoaded(Event):
         return (
             f"unit:{self.unit}",
             f"task:{self.task}",
+            f"adapter:{self.adapter}",
         )
 
 
@@ -349,12 +351,14 @@ class AdapterUnloaded(Event):
     type = "adapter.unloaded"
     unit: Identifier
     task: Identifier
+    adapter: VersionedName
     reason: str
 
     def about(self) -> tuple[str, ...]:
         return (
             f"unit:{self.unit}",
             f"task:{self.task}",
+            f"adapter:{self.adapter}",
         )
 
 
@@ -384,6 +388,8 @@ class RequestFinished(Event):
     outcomes = ("success", "failure", "interrupted")
     request: str = Field(pattern=r"^[0-9a-f]{32}$")
     unit: Identifier
+    task: Identifier
+    adapter: VersionedName
     finish_reason: str
     prompt_tokens: int = Field(ge=0)
     completion_tokens: int = Field(ge=0)
@@ -393,6 +399,8 @@ class RequestFinished(Event):
         return (
             f"request:{self.request}",
             f"unit:{self.unit}",
+            f"task:{self.task}",
+            f"adapter:{self.adapter}",
         )
 
     @property

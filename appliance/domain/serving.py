@@ -81,6 +81,7 @@ def loaded(case: Case) -> Puts:
     slot = _slot(case, body.unit, body.task)
     adapter = _admissible(case, body.unit, body.task)
     case.require(body.admitted == slot.admitted, "admitted", slot.admitted, body.admitted)
+    case.require(body.adapter == slot.adapter, "adapter", slot.adapter, body.adapter)
     case.require(adapter.manifest == slot.manifest, "manifest", slot.manifest, adapter.manifest)
     changed = slot.model_copy(update={"loaded": case.entry.index})
     return [(case.state.slots, release_key(body.unit, body.task), changed)]
@@ -88,7 +89,8 @@ def loaded(case: Case) -> Puts:
 
 def unloaded(case: Case) -> Puts:
     body = case.of(AdapterUnloaded)
-    _slot(case, body.unit, body.task)
+    slot = _slot(case, body.unit, body.task)
+    case.require(body.adapter == slot.adapter, "adapter", slot.adapter, body.adapter)
     return [(case.state.slots, release_key(body.unit, body.task), None)]
 
 
@@ -115,7 +117,8 @@ def request_finished(case: Case) -> Puts:
     record = case.state.requests.get(body.request)
     if record is None:
         raise Denied(f"entry {case.entry.index}: request: expected an open one, got {body.request}")
-    case.require(record.unit == body.unit, "unit", record.unit, body.unit)
+    expected, got = (record.unit, record.task, record.adapter), (body.unit, body.task, body.adapter)
+    case.require(got == expected, "unit, task and adapter", expected, got)
     return [(case.state.requests, body.request, None)]
 
 

@@ -1,4 +1,4 @@
-"""The people's door: each request of the command line and, later, of the console. A route parses, calls one workflow."""
+"""The people's door: each request of the command line, later of the console. A route parses, calls one workflow."""
 
 from __future__ import annotations
 

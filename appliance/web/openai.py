@@ -19,6 +19,8 @@ from appliance.workflows.serve import Answer, Serving
 
 MAX_TOKENS = 1_024
 
+Authorization = Annotated[str | None, Header()]
+
 
 class Message(BaseModel):
     model_config = ConfigDict(extra="ignore")
@@ -65,7 +67,6 @@ def units_app(serving: Serving, door: Doorkeeper) -> FastAPI:
 
 def _routes(serving: Serving, door: Doorkeeper) -> APIRouter:
     router = APIRouter()
-    Authorization = Annotated[str | None, Header()]
 
     @router.get("/v1/models")
     def models(authorization: Authorization = None) -> dict[str, Any]:

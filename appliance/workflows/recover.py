@@ -21,6 +21,8 @@ def recover(context: Context) -> None:
         finished = RequestFinished(
             request=request.id,
             unit=request.unit,
+            task=request.task,
+            adapter=request.adapter,
             finish_reason="interrupted",
             prompt_tokens=0,
             completion_tokens=0,

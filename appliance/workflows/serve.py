@@ -130,6 +130,8 @@ class Serving:
         body = RequestFinished(
             request=request,
             unit=loaded.unit,
+            task=loaded.task,
+            adapter=loaded.adapter,
             finish_reason=str(last.get("finish_reason", outcome)),
             prompt_tokens=int(last.get("prompt_tokens", 0)),
             completion_tokens=int(last.get("completion_tokens", 0)),
@@ -161,7 +163,9 @@ class Serving:
         try:
             engine = self._engine(adapter.base, adapter.base_digest, admitted)
             engine.load(slot, admitted.files)
-            body = AdapterLoaded(unit=unit, task=task, admitted=admitted.appended.entry.index, probe="identical")
+            body = AdapterLoaded(
+                unit=unit, task=task, adapter=name, admitted=admitted.appended.entry.index, probe="identical"
+            )
             append(self._context, body)
         except ApplianceError as error:
             refusal = AdmissionRefused(unit=unit, task=task, adapter=name, reasons=(error.message[:500],))
@@ -205,7 +209,10 @@ class Serving:
             loaded.engine.unload(loaded.slot)
         if slot is not None:
             with suppress(Denied, NotFound):
-                append(self._context, AdapterUnloaded(unit=loaded.unit, task=loaded.task, reason=reason[:500]))
+                append(
+                    self._context,
+                    AdapterUnloaded(unit=loaded.unit, task=loaded.task, adapter=slot.adapter, reason=reason[:500]),
+                )
 
     def close(self) -> None:
         """Ends the engines; nothing answers any more."""

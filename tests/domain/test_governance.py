@@ -241,7 +241,7 @@ def test_a_name_is_never_given_again() -> None:
         site.pend(order, documents)
 
 
-@pytest.mark.parametrize("key", [b64(b"no public key"), b64(generate_ed25519().spki)])
+@pytest.mark.parametrize("key", [b64(b"no public key"), b64(generate_ed25519().spki)], ids=["no key", "another key"])
 def test_an_enrolment_names_the_key_by_its_own_id(key: str) -> None:
     site = stage("initialized")
     order, documents = site.enrolment("olga", ("operator",), key=key)
