@@ -19,6 +19,8 @@ import torch
 
 from appliance.errors import BadInput, Conflict, NotFound
 
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
 _PREFIX = "base_model.model."
 _NEUTRAL: tuple[object, ...] = (None, False, "", "none", "NONE", [], {}, ())
 # What a plain LoRA's configuration says; every other member must say nothing.

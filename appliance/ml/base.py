@@ -61,7 +61,7 @@ def load_base(folder: Path, *, quantisation: str, compute_dtype: str, device: st
         raise BadInput(f"base, quantisation: expected {' or '.join(QUANTISATIONS)}, got {quantisation!r}")
     if compute_dtype not in COMPUTE_DTYPES:
         raise BadInput(f"base, compute dtype: expected {' or '.join(COMPUTE_DTYPES)}, got {compute_dtype!r}")
-    check_folder(folder)
+    check_folder(folder, sealed=True)
     dtype = COMPUTE_DTYPES[compute_dtype]
     model = AutoModelForCausalLM.from_pretrained(
         str(folder.absolute()),

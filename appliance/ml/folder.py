@@ -32,7 +32,6 @@ ALLOWED_FILES = frozenset(
         "vocab.json",
         "merges.txt",
         "added_tokens.json",
-        MANIFEST_PATH,  # a sealed folder carries the list of its own files
     }
 )
 _SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
@@ -56,9 +55,12 @@ def is_allowed(name: str) -> bool:
     return name in ALLOWED_FILES or _SHARD.fullmatch(name) is not None
 
 
-def check_folder(folder: Path) -> list[str]:
-    """The names of the folder's files, sorted. BadInput names the first entry that may not be there."""
-    names = sorted(os.listdir(folder))
+def check_folder(folder: Path, *, sealed: bool = False) -> list[str]:
+    """The names of the folder's files, sorted. BadInput names the first entry that may not be there.
+
+    A `sealed` folder is one of ours and may carry the manifest of its own files; a stranger's may not.
+    """
+    names = sorted(name for name in os.listdir(folder) if not (sealed and name == MANIFEST_PATH))
     for name in names:
         _check_entry(folder, name)
     for name in REQUIRED_FILES:

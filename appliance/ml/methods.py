@@ -18,8 +18,6 @@ from appliance.errors import BadInput
 from appliance.ml.base import Base
 
 METHODS = ("qlora",)
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
 
 
 def attach_adapter(base: Base, recipe: Mapping[str, Any]) -> Any:

@@ -10,8 +10,7 @@ from appliance.worker.session import Header, Session, run_worker, take, take_pat
 
 
 def work(session: Session, task: Header, blob: bytes) -> Header:
-    from appliance.ml import data, machine, methods, metrics, probe, score
-    from appliance.ml.adapters import Slots
+    from appliance.ml import adapters, data, machine, metrics, probe, score
     from appliance.ml.base import load_base
 
     started, recipe = time.monotonic(), take(task, "recipe", dict)
@@ -26,8 +25,9 @@ def work(session: Session, task: Header, blob: bytes) -> Header:
     rows, names = data.load_rows(dataset, data.HELD_OUT), data.list_labels(dataset)
     prompts = [base.chat.encode(row.prompt) for row in rows]
     labels = [base.chat.encode(base.chat.answer(name)) for name in names]
-    slots = Slots(base.model, base.device)
-    slots.load("adapter", (adapter / methods.CONFIG_FILE).read_bytes(), (adapter / methods.WEIGHTS_FILE).read_bytes())
+    slots = adapters.Slots(base.model, base.device)
+    config, weights = ((adapter / name).read_bytes() for name in (adapters.CONFIG_FILE, adapters.WEIGHTS_FILE))
+    slots.load("adapter", config, weights)
     expected, found, readings = [row.label for row in rows], {}, {}
     for place, (subject, slot) in enumerate({"base": None, "adapter": "adapter"}.items()):
 

@@ -25,10 +25,11 @@ def _describe_machine(task: Header, blob: bytes) -> Header:
 
 
 def _prepare_base(task: Header, blob: bytes) -> Header:
+    source, output = Path(take_path(task, "source")), Path(take_path(task, "output"))
     from appliance.ml.convert import convert_base
 
     try:
-        return convert_base(Path(take_path(task, "source")), Path(take_path(task, "output")))
+        return convert_base(source, output)
     except RuntimeError as error:
         raise Unavailable(f"base: expected to convert it, got {error}") from None
 

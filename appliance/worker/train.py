@@ -10,7 +10,7 @@ from appliance.worker.session import Header, Session, run_worker, take, take_pat
 
 
 def work(session: Session, task: Header, blob: bytes) -> Header:
-    from appliance.ml import data, machine, methods
+    from appliance.ml import adapters, data, machine, methods
     from appliance.ml.base import load_base
     from appliance.ml.loop import Step, train
     from appliance.ml.samples import tokenize_rows
@@ -32,8 +32,8 @@ def work(session: Session, task: Header, blob: bytes) -> Header:
 
     steps = train(base, model, samples, recipe, report)
     weights, config = methods.encode_adapter(model, recipe["base"])
-    (output / methods.WEIGHTS_FILE).write_bytes(weights)
-    (output / methods.CONFIG_FILE).write_bytes(config)
+    (output / adapters.WEIGHTS_FILE).write_bytes(weights)
+    (output / adapters.CONFIG_FILE).write_bytes(config)
     return {
         "steps": len(steps),
         "tokens": steps[-1].tokens,

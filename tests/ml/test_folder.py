@@ -58,6 +58,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle-pt": (lambda f: (f / "consolidated.00.PTH").write_bytes(b"x"), "consolidated.00.PTH: .*a pickle"),
     "code": (lambda f: (f / "modeling_evil.py").write_text("x"), "modeling_evil.py: .*remote code"),
     "other": (lambda f: (f / "README.md").write_text("x"), "README.md: .*outside the allow-list"),
+    "manifest": (lambda f: (f / "manifest.json").write_text("{}"), "manifest.json: .*outside the allow-list"),
     "hidden": (lambda f: (f / ".safetensors").write_text("x"), ".safetensors: .*outside the allow-list"),
     "folder": (lambda f: (f / "original").mkdir(), "original: expected files only, got a folder"),
     "link": (_link, "vocab.json: expected a regular file, got a symbolic link"),
@@ -86,6 +87,8 @@ def test_a_bad_folder_is_neither_imported_nor_loaded(folder: Path, tmp_path: Pat
     with pytest.raises(BadInput, match=message):
         convert_base(folder, output)
     assert not list(output.iterdir()), "nothing is written before the folder was checked"
+    if case == "manifest":
+        return  # a sealed folder carries its own
     with pytest.raises(BadInput, match=message):
         load_base(folder, quantisation="nf4-double", compute_dtype="float32", device="cpu")
 

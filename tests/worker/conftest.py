@@ -1,0 +1,116 @@
+"""Workers as the service starts them, by argv and with frames, but without walls, which have tests of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from appliance.formats.frame import read_frame, write_frame
+from appliance.runners.decoys import Decoys, Probes
+from tests.ml.tiny import RECIPE, build_base, clauses, write_csv
+
+ROOT = Path(__file__).resolve().parents[2]
+Frame = dict[str, Any]
+
+
+class Process:
+    """A worker and its two streams; `walls` is what it said first."""
+
+    def __init__(self, name: str, targets: Frame, log: IO[bytes]) -> None:
+        command = [sys.executable, "-m", f"appliance.worker.{name}", json.dumps(targets)]
+        pipe = subprocess.PIPE
+        self.child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, cwd=ROOT, bufsize=0)
+        self.walls = self.receive()
+
+    def send(self, header: Frame, blob: bytes = b"") -> None:
+        assert self.child.stdin is not None
+        write_frame(self.child.stdin, header, blob)  # type: ignore[arg-type]
+
+    def receive(self) -> Frame | None:
+        assert self.child.stdout is not None
+        frame = read_frame(self.child.stdout)  # type: ignore[arg-type]
+        return frame[0] if frame else None
+
+    def hang_up(self) -> int:
+        assert self.child.stdin is not None
+        self.child.stdin.close()
+        return self.child.wait(60)
+
+    def close(self) -> None:
+        self.child.kill()
+        with self.child:
+            pass
+
+    def run(self, task: Frame, blob: bytes = b"") -> tuple[Frame, list[Frame]]:
+        """The task's last frame, and those before it."""
+        self.send({"frame": "go", **task}, blob)
+        frames = []
+        while (frame := self.receive()) is not None:
+            if frame["frame"] in ("result", "failure"):
+                assert self.receive() is None
+                assert self.child.wait(60) == (0 if frame["frame"] == "result" else 1)
+                return frame, frames
+            frames.append(frame)
+        raise AssertionError("the worker ended without a result")
+
+
+Start = Callable[[str], Process]
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    log = tmp_path_factory.mktemp("log") / "workers.log"
+    with ExitStack() as stack:
+        stream = stack.enter_context(open(log, "ab"))
+
+        def begin(name: str) -> Process:
+            decoys = stack.enter_context(Decoys(Probes()))
+            process = Process(name, decoys.targets, stream)
+            stack.callback(process.close)
+            return process
+
+        yield begin
+
+
+@pytest.fixture(scope="session")
+def places(start: Start, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A base, a dataset and an adapter, each made by its worker: {name: folder}."""
+    root = tmp_path_factory.mktemp("places")
+    source = build_base(root / "source")
+    names = ("base", "dataset", "adapter", "again", "evaluation")
+    folders = {name: root / name for name in names} | {"source": source}
+    for name in names:
+        folders[name].mkdir()
+    task = {"task": "base", "source": str(source), "output": str(folders["base"])}
+    assert start("prepare").run(task)[0]["frame"] == "result"
+    write_csv(root / "clauses.csv", clauses(60))
+    folders["csv"] = root / "clauses.csv"
+    return folders
+
+
+def dataset_task(places: dict[str, Path], **changes: Any) -> Frame:
+    return {
+        "task": "dataset",
+        "source": str(places["csv"]),
+        "format": "csv",
+        "columns": {"text": "text", "label": "label"},
+        "instruction": "Name the kind.",
+        "base": str(places["base"]),
+        "seed": 1,
+        "held_out": "0.2",
+        "output": str(places["dataset"]),
+        **changes,
+    }
+
+
+def train_task(places: dict[str, Path], output: str, **changes: Any) -> Frame:
+    recipe = {**RECIPE, "compute_dtype": "bfloat16", **changes}
+    paths = {name: str(places[name]) for name in ("base", "dataset")}
+    return {"recipe": recipe, **paths, "output": str(places[output])}
