@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from appliance.formats.keys import Ed25519Signer
 from tests.ml.tiny import build_base, clauses, write_csv
 from tests.site import Site, found_site
 
@@ -20,9 +25,22 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """Stopped: a base, a dataset and the adapter clauses@1, reviewed by nobody."""
-    # A short path: a Unix socket's name has at most 108 bytes.
-    place = tmp_path_factory.mktemp("g")
+    """Stopped: a base, a dataset and the adapter clauses@1, reviewed by nobody. Made once for all xdist workers."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent  # the workers' common folder; without workers it would outlive this run
+    made = place / "golden.json"
+    with (place / "golden.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            # A short path: a Unix socket's name has at most 108 bytes.
+            site = build_golden(place / f"g{os.getpid()}")
+            write_golden(made, site)
+        return read_golden(made)
+
+
+def build_golden(place: Path) -> Site:
+    place.mkdir()
     site = found_site(place / "h", free_port())
     try:
         base = site.import_base(build_base(place / "base"))
@@ -35,6 +53,35 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Site:
     finally:
         site.stop()
     return site
+
+
+def write_golden(path: Path, site: Site) -> None:
+    """Where the home lies and everybody's private key, whole or not there; readable by its owner alone."""
+    keys = {name: key.private.private_bytes_raw().hex() for name, key in site.keys.items()}
+    value = {"home": str(site.home), "environment": site.environment, "keys": keys}
+    partial = path.with_suffix(".partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(value, file)
+    partial.rename(path)
+
+
+def read_golden(path: Path) -> Site:
+    value = json.loads(path.read_text())
+    keys = {
+        name: Ed25519Signer(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(raw)))
+        for name, raw in value["keys"].items()
+    }
+    return Site(Path(value["home"]), keys, environment=value["environment"])
+
+
+@pytest.fixture(scope="module")
+def shared(golden: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A running copy for all tests of a module that leave it as good as they found it."""
+    site = golden.copy(tmp_path_factory.mktemp("m") / "h", free_port())
+    site.start()
+    yield site
+    site.stop()
 
 
 @pytest.fixture
