@@ -1,9 +1,9 @@
 """What runs in the launcher: three processes, each with less than the one before.
 
-    outer   enters the namespaces, waits, passes the exit code on; holds nothing
-    init    the first process of the PID namespace: makes the root, drops privileges, then holds the leash. When the
-            leash ends, or init dies in whatever way, the kernel kills every process of the namespace
-    worker  limits, Landlock, the call filter; reports which walls stand; then exec, or nothing where one is missing
+outer   enters the namespaces, waits, passes the exit code on; holds nothing
+init    the first process of the PID namespace: makes the root, drops privileges, then holds the leash. When the
+        leash ends, or init dies in whatever way, the kernel kills every process of the namespace
+worker  limits, Landlock, the call filter; reports which walls stand; then exec, or nothing where one is missing
 """
 
 from __future__ import annotations

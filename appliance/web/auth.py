@@ -71,7 +71,9 @@ class Doorkeeper:
         """The standing session of a standing principal."""
         session = self._sessions.get(_key(_bearer(authorization)))
         if session is None or session.ends <= time.monotonic():
-            raise NotAuthenticated("session: expected a standing one, got none; open one with your key (every reading command does)")
+            raise NotAuthenticated(
+                "session: expected a standing one, got none; a reading command with your key opens one"
+            )
         principal = self._context.ledger.state.principals.get(session.principal)
         if principal is None or principal.revoked is not None:
             raise NotAuthenticated(f"session: expected a standing principal, got {session.principal}, who was revoked")

@@ -69,7 +69,7 @@ def begin(order: Order) -> Worker:
 
 
 def attempt(worker: Worker, name: str, arguments: Iterable[Any]) -> str:
-    """"open", the name of the error, or "killed N"."""
+    """ "open", the name of the error, or "killed N"."""
     given = [os.getpid() if argument == SERVICE else argument for argument in arguments]
     worker.send({"attack": name, "arguments": given})
     frame = worker.receive(20)
@@ -96,9 +96,7 @@ def show_to_everyone(paths: list[str]) -> None:
     """In a mount namespace of its own, puts a folder that all may pass in place of every closed one above `paths`."""
     kernel.call("unshare", 0x00020000)
     kernel.call("mount", None, b"/", None, 0x4000 | 1 << 18, None)
-    closed = {
-        str(parent) for path in paths for parent in Path(path).parents if not parent.stat().st_mode & 0o001
-    }
+    closed = {str(parent) for path in paths for parent in Path(path).parents if not parent.stat().st_mode & 0o001}
     tops = sorted(top for top in closed if not any(Path(top).is_relative_to(other) for other in closed - {top}))
     below = [path for path in paths if any(Path(path).is_relative_to(top) for top in tops)]
     trees = [(path, kernel.call("open_tree", -100, path.encode(), 1 | os.O_CLOEXEC | 0x8000)) for path in below]
