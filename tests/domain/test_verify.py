@@ -230,6 +230,75 @@ def test_a_history_rewritten_from_an_entry_on_does_not_have_the_signed_root() ->
     assert (report.verdict, rules(report)) == ("failed", {"root"})
 
 
+def test_a_first_entry_that_follows_something_is_named() -> None:
+    site = stage("staffed")
+    entries = reforged(site, 0, prev="sha256:" + "1" * 64)
+    report = verify(site, entries, checkpoint=signed_over(site, entries), trust=None)
+    assert [(f.index, f.rule) for f in report.findings] == [(0, "chain")]
+    assert "entry 0, prev: expected" in report.findings[0].message
+
+
+def test_a_log_of_one_entry_is_held_against_its_checkpoint() -> None:
+    site = stage("initialized")
+    assert verify(site).verdict == "verified"
+    assert verify(site, trust=None).verdict == "unverifiable"
+    other = signed_over(site, [b"another"])
+    assert rules(verify(site, checkpoint=other, trust=None)) == {"root"}
+
+
+def quiet(site: Site) -> int:
+    """Appends entries that need nothing before them and give nothing after; the index of the one in the middle."""
+    middle = site.add(e.Heartbeat()).index + 1
+    for _ in range(3):
+        site.add(e.Heartbeat())
+    return middle
+
+
+def test_after_a_gap_the_rest_is_replayed_in_its_place() -> None:
+    site = stage("staffed")
+    middle = quiet(site)
+    entries = [*site.entries[:middle], *site.entries[middle + 1 :]]
+    report = verify(site, entries)
+    assert [(f.index, f.rule) for f in report.findings] == [(middle, "sequence"), (None, "size")]
+    assert report.counts.entries == len(entries)
+    assert any(text.startswith(f"entry {middle} changed nothing here") for text in report.unchecked)
+
+
+def test_after_an_edit_the_rest_is_replayed_in_its_place() -> None:
+    site = stage("staffed")
+    middle = quiet(site)
+    edited = encode_canonical(parse_canonical(site.entries[middle]) | {"source": "tcp"})
+    report = verify(site, [*site.entries[:middle], edited, *site.entries[middle + 1 :]])
+    assert [(f.index, f.rule) for f in report.findings] == [(middle, "chain"), (None, "root")]
+    assert report.counts.entries == len(site.entries)
+
+
+def test_after_an_entry_that_does_not_stand_the_rest_is_replayed_in_its_place() -> None:
+    site = stage("staffed")
+    middle = quiet(site)
+    entries = reforged(site, middle, actor="anna")
+    report = verify(site, entries, checkpoint=signed_over(site, entries))
+    assert [(f.index, f.rule) for f in report.findings] == [(middle, "denied")]
+    assert report.counts.entries == len(entries) - 1
+
+
+def test_after_bytes_that_are_no_entry_the_rest_is_replayed_in_its_place() -> None:
+    site = stage("staffed")
+    middle = quiet(site)
+    report = verify(site, [*site.entries[:middle], b"junk", *site.entries[middle + 1 :]])
+    assert {(f.index, f.rule) for f in report.findings} == {(middle, "encoding"), (middle, "chain"), (None, "root")}
+    assert report.counts.entries == len(site.entries) - 1
+
+
+def test_time_that_goes_back_over_an_entry_that_does_not_stand_is_found() -> None:
+    site = stage("staffed")
+    middle = quiet(site)
+    late = add_seconds(site.now, 3600)
+    entries = reforged(site, middle, actor="anna", time=late)
+    report = verify(site, entries, checkpoint=signed_over(site, entries))
+    assert [f.rule for f in report.findings] == ["denied", "time", "time"]
+
+
 # What an owner of the log's key, who signs a history of his own, does not get past.
 
 
