@@ -253,15 +253,24 @@ class Site:
         )
         return self.wait_import(self.order(order)["order"])
 
-    def import_dataset(self, rows: bytes, name: str = "clauses", base_name: str = "tiny") -> dict[str, Any]:
-        instruction, owner = disclose("", os.urandom(32)), disclose("Legal", os.urandom(32))
+    def import_dataset(
+        self,
+        rows: bytes,
+        name: str = "clauses",
+        base_name: str = "tiny",
+        *,
+        instruction: str = "",
+        text_column: str = "text",
+        label_column: str = "label",
+    ) -> dict[str, Any]:
+        told, owner = disclose(instruction, os.urandom(32)), disclose("Legal", os.urandom(32))
         order = orders.ImportDataset(
             dataset=name,
             format="csv",
             file=self.upload(rows),
-            text_column="text",
-            label_column="label",
-            instruction=instruction.commitment,
+            text_column=text_column,
+            label_column=label_column,
+            instruction=told.commitment,
             base=base_name,
             base_digest=self.get(f"/v1/bases/{base_name}")["digest"],
             seed=1,
@@ -271,7 +280,7 @@ class Site:
             classification="internal",
             **self.terms("olga"),
         )
-        return self.wait_import(self.order(order, instruction, owner)["order"])
+        return self.wait_import(self.order(order, told, owner)["order"])
 
     def wait_import(self, order: str) -> dict[str, Any]:
         while (found := self.get(f"/v1/imports/{order}", wait_s=5))["status"] == "requested":
