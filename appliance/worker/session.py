@@ -86,6 +86,11 @@ def run_worker(work: Callable[[Session, Header, bytes], Header]) -> int:
         return _fail(session, error)
     except MemoryError:
         return _fail(session, Unavailable("worker: expected enough memory, got too little", code="out-of-memory"))
+    except RuntimeError as error:
+        # torch has no one class for it; whatever else it raises is a defect, and its trace belongs in the log.
+        if "memory" not in str(error):
+            raise
+        return _fail(session, Unavailable("worker: expected enough memory, got too little", code="out-of-memory"))
     except OSError as error:
         return _fail(session, Unavailable(f"worker: expected to read and write its folders, got {error.strerror}"))
     return 0
