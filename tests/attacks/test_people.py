@@ -1,0 +1,280 @@
+"""What insiders may not do: approve alone, for another, with an old or foreign signature; take power alone."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from appliance.domain import orders
+from appliance.domain.names import add_seconds
+from appliance.errors import BadInput
+from appliance.formats.dsse import Envelope, Signature
+from appliance.formats.keys import generate_ed25519
+from tests.site import Refused, Site
+
+
+def refused(site: Site, action: Any, status: int = 403, *, recorded: bool = True) -> Refused:
+    """The action is refused; an authentic order's refusal is an entry, an inauthentic one is nobody's."""
+    before = len(site.entries(type="order.refused"))
+    with pytest.raises(Refused) as caught:
+        action()
+    assert caught.value.status == status, caught.value
+    assert len(site.entries(type="order.refused")) - before == int(recorded)
+    return caught.value
+
+
+def enrol_unit(site: Site, unit: str) -> None:
+    """A unit of the test's own, so that no other test's approvals count for it."""
+    site.enroll(unit, "unit")
+    site.enroll(f"{unit}-owner", f"release-owner:{unit}")
+
+
+def activation(site: Site, unit: str, name: str = "clauses@1") -> orders.Activate:
+    return orders.Activate(unit=unit, task="labels", **site.on(name), **site.terms(f"{unit}-owner"))
+
+
+def grant(site: Site, principal: str, role: str) -> None:
+    envelope = site.sign(orders.Grant(principal=principal, role=role, **site.terms("anna")))
+    site.send(envelope)
+    site.endorse(envelope.pae_digest)
+
+
+# --- separation of duties ---------------------------------------------------------------------------------------------
+
+
+def test_an_operator_without_a_reviewers_role_approves_nothing(shared: Site) -> None:
+    error = refused(shared, lambda: shared.review("olga", field="privacy"))
+    assert any("role: expected olga to be reviewer:privacy" in reason for reason in error.reasons)
+
+
+def test_neither_who_ordered_the_run_nor_who_imported_the_dataset_approves(site: Site) -> None:
+    """Both hold a reviewer's role, so that nothing but the separation of duties stands against them."""
+    site.enroll("otto", "operator", "reviewer:privacy")
+    site.enroll("una", "operator", "reviewer:privacy")
+    grant(site, "olga", "reviewer:privacy")
+    run = site.order(site.train_order(by="otto"))["result"]["run"]
+    assert site.wait_run(run)["adapter"] == "clauses@2"
+    ordered = refused(site, lambda: site.review("otto", name="clauses@2", field="privacy"))
+    assert ordered.reasons == ["separation of duties: expected a reviewer who did not order the run, got otto"]
+    imported = refused(site, lambda: site.review("olga", name="clauses@2", field="privacy"))
+    assert imported.reasons == ["separation of duties: expected a reviewer who did not import the dataset, got olga"]
+    assert site.adapter("clauses@2")["reviews"] == []
+    # An operator who made neither may.
+    assert site.review("una", name="clauses@2", field="privacy")["type"] == "review.recorded"
+
+
+def test_one_reviewer_signing_twice_is_one_vote_whatever_the_field(shared: Site) -> None:
+    enrol_unit(shared, "twice")
+    shared.enroll("tina", "reviewer:privacy", "reviewer:model-risk")
+    for field in ("privacy", "model-risk", "model-risk"):
+        shared.review("tina", "twice", field=field)
+    error = refused(shared, lambda: shared.order(activation(shared, "twice")))
+    assert "quorum: expected 2 standing approvals of clauses@1 for twice, got 1" in error.reasons
+    shared.review("rita", "twice")
+    assert shared.order(activation(shared, "twice"))["type"] == "release.activated"
+
+
+def test_two_reviewers_of_one_field_are_no_quorum(shared: Site) -> None:
+    enrol_unit(shared, "samefield")
+    shared.enroll("tara", "reviewer:privacy")
+    shared.review("tara", "samefield", field="privacy")
+    shared.review("rita", "samefield")
+    error = refused(shared, lambda: shared.order(activation(shared, "samefield")))
+    assert error.reasons == ["quorum: expected 2 different fields for clauses@1, got privacy"]
+
+
+def test_a_reviewer_signs_for_their_own_field_only(shared: Site) -> None:
+    error = refused(shared, lambda: shared.review("rita", field="model-risk"))
+    assert error.reasons == ["role: expected rita to be reviewer:model-risk, got reviewer:privacy"]
+
+
+def test_an_approval_for_another_unit_counts_for_that_unit_alone(shared: Site) -> None:
+    enrol_unit(shared, "east")
+    enrol_unit(shared, "west")
+    shared.approve("east")
+    error = refused(shared, lambda: shared.order(activation(shared, "west")))
+    assert "quorum: expected 2 standing approvals of clauses@1 for west, got 0" in error.reasons
+    assert shared.order(activation(shared, "east"))["type"] == "release.activated"
+
+
+# --- keys and dates ---------------------------------------------------------------------------------------------------
+
+
+def test_a_signature_by_a_key_that_is_enrolled_later_is_nobodys(shared: Site) -> None:
+    shared.keys["nina"] = generate_ed25519()
+    order, meaning = shared.review_order("nina", field="privacy")
+    error = refused(shared, lambda: shared.order(order, meaning), 401, recorded=False)
+    assert error.code == "not-authenticated"
+    reviews = len(shared.adapter()["reviews"])
+    shared.enroll("nina", "reviewer:privacy")
+    assert len(shared.adapter()["reviews"]) == reviews
+
+
+def test_who_was_revoked_signs_no_more_and_their_approval_lapses(shared: Site) -> None:
+    enrol_unit(shared, "north")
+    shared.enroll("rex", "reviewer:privacy")
+    shared.review("rex", "north", field="privacy")
+    shared.review("rob", "north")
+    shared.order(orders.RevokePrincipal(principal="rex", **shared.terms("anna")))
+    order, meaning = shared.review_order("rex", "north", field="privacy")
+    refused(shared, lambda: shared.order(order, meaning), 401, recorded=False)
+    error = refused(shared, lambda: shared.order(activation(shared, "north")))
+    assert "quorum: expected 2 standing approvals of clauses@1 for north, got 1" in error.reasons
+
+
+def test_an_approval_that_has_expired_already_is_refused(shared: Site) -> None:
+    past = add_seconds(shared.now(), -1)
+    error = refused(shared, lambda: shared.review("rita", valid_until=past))
+    assert [reason.partition(":")[0] for reason in error.reasons] == ["valid until"]
+
+
+def test_an_approval_for_longer_than_policy_allows_is_refused(shared: Site) -> None:
+    for_ever = add_seconds(shared.now(), 100 * 365 * 86_400)
+    error = refused(shared, lambda: shared.review("rita", valid_until=for_ever))
+    assert [reason.partition(":")[0] for reason in error.reasons] == ["valid until"]
+
+
+def test_a_release_whose_approval_lapses_stops_answering(shared: Site) -> None:
+    enrol_unit(shared, "brief")
+    shared.review("rob", "brief")
+    shared.review("rita", "brief")
+    shared.order(activation(shared, "brief"))
+    assert shared.chat("brief", "labels")["choices"]
+    # The latest decision counts: this one ends in three seconds, with the adapter loaded and answering.
+    until = add_seconds(shared.now(), 3)
+    shared.review("rita", "brief", valid_until=until)
+    assert shared.chat("brief", "labels")["choices"]
+    while shared.now() <= until:
+        time.sleep(0.1)
+    with pytest.raises(Refused) as lapsed:
+        shared.chat("brief", "labels")
+    assert (lapsed.value.status, lapsed.value.code) == (403, "not-admitted")
+    assert "got 1" in shared.entries(type="admission.refused")[-1]["body"]["reasons"][0]
+    assert shared.entries(type="adapter.unloaded")[-1]["body"]["unit"] == "brief"
+
+
+# --- power ------------------------------------------------------------------------------------------------------------
+
+
+def test_one_administrator_enrols_nobody_alone(shared: Site) -> None:
+    for name, field in (("mole", "privacy"), ("vole", "model-risk")):
+        envelope, printed, proof = shared.propose_enrolment(name, f"reviewer:{field}")
+        assert shared.send(envelope, printed, possession=proof)["type"] == "order.pending"
+        error = refused(shared, lambda digest=envelope.pae_digest: shared.endorse(digest, by="anna"))
+        assert error.reasons == [
+            "separation of duties: expected another administrator than anna, who ordered it",
+        ]
+        order, meaning = shared.review_order(name, field=field)
+        refused(shared, lambda o=order, m=meaning: shared.order(o, m), 401, recorded=False)
+    names = {row["name"] for row in shared.get("/v1/principals")}
+    assert not names & {"mole", "vole"}
+
+
+def test_nobody_but_an_administrator_endorses(shared: Site) -> None:
+    envelope, printed, proof = shared.propose_enrolment("mink", "reviewer:privacy")
+    shared.send(envelope, printed, possession=proof)
+    error = refused(shared, lambda: shared.endorse(envelope.pae_digest, by="olga"))
+    assert error.reasons[0].startswith("role: expected olga to be administrator")
+
+
+@pytest.mark.parametrize("owner", ["rita", "gone"])
+def test_a_key_belongs_to_one_principal_for_ever(shared: Site, owner: str) -> None:
+    if owner == "gone":
+        shared.enroll("gone", "reviewer:privacy")
+        shared.order(orders.RevokePrincipal(principal="gone", **shared.terms("anna")))
+    shared.keys[f"double-{owner}"] = shared.keys[owner]
+    envelope, printed, proof = shared.propose_enrolment(f"double-{owner}", "reviewer:model-risk")
+    error = refused(shared, lambda: shared.send(envelope, printed, possession=proof))
+    assert [reason.rpartition(" ")[2] for reason in error.reasons] == [owner]
+    assert "key: expected one never enrolled here" in error.reasons[0]
+
+
+def test_nobody_is_enrolled_without_having_the_key(shared: Site) -> None:
+    """The proof of possession is made with another key than the one that is to be enrolled."""
+    envelope, printed, _ = shared.propose_enrolment("nokey", "reviewer:privacy")
+    _, _, other = shared.propose_enrolment("other", "reviewer:privacy")
+    with pytest.raises(Refused) as error:
+        shared.send(envelope, printed, possession=other)
+    assert error.value.status == 400
+    assert "possession" in error.value.message
+
+
+# --- orders -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_order_counts_once(shared: Site) -> None:
+    order, meaning = shared.review_order("rita")
+    envelope = shared.sign(order)
+    shared.send(envelope, meaning)
+    reviews = len(shared.adapter()["reviews"])
+    error = refused(shared, lambda: shared.send(envelope, meaning), 409)
+    assert error.code == "conflict"
+    entry = shared.entries(type="order.refused")[-1]
+    assert (entry["actor"], entry["body"]["order"]) == ("rita", envelope.pae_digest)
+    assert len(shared.adapter()["reviews"]) == reviews
+
+
+def test_an_order_signed_with_another_key_is_nobodys(shared: Site) -> None:
+    order, meaning = shared.review_order("rita")
+    honest = shared.sign(order)
+    stranger = shared.sign(order, generate_ed25519())
+    insider = shared.sign(order, shared.keys["rob"])
+    # ... and one that claims rita's key over a signature that her key did not make.
+    claimed = replace(stranger, signatures=(Signature(honest.signature.keyid, stranger.signature.sig),))
+    reviews = len(shared.adapter()["reviews"])
+    for envelope in (stranger, insider, claimed):
+        refused(shared, lambda e=envelope: shared.send(e, meaning), 401, recorded=False)
+    assert len(shared.adapter()["reviews"]) == reviews
+
+
+def test_no_flipped_byte_of_an_order_is_accepted(shared: Site) -> None:
+    order, meaning = shared.review_order("rita")
+    honest = shared.sign(order)
+    unit = honest.payload.index(b'"unit":"legal"') + len(b'"unit":"')
+    size = len(shared.entries(type="review.recorded"))
+    for at in (*range(0, len(honest.payload), 97), unit):
+        payload = bytearray(honest.payload)
+        payload[at] ^= 1
+        try:
+            forged = Envelope(honest.payload_type, bytes(payload), honest.signatures)
+        except BadInput:
+            continue
+        with pytest.raises(Refused) as error:
+            shared.send(forged, meaning)
+        assert error.value.status in (400, 401), (at, error.value)
+    assert len(shared.entries(type="review.recorded")) == size
+
+
+def test_an_order_for_another_appliance_is_nobodys(shared: Site) -> None:
+    order, meaning = shared.review_order("rita", origin="bank.example/other")
+    error = refused(shared, lambda: shared.order(order, meaning), 401, recorded=False)
+    assert "bank.example/other" in error.message
+
+
+@pytest.mark.parametrize(
+    ("issued_s", "expires_s", "code"), [(-600, -1, "expired"), (3600, 4000, "not-yet-valid"), (0, 10**8, "too-long")]
+)
+def test_an_order_counts_for_as_long_as_it_says(shared: Site, issued_s: int, expires_s: int, code: str) -> None:
+    now = shared.now()
+    times = {"issued_at": add_seconds(now, issued_s), "expires_at": add_seconds(now, expires_s)}
+    order, meaning = shared.review_order("rita", **times)
+    assert code in (error := refused(shared, lambda: shared.order(order, meaning))).code, error
+
+
+def test_nobody_releases_to_a_unit_that_is_not_theirs(released: Site) -> None:
+    for who in ("cleo", "olga", "rita", "anna"):
+        order = orders.Activate(unit="legal", task="labels", **released.on("clauses@1"), **released.terms(who))
+        error = refused(released, lambda o=order: released.order(o))
+        assert error.reasons[0].startswith(f"role: expected {who} to be release-owner:legal"), error
+    # Revoked by one reviewer alone: the adapter that answered a moment ago answers no more.
+    assert released.chat("legal", "labels")["choices"]
+    released.order(orders.RevokeAdapter(**released.on("clauses@1"), **released.terms("rita")))
+    with pytest.raises(Refused) as revoked:
+        released.chat("legal", "labels")
+    assert (revoked.value.status, revoked.value.code) == (403, "not-admitted")
+    types = released.types()
+    assert types.index("adapter.revoked") < types.index("adapter.unloaded")
+    assert "request.admitted" not in types[types.index("adapter.revoked") :]
