@@ -290,6 +290,18 @@ def test_after_bytes_that_are_no_entry_the_rest_is_replayed_in_its_place() -> No
     assert report.counts.entries == len(site.entries) - 1
 
 
+def test_an_owner_who_chains_over_bytes_that_are_no_entry_is_found_there_alone() -> None:
+    site = stage("staffed")
+    middle = quiet(site)
+    entries = [*site.entries[:middle], b"junk"]
+    for data in site.entries[middle + 1 :]:
+        chained = parse_canonical(data) | {"prev": f"sha256:{hash_leaf(entries[-1]).hex()}"}
+        entries.append(encode_canonical(chained))
+    report = verify(site, entries, checkpoint=signed_over(site, entries))
+    assert [(f.index, f.rule) for f in report.findings] == [(middle, "encoding")]
+    assert report.counts.entries == len(entries) - 1
+
+
 def test_time_that_goes_back_over_an_entry_that_does_not_stand_is_found() -> None:
     site = stage("staffed")
     middle = quiet(site)
