@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from appliance.domain.credentials import Session as SessionStatement
 from appliance.domain.credentials import parse_credential, parse_token
 from appliance.domain.signatures import accept_session, accept_token
-from appliance.errors import NotAuthenticated, TooMany
+from appliance.errors import BadInput, NotAuthenticated, TooMany
 from appliance.formats.dsse import parse_envelope
 from appliance.formats.timestamp import encode_time, parse_time
 from appliance.workflows.context import Context
@@ -83,7 +83,11 @@ class Doorkeeper:
         """The unit whose key signed the token."""
         state = self._context.ledger.state
         now = max(encode_time(self._context.clock()), state.last_time)
-        _, unit = accept_token(state, parse_token(_bearer(authorization)), now)
+        try:
+            _, unit = accept_token(state, parse_token(_bearer(authorization)), now)
+        except BadInput as error:
+            # An envelope with something else in it is no token either, and is counted as an attempt.
+            raise NotAuthenticated(f"token: {error.message}") from None
         return unit.name
 
     def count_refusal(self) -> None:

@@ -23,7 +23,7 @@ from appliance.domain.events import (
 from appliance.domain.invariants import inadmissible, released
 from appliance.domain.names import versioned
 from appliance.domain.state import Slot, release_key
-from appliance.errors import ApplianceError, Denied, NotFound, Unavailable
+from appliance.errors import ApplianceError, Denied, NotFound, Tampered, Unavailable
 from appliance.formats.canonical import encode_canonical, parse_canonical
 from appliance.formats.timestamp import encode_time
 from appliance.workflows.admit import Admitted, admit
@@ -178,7 +178,11 @@ class Serving:
     def _engine(self, base: str, digest: str, admitted: Admitted) -> Engine:
         engine = self._engines.get(digest)
         if engine is None or not engine.alive:
-            folder = checked_base(self._context, base)
+            try:
+                folder = checked_base(self._context, base)
+            except Tampered as error:
+                # To a unit it is what a changed adapter is: not admitted, until somebody has looked into it.
+                raise Denied(f"base {base}", reasons=(error.message,), code="not-admitted") from error
             recipe = parse_canonical(admitted.files["recipe.json"])
             engine = self._engines[digest] = Engine(self._context, folder, digest, recipe)
         return engine
