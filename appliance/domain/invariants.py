@@ -27,7 +27,8 @@ from appliance.domain.orders import (
     RollBack,
     Train,
 )
-from appliance.domain.state import Adapter, Principal, ReviewRecord, State, release_key
+from appliance.domain.recipe import LINEAR_LAYERS, ResolvedRecipe
+from appliance.domain.state import Adapter, Base, Dataset, Principal, ReviewRecord, State, release_key
 from appliance.errors import ApplianceError
 from appliance.formats.keys import keyid_of
 
@@ -158,6 +159,23 @@ def _train(state: State, order: Train, signer: Principal, now: Time) -> Reasons:
         reasons.append(f"dataset {recipe.dataset}: expected {dataset.digest}, got {order.dataset_digest}")
     if dataset.base_digest != order.base_digest:
         reasons.append(f"dataset {recipe.dataset}: expected one rendered for base {recipe.base}, got {dataset.base}")
+    base = state.bases.get(recipe.base)
+    return reasons if base is None else reasons + _servable(recipe, base, dataset)
+
+
+def _servable(recipe: ResolvedRecipe, base: Base, dataset: Dataset) -> Reasons:
+    """What resolving the recipe would have refused: whoever signed it may not have resolved it."""
+    reasons = []
+    context, longest = base.facts.get("context_length"), dataset.facts.get("max_tokens")
+    if context is not None and recipe.max_length > context:
+        reasons.append(f"recipe, max_length: expected at most the base's {context} tokens, got {recipe.max_length}")
+    if longest is not None and recipe.max_length < longest:
+        reasons.append(
+            f"recipe, max_length: expected at least {longest} tokens, the longest row, got {recipe.max_length}"
+        )
+    unknown = sorted(set(recipe.target_modules) - set(LINEAR_LAYERS))
+    if unknown:
+        reasons.append(f"recipe, target_modules: expected some of {', '.join(LINEAR_LAYERS)}, got {', '.join(unknown)}")
     return reasons
 
 
