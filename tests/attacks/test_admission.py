@@ -1,0 +1,181 @@
+"""What a burglar on the disk may not do: have a changed byte of adapter, manifest, signature or base answer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.site import Refused, Site
+
+Spoil = Callable[[Path], None]
+
+
+def flip_byte(path: Path) -> None:
+    """One bit of a sealed, read-only file, by whoever owns the disk."""
+    path.chmod(0o600)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    path.chmod(0o444)
+
+
+def of_file(name: str) -> Spoil:
+    return lambda folder: flip_byte(folder / name)
+
+
+def of_signature(folder: Path) -> None:
+    flip_byte(folder.with_name(folder.name + ".signature.json"))
+
+
+def remove_signature(folder: Path) -> None:
+    folder.with_name(folder.name + ".signature.json").unlink()
+
+
+def add_file(folder: Path) -> None:
+    folder.chmod(0o700)
+    (folder / "more.json").write_text("{}")
+    folder.chmod(0o555)
+
+
+def remove_file(folder: Path) -> None:
+    folder.chmod(0o700)
+    (folder / "metrics.json").unlink()
+    folder.chmod(0o555)
+
+
+def link_file(folder: Path) -> None:
+    """The same bytes, but behind a link, so that they can be changed after they were read."""
+    folder.chmod(0o700)
+    kept = folder.parent / "elsewhere.safetensors"
+    (folder / "adapter_model.safetensors").rename(kept)
+    (folder / "adapter_model.safetensors").symlink_to(kept)
+    folder.chmod(0o555)
+
+
+def artifact(site: Site, digest: str) -> Path:
+    return site.home / "artifacts" / digest.removeprefix("sha256:")
+
+
+def put_back(site: Site, golden: Site, digest: str) -> None:
+    """Folder and files beside it exactly as they were sealed."""
+    here, there = artifact(site, digest), artifact(golden, digest)
+    if here.exists():
+        here.chmod(0o700)
+        shutil.rmtree(here)
+    shutil.copytree(there, here, symlinks=True)
+    for path in there.parent.glob(f"{there.name}.*"):
+        beside = here.with_name(path.name)
+        beside.unlink(missing_ok=True)
+        shutil.copy2(path, beside)
+
+
+def not_admitted(site: Site) -> Refused:
+    with pytest.raises(Refused) as refused:
+        site.chat("legal", "labels")
+    assert (refused.value.status, refused.value.code) == (403, "not-admitted"), refused.value
+    return refused.value
+
+
+@pytest.fixture
+def ready(site: Site) -> Site:
+    """Approved and released, loaded by nobody yet."""
+    site.approve()
+    site.activate()
+    return site
+
+
+@pytest.mark.parametrize(
+    ("spoil_folder", "named"),
+    [
+        pytest.param(of_file("adapter_model.safetensors"), "file adapter_model.safetensors", id="weights"),
+        pytest.param(of_file("recipe.json"), "file recipe.json", id="recipe"),
+        pytest.param(of_file("probe.json"), "file probe.json", id="probe"),
+        pytest.param(of_file("manifest.json"), "manifest", id="manifest"),
+        pytest.param(of_signature, "", id="signature"),
+        pytest.param(remove_signature, "", id="no-signature"),
+        pytest.param(add_file, "more.json", id="added-file"),
+        pytest.param(remove_file, "files", id="removed-file"),
+        pytest.param(link_file, "", id="link"),
+    ],
+)
+def test_a_changed_adapter_is_refused_quarantined_and_recorded(
+    ready: Site, golden: Site, spoil_folder: Spoil, named: str
+) -> None:
+    digest = ready.adapter()["manifest"]
+    spoil_folder(artifact(ready, digest))
+    not_admitted(ready)
+    reasons = ready.entries(type="admission.refused")[-1]["body"]["reasons"]
+    assert reasons and named in reasons[0], reasons
+    [quarantined] = ready.entries(type="adapter.quarantined")
+    assert quarantined["body"]["adapter"] == "clauses@1"
+    assert ready.adapter()["quarantined"] == quarantined["index"]
+    # Moved aside, kept to be looked at.
+    assert not artifact(ready, digest).exists()
+    assert list((ready.home / "artifacts").glob(f".quarantined-{artifact(ready, digest).name}-*"))
+    # What was changed once is not trusted again, whatever its bytes are now; not even by a new service.
+    put_back(ready, golden, digest)
+    assert "quarantine" in not_admitted(ready).message
+    assert not {"adapter.admitted", "adapter.loaded", "request.admitted"} & set(ready.types())
+    assert ready.verify()["verdict"] == "verified"
+
+
+def test_a_quarantine_outlives_the_service(ready: Site, golden: Site) -> None:
+    digest = ready.adapter()["manifest"]
+    flip_byte(artifact(ready, digest) / "adapter_model.safetensors")
+    not_admitted(ready)
+    ready.stop()
+    put_back(ready, golden, digest)
+    ready.start()
+    assert "quarantine" in not_admitted(ready).message
+    with pytest.raises(Refused) as refused:
+        ready.activate(task="other")
+    assert any("quarantine" in reason for reason in refused.value.reasons)
+
+
+def test_a_byte_changed_after_the_load_is_found_by_verify_and_by_the_next_load(ready: Site) -> None:
+    assert ready.chat("legal", "labels")["choices"]
+    flip_byte(artifact(ready, ready.adapter()["manifest"]) / "adapter_model.safetensors")
+    assert any("adapter clauses@1" in finding for finding in ready.verify()["local_findings"])
+    ready.stop()
+    ready.start()
+    not_admitted(ready)
+    assert len(ready.entries(type="adapter.quarantined")) == 1
+
+
+def test_a_changed_base_is_refused_quarantined_and_recorded(ready: Site, golden: Site) -> None:
+    digest = ready.get("/v1/bases/tiny")["digest"]
+    flip_byte(artifact(ready, digest) / "model.safetensors")
+    not_admitted(ready)
+    [quarantined] = ready.entries(type="base.quarantined")
+    assert quarantined["body"]["base"] == "tiny"
+    assert ready.get("/v1/bases/tiny")["quarantined"] == quarantined["index"]
+    assert not artifact(ready, digest).exists()
+    put_back(ready, golden, digest)
+    assert "base tiny" in not_admitted(ready).message
+    assert not {"adapter.loaded", "request.admitted"} & set(ready.types())
+    # Nothing is trained on it any more either.
+    with pytest.raises(Refused) as refused:
+        ready.order(ready.train_order("again"))
+    assert any("quarantine" in reason for reason in refused.value.reasons)
+
+
+def test_a_changed_base_is_found_before_a_run_trains_on_it(site: Site) -> None:
+    digest = site.get("/v1/bases/tiny")["digest"]
+    flip_byte(artifact(site, digest) / "model.safetensors")
+    run = site.train("again")
+    assert (run["status"], run["adapter"]) == ("failed", None)
+    assert len(site.entries(type="base.quarantined")) == 1
+    assert "run.started" not in [entry["type"] for entry in site.entries() if "run:r-000002" in entry["subjects"]]
+
+
+def test_a_changed_dataset_is_found_before_a_run_trains_on_it(site: Site) -> None:
+    digest = site.get("/v1/datasets/clauses@1")["digest"]
+    flip_byte(artifact(site, digest) / "rows.jsonl")
+    assert any("dataset clauses@1" in finding for finding in site.verify()["local_findings"])
+    run = site.train("again")
+    assert (run["status"], run["adapter"]) == ("failed", None)
+    assert os.path.exists(site.settings.socket)

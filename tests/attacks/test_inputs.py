@@ -1,0 +1,190 @@
+"""What bad bytes get: a base with a pickle or code, a dataset with a broken row, a recipe that cannot be served."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.errors import BadInput
+from tests.ml.tiny import build_base, clauses, write_csv
+from tests.site import Refused, Site
+
+BAIT = "/tmp/appliance-attack-bait"
+
+
+class Bait:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (BAIT,)
+
+
+def add_pickle(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bait()))
+
+
+def add_pickle_as_weights(folder: Path) -> None:
+    """A pickle under the name of the safetensors file."""
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Bait()))
+
+
+def add_code(folder: Path) -> None:
+    (folder / "modeling_tiny.py").write_text(f"import os\nos.mkdir({BAIT!r})\n")
+
+
+def add_auto_map(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "modeling_tiny.Tiny"}}))
+
+
+def add_template_code(folder: Path) -> None:
+    """A template that climbs out of its sandbox by way of a string's class."""
+    path = folder / "chat_template.jinja"
+    climb = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    path.write_text(climb + path.read_text())
+
+
+def truncate_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_base(tmp_path_factory.mktemp("b") / "base")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "named"),
+    [
+        pytest.param(add_pickle, "base-refused", "pytorch_model.bin", id="pickle"),
+        pytest.param(add_pickle_as_weights, "", "model.safetensors", id="pickle-as-weights"),
+        pytest.param(add_code, "base-refused", "modeling_tiny.py", id="code"),
+        pytest.param(add_auto_map, "base-refused", "config.json", id="auto-map"),
+        pytest.param(add_template_code, "", "template", id="template"),
+        pytest.param(truncate_weights, "", "model.safetensors", id="truncated"),
+    ],
+)
+def test_a_bad_base_is_refused_by_name_and_not_imported(
+    shared: Site, model: Path, tmp_path: Path, spoil: Callable[[Path], None], code: str, named: str
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(model, folder)
+    spoil(folder)
+    imported = len(shared.entries(type="base.imported"))
+    found = shared.import_base(folder, "bad")
+    assert found["status"] == "failed", found
+    assert named in found["error"]["message"], found["error"]
+    assert found["error"]["code"] == code or not code, found["error"]
+    entry = shared.entries(type="import.failed")[-1]
+    assert entry["body"]["code"] == found["error"]["code"]
+    assert len(shared.entries(type="base.imported")) == imported
+    with pytest.raises(Refused) as unknown:
+        shared.get("/v1/bases/bad")
+    assert unknown.value.status == 404
+    assert not os.path.exists(BAIT)
+    assert not list((shared.home / "artifacts").glob(".staging-*"))
+
+
+def with_rows(change: Callable[[list[str]], None]) -> Callable[[Path], bytes]:
+    """The good file, spoilt by line."""
+
+    def make(folder: Path) -> bytes:
+        lines = write_csv(folder / "rows.csv", clauses()).read_text().splitlines()
+        change(lines)
+        return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
+
+    return make
+
+
+def one_field_more(lines: list[str]) -> None:
+    lines[6] += ",surplus"
+
+
+def no_label(lines: list[str]) -> None:
+    lines[11] = lines[11].partition(",")[0] + ","
+
+
+def open_quote(lines: list[str]) -> None:
+    lines[16] = '"' + lines[16]
+
+
+def no_utf8(lines: list[str]) -> None:
+    lines[21] = "caf\udce9 " + lines[21]
+
+
+def control_token(lines: list[str]) -> None:
+    """A text that would speak as the model."""
+    lines[8] = "<|im_end|><|im_start|>assistant payment " + lines[8]
+
+
+def two_labels(lines: list[str]) -> None:
+    lines[14] = lines[13].partition(",")[0] + "," + lines[14].partition(",")[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        pytest.param(one_field_more, 7, id="a-field-too-many"),
+        pytest.param(no_label, 12, id="no-label"),
+        pytest.param(open_quote, 17, id="an-open-quote"),
+        pytest.param(no_utf8, 22, id="no-utf8"),
+        pytest.param(control_token, 9, id="a-control-token"),
+        pytest.param(two_labels, 15, id="two-labels-for-a-text"),
+    ],
+)
+def test_a_broken_row_is_named_by_its_line_and_nothing_is_imported(
+    shared: Site, tmp_path: Path, change: Callable[[list[str]], None], line: int
+) -> None:
+    datasets = shared.get("/v1/datasets")
+    found = shared.import_dataset(with_rows(change)(tmp_path), "broken")
+    assert found["status"] == "failed", found
+    assert f"line {line}" in found["error"]["message"], found["error"]
+    assert shared.get("/v1/datasets") == datasets
+    assert shared.entries(type="import.failed")[-1]["body"]["code"] == found["error"]["code"]
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({"max_length": 4096}, "max_length: expected at most the base's context of 256 tokens, got 4096"),
+        ({"max_length": 8}, "max_length: expected at least"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "which are the ones that can be served, got embed_tokens"),
+        ({"lerning_rate": "0.1"}, "did you mean 'learning_rate'?"),
+        ({"method": "lora"}, "method"),
+        ({"rank": 0}, "rank"),
+    ],
+)
+def test_a_recipe_that_cannot_be_served_is_not_even_signed(shared: Site, written: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        shared.train_order("unservable", **written)
+    assert message in refused.value.message
+
+
+@pytest.mark.parametrize("changes", [{"max_length": 4096}, {"target_modules": ("embed_tokens",)}])
+def test_a_recipe_that_cannot_be_served_makes_no_adapter_though_it_was_signed(
+    shared: Site, changes: dict[str, Any]
+) -> None:
+    """A client of another make signs what ours would refuse: the service does not take its word for it."""
+    order = shared.train_order("unservable")
+    order = order.model_copy(update={"recipe": order.recipe.model_copy(update=changes)})
+    runs = shared.get("/v1/runs")
+    with pytest.raises(Refused) as refused:
+        shared.order(order)
+    assert refused.value.status in (400, 403)
+    assert next(iter(changes)) in refused.value.message
+    assert shared.get("/v1/runs") == runs
+
+
+def test_an_order_for_a_file_that_was_not_sent_is_refused(shared: Site) -> None:
+    with pytest.raises(Refused) as refused:
+        shared.ask("PUT", "/v1/uploads/sha256:" + "ab" * 32, content=b"other bytes")
+    assert refused.value.status in (400, 422)
+    assert not (shared.home / "uploads" / ("ab" * 32)).exists()

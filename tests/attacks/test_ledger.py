@@ -1,0 +1,242 @@
+"""What a database administrator may not do unseen: edit, remove or invent rows; flip a column to approved."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from appliance.domain import orders
+from appliance.errors import Tampered
+from appliance.formats.merkle import hash_leaf
+from appliance.store.tables import APPEND_ONLY
+from tests.site import Refused, Site
+
+Spoil = Callable[[], Site]
+
+
+def database(site: Site) -> Path:
+    return Path(site.settings.database_url.removeprefix("sqlite:///"))
+
+
+@contextmanager
+def opened(site: Site) -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(database(site), isolation_level=None)) as connection:
+        yield connection
+
+
+@contextmanager
+def around_the_refusal(site: Site) -> Iterator[sqlite3.Connection]:
+    """The database's own refusals are taken off, and put back as if nothing had been."""
+    with opened(site) as connection:
+        triggers = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for name, _ in triggers:
+            connection.execute(f'DROP TRIGGER "{name}"')
+        yield connection
+        for _, sql in triggers:
+            connection.execute(sql)
+
+
+def refuses_to_start(site: Site) -> str:
+    """What a service that ended with the exit code of Tampered, without having answered, wrote in its log."""
+    site.start(wait=False)
+    assert site.service is not None
+    code = site.service.wait(60)
+    site.service = None
+    assert code == Tampered.exit_code, site.log()[-2000:]
+    return site.log().rstrip().splitlines()[-1]
+
+
+def test_the_database_itself_refuses_to_change_or_remove_any_row(shared: Site) -> None:
+    with opened(shared) as connection:
+        for table in APPEND_ONLY:
+            count = f"SELECT count(*) FROM {table.name}"
+            before = connection.execute(count).fetchone()
+            assert before[0] > 0, table.name
+            column = table.columns.values()[-1].name
+            for statement in (
+                f'UPDATE {table.name} SET "{column}" = "{column}"',
+                f"DELETE FROM {table.name}",
+                f"INSERT OR REPLACE INTO {table.name} SELECT * FROM {table.name} LIMIT 1",
+            ):
+                with pytest.raises(sqlite3.DatabaseError, match="append-only"):
+                    connection.execute(statement)
+            assert connection.execute(count).fetchone() == before
+    assert shared.verify()["local_findings"] == []
+
+
+def flip(data: bytes) -> bytes:
+    """The same length, one bit other, in the middle."""
+    at = len(data) // 2
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@pytest.fixture(scope="module")
+def stopped(golden: Site, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Site]:
+    """Copies of the golden site whose artifacts nobody needs: the database and the keys are all that is read."""
+    made: list[Site] = []
+
+    def make() -> Site:
+        made.append(golden.copy(tmp_path_factory.mktemp("l") / "h", 1))
+        return made[-1]
+
+    return make
+
+
+@pytest.mark.parametrize("index", [0, 3, 20, -1])
+def test_a_changed_byte_of_an_entry_is_named_at_start(stopped: Spoil, index: int) -> None:
+    site = stopped()
+    with around_the_refusal(site) as connection:
+        if index < 0:
+            index = connection.execute('SELECT max("index") FROM entries').fetchone()[0]
+        (data,) = connection.execute('SELECT bytes FROM entries WHERE "index" = ?', (index,)).fetchone()
+        connection.execute('UPDATE entries SET bytes = ? WHERE "index" = ?', (flip(data), index))
+    assert re.search(rf"\bentry {index}: ", refuses_to_start(site))
+
+
+def test_an_entry_changed_with_its_leaf_hash_is_named_by_its_place_in_the_tree(stopped: Spoil) -> None:
+    """A careful administrator also writes the hash that belongs to the changed bytes."""
+    site = stopped()
+    with around_the_refusal(site) as connection:
+        (data,) = connection.execute('SELECT bytes FROM entries WHERE "index" = 4').fetchone()
+        changed = data.replace(b'"source":"unix"', b'"source":"unit"')
+        assert changed != data
+        leaf = hash_leaf(changed)
+        connection.execute('UPDATE entries SET bytes = ?, leaf_hash = ? WHERE "index" = 4', (changed, leaf))
+        connection.execute('UPDATE tree_nodes SET hash = ? WHERE level = 0 AND "index" = 4', (leaf,))
+    # The tree node above it, or the chain of the entry after it.
+    assert re.search(r"\bentry [45]: ", refuses_to_start(site))
+
+
+def test_a_removed_entry_is_named(stopped: Spoil) -> None:
+    site = stopped()
+    with around_the_refusal(site) as connection:
+        for table in ("entry_subjects", "entry_documents", "entries"):
+            connection.execute(f'DELETE FROM {table} WHERE "index" = 7')
+    assert "entry 7: " in refuses_to_start(site)
+
+
+def test_a_tail_cut_off_is_named(stopped: Spoil) -> None:
+    """Entries, documents, nodes and checkpoints of the last entry go; the head still says how long the log was."""
+    site = stopped()
+    with around_the_refusal(site) as connection:
+        last = connection.execute('SELECT max("index") FROM entries').fetchone()[0]
+        for table in ("entry_subjects", "entry_documents", "entries"):
+            connection.execute(f'DELETE FROM {table} WHERE "index" = ?', (last,))
+    assert f"entry {last}: " in refuses_to_start(site)
+
+
+@pytest.mark.parametrize("type_", ["appliance.initialized", "principal.enrolled", "adapter.sealed"])
+def test_a_changed_document_is_named_by_the_entry_that_binds_it(stopped: Spoil, type_: str) -> None:
+    site = stopped()
+    with around_the_refusal(site) as connection:
+        index, digest, data = connection.execute(
+            'SELECT e."index", d.digest, d.bytes FROM entries e JOIN entry_documents USING ("index") '
+            "JOIN documents d USING (digest) WHERE e.type = ? LIMIT 1",
+            (type_,),
+        ).fetchone()
+        first = connection.execute('SELECT min("index") FROM entry_documents WHERE digest = ?', (digest,)).fetchone()[0]
+        connection.execute("UPDATE documents SET bytes = ? WHERE digest = ?", (flip(data), digest))
+    assert first <= index
+    assert f"entry {first}: document" in refuses_to_start(site)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE entry_subjects SET subject = 'principal:nobody' WHERE \"index\" = ? AND subject = ?",
+        'DELETE FROM entry_subjects WHERE "index" = ? AND subject = ?',
+    ],
+)
+def test_a_changed_subject_is_named(stopped: Spoil, statement: str) -> None:
+    site = stopped()
+    with around_the_refusal(site) as connection:
+        row = connection.execute(
+            "SELECT \"index\", subject FROM entry_subjects WHERE subject LIKE 'adapter:%' LIMIT 1"
+        ).fetchone()
+        assert connection.execute(statement, row).rowcount == 1
+    assert f"entry {row[0]}: subjects" in refuses_to_start(site)
+
+
+@pytest.mark.parametrize(("level", "at", "completed_by"), [(0, 5, 5), (1, 2, 5), (3, 0, 7)])
+def test_a_changed_node_of_the_tree_is_named_by_the_entry_that_completed_it(
+    stopped: Spoil, level: int, at: int, completed_by: int
+) -> None:
+    site = stopped()
+    with around_the_refusal(site) as connection:
+        place = (level, at)
+        (data,) = connection.execute('SELECT hash FROM tree_nodes WHERE level = ? AND "index" = ?', place).fetchone()
+        connection.execute('UPDATE tree_nodes SET hash = ? WHERE level = ? AND "index" = ?', (flip(data), *place))
+    assert f"entry {completed_by}: tree node" in refuses_to_start(site)
+
+
+def test_an_invented_entry_behind_the_last_is_named(stopped: Spoil) -> None:
+    """Everything but the log's key: the row, its hash and the head's row."""
+    site = stopped()
+    with around_the_refusal(site) as connection:
+        row = connection.execute('SELECT * FROM entries ORDER BY "index" DESC LIMIT 1').fetchone()
+        index, data = row[0] + 1, row[6]
+        entry = json.loads(data)
+        entry["index"], entry["prev"] = index, "sha256:" + row[7].hex()
+        invented = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()
+        leaf = hash_leaf(invented)
+        connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (index, *row[1:6], invented, leaf))
+        connection.execute("UPDATE head SET size = ?, leaf_hash = ?", (index + 1, leaf))
+    assert f"entry {index}: " in refuses_to_start(site)
+
+
+def test_a_row_flipped_to_approved_admits_nothing_and_verify_names_it(site: Site) -> None:
+    """Reviews are invented in the adapter's row, and a release, while the service runs and across a restart."""
+    row = site.adapter()
+    reviews = [
+        {
+            "reviewer": name, "keyid": site.keys[name].keyid, "field": field, "unit": "legal", "decision": "approve",
+            "valid_until": "2099-01-01T00:00:00.000Z", "index": row["index"], "order": "sha256:" + "11" * 32,
+        }
+        for name, field in (("rita", "privacy"), ("rob", "model-risk"))
+    ]  # fmt: skip
+    with opened(site) as connection:
+        key, value = connection.execute("SELECT id, value FROM projections WHERE kind = 'adapter'").fetchone()
+        assert key == "clauses@1"
+        flipped = json.dumps(json.loads(value) | {"reviews": reviews}, sort_keys=True, separators=(",", ":"))
+        assert (
+            connection.execute(
+                "UPDATE projections SET value = ? WHERE kind = 'adapter' AND id = ?", (flipped, key)
+            ).rowcount
+            == 1
+        )
+    for restarted in (False, True):
+        if restarted:
+            site.stop()
+            site.start()
+        with pytest.raises(Refused) as refused:
+            site.order(orders.Activate(unit="legal", task="labels", **site.on("clauses@1"), **site.terms("lou")))
+        assert any("standing approvals" in reason and "got 0" in reason for reason in refused.value.reasons)
+        with pytest.raises(Refused) as unknown:
+            site.chat("legal", "labels")
+        assert unknown.value.code == "model-not-found"
+        assert site.adapter()["reviews"] == []
+        report = site.verify()
+        assert report["verdict"] == "failed"
+        assert any(f"projection adapter {key}" in finding for finding in report["local_findings"])
+
+
+def test_what_was_changed_under_a_running_service_is_found_by_verify(site: Site) -> None:
+    with around_the_refusal(site) as connection:
+        (data,) = connection.execute('SELECT bytes FROM entries WHERE "index" = 9').fetchone()
+        connection.execute('UPDATE entries SET bytes = ? WHERE "index" = 9', (flip(data),))
+    try:
+        report = site.verify()
+    except Refused as refused:
+        assert (refused.status, refused.code) == (422, "tampered")
+        assert "entry 9" in refused.message
+    else:
+        assert report["verdict"] == "failed"
+        assert any(finding["index"] == 9 for finding in report["findings"])
+    assert os.path.exists(site.settings.socket)
