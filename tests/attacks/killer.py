@@ -1,0 +1,57 @@
+"""The real service, until it comes to the append that the file `kill` in its home names: then SIGKILL, by itself.
+
+The file holds SIDE:TYPE. `before` dies with nothing written, `within` with every row written and nothing committed,
+`after` with the entry durable and nobody told.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from appliance import wiring
+from appliance.config import load_settings
+from appliance.domain.entry import Draft
+from appliance.store.ledger import Appended, Guard, Ledger
+from appliance.store.staging import Staged
+
+KILL = "kill"
+
+
+def wrap(order: Path) -> None:
+    """Puts death around the two steps of the ledger that matter."""
+    append, commit = Ledger.append, Ledger._commit
+
+    def die_if(side: str, type_: str) -> None:
+        if order.exists() and order.read_text() == f"{side}:{type_}":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def deadly_append(self: Ledger, draft: Draft, *, guard: Guard | None = None) -> Appended:
+        die_if("before", draft.type)
+        appended = append(self, draft, guard=guard)
+        die_if("after", draft.type)
+        return appended
+
+    def deadly_commit(self: Ledger, connection: Connection, staged: Staged) -> None:
+        die_if("within", staged.draft.type)
+        commit(self, connection, staged)
+
+    changed: Any = Ledger
+    changed.append, changed._commit = deadly_append, deadly_commit
+
+
+def main() -> None:
+    settings = load_settings()
+    order = settings.home / KILL
+    wrap(order)
+    if order.exists() and order.read_text().endswith(":heartbeat"):
+        wiring.BEAT_S = 0.5
+    wiring.serve(settings, embedded=False)
+
+
+if __name__ == "__main__":
+    main()
