@@ -60,7 +60,7 @@ def test_every_auto_value_is_resolved_and_marked_and_what_was_written_is_not(
 ) -> None:
     proposal = _propose(open_office("imported"), rank=8)
     assert isinstance(proposal.order, Train)
-    assert proposal.order.recipe.epochs == 5
+    assert proposal.order.recipe.epochs == 2
     shown = dict(orders.describe(proposal))
     assert shown["epochs"] == "5  (auto)"
     assert shown["rank"] == "8"
