@@ -21,7 +21,8 @@ class Chain:
         self.head = NO_DIGEST
         self.checkpoint: Checkpoint | None = None
         self._signed_root: bytes | None = None
-        self._whole = True
+        self._broken: tuple[int, str] | None = None
+        """The last break: which entry it names, and why."""
 
     def open(self, note: bytes, log_key: str) -> None:
         """The checkpoint to compare with, if the log's key signed it; before the second entry is taken."""
@@ -63,7 +64,7 @@ class Chain:
         return self.index
 
     def _break(self, index: int, rule: str, message: str) -> None:
-        self._whole = False
+        self._broken = (index, rule)
         self._findings.add(index, rule, message)
 
     def close(self) -> None:
@@ -82,11 +83,16 @@ class Chain:
             self._add_root(checkpoint, root)
 
     def _add_root(self, checkpoint: Checkpoint, root: bytes | None) -> None:
-        """Where every link holds, a true last entry would make all before it true: so the last one is not."""
+        """Where every link holds, a true last entry would make all before it true: so the last one is not.
+
+        Where the last link alone is broken, either of the two entries that it joins may be the one that was changed.
+        """
         got = "none" if root is None else root.hex()
         said = f"expected the signed root {checkpoint.root.hex()} at size {checkpoint.size}, got {got}"
-        if self._whole:
-            last = checkpoint.size - 1
+        last = checkpoint.size - 1
+        if self._broken is None:
             self._findings.add(last, "root", f"entry {last}: {said}")
+        elif self._broken == (last - 1, "chain"):
+            self._findings.add(last, "root", f"entry {last} or the one before: {said}")
         else:
             self._findings.add(None, "root", f"root: {said}")

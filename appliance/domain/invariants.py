@@ -167,9 +167,9 @@ def _servable(recipe: ResolvedRecipe, base: Base, dataset: Dataset) -> Reasons:
     """What resolving the recipe would have refused: whoever signed it may not have resolved it."""
     reasons = []
     context, longest = base.facts.get("context_length"), dataset.facts.get("max_tokens")
-    if context is not None and recipe.max_length > context:
+    if isinstance(context, int) and recipe.max_length > context:
         reasons.append(f"recipe, max_length: expected at most the base's {context} tokens, got {recipe.max_length}")
-    if longest is not None and recipe.max_length < longest:
+    if isinstance(longest, int) and recipe.max_length < longest:
         reasons.append(
             f"recipe, max_length: expected at least {longest} tokens, the longest row, got {recipe.max_length}"
         )

@@ -222,6 +222,10 @@ def test_a_set_that_forbids_its_own_replacement_says_so() -> None:
     assert locked(alone, Site(single=True)) == ()
     assert locked(f'@id("never") forbid (principal, action == {adopt}, resource);')
     assert locked(f'@id("never") forbid (principal, action == {endorse}, resource);')
+    assert locked(f'@id("never") forbid (principal, action == {adopt}, resource);', Site(single=True))
+    left = stage("initialized")
+    left.revoke("ben")
+    assert locked("", left) == ("administrators: expected enough to adopt a policy set, got too few",)
 
 
 # Only tightening.

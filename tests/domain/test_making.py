@@ -189,6 +189,41 @@ def test_a_run_names_base_and_dataset_by_their_bytes(recipe: Any, fields: Any, w
         site.ordered(e.RunRequested(policy=site.in_force, run="r-000001"), order)
 
 
+def measured(site: Site, base: Any, dataset: Any) -> None:
+    """As the workers measured, or as a hostile service writes."""
+    for table, name, facts in ((site.state.bases, "smollm2", base), (site.state.datasets, "clauses@1", dataset)):
+        row = table.get(name)
+        assert row is not None
+        table.put(name, row.model_copy(update={"facts": facts}))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({"max_length": 8193}, "recipe, max_length: expected at most the base's 8192 tokens, got 8193"),
+        ({"max_length": 31}, "recipe, max_length: expected at least 32 tokens, the longest row, got 31"),
+        ({"target_modules": ("q_proj", "lm_head")}, "recipe, target_modules: expected some of"),
+    ],
+)
+def test_a_recipe_that_cannot_be_served_is_not_trained(recipe: dict[str, Any], words: str) -> None:
+    site = stage("imported")
+    measured(site, {"context_length": 8192}, {"max_tokens": 32})
+    with refuses(site, Denied, words):
+        site.ordered(e.RunRequested(policy=site.in_force, run="r-000001"), site.train_order("olga", recipe))
+    for length in (32, 8192):
+        fork = site.fork()
+        order = fork.train_order("olga", {"max_length": length})
+        fork.ordered(e.RunRequested(policy=site.in_force, run="r-000001"), order)
+
+
+@pytest.mark.parametrize("value", ["8192", None, [], {}])
+def test_facts_that_are_no_numbers_do_not_stop_the_fold(value: Any) -> None:
+    """Nobody signs them but the service; whoever replays a hostile log gets findings, not a crash."""
+    site = stage("imported")
+    measured(site, {"context_length": value}, {"max_tokens": value})
+    site.request_run()
+
+
 def test_a_dataset_rendered_for_another_base_is_not_trained_on() -> None:
     site = stage("imported")
     site.ordered(e.ImportRequested(policy=site.in_force), base_order(site, base="other"))

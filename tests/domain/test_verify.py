@@ -224,6 +224,15 @@ def test_a_root_that_was_not_signed_names_the_last_entry() -> None:
     assert f"entry {last}: expected the signed root" in report.findings[0].message
 
 
+def test_a_last_entry_that_names_another_before_it_is_named_too() -> None:
+    site = stage("staffed")
+    last = len(site.entries) - 1
+    edited = encode_canonical(parse_canonical(site.entries[last]) | {"prev": NO_DIGEST})
+    report = verify(site, [*site.entries[:last], edited])
+    assert [(f.index, f.rule) for f in report.findings] == [(last - 1, "chain"), (last, "root")]
+    assert report.findings[1].message.startswith(f"entry {last} or the one before: expected the signed root")
+
+
 def test_a_history_rewritten_from_an_entry_on_does_not_have_the_signed_root() -> None:
     site = stage("serving")
     report = verify(site, reforged(site, 4, source="tcp"))
