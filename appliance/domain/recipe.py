@@ -152,7 +152,7 @@ def resolve_recipe(recipe: Recipe, facts: Facts) -> ResolvedRecipe:
     defaults = {
         "rank": rank,
         "alpha": 2 * rank,
-        "dropout": "0.05",
+        "dropout": "0.0",
         "target_modules": LINEAR_LAYERS,
         "learning_rate": "0.001",
         "epochs": _epochs(facts.train_rows),

@@ -131,7 +131,7 @@ def _record(context: Context, accepted: Accepted, submission: Submission) -> tup
         orders += ((order.order, first.order),)
         verb = first.order.verb
     elif verb in _ATTACHMENTS:
-        documents[_ATTACHMENTS[verb]] = _attachment(verb, attachments)
+        documents[_ATTACHMENTS[verb]] = _attachment(context, verb, attachments)
     if attachments:
         raise BadInput(f"order {order.verb}, documents: expected no others, got {sorted(attachments)}")
     body: Ordered
@@ -155,15 +155,24 @@ def _record(context: Context, accepted: Accepted, submission: Submission) -> tup
     return appended, result
 
 
-def _attachment(verb: str, attachments: dict[str, bytes]) -> bytes:
+def _attachment(context: Context, verb: str, attachments: dict[str, bytes]) -> bytes:
     """The document that the order binds; a policy set must also parse as Cedar before two people sign it."""
     role = _ATTACHMENTS[verb]
     data = attachments.pop(role, None)
     if data is None:
         raise BadInput(f"order {verb}, documents: expected {role}, got none")
     if role == "policy":
-        SitePolicies(parse_policy(data))
+        _check_policy(context, data)
     return data
+
+
+def _check_policy(context: Context, data: bytes) -> None:
+    """A set that parses as Cedar, and under which another can still be adopted: otherwise it would be the last."""
+    state = context.ledger.state
+    now = max(encode_time(context.clock()), state.last_time)
+    reasons = SitePolicies(parse_policy(data)).locked_out(state, now)
+    if reasons:
+        raise Denied("policy set: expected one that administrators can replace", reasons=reasons)
 
 
 def _endorsed(

@@ -80,7 +80,7 @@ def test_several_recipes_are_shown_first_and_queued_in_their_order(open_desk: Ca
     assert (
         told.err.index("You are about to sign") < told.err.rindex("You are about to sign") < told.err.index("signed:")
     )
-    assert "epochs:" in told.err and "5  (auto)" in told.err
+    assert "epochs:" in told.err and "2  (auto)" in told.err
     assert "appliance run show r-000001 --follow" in told.err
 
 

@@ -62,7 +62,7 @@ def test_every_auto_value_is_resolved_and_marked_and_what_was_written_is_not(
     assert isinstance(proposal.order, Train)
     assert proposal.order.recipe.epochs == 2
     shown = dict(orders.describe(proposal))
-    assert shown["epochs"] == "5  (auto)"
+    assert shown["epochs"] == "2  (auto)"
     assert shown["rank"] == "8"
     assert shown["base digest"] == proposal.order.base_digest
 

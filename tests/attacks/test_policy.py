@@ -1,0 +1,43 @@
+"""A policy set may tighten; it may not lock everybody out, and nobody adopts one alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from appliance.domain.names import encode_value
+from appliance.domain.orders import AdoptPolicy
+from appliance.domain.policy_files import assemble_policy
+from appliance.formats.digest import digest_bytes
+from tests.site import ROOT, Refused, Site
+
+LOCK = b'\n@id("nobody-adopts")\nforbid (principal, action == Action::"adopt-policy", resource);\n'
+
+
+def policy_document(extra: bytes = b"") -> bytes:
+    files = {path.name: path.read_bytes() for path in (ROOT / "policies" / "default").iterdir()}
+    files["policies.cedar"] += extra
+    return encode_value(assemble_policy("default", files))
+
+
+def adopt(site: Site, document: bytes) -> dict[str, object]:
+    return site.order(AdoptPolicy(policy=digest_bytes(document), **site.terms("anna")), policy=document)
+
+
+def test_a_set_that_forbids_its_own_replacement_is_never_pending(shared: Site) -> None:
+    with pytest.raises(Refused) as refused:
+        adopt(shared, policy_document(LOCK))
+    assert refused.value.status == 403
+    assert "nobody-adopts" in refused.value.message
+    assert shared.entries(type="order.refused")[-1]["actor"] == "anna"
+
+
+def test_one_administrator_alone_adopts_nothing(shared: Site) -> None:
+    before = shared.get("/v1/policy")["digest"]
+    document = policy_document(b"\n// the same, and a remark\n")
+    answer = adopt(shared, document)
+    assert (answer["type"], answer["outcome"]) == ("order.pending", "pending")
+    with pytest.raises(Refused, match="separation of duties"):
+        shared.endorse(str(answer["order"]), by="anna")
+    assert shared.get("/v1/policy")["digest"] == before
+    shared.endorse(str(answer["order"]))
+    assert shared.get("/v1/policy")["digest"] == digest_bytes(document)
