@@ -234,11 +234,13 @@ def verify(context: Context, trust: dict[str, Any] | None) -> dict[str, Any]:
     """The service's own check of everything it holds. An auditor's check is made elsewhere, from an export."""
     with context.ledger.lock:
         checkpoint, size = context.ledger.checkpoint(), context.ledger.state.size
+        # Of the same moment: a text that an order brings in meanwhile would belong to no entry that is read here.
+        texts = list(context.ledger.all_disclosures())
     trusted: Trust | None = None if trust is None else parse_trust(encode_canonical(trust) + b"\n")
     report = verify_log(
         context.ledger.entries(0, size),
         partial(_document_or_none, context),
-        context.ledger.all_disclosures(),
+        texts,
         checkpoint,
         trusted,
         now=encode_time(context.clock()),
