@@ -10,6 +10,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -316,6 +318,61 @@ def test_an_import_that_was_cut_off_failed_and_can_be_asked_for_again(town: Site
     check_whole(town)
     assert [d["version"] for d in town.get("/v1/datasets") if d["name"] == "cut-off"] == [1]
     assert act()["status"] == "finished"
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_an_import_that_failed_failed_once(town: Site, side: str) -> None:
+    known = count(town, "import.failed")
+    die(town, f"{side}:import.failed", lambda: town.import_dataset(b"text,label\nno label here\n", "broken"))
+    assert count(town, "import.failed") == known + 1
+    check_whole(town)
+    assert "broken" not in {dataset["name"] for dataset in town.get("/v1/datasets")}
+
+
+INIT = """
+import os, signal, sys
+from pathlib import Path
+from appliance import wiring
+from appliance.config import load_settings
+from appliance.domain.policy_files import assemble_policy
+from appliance.formats.keys import generate_ed25519
+from appliance.store.ledger import Ledger
+
+home, side, policy = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+append = Ledger.append
+
+def dying(ledger, draft, **more):
+    if side == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    appended = append(ledger, draft, **more)
+    if side == "after":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return appended
+
+Ledger.append = dying
+people = [wiring.Person(name, generate_ed25519().spki) for name in ("anna", "ben")]
+files = {path.name: path.read_bytes() for path in policy.iterdir()}
+trust = wiring.init(
+    load_settings(home, {}), people, origin="bank.example/k", single_administrator=False,
+    policy=assemble_policy("default", files),
+)
+print(trust.genesis)
+"""
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_an_init_that_was_cut_off_is_made_anew_or_found(tmp_path: Path, side: str) -> None:
+    def init(when: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", INIT, str(tmp_path / "h"), when, str(ROOT / "policies" / "default")]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+    assert init(side).returncode == -signal.SIGKILL
+    assert not (tmp_path / "h" / "trust.json").exists()
+    again = init("never")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.strip() in (tmp_path / "h" / "trust.json").read_text()
+    assert "expected none yet, got one with a ledger" in init("never").stderr
 
 
 def test_a_base_is_there_whole_or_not_at_all(town: Site, tmp_path: Path) -> None:
