@@ -82,7 +82,7 @@ class Doorkeeper:
     def unit(self, authorization: str | None) -> str:
         """The unit whose key signed the token."""
         state = self._context.ledger.state
-        now = max(encode_time(self._context.clock()), state.last_time)
+        now = self._context.now(state)
         try:
             _, unit = accept_token(state, parse_token(_bearer(authorization)), now)
         except BadInput as error:

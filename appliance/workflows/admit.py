@@ -11,7 +11,6 @@ from appliance.domain.names import versioned
 from appliance.domain.state import Adapter, State
 from appliance.errors import ApplianceError, Denied, NotFound
 from appliance.formats.checkpoint import open_checkpoint
-from appliance.formats.timestamp import encode_time
 from appliance.store.ledger import Appended
 from appliance.workflows.context import Context
 from appliance.workflows.quarantine import quarantine_adapter
@@ -33,7 +32,7 @@ def admit(context: Context, unit: str, task: str) -> Admitted:
     """
     with context.ledger.lock:
         state = context.ledger.state
-        now = max(encode_time(context.clock()), state.last_time)
+        now = context.now(state)
         adapter = released(state, unit, task)
         if adapter is None:
             raise NotFound(f"model: expected one released to {unit}, got {task!r}", code="model-not-found")

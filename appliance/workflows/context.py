@@ -11,7 +11,9 @@ from typing import Any
 
 from appliance.access.cedar import SitePolicies
 from appliance.domain.policy import parse_policy
+from appliance.domain.state import State
 from appliance.formats.keys import Signer
+from appliance.formats.timestamp import encode_time
 from appliance.runners.decoys import Probes
 from appliance.runners.local import Worker
 from appliance.store.artifacts import Artifacts
@@ -59,6 +61,10 @@ class Context:
             policy = parse_policy(self.ledger.document(digest))
             self._site = (digest, SitePolicies(policy))
         return self._site[1]
+
+    def now(self, state: State) -> str:
+        """The time that rules count with: the later of the clock and the last entry."""
+        return max(encode_time(self.clock()), state.last_time)
 
     @property
     def busy(self) -> bool:

@@ -32,7 +32,6 @@ from appliance.domain.state import State
 from appliance.domain.subjects import Signed
 from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound
 from appliance.formats.commitment import Disclosure, verify_disclosure
-from appliance.formats.timestamp import encode_time
 from appliance.store.ledger import Appended
 from appliance.workflows import ingest, train
 from appliance.workflows.context import Context
@@ -103,7 +102,7 @@ def check_disclosures(order: Order, disclosures: tuple[Disclosure, ...]) -> None
 def _decide(context: Context, accepted: Accepted) -> None:
     """The invariants, and the site's own policies, which may only tighten: every reason at once."""
     state, order = context.ledger.state, accepted.order
-    now = max(encode_time(context.clock()), state.last_time)
+    now = context.now(state)
     reasons = tuple(reasons_against(state, order, now))
     principal = state.principals.get(order.signer)
     if principal is not None:
@@ -169,7 +168,7 @@ def _attachment(context: Context, verb: str, attachments: dict[str, bytes]) -> b
 def _check_policy(context: Context, data: bytes) -> None:
     """A set that parses as Cedar, and under which another can still be adopted: otherwise it would be the last."""
     state = context.ledger.state
-    now = max(encode_time(context.clock()), state.last_time)
+    now = context.now(state)
     reasons = SitePolicies(parse_policy(data)).locked_out(state, now)
     if reasons:
         raise Denied("policy set: expected one that administrators can replace", reasons=reasons)

@@ -25,7 +25,6 @@ from appliance.domain.names import versioned
 from appliance.domain.state import Slot, release_key
 from appliance.errors import ApplianceError, Denied, NotFound, Tampered, Unavailable
 from appliance.formats.canonical import encode_canonical, parse_canonical
-from appliance.formats.timestamp import encode_time
 from appliance.workflows.admit import Admitted, admit
 from appliance.workflows.context import Context, Frame
 from appliance.workflows.engine import Engine
@@ -74,7 +73,7 @@ class Serving:
     def models(self, unit: str) -> list[dict[str, Any]]:
         """The tasks released to the unit that may answer now."""
         state = self._context.ledger.state
-        now = max(encode_time(self._context.clock()), state.last_time)
+        now = self._context.now(state)
         found = []
         for release in state.releases.values():
             adapter = released(state, unit, release.task)
@@ -190,7 +189,7 @@ class Serving:
     def _against(self, loaded: Loaded) -> list[str]:
         """Why the slot may not answer any more; empty while it may."""
         state = self._context.ledger.state
-        now = max(encode_time(self._context.clock()), state.last_time)
+        now = self._context.now(state)
         adapter = released(state, loaded.unit, loaded.task)
         if adapter is None or adapter.manifest != loaded.manifest:
             return [f"release: expected {loaded.adapter} for {loaded.unit}/{loaded.task}, got another"]
