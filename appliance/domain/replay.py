@@ -72,7 +72,6 @@ class Replay:
         self, findings: Findings, documents: Documents, disclosed: Disclosed, site_policy: SitePolicy | None
     ) -> None:
         self.state = State()
-        self._tables = self.state.tables
         self.counted = dict.fromkeys(("entries", "orders", "signatures", "documents", "decisions"), 0)
         self.first_gap: int | None = None
         """The first entry that was not replayed, or did not stand: what follows was folded without it."""
@@ -106,8 +105,7 @@ class Replay:
             self.miss(entry.index)
             self._step_over(entry)
             return False
-        for table in self._tables:
-            table.changed.clear()  # nobody writes projections here
+        state.keep()  # nobody writes projections here
         self._count(entry, documents, judged)
         self._disclosed.mark(entry, documents)
         return True

@@ -2,11 +2,13 @@
 
 Every table maps an identifier to a frozen value. Rows that changed are remembered until the store has written them as
 projections, which are a cache: they can be dropped and folded again.
+Until what was folded in is durable, it can be taken back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from appliance.domain.names import NO_DIGEST, Time, Value
@@ -182,20 +184,38 @@ class Site(Value):
     parameters: Parameters
 
 
-class Table(Generic[V]):
-    """Identifier to frozen value; remembers which identifiers changed."""
+Journal = list[tuple["Table[Any]", str, Any]]
+"""(table, identifier, value before) of every change since the state was last kept."""
 
-    def __init__(self, kind: str) -> None:
+
+@dataclass(frozen=True)
+class Mark:
+    """A moment of the state, to come back to."""
+
+    size: int
+    last_time: str
+    last_leaf: str
+    changes: int
+
+
+class Table(Generic[V]):
+    """Identifier to frozen value; each change is noted in the state's journal."""
+
+    def __init__(self, kind: str, journal: Journal) -> None:
         self.kind = kind
         self._rows: dict[str, V] = {}
-        self.changed: set[str] = set()
+        self._journal = journal
 
     def get(self, key: str) -> V | None:
         return self._rows.get(key)
 
     def put(self, key: str, value: V | None) -> None:
         """Sets a row, or with None removes it."""
-        self.changed.add(key)
+        self._journal.append((self, key, self._rows.get(key)))
+        self.set(key, value)
+
+    def set(self, key: str, value: V | None) -> None:
+        """Like `put`, for whoever has noted the change, or will never take it back."""
         if value is None:
             self._rows.pop(key, None)
         else:
@@ -221,19 +241,21 @@ class State:
         self.size = 0
         self.last_time: str = ""
         self.last_leaf: str = NO_DIGEST
-        self.sites: Table[Site] = Table("site")
-        self.principals: Table[Principal] = Table("principal")
-        self.keys: Table[Key] = Table("key")
-        self.orders: Table[SeenOrder] = Table("order")
-        self.pending: Table[PendingOrder] = Table("pending")
-        self.imports: Table[Import] = Table("import")
-        self.bases: Table[Base] = Table("base")
-        self.datasets: Table[Dataset] = Table("dataset")
-        self.runs: Table[Run] = Table("run")
-        self.adapters: Table[Adapter] = Table("adapter")
-        self.releases: Table[Release] = Table("release")
-        self.slots: Table[Slot] = Table("slot")
-        self.requests: Table[OpenRequest] = Table("request")
+        self._journal: Journal = []
+        self._taken = 0
+        self.sites: Table[Site] = Table("site", self._journal)
+        self.principals: Table[Principal] = Table("principal", self._journal)
+        self.keys: Table[Key] = Table("key", self._journal)
+        self.orders: Table[SeenOrder] = Table("order", self._journal)
+        self.pending: Table[PendingOrder] = Table("pending", self._journal)
+        self.imports: Table[Import] = Table("import", self._journal)
+        self.bases: Table[Base] = Table("base", self._journal)
+        self.datasets: Table[Dataset] = Table("dataset", self._journal)
+        self.runs: Table[Run] = Table("run", self._journal)
+        self.adapters: Table[Adapter] = Table("adapter", self._journal)
+        self.releases: Table[Release] = Table("release", self._journal)
+        self.slots: Table[Slot] = Table("slot", self._journal)
+        self.requests: Table[OpenRequest] = Table("request", self._journal)
 
     @property
     def tables(self) -> tuple[Table[Any], ...]:
@@ -252,14 +274,26 @@ class State:
         return self.site.parameters
 
     def take_changes(self) -> list[tuple[str, str, Mapping[str, Any] | None]]:
-        """(kind, id, value or None where removed) of every row changed since the last call."""
-        changes = []
-        for table in self.tables:
-            for key in sorted(table.changed):
-                value = table.get(key)
-                changes.append((table.kind, key, None if value is None else value.model_dump(mode="json")))
-            table.changed.clear()
-        return changes
+        """(kind, id, value or None where removed) of every row changed since the last call, by table and identifier."""
+        changed = {(table.kind, key): table for table, key, _ in self._journal[self._taken :]}
+        self._taken = len(self._journal)
+        return [(kind, key, _dump(table.get(key))) for (kind, key), table in sorted(changed.items(), key=_first)]
+
+    def mark(self) -> Mark:
+        return Mark(self.size, self.last_time, self.last_leaf, len(self._journal))
+
+    def take_back(self, mark: Mark) -> None:
+        """Undoes everything since the mark, which must be younger than the last `keep`."""
+        for table, key, before in reversed(self._journal[mark.changes :]):
+            table.set(key, before)
+        del self._journal[mark.changes :]
+        self._taken = min(self._taken, mark.changes)
+        self.size, self.last_time, self.last_leaf = mark.size, mark.last_time, mark.last_leaf
+
+    def keep(self) -> None:
+        """What was folded in is durable: nothing of it will be taken back."""
+        self._journal.clear()
+        self._taken = 0
 
     def projections(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
         """The whole state as rows, for comparing with what the store holds."""
@@ -270,3 +304,11 @@ class State:
 
 def release_key(unit: str, task: str) -> str:
     return f"{unit}/{task}"
+
+
+def _first(item: tuple[tuple[str, str], Any]) -> tuple[str, str]:
+    return item[0]
+
+
+def _dump(value: Value | None) -> Mapping[str, Any] | None:
+    return None if value is None else value.model_dump(mode="json")

@@ -84,7 +84,7 @@ def advance(connection: Connection, fold: Fold, stop: int, seen: Seen, record: R
             seen.check(fold.frontier)
             if record is not None:
                 record(index, fold.state.take_changes())
-    fold.state.take_changes()
+            fold.state.keep()
 
 
 def _in_order(found: list[StoredEntry], start: int, stop: int) -> Iterator[tuple[int, StoredEntry]]:
