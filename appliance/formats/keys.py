@@ -7,6 +7,7 @@ Ed25519 (64-byte signatures), ECDSA P-256 with SHA-256 and ECDSA P-384 with SHA-
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
 from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
@@ -81,10 +82,11 @@ class Signer(Protocol):
 @dataclass(frozen=True, slots=True)
 class Ed25519Signer:
     private: Ed25519PrivateKey = field(repr=False)
+    spki: bytes = field(init=False, repr=False)
 
-    @property
-    def spki(self) -> bytes:
-        return _encode_spki(self.private.public_key())
+    def __post_init__(self) -> None:
+        # Once: the log's key signs at every commit.
+        object.__setattr__(self, "spki", _encode_spki(self.private.public_key()))
 
     @property
     def keyid(self) -> str:
@@ -127,6 +129,7 @@ def keyid_of(spki: bytes) -> str:
     return digest_bytes(spki)
 
 
+@lru_cache(maxsize=1024)
 def parse_spki(spki: bytes) -> PublicKey:
     """One of the three known kinds, in the one DER encoding that its id is made of."""
     if not any(spki.startswith(start) and len(spki) == len(start) + n for start, n in _SPKI_PREFIXES.values()):

@@ -22,6 +22,8 @@ _DASH = "\u2014"
 _ED25519, _ECDSA = 1, 2
 # The fixed start of an Ed25519 SubjectPublicKeyInfo, RFC 8410; the 32 key bytes follow.
 _ED25519_SPKI = bytes.fromhex("302a300506032b6570032100")
+_NOT_IN_NAME = re.compile(r"[\s+\x00-\x1f\ud800-\udfff]")
+_NOT_IN_TEXT = re.compile(r"[\x00-\x09\x0b-\x1f\ud800-\udfff]")
 _KEY_ID = re.compile(r"[0-9a-f]{8}")
 
 
@@ -126,12 +128,12 @@ def parse_vkey(text: str) -> VerifierKey:
 
 def check_key_name(name: str) -> None:
     """Not empty, no space of any kind, no plus, no control character."""
-    if not name or "+" in name or any(c.isspace() or c < " " or "\ud800" <= c <= "\udfff" for c in name):
+    if not name or _NOT_IN_NAME.search(name):
         raise BadInput(f"key name: expected text without spaces and plus signs, got {show(name)}")
 
 
 def _check_text(text: str) -> None:
-    if not text.endswith("\n") or any((c < " " and c != "\n") or "\ud800" <= c <= "\udfff" for c in text):
+    if not text.endswith("\n") or _NOT_IN_TEXT.search(text):
         raise BadInput("note, text: expected lines without control characters, got something else")
 
 
