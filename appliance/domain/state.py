@@ -184,6 +184,9 @@ class Site(Value):
     parameters: Parameters
 
 
+UNPROJECTED = frozenset({"order", "request"})
+"""Kinds that are never projected: they change with each order and each request, and the log finds them by subject."""
+
 Journal = list[tuple["Table[Any]", str, Any]]
 """(table, identifier, value before) of every change since the state was last kept."""
 
@@ -274,8 +277,12 @@ class State:
         return self.site.parameters
 
     def take_changes(self) -> list[tuple[str, str, Mapping[str, Any] | None]]:
-        """(kind, id, value or None where removed) of every row changed since the last call, by table and identifier."""
-        changed = {(table.kind, key): table for table, key, _ in self._journal[self._taken :]}
+        """(kind, id, value or None where removed) of every row changed since the last call, by table and identifier.
+
+        Without the kinds that are never projected.
+        """
+        fresh = self._journal[self._taken :]
+        changed = {(table.kind, key): table for table, key, _ in fresh if table.kind not in UNPROJECTED}
         self._taken = len(self._journal)
         return [(kind, key, _dump(table.get(key))) for (kind, key), table in sorted(changed.items(), key=_first)]
 
@@ -296,7 +303,7 @@ class State:
         self._taken = 0
 
     def projections(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-        """The whole state as rows, for comparing with what the store holds."""
+        """The whole state as rows, those that are never projected among them."""
         for table in self.tables:
             for key, value in table.items():
                 yield table.kind, key, value.model_dump(mode="json")

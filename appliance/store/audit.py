@@ -18,26 +18,42 @@ _PAGE = 1000
 
 def check_projections(connection: Connection, seen: Seen) -> list[str]:
     """Findings, one a row that differs; the entries are checked on the way as at load."""
-    expected: dict[tuple[str, str], tuple[int, str]] = {}
-
-    def record(index: int, changes: list[Change]) -> None:
-        for kind, key, value in changes:
-            if value is None:
-                expected.pop((kind, key), None)
-            else:
-                expected[kind, key] = index, encode_projection(value)
-
-    advance(connection, Fold(), read_head(connection).size, seen, record)
-    got = {(kind, key): (index, value) for kind, key, index, value in connection.execute(select(projections))}
+    versions = _Versions()
+    advance(connection, Fold(), read_head(connection).size, seen, versions.record)
+    expected = versions.rows
+    got = {
+        (kind, key, since): (until, value)
+        for kind, key, since, until, value in connection.execute(select(projections))
+    }
     return [
-        f"projection {kind} {key}: expected {_row(expected.get((kind, key)))}, got {_row(got.get((kind, key)))}"
-        for kind, key in sorted(expected.keys() | got.keys())
-        if expected.get((kind, key)) != got.get((kind, key))
+        f"projection {kind} {key} since entry {since}: "
+        f"expected {_row(expected.get((kind, key, since)))}, got {_row(got.get((kind, key, since)))}"
+        for kind, key, since in sorted(expected.keys() | got.keys())
+        if expected.get((kind, key, since)) != got.get((kind, key, since))
     ]
 
 
-def _row(row: tuple[int, str] | None) -> str:
-    return "none" if row is None else f"{row[1]} of entry {row[0]}"
+class _Versions:
+    """The rows that the changes told so far amount to: (kind, id, since) to (until, value)."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str, int], tuple[int | None, str]] = {}
+        self._current: dict[tuple[str, str], int] = {}
+
+    def record(self, index: int, changes: list[Change]) -> None:
+        for kind, key, value in changes:
+            since = self._current.pop((kind, key), None)
+            if since is not None:
+                self.rows[kind, key, since] = index, self.rows[kind, key, since][1]
+            if value is not None:
+                self._current[kind, key] = index
+                self.rows[kind, key, index] = None, encode_projection(value)
+
+
+def _row(row: tuple[int | None, str] | None) -> str:
+    if row is None:
+        return "none"
+    return f"{row[1]} until {'now' if row[0] is None else f'entry {row[0]}'}"
 
 
 def rebuild_projections(connection: Connection, seen: Seen) -> None:

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ClauseElement, Connection, and_, bindparam, delete, func, insert, or_, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, tuple_, update
 
 from appliance.domain.entry import Entry
 from appliance.errors import BadInput, Tampered
@@ -79,9 +78,16 @@ _INSERT_ENTRY_DOCUMENT = Prepared(insert(entry_documents))
 _INSERT_NODE = Prepared(insert(tree_nodes))
 _INSERT_CHECKPOINT = Prepared(insert(checkpoints))
 _INSERT_DISCLOSURE = Prepared(insert(disclosures))
-_DELETE_PROJECTION = Prepared(
-    delete(projections).where(projections.c.kind == bindparam("kind"), projections.c.id == bindparam("id"))
+_CLOSE_PROJECTION = Prepared(
+    update(projections)
+    .where(
+        projections.c.kind == bindparam("of_kind"),
+        projections.c.id == bindparam("of_id"),
+        projections.c.until.is_(None),
+    )
+    .values(until=bindparam("at"))
 )
+_INSERT_PROJECTION = Prepared(insert(projections))
 _ENTRY_BYTES = Prepared(select(entries.c.bytes).where(entries.c.index == bindparam("at")))
 _DOCUMENT_BYTES = Prepared(select(documents.c.bytes).where(documents.c.digest == bindparam("at")))
 _DISCLOSURE = Prepared(select(disclosures).where(disclosures.c.commitment == bindparam("at")))
@@ -89,15 +95,6 @@ _LATEST_CHECKPOINT = select(checkpoints.c.size, checkpoints.c.note).order_by(che
 _NODES = select(tree_nodes).where(
     tuple_(tree_nodes.c.level, tree_nodes.c.index).in_(bindparam("places", expanding=True))
 )
-
-
-def _upsert_projection(dialect: str) -> ClauseElement:
-    statement = (sqlite.insert if dialect == "sqlite" else postgresql.insert)(projections)
-    written = {"index": statement.excluded.index, "value": statement.excluded.value}
-    return statement.on_conflict_do_update(index_elements=["kind", "id"], set_=written)
-
-
-_UPSERT_PROJECTION = Prepared(_upsert_projection)
 
 
 def lock_head(connection: Connection) -> Head:
@@ -175,14 +172,15 @@ def insert_disclosures(connection: Connection, opened: Iterable[Disclosure]) -> 
 
 
 def write_projections(connection: Connection, index: int, changes: Iterable[Change]) -> None:
-    gone, kept = [], []
+    """What the entry changed: the values that stood until it are closed, those that stand from it on are added."""
+    closed, opened = [], []
     for kind, key, value in changes:
-        if value is None:
-            gone.append({"kind": kind, "id": key})
-        else:
-            kept.append({"kind": kind, "id": key, "index": index, "value": encode_projection(value)})
-    _DELETE_PROJECTION.execute_many(connection, gone)
-    _UPSERT_PROJECTION.execute_many(connection, kept)
+        closed.append({"of_kind": kind, "of_id": key, "at": index})
+        if value is not None:
+            row = {"kind": kind, "id": key, "since": index, "until": None, "value": encode_projection(value)}
+            opened.append(row)
+    _CLOSE_PROJECTION.execute_many(connection, closed)
+    _INSERT_PROJECTION.execute_many(connection, opened)
 
 
 def encode_projection(value: Mapping[str, Any]) -> str:

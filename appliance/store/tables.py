@@ -134,12 +134,24 @@ projections = Table(
     metadata,
     Column("kind", Text, primary_key=True),
     Column("id", Text, primary_key=True),
-    Column("index", Counter, nullable=False),
+    Column("since", Counter, primary_key=True, autoincrement=False),
+    Column("until", Counter),
     Column("value", Text, nullable=False),
+    CheckConstraint("until > since", name="until"),
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )
-"""The fold as rows: each thing in canonical JSON, and the entry that last changed it. Nothing decides by this cache."""
+"""The fold as rows, one for each value that a thing ever had: in canonical JSON, from the entry `since` that set it up to,
+not including, the entry `until` that changed or removed it; NULL while it stands. Nothing decides by this cache."""
+Index(
+    "ix_projections_current",
+    projections.c.kind,
+    projections.c.id,
+    unique=True,
+    sqlite_where=projections.c.until.is_(None),
+    postgresql_where=projections.c.until.is_(None),
+)
+Index(None, projections.c.kind, projections.c.since, projections.c.until)
 
 REVISION = "0001"
 """The migration that makes these tables."""

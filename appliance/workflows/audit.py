@@ -16,6 +16,7 @@ from appliance.domain.entry import parse_entry
 from appliance.domain.policy import parse_policy
 from appliance.domain.recipe import Facts
 from appliance.domain.report import Report
+from appliance.domain.state import UNPROJECTED
 from appliance.domain.verify import verify_log
 from appliance.errors import ApplianceError, NotFound
 from appliance.formats.canonical import encode_canonical, parse_canonical
@@ -267,7 +268,8 @@ def _document_or_none(context: Context, digest: str) -> bytes | None:
 
 def _rows(context: Context) -> Iterator[tuple[str, str]]:
     for kind, key, _ in context.ledger.state.projections():
-        yield kind, key
+        if kind not in UNPROJECTED:
+            yield kind, key
 
 
 def _named(context: Context) -> list[tuple[str, str]]:

@@ -143,12 +143,24 @@ def _create_caches() -> None:
         "projections",
         sa.Column("kind", sa.Text, nullable=False),
         sa.Column("id", sa.Text, nullable=False),
-        sa.Column("index", COUNTER, nullable=False),
+        sa.Column("since", COUNTER, autoincrement=False, nullable=False),
+        sa.Column("until", COUNTER),
         sa.Column("value", sa.Text, nullable=False),
-        sa.PrimaryKeyConstraint("kind", "id", name="pk_projections"),
+        sa.PrimaryKeyConstraint("kind", "id", "since", name="pk_projections"),
+        sa.CheckConstraint("until > since", name=op.f("ck_projections_until")),
         sqlite_strict=True,
         sqlite_with_rowid=False,
     )
+    current = sa.text("until IS NULL")
+    op.create_index(
+        "ix_projections_current",
+        "projections",
+        ["kind", "id"],
+        unique=True,
+        sqlite_where=current,
+        postgresql_where=current,
+    )
+    op.create_index("ix_projections_kind_since_until", "projections", ["kind", "since", "until"])
 
 
 def _guard_sqlite() -> None:

@@ -279,16 +279,20 @@ def test_a_flipped_projection_is_a_finding_and_decides_nothing(
 ) -> None:
     with around() as database:
         database.execute("UPDATE projections SET value = '{}' WHERE kind = 'principal' AND id = 'carol'")
-        database.execute("UPDATE projections SET \"index\" = 5 WHERE kind = 'principal' AND id = 'alice'")
+        database.execute("UPDATE projections SET until = 5 WHERE kind = 'principal' AND id = 'alice'")
         database.execute("DELETE FROM projections WHERE kind = 'principal' AND id = 'bob'")
-        database.execute("INSERT INTO projections VALUES ('principal', 'mallory', 3, '{}')")
+        database.execute("INSERT INTO projections VALUES ('principal', 'mallory', 3, NULL, '{}')")
+        database.execute("UPDATE projections SET value = '{}' WHERE kind = 'pending'")
     ledger = open_ledger()
     ledger.load()
     carol = ledger.state.principals.get("carol")
     assert carol is not None and carol.roles == ("operator",)
     assert ledger.state.principals.get("mallory") is None
-    named = [finding.split(":")[0] for finding in ledger.check_projections()]
-    assert named == [f"projection principal {name}" for name in ("alice", "bob", "carol", "mallory")]
+    named = [finding.split(":")[0] for finding in ledger.check_projections() if " pending " not in finding]
+    people = (("alice", 0), ("bob", 0), ("carol", 2), ("mallory", 3))
+    assert named == [f"projection principal {name} since entry {since}" for name, since in people]
+    (past,) = [finding for finding in ledger.check_projections() if " pending " in finding]
+    assert "until entry 2, got {} until entry 2" in past, "a value that stands no more is compared too"
 
 
 def test_an_edited_disclosure_does_not_open(history: Ledger, around: Attack) -> None:
