@@ -1,27 +1,24 @@
 """The ledger: the one way to add an entry, and every way to read them.
 
-An append is one transaction under one lock. Inside it the head is locked, entries of other services are folded in, the
-guard and the rules decide, rows are written, the entry's bytes are read back, and the checkpoint is signed. Nothing
-leaves before the commit. From the moment the rules may have changed the state until the commit is known, the fold is on
-loan: whatever goes wrong, it is not put back but folded again from the database.
+An append is part of one transaction under one lock: the head is locked, entries of other services are folded in, guard
+and rules decide on each draft that waits, rows are written, the bytes are read back, and the checkpoint is signed.
+Nothing leaves before the commit. Whatever goes wrong, the fold is taken back to where the transaction began, and the
+database is asked what stands before anything else is believed.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Unpack
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from appliance.domain import rules
-from appliance.domain.entry import Draft, Entry, encode_entry, parse_entry
+from appliance.domain.entry import Draft, parse_entry
 from appliance.domain.state import State
-from appliance.errors import ApplianceError, BadInput, NotFound, Tampered, Unavailable
+from appliance.errors import ApplianceError, BadInput, NotFound, Tampered
 from appliance.formats import merkle
 from appliance.formats.checkpoint import Checkpoint, sign_checkpoint
 from appliance.formats.commitment import Disclosure, verify_disclosure
@@ -30,23 +27,16 @@ from appliance.formats.keys import Signer
 from appliance.formats.merkle import hash_leaf
 from appliance.formats.timestamp import encode_time
 from appliance.store import audit, rows
-from appliance.store.engine import connect_reader, connect_writer, database_errors, is_current
+from appliance.store.engine import connect_reader, connect_writer, database_errors
 from appliance.store.fold import NOTHING_SEEN, Fold, Seen, advance, check_checkpoint, check_end
+from appliance.store.queue import Appended, Guard, Queue, Waiting
 from appliance.store.search import Filters, find_entries
-from appliance.store.staging import Staged, check_draft, propose
+from appliance.store.staging import Batch, check_draft, stage
+from appliance.store.writer import Writer
 
 _PAGE = 256
-Guard = Callable[[State], None]
-"""Raises what refuses the append; sees the state that the entry would follow, and must not change it."""
 
-
-@dataclass(frozen=True)
-class Appended:
-    """A durable entry and the signed checkpoint of the log that ends with it."""
-
-    entry: Entry
-    entry_bytes: bytes
-    checkpoint: bytes
+__all__ = ["Appended", "Guard", "Ledger"]
 
 
 class Ledger:
@@ -63,8 +53,12 @@ class Ledger:
         self._clock = clock
         self._fold: Fold | None = None
         self._seen = NOTHING_SEEN
-        self._writer: Connection | None = None
+        self._writer = Writer(engine)
+        self._queue = Queue(self.lock, self._commit_all)
         self._suspect = False
+        """An append failed: before the next, a write that says nothing shows that the database can be written."""
+        self._unsure = False
+        """A commit's end was not seen: before anything is read from the fold, it is held against the head."""
 
     # --- the fold -------------------------------------------------------------------------------------------------
 
@@ -86,13 +80,17 @@ class Ledger:
 
     @property
     def state(self) -> State:
-        """The fold over all entries known here; folded again first where a failed append has cost it."""
+        """The fold over all entries known here; held against the database first where a commit's end was not seen."""
         with self.lock:
             return self._current().state
 
     def _current(self) -> Fold:
         if self._fold is None:
             self.load()
+        elif self._unsure:
+            with database_errors("ledger"), connect_reader(self._engine) as connection:
+                self._catch_up(connection, self._fold, rows.read_head(connection))
+        self._unsure = False
         assert self._fold is not None
         return self._fold
 
@@ -116,29 +114,82 @@ class Ledger:
     def append(self, draft: Draft, *, guard: Guard | None = None) -> Appended:
         """Makes the entry durable, or raises having written nothing.
 
-        What the guard or the rules raise passes on. Unavailable: the database cannot be written now; with the code
-        `commit-unknown`, whether the entry stands shows only when the database answers again.
+        Appends that wait at the same time share one commit and one checkpoint. What the guard or the rules raise passes
+        on. Unavailable: the database cannot be written now; with the code `commit-unknown`, whether the entry stands
+        shows only when the database answers again.
         """
         check_draft(draft)
-        with self.lock, database_errors("ledger"):
-            if self._suspect:
-                self.probe()
-            fold = self._current()
-            try:
-                connection = self._begin(fold)
-                try:
-                    staged = self._stage(fold, draft, guard)
-                except ApplianceError:
-                    connection.rollback()
-                    raise
-                checkpoint = self._write(connection, fold, staged)
-                self._commit(connection, staged)
-            except BaseException:
-                self._abandon()
+        return self._queue.append(Waiting(draft, guard))
+
+    def _commit_all(self, waiting: list[Waiting]) -> None:
+        """Settles every append that waits, in the order of the queue; called with the lock held."""
+        try:
+            with database_errors("ledger"):
+                self._commit_batch(waiting)
+        except BaseException as error:
+            for one in waiting:
+                if not one.settled:
+                    one.fail(error)
+            if not isinstance(error, ApplianceError):
                 raise
-            fold.frontier = staged.frontier
-            self._keep(fold, staged.root)
-            return Appended(staged.entry, staged.data, checkpoint)
+
+    def _commit_batch(self, waiting: list[Waiting]) -> None:
+        if self._suspect:
+            self.probe()
+        fold = self._current()
+        connection = self._writer.begin(lambda writer: self._catch_up(writer, fold, rows.lock_head(writer)))
+        batch = Batch(fold.head, fold.state.mark(), fold.frontier)
+        try:
+            self._stage_all(batch, waiting, fold.state)
+            if not batch.staged:
+                connection.rollback()
+                return
+            note = self._write(connection, batch)
+            self._commit(connection, batch)
+        except BaseException:
+            # Nothing of it is believed: the database has to show first that it can be written again, and what stands.
+            fold.state.take_back(batch.mark)
+            self._suspect = self._unsure = True
+            self._writer.close()
+            raise
+        fold.state.keep()
+        fold.frontier = batch.frontier
+        self._keep(fold, batch.frontier.root())
+        for staged in batch.staged:
+            staged.waiting.succeed(Appended(staged.entry, staged.data, note))
+
+    def _stage_all(self, batch: Batch, waiting: list[Waiting], state: State) -> None:
+        """What is refused is settled at once, and the others go on without it."""
+        now = encode_time(self._clock())
+        for one in waiting:
+            try:
+                stage(batch, one, state, now)
+            except ApplianceError as error:
+                one.fail(error)
+
+    def _write(self, connection: Connection, batch: Batch) -> bytes:
+        """Every row of the batch; then, over the bytes as they were stored, the signed checkpoint."""
+        staged = batch.staged
+        rows.insert_entries(connection, [(one.entry, one.data, one.draft.documents) for one in staged])
+        for one in staged:
+            rows.insert_disclosures(connection, one.draft.disclosures)
+            rows.write_projections(connection, one.entry.index, one.changes)
+        rows.insert_nodes(connection, [node for one in staged for node in one.nodes])
+        stored = dict(rows.read_bytes(connection, batch.before.size, batch.head.size))
+        for one in staged:
+            if hash_leaf(stored.get(one.entry.index, b"")) != one.entry.leaf:
+                raise Tampered(f"entry {one.entry.index}: expected the bytes that were written, got others")
+        note = sign_checkpoint(Checkpoint(self._origin, batch.head.size, batch.frontier.root()), self._signer)
+        rows.insert_checkpoint(connection, batch.head.size, note)
+        rows.move_head(connection, batch.before, batch.head)
+        return note
+
+    def _commit(self, connection: Connection, batch: Batch) -> None:
+        last = batch.staged[-1]
+        self._writer.commit(
+            f"ledger, entry {last.entry.index}",
+            lambda writer: rows.read_entry_bytes(writer, last.entry.index) == last.data,
+        )
 
     def probe(self) -> None:
         """Unavailable unless a write can be made durable now; costs a commit, and says nothing in the log."""
@@ -146,106 +197,10 @@ class Ledger:
             rows.probe_head(connection)
         self._suspect = False
 
-    def _begin(self, fold: Fold) -> Connection:
-        """The writer in a transaction that holds the head, the fold level with it."""
-        if self._writer is not None and not is_current(self._writer):
-            self._close_writer()
-        try:
-            return self._lock_head(fold)
-        except DBAPIError as error:
-            # A server that was restarted meanwhile: nothing has been done on this connection, so another one will do.
-            if not error.connection_invalidated:
-                raise
-            self._close_writer()
-            return self._lock_head(fold)
-
-    def _lock_head(self, fold: Fold) -> Connection:
-        if self._writer is None:
-            self._writer = connect_writer(self._engine)
-        self._writer.begin()
-        self._catch_up(self._writer, fold, rows.lock_head(self._writer))
-        return self._writer
-
-    def _stage(self, fold: Fold, draft: Draft, guard: Guard | None) -> Staged:
-        """The draft as the next entry, accepted by guard and rules. From here on the fold is on loan."""
-        state, before = fold.state, fold.head
-        if guard is not None:
-            guard(state)
-        entry = propose(draft, state, encode_time(self._clock()))
-        data = encode_entry(entry)
-        self._fold = None
-        try:
-            rules.apply(state, entry, draft.documents)
-        except ApplianceError:
-            # The rules raise before they change anything; were it otherwise, the fold stays lost.
-            if state.size == before.size:
-                self._fold = fold
-            raise
-        frontier, nodes = fold.frontier.append_nodes(entry.leaf)
-        return Staged(draft, entry, data, before, frontier, frontier.root(), nodes)
-
-    def _write(self, connection: Connection, fold: Fold, staged: Staged) -> bytes:
-        """Every row of the entry; then, over the bytes as they were stored, the signed checkpoint."""
-        entry, size = staged.entry, staged.frontier.size
-        rows.insert_entry(connection, entry, staged.data, staged.draft.documents)
-        rows.insert_disclosures(connection, staged.draft.disclosures)
-        rows.insert_nodes(connection, staged.nodes)
-        rows.write_projections(connection, entry.index, fold.state.take_changes())
-        stored = rows.read_entry_bytes(connection, entry.index)
-        if stored is None or hash_leaf(stored) != entry.leaf:
-            raise Tampered(f"entry {entry.index}: expected the bytes that were written, got others")
-        note = sign_checkpoint(Checkpoint(self._origin, size, staged.root), self._signer)
-        rows.insert_checkpoint(connection, size, note)
-        rows.move_head(connection, staged.before, rows.Head(size, entry.leaf))
-        return note
-
-    def _commit(self, connection: Connection, staged: Staged) -> None:
-        try:
-            connection.commit()
-        except SQLAlchemyError:
-            if self._stands(staged):
-                return
-            raise
-        if not is_current(connection):
-            raise Unavailable(
-                f"ledger, entry {staged.entry.index}: expected the database file to stand, got another one or none",
-                code="commit-unknown",
-            )
-
-    def _stands(self, staged: Staged) -> bool:
-        """Whether an entry whose commit failed stands all the same: the answer may have been lost, not the commit."""
-        self._close_writer()
-        index = staged.entry.index
-        try:
-            with connect_writer(self._engine) as connection, connection.begin():
-                # Waits until the lost session's transaction has ended, one way or the other.
-                rows.lock_head(connection)
-                return rows.read_entry_bytes(connection, index) == staged.data
-        except SQLAlchemyError as error:
-            raise Unavailable(
-                f"ledger, entry {index}: expected to learn whether it was committed, got no answer",
-                code="commit-unknown",
-            ) from error
-
-    def _abandon(self) -> None:
-        """Ends what is left of the transaction. A fold that was on loan is lost: the database has to show first that
-        it can be written again."""
-        self._suspect = self._suspect or self._fold is None
-        if self._fold is None or (self._writer is not None and self._writer.in_transaction()):
-            self._close_writer()
-
-    def _close_writer(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            with suppress(SQLAlchemyError):
-                writer.invalidate()
-            with suppress(SQLAlchemyError):
-                writer.close()
-
     def close(self) -> None:
         """Lets go of the database; the ledger opens it again when it is next used."""
         with self.lock:
-            self._close_writer()
+            self._writer.close()
             self._engine.dispose()
 
     # --- reading --------------------------------------------------------------------------------------------------

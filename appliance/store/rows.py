@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,18 +131,22 @@ def probe_head(connection: Connection) -> None:
     connection.execute(_PROBE_HEAD)
 
 
-def insert_entry(connection: Connection, entry: Entry, data: bytes, bound: Mapping[str, bytes]) -> None:
-    """The entry, its subjects and its documents by role; a document that is already stored must have the same bytes."""
-    time, kind, actor, outcome, unit = columns_of(entry)
-    row = {"index": entry.index, "time": time, "type": kind, "actor": actor, "outcome": outcome, "unit": unit}
-    _INSERT_ENTRY.execute(connection, {**row, "bytes": data, "leaf_hash": entry.leaf})
-    names = dict.fromkeys(entry.subjects)
-    _INSERT_SUBJECT.execute_many(connection, [{"index": entry.index, "subject": name} for name in names])
-    raw = {role: raw_digest(digest) for role, digest in entry.documents.items()}
-    for role, digest in raw.items():
-        _insert_document(connection, digest, bound[role])
-    rows = [{"index": entry.index, "role": role, "digest": digest} for role, digest in raw.items()]
-    _INSERT_ENTRY_DOCUMENT.execute_many(connection, rows)
+def insert_entries(connection: Connection, added: Sequence[tuple[Entry, bytes, Mapping[str, bytes]]]) -> None:
+    """Each entry with its bytes, its subjects and its documents by role; a document that is already stored must have
+    the same bytes."""
+    rows, subjects, bound = [], [], []
+    for entry, data, contents in added:
+        time, kind, actor, outcome, unit = columns_of(entry)
+        row = {"index": entry.index, "time": time, "type": kind, "actor": actor, "outcome": outcome, "unit": unit}
+        rows.append({**row, "bytes": data, "leaf_hash": entry.leaf})
+        subjects += [{"index": entry.index, "subject": name} for name in dict.fromkeys(entry.subjects)]
+        for role, digest in entry.documents.items():
+            raw = raw_digest(digest)
+            _insert_document(connection, raw, contents[role])
+            bound.append({"index": entry.index, "role": role, "digest": raw})
+    _INSERT_ENTRY.execute_many(connection, rows)
+    _INSERT_SUBJECT.execute_many(connection, subjects)
+    _INSERT_ENTRY_DOCUMENT.execute_many(connection, bound)
 
 
 def _insert_document(connection: Connection, digest: bytes, content: bytes) -> None:

@@ -1,19 +1,21 @@
-"""From a draft to an entry that can be written."""
+"""From drafts to entries that can be written in one transaction."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
-from appliance.domain.entry import Draft, Entry
+from appliance.domain import rules
+from appliance.domain.entry import Draft, Entry, encode_entry
 from appliance.domain.names import explain
-from appliance.domain.state import State
+from appliance.domain.state import Mark, State
 from appliance.errors import BadInput, TooLarge
 from appliance.formats.commitment import verify_disclosure
 from appliance.formats.digest import digest_bytes
 from appliance.formats.merkle import Frontier
-from appliance.store.rows import Head, Node
+from appliance.store.queue import Waiting
+from appliance.store.rows import Change, Head, Node
 
 MAX_DOCUMENT_BYTES = 4 << 20
 
@@ -22,13 +24,45 @@ MAX_DOCUMENT_BYTES = 4 << 20
 class Staged:
     """An entry that the rules have accepted, and what is written with it."""
 
-    draft: Draft
+    waiting: Waiting
     entry: Entry
     data: bytes
-    before: Head
-    frontier: Frontier
-    root: bytes
     nodes: list[Node]
+    changes: list[Change]
+
+    @property
+    def draft(self) -> Draft:
+        return self.waiting.draft
+
+
+@dataclass
+class Batch:
+    """Entries that one commit makes durable. `frontier` is the tree's right edge after the last of them."""
+
+    before: Head
+    mark: Mark
+    frontier: Frontier
+    staged: list[Staged] = field(default_factory=list)
+
+    @property
+    def head(self) -> Head:
+        return Head(self.frontier.size, self.staged[-1].entry.leaf)
+
+
+def stage(batch: Batch, waiting: Waiting, state: State, now: str) -> None:
+    """Adds the draft as the next entry, once guard and rules have accepted it; else the state is as it was."""
+    mark = state.mark()
+    try:
+        if waiting.guard is not None:
+            waiting.guard(state)
+        entry = propose(waiting.draft, state, now)
+        data = encode_entry(entry)
+        rules.apply(state, entry, waiting.draft.documents)
+    except BaseException:
+        state.take_back(mark)
+        raise
+    batch.frontier, nodes = batch.frontier.append_nodes(entry.leaf)
+    batch.staged.append(Staged(waiting, entry, data, nodes, state.take_changes()))
 
 
 def check_draft(draft: Draft) -> None:

@@ -17,7 +17,7 @@ from appliance import wiring
 from appliance.config import load_settings
 from appliance.domain.entry import Draft
 from appliance.store.ledger import Appended, Guard, Ledger
-from appliance.store.staging import Staged
+from appliance.store.staging import Batch
 
 KILL = "kill"
 
@@ -36,9 +36,10 @@ def wrap(order: Path) -> None:
         die_if("after", draft.type)
         return appended
 
-    def deadly_commit(self: Ledger, connection: Connection, staged: Staged) -> None:
-        die_if("within", staged.draft.type)
-        commit(self, connection, staged)
+    def deadly_commit(self: Ledger, connection: Connection, batch: Batch) -> None:
+        for staged in batch.staged:
+            die_if("within", staged.draft.type)
+        commit(self, connection, batch)
 
     changed: Any = Ledger
     changed.append, changed._commit = deadly_append, deadly_commit
