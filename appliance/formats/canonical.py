@@ -18,9 +18,8 @@ MAX_DEPTH = 64
 
 def encode_canonical(value: Any) -> bytes:
     """The one encoding of a value of dict, list, tuple, str, int, bool and None; keys sort by UTF-16 units."""
-    text = json.dumps(_ordered(value, MAX_DEPTH), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     try:
-        return text.encode("utf-8")
+        return _ENCODER.encode(ordered(value)).encode("utf-8")
     except UnicodeEncodeError as error:
         raise BadInput(f"canonical JSON, string: expected Unicode, got a lone surrogate ({error.reason})") from None
 
@@ -32,13 +31,7 @@ def parse_canonical(data: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise BadInput(f"canonical JSON, byte {error.start}: expected UTF-8, got {error.reason}") from None
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_object,
-            parse_int=_integer,
-            parse_float=_refuse_number,
-            parse_constant=_refuse_number,
-        )
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise BadInput(f"canonical JSON, character {error.pos}: expected JSON, got {error.msg}") from None
     except RecursionError:
@@ -50,30 +43,44 @@ def parse_canonical(data: bytes) -> Any:
     return value
 
 
-def _ordered(value: Any, depth: int) -> Any:
-    """The value with every object's keys in canonical order, and nothing in it that has no canonical form."""
-    if value is None or isinstance(value, bool | str):
+def ordered(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """The value with every object's keys in canonical order, and nothing in it that has no canonical form.
+
+    `depth`: how many levels it may have. Strings are looked at when they are encoded.
+    """
+    if isinstance(value, dict):
+        below = _below(depth)
+        return {
+            # Most members are strings, and the call is what costs.
+            key: member if type(member := value[key]) is str else ordered(member, below)
+            for key in _sorted_keys(value)
+        }
+    if value is None or isinstance(value, (str, bool)):
         return value
     if isinstance(value, int):
         if not -MAX_INTEGER <= value <= MAX_INTEGER:
             raise BadInput("canonical JSON, number: expected an integer within ±(2^53 - 1), got a larger one")
         return value
-    if depth == 0:
-        raise BadInput(f"canonical JSON, nesting: expected at most {MAX_DEPTH} levels, got more")
-    if isinstance(value, dict):
-        return {key: _ordered(value[key], depth - 1) for key in _sorted_keys(value)}
     if isinstance(value, list | tuple):
-        return [_ordered(item, depth - 1) for item in value]
+        below = _below(depth)
+        return [ordered(item, below) for item in value]
     raise BadInput(f"canonical JSON, value: expected object, array, string, integer, got {type(value).__name__}")
 
 
+def _below(depth: int) -> int:
+    if depth == 0:
+        raise BadInput(f"canonical JSON, nesting: expected at most {MAX_DEPTH} levels, got more")
+    return depth - 1
+
+
 def _sorted_keys(value: dict[Any, Any]) -> list[str]:
-    for key in value:
-        if not isinstance(key, str):
-            raise BadInput(f"canonical JSON, key: expected a string, got {type(key).__name__}")
-    # Code points and UTF-16 units order alike below the surrogates; above, U+10000 sorts before U+E000.
-    if all(key.isascii() for key in value):
-        return sorted(value)
+    try:
+        # Code points and UTF-16 units order alike below the surrogates; above, U+10000 sorts before U+E000.
+        if "".join(value).isascii():
+            return sorted(value)
+    except TypeError:
+        name = next(type(key).__name__ for key in value if not isinstance(key, str))
+        raise BadInput(f"canonical JSON, key: expected a string, got {name}") from None
     return sorted(value, key=lambda key: key.encode("utf-16-be", "surrogatepass"))
 
 
@@ -94,3 +101,9 @@ def _integer(text: str) -> int:
 
 def _refuse_number(text: str) -> NoReturn:
     raise BadInput(f"canonical JSON, number: expected an integer, got {text[:40]}")
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":"))
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=_integer, parse_float=_refuse_number, parse_constant=_refuse_number
+)

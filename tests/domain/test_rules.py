@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, get_args
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from appliance.domain import events as e
 from appliance.domain import orders as o
-from appliance.domain.entry import Entry, parse_entry
+from appliance.domain.entry import Entry, encode_entry, parse_entry
 from appliance.domain.events import EVENTS
 from appliance.domain.names import NO_DIGEST, encode_value
 from appliance.domain.rules import RULES, apply
 from appliance.domain.state import UNPROJECTED, State
 from appliance.errors import ApplianceError, BadInput, Conflict, Denied, Tampered, TooLarge
-from appliance.formats.canonical import encode_canonical, parse_canonical
+from appliance.formats.canonical import MAX_DEPTH, MAX_INTEGER, encode_canonical, parse_canonical
 from appliance.formats.digest import digest_bytes
 from appliance.formats.dsse import encode_envelope
 from tests.domain.builder import Site, policy_set, stage
@@ -200,3 +204,91 @@ def test_a_parsed_entry_keeps_its_bytes() -> None:
     for data in stage("serving").entries:
         entry = parse_entry(data)
         assert entry.encoded == data == encode_value(Entry.model_validate_json(data))
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-MAX_INTEGER, MAX_INTEGER)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def made(**changes: Any) -> Entry:
+    value = parse_canonical(stage("initialized").entries[0])
+    return Entry(**value | {"subjects": ()} | changes)
+
+
+@settings(deadline=None)
+@given(
+    body=st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=3), JSON), text=st.text(max_size=9)
+)
+def test_an_entry_is_encoded_as_any_other_canonical_json(body: dict[str, Any], text: str) -> None:
+    """Whatever its body holds and in whatever order: the short way gives the bytes of the long one, and reads them."""
+    entry = made(body=body, source=text, subjects=(text,), documents={"b": NO_DIGEST, text: NO_DIGEST})
+    assert entry.encoded == encode_canonical(entry.model_dump(mode="json"))
+    assert parse_entry(entry.encoded) == entry
+
+
+@pytest.mark.parametrize("value", [1.5, MAX_INTEGER + 1, {1: 2}, b"x", "\ud800", {"\udc00": 1}, [1.0]])
+def test_a_body_that_has_no_canonical_form_makes_no_entry(value: Any) -> None:
+    with pytest.raises(BadInput):
+        encode_entry(made(body={"facts": value}))
+
+
+def test_an_entry_nests_as_deep_as_canonical_json() -> None:
+    deepest: Any = []
+    for _ in range(MAX_DEPTH - 3):
+        deepest = [deepest]
+    entry = made(body={"a": deepest})
+    assert entry.encoded == encode_canonical(entry.model_dump(mode="json"))
+    with pytest.raises(BadInput, match="nesting"):
+        made(body={"a": [deepest]})
+    with pytest.raises(BadInput):
+        parse_entry(entry.encoded.replace(b"[[]]", b"[[[]]]"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"body":{}', b'"body":{"b":1,"a":1}'),
+        (b'"body":{}', b'"body":{"a":{"b":1,"a":1}}'),
+        (b'"body":{}', b'"body":{"a":[{"b":1,"a":1}]}'),
+        (b'"body":{}', b'"body":{"a":1e3}'),
+        (b'"body":{}', b'"body":{"a":-0}'),
+        (b'"body":{}', b'"body":{"a":NaN}'),
+        (b'"body":{}', b'"body":{"a":9007199254740992}'),
+        (b'"body":{}', b'"body":{"a":"\\u0041"}'),
+        (b'"body":{}', b'"body":{"a":"\\/"}'),
+        (b'"body":{}', b'"body":{"a":"\\ud800"}'),
+        (b'"body":{}', b'"body":{"a":"\xff"}'),
+        (b'"body":{}', '"body":{"\ue000":1,"\U00010000":1}'.encode()),
+        (b'"documents":{}', f'"documents":{{"b":"{NO_DIGEST}","a":"{NO_DIGEST}"}}'.encode()),
+        (b'"index":1', b'"index":9007199254740992'),
+        (b'"index":1', b'"index":true'),
+        (b'"v":1}', b'"v":1}\n'),
+        (b'"v":1}', b'"v":1} '),
+    ],
+)
+def test_entry_bytes_have_one_order(old: bytes, new: bytes) -> None:
+    data = stage("initialized").add(e.Heartbeat()).encoded
+    assert data.count(old) == 1
+    with pytest.raises(BadInput):
+        parse_entry(data.replace(old, new))
+
+
+def fields_of(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
+    for name, field in model.model_fields.items():
+        yield f"{model.__name__}.{name}", field
+        for part in [field.annotation, *get_args(field.annotation)]:
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from fields_of(part)
+
+
+@pytest.mark.parametrize("model", EVENTS.values(), ids=lambda model: model.type)
+def test_every_field_of_a_body_is_written_out(model: type[e.Event]) -> None:
+    """A field with a default could be left out: two encodings of one value."""
+    assert [name for name, field in fields_of(model) if not field.is_required()] == []
+    assert model.model_config["strict"] and model.model_config["extra"] == "forbid"
