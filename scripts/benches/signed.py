@@ -1,0 +1,178 @@
+"""The signed part of a synthetic log: made one entry at a time through the rules, with real keys.
+
+A cycle takes one adapter from its dataset to every unit: one session, 27 orders by four people (Ed25519 and ECDSA
+P-256), a run, a seal, and an admission and a load for each unit.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, derive_private_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from appliance.domain import events as e
+from appliance.domain import orders as o
+from appliance.domain.entry import Entry
+from appliance.domain.names import add_seconds
+from appliance.domain.rules import apply
+from appliance.formats.commitment import Disclosure
+from appliance.formats.digest import digest_bytes
+from appliance.formats.dsse import encode_envelope
+from appliance.formats.keys import EcdsaSigner, Ed25519Signer
+from appliance.formats.timestamp import encode_time, parse_time
+from tests.domain.builder import Site, manifest
+
+UNITS = ("legal", "sales", "claims", "treasury", "audit", "risk", "cards", "wealth")
+TASKS = tuple(f"task-{number}" for number in range(16))
+PEOPLE = {
+    **{unit: ("unit",) for unit in UNITS},
+    "olga": ("operator",),
+    "ines": ("operator",),
+    "rita": ("reviewer:privacy",),
+    "raul": ("reviewer:model-risk",),
+    "otto": tuple(f"release-owner:{unit}" for unit in UNITS),
+    "audrey": ("auditor",),
+}
+ECDSA_SIGNERS = ("raul", "otto")
+STEP_MS = 500
+"""How far one entry lies from the next."""
+_APPROVED_S = 300 * 86_400
+
+
+class Made(NamedTuple):
+    """One entry, with everything that lies beside it. `nodes` are the (level, index, hash) that it completes."""
+
+    index: int
+    data: bytes
+    leaf: bytes
+    time: str
+    type: str
+    actor: str
+    outcome: str
+    subjects: tuple[str, ...]
+    nodes: list[tuple[int, int, bytes]]
+    documents: Mapping[str, bytes] = {}
+    """Role to bytes."""
+    disclosures: tuple[Disclosure, ...] = ()
+    changes: tuple[tuple[str, str, Mapping[str, Any] | None], ...] = ()
+    """(kind, id, value) of the projections that it changes."""
+
+
+class SignedSite(Site):
+    """The builder's site, with keys that a seed decides; what it appends is taken away, not kept."""
+
+    def __init__(self, seed: int) -> None:
+        self._seeded = random.Random(f"keys {seed}")
+        self.made: list[Made] = []
+        super().__init__()
+
+    def _initialize(self, names: list[str]) -> None:
+        self.log: Ed25519Signer = self._ed25519()
+        self.adapter_key = self._p256()
+        self.keys = {name: self._p256() if name in ECDSA_SIGNERS else self._ed25519() for name in (*names, *PEOPLE)}
+        super()._initialize(names)
+        self.entries.append(self.made[0].data)
+
+    def _ed25519(self) -> Ed25519Signer:
+        return Ed25519Signer(Ed25519PrivateKey.from_private_bytes(self._seeded.randbytes(32)))
+
+    def _p256(self) -> EcdsaSigner:
+        return EcdsaSigner(derive_private_key(self._seeded.getrandbits(250) + 1, SECP256R1()))
+
+    def add(self, event: e.Event, /, **rest: Any) -> Entry:
+        entry, documents = self.entry(event, **rest)
+        apply(self.state, entry, documents)
+        changes = tuple(self.state.take_changes())
+        self.state.keep()
+        made = Made(
+            *(entry.index, entry.encoded, entry.leaf, entry.time, entry.type, entry.actor, entry.outcome),
+            *(entry.subjects, [], documents, tuple(self.disclosures), changes),
+        )
+        self.made.append(made)
+        self.disclosures.clear()
+        self.now = add_milliseconds(self.now, STEP_MS)
+        return entry
+
+    def take(self) -> list[Made]:
+        """What was appended since the last call. No order is signed twice, so none has to be remembered."""
+        made, self.made = self.made, []
+        for digest, _ in tuple(self.state.orders.items()):
+            self.state.orders.set(digest, None)
+        return made
+
+    def go_on(self, size: int, last_leaf: bytes, time: str) -> None:
+        """The log grew by entries that changed nothing else."""
+        self.state.size, self.state.last_leaf, self.state.last_time = size, f"sha256:{last_leaf.hex()}", time
+        self.now = add_milliseconds(time, STEP_MS)
+
+    # A cycle: one adapter from its dataset to every unit. Yields after each order.
+
+    def staff(self) -> Iterator[None]:
+        for name, roles in PEOPLE.items():
+            self.enroll(name, *roles)
+            yield
+        self.import_base()
+        yield
+
+    def cycle(self, version: int) -> Iterator[None]:
+        task = TASKS[version % len(TASKS)]
+        self._open_session()
+        self._import_dataset(version)
+        yield
+        self._train(version)
+        yield
+        for unit in UNITS:
+            for reviewer, subject in (("rita", "privacy"), ("raul", "model-risk")):
+                valid_until = add_seconds(self.now, _APPROVED_S)
+                self.review(reviewer, subject, version, unit=unit, valid_until=valid_until)
+                yield
+        self._refuse(version)
+        yield
+        for unit in UNITS:
+            self._release(version, unit, task)
+            yield
+
+    def _open_session(self) -> None:
+        session = self.session("audrey", nonce=f"{self._seeded.getrandbits(128):032x}")
+        self.add(e.SessionOpened(), documents={"session": encode_envelope(session)}, actor="audrey")
+
+    def _import_dataset(self, version: int) -> None:
+        requested = self.ordered(e.ImportRequested(policy=self.in_force), self.dataset_order())
+        rows = manifest("clauses", version, {"rows": b"rows %d" % version})
+        self.add(self.dataset_imported(requested, dataset=f"clauses@{version}"), documents={"manifest": rows})
+
+    def _train(self, version: int) -> None:
+        dataset = self.state.datasets.get(f"clauses@{version}")
+        assert dataset is not None
+        run = f"r-{version:06d}"
+        order = self.train_order(recipe={"dataset": f"clauses@{version}"}, dataset_digest=dataset.digest)
+        self.ordered(e.RunRequested(policy=self.in_force, run=run), order)
+        weights = b"weights %d" % version
+        self.add(self.started(run))
+        self.add(self.finished(run, weights=digest_bytes(weights)))
+        body, documents = self.sealing(run, version, files={"adapter_model.safetensors": weights})
+        self.add(body, documents=documents)
+
+    def _refuse(self, version: int) -> None:
+        order = self.release_order(o.Activate, "ines", version)
+        signed = self.sign(order)
+        refused = e.OrderRefused(order=signed.pae_digest, verb=order.verb, reasons=("role: expected a release owner",))
+        self.add(refused, documents={"order": encode_envelope(signed)}, actor="ines")
+
+    def _release(self, version: int, unit: str, task: str) -> None:
+        place = {"unit": unit, "task": task}
+        order = self.release_order(o.Activate, "otto", version, **place)
+        self.ordered(e.ReleaseActivated(policy=self.in_force), order)
+        adapter = self.state.adapters.get(f"clauses@{version}")
+        assert adapter is not None
+        approvals = tuple(review.index for review in adapter.reviews if review.unit == unit)
+        admitted = self.add(self.admitted(version, approvals=approvals, **place))
+        self.add(self.loaded(admitted.index, version, **place))
+
+
+def add_milliseconds(time: str, milliseconds: int) -> str:
+    return encode_time(parse_time(time) + timedelta(milliseconds=milliseconds))

@@ -1,0 +1,192 @@
+"""Synthetic logs for benches and tests: fully valid, of any length, made as a stream.
+
+What people sign is made one by one through the rules (`signed`). What units and the service append between (requests,
+heartbeats, refusals) are copies of one entry a kind, chained and hashed as they go; the verifier and the ledger accept
+them as they would accept any others. Memory does not grow with the entries.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import count
+from typing import Any
+
+from appliance.domain import events as e
+from appliance.formats.checkpoint import Checkpoint, sign_checkpoint
+from appliance.formats.merkle import EMPTY_ROOT, hash_leaf, hash_node
+from appliance.formats.timestamp import encode_time, parse_time
+from scripts.benches.signed import STEP_MS, Made, SignedSite
+from tests.domain.builder import ORIGIN
+
+_HEARTBEAT_EVERY = 120
+_REFUSAL_EVERY = 200
+_FAILURES = 0.02
+_IN_FLIGHT = 8
+_DAY_MS = 86_400_000
+
+# What stands in the copied entries where each copy has its own.
+_REQUEST, _COMMITMENT, _LEAF = "a" * 32, "hmac-sha256:" + "b" * 64, "sha256:" + "d" * 64
+_TIME, _INDEX = "2001-01-01T00:00:00.000Z", 4_294_967_291
+_VARYING = (
+    (_REQUEST, b"%(request)b"),
+    (_COMMITMENT, b"hmac-sha256:%(commitment)b"),
+    (_LEAF, b"sha256:%(leaf)b"),
+    (_TIME, b"%(time)b"),
+    (str(_INDEX), b"%(index)d"),
+)
+
+
+class _Copied:
+    """Entries of one kind that differ in index, time, predecessor, request and commitment alone."""
+
+    def __init__(self, site: SignedSite, event: e.Event, **changes: Any) -> None:
+        fixed = {"index": _INDEX, "time": _TIME, "prev": _LEAF, "source": "tcp"}
+        entry, _ = site.entry(event, **fixed | changes)
+        self.type, self.actor, self.outcome = entry.type, entry.actor, entry.outcome
+        self.template = entry.encoded.replace(b"%", b"%%")
+        for text, place in _VARYING:
+            self.template = self.template.replace(text.encode(), place)
+        self._fixed = tuple(subject for subject in entry.subjects if not subject.startswith("request:"))
+        self._has_request = len(self._fixed) < len(entry.subjects)
+
+    def subjects(self, request: str) -> tuple[str, ...]:
+        return (f"request:{request}", *self._fixed) if self._has_request else self._fixed
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """An adapter that answers for a unit's task: how its requests begin, end and fail."""
+
+    admitted: _Copied
+    finished: _Copied
+    failed: _Copied
+
+    @classmethod
+    def of(cls, site: SignedSite, slot: Any) -> _Slot:
+        place = {"unit": slot["unit"], "task": slot["task"], "adapter": slot["adapter"], "request": _REQUEST}
+        ended = {**place, "prompt_tokens": 212, "completion_tokens": 18}
+        return cls(
+            _Copied(site, site.request(prompt=_COMMITMENT, **place)),
+            _Copied(site, site.answered(answer=_COMMITMENT, **ended)),
+            _Copied(site, site.answered(finish_reason="error", **ended), outcome="failure"),
+        )
+
+
+class Synthetic:
+    """A log of `size` entries. The share `signed` of those after the beginning are orders, spread evenly.
+
+    `entries` gives each one once, in order; `checkpoint` is over those given so far; `leaf` and `time`
+    are the last one's, `index` is the next one's.
+    """
+
+    MIN_SIZE = 100
+    """The staff is enrolled and the first adapter released to every unit before the first request."""
+
+    def __init__(self, size: int, *, signed: float = 0.01, seed: int = 0) -> None:
+        if size < self.MIN_SIZE:
+            raise ValueError(f"synthetic log, size: expected at least {self.MIN_SIZE}, got {size}")
+        self.size, self.origin = size, ORIGIN
+        self.index, self.time, self.orders = 0, "", 0
+        self._site = SignedSite(seed)
+        self.signer, self.trust = self._site.log, self._site.trust
+        self._signed, self._random = signed, random.Random(f"requests {seed}")
+        self.leaf = b""
+        self._stack: list[bytes] = []
+        self._slots: dict[str, _Slot] = {}
+        self._serving: tuple[_Slot, ...] = ()
+        self._open: deque[tuple[_Slot, str]] = deque()
+        self._day, self._clock_ms = (-1, ""), 0
+
+    def entries(self) -> Iterator[Made]:
+        for made in self._all():
+            yield made
+            if made.index == self.size - 1:
+                return
+
+    def checkpoint(self) -> bytes:
+        """The log's signed note over what was given so far."""
+        root = self._stack[-1] if self._stack else EMPTY_ROOT
+        for left in reversed(self._stack[:-1]):
+            root = hash_node(left, root)
+        return sign_checkpoint(Checkpoint(self.origin, self.index, root), self.signer)
+
+    def _all(self) -> Iterator[Made]:
+        for _ in self._site.staff():
+            pass
+        for _ in self._site.cycle(1):
+            pass
+        yield from self._take_signed()
+        began = self.index
+        self.orders = 0
+        steps = (step for version in count(2) for step in self._site.cycle(version))
+        filler = self._filler()
+        while True:
+            if self.orders < self._signed * (self.index - began):
+                self._site.go_on(self.index, self.leaf, self.time)
+                next(steps)
+                yield from self._take_signed()
+            yield next(filler)
+
+    def _take_signed(self) -> Iterator[Made]:
+        for made in self._site.take():
+            self.orders += "order" in made.documents
+            for kind, key, value in made.changes:
+                if kind == "slot" and value is not None and value["loaded"] is not None:
+                    self._slots[key] = _Slot.of(self._site, value)
+            yield self._give(made)
+        self._serving = tuple(self._slots.values())
+        self._clock_ms = round(parse_time(self.time).timestamp() * 1000)
+
+    def _give(self, made: Made) -> Made:
+        """The entry with the nodes that it completes."""
+        top, level, stack = made.leaf, 0, self._stack
+        made.nodes.append((0, made.index, top))
+        while made.index >> level & 1:
+            top, level = hash_node(stack.pop(), top), level + 1
+            made.nodes.append((level, made.index >> level, top))
+        stack.append(top)
+        self.index, self.leaf, self.time = made.index + 1, made.leaf, made.time
+        return made
+
+    def _filler(self) -> Iterator[Made]:
+        """Requests of every slot, several at a time, with a heartbeat or a refusal now and then."""
+        refused = e.RequestRefused(unit="sales", code="not-found", message="no release")
+        others = {_HEARTBEAT_EVERY: _Copied(self._site, e.Heartbeat()), _REFUSAL_EVERY: _Copied(self._site, refused)}
+        chance = self._random.random
+        for number in count(1):
+            rare = next((copied for every, copied in others.items() if number % every == 0), None)
+            if rare is not None:
+                yield self._copy(rare, "")
+            elif self._open and (len(self._open) == _IN_FLIGHT or chance() < 0.5):
+                slot, request = self._open.popleft()
+                yield self._copy(slot.failed if chance() < _FAILURES else slot.finished, request)
+            else:
+                slot = self._serving[int(chance() * len(self._serving))]
+                request = f"{self._random.getrandbits(128):032x}"
+                self._open.append((slot, request))
+                yield self._copy(slot.admitted, request)
+
+    def _copy(self, copied: _Copied, request: str) -> Made:
+        time = self._tick()
+        data = copied.template % {
+            b"request": request.encode(),
+            b"commitment": b"%064x" % self._random.getrandbits(256),
+            b"leaf": self.leaf.hex().encode(),
+            b"time": time.encode(),
+            b"index": self.index,
+        }
+        leaf, subjects = hash_leaf(data), copied.subjects(request)
+        return self._give(Made(self.index, data, leaf, time, copied.type, copied.actor, copied.outcome, subjects, []))
+
+    def _tick(self) -> str:
+        """The next entry's time."""
+        self._clock_ms += STEP_MS
+        day, ms = divmod(self._clock_ms, _DAY_MS)
+        if self._day[0] != day:
+            self._day = (day, encode_time(datetime.fromtimestamp(day * 86_400, UTC))[:11])
+        seconds, ms = divmod(ms, 1000)
+        return f"{self._day[1]}{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}.{ms:03d}Z"

@@ -1,0 +1,138 @@
+"""A synthetic log is what it claims to be: the verifier verifies it, and the ledger goes on with it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.domain.entry import Draft
+from appliance.domain.verify import verify_log
+from appliance.formats.commitment import Disclosure
+from appliance.formats.digest import digest_bytes
+from appliance.formats.export import write_export
+from appliance.formats.merkle import hash_leaf, root_of, verify_inclusion
+from appliance.formats.note import vkey_of
+from appliance.formats.trust import encode_trust
+from appliance.store.engine import open_engine
+from appliance.store.ledger import Ledger
+from appliance.verifier import load_trust, verify_export
+from scripts.benches.kept import keep
+from scripts.benches.signed import Made
+from scripts.benches.synthetic import Synthetic
+
+NOW = "2026-11-24T12:00:00.000Z"
+SIZE, SHARE = 2_000, 0.1
+
+
+def texts(made: list[Made]) -> dict[str, Disclosure]:
+    return {one.commitment: one for entry in made for one in entry.disclosures}
+
+
+def contents(made: list[Made]) -> dict[str, bytes]:
+    return {digest_bytes(data): data for entry in made for data in entry.documents.values()}
+
+
+def verdict(made: list[Made], log: Synthetic) -> Any:
+    found = contents(made)
+    entries = (entry.data for entry in made)
+    return verify_log(entries, found.get, texts(made).values(), log.checkpoint(), log.trust, now=NOW)
+
+
+@pytest.mark.parametrize(("size", "share"), [(100, 0.01), (SIZE, 0.01), (SIZE, SHARE)])
+def test_a_synthetic_log_of_any_size_and_share_of_orders_is_verified(size: int, share: float) -> None:
+    log = Synthetic(size, signed=share)
+    report = verdict(list(log.entries()), log)
+    assert (report.verdict, report.findings) == ("verified", ())
+    assert report.size == report.counts.entries == size
+
+
+def test_orders_are_as_many_as_asked_for_and_spread_over_the_whole_log() -> None:
+    made = list(Synthetic(SIZE, signed=SHARE).entries())
+    signed = [entry.index for entry in made if "order" in entry.documents]
+    later = [index for index in signed if index >= SIZE // 2]
+    assert len(later) == pytest.approx(SIZE // 2 * SHARE, rel=0.1)
+    assert max(b - a for a, b in pairwise(later)) < 5 / SHARE
+
+
+def test_a_seed_makes_the_same_people_and_another_seed_makes_others() -> None:
+    first, same, other = (Synthetic(100, seed=seed) for seed in (1, 1, 2))
+    assert first.trust.administrators == same.trust.administrators != other.trust.administrators
+
+
+def test_one_entry_that_is_not_as_it_was_made_is_found() -> None:
+    log = Synthetic(200)
+    made = list(log.entries())
+    made[150] = made[150]._replace(data=made[150].data.replace(b'"v":1', b'"v":2'))
+    assert verdict(made, log).verdict == "failed"
+
+
+def test_the_export_is_byte_for_byte_that_of_the_product(tmp_path: Path) -> None:
+    """ECDSA signatures differ each time, so both are written from one pass over the entries."""
+    log, made = Synthetic(SIZE, signed=SHARE), []
+    path, entries = tmp_path / "ledger.tar", log.entries
+
+    def noted() -> Any:
+        for entry in entries():
+            made.append(entry)
+            yield entry
+
+    log.entries = noted  # type: ignore[method-assign]
+    keep(log, export=path)
+    found, known = contents(made), texts(made)
+    chunks = write_export(
+        origin=log.origin,
+        size=SIZE,
+        checkpoint=log.checkpoint(),
+        entries=lambda: (entry.data for entry in made),
+        document=found.__getitem__,
+        disclosures=lambda wanted: {name: known[name] for name in wanted if name in known},
+    )
+    assert path.read_bytes() == b"".join(chunks)
+
+
+def test_the_auditors_program_verifies_the_export(tmp_path: Path) -> None:
+    log = Synthetic(SIZE, signed=SHARE)
+    keep(log, export=tmp_path / "ledger.tar")
+    (tmp_path / "trust.json").write_bytes(encode_trust(log.trust))
+    report = verify_export(tmp_path / "ledger.tar", load_trust(tmp_path / "trust.json"), NOW)
+    assert (report.verdict, report.size) == ("verified", SIZE)
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Synthetic, Path]:
+    log, path = Synthetic(SIZE, signed=SHARE), tmp_path_factory.mktemp("filled") / "ledger.db"
+    keep(log, database=path)
+    return log, path
+
+
+@pytest.fixture
+def ledger(filled: tuple[Synthetic, Path]) -> Any:
+    log, path = filled
+    now = datetime.fromisoformat(log.time).astimezone(UTC)
+    key = vkey_of(log.origin, log.signer)
+    opened = Ledger(
+        open_engine(f"sqlite:///{path}"), origin=log.origin, log_signer=log.signer, log_key=key, clock=lambda: now
+    )
+    yield opened
+    opened.close()
+
+
+def test_the_ledger_loads_the_rows_and_goes_on(ledger: Ledger) -> None:
+    ledger.load()
+    assert ledger.check_projections() == []
+    assert ledger.check_checkpoints() == []
+    assert ledger.check_guards() == []
+    appended = ledger.append(Draft(type="heartbeat"))
+    assert appended.entry.index >= SIZE
+    found = ledger.find(type="request.finished", actor="legal", unit="legal", outcome="failure")
+    assert all(b'"request.finished"' in data for _, data in found)
+
+
+def test_every_entry_is_proved_to_be_in_the_signed_tree(ledger: Ledger) -> None:
+    root = root_of(hash_leaf(data) for data in ledger.entries(0, SIZE))
+    for index in (0, 1, 777, SIZE - 1):
+        verify_inclusion(hash_leaf(ledger.entry_bytes(index)), index, SIZE, ledger.inclusion_proof(index, SIZE), root)
