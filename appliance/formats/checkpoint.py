@@ -5,17 +5,15 @@ The profile has no extension lines, and the log's key is named as the origin.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from appliance.errors import BadInput, Tampered
-from appliance.formats.fields import encode_base64, parse_base64, show
+from appliance.formats.fields import MAX_DECIMAL, encode_base64, parse_base64, parse_decimal, show
 from appliance.formats.keys import Signer
 from appliance.formats.merkle import EMPTY_ROOT, HASH_BYTES
 from appliance.formats.note import check_key_name, encode_note, parse_note, parse_vkey, sign_note, verify_note
 
-MAX_SIZE = 2**63 - 1
-_SIZE = re.compile(r"0|[1-9][0-9]{0,18}")
+MAX_SIZE = MAX_DECIMAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +43,8 @@ def parse_checkpoint(text: str) -> Checkpoint:
     lines = text.split("\n")
     if len(lines) != 4 or lines[3] != "":
         raise BadInput(f"log checkpoint: expected 3 lines, got {show(text)}")
-    if _SIZE.fullmatch(lines[1]) is None:
-        raise BadInput(f"log checkpoint, size: expected decimal digits without leading zero, got {show(lines[1])}")
-    return Checkpoint(lines[0], int(lines[1]), parse_base64(lines[2], "log checkpoint, root"))
+    size = parse_decimal(lines[1], "log checkpoint, size")
+    return Checkpoint(lines[0], size, parse_base64(lines[2], "log checkpoint, root"))
 
 
 def sign_checkpoint(checkpoint: Checkpoint, signer: Signer) -> bytes:

@@ -9,6 +9,8 @@ from typing import Any
 
 from appliance.errors import BadInput
 
+MAX_DECIMAL = 2**63 - 1
+_DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}")
 _IDENTIFIER = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -46,6 +48,13 @@ def parse_count(value: Any, what: str, *, least: int = 0) -> int:
     return value
 
 
+def parse_decimal(text: str, what: str) -> int:
+    """A size or an index in a text format: ASCII digits without leading zero, at most 2^63 - 1."""
+    if _DECIMAL.fullmatch(text) is None or int(text) > MAX_DECIMAL:
+        raise BadInput(f"{what}: expected 0 to {MAX_DECIMAL} without leading zero, got {show(text)}")
+    return int(text)
+
+
 def parse_constant(value: Any, what: str, constant: str | int) -> None:
     if type(value) is not type(constant) or value != constant:
         raise BadInput(f"{what}: expected {show(constant)}, got {show(value)}")
@@ -63,8 +72,11 @@ def encode_base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def parse_base64(value: Any, what: str) -> bytes:
-    """Standard base64 with padding, in its one spelling: stray bits in the last character are refused."""
+def parse_base64(value: Any, what: str, *, size: int | None = None) -> bytes:
+    """Standard base64 with padding, in its one spelling: stray bits in the last character are refused.
+
+    With `size`, of exactly that many bytes.
+    """
     text = parse_text(value, what)
     try:
         data = base64.b64decode(text, validate=True)
@@ -72,6 +84,8 @@ def parse_base64(value: Any, what: str) -> bytes:
         raise BadInput(f"{what}: expected standard base64, got {show(text)}") from None
     if encode_base64(data) != text:
         raise BadInput(f"{what}: expected base64 in its one spelling, got {show(text)}")
+    if size is not None and len(data) != size:
+        raise BadInput(f"{what}: expected {size} bytes, got {len(data)}")
     return data
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import (
@@ -147,6 +147,18 @@ def parse_spki(spki: bytes) -> PublicKey:
     return key
 
 
+def ed25519_spki(public: bytes) -> bytes:
+    """The SPKI of 32 raw key bytes, RFC 8410; whether they are a key `parse_spki` says."""
+    return _SPKI_PREFIXES["Ed25519"][0] + public
+
+
+def ed25519_raw(spki: bytes) -> bytes:
+    """The 32 raw key bytes; BadInput for a key of another kind."""
+    if is_ecdsa(spki):
+        raise BadInput("public key, kind: expected Ed25519, got ECDSA")
+    return spki[-32:]
+
+
 def is_ecdsa(spki: bytes) -> bool:
     """P-256 or P-384, as opposed to Ed25519."""
     return isinstance(parse_spki(spki), EllipticCurvePublicKey)
@@ -243,19 +255,12 @@ def _parse_locked(data: bytes) -> _Locked:
     if is_ecdsa(spki):
         raise BadInput("key file, publicKey: expected Ed25519, got ECDSA")
     return _Locked(
-        salt=_parse_sized(kdf["salt"], "key file, salt", SALT_BYTES),
-        nonce=_parse_sized(value["nonce"], "key file, nonce", NONCE_BYTES),
-        ciphertext=_parse_sized(value["ciphertext"], "key file, ciphertext", _SEALED_BYTES),
+        salt=parse_base64(kdf["salt"], "key file, salt", size=SALT_BYTES),
+        nonce=parse_base64(value["nonce"], "key file, nonce", size=NONCE_BYTES),
+        ciphertext=parse_base64(value["ciphertext"], "key file, ciphertext", size=_SEALED_BYTES),
         spki=spki,
         associated=encode_canonical({name: value[name] for name in _KEY_FILE_MEMBERS - {"ciphertext"}}),
     )
-
-
-def _parse_sized(value: Any, what: str, size: int) -> bytes:
-    data = parse_base64(value, what)
-    if len(data) != size:
-        raise BadInput(f"{what}: expected {size} bytes, got {len(data)}")
-    return data
 
 
 def _derive_key(passphrase: bytes, salt: bytes) -> bytes:

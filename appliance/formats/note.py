@@ -1,13 +1,14 @@
 """C2SP signed notes (c2sp.org/signed-note): text, an empty line, and one line for each signature.
 
-Two signature types: 0x01 Ed25519 and 0x02 ECDSA P-256 with SHA-256. Signatures by unknown keys are carried, not judged.
+Two signature types: 0x01 Ed25519 and 0x02 ECDSA P-256 with SHA-256. Signatures by unknown keys are carried, not judged;
+those of witnesses have types and a page of their own, `appliance.formats.cosignature`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -15,13 +16,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from appliance.errors import BadInput, Tampered
 from appliance.formats.fields import encode_base64, parse_base64, show
-from appliance.formats.keys import Signer, parse_spki, verify_signature
+from appliance.formats.keys import Signer, ed25519_spki, parse_spki, verify_signature
 
 MAX_SIGNATURES = 64
 _DASH = "\u2014"
 _ED25519, _ECDSA = 1, 2
-# The fixed start of an Ed25519 SubjectPublicKeyInfo, RFC 8410; the 32 key bytes follow.
-_ED25519_SPKI = bytes.fromhex("302a300506032b6570032100")
 _NOT_IN_NAME = re.compile(r"[\s+\x00-\x1f\ud800-\udfff]")
 _NOT_IN_TEXT = re.compile(r"[\x00-\x09\x0b-\x1f\ud800-\udfff]")
 _KEY_ID = re.compile(r"[0-9a-f]{8}")
@@ -70,7 +69,7 @@ class VerifierKey:
         kind, public = _typed_key(self.spki)
         if kind == _ECDSA:
             return hashlib.sha256(public).digest()[:4]
-        return hashlib.sha256(self.name.encode("utf-8") + b"\n" + bytes([kind]) + public).digest()[:4]
+        return hash_key(self.name, bytes([kind]) + public)
 
 
 def encode_note(note: Note) -> bytes:
@@ -96,34 +95,63 @@ def sign_note(text: str, name: str, signer: Signer) -> Note:
     return Note(text, (NoteSignature(name, key.key_id, signer.sign(text.encode("utf-8"))),))
 
 
+def add_signature(note: Note, signature: NoteSignature) -> Note:
+    """The note with one line more, at its end, in the place of an older one by the same key."""
+    others = tuple(s for s in note.signatures if (s.name, s.key_id) != (signature.name, signature.key_id))
+    return replace(note, signatures=(*others, signature))
+
+
 def verify_note(note: Note, vkey: str) -> None:
     """The key signed the text: at least one signature carries its name and id, and every one that does holds."""
     key = parse_vkey(vkey)
-    signatures = [s for s in note.signatures if (s.name, s.key_id) == (key.name, key.key_id)]
-    if not signatures:
-        names = [f"{s.name}+{s.key_id.hex()}" for s in note.signatures]
-        raise Tampered(f"note, signature: expected one by {key.name}+{key.key_id.hex()}, got {show(names)}")
-    for signature in signatures:
+    for signature in signatures_by(note, key.name, key.key_id):
         verify_signature(key.spki, note.text.encode("utf-8"), signature.sig)
+
+
+def signatures_by(note: Note, name: str, key_id: bytes) -> list[NoteSignature]:
+    """The lines that claim to be this key's, at least one; Tampered where there is none."""
+    found = [s for s in note.signatures if (s.name, s.key_id) == (name, key_id)]
+    if not found:
+        names = [f"{s.name}+{s.key_id.hex()}" for s in note.signatures]
+        raise Tampered(f"note, signature: expected one by {name}+{key_id.hex()}, got {show(names)}")
+    return found
 
 
 def vkey_of(name: str, key: Signer | bytes) -> str:
     """`name+hex(key id)+base64(type ‖ public key)`, of a signer or of an SPKI."""
     verifier = VerifierKey(name, key if isinstance(key, bytes) else key.spki)
     kind, public = _typed_key(verifier.spki)
-    return f"{name}+{verifier.key_id.hex()}+{encode_base64(bytes([kind]) + public)}"
+    return join_vkey(name, verifier.key_id, bytes([kind]) + public)
 
 
 def parse_vkey(text: str) -> VerifierKey:
     """The key id is recomputed: a vkey whose parts do not belong together is refused."""
+    name, key_id, typed = split_vkey(text)
+    key = VerifierKey(name, _spki_of_typed(typed))
+    check_key_id(key.key_id, key_id)
+    return key
+
+
+def hash_key(name: str, typed: bytes) -> bytes:
+    """The key id of a type byte and a key: the first 4 bytes of a hash."""
+    return hashlib.sha256(name.encode("utf-8") + b"\n" + typed).digest()[:4]
+
+
+def join_vkey(name: str, key_id: bytes, typed: bytes) -> str:
+    return f"{name}+{key_id.hex()}+{encode_base64(typed)}"
+
+
+def split_vkey(text: str) -> tuple[str, bytes, bytes]:
+    """Name, key id as it is claimed, and type byte with key; what these are is not judged yet."""
     parts = text.split("+", 2)
     if len(parts) != 3 or _KEY_ID.fullmatch(parts[1]) is None:
         raise BadInput(f"vkey: expected name+8 hexadecimal digits+base64, got {show(text)}")
-    typed = parse_base64(parts[2], "vkey, key")
-    key = VerifierKey(parts[0], _spki_of_typed(typed))
-    if key.key_id.hex() != parts[1]:
-        raise BadInput(f"vkey, key id: expected {key.key_id.hex()}, got {parts[1]}")
-    return key
+    return parts[0], bytes.fromhex(parts[1]), parse_base64(parts[2], "vkey, key")
+
+
+def check_key_id(expected: bytes, claimed: bytes) -> None:
+    if claimed != expected:
+        raise BadInput(f"vkey, key id: expected {expected.hex()}, got {claimed.hex()}")
 
 
 def check_key_name(name: str) -> None:
@@ -159,7 +187,7 @@ def _typed_key(spki: bytes) -> tuple[int, bytes]:
 def _spki_of_typed(typed: bytes) -> bytes:
     kind, public = typed[:1], typed[1:]
     if kind == bytes([_ED25519]) and len(public) == 32:
-        return _ED25519_SPKI + public
+        return ed25519_spki(public)
     if kind == bytes([_ECDSA]):
         parsed = parse_spki(public)
         if isinstance(parsed, EllipticCurvePublicKey):

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from appliance.formats.keys import EcdsaSigner, Ed25519Signer
+from appliance.formats.merkle import hash_leaf, root_of
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors"
 
@@ -45,3 +46,13 @@ def other_p256() -> EcdsaSigner:
 @pytest.fixture(scope="session")
 def p384() -> EcdsaSigner:
     return EcdsaSigner(ec.derive_private_key(0x1234567890ABCDEF, ec.SECP384R1()))
+
+
+ORIGIN = "log.example/one"
+LEAVES = [hash_leaf(f"entry {number}".encode()) for number in range(33)]
+"""Leaf hashes of a log to prove things in."""
+
+
+def read_node(level: int, index: int) -> bytes:
+    """Stored nodes of that log, computed anew."""
+    return root_of(LEAVES[index << level : (index + 1) << level])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,19 +19,26 @@ from appliance.formats import (
     canonical,
     checkpoint,
     commitment,
+    cosignature,
     digest,
     dsse,
+    fields,
+    frame,
     keys,
+    log_policy,
     manifest,
     note,
+    proof,
     statement,
     timestamp,
     trust,
     webauthn,
+    witness_request,
 )
 from appliance.formats.bundle import verify_model
 from appliance.formats.canonical import encode_canonical
 from appliance.formats.fields import parse_base64
+from tests.formats.mutations import mutated, reshaped
 
 OWN = json.loads((Path(__file__).resolve().parents[1] / "vectors/appliance.json").read_text(encoding="utf-8"))
 P256 = parse_base64(OWN["keys"]["p256"]["spki"], "spki")
@@ -57,6 +65,22 @@ def _of_text(parse: Callable[[str], Any], encode: Callable[[Any], str], good: st
     return Format(parse_bytes, lambda value: encode(value).encode(), good.encode())
 
 
+PUBLIC = json.loads((Path(__file__).resolve().parents[1] / "vectors/transparency.json").read_text(encoding="utf-8"))
+REQUEST = PUBLIC["litewitness"]["accepted"][2]
+WITNESS_VKEY = PUBLIC["witnessed"]["witnesses"][0]
+PROOF = f"{proof.HEADER}\nextra AAA=\nindex 3\n{'A' * 43}=\n\n{PUBLIC['witnessed']['note']}".encode()
+POLICY = log_policy.encode_log_policy(
+    log_policy.quorum_policy([PUBLIC["witnessed"]["log"]], PUBLIC["witnessed"]["witnesses"], 2)
+)
+
+
+def _written(data: bytes) -> bytes:
+    """People write policies too, so their parser takes more than one spelling: only the written one is looked at."""
+    if log_policy.encode_log_policy(log_policy.parse_log_policy(data)) != data:
+        raise BadInput("another spelling")
+    return data
+
+
 PASSKEY_ENVELOPE = dsse.parse_envelope(OWN["passkey_envelope"].encode())
 PASSKEY_SIG = PASSKEY_ENVELOPE.signature.sig
 FORMATS = {
@@ -73,51 +97,24 @@ FORMATS = {
         checkpoint.parse_checkpoint, checkpoint.encode_checkpoint, note.parse_note(OWN["checkpoint"].encode()).text
     ),
     "vkey": _of_text(note.parse_vkey, lambda key: note.vkey_of(key.name, key.spki), OWN["vkey"]),
+    "witness vkey": _of_text(cosignature.parse_witness_vkey, lambda key: key.vkey, WITNESS_VKEY),
+    "proof": Format(proof.parse_proof, proof.encode_proof, PROOF),
+    "witness request": Format(witness_request.parse_request, witness_request.encode_request, REQUEST.encode()),
+    "written policy": Format(
+        lambda data: log_policy.parse_log_policy(_written(data)), log_policy.encode_log_policy, POLICY
+    ),
+    "disclosures": Format(
+        commitment.parse_disclosures, commitment.encode_disclosures, f"[{OWN['disclosure']}]".encode()
+    ),
+    "commitment": _of_text(commitment.parse_commitment, str, json.loads(OWN["disclosure"])["commitment"]),
+    "path": _of_text(lambda text: manifest.parse_path(text, "path"), str, "a/b-c_d.json"),
+    "identifier": _of_text(lambda text: fields.parse_identifier(text, "name"), str, "clauses-2"),
+    "decimal": _of_text(lambda text: fields.parse_decimal(text, "size"), str, "20852163"),
+    "base64": _of_text(lambda text: parse_base64(text, "data"), fields.encode_base64, "AAECAwQ="),
+    "base64url": _of_text(lambda text: fields.parse_base64url(text, "data"), fields.encode_base64url, "-_8"),
     "time": _of_text(timestamp.parse_time, timestamp.encode_time, "2026-11-24T15:15:35.123Z"),
     "digest": _of_text(digest.parse_digest, lambda text: text, OWN["pae_digest"]),
 }
-
-INTERESTING = (
-    st.sampled_from(
-        [b"", b"\0", b"\n", b"\n\n", b'"', b"\\", b"{", b"}", b"[", b",", b"+", b"=", b" ", b"-", b"9" * 30]
-    )
-    | st.sampled_from([b"\xff", b"\xc3\xa9", b"\xe2\x80\x94", b"\xed\xa0\x80", b"\\u0041", b"1e9", b"-0", b"../"])
-    | st.sampled_from([b"null", b"true", b"sha256:"])
-    | st.binary(max_size=8)
-)
-
-
-@st.composite
-def mutated(draw: st.DrawFn, good: bytes) -> bytes:
-    """Good bytes with up to three pieces cut out, put in or exchanged."""
-    data = good
-    for _ in range(draw(st.integers(1, 3))):
-        start = draw(st.integers(0, len(data)))
-        stop = draw(st.integers(start, min(start + draw(st.integers(0, 20)), len(data))))
-        data = data[:start] + draw(INTERESTING) + data[stop:]
-    return data
-
-
-JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-3, 2**53 - 1)
-    | st.text(st.characters(exclude_categories=["Cs"]), max_size=9),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=2),
-    max_leaves=4,
-)
-
-
-@st.composite
-def reshaped(draw: st.DrawFn, value: Any) -> Any:
-    """A good JSON value with one member, somewhere, exchanged for another value."""
-    if isinstance(value, dict) and value and draw(st.integers(0, 4)):
-        name = draw(st.sampled_from(sorted(value)))
-        return value | {name: draw(reshaped(value[name]))}
-    if isinstance(value, list) and value and draw(st.integers(0, 4)):
-        place = draw(st.integers(0, len(value) - 1))
-        return [*value[:place], draw(reshaped(value[place])), *value[place + 1 :]]
-    return draw(JSON)
 
 
 def holds(fmt: Format, data: bytes) -> None:
@@ -165,6 +162,37 @@ def test_good_json_with_one_member_exchanged(name: str) -> None:
         holds(fmt, encode_canonical(value) + end)
 
     run()
+
+
+@EXAMPLES
+@given(mutated(POLICY))
+def test_a_policy_in_any_spelling_says_what_its_written_form_says(data: bytes) -> None:
+    with suppress(BadInput):
+        policy = log_policy.parse_log_policy(data)
+        assert log_policy.parse_log_policy(log_policy.encode_log_policy(policy)) == policy
+
+
+@EXAMPLES
+@given(mutated(PUBLIC["witnessed"]["note"].encode()))
+def test_a_mutated_witnessed_checkpoint_says_the_same_or_is_tampered(data: bytes) -> None:
+    policy = log_policy.parse_log_policy(POLICY)
+    good = log_policy.open_witnessed(PUBLIC["witnessed"]["note"].encode(), policy)
+    with suppress(Tampered):
+        assert log_policy.open_witnessed(data, policy).checkpoint == good.checkpoint
+
+
+@EXAMPLES
+@given(mutated(PROOF))
+def test_a_mutated_proof_is_tampered(data: bytes) -> None:
+    with pytest.raises(Tampered):
+        proof.verify_proof(data, bytes(32), log_policy.parse_log_policy(POLICY))
+
+
+@EXAMPLES
+@given(st.binary(max_size=200) | mutated(b"\0\0\0\x02{}\0\0\0\0\0\0\0\x01x"))
+def test_any_frame(data: bytes) -> None:
+    with suppress(BadInput):
+        frame.read_frame(io.BytesIO(data), max_blob=100)
 
 
 @EXAMPLES

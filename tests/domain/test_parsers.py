@@ -1,0 +1,139 @@
+"""Whatever bytes arrive, the domain's parsers give a value that re-encodes to exactly these bytes, or BadInput."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from appliance.domain.credentials import (
+    Credential,
+    Possession,
+    Session,
+    UnitToken,
+    encode_credential,
+    encode_token,
+    parse_credential,
+    parse_token,
+)
+from appliance.domain.entry import encode_entry, parse_entry
+from appliance.domain.names import encode_value
+from appliance.domain.orders import ORDERS, encode_order, parse_order
+from appliance.domain.policy import Parameters, PolicySet, parse_policy
+from appliance.domain.rules import parse_body
+from appliance.errors import BadInput, NotAuthenticated
+from appliance.formats.canonical import encode_canonical
+from appliance.formats.dsse import parse_envelope, sign_envelope
+from appliance.formats.fields import encode_base64
+from appliance.formats.keys import generate_ed25519
+from tests.domain.builder import stage
+from tests.formats.mutations import mutated, reshaped
+
+SITE = stage("serving")
+EXAMPLES = settings(deadline=None, max_examples=60)
+ENTRIES = {parse_entry(data).type: data for data in SITE.entries}
+
+
+def _orders() -> dict[str, bytes]:
+    """One payload for each verb that the journey of the builder uses."""
+    found = {}
+    for data in SITE.documents.values():
+        with suppress(BadInput):
+            payload = parse_envelope(data).payload
+            found[parse_order(payload).verb] = payload
+    return found
+
+
+ORDER_PAYLOADS = _orders()
+POLICY = encode_value(PolicySet(name="site", parameters=Parameters(), cedar="permit(principal,action,resource);",
+                                cedar_schema="{}"))  # fmt: skip
+KEY = generate_ed25519()
+_STANDING: dict[str, Any] = {
+    "origin": "bank.example/log", "signer": "ada", "nonce": "0" * 32, "issued_at": "2026-01-15T09:30:00.000Z"
+}  # fmt: skip
+_EXPIRY = {"expires_at": "2026-01-15T10:30:00.000Z"}
+CREDENTIALS: tuple[Credential, ...] = (
+    Session(**_STANDING | _EXPIRY),
+    UnitToken(**_STANDING | _EXPIRY),
+    Possession(**_STANDING, key=encode_base64(KEY.spki), keyid=KEY.keyid),
+)
+TOKEN = encode_token(sign_envelope(encode_credential(CREDENTIALS[1]), KEY))
+
+Parse, Encode = Callable[[bytes], Any], Callable[[Any], bytes]
+PARSERS: dict[str, tuple[Parse, Encode, bytes]] = {
+    "policy set": (parse_policy, encode_value, POLICY),
+    **{f"entry {kind}": (parse_entry, encode_entry, data) for kind, data in ENTRIES.items()},
+    **{
+        f"credential {credential.kind}": (
+            partial(parse_credential, type(credential)),
+            encode_credential,
+            encode_credential(credential),
+        )
+        for credential in CREDENTIALS
+    },
+    **{f"order {verb}": (parse_order, encode_order, data) for verb, data in ORDER_PAYLOADS.items()},
+}
+
+
+def holds(parse: Parse, encode: Encode, data: bytes) -> None:
+    try:
+        value = parse(data)
+    except BadInput:
+        return
+    assert encode(value) == data
+
+
+def test_the_journey_has_most_verbs_and_types() -> None:
+    assert len(ORDER_PAYLOADS) > len(ORDERS) / 2
+    assert len(ENTRIES) > 12
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_nearly_good_bytes(name: str) -> None:
+    parse, encode, good = PARSERS[name]
+    assert encode(parse(good)) == good
+
+    @EXAMPLES
+    @given(mutated(good) | st.binary(max_size=100))
+    def run(data: bytes) -> None:
+        holds(parse, encode, data)
+
+    run()
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_good_json_with_one_member_exchanged(name: str) -> None:
+    parse, encode, good = PARSERS[name]
+
+    @EXAMPLES
+    @given(reshaped(json.loads(good)))
+    def run(value: Any) -> None:
+        holds(parse, encode, encode_canonical(value))
+
+    run()
+
+
+@EXAMPLES
+@given(mutated(TOKEN.encode()).map(lambda data: data.decode("utf-8", "replace")) | st.text(max_size=40))
+def test_a_token_is_an_envelope_or_authenticates_nobody(text: str) -> None:
+    try:
+        envelope = parse_token(text)
+    except NotAuthenticated:
+        return
+    assert parse_token(encode_token(envelope)) == envelope
+
+
+@EXAMPLES
+@given(st.sampled_from(sorted(ENTRIES)), st.data())
+def test_a_body_of_any_shape_is_an_event_or_bad_input(kind: str, data: st.DataObject) -> None:
+    entry = parse_entry(ENTRIES[kind])
+    body = data.draw(reshaped(json.loads(ENTRIES[kind])["body"]))
+    if isinstance(body, dict):
+        with suppress(BadInput):
+            parse_body(entry.model_copy(update={"body": body}))
