@@ -22,8 +22,7 @@ def check_projections(connection: Connection, seen: Seen) -> list[str]:
     advance(connection, Fold(), read_head(connection).size, seen, versions.record)
     expected = versions.rows
     got = {
-        (kind, key, since): (until, value)
-        for kind, key, since, until, value in connection.execute(select(projections))
+        (kind, key, since): (until, value) for kind, key, since, until, value in connection.execute(select(projections))
     }
     return [
         f"projection {kind} {key} since entry {since}: "

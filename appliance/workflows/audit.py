@@ -26,22 +26,28 @@ from appliance.formats.export import write_export
 from appliance.formats.fields import encode_base64
 from appliance.formats.timestamp import encode_time
 from appliance.formats.trust import Trust, parse_trust
+from appliance.store.search import MAX_TYPES
 from appliance.workflows.context import Context
 
 MAX_LIMIT = 1_000
+MAX_SUBJECTS = 8
 
 
 class LogFilters(BaseModel):
-    """Every filter that is given must hold; entries come in their order, a page at a time."""
+    """Every filter that is given must hold: one of the types, all of the subjects. Entries come in their order, with
+    `newest` from the end backwards, a page at a time."""
 
     model_config = ConfigDict(extra="forbid")
-    type: str | None = None
+    type: list[str] = Field(default=[], max_length=MAX_TYPES)
+    subject: list[str] = Field(default=[], max_length=MAX_SUBJECTS)
     actor: str | None = None
-    subject: str | None = None
     outcome: str | None = None
+    unit: str | None = None
     since: str | None = None
     until: str | None = None
     after: int | None = None
+    before: int | None = None
+    newest: bool = False
     limit: int = Field(default=100, ge=1, le=MAX_LIMIT)
 
 
@@ -61,7 +67,8 @@ def about(context: Context) -> dict[str, Any]:
 
 
 def find(context: Context, filters: LogFilters) -> dict[str, Any]:
-    found = context.ledger.find(**filters.model_dump(exclude_none=True))
+    given = filters.model_dump(exclude={"type", "subject"})
+    found = context.ledger.find(types=filters.type, subjects=filters.subject, **given)
     full = len(found) == filters.limit
     return {
         "entries": [{"index": index, "bytes": encode_base64(data)} for index, data in found],
@@ -119,7 +126,7 @@ def history(context: Context, subject: str) -> list[dict[str, Any]]:
     """Every entry about one subject, oldest first."""
     found: list[dict[str, Any]] = []
     after: int | None = None
-    while page := context.ledger.find(subject=subject, limit=MAX_LIMIT, after=after):
+    while page := context.ledger.find(subjects=[subject], limit=MAX_LIMIT, after=after):
         found += [{"index": index, "entry": encode_base64(data)} for index, data in page]
         after = page[-1][0]
     return found

@@ -61,8 +61,11 @@ def _create_entries() -> None:
         sa.CheckConstraint("length(leaf_hash) = 32", name=op.f("ck_entries_leaf_hash")),
         sqlite_strict=True,
     )
-    for column in ("time", "type", "actor", "outcome", "unit"):
+    for column in ("type", "actor"):
         op.create_index(f"ix_entries_{column}_index", "entries", [column, "index"])
+    for columns, held in ((["outcome"], "outcome <> 'success'"), (["unit", "type"], "unit IS NOT NULL")):
+        name, condition = f"ix_entries_{'_'.join(columns)}_index", sa.text(held)
+        op.create_index(name, "entries", [*columns, "index"], sqlite_where=condition, postgresql_where=condition)
     op.create_table(
         "entry_subjects",
         sa.Column("index", COUNTER, autoincrement=False, nullable=False),

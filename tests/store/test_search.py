@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,8 @@ from appliance.errors import BadInput
 from appliance.formats.timestamp import encode_time
 from appliance.store.engine import open_engine
 from appliance.store.ledger import Ledger
-from appliance.store.search import Filters
+from appliance.store.search import Filters, find_entries, leading, span
+from tests.store.conftest import Databases
 from tests.store.site import START, Site, heartbeat, refusal
 
 ORDERS = 6
@@ -37,84 +37,138 @@ def minute(seconds: int) -> str:
 
 FILTERS: list[Filters] = [
     {},
-    {"type": "heartbeat"},
+    {"types": ["heartbeat"]},
+    {"types": ["heartbeat", "order.pending"]},
+    {"types": ["heartbeat", "request.refused"], "actor": "legal"},
     {"actor": "legal"},
     {"actor": "alice"},
     {"outcome": "denied"},
     {"outcome": "pending"},
     {"unit": "treasury"},
-    {"subject": "unit:legal"},
-    {"subject": "principal:carol"},
-    {"subject": "principal:nobody"},
-    {"type": "request.refused", "unit": "legal"},
-    {"type": "heartbeat", "unit": "legal"},
-    {"subject": "principal:carol", "outcome": "pending"},
-    {"subject": "unit:legal", "type": "request.refused", "actor": "legal", "outcome": "denied"},
+    {"subjects": ["unit:legal"]},
+    {"subjects": ["principal:carol"]},
+    {"subjects": ["principal:carol", "principal:nobody"]},
+    {"subjects": ["principal:nobody"]},
+    {"types": ["request.refused"], "unit": "legal"},
+    {"types": ["request.refused", "heartbeat"], "subjects": ["unit:legal"]},
+    {"types": ["heartbeat"], "unit": "legal"},
+    {"types": ["heartbeat"], "outcome": "success"},
+    {"subjects": ["principal:carol"], "outcome": "pending"},
+    {"subjects": ["unit:legal"], "types": ["request.refused"], "actor": "legal", "outcome": "denied"},
     {"since": minute(5)},
     {"until": minute(5)},
     {"since": minute(3), "until": minute(9)},
     {"since": minute(9), "until": minute(3)},
     {"since": minute(10_000)},
     {"until": minute(10_000)},
-    {"since": minute(4), "type": "heartbeat", "after": 7},
-    {"subject": "unit:legal", "since": minute(4), "until": minute(11)},
+    {"since": minute(4), "types": ["heartbeat"], "after": 7},
+    {"before": 9, "types": ["heartbeat"]},
+    {"before": 0},
+    {"after": 4, "before": 5},
+    {"subjects": ["unit:legal"], "since": minute(4), "until": minute(11)},
 ]
 
 
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
 def test_find_gives_what_reading_everything_gives(log: Ledger, filters: Filters) -> None:
-    expected = []
+    expected, after, before = [], filters.get("after"), filters.get("before")
     for data in log.entries():
         entry = parse_entry(data)
         units = [name.removeprefix("unit:") for name in entry.subjects if name.startswith("unit:")]
         wanted = (
-            filters.get("type") in (None, entry.type)
+            ("types" not in filters or entry.type in filters["types"])
             and filters.get("actor") in (None, entry.actor)
             and filters.get("outcome") in (None, entry.outcome)
             and ("unit" not in filters or filters["unit"] in units)
-            and ("subject" not in filters or filters["subject"] in entry.subjects)
+            and set(filters.get("subjects", ())) <= set(entry.subjects)
             and str(filters.get("since", "")) <= entry.time
             and ("until" not in filters or entry.time < str(filters["until"]))
-            and entry.index > (filters.get("after") if filters.get("after") is not None else -1)
+            and (after is None or entry.index > after)
+            and (before is None or entry.index < before)
         )
         if wanted:
             expected.append((entry.index, data))
     assert log.find(**filters) == expected
-    paged: list[tuple[int, bytes]] = []
-    while page := log.find(**{**filters, "limit": 2, "after": paged[-1][0] if paged else filters.get("after")}):
-        assert len(page) <= 2
-        paged += page
-    assert paged == expected
+    backwards = filters.copy()
+    backwards["newest"] = True
+    assert log.find(**backwards) == expected[::-1]
+    for newest, bound in ((False, "after"), (True, "before")):
+        paged: list[tuple[int, bytes]] = []
+        asked = Filters(**{**filters, "limit": 2, "newest": newest})
+        while page := log.find(**asked):
+            assert len(page) <= 2
+            paged += page
+            asked[bound] = paged[-1][0]  # type: ignore[literal-required]
+        assert paged == (expected[::-1] if newest else expected)
 
 
-@pytest.mark.parametrize("filters", [{"limit": 0}, {"limit": 10_001}, {"since": "yesterday"}, {"until": ""}])
+@pytest.mark.parametrize(
+    "filters",
+    [{"limit": 0}, {"limit": 10_001}, {"since": "yesterday"}, {"until": ""}, {"types": [f"t{n}" for n in range(65)]}],
+    ids=str,
+)
 def test_a_filter_that_makes_no_sense_is_refused(log: Ledger, filters: Filters) -> None:
     with pytest.raises(BadInput):
         log.find(**filters)
 
 
-@pytest.mark.parametrize("filters", [item for item in FILTERS if item], ids=str)
-def test_a_search_walks_an_index_in_the_logs_order(sqlite_path: Path, site: Site, filters: Filters) -> None:
-    """No sorting, and no reading of the whole log for a rare thing. PostgreSQL's planner wants a large table first."""
-    engine = open_engine(f"sqlite:///{sqlite_path}")
-    ledger = site.open_ledger(engine)
+SEARCHES = [Filters(**{**filters, "newest": newest}) for filters in FILTERS for newest in (False, True)]
+
+
+@pytest.fixture(scope="module")
+def frequent(databases: Databases, site: Site) -> str:
+    """Some thousand entries, most of them heartbeats, so that a search has something to choose."""
+    path = databases.filled("sqlite", "frequent", lambda url: fill(site, url))
+    return f"sqlite:///{path}"
+
+
+def fill(site: Site, url: str) -> None:
+    ledger = site.open_ledger(open_engine(url))
     ledger.append(site.first_draft())
+    for turn in range(60):
+        ledger.append(refusal("legal") if turn % 10 == 9 else heartbeat())
+    ledger.close()
+
+
+@pytest.mark.parametrize("filters", SEARCHES, ids=str)
+def test_a_search_walks_an_index_in_the_logs_order(frequent: str, filters: Filters) -> None:
+    """No sorting, and no reading of the whole log for a rare thing. PostgreSQL's planner wants a large table first."""
+    engine = open_engine(frequent)
     asked: list[tuple[str, Any]] = []
 
     def note(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
         asked.append((statement, parameters))
 
     event.listen(engine, "before_cursor_execute", note)
-    ledger.find(**filters)
-    event.remove(engine, "before_cursor_execute", note)
     with engine.connect() as connection:
+        find_entries(connection, filters)
+        event.remove(engine, "before_cursor_execute", note)
         plans = [
             str(row[3])
             for statement, parameters in asked
             if statement.startswith("SELECT")
             for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
         ]
-    ledger.close()
-    assert plans and not [plan for plan in plans if "TEMP B-TREE" in plan]
-    if set(filters) - {"until"}:
-        assert not [plan for plan in plans if plan.startswith("SCAN")]
+    engine.dispose()
+    assert not [plan for plan in plans if "TEMP B-TREE" in plan]
+    assert not [plan for plan in plans if plan.startswith("SCAN entr")]
+
+
+LEADING: list[tuple[Filters, set[str]]] = [
+    ({"types": ["heartbeat"], "outcome": "denied"}, {"outcome"}),
+    ({"types": ["request.refused"], "outcome": "success"}, {"types"}),
+    ({"types": ["heartbeat"], "unit": "legal"}, {"types", "unit:legal"}),
+    ({"actor": "service", "subjects": ["unit:legal"]}, {"unit:legal"}),
+    ({"actor": "service", "outcome": "success", "after": 50, "before": 58}, set()),
+]
+
+
+@pytest.mark.parametrize(("filters", "leads"), LEADING, ids=str)
+def test_the_rarest_filter_leads(frequent: str, filters: Filters, leads: set[str]) -> None:
+    """Heartbeats are frequent and refusals are rare: whichever is asked for first, the page walks the rarer ones, and
+    the log itself where its part is no longer than what an index would lead to."""
+    engine = open_engine(frequent)
+    with engine.connect() as connection:
+        walks = leading(connection, filters, *span(connection, filters))
+    engine.dispose()
+    assert {name for walk in walks for name in walk.answers} == leads
