@@ -7,7 +7,7 @@ from appliance.domain.names import NO_DIGEST
 from appliance.domain.report import Findings
 from appliance.errors import ApplianceError
 from appliance.formats.checkpoint import Checkpoint, open_checkpoint
-from appliance.formats.merkle import EMPTY_ROOT, Frontier, hash_leaf
+from appliance.formats.merkle import EMPTY_ROOT, Tree
 
 
 class Chain:
@@ -15,7 +15,7 @@ class Chain:
 
     def __init__(self, findings: Findings) -> None:
         self._findings = findings
-        self.frontier = Frontier.EMPTY
+        self.tree = Tree()
         self.index = -1
         """Of the entry taken last, as it says of itself."""
         self.head = NO_DIGEST
@@ -33,19 +33,19 @@ class Chain:
         else:
             self._keep_root()
 
-    def grow(self, data: bytes) -> None:
-        """Adds the next leaf, whatever it says."""
-        self.frontier = self.frontier.append(hash_leaf(data))
+    def _grow(self, leaf: bytes) -> None:
+        self.tree.add(leaf)
         self._keep_root()
 
     def _keep_root(self) -> None:
-        if self.checkpoint is not None and self.frontier.size == self.checkpoint.size:
-            self._signed_root = self.frontier.root()
+        if self.checkpoint is not None and self.tree.size == self.checkpoint.size:
+            self._signed_root = self.tree.root()
 
-    def link(self, entry: Entry) -> bool:
+    def take(self, entry: Entry) -> bool:
         """Whether the entry is the one after the last: its index is the next, and it names the last one's hash."""
+        self._grow(entry.leaf)
         expected, index, head = self.index + 1, self.index, self.head
-        self.index, self.head = entry.index, f"sha256:{entry.leaf.hex()}"
+        self.index, self.head = entry.index, entry.link
         if entry.index != expected:
             self._break(expected, "sequence", f"entry {expected}: expected it after entry {index}, got {entry.index}")
             return False
@@ -58,9 +58,10 @@ class Chain:
             self._break(index, "chain", message)
         return False
 
-    def pass_over(self, data: bytes) -> int:
-        """Bytes that are no entry take the next place in the chain; the place."""
-        self.index, self.head = self.index + 1, f"sha256:{hash_leaf(data).hex()}"
+    def pass_over(self, leaf: bytes) -> int:
+        """Bytes that are no entry take the next place in tree and chain; the place."""
+        self._grow(leaf)
+        self.index, self.head = self.index + 1, f"sha256:{leaf.hex()}"
         return self.index
 
     def _break(self, index: int, rule: str, message: str) -> None:
@@ -69,7 +70,7 @@ class Chain:
 
     def close(self) -> None:
         """As many entries as the log signed for, under the root that it signed."""
-        checkpoint, size = self.checkpoint, self.frontier.size
+        checkpoint, size = self.checkpoint, self.tree.size
         if checkpoint is None:
             return
         said = f"expected {checkpoint.size} entries, as the checkpoint says, got {size}"

@@ -59,6 +59,11 @@ class Entry(Value):
         """RFC 6962 leaf hash, 32 bytes."""
         return hash_leaf(self.encoded)
 
+    @cached_property
+    def link(self) -> Digest:
+        """The leaf hash as the next entry's `prev` names it."""
+        return f"sha256:{self.leaf.hex()}"
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -92,7 +97,8 @@ def parse_entry(data: bytes) -> Entry:
         raise BadInput(f"entry: {explain(error)}") from None
     if _encode(entry) != data:
         raise BadInput("entry: expected canonical JSON (RFC 8785) with every field, got another encoding of it")
-    entry.__dict__["encoded"] = data
+    leaf = hash_leaf(data)
+    entry.__dict__.update(encoded=data, leaf=leaf, link=f"sha256:{leaf.hex()}")
     return entry
 
 

@@ -114,7 +114,7 @@ class Replay:
         """Nothing changes but the place in the chain."""
         if self.state.size:
             self.state.size = entry.index + 1
-            self.state.last_leaf = f"sha256:{entry.leaf.hex()}"
+            self.state.last_leaf = entry.link
             self.state.last_time = max(self.state.last_time, entry.time)
 
     def _read(self, entry: Entry) -> dict[str, bytes]:

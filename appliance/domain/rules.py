@@ -21,7 +21,7 @@ from appliance.domain.state import SeenOrder, State
 from appliance.domain.subjects import subjects_of
 from appliance.errors import BadInput, Conflict, Denied, Tampered
 from appliance.formats.digest import digest_bytes
-from appliance.formats.timestamp import parse_time
+from appliance.formats.timestamp import check_time
 
 Rule = Callable[[Case], Puts]
 
@@ -50,12 +50,12 @@ def apply(state: State, entry: Entry, documents: Mapping[str, bytes]) -> None:
         table.put(key, value)
     state.size = entry.index + 1
     state.last_time = entry.time
-    state.last_leaf = f"sha256:{entry.leaf.hex()}"
+    state.last_leaf = entry.link
 
 
 def check_sequence(state: State, entry: Entry) -> None:
     """The entry follows the last one: next index, its hash, no earlier time; the first is the initialisation."""
-    parse_time(entry.time, f"entry {entry.index}: time")
+    check_time(entry.time, f"entry {entry.index}: time")
     if entry.index != state.size:
         raise Conflict(f"entry {entry.index}: index: expected {state.size}, got {entry.index}")
     if entry.prev != state.last_leaf:

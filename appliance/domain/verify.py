@@ -19,6 +19,7 @@ from appliance.domain.report import Counts, Findings, Report, Verdict, trust_use
 from appliance.domain.state import Key, State
 from appliance.errors import ApplianceError
 from appliance.formats.commitment import Disclosure
+from appliance.formats.merkle import hash_leaf
 from appliance.formats.trust import Trust
 
 
@@ -67,15 +68,14 @@ class Audit:
 
     def take(self, data: bytes) -> None:
         """The log's next entry, as bytes."""
-        self._chain.grow(data)
         try:
             entry = parse_entry(data)
         except ApplianceError as error:
-            place = self._chain.pass_over(data)
+            place = self._chain.pass_over(hash_leaf(data))
             self._findings.add(place, "encoding", f"entry {place}: {error.message}")
             self._replay.miss(place)
             return
-        linked = self._chain.link(entry)
+        linked = self._chain.take(entry)
         if self._replay.take(entry, linked=linked) and entry.index == 0:
             self._compare_with_trust()
 
@@ -117,9 +117,9 @@ class Audit:
             origin=None if site is None else site.origin,
             single_administrator=None if site is None else site.single_administrator,
             site_policies="replayed" if self._replays_site and site is not None else "not replayed",
-            size=self._chain.frontier.size,
+            size=self._chain.tree.size,
             head=self._chain.head,
-            root=f"sha256:{self._chain.frontier.root().hex()}",
+            root=f"sha256:{self._chain.tree.root().hex()}",
             checkpoint_size=None if checkpoint is None else checkpoint.size,
             checkpoint_root=None if checkpoint is None else f"sha256:{checkpoint.root.hex()}",
             checked_at=now,
@@ -133,7 +133,7 @@ class Audit:
     def _essential(self) -> tuple[str, ...]:
         """What no verified log can do without. A checkpoint that does not open is a finding already."""
         missing = []
-        if self._chain.frontier.size == 0:
+        if self._chain.tree.size == 0:
             missing.append("entries: there are none")
         if self._trust is None:
             missing.append("who signed the checkpoint, which entry is the first, who administers: no trust file given")
@@ -145,7 +145,7 @@ class Audit:
         unchecked = []
         if not self._replays_site:
             unchecked.append("site policies: not replayed, since Cedar is not used here; the invariants were")
-        if self.state.size == 0 and self._chain.frontier.size:
+        if self.state.size == 0 and self._chain.tree.size:
             unchecked.append("signatures, documents, invariants: not replayed, since the first entry does not stand")
         elif self._replay.first_gap is not None:
             gap = self._replay.first_gap

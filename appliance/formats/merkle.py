@@ -30,15 +30,30 @@ def hash_node(left: bytes, right: bytes) -> bytes:
 
 def root_of(leaf_hashes: Iterable[bytes]) -> bytes:
     """The tree's root over leaf hashes in order, in one pass and O(log n) memory."""
-    stack: list[bytes] = []
-    for index, leaf in enumerate(leaf_hashes):
+    tree = Tree()
+    for leaf in leaf_hashes:
         _check_hashes("leaf", (leaf,), BadInput)
-        right = leaf
-        while index & 1:
-            right = hash_node(stack.pop(), right)
-            index >>= 1
-        stack.append(right)
-    return _fold(stack)
+        tree.add(leaf)
+    return tree.root()
+
+
+class Tree:
+    """A tree that only grows, and keeps its right edge alone: for whoever hashes a whole log."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._edge: list[bytes] = []
+
+    def add(self, leaf_hash: bytes) -> None:
+        """The next leaf, of 32 bytes."""
+        top, place = leaf_hash, self.size
+        while place & 1:
+            top, place = hash_node(self._edge.pop(), top), place >> 1
+        self._edge.append(top)
+        self.size += 1
+
+    def root(self) -> bytes:
+        return _fold(self._edge)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from appliance.errors import BadInput, Tampered
 from appliance.formats.merkle import (
     EMPTY_ROOT,
     Frontier,
+    Tree,
     consistency_proof,
     hash_leaf,
     hash_node,
@@ -105,6 +106,15 @@ def test_roots_agree_with_the_definition_at_every_size() -> None:
         assert root_of(LEAVES[:size]) == frontier.root() == ROOTS[size]
         if size < LARGEST:
             frontier = frontier.append(LEAVES[size])
+
+
+def test_a_tree_has_the_root_of_its_leaves_at_every_size_it_grows_through() -> None:
+    tree, frontier = Tree(), Frontier.EMPTY
+    assert (tree.size, tree.root()) == (0, EMPTY_ROOT)
+    for leaf in LEAVES:
+        tree.add(leaf)
+        frontier = frontier.append(leaf)
+        assert (tree.size, tree.root()) == (frontier.size, frontier.root())
 
 
 def test_stored_nodes_are_the_roots_of_perfect_subtrees() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import BadInput
-from appliance.formats.timestamp import encode_time, parse_time
+from appliance.formats.timestamp import check_time, encode_time, parse_time
 
 MOMENTS = st.datetimes(timezones=st.just(UTC))
 
@@ -53,6 +53,10 @@ def test_a_naive_time_and_one_beyond_the_calendar_are_refused() -> None:
         "2026-13-01T00:00:00.000Z",
         "2026-01-01T24:00:00.000Z",
         "2026-06-30T23:59:60.000Z",
+        "2026-06-30T23:60:00.000Z",
+        "2026-11-31T15:15:35.123Z",
+        "2100-02-29T15:15:35.123Z",
+        "2026-W48-2T15:15:35.123Z",
         "0000-01-01T00:00:00.000Z",
         "\u0662026-11-24T15:15:35.123Z"[:24],
         5,
@@ -60,5 +64,21 @@ def test_a_naive_time_and_one_beyond_the_calendar_are_refused() -> None:
     ],
 )
 def test_other_spellings_are_refused(text: object) -> None:
-    with pytest.raises(BadInput):
-        parse_time(text)
+    for parse in (parse_time, check_time):
+        with pytest.raises(BadInput):
+            parse(text)
+
+
+@settings(deadline=None)
+@given(st.from_regex(r"[0-2][0-9]{3}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z", fullmatch=True))
+def test_a_time_is_one_that_the_calendar_and_the_clock_have(text: str) -> None:
+    try:
+        expected = encode_time(datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%f%z")) == text
+    except ValueError:
+        expected = False
+    try:
+        assert check_time(text) == text
+    except BadInput:
+        assert not expected
+    else:
+        assert expected
