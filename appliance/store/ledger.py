@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Unpack
+from typing import TypeVar, Unpack
 
 from sqlalchemy import Connection, Engine
 
@@ -35,6 +35,7 @@ from appliance.store.staging import Batch, check_draft, stage
 from appliance.store.writer import Writer
 
 _PAGE = 256
+Answer = TypeVar("Answer")
 
 __all__ = ["Appended", "Guard", "Ledger"]
 
@@ -295,6 +296,11 @@ class Ledger:
         """(index, bytes) of the entries for which every filter holds, by index; see `search.Filters`."""
         with self._reading() as connection:
             return find_entries(connection, filters)
+
+    def ask(self, question: Callable[[Connection], Answer]) -> Answer:
+        """What a question of `store.past` or `store.search` finds, all of it in one moment of the database."""
+        with self._reading() as connection:
+            return question(connection)
 
     def disclosures(self, commitments: Iterable[str]) -> dict[str, Disclosure]:
         """What is still disclosed of these; one that was erased is left out, one that does not open is Tampered."""

@@ -90,15 +90,15 @@ def span(connection: Connection, filters: Filters) -> tuple[int, int]:
     return first, stop
 
 
-def first_at(connection: Connection, time: str, size: int) -> int:
-    """The index of the first entry at this time or later; `size` where there is none. Time never decreases along the
-    log, so that halving it finds the place."""
+def first_at(connection: Connection, time: str, size: int, *, after: bool = False) -> int:
+    """The index of the first entry at this time or later, or `after` it; `size` where there is none. Time never
+    decreases along the log, so that halving it finds the place."""
     parse_time(time, "search, time")
     low, high = 0, size
     while low < high:
         middle = (low + high) // 2
         row = _TIME.execute(connection, {"at": middle}).fetchone()
-        if row is not None and row[0] < time:
+        if row is not None and (row[0] < time or (after and row[0] == time)):
             low = middle + 1
         else:
             high = middle

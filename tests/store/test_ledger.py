@@ -139,9 +139,7 @@ def test_a_document_is_stored_once_and_bound_by_its_bytes(ledger: Ledger, engine
         ledger.document(digest_bytes(b"unknown"))
 
 
-def test_projections_follow_the_state_and_removed_rows_are_closed(
-    ledger: Ledger, engine: Engine, site: Site
-) -> None:
+def test_projections_follow_the_state_and_removed_rows_are_closed(ledger: Ledger, engine: Engine, site: Site) -> None:
     column = tables.projections.c
     pending = select(column.id, column.since, column.until).where(column.kind == "pending")
     carol = site.enrolment("carol")

@@ -1,0 +1,223 @@
+"""What a unit could have loaded at a moment, and by whose word: decided by the same functions that decide admission.
+
+The state may be the fold itself, or one rebuilt from rows as of an earlier entry; `now` is the moment asked about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from appliance.domain.invariants import inadmissible, is_unit, released, review_lapsed, standing_reviews
+from appliance.domain.names import Time, Value, versioned
+from appliance.domain.state import (
+    Adapter,
+    Base,
+    Dataset,
+    Import,
+    Key,
+    PendingOrder,
+    Principal,
+    Release,
+    ReviewRecord,
+    Run,
+    Site,
+    Slot,
+    State,
+    release_key,
+)
+
+MODELS: dict[str, type[Value]] = {
+    "site": Site,
+    "principal": Principal,
+    "key": Key,
+    "pending": PendingOrder,
+    "import": Import,
+    "base": Base,
+    "dataset": Dataset,
+    "run": Run,
+    "adapter": Adapter,
+    "release": Release,
+    "slot": Slot,
+}
+"""The kinds of things that have rows, each as a value."""
+
+JUDGED_BY = ("site", "principal", "key", "base", "dataset", "adapter", "release", "slot")
+"""The kinds that decide what may be loaded."""
+
+
+class Signoff(Value):
+    """One recorded decision about an adapter for the unit; `against`: why it counted no more, None while it did."""
+
+    entry: int
+    order: str
+    reviewer: str
+    printed_name: str | None
+    keyid: str
+    field: str
+    decision: Literal["approve", "reject"]
+    valid_until: Time
+    against: str | None
+
+
+class Candidate(Value):
+    """An adapter, every decision about it for the unit, and everything that kept it from being loaded."""
+
+    adapter: str
+    manifest: str
+    sealed: int
+    reviews: tuple[Signoff, ...]
+    reasons: tuple[str, ...]
+
+
+class Activated(Value):
+    entry: int
+    order: str
+    by: str
+    kind: Literal["activate", "roll-back"]
+
+
+class Loaded(Value):
+    """What stood in the engine's slot; `entry` is None while it was only admitted."""
+
+    adapter: str
+    admitted: int
+    entry: int | None
+
+
+class TaskAnswer(Value):
+    """One task of the unit: what its release named, whether that could be loaded, and what was."""
+
+    task: str
+    could_load: bool
+    candidate: Candidate
+    release: Activated
+    slot: Loaded | None
+
+
+class CouldLoad(Value):
+    """The answer, and the entries that it rests on."""
+
+    unit: str
+    enrolled: int | None
+    at: Time
+    policy: str
+    reviewers: int
+    distinct_fields: int
+    required_fields: tuple[str, ...]
+    tasks: tuple[TaskAnswer, ...]
+    others: tuple[Candidate, ...]
+    rests_on: tuple[int, ...]
+
+
+def state_of(rows: Iterable[tuple[str, str, str]], size: int, last_time: Time) -> State:
+    """The state that rows (kind, id, value in JSON) amount to; what has no rows is not in it."""
+    state = State()
+    tables = {table.kind: table for table in state.tables}
+    for kind, key, value in rows:
+        tables[kind].set(key, MODELS[kind].model_validate_json(value))
+    state.size, state.last_time = size, last_time
+    return state
+
+
+def could_load(state: State, unit: str, now: Time) -> CouldLoad:
+    """For every task of the unit: the adapter that its release named and whether it was admissible. Then the adapters
+    that were reviewed for the unit or answered for it before, which no release named."""
+    releases = [release for release in state.releases.values() if release.unit == unit]
+    tasks = tuple(_task(state, release, now) for release in sorted(releases, key=lambda release: release.task))
+    named = {task.candidate.adapter for task in tasks}
+    before = {activation.adapter for release in releases for activation in release.history}
+    others = []
+    for key, adapter in state.adapters.items():
+        if key not in named and (key in before or any(review.unit == unit for review in adapter.reviews)):
+            unnamed = f"release: expected one that names {key} for {unit}, got none"
+            others.append(_candidate(state, adapter, unit, now, unnamed))
+    rules, principal = state.parameters, state.principals.get(unit)
+    answer = CouldLoad(
+        unit=unit,
+        enrolled=principal.enrolled if principal is not None and is_unit(state, unit) else None,
+        at=now,
+        policy=state.site.policy,
+        reviewers=rules.reviewers,
+        distinct_fields=rules.distinct_fields,
+        required_fields=tuple(rules.required_fields),
+        tasks=tasks,
+        others=tuple(others),
+        rests_on=(),
+    )
+    return answer.model_copy(update={"rests_on": _rests_on(state, answer)})
+
+
+def _task(state: State, release: Release, now: Time) -> TaskAnswer:
+    adapter = released(state, release.unit, release.task)
+    if adapter is None:
+        raise LookupError(f"release {release.unit}/{release.task}: {release.current.adapter} was never sealed")
+    candidate = _candidate(state, adapter, release.unit, now)
+    slot = state.slots.get(release_key(release.unit, release.task))
+    current = release.current
+    return TaskAnswer(
+        task=release.task,
+        could_load=not candidate.reasons,
+        candidate=candidate,
+        release=Activated(entry=current.index, order=current.order, by=current.signer, kind=current.kind),
+        slot=None if slot is None else Loaded(adapter=slot.adapter, admitted=slot.admitted, entry=slot.loaded),
+    )
+
+
+def _candidate(state: State, adapter: Adapter, unit: str, now: Time, *reasons: str) -> Candidate:
+    standing = standing_reviews(state, adapter, unit, now)
+    return Candidate(
+        adapter=versioned(adapter.name, adapter.version),
+        manifest=adapter.manifest,
+        sealed=adapter.index,
+        reviews=tuple(
+            _signoff(state, review, _against(state, adapter, review, standing, now))
+            for review in adapter.reviews
+            if review.unit == unit
+        ),
+        reasons=(*reasons, *inadmissible(state, adapter, unit, now)),
+    )
+
+
+def _against(
+    state: State, adapter: Adapter, review: ReviewRecord, standing: list[ReviewRecord], now: Time
+) -> str | None:
+    if review in standing:
+        return None
+    lapsed = review_lapsed(state, adapter, review, now)
+    return lapsed or f"review {review.index}: expected the latest of {review.reviewer}, got an earlier one"
+
+
+def _signoff(state: State, review: ReviewRecord, against: str | None) -> Signoff:
+    person = state.principals.get(review.reviewer)
+    return Signoff(
+        entry=review.index,
+        order=review.order,
+        reviewer=review.reviewer,
+        printed_name=None if person is None else person.printed_name,
+        keyid=review.keyid,
+        field=review.field,
+        decision=review.decision,
+        valid_until=review.valid_until,
+        against=against,
+    )
+
+
+def _rests_on(state: State, answer: CouldLoad) -> tuple[int, ...]:
+    """Every entry that the answer names or that the rules looked up for it."""
+    found: set[int | None] = {answer.enrolled}
+    for candidate in (*(task.candidate for task in answer.tasks), *answer.others):
+        adapter = state.adapters.get(candidate.adapter)
+        base = None if adapter is None else state.bases.get(adapter.base)
+        found |= {candidate.sealed, *(() if adapter is None else (adapter.revoked, adapter.quarantined))}
+        found |= set() if base is None else {base.index, base.quarantined}
+        for review in candidate.reviews:
+            found |= {review.entry, *_person(state, review)}
+    for task in answer.tasks:
+        found |= {task.release.entry} | (set() if task.slot is None else {task.slot.admitted, task.slot.entry})
+    return tuple(sorted(index for index in found if index is not None))
+
+
+def _person(state: State, review: Signoff) -> set[int | None]:
+    person, key = state.principals.get(review.reviewer), state.keys.get(review.keyid)
+    return {value for row in (person, key) if row is not None for value in (row.enrolled, row.revoked)}

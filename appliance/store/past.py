@@ -1,0 +1,57 @@
+"""The state as of any entry, read from the values that the projections keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, or_, select
+
+from appliance.domain.entry import parse_entry
+from appliance.domain.questions import MODELS, state_of
+from appliance.domain.state import State
+from appliance.errors import BadInput, NotFound
+from appliance.store.rows import read_entry_bytes, read_head
+from appliance.store.search import first_at
+from appliance.store.tables import projections
+
+
+@dataclass(frozen=True)
+class Version:
+    """A thing's value in canonical JSON, as it stood from the entry `since` on."""
+
+    kind: str
+    id: str
+    since: int
+    value: str
+
+
+def values_at(connection: Connection, index: int, kinds: Iterable[str]) -> list[Version]:
+    """What stood after this entry, by kind and identifier."""
+    column = projections.c
+    stood = (column.since <= index, or_(column.until.is_(None), column.until > index))
+    found = []
+    for kind in kinds:
+        if kind not in MODELS:
+            raise BadInput(f"state, kind: expected one of {', '.join(MODELS)}, got {kind!r}")
+        rows = select(column.kind, column.id, column.since, column.value).where(column.kind == kind, *stood)
+        found += [Version(*row) for row in connection.execute(rows.order_by(column.id))]
+    return found
+
+
+def state_at(connection: Connection, index: int, kinds: Iterable[str]) -> State:
+    """The state after this entry, as far as these kinds go."""
+    data = read_entry_bytes(connection, index)
+    if data is None:
+        raise NotFound(f"entry {index}: expected one of the log's entries, got none")
+    rows = ((version.kind, version.id, version.value) for version in values_at(connection, index, kinds))
+    return state_of(rows, index + 1, parse_entry(data).time)
+
+
+def last_at(connection: Connection, time: str) -> int:
+    """The last entry at this time or before it; NotFound where the log begins later."""
+    size = read_head(connection).size
+    index = first_at(connection, time, size, after=True) - 1
+    if index < 0:
+        raise NotFound(f"entry at {time}: expected one at this time or before it, got a log that begins later")
+    return index

@@ -1,0 +1,108 @@
+"""What a unit could load at a moment: the same answer as the rules that admit, and the entries that it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from appliance.domain import events as e
+from appliance.domain import orders as o
+from appliance.domain.entry import parse_entry
+from appliance.domain.invariants import inadmissible
+from appliance.domain.names import add_seconds
+from appliance.domain.questions import CouldLoad, could_load
+from tests.domain.builder import Site, policy_set, stage
+
+
+def ask(site: Site, unit: str = "legal", seconds: int = 0) -> CouldLoad:
+    return could_load(site.state, unit, add_seconds(site.state.last_time, seconds))
+
+
+def indexes(site: Site, *types: str) -> list[int]:
+    return [entry.index for entry in map(parse_entry, site.entries) if entry.type in types]
+
+
+def test_nothing_is_released_and_what_was_reviewed_is_named_with_the_reason() -> None:
+    answer = ask(stage("approved"))
+    assert answer.tasks == ()
+    (other,) = answer.others
+    assert other.adapter == "clauses@1"
+    assert other.reasons == ("release: expected one that names clauses@1 for legal, got none",)
+
+
+def test_a_released_adapter_could_be_loaded_by_these_sign_offs() -> None:
+    site = stage("serving")
+    (task,) = (answer := ask(site)).tasks
+    assert task.could_load and task.candidate.reasons == () and answer.others == ()
+    assert [(r.reviewer, r.field, r.decision, r.against) for r in task.candidate.reviews] == [
+        ("rita", "privacy", "approve", None),
+        ("raul", "model-risk", "approve", None),
+    ]
+    assert [r.entry for r in task.candidate.reviews] == indexes(site, "review.recorded")
+    (released,), (loaded,) = indexes(site, "release.activated"), indexes(site, "adapter.loaded")
+    assert (task.release.entry, task.release.by) == (released, "otto")
+    assert task.slot is not None and (task.slot.adapter, task.slot.entry) == ("clauses@1", loaded)
+    named = {"adapter.sealed", "review.recorded", "release.activated", "adapter.admitted", "adapter.loaded"}
+    assert set(indexes(site, *named, "base.imported")) <= set(answer.rests_on)
+    enrolled = {
+        person.enrolled for person in site.state.principals.values() if person.name in ("legal", "rita", "raul")
+    }
+    assert enrolled <= set(answer.rests_on)
+
+
+def revoke_reviewer(site: Site) -> None:
+    site.revoke("raul")
+
+
+def revoke_adapter(site: Site) -> None:
+    order = site.order(o.RevokeAdapter, "rita", **site.on_adapter())
+    site.ordered(e.AdapterRevoked(policy=site.in_force), order)
+
+
+def reject(site: Site) -> None:
+    site.review("rita", "privacy", decision="reject")
+
+
+def adopt(site: Site) -> None:
+    site.adopt(policy_set(reviewers=3))
+
+
+@pytest.mark.parametrize(
+    ("act", "reason", "against"),
+    [
+        (revoke_reviewer, "quorum: expected 2 standing approvals", "to be a standing reviewer of model-risk"),
+        (revoke_adapter, "got one revoked by entry", None),
+        (reject, "expected an approval, got a rejection by rita", "expected the latest of rita"),
+        (adopt, "quorum: expected 3 standing approvals", None),
+    ],
+)
+def test_what_stands_against_it_is_said_and_is_what_admission_says(
+    act: Callable[[Site], None], reason: str, against: str | None
+) -> None:
+    site = stage("serving")
+    act(site)
+    (task,) = (answer := ask(site)).tasks
+    adapter = site.state.adapters.get("clauses@1")
+    assert adapter is not None and not task.could_load
+    assert list(task.candidate.reasons) == inadmissible(site.state, adapter, "legal", site.state.last_time)
+    assert any(reason in told for told in task.candidate.reasons)
+    lapsed = [review.against for review in task.candidate.reviews if review.against is not None]
+    assert [against in told for told in lapsed] == ([] if against is None else [True])
+    if act in (revoke_reviewer, revoke_adapter):
+        assert site.state.size - 1 in answer.rests_on, "the entry that took it away is named"
+
+
+def test_a_sign_off_counts_until_its_last_day() -> None:
+    site = stage("serving")
+    (review, _) = ask(site).tasks[0].candidate.reviews
+    for now, standing in ((add_seconds(review.valid_until, -1), True), (review.valid_until, False)):
+        (task,) = could_load(site.state, "legal", now).tasks
+        assert task.could_load is standing
+        assert [r.against is None for r in task.candidate.reviews] == [standing, True], "the other ends a second later"
+
+
+def test_another_unit_could_load_nothing_and_an_unknown_one_is_said_to_be_none() -> None:
+    site = stage("serving")
+    assert (ask(site, "sales").tasks, ask(site, "sales").others) == ((), ())
+    assert ask(site, "sales").enrolled is not None and ask(site, "nobody").enrolled is None

@@ -1,0 +1,41 @@
+"""A log that the domain's builder made, told to a ledger of the store entry by entry."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine
+
+from appliance.domain.entry import Draft, parse_entry
+from appliance.formats.note import vkey_of
+from appliance.formats.timestamp import parse_time
+from appliance.store.ledger import Ledger
+from tests.domain.builder import ORIGIN, Site
+
+
+def retell(engine: Engine, site: Site) -> Ledger:
+    """A ledger that holds exactly the site's entries."""
+    times = [parse_entry(data).time for data in site.entries]
+    ledger = Ledger(
+        engine,
+        origin=ORIGIN,
+        log_signer=site.log,
+        log_key=vkey_of(ORIGIN, site.log),
+        clock=lambda: parse_time(times[min(ledger.state.size, len(times) - 1)]),
+    )
+    ledger.load()
+    opened = {text.commitment: text for text in site.disclosures}
+    for data in site.entries:
+        entry = parse_entry(data)
+        appended = ledger.append(
+            Draft(
+                type=entry.type,
+                actor=entry.actor,
+                source=entry.source,
+                subjects=entry.subjects,
+                outcome=entry.outcome,
+                documents={role: site.documents[digest] for role, digest in entry.documents.items()},
+                body=entry.body,
+                disclosures=tuple(opened.values()) if entry.index == len(times) - 1 else (),
+            )
+        )
+        assert appended.entry_bytes == data
+    return ledger

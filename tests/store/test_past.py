@@ -1,0 +1,93 @@
+"""The state as of any entry is what folding the log up to that entry gives. On SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine
+
+from appliance.domain import events as e
+from appliance.domain.entry import parse_entry
+from appliance.domain.questions import JUDGED_BY, MODELS, could_load
+from appliance.domain.rules import apply
+from appliance.domain.state import UNPROJECTED, State
+from appliance.errors import BadInput, NotFound
+from appliance.store.ledger import Ledger
+from appliance.store.past import last_at, state_at, values_at
+from tests.domain.builder import Site, stage
+from tests.store.retold import retell
+
+
+@pytest.fixture(scope="module")
+def told() -> Site:
+    """A whole life: served, restarted, loaded again, a reviewer's power taken, the next version sealed."""
+    site = stage("serving")
+    site.add(site.answered(2))
+    site.add(e.ServiceStarted(version="1", code="sha256:" + "0" * 64, layers={}))
+    site.load()
+    site.revoke("raul")
+    site.add(site.unloaded())
+    site.seal(site.train(), version=2)
+    return site
+
+
+@pytest.fixture
+def past(engine: Engine, told: Site) -> Iterator[Ledger]:
+    ledger = retell(engine, told)
+    yield ledger
+    ledger.close()
+
+
+def folds(site: Site) -> Iterator[State]:
+    """The fold after each entry; one object that goes on."""
+    state = State()
+    for data in site.entries:
+        entry = parse_entry(data)
+        apply(state, entry, {role: site.documents[digest] for role, digest in entry.documents.items()})
+        yield state
+
+
+def projected(state: State) -> list[tuple[str, str, object]]:
+    return sorted((kind, key, value) for kind, key, value in state.projections() if kind not in UNPROJECTED)
+
+
+def test_the_state_as_of_every_entry_is_the_fold_up_to_it(past: Ledger, told: Site) -> None:
+    for index, state in enumerate(folds(told)):
+        found = past.ask(lambda connection, at=index: state_at(connection, at, MODELS))
+        assert projected(found) == projected(state)
+        assert (found.size, found.last_time) == (state.size, state.last_time)
+        judged = past.ask(lambda connection, at=index: state_at(connection, at, JUDGED_BY))
+        assert could_load(judged, "legal", state.last_time) == could_load(state, "legal", state.last_time)
+    assert past.check_projections() == []
+
+
+def test_every_kind_that_is_projected_can_be_read_back(told: Site) -> None:
+    assert {table.kind for table in told.state.tables} - UNPROJECTED == set(MODELS)
+
+
+def test_each_value_says_since_which_entry_it_stands(past: Ledger, told: Site) -> None:
+    sealed, reviewed = (
+        [entry.index for entry in map(parse_entry, told.entries) if entry.type == kind]
+        for kind in ("adapter.sealed", "review.recorded")
+    )
+    for at, since in ((sealed[0], sealed[0]), (reviewed[0], reviewed[0]), (sealed[1] - 1, reviewed[1])):
+        (adapter,) = past.ask(lambda connection, at=at: values_at(connection, at, ["adapter"]))
+        assert (adapter.id, adapter.since) == ("clauses@1", since)
+
+
+def test_a_time_stands_for_the_last_entry_at_it_or_before_it(past: Ledger, told: Site) -> None:
+    times = [parse_entry(data).time for data in told.entries]
+    for index, time in enumerate(times):
+        last = max(at for at, other in enumerate(times) if other == time)
+        assert past.ask(lambda connection, time=time: last_at(connection, time)) == last, index
+    assert past.ask(lambda connection: last_at(connection, "2999-01-01T00:00:00.000Z")) == len(times) - 1
+    with pytest.raises(NotFound, match="begins later"):
+        past.ask(lambda connection: last_at(connection, "2020-01-01T00:00:00.000Z"))
+
+
+def test_an_entry_or_a_kind_that_is_none_is_refused(past: Ledger, told: Site) -> None:
+    with pytest.raises(NotFound):
+        past.ask(lambda connection: state_at(connection, len(told.entries), JUDGED_BY))
+    with pytest.raises(BadInput, match="expected one of site, principal"):
+        past.ask(lambda connection: values_at(connection, 0, ["order"]))
