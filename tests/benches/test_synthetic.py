@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,14 @@ from appliance.formats.commitment import Disclosure
 from appliance.formats.digest import digest_bytes
 from appliance.formats.export import write_export
 from appliance.formats.merkle import hash_leaf, root_of, verify_inclusion
-from appliance.formats.note import vkey_of
+from appliance.formats.timestamp import parse_time
 from appliance.formats.trust import encode_trust
-from appliance.store.engine import open_engine
+from appliance.store.engine import migrate, open_engine
 from appliance.store.ledger import Ledger
+from appliance.store.tables import metadata
 from appliance.verifier import load_trust, verify_export
-from scripts.benches.kept import keep
+from scripts.benches.kept import DatabaseFile, keep
+from scripts.benches.logs import clock_after, draft_of, open_ledger
 from scripts.benches.signed import Made
 from scripts.benches.synthetic import Synthetic
 
@@ -102,6 +107,30 @@ def test_the_auditors_program_verifies_the_export(tmp_path: Path) -> None:
     assert (report.verdict, report.size) == ("verified", SIZE)
 
 
+def test_the_filled_rows_are_those_that_the_ledger_writes(tmp_path: Path) -> None:
+    """One log appended entry by entry and filled at once: every table is the same but the checkpoints, of which each
+    commit signs one."""
+    log = Synthetic(400, signed=0.2)
+    now = [datetime.min]
+    appended = open_engine(f"sqlite:///{tmp_path / 'appended.db'}")
+    migrate(appended)
+    ledger, place = open_ledger(log, appended, lambda: now[0]), DatabaseFile(tmp_path / "filled.db", log)
+    for made in log.entries():
+        place.take(made)
+        now[0] = parse_time(made.time)
+        ledger.append(draft_of(made))
+    place.close()
+    ledger.close()
+    for table in metadata.sorted_tables:
+        if table.name != "checkpoints":
+            assert _rows(tmp_path / "filled.db", table.name) == _rows(tmp_path / "appended.db", table.name), table.name
+
+
+def _rows(path: Path, table: str) -> list[Any]:
+    with closing(sqlite3.connect(path)) as connection:
+        return sorted(connection.execute(f'SELECT * FROM "{table}"').fetchall(), key=repr)
+
+
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Synthetic, Path]:
     log, path = Synthetic(SIZE, signed=SHARE), tmp_path_factory.mktemp("filled") / "ledger.db"
@@ -110,15 +139,10 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Synthetic, Path]:
 
 
 @pytest.fixture
-def ledger(filled: tuple[Synthetic, Path]) -> Any:
+def ledger(filled: tuple[Synthetic, Path]) -> Iterator[Ledger]:
     log, path = filled
-    now = datetime.fromisoformat(log.time).astimezone(UTC)
-    key = vkey_of(log.origin, log.signer)
-    opened = Ledger(
-        open_engine(f"sqlite:///{path}"), origin=log.origin, log_signer=log.signer, log_key=key, clock=lambda: now
-    )
-    yield opened
-    opened.close()
+    with closing(open_ledger(log, open_engine(f"sqlite:///{path}"), clock_after(log.time))) as opened:
+        yield opened
 
 
 def test_the_ledger_loads_the_rows_and_goes_on(ledger: Ledger) -> None:

@@ -1,0 +1,48 @@
+"""The command behind `scripts/bench`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from scripts.benches import ledger
+from scripts.benches.measure import describe_machine, markdown_table, plain_table, write_json
+
+
+def main() -> None:
+    given = _parser().parse_args()
+    plan = ledger.QUICK if given.quick else ledger.FULL
+    if given.largest is not None and not given.quick:
+        plan = replace(plan, largest=given.largest)
+    with tempfile.TemporaryDirectory(prefix="appliance-bench-", dir=given.folder) as name:
+        folder = Path(name)
+        machine = describe_machine(folder)
+        rows = []
+        for one in ledger.measure(folder, plan):
+            rows.append(one)
+            print(f"bench: {plain_table([one]).splitlines()[1]}", file=sys.stderr, flush=True)
+    if given.json:
+        write_json(given.json, rows)
+    table = markdown_table if given.markdown else plain_table
+    bullet = "- " if given.markdown else ""
+    print("\n".join([*(f"{bullet}{line}" for line in machine), "", table(rows)]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure; medians of rounds that take turns.")
+    parser.add_argument("name", choices=["ledger"], help="what to measure")
+    parser.add_argument("--quick", action="store_true", help="two minutes at most: a smaller log, no growth")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows as JSON")
+    parser.add_argument(
+        "--folder", metavar="DIR", type=Path, help="whose disk is measured (default: where temp files lie)"
+    )
+    parser.add_argument("--largest", metavar="N", type=int, help="largest log of the growth (1,000,000; 0 for none)")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

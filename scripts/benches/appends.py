@@ -1,0 +1,181 @@
+"""Appends: a lone one and many that wait at once, on SQLite and on PostgreSQL, beside what the disk alone takes."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+from appliance.domain.entry import Draft
+from appliance.store.engine import migrate, open_engine
+from appliance.store.ledger import Ledger
+from scripts.benches.logs import Log, Requests, clock_after, open_ledger, replay
+from scripts.benches.measure import Row, interleaved, row, sync_ms
+from scripts.benches.synthetic import Synthetic
+from tests import postgres
+
+WRITERS = 64
+_ENTRY_BYTES = 560
+
+
+@dataclass
+class Timed:
+    """Own CPU time and wall time of one act, in µs."""
+
+    cpu: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+
+    def time(self, act: Callable[[], object]) -> None:
+        wall, cpu = time.perf_counter(), time.process_time()
+        act()
+        self.cpu.append((time.process_time() - cpu) * 1e6)
+        self.wall.append((time.perf_counter() - wall) * 1e6)
+
+
+class Bare:
+    """One fsync a commit and nothing else: an `INSERT` of an entry's bytes under the ledger's own pragmas."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = sqlite3.connect(path, isolation_level=None)
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
+            self._connection.execute(f"PRAGMA {pragma}").close()
+        self._connection.execute("CREATE TABLE entries (id INTEGER PRIMARY KEY, bytes BLOB NOT NULL) STRICT")
+
+    def append(self) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+        self._connection.execute("INSERT INTO entries (bytes) VALUES (?)", (os.urandom(_ENTRY_BYTES),))
+        self._connection.execute("COMMIT")
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def lone(log: Log, folder: Path, rounds: int, count: int) -> list[Row]:
+    """A lone durable append of each typical entry, a bare commit after each three, bare syncs after each round."""
+    requests = Requests(log.ledger, seed=1)
+    beats, pairs, bares, syncs = Timed(), Timed(), Timed(), Timed()
+
+    with closing(Bare(folder / "bare.db")) as bare:
+        for _ in range(rounds):
+            for _ in range(count):
+                beats.time(partial(log.ledger.append, requests.heartbeat()))
+                for draft in requests.pair():
+                    pairs.time(partial(log.ledger.append, draft))
+                bares.time(bare.append)
+            syncs.wall += [ms * 1e3 for ms in sync_ms(folder, count)]
+    middle = statistics.median
+    bare_cpu, bare_wall = middle(bares.cpu), middle(bares.wall)
+    insert = "bare INSERT + commit"
+    return [
+        row("lone append, heartbeat: own CPU", middle(beats.cpu), "µs", against=insert, theirs=bare_cpu, at_most=200),
+        row("lone append, request: own CPU", middle(pairs.cpu), "µs", against=insert, theirs=bare_cpu, at_most=200),
+        row("lone append, request: wall", middle(pairs.wall), "µs", against=insert, theirs=bare_wall),
+        row("bare INSERT + commit: wall", bare_wall, "µs", against="write + fdatasync", theirs=middle(syncs.wall)),
+    ]
+
+
+def rate_of(ledger: Ledger, batches: list[list[Draft]]) -> tuple[float, float]:
+    """(durable appends a second, own CPU µs an append) with one thread a batch, which appends its drafts in turn."""
+    start = threading.Barrier(len(batches) + 1)
+
+    def write(drafts: list[Draft]) -> None:
+        start.wait()
+        for draft in drafts:
+            ledger.append(draft)
+
+    with ThreadPoolExecutor(len(batches)) as pool:
+        writing = [pool.submit(write, drafts) for drafts in batches]
+        start.wait()
+        began, cpu = time.perf_counter(), time.process_time()
+        for one in writing:
+            one.result()
+        elapsed, spent = time.perf_counter() - began, time.process_time() - cpu
+    count = sum(map(len, batches))
+    return count / elapsed, spent * 1e6 / count
+
+
+class Rates:
+    """One service's writers, alone and together; drafts are made before the clock runs."""
+
+    def __init__(self, ledger: Ledger, *, alone: int, each: int) -> None:
+        """How many pairs the lone writer appends a round, and each of the 64."""
+        self._ledger, self._requests = ledger, Requests(ledger, seed=2)
+        self._pairs = {1: alone, WRITERS: each}
+        self.cpu_us: dict[int, list[float]] = {1: [], WRITERS: []}
+
+    def measure(self, writers: int, pairs: int | None = None) -> list[float]:
+        """Durable appends a second, of so many pairs a writer."""
+        each = self._pairs[writers] if pairs is None else pairs
+        made = [[self._requests.pair() for _ in range(each)] for _ in range(writers)]
+        rate, cpu = rate_of(self._ledger, [[draft for pair in pairs for draft in pair] for pairs in made])
+        self.cpu_us[writers].append(cpu)
+        return [rate]
+
+
+def many(log: Log, folder: Path, rounds: int, *, alone: int, each: int) -> list[Row]:
+    """64 writers in one service against the lone writer, the disk's sync beside them."""
+    rates = Rates(log.ledger, alone=alone, each=each)
+    found = interleaved(
+        rounds,
+        together=lambda: rates.measure(WRITERS),
+        alone=lambda: rates.measure(1),
+        sync=lambda: sync_ms(folder),
+    )
+    slow = found["sync"] > 2
+    return [
+        row(
+            f"durable appends, {WRITERS} writers, SQLite",
+            *(found["together"], "1/s"),
+            against="the lone writer",
+            theirs=found["alone"],
+            at_least=5_000,
+            ratio_at_least=10 if slow else None,
+            note="mark 10,000" + ("" if slow else "; 10× only where a sync takes over 2 ms"),
+        ),
+        row(
+            f"own CPU an append, {WRITERS} writers",
+            *(statistics.median(rates.cpu_us[WRITERS]), "µs"),
+            against="the lone writer",
+            theirs=statistics.median(rates.cpu_us[1]),
+        ),
+        row("disk: write + fdatasync of 4 KiB", found["sync"], "ms"),
+    ]
+
+
+def on_postgresql(rounds: int, *, alone: int, each: int) -> list[Row]:
+    """The same on a PostgreSQL of our own, which syncs; no row where there is none."""
+    try:
+        binaries = postgres.find_binaries()
+        with _ledger_on_postgresql(binaries) as ledger:
+            rates = Rates(ledger, alone=alone, each=each)
+            found = interleaved(rounds, together=lambda: rates.measure(WRITERS), alone=lambda: rates.measure(1))
+    except postgres.Missing:
+        return []
+    name = f"durable appends, {WRITERS} writers, PostgreSQL"
+    return [row(name, found["together"], "1/s", against="the lone writer", theirs=found["alone"])]
+
+
+@contextmanager
+def _ledger_on_postgresql(binaries: Path) -> Iterator[Ledger]:
+    log = Synthetic(Synthetic.MIN_SIZE)
+    with ExitStack() as stack:
+        # The tests' server may lose what it has; this one may not.
+        stack.enter_context(patch.dict(postgres._SETTINGS, fsync="on"))
+        server = stack.enter_context(postgres.run_server(binaries))
+        name = server.create_database()
+        owner = open_engine(server.url(name))
+        migrate(owner)
+        owner.dispose()
+        server.let_application_log_in()
+        url = server.url(name, postgres.APPLICATION)
+        replay(log, open_engine(url)).close()
+        yield stack.enter_context(closing(open_ledger(log, open_engine(url), clock_after(log.time))))

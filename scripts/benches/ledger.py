@@ -1,0 +1,94 @@
+"""`scripts/bench ledger`: every measure of the ledger side by side, in one run on one disk."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.benches import appends, peer, reading, verifying
+from scripts.benches.appends import Timed
+from scripts.benches.logs import Log, Requests, open_log
+from scripts.benches.measure import Measure, Row, interleaved, row
+
+GROWTH = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything. `size` is the log that all but the growth is measured on; the growth goes up to
+    `largest`, or is left out for 0. Counts are those of one round."""
+
+    size: int
+    largest: int
+    rounds: int
+    appends: int
+    alone: int
+    each: int
+    proofs: int
+    postgresql: bool = True
+
+
+QUICK = Plan(size=100_000, largest=0, rounds=3, appends=100, alone=100, each=16, proofs=200)
+FULL = Plan(size=1_000_000, largest=1_000_000, rounds=5, appends=200, alone=200, each=64, proofs=500)
+
+
+def measure(folder: Path, plan: Plan) -> Iterator[Row]:
+    """Every row, as it is found."""
+    with open_log(folder, plan.size) as log:
+        yield from appends.lone(log, folder, plan.rounds, plan.appends)
+        yield from appends.many(log, folder, plan.rounds, alone=plan.alone, each=plan.each)
+        if plan.postgresql:
+            yield from appends.on_postgresql(plan.rounds, alone=plan.alone, each=plan.each)
+        yield from reading.proofs(log, plan.rounds, plan.proofs)
+        yield from reading.ask(log, plan.rounds, 10)
+        yield from verifying.whole(log, plan.rounds)
+        yield from peer.beside_pymerkle(log, folder, plan.rounds, alone=plan.alone, proofs=plan.proofs)
+        if plan.largest:
+            yield from growth(folder, log, plan)
+
+
+def growth(folder: Path, known: Log, plan: Plan) -> Iterator[Row]:
+    """Each cost at each size, the sizes taking turns; against it stands the cost at a tenth of the size."""
+    with ExitStack() as stack:
+        sizes = [size for size in GROWTH if size <= plan.largest]
+        logs = [known if size == known.size else stack.enter_context(open_log(folder, size)) for size in sizes]
+        costs: dict[tuple[str, str], list[float]] = {
+            ("own CPU of an append", "µs"): _over(logs, plan.rounds, lambda log: _append_cpu(log, plan.appends)),
+            ("inclusion proof", "ms"): _over(logs, plan.rounds, lambda log: reading.inclusion(log, plan.proofs)),
+            ("slowest question", "ms"): _over(logs, plan.rounds, lambda log: lambda: reading.slowest_question(log)),
+        }
+        runs = [verifying.verify(log) for log in logs]
+        costs["verification, an entry", "µs"] = [
+            run.seconds * 1e6 / log.size for run, log in zip(runs, logs, strict=True)
+        ]
+        costs["memory of verification", "MB"] = [run.peak_mb for run in runs]
+        costs["fold at a start, an entry", "µs"] = [log.load_us for log in logs]
+        costs["database, an entry", "B"] = [log.database.stat().st_size / log.size for log in logs]
+        costs["export, an entry", "B"] = [log.export.stat().st_size / log.size for log in logs]
+    for (name, unit), found in costs.items():
+        for log, value in zip(logs, found, strict=True):
+            against = f"at {logs[0].size:,}"
+            yield row(f"growth, {name}, at {log.size:,}", value, unit, against=against, theirs=found[0])
+
+
+def _over(logs: list[Log], rounds: int, measure_of: Any) -> list[float]:
+    measures: dict[str, Measure] = {str(log.size): measure_of(log) for log in logs}
+    found = interleaved(rounds, **measures)
+    return [found[str(log.size)] for log in logs]
+
+
+def _append_cpu(log: Log, count: int) -> Measure:
+    requests = Requests(log.ledger, seed=4)
+
+    def appended() -> list[float]:
+        timed = Timed()
+        for _ in range(count // 2):
+            for draft in requests.pair():
+                timed.time(lambda draft=draft: log.ledger.append(draft))
+        return [statistics.median(timed.cpu)]
+
+    return appended

@@ -1,0 +1,157 @@
+"""What every bench shares: rows, medians of interleaved rounds, the machine in words, and the table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+Measure = Callable[[], list[float]]
+"""Takes one round's samples."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure. `ratio` is ours over theirs; `met` is None where there is no goal, or none that binds here."""
+
+    name: str
+    ours: float
+    unit: str
+    against: str | None = None
+    theirs: float | None = None
+    ratio: float | None = None
+    goal: str | None = None
+    met: bool | None = None
+
+
+def row(
+    name: str,
+    ours: float,
+    unit: str,
+    *,
+    against: str | None = None,
+    theirs: float | None = None,
+    at_most: float | None = None,
+    at_least: float | None = None,
+    ratio_at_least: float | None = None,
+    note: str = "",
+) -> Row:
+    """A row with its ratio and whether every bound that is given holds; `note` ends the goal's text."""
+    ratio = ours / theirs if theirs else None
+    bounds: list[tuple[str, bool]] = []
+    if at_most is not None:
+        bounds.append((f"≤ {at_most:,g}", ours <= at_most))
+    if at_least is not None:
+        bounds.append((f"≥ {at_least:,g}", ours >= at_least))
+    if ratio_at_least is not None and ratio is not None:
+        bounds.append((f"≥ {ratio_at_least:g}×", ratio >= ratio_at_least))
+    goal = ", ".join([text for text, _ in bounds] + ([note] if note else [])) or None
+    met = all(holds for _, holds in bounds) if bounds else None
+    return Row(name, ours, unit, against, theirs, ratio, goal, met)
+
+
+def interleaved(rounds: int, **measures: Measure) -> dict[str, float]:
+    """The median of every measure's samples, all measures taking turns, so that a slow moment hits each alike."""
+    samples: dict[str, list[float]] = {name: [] for name in measures}
+    for number in range(rounds):
+        # Forwards and backwards in turn: nobody always comes after the same neighbour.
+        for name in list(measures)[:: -1 if number % 2 else 1]:
+            samples[name] += measures[name]()
+    return {name: statistics.median(found) for name, found in samples.items()}
+
+
+def wall_ms(act: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    act()
+    return (time.perf_counter() - began) * 1e3
+
+
+def sync_ms(folder: Path, count: int = 50) -> list[float]:
+    """What one write and fdatasync of 4 KiB at the end of a file costs."""
+    path = folder / "sync"
+    with path.open("ab", buffering=0) as stream:
+
+        def write() -> None:
+            stream.write(bytes(4096))
+            os.fdatasync(stream.fileno())
+
+        found = [wall_ms(write) for _ in range(count)]
+    path.unlink()
+    return found
+
+
+def describe_machine(folder: Path) -> list[str]:
+    """Cores, memory, kernel and disk; nothing that names the machine."""
+    cpu = next(iter(_values(Path("/proc/cpuinfo"), "model name")), platform.machine())
+    memory_kib = next((int(text.split()[0]) for text in _values(Path("/proc/meminfo"), "MemTotal")), 0)
+    cores = len(os.sched_getaffinity(0))
+    sync = statistics.median(sync_ms(folder))
+    return [
+        f"{cores} cores, {cpu}, {memory_kib / 2**20:.0f} GiB",
+        f"{platform.system()} {platform.release().split('-')[0]}, Python {platform.python_version()}",
+        f"disk: {_filesystem(folder)}, fdatasync of 4 KiB {sync:.2f} ms (median)",
+        f"{datetime.now(UTC):%Y-%m-%d}",
+    ]
+
+
+def _values(path: Path, name: str) -> Iterable[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    return [value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == name]
+
+
+def _filesystem(folder: Path) -> str:
+    """The kind of the file system that the folder lies on."""
+    place, found = str(folder.resolve()), ("", "unknown")
+    for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
+        _, point, kind, *_ = line.split(" ")
+        if place.startswith(point) and len(point) >= len(found[0]):
+            found = (point, kind)
+    return found[1]
+
+
+def write_json(path: Path, rows: Sequence[Row]) -> None:
+    """An array of one object a measure."""
+    path.write_text(json.dumps([asdict(one) for one in rows], indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+_HEADS = ("measure", "ours", "unit", "against", "theirs", "ratio", "goal", "met")
+_RIGHT = ("ours", "theirs", "ratio")
+
+
+def _cells(one: Row) -> tuple[str, ...]:
+    met = {None: "", True: "yes", False: "NO"}[one.met]
+    ratio = "" if one.ratio is None else f"{_number(one.ratio)}×"
+    return (one.name, _number(one.ours), one.unit, one.against or "", _number(one.theirs), ratio, one.goal or "", met)
+
+
+def _number(value: float | None) -> str:
+    """Three significant digits; thousands whole and with commas."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def plain_table(rows: Sequence[Row]) -> str:
+    lines = [_HEADS, *map(_cells, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADS))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if head in _RIGHT else cell.ljust(width)
+            for head, cell, width in zip(_HEADS, line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    rule = ["---:" if head in _RIGHT else "---" for head in _HEADS]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (_HEADS, rule, *map(_cells, rows)))

@@ -1,0 +1,104 @@
+"""Append and proof beside pymerkle, which keeps a Merkle tree in SQLite: the same entries, batches of equal size."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from scripts.benches.appends import WRITERS, Rates
+from scripts.benches.logs import Log
+from scripts.benches.measure import Row, interleaved, row, wall_ms
+from scripts.benches.reading import inclusion
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = ROOT / ".venv-bench" / "bin" / "python"
+"""The environment that `scripts/bench` makes from the extra `bench`."""
+_BATCHES = 8
+
+
+class Peer:
+    """pymerkle in its own process."""
+
+    def __init__(self, program: subprocess.Popen[str]) -> None:
+        self._program = program
+
+    def __call__(self, do: str, **arguments: Any) -> list[float]:
+        assert self._program.stdin is not None and self._program.stdout is not None
+        print(json.dumps({"do": do, **arguments}), file=self._program.stdin, flush=True)
+        answer: list[float] = json.loads(self._program.stdout.readline() or "[]")
+        if not answer:
+            raise RuntimeError(f"pymerkle, {do}: expected an answer, got the end of its process")
+        return answer
+
+
+@contextmanager
+def _started(folder: Path) -> Iterator[Peer]:
+    command = [str(PYTHON), str(Path(__file__).with_name("pymerkle_worker.py")), str(folder / "pymerkle.db")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        try:
+            yield Peer(program)
+        finally:
+            assert program.stdin is not None
+            program.stdin.close()
+            program.wait()
+
+
+def beside_pymerkle(log: Log, folder: Path, rounds: int, *, alone: int, proofs: int) -> list[Row]:
+    """No row where the environment with pymerkle could not be made."""
+    if not PYTHON.exists():
+        return []
+    rates = Rates(log.ledger, alone=alone, each=_BATCHES // 2)
+    with _started(folder) as peer:
+        peer("fill", export=str(log.export))
+        cold = interleaved(1, ours=inclusion(log, 10), theirs=lambda: peer("prove", count=3, cold=True))
+        peer("warm")
+        found = interleaved(
+            rounds,
+            alone=lambda: rates.measure(1),
+            their_alone=lambda: _rates(peer("append", batch=1, count=2 * alone), 1),
+            batch=lambda: rates.measure(WRITERS),
+            their_batch=lambda: _rates(peer("append", batch=WRITERS, count=_BATCHES), WRITERS),
+            proof=inclusion(log, proofs),
+            their_proof=lambda: peer("prove", count=proofs, cold=False),
+            both=lambda: [_append_and_prove(log, rates)],
+            their_both=lambda: _rates(peer("append_and_prove", batch=WRITERS), WRITERS),
+        )
+    at = f"{log.size:,} entries"
+    found |= {name: 1e3 / found[name] for name in ("proof", "their_proof")}
+
+    def against(name: str, ours: str, goal: float | None = 3) -> Row:
+        theirs = found[f"their_{ours}"]
+        return row(name, found[ours], "1/s", against="pymerkle", theirs=theirs, ratio_at_least=goal)
+
+    return [
+        against("appends one by one", "alone", None),
+        against(f"appends, {WRITERS} at once", "batch"),
+        against(f"inclusion proofs, {at}", "proof"),
+        against(f"appends, {WRITERS} at once, and a proof of each, {at}", "both"),
+        row(
+            f"first inclusion proof after a start, {at}",
+            *(cold["ours"], "ms"),
+            against="pymerkle",
+            theirs=cold["theirs"],
+        ),
+    ]
+
+
+def _rates(milliseconds: list[float], batch: int) -> list[float]:
+    return [batch * 1e3 / ms for ms in milliseconds]
+
+
+def _append_and_prove(log: Log, rates: Rates) -> float:
+    """A request of each writer, then a proof of each entry in the tree that they made: entries a second."""
+    count = 2 * WRITERS
+    appending_s = count / rates.measure(WRITERS, pairs=1)[0]
+    size = log.ledger.state.size
+    proving_s = (
+        sum(wall_ms(lambda index=index: log.ledger.inclusion_proof(index, size)) for index in range(size - count, size))
+        / 1e3
+    )
+    return count / (appending_s + proving_s)

@@ -1,0 +1,91 @@
+"""The other side of a comparison: pymerkle's SQLite tree in a process and an environment of its own.
+
+pymerkle is under the GPL, so it runs beside the appliance and nothing here imports it but this program. It reads one
+JSON command a line and answers each with a line of milliseconds. Times are taken in here, so the pipe costs it nothing.
+The tree commits as durably as the ledger: WAL with synchronous=FULL, which is quicker than its own default.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import tarfile
+import time
+from typing import Any
+
+from pymerkle import SqliteTree  # type: ignore[import-not-found]
+
+ENTRY_BYTES = 560
+BLOCK = 128
+"""Subtrees of this width and wider are what pymerkle caches."""
+
+
+class Worker:
+    def __init__(self, path: str) -> None:
+        self._tree = SqliteTree(path)
+        for pragma in ("journal_mode = WAL", "synchronous = FULL"):
+            self._tree.con.execute(f"PRAGMA {pragma}").close()
+        self._random = random.Random(3)
+        self._size = 0
+
+    def fill(self, export: str) -> list[float]:
+        """Every entry of an export, in one batch."""
+        with tarfile.open(export) as archive:
+            lines = archive.extractfile("entries.jsonl")
+            self._size = self._tree.append_entries(line.rstrip(b"\n") for line in lines)
+        return [float(self._size)]
+
+    def append(self, batch: int, count: int) -> list[float]:
+        """Each batch is one durable transaction."""
+        made = [[os.urandom(ENTRY_BYTES) for _ in range(batch)] for _ in range(count)]
+        return [_ms(lambda entries=entries: self._commit(entries)) for entries in made]
+
+    def _commit(self, entries: list[bytes]) -> None:
+        if len(entries) == 1:
+            self._tree.append_entry(entries[0])
+        else:
+            self._tree.append_entries(entries)
+
+    def warm(self) -> list[float]:
+        """A proof in every block, so that every subtree that is kept has been computed."""
+        return [_ms(lambda: [self._tree.prove_inclusion(at, self._size) for at in range(1, self._size, BLOCK)])]
+
+    def prove(self, count: int, cold: bool) -> list[float]:
+        found = []
+        for _ in range(count):
+            if cold:
+                self._tree.cache_clear()
+            at = self._random.randrange(1, self._size + 1)
+            found.append(_ms(lambda at=at: self._tree.prove_inclusion(at, self._size)))
+        return found
+
+    def append_and_prove(self, batch: int) -> list[float]:
+        """A batch, then the proof of each of it in the tree that it made."""
+        entries = [os.urandom(ENTRY_BYTES) for _ in range(batch)]
+
+        def act() -> None:
+            self._commit(entries)
+            size = self._tree.get_size()
+            for at in range(size - batch + 1, size + 1):
+                self._tree.prove_inclusion(at, size)
+
+        return [_ms(act)]
+
+
+def _ms(act: Any) -> float:
+    began = time.perf_counter()
+    act()
+    return (time.perf_counter() - began) * 1e3
+
+
+def main() -> None:
+    worker = Worker(sys.argv[1])
+    for line in sys.stdin:
+        command: dict[str, Any] = json.loads(line)
+        print(json.dumps(getattr(worker, command.pop("do"))(**command)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

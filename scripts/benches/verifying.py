@@ -1,0 +1,90 @@
+"""The auditor's own program over an export: how long, and how much memory it and its children hold."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.benches.logs import Log
+from scripts.benches.measure import Row, interleaved, row, wall_ms
+
+_SAMPLE_S = 0.1
+_GOAL_US = 15
+"""A million entries in 15 s."""
+_GOAL_MB = 200
+
+
+@dataclass(frozen=True)
+class Run:
+    seconds: float
+    peak_mb: float
+
+
+def verify(log: Log) -> Run:
+    """One whole run of the program, from its start to its verdict, which must be "verified"."""
+    command = [sys.executable, "-m", "appliance.verifier", str(log.export), "--trust", str(log.trust)]
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as program:
+        peak = 0
+        while program.returncode is None:
+            peak = max(peak, _held_bytes(program.pid))
+            with suppress(subprocess.TimeoutExpired):
+                program.wait(_SAMPLE_S)
+        seconds = time.perf_counter() - began
+        said = "" if program.stdout is None else program.stdout.read()
+    if program.returncode != 0:
+        raise RuntimeError(f"verification of {log.size} entries: expected verified, got {said[-2000:]}")
+    return Run(seconds, peak / 1e6)
+
+
+def _held_bytes(pid: int) -> int:
+    """Proportional set size of a process and all its children: a page that several share counts once."""
+    try:
+        children = [
+            int(child)
+            for path in Path(f"/proc/{pid}/task").glob("*/children")
+            for child in path.read_text(encoding="ascii").split()
+        ]
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return 0  # it has ended meanwhile
+    own = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+    return own + sum(map(_held_bytes, children))
+
+
+def hash_file(path: Path) -> None:
+    with path.open("rb") as stream:
+        hashlib.file_digest(stream, "sha256")
+
+
+def whole(log: Log, rounds: int) -> list[Row]:
+    """Time and memory of a verification, hashing the same bytes in turn with it."""
+    runs: list[Run] = []
+
+    def program() -> list[float]:
+        runs.append(verify(log))
+        return [runs[-1].seconds]
+
+    found = interleaved(rounds, program=program, hashing=lambda: [wall_ms(lambda: hash_file(log.export)) / 1e3])
+    at = f"{log.size:,} entries"
+    return [
+        row(
+            f"offline verification, {at}, 1 % signed orders",
+            *(found["program"], "s"),
+            against="SHA-256 of the same bytes",
+            theirs=found["hashing"],
+            at_most=log.size * _GOAL_US / 1e6,
+        ),
+        row(
+            f"memory of verification, {at}",
+            statistics.median(run.peak_mb for run in runs),
+            "MB",
+            at_most=_GOAL_MB,
+        ),
+    ]
