@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from appliance.domain.entry import Entry
 from appliance.domain.events import Event, Ordered
@@ -21,8 +20,7 @@ O = TypeVar("O", bound=Order)  # noqa: E741
 E = TypeVar("E", bound=Event)
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     state: State
     entry: Entry
     body: Event
@@ -30,7 +28,7 @@ class Case:
     order: Accepted | None = None
 
     def with_order(self, accepted: Accepted) -> Case:
-        return replace(self, order=accepted)
+        return self._replace(order=accepted)
 
     @property
     def accepted(self) -> Accepted:

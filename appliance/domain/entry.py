@@ -6,17 +6,15 @@ index 0 it is 32 zero bytes. Documents lie beside the entry and are bound by dig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticSerializationError
+from pydantic import ConfigDict, Field, ValidationError
 
-from appliance.domain.names import Digest, Time, Value, explain
+from appliance.domain.names import Canonical, Digest, Time, explain, write_canonical
 from appliance.errors import BadInput, TooLarge
-from appliance.formats.canonical import MAX_DEPTH, MAX_INTEGER, ordered
 from appliance.formats.commitment import Disclosure
 from appliance.formats.merkle import hash_leaf
 
@@ -25,22 +23,16 @@ MAX_ENTRY_BYTES = 65_535
 
 Outcome = Literal["success", "failure", "denied", "pending", "interrupted"]
 
-_ORDERED = AfterValidator(lambda value: ordered(value, MAX_DEPTH - 1))
 
-
-class Entry(Value):
-    """What happened, in the field's own words (NIST 800-53 AU-3: type, time, source, outcome, identity).
-
-    The fields stand in the order of their names: so pydantic, which escapes as RFC 8785 does, writes canonical JSON.
-    What is open is put in order when the entry is made; BadInput for what has no canonical form.
-    """
+class Entry(Canonical):
+    """What happened, in the field's own words (NIST 800-53 AU-3: type, time, source, outcome, identity)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ignored_types=(cached_property,))
 
     actor: str = Field(max_length=64)
-    body: Annotated[dict[str, Any], _ORDERED]
-    documents: Annotated[dict[str, Digest], _ORDERED]
-    index: int = Field(ge=0, le=MAX_INTEGER)
+    body: dict[str, Any]
+    documents: dict[str, Digest]
+    index: int = Field(ge=0)
     outcome: Outcome
     prev: Digest
     source: str = Field(max_length=128)
@@ -52,7 +44,7 @@ class Entry(Value):
     @cached_property
     def encoded(self) -> bytes:
         """The entry's bytes; parsing keeps the bytes it was given, which re-encode to the same."""
-        return _encode(self)
+        return write_canonical(self)
 
     @cached_property
     def leaf(self) -> bytes:
@@ -63,6 +55,9 @@ class Entry(Value):
     def link(self) -> Digest:
         """The leaf hash as the next entry's `prev` names it."""
         return f"sha256:{self.leaf.hex()}"
+
+
+E = TypeVar("E", bound=Entry)
 
 
 @dataclass(frozen=True)
@@ -92,22 +87,16 @@ def parse_entry(data: bytes) -> Entry:
     if len(data) > MAX_ENTRY_BYTES:
         raise TooLarge(f"entry: expected at most {MAX_ENTRY_BYTES} bytes, got {len(data)}")
     try:
-        entry = _validate(data)
+        entry: Entry = Entry.__pydantic_validator__.validate_json(data)
     except ValidationError as error:
         raise BadInput(f"entry: {explain(error)}") from None
-    if _encode(entry) != data:
+    return entry_of(entry, data)
+
+
+def entry_of(entry: E, data: bytes) -> E:
+    """The entry with the bytes that it was read from and their hash; BadInput when it is written otherwise."""
+    if write_canonical(entry) != data:
         raise BadInput("entry: expected canonical JSON (RFC 8785) with every field, got another encoding of it")
     leaf = hash_leaf(data)
     entry.__dict__.update(encoded=data, leaf=leaf, link=f"sha256:{leaf.hex()}")
     return entry
-
-
-def _encode(entry: Entry) -> bytes:
-    try:
-        return _serialize(entry)
-    except PydanticSerializationError as error:
-        raise BadInput(f"entry: expected Unicode text, got a lone surrogate ({error})") from None
-
-
-_validate: Callable[[bytes], Entry] = Entry.__pydantic_validator__.validate_json
-_serialize: Callable[[Entry], bytes] = Entry.__pydantic_serializer__.to_json

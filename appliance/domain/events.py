@@ -10,10 +10,20 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from appliance.domain.entry import Outcome
-from appliance.domain.names import Base64, Commitment, Decimal, Digest, Identifier, RunId, Time, Value, VersionedName
+from appliance.domain.names import (
+    Base64,
+    Canonical,
+    Commitment,
+    Decimal,
+    Digest,
+    Identifier,
+    RunId,
+    Time,
+    VersionedName,
+)
 
 
-class Event(Value):
+class Event(Canonical):
     """The body of one type of entry, and the roles of the documents that the entry binds."""
 
     type: ClassVar[str]
@@ -48,7 +58,7 @@ class Endorsed(Ordered):
     optional = ("endorsed",)
 
 
-class Administrator(Value):
+class Administrator(Canonical):
     name: Identifier
     key: Base64
     keyid: Digest

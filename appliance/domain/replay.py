@@ -119,11 +119,15 @@ class Replay:
 
     def _read(self, entry: Entry) -> dict[str, bytes]:
         """Those documents that are there; the rules say which is missing and whether the bytes are those bound."""
+        if not entry.documents:
+            return {}
         found = {role: self._documents(digest) for role, digest in entry.documents.items()}
         return {role: data for role, data in found.items() if data is not None}
 
     def _count(self, entry: Entry, documents: Mapping[str, bytes], judged: tuple[str, ...] | None) -> None:
         self.counted["entries"] += 1
+        if not documents:
+            return  # and so no order and no signature
         self.counted["documents"] += len(entry.documents)
         self.counted["orders"] += "order" in documents
         self.counted["signatures"] += sum(role in documents for role in _SIGNED)
@@ -134,8 +138,10 @@ class Replay:
     def _judge(self, entry: Entry, documents: Mapping[str, bytes]) -> tuple[str, ...] | None:
         """What the site's own policies in force say against the entry's order; None where they are not asked."""
         model = EVENTS.get(entry.type)
+        if "order" not in documents or model is None or not issubclass(model, Ordered):
+            return None
         decide = self._decider(entry)
-        if decide is None or model is None or not issubclass(model, Ordered) or "order" not in documents:
+        if decide is None:
             return None
         try:
             order = read_order(self.state, documents["order"]).order

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from appliance.domain.chain import Chain
-from appliance.domain.entry import parse_entry
 from appliance.domain.names import Time
 from appliance.domain.replay import Disclosed, Documents, Replay, SitePolicy
 from appliance.domain.report import Counts, Findings, Report, Verdict, trust_used
 from appliance.domain.state import Key, State
+from appliance.domain.typed import parse_typed
 from appliance.errors import ApplianceError
 from appliance.formats.commitment import Disclosure
 from appliance.formats.merkle import hash_leaf
@@ -69,7 +69,7 @@ class Audit:
     def take(self, data: bytes) -> None:
         """The log's next entry, as bytes."""
         try:
-            entry = parse_entry(data)
+            entry = parse_typed(data)
         except ApplianceError as error:
             place = self._chain.pass_over(hash_leaf(data))
             self._findings.add(place, "encoding", f"entry {place}: {error.message}")

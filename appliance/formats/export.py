@@ -35,6 +35,7 @@ MAX_LINE = 1 << 26
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK)
 _CHUNK = 1 << 16
+_READ = 1 << 18
 _BATCH = 500
 _MAX_SMALL = 1 << 20
 _USTAR_LIMIT = 8**11
@@ -254,15 +255,22 @@ class Export:
     def _lines(self, name: str, limit: int) -> Iterator[tuple[int, bytes]]:
         """(line number from 1, line without its newline); others may read the stream between two lines."""
         place, stop = self._spans[name]
-        number = 0
-        while place < stop:
-            number += 1
+        number, rest = 1, b""
+        while place < stop and len(rest) < limit:
             self._stream.seek(place)
-            line = self._stream.readline(min(limit, stop - place))
-            if not line.endswith(b"\n"):
-                raise BadInput(f"{name}, line {number}: expected at most {limit} bytes and a newline, got more or none")
-            place += len(line)
-            yield number, line[:-1]
+            block = self._stream.read(min(_READ, stop - place))
+            if not block:
+                break
+            place += len(block)
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                if len(line) >= limit:
+                    rest = line
+                    break
+                yield number, line
+                number += 1
+        if rest or place < stop:
+            raise BadInput(f"{name}, line {number}: expected at most {limit} bytes and a newline, got more or none")
 
     def _index_documents(self) -> dict[bytes, tuple[int, int]]:
         """Raw digest to (offset, length) of the line."""

@@ -14,7 +14,7 @@ from appliance.domain import events as e
 from appliance.domain import orders as o
 from appliance.domain.entry import Entry, encode_entry, parse_entry
 from appliance.domain.events import EVENTS
-from appliance.domain.names import NO_DIGEST, encode_value
+from appliance.domain.names import NO_DIGEST, Canonical, encode_value
 from appliance.domain.rules import RULES, apply
 from appliance.domain.state import UNPROJECTED, State
 from appliance.errors import ApplianceError, BadInput, Conflict, Denied, Tampered, TooLarge
@@ -292,3 +292,6 @@ def test_every_field_of_a_body_is_written_out(model: type[e.Event]) -> None:
     """A field with a default could be left out: two encodings of one value."""
     assert [name for name, field in fields_of(model) if not field.is_required()] == []
     assert model.model_config["strict"] and model.model_config["extra"] == "forbid"
+    for part in (part for _, field in fields_of(model) for part in [field.annotation, *get_args(field.annotation)]):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            assert issubclass(part, Canonical), "or it would keep an order of its own"
