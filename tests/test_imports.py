@@ -41,7 +41,7 @@ LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
     "config": {"pydantic"},
     "formats": {"cryptography"},
-    "domain": {"pydantic"},
+    "domain": {"pydantic", "pydantic_core"},
     "access": {"cedarpy", "pydantic"},
     "store": {"alembic", "cryptography", "psycopg", "pydantic", "sqlalchemy"},
     "runners": {"pydantic"},
