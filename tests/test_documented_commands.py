@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "SECURITY.md", "docs/**/*.md", "examples/**/*.md", "offline_wheels/*.md", "policies/**/*.md")
-PROGRAMS = ("appliance", "appliance-verify")
+PROGRAMS = ("appliance", "appliance-verify", "appliance-witness")
 FENCE = re.compile(r"^```[a-z]*\n(?P<body>.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`(?P<body>[^`\n]+)`(?!`)")
 # Where a shell command ends: what follows is another command, a redirection or a comment.
@@ -52,9 +52,9 @@ def _words_of(line: str) -> list[str]:
 def _program_of(words: list[str]) -> tuple[str, list[str]] | None:
     if words[1:3] == ["-m", "appliance"]:
         return "appliance", words[3:]
-    if words and words[0].rpartition("/")[2] in PROGRAMS:
-        return words[0].rpartition("/")[2], words[1:]
-    return None
+    words = words[1:] if words[:1] == ["python3"] else words
+    name = words[0].rpartition("/")[2].removesuffix(".pyz") if words else ""
+    return (name, words[1:]) if name in PROGRAMS else None
 
 
 def commands_in(page: str, text: str) -> Iterator[Shown]:
@@ -143,14 +143,18 @@ def _path_of(root: click.Group, words: tuple[str, ...]) -> list[str]:
     return path
 
 
-@pytest.mark.parametrize("shown", [s for s in SHOWN if s.program == "appliance-verify"], ids=str)
-def test_a_documented_verifier_option_exists(shown: Shown) -> None:
-    answer = subprocess.run(
-        [sys.executable, "-m", "appliance.verifier", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+MODULES = {"appliance-verify": "appliance.verifier", "appliance-witness": "appliance.witness"}
+
+
+@pytest.mark.parametrize("shown", [s for s in SHOWN if s.program in MODULES], ids=str)
+def test_a_documented_option_of_a_program_exists(shown: Shown) -> None:
+    command = [sys.executable, "-m", MODULES[shown.program]]
+    if shown.program == "appliance-witness":
+        command += shown.words[:1]
+    answer = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
     for word in shown.words:
         if word.startswith("--"):
-            assert word.partition("=")[0] in answer.stdout, f"appliance-verify: no option {word}"
+            assert word.partition("=")[0] in answer.stdout, f"{shown.program}: no option {word}"
 
 
 @pytest.mark.parametrize(
@@ -217,6 +221,7 @@ $ appliance run start recipe.yaml \\
 APPLIANCE_HOME=/srv/a .venv/bin/appliance ledger log --json | jq .
 python -m appliance serve
 appliance-verify export.tar --trust trust.json > verdict
+python3 dist/appliance-witness.pyz vkey w1.key
 not appliance init
 ```
 """
@@ -225,6 +230,7 @@ not appliance init
         "appliance ledger log --json",
         "appliance serve",
         "appliance-verify export.tar --trust trust.json",
+        "appliance-witness vkey w1.key",
         "appliance run list",
         "appliance run show",
     ]

@@ -29,8 +29,9 @@ ARROWS: dict[str, set[str]] = {
     "workflows": {"errors", "formats", "domain", "access", "store", "runners"},
     "web": {"errors", "formats", "domain", "workflows"},
     "wiring": {"errors", "config", "formats", "domain", "access", "store", "runners", "workflows", "web"},
-    "cli": {"errors", "config", "formats", "domain", "client", "wiring"},
+    "cli": {"errors", "config", "formats", "domain", "client", "witness", "wiring"},
     "verifier": {"errors", "formats", "domain"},
+    "witness": {"errors", "formats"},
     "loader": {"errors", "formats", "domain", "ml"},
     "migrations": {"errors", "config", "store"},
     "__main__": {"cli"},
@@ -56,6 +57,7 @@ LIBRARIES: dict[str, set[str]] = {
     "wiring": {"pydantic"},
     "cli": {"click", "yaml"},
     "verifier": {"cryptography", "pydantic"},
+    "witness": set(),
     "loader": set(),
     "migrations": {"alembic", "sqlalchemy"},
     "__main__": set(),
@@ -63,8 +65,11 @@ LIBRARIES: dict[str, set[str]] = {
 }
 # `wiring` builds the service, so the command line may reach it in two commands only, and only when they run.
 WIRING_COMMANDS = ("serve", "init")
-# The auditor's program, whole: what its zipapp holds.
-VERIFIER_ROOMS = {"errors", "formats", "domain", "verifier", "__init__"}
+# Programs that run alone on another machine, whole: what their zipapps hold.
+PROGRAM_ROOMS = {
+    "verifier": {"errors", "formats", "domain", "verifier", "__init__"},
+    "witness": {"errors", "formats", "witness", "__init__"},
+}
 
 
 @dataclass(frozen=True)
@@ -192,9 +197,10 @@ def check(sources: dict[str, str]) -> list[str]:
         findings += [finding for one in found for finding in check_import(one)]
         findings += hidden_imports(module, tree)
     findings += cycles(graph)
-    outside = {room_of(module) for module in reachable(graph, "appliance.verifier")} - VERIFIER_ROOMS
-    if outside:
-        findings.append(f"appliance.verifier reaches {sorted(outside)}: expected only {sorted(VERIFIER_ROOMS)}")
+    for program, rooms in PROGRAM_ROOMS.items():
+        outside = {room_of(module) for module in reachable(graph, f"appliance.{program}")} - rooms
+        if outside:
+            findings.append(f"appliance.{program} reaches {sorted(outside)}: expected only {sorted(rooms)}")
     return findings
 
 
@@ -248,6 +254,8 @@ BROKEN = [
     ("appliance.wiring", "from appliance.worker import train", "wiring imports worker"),
     ("appliance.loader", "import appliance.store.artifacts", "loader imports store"),
     ("appliance.verifier", "import appliance.access.cedar", "verifier imports access"),
+    ("appliance.witness", "import appliance.domain.entry", "witness imports domain"),
+    ("appliance.witness", "import pydantic", "witness imports pydantic"),
     ("appliance.cli.service", "import appliance.wiring", "inside the command serve or init, got None"),
     ("appliance.cli.runs", "def start():\n    import appliance.wiring", "got start"),
     ("appliance.store.ledger", "from .tables import entries", "relative import"),
@@ -315,3 +323,8 @@ def test_what_the_verifier_reaches_through_others_counts() -> None:
         "appliance.store.ledger": "",
     }
     assert any("verifier reaches ['store']" in finding for finding in check(sources))
+
+
+def test_what_the_witness_reaches_through_others_counts() -> None:
+    sources = {"appliance.witness": "import appliance.formats.a", "appliance.formats.a": "import appliance.domain.b"}
+    assert any("witness reaches ['domain']" in finding for finding in check(sources | {"appliance.domain.b": ""}))

@@ -50,6 +50,7 @@ COMMANDS = {
     "token": Entry("Units", "units", "A unit's API key: signed by the unit, at most an hour long."),
     "serve": Entry("Units", "units", "Run the service in the foreground."),
     "ledger": Entry("Auditors", "auditors", "The log: read it, export it, verify it."),
+    "witness": Entry("Witnesses", "witnesses", "Watch a log from another machine: cosign its checkpoints."),
     "completion": Entry("Everyone", "people", "Print the shell's completion script."),
 }
 

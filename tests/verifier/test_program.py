@@ -173,9 +173,9 @@ OTHERS = ("torch", "transformers", "sqlalchemy", "cedarpy", "fastapi", "click", 
 
 @pytest.fixture(scope="module")
 def zipapp(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("zipapp") / "appliance-verify.pyz"
-    subprocess.run([sys.executable, ROOT / "scripts/zipapp", "--output", path], check=True, capture_output=True)
-    return path
+    folder = tmp_path_factory.mktemp("zipapp")
+    subprocess.run([sys.executable, ROOT / "scripts/zipapp", "--output", folder], check=True, capture_output=True)
+    return folder / "appliance-verify.pyz"
 
 
 def run_zipapp(zipapp: Path, refused: tuple[str, ...], *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -207,6 +207,6 @@ def test_the_zipapp_fails_on_a_broken_log(zipapp: Path, files: Files) -> None:
 
 
 def test_the_same_sources_give_the_same_zipapp(zipapp: Path, tmp_path: Path) -> None:
-    again = tmp_path / "again.pyz"
-    subprocess.run([sys.executable, ROOT / "scripts/zipapp", "--output", again], check=True, capture_output=True)
-    assert again.read_bytes() == zipapp.read_bytes()
+    subprocess.run([sys.executable, ROOT / "scripts/zipapp", "--output", tmp_path], check=True, capture_output=True)
+    for name in ("appliance-verify.pyz", "appliance-witness.pyz"):
+        assert (tmp_path / name).read_bytes() == (zipapp.parent / name).read_bytes()
