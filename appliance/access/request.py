@@ -220,6 +220,25 @@ def _revoke_adapter(known: state.State, order: orders.RevokeAdapter, signer: sta
     return _adapter(known, order), {}
 
 
+def _key(
+    known: state.State, order: orders.ReplaceKey | orders.RotateKey | orders.RevokeKey, signer: state.Principal
+) -> Facts:
+    return _principal(known, order.principal), {}
+
+
+def _rotate_log_key(known: state.State, order: orders.RotateLogKey, signer: state.Principal) -> Facts:
+    return Thing("LogKey", order.log_key, {"vkey": order.log_key}), {}
+
+
+def _erase(known: state.State, order: orders.Erase, signer: state.Principal) -> Facts:
+    text = _find(known.texts, order.commitment)
+    return Thing("Text", order.commitment, {"signer": text.signer, "subjects": text.subjects}), {}
+
+
+def _hold(known: state.State, order: orders.PlaceHold, signer: state.Principal) -> Facts:
+    return Thing("Hold", order.subject, {"subject": order.subject}), {}
+
+
 _FACTS: dict[type[orders.Order], Callable[..., Facts]] = {
     orders.Enroll: _enroll,
     orders.Grant: _grant,
@@ -234,4 +253,11 @@ _FACTS: dict[type[orders.Order], Callable[..., Facts]] = {
     orders.Activate: _release,
     orders.RollBack: _release,
     orders.RevokeAdapter: _revoke_adapter,
+    orders.ReplaceKey: _key,
+    orders.RotateKey: _key,
+    orders.RevokeKey: _key,
+    orders.RotateLogKey: _rotate_log_key,
+    orders.Erase: _erase,
+    orders.PlaceHold: _hold,
+    orders.LiftHold: _hold,
 }

@@ -45,6 +45,9 @@ ADAPTER = Thing(
 )
 POLICY = Thing("Policy", _DIGEST, {"digest": _DIGEST})
 PENDING = pending_thing(_DIGEST, "enroll", ADMINISTRATOR)
+LOG_KEY = Thing("LogKey", "bank.example/log+00000000+AQ==", {"vkey": "bank.example/log+00000000+AQ=="})
+TEXT = Thing("Text", "hmac-" + _DIGEST, {"signer": "olga", "subjects": ("run:r-000001",)})
+HOLD = Thing("Hold", "adapter:adapter@1", {"subject": "adapter:adapter@1"})
 NEWCOMER = principal_thing("nina", ())
 
 _NOW = {"now": Moment("2026-01-15T09:30:00.000Z"), "single_administrator": False}
@@ -73,5 +76,12 @@ SAMPLES: dict[str, Request] = {
         Request(OWNER, "activate", ADAPTER, {**_NOW, **_RELEASE}),
         Request(OWNER, "roll-back", ADAPTER, {**_NOW, **_RELEASE}),
         Request(REVIEWER, "revoke-adapter", ADAPTER, _NOW),
+        Request(ADMINISTRATOR, "replace-key", REVIEWER, _NOW),
+        Request(REVIEWER, "rotate-key", REVIEWER, _NOW),
+        Request(ADMINISTRATOR, "revoke-key", REVIEWER, _NOW),
+        Request(ADMINISTRATOR, "rotate-log-key", LOG_KEY, _NOW),
+        Request(ADMINISTRATOR, "erase", TEXT, _NOW),
+        Request(ADMINISTRATOR, "place-hold", HOLD, _NOW),
+        Request(ADMINISTRATOR, "lift-hold", HOLD, _NOW),
     )
 }

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from appliance.domain.custody import unwitnessed
 from appliance.domain.entry import parse_entry
-from appliance.domain.invariants import inadmissible, released, standing_reviews
+from appliance.domain.invariants import inadmissible, release_lapsed, released, standing_reviews
 from appliance.domain.names import Time, versioned
 from appliance.domain.orders import Activate, Review, RollBack
-from appliance.domain.signatures import read_order
+from appliance.domain.signatures import read_logged_order
 from appliance.domain.state import Activation, Adapter, ReviewRecord, State, release_key
 from appliance.errors import ApplianceError, NotAuthenticated, Tampered
 from appliance.formats.bundle import verify_model
@@ -75,7 +76,8 @@ def decide_admission(state: State, unit: str, task: str, evidence: Evidence, now
         *(partial(check_review, state, adapter, review, evidence) for review in reviews),
     ]
     failures = [error for check in checks if (error := _failure(check)) is not None]
-    reasons = [*(error.message for error in failures), *inadmissible(state, adapter, unit, now)]
+    reasons = [error.message for error in failures]
+    reasons += [*inadmissible(state, adapter, unit, now), *release_lapsed(state, release), *unwitnessed(state, now)]
     approvals = tuple(review.index for review in reviews)
     # A signer who was revoked since is a reason to refuse; the adapter's bytes are as they were.
     tampered = any(not isinstance(error, NotAuthenticated) for error in failures)
@@ -154,7 +156,7 @@ def check_release(
     state: State, adapter: Adapter, unit: str, task: str, activation: Activation, evidence: Evidence
 ) -> None:
     """The release owner's own signature names this adapter's bytes for this unit and task."""
-    order = _logged_order(state, activation.index, activation.order, None, evidence)
+    order = _logged_order(state, activation.index, activation.order, activation.keyid, evidence)
     if not isinstance(order, Activate | RollBack):
         raise Tampered(f"entry {activation.index}: expected a release, got {order}")
     found = (order.signer, order.manifest, order.unit, order.task)
@@ -163,12 +165,12 @@ def check_release(
         raise Tampered(f"entry {activation.index}, release: expected {expected}, got {found}")
 
 
-def _logged_order(state: State, index: int, digest: str, keyid: str | None, evidence: Evidence) -> object:
+def _logged_order(state: State, index: int, digest: str, keyid: str, evidence: Evidence) -> object:
     logged = _open(state, index, evidence)
     entry = parse_entry(logged.entry)
     if logged.envelope is None or digest_bytes(logged.envelope) != entry.documents.get("order"):
         raise Tampered(f"entry {index}, order: expected {entry.documents.get('order')}, got other bytes")
-    accepted = read_order(state, logged.envelope)
-    if accepted.digest != digest or keyid not in (None, accepted.keyid):
+    accepted = read_logged_order(state, logged.envelope, index)
+    if (accepted.digest, accepted.keyid) != (digest, keyid):
         raise Tampered(f"entry {index}, order: expected {digest} under {keyid}, got {accepted.digest}")
     return accepted.order

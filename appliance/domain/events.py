@@ -143,6 +143,52 @@ class PrincipalRevoked(Ordered):
     type = "principal.revoked"
 
 
+class KeyEnrolled(Endorsed):
+    """`order` is the person's own `rotate-key`, or endorses the `replace-key` in `endorsed`."""
+
+    type = "key.enrolled"
+    documents = ("order", "possession")
+
+
+class KeyRevoked(Ordered):
+    type = "key.revoked"
+
+
+class LogKeyRotated(Endorsed):
+    """From here on the log's checkpoints are signed by the key that the order names."""
+
+    type = "log-key.rotated"
+
+
+class TextErased(Endorsed):
+    """With this entry the text behind the order's commitment was removed."""
+
+    type = "text.erased"
+
+
+class HoldPlaced(Ordered):
+    type = "hold.placed"
+
+
+class HoldLifted(Endorsed):
+    type = "hold.lifted"
+
+
+class CheckpointCosigned(Event):
+    """A witness saw the log grow to `size`; `note` is the checkpoint with its line, `proof` (RFC 6962, base64) that the
+    log up to this entry begins with what it saw."""
+
+    type = "checkpoint.cosigned"
+    documents = ("note",)
+    witness: str = Field(max_length=200)
+    size: int = Field(ge=1)
+    time: Time
+    proof: tuple[Base64, ...] = Field(max_length=63)
+
+    def about(self) -> tuple[str, ...]:
+        return (f"witness:{self.witness}",)
+
+
 class PolicyAdopted(Endorsed):
     type = "policy.adopted"
     documents = ("order", "policy")
@@ -441,6 +487,6 @@ EVENTS: dict[str, type[Event]] = {
         DatasetImported, RunRequested, RunStarted, RunFinished, RunFailed, RunCancelled, AdapterSealed,
         AdapterQuarantined, BaseQuarantined, ReviewRecorded, ReleaseActivated, ReleaseRolledBack, AdapterRevoked,
         AdapterAdmitted, AdmissionRefused, AdapterLoaded, AdapterUnloaded, RequestAdmitted, RequestFinished,
-        RequestRefused,
+        RequestRefused, KeyEnrolled, KeyRevoked, LogKeyRotated, TextErased, HoldPlaced, HoldLifted, CheckpointCosigned,
     )
 }  # fmt: skip

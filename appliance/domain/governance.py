@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 
 from appliance.domain.case import Case, Puts
+from appliance.domain.custody import bound_texts
 from appliance.domain.events import (
     AuthRefused,
     Heartbeat,
@@ -13,10 +14,19 @@ from appliance.domain.events import (
     ServiceStarted,
     ServiceStopped,
 )
-from appliance.domain.orders import TWO_ADMINISTRATORS, AdoptPolicy, Endorse, Enroll, Grant, Order, RevokePrincipal
+from appliance.domain.orders import (
+    TWO_ADMINISTRATORS,
+    AdoptPolicy,
+    Endorse,
+    Enroll,
+    Grant,
+    NewKey,
+    Order,
+    RevokePrincipal,
+)
 from appliance.domain.policy import parse_policy
 from appliance.domain.signatures import accept_session, check_possession, read_order
-from appliance.domain.state import Key, PendingOrder, Principal, Site
+from appliance.domain.state import Key, LogKey, PendingOrder, Principal, Site
 from appliance.errors import BadInput, Denied
 from appliance.formats.digest import digest_bytes
 from appliance.formats.keys import keyid_of, parse_spki
@@ -39,7 +49,7 @@ def initialized(case: Case) -> Puts:
     policy = parse_policy(case.documents["policy"])
     site = Site(
         origin=body.origin,
-        log_key=body.log_key,
+        log_keys=(LogKey(vkey=body.log_key, since=0),),
         adapter_key=body.adapter_key,
         single_administrator=body.single_administrator,
         policy=policy.digest,
@@ -60,8 +70,13 @@ def _person(case: Case, name: str, printed_name: str | None, roles: tuple[str, .
             name,
             Principal(name=name, printed_name=printed_name, roles=roles, keyid=keyid, enrolled=index),
         ),
-        (case.state.keys, keyid, Key(keyid=keyid, spki=spki, principal=name, enrolled=index)),
+        (case.state.keys, keyid, new_key(case, name, spki, keyid)),
     ]
+
+
+def new_key(case: Case, name: str, spki: str, keyid: str) -> Key:
+    entry = case.entry
+    return Key(keyid=keyid, spki=spki, principal=name, enrolled=entry.index, enrolled_at=entry.time)
 
 
 def order_pending(case: Case) -> Puts:
@@ -71,7 +86,7 @@ def order_pending(case: Case) -> Puts:
     case.require(order.verb in TWO_ADMINISTRATORS, "verb", f"one of {', '.join(TWO_ADMINISTRATORS)}", order.verb)
     case.require(not case.state.site.single_administrator, "administrators", "two", "a single one, who needs no second")
     case.allowed(type(order))
-    _check_attachments(case, order)
+    check_attachments(case, order)
     pending = PendingOrder(
         digest=accepted.digest,
         verb=order.verb,
@@ -82,13 +97,13 @@ def order_pending(case: Case) -> Puts:
     return [(case.state.pending, accepted.digest, pending)]
 
 
-def _check_attachments(case: Case, order: Order) -> None:
+def check_attachments(case: Case, order: Order) -> None:
     """What the order binds by digest lies beside it, and is what it must be."""
-    expected = {Enroll: "possession", AdoptPolicy: "policy"}.get(type(order))
+    expected = "possession" if isinstance(order, NewKey) else "policy" if isinstance(order, AdoptPolicy) else None
     got = sorted(set(case.documents) & {"possession", "policy"})
     if got != ([] if expected is None else [expected]):
         raise BadInput(f"entry {case.entry.index}: documents beside the order: expected {expected}, got {got}")
-    if isinstance(order, Enroll):
+    if isinstance(order, NewKey):
         check_possession(case.state, order, case.documents["possession"])
     if isinstance(order, AdoptPolicy):
         data = case.documents["policy"]
@@ -96,7 +111,7 @@ def _check_attachments(case: Case, order: Order) -> None:
         parse_policy(data)
 
 
-def _endorsed(case: Case) -> tuple[Order, Puts]:
+def endorsed(case: Case) -> tuple[Order, Puts]:
     """The order that two administrators signed, or the one order of a single administrator."""
     first = case.accepted.order
     if not isinstance(first, Endorse):
@@ -106,20 +121,20 @@ def _endorsed(case: Case) -> tuple[Order, Puts]:
     endorse = case.allowed(Endorse)
     if "endorsed" not in case.documents:
         raise BadInput(f"entry {case.entry.index}: document endorsed: expected the order {endorse.order}, got none")
-    accepted = read_order(case.state, case.documents["endorsed"])
+    accepted = read_order(case.state, case.documents["endorsed"], case.entry.time)
     case.require(accepted.digest == endorse.order, "endorsed", endorse.order, accepted.digest)
     return accepted.order, [(case.state.pending, endorse.order, None)]
 
 
 def enrolled(case: Case) -> Puts:
-    order, puts = _endorsed(case)
+    order, puts = endorsed(case)
     enroll = case.allowed(Enroll, order)
-    _check_attachments(case, enroll)
+    check_attachments(case, enroll)
     return puts + _person(case, enroll.principal, enroll.printed_name, enroll.roles, enroll.key, enroll.keyid)
 
 
 def granted(case: Case) -> Puts:
-    order, puts = _endorsed(case)
+    order, puts = endorsed(case)
     grant = case.allowed(Grant, order)
     principal = case.state.principals.get(grant.principal)
     if principal is None:
@@ -129,9 +144,9 @@ def granted(case: Case) -> Puts:
 
 
 def adopted(case: Case) -> Puts:
-    order, puts = _endorsed(case)
+    order, puts = endorsed(case)
     adopt = case.allowed(AdoptPolicy, order)
-    _check_attachments(case, adopt)
+    check_attachments(case, adopt)
     policy = parse_policy(case.documents["policy"])
     site = case.state.site.model_copy(update={"policy": policy.digest, "parameters": policy.parameters})
     return [*puts, (case.state.sites, "site", site)]
@@ -144,7 +159,8 @@ def revoked(case: Case) -> Puts:
     principal = state.principals.get(order.principal)
     if principal is None:
         raise Denied(f"entry {index}: principal: expected a standing one, got {order.principal}")
-    puts: Puts = [(state.principals, principal.name, principal.model_copy(update={"revoked": index}))]
+    gone = principal.model_copy(update={"revoked": index, "revoked_at": case.entry.time})
+    puts: Puts = [(state.principals, principal.name, gone)]
     for key in state.keys.values():
         if key.principal == principal.name and key.revoked is None:
             puts.append((state.keys, key.keyid, key.model_copy(update={"revoked": index})))
@@ -154,11 +170,11 @@ def revoked(case: Case) -> Puts:
 def refused(case: Case) -> Puts:
     """A refusal binds an authentic order, so that nobody's refusals can be invented by the service."""
     body = case.of(OrderRefused)
-    accepted = read_order(case.state, case.documents["order"])
+    accepted = read_order(case.state, case.documents["order"], case.entry.time)
     case.require(accepted.digest == body.order, "order", body.order, accepted.digest)
     case.require(accepted.order.verb == body.verb, "verb", accepted.order.verb, body.verb)
     case.require(accepted.order.signer == case.entry.actor, "actor", accepted.order.signer, case.entry.actor)
-    return []
+    return list(bound_texts(case.state, case.entry, accepted.order))
 
 
 def session_opened(case: Case) -> Puts:

@@ -10,6 +10,7 @@ import base64
 from collections.abc import Callable
 from typing import TypeVar
 
+from appliance.domain import custody
 from appliance.domain.names import EXCLUSIVE_ROLES, Time, add_seconds, split_version
 from appliance.domain.orders import (
     Activate,
@@ -17,18 +18,26 @@ from appliance.domain.orders import (
     Cancel,
     Endorse,
     Enroll,
+    Erase,
     Grant,
     ImportBase,
     ImportDataset,
+    LiftHold,
+    NewKey,
     Order,
+    PlaceHold,
+    ReplaceKey,
     Review,
     RevokeAdapter,
+    RevokeKey,
     RevokePrincipal,
     RollBack,
+    RotateKey,
+    RotateLogKey,
     Train,
 )
 from appliance.domain.recipe import LINEAR_LAYERS, ResolvedRecipe
-from appliance.domain.state import Adapter, Base, Dataset, Principal, ReviewRecord, State, release_key
+from appliance.domain.state import Adapter, Base, Dataset, Principal, Release, ReviewRecord, State, release_key
 from appliance.errors import ApplianceError
 from appliance.formats.keys import keyid_of
 
@@ -54,6 +63,11 @@ def _enroll(state: State, order: Enroll, signer: Principal, now: Time) -> Reason
     reasons = _needs(signer, "administrator") + exclusive_roles(order.roles)
     if order.principal in state.principals:
         reasons.append(f"principal: expected a name never used here, got {order.principal}")
+    return reasons + _new_key(state, order) + _units_of(state, order.roles)
+
+
+def _new_key(state: State, order: NewKey) -> Reasons:
+    reasons = []
     held = state.keys.get(order.keyid)
     if held is not None:
         reasons.append(f"key: expected one never enrolled here, got {order.keyid}, which belongs to {held.principal}")
@@ -63,7 +77,37 @@ def _enroll(state: State, order: Enroll, signer: Principal, now: Time) -> Reason
         keyid = "no public key"
     if keyid != order.keyid:
         reasons.append(f"key: expected the key id {order.keyid}, got {keyid}")
-    return reasons + _units_of(state, order.roles)
+    return reasons
+
+
+def _replace_key(state: State, order: ReplaceKey, signer: Principal, now: Time) -> Reasons:
+    return _needs(signer, "administrator") + _new_key(state, order) + _standing(state, order.principal)
+
+
+def _rotate_key(state: State, order: RotateKey, signer: Principal, now: Time) -> Reasons:
+    reasons = _new_key(state, order) + overlap(state, order.old_until, now)
+    if order.principal != signer.name:
+        reasons.append(f"principal: expected the signer's own name {signer.name}, got {order.principal}")
+    return reasons
+
+
+def _revoke_key(state: State, order: RevokeKey, signer: Principal, now: Time) -> Reasons:
+    reasons = [] if signer.name == order.principal else _needs(signer, "administrator")
+    key = state.keys.get(order.keyid)
+    if key is None or key.principal != order.principal:
+        return [*reasons, f"key: expected one of {order.principal}, got {order.keyid}"]
+    if key.distrusted is not None and (order.since is None or order.since >= key.distrusted):
+        reasons.append(f"key {order.keyid}: expected one that counts, got one revoked from entry {key.distrusted} on")
+    if order.since is not None and not key.enrolled < order.since <= state.size:
+        reasons.append(f"since: expected an entry in {key.enrolled + 1} to {state.size}, got {order.since}")
+    return reasons
+
+
+def _standing(state: State, name: str) -> Reasons:
+    principal = state.principals.get(name)
+    if principal is None or principal.revoked is not None:
+        return [f"principal: expected a standing one, got {name}"]
+    return []
 
 
 def _grant(state: State, order: Grant, signer: Principal, now: Time) -> Reasons:
@@ -102,11 +146,7 @@ def is_unit(state: State, name: str) -> bool:
 
 
 def _revoke_principal(state: State, order: RevokePrincipal, signer: Principal, now: Time) -> Reasons:
-    reasons = _needs(signer, "administrator")
-    principal = state.principals.get(order.principal)
-    if principal is None or principal.revoked is not None:
-        reasons.append(f"principal: expected a standing one, got {order.principal}")
-    return reasons
+    return _needs(signer, "administrator") + _standing(state, order.principal)
 
 
 def _adopt_policy(state: State, order: AdoptPolicy, signer: Principal, now: Time) -> Reasons:
@@ -123,6 +163,33 @@ def _endorse(state: State, order: Endorse, signer: Principal, now: Time) -> Reas
     if pending.expires_at <= now:
         reasons.append(f"order: expected one that stands at {now}, got one that expired at {pending.expires_at}")
     return reasons
+
+
+def _rotate_log_key(state: State, order: RotateLogKey, signer: Principal, now: Time) -> Reasons:
+    return (
+        _needs(signer, "administrator") + custody.log_key(state, order.log_key) + overlap(state, order.old_until, now)
+    )
+
+
+def overlap(state: State, until: Time, now: Time) -> Reasons:
+    limit = add_seconds(now, state.parameters.key_overlap_s)
+    return [f"old keys: expected them to stand until {limit} at most, got {until}"] if until > limit else []
+
+
+def _erase(state: State, order: Erase, signer: Principal, now: Time) -> Reasons:
+    return _needs(signer, "administrator") + custody.kept(state, order.commitment, now)
+
+
+def _place_hold(state: State, order: PlaceHold, signer: Principal, now: Time) -> Reasons:
+    reasons = _needs(signer, "administrator", "auditor")
+    if (hold := state.holds.get(order.subject)) is not None:
+        reasons.append(f"hold: expected none on {order.subject}, got that of entry {hold.index}")
+    return reasons
+
+
+def _lift_hold(state: State, order: LiftHold, signer: Principal, now: Time) -> Reasons:
+    missing = [] if order.subject in state.holds else [f"hold: expected one on {order.subject}, got none"]
+    return _needs(signer, "administrator") + missing
 
 
 def _import_base(state: State, order: ImportBase, signer: Principal, now: Time) -> Reasons:
@@ -232,6 +299,8 @@ def _activate(state: State, order: Activate | RollBack, signer: Principal, now: 
     reasons = _needs(signer, f"release-owner:{order.unit}")
     if signer.name == adapter.ordered_by:
         reasons.append(f"separation of duties: expected a release owner who did not order the run, got {signer.name}")
+    if adapter.purpose != "release":
+        reasons.append(f"adapter {order.name}: expected one made for release, got one made as a {adapter.purpose}")
     return reasons + inadmissible(state, adapter, order.unit, now)
 
 
@@ -261,8 +330,13 @@ def _revoke_adapter(state: State, order: RevokeAdapter, signer: Principal, now: 
 
 def standing_reviews(state: State, adapter: Adapter, unit: str, now: Time) -> list[ReviewRecord]:
     """Each reviewer's latest decision for the unit, where reviewer, key, role, duties and date still hold."""
-    latest = {review.reviewer: review for review in adapter.reviews if review.unit == unit}
-    return [review for review in latest.values() if not review_lapsed(state, adapter, review, now)]
+    latest = latest_reviews(adapter, unit)
+    return [review for review in latest if not review_lapsed(state, adapter, review, now)]
+
+
+def latest_reviews(adapter: Adapter, unit: str) -> list[ReviewRecord]:
+    """Each reviewer's last word on the adapter for the unit."""
+    return list({review.reviewer: review for review in adapter.reviews if review.unit == unit}.values())
 
 
 def review_lapsed(state: State, adapter: Adapter, review: ReviewRecord, now: Time) -> str | None:
@@ -271,8 +345,8 @@ def review_lapsed(state: State, adapter: Adapter, review: ReviewRecord, now: Tim
     key = state.keys.get(review.keyid)
     if reviewer is None or not reviewer.has(f"reviewer:{review.field}"):
         return f"review {review.index}: expected {review.reviewer} to be a standing reviewer of {review.field}"
-    if key is None or key.principal != review.reviewer or key.revoked is not None or key.enrolled >= review.index:
-        return f"review {review.index}: expected a standing key enrolled before it, got {review.keyid}"
+    if key is None or key.principal != review.reviewer or not key.counts(review.index):
+        return f"review {review.index}: expected a key that counts at that entry, got {review.keyid}"
     if review.valid_until <= now:
         return f"review {review.index}: expected one that stands at {now}, got one that expired at {review.valid_until}"
     if _duties(adapter, review.reviewer):
@@ -291,11 +365,23 @@ def inadmissible(state: State, adapter: Adapter, unit: str, now: Time) -> Reason
     if not is_unit(state, unit):
         reasons.append(f"unit: expected an enrolled one, got {unit}")
     reasons += _base_is(state, adapter.base, adapter.base_digest)
-    reviews = standing_reviews(state, adapter, unit, now)
-    rejected = [r for r in reviews if r.decision == "reject"]
-    approved = [r for r in reviews if r.decision == "approve"]
+    # A rejection has no date and needs no standing reviewer: only its own reviewer lifts it.
+    latest = latest_reviews(adapter, unit)
+    rejected = [r for r in latest if r.decision == "reject"]
+    approved = [r for r in standing_reviews(state, adapter, unit, now) if r.decision == "approve"]
     reasons += [f"review {r.index}: expected an approval, got a rejection by {r.reviewer}" for r in rejected]
     return reasons + _quorum(state, name, unit, approved)
+
+
+def release_lapsed(state: State, release: Release) -> Reasons:
+    """Why today's release no longer counts: whoever signed it has gone, or the key does not count."""
+    activation = release.current
+    owner, key = state.principals.get(activation.signer), state.keys.get(activation.keyid)
+    if owner is None or not owner.has(f"release-owner:{release.unit}"):
+        return [f"release {activation.index}: expected {activation.signer} to be a standing release owner"]
+    if key is None or not key.counts(activation.index):
+        return [f"release {activation.index}: expected a key that counts at that entry, got {activation.keyid}"]
+    return []
 
 
 def _quorum(state: State, name: str, unit: str, approved: list[ReviewRecord]) -> Reasons:
@@ -346,4 +432,11 @@ _RULES: dict[type[Order], Callable[..., Reasons]] = {
     Activate: _activate,
     RollBack: _roll_back,
     RevokeAdapter: _revoke_adapter,
+    ReplaceKey: _replace_key,
+    RotateKey: _rotate_key,
+    RevokeKey: _revoke_key,
+    RotateLogKey: _rotate_log_key,
+    Erase: _erase,
+    PlaceHold: _place_hold,
+    LiftHold: _lift_hold,
 }

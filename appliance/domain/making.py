@@ -35,10 +35,11 @@ def import_requested(case: Case) -> Puts:
     order: ImportBase | ImportDataset
     if isinstance(case.accepted.order, ImportBase):
         order = case.allowed(ImportBase)
-        subject, classification = f"base:{order.base}", ""
+        subject, classification, base, digest = f"base:{order.base}", "", "", ""
     else:
         order = case.allowed(ImportDataset)
         subject, classification = f"dataset:{order.dataset}", order.classification
+        base, digest = order.base, order.base_digest
     record = Import(
         order=case.accepted.digest,
         verb=order.verb,
@@ -46,6 +47,8 @@ def import_requested(case: Case) -> Puts:
         signer=order.signer,
         licence=order.licence,
         classification=classification,
+        base=base,
+        base_digest=digest,
         index=case.entry.index,
         status="requested",
     )
@@ -96,6 +99,8 @@ def dataset_imported(case: Case) -> Puts:
     base = case.state.bases.get(body.base)
     if base is None:
         raise Denied(f"entry {case.entry.index}: base: expected an imported one, got {body.base}")
+    rendered_for = (base.name, base.digest)
+    case.require(rendered_for == (record.base, record.base_digest), "base", record.base, body.base)
     parse_manifest(case.documents["manifest"])
     dataset = Dataset(
         name=name,
@@ -128,6 +133,7 @@ def run_requested(case: Case) -> Puts:
         base_digest=order.base_digest,
         dataset=order.recipe.dataset,
         dataset_digest=order.dataset_digest,
+        purpose=order.recipe.purpose,
         index=case.entry.index,
         status="queued",
     )
@@ -207,6 +213,7 @@ def adapter_sealed(case: Case) -> Puts:
         dataset_by=dataset.imported_by,
         base=run.base,
         base_digest=run.base_digest,
+        purpose=run.purpose,
         index=case.entry.index,
     )
     return [*_move(case.state, run, "sealed"), (case.state.adapters, body.adapter, adapter)]

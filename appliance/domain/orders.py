@@ -62,17 +62,82 @@ class Order(Value):
         return ((name, digest_bytes(encode_value(self))),)
 
 
-class Enroll(Order):
-    verb = "enroll"
+class NewKey(Order):
+    """Brings in a person's key, which has proved that somebody holds it."""
+
     principal: Identifier
-    printed_name: Commitment
-    roles: tuple[Role, ...] = Field(min_length=1, max_length=8)
     key: Base64 = Field(description="SubjectPublicKeyInfo, DER")
     keyid: Digest
     possession: Digest = Field(description="PAE digest of the statement by which the new key proves possession")
 
     def subjects(self) -> Subjects:
         return ((f"principal:{self.principal}", self.keyid),)
+
+
+class Enroll(NewKey):
+    verb = "enroll"
+    printed_name: Commitment
+    roles: tuple[Role, ...] = Field(min_length=1, max_length=8)
+
+
+class ReplaceKey(NewKey):
+    """Administrators give a person a new key, because the old one is lost: it ends at once."""
+
+    verb = "replace-key"
+
+
+class RotateKey(NewKey):
+    """A person's own: the new key takes over, the old ones stand until a time."""
+
+    verb = "rotate-key"
+    old_until: Time
+
+
+class RevokeKey(Order):
+    """Ends a key; with `since`, what it signed in that entry or later does not count."""
+
+    verb = "revoke-key"
+    principal: Identifier
+    keyid: Digest
+    since: int | None = Field(ge=0)
+
+    def subjects(self) -> Subjects:
+        return ((f"principal:{self.principal}", self.keyid),)
+
+
+class RotateLogKey(Order):
+    """A new key signs the log's checkpoints; until a time the old ones sign beside it."""
+
+    verb = "rotate-log-key"
+    log_key: str = Field(max_length=400)
+    old_until: Time
+
+    def subjects(self) -> Subjects:
+        return self._self("log-key")
+
+
+class Erase(Order):
+    """The text behind a commitment goes; the commitment stays, and every signature over it holds."""
+
+    verb = "erase"
+    commitment: Commitment
+
+    def subjects(self) -> Subjects:
+        return self._self(f"text:{self.commitment}")
+
+
+class PlaceHold(Order):
+    """A legal hold: no text about the subject is erased while it stands."""
+
+    verb = "place-hold"
+    subject: str = Field(pattern=r"^[a-z-]{1,20}:[a-z0-9@-]{1,100}$")
+
+    def subjects(self) -> Subjects:
+        return self._self(self.subject)
+
+
+class LiftHold(PlaceHold):
+    verb = "lift-hold"
 
 
 class Grant(Order):
@@ -211,6 +276,13 @@ class RevokeAdapter(_OnAdapter):
 
 AnyOrder = (
     Enroll
+    | ReplaceKey
+    | RotateKey
+    | RevokeKey
+    | RotateLogKey
+    | Erase
+    | PlaceHold
+    | LiftHold
     | Grant
     | RevokePrincipal
     | AdoptPolicy
@@ -230,11 +302,12 @@ ORDERS: dict[str, type[Order]] = {
     for model in (
         Enroll, Grant, RevokePrincipal, AdoptPolicy, Endorse, ImportBase, ImportDataset,
         Train, Cancel, Review, Activate, RollBack, RevokeAdapter,
+        ReplaceKey, RotateKey, RevokeKey, RotateLogKey, Erase, PlaceHold, LiftHold,
     )
 }  # fmt: skip
 
-TWO_ADMINISTRATORS = ("enroll", "grant", "adopt-policy")
-"""Verbs that change who has power; they stand only when as many administrators as policy asks have signed."""
+TWO_ADMINISTRATORS = ("enroll", "grant", "adopt-policy", "replace-key", "rotate-log-key", "erase", "lift-hold")
+"""Verbs that change who has power or what can be known; they stand only when two administrators have signed."""
 
 
 def encode_order(order: Order) -> bytes:

@@ -7,6 +7,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from appliance.domain.names import Identifier, Value, encode_value, parse_value
+from appliance.errors import BadInput
+from appliance.formats.cosignature import parse_witness_vkey
 from appliance.formats.digest import digest_bytes
 
 LAYERS = ("user-ns", "network-ns", "pid-ns", "ipc-ns", "mount-ns", "uts-ns", "seccomp", "landlock")
@@ -25,6 +27,19 @@ class Parameters(Value):
     token_lifetime_s: int = Field(default=3_600, ge=60, le=3_600)
     clock_skew_s: int = Field(default=60, ge=0, le=600)
     accepted_missing_layers: tuple[str, ...] = Field(default=())
+    key_overlap_s: int = Field(
+        default=2_592_000, ge=0, le=31_536_000, description="how long a replaced key may stand on"
+    )
+    name_retention_s: int = Field(
+        default=15_552_000,
+        ge=0,
+        le=3_153_600_000,
+        description="a printed name stays so long after its owner has gone",
+    )
+    text_retention_s: int = Field(default=0, ge=0, le=3_153_600_000, description="free text stays this long")
+    witnesses: tuple[str, ...] = Field(default=(), max_length=16, description="vkeys (C2SP tlog-cosignature, 0x04)")
+    witness_quorum: int = Field(default=0, ge=0, le=16, description="cosignatures that admission asks for")
+    witness_lifetime_s: int = Field(default=604_800, ge=60, le=31_536_000, description="and how old they may be")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -35,7 +50,18 @@ class Parameters(Value):
         unknown = sorted(set(self.accepted_missing_layers) - set(LAYERS))
         if unknown:
             raise ValueError(f"accepted_missing_layers: expected some of {', '.join(LAYERS)}, got {', '.join(unknown)}")
+        self._check_witnesses()
         return self
+
+    def _check_witnesses(self) -> None:
+        try:
+            names = [parse_witness_vkey(vkey).name for vkey in self.witnesses]
+        except BadInput as error:
+            raise ValueError(f"witnesses: {error.message}") from None
+        if len(set(names)) != len(names):
+            raise ValueError(f"witnesses: expected each name once, got {', '.join(names)}")
+        if self.witness_quorum > len(names):
+            raise ValueError(f"witness_quorum: expected at most the {len(names)} witnesses, got {self.witness_quorum}")
 
 
 class PolicySet(Value):

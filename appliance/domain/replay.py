@@ -144,7 +144,7 @@ class Replay:
         if decide is None:
             return None
         try:
-            order = read_order(self.state, documents["order"]).order
+            order = read_order(self.state, documents["order"], entry.time).order
         except ApplianceError:
             return None  # the rules will say so
         principal = self.state.principals.get(order.signer)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from appliance.domain import governance, making, serving
+from appliance.domain import governance, keeping, making, serving
 from appliance.domain.case import Case, Puts
+from appliance.domain.custody import bound_texts
 from appliance.domain.entry import Entry
 from appliance.domain.events import EVENTS, Event, Ordered
 from appliance.domain.names import explain
@@ -25,7 +26,7 @@ from appliance.formats.timestamp import check_time
 
 Rule = Callable[[Case], Puts]
 
-RULES: dict[str, Rule] = {**governance.RULES, **making.RULES, **serving.RULES}
+RULES: dict[str, Rule] = {**governance.RULES, **making.RULES, **serving.RULES, **keeping.RULES}
 
 
 def apply(state: State, entry: Entry, documents: Mapping[str, bytes]) -> None:
@@ -45,6 +46,8 @@ def apply(state: State, entry: Entry, documents: Mapping[str, bytes]) -> None:
         check_order_entry(case)
         puts.append((state.orders, case.accepted.digest, SeenOrder(digest=case.accepted.digest, index=entry.index)))
     puts += RULES[entry.type](case)
+    order = None if case.order is None else case.order.order
+    puts += bound_texts(state, entry, order, getattr(body, "message", ""))
     check_subjects(case)
     for table, key, value in puts:
         table.put(key, value)
@@ -110,7 +113,7 @@ def check_subjects(case: Case) -> None:
     """An entry is filed under everything it is about and under nothing else, so that no search misses it."""
     orders = [] if case.order is None else [(case.order.digest, case.order.order)]
     if "endorsed" in case.documents:
-        endorsed = read_order(case.state, case.documents["endorsed"])
+        endorsed = read_order(case.state, case.documents["endorsed"], case.entry.time)
         orders.append((endorsed.digest, endorsed.order))
     expected = subjects_of(case.body, tuple(orders))
     if case.entry.subjects != expected:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from appliance.domain.case import Case, Puts
+from appliance.domain.custody import unwitnessed
 from appliance.domain.events import (
     AdapterAdmitted,
     AdapterLoaded,
@@ -12,7 +13,7 @@ from appliance.domain.events import (
     RequestFinished,
     RequestRefused,
 )
-from appliance.domain.invariants import inadmissible, released, standing_reviews
+from appliance.domain.invariants import inadmissible, release_lapsed, released, standing_reviews
 from appliance.domain.orders import Activate, RollBack
 from appliance.domain.state import Activation, Adapter, OpenRequest, Release, Slot, release_key
 from appliance.errors import Denied
@@ -36,6 +37,7 @@ def _release(case: Case, order: Activate | RollBack, kind: str) -> Puts:
             "adapter": order.name,
             "manifest": order.manifest,
             "signer": order.signer,
+            "keyid": case.accepted.keyid,
             "kind": kind,
         }
     )
@@ -48,7 +50,9 @@ def _admissible(case: Case, unit: str, task: str) -> Adapter:
     adapter = released(case.state, unit, task)
     if adapter is None:
         raise Denied(f"entry {case.entry.index}: release: expected one for {unit}/{task}, got none")
+    release = case.state.releases.get(release_key(unit, task))
     reasons = inadmissible(case.state, adapter, unit, case.entry.time)
+    reasons += [] if release is None else release_lapsed(case.state, release)
     if reasons:
         raise Denied(f"admission of {adapter.name}@{adapter.version} for {unit}", reasons=tuple(reasons))
     return adapter
@@ -64,6 +68,8 @@ def admitted(case: Case) -> Puts:
     standing = tuple(r.index for r in standing_reviews(case.state, adapter, body.unit, case.entry.time))
     case.require(body.approvals == standing, "approvals", standing, body.approvals)
     case.require(body.head <= case.entry.index, "head", f"at most {case.entry.index}", body.head)
+    if reasons := unwitnessed(case.state, case.entry.time):
+        raise Denied(f"admission of {name} for {body.unit}", reasons=tuple(reasons))
     slot = Slot(unit=body.unit, task=body.task, adapter=name, manifest=adapter.manifest, admitted=case.entry.index)
     return [(case.state.slots, release_key(body.unit, body.task), slot)]
 

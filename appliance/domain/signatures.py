@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from appliance.domain.credentials import Credential, Possession, Session, UnitToken, parse_credential
 from appliance.domain.names import Time, add_seconds
-from appliance.domain.orders import Enroll, Order, parse_order
+from appliance.domain.orders import NewKey, Order, parse_order
 from appliance.domain.state import Key, Principal, State
 from appliance.errors import BadInput, Conflict, Denied, NotAuthenticated, Tampered
 from appliance.formats.dsse import Envelope, parse_envelope, verify_envelope
@@ -25,33 +25,57 @@ class Accepted:
     keyid: str
 
 
-def authenticate(state: State, envelope: Envelope, signer: str) -> Key:
-    """The signer's key, if the envelope's one signature holds under it and nothing revoked it.
+def authenticate(state: State, envelope: Envelope, signer: str, now: Time) -> Key:
+    """The signer's key, if the envelope's one signature holds under it and it may sign something new.
 
     The message never tells an outsider whether the principal exists.
     """
-    keyid = envelope.signatures[0].keyid
-    key = state.keys.get(keyid)
+    key = _key_of(state, envelope, signer)
     principal = state.principals.get(signer)
-    if key is None or principal is None or key.principal != signer:
-        raise NotAuthenticated(f"signature by {signer}: expected a key enrolled for this principal, got {keyid}")
-    if key.revoked is not None or principal.revoked is not None:
-        raise NotAuthenticated(f"signature by {signer}: expected a standing key, got {keyid}, which was revoked")
-    try:
-        verify_envelope(envelope, base64.b64decode(key.spki))
-    except Tampered as error:
-        raise NotAuthenticated(f"signature by {signer}: {error.message}") from None
+    if principal is None or principal.revoked is not None or not key.stands(now):
+        raise NotAuthenticated(f"signature by {signer}: expected a standing key, got {key.keyid}, which has ended")
+    _verify(envelope, key)
     return key
 
 
-def read_order(state: State, data: bytes) -> Accepted:
-    """An authentic order for this log, whatever its age."""
+def _key_of(state: State, envelope: Envelope, signer: str) -> Key:
+    keyid = envelope.signatures[0].keyid
+    key = state.keys.get(keyid)
+    if key is None or key.principal != signer:
+        raise NotAuthenticated(f"signature by {signer}: expected a key enrolled for this principal, got {keyid}")
+    return key
+
+
+def _verify(envelope: Envelope, key: Key) -> None:
+    try:
+        verify_envelope(envelope, base64.b64decode(key.spki))
+    except Tampered as error:
+        raise NotAuthenticated(f"signature by {key.principal}: {error.message}") from None
+
+
+def read_order(state: State, data: bytes, now: Time) -> Accepted:
+    """An authentic order for this log, whatever its age, under a key that stands."""
+    envelope, order = _parse(state, data)
+    key = authenticate(state, envelope, order.signer, now)
+    return Accepted(order, envelope.pae_digest, key.keyid)
+
+
+def read_logged_order(state: State, data: bytes, index: int) -> Accepted:
+    """The order of an entry that stands, under a key whose signature at that index still counts."""
+    envelope, order = _parse(state, data)
+    key = _key_of(state, envelope, order.signer)
+    if not key.counts(index):
+        raise NotAuthenticated(f"entry {index}, signature by {order.signer}: expected a key that counts there")
+    _verify(envelope, key)
+    return Accepted(order, envelope.pae_digest, key.keyid)
+
+
+def _parse(state: State, data: bytes) -> tuple[Envelope, Order]:
     envelope = parse_envelope(data)
     order = parse_order(envelope.payload)
     if order.origin != state.site.origin:
         raise NotAuthenticated(f"order {order.verb}: expected one for the log {state.site.origin}, got {order.origin}")
-    key = authenticate(state, envelope, order.signer)
-    return Accepted(order, envelope.pae_digest, key.keyid)
+    return envelope, order
 
 
 def accept_order(state: State, data: bytes, now: Time) -> Accepted:
@@ -59,10 +83,11 @@ def accept_order(state: State, data: bytes, now: Time) -> Accepted:
 
     Conflict for a replay (by the digest of the PAE, since an ECDSA order has two valid signatures).
     """
-    accepted = read_order(state, data)
+    accepted = read_order(state, data, now)
     order = accepted.order
     limit_s = state.parameters.order_lifetime_s
     check_lifetime(f"order {order.verb}", order.issued_at, order.expires_at, now, state, limit_s)
+    check_enrolled(f"order {order.verb}", order.issued_at, state.keys.get(accepted.keyid), state)
     if accepted.digest in state.orders:
         seen = state.orders.get(accepted.digest)
         raise Conflict(f"order {accepted.digest}: expected a new one, got one accepted as entry {seen and seen.index}")
@@ -79,7 +104,14 @@ def check_lifetime(what: str, issued: Time, expires: Time, now: Time, state: Sta
         raise Denied(f"{what}: expected a lifetime of at most {limit_s} s, got {issued} to {expires}", code="too-long")
 
 
-def check_possession(state: State, order: Enroll, data: bytes) -> None:
+def check_enrolled(what: str, issued: Time, key: Key | None, state: State) -> None:
+    """What was signed before its key was enrolled was signed by nobody known."""
+    if key is None or key.enrolled_at > add_seconds(issued, state.parameters.clock_skew_s):
+        since = "none" if key is None else key.enrolled_at
+        raise Denied(f"{what}: expected one issued since its key was enrolled at {since}, got one issued at {issued}")
+
+
+def check_possession(state: State, order: NewKey, data: bytes) -> None:
     """The new key signed, for this log and this name, the statement that the order binds."""
     envelope = parse_envelope(data)
     possession = parse_credential(Possession, envelope.payload)
@@ -118,8 +150,9 @@ def _check_credential(
     what = f"{credential.kind} of {credential.signer}"
     if credential.origin != state.site.origin:
         raise NotAuthenticated(f"{what}: expected one for the log {state.site.origin}, got {credential.origin}")
-    authenticate(state, envelope, credential.signer)
+    key = authenticate(state, envelope, credential.signer, now)
     try:
+        check_enrolled(what, credential.issued_at, key, state)
         check_lifetime(what, credential.issued_at, expires, now, state, limit_s)
     except Denied as error:
         raise NotAuthenticated(error.message, code=error.code) from None

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from appliance.domain.names import NO_DIGEST, Time, Value
 from appliance.domain.policy import Parameters
 
-V = TypeVar("V", bound=Value)
+V = TypeVar("V")
 
 
 class Key(Value):
@@ -22,7 +22,20 @@ class Key(Value):
     spki: str
     principal: str
     enrolled: int
+    enrolled_at: Time
+    until: Time | None = None
+    """Replaced by another key: new orders are accepted until then."""
     revoked: int | None = None
+    distrusted: int | None = None
+    """What it signed in this entry or later does not count, whenever it was revoked."""
+
+    def stands(self, now: Time) -> bool:
+        """Whether it may sign something new."""
+        return self.revoked is None and (self.until is None or now < self.until)
+
+    def counts(self, index: int) -> bool:
+        """Whether what it signed in the entry of this index still counts."""
+        return self.enrolled < index and (self.distrusted is None or index < self.distrusted)
 
 
 class Principal(Value):
@@ -32,6 +45,7 @@ class Principal(Value):
     keyid: str
     enrolled: int
     revoked: int | None = None
+    revoked_at: Time | None = None
 
     def has(self, role: str) -> bool:
         return self.revoked is None and role in self.roles
@@ -76,7 +90,7 @@ class Dataset(Value):
 
 
 class Import(Value):
-    """An import that was ordered; `verb` says of what. A base has no classification."""
+    """An import that was ordered; `verb` says of what. A base has no classification, and no base it is rendered for."""
 
     order: str
     verb: str
@@ -84,6 +98,8 @@ class Import(Value):
     signer: str
     licence: str
     classification: str
+    base: str
+    base_digest: str
     index: int
     status: Literal["requested", "finished", "failed"]
 
@@ -97,6 +113,7 @@ class Run(Value):
     base_digest: str
     dataset: str
     dataset_digest: str
+    purpose: str
     index: int
     status: Literal["queued", "running", "trained", "sealed", "failed", "cancelled"]
     weights: str | None = None
@@ -122,6 +139,7 @@ class Adapter(Value):
     dataset_by: str
     base: str
     base_digest: str
+    purpose: str
     index: int
     reviews: tuple[ReviewRecord, ...] = ()
     revoked: int | None = None
@@ -134,6 +152,7 @@ class Activation(Value):
     adapter: str
     manifest: str
     signer: str
+    keyid: str
     kind: Literal["activate", "roll-back"]
 
 
@@ -173,18 +192,65 @@ class SeenOrder(Value):
     index: int
 
 
+class Text(NamedTuple):
+    """A text behind a commitment: the entry that binds it, who signed it, and what that entry is about. As small as it
+    can be: there is one for each order."""
+
+    entry: int
+    time: Time
+    signer: str
+    subjects: tuple[str, ...]
+    erased: int | None = None
+
+
+class Hold(Value):
+    """A legal hold: no text of an entry about the subject is erased."""
+
+    subject: str
+    order: str
+    signer: str
+    index: int
+
+
+class Witness(Value):
+    """The largest log that a witness has cosigned, and when it did."""
+
+    name: str
+    vkey: str
+    size: int
+    time: Time
+    index: int
+
+
+class LogKey(Value):
+    """A key that signs the log's checkpoints: from the entry `since` on; once replaced, until a time."""
+
+    vkey: str
+    since: int
+    until: Time | None = None
+
+
 class Site(Value):
     """What stands once, from the first entry and the policy in force."""
 
     origin: str
-    log_key: str
+    log_keys: tuple[LogKey, ...]
     adapter_key: str
     single_administrator: bool
     policy: str
     parameters: Parameters
 
+    @property
+    def log_key(self) -> str:
+        """The vkey that signs today."""
+        return self.log_keys[-1].vkey
 
-UNPROJECTED = frozenset({"order", "request"})
+    def signing_keys(self, now: Time) -> tuple[str, ...]:
+        """Every vkey that a checkpoint carries a signature of at this time; today's last."""
+        return tuple(key.vkey for key in self.log_keys if key.until is None or now < key.until)
+
+
+UNPROJECTED = frozenset({"order", "request", "text"})
 """Kinds that are never projected: they change with each order and each request, and the log finds them by subject."""
 
 Journal = list[tuple["Table[Any]", str, Any]]
@@ -259,6 +325,9 @@ class State:
         self.releases: Table[Release] = Table("release", self._journal)
         self.slots: Table[Slot] = Table("slot", self._journal)
         self.requests: Table[OpenRequest] = Table("request", self._journal)
+        self.texts: Table[Text] = Table("text", self._journal)
+        self.holds: Table[Hold] = Table("hold", self._journal)
+        self.witnesses: Table[Witness] = Table("witness", self._journal)
 
     @property
     def tables(self) -> tuple[Table[Any], ...]:
@@ -306,7 +375,7 @@ class State:
         """The whole state as rows, those that are never projected among them."""
         for table in self.tables:
             for key, value in table.items():
-                yield table.kind, key, value.model_dump(mode="json")
+                yield table.kind, key, _dump(value) or {}
 
 
 def release_key(unit: str, task: str) -> str:
@@ -317,5 +386,7 @@ def _first(item: tuple[tuple[str, str], Any]) -> tuple[str, str]:
     return item[0]
 
 
-def _dump(value: Value | None) -> Mapping[str, Any] | None:
+def _dump(value: Any) -> Mapping[str, Any] | None:
+    if isinstance(value, Text):
+        return {**value._asdict(), "subjects": list(value.subjects)}
     return None if value is None else value.model_dump(mode="json")

@@ -13,7 +13,7 @@ from appliance.domain.events import BaseImported, DatasetImported, ImportFailed
 from appliance.domain.invariants import next_dataset_version
 from appliance.domain.names import versioned
 from appliance.domain.orders import ImportBase, ImportDataset, Order
-from appliance.domain.signatures import read_order
+from appliance.domain.signatures import read_logged_order
 from appliance.domain.state import State
 from appliance.errors import ApplianceError, BadInput, Denied, NotFound
 from appliance.formats.digest import digest_bytes
@@ -142,7 +142,7 @@ def _order(context: Context, digest: str, model: type[Any]) -> Any:
     record = state.imports.get(digest)
     if record is None:
         raise NotFound(f"import: expected one that was ordered, got {digest}")
-    order = read_order(state, context.ledger.documents_of(record.index)["order"]).order
+    order = read_logged_order(state, context.ledger.documents_of(record.index)["order"], record.index).order
     if not isinstance(order, model):
         raise BadInput(f"import {digest}: expected {model.verb}, got {order.verb}")
     return order

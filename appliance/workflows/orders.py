@@ -76,7 +76,7 @@ def submit(context: Context, submission: Submission) -> Submitted:
     """The order's whole story. Refusals of authentic orders are entries; an inauthentic one is nobody's."""
     with context.order_lock:
         state = context.ledger.state
-        accepted = read_order(state, submission.envelope)
+        accepted = read_order(state, submission.envelope, context.now(state))
         check_disclosures(accepted.order, submission.disclosures)
         try:
             _decide(context, accepted)
@@ -182,7 +182,7 @@ def _endorsed(
         raise NotFound(f"order {order.order}: expected one that waits for a second administrator, got none")
     stored = context.ledger.documents_of(pending.index)
     first = stored.pop("order")
-    return read_order(state, first), {**documents, "endorsed": first, **stored}
+    return read_order(state, first, context.now(state)), {**documents, "endorsed": first, **stored}
 
 
 def _refuse(context: Context, accepted: Accepted, submission: Submission, error: ApplianceError) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from appliance.domain.events import RunFailed, RunFinished, RunStarted
 from appliance.domain.orders import Train
-from appliance.domain.signatures import read_order
+from appliance.domain.signatures import read_logged_order
 from appliance.domain.state import Run
 from appliance.errors import ApplianceError, Denied, NotFound, Tampered
 from appliance.formats.digest import digest_file
@@ -40,7 +40,8 @@ def stop(context: Context, run: str) -> None:
 
 def train_order(context: Context, run: Run) -> Train:
     """The order of a run, read again from the ledger."""
-    order = read_order(context.ledger.state, context.ledger.documents_of(run.index)["order"]).order
+    document = context.ledger.documents_of(run.index)["order"]
+    order = read_logged_order(context.ledger.state, document, run.index).order
     if not isinstance(order, Train):
         raise NotFound(f"run {run.id}: expected an order to train, got {order.verb}")
     return order

@@ -18,7 +18,9 @@ from appliance.domain.orders import ORDERS
 from appliance.domain.policy import Parameters, PolicySet
 from appliance.domain.verify import verify_log
 from appliance.errors import BadInput, Denied
-from tests.domain.builder import Site, stage
+from appliance.formats.keys import generate_ed25519
+from appliance.formats.note import vkey_of
+from tests.domain.builder import ORIGIN, Site, stage
 from tests.domain.refusals import refuses
 
 FOLDER = Path(__file__).resolve().parents[2] / "policies" / "default"
@@ -55,8 +57,21 @@ def orders(site: Site) -> dict[str, o.Order]:
         site.release_order(o.Activate),
         site.release_order(o.RollBack),
         site.order(o.RevokeAdapter, "rita", **site.on_adapter()),
+        site.new_key(o.ReplaceKey, "anna", "rita")[0],
+        site.new_key(o.RotateKey, "rita", "rita", old_until=site.now)[0],
+        site.order(o.RevokeKey, "anna", principal="rita", keyid=site.keys["rita"].keyid, since=None),
+        site.order(o.RotateLogKey, "anna", log_key=vkey_of(ORIGIN, generate_ed25519()), old_until=site.now),
+        site.order(o.Erase, "anna", commitment=enroll_of(site, "olga")),
+        site.order(o.PlaceHold, "anna", subject="principal:olga"),
+        site.order(o.LiftHold, "anna", subject="principal:olga"),
     ]
     return {order.verb: order for order in made}
+
+
+def enroll_of(site: Site, name: str) -> str:
+    person = site.state.principals.get(name)
+    assert person is not None and person.printed_name is not None
+    return person.printed_name
 
 
 SITE = stage("released")

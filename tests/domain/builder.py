@@ -9,6 +9,7 @@ import base64
 import copy
 import hashlib
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any, TypeVar
 
@@ -29,13 +30,15 @@ from appliance.formats.bundle import sign_model
 from appliance.formats.canonical import encode_canonical
 from appliance.formats.checkpoint import Checkpoint, sign_checkpoint
 from appliance.formats.commitment import Disclosure, disclose
+from appliance.formats.cosignature import cosign, witness_vkey_of
 from appliance.formats.digest import digest_bytes
 from appliance.formats.dsse import Envelope, encode_envelope, sign_envelope
 from appliance.formats.keys import EcdsaSigner, Ed25519Signer, Signer, generate_ed25519
 from appliance.formats.manifest import MANIFEST_PATH, Manifest, ManifestFile, encode_manifest
-from appliance.formats.merkle import hash_leaf, root_of
-from appliance.formats.note import vkey_of
+from appliance.formats.merkle import consistency_proof, hash_leaf, root_of
+from appliance.formats.note import Note, encode_note, parse_note, vkey_of
 from appliance.formats.statement import Statement, encode_statement
+from appliance.formats.timestamp import encode_time, parse_time
 from appliance.formats.trust import Trust
 
 ORIGIN = "bank.example/log"
@@ -54,6 +57,7 @@ PEOPLE = {
 }
 
 O = TypeVar("O", bound=o.Order)  # noqa: E741
+K = TypeVar("K", bound=o.NewKey)
 
 
 def b64(data: bytes) -> str:
@@ -93,7 +97,7 @@ class Site:
         people = self.first.administrators
         return Trust(
             origin=ORIGIN,
-            log_key=vkey_of(ORIGIN, self.log),
+            log_key=self.first.log_key,
             genesis=f"sha256:{hash_leaf(self.entries[0]).hex()}",
             administrators=tuple((p.name, p.keyid) for p in people),
         )
@@ -137,7 +141,7 @@ class Site:
         """Appends: the rules decide first."""
         entry, documents = self.entry(event, **rest)
         apply(self.state, entry, documents)
-        self.state.take_changes()
+        self.state.keep()
         self.entries.append(entry.encoded)
         self.documents.update({digest_bytes(data): data for data in documents.values()})
         self.now = add_seconds(self.now, 1)
@@ -269,6 +273,73 @@ class Site:
     def revoke(self, name: str, signer: str = "anna") -> Entry:
         order = self.order(o.RevokePrincipal, signer, principal=name)
         return self.ordered(e.PrincipalRevoked(policy=self.in_force), order)
+
+    def new_key(self, model: type[K], by: str, name: str, **fields: Any) -> tuple[K, dict[str, bytes], Signer]:
+        """An order that brings in another key for the name, the documents beside it, and the key."""
+        key = generate_ed25519()
+        proof = self.possession(name, key)
+        standing: dict[str, Any] = {
+            "principal": name,
+            "key": b64(key.spki),
+            "keyid": key.keyid,
+            "possession": proof.pae_digest,
+        }
+        return self.order(model, by, **standing | fields), {"possession": encode_envelope(proof)}, key
+
+    def rotate(self, name: str, old_until: str) -> Signer:
+        """A person's own rotation; the site goes on signing with the old key until a test says otherwise."""
+        order, documents, key = self.new_key(o.RotateKey, name, name, old_until=old_until)
+        self.ordered(e.KeyEnrolled(policy=self.in_force), order, documents=documents)
+        return key
+
+    def replace(self, name: str) -> Signer:
+        order, documents, key = self.new_key(o.ReplaceKey, "anna", name)
+        self.two(e.KeyEnrolled(policy=self.in_force), order, documents)
+        return key
+
+    def revoke_key(self, name: str, since: int | None = None, signer: str = "anna") -> Entry:
+        order = self.order(o.RevokeKey, signer, principal=name, keyid=self.keys[name].keyid, since=since)
+        return self.ordered(e.KeyRevoked(policy=self.in_force), order)
+
+    def rotate_log_key(self, old_until: str | None = None) -> Ed25519Signer:
+        """The site signs its checkpoints with the new key from here on."""
+        key = generate_ed25519()
+        order = self.order(
+            o.RotateLogKey, "anna", log_key=vkey_of(ORIGIN, key), old_until=self.now if old_until is None else old_until
+        )
+        self.two(e.LogKeyRotated(policy=self.in_force), order)
+        self.log = key
+        return key
+
+    def erase(self, commitment: str) -> Entry:
+        return self.two(e.TextErased(policy=self.in_force), self.order(o.Erase, "anna", commitment=commitment))
+
+    def hold(self, subject: str, signer: str = "audrey") -> Entry:
+        return self.ordered(e.HoldPlaced(policy=self.in_force), self.order(o.PlaceHold, signer, subject=subject))
+
+    def lift(self, subject: str) -> Entry:
+        return self.two(e.HoldLifted(policy=self.in_force), self.order(o.LiftHold, "anna", subject=subject))
+
+    def cosigned(
+        self, witness: Signer, name: str, size: int | None = None, **fields: Any
+    ) -> tuple[Any, dict[str, bytes]]:
+        """The event of a witness's cosignature over the log's first `size` entries, and its document."""
+        size = self.state.size if size is None else size
+        note = parse_note(self.checkpoint(size))
+        time_s = int(parse_time(self.now).timestamp())
+        note = Note(note.text, (*note.signatures, cosign(note, name, witness, time_s)))
+        leaves = [hash_leaf(data) for data in self.entries]
+
+        def node(level: int, index: int) -> bytes:
+            return root_of(leaves[index << level : (index + 1) << level])
+
+        standing: dict[str, Any] = {
+            "witness": name,
+            "size": size,
+            "time": encode_time(datetime.fromtimestamp(time_s, UTC)),
+            "proof": tuple(b64(step) for step in consistency_proof(size, self.state.size, node)),
+        }
+        return e.CheckpointCosigned(**standing | fields), {"note": encode_note(note)}
 
     def session(self, signer: str, **fields: Any) -> Envelope:
         standing: dict[str, Any] = {
@@ -540,6 +611,7 @@ def _stage(name: str) -> Site:
         "approved": "sealed",
         "released": "approved",
         "serving": "released",
+        "kept": "serving",
     }[name]
     site = _stage(before).fork()
     _STEPS[name](site)
@@ -548,7 +620,7 @@ def _stage(name: str) -> Site:
 
 def stage(name: str) -> Site:
     """A site of one's own at a point of the journey: initialized, staffed, imported, trained, sealed, approved,
-    released, serving."""
+    released, serving, kept."""
     return _stage(name).fork()
 
 
@@ -574,6 +646,26 @@ def _serve(site: Site) -> None:
     site.add(site.request(2))
 
 
+def _keep(site: Site) -> None:
+    """Everything about keys, texts and witnesses happens once."""
+    witness = generate_ed25519()
+    name = "witness.example/w1"
+    site.adopt(policy_set(witnesses=(witness_vkey_of(name, witness),), witness_quorum=1))
+    body, documents = site.cosigned(witness, name)
+    site.add(body, documents=documents)
+    site.keys["rita"] = site.rotate("rita", add_seconds(site.now, 3_600))
+    site.keys["raul"] = site.replace("raul")
+    site.revoke_key("olga")
+    site.hold("dataset:clauses")
+    site.lift("dataset:clauses")
+    text = next(text for text in site.disclosures if text.text == "Name the clause.")
+    site.erase(text.commitment)
+    site.disclosures.remove(text)
+    site.rotate_log_key(add_seconds(site.now, 3_600))
+    body, documents = site.cosigned(witness, name)
+    site.add(body, documents=documents)
+
+
 _STEPS: dict[str, Any] = {
     "staffed": _staff,
     "imported": _import,
@@ -582,4 +674,5 @@ _STEPS: dict[str, Any] = {
     "approved": _approve,
     "released": Site.activate,
     "serving": _serve,
+    "kept": _keep,
 }

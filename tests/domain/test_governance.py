@@ -272,7 +272,7 @@ def test_the_invariants_hold_again_when_the_second_signs() -> None:
 
 def test_only_what_gives_power_waits_for_a_second() -> None:
     site = stage("staffed")
-    with refuses(site, Denied, "verb: expected one of enroll, grant, adopt-policy, got revoke-principal"):
+    with refuses(site, Denied, "verb: expected one of enroll, grant, adopt-policy", "got revoke-principal"):
         site.pend(site.order(o.RevokePrincipal, "anna", principal="olga"))
 
 

@@ -33,10 +33,10 @@ def test_a_standing_review_has_not_lapsed() -> None:
         ("principals", {"revoked": 1}, "expected rita to be a standing reviewer of privacy"),
         ("principals", {"roles": ("reviewer:safety",)}, "expected rita to be a standing reviewer of privacy"),
         ("principals", None, "expected rita to be a standing reviewer of privacy"),
-        ("keys", {"revoked": 1}, "expected a standing key enrolled before it"),
-        ("keys", {"principal": "raul"}, "expected a standing key enrolled before it"),
-        ("keys", {"enrolled": 10_000}, "expected a standing key enrolled before it"),
-        ("keys", None, "expected a standing key enrolled before it"),
+        ("keys", {"distrusted": 1}, "expected a key that counts at that entry"),
+        ("keys", {"principal": "raul"}, "expected a key that counts at that entry"),
+        ("keys", {"enrolled": 10_000}, "expected a key that counts at that entry"),
+        ("keys", None, "expected a key that counts at that entry"),
     ],
 )
 def test_a_review_lapses_with_its_reviewer_or_key(table: str, change: dict[str, Any] | None, words: str) -> None:

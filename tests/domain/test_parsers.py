@@ -35,7 +35,7 @@ from appliance.formats.keys import generate_ed25519
 from tests.domain.builder import stage
 from tests.formats.mutations import mutated, reshaped
 
-SITE = stage("serving")
+SITE = stage("kept")
 EXAMPLES = settings(deadline=None, max_examples=60)
 ENTRIES = {parse_entry(data).type: data for data in SITE.entries}
 

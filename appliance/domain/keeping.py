@@ -1,0 +1,136 @@
+"""The rules of keeping: people's keys, the log's key, texts and the holds on them, and what witnesses have seen."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from appliance.domain.case import Case, Puts
+from appliance.domain.events import CheckpointCosigned
+from appliance.domain.governance import check_attachments, endorsed, new_key
+from appliance.domain.orders import (
+    Erase,
+    LiftHold,
+    NewKey,
+    PlaceHold,
+    ReplaceKey,
+    RevokeKey,
+    RotateKey,
+    RotateLogKey,
+)
+from appliance.domain.state import Hold, LogKey, Principal, Witness
+from appliance.errors import Denied
+from appliance.formats.checkpoint import parse_checkpoint
+from appliance.formats.cosignature import parse_witness_vkey, verify_cosignature
+from appliance.formats.note import parse_note, verify_note
+from appliance.formats.timestamp import encode_time
+
+
+def key_enrolled(case: Case) -> Puts:
+    """A new key for a person: the old ones end at once, or stand for a while where the person rotates."""
+    order: NewKey
+    if isinstance(case.accepted.order, RotateKey):
+        order = rotation = case.allowed(RotateKey)
+        case.require("endorsed" not in case.documents, "endorsed", "no document", "one")
+        puts: Puts = []
+        ends: dict[str, object] = {"until": rotation.old_until}
+    else:
+        first, puts = endorsed(case)
+        order, ends = case.allowed(ReplaceKey, first), {"revoked": case.entry.index}
+    check_attachments(case, order)
+    principal = _principal(case, order.principal)
+    for key in case.state.keys.values():
+        if key.principal == principal.name and key.stands(case.entry.time):
+            puts.append((case.state.keys, key.keyid, key.model_copy(update=ends)))
+    puts.append((case.state.keys, order.keyid, new_key(case, order.principal, order.key, order.keyid)))
+    return [*puts, (case.state.principals, principal.name, principal.model_copy(update={"keyid": order.keyid}))]
+
+
+def _principal(case: Case, name: str) -> Principal:
+    principal = case.state.principals.get(name)
+    if principal is None:
+        raise Denied(f"entry {case.entry.index}: principal: expected a standing one, got {name}")
+    return principal
+
+
+def key_revoked(case: Case) -> Puts:
+    """What the key signed before stands, but for what the order takes back."""
+    order, index = case.allowed(RevokeKey), case.entry.index
+    key = case.state.keys.get(order.keyid)
+    if key is None:
+        raise Denied(f"entry {index}: key: expected an enrolled one, got {order.keyid}")
+    revoked = index if key.revoked is None else key.revoked
+    distrusted = index if order.since is None else order.since
+    changed = key.model_copy(update={"revoked": revoked, "distrusted": distrusted})
+    return [(case.state.keys, key.keyid, changed)]
+
+
+def log_key_rotated(case: Case) -> Puts:
+    first, puts = endorsed(case)
+    order, site = case.allowed(RotateLogKey, first), case.state.site
+    old = tuple(
+        key if key.until is not None else key.model_copy(update={"until": order.old_until}) for key in site.log_keys
+    )
+    keys = (*old, LogKey(vkey=order.log_key, since=case.entry.index))
+    return [*puts, (case.state.sites, "site", site.model_copy(update={"log_keys": keys}))]
+
+
+def text_erased(case: Case) -> Puts:
+    first, puts = endorsed(case)
+    order = case.allowed(Erase, first)
+    text = case.state.texts.get(order.commitment)
+    if text is None:
+        raise Denied(f"entry {case.entry.index}: text: expected one that an entry binds, got {order.commitment}")
+    return [*puts, (case.state.texts, order.commitment, text._replace(erased=case.entry.index))]
+
+
+def hold_placed(case: Case) -> Puts:
+    order = case.allowed(PlaceHold)
+    hold = Hold(subject=order.subject, order=case.accepted.digest, signer=order.signer, index=case.entry.index)
+    return [(case.state.holds, order.subject, hold)]
+
+
+def hold_lifted(case: Case) -> Puts:
+    first, puts = endorsed(case)
+    return [*puts, (case.state.holds, case.allowed(LiftHold, first).subject, None)]
+
+
+def checkpoint_cosigned(case: Case) -> Puts:
+    """A witness of the policy in force has signed a checkpoint of this log, which the log's own key signed too.
+
+    That the log begins with what the checkpoint says is not the fold's to check, which knows no tree: whoever holds the
+    tree holds the proof against it.
+    """
+    body, site = case.of(CheckpointCosigned), case.state.site
+    vkeys = {parse_witness_vkey(vkey).name: vkey for vkey in site.parameters.witnesses}
+    case.require(body.witness in vkeys, "witness", f"one of {sorted(vkeys)}", body.witness)
+    note = parse_note(case.documents["note"])
+    time_s = verify_cosignature(note, vkeys[body.witness])
+    for_log = {line.key_id for line in note.signatures if line.name == site.origin}
+    signed = [key.vkey for key in site.log_keys if bytes.fromhex(key.vkey.split("+")[1]) in for_log]
+    case.require(bool(signed), "note", f"a signature by a key of {site.origin}", "none")
+    for vkey in signed:
+        verify_note(note, vkey)
+    checkpoint = parse_checkpoint(note.text)
+    case.require(checkpoint.origin == site.origin, "note, origin", site.origin, checkpoint.origin)
+    case.require(checkpoint.size == body.size, "size", checkpoint.size, body.size)
+    case.require(body.size <= case.entry.index, "size", f"at most {case.entry.index}", body.size)
+    time = encode_time(datetime.fromtimestamp(time_s, UTC))
+    case.require(body.time == time, "time", time, body.time)
+    before = case.state.witnesses.get(body.witness)
+    case.require(
+        before is None or (before.size, before.time) < (body.size, body.time),
+        "witness", "a larger log or a later time than before", body.size,
+    )  # fmt: skip
+    seen = Witness(name=body.witness, vkey=vkeys[body.witness], size=body.size, time=body.time, index=case.entry.index)
+    return [(case.state.witnesses, body.witness, seen)]
+
+
+RULES = {
+    "key.enrolled": key_enrolled,
+    "key.revoked": key_revoked,
+    "log-key.rotated": log_key_rotated,
+    "text.erased": text_erased,
+    "hold.placed": hold_placed,
+    "hold.lifted": hold_lifted,
+    "checkpoint.cosigned": checkpoint_cosigned,
+}

@@ -1,0 +1,425 @@
+"""Keys that change hands, texts that go and those that must stay, and witnesses who have seen the log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from appliance.domain import events as e
+from appliance.domain import orders as o
+from appliance.domain.custody import unwitnessed
+from appliance.domain.invariants import inadmissible
+from appliance.domain.names import add_seconds
+from appliance.domain.signatures import read_logged_order, read_order
+from appliance.errors import BadInput, Denied, NotAuthenticated, Tampered
+from appliance.formats.cosignature import witness_vkey_of
+from appliance.formats.dsse import encode_envelope
+from appliance.formats.keys import generate_ed25519
+from appliance.formats.note import vkey_of
+from tests.domain.builder import ORIGIN, Site, policy_set, stage
+from tests.domain.refusals import refuses
+
+WITNESS = generate_ed25519()
+VKEY = witness_vkey_of("witness.example/w1", WITNESS)
+
+
+def against(site: Site) -> list[str]:
+    adapter = site.state.adapters.get("clauses@1")
+    assert adapter is not None
+    return inadmissible(site.state, adapter, "legal", site.now)
+
+
+def printed_name(site: Site, name: str) -> str:
+    person = site.state.principals.get(name)
+    assert person is not None and person.printed_name is not None
+    return person.printed_name
+
+
+# A person's keys.
+
+
+def test_after_a_rotation_both_keys_sign_until_the_old_one_ends() -> None:
+    site = stage("sealed")
+    end = add_seconds(site.now, 20)
+    new = site.rotate("rita", end)
+    site.review("rita", "privacy")
+    old, site.keys["rita"] = site.keys["rita"], new
+    site.review("rita", "privacy")
+    site.keys["rita"], site.now = old, end
+    with refuses(site, NotAuthenticated, "expected a standing key"):
+        site.review("rita", "privacy")
+    site.keys["rita"] = new
+    site.review("rita", "privacy")
+
+
+def test_what_a_replaced_key_signed_still_counts() -> None:
+    site = stage("approved")
+    site.rotate("rita", site.now)
+    site.replace("raul")
+    assert against(site) == []
+
+
+def test_a_rotation_is_the_persons_own_and_its_overlap_is_limited() -> None:
+    site = stage("staffed")
+    order, documents, _ = site.new_key(o.RotateKey, "raul", "rita", old_until=site.now)
+    body = e.KeyEnrolled(policy=site.in_force)
+    with refuses(site, Denied, "principal: expected the signer's own name raul, got rita"):
+        site.ordered(body, order, documents=documents)
+    late = add_seconds(site.now, site.state.parameters.key_overlap_s + 3_600)
+    order, documents, _ = site.new_key(o.RotateKey, "rita", "rita", old_until=late)
+    with refuses(site, Denied, "old keys: expected them to stand until"):
+        site.ordered(body, order, documents=documents)
+
+
+def test_a_new_key_proves_possession_and_was_never_used_here() -> None:
+    site = stage("staffed")
+    body = e.KeyEnrolled(policy=site.in_force)
+    order, documents, _ = site.new_key(o.RotateKey, "rita", "rita", old_until=site.now)
+    with refuses(site, BadInput, "documents: expected"):
+        site.ordered(body, order)
+    ravi = site.possession("raul", site.keys["raul"])
+    taken = site.order(
+        o.RotateKey, "rita", principal="rita", key=order.key, keyid=site.keys["raul"].keyid,
+        possession=ravi.pae_digest, old_until=site.now,
+    )  # fmt: skip
+    with refuses(site, Denied, "key: expected one never enrolled here", "key: expected the key id"):
+        site.ordered(body, taken, documents={"possession": encode_envelope(ravi)})
+    other, _, _ = site.new_key(o.RotateKey, "rita", "rita", old_until=site.now)
+    with refuses(site, BadInput, "proof of possession of rita"):
+        site.ordered(body, other, documents=documents)
+
+
+def test_one_administrator_alone_replaces_no_key() -> None:
+    site = stage("staffed")
+    order, documents, _ = site.new_key(o.ReplaceKey, "anna", "rita")
+    with refuses(site, Denied, "administrators: expected a second one's endorsement"):
+        site.ordered(e.KeyEnrolled(policy=site.in_force), order, documents=documents)
+
+
+def test_a_replaced_key_ends_at_once() -> None:
+    site = stage("sealed")
+    new = site.replace("rita")
+    with refuses(site, NotAuthenticated, "expected a standing key"):
+        site.review("rita", "privacy")
+    site.keys["rita"] = new
+    site.review("rita", "privacy")
+
+
+def test_a_person_who_has_gone_gets_no_key() -> None:
+    site = stage("staffed")
+    site.revoke("rita")
+    with refuses(site, Denied, "principal: expected a standing one, got rita"):
+        site.replace("rita")
+
+
+def test_a_revoked_key_leaves_what_it_signed_before() -> None:
+    site = stage("approved")
+    site.revoke_key("rita")
+    assert against(site) == []
+    with refuses(site, NotAuthenticated, "expected a standing key"):
+        site.review("rita", "privacy")
+
+
+def test_a_revocation_that_names_an_earlier_entry_makes_the_sign_offs_since_stale() -> None:
+    site = stage("approved")
+    adapter = site.state.adapters.get("clauses@1")
+    assert adapter is not None
+    first, _ = adapter.reviews
+    later = site.fork()
+    later.revoke_key("rita", since=first.index + 1)
+    assert against(later) == [], "it was signed before"
+    site.revoke_key("rita", since=first.index)
+    assert any("quorum: expected 2 standing approvals" in reason for reason in against(site))
+    with refuses(site, Denied, "quorum"):
+        site.activate()
+
+
+def test_a_revocation_can_be_dated_back_further_but_never_forward() -> None:
+    site = stage("approved")
+    adapter = site.state.adapters.get("clauses@1")
+    assert adapter is not None
+    index = adapter.reviews[0].index
+    site.revoke_key("rita")
+    with refuses(site, Denied, "expected one that counts, got one revoked from entry"):
+        site.revoke_key("rita")
+    site.revoke_key("rita", since=index)
+    with refuses(site, Denied, "expected one that counts"):
+        site.revoke_key("rita", since=index + 1)
+
+
+@pytest.mark.parametrize("since", [0, 10_000])
+def test_a_revocation_names_an_entry_between_enrolment_and_now(since: int) -> None:
+    site = stage("approved")
+    with refuses(site, Denied, "since: expected an entry in"):
+        site.revoke_key("rita", since=since)
+
+
+def test_a_key_is_revoked_by_its_person_or_an_administrator() -> None:
+    site = stage("staffed")
+    with refuses(site, Denied, "role: expected raul to be administrator"):
+        site.revoke_key("rita", signer="raul")
+    site.revoke_key("rita", signer="rita")
+
+
+def test_a_logged_order_is_read_under_the_key_of_its_time_and_a_new_one_under_todays() -> None:
+    site = stage("approved")
+    adapter = site.state.adapters.get("clauses@1")
+    assert adapter is not None
+    review = adapter.reviews[0]
+    envelope = next(data for data in site.documents.values() if b"review:v1" in data or _is_order(data, review.order))
+    site.rotate("rita", site.now)
+    assert read_logged_order(site.state, envelope, review.index).digest == review.order
+    with pytest.raises(NotAuthenticated):
+        read_order(site.state, envelope, site.now)
+
+
+def _is_order(data: bytes, digest: str) -> bool:
+    from appliance.formats.dsse import parse_envelope
+
+    try:
+        return parse_envelope(data).pae_digest == digest
+    except BadInput:
+        return False
+
+
+def test_an_order_signed_before_its_key_was_enrolled_is_refused() -> None:
+    site = stage("sealed")
+    before = site.now
+    site.now = add_seconds(site.now, 600)
+    site.enroll("zoe", "reviewer:privacy")
+    with refuses(site, Denied, "expected one issued since its key was enrolled"):
+        site.review("zoe", "privacy", issued_at=before)
+
+
+# A veto.
+
+
+def test_a_rejection_outlives_its_date_its_key_and_its_reviewer() -> None:
+    """Else one administrator could lift it by revoking the reviewer, and time alone in any case."""
+    site = stage("approved")
+    site.enroll("vera", "reviewer:safety")
+    site.review("vera", "safety", decision="reject", valid_until=add_seconds(site.now, 60))
+    site.now = add_seconds(site.now, 7_200)
+    assert any("got a rejection by vera" in reason for reason in against(site))
+    site.revoke_key("vera", since=site.state.size - 1)
+    site.revoke("vera")
+    assert any("got a rejection by vera" in reason for reason in against(site))
+
+
+def test_a_reviewer_takes_a_rejection_back() -> None:
+    site = stage("approved")
+    site.review("rita", "privacy", decision="reject")
+    assert against(site)
+    site.review("rita", "privacy")
+    assert against(site) == []
+
+
+# What a release rests on.
+
+
+def test_a_release_lapses_with_its_owner_in_the_rules_as_in_admission() -> None:
+    site = stage("serving")
+    site.revoke("otto")
+    with refuses(site, Denied, "expected otto to be a standing release owner"):
+        site.add(site.request(9))
+
+
+def test_a_baseline_is_never_released() -> None:
+    site = stage("imported")
+    run = f"r-{len(site.state.runs) + 1:06d}"
+    site.ordered(e.RunRequested(policy=site.in_force, run=run), site.train_order(recipe={"purpose": "baseline"}))
+    site.add(site.started(run))
+    site.add(site.finished(run))
+    site.seal(run)
+    site.review("rita", "privacy")
+    site.review("raul", "model-risk")
+    with refuses(site, Denied, "expected one made for release, got one made as a baseline"):
+        site.activate()
+
+
+def test_a_dataset_is_rendered_for_the_base_that_its_order_named() -> None:
+    site = stage("staffed")
+    site.import_base()
+    site.import_base("other")
+    requested = site.ordered(e.ImportRequested(policy=site.in_force), site.dataset_order())
+    from tests.domain.builder import manifest
+
+    with refuses(site, Denied, "base: expected smollm2, got other"):
+        site.add(
+            site.dataset_imported(requested, base="other"),
+            documents={"manifest": manifest("clauses", 1, {"rows": b"rows"})},
+        )
+
+
+# The log's key.
+
+
+def test_the_logs_key_changes_with_two_administrators_and_the_old_signs_on_for_a_while() -> None:
+    site = stage("staffed")
+    first = site.state.site.log_key
+    end = add_seconds(site.now, 3_600)
+    new = site.rotate_log_key(end)
+    assert site.state.site.log_key == vkey_of(ORIGIN, new)
+    assert site.state.site.signing_keys(site.now) == (first, vkey_of(ORIGIN, new))
+    assert site.state.site.signing_keys(end) == (vkey_of(ORIGIN, new),)
+
+
+def test_the_logs_next_key_bears_its_name_and_never_signed_it() -> None:
+    site = stage("staffed")
+    for vkey, words in (
+        (site.state.site.log_key, "expected one that never signed this log"),
+        (vkey_of("other.example/log", generate_ed25519()), f"expected a key of {ORIGIN}"),
+        ("nonsense", "log key: vkey"),
+    ):
+        order = site.order(o.RotateLogKey, "anna", log_key=vkey, old_until=site.now)
+        with refuses(site, Denied, words):
+            site.pend(order)
+
+
+# Texts.
+
+
+def test_a_text_is_erased_once_by_two_administrators() -> None:
+    site = stage("imported")
+    instruction = next(d.commitment for d in site.disclosures if d.text == "Name the clause.")
+    with refuses(site, Denied, "a second one's endorsement"):
+        site.ordered(e.TextErased(policy=site.in_force), site.order(o.Erase, "anna", commitment=instruction))
+    entry = site.erase(instruction)
+    text = site.state.texts.get(instruction)
+    assert text is not None and text.erased == entry.index
+    with refuses(site, Denied, f"got one erased by entry {entry.index}"):
+        site.erase(instruction)
+
+
+def test_only_what_an_entry_binds_can_be_erased() -> None:
+    site = stage("staffed")
+    with refuses(site, Denied, "expected one that an order or a failure of this log binds"):
+        site.erase("hmac-sha256:" + "0" * 64)
+
+
+def test_a_signers_printed_name_stays_while_they_stand_and_for_the_retention_after() -> None:
+    site = stage("approved")
+    name = printed_name(site, "rita")
+    with refuses(site, Denied, "printed name: expected that of a revoked principal, got rita, who stands"):
+        site.erase(name)
+    site.revoke("rita")
+    with refuses(site, Denied, "printed name: expected its retention to have ended"):
+        site.erase(name)
+    site.now = add_seconds(site.now, site.state.parameters.name_retention_s)
+    site.erase(name)
+
+
+def test_text_stays_for_the_retention_of_texts() -> None:
+    site = stage("imported")
+    site.adopt(policy_set(text_retention_s=3_600))
+    instruction = next(d.commitment for d in site.disclosures if d.text == "Name the clause.")
+    with refuses(site, Denied, "text: expected its retention to have ended"):
+        site.erase(instruction)
+    site.now = add_seconds(site.now, 3_600)
+    site.erase(instruction)
+
+
+@pytest.mark.parametrize("subject", ["dataset:clauses", "principal:ines"])
+def test_a_legal_hold_keeps_every_text_of_its_subject(subject: str) -> None:
+    site = stage("imported")
+    instruction = next(d.commitment for d in site.disclosures if d.text == "Name the clause.")
+    held = site.hold(subject)
+    with refuses(site, Denied, f"legal hold of entry {held.index}: expected no hold on {subject}"):
+        site.erase(instruction)
+    site.lift(subject)
+    site.erase(instruction)
+
+
+def test_a_hold_keeps_a_printed_name_after_its_retention() -> None:
+    site = stage("staffed")
+    name = printed_name(site, "rita")
+    site.revoke("rita")
+    site.hold("principal:rita")
+    site.now = add_seconds(site.now, site.state.parameters.name_retention_s)
+    with refuses(site, Denied, "legal hold"):
+        site.erase(name)
+
+
+def test_a_hold_is_placed_by_one_and_lifted_by_two() -> None:
+    site = stage("staffed")
+    site.hold("run:r-000001")
+    with refuses(site, Denied, "hold: expected none on run:r-000001"):
+        site.hold("run:r-000001")
+    with refuses(site, Denied, "role: expected olga to be administrator or auditor"):
+        site.hold("run:r-000002", signer="olga")
+    with refuses(site, Denied, "a second one's endorsement"):
+        site.ordered(e.HoldLifted(policy=site.in_force), site.order(o.LiftHold, "anna", subject="run:r-000001"))
+    with refuses(site, Denied, "hold: expected one on run:r-000002, got none"):
+        site.lift("run:r-000002")
+    site.lift("run:r-000001")
+    assert len(site.state.holds) == 0
+
+
+# Witnesses.
+
+
+def watched(name: str, **parameters: Any) -> Site:
+    """A site whose policy asks for the cosignature of one witness."""
+    site = stage(name)
+    site.adopt(policy_set(witnesses=(VKEY,), witness_quorum=1, witness_lifetime_s=3_600, **parameters))
+    return site
+
+
+def see(site: Site, **fields: Any) -> None:
+    body, documents = site.cosigned(WITNESS, "witness.example/w1", **fields)
+    site.add(body, documents=documents)
+
+
+def test_where_policy_asks_for_witnesses_nothing_is_admitted_without() -> None:
+    site = watched("released")
+    with refuses(site, Denied, "witnesses: expected 1 cosignatures since"):
+        site.load()
+    see(site)
+    site.load()
+
+
+def test_a_cosignature_grows_old() -> None:
+    site = watched("released")
+    see(site)
+    site.now = add_seconds(site.now, 3_601)
+    assert unwitnessed(site.state, site.now)
+    see(site)
+    assert not unwitnessed(site.state, site.now)
+
+
+def test_a_witness_counts_under_the_policy_in_force_only() -> None:
+    site = watched("released")
+    see(site)
+    other = witness_vkey_of("witness.example/w2", generate_ed25519())
+    site.adopt(policy_set(witnesses=(other,), witness_quorum=1))
+    assert unwitnessed(site.state, site.now)
+
+
+def test_a_cosignature_says_what_its_entry_says_and_never_less_than_before() -> None:
+    site = watched("released")
+    for fields, words in (
+        ({"witness": "witness.example/w9"}, "witness: expected one of"),
+        ({"time": add_seconds(site.now, 60)}, "time: expected"),
+    ):
+        body, documents = site.cosigned(WITNESS, "witness.example/w1")
+        with refuses(site, Denied, words):
+            site.add(body.model_copy(update=fields), documents=documents)
+    body, documents = site.cosigned(WITNESS, "witness.example/w1")
+    with refuses(site, Denied, "size: expected"):
+        site.add(body.model_copy(update={"size": 3}), documents=documents)
+    forged, documents = site.cosigned(generate_ed25519(), "witness.example/w1")
+    with refuses(site, Tampered, "signature"):
+        site.add(forged, documents=documents)
+    see(site)
+    with refuses(site, Denied, "a larger log or a later time than before"):
+        see(site, size=5)
+
+
+def test_a_witness_set_is_consistent() -> None:
+    with pytest.raises(ValueError, match="witness_quorum: expected at most the 0 witnesses"):
+        policy_set(witness_quorum=1)
+    with pytest.raises(ValueError, match="witnesses: expected each name once"):
+        policy_set(witnesses=(VKEY, VKEY))
+    with pytest.raises(ValueError, match="witnesses: "):
+        policy_set(witnesses=("nonsense",))
