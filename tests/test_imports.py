@@ -42,7 +42,7 @@ LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
     "config": {"pydantic"},
     "formats": {"cryptography"},
-    "domain": {"pydantic", "pydantic_core"},
+    "domain": {"pydantic"},
     "access": {"cedarpy", "pydantic"},
     "store": {"alembic", "cryptography", "psycopg", "pydantic", "sqlalchemy"},
     "runners": {"pydantic"},

@@ -13,8 +13,6 @@ from pydantic import (
     StringConstraints,
     ValidationError,
 )
-from pydantic_core import CoreSchema, PydanticSerializationError
-from pydantic_core.core_schema import no_info_after_validator_function
 
 from appliance.errors import BadInput
 from appliance.formats.canonical import MAX_DEPTH, MAX_INTEGER, encode_canonical, ordered
@@ -82,7 +80,8 @@ def _canonical(schema: Any, depth: int) -> Any:
     """The schema with its fields sorted and what is open in it put in order; `depth`: how many levels are left."""
     match schema["type"]:
         case "any" | "dict":
-            return no_info_after_validator_function(lambda value: ordered(value, depth), schema)
+            function = {"type": "no-info", "function": lambda value: ordered(value, depth)}
+            return {"type": "function-after", "function": function, "schema": schema}
         case "int":
             least, most = schema.get("ge", -MAX_INTEGER), schema.get("le", MAX_INTEGER)
             return schema | {"ge": max(least, -MAX_INTEGER), "le": min(most, MAX_INTEGER)}
@@ -107,9 +106,8 @@ class Canonical(Value):
     """
 
     @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        schema: CoreSchema = _canonical(handler(source), MAX_DEPTH)
-        return schema
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return _canonical(handler(source), MAX_DEPTH)
 
 
 V = TypeVar("V", bound=Value)
@@ -124,7 +122,7 @@ def write_canonical(value: Canonical) -> bytes:
     """The same bytes as `encode_value`, in one pass."""
     try:
         return value.__pydantic_serializer__.to_json(value)
-    except PydanticSerializationError as error:
+    except ValueError as error:
         raise BadInput(f"{type(value).__name__}: expected Unicode, got a lone surrogate ({error})") from None
 
 

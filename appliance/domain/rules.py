@@ -7,9 +7,9 @@ answer. What it raises names the entry, the rule, what was expected and what was
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from pydantic import ValidationError
-from pydantic_core import to_json
+from pydantic import TypeAdapter, ValidationError
 
 from appliance.domain import governance, keeping, making, serving
 from appliance.domain.case import Case, Puts
@@ -25,6 +25,8 @@ from appliance.formats.digest import digest_bytes
 from appliance.formats.timestamp import check_time
 
 Rule = Callable[[Case], Puts]
+
+_JSON = TypeAdapter(dict[str, Any])
 
 RULES: dict[str, Rule] = {**governance.RULES, **making.RULES, **serving.RULES, **keeping.RULES}
 
@@ -79,7 +81,7 @@ def parse_body(entry: Entry) -> Event:
         raise BadInput(f"entry {entry.index}: type: expected one of {len(EVENTS)} known types, got {entry.type[:64]!r}")
     try:
         # As JSON, where an array is a tuple. No field has a default, so that every one of them is written out.
-        return model.model_validate_json(to_json(entry.body))
+        return model.model_validate_json(_JSON.dump_json(entry.body))
     except ValidationError as error:
         raise BadInput(f"entry {entry.index} ({entry.type}): {explain(error)}") from None
 
