@@ -137,6 +137,7 @@ def many(log: Log, folder: Path, rounds: int, *, alone: int, each: int) -> list[
             *(found["together"], "1/s"),
             against="the lone writer",
             theirs=found["alone"],
+            ratio=found.ratio("together", "alone"),
             at_least=5_000,
             ratio_at_least=10 if slow else None,
             note="mark 10,000" + ("" if slow else "; 10× only where a sync takes over 2 ms"),
@@ -161,7 +162,14 @@ def on_postgresql(rounds: int, *, alone: int, each: int) -> list[Row]:
     except postgres.Missing:
         return []
     name = f"durable appends, {WRITERS} writers, PostgreSQL"
-    return [row(name, found["together"], "1/s", against="the lone writer", theirs=found["alone"])]
+    return [
+        row(
+            *(name, found["together"], "1/s"),
+            against="the lone writer",
+            theirs=found["alone"],
+            ratio=found.ratio("together", "alone"),
+        )
+    ]
 
 
 @contextmanager

@@ -26,27 +26,29 @@ class Plan:
     largest: int
     rounds: int
     appends: int
+    turns: int
+    """Rounds of what waits for the disk: many and short, since its pace changes while one measures."""
     alone: int
     each: int
     proofs: int
     postgresql: bool = True
 
 
-QUICK = Plan(size=100_000, largest=0, rounds=3, appends=100, alone=100, each=16, proofs=200)
-FULL = Plan(size=1_000_000, largest=1_000_000, rounds=5, appends=200, alone=200, each=64, proofs=500)
+QUICK = Plan(size=100_000, largest=0, rounds=3, appends=100, turns=12, alone=10, each=8, proofs=200)
+FULL = Plan(size=1_000_000, largest=1_000_000, rounds=5, appends=200, turns=40, alone=10, each=16, proofs=500)
 
 
 def measure(folder: Path, plan: Plan) -> Iterator[Row]:
     """Every row, as it is found."""
     with open_log(folder, plan.size) as log:
         yield from appends.lone(log, folder, plan.rounds, plan.appends)
-        yield from appends.many(log, folder, plan.rounds, alone=plan.alone, each=plan.each)
+        yield from appends.many(log, folder, plan.turns, alone=plan.alone, each=plan.each)
         if plan.postgresql:
-            yield from appends.on_postgresql(plan.rounds, alone=plan.alone, each=plan.each)
+            yield from appends.on_postgresql(plan.turns, alone=plan.alone, each=plan.each)
         yield from reading.proofs(log, plan.rounds, plan.proofs)
         yield from reading.ask(log, plan.rounds, 10)
         yield from verifying.whole(log, plan.rounds)
-        yield from peer.beside_pymerkle(log, folder, plan.rounds, alone=plan.alone, proofs=plan.proofs)
+        yield from peer.beside_pymerkle(log, folder, plan.turns, alone=plan.alone, proofs=plan.proofs // 10 + 1)
         if plan.largest:
             yield from growth(folder, log, plan)
 

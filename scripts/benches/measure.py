@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 Measure = Callable[[], list[float]]
@@ -37,13 +38,16 @@ def row(
     *,
     against: str | None = None,
     theirs: float | None = None,
+    ratio: float | None = None,
     at_most: float | None = None,
     at_least: float | None = None,
     ratio_at_least: float | None = None,
     note: str = "",
 ) -> Row:
-    """A row with its ratio and whether every bound that is given holds; `note` ends the goal's text."""
-    ratio = ours / theirs if theirs else None
+    """A row, and whether every bound that is given holds. `ratio`: where it was taken round by round; `note` ends the
+    goal's text."""
+    if ratio is None and theirs:
+        ratio = ours / theirs
     bounds: list[tuple[str, bool]] = []
     if at_most is not None:
         bounds.append((f"≤ {at_most:,g}", ours <= at_most))
@@ -56,14 +60,26 @@ def row(
     return Row(name, ours, unit, against, theirs, ratio, goal, met)
 
 
-def interleaved(rounds: int, **measures: Measure) -> dict[str, float]:
-    """The median of every measure's samples, all measures taking turns, so that a slow moment hits each alike."""
-    samples: dict[str, list[float]] = {name: [] for name in measures}
+class Found(dict[str, float]):
+    """The median of every measure's samples, by name."""
+
+    def __init__(self, samples: dict[str, list[list[float]]]) -> None:
+        super().__init__((name, statistics.median(chain(*rounds))) for name, rounds in samples.items())
+        self._rounds = {name: [statistics.median(one) for one in rounds] for name, rounds in samples.items()}
+
+    def ratio(self, ours: str, theirs: str) -> float:
+        """The median of the rounds' own ratios: a disk that changes its pace between two rounds does not change it."""
+        return statistics.median(a / b for a, b in zip(self._rounds[ours], self._rounds[theirs], strict=True))
+
+
+def interleaved(rounds: int, **measures: Measure) -> Found:
+    """All measures take turns, so that a slow moment hits each alike."""
+    samples: dict[str, list[list[float]]] = {name: [] for name in measures}
     for number in range(rounds):
         # Forwards and backwards in turn: nobody always comes after the same neighbour.
         for name in list(measures)[:: -1 if number % 2 else 1]:
-            samples[name] += measures[name]()
-    return {name: statistics.median(found) for name, found in samples.items()}
+            samples[name].append(measures[name]())
+    return Found(samples)
 
 
 def wall_ms(act: Callable[[], object]) -> float:

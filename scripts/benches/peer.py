@@ -36,8 +36,8 @@ class Peer:
 
 
 @contextmanager
-def _started(folder: Path) -> Iterator[Peer]:
-    command = [str(PYTHON), str(Path(__file__).with_name("pymerkle_worker.py")), str(folder / "pymerkle.db")]
+def _started(path: Path, *journal: str) -> Iterator[Peer]:
+    command = [str(PYTHON), str(Path(__file__).with_name("pymerkle_worker.py")), str(path), *journal]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
         try:
             yield Peer(program)
@@ -52,33 +52,39 @@ def beside_pymerkle(log: Log, folder: Path, rounds: int, *, alone: int, proofs: 
     if not PYTHON.exists():
         return []
     rates = Rates(log.ledger, alone=alone, each=_BATCHES // 2)
-    with _started(folder) as peer:
+    with _started(folder / "pymerkle.db", "wal") as peer, _started(folder / "journal.db") as plain:
         peer("fill", export=str(log.export))
         cold = interleaved(1, ours=inclusion(log, 10), theirs=lambda: peer("prove", count=3, cold=True))
         peer("warm")
         found = interleaved(
             rounds,
+            plain_alone=lambda: _rates(plain("append", batch=1, count=2 * alone), 2 * alone),
             alone=lambda: rates.measure(1),
-            their_alone=lambda: _rates(peer("append", batch=1, count=2 * alone), 1),
+            their_alone=lambda: _rates(peer("append", batch=1, count=2 * alone), 2 * alone),
             batch=lambda: rates.measure(WRITERS),
-            their_batch=lambda: _rates(peer("append", batch=WRITERS, count=_BATCHES), WRITERS),
-            proof=inclusion(log, proofs),
-            their_proof=lambda: peer("prove", count=proofs, cold=False),
+            their_batch=lambda: _rates(peer("append", batch=WRITERS, count=_BATCHES), WRITERS * _BATCHES),
+            proof=lambda: _rates(inclusion(log, proofs)(), 1),
+            their_proof=lambda: _rates(peer("prove", count=proofs, cold=False), 1),
             both=lambda: [_append_and_prove(log, rates)],
             their_both=lambda: _rates(peer("append_and_prove", batch=WRITERS), WRITERS),
         )
     at = f"{log.size:,} entries"
-    found |= {name: 1e3 / found[name] for name in ("proof", "their_proof")}
 
-    def against(name: str, ours: str, goal: float | None = 3) -> Row:
-        theirs = found[f"their_{ours}"]
-        return row(name, found[ours], "1/s", against="pymerkle", theirs=theirs, ratio_at_least=goal)
+    def against(name: str, ours: str, theirs: str, goal: float | None = 3) -> Row:
+        return row(
+            *(name, found[ours], "1/s"),
+            against="pymerkle",
+            theirs=found[theirs],
+            ratio=found.ratio(ours, theirs),
+            ratio_at_least=goal,
+        )
 
     return [
-        against("appends one by one", "alone", None),
-        against(f"appends, {WRITERS} at once", "batch"),
-        against(f"inclusion proofs, {at}", "proof"),
-        against(f"appends, {WRITERS} at once, and a proof of each, {at}", "both"),
+        against("appends one by one, pymerkle's own rollback journal", "alone", "plain_alone", None),
+        against("appends one by one", "alone", "their_alone", None),
+        against(f"appends, {WRITERS} at once", "batch", "their_batch"),
+        against(f"inclusion proofs, {at}", "proof", "their_proof"),
+        against(f"appends, {WRITERS} at once, and a proof of each, {at}", "both", "their_both"),
         row(
             f"first inclusion proof after a start, {at}",
             *(cold["ours"], "ms"),
@@ -88,8 +94,9 @@ def beside_pymerkle(log: Log, folder: Path, rounds: int, *, alone: int, proofs: 
     ]
 
 
-def _rates(milliseconds: list[float], batch: int) -> list[float]:
-    return [batch * 1e3 / ms for ms in milliseconds]
+def _rates(milliseconds: list[float], count: int) -> list[float]:
+    """A second, where each of these times was for so many."""
+    return [count * 1e3 / ms for ms in milliseconds]
 
 
 def _append_and_prove(log: Log, rates: Rates) -> float:

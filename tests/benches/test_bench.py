@@ -13,7 +13,7 @@ from scripts.benches import ledger, peer, verifying
 from scripts.benches.logs import open_log
 from scripts.benches.measure import Row, interleaved, markdown_table, plain_table, row, write_json
 
-TINY = ledger.Plan(size=200, largest=1_000, rounds=1, appends=2, alone=2, each=1, proofs=2, postgresql=False)
+TINY = ledger.Plan(size=200, largest=1_000, rounds=1, appends=2, turns=1, alone=2, each=1, proofs=2, postgresql=False)
 COLUMNS = ["name", "ours", "unit", "against", "theirs", "ratio", "goal", "met"]
 
 
@@ -87,6 +87,7 @@ def test_measures_take_turns_and_give_medians() -> None:
     found = interleaved(3, a=lambda: one("a"), b=lambda: one("b"))
     assert order == ["a", "b", "b", "a", "a", "b"]
     assert found == {"a": 4, "b": 3}
+    assert found.ratio("a", "b") == 5 / 6  # of 1/2, 4/3 and 5/6
 
 
 def test_the_tables_show_each_row_once(rows: list[Row]) -> None:
