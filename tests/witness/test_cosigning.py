@@ -217,6 +217,7 @@ def _hold(state: Path, held: Any, done: Any) -> None:
         done.wait(30)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_two_runs_at_once(at_seven: Desk) -> None:
     context = multiprocessing.get_context("fork")
     held, done = context.Event(), context.Event()
