@@ -6,8 +6,9 @@ from appliance.domain.entry import Entry
 from appliance.domain.names import NO_DIGEST
 from appliance.domain.report import Findings
 from appliance.errors import ApplianceError
-from appliance.formats.checkpoint import Checkpoint, open_checkpoint
+from appliance.formats.checkpoint import Checkpoint, open_checkpoint, parse_checkpoint
 from appliance.formats.merkle import EMPTY_ROOT, Tree
+from appliance.formats.note import parse_note
 
 
 class Chain:
@@ -20,25 +21,28 @@ class Chain:
         """Of the entry taken last, as it says of itself."""
         self.head = NO_DIGEST
         self.checkpoint: Checkpoint | None = None
+        """Once its signature has been checked."""
+        self._note: bytes | None = None
+        self._claimed: Checkpoint | None = None
         self._signed_root: bytes | None = None
         self._broken: tuple[int, str] | None = None
         """The last break: which entry it names, and why."""
 
-    def open(self, note: bytes, log_key: str) -> None:
-        """The checkpoint to compare with, if the log's key signed it; before the second entry is taken."""
+    def expect(self, note: bytes) -> None:
+        """The checkpoint to compare with, whose signature is judged at the end: its key may have changed on the way."""
+        self._note = note
         try:
-            self.checkpoint = open_checkpoint(note, log_key)
-        except ApplianceError as error:
-            self._findings.add(None, "checkpoint", error.message)
-        else:
-            self._keep_root()
+            self._claimed = parse_checkpoint(parse_note(note).text)
+        except ApplianceError:
+            return  # no checkpoint: whoever opens it will say so
+        self._keep_root()
 
     def _grow(self, leaf: bytes) -> None:
         self.tree.add(leaf)
         self._keep_root()
 
     def _keep_root(self) -> None:
-        if self.checkpoint is not None and self.tree.size == self.checkpoint.size:
+        if self._claimed is not None and self.tree.size == self._claimed.size:
             self._signed_root = self.tree.root()
 
     def take(self, entry: Entry) -> bool:
@@ -68,11 +72,16 @@ class Chain:
         self._broken = (index, rule)
         self._findings.add(index, rule, message)
 
-    def close(self) -> None:
-        """As many entries as the log signed for, under the root that it signed."""
-        checkpoint, size = self.checkpoint, self.tree.size
-        if checkpoint is None:
+    def close(self, log_key: str | None) -> None:
+        """As many entries as the log signed for, under the root that it signed with the key in force at the end."""
+        if self._note is None or log_key is None:
             return
+        try:
+            self.checkpoint = open_checkpoint(self._note, log_key)
+        except ApplianceError as error:
+            self._findings.add(None, "checkpoint", error.message)
+            return
+        checkpoint, size = self.checkpoint, self.tree.size
         said = f"expected {checkpoint.size} entries, as the checkpoint says, got {size}"
         if size < checkpoint.size:
             self._findings.add(None, "size", f"size: {said}: the log is cut short")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 
 from appliance.domain.entry import Entry
@@ -16,7 +15,6 @@ from appliance.domain.signatures import read_order
 from appliance.domain.state import Principal, State
 from appliance.errors import ApplianceError
 from appliance.formats.commitment import Disclosure, verify_disclosure
-from appliance.formats.dsse import parse_envelope
 
 Documents = Callable[[str], bytes | None]
 """The bytes kept under a digest, or None; they are hashed here, not believed."""
@@ -28,56 +26,47 @@ SitePolicy = Callable[[PolicySet], Decide]
 _SIGNED = ("order", "endorsed", "possession", "session", "signature", "provenance")
 """The roles of documents whose signature the rules verify."""
 
-_COMMITMENT = re.compile(rb"hmac-sha256:[0-9a-f]{64}")
-
 
 class Disclosed:
     """The texts that travel beside the log: each opens its commitment, and some entry or order made it."""
 
     def __init__(self, findings: Findings, disclosures: Iterable[Disclosure]) -> None:
         self._findings = findings
-        self._bound: dict[bytes, bool] = {}
+        self._opened: list[str] = []
         for disclosure in disclosures:
             try:
                 verify_disclosure(disclosure)
             except ApplianceError as error:
                 findings.add(None, "disclosure", error.message)
             else:
-                self._bound[disclosure.commitment.encode()] = False
+                self._opened.append(disclosure.commitment)
 
-    def mark(self, entry: Entry, documents: Mapping[str, bytes]) -> None:
-        """Notes which texts an entry that stands has bound."""
-        if not self._bound:
-            return
-        bodies = [entry.encoded]
-        bodies += [parse_envelope(documents[role]).payload for role in ("order", "endorsed") if role in documents]
-        for body in bodies:
-            for commitment in _COMMITMENT.findall(body):
-                if commitment in self._bound:
-                    self._bound[commitment] = True
-
-    def close(self) -> int:
-        """How many texts are bound; one that nothing binds is a finding."""
-        for commitment, bound in self._bound.items():
-            if not bound:
-                text = f"disclosure {commitment.decode()}: expected an entry or order that binds it, got none"
-                self._findings.add(None, "disclosure", text)
-        return sum(self._bound.values())
+    def close(self, state: State) -> int:
+        """How many texts are bound; one that nothing binds, or that was erased, is a finding."""
+        bound = 0
+        for commitment in self._opened:
+            text = state.texts.get(commitment)
+            if text is None:
+                said = "expected an entry or order that binds it, got none"
+                self._findings.add(None, "disclosure", f"disclosure {commitment}: {said}")
+            elif text.erased is not None:
+                said = f"disclosure {commitment}: expected none, since this entry erased it, got its text"
+                self._findings.add(text.erased, "erasure", f"entry {text.erased}: {said}")
+            else:
+                bound += 1
+        return bound
 
 
 class Replay:
     """The fold of a log under suspicion: an entry that does not stand changes nothing, and the next is tried."""
 
-    def __init__(
-        self, findings: Findings, documents: Documents, disclosed: Disclosed, site_policy: SitePolicy | None
-    ) -> None:
+    def __init__(self, findings: Findings, documents: Documents, site_policy: SitePolicy | None) -> None:
         self.state = State()
         self.counted = dict.fromkeys(("entries", "orders", "signatures", "documents", "decisions"), 0)
         self.first_gap: int | None = None
         """The first entry that was not replayed, or did not stand: what follows was folded without it."""
         self._findings = findings
         self._documents = documents
-        self._disclosed = disclosed
         self._site_policy = site_policy
         self._decide: tuple[str, Decide | None] = ("", None)
 
@@ -107,7 +96,6 @@ class Replay:
             return False
         state.keep()  # nobody writes projections here
         self._count(entry, documents, judged)
-        self._disclosed.mark(entry, documents)
         return True
 
     def _step_over(self, entry: Entry) -> None:

@@ -8,18 +8,24 @@ said, and without it no log is verified.
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Iterable
 from typing import Any
 
 from appliance.domain.chain import Chain
+from appliance.domain.entry import Entry
+from appliance.domain.events import CheckpointCosigned
 from appliance.domain.names import Time
 from appliance.domain.replay import Disclosed, Documents, Replay, SitePolicy
 from appliance.domain.report import Counts, Findings, Report, Verdict, trust_used
+from appliance.domain.rules import parse_body
 from appliance.domain.state import Key, State
 from appliance.domain.typed import parse_typed
 from appliance.errors import ApplianceError
+from appliance.formats.checkpoint import parse_checkpoint
 from appliance.formats.commitment import Disclosure
-from appliance.formats.merkle import hash_leaf
+from appliance.formats.merkle import hash_leaf, verify_consistency
+from appliance.formats.note import parse_note
 from appliance.formats.trust import Trust
 
 
@@ -55,12 +61,13 @@ class Audit:
         self._findings = Findings()
         self._trust = trust
         self._note = checkpoint
+        self._documents = documents
         self._replays_site = replay is not None
         self._disclosed = Disclosed(self._findings, disclosures)
-        self._replay = Replay(self._findings, documents, self._disclosed, replay)
+        self._replay = Replay(self._findings, documents, replay)
         self._chain = Chain(self._findings)
-        if trust is not None and checkpoint is not None:
-            self._chain.open(checkpoint, trust.log_key)
+        if checkpoint is not None:
+            self._chain.expect(checkpoint)
 
     @property
     def state(self) -> State:
@@ -75,22 +82,37 @@ class Audit:
             self._findings.add(place, "encoding", f"entry {place}: {error.message}")
             self._replay.miss(place)
             return
+        before = self._chain.tree.root() if entry.type == CheckpointCosigned.type else b""
         linked = self._chain.take(entry)
-        if self._replay.take(entry, linked=linked) and entry.index == 0:
+        if not self._replay.take(entry, linked=linked):
+            return
+        if entry.index == 0:
             self._compare_with_trust()
+        elif before:
+            self._check_cosigned(entry, before)
+
+    def _check_cosigned(self, entry: Entry, root: bytes) -> None:
+        """The log of which a witness has seen the beginning is this one."""
+        body = parse_body(entry)
+        note = self._documents(entry.documents["note"])
+        if not isinstance(body, CheckpointCosigned) or note is None:
+            return  # it would not stand
+        seen = parse_checkpoint(parse_note(note).text)
+        proof = [b64decode(step) for step in body.proof]
+        try:
+            verify_consistency(seen.size, entry.index, proof, seen.root, root)
+        except ApplianceError as error:
+            self._findings.add(entry.index, "witness", f"entry {entry.index}: {error.message}")
 
     def _compare_with_trust(self) -> None:
         """The log's first entry is the one that the trust file names, with its key and its administrators."""
         site, trust = self.state.site, self._trust
         if trust is None:
-            # Worth a finding when it fails; without the trust file it proves nothing when it holds.
-            if self._note is not None:
-                self._chain.open(self._note, site.log_key)
             return
         expected: list[tuple[str, Any, Any]] = [
             ("hash", trust.genesis, self._chain.head),
             ("origin", trust.origin, site.origin),
-            ("log key", trust.log_key, site.log_key),
+            ("log key", trust.log_key, site.log_keys[0].vkey),
             ("administrators", sorted(trust.administrators), sorted(map(_named_key, self.state.keys.values()))),
         ]
         for what, wanted, got in expected:
@@ -99,8 +121,10 @@ class Audit:
 
     def report(self, now: Time) -> Report:
         """The verdict over what was taken; asked once, at the end."""
-        self._chain.close()
-        disclosed = self._disclosed.close()
+        # Whoever gave the log another key signed that as an administrator, and the trust file names the first of these.
+        # Without a trust file a signature is worth a finding when it fails, and proves nothing when it holds.
+        self._chain.close(self._log_key())
+        disclosed = self._disclosed.close(self.state)
         site, checkpoint = self.state.sites.get("site"), self._chain.checkpoint
         counted = self._replay.counted | {"disclosures": disclosed, "adapters": len(self.state.adapters)}
         counted["signatures"] += checkpoint is not None
@@ -124,6 +148,14 @@ class Audit:
             checkpoint_root=None if checkpoint is None else f"sha256:{checkpoint.root.hex()}",
             checked_at=now,
         )
+
+    def _log_key(self) -> str | None:
+        """Today's, where the log began with the trusted one; without a trust file the log's own word."""
+        site, trust = self.state.sites.get("site"), self._trust
+        if trust is None:
+            return None if site is None else site.log_key
+        trusted = site is not None and site.log_keys[0].vkey == trust.log_key
+        return site.log_key if site is not None and trusted else trust.log_key
 
     def _verdict(self, essential: tuple[str, ...]) -> Verdict:
         if self._findings.kept:

@@ -11,7 +11,9 @@ from appliance.domain import orders as o
 from appliance.domain.custody import unwitnessed
 from appliance.domain.invariants import inadmissible
 from appliance.domain.names import add_seconds
+from appliance.domain.report import Report
 from appliance.domain.signatures import read_logged_order, read_order
+from appliance.domain.verify import verify_log
 from appliance.errors import BadInput, Denied, NotAuthenticated, Tampered
 from appliance.formats.cosignature import witness_vkey_of
 from appliance.formats.dsse import encode_envelope
@@ -423,3 +425,52 @@ def test_a_witness_set_is_consistent() -> None:
         policy_set(witnesses=(VKEY, VKEY))
     with pytest.raises(ValueError, match="witnesses: "):
         policy_set(witnesses=("nonsense",))
+
+
+# What a verifier makes of it.
+
+
+def verify(site: Site, **changes: Any) -> Report:
+    given: dict[str, Any] = {
+        "entries": site.entries,
+        "documents": site.documents.get,
+        "disclosures": site.disclosures,
+        "checkpoint": site.checkpoint(),
+        "trust": site.trust,
+    }
+    return verify_log(**given | changes, now=add_seconds(site.now, 1))
+
+
+def test_a_log_whose_keys_changed_and_whose_texts_went_is_verified_from_the_first_trust_file() -> None:
+    report = verify(stage("kept"))
+    assert report.verdict == "verified", report.findings
+
+
+def test_after_a_rotation_the_old_log_key_alone_signs_nothing() -> None:
+    site = stage("kept")
+    forged = site.fork()
+    forged.log = stage("serving").log
+    report = verify(site, checkpoint=forged.checkpoint())
+    assert [(finding.index, finding.rule) for finding in report.findings] == [(None, "checkpoint")]
+
+
+def test_an_erased_text_that_still_travels_is_a_finding_of_the_entry_that_erased_it() -> None:
+    site = stage("imported")
+    text = next(text for text in site.disclosures if text.text == "Name the clause.")
+    entry = site.erase(text.commitment)
+    report = verify(site)
+    assert [(finding.index, finding.rule) for finding in report.findings] == [(entry.index, "erasure")]
+    site.disclosures.remove(text)
+    assert verify(site).verdict == "verified"
+
+
+def test_a_cosigned_checkpoint_of_another_log_is_found_by_its_proof() -> None:
+    """Both keys signed it, and the rules see no tree: the log forked, and the witness saw the other branch."""
+    site, other = watched("released"), watched("released")
+    site.add(e.Heartbeat())
+    other.add(e.ServiceStopped(reason="idle"))
+    body, documents = other.cosigned(WITNESS, "witness.example/w1")
+    entry = site.add(body, documents=documents)
+    report = verify(site)
+    assert [(finding.index, finding.rule) for finding in report.findings] == [(entry.index, "witness")]
+    assert "consistency proof" in report.findings[0].message
