@@ -34,8 +34,8 @@ class Plan:
     postgresql: bool = True
 
 
-QUICK = Plan(size=100_000, largest=0, rounds=3, appends=100, turns=12, alone=10, each=8, proofs=200)
-FULL = Plan(size=1_000_000, largest=1_000_000, rounds=5, appends=200, turns=40, alone=10, each=16, proofs=500)
+QUICK = Plan(size=100_000, largest=0, rounds=3, appends=100, turns=12, alone=10, each=16, proofs=200)
+FULL = Plan(size=1_000_000, largest=1_000_000, rounds=5, appends=200, turns=40, alone=10, each=32, proofs=500)
 
 
 def measure(folder: Path, plan: Plan) -> Iterator[Row]:
