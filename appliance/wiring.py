@@ -92,7 +92,7 @@ def init(
         keyring = Keyring(settings.keys)
         log_signer, adapter_signer = _make_keys(keyring)
         log_key = vkey_of(origin, log_signer)
-        ledger = _open_ledger(settings, origin, log_signer, log_key)
+        ledger = _open_ledger(settings, origin, log_key, keyring)
         if (first := _first_entry(ledger)) is not None:
             # A power cut may have come between the first entry and the trust file, never the other way round.
             if settings.trust.exists():
@@ -150,10 +150,20 @@ def _write_trust(settings: Settings, first: Entry) -> Trust:
     return trust
 
 
-def _open_ledger(settings: Settings, origin: str, signer: Signer, log_key: str) -> Ledger:
+def _open_ledger(settings: Settings, origin: str, log_key: str, keyring: Keyring) -> Ledger:
     engine = open_engine(settings.database_url)
     check_migrated(engine)
-    return Ledger(engine, origin=origin, log_signer=signer, log_key=log_key, clock=lambda: datetime.now(UTC))
+    held = keyring.log_signers(origin)
+
+    def signer(vkey: str) -> Signer:
+        if vkey not in held:
+            # Made since, to rotate to.
+            held.update(keyring.log_signers(origin))
+        if vkey not in held:
+            raise NotFound(f"log key {vkey}: expected it in {settings.keys}, got none")
+        return held[vkey]
+
+    return Ledger(engine, origin=origin, log_key=log_key, signers=signer, clock=lambda: datetime.now(UTC))
 
 
 def _read_trust(settings: Settings) -> Trust:
@@ -168,11 +178,10 @@ def service(settings: Settings) -> Iterator[Context]:
     """A loaded ledger and all that the workflows need. Tampered when the ledger does not hold."""
     trust = _read_trust(settings)
     keyring = Keyring(settings.keys)
-    log_signer, adapter_signer = keyring.open_signer(LOG_KEY), keyring.open_signer(ADAPTER_KEY)
-    if vkey_of(trust.origin, log_signer) != trust.log_key:
-        raise Tampered(f"trust file {settings.trust}: expected the log key of this appliance's keyring, got another")
-    ledger = _open_ledger(settings, trust.origin, log_signer, trust.log_key)
+    adapter_signer = keyring.open_signer(ADAPTER_KEY)
+    ledger = _open_ledger(settings, trust.origin, trust.log_key, keyring)
     ledger.load()
+    _check_keyring(keyring, ledger)
     settings.logs.mkdir(mode=0o700, exist_ok=True)
     cuda = os.path.exists("/dev/nvidiactl")
     context = Context(
@@ -193,6 +202,14 @@ def service(settings: Settings) -> Iterator[Context]:
         for worker in list(context.workers.values()):
             worker.kill()
         ledger.close()
+
+
+def _check_keyring(keyring: Keyring, ledger: Ledger) -> None:
+    """Whatever must sign the log now is held here."""
+    site = ledger.state.site
+    missing = sorted(set(site.signing_keys(ledger.state.last_time)) - set(keyring.log_signers(site.origin)))
+    if missing:
+        raise Tampered(f"keyring: expected the log's keys {', '.join(missing)}, got others or none")
 
 
 def _probes(settings: Settings) -> Probes:

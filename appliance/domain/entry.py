@@ -72,6 +72,8 @@ class Draft:
     documents: Mapping[str, bytes] = field(default_factory=dict)
     body: Mapping[str, Any] = field(default_factory=dict)
     disclosures: tuple[Disclosure, ...] = ()
+    erased: tuple[str, ...] = ()
+    """Commitments whose texts go with this entry."""
 
 
 def encode_entry(entry: Entry) -> bytes:

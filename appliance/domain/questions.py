@@ -8,12 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from appliance.domain.invariants import inadmissible, is_unit, released, review_lapsed, standing_reviews
+from appliance.domain.custody import unwitnessed
+from appliance.domain.invariants import (
+    inadmissible,
+    is_unit,
+    release_lapsed,
+    released,
+    review_lapsed,
+    standing_reviews,
+)
 from appliance.domain.names import Time, Value, versioned
 from appliance.domain.state import (
     Adapter,
     Base,
     Dataset,
+    Hold,
     Import,
     Key,
     PendingOrder,
@@ -24,6 +33,7 @@ from appliance.domain.state import (
     Site,
     Slot,
     State,
+    Witness,
     release_key,
 )
 
@@ -39,10 +49,12 @@ MODELS: dict[str, type[Value]] = {
     "adapter": Adapter,
     "release": Release,
     "slot": Slot,
+    "hold": Hold,
+    "witness": Witness,
 }
 """The kinds of things that have rows, each as a value."""
 
-JUDGED_BY = ("site", "principal", "key", "base", "dataset", "adapter", "release", "slot")
+JUDGED_BY = ("site", "principal", "key", "base", "dataset", "adapter", "release", "slot", "witness")
 """The kinds that decide what may be loaded."""
 
 
@@ -152,7 +164,8 @@ def _task(state: State, release: Release, now: Time) -> TaskAnswer:
     adapter = released(state, release.unit, release.task)
     if adapter is None:
         raise LookupError(f"release {release.unit}/{release.task}: {release.current.adapter} was never sealed")
-    candidate = _candidate(state, adapter, release.unit, now)
+    # What admission holds against the release itself, and the log, beside what it holds against the adapter.
+    candidate = _candidate(state, adapter, release.unit, now, *release_lapsed(state, release), *unwitnessed(state, now))
     slot = state.slots.get(release_key(release.unit, release.task))
     current = release.current
     return TaskAnswer(

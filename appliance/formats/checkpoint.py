@@ -11,7 +11,15 @@ from appliance.errors import BadInput, Tampered
 from appliance.formats.fields import MAX_DECIMAL, encode_base64, parse_base64, parse_decimal, show
 from appliance.formats.keys import Signer
 from appliance.formats.merkle import EMPTY_ROOT, HASH_BYTES
-from appliance.formats.note import check_key_name, encode_note, parse_note, parse_vkey, sign_note, verify_note
+from appliance.formats.note import (
+    add_signature,
+    check_key_name,
+    encode_note,
+    parse_note,
+    parse_vkey,
+    sign_note,
+    verify_note,
+)
 
 MAX_SIZE = MAX_DECIMAL
 
@@ -47,9 +55,13 @@ def parse_checkpoint(text: str) -> Checkpoint:
     return Checkpoint(lines[0], size, parse_base64(lines[2], "log checkpoint, root"))
 
 
-def sign_checkpoint(checkpoint: Checkpoint, signer: Signer) -> bytes:
-    """The signed note's bytes; the key's name is the origin."""
-    return encode_note(sign_note(encode_checkpoint(checkpoint), checkpoint.origin, signer))
+def sign_checkpoint(checkpoint: Checkpoint, *signers: Signer) -> bytes:
+    """The signed note's bytes, with a line of each signer; every key's name is the origin."""
+    note = sign_note(encode_checkpoint(checkpoint), checkpoint.origin, signers[0])
+    for signer in signers[1:]:
+        (line,) = sign_note(note.text, checkpoint.origin, signer).signatures
+        note = add_signature(note, line)
+    return encode_note(note)
 
 
 def open_checkpoint(data: bytes, vkey: str) -> Checkpoint:

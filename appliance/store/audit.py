@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sqlalchemy import Connection, delete, select, text
 
+from appliance.domain.state import LogKey
 from appliance.errors import Tampered
 from appliance.formats.checkpoint import open_checkpoint
 from appliance.formats.merkle import Frontier
@@ -62,7 +63,7 @@ def rebuild_projections(connection: Connection, seen: Seen) -> None:
     advance(connection, Fold(), size, seen, lambda index, changes: write_projections(connection, index, changes))
 
 
-def check_checkpoints(connection: Connection, log_key: str) -> list[str]:
+def check_checkpoints(connection: Connection, log_keys: Sequence[LogKey]) -> list[str]:
     """Findings, one a checkpoint whose signature does not hold or whose root is not that of the log at its size."""
     findings = []
     frontiers = _frontiers(connection)
@@ -72,7 +73,7 @@ def check_checkpoints(connection: Connection, log_key: str) -> list[str]:
         while frontier.size < size and (following := next(frontiers, None)) is not None:
             frontier = following
         try:
-            checkpoint = open_checkpoint(note, log_key)
+            checkpoint = open_checkpoint(note, _key_at(log_keys, size))
         except Tampered as error:
             findings.append(f"log checkpoint of size {size}: {error.message}")
             continue
@@ -81,6 +82,11 @@ def check_checkpoints(connection: Connection, log_key: str) -> list[str]:
         if got != expected:
             findings.append(f"log checkpoint of size {size}: expected {expected}, got {got}")
     return findings
+
+
+def _key_at(log_keys: Sequence[LogKey], size: int) -> str:
+    """The vkey that signed the log of this size: the last that an entry of it brought in."""
+    return next((key.vkey for key in reversed(log_keys) if key.since < size), log_keys[0].vkey)
 
 
 def _frontiers(connection: Connection) -> Iterator[Frontier]:

@@ -164,15 +164,18 @@ def check_end(connection: Connection, fold: Fold, log_key: str) -> None:
 
 
 def check_checkpoint(connection: Connection, fold: Fold, log_key: str) -> None:
-    """The latest checkpoint is over exactly this tree and holds under the log's key."""
+    """The latest checkpoint is over exactly this tree and holds under the log's key of today, in a log that began with
+    `log_key`."""
     size, stored = fold.state.size, read_latest_checkpoint(connection)
     if size == 0 and stored is None:
         return
     if stored is None or stored[0] != size:
         got = "none" if stored is None else f"one of size {stored[0]}"
         raise Tampered(f"entry {max(size - 1, 0)}: log checkpoint: expected one of size {size}, got {got}")
+    site = fold.state.site
+    expect(0, "log key", log_key, site.log_keys[0].vkey)
     try:
-        checkpoint = open_checkpoint(stored[1], log_key)
+        checkpoint = open_checkpoint(stored[1], site.log_key)
     except Tampered as error:
         raise Tampered(f"entry {size - 1}: log checkpoint of size {size}: {error.message}") from error
     expect(size - 1, "log checkpoint, size", size, checkpoint.size)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -22,10 +24,12 @@ from cryptography.hazmat.primitives.serialization import (
 
 from appliance.errors import BadInput, Conflict, NotFound, Tampered
 from appliance.formats.keys import EcdsaSigner, Ed25519Signer, Signer
+from appliance.formats.note import vkey_of
 from appliance.store import disk
 
 LOG_KEY, ADAPTER_KEY = "file:log", "file:adapter"
 MAX_KEY_BYTES = 16_384
+MAX_LOG_KEYS = 100
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")
 
 
@@ -35,11 +39,33 @@ class Keyring:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def create_log_key(self) -> Ed25519Signer:
-        """Signs the log's checkpoints. Conflict when there is one: a log has its key for life, or rotates it."""
+    def create_log_key(self, uri: str = LOG_KEY) -> Ed25519Signer:
+        """Signs the log's checkpoints. Conflict when there is one of this name: a key is never overwritten."""
         key = Ed25519PrivateKey.generate()
-        self._create_key(LOG_KEY, key)
+        self._create_key(uri, key)
         return Ed25519Signer(key)
+
+    def log_signers(self, origin: str) -> dict[str, Signer]:
+        """Every key of the log that is held here, by its vkey, oldest first: the first, and those to rotate to."""
+        signers: dict[str, Signer] = {}
+        for number in range(1, MAX_LOG_KEYS):
+            try:
+                signer = self.open_signer(_log_key(number))
+            except NotFound:
+                continue  # one that no longer signs may have been destroyed
+            signers[vkey_of(origin, signer)] = signer
+        return signers
+
+    def next_log_key(self, origin: str, used: Collection[str]) -> str:
+        """The vkey that the log can rotate to: one that waits for that already, or a new one. Conflict where the names
+        are used up."""
+        for vkey in self.log_signers(origin):
+            if vkey not in used:
+                return vkey
+        for number in range(len(used) + 1, MAX_LOG_KEYS):
+            with suppress(Conflict):
+                return vkey_of(origin, self.create_log_key(_log_key(number)))
+        raise Conflict(f"log keys: expected fewer than {MAX_LOG_KEYS}, got as many")
 
     def create_adapter_key(self) -> EcdsaSigner:
         """Signs adapters (ECDSA P-256, since the public model_signing command refuses Ed25519)."""
@@ -112,6 +138,10 @@ def _check_private(found: os.stat_result, what: str) -> None:
         raise Tampered(f"{what}, owner: expected the service's account {os.geteuid()}, got {found.st_uid}")
     if stat.S_ISREG(found.st_mode) and found.st_nlink != 1:
         raise Tampered(f"{what}: expected a file of one name, got one that is linked elsewhere")
+
+
+def _log_key(number: int) -> str:
+    return LOG_KEY if number == 1 else f"{LOG_KEY}-{number}"
 
 
 def _name_of(uri: str) -> str:

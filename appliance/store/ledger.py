@@ -35,21 +35,25 @@ from appliance.store.staging import Batch, check_draft, stage
 from appliance.store.writer import Writer
 
 _PAGE = 256
+
+Signers = Callable[[str], Signer]
+"""The signer of one of the log's vkeys; NotFound where it is not held here."""
 Answer = TypeVar("Answer")
 
-__all__ = ["Appended", "Guard", "Ledger"]
+__all__ = ["Appended", "Guard", "Ledger", "Signers"]
 
 
 class Ledger:
     """Append, read and prove. `lock` guards the fold: hold it while reading `state` in more than one step."""
 
     def __init__(
-        self, engine: Engine, *, origin: str, log_signer: Signer, log_key: str, clock: Callable[[], datetime]
+        self, engine: Engine, *, origin: str, log_key: str, signers: Signers, clock: Callable[[], datetime]
     ) -> None:
+        """`log_key` is the vkey that the log began with, which the trust file names."""
         self.lock = threading.RLock()
         self._engine = engine
         self._origin = origin
-        self._signer = log_signer
+        self._signers = signers
         self._log_key = log_key
         self._clock = clock
         self._fold: Fold | None = None
@@ -145,7 +149,7 @@ class Ledger:
             if not batch.staged:
                 connection.rollback()
                 return
-            note = self._write(connection, batch)
+            note = self._write(connection, batch, fold.state)
             self._commit(connection, batch)
         except BaseException:
             # Nothing of it is believed: the database has to show first that it can be written again, and what stands.
@@ -156,6 +160,8 @@ class Ledger:
         fold.state.keep()
         fold.frontier = batch.frontier
         self._keep(fold, batch.frontier.root())
+        if any(staged.draft.erased for staged in batch.staged):
+            self._writer.scrub()
         for staged in batch.staged:
             staged.waiting.succeed(Appended(staged.entry, staged.data, note))
 
@@ -168,19 +174,21 @@ class Ledger:
             except ApplianceError as error:
                 one.fail(error)
 
-    def _write(self, connection: Connection, batch: Batch) -> bytes:
+    def _write(self, connection: Connection, batch: Batch, state: State) -> bytes:
         """Every row of the batch; then, over the bytes as they were stored, the signed checkpoint."""
         staged = batch.staged
         rows.insert_entries(connection, [(one.entry, one.data, one.draft.documents) for one in staged])
         for one in staged:
             rows.insert_disclosures(connection, one.draft.disclosures)
+            rows.delete_disclosures(connection, one.draft.erased)
             rows.write_projections(connection, one.entry.index, one.changes)
         rows.insert_nodes(connection, [node for one in staged for node in one.nodes])
         stored = dict(rows.read_bytes(connection, batch.before.size, batch.head.size))
         for one in staged:
             if hash_leaf(stored.get(one.entry.index, b"")) != one.entry.leaf:
                 raise Tampered(f"entry {one.entry.index}: expected the bytes that were written, got others")
-        note = sign_checkpoint(Checkpoint(self._origin, batch.head.size, batch.frontier.root()), self._signer)
+        signers = [self._signers(vkey) for vkey in state.site.signing_keys(state.last_time)]
+        note = sign_checkpoint(Checkpoint(self._origin, batch.head.size, batch.frontier.root()), *signers)
         rows.insert_checkpoint(connection, batch.head.size, note)
         rows.move_head(connection, batch.before, batch.head)
         return note
@@ -330,8 +338,9 @@ class Ledger:
 
     def check_checkpoints(self) -> list[str]:
         """Which of the stored checkpoints are not over the log's tree, or do not hold under the log's key."""
+        log_keys = self.state.site.log_keys
         with self._reading() as connection:
-            return audit.check_checkpoints(connection, self._log_key)
+            return audit.check_checkpoints(connection, log_keys)
 
     def check_guards(self) -> list[str]:
         """Where the database itself would not refuse to change the ledger: triggers, rights, settings."""

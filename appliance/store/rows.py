@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, tuple_, update
 
 from appliance.domain.entry import Entry
 from appliance.errors import BadInput, Tampered
@@ -78,6 +78,7 @@ _INSERT_ENTRY_DOCUMENT = Prepared(insert(entry_documents))
 _INSERT_NODE = Prepared(insert(tree_nodes))
 _INSERT_CHECKPOINT = Prepared(insert(checkpoints))
 _INSERT_DISCLOSURE = Prepared(insert(disclosures))
+_DELETE_DISCLOSURE = Prepared(delete(disclosures).where(disclosures.c.commitment == bindparam("at")))
 _CLOSE_PROJECTION = Prepared(
     update(projections)
     .where(
@@ -173,6 +174,10 @@ def insert_disclosures(connection: Connection, opened: Iterable[Disclosure]) -> 
         if _DISCLOSURE.execute(connection, {"at": item.commitment}).fetchone() is None:
             row = {"commitment": item.commitment, "salt": item.salt, "text": item.text}
             _INSERT_DISCLOSURE.execute(connection, row)
+
+
+def delete_disclosures(connection: Connection, commitments: Iterable[str]) -> None:
+    _DELETE_DISCLOSURE.execute_many(connection, [{"at": commitment} for commitment in commitments])
 
 
 def write_projections(connection: Connection, index: int, changes: Iterable[Change]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -69,6 +70,12 @@ class Writer:
             raise Unavailable(
                 f"{what}: expected to learn whether it was committed, got no answer", code="commit-unknown"
             ) from error
+
+    def scrub(self) -> None:
+        """Leaves nothing of removed rows in SQLite's write-ahead log; a reader of an older moment may delay that."""
+        if self._connection is not None and self._connection.dialect.name == "sqlite":
+            raw: Any = self._connection.connection.driver_connection
+            raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
 
     def close(self) -> None:
         writer, self._connection = self._connection, None

@@ -57,7 +57,7 @@ def open_log(folder: Path, size: int) -> Iterator[Log]:
 
 def open_ledger(log: Synthetic, engine: Engine, clock: Callable[[], datetime]) -> Ledger:
     key = vkey_of(log.origin, log.signer)
-    return Ledger(engine, origin=log.origin, log_signer=log.signer, log_key=key, clock=clock)
+    return Ledger(engine, origin=log.origin, log_key=key, signers=lambda _vkey: log.signer, clock=clock)
 
 
 def clock_after(time: str) -> Callable[[], datetime]:

@@ -71,6 +71,7 @@ def policy_set(**parameters: Any) -> PolicySet:
 class Site:
     def __init__(self, *, single: bool = False, policy: PolicySet | None = None) -> None:
         self.log: Ed25519Signer = generate_ed25519()
+        self.log_signers = {vkey_of(ORIGIN, self.log): self.log}
         self.adapter_key = EcdsaSigner(generate_private_key(SECP256R1()))
         self.keys: dict[str, Signer] = {"anna": generate_ed25519(), "ben": generate_ed25519()}
         self.policy = policy or policy_set()
@@ -108,7 +109,10 @@ class Site:
 
     def checkpoint(self, size: int | None = None) -> bytes:
         leaves = [hash_leaf(data) for data in self.entries[:size]]
-        return sign_checkpoint(Checkpoint(ORIGIN, len(leaves), root_of(leaves)), self.log)
+        checkpoint = Checkpoint(ORIGIN, len(leaves), root_of(leaves))
+        old = [signer for signer in self.log_signers.values() if signer is not self.log]
+        standing = self.state.site.signing_keys(self.now) if self.state.size else ()
+        return sign_checkpoint(checkpoint, *(s for s in old if vkey_of(ORIGIN, s) in standing), self.log)
 
     # Entries.
 
@@ -309,6 +313,7 @@ class Site:
         )
         self.two(e.LogKeyRotated(policy=self.in_force), order)
         self.log = key
+        self.log_signers = {**self.log_signers, vkey_of(ORIGIN, key): key}
         return key
 
     def erase(self, commitment: str) -> Entry:

@@ -449,7 +449,7 @@ def test_a_log_whose_keys_changed_and_whose_texts_went_is_verified_from_the_firs
 def test_after_a_rotation_the_old_log_key_alone_signs_nothing() -> None:
     site = stage("kept")
     forged = site.fork()
-    forged.log = stage("serving").log
+    forged.log, forged.log_signers = stage("serving").log, {}
     report = verify(site, checkpoint=forged.checkpoint())
     assert [(finding.index, finding.rule) for finding in report.findings] == [(None, "checkpoint")]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from sqlalchemy import Engine
 
 from appliance.domain.entry import Draft, parse_entry
-from appliance.formats.note import vkey_of
 from appliance.formats.timestamp import parse_time
 from appliance.store.ledger import Ledger
 from tests.domain.builder import ORIGIN, Site
@@ -17,8 +16,8 @@ def retell(engine: Engine, site: Site) -> Ledger:
     ledger = Ledger(
         engine,
         origin=ORIGIN,
-        log_signer=site.log,
-        log_key=vkey_of(ORIGIN, site.log),
+        log_key=site.first.log_key,
+        signers=site.log_signers.__getitem__,
         clock=lambda: parse_time(times[min(ledger.state.size, len(times) - 1)]),
     )
     ledger.load()

@@ -46,7 +46,8 @@ class Site:
         self.policy = encode_value(PolicySet(name="trial", parameters=Parameters(), cedar="", cedar_schema=""))
 
     def open_ledger(self, engine: Engine, clock: Clock | None = None) -> Ledger:
-        return Ledger(engine, origin=ORIGIN, log_signer=self.log_signer, log_key=self.log_key, clock=clock or Clock())
+        signers = {self.log_key: self.log_signer}.__getitem__
+        return Ledger(engine, origin=ORIGIN, log_key=self.log_key, signers=signers, clock=clock or Clock())
 
     def first_draft(self) -> Draft:
         people = [

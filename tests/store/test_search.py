@@ -154,21 +154,21 @@ def test_a_search_walks_an_index_in_the_logs_order(frequent: str, filters: Filte
     assert not [plan for plan in plans if plan.startswith("SCAN entr")]
 
 
-LEADING: list[tuple[Filters, set[str]]] = [
-    ({"types": ["heartbeat"], "outcome": "denied"}, {"outcome"}),
-    ({"types": ["request.refused"], "outcome": "success"}, {"types"}),
-    ({"types": ["heartbeat"], "unit": "legal"}, {"types", "unit:legal"}),
-    ({"actor": "service", "subjects": ["unit:legal"]}, {"unit:legal"}),
-    ({"actor": "service", "outcome": "success", "after": 50, "before": 58}, set()),
+LEADING: list[tuple[Filters, tuple[str, ...]]] = [
+    ({"types": ["heartbeat"], "outcome": "denied"}, ("outcome",)),
+    ({"types": ["request.refused"], "outcome": "success"}, ("types",)),
+    ({"types": ["heartbeat"], "unit": "legal"}, ("types", "unit:legal")),
+    ({"actor": "service", "subjects": ["unit:legal"]}, ("unit:legal",)),
+    ({"actor": "service", "outcome": "success", "after": 50, "before": 58}, ()),
 ]
 
 
 @pytest.mark.parametrize(("filters", "leads"), LEADING, ids=str)
-def test_the_rarest_filter_leads(frequent: str, filters: Filters, leads: set[str]) -> None:
+def test_the_rarest_filter_leads(frequent: str, filters: Filters, leads: tuple[str, ...]) -> None:
     """Heartbeats are frequent and refusals are rare: whichever is asked for first, the page walks the rarer ones, and
     the log itself where its part is no longer than what an index would lead to."""
     engine = open_engine(frequent)
     with engine.connect() as connection:
         walks = leading(connection, filters, *span(connection, filters))
     engine.dispose()
-    assert {name for walk in walks for name in walk.answers} == leads
+    assert {name for walk in walks for name in walk.answers} == set(leads)
