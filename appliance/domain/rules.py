@@ -49,7 +49,7 @@ def apply(state: State, entry: Entry, documents: Mapping[str, bytes]) -> None:
         puts.append((state.orders, case.accepted.digest, SeenOrder(digest=case.accepted.digest, index=entry.index)))
     puts += RULES[entry.type](case)
     order = None if case.order is None else case.order.order
-    puts += bound_texts(state, entry, order, getattr(body, "message", ""))
+    puts += bound_texts(state, entry, order, body.__dict__.get("message", ""))
     check_subjects(case)
     for table, key, value in puts:
         table.put(key, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from appliance.domain.case import Case, Puts
 from appliance.domain.custody import unwitnessed
+from appliance.domain.entry import Entry
 from appliance.domain.events import (
     AdapterAdmitted,
     AdapterLoaded,
@@ -114,8 +115,11 @@ def request_admitted(case: Case) -> Puts:
     case.require(body.adapter == slot.adapter, "adapter", slot.adapter, body.adapter)
     case.require(adapter.manifest == slot.manifest, "manifest", slot.manifest, adapter.manifest)
     case.require(body.request not in case.state.requests, "request", "a new one", body.request)
-    record = OpenRequest(id=body.request, unit=body.unit, task=body.task, adapter=body.adapter, index=case.entry.index)
-    return [(case.state.requests, body.request, record)]
+    return [(case.state.requests, body.request, open_request(case.entry, body))]
+
+
+def open_request(entry: Entry, body: RequestAdmitted) -> OpenRequest:
+    return OpenRequest(id=body.request, unit=body.unit, task=body.task, adapter=body.adapter, index=entry.index)
 
 
 def request_finished(case: Case) -> Puts:

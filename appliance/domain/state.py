@@ -330,6 +330,10 @@ class State:
         self.witnesses: Table[Witness] = Table("witness", self._journal)
 
     @property
+    def place(self) -> tuple[int, str, str]:
+        return self.size, self.last_time, self.last_leaf
+
+    @property
     def tables(self) -> tuple[Table[Any], ...]:
         return tuple(value for value in vars(self).values() if isinstance(value, Table))
 

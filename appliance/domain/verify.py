@@ -8,9 +8,10 @@ said, and without it no log is verified.
 
 from __future__ import annotations
 
+import hashlib
 from base64 import b64decode
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from appliance.domain.chain import Chain
 from appliance.domain.entry import Entry
@@ -46,6 +47,15 @@ def verify_log(
     return audit.report(now)
 
 
+class Part(NamedTuple):
+    """What stands at the end of a part of a log in which nothing was found, and where that part began."""
+
+    began: str
+    chain: Chain
+    state: State
+    counted: dict[str, int]
+
+
 class Audit:
     """A verification under way: `take` every entry's bytes in order, then `report`. `state` is the fold so far."""
 
@@ -72,6 +82,34 @@ class Audit:
     @property
     def state(self) -> State:
         return self._replay.state
+
+    @property
+    def is_clean(self) -> bool:
+        return not self._findings.kept
+
+    def fingerprint(self) -> str:
+        """A digest of everything that what follows depends on: the state, and the places in chain and tree."""
+        hasher = hashlib.sha256(repr((self._chain.place, self.state.place)).encode())
+        for table in self.state.tables:
+            for key, value in table.items():
+                hasher.update(repr((table.kind, key, value)).encode())
+        return hasher.hexdigest()
+
+    def pass_over(self, data: bytes) -> None:
+        """The log's next entry, where somebody else checks it."""
+        self._chain.pass_over(hash_leaf(data))
+
+    def part(self, began: str) -> Part:
+        """What was verified since the fingerprint was `began`, for whoever stands there."""
+        return Part(began, self._chain, self.state, self._replay.counted)
+
+    def join(self, part: Part) -> bool:
+        """Goes on from the part's end, if nothing was found so far and the part began exactly here."""
+        if not self.is_clean or part.began != self.fingerprint():
+            return False
+        self._chain = part.chain.resumed(self._findings)
+        self._replay.resume(part.state, part.counted)
+        return True
 
     def take(self, data: bytes) -> None:
         """The log's next entry, as bytes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from appliance import verifier
+from appliance.domain.report import Report
+from appliance.domain.verify import Audit, Part
 from appliance.errors import NotFound
 from appliance.formats.export import write_export
 from appliance.formats.trust import encode_trust
@@ -151,6 +154,74 @@ def test_a_hostile_logs_words_do_not_move_the_cursor(files: Files, capsys: pytes
     assert verifier._plain("a\x1b[2Jb\u202ec") == "a\\x1b[2Jb\\u202ec"
 
 
+# Two processes.
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Makes every log a long one on two cores; whether each helper's part was taken."""
+    monkeypatch.setattr(verifier, "_LONG", 2)
+    monkeypatch.setattr(verifier, "_cores", lambda: 2)
+    taken: list[bool] = []
+    join = Audit.join
+
+    def noted(audit: Audit, part: Part) -> bool:
+        taken.append(join(audit, part))
+        return taken[-1]
+
+    monkeypatch.setattr(Audit, "join", noted)
+    return taken
+
+
+def both(files: Files, monkeypatch: pytest.MonkeyPatch) -> tuple[Report, Report]:
+    """The report by two processes and by one."""
+    trust = verifier.load_trust(files.trust)
+    first = verifier.verify_export(files.export, trust, files.site.now)
+    monkeypatch.setattr(verifier, "_LONG", 10**9)
+    return first, verifier.verify_export(files.export, trust, files.site.now)
+
+
+def test_two_processes_verify_a_long_log(files: Files, two: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = both(files, monkeypatch)
+    assert (first, first.verdict, two) == (second, "verified", [True])
+
+
+@pytest.mark.parametrize("place", [3, -3])
+def test_two_processes_find_what_one_finds(
+    place: int, files: Files, two: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = list(files.site.entries)
+    entries[place] = entries[place].replace(b'"source":"unix"', b'"source":"tcp"')
+    files.export.write_bytes(export_of(files.site, entries=entries))
+    first, second = both(files, monkeypatch)
+    assert (first, first.verdict, two) == (second, "failed", [])
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "raise SystemExit(1)",
+        "pass",
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+        "import sys; sys.exit(0)",
+    ],
+)
+def test_a_second_process_that_dies_or_says_nothing_leaves_it_to_the_first(
+    program: str, files: Files, two: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifier, "_HELP", program)
+    first, second = both(files, monkeypatch)
+    assert (first, first.verdict, two) == (second, "verified", [])
+
+
+def test_a_second_process_that_cannot_start_is_done_without(
+    files: Files, two: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    first, second = both(files, monkeypatch)
+    assert (first, first.verdict, two) == (second, "verified", [])
+
+
 # The zipapp.
 
 WITHOUT_THE_REST = """
@@ -193,6 +264,14 @@ def test_the_zipapp_verifies_with_cryptography_and_pydantic_alone(zipapp: Path, 
     rooms = {name.split(".")[1] for name in modules.split()[1:] if "." in name}
     assert rooms == {"errors", "formats", "domain", "verifier"}
     assert all(name.startswith(str(zipapp)) for name in kept.split()[1:]), "nothing came from another place"
+
+
+def test_the_second_process_comes_out_of_the_zipapp_too(zipapp: Path, files: Files) -> None:
+    path, start = str(files.export), "7"
+    command = [sys.executable, "-I", "-c", verifier._HELP, str(zipapp), path, start]
+    done = subprocess.run(command, capture_output=True, cwd="/", timeout=60, check=True)
+    part = pickle.loads(done.stdout)
+    assert part.state.size == len(files.site.entries)
 
 
 def test_the_zipapp_says_which_library_is_missing(zipapp: Path, files: Files) -> None:
