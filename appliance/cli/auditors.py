@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections import deque
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
@@ -16,6 +15,7 @@ import click
 
 from appliance.cli.caller import Caller
 from appliance.cli.command import group, reads
+from appliance.cli.moments import could_load, state
 from appliance.cli.output import plain, print_bytes, print_facts, print_json, print_line, print_table, say
 from appliance.cli.progress import show_bytes
 from appliance.cli.times import parse_moment
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from appliance.domain.entry import Entry
 
 OUTCOMES = ("success", "failure", "denied", "pending", "interrupted")
+TABLE = 200
+"""Entries that a table shows unless it is told otherwise: it is written for a person."""
+
 _COLUMNS = ("index", "time", "type", "actor", "source", "outcome", "subjects", "prev", "leaf")
 
 
@@ -37,32 +40,43 @@ def ledger() -> None:
 @ledger.command(
     "log",
     example=(
-        "appliance ledger log --type review.recorded --since 2026-11-01\n"
-        "appliance ledger log --subject adapter:clauses@1 --csv > clauses.csv\n"
+        "appliance ledger log --type review.recorded --type adapter.revoked --since 2026-11-01\n"
+        "appliance ledger log --unit legal --outcome denied --csv > denied.csv\n"
         "appliance ledger log --last 20"
     ),
 )
-@click.option("--type", "kind", metavar="TYPE", help="Such as run.started or review.recorded.")
+@click.option(
+    "--type", "types", metavar="TYPE", multiple=True, help="Such as run.started; given several times, any of them."
+)
 @click.option("--actor", metavar="NAME", help="Who did it; `service` for the appliance itself.")
-@click.option("--subject", metavar="SUBJECT", help="Such as adapter:clauses@1, run:r-000001 or unit:legal.")
+@click.option(
+    "--subject", "subjects", metavar="SUBJECT", multiple=True, help="Such as adapter:clauses@1; several: all of them."
+)
+@click.option("--unit", metavar="NAME", help="The business unit that it is about.")
 @click.option("--outcome", type=click.Choice(OUTCOMES), help="How it ended.")
 @click.option("--since", metavar="TIME", help="2026-11-24, a whole time in UTC, or 90m, 2h, 7d, 4w ago.")
 @click.option("--until", metavar="TIME", help="The same; a date counts to its end.")
 @click.option("--after", type=click.IntRange(0), metavar="ENTRY", help="Entries behind this one.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N, from the first that fits.")
-@click.option("--last", type=click.IntRange(1), metavar="N", help="Only the last N that fit.")
+@click.option("--before", type=click.IntRange(0), metavar="ENTRY", help="Entries ahead of this one.")
+@click.option(
+    "--limit", type=click.IntRange(1), metavar="N", help=f"At most N, from the first that fits; {TABLE} in a table."
+)
+@click.option("--last", type=click.IntRange(1), metavar="N", help="Only the last N that fit, read from the end.")
 @click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values with a header line.")
 @reads
 @click.pass_obj
 def log(caller: Caller, /, as_csv: bool, limit: int | None, last: int | None, **filters: Any) -> None:
-    """List entries. Every filter that is given must fit. With --json one entry a line."""
+    """List entries. Every filter that is given must fit. With --json one entry a line.
+
+    What a limit cuts off is said, with the option that goes on.
+    """
     if as_csv and caller.json:
         raise BadInput("log: expected --csv or --json, got both")
     if limit is not None and last is not None:
         raise BadInput("log: expected --limit or --last, got both")
-    entries: Iterable[Entry] = islice(_find(caller, **filters), limit)
-    if last is not None:
-        entries = deque(entries, maxlen=last)
+    if limit is None and last is None and not as_csv and not caller.json:
+        limit = TABLE
+    entries: Iterable[Entry] = _pages(_find(caller, limit=limit, last=last, **filters), limit, last)
     if as_csv:
         _print_csv(entries)
     elif caller.json:
@@ -77,27 +91,47 @@ def log(caller: Caller, /, as_csv: bool, limit: int | None, last: int | None, **
 
 def _find(
     caller: Caller,
-    kind: str | None,
-    actor: str | None,
-    subject: str | None,
-    outcome: str | None,
+    limit: int | None,
+    last: int | None,
     since: str | None,
     until: str | None,
     after: int | None,
+    before: int | None,
+    types: tuple[str, ...],
+    subjects: tuple[str, ...],
+    **filters: str | None,
 ) -> Iterator[Entry]:
-    from appliance.client.log import find_entries
+    """Forwards, or with `last` backwards from the end; one entry more than asked for shows whether there are more."""
+    from appliance.client.log import PAGE, find_entries
 
-    now = datetime.now(UTC)
+    now, wanted = datetime.now(UTC), limit or last
     return find_entries(
         caller.reading(),
         after=after,
-        type=kind,
-        actor=actor,
-        subject=subject,
-        outcome=outcome,
+        before=before,
+        newest=last is not None,
+        page=PAGE if wanted is None else wanted + 1,
+        type=types,
+        subject=subjects,
         since=None if since is None else parse_moment(since, "since", now),
         until=None if until is None else parse_moment(until, "until", now, end_of_day=True),
+        **filters,
     )
+
+
+def _pages(entries: Iterator[Entry], limit: int | None, last: int | None) -> Iterator[Entry]:
+    """The entries in the log's order, up to the limit; then how to go on where it cut them off."""
+    if last is not None:
+        found = list(islice(entries, last))
+        yield from reversed(found)
+        if next(entries, None) is not None:
+            say(f"There are more before them. Go on with: --before {found[-1].index} --last {last}")
+        return
+    entry = None
+    for entry in islice(entries, limit):
+        yield entry
+    if limit is not None and entry is not None and next(entries, None) is not None:
+        say(f"There are more. Go on with: --after {entry.index}, or with --json or --csv for all of them.")
 
 
 def _subjects(entry: Entry) -> str:
@@ -259,3 +293,7 @@ def _end(report: dict[str, Any]) -> None:
             "give the trust file that init printed: --trust FILE",
             code="unverifiable",
         )
+
+
+ledger.add_command(could_load)
+ledger.add_command(state)

@@ -14,6 +14,7 @@ from appliance.cli.following import Display, ImportDisplay
 from appliance.cli.output import plain, print_facts, print_json, print_table, say
 from appliance.cli.progress import Meter
 from appliance.cli.signing import receipt_value, sign_all, sign_and_submit
+from appliance.cli.uses import used_by
 from appliance.errors import BadInput, Conflict
 
 if TYPE_CHECKING:
@@ -196,6 +197,9 @@ def show_dataset(caller: Caller, name: str) -> None:
         return
     facts = [(key.replace("_", " "), value) for key, value in row.pop("facts").items()]
     print_facts([*((key.replace("_", " "), value) for key, value in row.items()), *facts])
+
+
+dataset.add_command(used_by)
 
 
 @group("run", example="appliance run start recipe.yaml --follow")

@@ -14,6 +14,7 @@ from appliance.cli.signing import receipt_value, sign_and_submit
 
 if TYPE_CHECKING:
     from appliance.client.orders import Receipt
+    from appliance.client.questions import Step
 
 _MAX_TOKEN_MINUTES = 60
 
@@ -129,25 +130,38 @@ def list_adapters(caller: Caller) -> None:
 @reads
 @click.pass_obj
 def show_adapter(caller: Caller, name: str) -> None:
-    """One adapter's whole history: the run that made it, every review, release, load, request and refusal."""
-    from appliance.client.history import adapter_history
+    """One adapter's whole story: what it is made of, its run, every review with what it means, releases and loads.
 
-    row, entries = adapter_history(caller.reading(), name)
+    Requests are counted, not listed: read them with `appliance ledger log --subject adapter:NAME@VERSION`.
+    """
+    from appliance.client.questions import adapter_story
+
+    row, steps, requests = adapter_story(caller.reading(), name)
     if caller.json:
-        print_json({"adapter": row, "history": [entry.model_dump(mode="json") for entry in entries]})
+        print_json({"adapter": row, "history": [_step_value(step) for step in steps], "requests": requests})
         return
     print_facts((key.replace("_", " "), value) for key, value in row.items() if key != "reviews")
+    print_facts((f"requests {how}", count) for how, count in requests.items())
     print_line("")
     print_table(
         ("entry", "time", "what", "who", "outcome", "about"),
-        [(e.index, e.time, e.type, e.actor, e.outcome, ", ".join(_about(e, name))) for e in entries],
+        [(s.entry.index, s.entry.time, s.entry.type, s.entry.actor, s.entry.outcome, _about(s, name)) for s in steps],
     )
-    say(f"{len(entries)} entries. One of them whole: appliance ledger show ENTRY")
+    say(f"{len(steps)} entries. One of them whole: appliance ledger show ENTRY")
 
 
-def _about(entry: Any, name: str) -> list[str]:
-    """The subjects beside the adapter itself and the orders' digests, which say nothing to a reader."""
-    return [plain(s) for s in entry.subjects if s != f"adapter:{name}" and not s.startswith("order:")]
+def _step_value(step: Step) -> dict[str, Any]:
+    order = None if step.order is None else {"verb": step.order.verb, **step.order.model_dump(mode="json")}
+    return {**step.entry.model_dump(mode="json"), "order": order, "texts": dict(step.texts)}
+
+
+def _about(step: Step, name: str) -> str:
+    """The subjects beside the adapter itself and the orders' digests, which say nothing to a reader; what a review
+    decided, and every text that is still disclosed."""
+    entry, told = step.entry, {} if step.order is None else step.order.model_dump(mode="json")
+    found = [s for s in entry.subjects if s != f"adapter:{name}" and not s.startswith("order:")]
+    found += [f"{field} {told[field]}" for field in ("decision", "field", "valid_until") if field in told]
+    return plain("; ".join([", ".join(found), *(f"{label}: {text}" for label, text in step.texts.items())]))
 
 
 @adapter.command("revoke", example="appliance adapter revoke clauses@1 --reason 'Leaks client names.'")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,6 +41,10 @@ _BRANCHES: dict[int, type[ApplianceError]] = {
         BadInput, TooLarge, NotAuthenticated, Denied, NotFound, Conflict, Tampered, Unavailable, TooMany,
     )
 }  # fmt: skip
+
+
+Parameter = str | int | Sequence[str]
+"""Of a query; several values are given by several parameters of one name."""
 
 
 class Bearer(Protocol):
@@ -100,8 +104,8 @@ class Door:
         except (KeyError, TypeError):
             raise Unavailable(f"service, {self.socket}: expected it to describe itself, got another answer") from None
 
-    def get(self, path: str, **query: str | int | None) -> Any:
-        """A read, under the caller's session; parameters that are None are left out."""
+    def get(self, path: str, **query: Parameter | None) -> Any:
+        """A read, under the caller's session; parameters that are None are left out, a sequence is repeated."""
         return self.call("GET", path, query={k: v for k, v in query.items() if v is not None})
 
     def post(self, path: str, body: Any, *, reading: bool = True, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
@@ -112,7 +116,7 @@ class Door:
         method: str,
         path: str,
         *,
-        query: dict[str, str | int] | None = None,
+        query: dict[str, Parameter] | None = None,
         body: Any = None,
         reading: bool = True,
         timeout_s: float = ANSWER_TIMEOUT_S,
@@ -165,7 +169,7 @@ class Door:
         self,
         method: str,
         path: str,
-        query: dict[str, str | int] | None,
+        query: dict[str, Parameter] | None,
         content: bytes | Iterator[bytes] | None,
         headers: dict[str, str],
         timeout_s: float,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance.client.door import LONG_TIMEOUT_S, About, Door
+from appliance.client.door import LONG_TIMEOUT_S, About, Door, Parameter
 from appliance.client.files import read_file
 from appliance.domain.entry import Entry, parse_entry
 from appliance.errors import BadInput, Conflict, NotFound, Tampered, Unavailable
@@ -109,15 +109,24 @@ def adapter_key(door: Door, anchor: Anchor) -> bytes:
     return parse_base64(body.adapter_key, "entry 0, adapter key")
 
 
-def find_entries(door: Door, *, after: int | None = None, **filters: str | None) -> Iterator[Entry]:
-    """Every entry that fits, in the log's order, page by page."""
+def find_entries(
+    door: Door,
+    *,
+    after: int | None = None,
+    before: int | None = None,
+    newest: bool = False,
+    page: int = PAGE,
+    **filters: Parameter | None,
+) -> Iterator[Entry]:
+    """Every entry that fits, in the log's order or with `newest` backwards from its end, page by page."""
     while True:
-        page = door.get("/v1/ledger", after=after, limit=PAGE, **filters)
-        for row in page["entries"]:
+        bounds: dict[str, int | None] = {"after": after, "before": before, "limit": min(page, PAGE)}
+        answer = door.get("/v1/ledger", newest="true" if newest else None, **bounds, **filters)
+        for row in answer["entries"]:
             yield parse_entry(parse_base64(row["bytes"], "entry"))
-        after = page["next"]
-        if after is None:
+        if answer["next"] is None:
             return
+        after, before = (after, answer["next"]) if newest else (answer["next"], before)
 
 
 def export(door: Door, path: Path) -> tuple[str, int]:

@@ -12,6 +12,7 @@ from appliance.domain.custody import unwitnessed
 from appliance.domain.invariants import (
     inadmissible,
     is_unit,
+    latest_reviews,
     release_lapsed,
     released,
     review_lapsed,
@@ -86,6 +87,7 @@ class Activated(Value):
     entry: int
     order: str
     by: str
+    keyid: str
     kind: Literal["activate", "roll-back"]
 
 
@@ -165,37 +167,46 @@ def _task(state: State, release: Release, now: Time) -> TaskAnswer:
     if adapter is None:
         raise LookupError(f"release {release.unit}/{release.task}: {release.current.adapter} was never sealed")
     # What admission holds against the release itself, and the log, beside what it holds against the adapter.
-    candidate = _candidate(state, adapter, release.unit, now, *release_lapsed(state, release), *unwitnessed(state, now))
+    against = (*release_lapsed(state, release), *unwitnessed(state, now))
+    candidate = _candidate(state, adapter, release.unit, now, *against)
     slot = state.slots.get(release_key(release.unit, release.task))
     current = release.current
     return TaskAnswer(
         task=release.task,
         could_load=not candidate.reasons,
         candidate=candidate,
-        release=Activated(entry=current.index, order=current.order, by=current.signer, kind=current.kind),
+        release=Activated(
+            entry=current.index,
+            order=current.order,
+            by=current.signer,
+            keyid=current.keyid,
+            kind=current.kind,
+        ),
         slot=None if slot is None else Loaded(adapter=slot.adapter, admitted=slot.admitted, entry=slot.loaded),
     )
 
 
 def _candidate(state: State, adapter: Adapter, unit: str, now: Time, *reasons: str) -> Candidate:
-    standing = standing_reviews(state, adapter, unit, now)
+    # A rejection counts until its own reviewer lifts it, an approval while it stands.
+    counted = [review for review in latest_reviews(adapter, unit) if review.decision == "reject"]
+    counted += standing_reviews(state, adapter, unit, now)
     return Candidate(
         adapter=versioned(adapter.name, adapter.version),
         manifest=adapter.manifest,
         sealed=adapter.index,
         reviews=tuple(
-            _signoff(state, review, _against(state, adapter, review, standing, now))
+            _signoff(state, review, _against(state, adapter, review, counted, now))
             for review in adapter.reviews
             if review.unit == unit
         ),
-        reasons=(*reasons, *inadmissible(state, adapter, unit, now)),
+        reasons=(*inadmissible(state, adapter, unit, now), *reasons),
     )
 
 
 def _against(
-    state: State, adapter: Adapter, review: ReviewRecord, standing: list[ReviewRecord], now: Time
+    state: State, adapter: Adapter, review: ReviewRecord, counted: list[ReviewRecord], now: Time
 ) -> str | None:
-    if review in standing:
+    if review in counted:
         return None
     lapsed = review_lapsed(state, adapter, review, now)
     return lapsed or f"review {review.index}: expected the latest of {review.reviewer}, got an earlier one"
@@ -225,12 +236,86 @@ def _rests_on(state: State, answer: CouldLoad) -> tuple[int, ...]:
         found |= {candidate.sealed, *(() if adapter is None else (adapter.revoked, adapter.quarantined))}
         found |= set() if base is None else {base.index, base.quarantined}
         for review in candidate.reviews:
-            found |= {review.entry, *_person(state, review)}
+            found |= {review.entry, *_person(state, review.reviewer, review.keyid)}
     for task in answer.tasks:
-        found |= {task.release.entry} | (set() if task.slot is None else {task.slot.admitted, task.slot.entry})
+        found |= {task.release.entry, *_person(state, task.release.by, task.release.keyid)}
+        found |= set() if task.slot is None else {task.slot.admitted, task.slot.entry}
+    if state.parameters.witness_quorum:
+        found |= {witness.index for witness in state.witnesses.values()}
     return tuple(sorted(index for index in found if index is not None))
 
 
-def _person(state: State, review: Signoff) -> set[int | None]:
-    person, key = state.principals.get(review.reviewer), state.keys.get(review.keyid)
+def _person(state: State, name: str, keyid: str) -> set[int | None]:
+    person, key = state.principals.get(name), state.keys.get(keyid)
     return {value for row in (person, key) if row is not None for value in (row.enrolled, row.revoked)}
+
+
+TOLD_OF_ADAPTERS = (
+    "adapter.sealed",
+    "adapter.quarantined",
+    "adapter.revoked",
+    "review.recorded",
+    "release.activated",
+    "release.rolled-back",
+    "adapter.admitted",
+    "admission.refused",
+    "adapter.loaded",
+    "adapter.unloaded",
+)
+"""The types of entries about an adapter that its story tells one by one."""
+
+COUNTED_OF_ADAPTERS = ("request.admitted", "request.finished")
+"""The types of entries about an adapter that its story only counts: there are as many as there were questions."""
+
+
+class Use(Value):
+    """A run that saw a dataset; with its adapter, if it made one, and where that was ever released."""
+
+    run: str
+    status: str
+    ordered_by: str
+    requested: int
+    adapter: str | None
+    sealed: int | None
+    revoked: int | None
+    quarantined: int | None
+    released_to: tuple[str, ...]
+    released_now: tuple[str, ...]
+
+
+class DatasetUses(Value):
+    """A version of a dataset and everything that was made of it."""
+
+    dataset: str
+    imported: int
+    root: str
+    rows: int
+    uses: tuple[Use, ...]
+
+
+def used_by(state: State, name: str) -> tuple[DatasetUses, ...]:
+    """For each version of the dataset, or for the one that `name@version` says: its runs, in their order."""
+    found, sealed = [], {adapter.run: key for key, adapter in state.adapters.items()}
+    for key, dataset in state.datasets.items():
+        if name in (key, dataset.name):
+            uses = tuple(_use(state, run, sealed.get(run.id)) for run in state.runs.values() if run.dataset == key)
+            rows = int(dataset.facts.get("rows", 0))
+            found.append(DatasetUses(dataset=key, imported=dataset.index, root=dataset.root, rows=rows, uses=uses))
+    return tuple(found)
+
+
+def _use(state: State, run: Run, key: str | None) -> Use:
+    adapter = None if key is None else state.adapters.get(key)
+    releases = [release for release in state.releases.values() if any(a.adapter == key for a in release.history)]
+    return Use(
+        run=run.id,
+        status=run.status,
+        ordered_by=run.ordered_by,
+        requested=run.index,
+        adapter=key,
+        sealed=None if adapter is None else adapter.index,
+        revoked=None if adapter is None else adapter.revoked,
+        quarantined=None if adapter is None else adapter.quarantined,
+        released_to=tuple(release_key(release.unit, release.task) for release in releases),
+        released_now=tuple(release_key(r.unit, r.task) for r in releases if r.current.adapter == key),
+    )

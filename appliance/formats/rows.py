@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from appliance.errors import BadInput
-from appliance.formats.merkle import hash_leaf, root_of
+from appliance.errors import BadInput, Tampered
+from appliance.formats.fields import encode_base64, parse_base64, parse_count, parse_list, parse_object
+from appliance.formats.merkle import hash_leaf, inclusion_proof, root_of, verify_inclusion
 
 DATASET_KEY_BYTES = 32
 _KEY_DOMAIN = b"appliance/row-key/v1\x00"
+_MEMBERS = frozenset({"index", "size", "row", "key", "path"})
 _DIGEST_DOMAIN = b"appliance/row-digest/v1\x00"
 
 
@@ -40,3 +44,51 @@ def digest_row(key: bytes, row: bytes) -> bytes:
 def rows_root(row_digests: Iterable[bytes]) -> bytes:
     """The RFC 6962 root over row digests, in the rows' order."""
     return root_of(hash_leaf(digest) for digest in row_digests)
+
+
+@dataclass(frozen=True)
+class RowProof:
+    """That one row lies in a dataset of `size` rows: its bytes, its own key, the path from its digest to the root."""
+
+    index: int
+    size: int
+    row: bytes = field(repr=False)
+    key: bytes = field(repr=False)
+    path: tuple[bytes, ...]
+
+
+def prove_row(dataset_key: bytes, row_digests: Sequence[bytes], index: int, row: bytes) -> RowProof:
+    """The proof that shows this row and, since the keys of others stay here, no other."""
+    leaves = [hash_leaf(digest) for digest in row_digests]
+    path = inclusion_proof(index, len(leaves), lambda level, at: root_of(leaves[at << level : (at + 1) << level]))
+    return RowProof(index, len(leaves), row, row_key(dataset_key, index), tuple(path))
+
+
+def verify_row(proof: RowProof, size: int, root: bytes) -> None:
+    """Tampered unless exactly this row lies at its index in the dataset of this size and root."""
+    if proof.size != size:
+        raise Tampered(f"row proof, size: expected {size} rows, got {proof.size}")
+    verify_inclusion(hash_leaf(digest_row(proof.key, proof.row)), proof.index, size, proof.path, root)
+
+
+def row_proof_value(proof: RowProof) -> dict[str, Any]:
+    """The JSON object of a proof, for a document that carries it."""
+    return {
+        "index": proof.index,
+        "size": proof.size,
+        "row": encode_base64(proof.row),
+        "key": encode_base64(proof.key),
+        "path": [encode_base64(step) for step in proof.path],
+    }
+
+
+def parse_row_proof_value(value: Any) -> RowProof:
+    """The reverse of `row_proof_value`; what it says is for `verify_row` to check."""
+    member = parse_object(value, "row proof", _MEMBERS)
+    return RowProof(
+        index=parse_count(member["index"], "row proof, index"),
+        size=parse_count(member["size"], "row proof, size"),
+        row=parse_base64(member["row"], "row proof, row"),
+        key=parse_base64(member["key"], "row proof, key"),
+        path=tuple(parse_base64(step, "row proof, path") for step in parse_list(member["path"], "row proof, path")),
+    )

@@ -77,6 +77,22 @@ def find_entries(connection: Connection, filters: Filters) -> list[tuple[int, by
     return [(row[0], row[1]) for row in found]
 
 
+def count_entries(connection: Connection, filters: Filters) -> int:
+    """How many entries fit; from an index alone where one filter is all that is asked."""
+    first, stop = span(connection, filters)
+    if first >= stop:
+        return 0
+    total = 0
+    for walk in leading(connection, filters, first, stop):
+        unanswered = _unanswered(walk, filters)
+        statement = select(func.count()).select_from(walk.table)
+        if unanswered and walk.table is not entries:
+            statement = statement.join(entries, entries.c.index == walk.index)
+        counted = statement.where(*walk.conditions, *_bounds(walk, first, stop), *unanswered)
+        total += int(connection.execute(counted).scalar_one())
+    return total
+
+
 def span(connection: Connection, filters: Filters) -> tuple[int, int]:
     """[first, stop) of the indexes that the bounds on index and time leave."""
     size = read_head(connection).size
@@ -156,8 +172,11 @@ def _page(walk: _Walk, filters: Filters, first: int, stop: int) -> Select[Any]:
     statement = select(walk.index, entries.c.bytes)
     if walk.table is not entries:
         statement = statement.join(entries, entries.c.index == walk.index)
-    unanswered = [check for name, check in _checks(filters) if name not in walk.answers]
-    return statement.where(*walk.conditions, *_bounds(walk, first, stop), *unanswered)
+    return statement.where(*walk.conditions, *_bounds(walk, first, stop), *_unanswered(walk, filters))
+
+
+def _unanswered(walk: _Walk, filters: Filters) -> list[ColumnElement[bool]]:
+    return [check for name, check in _checks(filters) if name not in walk.answers]
 
 
 def _checks(filters: Filters) -> Iterator[tuple[str, ColumnElement[bool]]]:

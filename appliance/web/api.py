@@ -18,11 +18,12 @@ from appliance.formats.commitment import parse_disclosure_value
 from appliance.formats.digest import parse_digest
 from appliance.web.auth import Doorkeeper, Session
 from appliance.web.errors import install, people_body
-from appliance.workflows import audit, orders, review, upload
+from appliance.workflows import audit, orders, questions, review, upload
 from appliance.workflows.context import Context
 
 SOURCE = "unix"
 WAIT_S = 25.0
+MAX_ROW_CHARACTERS = 1_000_000
 
 
 class SessionRequest(BaseModel):
@@ -41,6 +42,13 @@ class PolicyTest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     policy: str
     cases: str
+
+
+class RowRequest(BaseModel):
+    """Asked by POST, so that no address and no log of addresses holds a row's text."""
+
+    model_config = ConfigDict(extra="forbid")
+    text: str = Field(max_length=MAX_ROW_CHARACTERS)
 
 
 class VerifyRequest(BaseModel):
@@ -68,6 +76,7 @@ def people_app(context: Context, door: Doorkeeper, touch: Callable[[], None]) ->
     _tables(private, context)
     _runs(private, context)
     _adapters(private, context)
+    _questions(private, context, person)
     _ledger(private, context)
     app.include_router(public)
     app.include_router(private)
@@ -196,8 +205,28 @@ def _adapters(router: APIRouter, context: Context) -> None:
         return Response(review.adapter_file(context, name, path), media_type="application/octet-stream")
 
     @router.get("/v1/adapters/{name}/history")
-    def history(name: str) -> list[dict[str, Any]]:
-        return audit.history(context, f"adapter:{name}")
+    def history(name: str) -> dict[str, Any]:
+        return questions.adapter_story(context, name)
+
+
+def _questions(router: APIRouter, context: Context, person: Callable[..., Session]) -> None:
+    asking = Depends(person)
+
+    @router.get("/v1/units/{unit}/could-load")
+    def could_load(unit: str, at: str | None = None) -> dict[str, Any]:
+        return questions.could_load_at(context, unit, at)
+
+    @router.get("/v1/datasets/{name}/uses")
+    def uses(name: str) -> list[dict[str, Any]]:
+        return questions.dataset_uses(context, name)
+
+    @router.post("/v1/datasets/{name}/row")
+    def row(name: str, body: RowRequest, session: Session = asking) -> list[dict[str, Any]]:
+        return questions.dataset_row(context, session.principal, name, body.text)
+
+    @router.get("/v1/ledger/state")
+    def state(at: str | None = None, kind: Annotated[list[str], Query()] = []) -> dict[str, Any]:  # noqa: B006
+        return questions.state_as_of(context, at, kind)
 
 
 def _ledger(router: APIRouter, context: Context) -> None:

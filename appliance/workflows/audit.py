@@ -122,16 +122,6 @@ def disclosed(context: Context, sources: list[bytes]) -> list[dict[str, str]]:
     return [disclosure_value(found) for found in context.ledger.disclosures(wanted).values()]
 
 
-def history(context: Context, subject: str) -> list[dict[str, Any]]:
-    """Every entry about one subject, oldest first."""
-    found: list[dict[str, Any]] = []
-    after: int | None = None
-    while page := context.ledger.find(subjects=[subject], limit=MAX_LIMIT, after=after):
-        found += [{"index": index, "entry": encode_base64(data)} for index, data in page]
-        after = page[-1][0]
-    return found
-
-
 def principals(context: Context) -> list[dict[str, Any]]:
     people = context.ledger.state.principals.values()
     names = context.ledger.disclosures([p.printed_name for p in people if p.printed_name])

@@ -21,12 +21,14 @@ from urllib.parse import parse_qsl, urlsplit
 from appliance.domain import events as e
 from appliance.domain.credentials import Session, parse_credential
 from appliance.domain.orders import TWO_ADMINISTRATORS, Endorse, parse_order
+from appliance.domain.questions import COUNTED_OF_ADAPTERS, could_load, used_by
 from appliance.errors import ApplianceError, BadInput, Denied, NotAuthenticated, NotFound
 from appliance.formats.canonical import encode_canonical, parse_canonical
 from appliance.formats.commitment import disclosure_value, parse_disclosure_value
 from appliance.formats.digest import digest_bytes
 from appliance.formats.dsse import encode_envelope, parse_envelope, verify_envelope
 from appliance.formats.merkle import Frontier, hash_leaf, inclusion_proof
+from appliance.formats.rows import prove_row, row_digest, row_proof_value
 from appliance.formats.timestamp import encode_time
 from tests.domain.builder import Site, b64
 
@@ -75,6 +77,7 @@ class Double:
         self.files = dict(FILES)
         self.cases: list[dict[str, Any]] = []
         self.report: dict[str, Any] = {}
+        self.dataset_rows: list[dict[str, Any]] = []
 
     def answer(self, method: str, target: str, body: bytes, token: str) -> Answer:
         url = urlsplit(target)
@@ -85,7 +88,7 @@ class Double:
                 continue
             if needs_session and token not in self.tokens:
                 raise NotAuthenticated("session: expected a standing one, got none")
-            found = route(self, *match.groups(), **({"query": dict(parse_qsl(url.query))} if url.query else {}))(body)
+            found = route(self, *match.groups(), **({"query": _query(url.query)} if url.query else {}))(body)
             return self.bend.get(url.path, lambda value: value)(found)
         raise NotFound(f"{method} {url.path}: expected a known path, got another")
 
@@ -234,10 +237,54 @@ class Double:
         }
 
     def history(self, name: str) -> Answer:
+        about = {f"adapter:{name}", f"run:{self.row('adapters', name)['run']}"}
+        told = []
+        for index, data in enumerate(self.site.entries):
+            value = json.loads(data)
+            if about & set(value["subjects"]) and value["type"] not in COUNTED_OF_ADAPTERS:
+                order = self._documents(index).get("order")
+                payload = b"" if order is None else parse_envelope(order).payload
+                disclosures = self._disclosed(data, payload)
+                told.append({"entry": b64(data), "order": order and b64(order), "disclosures": disclosures})
+        return {"entries": told, "requests": {"answered": 1, "failure": 0, "interrupted": 0, "open": 0}}
+
+    def could_load(self, unit: str, query: dict[str, Any] | None = None) -> Answer:
+        answer = could_load(self.site.state, unit, self.site.state.last_time)
+        named = [(index, json.loads(self.site.entries[index])) for index in answer.rests_on]
+        names = [row.printed_name for row in self.site.state.principals.values()]
+        return {
+            **answer.model_dump(mode="json"),
+            "as_of": len(self.site.entries) - 1,
+            "policy_entry": 0,
+            "rests_on": [{"entry": at, **{n: value[n] for n in ("time", "type", "actor")}} for at, value in named],
+            "disclosures": [disclosure_value(d) for d in self.site.disclosures if d.commitment in names],
+        }
+
+    def state(self, query: dict[str, Any] | None = None) -> Answer:
+        rows = [
+            {"kind": kind, "id": key, "since": 0, "value": value}
+            for kind, key, value in self.site.state.projections()
+            if query is None or query["kinds"] in ([], [kind])
+        ]
+        return {"as_of": len(self.site.entries) - 1, "time": self.site.state.last_time, "things": rows}
+
+    def uses(self, name: str) -> Answer:
+        return [uses.model_dump(mode="json") for uses in used_by(self.site.state, name)]
+
+    def find_rows(self, name: str, body: bytes) -> Answer:
+        """The rows that a test has laid into `dataset_rows`, in each version of the dataset."""
+        text = json.loads(body)["text"]
+        lines = [encode_canonical(row) for row in self.dataset_rows]
+        digests = [row_digest(bytes(32), index, line) for index, line in enumerate(lines)]
+        proofs = [
+            row_proof_value(prove_row(bytes(32), digests, index, line))
+            for index, line in enumerate(lines)
+            if self.dataset_rows[index]["text"] == text
+        ]
         return [
-            {"index": index, "entry": b64(data)}
-            for index, data in enumerate(self.site.entries)
-            if f"adapter:{name}" in json.loads(data)["subjects"]
+            {"dataset": key, "imported": row.index, "found": len(proofs), "proofs": proofs}
+            for key, row in self.site.state.datasets.items()
+            if name in (key, row.name)
         ]
 
     def show(self, index: int) -> Answer:
@@ -259,15 +306,19 @@ class Double:
             "checkpoint": self.site.checkpoint().decode(),
         }
 
-    def find(self, query: dict[str, str]) -> Answer:
+    def find(self, query: dict[str, Any]) -> Answer:
         rows = []
         for index, data in enumerate(self.site.entries):
             value = json.loads(data)
-            fits = all(value[name] == query[name] for name in ("type", "actor", "outcome") if name in query)
-            fits = fits and ("subject" not in query or query["subject"] in value["subjects"])
+            fits = all(value[name] == query[name] for name in ("actor", "outcome") if name in query)
+            fits = fits and (not query["types"] or value["type"] in query["types"])
+            subjects = [*query["subjects"], *([f"unit:{query['unit']}"] if "unit" in query else [])]
+            fits = fits and set(subjects) <= set(value["subjects"])
             fits = fits and query.get("since", "") <= value["time"] <= query.get("until", "9")
-            if fits and index > int(query.get("after", -1)):
+            if fits and int(query.get("after", -1)) < index < int(query.get("before", 10**9)):
                 rows.append({"index": index, "bytes": b64(data)})
+        if query.get("newest") == "true":
+            rows.reverse()
         page = rows[: min(int(query["limit"]), 7)]
         return {
             "entries": page,
@@ -278,6 +329,13 @@ class Double:
     def policy(self) -> Answer:
         document = self.site.documents[self.site.in_force]
         return {"digest": self.site.in_force, "policy": {}, "document": b64(document)}
+
+
+def _query(text: str) -> dict[str, Any]:
+    """The parameters, the last of each name; those that may be repeated as lists beside them."""
+    pairs = parse_qsl(text)
+    lists = {f"{name}s": [value for key, value in pairs if key == name] for name in ("type", "subject", "kind")}
+    return {**dict(pairs), **lists}
 
 
 Route = Callable[..., Callable[[bytes], Answer]]
@@ -303,6 +361,10 @@ _ROUTES: list[tuple[str, bool, Route]] = [
     ("GET /v1/adapters/(.*)/review", True, _plain(Double.packet)),
     ("GET /v1/adapters/.*/files/(.*)", True, _plain(lambda double, path: double.files[path])),
     ("GET /v1/adapters/(.*)/history", True, _plain(Double.history)),
+    ("GET /v1/units/(.*)/could-load", True, _plain(Double.could_load)),
+    ("GET /v1/datasets/(.*)/uses", True, _plain(Double.uses)),
+    ("POST /v1/datasets/(.*)/row", True, lambda double, name: lambda body: double.find_rows(name, body)),
+    ("GET /v1/ledger/state", True, _plain(Double.state)),
     ("GET /v1/ledger", True, _plain(Double.find)),
     ("GET /v1/ledger/export", True, _plain(lambda double: b"tar" * 1000)),
     ("GET /v1/ledger/([0-9]+)", True, _plain(lambda double, index: double.show(int(index)))),

@@ -8,10 +8,13 @@ import pytest
 
 from appliance.domain import events as e
 from appliance.domain import orders as o
+from appliance.domain.custody import unwitnessed
 from appliance.domain.entry import parse_entry
-from appliance.domain.invariants import inadmissible
+from appliance.domain.invariants import inadmissible, release_lapsed
 from appliance.domain.names import add_seconds
-from appliance.domain.questions import CouldLoad, could_load
+from appliance.domain.questions import COUNTED_OF_ADAPTERS, TOLD_OF_ADAPTERS, CouldLoad, could_load, used_by
+from appliance.formats.cosignature import witness_vkey_of
+from appliance.formats.keys import generate_ed25519
 from tests.domain.builder import Site, policy_set, stage
 
 
@@ -68,6 +71,15 @@ def adopt(site: Site) -> None:
     site.adopt(policy_set(reviewers=3))
 
 
+def revoke_owner(site: Site) -> None:
+    site.revoke("otto")
+
+
+def ask_for_witnesses(site: Site) -> None:
+    vkey = witness_vkey_of("witness.example/a", generate_ed25519())
+    site.adopt(policy_set(witnesses=(vkey,), witness_quorum=1))
+
+
 @pytest.mark.parametrize(
     ("act", "reason", "against"),
     [
@@ -75,6 +87,8 @@ def adopt(site: Site) -> None:
         (revoke_adapter, "got one revoked by entry", None),
         (reject, "expected an approval, got a rejection by rita", "expected the latest of rita"),
         (adopt, "quorum: expected 3 standing approvals", None),
+        (revoke_owner, "expected otto to be a standing release owner", None),
+        (ask_for_witnesses, "witnesses: expected 1 cosignatures since", None),
     ],
 )
 def test_what_stands_against_it_is_said_and_is_what_admission_says(
@@ -85,11 +99,14 @@ def test_what_stands_against_it_is_said_and_is_what_admission_says(
     (task,) = (answer := ask(site)).tasks
     adapter = site.state.adapters.get("clauses@1")
     assert adapter is not None and not task.could_load
-    assert list(task.candidate.reasons) == inadmissible(site.state, adapter, "legal", site.state.last_time)
+    release, now = site.state.releases.get("legal/labels"), site.state.last_time
+    assert release is not None
+    told = [*inadmissible(site.state, adapter, "legal", now), *release_lapsed(site.state, release)]
+    assert list(task.candidate.reasons) == [*told, *unwitnessed(site.state, now)]
     assert any(reason in told for told in task.candidate.reasons)
     lapsed = [review.against for review in task.candidate.reviews if review.against is not None]
     assert [against in told for told in lapsed] == ([] if against is None else [True])
-    if act in (revoke_reviewer, revoke_adapter):
+    if act in (revoke_reviewer, revoke_adapter, revoke_owner):
         assert site.state.size - 1 in answer.rests_on, "the entry that took it away is named"
 
 
@@ -102,7 +119,33 @@ def test_a_sign_off_counts_until_its_last_day() -> None:
         assert [r.against is None for r in task.candidate.reviews] == [standing, True], "the other ends a second later"
 
 
+def test_every_type_of_entry_about_an_adapter_is_told_or_counted() -> None:
+    """Else it would be missing from an adapter's story, and counted as half a request."""
+    served, makes = set(TOLD_OF_ADAPTERS) | set(COUNTED_OF_ADAPTERS), {"admission.refused", "adapter.quarantined"}
+    named = {kind for kind, model in e.EVENTS.items() if "adapter" in model.model_fields}
+    assert makes < named <= served
+    site = stage("serving")
+    revoke_adapter(site)
+    filed = {entry.type for entry in map(parse_entry, site.entries) if "adapter:clauses@1" in entry.subjects}
+    assert filed <= served and {"review.recorded", "adapter.revoked", "release.activated"} <= filed
+
+
 def test_another_unit_could_load_nothing_and_an_unknown_one_is_said_to_be_none() -> None:
     site = stage("serving")
     assert (ask(site, "sales").tasks, ask(site, "sales").others) == ((), ())
     assert ask(site, "sales").enrolled is not None and ask(site, "nobody").enrolled is None
+
+
+def test_a_dataset_is_used_by_the_runs_that_named_it_and_by_what_came_of_them() -> None:
+    site = stage("serving")
+    run = site.request_run()
+    (uses,) = used_by(site.state, "clauses")
+    sealed, waiting = uses.uses
+    assert (uses.dataset, uses.rows) == ("clauses@1", 1)
+    assert (sealed.adapter, sealed.released_to, sealed.released_now) == (
+        "clauses@1",
+        ("legal/labels",),
+        ("legal/labels",),
+    )
+    assert (waiting.run, waiting.status, waiting.adapter, waiting.released_to) == (run, "queued", None, ())
+    assert used_by(site.state, "clauses@1") == (uses,) and used_by(site.state, "clauses@2") == ()

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from appliance.errors import BadInput
+from appliance.errors import BadInput, Tampered
 from appliance.formats.merkle import hash_leaf, inclusion_proof, verify_inclusion
-from appliance.formats.rows import digest_row, row_digest, row_key, rows_root
+from appliance.formats.rows import (
+    digest_row,
+    parse_row_proof_value,
+    prove_row,
+    row_digest,
+    row_key,
+    row_proof_value,
+    rows_root,
+    verify_row,
+)
 
 KEY = bytes(range(32))
 
@@ -37,6 +48,49 @@ def test_the_root_is_rfc_6962_s_over_the_digests() -> None:
     for index, leaf in enumerate(leaves):
         proof = inclusion_proof(index, 5, lambda level, i: nodes[level, i])
         verify_inclusion(leaf, index, 5, proof, rows_root(digests))
+
+
+ROWS = [f"row {n}".encode() for n in range(11)]
+DIGESTS = [row_digest(KEY, index, row) for index, row in enumerate(ROWS)]
+
+
+@pytest.mark.parametrize("index", range(11))
+def test_a_row_is_proved_by_its_own_key_alone(index: int) -> None:
+    proof = parse_row_proof_value(row_proof_value(prove_row(KEY, DIGESTS, index, ROWS[index])))
+    verify_row(proof, 11, rows_root(DIGESTS))
+    assert proof.key == row_key(KEY, index)
+    other = (index + 1) % 11
+    assert digest_row(proof.key, ROWS[other]) != DIGESTS[other], "another row's digest does not open by it"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"row": b"row 9"}, {"key": bytes(32)}, {"index": 4}, {"index": 11}, {"path": ()}, {"size": 12},
+        {"path": (bytes(32),) * 4},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_proof_that_says_anything_else_does_not_hold(changes: dict[str, Any]) -> None:
+    proof = replace(prove_row(KEY, DIGESTS, 3, ROWS[3]), **changes)
+    with pytest.raises(Tampered):
+        verify_row(proof, 11, rows_root(DIGESTS))
+
+
+def test_a_proof_of_another_dataset_does_not_hold() -> None:
+    proof = prove_row(KEY, DIGESTS, 3, ROWS[3])
+    with pytest.raises(Tampered):
+        verify_row(proof, 11, rows_root(DIGESTS[::-1]))
+    with pytest.raises(Tampered):
+        verify_row(proof, 10, rows_root(DIGESTS))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"index": -1}, {"size": True}, {"row": "%"}, {"path": ["?"]}, {"more": 1}], ids=str
+)
+def test_a_value_that_is_no_proof_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(BadInput):
+        parse_row_proof_value(row_proof_value(prove_row(KEY, DIGESTS, 3, ROWS[3])) | changes)
 
 
 @pytest.mark.parametrize(("key", "index"), [(b"", 0), (KEY[:31], 0), (KEY, -1), (KEY, 2**64)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from sqlalchemy import Engine
@@ -14,7 +15,7 @@ from appliance.domain.rules import apply
 from appliance.domain.state import UNPROJECTED, State
 from appliance.errors import BadInput, NotFound
 from appliance.store.ledger import Ledger
-from appliance.store.past import last_at, state_at, values_at
+from appliance.store.past import count_requests, last_at, state_at, values_at
 from tests.domain.builder import Site, stage
 from tests.store.retold import retell
 
@@ -23,7 +24,11 @@ from tests.store.retold import retell
 def told() -> Site:
     """A whole life: served, restarted, loaded again, a reviewer's power taken, the next version sealed."""
     site = stage("serving")
-    site.add(site.answered(2))
+    site.add(site.answered(2), outcome="interrupted")
+    for number, outcome in ((3, "failure"), (4, "success"), (5, "interrupted"), (6, "success")):
+        site.add(site.request(number))
+        site.add(site.answered(number), outcome=outcome)
+    site.add(site.request(7))
     site.add(e.ServiceStarted(version="1", code="sha256:" + "0" * 64, layers={}))
     site.load()
     site.revoke("raul")
@@ -84,6 +89,17 @@ def test_a_time_stands_for_the_last_entry_at_it_or_before_it(past: Ledger, told:
     assert past.ask(lambda connection: last_at(connection, "2999-01-01T00:00:00.000Z")) == len(times) - 1
     with pytest.raises(NotFound, match="begins later"):
         past.ask(lambda connection: last_at(connection, "2020-01-01T00:00:00.000Z"))
+
+
+def test_requests_are_counted_as_reading_everything_counts_them(past: Ledger, told: Site) -> None:
+    for size, state in enumerate(folds(told), start=1):
+        finished = [entry for entry in map(parse_entry, told.entries[:size]) if entry.type == "request.finished"]
+        count = partial(count_requests, adapter="clauses@1", size=size, open_requests=len(state.requests))
+        counted = past.ask(count)
+        assert counted.pop("open") == len(state.requests)
+        outcomes = {"answered": "success", "failure": "failure", "interrupted": "interrupted"}
+        ended = {name: sum(entry.outcome == outcome for entry in finished) for name, outcome in outcomes.items()}
+        assert counted == ended, f"at size {size}"
 
 
 def test_an_entry_or_a_kind_that_is_none_is_refused(past: Ledger, told: Site) -> None:

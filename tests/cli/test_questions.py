@@ -1,0 +1,84 @@
+"""What people read when they ask about the past: each answer says on which entries it rests, and how to go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from tests.cli.conftest import Desk
+from tests.client.test_questions import ROWS, import_rows
+
+
+def test_a_log_that_a_limit_cuts_off_says_how_to_go_on(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("serving")
+    size = len(desk.site.entries)
+    first = desk.as_("audrey", "ledger", "log", "--limit", "3")
+    assert "Go on with: --after 2" in first.err
+    last = desk.as_("audrey", "ledger", "log", "--last", "9", "--json")
+    assert [json.loads(line)["index"] for line in last.out.splitlines()] == list(range(size - 9, size))
+    assert f"Go on with: --before {size - 9} --last 9" in last.err
+    whole = desk.as_("audrey", "ledger", "log", "--last", str(size))
+    assert len(whole.out.splitlines()) == size + 1 and "Go on" not in whole.err
+    before = desk.as_("audrey", "ledger", "log", "--before", "4", "--last", "2", "--json").out.splitlines()
+    assert [json.loads(line)["index"] for line in before] == [2, 3]
+
+
+def test_several_types_a_unit_and_an_outcome_are_asked_together(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("serving")
+    words = ("ledger", "log", "--type", "adapter.loaded", "--type", "release.activated", "--unit", "legal", "--json")
+    rows = [json.loads(line) for line in desk.as_("audrey", *words, "--outcome", "success").out.splitlines()]
+    assert [row["type"] for row in rows] == ["release.activated", "adapter.loaded"]
+    assert desk.as_("audrey", *words, "--subject", "unit:sales").out == ""
+
+
+def test_could_load_names_adapter_reviewers_and_entries(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("serving")
+    told = desk.as_("audrey", "ledger", "could-load", "legal", "--trust", str(desk.trust))
+    assert told.code == 0, told.err
+    assert "labels: could load clauses@1" in told.out
+    assert "by rita (Rita Example), for privacy, until" in told.out
+    assert "asked for:  2 standing approvals of 2 different fields" in told.out
+    assert "was loaded:  clauses@1, entry" in told.out
+    assert "Proved here: the" in told.err and "the trust file" in told.err
+    value = json.loads(desk.as_("audrey", "ledger", "could-load", "legal", "--json").out)
+    assert value["tasks"][0]["could_load"] is True
+    desk.site.revoke("raul")
+    gone = desk.as_("audrey", "ledger", "could-load", "legal").out
+    assert "labels: could not load clauses@1" in gone
+    assert "against it:" in gone and "counted no more: review" in gone
+
+
+def test_the_state_is_a_table_or_whole_in_json(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("serving")
+    told = desk.as_("audrey", "ledger", "state", "--kind", "release")
+    assert told.out.splitlines()[1].split()[:3] == ["release", "legal/labels", "0"]
+    assert "As of entry" in told.err
+    things = json.loads(desk.as_("audrey", "ledger", "state", "--json").out)["things"]
+    assert {"principal", "adapter", "slot"} <= {thing["kind"] for thing in things}
+    assert desk.as_("audrey", "ledger", "state", "--at", "yesterday").code == 2
+
+
+def test_a_dataset_says_what_was_made_of_it_and_where_it_went(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("serving")
+    line = desk.as_("olga", "dataset", "used-by", "clauses").out.splitlines()[1].split()
+    assert line[0] == "clauses@1" and line[2:5] == ["r-000001", "sealed", "clauses@1"] and line[-1] == "legal/labels"
+
+
+def test_a_row_is_proved_and_its_proof_is_written_once(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("staffed")
+    import_rows(desk.site)
+    desk.double.dataset_rows = ROWS
+    proof, file = desk.trust.parent / "proof.json", desk.trust.parent / "row.txt"
+    file.write_text("two\n")
+    words = ("dataset", "used-by", "clauses@1", "--row-file", str(file), "--proof", str(proof))
+    told = desk.as_("olga", *words)
+    assert told.code == 0, told.err
+    assert "found 2 times, 2 proved here under entry" in told.err
+    assert proof.stat().st_mode & 0o777 == 0o600
+    written = json.loads(proof.read_text())
+    assert [row["proof"]["index"] for row in written["datasets"][0]["rows"]] == [1, 3]
+    assert desk.as_("olga", *words).code == 5, "a proof is not written over"
+    absent = desk.as_("olga", "dataset", "used-by", "clauses@1", "--row", "three")
+    assert absent.code == 0 and "not among its rows, says the service" in absent.err
+    assert desk.as_("olga", "dataset", "used-by", "clauses@1", "--row", "a", "--row-file", str(file)).code == 2
+    assert desk.as_("olga", "dataset", "used-by", "clauses@1", "--proof", str(proof)).code == 2

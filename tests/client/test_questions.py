@@ -1,0 +1,157 @@
+"""Answers about the past are checked on this side: an answer that lies about an entry, a row or a text is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from appliance.client.questions import adapter_story, could_load, dataset_uses, find_row, state_as_of
+from appliance.domain import events as e
+from appliance.errors import BadInput, Tampered, Unavailable
+from appliance.formats.canonical import encode_canonical
+from appliance.formats.commitment import disclose, disclosure_value
+from appliance.formats.rows import row_digest, rows_root
+from tests.client.conftest import Office
+from tests.domain.builder import Site, manifest
+
+ROWS = [
+    {"answer": " B", "index": n, "label": "B", "prompt": "p", "split": "train", "text": text}
+    for n, text in enumerate(("one", "two", "zwei \N{GREEK SMALL LETTER PI}", "two", "five"))
+]
+
+
+def import_rows(site: Site) -> None:
+    """The dataset clauses@1 with the root over ROWS, as the service's import would bind it."""
+    digests = [row_digest(bytes(32), index, encode_canonical(row)) for index, row in enumerate(ROWS)]
+    site.import_base()
+    requested = site.ordered(e.ImportRequested(policy=site.in_force), site.dataset_order())
+    body = site.dataset_imported(requested, root=f"sha256:{rows_root(digests).hex()}", facts={"rows": len(ROWS)})
+    site.add(body, documents={"manifest": manifest("clauses", 1, {"rows": b"rows"})})
+
+
+@pytest.fixture
+def rowed(open_office: Callable[..., Office]) -> Office:
+    office = open_office("staffed")
+    import_rows(office.site)
+    office.double.dataset_rows = ROWS
+    return office
+
+
+@pytest.mark.parametrize(("text", "places"), [("one", [0]), ("two", [1, 3]), (ROWS[2]["text"], [2]), ("three", [])])
+def test_a_row_is_proved_here_under_the_root_that_the_entry_binds(rowed: Office, text: str, places: list[int]) -> None:
+    (answer,) = find_row(rowed.as_("audrey"), rowed.anchor, "clauses", text)
+    assert (answer.dataset, answer.found) == ("clauses@1", len(places))
+    assert [row.proof.index for row in answer.rows] == places
+    assert {row.split for row in answer.rows} <= {"train"}
+
+
+def _other_row(found: Any) -> Any:
+    found[0]["proofs"][0] = {**found[0]["proofs"][0], "row": "e30="}
+    return found
+
+
+def _unproved(found: Any) -> Any:
+    return [{**found[0], "proofs": []}]
+
+
+def _elsewhere(found: Any) -> Any:
+    return [{**found[0], "imported": found[0]["imported"] - 1}]
+
+
+def _renamed(found: Any) -> Any:
+    return [{**found[0], "dataset": "clauses@2"}]
+
+
+@pytest.mark.parametrize("bend", [_other_row, _unproved, _elsewhere, _renamed])
+def test_a_lie_about_a_row_is_refused(rowed: Office, bend: Callable[[Any], Any]) -> None:
+    rowed.double.bend["/v1/datasets/clauses@1/row"] = bend
+    with pytest.raises((Tampered, Unavailable)):
+        find_row(rowed.as_("audrey"), rowed.anchor, "clauses@1", "one")
+
+
+def test_another_row_of_the_dataset_is_no_answer(rowed: Office) -> None:
+    """Its proof holds: it is not what was asked for."""
+    door = rowed.as_("audrey")
+    other = door.post("/v1/datasets/clauses@1/row", {"text": "five"})
+    rowed.double.bend["/v1/datasets/clauses@1/row"] = lambda found: other
+    with pytest.raises(Tampered, match="expected the text that was asked for"):
+        find_row(door, rowed.anchor, "clauses@1", "one")
+
+
+def test_what_a_unit_could_load_rests_on_entries_that_are_proved_here(open_office: Callable[..., Office]) -> None:
+    office = open_office("serving")
+    proved = could_load(office.as_("audrey"), office.anchor, "legal", None)
+    (task,) = proved.answer["tasks"]
+    assert task["could_load"] and task["candidate"]["adapter"] == "clauses@1"
+    assert proved.entries == len(proved.answer["rests_on"]) and proved.log_size == len(office.site.entries)
+    assert set(proved.answer["names"].values()) > {"Rita Example", "Raul Example"}
+
+
+def _other_type(answer: Any) -> Any:
+    answer["rests_on"][2]["type"] = "review.recorded"
+    return answer
+
+
+def _other_time(answer: Any) -> Any:
+    answer["rests_on"][-1]["time"] = "2026-01-01T00:00:00.000Z"
+    return answer
+
+
+def _other_name(answer: Any) -> Any:
+    forged = disclosure_value(disclose("Mallory", bytes(32)))
+    answer["disclosures"][0] = {**forged, "commitment": answer["disclosures"][0]["commitment"]}
+    return answer
+
+
+@pytest.mark.parametrize("bend", [_other_type, _other_time, _other_name])
+def test_a_lie_about_an_entry_or_a_name_is_refused(
+    open_office: Callable[..., Office], bend: Callable[[Any], Any]
+) -> None:
+    office = open_office("serving")
+    office.double.bend["/v1/units/legal/could-load"] = bend
+    with pytest.raises(Tampered):
+        could_load(office.as_("audrey"), office.anchor, "legal", None)
+
+
+def test_a_story_is_told_in_order_with_what_reviews_mean_and_requests_are_only_counted(
+    open_office: Callable[..., Office],
+) -> None:
+    office = open_office("serving")
+    row, steps, requests = adapter_story(office.as_("audrey"), "clauses@1")
+    types = [step.entry.type for step in steps]
+    assert row["name"] == "clauses" and requests["answered"] == 1
+    assert types[0] == "run.requested" and types[-1] == "adapter.loaded"
+    assert not [kind for kind in types if kind.startswith("request.")]
+    meanings = [step.texts["meaning"] for step in steps if step.entry.type == "review.recorded"]
+    assert meanings == ["I have examined this adapter."] * 2
+
+
+def test_a_story_with_another_order_is_refused(open_office: Callable[..., Office]) -> None:
+    office = open_office("serving")
+
+    def swap(answer: Any) -> Any:
+        ordered = [item for item in answer["entries"] if item["order"] is not None]
+        ordered[0]["order"] = ordered[1]["order"]
+        return answer
+
+    office.double.bend["/v1/adapters/clauses@1/history"] = swap
+    with pytest.raises(Tampered, match="got other bytes"):
+        adapter_story(office.as_("audrey"), "clauses@1")
+
+
+def test_uses_and_the_state_of_one_kind_come_as_the_service_tells_them(open_office: Callable[..., Office]) -> None:
+    office = open_office("serving")
+    ((version,),) = (dataset_uses(office.as_("audrey"), "clauses"),)
+    assert [(use["run"], use["adapter"], use["released_now"]) for use in version["uses"]] == [
+        ("r-000001", "clauses@1", ["legal/labels"])
+    ]
+    state = state_as_of(office.as_("audrey"), None, ("adapter",))
+    assert [thing["id"] for thing in state["things"]] == ["clauses@1"]
+
+
+def test_a_proof_that_is_none_is_refused(rowed: Office) -> None:
+    rowed.double.bend["/v1/datasets/clauses/row"] = lambda found: [{**found[0], "proofs": [{}]}]
+    with pytest.raises(BadInput):
+        find_row(rowed.as_("audrey"), rowed.anchor, "clauses", "one")
