@@ -1,7 +1,8 @@
 """Finding entries: by what stands in their columns and subjects, in the order of the log, a page at a time.
 
 One filter leads: the page walks its index, and the others are asked of each entry on the way. Which one leads is
-counted, up to a limit, since no database knows how rare a value is without statistics that nobody has made.
+counted, up to a limit, since no database knows how rare a value is without statistics that nobody has made. Where all
+are frequent, SQLite walks their indexes beside one another, and an entry is read where they meet.
 """
 
 from __future__ import annotations
@@ -10,7 +11,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, exists, func, literal, select, union_all
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    Table,
+    bindparam,
+    exists,
+    func,
+    intersect,
+    literal,
+    select,
+    union_all,
+)
 
 from appliance.errors import BadInput
 from appliance.formats.timestamp import parse_time
@@ -59,22 +72,53 @@ class _Walk:
         return self.table.c.index
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Walks that run beside one another: an entry is on one of them, or where they `meet` on all."""
+
+    walks: tuple[_Walk, ...]
+    meet: bool = False
+
+
 def find_entries(connection: Connection, filters: Filters) -> list[tuple[int, bytes]]:
     """(index, bytes) in the order walked. A page shorter than `limit` (100) is the last; the next is `after` its last
     index, or `before` it when it was walked backwards."""
+    if unknown := filters.keys() - Filters.__annotations__.keys():
+        raise BadInput(f"search: expected known filters, got {', '.join(sorted(unknown))}")
     limit = filters.get("limit", 100)
     if not 1 <= limit <= MAX_PAGE:
         raise BadInput(f"search, limit: expected 1 to {MAX_PAGE}, got {limit}")
     first, stop = span(connection, filters)
     if first >= stop:
         return []
-    walks = leading(connection, filters, first, stop)
-    pages = [_page(walk, filters, first, stop) for walk in walks]
+    plan = plan_search(connection, filters, first, stop)
+    if plan.meet:
+        return _meeting(connection, plan, filters, first, stop, limit)
+    pages = [_page(walk, filters, first, stop) for walk in plan.walks]
     statement: Any = pages[0] if len(pages) == 1 else union_all(*pages)
-    newest = filters.get("newest", False)
-    order = walks[0].index if len(pages) == 1 else statement.selected_columns[0]
-    found = connection.execute(statement.order_by(order.desc() if newest else order).limit(limit))
-    return [(row[0], row[1]) for row in found]
+    order = plan.walks[0].index if len(pages) == 1 else statement.selected_columns[0]
+    return [(row[0], row[1]) for row in connection.execute(_ordered(statement, order, filters).limit(limit))]
+
+
+def _meeting(
+    connection: Connection, plan: Plan, filters: Filters, first: int, stop: int, limit: int
+) -> list[tuple[int, bytes]]:
+    """The entries at which all the walks meet, as many of them at a time as the page has."""
+    met: Any = intersect(*(select(w.index).where(*w.conditions, *_bounds(w, first, stop)) for w in plan.walks))
+    ordered = _ordered(met, met.selected_columns[0], filters).execution_options(yield_per=limit)
+    answered = frozenset[str]().union(*(walk.answers for walk in plan.walks))
+    found: list[tuple[int, bytes]] = []
+    for places in connection.execute(ordered).scalars().partitions():
+        rows = select(entries.c.index, entries.c.bytes).where(entries.c.index.in_(places))
+        rows = rows.where(*_unanswered(answered, filters))
+        found += [(row[0], row[1]) for row in connection.execute(_ordered(rows, entries.c.index, filters))]
+        if len(found) >= limit:
+            break
+    return found[:limit]
+
+
+def _ordered(statement: Any, column: Any, filters: Filters) -> Any:
+    return statement.order_by(column.desc() if filters.get("newest") else column)
 
 
 def count_entries(connection: Connection, filters: Filters) -> int:
@@ -83,8 +127,8 @@ def count_entries(connection: Connection, filters: Filters) -> int:
     if first >= stop:
         return 0
     total = 0
-    for walk in leading(connection, filters, first, stop):
-        unanswered = _unanswered(walk, filters)
+    for walk in plan_search(connection, filters, first, stop, meeting=False).walks:
+        unanswered = _unanswered(walk.answers, filters)
         statement = select(func.count()).select_from(walk.table)
         if unanswered and walk.table is not entries:
             statement = statement.join(entries, entries.c.index == walk.index)
@@ -121,14 +165,19 @@ def first_at(connection: Connection, time: str, size: int, *, after: bool = Fals
     return low
 
 
-def leading(connection: Connection, filters: Filters, first: int, stop: int) -> list[_Walk]:
-    """The walks with the fewest rows between the bounds; where all are frequent, the first of them."""
+def plan_search(connection: Connection, filters: Filters, first: int, stop: int, *, meeting: bool = True) -> Plan:
+    """The walks with the fewest rows between the bounds; where all are frequent, those that can meet, if any can."""
     best, least = [_Walk(entries, (), frozenset())], stop - first
-    for walks in _candidates(filters):
+    frequent: list[_Walk] = []
+    for walks in sorted(_candidates(filters), key=lambda walks: -len(walks[0].answers)):
         rows = sum(_count(connection, walk, first, stop) for walk in walks)
         if rows < least:
             best, least = walks, rows
-    return best
+        if len(walks) == 1 and not any(walks[0].answers <= other.answers for other in frequent):
+            frequent += walks
+    if meeting and least >= _ENOUGH and len(frequent) > 1 and connection.dialect.name == "sqlite":
+        return Plan(tuple(frequent), meet=True)
+    return Plan(tuple(best))
 
 
 def _candidates(filters: Filters) -> Iterator[list[_Walk]]:
@@ -172,11 +221,11 @@ def _page(walk: _Walk, filters: Filters, first: int, stop: int) -> Select[Any]:
     statement = select(walk.index, entries.c.bytes)
     if walk.table is not entries:
         statement = statement.join(entries, entries.c.index == walk.index)
-    return statement.where(*walk.conditions, *_bounds(walk, first, stop), *_unanswered(walk, filters))
+    return statement.where(*walk.conditions, *_bounds(walk, first, stop), *_unanswered(walk.answers, filters))
 
 
-def _unanswered(walk: _Walk, filters: Filters) -> list[ColumnElement[bool]]:
-    return [check for name, check in _checks(filters) if name not in walk.answers]
+def _unanswered(answered: frozenset[str], filters: Filters) -> list[ColumnElement[bool]]:
+    return [check for name, check in _checks(filters) if name not in answered]
 
 
 def _checks(filters: Filters) -> Iterator[tuple[str, ColumnElement[bool]]]:

@@ -44,20 +44,20 @@ def questions(log: Log) -> dict[str, Question]:
     between = {"since": entry.time, "until": later.time}
     adapter = next(key for key, _ in log.ledger.state.adapters.items())
     return {
-        "type + actor": {"type": "review.recorded", "actor": "rita"},
-        "subject": {"subject": f"adapter:{adapter}"},
+        "type + actor": {"types": ["review.recorded"], "actor": "rita"},
+        "subject": {"subjects": [f"adapter:{adapter}"]},
         "unit": {"unit": "claims", "after": log.size // 2},
         "time": between,
         "outcome": {"outcome": "failure"},
-        "subject + type": {"subject": f"adapter:{adapter}", "type": "review.recorded"},
+        "subject + type": {"subjects": [f"adapter:{adapter}"], "types": ["review.recorded"]},
         "unit + time + outcome": {"unit": "legal", "outcome": "failure", "since": entry.time},
         "type + actor + unit + outcome + time": {
-            **{"type": "request.finished", "actor": "legal", "unit": "legal", "outcome": "failure"},
+            **{"types": ["request.finished"], "actor": "legal", "unit": "legal", "outcome": "failure"},
             **between,
         },
-        "type + outcome, none such": {"type": "request.admitted", "outcome": "failure"},
-        "type + actor + unit, none such": {"type": "request.finished", "actor": "legal", "unit": "sales"},
-        "subject + outcome, none such": {"subject": "unit:legal", "outcome": "pending"},
+        "type + outcome, none such": {"types": ["request.admitted"], "outcome": "failure"},
+        "type + actor + unit, none such": {"types": ["request.finished"], "actor": "legal", "unit": "sales"},
+        "subject + outcome, none such": {"subjects": ["unit:legal"], "outcome": "pending"},
     }
 
 
