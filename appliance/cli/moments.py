@@ -36,8 +36,8 @@ def could_load(caller: Caller, unit: str, at: str | None) -> None:
     """What a unit could have loaded at a moment, by whose sign-offs, and what stood against the rest.
 
     Decided by the rules that admit adapters, over the state as of the last entry at that moment or before it. Every
-    entry that the answer names is proved to be in the log before it is printed. That none was left out shows when the
-    log is verified: `ledger verify`, or `appliance-verify` on an export.
+    entry that speaks for or against a released adapter is proved to be in the log before it is printed. That none was
+    left out shows when the log is verified: `ledger verify`, or `appliance-verify` on an export.
     """
     from appliance.client.questions import could_load as ask
 
@@ -88,12 +88,12 @@ def _candidate(candidate: dict[str, Any], names: dict[str, str], times: dict[int
     yield "manifest", f"{candidate['manifest']}, sealed by entry {candidate['sealed']}"
     for review in candidate["reviews"]:
         printed = names.get(review["printed_name"] or "")
+        when = f", {times[review['entry']]}" if review["entry"] in times else ""
         who = review["reviewer"] if printed is None else f"{review['reviewer']} ({printed})"
         counted = "" if review["against"] is None else f"\ncounted no more: {review['against']}"
         yield (
             {"approve": "approved", "reject": "rejected"}[review["decision"]],
-            f"entry {review['entry']}, {times[review['entry']]}, by {who}, for {review['field']}, "
-            f"until {review['valid_until']}{counted}",
+            f"entry {review['entry']}{when}, by {who}, for {review['field']}, until {review['valid_until']}{counted}",
         )
     for reason in candidate["reasons"]:
         yield "against it", reason

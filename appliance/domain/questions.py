@@ -110,7 +110,7 @@ class TaskAnswer(Value):
 
 
 class CouldLoad(Value):
-    """The answer, and the entries that it rests on."""
+    """The answer, and the entries that what it says of the tasks rests on."""
 
     unit: str
     enrolled: int | None
@@ -228,9 +228,10 @@ def _signoff(state: State, review: ReviewRecord, against: str | None) -> Signoff
 
 
 def _rests_on(state: State, answer: CouldLoad) -> tuple[int, ...]:
-    """Every entry that the answer names or that the rules looked up for it."""
+    """Every entry that the rules looked up for a released adapter. Of the others nothing is claimed but that no release
+    named them, which no entry can show."""
     found: set[int | None] = {answer.enrolled}
-    for candidate in (*(task.candidate for task in answer.tasks), *answer.others):
+    for candidate in (task.candidate for task in answer.tasks):
         adapter = state.adapters.get(candidate.adapter)
         base = None if adapter is None else state.bases.get(adapter.base)
         found |= {candidate.sealed, *(() if adapter is None else (adapter.revoked, adapter.quarantined))}
