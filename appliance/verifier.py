@@ -1,6 +1,7 @@
 """appliance-verify: the auditor's program. It reads an export and a trust file, and nothing else.
 
     appliance-verify ledger.tar --trust trust.json
+    appliance-verify ledger.tar --trust trust.json --could-load legal --at 2026-11-24T15:00:00.000Z
 
 Exit codes: 0 verified, 6 failed, 7 unverifiable (no trust file, no entries), 2 what was given is no export, no trust
 file or no readable file. It needs Python, `cryptography` and `pydantic`: no database, no network, no GPU, no Cedar.
@@ -24,11 +25,12 @@ from typing import NoReturn, Self
 import appliance
 from appliance import __version__
 from appliance.domain.ahead import run_ahead
+from appliance.domain.questions import CouldLoad, could_load_then
 from appliance.domain.report import Finding, Report, with_findings
 from appliance.domain.verify import Audit, Part
 from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
 from appliance.formats.export import Export
-from appliance.formats.timestamp import encode_time
+from appliance.formats.timestamp import encode_time, parse_time
 from appliance.formats.trust import Trust, parse_trust
 
 EXITS = {"verified": 0, "failed": Tampered.exit_code, "unverifiable": Unavailable.exit_code}
@@ -45,14 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = _parser().parse_args(arguments)
     try:
         trust = None if given.trust is None else load_trust(given.trust)
-        report = verify_export(given.export, trust, encode_time(datetime.now(UTC)))
+        now = encode_time(datetime.now(UTC))
+        asked = None if given.could_load is None else (given.could_load, _moment(given.at))
+        report = verify_export(given.export, trust, now)
+        # What a log that does not hold says of anybody is no answer.
+        answer = ask_export(given.export, *asked, now) if asked and report.verdict == "verified" else None
     except ApplianceError as error:
         print(f"appliance-verify: {error.message}", file=sys.stderr)
         sys.exit(BadInput.exit_code)
     if given.json:
-        print(json.dumps(report.model_dump(mode="json"), indent=2))
+        value = report.model_dump(mode="json")
+        print(
+            json.dumps(value if answer is None else {**value, "could_load": answer.model_dump(mode="json")}, indent=2)
+        )
     else:
-        print("\n".join(_lines(report)))
+        print("\n".join([*_lines(report), *([] if answer is None else _answer_lines(answer))]))
     sys.exit(EXITS[report.verdict])
 
 
@@ -66,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("export", metavar="EXPORT", type=Path, help="what `appliance ledger export` wrote")
     parser.add_argument(
         "--trust", metavar="FILE", type=Path, help="the trust file that `appliance init` printed and you kept"
+    )
+    parser.add_argument(
+        "--could-load", metavar="UNIT", help="say what this unit could have loaded, if the log is verified"
+    )
+    parser.add_argument(
+        "--at", metavar="MOMENT", help="at this time (2026-11-24T15:00:00.000Z) or after this entry; now"
     )
     parser.add_argument("--json", action="store_true", help="print the whole report as JSON")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -95,6 +110,19 @@ def verify_export(path: Path, trust: Trust | None, now: str) -> Report:
             return with_findings(report, tuple(_check_header(export, report)))
     except OSError as error:
         raise BadInput(f"export, {path}: expected a readable file, got {error.strerror}") from None
+
+
+def _moment(text: str | None) -> str | None:
+    """An entry's number or a whole time."""
+    if text is None or text.isdecimal():
+        return text
+    return encode_time(parse_time(text, "at"))
+
+
+def ask_export(path: Path, unit: str, at: str | None, now: str) -> CouldLoad:
+    """What the unit could have loaded, from the export alone, folded again up to the moment."""
+    with path.open("rb") as stream, Export(stream) as export:
+        return could_load_then(export.entries(), export.document, unit, at, now)[0]
 
 
 class _Helper:
@@ -185,6 +213,26 @@ def _lines(report: Report) -> Iterator[str]:
     if report.omitted:
         yield f"finding        {report.omitted} more"
     yield f"verdict        {report.verdict}"
+
+
+def _answer_lines(answer: CouldLoad) -> Iterator[str]:
+    """Which adapter each task of the unit could load, by whose word; each with the entry that says so."""
+    yield f"could load     {answer.unit} at {answer.at}, under policy {answer.policy}"
+    for task in answer.tasks:
+        candidate, release = task.candidate, task.release
+        verb = "could load" if task.could_load else "could not load"
+        yield f"  {task.task}: {verb} {candidate.adapter} ({candidate.manifest}), sealed by entry {candidate.sealed}"
+        yield f"    released by {release.by}, entry {release.entry} ({release.kind})"
+        for review in candidate.reviews:
+            said = f"{review.decision} by {review.reviewer} for {review.field}, entry {review.entry}"
+            yield f"    {said}, until {review.valid_until}{f'; {review.against}' if review.against else ''}"
+        yield from (f"    against it: {reason}" for reason in candidate.reasons)
+        if task.slot is not None and task.slot.entry is not None:
+            yield f"    loaded was {task.slot.adapter}, entry {task.slot.entry}"
+    for other in answer.others:
+        yield f"  could not load {other.adapter}: {'; '.join(other.reasons)}"
+    if not answer.tasks:
+        yield "  nothing: no release named an adapter for it"
 
 
 def _plain(text: str) -> str:

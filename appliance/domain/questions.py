@@ -5,10 +5,11 @@ The state may be the fold itself, or one rebuilt from rows as of an earlier entr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from appliance.domain.custody import unwitnessed
+from appliance.domain.entry import parse_entry
 from appliance.domain.invariants import (
     inadmissible,
     is_unit,
@@ -19,6 +20,7 @@ from appliance.domain.invariants import (
     standing_reviews,
 )
 from appliance.domain.names import Time, Value, versioned
+from appliance.domain.rules import apply
 from appliance.domain.state import (
     Adapter,
     Base,
@@ -37,6 +39,7 @@ from appliance.domain.state import (
     Witness,
     release_key,
 )
+from appliance.errors import NotFound
 
 MODELS: dict[str, type[Value]] = {
     "site": Site,
@@ -160,6 +163,30 @@ def could_load(state: State, unit: str, now: Time) -> CouldLoad:
         rests_on=(),
     )
     return answer.model_copy(update={"rests_on": _rests_on(state, answer)})
+
+
+def could_load_then(
+    entries: Iterable[bytes], documents: Callable[[str], bytes | None], unit: str, at: str | None, now: Time
+) -> tuple[CouldLoad, int]:
+    """The same from a log's own bytes, and the last entry it is as of. They are folded again up to the moment: `at` is
+    an entry's number or a time, and None or a time to come is now. For a log that was verified."""
+    state, moment = State(), now if at is None or at.isdecimal() else min(at, now)
+    for data in entries:
+        entry = parse_entry(data)
+        if at is not None and at.isdecimal() and entry.index > int(at):
+            break
+        if entry.time > moment:
+            break
+        found = {role: documents(digest) for role, digest in entry.documents.items()}
+        apply(state, entry, {role: content for role, content in found.items() if content is not None})
+        state.keep()
+    if state.size == 0:
+        raise NotFound(f"entry at {at}: expected one at this moment or before it, got a log that begins later")
+    if at is not None and at.isdecimal():
+        if state.size != int(at) + 1:
+            raise NotFound(f"entry {at}: expected one of the log's entries, got none")
+        moment = state.last_time
+    return could_load(state, unit, moment), state.size - 1
 
 
 def _task(state: State, release: Release, now: Time) -> TaskAnswer:

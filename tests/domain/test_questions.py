@@ -12,7 +12,17 @@ from appliance.domain.custody import unwitnessed
 from appliance.domain.entry import parse_entry
 from appliance.domain.invariants import inadmissible, release_lapsed
 from appliance.domain.names import add_seconds
-from appliance.domain.questions import COUNTED_OF_ADAPTERS, TOLD_OF_ADAPTERS, CouldLoad, could_load, used_by
+from appliance.domain.questions import (
+    COUNTED_OF_ADAPTERS,
+    TOLD_OF_ADAPTERS,
+    CouldLoad,
+    could_load,
+    could_load_then,
+    used_by,
+)
+from appliance.domain.rules import apply
+from appliance.domain.state import State
+from appliance.errors import NotFound
 from appliance.formats.cosignature import witness_vkey_of
 from appliance.formats.keys import generate_ed25519
 from tests.domain.builder import Site, policy_set, stage
@@ -134,6 +144,21 @@ def test_another_unit_could_load_nothing_and_an_unknown_one_is_said_to_be_none()
     site = stage("serving")
     assert (ask(site, "sales").tasks, ask(site, "sales").others) == ((), ())
     assert ask(site, "sales").enrolled is not None and ask(site, "nobody").enrolled is None
+
+
+def test_folding_a_log_up_to_a_moment_gives_what_stood_then() -> None:
+    site = stage("serving")
+    state, now = State(), add_seconds(site.state.last_time, 3_600)
+    for index, data in enumerate(site.entries):
+        entry = parse_entry(data)
+        apply(state, entry, {role: site.documents[digest] for role, digest in entry.documents.items()})
+        for at in (str(index), entry.time):
+            answer, last = could_load_then(site.entries, site.documents.get, "legal", at, now)
+            assert (answer, last) == (could_load(state, "legal", entry.time), index)
+    assert could_load_then(site.entries, site.documents.get, "legal", None, now)[0] == ask(site, seconds=3_600)
+    for at in ("2020-01-01T00:00:00.000Z", str(len(site.entries))):
+        with pytest.raises(NotFound):
+            could_load_then(site.entries, site.documents.get, "legal", at, now)
 
 
 def test_a_dataset_is_used_by_the_runs_that_named_it_and_by_what_came_of_them() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from appliance import verifier
+from appliance.domain.entry import parse_entry
 from appliance.domain.report import Report
 from appliance.domain.verify import Audit, Part
 from appliance.errors import NotFound
@@ -289,3 +290,30 @@ def test_the_same_sources_give_the_same_zipapp(zipapp: Path, tmp_path: Path) -> 
     subprocess.run([sys.executable, ROOT / "scripts/zipapp", "--output", tmp_path], check=True, capture_output=True)
     for name in ("appliance-verify.pyz", "appliance-witness.pyz"):
         assert (tmp_path / name).read_bytes() == (zipapp.parent / name).read_bytes()
+
+
+def test_an_auditor_learns_from_the_export_alone_what_a_unit_could_load(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = (files.export, "--trust", files.trust, "--could-load", "legal")
+    code, out, _ = run(capsys, *asked)
+    assert code == 0 and "got one that expired at" in out, "the log is from January: now its approvals have lapsed"
+    code, out, _ = run(capsys, *asked, "--at", len(files.site.entries) - 1)
+    assert code == 0
+    assert "  labels: could load clauses@1 (sha256:" in out and "approve by rita for privacy, entry" in out
+    released = next(parse_entry(d).index for d in files.site.entries if parse_entry(d).type == "release.activated")
+    code, out, _ = run(capsys, *asked, "--at", released - 1)
+    assert code == 0 and "could not load clauses@1: release: expected one that names" in out
+    code, out, _ = run(capsys, *asked, "--at", "2026-01-15T09:30:00.000Z", "--json")
+    assert code == 0 and json.loads(out)["could_load"]["tasks"] == []
+    assert run(capsys, *asked, "--at", "yesterday")[0] == 2
+    assert run(capsys, *asked, "--at", "2020-01-01T00:00:00.000Z")[0] == 2
+    assert run(capsys, *asked, "--at", 10_000)[0] == 2
+
+
+def test_a_log_that_is_not_verified_answers_nothing(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, files.export, "--could-load", "legal")
+    assert code == 7 and "could load" not in out
+    files.export.write_bytes(export_of(files.site, entries=files.site.entries[:-1]))
+    code, out, _ = run(capsys, files.export, "--trust", files.trust, "--could-load", "legal", "--json")
+    assert code == 6 and "could_load" not in json.loads(out)
