@@ -368,7 +368,7 @@ def inadmissible(state: State, adapter: Adapter, unit: str, now: Time) -> Reason
     # A rejection has no date and needs no standing reviewer: only its own reviewer lifts it.
     latest = latest_reviews(adapter, unit)
     rejected = [r for r in latest if r.decision == "reject"]
-    approved = [r for r in standing_reviews(state, adapter, unit, now) if r.decision == "approve"]
+    approved = [r for r in latest if r.decision == "approve" and not review_lapsed(state, adapter, r, now)]
     reasons += [f"review {r.index}: expected an approval, got a rejection by {r.reviewer}" for r in rejected]
     return reasons + _quorum(state, name, unit, approved)
 

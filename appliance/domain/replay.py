@@ -91,8 +91,8 @@ class Replay:
             self.miss(state.size)
         if not linked or entry.index > state.size:
             state.size, state.last_leaf = entry.index, entry.prev
-        documents = self._read(entry)
-        judged = self._judge(entry, documents)
+        documents = self._read(entry) if entry.documents else {}
+        judged = self._judge(entry, documents) if documents else None
         try:
             apply(state, entry, documents)
         except ApplianceError as error:
@@ -113,8 +113,6 @@ class Replay:
 
     def _read(self, entry: Entry) -> dict[str, bytes]:
         """Those documents that are there; the rules say which is missing and whether the bytes are those bound."""
-        if not entry.documents:
-            return {}
         found = {role: self._documents(digest) for role, digest in entry.documents.items()}
         return {role: data for role, data in found.items() if data is not None}
 

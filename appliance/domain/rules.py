@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from appliance.domain import governance, keeping, making, serving
 from appliance.domain.case import Case, Puts
-from appliance.domain.custody import bound_texts
+from appliance.domain.custody import Texts, bound_texts
 from appliance.domain.entry import Entry
 from appliance.domain.events import EVENTS, Event, Ordered
 from appliance.domain.names import explain
@@ -26,6 +26,7 @@ from appliance.formats.timestamp import check_time
 
 Rule = Callable[[Case], Puts]
 
+_ORDERED = frozenset(name for name, model in EVENTS.items() if issubclass(model, Ordered))
 _JSON = TypeAdapter(dict[str, Any])
 
 RULES: dict[str, Rule] = {**governance.RULES, **making.RULES, **serving.RULES, **keeping.RULES}
@@ -43,19 +44,26 @@ def apply(state: State, entry: Entry, documents: Mapping[str, bytes]) -> None:
     check_claims(entry, body)
     case = Case(state=state, entry=entry, body=body, documents=documents)
     puts: Puts = []
-    if isinstance(body, Ordered):
+    if entry.type in _ORDERED:
         case = case.with_order(accept_order(state, documents["order"], entry.time))
         check_order_entry(case)
         puts.append((state.orders, case.accepted.digest, SeenOrder(digest=case.accepted.digest, index=entry.index)))
     puts += RULES[entry.type](case)
-    order = None if case.order is None else case.order.order
-    puts += bound_texts(state, entry, order, body.__dict__.get("message", ""))
+    puts += _texts(case)
     check_subjects(case)
     for table, key, value in puts:
         table.put(key, value)
     state.size = entry.index + 1
     state.last_time = entry.time
     state.last_leaf = entry.link
+
+
+def _texts(case: Case) -> Texts:
+    """The texts that the entry binds: those of its order, and the message of its body."""
+    message = case.body.__dict__.get("message", "")
+    if case.order is None:
+        return bound_texts(case.state, case.entry, None, message) if message else []
+    return bound_texts(case.state, case.entry, case.order.order, message)
 
 
 def check_sequence(state: State, entry: Entry) -> None:
@@ -74,9 +82,9 @@ def check_sequence(state: State, entry: Entry) -> None:
 def parse_body(entry: Entry) -> Event:
     """The typed body; BadInput for a type that this version does not know."""
     body: object = entry.body
-    if isinstance(body, Event):
-        return body  # `typed` has read it so
     model = EVENTS.get(entry.type)
+    if type(body) is model:
+        return body  # `typed` has read it so
     if model is None:
         raise BadInput(f"entry {entry.index}: type: expected one of {len(EVENTS)} known types, got {entry.type[:64]!r}")
     try:
@@ -88,6 +96,8 @@ def parse_body(entry: Entry) -> Event:
 
 def check_documents(entry: Entry, body: Event, documents: Mapping[str, bytes]) -> None:
     """Every required document is bound, none that the type does not know, and the bytes are those bound."""
+    if not entry.documents and not body.documents:
+        return
     required, bound = set(body.documents), entry.documents.keys()
     if not required <= bound <= required.union(body.optional):
         raise BadInput(

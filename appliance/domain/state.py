@@ -8,7 +8,7 @@ Until what was folded in is durable, it can be taken back.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from appliance.domain.names import NO_DIGEST, Time, Value
@@ -179,7 +179,8 @@ class Slot(Value):
     loaded: int | None = None
 
 
-class OpenRequest(Value):
+@dataclass(frozen=True, slots=True)
+class OpenRequest:
     id: str
     unit: str
     task: str
@@ -187,7 +188,10 @@ class OpenRequest(Value):
     index: int
 
 
-class SeenOrder(Value):
+@dataclass(frozen=True, slots=True)
+class SeenOrder:
+    """As small as it can be: there is one for each order."""
+
     digest: str
     index: int
 
@@ -393,4 +397,6 @@ def _first(item: tuple[tuple[str, str], Any]) -> tuple[str, str]:
 def _dump(value: Any) -> Mapping[str, Any] | None:
     if isinstance(value, Text):
         return {**value._asdict(), "subjects": list(value.subjects)}
+    if isinstance(value, OpenRequest | SeenOrder):
+        return asdict(value)
     return None if value is None else value.model_dump(mode="json")
