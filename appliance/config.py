@@ -4,6 +4,7 @@ home           APPLIANCE_HOME            where keys, artifacts and the SQLite le
 database_url   APPLIANCE_DATABASE_URL    default: SQLite at <home>/ledger.db
 migration_url  APPLIANCE_MIGRATION_URL   the owner's login, where it is not the service's (PostgreSQL)
 listen         APPLIANCE_LISTEN          HOST:PORT of the units' door, or "off"; loopback by default
+witnessed      APPLIANCE_WITNESSED       the folder of what witnesses have seen; by default <home>/witnessed
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _VARIABLES = {
     "database_url": "APPLIANCE_DATABASE_URL",
     "migration_url": "APPLIANCE_MIGRATION_URL",
     "listen": "APPLIANCE_LISTEN",
+    "witnessed": "APPLIANCE_WITNESSED",
 }
 
 
@@ -31,6 +33,7 @@ class Settings:
     database_url: str
     migration_url: str
     listen: tuple[str, int] | None
+    witnessed: Path
 
     @property
     def socket(self) -> Path:
@@ -68,6 +71,7 @@ def load_settings(home: Path | None = None, environment: Mapping[str, str] | Non
         database_url=database_url,
         migration_url=values.get("migration_url", database_url),
         listen=_parse_listen(values.get("listen", DEFAULT_LISTEN)),
+        witnessed=place / values.get("witnessed", "witnessed"),
     )
 
 

@@ -34,12 +34,13 @@ from appliance.store.engine import check_migrated, migrate, open_engine
 from appliance.store.keyring import ADAPTER_KEY, LOG_KEY, Keyring
 from appliance.store.ledger import Ledger
 from appliance.store.lock import lock_folder
+from appliance.store.witnessed import Witnessed
 from appliance.web.api import people_app
 from appliance.web.auth import Doorkeeper
 from appliance.web.openai import units_app
 from appliance.web.server import Activity
 from appliance.web.server import serve as serve_doors
-from appliance.workflows import sessions
+from appliance.workflows import sessions, witness
 from appliance.workflows.context import Code, Context
 from appliance.workflows.recover import recover
 from appliance.workflows.serve import DIGEST_KEY, Serving
@@ -188,6 +189,7 @@ def service(settings: Settings) -> Iterator[Context]:
         ledger=ledger,
         artifacts=Artifacts(settings.home),
         keyring=keyring,
+        witnessed=Witnessed(settings.witnessed),
         adapter_signer=adapter_signer,
         clock=lambda: datetime.now(UTC),
         code=describe_code(),
@@ -196,6 +198,10 @@ def service(settings: Settings) -> Iterator[Context]:
         device="cuda" if cuda else "cpu",
         bfloat16=cuda or _multiplies_bfloat16(),
     )
+    context.lost = witness.compare(context)
+    if context.lost:
+        ledger.close()
+        raise context.lost[0]
     try:
         yield context
     finally:

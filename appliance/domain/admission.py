@@ -13,7 +13,7 @@ from functools import partial
 
 from appliance.domain.custody import unwitnessed
 from appliance.domain.entry import parse_entry
-from appliance.domain.invariants import inadmissible, release_lapsed, released, standing_reviews
+from appliance.domain.invariants import barred, released, standing_reviews
 from appliance.domain.names import Time, versioned
 from appliance.domain.orders import Activate, Review, RollBack
 from appliance.domain.signatures import read_logged_order
@@ -77,7 +77,7 @@ def decide_admission(state: State, unit: str, task: str, evidence: Evidence, now
     ]
     failures = [error for check in checks if (error := _failure(check)) is not None]
     reasons = [error.message for error in failures]
-    reasons += [*inadmissible(state, adapter, unit, now), *release_lapsed(state, release), *unwitnessed(state, now)]
+    reasons += [*barred(state, release, adapter, now), *unwitnessed(state, now)]
     approvals = tuple(review.index for review in reviews)
     # A signer who was revoked since is a reason to refuse; the adapter's bytes are as they were.
     tampered = any(not isinstance(error, NotAuthenticated) for error in failures)

@@ -12,7 +12,7 @@ from appliance.domain.entry import Entry
 from appliance.domain.names import Time, add_seconds
 from appliance.domain.orders import Order
 from appliance.domain.state import State, Table, Text
-from appliance.errors import BadInput
+from appliance.errors import BadInput, Denied
 from appliance.formats.note import parse_vkey
 
 _COMMITMENT = "hmac-sha256:"
@@ -45,6 +45,11 @@ def bound_texts(state: State, entry: Entry, order: Order | None, message: str = 
     found += [message] if message.startswith(_COMMITMENT) else []
     if not found:
         return []
+    for commitment in found:
+        if (known := state.texts.get(commitment)) is not None and known.erased is not None:
+            # Its text would travel beside the log again.
+            said = f"expected one that was not erased, got that of entry {known.erased}"
+            raise Denied(f"entry {entry.index}, commitment {commitment}: {said}", code="erased")
     # Subjects repeat from entry to entry; orders are found by their digest, and no hold is placed on one.
     subjects = tuple(intern(subject) for subject in entry.subjects if not subject.startswith("order:"))
     text = Text(entry.index, entry.time, intern(entry.actor), subjects)

@@ -373,6 +373,11 @@ def inadmissible(state: State, adapter: Adapter, unit: str, now: Time) -> Reason
     return reasons + _quorum(state, name, unit, approved)
 
 
+def barred(state: State, release: Release, adapter: Adapter, now: Time) -> Reasons:
+    """Everything that keeps a release from answering now: what stands against its adapter, and against itself."""
+    return inadmissible(state, adapter, release.unit, now) + release_lapsed(state, release)
+
+
 def release_lapsed(state: State, release: Release) -> Reasons:
     """Why today's release no longer counts: whoever signed it has gone, or the key does not count."""
     activation = release.current

@@ -14,7 +14,7 @@ from appliance.domain.events import (
     RequestFinished,
     RequestRefused,
 )
-from appliance.domain.invariants import inadmissible, release_lapsed, released, standing_reviews
+from appliance.domain.invariants import barred, released, standing_reviews
 from appliance.domain.orders import Activate, RollBack
 from appliance.domain.state import Activation, Adapter, OpenRequest, Release, Slot, release_key
 from appliance.errors import Denied
@@ -48,12 +48,10 @@ def _release(case: Case, order: Activate | RollBack, kind: str) -> Puts:
 
 def _admissible(case: Case, unit: str, task: str) -> Adapter:
     """Today's release for the unit's task, with nothing that stands against it."""
-    adapter = released(case.state, unit, task)
-    if adapter is None:
+    release, adapter = case.state.releases.get(release_key(unit, task)), released(case.state, unit, task)
+    if release is None or adapter is None:
         raise Denied(f"entry {case.entry.index}: release: expected one for {unit}/{task}, got none")
-    release = case.state.releases.get(release_key(unit, task))
-    reasons = inadmissible(case.state, adapter, unit, case.entry.time)
-    reasons += [] if release is None else release_lapsed(case.state, release)
+    reasons = barred(case.state, release, adapter, case.entry.time)
     if reasons:
         raise Denied(f"admission of {adapter.name}@{adapter.version} for {unit}", reasons=tuple(reasons))
     return adapter

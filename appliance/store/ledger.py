@@ -269,6 +269,12 @@ class Ledger:
             raise NotFound("log checkpoint: expected one, got an empty log")
         return latest[1]
 
+    @property
+    def root(self) -> bytes:
+        """Of the tree over all entries known here."""
+        with self.lock:
+            return self._current().frontier.root()
+
     def inclusion_proof(self, index: int, size: int) -> list[bytes]:
         """That entry `index` is in the log of `size` entries: hashes from the leaf upwards, read in one question."""
         self._check_size(size)

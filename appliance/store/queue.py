@@ -15,8 +15,9 @@ from appliance.domain.entry import Draft, Entry
 from appliance.domain.state import State
 from appliance.errors import ApplianceError, Unavailable
 
-Guard = Callable[[State], None]
-"""Raises what refuses the append; sees the state that the entry would follow, and must not change it."""
+Guard = Callable[[State, str], None]
+"""Raises what refuses the append; sees the state that the entry would follow, which it must not change, and the entry's
+time."""
 
 
 @dataclass(frozen=True)

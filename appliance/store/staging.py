@@ -54,7 +54,7 @@ def stage(batch: Batch, waiting: Waiting, state: State, now: str) -> None:
     mark = state.mark()
     try:
         if waiting.guard is not None:
-            waiting.guard(state)
+            waiting.guard(state, max(now, state.last_time))
         entry = propose(waiting.draft, state, now)
         data = encode_entry(entry)
         rules.apply(state, entry, waiting.draft.documents)

@@ -19,6 +19,7 @@ from appliance.formats.digest import parse_digest
 from appliance.web.auth import Doorkeeper, Session
 from appliance.web.errors import install, people_body
 from appliance.workflows import audit, orders, questions, review, upload
+from appliance.workflows import witness as witnesses
 from appliance.workflows.context import Context
 
 SOURCE = "unix"
@@ -51,6 +52,11 @@ class RowRequest(BaseModel):
     text: str = Field(max_length=MAX_ROW_CHARACTERS)
 
 
+class CosignatureRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    note: str = Field(max_length=65_536)
+
+
 class VerifyRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     trust: dict[str, Any] | None = None
@@ -78,6 +84,7 @@ def people_app(context: Context, door: Doorkeeper, touch: Callable[[], None]) ->
     _adapters(private, context)
     _questions(private, context, person)
     _ledger(private, context)
+    _keeping(private, context, person)
     app.include_router(public)
     app.include_router(private)
     return app
@@ -161,7 +168,7 @@ def _tables(router: APIRouter, context: Context) -> None:
     def an_import(order: str, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0) -> dict[str, Any]:
         return audit.import_status(context, parse_digest(order), wait_s)
 
-    for name in ("bases", "datasets", "runs", "adapters", "releases"):
+    for name in ("bases", "datasets", "runs", "adapters", "releases", "holds", "witnesses"):
         _table(router, context, name)
 
 
@@ -170,7 +177,7 @@ def _table(router: APIRouter, context: Context, name: str) -> None:
     def rows() -> list[dict[str, Any]]:
         return [row.model_dump(mode="json") for row in getattr(context.ledger.state, name).values()]
 
-    if name == "releases":
+    if name in ("releases", "holds", "witnesses"):
         return
 
     @router.get(f"/v1/{name}/{{key}}", name=f"one of {name}")
@@ -227,6 +234,28 @@ def _questions(router: APIRouter, context: Context, person: Callable[..., Sessio
     @router.get("/v1/ledger/state")
     def state(at: str | None = None, kind: Annotated[list[str], Query()] = []) -> dict[str, Any]:  # noqa: B006
         return questions.state_as_of(context, at, kind)
+
+
+def _keeping(router: APIRouter, context: Context, person: Callable[..., Session]) -> None:
+    """Witnesses, and the log's own keys."""
+
+    @router.get("/v1/witness-request")
+    def request(witness: str, old: Annotated[int | None, Query(ge=0)] = None) -> Response:
+        return Response(witnesses.request(context, witness, old), media_type="text/plain; charset=utf-8")
+
+    @router.post("/v1/cosignatures")
+    def cosignature(body: CosignatureRequest) -> dict[str, Any]:
+        appended = witnesses.accept(context, body.note.encode(), SOURCE)
+        return {
+            "index": appended.entry.index,
+            "witness": appended.entry.body["witness"],
+            "size": appended.entry.body["size"],
+            "time": appended.entry.body["time"],
+        }
+
+    @router.post("/v1/log-keys")
+    def log_key(session: Annotated[Session, Depends(person)]) -> dict[str, str]:
+        return {"vkey": orders.next_log_key(context, session.principal)}
 
 
 def _ledger(router: APIRouter, context: Context) -> None:

@@ -33,6 +33,8 @@ def admit(context: Context, unit: str, task: str) -> Admitted:
     with context.ledger.lock:
         state = context.ledger.state
         now = context.now(state)
+        if context.lost:
+            raise Denied(f"admission for {unit}", reasons=tuple(e.message for e in context.lost), code="not-admitted")
         adapter = released(state, unit, task)
         if adapter is None:
             raise NotFound(f"model: expected one released to {unit}, got {task!r}", code="model-not-found")

@@ -12,6 +12,7 @@ from typing import Any
 from appliance.access.cedar import SitePolicies
 from appliance.domain.policy import parse_policy
 from appliance.domain.state import State
+from appliance.errors import Tampered
 from appliance.formats.keys import Signer
 from appliance.formats.timestamp import encode_time
 from appliance.runners.decoys import Probes
@@ -19,6 +20,7 @@ from appliance.runners.local import Worker
 from appliance.store.artifacts import Artifacts
 from appliance.store.keyring import Keyring
 from appliance.store.ledger import Ledger
+from appliance.store.witnessed import Witnessed
 from appliance.workflows.jobs import Jobs
 from appliance.workflows.progress import Progress
 
@@ -34,11 +36,13 @@ class Code:
 
 @dataclass
 class Context:
-    """`probes`: what a worker must fail to reach. `device`: where training runs."""
+    """`probes`: what a worker must fail to reach. `device`: where training runs. `lost`: what witnesses have seen and
+    the ledger does not hold; while there is anything, nothing is admitted."""
 
     ledger: Ledger
     artifacts: Artifacts
     keyring: Keyring
+    witnessed: Witnessed
     adapter_signer: Signer
     clock: Callable[[], datetime]
     code: Code
@@ -52,6 +56,7 @@ class Context:
     workers: dict[str, Worker] = field(default_factory=dict)
     order_lock: threading.RLock = field(default_factory=threading.RLock)
     released: Callable[[], None] = lambda: None
+    lost: list[Tampered] = field(default_factory=list)
     _site: tuple[str, SitePolicies] | None = None
 
     def site_policies(self) -> SitePolicies:

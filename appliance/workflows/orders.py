@@ -10,7 +10,12 @@ from typing import Any
 from appliance.access.cedar import SitePolicies
 from appliance.domain.events import (
     AdapterRevoked,
+    HoldLifted,
+    HoldPlaced,
     ImportRequested,
+    KeyEnrolled,
+    KeyRevoked,
+    LogKeyRotated,
     Ordered,
     OrderPending,
     OrderRefused,
@@ -23,9 +28,10 @@ from appliance.domain.events import (
     RoleGranted,
     RunCancelled,
     RunRequested,
+    TextErased,
 )
 from appliance.domain.invariants import reasons_against
-from appliance.domain.orders import TWO_ADMINISTRATORS, Cancel, Endorse, ImportBase, Order
+from appliance.domain.orders import TWO_ADMINISTRATORS, Cancel, Endorse, Erase, ImportBase, Order, RotateLogKey
 from appliance.domain.policy import parse_policy
 from appliance.domain.signatures import Accepted, read_order
 from appliance.domain.state import State
@@ -50,9 +56,29 @@ _EVENTS: dict[str, type[Ordered]] = {
     "activate": ReleaseActivated,
     "roll-back": ReleaseRolledBack,
     "revoke-adapter": AdapterRevoked,
+    "replace-key": KeyEnrolled,
+    "rotate-key": KeyEnrolled,
+    "revoke-key": KeyRevoked,
+    "rotate-log-key": LogKeyRotated,
+    "erase": TextErased,
+    "place-hold": HoldPlaced,
+    "lift-hold": HoldLifted,
 }
-_ATTACHMENTS = {"enroll": "possession", "adopt-policy": "policy"}
-_CHANGES_WHAT_ANSWERS = ("revoke-principal", "adopt-policy", "review", "activate", "roll-back", "revoke-adapter")
+_ATTACHMENTS = {
+    "enroll": "possession",
+    "replace-key": "possession",
+    "rotate-key": "possession",
+    "adopt-policy": "policy",
+}
+_CHANGES_WHAT_ANSWERS = (
+    "revoke-principal",
+    "revoke-key",
+    "adopt-policy",
+    "review",
+    "activate",
+    "roll-back",
+    "revoke-adapter",
+)
 
 
 @dataclass(frozen=True)
@@ -101,8 +127,11 @@ def check_disclosures(order: Order, disclosures: tuple[Disclosure, ...]) -> None
 
 def _decide(context: Context, accepted: Accepted) -> None:
     """The invariants, and the site's own policies, which may only tighten: every reason at once."""
-    state, order = context.ledger.state, accepted.order
-    now = context.now(state)
+    state = context.ledger.state
+    _check_allowed(context, accepted.order, state, context.now(state))
+
+
+def _check_allowed(context: Context, order: Order, state: State, now: str) -> None:
     reasons = tuple(reasons_against(state, order, now))
     principal = state.principals.get(order.signer)
     if principal is not None:
@@ -117,31 +146,38 @@ def _check_ready(context: Context, order: Order) -> None:
         ingest.check_uploaded(context, order)
     if isinstance(order, ImportBase) and order.format == "safetensors":
         ingest.read_source_manifest(context, order)
+    if isinstance(order, RotateLogKey):
+        origin = context.ledger.state.site.origin
+        if order.log_key not in context.keyring.log_signers(origin):
+            raise Conflict(f"log key: expected one that this appliance has made, got {order.log_key}")
+
+
+def next_log_key(context: Context, principal: str) -> str:
+    """The vkey of the key that the log can rotate to, made here where none waits; only an order makes it sign."""
+    state = context.ledger.state
+    person = state.principals.get(principal)
+    if person is None or not person.has("administrator"):
+        raise Denied(f"log key: expected an administrator, got {principal}")
+    with context.order_lock:
+        return context.keyring.next_log_key(state.site.origin, [key.vkey for key in state.site.log_keys])
 
 
 def _record(context: Context, accepted: Accepted, submission: Submission) -> tuple[Appended, dict[str, Any]]:
     state, order = context.ledger.state, accepted.order
     documents: dict[str, bytes] = {"order": submission.envelope}
     orders: tuple[Signed, ...] = ((accepted.digest, order),)
-    verb, policy = order.verb, state.site.policy
+    verb, final = order.verb, order
     attachments = dict(submission.documents)
     if isinstance(order, Endorse):
         first, documents = _endorsed(context, state, order, documents)
         orders += ((order.order, first.order),)
-        verb = first.order.verb
+        verb, final = first.order.verb, first.order
+        _check_ready(context, final)
     elif verb in _ATTACHMENTS:
         documents[_ATTACHMENTS[verb]] = _attachment(context, verb, attachments)
     if attachments:
         raise BadInput(f"order {order.verb}, documents: expected no others, got {sorted(attachments)}")
-    body: Ordered
-    result: dict[str, Any] = {"order": accepted.digest}
-    if verb in TWO_ADMINISTRATORS and not isinstance(order, Endorse) and not state.site.single_administrator:
-        body = OrderPending(policy=policy)
-    elif verb == "train":
-        body = RunRequested(policy=policy, run=f"r-{len(state.runs) + 1:06d}")
-        result["run"] = body.run
-    else:
-        body = _EVENTS[verb](policy=policy)
+    body = _event(state, order, verb)
     appended = append(
         context,
         body,
@@ -150,8 +186,21 @@ def _record(context: Context, accepted: Accepted, submission: Submission) -> tup
         documents=documents,
         orders=orders,
         disclosures=submission.disclosures,
+        erased=(final.commitment,) if isinstance(final, Erase) and isinstance(body, TextErased) else (),
+        # Once more over the state and at the time of the entry itself, which is where an auditor asks them again.
+        guard=lambda then, now: _check_allowed(context, order, then, now),
     )
-    return appended, result
+    return appended, {"order": accepted.digest} | ({"run": body.run} if isinstance(body, RunRequested) else {})
+
+
+def _event(state: State, order: Order, verb: str) -> Ordered:
+    """What is recorded: that the order waits for a second administrator, or that it stands."""
+    policy = state.site.policy
+    if verb in TWO_ADMINISTRATORS and not isinstance(order, Endorse) and not state.site.single_administrator:
+        return OrderPending(policy=policy)
+    if verb == "train":
+        return RunRequested(policy=policy, run=f"r-{len(state.runs) + 1:06d}")
+    return _EVENTS[verb](policy=policy)
 
 
 def _attachment(context: Context, verb: str, attachments: dict[str, bytes]) -> bytes:

@@ -25,6 +25,7 @@ def append(
     documents: Mapping[str, bytes] | None = None,
     orders: tuple[Signed, ...] = (),
     disclosures: tuple[Disclosure, ...] = (),
+    erased: tuple[str, ...] = (),
     guard: Guard | None = None,
 ) -> Appended:
     """One durable entry; what the rules refuse is raised and nothing is written."""
@@ -37,6 +38,7 @@ def append(
         documents=dict(documents or {}),
         body=body.model_dump(mode="json"),
         disclosures=disclosures,
+        erased=erased,
     )
     return context.ledger.append(draft, guard=guard)
 

@@ -20,7 +20,7 @@ from appliance.domain.events import (
     RequestFinished,
     RequestRefused,
 )
-from appliance.domain.invariants import inadmissible, released
+from appliance.domain.invariants import barred, released
 from appliance.domain.names import versioned
 from appliance.domain.state import Slot, release_key
 from appliance.errors import ApplianceError, Denied, NotFound, Tampered, Unavailable
@@ -77,7 +77,7 @@ class Serving:
         found = []
         for release in state.releases.values():
             adapter = released(state, unit, release.task)
-            if release.unit == unit and adapter is not None and not inadmissible(state, adapter, unit, now):
+            if release.unit == unit and adapter is not None and not barred(state, release, adapter, now):
                 found.append({"id": release.task, "object": "model", "created": 0, "owned_by": unit})
         return found
 
@@ -190,10 +190,11 @@ class Serving:
         """Why the slot may not answer any more; empty while it may."""
         state = self._context.ledger.state
         now = self._context.now(state)
+        release = state.releases.get(release_key(loaded.unit, loaded.task))
         adapter = released(state, loaded.unit, loaded.task)
-        if adapter is None or adapter.manifest != loaded.manifest:
+        if release is None or adapter is None or adapter.manifest != loaded.manifest:
             return [f"release: expected {loaded.adapter} for {loaded.unit}/{loaded.task}, got another"]
-        return inadmissible(state, adapter, loaded.unit, now)
+        return barred(state, release, adapter, now)
 
     def reconcile(self) -> None:
         """After anything that may change what answers: what may not answer any more is taken out at once."""

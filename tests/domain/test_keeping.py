@@ -474,3 +474,13 @@ def test_a_cosigned_checkpoint_of_another_log_is_found_by_its_proof() -> None:
     report = verify(site)
     assert [(finding.index, finding.rule) for finding in report.findings] == [(entry.index, "witness")]
     assert "consistency proof" in report.findings[0].message
+
+
+def test_an_erased_text_is_not_bound_again() -> None:
+    """A signer who kept the salt could otherwise make its text travel beside the log once more."""
+    site = stage("imported")
+    text = next(text for text in site.disclosures if text.text == "Name the clause.")
+    site.erase(text.commitment)
+    order = site.order(o.RevokePrincipal, "anna", principal="olga", reason=text.commitment)
+    with refuses(site, Denied, "expected one that was not erased", code="erased"):
+        site.ordered(e.PrincipalRevoked(policy=site.in_force), order)

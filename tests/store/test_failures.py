@@ -272,7 +272,7 @@ def test_a_commit_into_a_file_that_was_removed_meanwhile_is_not_reported_as_dura
     sqlite_ledger: Ledger, sqlite_path: Path
 ) -> None:
     with pytest.raises(Unavailable) as caught:
-        sqlite_ledger.append(heartbeat(), guard=lambda _: sqlite_path.unlink())
+        sqlite_ledger.append(heartbeat(), guard=lambda *_: sqlite_path.unlink())
     assert caught.value.code == "commit-unknown"
 
 

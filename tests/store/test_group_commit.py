@@ -97,7 +97,7 @@ def test_a_refused_append_costs_those_beside_it_nothing(
 def test_of_two_that_exclude_each_other_in_one_commit_the_first_stands(ledger: Ledger, site: Site) -> None:
     """The second is decided over the state after the first, though that is not durable yet."""
 
-    def guard(state: Any) -> None:
+    def guard(state: Any, _time: str) -> None:
         if state.size > 1:
             raise Denied("only one")
 

@@ -1,0 +1,37 @@
+"""What witnesses have seen, kept beside the database: who restores an old database does not restore this with it.
+
+One file a witness, the last checkpoint that it cosigned, as a signed note. The folder may lie on another medium.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from appliance.store import disk
+
+MAX_NOTE_BYTES = 65_536
+
+
+class Witnessed:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def keep(self, witness: str, note: bytes) -> None:
+        """Durable once this returns, in the place of what the same witness said before."""
+        with disk.disk_errors("witnessed checkpoints"):
+            disk.make_folder(self._folder)
+            disk.write_file(self._folder / f"{hashlib.sha256(witness.encode()).hexdigest()[:32]}.note", note)
+
+    def notes(self) -> list[bytes]:
+        """Every note, unchecked."""
+        with disk.disk_errors("witnessed checkpoints"):
+            if not self._folder.exists():
+                return []
+            with disk.open_folder(self._folder) as folder:
+                return [_read(folder, path.name) for path in sorted(self._folder.glob("*.note"))]
+
+
+def _read(folder: int, name: str) -> bytes:
+    with disk.open_plain(folder, name, f"witnessed checkpoint {name}") as file:
+        return disk.read_all(file, MAX_NOTE_BYTES, f"witnessed checkpoint {name}")

@@ -1,0 +1,141 @@
+"""Witnesses by sneakernet: what is carried to one, what comes back, and what it says of a log that has lost entries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from appliance.domain.events import CheckpointCosigned
+from appliance.domain.state import State
+from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered
+from appliance.formats.checkpoint import Checkpoint, open_checkpoint, parse_checkpoint
+from appliance.formats.cosignature import WitnessKey, parse_witness_vkey, verify_cosignature
+from appliance.formats.fields import encode_base64
+from appliance.formats.merkle import verify_consistency
+from appliance.formats.note import Note, NoteSignature, encode_note, parse_note, parse_vkey
+from appliance.formats.timestamp import encode_time
+from appliance.formats.witness_request import WitnessRequest, encode_request
+from appliance.store.ledger import Appended
+from appliance.workflows.context import Context
+from appliance.workflows.record import append
+
+_ATTEMPTS = 100
+
+
+def request(context: Context, witness: str, old: int | None) -> bytes:
+    """What the witness is asked to cosign (C2SP tlog-witness): the log as it stands, from the size it saw last."""
+    with context.ledger.lock:
+        state = context.ledger.state
+        _key(state, witness)
+        seen = state.witnesses.get(witness)
+        start = old if old is not None else 0 if seen is None else seen.size
+        checkpoint, size = context.ledger.checkpoint(), state.size
+        if start > size:
+            raise BadInput(f"witness request, old: expected at most {size}, got {start}")
+        proof = context.ledger.consistency_proof(start, size)
+    return encode_request(WitnessRequest(start, tuple(proof), checkpoint))
+
+
+def accept(context: Context, data: bytes, source: str) -> Appended:
+    """Keeps a witness's cosignature, beside the database and as an entry.
+
+    Tampered with the code `behind` or `fork` when the witness has seen a log that this one does not continue: nothing
+    is admitted from then on.
+    """
+    note = parse_note(data)
+    state = context.ledger.state
+    key = _cosigner(state, note)
+    time_s = verify_cosignature(note, key.vkey)
+    clean = Note(note.text, tuple(line for line in note.signatures if _ours(state, line) or line.name == key.name))
+    seen = parse_checkpoint(clean.text)
+    context.witnessed.keep(key.name, encode_note(clean))
+    context.lost = compare(context)
+    if context.lost:
+        raise context.lost[0]
+    time = encode_time(datetime.fromtimestamp(time_s, UTC))
+    for _ in range(_ATTEMPTS):
+        with suppress(_Moved):
+            return _record(context, key.name, clean, seen.size, time, source)
+    raise Conflict(f"cosignature of {key.name}: expected the log to stand still for one entry, got others first")
+
+
+def _record(context: Context, witness: str, note: Note, seen: int, time: str, source: str) -> Appended:
+    """The entry, with the proof that the log up to it begins with what was seen. _Moved where others came first."""
+    size = context.ledger.state.size
+    proof = tuple(encode_base64(step) for step in context.ledger.consistency_proof(seen, size))
+    body = CheckpointCosigned(witness=witness, size=seen, time=time, proof=proof)
+    return append(
+        context, body, source=source, documents={"note": encode_note(note)}, guard=lambda state, _: _still(state, size)
+    )
+
+
+class _Moved(Conflict):
+    """Others were appended between the proof and its entry."""
+
+
+def _still(state: State, size: int) -> None:
+    if state.size != size:
+        raise _Moved(f"log: expected size {size}, got {state.size}")
+
+
+def _key(state: State, witness: str) -> WitnessKey:
+    keys = {key.name: key for key in map(parse_witness_vkey, state.parameters.witnesses)}
+    if witness not in keys:
+        raise NotFound(f"witness: expected one of {', '.join(keys) or 'none, as policy names none'}, got {witness!r}")
+    return keys[witness]
+
+
+def _cosigner(state: State, note: Note) -> WitnessKey:
+    """The one witness of the policy in force whose line the note carries."""
+    lines = {(line.name, line.key_id) for line in note.signatures}
+    keys = [key for key in map(parse_witness_vkey, state.parameters.witnesses) if (key.name, key.key_id) in lines]
+    if len(keys) != 1:
+        names = ", ".join(line.name for line in note.signatures)
+        raise BadInput(f"cosigned checkpoint: expected the line of one witness of the policy in force, got {names}")
+    return keys[0]
+
+
+def _ours(state: State, line: NoteSignature) -> bool:
+    keys = map(parse_vkey, (key.vkey for key in state.site.log_keys))
+    return any((line.name, line.key_id) == (key.name, key.key_id) for key in keys)
+
+
+def compare(context: Context) -> list[Tampered]:
+    """What the witnesses have seen and this log does not hold: entries that were lost, or a log that forked."""
+    found = []
+    for data in context.witnessed.notes():
+        try:
+            _compare_one(context, data)
+        except ApplianceError as error:
+            found.append(error if isinstance(error, Tampered) else Tampered(error.message))
+    return found
+
+
+def _compare_one(context: Context, data: bytes) -> None:
+    state = context.ledger.state
+    seen = _open(data, [*(key.vkey for key in state.site.log_keys), *context.keyring.log_signers(state.site.origin)])
+    if seen.size > state.size:
+        names = ", ".join(line.name for line in parse_note(data).signatures if line.name != seen.origin)
+        raise Tampered(
+            f"ledger: expected at least {seen.size} entries, as the witness {names} has seen, got {state.size}: "
+            f"entries {state.size} to {seen.size - 1} are lost",
+            code="behind",
+        )
+    with context.ledger.lock:
+        size = context.ledger.state.size
+        proof = context.ledger.consistency_proof(seen.size, size)
+        root = context.ledger.root
+    try:
+        verify_consistency(seen.size, size, proof, seen.root, root)
+    except Tampered as error:
+        message = f"ledger: expected the log that a witness has seen, got a fork of it: {error.message}"
+        raise Tampered(message, code="fork") from None
+
+
+def _open(data: bytes, log_keys: Iterable[str]) -> Checkpoint:
+    """The checkpoint, signed by any key that this log has had or was given."""
+    for vkey in log_keys:
+        with suppress(Tampered):
+            return open_checkpoint(data, vkey)
+    raise Tampered("witnessed checkpoint: expected a signature by a key of this log, got none that holds")
