@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,3 +100,11 @@ def test_a_value_that_is_no_proof_is_refused(changes: dict[str, Any]) -> None:
 def test_other_keys_and_indexes_are_refused(key: bytes, index: int) -> None:
     with pytest.raises(BadInput):
         row_digest(key, index, b"row")
+
+
+def test_the_pages_proof_holds_under_the_pages_root() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "formats" / "rows.md").read_text()
+    proof = parse_row_proof_value(json.loads(page.partition("```json\n")[2].partition("```")[0]))
+    root = re.search(r"`sha256:([0-9a-f]{64})`, of three rows", page)
+    assert root is not None and proof.row == b'{"index":1,"text":"two"}'
+    verify_row(proof, 3, bytes.fromhex(root[1]))
