@@ -40,7 +40,7 @@ from appliance.web.auth import Doorkeeper
 from appliance.web.openai import units_app
 from appliance.web.server import Activity
 from appliance.web.server import serve as serve_doors
-from appliance.workflows import sessions, witness
+from appliance.workflows import sessions, watch, witness
 from appliance.workflows.context import Code, Context
 from appliance.workflows.recover import recover
 from appliance.workflows.serve import DIGEST_KEY, Serving
@@ -265,7 +265,7 @@ def serve(settings: Settings, *, embedded: bool) -> None:
                 units_app(serving, door),
                 path=settings.socket,
                 listen=settings.listen,
-                beat=lambda: _beat(context, door),
+                beat=lambda: _beat(context, door, settings.home),
                 ended=lambda: embedded and not context.busy and activity.idle_s() > IDLE_S,
                 beat_s=BEAT_S,
             )
@@ -274,9 +274,11 @@ def serve(settings: Settings, *, embedded: bool) -> None:
             _end(context, reason)
 
 
-def _beat(context: Context, door: Doorkeeper) -> None:
+def _beat(context: Context, door: Doorkeeper, home: Path) -> None:
     """A heartbeat a minute. Where it cannot be written, workers are frozen until it can: nothing acts unrecorded."""
     try:
+        for text in watch.warnings(context, home):
+            log.critical("ALARM: %s", text)
         sessions.beat(context, *door.take_refusals())
     except ApplianceError as error:
         log.critical("ALARM: the ledger cannot be written, workers are frozen: %s", error.message)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -66,10 +67,7 @@ class VerifierKey:
 
     @property
     def key_id(self) -> bytes:
-        kind, public = _typed_key(self.spki)
-        if kind == _ECDSA:
-            return hashlib.sha256(public).digest()[:4]
-        return hash_key(self.name, bytes([kind]) + public)
+        return _key_id(self.name, self.spki)
 
 
 def encode_note(note: Note) -> bytes:
@@ -154,6 +152,7 @@ def check_key_id(expected: bytes, claimed: bytes) -> None:
         raise BadInput(f"vkey, key id: expected {expected.hex()}, got {claimed.hex()}")
 
 
+@lru_cache(maxsize=256)
 def check_key_name(name: str) -> None:
     """Not empty, no space of any kind, no plus, no control character."""
     if not name or _NOT_IN_NAME.search(name):
@@ -173,6 +172,15 @@ def _parse_signature_line(line: str) -> NoteSignature:
     return NoteSignature(parts[1], blob[:4], blob[4:])
 
 
+@lru_cache(maxsize=256)
+def _key_id(name: str, spki: bytes) -> bytes:
+    kind, public = _typed_key(spki)
+    if kind == _ECDSA:
+        return hashlib.sha256(public).digest()[:4]
+    return hash_key(name, bytes([kind]) + public)
+
+
+@lru_cache(maxsize=256)
 def _typed_key(spki: bytes) -> tuple[int, bytes]:
     """A key's signature type and its bytes in a vkey."""
     key = parse_spki(spki)

@@ -14,6 +14,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, m
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, IntegrityError, SQLAlchemyError
 
 from appliance.errors import BadInput, Conflict, Tampered, Unavailable
+from appliance.store import prepared
 from appliance.store.tables import REVISION
 
 BUSY_TIMEOUT_S = 10
@@ -95,7 +96,7 @@ def _configure_sqlite(connection: sqlite3.Connection, record: Any) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    prepared.run_raw(connection, "execute", "BEGIN IMMEDIATE" if writes else "BEGIN", ())
 
 
 def _identity(path: str) -> tuple[int, int]:

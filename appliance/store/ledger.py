@@ -8,6 +8,7 @@ database is asked what stands before anything else is believed.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ from appliance.store.queue import Appended, Guard, Queue, Waiting
 from appliance.store.search import Filters, find_entries
 from appliance.store.staging import Batch, check_draft, stage
 from appliance.store.writer import Writer
+
+log = logging.getLogger("appliance")
 
 _PAGE = 256
 
@@ -132,6 +135,7 @@ class Ledger:
             with database_errors("ledger"):
                 self._commit_batch(waiting)
         except BaseException as error:
+            log.critical("ALARM: the ledger cannot be written, nothing acts until it can: %s", error)
             for one in waiting:
                 if not one.settled:
                     one.fail(error)
@@ -141,6 +145,7 @@ class Ledger:
     def _commit_batch(self, waiting: list[Waiting]) -> None:
         if self._suspect:
             self.probe()
+            log.warning("the ledger can be written again")
         fold = self._current()
         connection = self._writer.begin(lambda writer: self._catch_up(writer, fold, rows.lock_head(writer)))
         batch = Batch(fold.head, fold.state.mark(), fold.frontier)
@@ -159,7 +164,7 @@ class Ledger:
             raise
         fold.state.keep()
         fold.frontier = batch.frontier
-        self._keep(fold, batch.frontier.root())
+        self._keep(fold, batch.root)
         if any(staged.draft.erased for staged in batch.staged):
             self._writer.scrub()
         for staged in batch.staged:
@@ -188,7 +193,7 @@ class Ledger:
             if hash_leaf(stored.get(one.entry.index, b"")) != one.entry.leaf:
                 raise Tampered(f"entry {one.entry.index}: expected the bytes that were written, got others")
         signers = [self._signers(vkey) for vkey in state.site.signing_keys(state.last_time)]
-        note = sign_checkpoint(Checkpoint(self._origin, batch.head.size, batch.frontier.root()), *signers)
+        note = sign_checkpoint(Checkpoint(self._origin, batch.head.size, batch.root), *signers)
         rows.insert_checkpoint(connection, batch.head.size, note)
         rows.move_head(connection, batch.before, batch.head)
         return note

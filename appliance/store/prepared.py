@@ -52,6 +52,11 @@ def run(connection: Connection, method: str, sql: str, parameters: Any) -> Any:
         # As for any other statement. Else SQLite would answer outside the transaction that the next one begins, and
         # what a reader takes for one moment of the database would be two.
         connection.begin()
+    return run_raw(connection, method, sql, parameters)
+
+
+def run_raw(connection: Connection, method: str, sql: str, parameters: Any) -> Any:
+    """Without a look at the transaction: for the statement that begins one."""
     raw, dialect = connection.connection, connection.dialect
     cursor = raw.cursor()
     base = dialect.loaded_dbapi.Error

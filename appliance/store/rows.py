@@ -90,6 +90,11 @@ _CLOSE_PROJECTION = Prepared(
 )
 _INSERT_PROJECTION = Prepared(insert(projections))
 _ENTRY_BYTES = Prepared(select(entries.c.bytes).where(entries.c.index == bindparam("at")))
+_ENTRY_SPAN = Prepared(
+    select(entries.c.index, entries.c.bytes)
+    .where(entries.c.index.between(bindparam("first"), bindparam("last")))
+    .order_by(entries.c.index)
+)
 _DOCUMENT_BYTES = Prepared(select(documents.c.bytes).where(documents.c.digest == bindparam("at")))
 _DISCLOSURE = Prepared(select(disclosures).where(disclosures.c.commitment == bindparam("at")))
 _LATEST_CHECKPOINT = select(checkpoints.c.size, checkpoints.c.note).order_by(checkpoints.c.size.desc()).limit(1)
@@ -206,9 +211,8 @@ def _only_bytes(row: tuple[bytes] | None) -> bytes | None:
 
 def read_bytes(connection: Connection, start: int, stop: int) -> list[tuple[int, bytes]]:
     """(index, bytes) of the entries [start, stop) that are stored, by index."""
-    within = entries.c.index.between(start, stop - 1)
-    rows = connection.execute(select(entries.c.index, entries.c.bytes).where(within).order_by(entries.c.index))
-    return [(row[0], row[1]) for row in rows]
+    found: list[tuple[int, bytes]] = _ENTRY_SPAN.execute(connection, {"first": start, "last": stop - 1}).fetchall()
+    return found
 
 
 def read_document(connection: Connection, digest: bytes) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from pydantic import ValidationError
 
@@ -44,9 +45,14 @@ class Batch:
     frontier: Frontier
     staged: list[Staged] = field(default_factory=list)
 
-    @property
+    @cached_property
     def head(self) -> Head:
+        """Once everything is staged, like the root."""
         return Head(self.frontier.size, self.staged[-1].entry.leaf)
+
+    @cached_property
+    def root(self) -> bytes:
+        return self.frontier.root()
 
 
 def stage(batch: Batch, waiting: Waiting, state: State, now: str) -> None:

@@ -60,14 +60,14 @@ def failing(engine: Engine, at: int | str, *, after: bool, error: Raise = lost_c
     def after(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         steps.after(statement)
 
-    run = prepared.run
+    run_raw = prepared.run_raw
 
     def run_prepared(connection: Any, method: str, statement: str, parameters: Any) -> Any:
         if connection.dialect is not dialect:
-            return run(connection, method, statement, parameters)
+            return run_raw(connection, method, statement, parameters)
         try:
             steps.before(statement)
-            result = run(connection, method, statement, parameters)
+            result = run_raw(connection, method, statement, parameters)
             steps.after(statement)
         except dialect.loaded_dbapi.Error as injected:
             raise OperationalError(statement, None, injected) from injected
@@ -76,11 +76,11 @@ def failing(engine: Engine, at: int | str, *, after: bool, error: Raise = lost_c
     event.listen(engine, "before_cursor_execute", before)
     event.listen(engine, "after_cursor_execute", after)
     dialect.do_commit = do_commit
-    prepared.run = run_prepared
+    prepared.run_raw = run_prepared
     try:
         yield steps
     finally:
-        prepared.run = run
+        prepared.run_raw = run_raw
         del dialect.do_commit
         event.remove(engine, "before_cursor_execute", before)
         event.remove(engine, "after_cursor_execute", after)

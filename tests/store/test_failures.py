@@ -406,3 +406,26 @@ def test_the_same_draft_again_after_an_unknown_commit_is_a_conflict_not_a_second
     assert outcomes == ["appended", "conflict"], "the answer was lost, and found again by asking"
     assert ledger.state.size == 2
     ledger.close()
+
+
+def test_a_failed_append_is_an_alarm_and_its_end_a_line_too(
+    engine: Engine, site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """NIST 800-53 AU-5: whoever watches the log of the service hears it, not only whoever asked."""
+    ledger = site.open_ledger(engine)
+    ledger.append(site.first_draft())
+    with failing(engine, "COMMIT", after=False), pytest.raises(Unavailable):
+        ledger.append(heartbeat())
+    assert [r.levelname for r in caplog.records if r.getMessage().startswith("ALARM: the ledger")] == ["CRITICAL"]
+    caplog.clear()
+    ledger.append(heartbeat())
+    assert [r.getMessage() for r in caplog.records] == ["the ledger can be written again"]
+    ledger.close()
+
+
+def test_a_refusal_is_no_alarm(ledger: Ledger, site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    carol = site.enrolment("carol")
+    ledger.append(carol.pending)
+    with pytest.raises(Conflict):
+        ledger.append(carol.pending)
+    assert caplog.records == []

@@ -1,0 +1,51 @@
+"""What is near its end is said before it stops the appliance."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from appliance.domain.policy import Parameters
+from appliance.formats.timestamp import encode_time
+from appliance.workflows import watch
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+def context(last: datetime) -> Any:
+    state = SimpleNamespace(last_time=encode_time(last), parameters=Parameters())
+    return SimpleNamespace(clock=lambda: NOW, ledger=SimpleNamespace(state=state))
+
+
+def space(free_bytes: int, total_bytes: int) -> Any:
+    return SimpleNamespace(f_frsize=4096, f_bavail=free_bytes // 4096, f_blocks=total_bytes // 4096)
+
+
+@pytest.mark.parametrize(
+    ("free", "total", "said"),
+    [
+        (2 << 30, 100 << 30, False),
+        (1 << 30, 100 << 30, False),
+        ((1 << 30) - 4096, 100 << 30, True),
+        (60 << 20, 1 << 30, False),
+        (50 << 20, 1 << 30, True),
+    ],
+)
+def test_a_disk_that_fills_up_is_said_while_entries_still_fit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, total: int, said: bool
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: space(free, total))
+    found = watch.warnings(context(NOW), tmp_path)
+    assert bool(found) is said
+    assert all("MiB free" in text for text in found)
+
+
+@pytest.mark.parametrize(("ahead_s", "said"), [(-5, False), (0, False), (60, False), (61, True), (86_400, True)])
+def test_a_clock_that_went_back_further_than_its_skew_is_said(tmp_path: Path, ahead_s: int, said: bool) -> None:
+    found = watch.warnings(context(NOW + timedelta(seconds=ahead_s)), tmp_path)
+    assert bool([text for text in found if text.startswith("clock: expected a time after")]) is said
