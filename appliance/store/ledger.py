@@ -30,6 +30,7 @@ from appliance.formats.timestamp import encode_time
 from appliance.store import audit, rows
 from appliance.store.engine import connect_reader, connect_writer, database_errors
 from appliance.store.fold import NOTHING_SEEN, Fold, Seen, advance, check_checkpoint, check_end
+from appliance.store.nodes import Nodes
 from appliance.store.queue import Appended, Guard, Queue, Waiting
 from appliance.store.search import Filters, find_entries
 from appliance.store.staging import Batch, check_draft, stage
@@ -61,6 +62,7 @@ class Ledger:
         self._clock = clock
         self._fold: Fold | None = None
         self._seen = NOTHING_SEEN
+        self._nodes = Nodes()
         self._writer = Writer(engine)
         self._queue = Queue(self.lock, self._commit_all)
         self._suspect = False
@@ -282,34 +284,18 @@ class Ledger:
 
     def inclusion_proof(self, index: int, size: int) -> list[bytes]:
         """That entry `index` is in the log of `size` entries: hashes from the leaf upwards, read in one question."""
-        self._check_size(size)
-        return self._prove(lambda node: merkle.inclusion_proof(index, size, node))
+        return self._prove(size, lambda node: merkle.inclusion_proof(index, size, node))
 
     def consistency_proof(self, old: int, new: int) -> list[bytes]:
         """That the log of `new` entries begins with the log of `old`."""
-        self._check_size(new)
-        return self._prove(lambda node: merkle.consistency_proof(old, new, node))
+        return self._prove(new, lambda node: merkle.consistency_proof(old, new, node))
 
-    def _check_size(self, size: int) -> None:
+    def _prove(self, size: int, proof: Callable[[merkle.ReadNode], list[bytes]]) -> list[bytes]:
         with self._reading() as connection:
             known = rows.read_head(connection).size
-        if size > known:
-            raise BadInput(f"proof, size: expected at most {known}, got {size}")
-
-    def _prove(self, proof: Callable[[merkle.ReadNode], list[bytes]]) -> list[bytes]:
-        wanted: list[tuple[int, int]] = []
-
-        def collect(level: int, index: int) -> bytes:
-            wanted.append((level, index))
-            return bytes(merkle.HASH_BYTES)
-
-        proof(collect)
-        with self._reading() as connection:
-            stored = rows.read_nodes(connection, wanted)
-        for level, index in wanted:
-            if (level, index) not in stored:
-                raise Tampered(f"tree node {level}, {index}: expected a hash, got none")
-        return proof(lambda level, index: stored[level, index])
+            if size > known:
+                raise BadInput(f"proof, size: expected at most {known}, got {size}")
+            return self._nodes.prove(connection, proof)
 
     def find(self, **filters: Unpack[Filters]) -> list[tuple[int, bytes]]:
         """(index, bytes) of the entries for which every filter holds, by index; see `search.Filters`."""

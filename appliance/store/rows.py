@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, union_all, update
 
 from appliance.domain.entry import Entry
 from appliance.errors import BadInput, Tampered
@@ -98,9 +99,19 @@ _ENTRY_SPAN = Prepared(
 _DOCUMENT_BYTES = Prepared(select(documents.c.bytes).where(documents.c.digest == bindparam("at")))
 _DISCLOSURE = Prepared(select(disclosures).where(disclosures.c.commitment == bindparam("at")))
 _LATEST_CHECKPOINT = select(checkpoints.c.size, checkpoints.c.note).order_by(checkpoints.c.size.desc()).limit(1)
-_NODES = select(tree_nodes).where(
-    tuple_(tree_nodes.c.level, tree_nodes.c.index).in_(bindparam("places", expanding=True))
-)
+
+
+@cache
+def _nodes(count: int) -> Prepared:
+    """That many point reads in one statement: a proof asks for a few nodes, again and again."""
+    column = tree_nodes.c
+    reads = [
+        select(column.level, column.index, column.hash).where(
+            column.level == bindparam(f"level{n}"), column.index == bindparam(f"index{n}")
+        )
+        for n in range(count)
+    ]
+    return Prepared(union_all(*reads))
 
 
 def lock_head(connection: Connection) -> Head:
@@ -279,8 +290,13 @@ def read_completed_nodes(connection: Connection, start: int, stop: int) -> dict[
 
 def read_nodes(connection: Connection, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
     """The stored nodes at these (level, index)."""
-    rows = connection.execute(_NODES, {"places": list(places)})
-    return {(level, index): value for level, index, value in rows}
+    wanted = list(places)
+    if not wanted:
+        return {}
+    values = {f"level{n}": level for n, (level, _) in enumerate(wanted)}
+    values |= {f"index{n}": index for n, (_, index) in enumerate(wanted)}
+    found = _nodes(len(wanted)).execute(connection, values)
+    return {(level, index): value for level, index, value in found}
 
 
 def read_extent(connection: Connection) -> dict[str, tuple[int | None, int | None]]:

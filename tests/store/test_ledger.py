@@ -116,7 +116,7 @@ def test_a_guard_refuses_before_the_rules_and_sees_the_state_that_the_entry_woul
 ) -> None:
     seen: list[int] = []
 
-    def refuse(state: State) -> None:
+    def refuse(state: State, _time: str) -> None:
         seen.append(state.size)
         raise Conflict("the head moved")
 
@@ -124,7 +124,7 @@ def test_a_guard_refuses_before_the_rules_and_sees_the_state_that_the_entry_woul
     with pytest.raises(Conflict, match="the head moved"):
         ledger.append(heartbeat(), guard=refuse)
     assert seen == [1] and count_rows(engine) == before
-    assert ledger.append(heartbeat(), guard=lambda state: seen.append(state.size)).entry.index == 1
+    assert ledger.append(heartbeat(), guard=lambda state, _: seen.append(state.size)).entry.index == 1
 
 
 def test_a_document_is_stored_once_and_bound_by_its_bytes(ledger: Ledger, engine: Engine, site: Site) -> None:
