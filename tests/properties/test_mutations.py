@@ -1,0 +1,351 @@
+"""The verifier without one of its rules: for each rule there is a log that only this rule keeps from being verified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+
+from appliance.domain import custody, governance, invariants, making, rules, serving, signatures, typed
+from appliance.domain import events as e
+from appliance.domain import orders as o
+from appliance.domain.case import Case, Puts
+from appliance.domain.names import NO_DIGEST, add_seconds, encode_value
+from appliance.domain.report import Findings, Report
+from appliance.domain.state import Key, Table
+from appliance.domain.verify import Audit
+from appliance.errors import ApplianceError
+from appliance.formats.canonical import encode_canonical, parse_canonical
+from appliance.formats.checkpoint import Checkpoint, sign_checkpoint
+from appliance.formats.commitment import Disclosure
+from appliance.formats.dsse import Envelope, Signature, encode_envelope, sign_envelope
+from appliance.formats.keys import EcdsaSigner, generate_ed25519
+from appliance.formats.merkle import hash_leaf, root_of
+from appliance.formats.statement import encode_statement
+from tests.domain.builder import ORIGIN, START, Site, manifest, stage
+from tests.domain.test_verify import reforged, signed_over, verify
+from tests.properties.breaches import (
+    NOTHING,
+    TYPES,
+    VERBS,
+    WITHOUT_A_RULE,
+    WITNESS,
+    WITNESS_NAME,
+    Breach,
+    made,
+    policy_with_a_witness,
+)
+
+for name in ("initialized", "staffed", "imported", "trained", "sealed", "approved", "released", "serving"):
+    stage(name)  # built once, by all the rules
+
+
+def unchecked(rule: Callable[[Case], Puts]) -> Callable[[Case], Puts]:
+    """The rule with nothing that it requires; where it finds nothing to change, it changes nothing."""
+
+    def run(case: Case) -> Puts:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Case, "require", lambda *_: None)
+            patch.setattr(Case, "allowed", lambda case, _, order=None: order or case.accepted.order)
+            try:
+                return rule(case)
+            except (ApplianceError, AttributeError, LookupError):
+                return []
+
+    return run
+
+
+def verdicts(take_out: Callable[[pytest.MonkeyPatch], Any], breach: Breach) -> list[str]:
+    """Of the breach's log, with the rule and without it."""
+    with pytest.MonkeyPatch.context() as patch:
+        take_out(patch)
+        site = made(breach)
+        without: Report = verify(site)
+    whole = verify(site)
+    return [whole.verdict, *(finding.message for finding in without.findings), without.verdict]
+
+
+def test_every_type_is_tried_or_has_no_rule() -> None:
+    assert set(TYPES) | WITHOUT_A_RULE | {"appliance.initialized"} == set(rules.RULES)
+    assert set(VERBS) == set(invariants._RULES)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_the_rule_of_a_type_is_needed(kind: str) -> None:
+    rule = unchecked(rules.RULES[kind])
+    assert verdicts(lambda p: p.setitem(rules.RULES, kind, rule), TYPES[kind]) == ["failed", "verified"]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.verb)
+def test_the_invariant_of_a_verb_is_needed(verb: Any) -> None:
+    def take_out(patch: pytest.MonkeyPatch) -> None:
+        patch.setitem(invariants._RULES, verb, lambda *_: [])
+
+    assert verdicts(take_out, VERBS[verb]) == ["failed", "verified"]
+
+
+# What every entry is held to, and every signature.
+
+
+def nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+def no_reasons(*_: Any, **__: Any) -> list[str]:
+    return []
+
+
+def forged(site: Site) -> None:
+    """An order by another key, under the name of the signer's."""
+    order = site.review_order("rita", "privacy")
+    envelope = site.sign(order, generate_ed25519())
+    lie = Envelope(
+        envelope.payload_type, envelope.payload, (Signature(site.keys["rita"].keyid, envelope.signature.sig),)
+    )
+    signed = ((envelope.pae_digest, order),)
+    site.add(e.ReviewRecorded(policy=site.in_force), documents={"order": encode_envelope(lie)}, signed=signed)
+
+
+def other_bytes(site: Site) -> None:
+    requested = site.ordered(e.ImportRequested(policy=site.in_force), site.dataset_order(dataset="more"))
+    data = manifest("more", 1, {"rows": b"rows"})
+    body = site.dataset_imported(requested, dataset="more@1")
+    site.add(body, documents={"manifest": data}, bound={"manifest": NOTHING})
+    site.documents[NOTHING] = data
+
+
+def twice(site: Site) -> None:
+    order = site.review_order("rita", "privacy")
+    site.ordered(e.ReviewRecorded(policy=site.in_force), order)
+    site.ordered(e.ReviewRecorded(policy=site.in_force), order)
+
+
+def possessed_by_another(site: Site) -> None:
+    order, documents = site.enrolment("eve", ("auditor",))
+    documents["possession"] = encode_envelope(site.possession("eve", site.keys["rita"]))
+    site.two(e.PrincipalEnrolled(policy=site.in_force), order, documents)
+
+
+def attached(site: Site) -> None:
+    order, documents = site.enrolment("eve", ("auditor",))
+    site.pend(order, {**documents, "policy": encode_value(site.policy)})
+
+
+def sealed_with(name: str) -> Callable[[Site], None]:
+    """A sealed adapter whose document is signed by another key."""
+
+    def act(site: Site) -> None:
+        body, documents = site.sealing("r-000001")
+        _, others = site.sealing("r-000001", key=EcdsaSigner(generate_private_key(SECP256R1())))
+        site.add(body, documents={**documents, name: others[name]})
+
+    return act
+
+
+def sealed_from_another_order(site: Site) -> None:
+    body, documents = site.sealing("r-000001")
+    statement = site.provenance("r-000001", documents["manifest"], order=NOTHING)
+    signed = sign_envelope(encode_statement(statement), site.adapter_key)
+    site.add(body, documents={**documents, "provenance": encode_envelope(signed)})
+
+
+def by_a_revoked_key(site: Site) -> None:
+    site.revoke_key("rita")
+    site.review("rita", "privacy")
+
+
+def over_a_distrusted_review(site: Site) -> None:
+    adapter = site.state.adapters.get("clauses@1")
+    assert adapter is not None
+    site.revoke_key("rita", since=adapter.reviews[0].index)
+    site.activate()
+
+
+def late(site: Site, act: Callable[[Site], Any]) -> None:
+    site.now = add_seconds(site.now, 200_000)
+    act(site)
+
+
+def judged_by_its_maker(site: Site) -> None:
+    order = site.order(o.Grant, "anna", principal="olga", role="reviewer:privacy")
+    site.two(e.RoleGranted(policy=site.in_force), order)
+    site.review("olga", "privacy")
+
+
+def unwitnessed(site: Site) -> None:
+    site.adopt(policy_with_a_witness())
+    site.add(site.admitted())
+
+
+def signed_before(site: Site) -> None:
+    issued = add_seconds(site.now, -1_800)
+    order = site.review_order("rita", "privacy", issued_at=issued)
+    site.ordered(e.ReviewRecorded(policy=site.in_force), order)
+
+
+def add(event: e.Event, **changes: Any) -> Callable[[Site], Any]:
+    return lambda site: site.add(event, **changes)
+
+
+def contains(table: Table[Any], key: str) -> bool:
+    return table.kind != "order" and table.get(key) is not None
+
+
+PARTS: dict[str, tuple[Any, str, Any, Breach]] = {
+    "sequence": (rules, "check_sequence", nothing, ("staffed", add(e.Heartbeat(), time=START))),
+    "documents": (rules, "check_documents", nothing, ("imported", other_bytes)),
+    "outcome": (rules, "check_claims", nothing, ("staffed", add(e.Heartbeat(), outcome="failure"))),
+    "actor": (rules, "check_claims", nothing, ("staffed", add(e.Heartbeat(), actor="anna"))),
+    "subjects": (rules, "check_subjects", nothing, ("staffed", add(e.Heartbeat(), subjects=("unit:legal",)))),
+    "signer": (rules, "check_order_entry", nothing, ("sealed", lambda s: s.ordered(
+        e.ReviewRecorded(policy=s.in_force), s.review_order("rita", "privacy"), actor="raul"))),
+    "policy": (rules, "check_order_entry", nothing, ("sealed", lambda s: s.ordered(
+        e.ReviewRecorded(policy=NOTHING), s.review_order("rita", "privacy")))),
+    "signature": (signatures, "verify_envelope", nothing, ("sealed", forged)),
+    "standing key": (Key, "stands", lambda *_: True, ("sealed", by_a_revoked_key)),
+    "counting key": (Key, "counts", lambda *_: True, ("approved", over_a_distrusted_review)),
+    "lifetime": (signatures, "check_lifetime", nothing, ("sealed", lambda s: s.ordered(
+        e.ReviewRecorded(policy=s.in_force), s.review_order("rita", "privacy", expires_at=s.now)))),
+    "since enrolment": (signatures, "check_enrolled", nothing, ("sealed", signed_before)),
+    "accepted once": (Table, "__contains__", contains, ("sealed", twice)),
+    "possession": (governance, "check_possession", nothing, ("staffed", possessed_by_another)),
+    "attachments": (governance, "check_attachments", nothing, ("staffed", attached)),
+    "model signature": (making, "verify_model", nothing, ("trained", sealed_with("signature"))),
+    "provenance signature": (making, "verify_envelope", nothing, ("trained", sealed_with("provenance"))),
+    "provenance": (making, "check_provenance", nothing, ("trained", sealed_from_another_order)),
+    "walls": (making, "check_walls", nothing, TYPES["adapter.sealed"]),
+    "review lapsed": (invariants, "review_lapsed", nothing, ("approved", lambda s: late(s, Site.activate))),
+    "release lapsed": (invariants, "release_lapsed", no_reasons, ("released", lambda s: (s.revoke("otto"), s.load()))),
+    "quorum": (invariants, "_quorum", no_reasons, ("sealed", Site.activate)),
+    "duties": (invariants, "_duties", no_reasons, ("sealed", judged_by_its_maker)),
+    "admissible": (invariants, "inadmissible", no_reasons, ("serving", lambda s: (
+        s.ordered(e.AdapterRevoked(policy=s.in_force), s.order(o.RevokeAdapter, "rita", **s.on_adapter())),
+        s.add(s.request(7))))),
+    "roles that stand alone": (invariants, "exclusive_roles", no_reasons, ("staffed", lambda s: s.enroll(
+        "eve", "auditor", "operator"))),
+    "retention": (custody, "kept", no_reasons, VERBS[o.Erase]),
+    "witnesses": (serving, "unwitnessed", no_reasons, ("released", unwitnessed)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_every_entry_is_held_to_is_needed(part: str) -> None:
+    where, name, instead, breach = PARTS[part]
+    assert verdicts(lambda patch: patch.setattr(where, name, instead), breach) == ["failed", "verified"]
+
+
+# What the whole log is held to: chain, tree, checkpoint, trust, texts.
+
+
+def chained(site: Site, middle: list[bytes], place: int) -> list[bytes]:
+    """The log with other bytes in the place of one entry, chained anew from there on."""
+    entries = [*site.entries[:place], *middle]
+    for data in site.entries[place + 1 :]:
+        entries.append(encode_canonical(parse_canonical(data) | {"prev": f"sha256:{hash_leaf(entries[-1]).hex()}"}))
+    return entries
+
+
+def quiet() -> tuple[Site, int]:
+    site = stage("staffed")
+    for _ in range(3):
+        site.add(e.Heartbeat())
+    return site, len(site.entries) - 2
+
+
+def resigned(site: Site, entries: list[bytes]) -> dict[str, Any]:
+    return {"entries": entries, "checkpoint": signed_over(site, entries)}
+
+
+def with_edit(site: Site, place: int) -> list[bytes]:
+    edited = encode_canonical(parse_canonical(site.entries[place]) | {"source": "tcp"})
+    return [*site.entries[:place], edited, *site.entries[place + 1 :]]
+
+
+def broken_whole(kind: str) -> tuple[Site, dict[str, Any]]:
+    """A site, and what of its log is otherwise than it was written."""
+    site, place = quiet()
+    stranger = generate_ed25519()
+    root = Checkpoint(ORIGIN, len(site.entries), root_of(map(hash_leaf, site.entries)))
+    text = site.disclosures[0]
+    changes: dict[str, dict[str, Any]] = {
+        "size": {"entries": site.entries[:-1]},
+        "root": {"entries": reforged(site, place, source="tcp")},
+        "checkpoint": {"checkpoint": sign_checkpoint(root, stranger)},
+        "trust": {"trust": replace(site.trust, genesis=NO_DIGEST)},
+        "disclosure": {"disclosures": [Disclosure(text.commitment, text.salt, "Mallory"), *site.disclosures[1:]]},
+        "encoding": resigned(site, chained(site, [b"junk"], place)),
+        "chain": resigned(site, with_edit(site, place)),
+        "sequence": resigned(site, chained(site, [], place)),
+    }
+    return site, changes[kind]
+
+
+def broken_later(kind: str) -> tuple[Site, dict[str, Any]]:
+    if kind == "witness":
+        site = stage("staffed")
+        site.adopt(policy_with_a_witness())
+        body, documents = site.cosigned(WITNESS, WITNESS_NAME, len(site.entries) - 1)
+        site.add(body.model_copy(update={"proof": body.proof[:-1]}), documents=documents)
+        return site, {}
+    site = stage("approved")
+    adapter = site.state.adapters.get("clauses@1")
+    assert adapter is not None
+    site.erase(next(key for key, text in site.state.texts.items() if text.entry == adapter.reviews[0].index))
+    return site, {}
+
+
+KINDS = ["size", "root", "checkpoint", "trust", "disclosure", "encoding", "chain", "sequence", "witness", "erasure"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_finding_is_needed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a log in which the verifier finds this and nothing else: without it, it would be verified."""
+    site, changes = (broken_later if kind in ("witness", "erasure") else broken_whole)(kind)
+    report = verify(site, **changes)
+    assert (report.verdict, {finding.rule for finding in report.findings}) == ("failed", {kind})
+    kept = Findings.add
+    monkeypatch.setattr(Findings, "add", lambda f, i, rule, message: rule == kind or kept(f, i, rule, message))
+    assert verify(site, **changes).verdict == "verified"
+
+
+@pytest.mark.parametrize("field", ["genesis", "log_key", "administrators"])
+def test_each_field_of_the_trust_file_is_needed(field: str) -> None:
+    """Another of these, and the log fails, whatever else holds."""
+    site, _ = quiet()
+    report = verify(site, trust=replace(site.trust, **{field: getattr(Site().trust, field)}))
+    assert report.verdict == "failed" and "trust" in {finding.rule for finding in report.findings}
+
+
+def test_the_one_encoding_of_an_entry_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    site, place = quiet()
+    spaced = site.entries[place].replace(b'"v":1}', b'"v": 1}')
+    changes = resigned(site, chained(site, [spaced], place))
+    assert verify(site, **changes).verdict == "failed"
+
+    def believe(entry: Any, data: bytes) -> Any:
+        entry.__dict__.update(encoded=data, leaf=hash_leaf(data), link=f"sha256:{hash_leaf(data).hex()}")
+        return entry
+
+    monkeypatch.setattr(typed, "entry_of", believe)
+    assert verify(site, **changes).verdict == "verified"
+
+
+@pytest.mark.parametrize("missing", ["trust", "checkpoint"])
+def test_what_is_essential_is_needed(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    site, _ = quiet()
+    assert verify(site, **{missing: None}).verdict == "unverifiable"
+    monkeypatch.setattr(Audit, "_essential", lambda _: ())
+    assert verify(site, **{missing: None}).verdict == "verified"
+
+
+def test_the_first_entrys_rule_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two administrators who say that one stands alone."""
+    site = stage("initialized")
+    body = site.first.model_dump(mode="json") | {"single_administrator": True}
+    site.entries = [encode_canonical(parse_canonical(site.entries[0]) | {"body": body})]
+    assert verify(site).verdict == "failed"
+    monkeypatch.setattr(Case, "require", nothing)
+    assert verify(site).verdict == "verified"
