@@ -84,6 +84,7 @@ class Server:
     def __init__(self, folder: Path, binaries: Path) -> None:
         self.folder = folder
         self.port = _free_port()
+        self.settings = dict(_SETTINGS)
         self.passwords = {name: secrets.token_hex(16) for name in (SUPERUSER, OWNER, APPLICATION)}
         self._account = _account()
         self._binaries = self._readable(binaries)
@@ -129,7 +130,7 @@ class Server:
 
     def start(self) -> None:
         command = [str(self._binaries / "postgres"), "-D", str(self.folder / "data"), "-p", str(self.port)]
-        for name, value in _SETTINGS.items():
+        for name, value in self.settings.items():
             command += ["-c", f"{name}={value}"]
         self._process = self._start_process(command, self.folder / "server.log")
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -142,6 +143,19 @@ class Server:
                     log = (self.folder / "server.log").read_text(errors="replace")
                     raise Missing(f"postgres: expected it to answer, got: {error} {log[-2000:]}") from None
                 time.sleep(0.02)
+
+    @contextmanager
+    def durable(self) -> Iterator[None]:
+        """The server as a site runs it: what it has committed is on the disk."""
+        self.stop()
+        self.settings["fsync"] = "on"
+        self.start()
+        try:
+            yield
+        finally:
+            self.stop()
+            self.settings["fsync"] = "off"
+            self.start()
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """SIGINT: fast shutdown; SIGQUIT: as after a crash."""

@@ -244,7 +244,8 @@ def verify(context: Context, trust: dict[str, Any] | None) -> dict[str, Any]:
         now=encode_time(context.clock()),
         replay=lambda policy: SitePolicies(policy).decide,
     )
-    local = [*context.ledger.check_projections(), *context.ledger.check_checkpoints(), *_check_artifacts(context)]
+    ledger = context.ledger
+    local = [*ledger.check_guards(), *ledger.check_projections(), *ledger.check_checkpoints(), *_check_artifacts(context)]
     return {**_report(report, local), "artifacts": len(_named(context)), "projections": len(list(_rows(context)))}
 
 

@@ -19,7 +19,11 @@ __all__ = ["postgres"]
 def test_the_whole_journey_passes_on_postgresql(postgres: Server, tmp_path: Path) -> None:
     # What a site's administrator does first: an owner who migrates, and the service's own role.
     postgres.execute(f"CREATE ROLE {APPLICATION} LOGIN PASSWORD '{postgres.passwords[APPLICATION]}'")
-    database = postgres.create_database()
+    with postgres.durable():
+        journey(postgres, postgres.create_database(), tmp_path)
+
+
+def journey(postgres: Server, database: str, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
