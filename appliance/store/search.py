@@ -2,7 +2,7 @@
 
 One filter leads: the page walks its index, and the others are asked of each entry on the way. Which one leads is
 counted, up to a limit, since no database knows how rare a value is without statistics that nobody has made. Where all
-are frequent, SQLite walks their indexes beside one another, and an entry is read where they meet.
+are frequent, their indexes are walked beside one another, and an entry is read where they meet.
 """
 
 from __future__ import annotations
@@ -104,17 +104,31 @@ def _meeting(
     connection: Connection, plan: Plan, filters: Filters, first: int, stop: int, limit: int
 ) -> list[tuple[int, bytes]]:
     """The entries at which all the walks meet, as many of them at a time as the page has."""
-    met: Any = intersect(*(select(w.index).where(*w.conditions, *_bounds(w, first, stop)) for w in plan.walks))
-    ordered = _ordered(met, met.selected_columns[0], filters).execution_options(yield_per=limit)
     answered = frozenset[str]().union(*(walk.answers for walk in plan.walks))
     found: list[tuple[int, bytes]] = []
-    for places in connection.execute(ordered).scalars().partitions():
+    while len(found) < limit and first < stop:
+        met = _met(connection, plan.walks, filters, first, stop).limit(limit)
+        places = connection.execute(met).scalars().all()
         rows = select(entries.c.index, entries.c.bytes).where(entries.c.index.in_(places))
         rows = rows.where(*_unanswered(answered, filters))
         found += [(row[0], row[1]) for row in connection.execute(_ordered(rows, entries.c.index, filters))]
-        if len(found) >= limit:
+        if len(places) < limit:
             break
+        first, stop = (first, places[-1]) if filters.get("newest") else (places[-1] + 1, stop)
     return found[:limit]
+
+
+def _met(connection: Connection, walks: Sequence[_Walk], filters: Filters, first: int, stop: int) -> Any:
+    """The indexes that are on every walk, said so that each database runs along the walks and sorts nothing."""
+    parts = [select(walk.index).where(*walk.conditions, *_bounds(walk, first, stop)) for walk in walks]
+    if connection.dialect.name == "sqlite":
+        met: Any = intersect(*parts)
+        return _ordered(met, met.selected_columns[0], filters)
+    leading, *others = (part.subquery() for part in parts)
+    joined: Any = leading
+    for other in others:
+        joined = joined.join(other, other.c.index == leading.c.index)
+    return _ordered(select(leading.c.index).select_from(joined), leading.c.index, filters)
 
 
 def _ordered(statement: Any, column: Any, filters: Filters) -> Any:
@@ -175,7 +189,7 @@ def plan_search(connection: Connection, filters: Filters, first: int, stop: int,
             best, least = walks, rows
         if len(walks) == 1 and not any(walks[0].answers <= other.answers for other in frequent):
             frequent += walks
-    if meeting and least >= _ENOUGH and len(frequent) > 1 and connection.dialect.name == "sqlite":
+    if meeting and least >= _ENOUGH and len(frequent) > 1:
         return Plan(tuple(frequent), meet=True)
     return Plan(tuple(best))
 

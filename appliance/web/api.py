@@ -7,7 +7,7 @@ import binascii
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
@@ -16,6 +16,7 @@ from appliance.errors import BadInput, NotFound
 from appliance.formats.canonical import encode_canonical
 from appliance.formats.commitment import parse_disclosure_value
 from appliance.formats.digest import parse_digest
+from appliance.formats.fields import MAX_DECIMAL
 from appliance.web.auth import Doorkeeper, Session
 from appliance.web.errors import install, people_body
 from appliance.workflows import audit, orders, questions, review, upload
@@ -276,5 +277,5 @@ def _ledger(router: APIRouter, context: Context) -> None:
         return audit.verify(context, body.trust)
 
     @router.get("/v1/ledger/{index}")
-    def entry(index: int) -> dict[str, Any]:
+    def entry(index: Annotated[int, Path(ge=0, le=MAX_DECIMAL)]) -> dict[str, Any]:
         return audit.show(context, index)

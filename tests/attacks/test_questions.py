@@ -103,3 +103,6 @@ def test_the_log_is_paged_from_both_ends_by_unit_and_types(site: Site) -> None:
     with pytest.raises(Refused) as refused:
         site.get("/v1/ledger", "axel", kind="x")
     assert refused.value.status == 400
+    with pytest.raises(Refused) as beyond:
+        site.get(f"/v1/ledger/{10**30}", "axel")
+    assert beyond.value.status == 400, "a number that no database holds is no defect of the appliance"
