@@ -74,7 +74,8 @@ class _Walk:
 
 @dataclass(frozen=True)
 class Plan:
-    """Walks that run beside one another: an entry is on one of them, or where they `meet` on all."""
+    """Walks that run beside one another: an entry is on one of them, or where they `meet` on all. Without a walk there
+    is none."""
 
     walks: tuple[_Walk, ...]
     meet: bool = False
@@ -92,6 +93,8 @@ def find_entries(connection: Connection, filters: Filters) -> list[tuple[int, by
     if first >= stop:
         return []
     plan = plan_search(connection, filters, first, stop)
+    if not plan.walks:
+        return []
     if plan.meet:
         return _meeting(connection, plan, filters, first, stop, limit)
     pages = [_page(walk, filters, first, stop) for walk in plan.walks]
@@ -185,6 +188,8 @@ def plan_search(connection: Connection, filters: Filters, first: int, stop: int,
     frequent: list[_Walk] = []
     for walks in sorted(_candidates(filters), key=lambda walks: -len(walks[0].answers)):
         rows = sum(_count(connection, walk, first, stop) for walk in walks)
+        if rows == 0:
+            return Plan(())
         if rows < least:
             best, least = walks, rows
         if len(walks) == 1 and not any(walks[0].answers <= other.answers for other in frequent):

@@ -178,7 +178,8 @@ def test_a_search_walks_an_index_in_the_logs_order(
 LEADING: list[tuple[Filters, tuple[str, ...]]] = [
     ({"types": ["heartbeat"], "outcome": "denied"}, ("outcome",)),
     ({"types": ["request.refused"], "outcome": "success"}, ("types",)),
-    ({"types": ["heartbeat"], "unit": "legal"}, ("types", "unit:legal")),
+    ({"types": ["heartbeat"], "unit": "legal"}, ()),
+    ({"types": ["request.refused"], "actor": "service", "unit": "legal"}, ("types", "unit:legal")),
     ({"actor": "service", "subjects": ["unit:legal"]}, ("unit:legal",)),
     ({"actor": "service", "outcome": "success", "after": 50, "before": 58}, ()),
 ]
