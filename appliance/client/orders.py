@@ -47,6 +47,13 @@ MEANINGS = {
     "activate": "From now on the unit's clients are answered by this adapter under this task's name.",
     "roll-back": "From now on the unit's clients are answered by this earlier adapter again.",
     "revoke-adapter": "The adapter answers nobody any more. This cannot be taken back.",
+    "replace-key": "From now on the person signs with this key; older ones end at once. Compare the key id first.",
+    "rotate-key": "From now on you sign with this key; your older keys sign until the date, and then no more.",
+    "revoke-key": "The key signs nothing more. With `since`, what it signed in that entry or later does not count.",
+    "rotate-log-key": "This key signs the log's checkpoints; the ones before it sign beside it until the date.",
+    "erase": "This text is destroyed, for ever. The commitment to it stays, and every signature over it holds.",
+    "place-hold": "No text of an entry about this subject is erased while the hold stands.",
+    "lift-hold": "Texts about this subject may be erased again, when their retention has ended.",
 }
 
 _HEADER = ("origin", "signer", "nonce", "issued_at", "expires_at")
@@ -155,6 +162,11 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
     lines = [("verb", order.verb), ("signer", order.signer), ("log", order.origin)]
     for name, value in order.model_dump(mode="json").items():
         if name in _HEADER or value is None:
+            continue
+        if name == "commitment":
+            # What an erasure names; the text behind it is shown while it is there.
+            lines.append((name, value))
+            lines.append(("text", texts.get(value, "not disclosed: nobody can show what goes")))
             continue
         if name == "recipe" and isinstance(order, Train):
             lines += describe_recipe(value, proposal.resolved)

@@ -5,8 +5,6 @@ They share the order's envelope (DSSE over an in-toto statement) and its encodin
 
 from __future__ import annotations
 
-import base64
-import binascii
 from typing import ClassVar, TypeVar
 
 from pydantic import Field
@@ -16,6 +14,7 @@ from appliance.errors import BadInput, NotAuthenticated
 from appliance.formats.canonical import encode_canonical
 from appliance.formats.digest import digest_bytes
 from appliance.formats.dsse import Envelope, encode_envelope, parse_envelope
+from appliance.formats.fields import encode_base64url, parse_base64url
 from appliance.formats.statement import Statement, encode_statement, parse_statement
 
 PREFIX = "urn:appliance:statement:"
@@ -74,14 +73,14 @@ def parse_credential(model: type[C], payload: bytes) -> C:
 
 def encode_token(envelope: Envelope) -> str:
     """An envelope as one word that fits an Authorization header."""
-    return base64.urlsafe_b64encode(encode_envelope(envelope)).rstrip(b"=").decode()
+    return encode_base64url(encode_envelope(envelope))
 
 
 def parse_token(text: str) -> Envelope:
-    """The envelope of a token; NotAuthenticated for whatever is not one, since a token is a credential."""
+    """The envelope of a token in its one spelling; NotAuthenticated for whatever is none: a token is a credential."""
     try:
-        return parse_envelope(base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True))
-    except (BadInput, binascii.Error, ValueError):
+        return parse_envelope(parse_base64url(text, "token"))
+    except BadInput:
         raise NotAuthenticated(
             "token: expected a signed unit token (appliance token issue), got another text"
         ) from None

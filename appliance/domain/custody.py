@@ -5,14 +5,16 @@ Reasons against, like those of the invariants, and the records of texts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from sys import intern
 
 from appliance.domain.entry import Entry
 from appliance.domain.names import Time, add_seconds
 from appliance.domain.orders import Order
+from appliance.domain.policy import Parameters
 from appliance.domain.state import State, Table, Text
 from appliance.errors import BadInput, Denied
+from appliance.formats.cosignature import parse_witness_vkey
 from appliance.formats.note import parse_vkey
 
 _COMMITMENT = "hmac-sha256:"
@@ -29,7 +31,14 @@ def log_key(state: State, vkey: str) -> list[str]:
     reasons = [] if name == state.site.origin else [f"log key: expected a key of {state.site.origin}, got {name}"]
     if any(key.vkey == vkey for key in state.site.log_keys):
         reasons.append(f"log key: expected one that never signed this log, got {vkey}")
-    return reasons
+    return reasons + own_witnesses([vkey], state.parameters)
+
+
+def own_witnesses(log_keys: Iterable[str], parameters: Parameters) -> list[str]:
+    """A log is not its own witness, whatever the key is called: the public keys themselves are compared."""
+    own = {parse_vkey(vkey).spki for vkey in log_keys}
+    names = [key.name for key in map(parse_witness_vkey, parameters.witnesses) if key.spki in own]
+    return [f"witness {name}: expected a key of its own, got the log's" for name in names]
 
 
 def commitments_of(order: Order) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 
 from appliance.domain.case import Case, Puts
-from appliance.domain.custody import bound_texts
+from appliance.domain.custody import bound_texts, own_witnesses
 from appliance.domain.events import (
     AuthRefused,
     Heartbeat,
@@ -24,7 +24,7 @@ from appliance.domain.orders import (
     Order,
     RevokePrincipal,
 )
-from appliance.domain.policy import parse_policy
+from appliance.domain.policy import PolicySet, parse_policy
 from appliance.domain.signatures import accept_session, check_possession, read_order
 from appliance.domain.state import Key, LogKey, PendingOrder, Principal, Site
 from appliance.errors import BadInput, Denied
@@ -47,6 +47,7 @@ def initialized(case: Case) -> Puts:
     case.require(log_name == body.origin, "log key", f"the key of {body.origin}", log_name)
     parse_spki(base64.b64decode(body.adapter_key))
     policy = parse_policy(case.documents["policy"])
+    _check_witnesses([body.log_key], policy)
     site = Site(
         origin=body.origin,
         log_keys=(LogKey(vkey=body.log_key, since=0),),
@@ -108,7 +109,12 @@ def check_attachments(case: Case, order: Order) -> None:
     if isinstance(order, AdoptPolicy):
         data = case.documents["policy"]
         case.require(digest_bytes(data) == order.policy, "policy", order.policy, digest_bytes(data))
-        parse_policy(data)
+        _check_witnesses([key.vkey for key in case.state.site.log_keys], parse_policy(data))
+
+
+def _check_witnesses(log_keys: list[str], policy: PolicySet) -> None:
+    if reasons := own_witnesses(log_keys, policy.parameters):
+        raise Denied("policy set", reasons=tuple(reasons))
 
 
 def endorsed(case: Case) -> tuple[Order, Puts]:

@@ -10,9 +10,10 @@ from appliance.domain import events as e
 from appliance.domain import orders as o
 from appliance.domain.custody import unwitnessed
 from appliance.domain.invariants import inadmissible
-from appliance.domain.names import add_seconds
+from appliance.domain.names import add_seconds, encode_value
 from appliance.domain.report import Report
 from appliance.domain.signatures import read_logged_order, read_order
+from appliance.domain.state import State
 from appliance.domain.verify import verify_log
 from appliance.errors import BadInput, Denied, NotAuthenticated, Tampered
 from appliance.formats.cosignature import witness_vkey_of
@@ -416,6 +417,29 @@ def test_a_cosignature_says_what_its_entry_says_and_never_less_than_before() -> 
     see(site)
     with refuses(site, Denied, "a larger log or a later time than before"):
         see(site, size=5)
+
+
+def test_a_log_is_not_its_own_witness() -> None:
+    """Under whatever name: by its key of today, by one that it had, or by one that it would rotate to."""
+    site = stage("initialized")
+    first = site.log
+    site.rotate_log_key()
+    for own in (first, site.log):
+        named = policy_set(witnesses=(VKEY, witness_vkey_of("witness.example/w2", own)))
+        with refuses(site, Denied, "witness witness.example/w2: expected a key of its own, got the log's"):
+            site.adopt(named)
+    site.adopt(policy_set(witnesses=(VKEY,)))
+    order = site.order(o.RotateLogKey, "anna", log_key=vkey_of(ORIGIN, WITNESS), old_until=site.now)
+    with refuses(site, Denied, "witness witness.example/w1: expected a key of its own, got the log's"):
+        site.two(e.LogKeyRotated(policy=site.in_force), order)
+
+
+def test_a_log_does_not_begin_as_its_own_witness() -> None:
+    site = stage("initialized")
+    named = encode_value(policy_set(witnesses=(witness_vkey_of("witness.example/w1", site.log),)))
+    site.state = State()
+    with refuses(site, Denied, "witness witness.example/w1: expected a key of its own, got the log's"):
+        site.add(site.first, documents={"policy": named})
 
 
 def test_a_witness_set_is_consistent() -> None:
