@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from sys import intern
 
 from appliance.domain.case import Case, Puts
 from appliance.domain.events import (
@@ -262,10 +263,10 @@ def review_recorded(case: Case) -> Puts:
     record = ReviewRecord(
         index=case.entry.index,
         order=case.accepted.digest,
-        reviewer=order.signer,
+        reviewer=intern(order.signer),
         keyid=case.accepted.keyid,
-        field=order.field,
-        unit=order.unit,
+        field=intern(order.field),
+        unit=intern(order.unit),
         decision=order.decision,
         valid_until=order.valid_until,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from appliance.domain.case import Case, Puts
 from appliance.domain.custody import unwitnessed
 from appliance.domain.entry import Entry
@@ -28,19 +30,17 @@ def rolled_back(case: Case) -> Puts:
     return _release(case, case.allowed(RollBack), "roll-back")
 
 
-def _release(case: Case, order: Activate | RollBack, kind: str) -> Puts:
+def _release(case: Case, order: Activate | RollBack, kind: Literal["activate", "roll-back"]) -> Puts:
     key = release_key(order.unit, order.task)
     before = case.state.releases.get(key)
-    activation = Activation.model_validate(
-        {
-            "index": case.entry.index,
-            "order": case.accepted.digest,
-            "adapter": order.name,
-            "manifest": order.manifest,
-            "signer": order.signer,
-            "keyid": case.accepted.keyid,
-            "kind": kind,
-        }
+    activation = Activation(
+        index=case.entry.index,
+        order=case.accepted.digest,
+        adapter=order.name,
+        manifest=order.manifest,
+        signer=order.signer,
+        keyid=case.accepted.keyid,
+        kind=kind,
     )
     history = (() if before is None else before.history) + (activation,)
     return [(case.state.releases, key, Release(unit=order.unit, task=order.task, history=history))]

@@ -119,7 +119,8 @@ class Run(Value):
     weights: str | None = None
 
 
-class ReviewRecord(Value):
+@dataclass(frozen=True, slots=True)
+class ReviewRecord:
     index: int
     order: str
     reviewer: str
@@ -146,7 +147,8 @@ class Adapter(Value):
     quarantined: int | None = None
 
 
-class Activation(Value):
+@dataclass(frozen=True, slots=True)
+class Activation:
     index: int
     order: str
     adapter: str

@@ -31,7 +31,8 @@ from appliance.formats.fields import encode_base64, parse_base64, parse_constant
 VERSION = 1
 MEMBERS = ("export.json", "checkpoint", "entries.jsonl", "documents.jsonl", "disclosures.jsonl")
 MAX_ENTRY_LINE = 65_535 + 1
-MAX_LINE = 1 << 26
+_LENGTH_BITS = 26
+MAX_LINE = (1 << _LENGTH_BITS) - 1
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK)
 _CHUNK = 1 << 16
@@ -212,8 +213,8 @@ class Export:
         span = self._documents.get(raw_digest(digest))
         if span is None:
             return None
-        self._stream.seek(span[0])
-        return _parse_document(self._stream.read(span[1]))[1]
+        self._stream.seek(span >> _LENGTH_BITS)
+        return _parse_document(self._stream.read(span & MAX_LINE))[1]
 
     def disclosures(self) -> Iterator[Disclosure]:
         seen: set[str] = set()
@@ -272,15 +273,15 @@ class Export:
         if rest or place < stop:
             raise BadInput(f"{name}, line {number}: expected at most {limit} bytes and a newline, got more or none")
 
-    def _index_documents(self) -> dict[bytes, tuple[int, int]]:
-        """Raw digest to (offset, length) of the line."""
+    def _index_documents(self) -> dict[bytes, int]:
+        """Raw digest to offset and length of the line, in one integer: there may be a million of them."""
         place = self._spans["documents.jsonl"][0]
-        index: dict[bytes, tuple[int, int]] = {}
+        index: dict[bytes, int] = {}
         for number, line in self._lines("documents.jsonl", MAX_LINE):
             key = raw_digest(_parse_document(line)[0])
             if key in index:
                 raise BadInput(f"documents.jsonl, line {number}: expected each document once, got one again")
-            index[key] = (place, len(line))
+            index[key] = place << _LENGTH_BITS | len(line)
             place += len(line) + 1
         return index
 

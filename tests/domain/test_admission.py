@@ -122,7 +122,7 @@ def test_a_row_that_says_approved_admits_nothing() -> None:
     site = stage("released")
     adapter = site.state.adapters.get("clauses@1")
     assert adapter is not None
-    made_up = adapter.reviews[0].model_copy(update={"index": 3, "reviewer": "raul", "field": "model-risk"})
+    made_up = replace(adapter.reviews[0], index=3, reviewer="raul", field="model-risk")
     site.state.adapters.put("clauses@1", adapter.model_copy(update={"reviews": (adapter.reviews[0], made_up)}))
     admission = decide(site, evidence(site))
     assert admission.reasons
