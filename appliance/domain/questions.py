@@ -58,8 +58,11 @@ MODELS: dict[str, type[Value]] = {
 }
 """The kinds of things that have rows, each as a value."""
 
-JUDGED_BY = ("site", "principal", "key", "base", "dataset", "adapter", "release", "slot", "witness")
+JUDGED_BY = ("site", "principal", "key", "base", "adapter", "release", "slot", "witness")
 """The kinds that decide what may be loaded."""
+
+OF_UNITS = ("release", "slot")
+"""The kinds whose things belong to one unit, which their names begin with (`release_key`)."""
 
 
 class Signoff(Value):

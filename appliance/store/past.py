@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, or_, select
 
 from appliance.domain.entry import parse_entry
-from appliance.domain.questions import COUNTED_OF_ADAPTERS, MODELS, TOLD_OF_ADAPTERS, state_of
-from appliance.domain.state import State
+from appliance.domain.questions import COUNTED_OF_ADAPTERS, MODELS, OF_UNITS, TOLD_OF_ADAPTERS, state_of
+from appliance.domain.state import State, release_key
 from appliance.errors import BadInput, NotFound
 from appliance.store.rows import read_entry_bytes, read_head
 from appliance.store.search import Filters, count_entries, first_at
-from appliance.store.tables import projections
+from appliance.store.tables import entries, projections
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Version:
     value: str
 
 
-def values_at(connection: Connection, index: int, kinds: Iterable[str]) -> list[Version]:
-    """What stood after this entry, by kind and identifier."""
+def values_at(connection: Connection, index: int, kinds: Iterable[str], unit: str | None = None) -> list[Version]:
+    """What stood after this entry, by kind and identifier; with `unit`, of what belongs to units only what is its."""
     column = projections.c
     stood = (column.since <= index, or_(column.until.is_(None), column.until > index))
     found = []
@@ -35,17 +35,25 @@ def values_at(connection: Connection, index: int, kinds: Iterable[str]) -> list[
         if kind not in MODELS:
             raise BadInput(f"state, kind: expected one of {', '.join(MODELS)}, got {kind!r}")
         rows = select(column.kind, column.id, column.since, column.value).where(column.kind == kind, *stood)
+        if unit is not None and kind in OF_UNITS:
+            rows = rows.where(column.id.startswith(release_key(unit, ""), autoescape=True))
         found += [Version(*row) for row in connection.execute(rows.order_by(column.id))]
     return found
 
 
-def state_at(connection: Connection, index: int, kinds: Iterable[str]) -> State:
-    """The state after this entry, as far as these kinds go."""
+def state_at(connection: Connection, index: int, kinds: Iterable[str], unit: str | None = None) -> State:
+    """The state after this entry, as far as these kinds go, and this unit."""
     data = read_entry_bytes(connection, index)
     if data is None:
         raise NotFound(f"entry {index}: expected one of the log's entries, got none")
-    rows = ((version.kind, version.id, version.value) for version in values_at(connection, index, kinds))
+    rows = ((version.kind, version.id, version.value) for version in values_at(connection, index, kinds, unit))
     return state_of(rows, index + 1, parse_entry(data).time)
+
+
+def entries_at(connection: Connection, indexes: Iterable[int]) -> list[bytes]:
+    """The bytes of these entries as they are stored, in the log's order."""
+    found = select(entries.c.bytes).where(entries.c.index.in_(list(indexes))).order_by(entries.c.index)
+    return list(connection.execute(found).scalars())
 
 
 def last_at(connection: Connection, time: str) -> int:

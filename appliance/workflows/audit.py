@@ -245,7 +245,12 @@ def verify(context: Context, trust: dict[str, Any] | None) -> dict[str, Any]:
         replay=lambda policy: SitePolicies(policy).decide,
     )
     ledger = context.ledger
-    local = [*ledger.check_guards(), *ledger.check_projections(), *ledger.check_checkpoints(), *_check_artifacts(context)]
+    local = [
+        *ledger.check_guards(),
+        *ledger.check_projections(),
+        *ledger.check_checkpoints(),
+        *_check_artifacts(context),
+    ]
     return {**_report(report, local), "artifacts": len(_named(context)), "projections": len(list(_rows(context)))}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from appliance.formats.commitment import disclosure_value
 from appliance.formats.fields import encode_base64, parse_decimal
 from appliance.formats.rows import prove_row, row_proof_value
 from appliance.formats.timestamp import encode_time, parse_time
-from appliance.store.past import count_requests, last_at, state_at, values_at
+from appliance.store.past import count_requests, entries_at, last_at, state_at, values_at
 from appliance.workflows.audit import disclosed
 from appliance.workflows.context import Context
 from appliance.workflows.review import find_adapter
@@ -37,7 +38,7 @@ _DIGEST_BYTES = 32
 def could_load_at(context: Context, unit: str, at: str | None) -> dict[str, Any]:
     """What the unit could have loaded, and the time, type and actor of every entry that the answer rests on."""
     index, now = _moment(context, at)
-    answer = could_load(context.ledger.ask(partial(state_at, index=index, kinds=JUDGED_BY)), unit, now)
+    answer = could_load(context.ledger.ask(partial(state_at, index=index, kinds=JUDGED_BY, unit=unit)), unit, now)
     policies = context.ledger.find(types=_POLICIES, before=index + 1, newest=True, limit=1)
     rests_on = sorted({*answer.rests_on, *(adopted for adopted, _ in policies)})
     commitments = {
@@ -50,7 +51,7 @@ def could_load_at(context: Context, unit: str, at: str | None) -> dict[str, Any]
         **answer.model_dump(mode="json"),
         "as_of": index,
         "policy_entry": policies[0][0],
-        "rests_on": [_named(context, entry) for entry in rests_on],
+        "rests_on": [_named(data) for data in context.ledger.ask(partial(entries_at, indexes=rests_on))],
         "disclosures": [disclosure_value(name) for name in context.ledger.disclosures(commitments).values()],
     }
 
@@ -65,9 +66,9 @@ def _moment(context: Context, at: str | None) -> tuple[int, str]:
     return context.ledger.ask(partial(last_at, time=time)), time
 
 
-def _named(context: Context, index: int) -> dict[str, Any]:
-    entry = parse_entry(context.ledger.entry_bytes(index))
-    return {"entry": index, "time": entry.time, "type": entry.type, "actor": entry.actor}
+def _named(data: bytes) -> dict[str, Any]:
+    entry = parse_entry(data)
+    return {"entry": entry.index, "time": entry.time, "type": entry.type, "actor": entry.actor}
 
 
 def state_as_of(context: Context, at: str | None, kinds: list[str]) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def state_as_of(context: Context, at: str | None, kinds: list[str]) -> dict[str,
     return {
         "as_of": index,
         "time": parse_entry(context.ledger.entry_bytes(index)).time,
-        "things": [{**asdict(value), "value": parse_canonical(value.value.encode())} for value in values],
+        "things": [{**asdict(value), "value": json.loads(value.value)} for value in values],
     }
 
 

@@ -62,9 +62,16 @@ def test_the_state_as_of_every_entry_is_the_fold_up_to_it(past: Ledger, told: Si
         found = past.ask(lambda connection, at=index: state_at(connection, at, MODELS))
         assert projected(found) == projected(state)
         assert (found.size, found.last_time) == (state.size, state.last_time)
-        judged = past.ask(lambda connection, at=index: state_at(connection, at, JUDGED_BY))
+        judged = past.ask(lambda connection, at=index: state_at(connection, at, JUDGED_BY, "legal"))
         assert could_load(judged, "legal", state.last_time) == could_load(state, "legal", state.last_time)
     assert past.check_projections() == []
+
+
+def test_of_what_belongs_to_units_only_the_one_units_is_read(past: Ledger, told: Site) -> None:
+    last = len(told.entries) - 1
+    for unit, found in (("legal", ["legal/labels"]), ("lega", []), ("sales", []), ("l%", []), ("_egal", [])):
+        values = past.ask(lambda connection, unit=unit: values_at(connection, last, ["release"], unit))
+        assert [value.id for value in values] == found
 
 
 def test_every_kind_that_is_projected_can_be_read_back(told: Site) -> None:
