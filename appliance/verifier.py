@@ -37,7 +37,7 @@ EXITS = {"verified": 0, "failed": Tampered.exit_code, "unverifiable": Unavailabl
 _MAX_TRUST_BYTES = 65_536
 _LONG = 50_000
 """Entries from which on a second process is worth its start."""
-_SHARE = 0.56
+_SHARE = 0.6
 """How much of a log is verified here: whoever runs ahead has to fold as much first, and should not keep us waiting."""
 _ROOT = Path(appliance.__file__).parents[1]
 _HELP = "import sys; sys.path.insert(0, sys.argv[1]); from appliance.verifier import help_verify as f; f(*sys.argv[2:])"
