@@ -13,11 +13,11 @@ import click
 from appliance.cli.caller import Caller
 from appliance.cli.command import command, group, reads, shares, signs
 from appliance.cli.output import print_facts, print_json, print_line, print_table, say
-from appliance.cli.signing import receipt_value, show_proposal, sign_and_submit
+from appliance.cli.signing import show_proposal, sign_and_submit, tell
 from appliance.errors import BadInput
 
 if TYPE_CHECKING:
-    from appliance.client.orders import Receipt
+    from appliance.domain.orders import Order
 
 _FILE = click.Path(path_type=Path)
 
@@ -127,7 +127,7 @@ def enroll(caller: Caller, name: str, proof: Path, printed_name: str, roles: tup
 
     proposal = propose_enrolment(caller.about, caller.signer, name, printed_name, roles, proof)
     receipt = sign_and_submit(caller, proposal, ["The key's own signature holds. Let the person read out the key id."])
-    _tell(caller, receipt, f"{name} is enrolled")
+    tell(caller, receipt, f"{name} is enrolled")
 
 
 @principal.command("list", example="appliance principal list --json")
@@ -159,7 +159,7 @@ def grant(caller: Caller, name: str, role: str) -> None:
     from appliance.domain.orders import Grant
 
     proposal = propose(caller.about, caller.signer, Grant, {"principal": name, "role": role})
-    _tell(caller, sign_and_submit(caller, proposal), f"{name} is {role}")
+    tell(caller, sign_and_submit(caller, proposal), f"{name} is {role}")
 
 
 @principal.command("revoke", example="appliance principal revoke mallory --reason 'left the firm'")
@@ -174,7 +174,28 @@ def revoke(caller: Caller, name: str, reason: str | None) -> None:
 
     texts = {} if reason is None else {"reason": reason}
     proposal = propose(caller.about, caller.signer, RevokePrincipal, {"principal": name}, texts=texts)
-    _tell(caller, sign_and_submit(caller, proposal), f"{name} is revoked")
+    tell(caller, sign_and_submit(caller, proposal), f"{name} is revoked")
+
+
+@principal.command(
+    "replace-key", example="appliance principal replace-key ada --proof ada2.proof --reason 'the old one was lost'"
+)
+@click.argument("name")
+@click.option("--proof", type=_FILE, required=True, help="What the person made with: appliance key prove")
+@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
+@signs
+@click.pass_obj
+def replace_key(caller: Caller, name: str, proof: Path, reason: str | None) -> None:
+    """Give a person another key, because theirs is lost; the old ones end at once. Needs two administrators.
+
+    Whoever still has their key replaces it alone: appliance key rotate. A key that somebody else may have used is
+    revoked as well: appliance key revoke.
+    """
+    from appliance.client.people import propose_replacement
+
+    proposal = propose_replacement(caller.about, caller.signer, name, proof, reason)
+    receipt = sign_and_submit(caller, proposal, ["The key's own signature holds. Let the person read out the key id."])
+    tell(caller, receipt, f"{name} has another key")
 
 
 @group("order", example="appliance order list")
@@ -232,17 +253,19 @@ def endorse(caller: Caller, digest: str) -> None:
 
     found = find_pending(pending_orders(caller.reading()), digest)
     show_proposal(found.proposal, f"The order of {found.proposal.order.signer}, entry {found.index} of the log:")
-    receipt = sign_and_submit(caller, propose_endorsement(caller.about, caller.signer, found))
-    _tell(caller, receipt, f"{found.proposal.order.verb} stands")
+    order = found.proposal.order
+    endorsement = propose_endorsement(caller.about, caller.signer, found)
+    receipt = sign_and_submit(caller, endorsement, successor=getattr(order, "log_key", None))
+    tell(caller, receipt, f"{order.verb} stands", _follows(order))
 
 
-def _tell(caller: Caller, receipt: Receipt, done: str) -> None:
-    """What came of an order: done, or what the second administrator types."""
-    if caller.json:
-        print_json(receipt_value(receipt))
-    elif receipt.outcome == "pending":
-        print_facts([("order", receipt.order), ("entry", receipt.index), ("outcome", receipt.outcome)])
-    else:
-        print_facts([("done", done), ("entry", receipt.index)])
-    if receipt.outcome == "pending":
-        say(f"next: another administrator types: appliance order endorse {receipt.order[:19]}")
+def _follows(order: Order) -> list[str]:
+    """What people have to do now that the order stands."""
+    from appliance.cli.keeping import after_rotation
+    from appliance.domain.orders import ReplaceKey, RotateLogKey
+
+    if isinstance(order, RotateLogKey):
+        return after_rotation(order.log_key, order.old_until)
+    if isinstance(order, ReplaceKey):
+        return [f"From now on {order.principal} signs with the key {order.keyid}; the older ones sign nothing more."]
+    return []

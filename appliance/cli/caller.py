@@ -86,6 +86,10 @@ class Caller:
         """The log that everything is proved against."""
         from appliance.client.log import anchor_of
 
+        if self.trust is not None and self.about.log_key != self.trust.log_key:
+            from appliance.client.succession import follow
+
+            return follow(self.reading(), self.about, self.trust)
         return anchor_of(self.about, self.trust)
 
     @property

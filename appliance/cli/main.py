@@ -37,10 +37,15 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "init": Entry("Administrators", "administrators", "Make an appliance: keys, database, first policy set."),
-    "key": Entry("Everyone", "people", "A person's own key: make it, show it, prove it."),
-    "principal": Entry("Administrators", "administrators", "People and units: enrol, list, grant a role, revoke."),
+    "key": Entry("Everyone", "people", "A person's own key: make, show, prove, rotate, revoke."),
+    "principal": Entry(
+        "Administrators", "administrators", "People and units: enrol, list, grant, replace a key, revoke."
+    ),
     "order": Entry("Administrators", "administrators", "Orders that wait for a second administrator."),
     "policy": Entry("Administrators", "policies", "The policy set: show, adopt, test, compare."),
+    "log-key": Entry("Administrators", "keeping", "The log's own key: rotate it."),
+    "text": Entry("Administrators", "keeping", "Texts beside the log: erase one; the log still verifies."),
+    "hold": Entry("Administrators", "keeping", "Legal holds: while one stands, no text about its subject is erased."),
     "base": Entry("Operators", "operators", "Base models: import and list."),
     "dataset": Entry("Operators", "operators", "Datasets: import, list, show."),
     "run": Entry("Operators", "operators", "Training runs: start, follow, list, cancel."),
@@ -50,7 +55,7 @@ COMMANDS = {
     "token": Entry("Units", "units", "A unit's API key: signed by the unit, at most an hour long."),
     "serve": Entry("Units", "units", "Run the service in the foreground."),
     "ledger": Entry("Auditors", "auditors", "The log: read it, export it, verify it."),
-    "witness": Entry("Witnesses", "witnesses", "Watch a log from another machine: cosign its checkpoints."),
+    "witness": Entry("Witnesses", "witnesses", "Watch a log: ask for cosignatures, give them, take them in."),
     "completion": Entry("Everyone", "people", "Print the shell's completion script."),
 }
 
@@ -65,7 +70,7 @@ class _Root(Group):
         entry = COMMANDS.get(name)
         if entry is None:
             return None
-        found = getattr(import_module(f"appliance.cli.{entry.file}"), name)
+        found = getattr(import_module(f"appliance.cli.{entry.file}"), name.replace("-", "_"))
         assert isinstance(found, click.Command)
         return found
 

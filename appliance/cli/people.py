@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from appliance.cli.caller import Caller
-from appliance.cli.command import command, group, keyed, shares
-from appliance.cli.output import print_facts, print_json, print_line, say
+from appliance.cli.command import command, group, keyed, reads, shares, signs
+from appliance.cli.output import print_facts, print_json, print_line, print_table, say
+from appliance.cli.signing import receipt_value, sign_and_submit, tell
+from appliance.cli.times import parse_end
 from appliance.errors import BadInput, Conflict
+
+if TYPE_CHECKING:
+    from appliance.formats.keys import Signer
 
 _FILE = click.Path(path_type=Path)
 
 
 @group("key", example="appliance key new ada.key")
 def key() -> None:
-    """A person's own key: make it, show it, prove it. The service never sees it."""
+    """A person's own key: make it, show it, prove it, rotate it, revoke it. The service never sees it."""
 
 
 @key.command("new", example="appliance key new ada.key\nappliance key new ada.key --passphrase-file ada.pass")
@@ -88,6 +95,110 @@ def key_prove(caller: Caller, origin: str | None, output: Path | None) -> None:
     say(
         f"next: an administrator types: appliance principal enroll {name} --proof {output} "
         "--printed-name TEXT --role ROLE"
+    )
+
+
+@key.command("rotate", example="appliance key rotate ada2.key --key ada.key --as ada --old-until 7d")
+@click.argument("new", type=_FILE, metavar="NEW")
+@click.option("--old-until", metavar="TIME", help="Until when the old key signs too; as long as policy lets it.")
+@click.option(
+    "--new-passphrase-file", type=_FILE, metavar="FILE", help="The passphrase of NEW; that of the old key unless named."
+)
+@signs
+@click.pass_obj
+def key_rotate(caller: Caller, new: Path, old_until: str | None, new_passphrase_file: Path | None) -> None:
+    """Replace your own key by that in NEW, which is made unless it is there. Signed with the old key.
+
+    What the old key signed goes on counting. TIME is 2026-11-24, a whole time in UTC, 90m, 2h, 7d, 4w from now, or now.
+    """
+    from appliance.client.people import propose_rotation
+
+    name, until = caller.signer, end_of_overlap(caller, old_until)
+    signer = _new_key(caller, new, new_passphrase_file)
+    receipt = sign_and_submit(caller, propose_rotation(caller.about, name, signer, until))
+    if caller.json:
+        print_json({**receipt_value(receipt), "key": str(new), "keyid": signer.keyid, "old_until": until})
+    else:
+        print_facts([("done", f"{name} has another key"), ("entry", receipt.index), ("key id", signer.keyid)])
+    say(f"From now on sign with --key {new} (or APPLIANCE_KEY); {caller.key_file} signs until {until} and no longer.")
+
+
+def end_of_overlap(caller: Caller, text: str | None) -> str:
+    """Until when an old key signs beside the new one: as asked, or as long as policy lets it."""
+    from appliance.domain.names import add_seconds
+    from appliance.formats.timestamp import encode_time
+
+    now = datetime.now(UTC)
+    if text is not None:
+        return parse_end(text, "old until", now)
+    return add_seconds(encode_time(now), int(caller.about.parameters["key_overlap_s"]))
+
+
+def _new_key(caller: Caller, path: Path, passphrase_file: Path | None) -> Signer:
+    """The key in the file, or a new one written there; it is somebody's only once an order was accepted."""
+    from appliance.client.keys import create_key, open_key, passphrase_of_file
+
+    if path.resolve() == caller.key_file.resolve():
+        raise BadInput(f"new key, {path}: expected a file of its own, got that of the old key")
+    if passphrase_file is None and caller.passphrase_fd is not None:
+        raise BadInput("passphrase of the new key: expected --new-passphrase-file beside --passphrase-fd, got none")
+    exists = path.exists()
+
+    def ask() -> bytes:
+        if passphrase_file is not None:
+            return passphrase_of_file(passphrase_file)
+        return caller.ask_passphrase(
+            f"{'Passphrase of' if exists else 'New passphrase for'} {path}", confirm=not exists
+        )
+
+    return open_key(path, ask) if exists else create_key(path, ask())
+
+
+@key.command(
+    "revoke",
+    example=(
+        "appliance key revoke ada\n"
+        "appliance key revoke ada 1f2e3d4c --since 120 --reason 'the laptop was stolen on Monday'"
+    ),
+)
+@click.argument("principal", metavar="NAME")
+@click.argument("keyid", required=False)
+@click.option("--since", type=click.IntRange(1), metavar="ENTRY", help="What it signed in this entry or later: void.")
+@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
+@signs
+@click.pass_obj
+def key_revoke(caller: Caller, principal: str, keyid: str | None, since: int | None, reason: str | None) -> None:
+    """End a key at once: your own, or as an administrator anybody's. It cannot be taken back.
+
+    KEYID may be cut after 6 digits, and left out where NAME has had one key only. With --since sign-offs and releases
+    that it signed from that entry on stop counting, and what stood on them stops answering.
+    """
+    from appliance.client.people import find_keyid, keys_of, propose_key_revocation
+
+    keys = keys_of(caller.reading(), principal)
+    found = find_keyid(keys, keyid)
+    proposal = propose_key_revocation(caller.about, caller.signer, principal, found, since, reason)
+    receipt = sign_and_submit(caller, proposal)
+    others = [key for key in keys if key["keyid"] != found and key["revoked"] is None]
+    then = [] if others else [f"{principal} has no key left; two administrators give another: principal replace-key"]
+    tell(caller, receipt, f"the key {found[:19]} of {principal} is revoked", then)
+
+
+@key.command("list", example="appliance key list ada")
+@click.argument("principal", metavar="NAME")
+@reads
+@click.pass_obj
+def key_list(caller: Caller, principal: str) -> None:
+    """Every key that a person or a unit ever had, and what became of it."""
+    from appliance.client.people import keys_of
+
+    keys = keys_of(caller.reading(), principal)
+    if caller.json:
+        print_json(keys)
+        return
+    print_table(
+        ("key id", "enrolled", "stands until", "revoked", "counts before"),
+        [(k["keyid"], k["enrolled"], k["until"], k["revoked"], k["distrusted"]) for k in keys],
     )
 
 

@@ -6,18 +6,25 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from appliance.cli.caller import Caller
-from appliance.cli.output import print_facts, say
+from appliance.cli.output import print_facts, print_json, say
 
 if TYPE_CHECKING:
     from appliance.client.orders import Proposal, Receipt
 
 
-def sign_and_submit(caller: Caller, proposal: Proposal, notes: Iterable[str] = ()) -> Receipt:
-    return sign_all(caller, [proposal], notes)[0]
+def sign_and_submit(
+    caller: Caller, proposal: Proposal, notes: Iterable[str] = (), *, successor: str | None = None
+) -> Receipt:
+    return sign_all(caller, [proposal], notes, successor=successor)[0]
 
 
-def sign_all(caller: Caller, proposals: Sequence[Proposal], notes: Iterable[str] = ()) -> list[Receipt]:
-    """Shows every order before the first is signed; one yes and one passphrase for all of them."""
+def sign_all(
+    caller: Caller, proposals: Sequence[Proposal], notes: Iterable[str] = (), *, successor: str | None = None
+) -> list[Receipt]:
+    """Shows every order before the first is signed; one yes and one passphrase for all of them.
+
+    `successor`: the log's next key, where these orders put it in force.
+    """
     from appliance.client import orders
 
     for proposal in proposals:
@@ -28,7 +35,8 @@ def sign_all(caller: Caller, proposals: Sequence[Proposal], notes: Iterable[str]
     key = caller.unlocked
     receipts = []
     for proposal in proposals:
-        receipt = orders.submit(caller.door, orders.sign(proposal, key), caller.anchor.log_key)
+        signed = orders.sign(proposal, key)
+        receipt = orders.submit(caller.door, signed, caller.anchor.log_key, successor=successor)
         say(f"signed: {receipt.type} is entry {receipt.index} of the log ({receipt.outcome}).")
         receipts.append(receipt)
     return receipts
@@ -41,6 +49,20 @@ def show_proposal(proposal: Proposal, title: str = "You are about to sign:") -> 
     say("", title, "")
     print_facts([(f"  {label}", value) for label, value in orders.describe(proposal)], err=True)
     say("", f"  What it means: {orders.MEANINGS[proposal.order.verb]}", "")
+
+
+def tell(caller: Caller, receipt: Receipt, done: str, then: Iterable[str] = ()) -> None:
+    """What came of an order: done, and what follows from it; or what the second administrator types."""
+    if caller.json:
+        print_json(receipt_value(receipt))
+    elif receipt.outcome == "pending":
+        print_facts([("order", receipt.order), ("entry", receipt.index), ("outcome", receipt.outcome)])
+    else:
+        print_facts([("done", done), ("entry", receipt.index)])
+    if receipt.outcome == "pending":
+        say(f"next: another administrator types: appliance order endorse {receipt.order[:19]}")
+    else:
+        say(*then)
 
 
 def receipt_value(receipt: Receipt) -> dict[str, Any]:

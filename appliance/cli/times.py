@@ -28,3 +28,13 @@ def parse_moment(text: str, what: str, now: datetime, *, end_of_day: bool = Fals
     except ValueError:
         raise BadInput(f"{what}: expected a day that exists, got {text}") from None
     return encode_time(day + timedelta(days=1, milliseconds=-1) if end_of_day else day)
+
+
+def parse_end(text: str, what: str, now: datetime) -> str:
+    """`2026-11-24` (its end), a whole time as the log writes it, `90m`, `2h`, `7d`, `4w` from now, or `now`."""
+    if text == "now":
+        return encode_time(now)
+    ahead = _AGO.fullmatch(text)
+    if ahead is not None:
+        return encode_time(now + timedelta(minutes=int(ahead[1]) * _MINUTES[ahead[2]]))
+    return parse_moment(text, what, now, end_of_day=True)

@@ -1,4 +1,6 @@
-"""Witnesses: they watch a log from a machine of their own, and cosign what only grew."""
+"""Witnesses: they watch a log from a machine of their own, and cosign what only grew; what the appliance carries there
+and takes back.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,8 @@ from pathlib import Path
 import click
 
 from appliance.cli.caller import Caller
-from appliance.cli.command import group, keyed, shares
-from appliance.cli.output import print_bytes, print_json, print_line, say
+from appliance.cli.command import group, keyed, reads, shares
+from appliance.cli.output import print_bytes, print_facts, print_json, print_line, print_table, say
 
 _FILE = click.Path(path_type=Path)
 _NAME = click.option("--name", required=True, metavar="NAME", help="The witness's name, such as witness.example/w1.")
@@ -16,7 +18,7 @@ _NAME = click.option("--name", required=True, metavar="NAME", help="The witness'
 
 @group("witness", example="appliance witness vkey w1.key --name witness.example/w1")
 def witness() -> None:
-    """Watch a log from another machine, and cosign its checkpoints. Needs no service."""
+    """Watch a log: vkey and cosign on the witness's own machine; request, accept and list at the appliance."""
 
 
 @witness.command("vkey", example="appliance witness vkey w1.key --name witness.example/w1")
@@ -69,3 +71,69 @@ def cosign(caller: Caller, request: Path, name: str, log: str, state: Path, out:
         print_json({"checkpoint": cosigned.decode("utf-8"), "vkey": who.vkey})
     elif out is None:
         print_bytes(cosigned)
+
+
+@witness.command("request", example="appliance witness request /mnt/stick/request --witness witness.example/w1")
+@click.argument("file", type=_FILE)
+@click.option("--witness", "name", metavar="NAME", help="Whom to ask; where policy names one witness, that one.")
+@click.option("--old", type=click.IntRange(0), metavar="SIZE", help="What it saw last, where it says so in a refusal.")
+@reads
+@click.pass_obj
+def request_cosignature(caller: Caller, file: Path, name: str | None, old: int | None) -> None:
+    """Write what a witness is asked to cosign: the log as it stands, proved from what it saw last.
+
+    FILE is written over. The checkpoint in it is checked first.
+    """
+    from appliance.client.keeping import only_witness, write_request
+
+    door = caller.reading()
+    asked = write_request(door, caller.anchor, name or only_witness(caller.about), old, file)
+    if caller.json:
+        print_json({"file": str(file), "witness": asked.witness, "old": asked.old, "size": asked.size})
+    else:
+        print_facts([("request", file), ("witness", asked.witness), ("from size", asked.old), ("to size", asked.size)])
+    first = " --first" if asked.old == 0 else ""
+    say(f"next: on the witness's machine: appliance-witness cosign {file} --name {asked.witness} …{first}")
+    say("then here, with what it wrote: appliance witness accept FILE")
+
+
+@witness.command("accept", example="appliance witness accept /mnt/stick/cosigned")
+@click.argument("file", type=_FILE)
+@reads
+@click.pass_obj
+def accept(caller: Caller, file: Path) -> None:
+    """Take in the checkpoint that a witness cosigned: it becomes an entry, and is kept beside the database.
+
+    Fails with 6 and the code `behind` when the witness has seen entries that this log does not hold, or `fork` when it
+    saw another history: nothing is admitted from then on, and an auditor is called.
+    """
+    from appliance.client.keeping import hand_in
+
+    entry = hand_in(caller.reading(), file)
+    if caller.json:
+        print_json(entry)
+        return
+    print_facts([(label, entry[label]) for label in ("witness", "size", "time")] + [("entry", entry["index"])])
+
+
+@witness.command("list", example="appliance witness list")
+@reads
+@click.pass_obj
+def list_witnesses(caller: Caller) -> None:
+    """What each witness of the policy has cosigned last, and how many entries came after."""
+    from appliance.client.keeping import witnesses
+
+    size, rows = witnesses(caller.reading(), caller.about)
+    if caller.json:
+        print_json({"log_size": size, "witnesses": rows})
+        return
+    print_table(
+        ("witness", "in the policy", "size", "time", "entry", "behind"),
+        [
+            (r["name"], "yes" if r["counts"] else "no longer", r["size"], r["time"], r["index"], r["behind"])
+            for r in rows
+        ],
+    )
+    rules = caller.about.parameters
+    days = int(rules["witness_lifetime_s"]) / 86_400
+    say(f"The log has {size} entries. Admission asks for {rules['witness_quorum']} cosignatures of {days:g} days.")

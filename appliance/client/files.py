@@ -70,6 +70,21 @@ def replace_private(path: Path, data: bytes) -> None:
     part.replace(path)
 
 
+def replace_file(path: Path, data: bytes, what: str) -> None:
+    """Writes a file that may be handed out, whole or not at all, over the one before."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.unlink(missing_ok=True)
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise Unavailable(f"{what}, {path}: expected it to be writable, got {error.strerror}") from None
+
+
 def _open(path: Path, what: str) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)

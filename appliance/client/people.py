@@ -6,14 +6,15 @@ import base64
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from appliance.client.door import About
+from appliance.client.door import About, Door
 from appliance.client.files import read_file
 from appliance.client.orders import Proposal, propose
 from appliance.domain.credentials import Possession, UnitToken, encode_credential, encode_token, parse_credential
 from appliance.domain.names import add_seconds
-from appliance.domain.orders import Enroll
-from appliance.errors import BadInput, Tampered
+from appliance.domain.orders import Enroll, ReplaceKey, RevokeKey, RotateKey
+from appliance.errors import BadInput, NotFound, Tampered
 from appliance.formats.dsse import encode_envelope, parse_envelope, sign_envelope, verify_envelope
 from appliance.formats.keys import Signer
 from appliance.formats.timestamp import encode_time
@@ -60,16 +61,64 @@ def propose_enrolment(
         about,
         signer,
         Enroll,
-        {
-            "principal": name,
-            "roles": roles,
-            "key": statement.key,
-            "keyid": statement.keyid,
-            "possession": parse_envelope(data).pae_digest,
-        },
+        {"roles": roles, **_key_values(data, statement)},
         texts={"printed_name": printed_name},
         documents={"possession": data},
     )
+
+
+def propose_replacement(about: About, signer: str, name: str, possession: Path, reason: str | None) -> Proposal:
+    """Another key for a person who lost theirs; taken from their proof alone, as at enrolment."""
+    data, statement = read_possession(possession, about.origin, name)
+    texts = {} if reason is None else {"reason": reason}
+    return propose(about, signer, ReplaceKey, _key_values(data, statement), texts=texts, documents={"possession": data})
+
+
+def propose_rotation(about: About, name: str, new: Signer, old_until: str) -> Proposal:
+    """A person's own: the new key proves itself here, the order is signed with the old one."""
+    data = prove_possession(about.origin, name, new)
+    statement = parse_credential(Possession, parse_envelope(data).payload)
+    values = {**_key_values(data, statement), "old_until": old_until}
+    return propose(about, name, RotateKey, values, documents={"possession": data})
+
+
+def propose_key_revocation(
+    about: About, signer: str, name: str, keyid: str, since: int | None, reason: str | None
+) -> Proposal:
+    texts = {} if reason is None else {"reason": reason}
+    return propose(about, signer, RevokeKey, {"principal": name, "keyid": keyid, "since": since}, texts=texts)
+
+
+def _key_values(data: bytes, statement: Possession) -> dict[str, str]:
+    """What an order says of a key that comes in: it is the proof's own."""
+    return {
+        "principal": statement.signer,
+        "key": statement.key,
+        "keyid": statement.keyid,
+        "possession": parse_envelope(data).pae_digest,
+    }
+
+
+def keys_of(door: Door, name: str) -> list[dict[str, Any]]:
+    """Every key that the person ever had, in the order in which they were enrolled."""
+    things = door.get("/v1/ledger/state", kind=("key",))["things"]
+    found = [dict(thing["value"]) for thing in things if thing["value"]["principal"] == name]
+    if not found:
+        raise NotFound(f"keys of {name}: expected somebody who was enrolled, got nobody of that name")
+    return sorted(found, key=lambda key: int(key["enrolled"]))
+
+
+def find_keyid(keys: list[dict[str, Any]], prefix: str | None) -> str:
+    """The one key whose id starts so (the algorithm's name may be left out); without a prefix the only one."""
+    wanted = "" if prefix is None else prefix.removeprefix("sha256:")
+    found = [str(key["keyid"]) for key in keys if str(key["keyid"]).removeprefix("sha256:").startswith(wanted)]
+    if len(found) != 1 or (prefix is not None and len(wanted) < 6):
+        known = ", ".join(f"{key['keyid'][:19]} of entry {key['enrolled']}" for key in keys)
+        raise BadInput(
+            f"key id {prefix or 'not given'}: expected the start (6 digits or more) of one of this person's keys, "
+            f"got {len(found)} that fit; their keys: {known}"
+        )
+    return found[0]
 
 
 def issue_token(origin: str, unit: str, key: Signer, ttl_s: int) -> tuple[str, str]:

@@ -48,6 +48,8 @@ def test_every_audience_has_its_commands() -> None:
         "run list", "run show", "run cancel", "review list", "review show", "review approve", "review reject",
         "release activate", "release rollback", "release history", "adapter revoke", "adapter show", "adapter list",
         "token issue", "serve", "ledger log", "ledger show", "ledger export", "ledger verify", "completion",
+        "key list", "key rotate", "key revoke", "principal replace-key", "log-key rotate", "text erase", "hold place",
+        "hold lift", "hold list", "witness request", "witness accept", "witness list",
     }  # fmt: skip
 
 

@@ -20,17 +20,20 @@ from urllib.parse import parse_qsl, urlsplit
 
 from appliance.domain import events as e
 from appliance.domain.credentials import Session, parse_credential
-from appliance.domain.orders import TWO_ADMINISTRATORS, Endorse, parse_order
+from appliance.domain.orders import TWO_ADMINISTRATORS, Endorse, Erase, Order, RotateLogKey, parse_order
 from appliance.domain.questions import COUNTED_OF_ADAPTERS, could_load, used_by
 from appliance.errors import ApplianceError, BadInput, Denied, NotAuthenticated, NotFound
 from appliance.formats.canonical import encode_canonical, parse_canonical
 from appliance.formats.commitment import disclosure_value, parse_disclosure_value
 from appliance.formats.digest import digest_bytes
 from appliance.formats.dsse import encode_envelope, parse_envelope, verify_envelope
+from appliance.formats.export import write_export
+from appliance.formats.keys import Ed25519Signer, generate_ed25519
 from appliance.formats.merkle import Frontier, hash_leaf, inclusion_proof
+from appliance.formats.note import vkey_of
 from appliance.formats.rows import prove_row, row_digest, row_proof_value
 from appliance.formats.timestamp import encode_time
-from tests.domain.builder import Site, b64
+from tests.domain.builder import ORIGIN, Site, b64
 
 NONCE = "5" * 32
 FILES = {
@@ -51,6 +54,13 @@ _EVENTS: dict[str, type[e.Ordered]] = {
     "activate": e.ReleaseActivated,
     "roll-back": e.ReleaseRolledBack,
     "revoke-adapter": e.AdapterRevoked,
+    "replace-key": e.KeyEnrolled,
+    "rotate-key": e.KeyEnrolled,
+    "revoke-key": e.KeyRevoked,
+    "rotate-log-key": e.LogKeyRotated,
+    "erase": e.TextErased,
+    "place-hold": e.HoldPlaced,
+    "lift-hold": e.HoldLifted,
 }
 
 Answer = Any
@@ -61,6 +71,21 @@ def seal(site: Site, version: int = 1) -> None:
     """The last run's adapter, with files that people read."""
     body, documents = site.sealing(f"r-{len(site.state.runs):06d}", version, files=FILES)
     site.add(body, documents=documents)
+
+
+def export_of(site: Site) -> bytes:
+    """The whole log as the service exports it."""
+    known = {disclosure.commitment: disclosure for disclosure in site.disclosures}
+    return b"".join(
+        write_export(
+            origin=ORIGIN,
+            size=len(site.entries),
+            checkpoint=site.checkpoint(),
+            entries=lambda: site.entries,
+            document=lambda digest: site.documents[digest],
+            disclosures=lambda wanted: {name: known[name] for name in wanted if name in known},
+        )
+    )
 
 
 class Double:
@@ -78,6 +103,7 @@ class Double:
         self.cases: list[dict[str, Any]] = []
         self.report: dict[str, Any] = {}
         self.dataset_rows: list[dict[str, Any]] = []
+        self.log_keys: dict[str, Ed25519Signer] = {}
 
     def answer(self, method: str, target: str, body: bytes, token: str) -> Answer:
         url = urlsplit(target)
@@ -98,7 +124,7 @@ class Double:
         trust, row = self.site.trust, self.site.state.site
         return {
             "origin": trust.origin,
-            "log_key": trust.log_key,
+            "log_key": row.log_key,
             "genesis": trust.genesis,
             "version": "test",
             "device": "cpu",
@@ -156,7 +182,10 @@ class Double:
             event = _EVENTS[verb](policy=policy)
         self.site.now = max(self.site.now, encode_time(datetime.now(UTC)))
         entry = self.site.add(event, documents=documents, signed=tuple(signed))
-        self.site.disclosures += [parse_disclosure_value(text) for text in value["disclosures"]]
+        known = {disclosure.commitment for disclosure in self.site.disclosures}
+        given = [parse_disclosure_value(text) for text in value["disclosures"]]
+        self.site.disclosures += [text for text in given if text.commitment not in known]
+        self._keep(entry.type, signed[-1][1])
         return {
             "index": entry.index,
             "type": entry.type,
@@ -165,6 +194,20 @@ class Double:
             "checkpoint": self.site.checkpoint().decode(),
             "result": result,
         }
+
+    def _keep(self, type_: str, order: Order) -> None:
+        """What lies beside the log follows its entries."""
+        if type_ == "text.erased" and isinstance(order, Erase):
+            self.site.disclosures = [d for d in self.site.disclosures if d.commitment != order.commitment]
+        if type_ == "log-key.rotated" and isinstance(order, RotateLogKey):
+            self.site.log = self.log_keys[order.log_key]
+            self.site.log_signers = {**self.site.log_signers, order.log_key: self.site.log}
+
+    def next_log_key(self) -> Answer:
+        key = generate_ed25519()
+        vkey = vkey_of(ORIGIN, key)
+        self.log_keys[vkey] = key
+        return {"vkey": vkey}
 
     def pending(self) -> Answer:
         rows = []
@@ -296,7 +339,7 @@ class Double:
             raise NotFound(f"entry: expected one of {len(self.site.entries)}, got {index}")
         proof = inclusion_proof(index, len(self.site.entries), lambda level, place: nodes[level, place])
         documents = self._documents(index)
-        payloads = [parse_envelope(data).payload for role, data in documents.items() if role == "order"]
+        payloads = [parse_envelope(data).payload for role, data in documents.items() if role in ("order", "endorsed")]
         return {
             "index": index,
             "bytes": b64(self.site.entries[index]),
@@ -353,7 +396,8 @@ _ROUTES: list[tuple[str, bool, Route]] = [
     ("POST /v1/orders", False, lambda double: double.submit),
     ("GET /v1/orders/pending", True, _plain(Double.pending)),
     ("PUT /v1/uploads/(.*)", True, lambda double, digest: lambda body: double.upload(digest, body)),
-    ("GET /v1/(principals|bases|datasets|runs|adapters|releases)", True, _plain(Double.rows)),
+    ("GET /v1/(principals|bases|datasets|runs|adapters|releases|holds|witnesses)", True, _plain(Double.rows)),
+    ("POST /v1/log-keys", True, _plain(Double.next_log_key)),
     ("GET /v1/(bases|datasets|runs|adapters)/([^/]*)", True, _plain(Double.row)),
     ("GET /v1/imports/([^/]*)", True, _plain(lambda double, order, query: double.imports[order])),
     ("GET /v1/runs/(.*)/progress", True, _plain(Double.run_progress)),
