@@ -23,12 +23,20 @@ SERVABLE_METHODS = ("qlora",)
 SHORT_TOKENS = 512
 """Up to this length the activations of a batch cost less than computing them twice (measured on the 135M model)."""
 
+CHECKPOINTS = 8
+"""So many training checkpoints a run writes when its author left it to the appliance."""
+MOST_CHECKPOINTS = 64
+"""A run writes no more than these: each is as large as three adapters, and is kept while it can be replayed."""
+FEWEST_STEPS = 10
+"""Between two training checkpoints, unless the author says otherwise: a stop then costs less than starting a worker."""
+
 Auto = Literal["auto"]
 Rank = Annotated[int, Field(ge=1, le=512)]
 Alpha = Annotated[int, Field(ge=1, le=4096)]
 Count = Annotated[int, Field(ge=1, le=4096)]
 Length = Annotated[int, Field(ge=8, le=1_048_576)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Steps = Annotated[int, Field(ge=1, le=1_000_000)]
 Modules = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -53,6 +61,7 @@ class Recipe(Value):
     weight_decay: Decimal | Auto = "auto"
     max_grad_norm: Decimal | Auto = "auto"
     gradient_checkpointing: bool | Auto = "auto"
+    checkpoint_every: Steps | Auto = "auto"
     seed: Seed = 1
     device: Literal["cpu", "cuda", "auto"] = "auto"
     compute_dtype: Literal["bfloat16", "float32", "auto"] = "auto"
@@ -79,6 +88,7 @@ class ResolvedRecipe(Value):
     weight_decay: Decimal
     max_grad_norm: Decimal
     gradient_checkpointing: bool
+    checkpoint_every: Steps = Field(description="steps between two training checkpoints; the last step has one too")
     seed: Seed
     device: Literal["cpu", "cuda"]
     compute_dtype: Literal["bfloat16", "float32"]
@@ -169,6 +179,9 @@ def resolve_recipe(recipe: Recipe, facts: Facts) -> ResolvedRecipe:
     for key, value in defaults.items():
         if values[key] == "auto":
             values[key] = value
+    if values["checkpoint_every"] == "auto":
+        steps = count_steps(facts.train_rows, values["epochs"], values["batch_size"] * values["accumulation"])
+        values["checkpoint_every"] = max(FEWEST_STEPS, -(-steps // CHECKPOINTS))
     resolved = ResolvedRecipe.model_validate(values | {"quantisation": "nf4-double"})
     _check_feasible(resolved, facts)
     return resolved
@@ -187,12 +200,31 @@ def _check_feasible(recipe: ResolvedRecipe, facts: Facts) -> None:
         )
     if recipe.device == "cuda" and facts.device != "cuda":
         raise BadInput("recipe, device: expected cpu, since this machine has no CUDA device, got cuda")
+    if problem := too_many_checkpoints(recipe, facts.train_rows):
+        raise BadInput(problem)
     unknown = sorted(set(recipe.target_modules) - set(LINEAR_LAYERS))
     if unknown:
         raise BadInput(
             f"recipe, target_modules: expected some of {', '.join(LINEAR_LAYERS)}, which are the ones that can be "
             f"served, got {', '.join(unknown)}"
         )
+
+
+def count_steps(rows: int, epochs: int, rows_a_step: int) -> int:
+    """Optimiser steps of a run: every epoch's last step takes what is left."""
+    return epochs * -(-rows // rows_a_step)
+
+
+def too_many_checkpoints(recipe: ResolvedRecipe, rows: int) -> str | None:
+    """What is wrong with `checkpoint_every` for so many rows, or None."""
+    steps = count_steps(rows, recipe.epochs, recipe.batch_size * recipe.accumulation)
+    fewest = -(-steps // MOST_CHECKPOINTS)
+    if recipe.checkpoint_every >= fewest:
+        return None
+    return (
+        f"recipe, checkpoint_every: expected at least {fewest}, for at most {MOST_CHECKPOINTS} training checkpoints "
+        f"in {steps} steps, got {recipe.checkpoint_every}"
+    )
 
 
 def _epochs(rows: int) -> int:

@@ -16,8 +16,9 @@ from torch.nn.functional import cross_entropy
 
 from appliance.errors import BadInput, Unavailable
 from appliance.ml.base import Base
+from appliance.ml.checkpoint import Training, begin_training, restore_checkpoint
 from appliance.ml.machine import measure_peak_bytes
-from appliance.ml.methods import is_changed, list_trainable
+from appliance.ml.methods import is_changed
 from appliance.ml.packing import pack_sequences
 from appliance.ml.samples import Sample
 
@@ -27,7 +28,10 @@ PACK_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step: `loss` is the mean over its trained tokens, `tokens` counts prompts too."""
+    """One optimiser step: `loss` is the mean over its trained tokens, `tokens` counts prompts too.
+
+    `seconds` are those of this process.
+    """
 
     step: int
     steps: int
@@ -41,18 +45,29 @@ class Step:
 
 
 def train(
-    base: Base, model: Any, samples: Sequence[Sample], recipe: Mapping[str, Any], report: Callable[[Step], None]
-) -> list[Step]:
-    """Trains the adapter in place and returns every step. A loss that is not a number is an error, not a result."""
-    parameters = list_trainable(model)
-    decay, rate = float(recipe["weight_decay"]), float(recipe["learning_rate"])
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+    base: Base,
+    model: Any,
+    samples: Sequence[Sample],
+    recipe: Mapping[str, Any],
+    report: Callable[[Step], None],
+    *,
+    keep: Callable[[Training], None] = lambda training: None,
+    start: bytes | None = None,
+    stop: int | None = None,
+) -> Training:
+    """Trains the adapter in place; a loss that is not a number is an error, not a result.
+
+    `keep` is called whenever a training checkpoint is due. `start` is one to go on from, `stop` the step to end at.
+    """
     plan = list(plan_steps(samples, recipe))
     warmup = round(float(recipe["warmup_ratio"]) * len(plan))
-    started, history, trained, tokens = time.monotonic(), [], 0, 0
-    for number, batch in enumerate(plan):
-        learning_rate = rate * schedule(number, len(plan), warmup)
-        for group in optimizer.param_groups:
+    training = begin_training(model, recipe, len(plan), base.device)
+    if start is not None:
+        restore_checkpoint(training, start)
+    began = time.monotonic()
+    for number, batch in list(enumerate(plan))[training.step : stop]:
+        learning_rate = float(recipe["learning_rate"]) * schedule(number, len(plan), warmup)
+        for group in training.optimizer.param_groups:
             group["lr"] = learning_rate
         answers = sum(len(sample.answer) for sample in batch)
         loss = 0.0
@@ -60,22 +75,35 @@ def train(
             part_loss = answer_loss(base, part) / answers
             torch.autograd.backward(part_loss)
             loss += part_loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, float(recipe["max_grad_norm"])).item()
+        weights = training.weights.values()
+        norm = torch.nn.utils.clip_grad_norm_(weights, float(recipe["max_grad_norm"])).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise BadInput(
                 f"training, step {number + 1}: expected a finite loss, got {loss} (norm {norm})", code="diverged"
             )
-        optimizer.step()
-        optimizer.zero_grad()
-        trained += answers
-        tokens += sum(len(sample.ids) for sample in batch)
-        seconds, peak = time.monotonic() - started, measure_peak_bytes(base.device)
-        step = Step(number + 1, len(plan), loss, learning_rate, norm, tokens, trained, seconds, peak)
-        history.append(step)
-        report(step)
-    if not trained or not is_changed(model):
+        training.optimizer.step()
+        training.optimizer.zero_grad()
+        training.step = number + 1
+        training.losses.append(loss)
+        training.tokens += sum(len(sample.ids) for sample in batch)
+        training.trained_tokens += answers
+        report(describe_step(training, learning_rate, norm, time.monotonic() - began))
+        if is_due(training, recipe["checkpoint_every"]):
+            keep(training)
+    if training.step == training.steps and not (training.trained_tokens and is_changed(model)):
         raise Unavailable("training: expected a changed adapter, got the one it began with", code="nothing-trained")
-    return history
+    return training
+
+
+def is_due(training: Training, every: int) -> bool:
+    """A training checkpoint after every so many steps, and after the last."""
+    return training.step % every == 0 or training.step == training.steps
+
+
+def describe_step(training: Training, learning_rate: float, norm: float, seconds: float) -> Step:
+    """The step just done, for those who follow."""
+    counts = (training.tokens, training.trained_tokens, seconds, measure_peak_bytes(training.device))
+    return Step(training.step, training.steps, training.losses[-1], learning_rate, norm, *counts)
 
 
 def answer_loss(base: Base, samples: Sequence[Sample]) -> torch.Tensor:

@@ -9,6 +9,8 @@ from importlib import metadata
 import torch
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers", "jinja2", "numpy")
+COMPUTING = ("torch", "transformers", "peft", "bitsandbytes")
+"""Those of them whose version can change a bit of an adapter."""
 
 
 def find_device() -> str:
@@ -34,6 +36,14 @@ def describe_machine() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
+
+
+def describe_kind(device: str) -> dict[str, object]:
+    """What the bits of a result depend on, beside recipe and data. Equal kinds give equal bytes."""
+    facts = describe_machine()
+    libraries = {name: version for name, version in list_packages().items() if name in COMPUTING}
+    cuda = {"cuda": str(torch.version.cuda)} if device == "cuda" else {}
+    return {"device": device, "device_name": facts["device_name"], "threads": facts["threads"], **libraries, **cuda}
 
 
 def list_packages() -> dict[str, str]:

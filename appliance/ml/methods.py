@@ -53,6 +53,11 @@ def list_trainable(model: Any) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def name_trainable(model: Any) -> dict[str, torch.nn.Parameter]:
+    """The same by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def is_changed(model: Any) -> bool:
     """Whether the adapter does anything: every B begins as zero."""
     return any(bool(weight.ne(0).any()) for name, weight in model.named_parameters() if "lora_B" in name)

@@ -3,19 +3,61 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from appliance.worker.session import Header, Session, run_worker, take, take_path
 
+if TYPE_CHECKING:
+    from appliance.ml.base import Base
+    from appliance.ml.samples import Sample
+
 
 def work(session: Session, task: Header, blob: bytes) -> Header:
-    from appliance.ml import adapters, data, machine, methods
-    from appliance.ml.base import load_base
+    """`blob` is the training checkpoint to go on from, `seconds` the time that it took to come there."""
+    from appliance.ml import adapters, machine, methods
+    from appliance.ml.checkpoint import Training, write_checkpoint
     from appliance.ml.loop import Step, train
+
+    recipe, output, earlier = take(task, "recipe", dict), Path(take_path(task, "output")), take(task, "seconds", float)
+    folder, started = Path(take_path(task, "checkpoints")), prepare(task)
+    last: list[Step] = []
+
+    def report(step: Step) -> None:
+        last[:] = [replace(step, seconds=earlier + step.seconds)]
+        session.send({"frame": "step", **asdict(last[0])})
+
+    def keep(training: Training) -> None:
+        seconds = last[0].seconds if last else earlier
+        facts = {"step": training.step, "file": write_checkpoint(folder, training), "seconds": f"{seconds:.3f}"}
+        session.send({"frame": "checkpoint", **facts, "machine": machine.describe_kind(recipe["device"])})
+
+    training = train(*started, recipe, report, keep=keep, start=blob or None)
+    weights, config = methods.encode_adapter(started[1], recipe["base"])
+    (output / adapters.WEIGHTS_FILE).write_bytes(weights)
+    (output / adapters.CONFIG_FILE).write_bytes(config)
+    return {
+        "steps": training.steps,
+        "tokens": training.tokens,
+        "trained_tokens": training.trained_tokens,
+        "seconds": f"{last[0].seconds if last else earlier:.3f}",
+        "peak_bytes": machine.measure_peak_bytes(recipe["device"]),
+        "final_loss": f"{training.losses[-1]:.6f}",
+        "losses": [f"{loss:.6f}" for loss in training.losses],
+        "device": recipe["device"],
+        "threads": machine.describe_machine()["threads"],
+        "packages": machine.list_packages(),
+    }
+
+
+def prepare(task: Header) -> tuple[Base, Any, list[Sample]]:
+    """What a recipe's training begins with: the base, the adapter on it, and the rows as tokens."""
+    from appliance.ml import data, machine, methods
+    from appliance.ml.base import load_base
     from appliance.ml.samples import tokenize_rows
 
-    recipe, output = take(task, "recipe", dict), Path(take_path(task, "output"))
+    recipe = take(task, "recipe", dict)
     machine.use_determinism(recipe["seed"])
     base = load_base(
         Path(take_path(task, "base")),
@@ -25,27 +67,7 @@ def work(session: Session, task: Header, blob: bytes) -> Header:
     )
     rows = data.load_rows(Path(take_path(task, "dataset")), data.TRAIN)
     samples = tokenize_rows(rows, base.chat, max_length=recipe["max_length"])
-    model = methods.attach_adapter(base, recipe)
-
-    def report(step: Step) -> None:
-        session.send({"frame": "step", **asdict(step)})
-
-    steps = train(base, model, samples, recipe, report)
-    weights, config = methods.encode_adapter(model, recipe["base"])
-    (output / adapters.WEIGHTS_FILE).write_bytes(weights)
-    (output / adapters.CONFIG_FILE).write_bytes(config)
-    return {
-        "steps": len(steps),
-        "tokens": steps[-1].tokens,
-        "trained_tokens": steps[-1].trained_tokens,
-        "seconds": f"{steps[-1].seconds:.3f}",
-        "peak_bytes": steps[-1].peak_bytes,
-        "final_loss": f"{steps[-1].loss:.6f}",
-        "losses": [f"{step.loss:.6f}" for step in steps],
-        "device": recipe["device"],
-        "threads": machine.describe_machine()["threads"],
-        "packages": machine.list_packages(),
-    }
+    return base, methods.attach_adapter(base, recipe), samples
 
 
 if __name__ == "__main__":

@@ -68,20 +68,25 @@ def _carry_through(context: Context, run: Run) -> str:
     with ExitStack() as stack:
         output = stack.enter_context(context.artifacts.staging())
         scratch = stack.enter_context(context.artifacts.staging())
-        trained = _train(context, run, order, base, dataset, output)
+        checkpoints = stack.enter_context(context.artifacts.staging())
+        trained = _train(context, run, order, base, dataset, output, checkpoints)
         evaluation = evaluate.evaluate(context, run, order, base, dataset, output, scratch)
         return seal(context, run, order, output, trained, evaluation)
 
 
-def _train(context: Context, run: Run, order: Train, base: Path, dataset: Path, output: Path) -> dict[str, Any]:
+def _train(
+    context: Context, run: Run, order: Train, base: Path, dataset: Path, output: Path, checkpoints: Path
+) -> dict[str, Any]:
     recipe = order.recipe.model_dump(mode="json")
     gpu = order.recipe.device == "cuda"
-    with worker(context, run.id, "appliance.worker.train", read=(base, dataset), write=(output,), gpu=gpu) as started:
+    module, write = "appliance.worker.train", (output, checkpoints)
+    with worker(context, run.id, module, read=(base, dataset), write=write, gpu=gpu) as started:
         walls = check_walls(started)
         missing = tuple(sorted(layer for layer, stands in started.layers.items() if not stands))
         append(context, RunStarted(run=run.id, layers=started.layers, accepted_missing=missing, walls=walls))
         context.progress.publish(run.id, {"frame": "started", "walls": walls, "layers": started.layers})
-        task = {"recipe": recipe, "base": str(base), "dataset": str(dataset), "output": str(output)}
+        places = {"base": base, "dataset": dataset, "output": output, "checkpoints": checkpoints}
+        task = {"recipe": recipe, "seconds": 0.0, **{name: str(path) for name, path in places.items()}}
         result = carry_out(started, task, on_frame=partial(context.progress.publish, run.id))
     body = RunFinished(
         run=run.id,

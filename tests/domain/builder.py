@@ -587,6 +587,7 @@ RECIPE: dict[str, Any] = {
     "weight_decay": "0.0",
     "max_grad_norm": "1.0",
     "gradient_checkpointing": True,
+    "checkpoint_every": 10,
     "seed": 1,
     "device": "cpu",
     "compute_dtype": "bfloat16",

@@ -36,6 +36,15 @@ def test_auto_may_be_said_in_so_many_words() -> None:
     assert parse_recipe(WRITTEN | said) == parse_recipe(WRITTEN)
 
 
+def test_a_run_writes_about_eight_checkpoints_and_never_more_than_it_may() -> None:
+    """343 rows in batches of 8 are 43 steps an epoch."""
+    for epochs, every in ((1, 10), (2, 11), (100, 538)):
+        assert resolve_recipe(parse_recipe(WRITTEN | {"epochs": epochs}), FACTS).checkpoint_every == every
+    assert resolve_recipe(parse_recipe(WRITTEN | {"epochs": 1, "checkpoint_every": 1}), FACTS).checkpoint_every == 1
+    with pytest.raises(BadInput, match=r"checkpoint_every: expected at least 2, for at most 64 .* in 86 steps, got 1"):
+        resolve_recipe(parse_recipe(WRITTEN | {"epochs": 2, "checkpoint_every": 1}), FACTS)
+
+
 def test_long_rows_recompute_their_activations() -> None:
     long = FACTS.model_copy(update={"max_tokens": 2_000})
     assert resolve_recipe(parse_recipe(WRITTEN), long).gradient_checkpointing

@@ -37,7 +37,8 @@ def train(base_folder: Path, dataset: Path) -> Train:
         base = load_base(base_folder, quantisation="nf4-double", compute_dtype=dtype, device="cpu")
         rows = tokenize_rows(data.load_rows(dataset, data.TRAIN), base.chat, max_length=recipe["max_length"])
         model = methods.attach_adapter(base, recipe)
-        steps = loop.train(base, model, rows, recipe, lambda step: None)
+        steps: list[loop.Step] = []
+        loop.train(base, model, rows, recipe, steps.append)
         return methods.encode_adapter(model, "tiny")[0], steps
 
     return run

@@ -42,6 +42,7 @@ RECIPE: dict[str, Any] = {
     "weight_decay": "0.0",
     "max_grad_norm": "1.0",
     "gradient_checkpointing": False,
+    "checkpoint_every": 10,
     "seed": 7,
     "device": "cpu",
     "compute_dtype": "float32",

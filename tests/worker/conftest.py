@@ -84,7 +84,7 @@ def places(start: Start, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     """A base, a dataset and an adapter, each made by its worker: {name: folder}."""
     root = tmp_path_factory.mktemp("places")
     source = build_base(root / "source")
-    names = ("base", "dataset", "adapter", "again", "evaluation")
+    names = ("base", "dataset", "adapter", "again", "evaluation", "checkpoints")
     folders = {name: root / name for name in names} | {"source": source}
     for name in names:
         folders[name].mkdir()
@@ -111,6 +111,6 @@ def dataset_task(places: dict[str, Path], **changes: Any) -> Frame:
 
 
 def train_task(places: dict[str, Path], output: str, **changes: Any) -> Frame:
-    recipe = {**RECIPE, "compute_dtype": "bfloat16", **changes}
-    paths = {name: str(places[name]) for name in ("base", "dataset")}
-    return {"recipe": recipe, **paths, "output": str(places[output])}
+    recipe = {**RECIPE, "compute_dtype": "bfloat16", "checkpoint_every": 4, **changes}
+    paths = {name: str(places[name]) for name in ("base", "dataset", "checkpoints")}
+    return {"recipe": recipe, "seconds": 0.0, **paths, "output": str(places[output])}

@@ -136,7 +136,8 @@ def test_a_task_that_is_off_is_a_failure(start: Start, task: Frame) -> None:
 def test_training_reports_its_steps_and_writes_an_adapter(
     trained: tuple[Frame, list[Frame]], places: dict[str, Path]
 ) -> None:
-    result, steps = trained
+    result, frames = trained
+    steps = [frame for frame in frames if frame["frame"] == "step"]
     assert [step["step"] for step in steps] == list(range(1, result["steps"] + 1))
     assert set(steps[0]) == {
         *("frame", "step", "steps", "loss", "learning_rate", "grad_norm"),
@@ -146,6 +147,40 @@ def test_training_reports_its_steps_and_writes_an_adapter(
     assert result["trained_tokens"] == steps[-1]["trained_tokens"] > 0
     encode_canonical(result)  # no float: it goes into signed records
     assert parse_adapter_config((places["adapter"] / "adapter_config.json").read_bytes()).rank == 8
+
+
+def test_training_says_where_each_checkpoint_lies(trained: tuple[Frame, list[Frame]], places: dict[str, Path]) -> None:
+    """Every four steps and after the last; no time and no machine in the bytes, they stand in the frame."""
+    result, frames = trained
+    told = [frame for frame in frames if frame["frame"] == "checkpoint"]
+    assert [frame["step"] for frame in told] == [*range(4, result["steps"], 4), result["steps"]]
+    for frame in told:
+        assert (places["checkpoints"] / frame["file"]).is_file()
+        assert frame["machine"].keys() >= {"device", "device_name", "threads", "torch"}
+        assert float(frame["seconds"]) > 0
+    encode_canonical([told[0]["machine"], told[0]["seconds"]])
+
+
+def test_training_goes_on_from_a_checkpoint_to_the_same_adapter(
+    start: Start, places: dict[str, Path], trained: tuple[Frame, list[Frame]], tmp_path: Path
+) -> None:
+    first = next(frame for frame in trained[1] if frame["frame"] == "checkpoint")
+    data = (places["checkpoints"] / first["file"]).read_bytes()
+    output, folder = tmp_path / "output", tmp_path / "checkpoints"
+    output.mkdir()
+    folder.mkdir()
+    task = train_task(places, "again") | {"output": str(output), "checkpoints": str(folder), "seconds": 100.0}
+    result, frames = start("train").run(task, data)
+    assert frames[0]["step"] == first["step"] + 1
+    assert result["losses"] == trained[0]["losses"]
+    assert float(result["seconds"]) > 100, "what it took to come there counts"
+    name = "adapter_model.safetensors"
+    assert (output / name).read_bytes() == (places["adapter"] / name).read_bytes()
+    for path in folder.iterdir():
+        assert path.read_bytes() == (places["checkpoints"] / path.name).read_bytes()
+    failure, _ = start("train").run(task, data[:-1])
+    assert failure["code"] == "bad-input"
+    assert failure["message"].startswith("training checkpoint: expected safetensors")
 
 
 def test_the_same_recipe_in_another_process_gives_the_same_bytes(

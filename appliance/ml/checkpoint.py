@@ -1,0 +1,157 @@
+"""A training checkpoint: everything that a run needs to go on as if it had never stopped, in one file.
+
+docs/formats/training-checkpoint.md is the page. The bytes are a function of the state alone (no time, no place, no
+machine), so that whoever trains the same steps again gets the same digest. A stranger's file is data: nothing in it is
+run, and one that does not fit this run in every name, shape and dtype is refused whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from appliance.errors import BadInput
+from appliance.formats.canonical import encode_canonical, parse_canonical
+from appliance.ml.methods import name_trainable
+
+VERSION = 1
+STATE = "training-checkpoint"
+"""The one member of the safetensors metadata; canonical JSON."""
+_COUNTS = ("step", "steps", "tokens", "trained_tokens", "version")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class Training:
+    """What changes while a run trains; the random numbers are torch's own. `losses`: one for each step done."""
+
+    weights: dict[str, torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    steps: int
+    device: str
+    step: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    losses: list[float] = field(default_factory=list)
+
+
+def begin_training(model: Any, recipe: Mapping[str, Any], steps: int, device: str) -> Training:
+    """A run before its first step."""
+    weights = name_trainable(model)
+    optimizer = torch.optim.AdamW(
+        weights.values(), lr=float(recipe["learning_rate"]), weight_decay=float(recipe["weight_decay"])
+    )
+    return Training(weights, optimizer, steps, device)
+
+
+def encode_checkpoint(training: Training) -> bytes:
+    """The state after the steps done so far. Before the first the optimiser holds nothing, nor does the file."""
+    tensors = {
+        "losses": torch.tensor(training.losses, dtype=torch.float64),
+        "random.cpu": torch.get_rng_state(),
+    }
+    if training.device == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    for name, weight in training.weights.items():
+        tensors[f"weight.{name}"] = weight
+        state = training.optimizer.state.get(weight, {})
+        tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if moment in state}
+    counts = {
+        "version": VERSION,
+        "step": training.step,
+        "steps": training.steps,
+        "tokens": training.tokens,
+        "trained_tokens": training.trained_tokens,
+    }
+    return _encode(tensors, counts)
+
+
+def restore_checkpoint(training: Training, data: bytes) -> None:
+    """Puts the state into a run that has just begun. BadInput names what does not fit, and nothing is changed then."""
+    counts, tensors = parse_checkpoint(data)
+    step = counts["step"]
+    if counts["steps"] != training.steps or not 0 <= step <= training.steps:
+        raise BadInput(f"training checkpoint: expected a step of {training.steps}, got {step} of {counts['steps']}")
+    expected = _expected(training, step)
+    if sorted(tensors) != sorted(expected):
+        different = ", ".join(sorted(set(tensors) ^ set(expected))[:3])
+        raise BadInput(f"training checkpoint, tensors: expected this run's own, got a difference in {different}")
+    for name, like in expected.items():
+        _check_like(name, tensors[name], like)
+    with torch.no_grad():
+        for name, weight in training.weights.items():
+            weight.copy_(tensors[f"weight.{name}"])
+            if step:
+                moments = {moment: tensors[f"{moment}.{name}"].to(training.device) for moment in _MOMENTS}
+                training.optimizer.state[weight] = {"step": torch.tensor(float(step)), **moments}
+    torch.set_rng_state(tensors["random.cpu"])
+    if training.device == "cuda":
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    training.losses = tensors["losses"].tolist()
+    training.step, training.tokens, training.trained_tokens = step, counts["tokens"], counts["trained_tokens"]
+
+
+def parse_checkpoint(data: bytes) -> tuple[dict[str, int], dict[str, torch.Tensor]]:
+    """Counts and tensors of a file; BadInput for whatever does not encode to exactly these bytes again."""
+    try:
+        tensors = safetensors.torch.load(data)
+        # safetensors reads metadata from files alone. The header: its length (u64, little-endian), then JSON.
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        stated = header["__metadata__"][STATE].encode()
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"training checkpoint: expected safetensors with the member {STATE}, got: {error}") from None
+    counts = parse_canonical(stated)
+    if not isinstance(counts, dict) or sorted(counts) != sorted(_COUNTS):
+        raise BadInput(f"training checkpoint, metadata: expected {', '.join(_COUNTS)}, got other members")
+    if any(type(value) is not int or value < 0 for value in counts.values()) or counts["version"] != VERSION:
+        raise BadInput(f"training checkpoint, metadata: expected counts of version {VERSION}, got {counts}")
+    if _encode(tensors, counts) != data:
+        raise BadInput("training checkpoint: expected the one encoding of this state, got another")
+    return counts, tensors
+
+
+def _encode(tensors: Mapping[str, torch.Tensor], counts: Mapping[str, int]) -> bytes:
+    plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in sorted(tensors.items())}
+    data: bytes = safetensors.torch.save(plain, metadata={STATE: encode_canonical(counts).decode()})
+    return data
+
+
+def _expected(training: Training, step: int) -> dict[str, torch.Tensor]:
+    """A tensor of the right shape and dtype for every name that must be there."""
+    expected = {"losses": torch.empty(step, dtype=torch.float64), "random.cpu": torch.get_rng_state()}
+    if training.device == "cuda":
+        expected["random.cuda"] = torch.cuda.get_rng_state()
+    for name, weight in training.weights.items():
+        for part in ("weight", *(_MOMENTS if step else ())):
+            expected[f"{part}.{name}"] = weight
+    return expected
+
+
+def _check_like(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
+    if (tensor.dtype, tensor.shape) != (like.dtype, like.shape):
+        raise BadInput(
+            f"training checkpoint, {name}: expected {like.dtype} {tuple(like.shape)}, "
+            f"got {tensor.dtype} {tuple(tensor.shape)}"
+        )
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        raise BadInput(f"training checkpoint, {name}: expected finite numbers, got others")
+
+
+def write_checkpoint(folder: Path, training: Training) -> str:
+    """The state as a file of the folder, whole or not at all; the file's name."""
+    name = f"step-{training.step:07d}.safetensors"
+    partial = folder / f".{name}"
+    with open(partial, "wb") as file:
+        file.write(encode_checkpoint(training))
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(partial, folder / name)
+    return name
