@@ -239,6 +239,7 @@ def _questions(router: APIRouter, context: Context, person: Callable[..., Sessio
 
 def _keeping(router: APIRouter, context: Context, person: Callable[..., Session]) -> None:
     """Witnesses, and the log's own keys."""
+    asking = Depends(person)
 
     @router.get("/v1/witness-request")
     def request(witness: str, old: Annotated[int | None, Query(ge=0)] = None) -> Response:
@@ -255,7 +256,7 @@ def _keeping(router: APIRouter, context: Context, person: Callable[..., Session]
         }
 
     @router.post("/v1/log-keys")
-    def log_key(session: Annotated[Session, Depends(person)]) -> dict[str, str]:
+    def log_key(session: Session = asking) -> dict[str, str]:
         return {"vkey": orders.next_log_key(context, session.principal)}
 
 

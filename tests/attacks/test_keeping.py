@@ -1,0 +1,274 @@
+"""Keys that rotate, texts that go, and a log that lost what a witness saw: at a real service, as people type it."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from appliance.cli import main
+from appliance.domain import orders
+from appliance.domain.names import add_seconds
+from appliance.formats.checkpoint import parse_checkpoint
+from appliance.formats.commitment import Disclosure, disclose
+from appliance.formats.keys import encode_key_file, generate_ed25519
+from appliance.formats.note import parse_note
+from tests.attacks.keeping import WITNESS, adopt, erase_order, new_key, rotate, two, watched
+from tests.site import ROOT, Refused, Site
+
+PASSPHRASE = b"correct horse battery"
+
+
+@dataclass(frozen=True)
+class Told:
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class Desk:
+    """Where people type: at one site's door, with their key files."""
+
+    site: Site
+    folder: Path
+    capsys: pytest.CaptureFixture[str]
+
+    def type(self, who: str, *words: str) -> Told:
+        key, secret = self.key(who), self.folder / "pass"
+        if not secret.exists():
+            secret.touch(0o600)
+            secret.write_bytes(PASSPHRASE)
+        self.capsys.readouterr()
+        code = main.run(
+            [*words, "--home", str(self.site.home), "--as", who, "--key", str(key), "--passphrase-file", str(secret)]
+        )
+        told = self.capsys.readouterr()
+        return Told(code, told.out, told.err)
+
+    def key(self, who: str) -> Path:
+        path = self.folder / f"{who}.key"
+        if not path.exists():
+            private = self.site.keys[who].private
+            path.touch(0o600)
+            path.write_bytes(
+                encode_key_file(private, PASSPHRASE, salt=secrets.token_bytes(32), nonce=secrets.token_bytes(12))
+            )
+        return path
+
+
+@pytest.fixture
+def desk_at(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Desk]:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    folder = tmp_path / "desk"
+    folder.mkdir()
+    return lambda site: Desk(site, folder, capsys)
+
+
+def verified(site: Site, place: Path, trust: bytes) -> str:
+    """What the auditor's program says of an export, under the trust file that somebody kept."""
+    export, kept = place / f"{secrets.token_hex(4)}.tar", place / "kept.json"
+    export.write_bytes(site.get("/v1/ledger/export", "axel"))
+    kept.write_bytes(trust)
+    command = [sys.executable, "-m", "appliance.verifier", str(export), "--trust", str(kept)]
+    environment = {**os.environ, "APPLIANCE_HOME": str(place / "nowhere"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def refused(act: Callable[[], object], *words: str) -> Refused:
+    with pytest.raises(Refused) as found:
+        act()
+    for word in words:
+        assert word in found.value.message, found.value.message
+    return found.value
+
+
+# Keys.
+
+
+def test_a_rotated_key_signs_off_and_a_back_dated_revocation_takes_its_word_back(site: Site) -> None:
+    rotate(site, "rita", add_seconds(site.now(), 3_600))
+    signed = site.review("rita")["index"]
+    site.review("rob")
+    site.activate()
+    assert site.chat("legal", "labels")["choices"]
+    keyid = site.keys["rita"].keyid
+    site.order(orders.RevokeKey(principal="rita", keyid=keyid, since=signed, **site.terms("anna")))
+    answer = refused(lambda: site.chat("legal", "labels"))
+    assert (answer.status, answer.code) == (403, "not-admitted")
+    types = site.types()
+    assert types.index("key.revoked") < types.index("adapter.unloaded") < types.index("admission.refused")
+    report = site.verify()
+    assert (report["verdict"], report["local_findings"]) == ("verified", [])
+
+
+def test_a_lost_key_is_replaced_by_two_and_signs_nothing_more(site: Site) -> None:
+    order, proof, key = new_key(site, orders.ReplaceKey, "anna", "rita")
+    two(site, order, possession=proof)
+    refused(lambda: site.review("rita"), "expected a standing key")
+    site.keys["rita"] = key
+    assert site.review("rita")["type"] == "review.recorded"
+
+
+def test_the_logs_key_rotates_and_the_first_trust_file_is_enough(
+    site: Site, tmp_path: Path, desk_at: Callable[..., Desk]
+) -> None:
+    trust, first = site.settings.trust.read_bytes(), site.trust.log_key
+    refused(lambda: site.ask("POST", "/v1/log-keys", "olga"), "expected an administrator")
+    vkey = site.ask("POST", "/v1/log-keys", "anna")["vkey"]
+    until = add_seconds(site.now(), 12)
+    two(site, orders.RotateLogKey(log_key=vkey, old_until=until, **site.terms("anna")))
+    assert signers(site) == [first, vkey]
+    site.stop()
+    site.start()
+    assert signers(site) == [first, vkey]
+    verified(site, tmp_path, trust)
+    while site.now() <= until:
+        time.sleep(0.2)
+    site.order(orders.PlaceHold(subject="principal:olga", **site.terms("axel")))
+    assert signers(site) == [vkey]
+    verified(site, tmp_path, trust)
+    told = desk_at(site).type("axel", "ledger", "show", "0", "--trust", str(tmp_path / "kept.json"))
+    assert told.code == 0, told.err
+    assert "the log verified from it to today's key" in told.err
+    report = site.verify()
+    assert (report["verdict"], report["local_findings"]) == ("verified", [])
+
+
+def signers(site: Site) -> list[str]:
+    """The vkeys whose lines the checkpoint of today carries."""
+    known = [row["vkey"] for row in site.get("/v1/ledger/state", "axel", kind="site")["things"][0]["value"]["log_keys"]]
+    ids = [line.key_id.hex() for line in parse_note(site.get("/v1/ledger/0", "axel")["checkpoint"].encode()).signatures]
+    return [vkey for vkey in known if vkey.split("+")[1] in ids]
+
+
+# Texts.
+
+SECRET = "Mia von Beispielhausen"
+
+
+def test_an_erased_name_is_in_no_file_and_what_must_be_kept_is_refused(site: Site, tmp_path: Path) -> None:
+    trust = site.settings.trust.read_bytes()
+    envelope, _, proof = site.propose_enrolment("mia", "operator")
+    order = orders.parse_order(envelope.payload)
+    printed = disclose(SECRET, os.urandom(32))
+    order = order.model_copy(update={"printed_name": printed.commitment})
+    two(site, order, printed, possession=proof)
+    assert anywhere(site, SECRET)
+    erasing(site, printed, "printed name: expected that of a revoked principal, got mia, who stands")
+    site.order(orders.RevokePrincipal(principal="mia", **site.terms("anna")))
+    erasing(site, printed, "printed name: expected its retention to have ended")
+    adopt(site, name_retention_s=0)
+    site.order(orders.PlaceHold(subject="principal:mia", **site.terms("axel")))
+    erasing(site, printed, "expected no hold on principal:mia")
+    two(site, orders.LiftHold(subject="principal:mia", **site.terms("anna")))
+    assert two(site, erase_order(site, printed.commitment), printed)["type"] == "text.erased"
+    assert site.get("/v1/principals")[-1]["printed_name"] is None
+    again = refused(lambda: site.order(erase_order(site, printed.commitment), printed))
+    assert again.status in (403, 409)
+    verified(site, tmp_path, trust)
+    assert anywhere(site, SECRET) == []
+    site.stop()
+    assert anywhere(site, SECRET) == []
+    site.start()
+    report = site.verify()
+    assert (report["verdict"], report["local_findings"]) == ("verified", [])
+
+
+def erasing(site: Site, text: Disclosure, reason: str) -> None:
+    assert refused(lambda: site.order(erase_order(site, text.commitment), text), reason).status == 403
+
+
+def anywhere(site: Site, text: str) -> list[str]:
+    """The files below the home that hold these bytes."""
+    files = [path for path in site.home.rglob("*") if path.is_file() and not path.is_symlink()]
+    return [path.name for path in files if text.encode() in path.read_bytes()]
+
+
+# Witnesses.
+
+
+def cosign(desk: Desk, witness: Path, *more: str) -> Told:
+    """One walk with the stick: request, cosign on the witness's machine, and back."""
+    site, stick = desk.site, desk.folder
+    told = desk.type("axel", "witness", "request", str(stick / "request"))
+    assert told.code == 0, told.err
+    told = desk.type(
+        "witness", "witness", "cosign", str(stick / "request"), "--name", WITNESS, "--log", str(site.settings.trust),
+        "--state", str(witness), "--out", str(stick / "cosigned"), *more,
+    )  # fmt: skip
+    assert told.code == 0, told.err
+    return desk.type("axel", "witness", "accept", str(stick / "cosigned"))
+
+
+def test_a_log_that_lost_what_a_witness_saw_names_it_and_neither_starts_nor_admits(
+    released: Site, tmp_path: Path, desk_at: Callable[..., Desk]
+) -> None:
+    site, state = released, tmp_path / "w1.state"
+    site.keys["witness"] = generate_ed25519()
+    watched(site, site.keys["witness"])
+    answer = refused(lambda: site.chat("legal", "labels"), "witnesses: expected 1 cosignatures")
+    assert (answer.status, answer.code) == (403, "not-admitted")
+    desk = desk_at(site)
+    told = cosign(desk, state, "--first")
+    assert told.code == 0, told.err
+    assert f"witness:  {WITNESS}" in told.out and "entry:" in told.out
+    assert site.chat("legal", "labels")["choices"]
+    listed = json.loads(desk.type("axel", "witness", "list", "--json").out)
+    assert [row["counts"] for row in listed["witnesses"]] == [True]
+    assert 0 < listed["witnesses"][0]["behind"] < listed["log_size"]
+
+    # Yesterday's database ...
+    site.stop()
+    yesterday = tmp_path / "ledger.db"
+    shutil.copy(site.home / "ledger.db", yesterday)
+    site.start()
+    site.chat("legal", "labels")
+    assert cosign(desk, state).code == 0
+    site.stop()
+    lost = f"entries {entries_in(yesterday)} to {size_of(desk.folder / 'cosigned') - 1} are lost"
+    restore(site, yesterday)
+    with pytest.raises(RuntimeError) as ended:
+        site.start()
+    assert lost in str(ended.value), ended.value
+    site.service = None
+    told = desk.type("axel", "witness", "list")
+    assert told.code == 7
+    assert lost in told.err
+
+    # ... and whoever removes what was kept beside it is told by the witness.
+    shutil.rmtree(site.settings.witnessed)
+    site.start()
+    told = desk.type("axel", "witness", "accept", str(desk.folder / "cosigned"))
+    assert told.code == 6
+    assert "[behind]" in told.err and "are lost" in told.err and WITNESS in told.err
+    answer = refused(lambda: site.chat("legal", "labels"), "are lost")
+    assert answer.status == 403
+
+
+def size_of(note: Path) -> int:
+    return parse_checkpoint(parse_note(note.read_bytes()).text).size
+
+
+def entries_in(database: Path) -> int:
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        return int(connection.execute("SELECT count(*) FROM entries").fetchone()[0])
+
+
+def restore(site: Site, database: Path) -> None:
+    for path in site.home.glob("ledger.db*"):
+        path.unlink()
+    shutil.copy(database, site.home / "ledger.db")
