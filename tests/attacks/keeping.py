@@ -84,3 +84,9 @@ def hand_in(site: Site, note: str) -> dict[str, Any]:
 
 def erase_order(site: Site, commitment: str, by: str = "anna") -> orders.Erase:
     return orders.Erase(commitment=commitment, **site.terms(by))
+
+
+def files_with(site: Site, text: str) -> list[str]:
+    """The files below the home that hold these bytes."""
+    files = [path for path in site.home.rglob("*") if path.is_file() and not path.is_symlink()]
+    return [path.name for path in files if text.encode() in path.read_bytes()]

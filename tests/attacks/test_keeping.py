@@ -24,7 +24,7 @@ from appliance.formats.checkpoint import parse_checkpoint
 from appliance.formats.commitment import Disclosure, disclose
 from appliance.formats.keys import encode_key_file, generate_ed25519
 from appliance.formats.note import parse_note
-from tests.attacks.keeping import WITNESS, adopt, erase_order, new_key, rotate, two, watched
+from tests.attacks.keeping import WITNESS, adopt, erase_order, files_with, new_key, rotate, two, watched
 from tests.site import ROOT, Refused, Site
 
 PASSPHRASE = b"correct horse battery"
@@ -167,7 +167,7 @@ def test_an_erased_name_is_in_no_file_and_what_must_be_kept_is_refused(site: Sit
     printed = disclose(SECRET, os.urandom(32))
     order = order.model_copy(update={"printed_name": printed.commitment})
     two(site, order, printed, possession=proof)
-    assert anywhere(site, SECRET)
+    assert files_with(site, SECRET)
     erasing(site, printed, "printed name: expected that of a revoked principal, got mia, who stands")
     site.order(orders.RevokePrincipal(principal="mia", **site.terms("anna")))
     erasing(site, printed, "printed name: expected its retention to have ended")
@@ -180,9 +180,9 @@ def test_an_erased_name_is_in_no_file_and_what_must_be_kept_is_refused(site: Sit
     again = refused(lambda: site.order(erase_order(site, printed.commitment), printed))
     assert again.status in (403, 409)
     verified(site, tmp_path, trust)
-    assert anywhere(site, SECRET) == []
+    assert files_with(site, SECRET) == []
     site.stop()
-    assert anywhere(site, SECRET) == []
+    assert files_with(site, SECRET) == []
     site.start()
     report = site.verify()
     assert (report["verdict"], report["local_findings"]) == ("verified", [])
@@ -190,12 +190,6 @@ def test_an_erased_name_is_in_no_file_and_what_must_be_kept_is_refused(site: Sit
 
 def erasing(site: Site, text: Disclosure, reason: str) -> None:
     assert refused(lambda: site.order(erase_order(site, text.commitment), text), reason).status == 403
-
-
-def anywhere(site: Site, text: str) -> list[str]:
-    """The files below the home that hold these bytes."""
-    files = [path for path in site.home.rglob("*") if path.is_file() and not path.is_symlink()]
-    return [path.name for path in files if text.encode() in path.read_bytes()]
 
 
 # Witnesses.

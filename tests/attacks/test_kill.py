@@ -23,9 +23,12 @@ import httpx
 import pytest
 
 from appliance.domain import orders
-from appliance.domain.names import encode_value
+from appliance.domain.names import add_seconds, encode_value
 from appliance.domain.policy_files import assemble_policy
+from appliance.formats.commitment import disclose
 from appliance.formats.digest import digest_bytes
+from appliance.formats.keys import generate_ed25519
+from tests.attacks.keeping import cosigned, erase_order, files_with, hand_in, watched
 from tests.attacks.killer import KILL
 from tests.ml.tiny import build_base, clauses
 from tests.site import ROOT, Refused, Site
@@ -223,6 +226,20 @@ def activated(site: Site) -> Act:
     return lambda: site.send(envelope)
 
 
+def key_revoked(site: Site) -> Act:
+    site.enroll("lost", "operator")
+    order = orders.RevokeKey(principal="lost", keyid=site.keys["lost"].keyid, since=None, **site.terms("anna"))
+    envelope = site.sign(order)
+    return lambda: site.send(envelope)
+
+
+def log_key_rotated(site: Site) -> Act:
+    vkey = site.ask("POST", "/v1/log-keys", "anna")["vkey"]
+    until = add_seconds(site.now(), 3_600)
+    pended = site.order(orders.RotateLogKey(log_key=vkey, old_until=until, **site.terms("anna")))
+    return endorsing(site, pended["order"])
+
+
 GOVERNANCE: dict[str, tuple[Callable[[Site], Act], int]] = {
     "order.pending": (pending, 409),
     "principal.enrolled": (enrolled, 403),
@@ -231,6 +248,8 @@ GOVERNANCE: dict[str, tuple[Callable[[Site], Act], int]] = {
     "policy.adopted": (adopted, 403),
     "review.recorded": (reviewed, 409),
     "release.activated": (activated, 409),
+    "key.revoked": (key_revoked, 403),
+    "log-key.rotated": (log_key_rotated, 403),
 }
 """By entry: how it is asked for, and how the service answers who asks again with the very same order.
 
@@ -243,6 +262,37 @@ def test_an_order_stands_once_whenever_the_service_dies(town: Site, type_: str) 
     make, replay = GOVERNANCE[type_]
     sides = ("before", "within", "after") if type_ in ("order.pending", "review.recorded") else ("before", "after")
     once(town, type_, make(town), replay, sides)
+
+
+def test_a_text_is_erased_with_its_entry_or_not_at_all(town: Site) -> None:
+    said = "who took the minutes of the eleventh"
+    town.enroll("clerk", "operator")
+    reason = disclose(said, os.urandom(32))
+    town.order(orders.RevokePrincipal(principal="clerk", **town.terms("anna"), reason=reason.commitment), reason)
+    act = endorsing(town, town.order(erase_order(town, reason.commitment), reason)["order"])
+    known = count(town, "text.erased")
+    for side in ("before", "within", "after"):
+        die(town, f"{side}:text.erased", act)
+        erased = side == "after"
+        assert count(town, "text.erased") == known + erased
+        assert (files_with(town, said) == []) == erased, side
+        check_whole(town)
+    with pytest.raises(Refused):
+        act()
+
+
+def test_a_cosignature_is_an_entry_once_and_what_was_seen_is_kept_before_it(town: Site) -> None:
+    witness = generate_ed25519()
+    watched(town, witness, quorum=0)
+    note = cosigned(town, witness)
+    known = count(town, "checkpoint.cosigned")
+    for side in ("before", "within", "after"):
+        die(town, f"{side}:checkpoint.cosigned", lambda: hand_in(town, note))
+        assert count(town, "checkpoint.cosigned") == known + (side == "after")
+        assert [path.read_text() for path in town.settings.witnessed.iterdir()] == [note], side
+        check_whole(town)
+    with pytest.raises(Refused):
+        hand_in(town, note)
 
 
 def test_a_refusal_that_was_cut_off_is_a_refusal_still(town: Site) -> None:
