@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from appliance.domain.approval import barred, released, standing_reviews
 from appliance.domain.custody import unwitnessed
 from appliance.domain.entry import parse_entry
-from appliance.domain.invariants import barred, released, standing_reviews
 from appliance.domain.names import Time, versioned
 from appliance.domain.orders import Activate, Review, RollBack
 from appliance.domain.signatures import read_logged_order

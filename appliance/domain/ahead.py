@@ -1,9 +1,10 @@
-"""The second part of a log, verified at the same time as the first, by whoever runs ahead.
+"""The two parts of a long log, verified at the same time.
 
-He folds the first part without checking it: orders by the rules, requests by their names alone. That gives the state
-in which the first part ends if all of it stands, and from there he verifies the second as any other log. Whoever
-verified the first part compares: only if he stands in that very state, with nothing found, does he go on from the end.
-Otherwise he verifies the second part himself; so what is said of a log never depends on who ran ahead, or how far.
+Whoever takes the second part folds the first without checking it: orders by the rules, requests by their names alone.
+That gives the state in which the first part ends if all of it stands, and from there he verifies the second as any
+other log. Whoever verifies the first part says in which state it ended: only if it is that very state, with nothing
+found in either part, was the log verified whole. Otherwise one verifies it alone, from its beginning; so what is said
+of a log never depends on how it was parted.
 """
 
 from __future__ import annotations
@@ -13,27 +14,50 @@ from itertools import islice
 
 from appliance.domain.entry import parse_entry
 from appliance.domain.events import Heartbeat, RequestAdmitted, RequestFinished, RequestRefused
+from appliance.domain.names import Digest, Value
 from appliance.domain.replay import Documents
 from appliance.domain.rules import apply, parse_body
 from appliance.domain.serving import open_request
 from appliance.domain.state import State
-from appliance.domain.verify import Audit, Part
+from appliance.domain.verify import Audit
 from appliance.errors import Conflict
 
 
-def run_ahead(audit: Audit, entries: Iterator[bytes], start: int, documents: Documents) -> Part:
-    """What the entries from index `start` on come to; ApplianceError unless nothing at all is found."""
+class Verified(Value):
+    """What is said of a first part in which nothing was found: the state in which it ended, and what was counted."""
+
+    ended: Digest
+    counted: dict[str, int]
+
+
+def verify_first(audit: Audit, entries: Iterator[bytes], stop: int) -> Verified:
+    """The entries before index `stop`; Conflict at the first finding."""
+    for data in islice(entries, stop):
+        audit.take(data)
+        _check_clean(audit)
+    return Verified(ended=audit.fingerprint(), counted=audit.counted)
+
+
+def verify_second(audit: Audit, entries: Iterator[bytes], start: int, documents: Documents) -> Digest:
+    """The entries from index `start` on, behind a first part that is believed: the state in which that ends, if it
+    stands. ApplianceError unless nothing at all is found."""
     assumed = Assumed(audit.state, documents)
-    for data in islice(entries, start):
+    for index, data in enumerate(islice(entries, start)):
         assumed.take(data)
         audit.pass_over(data)
+        if index == 0:
+            audit.compare_with_trust()
     assumed.end()
     began = audit.fingerprint()
     for data in entries:
         audit.take(data)
-        if not audit.is_clean:
-            raise Conflict(f"entry {audit.state.size - 1}: expected nothing against it, got a finding")
-    return audit.part(began)
+        _check_clean(audit)
+    return began
+
+
+def _check_clean(audit: Audit) -> None:
+    if not audit.is_clean:
+        raise Conflict(f"entry {audit.state.size - 1}: expected nothing against it, got a finding")
 
 
 def _end_of(kind: str) -> bytes:

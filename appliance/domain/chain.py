@@ -42,11 +42,6 @@ class Chain:
         """Where the chain and the tree stand."""
         return self.index, self.head, self.tree.size, self.tree.root()
 
-    def resumed(self, findings: Findings) -> Chain:
-        """This chain, with what it finds from here on among those."""
-        self._findings = findings
-        return self
-
     def _grow(self, leaf: bytes) -> None:
         self.tree.add(leaf)
         self._keep_root()

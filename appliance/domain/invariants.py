@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from appliance.domain import custody
+from appliance.domain.approval import Reasons, base_is, duties, inadmissible, is_unit
 from appliance.domain.names import EXCLUSIVE_ROLES, Time, add_seconds, split_version
 from appliance.domain.orders import (
     Activate,
@@ -37,12 +38,11 @@ from appliance.domain.orders import (
     Train,
 )
 from appliance.domain.recipe import LINEAR_LAYERS, ResolvedRecipe
-from appliance.domain.state import Adapter, Base, Dataset, Principal, Release, ReviewRecord, State, release_key
+from appliance.domain.state import Adapter, Base, Dataset, Principal, State, release_key
 from appliance.errors import ApplianceError
 from appliance.formats.keys import keyid_of
 
 O = TypeVar("O", bound=Order)  # noqa: E741
-Reasons = list[str]
 
 
 def reasons_against(state: State, order: Order, now: Time) -> Reasons:
@@ -140,11 +140,6 @@ def _units_of(state: State, roles: tuple[str, ...]) -> Reasons:
     return reasons
 
 
-def is_unit(state: State, name: str) -> bool:
-    unit = state.principals.get(name)
-    return unit is not None and unit.has("unit")
-
-
 def _revoke_principal(state: State, order: RevokePrincipal, signer: Principal, now: Time) -> Reasons:
     return _needs(signer, "administrator") + _standing(state, order.principal)
 
@@ -202,23 +197,12 @@ def _import_base(state: State, order: ImportBase, signer: Principal, now: Time) 
 
 
 def _import_dataset(state: State, order: ImportDataset, signer: Principal, now: Time) -> Reasons:
-    return _needs(signer, "operator") + _base_is(state, order.base, order.base_digest)
-
-
-def _base_is(state: State, name: str, digest: str) -> Reasons:
-    base = state.bases.get(name)
-    if base is None:
-        return [f"base: expected an imported one, got {name}"]
-    if base.digest != digest:
-        return [f"base {name}: expected {base.digest}, got {digest}"]
-    if base.quarantined is not None:
-        return [f"base {name}: expected its bytes whole, got quarantine by entry {base.quarantined}"]
-    return []
+    return _needs(signer, "operator") + base_is(state, order.base, order.base_digest)
 
 
 def _train(state: State, order: Train, signer: Principal, now: Time) -> Reasons:
     recipe = order.recipe
-    reasons = _needs(signer, "operator") + _base_is(state, recipe.base, order.base_digest)
+    reasons = _needs(signer, "operator") + base_is(state, recipe.base, order.base_digest)
     dataset = state.datasets.get(recipe.dataset)
     if dataset is None:
         return [*reasons, f"dataset: expected an imported one, got {recipe.dataset}"]
@@ -269,7 +253,7 @@ def _review(state: State, order: Review, signer: Principal, now: Time) -> Reason
     adapter = _adapter(state, order)
     if isinstance(adapter, list):
         return adapter
-    reasons = _needs(signer, f"reviewer:{order.field}") + _duties(adapter, signer.name)
+    reasons = _needs(signer, f"reviewer:{order.field}") + duties(adapter, signer.name)
     if not is_unit(state, order.unit):
         reasons.append(f"unit: expected an enrolled one, got {order.unit}")
     if adapter.revoked is not None:
@@ -279,16 +263,6 @@ def _review(state: State, order: Review, signer: Principal, now: Time) -> Reason
     limit = add_seconds(now, state.parameters.approval_lifetime_s)
     if order.valid_until > limit:
         reasons.append(f"valid until: expected at most {limit}, got {order.valid_until}")
-    return reasons
-
-
-def _duties(adapter: Adapter, name: str) -> Reasons:
-    """Whoever made an adapter does not judge it."""
-    reasons = []
-    if name == adapter.ordered_by:
-        reasons.append(f"separation of duties: expected a reviewer who did not order the run, got {name}")
-    if name == adapter.dataset_by:
-        reasons.append(f"separation of duties: expected a reviewer who did not import the dataset, got {name}")
     return reasons
 
 
@@ -326,90 +300,6 @@ def _revoke_adapter(state: State, order: RevokeAdapter, signer: Principal, now: 
     if adapter.revoked is not None:
         reasons.append(f"adapter {order.name}: expected a standing one, got one revoked by entry {adapter.revoked}")
     return reasons
-
-
-def standing_reviews(state: State, adapter: Adapter, unit: str, now: Time) -> list[ReviewRecord]:
-    """Each reviewer's latest decision for the unit, where reviewer, key, role, duties and date still hold."""
-    latest = latest_reviews(adapter, unit)
-    return [review for review in latest if not review_lapsed(state, adapter, review, now)]
-
-
-def latest_reviews(adapter: Adapter, unit: str) -> list[ReviewRecord]:
-    """Each reviewer's last word on the adapter for the unit."""
-    return list({review.reviewer: review for review in adapter.reviews if review.unit == unit}.values())
-
-
-def review_lapsed(state: State, adapter: Adapter, review: ReviewRecord, now: Time) -> str | None:
-    """Why a recorded review no longer counts, or None while it does."""
-    reviewer = state.principals.get(review.reviewer)
-    key = state.keys.get(review.keyid)
-    if reviewer is None or not reviewer.has(f"reviewer:{review.field}"):
-        return f"review {review.index}: expected {review.reviewer} to be a standing reviewer of {review.field}"
-    if key is None or key.principal != review.reviewer or not key.counts(review.index):
-        return f"review {review.index}: expected a key that counts at that entry, got {review.keyid}"
-    if review.valid_until <= now:
-        return f"review {review.index}: expected one that stands at {now}, got one that expired at {review.valid_until}"
-    if _duties(adapter, review.reviewer):
-        return f"review {review.index}: expected a reviewer apart from the makers, got {review.reviewer}"
-    return None
-
-
-def inadmissible(state: State, adapter: Adapter, unit: str, now: Time) -> Reasons:
-    """Everything that keeps the adapter from answering for the unit now."""
-    name = f"{adapter.name}@{adapter.version}"
-    reasons = []
-    if adapter.revoked is not None:
-        reasons.append(f"adapter {name}: expected a standing one, got one revoked by entry {adapter.revoked}")
-    if adapter.quarantined is not None:
-        reasons.append(f"adapter {name}: expected its bytes whole, got quarantine by entry {adapter.quarantined}")
-    if not is_unit(state, unit):
-        reasons.append(f"unit: expected an enrolled one, got {unit}")
-    reasons += _base_is(state, adapter.base, adapter.base_digest)
-    # A rejection has no date and needs no standing reviewer: only its own reviewer lifts it.
-    latest = latest_reviews(adapter, unit)
-    rejected = [r for r in latest if r.decision == "reject"]
-    approved = [r for r in latest if r.decision == "approve" and not review_lapsed(state, adapter, r, now)]
-    reasons += [f"review {r.index}: expected an approval, got a rejection by {r.reviewer}" for r in rejected]
-    return reasons + _quorum(state, name, unit, approved)
-
-
-def barred(state: State, release: Release, adapter: Adapter, now: Time) -> Reasons:
-    """Everything that keeps a release from answering now: what stands against its adapter, and against itself."""
-    return inadmissible(state, adapter, release.unit, now) + release_lapsed(state, release)
-
-
-def release_lapsed(state: State, release: Release) -> Reasons:
-    """Why today's release no longer counts: whoever signed it has gone, or the key does not count."""
-    activation = release.current
-    owner, key = state.principals.get(activation.signer), state.keys.get(activation.keyid)
-    if owner is None or not owner.has(f"release-owner:{release.unit}"):
-        return [f"release {activation.index}: expected {activation.signer} to be a standing release owner"]
-    if key is None or not key.counts(activation.index):
-        return [f"release {activation.index}: expected a key that counts at that entry, got {activation.keyid}"]
-    return []
-
-
-def _quorum(state: State, name: str, unit: str, approved: list[ReviewRecord]) -> Reasons:
-    rules = state.parameters
-    fields = {review.field for review in approved}
-    reasons = []
-    if len(approved) < rules.reviewers:
-        reasons.append(
-            f"quorum: expected {rules.reviewers} standing approvals of {name} for {unit}, got {len(approved)}"
-        )
-    if len(fields) < rules.distinct_fields:
-        got = ", ".join(sorted(fields)) or "none"
-        reasons.append(f"quorum: expected {rules.distinct_fields} different fields for {name}, got {got}")
-    missing = sorted(set(rules.required_fields) - fields)
-    if missing:
-        reasons.append(f"quorum: expected an approval of {', '.join(missing)} for {name}, got none")
-    return reasons
-
-
-def released(state: State, unit: str, task: str) -> Adapter | None:
-    """The adapter that today's release names for the unit's task, admissible or not."""
-    release = state.releases.get(release_key(unit, task))
-    return None if release is None else state.adapters.get(release.current.adapter)
 
 
 def next_version(state: State, name: str) -> int:

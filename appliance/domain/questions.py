@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from appliance.domain.custody import unwitnessed
-from appliance.domain.entry import parse_entry
-from appliance.domain.invariants import (
+from appliance.domain.approval import (
     inadmissible,
     is_unit,
     latest_reviews,
@@ -19,6 +17,8 @@ from appliance.domain.invariants import (
     review_lapsed,
     standing_reviews,
 )
+from appliance.domain.custody import unwitnessed
+from appliance.domain.entry import parse_entry
 from appliance.domain.names import Time, Value, versioned
 from appliance.domain.rules import apply
 from appliance.domain.state import (

@@ -70,12 +70,6 @@ class Replay:
         self._site_policy = site_policy
         self._decide: tuple[str, Decide | None] = ("", None)
 
-    def resume(self, state: State, counted: Mapping[str, int]) -> None:
-        """Goes on in another state, to which so many more were counted."""
-        self.state = state
-        for name, count in counted.items():
-            self.counted[name] += count
-
     def miss(self, index: int) -> None:
         """Bytes that are no entry, or one out of its place: not replayed."""
         if self.first_gap is None:

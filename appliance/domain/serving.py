@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from appliance.domain.approval import barred, released, standing_reviews
 from appliance.domain.case import Case, Puts
 from appliance.domain.custody import unwitnessed
 from appliance.domain.entry import Entry
@@ -16,7 +17,6 @@ from appliance.domain.events import (
     RequestFinished,
     RequestRefused,
 )
-from appliance.domain.invariants import barred, released, standing_reviews
 from appliance.domain.orders import Activate, RollBack
 from appliance.domain.state import Activation, Adapter, OpenRequest, Release, Slot, release_key
 from appliance.errors import Denied

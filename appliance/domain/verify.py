@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from base64 import b64decode
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from appliance.domain.chain import Chain
 from appliance.domain.entry import Entry
@@ -45,15 +45,6 @@ def verify_log(
     for data in entries:
         audit.take(data)
     return audit.report(now)
-
-
-class Part(NamedTuple):
-    """What stands at the end of a part of a log in which nothing was found, and where that part began."""
-
-    began: str
-    chain: Chain
-    state: State
-    counted: dict[str, int]
 
 
 class Audit:
@@ -93,23 +84,21 @@ class Audit:
         for table in self.state.tables:
             for key, value in table.items():
                 hasher.update(repr((table.kind, key, value)).encode())
-        return hasher.hexdigest()
+        return f"sha256:{hasher.hexdigest()}"
 
     def pass_over(self, data: bytes) -> None:
         """The log's next entry, where somebody else checks it."""
         self._chain.pass_over(hash_leaf(data))
 
-    def part(self, began: str) -> Part:
-        """What was verified since the fingerprint was `began`, for whoever stands there."""
-        return Part(began, self._chain, self.state, self._replay.counted)
+    @property
+    def counted(self) -> dict[str, int]:
+        """What was replayed and stands, by kind."""
+        return dict(self._replay.counted)
 
-    def join(self, part: Part) -> bool:
-        """Goes on from the part's end, if nothing was found so far and the part began exactly here."""
-        if not self.is_clean or part.began != self.fingerprint():
-            return False
-        self._chain = part.chain.resumed(self._findings)
-        self._replay.resume(part.state, part.counted)
-        return True
+    def count(self, counted: Mapping[str, int]) -> None:
+        """Adds what somebody else has verified of the same log."""
+        for name in self._replay.counted:
+            self._replay.counted[name] += counted[name]
 
     def take(self, data: bytes) -> None:
         """The log's next entry, as bytes."""
@@ -125,7 +114,7 @@ class Audit:
         if not self._replay.take(entry, linked=linked):
             return
         if entry.index == 0:
-            self._compare_with_trust()
+            self.compare_with_trust()
         elif before:
             self._check_cosigned(entry, before)
 
@@ -142,7 +131,7 @@ class Audit:
         except ApplianceError as error:
             self._findings.add(entry.index, "witness", f"entry {entry.index}: {error.message}")
 
-    def _compare_with_trust(self) -> None:
+    def compare_with_trust(self) -> None:
         """The log's first entry is the one that the trust file names, with its key and its administrators."""
         site, trust = self.state.site, self._trust
         if trust is None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from appliance.domain.admission import Admission, Evidence, LoggedOrder, decide_admission, entries_needed
+from appliance.domain.approval import released
 from appliance.domain.events import AdapterAdmitted, AdmissionRefused
-from appliance.domain.invariants import released
 from appliance.domain.names import versioned
 from appliance.domain.state import Adapter, State
 from appliance.errors import ApplianceError, Denied, NotFound

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from appliance.domain.approval import barred, released
 from appliance.domain.entry import Outcome
 from appliance.domain.events import (
     AdapterLoaded,
@@ -20,7 +21,6 @@ from appliance.domain.events import (
     RequestFinished,
     RequestRefused,
 )
-from appliance.domain.invariants import barred, released
 from appliance.domain.names import versioned
 from appliance.domain.state import Slot, release_key
 from appliance.errors import ApplianceError, Denied, NotFound, Tampered, Unavailable

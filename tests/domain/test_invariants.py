@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from appliance.domain import orders as o
-from appliance.domain.invariants import next_dataset_version, next_version, reasons_against, review_lapsed
+from appliance.domain.approval import review_lapsed
+from appliance.domain.invariants import next_dataset_version, next_version, reasons_against
 from appliance.domain.state import Adapter, ReviewRecord
 from tests.domain.builder import Site, stage
 

@@ -8,8 +8,8 @@ import pytest
 
 from appliance.domain import events as e
 from appliance.domain import orders as o
+from appliance.domain.approval import inadmissible
 from appliance.domain.custody import unwitnessed
-from appliance.domain.invariants import inadmissible
 from appliance.domain.names import add_seconds, encode_value
 from appliance.domain.report import Report
 from appliance.domain.signatures import read_logged_order, read_order

@@ -8,9 +8,9 @@ import pytest
 
 from appliance.domain import events as e
 from appliance.domain import orders as o
+from appliance.domain.approval import inadmissible, release_lapsed
 from appliance.domain.custody import unwitnessed
 from appliance.domain.entry import parse_entry
-from appliance.domain.invariants import inadmissible, release_lapsed
 from appliance.domain.names import add_seconds
 from appliance.domain.questions import (
     COUNTED_OF_ADAPTERS,

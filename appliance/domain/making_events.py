@@ -1,0 +1,157 @@
+"""The entries about what is made: bases, datasets, runs, adapters and their reviews."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from appliance.domain.event import Event, Ordered
+from appliance.domain.names import Commitment, Decimal, Digest, Identifier, RunId, VersionedName
+
+
+class ImportRequested(Ordered):
+    type = "import.requested"
+
+
+class ImportFailed(Event):
+    type = "import.failed"
+    outcomes = ("failure",)
+    order: Digest
+    code: str
+    message: Commitment
+
+    def about(self) -> tuple[str, ...]:
+        return (f"order:{self.order}",)
+
+
+class BaseImported(Event):
+    """`manifest` lists the converted folder's files; its digest is the base's identity."""
+
+    type = "base.imported"
+    documents = ("manifest",)
+    order: Digest
+    base: Identifier
+    facts: dict[str, Any]
+    walls: dict[str, str]
+
+    def about(self) -> tuple[str, ...]:
+        return (
+            f"order:{self.order}",
+            f"base:{self.base}",
+        )
+
+
+class DatasetImported(Event):
+    """`root` is the RFC 6962 root over the row digests, each under its own key."""
+
+    type = "dataset.imported"
+    documents = ("manifest",)
+    order: Digest
+    dataset: VersionedName
+    base: Identifier
+    root: Digest
+    facts: dict[str, Any]
+    walls: dict[str, str]
+
+    def about(self) -> tuple[str, ...]:
+        return (
+            f"order:{self.order}",
+            f"dataset:{self.dataset}",
+        )
+
+
+class RunRequested(Ordered):
+    type = "run.requested"
+    run: RunId
+
+    def about(self) -> tuple[str, ...]:
+        return (f"run:{self.run}",)
+
+
+class RunStarted(Event):
+    """`walls`: what the worker's own probes found; `layers`: what of the sandbox stands."""
+
+    type = "run.started"
+    run: RunId
+    layers: dict[str, bool]
+    accepted_missing: tuple[str, ...]
+    walls: dict[str, str]
+
+    def about(self) -> tuple[str, ...]:
+        return (f"run:{self.run}",)
+
+
+class RunFinished(Event):
+    type = "run.finished"
+    run: RunId
+    weights: Digest
+    steps: int = Field(ge=1)
+    trained_tokens: int = Field(ge=1)
+    seconds: Decimal
+    final_loss: Decimal
+
+    def about(self) -> tuple[str, ...]:
+        return (f"run:{self.run}",)
+
+
+class RunFailed(Event):
+    type = "run.failed"
+    outcomes = ("failure",)
+    run: RunId
+    code: str
+    message: Commitment
+
+    def about(self) -> tuple[str, ...]:
+        return (f"run:{self.run}",)
+
+
+class RunCancelled(Ordered):
+    type = "run.cancelled"
+
+
+class AdapterSealed(Event):
+    """The manifest's digest is the adapter's identity; `signature` is OpenSSF Model Signing, `provenance` SLSA."""
+
+    type = "adapter.sealed"
+    documents = ("manifest", "signature", "provenance")
+    run: RunId
+    adapter: VersionedName
+    metrics: dict[str, dict[str, Any]]
+    walls: dict[str, str]
+
+    def about(self) -> tuple[str, ...]:
+        return (
+            f"run:{self.run}",
+            f"adapter:{self.adapter}",
+        )
+
+
+class AdapterQuarantined(Event):
+    type = "adapter.quarantined"
+    outcomes = ("failure",)
+    adapter: VersionedName
+    message: Commitment
+
+    def about(self) -> tuple[str, ...]:
+        return (f"adapter:{self.adapter}",)
+
+
+class BaseQuarantined(Event):
+    """The base's folder no longer hashes to its manifest: nothing trains on it and nothing is served on it."""
+
+    type = "base.quarantined"
+    outcomes = ("failure",)
+    base: Identifier
+    message: Commitment
+
+    def about(self) -> tuple[str, ...]:
+        return (f"base:{self.base}",)
+
+
+class ReviewRecorded(Ordered):
+    type = "review.recorded"
+
+
+class AdapterRevoked(Ordered):
+    type = "adapter.revoked"

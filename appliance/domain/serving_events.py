@@ -1,0 +1,148 @@
+"""The entries about answering: releases, admissions, slots and requests."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from appliance.domain.event import Event, Ordered
+from appliance.domain.names import Commitment, Digest, Identifier, VersionedName
+
+
+class ReleaseActivated(Ordered):
+    type = "release.activated"
+
+
+class ReleaseRolledBack(Ordered):
+    type = "release.rolled-back"
+
+
+class AdapterAdmitted(Event):
+    """Admission recomputed the approval as a proof; `head` is the log's size it saw."""
+
+    type = "adapter.admitted"
+    unit: Identifier
+    task: Identifier
+    adapter: VersionedName
+    manifest: Digest
+    head: int = Field(ge=1)
+    approvals: tuple[int, ...]
+    policy: Digest
+
+    def about(self) -> tuple[str, ...]:
+        return (
+            f"unit:{self.unit}",
+            f"task:{self.task}",
+            f"adapter:{self.adapter}",
+        )
+
+
+class AdmissionRefused(Event):
+    type = "admission.refused"
+    outcomes = ("denied",)
+    unit: Identifier
+    task: Identifier
+    adapter: VersionedName | None
+    reasons: tuple[str, ...] = Field(min_length=1)
+
+    def about(self) -> tuple[str, ...]:
+        return (
+            f"unit:{self.unit}",
+            f"task:{self.task}",
+            *((f"adapter:{self.adapter}",) if self.adapter else ()),
+        )
+
+
+class AdapterLoaded(Event):
+    """Only now the slot answers."""
+
+    type = "adapter.loaded"
+    unit: Identifier
+    task: Identifier
+    adapter: VersionedName
+    admitted: int = Field(ge=1)
+    probe: Literal["identical"]
+
+    def about(self) -> tuple[str, ...]:
+        return (
+            f"unit:{self.unit}",
+            f"task:{self.task}",
+            f"adapter:{self.adapter}",
+        )
+
+
+class AdapterUnloaded(Event):
+    type = "adapter.unloaded"
+    unit: Identifier
+    task: Identifier
+    adapter: VersionedName
+    reason: str
+
+    def about(self) -> tuple[str, ...]:
+        return (
+            f"unit:{self.unit}",
+            f"task:{self.task}",
+            f"adapter:{self.adapter}",
+        )
+
+
+class RequestAdmitted(Event):
+    type = "request.admitted"
+    request: str = Field(pattern=r"^[0-9a-f]{32}$")
+    unit: Identifier
+    task: Identifier
+    adapter: VersionedName
+    prompt: Commitment = Field(description="keyed digest of the messages, under a key the service holds")
+
+    def about(self) -> tuple[str, ...]:
+        return (
+            f"request:{self.request}",
+            f"unit:{self.unit}",
+            f"task:{self.task}",
+            f"adapter:{self.adapter}",
+        )
+
+    @property
+    def actor(self) -> str | None:
+        return self.unit
+
+
+class RequestFinished(Event):
+    type = "request.finished"
+    outcomes = ("success", "failure", "interrupted")
+    request: str = Field(pattern=r"^[0-9a-f]{32}$")
+    unit: Identifier
+    task: Identifier
+    adapter: VersionedName
+    finish_reason: str
+    prompt_tokens: int = Field(ge=0)
+    completion_tokens: int = Field(ge=0)
+    answer: Commitment | None
+
+    def about(self) -> tuple[str, ...]:
+        return (
+            f"request:{self.request}",
+            f"unit:{self.unit}",
+            f"task:{self.task}",
+            f"adapter:{self.adapter}",
+        )
+
+    @property
+    def actor(self) -> str | None:
+        return self.unit
+
+
+class RequestRefused(Event):
+    type = "request.refused"
+    outcomes = ("denied",)
+    unit: Identifier
+    code: str
+    message: str
+
+    def about(self) -> tuple[str, ...]:
+        return (f"unit:{self.unit}",)
+
+    @property
+    def actor(self) -> str | None:
+        return self.unit
