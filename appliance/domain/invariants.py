@@ -10,8 +10,8 @@ import base64
 from collections.abc import Callable
 from typing import TypeVar
 
-from appliance.domain import custody
-from appliance.domain.approval import Reasons, base_is, duties, inadmissible, is_unit
+from appliance.domain import approval, custody
+from appliance.domain.approval import Reasons, base_is, is_unit
 from appliance.domain.names import EXCLUSIVE_ROLES, Time, add_seconds, split_version
 from appliance.domain.orders import (
     Activate,
@@ -253,7 +253,7 @@ def _review(state: State, order: Review, signer: Principal, now: Time) -> Reason
     adapter = _adapter(state, order)
     if isinstance(adapter, list):
         return adapter
-    reasons = _needs(signer, f"reviewer:{order.field}") + duties(adapter, signer.name)
+    reasons = _needs(signer, f"reviewer:{order.field}") + approval.duties(adapter, signer.name)
     if not is_unit(state, order.unit):
         reasons.append(f"unit: expected an enrolled one, got {order.unit}")
     if adapter.revoked is not None:
@@ -275,7 +275,7 @@ def _activate(state: State, order: Activate | RollBack, signer: Principal, now: 
         reasons.append(f"separation of duties: expected a release owner who did not order the run, got {signer.name}")
     if adapter.purpose != "release":
         reasons.append(f"adapter {order.name}: expected one made for release, got one made as a {adapter.purpose}")
-    return reasons + inadmissible(state, adapter, order.unit, now)
+    return reasons + approval.inadmissible(state, adapter, order.unit, now)
 
 
 def _roll_back(state: State, order: RollBack, signer: Principal, now: Time) -> Reasons:

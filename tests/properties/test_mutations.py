@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
-from appliance.domain import custody, governance, invariants, making, rules, serving, signatures, typed
+from appliance.domain import approval, custody, governance, invariants, making, rules, serving, signatures, typed
 from appliance.domain import events as e
 from appliance.domain import orders as o
 from appliance.domain.case import Case, Puts
@@ -217,11 +217,11 @@ PARTS: dict[str, tuple[Any, str, Any, Breach]] = {
     "provenance signature": (making, "verify_envelope", nothing, ("trained", sealed_with("provenance"))),
     "provenance": (making, "check_provenance", nothing, ("trained", sealed_from_another_order)),
     "walls": (making, "check_walls", nothing, TYPES["adapter.sealed"]),
-    "review lapsed": (invariants, "review_lapsed", nothing, ("approved", lambda s: late(s, Site.activate))),
-    "release lapsed": (invariants, "release_lapsed", no_reasons, ("released", lambda s: (s.revoke("otto"), s.load()))),
-    "quorum": (invariants, "_quorum", no_reasons, ("sealed", Site.activate)),
-    "duties": (invariants, "_duties", no_reasons, ("sealed", judged_by_its_maker)),
-    "admissible": (invariants, "inadmissible", no_reasons, ("serving", lambda s: (
+    "review lapsed": (approval, "review_lapsed", nothing, ("approved", lambda s: late(s, Site.activate))),
+    "release lapsed": (approval, "release_lapsed", no_reasons, ("released", lambda s: (s.revoke("otto"), s.load()))),
+    "quorum": (approval, "_quorum", no_reasons, ("sealed", Site.activate)),
+    "duties": (approval, "duties", no_reasons, ("sealed", judged_by_its_maker)),
+    "admissible": (approval, "inadmissible", no_reasons, ("serving", lambda s: (
         s.ordered(e.AdapterRevoked(policy=s.in_force), s.order(o.RevokeAdapter, "rita", **s.on_adapter())),
         s.add(s.request(7))))),
     "roles that stand alone": (invariants, "exclusive_roles", no_reasons, ("staffed", lambda s: s.enroll(
