@@ -12,22 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn
 
 import appliance
 from appliance import __version__
-from appliance.domain.ahead import run_ahead
+from appliance.domain.ahead import Verified, verify_first, verify_second
+from appliance.domain.names import encode_value, parse_value
 from appliance.domain.questions import CouldLoad, could_load_then
 from appliance.domain.report import Finding, Report, with_findings
-from appliance.domain.verify import Audit, Part
+from appliance.domain.verify import Audit, verify_log
 from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
 from appliance.formats.export import Export
 from appliance.formats.timestamp import encode_time, parse_time
@@ -37,8 +36,8 @@ EXITS = {"verified": 0, "failed": Tampered.exit_code, "unverifiable": Unavailabl
 _MAX_TRUST_BYTES = 65_536
 _LONG = 50_000
 """Entries from which on a second process is worth its start."""
-_SHARE = 0.6
-"""How much of a log is verified here: whoever runs ahead has to fold as much first, and should not keep us waiting."""
+_SHARE = 0.55
+"""How much of a log the second process verifies; meanwhile the first folds as much, and verifies the rest."""
 _ROOT = Path(appliance.__file__).parents[1]
 _HELP = "import sys; sys.path.insert(0, sys.argv[1]); from appliance.verifier import help_verify as f; f(*sys.argv[2:])"
 
@@ -100,16 +99,30 @@ def verify_export(path: Path, trust: Trust | None, now: str) -> Report:
     """The report on an export; BadInput when the file is no whole export."""
     try:
         with path.open("rb") as stream, Export(stream) as export:
-            audit = Audit(export.document, export.disclosures(), export.checkpoint, trust)
-            with _Helper(path, export.size) as helper:
-                for index, data in enumerate(export.entries()):
-                    if index == helper.start and audit.is_clean and (part := helper.part()) and audit.join(part):
-                        break
-                    audit.take(data)
-            report = audit.report(now)
+            report = _verify_by_two(path, export, trust, now) or _verify_alone(export, trust, now)
             return with_findings(report, tuple(_check_header(export, report)))
     except OSError as error:
         raise BadInput(f"export, {path}: expected a readable file, got {error.strerror}") from None
+
+
+def _verify_alone(export: Export, trust: Trust | None, now: str) -> Report:
+    return verify_log(export.entries(), export.document, export.disclosures(), export.checkpoint, trust, now=now)
+
+
+def _verify_by_two(path: Path, export: Export, trust: Trust | None, now: str) -> Report | None:
+    """The report on a long log that two processes verified whole; None where anything is left to look at alone."""
+    if export.size < _LONG or _cores() < 2:
+        return None
+    start = int(export.size * _SHARE)
+    with suppress(ApplianceError, LookupError, OSError), _start_helper(path, start) as helper:
+        audit = Audit(export.document, export.disclosures(), export.checkpoint, trust)
+        began = verify_second(audit, export.entries(), start, export.document)
+        said, _ = helper.communicate()
+        first = parse_value(Verified, said, "second process")
+        if helper.returncode == 0 and first.ended == began:
+            audit.count(first.counted)
+            return audit.report(now)
+    return None
 
 
 def _moment(text: str | None) -> str | None:
@@ -125,51 +138,23 @@ def ask_export(path: Path, unit: str, at: str | None, now: str) -> CouldLoad:
         return could_load_then(export.entries(), export.document, unit, at, now)[0]
 
 
-class _Helper:
-    """A second process that runs ahead (`domain.ahead`) in a long log, where there is a second core.
-
-    What it says is used or not used, and never changes a verdict: whatever goes wrong in it, it has said nothing.
-    """
-
-    def __init__(self, path: Path, size: int) -> None:
-        self.start = -1
-        self._process: subprocess.Popen[bytes] | None = None
-        if size >= _LONG and _cores() > 1:
-            self.start = int(size * _SHARE)
-            # By argv, as a zipapp cannot be imported by its name; the same interpreter, with the same libraries.
-            command = [sys.executable, *(["-I"] if sys.flags.isolated else []), "-c", _HELP, str(_ROOT)]
-            with suppress(OSError):
-                self._process = subprocess.Popen(
-                    [*command, str(path), str(self.start)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-                )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._process is not None:
-            self._process.kill()
-            with self._process:
-                pass
-
-    def part(self) -> Part | None:
-        """Waits for it."""
-        if self._process is None:
-            return None
-        said, _ = self._process.communicate()
-        if self._process.returncode != 0 or not said:
-            return None
-        # Our own child, over our own pipe: what it pickled is what this program would have made.
-        part: Part = pickle.loads(said)  # noqa: S301
-        return part
+@contextmanager
+def _start_helper(path: Path, stop: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A second process that verifies the log before `stop`. Whatever goes wrong in it, it has said nothing."""
+    # By argv, as a zipapp cannot be imported by its name; the same interpreter, with the same libraries.
+    command = [sys.executable, *(["-I"] if sys.flags.isolated else []), "-c", _HELP, str(_ROOT), str(path), str(stop)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
-def help_verify(path: str, start: str) -> None:
-    """The second process: the part on standard output, or an exit code that is not 0."""
+def help_verify(path: str, stop: str) -> None:
+    """The second process: what it verified on standard output, or an exit code that is not 0."""
     with open(path, "rb") as stream, Export(stream) as export:
-        audit = Audit(export.document, (), export.checkpoint, None)
-        part = run_ahead(audit, export.entries(), int(start), export.document)
-    sys.stdout.buffer.write(pickle.dumps(part))
+        first = verify_first(Audit(export.document, (), None, None), export.entries(), int(stop))
+    sys.stdout.buffer.write(encode_value(first))
 
 
 def _cores() -> int:

@@ -16,6 +16,8 @@ from __future__ import annotations
 import json
 import re
 import tarfile
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -31,8 +33,7 @@ from appliance.formats.fields import encode_base64, parse_base64, parse_constant
 VERSION = 1
 MEMBERS = ("export.json", "checkpoint", "entries.jsonl", "documents.jsonl", "disclosures.jsonl")
 MAX_ENTRY_LINE = 65_535 + 1
-_LENGTH_BITS = 26
-MAX_LINE = (1 << _LENGTH_BITS) - 1
+MAX_LINE = (1 << 26) - 1
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK)
 _CHUNK = 1 << 16
@@ -210,11 +211,15 @@ class Export:
 
     def document(self, digest: str) -> bytes | None:
         """The bytes that the export keeps under the digest; whether they hash to it is for the reader to check."""
-        span = self._documents.get(raw_digest(digest))
-        if span is None:
-            return None
-        self._stream.seek(span >> _LENGTH_BITS)
-        return _parse_document(self._stream.read(span & MAX_LINE))[1]
+        for place in self._documents.find(raw_digest(digest)):
+            kept, data = self._document_at(place)
+            if kept == digest:
+                return data
+        return None
+
+    def _document_at(self, place: int) -> tuple[str, bytes]:
+        self._stream.seek(place)
+        return _parse_document(self._stream.readline(MAX_LINE)[:-1])
 
     def disclosures(self) -> Iterator[Disclosure]:
         seen: set[str] = set()
@@ -273,17 +278,49 @@ class Export:
         if rest or place < stop:
             raise BadInput(f"{name}, line {number}: expected at most {limit} bytes and a newline, got more or none")
 
-    def _index_documents(self) -> dict[bytes, int]:
-        """Raw digest to offset and length of the line, in one integer: there may be a million of them."""
+    def _index_documents(self) -> _Places:
         place = self._spans["documents.jsonl"][0]
-        index: dict[bytes, int] = {}
-        for number, line in self._lines("documents.jsonl", MAX_LINE):
-            key = raw_digest(_parse_document(line)[0])
-            if key in index:
-                raise BadInput(f"documents.jsonl, line {number}: expected each document once, got one again")
-            index[key] = place << _LENGTH_BITS | len(line)
+        found = _Places()
+        for _, line in self._lines("documents.jsonl", MAX_LINE):
+            found.add(raw_digest(_parse_document(line)[0]), place)
             place += len(line) + 1
-        return index
+        for one, other in found.sort():
+            digest = self._document_at(other)[0]
+            if digest == self._document_at(one)[0]:
+                raise BadInput(f"documents.jsonl, {digest}: expected each document once, got it again")
+        return found
+
+
+class _Places:
+    """Where the line of a digest begins, 16 bytes a line: there may be a million of them."""
+
+    def __init__(self) -> None:
+        self._keys = array("Q")
+        self._places = array("Q")
+
+    def add(self, digest: bytes, place: int) -> None:
+        self._keys.append(_key(digest))
+        self._places.append(place)
+
+    def sort(self) -> Iterator[tuple[int, int]]:
+        """Once, after the last one: the neighbours whose digests begin alike, and may be the same."""
+        order = sorted(range(len(self._keys)), key=self._keys.__getitem__)
+        self._places = array("Q", map(self._places.__getitem__, order))
+        self._keys = array("Q", map(self._keys.__getitem__, order))
+        for index in range(1, len(order)):
+            if self._keys[index] == self._keys[index - 1]:
+                yield self._places[index - 1], self._places[index]
+
+    def find(self, digest: bytes) -> Iterator[int]:
+        key = _key(digest)
+        for index in range(bisect_left(self._keys, key), len(self._keys)):
+            if self._keys[index] != key:
+                return
+            yield self._places[index]
+
+
+def _key(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "big")
 
 
 def _parse_header(block: bytes, name: str) -> int:

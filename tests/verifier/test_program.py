@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from appliance import verifier
 from appliance.domain.entry import parse_entry
 from appliance.domain.report import Report
-from appliance.domain.verify import Audit, Part
 from appliance.errors import NotFound
 from appliance.formats.export import write_export
 from appliance.formats.trust import encode_trust
@@ -160,17 +159,18 @@ def test_a_hostile_logs_words_do_not_move_the_cursor(files: Files, capsys: pytes
 
 @pytest.fixture
 def two(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Makes every log a long one on two cores; whether each helper's part was taken."""
+    """Makes every log a long one on two cores; whether two processes have verified it."""
     monkeypatch.setattr(verifier, "_LONG", 2)
     monkeypatch.setattr(verifier, "_cores", lambda: 2)
     taken: list[bool] = []
-    join = Audit.join
+    verify = verifier._verify_by_two
 
-    def noted(audit: Audit, part: Part) -> bool:
-        taken.append(join(audit, part))
-        return taken[-1]
+    def noted(*given: Any) -> Report | None:
+        report = verify(*given)
+        taken.append(report is not None)
+        return report
 
-    monkeypatch.setattr(Audit, "join", noted)
+    monkeypatch.setattr(verifier, "_verify_by_two", noted)
     return taken
 
 
@@ -184,7 +184,7 @@ def both(files: Files, monkeypatch: pytest.MonkeyPatch) -> tuple[Report, Report]
 
 def test_two_processes_verify_a_long_log(files: Files, two: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = both(files, monkeypatch)
-    assert (first, first.verdict, two) == (second, "verified", [True])
+    assert (first, first.verdict, two) == (second, "verified", [True, False])
 
 
 @pytest.mark.parametrize("place", [3, -3])
@@ -195,7 +195,7 @@ def test_two_processes_find_what_one_finds(
     entries[place] = entries[place].replace(b'"source":"unix"', b'"source":"tcp"')
     files.export.write_bytes(export_of(files.site, entries=entries))
     first, second = both(files, monkeypatch)
-    assert (first, first.verdict, two) == (second, "failed", [])
+    assert (first, first.verdict, two) == (second, "failed", [False, False])
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_second_process_that_dies_or_says_nothing_leaves_it_to_the_first(
 ) -> None:
     monkeypatch.setattr(verifier, "_HELP", program)
     first, second = both(files, monkeypatch)
-    assert (first, first.verdict, two) == (second, "verified", [])
+    assert (first, first.verdict, two) == (second, "verified", [False, False])
 
 
 def test_a_second_process_that_cannot_start_is_done_without(
@@ -220,7 +220,7 @@ def test_a_second_process_that_cannot_start_is_done_without(
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     first, second = both(files, monkeypatch)
-    assert (first, first.verdict, two) == (second, "verified", [])
+    assert (first, first.verdict, two) == (second, "verified", [False, False])
 
 
 # The zipapp.
@@ -271,8 +271,7 @@ def test_the_second_process_comes_out_of_the_zipapp_too(zipapp: Path, files: Fil
     path, start = str(files.export), "7"
     command = [sys.executable, "-I", "-c", verifier._HELP, str(zipapp), path, start]
     done = subprocess.run(command, capture_output=True, cwd="/", timeout=60, check=True)
-    part = pickle.loads(done.stdout)
-    assert part.state.size == len(files.site.entries)
+    assert json.loads(done.stdout)["counted"]["entries"] == 7
 
 
 def test_the_zipapp_says_which_library_is_missing(zipapp: Path, files: Files) -> None:
