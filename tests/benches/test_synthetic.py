@@ -152,7 +152,7 @@ def test_the_ledger_loads_the_rows_and_goes_on(ledger: Ledger) -> None:
     assert ledger.check_guards() == []
     appended = ledger.append(Draft(type="heartbeat"))
     assert appended.entry.index >= SIZE
-    found = ledger.find(type="request.finished", actor="legal", unit="legal", outcome="failure")
+    found = ledger.find(types=["request.finished"], actor="legal", unit="legal", outcome="failure")
     assert all(b'"request.finished"' in data for _, data in found)
 
 
