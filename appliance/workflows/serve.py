@@ -188,6 +188,8 @@ class Serving:
 
     def _against(self, loaded: Loaded) -> list[str]:
         """Why the slot may not answer any more; empty while it may."""
+        if self._context.lost:
+            return [self._context.lost[0].message]
         state = self._context.ledger.state
         now = self._context.now(state)
         release = state.releases.get(release_key(loaded.unit, loaded.task))

@@ -41,23 +41,39 @@ def accept(context: Context, data: bytes, source: str) -> Appended:
     """Keeps a witness's cosignature, beside the database and as an entry.
 
     Tampered with the code `behind` or `fork` when the witness has seen a log that this one does not continue: nothing
-    is admitted from then on.
+    is admitted from then on, and what was loaded answers no more.
     """
     note = parse_note(data)
     state = context.ledger.state
     key = _cosigner(state, note)
     time_s = verify_cosignature(note, key.vkey)
     clean = Note(note.text, tuple(line for line in note.signatures if _ours(state, line) or line.name == key.name))
-    seen = parse_checkpoint(clean.text)
-    context.witnessed.keep(key.name, encode_note(clean))
+    seen = _open(encode_note(clean), _log_keys(context))
+    if _is_news(context, key.name, clean, seen):
+        context.witnessed.keep(key.name, encode_note(clean))
     context.lost = compare(context)
     if context.lost:
+        context.released()
         raise context.lost[0]
     time = encode_time(datetime.fromtimestamp(time_s, UTC))
     for _ in range(_ATTEMPTS):
         with suppress(_Moved):
             return _record(context, key.name, clean, seen.size, time, source)
     raise Conflict(f"cosignature of {key.name}: expected the log to stand still for one entry, got others first")
+
+
+def _is_news(context: Context, witness: str, note: Note, seen: Checkpoint) -> bool:
+    """Whether to remember it: an older word, handed in again, must not take the place of a newer one, unless this log
+    does not hold what it says."""
+    kept = [parse_note(data) for data in context.witnessed.notes()]
+    sizes = [parse_checkpoint(k.text).size for k in kept if any(line.name == witness for line in k.signatures)]
+    if all(size <= seen.size for size in sizes):
+        return True
+    try:
+        _compare_one(context, encode_note(note))
+    except Tampered:
+        return True
+    return False
 
 
 def _record(context: Context, witness: str, note: Note, seen: int, time: str, source: str) -> Appended:
@@ -114,7 +130,7 @@ def compare(context: Context) -> list[Tampered]:
 
 def _compare_one(context: Context, data: bytes) -> None:
     state = context.ledger.state
-    seen = _open(data, [*(key.vkey for key in state.site.log_keys), *context.keyring.log_signers(state.site.origin)])
+    seen = _open(data, _log_keys(context))
     if seen.size > state.size:
         names = ", ".join(line.name for line in parse_note(data).signatures if line.name != seen.origin)
         raise Tampered(
@@ -131,6 +147,11 @@ def _compare_one(context: Context, data: bytes) -> None:
     except Tampered as error:
         message = f"ledger: expected the log that a witness has seen, got a fork of it: {error.message}"
         raise Tampered(message, code="fork") from None
+
+
+def _log_keys(context: Context) -> list[str]:
+    site = context.ledger.state.site
+    return [*(key.vkey for key in site.log_keys), *context.keyring.log_signers(site.origin)]
 
 
 def _open(data: bytes, log_keys: Iterable[str]) -> Checkpoint:

@@ -20,11 +20,23 @@ import pytest
 from appliance.cli import main
 from appliance.domain import orders
 from appliance.domain.names import add_seconds
-from appliance.formats.checkpoint import parse_checkpoint
+from appliance.formats.checkpoint import Checkpoint, parse_checkpoint, sign_checkpoint
 from appliance.formats.commitment import Disclosure, disclose
+from appliance.formats.cosignature import cosign as cosign_note
 from appliance.formats.keys import encode_key_file, generate_ed25519
-from appliance.formats.note import parse_note
-from tests.attacks.keeping import WITNESS, adopt, erase_order, files_with, new_key, rotate, two, watched
+from appliance.formats.note import add_signature, encode_note, parse_note
+from tests.attacks.keeping import (
+    WITNESS,
+    adopt,
+    cosigned,
+    erase_order,
+    files_with,
+    hand_in,
+    new_key,
+    rotate,
+    two,
+    watched,
+)
 from tests.site import ROOT, Refused, Site
 
 PASSPHRASE = b"correct horse battery"
@@ -230,7 +242,8 @@ def test_a_log_that_lost_what_a_witness_saw_names_it_and_neither_starts_nor_admi
     yesterday = tmp_path / "ledger.db"
     shutil.copy(site.home / "ledger.db", yesterday)
     site.start()
-    site.chat("legal", "labels")
+    for _ in range(8):  # more than whoever goes on from yesterday will have
+        site.chat("legal", "labels")
     assert cosign(desk, state).code == 0
     site.stop()
     lost = f"entries {entries_in(yesterday)} to {size_of(desk.folder / 'cosigned') - 1} are lost"
@@ -246,11 +259,35 @@ def test_a_log_that_lost_what_a_witness_saw_names_it_and_neither_starts_nor_admi
     # ... and whoever removes what was kept beside it is told by the witness.
     shutil.rmtree(site.settings.witnessed)
     site.start()
+    assert site.chat("legal", "labels")["choices"], "nothing here knows better"
     told = desk.type("axel", "witness", "accept", str(desk.folder / "cosigned"))
     assert told.code == 6
     assert "[behind]" in told.err and "are lost" in told.err and WITNESS in told.err
     answer = refused(lambda: site.chat("legal", "labels"), "are lost")
     assert answer.status == 403
+    site.stop()
+    with pytest.raises(RuntimeError, match=r"are lost \[behind\]"):
+        site.start()
+    site.service = None
+
+
+def test_nobody_makes_the_appliance_forget_what_a_witness_saw(site: Site) -> None:
+    """An old word handed in again changes nothing, nor does the witness's word on another log; both are refused."""
+    witness = generate_ed25519()
+    watched(site, witness, quorum=0)
+    first = cosigned(site, witness)
+    hand_in(site, first)
+    second = cosigned(site, witness)
+    hand_in(site, second)
+    refused(lambda: hand_in(site, first), "expected a larger log or a later time than before")
+    other = sign_checkpoint(Checkpoint(site.trust.origin, 1_000, bytes(32)), generate_ed25519())
+    note = add_signature(parse_note(other), cosign_note(parse_note(other), WITNESS, witness, int(time.time())))
+    answer = refused(lambda: hand_in(site, encode_note(note).decode()), "expected a signature by a key of this log")
+    assert answer.status == 422
+    assert [path.read_text() for path in site.settings.witnessed.iterdir()] == [second]
+    site.stop()
+    site.start()
+    assert site.verify()["verdict"] == "verified"
 
 
 def size_of(note: Path) -> int:

@@ -119,6 +119,16 @@ def test_good_json_with_one_member_exchanged(name: str) -> None:
     run()
 
 
+def test_a_token_has_one_spelling() -> None:
+    """Unused bits of the last character, padding, and the other base64 alphabet are other texts."""
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    long = next(t for t in (encode_token(sign_envelope(b"{}" + b" " * n, KEY)) for n in range(3)) if len(t) % 4)
+    parse_token(long)
+    for text in (*(long[:-1] + last for last in alphabet if last != long[-1]), long + "=" * (-len(long) % 4)):
+        with pytest.raises(NotAuthenticated):
+            parse_token(text)
+
+
 @EXAMPLES
 @given(mutated(TOKEN.encode()).map(lambda data: data.decode("utf-8", "replace")) | st.text(max_size=40))
 def test_a_token_is_an_envelope_or_authenticates_nobody(text: str) -> None:
