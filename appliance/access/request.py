@@ -14,6 +14,7 @@ from typing import Any
 from appliance.domain import orders, state
 from appliance.domain.invariants import next_dataset_version
 from appliance.domain.names import Time, versioned
+from appliance.domain.table import Table, V
 from appliance.errors import NotFound
 
 
@@ -57,10 +58,10 @@ def principal_thing(name: str, roles: tuple[str, ...]) -> Thing:
     return Thing("Principal", name, {"name": name, "roles": roles}, roles)
 
 
-def _find(table: state.Table[state.V], key: str) -> state.V:
-    row = table.get(key)
+def _find(rows: Table[V], key: str) -> V:
+    row = rows.get(key)
     if row is None:
-        raise NotFound(f"{table.kind}: expected a known one, got {key}")
+        raise NotFound(f"{rows.kind}: expected a known one, got {key}")
     return row
 
 
@@ -190,8 +191,8 @@ def _train(known: state.State, order: orders.Train, signer: state.Principal) -> 
     return run, context
 
 
-def _cancel(known: state.State, order: orders.Cancel, signer: state.Principal) -> Facts:
-    row = _find(known.runs, order.run)
+def _run(known: state.State, name: str) -> Thing:
+    row = _find(known.runs, name)
     attributes = {
         "adapter": row.name,
         "status": row.status,
@@ -199,7 +200,15 @@ def _cancel(known: state.State, order: orders.Cancel, signer: state.Principal) -
         "base": _base(known, row.base),
         "dataset": _dataset(known, row.dataset),
     }
-    return Thing("Run", row.id, attributes), {}
+    return Thing("Run", row.id, attributes)
+
+
+def _on_run(known: state.State, order: orders.Cancel | orders.Resume, signer: state.Principal) -> Facts:
+    return _run(known, order.run), {}
+
+
+def _replay(known: state.State, order: orders.Replay, signer: state.Principal) -> Facts:
+    return _run(known, order.run), {"from_step": order.from_step, "to_step": order.to_step}
 
 
 def _review(known: state.State, order: orders.Review, signer: state.Principal) -> Facts:
@@ -248,7 +257,9 @@ _FACTS: dict[type[orders.Order], Callable[..., Facts]] = {
     orders.ImportBase: _import_base,
     orders.ImportDataset: _import_dataset,
     orders.Train: _train,
-    orders.Cancel: _cancel,
+    orders.Cancel: _on_run,
+    orders.Resume: _on_run,
+    orders.Replay: _replay,
     orders.Review: _review,
     orders.Activate: _release,
     orders.RollBack: _release,

@@ -10,6 +10,7 @@ ADMINISTRATOR = principal_thing("anna", ("administrator",))
 OPERATOR = principal_thing("olga", ("operator",))
 REVIEWER = principal_thing("rita", ("reviewer:privacy",))
 OWNER = principal_thing("otto", ("release-owner:legal",))
+AUDITOR = principal_thing("audrey", ("auditor",))
 IMPORTER = principal_thing("ines", ("operator",))
 
 BASE = Thing("Base", "base", {"name": "base", "digest": _DIGEST, "licence": "Apache-2.0", "imported_by": IMPORTER})
@@ -72,6 +73,8 @@ SAMPLES: dict[str, Request] = {
         Request(OPERATOR, "import-dataset", DATASET, {**_NOW, "format": "csv"}),
         Request(OPERATOR, "train", RUN, {**_NOW, **_RECIPE}),
         Request(OPERATOR, "cancel", RUN, _NOW),
+        Request(OPERATOR, "resume", RUN, _NOW),
+        Request(AUDITOR, "replay", RUN, {**_NOW, "from_step": 0, "to_step": 10}),
         Request(REVIEWER, "review", ADAPTER, {**_NOW, **_REVIEW}),
         Request(OWNER, "activate", ADAPTER, {**_NOW, **_RELEASE}),
         Request(OWNER, "roll-back", ADAPTER, {**_NOW, **_RELEASE}),

@@ -43,6 +43,8 @@ MEANINGS = {
     "import-dataset": "You vouch for the owner, the licence and the classification of this dataset.",
     "train": "The appliance trains with exactly these values, on exactly these bytes, in your name.",
     "cancel": "The run stops, and its record says that you stopped it.",
+    "resume": "The run goes on from its last training checkpoint, in the name of whoever ordered it.",
+    "replay": "The appliance trains these steps again and compares; the verdict is an entry, whatever it is.",
     "review": "Your decision on exactly these bytes, for this unit, until this date.",
     "activate": "From now on the unit's clients are answered by this adapter under this task's name.",
     "roll-back": "From now on the unit's clients are answered by this earlier adapter again.",

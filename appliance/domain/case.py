@@ -10,7 +10,8 @@ from appliance.domain.events import Event, Ordered
 from appliance.domain.invariants import reasons_against
 from appliance.domain.orders import Order
 from appliance.domain.signatures import Accepted
-from appliance.domain.state import State, Table
+from appliance.domain.state import State
+from appliance.domain.table import Table
 from appliance.errors import BadInput, Denied
 
 Puts = list[tuple[Table[Any], str, Any]]

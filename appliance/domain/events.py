@@ -34,11 +34,17 @@ from appliance.domain.making_events import (
     DatasetImported,
     ImportFailed,
     ImportRequested,
+    ReplayFailed,
+    ReplayFinished,
+    ReplayRequested,
+    ResumeRequested,
     ReviewRecorded,
     RunCancelled,
+    RunCheckpointed,
     RunFailed,
     RunFinished,
     RunRequested,
+    RunResumed,
     RunStarted,
 )
 from appliance.domain.serving_events import (
@@ -62,6 +68,7 @@ EVENTS: dict[str, type[Event]] = {
         AdapterQuarantined, BaseQuarantined, ReviewRecorded, ReleaseActivated, ReleaseRolledBack, AdapterRevoked,
         AdapterAdmitted, AdmissionRefused, AdapterLoaded, AdapterUnloaded, RequestAdmitted, RequestFinished,
         RequestRefused, KeyEnrolled, KeyRevoked, LogKeyRotated, TextErased, HoldPlaced, HoldLifted, CheckpointCosigned,
+        RunCheckpointed, ResumeRequested, RunResumed, ReplayRequested, ReplayFinished, ReplayFailed,
     )
 }  # fmt: skip
 
@@ -71,7 +78,8 @@ __all__ = [
     "CheckpointCosigned", "DatasetImported", "Endorsed", "Event", "Heartbeat", "HoldLifted", "HoldPlaced",
     "ImportFailed", "ImportRequested", "Initialized", "KeyEnrolled", "KeyRevoked", "LogKeyRotated", "OrderPending",
     "OrderRefused", "Ordered", "PolicyAdopted", "PrincipalEnrolled", "PrincipalRevoked", "ReleaseActivated",
-    "ReleaseRolledBack", "RequestAdmitted", "RequestFinished", "RequestRefused", "ReviewRecorded", "RoleGranted",
-    "RunCancelled", "RunFailed", "RunFinished", "RunRequested", "RunStarted", "ServiceStarted", "ServiceStopped",
+    "ReleaseRolledBack", "ReplayFailed", "ReplayFinished", "ReplayRequested", "RequestAdmitted", "RequestFinished",
+    "RequestRefused", "ResumeRequested", "ReviewRecorded", "RoleGranted", "RunCancelled", "RunCheckpointed",
+    "RunFailed", "RunFinished", "RunRequested", "RunResumed", "RunStarted", "ServiceStarted", "ServiceStopped",
     "SessionOpened", "TextErased",
 ]  # fmt: skip

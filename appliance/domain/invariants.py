@@ -28,6 +28,8 @@ from appliance.domain.orders import (
     Order,
     PlaceHold,
     ReplaceKey,
+    Replay,
+    Resume,
     Review,
     RevokeAdapter,
     RevokeKey,
@@ -37,8 +39,8 @@ from appliance.domain.orders import (
     RotateLogKey,
     Train,
 )
-from appliance.domain.recipe import LINEAR_LAYERS, ResolvedRecipe
-from appliance.domain.state import Adapter, Base, Dataset, Principal, State, release_key
+from appliance.domain.recipe import LINEAR_LAYERS, ResolvedRecipe, too_many_checkpoints
+from appliance.domain.state import Adapter, Base, Dataset, Principal, State, checkpoint_key, release_key
 from appliance.errors import ApplianceError
 from appliance.formats.keys import keyid_of
 
@@ -224,6 +226,9 @@ def _servable(recipe: ResolvedRecipe, base: Base, dataset: Dataset) -> Reasons:
         reasons.append(
             f"recipe, max_length: expected at least {longest} tokens, the longest row, got {recipe.max_length}"
         )
+    rows = dataset.facts.get("train_rows")
+    if isinstance(rows, int) and (problem := too_many_checkpoints(recipe, rows)):
+        reasons.append(problem)
     unknown = sorted(set(recipe.target_modules) - set(LINEAR_LAYERS))
     if unknown:
         reasons.append(f"recipe, target_modules: expected some of {', '.join(LINEAR_LAYERS)}, got {', '.join(unknown)}")
@@ -238,6 +243,32 @@ def _cancel(state: State, order: Cancel, signer: Principal, now: Time) -> Reason
     if run.status not in ("queued", "running", "trained"):
         reasons.append(f"run {run.id}: expected one that is queued or running, got one that is {run.status}")
     return reasons
+
+
+def _resume(state: State, order: Resume, signer: Principal, now: Time) -> Reasons:
+    """Who ordered the run answers for it still; an administrator may where they are gone."""
+    run = state.runs.get(order.run)
+    if run is None:
+        return [f"run: expected a known one, got {order.run}"]
+    reasons = _needs(signer, "operator" if signer.name == run.ordered_by else "administrator")
+    if run.status != "failed":
+        reasons.append(f"run {run.id}: expected one that failed, got one that is {run.status}")
+    if not run.step:
+        reasons.append(f"run {run.id}: expected one that has a training checkpoint, got one that has none")
+    return reasons + base_is(state, run.base, run.base_digest)
+
+
+def _replay(state: State, order: Replay, signer: Principal, now: Time) -> Reasons:
+    run = state.runs.get(order.run)
+    if run is None:
+        return [f"run: expected a known one, got {order.run}"]
+    reasons = _needs(signer, "auditor")
+    if order.from_step >= order.to_step:
+        reasons.append(f"steps: expected a window that goes forward, got {order.from_step} to {order.to_step}")
+    for step in (order.from_step, order.to_step):
+        if step and checkpoint_key(run.id, step) not in state.training_checkpoints:
+            reasons.append(f"step {step}: expected one of {run.id} that has a training checkpoint, got one without")
+    return reasons + base_is(state, run.base, run.base_digest)
 
 
 def _adapter(state: State, order: Review | Activate | RollBack | RevokeAdapter) -> Adapter | Reasons:
@@ -323,6 +354,8 @@ _RULES: dict[type[Order], Callable[..., Reasons]] = {
     ImportDataset: _import_dataset,
     Train: _train,
     Cancel: _cancel,
+    Resume: _resume,
+    Replay: _replay,
     Review: _review,
     Activate: _activate,
     RollBack: _roll_back,

@@ -1,4 +1,4 @@
-"""The rules of making: bases, datasets, runs, adapters and their reviews."""
+"""The rules of making: bases, datasets, adapters and their reviews."""
 
 from __future__ import annotations
 
@@ -13,15 +13,12 @@ from appliance.domain.events import (
     BaseQuarantined,
     DatasetImported,
     ImportFailed,
-    RunFailed,
-    RunFinished,
-    RunRequested,
-    RunStarted,
 )
 from appliance.domain.invariants import next_dataset_version, next_version
 from appliance.domain.names import split_version, versioned
-from appliance.domain.orders import Cancel, ImportBase, ImportDataset, Review, RevokeAdapter, Train
-from appliance.domain.state import Adapter, Base, Dataset, Import, ReviewRecord, Run, State
+from appliance.domain.orders import ImportBase, ImportDataset, Review, RevokeAdapter
+from appliance.domain.state import Adapter, Base, Dataset, Import, ReviewRecord, Run
+from appliance.domain.training import check_walls, move, take_run
 from appliance.errors import Denied
 from appliance.formats.bundle import verify_model
 from appliance.formats.digest import digest_bytes
@@ -120,76 +117,10 @@ def dataset_imported(case: Case) -> Puts:
     return [*puts, (case.state.datasets, body.dataset, dataset)]
 
 
-def run_requested(case: Case) -> Puts:
-    order = case.allowed(Train)
-    body = case.of(RunRequested)
-    expected = f"r-{len(case.state.runs) + 1:06d}"
-    case.require(body.run == expected, "run", expected, body.run)
-    run = Run(
-        id=body.run,
-        order=case.accepted.digest,
-        name=order.recipe.name,
-        ordered_by=order.signer,
-        base=order.recipe.base,
-        base_digest=order.base_digest,
-        dataset=order.recipe.dataset,
-        dataset_digest=order.dataset_digest,
-        purpose=order.recipe.purpose,
-        index=case.entry.index,
-        status="queued",
-    )
-    return [(case.state.runs, run.id, run)]
-
-
-def _run(case: Case, name: str, *statuses: str) -> Run:
-    run = case.state.runs.get(name)
-    if run is None or run.status not in statuses:
-        got = "none" if run is None else run.status
-        raise Denied(f"entry {case.entry.index}: run {name}: expected one that is {' or '.join(statuses)}, got {got}")
-    return run
-
-
-def _move(state: State, run: Run, status: str) -> Puts:
-    return [(state.runs, run.id, run.model_copy(update={"status": status}))]
-
-
-def run_started(case: Case) -> Puts:
-    """Nothing trains behind a wall that a probe got through, or without a layer that policy does not do without."""
-    body = case.of(RunStarted)
-    run = _run(case, body.run, "queued")
-    check_walls(case, body.walls)
-    missing = sorted(layer for layer, stands in body.layers.items() if not stands)
-    accepted = case.state.parameters.accepted_missing_layers
-    case.require(set(missing) <= set(accepted), "layers", f"all but {list(accepted)}", f"without {missing}")
-    case.require(sorted(body.accepted_missing) == missing, "accepted_missing", missing, body.accepted_missing)
-    return _move(case.state, run, "running")
-
-
-def check_walls(case: Case, walls: dict[str, str]) -> None:
-    """Every probe was made and every one was refused."""
-    through = sorted(name for name, result in walls.items() if result != "refused")
-    case.require(bool(walls), "walls", "the worker's probes", "none")
-    case.require(not through, "walls", "every probe refused", f"through: {', '.join(through)}")
-
-
-def run_finished(case: Case) -> Puts:
-    run = _run(case, case.of(RunFinished).run, "running")
-    return _move(case.state, run.model_copy(update={"weights": case.of(RunFinished).weights}), "trained")
-
-
-def run_failed(case: Case) -> Puts:
-    return _move(case.state, _run(case, case.of(RunFailed).run, "queued", "running", "trained"), "failed")
-
-
-def run_cancelled(case: Case) -> Puts:
-    order = case.allowed(Cancel)
-    return _move(case.state, _run(case, order.run, "queued", "running", "trained"), "cancelled")
-
-
 def adapter_sealed(case: Case) -> Puts:
     """The manifest is signed by the appliance's adapter key, and lists the weights that the run ended with."""
     body = case.of(AdapterSealed)
-    run = _run(case, body.run, "trained")
+    run = take_run(case, body.run, "trained")
     check_walls(case, body.walls)
     manifest = parse_manifest(case.documents["manifest"])
     name, version = split_version(body.adapter)
@@ -217,7 +148,7 @@ def adapter_sealed(case: Case) -> Puts:
         purpose=run.purpose,
         index=case.entry.index,
     )
-    return [*_move(case.state, run, "sealed"), (case.state.adapters, body.adapter, adapter)]
+    return [*move(case.state, run, "sealed"), (case.state.adapters, body.adapter, adapter)]
 
 
 def check_provenance(case: Case, run: Run) -> None:
@@ -287,11 +218,6 @@ RULES = {
     "import.failed": import_failed,
     "base.imported": base_imported,
     "dataset.imported": dataset_imported,
-    "run.requested": run_requested,
-    "run.started": run_started,
-    "run.finished": run_finished,
-    "run.failed": run_failed,
-    "run.cancelled": run_cancelled,
     "adapter.sealed": adapter_sealed,
     "adapter.quarantined": adapter_quarantined,
     "base.quarantined": base_quarantined,

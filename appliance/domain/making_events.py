@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from appliance.domain.comparison import Verdict
 from appliance.domain.event import Event, Ordered
 from appliance.domain.names import Commitment, Decimal, Digest, Identifier, RunId, VersionedName
 
@@ -82,6 +83,41 @@ class RunStarted(Event):
         return (f"run:{self.run}",)
 
 
+class RunCheckpointed(Event):
+    """A training checkpoint, by the digest of its bytes; `machine`: what its bits depend on beside recipe and data."""
+
+    type = "run.checkpointed"
+    run: RunId
+    step: int = Field(ge=1)
+    checkpoint: Digest
+    seconds: Decimal
+    machine: dict[str, Any]
+
+    def about(self) -> tuple[str, ...]:
+        return (f"run:{self.run}",)
+
+
+class ResumeRequested(Ordered):
+    """A failed run waits again, to go on from its last training checkpoint."""
+
+    type = "resume.requested"
+
+
+class RunResumed(Event):
+    """Another worker goes on from the run's last training checkpoint; walls and layers as in `run.started`."""
+
+    type = "run.resumed"
+    run: RunId
+    step: int = Field(ge=1)
+    checkpoint: Digest
+    layers: dict[str, bool]
+    accepted_missing: tuple[str, ...]
+    walls: dict[str, str]
+
+    def about(self) -> tuple[str, ...]:
+        return (f"run:{self.run}",)
+
+
 class RunFinished(Event):
     type = "run.finished"
     run: RunId
@@ -108,6 +144,46 @@ class RunFailed(Event):
 
 class RunCancelled(Ordered):
     type = "run.cancelled"
+
+
+class ReplayRequested(Ordered):
+    type = "replay.requested"
+
+
+class ReplayFinished(Event):
+    """The steps after `from_step` up to `to_step`, trained again: what the ledger holds, and what came of it.
+
+    `largest_difference`: as a share of what the window changed, for the worst weight; null where nothing was measured.
+    """
+
+    type = "replay.finished"
+    order: Digest
+    run: RunId
+    from_step: int = Field(ge=0)
+    to_step: int = Field(ge=1)
+    expected: Digest
+    got: Digest
+    verdict: Verdict
+    largest_difference: Decimal | None
+    machine: dict[str, Any]
+    walls: dict[str, str]
+
+    def about(self) -> tuple[str, ...]:
+        return (f"order:{self.order}", f"run:{self.run}")
+
+
+class ReplayFailed(Event):
+    """No verdict: the window could not be trained again, and why."""
+
+    type = "replay.failed"
+    outcomes = ("failure",)
+    order: Digest
+    run: RunId
+    code: str
+    message: Commitment
+
+    def about(self) -> tuple[str, ...]:
+        return (f"order:{self.order}", f"run:{self.run}")
 
 
 class AdapterSealed(Event):

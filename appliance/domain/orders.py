@@ -227,6 +227,28 @@ class Cancel(Order):
         return self._self(f"run:{self.run}")
 
 
+class Resume(Order):
+    """A run that failed goes on from its last training checkpoint."""
+
+    verb = "resume"
+    run: RunId
+
+    def subjects(self) -> Subjects:
+        return self._self(f"run:{self.run}")
+
+
+class Replay(Order):
+    """Trains the steps after `from_step` up to `to_step` again, and compares: 0 is the beginning."""
+
+    verb = "replay"
+    run: RunId
+    from_step: int = Field(ge=0)
+    to_step: int = Field(ge=1)
+
+    def subjects(self) -> Subjects:
+        return self._self(f"run:{self.run}")
+
+
 class _OnAdapter(Order):
     adapter: Identifier
     version: int = Field(ge=1)
@@ -291,6 +313,8 @@ AnyOrder = (
     | ImportDataset
     | Train
     | Cancel
+    | Resume
+    | Replay
     | Review
     | Activate
     | RollBack
@@ -303,6 +327,7 @@ ORDERS: dict[str, type[Order]] = {
         Enroll, Grant, RevokePrincipal, AdoptPolicy, Endorse, ImportBase, ImportDataset,
         Train, Cancel, Review, Activate, RollBack, RevokeAdapter,
         ReplaceKey, RotateKey, RevokeKey, RotateLogKey, Erase, PlaceHold, LiftHold,
+        Resume, Replay,
     )
 }  # fmt: skip
 

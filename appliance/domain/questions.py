@@ -31,11 +31,13 @@ from appliance.domain.state import (
     PendingOrder,
     Principal,
     Release,
+    Replay,
     ReviewRecord,
     Run,
     Site,
     Slot,
     State,
+    TrainingCheckpoint,
     Witness,
     release_key,
 )
@@ -53,6 +55,8 @@ MODELS: dict[str, type[Value]] = {
     "adapter": Adapter,
     "release": Release,
     "slot": Slot,
+    "training-checkpoint": TrainingCheckpoint,
+    "replay": Replay,
     "hold": Hold,
     "witness": Witness,
 }

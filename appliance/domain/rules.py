@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from appliance.domain import governance, keeping, making, serving
+from appliance.domain import governance, keeping, making, serving, training
 from appliance.domain.case import Case, Puts
 from appliance.domain.custody import Texts, bound_texts
 from appliance.domain.entry import Entry
@@ -29,7 +29,7 @@ Rule = Callable[[Case], Puts]
 _ORDERED = frozenset(name for name, model in EVENTS.items() if issubclass(model, Ordered))
 _JSON = TypeAdapter(dict[str, Any])
 
-RULES: dict[str, Rule] = {**governance.RULES, **making.RULES, **serving.RULES, **keeping.RULES}
+RULES: dict[str, Rule] = {**governance.RULES, **making.RULES, **training.RULES, **serving.RULES, **keeping.RULES}
 
 
 def apply(state: State, entry: Entry, documents: Mapping[str, bytes]) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
+from appliance.domain.comparison import Verdict
 from appliance.domain.names import NO_DIGEST, Time, Value
 from appliance.domain.policy import Parameters
-
-V = TypeVar("V")
+from appliance.domain.table import Journal, Mark, Table
 
 
 class Key(Value):
@@ -117,6 +117,34 @@ class Run(Value):
     index: int
     status: Literal["queued", "running", "trained", "sealed", "failed", "cancelled"]
     weights: str | None = None
+    step: int = 0
+    """Of its last training checkpoint; 0 while it has none."""
+    resumes: int = 0
+    """How often it went on by itself since somebody last ordered it to."""
+
+
+class TrainingCheckpoint(Value):
+    """`digest` of the bytes, the machine that made them, and how long the run had taken until then."""
+
+    run: str
+    step: int
+    digest: str
+    seconds: str
+    machine: dict[str, Any]
+    index: int
+
+
+class Replay(Value):
+    """An auditor's order to train a window of a run again; `order` is its identity."""
+
+    order: str
+    run: str
+    from_step: int
+    to_step: int
+    signer: str
+    index: int
+    status: Literal["requested", "finished", "failed"]
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,55 +287,6 @@ class Site(Value):
 UNPROJECTED = frozenset({"order", "request", "text"})
 """Kinds that are never projected: they change with each order and each request, and the log finds them by subject."""
 
-Journal = list[tuple["Table[Any]", str, Any]]
-"""(table, identifier, value before) of every change since the state was last kept."""
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A moment of the state, to come back to."""
-
-    size: int
-    last_time: str
-    last_leaf: str
-    changes: int
-
-
-class Table(Generic[V]):
-    """Identifier to frozen value; each change is noted in the state's journal."""
-
-    def __init__(self, kind: str, journal: Journal) -> None:
-        self.kind = kind
-        self._rows: dict[str, V] = {}
-        self._journal = journal
-
-    def get(self, key: str) -> V | None:
-        return self._rows.get(key)
-
-    def put(self, key: str, value: V | None) -> None:
-        """Sets a row, or with None removes it."""
-        self._journal.append((self, key, self._rows.get(key)))
-        self.set(key, value)
-
-    def set(self, key: str, value: V | None) -> None:
-        """Like `put`, for whoever has noted the change, or will never take it back."""
-        if value is None:
-            self._rows.pop(key, None)
-        else:
-            self._rows[key] = value
-
-    def values(self) -> tuple[V, ...]:
-        return tuple(self._rows.values())
-
-    def items(self) -> Iterator[tuple[str, V]]:
-        return iter(self._rows.items())
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
 
 class State:
     """The fold. Only `rules.apply` changes it."""
@@ -327,6 +306,8 @@ class State:
         self.bases: Table[Base] = Table("base", self._journal)
         self.datasets: Table[Dataset] = Table("dataset", self._journal)
         self.runs: Table[Run] = Table("run", self._journal)
+        self.training_checkpoints: Table[TrainingCheckpoint] = Table("training-checkpoint", self._journal)
+        self.replays: Table[Replay] = Table("replay", self._journal)
         self.adapters: Table[Adapter] = Table("adapter", self._journal)
         self.releases: Table[Release] = Table("release", self._journal)
         self.slots: Table[Slot] = Table("slot", self._journal)
@@ -386,6 +367,10 @@ class State:
         for table in self.tables:
             for key, value in table.items():
                 yield table.kind, key, _dump(value) or {}
+
+
+def checkpoint_key(run: str, step: int) -> str:
+    return f"{run}/{step}"
 
 
 def release_key(unit: str, task: str) -> str:

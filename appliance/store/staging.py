@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from appliance.domain import rules
 from appliance.domain.entry import Draft, Entry, encode_entry
 from appliance.domain.names import explain
-from appliance.domain.state import Mark, State
+from appliance.domain.state import State
+from appliance.domain.table import Mark
 from appliance.errors import BadInput, TooLarge
 from appliance.formats.commitment import verify_disclosure
 from appliance.formats.digest import digest_bytes

@@ -50,6 +50,8 @@ _EVENTS: dict[str, type[e.Ordered]] = {
     "import-base": e.ImportRequested,
     "import-dataset": e.ImportRequested,
     "cancel": e.RunCancelled,
+    "resume": e.ResumeRequested,
+    "replay": e.ReplayRequested,
     "review": e.ReviewRecorded,
     "activate": e.ReleaseActivated,
     "roll-back": e.ReleaseRolledBack,

@@ -44,6 +44,7 @@ from appliance.formats.trust import Trust
 ORIGIN = "bank.example/log"
 START = "2026-01-15T09:30:00.000Z"
 WALLS = {"tcp": "refused", "keys": "refused"}
+MACHINE = {"device": "cpu", "device_name": "AVX2", "threads": 2, "torch": "2.0"}
 LAYERS = {"seccomp": True, "landlock": True}
 PEOPLE = {
     "olga": ("operator",),
@@ -432,6 +433,43 @@ class Site:
         standing: dict[str, Any] = {"run": run, "layers": LAYERS, "accepted_missing": (), "walls": WALLS}
         return e.RunStarted(**standing | fields)
 
+    def checkpointed(self, run: str, step: int = 2, **fields: Any) -> e.RunCheckpointed:
+        standing: dict[str, Any] = {
+            "run": run,
+            "step": step,
+            "checkpoint": digest_bytes(b"state %d" % step),
+            "seconds": "1.0",
+            "machine": MACHINE,
+        }
+        return e.RunCheckpointed(**standing | fields)
+
+    def resumed(self, run: str, step: int = 2, **fields: Any) -> e.RunResumed:
+        standing = self.started(run).model_dump() | {"step": step, "checkpoint": digest_bytes(b"state %d" % step)}
+        return e.RunResumed(**standing | fields)
+
+    def resume(self, run: str, signer: str = "olga") -> Entry:
+        return self.ordered(e.ResumeRequested(policy=self.in_force), self.order(o.Resume, signer, run=run))
+
+    def replay(self, run: str, from_step: int = 0, to_step: int = 2, signer: str = "audrey") -> Entry:
+        order = self.order(o.Replay, signer, run=run, from_step=from_step, to_step=to_step)
+        return self.ordered(e.ReplayRequested(policy=self.in_force), order)
+
+    def replayed(self, requested: Entry, run: str = "r-000001", **fields: Any) -> e.ReplayFinished:
+        digest = digest_bytes(b"state 2")
+        standing: dict[str, Any] = {
+            "order": order_of(requested),
+            "run": run,
+            "from_step": 0,
+            "to_step": 2,
+            "expected": digest,
+            "got": digest,
+            "verdict": "identical",
+            "largest_difference": "0.0",
+            "machine": MACHINE,
+            "walls": WALLS,
+        }
+        return e.ReplayFinished(**standing | fields)
+
     def finished(self, run: str, **fields: Any) -> e.RunFinished:
         standing: dict[str, Any] = {
             "run": run,
@@ -447,6 +485,7 @@ class Site:
         """A run that is trained and waits for its seal."""
         run = self.request_run()
         self.add(self.started(run))
+        self.add(self.checkpointed(run))
         self.add(self.finished(run))
         return run
 

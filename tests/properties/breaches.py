@@ -106,6 +106,14 @@ def erased_at_once(site: Site, **rest: Any) -> None:
     site.disclosures = [text for text in site.disclosures if text.commitment != commitment]
 
 
+def resumed_by_another(site: Site) -> None:
+    run = site.request_run()
+    site.add(site.started(run))
+    site.add(site.checkpointed(run))
+    site.add(e.RunFailed(run=run, code="x", message=site.text("why")))
+    site.resume(run, "ines")
+
+
 # One for each handler of an entry's type.
 TYPES: dict[str, Breach] = {
     "session.opened": ("staffed", lambda s: s.add(
@@ -131,6 +139,13 @@ TYPES: dict[str, Breach] = {
     "run.finished": ("imported", lambda s: s.add(s.finished("r-000009"))),
     "run.failed": ("imported", lambda s: s.add(e.RunFailed(run="r-000009", code="x", message=s.text("why")))),
     "run.cancelled": ("trained", by_olga(e.RunCancelled, o.Cancel, run="r-000009")),
+    "run.checkpointed": ("trained", lambda s: s.add(s.checkpointed("r-000001", 3))),
+    "resume.requested": ("trained", lambda s: s.resume("r-000001")),
+    "run.resumed": ("trained", lambda s: s.add(s.resumed("r-000001", 1))),
+    "replay.requested": ("trained", lambda s: s.replay("r-000001", signer="olga")),
+    "replay.finished": ("trained", lambda s: s.add(s.replayed(s.replay("r-000001"), verdict="different"))),
+    "replay.failed": ("trained", lambda s: s.add(
+        e.ReplayFailed(order=NOTHING, run="r-000001", code="x", message=s.text("why")))),
     "adapter.sealed": ("trained", sealed),
     "adapter.quarantined": ("sealed", lambda s: s.add(
         e.AdapterQuarantined(adapter="clauses@9", message=s.text("why")))),
@@ -179,6 +194,8 @@ VERBS: dict[type[o.Order], Breach] = {
     o.Train: TYPES["run.requested"],
     o.Cancel: ("imported", lambda s: s.ordered(
         e.RunCancelled(policy=s.in_force), s.order(o.Cancel, "ines", run=s.request_run()))),
+    o.Resume: ("imported", resumed_by_another),
+    o.Replay: TYPES["replay.requested"],
     o.Review: ("sealed", lambda s: s.review("olga", "privacy")),
     o.Activate: ("sealed", lambda s: s.activate()),
     o.RollBack: TYPES["release.rolled-back"],

@@ -15,7 +15,8 @@ from appliance.domain import orders as o
 from appliance.domain.case import Case, Puts
 from appliance.domain.names import NO_DIGEST, add_seconds, encode_value
 from appliance.domain.report import Findings, Report
-from appliance.domain.state import Key, Table
+from appliance.domain.state import Key
+from appliance.domain.table import Table
 from appliance.domain.verify import Audit
 from appliance.errors import ApplianceError
 from appliance.formats.canonical import encode_canonical, parse_canonical

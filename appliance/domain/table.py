@@ -1,0 +1,58 @@
+"""The tables that the state is made of: what changed in them can be told, and taken back until it is durable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+V = TypeVar("V")
+
+Journal = list[tuple["Table[Any]", str, Any]]
+"""(table, identifier, value before) of every change since the state was last kept."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A moment of the state, to come back to."""
+
+    size: int
+    last_time: str
+    last_leaf: str
+    changes: int
+
+
+class Table(Generic[V]):
+    """Identifier to frozen value; each change is noted in the state's journal."""
+
+    def __init__(self, kind: str, journal: Journal) -> None:
+        self.kind = kind
+        self._rows: dict[str, V] = {}
+        self._journal = journal
+
+    def get(self, key: str) -> V | None:
+        return self._rows.get(key)
+
+    def put(self, key: str, value: V | None) -> None:
+        """Sets a row, or with None removes it."""
+        self._journal.append((self, key, self._rows.get(key)))
+        self.set(key, value)
+
+    def set(self, key: str, value: V | None) -> None:
+        """Like `put`, for whoever has noted the change, or will never take it back."""
+        if value is None:
+            self._rows.pop(key, None)
+        else:
+            self._rows[key] = value
+
+    def values(self) -> tuple[V, ...]:
+        return tuple(self._rows.values())
+
+    def items(self) -> Iterator[tuple[str, V]]:
+        return iter(self._rows.items())
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
+
+    def __len__(self) -> int:
+        return len(self._rows)

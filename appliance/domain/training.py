@@ -1,0 +1,200 @@
+"""The rules of a run: asked for, started, checkpointed, resumed, finished or not; and of windows trained again."""
+
+from __future__ import annotations
+
+from appliance.domain.case import Case, Puts
+from appliance.domain.comparison import judge
+from appliance.domain.events import (
+    ReplayFailed,
+    ReplayFinished,
+    RunCheckpointed,
+    RunFailed,
+    RunFinished,
+    RunRequested,
+    RunResumed,
+    RunStarted,
+)
+from appliance.domain.orders import Cancel, Resume, Train
+from appliance.domain.orders import Replay as ReplayOrder
+from appliance.domain.state import Replay, Run, State, TrainingCheckpoint, checkpoint_key
+from appliance.errors import Denied
+
+MOST_RESUMES = 3
+"""So often a run goes on by itself; then it failed, until somebody orders it to go on."""
+
+
+def run_requested(case: Case) -> Puts:
+    order = case.allowed(Train)
+    body = case.of(RunRequested)
+    expected = f"r-{len(case.state.runs) + 1:06d}"
+    case.require(body.run == expected, "run", expected, body.run)
+    run = Run(
+        id=body.run,
+        order=case.accepted.digest,
+        name=order.recipe.name,
+        ordered_by=order.signer,
+        base=order.recipe.base,
+        base_digest=order.base_digest,
+        dataset=order.recipe.dataset,
+        dataset_digest=order.dataset_digest,
+        purpose=order.recipe.purpose,
+        index=case.entry.index,
+        status="queued",
+    )
+    return [(case.state.runs, run.id, run)]
+
+
+def take_run(case: Case, name: str, *statuses: str) -> Run:
+    run = case.state.runs.get(name)
+    if run is None or run.status not in statuses:
+        got = "none" if run is None else run.status
+        raise Denied(f"entry {case.entry.index}: run {name}: expected one that is {' or '.join(statuses)}, got {got}")
+    return run
+
+
+def move(state: State, run: Run, status: str) -> Puts:
+    return [(state.runs, run.id, run.model_copy(update={"status": status}))]
+
+
+def run_started(case: Case) -> Puts:
+    """Nothing trains behind a wall that a probe got through, or without a layer that policy does not do without."""
+    body = case.of(RunStarted)
+    run = take_run(case, body.run, "queued")
+    case.require(run.step == 0, "run", "run.resumed, for one that has a training checkpoint", "run.started")
+    check_sandbox(case, body)
+    return move(case.state, run, "running")
+
+
+def check_sandbox(case: Case, body: RunStarted | RunResumed) -> None:
+    check_walls(case, body.walls)
+    missing = sorted(layer for layer, stands in body.layers.items() if not stands)
+    accepted = case.state.parameters.accepted_missing_layers
+    case.require(set(missing) <= set(accepted), "layers", f"all but {list(accepted)}", f"without {missing}")
+    case.require(sorted(body.accepted_missing) == missing, "accepted_missing", missing, body.accepted_missing)
+
+
+def check_walls(case: Case, walls: dict[str, str]) -> None:
+    """Every probe was made and every one was refused."""
+    through = sorted(name for name, result in walls.items() if result != "refused")
+    case.require(bool(walls), "walls", "the worker's probes", "none")
+    case.require(not through, "walls", "every probe refused", f"through: {', '.join(through)}")
+
+
+def run_finished(case: Case) -> Puts:
+    run = take_run(case, case.of(RunFinished).run, "running")
+    return move(case.state, run.model_copy(update={"weights": case.of(RunFinished).weights}), "trained")
+
+
+def run_failed(case: Case) -> Puts:
+    return move(case.state, take_run(case, case.of(RunFailed).run, "queued", "running", "trained"), "failed")
+
+
+def run_cancelled(case: Case) -> Puts:
+    order = case.allowed(Cancel)
+    return move(case.state, take_run(case, order.run, "queued", "running", "trained"), "cancelled")
+
+
+def run_checkpointed(case: Case) -> Puts:
+    body = case.of(RunCheckpointed)
+    run = take_run(case, body.run, "running")
+    case.require(body.step > run.step, "step", f"one after {run.step}", body.step)
+    made = TrainingCheckpoint(
+        run=run.id,
+        step=body.step,
+        digest=body.checkpoint,
+        seconds=body.seconds,
+        machine=body.machine,
+        index=case.entry.index,
+    )
+    changed = run.model_copy(update={"step": body.step})
+    state = case.state
+    return [(state.training_checkpoints, checkpoint_key(run.id, body.step), made), (state.runs, run.id, changed)]
+
+
+def last_checkpoint(state: State, run: Run) -> TrainingCheckpoint | None:
+    """Where the run goes on from."""
+    return state.training_checkpoints.get(checkpoint_key(run.id, run.step))
+
+
+def resume_requested(case: Case) -> Puts:
+    run = take_run(case, case.allowed(Resume).run, "failed")
+    return move(case.state, run.model_copy(update={"resumes": 0}), "queued")
+
+
+def run_resumed(case: Case) -> Puts:
+    """From the last training checkpoint and no other; by itself only so often."""
+    body = case.of(RunResumed)
+    run = take_run(case, body.run, "queued", "running", "trained")
+    check_sandbox(case, body)
+    last = last_checkpoint(case.state, run)
+    expected = None if last is None else (last.step, last.digest)
+    case.require((body.step, body.checkpoint) == expected, "checkpoint", expected, (body.step, body.checkpoint))
+    resumes = run.resumes + (run.status != "queued")
+    case.require(resumes <= MOST_RESUMES, "resumes", f"at most {MOST_RESUMES}", resumes)
+    return move(case.state, run.model_copy(update={"resumes": resumes}), "running")
+
+
+def replay_requested(case: Case) -> Puts:
+    order = case.allowed(ReplayOrder)
+    replay = Replay(
+        order=case.accepted.digest,
+        run=order.run,
+        from_step=order.from_step,
+        to_step=order.to_step,
+        signer=order.signer,
+        index=case.entry.index,
+        status="requested",
+    )
+    return [(case.state.replays, replay.order, replay)]
+
+
+def _replay(case: Case, body: ReplayFinished | ReplayFailed) -> Replay:
+    replay = case.state.replays.get(body.order)
+    if replay is None or replay.status != "requested":
+        got = "none" if replay is None else replay.status
+        raise Denied(f"entry {case.entry.index}: replay {body.order}: expected one under way, got {got}")
+    case.require(replay.run == body.run, "run", replay.run, body.run)
+    return replay
+
+
+def replay_finished(case: Case) -> Puts:
+    """The verdict is the one that the digests, the machines and the measured difference give."""
+    body = case.of(ReplayFinished)
+    replay = _replay(case, body)
+    check_walls(case, body.walls)
+    window = (body.from_step, body.to_step)
+    case.require(window == (replay.from_step, replay.to_step), "steps", (replay.from_step, replay.to_step), window)
+    recorded = case.state.training_checkpoints.get(checkpoint_key(replay.run, replay.to_step))
+    if recorded is None:
+        raise Denied(f"entry {case.entry.index}: step {replay.to_step}: expected a training checkpoint, got none")
+    case.require(body.expected == recorded.digest, "expected", recorded.digest, body.expected)
+    verdict = judge(
+        body.expected,
+        body.got,
+        recorded=recorded.machine,
+        machine=body.machine,
+        largest_difference=body.largest_difference,
+    )
+    case.require(body.verdict == verdict, "verdict", verdict, body.verdict)
+    changed = replay.model_copy(update={"status": "finished", "verdict": verdict})
+    return [(case.state.replays, replay.order, changed)]
+
+
+def replay_failed(case: Case) -> Puts:
+    replay = _replay(case, case.of(ReplayFailed))
+    return [(case.state.replays, replay.order, replay.model_copy(update={"status": "failed"}))]
+
+
+RULES = {
+    "run.requested": run_requested,
+    "run.started": run_started,
+    "run.checkpointed": run_checkpointed,
+    "resume.requested": resume_requested,
+    "run.resumed": run_resumed,
+    "run.finished": run_finished,
+    "run.failed": run_failed,
+    "run.cancelled": run_cancelled,
+    "replay.requested": replay_requested,
+    "replay.finished": replay_finished,
+    "replay.failed": replay_failed,
+}

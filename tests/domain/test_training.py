@@ -1,0 +1,227 @@
+"""Checkpoints, resumes and replays: a run goes on only from what the ledger holds, and its maker judges nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from appliance.domain import events as e
+from appliance.domain import orders as o
+from appliance.domain.comparison import TOLERANCE, judge
+from appliance.domain.names import NO_DIGEST
+from appliance.domain.state import Run
+from appliance.domain.training import MOST_RESUMES
+from appliance.errors import Denied
+from tests.domain.builder import MACHINE, WALLS, Site, stage
+from tests.domain.refusals import refuses
+
+RUN = "r-000001"
+OTHER = MACHINE | {"threads": 1}
+
+
+@pytest.fixture
+def running() -> Site:
+    """A run that has a training checkpoint after step 2."""
+    site = stage("imported")
+    site.request_run()
+    site.add(site.started(RUN))
+    site.add(site.checkpointed(RUN))
+    return site
+
+
+def run_of(site: Site) -> Run:
+    run = site.state.runs.get(RUN)
+    assert run is not None
+    return run
+
+
+def fail(site: Site) -> None:
+    site.add(e.RunFailed(run=RUN, code="worker-ended", message=site.text("why")))
+
+
+def test_a_checkpoint_is_of_a_running_run_and_steps_go_forward(running: Site) -> None:
+    assert run_of(running).step == 2
+    for step in (1, 2):
+        with refuses(running, Denied, "step: expected one after 2"):
+            running.add(running.checkpointed(RUN, step))
+    running.add(running.checkpointed(RUN, 5))
+    assert run_of(running).step == 5
+    running.add(running.finished(RUN))
+    with refuses(running, Denied, "expected one that is running, got trained"):
+        running.add(running.checkpointed(RUN, 6))
+
+
+def test_a_run_goes_on_from_its_last_checkpoint_and_no_other(running: Site) -> None:
+    running.add(running.checkpointed(RUN, 5))
+    for step, fields in ((2, {}), (4, {}), (5, {"checkpoint": NO_DIGEST})):
+        with refuses(running, Denied, "checkpoint: expected (5,"):
+            running.add(running.resumed(RUN, step, **fields))
+    running.add(running.resumed(RUN, 5))
+    assert (run_of(running).status, run_of(running).resumes) == ("running", 1)
+
+
+def test_a_run_without_a_checkpoint_does_not_go_on() -> None:
+    site = stage("imported")
+    site.request_run()
+    site.add(site.started(RUN))
+    with refuses(site, Denied, "checkpoint: expected None"):
+        site.add(site.resumed(RUN))
+    fail(site)
+    with refuses(site, Denied, "expected one that has a training checkpoint, got one that has none"):
+        site.resume(RUN)
+
+
+def test_nothing_goes_on_behind_a_wall_that_a_probe_got_through(running: Site) -> None:
+    with refuses(running, Denied, "through: tcp"):
+        running.add(running.resumed(RUN, walls=WALLS | {"tcp": "open"}))
+    with refuses(running, Denied, "layers: expected"):
+        running.add(running.resumed(RUN, layers={"seccomp": False}, accepted_missing=("seccomp",)))
+
+
+def test_a_run_goes_on_by_itself_only_so_often_and_an_order_counts_anew(running: Site) -> None:
+    for _ in range(MOST_RESUMES):
+        running.add(running.resumed(RUN))
+    with refuses(running, Denied, "resumes: expected at most 3, got 4"):
+        running.add(running.resumed(RUN))
+    fail(running)
+    running.resume(RUN)
+    assert run_of(running).status == "queued"
+    with refuses(running, Denied, "run: expected run.resumed, for one that has a training checkpoint"):
+        running.add(running.started(RUN))
+    running.add(running.resumed(RUN))
+    assert run_of(running).resumes == 0
+
+
+def test_a_trained_run_may_go_on_from_its_end(running: Site) -> None:
+    """The service ended while the run was judged: its last checkpoint is the whole of it."""
+    running.add(running.finished(RUN))
+    running.add(running.resumed(RUN))
+    assert run_of(running).status == "running"
+
+
+def test_a_failed_run_is_resumed_by_who_ordered_it_or_an_administrator(running: Site) -> None:
+    with refuses(running, Denied, "expected one that failed, got one that is running"):
+        running.resume(RUN)
+    fail(running)
+    for name in ("ines", "rita", "otto", "audrey"):
+        with refuses(running, Denied, f"role: expected {name} to be administrator"):
+            running.resume(RUN, name)
+    for name in ("olga", "anna"):
+        site = running.fork()
+        site.resume(RUN, name)
+        assert run_of(site).status == "queued"
+    running.revoke("olga")
+    running.resume(RUN, "anna")
+    with refuses(stage("imported"), Denied, "run: expected a known one, got r-000009"):
+        stage("imported").resume("r-000009")
+
+
+def test_a_base_in_quarantine_trains_nothing_again(running: Site) -> None:
+    running.add(e.BaseQuarantined(base="smollm2", message=running.text("why")))
+    fail(running)
+    for act in (running.resume, running.replay):
+        with refuses(running, Denied, "base smollm2: expected its bytes whole"):
+            act(RUN)
+
+
+# Replays.
+
+
+def test_a_window_is_replayed_by_an_auditor_alone(running: Site) -> None:
+    for name in ("olga", "anna", "rita", "legal"):
+        with refuses(running, Denied, f"role: expected {name} to be auditor"):
+            running.replay(RUN, signer=name)
+    running.replay(RUN)
+    (replay,) = running.state.replays.values()
+    assert (replay.run, replay.signer, replay.status, replay.verdict) == (RUN, "audrey", "requested", None)
+
+
+@pytest.mark.parametrize(
+    ("window", "words"),
+    [
+        ((0, 3), "step 3: expected one of r-000001 that has a training checkpoint"),
+        ((1, 2), "step 1: expected one of r-000001"),
+        ((2, 2), "steps: expected a window that goes forward, got 2 to 2"),
+        ((5, 2), "steps: expected a window that goes forward"),
+    ],
+)
+def test_a_window_begins_and_ends_where_a_checkpoint_was_recorded(
+    running: Site, window: tuple[int, int], words: str
+) -> None:
+    with refuses(running, Denied, words):
+        running.replay(RUN, *window)
+
+
+def test_a_replay_of_no_run_is_refused() -> None:
+    site = stage("imported")
+    with refuses(site, Denied, "run: expected a known one, got r-000009"):
+        site.replay("r-000009")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"expected": NO_DIGEST, "got": NO_DIGEST}, "expected: expected sha256:"),
+        ({"got": NO_DIGEST}, "verdict: expected different, got identical"),
+        ({"verdict": "within-tolerance"}, "verdict: expected identical"),
+        ({"verdict": "different"}, "verdict: expected identical"),
+        ({"got": NO_DIGEST, "verdict": "within-tolerance"}, "verdict: expected different"),
+        ({"to_step": 3}, "steps: expected (0, 2), got (0, 3)"),
+        ({"run": "r-000002"}, "run: expected r-000001"),
+        ({"walls": {}}, "walls: expected the worker's probes"),
+        ({"order": NO_DIGEST}, "expected one under way, got none"),
+    ],
+)
+def test_a_verdict_is_what_the_digests_say(fields: dict[str, Any], words: str) -> None:
+    site = stage("sealed")
+    requested = site.replay(RUN)
+    with refuses(site, Denied, words):
+        site.add(site.replayed(requested, **fields))
+
+
+def test_a_replay_ends_once() -> None:
+    site = stage("sealed")
+    requested = site.replay(RUN)
+    failed = e.ReplayFailed(
+        order=requested.subjects[0].removeprefix("order:"), run=RUN, code="x", message=site.text("why")
+    )
+    other = site.fork()
+    other.add(failed)
+    site.add(site.replayed(requested))
+    assert next(iter(site.state.replays.values())).verdict == "identical"
+    for again in (site, other):
+        with refuses(again, Denied, "expected one under way, got f"):
+            again.add(again.replayed(requested))
+        with refuses(again, Denied, "expected one under way, got f"):
+            again.add(failed)
+
+
+@pytest.mark.parametrize(
+    ("machine", "difference", "verdict"),
+    [
+        (OTHER, TOLERANCE, "within-tolerance"),
+        (OTHER, "0.020000000001", "different"),
+        (OTHER, None, "different"),
+        (MACHINE, "0.000000000001", "different"),
+    ],
+)
+def test_a_tolerance_is_only_for_another_kind_of_hardware(
+    machine: dict[str, Any], difference: str | None, verdict: Any
+) -> None:
+    assert judge("a", "b", recorded=MACHINE, machine=machine, largest_difference=difference) == verdict
+    assert judge("a", "a", recorded=MACHINE, machine=machine, largest_difference=difference) == "identical"
+    site = stage("sealed")
+    fields = {"got": NO_DIGEST, "machine": machine, "largest_difference": difference}
+    site.add(site.replayed(site.replay(RUN), verdict=verdict, **fields))
+
+
+def test_a_recipe_that_would_write_too_many_checkpoints_is_refused_whoever_signed_it() -> None:
+    site = stage("imported")
+    dataset = site.state.datasets.get("clauses@1")
+    assert dataset is not None
+    site.state.datasets.set("clauses@1", dataset.model_copy(update={"facts": {"train_rows": 1000}}))
+    order = site.train_order("olga", {"checkpoint_every": 1})
+    with refuses(site, Denied, "checkpoint_every: expected at least 4, for at most 64 training checkpoints"):
+        site.ordered(e.RunRequested(policy=site.in_force, run=RUN), order)
+    assert isinstance(order, o.Train)
