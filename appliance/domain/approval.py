@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from appliance.domain.names import Time
-from appliance.domain.state import Adapter, Release, ReviewRecord, State, release_key
+from appliance.domain.state import Adapter, Cleared, Release, ReviewRecord, State, release_key
 
 Reasons = list[str]
 """What stands against something; none means allowed."""
@@ -98,8 +98,26 @@ def review_lapsed(state: State, adapter: Adapter, review: ReviewRecord, now: Tim
 
 
 def barred(state: State, release: Release, adapter: Adapter, now: Time) -> Reasons:
-    """Everything that keeps a release from answering now: what stands against its adapter, and against itself."""
-    return inadmissible(state, adapter, release.unit, now) + release_lapsed(state, release)
+    """Everything that keeps a release from answering now: what stands against its adapter, and against itself.
+
+    Asked for every request. Where nothing was found, nothing is until a row changes that it rests on, or the first of
+    its approvals ends: time does nothing else to it. Rows are replaced, never changed: the same are equal.
+    """
+    key = (release.unit, release.task)
+    known = state.cleared.get(key)
+    if (
+        known is not None
+        and known.release is release
+        and known.adapter is adapter
+        and known.revision == state.revision
+        and now < known.until
+    ):
+        return []
+    reasons = inadmissible(state, adapter, release.unit, now) + release_lapsed(state, release)
+    if not reasons:
+        ends = [review.valid_until for review in standing_reviews(state, adapter, release.unit, now)]
+        state.cleared[key] = Cleared(release, adapter, state.revision, min(ends))
+    return reasons
 
 
 def release_lapsed(state: State, release: Release) -> Reasons:

@@ -288,6 +288,15 @@ UNPROJECTED = frozenset({"order", "request", "text"})
 """Kinds that are never projected: they change with each order and each request, and the log finds them by subject."""
 
 
+class Cleared(NamedTuple):
+    """A release that nothing barred: with these very values, in this revision, until that time."""
+
+    release: Release
+    adapter: Adapter
+    revision: int
+    until: Time
+
+
 class State:
     """The fold. Only `rules.apply` changes it."""
 
@@ -295,7 +304,9 @@ class State:
         self.size = 0
         self.last_time: str = ""
         self.last_leaf: str = NO_DIGEST
-        self._journal: Journal = []
+        self._journal = Journal()
+        self.cleared: dict[tuple[str, str], Cleared] = {}
+        """By unit and task: what `approval.barred` found to bar nothing."""
         self._taken = 0
         self.sites: Table[Site] = Table("site", self._journal)
         self.principals: Table[Principal] = Table("principal", self._journal)
@@ -323,6 +334,11 @@ class State:
     @property
     def tables(self) -> tuple[Table[Any], ...]:
         return tuple(value for value in vars(self).values() if isinstance(value, Table))
+
+    @property
+    def revision(self) -> int:
+        """Another number whenever anything has changed that every approval rests on."""
+        return self._journal.revision
 
     @property
     def site(self) -> Site:

@@ -8,8 +8,15 @@ from typing import Any, Generic, TypeVar
 
 V = TypeVar("V")
 
-Journal = list[tuple["Table[Any]", str, Any]]
-"""(table, identifier, value before) of every change since the state was last kept."""
+SHARED = frozenset({"site", "principal", "key", "base"})
+"""Kinds that every approval rests on, beside its own adapter and release."""
+
+
+class Journal(list[tuple["Table[Any]", str, Any]]):
+    """(table, identifier, value before) of every change since the state was last kept. `revision` counts whatever
+    changed, or was taken back, of what every approval rests on."""
+
+    revision = 0
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class Table(Generic[V]):
         self.kind = kind
         self._rows: dict[str, V] = {}
         self._journal = journal
+        self._shared = kind in SHARED
 
     def get(self, key: str) -> V | None:
         return self._rows.get(key)
@@ -40,6 +48,7 @@ class Table(Generic[V]):
 
     def set(self, key: str, value: V | None) -> None:
         """Like `put`, for whoever has noted the change, or will never take it back."""
+        self._journal.revision += self._shared
         if value is None:
             self._rows.pop(key, None)
         else:
