@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from appliance.domain.names import Time, Value
-from appliance.domain.state import State
 from appliance.formats.trust import Trust
 
 MAX_FINDINGS = 1_000
@@ -95,24 +93,3 @@ def with_findings(report: Report, findings: tuple[Finding, ...]) -> Report:
 def trust_used(trust: Trust) -> TrustUsed:
     names = tuple(name for name, _ in trust.administrators)
     return TrustUsed(origin=trust.origin, log_key=trust.log_key, genesis=trust.genesis, administrators=names)
-
-
-def compare_projections(state: State, rows: Iterable[tuple[str, str, Mapping[str, Any]]]) -> tuple[Finding, ...]:
-    """What a store's rows (kind, id, value) say otherwise than the fold: changed, missing, made up, twice."""
-    expected = {(kind, key): value for kind, key, value in state.projections()}
-    findings = []
-    for kind, key, value in rows:
-        wanted = expected.pop((kind, key), None)
-        if wanted is None:
-            findings.append(_row(kind, key, "no such row", "one"))
-        elif dict(wanted) != dict(value):
-            names = sorted(name for name in {*wanted, *value} if wanted.get(name) != value.get(name))
-            for name in names:
-                findings.append(_row(kind, f"{key}, {name}", repr(wanted.get(name)), repr(value.get(name))))
-    findings += [_row(kind, key, "a row", "none") for kind, key in expected]
-    return tuple(findings)
-
-
-def _row(kind: str, key: str, expected: str, got: str) -> Finding:
-    message = f"projection {kind} {key}: expected {expected[:200]}, got {got[:200]}"
-    return Finding(index=None, rule="projection", message=message)

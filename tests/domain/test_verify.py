@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -17,7 +16,7 @@ from appliance.domain import orders as o
 from appliance.domain.entry import parse_entry
 from appliance.domain.names import NO_DIGEST, add_seconds
 from appliance.domain.policy import PolicySet
-from appliance.domain.report import MAX_FINDINGS, Report, compare_projections
+from appliance.domain.report import MAX_FINDINGS, Report
 from appliance.domain.state import Principal, State
 from appliance.domain.verify import Audit, verify_log
 from appliance.errors import BadInput
@@ -624,35 +623,6 @@ def test_site_policies_that_cannot_be_read_are_a_finding() -> None:
     report = verify(SITE, replay=Recorder(broken=True))
     assert (report.verdict, rules(report)) == ("failed", {"site-policy"})
     assert report.counts.decisions == 0
-
-
-# Projections.
-
-
-def rows(site: Site) -> list[tuple[str, str, dict[str, Any]]]:
-    return [(kind, key, json.loads(json.dumps(value))) for kind, key, value in site.state.projections()]
-
-
-def test_rows_that_are_the_fold_give_no_finding() -> None:
-    assert compare_projections(SITE.state, rows(SITE)) == ()
-
-
-def test_a_row_that_was_changed_is_named_with_its_column() -> None:
-    changed = rows(SITE)
-    place = next(i for i, (kind, _, _) in enumerate(changed) if kind == "adapter")
-    changed[place][2]["reviews"][0]["decision"] = "reject"
-    (finding,) = compare_projections(SITE.state, changed)
-    assert finding.message.startswith("projection adapter clauses@1, reviews: expected")
-
-
-def test_a_row_that_is_gone_made_up_or_twice_is_named() -> None:
-    known = rows(SITE)
-    made_up = ("principal", "mallory", {"name": "mallory"})
-    (gone,) = compare_projections(SITE.state, known[1:])
-    assert gone.message.endswith("expected a row, got none")
-    (made,) = compare_projections(SITE.state, [*known, made_up])
-    assert made.message == "projection principal mallory: expected no such row, got one"
-    assert len(compare_projections(SITE.state, [*known, known[0]])) == 1
 
 
 # A verification under way.
