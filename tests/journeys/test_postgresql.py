@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
 import pytest
 
+from appliance.domain import orders
+from appliance.domain.names import add_seconds
+from appliance.formats.commitment import disclose
+from appliance.formats.keys import generate_ed25519
+from tests.attacks.keeping import cosigned, erase_order, hand_in, two, watched
 from tests.ml.tiny import build_base, clauses, write_csv
 from tests.postgres import APPLICATION, Server, postgres
-from tests.site import Refused, found_site
+from tests.site import Refused, Site, found_site
 
 __all__ = ["postgres"]
 
@@ -47,9 +53,33 @@ def journey(postgres: Server, database: str, tmp_path: Path) -> None:
         site.kill()
         site.start()
         assert site.chat("legal", "labels")["choices"]
+        check_kept(site, postgres, database)
         report = site.verify()
         assert (report["verdict"], report["local_findings"]) == ("verified", [])
     finally:
         if site.service is not None:
             site.stop()
         postgres.drop_database(database)
+
+
+def check_kept(site: Site, postgres: Server, database: str) -> None:
+    """The service's role may erase a text, and the owner finds none; log key and witness are the database's as well."""
+    site.enroll("gone", "operator")
+    reason = disclose("left in the eleventh month", os.urandom(32))
+    site.order(orders.RevokePrincipal(principal="gone", **site.terms("anna"), reason=reason.commitment), reason)
+    count = f"SELECT count(*) FROM disclosures WHERE commitment = '{reason.commitment}'"
+    assert postgres.execute(count, database) == [(1,)]
+    assert two(site, erase_order(site, reason.commitment), reason)["type"] == "text.erased"
+    assert postgres.execute(count, database) == [(0,)]
+    vkey = site.ask("POST", "/v1/log-keys", "anna")["vkey"]
+    until = add_seconds(site.now(), 3_600)
+    rotation = orders.RotateLogKey(log_key=vkey, old_until=until, **site.terms("anna"))
+    assert two(site, rotation)["type"] == "log-key.rotated"
+    witness = generate_ed25519()
+    watched(site, witness)
+    site.stop()
+    site.start()
+    with pytest.raises(Refused, match="witnesses: expected 1 cosignatures"):
+        site.chat("legal", "labels")
+    hand_in(site, cosigned(site, witness))
+    assert site.chat("legal", "labels")["choices"]
