@@ -18,7 +18,7 @@ from appliance.domain.entry import Entry
 from appliance.domain.events import EVENTS, Event, Ordered
 from appliance.domain.names import explain
 from appliance.domain.signatures import accept_order, read_order
-from appliance.domain.state import SeenOrder, State
+from appliance.domain.state import State
 from appliance.domain.subjects import subjects_of
 from appliance.errors import BadInput, Conflict, Denied, Tampered
 from appliance.formats.digest import digest_bytes
@@ -47,7 +47,7 @@ def apply(state: State, entry: Entry, documents: Mapping[str, bytes]) -> None:
     if entry.type in _ORDERED:
         case = case.with_order(accept_order(state, documents["order"], entry.time))
         check_order_entry(case)
-        puts.append((state.orders, case.accepted.digest, SeenOrder(digest=case.accepted.digest, index=entry.index)))
+        puts.append((state.orders, case.accepted.digest, entry.index))
     puts += RULES[entry.type](case)
     puts += _texts(case)
     check_subjects(case)

@@ -90,7 +90,7 @@ def accept_order(state: State, data: bytes, now: Time) -> Accepted:
     check_enrolled(f"order {order.verb}", order.issued_at, state.keys.get(accepted.keyid), state)
     if accepted.digest in state.orders:
         seen = state.orders.get(accepted.digest)
-        raise Conflict(f"order {accepted.digest}: expected a new one, got one accepted as entry {seen and seen.index}")
+        raise Conflict(f"order {accepted.digest}: expected a new one, got one accepted as entry {seen}")
     return accepted
 
 

@@ -218,14 +218,6 @@ class OpenRequest:
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class SeenOrder:
-    """As small as it can be: there is one for each order."""
-
-    digest: str
-    index: int
-
-
 class Text(NamedTuple):
     """A text behind a commitment: the entry that binds it, who signed it, and what that entry is about. As small as it
     can be: there is one for each order."""
@@ -311,7 +303,8 @@ class State:
         self.sites: Table[Site] = Table("site", self._journal)
         self.principals: Table[Principal] = Table("principal", self._journal)
         self.keys: Table[Key] = Table("key", self._journal)
-        self.orders: Table[SeenOrder] = Table("order", self._journal)
+        self.orders: Table[int] = Table("order", self._journal)
+        """By the digest of its PAE, the entry that accepted it: as small as it can be, there are as many as orders."""
         self.pending: Table[PendingOrder] = Table("pending", self._journal)
         self.imports: Table[Import] = Table("import", self._journal)
         self.bases: Table[Base] = Table("base", self._journal)
@@ -400,6 +393,8 @@ def _first(item: tuple[tuple[str, str], Any]) -> tuple[str, str]:
 def _dump(value: Any) -> Mapping[str, Any] | None:
     if isinstance(value, Text):
         return {**value._asdict(), "subjects": list(value.subjects)}
-    if isinstance(value, OpenRequest | SeenOrder):
+    if isinstance(value, OpenRequest):
         return asdict(value)
+    if isinstance(value, int):
+        return {"entry": value}
     return None if value is None else value.model_dump(mode="json")
