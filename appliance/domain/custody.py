@@ -6,6 +6,7 @@ Reasons against, like those of the invariants, and the records of texts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from sys import intern
 
 from appliance.domain.entry import Entry
@@ -61,9 +62,15 @@ def bound_texts(state: State, entry: Entry, order: Order | None, message: str = 
             said = f"expected one that was not erased, got that of entry {known.erased}"
             raise Denied(f"entry {entry.index}, commitment {commitment}: {said}", code="erased")
     # Subjects repeat from entry to entry; orders are found by their digest, and no hold is placed on one.
-    subjects = tuple(intern(subject) for subject in entry.subjects if not subject.startswith("order:"))
+    subjects = _share(tuple(subject for subject in entry.subjects if not subject.startswith("order:")))
     text = Text(entry.index, entry.time, intern(entry.actor), subjects)
     return [(state.texts, commitment, text) for commitment in found if commitment not in state.texts]
+
+
+@lru_cache(maxsize=4096)
+def _share(subjects: tuple[str, ...]) -> tuple[str, ...]:
+    """The first of equal ones, so that they lie in memory once."""
+    return subjects
 
 
 def kept(state: State, commitment: str, now: Time) -> list[str]:

@@ -27,24 +27,29 @@ _SIGNED = ("order", "endorsed", "possession", "session", "signature", "provenanc
 """The roles of documents whose signature the rules verify."""
 
 
+_COMMITMENT = "hmac-sha256:"
+
+
 class Disclosed:
     """The texts that travel beside the log: each opens its commitment, and some entry or order made it."""
 
     def __init__(self, findings: Findings, disclosures: Iterable[Disclosure]) -> None:
         self._findings = findings
-        self._opened: list[str] = []
+        self._opened = bytearray()
+        """The commitments' 32 bytes, one behind the other."""
         for disclosure in disclosures:
             try:
                 verify_disclosure(disclosure)
             except ApplianceError as error:
                 findings.add(None, "disclosure", error.message)
             else:
-                self._opened.append(disclosure.commitment)
+                self._opened += bytes.fromhex(disclosure.commitment.removeprefix(_COMMITMENT))
 
     def close(self, state: State) -> int:
         """How many texts are bound; one that nothing binds, or that was erased, is a finding."""
         bound = 0
-        for commitment in self._opened:
+        for start in range(0, len(self._opened), 32):
+            commitment = f"{_COMMITMENT}{self._opened[start : start + 32].hex()}"
             text = state.texts.get(commitment)
             if text is None:
                 said = "expected an entry or order that binds it, got none"

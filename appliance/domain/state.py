@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from appliance.domain.comparison import Verdict
 from appliance.domain.names import NO_DIGEST, Time, Value
 from appliance.domain.policy import Parameters
-from appliance.domain.table import Journal, Mark, Table
+from appliance.domain.table import DigestTable, Journal, Mark, Table
 
 
 class Key(Value):
@@ -303,7 +303,7 @@ class State:
         self.sites: Table[Site] = Table("site", self._journal)
         self.principals: Table[Principal] = Table("principal", self._journal)
         self.keys: Table[Key] = Table("key", self._journal)
-        self.orders: Table[int] = Table("order", self._journal)
+        self.orders: Table[int] = DigestTable("order", self._journal, "sha256:")
         """By the digest of its PAE, the entry that accepted it: as small as it can be, there are as many as orders."""
         self.pending: Table[PendingOrder] = Table("pending", self._journal)
         self.imports: Table[Import] = Table("import", self._journal)
@@ -316,7 +316,7 @@ class State:
         self.releases: Table[Release] = Table("release", self._journal)
         self.slots: Table[Slot] = Table("slot", self._journal)
         self.requests: Table[OpenRequest] = Table("request", self._journal)
-        self.texts: Table[Text] = Table("text", self._journal)
+        self.texts: Table[Text] = DigestTable("text", self._journal, "hmac-sha256:")
         self.holds: Table[Hold] = Table("hold", self._journal)
         self.witnesses: Table[Witness] = Table("witness", self._journal)
 

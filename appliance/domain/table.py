@@ -65,3 +65,40 @@ class Table(Generic[V]):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+
+class DigestTable(Table[V]):
+    """Identifiers are digests or commitments, kept as their 32 bytes: there is a row for each order of a log."""
+
+    def __init__(self, kind: str, journal: Journal, prefix: str) -> None:
+        super().__init__(kind, journal)
+        self._prefix = prefix
+        self._packed: dict[bytes, V] = {}
+
+    def get(self, key: str) -> V | None:
+        return self._packed.get(self._pack(key))
+
+    def put(self, key: str, value: V | None) -> None:
+        self._journal.append((self, key, self.get(key)))
+        self.set(key, value)
+
+    def set(self, key: str, value: V | None) -> None:
+        if value is None:
+            self._packed.pop(self._pack(key), None)
+        else:
+            self._packed[self._pack(key)] = value
+
+    def values(self) -> tuple[V, ...]:
+        return tuple(self._packed.values())
+
+    def items(self) -> Iterator[tuple[str, V]]:
+        return ((f"{self._prefix}{key.hex()}", value) for key, value in self._packed.items())
+
+    def __contains__(self, key: str) -> bool:
+        return self._pack(key) in self._packed
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def _pack(self, key: str) -> bytes:
+        return bytes.fromhex(key.removeprefix(self._prefix))

@@ -16,7 +16,7 @@ from appliance.domain.case import Case, Puts
 from appliance.domain.names import NO_DIGEST, add_seconds, encode_value
 from appliance.domain.report import Findings, Report
 from appliance.domain.state import Key
-from appliance.domain.table import Table
+from appliance.domain.table import DigestTable, Table
 from appliance.domain.verify import Audit
 from appliance.errors import ApplianceError
 from appliance.formats.canonical import encode_canonical, parse_canonical
@@ -211,7 +211,7 @@ PARTS: dict[str, tuple[Any, str, Any, Breach]] = {
     "lifetime": (signatures, "check_lifetime", nothing, ("sealed", lambda s: s.ordered(
         e.ReviewRecorded(policy=s.in_force), s.review_order("rita", "privacy", expires_at=s.now)))),
     "since enrolment": (signatures, "check_enrolled", nothing, ("sealed", signed_before)),
-    "accepted once": (Table, "__contains__", contains, ("sealed", twice)),
+    "accepted once": (DigestTable, "__contains__", contains, ("sealed", twice)),
     "possession": (governance, "check_possession", nothing, ("staffed", possessed_by_another)),
     "attachments": (governance, "check_attachments", nothing, ("staffed", attached)),
     "model signature": (making, "verify_model", nothing, ("trained", sealed_with("signature"))),
