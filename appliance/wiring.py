@@ -29,6 +29,7 @@ from appliance.formats.note import vkey_of
 from appliance.formats.trust import Trust, encode_trust, parse_trust
 from appliance.runners.decoys import Probes
 from appliance.store.artifacts import Artifacts
+from appliance.store.checkpoints import Checkpoints
 from appliance.store.disk import write_file
 from appliance.store.engine import check_migrated, migrate, open_engine
 from appliance.store.keyring import ADAPTER_KEY, LOG_KEY, Keyring
@@ -188,6 +189,7 @@ def service(settings: Settings) -> Iterator[Context]:
     context = Context(
         ledger=ledger,
         artifacts=Artifacts(settings.home),
+        checkpoints=Checkpoints(settings.home),
         keyring=keyring,
         witnessed=Witnessed(settings.witnessed),
         adapter_signer=adapter_signer,
@@ -290,7 +292,8 @@ def _beat(context: Context, door: Doorkeeper, home: Path) -> None:
 
 
 def _end(context: Context, reason: str) -> None:
-    """The service's last entry; a run that is cut off here is marked failed by the next start."""
+    """The service's last entry; a run that is cut off here is resumed, or marked failed, by the next start."""
+    context.closing.set()
     for worker in list(context.workers.values()):
         worker.kill()
     context.runs.stop(10.0)

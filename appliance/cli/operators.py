@@ -13,6 +13,7 @@ from appliance.cli.command import group, reads, signs
 from appliance.cli.following import Display, ImportDisplay
 from appliance.cli.output import plain, print_facts, print_json, print_table, say
 from appliance.cli.progress import Meter
+from appliance.cli.replays import checkpoints, replay, resume
 from appliance.cli.signing import receipt_value, sign_all, sign_and_submit
 from appliance.cli.uses import used_by
 from appliance.errors import BadInput, Conflict
@@ -204,7 +205,7 @@ dataset.add_command(used_by)
 
 @group("run", example="appliance run start recipe.yaml --follow")
 def run() -> None:
-    """Training runs: start, follow, list, cancel."""
+    """Training runs: start, follow, list, cancel, resume, replay."""
 
 
 @run.command(
@@ -320,3 +321,8 @@ def cancel(caller: Caller, name: str) -> None:
     if not name.startswith("r-"):
         raise BadInput(f"run: expected a name such as r-000001, got {name}; list them with: appliance run list")
     _print_receipt(caller, sign_and_submit(caller, propose_cancel(caller.about, caller.signer, name)))
+
+
+run.add_command(resume)
+run.add_command(checkpoints)
+run.add_command(replay)

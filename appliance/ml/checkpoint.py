@@ -8,6 +8,7 @@ run, and one that does not fit this run in every name, shape and dtype is refuse
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ STATE = "training-checkpoint"
 """The one member of the safetensors metadata; canonical JSON."""
 _COUNTS = ("step", "steps", "tokens", "trained_tokens", "version")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+MOST_APART = 1e6
+"""A larger share than this is no measure of anything."""
 
 
 @dataclass
@@ -155,3 +158,27 @@ def write_checkpoint(folder: Path, training: Training) -> str:
         os.fsync(file.fileno())
     os.rename(partial, folder / name)
     return name
+
+
+def compare_checkpoints(before: bytes, expected: bytes, got: bytes) -> float | None:
+    """The largest distance between two ends of a window over all weights, each as a share of what the window changed.
+
+    Euclidean, of the weights alone. None where the ends are not of one step, one set of weights and one draw of
+    random numbers: then nothing can be measured.
+    """
+    _, began = parse_checkpoint(before)
+    (counts, recorded), (other_counts, again) = parse_checkpoint(expected), parse_checkpoint(got)
+    same_draw = all(
+        torch.equal(recorded[n], again.get(n, began["losses"])) for n in recorded if n.startswith("random.")
+    )
+    if counts != other_counts or recorded.keys() != again.keys() or not same_draw:
+        return None
+    shares = []
+    for name in (name for name in recorded if name.startswith("weight.")):
+        if name not in began or not recorded[name].shape == again[name].shape == began[name].shape:
+            return None
+        end = recorded[name].double()
+        apart, moved = (end - again[name].double()).norm().item(), (end - began[name].double()).norm().item()
+        shares.append(0.0 if apart == 0 else apart / moved if moved else math.inf)
+    # One by one: a maximum passes over what is no number.
+    return max(shares) if shares and all(share < MOST_APART for share in shares) else None

@@ -198,6 +198,14 @@ def _runs(router: APIRouter, context: Context) -> None:
     ) -> dict[str, Any]:
         return audit.run_progress(context, run, after, wait_s)
 
+    @router.get("/v1/runs/{run}/checkpoints")
+    def training_checkpoints(run: str) -> list[dict[str, Any]]:
+        return audit.training_checkpoints(context, run)
+
+    @router.get("/v1/replays/{order}")
+    def replay(order: str, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0) -> dict[str, Any]:
+        return audit.replay_status(context, parse_digest(order), wait_s)
+
     @router.get("/v1/recipes/facts")
     def facts(base: str, dataset: str) -> dict[str, Any]:
         return audit.recipe_facts(context, base, dataset)

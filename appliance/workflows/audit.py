@@ -27,6 +27,7 @@ from appliance.formats.fields import encode_base64
 from appliance.formats.timestamp import encode_time
 from appliance.formats.trust import Trust, parse_trust
 from appliance.store.search import MAX_TYPES
+from appliance.workflows import checkpoints
 from appliance.workflows.context import Context
 
 MAX_LIMIT = 1_000
@@ -178,6 +179,23 @@ def import_status(context: Context, order: str, wait_s: float) -> dict[str, Any]
     }
 
 
+def replay_status(context: Context, order: str, wait_s: float) -> dict[str, Any]:
+    record = context.ledger.state.replays.get(order)
+    if record is None:
+        raise NotFound(f"replay: expected one that was ordered, got {order}")
+    stream = context.progress.read(order, 1 << 60, wait_s if record.status == "requested" else 0)
+    current = context.ledger.state.replays.get(order) or record
+    return {**current.model_dump(mode="json"), "error": stream.error, "progress": list(stream.frames)[-1:]}
+
+
+def training_checkpoints(context: Context, run: str) -> list[dict[str, Any]]:
+    """Those of a run, by step: where a window of it can begin and end."""
+    state = context.ledger.state
+    if run not in state.runs:
+        raise NotFound(f"run: expected a known one, got {run!r}")
+    return [made.model_dump(mode="json") for made in state.training_checkpoints.values() if made.run == run]
+
+
 def run_progress(context: Context, run: str, after: int, wait_s: float) -> dict[str, Any]:
     """The run's frames from `after` on; waits for one where there is none yet and the run goes on."""
     row = context.ledger.state.runs.get(run)
@@ -285,11 +303,16 @@ def _named(context: Context) -> list[tuple[str, str]]:
 
 
 def _check_artifacts(context: Context) -> list[str]:
-    """Every folder that an entry names, hashed again."""
+    """Every folder that an entry names, and every training checkpoint that is kept, hashed again."""
     findings = []
     for what, digest in _named(context):
         try:
             context.artifacts.check(digest)
         except ApplianceError as error:
             findings.append(f"{what}: {error.message}")
+    for digest in sorted(checkpoints.kept(context.ledger.state)):
+        try:
+            context.checkpoints.read(digest)
+        except ApplianceError as error:
+            findings.append(error.message)
     return findings

@@ -18,6 +18,7 @@ from appliance.formats.timestamp import encode_time
 from appliance.runners.decoys import Probes
 from appliance.runners.local import Worker
 from appliance.store.artifacts import Artifacts
+from appliance.store.checkpoints import Checkpoints
 from appliance.store.keyring import Keyring
 from appliance.store.ledger import Ledger
 from appliance.store.witnessed import Witnessed
@@ -36,11 +37,13 @@ class Code:
 
 @dataclass
 class Context:
-    """`probes`: what a worker must fail to reach. `device`: where training runs. `lost`: what witnesses have seen and
+    """`probes`: what a worker must fail to reach. `device`: where training runs. `closing`: set when the service
+    ends, so that what its workers leave open goes on at the next start. `lost`: what witnesses have seen and
     the ledger does not hold; while there is anything, nothing is admitted."""
 
     ledger: Ledger
     artifacts: Artifacts
+    checkpoints: Checkpoints
     keyring: Keyring
     witnessed: Witnessed
     adapter_signer: Signer
@@ -55,6 +58,7 @@ class Context:
     runs: Jobs = field(default_factory=lambda: Jobs("runs"))
     workers: dict[str, Worker] = field(default_factory=dict)
     order_lock: threading.RLock = field(default_factory=threading.RLock)
+    closing: threading.Event = field(default_factory=threading.Event)
     released: Callable[[], None] = lambda: None
     lost: list[Tampered] = field(default_factory=list)
     _site: tuple[str, SitePolicies] | None = None

@@ -33,7 +33,7 @@ from appliance.domain.events import (
     TextErased,
 )
 from appliance.domain.invariants import reasons_against
-from appliance.domain.orders import TWO_ADMINISTRATORS, Cancel, Endorse, Erase, ImportBase, Order, RotateLogKey
+from appliance.domain.orders import TWO_ADMINISTRATORS, Cancel, Endorse, Erase, ImportBase, Order, Resume, RotateLogKey
 from appliance.domain.policy import parse_policy
 from appliance.domain.signatures import Accepted, read_order
 from appliance.domain.state import State
@@ -41,7 +41,7 @@ from appliance.domain.subjects import Signed
 from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound
 from appliance.formats.commitment import Disclosure, verify_disclosure
 from appliance.store.ledger import Appended
-from appliance.workflows import ingest, train
+from appliance.workflows import ingest, replay, train
 from appliance.workflows.context import Context
 from appliance.workflows.record import append
 
@@ -259,11 +259,14 @@ def _set_in_motion(context: Context, accepted: Accepted) -> None:
     motions: dict[str, Callable[[], None]] = {
         "import-base": lambda: context.imports.put(partial(ingest.import_base, context, accepted.digest)),
         "import-dataset": lambda: context.imports.put(partial(ingest.import_dataset, context, accepted.digest)),
-        "train": lambda: train.enqueue(context, accepted.digest),
+        "train": lambda: train.enqueue_ordered(context, accepted.digest),
+        "replay": lambda: replay.enqueue(context, accepted.digest),
     }
     if verb in motions:
         motions[verb]()
     if isinstance(accepted.order, Cancel):
         train.stop(context, accepted.order.run)
+    if isinstance(accepted.order, Resume):
+        train.resume_ordered(context, accepted.order.run)
     if verb in _CHANGES_WHAT_ANSWERS:
         context.released()

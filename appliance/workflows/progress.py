@@ -41,6 +41,12 @@ class Progress:
             stream.result, stream.error, stream.ended = result, error, True
             self._changed.notify_all()
 
+    def reopen(self, key: str) -> None:
+        """What had ended goes on."""
+        with self._changed:
+            stream = self._stream(key)
+            stream.result, stream.error, stream.ended = None, None, False
+
     def read(self, key: str, after: int, wait_s: float) -> Stream:
         """The stream as it stands, once it has frames from `after` on, has ended, or the wait is over."""
         with self._changed:

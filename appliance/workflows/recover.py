@@ -1,11 +1,11 @@
-"""A service starts: what was left open is closed as interrupted, what waited goes on, what nothing names goes."""
+"""A service starts: what was left open is closed as interrupted, or goes on where it can; what nothing names goes."""
 
 from __future__ import annotations
 
 from appliance.domain.events import ImportFailed, RequestFinished, RunFailed, ServiceStarted
 from appliance.domain.state import State
 from appliance.runners.sandbox import detect_layers
-from appliance.workflows import train
+from appliance.workflows import checkpoints, replay, train
 from appliance.workflows.context import Context
 from appliance.workflows.record import append, conceal
 
@@ -35,13 +35,17 @@ def recover(context: Context) -> None:
             failed = ImportFailed(order=record.order, code="interrupted", message=text.commitment)
             append(context, failed, disclosures=(text,))
     for run in state.runs.values():
-        if run.status in ("running", "trained"):
+        if run.status in ("running", "trained") and not train.can_go_on(run):
             text = conceal(f"the service ended while the run was {run.status}; start it again")
             append(context, RunFailed(run=run.id, code="interrupted", message=text.commitment), disclosures=(text,))
     context.artifacts.sweep(named_artifacts(context.ledger.state))
+    checkpoints.sweep(context)
     for run in context.ledger.state.runs.values():
-        if run.status == "queued":
-            train.enqueue(context, run.order)
+        if run.status == "queued" or train.can_go_on(run):
+            train.enqueue(context, run.id)
+    for asked in context.ledger.state.replays.values():
+        if asked.status == "requested":
+            replay.enqueue(context, asked.order)
 
 
 def named_artifacts(state: State) -> frozenset[str]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from appliance.domain.events import RunFailed, RunFinished, RunStarted
+from appliance.domain.events import RunFailed, RunFinished, RunResumed, RunStarted
 from appliance.domain.orders import Train
 from appliance.domain.signatures import read_logged_order
-from appliance.domain.state import Run
+from appliance.domain.state import Run, TrainingCheckpoint
+from appliance.domain.training import MOST_RESUMES, last_checkpoint
 from appliance.errors import ApplianceError, Denied, NotFound, Tampered
 from appliance.formats.digest import digest_file
-from appliance.workflows import evaluate
+from appliance.runners.local import Worker
+from appliance.workflows import checkpoints, evaluate
 from appliance.workflows.context import Context
 from appliance.workflows.ingest import checked_base
 from appliance.workflows.record import append, conceal
@@ -21,13 +24,36 @@ from appliance.workflows.seal import seal
 from appliance.workflows.workers import carry_out, check_walls, worker
 
 WEIGHTS = "adapter_model.safetensors"
+ENDED = ("worker-ended", "truncated-frame")
+"""A worker that was killed, between two frames or within one. What it says itself is no accident."""
 
 
-def enqueue(context: Context, order_digest: str) -> None:
-    """Puts the run of a recorded order behind those that wait."""
+@dataclass(frozen=True)
+class Places:
+    """The folders of a run: two to read, two to write."""
+
+    base: Path
+    dataset: Path
+    output: Path
+    checkpoints: Path
+
+
+def enqueue(context: Context, run_id: str) -> None:
+    """Puts the run behind those that wait."""
+    context.runs.put(partial(carry_through, context, run_id))
+
+
+def enqueue_ordered(context: Context, order_digest: str) -> None:
+    """... the run that this order, recorded now, asked for."""
     for run in context.ledger.state.runs.values():
         if run.order == order_digest and run.status == "queued":
-            context.runs.put(partial(carry_through, context, run.id))
+            enqueue(context, run.id)
+
+
+def resume_ordered(context: Context, run_id: str) -> None:
+    """... a run that failed before; whoever follows it sees it going on."""
+    context.progress.reopen(run_id)
+    enqueue(context, run_id)
 
 
 def stop(context: Context, run: str) -> None:
@@ -36,6 +62,11 @@ def stop(context: Context, run: str) -> None:
         started = context.workers.get(key)
         if started is not None:
             started.kill()
+
+
+def can_go_on(run: Run | None) -> bool:
+    """Whether a run that was cut off is resumed by itself."""
+    return run is not None and run.status in ("running", "trained") and run.step > 0 and run.resumes < MOST_RESUMES
 
 
 def train_order(context: Context, run: Run) -> Train:
@@ -48,16 +79,22 @@ def train_order(context: Context, run: Run) -> Train:
 
 
 def carry_through(context: Context, run_id: str) -> None:
-    """Runs to an outcome in any case: sealed, failed or cancelled, and recorded as such."""
+    """Runs to an outcome in any case: sealed, failed or cancelled, and recorded as such.
+
+    A service that ends leaves a run that can go on to its next start.
+    """
     run = context.ledger.state.runs.get(run_id)
-    if run is None or run.status != "queued":
+    if run is None or context.closing.is_set() or not (run.status == "queued" or can_go_on(run)):
         return
     try:
         adapter = _carry_through(context, run)
     except (ApplianceError, OSError) as error:
+        if context.closing.is_set() and can_go_on(context.ledger.state.runs.get(run_id)):
+            return
         _fail(context, run_id, error)
     else:
         context.progress.end(run_id, result={"adapter": adapter})
+    checkpoints.sweep(context)
 
 
 def _carry_through(context: Context, run: Run) -> str:
@@ -66,38 +103,55 @@ def _carry_through(context: Context, run: Run) -> str:
     context.artifacts.check(run.dataset_digest)
     dataset = context.artifacts.path(run.dataset_digest)
     with ExitStack() as stack:
-        output = stack.enter_context(context.artifacts.staging())
-        scratch = stack.enter_context(context.artifacts.staging())
-        checkpoints = stack.enter_context(context.artifacts.staging())
-        trained = _train(context, run, order, base, dataset, output, checkpoints)
+        output, states, scratch = (stack.enter_context(context.artifacts.staging()) for _ in range(3))
+        trained = _train(context, run.id, order, Places(base, dataset, output, states))
         evaluation = evaluate.evaluate(context, run, order, base, dataset, output, scratch)
         return seal(context, run, order, output, trained, evaluation)
 
 
-def _train(
-    context: Context, run: Run, order: Train, base: Path, dataset: Path, output: Path, checkpoints: Path
-) -> dict[str, Any]:
-    recipe = order.recipe.model_dump(mode="json")
-    gpu = order.recipe.device == "cuda"
-    module, write = "appliance.worker.train", (output, checkpoints)
-    with worker(context, run.id, module, read=(base, dataset), write=write, gpu=gpu) as started:
-        walls = check_walls(started)
-        missing = tuple(sorted(layer for layer, stands in started.layers.items() if not stands))
-        append(context, RunStarted(run=run.id, layers=started.layers, accepted_missing=missing, walls=walls))
-        context.progress.publish(run.id, {"frame": "started", "walls": walls, "layers": started.layers})
-        places = {"base": base, "dataset": dataset, "output": output, "checkpoints": checkpoints}
-        task = {"recipe": recipe, "seconds": 0.0, **{name: str(path) for name, path in places.items()}}
-        result = carry_out(started, task, on_frame=partial(context.progress.publish, run.id))
-    body = RunFinished(
-        run=run.id,
-        weights=digest_file(output / WEIGHTS),
-        steps=result["steps"],
-        trained_tokens=result["trained_tokens"],
-        seconds=result["seconds"],
-        final_loss=result["final_loss"],
-    )
-    append(context, body)
+def _train(context: Context, run_id: str, order: Train, places: Places) -> dict[str, Any]:
+    """To the last step, by as many workers as it takes: one that was killed is followed by another."""
+    while True:
+        try:
+            return _train_on(context, run_id, order, places)
+        except ApplianceError as error:
+            going = can_go_on(context.ledger.state.runs.get(run_id)) and not context.closing.is_set()
+            if error.code not in ENDED or not going:
+                raise
+
+
+def _train_on(context: Context, run_id: str, order: Train, places: Places) -> dict[str, Any]:
+    """By one worker, from the last recorded training checkpoint: Tampered before it starts where that is another."""
+    state = context.ledger.state
+    run = state.runs.get(run_id)
+    last = None if run is None else last_checkpoint(state, run)
+    begin = b"" if last is None else context.checkpoints.read(last.digest)
+    gpu, write = order.recipe.device == "cuda", (places.output, places.checkpoints)
+    module, read = "appliance.worker.train", (places.base, places.dataset)
+    with worker(context, run_id, module, read=read, write=write, gpu=gpu) as started:
+        _record_start(context, run_id, last, started)
+        task = {
+            "recipe": order.recipe.model_dump(mode="json"),
+            "seconds": 0.0 if last is None else float(last.seconds),
+            **{name: str(path) for name, path in vars(places).items()},
+        }
+        take = partial(checkpoints.take_frame, context, run_id, places.checkpoints)
+        result = carry_out(started, task, begin, on_frame=take)
+    make = partial(RunFinished, run=run_id, weights=digest_file(places.output / WEIGHTS))
+    append(context, checkpoints.read_body(make, result, ("steps", "trained_tokens", "seconds", "final_loss")))
     return result
+
+
+def _record_start(context: Context, run_id: str, last: TrainingCheckpoint | None, started: Worker) -> None:
+    walls = check_walls(started)
+    missing = tuple(sorted(layer for layer, stands in started.layers.items() if not stands))
+    sandbox: dict[str, Any] = {"run": run_id, "layers": started.layers, "accepted_missing": missing, "walls": walls}
+    if last is None:
+        append(context, RunStarted(**sandbox))
+    else:
+        append(context, RunResumed(step=last.step, checkpoint=last.digest, **sandbox))
+    frame = {"frame": "started", "walls": walls, "layers": started.layers, "step": 0 if last is None else last.step}
+    context.progress.publish(run_id, frame)
 
 
 def _fail(context: Context, run_id: str, error: ApplianceError | OSError) -> None:

@@ -115,7 +115,7 @@ def count(site: Site, type_: str) -> int:
 def check_whole(site: Site) -> None:
     """What must hold of every service that started again."""
     for run in site.get("/v1/runs"):
-        if run["status"] == "queued":
+        if run["status"] not in ENDED:
             site.wait_run(run["id"])
     runs = {run["id"]: run["status"] for run in site.get("/v1/runs")}
     assert set(runs.values()) <= ENDED, runs
@@ -554,9 +554,9 @@ def test_a_run_that_only_waited_goes_on(town: Site) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("when", ["after:run.started", "before:run.finished", "after:run.finished"])
-def test_a_run_that_was_cut_off_failed(town: Site, when: str) -> None:
-    run = run_until_death(town, "cut-off", when)
+def test_a_run_that_was_cut_off_before_its_first_checkpoint_failed(town: Site) -> None:
+    """One that has a training checkpoint goes on: test_training."""
+    run = run_until_death(town, "cut-off", "after:run.started")
     assert status_of(town, run) == "failed"
     failed = town.entries(type="run.failed")[-1]["body"]
     assert (failed["run"], failed["code"]) == (run, "interrupted")
@@ -566,19 +566,20 @@ def test_a_run_that_was_cut_off_failed(town: Site, when: str) -> None:
 @pytest.mark.slow
 def test_an_adapter_is_sealed_whole_or_not_at_all(town: Site) -> None:
     run = run_until_death(town, "whole", "before:adapter.sealed")
-    assert status_of(town, run) == "failed"
     # The folder lay there sealed, and no entry came to name it.
     assert [name for name in os.listdir(town.home / "artifacts") if name.startswith(".unnamed-")]
+    # The run goes on from its last training checkpoint, and is judged and sealed again.
+    assert town.wait_run(run)["adapter"] == "whole@1"
     check_whole(town)
     run = run_until_death(town, "whole", "after:adapter.sealed")
     assert status_of(town, run) == "sealed"
-    assert town.adapter("whole@1")["run"] == run
+    assert town.adapter("whole@2")["run"] == run
     check_whole(town)
 
 
 @pytest.mark.slow
 def test_a_cancellation_that_was_cut_off(town: Site) -> None:
-    """Before the entry the run was not cancelled and fails as interrupted; after it, it stays cancelled."""
+    """Before the entry the run was not cancelled and goes on, or fails; after it, it stays cancelled."""
     for side, status in (("before", "failed"), ("after", "cancelled")):
         run = town.order(town.train_order("stopped"))["result"]["run"]
         await_status(town, run, "running")

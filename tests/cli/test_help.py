@@ -125,7 +125,9 @@ def test_completion_knows_the_commands() -> None:
         cwd=ROOT,
         env={"_APPLIANCE_COMPLETE": "bash_complete", "COMP_WORDS": "appliance run ", "COMP_CWORD": "2", "PATH": "/bin"},
     )
-    assert {line.partition(",")[2] for line in answer.stdout.split()} == {"cancel", "list", "show", "start"}
+    assert {line.partition(",")[2] for line in answer.stdout.split()} == {
+        *("cancel", "checkpoints", "list", "replay", "resume", "show", "start")
+    }
 
 
 def test_the_page_names_every_command_and_every_exit_code() -> None:

@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from appliance.domain import events as e
 from appliance.domain.credentials import Session, parse_credential
+from appliance.domain.entry import parse_entry
 from appliance.domain.orders import TWO_ADMINISTRATORS, Endorse, Erase, Order, RotateLogKey, parse_order
 from appliance.domain.questions import COUNTED_OF_ADAPTERS, could_load, used_by
 from appliance.errors import ApplianceError, BadInput, Denied, NotAuthenticated, NotFound
@@ -371,6 +372,21 @@ class Double:
             "size": len(self.site.entries),
         }
 
+    def training_checkpoints(self, run: str) -> Answer:
+        return [
+            made.model_dump(mode="json") for made in self.site.state.training_checkpoints.values() if made.run == run
+        ]
+
+    def replay(self, order: str, query: dict[str, Any]) -> Answer:
+        """Trained again at once; `bend["replayed"]` makes of the verdict what a test wants."""
+        row = self.site.state.replays.get(order)
+        assert row is not None
+        if row.status == "requested":
+            body = self.site.replayed(parse_entry(self.site.entries[row.index]), row.run)
+            self.site.add(self.bend.get("replayed", lambda value: value)(body))
+            row = self.site.state.replays.get(order) or row
+        return {**row.model_dump(mode="json"), "progress": []}
+
     def policy(self) -> Answer:
         document = self.site.documents[self.site.in_force]
         return {"digest": self.site.in_force, "policy": {}, "document": b64(document)}
@@ -402,6 +418,8 @@ _ROUTES: list[tuple[str, bool, Route]] = [
     ("POST /v1/log-keys", True, _plain(Double.next_log_key)),
     ("GET /v1/(bases|datasets|runs|adapters)/([^/]*)", True, _plain(Double.row)),
     ("GET /v1/imports/([^/]*)", True, _plain(lambda double, order, query: double.imports[order])),
+    ("GET /v1/runs/(.*)/checkpoints", True, _plain(Double.training_checkpoints)),
+    ("GET /v1/replays/([^/]*)", True, _plain(Double.replay)),
     ("GET /v1/runs/(.*)/progress", True, _plain(Double.run_progress)),
     ("GET /v1/recipes/facts", True, _plain(Double.facts)),
     ("GET /v1/adapters/(.*)/review", True, _plain(Double.packet)),

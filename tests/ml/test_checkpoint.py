@@ -147,3 +147,36 @@ def test_a_file_appears_whole_under_its_name(whole: Any, tmp_path: Path) -> None
     assert name == "step-0000006.safetensors"
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert checkpoint.parse_checkpoint((tmp_path / name).read_bytes())[0]["step"] == 6
+
+
+def _moved(data: bytes, by: float) -> bytes:
+    """Every weight is another, by this much in each number."""
+    _, tensors = checkpoint.parse_checkpoint(data)
+    return _changed(data, **{n: t + by for n, t in tensors.items() if n.startswith("weight.")})
+
+
+def test_a_difference_is_a_share_of_what_the_window_changed(whole: Any) -> None:
+    """The largest over all weights: one that moved by 1 in each number and ends 0.25 away is a quarter off."""
+    start = whole[1][2]
+    end = _changed(_moved(start, 1.0), losses=checkpoint.parse_checkpoint(start)[1]["losses"])
+    assert checkpoint.compare_checkpoints(start, end, end) == 0.0
+    assert checkpoint.compare_checkpoints(start, end, _moved(end, 0.25)) == pytest.approx(0.25, rel=1e-4)
+    name = next(n for n in checkpoint.parse_checkpoint(end)[1] if n.startswith("weight."))
+    one = _changed(end, **{name: checkpoint.parse_checkpoint(end)[1][name] + 0.5})
+    assert checkpoint.compare_checkpoints(start, end, one) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_what_cannot_be_measured_is_no_small_difference(whole: Any) -> None:
+    _, kept, _ = whole
+    start, end = kept[2], kept[4]
+    assert checkpoint.compare_checkpoints(start, end, kept[5]) is None, "another step"
+    state = checkpoint.parse_checkpoint(end)[1]["random.cpu"]
+    assert checkpoint.compare_checkpoints(start, end, _changed(end, **{"random.cpu": state + 1})) is None
+    assert checkpoint.compare_checkpoints(start, end, _changed(end, **{"random.cpu": None})) is None
+    assert checkpoint.compare_checkpoints(start, start, _moved(start, 0.1)) is None, "nothing moved"
+    names = sorted(n for n in checkpoint.parse_checkpoint(end)[1] if n.startswith("weight."))
+    for name in (names[0], names[-1]):
+        spoiled = _changed(end, **{name: checkpoint.parse_checkpoint(end)[1][name] * float("nan")})
+        assert checkpoint.compare_checkpoints(start, end, spoiled) is None, "no number"
+    with pytest.raises(BadInput, match="expected safetensors"):
+        checkpoint.compare_checkpoints(start, end, b"")

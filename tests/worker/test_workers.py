@@ -183,6 +183,23 @@ def test_training_goes_on_from_a_checkpoint_to_the_same_adapter(
     assert failure["message"].startswith("training checkpoint: expected safetensors")
 
 
+def test_a_window_is_trained_again_and_compared(
+    start: Start, places: dict[str, Path], trained: tuple[Frame, list[Frame]], tmp_path: Path
+) -> None:
+    """From the beginning to the first recorded step: the recorded bytes, and a difference of nothing."""
+    first = next(frame for frame in trained[1] if frame["frame"] == "checkpoint")
+    files = {name: tmp_path / name for name in ("before", "expected", "got")}
+    recorded = (places["checkpoints"] / first["file"]).read_bytes()
+    files["expected"].write_bytes(recorded)
+    paths = {name: str(path) for name, path in files.items()}
+    result, frames = start("replay").run({**train_task(places, "again"), **paths, "stop": first["step"]})
+    assert (result["step"], len(frames)) == (first["step"], first["step"])
+    assert result["machine"] == first["machine"]
+    assert files["got"].read_bytes() == recorded
+    compared, _ = start("compare").run(paths)
+    assert compared == {"frame": "result", "largest_difference": "0.000000000000"}
+
+
 def test_the_same_recipe_in_another_process_gives_the_same_bytes(
     start: Start, places: dict[str, Path], trained: tuple[Frame, list[Frame]]
 ) -> None:

@@ -1,0 +1,20 @@
+"""The comparing worker: how far the end of a replayed window lies from the recorded one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from appliance.worker.session import Header, Session, run_worker, take_path
+
+
+def work(session: Session, task: Header, blob: bytes) -> Header:
+    from appliance.ml.checkpoint import compare_checkpoints
+
+    files = [Path(take_path(task, name)).read_bytes() for name in ("before", "expected", "got")]
+    difference = compare_checkpoints(*files)
+    return {"largest_difference": None if difference is None else f"{difference:.12f}"}
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(work))

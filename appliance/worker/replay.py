@@ -1,0 +1,34 @@
+"""The replaying worker: a window of a run's steps, trained as the run trained them. It judges nothing."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from appliance.worker.session import Header, Session, run_worker, take, take_path
+from appliance.worker.train import prepare
+
+
+def work(session: Session, task: Header, blob: bytes) -> Header:
+    """`blob` is the training checkpoint that the window begins with; without one it begins with the run."""
+    from appliance.ml import machine
+    from appliance.ml.checkpoint import encode_checkpoint
+    from appliance.ml.loop import Step, train
+
+    recipe, stop = take(task, "recipe", dict), take(task, "stop", int)
+    before, got = Path(take_path(task, "before")), Path(take_path(task, "got"))
+    started = prepare(task)
+
+    def report(step: Step) -> None:
+        session.send({"frame": "step", **asdict(step)})
+
+    if not blob:
+        before.write_bytes(encode_checkpoint(train(*started, recipe, report, stop=0)))
+    training = train(*started, recipe, report, start=blob or None, stop=stop)
+    got.write_bytes(encode_checkpoint(training))
+    return {"step": training.step, "machine": machine.describe_kind(recipe["device"])}
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(work))

@@ -1,0 +1,139 @@
+"""How far a window of steps, trained again on another kind of machine, ends from where it ended.
+
+    python -m scripts.benches.replayed BASE ROWS.csv --text COLUMN --label COLUMN
+
+BASE is a GGUF file or a folder of safetensors. Each kind is a process of its own on this machine: another number of
+threads, or another instruction set for torch and oneDNN. The printed share is that of `compare_checkpoints`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+RECIPE: dict[str, Any] = {
+    "method": "qlora",
+    "rank": 16,
+    "alpha": 32,
+    "dropout": "0.05",
+    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "learning_rate": "0.001",
+    "epochs": 1,
+    "batch_size": 8,
+    "accumulation": 1,
+    "max_length": 256,
+    "warmup_ratio": "0.1",
+    "weight_decay": "0.0",
+    "max_grad_norm": "1.0",
+    "gradient_checkpointing": False,
+    "seed": 1,
+    "device": "cpu",
+    "quantisation": "nf4-double",
+}
+KINDS: dict[str, dict[str, str]] = {
+    "as it is": {},
+    "one thread": {"THREADS": "1"},
+    "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "no vector instructions": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="replayed", description="Measure what another kind of machine changes.")
+    parser.add_argument("base", type=Path)
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--text", default="text")
+    parser.add_argument("--label", default="label")
+    parser.add_argument("--first", dest="count", type=int, default=240, help="train on the first so many rows")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--windows", type=int, nargs="+", default=[0, 5, 10, 20], help="recorded steps")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        _train(**json.loads(given.child))
+        return
+    with tempfile.TemporaryDirectory(prefix="appliance-bench-") as name:
+        _measure(given, Path(name))
+
+
+def _measure(given: argparse.Namespace, folder: Path) -> None:
+    base, dataset = _prepare(given, folder)
+    recipe = {**RECIPE, "checkpoint_every": 1000, "base": "base", "compute_dtype": given.dtype}
+    task = {"base": str(base), "dataset": str(dataset), "recipe": recipe, "windows": given.windows}
+    recorded = folder / "recorded"
+    _child(given, KINDS["as it is"], {**task, "output": str(recorded), "recorded": None})
+    print("| window | " + " | ".join(KINDS) + " |\n|" + " --- |" * (len(KINDS) + 1))
+    found = {}
+    for kind, environment in KINDS.items():
+        output = folder / kind.replace(" ", "-")
+        _child(given, environment, {**task, "output": str(output), "recorded": str(recorded)})
+        found[kind] = json.loads((output / "shares.json").read_text())
+    for start, end in pairwise(given.windows):
+        shares = [found[kind][f"{start}-{end}"] for kind in KINDS]
+        print(
+            f"| {start} to {end} | "
+            + " | ".join("identical" if s == "identical" else f"{s:.6f}" for s in shares)
+            + " |"
+        )
+
+
+def _prepare(given: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
+    from appliance.ml import data
+    from appliance.ml.chat import load_chat
+    from appliance.ml.convert import convert_base
+
+    base, dataset = folder / "base", folder / "dataset"
+    base.mkdir()
+    dataset.mkdir()
+    convert_base(given.base, base)
+    sources = data.parse_source(given.rows.read_bytes(), "csv", {"text": given.text, "label": given.label})
+    rows = data.render_rows(
+        sources[: given.count], load_chat(base), instruction="Name the kind.", seed=1, share=Fraction(1, 10)
+    )
+    data.write_rows(rows, dataset, bytes(32))
+    return base, dataset
+
+
+def _child(given: argparse.Namespace, environment: dict[str, str], task: dict[str, Any]) -> None:
+    Path(task["output"]).mkdir()
+    command = [sys.executable, "-m", "scripts.benches.replayed", str(given.base), str(given.rows)]
+    subprocess.run([*command, "--child", json.dumps(task)], env={**os.environ, **environment}, check=True)
+
+
+def _train(
+    base: str, dataset: str, recipe: dict[str, Any], windows: list[int], output: str, recorded: str | None
+) -> None:
+    """Records the state at each step of `windows`; or, from the recorded ones, trains each window and compares."""
+    from appliance.ml import checkpoint, loop
+    from appliance.worker.train import prepare
+
+    if threads := os.environ.get("THREADS"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(threads)])
+    folder, shares = Path(output), {}
+    for start, end in pairwise(windows):
+        kept = None if recorded is None else Path(recorded)
+        source = (kept or folder) / f"{start}"
+        begin = source.read_bytes() if start else None
+        started = prepare({"base": base, "dataset": dataset, "recipe": recipe})
+        if not start and kept is None:
+            source.write_bytes(checkpoint.encode_checkpoint(loop.train(*started, recipe, lambda step: None, stop=0)))
+        training = loop.train(*started, recipe, lambda step: None, start=begin, stop=end)
+        got = checkpoint.encode_checkpoint(training)
+        (folder / f"{end}").write_bytes(got)
+        if kept is not None:
+            expected = (kept / f"{end}").read_bytes()
+            share = checkpoint.compare_checkpoints(source.read_bytes(), expected, got)
+            shares[f"{start}-{end}"] = "identical" if got == expected else share
+    (folder / "shares.json").write_text(json.dumps(shares))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""What people type about training checkpoints: resume, checkpoints, replay; and a verdict as an exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from appliance.domain import events as e
+from appliance.domain.names import NO_DIGEST
+from tests.cli.conftest import Desk
+
+COMMITMENT = "hmac-sha256:" + "0" * 64
+Bend = Callable[[e.ReplayFinished], e.Event]
+
+
+def failed(code: str) -> Bend:
+    return lambda body: e.ReplayFailed(order=body.order, run=body.run, code=code, message=COMMITMENT)
+
+
+def different(body: e.ReplayFinished) -> e.Event:
+    return body.model_copy(update={"got": NO_DIGEST, "verdict": "different"})
+
+
+def test_a_failed_run_is_resumed_and_a_window_of_it_is_replayed(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("trained")
+    desk.site.add(e.RunFailed(run="r-000001", code="worker-ended", message=desk.site.text("it was killed")))
+    refused = desk.as_("olga", "run", "replay", "r-000001", "--from", "0", "--to", "2", "--yes")
+    assert (refused.code, "expected olga to be auditor" in refused.err) == (3, True)
+    told = desk.as_("olga", "run", "resume", "r-000001", "--yes")
+    assert told.code == 0, told.err
+    assert "The run goes on from its last training checkpoint" in told.err
+    assert "queued" in desk.as_("olga", "run", "list").out
+    listed = desk.as_("audrey", "run", "checkpoints", "r-000001")
+    assert listed.out.split()[4:6] == ["2", str(desk.site.state.training_checkpoints.values()[0].index)]
+    told = desk.as_("audrey", "run", "replay", "r-000001", "--from", "0", "--to", "2", "--yes", "--json")
+    assert told.code == 0, told.err
+    assert json.loads(told.out)["verdict"] == "identical"
+
+
+@pytest.mark.parametrize(
+    ("bend", "code", "words"),
+    [
+        (different, 6, "r-000001, step 2: expected sha256:"),
+        (failed("tampered"), 6, "no verdict: see the log"),
+        (failed("worker-ended"), 7, "no verdict: see the log"),
+    ],
+)
+def test_a_replay_that_is_not_identical_fails_the_command(
+    open_desk: Callable[[str], Desk], bend: Bend, code: int, words: str
+) -> None:
+    desk = open_desk("trained")
+    desk.double.bend["replayed"] = bend
+    told = desk.as_("audrey", "run", "replay", "r-000001", "--from", "0", "--to", "2", "--yes")
+    assert (told.code, words in told.err) == (code, True), told.err
