@@ -36,8 +36,9 @@ EXITS = {"verified": 0, "failed": Tampered.exit_code, "unverifiable": Unavailabl
 _MAX_TRUST_BYTES = 65_536
 _LONG = 50_000
 """Entries from which on a second process is worth its start."""
-_SHARE = 0.55
-"""How much of a log the second process verifies; meanwhile the first folds as much, and verifies the rest."""
+_SHARE, _VERY_LONG, _SMALL_SHARE = 0.55, 6_000_000, 0.35
+"""How much of a log the second process verifies; meanwhile the first folds as much, and verifies the rest. Of a very
+long one a smaller share, so that the second has ended, and given its memory back, before the first holds everything."""
 _ROOT = Path(appliance.__file__).parents[1]
 _HELP = "import sys; sys.path.insert(0, sys.argv[1]); from appliance.verifier import help_verify as f; f(*sys.argv[2:])"
 
@@ -113,7 +114,7 @@ def _verify_by_two(path: Path, export: Export, trust: Trust | None, now: str) ->
     """The report on a long log that two processes verified whole; None where anything is left to look at alone."""
     if export.size < _LONG or _cores() < 2:
         return None
-    start = int(export.size * _SHARE)
+    start = int(export.size * (_SHARE if export.size < _VERY_LONG else _SMALL_SHARE))
     with suppress(ApplianceError, LookupError, OSError), _start_helper(path, start) as helper:
         audit = Audit(export.document, export.disclosures(), export.checkpoint, trust)
         began = verify_second(audit, export.entries(), start, export.document)

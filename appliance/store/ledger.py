@@ -138,6 +138,7 @@ class Ledger:
                 self._commit_batch(waiting)
         except BaseException as error:
             log.critical("ALARM: the ledger cannot be written, nothing acts until it can: %s", error)
+            self._suspect = True
             for one in waiting:
                 if not one.settled:
                     one.fail(error)
@@ -161,7 +162,7 @@ class Ledger:
         except BaseException:
             # Nothing of it is believed: the database has to show first that it can be written again, and what stands.
             fold.state.take_back(batch.mark)
-            self._suspect = self._unsure = True
+            self._unsure = True
             self._writer.close()
             raise
         fold.state.keep()

@@ -1,0 +1,76 @@
+"""The ledger cannot be written: nothing acts, everybody is told, and it goes on by itself when the cause is gone."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+
+from tests.site import Refused, Site
+
+
+@contextmanager
+def moved_away(site: Site) -> Iterator[None]:
+    """The database is gone."""
+    aside = site.home / "aside"
+    aside.mkdir()
+    files = list(site.home.glob("ledger.db*"))
+    for path in files:
+        path.rename(aside / path.name)
+    try:
+        yield
+    finally:
+        assert not list(site.home.glob("ledger.db*")), "no new, empty database was made"
+        for path in files:
+            (aside / path.name).rename(path)
+        aside.rmdir()
+
+
+@contextmanager
+def disk_full(site: Site) -> Iterator[None]:
+    """No file of the service can grow: write() fails as on a full disk, with another number."""
+    assert site.service is not None
+    largest = max(path.stat().st_size for path in site.home.glob("ledger.db*"))
+    limit = f"--fsize={max(largest, 4096)}:"
+    subprocess.run(["prlimit", f"--pid={site.service.pid}", limit], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["prlimit", f"--pid={site.service.pid}", "--fsize=unlimited:"], check=True)
+
+
+CAUSES = [pytest.param(moved_away, id="gone")]
+if shutil.which("prlimit"):
+    CAUSES.append(pytest.param(disk_full, id="full"))
+
+
+def orders_until_refused(site: Site) -> int:
+    """The status of the first refusal: until the database's files are full, small entries still fit."""
+    for _ in range(400):
+        try:
+            site.order(*site.review_order("rita"))
+        except Refused as error:
+            return error.status
+    raise AssertionError("expected a refusal within 400 orders")
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_while_the_ledger_cannot_be_written_nothing_acts_and_everybody_is_told(
+    released: Site, cause: Callable[[Site], AbstractContextManager[None]]
+) -> None:
+    site = released
+    assert site.chat("legal", "labels")["choices"]
+    size = len(site.entries())
+    with cause(site):
+        assert orders_until_refused(site) == 503
+        with pytest.raises(Refused) as unanswered:
+            site.chat("legal", "labels")
+        assert unanswered.value.status == 503
+        assert "ALARM: the ledger cannot be written" in site.log()
+    assert site.order(*site.review_order("rita"))["index"] >= size, "it goes on by itself"
+    assert site.chat("legal", "labels")["choices"]
+    assert "the ledger can be written again" in site.log()
+    assert site.verify()["verdict"] == "verified"
