@@ -81,8 +81,11 @@ def check_walls(case: Case, walls: dict[str, str]) -> None:
 
 
 def run_finished(case: Case) -> Puts:
-    run = take_run(case, case.of(RunFinished).run, "running")
-    return move(case.state, run.model_copy(update={"weights": case.of(RunFinished).weights}), "trained")
+    """No run ends without the training checkpoint of its last step: what is sealed can be replayed to its end."""
+    body = case.of(RunFinished)
+    run = take_run(case, body.run, "running")
+    case.require(body.steps == run.step, "steps", f"{run.step}, of its last training checkpoint", body.steps)
+    return move(case.state, run.model_copy(update={"weights": body.weights}), "trained")
 
 
 def run_failed(case: Case) -> Puts:

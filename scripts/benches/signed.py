@@ -153,6 +153,7 @@ class SignedSite(Site):
         self.ordered(e.RunRequested(policy=self.in_force, run=run), order)
         weights = b"weights %d" % version
         self.add(self.started(run))
+        self.add(self.checkpointed(run))
         self.add(self.finished(run, weights=digest_bytes(weights)))
         body, documents = self.sealing(run, version, files={"adapter_model.safetensors": weights})
         self.add(body, documents=documents)

@@ -657,6 +657,7 @@ def _stage(name: str) -> Site:
         "released": "approved",
         "serving": "released",
         "kept": "serving",
+        "replayed": "imported",
     }[name]
     site = _stage(before).fork()
     _STEPS[name](site)
@@ -665,7 +666,7 @@ def _stage(name: str) -> Site:
 
 def stage(name: str) -> Site:
     """A site of one's own at a point of the journey: initialized, staffed, imported, trained, sealed, approved,
-    released, serving, kept."""
+    released, serving, kept; and, from imported, replayed."""
     return _stage(name).fork()
 
 
@@ -711,6 +712,21 @@ def _keep(site: Site) -> None:
     site.add(body, documents=documents)
 
 
+def _replay(site: Site) -> None:
+    """A run goes on in both ways, and a window of it is judged and is not."""
+    run = site.request_run()
+    site.add(site.started(run))
+    site.add(site.checkpointed(run))
+    site.add(site.resumed(run))
+    site.add(e.RunFailed(run=run, code="worker-ended", message=site.text("It was killed.")))
+    site.resume(run)
+    site.add(site.resumed(run))
+    site.add(site.finished(run))
+    site.add(site.replayed(site.replay(run)))
+    order = order_of(site.replay(run))
+    site.add(e.ReplayFailed(order=order, run=run, code="tampered", message=site.text("Other bytes.")))
+
+
 _STEPS: dict[str, Any] = {
     "staffed": _staff,
     "imported": _import,
@@ -720,4 +736,5 @@ _STEPS: dict[str, Any] = {
     "released": Site.activate,
     "serving": _serve,
     "kept": _keep,
+    "replayed": _replay,
 }

@@ -233,6 +233,7 @@ def test_a_baseline_is_never_released() -> None:
     run = f"r-{len(site.state.runs) + 1:06d}"
     site.ordered(e.RunRequested(policy=site.in_force, run=run), site.train_order(recipe={"purpose": "baseline"}))
     site.add(site.started(run))
+    site.add(site.checkpointed(run))
     site.add(site.finished(run))
     site.seal(run)
     site.review("rita", "privacy")

@@ -15,6 +15,7 @@ from appliance.domain.training import MOST_RESUMES
 from appliance.errors import Denied
 from tests.domain.builder import MACHINE, WALLS, Site, stage
 from tests.domain.refusals import refuses
+from tests.domain.test_verify import verify
 
 RUN = "r-000001"
 OTHER = MACHINE | {"threads": 1}
@@ -47,7 +48,7 @@ def test_a_checkpoint_is_of_a_running_run_and_steps_go_forward(running: Site) ->
             running.add(running.checkpointed(RUN, step))
     running.add(running.checkpointed(RUN, 5))
     assert run_of(running).step == 5
-    running.add(running.finished(RUN))
+    running.add(running.finished(RUN, steps=5))
     with refuses(running, Denied, "expected one that is running, got trained"):
         running.add(running.checkpointed(RUN, 6))
 
@@ -123,6 +124,20 @@ def test_a_base_in_quarantine_trains_nothing_again(running: Site) -> None:
     for act in (running.resume, running.replay):
         with refuses(running, Denied, "base smollm2: expected its bytes whole"):
             act(RUN)
+
+
+def test_no_run_ends_without_the_checkpoint_of_its_last_step(running: Site) -> None:
+    """Otherwise what was sealed could not be replayed to its end."""
+    for steps in (1, 3):
+        with refuses(running, Denied, "steps: expected 2, of its last training checkpoint"):
+            running.add(running.finished(RUN, steps=steps))
+
+
+def test_a_log_with_all_of_this_is_verified_and_folds_to_the_same_state() -> None:
+    site = stage("replayed")
+    report = verify(site)
+    assert (report.verdict, report.counts.entries) == ("verified", len(site.entries))
+    assert [replay.status for replay in site.state.replays.values()] == ["finished", "failed"]
 
 
 # Replays.

@@ -20,7 +20,7 @@ from tests.domain.builder import WALLS, stage
 SITE = stage("serving")
 SITE.add(e.ServiceStarted(version="1", code="sha256:" + "1" * 64, layers={"seccomp": True, "landlock": False}))
 SITE.add(e.AuthRefused(count=2, since=SITE.now))
-ENTRIES = SITE.entries
+ENTRIES = [*SITE.entries, *stage("replayed").entries[len(stage("imported").entries) :]]
 
 
 def step_by_step(data: bytes) -> tuple[Entry, e.Event]:
