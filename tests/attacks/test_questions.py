@@ -86,8 +86,8 @@ def test_an_adapters_story_begins_with_what_it_is_made_of_and_counts_its_request
     story = site.get("/v1/adapters/clauses@1/history", "axel")
     types = [parse_canonical(base64.b64decode(item["entry"]))["type"] for item in story["entries"]]
     assert types[:4] == ["import.requested", "base.imported", "import.requested", "dataset.imported"]
-    assert types[4:8] == ["run.requested", "run.started", "run.finished", "adapter.sealed"]
-    assert types[8:] == ["review.recorded"] * 2 + ["release.activated", "adapter.admitted", "adapter.loaded"]
+    assert types[4:9] == ["run.requested", "run.started", "run.checkpointed", "run.finished", "adapter.sealed"]
+    assert types[9:] == ["review.recorded"] * 2 + ["release.activated", "adapter.admitted", "adapter.loaded"]
     assert story["requests"] == {"answered": 3, "failure": 0, "interrupted": 0, "open": 0}
     texts = [item["disclosures"] for item in story["entries"] if item["order"] is not None]
     assert any(text["text"] == "I reviewed it and approve." for found in texts for text in found)
