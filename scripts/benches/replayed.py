@@ -2,8 +2,9 @@
 
     python -m scripts.benches.replayed BASE ROWS.csv --text COLUMN --label COLUMN
 
-BASE is a GGUF file or a folder of safetensors. Each kind is a process of its own on this machine: another number of
-threads, or another instruction set for torch and oneDNN. The printed share is that of `compare_checkpoints`.
+BASE is a GGUF file or a folder of safetensors. Each column is a process of its own on this machine: another number of
+threads, another instruction set for torch and oneDNN; and, to be told from these, another training: one answer, the
+learning rate, the seed. The printed share is that of `compare_checkpoints`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -38,11 +40,17 @@ RECIPE: dict[str, Any] = {
     "device": "cpu",
     "quantisation": "nf4-double",
 }
+LABELS = 8
 KINDS: dict[str, dict[str, str]] = {
     "as it is": {},
     "one thread": {"THREADS": "1"},
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
     "no vector instructions": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+}
+OTHERS: dict[str, dict[str, Any]] = {
+    "another answer": {"dataset": "relabelled"},
+    "rate + 5 %": {"learning_rate": "0.00105"},
+    "another seed": {"seed": 2},
 }
 
 
@@ -52,7 +60,7 @@ def main() -> None:
     parser.add_argument("rows", type=Path)
     parser.add_argument("--text", default="text")
     parser.add_argument("--label", default="label")
-    parser.add_argument("--first", dest="count", type=int, default=240, help="train on the first so many rows")
+    parser.add_argument("--count", type=int, default=240, help="so many rows, of the first eight labels")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--windows", type=int, nargs="+", default=[0, 5, 10, 20], help="recorded steps")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -70,19 +78,30 @@ def _measure(given: argparse.Namespace, folder: Path) -> None:
     task = {"base": str(base), "dataset": str(dataset), "recipe": recipe, "windows": given.windows}
     recorded = folder / "recorded"
     _child(given, KINDS["as it is"], {**task, "output": str(recorded), "recorded": None})
-    print("| window | " + " | ".join(KINDS) + " |\n|" + " --- |" * (len(KINDS) + 1))
+    columns = [*KINDS, *OTHERS]
+    print("| window | " + " | ".join(columns) + " |\n|" + " --- |" * (len(columns) + 1), flush=True)
     found = {}
+    for kind, changes in OTHERS.items():
+        output = folder / kind.replace(" ", "-")
+        rows = str(folder / changes.get("dataset", "dataset"))
+        changed = {**recipe, **{name: value for name, value in changes.items() if name != "dataset"}}
+        _child(
+            given, {}, {**task, "recipe": changed, "dataset": rows, "output": str(output), "recorded": str(recorded)}
+        )
+        found[kind] = json.loads((output / "shares.json").read_text())
     for kind, environment in KINDS.items():
         output = folder / kind.replace(" ", "-")
         _child(given, environment, {**task, "output": str(output), "recorded": str(recorded)})
         found[kind] = json.loads((output / "shares.json").read_text())
     for start, end in pairwise(given.windows):
-        shares = [found[kind][f"{start}-{end}"] for kind in KINDS]
-        print(
-            f"| {start} to {end} | "
-            + " | ".join("identical" if s == "identical" else f"{s:.6f}" for s in shares)
-            + " |"
-        )
+        shares = [found[kind][f"{start}-{end}"] for kind in columns]
+        print(f"| {start} to {end} | " + " | ".join(map(_shown, shares)) + " |", flush=True)
+
+
+def _shown(share: float | str | None) -> str:
+    if isinstance(share, float):
+        return f"{share:.6f}"
+    return share or "not comparable"
 
 
 def _prepare(given: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
@@ -95,10 +114,18 @@ def _prepare(given: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
     dataset.mkdir()
     convert_base(given.base, base)
     sources = data.parse_source(given.rows.read_bytes(), "csv", {"text": given.text, "label": given.label})
-    rows = data.render_rows(
-        sources[: given.count], load_chat(base), instruction="Name the kind.", seed=1, share=Fraction(1, 10)
-    )
+    chat = load_chat(base)
+    names = sorted({source.label for source in sources})[:LABELS]
+    some = [row for name in names for row in [s for s in sources if s.label == name][: given.count // LABELS]]
+    rows = data.render_rows(some, chat, instruction="Name the kind.", seed=1, share=Fraction(1, 10))
     data.write_rows(rows, dataset, bytes(32))
+    (folder / "relabelled").mkdir()
+    first = next(row for row in rows if row.split == data.TRAIN)
+    # As many tokens: otherwise the states' counts tell the two apart already.
+    size = len(chat.encode(first.answer))
+    other = next(row for row in rows if row.label != first.label and len(chat.encode(row.answer)) == size)
+    changed = [replace(row, label=other.label, answer=other.answer) if row is first else row for row in rows]
+    data.write_rows(changed, folder / "relabelled", bytes(32))
     return base, dataset
 
 

@@ -15,8 +15,10 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from appliance.domain import orders
+from appliance.domain.comparison import TOLERANCE
 from tests.attacks.killer import KILL
 from tests.attacks.test_kill import (
     arm,
@@ -289,6 +291,22 @@ def test_a_tampered_checkpoint_is_found_before_anything_runs(own: Site, step: in
     assert made[step] in texts(own, "replay.failed")
     assert own.entries(type="replay.failed")[-1]["body"]["code"] == "tampered"
     assert sorted(Path(own.settings.logs).iterdir()) == logs, "a worker that is started has a log"
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="there is no older instruction set")
+def test_another_kind_of_machine_is_held_to_the_tolerance(own: Site) -> None:
+    """Other bits, and a machine that is not the recorded one: a third worker measures how far they are apart."""
+    own.train("fine", epochs=12, batch_size=8, checkpoint_every=1, compute_dtype="float32")
+    own.stop()
+    own.launcher = (str(Path(__file__).with_name("elsewhere.py")),)
+    own.start()
+    for name, window, verdict in (("fine", (30, 31), "within-tolerance"), ("whole", (0, 40), "different")):
+        assert replay(own, name, window)["verdict"] == verdict
+        body = own.entries(type="replay.finished")[-1]["body"]
+        assert body["got"] != body["expected"]
+        assert float(body["largest_difference"]) > 0
+        assert (float(body["largest_difference"]) <= float(TOLERANCE)) == (verdict == "within-tolerance")
+    assert own.verify()["verdict"] == "verified"
 
 
 @pytest.fixture
