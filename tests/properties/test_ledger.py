@@ -32,6 +32,8 @@ STEPS: dict[str, Step] = {
     "revoke": lambda site, n: site.revoke(f"person-{n}"),
     "rotate": lambda site, _: site.keys.update(rita=site.rotate("rita", site.now)),
     "run": lambda site, _: site.request_run(),
+    "begin": lambda site, n: site.add(site.started(f"r-{n + 2:06d}")),
+    "replay": lambda site, _: site.replay("r-000001"),
     "hold": lambda site, n: site.hold(f"unit:unit-{n}"),
     "cancel": lambda site, n: site.ordered(
         e.RunCancelled(policy=site.in_force), site.order(o.Cancel, "olga", run=f"r-{n + 2:06d}")
