@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from appliance.domain.events import RunCheckpointed
 from appliance.domain.names import explain
+from appliance.domain.recipe import MOST_CHECKPOINTS
 from appliance.domain.state import State
 from appliance.errors import BadInput
 from appliance.runners.output import open_output
@@ -30,6 +31,9 @@ def take_frame(context: Context, run: str, folder: Path, frame: Frame) -> None:
 
 def _keep(context: Context, run: str, folder: Path, frame: Frame) -> None:
     """Copies the worker's file while hashing it; what the worker says of its bytes is not asked."""
+    made = sum(checkpoint.run == run for checkpoint in context.ledger.state.training_checkpoints.values())
+    if made > MOST_CHECKPOINTS:  # the last step's may come on top
+        raise BadInput(f"run {run}: expected at most {MOST_CHECKPOINTS + 1} training checkpoints, got more")
     name = str(frame.get("file"))
     source = open_output(folder, name)
     try:
