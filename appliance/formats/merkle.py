@@ -203,6 +203,11 @@ def _split(size: int) -> int:
 
 def _range_root(start: int, stop: int, node: ReadNode) -> bytes:
     """MTH(D[start:stop]) from stored nodes; `start` is a multiple of the largest power of two within the range."""
+    size = stop - start
+    if not size & (size - 1):
+        # A perfect subtree, as nearly all of a proof's are.
+        level = size.bit_length() - 1
+        return node(level, start >> level)
     hashes = []
     while start < stop:
         level = (stop - start).bit_length() - 1

@@ -293,8 +293,8 @@ class Ledger:
 
     def _prove(self, size: int, proof: Callable[[merkle.ReadNode], list[bytes]]) -> list[bytes]:
         with self._reading() as connection:
-            known = rows.read_head(connection).size
-            if size > known:
+            # A log never becomes shorter than this process has seen it.
+            if size > self._seen.size and size > (known := rows.read_head(connection).size):
                 raise BadInput(f"proof, size: expected at most {known}, got {size}")
             return self._nodes.prove(connection, proof)
 
