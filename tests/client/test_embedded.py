@@ -22,12 +22,13 @@ from appliance.formats.keys import generate_ed25519
 @pytest.fixture
 def settings(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     monkeypatch.setenv("APPLIANCE_LISTEN", "off")
+    # Other tests of this process may have started services too.
+    monkeypatch.setattr(embedded, "_started", [])
     yield load_settings()
     for process in embedded._started:
         if process.poll() is None:
             os.kill(process.pid, signal.SIGTERM)
         process.wait(30)
-    embedded._started.clear()
 
 
 def _place(settings: Settings) -> embedded.Place:
