@@ -10,6 +10,10 @@ from appliance.domain.event import Event, Ordered
 from appliance.domain.names import Commitment, Digest, Identifier, VersionedName
 
 
+def _slot(unit: str, task: str, adapter: str) -> tuple[str, ...]:
+    return f"unit:{unit}", f"task:{task}", f"adapter:{adapter}"
+
+
 class ReleaseActivated(Ordered):
     type = "release.activated"
 
@@ -31,11 +35,7 @@ class AdapterAdmitted(Event):
     policy: Digest
 
     def about(self) -> tuple[str, ...]:
-        return (
-            f"unit:{self.unit}",
-            f"task:{self.task}",
-            f"adapter:{self.adapter}",
-        )
+        return _slot(self.unit, self.task, self.adapter)
 
 
 class AdmissionRefused(Event):
@@ -65,11 +65,7 @@ class AdapterLoaded(Event):
     probe: Literal["identical"]
 
     def about(self) -> tuple[str, ...]:
-        return (
-            f"unit:{self.unit}",
-            f"task:{self.task}",
-            f"adapter:{self.adapter}",
-        )
+        return _slot(self.unit, self.task, self.adapter)
 
 
 class AdapterUnloaded(Event):
@@ -80,11 +76,7 @@ class AdapterUnloaded(Event):
     reason: str
 
     def about(self) -> tuple[str, ...]:
-        return (
-            f"unit:{self.unit}",
-            f"task:{self.task}",
-            f"adapter:{self.adapter}",
-        )
+        return _slot(self.unit, self.task, self.adapter)
 
 
 class RequestAdmitted(Event):
@@ -96,12 +88,7 @@ class RequestAdmitted(Event):
     prompt: Commitment = Field(description="keyed digest of the messages, under a key the service holds")
 
     def about(self) -> tuple[str, ...]:
-        return (
-            f"request:{self.request}",
-            f"unit:{self.unit}",
-            f"task:{self.task}",
-            f"adapter:{self.adapter}",
-        )
+        return (f"request:{self.request}", *_slot(self.unit, self.task, self.adapter))
 
     @property
     def actor(self) -> str | None:
@@ -121,12 +108,7 @@ class RequestFinished(Event):
     answer: Commitment | None
 
     def about(self) -> tuple[str, ...]:
-        return (
-            f"request:{self.request}",
-            f"unit:{self.unit}",
-            f"task:{self.task}",
-            f"adapter:{self.adapter}",
-        )
+        return (f"request:{self.request}", *_slot(self.unit, self.task, self.adapter))
 
     @property
     def actor(self) -> str | None:
