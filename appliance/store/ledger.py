@@ -168,10 +168,11 @@ class Ledger:
         fold.state.keep()
         fold.frontier = batch.frontier
         self._keep(fold, batch.root)
-        if any(staged.draft.erased for staged in batch.staged):
-            self._writer.scrub()
         for staged in batch.staged:
             staged.waiting.succeed(Appended(staged.entry, staged.data, note))
+        # Behind that: the entries stand, whatever becomes of the log that SQLite writes ahead.
+        if any(staged.draft.erased for staged in batch.staged):
+            self._writer.scrub()
 
     def _stage_all(self, batch: Batch, waiting: list[Waiting], state: State) -> None:
         """What is refused is settled at once, and the others go on without it."""

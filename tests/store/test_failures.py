@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import Engine
 
 from appliance.domain import rules
+from appliance.domain.entry import Draft
 from appliance.errors import ApplianceError, Conflict, Tampered, Unavailable
 from appliance.store import ledger as ledger_module
 from appliance.store.engine import open_engine
@@ -429,3 +430,18 @@ def test_a_refusal_is_no_alarm(ledger: Ledger, site: Site, caplog: pytest.LogCap
     with pytest.raises(Conflict):
         ledger.append(carol.pending)
     assert caplog.records == []
+
+
+def test_an_entry_that_stands_is_reported_even_where_the_write_ahead_log_cannot_be_emptied(
+    ledger: Ledger, open_ledger: Callable[[], Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the commit nothing that goes wrong may say that there was none."""
+
+    def fail() -> None:
+        raise OSError("no room to move pages")
+
+    monkeypatch.setattr(ledger._writer, "scrub", fail)
+    erasing = Draft(type="heartbeat", erased=("hmac-sha256:" + "0" * 64,))
+    assert ledger.append(erasing).entry.index == 1
+    assert ledger.append(heartbeat()).entry.index == 2
+    check_whole(ledger, open_ledger)
