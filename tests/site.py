@@ -202,18 +202,22 @@ class Site:
     def order(self, order: orders.Order, *texts: Disclosure, **documents: bytes) -> dict[str, Any]:
         return self.send(self.sign(order), *texts, **documents)
 
-    def propose_enrolment(self, name: str, *roles: str, by: str = "anna") -> tuple[Envelope, Disclosure, bytes]:
-        key = self.keys.setdefault(name, generate_ed25519())
-        spki = base64.b64encode(key.spki).decode()
+    def prove(self, name: str, key: Ed25519Signer) -> Envelope:
+        """The key's own statement that somebody holds it for this name."""
         possession = credentials.Possession(
             origin=self.trust.origin,
             signer=name,
             nonce=os.urandom(16).hex(),
             issued_at=self.now(),
-            key=spki,
+            key=base64.b64encode(key.spki).decode(),
             keyid=key.keyid,
         )
-        proof = sign_envelope(credentials.encode_credential(possession), key)
+        return sign_envelope(credentials.encode_credential(possession), key)
+
+    def propose_enrolment(self, name: str, *roles: str, by: str = "anna") -> tuple[Envelope, Disclosure, bytes]:
+        key = self.keys.setdefault(name, generate_ed25519())
+        spki = base64.b64encode(key.spki).decode()
+        proof = self.prove(name, key)
         printed = disclose(name.title(), os.urandom(32))
         order = orders.Enroll(
             principal=name,

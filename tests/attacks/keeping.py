@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from typing import Any, TypeVar
 
-from appliance.domain import credentials, orders
+from appliance.domain import orders
 from appliance.domain.names import encode_value
 from appliance.domain.policy_files import assemble_policy
 from appliance.formats.cosignature import cosign, witness_vkey_of
 from appliance.formats.digest import digest_bytes
-from appliance.formats.dsse import encode_envelope, sign_envelope
+from appliance.formats.dsse import encode_envelope
 from appliance.formats.keys import Ed25519Signer, generate_ed25519
 from appliance.formats.note import Note, encode_note, parse_note
 from appliance.formats.timestamp import parse_time
@@ -27,15 +26,7 @@ def new_key(site: Site, model: type[K], by: str, name: str, **values: Any) -> tu
     """An order that brings in another key for the name, its proof of possession, and the key."""
     key = generate_ed25519()
     spki = base64.b64encode(key.spki).decode()
-    statement = credentials.Possession(
-        origin=site.trust.origin,
-        signer=name,
-        nonce=os.urandom(16).hex(),
-        issued_at=site.now(),
-        key=spki,
-        keyid=key.keyid,
-    )
-    proof = sign_envelope(credentials.encode_credential(statement), key)
+    proof = site.prove(name, key)
     order = model(principal=name, key=spki, keyid=key.keyid, possession=proof.pae_digest, **values, **site.terms(by))
     return order, encode_envelope(proof), key
 
