@@ -130,6 +130,8 @@ def test_a_killed_worker_is_followed_by_another_that_ends_in_the_same_bytes(town
     assert resumed["checkpoint"] == made[resumed["step"]]
     assert tuple(made) == STEPS
     assert weights(town, "killed") == weights(town, "whole")
+    # ... and an auditor has it trained again over the place where it was cut off.
+    assert replay(town, "killed", (0, STEPS[-1]))["verdict"] == "identical"
     check_whole(town)
 
 
@@ -245,12 +247,6 @@ def test_a_window_trained_again_is_identical(town: Site, window: tuple[int, int]
     assert body["got"] == body["expected"]
     assert body["largest_difference"] == "0.0"
     check_whole(town)
-
-
-def test_a_run_that_was_resumed_is_replayed_over_the_place_where_it_was_cut_off(town: Site) -> None:
-    if not any(run["name"] == "killed" for run in town.get("/v1/runs")):
-        pytest.skip("the run is another test's")
-    assert replay(town, "killed", (0, STEPS[-1]))["verdict"] == "identical"
 
 
 def test_an_operator_judges_no_run(town: Site) -> None:
