@@ -73,9 +73,10 @@ def _reference_loss(base: Base, samples: list[Sample]) -> torch.Tensor:
         ids = torch.tensor([sample.ids])
         logits = base.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
         targets = ids[0, 1:].clone()
-        targets[: len(sample.prompt) - 1] = -100
+        trained = {place for start, stop in sample.spans for place in range(start, stop)}
+        targets[[place - 1 for place in range(1, len(sample.ids)) if place not in trained]] = -100
         total = total + torch.nn.functional.cross_entropy(logits, targets, reduction="sum", ignore_index=-100)
-        count += len(sample.answer)
+        count += sample.trained_tokens
     return total / count
 
 
@@ -87,7 +88,7 @@ def test_loss_and_gradients_are_those_of_the_answers_alone(base: Base, samples: 
         for parameter in parameters:
             parameter.add_(0.01)
     batch = samples[:7]
-    answers = sum(len(sample.answer) for sample in batch)
+    answers = sum(sample.trained_tokens for sample in batch)
     loss = 0.0
     for part in loop.split_batch(batch, 4):
         part_loss = loop.answer_loss(base, part) / answers
@@ -117,6 +118,14 @@ def test_accumulation_is_normalised_by_token_not_by_part(train: Train) -> None:
 def test_a_sample_over_max_length_is_an_error_naming_its_row(train: Train) -> None:
     with pytest.raises(BadInput, match=r"dataset, row 0: expected at most 20 tokens \(max_length\), got \d+"):
         train(max_length=20)
+
+
+def test_the_spans_of_a_sample_are_its_answer_and_nothing_else(base: Base, dataset: Path) -> None:
+    rows = data.load_rows(dataset, data.TRAIN)
+    for row, sample in zip(rows, tokenize_rows(rows, base.chat, max_length=128), strict=True):
+        ((start, stop),) = sample.spans
+        assert (sample.ids[:start], sample.ids[start:stop]) == (sample.prompt, tuple(base.chat.encode(row.answer)))
+        assert (stop, sample.trained_tokens) == (len(sample.ids), stop - start)
 
 
 def test_nothing_to_train_on_is_an_error(base: Base) -> None:
