@@ -83,7 +83,7 @@ def propose_run(door: Door, anchor: Anchor, signer: str, recipe: Recipe, what: s
         signer,
         Train,
         {"recipe": resolved, "base_digest": base_digest, "dataset_digest": dataset_digest},
-        resolved=unwritten | {"quantisation"},
+        resolved=unwritten,
     )
 
 

@@ -39,8 +39,8 @@ from appliance.domain.orders import (
     RotateLogKey,
     Train,
 )
-from appliance.domain.recipe import LINEAR_LAYERS, ResolvedRecipe, too_many_checkpoints
-from appliance.domain.state import Adapter, Base, Dataset, Principal, State, checkpoint_key, release_key
+from appliance.domain.recipe import untrainable
+from appliance.domain.state import Adapter, Principal, State, checkpoint_key, release_key
 from appliance.errors import ApplianceError
 from appliance.formats.keys import keyid_of
 
@@ -213,26 +213,12 @@ def _train(state: State, order: Train, signer: Principal, now: Time) -> Reasons:
     if dataset.base_digest != order.base_digest:
         reasons.append(f"dataset {recipe.dataset}: expected one rendered for base {recipe.base}, got {dataset.base}")
     base = state.bases.get(recipe.base)
-    return reasons if base is None else reasons + _servable(recipe, base, dataset)
-
-
-def _servable(recipe: ResolvedRecipe, base: Base, dataset: Dataset) -> Reasons:
-    """What resolving the recipe would have refused: whoever signed it may not have resolved it."""
-    reasons = []
-    context, longest = base.facts.get("context_length"), dataset.facts.get("max_tokens")
-    if isinstance(context, int) and recipe.max_length > context:
-        reasons.append(f"recipe, max_length: expected at most the base's {context} tokens, got {recipe.max_length}")
-    if isinstance(longest, int) and recipe.max_length < longest:
-        reasons.append(
-            f"recipe, max_length: expected at least {longest} tokens, the longest row, got {recipe.max_length}"
-        )
-    rows = dataset.facts.get("train_rows")
-    if isinstance(rows, int) and (problem := too_many_checkpoints(recipe, rows)):
-        reasons.append(problem)
-    unknown = sorted(set(recipe.target_modules) - set(LINEAR_LAYERS))
-    if unknown:
-        reasons.append(f"recipe, target_modules: expected some of {', '.join(LINEAR_LAYERS)}, got {', '.join(unknown)}")
-    return reasons
+    if base is None:
+        return reasons
+    # What resolving the recipe would have refused: whoever signed it may not have resolved it.
+    facts = dataset.facts
+    context, longest, rows = base.facts.get("context_length"), facts.get("max_tokens"), facts.get("train_rows")
+    return reasons + untrainable(recipe, context, longest, rows)
 
 
 def _cancel(state: State, order: Cancel, signer: Principal, now: Time) -> Reasons:
@@ -287,6 +273,8 @@ def _review(state: State, order: Review, signer: Principal, now: Time) -> Reason
     reasons = _needs(signer, f"reviewer:{order.field}") + approval.duties(adapter, signer.name)
     if not is_unit(state, order.unit):
         reasons.append(f"unit: expected an enrolled one, got {order.unit}")
+    if adapter.purpose != "release":
+        reasons.append(f"adapter {order.name}: expected one made for release, got one made as a {adapter.purpose}")
     if adapter.revoked is not None:
         reasons.append(f"adapter {order.name}: expected a standing one, got one revoked by entry {adapter.revoked}")
     if order.valid_until <= now:

@@ -15,6 +15,7 @@ from appliance.domain.events import (
     ImportFailed,
 )
 from appliance.domain.invariants import next_dataset_version, next_version
+from appliance.domain.methods import METHODS
 from appliance.domain.names import split_version, versioned
 from appliance.domain.orders import ImportBase, ImportDataset, Review, RevokeAdapter
 from appliance.domain.state import Adapter, Base, Dataset, Import, ReviewRecord, Run
@@ -128,7 +129,7 @@ def adapter_sealed(case: Case) -> Puts:
     case.require((name, version) == expected, "adapter", versioned(*expected), body.adapter)
     case.require((manifest.name, manifest.version) == expected, "manifest", versioned(*expected), manifest.name)
     files = {file.path: file.digest for file in manifest.files}
-    weights = files.get("adapter_model.safetensors")
+    weights = files.get(METHODS[run.method].weights)
     case.require(weights == run.weights, "weights", run.weights, weights)
     signed = files | {MANIFEST_PATH: digest_bytes(case.documents["manifest"])}
     verify_model(case.documents["signature"], base64.b64decode(case.state.site.adapter_key), signed)

@@ -14,11 +14,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from appliance.domain.methods import (
+    CUDA_OPTIMISERS,
+    METHODS,
+    RATE_RATIO,
+    STARTED,
+    Method,
+    MethodName,
+    OptimiserName,
+    Quantisation,
+    is_servable,
+    list_servable,
+)
 from appliance.domain.names import Decimal, Identifier, Value, VersionedName
 from appliance.errors import BadInput
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-SERVABLE_METHODS = ("qlora",)
 
 SHORT_TOKENS = 512
 """Up to this length the activations of a batch cost less than computing them twice (measured on the 135M model)."""
@@ -33,6 +44,8 @@ FEWEST_STEPS = 10
 Auto = Literal["auto"]
 Rank = Annotated[int, Field(ge=1, le=512)]
 Alpha = Annotated[int, Field(ge=1, le=4096)]
+RankOrNone = Annotated[int, Field(ge=0, le=512, description="0 for a method without one")]
+AlphaOrNone = Annotated[int, Field(ge=0, le=4096, description="0 for a method without one")]
 Count = Annotated[int, Field(ge=1, le=4096)]
 Length = Annotated[int, Field(ge=8, le=1_048_576)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -46,13 +59,16 @@ class Recipe(Value):
     name: Identifier
     base: Identifier
     dataset: VersionedName
-    method: Literal["qlora"] = "qlora"
+    method: MethodName = "qlora"
+    quantisation: Quantisation | Auto = "auto"
     purpose: Literal["release", "baseline"] = "release"
     rank: Rank | Auto = "auto"
     alpha: Alpha | Auto = "auto"
     dropout: Decimal | Auto = "auto"
     target_modules: Modules | Auto = "auto"
+    optimiser: OptimiserName = "adamw"
     learning_rate: Decimal | Auto = "auto"
+    rate_ratio: Decimal | Auto = "auto"
     epochs: Count | Auto = "auto"
     batch_size: Count | Auto = "auto"
     accumulation: Count | Auto = "auto"
@@ -73,13 +89,16 @@ class ResolvedRecipe(Value):
     name: Identifier
     base: Identifier
     dataset: VersionedName
-    method: Literal["qlora"]
+    method: MethodName
+    quantisation: Quantisation
     purpose: Literal["release", "baseline"]
-    rank: Rank
-    alpha: Alpha
+    rank: RankOrNone
+    alpha: AlphaOrNone
     dropout: Decimal
-    target_modules: Modules
+    target_modules: tuple[str, ...] = Field(description="empty where every weight of the base is trained")
+    optimiser: OptimiserName
     learning_rate: Decimal
+    rate_ratio: Decimal = Field(description="how much faster B learns than A: LoRA+, else 1.0")
     epochs: Count
     batch_size: Count
     accumulation: Count
@@ -92,7 +111,6 @@ class ResolvedRecipe(Value):
     seed: Seed
     device: Literal["cpu", "cuda"]
     compute_dtype: Literal["bfloat16", "float32"]
-    quantisation: Literal["nf4-double"]
 
 
 class Facts(Value):
@@ -105,7 +123,7 @@ class Facts(Value):
     bfloat16: bool = Field(description="whether the machine multiplies bf16 in hardware")
 
 
-_FRACTIONS = ("dropout", "learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm")
+_FRACTIONS = ("dropout", "learning_rate", "rate_ratio", "warmup_ratio", "weight_decay", "max_grad_norm")
 
 
 def parse_recipe(data: Mapping[str, Any]) -> Recipe:
@@ -156,15 +174,10 @@ def _decimal(key: str, value: Any) -> str:
 
 def resolve_recipe(recipe: Recipe, facts: Facts) -> ResolvedRecipe:
     """Every `auto` given its value; BadInput for what cannot be trained or served on this base and machine."""
-    values = recipe.model_dump()
+    values, method = recipe.model_dump(), METHODS[recipe.method]
     max_length = min(facts.context_length, _round_up(facts.max_tokens, 32))
-    rank = 16 if recipe.rank == "auto" else recipe.rank
     defaults = {
-        "rank": rank,
-        "alpha": 2 * rank,
-        "dropout": "0.0",
-        "target_modules": LINEAR_LAYERS,
-        "learning_rate": "0.001",
+        **_of_method(recipe, method),
         "epochs": _epochs(facts.train_rows),
         "batch_size": 8,
         "accumulation": 1,
@@ -181,38 +194,129 @@ def resolve_recipe(recipe: Recipe, facts: Facts) -> ResolvedRecipe:
             values[key] = value
     if values["checkpoint_every"] == "auto":
         steps = count_steps(facts.train_rows, values["epochs"], values["batch_size"] * values["accumulation"])
-        values["checkpoint_every"] = max(FEWEST_STEPS, -(-steps // CHECKPOINTS))
-    resolved = ResolvedRecipe.model_validate(values | {"quantisation": "nf4-double"})
-    _check_feasible(resolved, facts)
+        # A training checkpoint of every weight of a base is as large as three bases: one, at the end.
+        values["checkpoint_every"] = max(FEWEST_STEPS, -(-steps // (CHECKPOINTS if method.chooses_modules else 1)))
+    resolved = ResolvedRecipe.model_validate(values)
+    problems = untrainable(resolved, facts.context_length, facts.max_tokens, facts.train_rows)
+    if resolved.device == "cuda" and facts.device != "cuda":
+        problems.append("recipe, device: expected cpu, since this machine has no CUDA device, got cuda")
+    if problems:
+        raise BadInput(problems[0])
     return resolved
 
 
-def _check_feasible(recipe: ResolvedRecipe, facts: Facts) -> None:
-    if recipe.max_length > facts.context_length:
-        raise BadInput(
-            f"recipe, max_length: expected at most the base's context of {facts.context_length} tokens, "
+def _of_method(recipe: Recipe, method: Method) -> dict[str, Any]:
+    """What the method decides where the author left it open."""
+    rank = (16 if recipe.rank == "auto" else recipe.rank) if method.low_rank else 0
+    return {
+        "quantisation": method.quantisations[0],
+        "rank": rank,
+        # The scale is alpha / rank, or alpha / sqrt(rank): 2 in both cases, whatever the rank.
+        "alpha": round(2 * rank**0.5) if recipe.method == "rslora" else 2 * rank,
+        "dropout": "0.0",
+        "target_modules": LINEAR_LAYERS if method.chooses_modules else (),
+        "learning_rate": method.learning_rate,
+        "rate_ratio": RATE_RATIO if recipe.method == "lora-plus" else "1.0",
+    }
+
+
+def untrainable(recipe: ResolvedRecipe, context_length: object, max_tokens: object, train_rows: object) -> list[str]:
+    """What is wrong with a resolved recipe for this base and dataset, each as one sentence. Facts of an old import
+    that has none are passed over."""
+    problems = [*_misfits(recipe), *_unservable(recipe)]
+    if isinstance(context_length, int) and recipe.max_length > context_length:
+        problems.append(
+            f"recipe, max_length: expected at most the base's context of {context_length} tokens, "
             f"got {recipe.max_length}"
         )
-    if facts.max_tokens > recipe.max_length:
-        raise BadInput(
-            f"recipe, max_length: expected at least {facts.max_tokens} tokens, the longest row of {recipe.dataset}, "
+    if isinstance(max_tokens, int) and max_tokens > recipe.max_length:
+        problems.append(
+            f"recipe, max_length: expected at least {max_tokens} tokens, the longest row of {recipe.dataset}, "
             f"got {recipe.max_length}"
         )
-    if recipe.device == "cuda" and facts.device != "cuda":
-        raise BadInput("recipe, device: expected cpu, since this machine has no CUDA device, got cuda")
-    if problem := too_many_checkpoints(recipe, facts.train_rows):
-        raise BadInput(problem)
+    if isinstance(train_rows, int):
+        problems += _misplanned(recipe, train_rows)
+    return problems
+
+
+def _misfits(recipe: ResolvedRecipe) -> list[str]:
+    """Values that the method has no use for, or that its optimiser and device have none for."""
+    method, name, problems = METHODS[recipe.method], recipe.method, []
+    if recipe.quantisation not in method.quantisations:
+        known = " or ".join(method.quantisations)
+        problems.append(f"recipe, quantisation: expected {known} for {name}, got {recipe.quantisation}")
+    for key, value in (("rank", recipe.rank), ("alpha", recipe.alpha)):
+        if bool(value) != method.low_rank:
+            expected = "at least 1" if method.low_rank else f"0 or auto, since {name} has none"
+            problems.append(f"recipe, {key}: expected {expected}, got {value}")
+    if Number(recipe.dropout) and not method.low_rank:
+        problems.append(f"recipe, dropout: expected 0.0 or auto, since {name} has none, got {recipe.dropout}")
+    if Number(recipe.dropout) >= 1:
+        problems.append(f"recipe, dropout: expected a fraction below 1, got {recipe.dropout}")
+    if name != "lora-plus" and Number(recipe.rate_ratio) != 1:
+        problems.append(f"recipe, rate_ratio: expected 1.0 or auto for {name}, got {recipe.rate_ratio}")
+    if name in STARTED and Number(recipe.weight_decay):
+        problems.append(
+            f"recipe, weight_decay: expected 0.0 for {name}, whose beginning is held still, got {recipe.weight_decay}"
+        )
+    for key in ("learning_rate", "rate_ratio"):
+        if not Number(getattr(recipe, key)):
+            problems.append(f"recipe, {key}: expected a number above 0, since nothing would move, got 0.0")
+    if recipe.optimiser in CUDA_OPTIMISERS and recipe.device != "cuda":
+        problems.append(
+            f"recipe, optimiser: expected adamw or adamw-8bit, since bitsandbytes pages only on a CUDA device, "
+            f"got {recipe.optimiser} on {recipe.device}"
+        )
+    return [*problems, *_misaimed(recipe, method)]
+
+
+def _misaimed(recipe: ResolvedRecipe, method: Method) -> list[str]:
+    if not method.chooses_modules:
+        if recipe.target_modules:
+            return [
+                f"recipe, target_modules: expected none or auto, since {recipe.method} trains every weight, "
+                f"got {', '.join(recipe.target_modules)}"
+            ]
+        return []
     unknown = sorted(set(recipe.target_modules) - set(LINEAR_LAYERS))
-    if unknown:
-        raise BadInput(
+    if unknown or not recipe.target_modules:
+        return [
             f"recipe, target_modules: expected some of {', '.join(LINEAR_LAYERS)}, which are the ones that can be "
-            f"served, got {', '.join(unknown)}"
+            f"served, got {', '.join(unknown) or 'none'}"
+        ]
+    return []
+
+
+def _unservable(recipe: ResolvedRecipe) -> list[str]:
+    """What answers for a unit is plain LoRA over a base that nobody changed; everything else is there to compare."""
+    if recipe.purpose != "release" or is_servable(recipe.method, recipe.quantisation):
+        return []
+    return [
+        f"recipe, purpose: expected baseline, since only these can be released: {list_servable()}; "
+        f"got release of {recipe.method} on {recipe.quantisation}"
+    ]
+
+
+def _misplanned(recipe: ResolvedRecipe, rows: int) -> list[str]:
+    steps = count_steps(rows, recipe.epochs, recipe.batch_size * recipe.accumulation)
+    problems = [] if (problem := too_many_checkpoints(recipe, rows)) is None else [problem]
+    warmup = count_warmup(recipe.warmup_ratio, steps)
+    if warmup >= steps:
+        problems.append(
+            f"recipe, warmup_ratio: expected a warm-up shorter than the run's {steps} steps, got {warmup} steps "
+            f"({recipe.warmup_ratio})"
         )
+    return problems
 
 
 def count_steps(rows: int, epochs: int, rows_a_step: int) -> int:
     """Optimiser steps of a run: every epoch's last step takes what is left."""
     return epochs * -(-rows // rows_a_step)
+
+
+def count_warmup(ratio: str, steps: int) -> int:
+    """Of these, the steps in which the learning rate rises."""
+    return round(float(ratio) * steps)
 
 
 def too_many_checkpoints(recipe: ResolvedRecipe, rows: int) -> str | None:

@@ -113,6 +113,7 @@ class Run(Value):
     base_digest: str
     dataset: str
     dataset_digest: str
+    method: str
     purpose: str
     index: int
     status: Literal["queued", "running", "trained", "sealed", "failed", "cancelled"]

@@ -37,6 +37,7 @@ def run_requested(case: Case) -> Puts:
         base_digest=order.base_digest,
         dataset=order.recipe.dataset,
         dataset_digest=order.dataset_digest,
+        method=order.recipe.method,
         purpose=order.recipe.purpose,
         index=case.entry.index,
         status="queued",

@@ -1,4 +1,4 @@
-"""Adapters at work: plain LoRA over the quantised linear layers, each adapter in a slot of its own.
+"""Adapters at work: plain LoRA over the linear layers, each adapter in a slot of its own.
 
 peft switches adapters by state on the shared model, and a failed call has left that state behind (peft issue 3475).
 Here nothing is switched: a slot is a set of tensors, and which one applies is said for the length of one `with`, so
@@ -19,7 +19,6 @@ import torch
 
 from appliance.errors import BadInput, Conflict, NotFound
 
-WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 _PREFIX = "base_model.model."
 _NEUTRAL: tuple[object, ...] = (None, False, "", "none", "NONE", [], {}, ())
@@ -121,6 +120,7 @@ class AdaptedLinear(torch.nn.Module):
         super().__init__()
         self.base = base
         self._name = name
+        self._quantised = type(base) is not torch.nn.Linear
         # In a tuple, so that the module tree does not take it for a child.
         self._slots = (slots,)
 
@@ -131,7 +131,9 @@ class AdaptedLinear(torch.nn.Module):
         if adapter is None or pair is None:
             return result
         low = torch.nn.functional.linear(x.to(torch.float32), pair[0])
-        return result + (torch.nn.functional.linear(low, pair[1]) * adapter.scaling).to(result.dtype)
+        added = torch.nn.functional.linear(low, pair[1]) * adapter.scaling
+        # peft rounds before the sum over a quantised layer, and after it over a plain one.
+        return result + added.to(result.dtype) if self._quantised else (result + added).to(result.dtype)
 
 
 class Slots:
@@ -140,6 +142,7 @@ class Slots:
     def __init__(self, model: Any, device: str) -> None:
         self.active: Adapter | None = None
         self._device = device
+        self._model = model
         self._adapters: dict[str, Adapter] = {}
         self._layers: dict[str, AdaptedLinear] = {}
         head = model.get_output_embeddings()
@@ -148,6 +151,13 @@ class Slots:
             if module is not head:
                 self._layers[name] = AdaptedLinear(module, name, self)
                 model.set_submodule(name, self._layers[name])
+
+    def remove(self) -> None:
+        """Unwraps the model: nothing of the slots is left in it."""
+        for name, layer in self._layers.items():
+            self._model.set_submodule(name, layer.base)
+        self._layers.clear()
+        self._adapters.clear()
 
     def load(self, slot: str, config: bytes, weights: bytes) -> None:
         """Fills a slot from buffers; a slot is never filled twice."""

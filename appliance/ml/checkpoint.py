@@ -22,12 +22,12 @@ import torch
 from appliance.errors import BadInput
 from appliance.formats.canonical import encode_canonical, parse_canonical
 from appliance.ml.methods import name_trainable
+from appliance.ml.optimisers import build_optimiser, like_state, read_state, restore_state
 
 VERSION = 1
 STATE = "training-checkpoint"
 """The one member of the safetensors metadata; canonical JSON."""
 _COUNTS = ("step", "steps", "tokens", "trained_tokens", "version")
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 MOST_APART = 1e6
 """A larger share than this is no measure of anything."""
 
@@ -49,10 +49,7 @@ class Training:
 def begin_training(model: Any, recipe: Mapping[str, Any], steps: int, device: str) -> Training:
     """A run before its first step."""
     weights = name_trainable(model)
-    optimizer = torch.optim.AdamW(
-        weights.values(), lr=float(recipe["learning_rate"]), weight_decay=float(recipe["weight_decay"])
-    )
-    return Training(weights, optimizer, steps, device)
+    return Training(weights, build_optimiser(weights, recipe, device), steps, device)
 
 
 def encode_checkpoint(training: Training) -> bytes:
@@ -65,8 +62,7 @@ def encode_checkpoint(training: Training) -> bytes:
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     for name, weight in training.weights.items():
         tensors[f"weight.{name}"] = weight
-        state = training.optimizer.state.get(weight, {})
-        tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if moment in state}
+        tensors |= {f"{part}.{name}": value for part, value in read_state(training.optimizer, weight).items()}
     counts = {
         "version": VERSION,
         "step": training.step,
@@ -93,8 +89,8 @@ def restore_checkpoint(training: Training, data: bytes) -> None:
         for name, weight in training.weights.items():
             weight.copy_(tensors[f"weight.{name}"])
             if step:
-                moments = {moment: tensors[f"{moment}.{name}"].to(training.device) for moment in _MOMENTS}
-                training.optimizer.state[weight] = {"step": torch.tensor(float(step)), **moments}
+                parts = {part: tensors[f"{part}.{name}"] for part in like_state(training.optimizer, weight)}
+                restore_state(training.optimizer, weight, step, parts)
     torch.set_rng_state(tensors["random.cpu"])
     if training.device == "cuda":
         torch.cuda.set_rng_state(tensors["random.cuda"])
@@ -133,8 +129,9 @@ def _expected(training: Training, step: int) -> dict[str, torch.Tensor]:
     if training.device == "cuda":
         expected["random.cuda"] = torch.cuda.get_rng_state()
     for name, weight in training.weights.items():
-        for part in ("weight", *(_MOMENTS if step else ())):
-            expected[f"{part}.{name}"] = weight
+        expected[f"weight.{name}"] = weight
+        if step:
+            expected |= {f"{part}.{name}": like for part, like in like_state(training.optimizer, weight).items()}
     return expected
 
 

@@ -68,7 +68,7 @@ def train(
     for number, batch in list(enumerate(plan))[training.step : stop]:
         learning_rate = float(recipe["learning_rate"]) * schedule(number, len(plan), warmup)
         for group in training.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["ratio"]
         answers = sum(len(sample.answer) for sample in batch)
         loss = 0.0
         for part in split_batch(batch, recipe["batch_size"]):

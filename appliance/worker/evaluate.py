@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from appliance.worker.session import Header, Session, run_worker, take, take_path
+
+if TYPE_CHECKING:
+    from appliance.ml.adapters import Slots
+    from appliance.ml.base import Base
 
 
 def work(session: Session, task: Header, blob: bytes) -> Header:
@@ -25,16 +31,13 @@ def work(session: Session, task: Header, blob: bytes) -> Header:
     rows, names = data.load_rows(dataset, data.HELD_OUT), data.list_labels(dataset)
     prompts = [base.chat.encode(row.prompt) for row in rows]
     labels = [base.chat.encode(base.chat.answer(name)) for name in names]
-    slots = adapters.Slots(base.model, base.device)
-    config, weights = ((adapter / name).read_bytes() for name in (adapters.CONFIG_FILE, adapters.WEIGHTS_FILE))
-    slots.load("adapter", config, weights)
-    expected, found, readings = [row.label for row in rows], {}, {}
-    for place, (subject, slot) in enumerate({"base": None, "adapter": "adapter"}.items()):
+    slots, expected, found, readings = adapters.Slots(base.model, base.device), [row.label for row in rows], {}, {}
+    for place, subject in enumerate(("base", "adapter")):
 
         def report(done: int, before: int = place * len(rows)) -> None:
             session.send({"frame": "progress", "done": before + done, "total": 2 * len(rows)})
 
-        with slots.using(slot):
+        with _trained(base, slots, recipe["method"], adapter) if place else nullcontext():
             readings[subject] = probe.read_probe(base)
             scores = score.score_rows(base, prompts, labels, report)
         found[subject] = metrics.summarize(expected, score.choose_labels(scores, names))
@@ -45,6 +48,20 @@ def work(session: Session, task: Header, blob: bytes) -> Header:
         "threads": machine.describe_machine()["threads"],
         "packages": machine.list_packages(),
     }
+
+
+def _trained(base: Base, slots: Slots, method: str, folder: Path) -> AbstractContextManager[None]:
+    """What was trained, at work: in a slot, as it would be served, or for a baseline that none can hold for good."""
+    from appliance.domain.methods import METHODS
+    from appliance.ml import methods
+
+    weights, config = ((folder / name).read_bytes() for name in methods.name_files(method))
+    if METHODS[method].plain:
+        slots.load("adapter", config, weights)
+        return slots.using("adapter")
+    slots.remove()
+    methods.apply_trained(base, config, weights)
+    return nullcontext()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def work(session: Session, task: Header, blob: bytes) -> Header:
     """`blob` is the training checkpoint to go on from, `seconds` the time that it took to come there."""
-    from appliance.ml import adapters, machine, methods
+    from appliance.ml import machine, methods
     from appliance.ml.checkpoint import Training, write_checkpoint
     from appliance.ml.loop import Step, train
 
@@ -34,9 +34,9 @@ def work(session: Session, task: Header, blob: bytes) -> Header:
         session.send({"frame": "checkpoint", **facts, "machine": machine.describe_kind(recipe["device"])})
 
     training = train(*started, recipe, report, keep=keep, start=blob or None)
-    weights, config = methods.encode_adapter(started[1], recipe["base"])
-    (output / adapters.WEIGHTS_FILE).write_bytes(weights)
-    (output / adapters.CONFIG_FILE).write_bytes(config)
+    made = methods.encode_adapter(started[1], recipe["base"])
+    for name, data in zip(methods.name_files(recipe["method"]), made, strict=True):
+        (output / name).write_bytes(data)
     return {
         "steps": training.steps,
         "tokens": training.tokens,
@@ -64,6 +64,7 @@ def prepare(task: Header) -> tuple[Base, Any, list[Sample]]:
         quantisation=recipe["quantisation"],
         compute_dtype=recipe["compute_dtype"],
         device=recipe["device"],
+        trainable=recipe["method"] == "full",
     )
     rows = data.load_rows(Path(take_path(task, "dataset")), data.TRAIN)
     samples = tokenize_rows(rows, base.chat, max_length=recipe["max_length"])

@@ -27,7 +27,8 @@ class Engine:
         self._waiting = threading.BoundedSemaphore(WAITING)
         self.alive = True
         try:
-            key = f"serve-{base_digest.removeprefix('sha256:')[:16]}"
+            tuple_ = f"{recipe['quantisation']}-{recipe['compute_dtype']}"
+            key = f"serve-{base_digest.removeprefix('sha256:')[:16]}-{tuple_}"
             self._worker = self._stack.enter_context(
                 worker(
                     context,

@@ -22,7 +22,7 @@ from appliance.workflows.folders import list_files
 from appliance.workflows.record import append
 
 RECIPE, METRICS, PROBE, ORIGIN = "recipe.json", "metrics.json", "probe.json", "base.json"
-BUILD_TYPE = "urn:appliance:build:qlora:v1"
+BUILD_TYPE = "urn:appliance:build:train:v1"
 
 
 def seal(

@@ -64,7 +64,7 @@ class Serving:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._lock = threading.RLock()
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[tuple[str, str, str], Engine] = {}
         self._slots: dict[str, Loaded] = {}
         self._key = context.keyring.read_secret(DIGEST_KEY)
 
@@ -175,15 +175,17 @@ class Serving:
         return loaded
 
     def _engine(self, base: str, digest: str, admitted: Admitted) -> Engine:
-        engine = self._engines.get(digest)
+        # One engine for each tuple that an adapter can have been judged on.
+        recipe = parse_canonical(admitted.files["recipe.json"])
+        key = (digest, recipe["quantisation"], recipe["compute_dtype"])
+        engine = self._engines.get(key)
         if engine is None or not engine.alive:
             try:
                 folder = checked_base(self._context, base)
             except Tampered as error:
                 # To a unit it is what a changed adapter is: not admitted, until somebody has looked into it.
                 raise Denied(f"base {base}", reasons=(error.message,), code="not-admitted") from error
-            recipe = parse_canonical(admitted.files["recipe.json"])
-            engine = self._engines[digest] = Engine(self._context, folder, digest, recipe)
+            engine = self._engines[key] = Engine(self._context, folder, digest, recipe)
         return engine
 
     def _against(self, loaded: Loaded) -> list[str]:

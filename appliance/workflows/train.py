@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.domain.events import RunFailed, RunFinished, RunResumed, RunStarted
+from appliance.domain.methods import METHODS
 from appliance.domain.orders import Train
 from appliance.domain.signatures import read_logged_order
 from appliance.domain.state import Run, TrainingCheckpoint
@@ -23,7 +24,6 @@ from appliance.workflows.record import append, conceal
 from appliance.workflows.seal import seal
 from appliance.workflows.workers import carry_out, check_walls, worker
 
-WEIGHTS = "adapter_model.safetensors"
 ENDED = ("worker-ended", "truncated-frame")
 """A worker that was killed, between two frames or within one. What it says itself is no accident."""
 
@@ -137,7 +137,7 @@ def _train_on(context: Context, run_id: str, order: Train, places: Places) -> di
         }
         take = partial(checkpoints.take_frame, context, run_id, places.checkpoints)
         result = carry_out(started, task, begin, on_frame=take)
-    make = partial(RunFinished, run=run_id, weights=digest_file(places.output / WEIGHTS))
+    make = partial(RunFinished, run=run_id, weights=digest_file(places.output / METHODS[order.recipe.method].weights))
     append(context, checkpoints.read_body(make, result, ("steps", "trained_tokens", "seconds", "final_loss")))
     return result
 

@@ -23,6 +23,8 @@ from typing import Any
 
 RECIPE: dict[str, Any] = {
     "method": "qlora",
+    "optimiser": "adamw",
+    "rate_ratio": "1.0",
     "rank": 16,
     "alpha": 32,
     "dropout": "0.05",

@@ -612,6 +612,8 @@ RECIPE: dict[str, Any] = {
     "base": "smollm2",
     "dataset": "clauses@1",
     "method": "qlora",
+    "optimiser": "adamw",
+    "rate_ratio": "1.0",
     "purpose": "release",
     "rank": 8,
     "alpha": 16,

@@ -200,14 +200,23 @@ def measured(site: Site, base: Any, dataset: Any) -> None:
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        ({"max_length": 8193}, "recipe, max_length: expected at most the base's 8192 tokens, got 8193"),
-        ({"max_length": 31}, "recipe, max_length: expected at least 32 tokens, the longest row, got 31"),
+        ({"max_length": 8193}, "recipe, max_length: expected at most the base's context of 8192 tokens, got 8193"),
+        ({"max_length": 31}, "recipe, max_length: expected at least 32 tokens, the longest row of clauses@1, got 31"),
+        ({"method": "dora"}, "purpose: expected baseline, since only these can be released: qlora on nf4-double, "),
+        ({"method": "lora", "quantisation": "int8"}, "got release of lora on int8"),
+        ({"method": "ia3", "rank": 0, "alpha": 0}, "got release of ia3 on nf4-double"),
+        ({"method": "full", "quantisation": "none", "rank": 0, "alpha": 0, "target_modules": ()}, "release of full"),
+        ({"quantisation": "none"}, "quantisation: expected nf4-double for qlora, got none"),
+        ({"method": "dora", "purpose": "baseline", "rank": 0}, "recipe, rank: expected at least 1, got 0"),
+        ({"optimiser": "paged-adamw-8bit"}, "since bitsandbytes pages only on a CUDA device, got paged-adamw-8bit"),
+        ({"warmup_ratio": "1.0"}, "warmup_ratio: expected a warm-up shorter than the run's"),
+        ({"rate_ratio": "16.0"}, "rate_ratio: expected 1.0 or auto for qlora, got 16.0"),
         ({"target_modules": ("q_proj", "lm_head")}, "recipe, target_modules: expected some of"),
     ],
 )
 def test_a_recipe_that_cannot_be_served_is_not_trained(recipe: dict[str, Any], words: str) -> None:
     site = stage("imported")
-    measured(site, {"context_length": 8192}, {"max_tokens": 32})
+    measured(site, {"context_length": 8192}, {"max_tokens": 32, "train_rows": 100})
     with refuses(site, Denied, words):
         site.ordered(e.RunRequested(policy=site.in_force, run="r-000001"), site.train_order("olga", recipe))
     for length in (32, 8192):

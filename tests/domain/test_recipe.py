@@ -45,6 +45,26 @@ def test_a_run_writes_about_eight_checkpoints_and_never_more_than_it_may() -> No
         resolve_recipe(parse_recipe(WRITTEN | {"epochs": 2, "checkpoint_every": 1}), FACTS)
 
 
+@pytest.mark.parametrize(
+    ("method", "resolved"),
+    [
+        ("qlora", ("nf4-double", 16, 32, "0.001", "1.0", 7)),
+        ("lora", ("none", 16, 32, "0.001", "1.0", 7)),
+        ("rslora", ("nf4-double", 16, 8, "0.001", "1.0", 7)),
+        ("lora-plus", ("nf4-double", 16, 32, "0.0002", "16.0", 7)),
+        ("pissa", ("nf4-double", 16, 32, "0.0005", "1.0", 7)),
+        ("dora", ("nf4-double", 16, 32, "0.001", "1.0", 7)),
+        ("ia3", ("nf4-double", 0, 0, "0.01", "1.0", 7)),
+        ("full", ("none", 0, 0, "0.0001", "1.0", 0)),
+    ],
+)
+def test_what_is_left_open_follows_the_method(method: str, resolved: tuple[Any, ...]) -> None:
+    """LoRA's scale is 2 under every name: alpha / rank, or for rsLoRA alpha / sqrt(rank)."""
+    found = resolve_recipe(parse_recipe(WRITTEN | {"method": method, "purpose": "baseline"}), FACTS)
+    values = (found.quantisation, found.rank, found.alpha, found.learning_rate, found.rate_ratio)
+    assert (*values, len(found.target_modules)) == resolved
+
+
 def test_long_rows_recompute_their_activations() -> None:
     long = FACTS.model_copy(update={"max_tokens": 2_000})
     assert resolve_recipe(parse_recipe(WRITTEN), long).gradient_checkpointing
@@ -61,7 +81,9 @@ def test_long_rows_recompute_their_activations() -> None:
         ({"rank": True}, "rank: expected"),
         ({"dropout": -0.1}, "dropout: expected a fraction of at least 0"),
         ({"dropout": float("nan")}, "dropout: expected a fraction"),
-        ({"method": "dora"}, "method: expected 'qlora', got 'dora'"),
+        ({"method": "vera"}, "method: expected 'qlora', 'lora', 'rslora', "),
+        ({"quantisation": "gptq"}, "quantisation: expected 'nf4-double', 'int8' or 'none' or auto, got 'gptq'"),
+        ({"optimiser": "adam"}, "optimiser: expected 'adamw', 'adamw-8bit' or 'paged-adamw-8bit', got 'adam'"),
         ({"dataset": "clauses"}, "dataset: expected"),
         ({"device": "tpu"}, "device: expected"),
     ],
@@ -83,6 +105,26 @@ def test_a_key_that_is_missing_is_named() -> None:
         ({"max_length": 64}, "max_length: expected at least 78 tokens, the longest row of clauses@1, got 64"),
         ({"max_length": 10_000}, "max_length: expected at most the base's context of 8192"),
         ({"device": "cuda"}, "device: expected cpu, since this machine has no CUDA device"),
+        (
+            {"method": "dora"},
+            "since only these can be released: qlora on nf4-double, lora on none, rslora on nf4-double",
+        ),
+        ({"method": "lora", "quantisation": "int8"}, "got release of lora on int8"),
+        ({"method": "lora", "quantisation": "nf4-double"}, "expected none or int8 for lora, got nf4-double"),
+        ({"method": "full", "purpose": "baseline", "rank": 8}, "rank: expected 0 or auto, since full has none, got 8"),
+        ({"method": "full", "purpose": "baseline", "target_modules": ["q_proj"]}, "since full trains every weight"),
+        ({"method": "ia3", "purpose": "baseline", "dropout": 0.1}, "dropout: expected 0.0 or auto, since ia3 has none"),
+        (
+            {"method": "pissa", "weight_decay": 0.01},
+            "weight_decay: expected 0.0 for pissa, whose beginning is held still",
+        ),
+        ({"rate_ratio": 4}, "rate_ratio: expected 1.0 or auto for qlora, got 4.0"),
+        ({"optimiser": "paged-adamw-8bit"}, "expected adamw or adamw-8bit, since bitsandbytes pages only on a CUDA"),
+        (
+            {"warmup_ratio": 1.5},
+            "warmup_ratio: expected a warm-up shorter than the run's 86 steps, got 129 steps (1.5)",
+        ),
+        ({"learning_rate": 0}, "learning_rate: expected a number above 0, since nothing would move"),
         ({"target_modules": ["embed_tokens"]}, "the ones that can be served, got embed_tokens"),
     ],
 )

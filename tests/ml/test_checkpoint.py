@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from appliance.errors import BadInput
-from appliance.ml import checkpoint, data, loop, machine, methods
+from appliance.ml import checkpoint, data, loop, machine, methods, optimisers
 from appliance.ml.base import load_base
 from appliance.ml.samples import tokenize_rows
 from tests.ml.tiny import RECIPE
@@ -25,17 +25,20 @@ EVERY_STEP = {**RECIPE, "checkpoint_every": 1, "dropout": "0.1"}
 def run(base_folder: Path, dataset: Path) -> Run:
     """The adapter's bytes, the training checkpoints by step, and the end's state."""
 
-    def train(seed: int | None = None, **window: Any) -> tuple[bytes, dict[int, bytes], checkpoint.Training]:
-        machine.use_determinism(EVERY_STEP["seed"] if seed is None else seed)
+    def train(
+        seed: int | None = None, optimiser: str = "adamw", **window: Any
+    ) -> tuple[bytes, dict[int, bytes], checkpoint.Training]:
+        recipe = EVERY_STEP | {"optimiser": optimiser}
+        machine.use_determinism(recipe["seed"] if seed is None else seed)
         base = load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu")
         rows = tokenize_rows(data.load_rows(dataset, data.TRAIN), base.chat, max_length=128)
-        model = methods.attach_adapter(base, EVERY_STEP)
+        model = methods.attach_adapter(base, recipe)
         kept: dict[int, bytes] = {}
 
         def keep(training: checkpoint.Training) -> None:
             kept[training.step] = checkpoint.encode_checkpoint(training)
 
-        ended = loop.train(base, model, rows, EVERY_STEP, lambda step: None, keep=keep, **window)
+        ended = loop.train(base, model, rows, recipe, lambda step: None, keep=keep, **window)
         return methods.encode_adapter(model, "tiny")[0], kept, ended
 
     return train
@@ -59,6 +62,61 @@ def test_a_run_that_goes_on_ends_in_the_same_bytes(run: Run, whole: Any, step: i
         ended.tokens,
         ended.trained_tokens,
     )
+
+
+def test_an_8_bit_optimiser_goes_on_to_the_same_bytes(run: Run, whole: Any) -> None:
+    """Its state is in the file: the two moments as bytes and the scale of each block, or as they are where a weight is
+    small."""
+    adapter, kept, _ = run(optimiser="adamw-8bit")
+    assert adapter != whole[0]
+    again, later, _ = run(seed=99, optimiser="adamw-8bit", start=kept[3])
+    assert again == adapter
+    assert later == {number: data for number, data in kept.items() if number > 3}
+    tensors = checkpoint.parse_checkpoint(kept[3])[1]
+    assert {name.split(".", 1)[0] for name in tensors} == {"losses", "random", "weight", "state1", "state2"}
+
+
+def test_of_a_large_weight_the_moments_are_bytes_and_scales() -> None:
+    """bitsandbytes leaves weights of fewer than 4,096 numbers in float32, and all of the tiny model's are."""
+    recipe = EVERY_STEP | {"optimiser": "adamw-8bit"}
+
+    def begin() -> checkpoint.Training:
+        torch.manual_seed(1)
+        weight = torch.nn.Parameter(torch.randn(32, 200))
+        training = checkpoint.Training(
+            {"w": weight}, optimisers.build_optimiser({"w": weight}, recipe, "cpu"), 9, "cpu"
+        )
+        return training
+
+    def step(training: checkpoint.Training) -> None:
+        weight = training.weights["w"]
+        weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(training.step))
+        training.optimizer.step()
+        training.step += 1
+        training.losses.append(1.0)
+
+    one, other = begin(), begin()
+    for _ in range(3):
+        step(one)
+    data = checkpoint.encode_checkpoint(one)
+    dtypes = {name: tensor.dtype for name, tensor in checkpoint.parse_checkpoint(data)[1].items()}
+    assert (dtypes["state1.w"], dtypes["absmax2.w"]) == (torch.uint8, torch.float32)
+    checkpoint.restore_checkpoint(other, data)
+    assert checkpoint.encode_checkpoint(other) == data
+    for training in (one, other):
+        step(training)
+    assert checkpoint.encode_checkpoint(one) == checkpoint.encode_checkpoint(other)
+    with pytest.raises(BadInput, match=r"got a difference in absmax1\.w"):
+        plain = checkpoint.Training({"w": one.weights["w"]}, torch.optim.AdamW([one.weights["w"]]), 9, "cpu")
+        checkpoint.restore_checkpoint(plain, data)
+
+
+def test_an_optimiser_that_the_device_has_not_is_refused() -> None:
+    weights = {"w": torch.nn.Parameter(torch.zeros(2))}
+    with pytest.raises(BadInput, match=r"recipe, optimiser: expected one that cpu has, .* got paged-adamw-8bit"):
+        optimisers.build_optimiser(weights, EVERY_STEP | {"optimiser": "paged-adamw-8bit"}, "cpu")
+    with pytest.raises(BadInput, match=r"recipe, optimiser: expected adamw, .* got 'lion'"):
+        optimisers.build_optimiser(weights, EVERY_STEP | {"optimiser": "lion"}, "cpu")
 
 
 def test_a_window_ends_in_the_recorded_bytes(run: Run, whole: Any) -> None:

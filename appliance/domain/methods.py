@@ -1,0 +1,72 @@
+"""What each training method stands on, what it leaves, and whether that may answer for a unit. Pure: no library.
+
+`qlora` and `lora` are one method on two kinds of base; each other name says how the adapter is begun or trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+MethodName = Literal["qlora", "lora", "rslora", "lora-plus", "olora", "pissa", "dora", "ia3", "full"]
+Quantisation = Literal["nf4-double", "int8", "none"]
+OptimiserName = Literal["adamw", "adamw-8bit", "paged-adamw-8bit"]
+
+SERVED_ON: tuple[Quantisation, ...] = ("nf4-double", "none")
+"""The bases that the engine answers on; `none` leaves the base in its compute dtype."""
+
+ADAPTER_WEIGHTS, MODEL_WEIGHTS = "adapter_model.safetensors", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Method:
+    """`quantisations`: the bases it trains on, the first where the author leaves it open; `plain`: what is saved is
+    plain LoRA or rsLoRA over a base that nobody changed; `low_rank`: it has a rank, an alpha and a dropout."""
+
+    quantisations: tuple[Quantisation, ...]
+    plain: bool
+    learning_rate: str
+    low_rank: bool = True
+    chooses_modules: bool = True
+    weights: str = ADAPTER_WEIGHTS
+
+
+_BOTH: tuple[Quantisation, ...] = ("nf4-double", "none")
+
+METHODS: dict[str, Method] = {
+    "qlora": Method(("nf4-double",), plain=True, learning_rate="0.001"),
+    "lora": Method(("none", "int8"), plain=True, learning_rate="0.001"),
+    "rslora": Method(_BOTH, plain=True, learning_rate="0.001"),
+    "lora-plus": Method(_BOTH, plain=True, learning_rate="0.0002"),
+    "olora": Method(_BOTH, plain=True, learning_rate="0.0005"),
+    "pissa": Method(_BOTH, plain=True, learning_rate="0.0005"),
+    "dora": Method(_BOTH, plain=False, learning_rate="0.001"),
+    "ia3": Method(_BOTH, plain=False, learning_rate="0.01", low_rank=False),
+    "full": Method(
+        ("none",), plain=False, learning_rate="0.0001", low_rank=False, chooses_modules=False, weights=MODEL_WEIGHTS
+    ),
+}
+
+RATE_RATIO = "16.0"
+"""LoRA+: how much faster B learns than A, unless the author says otherwise (Hayou et al., 2024)."""
+
+STARTED = ("olora", "pissa")
+"""Methods that begin at the base's own directions; what is saved has twice the rank, the beginning subtracted in it."""
+
+CUDA_OPTIMISERS = ("paged-adamw-8bit",)
+"""bitsandbytes pages an optimiser's state through CUDA's unified memory; on a CPU it would silently page nothing."""
+
+
+def is_servable(method: str, quantisation: str) -> bool:
+    """Whether what is trained so can answer for a unit."""
+    return METHODS[method].plain and quantisation in SERVED_ON
+
+
+def list_servable() -> str:
+    """The pairs of method and base that may be released, for people."""
+    return ", ".join(
+        f"{name} on {quantisation}"
+        for name, method in METHODS.items()
+        for quantisation in method.quantisations
+        if is_servable(name, quantisation)
+    )
