@@ -32,6 +32,7 @@ from appliance.store.engine import connect_reader, connect_writer, database_erro
 from appliance.store.fold import NOTHING_SEEN, Fold, Seen, advance, check_checkpoint, check_end
 from appliance.store.nodes import Nodes
 from appliance.store.queue import Appended, Guard, Queue, Waiting
+from appliance.store.reader import Reader
 from appliance.store.search import Filters, find_entries
 from appliance.store.staging import Batch, check_draft, stage
 from appliance.store.writer import Writer
@@ -64,6 +65,7 @@ class Ledger:
         self._seen = NOTHING_SEEN
         self._nodes = Nodes()
         self._writer = Writer(engine)
+        self._reader = Reader(engine)
         self._queue = Queue(self.lock, self._commit_all)
         self._suspect = False
         """An append failed: before the next, a write that says nothing shows that the database can be written."""
@@ -219,6 +221,7 @@ class Ledger:
         """Lets go of the database; the ledger opens it again when it is next used."""
         with self.lock:
             self._writer.close()
+            self._reader.close()
             self._engine.dispose()
 
     # --- reading --------------------------------------------------------------------------------------------------
@@ -293,10 +296,13 @@ class Ledger:
         return self._prove(new, lambda node: merkle.consistency_proof(old, new, node))
 
     def _prove(self, size: int, proof: Callable[[merkle.ReadNode], list[bytes]]) -> list[bytes]:
-        with self._reading() as connection:
-            # A log never becomes shorter than this process has seen it.
-            if size > self._seen.size and size > (known := rows.read_head(connection).size):
+        # A log never becomes shorter than this process has seen it.
+        if size > self._seen.size:
+            with self._reading() as connection:
+                known = rows.read_head(connection).size
+            if size > known:
                 raise BadInput(f"proof, size: expected at most {known}, got {size}")
+        with database_errors("ledger"), self._reader.ask() as connection:
             return self._nodes.prove(connection, proof)
 
     def find(self, **filters: Unpack[Filters]) -> list[tuple[int, bytes]]:

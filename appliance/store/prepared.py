@@ -28,6 +28,12 @@ class Prepared:
         sql, bind = self._compile(connection.dialect)
         return run(connection, "execute", sql, bind(values))
 
+    def ask(self, connection: Connection, values: Values) -> list[Any]:
+        """All rows, from one moment of the database, without a transaction around them."""
+        sql, bind = self._compile(connection.dialect)
+        found: list[Any] = run_raw(connection, "execute", sql, bind(values)).fetchall()
+        return found
+
     def execute_many(self, connection: Connection, rows: Sequence[Values]) -> None:
         sql, bind = self._compile(connection.dialect)
         if len(rows) == 1:
@@ -56,13 +62,13 @@ def run(connection: Connection, method: str, sql: str, parameters: Any) -> Any:
 
 
 def run_raw(connection: Connection, method: str, sql: str, parameters: Any) -> Any:
-    """Without a look at the transaction: for the statement that begins one."""
-    raw, dialect = connection.connection, connection.dialect
+    """Without a look at the transaction: for the statement that begins one, or that needs none."""
+    raw = connection.connection
     cursor = raw.cursor()
-    base = dialect.loaded_dbapi.Error
     try:
         getattr(cursor, method)(sql, parameters)
-    except base as error:
-        lost = dialect.is_disconnect(error, raw, cursor)
+    except connection.dialect.loaded_dbapi.Error as error:
+        dialect = connection.dialect
+        lost, base = dialect.is_disconnect(error, raw, cursor), dialect.loaded_dbapi.Error
         raise DBAPIError.instance(sql, None, error, base, connection_invalidated=lost, dialect=dialect) from error
     return cursor

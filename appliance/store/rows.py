@@ -289,13 +289,13 @@ def read_completed_nodes(connection: Connection, start: int, stop: int) -> dict[
 
 
 def read_nodes(connection: Connection, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
-    """The stored nodes at these (level, index)."""
+    """The stored nodes at these (level, index), read in one statement."""
     wanted = list(places)
     if not wanted:
         return {}
     values = {f"level{n}": level for n, (level, _) in enumerate(wanted)}
     values |= {f"index{n}": index for n, (_, index) in enumerate(wanted)}
-    found = _nodes(len(wanted)).execute(connection, values)
+    found = _nodes(len(wanted)).ask(connection, values)
     return {(level, index): value for level, index, value in found}
 
 
