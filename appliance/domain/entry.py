@@ -78,6 +78,8 @@ class Draft:
 
 def encode_entry(entry: Entry) -> bytes:
     """The entry's canonical bytes; TooLarge beyond 65,535."""
+    if "encoded" not in entry.__dict__:
+        _keep(entry, write_canonical(entry))
     data = entry.encoded
     if len(data) > MAX_ENTRY_BYTES:
         raise TooLarge(f"entry {entry.index} ({entry.type}): expected at most {MAX_ENTRY_BYTES} bytes, got {len(data)}")
@@ -99,6 +101,11 @@ def entry_of(entry: E, data: bytes) -> E:
     """The entry with the bytes that it was read from and their hash; BadInput when it is written otherwise."""
     if write_canonical(entry) != data:
         raise BadInput("entry: expected canonical JSON (RFC 8785) with every field, got another encoding of it")
+    _keep(entry, data)
+    return entry
+
+
+def _keep(entry: Entry, data: bytes) -> None:
+    """All that follows from the bytes at once: a cached property takes a lock for each."""
     leaf = hash_leaf(data)
     entry.__dict__.update(encoded=data, leaf=leaf, link=f"sha256:{leaf.hex()}")
-    return entry

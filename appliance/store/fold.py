@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
@@ -49,8 +49,7 @@ class Fold:
         return Head(self.state.size, bytes.fromhex(self.state.last_leaf.removeprefix("sha256:")))
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """A head that this process has known: the log may be longer than that, never shorter and never another."""
 
     size: int

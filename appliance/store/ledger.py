@@ -159,7 +159,8 @@ class Ledger:
             if not batch.staged:
                 connection.rollback()
                 return
-            note = self._write(connection, batch, fold.state)
+            root = batch.frontier.root()
+            note = self._write(connection, batch, root, fold.state)
             self._commit(connection, batch)
         except BaseException:
             # Nothing of it is believed: the database has to show first that it can be written again, and what stands.
@@ -169,7 +170,7 @@ class Ledger:
             raise
         fold.state.keep()
         fold.frontier = batch.frontier
-        self._keep(fold, batch.root)
+        self._keep(fold, root)
         for staged in batch.staged:
             staged.waiting.succeed(Appended(staged.entry, staged.data, note))
         # Behind that: the entries stand, whatever becomes of the log that SQLite writes ahead.
@@ -185,23 +186,23 @@ class Ledger:
             except ApplianceError as error:
                 one.fail(error)
 
-    def _write(self, connection: Connection, batch: Batch, state: State) -> bytes:
+    def _write(self, connection: Connection, batch: Batch, root: bytes, state: State) -> bytes:
         """Every row of the batch; then, over the bytes as they were stored, the signed checkpoint."""
-        staged = batch.staged
+        staged, head = batch.staged, batch.head
         rows.insert_entries(connection, [(one.entry, one.data, one.draft.documents) for one in staged])
         for one in staged:
             rows.insert_disclosures(connection, one.draft.disclosures)
             rows.delete_disclosures(connection, one.draft.erased)
             rows.write_projections(connection, one.entry.index, one.changes)
         rows.insert_nodes(connection, [node for one in staged for node in one.nodes])
-        stored = dict(rows.read_bytes(connection, batch.before.size, batch.head.size))
+        stored = dict(rows.read_bytes(connection, batch.before.size, head.size))
         for one in staged:
             if hash_leaf(stored.get(one.entry.index, b"")) != one.entry.leaf:
                 raise Tampered(f"entry {one.entry.index}: expected the bytes that were written, got others")
         signers = [self._signers(vkey) for vkey in state.site.signing_keys(state.last_time)]
-        note = sign_checkpoint(Checkpoint(self._origin, batch.head.size, batch.root), *signers)
-        rows.insert_checkpoint(connection, batch.head.size, note)
-        rows.move_head(connection, batch.before, batch.head)
+        note = sign_checkpoint(Checkpoint(self._origin, head.size, root), *signers)
+        rows.insert_checkpoint(connection, head.size, note)
+        rows.move_head(connection, batch.before, head)
         return note
 
     def _commit(self, connection: Connection, batch: Batch) -> None:

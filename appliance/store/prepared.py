@@ -6,6 +6,7 @@ Core's own way through compilation cache, parameters and result costs several ti
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import ClauseElement, Connection, Dialect
@@ -47,9 +48,15 @@ class Prepared:
             statement = self._statement(dialect.name) if callable(self._statement) else self._statement
             made: Any = statement.compile(dialect=dialect)
             names = made.positiontup
-            bind: Callable[[Values], Any] = dict if names is None else lambda values: [values[name] for name in names]
-            compiled = self._compiled[dialect.name] = str(made), bind
+            compiled = self._compiled[dialect.name] = str(made), dict if names is None else _places(names)
         return compiled
+
+
+def _places(names: Sequence[str]) -> Callable[[Values], Any]:
+    """Values in the order of their places; `itemgetter` of one name would give that value alone."""
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda values: [values[name] for name in names]
 
 
 def run(connection: Connection, method: str, sql: str, parameters: Any) -> Any:
@@ -63,8 +70,9 @@ def run(connection: Connection, method: str, sql: str, parameters: Any) -> Any:
 
 def run_raw(connection: Connection, method: str, sql: str, parameters: Any) -> Any:
     """Without a look at the transaction: for the statement that begins one, or that needs none."""
-    raw = connection.connection
-    cursor = raw.cursor()
+    raw: Any = connection.connection
+    # The driver's own: nobody listens to the pool's.
+    cursor = raw.dbapi_connection.cursor()
     try:
         getattr(cursor, method)(sql, parameters)
     except connection.dialect.loaded_dbapi.Error as error:

@@ -10,6 +10,7 @@ import copy
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from appliance.domain.entry import Draft, Entry
 from appliance.domain.state import State
@@ -20,8 +21,7 @@ Guard = Callable[[State, str], None]
 time."""
 
 
-@dataclass(frozen=True)
-class Appended:
+class Appended(NamedTuple):
     """A durable entry, and the signed checkpoint of a log that holds it: the first that was signed since."""
 
     entry: Entry

@@ -1,4 +1,4 @@
-"""A connection that is kept for questions of one statement: to take one from the pool costs more than such a question."""
+"""A connection that is kept for questions of one statement, which cost less than to take one from the pool."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, union_all, update
 
@@ -35,8 +35,7 @@ Change = tuple[str, str, Mapping[str, Any] | None]
 """(kind, id, value) of a projection; None where the row goes."""
 
 
-@dataclass(frozen=True)
-class Head:
+class Head(NamedTuple):
     size: int
     leaf_hash: bytes
 
@@ -151,11 +150,12 @@ def probe_head(connection: Connection) -> None:
 def insert_entries(connection: Connection, added: Sequence[tuple[Entry, bytes, Mapping[str, bytes]]]) -> None:
     """Each entry with its bytes, its subjects and its documents by role; a document that is already stored must have
     the same bytes."""
-    rows, subjects, bound = [], [], []
+    rows: list[dict[str, Any]] = []
+    subjects, bound = [], []
     for entry, data, contents in added:
         time, kind, actor, outcome, unit = columns_of(entry)
         row = {"index": entry.index, "time": time, "type": kind, "actor": actor, "outcome": outcome, "unit": unit}
-        rows.append({**row, "bytes": data, "leaf_hash": entry.leaf})
+        rows.append(row | {"bytes": data, "leaf_hash": entry.leaf})
         subjects += [{"index": entry.index, "subject": name} for name in dict.fromkeys(entry.subjects)]
         for role, digest in entry.documents.items():
             raw = raw_digest(digest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -22,8 +22,7 @@ from appliance.store.rows import Change, Head, Node
 MAX_DOCUMENT_BYTES = 4 << 20
 
 
-@dataclass(frozen=True)
-class Staged:
+class Staged(NamedTuple):
     """An entry that the rules have accepted, and what is written with it."""
 
     waiting: Waiting
@@ -46,14 +45,9 @@ class Batch:
     frontier: Frontier
     staged: list[Staged] = field(default_factory=list)
 
-    @cached_property
+    @property
     def head(self) -> Head:
-        """Once everything is staged, like the root."""
         return Head(self.frontier.size, self.staged[-1].entry.leaf)
-
-    @cached_property
-    def root(self) -> bytes:
-        return self.frontier.root()
 
 
 def stage(batch: Batch, waiting: Waiting, state: State, now: str) -> None:

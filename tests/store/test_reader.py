@@ -1,4 +1,4 @@
-"""The connection that proofs are read through: kept, but never holding SQLite to a moment, a lock or a file that is gone."""
+"""The connection that proofs are read through: kept, but never holding SQLite to a moment or a file that is gone."""
 
 from __future__ import annotations
 
