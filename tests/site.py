@@ -46,7 +46,7 @@ ROLES = {
     "cleo": "release-owner:claims",
     "axel": "auditor",
 }
-QUICK = {"rank": 4, "alpha": 8, "epochs": 1, "batch_size": 8, "learning_rate": "0.01", "gradient_checkpointing": False}
+QUICK = {"rank": 4, "alpha": 8, "epochs": 1, "batch_size": 8, "learning_rate": "0.01", "gradient_checkpointing": "none"}
 
 
 class Refused(Exception):

@@ -50,6 +50,8 @@ Count = Annotated[int, Field(ge=1, le=4096)]
 Length = Annotated[int, Field(ge=8, le=1_048_576)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Steps = Annotated[int, Field(ge=1, le=1_000_000)]
+Again = Literal["none", "mlp", "layer"]
+"""What of a layer is computed again in the backward pass instead of kept: nothing, its wide half, or all of it."""
 Modules = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -76,7 +78,7 @@ class Recipe(Value):
     warmup_ratio: Decimal | Auto = "auto"
     weight_decay: Decimal | Auto = "auto"
     max_grad_norm: Decimal | Auto = "auto"
-    gradient_checkpointing: bool | Auto = "auto"
+    gradient_checkpointing: Again | Auto = "auto"
     checkpoint_every: Steps | Auto = "auto"
     seed: Seed = 1
     device: Literal["cpu", "cuda", "auto"] = "auto"
@@ -106,7 +108,7 @@ class ResolvedRecipe(Value):
     warmup_ratio: Decimal
     weight_decay: Decimal
     max_grad_norm: Decimal
-    gradient_checkpointing: bool
+    gradient_checkpointing: Again
     checkpoint_every: Steps = Field(description="steps between two training checkpoints; the last step has one too")
     seed: Seed
     device: Literal["cpu", "cuda"]
@@ -185,7 +187,7 @@ def resolve_recipe(recipe: Recipe, facts: Facts) -> ResolvedRecipe:
         "warmup_ratio": "0.1",
         "weight_decay": "0.0",
         "max_grad_norm": "1.0",
-        "gradient_checkpointing": max_length > SHORT_TOKENS,
+        "gradient_checkpointing": "mlp" if max_length > SHORT_TOKENS else "none",
         "device": facts.device,
         "compute_dtype": "bfloat16" if facts.bfloat16 else "float32",
     }

@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from appliance.errors import BadInput, Unavailable
 from appliance.ml.base import Base
 from appliance.ml.checkpoint import Training, begin_training, restore_checkpoint
+from appliance.ml.decoder import Decoder, fits_decoder
+from appliance.ml.loss import token_losses
 from appliance.ml.machine import measure_peak_bytes
 from appliance.ml.methods import is_changed
-from appliance.ml.packing import pack_sequences
+from appliance.ml.packing import lay_out, pack_sequences
 from appliance.ml.samples import Sample
+from appliance.ml.starts import has_start
 
 # A batch is computed in packs of at most so many tokens. The loss is summed over tokens, so this changes no gradient.
 PACK_TOKENS = 2048
@@ -30,7 +32,7 @@ PACK_TOKENS = 2048
 class Step:
     """One optimiser step: `loss` is the mean over its trained tokens, `tokens` counts prompts too.
 
-    `seconds` are those of this process.
+    `seconds` are those of this process; `row_losses` has each row's index and the mean over its own trained tokens.
     """
 
     step: int
@@ -42,6 +44,7 @@ class Step:
     trained_tokens: int
     seconds: float
     peak_bytes: int
+    row_losses: tuple[tuple[int, float], ...]
 
 
 def train(
@@ -62,6 +65,7 @@ def train(
     plan = list(plan_steps(samples, recipe))
     warmup = round(float(recipe["warmup_ratio"]) * len(plan))
     training = begin_training(model, recipe, len(plan), base.device)
+    decoder = begin_decoder(base, model, recipe)
     if start is not None:
         restore_checkpoint(training, start)
     began = time.monotonic()
@@ -69,12 +73,13 @@ def train(
         learning_rate = float(recipe["learning_rate"]) * schedule(number, len(plan), warmup)
         for group in training.optimizer.param_groups:
             group["lr"] = learning_rate * group["ratio"]
-        answers = sum(len(sample.answer) for sample in batch)
-        loss = 0.0
+        answers = sum(sample.trained_tokens for sample in batch)
+        row_losses: dict[int, float] = {}
         for part in split_batch(batch, recipe["batch_size"]):
-            part_loss = answer_loss(base, part) / answers
-            torch.autograd.backward(part_loss)
-            loss += part_loss.item()
+            losses = sample_losses(base, decoder, part)
+            torch.autograd.backward(losses.sum() / answers)
+            row_losses |= zip((sample.index for sample in part), losses.tolist(), strict=True)
+        loss = math.fsum(row_losses.values()) / answers
         weights = training.weights.values()
         norm = torch.nn.utils.clip_grad_norm_(weights, float(recipe["max_grad_norm"])).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -87,7 +92,8 @@ def train(
         training.losses.append(loss)
         training.tokens += sum(len(sample.ids) for sample in batch)
         training.trained_tokens += answers
-        report(describe_step(training, learning_rate, norm, time.monotonic() - began))
+        means = tuple((sample.index, row_losses[sample.index] / sample.trained_tokens) for sample in batch)
+        report(describe_step(training, learning_rate, norm, time.monotonic() - began, means))
         if is_due(training, recipe["checkpoint_every"]):
             keep(training)
     if training.step == training.steps and not (training.trained_tokens and is_changed(model)):
@@ -95,29 +101,48 @@ def train(
     return training
 
 
+def begin_decoder(base: Base, model: Any, recipe: Mapping[str, Any]) -> Decoder | None:
+    """The quick way through the layers, where it computes the same: a difference from a start needs all of float32."""
+    if has_start(model) or not fits_decoder(base.model):
+        return None
+    return Decoder(base.model, recipe["gradient_checkpointing"])
+
+
 def is_due(training: Training, every: int) -> bool:
     """A training checkpoint after every so many steps, and after the last."""
     return training.step % every == 0 or training.step == training.steps
 
 
-def describe_step(training: Training, learning_rate: float, norm: float, seconds: float) -> Step:
+def describe_step(
+    training: Training, learning_rate: float, norm: float, seconds: float, row_losses: tuple[tuple[int, float], ...]
+) -> Step:
     """The step just done, for those who follow."""
     counts = (training.tokens, training.trained_tokens, seconds, measure_peak_bytes(training.device))
-    return Step(training.step, training.steps, training.losses[-1], learning_rate, norm, *counts)
+    return Step(training.step, training.steps, training.losses[-1], learning_rate, norm, *counts, row_losses)
 
 
-def answer_loss(base: Base, samples: Sequence[Sample]) -> torch.Tensor:
-    """The summed cross-entropy of the answers' tokens; the head is computed at their positions alone."""
-    pack, segments = pack_sequences([sample.ids for sample in samples], keep=max(len(s.answer) for s in samples) + 1)
-    places = [
-        place
-        for sample, segment in zip(samples, segments, strict=True)
-        for place in range(segment.stop - len(sample.answer) - 1, segment.stop - 1)
-    ]
-    targets = torch.tensor([token for sample in samples for token in sample.answer], device=base.device)
-    hidden = base.hidden(**pack.arguments(base.device))[0]
-    logits = hidden[torch.tensor(places, device=base.device)] @ base.head_weight().T
-    return cross_entropy(logits.float(), targets, reduction="sum")
+def sample_losses(base: Base, decoder: Decoder | None, samples: Sequence[Sample]) -> torch.Tensor:
+    """[samples], float32: the summed cross-entropy of each one's trained tokens."""
+    own = max(len(sample.ids) - sample.spans[0][0] for sample in samples) + 1
+    pack, segments = pack_sequences([sample.ids for sample in samples], keep=own)
+    places: list[int] = []
+    targets: list[int] = []
+    rows: list[int] = []
+    for row, (sample, segment) in enumerate(zip(samples, segments, strict=True)):
+        for start, stop in sample.spans:
+            # A token is predicted at the place before it; the segment's last token is the sample's last.
+            places += range(segment.stop - len(sample.ids) + start - 1, segment.stop - len(sample.ids) + stop - 1)
+            targets += sample.ids[start:stop]
+            rows += [row] * (stop - start)
+    device = base.device
+    if decoder is None:
+        hidden = base.hidden(**pack.arguments(device))[0]
+    else:
+        ids, positions = (torch.tensor(values, device=device) for values in (pack.ids, pack.positions))
+        hidden = decoder.hidden(ids, positions, lay_out(pack.segments, device))
+    chosen = hidden[torch.tensor(places, device=device)]
+    losses = token_losses(chosen, base.head_weight(), torch.tensor(targets, device=device))
+    return losses.new_zeros(len(samples)).index_add(0, torch.tensor(rows, device=device), losses)
 
 
 def plan_steps(samples: Sequence[Sample], recipe: Mapping[str, Any]) -> Iterator[list[Sample]]:

@@ -39,7 +39,7 @@ def attach_adapter(base: Base, recipe: Mapping[str, Any]) -> Any:
         model = _wrap(base.model, _configure(recipe))
         if method in starts.STARTS:
             starts.begin(model, method, seed=recipe["seed"])
-    if recipe["gradient_checkpointing"]:
+    if recipe["gradient_checkpointing"] != "none":
         _enable_checkpointing(base.model)
     model.train()
     return model

@@ -19,6 +19,8 @@ from transformers import AttentionInterface
 ATTENTION = "appliance_segments"
 # Queries times keys up to which all scores are held at once, for the backward pass too.
 SMALL = 1 << 16
+# The same for a batch of segments.
+LARGE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -142,3 +144,89 @@ def _attend_own(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sca
 
 
 AttentionInterface.register(ATTENTION, attend)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A pack of one level laid out for a batched attention: a common beginning of `root` tokens, then the segments.
+
+    `padded` is [segments, longest]: each segment's places in the pack, filled up with 0. `places` says where in it,
+    flattened, the pack's tokens behind the root stand. What fills up comes later than all it is filled up to, so the
+    causal mask hides it; its own rows are never read.
+    """
+
+    root: int
+    padded: torch.Tensor
+    places: torch.Tensor
+    later: torch.Tensor
+
+    @property
+    def large(self) -> bool:
+        """Whether the scores are too many to stand in memory at once."""
+        return self.later.numel() > LARGE
+
+
+def lay_out(segments: Sequence[Segment], device: str) -> Layout:
+    """The layout of `pack_sequences`; ValueError for a pack of more levels."""
+    root = segments[0].stop if len(segments) > 1 and segments[1].context else 0
+    leaves = segments[1:] if root else segments
+    if any(leaf.context != (segments[0].spans if root else ()) for leaf in leaves):
+        raise ValueError("a pack of one level is what this layout is for")
+    longest = max(leaf.stop - leaf.start for leaf in leaves)
+    padded = [[*range(leaf.start, leaf.stop), *[0] * (longest - leaf.stop + leaf.start)] for leaf in leaves]
+    places = [row * longest + column for row, leaf in enumerate(leaves) for column in range(leaf.stop - leaf.start)]
+    later = torch.ones(longest, root + longest, dtype=torch.bool, device=device).triu(root + 1)
+    return Layout(root, torch.tensor(padded, device=device), torch.tensor(places, device=device), later)
+
+
+def attend_flat(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, turns: Any, layout: Layout
+) -> torch.Tensor:
+    """Attention of a pack, differentiable: query [tokens, heads * size], key and value [tokens, key heads * size]."""
+    size = module.head_dim
+    heads = [tensor.view(len(tensor), -1, size) for tensor in (query, key, value)]
+    heads = [_norm(module, name, tensor) for name, tensor in zip(("q_norm", "k_norm", ""), heads, strict=True)]
+    heads = [turn(heads[0], *turns), turn(heads[1], *turns), heads[2]]
+    padded = [_take(tensor, layout.padded).transpose(1, 2) for tensor in heads]
+    parts = []
+    if layout.root:
+        root = [tensor[: layout.root].transpose(0, 1)[None] for tensor in heads]
+        later = torch.ones(layout.root, layout.root, dtype=torch.bool, device=query.device).triu(1)
+        parts.append(_attend_batch(root[0], root[1], root[2], later, module.scaling).transpose(1, 2)[0])
+        for number in (1, 2):
+            shared = root[number].expand(len(layout.padded), -1, -1, -1)
+            padded[number] = torch.cat([shared, padded[number]], dim=2)
+    output = _attend_batch(padded[0], padded[1], padded[2], layout.later, module.scaling).transpose(1, 2)
+    parts.append(output.reshape(-1, *output.shape[2:]).index_select(0, layout.places))
+    return torch.cat(parts).flatten(1)
+
+
+def _take(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """x [tokens, ...] at places [rows, columns]."""
+    return x.index_select(0, places.flatten()).view(*places.shape, *x.shape[1:])
+
+
+def _attend_batch(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, later: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """query [rows, heads, queries, size], key and value [rows, key heads, keys, size]; `later` hides keys."""
+    (rows, heads, queries, size), (_, groups, keys, _) = query.shape, key.shape
+    if later.numel() > LARGE:
+        return scaled_dot_product_attention(query, key, value, attn_mask=~later, scale=scaling, enable_gqa=True)
+    shared = (query * scaling).reshape(rows * groups, heads // groups * queries, size)
+    scores = shared @ key.reshape(rows * groups, keys, size).transpose(1, 2)
+    weights = scores.view(rows, heads, queries, keys).masked_fill(later, float("-inf")).softmax(dim=-1)
+    output = weights.view(rows * groups, -1, keys) @ value.reshape(rows * groups, keys, size)
+    return output.view(rows, heads, queries, size)
+
+
+def turn(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """Rotary positions: x is [tokens, heads, size], cosine and sine [tokens, size]."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine[:, None] + torch.cat([-second, first], dim=-1) * sine[:, None]
+
+
+def _norm(module: Any, name: str, x: torch.Tensor) -> torch.Tensor:
+    """Qwen3 normalises queries and keys by head."""
+    norm = getattr(module, name, None) if name else None
+    return x if norm is None else norm(x)

@@ -37,7 +37,7 @@ RECIPE: dict[str, Any] = {
     "warmup_ratio": "0.1",
     "weight_decay": "0.0",
     "max_grad_norm": "1.0",
-    "gradient_checkpointing": False,
+    "gradient_checkpointing": "none",
     "seed": 1,
     "device": "cpu",
     "quantisation": "nf4-double",

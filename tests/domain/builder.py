@@ -627,7 +627,7 @@ RECIPE: dict[str, Any] = {
     "warmup_ratio": "0.1",
     "weight_decay": "0.0",
     "max_grad_norm": "1.0",
-    "gradient_checkpointing": True,
+    "gradient_checkpointing": "mlp",
     "checkpoint_every": 10,
     "seed": 1,
     "device": "cpu",

@@ -67,8 +67,8 @@ def test_what_is_left_open_follows_the_method(method: str, resolved: tuple[Any, 
 
 def test_long_rows_recompute_their_activations() -> None:
     long = FACTS.model_copy(update={"max_tokens": 2_000})
-    assert resolve_recipe(parse_recipe(WRITTEN), long).gradient_checkpointing
-    assert not resolve_recipe(parse_recipe(WRITTEN), FACTS).gradient_checkpointing
+    assert resolve_recipe(parse_recipe(WRITTEN), long).gradient_checkpointing == "mlp"
+    assert resolve_recipe(parse_recipe(WRITTEN), FACTS).gradient_checkpointing == "none"
 
 
 @pytest.mark.parametrize(

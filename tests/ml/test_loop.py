@@ -12,13 +12,15 @@ import safetensors.torch
 import torch
 
 from appliance.errors import BadInput
-from appliance.ml import data, loop, machine, methods
+from appliance.ml import data, loop, loss, machine, methods, packing
 from appliance.ml.base import Base, load_base
 from appliance.ml.samples import Sample, tokenize_rows
-from tests.ml.tiny import RECIPE
+from tests.ml.tiny import RECIPE, build_base
 
 Train = Callable[..., tuple[bytes, list[loop.Step]]]
 DTYPES = ["float32", "bfloat16"]
+MODULES = dict.fromkeys(["llama", "qwen2"], RECIPE["target_modules"]) | {"qwen3": ["q_proj", "v_proj", "up_proj"]}
+"""All layers, and some of those that read one input."""
 
 
 @pytest.fixture
@@ -52,8 +54,11 @@ def test_the_same_recipe_gives_the_same_bytes_and_another_seed_other_ones(train:
     assert train(compute_dtype=dtype, seed=8)[0] != first[0]
 
 
-def test_gradient_checkpointing_changes_memory_and_no_byte(train: Train) -> None:
-    assert train(gradient_checkpointing=True)[0] == train(gradient_checkpointing=False)[0]
+@pytest.mark.parametrize("again", ["mlp", "layer"])
+@pytest.mark.parametrize("method", ["qlora", "dora"])
+def test_gradient_checkpointing_changes_memory_and_no_byte(train: Train, again: str, method: str) -> None:
+    """Dropout included, by the quick way through the layers and by the library's own."""
+    assert train(gradient_checkpointing=again, method=method)[0] == train(method=method)[0]
 
 
 def test_training_lowers_the_loss_and_counts_the_answers_tokens(train: Train, base: Base, dataset: Path) -> None:
@@ -63,6 +68,10 @@ def test_training_lowers_the_loss_and_counts_the_answers_tokens(train: Train, ba
     assert steps[-1].trained_tokens == 12 * sum(len(base.chat.encode(row.answer)) for row in rows)
     assert steps[-1].tokens == 12 * sum(len(base.chat.encode(row.prompt + row.answer)) for row in rows)
     assert [step.step for step in steps] == list(range(1, len(steps) + 1))
+    for step in steps:
+        own = dict(step.row_losses)
+        sizes = {row.index: len(base.chat.encode(row.answer)) for row in rows if row.index in own}
+        assert sum(own[row] * sizes[row] for row in own) / sum(sizes.values()) == pytest.approx(step.loss)
     assert steps[-1].steps == len(steps) == 12 * -(-len(rows) // 4)
 
 
@@ -80,28 +89,81 @@ def _reference_loss(base: Base, samples: list[Sample]) -> torch.Tensor:
     return total / count
 
 
-def test_loss_and_gradients_are_those_of_the_answers_alone(base: Base, samples: list[Sample]) -> None:
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    ("method", "quantisation"), [("qlora", "nf4-double"), ("rslora", "none"), ("dora", "nf4-double")]
+)
+def test_loss_and_gradients_are_those_of_the_answers_alone(
+    tmp_path: Path, dataset: Path, kind: str, method: str, quantisation: str
+) -> None:
     """Packed, head only where there is a loss, in two parts: the same as the plain sum over whole sequences."""
-    model = methods.attach_adapter(base, {**RECIPE, "dropout": "0.0"})
+    machine.use_determinism(1)
+    base = load_base(
+        build_base(tmp_path / kind, kind), quantisation=quantisation, compute_dtype="float32", device="cpu"
+    )
+    samples = tokenize_rows(data.load_rows(dataset, data.TRAIN), base.chat, max_length=128)
+    recipe = {**RECIPE, "dropout": "0.0", "method": method, "target_modules": MODULES[kind]}
+    model = methods.attach_adapter(base, recipe)
     parameters = methods.list_trainable(model)
     with torch.no_grad():
         for parameter in parameters:
             parameter.add_(0.01)
     batch = samples[:7]
     answers = sum(sample.trained_tokens for sample in batch)
-    loss = 0.0
-    for part in loop.split_batch(batch, 4):
-        part_loss = loop.answer_loss(base, part) / answers
-        part_loss.backward()
-        loss += part_loss.item()
+    decoder = loop.begin_decoder(base, model, recipe)
+    assert (decoder is None) == (method == "dora")
+    losses = torch.cat([loop.sample_losses(base, decoder, part) for part in loop.split_batch(batch, 4)])
+    (losses.sum() / answers).backward()
     ours = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
     model.zero_grad()
     expected = _reference_loss(base, batch)
     expected.backward()
-    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    assert losses.sum().item() / answers == pytest.approx(expected.item(), rel=1e-5)
     assert len(ours) == len(parameters)
     for mine, parameter in zip(ours, parameters, strict=True):
         assert torch.allclose(mine, parameter.grad, atol=1e-5 + 1e-3 * parameter.grad.abs().max().item())
+
+
+@pytest.mark.parametrize("large", [packing.LARGE, 0])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.2)])
+def test_a_neighbour_moves_no_logit(
+    base_folder: Path, monkeypatch: pytest.MonkeyPatch, large: int, dtype: str, tolerance: float
+) -> None:
+    """By the quick way, with all scores at once and with the fused kernel: as each sequence alone, in the library."""
+    monkeypatch.setattr(packing, "LARGE", large)
+    machine.use_determinism(1)
+    base = load_base(base_folder, quantisation="nf4-double", compute_dtype=dtype, device="cpu")
+    model = methods.attach_adapter(base, {**RECIPE, "dropout": "0.0"})
+    decoder = loop.begin_decoder(base, model, RECIPE)
+    assert decoder is not None
+    common = [1, 50, 60, 70, 80]
+    sequences = [common + tail for tail in ([5, 6, 7], [9, 8, 7, 6, 5, 4], [11], [12, 13])]
+    for together in (sequences, sequences[:1], [tail[4:] for tail in sequences]):
+        pack, segments = packing.pack_sequences(together)
+        with torch.no_grad():
+            layout = packing.lay_out(pack.segments, "cpu")
+            hidden = decoder.hidden(torch.tensor(pack.ids), torch.tensor(pack.positions), layout)
+            for ids, segment in zip(together, segments, strict=True):
+                own = segment.stop - segment.start
+                alone = base.hidden(input_ids=torch.tensor([ids]), use_cache=False)[0][-own:]
+                difference = (hidden[segment.start : segment.stop] - alone) @ base.head_weight().T
+                assert difference.float().abs().max().item() < tolerance
+
+
+def test_the_head_is_the_same_in_chunks_trained_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "CHUNK", 3)
+    generator = torch.Generator().manual_seed(1)
+    hidden, weight = torch.randn(8, 5, generator=generator), torch.randn(11, 5, generator=generator)
+    targets = torch.randint(11, (8,), generator=generator)
+    gradients = []
+    for trained in (False, True):
+        one, head = hidden.clone().requires_grad_(), weight.clone().requires_grad_(trained)
+        losses = loss.token_losses(one, head, targets)
+        assert torch.allclose(losses, torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="none"))
+        (losses * torch.arange(8)).sum().backward()
+        gradients.append(one.grad)
+        assert (head.grad is not None) == trained
+    assert torch.allclose(*gradients, atol=1e-6)  # type: ignore[arg-type]
 
 
 def test_accumulation_is_normalised_by_token_not_by_part(train: Train) -> None:

@@ -180,7 +180,7 @@ def test_every_weight_of_a_base_gets_the_gradient_of_the_plain_loss(base_folder:
     base = load(base_folder, recipe, trainable=True)
     model = methods.attach_adapter(base, recipe)
     sample = tokenize_rows(data.load_rows(dataset, data.TRAIN), base.chat, max_length=128)[0]
-    loop.answer_loss(base, [sample]).backward()
+    loop.sample_losses(base, loop.begin_decoder(base, model, recipe), [sample]).sum().backward()
     ours = {name: weight.grad.clone() for name, weight in model.named_parameters()}
     model.zero_grad()
     ids = torch.tensor([sample.ids])

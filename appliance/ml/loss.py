@@ -1,0 +1,54 @@
+"""The cross-entropy of chosen tokens, with the output head computed for these alone and a chunk at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+# Positions whose logits stand in memory at once: with 49,152 words a chunk is 25 MB in float32.
+CHUNK = 128
+
+
+class _TokenLosses(torch.autograd.Function):
+    """Each position's loss; the gradient of hidden is computed in the forward pass, while the logits are there."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        losses = torch.empty(len(targets), device=hidden.device)
+        grad = torch.empty_like(hidden)
+        for start in range(0, len(targets), CHUNK):
+            part = slice(start, start + CHUNK)
+            logits = (hidden[part] @ weight.T).float()
+            rows, chosen = torch.arange(len(logits), device=hidden.device), targets[part]
+            total = logits.logsumexp(dim=-1)
+            losses[part] = total - logits[rows, chosen]
+            # softmax minus the target: the gradient of the logits.
+            logits.sub_(total[:, None]).exp_()
+            logits[rows, chosen] -= 1
+            grad[part] = logits.to(weight.dtype) @ weight
+        ctx.grad = grad
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        return ctx.grad * grad[:, None].to(ctx.grad.dtype), None, None
+
+
+def token_losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """[positions], float32: the cross-entropy of each target.
+
+    hidden is [positions, size], weight [words, size] of the same dtype, targets [positions]. A head that is trained
+    itself has its chunks computed again in the backward pass.
+    """
+    if not weight.requires_grad:
+        losses: torch.Tensor = _TokenLosses.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
+        return losses
+    parts = [slice(start, start + CHUNK) for start in range(0, len(targets), CHUNK)]
+    return torch.cat([checkpoint(_plain, hidden[part], weight, targets[part], use_reentrant=False) for part in parts])
+
+
+def _plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return cross_entropy((hidden @ weight.T).float(), targets, reduction="none")
