@@ -35,14 +35,16 @@ from appliance.store.engine import check_migrated, migrate, open_engine
 from appliance.store.keyring import ADAPTER_KEY, LOG_KEY, Keyring
 from appliance.store.ledger import Ledger
 from appliance.store.lock import lock_folder
+from appliance.store.steps import Steps
 from appliance.store.witnessed import Witnessed
 from appliance.web.api import people_app
 from appliance.web.auth import Doorkeeper
 from appliance.web.openai import units_app
 from appliance.web.server import Activity
 from appliance.web.server import serve as serve_doors
-from appliance.workflows import sessions, watch, witness
+from appliance.workflows import sessions, steps, watch, witness
 from appliance.workflows.context import Code, Context
+from appliance.workflows.progress import Progress
 from appliance.workflows.recover import recover
 from appliance.workflows.serve import DIGEST_KEY, Serving
 
@@ -186,10 +188,13 @@ def service(settings: Settings) -> Iterator[Context]:
     _check_keyring(keyring, ledger)
     settings.logs.mkdir(mode=0o700, exist_ok=True)
     cuda = os.path.exists("/dev/nvidiactl")
+    artifacts, run_steps = Artifacts(settings.home), Steps(settings.home)
     context = Context(
         ledger=ledger,
-        artifacts=Artifacts(settings.home),
+        artifacts=artifacts,
         checkpoints=Checkpoints(settings.home),
+        steps=run_steps,
+        progress=Progress(recall=lambda key: steps.recall(ledger.state, artifacts, run_steps, key)),
         keyring=keyring,
         witnessed=Witnessed(settings.witnessed),
         adapter_signer=adapter_signer,

@@ -19,6 +19,7 @@ from appliance.domain.methods import METHODS
 from appliance.domain.names import split_version, versioned
 from appliance.domain.orders import ImportBase, ImportDataset, Review, RevokeAdapter
 from appliance.domain.state import Adapter, Base, Dataset, Import, ReviewRecord, Run
+from appliance.domain.steps import STEPS_FILE
 from appliance.domain.training import check_walls, move, take_run
 from appliance.errors import Denied
 from appliance.formats.bundle import verify_model
@@ -119,7 +120,8 @@ def dataset_imported(case: Case) -> Puts:
 
 
 def adapter_sealed(case: Case) -> Puts:
-    """The manifest is signed by the appliance's adapter key, and lists the weights that the run ended with."""
+    """The manifest is signed by the appliance's adapter key, and lists the weights and the steps that the run ended
+    with."""
     body = case.of(AdapterSealed)
     run = take_run(case, body.run, "trained")
     check_walls(case, body.walls)
@@ -131,6 +133,8 @@ def adapter_sealed(case: Case) -> Puts:
     files = {file.path: file.digest for file in manifest.files}
     weights = files.get(METHODS[run.method].weights)
     case.require(weights == run.weights, "weights", run.weights, weights)
+    record = files.get(STEPS_FILE)
+    case.require(record == run.record, "steps", run.record, record)
     signed = files | {MANIFEST_PATH: digest_bytes(case.documents["manifest"])}
     verify_model(case.documents["signature"], base64.b64decode(case.state.site.adapter_key), signed)
     check_provenance(case, run)

@@ -119,9 +119,18 @@ class RunResumed(Event):
 
 
 class RunFinished(Event):
+    """`record`: the digest of steps.jsonl; `validation`: (step, loss); `weights` are those after `weights_step`.
+
+    Fewer steps than planned: the validation losses, by the recipe's patience, said that it was enough.
+    """
+
     type = "run.finished"
     run: RunId
     weights: Digest
+    weights_step: int = Field(ge=1)
+    record: Digest
+    validation: tuple[tuple[int, Decimal], ...]
+    planned_steps: int = Field(ge=1)
     steps: int = Field(ge=1)
     trained_tokens: int = Field(ge=1)
     seconds: Decimal

@@ -38,6 +38,10 @@ CHECKPOINTS = 8
 """So many training checkpoints a run writes when its author left it to the appliance."""
 MOST_CHECKPOINTS = 64
 """A run writes no more than these: each is as large as three adapters, and is kept while it can be replayed."""
+READINGS = 16
+"""So often a run reads its validation loss when its author left it to the appliance."""
+MOST_READINGS = 256
+"""A run makes no more: each stands in the entry that ends it."""
 FEWEST_STEPS = 10
 """Between two training checkpoints, unless the author says otherwise: a stop then costs less than starting a worker."""
 
@@ -52,6 +56,7 @@ Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Steps = Annotated[int, Field(ge=1, le=1_000_000)]
 Again = Literal["none", "mlp", "layer"]
 """What of a layer is computed again in the backward pass instead of kept: nothing, its wide half, or all of it."""
+Patience = Annotated[int, Field(ge=0, le=MOST_READINGS)]
 Modules = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -80,6 +85,9 @@ class Recipe(Value):
     max_grad_norm: Decimal | Auto = "auto"
     gradient_checkpointing: Again | Auto = "auto"
     checkpoint_every: Steps | Auto = "auto"
+    early_stopping: Patience = 0
+    validation: Decimal | Auto = "auto"
+    validate_every: Steps | Auto = "auto"
     seed: Seed = 1
     device: Literal["cpu", "cuda", "auto"] = "auto"
     compute_dtype: Literal["bfloat16", "float32", "auto"] = "auto"
@@ -110,6 +118,11 @@ class ResolvedRecipe(Value):
     max_grad_norm: Decimal
     gradient_checkpointing: Again
     checkpoint_every: Steps = Field(description="steps between two training checkpoints; the last step has one too")
+    early_stopping: Patience = Field(description="stop after so many validation losses without a lower one; 0: never")
+    validation: Decimal = Field(description="the share of the training rows to validate with instead")
+    validate_every: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        description="steps between two validation losses; the last step has one too; 0 without validation rows"
+    )
     seed: Seed
     device: Literal["cpu", "cuda"]
     compute_dtype: Literal["bfloat16", "float32"]
@@ -125,7 +138,15 @@ class Facts(Value):
     bfloat16: bool = Field(description="whether the machine multiplies bf16 in hardware")
 
 
-_FRACTIONS = ("dropout", "learning_rate", "rate_ratio", "warmup_ratio", "weight_decay", "max_grad_norm")
+_FRACTIONS = (
+    "dropout",
+    "learning_rate",
+    "rate_ratio",
+    "warmup_ratio",
+    "weight_decay",
+    "max_grad_norm",
+    "validation",
+)
 
 
 def parse_recipe(data: Mapping[str, Any]) -> Recipe:
@@ -188,16 +209,19 @@ def resolve_recipe(recipe: Recipe, facts: Facts) -> ResolvedRecipe:
         "weight_decay": "0.0",
         "max_grad_norm": "1.0",
         "gradient_checkpointing": "mlp" if max_length > SHORT_TOKENS else "none",
+        "validation": "0.1" if recipe.early_stopping or recipe.validate_every != "auto" else "0.0",
         "device": facts.device,
         "compute_dtype": "bfloat16" if facts.bfloat16 else "float32",
     }
     for key, value in defaults.items():
         if values[key] == "auto":
             values[key] = value
+    steps = count_steps(facts.train_rows, values["epochs"], values["batch_size"] * values["accumulation"])
     if values["checkpoint_every"] == "auto":
-        steps = count_steps(facts.train_rows, values["epochs"], values["batch_size"] * values["accumulation"])
         # A training checkpoint of every weight of a base is as large as three bases: one, at the end.
         values["checkpoint_every"] = max(FEWEST_STEPS, -(-steps // (CHECKPOINTS if method.chooses_modules else 1)))
+    if values["validate_every"] == "auto":
+        values["validate_every"] = 0 if values["validation"] == "0.0" else -(-steps // READINGS)
     resolved = ResolvedRecipe.model_validate(values)
     problems = untrainable(resolved, facts.context_length, facts.max_tokens, facts.train_rows)
     if resolved.device == "cuda" and facts.device != "cuda":
@@ -301,7 +325,7 @@ def _unservable(recipe: ResolvedRecipe) -> list[str]:
 
 def _misplanned(recipe: ResolvedRecipe, rows: int) -> list[str]:
     steps = count_steps(rows, recipe.epochs, recipe.batch_size * recipe.accumulation)
-    problems = [] if (problem := too_many_checkpoints(recipe, rows)) is None else [problem]
+    problems = problems_of_steps(recipe, rows)
     warmup = count_warmup(recipe.warmup_ratio, steps)
     if warmup >= steps:
         problems.append(
@@ -321,16 +345,29 @@ def count_warmup(ratio: str, steps: int) -> int:
     return round(float(ratio) * steps)
 
 
-def too_many_checkpoints(recipe: ResolvedRecipe, rows: int) -> str | None:
-    """What is wrong with `checkpoint_every` for so many rows, or None."""
+def problems_of_steps(recipe: ResolvedRecipe, rows: int) -> list[str]:
+    """What is wrong with how often the run writes a training checkpoint and reads its validation loss."""
     steps = count_steps(rows, recipe.epochs, recipe.batch_size * recipe.accumulation)
-    fewest = -(-steps // MOST_CHECKPOINTS)
-    if recipe.checkpoint_every >= fewest:
-        return None
-    return (
-        f"recipe, checkpoint_every: expected at least {fewest}, for at most {MOST_CHECKPOINTS} training checkpoints "
-        f"in {steps} steps, got {recipe.checkpoint_every}"
-    )
+    problems = []
+    for name, every, most, of in (
+        ("checkpoint_every", recipe.checkpoint_every, MOST_CHECKPOINTS, "training checkpoints"),
+        ("validate_every", recipe.validate_every, MOST_READINGS, "validation losses"),
+    ):
+        fewest = -(-steps // most)
+        if 0 < every < fewest:
+            problems.append(
+                f"recipe, {name}: expected at least {fewest}, for at most {most} {of} in {steps} steps, got {every}"
+            )
+    validates = Number(recipe.validation) > 0
+    if Number(recipe.validation) > Number("0.9"):
+        problems.append(f"recipe, validation: expected at most 0.9, got {recipe.validation}")
+    if validates != (recipe.validate_every > 0) or (recipe.early_stopping and not validates):
+        problems.append(
+            "recipe, validation: expected a share above 0.0 exactly where the run validates or stops early, "
+            f"got {recipe.validation} with validate_every {recipe.validate_every} and "
+            f"early_stopping {recipe.early_stopping}"
+        )
+    return problems
 
 
 def _epochs(rows: int) -> int:

@@ -117,7 +117,11 @@ class Run(Value):
     purpose: str
     index: int
     status: Literal["queued", "running", "trained", "sealed", "failed", "cancelled"]
+    early_stopping: int = 0
+    validate_every: int = 0
     weights: str | None = None
+    record: str | None = None
+    """The digest of its steps, once it is trained."""
     step: int = 0
     """Of its last training checkpoint; 0 while it has none."""
     resumes: int = 0

@@ -17,6 +17,7 @@ from appliance.domain.events import (
 from appliance.domain.orders import Cancel, Resume, Train
 from appliance.domain.orders import Replay as ReplayOrder
 from appliance.domain.state import Replay, Run, State, TrainingCheckpoint, checkpoint_key
+from appliance.domain.stopping import best_step, read_steps, stops
 from appliance.errors import Denied
 
 MOST_RESUMES = 3
@@ -41,6 +42,8 @@ def run_requested(case: Case) -> Puts:
         purpose=order.recipe.purpose,
         index=case.entry.index,
         status="queued",
+        early_stopping=order.recipe.early_stopping,
+        validate_every=order.recipe.validate_every,
     )
     return [(case.state.runs, run.id, run)]
 
@@ -86,7 +89,22 @@ def run_finished(case: Case) -> Puts:
     body = case.of(RunFinished)
     run = take_run(case, body.run, "running")
     case.require(body.steps == run.step, "steps", f"{run.step}, of its last training checkpoint", body.steps)
-    return move(case.state, run.model_copy(update={"weights": body.weights}), "trained")
+    check_end(case, run, body)
+    return move(case.state, run.model_copy(update={"weights": body.weights, "record": body.record}), "trained")
+
+
+def check_end(case: Case, run: Run, body: RunFinished) -> None:
+    """It ended where its plan or its validation losses end it, at no other step, and the weights are those to seal."""
+    readings, patience, steps = body.validation, run.early_stopping, body.steps
+    expected = read_steps(steps, body.planned_steps, run.validate_every)
+    got = tuple(step for step, _ in readings)
+    case.require(got == expected, "validation", f"losses after the steps {expected}", f"after {got}")
+    early = any(stops(readings[:count], patience) for count in range(1, len(readings)))
+    case.require(not early, "steps", "an earlier end, by its validation losses", steps)
+    ended = steps == body.planned_steps or (steps < body.planned_steps and stops(readings, patience))
+    case.require(ended, "steps", f"{body.planned_steps}, or validation losses that stop it", steps)
+    best = best_step(readings) if patience else steps
+    case.require(body.weights_step == best, "weights_step", best, body.weights_step)
 
 
 def run_failed(case: Case) -> Puts:

@@ -19,6 +19,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from appliance.domain.stopping import count_readings
 from appliance.errors import BadInput
 from appliance.formats.canonical import encode_canonical, parse_canonical
 from appliance.ml.methods import name_trainable
@@ -44,12 +45,19 @@ class Training:
     tokens: int = 0
     trained_tokens: int = 0
     losses: list[float] = field(default_factory=list)
+    patience: int = 0
+    validate_every: int = 0
+    validation: list[float] = field(default_factory=list)
+    """Every validation loss so far, as recorded."""
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+    """With early stopping, the weights after the step of the lowest."""
 
 
 def begin_training(model: Any, recipe: Mapping[str, Any], steps: int, device: str) -> Training:
     """A run before its first step."""
     weights = name_trainable(model)
-    return Training(weights, build_optimiser(weights, recipe, device), steps, device)
+    stopping = {"patience": recipe["early_stopping"], "validate_every": recipe["validate_every"]}
+    return Training(weights, build_optimiser(weights, recipe, device), steps, device, **stopping)
 
 
 def encode_checkpoint(training: Training) -> bytes:
@@ -60,6 +68,9 @@ def encode_checkpoint(training: Training) -> bytes:
     }
     if training.device == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state()
+    if training.validate_every:
+        tensors["validation"] = torch.tensor(training.validation, dtype=torch.float64)
+    tensors |= {f"best.{name}": weight for name, weight in training.best.items()}
     for name, weight in training.weights.items():
         tensors[f"weight.{name}"] = weight
         tensors |= {f"{part}.{name}": value for part, value in read_state(training.optimizer, weight).items()}
@@ -95,6 +106,10 @@ def restore_checkpoint(training: Training, data: bytes) -> None:
     if training.device == "cuda":
         torch.cuda.set_rng_state(tensors["random.cuda"])
     training.losses = tensors["losses"].tolist()
+    training.validation = tensors["validation"].tolist() if training.validate_every else []
+    training.best = {
+        name: tensors[f"best.{name}"].to(training.device) for name in training.weights if f"best.{name}" in tensors
+    }
     training.step, training.tokens, training.trained_tokens = step, counts["tokens"], counts["trained_tokens"]
 
 
@@ -128,8 +143,12 @@ def _expected(training: Training, step: int) -> dict[str, torch.Tensor]:
     expected = {"losses": torch.empty(step, dtype=torch.float64), "random.cpu": torch.get_rng_state()}
     if training.device == "cuda":
         expected["random.cuda"] = torch.cuda.get_rng_state()
+    readings = count_readings(step, training.steps, training.validate_every)
+    if training.validate_every:
+        expected["validation"] = torch.empty(readings, dtype=torch.float64)
+    best = ("best",) if readings and training.patience else ()
     for name, weight in training.weights.items():
-        expected[f"weight.{name}"] = weight
+        expected |= {f"{part}.{name}": weight for part in ("weight", *best)}
         if step:
             expected |= {f"{part}.{name}": like for part, like in like_state(training.optimizer, weight).items()}
     return expected

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from appliance.ml.methods import is_changed
 from appliance.ml.packing import lay_out, pack_sequences
 from appliance.ml.samples import Sample
 from appliance.ml.starts import has_start
+from appliance.ml.stopping import has_ended, take_reading
 
 # A batch is computed in packs of at most so many tokens. The loss is summed over tokens, so this changes no gradient.
 PACK_TOKENS = 2048
@@ -45,6 +46,8 @@ class Step:
     seconds: float
     peak_bytes: int
     row_losses: tuple[tuple[int, float], ...]
+    """(row of the dataset, mean loss of its trained tokens), for each row of the step."""
+    validation_loss: float | None = None
 
 
 def train(
@@ -57,6 +60,7 @@ def train(
     keep: Callable[[Training], None] = lambda training: None,
     start: bytes | None = None,
     stop: int | None = None,
+    validation: Sequence[Sample] = (),
 ) -> Training:
     """Trains the adapter in place; a loss that is not a number is an error, not a result.
 
@@ -70,6 +74,8 @@ def train(
         restore_checkpoint(training, start)
     began = time.monotonic()
     for number, batch in list(enumerate(plan))[training.step : stop]:
+        if has_ended(training):
+            break
         learning_rate = float(recipe["learning_rate"]) * schedule(number, len(plan), warmup)
         for group in training.optimizer.param_groups:
             group["lr"] = learning_rate * group["ratio"]
@@ -93,10 +99,12 @@ def train(
         training.tokens += sum(len(sample.ids) for sample in batch)
         training.trained_tokens += answers
         means = tuple((sample.index, row_losses[sample.index] / sample.trained_tokens) for sample in batch)
-        report(describe_step(training, learning_rate, norm, time.monotonic() - began, means))
+        reading = take_reading(training, model, lambda: mean_loss(base, validation, recipe["batch_size"]))
+        step = describe_step(training, learning_rate, norm, time.monotonic() - began, means)
+        report(replace(step, validation_loss=reading))
         if is_due(training, recipe["checkpoint_every"]):
             keep(training)
-    if training.step == training.steps and not (training.trained_tokens and is_changed(model)):
+    if has_ended(training) and not (training.trained_tokens and is_changed(model)):
         raise Unavailable("training: expected a changed adapter, got the one it began with", code="nothing-trained")
     return training
 
@@ -110,7 +118,7 @@ def begin_decoder(base: Base, model: Any, recipe: Mapping[str, Any]) -> Decoder 
 
 def is_due(training: Training, every: int) -> bool:
     """A training checkpoint after every so many steps, and after the last."""
-    return training.step % every == 0 or training.step == training.steps
+    return training.step % every == 0 or has_ended(training)
 
 
 def describe_step(
@@ -143,6 +151,12 @@ def sample_losses(base: Base, decoder: Decoder | None, samples: Sequence[Sample]
     chosen = hidden[torch.tensor(places, device=device)]
     losses = token_losses(chosen, base.head_weight(), torch.tensor(targets, device=device))
     return losses.new_zeros(len(samples)).index_add(0, torch.tensor(rows, device=device), losses)
+
+
+def mean_loss(base: Base, samples: Sequence[Sample], batch_size: int) -> float:
+    """The mean over all trained tokens of these samples; through the library's own modules, which drop nothing then."""
+    total = sum(sample_losses(base, None, part).sum().item() for part in split_batch(samples, batch_size))
+    return total / sum(sample.trained_tokens for sample in samples)
 
 
 def plan_steps(samples: Sequence[Sample], recipe: Mapping[str, Any]) -> Iterator[list[Sample]]:

@@ -202,6 +202,10 @@ def _runs(router: APIRouter, context: Context) -> None:
     def training_checkpoints(run: str) -> list[dict[str, Any]]:
         return audit.training_checkpoints(context, run)
 
+    @router.get("/v1/runs/{run}/steps")
+    def steps(run: str) -> Response:
+        return Response(audit.run_steps(context, run), media_type="application/jsonl")
+
     @router.get("/v1/replays/{order}")
     def replay(order: str, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0) -> dict[str, Any]:
         return audit.replay_status(context, parse_digest(order), wait_s)

@@ -18,14 +18,14 @@ def work(session: Session, task: Header, blob: bytes) -> Header:
 
     recipe, stop = take(task, "recipe", dict), take(task, "stop", int)
     before, got = Path(take_path(task, "before")), Path(take_path(task, "got"))
-    started = prepare(task)
+    base, model, samples, validation = prepare(task)
 
     def report(step: Step) -> None:
         session.send({"frame": "step", **asdict(step)})
 
     if not blob:
-        before.write_bytes(encode_checkpoint(train(*started, recipe, report, stop=0)))
-    training = train(*started, recipe, report, start=blob or None, stop=stop)
+        before.write_bytes(encode_checkpoint(train(base, model, samples, recipe, report, stop=0)))
+    training = train(base, model, samples, recipe, report, start=blob or None, stop=stop, validation=validation)
     got.write_bytes(encode_checkpoint(training))
     return {"step": training.step, "machine": machine.describe_kind(recipe["device"])}
 

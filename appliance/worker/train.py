@@ -19,6 +19,7 @@ def work(session: Session, task: Header, blob: bytes) -> Header:
     from appliance.ml import machine, methods
     from appliance.ml.checkpoint import Training, write_checkpoint
     from appliance.ml.loop import Step, train
+    from appliance.ml.stopping import list_readings, use_best
 
     recipe, output, earlier = take(task, "recipe", dict), Path(take_path(task, "output")), take(task, "seconds", float)
     folder, started = Path(take_path(task, "checkpoints")), prepare(task)
@@ -33,12 +34,17 @@ def work(session: Session, task: Header, blob: bytes) -> Header:
         facts = {"step": training.step, "file": write_checkpoint(folder, training), "seconds": f"{seconds:.3f}"}
         session.send({"frame": "checkpoint", **facts, "machine": machine.describe_kind(recipe["device"])})
 
-    training = train(*started, recipe, report, keep=keep, start=blob or None)
-    made = methods.encode_adapter(started[1], recipe["base"])
+    base, model, samples, validation = started
+    training = train(base, model, samples, recipe, report, keep=keep, start=blob or None, validation=validation)
+    weights_step = use_best(training)
+    made = methods.encode_adapter(model, recipe["base"])
     for name, data in zip(methods.name_files(recipe["method"]), made, strict=True):
         (output / name).write_bytes(data)
     return {
-        "steps": training.steps,
+        "steps": training.step,
+        "planned_steps": training.steps,
+        "weights_step": weights_step,
+        "validation": [[step, loss] for step, loss in list_readings(training)],
         "tokens": training.tokens,
         "trained_tokens": training.trained_tokens,
         "seconds": f"{last[0].seconds if last else earlier:.3f}",
@@ -51,11 +57,12 @@ def work(session: Session, task: Header, blob: bytes) -> Header:
     }
 
 
-def prepare(task: Header) -> tuple[Base, Any, list[Sample]]:
-    """What a recipe's training begins with: the base, the adapter on it, and the rows as tokens."""
+def prepare(task: Header) -> tuple[Base, Any, list[Sample], list[Sample]]:
+    """What a recipe's training begins with: the base, the adapter on it, the rows as tokens, and those to validate."""
     from appliance.ml import data, machine, methods
     from appliance.ml.base import load_base
     from appliance.ml.samples import tokenize_rows
+    from appliance.ml.stopping import split_rows
 
     recipe = take(task, "recipe", dict)
     machine.use_determinism(recipe["seed"])
@@ -67,8 +74,11 @@ def prepare(task: Header) -> tuple[Base, Any, list[Sample]]:
         trainable=recipe["method"] == "full",
     )
     rows = data.load_rows(Path(take_path(task, "dataset")), data.TRAIN)
-    samples = tokenize_rows(rows, base.chat, max_length=recipe["max_length"])
-    return base, methods.attach_adapter(base, recipe), samples
+    sides = [
+        tokenize_rows(side, base.chat, max_length=recipe["max_length"]) if side else []
+        for side in split_rows(rows, recipe)
+    ]
+    return base, methods.attach_adapter(base, recipe), sides[0], sides[1]
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from appliance.formats.fields import encode_base64
 from appliance.formats.timestamp import encode_time
 from appliance.formats.trust import Trust, parse_trust
 from appliance.store.search import MAX_TYPES
-from appliance.workflows import checkpoints
+from appliance.workflows import checkpoints, steps
 from appliance.workflows.context import Context
 
 MAX_LIMIT = 1_000
@@ -202,6 +202,8 @@ def run_progress(context: Context, run: str, after: int, wait_s: float) -> dict[
     if row is None:
         raise NotFound(f"run: expected a known one, got {run!r}")
     going = row.status in ("queued", "running", "trained")
+    if after > context.progress.read(run, 0, 0).next:
+        after = 0  # counted by another life of the service
     stream = context.progress.read(run, after, wait_s if going else 0)
     row = context.ledger.state.runs.get(run) or row
     return {
@@ -212,6 +214,11 @@ def run_progress(context: Context, run: str, after: int, wait_s: float) -> dict[
         "detail": None if stream.error is None else stream.error["message"],
         "adapter": next((key for key, a in context.ledger.state.adapters.items() if a.run == run), None),
     }
+
+
+def run_steps(context: Context, run: str) -> bytes:
+    """The steps that the run has taken: steps.jsonl, or as much of it as there is."""
+    return steps.read(context.ledger.state, context.artifacts, context.steps, run)
 
 
 def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[str, Any]:

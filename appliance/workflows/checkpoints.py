@@ -48,9 +48,14 @@ def _keep(context: Context, run: str, folder: Path, frame: Frame) -> None:
 def read_body(make: Any, frame: Frame, members: tuple[str, ...]) -> Any:
     """An event with these members of a worker's frame; BadInput where they are not what the event takes."""
     try:
-        return make(**{name: frame.get(name) for name in members})
+        return make(**{name: _frozen(frame.get(name)) for name in members})
     except ValidationError as error:
         raise BadInput(f"worker, frame {frame.get('frame')}: {explain(error)}") from None
+
+
+def _frozen(value: Any) -> Any:
+    """An array as a value holds it."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def sweep(context: Context) -> None:

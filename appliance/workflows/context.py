@@ -21,6 +21,7 @@ from appliance.store.artifacts import Artifacts
 from appliance.store.checkpoints import Checkpoints
 from appliance.store.keyring import Keyring
 from appliance.store.ledger import Ledger
+from appliance.store.steps import Steps
 from appliance.store.witnessed import Witnessed
 from appliance.workflows.jobs import Jobs
 from appliance.workflows.progress import Progress
@@ -44,6 +45,7 @@ class Context:
     ledger: Ledger
     artifacts: Artifacts
     checkpoints: Checkpoints
+    steps: Steps
     keyring: Keyring
     witnessed: Witnessed
     adapter_signer: Signer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import Any
 
 _KEPT_FRAMES = 5_000
@@ -20,19 +21,23 @@ class Stream:
         self.error: dict[str, str] | None = None
         self.ended = False
 
+    def add(self, frame: dict[str, Any]) -> None:
+        self.frames.append({"seq": self.next, **frame})
+        self.next += 1
+
 
 class Progress:
-    """Streams by key (a run's id, an import's order)."""
+    """Streams by key (a run's id, an import's order). `recall`: what was said of it before this service started."""
 
-    def __init__(self) -> None:
+    def __init__(self, recall: Callable[[str], list[dict[str, Any]]] = lambda key: []) -> None:
+        self._recall = recall
         self._streams: OrderedDict[str, Stream] = OrderedDict()
         self._changed = threading.Condition()
 
     def publish(self, key: str, frame: dict[str, Any]) -> None:
         with self._changed:
             stream = self._stream(key)
-            stream.frames.append({"seq": stream.next, **frame})
-            stream.next += 1
+            stream.add(frame)
             self._changed.notify_all()
 
     def end(self, key: str, *, result: dict[str, Any] | None = None, error: dict[str, str] | None = None) -> None:
@@ -58,6 +63,8 @@ class Progress:
         stream = self._streams.get(key)
         if stream is None:
             stream = self._streams[key] = Stream()
+            for frame in self._recall(key):
+                stream.add(frame)
             while len(self._streams) > _KEPT_STREAMS:
                 self._streams.popitem(last=False)
         return stream

@@ -5,7 +5,7 @@ from __future__ import annotations
 from appliance.domain.events import ImportFailed, RequestFinished, RunFailed, ServiceStarted
 from appliance.domain.state import State
 from appliance.runners.sandbox import detect_layers
-from appliance.workflows import checkpoints, replay, train
+from appliance.workflows import checkpoints, replay, steps, train
 from appliance.workflows.context import Context
 from appliance.workflows.record import append, conceal
 
@@ -40,6 +40,7 @@ def recover(context: Context) -> None:
             append(context, RunFailed(run=run.id, code="interrupted", message=text.commitment), disclosures=(text,))
     context.artifacts.sweep(named_artifacts(context.ledger.state))
     checkpoints.sweep(context)
+    steps.sweep(context)
     for run in context.ledger.state.runs.values():
         if run.status == "queued" or train.can_go_on(run):
             train.enqueue(context, run.id)

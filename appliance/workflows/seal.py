@@ -10,6 +10,7 @@ from appliance.domain.invariants import next_version
 from appliance.domain.names import encode_value, versioned
 from appliance.domain.orders import Train
 from appliance.domain.state import Run
+from appliance.domain.steps import STEPS_FILE
 from appliance.errors import NotFound
 from appliance.formats.bundle import sign_model
 from appliance.formats.canonical import encode_canonical
@@ -96,6 +97,7 @@ def _provenance(context: Context, run: Run, order: Train, digest: str, trained: 
         "runDetails": {
             "builder": {"id": f"urn:appliance:{context.ledger.state.site.origin}"},
             "metadata": {"invocationId": f"{context.ledger.state.site.origin}/{run.id}"},
+            "byproducts": [_resource(STEPS_FILE, str(trained["record"]))],
         },
     }
     statement = Statement(((run.name, digest),), "https://slsa.dev/provenance/v1", predicate)

@@ -17,13 +17,14 @@ from appliance.domain.training import MOST_RESUMES, last_checkpoint
 from appliance.errors import ApplianceError, Denied, NotFound, Tampered
 from appliance.formats.digest import digest_file
 from appliance.runners.local import Worker
-from appliance.workflows import checkpoints, evaluate
+from appliance.workflows import checkpoints, evaluate, steps
 from appliance.workflows.context import Context
 from appliance.workflows.ingest import checked_base
 from appliance.workflows.record import append, conceal
 from appliance.workflows.seal import seal
 from appliance.workflows.workers import carry_out, check_walls, worker
 
+RESULT = ("weights_step", "validation", "planned_steps", "steps", "trained_tokens", "seconds", "final_loss")
 ENDED = ("worker-ended", "truncated-frame")
 """A worker that was killed, between two frames or within one. What it says itself is no accident."""
 
@@ -95,6 +96,7 @@ def carry_through(context: Context, run_id: str) -> None:
     else:
         context.progress.end(run_id, result={"adapter": adapter})
     checkpoints.sweep(context)
+    steps.sweep(context)
 
 
 def _carry_through(context: Context, run: Run) -> str:
@@ -135,11 +137,13 @@ def _train_on(context: Context, run_id: str, order: Train, places: Places) -> di
             "seconds": 0.0 if last is None else float(last.seconds),
             **{name: str(path) for name, path in vars(places).items()},
         }
-        take = partial(checkpoints.take_frame, context, run_id, places.checkpoints)
-        result = carry_out(started, task, begin, on_frame=take)
-    make = partial(RunFinished, run=run_id, weights=digest_file(places.output / METHODS[order.recipe.method].weights))
-    append(context, checkpoints.read_body(make, result, ("steps", "trained_tokens", "seconds", "final_loss")))
-    return result
+        recorder = steps.Recorder(context.steps, run_id, 0 if last is None else last.step)
+        keep = partial(checkpoints.take_frame, context, run_id, places.checkpoints)
+        result = carry_out(started, task, begin, on_frame=lambda frame: keep(recorder.take(frame)))
+    weights, record = digest_file(places.output / METHODS[order.recipe.method].weights), recorder.close(places.output)
+    make = partial(RunFinished, run=run_id, weights=weights, record=record)
+    append(context, checkpoints.read_body(make, result, RESULT))
+    return {**result, "record": record}
 
 
 def _record_start(context: Context, run_id: str, last: TrainingCheckpoint | None, started: Worker) -> None:

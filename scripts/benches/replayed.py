@@ -151,10 +151,14 @@ def _train(
         kept = None if recorded is None else Path(recorded)
         source = (kept or folder) / f"{start}"
         begin = source.read_bytes() if start else None
-        started = prepare({"base": base, "dataset": dataset, "recipe": recipe})
+        base_model, model, samples, validation = prepare({"base": base, "dataset": dataset, "recipe": recipe})
         if not start and kept is None:
-            source.write_bytes(checkpoint.encode_checkpoint(loop.train(*started, recipe, lambda step: None, stop=0)))
-        training = loop.train(*started, recipe, lambda step: None, start=begin, stop=end)
+            source.write_bytes(
+                checkpoint.encode_checkpoint(loop.train(base_model, model, samples, recipe, lambda step: None, stop=0))
+            )
+        training = loop.train(
+            base_model, model, samples, recipe, lambda step: None, start=begin, stop=end, validation=validation
+        )
         got = checkpoint.encode_checkpoint(training)
         (folder / f"{end}").write_bytes(got)
         if kept is not None:

@@ -19,6 +19,7 @@ import torch
 
 from appliance.domain import orders
 from appliance.domain.comparison import TOLERANCE
+from appliance.formats.canonical import parse_canonical
 from tests.attacks.killer import KILL
 from tests.attacks.test_kill import (
     arm,
@@ -199,9 +200,18 @@ def test_a_service_that_ends_leaves_its_run_to_the_next_start(town: Site) -> Non
     await_step(town, run)
     town.stop()
     town.start()
+    told = town.get(f"/v1/runs/{run}/progress", wait_s=5)["frames"]
+    assert [frame["step"] for frame in told if frame["frame"] == "step"][:40] == list(range(1, 41)), "those before"
     assert town.wait_run(run)["adapter"] == "evening@1"
     assert not bodies(town, "run.failed", run)
     assert weights(town, "evening") == weights(town, "whole")
+    assert untimed(town, run) == untimed(town, run_named(town, "whole")["id"])
+
+
+def untimed(site: Site, run: str) -> list[dict[str, Any]]:
+    """A run's recorded steps without what differs from one time to the next."""
+    lines = [parse_canonical(line) for line in site.get(f"/v1/runs/{run}/steps").splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "peak_bytes")} for line in lines]
 
 
 def test_nothing_is_trained_on_a_checkpoint_whose_bytes_are_others(own: Site) -> None:

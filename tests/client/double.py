@@ -41,6 +41,7 @@ FILES = {
     "adapter_model.safetensors": b"weights",
     "metrics.json": b'{"adapter":{"accuracy":"0.900000"},"base":{"accuracy":"0.400000"}}',
     "recipe.json": b'{"rank":8}',
+    "steps.jsonl": b"steps",
 }
 
 _EVENTS: dict[str, type[e.Ordered]] = {

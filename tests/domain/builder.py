@@ -474,6 +474,10 @@ class Site:
         standing: dict[str, Any] = {
             "run": run,
             "weights": digest_bytes(b"weights"),
+            "weights_step": fields.get("steps", 2),
+            "record": digest_bytes(b"steps"),
+            "validation": (),
+            "planned_steps": fields.get("steps", 2),
             "steps": 2,
             "trained_tokens": 10,
             "seconds": "1.5",
@@ -491,7 +495,9 @@ class Site:
 
     def sealing(self, run: str, version: int = 1, **fields: Any) -> tuple[e.AdapterSealed, dict[str, bytes]]:
         """The body and its documents; `files` and `name` change the sealed folder."""
-        files = {"adapter_model.safetensors": b"weights", "recipe.json": b"{}"} | fields.pop("files", {})
+        files = {"adapter_model.safetensors": b"weights", "recipe.json": b"{}", "steps.jsonl": b"steps"} | fields.pop(
+            "files", {}
+        )
         listed = manifest(fields.pop("name", "clauses"), version, files)
         signed = {path: digest_bytes(data) for path, data in files.items()} | {MANIFEST_PATH: digest_bytes(listed)}
         key = fields.pop("key", self.adapter_key)
@@ -629,6 +635,9 @@ RECIPE: dict[str, Any] = {
     "max_grad_norm": "1.0",
     "gradient_checkpointing": "mlp",
     "checkpoint_every": 10,
+    "early_stopping": 0,
+    "validation": "0.0",
+    "validate_every": 0,
     "seed": 1,
     "device": "cpu",
     "compute_dtype": "bfloat16",

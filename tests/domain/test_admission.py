@@ -13,7 +13,7 @@ from appliance.formats.manifest import MANIFEST_PATH
 from appliance.formats.merkle import hash_leaf, inclusion_proof, root_of
 from tests.domain.builder import Site, stage
 
-FILES = {"adapter_model.safetensors": b"weights", "recipe.json": b"{}"}
+FILES = {"adapter_model.safetensors": b"weights", "recipe.json": b"{}", "steps.jsonl": b"steps"}
 
 
 def node(site: Site, level: int, index: int) -> bytes:

@@ -138,3 +138,20 @@ def test_what_cannot_be_trained_or_served_here_is_refused_before_anybody_signs(
 
 def test_policy_may_name_every_wall_but_no_new_privileges() -> None:
     assert set(LAYERS) == BUILT - {"no-new-privs"}
+
+
+def test_validation_is_resolved_whole_or_not_at_all() -> None:
+    def resolve(**changes: Any) -> tuple[int, str, int]:
+        found = resolve_recipe(parse_recipe(WRITTEN | {"epochs": 1} | changes), FACTS)
+        return found.early_stopping, found.validation, found.validate_every
+
+    every = -(-43 // 16)
+    assert resolve() == (0, "0.0", 0)
+    assert resolve(early_stopping=3) == (3, "0.1", every)
+    assert resolve(validation=0.2) == (0, "0.2", every)
+    assert resolve(validate_every=9) == (0, "0.1", 9)
+    for changes in ({"early_stopping": 3, "validation": 0}, {"validation": 0, "validate_every": 9}):
+        with pytest.raises(BadInput, match=r"validation: expected a share above 0\.0 exactly where"):
+            resolve(**changes)
+    with pytest.raises(BadInput, match=r"validation: expected at most 0\.9, got 0\.95"):
+        resolve(validation=0.95)

@@ -101,6 +101,56 @@ def test_a_trained_run_may_go_on_from_its_end(running: Site) -> None:
     assert run_of(running).status == "running"
 
 
+READINGS = ((2, "3.0"), (4, "2.0"), (6, "2.5"), (8, "2.0"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, ""),
+        ({"planned_steps": 8}, ""),
+        ({"weights_step": 8}, "weights_step: expected 4, got 8"),
+        ({"planned_steps": 7}, "validation: expected losses after the steps"),
+        ({"validation": READINGS[:3]}, "validation: expected losses after the steps (2, 4, 6, 8)"),
+        ({"validation": ()}, "validation: expected losses"),
+        ({"validation": (*READINGS[:3], (8, "1.9")), "weights_step": 8}, "steps: expected 20, or validation losses"),
+        ({"validation": ((2, "1.0"), *READINGS[1:]), "weights_step": 2}, "steps: expected an earlier end"),
+    ],
+)
+def test_a_run_ends_early_only_where_its_validation_losses_say_so(fields: dict[str, Any], words: str) -> None:
+    """Every verifier decides it again; which weights are sealed follows from the same losses."""
+    site = stage("imported")
+    changes = {"early_stopping": 2, "validation": "0.1", "validate_every": 2}
+    order = site.train_order("olga", changes)
+    site.ordered(e.RunRequested(policy=site.in_force, run=RUN), order)
+    site.add(site.started(RUN))
+    site.add(site.checkpointed(RUN, 8))
+    ending = {"steps": 8, "planned_steps": 20, "weights_step": 4, "validation": READINGS} | fields
+    if words:
+        with refuses(site, Denied, words):
+            site.add(site.finished(RUN, **ending))
+    else:
+        site.add(site.finished(RUN, **ending))
+        assert run_of(site).status == "trained"
+        assert verify(site).verdict == "verified"
+
+
+def test_without_early_stopping_a_run_goes_to_its_planned_end(running: Site) -> None:
+    with refuses(running, Denied, "steps: expected 3, or validation losses that stop it, got 2"):
+        running.add(running.finished(RUN, planned_steps=3))
+    with refuses(running, Denied, "weights_step: expected 2, got 1"):
+        running.add(running.finished(RUN, weights_step=1))
+    with refuses(running, Denied, "validation: expected losses after the steps ()"):
+        running.add(running.finished(RUN, validation=((2, "1.0"),)))
+
+
+def test_an_adapter_is_sealed_with_the_steps_that_its_run_ended_with(running: Site) -> None:
+    running.add(running.finished(RUN))
+    body, documents = running.sealing(RUN, files={"steps.jsonl": b"others"})
+    with refuses(running, Denied, "steps: expected sha256:"):
+        running.add(body, documents=documents)
+
+
 def test_a_failed_run_is_resumed_by_who_ordered_it_or_an_administrator(running: Site) -> None:
     with refuses(running, Denied, "expected one that failed, got one that is running"):
         running.resume(RUN)
