@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from appliance.domain import approval, custody
 from appliance.domain.approval import Reasons, base_is, is_unit
+from appliance.domain.baselines import incomparable
 from appliance.domain.names import EXCLUSIVE_ROLES, Time, add_seconds, split_version
 from appliance.domain.orders import (
     Activate,
@@ -218,6 +219,7 @@ def _train(state: State, order: Train, signer: Principal, now: Time) -> Reasons:
     # What resolving the recipe would have refused: whoever signed it may not have resolved it.
     facts = dataset.facts
     context, longest, rows = base.facts.get("context_length"), facts.get("max_tokens"), facts.get("train_rows")
+    reasons += incomparable(state, recipe, order.base_digest, order.dataset_digest)
     return reasons + untrainable(recipe, context, longest, rows)
 
 

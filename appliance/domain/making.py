@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from sys import intern
 
+from appliance.domain.baselines import compare
 from appliance.domain.case import Case, Puts
 from appliance.domain.events import (
     AdapterQuarantined,
@@ -138,6 +139,9 @@ def adapter_sealed(case: Case) -> Puts:
     signed = files | {MANIFEST_PATH: digest_bytes(case.documents["manifest"])}
     verify_model(case.documents["signature"], base64.b64decode(case.state.site.adapter_key), signed)
     check_provenance(case, run)
+    measured = body.metrics.get("adapter", {})
+    compared = compare(case.state, run, measured)
+    case.require(body.metrics.get("baseline") == compared, "metrics, baseline", compared, body.metrics.get("baseline"))
     dataset = case.state.datasets.get(run.dataset)
     if dataset is None:
         raise Denied(f"entry {case.entry.index}: dataset: expected an imported one, got {run.dataset}")
@@ -151,6 +155,7 @@ def adapter_sealed(case: Case) -> Puts:
         base=run.base,
         base_digest=run.base_digest,
         purpose=run.purpose,
+        measured=measured,
         index=case.entry.index,
     )
     return [*move(case.state, run, "sealed"), (case.state.adapters, body.adapter, adapter)]

@@ -134,6 +134,7 @@ class RunFinished(Event):
     steps: int = Field(ge=1)
     trained_tokens: int = Field(ge=1)
     seconds: Decimal
+    peak_bytes: int = Field(ge=1)
     final_loss: Decimal
 
     def about(self) -> tuple[str, ...]:
@@ -196,7 +197,10 @@ class ReplayFailed(Event):
 
 
 class AdapterSealed(Event):
-    """The manifest's digest is the adapter's identity; `signature` is OpenSSF Model Signing, `provenance` SLSA."""
+    """The manifest's digest is the adapter's identity; `signature` is OpenSSF Model Signing, `provenance` SLSA.
+
+    `metrics`: of `base` and `adapter` on the held-out rows, and what `baseline` that the order named makes of them.
+    """
 
     type = "adapter.sealed"
     documents = ("manifest", "signature", "provenance")

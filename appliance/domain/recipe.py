@@ -26,7 +26,7 @@ from appliance.domain.methods import (
     is_servable,
     list_servable,
 )
-from appliance.domain.names import Decimal, Identifier, Value, VersionedName
+from appliance.domain.names import Decimal, Identifier, RunId, Value, VersionedName
 from appliance.errors import BadInput
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -69,6 +69,7 @@ class Recipe(Value):
     method: MethodName = "qlora"
     quantisation: Quantisation | Auto = "auto"
     purpose: Literal["release", "baseline"] = "release"
+    baseline: RunId | None = None
     rank: Rank | Auto = "auto"
     alpha: Alpha | Auto = "auto"
     dropout: Decimal | Auto = "auto"
@@ -102,6 +103,7 @@ class ResolvedRecipe(Value):
     method: MethodName
     quantisation: Quantisation
     purpose: Literal["release", "baseline"]
+    baseline: RunId | None = Field(description="the run whose quality and cost this one is compared with")
     rank: RankOrNone
     alpha: AlphaOrNone
     dropout: Decimal

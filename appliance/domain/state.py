@@ -115,6 +115,7 @@ class Run(Value):
     dataset_digest: str
     method: str
     purpose: str
+    baseline: str | None
     index: int
     status: Literal["queued", "running", "trained", "sealed", "failed", "cancelled"]
     early_stopping: int = 0
@@ -126,6 +127,9 @@ class Run(Value):
     """Of its last training checkpoint; 0 while it has none."""
     resumes: int = 0
     """How often it went on by itself since somebody last ordered it to."""
+    seconds: str | None = None
+    peak_bytes: int | None = None
+    """What its training took: of its last worker's memory the most."""
 
 
 class TrainingCheckpoint(Value):
@@ -174,6 +178,8 @@ class Adapter(Value):
     base: str
     base_digest: str
     purpose: str
+    measured: dict[str, Any]
+    """Of the adapter, on the held-out rows."""
     index: int
     reviews: tuple[ReviewRecord, ...] = ()
     revoked: int | None = None

@@ -40,6 +40,7 @@ def run_requested(case: Case) -> Puts:
         dataset_digest=order.dataset_digest,
         method=order.recipe.method,
         purpose=order.recipe.purpose,
+        baseline=order.recipe.baseline,
         index=case.entry.index,
         status="queued",
         early_stopping=order.recipe.early_stopping,
@@ -90,7 +91,8 @@ def run_finished(case: Case) -> Puts:
     run = take_run(case, body.run, "running")
     case.require(body.steps == run.step, "steps", f"{run.step}, of its last training checkpoint", body.steps)
     check_end(case, run, body)
-    return move(case.state, run.model_copy(update={"weights": body.weights, "record": body.record}), "trained")
+    made = {name: getattr(body, name) for name in ("weights", "record", "seconds", "peak_bytes")}
+    return move(case.state, run.model_copy(update=made), "trained")
 
 
 def check_end(case: Case, run: Run, body: RunFinished) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from appliance.domain.baselines import compare
 from appliance.domain.events import AdapterSealed
 from appliance.domain.invariants import next_version
 from appliance.domain.names import encode_value, versioned
@@ -35,6 +36,10 @@ def seal(
     """
     version = next_version(context.ledger.state, run.name)
     metrics = {"base": evaluation["base"], "adapter": evaluation["adapter"]}
+    # As it stands after `run.finished`.
+    trained_run = context.ledger.state.runs.get(run.id)
+    compared = None if trained_run is None else compare(context.ledger.state, trained_run, metrics["adapter"])
+    metrics |= {} if compared is None else {"baseline": compared}
     _write_documents(context, run, order, output, metrics, evaluation["probe"])
     listed = list_files(output, run.name, version)
     manifest = encode_manifest(listed)

@@ -24,7 +24,16 @@ from appliance.workflows.record import append, conceal
 from appliance.workflows.seal import seal
 from appliance.workflows.workers import carry_out, check_walls, worker
 
-RESULT = ("weights_step", "validation", "planned_steps", "steps", "trained_tokens", "seconds", "final_loss")
+RESULT = (
+    "weights_step",
+    "validation",
+    "planned_steps",
+    "steps",
+    "trained_tokens",
+    "seconds",
+    "peak_bytes",
+    "final_loss",
+)
 ENDED = ("worker-ended", "truncated-frame")
 """A worker that was killed, between two frames or within one. What it says itself is no accident."""
 

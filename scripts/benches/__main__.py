@@ -8,11 +8,14 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.benches import ledger
+from scripts.benches import ledger, methods
 from scripts.benches.measure import describe_machine, markdown_table, plain_table, write_json
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["methods"]:
+        methods.main(sys.argv[2:])
+        return
     given = _parser().parse_args()
     plan = ledger.QUICK if given.quick else ledger.FULL
     if given.largest is not None and not given.quick:
@@ -33,7 +36,9 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure; medians of rounds that take turns.")
-    parser.add_argument("name", choices=["ledger"], help="what to measure")
+    parser.add_argument(
+        "name", choices=["ledger", "methods"], help="what to measure; `methods --help` for its own options"
+    )
     parser.add_argument("--quick", action="store_true", help="two minutes at most: a smaller log, no growth")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows as JSON")
     parser.add_argument(

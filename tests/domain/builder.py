@@ -481,6 +481,7 @@ class Site:
             "steps": 2,
             "trained_tokens": 10,
             "seconds": "1.5",
+            "peak_bytes": 3_000_000,
             "final_loss": "0.25",
         }
         return e.RunFinished(**standing | fields)
@@ -618,6 +619,7 @@ RECIPE: dict[str, Any] = {
     "base": "smollm2",
     "dataset": "clauses@1",
     "method": "qlora",
+    "baseline": None,
     "optimiser": "adamw",
     "rate_ratio": "1.0",
     "purpose": "release",

@@ -341,6 +341,73 @@ def test_what_is_sealed_is_what_the_run_made(fields: dict[str, Any], words: str)
         site.add(body, documents=documents)
 
 
+def compared(**recipe: Any) -> tuple[Site, str]:
+    """A baseline that was sealed as clauses@1, and a trained run that names it."""
+    site = stage("imported")
+    site.ordered(
+        e.RunRequested(policy=site.in_force, run="r-000001"), site.train_order(recipe={"purpose": "baseline"} | recipe)
+    )
+    for event in (site.started, site.checkpointed, site.finished):
+        site.add(event("r-000001"))
+    body, documents = site.sealing("r-000001", metrics={"adapter": {"accuracy": "0.8", "macro_f1": "0.0", "rows": 9}})
+    site.add(body, documents=documents)
+    site.ordered(
+        e.RunRequested(policy=site.in_force, run="r-000002"), site.train_order(recipe={"baseline": "r-000001"})
+    )
+    site.add(site.started("r-000002"))
+    site.add(site.checkpointed("r-000002"))
+    site.add(site.finished("r-000002", seconds="0.5", peak_bytes=1_000_000))
+    return site, "r-000002"
+
+
+def test_what_an_adapter_keeps_of_its_baseline_is_what_the_entries_give() -> None:
+    site, run = compared()
+    measured = {"accuracy": "0.6", "macro_f1": "0.5", "rows": 9}
+    right = {
+        "run": "r-000001",
+        "method": "qlora",
+        "accuracy": "0.8",
+        "macro_f1": "0.0",
+        "kept_accuracy": "0.750000",
+        "kept_macro_f1": None,
+        "time": "0.333333",
+        "memory": "0.333333",
+        "same_machine": True,
+    }
+    for wrong in ({}, {"baseline": right | {"kept_accuracy": "0.990000"}}, {"baseline": right | {"time": "0.1"}}):
+        body, documents = site.sealing(run, 2, metrics={"adapter": measured, **wrong})
+        with refuses(site, Denied, "metrics, baseline: expected"):
+            site.add(body, documents=documents)
+    body, documents = site.sealing(run, 2, metrics={"adapter": measured, "baseline": right})
+    site.add(body, documents=documents)
+
+
+def test_a_comparison_that_nobody_ordered_is_refused() -> None:
+    site = stage("trained")
+    body, documents = site.sealing("r-000001", metrics={"adapter": {}, "baseline": {"run": "r-000001"}})
+    with refuses(site, Denied, "metrics, baseline: expected None"):
+        site.add(body, documents=documents)
+
+
+def test_a_baseline_was_sealed_and_judged_on_the_same_rows() -> None:
+    site, _ = compared()
+    asked = e.RunRequested(policy=site.in_force, run="r-000003")
+    for named, words in (
+        ("r-000009", "baseline r-000009: expected a run that was sealed, got none"),
+        ("r-000002", "baseline r-000002: expected a run that was sealed, got one that is trained"),
+    ):
+        with refuses(site, Denied, words):
+            site.ordered(asked, site.train_order(recipe={"baseline": named}))
+    sold, _ = compared(purpose="release")
+    with refuses(sold, Denied, "expected a baseline, or an earlier version of other, got a release of clauses"):
+        sold.ordered(asked, sold.train_order(recipe={"name": "other", "baseline": "r-000001"}))
+    row = site.state.runs.get("r-000001")
+    assert row is not None
+    site.state.runs.put("r-000001", row.model_copy(update={"dataset_digest": NO_DIGEST}))
+    with refuses(site, Denied, "expected one judged on the same base and dataset, got smollm2 and clauses@1"):
+        site.ordered(asked, site.train_order(recipe={"baseline": "r-000001"}))
+
+
 def test_a_folder_without_weights_is_no_adapter() -> None:
     site = stage("trained")
     body, documents = site.sealing("r-000001")
