@@ -16,6 +16,7 @@ from appliance.cli.progress import Meter
 from appliance.cli.replays import checkpoints, replay, resume
 from appliance.cli.signing import receipt_value, sign_all, sign_and_submit
 from appliance.cli.uses import used_by
+from appliance.domain.tasks import FORMATS, TASKS
 from appliance.errors import BadInput, Conflict
 
 if TYPE_CHECKING:
@@ -131,9 +132,18 @@ def dataset() -> None:
 @click.argument("path", type=_PATH)
 @click.option("--name", required=True, help="What the dataset is called here; each import counts its version up.")
 @click.option("--base", "base_name", required=True, metavar="NAME", help="Whose chat template renders the rows.")
-@click.option("--text-column", default="text", show_default=True, metavar="COLUMN", help="The column with the texts.")
 @click.option(
-    "--label-column", default="label", show_default=True, metavar="COLUMN", help="The column with the labels."
+    "--task", type=click.Choice(TASKS), default="classification", show_default=True, help="What the rows teach."
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="PART=COLUMN",
+    help="The file's own name for a part of the task's rows.",
+)
+@click.option(
+    "--label", "labels", multiple=True, metavar="WORD", help="One of the labels that there are; any, unless said."
 )
 @click.option("--instruction", default="", metavar="TEXT", help="The system message that every row is rendered with.")
 @click.option("--owner", required=True, metavar="TEXT", help="Who owns the data; can be erased later.")
@@ -141,23 +151,53 @@ def dataset() -> None:
 @click.option("--classification", required=True, metavar="WORD", help="Such as public, internal or restricted.")
 @click.option("--seed", default=1, show_default=True, help="Fixes which rows are held out.")
 @click.option("--held-out", default="0.2", show_default=True, metavar="FRACTION", help="The part kept for evaluation.")
-@click.option("--format", "kind", type=click.Choice(["csv", "jsonl"]), help="When the file's ending does not say.")
+@click.option(
+    "--held-out-file", type=_PATH, metavar="FILE", help="Its rows are kept for evaluation instead, and no others."
+)
+@click.option("--format", "kind", type=click.Choice(FORMATS), help="When the file's ending does not say.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the import has ended.")
 @signs
 @click.pass_obj
-def import_dataset(caller: Caller, /, path: Path, kind: str | None, base_name: str, wait: bool, **terms: Any) -> None:
-    """Import texts and labels from a CSV or JSONL file, split with a fixed seed and rendered for a base.
+def import_dataset(
+    caller: Caller,
+    /,
+    path: Path,
+    held_out_file: Path | None,
+    kind: str | None,
+    base_name: str,
+    wait: bool,
+    columns: tuple[str, ...],
+    **given: Any,
+) -> None:
+    """Import rows from a file, split with a fixed seed and rendered for a base.
 
-    Every byte is hashed here before it is sent. A row that does not fit is named by its line, and nothing is imported.
+    The parts of a row follow from its task: text and label; instruction, input and output; prompt and text
+    (completion); text and summary; context, question and answer; messages (chat). Every byte is hashed here before it
+    is sent. A row that does not fit is named by its line, and nothing is imported.
     """
     from appliance.client.imports import DatasetTerms, propose_dataset, proven_digest, read_rows
 
-    source = read_rows(path, kind)
+    terms = DatasetTerms(base=base_name, columns=_columns(columns), **given)
+    sources = [read_rows(file, kind) for file in (path, held_out_file) if file is not None]
+    if len({source.format for source in sources}) > 1:
+        raise BadInput(f"dataset, {held_out_file}: expected the format of {path}, got another")
     _ = caller.unlocked
     digest = proven_digest(caller.reading(), caller.anchor, "base", base_name)
-    _upload(caller, source)
-    proposal = propose_dataset(caller.about, caller.signer, DatasetTerms(base=base_name, **terms), source, digest)
+    for source in sources:
+        _upload(caller, source)
+    proposal = propose_dataset(caller.about, caller.signer, terms, sources[0], digest, *sources[1:])
     _finish_import(caller, sign_and_submit(caller, proposal), wait)
+
+
+def _columns(pairs: tuple[str, ...]) -> dict[str, str]:
+    """PART=COLUMN, each part once."""
+    columns: dict[str, str] = {}
+    for pair in pairs:
+        part, sign, name = pair.partition("=")
+        if not (part and sign and name) or part in columns:
+            raise BadInput(f"dataset, --column: expected PART=COLUMN, each part once, got {pair!r}")
+        columns[part] = name
+    return columns
 
 
 @dataset.command("list", example="appliance dataset list")

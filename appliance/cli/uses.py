@@ -98,8 +98,8 @@ def _print_row(answer: RowAnswer) -> None:
         return
     say("", f"{answer.dataset}: found {answer.found} times, {len(answer.rows)} proved here under entry {answer.entry}.")
     print_table(
-        ("dataset", "row", "split", "label", "root"),
-        [(row.dataset, row.proof.index, row.split, row.label, row.root) for row in answer.rows],
+        ("dataset", "row", "split", "answer", "root"),
+        [(row.dataset, row.proof.index, row.split, row.answer, row.root) for row in answer.rows],
     )
 
 
@@ -111,7 +111,7 @@ def _row_value(answer: RowAnswer) -> dict[str, Any]:
         "entry": answer.entry,
         "found": answer.found,
         "rows": [
-            {"split": row.split, "label": row.label, "root": row.root, "proof": row_proof_value(row.proof)}
+            {"split": row.split, "answer": row.answer, "root": row.root, "proof": row_proof_value(row.proof)}
             for row in answer.rows
         ],
     }

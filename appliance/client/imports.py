@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,26 +12,35 @@ from appliance.client.log import Anchor, read_entry
 from appliance.client.orders import Proposal, propose
 from appliance.client.uploads import Source, read_source
 from appliance.domain.orders import ImportBase, ImportDataset
+from appliance.domain.tasks import FORMATS, Task, check_parts, map_columns
 from appliance.errors import ApplianceError, BadInput, Conflict, Tampered
 
-FORMATS = {".csv": "csv", ".jsonl": "jsonl"}
+ENDINGS = {f".{name}": name for name in FORMATS}
 _WAIT_S = 2
 
 
 @dataclass(frozen=True)
 class DatasetTerms:
-    """What the operator says of a dataset; the rest is found by the worker."""
+    """What the operator says of a dataset; the rest is found by the worker. BadInput for what does not fit the task."""
 
     name: str
     base: str
-    text_column: str
-    label_column: str
+    task: Task
+    columns: Mapping[str, str]
+    labels: tuple[str, ...]
     instruction: str
     owner: str
     licence: str
     classification: str
     seed: int
     held_out: str
+
+    def __post_init__(self) -> None:
+        check_parts(self.task, self.columns)
+        if self.labels and self.task != "classification":
+            raise BadInput(f"dataset, labels: expected none for {self.task}, got {', '.join(self.labels)}")
+        if self.instruction and self.task == "completion":
+            raise BadInput("dataset, instruction: expected none for completion, which has no template, got one")
 
 
 def propose_base(about: About, signer: str, name: str, licence: str, source: Source) -> Proposal:
@@ -40,24 +49,29 @@ def propose_base(about: About, signer: str, name: str, licence: str, source: Sou
 
 
 def read_rows(path: Path, format: str | None) -> Source:
-    """A CSV or JSONL file, told by its ending unless it is named."""
-    kind = format or FORMATS.get(path.suffix.lower())
+    """A file of rows, its format told by its ending unless it is named."""
+    kind = format or ENDINGS.get(path.suffix.lower())
     if kind is None:
-        raise BadInput(f"dataset, {path}: expected a name that ends in .csv or .jsonl, or --format, got neither")
+        endings = ", ".join(ENDINGS)
+        raise BadInput(f"dataset, {path}: expected a name that ends in one of {endings}, or --format, got neither")
     return read_source(path, kind)
 
 
-def propose_dataset(about: About, signer: str, terms: DatasetTerms, source: Source, base_digest: str) -> Proposal:
+def propose_dataset(
+    about: About, signer: str, terms: DatasetTerms, source: Source, base_digest: str, held_out: Source | None = None
+) -> Proposal:
+    """`held_out`: the file whose rows are held out, where they are not a share of the source's."""
     values = {
         "dataset": terms.name,
+        "task": terms.task,
         "format": source.format,
         "file": source.digest,
-        "text_column": terms.text_column,
-        "label_column": terms.label_column,
+        "columns": map_columns(terms.task, terms.columns),
+        "labels": terms.labels,
         "base": terms.base,
         "base_digest": base_digest,
         "seed": terms.seed,
-        "held_out": terms.held_out,
+        "held_out": terms.held_out if held_out is None else held_out.digest,
         "licence": terms.licence,
         "classification": terms.classification,
     }

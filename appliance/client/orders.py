@@ -204,8 +204,10 @@ def label_of(name: str) -> str:
 def show_value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} = {show_value(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(show_value(item) for item in value)
+        return ", ".join(show_value(item) for item in value) or "none"
     return str(value)
 
 

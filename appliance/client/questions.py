@@ -66,7 +66,7 @@ class FoundRow:
     entry: int
     root: str
     split: str
-    label: str
+    answer: str
     proof: RowProof
 
 
@@ -100,7 +100,7 @@ def _row_answer(door: Door, anchor: Anchor, version: Mapping[str, Any], text: st
         row = parse_canonical(proof.row)
         if not isinstance(row, dict) or (row.get("text"), row.get("index")) != (text, proof.index):
             raise Tampered(f"row {proof.index} of {dataset}: expected the text that was asked for, got another")
-        rows.append(FoundRow(dataset, index, root, str(row["split"]), str(row["label"]), proof))
+        rows.append(FoundRow(dataset, index, root, str(row["split"]), str(row["answer"]), proof))
     if bool(rows) != bool(version["found"]):
         raise Unavailable(f"rows of {dataset}: expected a proof for what was found, got {len(rows)}")
     return RowAnswer(dataset, index, int(version["found"]), tuple(rows))

@@ -7,7 +7,7 @@ parsed. The order is identified by the digest of its PAE, never of a signature.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,7 @@ from appliance.domain.names import (
     versioned,
 )
 from appliance.domain.recipe import ResolvedRecipe
+from appliance.domain.tasks import Format, Task
 from appliance.errors import BadInput
 from appliance.formats.canonical import encode_canonical
 from appliance.formats.digest import digest_bytes
@@ -34,6 +35,8 @@ from appliance.formats.statement import Statement, encode_statement, parse_state
 
 PREFIX = "urn:appliance:order:"
 
+ColumnName = Annotated[str, Field(min_length=1, max_length=256)]
+LabelWord = Annotated[str, Field(min_length=1, max_length=200)]
 Subjects = tuple[tuple[str, str], ...]
 
 
@@ -189,15 +192,16 @@ class ImportBase(Order):
 class ImportDataset(Order):
     verb = "import-dataset"
     dataset: Identifier
-    format: Literal["csv", "jsonl"]
+    task: Task
+    format: Format
     file: Digest
-    text_column: str = Field(min_length=1, max_length=256)
-    label_column: str = Field(min_length=1, max_length=256)
+    columns: dict[str, ColumnName] = Field(description="the file's own name for each part of the task's rows")
+    labels: tuple[LabelWord, ...] = Field(max_length=1000, description="all there are; none: those that occur")
     instruction: Commitment = Field(description="the system message rows are rendered with; may be the empty text")
     base: Identifier = Field(description="whose chat template renders the rows")
     base_digest: Digest
     seed: int = Field(ge=0, le=2**31 - 1)
-    held_out: Decimal
+    held_out: Decimal | Digest = Field(description="a share of the rows, or a file of its own, in the same format")
     owner: Commitment
     licence: Token
     classification: Token

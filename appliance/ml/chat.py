@@ -23,6 +23,7 @@ from appliance.formats.digest import digest_file
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+CONFIG_FILE = "config.json"
 MAX_TEMPLATE_BYTES = 256 * 1024
 
 _SENTINEL = "the answer stands here"
@@ -43,6 +44,32 @@ class Chat:
         for place, message in enumerate(messages):
             self.check_plain(message["content"], f"message {place}")
         return _render(self.template, self.variables, messages, ask=True)
+
+    def render_answered(self, messages: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+        """An answered conversation as (what stands before, answer) for each of the assistant's turns, in order.
+
+        Each answer follows the very prompt that asks for it when served, and ends with the end of its turn. BadInput
+        where the template drops or alters an answer, or writes an earlier turn otherwise once it is past.
+        """
+        for place, message in enumerate(messages):
+            self.check_plain(message["content"], f"message {place}")
+        whole = _render(self.template, self.variables, messages, ask=False)
+        parts, end = [], 0
+        for place, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = _render(self.template, self.variables, messages[:place], ask=True)
+            answer = self.answer(message["content"])
+            last = place == len(messages) - 1
+            if not whole.startswith(prompt + (message["content"] if last else answer), 0) or len(prompt) < end:
+                got = whole[len(prompt) :][:40] if whole.startswith(prompt) else "another conversation before it"
+                raise BadInput(
+                    f"{TEMPLATE_FILE}: expected the answer in message {place} as it was written, got {got!r}",
+                    code="answer-altered",
+                )
+            parts.append((prompt[end:], answer))
+            end = len(prompt + answer)
+        return parts
 
     def check_plain(self, text: str, what: str) -> None:
         """Refuses text in which a control token stands: it would end the turn and speak in another's name."""
@@ -85,6 +112,11 @@ def load_chat(folder: Path) -> Chat:
     template = _compile(source)
     end = _find_end_of_turn(template, variables, control)
     return Chat(tokenizer, template, variables, control, end)
+
+
+def read_context_length(folder: Path) -> int:
+    """How many tokens a converted base takes at once."""
+    return int(json.loads((folder / CONFIG_FILE).read_bytes())["max_position_embeddings"])
 
 
 def digest_template(folder: Path) -> str:

@@ -1,167 +1,60 @@
-"""A file of texts and labels becomes rows: parsed strictly, rendered with the model's own template, split, digested.
+"""Records become rows: rendered with the model's own template, split, digested. No torch.
 
-Nothing is guessed and nothing is skipped: the first row that does not fit stops the import and is named by its line.
-No torch.
+What every task has in common: a row is a list of parts, each what stands before and the answer that is trained.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
-from appliance.errors import BadInput, TooLarge
+from appliance.domain.tasks import Task
+from appliance.errors import BadInput
 from appliance.formats.canonical import encode_canonical, parse_canonical
 from appliance.formats.rows import row_digest, rows_root
 from appliance.ml.chat import Chat
+from appliance.ml.sources import Message, Source
 
 ROWS_FILE = "rows.jsonl"
 DIGESTS_FILE = "row_digests.bin"
+ABOUT_FILE = "dataset.json"
 TRAIN, HELD_OUT = "train", "held-out"
 
 # Bounded: a short text such as 1e9999999 is a number that takes seconds to write out.
 _DECIMAL = re.compile(r"[0-9]{1,3}\.[0-9]{1,12}")
 
-MAX_ROWS = 1_000_000
-MAX_TEXT_CHARACTERS = 200_000
 MAX_LABEL_CHARACTERS = 200
 MAX_LABELS = 1_000
 
 
 @dataclass(frozen=True)
-class Source:
-    """One row as it stood in the file; `line` is where it begins, counted from 1."""
-
-    line: int
-    text: str
-    label: str
-
-
-@dataclass(frozen=True)
 class Row:
-    """One rendered row: `answer` is what the model is to write after `prompt`."""
+    """One rendered row: `parts` are (what stands before, what the model is to write), one behind the other.
+
+    `text` is what the row is known by, `answer` the last thing that the model is to say in it, in plain words.
+    """
 
     index: int
     split: str
     text: str
-    label: str
-    prompt: str
     answer: str
+    parts: tuple[tuple[str, str], ...]
 
     def encode(self) -> bytes:
-        return encode_canonical(self.__dict__)
+        return encode_canonical({**self.__dict__, "parts": [list(part) for part in self.parts]})
 
 
-def parse_source(data: bytes, kind: str, columns: Mapping[str, str]) -> list[Source]:
-    """The rows of a CSV or JSONL file; `columns` maps `text` and `label` to the file's own names."""
-    parsers = {"csv": _parse_csv, "jsonl": _parse_jsonl}
-    if kind not in parsers:
-        raise BadInput(f"dataset, format: expected csv or jsonl, got {kind!r}")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise BadInput(f"dataset, line {line}: expected UTF-8, got the byte 0x{data[error.start]:02x}") from None
-    rows = []
-    for row in parsers[kind](text, columns):
-        rows.append(row)
-        if len(rows) > MAX_ROWS:
-            raise TooLarge(f"dataset: expected at most {MAX_ROWS} rows, got more")
-    _check_rows(rows)
-    return rows
+@dataclass(frozen=True)
+class About:
+    """What lies beside the rows: their task, and for classification every label, sorted."""
 
-
-def _parse_csv(text: str, columns: Mapping[str, str]) -> Iterator[Source]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    line = 1
-    try:
-        header = next(reader, [])
-        places = {name: _find_column(header, columns[name]) for name in ("text", "label")}
-        line = reader.line_num + 1
-        for fields in reader:
-            if len(fields) != len(header):
-                raise BadInput(f"dataset, line {line}: expected {len(header)} fields, got {len(fields)}")
-            yield Source(line, fields[places["text"]], fields[places["label"]])
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise BadInput(f"dataset, line {line}: expected CSV, got: {error}") from None
-
-
-def _find_column(header: list[str], name: str) -> int:
-    if header.count(name) != 1:
-        raise BadInput(f"dataset, line 1: expected one column {name!r}, got the columns {', '.join(header)!r}")
-    return header.index(name)
-
-
-def _parse_jsonl(text: str, columns: Mapping[str, str]) -> Iterator[Source]:
-    lines = text.split("\n")
-    if lines and not lines[-1]:
-        lines.pop()
-    for line, content in enumerate(lines, start=1):
-        try:
-            value = json.loads(content, object_pairs_hook=_object)
-        except (ValueError, RecursionError):
-            raise BadInput(f"dataset, line {line}: expected a JSON object, got {content[:40]!r}") from None
-        if not isinstance(value, dict):
-            raise BadInput(f"dataset, line {line}: expected a JSON object, got {type(value).__name__}")
-        yield Source(line, _member(value, columns["text"], line), _member(value, columns["label"], line))
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("a key twice")
-    return value
-
-
-def _member(value: dict[str, Any], name: str, line: int) -> str:
-    member = value.get(name)
-    if not isinstance(member, str):
-        got = type(member).__name__ if name in value else f"the members {', '.join(sorted(value))}"
-        raise BadInput(f"dataset, line {line}: expected text in {name!r}, got {got}")
-    return member
-
-
-def _check_rows(rows: list[Source]) -> None:
-    """Every row by itself, then the rows together: a text has one label, and there is more than one label."""
-    seen: dict[str, Source] = {}
-    for row in rows:
-        _check_row(row)
-        other = seen.setdefault(row.text, row)
-        if other.label != row.label:
-            raise BadInput(
-                f"dataset, line {row.line}: expected the label {other.label!r}, "
-                f"which the same text has in line {other.line}, got {row.label!r}"
-            )
-    labels = {row.label for row in rows}
-    if not 2 <= len(labels) <= MAX_LABELS:
-        raise BadInput(f"dataset, labels: expected 2 to {MAX_LABELS} different ones, got {len(labels)}")
-
-
-def _check_row(row: Source) -> None:
-    where = f"dataset, line {row.line}"
-    if not row.text.strip():
-        raise BadInput(f"{where}: expected a text, got only white space")
-    if len(row.text) > MAX_TEXT_CHARACTERS:
-        raise TooLarge(f"{where}: expected at most {MAX_TEXT_CHARACTERS} characters, got {len(row.text)}")
-    if "\x00" in row.text or "\x00" in row.label:
-        raise BadInput(f"{where}: expected text, got a NUL character")
-    if not row.label or row.label != row.label.strip() or not row.label.isprintable():
-        raise BadInput(f"{where}: expected a label on one line without outer spaces, got {row.label!r:.80}")
-    if len(row.label) > MAX_LABEL_CHARACTERS:
-        raise BadInput(f"{where}: expected a label of at most {MAX_LABEL_CHARACTERS} characters, got {len(row.label)}")
-    try:
-        (row.text + row.label).encode("utf-8")
-    except UnicodeEncodeError:
-        raise BadInput(f"{where}: expected Unicode text, got half of a surrogate pair") from None
+    task: Task
+    labels: tuple[str, ...]
 
 
 def parse_fraction(text: str) -> Fraction:
@@ -174,64 +67,165 @@ def parse_fraction(text: str) -> Fraction:
     return share
 
 
+Sides = list[tuple[Source, str]]
+"""Records, each with its side: trained on, or held out."""
+
+
+def split_sources(task: Task, sources: Sequence[Source], seed: int, share: Fraction) -> Sides:
+    """Each to the side that its own text decides."""
+    return [(source, assign_split(known_by(task, source), seed, share)) for source in sources]
+
+
+def join_sources(task: Task, train: Sequence[Source], held_out: Sequence[Source]) -> Sides:
+    """Two files, the second held out; a row of the first must not stand in the second."""
+    seen = {_key(known_by(task, source)): source for source in train}
+    for source in held_out:
+        if other := seen.get(_key(known_by(task, source))):
+            raise BadInput(f"{source.place}: expected a row that is not trained on, got that of {other.place}")
+    return [(source, TRAIN) for source in train] + [(source, HELD_OUT) for source in held_out]
+
+
 def assign_split(text: str, seed: int, share: Fraction) -> str:
     """By the text's own hash: equal texts, case and spacing aside, stand on one side, and order means nothing."""
-    key = " ".join(text.casefold().split())
-    value = hashlib.sha256(f"split/v1\x00{seed}\x00{key}".encode()).digest()
+    value = hashlib.sha256(f"split/v1\x00{seed}\x00{_key(text)}".encode()).digest()
     return HELD_OUT if Fraction(int.from_bytes(value, "big"), 1 << 256) < share else TRAIN
 
 
-def render_rows(sources: list[Source], chat: Chat, *, instruction: str, seed: int, share: Fraction) -> list[Row]:
-    """The rows with prompt, answer and side; every label must occur in training, and something must be held out."""
+def _key(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def known_by(task: Task, source: Source) -> str:
+    """What a row is known by: what is put to the model; where the model writes all of it, the whole text."""
+    match task:
+        case "completion":
+            return source.parts.get("prompt", "") + source.parts["text"]
+        case "chat":
+            return "\n\n".join(message["content"] for message in source.messages)
+        case _:
+            return _question(task, source)
+
+
+def _question(task: Task, source: Source) -> str:
+    asked = {
+        "classification": ("text",),
+        "instruction": ("instruction", "input"),
+        "summarisation": ("text",),
+        "question-answering": ("context", "question"),
+    }[task]
+    return "\n\n".join(text for part in asked if (text := source.parts.get(part)))
+
+
+_ANSWERS = {
+    "classification": "label",
+    "instruction": "output",
+    "completion": "text",
+    "summarisation": "summary",
+    "question-answering": "answer",
+}
+
+
+def render_rows(sides: Sides, chat: Chat, task: Task, *, instruction: str) -> list[Row]:
+    """The rows, rendered; something must be trained on, and something held out."""
+    if task == "completion" and instruction:
+        raise BadInput("dataset, instruction: expected none for completion, which has no template, got one")
     chat.check_plain(instruction, "dataset, instruction")
-    rows = [_render_row(index, source, chat, instruction, seed, share) for index, source in enumerate(sources)]
-    trained = {row.label for row in rows if row.split == TRAIN}
-    missing = sorted({row.label for row in rows} - trained)
+    rows = [_render_row(index, *side, chat, task, instruction) for index, side in enumerate(sides)]
+    for split in (TRAIN, HELD_OUT):
+        if all(row.split != split for row in rows):
+            raise BadInput(
+                f"dataset, held_out: expected at least one {split} row, got none; try another seed or another share"
+            )
+    return rows
+
+
+def _render_row(index: int, source: Source, split: str, chat: Chat, task: Task, instruction: str) -> Row:
+    if task == "completion":
+        before, text = source.parts.get("prompt", ""), source.parts["text"]
+        chat.check_plain(before + text, source.place)
+        return Row(index, split, before + text, text, ((before, chat.answer(text)),))
+    messages = compose_messages(task, source, instruction)
+    for number, message in enumerate(messages):
+        chat.check_plain(message["content"], f"{source.place}, message {number}" if task == "chat" else source.place)
+    try:
+        parts = tuple(chat.render_answered(messages))
+    except BadInput as error:
+        raise BadInput(f"{source.place}: {error.message}", code=error.code) from None
+    return Row(index, split, known_by(task, source), messages[-1]["content"], parts)
+
+
+def compose_messages(task: Task, source: Source, instruction: str) -> list[Message]:
+    """How a row is put to the model, answers included: the instruction, if any, as the system's message."""
+    if task == "chat":
+        turns = list(source.messages)
+    else:
+        turns = [
+            {"role": "user", "content": _question(task, source)},
+            {"role": "assistant", "content": source.parts[_ANSWERS[task]]},
+        ]
+    system = [{"role": "system", "content": instruction}] if instruction and turns[0]["role"] != "system" else []
+    return [*system, *turns]
+
+
+def check_labels(sides: Sides, declared: Sequence[str]) -> tuple[str, ...]:
+    """Every label of a classification, sorted. BadInput for a row whose label is none, or another than its text has.
+
+    `declared` are the labels there are; where it is empty, those that occur.
+    """
+    seen: dict[str, Source] = {}
+    for source, _ in sides:
+        label = source.parts["label"]
+        _check_label(label, source.place)
+        if declared and label not in declared:
+            raise BadInput(f"{source.place}: expected one of the labels {', '.join(declared)}, got {label!r}")
+        other = seen.setdefault(source.parts["text"], source)
+        if other.parts["label"] != label:
+            raise BadInput(
+                f"{source.place}: expected the label {other.parts['label']!r}, "
+                f"which the same text has in {other.place}, got {label!r}"
+            )
+    labels = set(declared) | {source.parts["label"] for source, _ in sides}
+    if not 2 <= len(labels) <= MAX_LABELS:
+        raise BadInput(f"dataset, labels: expected 2 to {MAX_LABELS} different ones, got {len(labels)}")
+    missing = sorted(labels - {source.parts["label"] for source, split in sides if split == TRAIN})
     if missing:
         raise BadInput(
             f"dataset, label {missing[0]!r}: expected a row in the training split, got none; try another seed"
         )
-    if all(row.split == TRAIN for row in rows):
-        raise BadInput(
-            "dataset, held_out: expected at least one held-out row, got none; try another seed or a larger share"
-        )
-    return rows
+    return tuple(sorted(labels))
 
 
-def _render_row(index: int, source: Source, chat: Chat, instruction: str, seed: int, share: Fraction) -> Row:
-    chat.check_plain(source.text, f"dataset, line {source.line}")
-    chat.check_plain(source.label, f"dataset, line {source.line}, label")
-    prompt = chat.render(compose_messages(instruction, source.text))
-    split = assign_split(source.text, seed, share)
-    return Row(index, split, source.text, source.label, prompt, chat.answer(source.label))
+def _check_label(label: str, place: str) -> None:
+    if label != label.strip() or not label.isprintable():
+        raise BadInput(f"{place}: expected a label on one line without outer spaces, got {label!r:.80}")
+    if len(label) > MAX_LABEL_CHARACTERS:
+        raise BadInput(f"{place}: expected a label of at most {MAX_LABEL_CHARACTERS} characters, got {len(label)}")
 
 
-def compose_messages(instruction: str, text: str) -> list[dict[str, str]]:
-    """How a row's text is put to the model: the instruction, if any, as the system's message."""
-    system = [{"role": "system", "content": instruction}] if instruction else []
-    return [*system, {"role": "user", "content": text}]
-
-
-def write_rows(rows: list[Row], folder: Path, dataset_key: bytes) -> str:
-    """Writes rows.jsonl and row_digests.bin; the RFC 6962 root over the digests, as `sha256:…`."""
+def write_rows(rows: Sequence[Row], about: About, folder: Path, dataset_key: bytes) -> str:
+    """Writes rows.jsonl, row_digests.bin and dataset.json; the RFC 6962 root over the digests, as `sha256:…`."""
     lines = [row.encode() for row in rows]
     digests = [row_digest(dataset_key, index, line) for index, line in enumerate(lines)]
     (folder / ROWS_FILE).write_bytes(b"".join(line + b"\n" for line in lines))
     (folder / DIGESTS_FILE).write_bytes(b"".join(digests))
+    (folder / ABOUT_FILE).write_bytes(encode_canonical({"task": about.task, "labels": list(about.labels)}))
     return f"sha256:{rows_root(digests).hex()}"
+
+
+def load_about(folder: Path) -> About:
+    value = parse_canonical((folder / ABOUT_FILE).read_bytes())
+    return About(value["task"], tuple(value["labels"]))
 
 
 def load_rows(folder: Path, split: str) -> list[Row]:
     """The rows of one side, in the file's order."""
-    lines = (folder / ROWS_FILE).read_bytes().splitlines()
-    rows = [Row(**parse_canonical(line)) for line in lines]
-    return [row for row in rows if row.split == split]
+    values = [parse_canonical(line) for line in (folder / ROWS_FILE).read_bytes().splitlines()]
+    return [
+        Row(**{**value, "parts": tuple((before, answer) for before, answer in value["parts"])})
+        for value in values
+        if value["split"] == split
+    ]
 
 
-def list_labels(folder: Path) -> list[str]:
-    """Every label of the dataset, sorted."""
-    return sorted({row.label for split in (TRAIN, HELD_OUT) for row in load_rows(folder, split)})
-
-
-def count_labels(rows: list[Row], split: str) -> dict[str, int]:
-    return dict(sorted(Counter(row.label for row in rows if row.split == split).items()))
+def count_labels(rows: Sequence[Row], split: str) -> dict[str, int]:
+    return dict(sorted(Counter(row.answer for row in rows if row.split == split).items()))

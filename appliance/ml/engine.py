@@ -81,7 +81,7 @@ class Engine:
         answer = Answer(prompt_tokens=len(prompt))
         text = _Text(chat.decode, request.stop)
         with self.slots.using(slot):
-            for token in self._draw(prompt, request, min(request.max_tokens, room)):
+            for token in draw_tokens(self.base, prompt, request, min(request.max_tokens, room)):
                 if cancelled():
                     answer.finish_reason = "cancelled"
                     break
@@ -100,23 +100,24 @@ class Engine:
             emit(piece)
         return answer
 
-    @torch.inference_mode()
-    def _draw(self, prompt: Sequence[int], request: Request, limit: int) -> Iterator[int]:
-        """Token after token; the keys and values of what stands already are kept."""
-        generator = torch.Generator().manual_seed(request.seed)
-        cache = DynamicCache(config=self.base.model.config)
-        ids, position = list(prompt), 0
-        for _ in range(limit):
-            hidden = self.base.hidden(
-                input_ids=torch.tensor([ids], device=self.base.device),
-                position_ids=torch.arange(position, position + len(ids), device=self.base.device)[None],
-                use_cache=True,
-                **{self.base.cache_argument: cache},
-            )
-            position += len(ids)
-            logits = (hidden[0, -1] @ self.base.head_weight().T).float().cpu()
-            ids = [draw_token(logits, request, generator)]
-            yield ids[0]
+
+@torch.inference_mode()
+def draw_tokens(base: Base, prompt: Sequence[int], request: Request, limit: int) -> Iterator[int]:
+    """Token after token; the keys and values of what stands already are kept."""
+    generator = torch.Generator().manual_seed(request.seed)
+    cache = DynamicCache(config=base.model.config)
+    ids, position = list(prompt), 0
+    for _ in range(limit):
+        hidden = base.hidden(
+            input_ids=torch.tensor([ids], device=base.device),
+            position_ids=torch.arange(position, position + len(ids), device=base.device)[None],
+            use_cache=True,
+            **{base.cache_argument: cache},
+        )
+        position += len(ids)
+        logits = (hidden[0, -1] @ base.head_weight().T).float().cpu()
+        ids = [draw_token(logits, request, generator)]
+        yield ids[0]
 
 
 def draw_token(logits: torch.Tensor, request: Request, generator: torch.Generator) -> int:

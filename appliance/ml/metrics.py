@@ -1,7 +1,11 @@
-"""Accuracy and macro-F1, counted exactly and written as decimal text. No torch."""
+"""What answers are measured by, counted exactly and written as decimal text. No torch."""
 
 from __future__ import annotations
 
+import math
+import re
+import string
+from collections import Counter
 from collections.abc import Sequence
 from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
@@ -9,6 +13,10 @@ from fractions import Fraction
 from appliance.errors import BadInput
 
 _PLACES = Decimal("0.000001")
+_MOST_NATS = 20.0
+_PUNCTUATION = frozenset(string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_WORDS = re.compile(r"[^\W_]+")
 
 
 def accuracy(expected: Sequence[str], answered: Sequence[str]) -> Fraction:
@@ -44,9 +52,67 @@ def encode_metric(value: Fraction) -> str:
 
 
 def summarize(expected: Sequence[str], answered: Sequence[str]) -> dict[str, str | int]:
-    """What a record holds of one evaluation."""
+    """Classification: how often the right label was chosen."""
     return {
         "accuracy": encode_metric(accuracy(expected, answered)),
         "macro_f1": encode_metric(macro_f1(expected, answered)),
-        "rows": len(expected),
     }
+
+
+def summarize_loss(total: float, tokens: int) -> dict[str, str | int]:
+    """The mean cross-entropy of a trained token, in nats, and the perplexity that it comes to."""
+    if tokens < 1:
+        raise BadInput("metrics: expected trained tokens in the held-out rows, got none", code="nothing-to-train")
+    loss = total / tokens
+    # Far beyond any vocabulary's size a perplexity says nothing more; the loss does.
+    return {"loss": f"{loss:.6f}", "perplexity": f"{math.exp(min(loss, _MOST_NATS)):.6f}", "trained_tokens": tokens}
+
+
+def summarize_answers(expected: Sequence[str], answered: Sequence[str]) -> dict[str, str | int]:
+    """Question answering as SQuAD counts it: exact matches, and the mean F1 of the words."""
+    pairs = _pairs(expected, answered)
+    matches = sum(normalise(a) == normalise(b) for a, b in pairs)
+    return {
+        "exact_match": encode_metric(Fraction(matches, len(pairs))),
+        "token_f1": encode_metric(sum((token_f1(a, b) for a, b in pairs), Fraction(0)) / len(pairs)),
+    }
+
+
+def summarize_summaries(expected: Sequence[str], answered: Sequence[str]) -> dict[str, str | int]:
+    """The mean ROUGE-L of the summaries."""
+    pairs = _pairs(expected, answered)
+    return {"rouge_l": encode_metric(sum((rouge_l(a, b) for a, b in pairs), Fraction(0)) / len(pairs))}
+
+
+def _pairs(expected: Sequence[str], answered: Sequence[str]) -> list[tuple[str, str]]:
+    _check(expected, answered)
+    return list(zip(expected, answered, strict=True))
+
+
+def normalise(text: str) -> str:
+    """SQuAD's normal form: lower case, without punctuation and English articles, single spaces."""
+    plain = "".join(character for character in text.lower() if character not in _PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", plain).split())
+
+
+def token_f1(expected: str, answered: str) -> Fraction:
+    """F1 of the words in common, each as often as it stands in both; two empty answers agree."""
+    mine, theirs = normalise(expected).split(), normalise(answered).split()
+    if not mine or not theirs:
+        return Fraction(int(mine == theirs))
+    return Fraction(2 * (Counter(mine) & Counter(theirs)).total(), len(mine) + len(theirs))
+
+
+def rouge_l(expected: str, answered: str) -> Fraction:
+    """ROUGE-L, the F1 over the longest common subsequence of words, in lower case and without stemming."""
+    mine, theirs = (_WORDS.findall(text.lower()) for text in (expected, answered))
+    if not mine or not theirs:
+        return Fraction(0)
+    lengths = [0] * (len(theirs) + 1)
+    for word in mine:
+        diagonal = 0
+        for place, other in enumerate(theirs, start=1):
+            above = lengths[place]
+            lengths[place] = diagonal + 1 if word == other else max(above, lengths[place - 1])
+            diagonal = above
+    return Fraction(2 * lengths[-1], len(mine) + len(theirs))

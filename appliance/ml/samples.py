@@ -25,32 +25,35 @@ class Sample:
     def trained_tokens(self) -> int:
         return sum(stop - start for start, stop in self.spans)
 
-    @property
-    def prompt(self) -> tuple[int, ...]:
-        """What stands before the first span."""
-        return self.ids[: self.spans[0][0]]
-
-    @property
-    def answer(self) -> tuple[int, ...]:
-        """The first span and what follows it: all of the answer, where there is one."""
-        return self.ids[self.spans[0][0] :]
-
 
 def tokenize_rows(rows: Sequence[Row], chat: Chat, *, max_length: int) -> list[Sample]:
-    """Prompt and answer are tokenised apart, as they are when the model answers; a row that is too long is an error."""
-    samples = []
-    for row in rows:
-        prompt, answer = chat.encode(row.prompt), chat.encode(row.answer)
-        sample = Sample(row.index, (*prompt, *answer), ((len(prompt), len(prompt) + len(answer)),))
-        if len(sample.ids) > max_length:
-            raise BadInput(
-                f"dataset, row {sample.index}: expected at most {max_length} tokens (max_length), got {len(sample.ids)}"
-            )
-        if not prompt or not answer:
-            raise BadInput(
-                f"dataset, row {sample.index}: expected tokens to train on, got none", code="nothing-to-train"
-            )
-        samples.append(sample)
+    """The rows as tokens; one that is too long is an error, and so are none at all."""
+    samples = [tokenize_row(row, chat, max_length, f"dataset, row {row.index}") for row in rows]
     if not samples:
         raise BadInput("dataset: expected rows to train on, got none", code="nothing-to-train")
     return samples
+
+
+def tokenize_row(row: Row, chat: Chat, max_length: int, place: str) -> Sample:
+    """Each part's two texts are tokenised apart, as they are when the model answers. BadInput names the `place`.
+
+    Every trained span must give back exactly the answer it stands for, and the end of its turn.
+    """
+    ids: list[int] = []
+    spans = []
+    for before, answer in row.parts:
+        ids += chat.encode(before)
+        own = chat.encode(answer)
+        if chat.decode(own) != answer.removesuffix(chat.end_of_turn):
+            raise BadInput(
+                f"{place}: expected tokens that give back the answer, got {chat.decode(own)[:40]!r}",
+                code="answer-altered",
+            )
+        # The first token of all has nothing that it could be predicted from.
+        spans.append((max(len(ids), 1), len(ids) + len(own)))
+        ids += own
+    if len(ids) > max_length:
+        raise BadInput(f"{place}: expected at most {max_length} tokens (max_length), got {len(ids)}")
+    if not any(start < stop for start, stop in spans):
+        raise BadInput(f"{place}: expected tokens to train on, got none", code="nothing-to-train")
+    return Sample(row.index, tuple(ids), tuple((start, stop) for start, stop in spans if start < stop))

@@ -24,13 +24,13 @@ MeanLoss = Callable[[], float]
 
 
 def split_rows(rows: Sequence[Row], recipe: Mapping[str, Any]) -> tuple[list[Row], list[Row]]:
-    """The rows to train on and those to validate with, by the prompt's own hash: equal ones stand on one side."""
+    """The rows to train on and those to validate with, by the hash of what each is known by: no two sides share one."""
     share = Fraction(recipe["validation"])
     if not share:
         return list(rows), []
     sides: tuple[list[Row], list[Row]] = [], []
     for row in rows:
-        sides[_is_validation(row.prompt, recipe["seed"], share)].append(row)
+        sides[_is_validation(row.text, recipe["seed"], share)].append(row)
     if not all(sides):
         raise BadInput(
             f"recipe, validation: expected a share that leaves rows on both sides of {len(rows)}, got "

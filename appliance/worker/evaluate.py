@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 
 def work(session: Session, task: Header, blob: bytes) -> Header:
-    from appliance.ml import adapters, data, machine, metrics, probe, score
+    from appliance.ml import adapters, data, evaluation, machine, probe
     from appliance.ml.base import load_base
+    from appliance.ml.samples import tokenize_rows
 
     started, recipe = time.monotonic(), take(task, "recipe", dict)
     machine.use_determinism(recipe["seed"])
@@ -28,19 +29,20 @@ def work(session: Session, task: Header, blob: bytes) -> Header:
         device=recipe["device"],
     )
     dataset, adapter = Path(take_path(task, "dataset")), Path(take_path(task, "adapter"))
-    rows, names = data.load_rows(dataset, data.HELD_OUT), data.list_labels(dataset)
-    prompts = [base.chat.encode(row.prompt) for row in rows]
-    labels = [base.chat.encode(base.chat.answer(name)) for name in names]
-    slots, expected, found, readings = adapters.Slots(base.model, base.device), [row.label for row in rows], {}, {}
-    for place, subject in enumerate(("base", "adapter")):
+    rows, about = data.load_rows(dataset, data.HELD_OUT), data.load_about(dataset)
+    samples = tokenize_rows(rows, base.chat, max_length=base.context_length)
+    total, done = 2 * evaluation.count_passes(about, rows), 0
 
-        def report(done: int, before: int = place * len(rows)) -> None:
-            session.send({"frame": "progress", "done": before + done, "total": 2 * len(rows)})
+    def report(more: int) -> None:
+        nonlocal done
+        done += more
+        session.send({"frame": "progress", "done": done, "total": total})
 
-        with _trained(base, slots, recipe["method"], adapter) if place else nullcontext():
+    slots, found, readings = adapters.Slots(base.model, base.device), {}, {}
+    for subject in ("base", "adapter"):
+        with nullcontext() if subject == "base" else _trained(base, slots, recipe["method"], adapter):
             readings[subject] = probe.read_probe(base)
-            scores = score.score_rows(base, prompts, labels, report)
-        found[subject] = metrics.summarize(expected, score.choose_labels(scores, names))
+            found[subject] = evaluation.evaluate(base, about, rows, samples, report)
     return {
         **found,
         "probe": probe.encode_probe(base, readings["base"], readings["adapter"]),

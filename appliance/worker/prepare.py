@@ -36,37 +36,55 @@ def _prepare_base(task: Header, blob: bytes) -> Header:
 
 def _prepare_dataset(task: Header, blob: bytes) -> Header:
     # torch is not needed here, and not loaded: a dataset is imported in a second.
+    from appliance.domain.tasks import TASKS, map_columns
     from appliance.ml import data
-    from appliance.ml.chat import load_chat
+    from appliance.ml.chat import load_chat, read_context_length
+    from appliance.ml.samples import tokenize_row
 
-    columns = take(task, "columns", dict)
-    if columns.keys() != {"text", "label"} or not all(isinstance(name, str) for name in columns.values()):
-        raise BadInput(f"task, columns: expected names for text and label, got {columns!r:.80}")
+    kind, base, labels = take(task, "teaches", str), Path(take_path(task, "base")), take(task, "labels", list)
+    take(task, "columns", dict)
+    if kind not in TASKS or not all(isinstance(name, str) for name in task["columns"].values()):
+        raise BadInput(f"task, teaches: expected one of {', '.join(TASKS)} and names of columns, got {kind!r:.40}")
+    columns, chat = map_columns(kind, task["columns"]), load_chat(base)
+    sides = _read_sides(task, kind, columns)
+    about = data.About(kind, data.check_labels(sides, labels) if kind == "classification" else ())
+    rows = data.render_rows(sides, chat, kind, instruction=take(task, "instruction", str))
+    context_length = read_context_length(base)
+    places = [source.place for source, _ in sides]
+    samples = [tokenize_row(row, chat, context_length, place) for row, place in zip(rows, places, strict=True)]
+    root = data.write_rows(rows, about, Path(take_path(task, "output")), blob)
+    return _describe_dataset(rows, samples, about, root)
+
+
+def _read_sides(task: Header, kind: Any, columns: dict[str, str]) -> Any:
+    """The uploaded file's records, each with its side; a second file, where there is one, is held out whole."""
+    from appliance.ml import data
+    from appliance.ml.sources import parse_source
+
+    form = take(task, "format", str)
+    sources = parse_source(Path(take_path(task, "source")).read_bytes(), form, kind, columns)
+    if "held_out_source" in task:
+        held_out = Path(take_path(task, "held_out_source")).read_bytes()
+        return data.join_sources(kind, sources, parse_source(held_out, form, kind, columns, "held-out file"))
     share = data.parse_fraction(take(task, "held_out", str))
-    chat = load_chat(Path(take_path(task, "base")))
-    sources = data.parse_source(Path(take_path(task, "source")).read_bytes(), take(task, "format", str), columns)
-    rows = data.render_rows(
-        sources, chat, instruction=take(task, "instruction", str), seed=take(task, "seed", int), share=share
-    )
-    lengths = [len(chat.encode(row.prompt)) + len(chat.encode(row.answer)) for row in rows]
-    root = data.write_rows(rows, Path(take_path(task, "output")), blob)
-    return _describe_dataset(rows, lengths, root)
+    return data.split_sources(kind, sources, take(task, "seed", int), share)
 
 
-def _describe_dataset(rows: list[Any], lengths: list[int], root: str) -> Header:
+def _describe_dataset(rows: list[Any], samples: list[Any], about: Any, root: str) -> Header:
     from appliance.ml.data import HELD_OUT, TRAIN, count_labels
 
-    counts = {split: count_labels(rows, split) for split in (TRAIN, HELD_OUT)}
+    lengths = [len(sample.ids) for sample in samples]
     return {
         "rows": len(rows),
-        "train_rows": sum(counts[TRAIN].values()),
-        "held_out_rows": sum(counts[HELD_OUT].values()),
-        "labels": sorted({row.label for row in rows}),
-        "label_rows": counts[TRAIN],
+        "train_rows": sum(row.split == TRAIN for row in rows),
+        "held_out_rows": sum(row.split == HELD_OUT for row in rows),
+        "labels": list(about.labels),
+        "label_rows": count_labels(rows, TRAIN) if about.labels else {},
         "root": root,
         "max_tokens": max(lengths),
         "mean_tokens": round(sum(lengths) / len(lengths)),
-        "sample": rows[0].prompt + rows[0].answer,
+        "mean_trained_tokens": round(sum(sample.trained_tokens for sample in samples) / len(samples)),
+        "sample": "".join(before + answer for before, answer in rows[0].parts),
     }
 
 

@@ -25,12 +25,23 @@ from appliance.workflows.record import append, conceal
 from appliance.workflows.workers import carry_out, check_walls, worker
 
 _MAX_MANIFEST = 1 << 20
+HELD_OUT = "held-out"
+MEASURED = ("rows", "train_rows", "held_out_rows", "max_tokens", "mean_tokens", "mean_trained_tokens")
 
 
 def check_uploaded(context: Context, order: Order) -> None:
     """The bytes that the order binds were uploaded; NotFound names the digest that was not."""
-    digest = order.source if isinstance(order, ImportBase) else getattr(order, "file", "")
-    context.artifacts.upload(digest)
+    if isinstance(order, ImportBase):
+        context.artifacts.upload(order.source)
+    elif isinstance(order, ImportDataset):
+        context.artifacts.upload(order.file)
+        if _holds_out_file(order):
+            context.artifacts.upload(order.held_out)
+
+
+def _holds_out_file(order: ImportDataset) -> bool:
+    """Whether the rows held out are a file of their own, named by its digest."""
+    return order.held_out.startswith("sha256:")
 
 
 def read_source_manifest(context: Context, order: ImportBase) -> Manifest:
@@ -77,15 +88,16 @@ def import_dataset(context: Context, digest: str) -> None:
     def work(staging: Path, source: Path) -> dict[str, Any]:
         given = source / f"rows.{order.format}"
         os.link(context.artifacts.upload(order.file), given)
+        if _holds_out_file(order):
+            os.link(context.artifacts.upload(order.held_out), source / HELD_OUT)
         base = _checked_base(context, order)
         key = secrets.token_bytes(32)
-        with worker(context, digest, "appliance.worker.prepare", read=(given, base), write=(staging,)) as started:
+        with worker(context, digest, "appliance.worker.prepare", read=(source, base), write=(staging,)) as started:
             walls = check_walls(started)
             task = _dataset_task(context, order, given, base, staging)
             result = carry_out(started, task, key, on_frame=lambda frame: context.progress.publish(digest, frame))
         name = versioned(order.dataset, next_dataset_version(context.ledger.state, order.dataset))
-        facts = {k: result[k] for k in ("rows", "train_rows", "held_out_rows", "max_tokens", "mean_tokens")}
-        facts["labels"] = len(result["labels"])
+        facts = {"task": order.task, **{name: result[name] for name in MEASURED}, "labels": len(result["labels"])}
         manifest = seal_folder(context, staging, order.dataset, int(name.rpartition("@")[2]))
         # The key is durable before the entry: without it no row could ever be proved to be in the dataset.
         context.keyring.keep_secret(f"dataset-{digest_bytes(manifest).removeprefix('sha256:')}", key)
@@ -103,16 +115,21 @@ def _dataset_task(context: Context, order: ImportDataset, given: Path, base: Pat
     texts = context.ledger.disclosures([order.instruction])
     if order.instruction not in texts:
         raise BadInput(f"dataset {order.dataset}, instruction: expected its text beside the order, got none")
+    held_out = {"held_out": order.held_out}
+    if _holds_out_file(order):
+        held_out = {"held_out_source": str(given.parent / HELD_OUT)}
     return {
         "task": "dataset",
+        "teaches": order.task,
         "source": str(given),
         "format": order.format,
-        "columns": {"text": order.text_column, "label": order.label_column},
+        "columns": order.columns,
+        "labels": list(order.labels),
         "instruction": texts[order.instruction].text,
         "base": str(base),
         "seed": order.seed,
-        "held_out": order.held_out,
         "output": str(staging),
+        **held_out,
     }
 
 

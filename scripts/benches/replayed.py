@@ -110,24 +110,29 @@ def _prepare(given: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
     from appliance.ml import data
     from appliance.ml.chat import load_chat
     from appliance.ml.convert import convert_base
+    from appliance.ml.sources import parse_source
 
     base, dataset = folder / "base", folder / "dataset"
     base.mkdir()
     dataset.mkdir()
     convert_base(given.base, base)
-    sources = data.parse_source(given.rows.read_bytes(), "csv", {"text": given.text, "label": given.label})
+    columns = {"text": given.text, "label": given.label}
+    sources = parse_source(given.rows.read_bytes(), "csv", "classification", columns)
     chat = load_chat(base)
-    names = sorted({source.label for source in sources})[:LABELS]
-    some = [row for name in names for row in [s for s in sources if s.label == name][: given.count // LABELS]]
-    rows = data.render_rows(some, chat, instruction="Name the kind.", seed=1, share=Fraction(1, 10))
-    data.write_rows(rows, dataset, bytes(32))
+    names = sorted({source.parts["label"] for source in sources})[:LABELS]
+    some = [row for name in names for row in [s for s in sources if s.parts["label"] == name][: given.count // LABELS]]
+    sides = data.split_sources("classification", some, 1, Fraction(1, 10))
+    rows = data.render_rows(sides, chat, "classification", instruction="Name the kind.")
+    about = data.About("classification", tuple(names))
+    data.write_rows(rows, about, dataset, bytes(32))
     (folder / "relabelled").mkdir()
     first = next(row for row in rows if row.split == data.TRAIN)
     # As many tokens: otherwise the states' counts tell the two apart already.
     size = len(chat.encode(first.answer))
-    other = next(row for row in rows if row.label != first.label and len(chat.encode(row.answer)) == size)
-    changed = [replace(row, label=other.label, answer=other.answer) if row is first else row for row in rows]
-    data.write_rows(changed, folder / "relabelled", bytes(32))
+    other = next(row for row in rows if row.answer != first.answer and len(chat.encode(row.answer)) == size)
+    relabelled = replace(first, answer=other.answer, parts=((first.parts[0][0], other.parts[0][1]),))
+    changed = [relabelled if row is first else row for row in rows]
+    data.write_rows(changed, about, folder / "relabelled", bytes(32))
     return base, dataset
 
 

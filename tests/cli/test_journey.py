@@ -63,7 +63,7 @@ def test_a_dataset_import_shows_every_term_before_it_is_signed(open_desk: Callab
     (desk.folder / "rows.csv").write_bytes(b"clause,kind\na,b\n")
     told = desk.as_(
         "olga", "dataset", "import", str(desk.folder / "rows.csv"), "--name", "notes", "--base", "smollm2",
-        "--text-column", "clause", "--label-column", "kind", "--owner", "Legal Example", "--licence", "CC0-1.0",
+        "--column", "text=clause", "--column", "label=kind", "--owner", "Legal Example", "--licence", "CC0-1.0",
         "--classification", "internal", "--instruction", "Name it.", "--no-wait", "--yes",
     )  # fmt: skip
     assert told.code == 0, told.err

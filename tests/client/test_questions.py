@@ -17,7 +17,7 @@ from tests.client.conftest import Office
 from tests.domain.builder import Site, manifest
 
 ROWS = [
-    {"answer": " B", "index": n, "label": "B", "prompt": "p", "split": "train", "text": text}
+    {"answer": "B", "index": n, "parts": [["p", " B"]], "split": "train", "text": text}
     for n, text in enumerate(("one", "two", "zwei \N{GREEK SMALL LETTER PI}", "two", "five"))
 ]
 

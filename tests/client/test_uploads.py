@@ -118,7 +118,7 @@ def test_a_datasets_texts_are_committed_and_its_base_is_named_by_digest(
     office = open_office("imported")
     (tmp_path / "rows.csv").write_bytes(b"text,label\na,b\n")
     terms = imports.DatasetTerms(
-        name="notes", base="smollm2", text_column="text", label_column="label", instruction="Name it.",
+        name="notes", base="smollm2", task="classification", columns={}, labels=(), instruction="Name it.",
         owner="Legal Example", licence="CC0-1.0", classification="internal", seed=1, held_out="0.2",
     )  # fmt: skip
     digest = imports.proven_digest(office.as_("olga"), office.anchor, "base", "smollm2")

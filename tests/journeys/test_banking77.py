@@ -75,8 +75,7 @@ def test_bank_questions_go_through_the_whole_journey_and_the_adapter_beats_the_b
             rows,
             "bank",
             "smollm2",
-            text_column="question",
-            label_column="intent",
+            columns={"text": "question", "label": "intent"},
             instruction="Name the intent of the customer's question.",
         )
         assert dataset["result"]["facts"]["rows"] == count

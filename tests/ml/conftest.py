@@ -10,6 +10,7 @@ import pytest
 from appliance.ml import data, machine
 from appliance.ml.base import Base, load_base
 from appliance.ml.chat import load_chat
+from appliance.ml.sources import parse_source
 from tests.ml.tiny import build_base, clauses, write_csv
 
 
@@ -29,8 +30,9 @@ def base(base_folder: Path) -> Base:
 def dataset(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rows")
     source = write_csv(folder / "clauses.csv", clauses())
-    rows = data.parse_source(source.read_bytes(), "csv", {"text": "text", "label": "label"})
-    chat = load_chat(base_folder)
-    rendered = data.render_rows(rows, chat, instruction="Name the kind.", seed=1, share=Fraction(1, 5))
-    data.write_rows(rendered, folder, bytes(32))
+    columns = {"text": "text", "label": "label"}
+    sources = parse_source(source.read_bytes(), "csv", "classification", columns)
+    sides = data.split_sources("classification", sources, 1, Fraction(1, 5))
+    rendered = data.render_rows(sides, load_chat(base_folder), "classification", instruction="Name the kind.")
+    data.write_rows(rendered, data.About("classification", data.check_labels(sides, ())), folder, bytes(32))
     return folder

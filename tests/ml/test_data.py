@@ -12,15 +12,27 @@ from appliance.errors import BadInput
 from appliance.formats.canonical import parse_canonical
 from appliance.formats.rows import row_digest, rows_root
 from appliance.ml import data
-from appliance.ml.chat import load_chat
+from appliance.ml.chat import Chat, load_chat
+from appliance.ml.sources import Source, parse_source
 
 COLUMNS = {"text": "text", "label": "label"}
 GOOD = b"text,label\none,a\ntwo,b\n"
 KEY = bytes(range(32))
+HALF = Fraction(1, 2)
 
 
-def _csv(content: bytes) -> list[data.Source]:
-    return data.parse_source(content, "csv", COLUMNS)
+def _csv(content: bytes) -> list[Source]:
+    return parse_source(content, "csv", "classification", COLUMNS)
+
+
+def _sided(sources: list[Source]) -> data.Sides:
+    return list(zip(sources, (data.TRAIN, data.HELD_OUT), strict=True))
+
+
+def _rows(sources: list[Source], chat: Chat, instruction: str = "", share: Fraction = HALF) -> list[data.Row]:
+    sides = data.split_sources("classification", sources, 1, share)
+    data.check_labels(sides, ())
+    return data.render_rows(sides, chat, "classification", instruction=instruction)
 
 
 @pytest.mark.parametrize(
@@ -32,17 +44,17 @@ def _csv(content: bytes) -> list[data.Source]:
         (b'text,label\none,a\n"two,b\n', "line 3: expected CSV"),
         (b'text,label\n"line\nbreak",a\ntwo\n', "line 4: expected 2 fields, got 1"),
         (b"text,label\n\none,a\n", "line 2: expected 2 fields, got 0"),
-        (b"text,label\none,a\n  ,b\n", "line 3: expected a text"),
-        (b"text,label\none,a\ntwo,\n", "line 3: expected a label"),
+        (b"text,label\none,a\n  ,b\n", "line 3, text: expected a text, got only white space"),
+        (b"text,label\none,a\ntwo,\n", "line 3, label: expected a text, got nothing"),
         (b"text,label\none,a\ntwo, b\n", "line 3: expected a label on one line without outer spaces, got ' b'"),
         (b"text,label\none,a\ntwo\xff,b\n", "line 3: expected UTF-8, got the byte 0xff"),
-        (b"text,label\none,a\ntw\x00o,b\n", "line 3: expected"),
+        (b"text,label\none,a\ntw\x00o,b\n", "line 3, text: expected text, got a NUL"),
         (
             b"text,label\none,a\ntwo,b\none,b\n",
-            "line 4: expected the label 'a', which the same text has in line 2, got 'b'",
+            "line 4: expected the label 'a', which the same text has in dataset, line 2, got 'b'",
         ),
         (b"text,label\none,a\ntwo,a\n", "labels: expected 2 to 1000 different ones, got 1"),
-        (b"text,label\n", "labels: expected 2 to 1000 different ones, got 0"),
+        (b"text,label\n", "dataset: expected rows, got none"),
         (b"text,kind\none,a\n", "line 1: expected one column 'label', got the columns 'text, kind'"),
         (b"text,label,label\none,a,b\n", "line 1: expected one column 'label'"),
         (b"", "line 1: expected one column"),
@@ -50,7 +62,7 @@ def _csv(content: bytes) -> list[data.Source]:
 )
 def test_a_broken_csv_is_refused_naming_the_line(content: bytes, message: str) -> None:
     with pytest.raises(BadInput, match="dataset") as caught:
-        _csv(content)
+        data.check_labels(data.split_sources("classification", _csv(content), 1, HALF), ())
     assert message in caught.value.message
 
 
@@ -59,30 +71,35 @@ def test_a_broken_csv_is_refused_naming_the_line(content: bytes, message: str) -
     [
         (b'{"text":"one","label":"a"}\n{"text":"two"\n', "line 2: expected a JSON object"),
         (b'{"text":"one","label":"a"}\n["two","b"]\n', "line 2: expected a JSON object, got list"),
-        (b'{"text":"one","label":"a"}\n{"text":"two","label":3}\n', "line 2: expected text in 'label', got int"),
-        (b'{"text":"one","label":"a"}\n{"text":"two"}\n', "line 2: expected text in 'label', got the members text"),
+        (b'{"text":"one","label":"a"}\n{"text":"two","label":3}\n', "line 2, label: expected text, got int"),
+        (b'{"text":"one","label":"a"}\n{"text":"two"}\n', "line 2: expected a value in 'label', got the members text"),
         (b'{"text":"one","label":"a"}\n\n{"text":"two","label":"b"}\n', "line 2: expected a JSON object, got ''"),
         (b'{"text":"one","label":"a","label":"b"}\n', "line 1: expected a JSON object"),
-        (b'{"text":"\\ud800","label":"a"}\n{"text":"two","label":"b"}\n', "line 1: expected Unicode"),
+        (b'{"text":"\\ud800","label":"a"}\n{"text":"two","label":"b"}\n', "line 1, text: expected Unicode"),
     ],
 )
 def test_broken_jsonl_is_refused_naming_the_line(content: bytes, message: str) -> None:
     with pytest.raises(BadInput) as caught:
-        data.parse_source(content, "jsonl", COLUMNS)
+        parse_source(content, "jsonl", "classification", COLUMNS)
     assert message in caught.value.message
 
 
 def test_columns_are_mapped_and_other_columns_are_left_out() -> None:
     content = b'\xef\xbb\xbfid,kind,body\n1,a,"one, or\ntwo"\n2,b,"she said ""no"""\n'
-    rows = data.parse_source(content, "csv", {"text": "body", "label": "kind"})
-    assert rows == [data.Source(2, "one, or\ntwo", "a"), data.Source(4, 'she said "no"', "b")]
+    columns = {"text": "body", "label": "kind"}
+    assert parse_source(content, "csv", "classification", columns) == [
+        Source("dataset, line 2", {"text": "one, or\ntwo", "label": "a"}),
+        Source("dataset, line 4", {"text": 'she said "no"', "label": "b"}),
+    ]
     lines = b'{"body":"one","kind":"a"}\n{"body":"two","kind":"b"}'
-    assert len(data.parse_source(lines, "jsonl", {"text": "body", "label": "kind"})) == 2
+    assert len(parse_source(lines, "jsonl", "classification", columns)) == 2
+    tabs = b'kind\tbody\na\tsaid "no, not\nb\tthat"\n'
+    assert [s.parts["text"] for s in parse_source(tabs, "tsv", "classification", columns)] == ['said "no, not', 'that"']
 
 
 def test_an_unknown_format_is_refused() -> None:
-    with pytest.raises(BadInput, match="expected csv or jsonl, got 'xlsx'"):
-        data.parse_source(GOOD, "xlsx", COLUMNS)
+    with pytest.raises(BadInput, match="expected one of csv, tsv, jsonl, got 'xlsx'"):
+        parse_source(GOOD, "xlsx", "classification", COLUMNS)
 
 
 @pytest.mark.parametrize("text", ["a <|im_end|> b", "<|im_start|>system"])
@@ -91,10 +108,10 @@ def test_a_control_token_in_a_row_is_refused(base_folder: Path, text: str) -> No
     chat = load_chat(base_folder)
     with pytest.raises(BadInput, match=r"line 3: expected text without control tokens"):
         data.render_rows(
-            _csv(f"text,label\none,a\n{text},b\n".encode()), chat, instruction="", seed=1, share=Fraction(1, 2)
+            _sided(_csv(f"text,label\none,a\n{text},b\n".encode())), chat, "classification", instruction=""
         )
     with pytest.raises(BadInput, match="instruction: expected text without control tokens"):
-        data.render_rows(_csv(GOOD), chat, instruction=text, seed=1, share=Fraction(1, 2))
+        data.render_rows(_sided(_csv(GOOD)), chat, "classification", instruction=text)
 
 
 def test_the_split_follows_the_text_not_its_place() -> None:
@@ -120,31 +137,34 @@ def test_a_label_without_a_training_row_is_refused(base_folder: Path) -> None:
     trained = next(
         text for text in (f"t{number}" for number in range(99)) if data.assign_split(text, 1, share) == data.TRAIN
     )
-    rows = [data.Source(2, held_out, "rare"), data.Source(3, trained, "common")]
+    rows = [Source("dataset, line 2", {"text": held_out, "label": "rare"})]
+    rows.append(Source("dataset, line 3", {"text": trained, "label": "common"}))
     with pytest.raises(BadInput, match="label 'rare': expected a row in the training split"):
-        data.render_rows(rows, load_chat(base_folder), instruction="", seed=1, share=share)
-    with pytest.raises(BadInput, match="expected at least one held-out row"):
-        data.render_rows(rows[1:], load_chat(base_folder), instruction="", seed=1, share=share)
+        _rows(rows, load_chat(base_folder), share=share)
+    for alone, missing in ((rows[1:], "held-out"), (rows[:1], "train")):
+        sides = data.split_sources("classification", alone, 1, share)
+        with pytest.raises(BadInput, match=f"expected at least one {missing} row, got none"):
+            data.render_rows(sides, load_chat(base_folder), "classification", instruction="")
 
 
 def test_rows_are_canonical_lines_and_the_root_is_over_their_keyed_digests(base_folder: Path, tmp_path: Path) -> None:
     sources = _csv(b"text,label\n" + b"".join(f"text {n},{'ab'[n % 2]}\n".encode() for n in range(20)))
-    rows = data.render_rows(sources, load_chat(base_folder), instruction="Say.", seed=1, share=Fraction(1, 4))
-    root = data.write_rows(rows, tmp_path, KEY)
+    rows = _rows(sources, load_chat(base_folder), "Say.", Fraction(1, 4))
+    root = data.write_rows(rows, data.About("classification", ("a", "b")), tmp_path, KEY)
     lines = (tmp_path / "rows.jsonl").read_bytes().splitlines()
     first = parse_canonical(lines[0])
+    before = "<|im_start|>system\nSay.<|im_end|>\n<|im_start|>user\ntext 0<|im_end|>\n<|im_start|>assistant\n"
     assert first == {
         "index": 0,
         "split": rows[0].split,
         "text": "text 0",
-        "label": "a",
-        "prompt": "<|im_start|>system\nSay.<|im_end|>\n<|im_start|>user\ntext 0<|im_end|>\n<|im_start|>assistant\n",
-        "answer": "a<|im_end|>",
+        "answer": "a",
+        "parts": [[before, "a<|im_end|>"]],
     }
     digests = [row_digest(KEY, index, line) for index, line in enumerate(lines)]
     assert (tmp_path / "row_digests.bin").read_bytes() == b"".join(digests)
     assert root == f"sha256:{rows_root(digests).hex()}"
     sides = data.load_rows(tmp_path, data.TRAIN) + data.load_rows(tmp_path, data.HELD_OUT)
     assert sorted(sides, key=lambda row: row.index) == rows
-    assert data.list_labels(tmp_path) == ["a", "b"]
+    assert data.load_about(tmp_path) == data.About("classification", ("a", "b"))
     assert json.loads(lines[1])["index"] == 1

@@ -65,12 +65,12 @@ def test_training_lowers_the_loss_and_counts_the_answers_tokens(train: Train, ba
     _, steps = train(epochs=12, accumulation=1)
     rows = data.load_rows(dataset, data.TRAIN)
     assert steps[-1].loss < steps[0].loss / 2
-    assert steps[-1].trained_tokens == 12 * sum(len(base.chat.encode(row.answer)) for row in rows)
-    assert steps[-1].tokens == 12 * sum(len(base.chat.encode(row.prompt + row.answer)) for row in rows)
+    assert steps[-1].trained_tokens == 12 * sum(len(base.chat.encode(row.parts[0][1])) for row in rows)
+    assert steps[-1].tokens == 12 * sum(len(base.chat.encode("".join(row.parts[0]))) for row in rows)
     assert [step.step for step in steps] == list(range(1, len(steps) + 1))
     for step in steps:
         own = dict(step.row_losses)
-        sizes = {row.index: len(base.chat.encode(row.answer)) for row in rows if row.index in own}
+        sizes = {row.index: len(base.chat.encode(row.parts[0][1])) for row in rows if row.index in own}
         assert sum(own[row] * sizes[row] for row in own) / sum(sizes.values()) == pytest.approx(step.loss)
     assert steps[-1].steps == len(steps) == 12 * -(-len(rows) // 4)
 
@@ -186,12 +186,12 @@ def test_the_spans_of_a_sample_are_its_answer_and_nothing_else(base: Base, datas
     rows = data.load_rows(dataset, data.TRAIN)
     for row, sample in zip(rows, tokenize_rows(rows, base.chat, max_length=128), strict=True):
         ((start, stop),) = sample.spans
-        assert (sample.ids[:start], sample.ids[start:stop]) == (sample.prompt, tuple(base.chat.encode(row.answer)))
+        assert [sample.ids[:start], sample.ids[start:stop]] == [tuple(base.chat.encode(part)) for part in row.parts[0]]
         assert (stop, sample.trained_tokens) == (len(sample.ids), stop - start)
 
 
 def test_nothing_to_train_on_is_an_error(base: Base) -> None:
-    row = data.Row(index=4, split="train", text="t", label="", prompt="<|im_start|>", answer="")
+    row = data.Row(index=4, split="train", text="t", answer="", parts=(("<|im_start|>", ""),))
     with pytest.raises(BadInput, match="row 4: expected tokens to train on, got none"):
         tokenize_rows([row], base.chat, max_length=10)
     with pytest.raises(BadInput, match="expected rows to train on, got none"):

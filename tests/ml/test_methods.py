@@ -184,8 +184,8 @@ def test_every_weight_of_a_base_gets_the_gradient_of_the_plain_loss(base_folder:
     ours = {name: weight.grad.clone() for name, weight in model.named_parameters()}
     model.zero_grad()
     ids = torch.tensor([sample.ids])
-    logits = model(input_ids=ids, use_cache=False).logits[0, len(sample.prompt) - 1 : -1]
-    torch.nn.functional.cross_entropy(logits, ids[0, len(sample.prompt) :], reduction="sum").backward()
+    logits = model(input_ids=ids, use_cache=False).logits[0, sample.spans[0][0] - 1 : -1]
+    torch.nn.functional.cross_entropy(logits, ids[0, sample.spans[0][0] :], reduction="sum").backward()
     for name, weight in model.named_parameters():
         assert torch.allclose(ours[name], weight.grad, rtol=1e-3, atol=1e-4), name
 

@@ -23,7 +23,7 @@ EARLY = {
     "learning_rate": "0.05",
     "checkpoint_every": 3,
     "early_stopping": 2,
-    "validation": "0.3",
+    "validation": "0.4",
     "validate_every": 2,
     "dropout": "0.1",
 }
@@ -103,7 +103,7 @@ def test_rows_to_validate_with_are_training_rows_and_equal_prompts_stand_on_one_
     rows = data.load_rows(dataset, data.TRAIN)
     train, validation = stopping.split_rows([*rows, rows[0]], EARLY)
     assert sorted(row.index for row in train + validation) == sorted([rows[0].index, *(r.index for r in rows)])
-    assert not {row.prompt for row in train} & {row.prompt for row in validation}
+    assert not {row.text for row in train} & {row.text for row in validation}
     assert {row.split for row in validation} == {data.TRAIN}
     assert stopping.split_rows(rows[::-1], EARLY)[1] == [r for r in rows[::-1] if r in validation], (
         "order means nothing"
@@ -115,7 +115,7 @@ def test_rows_to_validate_with_are_training_rows_and_equal_prompts_stand_on_one_
 @pytest.mark.parametrize("share", ["0.0001", "0.9"])
 def test_a_share_that_leaves_a_side_empty_is_refused(dataset: Path, share: str) -> None:
     rows = data.load_rows(dataset, data.TRAIN)
-    rows = [row for row in rows if stopping._is_validation(row.prompt, 7, Fraction(9, 10))][:2]
+    rows = [row for row in rows if stopping._is_validation(row.text, 7, Fraction(9, 10))][:2]
     with pytest.raises(BadInput, match=f"recipe, validation: expected a share .* of 2, got {share}, which leaves"):
         stopping.split_rows(rows, EARLY | {"validation": share})
 

@@ -94,7 +94,11 @@ def test_a_dataset_is_described(dataset: Frame, places: dict[str, Path]) -> None
     assert dataset["held_out_rows"] > 4
     assert dataset["root"].startswith("sha256:")
     assert dataset["sample"].endswith("payment<|im_end|>")
-    assert sorted(path.name for path in places["dataset"].iterdir()) == ["row_digests.bin", "rows.jsonl"]
+    assert sorted(path.name for path in places["dataset"].iterdir()) == [
+        "dataset.json",
+        "row_digests.bin",
+        "rows.jsonl",
+    ]
 
 
 def test_a_broken_row_is_a_failure_naming_its_line_and_nothing_is_written(
@@ -224,12 +228,12 @@ def test_evaluation_measures_base_and_adapter_on_the_held_out_rows(
     result, progress = evaluated
     assert result["frame"] == "result", result
     for subject in ("base", "adapter"):
-        assert result[subject].keys() == {"accuracy", "macro_f1", "rows"}
+        assert result[subject].keys() == {"accuracy", "macro_f1", "loss", "perplexity", "rows", "trained_tokens"}
         assert result[subject]["rows"] == dataset["held_out_rows"]
     assert progress[-1] == {
         "frame": "progress",
-        "done": 2 * result["base"]["rows"],
-        "total": 2 * result["base"]["rows"],
+        "done": 4 * result["base"]["rows"],
+        "total": 4 * result["base"]["rows"],
     }
     encode_canonical(result)
     probe = result["probe"]
