@@ -16,6 +16,7 @@ class Display:
     def __init__(self, run: str) -> None:
         self.run = run
         self._status = ""
+        self._validation = ""
         self._meter: Meter | None = None
 
     def take(self, status: str, frames: list[dict[str, Any]]) -> None:
@@ -34,8 +35,15 @@ class Display:
         if kind == "started":
             self._started(frame)
         elif kind == "step":
-            note = f"loss {float(frame['loss']):.3f}, {_pace(frame)}"
+            if frame.get("validation_loss") is not None:
+                self._validation = f", validation {float(frame['validation_loss']):.3f}"
+            note = f"loss {float(frame['loss']):.3f}{self._validation}, {_pace(frame)}"
             self._measure("trains", int(frame["steps"]), "steps").set(int(frame["step"]), note)
+            if frame.get("spike") is not None:
+                rows = ", ".join(str(int(row)) for row in frame["spike"])
+                self.close()
+                loss = f"{float(frame['loss']):.3f}"
+                say(f"{self.run}: the loss spiked at step {int(frame['step'])} to {loss}, rows {rows}.")
         elif kind == "progress":
             self._measure("evaluates", int(frame["total"]), "answers").set(int(frame["done"]))
 

@@ -13,6 +13,7 @@ from appliance.cli.command import group, reads, signs
 from appliance.cli.following import Display, ImportDisplay
 from appliance.cli.output import plain, print_facts, print_json, print_table, say
 from appliance.cli.progress import Meter
+from appliance.cli.records import export, facts_of, report
 from appliance.cli.replays import checkpoints, replay, resume
 from appliance.cli.signing import receipt_value, sign_all, sign_and_submit
 from appliance.cli.uses import used_by
@@ -245,7 +246,7 @@ dataset.add_command(used_by)
 
 @group("run", example="appliance run start recipe.yaml --follow")
 def run() -> None:
-    """Training runs: start, follow, list, cancel, resume, replay."""
+    """Training runs: start, follow, list, cancel, resume, report, export, replay."""
 
 
 @run.command(
@@ -313,15 +314,21 @@ def _report(caller: Caller, ended: Sequence[Ended]) -> None:
 @reads
 @click.pass_obj
 def list_runs(caller: Caller) -> None:
-    """Every run, in the order in which they were ordered."""
+    """Every run, in the order in which they were ordered; one that waits, with its place in the queue."""
     rows = caller.reading().get("/v1/runs")
+    waiting = sorted((row["queued"], row["id"]) for row in rows if row["status"] == "queued")
+    places = {name: place for place, (_, name) in enumerate(waiting, start=1)}
+    rows = [{**row, "place": places.get(row["id"])} for row in rows]
     if caller.json:
         print_json(rows)
         return
     columns = ("id", "status", "name", "base", "dataset", "ordered_by", "index")
     print_table(
         ("run", "status", "adapter name", "base", "dataset", "ordered by", "entry"),
-        [[row[column] for column in columns] for row in rows],
+        [
+            [f"queued, {row['place']} of {len(places)}" if c == "status" and row["place"] else row[c] for c in columns]
+            for row in rows
+        ],
     )
 
 
@@ -332,6 +339,7 @@ def list_runs(caller: Caller) -> None:
 @click.pass_obj
 def show_run(caller: Caller, name: str, follow: bool) -> None:
     """One run: what it trains on, who ordered it, how far it is."""
+    from appliance.client.record import read_record
     from appliance.client.runs import failure_of
 
     door = caller.reading()
@@ -346,8 +354,11 @@ def show_run(caller: Caller, name: str, follow: bool) -> None:
     if caller.json:
         print_json({**row, "adapter": state["adapter"], "detail": state["detail"]})
         return
+    record = read_record(door, caller.anchor, name)
+    ended = None if record.finished is None else record.finished.entry.body
     facts = [(key.replace("_", " "), value) for key, value in row.items()]
-    print_facts([*facts, ("adapter", state["adapter"]), ("detail", state["detail"])])
+    shown = [("adapter", state["adapter"]), ("detail", state["detail"]), *facts_of(record.steps, ended)]
+    print_facts([*facts, *shown])
 
 
 @run.command("cancel", example="appliance run cancel r-000002")
@@ -366,3 +377,5 @@ def cancel(caller: Caller, name: str) -> None:
 run.add_command(resume)
 run.add_command(checkpoints)
 run.add_command(replay)
+run.add_command(report)
+run.add_command(export)

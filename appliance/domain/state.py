@@ -118,6 +118,8 @@ class Run(Value):
     baseline: str | None
     index: int
     status: Literal["queued", "running", "trained", "sealed", "failed", "cancelled"]
+    queued: int = 0
+    """The entry that last put it into the queue, which is worked off in this order."""
     early_stopping: int = 0
     validate_every: int = 0
     weights: str | None = None

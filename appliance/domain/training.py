@@ -43,10 +43,16 @@ def run_requested(case: Case) -> Puts:
         baseline=order.recipe.baseline,
         index=case.entry.index,
         status="queued",
+        queued=case.entry.index,
         early_stopping=order.recipe.early_stopping,
         validate_every=order.recipe.validate_every,
     )
     return [(case.state.runs, run.id, run)]
+
+
+def next_queued(state: State) -> Run | None:
+    """Whose turn it is: the one that the earliest entry put into the queue."""
+    return min((run for run in state.runs.values() if run.status == "queued"), key=lambda run: run.queued, default=None)
 
 
 def take_run(case: Case, name: str, *statuses: str) -> Run:
@@ -142,7 +148,7 @@ def last_checkpoint(state: State, run: Run) -> TrainingCheckpoint | None:
 
 def resume_requested(case: Case) -> Puts:
     run = take_run(case, case.allowed(Resume).run, "failed")
-    return move(case.state, run.model_copy(update={"resumes": 0}), "queued")
+    return move(case.state, run.model_copy(update={"resumes": 0, "queued": case.entry.index}), "queued")
 
 
 def run_resumed(case: Case) -> Puts:

@@ -41,9 +41,17 @@ def recover(context: Context) -> None:
     context.artifacts.sweep(named_artifacts(context.ledger.state))
     checkpoints.sweep(context)
     steps.sweep(context)
+    take_up(context)
+
+
+def take_up(context: Context) -> None:
+    """What was cut off goes on, then what waits, in the ledger's order."""
     for run in context.ledger.state.runs.values():
-        if run.status == "queued" or train.can_go_on(run):
-            train.enqueue(context, run.id)
+        if train.can_go_on(run):
+            train.go_on(context, run.id)
+    for run in context.ledger.state.runs.values():
+        if run.status == "queued":
+            train.enqueue(context)
     for asked in context.ledger.state.replays.values():
         if asked.status == "requested":
             replay.enqueue(context, asked.order)

@@ -13,7 +13,7 @@ from appliance.domain.methods import METHODS
 from appliance.domain.orders import Train
 from appliance.domain.signatures import read_logged_order
 from appliance.domain.state import Run, TrainingCheckpoint
-from appliance.domain.training import MOST_RESUMES, last_checkpoint
+from appliance.domain.training import MOST_RESUMES, last_checkpoint, next_queued
 from appliance.errors import ApplianceError, Denied, NotFound, Tampered
 from appliance.formats.digest import digest_file
 from appliance.runners.local import Worker
@@ -48,22 +48,33 @@ class Places:
     checkpoints: Path
 
 
-def enqueue(context: Context, run_id: str) -> None:
-    """Puts the run behind those that wait."""
+def go_on(context: Context, run_id: str) -> None:
+    """Carries on with a run that was cut off, before those that wait."""
     context.runs.put(partial(carry_through, context, run_id))
+
+
+def enqueue(context: Context) -> None:
+    """One run more is carried through: whichever waits longest by the ledger when its turn comes."""
+    context.runs.put(partial(_carry_next, context))
+
+
+def _carry_next(context: Context) -> None:
+    run = next_queued(context.ledger.state)
+    if run is not None:
+        carry_through(context, run.id)
 
 
 def enqueue_ordered(context: Context, order_digest: str) -> None:
     """... the run that this order, recorded now, asked for."""
     for run in context.ledger.state.runs.values():
         if run.order == order_digest and run.status == "queued":
-            enqueue(context, run.id)
+            enqueue(context)
 
 
 def resume_ordered(context: Context, run_id: str) -> None:
     """... a run that failed before; whoever follows it sees it going on."""
     context.progress.reopen(run_id)
-    enqueue(context, run_id)
+    enqueue(context)
 
 
 def stop(context: Context, run: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -110,6 +111,58 @@ def test_a_run_that_was_not_sealed_fails_the_command(open_desk: Callable[[str], 
     told = desk.as_("olga", "run", "show", "r-000001", "--follow")
     assert told.code == 5
     assert "r-000001: expected it sealed, got failed: out of memory" in told.err
+
+
+def test_a_run_shows_its_steps_and_its_report_is_what_the_ledger_binds(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("sealed")
+    shown = desk.as_("olga", "run", "show", "r-000001").out
+    for text in ("2 of 2", "0.250, at first 1.500", "80 tokens a second over 1 s", "5.0 MB"):
+        assert text in shown
+    folder = desk.folder / "report"
+    told = desk.as_("olga", "run", "report", "r-000001", "--to", str(folder))
+    assert told.code == 0, told.err
+    assert "proved" in told.out
+    data = (folder / "steps.jsonl").read_bytes()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "report.md", "steps.jsonl", "training.png", "training.svg",
+    ]  # fmt: skip
+    text = (folder / "report.md").read_text()
+    assert hashlib.sha256(data).hexdigest() in text and "| seed | 1 |" in text
+    assert desk.as_("olga", "run", "report", "r-000001", "--to", str(folder)).code == 5
+
+
+def test_steps_that_the_ledger_does_not_bind_make_no_report(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("sealed")
+    desk.double.files["steps.jsonl"] = desk.double.files["steps.jsonl"].replace(b'"1.500000"', b'"1.400000"')
+    folder = desk.folder / "report"
+    told = desk.as_("olga", "run", "report", "r-000001", "--to", str(folder))
+    assert told.code == 6
+    assert "steps.jsonl of r-000001: expected sha256:" in told.err
+    assert desk.as_("olga", "run", "show", "r-000001").code == 6
+    assert not folder.exists()
+
+
+def test_without_the_tracker_nothing_is_exported(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("sealed")
+    folder = desk.folder / "tracked"
+    words = ("run", "export", "r-000001", "--to", "wandb", "--folder", str(folder))
+    told = desk.as_("olga", *words)
+    assert told.code == 7
+    assert "expected it to be installed for this Python, got none" in told.err
+    told = desk.as_("olga", *words, "--python", "/nowhere")
+    assert told.code == 7 and "/nowhere: expected it to run" in told.err
+    assert not folder.exists()
+
+
+def test_a_run_that_waits_has_its_place_in_the_queue(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("imported")
+    words = ("run", "start", _recipe(desk), _recipe(desk, "second.yaml"), _recipe(desk, "third.yaml"), "--yes")
+    assert desk.as_("olga", *words).code == 0
+    assert desk.as_("olga", "run", "cancel", "r-000002", "--yes").code == 0
+    listed = desk.as_("olga", "run", "list").out.splitlines()[1:]
+    assert ["queued, 1 of 2" in listed[0], "cancelled" in listed[1], "queued, 2 of 2" in listed[2]] == [True] * 3
+    rows = json.loads(desk.as_("olga", "run", "list", "--json").out)
+    assert [row["place"] for row in rows] == [1, None, 2]
 
 
 def test_a_run_is_cancelled_by_the_one_who_ordered_it(open_desk: Callable[[str], Desk]) -> None:

@@ -34,14 +34,14 @@ from appliance.formats.merkle import Frontier, hash_leaf, inclusion_proof
 from appliance.formats.note import vkey_of
 from appliance.formats.rows import prove_row, row_digest, row_proof_value
 from appliance.formats.timestamp import encode_time
-from tests.domain.builder import ORIGIN, Site, b64
+from tests.domain.builder import ORIGIN, STEPS, Site, b64
 
 NONCE = "5" * 32
 FILES = {
     "adapter_model.safetensors": b"weights",
     "metrics.json": b'{"adapter":{"accuracy":"0.900000"},"base":{"accuracy":"0.400000"}}',
     "recipe.json": b'{"rank":8}',
-    "steps.jsonl": b"steps",
+    "steps.jsonl": STEPS,
 }
 
 _EVENTS: dict[str, type[e.Ordered]] = {
@@ -421,6 +421,7 @@ _ROUTES: list[tuple[str, bool, Route]] = [
     ("GET /v1/imports/([^/]*)", True, _plain(lambda double, order, query: double.imports[order])),
     ("GET /v1/runs/(.*)/checkpoints", True, _plain(Double.training_checkpoints)),
     ("GET /v1/replays/([^/]*)", True, _plain(Double.replay)),
+    ("GET /v1/runs/(.*)/steps", True, _plain(lambda double, run: double.files["steps.jsonl"])),
     ("GET /v1/runs/(.*)/progress", True, _plain(Double.run_progress)),
     ("GET /v1/recipes/facts", True, _plain(Double.facts)),
     ("GET /v1/adapters/(.*)/review", True, _plain(Double.packet)),

@@ -25,6 +25,7 @@ from appliance.domain.policy import Parameters, PolicySet
 from appliance.domain.recipe import LINEAR_LAYERS, ResolvedRecipe
 from appliance.domain.rules import apply
 from appliance.domain.state import State
+from appliance.domain.steps import StepRecord, encode_steps, record_step
 from appliance.domain.subjects import subjects_of
 from appliance.formats.bundle import sign_model
 from appliance.formats.canonical import encode_canonical
@@ -476,7 +477,7 @@ class Site:
             "run": run,
             "weights": digest_bytes(b"weights"),
             "weights_step": fields.get("steps", 2),
-            "record": digest_bytes(b"steps"),
+            "record": digest_bytes(STEPS),
             "validation": (),
             "planned_steps": fields.get("steps", 2),
             "steps": 2,
@@ -497,7 +498,7 @@ class Site:
 
     def sealing(self, run: str, version: int = 1, **fields: Any) -> tuple[e.AdapterSealed, dict[str, bytes]]:
         """The body and its documents; `files` and `name` change the sealed folder."""
-        files = {"adapter_model.safetensors": b"weights", "recipe.json": b"{}", "steps.jsonl": b"steps"} | fields.pop(
+        files = {"adapter_model.safetensors": b"weights", "recipe.json": b"{}", "steps.jsonl": STEPS} | fields.pop(
             "files", {}
         )
         listed = manifest(fields.pop("name", "clauses"), version, files)
@@ -646,6 +647,20 @@ RECIPE: dict[str, Any] = {
     "compute_dtype": "bfloat16",
     "quantisation": "nf4-double",
 }
+
+
+def _steps() -> bytes:
+    """Two steps of a run: what a worker would have told of them."""
+    told = {"steps": 2, "learning_rate": 0.001, "grad_norm": 0.5, "peak_bytes": 5_000_000, "validation_loss": None}
+    records: list[StepRecord] = []
+    for step, loss in ((1, 1.5), (2, 0.25)):
+        counts = {"step": step, "loss": loss, "tokens": 40 * step, "trained_tokens": 5 * step, "seconds": 0.5 * step}
+        frame = told | counts | {"row_losses": [[step, loss]]}
+        records.append(record_step(frame, [one.loss for one in records]))
+    return encode_steps(records)
+
+
+STEPS = _steps()
 
 
 def manifest(name: str, version: int, files: Mapping[str, bytes]) -> bytes:

@@ -11,9 +11,9 @@ from appliance.domain.admission import Admission, Evidence, LoggedOrder, decide_
 from appliance.domain.entry import parse_entry
 from appliance.formats.manifest import MANIFEST_PATH
 from appliance.formats.merkle import hash_leaf, inclusion_proof, root_of
-from tests.domain.builder import Site, stage
+from tests.domain.builder import STEPS, Site, stage
 
-FILES = {"adapter_model.safetensors": b"weights", "recipe.json": b"{}", "steps.jsonl": b"steps"}
+FILES = {"adapter_model.safetensors": b"weights", "recipe.json": b"{}", "steps.jsonl": STEPS}
 
 
 def node(site: Site, level: int, index: int) -> bytes:

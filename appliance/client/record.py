@@ -1,0 +1,118 @@
+"""A run's recorded steps, held against the ledger, and what is made of them: a report with plots, an export.
+
+What draws and exports are programs of their own: they get files, no key, no session and no address.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from appliance.client.door import Door
+from appliance.client.log import Anchor, Proven, find_entries, read_entry
+from appliance.domain.orders import Train, parse_order
+from appliance.domain.steps import STEPS_FILE, StepRecord, parse_steps
+from appliance.errors import Conflict, NotFound, Tampered, Unavailable
+from appliance.formats.digest import digest_bytes
+from appliance.formats.dsse import parse_envelope
+
+_PROGRAM_S = 300.0
+
+
+@dataclass(frozen=True)
+class Record:
+    """`finished`: the proved entry that binds the steps; None while the run has not come to its end."""
+
+    run: str
+    data: bytes
+    steps: tuple[StepRecord, ...]
+    finished: Proven | None
+
+
+def read_record(door: Door, anchor: Anchor, run: str) -> Record:
+    """The steps so far; Tampered where the run has ended and they are not those that its end binds."""
+    data = b"".join(door.stream(f"/v1/runs/{run}/steps"))
+    ends = list(find_entries(door, type="run.finished", subject=f"run:{run}"))
+    finished = read_entry(door, anchor, ends[-1].index) if ends else None
+    if finished is not None and data:  # of a run that failed long ago none are kept
+        index, body, got = finished.entry.index, finished.entry.body, digest_bytes(data)
+        if body["run"] != run or body["record"] != got:
+            raise Tampered(f"{STEPS_FILE} of {run}: expected {body['record']}, as entry {index} has it, got {got}")
+    return Record(run, data, parse_steps(data, f"{STEPS_FILE} of {run}"), finished)
+
+
+def ordered_recipe(door: Door, anchor: Anchor, run: str) -> dict[str, Any]:
+    """The resolved recipe of the run's signed order, read from the proved entry that holds it."""
+    for entry in find_entries(door, type="run.requested", subject=f"run:{run}"):
+        order = parse_order(parse_envelope(read_entry(door, anchor, entry.index).document("order")).payload)
+        if isinstance(order, Train):
+            return order.recipe.model_dump(mode="json")
+    raise NotFound(f"run: expected a known one, got {run}")
+
+
+def new_folder(path: Path, what: str) -> None:
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        raise Conflict(f"{what}, {path}: expected a name that is free, got one that is taken") from None
+    except OSError as error:
+        raise Unavailable(f"{what}, {path}: expected it to be writable, got {error.strerror}") from None
+
+
+def write_report(record: Record, title: str, text: str, folder: Path) -> None:
+    """A new folder: report.md, steps.jsonl, training.svg and training.png. Conflict where it is there already."""
+    if not record.steps:
+        raise Conflict(f"report of {record.run}: expected a step at least, got none")
+    new_folder(folder, "report")
+    (folder / STEPS_FILE).write_bytes(record.data)
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    words = ["-m", "appliance.reports.plot", str(folder / STEPS_FILE), str(folder), title]
+    run_program(sys.executable, words, b"", "plot")
+
+
+def export_wandb(record: Record, name: str, config: dict[str, Any], folder: Path, python: str) -> None:
+    """A Weights & Biases offline run in a new folder, written by that Python's wandb."""
+    if record.finished is None or not record.steps:
+        raise Conflict(f"export of {record.run}: expected a run that has finished, got one that has not")
+    new_folder(folder, "export")
+    body = record.finished.entry.body
+    summary = {key: body[key] for key in ("steps", "planned_steps", "weights_step", "weights", "record")}
+    value = {
+        "id": record.run,
+        "name": name,
+        "config": config,
+        "summary": summary | {"final_loss": float(body["final_loss"]), "entry": record.finished.entry.index},
+        "steps": [step.model_dump(mode="json") for step in record.steps],
+    }
+    try:
+        run_program(python, ["-m", "appliance.reports.wandb_run", str(folder)], json.dumps(value).encode(), "wandb")
+    except Unavailable:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
+def run_program(python: str, words: list[str], data: bytes, what: str) -> None:
+    """Runs one of `appliance.reports` with a scratch home and nothing of this process's environment."""
+    with tempfile.TemporaryDirectory() as scratch:
+        environment = {
+            "HOME": scratch,
+            "MPLCONFIGDIR": scratch,
+            "PATH": os.environ.get("PATH", os.defpath),
+            "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        }
+        try:
+            done = subprocess.run(
+                [python, *words], input=data, env=environment, capture_output=True, timeout=_PROGRAM_S, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise Unavailable(f"{what}, {python}: expected it to run to its end, got {type(error).__name__}") from None
+    if done.returncode:
+        last = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
+        raise Unavailable(f"{what}: expected the program to succeed, got: {last[-1]}")

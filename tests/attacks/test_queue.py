@@ -1,0 +1,37 @@
+"""Runs that wait are trained in the order in which the ledger has them, whenever the service dies between two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.domain import orders
+from tests.attacks.test_kill import arm, await_death, check_whole, copy_of, end
+from tests.site import Site
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def own(golden: Site, tmp_path: Path) -> Iterator[Site]:
+    site = copy_of(golden, tmp_path)
+    yield site
+    end(site)
+
+
+def test_the_queue_survives_a_death_between_any_two(own: Site) -> None:
+    arm(own, "after:adapter.sealed")
+    names = [own.order(own.train_order(name))["result"]["run"] for name in ("first", "second", "third", "fourth")]
+    own.order(orders.Cancel(run=names[2], **own.terms("olga")))
+    await_death(own)
+    arm(own, "before:run.started")
+    own.start(wait=False)
+    await_death(own)
+    own.start()
+    ended = {name: own.wait_run(name)["status"] for name in names}
+    assert list(ended.values()) == ["sealed", "sealed", "cancelled", "sealed"]
+    begun = [entry["body"]["run"] for entry in own.entries(type="run.started")]
+    assert begun[-3:] == [names[0], names[1], names[3]], "each once, in the order of the log"
+    check_whole(own)
