@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from appliance.errors import BadInput
 
 Task = Literal["classification", "instruction", "completion", "summarisation", "question-answering", "chat"]
-Format = Literal["csv", "tsv", "jsonl"]
+Format = Literal["csv", "tsv", "jsonl", "parquet"]
 TASKS: tuple[Task, ...] = get_args(Task)
 FORMATS: tuple[Format, ...] = get_args(Format)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from appliance.domain.tasks import FORMATS, OPTIONAL, Task, may_lack
 from appliance.errors import BadInput, TooLarge
+from appliance.ml.parquet import read_parquet
 
 MAX_ROWS = 1_000_000
 MAX_TEXT_CHARACTERS = 200_000
@@ -34,11 +35,15 @@ class Source:
 
 def parse_source(data: bytes, kind: str, task: Task, columns: Mapping[str, str], file: str = "dataset") -> list[Source]:
     """The records of a file; `columns` maps the task's parts to the file's own names, `file` is what errors call it."""
-    parsers = {"csv": _parse_csv, "tsv": _parse_tsv, "jsonl": _parse_jsonl}
-    if kind not in parsers:
+    if kind not in FORMATS:
         raise BadInput(f"{file}, format: expected one of {', '.join(FORMATS)}, got {kind!r}")
+    if kind == "parquet":
+        records = read_parquet(data, task, columns, file)
+    else:
+        parsers = {"csv": _parse_csv, "tsv": _parse_tsv, "jsonl": _parse_jsonl}
+        records = parsers[kind](_decode(data, file), task, columns, file)
     sources = []
-    for place, values in parsers[kind](_decode(data, file), task, columns, file):
+    for place, values in records:
         sources.append(_read(task, place, values))
         if len(sources) > MAX_ROWS:
             raise TooLarge(f"{file}: expected at most {MAX_ROWS} rows, got more")

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,21 +113,20 @@ def _prepare(given: argparse.Namespace, folder: Path, sizes: Sizes) -> dict[str,
 
 def _write_rows(source: Path, base: Path, folder: Path, sizes: Sizes) -> None:
     """banking77's own split: questions to train on from one file, to judge by from the other."""
-    from fractions import Fraction
-
     from appliance.ml import data
     from appliance.ml.chat import load_chat
+    from appliance.ml.sources import parse_source
 
-    chat, rows, names = load_chat(base), [], None
+    sides, names = [], None
     for file, split, count in (("train", data.TRAIN, sizes.train), ("test", data.HELD_OUT, sizes.held_out)):
         columns = {"text": "text", "label": "category"}
-        read = data.parse_source((source / f"{file}.csv").read_bytes(), "csv", columns)
-        names = names or sorted({row.label for row in read})[: sizes.labels]
-        some = [row for name in names for row in [one for one in read if one.label == name][:count]]
-        rendered = data.render_rows(some, chat, instruction=INSTRUCTION, seed=1, share=Fraction(1, 10))
-        rows += [replace(row, index=len(rows) + place, split=split) for place, row in enumerate(rendered)]
+        read = parse_source((source / f"{file}.csv").read_bytes(), "csv", "classification", columns)
+        names = names or sorted({one.parts["label"] for one in read})[: sizes.labels]
+        for name in names:
+            sides += [(one, split) for one in [one for one in read if one.parts["label"] == name][:count]]
+    rows = data.render_rows(sides, load_chat(base), "classification", instruction=INSTRUCTION)
     folder.mkdir()
-    data.write_rows(rows, folder, bytes(32))
+    data.write_rows(rows, data.About("classification", tuple(names)), folder, bytes(32))
 
 
 def _measure(places: dict[str, str], pairs: list[tuple[str, str, str]]) -> Iterator[Found]:

@@ -98,7 +98,7 @@ def test_columns_are_mapped_and_other_columns_are_left_out() -> None:
 
 
 def test_an_unknown_format_is_refused() -> None:
-    with pytest.raises(BadInput, match="expected one of csv, tsv, jsonl, got 'xlsx'"):
+    with pytest.raises(BadInput, match="expected one of csv, tsv, jsonl, parquet, got 'xlsx'"):
         parse_source(GOOD, "xlsx", "classification", COLUMNS)
 
 
