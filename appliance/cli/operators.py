@@ -211,10 +211,11 @@ def list_datasets(caller: Caller) -> None:
         print_json(rows)
         return
     print_table(
-        ("dataset", "rows", "base", "licence", "classification", "imported by", "entry"),
+        ("dataset", "task", "rows", "base", "licence", "classification", "imported by", "entry"),
         [
             (
                 f"{r['name']}@{r['version']}",
+                r["facts"].get("task"),
                 r["facts"].get("rows"),
                 r["base"],
                 r["licence"],

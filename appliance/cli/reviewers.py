@@ -151,6 +151,7 @@ def _told(evidence: Evidence) -> list[tuple[str, object]]:
     reviews = told["adapter"]["reviews"]
     return [
         ("  base licence", base.get("licence")),
+        ("  dataset task", (dataset.get("facts") or {}).get("task")),
         ("  dataset licence", dataset.get("licence")),
         ("  dataset classification", dataset.get("classification")),
         ("  dataset imported by", dataset.get("imported_by")),

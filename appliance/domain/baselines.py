@@ -15,6 +15,8 @@ from appliance.domain.recipe import ResolvedRecipe
 from appliance.domain.state import Adapter, Run, State, checkpoint_key
 
 _PLACES = Number("0.000001")
+FALLING = ("loss", "perplexity")
+"""Measures of which less is better."""
 
 
 def incomparable(state: State, recipe: ResolvedRecipe, base_digest: str, dataset_digest: str) -> list[str]:
@@ -50,7 +52,9 @@ def compare(state: State, run: Run, measured: Mapping[str, Any]) -> dict[str, An
         return None
     theirs = next((adapter for adapter in state.adapters.values() if adapter.run == baseline.id), None)
     known = {} if theirs is None else _numbers(theirs)
-    kept = {f"kept_{name}": _share(value, known[name]) for name, value in sorted(measured.items()) if name in known}
+    kept = {
+        f"kept_{name}": _kept(name, value, known[name]) for name, value in sorted(measured.items()) if name in known
+    }
     return {
         "run": baseline.id,
         "method": baseline.method,
@@ -65,6 +69,11 @@ def compare(state: State, run: Run, measured: Mapping[str, Any]) -> dict[str, An
 def _numbers(adapter: Adapter) -> dict[str, str]:
     """The measures of an adapter, which are decimal text; counts are none."""
     return {name: value for name, value in sorted(adapter.measured.items()) if isinstance(value, str)}
+
+
+def _kept(name: str, ours: object, theirs: object) -> str | None:
+    """1 is the baseline's own, and less is worse, whichever way the measure counts."""
+    return _share(theirs, ours) if name in FALLING else _share(ours, theirs)
 
 
 def _share(ours: object, theirs: object) -> str | None:

@@ -349,7 +349,9 @@ def compared(**recipe: Any) -> tuple[Site, str]:
     )
     for event in (site.started, site.checkpointed, site.finished):
         site.add(event("r-000001"))
-    body, documents = site.sealing("r-000001", metrics={"adapter": {"accuracy": "0.8", "macro_f1": "0.0", "rows": 9}})
+    body, documents = site.sealing(
+        "r-000001", metrics={"adapter": {"accuracy": "0.8", "loss": "0.3", "macro_f1": "0.0", "rows": 9}}
+    )
     site.add(body, documents=documents)
     site.ordered(
         e.RunRequested(policy=site.in_force, run="r-000002"), site.train_order(recipe={"baseline": "r-000001"})
@@ -362,13 +364,15 @@ def compared(**recipe: Any) -> tuple[Site, str]:
 
 def test_what_an_adapter_keeps_of_its_baseline_is_what_the_entries_give() -> None:
     site, run = compared()
-    measured = {"accuracy": "0.6", "macro_f1": "0.5", "rows": 9}
+    measured = {"accuracy": "0.6", "loss": "0.4", "macro_f1": "0.5", "rows": 9}
     right = {
         "run": "r-000001",
         "method": "qlora",
         "accuracy": "0.8",
+        "loss": "0.3",
         "macro_f1": "0.0",
         "kept_accuracy": "0.750000",
+        "kept_loss": "0.750000",
         "kept_macro_f1": None,
         "time": "0.333333",
         "memory": "0.333333",
