@@ -34,10 +34,11 @@ def tokenize_rows(rows: Sequence[Row], chat: Chat, *, max_length: int) -> list[S
     return samples
 
 
-def tokenize_row(row: Row, chat: Chat, max_length: int, place: str) -> Sample:
-    """Each part's two texts are tokenised apart, as they are when the model answers. BadInput names the `place`.
+def tokenize_row(row: Row, chat: Chat, max_length: int, place: str, limit: str = "max_length") -> Sample:
+    """Each part's two texts are tokenised apart, as they are when the model answers.
 
-    Every trained span must give back exactly the answer it stands for, and the end of its turn.
+    Every trained span must give back exactly the answer it stands for, and the end of its turn. BadInput names the
+    `place`, and by `limit` what allows no more tokens.
     """
     ids: list[int] = []
     spans = []
@@ -53,7 +54,7 @@ def tokenize_row(row: Row, chat: Chat, max_length: int, place: str) -> Sample:
         spans.append((max(len(ids), 1), len(ids) + len(own)))
         ids += own
     if len(ids) > max_length:
-        raise BadInput(f"{place}: expected at most {max_length} tokens (max_length), got {len(ids)}")
+        raise BadInput(f"{place}: expected at most {max_length} tokens ({limit}), got {len(ids)}")
     if not any(start < stop for start, stop in spans):
         raise BadInput(f"{place}: expected tokens to train on, got none", code="nothing-to-train")
     return Sample(row.index, tuple(ids), tuple((start, stop) for start, stop in spans if start < stop))

@@ -49,9 +49,10 @@ def _prepare_dataset(task: Header, blob: bytes) -> Header:
     sides = _read_sides(task, kind, columns)
     about = data.About(kind, data.check_labels(sides, labels) if kind == "classification" else ())
     rows = data.render_rows(sides, chat, kind, instruction=take(task, "instruction", str))
-    context_length = read_context_length(base)
-    places = [source.place for source, _ in sides]
-    samples = [tokenize_row(row, chat, context_length, place) for row, place in zip(rows, places, strict=True)]
+    limit, context = read_context_length(base), "the base's context"
+    samples = [
+        tokenize_row(row, chat, limit, source.place, context) for row, (source, _) in zip(rows, sides, strict=True)
+    ]
     root = data.write_rows(rows, about, Path(take_path(task, "output")), blob)
     return _describe_dataset(rows, samples, about, root)
 

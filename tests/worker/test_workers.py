@@ -101,19 +101,29 @@ def test_a_dataset_is_described(dataset: Frame, places: dict[str, Path]) -> None
     ]
 
 
+@pytest.mark.parametrize(
+    ("rows", "terms", "message"),
+    [
+        ("one,a\ntwo", {}, "dataset, line 3: expected 2 fields, got 1"),
+        (f"one,a\n{'9 ' * 400},b\ntwo,b", {}, "dataset, line 3: expected at most 256 tokens (the base's context)"),
+        ("one,a\ntwo,c", {"labels": ["a", "b"]}, "dataset, line 3: expected one of the labels a, b, got 'c'"),
+        (
+            "one,a",
+            {"teaches": "summarisation", "columns": {"summary": "label"}},
+            "dataset, held_out: expected at least",
+        ),
+    ],
+)
 def test_a_broken_row_is_a_failure_naming_its_line_and_nothing_is_written(
-    start: Start, places: dict[str, Path], tmp_path: Path
+    start: Start, places: dict[str, Path], tmp_path: Path, rows: str, terms: dict[str, Any], message: str
 ) -> None:
     broken = tmp_path / "broken.csv"
-    broken.write_text("text,label\none,a\ntwo\n")
+    broken.write_text(f"text,label\n{rows}\n")
     output = tmp_path / "output"
     output.mkdir()
-    failure, _ = start("prepare").run(dataset_task(places, source=str(broken), output=str(output)), KEY)
-    assert failure == {
-        "frame": "failure",
-        "code": "bad-input",
-        "message": "dataset, line 3: expected 2 fields, got 1",
-    }
+    failure, _ = start("prepare").run(dataset_task(places, source=str(broken), output=str(output), **terms), KEY)
+    assert (failure["frame"], failure["code"]) == ("failure", "bad-input")
+    assert failure["message"].startswith(message)
     assert not list(output.iterdir())
 
 
