@@ -25,6 +25,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data" / "banking77"
 INSTRUCTION = "Name the intent of this question to a bank."
 PAIRS = [(name, method.quantisations[0], "adamw") for name, method in METHODS.items()]
 PAIRS += [("lora", "int8", "adamw"), ("qlora", "nf4-double", "adamw-8bit"), ("full", "none", "adamw-8bit")]
+CONTEXT = 2048
 QUICK = [("qlora", "nf4-double", "adamw"), ("lora", "none", "adamw"), ("full", "none", "adamw")]
 
 
@@ -156,14 +157,15 @@ def _recipe(places: dict[str, str], method: str, quantisation: str, optimiser: s
     from appliance.domain.recipe import Facts, parse_recipe, resolve_recipe
     from appliance.ml import data, machine
     from appliance.ml.chat import load_chat
+    from appliance.ml.samples import tokenize_rows
 
     chat, rows = load_chat(Path(places["base"])), data.load_rows(Path(places["dataset"]), data.TRAIN)
-    longest = max(len(chat.encode(row.prompt)) + len(chat.encode(row.answer)) for row in rows)
+    longest = max(len(sample.ids) for sample in tokenize_rows(rows, chat, max_length=CONTEXT))
     device = machine.find_device()
     facts = Facts(
         train_rows=len(rows),
         max_tokens=longest,
-        context_length=2048,
+        context_length=CONTEXT,
         device="cuda" if device == "cuda" else "cpu",
         bfloat16=machine.multiplies_bfloat16(device),
     )

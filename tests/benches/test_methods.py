@@ -1,0 +1,39 @@
+"""The table of `scripts/bench methods`. No time is asserted; what trains and judges are the workers themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from appliance.domain.methods import METHODS
+from appliance.ml import data
+from scripts.benches.methods import PAIRS, Found, Sizes, _recipe, _write_rows, table
+from tests.ml.tiny import build_base
+
+
+def found(method: str, optimiser: str = "adamw", **values: object) -> Found:
+    standing: dict[str, object] = {
+        **{"learning_rate": "0.001", "trained_weights": 10, "steps": 2, "accuracy": "0.8", "macro_f1": "0.8"},
+        **{"base_accuracy": "0.1", "held_out": 10, "final_loss": "0.1", "seconds": 10.0, "tokens_s": 5.0},
+        **{"peak_bytes": 4_000_000, "saved_bytes": 1_000_000},
+    }
+    return Found(method, METHODS[method].quantisations[0], optimiser, **standing | values)  # type: ignore[arg-type]
+
+
+def test_every_method_is_measured_and_shown_as_a_share_of_full_fine_tuning() -> None:
+    assert {method for method, _, _ in PAIRS} == set(METHODS)
+    rows = [found("qlora", accuracy="0.6", seconds=5.0, peak_bytes=1_000_000), found("full")]
+    assert "| 75% | 5 | 50% | 1 | 25% |" in table(rows)[2]
+    assert "| 100% | 5 | 100% | 4 | 100% |" in table(rows)[3]
+    assert "| – | 5 | – | 1 | – |" in table(rows[:1])[2], "no share where full was not measured"
+
+
+def test_rows_keep_the_datasets_own_split_and_a_recipe_is_resolved(tmp_path: Path) -> None:
+    base = build_base(tmp_path / "base")
+    for name, count in (("train", 5), ("test", 3)):
+        rows = "".join(f"{label} {name} {row},{label}\n" for row in range(count) for label in ("a", "b", "c"))
+        (tmp_path / f"{name}.csv").write_text(f"text,category\n{rows}", encoding="utf-8")
+    _write_rows(tmp_path, base, tmp_path / "rows", Sizes(2, 4, 3))
+    assert [row.text.split()[1] for row in data.load_rows(tmp_path / "rows", data.TRAIN)] == ["train"] * 8
+    assert [row.text.split()[1] for row in data.load_rows(tmp_path / "rows", data.HELD_OUT)] == ["test"] * 6
+    recipe = _recipe({"base": str(base), "dataset": str(tmp_path / "rows")}, "dora", "nf4-double", "adamw-8bit")
+    assert (recipe["method"], recipe["optimiser"], recipe["purpose"]) == ("dora", "adamw-8bit", "baseline")
