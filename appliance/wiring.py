@@ -29,6 +29,7 @@ from appliance.formats.note import vkey_of
 from appliance.formats.trust import Trust, encode_trust, parse_trust
 from appliance.runners.decoys import Probes
 from appliance.store.artifacts import Artifacts
+from appliance.store.calibrations import Calibrations
 from appliance.store.checkpoints import Checkpoints
 from appliance.store.disk import write_file
 from appliance.store.engine import check_migrated, migrate, open_engine
@@ -194,6 +195,7 @@ def service(settings: Settings) -> Iterator[Context]:
         artifacts=artifacts,
         checkpoints=Checkpoints(settings.home),
         steps=run_steps,
+        calibrations=Calibrations(settings.home),
         progress=Progress(recall=lambda key: steps.recall(ledger.state, artifacts, run_steps, key)),
         keyring=keyring,
         witnessed=Witnessed(settings.witnessed),
@@ -202,6 +204,7 @@ def service(settings: Settings) -> Iterator[Context]:
         code=describe_code(),
         logs=settings.logs,
         probes=_probes(settings),
+        host=describe_host(cuda),
         device="cuda" if cuda else "cpu",
         bfloat16=cuda or _multiplies_bfloat16(),
     )
@@ -235,12 +238,29 @@ def _probes(settings: Settings) -> Probes:
 
 def _multiplies_bfloat16() -> bool:
     """Whether the CPU says that it multiplies bf16 in hardware."""
+    return bool(set(_read_text(Path("/proc/cpuinfo")).split()) & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def describe_host(cuda: bool) -> str:
+    """The kind of this machine, in the words of its driver or its CPU: what a calibration is labelled with."""
+    threads = len(os.sched_getaffinity(0))
+    texts = (
+        [_read_text(path) for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))] if cuda else []
+    )
+    for text, key in [*((text, "Model") for text in texts), (_read_text(Path("/proc/cpuinfo")), "model name")]:
+        for line in text.splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return f"{value.strip()}, {threads} threads"
+    return f"{os.uname().machine}, {threads} threads"
+
+
+def _read_text(path: Path) -> str:
+    """What the system says there; nothing where it says nothing."""
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+        return path.read_text(encoding="ascii", errors="replace")
     except OSError:
-        return False
-    words = set(text.split())
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+        return ""
 
 
 def describe_code() -> Code:

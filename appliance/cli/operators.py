@@ -12,6 +12,7 @@ from appliance.cli.caller import Caller
 from appliance.cli.command import group, reads, signs
 from appliance.cli.following import Display, ImportDisplay
 from appliance.cli.output import plain, print_facts, print_json, print_table, say
+from appliance.cli.plans import plan
 from appliance.cli.progress import Meter
 from appliance.cli.records import export, facts_of, report
 from appliance.cli.replays import checkpoints, replay, resume
@@ -73,7 +74,7 @@ def _finish_import(caller: Caller, receipt: Receipt, wait: bool) -> None:
         print_json({**receipt_value(receipt), "result": result})
         return
     measured = dict(result.get("facts") or {})
-    facts = [(name.replace("_", " "), value) for name, value in measured.items() if name not in result]
+    facts = [(key, value) for key, value in _told(measured) if key not in result]
     listed = [(name, value) for name, value in result.items() if name not in ("facts", "sample")]
     print_facts([*((name, _joined(value)) for name, value in [*listed, *facts]), ("ordered by entry", receipt.index)])
     if "sample" in result:
@@ -92,6 +93,11 @@ def _wait(caller: Caller, order: str) -> dict[str, Any]:
         raise
     finally:
         display.close()
+
+
+def _told(facts: dict[str, Any]) -> list[tuple[str, Any]]:
+    """What an import measured, without what only a plan reads."""
+    return [(key.replace("_", " "), value) for key, value in facts.items() if not isinstance(value, dict)]
 
 
 def _joined(value: Any) -> str:
@@ -238,7 +244,7 @@ def show_dataset(caller: Caller, name: str) -> None:
     if caller.json:
         print_json(row)
         return
-    facts = [(key.replace("_", " "), value) for key, value in row.pop("facts").items()]
+    facts = _told(row.pop("facts"))
     print_facts([*((key.replace("_", " "), value) for key, value in row.items()), *facts])
 
 
@@ -247,7 +253,7 @@ dataset.add_command(used_by)
 
 @group("run", example="appliance run start recipe.yaml --follow")
 def run() -> None:
-    """Training runs: start, follow, list, cancel, resume, report, export, replay."""
+    """Training runs: plan, start, follow, list, cancel, resume, report, export, replay."""
 
 
 @run.command(
@@ -380,3 +386,4 @@ run.add_command(checkpoints)
 run.add_command(replay)
 run.add_command(report)
 run.add_command(export)
+run.add_command(plan)

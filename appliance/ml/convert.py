@@ -186,8 +186,25 @@ def _describe(output: Path, warnings: list[str]) -> dict[str, Any]:
         "dtype": "+".join(dtypes),
         "context_length": int(model.config.max_position_embeddings),
         "vocab_size": int(model.config.vocab_size),
+        "shape": describe_shape(model),
         "chat_template_digest": digest_template(output),
         "tokenizer_digest": digest_tokenizer(output),
         "end_of_turn": chat.end_of_turn,
         "warnings": warnings,
+    }
+
+
+def describe_shape(model: Any) -> dict[str, Any]:
+    """The dimensions that a plan needs (`domain/shape.py`)."""
+    config, head, words = model.config, model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    heads = int(config.num_attention_heads)
+    return {
+        "layers": int(config.num_hidden_layers),
+        "hidden": int(config.hidden_size),
+        "inner": int(config.intermediate_size),
+        "heads": heads,
+        "key_heads": int(getattr(config, "num_key_value_heads", None) or heads),
+        "head_size": int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+        "words": int(words.shape[0]),
+        "tied": head is words,
     }

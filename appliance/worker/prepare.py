@@ -75,6 +75,7 @@ def _describe_dataset(rows: list[Any], samples: list[Any], about: Any, root: str
     from appliance.ml.data import HELD_OUT, TRAIN, count_labels
 
     lengths = [len(sample.ids) for sample in samples]
+    trained = round(sum(sample.trained_tokens for sample in samples) / len(samples))
     return {
         "rows": len(rows),
         "train_rows": sum(row.split == TRAIN for row in rows),
@@ -84,9 +85,24 @@ def _describe_dataset(rows: list[Any], samples: list[Any], about: Any, root: str
         "root": root,
         "max_tokens": max(lengths),
         "mean_tokens": round(sum(lengths) / len(lengths)),
-        "mean_trained_tokens": round(sum(sample.trained_tokens for sample in samples) / len(samples)),
+        "mean_trained_tokens": trained,
+        "lengths": _profile_training(rows, samples, trained).model_dump(mode="json"),
         "sample": "".join(before + answer for before, answer in rows[0].parts),
     }
+
+
+def _profile_training(rows: list[Any], samples: list[Any], trained: int) -> Any:
+    from appliance.domain.shape import profile_lengths
+    from appliance.ml.data import TRAIN
+
+    ids = [sample.ids for row, sample in zip(rows, samples, strict=True) if row.split == TRAIN]
+    return profile_lengths([len(one) for one in ids], shared=_count_shared(ids), trained=trained)
+
+
+def _count_shared(rows: list[tuple[int, ...]]) -> int:
+    """How many first tokens all rows have in common: as many as the first and the last in order have."""
+    first, last = min(rows), max(rows)
+    return next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
 if __name__ == "__main__":

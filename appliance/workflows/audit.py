@@ -27,7 +27,7 @@ from appliance.formats.fields import encode_base64
 from appliance.formats.timestamp import encode_time
 from appliance.formats.trust import Trust, parse_trust
 from appliance.store.search import MAX_TYPES
-from appliance.workflows import checkpoints, steps
+from appliance.workflows import checkpoints, planning, steps
 from appliance.workflows.context import Context
 
 MAX_LIMIT = 1_000
@@ -236,7 +236,14 @@ def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[st
         device="cuda" if context.device == "cuda" else "cpu",
         bfloat16=context.bfloat16,
     )
-    return {"base_digest": base.digest, "dataset_digest": dataset.digest, "facts": facts.model_dump(mode="json")}
+    return {
+        "base_digest": base.digest,
+        "dataset_digest": dataset.digest,
+        "facts": facts.model_dump(mode="json"),
+        "base_facts": base.facts,
+        "dataset_facts": dataset.facts,
+        "machine": planning.describe_machine(context).model_dump(mode="json"),
+    }
 
 
 def export(context: Context) -> Iterator[bytes]:

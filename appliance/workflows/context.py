@@ -18,6 +18,7 @@ from appliance.formats.timestamp import encode_time
 from appliance.runners.decoys import Probes
 from appliance.runners.local import Worker
 from appliance.store.artifacts import Artifacts
+from appliance.store.calibrations import Calibrations
 from appliance.store.checkpoints import Checkpoints
 from appliance.store.keyring import Keyring
 from appliance.store.ledger import Ledger
@@ -38,7 +39,8 @@ class Code:
 
 @dataclass
 class Context:
-    """`probes`: what a worker must fail to reach. `device`: where training runs. `closing`: set when the service
+    """`probes`: what a worker must fail to reach. `host`: the machine's kind, in words. `device`: where
+    training runs. `closing`: set when the service
     ends, so that what its workers leave open goes on at the next start. `lost`: what witnesses have seen and
     the ledger does not hold; while there is anything, nothing is admitted."""
 
@@ -46,6 +48,7 @@ class Context:
     artifacts: Artifacts
     checkpoints: Checkpoints
     steps: Steps
+    calibrations: Calibrations
     keyring: Keyring
     witnessed: Witnessed
     adapter_signer: Signer
@@ -53,6 +56,7 @@ class Context:
     code: Code
     logs: Path
     probes: Probes
+    host: str
     device: str
     bfloat16: bool
     progress: Progress = field(default_factory=Progress)

@@ -26,7 +26,7 @@ from appliance.workflows.workers import carry_out, check_walls, worker
 
 _MAX_MANIFEST = 1 << 20
 HELD_OUT = "held-out"
-MEASURED = ("rows", "train_rows", "held_out_rows", "max_tokens", "mean_tokens", "mean_trained_tokens")
+MEASURED = ("rows", "train_rows", "held_out_rows", "max_tokens", "mean_tokens", "mean_trained_tokens", "lengths")
 
 
 def check_uploaded(context: Context, order: Order) -> None:

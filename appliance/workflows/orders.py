@@ -33,7 +33,17 @@ from appliance.domain.events import (
     TextErased,
 )
 from appliance.domain.invariants import reasons_against
-from appliance.domain.orders import TWO_ADMINISTRATORS, Cancel, Endorse, Erase, ImportBase, Order, Resume, RotateLogKey
+from appliance.domain.orders import (
+    TWO_ADMINISTRATORS,
+    Cancel,
+    Endorse,
+    Erase,
+    ImportBase,
+    Order,
+    Resume,
+    RotateLogKey,
+    Train,
+)
 from appliance.domain.policy import parse_policy
 from appliance.domain.signatures import Accepted, read_order
 from appliance.domain.state import State
@@ -41,7 +51,7 @@ from appliance.domain.subjects import Signed
 from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound
 from appliance.formats.commitment import Disclosure, verify_disclosure
 from appliance.store.ledger import Appended
-from appliance.workflows import ingest, replay, train
+from appliance.workflows import ingest, planning, replay, train
 from appliance.workflows.context import Context
 from appliance.workflows.record import append
 
@@ -150,6 +160,8 @@ def _check_ready(context: Context, order: Order) -> None:
         ingest.check_uploaded(context, order)
     if isinstance(order, ImportBase) and order.format == "safetensors":
         ingest.read_source_manifest(context, order)
+    if isinstance(order, Train):
+        planning.check_order(context, order.recipe)
     if isinstance(order, RotateLogKey):
         origin = context.ledger.state.site.origin
         if order.log_key not in context.keyring.log_signers(origin):

@@ -17,7 +17,7 @@ from appliance.domain.training import MOST_RESUMES, last_checkpoint, next_queued
 from appliance.errors import ApplianceError, Denied, NotFound, Tampered
 from appliance.formats.digest import digest_file
 from appliance.runners.local import Worker
-from appliance.workflows import checkpoints, evaluate, steps
+from appliance.workflows import checkpoints, evaluate, planning, steps
 from appliance.workflows.context import Context
 from appliance.workflows.ingest import checked_base
 from appliance.workflows.record import append, conceal
@@ -121,6 +121,7 @@ def carry_through(context: Context, run_id: str) -> None:
 
 def _carry_through(context: Context, run: Run) -> str:
     order = train_order(context, run)
+    planning.check_start(context, order.recipe)
     base = checked_base(context, run.base)
     context.artifacts.check(run.dataset_digest)
     dataset = context.artifacts.path(run.dataset_digest)

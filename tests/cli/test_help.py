@@ -126,7 +126,7 @@ def test_completion_knows_the_commands() -> None:
         env={"_APPLIANCE_COMPLETE": "bash_complete", "COMP_WORDS": "appliance run ", "COMP_CWORD": "2", "PATH": "/bin"},
     )
     assert {line.partition(",")[2] for line in answer.stdout.split()} == {
-        *("cancel", "checkpoints", "export", "list", "replay", "report", "resume", "show", "start")
+        *("cancel", "checkpoints", "export", "list", "plan", "replay", "report", "resume", "show", "start")
     }
 
 

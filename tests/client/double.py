@@ -92,6 +92,24 @@ def export_of(site: Site) -> bytes:
     )
 
 
+SHAPE = {"layers": 30, "hidden": 576, "inner": 1536, "heads": 9, "key_heads": 3, "head_size": 64, "words": 49152}
+BASE_FACTS = {"dtype": "bfloat16", "parameters": 134_515_008, "shape": {**SHAPE, "tied": True}}
+DATASET_FACTS = {
+    "train_rows": 400,
+    "held_out_rows": 100,
+    "max_tokens": 80,
+    "lengths": {"quantiles": [20, 40, 60, 80], "shared": 12, "trained": 4},
+}
+MACHINE = {
+    "host": "a machine",
+    "device": "cpu",
+    "threads": 2,
+    "bfloat16": True,
+    "memory_bytes": 16_000_000_000,
+    "disk_free_bytes": 50_000_000_000,
+}
+
+
 class Double:
     """The service's side of the wire. `bend[path]` changes what a path answers; `seen` are the requests."""
 
@@ -271,7 +289,14 @@ class Double:
     def facts(self, query: dict[str, str]) -> Answer:
         base, dataset = self.row("bases", query["base"]), self.row("datasets", query["dataset"])
         facts = {"train_rows": 400, "max_tokens": 80, "context_length": 2048, "device": "cpu", "bfloat16": True}
-        return {"base_digest": base["digest"], "dataset_digest": dataset["digest"], "facts": facts}
+        return {
+            "base_digest": base["digest"],
+            "dataset_digest": dataset["digest"],
+            "facts": facts,
+            "base_facts": BASE_FACTS,
+            "dataset_facts": DATASET_FACTS,
+            "machine": MACHINE,
+        }
 
     def packet(self, name: str) -> Answer:
         adapter = self.row("adapters", name)

@@ -1,0 +1,31 @@
+"""A plan, computed here from what the service says of base, dataset and machine: nothing is signed, nothing runs."""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import ValidationError
+
+from appliance.client.door import Door
+from appliance.domain.cards import Machine
+from appliance.domain.plan import Plan, make_plan, read_subject
+from appliance.domain.recipe import Facts, Recipe
+from appliance.errors import BadInput, Unavailable
+
+
+def plan_run(door: Door, recipe: Recipe, what: str) -> Plan:
+    """BadInput names the file, here `what`, and the value that cannot be trained."""
+    answer = door.get("/v1/recipes/facts", base=recipe.base, dataset=recipe.dataset)
+    try:
+        facts, machine = Facts.model_validate(answer["facts"]), read_machine(answer["machine"])
+        subject = read_subject(recipe.base, recipe.dataset, answer["base_facts"], answer["dataset_facts"])
+        return make_plan(recipe, facts, subject, machine)
+    except BadInput as error:
+        raise BadInput(f"{what}: {error.message}") from None
+
+
+def read_machine(value: object) -> Machine:
+    try:
+        return Machine.model_validate_json(json.dumps(value))
+    except ValidationError:
+        raise Unavailable("service, machine: expected a description that a plan can use, got another") from None

@@ -1,0 +1,301 @@
+"""How much memory a run will take, by phase and part: arithmetic over base, dataset and recipe, before anything runs.
+
+What the training path keeps for each token is written out in `ml/decoder.py`, and counted here. What cannot be counted
+(the interpreter and its libraries, what an allocator leaves unused) is measured: the constants below say by what, and
+docs/planning.md holds predictions against measured peaks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+
+from appliance.domain.methods import METHODS, STARTED
+from appliance.domain.names import Value
+from appliance.domain.recipe import ResolvedRecipe, count_steps
+from appliance.domain.shape import Lengths, Shape
+
+PACK_TOKENS = 2048
+"""Tokens of a pack (`ml/loop.py`, `ml/evaluation.py`); a test holds the two together, and the next two."""
+CHUNK = 128
+"""Places whose logits stand in memory at once in training (`ml/loss.py`)."""
+HEAD_ROWS = 512
+"""The same in evaluation (`ml/evaluation.py`)."""
+LARGE = 1 << 18
+"""Queries times keys of a segment from which attention scores are not held whole (`ml/packing.py`)."""
+
+MB = 1_000_000
+LIBRARIES = 490 * MB
+"""The interpreter with torch, transformers, peft and bitsandbytes, once they have computed: CPU build, measured."""
+CARD_CONTEXT = 600 * MB
+"""What CUDA itself takes of a card; not measured here."""
+LEFT_BY_LOADING = 38 * MB
+"""What a process on the CPU keeps of what loading needed; measured."""
+
+_MOST_DRAWN = 2_000
+"""So many steps are drawn to find the largest: more of them hardly find a larger one."""
+
+
+class Parts(Value):
+    """Bytes by what they are for. `context`: the process and its libraries, or what CUDA takes of a card."""
+
+    context: int = Field(ge=0)
+    weights: int = Field(ge=0)
+    adapter: int = Field(ge=0, default=0)
+    optimiser: int = Field(ge=0, default=0)
+    gradients: int = Field(ge=0, default=0)
+    activations: int = Field(ge=0, default=0)
+    logits: int = Field(ge=0, default=0)
+    checkpoint: int = Field(ge=0, default=0)
+    reserve: int = Field(ge=0, default=0)
+
+    @property
+    def total(self) -> int:
+        return sum(self.model_dump().values())
+
+
+class Footprint(Value):
+    """The most that each phase holds. `save` is the writing of a training checkpoint, between two steps; evaluation is
+    another process, after the first has ended."""
+
+    load: Parts
+    train: Parts
+    save: Parts
+    evaluate: Parts
+
+    @property
+    def training_peak(self) -> int:
+        """Of the training worker: what its record calls `peak_bytes`."""
+        return max(self.load.total, self.train.total, self.save.total)
+
+    @property
+    def peak(self) -> int:
+        return max(self.training_peak, self.evaluate.total)
+
+    @property
+    def largest(self) -> tuple[str, Parts]:
+        phases = {"load": self.load, "train": self.train, "save": self.save, "evaluate": self.evaluate}
+        return max(phases.items(), key=lambda item: item[1].total)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """What goes through the model at once: all its tokens, the segments behind a common beginning, and the longest."""
+
+    tokens: int
+    segments: int
+    root: int
+    longest: int
+    trained: int
+
+    @property
+    def scores(self) -> int:
+        """Attention scores of a layer, a head; none where they are too many to be held."""
+        if self.longest * (self.root + self.longest) > LARGE:
+            return 0
+        return self.segments * self.longest * (self.root + self.longest) + self.root**2
+
+
+def draw_packs(lengths: Lengths, recipe: ResolvedRecipe, rows: int) -> Iterator[Pack]:
+    """The packs of a run with rows of these lengths. The order is not the run's own, which torch draws; a run's largest
+    pack is found by drawing as many steps as it has."""
+    rows = max(1, round(rows * (1 - float(recipe.validation))))
+    spread, size = lengths.spread(rows), recipe.batch_size * recipe.accumulation
+    steps = min(_MOST_DRAWN, count_steps(rows, recipe.epochs, size))
+    draw = random.Random(recipe.seed)
+    order: list[int] = []
+    for _ in range(steps):
+        if not order:
+            order = draw.sample(spread, rows)
+        step, order = sorted(order[:size]), order[size:]
+        for part in _split(step, recipe.batch_size):
+            yield make_pack(part, lengths)
+    yield make_pack([lengths.longest], lengths)
+
+
+def _split(step: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """As the loop does (`split_batch`)."""
+    part: list[int] = []
+    for length in step:
+        if part and (sum(part) + length > PACK_TOKENS or len(part) == batch_size):
+            yield part
+            part = []
+        part.append(length)
+    yield part
+
+
+def make_pack(rows: Sequence[int], lengths: Lengths) -> Pack:
+    root = min(lengths.shared, min(rows) - 1) if len(rows) > 1 else 0
+    tokens = sum(rows) - root * (len(rows) - 1)
+    return Pack(tokens, len(rows), root, max(rows) - root, min(tokens, len(rows) * lengths.trained))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a run is made of. `stored`: bytes of a weight in the base's files."""
+
+    shape: Shape
+    stored: int
+    lengths: Lengths
+    rows: int
+    held_out: int
+
+
+def count_trainable(shape: Shape, recipe: ResolvedRecipe) -> int:
+    """Weights that are trained; for a method that begins elsewhere than at zero, those held still beside them too."""
+    if recipe.method == "full":
+        return shape.parameters
+    sizes = [shape.linear[name] for name in recipe.target_modules]
+    if recipe.method == "ia3":
+        return shape.layers * (2 * shape.key + shape.inner)
+    rank = recipe.rank * (2 if recipe.method in STARTED else 1)
+    magnitude = sum(columns for _, columns in sizes) if recipe.method == "dora" else 0
+    return shape.layers * (magnitude + sum(rank * (rows + columns) for rows, columns in sizes))
+
+
+def is_quick(recipe: ResolvedRecipe) -> bool:
+    """Whether training goes through the layers that are written out, as `ml/loop.begin_decoder` decides it."""
+    plain = METHODS[recipe.method].plain and recipe.method not in STARTED
+    return plain and recipe.quantisation != "int8"
+
+
+def plan_memory(subject: Subject, recipe: ResolvedRecipe) -> Footprint:
+    """The most of each phase, on the recipe's device."""
+    host = recipe.device == "cpu"
+    context = LIBRARIES + LEFT_BY_LOADING if host else CARD_CONTEXT
+    held, loading = _weights(subject, recipe, host=host)
+    load = Parts(context=context, weights=held + loading)
+    packs = set(draw_packs(subject.lengths, recipe, subject.rows))
+    largest = max((_train(subject, recipe, pack, context, held) for pack in packs), key=lambda parts: parts.total)
+    save = _save(subject, recipe, largest, host=host)
+    return Footprint(load=load, train=largest, save=save, evaluate=_evaluate(subject, recipe, context, host=host))
+
+
+def compute_bytes(recipe: ResolvedRecipe) -> int:
+    """Of a number in the compute dtype."""
+    return 2 if recipe.compute_dtype == "bfloat16" else 4
+
+
+QUANTISED = {"nf4-double": 0.5 + 1 / 64, "int8": 1.0}
+"""Bytes of a quantised weight, with its share of a block's scale."""
+SCALES = 4 / 64
+"""Bytes of a weight's share of a block's scale in float32: what training over NF4 undoes once."""
+
+
+def _weights(subject: Subject, recipe: ResolvedRecipe, *, host: bool) -> tuple[int, int]:
+    """What the base holds, and what loading needs on top for a moment.
+
+    On the CPU the base's file is mapped: weights that stay in its dtype are the file itself, all of which is then
+    resident, also where others were made from it.
+    """
+    shape, size = subject.shape, compute_bytes(recipe)
+    others = shape.parameters - shape.linear_weights
+    file = subject.stored * shape.parameters if host else 0
+    if recipe.method == "full":
+        return 4 * shape.parameters, file
+    if recipe.quantisation == "none":
+        same = host and size == subject.stored
+        return (file, 0) if same else (size * shape.parameters, file)
+    share = QUANTISED[recipe.quantisation] + (SCALES if is_quick(recipe) else 0.0)
+    packed = round(shape.linear_weights * share)
+    if host and size == subject.stored:
+        return packed + file, 0
+    return packed + size * others, file
+
+
+def _train(subject: Subject, recipe: ResolvedRecipe, pack: Pack, context: int, weights: int) -> Parts:
+    shape, size, trainable = subject.shape, compute_bytes(recipe), count_trainable(subject.shape, recipe)
+    full = recipe.method == "full"
+    cast = size if is_quick(recipe) else 0
+    eight_bit = recipe.optimiser != "adamw"
+    copies = shape.linear_weights * size if full and size < 4 else 0
+    activations = (_quick if is_quick(recipe) else _plain)(shape, recipe, pack)
+    return Parts(
+        context=context,
+        weights=weights + copies,
+        adapter=0 if full else trainable * (4 + cast),
+        optimiser=round(trainable * (2 + 2 / 64)) if eight_bit else 8 * trainable,
+        gradients=4 * trainable,
+        activations=activations,
+        logits=_logits(shape, recipe, pack),
+    )
+
+
+def _save(subject: Subject, recipe: ResolvedRecipe, train: Parts, *, host: bool) -> Parts:
+    """A training checkpoint stands in memory twice while it is encoded, always in the host's. On the CPU the allocator
+    keeps what the step before has freed, and little of it can hold so large a piece."""
+    checkpoint = CHECKPOINT_COPIES * checkpoint_bytes(subject.shape, recipe) if host else 0
+    return train.model_copy(update={"logits": 0, "checkpoint": checkpoint})
+
+
+def checkpoint_bytes(shape: Shape, recipe: ResolvedRecipe) -> int:
+    """Weights and what the optimiser remembers of them; with early stopping the best weights too."""
+    numbers = 4 + (4 if recipe.early_stopping else 0) + (8 if recipe.optimiser == "adamw" else 2 + 2 / 64)
+    return round(numbers * count_trainable(shape, recipe))
+
+
+def _logits(shape: Shape, recipe: ResolvedRecipe, pack: Pack) -> int:
+    """A chunk's in the compute dtype, twice in float32, and back; where the head is trained, its gradients too."""
+    size = 4 if recipe.method == "full" else compute_bytes(recipe)
+    chunk = min(CHUNK, pack.trained) * shape.words * (2 * size + 8)
+    return chunk + (2 * 4 * shape.head_weights if recipe.method == "full" else 0)
+
+
+# What an allocator leaves unused between tensors that live long, of their bytes: measured on the CPU.
+FRAGMENTS = 0.07
+SCORE_COPIES = 4
+CHECKPOINT_COPIES = 2
+
+
+def _quick(shape: Shape, recipe: ResolvedRecipe, pack: Pack) -> int:
+    """`ml/decoder.py`: what every layer keeps, and what one layer needs beside in its backward pass."""
+    size, rank, targets = compute_bytes(recipe), recipe.rank, recipe.target_modules
+    low = {name: rank if name in targets else 0 for name in shape.linear}
+    attention = shape.hidden + 2 * (shape.query + shape.key) + sum(low[f"{name}_proj"] for name in "qkvo")
+    wide = 2 * shape.inner + low["gate_proj"] + low["up_proj"] + low["down_proj"]
+    again = {"none": 0, "mlp": wide, "layer": wide + attention}[recipe.gradient_checkpointing]
+    kept = shape.hidden + attention + wide - again
+    passing = again + 6 * shape.inner + 12 * shape.hidden
+    scores = SCORE_COPIES * pack.scores * shape.heads
+    dequantised = shape.hidden * shape.inner if recipe.quantisation != "none" else 0
+    layers = round(shape.layers * kept * pack.tokens * (1 + FRAGMENTS))
+    return size * (layers + passing * pack.tokens + scores + dequantised)
+
+
+def _plain(shape: Shape, recipe: ResolvedRecipe, pack: Pack) -> int:
+    """The library's own modules under autograd: estimated from what each operation saves."""
+    size, stream = compute_bytes(recipe), 4 if recipe.method == "full" else compute_bytes(recipe)
+    norms = shape.hidden * (stream + 4 + size) * 2
+    attention = (2 * shape.query + 2 * shape.key) * (size + 4)
+    wide = 4 * shape.inner * size
+    low = 0 if recipe.method in ("full", "ia3") else 4 * sum(rows for rows, _ in shape.linear.values())
+    layer = (norms + attention + wide + low) * pack.tokens + 4 * shape.heads * pack.scores
+    if recipe.gradient_checkpointing == "none":
+        return shape.layers * layer
+    return shape.layers * shape.hidden * stream * pack.tokens + 2 * layer
+
+
+def _evaluate(subject: Subject, recipe: ResolvedRecipe, context: int, *, host: bool) -> Parts:
+    """Another process, without gradients; a baseline's own weights are read into a base beside it."""
+    shape, size = subject.shape, compute_bytes(recipe)
+    judged = recipe.model_copy(update={"method": "lora"}) if recipe.method == "full" else recipe
+    weights, _ = _weights(subject, judged, host=host)
+    own = size * shape.parameters if recipe.method == "full" else 4 * count_trainable(shape, recipe)
+    tokens = max(PACK_TOKENS, subject.lengths.longest)
+    wide = tokens * (3 * shape.inner + 6 * shape.hidden) * size
+    return Parts(
+        context=context,
+        weights=weights,
+        adapter=2 * own,
+        activations=wide + 4 * 3 * shape.heads * min(LARGE, subject.lengths.longest**2),
+        logits=HEAD_ROWS * shape.words * (size + 4),
+    )
+
+
+def stored_bytes(facts: Any) -> int:
+    """Of a weight in a base's files, by its entry; the wider where it says nothing."""
+    return 2 if facts.get("dtype") in ("bfloat16", "float16") else 4

@@ -1,0 +1,73 @@
+"""Whether a run fits this machine, asked when it is ordered and again before its worker starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from appliance.domain.cards import CARDS, Machine
+from appliance.domain.footprint import Subject
+from appliance.domain.plan import check_fits, read_subject
+from appliance.domain.recipe import ResolvedRecipe
+from appliance.errors import NotFound
+from appliance.workflows.context import Context
+
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Of the group of processes that the service is in, where there is one."""
+
+
+def describe_machine(context: Context, *, now: bool = False) -> Machine:
+    """The machine as a plan sees it; `now`: with the memory that others leave, not all that it has."""
+    found = os.statvfs(context.logs)
+    host = context.host
+    calibrations = tuple(one for one in context.calibrations.read() if one.host == host)
+    if context.device == "cuda":
+        memory = next((one.memory_bytes for one in calibrations), None) or _of_catalogue(host)
+    else:
+        memory = _host_memory(now=now)
+    return Machine(
+        host=host,
+        device="cuda" if context.device == "cuda" else "cpu",
+        threads=len(os.sched_getaffinity(0)),
+        bfloat16=context.bfloat16,
+        memory_bytes=memory,
+        disk_free_bytes=found.f_bavail * found.f_frsize,
+        calibrations=calibrations,
+    )
+
+
+def _of_catalogue(host: str) -> int | None:
+    return next((card.memory_bytes for card in CARDS if card.name.removeprefix("RTX ") in host), None)
+
+
+def _host_memory(*, now: bool) -> int:
+    """The smaller of what the machine has (or has left) and what the service's group may use."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in _LIMITS:
+        try:
+            text = Path(name).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        sizes += [int(text)] if text.isdigit() else []
+    if now:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        sizes += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return min(sizes)
+
+
+def check_order(context: Context, recipe: ResolvedRecipe) -> None:
+    """Conflict where a run of this recipe could not fit this machine, whatever else it does."""
+    check_fits(_subject(context, recipe), recipe, describe_machine(context))
+
+
+def check_start(context: Context, recipe: ResolvedRecipe) -> None:
+    """... or does not fit beside what it does now."""
+    check_fits(_subject(context, recipe), recipe, describe_machine(context, now=True))
+
+
+def _subject(context: Context, recipe: ResolvedRecipe) -> Subject:
+    state = context.ledger.state
+    base, dataset = state.bases.get(recipe.base), state.datasets.get(recipe.dataset)
+    if base is None or dataset is None:
+        raise NotFound(f"plan: expected an imported base and dataset, got {recipe.base} and {recipe.dataset}")
+    return read_subject(recipe.base, recipe.dataset, base.facts, dataset.facts)

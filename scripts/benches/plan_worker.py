@@ -1,0 +1,58 @@
+"""One training run in a process of its own, by the functions that the training worker calls; prints its peaks.
+
+The rows are drawn: what a run holds in memory depends on how long they are, never on what they say.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from appliance.ml import machine, methods
+from appliance.ml.base import load_base
+from appliance.ml.checkpoint import encode_checkpoint
+from appliance.ml.loop import Step, train
+from appliance.ml.samples import Sample
+
+
+def main() -> None:
+    task: dict[str, Any] = json.loads(sys.argv[1])
+    recipe = task["recipe"]
+    machine.use_determinism(recipe["seed"])
+    device, peaks = recipe["device"], {}
+    peaks["libraries"] = machine.measure_peak_bytes(device)
+    began = time.perf_counter()
+    base = load_base(
+        Path(task["base"]),
+        quantisation=recipe["quantisation"],
+        compute_dtype=recipe["compute_dtype"],
+        device=device,
+        trainable=recipe["method"] == "full",
+    )
+    samples = draw_samples(task["lengths"], task["shared"], task["answer"], base.head_weight().shape[0])
+    model = methods.attach_adapter(base, recipe)
+    peaks["load"] = machine.measure_peak_bytes(device)
+    loaded = time.perf_counter() - began
+    steps: list[Step] = []
+    training = train(base, model, samples, recipe, steps.append, stop=task["steps"])
+    peaks["train"] = machine.measure_peak_bytes(device)
+    checkpoint = encode_checkpoint(training)
+    adapter = methods.encode_adapter(model, "base")[0]
+    peaks["peak"] = machine.measure_peak_bytes(device)
+    sizes = {"checkpoint_bytes": len(checkpoint), "adapter_bytes": len(adapter)}
+    print(json.dumps({**peaks, **sizes, "load_s": loaded, "train_s": steps[-1].seconds, "steps": len(steps)}))
+
+
+def draw_samples(lengths: list[int], shared: int, answer: int, words: int) -> list[Sample]:
+    draw = random.Random(1)
+    common = [draw.randrange(words) for _ in range(shared)]
+    rows = [[*common, *(draw.randrange(words) for _ in range(length - shared))] for length in lengths]
+    return [Sample(index, tuple(row), ((len(row) - answer, len(row)),)) for index, row in enumerate(rows)]
+
+
+if __name__ == "__main__":
+    main()

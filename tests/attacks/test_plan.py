@@ -1,0 +1,40 @@
+"""A plan against a real run: the figures that were told before are held against those that its record tells after."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from appliance.cli import main
+from appliance.domain.steps import parse_steps
+from appliance.formats.keys import encode_key_file
+from tests.attacks.conftest import Site
+
+RECIPE = (
+    "name: clauses\nbase: tiny\ndataset: clauses@1\nrank: 4\nalpha: 8\nepochs: 1\nlearning_rate: 0.01\n"
+    "gradient_checkpointing: none\n"
+)
+
+
+def test_what_was_planned_is_what_the_run_took(
+    shared: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tiny base, so nearly all of it is the process itself: within a tenth, and never under."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "pass").write_bytes(b"correct horse battery\n")
+    key = encode_key_file(shared.keys["olga"].private, b"correct horse battery", salt=bytes(32), nonce=bytes(12))
+    (tmp_path / "olga.key").write_bytes(key)
+    for name in ("pass", "olga.key"):
+        (tmp_path / name).chmod(0o600)
+    options = ["--as", "olga", "--key", str(tmp_path / "olga.key"), "--passphrase-file", str(tmp_path / "pass")]
+    words = ["run", "plan", str(tmp_path / "recipe.yaml"), "--json", "--home", str(shared.home), *options]
+    assert main.run(words) == 0
+    plan = json.loads(capsys.readouterr().out)
+    steps = parse_steps(shared.get("/v1/runs/r-000001/steps"), "steps")
+    peak = max(step.peak_bytes for step in steps)
+    planned = max(sum(plan["memory"][phase].values()) for phase in ("load", "train"))
+    assert plan["steps"] == len(steps)
+    assert 1 <= planned / peak < 1.15, f"planned {planned:,}, measured {peak:,}"
+    assert plan["problems"] == []

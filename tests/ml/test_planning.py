@@ -1,0 +1,73 @@
+"""The plan's arithmetic and the training path are two texts about one thing; these hold them together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.domain import footprint
+from appliance.domain.recipe import ResolvedRecipe
+from appliance.domain.shape import Shape, profile_lengths
+from appliance.ml import evaluation, loop, loss, methods, packing
+from appliance.ml.base import load_base
+from appliance.ml.convert import describe_shape
+from appliance.ml.samples import Sample
+from tests.ml.tiny import RECIPE
+
+
+def test_the_limits_of_packs_are_the_loops_own() -> None:
+    assert footprint.PACK_TOKENS == loop.PACK_TOKENS == evaluation.PACK_TOKENS
+    assert (footprint.CHUNK, footprint.HEAD_ROWS) == (loss.CHUNK, evaluation.HEAD_ROWS)
+    assert footprint.LARGE == packing.LARGE
+
+
+def planned(**changes: Any) -> ResolvedRecipe:
+    values = {**RECIPE, "baseline": None, "purpose": "baseline", **changes}
+    return ResolvedRecipe.model_validate({**values, "target_modules": tuple(values["target_modules"])})
+
+
+def test_the_largest_pack_is_found_from_the_lengths_alone() -> None:
+    """Within a tenth of the one that the run's own order makes, over ten seeds, and never far below it."""
+    lengths = [20 + (number * 53) % 180 for number in range(400)]
+    samples = [
+        Sample(index, (1, 2, *[index + 3] * (length - 2)), ((length - 2, length),))
+        for index, length in enumerate(lengths)
+    ]
+    for seed in range(10):
+        recipe = planned(seed=seed, batch_size=8, accumulation=1)
+        parts = [part for step in loop.plan_steps(samples, recipe.model_dump()) for part in loop.split_batch(step, 8)]
+        largest = max(sum(len(sample.ids) for sample in part) - 2 * (len(part) - 1) for part in parts)
+        profile = profile_lengths(lengths, shared=2, trained=2)
+        found = max(pack.tokens for pack in footprint.draw_packs(profile, recipe, len(samples)))
+        assert 0.93 < found / largest < 1.15
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"method": "lora", "quantisation": "none"},
+        {"method": "olora"},
+        {"method": "dora"},
+        {"method": "full", "quantisation": "none", "rank": 0, "alpha": 0, "target_modules": [], "dropout": "0.0"},
+    ],
+)
+def test_trained_weights_are_counted_and_the_quick_way_is_foreseen(changes: dict[str, Any], base_folder: Path) -> None:
+    recipe = {**RECIPE, **changes}
+    base = load_base(
+        base_folder,
+        quantisation=recipe["quantisation"],
+        compute_dtype="float32",
+        device="cpu",
+        trainable=recipe["method"] == "full",
+    )
+    total = sum(parameter.numel() for parameter in {id(p): p for p in base.model.parameters()}.values())
+    shape = Shape(**describe_shape(base.model), parameters=total)
+    model = methods.attach_adapter(base, recipe)
+    trained = sum(weight.numel() for weight in methods.list_trainable(model))
+    if recipe["method"] != "full":
+        assert footprint.count_trainable(shape, planned(**changes)) == trained
+    decoder = loop.begin_decoder(base, model, recipe)
+    assert footprint.is_quick(planned(**changes)) == (decoder is not None)
