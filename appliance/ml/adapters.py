@@ -2,13 +2,14 @@
 
 peft switches adapters by state on the shared model, and a failed call has left that state behind (peft issue 3475).
 Here nothing is switched: a slot is a set of tensors, and which one applies is said for the length of one `with`, so
-that an exception cannot leave it on. The arithmetic is peft's, in its order and dtypes: a test compares the bits.
+that an exception cannot leave it on. With one adapter in use (`using`) the arithmetic is peft's, in its order and
+dtypes: a test compares the bits. With one a row (`mixing`) it is that of `ml/mixing.py`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ import safetensors.torch
 import torch
 
 from appliance.errors import BadInput, Conflict, NotFound
+from appliance.ml.mixing import Adapter, Mix, Mixer, combine, multiply_rows
 
 CONFIG_FILE = "adapter_config.json"
 _PREFIX = "base_model.model."
@@ -51,14 +53,6 @@ class LoraConfig:
     rank: int
     scaling: float
     target_modules: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A and B of every adapted layer by the layer's name, float32, and their common scale."""
-
-    scaling: float
-    weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 def parse_adapter_config(data: bytes) -> LoraConfig:
@@ -125,15 +119,26 @@ class AdaptedLinear(torch.nn.Module):
         self._slots = (slots,)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        slots = self._slots[0]
+        if slots.mix is not None or x.numel() == x.shape[-1]:
+            # One token alone is a row of a batch of one.
+            return self._mixed(x, slots.mix if slots.mix is not None else slots.mix_alone())
         result: torch.Tensor = self.base(x)
-        adapter = self._slots[0].active
+        adapter = slots.active
         pair = adapter.weights.get(self._name) if adapter is not None else None
         if adapter is None or pair is None:
             return result
         low = torch.nn.functional.linear(x.to(torch.float32), pair[0])
         added = torch.nn.functional.linear(low, pair[1]) * adapter.scaling
-        # peft rounds before the sum over a quantised layer, and after it over a plain one.
-        return result + added.to(result.dtype) if self._quantised else (result + added).to(result.dtype)
+        return combine(result, added, self._quantised)
+
+    def _mixed(self, x: torch.Tensor, mix: Mix) -> torch.Tensor:
+        """A batch whose rows use adapters of their own; x is [1, rows, in]."""
+        rows = x.flatten(0, -2)
+        result = multiply_rows(self.base, rows)
+        for part in mix:
+            part.add(self._name, rows, result, self._quantised)
+        return result.view(*x.shape[:-1], -1)
 
 
 class Slots:
@@ -141,6 +146,10 @@ class Slots:
 
     def __init__(self, model: Any, device: str) -> None:
         self.active: Adapter | None = None
+        self.mix: Mix | None = None
+        self._using: str | None = None
+        self._alone: Mix | None = None
+        self._mixer = Mixer(device)
         self._device = device
         self._model = model
         self._adapters: dict[str, Adapter] = {}
@@ -158,6 +167,7 @@ class Slots:
             self._model.set_submodule(name, layer.base)
         self._layers.clear()
         self._adapters.clear()
+        self._mixer.forget()
 
     def load(self, slot: str, config: bytes, weights: bytes) -> None:
         """Fills a slot from buffers; a slot is never filled twice."""
@@ -168,6 +178,7 @@ class Slots:
     def unload(self, slot: str) -> None:
         self._find(slot)
         del self._adapters[slot]
+        self._mixer.forget()
 
     def __contains__(self, slot: str) -> bool:
         return slot in self._adapters
@@ -175,13 +186,41 @@ class Slots:
     @contextmanager
     def using(self, slot: str | None) -> Iterator[None]:
         """Within it the model answers as base plus this slot's adapter, or, for None, as the base."""
-        if self.active is not None:
-            raise Conflict("engine: expected no adapter in use, got one")
-        self.active = self._find(slot) if slot is not None else None
+        self._check_idle()
+        self.active, self._using = self._find(slot) if slot is not None else None, slot
         try:
             yield
         finally:
-            self.active = None
+            self.active = self._using = self._alone = None
+
+    def mix_alone(self) -> Mix:
+        """The mix of one row that uses what is in use."""
+        if self._using is None:
+            return ()
+        if self._alone is None:
+            self._alone = self._mixer.mix([self._using], self._adapters)
+        return self._alone
+
+    @contextmanager
+    def mixing(self, rows: Sequence[str | None]) -> Iterator[None]:
+        """Within it row by row of a batch is answered with its own slot's adapter, or, for None, as the base."""
+        self._check_idle()
+        for slot in rows:
+            if slot is not None:
+                self.check(slot)
+        self.mix = self._mixer.mix(rows, self._adapters)
+        try:
+            yield
+        finally:
+            self.mix = None
+
+    def check(self, slot: str) -> None:
+        """NotFound where the slot holds nothing."""
+        self._find(slot)
+
+    def _check_idle(self) -> None:
+        if self.active is not None or self.mix is not None:
+            raise Conflict("engine: expected no adapter in use, got one")
 
     def _find(self, slot: str) -> Adapter:
         adapter = self._adapters.get(slot)

@@ -7,7 +7,6 @@ evaluation on exactly this tuple.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -44,12 +43,6 @@ class Base:
     @property
     def context_length(self) -> int:
         return int(self.model.config.max_position_embeddings)
-
-    @property
-    def cache_argument(self) -> str:
-        """What this transformers calls the cache of keys and values."""
-        parameters = inspect.signature(type(self.model.get_decoder()).forward).parameters
-        return "cache" if "cache" in parameters else "past_key_values"
 
     def head_weight(self) -> torch.Tensor:
         """[vocabulary, hidden], in the compute dtype."""

@@ -1,56 +1,89 @@
-"""Answers one request at a time: a base, adapters in slots, and a stream of text.
+"""Answers many requests at once: a base, adapters in slots, and a step that gives every request one token more.
 
-A slot is filled once its probe gives, bit for bit, what was sealed with the adapter. The base alone never answers.
+A slot is filled once its probe gives, bit for bit, what was sealed with the adapter. The base alone never answers. A
+request joins and leaves at any token: its prompt is read by itself, in chunks, through the same arithmetic as the
+probe; then it is a row of a batch in which no row's bits depend on another's (`ml/mixing.py`, `ml/cache.py`), so that
+an answer can be drawn again alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
-from appliance.errors import BadInput, TooLarge
+from appliance.errors import ApplianceError, Conflict, Denied, TooLarge, Unavailable
 from appliance.ml.adapters import Slots
+from appliance.ml.asked import Request
 from appliance.ml.base import Base
+from appliance.ml.cache import BLOCK, Cache, Held
+from appliance.ml.drawing import PROMPT_CHUNK, draw_token, read_drawn, read_prompt
 from appliance.ml.probe import Reading, read_probe, verify_probe
+from appliance.ml.text import Text
 
-MAX_STOPS = 16
-_INCOMPLETE = "�"
-_ROLES = ("system", "user", "assistant")
+# Requests that are answered at once; more wait for their turn.
+MAX_ROWS = 32
+_CACHE_TOKENS = 1 << 16
+# What one row's own work can raise: a defect in one answer ends that answer.
+_FAULTS = (ApplianceError, RuntimeError, MemoryError, ValueError, LookupError, TypeError, ArithmeticError)
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to answer and how. `temperature` 0 always takes the likeliest token; `seed` fixes every draw."""
-
-    messages: tuple[Mapping[str, str], ...]
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-
-
-@dataclass
-class Answer:
+class Done:
     """How an answer ended: `stop` (end of turn or a stop text), `length` or `cancelled`."""
 
-    finish_reason: str = "length"
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    pieces: list[str] = field(default_factory=list)
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Event:
+    """What became of a request: a piece of its answer, its end, or why it has none."""
+
+    name: str
+    told: str | Done | ApplianceError
+
+
+class Row:
+    """A request at work."""
+
+    def __init__(self, name: str, slot: str | None, request: Request, prompt: list[int], room: int, text: Text) -> None:
+        self.name, self.slot, self.request, self.text = name, slot, request, text
+        self.limit = min(request.max_tokens, room)
+        self.prompt_tokens, self.completion_tokens = len(prompt), 0
+        self.unread = prompt
+        self.held = Held()
+        self.last = -1
+        self.generator = torch.Generator().manual_seed(request.seed)
+
+    @property
+    def most(self) -> int:
+        """Tokens that it can come to hold."""
+        return self.prompt_tokens + self.limit
 
 
 class Engine:
-    """One base and its slots; not for use by two threads at once."""
+    """One base, its slots, and the requests at work; not for use by two threads at once."""
 
     def __init__(self, base: Base) -> None:
         self.base = base
         self.slots = Slots(base.model, base.device)
         self._plain: Reading = read_probe(base)
+        self._tokens = max(_CACHE_TOKENS, base.context_length)
+        # A block more for each row: its last one may be filled in part.
+        self._cache = Cache(base.device, self._tokens + MAX_ROWS * BLOCK)
+        self._rows: list[Row] = []
+        self._waiting: list[Row] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do something."""
+        return bool(self._rows or self._waiting)
+
+    # --- slots --------------------------------------------------------------------------------------------------------
 
     def load(self, slot: str, config: bytes, weights: bytes, probe: Mapping[str, Any]) -> None:
         """Fills a slot from buffers; where the probe differs from the sealed one the slot is empty again."""
@@ -63,13 +96,22 @@ class Engine:
             self.slots.unload(slot)
             raise
 
-    def unload(self, slot: str) -> None:
+    def unload(self, slot: str) -> list[Event]:
+        """Empties a slot. What it was answering is cut off before it goes."""
+        cut = [row for row in self._rows + self._waiting if row.slot == slot]
+        for row in cut:
+            self._leave(row)
         self.slots.unload(slot)
+        return [Event(row.name, Denied("answer: cut off, its adapter was taken out", code="cut-off")) for row in cut]
 
-    def generate(
-        self, slot: str, request: Request, emit: Callable[[str], None], cancelled: Callable[[], bool]
-    ) -> Answer:
-        """Answers through `emit`, piece by piece; `cancelled` is asked before every token."""
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def start(self, name: str, slot: str | None, request: Request) -> None:
+        """Takes a request in; it joins the batch when there is room. None is the bare base, which no unit can name."""
+        if slot is not None:
+            self.slots.check(slot)
+        if any(row.name == name for row in self._rows + self._waiting):
+            raise Conflict(f"request {name}: expected a new name, got one that is being answered")
         chat = self.base.chat
         prompt = chat.encode(chat.render(request.messages))
         room = self.base.context_length - len(prompt)
@@ -78,130 +120,101 @@ class Engine:
                 f"messages: expected fewer than {self.base.context_length} tokens, got {len(prompt)}",
                 code="context-length",
             )
-        answer = Answer(prompt_tokens=len(prompt))
-        text = _Text(chat.decode, request.stop)
-        with self.slots.using(slot):
-            for token in draw_tokens(self.base, prompt, request, min(request.max_tokens, room)):
-                if cancelled():
-                    answer.finish_reason = "cancelled"
-                    break
-                answer.completion_tokens += 1
-                if token in chat.stop_ids():
-                    answer.finish_reason = "stop"
-                    break
-                if piece := text.push(token):
-                    answer.pieces.append(piece)
-                    emit(piece)
-                if text.stopped:
-                    answer.finish_reason = "stop"
-                    break
-        if piece := text.finish():
-            answer.pieces.append(piece)
-            emit(piece)
-        return answer
+        text = Text(chat.decode, request.stop)
+        self._waiting.append(Row(name, slot, request, prompt, room, text))
+
+    def cancel(self, name: str) -> list[Event]:
+        """Ends one request and touches no other; nothing where it has ended already."""
+        found = [row for row in self._rows + self._waiting if row.name == name]
+        return [event for row in found for event in self._end(row, "cancelled")]
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """A chunk of one prompt, and a token for each request whose prompt was read."""
+        self._admit()
+        events: list[Event] = []
+        if reading := next((row for row in self._rows if row.unread), None):
+            events += self._read(reading)
+        drawing = [row for row in self._rows if not row.unread]
+        for row, logits in zip(drawing, self._compute(drawing), strict=True):
+            events += self._draw(row, logits)
+        return events
+
+    def _admit(self) -> None:
+        """In the order they came, while there is room for all that they can come to hold."""
+        while self._waiting and len(self._rows) < MAX_ROWS:
+            held = sum(row.most for row in self._rows)
+            if self._rows and held + self._waiting[0].most > self._tokens:
+                return
+            self._rows.append(self._waiting.pop(0))
+
+    def _read(self, row: Row) -> list[Event]:
+        """The next chunk of its prompt, alone in its batch as the probe is."""
+        chunk, rest = row.unread[:PROMPT_CHUNK], row.unread[PROMPT_CHUNK:]
+        try:
+            with self.slots.using(row.slot):
+                logits = read_prompt(self.base, self._cache, row.held, chunk)
+            row.unread = rest
+            return [] if rest else self._draw(row, logits)
+        except _FAULTS as error:
+            return self._fail(row, error)
+
+    def _compute(self, rows: Sequence[Row]) -> list[torch.Tensor | ApplianceError]:
+        """The next token's logits by row. Where the batch fails each row is tried alone, and only the culprit ends."""
+        if not rows:
+            return []
+        try:
+            with self.slots.mixing([row.slot for row in rows]):
+                held = [row.held for row in rows]
+                return list(read_drawn(self.base, self._cache, held, [row.last for row in rows]))
+        except _FAULTS as error:
+            if len(rows) == 1:
+                return [as_refusal(error)]
+            return [found for row in rows for found in self._compute([row])]
+
+    def _draw(self, row: Row, logits: torch.Tensor | ApplianceError) -> list[Event]:
+        """One token more of an answer, and what of its text can be told."""
+        try:
+            if isinstance(logits, ApplianceError):
+                raise logits
+            if not bool(logits.isfinite().all()):
+                raise Unavailable("answer: expected finite logits, got others", code="not-finite")
+            row.last = draw_token(logits, row.request, row.generator)
+            row.completion_tokens += 1
+            if row.last in self.base.chat.stop_ids():
+                return self._end(row, "stop")
+            events = _pieces(row, row.text.push(row.last))
+            if row.text.stopped:
+                return events + self._end(row, "stop")
+            return events + (self._end(row, "length") if row.completion_tokens == row.limit else [])
+        except _FAULTS as error:
+            return self._fail(row, error)
+
+    def _end(self, row: Row, reason: str) -> list[Event]:
+        self._leave(row)
+        done = Done(reason, row.prompt_tokens, row.completion_tokens)
+        return [*_pieces(row, row.text.finish()), Event(row.name, done)]
+
+    def _fail(self, row: Row, error: BaseException) -> list[Event]:
+        self._leave(row)
+        return [Event(row.name, as_refusal(error))]
+
+    def _leave(self, row: Row) -> None:
+        """Nothing of it stays: neither its place nor what the cache holds of it."""
+        for rows in (self._rows, self._waiting):
+            if row in rows:
+                rows.remove(row)
+        self._cache.release(row.held)
 
 
-@torch.inference_mode()
-def draw_tokens(base: Base, prompt: Sequence[int], request: Request, limit: int) -> Iterator[int]:
-    """Token after token; the keys and values of what stands already are kept."""
-    generator = torch.Generator().manual_seed(request.seed)
-    cache = DynamicCache(config=base.model.config)
-    ids, position = list(prompt), 0
-    for _ in range(limit):
-        hidden = base.hidden(
-            input_ids=torch.tensor([ids], device=base.device),
-            position_ids=torch.arange(position, position + len(ids), device=base.device)[None],
-            use_cache=True,
-            **{base.cache_argument: cache},
-        )
-        position += len(ids)
-        logits = (hidden[0, -1] @ base.head_weight().T).float().cpu()
-        ids = [draw_token(logits, request, generator)]
-        yield ids[0]
+def _pieces(row: Row, piece: str) -> list[Event]:
+    return [Event(row.name, piece)] if piece else []
 
 
-def draw_token(logits: torch.Tensor, request: Request, generator: torch.Generator) -> int:
-    """The likeliest token at temperature 0; else one of the smallest set whose probability reaches `top_p`."""
-    if request.temperature == 0:
-        return int(logits.argmax())
-    probabilities, order = torch.softmax(logits / request.temperature, dim=-1).sort(descending=True, stable=True)
-    before = probabilities.cumsum(0) - probabilities
-    probabilities[1:][before[1:] >= request.top_p] = 0
-    return int(order[torch.multinomial(probabilities, 1, generator=generator)])
-
-
-class _Text:
-    """Turns tokens into text that can be sent: whole characters, and nothing that may begin a stop text."""
-
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: tuple[str, ...]) -> None:
-        self._decode = decode
-        self._stop = stop
-        self._ids: list[int] = []
-        self._text = ""
-        self._sent = 0
-        self.stopped = False
-
-    def push(self, token: int) -> str:
-        """The text that this token lets go."""
-        self._ids.append(token)
-        self._text = self._decode(self._ids)
-        places = [place for stop in self._stop if (place := self._text.find(stop)) >= 0]
-        if places:
-            self.stopped = True
-            self._text = self._text[: min(places)]
-            return self._release(len(self._text))
-        return self._release(len(self._text) - self._held())
-
-    def finish(self) -> str:
-        """What was held back, once no token follows."""
-        return self._release(len(self._text))
-
-    def _release(self, end: int) -> str:
-        piece = self._text[self._sent : end]
-        self._sent = max(self._sent, end)
-        return piece
-
-    def _held(self) -> int:
-        """How many last characters may still change: an unfinished character, or the beginning of a stop text."""
-        if self._text.endswith(_INCOMPLETE):
-            return len(self._text) - len(self._text.rstrip(_INCOMPLETE))
-        ends = [size for stop in self._stop for size in range(1, len(stop)) if self._text.endswith(stop[:size])]
-        return max(ends, default=0)
-
-
-def parse_request(value: Mapping[str, Any]) -> Request:
-    """A request's members, checked; BadInput names the one that is off."""
-    messages = value.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise BadInput(f"messages: expected a list with at least one, got {type(messages).__name__}")
-    for place, message in enumerate(messages):
-        if (
-            not isinstance(message, dict)
-            or message.get("role") not in _ROLES
-            or not isinstance(message.get("content"), str)
-        ):
-            raise BadInput(
-                f"message {place}: expected a role of {', '.join(_ROLES)} and text content, got another shape"
-            )
-    stop = value.get("stop", [])
-    if not isinstance(stop, list) or len(stop) > MAX_STOPS or not all(isinstance(item, str) and item for item in stop):
-        raise BadInput(f"stop: expected at most {MAX_STOPS} texts, got {stop!r:.80}")
-    return Request(
-        messages=tuple({"role": message["role"], "content": message["content"]} for message in messages),
-        max_tokens=int(_number(value, "max_tokens", 1, 1 << 20, whole=True)),
-        temperature=_number(value, "temperature", 0, 2),
-        top_p=_number(value, "top_p", 0, 1),
-        seed=int(_number(value, "seed", 0, 2**63 - 1, whole=True)),
-        stop=tuple(stop),
-    )
-
-
-def _number(value: Mapping[str, Any], name: str, least: float, most: float, *, whole: bool = False) -> float:
-    defaults = {"max_tokens": 256, "temperature": 1.0, "top_p": 1.0, "seed": 0}
-    number = value.get(name, defaults[name])
-    kinds = (int,) if whole else (int, float)
-    if type(number) not in kinds or not least <= number <= most:
-        raise BadInput(
-            f"{name}: expected {'an integer' if whole else 'a number'} from {least} to {most}, got {number!r:.40}"
-        )
-    return float(number) if not whole else number
+def as_refusal(error: BaseException) -> ApplianceError:
+    """What is said of a row that failed; a defect's own words may quote a prompt, so they are not repeated."""
+    if isinstance(error, ApplianceError):
+        return error
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+        return Unavailable("answer: expected enough memory, got too little", code="out-of-memory")
+    return Unavailable(f"answer: expected to compute it, got {type(error).__name__}", code="answer-failed")

@@ -15,9 +15,10 @@ from torch.nn.functional import cross_entropy
 
 from appliance.errors import BadInput
 from appliance.ml import metrics
+from appliance.ml.asked import Request
 from appliance.ml.base import Base
 from appliance.ml.data import About, Row
-from appliance.ml.engine import Request, draw_tokens
+from appliance.ml.drawing import draw_tokens
 from appliance.ml.packing import pack_sequences
 from appliance.ml.samples import Sample
 from appliance.ml.score import choose_labels, score_rows

@@ -94,18 +94,20 @@ def attend(
     *,
     scaling: float | None = None,
     segments: tuple[Segment, ...] = (),
+    rows: Any = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention for one row: by segments where they are given, else plain causal, with or without a cache.
+    """Attention for one row: by segments or by the `rows` of a cache (`ml/cache.py`) where given, else plain causal.
 
     query is [1, heads, tokens, size], key and value [1, key heads, tokens, size], the result [1, tokens, heads, size].
     """
     if query.shape[0] != 1 or attention_mask is not None:
         raise ValueError("one row without a mask is what this attention is for")
+    if rows is not None:
+        return rows.attend(module.layer_idx, query, key, value, scaling or query.shape[-1] ** -0.5).contiguous(), None
     if segments:
         output = _attend_segments(query, key, value, segments, scaling or query.shape[-1] ** -0.5)
     else:
-        # With a cache of keys there is one query alone, which sees them all.
         causal = query.shape[2] > 1
         output = scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scaling, enable_gqa=True)
     return output.transpose(1, 2).contiguous(), None

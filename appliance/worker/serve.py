@@ -1,4 +1,4 @@
-"""The serving worker: holds the engine, fills and empties slots, and answers one request at a time."""
+"""The serving worker: holds the engine, fills and empties slots, and answers all requests that came in, together."""
 
 from __future__ import annotations
 
@@ -12,46 +12,49 @@ from appliance.errors import ApplianceError, BadInput
 from appliance.worker.session import Frame, Header, Session, run_worker, take, take_path
 
 if TYPE_CHECKING:
-    from appliance.ml.engine import Engine
+    from appliance.ml.engine import Engine, Event
 
 
 class Service:
-    """The engine and the frames that wait for it. A request that was cancelled before its turn never begins."""
+    """The engine and the frames that come in; between two steps every frame that waits is taken."""
 
     def __init__(self, session: Session, engine: Engine) -> None:
         self._session = session
         self._engine = engine
         self._frames = session.listen()
-        self._waiting: list[Frame] = []
-        self._cancelled: set[str] = set()
-        self._ended = False
-
-    def run(self) -> None:
-        """Until the service closes the stream."""
-        while (frame := self._next()) is not None:
-            header, blob = frame
-            try:
-                self._handle(header, blob)
-            except ApplianceError as error:
-                named: Header = {key: header[key] for key in ("id", "slot") if key in header}
-                self._session.send({"frame": "failure", **named, "code": error.code, "message": error.message})
-
-    def _next(self) -> Frame | None:
-        if self._waiting:
-            return self._waiting.pop(0)
-        return None if self._ended else self._frames.get()
-
-    def _handle(self, header: Header, blob: bytes) -> None:
-        handlers: dict[str, Callable[[Header, bytes], None]] = {
+        self._handlers: dict[str, Callable[[Header, bytes], None]] = {
             "load": self._load,
             "unload": self._unload,
             "generate": self._generate,
             "cancel": self._cancel,
         }
-        kind = header.get("frame")
-        if kind not in handlers:
-            raise BadInput(f"frame: expected one of {', '.join(handlers)}, got {kind!r:.40}")
-        handlers[kind](header, blob)
+
+    def run(self) -> None:
+        """Until the service closes the stream."""
+        while True:
+            for frame in self._take():
+                if frame is None:
+                    return
+                self._handle(*frame)
+            self._tell(self._engine.step())
+
+    def _take(self) -> list[Frame | None]:
+        """What has come in; waits for a frame only while nothing is being answered."""
+        taken = [] if self._engine.busy else [self._frames.get()]
+        try:
+            while True:
+                taken.append(self._frames.get_nowait())
+        except queue.Empty:
+            return taken
+
+    def _handle(self, header: Header, blob: bytes) -> None:
+        try:
+            kind = header.get("frame")
+            if kind not in self._handlers:
+                raise BadInput(f"frame: expected one of {', '.join(self._handlers)}, got {kind!r:.40}")
+            self._handlers[kind](header, blob)
+        except ApplianceError as error:
+            self._refuse({key: header[key] for key in ("id", "slot") if key in header}, error)
 
     def _load(self, header: Header, blob: bytes) -> None:
         slot = take(header, "slot", str)
@@ -60,49 +63,29 @@ class Service:
 
     def _unload(self, header: Header, blob: bytes) -> None:
         slot = take(header, "slot", str)
-        self._engine.unload(slot)
+        self._tell(self._engine.unload(slot))
         self._session.send({"frame": "unloaded", "slot": slot})
 
-    def _cancel(self, header: Header, blob: bytes) -> None:
-        """For a request that is not at work: one that waits, or has ended."""
-        name = take(header, "id", str)
-        if any(waiting.get("id") == name for waiting, _ in self._waiting):
-            self._cancelled.add(name)
-
     def _generate(self, header: Header, blob: bytes) -> None:
-        from appliance.ml.engine import parse_request
+        from appliance.ml.asked import parse_request
 
-        name, slot = take(header, "id", str), take(header, "slot", str)
+        self._engine.start(take(header, "id", str), take(header, "slot", str), parse_request(header))
 
-        def emit(text: str) -> None:
-            self._session.send({"frame": "token", "id": name, "text": text})
+    def _cancel(self, header: Header, blob: bytes) -> None:
+        self._tell(self._engine.cancel(take(header, "id", str)))
 
-        request = parse_request(header)
-        answer = self._engine.generate(slot, request, emit, lambda: self._is_cancelled(name))
-        self._cancelled.discard(name)
-        self._session.send(
-            {
-                "frame": "done",
-                "id": name,
-                "finish_reason": answer.finish_reason,
-                "prompt_tokens": answer.prompt_tokens,
-                "completion_tokens": answer.completion_tokens,
-            }
-        )
-
-    def _is_cancelled(self, name: str) -> bool:
-        """Looks at what came in meanwhile: cancellations count at once, the rest waits its turn, the end ends all."""
-        while True:
-            try:
-                frame = self._frames.get_nowait()
-            except queue.Empty:
-                return self._ended or name in self._cancelled
-            if frame is None:
-                self._ended = True
-            elif frame[0].get("frame") == "cancel":
-                self._cancelled.add(str(frame[0].get("id")))
+    def _tell(self, events: list[Event]) -> None:
+        for event in events:
+            name, told = {"id": event.name}, event.told
+            if isinstance(told, str):
+                self._session.send({"frame": "token", **name, "text": told})
+            elif isinstance(told, ApplianceError):
+                self._refuse(name, told)
             else:
-                self._waiting.append(frame)
+                self._session.send({"frame": "done", **name, **vars(told)})
+
+    def _refuse(self, named: Header, error: ApplianceError) -> None:
+        self._session.send({"frame": "failure", **named, "code": error.code, "message": error.message})
 
 
 def work(session: Session, task: Header, blob: bytes) -> Header:

@@ -1,10 +1,16 @@
-"""The serving worker as the service sees it: one base, adapters in slots, one request at a time."""
+"""The serving worker as the service sees it: one base, adapters in slots, and many requests over one stream of frames.
+
+One thread reads what the worker says and hands each frame to the request it names. Loads and unloads take turns; they
+wait for no answer, so that a revocation cuts an answer at its next token.
+"""
 
 from __future__ import annotations
 
+import queue
 import threading
+import time
 from collections.abc import Generator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +24,20 @@ FRAME_S = 120.0
 WAITING = 32
 
 
+Heard = queue.Queue[Frame | None]
+
+
 class Engine:
-    """Started at the first load. A failed exchange ends the worker: nothing of a broken one is used again."""
+    """Started at the first load. A broken stream ends the worker: nothing of it is used again."""
 
     def __init__(self, context: Context, base: Path, base_digest: str, recipe: Mapping[str, Any]) -> None:
         self._stack = ExitStack()
         self._turn = threading.Lock()
-        self._waiting = threading.BoundedSemaphore(WAITING)
+        self._places = threading.BoundedSemaphore(WAITING)
+        self._lock = threading.Lock()
+        self._replies: Heard = queue.Queue()
+        self._requests: dict[str, Heard] = {}
+        self._last_heard = time.monotonic()
         self.alive = True
         try:
             tuple_ = f"{recipe['quantisation']}-{recipe['compute_dtype']}"
@@ -46,21 +59,23 @@ class Engine:
                 "device": context.device,
             }
             self._worker.send({"frame": "go", **task})
-            self._expect("ready", START_S)
+            _expect(self._worker.receive(START_S), "ready")
+            threading.Thread(target=self._read, name=f"engine-{self._worker.pid}", daemon=True).start()
         except BaseException:
             self.close()
             raise
 
-    def _expect(self, kind: str, timeout_s: float = FRAME_S) -> Frame:
-        received = self._worker.receive(timeout_s)
-        if received is None:
-            raise Unavailable("engine: expected an answer, got its end; its log says more", code="engine-ended")
-        frame = received[0]
-        if frame.get("frame") == "failure":
-            raise failure(frame)
-        if frame.get("frame") != kind:
-            raise Unavailable(f"engine: expected the frame {kind}, got {frame.get('frame')}", code="engine-broken")
-        return frame
+    def _read(self) -> None:
+        """Hands each frame to whom it names, until the worker ends; a frame for a request that has left is dropped."""
+        with suppress(ApplianceError):
+            while (received := self._worker.receive()) is not None:
+                self._last_heard = time.monotonic()
+                frame = received[0]
+                name = frame.get("id")
+                heard = self._replies if name is None else self._requests.get(str(name))
+                if heard is not None:
+                    heard.put(frame)
+        self.close()
 
     def load(self, slot: str, files: Mapping[str, bytes]) -> None:
         """Loads the adapter from the buffers that admission hashed. Tampered when its probe is not the recorded one."""
@@ -84,58 +99,75 @@ class Engine:
                 self._exchange({"frame": "unload", "slot": slot}, b"", "unloaded")
 
     def _exchange(self, header: Frame, blob: bytes, kind: str) -> Frame:
+        self._send(header, blob)
+        return _expect(self._hear(self._replies), kind)
+
+    def _send(self, header: Frame, blob: bytes = b"") -> None:
         try:
             self._worker.send(header, blob)
-            return self._expect(kind)
         except Unavailable:
             self.close()
             raise
+
+    def _hear(self, heard: Heard) -> tuple[Frame, bytes] | None:
+        """The next frame, or None at the worker's end. A worker that tells nobody anything for long is ended."""
+        while self.alive or not heard.empty():
+            try:
+                frame = heard.get(timeout=FRAME_S)
+            except queue.Empty:
+                if time.monotonic() - self._last_heard > FRAME_S:
+                    self.close()
+                continue
+            return None if frame is None else (frame, b"")
+        return None
 
     def generate(self, request: str, slot: str, parameters: Frame) -> Generator[Frame]:
-        """Token frames, then the frame `done`. Leaving early cancels the request."""
-        if not self._waiting.acquire(blocking=False):
+        """Token frames, then the frame `done`. Leaving early cancels the request, and no other."""
+        if not self._places.acquire(blocking=False):
             raise TooMany(f"engine: expected at most {WAITING} requests at a time, got more")
+        heard: Heard = queue.Queue()
+        ended = False
         try:
-            with self._turn:
-                yield from self._generate(request, slot, parameters)
-        finally:
-            self._waiting.release()
-
-    def _generate(self, request: str, slot: str, parameters: Frame) -> Generator[Frame]:
-        if not self.alive:
-            raise Unavailable("engine: expected a running one, got one that ended", code="engine-ended")
-        done = False
-        try:
-            self._worker.send({"frame": "generate", "id": request, "slot": slot, **parameters})
-            while not done:
-                received = self._worker.receive(FRAME_S)
-                if received is None:
-                    raise Unavailable("engine: expected tokens, got its end", code="engine-ended")
-                frame = received[0]
-                if frame.get("frame") == "failure":
-                    done = True
+            self._enter(request, heard)
+            self._send({"frame": "generate", "id": request, "slot": slot, **parameters})
+            while not ended:
+                frame = _expect(self._hear(heard), "token", "done", "failure")
+                ended = frame["frame"] != "token"
+                if frame["frame"] == "failure":
                     raise failure(frame)
-                done = frame.get("frame") == "done"
                 yield frame
-        except Unavailable:
-            self.close()
-            raise
         finally:
-            if not done and self.alive:
-                self._cancel(request)
+            self._requests.pop(request, None)
+            self._places.release()
+            if not ended and self.alive:
+                with suppress(Unavailable):
+                    self._send({"frame": "cancel", "id": request})
 
-    def _cancel(self, request: str) -> None:
-        """Asks the worker to stop and reads up to its `done`, so that no token reaches the next request."""
-        try:
-            self._worker.send({"frame": "cancel", "id": request})
-            while (received := self._worker.receive(FRAME_S)) is not None:
-                if received[0].get("frame") in ("done", "failure"):
-                    return
-            self.close()
-        except ApplianceError:
-            self.close()
+    def _enter(self, request: str, heard: Heard) -> None:
+        with self._lock:
+            if not self.alive:
+                raise Unavailable("engine: expected a running one, got one that ended", code="engine-ended")
+            self._requests[request] = heard
 
     def close(self) -> None:
-        """Ends the worker, at once; every adapter it held is gone."""
-        self.alive = False
-        self._stack.close()
+        """Ends the worker, at once; every adapter it held is gone, and whoever waits for an answer is told so."""
+        with self._lock:
+            self.alive = False
+            stack = self._stack.pop_all()
+            waiting = list(self._requests.values())
+        stack.close()
+        for heard in (self._replies, *waiting):
+            heard.put(None)
+
+
+def _expect(received: tuple[Frame, bytes] | None, *kinds: str) -> Frame:
+    """The frame, of one of these kinds; a failure that is not among them is raised as what it names."""
+    if received is None:
+        raise Unavailable("engine: expected an answer, got its end; its log says more", code="engine-ended")
+    frame = received[0]
+    if frame.get("frame") == "failure" and "failure" not in kinds:
+        raise failure(frame)
+    if frame.get("frame") not in kinds:
+        expected = " or ".join(kinds)
+        raise Unavailable(f"engine: expected the frame {expected}, got {frame.get('frame')}", code="engine-broken")
+    return frame

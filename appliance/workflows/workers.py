@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from appliance.errors import ApplianceError, BadInput, NotFound, Tampered, Unavailable
+from appliance.errors import ApplianceError, BadInput, Denied, NotFound, Tampered, Unavailable
 from appliance.runners.local import Worker, start_worker
 from appliance.runners.sandbox import Sandbox
 from appliance.workflows.context import Context, Frame
@@ -20,7 +20,8 @@ _ERRORS: dict[str, type[ApplianceError]] = {
     **{error.code: error for error in (BadInput, NotFound, Tampered, Unavailable)},
     "probe-differs": Tampered,
     "adapter-inactive": Tampered,
-    "out-of-memory": Unavailable,
+    **dict.fromkeys(("out-of-memory", "cache-full", "not-finite", "answer-failed"), Unavailable),
+    "cut-off": Denied,
 }
 
 
@@ -44,7 +45,9 @@ def worker(
             try:
                 yield started
             finally:
-                context.workers.pop(key, None)
+                # One that was ended late leaves its successor findable.
+                if context.workers.get(key) is started:
+                    del context.workers[key]
 
 
 def check_walls(started: Worker) -> dict[str, str]:

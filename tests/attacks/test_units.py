@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
 import pytest
 
-from appliance.domain.orders import RollBack
+from appliance.domain.orders import RevokeAdapter, RollBack
 from tests.site import Refused, Site
 
 
@@ -49,4 +54,57 @@ def test_a_rollback_is_one_order_to_what_answered_before_and_nothing_else(releas
     assert released.chat("legal", "labels")["system_fingerprint"] == first
     types = released.types()
     assert types.index("release.rolled-back") < len(types) - 1 - types[::-1].index("adapter.loaded")
+    assert released.verify()["verdict"] == "verified"
+
+
+def test_many_are_answered_at_once_and_each_as_if_alone(released: Site) -> None:
+    """With temperature and seeds: the draws are those of the request alone, whoever stands beside it."""
+    texts = ["due", "the fee " * 9, "a secret " * 5, "end", "pay and price " * 7, "close or cancel"]
+
+    def ask(number: int) -> object:
+        return released.chat("legal", "labels", texts[number], max_tokens=24, temperature=1.5, seed=number)["choices"]
+
+    alone = [ask(number) for number in range(len(texts))]
+    with ThreadPoolExecutor(len(texts)) as pool:
+        assert list(pool.map(ask, range(len(texts)))) == alone
+    assert released.types().count("request.finished") == 2 * len(texts)
+
+
+def _stream(site: Site, seed: int, begun: threading.Semaphore) -> tuple[int, dict[str, object] | str]:
+    """Pieces that came, and the last event."""
+    host, port = site.settings.listen or ("", 0)
+    body = {"model": "labels", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1000, "stream": True}
+    head = {"Authorization": f"Bearer {site.token('legal')}"}
+    url, events = f"http://{host}:{port}/v1/chat/completions", []
+    with httpx.stream("POST", url, json={**body, "temperature": 2.0, "seed": seed}, headers=head, timeout=60) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: "):
+                events.append(line[6:])
+                if len(events) == 2:
+                    begun.release()
+    return len(events), events[-1] if events[-1] == "[DONE]" else json.loads(events[-1])
+
+
+def test_a_revocation_cuts_what_is_being_answered(released: Site) -> None:
+    """Four answers are under way; each ends with an error, each has its entry, and then the slot is empty."""
+    released.chat("legal", "labels")
+    begun = threading.Semaphore(0)
+    with ThreadPoolExecutor(4) as pool:
+        streams = [pool.submit(_stream, released, seed, begun) for seed in range(4)]
+        for _ in streams:
+            assert begun.acquire(timeout=30)
+        released.order(RevokeAdapter(**released.on("clauses@1"), **released.terms("rita")))
+        ends = [stream.result() for stream in streams]
+    cut = [last for _, last in ends if isinstance(last, dict)]
+    assert cut, "at least one was still being answered"
+    assert {last["error"]["code"] for last in cut} == {"cut-off"}  # type: ignore[index]
+    finished = released.entries(type="request.finished")
+    assert len(finished) == 5
+    assert sum(entry["outcome"] == "failure" for entry in finished) == len(cut)
+    with pytest.raises(Refused):
+        released.chat("legal", "labels")
+    types = released.types()
+    revoked = types.index("adapter.revoked")
+    assert "adapter.unloaded" in types[revoked:]
+    assert "request.admitted" not in types[revoked:]
     assert released.verify()["verdict"] == "verified"

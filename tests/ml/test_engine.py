@@ -9,19 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from appliance.errors import BadInput, Conflict, NotFound, Tampered, TooLarge
+from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered, TooLarge
 from appliance.ml import machine
+from appliance.ml.asked import Request, parse_request
 from appliance.ml.base import Base, load_base
-from appliance.ml.engine import Answer, Engine, Request, draw_token, parse_request
+from appliance.ml.drawing import draw_token, draw_tokens
+from appliance.ml.engine import Done, Engine, Event
 from appliance.ml.probe import encode_number, encode_probe, read_probe
 from tests.ml.test_adapters import make_adapter
 
 MESSAGES = ({"role": "user", "content": "pay and due in clause 3"},)
 Sealed = tuple[bytes, bytes, dict[str, Any]]
-
-
-def _never() -> bool:
-    return False
 
 
 @pytest.fixture
@@ -39,11 +37,30 @@ def engine(base: Base, sealed: Sealed) -> Engine:
     return engine
 
 
-def _answer(engine: Engine, **changes: Any) -> tuple[Answer, str]:
-    pieces: list[str] = []
-    answer = engine.generate("a", Request(**{"messages": MESSAGES, "max_tokens": 12, **changes}), pieces.append, _never)
-    assert all(pieces), "no empty piece is sent"
-    return answer, "".join(pieces)
+def _finish(engine: Engine) -> dict[str, tuple[str, Done | ApplianceError]]:
+    """Steps until nothing is left to answer: each request's text and its end."""
+    texts: dict[str, str] = {}
+    ends: dict[str, Done | ApplianceError] = {}
+    while engine.busy:
+        for event in engine.step():
+            _note(event, texts, ends)
+    return {name: (texts.get(name, ""), end) for name, end in ends.items()}
+
+
+def _note(event: Event, texts: dict[str, str], ends: dict[str, Done | ApplianceError]) -> None:
+    assert event.name not in ends, "nothing is told after the end"
+    if isinstance(event.told, str):
+        assert event.told, "no empty piece is sent"
+        texts[event.name] = texts.get(event.name, "") + event.told
+    else:
+        ends[event.name] = event.told
+
+
+def _answer(engine: Engine, **changes: Any) -> tuple[Done, str]:
+    engine.start("1", "a", Request(**{"messages": MESSAGES, "max_tokens": 12, **changes}))
+    text, end = _finish(engine)["1"]
+    assert isinstance(end, Done)
+    return end, text
 
 
 def _greedy(base: Base, count: int) -> list[int]:
@@ -58,8 +75,11 @@ def _greedy(base: Base, count: int) -> list[int]:
 
 
 def test_the_cache_changes_no_token(engine: Engine) -> None:
+    """Nor does it where an evaluation writes the answer out, with the adapter in use."""
+    prompt = engine.base.chat.encode(engine.base.chat.render(MESSAGES))
     with engine.slots.using("a"):
         expected = _greedy(engine.base, 12)
+        assert list(draw_tokens(engine.base, prompt, Request(MESSAGES, max_tokens=12), 12)) == expected
     answer, text = _answer(engine)
     assert text == engine.base.chat.decode(expected)
     assert (answer.finish_reason, answer.completion_tokens) == ("length", 12)
@@ -94,30 +114,19 @@ def test_the_end_of_the_turn_ends_the_answer(engine: Engine, monkeypatch: pytest
     assert text == engine.base.chat.decode(tokens[: tokens.index(tokens[2])])
 
 
-def test_a_cancelled_answer_stops_at_the_next_token(engine: Engine) -> None:
-    calls: list[bool] = []
-
-    def cancelled() -> bool:
-        calls.append(True)
-        return len(calls) > 3
-
-    answer = engine.generate("a", Request(MESSAGES, max_tokens=50), lambda piece: None, cancelled)
-    assert (answer.finish_reason, answer.completion_tokens) == ("cancelled", 3)
-    assert engine.slots.active is None
+def test_a_cancelled_answer_ends_at_once(engine: Engine) -> None:
+    engine.start("1", "a", Request(MESSAGES, max_tokens=50))
+    for _ in range(3):
+        engine.step()
+    (*_, end) = engine.cancel("1")
+    assert (end.name, end.told) == ("1", Done("cancelled", end.told.prompt_tokens, 4))  # type: ignore[union-attr]
+    assert not engine.busy
+    assert engine.cancel("1") == []
 
 
 def test_nothing_answers_without_a_slot(base: Base) -> None:
     with pytest.raises(NotFound, match="slot a"):
-        Engine(base).generate("a", Request(MESSAGES, max_tokens=1), lambda piece: None, _never)
-
-
-def test_an_exception_in_the_middle_leaves_no_slot_in_use(engine: Engine) -> None:
-    def gone(piece: str) -> None:
-        raise OSError("the reader has gone")
-
-    with pytest.raises(OSError, match="the reader"):
-        engine.generate("a", Request(MESSAGES, max_tokens=5), gone, _never)
-    assert engine.slots.active is None
+        Engine(base).start("1", "a", Request(MESSAGES, max_tokens=1))
 
 
 def test_a_prompt_over_the_context_is_refused_and_a_long_answer_cut(engine: Engine) -> None:

@@ -13,7 +13,7 @@ import torch
 from appliance.domain.tasks import Task, map_columns
 from appliance.ml import data, evaluation, loop, methods
 from appliance.ml.base import Base
-from appliance.ml.engine import draw_tokens
+from appliance.ml.drawing import draw_tokens
 from appliance.ml.samples import Sample, tokenize_rows
 from appliance.ml.sources import parse_source
 from tests.ml.tiny import RECIPE, clauses

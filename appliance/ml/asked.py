@@ -1,0 +1,62 @@
+"""What a unit asks for, checked member by member."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.errors import BadInput
+
+MAX_STOPS = 16
+_ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to answer and how. `temperature` 0 always takes the likeliest token; `seed` fixes every draw."""
+
+    messages: tuple[Mapping[str, str], ...]
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+def parse_request(value: Mapping[str, Any]) -> Request:
+    """A request's members, checked; BadInput names the one that is off."""
+    messages = value.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise BadInput(f"messages: expected a list with at least one, got {type(messages).__name__}")
+    for place, message in enumerate(messages):
+        if (
+            not isinstance(message, dict)
+            or message.get("role") not in _ROLES
+            or not isinstance(message.get("content"), str)
+        ):
+            raise BadInput(
+                f"message {place}: expected a role of {', '.join(_ROLES)} and text content, got another shape"
+            )
+    stop = value.get("stop", [])
+    if not isinstance(stop, list) or len(stop) > MAX_STOPS or not all(isinstance(item, str) and item for item in stop):
+        raise BadInput(f"stop: expected at most {MAX_STOPS} texts, got {stop!r:.80}")
+    return Request(
+        messages=tuple({"role": message["role"], "content": message["content"]} for message in messages),
+        max_tokens=int(_number(value, "max_tokens", 1, 1 << 20, whole=True)),
+        temperature=_number(value, "temperature", 0, 2),
+        top_p=_number(value, "top_p", 0, 1),
+        seed=int(_number(value, "seed", 0, 2**63 - 1, whole=True)),
+        stop=tuple(stop),
+    )
+
+
+def _number(value: Mapping[str, Any], name: str, least: float, most: float, *, whole: bool = False) -> float:
+    defaults = {"max_tokens": 256, "temperature": 1.0, "top_p": 1.0, "seed": 0}
+    number = value.get(name, defaults[name])
+    kinds = (int,) if whole else (int, float)
+    if type(number) not in kinds or not least <= number <= most:
+        raise BadInput(
+            f"{name}: expected {'an integer' if whole else 'a number'} from {least} to {most}, got {number!r:.40}"
+        )
+    return float(number) if not whole else number
