@@ -59,10 +59,14 @@ class Base:
         return nullcontext() if self.autocast is None else torch.autocast(self.device, self.autocast)
 
 
-def load_base(folder: Path, *, quantisation: str, compute_dtype: str, device: str, trainable: bool = False) -> Base:
+def load_base(
+    folder: Path, *, quantisation: str, compute_dtype: str, device: str, trainable: bool = False, packs: bool = True
+) -> Base:
     """A base from a converted folder; BadInput for anything but local safetensors and the tuples we know.
 
     `trainable`: for training the weights themselves, which are float32 then: a step is lost in bfloat16's rounding.
+    `packs`: whether bitsandbytes may repack a layer's weights when it first answers. A method that dequantises them
+    again in every pass (DoRA) would read noise then, and nobody would say so.
     """
     if quantisation not in QUANTISATIONS:
         raise BadInput(f"base, quantisation: expected {' or '.join(QUANTISATIONS)}, got {quantisation!r}")
@@ -82,7 +86,7 @@ def load_base(folder: Path, *, quantisation: str, compute_dtype: str, device: st
     )
     model.requires_grad_(False)
     model.eval()
-    _choose_kernels(model, dtype)
+    _choose_kernels(model, dtype, packs)
     return Base(model, load_chat(folder), device, dtype if trainable and dtype != torch.float32 else None)
 
 
@@ -101,10 +105,10 @@ def _quantise(quantisation: str, dtype: torch.dtype) -> BitsAndBytesConfig | Non
     )
 
 
-def _choose_kernels(model: Any, dtype: torch.dtype) -> None:
+def _choose_kernels(model: Any, dtype: torch.dtype, packs: bool) -> None:
     """bitsandbytes has a bf16 kernel for the CPU that ignores the compute dtype and asserts whole blocks of rows."""
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit) and (
-            dtype != torch.bfloat16 or module.out_features % _PACKED_ROWS
+            not packs or dtype != torch.bfloat16 or module.out_features % _PACKED_ROWS
         ):
             module.support_avx512bf16_for_cpu = False

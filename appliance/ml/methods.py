@@ -15,6 +15,7 @@ import safetensors
 import safetensors.torch
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.ia3 import IA3Layer
 
 from appliance.domain.methods import ADAPTER_WEIGHTS, METHODS
 from appliance.errors import BadInput
@@ -69,7 +70,12 @@ def _wrap(model: Any, config: LoraConfig | IA3Config) -> Any:
     with warnings.catch_warnings():
         # peft asks transformers by a name that it is about to drop.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        return get_peft_model(model, config)
+        wrapped = get_peft_model(model, config)
+    for module in wrapped.modules():
+        if isinstance(module, IA3Layer):
+            # Its float32 factors would carry the rest of the model up to float32.
+            module.register_forward_hook(lambda _, given, output: output.to(given[0].dtype))
+    return wrapped
 
 
 def _enable_checkpointing(model: Any) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def work(session: Session, task: Header, blob: bytes) -> Header:
+    from appliance.domain.methods import METHODS
     from appliance.ml import adapters, data, evaluation, machine, probe
     from appliance.ml.base import load_base
     from appliance.ml.samples import tokenize_rows
@@ -27,6 +28,7 @@ def work(session: Session, task: Header, blob: bytes) -> Header:
         quantisation=recipe["quantisation"],
         compute_dtype=recipe["compute_dtype"],
         device=recipe["device"],
+        packs=METHODS[recipe["method"]].plain,
     )
     dataset, adapter = Path(take_path(task, "dataset")), Path(take_path(task, "adapter"))
     rows, about = data.load_rows(dataset, data.HELD_OUT), data.load_about(dataset)

@@ -59,6 +59,7 @@ def work(session: Session, task: Header, blob: bytes) -> Header:
 
 def prepare(task: Header) -> tuple[Base, Any, list[Sample], list[Sample]]:
     """What a recipe's training begins with: the base, the adapter on it, the rows as tokens, and those to validate."""
+    from appliance.domain.methods import METHODS
     from appliance.ml import data, machine, methods
     from appliance.ml.base import load_base
     from appliance.ml.samples import tokenize_rows
@@ -72,6 +73,7 @@ def prepare(task: Header) -> tuple[Base, Any, list[Sample], list[Sample]]:
         compute_dtype=recipe["compute_dtype"],
         device=recipe["device"],
         trainable=recipe["method"] == "full",
+        packs=METHODS[recipe["method"]].plain,
     )
     rows = data.load_rows(Path(take_path(task, "dataset")), data.TRAIN)
     sides = [

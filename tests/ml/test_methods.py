@@ -68,7 +68,7 @@ def train(base_folder: Path, dataset: Path) -> Train:
 
 def load(folder: Path, recipe: dict[str, Any], *, trainable: bool = False) -> Base:
     tuple_ = {key: recipe[key] for key in ("quantisation", "compute_dtype", "device")}
-    return load_base(folder, **tuple_, trainable=trainable)
+    return load_base(folder, **tuple_, trainable=trainable, packs=METHODS[recipe["method"]].plain)
 
 
 def read_logits(base: Base) -> torch.Tensor:
@@ -103,6 +103,21 @@ def test_what_was_trained_is_what_answers_after_it_was_saved(
     moved = (plain - expected).abs().max().item()
     assert moved > 0.1
     assert torch.equal(loaded, expected), "no tolerance: OLoRA and PiSSA are plain LoRA over the imported base too"
+
+
+@pytest.mark.parametrize(
+    ("method", "quantisation"), [("dora", "nf4-double"), ("ia3", "nf4-double"), ("qlora", "nf4-double")]
+)
+def test_in_bfloat16_too(train: Train, base_folder: Path, method: str, quantisation: str) -> None:
+    """bitsandbytes repacks a layer that answers, and DoRA, which dequantises it again, would be judged on noise."""
+    trained = train(method, quantisation, compute_dtype="bfloat16")
+    plain, loaded = reload(trained, base_folder)
+    assert torch.equal(loaded, read_logits(trained.base))
+    assert (plain - loaded).abs().max().item() > 0.1
+    trained.model.train()
+    training = read_logits(trained.base)
+    trained.model.eval()
+    assert (training - loaded).norm() < 0.05 * loaded.norm(), "there is no dropout: it answers as it was trained"
 
 
 @pytest.mark.parametrize("method", starts.STARTS)
