@@ -12,7 +12,7 @@ from appliance.cli.caller import Caller
 from appliance.cli.command import group, reads, signs
 from appliance.cli.following import Display, ImportDisplay
 from appliance.cli.output import plain, print_facts, print_json, print_table, say
-from appliance.cli.plans import plan
+from appliance.cli.plans import list_costs, plan
 from appliance.cli.progress import Meter
 from appliance.cli.records import export, facts_of, report
 from appliance.cli.replays import checkpoints, replay, resume
@@ -268,12 +268,14 @@ def start(caller: Caller, recipes: tuple[Path, ...], follow: bool) -> None:
 
     Every value that a recipe leaves to the appliance (auto) is resolved here, shown, and part of what you sign.
     """
+    from appliance.client.planning import plan_run
     from appliance.client.runs import load_recipe, propose_run
 
     loaded = [(str(path), load_recipe(path)) for path in recipes]
     door = caller.reading()
     proposals = [propose_run(door, caller.anchor, caller.signer, recipe, what) for what, recipe in loaded]
-    runs = [str(receipt.result["run"]) for receipt in sign_all(caller, proposals)]
+    planned = [line for what, recipe in loaded for line in list_costs(plan_run(door, recipe, what))]
+    runs = [str(receipt.result["run"]) for receipt in sign_all(caller, proposals, planned)]
     if not follow:
         if caller.json:
             print_json([{"run": name, "status": "queued"} for name in runs])

@@ -18,19 +18,25 @@ if TYPE_CHECKING:
 PHASES = (("load", "loading"), ("train", "training"), ("save", "saving"), ("evaluate", "evaluating"))
 
 
-@command("plan", example="appliance run plan recipe.yaml")
+@command("plan", example="appliance run plan recipe.yaml\nappliance run plan recipe.yaml --calibrate")
 @click.argument("path", metavar="RECIPE", type=click.Path(path_type=Path))
+@click.option("--calibrate", is_flag=True, help="First have this machine measured, by a few short steps of the recipe.")
 @reads
 @click.pass_obj
-def plan(caller: Caller, path: Path) -> None:
+def plan(caller: Caller, path: Path, calibrate: bool) -> None:
     """What a run would cost: memory, time and disk, here and on other machines, and which method is advised.
 
     Nothing is signed and nothing runs. A run that does not fit by this plan is refused when it is ordered.
     """
-    from appliance.client.planning import plan_run
+    from appliance.client import planning
     from appliance.client.runs import load_recipe
 
-    made = plan_run(caller.reading(), load_recipe(path), str(path))
+    door, recipe = caller.reading(), load_recipe(path)
+    made = planning.plan_run(door, recipe, str(path))
+    if calibrate:
+        say("This machine is measured now, behind the runs that wait: a minute for a small base.")
+        planning.calibrate(door, made.recipe)
+        made = planning.plan_run(door, recipe, str(path))
     if caller.json:
         print_json(made.model_dump(mode="json"))
         return
@@ -48,7 +54,7 @@ def print_plan(made: Plan) -> None:
 
 
 def summarise(made: Plan) -> list[tuple[str, object]]:
-    """The lines that also stand before a signature."""
+    """What somebody who signs must know."""
     from appliance.domain.plan import MARGIN, show_bytes
 
     have = made.machine.memory_bytes
@@ -62,6 +68,11 @@ def summarise(made: Plan) -> list[tuple[str, object]]:
         ("time", say_duration(made.duration)),
         ("disk", f"{show_bytes(made.disk.total)}, of {show_bytes(made.machine.disk_free_bytes)} free"),
     ]
+
+
+def list_costs(made: Plan) -> list[str]:
+    """What stands before a signature: what was just shown will cost so much."""
+    return [f"Planned for {made.recipe.name}:", *(f"  {label}: {value}" for label, value in summarise(made)), ""]
 
 
 def say_duration(duration: Duration) -> str:

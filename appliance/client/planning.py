@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from pydantic import ValidationError
 
 from appliance.client.door import Door
 from appliance.domain.cards import Machine
 from appliance.domain.plan import Plan, make_plan, read_subject
-from appliance.domain.recipe import Facts, Recipe
+from appliance.domain.recipe import Facts, Recipe, ResolvedRecipe
 from appliance.errors import BadInput, Unavailable
+
+WAIT_S = 20
 
 
 def plan_run(door: Door, recipe: Recipe, what: str) -> Plan:
@@ -22,6 +25,16 @@ def plan_run(door: Door, recipe: Recipe, what: str) -> Plan:
         return make_plan(recipe, facts, subject, machine)
     except BadInput as error:
         raise BadInput(f"{what}: {error.message}") from None
+
+
+def calibrate(door: Door, recipe: ResolvedRecipe) -> dict[str, Any]:
+    """Has the service's machine measured by a few short steps of this recipe; what was found."""
+    key = door.post("/v1/calibrations", {"recipe": recipe.model_dump(mode="json")})["key"]
+    while not (state := door.get(f"/v1/calibrations/{key}", wait_s=WAIT_S))["ended"]:
+        continue
+    if state["error"] is not None:
+        raise Unavailable(f"calibration: {state['error']['message']}", code=str(state["error"]["code"]))
+    return dict(state["result"])
 
 
 def read_machine(value: object) -> Machine:

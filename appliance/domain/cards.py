@@ -51,7 +51,6 @@ class Calibration(Value):
     pack_s: float = Field(ge=0)
     operations_a_second: float = Field(gt=0)
     load_s: float = Field(ge=0)
-    planned_bytes: int = Field(ge=0)
     peak_bytes: int = Field(ge=0)
     memory_bytes: int = Field(ge=0, description="of the device: the card's, or this machine's")
     machine: dict[str, Any]

@@ -94,10 +94,13 @@ class Pack:
 
     @property
     def scores(self) -> int:
-        """Attention scores of a layer, a head; none where they are too many to be held."""
-        if self.longest * (self.root + self.longest) > LARGE:
-            return 0
+        """Attention scores of a layer, a head."""
         return self.segments * self.longest * (self.root + self.longest) + self.root**2
+
+    @property
+    def copies(self) -> int:
+        """How many of them stand beside one another in a backward pass: measured, written out here or fused."""
+        return 4 if self.longest * (self.root + self.longest) <= LARGE else 3
 
 
 def draw_packs(lengths: Lengths, recipe: ResolvedRecipe, rows: int) -> Iterator[Pack]:
@@ -229,7 +232,9 @@ def _save(subject: Subject, recipe: ResolvedRecipe, train: Parts, *, host: bool)
     """A training checkpoint stands in memory twice while it is encoded, always in the host's. On the CPU the allocator
     keeps what the step before has freed, and little of it can hold so large a piece."""
     checkpoint = CHECKPOINT_COPIES * checkpoint_bytes(subject.shape, recipe) if host else 0
-    return train.model_copy(update={"logits": 0, "checkpoint": checkpoint})
+    first = LEFT_BY_FULL if recipe.method == "full" else LEFT_BY_STEPS
+    left = min(train.activations, first) + round(LEFT_SHARE * max(0, train.activations - first))
+    return train.model_copy(update={"logits": 0, "activations": left, "checkpoint": checkpoint})
 
 
 def checkpoint_bytes(shape: Shape, recipe: ResolvedRecipe) -> int:
@@ -246,9 +251,13 @@ def _logits(shape: Shape, recipe: ResolvedRecipe, pack: Pack) -> int:
 
 
 # What an allocator leaves unused between tensors that live long, of their bytes: measured on the CPU.
-FRAGMENTS = 0.07
-SCORE_COPIES = 4
+FRAGMENTS = 0.11
 CHECKPOINT_COPIES = 2
+# Of a step's activations, what the allocator still holds between two steps: the first bytes, and a share of the rest.
+LEFT_BY_STEPS, LEFT_BY_FULL, LEFT_SHARE = 250 * MB, 380 * MB, 0.2
+# What the library's own modules hold of what their operations save, measured for DoRA and LLM.int8.
+LIBRARY_TIMES = {"full": 1.0, "dora": 1.95}
+OTHER_LIBRARY_TIMES = 1.35
 
 
 def _quick(shape: Shape, recipe: ResolvedRecipe, pack: Pack) -> int:
@@ -260,7 +269,7 @@ def _quick(shape: Shape, recipe: ResolvedRecipe, pack: Pack) -> int:
     again = {"none": 0, "mlp": wide, "layer": wide + attention}[recipe.gradient_checkpointing]
     kept = shape.hidden + attention + wide - again
     passing = again + 6 * shape.inner + 12 * shape.hidden
-    scores = SCORE_COPIES * pack.scores * shape.heads
+    scores = pack.copies * pack.scores * shape.heads
     dequantised = shape.hidden * shape.inner if recipe.quantisation != "none" else 0
     layers = round(shape.layers * kept * pack.tokens * (1 + FRAGMENTS))
     return size * (layers + passing * pack.tokens + scores + dequantised)
@@ -273,7 +282,8 @@ def _plain(shape: Shape, recipe: ResolvedRecipe, pack: Pack) -> int:
     attention = (2 * shape.query + 2 * shape.key) * (size + 4)
     wide = 4 * shape.inner * size
     low = 0 if recipe.method in ("full", "ia3") else 4 * sum(rows for rows, _ in shape.linear.values())
-    layer = (norms + attention + wide + low) * pack.tokens + 4 * shape.heads * pack.scores
+    held = (norms + attention + wide + low) * pack.tokens + 4 * shape.heads * pack.scores
+    layer = round(held * LIBRARY_TIMES.get(recipe.method, OTHER_LIBRARY_TIMES))
     if recipe.gradient_checkpointing == "none":
         return shape.layers * layer
     return shape.layers * shape.hidden * stream * pack.tokens + 2 * layer

@@ -6,7 +6,8 @@ is an assumption, and the interval says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from pydantic import Field
 
@@ -15,6 +16,7 @@ from appliance.domain.footprint import Pack, count_trainable, draw_packs, is_qui
 from appliance.domain.names import Value
 from appliance.domain.recipe import ResolvedRecipe, count_steps
 from appliance.domain.shape import Lengths, Shape
+from appliance.errors import BadInput
 
 MEASURED = (0.85, 1.25)
 """Of what is likely: what a run took, of what its machine's calibration said, over the runs of docs/planning.md."""
@@ -31,6 +33,9 @@ CARD_LAYER_S = 0.002
 """Assumed of a card for each layer and pack: a small model waits for its kernels to start."""
 CPU_LAYER_S = 0.004
 """Measured on two threads for NF4, whose weights are dequantised for each pack."""
+LIBRARY_SHARE = {"full": 0.6}
+"""Of that pace, what is left for a method that goes through the library's own modules: measured, docs/training.md."""
+OTHER_LIBRARY_SHARE = 0.25
 START_S = 8.0
 """A worker's start: its sandbox, its probes, its libraries."""
 
@@ -61,30 +66,35 @@ def pace_of_machine(machine: Machine, recipe: ResolvedRecipe, shape: Shape) -> P
             return _calibrated(one, MEASURED, measured=True)
     for one in reversed(found):
         if one.base == recipe.base:
-            return _calibrated(one, LIKE_MEASURED, measured=False)
+            like = recipe.model_copy(update={"method": one.method, "quantisation": one.quantisation})
+            return _calibrated(one, LIKE_MEASURED, measured=False, times=_share(recipe) / _share(like))
     if machine.device == "cuda":
-        return pace_of_card(None, shape)
-    rate = machine.threads * THREAD_OPERATIONS[machine.bfloat16 and recipe.compute_dtype == "bfloat16"]
+        return pace_of_card(None, recipe, shape)
+    rate = _share(recipe) * machine.threads * THREAD_OPERATIONS[machine.bfloat16 and recipe.compute_dtype == "bfloat16"]
     pack_s = shape.layers * CPU_LAYER_S if recipe.quantisation != "none" else 0.0
     return Pace(pack_s=pack_s, operations_a_second=rate, load_s=shape.parameters / 50e6, around=ASSUMED, measured=False)
 
 
-def _calibrated(one: Calibration, around: tuple[float, float], *, measured: bool) -> Pace:
+def _share(recipe: ResolvedRecipe) -> float:
+    return 1.0 if is_quick(recipe) else LIBRARY_SHARE.get(recipe.method, OTHER_LIBRARY_SHARE)
+
+
+def _calibrated(one: Calibration, around: tuple[float, float], *, measured: bool, times: float = 1.0) -> Pace:
     return Pace(
         pack_s=one.pack_s,
-        operations_a_second=one.operations_a_second,
+        operations_a_second=times * one.operations_a_second,
         load_s=one.load_s,
         around=around,
         measured=measured,
     )
 
 
-def pace_of_card(card: Card | None, shape: Shape) -> Pace:
+def pace_of_card(card: Card | None, recipe: ResolvedRecipe, shape: Shape) -> Pace:
     """Of a card that nobody measured; of an unknown one as of the slowest."""
     rate = 25e12 if card is None else card.operations_a_second
     return Pace(
         pack_s=shape.layers * CARD_LAYER_S,
-        operations_a_second=rate * CARD_SHARE,
+        operations_a_second=rate * CARD_SHARE * _share(recipe),
         load_s=shape.parameters * 2 / 1e9,
         around=ASSUMED,
         measured=False,
@@ -130,6 +140,35 @@ def plan_duration(
     likely = 2 * (START_S + pace.load_s) + training_seconds(shape, lengths, recipe, rows[0], pace) + judged
     low, high = (likely * share for share in pace.around)
     return Duration(low=low, likely=likely, high=high, measured=pace.measured)
+
+
+def read_calibration(
+    shape: Shape, recipe: ResolvedRecipe, found: Mapping[str, Any], *, host: str, time: str
+) -> Calibration:
+    """What two lengths say of the machine: the operations that one has more, over the seconds that it took more, and
+    what a pack costs whatever its length. BadInput for what cannot have been measured."""
+    try:
+        (short, long), (quick, slow) = found["lengths"], found["seconds"]
+        rows, answer = int(found["rows"]), int(found["answer"])
+        packs = [Pack(rows * length, rows, 0, length, rows * answer) for length in (int(short), int(long))]
+        few, many = (count_operations(shape, recipe, pack) for pack in packs)
+        rate = (many - few) / (float(slow) - float(quick))
+        return Calibration(
+            host=host,
+            base=recipe.base,
+            method=recipe.method,
+            quantisation=recipe.quantisation,
+            compute_dtype=recipe.compute_dtype,
+            pack_s=max(0.0, float(quick) - few / rate),
+            operations_a_second=rate,
+            load_s=float(found["load_s"]),
+            peak_bytes=int(found["peak_bytes"]),
+            memory_bytes=int(found["memory_bytes"]),
+            machine=dict(found["machine"]),
+            time=time,
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        raise BadInput("calibration: expected a longer batch to take longer, got other times; try again") from None
 
 
 def count_planned_steps(recipe: ResolvedRecipe, rows: int) -> int:

@@ -166,6 +166,15 @@ def parse_recipe(data: Mapping[str, Any]) -> Recipe:
         raise BadInput(f"recipe, {_first_problem(error)}") from None
 
 
+def parse_resolved(data: Mapping[str, Any]) -> ResolvedRecipe:
+    """A resolved recipe as JSON holds it; BadInput names the value that is off."""
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    try:
+        return ResolvedRecipe.model_validate(values)
+    except ValidationError as error:
+        raise BadInput(f"recipe, {_first_problem(error)}") from None
+
+
 def _first_problem(error: ValidationError) -> str:
     """The first key that is off. One that may be `auto` fails as both of its kinds: the other one is told."""
     items = error.errors(include_url=False)

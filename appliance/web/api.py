@@ -12,6 +12,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
+from appliance.domain.recipe import parse_resolved
 from appliance.errors import BadInput, NotFound
 from appliance.formats.canonical import encode_canonical
 from appliance.formats.commitment import parse_disclosure_value
@@ -19,7 +20,7 @@ from appliance.formats.digest import parse_digest
 from appliance.formats.fields import MAX_DECIMAL
 from appliance.web.auth import Doorkeeper, Session
 from appliance.web.errors import install, people_body
-from appliance.workflows import audit, orders, questions, review, upload
+from appliance.workflows import audit, orders, planning, questions, review, upload
 from appliance.workflows import witness as witnesses
 from appliance.workflows.context import Context
 
@@ -53,6 +54,11 @@ class RowRequest(BaseModel):
     text: str = Field(max_length=MAX_ROW_CHARACTERS)
 
 
+class CalibrationRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    recipe: dict[str, Any]
+
+
 class CosignatureRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     note: str = Field(max_length=65_536)
@@ -81,7 +87,7 @@ def people_app(context: Context, door: Doorkeeper, touch: Callable[[], None]) ->
     _sessions(public, context, door)
     _orders(public, private, context)
     _tables(private, context)
-    _runs(private, context)
+    _runs(private, context, person)
     _adapters(private, context)
     _questions(private, context, person)
     _ledger(private, context)
@@ -189,7 +195,7 @@ def _table(router: APIRouter, context: Context, name: str) -> None:
         return dict(found.model_dump(mode="json"))
 
 
-def _runs(router: APIRouter, context: Context) -> None:
+def _runs(router: APIRouter, context: Context, person: Callable[..., Session]) -> None:
     @router.get("/v1/runs/{run}/progress")
     def progress(
         run: str,
@@ -209,6 +215,16 @@ def _runs(router: APIRouter, context: Context) -> None:
     @router.get("/v1/replays/{order}")
     def replay(order: str, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0) -> dict[str, Any]:
         return audit.replay_status(context, parse_digest(order), wait_s)
+
+    asking = Depends(person)
+
+    @router.post("/v1/calibrations")
+    def calibrate(body: CalibrationRequest, session: Session = asking) -> dict[str, str]:
+        return {"key": planning.order_calibration(context, session.principal, parse_resolved(body.recipe))}
+
+    @router.get("/v1/calibrations/{key}")
+    def calibration(key: str, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0) -> dict[str, Any]:
+        return planning.calibration_status(context, key, wait_s)
 
     @router.get("/v1/recipes/facts")
     def facts(base: str, dataset: str) -> dict[str, Any]:

@@ -1,16 +1,22 @@
-"""Whether a run fits this machine, asked when it is ordered and again before its worker starts."""
+"""Whether a run fits this machine, asked when it is ordered and again before its worker starts; and how fast it is."""
 
 from __future__ import annotations
 
 import os
+import secrets
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from appliance.domain.cards import CARDS, Machine
+from appliance.domain.cards import CARDS, Calibration, Machine
 from appliance.domain.footprint import Subject
+from appliance.domain.pace import read_calibration
 from appliance.domain.plan import check_fits, read_subject
 from appliance.domain.recipe import ResolvedRecipe
-from appliance.errors import NotFound
+from appliance.errors import ApplianceError, Denied, NotFound
 from appliance.workflows.context import Context
+from appliance.workflows.ingest import checked_base
+from appliance.workflows.workers import carry_out, check_walls, worker
 
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Of the group of processes that the service is in, where there is one."""
@@ -71,3 +77,46 @@ def _subject(context: Context, recipe: ResolvedRecipe) -> Subject:
     if base is None or dataset is None:
         raise NotFound(f"plan: expected an imported base and dataset, got {recipe.base} and {recipe.dataset}")
     return read_subject(recipe.base, recipe.dataset, base.facts, dataset.facts)
+
+
+def order_calibration(context: Context, principal: str, recipe: ResolvedRecipe) -> str:
+    """Behind the runs that wait: one device, one queue. The key under which its end is asked for.
+
+    Nothing is recorded: nothing is made that anybody relies on, and an operator can have the machine work anyway.
+    """
+    person = context.ledger.state.principals.get(principal)
+    if person is None or not person.has("operator"):
+        raise Denied(f"calibration: expected an operator, got {principal}")
+    _subject(context, recipe)
+    key = f"calibrate-{secrets.token_hex(8)}"
+    context.runs.put(partial(_carry_through, context, key, recipe))
+    return key
+
+
+def calibration_status(context: Context, key: str, wait_s: float) -> dict[str, Any]:
+    stream = context.progress.read(key, 1 << 60, wait_s)
+    return {"result": stream.result, "error": stream.error, "ended": stream.ended}
+
+
+def _carry_through(context: Context, key: str, recipe: ResolvedRecipe) -> None:
+    try:
+        made = _calibrate(context, key, recipe)
+        context.calibrations.keep(made)
+    except (ApplianceError, OSError) as error:
+        code = error.code if isinstance(error, ApplianceError) else "disk"
+        message = error.message if isinstance(error, ApplianceError) else f"disk: {error}"
+        context.progress.end(key, error={"code": code, "message": message})
+        return
+    context.progress.end(key, result=made.model_dump(mode="json"))
+
+
+def _calibrate(context: Context, key: str, recipe: ResolvedRecipe) -> Calibration:
+    check_start(context, recipe)
+    base = checked_base(context, recipe.base)
+    gpu = recipe.device == "cuda"
+    with worker(context, key, "appliance.worker.calibrate", read=(base,), gpu=gpu) as started:
+        check_walls(started)
+        task = {"recipe": recipe.model_dump(mode="json"), "base": str(base)}
+        found = carry_out(started, task, on_frame=partial(context.progress.publish, key))
+    shape = _subject(context, recipe).shape
+    return read_calibration(shape, recipe, found, host=context.host, time=context.now(context.ledger.state))

@@ -9,12 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from scripts.benches import ledger, methods
+from scripts.benches import plan as plans
 from scripts.benches.measure import describe_machine, markdown_table, plain_table, write_json
 
 
 def main() -> None:
     if sys.argv[1:2] == ["methods"]:
         methods.main(sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["plan"]:
+        plans.main(sys.argv[2:])
         return
     given = _parser().parse_args()
     plan = ledger.QUICK if given.quick else ledger.FULL
@@ -37,7 +41,9 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure; medians of rounds that take turns.")
     parser.add_argument(
-        "name", choices=["ledger", "methods"], help="what to measure; `methods --help` for its own options"
+        "name",
+        choices=["ledger", "methods", "plan"],
+        help="what to measure; methods and plan have options of their own",
     )
     parser.add_argument("--quick", action="store_true", help="two minutes at most: a smaller log, no growth")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows as JSON")

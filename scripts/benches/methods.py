@@ -97,19 +97,24 @@ def _parser() -> argparse.ArgumentParser:
 
 def _prepare(given: argparse.Namespace, folder: Path, sizes: Sizes) -> dict[str, str]:
     """The converted base and the rendered rows."""
+    base, dataset = convert(given.base, folder), folder / f"rows-{sizes.labels}-{sizes.train}-{sizes.held_out}"
+    if not dataset.is_dir():
+        _write_rows(given.data, base, dataset, sizes)
+    return {"base": str(base), "dataset": str(dataset)}
+
+
+def convert(source: Path | None, folder: Path) -> Path:
+    """The base as an import leaves it, in the folder; made once. Without a source it is fetched."""
     from appliance.ml.convert import convert_base
 
-    base, dataset = folder / "base", folder / f"rows-{sizes.labels}-{sizes.train}-{sizes.held_out}"
+    base = folder / "base"
     if not base.is_dir():
-        source = given.base
         if source is None:
             command = [sys.executable, "scripts/fetch_base.py", str(folder / "fetched")]
             source = Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
         base.mkdir(parents=True)
         convert_base(source, base)
-    if not dataset.is_dir():
-        _write_rows(given.data, base, dataset, sizes)
-    return {"base": str(base), "dataset": str(dataset)}
+    return base
 
 
 def _write_rows(source: Path, base: Path, folder: Path, sizes: Sizes) -> None:

@@ -38,7 +38,7 @@ def main() -> None:
     peaks["load"] = machine.measure_peak_bytes(device)
     loaded = time.perf_counter() - began
     steps: list[Step] = []
-    training = train(base, model, samples, recipe, steps.append, stop=task["steps"])
+    training = train(base, model, samples, recipe, steps.append)
     peaks["train"] = machine.measure_peak_bytes(device)
     checkpoint = encode_checkpoint(training)
     adapter = methods.encode_adapter(model, "base")[0]

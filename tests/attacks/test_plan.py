@@ -32,6 +32,9 @@ def test_what_was_planned_is_what_the_run_took(
     words = ["run", "plan", str(tmp_path / "recipe.yaml"), "--json", "--home", str(shared.home), *options]
     assert main.run(words) == 0
     plan = json.loads(capsys.readouterr().out)
+    assert not plan["duration"]["measured"]
+    assert main.run([*words, "--calibrate"]) == 0
+    assert json.loads(capsys.readouterr().out)["duration"]["measured"]
     steps = parse_steps(shared.get("/v1/runs/r-000001/steps"), "steps")
     peak = max(step.peak_bytes for step in steps)
     planned = max(sum(plan["memory"][phase].values()) for phase in ("load", "train"))

@@ -112,7 +112,6 @@ def test_a_calibration_counts_for_its_own_machine_and_method_and_is_near_for_oth
         pack_s=0.2,
         operations_a_second=2e11,
         load_s=3.0,
-        planned_bytes=10**9,
         peak_bytes=10**9,
         memory_bytes=16 * 10**9,
         machine={"device": "cpu"},

@@ -1,0 +1,25 @@
+"""The calibrating worker: a few short steps, to know what a plan may count on. Nothing of it is kept but the times."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from appliance.worker.session import Header, Session, run_worker, take, take_path
+
+
+def work(session: Session, task: Header, blob: bytes) -> Header:
+    from appliance.ml import machine
+    from appliance.ml.calibration import calibrate
+
+    recipe = take(task, "recipe", dict)
+    machine.use_determinism(recipe["seed"])
+
+    def report(done: int, total: int) -> None:
+        session.send({"frame": "progress", "done": done, "total": total})
+
+    return calibrate(Path(take_path(task, "base")), recipe, report)
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(work))

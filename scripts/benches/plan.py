@@ -1,0 +1,164 @@
+"""`scripts/bench plan`: what was planned beside what was measured, configuration by configuration, on this machine.
+
+Each is trained for a few steps in a process of its own, over a base that the reader names, with rows of many lengths.
+The plan knows what an import measures: the base's dimensions, quantiles of the lengths. Not the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from appliance.domain.footprint import Subject, plan_memory
+from appliance.domain.methods import METHODS
+from appliance.domain.recipe import Facts, ResolvedRecipe, parse_recipe, resolve_recipe
+from appliance.domain.shape import Shape, profile_lengths
+from scripts.benches.measure import Row, describe_machine, markdown_table, plain_table, row, write_json
+from scripts.benches.methods import convert
+
+STEPS, SHARED, ANSWER = 4, 16, 6
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What differs from the recipe's defaults; rows have a quarter of `length` tokens up to all of them."""
+
+    length: int
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        told = [f"{key} {value}" for key, value in self.recipe.items() if key != "method"]
+        return ", ".join([self.recipe.get("method", "qlora"), f"rows of up to {self.length} tokens", *told])
+
+
+QUICK = (
+    Configuration(128),
+    Configuration(128, {"gradient_checkpointing": "layer"}),
+    Configuration(128, {"method": "lora"}),
+    Configuration(64, {"method": "full"}),
+)
+FULL = (
+    *QUICK,
+    Configuration(48),
+    Configuration(256),
+    Configuration(512, {"batch_size": 4}),
+    Configuration(1024, {"batch_size": 2, "gradient_checkpointing": "none"}),
+    Configuration(256, {"gradient_checkpointing": "mlp"}),
+    Configuration(512, {"gradient_checkpointing": "layer", "batch_size": 4}),
+    Configuration(128, {"rank": 64}),
+    Configuration(128, {"compute_dtype": "float32"}),
+    Configuration(256, {"method": "lora"}),
+    Configuration(128, {"method": "lora", "compute_dtype": "float32"}),
+    Configuration(128, {"method": "full"}),
+    Configuration(128, {"method": "full", "gradient_checkpointing": "layer"}),
+)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="scripts/bench plan", description="Plan and measure, side by side.")
+    parser.add_argument("--quick", action="store_true", help="four configurations: two minutes")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows as JSON")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument("--base", metavar="FILE", type=Path, help="a GGUF file or a folder (default: fetch_base.py's)")
+    parser.add_argument("--folder", metavar="DIR", type=Path, help="keep the converted base there, and use it again")
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="appliance-bench-") as scratch:
+        base, rows = convert(given.base, given.folder or Path(scratch)), []
+        for found in measure(base, QUICK if given.quick else FULL):
+            rows.append(found)
+            print(f"bench: {plain_table([found]).splitlines()[1]}", file=sys.stderr, flush=True)
+    if given.json:
+        write_json(given.json, rows)
+    table, bullet = (markdown_table, "- ") if given.markdown else (plain_table, "")
+    machine = describe_machine(Path.cwd())
+    print("\n".join([*(f"{bullet}{line}" for line in machine), "", table(rows)]))
+
+
+def measure(base: Path, configurations: Sequence[Configuration]) -> Iterator[Row]:
+    """A row each, in MB; then the errors over all of them, in percent."""
+    errors = []
+    for one in configurations:
+        subject, recipe, lengths = prepare(base, one)
+        planned = plan_memory(subject, recipe).training_peak
+        peak = run_one(base, recipe, lengths)["peak"]
+        errors.append(planned / peak - 1)
+        yield row(
+            one.name, planned / 1e6, "MB planned", against="measured", theirs=peak / 1e6, note=f"{errors[-1]:+.1%}"
+        )
+    sizes = [abs(error) * 100 for error in errors]
+    yield row("mean error", statistics.fmean(sizes), "%", at_most=5)
+    yield row("worst error", max(sizes), "%", at_most=10)
+    yield row("furthest under what was measured", max(0.0, -min(errors) * 100), "%", at_most=0)
+
+
+def prepare(base: Path, one: Configuration) -> tuple[Subject, ResolvedRecipe, list[int]]:
+    """What the plan knows, and the lengths that it does not."""
+    config = json.loads((base / "config.json").read_bytes())
+    written = {"name": "bench", "base": "base", "dataset": "rows@1", "purpose": "baseline", "device": "cpu"}
+    written |= {"epochs": 1, "gradient_checkpointing": "none", **one.recipe}
+    if METHODS[one.recipe.get("method", "qlora")].low_rank:
+        written.setdefault("rank", 16)
+    rows = STEPS * int(written.get("batch_size", 8))
+    least = one.length // 4
+    lengths = [one.length - (number * 7919) % (one.length - least + 1) for number in range(rows)]
+    facts = Facts(
+        train_rows=rows,
+        max_tokens=one.length,
+        context_length=config["max_position_embeddings"],
+        device="cpu",
+        bfloat16=True,
+    )
+    profile = profile_lengths(lengths, shared=SHARED, trained=ANSWER)
+    subject = Subject(read_shape(base, config), 2 if config["dtype"] == "bfloat16" else 4, profile, rows, rows)
+    return subject, resolve_recipe(parse_recipe(written), facts), lengths
+
+
+def read_shape(base: Path, config: dict[str, Any]) -> Shape:
+    """The dimensions by the base's configuration; the weights by the header of its file."""
+    files = sorted(base.glob("*.safetensors"))
+    headers = [json.loads(_header(path)) for path in files]
+    shapes = [one["shape"] for header in headers for name, one in header.items() if name != "__metadata__"]
+    return Shape(
+        layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        inner=config["intermediate_size"],
+        heads=config["num_attention_heads"],
+        key_heads=config["num_key_value_heads"],
+        head_size=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+        words=config["vocab_size"],
+        tied=bool(config["tie_word_embeddings"]),
+        parameters=sum(math.prod(shape) for shape in shapes),
+    )
+
+
+def _header(path: Path) -> bytes:
+    """Of safetensors: its length (u64, little-endian), then JSON."""
+    with path.open("rb") as file:
+        return file.read(int.from_bytes(file.read(8), "little"))
+
+
+def run_one(base: Path, recipe: ResolvedRecipe, lengths: list[int]) -> dict[str, Any]:
+    task = {
+        "base": str(base),
+        "recipe": recipe.model_dump(mode="json"),
+        "lengths": lengths,
+        "shared": SHARED,
+        "answer": ANSWER,
+    }
+    command = [sys.executable, "-m", "scripts.benches.plan_worker", json.dumps(task)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        raise SystemExit(f"bench: {recipe.method}: expected a result, got: {done.stderr[-500:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
