@@ -8,7 +8,7 @@ itself takes the segments apart, and a test compares the logits with those of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ ATTENTION = "appliance_segments"
 SMALL = 1 << 16
 # The same for a batch of segments.
 LARGE = 1 << 18
+# Segments are filled up to one length where the longest is at most so much longer than the shortest.
+SPREAD, SPARE = 1.2, 8
 
 
 @dataclass(frozen=True)
@@ -149,23 +151,25 @@ AttentionInterface.register(ATTENTION, attend)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A pack of one level laid out for a batched attention: a common beginning of `root` tokens, then the segments.
+class Group:
+    """Neighbouring segments of about one length, laid out for a batched attention.
 
     `padded` is [segments, longest]: each segment's places in the pack, filled up with 0. `places` says where in it,
-    flattened, the pack's tokens behind the root stand. What fills up comes later than all it is filled up to, so the
-    causal mask hides it; its own rows are never read.
+    flattened, the segments' own tokens stand. What fills up comes later than all it is filled up to, so `later`, the
+    causal mask of [longest, root + longest], hides it; its own rows are never read.
     """
 
-    root: int
     padded: torch.Tensor
     places: torch.Tensor
     later: torch.Tensor
 
-    @property
-    def large(self) -> bool:
-        """Whether the scores are too many to stand in memory at once."""
-        return self.later.numel() > LARGE
+
+@dataclass(frozen=True)
+class Layout:
+    """A pack of one level: a common beginning of `root` tokens, seen by all segments, and the segments in groups."""
+
+    root: int
+    groups: tuple[Group, ...]
 
 
 def lay_out(segments: Sequence[Segment], device: str) -> Layout:
@@ -174,32 +178,49 @@ def lay_out(segments: Sequence[Segment], device: str) -> Layout:
     leaves = segments[1:] if root else segments
     if any(leaf.context != (segments[0].spans if root else ()) for leaf in leaves):
         raise ValueError("a pack of one level is what this layout is for")
+    return Layout(root, tuple(_lay_out_group(group, root, device) for group in _group(leaves)))
+
+
+def _group(leaves: Sequence[Segment]) -> Iterator[list[Segment]]:
+    """Neighbours, as long as the longest is not much longer than the shortest: filling up costs by the square."""
+    group: list[Segment] = []
+    for leaf in leaves:
+        sizes = [other.stop - other.start for other in (*group, leaf)]
+        if group and max(sizes) > SPREAD * min(sizes) + SPARE:
+            yield group
+            group = []
+        group.append(leaf)
+    yield group
+
+
+def _lay_out_group(leaves: Sequence[Segment], root: int, device: str) -> Group:
     longest = max(leaf.stop - leaf.start for leaf in leaves)
     padded = [[*range(leaf.start, leaf.stop), *[0] * (longest - leaf.stop + leaf.start)] for leaf in leaves]
     places = [row * longest + column for row, leaf in enumerate(leaves) for column in range(leaf.stop - leaf.start)]
     later = torch.ones(longest, root + longest, dtype=torch.bool, device=device).triu(root + 1)
-    return Layout(root, torch.tensor(padded, device=device), torch.tensor(places, device=device), later)
+    return Group(torch.tensor(padded, device=device), torch.tensor(places, device=device), later)
 
 
 def attend_flat(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, turns: Any, layout: Layout
 ) -> torch.Tensor:
     """Attention of a pack, differentiable: query [tokens, heads * size], key and value [tokens, key heads * size]."""
-    size = module.head_dim
-    heads = [tensor.view(len(tensor), -1, size) for tensor in (query, key, value)]
+    heads = [tensor.view(len(tensor), -1, module.head_dim) for tensor in (query, key, value)]
     heads = [_norm(module, name, tensor) for name, tensor in zip(("q_norm", "k_norm", ""), heads, strict=True)]
     heads = [turn(heads[0], *turns), turn(heads[1], *turns), heads[2]]
-    padded = [_take(tensor, layout.padded).transpose(1, 2) for tensor in heads]
     parts = []
+    root = [tensor[: layout.root].transpose(0, 1)[None] for tensor in heads]
     if layout.root:
-        root = [tensor[: layout.root].transpose(0, 1)[None] for tensor in heads]
         later = torch.ones(layout.root, layout.root, dtype=torch.bool, device=query.device).triu(1)
         parts.append(_attend_batch(root[0], root[1], root[2], later, module.scaling).transpose(1, 2)[0])
-        for number in (1, 2):
-            shared = root[number].expand(len(layout.padded), -1, -1, -1)
-            padded[number] = torch.cat([shared, padded[number]], dim=2)
-    output = _attend_batch(padded[0], padded[1], padded[2], layout.later, module.scaling).transpose(1, 2)
-    parts.append(output.reshape(-1, *output.shape[2:]).index_select(0, layout.places))
+    for group in layout.groups:
+        own = [_take(tensor, group.padded).transpose(1, 2) for tensor in heads]
+        if layout.root:
+            for number in (1, 2):
+                shared = root[number].expand(len(group.padded), -1, -1, -1)
+                own[number] = torch.cat([shared, own[number]], dim=2)
+        output = _attend_batch(own[0], own[1], own[2], group.later, module.scaling).transpose(1, 2)
+        parts.append(output.reshape(-1, *output.shape[2:]).index_select(0, group.places))
     return torch.cat(parts).flatten(1)
 
 

@@ -131,6 +131,8 @@ def _scales(linear: Any) -> torch.Tensor | None:
     if not isinstance(linear, bitsandbytes.nn.Linear4bit):
         return None
     state = linear.weight.quant_state
+    if getattr(state, "packing_format_for_cpu", False):
+        raise ValueError("a layer that was used in evaluation mode has its weights packed, and is trained no more")
     if not state.nested:
         return state.absmax.float()  # type: ignore[no-any-return]
     return (dequantize_blockwise(state.absmax, state.state2) + state.offset).float()  # type: ignore[no-any-return]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.benches import ledger, methods
+from scripts.benches import ledger, methods, training
 from scripts.benches import plan as plans
-from scripts.benches.measure import describe_machine, markdown_table, plain_table, write_json
+from scripts.benches.measure import Row, describe_machine, markdown_table, plain_table, write_json
 
 
 def main() -> None:
@@ -21,14 +22,11 @@ def main() -> None:
         plans.main(sys.argv[2:])
         return
     given = _parser().parse_args()
-    plan = ledger.QUICK if given.quick else ledger.FULL
-    if given.largest is not None and not given.quick:
-        plan = replace(plan, largest=given.largest)
     with tempfile.TemporaryDirectory(prefix="appliance-bench-", dir=given.folder) as name:
         folder = Path(name)
         machine = describe_machine(folder)
         rows = []
-        for one in ledger.measure(folder, plan):
+        for one in _measure(folder, given):
             rows.append(one)
             print(f"bench: {plain_table([one]).splitlines()[1]}", file=sys.stderr, flush=True)
     if given.json:
@@ -38,19 +36,31 @@ def main() -> None:
     print("\n".join([*(f"{bullet}{line}" for line in machine), "", table(rows)]))
 
 
+def _measure(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
+    if given.name == "train":
+        make = training.quick if given.quick else training.full
+        return training.measure(folder, make(given.data, given.device))
+    plan = ledger.QUICK if given.quick else ledger.FULL
+    if given.largest is not None and not given.quick:
+        plan = replace(plan, largest=given.largest)
+    return ledger.measure(folder, plan)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure; medians of rounds that take turns.")
     parser.add_argument(
         "name",
-        choices=["ledger", "methods", "plan"],
+        choices=["ledger", "methods", "plan", "train"],
         help="what to measure; methods and plan have options of their own",
     )
-    parser.add_argument("--quick", action="store_true", help="two minutes at most: a smaller log, no growth")
+    parser.add_argument("--quick", action="store_true", help="less of everything; the ledger's in two minutes")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows as JSON")
     parser.add_argument(
         "--folder", metavar="DIR", type=Path, help="whose disk is measured (default: where temp files lie)"
     )
     parser.add_argument("--largest", metavar="N", type=int, help="largest log of the growth (1,000,000; 0 for none)")
+    parser.add_argument("--data", metavar="DIR", type=Path, default=training.DATA, help="train: the public datasets")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="train: where to train")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     return parser
 

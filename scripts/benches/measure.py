@@ -42,6 +42,7 @@ def row(
     at_most: float | None = None,
     at_least: float | None = None,
     ratio_at_least: float | None = None,
+    ratio_at_most: float | None = None,
     note: str = "",
 ) -> Row:
     """A row, and whether every bound that is given holds. `ratio`: where it was taken round by round; `note` ends the
@@ -55,6 +56,8 @@ def row(
         bounds.append((f"≥ {at_least:,g}", ours >= at_least))
     if ratio_at_least is not None and ratio is not None:
         bounds.append((f"≥ {ratio_at_least:g}×", ratio >= ratio_at_least))
+    if ratio_at_most is not None and ratio is not None:
+        bounds.append((f"≤ {ratio_at_most:g}×", ratio <= ratio_at_most))
     goal = ", ".join([text for text, _ in bounds] + ([note] if note else [])) or None
     met = all(holds for _, holds in bounds) if bounds else None
     return Row(name, ours, unit, against, theirs, ratio, goal, met)

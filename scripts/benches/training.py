@@ -1,0 +1,263 @@
+"""`scripts/bench train`: the loop beside TRL, transformers' Trainer and soup-cli, in processes that take turns."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from scripts.benches.measure import Row, row
+from scripts.fetch_base import fetch
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = Path(__file__).with_name("training_worker.py")
+PEERS = {"trl": ROOT / ".venv-bench-trl", "soup": ROOT / ".venv-bench-soup"}
+"""The environments that `scripts/bench` makes from the extras `bench-trl` and `bench-soup`."""
+DATASETS = {
+    "banking77": ("banking77/train.csv", "text", "category"),
+    "CUAD": ("cuad/clauses_train.csv", "text", "category"),
+}
+DATA = ROOT.parent / "shared" / "data"
+JUDGED = 32
+"""Rows that nobody trains on: what the final losses are of."""
+
+RECIPE: dict[str, Any] = {
+    "method": "qlora",
+    "baseline": None,
+    "purpose": "release",
+    "rank": 16,
+    "alpha": 32,
+    "dropout": "0.0",
+    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "optimiser": "adamw",
+    "learning_rate": "0.001",
+    "rate_ratio": "1.0",
+    "epochs": 1,
+    "batch_size": 16,
+    "accumulation": 1,
+    "max_length": 1024,
+    "warmup_ratio": "0.1",
+    "weight_decay": "0.0",
+    "max_grad_norm": "1.0",
+    "gradient_checkpointing": "none",
+    "checkpoint_every": 1_000_000,
+    "early_stopping": 0,
+    "validation": "0.0",
+    "validate_every": 0,
+    "seed": 1,
+    "compute_dtype": "bfloat16",
+    "quantisation": "nf4-double",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`steps` are optimiser steps of sixteen rows, the first two of which are not counted."""
+
+    data: Path
+    device: str
+    rounds: int
+    steps: int
+    peers: bool
+    """Also what has no goal: the plain Trainer and soup-cli."""
+    lengths: tuple[int, ...]
+    ranks: tuple[int, ...]
+
+
+def quick(data: Path, device: str) -> Plan:
+    return Plan(data, device, rounds=1, steps=6, peers=False, lengths=(128, 1024), ranks=(4, 64))
+
+
+def full(data: Path, device: str) -> Plan:
+    return Plan(data, device, rounds=3, steps=8, peers=True, lengths=(128, 512, 1024, 2048, 4096), ranks=(4, 16, 64))
+
+
+@dataclass
+class Runs:
+    """What each program's runs gave, by round."""
+
+    found: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def take(self, name: str, result: dict[str, Any] | None) -> None:
+        if result is not None:
+            self.found.setdefault(name, []).append(result)
+
+    def median(self, name: str, member: str) -> float:
+        return median(one[member] for one in self.found[name])
+
+    def ratio(self, ours: str, theirs: str, member: str) -> float:
+        """The median of the rounds' own ratios."""
+        pairs = zip(self.found[ours], self.found[theirs], strict=True)
+        return median(one[member] / other[member] for one, other in pairs)
+
+
+def measure(folder: Path, plan: Plan) -> Iterator[Row]:
+    """Every row, as it is found."""
+    base = _convert(folder)
+    bench = _Bench(base, folder, plan)
+    limit = bench.run("limit", "limit")
+    assert limit is not None
+    yield row("bf16 matrix limit of the machine", limit["operations_a_second"] / 1e9, "GFLOP/s")
+    for name in DATASETS:
+        yield from _beside_peers(bench, name, limit["operations_a_second"])
+    yield from _first_step(bench)
+    yield from _shape(bench)
+
+
+def _beside_peers(bench: _Bench, dataset: str, limit: float) -> Iterator[Row]:
+    rows, judged = bench.cut(dataset)
+    data = {"rows": str(rows), "judged": str(judged)}
+    again = {"recipe": {"gradient_checkpointing": "layer"}}
+    programs: dict[str, tuple[str, dict[str, Any]]] = {
+        "ours": ("ours", {}),
+        "ours again": ("ours", again),
+        "TRL": ("trl", {"best": False}),
+        "TRL, packed, answers only": ("trl", {"best": True}),
+        "TRL, gradient checkpointing": ("trl", {"best": False, **again}),
+    }
+    if bench.plan.peers:
+        programs |= {"transformers' Trainer": ("trainer", {}), "soup-cli": ("soup", {})}
+    runs = Runs()
+    for number in range(bench.plan.rounds):
+        for name in list(programs)[:: -1 if number % 2 else 1]:
+            kind, more = programs[name]
+            runs.take(name, bench.run(name, kind, **data, **more))
+    yield from _compare(runs, dataset)
+    share = runs.median("ours", "tokens_a_second") * bench.operations / limit
+    yield row(f"{dataset}: operations over the matrix limit", share, "", at_least=0.4)
+    for name, found in runs.found.items():
+        if found[0]["loss"] is not None:
+            yield row(f"{dataset}: loss of {JUDGED} other rows afterwards, {name}", runs.median(name, "loss"), "nats")
+
+
+def _compare(runs: Runs, dataset: str) -> Iterator[Row]:
+    goals = {
+        "TRL": ("ours", 2.5, 0.55),
+        "TRL, packed, answers only": ("ours", 2.2, 0.65),
+        "TRL, gradient checkpointing": ("ours again", 2.0, 0.6),
+        "transformers' Trainer": ("ours", None, None),
+        "soup-cli": ("ours", None, None),
+    }
+    for theirs, (ours, speed, memory) in goals.items():
+        if theirs not in runs.found:
+            continue
+        again = ", gradient checkpointing" if ours == "ours again" else ""
+        yield row(
+            f"{dataset}: tokens a second{again}",
+            *(runs.median(ours, "tokens_a_second"), "1/s"),
+            against=theirs,
+            theirs=runs.median(theirs, "tokens_a_second"),
+            ratio=runs.ratio(ours, theirs, "tokens_a_second"),
+            ratio_at_least=speed,
+        )
+        yield row(
+            f"{dataset}: peak memory{again}",
+            *(runs.median(ours, "peak_bytes") / 1e6, "MB"),
+            against=theirs,
+            theirs=runs.median(theirs, "peak_bytes") / 1e6,
+            ratio=runs.ratio(ours, theirs, "peak_bytes"),
+            ratio_at_most=memory,
+        )
+
+
+def _first_step(bench: _Bench) -> Iterator[Row]:
+    rows, judged = bench.cut("banking77", steps=1)
+    runs = Runs()
+    for _ in range(max(3, bench.plan.rounds)):
+        runs.take("load", bench.run("load", "load"))
+        runs.take("ours", bench.run("ours", "first", rows=str(rows), judged=str(judged)))
+    yield row(
+        "from process start to the end of the first step",
+        *(runs.median("ours", "first_step_s"), "s"),
+        against="transformers loading the base",
+        theirs=runs.median("load", "load_s"),
+        ratio=median(
+            a["first_step_s"] / b["load_s"] for a, b in zip(runs.found["ours"], runs.found["load"], strict=True)
+        ),
+        ratio_at_most=1.2,
+    )
+
+
+def _shape(bench: _Bench) -> Iterator[Row]:
+    """Cost against length and rank, of rows that are all as long."""
+    for length in bench.plan.lengths:
+        yield from bench.alone(f"rows of {length:,} tokens", length, 16)
+    for rank in bench.plan.ranks:
+        yield from bench.alone(f"rank {rank}", 512, rank)
+
+
+class _Bench:
+    """Starts the processes, and cuts the data that they read."""
+
+    def __init__(self, base: Path, folder: Path, plan: Plan) -> None:
+        self.plan = plan
+        self._base, self._folder = base, folder
+        config = json.loads((base / "config.json").read_text("utf-8"))
+        # Of frozen weights: two operations forward and two for the gradient of the input; a weight's own has none.
+        width, wide = config["hidden_size"], config["intermediate_size"]
+        head = width // config["num_attention_heads"]
+        attention = 2 * width * width + 2 * width * head * config["num_key_value_heads"]
+        self.operations = 4 * config["num_hidden_layers"] * (attention + 3 * width * wide)
+
+    def cut(self, dataset: str, steps: int | None = None) -> tuple[Path, Path]:
+        """The rows to train on and those to judge by, spread over the whole file."""
+        name, text, label = DATASETS[dataset]
+        with (self.plan.data / name).open(encoding="utf-8-sig", newline="") as stream:
+            rows = [{"text": one[text], "label": one[label]} for one in csv.DictReader(stream)]
+        count = (steps or self.plan.steps) * RECIPE["batch_size"]
+        rows = rows[:: len(rows) // (count + JUDGED)]
+        return self._write("rows", rows[JUDGED : JUDGED + count]), self._write("judged", rows[:JUDGED])
+
+    def _write(self, name: str, rows: list[dict[str, str]]) -> Path:
+        path = self._folder / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(one) + "\n" for one in rows), "utf-8")
+        return path
+
+    def alone(self, name: str, length: int, rank: int) -> Iterator[Row]:
+        words = (self.plan.data / "cuad/master_clauses.csv").read_text("utf-8-sig").split()
+        # About three tokens for two words of contracts; the worker cuts the text to the length.
+        rows = [{"text": " ".join(words[at * length : (at + 1) * length]), "label": "yes"} for at in range(8)]
+        more = {"recipe": {"batch_size": max(1, 2048 // length), "rank": rank, "alpha": 2 * rank, "max_length": length}}
+        steps = 6 * more["recipe"]["batch_size"]
+        path = self._write("long", [rows[at % len(rows)] for at in range(steps)])
+        found = self.run(name, "ours", rows=str(path), judged=str(path), cut=length, **more)
+        if found is not None:
+            yield row(f"{name}: tokens a second", found["tokens_a_second"], "1/s")
+            yield row(f"{name}: peak memory", found["peak_bytes"] / 1e6, "MB")
+
+    def run(self, name: str, kind: str, *, recipe: dict[str, Any] | None = None, **more: Any) -> dict[str, Any] | None:
+        """One run; None where the environment is missing or the program ends otherwise than well, which is said."""
+        peer = {"trl": "trl", "trainer": "trl", "soup": "soup"}.get(kind)
+        python = PEERS[peer] / "bin" / "python" if peer else Path(sys.executable)
+        if not python.exists():
+            return None
+        task = {"kind": kind, "base": str(self._base), "device": self.plan.device, **more}
+        task["recipe"] = RECIPE | {"device": self.plan.device} | (recipe or {})
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": _threads()}
+        command = [str(python), str(WORKER), json.dumps(task)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"bench: {name}: ended with {done.returncode}: {done.stderr[-2000:]}", file=sys.stderr)
+            return None
+        result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        return result
+
+
+def _threads() -> str:
+    return str(len(os.sched_getaffinity(0)))
+
+
+def _convert(folder: Path) -> Path:
+    """The base, converted as an import does it; in a process of its own, whose memory is not ours."""
+    source, base = fetch(ROOT / ".demo"), folder / "base"
+    base.mkdir()
+    code = "import sys, pathlib, appliance.ml.convert as convert;convert.convert_base(*map(pathlib.Path, sys.argv[1:]))"
+    subprocess.run([sys.executable, "-c", code, str(source), str(base)], cwd=ROOT, check=True, capture_output=True)
+    return base

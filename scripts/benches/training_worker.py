@@ -1,0 +1,308 @@
+"""One training run in a process of its own, ours or a peer's; prints one JSON object.
+
+Ours is the bare loop: the same functions that the training worker calls, without service, sandbox and record. The peers
+run in the environment that `scripts/bench` makes for them; what is recorded of them is hooked into transformers'
+Trainer, which all three build on. Every run counts the tokens of its samples, never padding.
+"""
+
+from __future__ import annotations
+
+import time
+
+BEGAN = time.perf_counter()
+
+import json  # noqa: E402
+import os  # noqa: E402
+import resource  # noqa: E402
+import sys  # noqa: E402
+import tempfile  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+Task = dict[str, Any]
+
+
+def main() -> None:
+    task: Task = json.loads(sys.argv[1])
+    found = {"ours": ours, "load": load, "limit": limit, "trl": trl, "trainer": trainer, "soup": soup}[task["kind"]](
+        task
+    )
+    print(json.dumps({**found, "peak_bytes": peak_bytes(task)}), flush=True)
+
+
+def peak_bytes(task: Task) -> int:
+    import torch
+
+    if task["device"] == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def ours(task: Task) -> dict[str, Any]:
+    import torch
+
+    from appliance.ml import machine, methods
+    from appliance.ml.base import load_base
+    from appliance.ml.data import Row
+    from appliance.ml.loop import Step, begin_decoder, sample_losses, train
+    from appliance.ml.samples import Sample, tokenize_row
+
+    recipe = task["recipe"]
+    machine.use_determinism(recipe["seed"])
+    base = load_base(
+        Path(task["base"]),
+        quantisation=recipe["quantisation"],
+        compute_dtype=recipe["compute_dtype"],
+        device=recipe["device"],
+    )
+    chat = base.chat
+
+    def tokenize(index: int, row: dict[str, str]) -> Sample:
+        if cut := task.get("cut"):
+            # A row of just so many tokens, an eighth of them trained.
+            return Sample(index, tuple(chat.encode(row["text"])[:cut]), ((cut - cut // 8, cut),))
+        prompt = chat.render([{"role": "user", "content": row["text"]}])
+        parts = ((prompt, chat.answer(row["label"])),)
+        return tokenize_row(Row(index, "train", row["text"], row["label"], parts), chat, recipe["max_length"], "row")
+
+    def read(path: str) -> list[Sample]:
+        lines = Path(path).read_text("utf-8").splitlines()
+        return [tokenize(index, json.loads(line)) for index, line in enumerate(lines)]
+
+    model = methods.attach_adapter(base, recipe)
+    times, tokens = [time.perf_counter()], [0]
+
+    def report(step: Step) -> None:
+        times.append(time.perf_counter())
+        tokens.append(step.tokens)
+
+    train(base, model, read(task["rows"]), recipe, report)
+    samples = read(task["judged"])
+    with torch.no_grad():
+        loss = sum(
+            float(sample_losses(base, begin_decoder(base, model, recipe), [sample])[0]) for sample in samples
+        ) / sum(sample.trained_tokens for sample in samples)
+    return _describe(times, tokens, loss)
+
+
+def load(task: Task) -> dict[str, Any]:
+    """The base, as transformers loads it: what every trainer must do before its first step."""
+    _load_model(task)
+    return {"load_s": time.perf_counter() - BEGAN}
+
+
+def limit(task: Task) -> dict[str, Any]:
+    """The best rate at which this machine multiplies bf16 matrices, in operations a second."""
+    import torch
+
+    best = 0.0
+    for size in (512, 1024, 2048, 4096):
+        left, right = (torch.randn(size, size, dtype=torch.bfloat16, device=task["device"]) for _ in range(2))
+        for other in (right, right.T):
+            for _ in range(6):
+                began = time.perf_counter()
+                result = left @ other
+                if task["device"] == "cuda":
+                    torch.cuda.synchronize()
+                best = max(best, 2 * size**3 / (time.perf_counter() - began))
+            del result
+    return {"operations_a_second": best}
+
+
+def trl(task: Task) -> dict[str, Any]:
+    """TRL's SFTTrainer: every token trained and nothing packed, as it comes; or packed, answers alone."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    packed = {"packing": True, "max_length": 1024, "completion_only_loss": True} if task["best"] else {}
+    size = 1 if task["best"] else task["recipe"]["batch_size"]
+    rows = [
+        {"prompt": turns[:1], "completion": turns[1:]} if task["best"] else {"messages": turns}
+        for turns in _conversations(task["rows"])
+    ]
+    model, recorder = _load_model(task), _Recorder()
+    with tempfile.TemporaryDirectory() as output:
+        made = SFTTrainer(
+            model=model,
+            args=SFTConfig(**_arguments(task, output), per_device_train_batch_size=size, **packed),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=_tokenizer(task),
+            peft_config=_lora(task),
+        )
+        made.train()
+    return recorder.describe(_judge(made.model, task))
+
+
+def trainer(task: Task) -> dict[str, Any]:
+    """transformers' own Trainer over peft, padded to the longest, answers alone."""
+    import torch
+    from peft import get_peft_model
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+    tokenizer = _tokenizer(task)
+    rows = [_tokenize(turns, tokenizer) for turns in _conversations(task["rows"])]
+    model, recorder = get_peft_model(_load_model(task), _lora(task)), _Recorder()
+    with tempfile.TemporaryDirectory() as output:
+        arguments = TrainingArguments(
+            **_arguments(task, output), per_device_train_batch_size=task["recipe"]["batch_size"]
+        )
+        collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
+        Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator).train()
+    torch.set_grad_enabled(False)
+    return recorder.describe(_judge(model, task))
+
+
+def soup(task: Task) -> dict[str, Any]:
+    """soup-cli, through its own command, with the settings of its file."""
+    import yaml
+    from soup_cli.cli import app
+
+    recipe = task["recipe"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["HOME"] = name
+        os.chdir(folder)
+        lines = [json.dumps({"messages": turns}) for turns in _conversations(task["rows"])]
+        (folder / "rows.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+        settings = {
+            "base": task["base"],
+            "task": "sft",
+            "data": {"train": "rows.jsonl", "format": "chatml", "max_length": recipe["max_length"], "val_split": 0.0},
+            "training": {
+                "epochs": 1,
+                "lr": float(recipe["learning_rate"]),
+                "batch_size": recipe["batch_size"],
+                "quantization": "4bit",
+                "lora": {"r": recipe["rank"], "alpha": recipe["alpha"], "target_modules": recipe["target_modules"]},
+            },
+            "output": "output",
+        }
+        (folder / "soup.yaml").write_text(yaml.safe_dump(settings), "utf-8")
+        recorder = _Recorder()
+        app(["--no-telemetry", "--no-audit-log", "train", "--config", "soup.yaml", "--yes"], standalone_mode=False)
+    return recorder.describe(None)
+
+
+class _Recorder:
+    """When each optimiser step ended, and how many tokens that are no padding had gone in by then."""
+
+    def __init__(self) -> None:
+        import transformers
+
+        self._times, self._tokens, total = [], [], [0]
+        step, ended = transformers.Trainer.training_step, transformers.trainer_callback.CallbackHandler.on_step_end
+
+        def training_step(made: Any, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+            if not self._times:
+                self._times, self._tokens = [time.perf_counter()], [0]
+            mask = inputs.get("attention_mask")
+            total[0] += int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
+            return step(made, model, inputs, *rest, **more)
+
+        def on_step_end(handler: Any, *rest: Any, **more: Any) -> Any:
+            self._times.append(time.perf_counter())
+            self._tokens.append(total[0])
+            return ended(handler, *rest, **more)
+
+        transformers.Trainer.training_step = training_step
+        transformers.trainer_callback.CallbackHandler.on_step_end = on_step_end
+
+    def describe(self, loss: float | None) -> dict[str, Any]:
+        return _describe(self._times, self._tokens, loss)
+
+
+WARM_UP = 2
+"""Steps that are not counted: allocators and caches fill."""
+
+
+def _describe(times: list[float], tokens: list[int], loss: float | None) -> dict[str, Any]:
+    rate = (tokens[-1] - tokens[WARM_UP]) / (times[-1] - times[WARM_UP])
+    return {"tokens_a_second": rate, "first_step_s": times[1] - BEGAN, "loss": loss, "steps": len(times) - 1}
+
+
+def _conversations(path: str) -> list[list[dict[str, str]]]:
+    rows = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
+    return [[{"role": "user", "content": row["text"]}, {"role": "assistant", "content": row["label"]}] for row in rows]
+
+
+def _load_model(task: Task) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    return AutoModelForCausalLM.from_pretrained(
+        task["base"],
+        local_files_only=True,
+        dtype=torch.bfloat16,
+        device_map={"": task["device"]},
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        ),
+    )
+
+
+def _tokenizer(task: Task) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(task["base"], local_files_only=True)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return tokenizer
+
+
+def _lora(task: Task) -> Any:
+    from peft import LoraConfig
+
+    recipe = task["recipe"]
+    return LoraConfig(
+        r=recipe["rank"], lora_alpha=recipe["alpha"], target_modules=recipe["target_modules"], task_type="CAUSAL_LM"
+    )
+
+
+def _arguments(task: Task, output: str) -> dict[str, Any]:
+    recipe = task["recipe"]
+    return {
+        "output_dir": output,
+        "num_train_epochs": 1,
+        "learning_rate": float(recipe["learning_rate"]),
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 1,
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": task["device"] == "cpu",
+        "bf16": True,
+        "gradient_checkpointing": recipe["gradient_checkpointing"] != "none",
+        "seed": recipe["seed"],
+    }
+
+
+def _tokenize(turns: list[dict[str, str]], tokenizer: Any) -> dict[str, list[int]]:
+    prompt = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    answer = tokenizer(turns[1]["content"] + "<|im_end|>", add_special_tokens=False)["input_ids"]
+    return {
+        "input_ids": ids + answer,
+        "attention_mask": [1] * len(ids + answer),
+        "labels": [-100] * len(ids) + answer,
+    }
+
+
+def _judge(model: Any, task: Task) -> float:
+    """The mean loss over the answers' tokens of rows that nobody trained on."""
+    import torch
+
+    tokenizer, total, count = _tokenizer(task), 0.0, 0
+    model.eval()
+    with torch.no_grad():
+        for turns in _conversations(task["judged"]):
+            row = {name: torch.tensor([ids], device=model.device) for name, ids in _tokenize(turns, tokenizer).items()}
+            tokens = int((row["labels"] != -100).sum())
+            total += float(model(**row).loss) * tokens
+            count += tokens
+    return total / count
+
+
+if __name__ == "__main__":
+    main()
