@@ -176,7 +176,7 @@ class Slots:
         self._adapters[slot] = parse_adapter(config, weights, self._layers, self._device)
 
     def unload(self, slot: str) -> None:
-        self._find(slot)
+        self.find(slot)
         del self._adapters[slot]
         self._mixer.forget()
 
@@ -187,7 +187,7 @@ class Slots:
     def using(self, slot: str | None) -> Iterator[None]:
         """Within it the model answers as base plus this slot's adapter, or, for None, as the base."""
         self._check_idle()
-        self.active, self._using = self._find(slot) if slot is not None else None, slot
+        self.active, self._using = self.find(slot) if slot is not None else None, slot
         try:
             yield
         finally:
@@ -207,22 +207,19 @@ class Slots:
         self._check_idle()
         for slot in rows:
             if slot is not None:
-                self.check(slot)
+                self.find(slot)
         self.mix = self._mixer.mix(rows, self._adapters)
         try:
             yield
         finally:
             self.mix = None
 
-    def check(self, slot: str) -> None:
-        """NotFound where the slot holds nothing."""
-        self._find(slot)
-
     def _check_idle(self) -> None:
         if self.active is not None or self.mix is not None:
             raise Conflict("engine: expected no adapter in use, got one")
 
-    def _find(self, slot: str) -> Adapter:
+    def find(self, slot: str) -> Adapter:
+        """NotFound where the slot holds nothing."""
         adapter = self._adapters.get(slot)
         if adapter is None:
             raise NotFound(f"slot {slot}: expected a loaded adapter, got none")

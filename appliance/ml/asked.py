@@ -9,12 +9,16 @@ from typing import Any
 from appliance.errors import BadInput
 
 MAX_STOPS = 16
+MAX_LABELS = 1000
 _ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to answer and how. `temperature` 0 always takes the likeliest token; `seed` fixes every draw."""
+    """What to answer and how. `temperature` 0 always takes the likeliest token; `seed` fixes every draw.
+
+    `prompt`: a text to go on with, in place of messages. `labels`: the answers there are; none: any.
+    """
 
     messages: tuple[Mapping[str, str], ...]
     max_tokens: int
@@ -22,10 +26,32 @@ class Request:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    prompt: str | None = None
+    labels: tuple[str, ...] = ()
 
 
 def parse_request(value: Mapping[str, Any]) -> Request:
     """A request's members, checked; BadInput names the one that is off."""
+    prompt = value.get("prompt")
+    if prompt is not None and (not isinstance(prompt, str) or not prompt or "messages" in value):
+        raise BadInput("prompt: expected a text that is not empty, and no messages beside it, got another")
+    stop = _texts(value, "stop", MAX_STOPS)
+    labels = _texts(value, "labels", MAX_LABELS)
+    if len(set(labels)) < len(labels):
+        raise BadInput("labels: expected each one once, got one twice")
+    return Request(
+        messages=_messages(value) if prompt is None else (),
+        max_tokens=int(_number(value, "max_tokens", 1, 1 << 20, whole=True)),
+        temperature=_number(value, "temperature", 0, 2),
+        top_p=_number(value, "top_p", 0, 1),
+        seed=int(_number(value, "seed", 0, 2**63 - 1, whole=True)),
+        stop=stop,
+        prompt=prompt,
+        labels=labels,
+    )
+
+
+def _messages(value: Mapping[str, Any]) -> tuple[dict[str, str], ...]:
     messages = value.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadInput(f"messages: expected a list with at least one, got {type(messages).__name__}")
@@ -38,17 +64,14 @@ def parse_request(value: Mapping[str, Any]) -> Request:
             raise BadInput(
                 f"message {place}: expected a role of {', '.join(_ROLES)} and text content, got another shape"
             )
-    stop = value.get("stop", [])
-    if not isinstance(stop, list) or len(stop) > MAX_STOPS or not all(isinstance(item, str) and item for item in stop):
-        raise BadInput(f"stop: expected at most {MAX_STOPS} texts, got {stop!r:.80}")
-    return Request(
-        messages=tuple({"role": message["role"], "content": message["content"]} for message in messages),
-        max_tokens=int(_number(value, "max_tokens", 1, 1 << 20, whole=True)),
-        temperature=_number(value, "temperature", 0, 2),
-        top_p=_number(value, "top_p", 0, 1),
-        seed=int(_number(value, "seed", 0, 2**63 - 1, whole=True)),
-        stop=tuple(stop),
-    )
+    return tuple({"role": message["role"], "content": message["content"]} for message in messages)
+
+
+def _texts(value: Mapping[str, Any], name: str, most: int) -> tuple[str, ...]:
+    texts = value.get(name, [])
+    if not isinstance(texts, list) or len(texts) > most or not all(isinstance(item, str) and item for item in texts):
+        raise BadInput(f"{name}: expected at most {most} texts, got {texts!r:.80}")
+    return tuple(texts)
 
 
 def _number(value: Mapping[str, Any], name: str, least: float, most: float, *, whole: bool = False) -> float:

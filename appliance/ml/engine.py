@@ -8,19 +8,23 @@ an answer can be drawn again alone.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from appliance.errors import ApplianceError, Conflict, Denied, TooLarge, Unavailable
+from appliance.errors import ApplianceError, BadInput, Conflict, Denied, TooLarge, Unavailable
 from appliance.ml.adapters import Slots
 from appliance.ml.asked import Request
 from appliance.ml.base import Base
 from appliance.ml.cache import BLOCK, Cache, Held
+from appliance.ml.choices import Choices
 from appliance.ml.drawing import PROMPT_CHUNK, draw_token, read_drawn, read_prompt
 from appliance.ml.probe import Reading, read_probe, verify_probe
+from appliance.ml.score import score_rows
 from appliance.ml.text import Text
 
 # Requests that are answered at once; more wait for their turn.
@@ -50,14 +54,32 @@ class Event:
 class Row:
     """A request at work."""
 
-    def __init__(self, name: str, slot: str | None, request: Request, prompt: list[int], room: int, text: Text) -> None:
+    def __init__(
+        self,
+        name: str,
+        slot: str | None,
+        request: Request,
+        prompt: list[int],
+        room: int,
+        text: Text,
+        choices: Choices | None,
+    ) -> None:
         self.name, self.slot, self.request, self.text = name, slot, request, text
         self.limit = min(request.max_tokens, room)
         self.prompt_tokens, self.completion_tokens = len(prompt), 0
         self.unread = prompt
         self.held = Held()
         self.last = -1
-        self.generator = torch.Generator().manual_seed(request.seed)
+        self._choices = choices
+        self._generator = torch.Generator().manual_seed(request.seed)
+
+    def draw(self, logits: torch.Tensor) -> int:
+        """The next token, of those that lead to a label where there are labels."""
+        if self._choices is None:
+            return draw_token(logits, self.request, self._generator)
+        token = draw_token(self._choices.narrow(logits), self.request, self._generator)
+        self._choices.take(token)
+        return token
 
     @property
     def most(self) -> int:
@@ -109,19 +131,56 @@ class Engine:
     def start(self, name: str, slot: str | None, request: Request) -> None:
         """Takes a request in; it joins the batch when there is room. None is the bare base, which no unit can name."""
         if slot is not None:
-            self.slots.check(slot)
+            self.slots.find(slot)
         if any(row.name == name for row in self._rows + self._waiting):
             raise Conflict(f"request {name}: expected a new name, got one that is being answered")
+        try:
+            self._waiting.append(self._seat(name, slot, request))
+        except _FAULTS as error:
+            raise as_refusal(error) from None
+
+    def _seat(self, name: str, slot: str | None, request: Request) -> Row:
         chat = self.base.chat
-        prompt = chat.encode(chat.render(request.messages))
+        prompt = self._encode(request)
+        choices = Choices([chat.encode(chat.answer(label)) for label in request.labels]) if request.labels else None
         room = self.base.context_length - len(prompt)
-        if room < 1:
+        return Row(name, slot, request, prompt, room, Text(chat.decode, request.stop), choices)
+
+    def _encode(self, request: Request) -> list[int]:
+        """The prompt's tokens; there is room for one more."""
+        chat = self.base.chat
+        for label in request.labels:
+            chat.check_plain(label, "labels")
+        if request.prompt is None:
+            prompt = chat.encode(chat.render(request.messages))
+        else:
+            chat.check_plain(request.prompt, "prompt")
+            prompt = chat.encode(request.prompt)
+        if len(prompt) >= self.base.context_length:
             raise TooLarge(
                 f"messages: expected fewer than {self.base.context_length} tokens, got {len(prompt)}",
                 code="context-length",
             )
-        text = Text(chat.decode, request.stop)
-        self._waiting.append(Row(name, slot, request, prompt, room, text))
+        return prompt
+
+    def classify(self, name: str, slot: str, request: Request) -> list[Event]:
+        """The probability of each label, in one pass over prompt and labels, alone as in an evaluation.
+
+        The answer's text is a JSON object of decimal texts, by label in the order of the request.
+        """
+        self.slots.find(slot)
+        chat = self.base.chat
+        try:
+            if not request.labels:
+                raise BadInput("labels: expected at least one, got none")
+            prompt, labels = self._encode(request), [chat.encode(chat.answer(label)) for label in request.labels]
+            with self.slots.using(slot):
+                (scores,) = score_rows(self.base, [prompt], labels, lambda done: None)
+        except _FAULTS as error:
+            return [Event(name, as_refusal(error))]
+        probabilities = [f"{math.exp(score):.9f}" for score in scores]
+        text = json.dumps(dict(zip(request.labels, probabilities, strict=True)), ensure_ascii=False)
+        return [Event(name, text), Event(name, Done("classified", len(prompt), 0))]
 
     def cancel(self, name: str) -> list[Event]:
         """Ends one request and touches no other; nothing where it has ended already."""
@@ -179,7 +238,7 @@ class Engine:
                 raise logits
             if not bool(logits.isfinite().all()):
                 raise Unavailable("answer: expected finite logits, got others", code="not-finite")
-            row.last = draw_token(logits, row.request, row.generator)
+            row.last = row.draw(logits)
             row.completion_tokens += 1
             if row.last in self.base.chat.stop_ids():
                 return self._end(row, "stop")

@@ -4,58 +4,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Header, Request
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from appliance.errors import ApplianceError
+from appliance.web.asked import ChatRequest, ClassifyRequest, CompletionRequest
 from appliance.web.auth import Doorkeeper
 from appliance.web.errors import install, openai_body
 from appliance.workflows.serve import Answer, Serving
 
-MAX_TOKENS = 1_024
-
 Authorization = Annotated[str | None, Header()]
-
-
-class Message(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-    role: Literal["system", "user", "assistant"]
-    content: str = Field(max_length=200_000)
-
-
-class ChatRequest(BaseModel):
-    """What is honoured of OpenAI's request. What would change an answer and is not honoured is refused."""
-
-    model_config = ConfigDict(extra="forbid")
-    model: str = Field(max_length=128)
-    messages: list[Message] = Field(min_length=1, max_length=256)
-    max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
-    temperature: float = Field(default=0.0, ge=0.0, le=2.0)
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    seed: int | None = Field(default=None, ge=0, lt=2**31)
-    stop: str | list[str] | None = None
-    n: Literal[1] = 1
-    stream: bool = False
-    stream_options: dict[str, Any] | None = None
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-
-    def parameters(self) -> dict[str, Any]:
-        stop = [self.stop] if isinstance(self.stop, str) else (self.stop or [])
-        return {
-            "messages": [message.model_dump() for message in self.messages],
-            "max_tokens": self.max_completion_tokens or self.max_tokens or 256,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "seed": self.seed or 0,
-            "stop": stop[:4],
-        }
+Value = dict[str, Any]
 
 
 def units_app(serving: Serving, door: Doorkeeper) -> FastAPI:
@@ -69,30 +33,84 @@ def _routes(serving: Serving, door: Doorkeeper) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/models")
-    def models(authorization: Authorization = None) -> dict[str, Any]:
+    def models(authorization: Authorization = None) -> Value:
         return {"object": "list", "data": serving.models(door.unit(authorization))}
+
+    @router.get("/v1/models/{model}")
+    def model(model: str, authorization: Authorization = None) -> Value:
+        return serving.model(door.unit(authorization), model)
+
+    def ask(
+        kind: str, body: ChatRequest | CompletionRequest | ClassifyRequest, request: Request, authorization: str | None
+    ) -> Answer:
+        unit = door.unit(authorization)
+        source = f"tcp:{request.client.host}" if request.client else "unix"
+        return serving.answer(unit, body.model, kind, body.parameters(), source)
+
+    def drawn(shape: Shape, body: ChatRequest | CompletionRequest, answer: Answer) -> Response:
+        if body.stream:
+            usage = bool((body.stream_options or {}).get("include_usage"))
+            return StreamingResponse(_stream(shape, answer, body.model, usage), media_type="text/event-stream")
+        text, done = _gather(answer)
+        choice = {"index": 0, **shape.whole(text), "finish_reason": done["finish_reason"], "logprobs": None}
+        return JSONResponse({**_head(shape.name, answer, body.model), "choices": [choice], "usage": _usage(done)})
 
     @router.post("/v1/chat/completions", response_model=None)
     def chat(body: ChatRequest, request: Request, authorization: Authorization = None) -> Response:
-        unit = door.unit(authorization)
-        source = f"tcp:{request.client.host}" if request.client else "unix"
-        answer = serving.chat(unit, body.model, body.parameters(), source)
-        if body.stream:
-            usage = bool((body.stream_options or {}).get("include_usage"))
-            return StreamingResponse(_stream(answer, body.model, usage), media_type="text/event-stream")
-        return JSONResponse(_whole(answer, body.model))
+        return drawn(CHAT, body, ask("generate", body, request, authorization))
+
+    @router.post("/v1/completions", response_model=None)
+    def complete(body: CompletionRequest, request: Request, authorization: Authorization = None) -> Response:
+        return drawn(COMPLETION, body, ask("generate", body, request, authorization))
+
+    @router.post("/v1/classify", response_model=None)
+    def classify(body: ClassifyRequest, request: Request, authorization: Authorization = None) -> Response:
+        answer = ask("classify", body, request, authorization)
+        text, done = _gather(answer)
+        found = {label: float(share) for label, share in json.loads(text).items()}
+        best = max(found, key=lambda label: found[label])
+        data = {"index": 0, "label": best, "probabilities": found}
+        return JSONResponse({**_head("list", answer, body.model), "data": [data], "usage": _usage(done)})
 
     return router
 
 
-def _usage(done: dict[str, Any]) -> dict[str, int]:
+@dataclass(frozen=True)
+class Shape:
+    """How one kind of answer is written: `whole` and `piece` give a choice's text, `first` what comes before any."""
+
+    name: str
+    chunk: str
+    whole: Callable[[str], Value]
+    piece: Callable[[str], Value]
+    first: Value | None
+
+
+CHAT = Shape(
+    name="chat.completion",
+    chunk="chat.completion.chunk",
+    whole=lambda text: {"message": {"role": "assistant", "content": text, "refusal": None}},
+    piece=lambda text: {"delta": {"content": text} if text else {}},
+    first={"delta": {"role": "assistant", "content": ""}},
+)
+COMPLETION = Shape(
+    name="text_completion",
+    chunk="text_completion",
+    whole=lambda text: {"text": text},
+    piece=lambda text: {"text": text},
+    first=None,
+)
+_PREFIXES = {"chat.completion": "chatcmpl", "chat.completion.chunk": "chatcmpl", "text_completion": "cmpl"}
+
+
+def _usage(done: Value) -> dict[str, int]:
     prompt, completion = int(done["prompt_tokens"]), int(done["completion_tokens"])
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _envelope(answer: Answer, model: str, kind: str) -> dict[str, Any]:
+def _head(kind: str, answer: Answer, model: str) -> Value:
     return {
-        "id": f"chatcmpl-{answer.request}",
+        "id": f"{_PREFIXES.get(kind, 'classify')}-{answer.request}",
         "object": kind,
         "created": int(time.time()),
         "model": model,
@@ -100,38 +118,37 @@ def _envelope(answer: Answer, model: str, kind: str) -> dict[str, Any]:
     }
 
 
-def _whole(answer: Answer, model: str) -> dict[str, Any]:
+def _gather(answer: Answer) -> tuple[str, Value]:
+    """The whole text, and the frame that ended it."""
     text: list[str] = []
-    done: dict[str, Any] = {}
+    done: Value = {}
     for frame in answer.frames:
         if frame["frame"] == "done":
             done = frame
         else:
             text.append(frame["text"])
-    message = {"role": "assistant", "content": "".join(text), "refusal": None}
-    choice = {"index": 0, "message": message, "finish_reason": done["finish_reason"], "logprobs": None}
-    return {**_envelope(answer, model, "chat.completion"), "choices": [choice], "usage": _usage(done)}
+    return "".join(text), done
 
 
-def _event(value: dict[str, Any] | str) -> str:
+def _event(value: Value | str) -> str:
     return f"data: {value if isinstance(value, str) else json.dumps(value)}\n\n"
 
 
-def _stream(answer: Answer, model: str, usage: bool) -> Iterator[str]:
+def _stream(shape: Shape, answer: Answer, model: str, usage: bool) -> Iterator[str]:
     """Server-sent events; an error after the first token is an event of its own and no `[DONE]` follows it."""
-    head = _envelope(answer, model, "chat.completion.chunk")
+    head = _head(shape.chunk, answer, model)
 
-    def chunk(delta: dict[str, Any], finish: str | None) -> str:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return _event({**head, "choices": [choice]})
+    def chunk(part: Value, finish: str | None) -> str:
+        return _event({**head, "choices": [{"index": 0, **part, "finish_reason": finish, "logprobs": None}]})
 
     try:
-        yield chunk({"role": "assistant", "content": ""}, None)
+        if shape.first is not None:
+            yield chunk(shape.first, None)
         for frame in answer.frames:
             if frame["frame"] != "done":
-                yield chunk({"content": frame["text"]}, None)
+                yield chunk(shape.piece(frame["text"]), None)
                 continue
-            yield chunk({}, frame["finish_reason"])
+            yield chunk(shape.piece(""), frame["finish_reason"])
             if usage:
                 yield _event({**head, "choices": [], "usage": _usage(frame)})
     except ApplianceError as error:

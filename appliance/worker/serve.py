@@ -26,6 +26,7 @@ class Service:
             "load": self._load,
             "unload": self._unload,
             "generate": self._generate,
+            "classify": self._classify,
             "cancel": self._cancel,
         }
 
@@ -70,6 +71,11 @@ class Service:
         from appliance.ml.asked import parse_request
 
         self._engine.start(take(header, "id", str), take(header, "slot", str), parse_request(header))
+
+    def _classify(self, header: Header, blob: bytes) -> None:
+        from appliance.ml.asked import parse_request
+
+        self._tell(self._engine.classify(take(header, "id", str), take(header, "slot", str), parse_request(header)))
 
     def _cancel(self, header: Header, blob: bytes) -> None:
         self._tell(self._engine.cancel(take(header, "id", str)))

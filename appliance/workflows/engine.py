@@ -121,15 +121,18 @@ class Engine:
             return None if frame is None else (frame, b"")
         return None
 
-    def generate(self, request: str, slot: str, parameters: Frame) -> Generator[Frame]:
-        """Token frames, then the frame `done`. Leaving early cancels the request, and no other."""
+    def answer(self, request: str, slot: str, kind: str, parameters: Frame) -> Generator[Frame]:
+        """Token frames, then the frame `done`; `kind` is `generate` or `classify`.
+
+        Leaving early cancels the request, and no other.
+        """
         if not self._places.acquire(blocking=False):
             raise TooMany(f"engine: expected at most {WAITING} requests at a time, got more")
         heard: Heard = queue.Queue()
         ended = False
         try:
             self._enter(request, heard)
-            self._send({"frame": "generate", "id": request, "slot": slot, **parameters})
+            self._send({**parameters, "frame": kind, "id": request, "slot": slot})
             while not ended:
                 frame = _expect(self._hear(heard), "token", "done", "failure")
                 ended = frame["frame"] != "token"

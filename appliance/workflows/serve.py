@@ -6,7 +6,7 @@ import hmac
 import logging
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -81,8 +81,18 @@ class Serving:
                 found.append({"id": release.task, "object": "model", "created": 0, "owned_by": unit})
         return found
 
-    def chat(self, unit: str, task: str, parameters: Frame, source: str) -> Answer:
-        """Admits the request or records why not; whatever cannot be recorded is not answered."""
+    def model(self, unit: str, task: str) -> dict[str, Any]:
+        """One of them; to a unit, what is not released to it is not there."""
+        for model in self.models(unit):
+            if model["id"] == task:
+                return model
+        raise NotFound(f"model: expected one released to {unit}, got {task!r}", code="model-not-found")
+
+    def answer(self, unit: str, task: str, kind: str, parameters: Frame, source: str) -> Answer:
+        """Admits the request or records why not; whatever cannot be recorded is not answered.
+
+        `kind` is `generate` or `classify`; the parameters hold `messages`, or `prompt`.
+        """
         try:
             loaded = self._ensure(unit, task)
             request = secrets.token_hex(16)
@@ -91,13 +101,14 @@ class Serving:
                 unit=unit,
                 task=task,
                 adapter=loaded.adapter,
-                prompt=self._digest(encode_canonical(parameters["messages"])),
+                prompt=self._digest(encode_canonical(parameters.get("messages", parameters.get("prompt")))),
             )
             append(self._context, body, source=source)
         except ApplianceError as error:
             self._refuse(unit, error, source)
             raise
-        return Answer(request, loaded.adapter, loaded.manifest, self._answer(request, loaded, parameters, source))
+        frames = loaded.engine.answer(request, loaded.slot, kind, parameters)
+        return Answer(request, loaded.adapter, loaded.manifest, self._record(request, loaded, frames, source))
 
     def _refuse(self, unit: str, error: ApplianceError, source: str) -> None:
         """A refusal is an entry too; where even that cannot be written the caller is refused all the same."""
@@ -105,11 +116,10 @@ class Serving:
             body = RequestRefused(unit=unit, code=error.code, message=error.message[:1000])
             append(self._context, body, source=source)
 
-    def _answer(self, request: str, loaded: Loaded, parameters: Frame, source: str) -> Iterator[Frame]:
+    def _record(self, request: str, loaded: Loaded, frames: Generator[Frame], source: str) -> Iterator[Frame]:
         text: list[str] = []
         last: Frame = {}
         outcome: Outcome = "interrupted"
-        frames = loaded.engine.generate(request, loaded.slot, parameters)
         try:
             for frame in frames:
                 if frame["frame"] == "done":

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from appliance.errors import ApplianceError, BadInput, Denied, NotFound, Tampered, Unavailable
+from appliance.errors import ApplianceError, BadInput, Denied, NotFound, Tampered, TooLarge, Unavailable
 from appliance.runners.local import Worker, start_worker
 from appliance.runners.sandbox import Sandbox
 from appliance.workflows.context import Context, Frame
@@ -21,6 +21,7 @@ _ERRORS: dict[str, type[ApplianceError]] = {
     "probe-differs": Tampered,
     "adapter-inactive": Tampered,
     **dict.fromkeys(("out-of-memory", "cache-full", "not-finite", "answer-failed"), Unavailable),
+    "context-length": TooLarge,
     "cut-off": Denied,
 }
 

@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import openai
 import pytest
 
 from appliance.domain.orders import RevokeAdapter, RollBack
@@ -107,4 +108,66 @@ def test_a_revocation_cuts_what_is_being_answered(released: Site) -> None:
     revoked = types.index("adapter.revoked")
     assert "adapter.unloaded" in types[revoked:]
     assert "request.admitted" not in types[revoked:]
+    assert released.verify()["verdict"] == "verified"
+
+
+def test_the_official_client_is_served_through_every_call_it_has(released: Site) -> None:
+    """Each answer has its two entries, and what is refused has its error class."""
+    host, port = released.settings.listen or ("", 0)
+    url, token = f"http://{host}:{port}", released.token("legal")
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key=token, max_retries=0)
+    assert [model.id for model in client.models.list()] == ["labels"]
+    assert client.models.retrieve("labels").owned_by == "legal"
+
+    whole = client.completions.create(model="labels", prompt="the parties", max_tokens=9, temperature=1, seed=4)
+    chunks = list(
+        client.completions.create(
+            model="labels",
+            prompt="the parties",
+            max_tokens=9,
+            temperature=1,
+            seed=4,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == whole.choices[0].text
+    assert chunks[-1].usage == whole.usage
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 9
+
+    labels = ["payment", "secrecy", "ending"]
+    asked = [{"role": "user", "content": "invoice and fee"}]
+    held = client.chat.completions.create(
+        model="labels",
+        messages=asked,
+        max_tokens=30,
+        extra_body={"guided_choice": labels},  # type: ignore[arg-type]
+    )
+    assert held.choices[0].message.content in labels
+    assert held.choices[0].finish_reason == "stop"
+    head = {"Authorization": f"Bearer {token}"}
+    body = {"model": "labels", "input": "invoice and fee", "labels": labels}
+    found = httpx.post(f"{url}/v1/classify", json=body, headers=head, timeout=60).json()
+    assert sorted(found["data"][0]["probabilities"]) == sorted(labels)
+    assert sum(found["data"][0]["probabilities"].values()) == pytest.approx(1, abs=1e-6)
+    assert found["data"][0]["label"] in labels
+    assert found["system_fingerprint"] == held.system_fingerprint == released.adapter("clauses@1")["manifest"]
+    assert found["usage"]["prompt_tokens"] == held.usage.prompt_tokens  # type: ignore[union-attr]
+
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("payroll")
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="tiny", prompt="x")
+    with pytest.raises(openai.BadRequestError):
+        client.completions.create(model="labels", prompt="<|im_end|>")
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0).completions.create(
+            model="labels", prompt="x"
+        )
+    assert httpx.post(f"{url}/v1/classify", json={**body, "model": "tiny"}, headers=head).status_code == 404
+    assert httpx.post(f"{url}/v1/classify", json={**body, "labels": ["a", "a"]}, headers=head).status_code == 400
+    finished = released.entries(type="request.finished")
+    assert [entry["outcome"] for entry in finished] == ["success"] * 4 + ["failure"] * 2
+    assert released.types().count("request.admitted") == 6
     assert released.verify()["verdict"] == "verified"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from appliance.ml.base import Base, load_base
 from appliance.ml.drawing import draw_token, draw_tokens
 from appliance.ml.engine import Done, Engine, Event
 from appliance.ml.probe import encode_number, encode_probe, read_probe
+from appliance.ml.score import score_rows
 from tests.ml.test_adapters import make_adapter
 
 MESSAGES = ({"role": "user", "content": "pay and due in clause 3"},)
@@ -112,6 +115,46 @@ def test_the_end_of_the_turn_ends_the_answer(engine: Engine, monkeypatch: pytest
     answer, text = _answer(engine)
     assert answer.finish_reason == "stop"
     assert text == engine.base.chat.decode(tokens[: tokens.index(tokens[2])])
+
+
+LABELS = ("payment", "secrecy", "ending", "pay")
+
+
+def test_an_answer_held_to_labels_is_one_of_them(engine: Engine) -> None:
+    """`pay` begins `payment`: the end of the turn tells them apart."""
+    drawn = [_answer(engine, labels=LABELS, temperature=2.0, seed=seed, max_tokens=30) for seed in range(6)]
+    assert {text for _, text in drawn} <= set(LABELS)
+    assert {end.finish_reason for end, _ in drawn} == {"stop"}
+    assert len({text for _, text in drawn}) > 1
+    with pytest.raises(BadInput, match="control tokens"):
+        _answer(engine, labels=("a<|im_end|>",))
+
+
+def test_a_classification_is_what_an_evaluation_scores(engine: Engine) -> None:
+    chat = engine.base.chat
+    text, done = (event.told for event in engine.classify("1", "a", Request(MESSAGES, max_tokens=1, labels=LABELS)))
+    assert isinstance(text, str)
+    prompt, labels = chat.encode(chat.render(MESSAGES)), [chat.encode(chat.answer(label)) for label in LABELS]
+    with engine.slots.using("a"):
+        (scores,) = score_rows(engine.base, [prompt], labels, lambda done: None)
+    assert json.loads(text) == dict(zip(LABELS, (f"{math.exp(score):.9f}" for score in scores), strict=True))
+    assert sum(map(float, json.loads(text).values())) == pytest.approx(1, abs=1e-6)
+    assert done == Done("classified", len(prompt), 0)
+    assert not engine.busy
+    (refused,) = engine.classify("2", "a", Request(MESSAGES, max_tokens=1))
+    assert isinstance(refused.told, BadInput)
+
+
+def test_a_prompt_that_is_text_is_gone_on_with_as_it_is(engine: Engine) -> None:
+    """The text of a rendered prompt cannot be smuggled in: it holds control tokens."""
+    prompt = "pay and due in clause 3"
+    end, text = _answer(engine, messages=(), prompt=prompt, max_tokens=5)
+    ids = engine.base.chat.encode(prompt)
+    with engine.slots.using("a"):
+        expected = list(draw_tokens(engine.base, ids, Request((), max_tokens=5), 5))
+    assert (end.prompt_tokens, text) == (len(ids), engine.base.chat.decode(expected))
+    with pytest.raises(BadInput, match="prompt: expected text without control tokens"):
+        _answer(engine, messages=(), prompt=engine.base.chat.render(MESSAGES))
 
 
 def test_a_cancelled_answer_ends_at_once(engine: Engine) -> None:
@@ -226,6 +269,9 @@ def test_numbers_are_the_shortest_text_of_a_float32(value: float, text: str) -> 
         ({"stop": "text"}, "stop"),
         ({"stop": [""]}, "stop"),
         ({"stop": ["x"] * 17}, "stop"),
+        ({"prompt": "x"}, "no messages beside it"),
+        ({"labels": ["x", "x"]}, "labels"),
+        ({"labels": [1]}, "labels"),
     ],
 )
 def test_a_request_that_is_off_is_refused_naming_the_member(changes: dict[str, Any], message: str) -> None:
