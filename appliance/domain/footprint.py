@@ -216,7 +216,9 @@ def _train(subject: Subject, recipe: ResolvedRecipe, pack: Pack, context: int, w
     cast = size if is_quick(recipe) else 0
     eight_bit = recipe.optimiser != "adamw"
     copies = shape.linear_weights * size if full and size < 4 else 0
-    activations = (_quick if is_quick(recipe) else _plain)(shape, recipe, pack)
+    varied = subject.lengths.quantiles[0] < subject.lengths.longest
+    fragments = FRAGMENTS + (GAPS if varied else 0.0)
+    activations = _quick(shape, recipe, pack, fragments) if is_quick(recipe) else _plain(shape, recipe, pack)
     return Parts(
         context=context,
         weights=weights + copies,
@@ -229,12 +231,13 @@ def _train(subject: Subject, recipe: ResolvedRecipe, pack: Pack, context: int, w
 
 
 def _save(subject: Subject, recipe: ResolvedRecipe, train: Parts, *, host: bool) -> Parts:
-    """A training checkpoint stands in memory twice while it is encoded, always in the host's. On the CPU the allocator
-    keeps what the step before has freed, and little of it can hold so large a piece."""
-    checkpoint = CHECKPOINT_COPIES * checkpoint_bytes(subject.shape, recipe) if host else 0
-    first = LEFT_BY_FULL if recipe.method == "full" else LEFT_BY_STEPS
-    left = min(train.activations, first) + round(LEFT_SHARE * max(0, train.activations - first))
-    return train.model_copy(update={"logits": 0, "activations": left, "checkpoint": checkpoint})
+    """A training checkpoint stands in the host's memory twice while it is encoded: once tensor by tensor, whose pieces
+    find room in what the step before has freed and the allocator keeps, and once whole, which does not."""
+    checkpoint = checkpoint_bytes(subject.shape, recipe) if host else 0
+    kept = train.activations
+    pieces = max(0, checkpoint + min(round(KEPT_SHARE * kept), MOST_KEPT) - kept)
+    beside = SAVING if host else 0
+    return train.model_copy(update={"logits": 0, "checkpoint": checkpoint + pieces + beside if checkpoint else 0})
 
 
 def checkpoint_bytes(shape: Shape, recipe: ResolvedRecipe) -> int:
@@ -252,15 +255,16 @@ def _logits(shape: Shape, recipe: ResolvedRecipe, pack: Pack) -> int:
 
 # What an allocator leaves unused between tensors that live long, of their bytes: measured on the CPU.
 FRAGMENTS = 0.11
-CHECKPOINT_COPIES = 2
-# Of a step's activations, what the allocator still holds between two steps: the first bytes, and a share of the rest.
-LEFT_BY_STEPS, LEFT_BY_FULL, LEFT_SHARE = 250 * MB, 380 * MB, 0.2
+# And what more, where every step's tensors have other sizes.
+GAPS = 0.16
+# Of what a step has freed, what is in the way of a checkpoint's pieces; and what encoding an adapter takes. Measured.
+KEPT_SHARE, MOST_KEPT, SAVING = 0.6, 450 * MB, 30 * MB
 # What the library's own modules hold of what their operations save, measured for DoRA and LLM.int8.
 LIBRARY_TIMES = {"full": 1.0, "dora": 1.95}
 OTHER_LIBRARY_TIMES = 1.35
 
 
-def _quick(shape: Shape, recipe: ResolvedRecipe, pack: Pack) -> int:
+def _quick(shape: Shape, recipe: ResolvedRecipe, pack: Pack, fragments: float) -> int:
     """`ml/decoder.py`: what every layer keeps, and what one layer needs beside in its backward pass."""
     size, rank, targets = compute_bytes(recipe), recipe.rank, recipe.target_modules
     low = {name: rank if name in targets else 0 for name in shape.linear}
@@ -271,7 +275,7 @@ def _quick(shape: Shape, recipe: ResolvedRecipe, pack: Pack) -> int:
     passing = again + 6 * shape.inner + 12 * shape.hidden
     scores = pack.copies * pack.scores * shape.heads
     dequantised = shape.hidden * shape.inner if recipe.quantisation != "none" else 0
-    layers = round(shape.layers * kept * pack.tokens * (1 + FRAGMENTS))
+    layers = round(shape.layers * kept * pack.tokens * (1 + fragments))
     return size * (layers + passing * pack.tokens + scores + dequantised)
 
 
