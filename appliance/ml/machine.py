@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from importlib import metadata
 
 import torch
@@ -55,7 +54,9 @@ def measure_peak_bytes(device: str) -> int:
     """The most memory used so far: the GPU's where there is one, else this process's."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not ru_maxrss: that begins with the size of the process that started this one.
+    with open("/proc/self/status", encoding="ascii") as stream:
+        return next(int(line.split()[1]) * 1024 for line in stream if line.startswith("VmHWM:"))
 
 
 def use_determinism(seed: int) -> None:

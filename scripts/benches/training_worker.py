@@ -13,7 +13,6 @@ BEGAN = time.perf_counter()
 
 import json  # noqa: E402
 import os  # noqa: E402
-import resource  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -35,7 +34,8 @@ def peak_bytes(task: Task) -> int:
 
     if task["device"] == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    with open("/proc/self/status", encoding="ascii") as stream:
+        return next(int(line.split()[1]) * 1024 for line in stream if line.startswith("VmHWM:"))
 
 
 def ours(task: Task) -> dict[str, Any]:
