@@ -31,7 +31,7 @@ def parse_moment(text: str, what: str, now: datetime, *, end_of_day: bool = Fals
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise BadInput(f"{what}: expected a day and a time that exist, got {text}") from None
+        raise BadInput(f"{what}: expected a {'day' if day else 'time'} that exists, got {text}") from None
     if not day:
         return encode_time(moment)
     moment = moment.replace(tzinfo=UTC)
