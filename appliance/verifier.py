@@ -2,9 +2,11 @@
 
     appliance-verify ledger.tar --trust trust.json
     appliance-verify ledger.tar --trust trust.json --could-load legal --at 2026-11-24T15:00:00.000Z
+    appliance-verify --record answer.json --trust trust.json --answer answer.txt
 
-Exit codes: 0 verified, 6 failed, 7 unverifiable (no trust file, no entries), 2 what was given is no export, no trust
-file or no readable file. It needs Python, `cryptography` and `pydantic`: no database, no network, no GPU, no Cedar.
+Exit codes: 0 verified, 6 failed, 7 unverifiable (no trust file, no entries), 2 what was given is no export, no record,
+no trust file or no readable file. It needs Python, `cryptography` and `pydantic`: no database, no network, no GPU, no
+Cedar.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ from appliance.domain.ahead import Verified, verify_first, verify_second
 from appliance.domain.names import encode_value, parse_value
 from appliance.domain.questions import CouldLoad, could_load_then
 from appliance.domain.report import Finding, Report, with_findings
+from appliance.domain.response import MAX_BYTES, Answered, parse_record, verify_answer, verify_record
 from appliance.domain.verify import Audit, verify_log
 from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
 from appliance.formats.export import Export
+from appliance.formats.log_policy import quorum_policy
 from appliance.formats.timestamp import encode_time, parse_time
 from appliance.formats.trust import Trust, parse_trust
 
@@ -44,7 +48,12 @@ _HELP = "import sys; sys.path.insert(0, sys.argv[1]); from appliance.verifier im
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if (given.export is None) == (given.record is None):
+        parser.error("expected EXPORT or --record FILE, got both or neither")
+    if given.record is not None:
+        sys.exit(_check_record(given))
     try:
         trust = None if given.trust is None else load_trust(given.trust)
         now = encode_time(datetime.now(UTC))
@@ -72,7 +81,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: appliance-verify ledger.tar --trust trust.json    "
         "exit codes: 0 verified, 6 failed, 7 unverifiable, 2 bad input",
     )
-    parser.add_argument("export", metavar="EXPORT", type=Path, help="what `appliance ledger export` wrote")
+    parser.add_argument("export", metavar="EXPORT", nargs="?", type=Path, help="what `appliance ledger export` wrote")
+    parser.add_argument("--record", metavar="FILE", type=Path, help="in its place: an answer's response record")
+    parser.add_argument("--answer", metavar="FILE", type=Path, help="the text that the record's request was answered")
+    parser.add_argument(
+        "--log-key", metavar="VKEY", help="the log's key of today, where it was rotated since the trust file was made"
+    )
     parser.add_argument(
         "--trust", metavar="FILE", type=Path, help="the trust file that `appliance init` printed and you kept"
     )
@@ -94,6 +108,49 @@ def load_trust(path: Path) -> Trust:
             return parse_trust(stream.read(_MAX_TRUST_BYTES))
     except OSError as error:
         raise BadInput(f"trust file, {path}: expected a readable file, got {error.strerror}") from None
+
+
+def _check_record(given: argparse.Namespace) -> int:
+    """Says what the record proves; its exit code."""
+    try:
+        if given.trust is None:
+            raise Unavailable("response record: expected --trust FILE, under which it can be checked, got none")
+        log_key = given.log_key or load_trust(given.trust).log_key
+        record = parse_record(_read(given.record, "response record"))
+        answered = verify_record(record, quorum_policy([log_key], [], 0))
+        if given.answer is not None:
+            verify_answer(answered, _read(given.answer, "answer").decode("utf-8", "surrogateescape"))
+    except ApplianceError as error:
+        print(f"appliance-verify: {error.message}", file=sys.stderr)
+        return error.exit_code
+    facts = _record_facts(answered, given.answer is not None)
+    if given.json:
+        print(json.dumps({**answered.entry.model_dump(mode="json"), "log_size": answered.size, **facts}, indent=2))
+    else:
+        print("\n".join(f"{label:<14} {_plain(str(value))}" for label, value in facts.items()))
+    return 0
+
+
+def _record_facts(answered: Answered, text: bool) -> dict[str, str]:
+    entry, body = answered.entry, answered.body
+    rests = ", ".join(map(str, (body.admitted, body.release, *body.approvals)))
+    return {
+        "request": body.request,
+        "answered to": f"{body.unit}, task {body.task}, at {entry.time}: {entry.outcome}, {body.finish_reason}",
+        "by": f"{body.adapter} ({body.manifest})",
+        "rests on": f"entries {rests}: its admission, its release, its approvals",
+        "proved": f"entry {entry.index}, in a log of {answered.size} entries",
+        "text": "is the one that was answered" if text else "not checked: give --answer FILE",
+        "verdict": "verified",
+    }
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise BadInput(f"{what}, {path}: expected a readable file, got {error.strerror}") from None
 
 
 def verify_export(path: Path, trust: Trust | None, now: str) -> Report:

@@ -18,6 +18,7 @@ from appliance.cli.command import group, reads
 from appliance.cli.moments import could_load, state
 from appliance.cli.output import plain, print_bytes, print_facts, print_json, print_line, print_table, say
 from appliance.cli.progress import show_bytes
+from appliance.cli.requests import request
 from appliance.cli.times import parse_moment
 from appliance.errors import BadInput, Tampered, Unavailable
 
@@ -296,4 +297,5 @@ def _end(report: dict[str, Any]) -> None:
 
 
 ledger.add_command(could_load)
+ledger.add_command(request)
 ledger.add_command(state)

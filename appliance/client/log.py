@@ -17,6 +17,7 @@ from appliance.formats.commitment import Disclosure, parse_disclosure_value, ver
 from appliance.formats.digest import Hasher, digest_bytes
 from appliance.formats.fields import parse_base64
 from appliance.formats.merkle import verify_inclusion
+from appliance.formats.proof import Proof, encode_proof
 from appliance.formats.trust import Trust, parse_trust
 
 PAGE = 500
@@ -35,12 +36,14 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Proven:
-    """An entry with its documents, proved to stand under a log checkpoint of `size` entries."""
+    """An entry with its documents, proved to stand under a log checkpoint of `size` entries; `proof` proves it again
+    to anybody else (c2sp.org/tlog-proof)."""
 
     entry: Entry
     documents: Mapping[str, bytes]
     disclosures: tuple[Disclosure, ...]
     size: int
+    proof: bytes
 
     def document(self, role: str) -> bytes:
         data = self.documents.get(role)
@@ -93,7 +96,7 @@ def read_entry(door: Door, anchor: Anchor, index: int) -> Proven:
             raise Tampered(f"entry {index}, document {role}: expected {digest}, got other bytes")
     for disclosure in disclosures:
         verify_disclosure(disclosure)
-    return Proven(entry, documents, disclosures, checkpoint.size)
+    return Proven(entry, documents, disclosures, checkpoint.size, encode_proof(Proof(index, tuple(proof), note)))
 
 
 def adapter_key(door: Door, anchor: Anchor) -> bytes:

@@ -46,7 +46,7 @@ def _release(case: Case, order: Activate | RollBack, kind: Literal["activate", "
     return [(case.state.releases, key, Release(unit=order.unit, task=order.task, history=history))]
 
 
-def _admissible(case: Case, unit: str, task: str) -> Adapter:
+def _admissible(case: Case, unit: str, task: str) -> tuple[Release, Adapter]:
     """Today's release for the unit's task, with nothing that stands against it."""
     release, adapter = case.state.releases.get(release_key(unit, task)), released(case.state, unit, task)
     if release is None or adapter is None:
@@ -54,12 +54,12 @@ def _admissible(case: Case, unit: str, task: str) -> Adapter:
     reasons = barred(case.state, release, adapter, case.entry.time)
     if reasons:
         raise Denied(f"admission of {adapter.name}@{adapter.version} for {unit}", reasons=tuple(reasons))
-    return adapter
+    return release, adapter
 
 
 def admitted(case: Case) -> Puts:
     body = case.of(AdapterAdmitted)
-    adapter = _admissible(case, body.unit, body.task)
+    release, adapter = _admissible(case, body.unit, body.task)
     name = f"{adapter.name}@{adapter.version}"
     case.require(body.adapter == name, "adapter", name, body.adapter)
     case.require(body.manifest == adapter.manifest, "manifest", adapter.manifest, body.manifest)
@@ -69,7 +69,15 @@ def admitted(case: Case) -> Puts:
     case.require(body.head <= case.entry.index, "head", f"at most {case.entry.index}", body.head)
     if reasons := unwitnessed(case.state, case.entry.time):
         raise Denied(f"admission of {name} for {body.unit}", reasons=tuple(reasons))
-    slot = Slot(unit=body.unit, task=body.task, adapter=name, manifest=adapter.manifest, admitted=case.entry.index)
+    slot = Slot(
+        unit=body.unit,
+        task=body.task,
+        adapter=name,
+        manifest=adapter.manifest,
+        admitted=case.entry.index,
+        release=release.current.index,
+        approvals=standing,
+    )
     return [(case.state.slots, release_key(body.unit, body.task), slot)]
 
 
@@ -84,7 +92,7 @@ def loaded(case: Case) -> Puts:
     """Only if what admission saw still holds: same release, same adapter, nothing against it."""
     body = case.of(AdapterLoaded)
     slot = _slot(case, body.unit, body.task)
-    adapter = _admissible(case, body.unit, body.task)
+    _, adapter = _admissible(case, body.unit, body.task)
     case.require(body.admitted == slot.admitted, "admitted", slot.admitted, body.admitted)
     case.require(body.adapter == slot.adapter, "adapter", slot.adapter, body.adapter)
     case.require(adapter.manifest == slot.manifest, "manifest", slot.manifest, adapter.manifest)
@@ -108,16 +116,28 @@ def request_admitted(case: Case) -> Puts:
     """Answered only by what is loaded for this unit and task, and admissible at this moment."""
     body = case.of(RequestAdmitted)
     slot = _slot(case, body.unit, body.task)
-    adapter = _admissible(case, body.unit, body.task)
+    _, adapter = _admissible(case, body.unit, body.task)
     case.require(slot.loaded is not None, "slot", "a loaded adapter", "one that is admitted only")
     case.require(body.adapter == slot.adapter, "adapter", slot.adapter, body.adapter)
-    case.require(adapter.manifest == slot.manifest, "manifest", slot.manifest, adapter.manifest)
+    case.require(body.manifest == adapter.manifest == slot.manifest, "manifest", slot.manifest, body.manifest)
+    expected, got = (slot.admitted, slot.release, slot.approvals), (body.admitted, body.release, body.approvals)
+    case.require(got == expected, "admitted, release and approvals", expected, got)
     case.require(body.request not in case.state.requests, "request", "a new one", body.request)
     return [(case.state.requests, body.request, open_request(case.entry, body))]
 
 
 def open_request(entry: Entry, body: RequestAdmitted) -> OpenRequest:
-    return OpenRequest(id=body.request, unit=body.unit, task=body.task, adapter=body.adapter, index=entry.index)
+    return OpenRequest(
+        id=body.request,
+        unit=body.unit,
+        task=body.task,
+        adapter=body.adapter,
+        manifest=body.manifest,
+        admitted=body.admitted,
+        release=body.release,
+        approvals=body.approvals,
+        index=entry.index,
+    )
 
 
 def request_finished(case: Case) -> Puts:
@@ -125,8 +145,8 @@ def request_finished(case: Case) -> Puts:
     record = case.state.requests.get(body.request)
     if record is None:
         raise Denied(f"entry {case.entry.index}: request: expected an open one, got {body.request}")
-    expected, got = (record.unit, record.task, record.adapter), (body.unit, body.task, body.adapter)
-    case.require(got == expected, "unit, task and adapter", expected, got)
+    expected, got = record.answered_by, body.answered_by
+    case.require(got == expected, "what answers", expected, got)
     return [(case.state.requests, body.request, None)]
 
 

@@ -79,13 +79,18 @@ class AdapterUnloaded(Event):
         return _slot(self.unit, self.task, self.adapter)
 
 
-class RequestAdmitted(Event):
-    type = "request.admitted"
+class _OfRequest(Event):
+    """By what a unit is answered: `admitted` is the entry by which that was admitted, `release` and `approvals` are
+    those that it rested on."""
+
     request: str = Field(pattern=r"^[0-9a-f]{32}$")
     unit: Identifier
     task: Identifier
     adapter: VersionedName
-    prompt: Commitment = Field(description="keyed digest of the messages, under a key the service holds")
+    manifest: Digest
+    admitted: int = Field(ge=1)
+    release: int = Field(ge=1)
+    approvals: tuple[int, ...]
 
     def about(self) -> tuple[str, ...]:
         return (f"request:{self.request}", *_slot(self.unit, self.task, self.adapter))
@@ -94,25 +99,25 @@ class RequestAdmitted(Event):
     def actor(self) -> str | None:
         return self.unit
 
+    @property
+    def answered_by(self) -> tuple[object, ...]:
+        return self.unit, self.task, self.adapter, self.manifest, self.admitted, self.release, self.approvals
 
-class RequestFinished(Event):
+
+class RequestAdmitted(_OfRequest):
+    type = "request.admitted"
+    prompt: Commitment = Field(description="of the prompt or the messages, under a key of this request's own")
+
+
+class RequestFinished(_OfRequest):
+    """Who was answered by what, by whose word: with its proof it is the answer's response record."""
+
     type = "request.finished"
     outcomes = ("success", "failure", "interrupted")
-    request: str = Field(pattern=r"^[0-9a-f]{32}$")
-    unit: Identifier
-    task: Identifier
-    adapter: VersionedName
     finish_reason: str
     prompt_tokens: int = Field(ge=0)
     completion_tokens: int = Field(ge=0)
     answer: Commitment | None
-
-    def about(self) -> tuple[str, ...]:
-        return (f"request:{self.request}", *_slot(self.unit, self.task, self.adapter))
-
-    @property
-    def actor(self) -> str | None:
-        return self.unit
 
 
 class RequestRefused(Event):

@@ -219,6 +219,9 @@ class Slot(Value):
     adapter: str
     manifest: str
     admitted: int
+    release: int
+    approvals: tuple[int, ...]
+    """The entries that its admission rested on."""
     loaded: int | None = None
 
 
@@ -228,7 +231,15 @@ class OpenRequest:
     unit: str
     task: str
     adapter: str
+    manifest: str
+    admitted: int
+    release: int
+    approvals: tuple[int, ...]
     index: int
+
+    @property
+    def answered_by(self) -> tuple[object, ...]:
+        return self.unit, self.task, self.adapter, self.manifest, self.admitted, self.release, self.approvals
 
 
 class Text(NamedTuple):
@@ -407,7 +418,7 @@ def _dump(value: Any) -> Mapping[str, Any] | None:
     if isinstance(value, Text):
         return {**value._asdict(), "subjects": list(value.subjects)}
     if isinstance(value, OpenRequest):
-        return asdict(value)
+        return {**asdict(value), "approvals": list(value.approvals)}
     if isinstance(value, int):
         return {"entry": value}
     return None if value is None else value.model_dump(mode="json")

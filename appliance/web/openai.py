@@ -12,6 +12,7 @@ from fastapi import APIRouter, FastAPI, Header, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response
 
+from appliance.domain.response import MEMBER
 from appliance.errors import ApplianceError
 from appliance.web.asked import ChatRequest, ClassifyRequest, CompletionRequest
 from appliance.web.auth import Doorkeeper
@@ -53,7 +54,7 @@ def _routes(serving: Serving, door: Doorkeeper) -> APIRouter:
             return StreamingResponse(_stream(shape, answer, body.model, usage), media_type="text/event-stream")
         text, done = _gather(answer)
         choice = {"index": 0, **shape.whole(text), "finish_reason": done["finish_reason"], "logprobs": None}
-        return JSONResponse({**_head(shape.name, answer, body.model), "choices": [choice], "usage": _usage(done)})
+        return JSONResponse({**_head(shape.name, answer, body.model), "choices": [choice], **_tail(done)})
 
     @router.post("/v1/chat/completions", response_model=None)
     def chat(body: ChatRequest, request: Request, authorization: Authorization = None) -> Response:
@@ -70,7 +71,7 @@ def _routes(serving: Serving, door: Doorkeeper) -> APIRouter:
         found = {label: float(share) for label, share in json.loads(text).items()}
         best = max(found, key=lambda label: found[label])
         data = {"index": 0, "label": best, "probabilities": found}
-        return JSONResponse({**_head("list", answer, body.model), "data": [data], "usage": _usage(done)})
+        return JSONResponse({**_head("list", answer, body.model), "data": [data], **_tail(done)})
 
     return router
 
@@ -108,6 +109,15 @@ def _usage(done: Value) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
+def _record(done: Value) -> Value:
+    """A member that OpenAI's clients keep without knowing it: `model_extra` of the answer or of the last chunk."""
+    return {MEMBER: done["record"].model_dump(mode="json", exclude_none=True)}
+
+
+def _tail(done: Value) -> Value:
+    return {"usage": _usage(done), **_record(done)}
+
+
 def _head(kind: str, answer: Answer, model: str) -> Value:
     return {
         "id": f"{_PREFIXES.get(kind, 'classify')}-{answer.request}",
@@ -135,11 +145,14 @@ def _event(value: Value | str) -> str:
 
 
 def _stream(shape: Shape, answer: Answer, model: str, usage: bool) -> Iterator[str]:
-    """Server-sent events; an error after the first token is an event of its own and no `[DONE]` follows it."""
+    """Server-sent events; an error after the first token is an event of its own and no `[DONE]` follows it.
+
+    The last chunk carries the response record: that of the usage where it was asked for, else that of the reason.
+    """
     head = _head(shape.chunk, answer, model)
 
-    def chunk(part: Value, finish: str | None) -> str:
-        return _event({**head, "choices": [{"index": 0, **part, "finish_reason": finish, "logprobs": None}]})
+    def chunk(part: Value, finish: str | None, **more: Value) -> str:
+        return _event({**head, "choices": [{"index": 0, **part, "finish_reason": finish, "logprobs": None}], **more})
 
     try:
         if shape.first is not None:
@@ -148,9 +161,9 @@ def _stream(shape: Shape, answer: Answer, model: str, usage: bool) -> Iterator[s
             if frame["frame"] != "done":
                 yield chunk(shape.piece(frame["text"]), None)
                 continue
-            yield chunk(shape.piece(""), frame["finish_reason"])
+            yield chunk(shape.piece(""), frame["finish_reason"], **({} if usage else _record(frame)))
             if usage:
-                yield _event({**head, "choices": [], "usage": _usage(frame)})
+                yield _event({**head, "choices": [], **_tail(frame)})
     except ApplianceError as error:
         yield _event(openai_body(error.code, error.message, (), error.status))
         return

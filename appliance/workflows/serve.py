@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 import secrets
 import threading
@@ -22,14 +21,18 @@ from appliance.domain.events import (
     RequestRefused,
 )
 from appliance.domain.names import versioned
+from appliance.domain.response import commit_prompt, derive_salt
 from appliance.domain.state import Slot, release_key
 from appliance.errors import ApplianceError, Denied, NotFound, Tampered, Unavailable
-from appliance.formats.canonical import encode_canonical, parse_canonical
+from appliance.formats.canonical import parse_canonical
+from appliance.formats.commitment import commit
+from appliance.store.ledger import Appended
 from appliance.workflows.admit import Admitted, admit
 from appliance.workflows.context import Context, Frame
 from appliance.workflows.engine import Engine
 from appliance.workflows.ingest import checked_base
 from appliance.workflows.record import append
+from appliance.workflows.response import record_response
 
 log = logging.getLogger(__name__)
 DIGEST_KEY = "request-digests"
@@ -39,23 +42,41 @@ DIGEST_KEY = "request-digests"
 class Loaded:
     """A slot that answers: `slot` names it in the engine and is never used twice."""
 
-    unit: str
-    task: str
-    adapter: str
-    manifest: str
+    row: Slot
     base_digest: str
     slot: str
     engine: Engine
 
+    @property
+    def unit(self) -> str:
+        return self.row.unit
+
+    @property
+    def task(self) -> str:
+        return self.row.task
+
+    @property
+    def adapter(self) -> str:
+        return self.row.adapter
+
+    @property
+    def manifest(self) -> str:
+        return self.row.manifest
+
 
 @dataclass(frozen=True)
 class Answer:
-    """`frames` yields token frames and ends with `done`; entry and record are durable before that last frame."""
+    """`frames` yields token frames and ends with `done`, which carries the response record: its entry is durable."""
 
     request: str
     adapter: str
     manifest: str
     frames: Iterator[Frame]
+
+
+def _answered_by(request: str, loaded: Loaded) -> dict[str, Any]:
+    names = ("unit", "task", "adapter", "manifest", "admitted", "release", "approvals")
+    return {"request": request, **{name: getattr(loaded.row, name) for name in names}}
 
 
 class Serving:
@@ -96,19 +117,14 @@ class Serving:
         try:
             loaded = self._ensure(unit, task)
             request = secrets.token_hex(16)
-            body = RequestAdmitted(
-                request=request,
-                unit=unit,
-                task=task,
-                adapter=loaded.adapter,
-                prompt=self._digest(encode_canonical(parameters.get("messages", parameters.get("prompt")))),
-            )
-            append(self._context, body, source=source)
+            prompt = commit_prompt(parameters, self._salt(request, "prompt"))
+            append(self._context, RequestAdmitted(**_answered_by(request, loaded), prompt=prompt), source=source)
         except ApplianceError as error:
             self._refuse(unit, error, source)
             raise
         frames = loaded.engine.answer(request, loaded.slot, kind, parameters)
-        return Answer(request, loaded.adapter, loaded.manifest, self._record(request, loaded, frames, source))
+        recorded = self._record(request, loaded, frames, source, kind)
+        return Answer(request, loaded.adapter, loaded.manifest, recorded)
 
     def _refuse(self, unit: str, error: ApplianceError, source: str) -> None:
         """A refusal is an entry too; where even that cannot be written the caller is refused all the same."""
@@ -116,7 +132,9 @@ class Serving:
             body = RequestRefused(unit=unit, code=error.code, message=error.message[:1000])
             append(self._context, body, source=source)
 
-    def _record(self, request: str, loaded: Loaded, frames: Generator[Frame], source: str) -> Iterator[Frame]:
+    def _record(
+        self, request: str, loaded: Loaded, frames: Generator[Frame], source: str, kind: str
+    ) -> Iterator[Frame]:
         text: list[str] = []
         last: Frame = {}
         outcome: Outcome = "interrupted"
@@ -132,25 +150,25 @@ class Serving:
             raise
         finally:
             frames.close()
-            self._finish(request, loaded, "".join(text), last, outcome, source)
-        yield last
+            finished = self._finish(request, loaded, "".join(text), last, outcome, source)
+        shown = "".join(text) if kind == "classify" else None
+        salts = self._salt(request, "prompt"), self._salt(request, "answer")
+        yield {**last, "record": record_response(self._context.ledger, finished, *salts, shown)}
 
-    def _finish(self, request: str, loaded: Loaded, text: str, last: Frame, outcome: Outcome, source: str) -> None:
+    def _finish(self, request: str, loaded: Loaded, text: str, last: Frame, outcome: Outcome, source: str) -> Appended:
         body = RequestFinished(
-            request=request,
-            unit=loaded.unit,
-            task=loaded.task,
-            adapter=loaded.adapter,
+            **_answered_by(request, loaded),
             finish_reason=str(last.get("finish_reason", outcome)),
             prompt_tokens=int(last.get("prompt_tokens", 0)),
             completion_tokens=int(last.get("completion_tokens", 0)),
-            answer=self._digest(text.encode()),
+            answer=commit(text, self._salt(request, "answer")),
         )
-        append(self._context, body, source=source, outcome=outcome)
+        return append(self._context, body, source=source, outcome=outcome)
 
-    def _digest(self, data: bytes) -> str:
-        """A digest under the service's own key: the ledger holds no prompt and no answer, and none can be guessed."""
-        return f"hmac-sha256:{hmac.digest(self._key, data, 'sha256').hex()}"
+    def _salt(self, request: str, role: str) -> bytes:
+        """The ledger holds no prompt and no answer; their digests are under keys that the unit is given and nobody can
+        guess."""
+        return derive_salt(self._key, request, role)
 
     # --- slots --------------------------------------------------------------------------------------------------------
 
@@ -168,6 +186,9 @@ class Serving:
     def _load(self, unit: str, task: str, admitted: Admitted) -> Loaded:
         adapter = admitted.adapter
         name = versioned(adapter.name, adapter.version)
+        row = self._context.ledger.state.slots.get(release_key(unit, task))
+        if row is None:
+            raise Unavailable(f"slot {unit}/{task}: expected the one just admitted, got none", code="slot-emptied")
         slot = f"{unit}/{task}/{admitted.appended.entry.index}"
         try:
             engine = self._engine(adapter.base, adapter.base_digest, admitted)
@@ -180,7 +201,7 @@ class Serving:
             refusal = AdmissionRefused(unit=unit, task=task, adapter=name, reasons=(error.message[:500],))
             append(self._context, refusal)
             raise
-        loaded = Loaded(unit, task, name, adapter.manifest, adapter.base_digest, slot, engine)
+        loaded = Loaded(row, adapter.base_digest, slot, engine)
         self._slots[release_key(unit, task)] = loaded
         return loaded
 

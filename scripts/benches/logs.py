@@ -103,7 +103,8 @@ class Requests:
     def pair(self) -> tuple[Draft, Draft]:
         """A request's beginning and its end."""
         slot = self._random.choice(self._slots)
-        place = {"unit": slot.unit, "task": slot.task, "adapter": slot.adapter}
+        names = ("unit", "task", "adapter", "manifest", "admitted", "release", "approvals")
+        place = {name: getattr(slot, name) for name in names}
         request, digest = f"{self._random.getrandbits(128):032x}", f"hmac-sha256:{self._random.getrandbits(256):064x}"
         counts = {"finish_reason": "stop", "prompt_tokens": 212, "completion_tokens": 18}
         admitted = e.RequestAdmitted(request=request, prompt=digest, **place)

@@ -592,12 +592,21 @@ class Site:
         standing: dict[str, Any] = {"unit": "legal", "task": "labels", "adapter": "clauses@1", "reason": "revoked"}
         return e.AdapterUnloaded(**standing | fields)
 
+    def rests_on(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """What the admission of the unit's task rested on; numbers of nothing where none stands."""
+        unit, task = fields.get("unit", "legal"), fields.get("task", "labels")
+        slot = self.state.slots.get(f"{unit}/{task}") or self.state.slots.get("legal/labels")
+        if slot is None:
+            return {"manifest": "sha256:" + "0" * 64, "admitted": 1, "release": 1, "approvals": ()}
+        return {name: getattr(slot, name) for name in ("manifest", "admitted", "release", "approvals")}
+
     def request(self, number: int = 1, **fields: Any) -> e.RequestAdmitted:
         standing: dict[str, Any] = {
             "request": f"{number:032x}",
             "unit": "legal",
             "task": "labels",
             "adapter": "clauses@1",
+            **self.rests_on(fields),
             "prompt": "hmac-sha256:" + "0" * 64,
         }
         return e.RequestAdmitted(**standing | fields)
@@ -608,6 +617,7 @@ class Site:
             "unit": "legal",
             "task": "labels",
             "adapter": "clauses@1",
+            **self.rests_on(fields),
             "finish_reason": "stop",
             "prompt_tokens": 3,
             "completion_tokens": 4,

@@ -389,10 +389,21 @@ def test_another_unit_is_not_the_actor_of_a_request() -> None:
         site.add(site.request(3), actor="sales")
 
 
-@pytest.mark.parametrize("fields", [{"unit": "sales"}, {"task": "other"}, {"adapter": "clauses@2"}])
+RESTS = [{"manifest": f"sha256:{'1' * 64}"}, {"admitted": 3}, {"release": 3}, {"approvals": (3, 4)}, {"approvals": ()}]
+
+
+@pytest.mark.parametrize("fields", RESTS)
+def test_a_request_names_what_its_slot_rests_on(fields: dict[str, Any]) -> None:
+    site = stage("serving")
+    named = "manifest" if "manifest" in fields else "admitted, release and approvals"
+    with refuses(site, Denied, f"{named}: expected"):
+        site.add(site.request(3, **fields))
+
+
+@pytest.mark.parametrize("fields", [{"unit": "sales"}, {"task": "other"}, {"adapter": "clauses@2"}, *RESTS])
 def test_a_request_is_finished_as_what_it_began(fields: dict[str, Any]) -> None:
     site = stage("serving")
-    with refuses(site, Denied, "unit, task and adapter: expected ('legal', 'labels', 'clauses@1')"):
+    with refuses(site, Denied, "what answers: expected ('legal', 'labels', 'clauses@1', 'sha256:"):
         site.add(site.answered(2, **fields))
 
 

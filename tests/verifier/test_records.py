@@ -1,0 +1,141 @@
+"""A response record is checked without a service: entry, proof, text. Whatever was changed in one is found."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.domain.events import RequestRefused
+from appliance.domain.response import ResponseRecord, derive_salt
+from appliance.formats.commitment import commit
+from appliance.formats.keys import generate_ed25519
+from appliance.formats.merkle import hash_leaf, inclusion_proof, root_of
+from appliance.formats.note import vkey_of
+from appliance.formats.proof import Proof, encode_proof
+from appliance.formats.trust import encode_trust
+from tests.domain.builder import ORIGIN, Site, stage
+from tests.verifier.test_program import run
+
+TEXT = "payment, due in thirty days"
+SALT = derive_salt(b"k" * 32, "2" * 32, "answer")
+
+
+def record_of(site: Site, index: int | None = None, size: int | None = None, **changes: Any) -> dict[str, Any]:
+    size = len(site.entries) if size is None else size
+    at = size - 1 if index is None else index
+    leaves = [hash_leaf(data) for data in site.entries[:size]]
+
+    def node(level: int, place: int) -> bytes:
+        return root_of(leaves[place << level : (place + 1) << level])
+
+    proof = Proof(at, tuple(inclusion_proof(at, size, node)), site.checkpoint(size))
+    record = ResponseRecord(
+        entry=site.entries[at].decode(),
+        proof=encode_proof(proof).decode(),
+        prompt_salt=base64.b64encode(SALT).decode(),
+        answer_salt=base64.b64encode(SALT).decode(),
+    )
+    return record.model_dump(mode="json", exclude_none=True) | changes
+
+
+class Kept:
+    """What a unit has in a folder: record, text and trust file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.site = stage("serving")
+        self.site.add(self.site.answered(2, answer=commit(TEXT, SALT)))
+        self.record, self.answer, self.trust = (folder / name for name in ("record.json", "answer.txt", "trust.json"))
+        self.trust.write_bytes(encode_trust(self.site.trust))
+        self.answer.write_text(TEXT)
+        self.write(record_of(self.site))
+
+    def write(self, value: dict[str, Any]) -> None:
+        self.record.write_text(json.dumps(value, indent=1))
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Kept:
+    return Kept(tmp_path)
+
+
+def test_a_record_and_its_text_are_verified(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "--record", kept.record, "--trust", kept.trust, "--answer", kept.answer)
+    assert (code, err) == (0, "")
+    manifest = kept.site.state.adapters.get("clauses@1").manifest  # type: ignore[union-attr]
+    assert f"clauses@1 ({manifest})" in out
+    slot = kept.site.state.slots.get("legal/labels")
+    assert slot is not None
+    rests = ", ".join(map(str, (slot.admitted, slot.release, *slot.approvals)))
+    assert f"rests on       entries {rests}:" in out
+    assert "text           is the one that was answered" in out
+    code, out, _ = run(capsys, "--record", kept.record, "--trust", kept.trust, "--json")
+    value = json.loads(out)
+    assert (code, value["body"]["unit"], value["verdict"]) == (0, "legal", "verified")
+    assert value["log_size"] == len(kept.site.entries)
+
+
+def test_a_record_holds_while_the_log_grows(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+    index = len(kept.site.entries) - 1
+    for number in range(5, 12):
+        kept.site.add(kept.site.request(number))
+        kept.write(record_of(kept.site, index))
+        assert run(capsys, "--record", kept.record, "--trust", kept.trust)[0] == 0
+
+
+def test_another_text_is_not_the_answers(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+    kept.answer.write_text(TEXT + "\n")
+    code, _, err = run(capsys, "--record", kept.record, "--trust", kept.trust, "--answer", kept.answer)
+    assert code == 6 and "answer: expected the text of hmac-sha256:" in err and TEXT not in err
+    kept.write({key: value for key, value in record_of(kept.site).items() if key != "answer_salt"})
+    assert run(capsys, "--record", kept.record, "--trust", kept.trust, "--answer", kept.answer)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"unit":"legal"', '"unit":"sales"'),
+        ('"adapter":"clauses@1"', '"adapter":"clauses@2"'),
+        ('"completion_tokens":4', '"completion_tokens":5'),
+        ('"outcome":"success"', '"outcome":"failure"'),
+    ],
+)
+def test_a_changed_entry_is_found(kept: Kept, capsys: pytest.CaptureFixture[str], old: str, new: str) -> None:
+    record = record_of(kept.site)
+    assert old in record["entry"]
+    kept.write(record | {"entry": record["entry"].replace(old, new)})
+    assert run(capsys, "--record", kept.record, "--trust", kept.trust)[0] == 6
+
+
+def test_a_proof_of_another_entry_or_log_is_found(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+    record, size = record_of(kept.site), len(kept.site.entries)
+    for wrong in (
+        record_of(kept.site, size - 2)["proof"],
+        record["proof"].replace(f"index {size - 1}", f"index {size - 2}"),
+        record["proof"].replace("tlog-proof@v1", "tlog-proof@v2"),
+        "\u00e9",
+        "",
+    ):
+        kept.write(record | {"proof": wrong})
+        assert run(capsys, "--record", kept.record, "--trust", kept.trust)[0] == 6, wrong
+    kept.write(record)
+    stranger = vkey_of(ORIGIN, generate_ed25519())
+    assert run(capsys, "--record", kept.record, "--trust", kept.trust, "--log-key", stranger)[0] == 6
+
+
+def test_an_entry_that_ends_no_request_is_no_record(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+    kept.site.add(RequestRefused(unit="legal", code="denied", message="no"))
+    kept.write(record_of(kept.site))
+    code, _, err = run(capsys, "--record", kept.record, "--trust", kept.trust)
+    assert code == 6 and "expected request.finished, got request.refused" in err
+
+
+def test_what_cannot_be_read_ends_with_its_own_code(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--record", kept.record)[0] == 7
+    assert run(capsys, "--record", kept.trust, "--trust", kept.trust)[0] == 2
+    assert run(capsys, "--record", kept.record.with_name("none"), "--trust", kept.trust)[0] == 2
+    assert run(capsys)[0] == 2
+    assert run(capsys, kept.record, "--record", kept.record)[0] == 2
