@@ -74,6 +74,9 @@ def _print_answer(answer: dict[str, Any]) -> None:
         print_line("")
         print_line(f"not released: could not load {candidate['adapter']}")
         print_facts((f"  {label}", value) for label, value in _candidate(candidate, answer["names"], times))
+    if not answer["tasks"] and not answer["others"]:
+        print_line("")
+        print_line("nothing: no adapter was released to it or approved for it")
     print_line("")
     print_facts([("rests on entries", ", ".join(str(named["entry"]) for named in answer["rests_on"]))])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -40,14 +40,18 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
 
 def print_facts(facts: Iterable[tuple[str, object]], *, err: bool = False) -> None:
-    """`label: value` lines, the values below one another; a text of several lines is indented."""
-    listed = [(label, value) for label, value in facts]
+    """`label: value` lines, the values below one another; a text of several lines is indented, a mapping one line."""
+    listed = [(label, _one_line(value) if isinstance(value, Mapping) else value) for label, value in facts]
     width = max((len(label) for label, _ in listed), default=0) + 1
     for label, value in listed:
         first, *rest = str("-" if value is None else value).splitlines() or [""]
         click.echo(f"{label + ':':<{width}}  {plain(first)}".rstrip(), err=err)
         for line in rest:
             click.echo(f"{'':<{width}}  {plain(line)}", err=err)
+
+
+def _one_line(value: Mapping[str, object]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {found}" for key, found in value.items())
 
 
 def print_bytes(data: bytes) -> None:

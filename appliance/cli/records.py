@@ -75,7 +75,8 @@ def _text(record: Record, recipe: dict[str, Any]) -> str:
         ]
     lines += ["| recipe | |", "| --- | --- |"]
     shown = {key: ", ".join(value) if isinstance(value, list) else value for key, value in recipe.items()}
-    return "\n".join([*lines, *(f"| {key} | {value} |" for key, value in shown.items())]) + "\n"
+    rows = [f"| {key.replace('_', ' ')} | {'–' if value is None else value} |" for key, value in shown.items()]
+    return "\n".join([*lines, *rows]) + "\n"
 
 
 @command("report", example="appliance run report r-000001 --to r-000001-report")

@@ -138,11 +138,7 @@ def _metrics(evidence: Evidence) -> list[tuple[str, object]]:
     metrics = evidence.contents.get("metrics.json")
     if not isinstance(metrics, dict):
         return []
-    return [
-        (f"  {who}", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sorted(found.items())))
-        for who, found in metrics.items()
-        if isinstance(found, dict)
-    ]
+    return [(f"  {who}", dict(sorted(found.items()))) for who, found in metrics.items() if isinstance(found, dict)]
 
 
 def _told(evidence: Evidence) -> list[tuple[str, object]]:

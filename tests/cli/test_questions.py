@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import pytest
+
+from appliance.cli.output import print_facts
 from tests.cli.conftest import Desk
 from tests.client.test_questions import ROWS, import_rows
 
@@ -46,6 +49,16 @@ def test_could_load_names_adapter_reviewers_and_entries(open_desk: Callable[[str
     gone = desk.as_("audrey", "ledger", "could-load", "legal").out
     assert "labels: could not load clauses@1" in gone
     assert "against it:" in gone and "counted no more: review" in gone
+
+
+def test_a_unit_that_could_load_nothing_is_told_so_in_words(open_desk: Callable[[str], Desk]) -> None:
+    told = open_desk("staffed").as_("audrey", "ledger", "could-load", "legal")
+    assert told.code == 0 and "\nnothing: no adapter was released to it or approved for it\n" in told.out
+
+
+def test_a_mapping_among_facts_is_a_line_of_words(capsys: pytest.CaptureFixture[str]) -> None:
+    print_facts([("measured", {"accuracy": "0.9", "macro_f1": "0.8"})])
+    assert capsys.readouterr().out == "measured:  accuracy 0.9, macro f1 0.8\n"
 
 
 def test_the_state_is_a_table_or_whole_in_json(open_desk: Callable[[str], Desk]) -> None:
