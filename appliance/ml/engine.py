@@ -105,6 +105,11 @@ class Engine:
         """Whether a step would do something."""
         return bool(self._rows or self._waiting)
 
+    @property
+    def answering(self) -> int:
+        """Requests in the batch; those that wait for room are not among them."""
+        return len(self._rows)
+
     # --- slots --------------------------------------------------------------------------------------------------------
 
     def load(self, slot: str, config: bytes, weights: bytes, probe: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.benches import ledger, methods, training
+from scripts.benches import ledger, methods, serving, training
 from scripts.benches import plan as plans
 from scripts.benches.measure import Row, describe_machine, markdown_table, plain_table, write_json
 
@@ -40,6 +40,8 @@ def _measure(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
     if given.name == "train":
         make = training.quick if given.quick else training.full
         return training.measure(folder, make(given.data, given.device))
+    if given.name == "serve":
+        return serving.measure(folder, serving.quick(given.device) if given.quick else serving.full(given.device))
     plan = ledger.QUICK if given.quick else ledger.FULL
     if given.largest is not None and not given.quick:
         plan = replace(plan, largest=given.largest)
@@ -50,17 +52,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure; medians of rounds that take turns.")
     parser.add_argument(
         "name",
-        choices=["ledger", "methods", "plan", "train"],
+        choices=["ledger", "methods", "plan", "serve", "train"],
         help="what to measure; methods and plan have options of their own",
     )
-    parser.add_argument("--quick", action="store_true", help="less of everything; the ledger's in two minutes")
+    parser.add_argument("--quick", action="store_true", help="less of everything; ledger's and serve's in two minutes")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows as JSON")
     parser.add_argument(
         "--folder", metavar="DIR", type=Path, help="whose disk is measured (default: where temp files lie)"
     )
     parser.add_argument("--largest", metavar="N", type=int, help="largest log of the growth (1,000,000; 0 for none)")
     parser.add_argument("--data", metavar="DIR", type=Path, default=training.DATA, help="train: the public datasets")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="train: where to train")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="serve, train: where to compute")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     return parser
 

@@ -1,0 +1,227 @@
+"""`scripts/bench serve`: the engine beside peft and transformers, and what the service around it costs.
+
+Every program runs in a process of its own and they take turns; only one works at a time. All of them answer the same
+prompts on the same base with the same adapters, which are random numbers large enough to change every answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from scripts.benches import serving_service
+from scripts.benches.measure import Found, Row, interleaved, row
+from scripts.benches.methods import convert
+from scripts.benches.serving_worker import make_adapters
+from scripts.fetch_base import fetch
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = Path(__file__).with_name("serving_worker.py")
+STREAMS, ADAPTERS, RANK = 16, 8, 16
+MB = 1e6
+PROMPTS = (
+    "Explain in a few sentences why a bank keeps a register of everything that it approves.",
+    "Write a short note to a customer whose card was declined at a shop this morning.",
+    "List the questions that an auditor asks first about a model that answers customers.",
+    "Describe how a payment travels from one account to another, step by step, for a child.",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`tokens` are drawn for each stream in each round."""
+
+    device: str
+    rounds: int
+    tokens: int
+    service: serving_service.Plan
+
+
+def quick(device: str) -> Plan:
+    return Plan(device, rounds=1, tokens=24, service=serving_service.QUICK)
+
+
+def full(device: str) -> Plan:
+    return Plan(device, rounds=5, tokens=128, service=serving_service.FULL)
+
+
+def measure(folder: Path, plan: Plan) -> Iterator[Row]:
+    """Every row, as it is found."""
+    base = convert(fetch(ROOT / ".demo"), folder)
+    adapters = [str(path) for path in make_adapters(str(base), folder, [RANK] * ADAPTERS)]
+    with _programs(base, plan.device, "ours", "peft", "batching", "machine") as programs:
+        for name in ("ours", "peft", "batching"):
+            programs[name]("load", folders=adapters)
+        yield from _beside_peers(programs, adapters, plan)
+        yield from _alone(programs["ours"], programs["machine"], adapters, plan)
+        yield from _load_cost(programs["ours"], adapters[0], plan)
+    yield from _memory(base, adapters, plan)
+    with _program(base, plan.device, "ours") as ours:
+        paths = [Path(name) for name in adapters]
+
+        def probe(path: Path) -> dict[str, Any]:
+            return ours.told("probe", folder=str(path))
+
+        yield from serving_service.measure(folder, base, paths, probe, plan.service)
+
+
+def _beside_peers(programs: dict[str, Program], adapters: list[str], plan: Plan) -> Iterator[Row]:
+    slots = [Path(adapters[stream % ADAPTERS]).name for stream in range(STREAMS)]
+    _check_adapters(programs["ours"], slots)
+    asked = {"prompts": [PROMPTS[stream % len(PROMPTS)] for stream in range(STREAMS)], "tokens": plan.tokens}
+    ours, peft, batching = programs["ours"], programs["peft"], programs["batching"]
+    turns = {
+        "mixed": lambda: ours("answer", slots=slots, **asked),
+        "one": lambda: ours("answer", slots=slots[:1] * STREAMS, **asked),
+        "base": lambda: ours("answer", slots=[None] * STREAMS, **asked),
+        "alternate": lambda: peft("alternate", slots=slots, **asked),
+        "names": lambda: peft("mixed", slots=slots, **asked),
+        "batching": lambda: batching("answer", slots=slots, **asked),
+    }
+    for turn in turns.values():
+        turn()
+    found = interleaved(plan.rounds, **{name: _rated(turn) for name, turn in turns.items()})
+    yield from _rates(found)
+
+
+def _rates(found: Found) -> Iterator[Row]:
+    name = f"tokens a second, {STREAMS} streams over {ADAPTERS} adapters"
+    against = {
+        "alternate": ("PEFT, one adapter after another (set_adapter)", 4.0),
+        "names": ("PEFT, mixed batch (adapter_names)", 1.8),
+        "base": ("the bare base in the same engine", 0.85),
+        "batching": ("transformers' continuous batching, one adapter", 1.0),
+    }
+    for theirs, (said, goal) in against.items():
+        yield row(
+            *(name, found["mixed"], "1/s"),
+            against=said,
+            theirs=found[theirs],
+            ratio=found.ratio("mixed", theirs),
+            ratio_at_least=goal,
+        )
+    yield row(
+        *(f"tokens a second, {STREAMS} streams on one adapter", found["one"], "1/s"),
+        against="transformers' continuous batching, one adapter",
+        theirs=found["batching"],
+        ratio=found.ratio("one", "batching"),
+    )
+
+
+def _alone(ours: Program, machine: Program, adapters: list[str], plan: Plan) -> Iterator[Row]:
+    """One stream: how much of what the memory gives is read."""
+    slot = Path(adapters[0]).name
+    asked = {"prompts": [PROMPTS[0]], "slots": [slot], "tokens": 2 * plan.tokens}
+    found = interleaved(
+        plan.rounds, alone=_rated(lambda: ours("answer", **asked)), bandwidth=lambda: machine("bandwidth")
+    )
+    read = ours("read_bytes", adapter=slot)[0]
+    limit = found["bandwidth"] / read
+    said = f"bandwidth ({found['bandwidth'] / 1e9:.0f} GB/s) over the bytes of a token ({read / MB:.0f} MB)"
+    yield row("tokens a second, one stream, one adapter", found["alone"], "1/s", against=said, theirs=limit)
+
+
+def _load_cost(ours: Program, adapter: str, plan: Plan) -> Iterator[Row]:
+    found = ours("admit", folder=adapter, count=max(5, 4 * plan.rounds))
+    yield row("an adapter read and put into a slot", median(found[::2]), "ms")
+    yield row("the probe of a load", median(found[1::2]), "ms")
+
+
+def _memory(base: Path, adapters: list[str], plan: Plan) -> Iterator[Row]:
+    """What three tasks add to a process, and what three full models do."""
+    with _programs(base, plan.device, "ours", "full") as programs:
+        programs["ours"]("load", folders=adapters[:3])
+        slots = [Path(name).name for name in adapters[:3]]
+        programs["ours"]("answer", prompts=[PROMPTS[0]] * 3, slots=slots, tokens=8)
+        (three,) = programs["ours"]("grown")
+        programs["ours"]("load", folders=adapters[3:])
+        (eight,) = programs["ours"]("grown")
+        (theirs,) = programs["full"]("grown")
+    yield row(
+        *("memory of three tasks", three / MB, "MB"),
+        against="three full models, bf16",
+        theirs=theirs / MB,
+        ratio_at_most=0.4,
+    )
+    yield row("memory of a hot adapter more", (eight - three) / MB / (len(adapters) - 3), "MB")
+
+
+def _check_adapters(ours: Program, slots: Sequence[str]) -> None:
+    """Every adapter answers in words of its own: a bench of adapters that do nothing would measure the base."""
+    told = [ours.told("text", prompt=PROMPTS[0], slot=slot, tokens=16) for slot in [None, *dict.fromkeys(slots)]]
+    if len(set(told)) < len(told):
+        raise RuntimeError(f"adapters: expected {len(told)} different answers with the base's, got {len(set(told))}")
+
+
+def _rated(turn: Any) -> Any:
+    """Tokens a second of one turn."""
+
+    def rate() -> list[float]:
+        seconds, drawn, *_ = turn()
+        return [drawn / seconds]
+
+    return rate
+
+
+class Program:
+    """A serving_worker in its own process."""
+
+    def __init__(self, process: subprocess.Popen[str], kind: str) -> None:
+        self._process, self._kind = process, kind
+
+    def __call__(self, do: str, **arguments: Any) -> list[float]:
+        found: list[float] = self.told(do, **arguments)
+        return found
+
+    def told(self, do: str, **arguments: Any) -> Any:
+        assert self._process.stdin is not None
+        print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
+        return json.loads(self.hear(do))
+
+    def hear(self, what: str) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self._kind}, {what}: expected an answer, got the end of its process")
+        return line
+
+
+@contextmanager
+def _programs(base: Path, device: str, *kinds: str) -> Iterator[dict[str, Program]]:
+    """Started one after the other, each once it is ready."""
+    with ExitStack() as stack:
+        yield {kind: stack.enter_context(_program(base, device, kind)) for kind in kinds}
+
+
+@contextmanager
+def _program(base: Path, device: str, kind: str) -> Iterator[Program]:
+    task = json.dumps({"kind": kind, "base": str(base), "device": device, "quantisation": "nf4-double"})
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
+    }
+    with subprocess.Popen(
+        [sys.executable, str(WORKER), task], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            program = Program(process, kind)
+            program.hear("start")
+            yield program
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            deadline = time.monotonic() + 20
+            while process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.kill()

@@ -1,0 +1,198 @@
+"""A home with adapters that were signed for as real ones are, and that nobody trained.
+
+Base, dataset, runs, seals, reviews and releases are entries that the rules accepted one by one; the adapters' bytes are
+given. What is admitted, loaded and answered on it goes through the service as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from appliance import wiring
+from appliance.domain import events as e
+from appliance.domain import orders as o
+from appliance.domain.names import add_seconds, versioned
+from appliance.domain.recipe import ResolvedRecipe
+from appliance.formats.commitment import Disclosure, disclose
+from appliance.formats.digest import digest_bytes, digest_file
+from appliance.formats.dsse import encode_envelope
+from appliance.workflows.context import Context
+from appliance.workflows.folders import seal_folder
+from appliance.workflows.record import append
+from appliance.workflows.seal import seal
+from tests.domain.builder import LAYERS, MACHINE, RECIPE, STEPS, WALLS
+from tests.site import Site
+
+BASE, DATASET, UNITS = "smollm2", "clauses", tuple(f"unit-{number}" for number in range(8))
+OWNER = "otto"
+
+
+def enroll(site: Site) -> None:
+    """Eight units and who releases to them, beside the people of any test's site."""
+    for unit in UNITS:
+        site.enroll(unit, "unit")
+    site.enroll(OWNER, *(f"release-owner:{unit}" for unit in UNITS))
+
+
+class Home:
+    """Writes to the ledger of a site whose service does not run."""
+
+    def __init__(self, site: Site, context: Context) -> None:
+        self.context = context
+        self._site = site
+
+    def import_base(self, folder: Path) -> None:
+        source = digest_bytes(b"given")
+        requested = self._order(
+            o.ImportBase(base=BASE, format="safetensors", source=source, licence="Apache-2.0", **self._terms("olga"))
+        )
+        facts = {
+            "tokenizer_digest": digest_file(folder / "tokenizer.json"),
+            "chat_template_digest": digest_file(folder / "chat_template.jinja"),
+        }
+        with self._staged(folder) as staging:
+            manifest = seal_folder(self.context, staging, BASE, 1)
+        body = e.BaseImported(order=requested, base=BASE, facts=facts, walls=WALLS)
+        append(self.context, body, documents={"manifest": manifest})
+
+    def import_dataset(self) -> None:
+        told, owner = disclose("", os.urandom(32)), disclose("Legal", os.urandom(32))
+        order = o.ImportDataset(
+            dataset=DATASET,
+            task="classification",
+            format="csv",
+            columns={},
+            labels=(),
+            file=digest_bytes(b"rows"),
+            instruction=told.commitment,
+            base=BASE,
+            base_digest=self._base_digest,
+            seed=1,
+            held_out="0.25",
+            owner=owner.commitment,
+            licence="CC0-1.0",
+            classification="internal",
+            **self._terms("olga"),
+        )
+        requested = self._order(order, told, owner)
+        with self.context.artifacts.staging() as staging:
+            (staging / "rows.jsonl").write_bytes(b"{}\n")
+            manifest = seal_folder(self.context, staging, DATASET, 1)
+        body = e.DatasetImported(
+            order=requested,
+            dataset=versioned(DATASET, 1),
+            base=BASE,
+            root=digest_bytes(b"root"),
+            facts={"rows": 1},
+            walls=WALLS,
+        )
+        append(self.context, body, documents={"manifest": manifest})
+
+    def seal(self, folder: Path, name: str, probe: dict[str, Any]) -> str:
+        """An adapter of these bytes, sealed under the name; its name and version."""
+        recipe = ResolvedRecipe(**RECIPE | {"name": name, "base": BASE, "dataset": versioned(DATASET, 1)})
+        dataset = self.context.ledger.state.datasets.get(recipe.dataset)
+        assert dataset is not None
+        order = o.Train(
+            recipe=recipe, base_digest=self._base_digest, dataset_digest=dataset.digest, **self._terms("olga")
+        )
+        run = f"r-{len(self.context.ledger.state.runs) + 1:06d}"
+        self._order(order, run=run)
+        self._train(run, folder)
+        row = self.context.ledger.state.runs.get(run)
+        assert row is not None
+        evaluation = {"base": {}, "adapter": {}, "probe": probe, "walls": WALLS}
+        with self._staged(folder) as staging:
+            (staging / "steps.jsonl").write_bytes(STEPS)
+            return seal(self.context, row, order, staging, {"device": "cpu", "record": row.record}, evaluation)
+
+    def _train(self, run: str, folder: Path) -> None:
+        append(self.context, e.RunStarted(run=run, layers=LAYERS, accepted_missing=(), walls=WALLS))
+        body = e.RunCheckpointed(run=run, step=2, checkpoint=digest_bytes(run.encode()), seconds="1.0", machine=MACHINE)
+        append(self.context, body)
+        finished = e.RunFinished(
+            run=run,
+            weights=digest_file(folder / "adapter_model.safetensors"),
+            weights_step=2,
+            record=digest_bytes(STEPS),
+            validation=(),
+            planned_steps=2,
+            steps=2,
+            trained_tokens=10,
+            seconds="1.5",
+            peak_bytes=3_000_000,
+            final_loss="0.25",
+        )
+        append(self.context, finished)
+
+    def approve(self, adapter: str, unit: str) -> None:
+        for who in ("rita", "rob"):
+            meaning = disclose("I reviewed it and approve.", os.urandom(32))
+            order = o.Review(
+                decision="approve",
+                unit=unit,
+                field={"rita": "privacy", "rob": "model-risk"}[who],
+                meaning=meaning.commitment,
+                valid_until=add_seconds(self._site.now(), 30 * 86_400),
+                **self.on(adapter),
+                **self._terms(who),
+            )
+            self._order(order, meaning)
+
+    def release(self, adapter: str, unit: str, task: str) -> None:
+        self._order(o.Activate(unit=unit, task=task, **self.on(adapter), **self._terms(OWNER)))
+
+    def on(self, adapter: str) -> dict[str, Any]:
+        row = self.context.ledger.state.adapters.get(adapter)
+        assert row is not None
+        return {"adapter": row.name, "version": row.version, "manifest": row.manifest}
+
+    @property
+    def _base_digest(self) -> str:
+        base = self.context.ledger.state.bases.get(BASE)
+        assert base is not None
+        return base.digest
+
+    def _terms(self, who: str) -> dict[str, Any]:
+        return self._site.terms(who)
+
+    def _order(self, order: o.Order, *texts: Disclosure, run: str | None = None) -> str:
+        """Signed by its person and recorded as the service does; its digest."""
+        envelope = self._site.sign(order)
+        policy = self.context.ledger.state.site.policy
+        kinds: dict[str, type[e.Ordered]] = {
+            "import-base": e.ImportRequested,
+            "import-dataset": e.ImportRequested,
+            "review": e.ReviewRecorded,
+            "activate": e.ReleaseActivated,
+        }
+        body = e.RunRequested(policy=policy, run=run) if run else kinds[order.verb](policy=policy)
+        append(
+            self.context,
+            body,
+            actor=order.signer,
+            documents={"order": encode_envelope(envelope)},
+            orders=((envelope.pae_digest, order),),
+            disclosures=texts,
+        )
+        return envelope.pae_digest
+
+    @contextmanager
+    def _staged(self, folder: Path) -> Iterator[Path]:
+        with self.context.artifacts.staging() as staging:
+            for path in folder.iterdir():
+                shutil.copyfile(path, staging / path.name)
+            yield staging
+
+
+@contextmanager
+def opened(site: Site) -> Iterator[Home]:
+    """The ledger of a stopped site."""
+    assert site.service is None
+    with wiring.service(site.settings) as context:
+        yield Home(site, context)

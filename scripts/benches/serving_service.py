@@ -1,0 +1,364 @@
+"""What the service around the engine costs: tokens, times and memory through its door, beside its engine alone.
+
+Two copies of one home: on one the service runs as it is and is asked over TCP by units with tokens of their own; the
+other's engine is called directly, without authentication, ledger or record. They take turns.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from appliance.domain import orders as o
+from appliance.store.artifacts import Artifacts
+from appliance.workflows.admit import admit
+from appliance.workflows.engine import Engine
+from scripts.benches import serving_home
+from scripts.benches.measure import Row, interleaved, row, sync_ms, wall_ms
+from scripts.benches.serving_home import BASE, OWNER, UNITS, Home
+from scripts.benches.serving_worker import make_adapters
+from tests.site import Site, found_site
+
+STREAMS, MB, TURN = 16, 1e6, "turn"
+PROMPT = "Write a short note to a customer whose card was declined at a shop this morning."
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`known` adapters stand in the ledger, `hot` of them answer."""
+
+    rounds: int
+    tokens: int
+    lone: int
+    revocations: int
+    rollbacks: int
+    known: int
+    hot: int
+
+
+QUICK = Plan(rounds=1, tokens=32, lone=30, revocations=6, rollbacks=4, known=60, hot=20)
+FULL = Plan(rounds=7, tokens=128, lone=300, revocations=60, rollbacks=30, known=1000, hot=64)
+
+
+def measure(
+    folder: Path, base: Path, adapters: list[Path], read_probe: Callable[[Path], dict[str, Any]], plan: Plan
+) -> Iterator[Row]:
+    site = found_site(folder / "home", _free_port())
+    try:
+        serving_home.enroll(site)
+        site.stop()
+        yield from _fill(site, folder, base, adapters, read_probe, plan)
+        other = site.copy(folder / "other", _free_port())
+        with serving_home.opened(other) as home, closing(_engine(home)) as engine:
+            yield from _admission(home, engine, plan)
+            site.start()
+            yield from _share(folder, site, Direct(home, engine), plan)
+        yield from _hot(site, plan)
+        yield from _revocations(site, plan)
+        yield from _rollbacks(site, plan)
+    finally:
+        if site.service is not None:
+            site.stop()
+
+
+# --- the home ---------------------------------------------------------------------------------------------------------
+
+
+def _fill(
+    site: Site,
+    folder: Path,
+    base: Path,
+    adapters: list[Path],
+    read_probe: Callable[[Path], dict[str, Any]],
+    plan: Plan,
+) -> Iterator[Row]:
+    """Each unit's own adapter, one task in two versions, those to be revoked, and as many others as are to be known."""
+    small_folder = folder / "small"
+    small_folder.mkdir()
+    small = next(make_adapters(str(base), small_folder, [1]))
+    probe = read_probe(small)
+    with serving_home.opened(site) as home:
+        home.import_base(base)
+        home.import_dataset()
+        for unit, path in zip(UNITS, adapters, strict=True):
+            _release(home, path, f"own-{unit}", read_probe(path), unit, "own")
+        for path in adapters[:2]:
+            _release(home, path, TURN, read_probe(path), UNITS[0], TURN)
+        for number in range(plan.revocations):
+            _release(home, small, f"revoked-{number}", probe, UNITS[number % 8], f"revoked-{number}")
+        before = (_memory(), _size(site))
+        for number in range(plan.known):
+            _release(home, small, f"known-{number}", probe, UNITS[number % 8], f"known-{number}")
+        grown = [after - first for after, first in zip((_memory(), _size(site)), before, strict=True)]
+    yield row(f"memory of the service, an adapter known ({plan.known:,} known)", grown[0] / plan.known / 1e3, "kB")
+    yield row("ledger, an adapter trained, sealed, reviewed twice, released", grown[1] / plan.known / 1e3, "kB")
+
+
+def _release(home: Home, path: Path, name: str, probe: dict[str, Any], unit: str, task: str) -> None:
+    adapter = home.seal(path, name, probe)
+    home.approve(adapter, unit)
+    home.release(adapter, unit, task)
+
+
+def _size(site: Site) -> int:
+    return sum(path.stat().st_size for path in site.home.glob("ledger.db*"))
+
+
+def _memory() -> int:
+    """Bytes that this process has taken: tracemalloc would slow the ledger down tenfold."""
+    with open("/proc/self/status", encoding="ascii") as stream:
+        return next(int(line.split()[1]) * 1024 for line in stream if line.startswith("RssAnon:"))
+
+
+# --- admission --------------------------------------------------------------------------------------------------------
+
+
+def _engine(home: Home) -> Engine:
+    base = home.context.ledger.state.bases.get(BASE)
+    assert base is not None
+    recipe = {"quantisation": "nf4-double", "compute_dtype": "bfloat16"}
+    return Engine(home.context, home.context.artifacts.path(base.digest), base.digest, recipe)
+
+
+class Given:
+    """A store whose folder was read before."""
+
+    def __init__(self, artifacts: Artifacts, files: dict[str, bytes]) -> None:
+        self._files = files
+        self.read_beside = artifacts.read_beside
+
+    def read_folder(self, digest: str) -> dict[str, bytes]:
+        return self._files
+
+
+def _admission(home: Home, engine: Engine, plan: Plan) -> Iterator[Row]:
+    """Hash, signatures, proofs and the entry, over bytes in memory, beside reading these and loading them, in turns."""
+    context, unit = home.context, UNITS[0]
+    adapter = context.ledger.state.adapters.get(f"own-{unit}@1")
+    assert adapter is not None
+    found: dict[str, list[float]] = {"admit": [], "load": []}
+    for number in range(3 + plan.rounds * 5):
+        files: list[dict[str, bytes]] = []
+        read = wall_ms(lambda: files.append(context.artifacts.read_folder(adapter.manifest)))  # noqa: B023
+        load = wall_ms(lambda: engine.load(f"{number}", files[0]))  # noqa: B023
+        engine.unload(f"{number}")
+        given = replace(context, artifacts=Given(context.artifacts, files[0]))  # type: ignore[arg-type]
+        found["load"].append(read + load)
+        found["admit"].append(wall_ms(lambda: admit(given, unit, "own")))  # noqa: B023
+    yield row(
+        *("admission: hash, signatures, proofs and their entry", median(found["admit"]), "ms"),
+        against="reading and loading the adapter",
+        theirs=median(found["load"]),
+        ratio=median(a / b for a, b in zip(found["admit"], found["load"], strict=True)),
+        ratio_at_most=0.3,
+    )
+
+
+# --- the share of the service -----------------------------------------------------------------------------------------
+
+
+class Direct:
+    """The engine, asked by threads as the service asks it."""
+
+    def __init__(self, home: Home, engine: Engine) -> None:
+        self._engine, self._count = engine, 0
+        for unit in UNITS:
+            adapter = home.context.ledger.state.adapters.get(f"own-{unit}@1")
+            assert adapter is not None
+            engine.load(unit, home.context.artifacts.read_folder(adapter.manifest))
+
+    def ask(self, unit: str, tokens: int) -> int:
+        self._count += 1
+        parameters = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": tokens, "temperature": 0.0}
+        frames = self._engine.answer(f"{unit}-{self._count}-{threading.get_ident()}", unit, "generate", parameters)
+        return next(int(frame["completion_tokens"]) for frame in frames if frame["frame"] == "done")
+
+
+class Door:
+    """The service's own door; each unit has one token."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._tokens = {unit: site.token(unit) for unit in UNITS}
+        self.host, self.port = site.settings.listen or ("127.0.0.1", 0)
+
+    def ask(self, unit: str, tokens: int, *, stream: bool = False, task: str = "own") -> int:
+        *_, last = self.tell(unit, tokens, stream=stream, task=task)
+        return int(last["usage"]["completion_tokens"])
+
+    def tell(self, unit: str, tokens: int, *, stream: bool = True, task: str = "own") -> Iterator[dict[str, Any]]:
+        """The answer, or its events as they come."""
+        body = {"model": task, "max_tokens": tokens, "messages": [{"role": "user", "content": PROMPT}]}
+        if stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        headers = {"Authorization": f"Bearer {self._tokens[unit]}", "Content-Type": "application/json"}
+        with closing(http.client.HTTPConnection(self.host, self.port, timeout=120)) as connection:
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+            answer = connection.getresponse()
+            if answer.status != 200:
+                raise RuntimeError(f"{unit}/{task}: expected an answer, got {answer.status}: {answer.read()[:300]!r}")
+            if not stream:
+                yield json.loads(answer.read())
+                return
+            for line in answer:
+                if line.startswith(b"data: {"):
+                    yield json.loads(line[6:])
+
+
+def _share(folder: Path, site: Site, direct: Direct, plan: Plan) -> Iterator[Row]:
+    door = Door(site)
+    for unit in UNITS:
+        assert door.ask(unit, 4) == direct.ask(unit, 4)
+    found = interleaved(
+        plan.rounds,
+        direct=lambda: [_rate(lambda unit: direct.ask(unit, plan.tokens))],
+        whole=lambda: [_rate(lambda unit: door.ask(unit, plan.tokens))],
+        streamed=lambda: [_rate(lambda unit: door.ask(unit, plan.tokens, stream=True))],
+    )
+    for name, said in (("whole", "answers whole"), ("streamed", "answers streamed")):
+        yield row(
+            *(f"tokens a second through the service, {STREAMS} streams, {said}", found[name], "1/s"),
+            against="the engine called directly",
+            theirs=found["direct"],
+            ratio=found.ratio(name, "direct"),
+            ratio_at_least=0.98,
+        )
+    yield from _latency(folder, door, direct, plan)
+
+
+def _rate(ask: Callable[[str], int]) -> float:
+    """Tokens a second of sixteen streams, two for each unit."""
+    with ThreadPoolExecutor(STREAMS) as threads:
+        began = time.perf_counter()
+        drawn = sum(threads.map(ask, UNITS * (STREAMS // len(UNITS))))
+        return drawn / (time.perf_counter() - began)
+
+
+def _latency(folder: Path, door: Door, direct: Direct, plan: Plan) -> Iterator[Row]:
+    """Answers of one token, one at a time: what a request waits for beside the engine."""
+    ours, theirs, syncs = [], [], []
+    for number in range(plan.lone):
+        unit = UNITS[number % len(UNITS)]
+        ours.append(wall_ms(lambda: door.ask(unit, 1)))  # noqa: B023 - called at once
+        theirs.append(wall_ms(lambda: direct.ask(unit, 1)))  # noqa: B023
+        syncs.append(sum(sync_ms(folder, 2)))
+    yield row(
+        *("an answer of one token through the service, median", median(ours), "ms"),
+        against="the engine called directly",
+        theirs=median(theirs),
+    )
+    beyond = p99(ours) - p99(theirs) - p99(syncs)
+    yield row("the same at p99, less the engine's p99 and that of two disk syncs", beyond, "ms", at_most=5)
+    yield row("two disk syncs, p99", p99(syncs), "ms")
+
+
+def p99(samples: list[float]) -> float:
+    return quantiles(samples, n=100, method="inclusive")[-1]
+
+
+# --- what takes effect at once ----------------------------------------------------------------------------------------
+
+
+def _hot(site: Site, plan: Plan) -> Iterator[Row]:
+    """First and second answers of many adapters: what is not in a slot is admitted and loaded."""
+    door, first, second = Door(site), [], []
+    tasks = [(UNITS[number % 8], f"known-{number}") for number in range(plan.hot)]
+    for unit, task in tasks:
+        first.append(wall_ms(lambda: door.ask(unit, 1, task=task)))  # noqa: B023
+    for unit, task in tasks:
+        second.append(wall_ms(lambda: door.ask(unit, 1, task=task)))  # noqa: B023
+    yield row(f"first answer of a known adapter (admission, load), {plan.known:,} known", median(first), "ms")
+    yield row(f"answer of a hot adapter, {plan.hot} hot", median(second), "ms")
+
+
+@contextmanager
+def _others(door: Door) -> Iterator[None]:
+    """Other units' streams go on all the while."""
+    ended = threading.Event()
+
+    def work(unit: str) -> None:
+        while not ended.is_set():
+            door.ask(unit, 48, stream=True)
+
+    threads = [threading.Thread(target=work, args=(unit,)) for unit in UNITS]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def _revocations(site: Site, plan: Plan) -> Iterator[Row]:
+    """From the moment at which the order is sent to the last token that the unit gets, eight other streams going on."""
+    door, found = Door(site), []
+    with _others(door):
+        for number in range(plan.revocations):
+            found.append(_revoke(site, door, UNITS[number % 8], f"revoked-{number}"))
+    yield row(
+        f"from the order of a revocation to the last token, p99 of {plan.revocations}", p99(found), "ms", at_most=250
+    )
+    yield row("the same, median", median(found), "ms")
+
+
+def _revoke(site: Site, door: Door, unit: str, task: str) -> float:
+    told: list[float] = []
+    flowing = threading.Event()
+
+    def listen() -> None:
+        for event in door.tell(unit, 1000, task=task):
+            if "error" in event:
+                return
+            told.append(time.perf_counter())
+            if len(told) > 3:
+                flowing.set()
+        raise AssertionError(f"{task}: expected its answer to be cut off, got its end")
+
+    with ThreadPoolExecutor(1) as thread:
+        heard = thread.submit(listen)
+        if not flowing.wait(60):
+            raise RuntimeError(f"{task}: expected tokens, got none")
+        envelope = site.sign(o.RevokeAdapter(**site.on(f"{task}@1"), **site.terms("rita")))
+        began = time.perf_counter()
+        site.send(envelope)
+        heard.result(60)
+    return max(0.0, (told[-1] - began) * 1e3)
+
+
+def _rollbacks(site: Site, plan: Plan) -> Iterator[Row]:
+    """From the moment at which the order is sent to the earlier version's first token, asked for right after it."""
+    door, found, unit = Door(site), [], UNITS[0]
+    for number in range(plan.rollbacks):
+        door.ask(unit, 2, task=TURN)
+        kind, version = (o.Activate, 2) if number % 2 else (o.RollBack, 1)
+        envelope = site.sign(kind(unit=unit, task=TURN, **site.on(f"{TURN}@{version}"), **site.terms(OWNER)))
+        began = time.perf_counter()
+        site.send(envelope)
+        next(event for event in door.tell(unit, 4, task=TURN) if _content(event))
+        if kind is o.RollBack:
+            found.append((time.perf_counter() - began) * 1e3)
+    name = f"from the order of a rollback to the earlier version's first token, slowest of {len(found)}"
+    yield row(name, max(found), "ms", at_most=1000)
+    yield row("the same, median", median(found), "ms")
+
+
+def _content(event: dict[str, Any]) -> str:
+    return str(event["choices"][0]["delta"].get("content", "")) if event["choices"] else ""
+
+
+def _free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
