@@ -236,7 +236,7 @@ def attack(demo: Demo, token: str) -> None:
     demo.title("A database administrator edits a row of the ledger")
     try:
         with sqlite3.connect(HOME / "ledger.db") as database:
-            database.execute('UPDATE entries SET actor = ? WHERE "index" = 5', ("nobody",))
+            database.execute('UPDATE entries SET bytes = ? WHERE "index" = 5', (b"nothing",))
         sys.exit("demo: expected the database to refuse, it did not")
     except sqlite3.DatabaseError as error:
         print(f"    the database itself refuses: {error}")

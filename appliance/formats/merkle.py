@@ -74,15 +74,15 @@ class Frontier:
     def append(self, leaf_hash: bytes) -> Frontier:
         return self.append_nodes(leaf_hash)[0]
 
-    def append_nodes(self, leaf_hash: bytes) -> tuple[Frontier, list[tuple[int, int, bytes]]]:
-        """The next frontier, and every (level, index, hash) that this leaf completes, itself at level 0 first."""
+    def append_nodes(self, leaf_hash: bytes) -> tuple[Frontier, list[bytes]]:
+        """The next frontier, and every node that this leaf completes, by level: itself first."""
         _check_hashes("leaf", (leaf_hash,), BadInput)
         hashes = list(self.hashes)
-        nodes = [(0, self.size, leaf_hash)]
-        top, level = leaf_hash, 0
-        while self.size >> level & 1:
-            top, level = hash_node(hashes.pop(), top), level + 1
-            nodes.append((level, self.size >> level, top))
+        nodes = [leaf_hash]
+        top, place = leaf_hash, self.size
+        while place & 1:
+            top, place = hash_node(hashes.pop(), top), place >> 1
+            nodes.append(top)
         return Frontier(self.size + 1, (*hashes, top)), nodes
 
     def root(self) -> bytes:

@@ -1,26 +1,20 @@
-"""What stands beside the entries, held against them: projections, old checkpoints, and the database's own refusals."""
+"""What stands beside the entries, held against them: the projections, and the database's own refusals."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 from sqlalchemy import Connection, delete, select, text
 
-from appliance.domain.state import LogKey
-from appliance.errors import Tampered
-from appliance.formats.checkpoint import open_checkpoint
-from appliance.formats.merkle import Frontier
-from appliance.store.fold import Fold, Seen, advance
+from appliance.store.fold import Fold, Seen, advance, check_keys
 from appliance.store.rows import Change, encode_projection, lock_head, read_head, write_projections
-from appliance.store.tables import APPEND_ONLY, checkpoints, entries, projections
-
-_PAGE = 1000
+from appliance.store.tables import APPEND_ONLY, entry_keys, projections
 
 
 def check_projections(connection: Connection, seen: Seen) -> list[str]:
     """Findings, one a row that differs; the entries are checked on the way as at load."""
     versions = _Versions()
-    advance(connection, Fold(), read_head(connection).size, seen, versions.record)
+    fold = Fold()
+    advance(connection, fold, read_head(connection).size, seen, versions.record)
+    check_keys(connection, fold)
     expected = versions.rows
     got = {
         (kind, key, since): (until, value) for kind, key, since, until, value in connection.execute(select(projections))
@@ -63,44 +57,6 @@ def rebuild_projections(connection: Connection, seen: Seen) -> None:
     advance(connection, Fold(), size, seen, lambda index, changes: write_projections(connection, index, changes))
 
 
-def check_checkpoints(connection: Connection, log_keys: Sequence[LogKey]) -> list[str]:
-    """Findings, one a checkpoint whose signature does not hold or whose root is not that of the log at its size."""
-    findings = []
-    frontiers = _frontiers(connection)
-    frontier = Frontier.EMPTY
-    notes = select(checkpoints.c.size, checkpoints.c.note).order_by(checkpoints.c.size)
-    for size, note in connection.execute(notes.execution_options(yield_per=_PAGE)):
-        while frontier.size < size and (following := next(frontiers, None)) is not None:
-            frontier = following
-        try:
-            checkpoint = open_checkpoint(note, _key_at(log_keys, size))
-        except Tampered as error:
-            findings.append(f"log checkpoint of size {size}: {error.message}")
-            continue
-        got = f"size {checkpoint.size}, root {checkpoint.root.hex()}"
-        expected = f"size {size}, root {frontier.root().hex() if frontier.size == size else 'of a longer log'}"
-        if got != expected:
-            findings.append(f"log checkpoint of size {size}: expected {expected}, got {got}")
-    return findings
-
-
-def _key_at(log_keys: Sequence[LogKey], size: int) -> str:
-    """The vkey that signed the log of this size: the last that an entry of it brought in."""
-    return next((key.vkey for key in reversed(log_keys) if key.since < size), log_keys[0].vkey)
-
-
-def _frontiers(connection: Connection) -> Iterator[Frontier]:
-    frontier = Frontier.EMPTY
-    while True:
-        within = entries.c.index.between(frontier.size, frontier.size + _PAGE - 1)
-        page = connection.execute(select(entries.c.leaf_hash).where(within).order_by(entries.c.index)).scalars().all()
-        if not page:
-            return
-        for leaf_hash in page:
-            frontier = frontier.append(leaf_hash)
-            yield frontier
-
-
 def check_guards(connection: Connection) -> list[str]:
     """Where the database would not refuse what it must: a trigger that is gone or off, a role that may too much."""
     if connection.dialect.name == "sqlite":
@@ -111,7 +67,8 @@ def check_guards(connection: Connection) -> list[str]:
 def _check_sqlite_triggers(connection: Connection) -> list[str]:
     stored = connection.execute(text("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"))
     standing = {name for name, sql in stored if "SELECT RAISE(ABORT" in sql}
-    expected = [f"{table}_refuse_{verb}" for table in LEDGER for verb in ("update", "delete", "replace")]
+    expected = [f"{table}_refuse_{verb}" for table in LEDGER for verb in ("update", "delete")]
+    expected += [f"{table}_refuse_replace" for table in LEDGER if table != entry_keys.name]
     expected += ["disclosures_refuse_update", "disclosures_refuse_replace"]
     expected += ["head_refuse_delete", "head_refuse_replace", "head_refuse_shrink"]
     return [f"trigger {name}: expected one that refuses, got none" for name in expected if name not in standing]

@@ -1,12 +1,12 @@
 """The fold: what the stored entries amount to, and the only way from rows to it. Every row is checked on the way.
 
-Trust begins at the log's key. Columns, subjects, documents and tree nodes are caches of the entries' bytes; each is
-held against them, so that an edited row is named by its entry's index.
+Trust begins at the log's key. Time, keys, documents and tree nodes are caches of the entries' bytes; each is held
+against them, so that an edited row is named by its entry's index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,30 +18,32 @@ from appliance.domain.state import State
 from appliance.errors import ApplianceError, BadInput, Tampered
 from appliance.formats.checkpoint import open_checkpoint
 from appliance.formats.digest import digest_bytes
-from appliance.formats.merkle import Frontier, hash_leaf
+from appliance.formats.merkle import HASH_BYTES, Frontier, hash_leaf
 from appliance.store.rows import (
     Change,
     Head,
     StoredEntry,
-    columns_of,
-    count_nodes,
-    read_completed_nodes,
+    count_keys,
+    keys_of,
+    read_checkpoint,
     read_entries,
     read_extent,
+    read_filed,
     read_head,
-    read_latest_checkpoint,
+    read_keys,
 )
 
 _PAGE = 256
-COLUMNS = ("time", "type", "actor", "outcome", "unit")
 
 
 @dataclass
 class Fold:
-    """The state after the entries so far, and the right edge of the tree over them; both at the same size."""
+    """The state after the entries so far, and the right edge of the tree over them; both at the same size. `keys`: how
+    many there are of the entries that were read from rows."""
 
     state: State = field(default_factory=State)
     frontier: Frontier = Frontier.EMPTY
+    keys: int = 0
 
     @property
     def head(self) -> Head:
@@ -77,13 +79,14 @@ def advance(connection: Connection, fold: Fold, stop: int, seen: Seen, record: R
         raise Tampered(f"entry {stop}: expected a log of at least {expected} entries, seen before, got {stop}")
     while (start := fold.state.size) < stop:
         end = min(start + _PAGE, stop)
-        nodes = read_completed_nodes(connection, start, end)
+        filed = _Filed(connection, start, end)
         for index, stored in _in_order(read_entries(connection, start, end), start, end):
-            _advance_one(fold, index, stored, nodes.get(index, {}))
+            _advance_one(fold, index, stored, filed)
             seen.check(fold.frontier)
             if record is not None:
                 record(index, fold.state.take_changes())
             fold.state.keep()
+        filed.check_rest()
 
 
 def _in_order(found: list[StoredEntry], start: int, stop: int) -> Iterator[tuple[int, StoredEntry]]:
@@ -95,30 +98,53 @@ def _in_order(found: list[StoredEntry], start: int, stop: int) -> Iterator[tuple
         yield index, stored
 
 
-def _advance_one(fold: Fold, index: int, stored: StoredEntry, nodes: Mapping[tuple[int, int], bytes]) -> None:
+class _Filed:
+    """The stored keys of the entries [start, stop), read key by key as entries ask for them."""
+
+    def __init__(self, connection: Connection, start: int, stop: int) -> None:
+        self._connection, self._start, self._stop = connection, start, stop
+        self._found: dict[str, set[int]] = {}
+
+    def check(self, index: int, keys: Iterable[str]) -> None:
+        for key in keys:
+            if key not in self._found:
+                self._found[key] = read_filed(self._connection, key, self._start, self._stop)
+            if index not in self._found[key]:
+                raise Tampered(f"entry {index}: key {key}: expected a row, got none")
+            self._found[key].remove(index)
+
+    def check_rest(self) -> None:
+        """Nobody is filed under another's key; rows under keys that no entry here has are found by their number."""
+        for key, rest in self._found.items():
+            for index in sorted(rest):
+                raise Tampered(f"entry {index}: key {key}: expected none, got a row")
+
+
+def _advance_one(fold: Fold, index: int, stored: StoredEntry, filed: _Filed) -> None:
     leaf = hash_leaf(stored.data)
-    expect(index, "leaf hash", leaf.hex(), stored.leaf_hash.hex())
+    expect(index, "leaf hash", leaf.hex(), stored.nodes[:HASH_BYTES].hex())
     try:
         entry = parse_entry(stored.data)
     except BadInput as error:
         raise Tampered(f"entry {index}: expected an entry, got bytes that are none: {error.message}") from None
-    _check_filing(index, entry, stored)
+    keys = keys_of(entry)
+    expect(index, "time", entry.time, stored.time)
+    filed.check(index, keys)
+    _check_documents(index, entry, stored)
     _check_chain(index, entry, fold.state)
-    frontier, completed = fold.frontier.append_nodes(leaf)
-    expect_map(index, "tree node", {(level, at): value for level, at, value in completed}, nodes)
+    frontier, nodes = fold.frontier.append_nodes(leaf)
+    _check_nodes(index, nodes, stored)
     contents = {role: content for role, (_, content) in stored.documents.items()}
     try:
         rules.apply(fold.state, entry, contents)
     except ApplianceError as error:
         raise Tampered(f"entry {index}: expected one that the rules allow, got: {error.message}") from error
     fold.frontier = frontier
+    fold.keys += len(keys)
 
 
-def _check_filing(index: int, entry: Entry, stored: StoredEntry) -> None:
-    """Columns, subjects and documents say what the entry's bytes say; each document's bytes are those of its digest."""
-    for name, expected, got in zip(COLUMNS, columns_of(entry), stored.columns, strict=True):
-        expect(index, name, expected, got)
-    expect(index, "subjects", sorted(set(entry.subjects)), sorted(stored.subjects))
+def _check_documents(index: int, entry: Entry, stored: StoredEntry) -> None:
+    """Documents are filed as the entry's bytes say; each one's bytes are those of its digest."""
     filed = {role: f"sha256:{digest.hex()}" for role, (digest, _) in stored.documents.items()}
     expect_map(index, "document", entry.documents, filed)
     for role, (_, content) in stored.documents.items():
@@ -130,6 +156,13 @@ def _check_chain(index: int, entry: Entry, state: State) -> None:
     expect(index, "prev", state.last_leaf, entry.prev)
     if entry.time < state.last_time:
         raise Tampered(f"entry {index}: time: expected at least {state.last_time}, got {entry.time}")
+
+
+def _check_nodes(index: int, nodes: list[bytes], stored: StoredEntry) -> None:
+    for level, node in enumerate(nodes):
+        got = stored.nodes[HASH_BYTES * level : HASH_BYTES * (level + 1)]
+        expect(index, f"tree node {(level, index >> level)}", node.hex(), got.hex())
+    expect(index, "tree nodes, bytes", HASH_BYTES * len(nodes), len(stored.nodes))
 
 
 def expect(index: int, what: str, expected: Any, got: Any) -> None:
@@ -155,26 +188,38 @@ def check_end(connection: Connection, fold: Fold, log_key: str) -> None:
     expect(last, "head, leaf hash", fold.head.leaf_hash.hex(), head.leaf_hash.hex())
     check_checkpoint(connection, fold, log_key)
     for name, (low, high) in read_extent(connection).items():
-        first, highest = (1, size) if name == "checkpoint of size" else (0, size - 1)
         for key in (low, high):
-            if key is not None and not first <= key <= highest:
+            if key is not None and not 0 <= key < size:
                 raise Tampered(f"{name} {key}: expected none beyond the head at size {size}, got a row")
-    expect(last, "tree nodes", 2 * size - size.bit_count(), count_nodes(connection))
+    check_keys(connection, fold)
+
+
+def check_keys(connection: Connection, fold: Fold) -> None:
+    """There are as many keys as these entries have, which were all there: none is filed where no entry has it."""
+    if count_keys(connection) != fold.keys:
+        raise _stray_key(connection)
+
+
+def _stray_key(connection: Connection) -> Tampered:
+    for index, key, data in read_keys(connection):
+        if data is None or key not in keys_of(parse_entry(data)):
+            return Tampered(f"entry {index}: key {key}: expected none, got a row")
+    return Tampered("keys of entries: expected as many rows as entries have keys, got others while they were read")
 
 
 def check_checkpoint(connection: Connection, fold: Fold, log_key: str) -> None:
-    """The latest checkpoint is over exactly this tree and holds under the log's key of today, in a log that began with
+    """The checkpoint is over exactly this tree and holds under the log's key of today, in a log that began with
     `log_key`."""
-    size, stored = fold.state.size, read_latest_checkpoint(connection)
-    if size == 0 and stored is None:
+    size, note = fold.state.size, read_checkpoint(connection)
+    if size == 0 and note is None:
         return
-    if stored is None or stored[0] != size:
-        got = "none" if stored is None else f"one of size {stored[0]}"
-        raise Tampered(f"entry {max(size - 1, 0)}: log checkpoint: expected one of size {size}, got {got}")
+    if size == 0 or note is None:
+        expected, got = ("none", "one") if size == 0 else (f"one of size {size}", "none")
+        raise Tampered(f"entry {max(size - 1, 0)}: log checkpoint: expected {expected}, got {got}")
     site = fold.state.site
     expect(0, "log key", log_key, site.log_keys[0].vkey)
     try:
-        checkpoint = open_checkpoint(stored[1], site.log_key)
+        checkpoint = open_checkpoint(note, site.log_key)
     except Tampered as error:
         raise Tampered(f"entry {size - 1}: log checkpoint of size {size}: {error.message}") from error
     expect(size - 1, "log checkpoint, size", size, checkpoint.size)

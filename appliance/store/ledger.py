@@ -189,20 +189,18 @@ class Ledger:
     def _write(self, connection: Connection, batch: Batch, root: bytes, state: State) -> bytes:
         """Every row of the batch; then, over the bytes as they were stored, the signed checkpoint."""
         staged, head = batch.staged, batch.head
-        rows.insert_entries(connection, [(one.entry, one.data, one.draft.documents) for one in staged])
+        rows.insert_entries(connection, [(one.entry, one.nodes, one.data, one.draft.documents) for one in staged])
         for one in staged:
             rows.insert_disclosures(connection, one.draft.disclosures)
             rows.delete_disclosures(connection, one.draft.erased)
             rows.write_projections(connection, one.entry.index, one.changes)
-        rows.insert_nodes(connection, [node for one in staged for node in one.nodes])
         stored = dict(rows.read_bytes(connection, batch.before.size, head.size))
         for one in staged:
             if hash_leaf(stored.get(one.entry.index, b"")) != one.entry.leaf:
                 raise Tampered(f"entry {one.entry.index}: expected the bytes that were written, got others")
         signers = [self._signers(vkey) for vkey in state.site.signing_keys(state.last_time)]
         note = sign_checkpoint(Checkpoint(self._origin, head.size, root), *signers)
-        rows.insert_checkpoint(connection, head.size, note)
-        rows.move_head(connection, batch.before, head)
+        rows.move_head(connection, batch.before, head, note)
         return note
 
     def _commit(self, connection: Connection, batch: Batch) -> None:
@@ -277,10 +275,10 @@ class Ledger:
     def checkpoint(self) -> bytes:
         """The signed note of the latest commit; NotFound while the log is empty."""
         with self._reading() as connection:
-            latest = rows.read_latest_checkpoint(connection)
-        if latest is None:
+            note = rows.read_checkpoint(connection)
+        if note is None:
             raise NotFound("log checkpoint: expected one, got an empty log")
-        return latest[1]
+        return note
 
     @property
     def root(self) -> bytes:
@@ -341,12 +339,6 @@ class Ledger:
         """Where the projections differ from a fresh fold over the entries: what, expected, got."""
         with self.lock, self._reading() as connection:
             return audit.check_projections(connection, self._seen)
-
-    def check_checkpoints(self) -> list[str]:
-        """Which of the stored checkpoints are not over the log's tree, or do not hold under the log's key."""
-        log_keys = self.state.site.log_keys
-        with self._reading() as connection:
-            return audit.check_checkpoints(connection, log_keys)
 
     def check_guards(self) -> list[str]:
         """Where the database itself would not refuse to change the ledger: triggers, rights, settings."""

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, union_all, update
+from sqlalchemy import (
+    Connection,
+    Integer,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal_column,
+    select,
+    union_all,
+    update,
+)
 
-from appliance.domain.entry import Entry
+from appliance.domain.entry import Entry, Outcome
 from appliance.errors import BadInput, Tampered
 from appliance.formats.canonical import encode_canonical
 from appliance.formats.commitment import Disclosure
 from appliance.formats.digest import raw_digest
+from appliance.formats.merkle import HASH_BYTES
 from appliance.store.prepared import Prepared
 from appliance.store.tables import (
-    checkpoints,
     disclosures,
     documents,
     entries,
     entry_documents,
-    entry_subjects,
+    entry_keys,
     head,
     projections,
-    tree_nodes,
 )
-
-Node = tuple[int, int, bytes]
-"""(level, index, hash) of a perfect subtree."""
 
 Change = tuple[str, str, Mapping[str, Any] | None]
 """(kind, id, value) of a projection; None where the row goes."""
@@ -42,21 +49,36 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredEntry:
-    """An entry with everything that is filed with it, as it was read: nothing about it has been checked."""
+    """An entry with the documents filed with it, as it was read: nothing about it has been checked."""
 
     index: int
-    columns: tuple[str, str, str, str, str | None]
+    time: str
+    nodes: bytes
     data: bytes
-    leaf_hash: bytes
-    subjects: list[str] = field(default_factory=list)
     documents: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
     """Role to (raw digest, bytes)."""
 
 
-def columns_of(entry: Entry) -> tuple[str, str, str, str, str | None]:
-    """Time, type, actor, outcome and unit: what an entry is searched by, beside its subjects."""
-    units = (subject.removeprefix("unit:") for subject in entry.subjects if subject.startswith("unit:"))
-    return entry.time, entry.type, entry.actor, entry.outcome, next(units, None)
+USUAL: Outcome = "success"
+
+
+class Searched(Protocol):
+    """What an entry is searched by."""
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def actor(self) -> str: ...
+    @property
+    def subjects(self) -> tuple[str, ...]: ...
+    @property
+    def outcome(self) -> str: ...
+
+
+def keys_of(entry: Searched) -> list[str]:
+    """Type, actor, an outcome that is not the usual one, and subjects."""
+    keys = [f"type={entry.type}", f"actor={entry.actor}", *entry.subjects]
+    return keys if entry.outcome == USUAL else [*keys, f"outcome={entry.outcome}"]
 
 
 _READ_HEAD = Prepared(select(head.c.size, head.c.leaf_hash).where(head.c.id == bindparam("one")))
@@ -68,15 +90,13 @@ _MOVE_HEAD = Prepared(
         head.c.size == bindparam("expected_size"),
         head.c.leaf_hash == bindparam("expected_leaf_hash"),
     )
-    .values(size=bindparam("new_size"), leaf_hash=bindparam("new_leaf_hash"))
+    .values(size=bindparam("new_size"), leaf_hash=bindparam("new_leaf_hash"), note=bindparam("new_note"))
 )
 _PROBE_HEAD = update(head).where(head.c.id == 1).values(probes=head.c.probes + 1)
 _INSERT_ENTRY = Prepared(insert(entries))
-_INSERT_SUBJECT = Prepared(insert(entry_subjects))
+_INSERT_KEY = Prepared(insert(entry_keys))
 _INSERT_DOCUMENT = Prepared(insert(documents))
 _INSERT_ENTRY_DOCUMENT = Prepared(insert(entry_documents))
-_INSERT_NODE = Prepared(insert(tree_nodes))
-_INSERT_CHECKPOINT = Prepared(insert(checkpoints))
 _INSERT_DISCLOSURE = Prepared(insert(disclosures))
 _DELETE_DISCLOSURE = Prepared(delete(disclosures).where(disclosures.c.commitment == bindparam("at")))
 _CLOSE_PROJECTION = Prepared(
@@ -97,17 +117,22 @@ _ENTRY_SPAN = Prepared(
 )
 _DOCUMENT_BYTES = Prepared(select(documents.c.bytes).where(documents.c.digest == bindparam("at")))
 _DISCLOSURE = Prepared(select(disclosures).where(disclosures.c.commitment == bindparam("at")))
-_LATEST_CHECKPOINT = select(checkpoints.c.size, checkpoints.c.note).order_by(checkpoints.c.size.desc()).limit(1)
+_NOTE = Prepared(select(head.c.note).where(head.c.id == bindparam("one")))
+_FILED = Prepared(
+    select(entry_keys.c.index).where(
+        entry_keys.c.key == bindparam("of"), entry_keys.c.index.between(bindparam("first"), bindparam("last"))
+    )
+)
 
 
 @cache
 def _nodes(count: int) -> Prepared:
     """That many point reads in one statement: a proof asks for a few nodes, again and again."""
-    column = tree_nodes.c
     reads = [
-        select(column.level, column.index, column.hash).where(
-            column.level == bindparam(f"level{n}"), column.index == bindparam(f"index{n}")
-        )
+        select(
+            literal_column(str(n)),
+            func.substr(entries.c.nodes, bindparam(f"from{n}", type_=Integer), literal_column(str(HASH_BYTES))),
+        ).where(entries.c.index == bindparam(f"index{n}"))
         for n in range(count)
     ]
     return Prepared(union_all(*reads))
@@ -129,14 +154,16 @@ def _head(connection: Connection, statement: Prepared) -> Head:
     return Head(row[0], row[1])
 
 
-def move_head(connection: Connection, expected: Head, new: Head) -> None:
-    """Compare-and-swap: the head that this transaction builds on must be the head it replaces."""
+def move_head(connection: Connection, expected: Head, new: Head, note: bytes) -> None:
+    """Compare-and-swap: the head that this transaction builds on must be the head it replaces. `note`: the signed
+    checkpoint of the new one."""
     values = {
         "one": 1,
         "expected_size": expected.size,
         "expected_leaf_hash": expected.leaf_hash,
         "new_size": new.size,
         "new_leaf_hash": new.leaf_hash,
+        "new_note": note,
     }
     if _MOVE_HEAD.execute(connection, values).rowcount != 1:
         raise Tampered(f"ledger, head: expected size {expected.size} and its leaf hash, got another one")
@@ -147,22 +174,19 @@ def probe_head(connection: Connection) -> None:
     connection.execute(_PROBE_HEAD)
 
 
-def insert_entries(connection: Connection, added: Sequence[tuple[Entry, bytes, Mapping[str, bytes]]]) -> None:
-    """Each entry with its bytes, its subjects and its documents by role; a document that is already stored must have
-    the same bytes."""
-    rows: list[dict[str, Any]] = []
-    subjects, bound = [], []
-    for entry, data, contents in added:
-        time, kind, actor, outcome, unit = columns_of(entry)
-        row = {"index": entry.index, "time": time, "type": kind, "actor": actor, "outcome": outcome, "unit": unit}
-        rows.append(row | {"bytes": data, "leaf_hash": entry.leaf})
-        subjects += [{"index": entry.index, "subject": name} for name in dict.fromkeys(entry.subjects)]
+def insert_entries(connection: Connection, added: Sequence[tuple[Entry, bytes, bytes, Mapping[str, bytes]]]) -> None:
+    """Each entry with its nodes and bytes, its keys, and its documents by role; a document that is already stored must
+    have the same bytes."""
+    rows, keys, bound = [], [], []
+    for entry, nodes, data, contents in added:
+        rows.append({"index": entry.index, "time": entry.time, "nodes": nodes, "bytes": data})
+        keys += [{"key": key, "index": entry.index} for key in keys_of(entry)]
         for role, digest in entry.documents.items():
             raw = raw_digest(digest)
             _insert_document(connection, raw, contents[role])
             bound.append({"index": entry.index, "role": role, "digest": raw})
     _INSERT_ENTRY.execute_many(connection, rows)
-    _INSERT_SUBJECT.execute_many(connection, subjects)
+    _INSERT_KEY.execute_many(connection, keys)
     _INSERT_ENTRY_DOCUMENT.execute_many(connection, bound)
 
 
@@ -173,15 +197,6 @@ def _insert_document(connection: Connection, digest: bytes, content: bytes) -> N
         _INSERT_DOCUMENT.execute(connection, {"digest": digest, "bytes": content})
     elif stored != content:
         raise Tampered(f"document sha256:{digest.hex()}, stored bytes: expected those of its digest, got others")
-
-
-def insert_nodes(connection: Connection, nodes: Iterable[Node]) -> None:
-    rows = [{"level": level, "index": at, "hash": value} for level, at, value in nodes]
-    _INSERT_NODE.execute_many(connection, rows)
-
-
-def insert_checkpoint(connection: Connection, size: int, note: bytes) -> None:
-    _INSERT_CHECKPOINT.execute(connection, {"size": size, "note": note})
 
 
 def insert_disclosures(connection: Connection, opened: Iterable[Disclosure]) -> None:
@@ -230,9 +245,9 @@ def read_document(connection: Connection, digest: bytes) -> bytes | None:
     return _only_bytes(_DOCUMENT_BYTES.execute(connection, {"at": digest}).fetchone())
 
 
-def read_latest_checkpoint(connection: Connection) -> tuple[int, bytes] | None:
-    row = connection.execute(_LATEST_CHECKPOINT).one_or_none()
-    return None if row is None else (row[0], row[1])
+def read_checkpoint(connection: Connection) -> bytes | None:
+    """The signed note over the whole log; None while it is empty."""
+    return _only_bytes(_NOTE.execute(connection, {"one": 1}).fetchone())
 
 
 def read_disclosures(connection: Connection, commitments: Iterable[str]) -> list[Disclosure]:
@@ -257,15 +272,7 @@ def read_entries(connection: Connection, start: int, stop: int) -> list[StoredEn
     """What is stored of the entries [start, stop), by index; gaps are the caller's to find."""
     within = entries.c.index.between(start, stop - 1)
     rows = connection.execute(select(entries).where(within).order_by(entries.c.index))
-    found = {
-        index: StoredEntry(index, (time, kind, actor, outcome, unit), data, leaf_hash)
-        for index, time, kind, actor, outcome, unit, data, leaf_hash in rows
-    }
-    for index, subject in connection.execute(
-        select(entry_subjects).where(entry_subjects.c.index.between(start, stop - 1))
-    ):
-        if index in found:
-            found[index].subjects.append(subject)
+    found = {index: StoredEntry(index, time, nodes, data) for index, time, nodes, data in rows}
     bound = select(entry_documents.c.index, entry_documents.c.role, documents.c.digest, documents.c.bytes)
     for index, role, digest, content in connection.execute(
         bound.join(documents).where(entry_documents.c.index.between(start, stop - 1))
@@ -275,38 +282,41 @@ def read_entries(connection: Connection, start: int, stop: int) -> list[StoredEn
     return list(found.values())
 
 
-def read_completed_nodes(connection: Connection, start: int, stop: int) -> dict[int, dict[tuple[int, int], bytes]]:
-    """The stored nodes that the leaves [start, stop) complete, by the leaf that completes them."""
-    spans = []
-    for level in range(stop.bit_length()):
-        first, last = start >> level, (stop >> level) - 1
-        if first <= last:
-            spans.append(and_(tree_nodes.c.level == level, tree_nodes.c.index.between(first, last)))
-    completed: dict[int, dict[tuple[int, int], bytes]] = defaultdict(dict)
-    for level, index, value in connection.execute(select(tree_nodes).where(or_(*spans))):
-        completed[((index + 1) << level) - 1][level, index] = value
-    return completed
+def read_filed(connection: Connection, key: str, start: int, stop: int) -> set[int]:
+    """Which of the entries [start, stop) are filed under the key."""
+    found = _FILED.execute(connection, {"of": key, "first": start, "last": stop - 1})
+    return {index for (index,) in found.fetchall()}
+
+
+def count_keys(connection: Connection) -> int:
+    total: int = connection.execute(select(func.count()).select_from(entry_keys)).scalar_one()
+    return total
+
+
+def read_keys(connection: Connection) -> Iterator[tuple[int, str, bytes | None]]:
+    """(index, key, the entry's bytes) of every key there is; None where there is no such entry."""
+    column = entry_keys.c
+    rows = select(column.index, column.key, entries.c.bytes).outerjoin_from(
+        entry_keys, entries, entries.c.index == column.index
+    )
+    with closing(connection.execute(rows.execution_options(yield_per=1000))) as found:
+        yield from map(tuple, found)
 
 
 def read_nodes(connection: Connection, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
-    """The stored nodes at these (level, index), read in one statement."""
+    """The stored nodes at these (level, index), read in one statement; each stands in the entry that completes it."""
     wanted = list(places)
     if not wanted:
         return {}
-    values = {f"level{n}": level for n, (level, _) in enumerate(wanted)}
-    values |= {f"index{n}": index for n, (_, index) in enumerate(wanted)}
+    values = {f"from{n}": HASH_BYTES * level + 1 for n, (level, _) in enumerate(wanted)}
+    values |= {f"index{n}": (index + 1 << level) - 1 for n, (level, index) in enumerate(wanted)}
     found = _nodes(len(wanted)).ask(connection, values)
-    return {(level, index): value for level, index, value in found}
+    return {wanted[n]: value for n, value in found if len(value) == HASH_BYTES}
 
 
 def read_extent(connection: Connection) -> dict[str, tuple[int | None, int | None]]:
-    """The lowest and highest key of the tables whose rows stand for entries, and how many tree nodes there are."""
-    columns = {
-        "entry": entries.c.index,
-        "subject of entry": entry_subjects.c.index,
-        "document of entry": entry_documents.c.index,
-        "checkpoint of size": checkpoints.c.size,
-    }
+    """The lowest and highest key of the tables whose rows stand for entries."""
+    columns = {"entry": entries.c.index, "document of entry": entry_documents.c.index}
     return {
         name: (
             connection.execute(select(func.min(column))).scalar_one(),
@@ -314,8 +324,3 @@ def read_extent(connection: Connection) -> dict[str, tuple[int | None, int | Non
         )
         for name, column in columns.items()
     }
-
-
-def count_nodes(connection: Connection) -> int:
-    total: int = connection.execute(select(func.count()).select_from(tree_nodes)).scalar_one()
-    return total

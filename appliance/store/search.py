@@ -1,21 +1,20 @@
-"""Finding entries: by what stands in their columns and subjects, in the order of the log, a page at a time.
+"""Finding entries: by the keys that they are filed under, in the order of the log, a page at a time.
 
-One filter leads: the page walks its index, and the others are asked of each entry on the way. Which one leads is
+One filter leads: the page walks its key, and the others are asked of each entry on the way. Which one leads is
 counted, up to a limit, since no database knows how rare a value is without statistics that nobody has made. Where all
-are frequent, their indexes are walked beside one another, and an entry is read where they meet.
+are frequent, their keys are walked beside one another, and an entry is read where they meet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Select,
-    Table,
     bindparam,
     exists,
     func,
@@ -25,11 +24,12 @@ from sqlalchemy import (
     union_all,
 )
 
+from appliance.domain.entry import Outcome
 from appliance.errors import BadInput
 from appliance.formats.timestamp import parse_time
 from appliance.store.prepared import Prepared
-from appliance.store.rows import read_head
-from appliance.store.tables import UNUSUAL, entries, entry_subjects
+from appliance.store.rows import USUAL, read_head
+from appliance.store.tables import entries, entry_keys
 
 MAX_PAGE = 10_000
 MAX_TYPES = 64
@@ -38,7 +38,6 @@ MAX_TYPES = 64
 _ENOUGH = 20_000
 """Rows counted of a filter before it is taken for a frequent one; half a millisecond."""
 
-_UNIT = "unit:"
 _TIME = Prepared(select(entries.c.time).where(entries.c.index == bindparam("at")))
 
 
@@ -60,24 +59,35 @@ class Filters(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class _Walk:
-    """Rows of one table that follow one another in one of its indexes; `answers` names what they fulfil."""
+class Walk:
+    """Entries that follow one another in the log: those filed under a key, or all where there is none."""
 
-    table: Table
-    conditions: tuple[ColumnElement[bool], ...]
-    answers: frozenset[str]
+    key: str | None
 
     @property
     def index(self) -> Any:
-        return self.table.c.index
+        return entries.c.index if self.key is None else entry_keys.c.index
+
+    @property
+    def conditions(self) -> tuple[ColumnElement[bool], ...]:
+        return () if self.key is None else (entry_keys.c.key == self.key,)
+
+
+@dataclass(frozen=True)
+class _Filter:
+    """An entry must be filed under one of the keys; or under none of them, where they are to be `absent`."""
+
+    keys: tuple[str, ...]
+    absent: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
     """Walks that run beside one another: an entry is on one of them, or where they `meet` on all. Without a walk there
-    is none."""
+    is none. `rest` is what they do not answer."""
 
-    walks: tuple[_Walk, ...]
+    walks: tuple[Walk, ...]
+    rest: tuple[_Filter, ...] = ()
     meet: bool = False
 
 
@@ -97,7 +107,7 @@ def find_entries(connection: Connection, filters: Filters) -> list[tuple[int, by
         return []
     if plan.meet:
         return _meeting(connection, plan, filters, first, stop, limit)
-    pages = [_page(walk, filters, first, stop) for walk in plan.walks]
+    pages = [_page(walk, plan.rest, first, stop) for walk in plan.walks]
     statement: Any = pages[0] if len(pages) == 1 else union_all(*pages)
     order = plan.walks[0].index if len(pages) == 1 else statement.selected_columns[0]
     return [(row[0], row[1]) for row in connection.execute(_ordered(statement, order, filters).limit(limit))]
@@ -107,13 +117,12 @@ def _meeting(
     connection: Connection, plan: Plan, filters: Filters, first: int, stop: int, limit: int
 ) -> list[tuple[int, bytes]]:
     """The entries at which all the walks meet, as many of them at a time as the page has."""
-    answered = frozenset[str]().union(*(walk.answers for walk in plan.walks))
     found: list[tuple[int, bytes]] = []
     while len(found) < limit and first < stop:
         met = _met(connection, plan.walks, filters, first, stop).limit(limit)
         places = connection.execute(met).scalars().all()
         rows = select(entries.c.index, entries.c.bytes).where(entries.c.index.in_(places))
-        rows = rows.where(*_unanswered(answered, filters))
+        rows = rows.where(*_fulfils(plan.rest, entries.c.index))
         found += [(row[0], row[1]) for row in connection.execute(_ordered(rows, entries.c.index, filters))]
         if len(places) < limit:
             break
@@ -121,7 +130,7 @@ def _meeting(
     return found[:limit]
 
 
-def _met(connection: Connection, walks: Sequence[_Walk], filters: Filters, first: int, stop: int) -> Any:
+def _met(connection: Connection, walks: Sequence[Walk], filters: Filters, first: int, stop: int) -> Any:
     """The indexes that are on every walk, said so that each database runs along the walks and sorts nothing."""
     parts = [select(walk.index).where(*walk.conditions, *_bounds(walk, first, stop)) for walk in walks]
     if connection.dialect.name == "sqlite":
@@ -139,17 +148,15 @@ def _ordered(statement: Any, column: Any, filters: Filters) -> Any:
 
 
 def count_entries(connection: Connection, filters: Filters) -> int:
-    """How many entries fit; from an index alone where one filter is all that is asked."""
+    """How many entries fit, counted from their keys alone."""
     first, stop = span(connection, filters)
     if first >= stop:
         return 0
+    plan = plan_search(connection, filters, first, stop, meeting=False)
     total = 0
-    for walk in plan_search(connection, filters, first, stop, meeting=False).walks:
-        unanswered = _unanswered(walk.answers, filters)
-        statement = select(func.count()).select_from(walk.table)
-        if unanswered and walk.table is not entries:
-            statement = statement.join(entries, entries.c.index == walk.index)
-        counted = statement.where(*walk.conditions, *_bounds(walk, first, stop), *unanswered)
+    for walk in plan.walks:
+        statement = select(func.count()).select_from(walk.index.table)
+        counted = statement.where(*walk.conditions, *_bounds(walk, first, stop), *_fulfils(plan.rest, walk.index))
         total += int(connection.execute(counted).scalar_one())
     return total
 
@@ -184,79 +191,65 @@ def first_at(connection: Connection, time: str, size: int, *, after: bool = Fals
 
 def plan_search(connection: Connection, filters: Filters, first: int, stop: int, *, meeting: bool = True) -> Plan:
     """The walks with the fewest rows between the bounds; where all are frequent, those that can meet, if any can."""
-    best, least = [_Walk(entries, (), frozenset())], stop - first
-    frequent: list[_Walk] = []
-    for walks in sorted(_candidates(filters), key=lambda walks: -len(walks[0].answers)):
-        rows = sum(_count(connection, walk, first, stop) for walk in walks)
+    asked = _asked(filters)
+    leading: _Filter | None = None
+    least, frequent = stop - first, []
+    for one in (one for one in asked if not one.absent):
+        rows = sum(_count(connection, Walk(key), first, stop) for key in one.keys)
         if rows == 0:
             return Plan(())
         if rows < least:
-            best, least = walks, rows
-        if len(walks) == 1 and not any(walks[0].answers <= other.answers for other in frequent):
-            frequent += walks
+            leading, least = one, rows
+        if len(one.keys) == 1:
+            frequent.append(one)
     if meeting and least >= _ENOUGH and len(frequent) > 1:
-        return Plan(tuple(frequent), meet=True)
-    return Plan(tuple(best))
+        return Plan(tuple(Walk(one.keys[0]) for one in frequent), _without(asked, frequent), meet=True)
+    if leading is None:
+        return Plan((Walk(None),), tuple(asked))
+    return Plan(tuple(map(Walk, leading.keys)), _without(asked, [leading]))
 
 
-def _candidates(filters: Filters) -> Iterator[list[_Walk]]:
-    types, subjects = filters.get("types", ()), _subjects(filters)
+def _asked(filters: Filters) -> list[_Filter]:
+    types, unit, actor, outcome = filters.get("types", ()), *map(filters.get, ("unit", "actor", "outcome"))
     if len(types) > MAX_TYPES:
         raise BadInput(f"search, types: expected at most {MAX_TYPES}, got {len(types)}")
-    for subject in subjects:
-        yield [_Walk(entry_subjects, (entry_subjects.c.subject == subject,), frozenset({subject}))]
-    if types:
-        yield [_Walk(entries, (entries.c.type == kind,), frozenset({"types"})) for kind in types]
-        for subject in filter(_names_unit, subjects):
-            unit, both = entries.c.unit == subject.removeprefix(_UNIT), frozenset({"types", subject})
-            yield [_Walk(entries, (unit, entries.c.type == kind), both) for kind in types]
-    if (actor := filters.get("actor")) is not None:
-        yield [_Walk(entries, (entries.c.actor == actor,), frozenset({"actor"}))]
-    if (outcome := filters.get("outcome")) not in (None, "success"):
-        yield [_Walk(entries, (entries.c.outcome == outcome, UNUSUAL), frozenset({"outcome"}))]
+    subjects = dict.fromkeys([*filters.get("subjects", ()), *([] if unit is None else [f"unit:{unit}"])])
+    asked = [_Filter((subject,)) for subject in subjects]
+    asked += [_Filter(tuple(f"type={kind}" for kind in dict.fromkeys(types)))] if types else []
+    asked += [] if actor is None else [_Filter((f"actor={actor}",))]
+    if outcome == USUAL:
+        asked.append(_Filter(tuple(f"outcome={other}" for other in get_args(Outcome) if other != USUAL), absent=True))
+    elif outcome is not None:
+        asked.append(_Filter((f"outcome={outcome}",)))
+    return asked
 
 
-def _subjects(filters: Filters) -> list[str]:
-    """What entries must be filed under; a unit is one of an entry's subjects, and stands in a column besides."""
-    unit = filters.get("unit")
-    return list(dict.fromkeys([*filters.get("subjects", ()), *([] if unit is None else [_UNIT + unit])]))
+def _without(asked: Sequence[_Filter], answered: Sequence[_Filter]) -> tuple[_Filter, ...]:
+    return tuple(one for one in asked if one not in answered)
 
 
-def _names_unit(subject: str) -> bool:
-    return subject.startswith(_UNIT)
-
-
-def _count(connection: Connection, walk: _Walk, first: int, stop: int) -> int:
-    within = select(literal(1)).select_from(walk.table).where(*walk.conditions, *_bounds(walk, first, stop))
+def _count(connection: Connection, walk: Walk, first: int, stop: int) -> int:
+    within = select(literal(1)).select_from(walk.index.table).where(*walk.conditions, *_bounds(walk, first, stop))
     counted: int = connection.execute(select(func.count()).select_from(within.limit(_ENOUGH).subquery())).scalar_one()
     return counted
 
 
-def _bounds(walk: _Walk, first: int, stop: int) -> tuple[ColumnElement[bool], ...]:
+def _bounds(walk: Walk, first: int, stop: int) -> tuple[ColumnElement[bool], ...]:
     return walk.index >= first, walk.index < stop
 
 
-def _page(walk: _Walk, filters: Filters, first: int, stop: int) -> Select[Any]:
-    statement = select(walk.index, entries.c.bytes)
-    if walk.table is not entries:
+def _page(walk: Walk, rest: Sequence[_Filter], first: int, stop: int) -> Select[Any]:
+    statement = select(walk.index.label("at"), entries.c.bytes)
+    if walk.key is not None:
         statement = statement.join(entries, entries.c.index == walk.index)
-    return statement.where(*walk.conditions, *_bounds(walk, first, stop), *_unanswered(walk.answers, filters))
+    return statement.where(*walk.conditions, *_bounds(walk, first, stop), *_fulfils(rest, walk.index))
 
 
-def _unanswered(answered: frozenset[str], filters: Filters) -> list[ColumnElement[bool]]:
-    return [check for name, check in _checks(filters) if name not in answered]
-
-
-def _checks(filters: Filters) -> Iterator[tuple[str, ColumnElement[bool]]]:
-    """What an entry must fulfil, said so that no database takes it for something to walk."""
-    if types := filters.get("types"):
-        yield "types", func.coalesce(entries.c.type, "").in_(types)
-    for name, column in (("actor", entries.c.actor), ("outcome", entries.c.outcome)):
-        if (value := filters.get(name)) is not None:
-            yield name, func.coalesce(column, "") == value
-    for subject in _subjects(filters):
-        if _names_unit(subject):
-            yield subject, func.coalesce(entries.c.unit, "") == subject.removeprefix(_UNIT)
-            continue
-        filed = entry_subjects.alias()
-        yield subject, exists(literal(1)).where(filed.c.index == entries.c.index, filed.c.subject == subject)
+def _fulfils(rest: Sequence[_Filter], index: Any) -> list[ColumnElement[bool]]:
+    """What the entry at this index must be filed under as well, asked of each one."""
+    checks: list[ColumnElement[bool]] = []
+    for one in rest:
+        filed = entry_keys.alias()
+        found = exists(literal(1)).where(filed.c.key.in_(one.keys), filed.c.index == index)
+        checks.append(~found if one.absent else found)
+    return checks

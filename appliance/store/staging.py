@@ -17,7 +17,7 @@ from appliance.formats.commitment import verify_disclosure
 from appliance.formats.digest import digest_bytes
 from appliance.formats.merkle import Frontier
 from appliance.store.queue import Waiting
-from appliance.store.rows import Change, Head, Node
+from appliance.store.rows import Change, Head
 
 MAX_DOCUMENT_BYTES = 4 << 20
 
@@ -28,7 +28,7 @@ class Staged(NamedTuple):
     waiting: Waiting
     entry: Entry
     data: bytes
-    nodes: list[Node]
+    nodes: bytes
     changes: list[Change]
 
     @property
@@ -63,7 +63,7 @@ def stage(batch: Batch, waiting: Waiting, state: State, now: str) -> None:
         state.take_back(mark)
         raise
     batch.frontier, nodes = batch.frontier.append_nodes(entry.leaf)
-    batch.staged.append(Staged(waiting, entry, data, nodes, state.take_changes()))
+    batch.staged.append(Staged(waiting, entry, data, b"".join(nodes), state.take_changes()))
 
 
 def check_draft(draft: Draft) -> None:

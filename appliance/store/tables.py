@@ -15,10 +15,8 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
-    SmallInteger,
     Table,
     Text,
-    literal_column,
 )
 
 metadata = MetaData(
@@ -38,47 +36,26 @@ entries = Table(
     metadata,
     Column("index", Counter, primary_key=True, autoincrement=False),
     Column("time", Text, nullable=False),
-    Column("type", Text, nullable=False),
-    Column("actor", Text, nullable=False),
-    Column("outcome", Text, nullable=False),
-    Column("unit", Text),
+    Column("nodes", LargeBinary, nullable=False),
     Column("bytes", LargeBinary, nullable=False),
-    Column("leaf_hash", LargeBinary, nullable=False),
     CheckConstraint('"index" >= 0', name="index"),
+    CheckConstraint("length(nodes) >= 32", name="nodes"),
     CheckConstraint("length(bytes) <= 65535", name="bytes"),
-    CheckConstraint("length(leaf_hash) = 32", name="leaf_hash"),
     sqlite_strict=True,
 )
-UNUSUAL = entries.c.outcome != literal_column("'success'")
-"""What the index over outcomes holds: nearly every entry succeeds, and each index costs the append."""
+"""`nodes`: the tree's nodes that this entry completes, from its own leaf hash upwards, 32 bytes each. They stand before
+the bytes, which may go on in other pages."""
 
-Index(None, entries.c.type, entries.c.index)
-Index(None, entries.c.actor, entries.c.index)
-Index(
-    "ix_entries_outcome_index",
-    entries.c.outcome,
-    entries.c.index,
-    sqlite_where=UNUSUAL,
-    postgresql_where=UNUSUAL,
-)
-Index(
-    "ix_entries_unit_type_index",
-    entries.c.unit,
-    entries.c.type,
-    entries.c.index,
-    sqlite_where=entries.c.unit.is_not(None),
-    postgresql_where=entries.c.unit.is_not(None),
-)
-
-entry_subjects = Table(
-    "entry_subjects",
+entry_keys = Table(
+    "entry_keys",
     metadata,
-    Column("index", Counter, ForeignKey("entries.index"), primary_key=True, autoincrement=False),
-    Column("subject", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("index", Counter, primary_key=True, autoincrement=False),
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )
-Index(None, entry_subjects.c.subject, entry_subjects.c.index)
+"""What an entry is searched by, in one tree: each page more that an append changes costs it more than all of its rows.
+No reference to `entries`, for the same reason; the fold counts the rows."""
 
 documents = Table(
     "documents",
@@ -102,37 +79,19 @@ entry_documents = Table(
 )
 Index(None, entry_documents.c.digest, entry_documents.c.index)
 
-tree_nodes = Table(
-    "tree_nodes",
-    metadata,
-    Column("level", SmallInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
-    Column("index", Counter, primary_key=True, autoincrement=False),
-    Column("hash", LargeBinary, nullable=False),
-    CheckConstraint("length(hash) = 32", name="hash"),
-    sqlite_strict=True,
-    sqlite_with_rowid=False,
-)
-
-checkpoints = Table(
-    "checkpoints",
-    metadata,
-    Column("size", Counter, primary_key=True, autoincrement=False),
-    Column("note", LargeBinary, nullable=False),
-    sqlite_strict=True,
-)
-
 head = Table(
     "head",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("size", Counter, nullable=False),
     Column("leaf_hash", LargeBinary, nullable=False),
+    Column("note", LargeBinary),
     Column("probes", Counter, nullable=False),
     CheckConstraint("id = 1", name="id"),
     sqlite_strict=True,
 )
-"""One row: the last entry. Whoever appends locks it and moves it by compare-and-swap; `probes` counts the writes that
-only asked whether the database can be written."""
+"""One row: the last entry, and the signed checkpoint over the log, NULL while it is empty. Whoever appends locks it and
+moves it by compare-and-swap; `probes` counts the writes that only asked whether the database can be written."""
 
 disclosures = Table(
     "disclosures",
@@ -172,5 +131,5 @@ Index(None, projections.c.kind, projections.c.since, projections.c.until)
 REVISION = "0001"
 """The migration that makes these tables."""
 
-APPEND_ONLY = (entries, entry_subjects, documents, entry_documents, tree_nodes, checkpoints)
+APPEND_ONLY = (entries, entry_keys, documents, entry_documents)
 """Rows that are never changed and never removed."""

@@ -280,7 +280,6 @@ def verify(context: Context, trust: dict[str, Any] | None) -> dict[str, Any]:
     local = [
         *ledger.check_guards(),
         *ledger.check_projections(),
-        *ledger.check_checkpoints(),
         *_check_artifacts(context),
     ]
     return {**_report(report, local), "artifacts": len(_named(context)), "projections": len(list(_rows(context)))}

@@ -12,27 +12,24 @@ depends_on = None
 
 APPLICATION_ROLE = "appliance_app"
 COUNTER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
-LEVEL = sa.SmallInteger().with_variant(sa.Integer, "sqlite")
 
+# Not of `entry_keys`: its rows are all key, and one that is replaced is the same again.
 PRIMARY_KEYS = {
     "entries": ("index",),
-    "entry_subjects": ("index", "subject"),
     "documents": ("digest",),
     "entry_documents": ("index", "role"),
-    "tree_nodes": ("level", "index"),
-    "checkpoints": ("size",),
     "disclosures": ("commitment",),
     "head": ("id",),
 }
-APPEND_ONLY = ("entries", "entry_subjects", "documents", "entry_documents", "tree_nodes", "checkpoints")
+APPEND_ONLY = ("entries", "entry_keys", "documents", "entry_documents")
 
 
 def upgrade() -> None:
     _create_entries()
     _create_documents()
-    head = _create_tree()
+    head = _create_head()
     _create_caches()
-    op.bulk_insert(head, [{"id": 1, "size": 0, "leaf_hash": bytes(32), "probes": 0}])
+    op.bulk_insert(head, [{"id": 1, "size": 0, "leaf_hash": bytes(32), "note": None, "probes": 0}])
     if op.get_bind().dialect.name == "postgresql":
         _guard_postgresql()
         _grant_postgresql()
@@ -49,33 +46,22 @@ def _create_entries() -> None:
         "entries",
         sa.Column("index", COUNTER, autoincrement=False, nullable=False),
         sa.Column("time", sa.Text, nullable=False),
-        sa.Column("type", sa.Text, nullable=False),
-        sa.Column("actor", sa.Text, nullable=False),
-        sa.Column("outcome", sa.Text, nullable=False),
-        sa.Column("unit", sa.Text),
+        sa.Column("nodes", sa.LargeBinary, nullable=False),
         sa.Column("bytes", sa.LargeBinary, nullable=False),
-        sa.Column("leaf_hash", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("index", name="pk_entries"),
         sa.CheckConstraint('"index" >= 0', name=op.f("ck_entries_index")),
+        sa.CheckConstraint("length(nodes) >= 32", name=op.f("ck_entries_nodes")),
         sa.CheckConstraint("length(bytes) <= 65535", name=op.f("ck_entries_bytes")),
-        sa.CheckConstraint("length(leaf_hash) = 32", name=op.f("ck_entries_leaf_hash")),
         sqlite_strict=True,
     )
-    for column in ("type", "actor"):
-        op.create_index(f"ix_entries_{column}_index", "entries", [column, "index"])
-    for columns, held in ((["outcome"], "outcome <> 'success'"), (["unit", "type"], "unit IS NOT NULL")):
-        name, condition = f"ix_entries_{'_'.join(columns)}_index", sa.text(held)
-        op.create_index(name, "entries", [*columns, "index"], sqlite_where=condition, postgresql_where=condition)
     op.create_table(
-        "entry_subjects",
+        "entry_keys",
+        sa.Column("key", sa.Text, nullable=False),
         sa.Column("index", COUNTER, autoincrement=False, nullable=False),
-        sa.Column("subject", sa.Text, nullable=False),
-        sa.PrimaryKeyConstraint("index", "subject", name="pk_entry_subjects"),
-        sa.ForeignKeyConstraint(["index"], ["entries.index"], name="fk_entry_subjects_index"),
+        sa.PrimaryKeyConstraint("key", "index", name="pk_entry_keys"),
         sqlite_strict=True,
         sqlite_with_rowid=False,
     )
-    op.create_index("ix_entry_subjects_subject_index", "entry_subjects", ["subject", "index"])
 
 
 def _create_documents() -> None:
@@ -102,29 +88,13 @@ def _create_documents() -> None:
     op.create_index("ix_entry_documents_digest_index", "entry_documents", ["digest", "index"])
 
 
-def _create_tree() -> sa.Table:
-    op.create_table(
-        "tree_nodes",
-        sa.Column("level", LEVEL, autoincrement=False, nullable=False),
-        sa.Column("index", COUNTER, autoincrement=False, nullable=False),
-        sa.Column("hash", sa.LargeBinary, nullable=False),
-        sa.PrimaryKeyConstraint("level", "index", name="pk_tree_nodes"),
-        sa.CheckConstraint("length(hash) = 32", name=op.f("ck_tree_nodes_hash")),
-        sqlite_strict=True,
-        sqlite_with_rowid=False,
-    )
-    op.create_table(
-        "checkpoints",
-        sa.Column("size", COUNTER, autoincrement=False, nullable=False),
-        sa.Column("note", sa.LargeBinary, nullable=False),
-        sa.PrimaryKeyConstraint("size", name="pk_checkpoints"),
-        sqlite_strict=True,
-    )
+def _create_head() -> sa.Table:
     return op.create_table(
         "head",
         sa.Column("id", sa.Integer, autoincrement=False, nullable=False),
         sa.Column("size", COUNTER, nullable=False),
         sa.Column("leaf_hash", sa.LargeBinary, nullable=False),
+        sa.Column("note", sa.LargeBinary),
         sa.Column("probes", COUNTER, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_head"),
         sa.CheckConstraint("id = 1", name=op.f("ck_head_id")),
@@ -167,14 +137,15 @@ def _create_caches() -> None:
 
 
 def _guard_sqlite() -> None:
-    for table, key in PRIMARY_KEYS.items():
+    for table in (*APPEND_ONLY, "disclosures", "head"):
         refuse = f"BEGIN SELECT RAISE(ABORT, '{table}: append-only, %s refused'); END"
-        # INSERT OR REPLACE removes the old row without firing its DELETE trigger (recursive_triggers is off).
-        same = " AND ".join(f'"{column}" = NEW."{column}"' for column in key)
-        standing = f"EXISTS (SELECT 1 FROM {table} WHERE {same})"  # noqa: S608 (names of this file)
-        op.execute(
-            f"CREATE TRIGGER {table}_refuse_replace BEFORE INSERT ON {table} WHEN {standing} {refuse % 'REPLACE'}"
-        )
+        if table in PRIMARY_KEYS:
+            # INSERT OR REPLACE removes the old row without firing its DELETE trigger (recursive_triggers is off).
+            same = " AND ".join(f'"{column}" = NEW."{column}"' for column in PRIMARY_KEYS[table])
+            standing = f"EXISTS (SELECT 1 FROM {table} WHERE {same})"  # noqa: S608 (names of this file)
+            op.execute(
+                f"CREATE TRIGGER {table}_refuse_replace BEFORE INSERT ON {table} WHEN {standing} {refuse % 'REPLACE'}"
+            )
         if table != "head":
             op.execute(f"CREATE TRIGGER {table}_refuse_update BEFORE UPDATE ON {table} {refuse % 'UPDATE'}")
         if table != "disclosures":

@@ -80,7 +80,8 @@ def _tar_header(name: str, size: int) -> bytes:
 
 
 class DatabaseFile:
-    """A migrated SQLite database that is filled in one transaction, its indexes made at the end."""
+    """A migrated SQLite database that is filled in one transaction; what lies in another order than the log's, keys and
+    indexes, is sorted at the end."""
 
     def __init__(self, path: Path, log: Synthetic) -> None:
         self._log = log
@@ -91,6 +92,7 @@ class DatabaseFile:
         for pragma in ("journal_mode = OFF", "synchronous = OFF", "foreign_keys = OFF", "cache_size = -200000"):
             self._driver.execute(f"PRAGMA {pragma}").close()
         self._indexes = self._drop_indexes()
+        self._driver.execute('CREATE TEMP TABLE unsorted (key TEXT NOT NULL, "index" INTEGER NOT NULL)')
         self._connection.begin()
         self._batch: list[Made] = []
         self._stored: set[bytes] = set()
@@ -99,7 +101,7 @@ class DatabaseFile:
         """Those of the large tables that are no primary key and are not needed while filling; how to make them."""
         found = self._driver.execute(
             "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL "
-            "AND tbl_name IN ('entries', 'entry_subjects', 'entry_documents')"
+            "AND tbl_name = 'entry_documents'"
         ).fetchall()
         for name, _ in found:
             self._driver.execute(f'DROP INDEX "{name}"')
@@ -113,8 +115,8 @@ class DatabaseFile:
     def _flush(self) -> None:
         batch, self._batch = self._batch, []
         self._insert(tables.entries, (_entry_row(made) for made in batch))
-        self._insert(tables.entry_subjects, ((made.index, name) for made in batch for name in made.subjects))
-        self._insert(tables.tree_nodes, (node for made in batch for node in made.nodes))
+        keys = ((key, made.index) for made in batch for key in rows.keys_of(made))
+        self._driver.executemany("INSERT INTO unsorted VALUES (?, ?)", keys)
         for made in (made for made in batch if made.documents or made.changes):
             self._insert_what_lies_beside(made)
 
@@ -135,10 +137,11 @@ class DatabaseFile:
         self._driver.executemany(f'INSERT INTO "{table.name}" VALUES ({places})', values)  # noqa: S608
 
     def close(self) -> None:
-        """The head and its one checkpoint; afterwards the file is as a service would have left it."""
+        """Keys, head and checkpoint; afterwards the file is as a service would have left it."""
         self._flush()
-        rows.insert_checkpoint(self._connection, self._log.index, self._log.checkpoint())
-        rows.move_head(self._connection, rows.read_head(self._connection), Head(self._log.index, self._log.leaf))
+        self._driver.execute('INSERT INTO entry_keys SELECT key, "index" FROM unsorted ORDER BY key, "index"')
+        before, head = rows.read_head(self._connection), Head(self._log.index, self._log.leaf)
+        rows.move_head(self._connection, before, head, self._log.checkpoint())
         for sql in self._indexes:
             self._driver.execute(sql)
         self._connection.commit()
@@ -150,8 +153,7 @@ class DatabaseFile:
 
 def _entry_row(made: Made) -> tuple[object, ...]:
     """In the order of the table's columns."""
-    unit = next((name.removeprefix("unit:") for name in made.subjects if name.startswith("unit:")), None)
-    return made.index, made.time, made.type, made.actor, made.outcome, unit, made.data, made.leaf
+    return made.index, made.time, b"".join(made.nodes), made.data
 
 
 def keep(log: Synthetic, *, export: Path | None = None, database: Path | None = None) -> None:

@@ -44,7 +44,7 @@ _APPROVED_S = 300 * 86_400
 
 
 class Made(NamedTuple):
-    """One entry, with everything that lies beside it. `nodes` are the (level, index, hash) that it completes."""
+    """One entry, with everything that lies beside it. `nodes` are those that it completes, its leaf first."""
 
     index: int
     data: bytes
@@ -54,7 +54,7 @@ class Made(NamedTuple):
     actor: str
     outcome: str
     subjects: tuple[str, ...]
-    nodes: list[tuple[int, int, bytes]]
+    nodes: list[bytes]
     documents: Mapping[str, bytes] = {}
     """Role to bytes."""
     disclosures: tuple[Disclosure, ...] = ()

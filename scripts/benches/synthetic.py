@@ -143,11 +143,11 @@ class Synthetic:
 
     def _give(self, made: Made) -> Made:
         """The entry with the nodes that it completes."""
-        top, level, stack = made.leaf, 0, self._stack
-        made.nodes.append((0, made.index, top))
-        while made.index >> level & 1:
-            top, level = hash_node(stack.pop(), top), level + 1
-            made.nodes.append((level, made.index >> level, top))
+        top, place, stack = made.leaf, made.index, self._stack
+        made.nodes.append(top)
+        while place & 1:
+            top, place = hash_node(stack.pop(), top), place >> 1
+            made.nodes.append(top)
         stack.append(top)
         self.index, self.leaf, self.time = made.index + 1, made.leaf, made.time
         return made

@@ -108,8 +108,7 @@ def test_the_auditors_program_verifies_the_export(tmp_path: Path) -> None:
 
 
 def test_the_filled_rows_are_those_that_the_ledger_writes(tmp_path: Path) -> None:
-    """One log appended entry by entry and filled at once: every table is the same but the checkpoints, of which each
-    commit signs one."""
+    """One log appended entry by entry and filled at once: every table is the same."""
     log = Synthetic(400, signed=0.2)
     now = [datetime.min]
     appended = open_engine(f"sqlite:///{tmp_path / 'appended.db'}")
@@ -122,8 +121,7 @@ def test_the_filled_rows_are_those_that_the_ledger_writes(tmp_path: Path) -> Non
     place.close()
     ledger.close()
     for table in metadata.sorted_tables:
-        if table.name != "checkpoints":
-            assert _rows(tmp_path / "filled.db", table.name) == _rows(tmp_path / "appended.db", table.name), table.name
+        assert _rows(tmp_path / "filled.db", table.name) == _rows(tmp_path / "appended.db", table.name), table.name
 
 
 def _rows(path: Path, table: str) -> list[Any]:
@@ -148,7 +146,6 @@ def ledger(filled: tuple[Synthetic, Path]) -> Iterator[Ledger]:
 def test_the_ledger_loads_the_rows_and_goes_on(ledger: Ledger) -> None:
     ledger.load()
     assert ledger.check_projections() == []
-    assert ledger.check_checkpoints() == []
     assert ledger.check_guards() == []
     appended = ledger.append(Draft(type="heartbeat"))
     assert appended.entry.index >= SIZE

@@ -361,9 +361,9 @@ class Double:
 
     def show(self, index: int) -> Answer:
         frontier, nodes = Frontier.EMPTY, {}
-        for data in self.site.entries:
+        for at, data in enumerate(self.site.entries):
             frontier, completed = frontier.append_nodes(hash_leaf(data))
-            nodes.update({(level, place): node for level, place, node in completed})
+            nodes.update({(level, at >> level): node for level, node in enumerate(completed)})
         if index >= len(self.site.entries):
             raise NotFound(f"entry: expected one of {len(self.site.entries)}, got {index}")
         proof = inclusion_proof(index, len(self.site.entries), lambda level, place: nodes[level, place])

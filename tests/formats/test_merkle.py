@@ -50,11 +50,11 @@ def stored(leaves: list[bytes]) -> dict[tuple[int, int], bytes]:
     """Every node that the appends complete, as a store would keep them."""
     nodes: dict[tuple[int, int], bytes] = {}
     frontier = Frontier.EMPTY
-    for leaf in leaves:
+    for at, leaf in enumerate(leaves):
         frontier, completed = frontier.append_nodes(leaf)
-        for level, index, node in completed:
-            assert (level, index) not in nodes
-            nodes[level, index] = node
+        for level, node in enumerate(completed):
+            assert (level, at >> level) not in nodes
+            nodes[level, at >> level] = node
     return nodes
 
 

@@ -55,7 +55,7 @@ def test_migrating_again_changes_nothing(owner_engine: Engine) -> None:
     migrate(owner_engine)
     check_migrated(owner_engine)
     with owner_engine.connect() as connection:
-        assert connection.execute(tables.head.select()).all() == [(1, 0, bytes(32), 0)]
+        assert connection.execute(tables.head.select()).all() == [(1, 0, bytes(32), None, 0)]
 
 
 def test_the_services_role_can_see_that_the_database_is_migrated(engine: Engine) -> None:

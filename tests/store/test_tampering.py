@@ -60,19 +60,19 @@ def around(database_url: str, databases: Databases) -> Attack:
     return lambda: attack(database_url, databases.server() if database_url.startswith("postgresql") else None)
 
 
+LEAF = "substr(nodes, 1, 32)"
 CHANGES = [
     ("entries", "time", "'2026-11-24T12:00:00.000Z'", '"index" = 4', 4),
-    ("entries", "type", "'heartbeat'", '"index" = 4', 4),
-    ("entries", "actor", "'mallory'", '"index" = 4', 4),
-    ("entries", "outcome", "'success'", '"index" = 4', 4),
-    ("entries", "unit", "'treasury'", '"index" = 4', 4),
-    ("entries", "unit", "NULL", '"index" = 4', 4),
     ("entries", "bytes", '(SELECT bytes FROM entries WHERE "index" = 5)', '"index" = 4', 4),
-    ("entries", "leaf_hash", '(SELECT leaf_hash FROM entries WHERE "index" = 5)', '"index" = 4', 4),
+    ("entries", "nodes", '(SELECT nodes FROM entries WHERE "index" = 6)', '"index" = 4', 4),
+    ("entries", "nodes", LEAF, '"index" = 5', 5),
     ("entries", '"index"', "70", '"index" = 4', 4),
     ("entries", '"index"', "70", '"index" = 7', 7),
-    ("entry_subjects", "subject", "'unit:treasury'", '"index" = 4', 4),
-    ("entry_subjects", '"index"', "6", '"index" = 4', 4),
+    ("entry_keys", "key", "'unit:treasury'", "\"index\" = 4 AND key = 'unit:legal'", 4),
+    ("entry_keys", "key", "'type=heartbeat'", "\"index\" = 4 AND key = 'type=request.refused'", 4),
+    ("entry_keys", "key", "'actor=mallory'", "\"index\" = 4 AND key = 'actor=legal'", 4),
+    ("entry_keys", "key", "'outcome=failure'", "\"index\" = 4 AND key = 'outcome=denied'", 4),
+    ("entry_keys", '"index"', "6", "\"index\" = 4 AND key = 'unit:legal'", 4),
     (
         "documents",
         "bytes",
@@ -89,16 +89,10 @@ CHANGES = [
         1,
     ),
     ("entry_documents", '"index"', "3", "\"index\" = 1 AND role = 'possession'", 1),
-    ("tree_nodes", "hash", "(SELECT hash FROM tree_nodes WHERE level = 3)", 'level = 0 AND "index" = 3', 3),
-    ("tree_nodes", "hash", "(SELECT hash FROM tree_nodes WHERE level = 3)", 'level = 1 AND "index" = 2', 5),
-    ("tree_nodes", "hash", 'leaf_hash FROM entries WHERE "index" = 2', 'level = 3 AND "index" = 0', 7),
-    ("tree_nodes", "level", "9", 'level = 2 AND "index" = 1', 7),
-    ("tree_nodes", '"index"', "9", 'level = 2 AND "index" = 1', 7),
-    ("checkpoints", "note", "(SELECT note FROM checkpoints WHERE size = 7)", "size = 8", 7),
-    ("checkpoints", "size", "9", "size = 8", 7),
+    ("head", "note", "NULL", "1 = 1", 7),
     ("head", "size", "7", "1 = 1", 6),
     ("head", "size", "9", "1 = 1", 8),
-    ("head", "leaf_hash", '(SELECT leaf_hash FROM entries WHERE "index" = 3)', "1 = 1", 7),
+    ("head", "leaf_hash", '(SELECT substr(nodes, 1, 32) FROM entries WHERE "index" = 3)', "1 = 1", 7),
 ]
 
 
@@ -120,15 +114,38 @@ def test_a_changed_column_is_named_at_load(
         open_ledger().load()
 
 
+@pytest.mark.parametrize(
+    ("index", "change"),
+    [
+        (5, lambda nodes: nodes[:32] + nodes[:32]),
+        (5, lambda nodes: nodes + nodes[:32]),
+        (7, lambda nodes: nodes + nodes[:1]),
+        (7, lambda nodes: nodes[:96] + nodes[:32]),
+    ],
+    ids=["another node", "one more", "a byte more", "another root"],
+)
+def test_changed_nodes_are_named_at_load(
+    history: Ledger,
+    open_ledger: Callable[[], Ledger],
+    around: Attack,
+    index: int,
+    change: Callable[[bytes], bytes],
+) -> None:
+    with around() as database:
+        (nodes,) = database.execute('SELECT nodes FROM entries WHERE "index" = ?', (index,)).fetchone()
+        database.execute('UPDATE entries SET nodes = ? WHERE "index" = ?', (change(nodes), index))
+    with pytest.raises(Tampered, match=rf"^entry {index}: tree node"):
+        open_ledger().load()
+
+
 DELETIONS = [
     ("entries", '"index" = 4', r"entry 4\b"),
     ("entries", '"index" = 7', r"entry 7\b"),
-    ("entry_subjects", '"index" = 4', r"entry 4: subjects"),
+    ("entry_keys", "\"index\" = 4 AND key = 'unit:legal'", r"entry 4: key unit:legal: expected a row"),
+    ("entry_keys", "key = 'type=heartbeat'", r"entry 6: key type=heartbeat: expected a row"),
+    ("entry_keys", "1 = 1", r"entry 0: key type=appliance.initialized: expected a row"),
     ("documents", 'digest IN (SELECT digest FROM entry_documents WHERE "index" = 0)', r"entry 0: document policy"),
     ("entry_documents", '"index" = 2', r"entry 2: document "),
-    ("tree_nodes", 'level = 0 AND "index" = 5', r"entry 5: tree node"),
-    ("tree_nodes", "level = 3", r"entry 7: tree node"),
-    ("checkpoints", "size = 8", r"entry 7: log checkpoint"),
     ("head", "1 = 1", r"ledger, head: expected one row, got none"),
 ]
 
@@ -143,12 +160,14 @@ def test_a_deleted_row_is_named_at_load(
         open_ledger().load()
 
 
-LIKE_ENTRY_7 = 'time, type, actor, outcome, unit, bytes, leaf_hash FROM entries WHERE "index" = 7'
+LIKE_ENTRY_7 = 'time, nodes, bytes FROM entries WHERE "index" = 7'
 ADDITIONS = [
     (f"INSERT INTO entries SELECT 8, {LIKE_ENTRY_7}", "entry 8: expected none beyond the head"),
     (f"INSERT INTO entries SELECT -1, {LIKE_ENTRY_7}", "entry -1: expected none beyond the head"),
-    ("INSERT INTO entry_subjects VALUES (7, 'unit:legal')", "entry 7: subjects"),
-    ("INSERT INTO entry_subjects VALUES (8, 'unit:legal')", "subject of entry 8: expected none"),
+    ("INSERT INTO entry_keys VALUES ('unit:legal', 7)", "entry 7: key unit:legal: expected none"),
+    ("INSERT INTO entry_keys VALUES ('unit:treasury', 7)", "entry 7: key unit:treasury: expected none"),
+    ("INSERT INTO entry_keys VALUES ('unit:legal', 8)", "entry 8: key unit:legal: expected none"),
+    ("INSERT INTO entry_keys VALUES ('unit:legal', -1)", "entry -1: key unit:legal: expected none"),
     (
         "INSERT INTO entry_documents SELECT 7, 'order', digest FROM documents LIMIT 1",
         "entry 7: document order: expected none",
@@ -157,13 +176,6 @@ ADDITIONS = [
         "INSERT INTO entry_documents SELECT 9, 'order', digest FROM documents LIMIT 1",
         "document of entry 9: expected none",
     ),
-    ("INSERT INTO tree_nodes SELECT 0, 8, hash FROM tree_nodes WHERE level = 3", "entry 7: tree nodes"),
-    ("INSERT INTO tree_nodes SELECT 7, 0, hash FROM tree_nodes WHERE level = 3", "entry 7: tree nodes"),
-    (
-        "INSERT INTO checkpoints SELECT 9, note FROM checkpoints WHERE size = 8",
-        "log checkpoint: expected one of size 8",
-    ),
-    ("INSERT INTO checkpoints SELECT 0, note FROM checkpoints WHERE size = 8", "checkpoint of size 0: expected none"),
 ]
 
 
@@ -179,6 +191,12 @@ def test_an_added_row_is_named_at_load(
         open_ledger().load()
 
 
+def nodes_of(leaves: list[bytes], index: int) -> bytes:
+    """What the row of this entry keeps: the roots of the perfect subtrees that end with it."""
+    widths = [1 << level for level in range(8) if (index + 1) % (1 << level) == 0]
+    return b"".join(root_of(leaves[index + 1 - width : index + 1]) for width in widths)
+
+
 @pytest.mark.parametrize("index", range(8))
 def test_an_entry_replaced_with_its_hashes_is_found_by_the_chain_or_the_checkpoint(
     history: Ledger, open_ledger: Callable[[], Ledger], around: Attack, index: int
@@ -190,11 +208,10 @@ def test_an_entry_replaced_with_its_hashes_is_found_by_the_chain_or_the_checkpoi
     leaves = [hash_leaf(entry) for entry in history.entries()]
     leaves[index] = hash_leaf(data)
     with around() as database:
-        database.execute('UPDATE entries SET bytes = ?, leaf_hash = ? WHERE "index" = ?', (data, leaves[index], index))
-        for level in range(4):
-            at = index >> level
-            below = root_of(leaves[at << level : (at + 1) << level])
-            database.execute('UPDATE tree_nodes SET hash = ? WHERE level = ? AND "index" = ?', (below, level, at))
+        database.execute('UPDATE entries SET bytes = ? WHERE "index" = ?', (data, index))
+        for place in range(index, 8):
+            nodes = nodes_of(leaves, place)
+            database.execute('UPDATE entries SET nodes = ? WHERE "index" = ?', (nodes, place))
         if index == 7:
             database.execute("UPDATE head SET leaf_hash = ?", (leaves[7],))
     named = min(index + 1, 7)
@@ -208,7 +225,7 @@ def test_a_checkpoint_by_another_key_is_found(
     root = root_of(hash_leaf(data) for data in history.entries())
     forged = sign_checkpoint(Checkpoint(ORIGIN, 8, root), generate_ed25519())
     with around() as database:
-        database.execute("UPDATE checkpoints SET note = ? WHERE size = 8", (forged,))
+        database.execute("UPDATE head SET note = ?", (forged,))
     with pytest.raises(Tampered, match=r"^entry 7: log checkpoint of size 8"):
         open_ledger().load()
 
@@ -222,30 +239,39 @@ def test_a_running_service_follows_no_entry_that_the_logs_key_has_not_signed(
     root = root_of(hash_leaf(data) for data in history.entries())
     forged = sign_checkpoint(Checkpoint(ORIGIN, 9, root), generate_ed25519())
     with around() as database:
-        database.execute("UPDATE checkpoints SET note = ? WHERE size = 9", (forged,))
+        database.execute("UPDATE head SET note = ?", (forged,))
     with pytest.raises(Tampered, match=r"^entry 8: log checkpoint of size 9"):
         history.append(heartbeat()) if call == "append" else history.refresh()
     assert len(list(history.entries())) == 9, "nothing was appended after it"
 
 
-def test_an_old_checkpoint_that_was_edited_is_a_finding(history: Ledger, around: Attack, site: Site) -> None:
-    wrong_root = sign_checkpoint(Checkpoint(ORIGIN, 3, H), site.log_signer)
-    wrong_key = sign_checkpoint(Checkpoint(ORIGIN, 4, history.state.size.to_bytes(32, "big")), generate_ed25519())
-    assert history.check_checkpoints() == []
+def test_an_earlier_checkpoint_in_the_place_of_the_last_is_found(
+    history: Ledger, open_ledger: Callable[[], Ledger], around: Attack, site: Site
+) -> None:
+    """Signed by the log's own key, over this very log as it was."""
+    root = root_of([hash_leaf(data) for data in history.entries()][:7])
+    earlier = sign_checkpoint(Checkpoint(ORIGIN, 7, root), site.log_signer)
     with around() as database:
-        database.execute("UPDATE checkpoints SET note = ? WHERE size = 3", (wrong_root,))
-        database.execute("UPDATE checkpoints SET note = ? WHERE size = 4", (wrong_key,))
-    findings = history.check_checkpoints()
-    assert len(findings) == 2
-    assert findings[0].startswith("log checkpoint of size 3: expected size 3, root")
-    assert findings[1].startswith("log checkpoint of size 4: ")
+        database.execute("UPDATE head SET note = ?", (earlier,))
+    with pytest.raises(Tampered, match="entry 7: log checkpoint, size: expected 8, got 7"):
+        open_ledger().load()
+
+
+def test_a_key_that_is_added_while_the_service_runs_is_found_when_its_rows_are_checked(
+    history: Ledger, around: Attack
+) -> None:
+    assert history.check_projections() == []
+    with around() as database:
+        database.execute("INSERT INTO entry_keys VALUES ('unit:treasury', 3)")
+    with pytest.raises(Tampered, match="entry 3: key unit:treasury: expected none"):
+        history.check_projections()
 
 
 def test_an_emptied_database_is_not_an_empty_log_to_a_service_that_knew_it(
     history: Ledger, around: Attack, site: Site
 ) -> None:
     with around() as database:
-        for table in ("entry_documents", "entry_subjects", "documents", "entries", "tree_nodes", "checkpoints"):
+        for table in ("entry_documents", "entry_keys", "documents", "entries"):
             database.execute(f"DELETE FROM {table}")
         database.execute("UPDATE head SET size = 0, leaf_hash = ?", (bytes(32),))
     with pytest.raises(Tampered, match="expected a log of at least 8 entries, seen before, got 0"):
@@ -261,10 +287,9 @@ def test_a_service_does_not_sign_a_second_history_of_a_size_it_has_signed(
     leaves = [hash_leaf(data) for data in history.entries()][:7]
     with around() as database:
         database.execute('DELETE FROM entries WHERE "index" = 7')
-        database.execute("DELETE FROM checkpoints WHERE size = 8")
-        for level in range(4):
-            database.execute('DELETE FROM tree_nodes WHERE level = ? AND "index" = ?', (level, 7 >> level))
-        database.execute("UPDATE head SET size = 7, leaf_hash = ?", (leaves[6],))
+        database.execute('DELETE FROM entry_keys WHERE "index" = 7')
+        note = sign_checkpoint(Checkpoint(ORIGIN, 7, root_of(leaves)), site.log_signer)
+        database.execute("UPDATE head SET size = 7, leaf_hash = ?, note = ?", (leaves[6], note))
     other = open_ledger()
     other.load()
     other.append(refusal("treasury"))
