@@ -5,6 +5,8 @@ database_url   APPLIANCE_DATABASE_URL    default: SQLite at <home>/ledger.db
 migration_url  APPLIANCE_MIGRATION_URL   the owner's login, where it is not the service's (PostgreSQL)
 listen         APPLIANCE_LISTEN          HOST:PORT of the units' door, or "off"; loopback by default
 witnessed      APPLIANCE_WITNESSED       the folder of what witnesses have seen; by default <home>/witnessed
+[limits]       -                         what each unit may ask of its door; [limits.UNIT] for one alone. 0: no limit
+    concurrent, requests_per_minute, tokens_per_minute, tokens_per_day
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance.errors import BadInput
@@ -27,6 +29,10 @@ _VARIABLES = {
 }
 
 
+LIMITS = ("concurrent", "requests_per_minute", "tokens_per_minute", "tokens_per_day")
+_MOST = 10**12
+
+
 @dataclass(frozen=True)
 class Settings:
     home: Path
@@ -34,6 +40,8 @@ class Settings:
     migration_url: str
     listen: tuple[str, int] | None
     witnessed: Path
+    limits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """By unit, and under "" for every other, those that were given."""
 
     @property
     def socket(self) -> Path:
@@ -63,7 +71,7 @@ def load_settings(home: Path | None = None, environment: Mapping[str, str] | Non
     env = os.environ if environment is None else environment
     place = home or Path(env.get("APPLIANCE_HOME") or _default_home(env))
     place = place.expanduser().absolute()
-    values = _read_file(place / "appliance.toml")
+    values, limits = _read_file(place / "appliance.toml")
     values.update({key: env[name] for key, name in _VARIABLES.items() if env.get(name)})
     database_url = values.get("database_url", f"sqlite:///{place / 'ledger.db'}")
     return Settings(
@@ -72,6 +80,7 @@ def load_settings(home: Path | None = None, environment: Mapping[str, str] | Non
         migration_url=values.get("migration_url", database_url),
         listen=_parse_listen(values.get("listen", DEFAULT_LISTEN)),
         witnessed=place / values.get("witnessed", "witnessed"),
+        limits=limits,
     )
 
 
@@ -80,21 +89,50 @@ def _default_home(env: Mapping[str, str]) -> str:
     return os.path.join(data, "appliance")
 
 
-def _read_file(path: Path) -> dict[str, str]:
+def _read_file(path: Path) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
+    """The texts, and the limits."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}
+        return {}, {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"settings, {path}: expected TOML, got {error}") from None
+    limits = _parse_limits(content.pop("limits", {}), f"settings, {path}")
     for key, value in content.items():
-        if key not in _VARIABLES:
-            near = difflib.get_close_matches(key, _VARIABLES, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise BadInput(f"settings, {path}, key {key!r}: expected one of {', '.join(_VARIABLES)}{hint}")
+        _check_known(key, (*_VARIABLES, "limits"), f"settings, {path}")
         if not isinstance(value, str):
             raise BadInput(f"settings, {path}, {key}: expected text, got {value!r}")
-    return dict(content)
+    return content, limits
+
+
+def _check_known(key: str, known: Collection[str], what: str) -> None:
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise BadInput(f"{what}, key {key!r}: expected one of {', '.join(known)}{hint}")
+
+
+def _parse_limits(table: object, what: str) -> dict[str, dict[str, int]]:
+    """Unit to limits. A unit's own table begins with what every unit has."""
+    if not isinstance(table, dict):
+        raise BadInput(f"{what}, limits: expected a table, got {table!r}")
+    common: dict[str, int] = {}
+    for key, value in table.items():
+        if not isinstance(value, dict):
+            common[key] = _parse_limit(key, value, f"{what}, limits")
+    own = {unit: value for unit, value in table.items() if isinstance(value, dict)}
+    found = {
+        unit: common | {key: _parse_limit(key, value, f"{what}, limits.{unit}") for key, value in values.items()}
+        for unit, values in own.items()
+    }
+    return {"": common, **found} if table else {}
+
+
+def _parse_limit(key: str, value: object, what: str) -> int:
+    _check_known(key, LIMITS, what)
+    if type(value) is not int or not 0 <= value <= _MOST:
+        raise BadInput(f"{what}, {key}: expected a whole number from 0 to {_MOST}, got {value!r}")
+    return value
 
 
 def _parse_listen(text: str) -> tuple[str, int] | None:

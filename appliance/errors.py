@@ -104,3 +104,7 @@ class TooMany(Unavailable):
 
     code = "too-many"
     status = 429
+
+    def __init__(self, message: str, *, code: str | None = None, retry_after_s: int = 1) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_s = retry_after_s

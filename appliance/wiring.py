@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,8 +41,10 @@ from appliance.store.steps import Steps
 from appliance.store.witnessed import Witnessed
 from appliance.web.api import people_app
 from appliance.web.auth import Doorkeeper
+from appliance.web.gate import MOST
+from appliance.web.limits import Limits, Quotas
 from appliance.web.openai import units_app
-from appliance.web.server import Activity
+from appliance.web.server import Activity, Door, open_tcp, open_unix
 from appliance.web.server import serve as serve_doors
 from appliance.workflows import sessions, steps, watch, witness
 from appliance.workflows.context import Code, Context
@@ -287,18 +290,26 @@ def serve(settings: Settings, *, embedded: bool) -> None:
         door, activity = Doorkeeper(context), Activity()
         reason = "failed"
         try:
-            reason = serve_doors(
-                people_app(context, door, activity.touch),
-                units_app(serving, door),
-                path=settings.socket,
-                listen=settings.listen,
-                beat=lambda: _beat(context, door, settings.home),
-                ended=lambda: embedded and not context.busy and activity.idle_s() > IDLE_S,
-                beat_s=BEAT_S,
-            )
+            doors = []
+            if settings.listen is not None:
+                quotas = Quotas(_limits(settings), MOST, time.monotonic)
+                doors.append(Door(units_app(serving, door, quotas), open_tcp(settings.listen)))
+            # The people's last: where it is open, the service is up.
+            with open_unix(settings.socket) as people:
+                doors.append(Door(people_app(context, door, activity.touch), people, guarded=False))
+                reason = serve_doors(
+                    doors,
+                    beat=lambda: _beat(context, door, settings.home),
+                    ended=lambda: embedded and not context.busy and activity.idle_s() > IDLE_S,
+                    beat_s=BEAT_S,
+                )
         finally:
             serving.close()
-            _end(context, reason)
+            _end(context, door, reason)
+
+
+def _limits(settings: Settings) -> dict[str, Limits]:
+    return {unit: Limits(**given) for unit, given in settings.limits.items()}
 
 
 def _beat(context: Context, door: Doorkeeper, home: Path) -> None:
@@ -306,7 +317,7 @@ def _beat(context: Context, door: Doorkeeper, home: Path) -> None:
     try:
         for text in watch.warnings(context, home):
             log.critical("ALARM: %s", text)
-        sessions.beat(context, *door.take_refusals())
+        sessions.beat(context, door.take_refusals())
     except ApplianceError as error:
         log.critical("ALARM: the ledger cannot be written, workers are frozen: %s", error.message)
         for worker in list(context.workers.values()):
@@ -316,7 +327,7 @@ def _beat(context: Context, door: Doorkeeper, home: Path) -> None:
             worker.resume()
 
 
-def _end(context: Context, reason: str) -> None:
+def _end(context: Context, door: Doorkeeper, reason: str) -> None:
     """The service's last entry; a run that is cut off here is resumed, or marked failed, by the next start."""
     context.closing.set()
     for worker in list(context.workers.values()):
@@ -324,6 +335,6 @@ def _end(context: Context, reason: str) -> None:
     context.runs.stop(10.0)
     context.imports.stop(10.0)
     try:
-        sessions.record_stop(context, reason)
+        sessions.record_stop(context, reason, door.take_refusals())
     except Unavailable as error:
         log.critical("ALARM: the end could not be recorded: %s", error.message)

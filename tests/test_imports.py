@@ -54,7 +54,7 @@ LIBRARIES: dict[str, set[str]] = {
     },
     "worker": {"bitsandbytes", "numpy", "peft", "pydantic", "safetensors", "torch", "transformers"},
     "workflows": {"pydantic"},
-    "web": {"fastapi", "pydantic", "starlette", "uvicorn"},
+    "web": {"fastapi", "h11", "pydantic", "starlette", "uvicorn"},
     "wiring": {"pydantic"},
     "cli": {"click", "yaml"},
     "reports": {"matplotlib", "wandb"},

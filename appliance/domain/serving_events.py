@@ -121,11 +121,14 @@ class RequestFinished(_OfRequest):
 
 
 class RequestRefused(Event):
+    """`count`: how many it stands for; those that a limit refuses are appended once a minute."""
+
     type = "request.refused"
     outcomes = ("denied",)
     unit: Identifier
     code: str
     message: str
+    count: int = Field(ge=1)
 
     def about(self) -> tuple[str, ...]:
         return (f"unit:{self.unit}",)

@@ -72,7 +72,7 @@ class VerifyRequest(BaseModel):
 def people_app(context: Context, door: Doorkeeper, touch: Callable[[], None]) -> FastAPI:
     """`touch` is told of every request, so that an embedded service knows when it is idle."""
     app = FastAPI(title="appliance, the people's door", docs_url=None, redoc_url=None, openapi_url=None)
-    install(app, people_body, door.count_refusal)
+    install(app, people_body, lambda request, error: door.count(None, error))
 
     def touched() -> None:
         touch()

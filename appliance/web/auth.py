@@ -6,16 +6,17 @@ import hashlib
 import secrets
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 from appliance.domain.credentials import Session as SessionStatement
 from appliance.domain.credentials import parse_credential, parse_token
 from appliance.domain.signatures import accept_session, accept_token
-from appliance.errors import BadInput, NotAuthenticated, TooMany
+from appliance.errors import ApplianceError, BadInput, NotAuthenticated, TooMany
 from appliance.formats.dsse import parse_envelope
 from appliance.formats.timestamp import encode_time, parse_time
 from appliance.workflows.context import Context
-from appliance.workflows.sessions import open_session
+from appliance.workflows.sessions import Refusals, open_session
 
 CHALLENGE_S = 60.0
 _MOST = 1_000
@@ -38,6 +39,7 @@ class Doorkeeper:
         self._sessions: dict[bytes, Session] = {}
         self._refused = 0
         self._refused_since = ""
+        self._limited: Counter[tuple[str, str]] = Counter()
 
     def challenge(self) -> str:
         """A nonce that can be answered once, within a minute."""
@@ -90,16 +92,21 @@ class Doorkeeper:
             raise NotAuthenticated(f"token: {error.message}") from None
         return unit.name
 
-    def count_refusal(self) -> None:
-        """Unauthenticated attempts are counted here and appended as a count, once a minute."""
+    def count(self, unit: str | None, error: ApplianceError) -> None:
+        """Attempts that nobody answers for, and a unit's that a limit refused, are counted here and appended as counts,
+        once a minute: no flood of them fills the ledger."""
         with self._lock:
-            self._refused += 1
-            self._refused_since = self._refused_since or encode_time(self._context.clock())
+            if isinstance(error, NotAuthenticated):
+                self._refused += 1
+                self._refused_since = self._refused_since or encode_time(self._context.clock())
+            elif unit is not None:
+                self._limited[unit, error.code] += 1
 
-    def take_refusals(self) -> tuple[int, str]:
+    def take_refusals(self) -> Refusals:
         with self._lock:
-            taken = (self._refused, self._refused_since)
+            taken = Refusals(self._refused, self._refused_since, dict(self._limited))
             self._refused, self._refused_since = 0, ""
+            self._limited.clear()
             return taken
 
 

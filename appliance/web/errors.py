@@ -11,9 +11,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from appliance.errors import ApplianceError, Denied, NotAuthenticated
+from appliance.errors import ApplianceError, BadInput, Denied, TooMany
 
 log = logging.getLogger(__name__)
+
+
+class Malformed(BadInput):
+    """What does not have the form of a request: refused before anything has looked at it."""
+
 
 Body = Callable[[str, str, tuple[str, ...], int], dict[str, Any]]
 
@@ -31,20 +36,25 @@ def openai_body(code: str, message: str, reasons: tuple[str, ...], status: int) 
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
-def install(app: FastAPI, body: Body, count_refusal: Callable[[], None]) -> None:
+def refusal(body: Body, error: ApplianceError) -> JSONResponse:
+    """The error in the form of that door, and when to ask again where only time is wanting."""
+    reasons = error.reasons if isinstance(error, Denied) else ()
+    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, TooMany) else None
+    return JSONResponse(body(error.code, error.message, reasons, error.status), error.status, headers)
+
+
+def install(app: FastAPI, body: Body, count: Callable[[Request, ApplianceError], None]) -> None:
     """Every error of the appliance by its status; everything else is a 500 that says nothing."""
 
     async def appliance_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApplianceError)
-        if isinstance(error, NotAuthenticated):
-            count_refusal()
-        reasons = error.reasons if isinstance(error, Denied) else ()
-        return JSONResponse(body(error.code, error.message, reasons, error.status), error.status)
+        count(request, error)
+        return refusal(body, error)
 
     async def bad_request(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         parts = [f"{'.'.join(str(s) for s in item['loc'])}: {item['msg']}" for item in error.errors()]
-        return JSONResponse(body("bad-input", "request: " + "; ".join(parts), (), 400), 400)
+        return await appliance_error(request, Malformed("request: " + "; ".join(parts)))
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)

@@ -4,70 +4,81 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, FastAPI, Header, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from appliance.domain.response import MEMBER
 from appliance.errors import ApplianceError
 from appliance.web.asked import ChatRequest, ClassifyRequest, CompletionRequest
 from appliance.web.auth import Doorkeeper
-from appliance.web.errors import install, openai_body
+from appliance.web.errors import Malformed, install, openai_body
+from appliance.web.gate import Gate, Threads
+from appliance.web.limits import Place, Quotas
+from appliance.web.streams import Frames
 from appliance.workflows.serve import Answer, Serving
 
-Authorization = Annotated[str | None, Header()]
 Value = dict[str, Any]
+Asked = ChatRequest | CompletionRequest | ClassifyRequest
 
 
-def units_app(serving: Serving, door: Doorkeeper) -> FastAPI:
+def units_app(serving: Serving, door: Doorkeeper, quotas: Quotas) -> ASGIApp:
+    """Every request passes the gate first; what the app itself refuses unseen is counted like what the gate refuses."""
     app = FastAPI(title="appliance, the units' door", docs_url=None, redoc_url=None, openapi_url=None)
-    install(app, openai_body, door.count_refusal)
-    app.include_router(_routes(serving, door))
-    return app
+    threads = Threads()
+
+    def count(request: Request, error: ApplianceError) -> None:
+        if isinstance(error, Malformed) or request.method == "GET":
+            door.count(request.state.caller, error)
+
+    install(app, openai_body, count)
+    app.include_router(_routes(serving, threads))
+    return Gate(app, door, quotas, threads)
 
 
-def _routes(serving: Serving, door: Doorkeeper) -> APIRouter:
+def _routes(serving: Serving, threads: Threads) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/models")
-    def models(authorization: Authorization = None) -> Value:
-        return {"object": "list", "data": serving.models(door.unit(authorization))}
+    async def models(request: Request) -> Value:
+        return {"object": "list", "data": await threads.run(serving.models, request.state.caller)}
 
     @router.get("/v1/models/{model}")
-    def model(model: str, authorization: Authorization = None) -> Value:
-        return serving.model(door.unit(authorization), model)
+    async def model(model: str, request: Request) -> Value:
+        return await threads.run(serving.model, request.state.caller, model)
 
-    def ask(
-        kind: str, body: ChatRequest | CompletionRequest | ClassifyRequest, request: Request, authorization: str | None
-    ) -> Answer:
-        unit = door.unit(authorization)
+    async def ask(kind: str, body: Asked, request: Request) -> Answer:
         source = f"tcp:{request.client.host}" if request.client else "unix"
-        return serving.answer(unit, body.model, kind, body.parameters(), source)
+        return await threads.run(serving.answer, request.state.caller, body.model, kind, body.parameters(), source)
 
-    def drawn(shape: Shape, body: ChatRequest | CompletionRequest, answer: Answer) -> Response:
+    async def drawn(shape: Shape, body: ChatRequest | CompletionRequest, request: Request) -> Response:
+        answer, place = await ask("generate", body, request), request.state.place
         if body.stream:
             usage = bool((body.stream_options or {}).get("include_usage"))
-            return StreamingResponse(_stream(shape, answer, body.model, usage), media_type="text/event-stream")
-        text, done = _gather(answer)
+            request.state.frames = frames = Frames(threads, answer.frames, place.spend_frame)
+            events = _stream(shape, answer, body.model, usage, frames)
+            return StreamingResponse(events, media_type="text/event-stream")
+        text, done = await threads.run(_gather, answer, place)
         choice = {"index": 0, **shape.whole(text), "finish_reason": done["finish_reason"], "logprobs": None}
         return JSONResponse({**_head(shape.name, answer, body.model), "choices": [choice], **_tail(done)})
 
     @router.post("/v1/chat/completions", response_model=None)
-    def chat(body: ChatRequest, request: Request, authorization: Authorization = None) -> Response:
-        return drawn(CHAT, body, ask("generate", body, request, authorization))
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        return await drawn(CHAT, body, request)
 
     @router.post("/v1/completions", response_model=None)
-    def complete(body: CompletionRequest, request: Request, authorization: Authorization = None) -> Response:
-        return drawn(COMPLETION, body, ask("generate", body, request, authorization))
+    async def complete(body: CompletionRequest, request: Request) -> Response:
+        return await drawn(COMPLETION, body, request)
 
     @router.post("/v1/classify", response_model=None)
-    def classify(body: ClassifyRequest, request: Request, authorization: Authorization = None) -> Response:
-        answer = ask("classify", body, request, authorization)
-        text, done = _gather(answer)
+    async def classify(body: ClassifyRequest, request: Request) -> Response:
+        answer = await ask("classify", body, request)
+        text, done = await threads.run(_gather, answer, request.state.place)
         found = {label: float(share) for label, share in json.loads(text).items()}
         best = max(found, key=lambda label: found[label])
         data = {"index": 0, "label": best, "probabilities": found}
@@ -128,15 +139,18 @@ def _head(kind: str, answer: Answer, model: str) -> Value:
     }
 
 
-def _gather(answer: Answer) -> tuple[str, Value]:
+def _gather(answer: Answer, place: Place) -> tuple[str, Value]:
     """The whole text, and the frame that ended it."""
     text: list[str] = []
     done: Value = {}
-    for frame in answer.frames:
-        if frame["frame"] == "done":
-            done = frame
-        else:
-            text.append(frame["text"])
+    try:
+        for frame in answer.frames:
+            if frame["frame"] == "done":
+                done = frame
+            else:
+                text.append(frame["text"])
+    finally:
+        place.spend_frame(done, len(text))
     return "".join(text), done
 
 
@@ -144,7 +158,7 @@ def _event(value: Value | str) -> str:
     return f"data: {value if isinstance(value, str) else json.dumps(value)}\n\n"
 
 
-def _stream(shape: Shape, answer: Answer, model: str, usage: bool) -> Iterator[str]:
+async def _stream(shape: Shape, answer: Answer, model: str, usage: bool, frames: Frames) -> AsyncIterator[str]:
     """Server-sent events; an error after the first token is an event of its own and no `[DONE]` follows it.
 
     The last chunk carries the response record: that of the usage where it was asked for, else that of the reason.
@@ -157,7 +171,7 @@ def _stream(shape: Shape, answer: Answer, model: str, usage: bool) -> Iterator[s
     try:
         if shape.first is not None:
             yield chunk(shape.first, None)
-        for frame in answer.frames:
+        async for frame in frames.each():
             if frame["frame"] != "done":
                 yield chunk(shape.piece(frame["text"]), None)
                 continue

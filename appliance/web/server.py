@@ -7,17 +7,80 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import h11
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from appliance.errors import Conflict, Unavailable
 
 GRACE_S = 5
+HEADER_S = 10.0
+"""From the first byte of a connection, or of its next request, to the end of the headers."""
+UNREAD_S = 30.0
+"""A client that does not take what it is sent for so long is left."""
+IDLE_S = 30
+HEADER_BYTES = 16_384
+CONNECTIONS = 512
+
+
+@dataclass(frozen=True)
+class Door:
+    """Who stands behind it, where it is open, and under which certificate. Only a `guarded` one has limits of time:
+    behind the people's stands whoever may read the service's own socket."""
+
+    app: ASGIApp
+    socket: socket.socket
+    tls: ssl.SSLContext | None = None
+    guarded: bool = True
+
+
+class _Guarded(H11Protocol):
+    """One connection of a stranger: it has so long for its headers and so long to take an answer, or it is cut."""
+
+    _headers: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS:
+            transport.abort()
+            return
+        self._headers = self.loop.call_later(HEADER_S, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            _cancel(self._headers)
+            self._headers = None
+        elif self._headers is None and self.conn.trailing_data[0]:
+            # The next request of a connection that is kept, begun and not ended.
+            self._headers = self.loop.call_later(HEADER_S, self.transport.abort)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(UNREAD_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        _cancel(self._unread)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        _cancel(self._headers)
+        _cancel(self._unread)
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
 
 
 class _Server(uvicorn.Server):
@@ -41,42 +104,43 @@ class Activity:
         return time.monotonic() - self.last
 
 
-def serve(
-    people: FastAPI,
-    units: FastAPI,
-    *,
-    path: Path,
-    listen: tuple[str, int] | None,
-    beat: Callable[[], None],
-    ended: Callable[[], bool],
-    beat_s: float,
-) -> str:
+def serve(doors: Sequence[Door], *, beat: Callable[[], None], ended: Callable[[], bool], beat_s: float) -> str:
     """Serves until a signal comes or `ended` says so, and returns why. `beat` is called every `beat_s` seconds."""
-    doors = [(people, open_unix(path))]
     try:
-        if listen is not None:
-            doors.append((units, open_tcp(listen)))
         return asyncio.run(_serve(doors, beat, ended, beat_s))
     finally:
-        for _, door in doors:
-            door.close()
-        path.unlink(missing_ok=True)
+        for door in doors:
+            door.socket.close()
 
 
-async def _serve(
-    doors: list[tuple[FastAPI, socket.socket]], beat: Callable[[], None], ended: Callable[[], bool], beat_s: float
-) -> str:
+def _server(door: Door) -> _Server:
+    """No header of a proxy is believed: where a request came from is who connected."""
+    config = uvicorn.Config(
+        door.app,
+        http=_Guarded if door.guarded else H11Protocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=IDLE_S,
+        timeout_graceful_shutdown=GRACE_S,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+    )
+    config.load()
+    config.ssl = door.tls
+    return _Server(config)
+
+
+async def _serve(doors: Sequence[Door], beat: Callable[[], None], ended: Callable[[], bool], beat_s: float) -> str:
     reason = "signal"
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    servers = [
-        _Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S))
-        for app, _ in doors
-    ]
+    servers = [_server(door) for door in doors]
     running = [
-        asyncio.create_task(server.serve(sockets=[door])) for server, (_, door) in zip(servers, doors, strict=True)
+        asyncio.create_task(server.serve(sockets=[door.socket])) for server, door in zip(servers, doors, strict=True)
     ]
     beats = asyncio.create_task(_beat(beat, beat_s))
     while not stop.is_set():
@@ -101,8 +165,19 @@ async def _beat(beat: Callable[[], None], beat_s: float) -> None:
         await asyncio.to_thread(beat)
 
 
-def open_unix(path: Path) -> socket.socket:
-    """The people's door, mode 0600 from its first moment; a socket that an ended service left is replaced."""
+@contextlib.contextmanager
+def open_unix(path: Path) -> Iterator[socket.socket]:
+    """The people's door, mode 0600 from its first moment, gone with the service; one that an ended service left is
+    replaced."""
+    door = _bind_unix(path)
+    try:
+        yield door
+    finally:
+        door.close()
+        path.unlink(missing_ok=True)
+
+
+def _bind_unix(path: Path) -> socket.socket:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if len(os.fsencode(path)) > 100:
         raise Unavailable(f"socket {path}: expected a path of at most 100 bytes; choose a shorter APPLIANCE_HOME")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +71,7 @@ class Answer:
     request: str
     adapter: str
     manifest: str
-    frames: Iterator[Frame]
+    frames: Generator[Frame]
 
 
 def _answered_by(request: str, loaded: Loaded) -> dict[str, Any]:
@@ -129,12 +129,12 @@ class Serving:
     def _refuse(self, unit: str, error: ApplianceError, source: str) -> None:
         """A refusal is an entry too; where even that cannot be written the caller is refused all the same."""
         with suppress(ApplianceError):
-            body = RequestRefused(unit=unit, code=error.code, message=error.message[:1000])
+            body = RequestRefused(unit=unit, code=error.code, message=error.message[:1000], count=1)
             append(self._context, body, source=source)
 
     def _record(
         self, request: str, loaded: Loaded, frames: Generator[Frame], source: str, kind: str
-    ) -> Iterator[Frame]:
+    ) -> Generator[Frame]:
         text: list[str] = []
         last: Frame = {}
         outcome: Outcome = "interrupted"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 from appliance.domain.credentials import Session, parse_credential
-from appliance.domain.events import AuthRefused, Heartbeat, ServiceStopped, SessionOpened
+from appliance.domain.events import AuthRefused, Heartbeat, RequestRefused, ServiceStopped, SessionOpened
 from appliance.formats.dsse import parse_envelope
 from appliance.workflows.context import Context
 from appliance.workflows.record import append
@@ -16,12 +19,29 @@ def open_session(context: Context, envelope: bytes, source: str) -> str:
     return signer
 
 
-def beat(context: Context, refused: int, since: str) -> None:
+@dataclass(frozen=True)
+class Refusals:
+    """What was refused since the last heartbeat and stands in no entry yet: strangers, since when, and units' requests
+    by unit and code."""
+
+    strangers: int = 0
+    since: str = ""
+    units: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+def beat(context: Context, refusals: Refusals) -> None:
     """One heartbeat, and the refusals counted since the last one."""
-    if refused:
-        append(context, AuthRefused(count=refused, since=since))
+    record_refusals(context, refusals)
     append(context, Heartbeat())
 
 
-def record_stop(context: Context, reason: str) -> None:
+def record_refusals(context: Context, refusals: Refusals) -> None:
+    if refusals.strangers:
+        append(context, AuthRefused(count=refusals.strangers, since=refusals.since))
+    for (unit, code), count in sorted(refusals.units.items()):
+        append(context, RequestRefused(unit=unit, code=code, message="refused at the door, and counted", count=count))
+
+
+def record_stop(context: Context, reason: str, refusals: Refusals) -> None:
+    record_refusals(context, refusals)
     append(context, ServiceStopped(reason=reason))

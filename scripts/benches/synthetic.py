@@ -154,7 +154,7 @@ class Synthetic:
 
     def _filler(self) -> Iterator[Made]:
         """Requests of every slot, several at a time, with a heartbeat or a refusal now and then."""
-        refused = e.RequestRefused(unit="sales", code="not-found", message="no release")
+        refused = e.RequestRefused(unit="sales", code="not-found", message="no release", count=1)
         others = {_HEARTBEAT_EVERY: _Copied(self._site, e.Heartbeat()), _REFUSAL_EVERY: _Copied(self._site, refused)}
         chance = self._random.random
         for number in count(1):

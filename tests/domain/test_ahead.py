@@ -29,7 +29,7 @@ def long_site() -> Site:
             site.add(site.answered(number))
         site.add(e.Heartbeat())
     site.review("rita", "privacy")
-    site.add(e.RequestRefused(unit="sales", code="not-found", message="no release"))
+    site.add(e.RequestRefused(unit="sales", code="not-found", message="no release", count=1))
     site.add(site.answered(4))
     site.revoke("raul")
     site.add(e.AuthRefused(count=1, since=site.now))

@@ -418,6 +418,6 @@ def test_a_request_is_finished_once() -> None:
 def test_refusals_change_nothing() -> None:
     site = stage("serving")
     before = list(site.state.projections())
-    site.add(e.RequestRefused(unit="sales", code="not-found", message="model: expected a released one"))
+    site.add(e.RequestRefused(unit="sales", code="not-found", message="model: expected a released one", count=2))
     site.add(e.AdmissionRefused(unit="sales", task="labels", adapter=None, reasons=("release: expected one",)))
     assert list(site.state.projections()) == before

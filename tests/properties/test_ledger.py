@@ -20,7 +20,7 @@ Step = Callable[[Site, int], Any]
 
 STEPS: dict[str, Step] = {
     "heartbeat": lambda site, _: site.add(e.Heartbeat()),
-    "refusal": lambda site, n: site.add(e.RequestRefused(unit="sales", code="x", message=f"number {n}")),
+    "refusal": lambda site, n: site.add(e.RequestRefused(unit="sales", code="x", message=f"number {n}", count=1)),
     "strangers": lambda site, n: site.add(e.AuthRefused(count=n + 1, since=site.now)),
     "start": lambda site, _: site.add(e.ServiceStarted(version="1", code=NO_DIGEST, layers={"b": True, "a": False})),
     "request": lambda site, n: site.add(site.request(n)),

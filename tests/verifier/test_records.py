@@ -127,7 +127,7 @@ def test_a_proof_of_another_entry_or_log_is_found(kept: Kept, capsys: pytest.Cap
 
 
 def test_an_entry_that_ends_no_request_is_no_record(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
-    kept.site.add(RequestRefused(unit="legal", code="denied", message="no"))
+    kept.site.add(RequestRefused(unit="legal", code="denied", message="no", count=1))
     kept.write(record_of(kept.site))
     code, _, err = run(capsys, "--record", kept.record, "--trust", kept.trust)
     assert code == 6 and "expected request.finished, got request.refused" in err

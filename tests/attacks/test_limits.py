@@ -1,0 +1,184 @@
+"""A unit that asks too much, too large or too slowly is refused or cut, and its neighbours do not notice."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+
+import httpx
+import openai
+import pytest
+
+from tests.site import Refused, Site
+
+LIMITS = """
+[limits]
+concurrent = 2
+[limits.claims]
+tokens_per_day = 200
+"""
+
+
+@pytest.fixture
+def limited(spoil: Callable[[], Site]) -> Site:
+    site = spoil()
+    (site.home / "appliance.toml").write_text(LIMITS)
+    site.start()
+    for unit in ("legal", "claims"):
+        site.approve(unit)
+        site.activate(unit)
+    return site
+
+
+def address(site: Site) -> tuple[str, int]:
+    return site.settings.listen or ("", 0)
+
+
+@contextmanager
+def connect(site: Site) -> Iterator[socket.socket]:
+    with socket.create_connection(address(site), timeout=60) as connection:
+        yield connection
+
+
+def head_of(site: Site, *more: str, unit: str = "legal") -> bytes:
+    lines = ["POST /v1/chat/completions HTTP/1.1", "Host: x", f"Authorization: Bearer {site.token(unit)}", *more]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def said(connection: socket.socket) -> bytes:
+    """Everything until the other side closes."""
+    told = b""
+    with connection:
+        while chunk := connection.recv(65_536):
+            told += chunk
+    return told
+
+
+def test_what_is_over_a_limit_is_refused_with_when_to_ask_again_and_counted(limited: Site) -> None:
+    client = openai.OpenAI(
+        base_url="http://{}:{}/v1".format(*address(limited)), api_key=limited.token("claims"), max_retries=0
+    )
+    asked = {"model": "labels", "prompt": "the parties", "max_tokens": 30}
+    with pytest.raises(openai.RateLimitError) as tokens:
+        for _ in range(200):
+            client.completions.create(**asked)  # type: ignore[call-overload]
+    assert tokens.value.code == "token-limit"
+    assert int(tokens.value.response.headers["Retry-After"]) > 60
+    assert tokens.value.body["type"] == "rate_limit_error"  # type: ignore[index]
+    for _ in range(20):
+        with pytest.raises(openai.RateLimitError):
+            client.models.list()
+    limited.chat("legal", "labels")
+    before = len(limited.entries())
+    assert not limited.entries(type="request.refused")
+    limited.stop()
+    limited.start()
+    counted = limited.entries(type="request.refused")
+    assert [(e["actor"], e["body"]["code"]) for e in counted] == [("claims", "token-limit")]
+    assert counted[0]["body"]["count"] >= 21
+    assert len(limited.entries()) < before + 10
+    assert limited.verify()["verdict"] == "verified"
+
+
+def test_a_unit_has_no_more_answers_at_once_than_it_may_and_others_have_theirs(limited: Site) -> None:
+    limited.chat("legal", "labels")
+    limited.chat("claims", "labels", max_tokens=1)
+    body = {"model": "labels", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1000, "stream": True}
+    head = {"Authorization": f"Bearer {limited.token('legal')}"}
+    url = "http://{}:{}/v1/chat/completions".format(*address(limited))
+    with httpx.Client(timeout=60) as client:
+        with (
+            client.stream("POST", url, json={**body, "temperature": 2.0}, headers=head) as first,
+            client.stream("POST", url, json={**body, "temperature": 2.0, "seed": 1}, headers=head) as second,
+        ):
+            assert (first.status_code, second.status_code) == (200, 200)
+            with pytest.raises(Refused) as refused:
+                limited.chat("legal", "labels")
+            assert (refused.value.status, refused.value.code) == (429, "concurrent-limit")
+            limited.chat("claims", "labels", max_tokens=1)
+        # Both were left: their places come back.
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                limited.chat("legal", "labels", max_tokens=1)
+                break
+            except Refused as again:
+                assert again.code == "concurrent-limit" and time.monotonic() < deadline
+    outcomes = [entry["outcome"] for entry in limited.entries(type="request.finished", actor="legal")]
+    assert outcomes.count("interrupted") <= 2 and outcomes[-1] == "success"
+    deadline = time.monotonic() + 30
+    while limited.types().count("request.admitted") > limited.types().count("request.finished"):
+        assert time.monotonic() < deadline, "a request that was left has its end"
+        time.sleep(0.1)
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(limited: Site) -> None:
+    with connect(limited) as connection:
+        connection.sendall(head_of(limited, f"Content-Length: {1 << 40}", "Connection: close"))
+        assert said(connection).startswith(b"HTTP/1.1 413 ")
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(80):
+            yield b"x" * 65_536
+
+    url, head = "http://{}:{}/v1/chat/completions", {"Authorization": f"Bearer {limited.token('legal')}"}
+    answer = httpx.post(url.format(*address(limited)), content=chunks(), headers=head, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too-large")
+    assert not limited.entries(type="request.admitted")
+
+
+def test_a_stranger_may_send_no_body_at_all(limited: Site) -> None:
+    url = "http://{}:{}/v1/chat/completions".format(*address(limited))
+    assert httpx.post(url, content=b"x" * 1_000_000, timeout=60).status_code == 401
+    double = [("Authorization", f"Bearer {limited.token('legal')}")] * 2
+    assert httpx.post(url, json={}, headers=double, timeout=60).status_code == 401
+
+
+def test_headers_have_a_size_and_a_time(limited: Site) -> None:
+    with connect(limited) as connection:
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\nX: " + b"y" * 40_000)
+        assert said(connection).startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 "))
+    with connect(limited) as silent, connect(limited) as slow:
+        begun = time.monotonic()
+        slow.sendall(b"GET /v1/models HTTP/1.1\r\n")
+        with ThreadPoolExecutor(2) as pool:
+            ends = [pool.submit(_until_cut, connection) for connection in (silent, slow)]
+            for _ in range(5):
+                time.sleep(1)
+                slow.sendall(b"X-Y: z\r\n")
+            limited.chat("legal", "labels", max_tokens=1)
+            for end in ends:
+                assert 5 < end.result(30) - begun < 20
+
+
+def _until_cut(connection: socket.socket) -> float:
+    with suppress(ConnectionResetError):
+        assert connection.recv(1) == b""
+    return time.monotonic()
+
+
+def test_where_a_request_came_from_is_not_what_it_says_of_itself(limited: Site) -> None:
+    url = "http://{}:{}/v1/chat/completions".format(*address(limited))
+    head = {"Authorization": f"Bearer {limited.token('legal')}", "X-Forwarded-For": "203.0.113.9"}
+    body = {"model": "labels", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    assert httpx.post(url, json=body, headers=head, timeout=60).status_code == 200
+    assert {entry["source"] for entry in limited.entries(type="request.finished")} == {"tcp:127.0.0.1"}
+
+
+def test_a_client_that_does_not_read_holds_nothing_of_the_engine(limited: Site) -> None:
+    """Its answer is made and recorded while not a byte of it is taken."""
+    limited.chat("legal", "labels", max_tokens=1)
+    text = {"model": "labels", "messages": [{"role": "user", "content": "x"}], "max_tokens": 300, "stream": True}
+    body = json.dumps({**text, "temperature": 2.0}).encode()
+    with connect(limited) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(head_of(limited, f"Content-Length: {len(body)}", "Content-Type: application/json") + body)
+        deadline = time.monotonic() + 60
+        while len(limited.entries(type="request.finished")) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    assert limited.entries(type="request.finished")[-1]["outcome"] == "success"

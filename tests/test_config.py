@@ -1,0 +1,52 @@
+"""Settings are read once and strictly: what is not known is refused, with what was meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from appliance.config import load_settings
+from appliance.errors import BadInput
+
+
+def write(folder: Path, text: str) -> Path:
+    (folder / "appliance.toml").write_text(text)
+    return folder
+
+
+def test_the_environment_stands_over_the_file_and_the_file_over_what_is_usual(tmp_path: Path) -> None:
+    home = write(tmp_path, 'listen = "127.0.0.1:9000"\nwitnessed = "stick"\n')
+    assert load_settings(home, {}).listen == ("127.0.0.1", 9000)
+    assert load_settings(home, {"APPLIANCE_LISTEN": "off"}).listen is None
+    assert load_settings(home, {}).witnessed == tmp_path / "stick"
+    assert load_settings(tmp_path / "none", {}).listen == ("127.0.0.1", 8331)
+
+
+def test_limits_are_every_units_and_one_units(tmp_path: Path) -> None:
+    text = "[limits]\nconcurrent = 4\ntokens_per_day = 1000\n[limits.legal]\nconcurrent = 8\n"
+    found = load_settings(write(tmp_path, text), {}).limits
+    assert found == {
+        "": {"concurrent": 4, "tokens_per_day": 1000},
+        "legal": {"concurrent": 8, "tokens_per_day": 1000},
+    }
+    assert load_settings(tmp_path / "none", {}).limits == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('listn = "x"', "key 'listn': expected one of .* did you mean 'listen'"),
+        ("listen = 8331", "listen: expected text, got 8331"),
+        ("limits = 4", "limits: expected a table, got 4"),
+        ("[limits]\nconcurent = 4", "limits, key 'concurent': expected one of .* did you mean 'concurrent'"),
+        ("[limits]\nconcurrent = -1", "limits, concurrent: expected a whole number from 0 to .*, got -1"),
+        ("[limits]\nconcurrent = true", "limits, concurrent: expected a whole number .*, got True"),
+        ('[limits.legal]\ntokens_per_day = "1"', "limits.legal, tokens_per_day: expected a whole number"),
+        ("[limits.legal.more]\nconcurrent = 1", "limits.legal, key 'more'"),
+        ("listen =", "expected TOML"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        load_settings(write(tmp_path, text), {})
