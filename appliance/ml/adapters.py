@@ -3,7 +3,8 @@
 peft switches adapters by state on the shared model, and a failed call has left that state behind (peft issue 3475).
 Here nothing is switched: a slot is a set of tensors, and which one applies is said for the length of one `with`, so
 that an exception cannot leave it on. With one adapter in use (`using`) the arithmetic is peft's, in its order and
-dtypes: a test compares the bits. With one a row (`mixing`) it is that of `ml/mixing.py`.
+dtypes: a test compares the bits. With one a row (`mixing`) it is that of `ml/mixing.py`, and of `ml/stepping.py` for
+the layers that it knows.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import safetensors.torch
 import torch
 
 from appliance.errors import BadInput, Conflict, NotFound
-from appliance.ml.mixing import Adapter, Mix, Mixer, combine, multiply_rows
+from appliance.ml.mixing import Adapter, Mix, Mixer, multiply_rows
+from appliance.ml.stepping import Stepper, fits_stepper
 
 CONFIG_FILE = "adapter_config.json"
 _PREFIX = "base_model.model."
@@ -120,9 +122,8 @@ class AdaptedLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         slots = self._slots[0]
-        if slots.mix is not None or x.numel() == x.shape[-1]:
-            # One token alone is a row of a batch of one.
-            return self._mixed(x, slots.mix if slots.mix is not None else slots.mix_alone())
+        if slots.mix is not None:
+            return self._mixed(x, slots.mix)
         result: torch.Tensor = self.base(x)
         adapter = slots.active
         pair = adapter.weights.get(self._name) if adapter is not None else None
@@ -130,15 +131,15 @@ class AdaptedLinear(torch.nn.Module):
             return result
         low = torch.nn.functional.linear(x.to(torch.float32), pair[0])
         added = torch.nn.functional.linear(low, pair[1]) * adapter.scaling
-        return combine(result, added, self._quantised)
+        # peft rounds before the sum over a quantised layer, and after it over a plain one.
+        return result + added.to(result.dtype) if self._quantised else (result + added).to(result.dtype)
 
     def _mixed(self, x: torch.Tensor, mix: Mix) -> torch.Tensor:
         """A batch whose rows use adapters of their own; x is [1, rows, in]."""
         rows = x.flatten(0, -2)
-        result = multiply_rows(self.base, rows)
-        for part in mix:
-            part.add(self._name, rows, result, self._quantised)
-        return result.view(*x.shape[:-1], -1)
+        result = multiply_rows(self.base, rows).float()
+        mix.add((self._name,), rows.float(), [result])
+        return result.to(x.dtype).view(*x.shape[:-1], -1)
 
 
 class Slots:
@@ -149,17 +150,21 @@ class Slots:
         self.mix: Mix | None = None
         self._using: str | None = None
         self._alone: Mix | None = None
-        self._mixer = Mixer(device)
         self._device = device
         self._model = model
         self._adapters: dict[str, Adapter] = {}
         self._layers: dict[str, AdaptedLinear] = {}
+        self.stepper = Stepper(model) if fits_stepper(model) else None
         head = model.get_output_embeddings()
         linears = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
         for name, module in linears:
             if module is not head:
                 self._layers[name] = AdaptedLinear(module, name, self)
                 model.set_submodule(name, self._layers[name])
+        groups = self.stepper.groups if self.stepper is not None else [(name,) for name in self._layers]
+        self._mixer = Mixer(groups, device)
+        # So that whoever draws with the base finds what is in use.
+        model.slots = self
 
     def remove(self) -> None:
         """Unwraps the model: nothing of the slots is left in it."""
@@ -167,7 +172,8 @@ class Slots:
             self._model.set_submodule(name, layer.base)
         self._layers.clear()
         self._adapters.clear()
-        self._mixer.forget()
+        self._mixer.clear()
+        del self._model.slots
 
     def load(self, slot: str, config: bytes, weights: bytes) -> None:
         """Fills a slot from buffers; a slot is never filled twice."""
@@ -178,7 +184,7 @@ class Slots:
     def unload(self, slot: str) -> None:
         self.find(slot)
         del self._adapters[slot]
-        self._mixer.forget()
+        self._mixer.forget(slot)
 
     def __contains__(self, slot: str) -> bool:
         return slot in self._adapters
@@ -193,13 +199,19 @@ class Slots:
         finally:
             self.active = self._using = self._alone = None
 
-    def mix_alone(self) -> Mix:
-        """The mix of one row that uses what is in use."""
-        if self._using is None:
-            return ()
+    @contextmanager
+    def laying_out(self) -> Iterator[Mix]:
+        """Within it a step of a batch is computed: the one of `mixing`, or one row that uses what is in use."""
+        if self.mix is not None:
+            yield self.mix
+            return
         if self._alone is None:
             self._alone = self._mixer.mix([self._using], self._adapters)
-        return self._alone
+        self.mix = self._alone
+        try:
+            yield self.mix
+        finally:
+            self.mix = None
 
     @contextmanager
     def mixing(self, rows: Sequence[str | None]) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 A row attends to its own blocks and to nothing else. All rows' blocks are multiplied in one batched product of fixed
 shape, and a row's partial sums are added up in the order of its own blocks: so its bits depend on its own length only,
-never on its neighbours. A block is zeroed before it goes to another request.
+never on its neighbours. A block is zeroed before it goes to another request; the first is nobody's, and stays empty.
 """
 
 from __future__ import annotations
@@ -52,13 +52,14 @@ class Cache:
                 self._taken.append(False)
                 self._grow()
             self._taken[free] = True
-            held.blocks.append(free)
+            # The first one is nobody's.
+            held.blocks.append(free + 1)
 
     @torch.inference_mode()
     def release(self, held: Held) -> None:
         """Zeroes what the request held, and gives it back."""
         for block in held.blocks:
-            self._taken[block] = False
+            self._taken[block - 1] = False
             for pair in self._layers.values():
                 pair[0][block].zero_()
                 pair[1][block].zero_()
@@ -70,7 +71,7 @@ class Cache:
     def layer(self, number: int, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a layer; `key` [1, key heads, tokens, size] says their shape at the first use."""
         if number not in self._layers:
-            shape = (max(_FIRST_BLOCKS, self.used), key.shape[1], BLOCK, key.shape[3])
+            shape = (max(_FIRST_BLOCKS, self.used + 1), key.shape[1], BLOCK, key.shape[3])
             self._layers[number] = (
                 torch.zeros(shape, device=self.device),
                 torch.zeros(shape, device=self.device),
@@ -80,7 +81,7 @@ class Cache:
     def _grow(self) -> None:
         for number, pair in self._layers.items():
             size = len(pair[0])
-            if self.used > size:
+            if self.used + 1 > size:
                 self._layers[number] = (_doubled(pair[0]), _doubled(pair[1]))
 
 
@@ -110,67 +111,122 @@ class Filling:
             return scaled_dot_product_attention(
                 query, key, value, is_causal=count > 1, scale=scaling, enable_gqa=True
             ).transpose(1, 2)
-        seen = [self._read(tensor, before + count).to(query.dtype) for tensor in (keys, values)]
+        seen = [read_held(tensor, self._held, before + count, query.dtype)[None] for tensor in (keys, values)]
         earlier = torch.ones(count, before + count, dtype=torch.bool, device=query.device).tril(before)
         output = scaled_dot_product_attention(
             query, seen[0], seen[1], attn_mask=earlier, scale=scaling, enable_gqa=True
         )
         return output.transpose(1, 2)
 
-    def _read(self, tensor: torch.Tensor, length: int) -> torch.Tensor:
-        """[1, key heads, length, size]: the request's own tokens in order."""
-        return tensor[self._held.blocks].transpose(0, 1).flatten(1, 2)[None, :, :length]
 
+class Following:
+    """Paths of so many tokens each that go on from what one request holds; they see neither each other nor are they
+    kept."""
 
-class Drawing:
-    """One token more for each of these requests."""
-
-    def __init__(self, cache: Cache, rows: Sequence[Held]) -> None:
-        self._cache, self.rows = cache, rows
-        for held in rows:
-            cache.reserve(held, held.length + 1)
-        self._used = cache.used
-        self._blocks, self._offsets = _places([(held, held.length) for held in rows], cache)
-        owner, filled = [0] * self._used, [0] * self._used
-        longest = max(len(held.blocks) for held in rows)
-        # The block at each step of adding up, by row; behind a row's last one stands a block of nothing.
-        order = [[self._used] * len(rows) for _ in range(longest)]
-        for row, held in enumerate(rows):
-            for place, block in enumerate(held.blocks):
-                owner[block], filled[block] = row, min(BLOCK, held.length + 1 - place * BLOCK)
-                order[place][row] = block
-        device = self._blocks.device
-        self._owner = torch.tensor(owner, device=device)
-        self._hidden = (torch.arange(BLOCK, device=device) >= torch.tensor(filled, device=device)[:, None])[
-            :, None, None
-        ]
-        self._order = torch.tensor(order, device=device)
+    def __init__(self, cache: Cache, held: Held, sizes: Sequence[int]) -> None:
+        self._cache, self._held, self._sizes = cache, held, list(sizes)
 
     def attend(
         self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
     ) -> torch.Tensor:
-        """Each row's one query over its own keys; query is [1, heads, rows, size]."""
-        keys, values = self._cache.layer(number, key)
-        keys[self._blocks, :, self._offsets] = key[0].transpose(0, 1).float()
-        values[self._blocks, :, self._offsets] = value[0].transpose(0, 1).float()
-        keys, values = keys[: self._used], values[: self._used]
-        rows, groups, size = query.shape[2], key.shape[1], query.shape[3]
-        shared = (query[0].transpose(0, 1).float() * scaling).reshape(rows, groups, -1, size)
-        scores = shared.index_select(0, self._owner) @ keys.transpose(2, 3)
-        scores = scores.masked_fill(self._hidden, float("-inf"))
-        best = self._by_row(scores.amax(-1), float("-inf")).amax(0)
-        weights = (scores - best.index_select(0, self._owner)[..., None]).exp()
-        parts = self._by_row(torch.cat([weights @ values, weights.sum(-1, keepdim=True)], dim=-1), -0.0)
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        output = total[..., :-1] / total[..., -1:]
-        return output.reshape(1, rows, -1, size).to(query.dtype)
+        """Causal attention over what is held and the path itself; see `packing.attend`."""
+        before = self._held.length
+        held = [read_held(one, self._held, before, query.dtype) for one in self._cache.layer(number, key)]
+        parts = [torch.split(tensor[0], self._sizes, dim=1) for tensor in (query, key, value)]
+        outputs = []
+        for own, keys, values in zip(*parts, strict=True):
+            seen = [torch.cat(pair, dim=1)[None] for pair in ((held[0], keys), (held[1], values))]
+            earlier = torch.ones(own.shape[1], seen[0].shape[2], dtype=torch.bool, device=query.device).tril(before)
+            outputs.append(
+                scaled_dot_product_attention(
+                    own[None], seen[0], seen[1], attn_mask=earlier, scale=scaling, enable_gqa=True
+                )
+            )
+        return torch.cat(outputs, dim=2).transpose(1, 2)
 
-    def _by_row(self, blocks: torch.Tensor, nothing: float) -> torch.Tensor:
-        """[steps, rows, ...] of what was computed by block; `nothing` changes no maximum, or no sum, by a bit."""
-        filled = torch.cat([blocks, torch.full_like(blocks[:1], nothing)])
-        return filled.index_select(0, self._order.flatten()).view(*self._order.shape, *blocks.shape[1:])
+
+def read_held(tensor: torch.Tensor, held: Held, length: int, dtype: torch.dtype) -> torch.Tensor:
+    """[key heads, length, size]: a request's own keys or values in order."""
+    return tensor[held.blocks].transpose(0, 1).flatten(1, 2)[:, :length].to(dtype)
+
+
+class Drawing:
+    """One token more for each of these rows; None is nobody's row, which sees nothing."""
+
+    def __init__(self, cache: Cache, rows: Sequence[Held | None]) -> None:
+        self._cache, self.rows = cache, rows
+        held_by = [(row, held) for row, held in enumerate(rows) if held is not None]
+        for _, held in held_by:
+            cache.reserve(held, held.length + 1)
+        self._used = cache.used + 1
+        self._blocks, self._offsets = _places([(held, held.length) for _, held in held_by], cache)
+        # Nobody's block hides all of its keys, and whatever is read of it changes no sum.
+        owner, filled = [held_by[0][0]] * self._used, [0] * self._used
+        steps = max(len(held.blocks) for _, held in held_by)
+        # The block at each step of adding up, by row, and one of the row's own wherever there is none.
+        order, own = ([[0] * len(rows) for _ in range(steps)] for _ in range(2))
+        for row, held in held_by:
+            for place, block in enumerate(held.blocks):
+                owner[block], filled[block] = row, min(BLOCK, held.length + 1 - place * BLOCK)
+                order[place][row] = block
+            for place in range(steps):
+                own[place][row] = held.blocks[min(place, len(held.blocks) - 1)]
+        device = cache.device
+        self._writing = None if len(held_by) == len(rows) else torch.tensor([row for row, _ in held_by], device=device)
+        self._owner = torch.tensor(owner, device=device)
+        hidden = torch.arange(BLOCK, device=device) >= torch.tensor(filled, device=device)[:, None]
+        self._hidden = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, float("-inf"))[:, None, None]
+        self._order, self._own = (torch.tensor(one, device=device).flatten() for one in (order, own))
+        self._steps = steps
+        self._masks: dict[int, torch.Tensor] = {}
+
+    def attend(
+        self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """For the library's modules, see `packing.attend`: query is [1, heads, rows, size]."""
+        wide = [tensor[0].transpose(0, 1).float() for tensor in (query, key, value)]
+        return self.read(number, wide[0], wide[1], wide[2], scaling)[None].to(query.dtype)
+
+    def read(
+        self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """Each row's one query over its own keys: [rows, heads, size]; query [rows, heads, size], key and value
+        [rows, key heads, size], all float32."""
+        (count, heads, size), groups = query.shape, key.shape[1]
+        keys, values = (tensor[: self._used] for tensor in self._write(number, key, value))
+        shared = query.reshape(count, -1).index_select(0, self._owner).view(-1, heads // groups, size)
+        scores = torch.baddbmm(
+            self._mask(groups, heads // groups), shared, keys.flatten(0, 1).transpose(1, 2), alpha=scaling
+        )
+        best = scores.amax(-1).view(self._used, heads)
+        best = best.index_select(0, self._own).view(self._steps, count, heads).amax(0)
+        weights = scores.sub_(best.index_select(0, self._owner).view(-1, heads // groups, 1)).exp_()
+        sums, parts = weights.sum(-1, keepdim=True), torch.bmm(weights, values.flatten(0, 1))
+        total = self._add_up(torch.cat([parts, sums], dim=-1).view(self._used, -1), count)
+        total = total.view(count, heads, size + 1)
+        return total[..., :-1] / total[..., -1:]
+
+    def _write(self, number: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = self._cache.layer(number, key[None].transpose(1, 2))
+        for held, made in ((keys, key), (values, value)):
+            own = made if self._writing is None else made.index_select(0, self._writing)
+            held[self._blocks, :, self._offsets] = own
+        return keys, values
+
+    def _mask(self, groups: int, shared: int) -> torch.Tensor:
+        """What hides keys, for every head: [blocks * key heads, heads that share a key head, BLOCK]."""
+        if groups not in self._masks:
+            self._masks[groups] = self._hidden.expand(-1, groups, shared, -1).flatten(0, 1).contiguous()
+        return self._masks[groups]
+
+    def _add_up(self, blocks: torch.Tensor, count: int) -> torch.Tensor:
+        """What was computed by block, added up by row, in the order of the row's own blocks."""
+        taken = blocks.index_select(0, self._order).view(self._steps, count, -1)
+        total = taken[0]
+        for step in taken[1:]:
+            total = total + step
+        # Nobody's zero turns a negative zero into a positive one; so does this, where it was not added.
+        return total + 0.0
 
 
 def _places(tokens: Sequence[tuple[Held, int]], cache: Cache) -> tuple[torch.Tensor, torch.Tensor]:

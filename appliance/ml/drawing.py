@@ -6,36 +6,64 @@ The same for the engine and for an evaluation that writes answers out.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 
 from appliance.ml.asked import Request
 from appliance.ml.base import Base
-from appliance.ml.cache import Cache, Drawing, Filling, Held
-from appliance.ml.mixing import multiply_rows
+from appliance.ml.cache import Cache, Drawing, Filling, Following, Held
+from appliance.ml.mixing import Mix, multiply_rows
 
 # Tokens of a prompt that are read at once: what the others wait for between two of their tokens.
 PROMPT_CHUNK = 256
+# Tokens that are looked at first where an answer is drawn from the likeliest: to sort all takes thirty times as long.
+LIKELIEST = 256
 
 
 def read_prompt(base: Base, cache: Cache, held: Held, chunk: Sequence[int]) -> torch.Tensor:
-    """Reads tokens of one request, alone in their batch; the logits behind the last one, [vocabulary], float32."""
+    """Reads tokens of one request, alone in their batch; the logits behind the last one, [vocabulary]."""
+    return _find_logits(base, read_chunk(base, cache, held, chunk)[-1:])[0]
+
+
+@torch.inference_mode()
+def read_chunk(base: Base, cache: Cache, held: Held, chunk: Sequence[int]) -> torch.Tensor:
+    """Reads tokens of one request, alone in their batch: [tokens, hidden] behind the last norm."""
     places = range(held.length, held.length + len(chunk))
     hidden = _pass(base, chunk, places, Filling(cache, held, len(chunk)))
     held.length += len(chunk)
-    return _find_logits(base, hidden[-1:])[0]
+    return hidden
+
+
+@torch.inference_mode()
+def read_after(base: Base, cache: Cache, held: Held, paths: Sequence[Sequence[int]]) -> torch.Tensor:
+    """What would follow: each path behind all that a request holds, and none behind another; nothing of them is kept.
+    [tokens of all paths, hidden]."""
+    ids = [token for path in paths for token in path]
+    places = [held.length + place for path in paths for place in range(len(path))]
+    return _pass(base, ids, places, Following(cache, held, [len(path) for path in paths]))
 
 
 def read_drawn(base: Base, cache: Cache, rows: Sequence[Held], ids: Sequence[int]) -> torch.Tensor:
-    """Reads the last drawn token of each request; the logits behind them, [rows, vocabulary], float32 on the CPU."""
-    places = [held.length for held in rows]
-    logits = _find_logits(base, _pass(base, ids, places, Drawing(cache, rows)))
+    """Reads the last drawn token of each request; the logits behind them, [rows, vocabulary], in the compute dtype."""
+    slots = getattr(base.model, "slots", None)
+    with nullcontext(Mix(tuple(range(len(rows))), ())) if slots is None else slots.laying_out() as mix:
+        laid = [None if row is None else rows[row] for row in mix.rows]
+        tokens = [0 if row is None else ids[row] for row in mix.rows]
+        places = [0 if held is None else held.length for held in laid]
+        drawing = Drawing(cache, laid)
+        if slots is None or slots.stepper is None:
+            hidden = _pass(base, tokens, places, drawing)
+        else:
+            hidden = slots.stepper.read(tokens, places, drawing, mix)
+    logits = _find_logits(base, hidden.index_select(0, torch.tensor(mix.back, device=base.device)))
     for held in rows:
         held.length += 1
     return logits
 
 
-def _pass(base: Base, ids: Sequence[int], places: Sequence[int], rows: Filling | Drawing) -> torch.Tensor:
+def _pass(base: Base, ids: Sequence[int], places: Sequence[int], rows: Filling | Following | Drawing) -> torch.Tensor:
     """[tokens, hidden]."""
     return base.hidden(
         input_ids=torch.tensor([list(ids)], device=base.device),
@@ -46,8 +74,12 @@ def _pass(base: Base, ids: Sequence[int], places: Sequence[int], rows: Filling |
 
 
 def _find_logits(base: Base, hidden: torch.Tensor) -> torch.Tensor:
+    slots = getattr(base.model, "slots", None)
+    if slots is not None and slots.stepper is not None:
+        found: torch.Tensor = slots.stepper.find_logits(hidden)
+        return found.cpu()
     weight = base.head_weight()
-    return multiply_rows(lambda block: block @ weight.T, hidden).float().cpu()
+    return multiply_rows(lambda block: block @ weight.T, hidden).cpu()
 
 
 @torch.inference_mode()
@@ -66,11 +98,40 @@ def draw_tokens(base: Base, prompt: Sequence[int], request: Request, limit: int)
     yield draw_token(logits, request, generator)
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """What may come next in one row: the logits, [vocabulary], and the likeliest token; whether all are numbers."""
+
+    logits: torch.Tensor
+    likeliest: int
+    finite: bool
+
+
+def look_ahead(logits: torch.Tensor) -> list[Ahead]:
+    """Of every row of logits, [rows, vocabulary], in as few operations for all of them as for one."""
+    wide = logits.float()
+    # A sum over numbers that is none itself is none that a model computes.
+    finite = wide.sum(-1).isfinite().tolist()
+    return [Ahead(*found) for found in zip(wide, wide.argmax(-1).tolist(), finite, strict=True)]
+
+
 def draw_token(logits: torch.Tensor, request: Request, generator: torch.Generator) -> int:
     """The likeliest token at temperature 0; else one of the smallest set whose probability reaches `top_p`."""
     if request.temperature == 0:
         return int(logits.argmax())
-    probabilities, order = torch.softmax(logits / request.temperature, dim=-1).sort(descending=True, stable=True)
-    before = probabilities.cumsum(0) - probabilities
-    probabilities[1:][before[1:] >= request.top_p] = 0
-    return int(order[torch.multinomial(probabilities, 1, generator=generator)])
+    probabilities = torch.softmax(logits.float() / request.temperature, dim=-1)
+    if request.top_p == 1:
+        return int(torch.multinomial(probabilities, 1, generator=generator))
+    likeliest, order = _take_likeliest(probabilities, request.top_p)
+    before = likeliest.cumsum(0) - likeliest
+    likeliest[1:][before[1:] >= request.top_p] = 0
+    return int(order[torch.multinomial(likeliest, 1, generator=generator)])
+
+
+def _take_likeliest(probabilities: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """As many of the likeliest as reach the share, in order: some where these do, else all."""
+    if len(probabilities) > LIKELIEST:
+        some = probabilities.topk(LIKELIEST)
+        if float(some.values.sum()) >= share:
+            return some.values, some.indices
+    return probabilities.sort(descending=True, stable=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,9 @@ from appliance.ml.asked import Request
 from appliance.ml.base import Base
 from appliance.ml.cache import BLOCK, Cache, Held
 from appliance.ml.choices import Choices
-from appliance.ml.drawing import PROMPT_CHUNK, draw_token, read_drawn, read_prompt
+from appliance.ml.drawing import PROMPT_CHUNK, Ahead, draw_token, look_ahead, read_drawn, read_prompt
 from appliance.ml.probe import Reading, read_probe, verify_probe
-from appliance.ml.score import score_rows
+from appliance.ml.score import score_in_passes
 from appliance.ml.text import Text
 
 # Requests that are answered at once; more wait for their turn.
@@ -70,14 +70,18 @@ class Row:
         self.unread = prompt
         self.held = Held()
         self.last = -1
+        # What a classification still has to do, pass by pass; its prompt stays unread until it ends.
+        self.passes: Iterator[list[float] | None] | None = None
         self._choices = choices
         self._generator = torch.Generator().manual_seed(request.seed)
 
-    def draw(self, logits: torch.Tensor) -> int:
+    def draw(self, ahead: Ahead) -> int:
         """The next token, of those that lead to a label where there are labels."""
         if self._choices is None:
-            return draw_token(logits, self.request, self._generator)
-        token = draw_token(self._choices.narrow(logits), self.request, self._generator)
+            if self.request.temperature == 0:
+                return ahead.likeliest
+            return draw_token(ahead.logits, self.request, self._generator)
+        token = draw_token(self._choices.narrow(ahead.logits), self.request, self._generator)
         self._choices.take(token)
         return token
 
@@ -135,12 +139,22 @@ class Engine:
 
     def start(self, name: str, slot: str | None, request: Request) -> None:
         """Takes a request in; it joins the batch when there is room. None is the bare base, which no unit can name."""
+        self._take(name, slot, lambda: self._seat(name, slot, request))
+
+    def classify(self, name: str, slot: str, request: Request) -> None:
+        """Takes in a question for the probability of each label; its passes take turns with the others' tokens.
+
+        The answer's text is a JSON object of decimal texts, by label in the order of the request.
+        """
+        self._take(name, slot, lambda: self._seat_labels(name, slot, request))
+
+    def _take(self, name: str, slot: str | None, seat: Callable[[], Row]) -> None:
         if slot is not None:
             self.slots.find(slot)
         if any(row.name == name for row in self._rows + self._waiting):
             raise Conflict(f"request {name}: expected a new name, got one that is being answered")
         try:
-            self._waiting.append(self._seat(name, slot, request))
+            self._waiting.append(seat())
         except _FAULTS as error:
             raise as_refusal(error) from None
 
@@ -150,6 +164,21 @@ class Engine:
         choices = Choices([chat.encode(chat.answer(label)) for label in request.labels]) if request.labels else None
         room = self.base.context_length - len(prompt)
         return Row(name, slot, request, prompt, room, Text(chat.decode, request.stop), choices)
+
+    def _seat_labels(self, name: str, slot: str, request: Request) -> Row:
+        if not request.labels:
+            raise BadInput("labels: expected at least one, got none")
+        chat = self.base.chat
+        prompt, labels = self._encode(request), [chat.encode(chat.answer(label)) for label in request.labels]
+        longest = max(map(len, labels))
+        if len(prompt) + longest > self.base.context_length:
+            most, got = self.base.context_length, len(prompt) + longest
+            raise TooLarge(
+                f"labels: expected at most {most} tokens with the messages, got {got}", code="context-length"
+            )
+        row = Row(name, slot, request, prompt, 0, Text(chat.decode, ()), None)
+        row.passes = score_in_passes(self.base, self._cache, row.held, prompt, labels)
+        return row
 
     def _encode(self, request: Request) -> list[int]:
         """The prompt's tokens; there is room for one more."""
@@ -168,25 +197,6 @@ class Engine:
             )
         return prompt
 
-    def classify(self, name: str, slot: str, request: Request) -> list[Event]:
-        """The probability of each label, in one pass over prompt and labels, alone as in an evaluation.
-
-        The answer's text is a JSON object of decimal texts, by label in the order of the request.
-        """
-        self.slots.find(slot)
-        chat = self.base.chat
-        try:
-            if not request.labels:
-                raise BadInput("labels: expected at least one, got none")
-            prompt, labels = self._encode(request), [chat.encode(chat.answer(label)) for label in request.labels]
-            with self.slots.using(slot):
-                (scores,) = score_rows(self.base, [prompt], labels, lambda done: None)
-        except _FAULTS as error:
-            return [Event(name, as_refusal(error))]
-        probabilities = [f"{math.exp(score):.9f}" for score in scores]
-        text = json.dumps(dict(zip(request.labels, probabilities, strict=True)), ensure_ascii=False)
-        return [Event(name, text), Event(name, Done("classified", len(prompt), 0))]
-
     def cancel(self, name: str) -> list[Event]:
         """Ends one request and touches no other; nothing where it has ended already."""
         found = [row for row in self._rows + self._waiting if row.name == name]
@@ -200,8 +210,8 @@ class Engine:
         if reading := next((row for row in self._rows if row.unread), None):
             events += self._read(reading)
         drawing = [row for row in self._rows if not row.unread]
-        for row, logits in zip(drawing, self._compute(drawing), strict=True):
-            events += self._draw(row, logits)
+        for row, ahead in zip(drawing, self._compute(drawing), strict=True):
+            events += self._draw(row, ahead)
         return events
 
     def _admit(self) -> None:
@@ -213,37 +223,52 @@ class Engine:
             self._rows.append(self._waiting.pop(0))
 
     def _read(self, row: Row) -> list[Event]:
-        """The next chunk of its prompt, alone in its batch as the probe is."""
+        """The next chunk of its prompt, alone in its batch as the probe is; or the next pass of a classification."""
+        if row.passes is not None:
+            return self._score(row, row.passes)
         chunk, rest = row.unread[:PROMPT_CHUNK], row.unread[PROMPT_CHUNK:]
         try:
             with self.slots.using(row.slot):
                 logits = read_prompt(self.base, self._cache, row.held, chunk)
             row.unread = rest
-            return [] if rest else self._draw(row, logits)
+            return [] if rest else self._draw(row, look_ahead(logits[None])[0])
         except _FAULTS as error:
             return self._fail(row, error)
 
-    def _compute(self, rows: Sequence[Row]) -> list[torch.Tensor | ApplianceError]:
-        """The next token's logits by row. Where the batch fails each row is tried alone, and only the culprit ends."""
+    def _score(self, row: Row, passes: Iterator[list[float] | None]) -> list[Event]:
+        try:
+            with self.slots.using(row.slot):
+                scores = next(passes)
+            if scores is None:
+                return []
+            found = zip(row.request.labels, scores, strict=True)
+            text = json.dumps({label: f"{math.exp(score):.9f}" for label, score in found}, ensure_ascii=False)
+        except _FAULTS as error:
+            return self._fail(row, error)
+        self._leave(row)
+        return [Event(row.name, text), Event(row.name, Done("classified", row.prompt_tokens, 0))]
+
+    def _compute(self, rows: Sequence[Row]) -> list[Ahead | ApplianceError]:
+        """What may come next, by row. Where the batch fails each row is tried alone, and only the culprit ends."""
         if not rows:
             return []
         try:
             with self.slots.mixing([row.slot for row in rows]):
                 held = [row.held for row in rows]
-                return list(read_drawn(self.base, self._cache, held, [row.last for row in rows]))
+                return list(look_ahead(read_drawn(self.base, self._cache, held, [row.last for row in rows])))
         except _FAULTS as error:
             if len(rows) == 1:
                 return [as_refusal(error)]
             return [found for row in rows for found in self._compute([row])]
 
-    def _draw(self, row: Row, logits: torch.Tensor | ApplianceError) -> list[Event]:
+    def _draw(self, row: Row, ahead: Ahead | ApplianceError) -> list[Event]:
         """One token more of an answer, and what of its text can be told."""
         try:
-            if isinstance(logits, ApplianceError):
-                raise logits
-            if not bool(logits.isfinite().all()):
+            if isinstance(ahead, ApplianceError):
+                raise ahead
+            if not ahead.finite:
                 raise Unavailable("answer: expected finite logits, got others", code="not-finite")
-            row.last = row.draw(logits)
+            row.last = row.draw(ahead)
             row.completion_tokens += 1
             if row.last in self.base.chat.stop_ids():
                 return self._end(row, "stop")

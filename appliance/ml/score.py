@@ -10,15 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
 from appliance.errors import BadInput
 from appliance.ml.base import Base
+from appliance.ml.cache import Cache, Held
+from appliance.ml.drawing import PROMPT_CHUNK, read_after, read_chunk
 from appliance.ml.packing import Pack, Segment, count_common
 
 # Rows are scored in packs of about so many tokens.
 PACK_TOKENS = 1024
+# Tokens of a prompt and its labels up to which a pass takes both.
+PASS_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,45 @@ def score_rows(
     return [scores[row] for row in range(len(prompts))]
 
 
+def score_in_passes(
+    base: Base, cache: Cache, held: Held, prompt: Sequence[int], labels: Sequence[Sequence[int]]
+) -> Iterator[list[float] | None]:
+    """The same for one prompt, pass by pass of some hundred tokens at most; None behind each but the last.
+
+    What fits one pass is scored as in an evaluation, bit for bit. Otherwise the prompt is read in chunks, and the
+    branches of the labels' tree, some in each pass, go on from it.
+    """
+    branches = find_branches(labels)
+    if len(prompt) + sum(len(branch.path) for branch in branches) <= PASS_TOKENS:
+        yield _score_batch(base, [prompt], branches, len(labels))[0]
+        return
+    last = torch.empty(0)
+    for start in range(0, len(prompt), PROMPT_CHUNK):
+        last = read_chunk(base, cache, held, prompt[start : start + PROMPT_CHUNK])[-1:]
+        yield None
+    chosen = [_branch_scores(last, base.head_weight(), branch, [0]) for branch in branches if not branch.path]
+    for some in _split([branch for branch in branches if branch.path]):
+        ends = [end - 1 for end in accumulate(len(branch.path) for branch in some)]
+        hidden = read_after(base, cache, held, [branch.path for branch in some])
+        chosen += [
+            _branch_scores(hidden, base.head_weight(), branch, [end]) for branch, end in zip(some, ends, strict=True)
+        ]
+        yield None
+    yield _sum_scores(branches, chosen, 1, len(labels))[0]
+
+
+def _split(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
+    """Branches of so many tokens that one pass takes them."""
+    some: list[Branch] = []
+    for branch in branches:
+        if some and sum(len(other.path) for other in some) + len(branch.path) > PROMPT_CHUNK:
+            yield some
+            some = []
+        some.append(branch)
+    if some:
+        yield some
+
+
 def choose_labels(scores: Sequence[Sequence[float]], names: Sequence[str]) -> list[str]:
     """The best label of each row; of equals the first."""
     return [names[max(range(len(row)), key=lambda number: row[number])] for row in scores]
@@ -90,7 +134,14 @@ def _score_batch(
             _branch_scores(hidden, weight, branch, [row[place] for row in decided])
             for place, branch in enumerate(branches)
         ]
-    total = torch.zeros(len(prompts), labels, dtype=torch.float64)
+    return _sum_scores(branches, chosen, len(prompts), labels)
+
+
+def _sum_scores(
+    branches: Sequence[Branch], chosen: Sequence[torch.Tensor], rows: int, labels: int
+) -> list[list[float]]:
+    """Along each label's path: `chosen` is by branch, [rows, choices]."""
+    total = torch.zeros(rows, labels, dtype=torch.float64)
     for branch, values in zip(branches, chosen, strict=True):
         for place, (_, behind) in enumerate(branch.choices):
             total[:, sorted(behind)] += values[:, place : place + 1]

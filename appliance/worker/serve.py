@@ -75,7 +75,7 @@ class Service:
     def _classify(self, header: Header, blob: bytes) -> None:
         from appliance.ml.asked import parse_request
 
-        self._tell(self._engine.classify(take(header, "id", str), take(header, "slot", str), parse_request(header)))
+        self._engine.classify(take(header, "id", str), take(header, "slot", str), parse_request(header))
 
     def _cancel(self, header: Header, blob: bytes) -> None:
         self._tell(self._engine.cancel(take(header, "id", str)))

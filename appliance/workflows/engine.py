@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -37,6 +38,7 @@ class Engine:
         self._lock = threading.Lock()
         self._replies: Heard = queue.Queue()
         self._requests: dict[str, Heard] = {}
+        self._answering: Counter[str] = Counter()
         self._last_heard = time.monotonic()
         self.alive = True
         try:
@@ -131,7 +133,7 @@ class Engine:
         heard: Heard = queue.Queue()
         ended = False
         try:
-            self._enter(request, heard)
+            self._enter(request, slot, heard)
             self._send({**parameters, "frame": kind, "id": request, "slot": slot})
             while not ended:
                 frame = _expect(self._hear(heard), "token", "done", "failure")
@@ -140,17 +142,29 @@ class Engine:
                     raise failure(frame)
                 yield frame
         finally:
-            self._requests.pop(request, None)
-            self._places.release()
+            self._exit(request, slot)
             if not ended and self.alive:
                 with suppress(Unavailable):
                     self._send({"frame": "cancel", "id": request})
 
-    def _enter(self, request: str, heard: Heard) -> None:
+    def answers(self, slot: str) -> bool:
+        """Whether a request is under way in the slot."""
+        return self._answering[slot] > 0
+
+    def _enter(self, request: str, slot: str, heard: Heard) -> None:
         with self._lock:
             if not self.alive:
                 raise Unavailable("engine: expected a running one, got one that ended", code="engine-ended")
             self._requests[request] = heard
+            self._answering[slot] += 1
+
+    def _exit(self, request: str, slot: str) -> None:
+        with self._lock:
+            if self._requests.pop(request, None) is not None:
+                self._answering[slot] -= 1
+                # Slots are never used twice.
+                self._answering += Counter()
+        self._places.release()
 
     def close(self) -> None:
         """Ends the worker, at once; every adapter it held is gone, and whoever waits for an answer is told so."""

@@ -23,7 +23,7 @@ from appliance.domain.events import (
 from appliance.domain.names import versioned
 from appliance.domain.response import commit_prompt, derive_salt
 from appliance.domain.state import Slot, release_key
-from appliance.errors import ApplianceError, Denied, NotFound, Tampered, Unavailable
+from appliance.errors import ApplianceError, Denied, NotFound, Tampered, TooMany, Unavailable
 from appliance.formats.canonical import parse_canonical
 from appliance.formats.commitment import commit
 from appliance.store.ledger import Appended
@@ -36,6 +36,8 @@ from appliance.workflows.response import record_response
 
 log = logging.getLogger(__name__)
 DIGEST_KEY = "request-digests"
+HOT = 64
+"""Adapters that stand in slots at a time, however many are released."""
 
 
 @dataclass(frozen=True)
@@ -178,10 +180,21 @@ class Serving:
             key = release_key(unit, task)
             loaded = self._slots.get(key)
             if loaded is not None and loaded.engine.alive and not self._against(loaded):
+                # Behind all others: what was asked for longest ago stands first.
+                self._slots[key] = self._slots.pop(key)
                 return loaded
             if loaded is not None:
                 self._unload(loaded, "engine ended" if not loaded.engine.alive else "no longer admissible")
+            self._make_room()
             return self._load(unit, task, admit(self._context, unit, task))
+
+    def _make_room(self) -> None:
+        """Takes out what was asked for longest ago and answers nothing now; asked for, it is admitted again."""
+        while len(self._slots) >= HOT:
+            idle = next((one for one in self._slots.values() if not one.engine.answers(one.slot)), None)
+            if idle is None:
+                raise TooMany(f"slots: expected one of {HOT} that answers nothing, got none")
+            self._unload(idle, "another adapter needed its slot")
 
     def _load(self, unit: str, task: str, admitted: Admitted) -> Loaded:
         adapter = admitted.adapter

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered, TooLarge
-from appliance.ml import machine
+from appliance.ml import machine, score
 from appliance.ml.asked import Request, parse_request
 from appliance.ml.base import Base, load_base
 from appliance.ml.drawing import draw_token, draw_tokens
@@ -130,19 +130,63 @@ def test_an_answer_held_to_labels_is_one_of_them(engine: Engine) -> None:
         _answer(engine, labels=("a<|im_end|>",))
 
 
+def _classify(engine: Engine, **changes: Any) -> tuple[dict[str, float], Done]:
+    engine.classify("c", "a", Request(**{"messages": MESSAGES, "max_tokens": 1, "labels": LABELS, **changes}))
+    text, end = _finish(engine)["c"]
+    assert isinstance(end, Done), end
+    return json.loads(text), end
+
+
 def test_a_classification_is_what_an_evaluation_scores(engine: Engine) -> None:
     chat = engine.base.chat
-    text, done = (event.told for event in engine.classify("1", "a", Request(MESSAGES, max_tokens=1, labels=LABELS)))
-    assert isinstance(text, str)
+    found, done = _classify(engine)
     prompt, labels = chat.encode(chat.render(MESSAGES)), [chat.encode(chat.answer(label)) for label in LABELS]
     with engine.slots.using("a"):
         (scores,) = score_rows(engine.base, [prompt], labels, lambda done: None)
-    assert json.loads(text) == dict(zip(LABELS, (f"{math.exp(score):.9f}" for score in scores), strict=True))
-    assert sum(map(float, json.loads(text).values())) == pytest.approx(1, abs=1e-6)
+    assert found == dict(zip(LABELS, (f"{math.exp(score):.9f}" for score in scores), strict=True))
+    assert sum(map(float, found.values())) == pytest.approx(1, abs=1e-6)
     assert done == Done("classified", len(prompt), 0)
+    with pytest.raises(BadInput, match="labels: expected at least one"):
+        engine.classify("2", "a", Request(MESSAGES, max_tokens=1))
+
+
+def test_a_long_classification_takes_turns_with_answers_and_says_the_same(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompt and labels in passes of a few tokens: between any two of them the other request gets its next token."""
+    found, _ = _classify(engine)
+    for name in ("PASS_TOKENS", "PROMPT_CHUNK"):
+        monkeypatch.setattr(score, name, 16)
+    engine.start("1", "a", Request(MESSAGES, max_tokens=40))
+    engine.step()
+    before, steps = engine.answering, 0
+    engine.classify("c", "a", Request(MESSAGES, max_tokens=1, labels=LABELS))
+    told: list[Event] = []
+    while engine.busy and not any(event.name == "c" for event in told):
+        drawn = engine._rows[0].completion_tokens
+        told += engine.step()
+        steps += 1
+        assert engine._rows[0].completion_tokens == drawn + 1, "a token at every step"
+    assert steps >= 4
+    assert engine.answering == before, "it has left, and its blocks with it"
+    passes = json.loads(next(event.told for event in told if event.name == "c"))  # type: ignore[arg-type]
+    assert {label: float(value) for label, value in passes.items()} == pytest.approx(
+        {label: float(value) for label, value in found.items()}, rel=1e-4
+    )
+    _finish(engine)
+    assert engine._cache.used == 0
+
+
+def test_a_classification_that_is_cut_off_holds_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PASS_TOKENS", "PROMPT_CHUNK"):
+        monkeypatch.setattr(score, name, 16)
+    engine.classify("c", "a", Request(MESSAGES, max_tokens=1, labels=LABELS))
+    engine.step()
+    assert engine._cache.used > 0
+    (cut,) = engine.unload("a")
+    assert (cut.name, cut.told.code) == ("c", "cut-off")  # type: ignore[union-attr]
+    assert engine._cache.used == 0
     assert not engine.busy
-    (refused,) = engine.classify("2", "a", Request(MESSAGES, max_tokens=1))
-    assert isinstance(refused.told, BadInput)
 
 
 def test_a_prompt_that_is_text_is_gone_on_with_as_it_is(engine: Engine) -> None:

@@ -14,6 +14,7 @@ from appliance.ml import cache, engine, machine
 from appliance.ml.adapters import Slots
 from appliance.ml.asked import Request
 from appliance.ml.base import Base, load_base
+from appliance.ml.drawing import Ahead
 from appliance.ml.engine import Engine
 from tests.ml.tiny import RECIPE
 
@@ -21,7 +22,7 @@ TUPLES = [("nf4-double", "bfloat16"), ("nf4-double", "float32"), ("none", "bfloa
 MODULES = list(RECIPE["target_modules"])
 
 
-def plain_adapter(base: Base, seed: int, rank: int, modules: list[str]) -> tuple[bytes, bytes]:
+def plain_adapter(base: Base, seed: int, rank: int, modules: list[str], scale: float = 0.1) -> tuple[bytes, bytes]:
     """Configuration and weights of an adapter of random numbers that are large enough to be seen."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -29,8 +30,8 @@ def plain_adapter(base: Base, seed: int, rank: int, modules: list[str]) -> tuple
         layer = getattr(module, "base", module)
         if name.rsplit(".", 1)[-1] in modules and hasattr(layer, "in_features"):
             key = f"base_model.model.{name.removesuffix('.base')}"
-            tensors[f"{key}.lora_A.weight"] = torch.randn(rank, layer.in_features, generator=generator) * 0.1
-            tensors[f"{key}.lora_B.weight"] = torch.randn(layer.out_features, rank, generator=generator) * 0.1
+            tensors[f"{key}.lora_A.weight"] = torch.randn(rank, layer.in_features, generator=generator) * scale
+            tensors[f"{key}.lora_B.weight"] = torch.randn(layer.out_features, rank, generator=generator) * scale
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": modules}
     return json.dumps(config).encode(), safetensors.torch.save(tensors)
 
@@ -43,10 +44,10 @@ class Watched(Engine):
         self.seen: dict[str, list[torch.Tensor]] = {}
         self.widest = 0
 
-    def _draw(self, row: Any, logits: Any) -> Any:
-        if isinstance(logits, torch.Tensor):
-            self.seen.setdefault(row.name, []).append(logits.clone())
-        return super()._draw(row, logits)
+    def _draw(self, row: Any, ahead: Any) -> Any:
+        if isinstance(ahead, Ahead):
+            self.seen.setdefault(row.name, []).append(ahead.logits.clone())
+        return super()._draw(row, ahead)
 
     def _compute(self, rows: Any) -> Any:
         self.widest = max(self.widest, len(rows))
@@ -97,7 +98,7 @@ def _mixed(base: Base) -> Watched:
     return watched
 
 
-def _same(some: torch.Tensor, other: torch.Tensor) -> bool:
+def same_bits(some: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(some.view(torch.int32), other.view(torch.int32))
 
 
@@ -119,8 +120,30 @@ def test_logits_are_the_same_bits_alone_and_in_a_full_mixed_batch(
         alone.slots.remove()
         got, expected = mixed.seen[name], alone.seen[name]
         assert len(got) == len(expected) or name == "9"
-        assert all(_same(some, other) for some, other in zip(got, expected, strict=False)), name
+        assert all(same_bits(some, other) for some, other in zip(got, expected, strict=False)), name
     assert len({mixed.seen[name][0].sum().item() for name in ASKED}) == len(ASKED), "each answers in its own way"
+
+
+@pytest.mark.parametrize(("quantisation", "dtype"), TUPLES[:3])
+def test_many_requests_on_one_adapter_are_the_same_bits_as_one(
+    base_folder: Path, quantisation: str, dtype: str
+) -> None:
+    machine.use_determinism(0)
+    base = load_base(base_folder, quantisation=quantisation, compute_dtype=dtype, device="cpu")
+    watched = _loaded(base)
+    asked = {f"{number}": _request(f"pay in clause {number}", max_tokens=12) for number in range(7)}
+    for name, request in asked.items():
+        watched.start(name, "a", request)
+    watched.start("base", None, _request("hidden", max_tokens=12))
+    while watched.busy:
+        watched.step()
+    assert watched.widest == 8
+    together, watched.seen = watched.seen, {}
+    for name in ("0", "3", "6"):
+        watched.start(name, "a", asked[name])
+        while watched.busy:
+            watched.step()
+        assert all(map(same_bits, together[name], watched.seen[name])), name
 
 
 def test_a_row_of_a_mixed_batch_is_what_its_adapter_alone_computes(base: Base) -> None:
@@ -144,19 +167,25 @@ def test_a_row_of_a_mixed_batch_is_what_its_adapter_alone_computes(base: Base) -
 
 
 def test_a_rank_that_is_filled_up_changes_nothing(base: Base) -> None:
+    """What a mix adds to three layers that share an input is what each computes by itself; the base's row is left."""
     slots = Slots(base.model, "cpu")
     slots.load("a", *plain_adapter(base, 1, 6, MODULES))
-    x = torch.randn(1, 3, 64)
-    layer = base.model.get_decoder().layers[0].self_attn.q_proj
+    attention = base.model.get_decoder().layers[0].self_attn
+    layers = [attention.q_proj, attention.k_proj, attention.v_proj]
+    group = tuple(f"model.layers.0.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj"))
+    x = torch.randn(3, 64)
     with torch.inference_mode():
+        plain = [layer(x[None])[0] for layer in layers]
         with slots.using("a"):
-            expected = layer(x)
+            expected = [layer(x[None])[0] for layer in layers]
         with slots.mixing(["a", None, "a"]):
-            got = layer(x)
-        plain = layer(x)
-    torch.testing.assert_close(got[0, [0, 2]], expected[0, [0, 2]])
-    torch.testing.assert_close(got[0, 1], plain[0, 1])
-    assert (expected - plain).abs().max() > 0.01
+            assert slots.mix is not None
+            assert slots.mix.rows == (0, 2, 1)
+            got = [one[[0, 2, 1]] for one in plain]
+            slots.mix.add(group, x[[0, 2, 1]], got)
+    for one, wanted, bare in zip(got, expected, plain, strict=True):
+        torch.testing.assert_close(one, torch.stack([wanted[0], wanted[2], bare[1]]))
+        assert (wanted - bare).abs().max() > 0.01
 
 
 def test_what_fails_in_one_row_ends_that_row_alone(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,14 +193,14 @@ def test_what_fails_in_one_row_ends_that_row_alone(base: Base, monkeypatch: pyte
     undisturbed = _mixed(base)
     undisturbed.slots.remove()
     told: dict[str, Any] = {}
-    attend = cache.Drawing.attend
+    read = cache.Drawing.read
 
     def spoilt(self: Any, number: int, *rest: Any) -> Any:
         if number == 1 and any(held is row.held for row in watched._rows if row.name == "7" for held in self.rows):
             raise RuntimeError("an injected failure in the middle of the batch")
-        return attend(self, number, *rest)
+        return read(self, number, *rest)
 
-    monkeypatch.setattr(cache.Drawing, "attend", spoilt)
+    monkeypatch.setattr(cache.Drawing, "read", spoilt)
     watched = _loaded(base)
     for name in ("1", "2", "3", "4", "5", "7", "8"):
         watched.start(name, *ASKED[name])
@@ -185,7 +214,7 @@ def test_what_fails_in_one_row_ends_that_row_alone(base: Base, monkeypatch: pyte
     assert {name for name, end in told.items() if isinstance(end, Exception)} == {"2", "7"}
     assert "injected" not in told["7"].message
     for name in ("1", "3", "4", "5", "8"):
-        assert all(map(_same, watched.seen[name], undisturbed.seen[name])), name
+        assert all(map(same_bits, watched.seen[name], undisturbed.seen[name])), name
     assert watched._cache.used == 0
     for pair in watched._cache._layers.values():
         assert not pair[0].any()

@@ -1,0 +1,104 @@
+"""More adapters are released than there are slots: what was asked for longest ago makes room, and is admitted again."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.errors import TooMany
+from appliance.formats.canonical import parse_canonical
+from appliance.ml.adapters import Slots
+from appliance.ml.base import load_base
+from appliance.ml.probe import encode_probe, read_probe
+from appliance.workflows import serve
+from appliance.workflows.serve import Serving
+from scripts.benches import serving_home
+from scripts.benches.serving_home import UNITS, Home
+from scripts.benches.serving_worker import make_adapters
+from tests.ml.tiny import build_base
+from tests.site import found_site
+
+ASKED = {"messages": [{"role": "user", "content": "the parties agree"}], "max_tokens": 3, "temperature": 0.0}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """Three units, each with an adapter of its own that was sealed, reviewed and released."""
+    folder = tmp_path_factory.mktemp("serving")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    site = found_site(folder / "home", port)
+    serving_home.enroll(site)
+    site.stop()
+    base = build_base(folder / "base")
+    with serving_home.opened(site) as home:
+        home.import_base(base)
+        home.import_dataset()
+        for unit, path in zip(UNITS, make_adapters(str(base), folder, [4, 8, 4]), strict=False):
+            adapter = home.seal(path, f"own-{unit}", _probe(base, path))
+            home.approve(adapter, unit)
+            home.release(adapter, unit, "own")
+        yield home
+
+
+def _probe(folder: Path, adapter: Path) -> dict[str, Any]:
+    base = load_base(folder, quantisation="nf4-double", compute_dtype="bfloat16", device="cpu")
+    plain, slots = read_probe(base), Slots(base.model, "cpu")
+    slots.load("a", *((adapter / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")))
+    with slots.using("a"):
+        return encode_probe(base, plain, read_probe(base))
+
+
+def _ask(serving: Serving, unit: str, **changes: Any) -> str:
+    answer = serving.answer(unit, "own", "generate", {**ASKED, **changes}, "tcp:127.0.0.1")
+    return "".join(frame["text"] for frame in answer.frames if frame["frame"] == "token")
+
+
+def _log(home: Home, since: int) -> list[tuple[str, str]]:
+    """What was loaded, unloaded and answered, and whose."""
+    ledger = home.context.ledger
+    entries = [json.loads(ledger.entry_bytes(index)) for index in range(since, ledger.state.size)]
+    kinds = ("adapter.admitted", "adapter.loaded", "adapter.unloaded", "request.admitted")
+    return [(entry["type"].partition(".")[2], entry["body"]["unit"]) for entry in entries if entry["type"] in kinds]
+
+
+def test_the_slot_that_was_asked_for_longest_ago_makes_room(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "HOT", 2)
+    first, second, third = UNITS[:3]
+    with closing(Serving(home.context)) as serving:
+        told = {unit: _ask(serving, unit) for unit in (first, second, first)}
+        since = home.context.ledger.state.size
+        told[third] = _ask(serving, third)
+        assert _log(home, since) == [
+            ("unloaded", second),
+            ("admitted", third),
+            ("loaded", third),
+            ("admitted", third),
+        ]
+        since = home.context.ledger.state.size
+        assert _ask(serving, second) == told[second], "it is admitted and loaded again, and answers as before"
+        assert _log(home, since)[:3] == [("unloaded", first), ("admitted", second), ("loaded", second)]
+        assert len(serving._slots) == 2
+    unloaded = next(home.context.ledger.entry_bytes(index) for index in range(since, since + 3))
+    assert parse_canonical(unloaded)["body"]["reason"] == "another adapter needed its slot"
+
+
+def test_a_slot_that_answers_is_not_taken(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody's answer is cut off for another unit's: where all slots answer, the new one waits outside."""
+    monkeypatch.setattr(serve, "HOT", 1)
+    first, second = UNITS[:2]
+    with closing(Serving(home.context)) as serving:
+        going = serving.answer(first, "own", "generate", {**ASKED, "max_tokens": 200}, "tcp:127.0.0.1")
+        next(going.frames)
+        with pytest.raises(TooMany, match="slots: expected one of 1 that answers nothing"):
+            _ask(serving, second)
+        going.frames.close()
+        assert _ask(serving, second)
+        assert [loaded.unit for loaded in serving._slots.values()] == [second]
