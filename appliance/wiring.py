@@ -119,10 +119,10 @@ def init(
             type=body.type,
             subjects=subjects_of(body),
             documents={"policy": encode_value(policy)},
-            body=body.model_dump(mode="json"),
+            body=body,
         )
         try:
-            return _write_trust(settings, ledger.append(draft).entry)
+            return _write_trust(settings, parse_entry(ledger.append(draft).entry_bytes))
         finally:
             ledger.close()
 

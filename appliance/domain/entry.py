@@ -70,7 +70,8 @@ class Draft:
     subjects: tuple[str, ...] = ()
     outcome: Outcome = "success"
     documents: Mapping[str, bytes] = field(default_factory=dict)
-    body: Mapping[str, Any] = field(default_factory=dict)
+    body: Canonical | Mapping[str, Any] = field(default_factory=dict)
+    """The value itself, of the type's own class, costs less than its members; the entry then holds it."""
     disclosures: tuple[Disclosure, ...] = ()
     erased: tuple[str, ...] = ()
     """Commitments whose texts go with this entry."""

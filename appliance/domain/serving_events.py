@@ -10,6 +10,15 @@ from appliance.domain.event import Event, Ordered
 from appliance.domain.names import Commitment, Digest, Identifier, VersionedName
 
 
+def name_request(milliseconds: int, random: bytes) -> str:
+    """A UUID of version 7 (RFC 9562) without hyphens, from a Unix time and ten random bytes.
+
+    Requests of one time stand side by side where entries are searched: a commit of many changes few pages there.
+    """
+    value = milliseconds << 80 | int.from_bytes(random)
+    return f"{value & ~(0xF << 76 | 3 << 62) | 7 << 76 | 2 << 62:032x}"
+
+
 def _slot(unit: str, task: str, adapter: str) -> tuple[str, ...]:
     return f"unit:{unit}", f"task:{task}", f"adapter:{adapter}"
 

@@ -6,6 +6,7 @@ For each type of entry a model is built whose body is that type's; the bytes say
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field, TypeAdapter, ValidationError, create_model
@@ -21,6 +22,12 @@ def _typed(model: type[Event]) -> Any:
 
 _ANY: Any = Annotated[Union[tuple(map(_typed, EVENTS.values()))], Field(discriminator="type")]  # noqa: UP007
 _TYPED: TypeAdapter[Entry] = TypeAdapter(_ANY)
+
+
+def make_typed(fields: Mapping[str, Any]) -> Entry:
+    """The entry of these fields, whose `body` is a value of the type's own class; ValidationError where it is not."""
+    entry: Entry = _TYPED.validator.validate_python(fields)
+    return entry
 
 
 def parse_typed(data: bytes) -> Entry:

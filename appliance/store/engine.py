@@ -99,6 +99,14 @@ def _begin_sqlite(connection: Connection) -> None:
     prepared.run_raw(connection, "execute", "BEGIN IMMEDIATE" if writes else "BEGIN", ())
 
 
+def begin_writing(connection: Connection) -> None:
+    """A transaction of a connection that was made to write, again after `prepared.commit`."""
+    if not connection.in_transaction():
+        connection.begin()
+    elif connection.dialect.name == "sqlite":
+        _begin_sqlite(connection)
+
+
 def _identity(path: str) -> tuple[int, int]:
     found = os.stat(path)
     return found.st_dev, found.st_ino

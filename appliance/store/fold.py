@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from appliance.domain import rules
 from appliance.domain.entry import Entry, parse_entry
 from appliance.domain.state import State
+from appliance.domain.typed import parse_typed
 from appliance.errors import ApplianceError, BadInput, Tampered
 from appliance.formats.checkpoint import open_checkpoint
 from appliance.formats.digest import digest_bytes
@@ -124,7 +125,7 @@ def _advance_one(fold: Fold, index: int, stored: StoredEntry, filed: _Filed) -> 
     leaf = hash_leaf(stored.data)
     expect(index, "leaf hash", leaf.hex(), stored.nodes[:HASH_BYTES].hex())
     try:
-        entry = parse_entry(stored.data)
+        entry = parse_typed(stored.data)
     except BadInput as error:
         raise Tampered(f"entry {index}: expected an entry, got bytes that are none: {error.message}") from None
     keys = keys_of(entry)

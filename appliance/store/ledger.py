@@ -30,7 +30,7 @@ from appliance.formats.timestamp import encode_time
 from appliance.store import audit, rows
 from appliance.store.engine import connect_reader, connect_writer, database_errors
 from appliance.store.fold import NOTHING_SEEN, Fold, Seen, advance, check_checkpoint, check_end
-from appliance.store.nodes import Nodes
+from appliance.store.nodes import Nodes, Place
 from appliance.store.queue import Appended, Guard, Queue, Waiting
 from appliance.store.reader import Reader
 from appliance.store.search import Filters, find_entries
@@ -157,7 +157,7 @@ class Ledger:
         try:
             self._stage_all(batch, waiting, fold.state)
             if not batch.staged:
-                connection.rollback()
+                self._writer.roll_back()
                 return
             root = batch.frontier.root()
             note = self._write(connection, batch, root, fold.state)
@@ -169,6 +169,7 @@ class Ledger:
             self._writer.close()
             raise
         fold.state.keep()
+        self._nodes.add(fold.frontier, (one.nodes for one in batch.staged))
         fold.frontier = batch.frontier
         self._keep(fold, root)
         for staged in batch.staged:
@@ -191,9 +192,11 @@ class Ledger:
         staged, head = batch.staged, batch.head
         rows.insert_entries(connection, [(one.entry, one.nodes, one.data, one.draft.documents) for one in staged])
         for one in staged:
-            rows.insert_disclosures(connection, one.draft.disclosures)
-            rows.delete_disclosures(connection, one.draft.erased)
-            rows.write_projections(connection, one.entry.index, one.changes)
+            # Most have nothing of these.
+            if one.draft.disclosures or one.draft.erased or one.changes:
+                rows.insert_disclosures(connection, one.draft.disclosures)
+                rows.delete_disclosures(connection, one.draft.erased)
+                rows.write_projections(connection, one.entry.index, one.changes)
         stored = dict(rows.read_bytes(connection, batch.before.size, head.size))
         for one in staged:
             if hash_leaf(stored.get(one.entry.index, b"")) != one.entry.leaf:
@@ -301,8 +304,11 @@ class Ledger:
                 known = rows.read_head(connection).size
             if size > known:
                 raise BadInput(f"proof, size: expected at most {known}, got {size}")
+        return self._nodes.prove(proof, self._read_nodes)
+
+    def _read_nodes(self, places: list[Place]) -> dict[Place, bytes]:
         with database_errors("ledger"), self._reader.ask() as connection:
-            return self._nodes.prove(connection, proof)
+            return rows.read_nodes(connection, places)
 
     def find(self, **filters: Unpack[Filters]) -> list[tuple[int, bytes]]:
         """(index, bytes) of the entries for which every filter holds, by index; see `search.Filters`."""

@@ -10,6 +10,7 @@ from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import ClauseElement, Connection, Dialect
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.exc import DBAPIError
 
 Values = Mapping[str, Any]
@@ -37,19 +38,31 @@ class Prepared:
 
     def execute_many(self, connection: Connection, rows: Sequence[Values]) -> None:
         sql, bind = self._compile(connection.dialect)
-        if len(rows) == 1:
-            run(connection, "execute", sql, bind(rows[0]))
-        elif rows:
-            run(connection, "executemany", sql, [bind(row) for row in rows])
+        _run_many(connection, sql, [bind(row) for row in rows])
+
+    def insert(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Rows of an INSERT without more, their values in the order of the table's columns."""
+        sql, _ = self._compile(connection.dialect)
+        _run_many(connection, sql, rows)
 
     def _compile(self, dialect: Dialect) -> _Compiled:
         compiled = self._compiled.get(dialect.name)
         if compiled is None:
             statement = self._statement(dialect.name) if callable(self._statement) else self._statement
-            made: Any = statement.compile(dialect=dialect)
-            names = made.positiontup
-            compiled = self._compiled[dialect.name] = str(made), dict if names is None else _places(names)
+            made: Any = statement.compile(dialect=dialect if dialect.positional else _POSTGRESQL)
+            compiled = self._compiled[dialect.name] = str(made), _places(made.positiontup)
         return compiled
+
+
+_POSTGRESQL: Dialect = PGDialect_psycopg(paramstyle="format")  # type: ignore[no-untyped-call]
+"""By place, as in SQLite: SQLAlchemy's own way is by name."""
+
+
+def _run_many(connection: Connection, sql: str, rows: Sequence[Any]) -> None:
+    if len(rows) == 1:
+        run(connection, "execute", sql, rows[0])
+    elif rows:
+        run(connection, "executemany", sql, rows)
 
 
 def _places(names: Sequence[str]) -> Callable[[Values], Any]:
@@ -70,13 +83,25 @@ def run(connection: Connection, method: str, sql: str, parameters: Any) -> Any:
 
 def run_raw(connection: Connection, method: str, sql: str, parameters: Any) -> Any:
     """Without a look at the transaction: for the statement that begins one, or that needs none."""
-    raw: Any = connection.connection
     # The driver's own: nobody listens to the pool's.
-    cursor = raw.dbapi_connection.cursor()
+    cursor = connection.connection.dbapi_connection.cursor()  # type: ignore[union-attr]
     try:
         getattr(cursor, method)(sql, parameters)
     except connection.dialect.loaded_dbapi.Error as error:
-        dialect = connection.dialect
-        lost, base = dialect.is_disconnect(error, raw, cursor), dialect.loaded_dbapi.Error
-        raise DBAPIError.instance(sql, None, error, base, connection_invalidated=lost, dialect=dialect) from error
+        raise _translated(connection, sql, error, cursor) from error
     return cursor
+
+
+def commit(connection: Connection) -> None:
+    """Ends the driver's transaction. SQLAlchemy is not told: to it the connection is in one all the time."""
+    try:
+        connection.dialect.do_commit(connection.connection.dbapi_connection)  # type: ignore[arg-type]
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise _translated(connection, "COMMIT", error, None) from error
+
+
+def _translated(connection: Connection, sql: str, error: Exception, cursor: Any) -> DBAPIError:
+    dialect: Any = connection.dialect
+    lost, base = dialect.is_disconnect(error, connection.connection, cursor), dialect.loaded_dbapi.Error
+    found: Any = DBAPIError.instance(sql, None, error, base, connection_invalidated=lost, dialect=dialect)
+    return found  # type: ignore[no-any-return]

@@ -9,9 +9,11 @@ from pydantic import ValidationError
 
 from appliance.domain import rules
 from appliance.domain.entry import Draft, Entry, encode_entry
+from appliance.domain.event import Event
 from appliance.domain.names import explain
 from appliance.domain.state import State
 from appliance.domain.table import Mark
+from appliance.domain.typed import make_typed
 from appliance.errors import BadInput, TooLarge
 from appliance.formats.commitment import verify_disclosure
 from appliance.formats.digest import digest_bytes
@@ -90,9 +92,9 @@ def propose(draft: Draft, state: State, now: str) -> Entry:
         "outcome": draft.outcome,
         "prev": state.last_leaf,
         "documents": {role: digest_bytes(content) for role, content in draft.documents.items()},
-        "body": dict(draft.body),
+        "body": draft.body,
     }
     try:
-        return Entry.model_validate(fields)
+        return make_typed(fields) if isinstance(draft.body, Event) else Entry.model_validate(fields)
     except ValidationError as error:
         raise BadInput(f"entry {state.size} ({draft.type}): {explain(error)}") from None

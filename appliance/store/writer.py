@@ -10,8 +10,8 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from appliance.errors import Unavailable
-from appliance.store import rows
-from appliance.store.engine import connect_writer, is_current
+from appliance.store import prepared, rows
+from appliance.store.engine import begin_writing, connect_writer, is_current
 
 
 class Writer:
@@ -40,16 +40,20 @@ class Writer:
     def _lock(self, lock: Callable[[Connection], None]) -> Connection:
         if self._connection is None:
             self._connection = connect_writer(self._engine)
-        self._connection.begin()
+        begin_writing(self._connection)
         lock(self._connection)
         return self._connection
+
+    def roll_back(self) -> None:
+        assert self._connection is not None
+        self._connection.rollback()
 
     def commit(self, what: str, stands: Callable[[Connection], bool]) -> None:
         """Durable once this returns. `stands` asks whether it does, where the commit failed: its answer may have been
         lost, not the commit. Unavailable with the code `commit-unknown` where nobody can tell."""
         assert self._connection is not None
         try:
-            self._connection.commit()
+            prepared.commit(self._connection)
         except SQLAlchemyError:
             if not self._ask(what, stands):
                 raise

@@ -12,6 +12,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
+from appliance.domain.entry import parse_entry
 from appliance.domain.recipe import parse_resolved
 from appliance.errors import BadInput, NotFound
 from appliance.formats.canonical import encode_canonical
@@ -275,13 +276,8 @@ def _keeping(router: APIRouter, context: Context, person: Callable[..., Session]
 
     @router.post("/v1/cosignatures")
     def cosignature(body: CosignatureRequest) -> dict[str, Any]:
-        appended = witnesses.accept(context, body.note.encode(), SOURCE)
-        return {
-            "index": appended.entry.index,
-            "witness": appended.entry.body["witness"],
-            "size": appended.entry.body["size"],
-            "time": appended.entry.body["time"],
-        }
+        entry = parse_entry(witnesses.accept(context, body.note.encode(), SOURCE).entry_bytes)
+        return {"index": entry.index, **{name: entry.body[name] for name in ("witness", "size", "time")}}
 
     @router.post("/v1/log-keys")
     def log_key(session: Session = asking) -> dict[str, str]:

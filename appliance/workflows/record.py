@@ -36,7 +36,7 @@ def append(
         subjects=subjects_of(body, orders),
         outcome=outcome or body.outcomes[0],
         documents=dict(documents or {}),
-        body=body.model_dump(mode="json"),
+        body=body,
         disclosures=disclosures,
         erased=erased,
     )

@@ -22,6 +22,7 @@ from appliance.domain.events import (
 )
 from appliance.domain.names import versioned
 from appliance.domain.response import commit_prompt, derive_salt
+from appliance.domain.serving_events import name_request
 from appliance.domain.state import Slot, release_key
 from appliance.errors import ApplianceError, Denied, NotFound, Tampered, TooMany, Unavailable
 from appliance.formats.canonical import parse_canonical
@@ -118,7 +119,8 @@ class Serving:
         """
         try:
             loaded = self._ensure(unit, task)
-            request = secrets.token_hex(16)
+            milliseconds = int(self._context.clock().timestamp() * 1000)
+            request = name_request(milliseconds, secrets.token_bytes(10))
             prompt = commit_prompt(parameters, self._salt(request, "prompt"))
             append(self._context, RequestAdmitted(**_answered_by(request, loaded), prompt=prompt), source=source)
         except ApplianceError as error:

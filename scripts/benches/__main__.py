@@ -45,7 +45,7 @@ def _measure(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
     plan = ledger.QUICK if given.quick else ledger.FULL
     if given.largest is not None and not given.quick:
         plan = replace(plan, largest=given.largest)
-    return ledger.measure(folder, plan)
+    return ledger.growth(folder, plan) if given.growth else ledger.measure(folder, plan)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "--folder", metavar="DIR", type=Path, help="whose disk is measured (default: where temp files lie)"
     )
     parser.add_argument("--largest", metavar="N", type=int, help="largest log of the growth (1,000,000; 0 for none)")
+    parser.add_argument("--growth", action="store_true", help="ledger: the growth alone")
     parser.add_argument("--data", metavar="DIR", type=Path, default=training.DATA, help="train: the public datasets")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="serve, train: where to compute")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")

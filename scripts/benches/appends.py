@@ -24,7 +24,7 @@ from scripts.benches.synthetic import Synthetic
 from tests import postgres
 
 WRITERS = 64
-_ENTRY_BYTES = 560
+_ENTRY_BYTES = 690
 
 
 @dataclass

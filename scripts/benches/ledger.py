@@ -50,14 +50,16 @@ def measure(folder: Path, plan: Plan) -> Iterator[Row]:
         yield from verifying.whole(log, plan.rounds)
         yield from peer.beside_pymerkle(log, folder, plan.turns, alone=plan.alone, proofs=plan.proofs // 10 + 1)
         if plan.largest:
-            yield from growth(folder, log, plan)
+            yield from growth(folder, plan, log)
 
 
-def growth(folder: Path, known: Log, plan: Plan) -> Iterator[Row]:
+def growth(folder: Path, plan: Plan, known: Log | None = None) -> Iterator[Row]:
     """Each cost at each size, the sizes taking turns; against it stands the cost at a tenth of the size."""
     with ExitStack() as stack:
         sizes = [size for size in GROWTH if size <= plan.largest]
-        logs = [known if size == known.size else stack.enter_context(open_log(folder, size)) for size in sizes]
+        logs = [
+            known if known and size == known.size else stack.enter_context(open_log(folder, size)) for size in sizes
+        ]
         costs: dict[tuple[str, str], list[float]] = {
             ("own CPU of an append", "µs"): _over(logs, plan.rounds, lambda log: _append_cpu(log, plan.appends)),
             ("inclusion proof", "ms"): _over(logs, plan.rounds, lambda log: reading.inclusion(log, plan.proofs)),

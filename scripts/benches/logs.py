@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 
 from appliance.domain import events as e
 from appliance.domain.entry import Draft, Entry, parse_entry
+from appliance.domain.serving_events import name_request
 from appliance.domain.subjects import subjects_of
 from appliance.formats.note import vkey_of
 from appliance.formats.timestamp import parse_time
@@ -95,17 +96,18 @@ class Requests:
 
     def __init__(self, ledger: Ledger, seed: int) -> None:
         self._slots = [slot for _, slot in ledger.state.slots.items() if slot.loaded is not None]
-        self._random = random.Random(seed)
+        self._random, self._clock = random.Random(seed), clock_after(ledger.state.last_time)
 
     def heartbeat(self) -> Draft:
-        return Draft(type="heartbeat")
+        return _draft(e.Heartbeat())
 
     def pair(self) -> tuple[Draft, Draft]:
         """A request's beginning and its end."""
         slot = self._random.choice(self._slots)
         names = ("unit", "task", "adapter", "manifest", "admitted", "release", "approvals")
         place = {name: getattr(slot, name) for name in names}
-        request, digest = f"{self._random.getrandbits(128):032x}", f"hmac-sha256:{self._random.getrandbits(256):064x}"
+        request = name_request(int(self._clock().timestamp() * 1000), self._random.randbytes(10))
+        digest = f"hmac-sha256:{self._random.getrandbits(256):064x}"
         counts = {"finish_reason": "stop", "prompt_tokens": 212, "completion_tokens": 18}
         admitted = e.RequestAdmitted(request=request, prompt=digest, **place)
         finished = e.RequestFinished(request=request, answer=digest, **place, **counts)
@@ -118,5 +120,5 @@ def _draft(event: e.Event) -> Draft:
         actor=event.actor or "service",
         source="tcp",
         subjects=subjects_of(event),
-        body=event.model_dump(mode="json"),
+        body=event,
     )

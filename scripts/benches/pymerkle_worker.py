@@ -18,7 +18,7 @@ from typing import Any
 
 from pymerkle import SqliteTree  # type: ignore[import-not-found]
 
-ENTRY_BYTES = 560
+ENTRY_BYTES = 690
 BLOCK = 128
 """Subtrees of this width and wider are what pymerkle caches."""
 

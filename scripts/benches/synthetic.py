@@ -16,6 +16,7 @@ from itertools import count
 from typing import Any
 
 from appliance.domain import events as e
+from appliance.domain.serving_events import name_request
 from appliance.formats.checkpoint import Checkpoint, sign_checkpoint
 from appliance.formats.merkle import EMPTY_ROOT, hash_leaf, hash_node
 from appliance.formats.timestamp import encode_time, parse_time
@@ -166,7 +167,7 @@ class Synthetic:
                 yield self._copy(slot.failed if chance() < _FAILURES else slot.finished, request)
             else:
                 slot = self._serving[int(chance() * len(self._serving))]
-                request = f"{self._random.getrandbits(128):032x}"
+                request = name_request(self._clock_ms, self._random.randbytes(10))
                 self._open.append((slot, request))
                 yield self._copy(slot.admitted, request)
 

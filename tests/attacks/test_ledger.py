@@ -73,6 +73,15 @@ def test_the_database_itself_refuses_to_change_or_remove_any_row(shared: Site) -
     assert shared.verify()["local_findings"] == []
 
 
+def test_a_refusal_that_was_switched_off_is_named_by_verify(site: Site) -> None:
+    """Nothing was changed yet, and every entry is as it was: the database would no longer refuse to."""
+    with opened(site) as connection:
+        connection.execute("DROP TRIGGER entries_refuse_delete")
+    report = site.verify()
+    assert report["verdict"] == "failed"
+    assert report["local_findings"] == ["trigger entries_refuse_delete: expected one that refuses, got none"]
+
+
 def flip(data: bytes) -> bytes:
     """The same length, one bit other, in the middle."""
     at = len(data) // 2

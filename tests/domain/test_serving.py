@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import uuid
 from typing import Any
 
 import pytest
@@ -9,10 +11,22 @@ import pytest
 from appliance.domain import events as e
 from appliance.domain import orders as o
 from appliance.domain.names import NO_DIGEST, add_seconds
+from appliance.domain.serving_events import name_request
 from appliance.domain.state import Adapter
 from appliance.errors import Denied
 from tests.domain.builder import Site, policy_set, stage
 from tests.domain.refusals import refuses
+
+
+def test_a_request_is_named_by_a_uuid_of_its_time() -> None:
+    """So that those of one time stand side by side in the order of names."""
+    time = 1_764_000_000_123
+    name = name_request(time, b"\xff" * 10)
+    value = uuid.UUID(name)
+    assert (value.version, value.variant, value.int >> 80) == (7, uuid.RFC_4122, time)
+    assert name_request(time, bytes(10)) < name < name_request(time + 1, bytes(10))
+    assert len({name_request(time, n.to_bytes(10)) for n in range(1000)}) == 1000
+    assert re.fullmatch(r"[0-9a-f]{32}", name)
 
 
 def adapter(site: Site, version: int = 1) -> Adapter:

@@ -169,10 +169,14 @@ def test_all_disclosures_come_page_by_page(ledger: Ledger) -> None:
     assert list(ledger.all_disclosures()) == sorted(texts, key=lambda item: item.commitment)
 
 
-def test_every_entry_is_proved_at_every_size(ledger: Ledger) -> None:
+@pytest.mark.parametrize("remembered", [True, False], ids=["by who appended them", "after a start"])
+def test_every_entry_is_proved_at_every_size(
+    ledger: Ledger, open_ledger: Callable[[], Ledger], remembered: bool
+) -> None:
     for _ in range(20):
         ledger.append(heartbeat())
     leaves = [hash_leaf(data) for data in ledger.entries()]
+    ledger = ledger if remembered else open_ledger()
     for size in range(1, len(leaves) + 1):
         root = root_of(leaves[:size])
         for index in range(size):

@@ -20,10 +20,13 @@ from tests.store.site import Site, heartbeat
 
 @pytest.fixture
 def ledger(sqlite_path: Path, site: Site) -> Iterator[Ledger]:
-    with closing(site.open_ledger(open_engine(f"sqlite:///{sqlite_path}"))) as ledger:
-        ledger.append(site.first_draft())
+    """As a service that was started again: it remembers no node of its own appends."""
+    url = f"sqlite:///{sqlite_path}"
+    with closing(site.open_ledger(open_engine(url))) as before:
+        before.append(site.first_draft())
         for _ in range(4):
-            ledger.append(heartbeat())
+            before.append(heartbeat())
+    with closing(site.open_ledger(open_engine(url))) as ledger:
         yield ledger
 
 
