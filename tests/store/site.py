@@ -154,7 +154,7 @@ def heartbeat() -> Draft:
 
 def refusal(unit: str = "legal", message: str = "no release") -> Draft:
     """An entry with a unit, an outcome and an actor of its own, that needs nothing before it."""
-    body = {"unit": unit, "code": "denied", "message": message}
+    body = {"unit": unit, "code": "denied", "message": message, "count": 1}
     return Draft(
         type="request.refused", actor=unit, source="tcp", subjects=(f"unit:{unit}",), outcome="denied", body=body
     )
