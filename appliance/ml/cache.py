@@ -17,7 +17,7 @@ from appliance.errors import Unavailable
 
 # Tokens in a block.
 BLOCK = 64
-_FIRST_BLOCKS = 32
+_FIRST_BLOCKS = 8
 
 
 @dataclass

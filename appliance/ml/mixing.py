@@ -111,8 +111,8 @@ class Stack:
         self._held[place] = slot
 
     def _grow(self, adapter: Adapter) -> None:
-        """Twice as many places, all in one piece of memory, layer by layer as they are read."""
-        size = max(1, 2 * len(self._held))
+        """Half as many places more, all in one piece of memory, layer by layer as they are read."""
+        size = len(self._held) + max(1, len(self._held) // 2)
         shapes: dict[Group, list[tuple[int, int]]] = {}
         for group, layers in self._named.items():
             pairs = [adapter.weights[group[layer]] for layer in layers]

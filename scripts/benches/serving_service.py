@@ -47,7 +47,7 @@ class Plan:
 
 
 QUICK = Plan(rounds=1, tokens=32, lone=30, revocations=6, rollbacks=4, known=60, hot=20)
-FULL = Plan(rounds=7, tokens=128, lone=300, revocations=60, rollbacks=30, known=1000, hot=64)
+FULL = Plan(rounds=3, tokens=96, lone=100, revocations=30, rollbacks=12, known=1000, hot=64)
 
 
 def measure(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ class Ours:
     """The engine that the serving worker runs, without its frames."""
 
     def __init__(self, base: str, device: str, quantisation: str) -> None:
+        importlib.import_module("appliance.worker.serve")  # First: it says how torch's threads wait.
         from appliance.ml import machine
         from appliance.ml.base import load_base
         from appliance.ml.engine import Engine
@@ -33,6 +35,7 @@ class Ours:
         machine.use_determinism(0)
         before = memory(device)
         loaded = load_base(Path(base), quantisation=quantisation, compute_dtype="bfloat16", device=device)
+        _own(loaded.model)
         self._engine = Engine(replace(loaded, chat=_endless(loaded.chat)))
         self._device, self._before, self._count = device, before, 0
 
@@ -103,7 +106,6 @@ class Ours:
 
     def grown(self) -> Numbers:
         """Bytes that base, adapters and the cache have added to the process."""
-        _own(self._engine.base.model)
         return [float(memory(self._device) - self._before)]
 
     def read_bytes(self, adapter: str) -> Numbers:
