@@ -90,6 +90,9 @@ class Serving:
         self._lock = threading.RLock()
         self._engines: dict[tuple[str, str, str], Engine] = {}
         self._slots: dict[str, Loaded] = {}
+        # Clear while something is to be taken out: whoever would load waits behind it, not before it.
+        self._settled = threading.Event()
+        self._settled.set()
         self._key = context.keyring.read_secret(DIGEST_KEY)
 
     # --- what a unit sees ---------------------------------------------------------------------------------------------
@@ -178,6 +181,7 @@ class Serving:
 
     def _ensure(self, unit: str, task: str) -> Loaded:
         """The loaded slot for the unit's task, if it still is today's release; else admission and a load."""
+        self._settled.wait()
         with self._lock:
             key = release_key(unit, task)
             loaded = self._slots.get(key)
@@ -247,12 +251,19 @@ class Serving:
         return barred(state, release, adapter, now)
 
     def reconcile(self) -> None:
-        """After anything that may change what answers: what may not answer any more is taken out at once."""
-        with self._lock:
-            for loaded in list(self._slots.values()):
-                reasons = self._against(loaded)
-                if reasons:
-                    self._unload(loaded, reasons[0])
+        """After anything that may change what answers: what may not answer any more is taken out at once.
+
+        It waits for one load at most, however many stand in line.
+        """
+        self._settled.clear()
+        try:
+            with self._lock:
+                for loaded in list(self._slots.values()):
+                    reasons = self._against(loaded)
+                    if reasons:
+                        self._unload(loaded, reasons[0])
+        finally:
+            self._settled.set()
 
     def _unload(self, loaded: Loaded, reason: str) -> None:
         """Denied first: the slot is gone from the table before the engine forgets it."""

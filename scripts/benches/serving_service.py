@@ -26,7 +26,7 @@ from appliance.workflows.engine import Engine
 from scripts.benches import serving_home
 from scripts.benches.measure import Row, interleaved, row, sync_ms, wall_ms
 from scripts.benches.serving_home import BASE, OWNER, UNITS, Home
-from scripts.benches.serving_worker import make_adapters
+from scripts.benches.serving_worker import make_adapters, memory
 from tests.site import Site, found_site
 
 STREAMS, MB, TURN = 16, 1e6, "turn"
@@ -96,10 +96,10 @@ def _fill(
             _release(home, path, TURN, read_probe(path), UNITS[0], TURN)
         for number in range(plan.revocations):
             _release(home, small, f"revoked-{number}", probe, UNITS[number % 8], f"revoked-{number}")
-        before = (_memory(), _size(site))
+        before = (memory("cpu"), _size(site))
         for number in range(plan.known):
             _release(home, small, f"known-{number}", probe, UNITS[number % 8], f"known-{number}")
-        grown = [after - first for after, first in zip((_memory(), _size(site)), before, strict=True)]
+        grown = [after - first for after, first in zip((memory("cpu"), _size(site)), before, strict=True)]
     yield row(f"memory of the service, an adapter known ({plan.known:,} known)", grown[0] / plan.known / 1e3, "kB")
     yield row("ledger, an adapter trained, sealed, reviewed twice, released", grown[1] / plan.known / 1e3, "kB")
 
@@ -112,12 +112,6 @@ def _release(home: Home, path: Path, name: str, probe: dict[str, Any], unit: str
 
 def _size(site: Site) -> int:
     return sum(path.stat().st_size for path in site.home.glob("ledger.db*"))
-
-
-def _memory() -> int:
-    """Bytes that this process has taken: tracemalloc would slow the ledger down tenfold."""
-    with open("/proc/self/status", encoding="ascii") as stream:
-        return next(int(line.split()[1]) * 1024 for line in stream if line.startswith("RssAnon:"))
 
 
 # --- admission --------------------------------------------------------------------------------------------------------
