@@ -186,7 +186,10 @@ def test_full_trains_in_float32_and_is_kept_in_the_dtype_that_judges_it(train: T
     assert json.loads(trained.config)["architectures"] == ["LlamaForCausalLM"]
     plain, loaded = reload(trained, base_folder)
     assert (loaded - plain).abs().max().item() > 0.1
-    assert (loaded - read_logits(trained.base)).abs().max().item() < 0.05 * loaded.abs().max().item()
+    for name, weight in trained.model.named_parameters():
+        assert torch.equal(tensors[name], weight.detach().to(torch.bfloat16)), f"{name}: rounded once, when it is kept"
+    # Autocast rounds elsewhere than a bf16 model does, and how much one logit moves depends on the machine's kernels.
+    assert (loaded - read_logits(trained.base)).norm().item() < 0.05 * loaded.norm().item()
 
 
 def test_every_weight_of_a_base_gets_the_gradient_of_the_plain_loss(base_folder: Path, dataset: Path) -> None:
