@@ -5,6 +5,12 @@ database_url   APPLIANCE_DATABASE_URL    default: SQLite at <home>/ledger.db
 migration_url  APPLIANCE_MIGRATION_URL   the owner's login, where it is not the service's (PostgreSQL)
 listen         APPLIANCE_LISTEN          HOST:PORT of the units' door, or "off"; loopback by default
 witnessed      APPLIANCE_WITNESSED       the folder of what witnesses have seen; by default <home>/witnessed
+certificate    APPLIANCE_CERTIFICATE     PEM: the units' door's certificate and its chain; with `certificate_key`, TLS
+certificate_key  APPLIANCE_CERTIFICATE_KEY  PEM: its private key, readable by the service alone
+client_ca      APPLIANCE_CLIENT_CA       PEM: only clients with a certificate of this CA are let in
+operations     APPLIANCE_OPERATIONS      HOST:PORT of /healthz, /readyz and /metrics, or "off", which it is by default
+operations_token  APPLIANCE_OPERATIONS_TOKEN  the file with the token for /metrics, readable by the service alone
+plaintext      APPLIANCE_PLAINTEXT       "accepted": the units' door may stand open beyond loopback without TLS
 [limits]       -                         what each unit may ask of its door; [limits.UNIT] for one alone. 0: no limit
     concurrent, requests_per_minute, tokens_per_minute, tokens_per_day
 """
@@ -12,6 +18,7 @@ witnessed      APPLIANCE_WITNESSED       the folder of what witnesses have seen;
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import tomllib
 from collections.abc import Collection, Mapping
@@ -26,11 +33,32 @@ _VARIABLES = {
     "migration_url": "APPLIANCE_MIGRATION_URL",
     "listen": "APPLIANCE_LISTEN",
     "witnessed": "APPLIANCE_WITNESSED",
+    "certificate": "APPLIANCE_CERTIFICATE",
+    "certificate_key": "APPLIANCE_CERTIFICATE_KEY",
+    "client_ca": "APPLIANCE_CLIENT_CA",
+    "operations": "APPLIANCE_OPERATIONS",
+    "operations_token": "APPLIANCE_OPERATIONS_TOKEN",
+    "plaintext": "APPLIANCE_PLAINTEXT",
 }
 
 
 LIMITS = ("concurrent", "requests_per_minute", "tokens_per_minute", "tokens_per_day")
 _MOST = 10**12
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Files of the site's own CA, PEM; with `client_ca`, clients show one too."""
+
+    chain: Path
+    key: Path
+    client_ca: Path | None
+
+
+@dataclass(frozen=True)
+class Operations:
+    listen: tuple[str, int]
+    token: Path
 
 
 @dataclass(frozen=True)
@@ -40,6 +68,8 @@ class Settings:
     migration_url: str
     listen: tuple[str, int] | None
     witnessed: Path
+    certificate: Certificate | None = None
+    operations: Operations | None = None
     limits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """By unit, and under "" for every other, those that were given."""
 
@@ -74,14 +104,56 @@ def load_settings(home: Path | None = None, environment: Mapping[str, str] | Non
     values, limits = _read_file(place / "appliance.toml")
     values.update({key: env[name] for key, name in _VARIABLES.items() if env.get(name)})
     database_url = values.get("database_url", f"sqlite:///{place / 'ledger.db'}")
+    listen, certificate = _parse_listen(values.get("listen", DEFAULT_LISTEN)), _certificate(values, place)
+    operations = _operations(values, place)
+    for door in (listen, None if operations is None else operations.listen):
+        _check_plaintext(values.get("plaintext"), door, certificate)
     return Settings(
         home=place,
         database_url=database_url,
         migration_url=values.get("migration_url", database_url),
-        listen=_parse_listen(values.get("listen", DEFAULT_LISTEN)),
+        listen=listen,
         witnessed=place / values.get("witnessed", "witnessed"),
+        certificate=certificate,
+        operations=operations,
         limits=limits,
     )
+
+
+def _certificate(values: Mapping[str, str], place: Path) -> Certificate | None:
+    chain, key, client_ca = (values.get(name) for name in ("certificate", "certificate_key", "client_ca"))
+    if chain is None and key is None and client_ca is None:
+        return None
+    if chain is None or key is None:
+        raise BadInput("settings, certificate: expected certificate and certificate_key, got one without the other")
+    return Certificate(place / chain, place / key, None if client_ca is None else place / client_ca)
+
+
+def _operations(values: Mapping[str, str], place: Path) -> Operations | None:
+    listen, token = _parse_listen(values.get("operations", "off")), values.get("operations_token")
+    if listen is None:
+        return None
+    if token is None:
+        raise BadInput("settings, operations: expected operations_token beside it, since numbers are not for everybody")
+    return Operations(listen, place / token)
+
+
+def _check_plaintext(accepted: str | None, listen: tuple[str, int] | None, certificate: Certificate | None) -> None:
+    """Tokens and prompts do not cross a network in the clear unless somebody wrote that they may."""
+    if accepted not in (None, "accepted"):
+        raise BadInput(f'settings, plaintext: expected "accepted" or nothing, got {accepted!r}')
+    if listen is not None and certificate is None and accepted is None and not is_loopback(listen[0]):
+        raise BadInput(
+            f"settings, listen {listen[0]}: expected loopback, or certificate and certificate_key, "
+            'or plaintext = "accepted", got a door that is open to a network in the clear'
+        )
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _default_home(env: Mapping[str, str]) -> str:

@@ -7,21 +7,26 @@ import json
 import logging
 import os
 import secrets
+import ssl
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+
+from starlette.types import ASGIApp
 
 from appliance import __version__
 from appliance.config import Settings
 from appliance.domain.entry import Draft, Entry, parse_entry
+from appliance.domain.event import Event
 from appliance.domain.events import Administrator, Initialized
 from appliance.domain.names import encode_value
 from appliance.domain.policy import PolicySet
 from appliance.domain.subjects import subjects_of
-from appliance.errors import ApplianceError, Conflict, NotFound, Tampered, Unavailable
+from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered, Unavailable
 from appliance.formats.canonical import encode_canonical
 from appliance.formats.digest import digest_bytes, digest_file
 from appliance.formats.fields import encode_base64
@@ -43,9 +48,13 @@ from appliance.web.api import people_app
 from appliance.web.auth import Doorkeeper
 from appliance.web.gate import MOST
 from appliance.web.limits import Limits, Quotas
+from appliance.web.logs import configure_logs, log_entry
+from appliance.web.metrics import Metrics
 from appliance.web.openai import units_app
+from appliance.web.operations import LEAST_TOKEN, Readiness, operations_app
 from appliance.web.server import Activity, Door, open_tcp, open_unix
 from appliance.web.server import serve as serve_doors
+from appliance.web.tls import open_tls, read_private
 from appliance.workflows import sessions, steps, watch, witness
 from appliance.workflows.context import Code, Context
 from appliance.workflows.progress import Progress
@@ -283,17 +292,18 @@ def describe_code() -> Code:
 
 def serve(settings: Settings, *, embedded: bool) -> None:
     """Runs the service until a signal; an embedded one ends after ten idle minutes."""
+    configure_logs()
     with lock_folder(settings.lock), service(settings) as context:
         serving = Serving(context)
         context.released = serving.reconcile
-        recover(context)
         door, activity = Doorkeeper(context), Activity()
+        quotas = Quotas(_limits(settings), MOST, time.monotonic)
+        metrics = Metrics(context, quotas)
+        context.appended, door.refused = partial(_observe, metrics), metrics.refused
+        recover(context)
         reason = "failed"
         try:
-            doors = []
-            if settings.listen is not None:
-                quotas = Quotas(_limits(settings), MOST, time.monotonic)
-                doors.append(Door(units_app(serving, door, quotas), open_tcp(settings.listen)))
+            doors = _doors(settings, context, units_app(serving, door, quotas, metrics), metrics)
             # The people's last: where it is open, the service is up.
             with open_unix(settings.socket) as people:
                 doors.append(Door(people_app(context, door, activity.touch), people, guarded=False))
@@ -306,6 +316,30 @@ def serve(settings: Settings, *, embedded: bool) -> None:
         finally:
             serving.close()
             _end(context, door, reason)
+
+
+def _doors(settings: Settings, context: Context, units: ASGIApp, metrics: Metrics) -> list[Door]:
+    """Those that stand open to a network, as far as they are asked for."""
+    doors, tls = [], _tls(settings)
+    if settings.listen is not None:
+        doors.append(Door(units, open_tcp(settings.listen), tls))
+    if settings.operations is not None:
+        token = read_private(settings.operations.token, "operations token").strip()
+        if len(token) < LEAST_TOKEN:
+            raise BadInput(f"operations token: expected {LEAST_TOKEN} characters at least, got {len(token)}")
+        app = operations_app(Readiness(context), metrics, token)
+        doors.append(Door(app, open_tcp(settings.operations.listen, "operations"), tls))
+    return doors
+
+
+def _observe(metrics: Metrics, entry: Entry, body: Event) -> None:
+    values = vars(body)
+    log_entry(entry, values, metrics.observe(entry, values))
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    files = settings.certificate
+    return None if files is None else open_tls(files.chain, files.key, files.client_ca)
 
 
 def _limits(settings: Settings) -> dict[str, Limits]:

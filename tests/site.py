@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 
 from appliance import wiring
 from appliance.client.embedded import is_answering
@@ -34,6 +35,7 @@ from appliance.formats.keys import Ed25519Signer, generate_ed25519
 from appliance.formats.manifest import Manifest, ManifestFile, encode_manifest
 from appliance.formats.timestamp import encode_time
 from appliance.formats.trust import Trust, parse_trust
+from tests.certificates import Authority
 
 ROOT = Path(__file__).resolve().parent.parent
 ROLES = {
@@ -69,6 +71,10 @@ class Site:
     environment: dict[str, str] = field(default_factory=dict)
     service: subprocess.Popen[bytes] | None = None
     sessions: dict[str, str] = field(default_factory=dict)
+    clients: list[httpx.Client] = field(default_factory=list)
+    """Those that stay open until the service ends."""
+    authority: Authority | None = None
+    """The site's own CA, where units are spoken to over TLS."""
 
     @property
     def settings(self) -> Settings:
@@ -106,6 +112,8 @@ class Site:
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         assert self.service is not None
+        while self.clients:
+            self.clients.pop().close()
         if self.service.poll() is None:
             self.service.send_signal(number)
         code = self.service.wait(60)
@@ -120,6 +128,33 @@ class Site:
     def http(self) -> httpx.Client:
         transport = httpx.HTTPTransport(uds=str(self.settings.socket))
         return httpx.Client(transport=transport, base_url="http://appliance", timeout=120)
+
+    @property
+    def url(self) -> str:
+        """The units' door."""
+        host, port = self.settings.listen or ("127.0.0.1", 0)
+        return f"{'http' if self.settings.certificate is None else 'https'}://{host}:{port}"
+
+    def units(self) -> httpx.Client:
+        """At the units' door; over TLS it trusts the site's own CA, and nobody else."""
+        verify = True if self.authority is None else self.authority.trusting()
+        self.clients.append(httpx.Client(base_url=self.url, timeout=120, verify=verify))
+        return self.clients[-1]
+
+    def openai(self, unit: str = "legal", token: str | None = None) -> openai.OpenAI:
+        return openai.OpenAI(
+            base_url=f"{self.url}/v1",
+            api_key=token or self.token(unit),
+            http_client=self.units(),
+            max_retries=0,
+        )
+
+    def secure(self) -> None:
+        """From its next start on, units are spoken to over TLS."""
+        self.authority = Authority(self.home.parent / f"{self.home.name}-ca")
+        files = self.authority.issue("appliance")
+        self.environment["APPLIANCE_CERTIFICATE"] = str(files.chain)
+        self.environment["APPLIANCE_CERTIFICATE_KEY"] = str(files.key)
 
     def ask(self, method: str, path: str, who: str | None = "olga", **more: Any) -> Any:
         headers = {} if who is None else {"Authorization": f"Bearer {self.session(who)}"}
@@ -159,15 +194,10 @@ class Site:
 
     def chat(self, unit: str, model: str, text: str = "the parties agree", **more: Any) -> dict[str, Any]:
         """One chat completion through the units' door; Refused with its status when it is refused."""
-        host, port = self.settings.listen or ("127.0.0.1", 0)
         token = more.pop("token", None) or self.token(unit)
         body = {"model": model, "max_tokens": 4, "messages": [{"role": "user", "content": text}], **more}
-        answer = httpx.post(
-            f"http://{host}:{port}/v1/chat/completions",
-            json=body,
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=120,
-        )
+        with self.units() as client:
+            answer = client.post("/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {token}"})
         if answer.status_code >= 400:
             raise Refused(answer)
         return dict(answer.json())

@@ -33,6 +33,20 @@ def test_limits_are_every_units_and_one_units(tmp_path: Path) -> None:
     assert load_settings(tmp_path / "none", {}).limits == {}
 
 
+def test_beyond_loopback_it_takes_a_certificate_or_a_word(tmp_path: Path) -> None:
+    for host in ("127.0.0.1", "127.9.9.9", "[::1]", "localhost"):
+        assert load_settings(write(tmp_path, f'listen = "{host}:9000"'), {}).listen is not None
+    for host in ("0.0.0.0", "[::]", "192.0.2.1", "bank.example"):
+        with pytest.raises(BadInput, match="open to a network in the clear"):
+            load_settings(write(tmp_path, f'listen = "{host}:9000"'), {})
+        load_settings(write(tmp_path, f'listen = "{host}:9000"\nplaintext = "accepted"'), {})
+    tls = 'listen = "0.0.0.0:9000"\ncertificate = "tls/chain.pem"\ncertificate_key = "/etc/ssl/own.key"'
+    certificate = load_settings(write(tmp_path, tls), {}).certificate
+    assert certificate is not None
+    assert (certificate.chain, certificate.key) == (tmp_path / "tls/chain.pem", Path("/etc/ssl/own.key"))
+    assert certificate.client_ca is None
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -45,6 +59,9 @@ def test_limits_are_every_units_and_one_units(tmp_path: Path) -> None:
         ('[limits.legal]\ntokens_per_day = "1"', "limits.legal, tokens_per_day: expected a whole number"),
         ("[limits.legal.more]\nconcurrent = 1", "limits.legal, key 'more'"),
         ("listen =", "expected TOML"),
+        ('certificate = "a.pem"', "expected certificate and certificate_key, got one without the other"),
+        ('client_ca = "a.pem"', "expected certificate and certificate_key, got one without the other"),
+        ('plaintext = "yes"', "expected \"accepted\" or nothing, got 'yes'"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, text: str, words: str) -> None:

@@ -235,6 +235,10 @@ def _key(
     return _principal(known, order.principal), {}
 
 
+def _tokens(known: state.State, order: orders.RevokeTokens, signer: state.Principal) -> Facts:
+    return _principal(known, order.unit), {}
+
+
 def _rotate_log_key(known: state.State, order: orders.RotateLogKey, signer: state.Principal) -> Facts:
     return Thing("LogKey", order.log_key, {"vkey": order.log_key}), {}
 
@@ -267,6 +271,7 @@ _FACTS: dict[type[orders.Order], Callable[..., Facts]] = {
     orders.ReplaceKey: _key,
     orders.RotateKey: _key,
     orders.RevokeKey: _key,
+    orders.RevokeTokens: _tokens,
     orders.RotateLogKey: _rotate_log_key,
     orders.Erase: _erase,
     orders.PlaceHold: _hold,

@@ -82,6 +82,7 @@ SAMPLES: dict[str, Request] = {
         Request(ADMINISTRATOR, "replace-key", REVIEWER, _NOW),
         Request(REVIEWER, "rotate-key", REVIEWER, _NOW),
         Request(ADMINISTRATOR, "revoke-key", REVIEWER, _NOW),
+        Request(ADMINISTRATOR, "revoke-tokens", principal_thing("legal", ("unit",)), _NOW),
         Request(ADMINISTRATOR, "rotate-log-key", LOG_KEY, _NOW),
         Request(ADMINISTRATOR, "erase", TEXT, _NOW),
         Request(ADMINISTRATOR, "place-hold", HOLD, _NOW),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -11,6 +12,9 @@ from appliance.cli.command import command, group, keyed, reads, shares, signs
 from appliance.cli.output import plain, print_facts, print_json, print_line, print_table, say
 from appliance.cli.reviewers import gather, print_evidence
 from appliance.cli.signing import receipt_value, sign_and_submit
+from appliance.cli.times import parse_moment
+from appliance.errors import BadInput
+from appliance.formats.timestamp import encode_time
 
 if TYPE_CHECKING:
     from appliance.client.orders import Receipt
@@ -189,7 +193,7 @@ def _tell(caller: Caller, receipt: Receipt, facts: list[tuple[str, object]]) -> 
 
 @group("token", example="appliance token issue --as legal --key legal.key")
 def token() -> None:
-    """A unit's API key: signed by the unit, at most an hour long."""
+    """A unit's API key: signed by the unit, at most an hour long; issue, revoke."""
 
 
 @token.command(
@@ -207,17 +211,54 @@ def token() -> None:
 @click.pass_obj
 def issue(caller: Caller, minutes: int, origin: str | None) -> None:
     """Print a token, signed by the unit's key, for any OpenAI client to use as its API key."""
-    from appliance.client.people import issue_token
+    from appliance.client.people import issue_token, token_digest
 
     unit, ttl_s = caller.signer, minutes * 60
     if origin is None:
         ttl_s = min(ttl_s, int(caller.about.parameters["token_lifetime_s"]))
     text, expires = issue_token(origin or caller.about.origin, unit, caller.unlocked, ttl_s)
     if caller.json:
-        print_json({"token": text, "unit": unit, "expires_at": expires})
+        print_json({"token": text, "id": token_digest(text), "unit": unit, "expires_at": expires})
     else:
         print_line(text)
-    say(f"A token of {unit}, until {expires}. Whoever has it speaks for the unit.")
+    say(f"A token of {unit}, until {expires}. Whoever has it speaks for the unit. Its id: {token_digest(text)}")
+
+
+@token.command(
+    "revoke",
+    example=(
+        "appliance token revoke legal --token leaked.txt --reason 'it stood in a log'\n"
+        "appliance token revoke legal --before now"
+    ),
+)
+@click.argument("unit", metavar="UNIT")
+@click.option(
+    "--token",
+    "file",
+    type=click.File("r"),
+    metavar="FILE",
+    help="This token alone: a file with it or its id; - reads it.",
+)
+@click.option("--before", metavar="TIME", help="Every token that was issued before it; `now` for all there are.")
+@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
+@signs
+@click.pass_obj
+def revoke_tokens(caller: Caller, unit: str, file: TextIO | None, before: str | None, reason: str | None) -> None:
+    """End one token of a unit, or all that were issued before a time. What they are being answered is cut off.
+
+    Signed by the unit itself, by its release owner, or by an administrator. Whoever holds the unit's key signs another
+    token: a stolen key is ended by `appliance key revoke`.
+    """
+    from appliance.client.people import propose_token_revocation, token_digest
+
+    if (file is None) == (before is None):
+        raise BadInput("token revoke: expected --token FILE or --before TIME, got both or neither")
+    digest = None if file is None else token_digest(file.read(65_536).strip())
+    now = datetime.now(UTC)
+    moment = None if before is None else encode_time(now) if before == "now" else parse_moment(before, "before", now)
+    proposal = propose_token_revocation(caller.about, caller.signer, unit, digest, moment, reason)
+    what = ("token", digest) if digest else ("issued before", moment)
+    _tell(caller, sign_and_submit(caller, proposal), [("unit", unit), what])
 
 
 @command("serve", example="appliance serve")
@@ -229,6 +270,7 @@ def serve(caller: Caller, embedded: bool) -> None:
     from appliance import wiring
 
     settings = caller.settings
-    listen = "off" if settings.listen is None else f"http://{settings.listen[0]}:{settings.listen[1]}/v1"
+    scheme = "http" if settings.certificate is None else "https"
+    listen = "off" if settings.listen is None else f"{scheme}://{settings.listen[0]}:{settings.listen[1]}/v1"
     say(f"people: {settings.socket}", f"units: {listen}")
     wiring.serve(settings, embedded=embedded)

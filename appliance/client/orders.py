@@ -52,6 +52,7 @@ MEANINGS = {
     "replace-key": "From now on the person signs with this key; older ones end at once. Compare the key id first.",
     "rotate-key": "From now on you sign with this key; your older keys sign until the date, and then no more.",
     "revoke-key": "The key signs nothing more. With `since`, what it signed in that entry or later does not count.",
+    "revoke-tokens": "These tokens open nothing more; what they are being answered is cut off.",
     "rotate-log-key": "This key signs the log's checkpoints; the ones before it sign beside it until the date.",
     "erase": "This text is destroyed, for ever. The commitment to it stays, and every signature over it holds.",
     "place-hold": "No text of an entry about this subject is erased while the hold stands.",

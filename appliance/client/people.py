@@ -11,9 +11,16 @@ from typing import Any
 from appliance.client.door import About, Door
 from appliance.client.files import read_file
 from appliance.client.orders import Proposal, propose
-from appliance.domain.credentials import Possession, UnitToken, encode_credential, encode_token, parse_credential
+from appliance.domain.credentials import (
+    Possession,
+    UnitToken,
+    encode_credential,
+    encode_token,
+    parse_credential,
+    parse_token,
+)
 from appliance.domain.names import add_seconds
-from appliance.domain.orders import Enroll, ReplaceKey, RevokeKey, RotateKey
+from appliance.domain.orders import Enroll, ReplaceKey, RevokeKey, RevokeTokens, RotateKey
 from appliance.errors import BadInput, NotFound, Tampered
 from appliance.formats.dsse import encode_envelope, parse_envelope, sign_envelope, verify_envelope
 from appliance.formats.keys import Signer
@@ -87,6 +94,19 @@ def propose_key_revocation(
 ) -> Proposal:
     texts = {} if reason is None else {"reason": reason}
     return propose(about, signer, RevokeKey, {"principal": name, "keyid": keyid, "since": since}, texts=texts)
+
+
+def propose_token_revocation(
+    about: About, signer: str, unit: str, token: str | None, issued_before: str | None, reason: str | None
+) -> Proposal:
+    texts = {} if reason is None else {"reason": reason}
+    values = {"unit": unit, "token": token, "issued_before": issued_before}
+    return propose(about, signer, RevokeTokens, values, texts=texts)
+
+
+def token_digest(text: str) -> str:
+    """What identifies a token in the ledger: of the token itself, or this very digest."""
+    return text if text.startswith("sha256:") else parse_token(text).pae_digest
 
 
 def _key_values(data: bytes, statement: Possession) -> dict[str, str]:

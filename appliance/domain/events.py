@@ -24,6 +24,7 @@ from appliance.domain.governing_events import (
     ServiceStopped,
     SessionOpened,
     TextErased,
+    TokensRevoked,
 )
 from appliance.domain.making_events import (
     AdapterQuarantined,
@@ -69,6 +70,7 @@ EVENTS: dict[str, type[Event]] = {
         AdapterAdmitted, AdmissionRefused, AdapterLoaded, AdapterUnloaded, RequestAdmitted, RequestFinished,
         RequestRefused, KeyEnrolled, KeyRevoked, LogKeyRotated, TextErased, HoldPlaced, HoldLifted, CheckpointCosigned,
         RunCheckpointed, ResumeRequested, RunResumed, ReplayRequested, ReplayFinished, ReplayFailed,
+        TokensRevoked,
     )
 }  # fmt: skip
 
@@ -81,5 +83,5 @@ __all__ = [
     "ReleaseRolledBack", "ReplayFailed", "ReplayFinished", "ReplayRequested", "RequestAdmitted", "RequestFinished",
     "RequestRefused", "ResumeRequested", "ReviewRecorded", "RoleGranted", "RunCancelled", "RunCheckpointed",
     "RunFailed", "RunFinished", "RunRequested", "RunResumed", "RunStarted", "ServiceStarted", "ServiceStopped",
-    "SessionOpened", "TextErased",
+    "SessionOpened", "TextErased", "TokensRevoked",
 ]  # fmt: skip

@@ -104,6 +104,10 @@ class KeyRevoked(Ordered):
     type = "key.revoked"
 
 
+class TokensRevoked(Ordered):
+    type = "tokens.revoked"
+
+
 class LogKeyRotated(Endorsed):
     """From here on the log's checkpoints are signed by the key that the order names."""
 

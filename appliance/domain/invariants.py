@@ -35,13 +35,14 @@ from appliance.domain.orders import (
     RevokeAdapter,
     RevokeKey,
     RevokePrincipal,
+    RevokeTokens,
     RollBack,
     RotateKey,
     RotateLogKey,
     Train,
 )
 from appliance.domain.recipe import untrainable
-from appliance.domain.state import Adapter, Principal, State, checkpoint_key, release_key
+from appliance.domain.state import Adapter, Principal, State, checkpoint_key, release_key, token_key
 from appliance.errors import ApplianceError
 from appliance.formats.keys import keyid_of
 
@@ -145,6 +146,25 @@ def _units_of(state: State, roles: tuple[str, ...]) -> Reasons:
 
 def _revoke_principal(state: State, order: RevokePrincipal, signer: Principal, now: Time) -> Reasons:
     return _needs(signer, "administrator") + _standing(state, order.principal)
+
+
+def _revoke_tokens(state: State, order: RevokeTokens, signer: Principal, now: Time) -> Reasons:
+    """The unit itself, who owns its releases, or an administrator: whoever may take away does."""
+    reasons = [] if signer.name == order.unit else _needs(signer, "administrator", f"release-owner:{order.unit}")
+    unit = state.principals.get(order.unit)
+    if unit is None or not unit.has("unit"):
+        return [*reasons, f"unit: expected an enrolled one, got {order.unit}"]
+    if (order.token is None) == (order.issued_before is None):
+        reasons.append("tokens: expected one token or a time before which they were issued, got both or neither")
+    revoked = None if order.token is None else state.tokens.get(token_key(order.unit, order.token))
+    if revoked is not None:
+        reasons.append(f"token {order.token}: expected one that counts, got one revoked by entry {revoked.index}")
+    if order.issued_before is not None:
+        latest = add_seconds(now, state.parameters.clock_skew_s)
+        if not (unit.tokens_since or "") < order.issued_before <= latest:
+            since = unit.tokens_since or "the beginning"
+            reasons.append(f"issued before: expected a time after {since} and by {latest}, got {order.issued_before}")
+    return reasons
 
 
 def _adopt_policy(state: State, order: AdoptPolicy, signer: Principal, now: Time) -> Reasons:
@@ -357,4 +377,5 @@ _RULES: dict[type[Order], Callable[..., Reasons]] = {
     Erase: _erase,
     PlaceHold: _place_hold,
     LiftHold: _lift_hold,
+    RevokeTokens: _revoke_tokens,
 }

@@ -14,10 +14,11 @@ from appliance.domain.orders import (
     PlaceHold,
     ReplaceKey,
     RevokeKey,
+    RevokeTokens,
     RotateKey,
     RotateLogKey,
 )
-from appliance.domain.state import Hold, LogKey, Principal, Witness
+from appliance.domain.state import Hold, LogKey, Principal, RevokedToken, Witness, token_key
 from appliance.errors import Denied
 from appliance.formats.checkpoint import parse_checkpoint
 from appliance.formats.cosignature import parse_witness_vkey, verify_cosignature
@@ -125,7 +126,19 @@ def checkpoint_cosigned(case: Case) -> Puts:
     return [(case.state.witnesses, body.witness, seen)]
 
 
+def tokens_revoked(case: Case) -> Puts:
+    order, state = case.allowed(RevokeTokens), case.state
+    if order.token is not None:
+        row = RevokedToken(digest=order.token, unit=order.unit, index=case.entry.index)
+        return [(state.tokens, token_key(order.unit, order.token), row)]
+    unit = state.principals.get(order.unit)
+    if unit is None:
+        raise Denied(f"entry {case.entry.index}: unit: expected an enrolled one, got {order.unit}")
+    return [(state.principals, unit.name, unit.model_copy(update={"tokens_since": order.issued_before}))]
+
+
 RULES = {
+    "tokens.revoked": tokens_revoked,
     "key.enrolled": key_enrolled,
     "key.revoked": key_revoked,
     "log-key.rotated": log_key_rotated,

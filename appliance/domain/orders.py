@@ -160,6 +160,18 @@ class RevokePrincipal(Order):
         return self._self(f"principal:{self.principal}")
 
 
+class RevokeTokens(Order):
+    """Ends one token of a unit, by the digest of its PAE, or every one that was issued before a time."""
+
+    verb = "revoke-tokens"
+    unit: Identifier
+    token: Digest | None
+    issued_before: Time | None
+
+    def subjects(self) -> Subjects:
+        return self._self(f"unit:{self.unit}")
+
+
 class AdoptPolicy(Order):
     verb = "adopt-policy"
     policy: Digest
@@ -323,6 +335,7 @@ AnyOrder = (
     | Activate
     | RollBack
     | RevokeAdapter
+    | RevokeTokens
 )
 
 ORDERS: dict[str, type[Order]] = {
@@ -331,7 +344,7 @@ ORDERS: dict[str, type[Order]] = {
         Enroll, Grant, RevokePrincipal, AdoptPolicy, Endorse, ImportBase, ImportDataset,
         Train, Cancel, Review, Activate, RollBack, RevokeAdapter,
         ReplaceKey, RotateKey, RevokeKey, RotateLogKey, Erase, PlaceHold, LiftHold,
-        Resume, Replay,
+        Resume, Replay, RevokeTokens,
     )
 }  # fmt: skip
 

@@ -18,8 +18,9 @@ from appliance.domain.events import (
     RequestRefused,
 )
 from appliance.domain.orders import Activate, RollBack
+from appliance.domain.signatures import token_revoked
 from appliance.domain.state import Activation, Adapter, OpenRequest, Release, Slot, release_key
-from appliance.errors import Denied
+from appliance.errors import Denied, NotAuthenticated
 
 
 def activated(case: Case) -> Puts:
@@ -122,6 +123,8 @@ def request_admitted(case: Case) -> Puts:
     case.require(body.manifest == adapter.manifest == slot.manifest, "manifest", slot.manifest, body.manifest)
     expected, got = (slot.admitted, slot.release, slot.approvals), (body.admitted, body.release, body.approvals)
     case.require(got == expected, "admitted, release and approvals", expected, got)
+    if revoked := token_revoked(case.state, body.unit, body.token, body.token_issued_at):
+        raise NotAuthenticated(f"entry {case.entry.index}: {revoked}", code="revoked")
     case.require(body.request not in case.state.requests, "request", "a new one", body.request)
     return [(case.state.requests, body.request, open_request(case.entry, body))]
 

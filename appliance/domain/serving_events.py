@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from appliance.domain.event import Event, Ordered
-from appliance.domain.names import Commitment, Digest, Identifier, VersionedName
+from appliance.domain.names import Commitment, Digest, Identifier, Time, VersionedName
 
 
 def name_request(milliseconds: int, random: bytes) -> str:
@@ -114,7 +114,11 @@ class _OfRequest(Event):
 
 
 class RequestAdmitted(_OfRequest):
+    """`token`: the digest of the PAE of the unit's token, by which it asked."""
+
     type = "request.admitted"
+    token: Digest
+    token_issued_at: Time
     prompt: Commitment = Field(description="of the prompt or the messages, under a key of this request's own")
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 from appliance.domain.credentials import Credential, Possession, Session, UnitToken, parse_credential
 from appliance.domain.names import Time, add_seconds
 from appliance.domain.orders import NewKey, Order, parse_order
-from appliance.domain.state import Key, Principal, State
+from appliance.domain.state import Key, Principal, State, token_key
 from appliance.errors import BadInput, Conflict, Denied, NotAuthenticated, Tampered
 from appliance.formats.dsse import Envelope, parse_envelope, verify_envelope
 
@@ -135,7 +135,20 @@ def accept_token(state: State, envelope: Envelope, now: Time) -> tuple[UnitToken
     unit = _check_credential(state, token, envelope, now, token.expires_at, state.parameters.token_lifetime_s)
     if not unit.has("unit"):
         raise NotAuthenticated(f"token of {unit.name}: expected a principal with the role unit, got another role")
+    if revoked := token_revoked(state, unit.name, envelope.pae_digest, token.issued_at):
+        raise NotAuthenticated(revoked, code="revoked")
     return token, unit
+
+
+def token_revoked(state: State, unit: str, digest: str, issued_at: Time) -> str | None:
+    """Why a token that was accepted no longer counts, or None while it does."""
+    row, principal = state.tokens.get(token_key(unit, digest)), state.principals.get(unit)
+    if row is not None:
+        return f"token of {unit}: expected one that counts, got one revoked by entry {row.index}"
+    since = None if principal is None else principal.tokens_since
+    if since is not None and issued_at < since:
+        return f"token of {unit}: expected one issued since {since}, got one issued at {issued_at}"
+    return None
 
 
 def _accept(state: State, model: type[Session], data: bytes, now: Time, limit_s: int) -> tuple[Session, Principal]:

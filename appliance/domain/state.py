@@ -46,9 +46,19 @@ class Principal(Value):
     enrolled: int
     revoked: int | None = None
     revoked_at: Time | None = None
+    tokens_since: Time | None = None
+    """Of a unit: its tokens that were issued before it do not count."""
 
     def has(self, role: str) -> bool:
         return self.revoked is None and role in self.roles
+
+
+class RevokedToken(Value):
+    """A unit's token that no longer counts; `digest` of its PAE."""
+
+    digest: str
+    unit: str
+    index: int
 
 
 class PendingOrder(Value):
@@ -329,6 +339,7 @@ class State:
         self.keys: Table[Key] = Table("key", self._journal)
         self.orders: Table[int] = DigestTable("order", self._journal, "sha256:")
         """By the digest of its PAE, the entry that accepted it: as small as it can be, there are as many as orders."""
+        self.tokens: Table[RevokedToken] = Table("token", self._journal)
         self.pending: Table[PendingOrder] = Table("pending", self._journal)
         self.imports: Table[Import] = Table("import", self._journal)
         self.bases: Table[Base] = Table("base", self._journal)
@@ -404,6 +415,11 @@ class State:
 
 def checkpoint_key(run: str, step: int) -> str:
     return f"{run}/{step}"
+
+
+def token_key(unit: str, digest: str) -> str:
+    """By unit first: what one revokes is none of another's."""
+    return f"{unit}/{digest}"
 
 
 def release_key(unit: str, task: str) -> str:

@@ -7,14 +7,16 @@ import secrets
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from appliance.domain.credentials import Session as SessionStatement
 from appliance.domain.credentials import parse_credential, parse_token
-from appliance.domain.signatures import accept_session, accept_token
+from appliance.domain.signatures import accept_session
 from appliance.errors import ApplianceError, BadInput, NotAuthenticated, TooMany
 from appliance.formats.dsse import parse_envelope
 from appliance.formats.timestamp import encode_time, parse_time
+from appliance.workflows.callers import Caller, accept_caller
 from appliance.workflows.context import Context
 from appliance.workflows.sessions import Refusals, open_session
 
@@ -34,6 +36,8 @@ class Doorkeeper:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self.refused: Callable[[str | None, ApplianceError], None] = lambda unit, error: None
+        """Told of each refusal that stands in no entry of its own."""
         self._lock = threading.Lock()
         self._challenges: dict[str, float] = {}
         self._sessions: dict[bytes, Session] = {}
@@ -81,20 +85,20 @@ class Doorkeeper:
             raise NotAuthenticated(f"session: expected a standing principal, got {session.principal}, who was revoked")
         return session
 
-    def unit(self, authorization: str | None) -> str:
+    def unit(self, authorization: str | None) -> Caller:
         """The unit whose key signed the token."""
         state = self._context.ledger.state
         now = self._context.now(state)
         try:
-            _, unit = accept_token(state, parse_token(_bearer(authorization)), now)
+            return accept_caller(state, parse_token(_bearer(authorization)), now)
         except BadInput as error:
             # An envelope with something else in it is no token either, and is counted as an attempt.
             raise NotAuthenticated(f"token: {error.message}") from None
-        return unit.name
 
     def count(self, unit: str | None, error: ApplianceError) -> None:
         """Attempts that nobody answers for, and a unit's that a limit refused, are counted here and appended as counts,
         once a minute: no flood of them fills the ledger."""
+        self.refused(unit, error)
         with self._lock:
             if isinstance(error, NotAuthenticated):
                 self._refused += 1

@@ -54,11 +54,12 @@ class Gate:
         body = _Body(receive)
         unit: str | None = None
         try:
-            unit = await self._threads.run(self._door.unit, _authorization(scope))
+            caller = await self._threads.run(self._door.unit, _authorization(scope))
+            unit = caller.unit
             place = self._quotas.enter(unit)
             with place:
                 await body.read(scope)
-                scope["state"].update(caller=unit, place=place)
+                scope["state"].update(caller=caller, place=place)
                 await self._app(scope, body.replay, send)
                 await _leave(scope)
                 return

@@ -123,6 +123,10 @@ class Quotas:
             self.running += 1
         return Place(self, meter)
 
+    def running_by_unit(self) -> dict[str, int]:
+        with self._lock:
+            return {unit: meter.running for unit, meter in self._meters.items()}
+
     def leave(self, meter: Meter) -> None:
         with self._lock:
             meter.running -= 1

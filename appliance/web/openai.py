@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Generator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -20,6 +20,7 @@ from appliance.web.auth import Doorkeeper
 from appliance.web.errors import Malformed, install, openai_body
 from appliance.web.gate import Gate, Threads
 from appliance.web.limits import Place, Quotas
+from appliance.web.metrics import Metrics
 from appliance.web.streams import Frames
 from appliance.workflows.serve import Answer, Serving
 
@@ -27,34 +28,37 @@ Value = dict[str, Any]
 Asked = ChatRequest | CompletionRequest | ClassifyRequest
 
 
-def units_app(serving: Serving, door: Doorkeeper, quotas: Quotas) -> ASGIApp:
+def units_app(serving: Serving, door: Doorkeeper, quotas: Quotas, metrics: Metrics) -> ASGIApp:
     """Every request passes the gate first; what the app itself refuses unseen is counted like what the gate refuses."""
     app = FastAPI(title="appliance, the units' door", docs_url=None, redoc_url=None, openapi_url=None)
     threads = Threads()
 
     def count(request: Request, error: ApplianceError) -> None:
         if isinstance(error, Malformed) or request.method == "GET":
-            door.count(request.state.caller, error)
+            door.count(request.state.caller.unit, error)
 
     install(app, openai_body, count)
-    app.include_router(_routes(serving, threads))
+    app.include_router(_routes(serving, threads, metrics))
     return Gate(app, door, quotas, threads)
 
 
-def _routes(serving: Serving, threads: Threads) -> APIRouter:
+def _routes(serving: Serving, threads: Threads, metrics: Metrics) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/models")
     async def models(request: Request) -> Value:
-        return {"object": "list", "data": await threads.run(serving.models, request.state.caller)}
+        return {"object": "list", "data": await threads.run(serving.models, request.state.caller.unit)}
 
     @router.get("/v1/models/{model}")
     async def model(model: str, request: Request) -> Value:
-        return await threads.run(serving.model, request.state.caller, model)
+        return await threads.run(serving.model, request.state.caller.unit, model)
 
     async def ask(kind: str, body: Asked, request: Request) -> Answer:
         source = f"tcp:{request.client.host}" if request.client else "unix"
-        return await threads.run(serving.answer, request.state.caller, body.model, kind, body.parameters(), source)
+        caller, begun = request.state.caller, time.monotonic()
+        answer = await threads.run(serving.answer, caller, body.model, kind, body.parameters(), source)
+        first = metrics.first.labels(caller.unit, body.model, answer.adapter)
+        return replace(answer, frames=_timed(answer.frames, lambda: first.observe(time.monotonic() - begun)))
 
     async def drawn(shape: Shape, body: ChatRequest | CompletionRequest, request: Request) -> Response:
         answer, place = await ask("generate", body, request), request.state.place
@@ -137,6 +141,17 @@ def _head(kind: str, answer: Answer, model: str) -> Value:
         "model": model,
         "system_fingerprint": answer.manifest,
     }
+
+
+def _timed(frames: Generator[Value], came: Callable[[], None]) -> Generator[Value]:
+    """The same frames; says when the first has come."""
+    try:
+        for number, frame in enumerate(frames):
+            if number == 0:
+                came()
+            yield frame
+    finally:
+        frames.close()
 
 
 def _gather(answer: Answer, place: Place) -> tuple[str, Value]:

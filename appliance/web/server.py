@@ -45,7 +45,7 @@ class Door:
 class _Guarded(H11Protocol):
     """One connection of a stranger: it has so long for its headers and so long to take an answer, or it is cut."""
 
-    _headers: asyncio.TimerHandle | None = None
+    _owed: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -53,16 +53,19 @@ class _Guarded(H11Protocol):
         if len(self.connections) > CONNECTIONS:
             transport.abort()
             return
-        self._headers = self.loop.call_later(HEADER_S, transport.abort)
+        self._owed = self.loop.call_later(HEADER_S, transport.abort)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
-            _cancel(self._headers)
-            self._headers = None
-        elif self._headers is None and self.conn.trailing_data[0]:
-            # The next request of a connection that is kept, begun and not ended.
-            self._headers = self.loop.call_later(HEADER_S, self.transport.abort)
+        ours, theirs = self.conn.our_state, self.conn.their_state
+        begun = theirs is h11.IDLE and bool(self.conn.trailing_data[0])
+        answered = ours is h11.DONE and theirs is h11.SEND_BODY
+        if begun or answered:
+            # Headers that have no end yet, or a body that goes on although its refusal was sent.
+            self._owed = self._owed or self.loop.call_later(HEADER_S, self.transport.abort)
+        elif theirs is not h11.IDLE:
+            _cancel(self._owed)
+            self._owed = None
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -74,7 +77,7 @@ class _Guarded(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        _cancel(self._headers)
+        _cancel(self._owed)
         _cancel(self._unread)
 
 
@@ -195,7 +198,7 @@ def _bind_unix(path: Path) -> socket.socket:
     return door
 
 
-def open_tcp(listen: tuple[str, int]) -> socket.socket:
+def open_tcp(listen: tuple[str, int], what: str = "units' door") -> socket.socket:
     host, port = listen
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     door = socket.socket(family, socket.SOCK_STREAM)
@@ -204,6 +207,6 @@ def open_tcp(listen: tuple[str, int]) -> socket.socket:
         door.bind((host, port))
     except OSError as error:
         door.close()
-        raise Unavailable(f"units' door, {host}:{port}: expected to listen there, got {error.strerror}") from None
+        raise Unavailable(f"{what}, {host}:{port}: expected to listen there, got {error.strerror}") from None
     door.listen(128)
     return door

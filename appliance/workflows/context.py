@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from appliance.access.cedar import SitePolicies
+from appliance.domain.entry import Entry
+from appliance.domain.event import Event
 from appliance.domain.policy import parse_policy
 from appliance.domain.state import State
 from appliance.errors import Tampered
@@ -41,7 +43,8 @@ class Code:
 class Context:
     """`probes`: what a worker must fail to reach. `host`: the machine's kind, in words. `device`: where
     training runs. `closing`: set when the service
-    ends, so that what its workers leave open goes on at the next start. `lost`: what witnesses have seen and
+    ends, so that what its workers leave open goes on at the next start. `appended`: told of each entry once it is
+    durable. `lost`: what witnesses have seen and
     the ledger does not hold; while there is anything, nothing is admitted."""
 
     ledger: Ledger
@@ -66,6 +69,7 @@ class Context:
     order_lock: threading.RLock = field(default_factory=threading.RLock)
     closing: threading.Event = field(default_factory=threading.Event)
     released: Callable[[], None] = lambda: None
+    appended: Callable[[Entry, Event], None] = lambda entry, body: None
     lost: list[Tampered] = field(default_factory=list)
     _site: tuple[str, SitePolicies] | None = None
 

@@ -151,6 +151,21 @@ class Engine:
         """Whether a request is under way in the slot."""
         return self._answering[slot] > 0
 
+    def cut(self, request: str, why: str) -> None:
+        """Ends one request at once: what it has not been given yet, it is not given."""
+        with self._lock:
+            heard = self._requests.get(request)
+            if heard is None:
+                return
+            # What the worker still says goes where nobody listens; the request leaves as every other does.
+            self._requests[request] = queue.Queue()
+        with suppress(queue.Empty):
+            while True:
+                heard.get_nowait()
+        heard.put({"frame": "failure", "code": "cut-off", "message": why})
+        with suppress(Unavailable):
+            self._send({"frame": "cancel", "id": request})
+
     def _enter(self, request: str, slot: str, heard: Heard) -> None:
         with self._lock:
             if not self.alive:

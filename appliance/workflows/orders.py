@@ -31,6 +31,7 @@ from appliance.domain.events import (
     RunCancelled,
     RunRequested,
     TextErased,
+    TokensRevoked,
 )
 from appliance.domain.invariants import reasons_against
 from appliance.domain.orders import (
@@ -73,6 +74,7 @@ _EVENTS: dict[str, type[Ordered]] = {
     "replace-key": KeyEnrolled,
     "rotate-key": KeyEnrolled,
     "revoke-key": KeyRevoked,
+    "revoke-tokens": TokensRevoked,
     "rotate-log-key": LogKeyRotated,
     "erase": TextErased,
     "place-hold": HoldPlaced,
@@ -87,6 +89,7 @@ _ATTACHMENTS = {
 _CHANGES_WHAT_ANSWERS = (
     "revoke-principal",
     "revoke-key",
+    "revoke-tokens",
     "adopt-policy",
     "review",
     "activate",

@@ -40,7 +40,9 @@ def append(
         disclosures=disclosures,
         erased=erased,
     )
-    return context.ledger.append(draft, guard=guard)
+    appended = context.ledger.append(draft, guard=guard)
+    context.appended(appended.entry, body)
+    return appended
 
 
 def conceal(text: str) -> Disclosure:

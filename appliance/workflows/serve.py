@@ -29,6 +29,7 @@ from appliance.formats.canonical import parse_canonical
 from appliance.formats.commitment import commit
 from appliance.store.ledger import Appended
 from appliance.workflows.admit import Admitted, admit
+from appliance.workflows.callers import Caller
 from appliance.workflows.context import Context, Frame
 from appliance.workflows.engine import Engine
 from appliance.workflows.ingest import checked_base
@@ -93,6 +94,8 @@ class Serving:
         # Clear while something is to be taken out: whoever would load waits behind it, not before it.
         self._settled = threading.Event()
         self._settled.set()
+        self._running: dict[str, tuple[Caller, Engine]] = {}
+        """Requests under way, by whose token and in which engine."""
         self._key = context.keyring.read_secret(DIGEST_KEY)
 
     # --- what a unit sees ---------------------------------------------------------------------------------------------
@@ -115,19 +118,25 @@ class Serving:
                 return model
         raise NotFound(f"model: expected one released to {unit}, got {task!r}", code="model-not-found")
 
-    def answer(self, unit: str, task: str, kind: str, parameters: Frame, source: str) -> Answer:
+    def answer(self, caller: Caller, task: str, kind: str, parameters: Frame, source: str) -> Answer:
         """Admits the request or records why not; whatever cannot be recorded is not answered.
 
         `kind` is `generate` or `classify`; the parameters hold `messages`, or `prompt`.
         """
+        milliseconds = int(self._context.clock().timestamp() * 1000)
+        request = name_request(milliseconds, secrets.token_bytes(10))
         try:
-            loaded = self._ensure(unit, task)
-            milliseconds = int(self._context.clock().timestamp() * 1000)
-            request = name_request(milliseconds, secrets.token_bytes(10))
+            loaded = self._ensure(caller.unit, task)
             prompt = commit_prompt(parameters, self._salt(request, "prompt"))
-            append(self._context, RequestAdmitted(**_answered_by(request, loaded), prompt=prompt), source=source)
+            body = RequestAdmitted(
+                **_answered_by(request, loaded), token=caller.token, token_issued_at=caller.issued_at, prompt=prompt
+            )
+            # Known before it is recorded: whatever is revoked from here on finds it.
+            self._running[request] = (caller, loaded.engine)
+            append(self._context, body, source=source)
         except ApplianceError as error:
-            self._refuse(unit, error, source)
+            self._running.pop(request, None)
+            self._refuse(caller.unit, error, source)
             raise
         frames = loaded.engine.answer(request, loaded.slot, kind, parameters)
         recorded = self._record(request, loaded, frames, source, kind)
@@ -156,6 +165,7 @@ class Serving:
             outcome = "failure"
             raise
         finally:
+            self._running.pop(request, None)
             frames.close()
             finished = self._finish(request, loaded, "".join(text), last, outcome, source)
         shown = "".join(text) if kind == "classify" else None
@@ -255,6 +265,7 @@ class Serving:
 
         It waits for one load at most, however many stand in line.
         """
+        self._cut_revoked()
         self._settled.clear()
         try:
             with self._lock:
@@ -264,6 +275,13 @@ class Serving:
                         self._unload(loaded, reasons[0])
         finally:
             self._settled.set()
+
+    def _cut_revoked(self) -> None:
+        """What is being answered to a token that no longer counts; waits for no load."""
+        state = self._context.ledger.state
+        for request, (caller, engine) in list(self._running.items()):
+            if against := caller.against(state):
+                engine.cut(request, against)
 
     def _unload(self, loaded: Loaded, reason: str) -> None:
         """Denied first: the slot is gone from the table before the engine forgets it."""

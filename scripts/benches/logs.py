@@ -109,7 +109,8 @@ class Requests:
         request = name_request(int(self._clock().timestamp() * 1000), self._random.randbytes(10))
         digest = f"hmac-sha256:{self._random.getrandbits(256):064x}"
         counts = {"finish_reason": "stop", "prompt_tokens": 212, "completion_tokens": 18}
-        admitted = e.RequestAdmitted(request=request, prompt=digest, **place)
+        token = {"token": f"sha256:{self._random.getrandbits(256):064x}", "token_issued_at": "2026-01-15T09:30:00.000Z"}
+        admitted = e.RequestAdmitted(request=request, prompt=digest, **token, **place)
         finished = e.RequestFinished(request=request, answer=digest, **place, **counts)
         return _draft(admitted), _draft(finished)
 

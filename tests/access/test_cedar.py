@@ -62,6 +62,7 @@ def orders(site: Site) -> dict[str, o.Order]:
         site.new_key(o.ReplaceKey, "anna", "rita")[0],
         site.new_key(o.RotateKey, "rita", "rita", old_until=site.now)[0],
         site.order(o.RevokeKey, "anna", principal="rita", keyid=site.keys["rita"].keyid, since=None),
+        site.order(o.RevokeTokens, "legal", unit="legal", token=site.base_digest, issued_before=None),
         site.order(o.RotateLogKey, "anna", log_key=vkey_of(ORIGIN, generate_ed25519()), old_until=site.now),
         site.order(o.Erase, "anna", commitment=enroll_of(site, "olga")),
         site.order(o.PlaceHold, "anna", subject="principal:olga"),

@@ -76,21 +76,34 @@ def read_golden(path: Path) -> Site:
 
 
 @pytest.fixture(scope="module")
-def shared(golden: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def wire() -> str:
+    """How units speak to the service; the files that attack their door make it both, `plain` and `tls`."""
+    return "plain"
+
+
+def copied(golden: Site, home: Path, wire: str) -> Site:
+    site = golden.copy(home, free_port())
+    if wire == "tls":
+        site.secure()
+    return site
+
+
+@pytest.fixture(scope="module")
+def shared(golden: Site, tmp_path_factory: pytest.TempPathFactory, wire: str) -> Iterator[Site]:
     """A running copy for all tests of a module that leave it as good as they found it."""
-    site = golden.copy(tmp_path_factory.mktemp("m") / "h", free_port())
+    site = copied(golden, tmp_path_factory.mktemp("m") / "h", wire)
     site.start()
     yield site
     site.stop()
 
 
 @pytest.fixture
-def spoil(golden: Site, tmp_path: Path) -> Iterator[Callable[[], Site]]:
+def spoil(golden: Site, tmp_path: Path, wire: str) -> Iterator[Callable[[], Site]]:
     """Makes a stopped copy of the golden site; its service is ended after the test."""
     made: list[Site] = []
 
     def make() -> Site:
-        made.append(golden.copy(tmp_path / f"h{len(made)}", free_port()))
+        made.append(copied(golden, tmp_path / f"h{len(made)}", wire))
         return made[-1]
 
     yield make

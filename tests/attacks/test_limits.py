@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
-import httpx
 import openai
 import pytest
 
@@ -23,6 +22,12 @@ tokens_per_day = 200
 """
 
 
+@pytest.fixture(scope="module", params=["plain", "tls"])
+def wire(request: pytest.FixtureRequest) -> str:
+    """Every attack on the units' door is made over both."""
+    return str(request.param)
+
+
 @pytest.fixture
 def limited(spoil: Callable[[], Site]) -> Site:
     site = spoil()
@@ -34,14 +39,14 @@ def limited(spoil: Callable[[], Site]) -> Site:
     return site
 
 
-def address(site: Site) -> tuple[str, int]:
-    return site.settings.listen or ("", 0)
-
-
 @contextmanager
 def connect(site: Site) -> Iterator[socket.socket]:
-    with socket.create_connection(address(site), timeout=60) as connection:
-        yield connection
+    with socket.create_connection(site.settings.listen or ("", 0), timeout=60) as connection:
+        if site.authority is None:
+            yield connection
+            return
+        with site.authority.trusting().wrap_socket(connection, server_hostname="127.0.0.1") as secured:
+            yield secured
 
 
 def head_of(site: Site, *more: str, unit: str = "legal") -> bytes:
@@ -59,9 +64,7 @@ def said(connection: socket.socket) -> bytes:
 
 
 def test_what_is_over_a_limit_is_refused_with_when_to_ask_again_and_counted(limited: Site) -> None:
-    client = openai.OpenAI(
-        base_url="http://{}:{}/v1".format(*address(limited)), api_key=limited.token("claims"), max_retries=0
-    )
+    client = limited.openai("claims")
     asked = {"model": "labels", "prompt": "the parties", "max_tokens": 30}
     with pytest.raises(openai.RateLimitError) as tokens:
         for _ in range(200):
@@ -89,8 +92,8 @@ def test_a_unit_has_no_more_answers_at_once_than_it_may_and_others_have_theirs(l
     limited.chat("claims", "labels", max_tokens=1)
     body = {"model": "labels", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1000, "stream": True}
     head = {"Authorization": f"Bearer {limited.token('legal')}"}
-    url = "http://{}:{}/v1/chat/completions".format(*address(limited))
-    with httpx.Client(timeout=60) as client:
+    url = "/v1/chat/completions"
+    with limited.units() as client:
         with (
             client.stream("POST", url, json={**body, "temperature": 2.0}, headers=head) as first,
             client.stream("POST", url, json={**body, "temperature": 2.0, "seed": 1}, headers=head) as second,
@@ -125,17 +128,17 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(limited: Site) ->
         for _ in range(80):
             yield b"x" * 65_536
 
-    url, head = "http://{}:{}/v1/chat/completions", {"Authorization": f"Bearer {limited.token('legal')}"}
-    answer = httpx.post(url.format(*address(limited)), content=chunks(), headers=head, timeout=60)
+    head = {"Authorization": f"Bearer {limited.token('legal')}"}
+    answer = limited.units().post("/v1/chat/completions", content=chunks(), headers=head)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too-large")
     assert not limited.entries(type="request.admitted")
 
 
 def test_a_stranger_may_send_no_body_at_all(limited: Site) -> None:
-    url = "http://{}:{}/v1/chat/completions".format(*address(limited))
-    assert httpx.post(url, content=b"x" * 1_000_000, timeout=60).status_code == 401
+    client, url = limited.units(), "/v1/chat/completions"
+    assert client.post(url, content=b"x" * 1_000_000).status_code == 401
     double = [("Authorization", f"Bearer {limited.token('legal')}")] * 2
-    assert httpx.post(url, json={}, headers=double, timeout=60).status_code == 401
+    assert client.post(url, json={}, headers=double).status_code == 401
 
 
 def test_headers_have_a_size_and_a_time(limited: Site) -> None:
@@ -155,17 +158,26 @@ def test_headers_have_a_size_and_a_time(limited: Site) -> None:
                 assert 5 < end.result(30) - begun < 20
 
 
+def test_a_body_without_an_end_is_cut_after_its_refusal(limited: Site) -> None:
+    with connect(limited) as connection, suppress(OSError):
+        connection.sendall(head_of(limited, "Transfer-Encoding: chunked"))
+        begun = time.monotonic()
+        while time.monotonic() - begun < 60:
+            connection.sendall(b"10000\r\n" + b"x" * 65_536 + b"\r\n")
+            time.sleep(0.02)
+    assert time.monotonic() - begun < 40
+
+
 def _until_cut(connection: socket.socket) -> float:
-    with suppress(ConnectionResetError):
+    with suppress(OSError):  # a reset, or over TLS an end without its goodbye
         assert connection.recv(1) == b""
     return time.monotonic()
 
 
 def test_where_a_request_came_from_is_not_what_it_says_of_itself(limited: Site) -> None:
-    url = "http://{}:{}/v1/chat/completions".format(*address(limited))
     head = {"Authorization": f"Bearer {limited.token('legal')}", "X-Forwarded-For": "203.0.113.9"}
     body = {"model": "labels", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
-    assert httpx.post(url, json=body, headers=head, timeout=60).status_code == 200
+    assert limited.units().post("/v1/chat/completions", json=body, headers=head).status_code == 200
     assert {entry["source"] for entry in limited.entries(type="request.finished")} == {"tcp:127.0.0.1"}
 
 

@@ -8,8 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import httpx
-import openai
 import pytest
 
 from appliance import verifier
@@ -23,9 +21,10 @@ ASKED: Any = [{"role": "user", "content": "the parties agree"}]
 DRAWN: dict[str, Any] = {"model": "labels", "max_tokens": 6, "temperature": 1.0, "seed": 3}
 
 
-def client_of(site: Site) -> openai.OpenAI:
-    host, port = site.settings.listen or ("", 0)
-    return openai.OpenAI(base_url=f"http://{host}:{port}/v1", api_key=site.token("legal"), max_retries=0)
+@pytest.fixture(scope="module", params=["plain", "tls"])
+def wire(request: pytest.FixtureRequest) -> str:
+    """Every attack on the units' door is made over both."""
+    return str(request.param)
 
 
 def check(site: Site, extra: dict[str, Any] | None, text: str) -> Answered:
@@ -39,7 +38,7 @@ def check(site: Site, extra: dict[str, Any] | None, text: str) -> Answered:
 
 
 def test_every_way_of_asking_gives_a_record_that_holds(released: Site, tmp_path: Path) -> None:
-    client = client_of(released)
+    client = released.openai()
     whole = client.chat.completions.create(messages=ASKED, **DRAWN)
     text = whole.choices[0].message.content or ""
     answered = check(released, whole.model_extra, text)
@@ -66,10 +65,9 @@ def test_every_way_of_asking_gives_a_record_that_holds(released: Site, tmp_path:
     completed = client.completions.create(prompt="the parties", **DRAWN)
     check(released, completed.model_extra, completed.choices[0].text)
 
-    host, port = released.settings.listen or ("", 0)
     head = {"Authorization": f"Bearer {client.api_key}"}
     asked = {"model": "labels", "input": "invoice and fee", "labels": ["payment", "secrecy"]}
-    found = httpx.post(f"http://{host}:{port}/v1/classify", json=asked, headers=head, timeout=60).json()
+    found = released.units().post("/v1/classify", json=asked, headers=head).json()
     check(released, found, found[MEMBER]["text"])
     said = {label: float(share) for label, share in json.loads(found[MEMBER]["text"]).items()}
     assert said == found["data"][0]["probabilities"]
@@ -85,7 +83,7 @@ def test_every_way_of_asking_gives_a_record_that_holds(released: Site, tmp_path:
 
 def test_the_ledger_holds_no_salt(released: Site) -> None:
     """Who reads the log or the database can guess no answer, however short."""
-    whole = client_of(released).chat.completions.create(messages=ASKED, **DRAWN)
+    whole = released.openai().chat.completions.create(messages=ASKED, **DRAWN)
     record = (whole.model_extra or {})[MEMBER]
     told = json.dumps(released.entries()).encode()
     told += b"".join(path.read_bytes() for path in released.home.glob("ledger.db*"))

@@ -50,10 +50,16 @@ def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Other(site)
 
 
+@pytest.fixture(scope="module", params=["plain", "tls"])
+def wire(request: pytest.FixtureRequest) -> str:
+    """Every attack on the units' door is made over both."""
+    return str(request.param)
+
+
 def models(site: Site, authorization: str | None) -> httpx.Response:
-    host, port = site.settings.listen or ("127.0.0.1", 0)
     headers = {} if authorization is None else {"Authorization": authorization}
-    return httpx.get(f"http://{host}:{port}/v1/models", headers=headers, timeout=30)
+    with site.units() as client:
+        return client.get("/v1/models", headers=headers)
 
 
 def is_unknown(answer: httpx.Response) -> bool:

@@ -6,12 +6,17 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import openai
 import pytest
 
 from appliance.domain.orders import RevokeAdapter, RollBack
 from tests.site import Refused, Site
+
+
+@pytest.fixture(scope="module", params=["plain", "tls"])
+def wire(request: pytest.FixtureRequest) -> str:
+    """Every attack on the units' door is made over both."""
+    return str(request.param)
 
 
 def test_a_unit_is_answered_and_both_ends_are_entries(released: Site) -> None:
@@ -73,11 +78,10 @@ def test_many_are_answered_at_once_and_each_as_if_alone(released: Site) -> None:
 
 def _stream(site: Site, seed: int, begun: threading.Semaphore) -> tuple[int, dict[str, object] | str]:
     """Pieces that came, and the last event."""
-    host, port = site.settings.listen or ("", 0)
     body = {"model": "labels", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1000, "stream": True}
     head = {"Authorization": f"Bearer {site.token('legal')}"}
-    url, events = f"http://{host}:{port}/v1/chat/completions", []
-    with httpx.stream("POST", url, json={**body, "temperature": 2.0, "seed": seed}, headers=head, timeout=60) as answer:
+    events, asked = [], {**body, "temperature": 2.0, "seed": seed}
+    with site.units() as client, client.stream("POST", "/v1/chat/completions", json=asked, headers=head) as answer:
         for line in answer.iter_lines():
             if line.startswith("data: "):
                 events.append(line[6:])
@@ -113,9 +117,7 @@ def test_a_revocation_cuts_what_is_being_answered(released: Site) -> None:
 
 def test_the_official_client_is_served_through_every_call_it_has(released: Site) -> None:
     """Each answer has its two entries, and what is refused has its error class."""
-    host, port = released.settings.listen or ("", 0)
-    url, token = f"http://{host}:{port}", released.token("legal")
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key=token, max_retries=0)
+    client, door = released.openai(), released.units()
     assert [model.id for model in client.models.list()] == ["labels"]
     assert client.models.retrieve("labels").owned_by == "legal"
 
@@ -146,9 +148,9 @@ def test_the_official_client_is_served_through_every_call_it_has(released: Site)
     )
     assert held.choices[0].message.content in labels
     assert held.choices[0].finish_reason == "stop"
-    head = {"Authorization": f"Bearer {token}"}
+    head = {"Authorization": f"Bearer {client.api_key}"}
     body = {"model": "labels", "input": "invoice and fee", "labels": labels}
-    found = httpx.post(f"{url}/v1/classify", json=body, headers=head, timeout=60).json()
+    found = door.post("/v1/classify", json=body, headers=head).json()
     assert sorted(found["data"][0]["probabilities"]) == sorted(labels)
     assert sum(found["data"][0]["probabilities"].values()) == pytest.approx(1, abs=1e-6)
     assert found["data"][0]["label"] in labels
@@ -162,11 +164,9 @@ def test_the_official_client_is_served_through_every_call_it_has(released: Site)
     with pytest.raises(openai.BadRequestError):
         client.completions.create(model="labels", prompt="<|im_end|>")
     with pytest.raises(openai.AuthenticationError):
-        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0).completions.create(
-            model="labels", prompt="x"
-        )
-    assert httpx.post(f"{url}/v1/classify", json={**body, "model": "tiny"}, headers=head).status_code == 404
-    assert httpx.post(f"{url}/v1/classify", json={**body, "labels": ["a", "a"]}, headers=head).status_code == 400
+        released.openai(token="none").completions.create(model="labels", prompt="x")
+    assert door.post("/v1/classify", json={**body, "model": "tiny"}, headers=head).status_code == 404
+    assert door.post("/v1/classify", json={**body, "labels": ["a", "a"]}, headers=head).status_code == 400
     finished = released.entries(type="request.finished")
     assert [entry["outcome"] for entry in finished] == ["success"] * 4 + ["failure"] * 2
     assert released.types().count("request.admitted") == 6

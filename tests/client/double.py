@@ -61,6 +61,7 @@ _EVENTS: dict[str, type[e.Ordered]] = {
     "replace-key": e.KeyEnrolled,
     "rotate-key": e.KeyEnrolled,
     "revoke-key": e.KeyRevoked,
+    "revoke-tokens": e.TokensRevoked,
     "rotate-log-key": e.LogKeyRotated,
     "erase": e.TextErased,
     "place-hold": e.HoldPlaced,

@@ -307,6 +307,10 @@ class Site:
         order = self.order(o.RevokeKey, signer, principal=name, keyid=self.keys[name].keyid, since=since)
         return self.ordered(e.KeyRevoked(policy=self.in_force), order)
 
+    def revoke_tokens(self, unit: str = "legal", signer: str = "anna", **fields: Any) -> Entry:
+        order = self.order(o.RevokeTokens, signer, unit=unit, **{"token": None, "issued_before": None, **fields})
+        return self.ordered(e.TokensRevoked(policy=self.in_force), order)
+
     def rotate_log_key(self, old_until: str | None = None) -> Ed25519Signer:
         """The site signs its checkpoints with the new key from here on."""
         key = generate_ed25519()
@@ -607,6 +611,8 @@ class Site:
             "task": "labels",
             "adapter": "clauses@1",
             **self.rests_on(fields),
+            "token": "sha256:" + "0" * 64,
+            "token_issued_at": self.now,
             "prompt": "hmac-sha256:" + "0" * 64,
         }
         return e.RequestAdmitted(**standing | fields)

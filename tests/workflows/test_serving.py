@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from appliance.errors import TooMany
+from appliance.errors import Denied, TooMany
 from appliance.formats.canonical import parse_canonical
 from appliance.ml.adapters import Slots
 from appliance.ml.base import load_base
 from appliance.ml.probe import encode_probe, read_probe
 from appliance.workflows import serve
+from appliance.workflows.callers import Caller
 from appliance.workflows.serve import Serving
 from scripts.benches import serving_home
 from scripts.benches.serving_home import UNITS, Home
@@ -56,8 +57,15 @@ def _probe(folder: Path, adapter: Path) -> dict[str, Any]:
         return encode_probe(base, plain, read_probe(base))
 
 
-def _ask(serving: Serving, unit: str, **changes: Any) -> str:
-    answer = serving.answer(unit, "own", "generate", {**ASKED, **changes}, "tcp:127.0.0.1")
+def _caller(home: Home, unit: str) -> Caller:
+    state = home.context.ledger.state
+    principal = state.principals.get(unit)
+    assert principal is not None
+    return Caller(unit, "sha256:" + "0" * 64, state.last_time, principal.keyid)
+
+
+def _ask(home: Home, serving: Serving, unit: str, **changes: Any) -> str:
+    answer = serving.answer(_caller(home, unit), "own", "generate", {**ASKED, **changes}, "tcp:127.0.0.1")
     return "".join(frame["text"] for frame in answer.frames if frame["frame"] == "token")
 
 
@@ -73,9 +81,9 @@ def test_the_slot_that_was_asked_for_longest_ago_makes_room(home: Home, monkeypa
     monkeypatch.setattr(serve, "HOT", 2)
     first, second, third = UNITS[:3]
     with closing(Serving(home.context)) as serving:
-        told = {unit: _ask(serving, unit) for unit in (first, second, first)}
+        told = {unit: _ask(home, serving, unit) for unit in (first, second, first)}
         since = home.context.ledger.state.size
-        told[third] = _ask(serving, third)
+        told[third] = _ask(home, serving, third)
         assert _log(home, since) == [
             ("unloaded", second),
             ("admitted", third),
@@ -83,7 +91,7 @@ def test_the_slot_that_was_asked_for_longest_ago_makes_room(home: Home, monkeypa
             ("admitted", third),
         ]
         since = home.context.ledger.state.size
-        assert _ask(serving, second) == told[second], "it is admitted and loaded again, and answers as before"
+        assert _ask(home, serving, second) == told[second], "it is admitted and loaded again, and answers as before"
         assert _log(home, since)[:3] == [("unloaded", first), ("admitted", second), ("loaded", second)]
         assert len(serving._slots) == 2
     unloaded = next(home.context.ledger.entry_bytes(index) for index in range(since, since + 3))
@@ -95,10 +103,27 @@ def test_a_slot_that_answers_is_not_taken(home: Home, monkeypatch: pytest.Monkey
     monkeypatch.setattr(serve, "HOT", 1)
     first, second = UNITS[:2]
     with closing(Serving(home.context)) as serving:
-        going = serving.answer(first, "own", "generate", {**ASKED, "max_tokens": 200}, "tcp:127.0.0.1")
+        going = serving.answer(_caller(home, first), "own", "generate", {**ASKED, "max_tokens": 200}, "tcp:127.0.0.1")
         next(going.frames)
         with pytest.raises(TooMany, match="slots: expected one of 1 that answers nothing"):
-            _ask(serving, second)
+            _ask(home, serving, second)
         going.frames.close()
-        assert _ask(serving, second)
+        assert _ask(home, serving, second)
         assert [loaded.unit for loaded in serving._slots.values()] == [second]
+
+
+def test_an_answer_that_is_cut_leaves_its_slot_free(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was not given yet is not given, and the slot makes room for another."""
+    monkeypatch.setattr(serve, "HOT", 1)
+    first, second = UNITS[:2]
+    with closing(Serving(home.context)) as serving:
+        going = serving.answer(_caller(home, first), "own", "generate", {**ASKED, "max_tokens": 200}, "tcp:127.0.0.1")
+        next(going.frames)
+        (loaded,) = serving._slots.values()
+        loaded.engine.cut(going.request, "token of the unit: revoked")
+        with pytest.raises(Denied, match="revoked") as cut:
+            next(going.frames)
+        assert cut.value.code == "cut-off"
+        loaded.engine.cut(going.request, "once more")
+        assert not loaded.engine.answers(loaded.slot)
+        assert _ask(home, serving, second)

@@ -1,0 +1,96 @@
+"""A token that leaked: refused from the next request on, and what it is being answered is cut."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from appliance.domain.credentials import parse_token
+from appliance.domain.names import add_seconds
+from appliance.domain.orders import RevokeKey, RevokeTokens
+from tests.site import Refused, Site
+
+
+@pytest.fixture(scope="module", params=["plain", "tls"])
+def wire(request: pytest.FixtureRequest) -> str:
+    """Every attack on the units' door is made over both."""
+    return str(request.param)
+
+
+def stream(site: Site, token: str, begun: threading.Semaphore) -> Any:
+    """The last event of a long answer."""
+    body = {"model": "labels", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1000, "stream": True}
+    head, last, seen = {"Authorization": f"Bearer {token}"}, "", 0
+    asked = {**body, "temperature": 2.0}
+    with site.units() as client, client.stream("POST", "/v1/chat/completions", json=asked, headers=head) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: "):
+                last, seen = line[6:], seen + 1
+                if seen == 2:
+                    begun.release()
+    return last if last == "[DONE]" else json.loads(last)
+
+
+def revoke(site: Site, by: str, **fields: Any) -> None:
+    site.order(RevokeTokens(**{"unit": "legal", "token": None, "issued_before": None, **fields}, **site.terms(by)))
+
+
+def is_revoked(site: Site, token: str) -> bool:
+    with pytest.raises(Refused) as refused:
+        site.chat("legal", "labels", token=token)
+    return (refused.value.status, refused.value.code) == (401, "revoked")
+
+
+def test_one_token_is_ended_in_the_middle_of_its_answer_and_no_other(released: Site) -> None:
+    leaked, kept = released.token("legal"), released.token("legal")
+    released.chat("legal", "labels", token=leaked)
+    begun = threading.Semaphore(0)
+    with ThreadPoolExecutor(2) as pool:
+        ends = [pool.submit(stream, released, token, begun) for token in (leaked, kept)]
+        for _ in ends:
+            assert begun.acquire(timeout=30)
+        revoke(released, "legal", token=parse_token(leaked).pae_digest)
+        cut, whole = (end.result() for end in ends)
+    assert cut["error"]["code"] == "cut-off"
+    assert whole == "[DONE]"
+    assert is_revoked(released, leaked)
+    released.chat("legal", "labels", token=kept)
+    finished = released.entries(type="request.finished")
+    assert sorted(entry["outcome"] for entry in finished) == ["failure", "success", "success", "success"]
+    revoked = released.entries(type="tokens.revoked")[0]["index"]
+    used = {entry["body"]["token"] for entry in released.entries(type="request.admitted", after=revoked)}
+    assert used == {parse_token(kept).pae_digest}
+    assert released.verify()["verdict"] == "verified"
+
+
+def test_all_tokens_of_a_time_are_ended_and_new_ones_count(released: Site) -> None:
+    old = [released.token("legal") for _ in range(2)]
+    released.chat("legal", "labels", token=old[0])
+    revoke(released, "lou", issued_before=add_seconds(released.now(), 0))
+    assert all(is_revoked(released, token) for token in old)
+    released.chat("legal", "labels")
+    released.stop()
+    released.start()
+    assert is_revoked(released, old[0])
+    released.chat("legal", "labels")
+    with pytest.raises(Refused, match="release-owner:legal"):
+        revoke(released, "cleo", issued_before=released.now())
+    assert released.verify()["verdict"] == "verified"
+
+
+def test_a_key_that_is_revoked_cuts_what_its_tokens_are_being_answered(released: Site) -> None:
+    token, begun = released.token("legal"), threading.Semaphore(0)
+    released.chat("legal", "labels", token=token)
+    with ThreadPoolExecutor(1) as pool:
+        end = pool.submit(stream, released, token, begun)
+        assert begun.acquire(timeout=30)
+        key = released.keys["legal"].keyid
+        released.order(RevokeKey(principal="legal", keyid=key, since=None, **released.terms("legal")))
+        assert end.result()["error"]["code"] == "cut-off"
+    with pytest.raises(Refused) as refused:
+        released.chat("legal", "labels", token=token)
+    assert refused.value.status == 401
