@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, TypedDict, get_args
 
 from sqlalchemy import (
@@ -190,10 +191,12 @@ def first_at(connection: Connection, time: str, size: int, *, after: bool = Fals
 
 
 def plan_search(connection: Connection, filters: Filters, first: int, stop: int, *, meeting: bool = True) -> Plan:
-    """The walks with the fewest rows between the bounds; where all are frequent, those that can meet, if any can."""
+    """The walks with the fewest rows between the bounds; where all are frequent, the two rarest that can meet, if any
+    can: each row of a third would cost as much as one of theirs."""
     asked = _asked(filters)
     leading: _Filter | None = None
-    least, frequent = stop - first, []
+    least = stop - first
+    frequent: list[tuple[int, _Filter]] = []
     for one in (one for one in asked if not one.absent):
         rows = sum(_count(connection, Walk(key), first, stop) for key in one.keys)
         if rows == 0:
@@ -201,9 +204,10 @@ def plan_search(connection: Connection, filters: Filters, first: int, stop: int,
         if rows < least:
             leading, least = one, rows
         if len(one.keys) == 1:
-            frequent.append(one)
+            frequent.append((rows, one))
     if meeting and least >= _ENOUGH and len(frequent) > 1:
-        return Plan(tuple(Walk(one.keys[0]) for one in frequent), _without(asked, frequent), meet=True)
+        rarest = [one for _, one in sorted(frequent, key=itemgetter(0))[:2]]
+        return Plan(tuple(Walk(one.keys[0]) for one in rarest), _without(asked, rarest), meet=True)
     if leading is None:
         return Plan((Walk(None),), tuple(asked))
     return Plan(tuple(map(Walk, leading.keys)), _without(asked, [leading]))
@@ -229,9 +233,12 @@ def _without(asked: Sequence[_Filter], answered: Sequence[_Filter]) -> tuple[_Fi
 
 
 def _count(connection: Connection, walk: Walk, first: int, stop: int) -> int:
-    within = select(literal(1)).select_from(walk.index.table).where(*walk.conditions, *_bounds(walk, first, stop))
-    counted: int = connection.execute(select(func.count()).select_from(within.limit(_ENOUGH).subquery())).scalar_one()
-    return counted
+    """Its rows between the bounds; from so many on an estimate, by how far they reach."""
+    within = select(walk.index.label("at")).where(*walk.conditions, *_bounds(walk, first, stop)).order_by(walk.index)
+    some = within.limit(_ENOUGH).subquery()
+    rows: int
+    rows, last = connection.execute(select(func.count(), func.max(some.c.at))).one()
+    return rows if rows < _ENOUGH else max(rows, rows * (stop - first) // (last - first + 1))
 
 
 def _bounds(walk: Walk, first: int, stop: int) -> tuple[ColumnElement[bool], ...]:
