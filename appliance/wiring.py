@@ -309,7 +309,7 @@ def serve(settings: Settings, *, embedded: bool) -> None:
                 doors.append(Door(people_app(context, door, activity.touch), people, guarded=False))
                 reason = serve_doors(
                     doors,
-                    beat=lambda: _beat(context, door, settings.home),
+                    beat=lambda: _beat(context, door, serving, settings.home),
                     ended=lambda: embedded and not context.busy and activity.idle_s() > IDLE_S,
                     beat_s=BEAT_S,
                 )
@@ -346,12 +346,13 @@ def _limits(settings: Settings) -> dict[str, Limits]:
     return {unit: Limits(**given) for unit, given in settings.limits.items()}
 
 
-def _beat(context: Context, door: Doorkeeper, home: Path) -> None:
+def _beat(context: Context, door: Doorkeeper, serving: Serving, home: Path) -> None:
     """A heartbeat a minute. Where it cannot be written, workers are frozen until it can: nothing acts unrecorded."""
     try:
         for text in watch.warnings(context, home):
             log.critical("ALARM: %s", text)
         sessions.beat(context, door.take_refusals())
+        serving.tend()
     except ApplianceError as error:
         log.critical("ALARM: the ledger cannot be written, workers are frozen: %s", error.message)
         for worker in list(context.workers.values()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from appliance.domain.approval import barred, released, standing_reviews
 from appliance.domain.custody import unwitnessed
@@ -43,6 +43,11 @@ class Evidence:
     signature: bytes
     logged: Mapping[int, LoggedOrder]
     checkpoint: bytes
+
+    @cached_property
+    def digests(self) -> Mapping[str, str]:
+        """Of every file, hashed once, whoever asks first."""
+        return {path: digest_bytes(data) for path, data in self.files.items()}
 
 
 @dataclass(frozen=True)
@@ -96,17 +101,17 @@ def _failure(check: Callable[[], None]) -> ApplianceError | None:
 def check_bytes(state: State, adapter: Adapter, evidence: Evidence) -> None:
     """The folder's bytes hash to its manifest, the manifest to the adapter's identity, and the signature holds."""
     name = versioned(adapter.name, adapter.version)
-    found = dict(evidence.files)
-    manifest_bytes = found.pop(MANIFEST_PATH, b"")
-    if digest_bytes(manifest_bytes) != adapter.manifest:
-        raise Tampered(f"adapter {name}, manifest: expected {adapter.manifest}, got {digest_bytes(manifest_bytes)}")
-    manifest = parse_manifest(manifest_bytes)
+    found = dict(evidence.digests)
+    got = found.pop(MANIFEST_PATH, "none")
+    if got != adapter.manifest:
+        raise Tampered(f"adapter {name}, manifest: expected {adapter.manifest}, got {got}")
+    manifest = parse_manifest(evidence.files[MANIFEST_PATH])
     listed = {file.path: file.digest for file in manifest.files}
     if set(listed) != set(found):
         raise Tampered(f"adapter {name}, files: expected {sorted(listed)}, got {sorted(found)}")
-    for path, data in found.items():
-        if digest_bytes(data) != listed[path]:
-            raise Tampered(f"adapter {name}, file {path}: expected {listed[path]}, got {digest_bytes(data)}")
+    for path, digest in found.items():
+        if digest != listed[path]:
+            raise Tampered(f"adapter {name}, file {path}: expected {listed[path]}, got {digest}")
     signed = listed | {MANIFEST_PATH: adapter.manifest}
     verify_model(evidence.signature, base64.b64decode(state.site.adapter_key), signed)
 

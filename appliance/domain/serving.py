@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from appliance.domain.approval import barred, released, standing_reviews
@@ -19,8 +20,9 @@ from appliance.domain.events import (
 )
 from appliance.domain.orders import Activate, RollBack
 from appliance.domain.signatures import token_revoked
-from appliance.domain.state import Activation, Adapter, OpenRequest, Release, Slot, release_key
+from appliance.domain.state import Activation, Adapter, OpenRequest, Release, Slot, State, release_key
 from appliance.errors import Denied, NotAuthenticated
+from appliance.formats.timestamp import check_time
 
 
 def activated(case: Case) -> Puts:
@@ -70,6 +72,11 @@ def admitted(case: Case) -> Puts:
     case.require(body.head <= case.entry.index, "head", f"at most {case.entry.index}", body.head)
     if reasons := unwitnessed(case.state, case.entry.time):
         raise Denied(f"admission of {name} for {body.unit}", reasons=tuple(reasons))
+    before = case.state.slots.get(release_key(body.unit, body.task))
+    if before is not None:
+        # Else nobody would have said when the last token of it left.
+        filled = f"one that {before.adapter} fills since entry {before.admitted}"
+        case.require(before.loaded is None, "slot", "one that is empty, or admitted only", filled)
     slot = Slot(
         unit=body.unit,
         task=body.task,
@@ -97,15 +104,31 @@ def loaded(case: Case) -> Puts:
     case.require(body.admitted == slot.admitted, "admitted", slot.admitted, body.admitted)
     case.require(body.adapter == slot.adapter, "adapter", slot.adapter, body.adapter)
     case.require(adapter.manifest == slot.manifest, "manifest", slot.manifest, adapter.manifest)
-    changed = slot.model_copy(update={"loaded": case.entry.index})
+    changed = slot.model_copy(update={"loaded": case.entry.index, "loaded_at": case.entry.time})
     return [(case.state.slots, release_key(body.unit, body.task), changed)]
 
 
 def unloaded(case: Case) -> Puts:
+    """No token left after the slot was empty, and no answer under way in it can end well any more."""
     body = case.of(AdapterUnloaded)
     slot = _slot(case, body.unit, body.task)
     case.require(body.adapter == slot.adapter, "adapter", slot.adapter, body.adapter)
-    return [(case.state.slots, release_key(body.unit, body.task), None)]
+    case.require(body.admitted == slot.admitted, "admitted", slot.admitted, body.admitted)
+    if body.last_token is not None:
+        check_time(body.last_token, f"entry {case.entry.index}: last token")
+        since = slot.loaded_at or "a load, of which there was none"
+        between = since <= body.last_token <= case.entry.time
+        case.require(between, "last token", f"a time from {since} to {case.entry.time}", body.last_token)
+    return [(case.state.slots, release_key(body.unit, body.task), None), *cut(case.state, slot)]
+
+
+def cut(state: State, slot: Slot) -> Puts:
+    """Every request that the slot was answering."""
+    return [
+        (state.requests, request.id, replace(request, cut=True))
+        for request in state.requests.values()
+        if request.admitted == slot.admitted
+    ]
 
 
 def admission_refused(case: Case) -> Puts:
@@ -150,6 +173,9 @@ def request_finished(case: Case) -> Puts:
         raise Denied(f"entry {case.entry.index}: request: expected an open one, got {body.request}")
     expected, got = record.answered_by, body.answered_by
     case.require(got == expected, "what answers", expected, got)
+    if record.cut:
+        ended = case.entry.outcome
+        case.require(ended != "success", "outcome", "none but failure or interrupted: its slot was emptied", ended)
     return [(case.state.requests, body.request, None)]
 
 

@@ -78,11 +78,16 @@ class AdapterLoaded(Event):
 
 
 class AdapterUnloaded(Event):
+    """The slot is empty, and what it was answering is cut off. `last_token`: when the service gave the last token of
+    this slot to a client; null where it gave none."""
+
     type = "adapter.unloaded"
     unit: Identifier
     task: Identifier
     adapter: VersionedName
+    admitted: int = Field(ge=1)
     reason: str
+    last_token: Time | None
 
     def about(self) -> tuple[str, ...]:
         return _slot(self.unit, self.task, self.adapter)

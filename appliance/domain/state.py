@@ -233,6 +233,7 @@ class Slot(Value):
     approvals: tuple[int, ...]
     """The entries that its admission rested on."""
     loaded: int | None = None
+    loaded_at: Time | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +247,8 @@ class OpenRequest:
     release: int
     approvals: tuple[int, ...]
     index: int
+    cut: bool = False
+    """Its slot was emptied: it can end, and not well."""
 
     @property
     def answered_by(self) -> tuple[object, ...]:

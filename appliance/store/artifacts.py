@@ -110,7 +110,7 @@ class Artifacts:
     def read_beside(self, digest: str, name: str, max_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
         path, what = self._beside(digest, name), f"artifact {digest}, beside it"
         with (
-            disk.disk_errors(what),
+            disk.sealed_errors(what),
             disk.open_folder(self._folder) as folder,
             disk.open_plain(folder, path.name, what) as file,
         ):
@@ -154,7 +154,7 @@ class Artifacts:
     @contextmanager
     def _open(self, digest: str) -> Iterator[int]:
         path = self.path(digest)
-        with disk.disk_errors(f"artifact {digest}"), disk.open_folder(path) as folder:
+        with disk.sealed_errors(f"artifact {digest}"), disk.open_folder(path) as folder:
             yield folder
 
     # --- uploads --------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ PARTIAL = ".partial-"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: a pipe in a file's place must not hold the reader.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_OTHER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 @contextmanager
@@ -28,6 +29,19 @@ def disk_errors(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise Unavailable(f"{what}: expected the disk to work, got {error.strerror or error}") from error
+
+
+@contextmanager
+def sealed_errors(what: str) -> Iterator[None]:
+    """The same for what was sealed: a name that is gone, or is no file or folder now, is Tampered."""
+    try:
+        with disk_errors(what):
+            yield
+    except Unavailable as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in _OTHER:
+            raise Tampered(f"{what}: expected it as it was sealed, got {cause.strerror}") from cause
+        raise
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Generator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -22,7 +22,8 @@ from appliance.web.gate import Gate, Threads
 from appliance.web.limits import Place, Quotas
 from appliance.web.metrics import Metrics
 from appliance.web.streams import Frames
-from appliance.workflows.serve import Answer, Serving
+from appliance.workflows.answering import Answer
+from appliance.workflows.serve import Serving
 
 Value = dict[str, Any]
 Asked = ChatRequest | CompletionRequest | ClassifyRequest
@@ -58,13 +59,14 @@ def _routes(serving: Serving, threads: Threads, metrics: Metrics) -> APIRouter:
         caller, begun = request.state.caller, time.monotonic()
         answer = await threads.run(serving.answer, caller, body.model, kind, body.parameters(), source)
         first = metrics.first.labels(caller.unit, body.model, answer.adapter)
-        return replace(answer, frames=_timed(answer.frames, lambda: first.observe(time.monotonic() - begun)))
+        answer.when_first(lambda: first.observe(time.monotonic() - begun))
+        return answer
 
     async def drawn(shape: Shape, body: ChatRequest | CompletionRequest, request: Request) -> Response:
         answer, place = await ask("generate", body, request), request.state.place
         if body.stream:
             usage = bool((body.stream_options or {}).get("include_usage"))
-            request.state.frames = frames = Frames(threads, answer.frames, place.spend_frame)
+            request.state.frames = frames = Frames(threads, answer, place.spend_frame)
             events = _stream(shape, answer, body.model, usage, frames)
             return StreamingResponse(events, media_type="text/event-stream")
         text, done = await threads.run(_gather, answer, place)
@@ -143,23 +145,12 @@ def _head(kind: str, answer: Answer, model: str) -> Value:
     }
 
 
-def _timed(frames: Generator[Value], came: Callable[[], None]) -> Generator[Value]:
-    """The same frames; says when the first has come."""
-    try:
-        for number, frame in enumerate(frames):
-            if number == 0:
-                came()
-            yield frame
-    finally:
-        frames.close()
-
-
 def _gather(answer: Answer, place: Place) -> tuple[str, Value]:
     """The whole text, and the frame that ended it."""
     text: list[str] = []
     done: Value = {}
     try:
-        for frame in answer.frames:
+        for frame in answer:
             if frame["frame"] == "done":
                 done = frame
             else:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
 from appliance.errors import ApplianceError
 from appliance.web.gate import Threads
+from appliance.workflows.answering import Answer
 
 Frame = dict[str, Any]
 
@@ -21,7 +22,7 @@ Frame = dict[str, Any]
 class Frames:
     """The frames of one answer, in order; leaving early ends the answer at its next frame."""
 
-    def __init__(self, threads: Threads, frames: Generator[Frame], ended: Callable[[Frame, int], None]) -> None:
+    def __init__(self, threads: Threads, frames: Answer, ended: Callable[[Frame, int], None]) -> None:
         """`ended` is called once, with the frame `done`, empty where there was none, and the number of pieces."""
         self._frames = frames
         self._count = ended

@@ -1,4 +1,9 @@
-"""Admission's evidence is gathered: bytes read once from the sealed folder, entries and proofs from the ledger."""
+"""Admission's evidence is gathered: bytes read once from the sealed folder, entries and proofs from the ledger.
+
+Files are read and hashed, and entries read, while nobody waits for it; under the ledger's lock stands the decision
+alone, over a state in which the same entries are needed still. Its time grows with the approvals and the logarithm of
+the ledger.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,10 @@ from appliance.domain.admission import Admission, Evidence, LoggedOrder, decide_
 from appliance.domain.approval import released
 from appliance.domain.events import AdapterAdmitted, AdmissionRefused
 from appliance.domain.names import versioned
-from appliance.domain.state import Adapter, State
-from appliance.errors import ApplianceError, Denied, NotFound
-from appliance.formats.checkpoint import open_checkpoint
+from appliance.domain.state import Adapter
+from appliance.errors import ApplianceError, Denied, NotFound, Unavailable
+from appliance.formats.checkpoint import parse_checkpoint
+from appliance.formats.note import parse_note
 from appliance.store.ledger import Appended
 from appliance.workflows.context import Context
 from appliance.workflows.quarantine import quarantine_adapter
@@ -24,58 +30,84 @@ class Admitted:
     appended: Appended
 
 
+@dataclass(frozen=True)
+class _Needed:
+    """What the proof rests on, as the state stood when it was asked."""
+
+    adapter: Adapter
+    entries: tuple[int, ...]
+
+
 def admit(context: Context, unit: str, task: str) -> Admitted:
     """The adapter that may answer for the unit's task, with the very bytes that were checked.
 
     NotFound where nothing is released to the unit under that name; Denied with every reason where something is and may
-    not answer. Bytes that changed are quarantined. Each outcome is an entry.
+    not answer; Unavailable where disk or database cannot be read now. Bytes that changed are quarantined. Each outcome
+    is an entry.
     """
-    with context.ledger.lock:
-        state = context.ledger.state
-        now = context.now(state)
-        if context.lost:
-            raise Denied(f"admission for {unit}", reasons=tuple(e.message for e in context.lost), code="not-admitted")
-        adapter = released(state, unit, task)
-        if adapter is None:
-            raise NotFound(f"model: expected one released to {unit}, got {task!r}", code="model-not-found")
-        files, evidence = _evidence(context, state, adapter, unit, task, now)
-        admission = decide_admission(state, unit, task, evidence, now)
+    if context.lost:
+        raise Denied(f"admission for {unit}", reasons=tuple(e.message for e in context.lost), code="not-admitted")
+    while True:
+        needed = _needed(context, unit, task)
+        files, evidence = _gather(context, needed)
+        with context.ledger.lock:
+            if _needed(context, unit, task) != needed:
+                continue  # a review or a release was appended meanwhile
+            state = context.ledger.state
+            admission = decide_admission(state, unit, task, evidence, context.now(state))
+            policy = state.site.policy
+        break
     if admission is None or admission.reasons:
-        raise _refuse(context, unit, task, adapter, admission)
+        raise _refuse(context, unit, task, needed.adapter, admission)
     body = AdapterAdmitted(
         unit=unit,
         task=task,
-        adapter=versioned(adapter.name, adapter.version),
-        manifest=adapter.manifest,
-        head=open_checkpoint(evidence.checkpoint, state.site.log_key).size,
+        adapter=versioned(needed.adapter.name, needed.adapter.version),
+        manifest=needed.adapter.manifest,
+        head=parse_checkpoint(parse_note(evidence.checkpoint).text).size,
         approvals=admission.approvals,
-        policy=state.site.policy,
+        policy=policy,
     )
-    return Admitted(adapter, files, append(context, body))
+    return Admitted(needed.adapter, files, append(context, body))
 
 
-def _evidence(
-    context: Context, state: State, adapter: Adapter, unit: str, task: str, now: str
-) -> tuple[dict[str, bytes], Evidence]:
-    """What the folder and the ledger hold now; a file that cannot be read is simply not there."""
-    checkpoint = context.ledger.checkpoint()
-    size = state.size
+def _needed(context: Context, unit: str, task: str) -> _Needed:
+    with context.ledger.lock:
+        state = context.ledger.state
+        adapter = released(state, unit, task)
+        if adapter is None:
+            raise NotFound(f"model: expected one released to {unit}, got {task!r}", code="model-not-found")
+        return _Needed(adapter, entries_needed(state, unit, adapter, task, context.now(state)))
+
+
+def _gather(context: Context, needed: _Needed) -> tuple[dict[str, bytes], Evidence]:
+    """What the folder and the ledger hold now; a file that does not hold is simply not there."""
+    ledger = context.ledger
+    checkpoint = ledger.checkpoint()
+    size = parse_checkpoint(parse_note(checkpoint).text).size
     logged = {}
-    for index in entries_needed(state, unit, adapter, task, now):
+    for index in needed.entries:
         try:
             logged[index] = LoggedOrder(
-                entry=context.ledger.entry_bytes(index),
-                proof=tuple(context.ledger.inclusion_proof(index, size)),
-                envelope=context.ledger.documents_of(index).get("order"),
+                entry=ledger.entry_bytes(index),
+                proof=tuple(ledger.inclusion_proof(index, size)),
+                envelope=ledger.documents_of(index).get("order"),
             )
+        except Unavailable:
+            raise  # says nothing of the bytes
         except ApplianceError:
             continue
+    manifest = needed.adapter.manifest
     try:
-        files = context.artifacts.read_folder(adapter.manifest)
-        signature = context.artifacts.read_beside(adapter.manifest, "signature.json")
+        files = context.artifacts.read_folder(manifest)
+        signature = context.artifacts.read_beside(manifest, "signature.json")
+    except Unavailable:
+        raise
     except ApplianceError:
         files, signature = {}, b""
-    return files, Evidence(files=files, signature=signature, logged=logged, checkpoint=checkpoint)
+    evidence = Evidence(files=files, signature=signature, logged=logged, checkpoint=checkpoint)
+    assert evidence.digests is not None  # hashed here, not under the lock
+    return files, evidence
 
 
 def _refuse(context: Context, unit: str, task: str, adapter: Adapter, admission: Admission | None) -> Denied:

@@ -15,7 +15,7 @@ from appliance.domain.names import versioned
 from appliance.domain.orders import ImportBase, ImportDataset, Order
 from appliance.domain.signatures import read_logged_order
 from appliance.domain.state import State
-from appliance.errors import ApplianceError, BadInput, Denied, NotFound
+from appliance.errors import ApplianceError, BadInput, Denied, NotFound, Unavailable
 from appliance.formats.digest import digest_bytes
 from appliance.formats.manifest import Manifest, parse_manifest
 from appliance.workflows.context import Context
@@ -147,6 +147,8 @@ def checked_base(context: Context, name: str) -> Path:
         raise Denied(f"base {name}: expected one that is imported and whole, got none")
     try:
         context.artifacts.check(base.digest)
+    except Unavailable:
+        raise  # says nothing of the bytes
     except ApplianceError as error:
         quarantine_base(context, base, error.message)
         raise

@@ -1,4 +1,4 @@
-"""What no longer hashes to its manifest is taken out of use: recorded first, then moved aside."""
+"""What no longer hashes to its manifest is taken out of use: recorded, taken out of its slots, then moved aside."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ def quarantine_adapter(context: Context, adapter: Adapter, message: str) -> None
     text = conceal(message)
     name = versioned(adapter.name, adapter.version)
     append(context, AdapterQuarantined(adapter=name, message=text.commitment), disclosures=(text,))
+    context.released()
     context.artifacts.quarantine(adapter.manifest)
 
 
 def quarantine_base(context: Context, base: Base, message: str) -> None:
     text = conceal(message)
     append(context, BaseQuarantined(base=base.name, message=text.commitment), disclosures=(text,))
+    context.released()
     context.artifacts.quarantine(base.digest)

@@ -5,77 +5,25 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Generator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from appliance.domain.approval import barred, released
 from appliance.domain.entry import Outcome
-from appliance.domain.events import (
-    AdapterLoaded,
-    AdapterUnloaded,
-    AdmissionRefused,
-    RequestAdmitted,
-    RequestFinished,
-    RequestRefused,
-)
-from appliance.domain.names import versioned
+from appliance.domain.events import RequestAdmitted, RequestFinished, RequestRefused
 from appliance.domain.response import commit_prompt, derive_salt
 from appliance.domain.serving_events import name_request
-from appliance.domain.state import Slot, release_key
-from appliance.errors import ApplianceError, Denied, NotFound, Tampered, TooMany, Unavailable
-from appliance.formats.canonical import parse_canonical
+from appliance.errors import ApplianceError, Conflict, Denied, NotFound, Unavailable
 from appliance.formats.commitment import commit
-from appliance.store.ledger import Appended
-from appliance.workflows.admit import Admitted, admit
+from appliance.workflows.answering import Answer, Ending, Loaded, lost
 from appliance.workflows.callers import Caller
 from appliance.workflows.context import Context, Frame
-from appliance.workflows.engine import Engine
-from appliance.workflows.ingest import checked_base
 from appliance.workflows.record import append
 from appliance.workflows.response import record_response
+from appliance.workflows.slots import Slots
 
 log = logging.getLogger(__name__)
 DIGEST_KEY = "request-digests"
-HOT = 64
-"""Adapters that stand in slots at a time, however many are released."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A slot that answers: `slot` names it in the engine and is never used twice."""
-
-    row: Slot
-    base_digest: str
-    slot: str
-    engine: Engine
-
-    @property
-    def unit(self) -> str:
-        return self.row.unit
-
-    @property
-    def task(self) -> str:
-        return self.row.task
-
-    @property
-    def adapter(self) -> str:
-        return self.row.adapter
-
-    @property
-    def manifest(self) -> str:
-        return self.row.manifest
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`frames` yields token frames and ends with `done`, which carries the response record: its entry is durable."""
-
-    request: str
-    adapter: str
-    manifest: str
-    frames: Generator[Frame]
 
 
 def _answered_by(request: str, loaded: Loaded) -> dict[str, Any]:
@@ -84,18 +32,15 @@ def _answered_by(request: str, loaded: Loaded) -> dict[str, Any]:
 
 
 class Serving:
-    """The engine and its slots, kept equal to what the ledger allows."""
+    """What the units' door asks of the appliance."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._lock = threading.RLock()
-        self._engines: dict[tuple[str, str, str], Engine] = {}
-        self._slots: dict[str, Loaded] = {}
-        # Clear while something is to be taken out: whoever would load waits behind it, not before it.
-        self._settled = threading.Event()
-        self._settled.set()
-        self._running: dict[str, tuple[Caller, Engine]] = {}
-        """Requests under way, by whose token and in which engine."""
+        self._slots = Slots(context)
+        self._lock = threading.Lock()
+        self._running: dict[str, tuple[Caller, Answer]] = {}
+        """Requests under way, and by whose token."""
+        self._owed: dict[str, tuple[RequestFinished, Outcome, str]] = {}
         self._key = context.keyring.read_secret(DIGEST_KEY)
 
     # --- what a unit sees ---------------------------------------------------------------------------------------------
@@ -126,21 +71,41 @@ class Serving:
         milliseconds = int(self._context.clock().timestamp() * 1000)
         request = name_request(milliseconds, secrets.token_bytes(10))
         try:
-            loaded = self._ensure(caller.unit, task)
-            prompt = commit_prompt(parameters, self._salt(request, "prompt"))
-            body = RequestAdmitted(
-                **_answered_by(request, loaded), token=caller.token, token_issued_at=caller.issued_at, prompt=prompt
-            )
-            # Known before it is recorded: whatever is revoked from here on finds it.
-            self._running[request] = (caller, loaded.engine)
+            self.settle()
+            while (answer := self._admit(request, caller, task, kind, parameters, source)) is None:
+                continue
+        except ApplianceError as error:
+            self._refuse(caller.unit, error, source)
+            raise
+        return answer
+
+    def _admit(
+        self, request: str, caller: Caller, task: str, kind: str, parameters: Frame, source: str
+    ) -> Answer | None:
+        """The answer, once the request is an entry; None where the slot was emptied before that: what stands now is to
+        be found again."""
+        loaded = self._slots.find(caller.unit, task)
+        loaded.enter()
+        frames = loaded.engine.answer(request, loaded.slot, kind, parameters)
+        answer = Answer(request, loaded, frames, lambda ended, ending: self._end(ended, ending, kind, source))
+        prompt = commit_prompt(parameters, self._salt(request, "prompt"))
+        body = RequestAdmitted(
+            **_answered_by(request, loaded), token=caller.token, token_issued_at=caller.issued_at, prompt=prompt
+        )
+        # Known before it is recorded: whatever is revoked from here on finds it.
+        self._running[request] = (caller, answer)
+        try:
             append(self._context, body, source=source)
         except ApplianceError as error:
             self._running.pop(request, None)
-            self._refuse(caller.unit, error, source)
-            raise
-        frames = loaded.engine.answer(request, loaded.slot, kind, parameters)
-        recorded = self._record(request, loaded, frames, source, kind)
-        return Answer(request, loaded.adapter, loaded.manifest, recorded)
+            loaded.leave()
+            if isinstance(error, Unavailable):
+                # Where the entry stands all the same, it is closed as soon as that shows.
+                self._owe(self._ended(request, loaded, Ending("", {}, "interrupted")), "interrupted", source)
+            if loaded.closed is None or not isinstance(error, Denied):
+                raise
+            return None
+        return answer
 
     def _refuse(self, unit: str, error: ApplianceError, source: str) -> None:
         """A refusal is an entry too; where even that cannot be written the caller is refused all the same."""
@@ -148,159 +113,86 @@ class Serving:
             body = RequestRefused(unit=unit, code=error.code, message=error.message[:1000], count=1)
             append(self._context, body, source=source)
 
-    def _record(
-        self, request: str, loaded: Loaded, frames: Generator[Frame], source: str, kind: str
-    ) -> Generator[Frame]:
-        text: list[str] = []
-        last: Frame = {}
-        outcome: Outcome = "interrupted"
-        try:
-            for frame in frames:
-                if frame["frame"] == "done":
-                    last, outcome = frame, "success"
-                    break
-                text.append(frame["text"])
-                yield frame
-        except ApplianceError:
-            outcome = "failure"
-            raise
-        finally:
-            self._running.pop(request, None)
-            frames.close()
-            finished = self._finish(request, loaded, "".join(text), last, outcome, source)
-        shown = "".join(text) if kind == "classify" else None
-        salts = self._salt(request, "prompt"), self._salt(request, "answer")
-        yield {**last, "record": record_response(self._context.ledger, finished, *salts, shown)}
+    # --- how an answer ends -------------------------------------------------------------------------------------------
 
-    def _finish(self, request: str, loaded: Loaded, text: str, last: Frame, outcome: Outcome, source: str) -> Appended:
-        body = RequestFinished(
+    def _end(self, answer: Answer, ending: Ending, kind: str, source: str) -> Frame:
+        """The slot is free for others once the end is an entry."""
+        try:
+            return self._finish(answer, ending, kind, source)
+        finally:
+            self._running.pop(answer.request, None)
+            answer.loaded.leave()
+
+    def _finish(self, answer: Answer, ending: Ending, kind: str, source: str) -> Frame:
+        """Records the end, and gives the response record. Raises where an answer that came to its end cannot be told
+        so: then its end is another."""
+        body = self._ended(answer.request, answer.loaded, ending)
+        try:
+            appended = append(self._context, body, source=source, outcome=ending.outcome)
+        except Unavailable:
+            # Its reader is not told the end, or has gone: it was interrupted, once that can be written.
+            cut = self._ended(answer.request, answer.loaded, Ending(ending.text, {}, "interrupted"))
+            self._owe(cut, "interrupted", source)
+            if ending.outcome == "success":
+                raise lost() from None
+            return {}
+        except Denied as error:
+            if ending.outcome != "success":
+                log.critical("ALARM: request %s: its end is not an entry: %s", answer.request, error.message)
+                return {}
+            # Its slot was emptied before this could be recorded.
+            cut = self._ended(answer.request, answer.loaded, Ending(ending.text, {}, "failure"))
+            self._owe(cut, "failure", source)
+            with suppress(Unavailable):
+                self.settle()
+            raise Denied("answer: cut off, its adapter was taken out", code="cut-off") from error
+        salts = self._salt(answer.request, "prompt"), self._salt(answer.request, "answer")
+        shown = ending.text if kind == "classify" else None
+        return {"record": record_response(self._context.ledger, appended, *salts, shown)}
+
+    def _ended(self, request: str, loaded: Loaded, ending: Ending) -> RequestFinished:
+        return RequestFinished(
             **_answered_by(request, loaded),
-            finish_reason=str(last.get("finish_reason", outcome)),
-            prompt_tokens=int(last.get("prompt_tokens", 0)),
-            completion_tokens=int(last.get("completion_tokens", 0)),
-            answer=commit(text, self._salt(request, "answer")),
+            finish_reason=str(ending.last.get("finish_reason", ending.outcome)),
+            prompt_tokens=int(ending.last.get("prompt_tokens", 0)),
+            completion_tokens=int(ending.last.get("completion_tokens", 0)),
+            answer=commit(ending.text, self._salt(request, "answer")),
         )
-        return append(self._context, body, source=source, outcome=outcome)
+
+    def _owe(self, body: RequestFinished, outcome: Outcome, source: str) -> None:
+        with self._lock:
+            self._owed[body.request] = (body, outcome, source)
+
+    def settle(self) -> None:
+        """Records what could not be recorded when it happened; Unavailable while it cannot be yet."""
+        for request, (body, outcome, source) in list(self._owed.items()):
+            if request in self._context.ledger.state.requests:
+                with suppress(Conflict, Denied):
+                    append(self._context, body, source=source, outcome=outcome)
+            with self._lock:
+                self._owed.pop(request, None)
 
     def _salt(self, request: str, role: str) -> bytes:
         """The ledger holds no prompt and no answer; their digests are under keys that the unit is given and nobody can
         guess."""
         return derive_salt(self._key, request, role)
 
-    # --- slots --------------------------------------------------------------------------------------------------------
-
-    def _ensure(self, unit: str, task: str) -> Loaded:
-        """The loaded slot for the unit's task, if it still is today's release; else admission and a load."""
-        self._settled.wait()
-        with self._lock:
-            key = release_key(unit, task)
-            loaded = self._slots.get(key)
-            if loaded is not None and loaded.engine.alive and not self._against(loaded):
-                # Behind all others: what was asked for longest ago stands first.
-                self._slots[key] = self._slots.pop(key)
-                return loaded
-            if loaded is not None:
-                self._unload(loaded, "engine ended" if not loaded.engine.alive else "no longer admissible")
-            self._make_room()
-            return self._load(unit, task, admit(self._context, unit, task))
-
-    def _make_room(self) -> None:
-        """Takes out what was asked for longest ago and answers nothing now; asked for, it is admitted again."""
-        while len(self._slots) >= HOT:
-            idle = next((one for one in self._slots.values() if not one.engine.answers(one.slot)), None)
-            if idle is None:
-                raise TooMany(f"slots: expected one of {HOT} that answers nothing, got none")
-            self._unload(idle, "another adapter needed its slot")
-
-    def _load(self, unit: str, task: str, admitted: Admitted) -> Loaded:
-        adapter = admitted.adapter
-        name = versioned(adapter.name, adapter.version)
-        row = self._context.ledger.state.slots.get(release_key(unit, task))
-        if row is None:
-            raise Unavailable(f"slot {unit}/{task}: expected the one just admitted, got none", code="slot-emptied")
-        slot = f"{unit}/{task}/{admitted.appended.entry.index}"
-        try:
-            engine = self._engine(adapter.base, adapter.base_digest, admitted)
-            engine.load(slot, admitted.files)
-            body = AdapterLoaded(
-                unit=unit, task=task, adapter=name, admitted=admitted.appended.entry.index, probe="identical"
-            )
-            append(self._context, body)
-        except ApplianceError as error:
-            refusal = AdmissionRefused(unit=unit, task=task, adapter=name, reasons=(error.message[:500],))
-            append(self._context, refusal)
-            raise
-        loaded = Loaded(row, adapter.base_digest, slot, engine)
-        self._slots[release_key(unit, task)] = loaded
-        return loaded
-
-    def _engine(self, base: str, digest: str, admitted: Admitted) -> Engine:
-        # One engine for each tuple that an adapter can have been judged on.
-        recipe = parse_canonical(admitted.files["recipe.json"])
-        key = (digest, recipe["quantisation"], recipe["compute_dtype"])
-        engine = self._engines.get(key)
-        if engine is None or not engine.alive:
-            try:
-                folder = checked_base(self._context, base)
-            except Tampered as error:
-                # To a unit it is what a changed adapter is: not admitted, until somebody has looked into it.
-                raise Denied(f"base {base}", reasons=(error.message,), code="not-admitted") from error
-            engine = self._engines[key] = Engine(self._context, folder, digest, recipe)
-        return engine
-
-    def _against(self, loaded: Loaded) -> list[str]:
-        """Why the slot may not answer any more; empty while it may."""
-        if self._context.lost:
-            return [self._context.lost[0].message]
-        state = self._context.ledger.state
-        now = self._context.now(state)
-        release = state.releases.get(release_key(loaded.unit, loaded.task))
-        adapter = released(state, loaded.unit, loaded.task)
-        if release is None or adapter is None or adapter.manifest != loaded.manifest:
-            return [f"release: expected {loaded.adapter} for {loaded.unit}/{loaded.task}, got another"]
-        return barred(state, release, adapter, now)
+    # --- what keeps it right ------------------------------------------------------------------------------------------
 
     def reconcile(self) -> None:
-        """After anything that may change what answers: what may not answer any more is taken out at once.
-
-        It waits for one load at most, however many stand in line.
-        """
-        self._cut_revoked()
-        self._settled.clear()
-        try:
-            with self._lock:
-                for loaded in list(self._slots.values()):
-                    reasons = self._against(loaded)
-                    if reasons:
-                        self._unload(loaded, reasons[0])
-        finally:
-            self._settled.set()
-
-    def _cut_revoked(self) -> None:
-        """What is being answered to a token that no longer counts; waits for no load."""
+        """After anything that may change what answers: what may not answer any more is taken out at once, and what is
+        being answered to a token that no longer counts is cut. Neither waits for a load."""
         state = self._context.ledger.state
-        for request, (caller, engine) in list(self._running.items()):
+        for caller, answer in list(self._running.values()):
             if against := caller.against(state):
-                engine.cut(request, against)
+                answer.cut(against)
+        self._slots.reconcile()
 
-    def _unload(self, loaded: Loaded, reason: str) -> None:
-        """Denied first: the slot is gone from the table before the engine forgets it."""
-        key = release_key(loaded.unit, loaded.task)
-        self._slots.pop(key, None)
-        slot: Slot | None = self._context.ledger.state.slots.get(key)
-        with suppress(Unavailable):
-            loaded.engine.unload(loaded.slot)
-        if slot is not None:
-            with suppress(Denied, NotFound):
-                append(
-                    self._context,
-                    AdapterUnloaded(unit=loaded.unit, task=loaded.task, adapter=slot.adapter, reason=reason[:500]),
-                )
+    def tend(self) -> None:
+        """Once a minute: what time alone has ended is taken out, and what is owed is recorded."""
+        self.reconcile()
+        self.settle()
 
     def close(self) -> None:
         """Ends the engines; nothing answers any more."""
-        with self._lock:
-            for engine in self._engines.values():
-                engine.close()
-            self._engines.clear()
-            self._slots.clear()
+        self._slots.stop()

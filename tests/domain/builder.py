@@ -579,6 +579,10 @@ class Site:
         return e.AdapterAdmitted(**standing | fields)
 
     def load(self, version: int = 1) -> Entry:
+        """Into an empty slot: what was loaded before is taken out."""
+        slot = self.state.slots.get("legal/labels")
+        if slot is not None and slot.loaded is not None:
+            self.add(self.unloaded(adapter=slot.adapter))
         admitted = self.add(self.admitted(version))
         return self.add(self.loaded(admitted.index, version))
 
@@ -593,7 +597,15 @@ class Site:
         return e.AdapterLoaded(**standing | fields)
 
     def unloaded(self, **fields: Any) -> e.AdapterUnloaded:
-        standing: dict[str, Any] = {"unit": "legal", "task": "labels", "adapter": "clauses@1", "reason": "revoked"}
+        slot = self.state.slots.get("legal/labels")
+        standing: dict[str, Any] = {
+            "unit": "legal",
+            "task": "labels",
+            "adapter": "clauses@1",
+            "admitted": 1 if slot is None else slot.admitted,
+            "reason": "revoked",
+            "last_token": None,
+        }
         return e.AdapterUnloaded(**standing | fields)
 
     def rests_on(self, fields: dict[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from appliance.domain import events as e
 from appliance.domain import orders as o
 from appliance.domain.names import NO_DIGEST, add_seconds
 from appliance.domain.serving_events import name_request
-from appliance.domain.state import Adapter
-from appliance.errors import Denied
+from appliance.domain.state import Adapter, Slot
+from appliance.errors import BadInput, Denied
 from tests.domain.builder import Site, policy_set, stage
 from tests.domain.refusals import refuses
 
@@ -364,12 +364,71 @@ def test_a_probe_that_is_not_identical_is_no_load() -> None:
 
 def test_what_is_unloaded_answers_no_more() -> None:
     site = stage("serving")
-    unloaded = e.AdapterUnloaded(unit="legal", task="labels", adapter="clauses@1", reason="revoked")
+    unloaded = site.unloaded()
     site.add(unloaded)
     with refuses(site, Denied, "slot: expected one admitted for legal/labels, got none"):
         site.add(unloaded)
     with refuses(site, Denied, "slot: expected one admitted for legal/labels, got none"):
         site.add(site.request(3))
+
+
+def slot(site: Site) -> Slot:
+    found = site.state.slots.get("legal/labels")
+    assert found is not None
+    return found
+
+
+def test_the_last_token_left_between_the_load_and_the_emptying() -> None:
+    site = stage("serving")
+    loaded_at = slot(site).loaded_at
+    assert loaded_at is not None
+    for time in (add_seconds(loaded_at, -1), add_seconds(site.now, 1)):
+        with refuses(site, Denied, f"last token: expected a time from {loaded_at} to {site.now}, got {time}"):
+            site.add(site.unloaded(last_token=time))
+    with refuses(site, BadInput, "last token"):
+        site.add(site.unloaded(last_token="2026-02-31T09:30:00.000Z"))
+    site.add(site.unloaded(last_token=loaded_at))
+
+
+def test_no_token_left_a_slot_that_was_never_loaded() -> None:
+    site = stage("released")
+    site.add(site.admitted())
+    with refuses(site, Denied, "last token: expected a time from a load, of which there was none"):
+        site.add(site.unloaded(last_token=site.now))
+    site.add(site.unloaded())
+
+
+def test_an_emptying_names_the_slot_that_it_empties() -> None:
+    site = stage("serving")
+    with refuses(site, Denied, f"admitted: expected {slot(site).admitted}, got 1"):
+        site.add(site.unloaded(admitted=1))
+
+
+def test_a_slot_is_not_filled_over_one_that_answers() -> None:
+    """Else nobody would have said when the last token of it left."""
+    site = stage("serving")
+    with refuses(site, Denied, "slot: expected one that is empty, or admitted only, got one that clauses@1 fills"):
+        site.add(site.admitted())
+    site.add(site.unloaded())
+    site.add(site.admitted())
+    site.add(site.admitted())
+
+
+def test_what_an_emptied_slot_was_answering_ends_and_not_well() -> None:
+    site = stage("serving")
+    site.add(site.request(7))
+    end = site.answered(7)
+    site.add(site.unloaded())
+    with refuses(site, Denied, "outcome: expected none but failure or interrupted: its slot was emptied, got success"):
+        site.add(end)
+    again = site.add(site.admitted())
+    site.add(site.loaded(again.index))
+    site.add(site.request(8))
+    site.add(site.answered(8))
+    with refuses(site, Denied, "outcome: expected none but failure or interrupted"):
+        site.add(end)
+    site.add(end, outcome="failure")
+    assert "7" not in {request.id.lstrip("0") for request in site.state.requests.values()}
 
 
 # Requests.

@@ -16,7 +16,7 @@ from appliance.formats.canonical import parse_canonical
 from appliance.ml.adapters import Slots
 from appliance.ml.base import load_base
 from appliance.ml.probe import encode_probe, read_probe
-from appliance.workflows import serve
+from appliance.workflows import slots
 from appliance.workflows.callers import Caller
 from appliance.workflows.serve import Serving
 from scripts.benches import serving_home
@@ -51,9 +51,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
 
 def _probe(folder: Path, adapter: Path) -> dict[str, Any]:
     base = load_base(folder, quantisation="nf4-double", compute_dtype="bfloat16", device="cpu")
-    plain, slots = read_probe(base), Slots(base.model, "cpu")
-    slots.load("a", *((adapter / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")))
-    with slots.using("a"):
+    plain, held = read_probe(base), Slots(base.model, "cpu")
+    held.load("a", *((adapter / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")))
+    with held.using("a"):
         return encode_probe(base, plain, read_probe(base))
 
 
@@ -66,7 +66,7 @@ def _caller(home: Home, unit: str) -> Caller:
 
 def _ask(home: Home, serving: Serving, unit: str, **changes: Any) -> str:
     answer = serving.answer(_caller(home, unit), "own", "generate", {**ASKED, **changes}, "tcp:127.0.0.1")
-    return "".join(frame["text"] for frame in answer.frames if frame["frame"] == "token")
+    return "".join(frame["text"] for frame in answer if frame["frame"] == "token")
 
 
 def _log(home: Home, since: int) -> list[tuple[str, str]]:
@@ -78,7 +78,7 @@ def _log(home: Home, since: int) -> list[tuple[str, str]]:
 
 
 def test_the_slot_that_was_asked_for_longest_ago_makes_room(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "HOT", 2)
+    monkeypatch.setattr(slots, "HOT", 2)
     first, second, third = UNITS[:3]
     with closing(Serving(home.context)) as serving:
         told = {unit: _ask(home, serving, unit) for unit in (first, second, first)}
@@ -93,37 +93,37 @@ def test_the_slot_that_was_asked_for_longest_ago_makes_room(home: Home, monkeypa
         since = home.context.ledger.state.size
         assert _ask(home, serving, second) == told[second], "it is admitted and loaded again, and answers as before"
         assert _log(home, since)[:3] == [("unloaded", first), ("admitted", second), ("loaded", second)]
-        assert len(serving._slots) == 2
+        assert len(serving._slots._table) == 2
     unloaded = next(home.context.ledger.entry_bytes(index) for index in range(since, since + 3))
     assert parse_canonical(unloaded)["body"]["reason"] == "another adapter needed its slot"
 
 
 def test_a_slot_that_answers_is_not_taken(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody's answer is cut off for another unit's: where all slots answer, the new one waits outside."""
-    monkeypatch.setattr(serve, "HOT", 1)
+    monkeypatch.setattr(slots, "HOT", 1)
     first, second = UNITS[:2]
     with closing(Serving(home.context)) as serving:
         going = serving.answer(_caller(home, first), "own", "generate", {**ASKED, "max_tokens": 200}, "tcp:127.0.0.1")
-        next(going.frames)
+        next(going)
         with pytest.raises(TooMany, match="slots: expected one of 1 that answers nothing"):
             _ask(home, serving, second)
-        going.frames.close()
+        going.close()
         assert _ask(home, serving, second)
-        assert [loaded.unit for loaded in serving._slots.values()] == [second]
+        assert [loaded.unit for loaded in serving._slots._table.values()] == [second]
 
 
 def test_an_answer_that_is_cut_leaves_its_slot_free(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was not given yet is not given, and the slot makes room for another."""
-    monkeypatch.setattr(serve, "HOT", 1)
+    monkeypatch.setattr(slots, "HOT", 1)
     first, second = UNITS[:2]
     with closing(Serving(home.context)) as serving:
         going = serving.answer(_caller(home, first), "own", "generate", {**ASKED, "max_tokens": 200}, "tcp:127.0.0.1")
-        next(going.frames)
-        (loaded,) = serving._slots.values()
-        loaded.engine.cut(going.request, "token of the unit: revoked")
+        next(going)
+        loaded = going.loaded
+        going.cut("token of the unit: revoked")
         with pytest.raises(Denied, match="revoked") as cut:
-            next(going.frames)
+            next(going)
         assert cut.value.code == "cut-off"
-        loaded.engine.cut(going.request, "once more")
+        going.cut("once more")
         assert not loaded.engine.answers(loaded.slot)
         assert _ask(home, serving, second)

@@ -1,0 +1,161 @@
+"""One answer, from its admission to its end: a token leaves only while the slot is open, and the end is an entry."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+
+from appliance.domain.entry import Outcome
+from appliance.domain.state import Slot
+from appliance.errors import ApplianceError, Denied, Unavailable
+from appliance.workflows.context import Frame
+from appliance.workflows.engine import Engine
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A slot that answers: `slot` names it in the engine and is never used twice.
+
+    Once it is `closed`, with the reason, no token of it leaves any more; `last_token`: when the last one did.
+    """
+
+    row: Slot
+    slot: str
+    engine: Engine
+    clock: Callable[[], str]
+    last_token: str | None = None
+    closed: str | None = None
+    under_way: int = 0
+    _door: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def unit(self) -> str:
+        return self.row.unit
+
+    @property
+    def task(self) -> str:
+        return self.row.task
+
+    @property
+    def adapter(self) -> str:
+        return self.row.adapter
+
+    @property
+    def manifest(self) -> str:
+        return self.row.manifest
+
+    def enter(self) -> None:
+        """A request is under way in the slot, until it leaves."""
+        with self._door:
+            self.under_way += 1
+
+    def leave(self) -> None:
+        with self._door:
+            self.under_way -= 1
+
+    def close_if_idle(self, reason: str) -> bool:
+        """Whether nothing is under way; then it is closed."""
+        with self._door:
+            if self.under_way == 0:
+                self.closed = self.closed or reason
+            return self.under_way == 0
+
+    def give(self) -> None:
+        """A token leaves now; Denied where the slot has been closed."""
+        with self._door:
+            if self.closed is not None:
+                raise Denied(f"answer: cut off, its adapter was taken out: {self.closed}", code="cut-off")
+            self.last_token = self.clock()
+
+    def close(self, reason: str) -> None:
+        """Returns once no token can leave."""
+        with self._door:
+            self.closed = self.closed or reason
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What an answer came to."""
+
+    text: str
+    last: Frame
+    outcome: Outcome
+
+
+class Answer:
+    """Frames of tokens and then `done`, which carries the response record: its entry is durable before it leaves.
+
+    `close` it, however it is left. Read by one thread at a time. `finish` records the end, once, and gives what the
+    last frame says of it.
+    """
+
+    def __init__(
+        self, request: str, loaded: Loaded, frames: Generator[Frame], finish: Callable[[Answer, Ending], Frame]
+    ) -> None:
+        self.request, self.loaded = request, loaded
+        self._frames, self._finish = frames, finish
+        self._text: list[str] = []
+        self._over = False
+        self._cut: str | None = None
+        self._came: Callable[[], None] = lambda: None
+        self._reading = threading.Lock()
+
+    @property
+    def adapter(self) -> str:
+        return self.loaded.adapter
+
+    @property
+    def manifest(self) -> str:
+        return self.loaded.manifest
+
+    def when_first(self, came: Callable[[], None]) -> None:
+        """Called when the first frame has come."""
+        self._came = came
+
+    def cut(self, why: str) -> None:
+        """No token of it leaves from here on, whether its reader waits for one or has not begun."""
+        self._cut = why
+        self.loaded.engine.cut(self.request, why)
+
+    def __iter__(self) -> Answer:
+        return self
+
+    def __next__(self) -> Frame:
+        with self._reading:
+            if self._over:
+                raise StopIteration
+            try:
+                return self._take()
+            except BaseException as error:
+                if not self._over:
+                    self._end("failure" if isinstance(error, ApplianceError) else "interrupted", {})
+                raise
+
+    def _take(self) -> Frame:
+        frame = next(self._frames)
+        if self._cut is not None:
+            raise Denied(self._cut, code="cut-off")
+        self.loaded.give()
+        self._came()
+        self._came = lambda: None
+        if frame["frame"] == "done":
+            return {**frame, **self._end("success", frame)}
+        self._text.append(frame["text"])
+        return frame
+
+    def _end(self, outcome: Outcome, last: Frame) -> Frame:
+        self._over = True
+        self._frames.close()
+        return self._finish(self, Ending("".join(self._text), last, outcome))
+
+    def close(self) -> None:
+        """Ends what its reader has left; nothing where it has ended."""
+        with self._reading:
+            if not self._over:
+                self._end("interrupted", {})
+
+
+def lost() -> Unavailable:
+    """Said where an answer came to its end and that end could not be recorded as one."""
+    return Unavailable("answer: expected its end recorded, it could not be", code="unrecorded")

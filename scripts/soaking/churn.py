@@ -1,0 +1,166 @@
+"""What changes and breaks while the units ask: releases, revocations, the database, the worker, the service itself."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from scripts.soaking.memory import find_worker
+from scripts.soaking.record import Record
+from scripts.soaking.town import TASK, Town
+from tests.postgres import Server
+from tests.site import Refused
+
+DECK = ["activate"] * 5 + ["roll back"] * 3 + ["reject"] * 2 + ["revoke"] * 2 + ["database", "worker killed"]
+RARE = "power cut"
+WORKER = "soaking.breaking"
+FAULT_S = 0.7
+
+
+class Churn:
+    """Plays one card at a time; every card that a deck holds is played before any comes again."""
+
+    def __init__(self, town: Town, record: Record, seed: int, database: Server | None) -> None:
+        self._town, self._record, self._database = town, record, database
+        self._chance = random.Random(seed)
+        self._deck: list[str] = []
+        self._current = {unit: names[0] for unit, names in town.adapters.items()}
+        self._past: dict[str, list[str]] = {unit: [names[0]] for unit, names in town.adapters.items()}
+        self._fresh = {unit: list(names[1:]) for unit, names in town.adapters.items()}
+
+    def play(self, card: str = "") -> None:
+        """One change; without a name the next of the deck. What the service refuses while it is broken is counted."""
+        if not self._deck:
+            self._deck = self._chance.sample(DECK, len(DECK))
+        card = card or self._deck.pop()
+        unit = self._chance.choice(self._town.units)
+        acts: dict[str, Callable[[str], None]] = {
+            "activate": self._activate,
+            "roll back": self._roll_back,
+            "reject": self._reject,
+            "revoke": self._revoke,
+            "database": self._break_database,
+            "worker killed": self._kill_worker,
+            RARE: self._cut_power,
+        }
+        try:
+            acts[card](unit)
+        except Refused as error:
+            self._record.violate(f"{card} for {unit}: expected the order to stand, got {error}")
+
+    def _standing(self, unit: str) -> list[str]:
+        return [name for name in self._past[unit] if name not in self._record.revoked and name != self._current[unit]]
+
+    def _activate(self, unit: str) -> None:
+        """A version that never answered, where there is one; else an earlier one."""
+        if not self._fresh[unit]:
+            return self._roll_back(unit)
+        name = self._fresh[unit].pop(0)
+        self._town.approve(unit, name)
+        self._town.activate(unit, name)
+        self._past[unit].append(name)
+        self._current[unit] = name
+        self._record.count("activations")
+        return None
+
+    def _roll_back(self, unit: str) -> None:
+        if not (standing := self._standing(unit)):
+            return
+        name = self._chance.choice(standing)
+        self._town.roll_back(unit, name)
+        self._current[unit] = name
+        self._record.count("rollbacks")
+
+    def _reject(self, unit: str) -> None:
+        """A reviewer takes the approval back, and gives it again."""
+        name = self._current[unit]
+        if name in self._record.revoked:
+            return
+        self._town.site.review("rob", unit, name, decision="reject")
+        self._record.count("rejections")
+        time.sleep(0.3)
+        self._town.site.review("rob", unit, name)
+
+    def _revoke(self, unit: str) -> None:
+        """What answers now, and only where another version can answer after it."""
+        name = self._current[unit]
+        if name in self._record.revoked or not (self._fresh[unit] or self._standing(unit)):
+            return
+        began = time.monotonic()
+        self._town.revoke(name)
+        self._record.revoked[name] = time.monotonic()
+        self._record.time("revoke, order to its answer", time.monotonic() - began)
+        self._record.count("revocations")
+        time.sleep(0.3)
+        self._activate(unit)
+
+    def _break_database(self, unit: str) -> None:
+        """PostgreSQL is stopped and started; with SQLite the disk is full."""
+        if self._database is not None:
+            self._database.stop()
+            time.sleep(FAULT_S)
+            self._database.start()
+            self._record.count("injected: database stopped")
+        else:
+            with self._full_disk():
+                time.sleep(FAULT_S)
+            self._record.count("injected: disk full")
+        self._wait_until_written()
+
+    @contextmanager
+    def _full_disk(self) -> Iterator[None]:
+        """No file of the service can grow, nor be written behind its first page."""
+        service = self._town.site.service
+        assert service is not None
+        subprocess.run(["prlimit", f"--pid={service.pid}", "--fsize=4096:"], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["prlimit", f"--pid={service.pid}", "--fsize=unlimited:"], check=True)
+
+    def _wait_until_written(self) -> None:
+        """An order that changes nothing but the ledger's length goes through again."""
+        began = time.monotonic()
+        unit = self._town.units[0]
+        while True:
+            try:
+                self._town.site.review("rita", unit, self._current[unit])
+                return
+            except Refused as error:
+                if time.monotonic() - began > 30:
+                    raise
+                if error.status != 503:
+                    self._record.violate(f"database: expected the order refused with 503, got {error}")
+                time.sleep(0.1)
+
+    def _kill_worker(self, unit: str) -> None:
+        service = self._town.site.service
+        assert service is not None
+        if worker := find_worker(service.pid, WORKER):
+            os.kill(worker, signal.SIGKILL)
+            self._record.count("injected: worker killed")
+
+    def _cut_power(self, unit: str) -> None:
+        self._record.goes_down()
+        self._town.site.kill()
+        self._town.site.start()
+        self._record.is_up()
+        self._record.count("injected: power cut")
+
+    def mend(self) -> None:
+        """In the end every unit has a version that stands."""
+        for unit in self._town.units:
+            if self._current[unit] in self._record.revoked:
+                self._activate(unit)
+
+    def released(self) -> dict[str, str]:
+        """Today's version by unit."""
+        return dict(self._current)
+
+
+__all__ = ["RARE", "TASK", "WORKER", "Churn"]

@@ -1,0 +1,181 @@
+"""The units' clients: they ask, read quickly, slowly or not to the end, and hold every text against the marks."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+
+from scripts.soaking.questions import QUESTIONS
+from scripts.soaking.record import Given, Record
+from scripts.soaking.town import TASK, Town
+
+PATIENCE_S = 90.0
+GRACE_S = 1.0
+"""A token may be this long on its way to a client that reads quickly."""
+TOKEN_S = 600.0
+MANNERS = ["whole"] * 50 + ["stream"] * 27 + ["leave"] * 15 + ["foreign"] * 6 + ["slow"] * 2
+REFUSALS = {403: {"not-admitted", "denied"}, 429: None, 503: None}
+"""What may be said while adapters change and things break, by status; the codes, where only some may."""
+BROKEN_OFF = {"cut-off", "engine-ended", "worker-ended", "answer-failed", "out-of-memory", "not-finite", "unavailable"}
+BROKEN_OFF |= {"not-found", "denied", "commit-unknown", "unrecorded"}
+
+
+class Client(threading.Thread):
+    """One client of one unit; asks until there are no more tickets."""
+
+    def __init__(self, town: Town, record: Record, unit: str, seed: int, ticket: Callable[[], bool]) -> None:
+        super().__init__(name=f"client of {unit}", daemon=True)
+        self._town, self._record, self._unit, self._ticket = town, record, unit, ticket
+        self._chance = random.Random(seed)
+        host, port = town.site.settings.listen or ("", 0)
+        self._http = httpx.Client(base_url=f"http://{host}:{port}", timeout=PATIENCE_S)
+        self._token, self._until = "", 0.0
+
+    def run(self) -> None:
+        with self._http:
+            while self._ticket():
+                self._record.wait_until_up(PATIENCE_S)
+                self._ask()
+
+    def _ask(self) -> None:
+        manner, place = self._chance.choice(MANNERS), self._chance.randrange(len(QUESTIONS))
+        if manner == "foreign":
+            return self._ask_foreign()
+        if QUESTIONS[place].kind == "classify":
+            manner = "whole"
+        self._record.count("requests")
+        sent = time.monotonic()
+        try:
+            if manner == "whole":
+                self._read_whole(place, sent)
+            else:
+                self._read_stream(place, sent, manner)
+        except httpx.TimeoutException:
+            self._record.violate(f"{self._unit}: expected an end within {PATIENCE_S:.0f} s, got none ({manner})")
+        except httpx.TransportError as error:
+            if not self._record.was_down(sent):
+                self._record.violate(
+                    f"{self._unit}: expected to reach the service, got {type(error).__name__}: {error}"
+                )
+            self._record.count("not reached")
+        return None
+
+    def _body(self, place: int, **more: Any) -> dict[str, Any]:
+        return {"model": TASK, **QUESTIONS[place].body, **more}
+
+    def _head(self) -> dict[str, str]:
+        if time.monotonic() > self._until:
+            self._token, self._until = self._town.site.token(self._unit), time.monotonic() + TOKEN_S
+        return {"Authorization": f"Bearer {self._token}"}
+
+    def _read_whole(self, place: int, sent: float) -> None:
+        answer = self._http.post(QUESTIONS[place].door, json=self._body(place), headers=self._head())
+        if answer.status_code != 200:
+            return self._take_refusal(answer)
+        body = answer.json()
+        if QUESTIONS[place].kind == "classify":
+            text = json.dumps({k: f"{v:.9f}" for k, v in body["data"][0]["probabilities"].items()}, ensure_ascii=False)
+        else:
+            choice = body["choices"][0]
+            text = choice["message"]["content"] if "message" in choice else choice["text"]
+        self._judge(place, text, body, sent, whole=True)
+        return None
+
+    def _read_stream(self, place: int, sent: float, manner: str) -> None:
+        text, head, whole, latest = "", {}, False, 0.0
+        pieces = self._chance.randrange(1, 6)
+        options = {"json": self._body(place, stream=True), "headers": self._head()}
+        with self._http.stream("POST", QUESTIONS[place].door, **options) as answer:
+            if answer.status_code != 200:
+                answer.read()
+                return self._take_refusal(answer)
+            for event in _events(answer):
+                if event == "[DONE]":
+                    whole = True
+                elif "error" in event:
+                    self._take_break(event["error"])
+                else:
+                    head, piece = event, _piece(event)
+                    text += piece
+                    latest = time.monotonic() if piece else latest
+                    pieces -= bool(piece)
+                if manner == "leave" and pieces <= 0:
+                    self._record.count("cancelled by their client")
+                    break
+                if manner == "slow":
+                    time.sleep(self._chance.random() * 0.2)
+        if head and (text or whole):
+            self._judge(place, text, head, sent, whole=whole, latest=0.0 if manner == "slow" else latest)
+        return None
+
+    def _take_refusal(self, answer: httpx.Response) -> None:
+        try:
+            error = answer.json()["error"]
+        except (ValueError, KeyError):
+            return self._record.violate(f"{self._unit}: expected an error in OpenAI's form, got {answer.text[:200]!r}")
+        codes = REFUSALS.get(answer.status_code, set())
+        # What breaks before the first piece of an answer has the status of an error; a cut is one of them.
+        known = codes is None or error["code"] in codes or error["code"] in BROKEN_OFF
+        if not known or answer.status_code in (404, 500):
+            self._record.violate(f"{self._unit}: expected an answer or a refusal, got {answer.status_code} {error}")
+        self._record.count(f"refused: {error['code']}")
+        if answer.status_code in (429, 503):
+            time.sleep(0.1)
+        return None
+
+    def _take_break(self, error: dict[str, Any]) -> None:
+        self._record.count(f"broken off: {error['code']}")
+        if error["code"] not in BROKEN_OFF:
+            self._record.violate(f"{self._unit}: expected an answer or its cut, got {error}")
+
+    def _judge(
+        self, place: int, text: str, head: dict[str, Any], sent: float, *, whole: bool, latest: float = 0.0
+    ) -> None:
+        """The text is the mark of one of the unit's own adapters, of the one that the answer names, and it stood."""
+        self._record.count("answered whole" if whole else "answered in part")
+        named = next((n for n, m in self._town.manifests.items() if m == head["system_fingerprint"]), "nobody")
+        found = self._town.given_by(place, text, whole=whole)
+        request = head["id"].rpartition("-")[2]
+        if named not in found:
+            said = f"got {text[:40]!r}, which is given by {found or 'nobody'}"
+            self._record.violate(f"{self._unit}, request {request}: expected the mark of {named}, {said}")
+        if named not in self._town.adapters[self._unit]:
+            self._record.violate(f"{self._unit}, request {request}: expected an adapter of its own, got {named}")
+        ended = self._record.revoked.get(named, float("inf"))
+        if sent > ended or latest > ended + GRACE_S:
+            self._record.violate(f"{self._unit}, request {request}: expected no token of {named}, which was revoked")
+        self._record.keep(Given(request, named, whole))
+
+    def _ask_foreign(self) -> None:
+        """By the names of what is not released to it: another's adapter, the base, nothing."""
+        self._record.count("foreign names")
+        others = [name for unit, names in self._town.adapters.items() if unit != self._unit for name in names]
+        model = self._chance.choice([*others[:4], "tiny", "", f"{TASK}@1", self._town.adapters[self._unit][0]])
+        sent = time.monotonic()
+        try:
+            answer = self._http.post(QUESTIONS[0].door, json=self._body(0, model=model), headers=self._head())
+        except httpx.TransportError:
+            if not self._record.was_down(sent):
+                self._record.violate(f"{self._unit}: expected to reach the service with a foreign name, it did not")
+            return
+        if answer.status_code not in (404, 503):
+            self._record.violate(f"{self._unit}: expected nobody to answer {model!r}, got {answer.status_code}")
+
+
+def _events(answer: httpx.Response) -> Iterator[Any]:
+    for line in answer.iter_lines():
+        if line.startswith("data: "):
+            yield line[6:] if line == "data: [DONE]" else json.loads(line[6:])
+
+
+def _piece(event: dict[str, Any]) -> str:
+    if not event["choices"]:
+        return ""
+    choice = event["choices"][0]
+    return str(choice["delta"].get("content", "") if "delta" in choice else choice["text"])

@@ -1,0 +1,31 @@
+"""The real service, whose serving worker is the real one with faults in the middle of its batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from appliance import wiring
+from appliance.config import load_settings
+from appliance.runners.local import Worker, start_worker
+from appliance.runners.sandbox import Sandbox
+from appliance.workflows import workers
+
+CODE = Path(__file__).resolve().parent
+
+
+def start(module: str, sandbox: Sandbox, **more: Any) -> Worker:
+    if module == "appliance.worker.serve":
+        return start_worker("soaking.breaking", sandbox, code=CODE, **more)
+    return start_worker(module, sandbox, **more)
+
+
+def main() -> None:
+    changed: Any = workers
+    changed.start_worker = start
+    wiring.BEAT_S = 5.0
+    wiring.serve(load_settings(), embedded=False)
+
+
+if __name__ == "__main__":
+    main()

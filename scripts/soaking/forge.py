@@ -1,0 +1,99 @@
+"""A worker that draws adapters from random numbers instead of training them, and writes down what each one answers.
+
+An adapter's answers are its mark: the draws differ in nearly every token, so a text says which adapter gave it, and any
+other text is nobody's. They are drawn here one at a time, with nothing beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from appliance.worker.session import Header, Session, run_worker, take, take_path
+
+if TYPE_CHECKING:
+    from appliance.ml.engine import Engine
+
+STRENGTH = 0.6
+BARE = "the bare base"
+
+
+def work(session: Session, task: Header, blob: bytes) -> Header:
+    """A frame an adapter: its probe and its answers, in the order of the questions. The bare base's come first."""
+    from appliance.ml import machine
+    from appliance.ml.base import load_base
+    from appliance.ml.engine import Engine
+
+    machine.use_determinism(0)
+    base = load_base(
+        Path(take_path(task, "base")),
+        quantisation=take(task, "quantisation", str),
+        compute_dtype=take(task, "compute_dtype", str),
+        device="cpu",
+    )
+    engine, questions = Engine(base), take(task, "questions", list)
+    session.send({"frame": "adapter", "name": BARE, "answers": list(_answers(engine, None, questions))})
+    for name in take(task, "names", list):
+        folder = Path(take_path(task, "output")) / name
+        folder.mkdir()
+        probe = _draw(engine, folder, name, task)
+        answers = list(_answers(engine, name, questions))
+        engine.unload(name)
+        session.send({"frame": "adapter", "name": name, "probe": probe, "answers": answers})
+    return {"machine": machine.describe_kind("cpu")}
+
+
+def _draw(engine: Engine, folder: Path, name: str, task: Header) -> dict[str, Any]:
+    """The adapter's two files, loaded into the slot of its name; its probe."""
+    import hashlib
+
+    import safetensors.torch
+    import torch
+
+    from appliance.ml.probe import encode_probe, read_probe
+
+    rank, modules = take(task, "rank", int), take(task, "target_modules", list)
+    chance = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]))
+    tensors = {}
+    for layer, module in engine.slots._layers.items():
+        if layer.rsplit(".", 1)[-1] in modules:
+            shapes = {"lora_A": (rank, module.base.in_features), "lora_B": (module.base.out_features, rank)}
+            for part, shape in shapes.items():
+                drawn = torch.randn(shape, generator=chance) * STRENGTH / rank**0.5
+                tensors[f"base_model.model.{layer}.{part}.weight"] = drawn
+    weights = safetensors.torch.save(tensors)
+    alpha = take(task, "alpha", int)
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": modules, "task_type": "CAUSAL_LM"}
+    encoded = json.dumps(config).encode()
+    (folder / "adapter_model.safetensors").write_bytes(weights)
+    (folder / "adapter_config.json").write_bytes(encoded)
+    engine.slots.load(name, encoded, weights)
+    with engine.slots.using(name):
+        adapted = read_probe(engine.base)
+    return encode_probe(engine.base, read_probe(engine.base), adapted)
+
+
+def _answers(engine: Engine, slot: str | None, questions: list[Any]) -> Iterator[str]:
+    from appliance.ml.asked import parse_request
+    from appliance.ml.engine import Done
+
+    for question in questions:
+        if question["kind"] == "classify":
+            # Not asked of the bare base, which no slot holds.
+            told = [] if slot is None else engine.classify("one", slot, parse_request(question["parameters"]))
+            yield "".join(event.told for event in told if isinstance(event.told, str))
+            continue
+        engine.start("one", slot, parse_request(question["parameters"]))
+        text, done = "", False
+        while not done:
+            for event in engine.step():
+                done = done or isinstance(event.told, Done)
+                text += event.told if isinstance(event.told, str) else ""
+        yield text
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(work))

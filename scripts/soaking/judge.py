@@ -1,0 +1,94 @@
+"""After the last request: every answer has its entries, nothing is left open, and the log is verified from bytes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.domain.entry import Entry, parse_entry
+from appliance.formats.export import Export
+from scripts.soaking.questions import QUESTIONS
+from scripts.soaking.record import Record
+from scripts.soaking.town import TASK, Town
+from tests.site import Refused
+
+ROOT = Path(__file__).resolve().parents[2]
+AT_ONCE = 32
+TRIES = 5
+
+
+@dataclass(frozen=True)
+class Asked:
+    adapter: str
+    index: int
+
+
+def judge(town: Town, record: Record, current: dict[str, str], folder: Path) -> int:
+    """Adds what it finds to the record; the number of entries that were verified."""
+    check_alive(town, record, current)
+    town.site.stop()
+    town.site.start()
+    tar, trust = folder / "ledger.tar", folder / "trust.json"
+    tar.write_bytes(town.site.ask("GET", "/v1/ledger/export", "axel"))
+    trust.write_bytes(town.site.settings.trust.read_bytes())
+    command = [sys.executable, "-m", "appliance.verifier", str(tar), "--trust", str(trust), "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        record.violate(f"verification: expected verified, got exit code {done.returncode}: {done.stdout[-2000:]}")
+    with open(tar, "rb") as stream, Export(stream) as export:
+        check_entries([parse_entry(data) for data in export.entries()], record)
+    return int(json.loads(done.stdout)["size"]) if done.stdout else 0
+
+
+def check_alive(town: Town, record: Record, current: dict[str, str]) -> None:
+    """Every unit is answered by today's release, and as many at once as the engine takes: no place was lost."""
+
+    def ask(number: int) -> None:
+        unit = town.units[number % len(town.units)]
+        said = ""
+        for _ in range(TRIES):
+            try:
+                answer = town.site.chat(unit, TASK, **QUESTIONS[0].body)
+            except Refused as error:
+                # The worker goes on failing in the middle of batches.
+                said = str(error)
+                continue
+            if answer["choices"][0]["message"]["content"] != town.answers[current[unit]][0]:
+                record.violate(f"{unit}: expected the mark of {current[unit]} in the end, got another")
+            return
+        record.violate(f"{unit}: expected an answer in the end, got {said}")
+
+    for number in range(len(town.units)):
+        ask(number)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(ask, range(AT_ONCE)))
+
+
+def check_entries(entries: list[Entry], record: Record) -> None:
+    admitted: dict[str, Asked] = {}
+    finished: dict[str, Entry] = {}
+    revoked: dict[str, int] = {}
+    for entry in entries:
+        if entry.type == "request.admitted":
+            admitted[entry.body["request"]] = Asked(entry.body["adapter"], entry.index)
+            if entry.body["adapter"] in revoked:
+                record.violate(f"entry {entry.index}: expected nothing of {entry.body['adapter']} after its revocation")
+        elif entry.type == "request.finished":
+            finished[entry.body["request"]] = entry
+        elif entry.type == "adapter.revoked":
+            revoked[entry.subjects[1].removeprefix("adapter:")] = entry.index
+        record.figures[f"entries: {entry.type}"] += 1
+    for request in sorted(set(admitted) - set(finished)):
+        record.violate(f"request {request}: expected its end in the ledger, got none")
+    for given in record.given:
+        asked, end = admitted.get(given.request), finished.get(given.request)
+        if asked is None or end is None:
+            record.violate(f"request {given.request}: was answered, expected both of its entries, got not both")
+        elif asked.adapter != given.adapter:
+            record.violate(f"request {given.request}: expected {given.adapter} in the ledger, got {asked.adapter}")
+        elif given.whole and end.outcome != "success":
+            record.violate(f"request {given.request}: was answered whole, expected success, got {end.outcome}")

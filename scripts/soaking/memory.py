@@ -1,0 +1,81 @@
+"""How much memory the service and its workers hold, as the kernel counts it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+LEAST_READINGS = 20
+MOST_GROWTH_BYTES = 48 << 20
+"""What allocators and caches may still take once everything has been asked for once; a leak of a request passes it."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Of one process, over the longest time that it lived: after its first quarter, and in the end."""
+
+    name: str
+    start_bytes: int
+    end_bytes: int
+    readings: int
+
+    @property
+    def is_leak(self) -> bool:
+        return self.readings >= LEAST_READINGS and self.end_bytes - self.start_bytes > MOST_GROWTH_BYTES
+
+
+class Memory(threading.Thread):
+    """Reads every second until it is stopped."""
+
+    def __init__(self, pids: Callable[[], dict[str, int]], every_s: float = 1.0) -> None:
+        super().__init__(name="memory", daemon=True)
+        self._pids, self._every_s = pids, every_s
+        self._over = threading.Event()
+        self._read: dict[tuple[str, int], list[int]] = {}
+
+    def run(self) -> None:
+        while not self._over.wait(self._every_s):
+            for name, pid in self._pids().items():
+                if (found := resident_bytes(pid)) > 0:
+                    self._read.setdefault((name, pid), []).append(found)
+
+    def stop(self) -> list[Growth]:
+        self._over.set()
+        self.join()
+        found = []
+        for name in sorted({name for name, _ in self._read}):
+            longest = max((read for (other, _), read in self._read.items() if other == name), key=len)
+            found.append(Growth(name, longest[len(longest) // 4], longest[-1], len(longest)))
+        return found
+
+
+def resident_bytes(pid: int) -> int:
+    """0 where the process has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmRSS:")), 0)
+
+
+def find_worker(service: int, module: str) -> int:
+    """The process below the service that runs the module and holds the most memory; 0 where there is none."""
+    parents, named = {}, []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(place.name)] = int(place.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            if module.encode() in place.joinpath("cmdline").read_bytes().split(b"\0"):
+                named.append(int(place.name))
+        except OSError:
+            continue
+    below = [pid for pid in named if service in _ancestors(pid, parents)]
+    return max(below, key=resident_bytes, default=0)
+
+
+def _ancestors(pid: int, parents: dict[int, int]) -> list[int]:
+    found = []
+    while pid := parents.get(pid, 0):
+        found.append(pid)
+    return found

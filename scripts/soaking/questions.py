@@ -1,0 +1,46 @@
+"""What the units ask. Every question has one answer an adapter: nothing is left to chance but what a seed fixes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+LABELS = ["payment", "secrecy", "ending"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """`door`: the path it is asked at; `body`: what the unit's client sends beside the model's name."""
+
+    kind: Literal["generate", "classify"]
+    door: str
+    body: dict[str, Any]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The same question as the engine is asked it."""
+        return {"labels": [], "stop": [], "temperature": 0.0, "seed": 0, **self.body}
+
+    @property
+    def is_long(self) -> bool:
+        return int(self.body.get("max_tokens", 0)) > 64
+
+
+def _chat(text: str, tokens: int, **more: Any) -> Question:
+    messages = [{"role": "user", "content": text}]
+    return Question("generate", "/v1/chat/completions", {"messages": messages, "max_tokens": tokens, **more})
+
+
+QUESTIONS = (
+    _chat("the fee is due", 12),
+    _chat("a secret " * 6, 10, temperature=1.3, seed=11),
+    _chat("close", 8, temperature=0.8, seed=5),
+    _chat("pay and price and invoice, then end and cancel " * 2, 16),
+    Question("generate", "/v1/completions", {"prompt": "the parties", "max_tokens": 12, "temperature": 1.0, "seed": 3}),
+    Question("generate", "/v1/completions", {"prompt": "disclose", "max_tokens": 6}),
+    Question(
+        "classify", "/v1/classify", {"messages": [{"role": "user", "content": "invoice and fee"}], "labels": LABELS}
+    ),
+    _chat("tell all of it", 80, temperature=2.0, seed=1),
+    _chat("go on", 80, temperature=2.0, seed=2),
+)

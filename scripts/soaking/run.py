@@ -1,0 +1,153 @@
+"""One soak: a town, its clients, the churn between them, and the judgement."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scripts.soaking.churn import RARE, WORKER, Churn
+from scripts.soaking.clients import Client
+from scripts.soaking.judge import judge
+from scripts.soaking.memory import Growth, Memory, find_worker
+from scripts.soaking.record import Record
+from scripts.soaking.town import Town, build_site, settle_town
+from tests.attacks.conftest import free_port
+from tests.postgres import APPLICATION, Server
+from tests.site import Site
+
+LAUNCHER = ("-m", "scripts.soaking.faulty")
+INJECTED = "soak, injected: "
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`cards`: changes in all; none: one for every 60 requests, 24 at least."""
+
+    requests: int
+    seed: int
+    seconds: float
+    units: int = 8
+    clients: int = 3
+    cards: int = 0
+
+    @property
+    def changes(self) -> int:
+        return self.cards or max(24, self.requests // 60)
+
+    @property
+    def versions(self) -> int:
+        """So many adapters a unit that it can lose one at every revocation."""
+        return 3 + self.changes // 40
+
+
+@dataclass
+class Result:
+    plan: Plan
+    database: str
+    record: Record
+    entries: int
+    seconds: float
+    growths: list[Growth] = field(default_factory=list)
+
+    @property
+    def violations(self) -> list[str]:
+        leaks = [
+            f"memory of the {g.name}: expected no growth, got {g.start_bytes >> 20} to {g.end_bytes >> 20} MiB"
+            for g in self.growths
+            if g.is_leak
+        ]
+        return self.record.violations + leaks
+
+    def lines(self) -> Iterator[str]:
+        """The figures, as they are printed."""
+        yield f"soak on {self.database}: {self.plan.units} units, seed {self.plan.seed}, {self.seconds:.0f} s of asking"
+        for name, count in sorted(self.record.figures.items()):
+            yield f"  {name:<44} {count:>9,}"
+        for name, seconds in sorted(self.record.latencies.items()):
+            ordered = sorted(seconds)
+            middle, high = ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.99)]
+            yield f"  {name:<44} {middle * 1000:>9.0f} ms, p99 {high * 1000:.0f} ms"
+        for growth in self.growths:
+            start, end = growth.start_bytes >> 20, growth.end_bytes >> 20
+            yield f"  memory of the {growth.name:<30} {start:>9,} MiB, in the end {end:,} MiB, {growth.readings} s"
+        yield f"  {'entries verified by appliance-verify':<44} {self.entries:>9,}"
+        yield f"  {'violations':<44} {len(self.violations):>9,}"
+        yield from (f"  ! {violation}" for violation in self.violations[:50])
+
+
+def run(place: Path, plan: Plan, database: Server | None) -> Result:
+    """Builds a site of its own, and soaks it."""
+    environment = {}
+    if database is not None:
+        # What a site's administrator does: a role for the service, and an owner who migrates.
+        database.execute(f"CREATE ROLE {APPLICATION} LOGIN PASSWORD '{database.passwords[APPLICATION]}'")
+        name = database.create_database()
+        environment = {
+            "APPLIANCE_DATABASE_URL": database.url(name, APPLICATION),
+            "APPLIANCE_MIGRATION_URL": database.url(name),
+        }
+    return soak(build_site(place, free_port(), **environment), place, plan, database)
+
+
+def soak(
+    site: Site, place: Path, plan: Plan, database: Server | None, *, launcher: tuple[str, ...] = LAUNCHER
+) -> Result:
+    """On a running site with a base and a dataset; the site is stopped afterwards."""
+    site.launcher = launcher
+    record = Record()
+    try:
+        town = settle_town(site, plan.units, plan.versions)
+        churn = Churn(town, record, plan.seed, database)
+        memory = Memory(lambda: _pids(site))
+        memory.start()
+        began = time.monotonic()
+        _ask_all(town, record, churn, plan)
+        seconds, growths = time.monotonic() - began, memory.stop()
+        churn.mend()
+        entries = judge(town, record, churn.released(), place)
+        _count_injected(site, record)
+    finally:
+        if site.service is not None:
+            site.stop()
+    return Result(plan, "sqlite" if database is None else "postgresql", record, entries, seconds, growths)
+
+
+def _ask_all(town: Town, record: Record, churn: Churn, plan: Plan) -> None:
+    """The clients ask; a card is played each time that a share of the requests was asked."""
+    lock, left = threading.Lock(), [plan.requests]
+    ends = time.monotonic() + plan.seconds
+
+    def ticket() -> bool:
+        with lock:
+            left[0] -= 1
+            return left[0] >= 0 and time.monotonic() < ends
+
+    seeds = range(plan.seed * 1000, plan.seed * 1000 + plan.units * plan.clients)
+    clients = [Client(town, record, town.units[n % plan.units], seed, ticket) for n, seed in enumerate(seeds)]
+    for client in clients:
+        client.start()
+    played = 0
+    while any(client.is_alive() for client in clients):
+        time.sleep(0.05)
+        asked = plan.requests - max(left[0], 0)
+        if played < plan.changes and asked * (plan.changes + 1) >= plan.requests * (played + 1):
+            played += 1
+            # In the second half the service lives on, so that a growth of its memory would show.
+            churn.play(RARE if played % 20 == 8 and played <= plan.changes // 2 else "")
+
+
+def _pids(site: Site) -> dict[str, int]:
+    service = site.service
+    if service is None or service.poll() is not None:
+        return {}
+    return {"service": service.pid, "serving worker": find_worker(service.pid, WORKER)}
+
+
+def _count_injected(site: Site, record: Record) -> None:
+    for path in site.settings.logs.glob("serve-*.log"):
+        for line in path.read_text(errors="replace").splitlines():
+            if line.startswith(INJECTED):
+                record.count(f"injected: {line.removeprefix(INJECTED)} in a batch")

@@ -1,0 +1,30 @@
+"""The real service, whose every second request is answered from the slot that was loaded last, whoever's it is."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from itertools import count
+from typing import Any
+
+from appliance.workflows.context import Frame
+from appliance.workflows.engine import Engine
+from scripts.soaking import faulty
+
+
+def main() -> None:
+    load, answer, number, last = Engine.load, Engine.answer, count(), [""]
+
+    def remember(self: Engine, slot: str, files: Mapping[str, bytes]) -> None:
+        load(self, slot, files)
+        last[0] = slot
+
+    def misroute(self: Engine, request: str, slot: str, kind: str, parameters: Frame) -> Generator[Frame]:
+        return answer(self, request, last[0] if next(number) % 2 else slot, kind, parameters)
+
+    changed: Any = Engine
+    changed.load, changed.answer = remember, misroute
+    faulty.main()
+
+
+if __name__ == "__main__":
+    main()

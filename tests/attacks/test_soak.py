@@ -1,0 +1,118 @@
+"""The short form of scripts/soak, and that it would see what it looks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.domain.entry import Entry, encode_entry, parse_entry
+from scripts.soaking import run as soaking
+from scripts.soaking.judge import check_entries
+from scripts.soaking.memory import Growth
+from scripts.soaking.record import Given, Record
+from tests.attacks.conftest import free_port
+from tests.postgres import Server, postgres
+from tests.site import Site
+
+__all__ = ["postgres"]
+
+
+def check_sound(result: soaking.Result, *injected: str) -> None:
+    assert result.violations == [], "\n".join(result.lines())
+    figures = result.record.figures
+    for what in (
+        "answered whole",
+        "cancelled by their client",
+        "activations",
+        "revocations",
+        "foreign names",
+        *injected,
+    ):
+        assert figures[what] > 0, f"{what}: the soak did not get so far"
+    assert figures["answered whole"] > figures["requests"] / 4
+    assert figures["entries: request.admitted"] == figures["entries: request.finished"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_eight_units_under_churn_get_nothing_but_their_own_and_all_of_it_is_recorded(
+    golden: Site, tmp_path: Path
+) -> None:
+    """With a disk that is full, batches that fail, a worker that is killed and a service that is."""
+    site = golden.copy(tmp_path / "h", free_port())
+    site.start()
+    result = soaking.soak(site, tmp_path, soaking.Plan(300, seed=3, seconds=60, cards=15), None)
+    check_sound(
+        result, "injected: disk full", "injected: worker killed", "injected: power cut", "injected: row in a batch"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_same_on_a_database_that_is_stopped(postgres: Server, tmp_path: Path) -> None:
+    plan = soaking.Plan(150, seed=4, seconds=60, units=3, cards=15)
+    check_sound(soaking.run(tmp_path, plan, postgres), "injected: database stopped")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_service_that_answers_from_another_units_slot_is_caught(golden: Site, tmp_path: Path) -> None:
+    """So that the soak can fail: every second request goes to the slot of somebody else."""
+    site = golden.copy(tmp_path / "h", free_port())
+    site.start()
+    plan = soaking.Plan(40, seed=5, seconds=60, units=2, clients=2, cards=1)
+    result = soaking.soak(site, tmp_path, plan, None, launcher=("-m", "tests.attacks.misrouted"))
+    assert any("expected the mark of" in violation for violation in result.violations), "\n".join(result.lines())
+
+
+def entry(index: int, kind: str, request: str, adapter: str = "a@1", outcome: str = "success") -> Entry:
+    fields: dict[str, Any] = {
+        "v": 1,
+        "index": index,
+        "time": "2026-01-15T09:30:00.000Z",
+        "type": kind,
+        "actor": "service",
+        "source": "service",
+        "subjects": ("order:sha256:0", "adapter:a@1") if kind == "adapter.revoked" else (),
+        "outcome": outcome,
+        "prev": f"sha256:{'0' * 64}",
+        "documents": {},
+        "body": {"request": request, "adapter": adapter},
+    }
+    return parse_entry(encode_entry(Entry(**fields)))
+
+
+ADMITTED, FINISHED = entry(0, "request.admitted", "r"), entry(1, "request.finished", "r")
+
+
+@pytest.mark.parametrize(
+    ("entries", "given", "words"),
+    [
+        ([ADMITTED, FINISHED], Given("r", "a@1", whole=True), ""),
+        ([ADMITTED], Given("r", "a@1", whole=False), "expected its end in the ledger"),
+        ([FINISHED], Given("r", "a@1", whole=True), "expected both of its entries"),
+        ([ADMITTED, FINISHED], Given("s", "a@1", whole=True), "expected both of its entries"),
+        ([ADMITTED, FINISHED], Given("r", "b@1", whole=True), "expected b@1 in the ledger, got a@1"),
+        (
+            [ADMITTED, entry(1, "request.finished", "r", outcome="failure")],
+            Given("r", "a@1", whole=True),
+            "expected success, got failure",
+        ),
+        ([entry(0, "adapter.revoked", ""), ADMITTED, FINISHED], Given("r", "a@1", whole=True), "after its revocation"),
+    ],
+)
+def test_what_the_ledger_does_not_say_of_an_answer_is_a_violation(
+    entries: list[Entry], given: Given, words: str
+) -> None:
+    record = Record()
+    record.keep(given)
+    check_entries(entries, record)
+    assert any(words in violation for violation in record.violations) == bool(words), record.violations
+
+
+def test_memory_that_grows_is_a_violation() -> None:
+    assert Growth("service", 100 << 20, 200 << 20, readings=100).is_leak
+    assert not Growth("service", 100 << 20, 120 << 20, readings=100).is_leak
+    assert not Growth("service", 100 << 20, 200 << 20, readings=3).is_leak, "too short to say"
