@@ -117,26 +117,28 @@ def soak(
 
 def _ask_all(town: Town, record: Record, churn: Churn, plan: Plan) -> None:
     """The clients ask; a card is played each time that a share of the requests was asked."""
-    lock, left = threading.Lock(), [plan.requests]
+    lock, asked, played = threading.Lock(), 0, 0
     ends = time.monotonic() + plan.seconds
 
     def ticket() -> bool:
+        """Whether to ask once more; not further ahead of the changes than by one of them."""
+        nonlocal asked
         with lock:
-            left[0] -= 1
-            return left[0] >= 0 and time.monotonic() < ends
+            while asked < plan.requests and asked * (plan.changes + 1) >= plan.requests * (played + 2):
+                time.sleep(0.01)
+            asked += 1
+            return asked <= plan.requests and time.monotonic() < ends
 
     seeds = range(plan.seed * 1000, plan.seed * 1000 + plan.units * plan.clients)
     clients = [Client(town, record, town.units[n % plan.units], seed, ticket) for n, seed in enumerate(seeds)]
     for client in clients:
         client.start()
-    played = 0
     while any(client.is_alive() for client in clients):
-        time.sleep(0.05)
-        asked = plan.requests - max(left[0], 0)
+        time.sleep(0.02)
         if played < plan.changes and asked * (plan.changes + 1) >= plan.requests * (played + 1):
-            played += 1
             # In the second half the service lives on, so that a growth of its memory would show.
-            churn.play(RARE if played % 20 == 8 and played <= plan.changes // 2 else "")
+            churn.play(RARE if played % 20 == 4 and played < plan.changes // 2 else "")
+            played += 1
 
 
 def _pids(site: Site) -> dict[str, int]:

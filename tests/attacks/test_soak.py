@@ -43,7 +43,7 @@ def test_eight_units_under_churn_get_nothing_but_their_own_and_all_of_it_is_reco
     """With a disk that is full, batches that fail, a worker that is killed and a service that is."""
     site = golden.copy(tmp_path / "h", free_port())
     site.start()
-    result = soaking.soak(site, tmp_path, soaking.Plan(300, seed=3, seconds=60, cards=15), None)
+    result = soaking.soak(site, tmp_path, soaking.Plan(240, seed=3, seconds=60, cards=15), None)
     check_sound(
         result, "injected: disk full", "injected: worker killed", "injected: power cut", "injected: row in a batch"
     )
