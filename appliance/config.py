@@ -11,6 +11,7 @@ client_ca      APPLIANCE_CLIENT_CA       PEM: only clients with a certificate of
 operations     APPLIANCE_OPERATIONS      HOST:PORT of /healthz, /readyz and /metrics, or "off", which it is by default
 operations_token  APPLIANCE_OPERATIONS_TOKEN  the file with the token for /metrics, readable by the service alone
 plaintext      APPLIANCE_PLAINTEXT       "accepted": the units' door may stand open beyond loopback without TLS
+rehash         APPLIANCE_REHASH          minutes between two checks of every sealed folder, or "off"; 60 by default
 [limits]       -                         what each unit may ask of its door; [limits.UNIT] for one alone. 0: no limit
     concurrent, requests_per_minute, tokens_per_minute, tokens_per_day
 """
@@ -39,6 +40,7 @@ _VARIABLES = {
     "operations": "APPLIANCE_OPERATIONS",
     "operations_token": "APPLIANCE_OPERATIONS_TOKEN",
     "plaintext": "APPLIANCE_PLAINTEXT",
+    "rehash": "APPLIANCE_REHASH",
 }
 
 
@@ -70,6 +72,8 @@ class Settings:
     witnessed: Path
     certificate: Certificate | None = None
     operations: Operations | None = None
+    rehash_s: float | None = 3600.0
+    """Between two checks of every sealed folder; None: only when something is loaded."""
     limits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """By unit, and under "" for every other, those that were given."""
 
@@ -116,6 +120,7 @@ def load_settings(home: Path | None = None, environment: Mapping[str, str] | Non
         witnessed=place / values.get("witnessed", "witnessed"),
         certificate=certificate,
         operations=operations,
+        rehash_s=_parse_minutes(values.get("rehash", "60"), "rehash"),
         limits=limits,
     )
 
@@ -205,6 +210,19 @@ def _parse_limit(key: str, value: object, what: str) -> int:
     if type(value) is not int or not 0 <= value <= _MOST:
         raise BadInput(f"{what}, {key}: expected a whole number from 0 to {_MOST}, got {value!r}")
     return value
+
+
+def _parse_minutes(text: str, what: str) -> float | None:
+    """In seconds."""
+    if text == "off":
+        return None
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes <= 100_000:
+        raise BadInput(f"settings, {what}: expected minutes above 0 or off, got {text!r}")
+    return minutes * 60
 
 
 def _parse_listen(text: str) -> tuple[str, int] | None:

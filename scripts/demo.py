@@ -20,6 +20,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import three_units
+
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = Path(os.environ.get("APPLIANCE_DEMO") or ROOT / ".demo").absolute()
 HOME, PEOPLE, DOWNLOADS = PLACE / "home", PLACE / "people", ROOT / ".cache"
@@ -154,7 +156,7 @@ def found(demo: Demo) -> None:
         shown = name == "anna"
         words = ("key", "new", str(PEOPLE / f"{name}.key"), "--passphrase-file", str(secret))
         demo.run(*words, quiet=not shown, show=shown)
-    print("    ... and so do Ben and the six others")
+    print("    ... and so does everybody else")
     demo.title("Two administrators found the appliance; the trust file is kept elsewhere")
     pairs = [f"{name}={PEOPLE / name}.pub" for name in ("anna", "ben")]
     demo.run(
@@ -308,7 +310,12 @@ def summary(demo: Demo) -> None:
 
 
 def main() -> None:
+    extended = sys.argv[1:] == ["--three-units"]
+    if sys.argv[1:] and not extended:
+        sys.exit(f"demo: expected --three-units or nothing, got {' '.join(sys.argv[1:])}")
     demo = Demo()
+    if extended:
+        PEOPLE_ROLES.update(three_units.PEOPLE_ROLES)
     gguf = prepare(demo)
     try:
         found(demo)
@@ -316,6 +323,8 @@ def main() -> None:
         judge(demo)
         token = answer(demo)
         attack(demo, token)
+        if extended:
+            three_units.show(demo, HOME)
         audit(demo)
     finally:
         demo.stop_service()

@@ -102,7 +102,8 @@ def _dataset(known: state.State, name: str) -> Thing:
 
 
 def _adapter(
-    known: state.State, order: orders.Review | orders.Activate | orders.RollBack | orders.RevokeAdapter
+    known: state.State,
+    order: orders.Review | orders.Activate | orders.RollBack | orders.RevokeAdapter | orders.ExportAdapter,
 ) -> Thing:
     row = _find(known.adapters, order.name)
     return Thing(
@@ -225,8 +226,20 @@ def _release(known: state.State, order: orders.Activate | orders.RollBack, signe
     return _adapter(known, order), {"unit": order.unit, "task": order.task}
 
 
+def _export(known: state.State, order: orders.ExportAdapter, signer: state.Principal) -> Facts:
+    return _adapter(known, order), {"unit": order.unit, "task": order.task, "valid_until": Moment(order.valid_until)}
+
+
 def _revoke_adapter(known: state.State, order: orders.RevokeAdapter, signer: state.Principal) -> Facts:
     return _adapter(known, order), {}
+
+
+def _revoke_base(known: state.State, order: orders.RevokeBase, signer: state.Principal) -> Facts:
+    return _base(known, order.base), {}
+
+
+def _revoke_dataset(known: state.State, order: orders.RevokeDataset, signer: state.Principal) -> Facts:
+    return _dataset(known, order.name), {}
 
 
 def _key(
@@ -268,6 +281,9 @@ _FACTS: dict[type[orders.Order], Callable[..., Facts]] = {
     orders.Activate: _release,
     orders.RollBack: _release,
     orders.RevokeAdapter: _revoke_adapter,
+    orders.ExportAdapter: _export,
+    orders.RevokeBase: _revoke_base,
+    orders.RevokeDataset: _revoke_dataset,
     orders.ReplaceKey: _key,
     orders.RotateKey: _key,
     orders.RevokeKey: _key,

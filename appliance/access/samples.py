@@ -79,6 +79,11 @@ SAMPLES: dict[str, Request] = {
         Request(OWNER, "activate", ADAPTER, {**_NOW, **_RELEASE}),
         Request(OWNER, "roll-back", ADAPTER, {**_NOW, **_RELEASE}),
         Request(REVIEWER, "revoke-adapter", ADAPTER, _NOW),
+        Request(
+            OWNER, "export-adapter", ADAPTER, {**_NOW, **_RELEASE, "valid_until": Moment("2026-12-31T00:00:00.000Z")}
+        ),
+        Request(REVIEWER, "revoke-base", BASE, _NOW),
+        Request(REVIEWER, "revoke-dataset", DATASET, _NOW),
         Request(ADMINISTRATOR, "replace-key", REVIEWER, _NOW),
         Request(REVIEWER, "rotate-key", REVIEWER, _NOW),
         Request(ADMINISTRATOR, "revoke-key", REVIEWER, _NOW),

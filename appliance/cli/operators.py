@@ -16,6 +16,7 @@ from appliance.cli.plans import list_costs, plan
 from appliance.cli.progress import Meter
 from appliance.cli.records import export, facts_of, report
 from appliance.cli.replays import checkpoints, replay, resume
+from appliance.cli.revoking import revoke_base, revoke_dataset
 from appliance.cli.signing import receipt_value, sign_all, sign_and_submit
 from appliance.cli.uses import used_by
 from appliance.domain.tasks import FORMATS, TASKS
@@ -40,7 +41,7 @@ def _upload(caller: Caller, source: Source) -> None:
 
 @group("base", example="appliance base list")
 def base() -> None:
-    """Base models: import and list."""
+    """Base models: import, list, revoke."""
 
 
 @base.command("import", example="appliance base import SmolLM2.gguf --name smollm2 --licence Apache-2.0")
@@ -126,7 +127,7 @@ def list_bases(caller: Caller) -> None:
 
 @group("dataset", example="appliance dataset list")
 def dataset() -> None:
-    """Datasets: import, list, show."""
+    """Datasets: import, list, show, revoke."""
 
 
 @dataset.command(
@@ -248,6 +249,8 @@ def show_dataset(caller: Caller, name: str) -> None:
     print_facts([*((key.replace("_", " "), value) for key, value in row.items()), *facts])
 
 
+base.add_command(revoke_base)
+dataset.add_command(revoke_dataset)
 dataset.add_command(used_by)
 
 

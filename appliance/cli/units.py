@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -13,7 +14,7 @@ from appliance.cli.output import plain, print_facts, print_json, print_line, pri
 from appliance.cli.reviewers import gather, print_evidence
 from appliance.cli.signing import receipt_value, sign_and_submit
 from appliance.cli.times import parse_moment
-from appliance.errors import BadInput
+from appliance.errors import BadInput, Conflict
 from appliance.formats.timestamp import encode_time
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _MAX_TOKEN_MINUTES = 60
 
 @group("release", example="appliance release history --unit legal")
 def release() -> None:
-    """Which adapter answers a unit's task: activate, roll back, history."""
+    """Which adapter answers a unit's task: activate, roll back, export, history."""
 
 
 @release.command("activate", example="appliance release activate clauses@1 --unit legal --task labels")
@@ -66,6 +67,29 @@ def rollback(caller: Caller, unit: str, task: str, wanted: str | None) -> None:
     evidence = gather(caller, adapter)
     proposal = propose_release(caller.about, caller.signer, RollBack, evidence, unit, task)
     _tell(caller, sign_and_submit(caller, proposal), [("task", f"{unit}/{task}"), ("answered by", adapter)])
+
+
+@release.command("export", example="appliance release export legal labels --to FOLDER")
+@click.argument("unit")
+@click.argument("task")
+@click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="A new folder.")
+@click.option("--until", metavar="TIME", help="At most as long as policy and approvals allow, which is the default.")
+@signs
+@click.pass_obj
+def export(caller: Caller, unit: str, task: str, folder: Path, until: str | None) -> None:
+    """Write what answers a unit's task today to a folder that the unit can load on a host of its own, until a date.
+
+    There appliance.loader.load_approved checks it as the appliance does. No revocation reaches it: it ends by its date.
+    """
+    from appliance.client.exports import fetch_export, propose_export, write_export
+
+    if folder.exists():
+        raise Conflict(f"export, {folder}: expected a new folder, got one that stands")
+    end = None if until is None else parse_moment(until, "until", datetime.now(UTC), end_of_day=True)
+    receipt = sign_and_submit(caller, propose_export(caller.reading(), caller.signer, unit, task, end))
+    told, handed = fetch_export(caller.reading(), receipt.order, lambda size: None)
+    write_export(folder, handed, caller.trust)
+    _tell(caller, receipt, [("adapter", told["adapter"]), ("until", told["valid_until"]), ("folder", folder)])
 
 
 @release.command("history", example="appliance release history --unit legal --task labels")

@@ -11,7 +11,15 @@ from appliance.client.door import About, Door
 from appliance.client.log import Anchor, Proven, adapter_key, read_entry
 from appliance.client.orders import Proposal, propose
 from appliance.domain.names import split_version, versioned
-from appliance.domain.orders import Activate, Review, RevokeAdapter, RollBack, parse_order
+from appliance.domain.orders import (
+    Activate,
+    Review,
+    RevokeAdapter,
+    RevokeBase,
+    RevokeDataset,
+    RollBack,
+    parse_order,
+)
 from appliance.errors import BadInput, NotFound, Tampered
 from appliance.formats.bundle import verify_model
 from appliance.formats.digest import Hasher, digest_bytes
@@ -175,6 +183,28 @@ def propose_revocation(door: Door, anchor: Anchor, signer: str, name: str, reaso
     adapter, version = split_version(name)
     values = {"adapter": adapter, "version": version, "manifest": entry.documents["manifest"]}
     return propose(door.about, signer, RevokeAdapter, values, texts={} if reason is None else {"reason": reason})
+
+
+def propose_base_revocation(door: Door, anchor: Anchor, signer: str, name: str, reason: str | None) -> Proposal:
+    row = door.get(f"/v1/bases/{name}")
+    values = {"base": name, "digest": _logged_manifest(door, anchor, int(row["index"]), "base", name)}
+    return propose(door.about, signer, RevokeBase, values, texts={} if reason is None else {"reason": reason})
+
+
+def propose_dataset_revocation(door: Door, anchor: Anchor, signer: str, name: str, reason: str | None) -> Proposal:
+    row = door.get(f"/v1/datasets/{name}")
+    digest = _logged_manifest(door, anchor, int(row["index"]), "dataset", name)
+    dataset, version = split_version(name)
+    values = {"dataset": dataset, "version": version, "digest": digest}
+    return propose(door.about, signer, RevokeDataset, values, texts={} if reason is None else {"reason": reason})
+
+
+def _logged_manifest(door: Door, anchor: Anchor, index: int, kind: str, name: str) -> str:
+    """By the proved entry that imported it."""
+    entry = read_entry(door, anchor, index).entry
+    if (entry.type, entry.body.get(kind)) != (f"{kind}.imported", name):
+        raise Tampered(f"{kind} {name}: expected its import as entry {entry.index}, got {entry.type}")
+    return entry.documents["manifest"]
 
 
 def earlier_adapter(door: Door, unit: str, task: str, wanted: str | None) -> str:

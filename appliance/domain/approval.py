@@ -22,6 +22,17 @@ def base_is(state: State, name: str, digest: str) -> Reasons:
         return [f"base {name}: expected {base.digest}, got {digest}"]
     if base.quarantined is not None:
         return [f"base {name}: expected its bytes whole, got quarantine by entry {base.quarantined}"]
+    if base.revoked is not None:
+        return [f"base {name}: expected a standing one, got one revoked by entry {base.revoked}"]
+    return []
+
+
+def dataset_stands(state: State, name: str) -> Reasons:
+    dataset = state.datasets.get(name)
+    if dataset is None:
+        return [f"dataset: expected an imported one, got {name}"]
+    if dataset.revoked is not None:
+        return [f"dataset {name}: expected a standing one, got one revoked by entry {dataset.revoked}"]
     return []
 
 
@@ -45,7 +56,7 @@ def inadmissible(state: State, adapter: Adapter, unit: str, now: Time) -> Reason
         reasons.append(f"adapter {name}: expected its bytes whole, got quarantine by entry {adapter.quarantined}")
     if not is_unit(state, unit):
         reasons.append(f"unit: expected an enrolled one, got {unit}")
-    reasons += base_is(state, adapter.base, adapter.base_digest)
+    reasons += base_is(state, adapter.base, adapter.base_digest) + dataset_stands(state, adapter.dataset)
     # A rejection has no date and needs no standing reviewer: only its own reviewer lifts it.
     latest = latest_reviews(adapter, unit)
     rejected = [r for r in latest if r.decision == "reject"]

@@ -30,9 +30,12 @@ from appliance.domain.making_events import (
     AdapterQuarantined,
     AdapterRevoked,
     AdapterSealed,
+    ArtifactsChecked,
     BaseImported,
     BaseQuarantined,
+    BaseRevoked,
     DatasetImported,
+    DatasetRevoked,
     ImportFailed,
     ImportRequested,
     ReplayFailed,
@@ -50,6 +53,7 @@ from appliance.domain.making_events import (
 )
 from appliance.domain.serving_events import (
     AdapterAdmitted,
+    AdapterExported,
     AdapterLoaded,
     AdapterUnloaded,
     AdmissionRefused,
@@ -71,17 +75,18 @@ EVENTS: dict[str, type[Event]] = {
         RequestRefused, KeyEnrolled, KeyRevoked, LogKeyRotated, TextErased, HoldPlaced, HoldLifted, CheckpointCosigned,
         RunCheckpointed, ResumeRequested, RunResumed, ReplayRequested, ReplayFinished, ReplayFailed,
         TokensRevoked,
+        BaseRevoked, DatasetRevoked, ArtifactsChecked, AdapterExported,
     )
 }  # fmt: skip
 
 __all__ = [
-    "EVENTS", "AdapterAdmitted", "AdapterLoaded", "AdapterQuarantined", "AdapterRevoked", "AdapterSealed",
-    "AdapterUnloaded", "Administrator", "AdmissionRefused", "AuthRefused", "BaseImported", "BaseQuarantined",
-    "CheckpointCosigned", "DatasetImported", "Endorsed", "Event", "Heartbeat", "HoldLifted", "HoldPlaced",
-    "ImportFailed", "ImportRequested", "Initialized", "KeyEnrolled", "KeyRevoked", "LogKeyRotated", "OrderPending",
-    "OrderRefused", "Ordered", "PolicyAdopted", "PrincipalEnrolled", "PrincipalRevoked", "ReleaseActivated",
-    "ReleaseRolledBack", "ReplayFailed", "ReplayFinished", "ReplayRequested", "RequestAdmitted", "RequestFinished",
-    "RequestRefused", "ResumeRequested", "ReviewRecorded", "RoleGranted", "RunCancelled", "RunCheckpointed",
-    "RunFailed", "RunFinished", "RunRequested", "RunResumed", "RunStarted", "ServiceStarted", "ServiceStopped",
-    "SessionOpened", "TextErased", "TokensRevoked",
+    "EVENTS", "AdapterAdmitted", "AdapterExported", "AdapterLoaded", "AdapterQuarantined", "AdapterRevoked",
+    "AdapterSealed", "AdapterUnloaded", "Administrator", "AdmissionRefused", "ArtifactsChecked", "AuthRefused",
+    "BaseImported", "BaseQuarantined", "BaseRevoked", "CheckpointCosigned", "DatasetImported", "DatasetRevoked",
+    "Endorsed", "Event", "Heartbeat", "HoldLifted", "HoldPlaced", "ImportFailed", "ImportRequested", "Initialized",
+    "KeyEnrolled", "KeyRevoked", "LogKeyRotated", "OrderPending", "OrderRefused", "Ordered", "PolicyAdopted",
+    "PrincipalEnrolled", "PrincipalRevoked", "ReleaseActivated", "ReleaseRolledBack", "ReplayFailed", "ReplayFinished",
+    "ReplayRequested", "RequestAdmitted", "RequestFinished", "RequestRefused", "ResumeRequested", "ReviewRecorded",
+    "RoleGranted", "RunCancelled", "RunCheckpointed", "RunFailed", "RunFinished", "RunRequested", "RunResumed",
+    "RunStarted", "ServiceStarted", "ServiceStopped", "SessionOpened", "TextErased", "TokensRevoked",
 ]  # fmt: skip

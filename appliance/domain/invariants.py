@@ -21,6 +21,7 @@ from appliance.domain.orders import (
     Endorse,
     Enroll,
     Erase,
+    ExportAdapter,
     Grant,
     ImportBase,
     ImportDataset,
@@ -33,6 +34,8 @@ from appliance.domain.orders import (
     Resume,
     Review,
     RevokeAdapter,
+    RevokeBase,
+    RevokeDataset,
     RevokeKey,
     RevokePrincipal,
     RevokeTokens,
@@ -229,6 +232,7 @@ def _train(state: State, order: Train, signer: Principal, now: Time) -> Reasons:
     dataset = state.datasets.get(recipe.dataset)
     if dataset is None:
         return [*reasons, f"dataset: expected an imported one, got {recipe.dataset}"]
+    reasons += approval.dataset_stands(state, recipe.dataset)
     if dataset.digest != order.dataset_digest:
         reasons.append(f"dataset {recipe.dataset}: expected {dataset.digest}, got {order.dataset_digest}")
     if dataset.base_digest != order.base_digest:
@@ -279,7 +283,7 @@ def _replay(state: State, order: Replay, signer: Principal, now: Time) -> Reason
     return reasons + base_is(state, run.base, run.base_digest)
 
 
-def _adapter(state: State, order: Review | Activate | RollBack | RevokeAdapter) -> Adapter | Reasons:
+def _adapter(state: State, order: Review | Activate | RollBack | RevokeAdapter | ExportAdapter) -> Adapter | Reasons:
     adapter = state.adapters.get(order.name)
     if adapter is None:
         return [f"adapter: expected a sealed one, got {order.name}"]
@@ -330,6 +334,24 @@ def _roll_back(state: State, order: RollBack, signer: Principal, now: Time) -> R
     return reasons
 
 
+def _export(state: State, order: ExportAdapter, signer: Principal, now: Time) -> Reasons:
+    """Only what answers the unit's task today; no longer than its approvals stand, nor than policy lets it."""
+    adapter = _adapter(state, order)
+    if isinstance(adapter, list):
+        return adapter
+    reasons = _needs(signer, f"release-owner:{order.unit}")
+    release = state.releases.get(release_key(order.unit, order.task))
+    if release is None or release.current.adapter != order.name:
+        got = "none" if release is None else release.current.adapter
+        return [*reasons, f"release: expected {order.name} to answer {order.unit}/{order.task}, got {got}"]
+    reasons += approval.barred(state, release, adapter, now) + custody.unwitnessed(state, now)
+    ends = [review.valid_until for review in approval.standing_reviews(state, adapter, order.unit, now)]
+    limit = min([add_seconds(now, state.parameters.export_lifetime_s), *ends])
+    if not now < order.valid_until <= limit:
+        reasons.append(f"valid until: expected a time after {now} and not after {limit}, got {order.valid_until}")
+    return reasons
+
+
 def _revoke_adapter(state: State, order: RevokeAdapter, signer: Principal, now: Time) -> Reasons:
     adapter = _adapter(state, order)
     if isinstance(adapter, list):
@@ -341,6 +363,34 @@ def _revoke_adapter(state: State, order: RevokeAdapter, signer: Principal, now: 
     if adapter.revoked is not None:
         reasons.append(f"adapter {order.name}: expected a standing one, got one revoked by entry {adapter.revoked}")
     return reasons
+
+
+def _revoke_base(state: State, order: RevokeBase, signer: Principal, now: Time) -> Reasons:
+    base = state.bases.get(order.base)
+    if base is None:
+        return [f"base: expected an imported one, got {order.base}"]
+    return _takes_away(signer) + _revocable(f"base {order.base}", base.digest, base.revoked, order.digest)
+
+
+def _revoke_dataset(state: State, order: RevokeDataset, signer: Principal, now: Time) -> Reasons:
+    dataset = state.datasets.get(order.name)
+    if dataset is None:
+        return [f"dataset: expected an imported one, got {order.name}"]
+    return _takes_away(signer) + _revocable(f"dataset {order.name}", dataset.digest, dataset.revoked, order.digest)
+
+
+def _takes_away(signer: Principal) -> Reasons:
+    """Taking away is always easier than giving: one administrator or one reviewer, of any field."""
+    if any(role.startswith("reviewer:") for role in signer.roles):
+        return []
+    return _needs(signer, "administrator", "reviewer")
+
+
+def _revocable(what: str, digest: str, revoked: int | None, named: str) -> Reasons:
+    reasons = [] if named == digest else [f"{what}: expected {digest}, got {named}"]
+    return reasons + (
+        [] if revoked is None else [f"{what}: expected a standing one, got one revoked by entry {revoked}"]
+    )
 
 
 def next_version(state: State, name: str) -> int:
@@ -370,6 +420,9 @@ _RULES: dict[type[Order], Callable[..., Reasons]] = {
     Activate: _activate,
     RollBack: _roll_back,
     RevokeAdapter: _revoke_adapter,
+    ExportAdapter: _export,
+    RevokeBase: _revoke_base,
+    RevokeDataset: _revoke_dataset,
     ReplaceKey: _replace_key,
     RotateKey: _rotate_key,
     RevokeKey: _revoke_key,

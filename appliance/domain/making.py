@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 from sys import intern
+from typing import Any
 
 from appliance.domain.baselines import compare
 from appliance.domain.case import Case, Puts
 from appliance.domain.events import (
     AdapterQuarantined,
     AdapterSealed,
+    ArtifactsChecked,
     BaseImported,
     BaseQuarantined,
     DatasetImported,
@@ -18,9 +20,10 @@ from appliance.domain.events import (
 from appliance.domain.invariants import next_dataset_version, next_version
 from appliance.domain.methods import METHODS
 from appliance.domain.names import split_version, versioned
-from appliance.domain.orders import ImportBase, ImportDataset, Review, RevokeAdapter
+from appliance.domain.orders import ImportBase, ImportDataset, Review, RevokeAdapter, RevokeBase, RevokeDataset
 from appliance.domain.state import Adapter, Base, Dataset, Import, ReviewRecord, Run
 from appliance.domain.steps import STEPS_FILE
+from appliance.domain.table import Table
 from appliance.domain.training import check_walls, move, take_run
 from appliance.errors import Denied
 from appliance.formats.bundle import verify_model
@@ -154,6 +157,7 @@ def adapter_sealed(case: Case) -> Puts:
         dataset_by=dataset.imported_by,
         base=run.base,
         base_digest=run.base_digest,
+        dataset=run.dataset,
         purpose=run.purpose,
         measured=measured,
         index=case.entry.index,
@@ -196,6 +200,23 @@ def base_quarantined(case: Case) -> Puts:
     return [(case.state.bases, name, base.model_copy(update={"quarantined": case.entry.index}))]
 
 
+def artifacts_checked(case: Case) -> Puts:
+    """What was found changed is out of use: an adapter or a base is in quarantine before this says so."""
+    body = case.of(ArtifactsChecked)
+    outcome = "failure" if body.changed else "success"
+    case.require(case.entry.outcome == outcome, "outcome", outcome, case.entry.outcome)
+    for subject in body.changed:
+        kind, _, name = subject.partition(":")
+        state = case.state
+        rows: dict[str, Table[Any]] = {"adapter": state.adapters, "base": state.bases, "dataset": state.datasets}
+        row = rows[kind].get(name) if kind in rows else None
+        if row is None:
+            raise Denied(f"entry {case.entry.index}: changed: expected what the ledger knows, got {subject}")
+        if isinstance(row, Adapter | Base):
+            case.require(row.quarantined is not None, subject, "quarantine before", "none")
+    return []
+
+
 def review_recorded(case: Case) -> Puts:
     order = case.allowed(Review)
     adapter = case.state.adapters.get(order.name)
@@ -223,6 +244,21 @@ def adapter_revoked(case: Case) -> Puts:
     return [(case.state.adapters, order.name, adapter.model_copy(update={"revoked": case.entry.index}))]
 
 
+def base_revoked(case: Case) -> Puts:
+    base = case.state.bases.get(case.allowed(RevokeBase).base)
+    if base is None:
+        raise Denied(f"entry {case.entry.index}: base: expected an imported one, got none")
+    return [(case.state.bases, base.name, base.model_copy(update={"revoked": case.entry.index}))]
+
+
+def dataset_revoked(case: Case) -> Puts:
+    name = case.allowed(RevokeDataset).name
+    dataset = case.state.datasets.get(name)
+    if dataset is None:
+        raise Denied(f"entry {case.entry.index}: dataset: expected an imported one, got {name}")
+    return [(case.state.datasets, name, dataset.model_copy(update={"revoked": case.entry.index}))]
+
+
 RULES = {
     "import.requested": import_requested,
     "import.failed": import_failed,
@@ -231,6 +267,9 @@ RULES = {
     "adapter.sealed": adapter_sealed,
     "adapter.quarantined": adapter_quarantined,
     "base.quarantined": base_quarantined,
+    "artifacts.checked": artifacts_checked,
     "review.recorded": review_recorded,
     "adapter.revoked": adapter_revoked,
+    "base.revoked": base_revoked,
+    "dataset.revoked": dataset_revoked,
 }

@@ -238,9 +238,35 @@ class BaseQuarantined(Event):
         return (f"base:{self.base}",)
 
 
+class ArtifactsChecked(Event):
+    """Every sealed folder that the ledger names was hashed again, on schedule. `changed`: whatever does not hash to its
+    manifest any more; adapters and bases among it are in quarantine by now."""
+
+    type = "artifacts.checked"
+    outcomes = ("success", "failure")
+    folders: int = Field(ge=0)
+    size: int = Field(ge=0)
+    changed: tuple[str, ...] = Field(max_length=1000)
+
+    def about(self) -> tuple[str, ...]:
+        return self.changed
+
+
 class ReviewRecorded(Ordered):
     type = "review.recorded"
 
 
 class AdapterRevoked(Ordered):
     type = "adapter.revoked"
+
+
+class BaseRevoked(Ordered):
+    """Nothing is trained on it or served on it any more."""
+
+    type = "base.revoked"
+
+
+class DatasetRevoked(Ordered):
+    """Nothing is trained on it, and nothing that was is served any more."""
+
+    type = "dataset.revoked"

@@ -308,8 +308,42 @@ class RollBack(_OnRelease):
     verb = "roll-back"
 
 
+class ExportAdapter(_OnRelease):
+    """Today's release, to be loaded by the unit on a host of its own, until a date."""
+
+    verb = "export-adapter"
+    valid_until: Time
+
+
 class RevokeAdapter(_OnAdapter):
     verb = "revoke-adapter"
+
+
+class RevokeBase(Order):
+    """With it fall all adapters on it, for every unit."""
+
+    verb = "revoke-base"
+    base: Identifier
+    digest: Digest
+
+    def subjects(self) -> Subjects:
+        return ((f"base:{self.base}", self.digest),)
+
+
+class RevokeDataset(Order):
+    """With it fall all adapters that were trained on it, for every unit."""
+
+    verb = "revoke-dataset"
+    dataset: Identifier
+    version: int = Field(ge=1)
+    digest: Digest
+
+    @property
+    def name(self) -> str:
+        return versioned(self.dataset, self.version)
+
+    def subjects(self) -> Subjects:
+        return ((f"dataset:{self.name}", self.digest),)
 
 
 AnyOrder = (
@@ -336,6 +370,9 @@ AnyOrder = (
     | RollBack
     | RevokeAdapter
     | RevokeTokens
+    | RevokeBase
+    | RevokeDataset
+    | ExportAdapter
 )
 
 ORDERS: dict[str, type[Order]] = {
@@ -344,7 +381,7 @@ ORDERS: dict[str, type[Order]] = {
         Enroll, Grant, RevokePrincipal, AdoptPolicy, Endorse, ImportBase, ImportDataset,
         Train, Cancel, Review, Activate, RollBack, RevokeAdapter,
         ReplaceKey, RotateKey, RevokeKey, RotateLogKey, Erase, PlaceHold, LiftHold,
-        Resume, Replay, RevokeTokens,
+        Resume, Replay, RevokeTokens, RevokeBase, RevokeDataset, ExportAdapter,
     )
 }  # fmt: skip
 

@@ -37,6 +37,12 @@ class Parameters(Value):
         description="a printed name stays so long after its owner has gone",
     )
     text_retention_s: int = Field(default=0, ge=0, le=3_153_600_000, description="free text stays this long")
+    export_lifetime_s: int = Field(
+        default=604_800,
+        ge=60,
+        le=31_536_000,
+        description="how long an exported adapter may be loaded: no revocation reaches it",
+    )
     witnesses: tuple[str, ...] = Field(default=(), max_length=16, description="vkeys (C2SP tlog-cosignature, 0x04)")
     witness_quorum: int = Field(default=0, ge=0, le=16, description="cosignatures that admission asks for")
     witness_lifetime_s: int = Field(default=604_800, ge=60, le=31_536_000, description="and how old they may be")

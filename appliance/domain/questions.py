@@ -64,7 +64,7 @@ MODELS: dict[str, type[Value]] = {
 }
 """The kinds of things that have rows, each as a value."""
 
-JUDGED_BY = ("site", "principal", "key", "base", "adapter", "release", "slot", "witness")
+JUDGED_BY = ("site", "principal", "key", "base", "dataset", "adapter", "release", "slot", "witness")
 """The kinds that decide what may be loaded."""
 
 OF_UNITS = ("release", "slot")
@@ -271,7 +271,9 @@ def _rests_on(state: State, answer: CouldLoad) -> tuple[int, ...]:
         adapter = state.adapters.get(candidate.adapter)
         base = None if adapter is None else state.bases.get(adapter.base)
         found |= {candidate.sealed, *(() if adapter is None else (adapter.revoked, adapter.quarantined))}
-        found |= set() if base is None else {base.index, base.quarantined}
+        found |= set() if base is None else {base.index, base.quarantined, base.revoked}
+        dataset = None if adapter is None else state.datasets.get(adapter.dataset)
+        found |= set() if dataset is None else {dataset.index, dataset.revoked}
         for review in candidate.reviews:
             found |= {review.entry, *_person(state, review.reviewer, review.keyid)}
     for task in answer.tasks:

@@ -18,10 +18,13 @@ from appliance.domain.events import (
     RequestFinished,
     RequestRefused,
 )
-from appliance.domain.orders import Activate, RollBack
+from appliance.domain.exports import standing_of
+from appliance.domain.names import encode_value
+from appliance.domain.orders import Activate, ExportAdapter, RollBack
 from appliance.domain.signatures import token_revoked
 from appliance.domain.state import Activation, Adapter, OpenRequest, Release, Slot, State, release_key
 from appliance.errors import Denied, NotAuthenticated
+from appliance.formats.digest import digest_bytes
 from appliance.formats.timestamp import check_time
 
 
@@ -136,6 +139,15 @@ def admission_refused(case: Case) -> Puts:
     return []
 
 
+def exported(case: Case) -> Puts:
+    """The rows beside the order are those of the state: whoever holds the log's key can decide over them."""
+    order = case.allowed(ExportAdapter)
+    expected = encode_value(standing_of(case.state, order, case.accepted.keyid))
+    got = case.documents["standing"]
+    case.require(got == expected, "standing", digest_bytes(expected), digest_bytes(got))
+    return []
+
+
 def request_admitted(case: Case) -> Puts:
     """Answered only by what is loaded for this unit and task, and admissible at this moment."""
     body = case.of(RequestAdmitted)
@@ -189,6 +201,7 @@ RULES = {
     "release.rolled-back": rolled_back,
     "adapter.admitted": admitted,
     "admission.refused": admission_refused,
+    "adapter.exported": exported,
     "adapter.loaded": loaded,
     "adapter.unloaded": unloaded,
     "request.admitted": request_admitted,

@@ -31,6 +31,13 @@ class ReleaseRolledBack(Ordered):
     type = "release.rolled-back"
 
 
+class AdapterExported(Ordered):
+    """`standing`: the rows of the state that an admission of this release rests on (`domain/exports.py`)."""
+
+    type = "adapter.exported"
+    documents = ("order", "standing")
+
+
 class AdapterAdmitted(Event):
     """Admission recomputed the approval as a proof; `head` is the log's size it saw."""
 

@@ -82,6 +82,7 @@ class Base(Value):
     index: int
     facts: dict[str, Any]
     quarantined: int | None = None
+    revoked: int | None = None
 
 
 class Dataset(Value):
@@ -97,6 +98,7 @@ class Dataset(Value):
     order: str
     index: int
     facts: dict[str, Any]
+    revoked: int | None = None
 
 
 class Import(Value):
@@ -189,6 +191,7 @@ class Adapter(Value):
     dataset_by: str
     base: str
     base_digest: str
+    dataset: str
     purpose: str
     measured: dict[str, Any]
     """Of the adapter, on the held-out rows."""

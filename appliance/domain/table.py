@@ -7,7 +7,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 V = TypeVar("V")
 
-SHARED = frozenset({"site", "principal", "key", "base"})
+SHARED = frozenset({"site", "principal", "key", "base", "dataset"})
 """Kinds that every approval rests on, beside its own adapter and release."""
 
 

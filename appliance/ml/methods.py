@@ -172,15 +172,18 @@ def _encode_tensors(state: Mapping[str, torch.Tensor]) -> bytes:
     return data
 
 
-def apply_trained(base: Base, config: bytes, weights: bytes) -> None:
-    """Puts a baseline that no slot can hold (DoRA, IA3, full) on a base, for good; the base's own answers are gone."""
+def apply_trained(base: Base, config: bytes, weights: bytes) -> Any:
+    """Puts what was trained, by any method, on a base, for good: the base's own answers are gone.
+
+    The peft model; for `full` the base's own.
+    """
     try:
         tensors, stated = safetensors.torch.load(weights), json.loads(config)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise BadInput(f"trained weights: expected safetensors and JSON, got: {error}") from None
     if "peft_type" not in stated:
         _apply_model(base.model, tensors)
-        return
+        return base.model
     kinds: dict[str, type[LoraConfig] | type[IA3Config]] = {"LORA": LoraConfig, "IA3": IA3Config}
     kind = kinds.get(stated.pop("peft_type"))
     stated.pop("base_model_name_or_path", None)
@@ -191,6 +194,7 @@ def apply_trained(base: Base, config: bytes, weights: bytes) -> None:
     if result.unexpected_keys or any(part in key for key in result.missing_keys for part in ("lora_", "ia3_")):
         raise BadInput("trained weights: expected exactly the adapted layers' own, got others")
     model.eval()
+    return model
 
 
 def _apply_model(model: Any, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -86,10 +86,13 @@ class Artifacts:
             raise NotFound(f"artifact {digest}: expected a sealed folder, got none")
         return path
 
-    def check(self, digest: str) -> Manifest:
-        """The manifest, once every byte of the folder has been hashed again; Tampered names the file that differs."""
+    def check(self, digest: str, paced: Callable[[int], None] = lambda size: None) -> Manifest:
+        """The manifest, once every byte of the folder has been hashed again; Tampered names the file that differs.
+
+        `paced` is told of every chunk that was read, by its size, and may take its time.
+        """
         with self._open(digest) as folder:
-            return _check(folder, digest)
+            return _check(folder, digest, paced)
 
     def read(self, digest: str, path: str, max_bytes: int = MAX_FOLDER_BYTES) -> bytes:
         """One file of a sealed folder in one buffer, its bytes not yet checked. No link is followed on the way."""
@@ -207,7 +210,7 @@ def _list_files(folder: int, digest: str) -> list[str]:
     return [path for path, _, is_folder in disk.walk_folder(folder) if not is_folder]
 
 
-def _check(folder: int, digest: str) -> Manifest:
+def _check(folder: int, digest: str, paced: Callable[[int], None] = lambda size: None) -> Manifest:
     what = f"artifact {digest}"
     with disk.open_plain(folder, MANIFEST_PATH, what) as file:
         data = disk.read_all(file, MAX_MANIFEST_BYTES, f"{what}, {MANIFEST_PATH}")
@@ -224,14 +227,15 @@ def _check(folder: int, digest: str) -> Manifest:
     if listed != found:
         raise Tampered(f"{what}, files: expected {sorted(listed - found)} too, got {sorted(found - listed)} besides")
     for expected in manifest.files:
-        _check_file(folder, expected, what)
+        _check_file(folder, expected, what, paced)
     return manifest
 
 
-def _check_file(folder: int, expected: ManifestFile, what: str) -> None:
+def _check_file(folder: int, expected: ManifestFile, what: str, paced: Callable[[int], None]) -> None:
     hasher = Hasher()
     with disk.open_plain(folder, expected.path, what) as file:
         while chunk := os.read(file, disk.CHUNK_BYTES):
             hasher.update(chunk)
+            paced(len(chunk))
     if (hasher.size, hasher.digest()) != (expected.size, expected.digest):
         raise Tampered(f"{what}, {expected.path}: expected {expected.digest}, got {hasher.digest()}")

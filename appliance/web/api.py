@@ -21,7 +21,7 @@ from appliance.formats.digest import parse_digest
 from appliance.formats.fields import MAX_DECIMAL
 from appliance.web.auth import Doorkeeper, Session
 from appliance.web.errors import install, people_body
-from appliance.workflows import audit, orders, planning, questions, review, upload
+from appliance.workflows import audit, exports, orders, planning, questions, review, upload
 from appliance.workflows import witness as witnesses
 from appliance.workflows.context import Context
 
@@ -240,6 +240,10 @@ def _adapters(router: APIRouter, context: Context) -> None:
     @router.get("/v1/adapters/{name}/files/{path:path}")
     def file(name: str, path: str) -> Response:
         return Response(review.adapter_file(context, name, path), media_type="application/octet-stream")
+
+    @router.get("/v1/exports/{order}")
+    def exported(order: str) -> dict[str, Any]:
+        return exports.export_packet(context, parse_digest(order))
 
     @router.get("/v1/adapters/{name}/history")
     def history(name: str) -> dict[str, Any]:

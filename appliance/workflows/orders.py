@@ -9,7 +9,10 @@ from typing import Any
 
 from appliance.access.cedar import SitePolicies
 from appliance.domain.events import (
+    AdapterExported,
     AdapterRevoked,
+    BaseRevoked,
+    DatasetRevoked,
     HoldLifted,
     HoldPlaced,
     ImportRequested,
@@ -33,12 +36,15 @@ from appliance.domain.events import (
     TextErased,
     TokensRevoked,
 )
+from appliance.domain.exports import standing_of
 from appliance.domain.invariants import reasons_against
+from appliance.domain.names import encode_value
 from appliance.domain.orders import (
     TWO_ADMINISTRATORS,
     Cancel,
     Endorse,
     Erase,
+    ExportAdapter,
     ImportBase,
     Order,
     Resume,
@@ -71,6 +77,9 @@ _EVENTS: dict[str, type[Ordered]] = {
     "activate": ReleaseActivated,
     "roll-back": ReleaseRolledBack,
     "revoke-adapter": AdapterRevoked,
+    "export-adapter": AdapterExported,
+    "revoke-base": BaseRevoked,
+    "revoke-dataset": DatasetRevoked,
     "replace-key": KeyEnrolled,
     "rotate-key": KeyEnrolled,
     "revoke-key": KeyRevoked,
@@ -95,6 +104,8 @@ _CHANGES_WHAT_ANSWERS = (
     "activate",
     "roll-back",
     "revoke-adapter",
+    "revoke-base",
+    "revoke-dataset",
 )
 
 
@@ -192,6 +203,8 @@ def _record(context: Context, accepted: Accepted, submission: Submission) -> tup
         orders += ((order.order, first.order),)
         verb, final = first.order.verb, first.order
         _check_ready(context, final)
+    elif isinstance(order, ExportAdapter):
+        documents["standing"] = encode_value(standing_of(state, order, accepted.keyid))
     elif verb in _ATTACHMENTS:
         documents[_ATTACHMENTS[verb]] = _attachment(context, verb, attachments)
     if attachments:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from scripts.soaking.memory import find_worker
 from scripts.soaking.record import Record
@@ -71,10 +71,14 @@ class Churn:
     def _roll_back(self, unit: str) -> None:
         if not (standing := self._standing(unit)):
             return
-        name = self._chance.choice(standing)
+        name, began = self._chance.choice(standing), time.monotonic()
         self._town.roll_back(unit, name)
         self._current[unit] = name
         self._record.count("rollbacks")
+        with suppress(Refused):  # by a fault that the worker injects
+            answer = self._town.site.chat(unit, TASK, max_tokens=1, temperature=0)
+            if answer["system_fingerprint"] == self._town.manifests[name]:
+                self._record.time("rollback, order to first token", time.monotonic() - began)
 
     def _reject(self, unit: str) -> None:
         """A reviewer takes the approval back, and gives it again."""

@@ -6,11 +6,11 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.domain.entry import Entry, parse_entry
 from appliance.formats.export import Export
+from appliance.formats.timestamp import parse_time
 from scripts.soaking.questions import QUESTIONS
 from scripts.soaking.record import Record
 from scripts.soaking.town import TASK, Town
@@ -19,12 +19,6 @@ from tests.site import Refused
 ROOT = Path(__file__).resolve().parents[2]
 AT_ONCE = 32
 TRIES = 5
-
-
-@dataclass(frozen=True)
-class Asked:
-    adapter: str
-    index: int
 
 
 def judge(town: Town, record: Record, current: dict[str, str], folder: Path) -> int:
@@ -68,27 +62,44 @@ def check_alive(town: Town, record: Record, current: dict[str, str]) -> None:
         list(pool.map(ask, range(AT_ONCE)))
 
 
+def time_last_token(unloaded: Entry, revoked: Entry, record: Record) -> None:
+    """By the ledger's own times, from the revocation to the last token of what it took out; 0 where none left after."""
+    last = unloaded.body["last_token"]
+    if last is not None:
+        late = (parse_time(last) - parse_time(revoked.time)).total_seconds()
+        record.time("revocation to last token, by the ledger", max(0.0, late))
+
+
 def check_entries(entries: list[Entry], record: Record) -> None:
-    admitted: dict[str, Asked] = {}
-    finished: dict[str, Entry] = {}
-    revoked: dict[str, int] = {}
-    for entry in entries:
-        if entry.type == "request.admitted":
-            admitted[entry.body["request"]] = Asked(entry.body["adapter"], entry.index)
-            if entry.body["adapter"] in revoked:
-                record.violate(f"entry {entry.index}: expected nothing of {entry.body['adapter']} after its revocation")
-        elif entry.type == "request.finished":
-            finished[entry.body["request"]] = entry
-        elif entry.type == "adapter.revoked":
-            revoked[entry.subjects[1].removeprefix("adapter:")] = entry.index
-        record.figures[f"entries: {entry.type}"] += 1
+    admitted, finished = read_requests(entries, record)
     for request in sorted(set(admitted) - set(finished)):
         record.violate(f"request {request}: expected its end in the ledger, got none")
     for given in record.given:
         asked, end = admitted.get(given.request), finished.get(given.request)
         if asked is None or end is None:
             record.violate(f"request {given.request}: was answered, expected both of its entries, got not both")
-        elif asked.adapter != given.adapter:
-            record.violate(f"request {given.request}: expected {given.adapter} in the ledger, got {asked.adapter}")
+        elif asked != given.adapter:
+            record.violate(f"request {given.request}: expected {given.adapter} in the ledger, got {asked}")
         elif given.whole and end.outcome != "success":
             record.violate(f"request {given.request}: was answered whole, expected success, got {end.outcome}")
+
+
+def read_requests(entries: list[Entry], record: Record) -> tuple[dict[str, str], dict[str, Entry]]:
+    """By request, which adapter it was admitted for, and how it ended. Nothing is admitted for what was revoked."""
+    admitted: dict[str, str] = {}
+    finished: dict[str, Entry] = {}
+    revoked: dict[str, Entry] = {}
+    for entry in entries:
+        adapter = entry.body.get("adapter")
+        if entry.type == "request.admitted":
+            admitted[entry.body["request"]] = entry.body["adapter"]
+            if adapter in revoked:
+                record.violate(f"entry {entry.index}: expected nothing of {adapter} after its revocation")
+        elif entry.type == "request.finished":
+            finished[entry.body["request"]] = entry
+        elif entry.type == "adapter.revoked":
+            revoked[entry.subjects[1].removeprefix("adapter:")] = entry
+        elif entry.type == "adapter.unloaded" and adapter in revoked:
+            time_last_token(entry, revoked[adapter], record)
+        record.figures[f"entries: {entry.type}"] += 1
+    return admitted, finished

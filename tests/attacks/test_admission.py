@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,6 +146,41 @@ def test_a_byte_changed_after_the_load_is_found_by_verify_and_by_the_next_load(r
     ready.start()
     not_admitted(ready)
     assert len(ready.entries(type="adapter.quarantined")) == 1
+
+
+@pytest.mark.parametrize(("kind", "name"), [("adapter", "adapter_model.safetensors"), ("base", "model.safetensors")])
+def test_a_byte_changed_under_a_running_service_is_found_on_schedule_and_taken_out(
+    spoil: Callable[[], Site], kind: str, name: str
+) -> None:
+    """Nobody asks for anything: the slot is emptied by itself."""
+    site = spoil()
+    site.environment["APPLIANCE_REHASH"] = "0.02"
+    site.start()
+    site.approve()
+    site.activate()
+    assert site.chat("legal", "labels")["choices"]
+    wait_for(site, "artifacts.checked")
+    assert {entry["outcome"] for entry in site.entries(type="artifacts.checked")} == {"success"}
+    digest = site.adapter()["manifest"] if kind == "adapter" else site.get("/v1/bases/tiny")["digest"]
+    flip_byte(artifact(site, digest) / name)
+    quarantined = wait_for(site, f"{kind}.quarantined")
+    unloaded = wait_for(site, "adapter.unloaded")
+    assert quarantined["index"] < unloaded["index"]
+    assert "quarantine" in unloaded["body"]["reason"]
+    found = wait_for(site, "artifacts.checked", outcome="failure")
+    assert found["body"]["changed"] == ["adapter:clauses@1" if kind == "adapter" else "base:tiny"]
+    assert found["index"] > quarantined["index"]
+    not_admitted(site)
+    assert site.verify()["verdict"] == "verified"
+
+
+def wait_for(site: Site, type_: str, **filters: str) -> dict[str, Any]:
+    """The last entry of the type, once there is one."""
+    deadline = time.monotonic() + 30
+    while not (found := site.entries(type=type_, **filters)):
+        assert time.monotonic() < deadline, f"no {type_} within 30 s"
+        time.sleep(0.1)
+    return found[-1]
 
 
 def test_a_changed_base_is_refused_quarantined_and_recorded(ready: Site, golden: Site) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
-from appliance.domain.orders import RevokeAdapter, RollBack
+from appliance.domain.orders import RevokeAdapter, RevokeBase, RevokeDataset, RollBack
 from tests.site import Refused, Site
 
 
@@ -113,6 +113,51 @@ def test_a_revocation_cuts_what_is_being_answered(released: Site) -> None:
     assert "adapter.unloaded" in types[revoked:]
     assert "request.admitted" not in types[revoked:]
     assert released.verify()["verdict"] == "verified"
+
+
+@pytest.mark.parametrize("what", ["base", "dataset"])
+def test_with_a_base_or_a_dataset_falls_what_is_being_answered_on_it(released: Site, what: str) -> None:
+    released.chat("legal", "labels")
+    begun = threading.Semaphore(0)
+    with ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(_stream, released, 1, begun)
+        assert begun.acquire(timeout=30)
+        if what == "base":
+            digest = released.get("/v1/bases/tiny")["digest"]
+            released.order(RevokeBase(base="tiny", digest=digest, **released.terms("rita")))
+        else:
+            digest = released.get("/v1/datasets/clauses@1")["digest"]
+            released.order(RevokeDataset(dataset="clauses", version=1, digest=digest, **released.terms("anna")))
+        _, last = stream.result()
+    with pytest.raises(Refused, match=f"{what} [a-z@1]+: expected a standing one"):
+        released.chat("legal", "labels")
+    revoked, unloaded = released.entries(type=f"{what}.revoked")[-1], released.entries(type="adapter.unloaded")[-1]
+    assert unloaded["index"] > revoked["index"]
+    ended = released.entries(type="request.finished")[-1]
+    assert ended["outcome"] == ("success" if last == "[DONE]" else "failure")
+    with pytest.raises(Refused, match="expected a standing one"):
+        released.order(released.train_order("again"))
+    assert released.verify()["verdict"] == "verified"
+
+
+def test_the_ledger_says_when_the_last_token_left(released: Site) -> None:
+    """Between the load and the emptying, and not after the revocation was answered."""
+    released.chat("legal", "labels")
+    begun = threading.Semaphore(0)
+    with ThreadPoolExecutor(4) as pool:
+        streams = [pool.submit(_stream, released, seed, begun) for seed in range(4)]
+        for _ in streams:
+            assert begun.acquire(timeout=30)
+        released.order(RevokeAdapter(**released.on("clauses@1"), **released.terms("rita")))
+        answered = released.now()
+        for stream in streams:
+            stream.result()
+    [revoked] = released.entries(type="adapter.revoked")
+    [unloaded] = released.entries(type="adapter.unloaded")
+    [loaded] = released.entries(type="adapter.loaded")
+    assert loaded["time"] <= unloaded["body"]["last_token"] <= unloaded["time"] <= answered
+    assert revoked["time"] <= unloaded["time"]
+    assert "revoked by entry" in unloaded["body"]["reason"]
 
 
 def test_the_official_client_is_served_through_every_call_it_has(released: Site) -> None:

@@ -19,6 +19,7 @@ from appliance.domain import events as e
 from appliance.domain import orders as o
 from appliance.domain.credentials import Possession, Session, encode_credential
 from appliance.domain.entry import Entry, encode_entry, parse_entry
+from appliance.domain.exports import standing_of
 from appliance.domain.making import SLSA_PROVENANCE
 from appliance.domain.names import add_seconds, encode_value
 from appliance.domain.policy import Parameters, PolicySet
@@ -577,6 +578,30 @@ class Site:
             "policy": self.in_force,
         }
         return e.AdapterAdmitted(**standing | fields)
+
+    def export_order(self, by: str = "otto", **fields: Any) -> o.ExportAdapter:
+        standing: dict[str, Any] = {
+            **self.on_adapter(),
+            "unit": "legal",
+            "task": "labels",
+            "valid_until": add_seconds(self.now, 3_600),
+        }
+        return self.order(o.ExportAdapter, by, **standing | fields)
+
+    def export(self, by: str = "otto", standing: bytes | None = None, **fields: Any) -> Entry:
+        order = self.export_order(by, **fields)
+        rows = encode_value(standing_of(self.state, order, self.keys[by].keyid)) if standing is None else standing
+        return self.ordered(e.AdapterExported(policy=self.in_force), order, documents={"standing": rows})
+
+    def revoke_base(self, by: str = "anna", **fields: Any) -> Entry:
+        order = self.order(o.RevokeBase, by, **{"base": "smollm2", "digest": self.base_digest, **fields})
+        return self.ordered(e.BaseRevoked(policy=self.in_force), order)
+
+    def revoke_dataset(self, by: str = "anna", **fields: Any) -> Entry:
+        row = self.state.datasets.get("clauses@1")
+        digest = digest_bytes(b"no dataset") if row is None else row.digest
+        order = self.order(o.RevokeDataset, by, **{"dataset": "clauses", "version": 1, "digest": digest, **fields})
+        return self.ordered(e.DatasetRevoked(policy=self.in_force), order)
 
     def load(self, version: int = 1) -> Entry:
         """Into an empty slot: what was loaded before is taken out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -429,6 +430,50 @@ def test_what_an_emptied_slot_was_answering_ends_and_not_well() -> None:
         site.add(end)
     site.add(end, outcome="failure")
     assert "7" not in {request.id.lstrip("0") for request in site.state.requests.values()}
+
+
+@pytest.mark.parametrize(
+    ("revoke", "words"),
+    [
+        (Site.revoke_base, "base smollm2: expected a standing one, got one revoked by entry"),
+        (Site.revoke_dataset, "dataset clauses@1: expected a standing one, got one revoked by entry"),
+    ],
+)
+def test_with_a_base_or_a_dataset_falls_every_adapter_made_of_it(revoke: Callable[..., Any], words: str) -> None:
+    """In a slot, at its admission, at its release and at another training; one reviewer is enough."""
+    site = stage("serving")
+    second_version(site)
+    revoke(site, "rita")
+    for version in (1, 2):
+        with refuses(site, Denied, words):
+            site.activate(version)
+    with refuses(site, Denied, words):
+        site.add(site.request(4))
+    site.add(site.unloaded())
+    with refuses(site, Denied, words):
+        site.add(site.admitted(2))
+    with refuses(site, Denied, words):
+        site.request_run()
+
+
+@pytest.mark.parametrize("name", ["olga", "otto", "audrey", "legal"])
+def test_who_neither_administers_nor_reviews_revokes_no_base_and_no_dataset(name: str) -> None:
+    site = stage("sealed")
+    for revoke in (site.revoke_base, site.revoke_dataset):
+        with refuses(site, Denied, f"role: expected {name} to be administrator or reviewer"):
+            revoke(name)
+
+
+def test_a_revocation_names_the_bytes_and_happens_once() -> None:
+    site = stage("sealed")
+    for revoke, fields in ((site.revoke_base, {"base": "none"}), (site.revoke_dataset, {"version": 2})):
+        with refuses(site, Denied, f"got {NO_DIGEST}"):
+            revoke(digest=NO_DIGEST)
+        with refuses(site, Denied, "expected an imported one"):
+            revoke(**fields)
+        revoke()
+        with refuses(site, Denied, "expected a standing one, got one revoked by entry"):
+            revoke()
 
 
 # Requests.

@@ -156,6 +156,11 @@ TYPES: dict[str, Breach] = {
         e.ReleaseRolledBack(policy=s.in_force), s.release_order(o.RollBack))),
     "adapter.revoked": ("sealed", lambda s: s.ordered(
         e.AdapterRevoked(policy=s.in_force), s.order(o.RevokeAdapter, "olga", **s.on_adapter()))),
+    "artifacts.checked": ("sealed", lambda s: s.add(
+        e.ArtifactsChecked(folders=1, size=1, changed=("adapter:clauses@1",)), outcome="failure")),
+    "adapter.exported": ("released", lambda s: s.export(standing=b"{}")),
+    "base.revoked": ("sealed", lambda s: s.revoke_base("olga")),
+    "dataset.revoked": ("sealed", lambda s: s.revoke_dataset("olga")),
     "adapter.admitted": ("released", lambda s: s.add(s.admitted(approvals=()))),
     "adapter.loaded": ("released", lambda s: s.add(s.loaded(s.add(s.admitted()).index - 1))),
     "adapter.unloaded": ("released", lambda s: s.add(s.unloaded())),
@@ -201,6 +206,9 @@ VERBS: dict[type[o.Order], Breach] = {
     o.Activate: ("sealed", lambda s: s.activate()),
     o.RollBack: TYPES["release.rolled-back"],
     o.RevokeAdapter: TYPES["adapter.revoked"],
+    o.ExportAdapter: ("released", lambda s: s.export("olga")),
+    o.RevokeBase: TYPES["base.revoked"],
+    o.RevokeDataset: TYPES["dataset.revoked"],
     o.ReplaceKey: ("staffed", lambda s: rekeyed(s, o.ReplaceKey, "olga", "rita")),
     o.RotateKey: ("staffed", lambda s: rekeyed(s, o.RotateKey, "raul", "rita", old_until=s.now)),
     o.RevokeKey: TYPES["key.revoked"],

@@ -1,0 +1,86 @@
+"""An exported adapter is fetched and written to a folder: its own bytes, hashed here, and all that proves it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from appliance.client.door import Door
+from appliance.client.orders import Proposal, propose
+from appliance.client.reviews import find_release
+from appliance.domain.exports import Handed, check_handed
+from appliance.domain.names import add_seconds, split_version
+from appliance.domain.orders import ExportAdapter
+from appliance.errors import Conflict, Tampered, Unavailable
+from appliance.formats.digest import digest_bytes
+from appliance.formats.fields import parse_base64
+from appliance.formats.manifest import MANIFEST_PATH, parse_manifest
+from appliance.formats.timestamp import encode_time
+from appliance.formats.trust import Trust
+
+PROOFS, STANDING, SIGNATURE, ADAPTER = "proofs.json", "standing.json", "signature.json", "adapter"
+
+
+def propose_export(door: Door, signer: str, unit: str, task: str, until: str | None) -> Proposal:
+    """Of what answers the unit's task today; without a date as long as policy and approvals let it."""
+    current = find_release(door, unit, task)["history"][-1]
+    name, version = split_version(current["adapter"])
+    latest = _latest(door, str(current["adapter"]), unit)
+    values = {
+        "adapter": name,
+        "version": version,
+        "manifest": current["manifest"],
+        "unit": unit,
+        "task": task,
+        "valid_until": until or latest,
+    }
+    return propose(door.about, signer, ExportAdapter, values)
+
+
+def _latest(door: Door, adapter: str, unit: str) -> str:
+    """A minute less than the service lets it, so that the order may travel."""
+    now = encode_time(datetime.now(UTC))
+    limit = add_seconds(now, int(door.about.parameters["export_lifetime_s"]) - 60)
+    reviews = door.get(f"/v1/adapters/{adapter}")["reviews"]
+    last = {review["reviewer"]: review for review in reviews if review["unit"] == unit}
+    ends = [review["valid_until"] for review in last.values() if now < review["valid_until"]]
+    return str(min([limit, *ends]))
+
+
+def fetch_export(door: Door, digest: str, progress: Callable[[int], None]) -> tuple[dict[str, Any], Handed]:
+    """The export of this order, its files hashed against the manifest that was ordered."""
+    told = door.get(f"/v1/exports/{digest}")
+    name, files = str(told["adapter"]), {}
+    data = b"".join(door.stream(f"/v1/adapters/{name}/files/{MANIFEST_PATH}"))
+    if digest_bytes(data) != told["manifest"]:
+        raise Tampered(f"adapter {name}, manifest: expected {told['manifest']}, got {digest_bytes(data)}")
+    files[MANIFEST_PATH] = data
+    for file in parse_manifest(data).files:
+        chunks = []
+        for chunk in door.stream(f"/v1/adapters/{name}/files/{file.path}"):
+            chunks.append(chunk)
+            progress(len(chunk))
+        files[file.path] = b"".join(chunks)
+    parts = [parse_base64(str(told[part]), f"export, {part}") for part in ("proofs", "standing", "signature")]
+    return told, Handed(parts[0], parts[1], parts[2], files)
+
+
+def write_export(folder: Path, handed: Handed, trust: Trust | None) -> None:
+    """A new folder, written once what is in it holds, where a trust file says what that is."""
+    if trust is not None:
+        check_handed(handed, trust, encode_time(datetime.now(UTC)))
+    if folder.exists():
+        raise Conflict(f"export, {folder}: expected a new folder, got one that stands")
+    try:
+        (folder / ADAPTER).mkdir(parents=True)
+        beside = {PROOFS: handed.proofs, STANDING: handed.standing, SIGNATURE: handed.signature}
+        for path, data in {**beside, **{f"{ADAPTER}/{name}": data for name, data in handed.files.items()}}.items():
+            with open(folder / path, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise Unavailable(f"export, {folder}: expected to write there, got {error.strerror}") from None

@@ -1,0 +1,215 @@
+"""An approved adapter that leaves the appliance: what goes with it, and how whoever receives it decides by himself.
+
+The entry of the export binds, beside the order, the rows of the state that admission rests on. A rule compares them
+with the fold, so every verifier of the log has; whoever holds the log's key decides over them as the appliance does.
+What was revoked since cannot reach the folder: so it is good until a date, which policy bounds.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from appliance.domain.admission import Evidence, LoggedOrder, decide_admission
+from appliance.domain.approval import latest_reviews, released
+from appliance.domain.entry import Entry, parse_entry
+from appliance.domain.names import Base64, Time, Value, add_seconds, parse_value, versioned
+from appliance.domain.orders import ExportAdapter
+from appliance.domain.signatures import read_logged_order
+from appliance.domain.state import (
+    Adapter,
+    Base,
+    Dataset,
+    Key,
+    Principal,
+    Release,
+    Site,
+    State,
+    Witness,
+    release_key,
+)
+from appliance.errors import BadInput, Denied, NotFound, Tampered
+from appliance.formats.checkpoint import Checkpoint, open_checkpoint
+from appliance.formats.digest import digest_bytes
+from appliance.formats.fields import parse_base64
+from appliance.formats.merkle import verify_inclusion
+from appliance.formats.trust import Trust
+
+
+class Standing(Value):
+    """The rows that an admission of this release rests on, as they stood when it was exported; nothing else of them."""
+
+    site: Site
+    principals: tuple[Principal, ...]
+    keys: tuple[Key, ...]
+    base: Base
+    dataset: Dataset
+    adapter: Adapter
+    release: Release
+    witnesses: tuple[Witness, ...]
+
+    def to_state(self) -> State:
+        """A state that holds these rows and no others."""
+        state, adapter = State(), self.adapter
+        state.sites.put("site", self.site)
+        for person in self.principals:
+            state.principals.put(person.name, person)
+        for key in self.keys:
+            state.keys.put(key.keyid, key)
+        for witness in self.witnesses:
+            state.witnesses.put(witness.name, witness)
+        state.bases.put(self.base.name, self.base)
+        state.datasets.put(versioned(self.dataset.name, self.dataset.version), self.dataset)
+        state.adapters.put(versioned(adapter.name, adapter.version), adapter)
+        state.releases.put(release_key(self.release.unit, self.release.task), self.release)
+        state.keep()
+        return state
+
+
+def standing_of(state: State, order: ExportAdapter, keyid: str) -> Standing:
+    """What stands for the release that the order, under that key, exports. NotFound where there is none."""
+    adapter, release = released(state, order.unit, order.task), state.releases.get(release_key(order.unit, order.task))
+    base = None if adapter is None else state.bases.get(adapter.base)
+    dataset = None if adapter is None else state.datasets.get(adapter.dataset)
+    if adapter is None or release is None or base is None or dataset is None:
+        raise NotFound(f"release: expected one for {order.unit}/{order.task}, got none")
+    reviews = latest_reviews(adapter, order.unit)
+    names = {order.unit, order.signer, release.current.signer, *(review.reviewer for review in reviews)}
+    keyids = {keyid, release.current.keyid, *(review.keyid for review in reviews)}
+    own = tuple(review for review in adapter.reviews if review.unit == order.unit)
+    return Standing(
+        site=state.site,
+        principals=tuple(person for name in sorted(names) if (person := state.principals.get(name)) is not None),
+        keys=tuple(key for one in sorted(keyids) if (key := state.keys.get(one)) is not None),
+        base=base.model_copy(update={"facts": {}}),
+        dataset=dataset.model_copy(update={"facts": {}}),
+        adapter=adapter.model_copy(update={"reviews": own, "measured": {}}),
+        release=release.model_copy(update={"history": (release.current,)}),
+        witnesses=state.witnesses.values(),
+    )
+
+
+class ProvenEntry(Value):
+    """An entry's bytes, the hashes that lead to the checkpoint's root, and its order's envelope, where it has one."""
+
+    index: int = Field(ge=0)
+    entry: Base64
+    proof: tuple[Base64, ...] = Field(max_length=63)
+    envelope: str | None = Field(max_length=1_000_000, description="base64")
+
+
+class Proofs(Value):
+    """What the folder says of itself: `exported` is the index of the export's entry."""
+
+    version: Literal[1] = 1
+    exported: int = Field(ge=1)
+    checkpoint: str = Field(max_length=65_536)
+    entries: tuple[ProvenEntry, ...] = Field(min_length=1, max_length=256)
+
+    @property
+    def logged(self) -> dict[int, LoggedOrder]:
+        return {
+            proven.index: LoggedOrder(
+                entry=base64.b64decode(proven.entry),
+                proof=tuple(base64.b64decode(step) for step in proven.proof),
+                envelope=None if proven.envelope is None else parse_base64(proven.envelope, "export, envelope"),
+            )
+            for proven in self.entries
+        }
+
+
+@dataclass(frozen=True)
+class Handed:
+    """The folder's bytes: `files` are the sealed adapter's."""
+
+    proofs: bytes
+    standing: bytes
+    signature: bytes
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Approved:
+    """What may be loaded, by whom, and until when."""
+
+    unit: str
+    task: str
+    adapter: Adapter
+    valid_until: Time
+
+
+def check_handed(handed: Handed, trust: Trust, now: Time) -> Approved:
+    """In this order; Tampered, Denied or BadInput names the first that does not hold.
+
+    1. the log begins with the trusted entry, under a checkpoint that the trusted key signed
+    2. the export stands in that log, and binds these rows and the release owner's own order
+    3. it is neither too early nor too late
+    4. admission, as the appliance decides it, over these rows and bytes
+    """
+    proofs = parse_value(Proofs, handed.proofs, "export, proofs")
+    standing = parse_value(Standing, handed.standing, "export, standing")
+    state, logged = standing.to_state(), proofs.logged
+    checkpoint = _open_log(standing, logged, proofs.checkpoint.encode(), trust)
+    entry = _proven(logged, proofs.exported, checkpoint)
+    order = _read_order(state, entry, logged[proofs.exported], handed.standing)
+    adapter = released(state, order.unit, order.task)
+    if adapter is None or adapter.manifest != order.manifest:
+        raise Tampered(f"export, order: expected the release's own adapter, got {order.name}")
+    if now < add_seconds(entry.time, -state.parameters.clock_skew_s):
+        raise Denied(f"export: expected a clock after {entry.time}, when it was made, got {now}", code="not-yet-valid")
+    if now >= order.valid_until:
+        raise Denied(
+            f"export: expected one that stands at {now}, got one that expired at {order.valid_until}", code="expired"
+        )
+    evidence = Evidence(handed.files, handed.signature, logged, proofs.checkpoint.encode())
+    admission = decide_admission(state, order.unit, order.task, evidence, max(now, entry.time))
+    if admission is None or admission.reasons:
+        reasons = ("release: expected one, got none",) if admission is None else admission.reasons
+        if admission is not None and admission.tampered:
+            raise Tampered(f"adapter {order.name} for {order.unit}: {'; '.join(reasons)}")
+        raise Denied(f"adapter {order.name} for {order.unit}", reasons=reasons, code="not-admitted")
+    return Approved(order.unit, order.task, adapter, order.valid_until)
+
+
+def _open_log(standing: Standing, logged: Mapping[int, LoggedOrder], note: bytes, trust: Trust) -> Checkpoint:
+    site = standing.site
+    expected = (trust.origin, trust.log_key)
+    if (site.origin, site.log_key) != expected:
+        raise Tampered(f"export, log: expected {expected}, as the trust file says, got {(site.origin, site.log_key)}")
+    checkpoint = open_checkpoint(note, trust.log_key)
+    if checkpoint.origin != trust.origin:
+        raise Tampered(f"checkpoint: expected one of {trust.origin}, got {checkpoint.origin}")
+    first = _proven(logged, 0, checkpoint)
+    if f"sha256:{first.leaf.hex()}" != trust.genesis:
+        raise Tampered(f"export, first entry: expected {trust.genesis}, got sha256:{first.leaf.hex()}")
+    body: Mapping[str, Any] = first.body
+    if body.get("adapter_key") != site.adapter_key:
+        raise Tampered("export, adapter key: expected that of the log's first entry, got another")
+    return checkpoint
+
+
+def _proven(logged: Mapping[int, LoggedOrder], index: int, checkpoint: Checkpoint) -> Entry:
+    found = logged.get(index)
+    if found is None:
+        raise BadInput(f"export, entry {index}: expected it among the proofs, got none")
+    entry = parse_entry(found.entry)
+    if entry.index != index:
+        raise Tampered(f"export, entry {index}: expected this index, got {entry.index}")
+    verify_inclusion(entry.leaf, index, checkpoint.size, found.proof, checkpoint.root)
+    return entry
+
+
+def _read_order(state: State, entry: Entry, found: LoggedOrder, standing: bytes) -> ExportAdapter:
+    bound = entry.documents
+    if (entry.type, bound.get("standing")) != ("adapter.exported", digest_bytes(standing)):
+        raise Tampered(f"export, entry {entry.index}: expected adapter.exported of these rows, got another")
+    if found.envelope is None or digest_bytes(found.envelope) != bound.get("order"):
+        raise Tampered(f"export, entry {entry.index}, order: expected {bound.get('order')}, got other bytes")
+    order = read_logged_order(state, found.envelope, entry.index).order
+    if not isinstance(order, ExportAdapter):
+        raise Tampered(f"export, entry {entry.index}: expected the order to export, got {order.verb}")
+    return order

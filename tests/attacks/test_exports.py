@@ -1,0 +1,151 @@
+"""A unit loads what was approved for it on a host of its own: from the folder, a trust file, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import torch
+
+from appliance.client.door import Door
+from appliance.client.exports import fetch_export, write_export
+from appliance.domain import orders
+from appliance.domain.names import add_seconds
+from appliance.errors import ApplianceError, Denied, Tampered
+from appliance.loader import load_approved
+from appliance.ml.base import load_base
+from tests.attacks.test_admission import artifact, flip_byte
+from tests.site import Refused, Site
+
+
+def order_export(site: Site, **changes: object) -> str:
+    """The digest of the release owner's order."""
+    terms = {"unit": "legal", "task": "labels", **site.on("clauses@1"), **site.terms("lou")}
+    until = add_seconds(site.now(), 3_600)
+    return str(site.order(orders.ExportAdapter(**{**terms, "valid_until": until, **changes}))["order"])
+
+
+class Session:
+    """The release owner's, as the command line holds one."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    def token(self, *, renew: bool = False) -> str:
+        return self._site.session("lou")
+
+
+def hand_out(site: Site, digest: str, folder: Path) -> Path:
+    door = Door(site.settings.socket)
+    door.bearer = Session(site)
+    with closing(door):
+        _, handed = fetch_export(door, digest, lambda size: None)
+    write_export(folder, handed, site.trust)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def export(shared: Site, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """The folder, the base's, and the trust file; a unit's host has no more."""
+    place = tmp_path_factory.mktemp("host")
+    shared.approve()
+    shared.activate()
+    folder = hand_out(shared, order_export(shared), place / "export")
+    base = shutil.copytree(artifact(shared, shared.get("/v1/bases/tiny")["digest"]), place / "base")
+    trust = Path(shutil.copy(shared.settings.trust, place / "trust.json"))
+    return folder, base, trust
+
+
+def test_it_is_loaded_and_answers_as_the_service_does(shared: Site, export: tuple[Path, Path, Path]) -> None:
+    """Through peft, greedily, the tokens of the service's own answer."""
+    folder, base, trust = export
+    model = load_approved(folder, base, trust)
+    asked = [{"role": "user", "content": "invoice and fee"}]
+    answer = shared.chat("legal", "labels", "invoice and fee", max_tokens=4, temperature=0)
+    chat = load_base(base, quantisation="nf4-double", compute_dtype="bfloat16", device="cpu").chat
+    tokens = chat.encode(chat.render(asked))
+    for _ in range(4):
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
+        tokens.append(int(logits.argmax()))
+        if tokens[-1] in chat.stop_ids():
+            tokens.pop()
+            break
+    drawn = chat.decode(tokens[len(chat.encode(chat.render(asked))) :])
+    assert drawn == answer["choices"][0]["message"]["content"]
+    [entry] = shared.entries(type="adapter.exported")
+    assert entry["actor"] == "lou"
+    assert shared.verify()["verdict"] == "verified"
+
+
+def test_after_its_date_it_is_refused(export: tuple[Path, Path, Path]) -> None:
+    with pytest.raises(Denied, match="expired at"):
+        load_approved(*export, now=datetime.now(UTC) + timedelta(hours=2))
+
+
+def of_base(place: Path) -> None:
+    flip_byte(place / "base" / "model.safetensors")
+
+
+def of_weights(place: Path) -> None:
+    flip_byte(place / "export" / "adapter" / "adapter_model.safetensors")
+
+
+def of_recipe(place: Path) -> None:
+    flip_byte(place / "export" / "adapter" / "recipe.json")
+
+
+def of_rows(place: Path) -> None:
+    flip_byte(place / "export" / "standing.json")
+
+
+def link_weights(place: Path) -> None:
+    path = place / "export" / "adapter" / "adapter_model.safetensors"
+    path.rename(place / "elsewhere")
+    path.symlink_to(place / "elsewhere")
+
+
+def add_code(place: Path) -> None:
+    (place / "base").chmod(0o700)
+    (place / "base" / "modeling.py").write_text("print('run')")
+
+
+@pytest.mark.parametrize("spoil", [of_base, of_weights, of_recipe, of_rows, link_weights, add_code])
+def test_what_was_changed_on_the_units_host_is_refused(
+    export: tuple[Path, Path, Path], tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    folder, base, trust = export
+    shutil.copytree(folder, tmp_path / "export")
+    shutil.copytree(base, tmp_path / "base")
+    spoil(tmp_path)
+    with pytest.raises(ApplianceError):
+        load_approved(tmp_path / "export", tmp_path / "base", trust)
+
+
+def test_another_base_is_refused(export: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    folder, base, trust = export
+    other = shutil.copytree(base, tmp_path / "base")
+    flip_byte(other / "manifest.json")
+    with pytest.raises(Tampered, match=r"base tiny: expected"):
+        load_approved(folder, other, trust)
+
+
+def test_what_was_revoked_is_neither_ordered_nor_handed_out(released: Site, tmp_path: Path) -> None:
+    digest = order_export(released)
+    released.order(orders.RevokeAdapter(**released.on("clauses@1"), **released.terms("rita")))
+    with pytest.raises(ApplianceError, match="revoked by entry"):
+        hand_out(released, digest, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+    with pytest.raises(Refused, match="revoked by entry"):
+        order_export(released)
+
+
+def test_another_units_release_owner_exports_nothing(shared: Site, export: tuple[Path, Path, Path]) -> None:
+    with pytest.raises(Refused, match="role: expected cleo to be release-owner:legal"):
+        order_export(shared, signer="cleo")
+    with pytest.raises(Refused, match="release: expected clauses@1 to answer claims/labels, got none"):
+        order_export(shared, unit="claims", signer="cleo")
