@@ -20,6 +20,7 @@ DECK = ["activate"] * 5 + ["roll back"] * 3 + ["reject"] * 2 + ["revoke"] * 2 + 
 RARE = "power cut"
 WORKER = "soaking.breaking"
 FAULT_S = 0.7
+START_S = 60.0
 
 
 class Churn:
@@ -143,11 +144,15 @@ class Churn:
                 time.sleep(0.1)
 
     def _kill_worker(self, unit: str) -> None:
-        service = self._town.site.service
+        service, began = self._town.site.service, time.monotonic()
         assert service is not None
-        if worker := find_worker(service.pid, WORKER):
-            os.kill(worker, signal.SIGKILL)
-            self._record.count("injected: worker killed")
+        while not (worker := find_worker(service.pid, WORKER)):
+            if time.monotonic() - began > START_S:
+                return self._record.violate(f"worker: expected one within {START_S:.0f} s, got none")
+            time.sleep(0.1)  # it is being started
+        os.kill(worker, signal.SIGKILL)
+        self._record.count("injected: worker killed")
+        return None
 
     def _cut_power(self, unit: str) -> None:
         self._record.goes_down()
