@@ -81,12 +81,13 @@ def _answers(engine: Engine, slot: str | None, questions: list[Any]) -> Iterator
     from appliance.ml.engine import Done
 
     for question in questions:
-        if question["kind"] == "classify":
-            # Not asked of the bare base, which no slot holds.
-            told = [] if slot is None else engine.classify("one", slot, parse_request(question["parameters"]))
-            yield "".join(event.told for event in told if isinstance(event.told, str))
+        if question["kind"] == "generate":
+            engine.start("one", slot, parse_request(question["parameters"]))
+        elif slot is not None:
+            engine.classify("one", slot, parse_request(question["parameters"]))
+        else:
+            yield ""  # not asked of the bare base, which no slot holds
             continue
-        engine.start("one", slot, parse_request(question["parameters"]))
         text, done = "", False
         while not done:
             for event in engine.step():
