@@ -26,14 +26,16 @@ CHUNK = 128
 HEAD_ROWS = 512
 """The same in evaluation (`ml/evaluation.py`)."""
 LARGE = 1 << 18
-"""Queries times keys of a segment from which attention scores are not held whole (`ml/packing.py`)."""
+"""Queries times keys of a segment from which attention scores are not held whole (`ml/attention.py`)."""
+KEPT_BYTES = 1_000_000_000
+"""Of dequantised weights that are kept between their uses, where nothing is computed again (`ml/decoder.py`)."""
 
 MB = 1_000_000
 LIBRARIES = 490 * MB
 """The interpreter with torch, transformers, peft and bitsandbytes, once they have computed: CPU build, measured."""
 CARD_CONTEXT = 600 * MB
 """What CUDA itself takes of a card; not measured here."""
-LEFT_BY_LOADING = 38 * MB
+LEFT_BY_LOADING = 48 * MB
 """What a process on the CPU keeps of what loading needed; measured."""
 
 _MOST_DRAWN = 2_000
@@ -166,6 +168,17 @@ def is_quick(recipe: ResolvedRecipe) -> bool:
     return plain and recipe.quantisation != "int8"
 
 
+def kept_weights(shape: Shape, recipe: ResolvedRecipe) -> int:
+    """Bytes of frozen weights that training keeps in the compute dtype beside the base's own."""
+    size = compute_bytes(recipe)
+    if not is_quick(recipe) or recipe.gradient_checkpointing != "none" or size * shape.linear_weights > KEPT_BYTES:
+        return 0
+    if recipe.quantisation != "none":
+        return size * shape.linear_weights
+    # Those of layers that read one input are joined; the others are the base's own.
+    return size * shape.layers * sum(shape.hidden * shape.linear[name][1] for name in JOINED)
+
+
 def plan_memory(subject: Subject, recipe: ResolvedRecipe) -> Footprint:
     """The most of each phase, on the recipe's device."""
     host = recipe.device == "cpu"
@@ -185,6 +198,8 @@ def compute_bytes(recipe: ResolvedRecipe) -> int:
 
 QUANTISED = {"nf4-double": 0.5 + 1 / 64, "int8": 1.0}
 """Bytes of a quantised weight, with its share of a block's scale."""
+JOINED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+"""Layers that read one input with others, and are one matrix with them: the first three, and the last two."""
 SCALES = 4 / 64
 """Bytes of a weight's share of a block's scale in float32: what training over NF4 undoes once."""
 
@@ -210,10 +225,21 @@ def _weights(subject: Subject, recipe: ResolvedRecipe, *, host: bool) -> tuple[i
     return packed + size * others, file
 
 
+def _cast_numbers(shape: Shape, recipe: ResolvedRecipe) -> int:
+    """Of all A and B in the compute dtype: B's rows are as long as the ranks of all layers that share its matrix."""
+    sizes, rank, targets = shape.linear, recipe.rank, recipe.target_modules
+    down = sum(rank * sizes[name][0] for name in targets)
+    up = sum(
+        sum(sizes[name][1] for name in group) * rank * sum(name in targets for name in group)
+        for group in (JOINED[:3], JOINED[3:], ("o_proj",), ("down_proj",))
+    )
+    return shape.layers * (down + up)
+
+
 def _train(subject: Subject, recipe: ResolvedRecipe, pack: Pack, context: int, weights: int) -> Parts:
     shape, size, trainable = subject.shape, compute_bytes(recipe), count_trainable(subject.shape, recipe)
     full = recipe.method == "full"
-    cast = size if is_quick(recipe) else 0
+    cast = size * _cast_numbers(shape, recipe) if is_quick(recipe) else 0
     eight_bit = recipe.optimiser != "adamw"
     copies = shape.linear_weights * size if full and size < 4 else 0
     varied = subject.lengths.quantiles[0] < subject.lengths.longest
@@ -221,8 +247,8 @@ def _train(subject: Subject, recipe: ResolvedRecipe, pack: Pack, context: int, w
     activations = _quick(shape, recipe, pack, fragments) if is_quick(recipe) else _plain(shape, recipe, pack)
     return Parts(
         context=context,
-        weights=weights + copies,
-        adapter=0 if full else trainable * (4 + cast),
+        weights=weights + copies + kept_weights(shape, recipe),
+        adapter=0 if full else trainable * 4 + cast,
         optimiser=round(trainable * (2 + 2 / 64)) if eight_bit else 8 * trainable,
         gradients=4 * trainable,
         activations=activations,
@@ -254,11 +280,11 @@ def _logits(shape: Shape, recipe: ResolvedRecipe, pack: Pack) -> int:
 
 
 # What an allocator leaves unused between tensors that live long, of their bytes: measured on the CPU.
-FRAGMENTS = 0.11
+FRAGMENTS = 0.1
 # And what more, where every step's tensors have other sizes.
-GAPS = 0.16
+GAPS = 0.06
 # Of what a step has freed, what is in the way of a checkpoint's pieces; and what encoding an adapter takes. Measured.
-KEPT_SHARE, MOST_KEPT, SAVING = 0.6, 450 * MB, 30 * MB
+KEPT_SHARE, MOST_KEPT, SAVING = 0.8, 720 * MB, 30 * MB
 # What the library's own modules hold of what their operations save, measured for DoRA and LLM.int8.
 LIBRARY_TIMES = {"full": 1.0, "dora": 1.95}
 OTHER_LIBRARY_TIMES = 1.35
@@ -274,9 +300,9 @@ def _quick(shape: Shape, recipe: ResolvedRecipe, pack: Pack, fragments: float) -
     kept = shape.hidden + attention + wide - again
     passing = again + 6 * shape.inner + 12 * shape.hidden
     scores = pack.copies * pack.scores * shape.heads
-    dequantised = shape.hidden * shape.inner if recipe.quantisation != "none" else 0
+    made = 0 if kept_weights(shape, recipe) else 2 * shape.hidden * shape.inner
     layers = round(shape.layers * kept * pack.tokens * (1 + fragments))
-    return size * (layers + passing * pack.tokens + scores + dequantised)
+    return size * (layers + passing * pack.tokens + scores + made)
 
 
 def _plain(shape: Shape, recipe: ResolvedRecipe, pack: Pack) -> int:

@@ -15,8 +15,13 @@ from peft.tuners.lora import LoraLayer
 from torch.nn.functional import silu
 
 from appliance.domain.recipe import Again
-from appliance.ml.packing import Layout, attend_flat
+from appliance.ml.attention import Attention, Layout
+from appliance.ml.norms import colour, normalise, normalise_backward, whiten
 from appliance.ml.projections import Projections
+
+# Dequantised weights are kept between their uses where they have no more than so many bytes altogether, and nothing is
+# to be computed again to save memory.
+KEPT_BYTES = 1_000_000_000
 
 
 class Decoder:
@@ -24,8 +29,9 @@ class Decoder:
 
     def __init__(self, base_model: Any, again: Again) -> None:
         self._model = base_model.get_decoder()
-        self._layers = [Layer(module) for module in self._model.layers]
         self._again = again
+        keeps = again == "none" and _count_bytes(self._model) <= KEPT_BYTES
+        self._layers = [Layer(module, keeps=keeps) for module in self._model.layers]
 
     def hidden(self, ids: torch.Tensor, positions: torch.Tensor, layout: Layout) -> torch.Tensor:
         """[tokens, hidden] behind the last norm; ids and positions are [tokens]."""
@@ -38,6 +44,17 @@ class Decoder:
             )
         result: torch.Tensor = self._model.norm(hidden)
         return result
+
+
+def _count_bytes(model: Any) -> int:
+    """Of the layers' frozen weights in the compute dtype."""
+    sizes = [
+        linear.in_features * linear.out_features
+        for layer in model.layers
+        for linear in layer.modules()
+        if isinstance(linear, torch.nn.Linear) and not linear.weight.requires_grad
+    ]
+    return sum(sizes) * int(model.embed_tokens.weight.element_size())
 
 
 def fits_decoder(base_model: Any) -> bool:
@@ -63,14 +80,14 @@ def _is_plain(linear: LoraLayer) -> bool:
 class Layer:
     """One decoder layer: norm, attention, norm, gated MLP, each half added to what came in."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, *, keeps: bool) -> None:
         attention, mlp = module.self_attn, module.mlp
-        self._attention = attention
+        self._attention = Attention(attention)
         self._norms = (module.input_layernorm, module.post_attention_layernorm)
-        self._reading = Projections([attention.q_proj, attention.k_proj, attention.v_proj])
-        self._writing = Projections([attention.o_proj])
-        self._widening = Projections([mlp.gate_proj, mlp.up_proj])
-        self._narrowing = Projections([mlp.down_proj])
+        self._reading = Projections([attention.q_proj, attention.k_proj, attention.v_proj], keeps=keeps)
+        self._writing = Projections([attention.o_proj], keeps=keeps)
+        self._widening = Projections([mlp.gate_proj, mlp.up_proj], keeps=keeps)
+        self._narrowing = Projections([mlp.down_proj], keeps=keeps)
         self.parts = (self._reading, self._writing, self._widening, self._narrowing)
         self.parameters = [parameter for part in self.parts for parameter in part.parameters]
         self.drops = any(part.drops for part in self.parts)
@@ -78,10 +95,10 @@ class Layer:
     # Each half of the layer: forward gives what is added to the stream and what its backward pass needs.
 
     def attend(self, x: torch.Tensor, turns: Any, layout: Layout, seed: int) -> tuple[torch.Tensor, tuple[Any, ...]]:
-        (query, key, value), low_read = self._reading.forward(normalise(x, self._norms[0]), seed)
-        seen = attend_flat(self._attention, query, key, value, turns, layout)
-        (out,), low_write = self._writing.forward(seen, seed + 1)
-        return out, (query, key, value, seen, low_read, low_write)
+        flat, low_read = self._reading.forward(normalise(x, self._norms[0]), seed)
+        seen, sums = self._attention.forward(flat, turns, layout)
+        out, low_write = self._writing.forward(seen, seed + 1)
+        return out, (flat, seen, sums, low_read, low_write)
 
     def attend_backward(
         self,
@@ -93,38 +110,41 @@ class Layer:
         seed: int,
         deep: bool,
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        query, key, value, seen, low_read, low_write = kept
-        grad_seen, grads_write = self._writing.backward([grad], seen, low_write, seed + 1, needs_x=True)
-        leaves = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
-        with torch.enable_grad():
-            again = attend_flat(self._attention, leaves[0], leaves[1], leaves[2], turns, layout)
-        grads = torch.autograd.grad(again, leaves, grad_seen)
-        normal = normalise(x, self._norms[0])
-        grad_normal, grads_read = self._reading.backward(grads, normal, low_read, seed, needs_x=deep)
-        grad_x = normalise_backward(grad_normal, x, self._norms[0]) if grad_normal is not None else None
+        flat, seen, sums, low_read, low_write = kept
+        grad_seen, grads_write = self._writing.backward(grad, seen, low_write, seed + 1, needs_x=True)
+        assert grad_seen is not None
+        grad_flat = self._attention.backward(grad_seen, flat, seen, sums, turns, layout)
+        white, scale = whiten(x, self._norms[0])
+        normal = colour(white, self._norms[0])
+        grad_normal, grads_read = self._reading.backward(grad_flat, normal, low_read, seed, needs_x=deep)
+        grad_x = normalise_backward(grad_normal, white, scale, self._norms[0]) if grad_normal is not None else None
         return grad_x, grads_read + grads_write
 
-    def widen(self, x: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        (gate, up), low = self._widening.forward(normalise(x, self._norms[1]), seed + 2)
-        return gate, up, low
+    def widen(self, x: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Gate and up, side by side."""
+        return self._widening.forward(normalise(x, self._norms[1]), seed + 2)
 
-    def narrow(self, gate: torch.Tensor, up: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        (out,), low = self._narrowing.forward(silu(gate).mul_(up), seed + 3)
-        return out, low
+    def narrow(self, wide: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        gate, up = wide.chunk(2, dim=1)
+        return self._narrowing.forward(silu(gate).mul_(up), seed + 3)
 
     def mlp_backward(
         self, grad: torch.Tensor, x: torch.Tensor, kept: tuple[Any, ...], seed: int
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        gate, up, low_wide, low_narrow = kept
+        wide, low_wide, low_narrow = kept
+        gate, up = wide.chunk(2, dim=1)
         passed = silu(gate)
-        wide, grads_narrow = self._narrowing.backward([grad], passed * up, low_narrow, seed + 3, needs_x=True)
-        assert wide is not None
-        grad_gate = torch.ops.aten.silu_backward(wide * up, gate)
-        grads = [grad_gate, passed.mul_(wide)]
-        normal = normalise(x, self._norms[1])
-        grad_normal, grads_wide = self._widening.backward(grads, normal, low_wide, seed + 2, needs_x=True)
+        inner, grads_narrow = self._narrowing.backward(grad, passed * up, low_narrow, seed + 3, needs_x=True)
+        assert inner is not None
+        grad_wide = torch.empty_like(wide)
+        grad_gate, grad_up = grad_wide.chunk(2, dim=1)
+        torch.mul(passed, inner, out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(inner.mul_(up), gate, grad_input=grad_gate)
+        white, scale = whiten(x, self._norms[1])
+        normal = colour(white, self._norms[1])
+        grad_normal, grads_wide = self._widening.backward(grad_wide, normal, low_wide, seed + 2, needs_x=True)
         assert grad_normal is not None
-        return normalise_backward(grad_normal, x, self._norms[1]), grads_wide + grads_narrow
+        return normalise_backward(grad_normal, white, scale, self._norms[1]), grads_wide + grads_narrow
 
 
 class _Pass(torch.autograd.Function):
@@ -136,11 +156,11 @@ class _Pass(torch.autograd.Function):
     ) -> Any:
         added, attention = layer.attend(x, turns, layout, seed)
         middle = added.add_(x)
-        gate, up, low_wide = layer.widen(middle, seed)
-        out, low_narrow = layer.narrow(gate, up, seed)
+        wide, low_wide = layer.widen(middle, seed)
+        out, low_narrow = layer.narrow(wide, seed)
         ctx.layer, ctx.turns, ctx.layout, ctx.again, ctx.seed = layer, turns, layout, again, seed
         ctx.kept = {
-            "none": (x, middle, attention, (gate, up, low_wide, low_narrow)),
+            "none": (x, middle, attention, (wide, low_wide, low_narrow)),
             "mlp": (x, middle, attention, None),
             "layer": (x, None, None, None),
         }[again]
@@ -155,8 +175,8 @@ class _Pass(torch.autograd.Function):
             added, attention = layer.attend(x, turns, layout, seed)
             middle = added.add_(x)
         if mlp is None:
-            gate, up, low_wide = layer.widen(middle, seed)
-            mlp = (gate, up, low_wide, layer.narrow(gate, up, seed)[1])
+            wide, low_wide = layer.widen(middle, seed)
+            mlp = (wide, low_wide, layer.narrow(wide, seed)[1])
         grad_middle, grads_mlp = layer.mlp_backward(grad, middle, mlp, seed)
         grad_middle += grad
         deep = ctx.needs_input_grad[0]
@@ -164,19 +184,3 @@ class _Pass(torch.autograd.Function):
         if grad_x is not None:
             grad_x += grad_middle
         return (grad_x, None, None, None, None, None, *grads, *grads_mlp)
-
-
-def normalise(x: torch.Tensor, norm: Any) -> torch.Tensor:
-    """RMSNorm (https://arxiv.org/abs/1910.07467) as the library computes it: in float32, scaled in the dtype of x."""
-    wide = x.float()
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(norm.variance_epsilon))
-    return (wide * scale).to(x.dtype).mul_(norm.weight)
-
-
-def normalise_backward(grad: torch.Tensor, x: torch.Tensor, norm: Any) -> torch.Tensor:
-    """x̂ = x r, r = 1/√(mean x² + ε): its gradient is r (g - x̂ mean(g x̂)), with g that of x̂."""
-    wide, inner = x.float(), (grad * norm.weight).float()
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(norm.variance_epsilon))
-    wide *= scale
-    along = (inner * wide).mean(-1, keepdim=True)
-    return wide.mul_(along).sub_(inner).mul_(-scale).to(x.dtype)

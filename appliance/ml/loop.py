@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from appliance.errors import BadInput, Unavailable
+from appliance.ml.attention import lay_out
 from appliance.ml.base import Base
 from appliance.ml.checkpoint import Training, begin_training, restore_checkpoint
 from appliance.ml.decoder import Decoder, fits_decoder
 from appliance.ml.loss import token_losses
 from appliance.ml.machine import measure_peak_bytes
 from appliance.ml.methods import is_changed
-from appliance.ml.packing import lay_out, pack_sequences
+from appliance.ml.packing import pack_sequences
 from appliance.ml.samples import Sample
 from appliance.ml.starts import has_start
 from appliance.ml.stopping import has_ended, take_reading

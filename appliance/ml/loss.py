@@ -21,14 +21,13 @@ class _TokenLosses(torch.autograd.Function):
         grad = torch.empty_like(hidden)
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)
-            logits = (hidden[part] @ weight.T).float()
-            rows, chosen = torch.arange(len(logits), device=hidden.device), targets[part]
-            total = logits.logsumexp(dim=-1)
-            losses[part] = total - logits[rows, chosen]
+            logs = torch.log_softmax(hidden[part] @ weight.T, dim=-1, dtype=torch.float32)
+            rows, chosen = torch.arange(len(logs), device=hidden.device), targets[part]
+            losses[part] = -logs[rows, chosen]
             # softmax minus the target: the gradient of the logits.
-            logits.sub_(total[:, None]).exp_()
-            logits[rows, chosen] -= 1
-            grad[part] = logits.to(weight.dtype) @ weight
+            shares = logs.exp_()
+            shares[rows, chosen] -= 1
+            grad[part] = shares.to(weight.dtype) @ weight
         ctx.grad = grad
         return losses
 

@@ -8,7 +8,7 @@ itself takes the segments apart, and a test compares the logits with those of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +19,6 @@ from transformers import AttentionInterface
 ATTENTION = "appliance_segments"
 # Queries times keys up to which all scores are held at once, for the backward pass too.
 SMALL = 1 << 16
-# The same for a batch of segments.
-LARGE = 1 << 18
-# Segments are filled up to one length where the longest is at most so much longer than the shortest.
-SPREAD, SPARE = 1.2, 8
 
 
 @dataclass(frozen=True)
@@ -148,108 +144,3 @@ def _attend_own(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sca
 
 
 AttentionInterface.register(ATTENTION, attend)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Neighbouring segments of about one length, laid out for a batched attention.
-
-    `padded` is [segments, longest]: each segment's places in the pack, filled up with 0. `places` says where in it,
-    flattened, the segments' own tokens stand. What fills up comes later than all it is filled up to, so `later`, the
-    causal mask of [longest, root + longest], hides it; its own rows are never read.
-    """
-
-    padded: torch.Tensor
-    places: torch.Tensor
-    later: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A pack of one level: a common beginning of `root` tokens, seen by all segments, and the segments in groups."""
-
-    root: int
-    groups: tuple[Group, ...]
-
-
-def lay_out(segments: Sequence[Segment], device: str) -> Layout:
-    """The layout of `pack_sequences`; ValueError for a pack of more levels."""
-    root = segments[0].stop if len(segments) > 1 and segments[1].context else 0
-    leaves = segments[1:] if root else segments
-    if any(leaf.context != (segments[0].spans if root else ()) for leaf in leaves):
-        raise ValueError("a pack of one level is what this layout is for")
-    return Layout(root, tuple(_lay_out_group(group, root, device) for group in _group(leaves)))
-
-
-def _group(leaves: Sequence[Segment]) -> Iterator[list[Segment]]:
-    """Neighbours, as long as the longest is not much longer than the shortest: filling up costs by the square."""
-    group: list[Segment] = []
-    for leaf in leaves:
-        sizes = [other.stop - other.start for other in (*group, leaf)]
-        if group and max(sizes) > SPREAD * min(sizes) + SPARE:
-            yield group
-            group = []
-        group.append(leaf)
-    yield group
-
-
-def _lay_out_group(leaves: Sequence[Segment], root: int, device: str) -> Group:
-    longest = max(leaf.stop - leaf.start for leaf in leaves)
-    padded = [[*range(leaf.start, leaf.stop), *[0] * (longest - leaf.stop + leaf.start)] for leaf in leaves]
-    places = [row * longest + column for row, leaf in enumerate(leaves) for column in range(leaf.stop - leaf.start)]
-    later = torch.ones(longest, root + longest, dtype=torch.bool, device=device).triu(root + 1)
-    return Group(torch.tensor(padded, device=device), torch.tensor(places, device=device), later)
-
-
-def attend_flat(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, turns: Any, layout: Layout
-) -> torch.Tensor:
-    """Attention of a pack, differentiable: query [tokens, heads * size], key and value [tokens, key heads * size]."""
-    heads = [tensor.view(len(tensor), -1, module.head_dim) for tensor in (query, key, value)]
-    heads = [_norm(module, name, tensor) for name, tensor in zip(("q_norm", "k_norm", ""), heads, strict=True)]
-    heads = [turn(heads[0], *turns), turn(heads[1], *turns), heads[2]]
-    parts = []
-    root = [tensor[: layout.root].transpose(0, 1)[None] for tensor in heads]
-    if layout.root:
-        later = torch.ones(layout.root, layout.root, dtype=torch.bool, device=query.device).triu(1)
-        parts.append(_attend_batch(root[0], root[1], root[2], later, module.scaling).transpose(1, 2)[0])
-    for group in layout.groups:
-        own = [_take(tensor, group.padded).transpose(1, 2) for tensor in heads]
-        if layout.root:
-            for number in (1, 2):
-                shared = root[number].expand(len(group.padded), -1, -1, -1)
-                own[number] = torch.cat([shared, own[number]], dim=2)
-        output = _attend_batch(own[0], own[1], own[2], group.later, module.scaling).transpose(1, 2)
-        parts.append(output.reshape(-1, *output.shape[2:]).index_select(0, group.places))
-    return torch.cat(parts).flatten(1)
-
-
-def _take(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """x [tokens, ...] at places [rows, columns]."""
-    return x.index_select(0, places.flatten()).view(*places.shape, *x.shape[1:])
-
-
-def _attend_batch(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, later: torch.Tensor, scaling: float
-) -> torch.Tensor:
-    """query [rows, heads, queries, size], key and value [rows, key heads, keys, size]; `later` hides keys."""
-    (rows, heads, queries, size), (_, groups, keys, _) = query.shape, key.shape
-    if later.numel() > LARGE:
-        return scaled_dot_product_attention(query, key, value, attn_mask=~later, scale=scaling, enable_gqa=True)
-    shared = (query * scaling).reshape(rows * groups, heads // groups * queries, size)
-    scores = shared @ key.reshape(rows * groups, keys, size).transpose(1, 2)
-    weights = scores.view(rows, heads, queries, keys).masked_fill(later, float("-inf")).softmax(dim=-1)
-    output = weights.view(rows * groups, -1, keys) @ value.reshape(rows * groups, keys, size)
-    return output.view(rows, heads, queries, size)
-
-
-def turn(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    """Rotary positions: x is [tokens, heads, size], cosine and sine [tokens, size]."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cosine[:, None] + torch.cat([-second, first], dim=-1) * sine[:, None]
-
-
-def _norm(module: Any, name: str, x: torch.Tensor) -> torch.Tensor:
-    """Qwen3 normalises queries and keys by head."""
-    norm = getattr(module, name, None) if name else None
-    return x if norm is None else norm(x)

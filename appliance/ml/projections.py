@@ -1,14 +1,14 @@
 """Frozen linear layers that read one input, and their adapters: forward and backward without a graph.
 
-Query, key and value read one input, as do gate and up. Their A matrices stand in one product, their weights are
-dequantised only for the moment of their use, and B's product is added in place. The arithmetic is LoRA's own
-(https://arxiv.org/abs/2106.09685): y = W x + s B A x. Products are in the base's compute dtype; A, B and their
-gradients are kept in float32.
+Query, key and value read one input, as do gate and up: their W, A and B are one matrix each, with zeros in B where one
+layer's outputs meet another's ranks. The arithmetic is LoRA's own (https://arxiv.org/abs/2106.09685):
+y = W x + s B A x. Products are in the base's compute dtype; A, B and their gradients are kept in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import bitsandbytes
@@ -20,77 +20,74 @@ Tensors = list[torch.Tensor]
 
 
 class Projections:
-    """Some of a decoder layer's linear layers. Every x is [tokens, in], every y [tokens, out]."""
+    """Some of a decoder layer's linear layers. x is [tokens, in]; what they give stands side by side, [tokens, out]."""
 
-    def __init__(self, modules: Sequence[torch.nn.Module]) -> None:
+    def __init__(self, modules: Sequence[torch.nn.Module], *, keeps: bool) -> None:
         adapted = [module if isinstance(module, LoraLayer) else None for module in modules]
-        self._linears: list[Any] = [
+        linears: list[Any] = [
             module if one is None else one.get_base_layer() for module, one in zip(modules, adapted, strict=True)
         ]
-        self._frozen = _Frozen(self._linears)
-        self._cast: tuple[torch.Tensor, Tensors] | None = None
-        # Which layers are adapted, and where their rows stand in the common A.
-        self._places: list[tuple[int, slice]] = []
+        self._frozen = _Frozen(linears, keeps)
+        self._cast: tuple[torch.Tensor, torch.Tensor] | None = None
+        # Where each adapted layer's outputs stand, and its rows in the common A.
+        self._places: list[tuple[slice, slice]] = []
         self.parameters: list[torch.nn.Parameter] = []
-        self._scaling, self._dropout, rank = 1.0, 0.0, 0
-        for number, layer in enumerate(adapted):
+        self._scaling, self._dropout, rank, out = 1.0, 0.0, 0, 0
+        for linear, layer in zip(linears, adapted, strict=True):
+            out += linear.out_features
             if layer is None:
                 continue
             down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-            self._places.append((number, slice(rank, rank + down.shape[0])))
+            self._places.append((slice(out - linear.out_features, out), slice(rank, rank + down.shape[0])))
             self.parameters += [down, up]
             self._scaling, self._dropout = float(layer.scaling["default"]), _dropout(layer)
             rank += down.shape[0]
+        self._shape = (out, rank)
 
     @property
     def drops(self) -> bool:
         return self._dropout > 0
 
-    def forward(self, x: torch.Tensor, seed: int) -> tuple[Tensors, torch.Tensor | None]:
+    def forward(self, x: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The layers' outputs, and A x for the backward pass."""
-        outputs = [
-            torch.nn.functional.linear(x, weight, linear.bias)
-            for weight, linear in zip(self._frozen.weights(x.dtype), self._linears, strict=True)
-        ]
+        output = torch.nn.functional.linear(x, self._frozen.weight(x.dtype), self._frozen.bias)
         if not self._places:
-            return outputs, None
-        down, ups = self._cast = self._in(x.dtype)
+            return output, None
+        down, up = self._cast = self._in(x.dtype)
         low = self._dropped(x, seed) @ down.T
-        for (number, rows), up in zip(self._places, ups, strict=True):
-            outputs[number].addmm_(low[:, rows], up.T, alpha=self._scaling)
-        return outputs, low
+        return output.addmm_(low, up.T, alpha=self._scaling), low
 
     def backward(
-        self, grads: Sequence[torch.Tensor], x: torch.Tensor, low: torch.Tensor | None, seed: int, *, needs_x: bool
+        self, grad: torch.Tensor, x: torch.Tensor, low: torch.Tensor | None, seed: int, *, needs_x: bool
     ) -> tuple[torch.Tensor | None, Tensors]:
         """The gradient of x, where it is asked for, and those of the parameters, in their order."""
-        grad_x = None
-        if needs_x:
-            for weight, grad in zip(self._frozen.weights(x.dtype), grads, strict=True):
-                grad_x = grad @ weight if grad_x is None else grad_x.addmm_(grad, weight)
+        grad_x = grad @ self._frozen.weight(x.dtype) if needs_x else None
         if low is None:
             return grad_x, []
         assert self._cast is not None
-        down, ups = self._cast
-        grad_low, grads_up = torch.empty_like(low), []
-        for (number, rows), up in zip(self._places, ups, strict=True):
-            scaled = grads[number] * self._scaling
-            torch.mm(scaled, up, out=grad_low[:, rows])
-            grads_up.append(scaled.T @ low[:, rows])
+        down, up = self._cast
+        grad_low = (grad @ up).mul_(self._scaling)
+        # Of one layer's B the rows and columns that are its own; the others' product is small, and left unused.
+        grad_up = grad.T @ low
         grad_down = grad_low.T @ self._dropped(x, seed)
-        if grad_x is not None:
+        if grad_x is not None and not self._dropout:
+            grad_x.addmm_(grad_low, down)
+        elif grad_x is not None:
             grad_x += self._dropped(grad_low @ down, seed)
         gradients: Tensors = []
-        for (_, rows), grad_up in zip(self._places, grads_up, strict=True):
-            gradients += [grad_down[rows].float(), grad_up.float()]
+        for out, rows in self._places:
+            gradients += [grad_down[rows].float(), grad_up[out, rows].float().mul_(self._scaling)]
         return grad_x, gradients
 
-    def _in(self, dtype: torch.dtype) -> tuple[torch.Tensor, Tensors]:
-        """All A, [ranks, in], and each B, in the dtype that is multiplied in; made anew in every forward pass, since
-        an optimiser may change a parameter without telling torch."""
+    def _in(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """All A, [ranks, in], and all B, [out, ranks], each in its own rows and columns, in the dtype of the products;
+        made anew in every forward pass, since an optimiser may change a parameter without telling torch."""
         with torch.no_grad():
             down = torch.cat([parameter.to(dtype) for parameter in self.parameters[::2]])
-            return down, [parameter.to(dtype) for parameter in self.parameters[1::2]]
+            up = down.new_zeros(self._shape)
+            for (out, rows), parameter in zip(self._places, self.parameters[1::2], strict=True):
+                up[out, rows] = parameter
+            return down, up
 
     def _dropped(self, x: torch.Tensor, seed: int) -> torch.Tensor:
         """Dropout of the adapters' input; the seed makes it the same again in the backward pass."""
@@ -106,33 +103,69 @@ def _dropout(layer: LoraLayer) -> float:
 
 
 class _Frozen:
-    """The layers' own weights, [out, in] each; 4-bit ones are dequantised for as long as they are used.
+    """The layers' own weights as one matrix, [out, in]: kept, or made for as long as it is used.
 
-    The double quantisation of the block scales is undone once: they are a hundredth of the weights.
+    4-bit weights are dequantised. Their blocks stand behind one another, so those of several layers are those of one;
+    the layers' own become views of them. The double quantisation of the blocks' scales is undone once: they are a
+    hundredth of the weights.
     """
 
-    def __init__(self, linears: Sequence[Any]) -> None:
-        self._linears = linears
-        self._scales = [_scales(linear) for linear in linears]
+    def __init__(self, linears: Sequence[Any], keeps: bool) -> None:
+        self._linears, self._keeps = linears, keeps
+        self._kept: torch.Tensor | None = None
+        self._blocks = _join_blocks(linears) if isinstance(linears[0], bitsandbytes.nn.Linear4bit) else None
+        self.bias = _join_biases(linears)
 
-    def weights(self, dtype: torch.dtype) -> Iterator[torch.Tensor]:
-        for linear, scales in zip(self._linears, self._scales, strict=True):
-            if scales is None:
-                yield linear.weight.to(dtype)
-            else:
-                state = linear.weight.quant_state
-                yield torch.ops.bitsandbytes.dequantize_4bit(
-                    linear.weight.data, scales, state.blocksize, state.quant_type, state.shape, dtype
-                )
+    def weight(self, dtype: torch.dtype) -> torch.Tensor:
+        if self._kept is not None:
+            return self._kept
+        made = self._join(dtype) if self._blocks is None else self._dequantise(*self._blocks, dtype)
+        if self._keeps:
+            self._kept = made
+        return made
+
+    def _join(self, dtype: torch.dtype) -> torch.Tensor:
+        weights = [linear.weight.detach().to(dtype) for linear in self._linears]
+        return weights[0] if len(weights) == 1 else torch.cat(weights)
+
+    def _dequantise(self, packed: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        state = self._linears[0].weight.quant_state
+        shape = [sum(linear.out_features for linear in self._linears), self._linears[0].in_features]
+        made: torch.Tensor = torch.ops.bitsandbytes.dequantize_4bit(
+            packed, scales, state.blocksize, state.quant_type, shape, dtype
+        )
+        return made
 
 
-def _scales(linear: Any) -> torch.Tensor | None:
-    """The scale of each block of a 4-bit layer, float32; None for another layer."""
-    if not isinstance(linear, bitsandbytes.nn.Linear4bit):
-        return None
-    state = linear.weight.quant_state
-    if getattr(state, "packing_format_for_cpu", False):
+def _join_blocks(linears: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The packed weights of 4-bit layers behind one another, and the scale of each block, float32."""
+    states = [linear.weight.quant_state for linear in linears]
+    if any(getattr(state, "packing_format_for_cpu", False) for state in states):
         raise ValueError("a layer that was used in evaluation mode has its weights packed, and is trained no more")
+    if any(math.prod(state.shape) % state.blocksize for state in states[:-1]):
+        raise ValueError("a layer whose weights are no whole number of blocks is not joined with others")
+    scales = torch.cat([_scales(state) for state in states])
+    if len(linears) == 1:
+        return linears[0].weight.data, scales
+    packed = torch.cat([linear.weight.data.flatten() for linear in linears])[:, None]
+    start = 0
+    for linear in linears:
+        stop = start + linear.weight.numel()
+        linear.weight.data = packed[start:stop]
+        start = stop
+    return packed, scales
+
+
+def _scales(state: Any) -> torch.Tensor:
     if not state.nested:
         return state.absmax.float()  # type: ignore[no-any-return]
     return (dequantize_blockwise(state.absmax, state.state2) + state.offset).float()  # type: ignore[no-any-return]
+
+
+def _join_biases(linears: Sequence[Any]) -> torch.Tensor | None:
+    if all(linear.bias is None for linear in linears):
+        return None
+    like = next(linear.bias for linear in linears if linear.bias is not None)
+    return torch.cat(
+        [like.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach() for linear in linears]
+    )

@@ -66,6 +66,7 @@ def prepare(task: Header) -> tuple[Base, Any, list[Sample], list[Sample]]:
     from appliance.ml.stopping import split_rows
 
     recipe = take(task, "recipe", dict)
+    machine.hold_memory()
     machine.use_determinism(recipe["seed"])
     base = load_base(
         Path(take_path(task, "base")),

@@ -22,6 +22,7 @@ from appliance.ml.samples import Sample
 def main() -> None:
     task: dict[str, Any] = json.loads(sys.argv[1])
     recipe = task["recipe"]
+    machine.hold_memory()
     machine.use_determinism(recipe["seed"])
     device, peaks = recipe["device"], {}
     peaks["libraries"] = machine.measure_peak_bytes(device)

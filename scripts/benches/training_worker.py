@@ -23,9 +23,8 @@ Task = dict[str, Any]
 
 def main() -> None:
     task: Task = json.loads(sys.argv[1])
-    found = {"ours": ours, "load": load, "limit": limit, "trl": trl, "trainer": trainer, "soup": soup}[task["kind"]](
-        task
-    )
+    kinds = {"ours": ours, "first": ours, "load": load, "limit": limit, "trl": trl, "trainer": trainer, "soup": soup}
+    found = kinds[task["kind"]](task)
     print(json.dumps({**found, "peak_bytes": peak_bytes(task)}), flush=True)
 
 
@@ -39,15 +38,17 @@ def peak_bytes(task: Task) -> int:
 
 
 def ours(task: Task) -> dict[str, Any]:
+    # Its settings come before torch, as in a worker.
+    from appliance.ml import machine, methods  # isort: skip
     import torch
 
-    from appliance.ml import machine, methods
     from appliance.ml.base import load_base
     from appliance.ml.data import Row
     from appliance.ml.loop import Step, begin_decoder, sample_losses, train
     from appliance.ml.samples import Sample, tokenize_row
 
     recipe = task["recipe"]
+    machine.hold_memory()
     machine.use_determinism(recipe["seed"])
     base = load_base(
         Path(task["base"]),
@@ -77,6 +78,8 @@ def ours(task: Task) -> dict[str, Any]:
         tokens.append(step.tokens)
 
     train(base, model, read(task["rows"]), recipe, report)
+    if task["kind"] == "first":
+        return {"first_step_s": times[1] - BEGAN}
     samples = read(task["judged"])
     with torch.no_grad():
         loss = sum(

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from appliance.errors import BadInput
-from appliance.ml import data, loop, loss, machine, methods, packing
+from appliance.ml import attention, data, loop, loss, machine, methods, packing
 from appliance.ml.base import Base, load_base
 from appliance.ml.samples import Sample, tokenize_rows
 from tests.ml.tiny import RECIPE, build_base
@@ -124,13 +124,13 @@ def test_loss_and_gradients_are_those_of_the_answers_alone(
         assert torch.allclose(mine, parameter.grad, atol=1e-5 + 1e-3 * parameter.grad.abs().max().item())
 
 
-@pytest.mark.parametrize("large", [packing.LARGE, 0])
+@pytest.mark.parametrize("large", [attention.LARGE, 0])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.2)])
 def test_a_neighbour_moves_no_logit(
     base_folder: Path, monkeypatch: pytest.MonkeyPatch, large: int, dtype: str, tolerance: float
 ) -> None:
     """By the quick way, with all scores at once and with the fused kernel: as each sequence alone, in the library."""
-    monkeypatch.setattr(packing, "LARGE", large)
+    monkeypatch.setattr(attention, "LARGE", large)
     machine.use_determinism(1)
     base = load_base(base_folder, quantisation="nf4-double", compute_dtype=dtype, device="cpu")
     model = methods.attach_adapter(base, {**RECIPE, "dropout": "0.0"})
@@ -141,7 +141,7 @@ def test_a_neighbour_moves_no_logit(
     for together in (sequences, sequences[:1], [tail[4:] for tail in sequences]):
         pack, segments = packing.pack_sequences(together)
         with torch.no_grad():
-            layout = packing.lay_out(pack.segments, "cpu")
+            layout = attention.lay_out(pack.segments, "cpu")
             hidden = decoder.hidden(torch.tensor(pack.ids), torch.tensor(pack.positions), layout)
             for ids, segment in zip(together, segments, strict=True):
                 own = segment.stop - segment.start

@@ -10,7 +10,7 @@ import pytest
 from appliance.domain import footprint
 from appliance.domain.recipe import ResolvedRecipe
 from appliance.domain.shape import Shape, profile_lengths
-from appliance.ml import evaluation, loop, loss, methods, packing
+from appliance.ml import attention, decoder, evaluation, loop, loss, methods
 from appliance.ml.base import load_base
 from appliance.ml.convert import describe_shape
 from appliance.ml.samples import Sample
@@ -20,7 +20,7 @@ from tests.ml.tiny import RECIPE
 def test_the_limits_of_packs_are_the_loops_own() -> None:
     assert footprint.PACK_TOKENS == loop.PACK_TOKENS == evaluation.PACK_TOKENS
     assert (footprint.CHUNK, footprint.HEAD_ROWS) == (loss.CHUNK, evaluation.HEAD_ROWS)
-    assert footprint.LARGE == packing.LARGE
+    assert (footprint.LARGE, footprint.KEPT_BYTES) == (attention.LARGE, decoder.KEPT_BYTES)
 
 
 def planned(**changes: Any) -> ResolvedRecipe:
