@@ -56,7 +56,7 @@ def full(device: str) -> Plan:
 
 def measure(folder: Path, plan: Plan) -> Iterator[Row]:
     """Every row, as it is found."""
-    base = convert(fetch(ROOT / ".demo"), folder)
+    base = convert(fetch(ROOT / ".cache"), folder)
     adapters = [str(path) for path in make_adapters(str(base), folder, [RANK] * ADAPTERS)]
     with _programs(base, plan.device, "ours", "peft", "batching", "machine") as programs:
         for name in ("ours", "peft", "batching"):
