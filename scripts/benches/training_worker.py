@@ -175,6 +175,7 @@ def soup(task: Task) -> dict[str, Any]:
                 "epochs": 1,
                 "lr": float(recipe["learning_rate"]),
                 "batch_size": recipe["batch_size"],
+                "gradient_accumulation_steps": 1,
                 "quantization": "4bit",
                 "lora": {"r": recipe["rank"], "alpha": recipe["alpha"], "target_modules": recipe["target_modules"]},
             },

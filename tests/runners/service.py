@@ -11,6 +11,7 @@ import ctypes
 import errno
 import json
 import os
+import signal
 import struct
 import sys
 import time
@@ -133,6 +134,8 @@ def take_away(absent: dict[str, str]) -> None:
 
 
 def main() -> None:
+    # Started from a shell's background job, the tests ignore SIGINT, and so would this process.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     order = Order(**json.loads(sys.argv[1]))
     if order.user is not None:
         become(order.user, order.folder)
