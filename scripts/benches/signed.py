@@ -171,6 +171,10 @@ class SignedSite(Site):
         adapter = self.state.adapters.get(f"clauses@{version}")
         assert adapter is not None
         approvals = tuple(review.index for review in adapter.reviews if review.unit == unit)
+        before = self.state.slots.get(f"{unit}/{task}")
+        if before is not None:
+            gone = {"adapter": before.adapter, "admitted": before.admitted, "reason": "no longer admissible"}
+            self.add(self.unloaded(**place, **gone))
         admitted = self.add(self.admitted(version, approvals=approvals, **place))
         self.add(self.loaded(admitted.index, version, **place))
 

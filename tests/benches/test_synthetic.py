@@ -47,8 +47,9 @@ def verdict(made: list[Made], log: Synthetic) -> Any:
     return verify_log(entries, found.get, texts(made).values(), log.checkpoint(), log.trust, now=NOW)
 
 
-@pytest.mark.parametrize(("size", "share"), [(100, 0.01), (SIZE, 0.01), (SIZE, SHARE)])
+@pytest.mark.parametrize(("size", "share"), [(100, 0.01), (SIZE, 0.01), (SIZE, SHARE), (1_500, 0.9)])
 def test_a_synthetic_log_of_any_size_and_share_of_orders_is_verified(size: int, share: float) -> None:
+    """The last of them loads where something is loaded, as a long log does: what stands there is unloaded first."""
     log = Synthetic(size, signed=share)
     report = verdict(list(log.entries()), log)
     assert (report.verdict, report.findings) == ("verified", ())
