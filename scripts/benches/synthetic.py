@@ -58,9 +58,9 @@ class _Copied:
         return (f"request:{request}", *self._fixed) if self._has_request else self._fixed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Slot:
-    """An adapter that answers for a unit's task: how its requests begin, end and fail."""
+    """An adapter that answers for a unit's task: how its requests begin, end and fail. Equal to itself alone."""
 
     admitted: _Copied
     finished: _Copied
@@ -164,7 +164,9 @@ class Synthetic:
                 yield self._copy(rare, "")
             elif self._open and (len(self._open) == _IN_FLIGHT or chance() < 0.5):
                 slot, request = self._open.popleft()
-                yield self._copy(slot.failed if chance() < _FAILURES else slot.finished, request)
+                # What was being answered when its slot was emptied is cut off.
+                fails = chance() < _FAILURES or slot not in self._serving
+                yield self._copy(slot.failed if fails else slot.finished, request)
             else:
                 slot = self._serving[int(chance() * len(self._serving))]
                 request = name_request(self._clock_ms, self._random.randbytes(10))
