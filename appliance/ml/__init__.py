@@ -23,9 +23,10 @@ _SETTINGS = {
     "TRANSFORMERS_VERBOSITY": "error",
     # Threads that wait look for some microseconds, about as long as waking takes, then sleep. Where they sleep at once,
     # a process that is alone trains 30 % slower; where they look ten times as long, two processes that share the cores
-    # train at a third of their pace. Measured on two cores; read when torch's OpenMP is loaded.
+    # train at a third of their pace. Measured on two cores; read when torch's OpenMP is loaded. A worker may have set
+    # how long before it imports this (`worker/serve.py`).
     "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "1000",
+    "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000"),
     # A CPU kernel is compiled for every shape and kept, 1,024 of them in each of two caches: with rows of all lengths
     # that grew by 25 MB a step, to 0.8 GB. These hold the kernels of one pack. Read when torch is loaded.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
