@@ -13,7 +13,7 @@ from functools import cached_property, partial
 
 from appliance.domain.approval import barred, released, standing_reviews
 from appliance.domain.custody import unwitnessed
-from appliance.domain.entry import parse_entry
+from appliance.domain.entry import Entry, parse_entry
 from appliance.domain.names import Time, versioned
 from appliance.domain.orders import Activate, Review, RollBack
 from appliance.domain.signatures import read_logged_order
@@ -121,14 +121,26 @@ def _open(state: State, index: int, evidence: Evidence) -> LoggedOrder:
     logged = evidence.logged.get(index)
     if logged is None:
         raise Tampered(f"entry {index}: expected it in the ledger, got none")
-    checkpoint: Checkpoint = open_checkpoint(evidence.checkpoint, state.site.log_key)
-    if checkpoint.origin != state.site.origin:
-        raise Tampered(f"checkpoint: expected one of {state.site.origin}, got {checkpoint.origin}")
+    checkpoint = open_log_checkpoint(evidence.checkpoint, state.site.origin, state.site.log_key)
+    prove_entry(logged, index, checkpoint)
+    return logged
+
+
+def open_log_checkpoint(note: bytes, origin: str, log_key: str) -> Checkpoint:
+    """The checkpoint that this log's key signed; Tampered where it is another log's."""
+    checkpoint = open_checkpoint(note, log_key)
+    if checkpoint.origin != origin:
+        raise Tampered(f"checkpoint: expected one of {origin}, got {checkpoint.origin}")
+    return checkpoint
+
+
+def prove_entry(logged: LoggedOrder, index: int, checkpoint: Checkpoint) -> Entry:
+    """The entry, proved to lie at this index under the checkpoint."""
     entry = parse_entry(logged.entry)
     if entry.index != index:
         raise Tampered(f"entry {index}: expected this index, got {entry.index}")
     verify_inclusion(entry.leaf, index, checkpoint.size, logged.proof, checkpoint.root)
-    return logged
+    return entry
 
 
 def check_sealed(state: State, adapter: Adapter, evidence: Evidence) -> None:

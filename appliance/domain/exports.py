@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from appliance.domain.admission import Evidence, LoggedOrder, decide_admission
+from appliance.domain.admission import Evidence, LoggedOrder, decide_admission, open_log_checkpoint, prove_entry
 from appliance.domain.approval import latest_reviews, released
-from appliance.domain.entry import Entry, parse_entry
+from appliance.domain.entry import Entry
 from appliance.domain.names import Base64, Time, Value, add_seconds, parse_value, versioned
 from appliance.domain.orders import ExportAdapter
 from appliance.domain.signatures import read_logged_order
@@ -33,10 +33,9 @@ from appliance.domain.state import (
     release_key,
 )
 from appliance.errors import BadInput, Denied, NotFound, Tampered
-from appliance.formats.checkpoint import Checkpoint, open_checkpoint
+from appliance.formats.checkpoint import Checkpoint
 from appliance.formats.digest import digest_bytes
 from appliance.formats.fields import parse_base64
-from appliance.formats.merkle import verify_inclusion
 from appliance.formats.trust import Trust
 
 
@@ -180,9 +179,7 @@ def _open_log(standing: Standing, logged: Mapping[int, LoggedOrder], note: bytes
     expected = (trust.origin, trust.log_key)
     if (site.origin, site.log_key) != expected:
         raise Tampered(f"export, log: expected {expected}, as the trust file says, got {(site.origin, site.log_key)}")
-    checkpoint = open_checkpoint(note, trust.log_key)
-    if checkpoint.origin != trust.origin:
-        raise Tampered(f"checkpoint: expected one of {trust.origin}, got {checkpoint.origin}")
+    checkpoint = open_log_checkpoint(note, trust.origin, trust.log_key)
     first = _proven(logged, 0, checkpoint)
     if f"sha256:{first.leaf.hex()}" != trust.genesis:
         raise Tampered(f"export, first entry: expected {trust.genesis}, got sha256:{first.leaf.hex()}")
@@ -196,11 +193,7 @@ def _proven(logged: Mapping[int, LoggedOrder], index: int, checkpoint: Checkpoin
     found = logged.get(index)
     if found is None:
         raise BadInput(f"export, entry {index}: expected it among the proofs, got none")
-    entry = parse_entry(found.entry)
-    if entry.index != index:
-        raise Tampered(f"export, entry {index}: expected this index, got {entry.index}")
-    verify_inclusion(entry.leaf, index, checkpoint.size, found.proof, checkpoint.root)
-    return entry
+    return prove_entry(found, index, checkpoint)
 
 
 def _read_order(state: State, entry: Entry, found: LoggedOrder, standing: bytes) -> ExportAdapter:

@@ -238,6 +238,11 @@ class Slot(Value):
     loaded: int | None = None
     loaded_at: Time | None = None
 
+    @property
+    def answering(self) -> dict[str, Any]:
+        """What the entries of a request say of the slot that answers it."""
+        return self.model_dump(exclude={"loaded", "loaded_at"})
+
 
 @dataclass(frozen=True, slots=True)
 class OpenRequest:

@@ -28,6 +28,13 @@ COMPUTE_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _PACKED_ROWS = 32
 
 
+def is_known_layer(layer: Any) -> bool:
+    """Whether a decoder's layer is one that is written out by hand, in training and in serving: what Llama, Qwen2 and
+    Qwen3 have in common, with full attention."""
+    known = type(layer).__name__ in ("LlamaDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
+    return known and not getattr(layer.self_attn, "sliding_window", None)
+
+
 @dataclass(frozen=True)
 class Base:
     """A model in evaluation mode that needs no gradient, and the words that go with it.

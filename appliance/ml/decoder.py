@@ -16,6 +16,7 @@ from torch.nn.functional import silu
 
 from appliance.domain.recipe import Again
 from appliance.ml.attention import Attention, Layout
+from appliance.ml.base import is_known_layer
 from appliance.ml.norms import colour, normalise, normalise_backward, whiten
 from appliance.ml.projections import Projections
 
@@ -63,8 +64,7 @@ def fits_decoder(base_model: Any) -> bool:
 
 
 def _fits(module: Any) -> bool:
-    known = type(module).__name__ in ("LlamaDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
-    if not known or getattr(module.self_attn, "sliding_window", None):
+    if not is_known_layer(module):
         return False
     linears = [child for child in module.modules() if isinstance(child, LoraLayer)]
     return bool(linears) and all(_is_plain(linear) for linear in linears)

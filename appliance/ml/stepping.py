@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch.nn.functional import linear, silu
 
+from appliance.ml.base import is_known_layer
 from appliance.ml.cache import Drawing
 from appliance.ml.mixing import ROWS, Group, Mix, multiply_rows
 
-_KNOWN = ("LlamaDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 _GROUPS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("self_attn.o_proj",),
@@ -29,9 +29,7 @@ _GROUPS = (
 def fits_stepper(model: Any) -> bool:
     """Whether every layer is one that this module knows."""
     layers = list(getattr(model.get_decoder(), "layers", ()))
-    return bool(layers) and all(
-        type(layer).__name__ in _KNOWN and not getattr(layer.self_attn, "sliding_window", None) for layer in layers
-    )
+    return bool(layers) and all(is_known_layer(layer) for layer in layers)
 
 
 class Stepper:

@@ -26,11 +26,6 @@ log = logging.getLogger(__name__)
 DIGEST_KEY = "request-digests"
 
 
-def _answered_by(request: str, loaded: Loaded) -> dict[str, Any]:
-    names = ("unit", "task", "adapter", "manifest", "admitted", "release", "approvals")
-    return {"request": request, **{name: getattr(loaded.row, name) for name in names}}
-
-
 class Serving:
     """What the units' door asks of the appliance."""
 
@@ -90,7 +85,11 @@ class Serving:
         answer = Answer(request, loaded, frames, lambda ended, ending: self._end(ended, ending, kind, source))
         prompt = commit_prompt(parameters, self._salt(request, "prompt"))
         body = RequestAdmitted(
-            **_answered_by(request, loaded), token=caller.token, token_issued_at=caller.issued_at, prompt=prompt
+            request=request,
+            **loaded.row.answering,
+            token=caller.token,
+            token_issued_at=caller.issued_at,
+            prompt=prompt,
         )
         # Known before it is recorded: whatever is revoked from here on finds it.
         self._running[request] = (caller, answer)
@@ -152,7 +151,8 @@ class Serving:
 
     def _ended(self, request: str, loaded: Loaded, ending: Ending) -> RequestFinished:
         return RequestFinished(
-            **_answered_by(request, loaded),
+            request=request,
+            **loaded.row.answering,
             finish_reason=str(ending.last.get("finish_reason", ending.outcome)),
             prompt_tokens=int(ending.last.get("prompt_tokens", 0)),
             completion_tokens=int(ending.last.get("completion_tokens", 0)),

@@ -104,8 +104,7 @@ class Requests:
     def pair(self) -> tuple[Draft, Draft]:
         """A request's beginning and its end."""
         slot = self._random.choice(self._slots)
-        names = ("unit", "task", "adapter", "manifest", "admitted", "release", "approvals")
-        place = {name: getattr(slot, name) for name in names}
+        place = slot.answering
         request = name_request(int(self._clock().timestamp() * 1000), self._random.randbytes(10))
         digest = f"hmac-sha256:{self._random.getrandbits(256):064x}"
         counts = {"finish_reason": "stop", "prompt_tokens": 212, "completion_tokens": 18}

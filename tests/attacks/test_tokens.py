@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,6 +9,7 @@ import pytest
 from appliance.domain.credentials import parse_token
 from appliance.domain.names import add_seconds
 from appliance.domain.orders import RevokeKey, RevokeTokens
+from tests.attacks.streaming import under_way
 from tests.site import Refused, Site
 
 
@@ -19,20 +17,6 @@ from tests.site import Refused, Site
 def wire(request: pytest.FixtureRequest) -> str:
     """Every attack on the units' door is made over both."""
     return str(request.param)
-
-
-def stream(site: Site, token: str, begun: threading.Semaphore) -> Any:
-    """The last event of a long answer."""
-    body = {"model": "labels", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1000, "stream": True}
-    head, last, seen = {"Authorization": f"Bearer {token}"}, "", 0
-    asked = {**body, "temperature": 2.0}
-    with site.units() as client, client.stream("POST", "/v1/chat/completions", json=asked, headers=head) as answer:
-        for line in answer.iter_lines():
-            if line.startswith("data: "):
-                last, seen = line[6:], seen + 1
-                if seen == 2:
-                    begun.release()
-    return last if last == "[DONE]" else json.loads(last)
 
 
 def revoke(site: Site, by: str, **fields: Any) -> None:
@@ -48,11 +32,7 @@ def is_revoked(site: Site, token: str) -> bool:
 def test_one_token_is_ended_in_the_middle_of_its_answer_and_no_other(released: Site) -> None:
     leaked, kept = released.token("legal"), released.token("legal")
     released.chat("legal", "labels", token=leaked)
-    begun = threading.Semaphore(0)
-    with ThreadPoolExecutor(2) as pool:
-        ends = [pool.submit(stream, released, token, begun) for token in (leaked, kept)]
-        for _ in ends:
-            assert begun.acquire(timeout=30)
+    with under_way(released, [(leaked, 0), (kept, 0)]) as ends:
         revoke(released, "legal", token=parse_token(leaked).pae_digest)
         cut, whole = (end.result() for end in ends)
     assert cut["error"]["code"] == "cut-off"
@@ -83,11 +63,9 @@ def test_all_tokens_of_a_time_are_ended_and_new_ones_count(released: Site) -> No
 
 
 def test_a_key_that_is_revoked_cuts_what_its_tokens_are_being_answered(released: Site) -> None:
-    token, begun = released.token("legal"), threading.Semaphore(0)
+    token = released.token("legal")
     released.chat("legal", "labels", token=token)
-    with ThreadPoolExecutor(1) as pool:
-        end = pool.submit(stream, released, token, begun)
-        assert begun.acquire(timeout=30)
+    with under_way(released, [(token, 0)]) as (end,):
         key = released.keys["legal"].keyid
         released.order(RevokeKey(principal="legal", keyid=key, since=None, **released.terms("legal")))
         assert end.result()["error"]["code"] == "cut-off"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
 
 from appliance.domain.orders import RevokeAdapter, RevokeBase, RevokeDataset, RollBack
+from tests.attacks.streaming import under_way
 from tests.site import Refused, Site
 
 
@@ -76,33 +75,15 @@ def test_many_are_answered_at_once_and_each_as_if_alone(released: Site) -> None:
     assert released.types().count("request.finished") == 2 * len(texts)
 
 
-def _stream(site: Site, seed: int, begun: threading.Semaphore) -> tuple[int, dict[str, object] | str]:
-    """Pieces that came, and the last event."""
-    body = {"model": "labels", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1000, "stream": True}
-    head = {"Authorization": f"Bearer {site.token('legal')}"}
-    events, asked = [], {**body, "temperature": 2.0, "seed": seed}
-    with site.units() as client, client.stream("POST", "/v1/chat/completions", json=asked, headers=head) as answer:
-        for line in answer.iter_lines():
-            if line.startswith("data: "):
-                events.append(line[6:])
-                if len(events) == 2:
-                    begun.release()
-    return len(events), events[-1] if events[-1] == "[DONE]" else json.loads(events[-1])
-
-
 def test_a_revocation_cuts_what_is_being_answered(released: Site) -> None:
     """Four answers are under way; each ends with an error, each has its entry, and then the slot is empty."""
     released.chat("legal", "labels")
-    begun = threading.Semaphore(0)
-    with ThreadPoolExecutor(4) as pool:
-        streams = [pool.submit(_stream, released, seed, begun) for seed in range(4)]
-        for _ in streams:
-            assert begun.acquire(timeout=30)
+    with under_way(released, [(released.token("legal"), seed) for seed in range(4)]) as streams:
         released.order(RevokeAdapter(**released.on("clauses@1"), **released.terms("rita")))
         ends = [stream.result() for stream in streams]
-    cut = [last for _, last in ends if isinstance(last, dict)]
+    cut = [last for last in ends if isinstance(last, dict)]
     assert cut, "at least one was still being answered"
-    assert {last["error"]["code"] for last in cut} == {"cut-off"}  # type: ignore[index]
+    assert {last["error"]["code"] for last in cut} == {"cut-off"}
     finished = released.entries(type="request.finished")
     assert len(finished) == 5
     assert sum(entry["outcome"] == "failure" for entry in finished) == len(cut)
@@ -118,17 +99,14 @@ def test_a_revocation_cuts_what_is_being_answered(released: Site) -> None:
 @pytest.mark.parametrize("what", ["base", "dataset"])
 def test_with_a_base_or_a_dataset_falls_what_is_being_answered_on_it(released: Site, what: str) -> None:
     released.chat("legal", "labels")
-    begun = threading.Semaphore(0)
-    with ThreadPoolExecutor(1) as pool:
-        stream = pool.submit(_stream, released, 1, begun)
-        assert begun.acquire(timeout=30)
+    with under_way(released, [(released.token("legal"), 1)]) as (stream,):
         if what == "base":
             digest = released.get("/v1/bases/tiny")["digest"]
             released.order(RevokeBase(base="tiny", digest=digest, **released.terms("rita")))
         else:
             digest = released.get("/v1/datasets/clauses@1")["digest"]
             released.order(RevokeDataset(dataset="clauses", version=1, digest=digest, **released.terms("anna")))
-        _, last = stream.result()
+        last = stream.result()
     with pytest.raises(Refused, match=f"{what} [a-z@1]+: expected a standing one"):
         released.chat("legal", "labels")
     revoked, unloaded = released.entries(type=f"{what}.revoked")[-1], released.entries(type="adapter.unloaded")[-1]
@@ -143,11 +121,7 @@ def test_with_a_base_or_a_dataset_falls_what_is_being_answered_on_it(released: S
 def test_the_ledger_says_when_the_last_token_left(released: Site) -> None:
     """Between the load and the emptying, and not after the revocation was answered."""
     released.chat("legal", "labels")
-    begun = threading.Semaphore(0)
-    with ThreadPoolExecutor(4) as pool:
-        streams = [pool.submit(_stream, released, seed, begun) for seed in range(4)]
-        for _ in streams:
-            assert begun.acquire(timeout=30)
+    with under_way(released, [(released.token("legal"), seed) for seed in range(4)]) as streams:
         released.order(RevokeAdapter(**released.on("clauses@1"), **released.terms("rita")))
         answered = released.now()
         for stream in streams:

@@ -1,0 +1,36 @@
+"""Long answers that are under way while a test takes something away."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from tests.site import Site
+
+
+@contextmanager
+def under_way(site: Site, asked: Sequence[tuple[str, int]]) -> Iterator[list[Future[Any]]]:
+    """An answer for each token and seed, of all of which something was told; each future gives the last event."""
+    begun = threading.Semaphore(0)
+    with ThreadPoolExecutor(len(asked)) as pool:
+        streams = [pool.submit(_stream, site, token, seed, begun) for token, seed in asked]
+        for _ in streams:
+            assert begun.acquire(timeout=30)
+        yield streams
+
+
+def _stream(site: Site, token: str, seed: int, begun: threading.Semaphore) -> Any:
+    body = {"model": "labels", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1000, "stream": True}
+    head, last, seen = {"Authorization": f"Bearer {token}"}, "", 0
+    asked = {**body, "temperature": 2.0, "seed": seed}
+    with site.units() as client, client.stream("POST", "/v1/chat/completions", json=asked, headers=head) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: "):
+                last, seen = line[6:], seen + 1
+                if seen == 2:
+                    begun.release()
+    return last if last == "[DONE]" else json.loads(last)
