@@ -38,4 +38,7 @@ _SETTINGS = {
 os.environ.update(_SETTINGS)
 # Says at every start that the package is missing.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]  # None makes `import kernels` fail
+# None makes an import fail. bitsandbytes then leaves the few functions alone that it would have torch compile, for
+# which it loads the whole compiler: half a second at every start, and other bits on a host that has a C compiler.
+for name in ("kernels", "torch._inductor.compile_fx"):
+    sys.modules.setdefault(name, None)  # type: ignore[arg-type]

@@ -1,0 +1,22 @@
+"""What the room shuts before its libraries are imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+QUIET = """
+import sys
+import appliance.ml.base, appliance.ml.methods, appliance.ml.optimisers
+print(*(name for name in ("kernels", "torch._inductor.compile_fx") if sys.modules.get(name) is not None))
+from bitsandbytes.backends.default import ops
+print(ops._optimizer_update_32bit.__name__, hasattr(ops._optimizer_update_32bit, "__wrapped__"))
+"""
+
+
+def test_neither_fetched_kernels_nor_a_compiler_are_loaded() -> None:
+    done = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, check=True)
+    loaded, left_alone = done.stdout.splitlines()
+    assert loaded == ""
+    # A function that torch compiled has one of bitsandbytes' wrappers around it.
+    assert left_alone.endswith(" False"), left_alone
