@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from appliance.store.artifacts import Artifacts
 from appliance.workflows.admit import admit
 from appliance.workflows.engine import Engine
 from scripts.benches import serving_home
-from scripts.benches.measure import Row, interleaved, row, sync_ms, wall_ms
+from scripts.benches.measure import Row, free_port, interleaved, row, sync_ms, wall_ms
 from scripts.benches.serving_home import BASE, OWNER, UNITS, Home
 from scripts.benches.serving_worker import make_adapters, memory
 from tests.site import Site, found_site
@@ -53,12 +52,12 @@ FULL = Plan(rounds=3, tokens=96, lone=100, revocations=30, rollbacks=12, known=1
 def measure(
     folder: Path, base: Path, adapters: list[Path], read_probe: Callable[[Path], dict[str, Any]], plan: Plan
 ) -> Iterator[Row]:
-    site = found_site(folder / "home", _free_port())
+    site = found_site(folder / "home", free_port())
     try:
         serving_home.enroll(site)
         site.stop()
         yield from _fill(site, folder, base, adapters, read_probe, plan)
-        other = site.copy(folder / "other", _free_port())
+        other = site.copy(folder / "other", free_port())
         with serving_home.opened(other) as home, closing(_engine(home)) as engine:
             yield from _admission(home, engine, plan)
             site.start()
@@ -350,9 +349,3 @@ def _rollbacks(site: Site, plan: Plan) -> Iterator[Row]:
 
 def _content(event: dict[str, Any]) -> str:
     return str(event["choices"][0]["delta"].get("content", "")) if event["choices"] else ""
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from scripts.benches import recorded
 from scripts.benches.measure import Row, row
 from scripts.fetch_base import fetch
 
@@ -20,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("training_worker.py")
 PEERS = {"trl": ROOT / ".venv-bench-trl", "soup": ROOT / ".venv-bench-soup"}
 """The environments that `scripts/bench` makes from the extras `bench-trl` and `bench-soup`."""
+UNBOUND = ("trainer", "soup")
+"""Peers against which there is no goal: they run in the first round alone."""
 DATASETS = {
     "banking77": ("banking77/train.csv", "text", "category"),
     "CUAD": ("cuad/clauses_train.csv", "text", "category"),
@@ -59,24 +62,44 @@ RECIPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """`steps` are optimiser steps of sixteen rows, the first two of which are not counted."""
+    """`steps` are optimiser steps of sixteen rows by dataset, the first two of which are not counted."""
 
     data: Path
     device: str
     rounds: int
-    steps: int
+    steps: dict[str, int]
     peers: bool
-    """Also what has no goal: the plain Trainer and soup-cli."""
+    """Also what has no goal, once: the plain Trainer and soup-cli."""
+    recorded: int
+    """Epochs of a run with its record on the whole of banking77, beside the bare loop; 0 for none."""
     lengths: tuple[int, ...]
     ranks: tuple[int, ...]
 
 
 def quick(data: Path, device: str) -> Plan:
-    return Plan(data, device, rounds=1, steps=6, peers=False, lengths=(128, 1024), ranks=(4, 64))
+    return Plan(
+        data,
+        device,
+        rounds=1,
+        steps={"banking77": 6, "CUAD": 6},
+        peers=False,
+        recorded=0,
+        lengths=(128, 1024),
+        ranks=(4, 64),
+    )
 
 
 def full(data: Path, device: str) -> Plan:
-    return Plan(data, device, rounds=3, steps=8, peers=True, lengths=(128, 512, 1024, 2048, 4096), ranks=(4, 16, 64))
+    return Plan(
+        data,
+        device,
+        rounds=3,
+        steps={"banking77": 12, "CUAD": 4},
+        peers=True,
+        recorded=2,
+        lengths=(128, 512, 1024, 2048, 4096),
+        ranks=(4, 16, 64),
+    )
 
 
 @dataclass
@@ -93,8 +116,8 @@ class Runs:
         return median(one[member] for one in self.found[name])
 
     def ratio(self, ours: str, theirs: str, member: str) -> float:
-        """The median of the rounds' own ratios."""
-        pairs = zip(self.found[ours], self.found[theirs], strict=True)
+        """The median of the rounds' own ratios; a program may have run in the first ones only."""
+        pairs = zip(self.found[ours], self.found[theirs], strict=False)
         return median(one[member] / other[member] for one, other in pairs)
 
 
@@ -109,6 +132,8 @@ def measure(folder: Path, plan: Plan) -> Iterator[Row]:
         yield from _beside_peers(bench, name, limit["operations_a_second"])
     yield from _first_step(bench)
     yield from _shape(bench)
+    if plan.recorded:
+        yield from recorded.measure(folder, base, bench.read("banking77"), epochs=plan.recorded, rounds=1)
 
 
 def _beside_peers(bench: _Bench, dataset: str, limit: float) -> Iterator[Row]:
@@ -128,6 +153,8 @@ def _beside_peers(bench: _Bench, dataset: str, limit: float) -> Iterator[Row]:
     for number in range(bench.plan.rounds):
         for name in list(programs)[:: -1 if number % 2 else 1]:
             kind, more = programs[name]
+            if number and kind in UNBOUND:
+                continue
             runs.take(name, bench.run(name, kind, **data, **more))
     if "ours" not in runs.found:
         return
@@ -148,7 +175,8 @@ def _compare(runs: Runs, dataset: str) -> Iterator[Row]:
         "soup-cli": ("ours", None, None),
     }
     for theirs, (ours, speed, memory) in goals.items():
-        if len(runs.found.get(theirs, ())) != len(runs.found.get(ours, "-")):
+        expected = 1 if theirs in ("transformers' Trainer", "soup-cli") else len(runs.found["ours"])
+        if len(runs.found.get(theirs, ())) != expected:
             continue
         again = ", gradient checkpointing" if ours == "ours again" else ""
         yield row(
@@ -210,12 +238,15 @@ class _Bench:
         attention = 2 * width * width + 2 * width * head * config["num_key_value_heads"]
         self.operations = 4 * config["num_hidden_layers"] * (attention + 3 * width * wide)
 
-    def cut(self, dataset: str, steps: int | None = None) -> tuple[Path, Path]:
-        """The rows to train on and those to judge by, spread over the whole file."""
+    def read(self, dataset: str) -> list[dict[str, str]]:
         name, text, label = DATASETS[dataset]
         with (self.plan.data / name).open(encoding="utf-8-sig", newline="") as stream:
-            rows = [{"text": one[text], "label": one[label]} for one in csv.DictReader(stream)]
-        count = (steps or self.plan.steps) * RECIPE["batch_size"]
+            return [{"text": one[text], "label": one[label]} for one in csv.DictReader(stream)]
+
+    def cut(self, dataset: str, steps: int | None = None) -> tuple[Path, Path]:
+        """The rows to train on and those to judge by, spread over the whole file."""
+        rows = self.read(dataset)
+        count = (steps or self.plan.steps[dataset]) * RECIPE["batch_size"]
         rows = rows[:: len(rows) // (count + JUDGED)]
         return self._write("rows", rows[JUDGED : JUDGED + count]), self._write("judged", rows[:JUDGED])
 

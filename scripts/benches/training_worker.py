@@ -23,8 +23,8 @@ Task = dict[str, Any]
 
 def main() -> None:
     task: Task = json.loads(sys.argv[1])
-    kinds = {"ours": ours, "first": ours, "load": load, "limit": limit, "trl": trl, "trainer": trainer, "soup": soup}
-    found = kinds[task["kind"]](task)
+    kinds = {"ours": ours, "first": ours, "bare": bare, "load": load, "limit": limit}
+    found = (kinds | {"trl": trl, "trainer": trainer, "soup": soup})[task["kind"]](task)
     print(json.dumps({**found, "peak_bytes": peak_bytes(task)}), flush=True)
 
 
@@ -86,6 +86,21 @@ def ours(task: Task) -> dict[str, Any]:
             float(sample_losses(base, begin_decoder(base, model, recipe), [sample])[0]) for sample in samples
         ) / sum(sample.trained_tokens for sample in samples)
     return _describe(times, tokens, loss)
+
+
+def bare(task: Task) -> dict[str, Any]:
+    """What the training worker does with a recipe, a sealed base and a sealed dataset, and nobody there to watch."""
+    from appliance.worker.train import prepare  # isort: skip
+    from appliance.ml import methods
+    from appliance.ml.loop import Step, train
+
+    base, model, samples, _ = prepare(task)
+    steps: list[Step] = []
+    train(base, model, samples, task["recipe"], steps.append)
+    made = methods.encode_adapter(model, task["recipe"]["base"])
+    for name, data in zip(methods.name_files(task["recipe"]["method"]), made, strict=True):
+        (Path(task["output"]) / name).write_bytes(data)
+    return {"seconds": steps[-1].seconds}
 
 
 def load(task: Task) -> dict[str, Any]:
