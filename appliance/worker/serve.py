@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # cores. Read when torch's OpenMP is loaded.
 os.environ["GOMP_SPINCOUNT"] = "2000"
 
+TOGETHER = 4096
+"""Characters of a piece that may share a frame with others, whose header has a limit; longer ones have their own."""
+
 
 class Service:
     """The engine and the frames that come in; between two steps every frame that waits is taken."""
@@ -87,17 +90,30 @@ class Service:
         self._tell(self._engine.cancel(take(header, "id", str)))
 
     def _tell(self, events: list[Event]) -> None:
-        for event in events:
-            name, told = {"id": event.name}, event.told
-            if isinstance(told, str):
-                self._session.send({"frame": "token", **name, "text": told})
-            elif isinstance(told, ApplianceError):
-                self._refuse(name, told)
-            else:
-                self._session.send({"frame": "done", **name, **vars(told)})
+        """What a step gave goes out together: a frame for each of many streams costs as much as some tokens."""
+        frames = [_describe(event) for event in events]
+        short = [frame for frame in frames if len(frame.get("text", "")) <= TOGETHER]
+        if len(short) == len(frames) > 1:
+            self._session.send({"frame": "frames", "frames": frames})
+            return
+        for frame in frames:
+            self._session.send(frame)
 
     def _refuse(self, named: Header, error: ApplianceError) -> None:
-        self._session.send({"frame": "failure", **named, "code": error.code, "message": error.message})
+        self._session.send(_failure(named, error))
+
+
+def _describe(event: Event) -> Header:
+    name, told = {"id": event.name}, event.told
+    if isinstance(told, str):
+        return {"frame": "token", **name, "text": told}
+    if isinstance(told, ApplianceError):
+        return _failure(name, told)
+    return {"frame": "done", **name, **vars(told)}
+
+
+def _failure(named: Header, error: ApplianceError) -> Header:
+    return {"frame": "failure", **named, "code": error.code, "message": error.message}
 
 
 def work(session: Session, task: Header, blob: bytes) -> Header:

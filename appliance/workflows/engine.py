@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from appliance.errors import ApplianceError, Tampered, TooMany, Unavailable
+from appliance.errors import ApplianceError, BadInput, Tampered, TooMany, Unavailable
 from appliance.formats.canonical import parse_canonical
 from appliance.workflows.context import Context, Frame
 from appliance.workflows.workers import check_walls, failure, worker
@@ -72,11 +72,11 @@ class Engine:
         with suppress(ApplianceError):
             while (received := self._worker.receive()) is not None:
                 self._last_heard = time.monotonic()
-                frame = received[0]
-                name = frame.get("id")
-                heard = self._replies if name is None else self._requests.get(str(name))
-                if heard is not None:
-                    heard.put(frame)
+                for frame in _separate(received[0]):
+                    name = frame.get("id")
+                    heard = self._replies if name is None else self._requests.get(str(name))
+                    if heard is not None:
+                        heard.put(frame)
         self.close()
 
     def load(self, slot: str, files: Mapping[str, bytes]) -> None:
@@ -190,6 +190,16 @@ class Engine:
         stack.close()
         for heard in (self._replies, *waiting):
             heard.put(None)
+
+
+def _separate(frame: Frame) -> list[Frame]:
+    """The frames of a step that came together."""
+    if frame.get("frame") != "frames":
+        return [frame]
+    frames = frame.get("frames")
+    if not isinstance(frames, list) or not all(isinstance(one, dict) for one in frames):
+        raise BadInput("engine: expected the frames of a step, got something else")
+    return frames
 
 
 def _expect(received: tuple[Frame, bytes] | None, *kinds: str) -> Frame:

@@ -21,12 +21,15 @@ Frame = dict[str, Any]
 
 
 class Process:
-    """A worker and its two streams; `walls` is what it said first."""
+    """A worker and its two streams; `walls` is what it said first. Frames of a step that came together are received
+    one by one; `together` counts how often that was so."""
 
     def __init__(self, name: str, targets: Frame, log: IO[bytes]) -> None:
         command = [sys.executable, "-m", f"appliance.worker.{name}", json.dumps(targets)]
         pipe = subprocess.PIPE
         self.child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, cwd=ROOT, bufsize=0)
+        self.together = 0
+        self._waiting: list[Frame] = []
         self.walls = self.receive()
 
     def send(self, header: Frame, blob: bytes = b"") -> None:
@@ -34,8 +37,14 @@ class Process:
         write_frame(self.child.stdin, header, blob)  # type: ignore[arg-type]
 
     def receive(self) -> Frame | None:
+        if self._waiting:
+            return self._waiting.pop(0)
         assert self.child.stdout is not None
         frame = read_frame(self.child.stdout)  # type: ignore[arg-type]
+        if frame and frame[0]["frame"] == "frames":
+            self.together += 1
+            self._waiting = frame[0]["frames"]
+            return self._waiting.pop(0)
         return frame[0] if frame else None
 
     def hang_up(self) -> int:

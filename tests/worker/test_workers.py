@@ -326,6 +326,26 @@ def test_an_answer_and_one_that_waits_can_be_cancelled(server: Process, slot: st
     assert _answer(server, "third", temperature=0)[1]["frame"] == "done", "a cancel for one id touches no other"
 
 
+def test_what_a_step_gives_to_many_comes_together(server: Process, slot: str) -> None:
+    before = server.together
+    asked = {"frame": "generate", "slot": "a", "messages": MESSAGES, "max_tokens": 20, "temperature": 2.0}
+    names = [f"stream {number}" for number in range(4)]
+    for name in names:
+        server.send({**asked, "id": name, "seed": 1})
+    texts: dict[str, str] = dict.fromkeys(names, "")
+    done: dict[str, Frame] = {}
+    while len(done) < len(names):
+        frame = server.receive()
+        assert frame is not None
+        if frame["frame"] == "token":
+            assert frame["id"] not in done
+            texts[frame["id"]] += frame["text"]
+        else:
+            done[frame["id"]] = frame
+    assert len(set(texts.values())) == 1, "equal questions with equal seeds have equal answers"
+    assert server.together - before >= 10
+
+
 def test_a_cancel_for_nobody_is_no_answer(server: Process, slot: str) -> None:
     server.send({"frame": "cancel", "id": "nobody"})
     assert _answer(server, "nobody", temperature=0)[1]["finish_reason"] != "cancelled"
