@@ -35,9 +35,7 @@ PEOPLE_ROLES = {
     "axel": ("auditor", "Axel Berg"),
 }
 INSTRUCTION = "Name the kind of contract clause."
-CLAUSE = (
-    "Neither party shall be liable for delay caused by earthquakes, floods, war or other events beyond its control."
-)
+CLAUSE = "Each party is excused from performance for as long as an earthquake, a flood or a war prevents it."
 
 
 class Demo:
