@@ -41,7 +41,8 @@ def _measure(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
         make = training.quick if given.quick else training.full
         return training.measure(folder, make(given.data, given.device))
     if given.name == "serve":
-        return serving.measure(folder, serving.quick(given.device) if given.quick else serving.full(given.device))
+        make_serving = serving.quick if given.quick else serving.full
+        return serving.measure(folder, make_serving(given.device, given.llama_server))
     plan = ledger.QUICK if given.quick else ledger.FULL
     if given.largest is not None and not given.quick:
         plan = replace(plan, largest=given.largest)
@@ -64,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--growth", action="store_true", help="ledger: the growth alone")
     parser.add_argument("--data", metavar="DIR", type=Path, default=training.DATA, help="train: the public datasets")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="serve, train: where to compute")
+    parser.add_argument(
+        "--llama-server", metavar="PATH", default="llama-server", help="serve: a peer on the CPU (default: as on PATH)"
+    )
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     return parser
 

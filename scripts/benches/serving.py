@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from scripts.benches import serving_service
+from scripts.benches import serving_llama, serving_service
 from scripts.benches.measure import Found, Row, interleaved, row
 from scripts.benches.methods import convert
 from scripts.benches.serving_worker import make_adapters
@@ -44,24 +45,27 @@ class Plan:
     rounds: int
     tokens: int
     service: serving_service.Plan
+    llama_server: str
 
 
-def quick(device: str) -> Plan:
-    return Plan(device, rounds=1, tokens=24, service=serving_service.QUICK)
+def quick(device: str, llama_server: str) -> Plan:
+    return Plan(device, rounds=1, tokens=24, service=serving_service.QUICK, llama_server=llama_server)
 
 
-def full(device: str) -> Plan:
-    return Plan(device, rounds=3, tokens=96, service=serving_service.FULL)
+def full(device: str, llama_server: str) -> Plan:
+    return Plan(device, rounds=3, tokens=96, service=serving_service.FULL, llama_server=llama_server)
 
 
 def measure(folder: Path, plan: Plan) -> Iterator[Row]:
     """Every row, as it is found."""
-    base = convert(fetch(ROOT / ".cache"), folder)
+    model = fetch(ROOT / ".cache")
+    base = convert(model, folder)
     adapters = [str(path) for path in make_adapters(str(base), folder, [RANK] * ADAPTERS)]
     with _programs(base, plan.device, "ours", "peft", "batching", "machine") as programs:
         for name in ("ours", "peft", "batching"):
             programs[name]("load", folders=adapters)
-        yield from _beside_peers(programs, adapters, plan)
+        with _servers(model, base, adapters, plan) as servers:
+            yield from _beside_peers(programs, servers, adapters, plan)
         yield from _alone(programs["ours"], programs["machine"], adapters, plan)
         yield from _load_cost(programs["ours"], adapters[0], plan)
     yield from _memory(base, adapters, plan)
@@ -74,14 +78,17 @@ def measure(folder: Path, plan: Plan) -> Iterator[Row]:
         yield from serving_service.measure(folder, base, paths, probe, plan.service)
 
 
-def _beside_peers(programs: dict[str, Program], adapters: list[str], plan: Plan) -> Iterator[Row]:
+def _beside_peers(
+    programs: dict[str, Program], servers: dict[str, serving_llama.Server], adapters: list[str], plan: Plan
+) -> Iterator[Row]:
     slots = [Path(adapters[stream % ADAPTERS]).name for stream in range(STREAMS)]
-    _check_adapters(programs["ours"], slots)
     prompts = [PROMPTS[stream % len(PROMPTS)] for stream in range(STREAMS)]
     ours, peft, batching = programs["ours"], programs["peft"], programs["batching"]
+    for program in (ours, *servers.values()):
+        _check_adapters(program, slots)
 
     def turns(tokens: int) -> dict[str, Callable[[], list[float]]]:
-        asked = {"prompts": prompts, "tokens": tokens}
+        asked: dict[str, Any] = {"prompts": prompts, "tokens": tokens}
         return {
             "mixed": lambda: ours("answer", slots=slots, **asked),
             "one": lambda: ours("answer", slots=slots[:1] * STREAMS, **asked),
@@ -89,6 +96,7 @@ def _beside_peers(programs: dict[str, Program], adapters: list[str], plan: Plan)
             "alternate": lambda: peft("alternate", slots=slots, **asked),
             "names": lambda: peft("mixed", slots=slots, **asked),
             "batching": lambda: batching("answer", slots=slots, **asked),
+            **{name: partial(server.told, "answer", slots=slots, **asked) for name, server in servers.items()},
         }
 
     # Once without a clock; continuous batching fits itself to the first that it is asked for.
@@ -101,13 +109,16 @@ def _beside_peers(programs: dict[str, Program], adapters: list[str], plan: Plan)
 
 def _rates(found: Found) -> Iterator[Row]:
     name = f"tokens a second, {STREAMS} streams over {ADAPTERS} adapters"
-    against = {
+    against: dict[str, tuple[str, float | None]] = {
         "alternate": ("PEFT, one adapter after another (set_adapter)", 4.0),
         "names": ("PEFT, mixed batch (adapter_names)", 1.8),
         "base": ("the bare base in the same engine", 0.85),
         "batching": ("transformers' continuous batching, one adapter", 1.0),
+        "llama": ("llama.cpp's server, Q4_1", None),
     }
     for theirs, (said, goal) in against.items():
+        if theirs not in found:
+            continue
         yield row(
             *(name, found["mixed"], "1/s"),
             against=said,
@@ -161,9 +172,9 @@ def _memory(base: Path, adapters: list[str], plan: Plan) -> Iterator[Row]:
     yield row("memory of a hot adapter more", (eight - three) / MB / (len(adapters) - 3), "MB")
 
 
-def _check_adapters(ours: Program, slots: Sequence[str]) -> None:
+def _check_adapters(program: Program | serving_llama.Server, slots: Sequence[str]) -> None:
     """Every adapter answers in words of its own: a bench of adapters that do nothing would measure the base."""
-    told = [ours.told("text", prompt=PROMPTS[0], slot=slot, tokens=16) for slot in [None, *dict.fromkeys(slots)]]
+    told = [program.told("text", prompt=PROMPTS[0], slot=slot, tokens=16) for slot in [None, *dict.fromkeys(slots)]]
     if len(set(told)) < len(told):
         raise RuntimeError(f"adapters: expected {len(told)} different answers with the base's, got {len(set(told))}")
 
@@ -199,6 +210,22 @@ class Program:
         if not line:
             raise RuntimeError(f"{self._kind}, {what}: expected an answer, got the end of its process")
         return line
+
+
+@contextmanager
+def _servers(model: Path, base: Path, adapters: list[str], plan: Plan) -> Iterator[dict[str, serving_llama.Server]]:
+    """Other servers of adapters, on a CPU. One that does not start costs its own row, not the table; which is said."""
+    starting = {
+        "llama": serving_llama.serving(plan.llama_server, model, base, [Path(name) for name in adapters], STREAMS),
+    }
+    with ExitStack() as stack:
+        found = {}
+        for name, one in starting.items() if plan.device == "cpu" else ():
+            try:
+                found[name] = stack.enter_context(one)
+            except (OSError, RuntimeError) as error:
+                print(f"bench: no row compares with {name}: {error}", file=sys.stderr)
+        yield found
 
 
 @contextmanager

@@ -1,0 +1,139 @@
+"""llama.cpp's server as the serving bench's peer: the files that it loads, its process, and questions over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import gguf
+import httpx
+import numpy as np
+import safetensors.numpy
+
+LLAMA = gguf.MODEL_ARCH.LLAMA
+START_S = 120
+
+
+def write_adapter(adapter: Path, base: Path, output: Path) -> None:
+    """A peft adapter of a llama base as the GGUF file that llama.cpp loads; the weights stay float32."""
+    config = json.loads((base / "config.json").read_text("utf-8"))
+    said = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    names = gguf.get_tensor_name_map(LLAMA, config["num_hidden_layers"])
+    writer = gguf.GGUFWriter(output, gguf.MODEL_ARCH_NAMES[LLAMA])
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(said["lora_alpha"]))
+    for key, weight in safetensors.numpy.load_file(adapter / "adapter_model.safetensors").items():
+        module, _, half = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
+        count = heads.get(module.rpartition(".")[2])
+        if count and half == "lora_B":
+            weight = permute(weight, count)
+        writer.add_tensor(f"{names.get_name(module)}.weight.{half.lower()}", weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def permute(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
+    """Rows (output, …) of q or k in llama.cpp's order: it rotates a head's neighbours, transformers its halves."""
+    paired = weight.reshape(heads, 2, len(weight) // heads // 2, *weight.shape[1:])
+    return np.ascontiguousarray(paired.swapaxes(1, 2)).reshape(weight.shape)
+
+
+class Server:
+    """A running llama-server: `slots` names its adapters by their folders' names."""
+
+    def __init__(self, client: httpx.Client, slots: Sequence[str]) -> None:
+        self._client, self._ids = client, {name: number for number, name in enumerate(slots)}
+
+    def told(self, do: str, **arguments: Any) -> Any:
+        """Asked by the name of what to do, as the bench's other programs are."""
+        return getattr(self, do)(**arguments)
+
+    def answer(self, prompts: Sequence[str], slots: Sequence[str], tokens: int) -> list[float]:
+        """All streams at once: [seconds, tokens drawn]."""
+        began = time.perf_counter()
+        with ThreadPoolExecutor(len(prompts)) as threads:
+            told = list(threads.map(lambda prompt, slot: self._ask(prompt, slot, tokens), prompts, slots))
+        return [time.perf_counter() - began, float(sum(one["usage"]["completion_tokens"] for one in told))]
+
+    def text(self, prompt: str, slot: str | None, tokens: int) -> str:
+        """An answer's text; without a slot the bare base's."""
+        text: str = self._ask(prompt, slot, tokens)["choices"][0]["message"]["content"]
+        return text
+
+    def _ask(self, prompt: str, slot: str | None, tokens: int) -> dict[str, Any]:
+        """One greedy answer with one adapter, on to its last token; nothing is kept of it for the next."""
+        asked = {
+            "messages": [{"role": "user", "content": prompt}],
+            "lora": [{"id": number, "scale": float(name == slot)} for name, number in self._ids.items()],
+            "max_tokens": tokens,
+            "samplers": ["top_k"],
+            "top_k": 1,
+            "ignore_eos": True,
+            "cache_prompt": False,
+        }
+        response = self._client.post("/v1/chat/completions", json=asked)
+        response.raise_for_status()
+        told: dict[str, Any] = response.json()
+        return told
+
+
+@contextmanager
+def serving(binary: str, model: Path, base: Path, adapters: Sequence[Path], streams: int) -> Iterator[Server]:
+    """A server of the GGUF `model`, which `base` was converted from, on the loopback address; 512 tokens a stream.
+
+    RuntimeError, with the last that it said, where it does not come up; OSError where there is none.
+    """
+    files = [path.with_suffix(".gguf") for path in adapters]
+    for path, file in zip(adapters, files, strict=True):
+        write_adapter(path, base, file)
+    threads = f"{len(os.sched_getaffinity(0))}"
+    # Its threads look for work as long as our engine's do: as they come they starve each other beside any other load.
+    environment = {"GOMP_SPINCOUNT": "2000", **os.environ}
+    port = _free_port()
+    command = [binary, "--model", f"{model}", "--host", "127.0.0.1", "--port", f"{port}", "--offline", "--no-webui"]
+    command += ["--threads", threads, "--threads-batch", threads]
+    command += ["--parallel", f"{streams}", "--ctx-size", f"{512 * streams}"]
+    command += ["--lora-init-without-apply", *(word for file in files for word in ("--lora", f"{file}"))]
+    limits = httpx.Limits(max_connections=streams)
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=600, limits=limits) as client,
+    ):
+        try:
+            if not _comes_up(process, client):
+                log.seek(0)
+                said = log.read()[-2000:].decode(errors="replace")
+                raise RuntimeError(f"{binary}: expected a server that answers within {START_S} s, got: {said}")
+            yield Server(client, [path.name for path in adapters])
+        finally:
+            process.kill()
+
+
+def _comes_up(process: subprocess.Popen[bytes], client: httpx.Client) -> bool:
+    deadline = time.monotonic() + START_S
+    while process.poll() is None and time.monotonic() < deadline:
+        with suppress(httpx.TransportError):
+            if client.get("/health").is_success:
+                return True
+        time.sleep(0.1)
+    return False
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
