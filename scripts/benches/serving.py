@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,8 @@ from scripts.fetch_base import fetch
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("serving_worker.py")
+VLLM = ROOT / ".venv-bench-vllm" / "bin" / "python"
+"""The environment that `scripts/bench` makes from the extra `bench-vllm`."""
 STREAMS, ADAPTERS, RANK = 16, 8, 16
 MB = 1e6
 PROMPTS = (
@@ -39,21 +41,22 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """`tokens` are drawn for each stream in each round."""
+    """`tokens` are drawn for each stream in each round. `vllm`: whether it is waited for, a minute."""
 
     device: str
     rounds: int
     tokens: int
     service: serving_service.Plan
     llama_server: str
+    vllm: bool
 
 
 def quick(device: str, llama_server: str) -> Plan:
-    return Plan(device, rounds=1, tokens=24, service=serving_service.QUICK, llama_server=llama_server)
+    return Plan(device, rounds=1, tokens=24, service=serving_service.QUICK, llama_server=llama_server, vllm=False)
 
 
 def full(device: str, llama_server: str) -> Plan:
-    return Plan(device, rounds=3, tokens=96, service=serving_service.FULL, llama_server=llama_server)
+    return Plan(device, rounds=3, tokens=96, service=serving_service.FULL, llama_server=llama_server, vllm=True)
 
 
 def measure(folder: Path, plan: Plan) -> Iterator[Row]:
@@ -79,7 +82,7 @@ def measure(folder: Path, plan: Plan) -> Iterator[Row]:
 
 
 def _beside_peers(
-    programs: dict[str, Program], servers: dict[str, serving_llama.Server], adapters: list[str], plan: Plan
+    programs: dict[str, Program], servers: dict[str, Server], adapters: list[str], plan: Plan
 ) -> Iterator[Row]:
     slots = [Path(adapters[stream % ADAPTERS]).name for stream in range(STREAMS)]
     prompts = [PROMPTS[stream % len(PROMPTS)] for stream in range(STREAMS)]
@@ -115,6 +118,7 @@ def _rates(found: Found) -> Iterator[Row]:
         "base": ("the bare base in the same engine", 0.85),
         "batching": ("transformers' continuous batching, one adapter", 1.0),
         "llama": ("llama.cpp's server, Q4_1", None),
+        "vllm": ("vLLM on the CPU, bf16", None),
     }
     for theirs, (said, goal) in against.items():
         if theirs not in found:
@@ -172,7 +176,7 @@ def _memory(base: Path, adapters: list[str], plan: Plan) -> Iterator[Row]:
     yield row("memory of a hot adapter more", (eight - three) / MB / (len(adapters) - 3), "MB")
 
 
-def _check_adapters(program: Program | serving_llama.Server, slots: Sequence[str]) -> None:
+def _check_adapters(program: Server, slots: Sequence[str]) -> None:
     """Every adapter answers in words of its own: a bench of adapters that do nothing would measure the base."""
     told = [program.told("text", prompt=PROMPTS[0], slot=slot, tokens=16) for slot in [None, *dict.fromkeys(slots)]]
     if len(set(told)) < len(told):
@@ -212,12 +216,17 @@ class Program:
         return line
 
 
+Server = Program | serving_llama.Server
+
+
 @contextmanager
-def _servers(model: Path, base: Path, adapters: list[str], plan: Plan) -> Iterator[dict[str, serving_llama.Server]]:
+def _servers(model: Path, base: Path, adapters: list[str], plan: Plan) -> Iterator[dict[str, Server]]:
     """Other servers of adapters, on a CPU. One that does not start costs its own row, not the table; which is said."""
-    starting = {
+    starting: dict[str, AbstractContextManager[Server]] = {
         "llama": serving_llama.serving(plan.llama_server, model, base, [Path(name) for name in adapters], STREAMS),
     }
+    if plan.vllm:
+        starting["vllm"] = _vllm(base, adapters)
     with ExitStack() as stack:
         found = {}
         for name, one in starting.items() if plan.device == "cpu" else ():
@@ -229,6 +238,13 @@ def _servers(model: Path, base: Path, adapters: list[str], plan: Plan) -> Iterat
 
 
 @contextmanager
+def _vllm(base: Path, adapters: list[str]) -> Iterator[Program]:
+    with _program(base, "cpu", "vllm", VLLM) as program:
+        program("load", folders=adapters)
+        yield program
+
+
+@contextmanager
 def _programs(base: Path, device: str, *kinds: str) -> Iterator[dict[str, Program]]:
     """Started one after the other, each once it is ready."""
     with ExitStack() as stack:
@@ -236,7 +252,7 @@ def _programs(base: Path, device: str, *kinds: str) -> Iterator[dict[str, Progra
 
 
 @contextmanager
-def _program(base: Path, device: str, kind: str) -> Iterator[Program]:
+def _program(base: Path, device: str, kind: str, python: Path = Path(sys.executable)) -> Iterator[Program]:
     task = json.dumps({"kind": kind, "base": str(base), "device": device, "quantisation": "nf4-double"})
     environment = {
         **os.environ,
@@ -245,7 +261,7 @@ def _program(base: Path, device: str, kind: str) -> Iterator[Program]:
         "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
     }
     with subprocess.Popen(
-        [sys.executable, str(WORKER), task], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [str(python), str(WORKER), task], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         try:
             program = Program(process, kind)

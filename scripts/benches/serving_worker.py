@@ -20,6 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from scripts.benches.serving_vllm import Vllm
+
 Numbers = list[float]
 
 
@@ -381,6 +383,7 @@ PROGRAMS: dict[str, Callable[[str, str, str], Any]] = {
     "batching": Batching,
     "full": Full,
     "machine": Machine,
+    "vllm": Vllm,
 }
 
 

@@ -65,9 +65,10 @@ def test_a_server_that_ends_before_it_answers_is_an_error_with_its_last_words(tm
 
 
 def test_quick_measures_all_that_full_does() -> None:
-    """Every row of the table comes in both; only rounds and counts differ."""
+    """Every row comes in both, but vLLM's, which takes long to start; else only rounds and counts differ."""
     quick, full = (make("cpu", "llama-server") for make in (serving.quick, serving.full))
     assert (quick.rounds, quick.tokens) < (full.rounds, full.tokens)
+    assert (quick.vllm, full.vllm) == (False, True)
     assert (full.service.known, full.service.hot) == (1000, 64)
     assert all(
         0 < few <= many for few, many in zip(vars(quick.service).values(), vars(full.service).values(), strict=True)
