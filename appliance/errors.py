@@ -17,6 +17,9 @@ and an HTTP `status`. A message reads "what, which: expected X, got Y".
 
 from __future__ import annotations
 
+import copy
+from typing import Self
+
 
 class ApplianceError(Exception):
     """The root: whatever is not below it is a defect."""
@@ -30,6 +33,13 @@ class ApplianceError(Exception):
         self.message = message
         if code is not None:
             self.code = code
+
+    def within(self, where: str) -> Self:
+        """The same error, which says first where it was found."""
+        found = copy.copy(self)
+        found.message = f"{where}: {self.message}"
+        found.args = (found.message,)
+        return found
 
 
 class BadInput(ApplianceError):

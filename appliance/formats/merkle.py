@@ -76,34 +76,42 @@ class Frontier:
 
     def append_nodes(self, leaf_hash: bytes) -> tuple[Frontier, list[bytes]]:
         """The next frontier, and every node that this leaf completes, by level: itself first."""
-        _check_hashes("leaf", (leaf_hash,), BadInput)
-        hashes = list(self.hashes)
-        nodes = [leaf_hash]
-        top, place = leaf_hash, self.size
-        while place & 1:
-            top, place = hash_node(hashes.pop(), top), place >> 1
-            nodes.append(top)
-        return Frontier(self.size + 1, (*hashes, top)), nodes
+        frontier, (nodes,) = self.extend((leaf_hash,))
+        return frontier, nodes
+
+    def extend(self, leaf_hashes: Sequence[bytes]) -> tuple[Frontier, list[list[bytes]]]:
+        """The frontier after all of these, and for each leaf the nodes that it completes, in one pass."""
+        _check_hashes("leaf", leaf_hashes, BadInput)
+        edge, completed = list(self.hashes), []
+        for size, leaf in enumerate(leaf_hashes, self.size):
+            top, place, nodes = leaf, size, [leaf]
+            while place & 1:
+                top, place = hash_node(edge.pop(), top), place >> 1
+                nodes.append(top)
+            edge.append(top)
+            completed.append(nodes)
+        return Frontier(self.size + len(completed), tuple(edge)), completed
 
     def root(self) -> bytes:
         return _fold(self.hashes)
+
+    def nodes(self) -> dict[tuple[int, int], bytes]:
+        """Its hashes by their place in the tree: (level, index)."""
+        levels = [level for level in reversed(range(self.size.bit_length())) if self.size >> level & 1]
+        return {(level, (self.size >> level) - 1): hash_ for level, hash_ in zip(levels, self.hashes, strict=True)}
 
 
 def inclusion_proof(index: int, size: int, node: ReadNode) -> list[bytes]:
     """PATH(index, D[size]), leaf's sibling first; reads O(log size) stored nodes."""
     if not 0 <= index < size:
         raise BadInput(f"inclusion proof, index: expected 0 <= index < {size}, got {index}")
-    proof: list[bytes] = []
-    start, stop = 0, size
-    while stop - start > 1:
-        middle = start + _split(stop - start)
-        if index < middle:
-            proof.append(_range_root(middle, stop, node))
-            stop = middle
-        else:
-            proof.append(_range_root(start, middle, node))
-            start = middle
-    proof.reverse()
+    # Below the level where the last leaf's way and this one's part, every sibling is perfect; there it is the rest of
+    # the tree; above it every sibling lies to the left.
+    parting = (index ^ (size - 1)).bit_length()
+    proof = [node(level, index >> level ^ 1) for level in range(parting - 1)]
+    if parting:
+        proof.append(_range_root((index >> parting - 1 ^ 1) << parting - 1, size, node))
+    proof += [node(level, (index >> level) - 1) for level in range(parting, index.bit_length()) if index >> level & 1]
     return proof
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TypeVar, Unpack
@@ -34,7 +34,7 @@ from appliance.store.nodes import Nodes, Place
 from appliance.store.queue import Appended, Guard, Queue, Waiting
 from appliance.store.reader import Reader
 from appliance.store.search import Filters, find_entries
-from appliance.store.staging import Batch, check_draft, stage
+from appliance.store.staging import Batch, check_drafts, stage
 from appliance.store.writer import Writer
 
 log = logging.getLogger("appliance")
@@ -130,8 +130,17 @@ class Ledger:
         on. Unavailable: the database cannot be written now; with the code `commit-unknown`, whether the entry stands
         shows only when the database answers again.
         """
-        check_draft(draft)
-        return self._queue.append(Waiting(draft, guard))
+        (appended,) = self.append_all((draft,), guard=guard)
+        return appended
+
+    def append_all(self, drafts: Sequence[Draft], *, guard: Guard | None = None) -> list[Appended]:
+        """Like `append` for each of these in turn, but one thing: one commit makes all of them durable, with a
+        checkpoint over all of them, or none is written. What refuses one refuses all, and its error names the draft.
+
+        The guard is asked once, before the first.
+        """
+        check_drafts(drafts)
+        return self._queue.append(Waiting(drafts, guard)) if drafts else []
 
     def _commit_all(self, waiting: list[Waiting]) -> None:
         """Settles every append that waits, in the order of the queue; called with the lock held."""
@@ -153,14 +162,15 @@ class Ledger:
             log.warning("the ledger can be written again")
         fold = self._current()
         connection = self._writer.begin(lambda writer: self._catch_up(writer, fold, rows.lock_head(writer)))
-        batch = Batch(fold.head, fold.state.mark(), fold.frontier)
+        batch = Batch(fold.head, fold.state.mark())
         try:
             self._stage_all(batch, waiting, fold.state)
             if not batch.staged:
                 self._writer.roll_back()
                 return
-            root = batch.frontier.root()
-            note = self._write(connection, batch, root, fold.state)
+            frontier, completed = fold.frontier.extend([one.entry.leaf for one in batch.staged])
+            root = frontier.root()
+            note = self._write(connection, batch, completed, root, fold.state)
             self._commit(connection, batch)
         except BaseException:
             # Nothing of it is believed: the database has to show first that it can be written again, and what stands.
@@ -169,11 +179,10 @@ class Ledger:
             self._writer.close()
             raise
         fold.state.keep()
-        self._nodes.add(fold.frontier, (one.nodes for one in batch.staged))
-        fold.frontier = batch.frontier
+        self._nodes.add(fold.frontier, completed)
+        fold.frontier = frontier
         self._keep(fold, root)
-        for staged in batch.staged:
-            staged.waiting.succeed(Appended(staged.entry, staged.data, note))
+        batch.succeed(note)
         # Behind that: the entries stand, whatever becomes of the log that SQLite writes ahead.
         if any(staged.draft.erased for staged in batch.staged):
             self._writer.scrub()
@@ -187,10 +196,15 @@ class Ledger:
             except ApplianceError as error:
                 one.fail(error)
 
-    def _write(self, connection: Connection, batch: Batch, root: bytes, state: State) -> bytes:
+    def _write(
+        self, connection: Connection, batch: Batch, completed: list[list[bytes]], root: bytes, state: State
+    ) -> bytes:
         """Every row of the batch; then, over the bytes as they were stored, the signed checkpoint."""
         staged, head = batch.staged, batch.head
-        rows.insert_entries(connection, [(one.entry, one.nodes, one.data, one.draft.documents) for one in staged])
+        rows.insert_entries(
+            connection,
+            [(one.entry, nodes, one.data, one.draft.documents) for one, nodes in zip(staged, completed, strict=True)],
+        )
         for one in staged:
             # Most have nothing of these.
             if one.draft.disclosures or one.draft.erased or one.changes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -31,19 +31,19 @@ class Appended(NamedTuple):
 
 @dataclass(eq=False)
 class Waiting:
-    """One append, until it is settled: durable, refused, or failed."""
+    """What one caller appends, all of it or nothing, until it is settled: durable, refused, or failed."""
 
-    draft: Draft
+    drafts: Sequence[Draft]
     guard: Guard | None
     settled: bool = False
-    _appended: Appended | None = None
+    _appended: list[Appended] | None = None
     _error: BaseException | None = None
     _signal: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self._signal.acquire()
 
-    def succeed(self, appended: Appended) -> None:
+    def succeed(self, appended: list[Appended]) -> None:
         self._appended, self.settled = appended, True
         self._signal.release()
 
@@ -54,7 +54,7 @@ class Waiting:
     def wait(self) -> None:
         self._signal.acquire()
 
-    def outcome(self) -> Appended:
+    def outcome(self) -> list[Appended]:
         """Of a settled append. Each thread raises an error of its own: a traceback belongs to one."""
         if self._appended is not None:
             return self._appended
@@ -75,7 +75,7 @@ class Queue:
         self._mutex = threading.Lock()
         self._next_is_there = False
 
-    def append(self, waiting: Waiting) -> Appended:
+    def append(self, waiting: Waiting) -> list[Appended]:
         with self._mutex:
             self._waiting.append(waiting)
         # At once when nobody commits, or when this very thread holds the lock around its append.

@@ -174,21 +174,22 @@ def probe_head(connection: Connection) -> None:
     connection.execute(_PROBE_HEAD)
 
 
-def insert_entries(connection: Connection, added: Sequence[tuple[Entry, bytes, bytes, Mapping[str, bytes]]]) -> None:
+def insert_entries(
+    connection: Connection, added: Sequence[tuple[Entry, Sequence[bytes], bytes, Mapping[str, bytes]]]
+) -> None:
     """Each entry with its nodes and bytes, its keys, and its documents by role; a document that is already stored must
     have the same bytes."""
     rows, keys, bound = [], [], []
     for entry, nodes, data, contents in added:
         index = entry.index
-        rows.append((index, entry.time, nodes, data))
+        rows.append((index, entry.time, b"".join(nodes), data))
         keys += [(key, index) for key in keys_of(entry)]
         for role, digest in entry.documents.items():
             raw = raw_digest(digest)
             _insert_document(connection, raw, contents[role])
             bound.append((index, role, raw))
     _INSERT_ENTRY.insert(connection, rows)
-    # In the order of their tree, where neighbours share a page.
-    _INSERT_KEY.insert(connection, sorted(keys))
+    _INSERT_KEY.insert(connection, keys)
     _INSERT_ENTRY_DOCUMENT.insert(connection, bound)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -14,62 +16,89 @@ from appliance.domain.names import explain
 from appliance.domain.state import State
 from appliance.domain.table import Mark
 from appliance.domain.typed import make_typed
-from appliance.errors import BadInput, TooLarge
+from appliance.errors import ApplianceError, BadInput, TooLarge
 from appliance.formats.commitment import verify_disclosure
 from appliance.formats.digest import digest_bytes
-from appliance.formats.merkle import Frontier
-from appliance.store.queue import Waiting
+from appliance.store.queue import Appended, Waiting
 from appliance.store.rows import Change, Head
 
 MAX_DOCUMENT_BYTES = 4 << 20
+
+Made = TypeVar("Made")
 
 
 class Staged(NamedTuple):
     """An entry that the rules have accepted, and what is written with it."""
 
-    waiting: Waiting
+    draft: Draft
     entry: Entry
     data: bytes
-    nodes: bytes
     changes: list[Change]
-
-    @property
-    def draft(self) -> Draft:
-        return self.waiting.draft
 
 
 @dataclass
 class Batch:
-    """Entries that one commit makes durable. `frontier` is the tree's right edge after the last of them."""
+    """Entries that one commit makes durable, those of each append one after another."""
 
     before: Head
     mark: Mark
-    frontier: Frontier
+    accepted: list[Waiting] = field(default_factory=list)
     staged: list[Staged] = field(default_factory=list)
 
     @property
     def head(self) -> Head:
-        return Head(self.frontier.size, self.staged[-1].entry.leaf)
+        last = self.staged[-1].entry
+        return Head(last.index + 1, last.leaf)
+
+    def succeed(self, checkpoint: bytes) -> None:
+        """Every append has its entries, once they are durable."""
+        staged = iter(self.staged)
+        for waiting in self.accepted:
+            own = islice(staged, len(waiting.drafts))
+            waiting.succeed([Appended(one.entry, one.data, checkpoint) for one in own])
 
 
 def stage(batch: Batch, waiting: Waiting, state: State, now: str) -> None:
-    """Adds the draft as the next entry, once guard and rules have accepted it; else the state is as it was."""
+    """Adds the drafts as the next entries, once the guard and, for each, the rules have accepted them; else the state
+    is as it was."""
     mark = state.mark()
     try:
         if waiting.guard is not None:
             waiting.guard(state, max(now, state.last_time))
-        entry = propose(waiting.draft, state, now)
-        data = encode_entry(entry)
-        rules.apply(state, entry, waiting.draft.documents)
+        staged = _each(waiting.drafts, lambda draft: _stage_one(draft, state, now))
     except BaseException:
         state.take_back(mark)
         raise
-    batch.frontier, nodes = batch.frontier.append_nodes(entry.leaf)
-    batch.staged.append(Staged(waiting, entry, data, b"".join(nodes), state.take_changes()))
+    batch.accepted.append(waiting)
+    batch.staged += staged
 
 
-def check_draft(draft: Draft) -> None:
+def _stage_one(draft: Draft, state: State, now: str) -> Staged:
+    entry = propose(draft, state, now)
+    data = encode_entry(entry)
+    rules.apply(state, entry, draft.documents)
+    return Staged(draft, entry, data, state.take_changes())
+
+
+def _each(drafts: Sequence[Draft], act: Callable[[Draft], Made]) -> list[Made]:
+    """What the act makes of each draft; its error names the draft where there are several."""
+    made = []
+    for number, draft in enumerate(drafts, 1):
+        try:
+            made.append(act(draft))
+        except ApplianceError as error:
+            if len(drafts) == 1:
+                raise
+            raise error.within(f"draft {number} of {len(drafts)}") from error
+    return made
+
+
+def check_drafts(drafts: Sequence[Draft]) -> None:
     """What the rules do not see: sizes, and that texts behind commitments are those committed to."""
+    _each(drafts, _check_draft)
+
+
+def _check_draft(draft: Draft) -> None:
     for role, content in draft.documents.items():
         if len(content) > MAX_DOCUMENT_BYTES:
             raise TooLarge(f"document {role}: expected at most {MAX_DOCUMENT_BYTES} bytes, got {len(content)}")

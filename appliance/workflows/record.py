@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypedDict, Unpack
 
 from appliance.domain.entry import Draft, Outcome
 from appliance.domain.events import Event
+from appliance.domain.rules import parse_body
 from appliance.domain.subjects import Signed, subjects_of
 from appliance.formats.commitment import Disclosure, disclose
 from appliance.store.ledger import Appended, Guard
@@ -15,33 +17,43 @@ from appliance.workflows.context import Context
 MAX_MESSAGE = 2_000
 
 
-def append(
-    context: Context,
-    body: Event,
-    *,
-    actor: str = "service",
-    source: str = "service",
-    outcome: Outcome | None = None,
-    documents: Mapping[str, bytes] | None = None,
-    orders: tuple[Signed, ...] = (),
-    disclosures: tuple[Disclosure, ...] = (),
-    erased: tuple[str, ...] = (),
-    guard: Guard | None = None,
-) -> Appended:
-    """One durable entry; what the rules refuse is raised and nothing is written."""
-    draft = Draft(
+class Said(TypedDict, total=False):
+    """What an entry says beside its body, where it is not the usual."""
+
+    actor: str
+    source: str
+    outcome: Outcome
+    documents: Mapping[str, bytes]
+    orders: tuple[Signed, ...]
+    disclosures: tuple[Disclosure, ...]
+    erased: tuple[str, ...]
+
+
+def draft_of(body: Event, **said: Unpack[Said]) -> Draft:
+    return Draft(
         type=body.type,
-        actor=body.actor or actor,
-        source=source,
-        subjects=subjects_of(body, orders),
-        outcome=outcome or body.outcomes[0],
-        documents=dict(documents or {}),
+        actor=body.actor or said.get("actor", "service"),
+        source=said.get("source", "service"),
+        subjects=subjects_of(body, said.get("orders", ())),
+        outcome=said.get("outcome", body.outcomes[0]),
+        documents=said.get("documents", {}),
         body=body,
-        disclosures=disclosures,
-        erased=erased,
+        disclosures=said.get("disclosures", ()),
+        erased=said.get("erased", ()),
     )
-    appended = context.ledger.append(draft, guard=guard)
-    context.appended(appended.entry, body)
+
+
+def append(context: Context, body: Event, *, guard: Guard | None = None, **said: Unpack[Said]) -> Appended:
+    """One durable entry; what the rules refuse is raised and nothing is written."""
+    (appended,) = append_all(context, [draft_of(body, **said)], guard=guard)
+    return appended
+
+
+def append_all(context: Context, drafts: Sequence[Draft], *, guard: Guard | None = None) -> list[Appended]:
+    """All of these in one durable commit, or none."""
+    appended = context.ledger.append_all(drafts, guard=guard)
+    for one in appended:
+        context.appended(one.entry, parse_body(one.entry))
     return appended
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from appliance.domain.entry import Draft
 from appliance.domain.events import ImportFailed, RequestFinished, RunFailed, ServiceStarted
 from appliance.domain.state import State
 from appliance.runners.sandbox import detect_layers
 from appliance.workflows import checkpoints, replay, steps, train
 from appliance.workflows.context import Context
-from appliance.workflows.record import append, conceal
+from appliance.workflows.record import append, append_all, conceal, draft_of
 
 
 def recover(context: Context) -> None:
@@ -16,7 +19,15 @@ def recover(context: Context) -> None:
         context,
         ServiceStarted(version=context.code.version, code=context.code.digest, layers=detect_layers()),
     )
-    state = context.ledger.state
+    append_all(context, list(_left_open(context.ledger.state)))
+    context.artifacts.sweep(named_artifacts(context.ledger.state))
+    checkpoints.sweep(context)
+    steps.sweep(context)
+    take_up(context)
+
+
+def _left_open(state: State) -> Iterator[Draft]:
+    """The end of everything that nobody works at any more."""
     for request in state.requests.values():
         finished = RequestFinished(
             request=request.id,
@@ -32,20 +43,16 @@ def recover(context: Context) -> None:
             completion_tokens=0,
             answer=None,
         )
-        append(context, finished, outcome="interrupted")
+        yield draft_of(finished, outcome="interrupted")
     for record in state.imports.values():
         if record.status == "requested":
             text = conceal("the service ended while it imported; import it again")
             failed = ImportFailed(order=record.order, code="interrupted", message=text.commitment)
-            append(context, failed, disclosures=(text,))
+            yield draft_of(failed, disclosures=(text,))
     for run in state.runs.values():
         if run.status in ("running", "trained") and not train.can_go_on(run):
             text = conceal(f"the service ended while the run was {run.status}; start it again")
-            append(context, RunFailed(run=run.id, code="interrupted", message=text.commitment), disclosures=(text,))
-    context.artifacts.sweep(named_artifacts(context.ledger.state))
-    checkpoints.sweep(context)
-    steps.sweep(context)
-    take_up(context)
+            yield draft_of(RunFailed(run=run.id, code="interrupted", message=text.commitment), disclosures=(text,))
 
 
 def take_up(context: Context) -> None:

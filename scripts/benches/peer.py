@@ -9,15 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scripts.benches.appends import WRITERS, Rates
-from scripts.benches.logs import Log
+from appliance.domain.entry import Draft
+from scripts.benches.appends import Rates
+from scripts.benches.logs import Log, Requests
 from scripts.benches.measure import Row, interleaved, row, wall_ms
 from scripts.benches.reading import inclusion
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 """The environment that `scripts/bench` makes from the extra `bench`."""
-_BATCHES = 8
+_BATCH, _BATCHES = 64, 8
 
 
 class Peer:
@@ -47,11 +48,38 @@ def _started(path: Path, *journal: str) -> Iterator[Peer]:
             program.wait()
 
 
+class Batches:
+    """Ours: entries that one caller hands over at once. Drafts are made before the clock runs."""
+
+    def __init__(self, log: Log) -> None:
+        self._ledger, self._requests = log.ledger, Requests(log.ledger, seed=5)
+
+    def _make(self) -> list[Draft]:
+        return [draft for _ in range(_BATCH // 2) for draft in self._requests.pair()]
+
+    def append(self, count: int) -> list[float]:
+        """So many batches, each in one durable transaction."""
+        made = [self._make() for _ in range(count)]
+        return [wall_ms(lambda: [self._ledger.append_all(drafts) for drafts in made])]
+
+    def append_and_prove(self) -> list[float]:
+        """A batch, then the proof of each of it in the tree that it made."""
+        drafts = self._make()
+
+        def act() -> None:
+            appended = self._ledger.append_all(drafts)
+            size = appended[-1].entry.index + 1
+            for one in appended:
+                self._ledger.inclusion_proof(one.entry.index, size)
+
+        return [wall_ms(act)]
+
+
 def beside_pymerkle(log: Log, folder: Path, rounds: int, *, alone: int, proofs: int) -> list[Row]:
     """No row where the environment with pymerkle could not be made."""
     if not PYTHON.exists():
         return []
-    rates = Rates(log.ledger, alone=alone, each=_BATCHES // 2)
+    rates, batches = Rates(log.ledger, alone=alone, each=0), Batches(log)
     with _started(folder / "pymerkle.db", "wal") as peer, _started(folder / "journal.db") as plain:
         peer("fill", export=str(log.export))
         cold = interleaved(1, ours=inclusion(log, 10), theirs=lambda: peer("prove", count=3, cold=True))
@@ -61,12 +89,12 @@ def beside_pymerkle(log: Log, folder: Path, rounds: int, *, alone: int, proofs: 
             plain_alone=lambda: _rates(plain("append", batch=1, count=2 * alone), 2 * alone),
             alone=lambda: rates.measure(1),
             their_alone=lambda: _rates(peer("append", batch=1, count=2 * alone), 2 * alone),
-            batch=lambda: rates.measure(WRITERS),
-            their_batch=lambda: _rates(peer("append", batch=WRITERS, count=_BATCHES), WRITERS * _BATCHES),
+            batch=lambda: _rates(batches.append(_BATCHES), _BATCH * _BATCHES),
+            their_batch=lambda: _rates(peer("append", batch=_BATCH, count=_BATCHES), _BATCH * _BATCHES),
             proof=lambda: _rates(inclusion(log, proofs)(), 1),
             their_proof=lambda: _rates(peer("prove", count=proofs, cold=False), 1),
-            both=lambda: [_append_and_prove(log, rates)],
-            their_both=lambda: _rates(peer("append_and_prove", batch=WRITERS), WRITERS),
+            both=lambda: _rates(batches.append_and_prove(), _BATCH),
+            their_both=lambda: _rates(peer("append_and_prove", batch=_BATCH), _BATCH),
         )
     at = f"{log.size:,} entries"
 
@@ -82,9 +110,9 @@ def beside_pymerkle(log: Log, folder: Path, rounds: int, *, alone: int, proofs: 
     return [
         against("appends one by one, pymerkle's own rollback journal", "alone", "plain_alone", None),
         against("appends one by one", "alone", "their_alone", None),
-        against(f"appends, {WRITERS} at once", "batch", "their_batch"),
+        against(f"appends, {_BATCH} in one call", "batch", "their_batch"),
         against(f"inclusion proofs, {at}", "proof", "their_proof"),
-        against(f"appends, {WRITERS} at once, and a proof of each, {at}", "both", "their_both"),
+        against(f"appends, {_BATCH} in one call, and a proof of each, {at}", "both", "their_both"),
         row(
             f"first inclusion proof after a start, {at}",
             *(cold["ours"], "ms"),
@@ -97,15 +125,3 @@ def beside_pymerkle(log: Log, folder: Path, rounds: int, *, alone: int, proofs: 
 def _rates(milliseconds: list[float], count: int) -> list[float]:
     """A second, where each of these times was for so many."""
     return [count * 1e3 / ms for ms in milliseconds]
-
-
-def _append_and_prove(log: Log, rates: Rates) -> float:
-    """A request of each writer, then a proof of each entry in the tree that they made: entries a second."""
-    count = 2 * WRITERS
-    appending_s = count / rates.measure(WRITERS, pairs=1)[0]
-    size = log.ledger.state.size
-    proving_s = (
-        sum(wall_ms(lambda index=index: log.ledger.inclusion_proof(index, size)) for index in range(size - count, size))
-        / 1e3
-    )
-    return count / (appending_s + proving_s)

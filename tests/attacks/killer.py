@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,18 @@ KILL = "kill"
 
 def wrap(order: Path) -> None:
     """Puts death around the two steps of the ledger that matter."""
-    append, commit = Ledger.append, Ledger._commit
+    append_all, commit = Ledger.append_all, Ledger._commit
 
     def die_if(side: str, type_: str) -> None:
         if order.exists() and order.read_text() == f"{side}:{type_}":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def deadly_append(self: Ledger, draft: Draft, *, guard: Guard | None = None) -> Appended:
-        die_if("before", draft.type)
-        appended = append(self, draft, guard=guard)
-        die_if("after", draft.type)
+    def deadly_append(self: Ledger, drafts: Sequence[Draft], *, guard: Guard | None = None) -> list[Appended]:
+        for draft in drafts:
+            die_if("before", draft.type)
+        appended = append_all(self, drafts, guard=guard)
+        for draft in drafts:
+            die_if("after", draft.type)
         return appended
 
     def deadly_commit(self: Ledger, connection: Connection, batch: Batch) -> None:
@@ -42,7 +45,7 @@ def wrap(order: Path) -> None:
         commit(self, connection, batch)
 
     changed: Any = Ledger
-    changed.append, changed._commit = deadly_append, deadly_commit
+    changed.append_all, changed._commit = deadly_append, deadly_commit
 
 
 def main() -> None:

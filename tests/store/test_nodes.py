@@ -29,7 +29,7 @@ def grow(nodes: Nodes, frontier: Frontier, stop: int, batch: int) -> Frontier:
         before, completed = frontier, []
         for leaf in LEAVES[frontier.size : min(frontier.size + batch, stop)]:
             frontier, made = frontier.append_nodes(leaf)
-            completed.append(b"".join(made))
+            completed.append(made)
         nodes.add(before, completed)
     return frontier
 
