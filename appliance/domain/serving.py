@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
-from appliance.domain.approval import barred, released, standing_reviews
+from appliance.domain.approval import barred, standing_reviews
 from appliance.domain.case import Case, Puts
 from appliance.domain.custody import unwitnessed
 from appliance.domain.entry import Entry
@@ -54,7 +53,8 @@ def _release(case: Case, order: Activate | RollBack, kind: Literal["activate", "
 
 def _admissible(case: Case, unit: str, task: str) -> tuple[Release, Adapter]:
     """Today's release for the unit's task, with nothing that stands against it."""
-    release, adapter = case.state.releases.get(release_key(unit, task)), released(case.state, unit, task)
+    release = case.state.releases.get(release_key(unit, task))
+    adapter = None if release is None else case.state.adapters.get(release.current.adapter)
     if release is None or adapter is None:
         raise Denied(f"entry {case.entry.index}: release: expected one for {unit}/{task}, got none")
     reasons = barred(case.state, release, adapter, case.entry.time)
@@ -128,7 +128,7 @@ def unloaded(case: Case) -> Puts:
 def cut(state: State, slot: Slot) -> Puts:
     """Every request that the slot was answering."""
     return [
-        (state.requests, request.id, replace(request, cut=True))
+        (state.requests, request.id, request._replace(cut=True))
         for request in state.requests.values()
         if request.admitted == slot.admitted
     ]
@@ -174,7 +174,7 @@ def open_request(entry: Entry, body: RequestAdmitted) -> OpenRequest:
         admitted=body.admitted,
         release=body.release,
         approvals=body.approvals,
-        index=entry.index,
+        entry=entry.index,
     )
 
 

@@ -8,7 +8,7 @@ Until what was folded in is durable, it can be taken back.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from appliance.domain.comparison import Verdict
@@ -244,8 +244,7 @@ class Slot(Value):
         return self.model_dump(exclude={"loaded", "loaded_at"})
 
 
-@dataclass(frozen=True, slots=True)
-class OpenRequest:
+class OpenRequest(NamedTuple):
     id: str
     unit: str
     task: str
@@ -254,7 +253,7 @@ class OpenRequest:
     admitted: int
     release: int
     approvals: tuple[int, ...]
-    index: int
+    entry: int
     cut: bool = False
     """Its slot was emptied: it can end, and not well."""
 
@@ -397,8 +396,8 @@ class State:
         Without the kinds that are never projected.
         """
         fresh = self._journal[self._taken :]
-        changed = {(table.kind, key): table for table, key, _ in fresh if table.kind not in UNPROJECTED}
         self._taken = len(self._journal)
+        changed = {(table.kind, key): table for table, key, _ in fresh if table.kind not in UNPROJECTED}
         return [(kind, key, _dump(table.get(key))) for (kind, key), table in sorted(changed.items(), key=_first)]
 
     def mark(self) -> Mark:
@@ -445,7 +444,7 @@ def _dump(value: Any) -> Mapping[str, Any] | None:
     if isinstance(value, Text):
         return {**value._asdict(), "subjects": list(value.subjects)}
     if isinstance(value, OpenRequest):
-        return {**asdict(value), "approvals": list(value.approvals)}
+        return {**value._asdict(), "approvals": list(value.approvals)}
     if isinstance(value, int):
         return {"entry": value}
     return None if value is None else value.model_dump(mode="json")

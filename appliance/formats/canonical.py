@@ -49,6 +49,8 @@ def ordered(value: Any, depth: int = MAX_DEPTH) -> Any:
     `depth`: how many levels it may have. Strings are looked at when they are encoded.
     """
     if isinstance(value, dict):
+        if not value:  # as most entries' documents
+            return {}
         below = _below(depth)
         return {
             # Most members are strings, and the call is what costs.

@@ -22,7 +22,7 @@ def encode_time(moment: datetime) -> str:
         utc = moment.astimezone(UTC)
     except OverflowError:
         raise BadInput("time: expected one in the years 1 to 9999, got one outside") from None
-    return f"{utc.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
+    return f"{utc.isoformat(timespec='milliseconds').removesuffix('+00:00')}Z"
 
 
 def parse_time(value: Any, what: str = "time") -> datetime:
