@@ -88,9 +88,10 @@ def parse_note(data: bytes) -> Note:
 
 
 def sign_note(text: str, name: str, signer: Signer) -> Note:
-    key = VerifierKey(name, signer.spki)
+    check_key_name(name)
+    key_id = _key_id(name, signer.spki)
     _check_text(text)
-    return Note(text, (NoteSignature(name, key.key_id, signer.sign(text.encode("utf-8"))),))
+    return Note(text, (NoteSignature(name, key_id, signer.sign(text.encode("utf-8"))),))
 
 
 def add_signature(note: Note, signature: NoteSignature) -> Note:
@@ -159,6 +160,7 @@ def check_key_name(name: str) -> None:
         raise BadInput(f"key name: expected text without spaces and plus signs, got {show(name)}")
 
 
+@lru_cache(maxsize=4)
 def _check_text(text: str) -> None:
     if not text.endswith("\n") or _NOT_IN_TEXT.search(text):
         raise BadInput("note, text: expected lines without control characters, got something else")

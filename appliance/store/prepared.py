@@ -27,7 +27,7 @@ class Prepared:
 
     def execute(self, connection: Connection, values: Values) -> Any:
         """The driver's cursor: rows are plain tuples."""
-        sql, bind = self._compile(connection.dialect)
+        sql, bind = self._compiled.get(connection.dialect.name) or self._compile(connection.dialect)
         return run(connection, "execute", sql, bind(values))
 
     def ask(self, connection: Connection, values: Values) -> list[Any]:
