@@ -1,7 +1,8 @@
 """A worker that draws adapters from random numbers instead of training them, and writes down what each one answers.
 
 An adapter's answers are its mark: the draws differ in nearly every token, so a text says which adapter gave it, and any
-other text is nobody's. They are drawn here one at a time, with nothing beside them.
+other text is nobody's. They are drawn here one at a time, with nothing beside them; an adapter that answers a question
+as an earlier one does is drawn again.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from appliance.errors import Unavailable
 from appliance.worker.session import Header, Session, run_worker, take, take_path
 
 if TYPE_CHECKING:
     from appliance.ml.engine import Engine
 
-STRENGTH = 0.6
+STRENGTH, DRAWS = 0.6, 20
 BARE = "the bare base"
 
 
@@ -35,18 +37,34 @@ def work(session: Session, task: Header, blob: bytes) -> Header:
         device="cpu",
     )
     engine, questions = Engine(base), take(task, "questions", list)
-    session.send({"frame": "adapter", "name": BARE, "answers": list(_answers(engine, None, questions))})
+    bare = list(_answers(engine, None, questions))
+    session.send({"frame": "adapter", "name": BARE, "answers": bare})
+    drawn = [question["kind"] == "generate" for question in questions]
+    marks = [{told} if is_drawn else set() for told, is_drawn in zip(bare, drawn, strict=True)]
     for name in take(task, "names", list):
         folder = Path(take_path(task, "output")) / name
         folder.mkdir()
-        probe = _draw(engine, folder, name, task)
-        answers = list(_answers(engine, name, questions))
-        engine.unload(name)
+        probe, answers = _draw_unlike(engine, folder, name, task, marks)
+        for told, answer, is_drawn in zip(marks, answers, drawn, strict=True):
+            told.update([answer] if is_drawn else [])
         session.send({"frame": "adapter", "name": name, "probe": probe, "answers": answers})
     return {"machine": machine.describe_kind("cpu")}
 
 
-def _draw(engine: Engine, folder: Path, name: str, task: Header) -> dict[str, Any]:
+def _draw_unlike(
+    engine: Engine, folder: Path, name: str, task: Header, marks: list[set[str]]
+) -> tuple[dict[str, Any], list[str]]:
+    """The probe and the answers of an adapter that answers no question as one before it; `marks` are theirs."""
+    for draw in range(DRAWS):
+        probe = _draw(engine, folder, name, draw, task)
+        answers = list(_answers(engine, name, task["questions"]))
+        engine.unload(name)
+        if not any(answer in told for told, answer in zip(marks, answers, strict=True)):
+            return probe, answers
+    raise Unavailable(f"{name}: expected answers of its own within {DRAWS} draws, got others'")
+
+
+def _draw(engine: Engine, folder: Path, name: str, draw: int, task: Header) -> dict[str, Any]:
     """The adapter's two files, loaded into the slot of its name; its probe."""
     import hashlib
 
@@ -56,7 +74,7 @@ def _draw(engine: Engine, folder: Path, name: str, task: Header) -> dict[str, An
     from appliance.ml.probe import encode_probe, read_probe
 
     rank, modules = take(task, "rank", int), take(task, "target_modules", list)
-    chance = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]))
+    chance = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{name} {draw}".encode()).digest()[:6]))
     tensors = {}
     for layer, module in engine.slots._layers.items():
         if layer.rsplit(".", 1)[-1] in modules:
