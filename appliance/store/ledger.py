@@ -140,7 +140,7 @@ class Ledger:
         The guard is asked once, before the first.
         """
         check_drafts(drafts)
-        return self._queue.append(Waiting(drafts, guard)) if drafts else []
+        return self._queue.append(Waiting(tuple(drafts), guard)) if drafts else []
 
     def _commit_all(self, waiting: list[Waiting]) -> None:
         """Settles every append that waits, in the order of the queue; called with the lock held."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ class Appended(NamedTuple):
 class Waiting:
     """What one caller appends, all of it or nothing, until it is settled: durable, refused, or failed."""
 
-    drafts: Sequence[Draft]
+    drafts: tuple[Draft, ...]
     guard: Guard | None
     settled: bool = False
     _appended: list[Appended] | None = None
