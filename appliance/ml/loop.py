@@ -28,6 +28,8 @@ from appliance.ml.stopping import has_ended, take_reading
 
 # A batch is computed in packs of at most so many tokens. The loss is summed over tokens, so this changes no gradient.
 PACK_TOKENS = 2048
+# So many rows an error names.
+MOST_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,7 @@ def train(
         weights = training.weights.values()
         norm = torch.nn.utils.clip_grad_norm_(weights, float(recipe["max_grad_norm"])).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise BadInput(
-                f"training, step {number + 1}: expected a finite loss, got {loss} (norm {norm})", code="diverged"
-            )
+            raise BadInput(f"training, step {number + 1}: {describe_break(row_losses, norm, recipe)}", code="diverged")
         training.optimizer.step()
         training.optimizer.zero_grad()
         training.step = number + 1
@@ -106,8 +106,22 @@ def train(
         if is_due(training, recipe["checkpoint_every"]):
             keep(training)
     if has_ended(training) and not (training.trained_tokens and is_changed(model)):
-        raise Unavailable("training: expected a changed adapter, got the one it began with", code="nothing-trained")
+        raise Unavailable(
+            f"training, learning_rate {recipe['learning_rate']}: expected a changed adapter after {training.step} "
+            "steps, got the one it began with",
+            code="nothing-trained",
+        )
     return training
+
+
+def describe_break(row_losses: Mapping[int, float], norm: float, recipe: Mapping[str, Any]) -> str:
+    """What was no number in a step: the loss of these rows or, where each has one, the gradient."""
+    rows = sorted(row for row, loss in row_losses.items() if not math.isfinite(loss))
+    if not rows:
+        return f"expected a finite gradient, got the norm {norm} (learning_rate {recipe['learning_rate']})"
+    named = ", ".join(map(str, rows[:MOST_NAMED])) + (", ..." if len(rows) > MOST_NAMED else "")
+    got = f"{row_losses[rows[0]]} in rows {named} (learning_rate {recipe['learning_rate']})"
+    return f"expected a finite loss, got {got}"
 
 
 def begin_decoder(base: Base, model: Any, recipe: Mapping[str, Any]) -> Decoder | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from appliance.cli import main
 from appliance.domain.steps import parse_steps
 from appliance.formats.keys import encode_key_file
-from tests.attacks.conftest import Site
+from tests.attacks import cramped
+from tests.site import Refused, Site
 
 RECIPE = (
     "name: clauses\nbase: tiny\ndataset: clauses@1\nrank: 4\nalpha: 8\nepochs: 1\nlearning_rate: 0.01\n"
@@ -41,3 +43,38 @@ def test_what_was_planned_is_what_the_run_took(
     assert plan["steps"] == len(steps)
     assert 1 <= planned / peak < 1.15, f"planned {planned:,}, measured {peak:,}"
     assert plan["problems"] == []
+
+
+def test_what_does_not_fit_is_refused_when_it_is_ordered_and_fails_before_its_worker_starts(
+    spoil: Callable[[], Site],
+) -> None:
+    site = spoil()
+    site.launcher = (cramped.__file__,)
+
+    def shrink(**sizes: int) -> None:
+        (site.home / cramped.MACHINE).write_text(json.dumps(sizes))
+
+    shrink()
+    site.start()
+    runs = site.get("/v1/runs")
+    for sizes, message in (
+        ({"memory_bytes": 10**8}, "memory: expected at most 100 MB, which this machine has"),
+        ({"disk_free_bytes": 10**5}, "disk: expected at most 100 kB, which are free"),
+    ):
+        shrink(**sizes)
+        with pytest.raises(Refused, match=message) as refused:
+            site.order(site.train_order("large"))
+        assert (refused.value.status, refused.value.code) == (409, "does-not-fit")
+    assert site.get("/v1/runs") == runs
+    shrink(free_bytes=10**8)
+    before = len(site.entries())
+    assert site.train("late")["status"] == "failed"
+    failed = site.entries(type="run.failed")[-1]
+    assert failed["body"]["code"] == "does-not-fit"
+    told = site.get(f"/v1/ledger/{failed['index']}", "axel")["disclosures"]
+    assert told[0]["text"].startswith("plan, memory: expected at most 100 MB")
+    made = [kind for kind in site.types()[before:] if kind.startswith(("run.", "adapter."))]
+    assert made == ["run.requested", "run.failed"]
+    assert not list((site.home / "artifacts").glob(".staging-*"))
+    shrink()
+    assert site.train("late")["status"] == "sealed", "once there is room"

@@ -13,6 +13,7 @@ from appliance.domain.names import add_seconds
 from appliance.formats.commitment import disclose
 from appliance.formats.keys import generate_ed25519
 from tests.attacks.keeping import cosigned, erase_order, hand_in, two, watched
+from tests.journeys.test_banking77 import check_auditor
 from tests.ml.tiny import build_base, clauses, write_csv
 from tests.postgres import APPLICATION, Server, postgres
 from tests.site import Refused, Site, found_site
@@ -56,6 +57,7 @@ def journey(postgres: Server, database: str, tmp_path: Path) -> None:
         check_kept(site, postgres, database)
         report = site.verify()
         assert (report["verdict"], report["local_findings"]) == ("verified", [])
+        check_auditor(site, tmp_path)
     finally:
         if site.service is not None:
             site.stop()

@@ -54,6 +54,21 @@ def test_the_same_recipe_gives_the_same_bytes_and_another_seed_other_ones(train:
     assert train(compute_dtype=dtype, seed=8)[0] != first[0]
 
 
+PINNED = {
+    "float32": ([6.838983, 6.168574, 5.630016, 4.590994, 4.399533, 4.540407], 1e-3),
+    "bfloat16": ([6.841823, 6.179172, 5.651822, 4.611126, 4.400190, 4.545409], 5e-3),
+}
+"""The losses of every step, and by how much another processor's kernels may round them elsewhere."""
+
+
+@pytest.mark.parametrize("dtype", PINNED)
+def test_the_losses_of_a_tiny_run_are_those_of_this_page(train: Train, dtype: str) -> None:
+    """Whatever is made quicker trains the same: the order of the rows, the rate, the loss, the gradient, the step."""
+    losses, tolerance = PINNED[dtype]
+    _, steps = train(compute_dtype=dtype, dropout="0.0")
+    assert [step.loss for step in steps] == pytest.approx(losses, rel=tolerance)
+
+
 @pytest.mark.parametrize("again", ["mlp", "layer"])
 @pytest.mark.parametrize("method", ["qlora", "dora"])
 def test_gradient_checkpointing_changes_memory_and_no_byte(train: Train, again: str, method: str) -> None:
@@ -202,9 +217,24 @@ def test_a_loss_that_is_no_number_stops_the_run(base: Base, samples: list[Sample
     model = methods.attach_adapter(base, RECIPE)
     with torch.no_grad():
         methods.list_trainable(model)[0].fill_(float("nan"))
-    with pytest.raises(BadInput, match="step 1: expected a finite loss, got nan") as caught:
-        loop.train(base, model, samples, RECIPE, lambda step: None)
+    steps: list[loop.Step] = []
+    with pytest.raises(
+        BadInput, match=r"step 1: expected a finite loss, got nan in rows \d+, .*learning_rate"
+    ) as caught:
+        loop.train(base, model, samples, RECIPE, steps.append)
     assert caught.value.code == "diverged"
+    assert not steps, "a step that failed is none"
+
+
+def test_a_loss_that_is_no_number_names_its_rows_and_a_gradient_its_rate() -> None:
+    nan, recipe = float("nan"), {"learning_rate": "0.5"}
+    assert loop.describe_break({7: 1.0, 5: nan, 3: float("inf")}, nan, recipe) == (
+        "expected a finite loss, got inf in rows 3, 5 (learning_rate 0.5)"
+    )
+    assert "rows 0, 1, 2, 3, 4, 5, 6, 7, ... (" in loop.describe_break(dict.fromkeys(range(9), nan), nan, recipe)
+    assert loop.describe_break({1: 1.0}, float("inf"), recipe) == (
+        "expected a finite gradient, got the norm inf (learning_rate 0.5)"
+    )
 
 
 def test_only_the_adapter_is_trained(base: Base) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -84,6 +86,38 @@ def test_each_tasks_rows_are_the_prompts_a_client_sends_and_the_answers(task: Ta
             assert trained == answers
         else:  # the first token of a text has nothing that it could be predicted from
             assert answers[0].endswith(trained[0]) and sample.spans[0] == (1, len(sample.ids))
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+@pytest.mark.parametrize("task", RECORDS)
+def test_every_task_is_read_from_a_table_as_from_lines_of_json(task: Task, kind: str) -> None:
+    """Messages stand in a cell as their JSON; in a TSV quotation marks are characters like others."""
+    record = RECORDS[task][0]
+    cells = [value if isinstance(value, str) else json.dumps(value) for value in record.values()]
+    if kind == "csv":
+        csv.writer(out := io.StringIO()).writerows([list(record), cells])
+        content = out.getvalue()
+    else:
+        content = "\t".join(record) + "\n" + "\t".join(cells) + "\n"
+    found = parse_source(content.encode(), kind, task, map_columns(task, {}))
+    expected = _read(task, record)
+    assert [(s.parts, s.messages) for s in found] == [(s.parts, s.messages) for s in expected]
+    assert found[0].place == "dataset, line 2"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"text\tlabel\none\ta\ntwo\n", "dataset, line 3: expected 2 fields, got 1"),
+        (b"text\tlabel\none\ta\ttwo\n", "dataset, line 2: expected 2 fields, got 3"),
+        (b"text\tlabel\none\ta\ntwo\t\n", "dataset, line 3, label: expected a text, got nothing"),
+        (b"text,label\none,a\n", "dataset, line 1: expected one column 'text', got the columns 'text,label'"),
+    ],
+)
+def test_a_broken_tsv_is_refused_naming_the_line(content: bytes, message: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        parse_source(content, "tsv", "classification", map_columns("classification", {}))
+    assert caught.value.message == message
 
 
 def test_a_chat_is_asked_turn_by_turn_as_it_was_trained(chat: Chat) -> None:

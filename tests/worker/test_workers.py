@@ -232,6 +232,26 @@ def test_a_row_over_max_length_fails_the_run_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("rate", "code", "message"),
+    [
+        ("1000000000000000000000000000000.0", "diverged", "expected a finite loss, got nan in rows"),
+        ("0.0", "nothing-trained", "training, learning_rate 0.0: expected a changed adapter after"),
+    ],
+)
+def test_a_run_that_breaks_or_moves_nothing_fails_and_writes_no_adapter(
+    start: Start, places: dict[str, Path], dataset: Frame, tmp_path: Path, rate: str, code: str, message: str
+) -> None:
+    task = train_task(places, "again", learning_rate=rate) | {"output": str(tmp_path)}
+    failure, frames = start("train").run(task)
+    assert (failure["frame"], failure["code"]) == ("failure", code)
+    assert message in failure["message"]
+    if code == "diverged":
+        steps = [frame["step"] for frame in frames if frame["frame"] == "step"]
+        assert failure["message"].startswith(f"training, step {len(steps) + 1}: "), "the step after the last good one"
+    assert not list(tmp_path.iterdir())
+
+
 def test_evaluation_measures_base_and_adapter_on_the_held_out_rows(
     evaluated: tuple[Frame, list[Frame]], dataset: Frame
 ) -> None:
