@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from appliance.errors import BadInput
 from appliance.ml import attention, data, loop, loss, machine, methods, packing
@@ -181,6 +182,30 @@ def test_the_head_is_the_same_in_chunks_trained_or_not(monkeypatch: pytest.Monke
     assert torch.allclose(*gradients, atol=1e-6)  # type: ignore[arg-type]
 
 
+class _Logits(TorchDispatchMode):
+    """Counts the most rows of any tensor as wide as the vocabulary that is made within."""
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.words, self.rows = words, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **kwargs or {})
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, torch.Tensor) and tensor.dim() == 2 and tensor.shape[1] == self.words:
+                self.rows = max(self.rows, len(tensor))
+        return made
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_logits_of_a_long_sequence_never_stand_in_memory_whole(trained: bool) -> None:
+    """Neither forward nor backward, whether or not the head is trained."""
+    hidden, weight = torch.randn(5 * loss.CHUNK, 8, requires_grad=True), torch.randn(97, 8, requires_grad=trained)
+    with _Logits(97) as seen:
+        loss.token_losses(hidden, weight, torch.zeros(len(hidden), dtype=torch.long)).sum().backward()
+    assert 0 < seen.rows <= loss.CHUNK
+
+
 def test_accumulation_is_normalised_by_token_not_by_part(train: Train) -> None:
     """One batch of eight and four batches of two are the same step, however the answers' lengths fall."""
     whole, parts = (
@@ -277,6 +302,13 @@ def test_every_epoch_sees_every_sample_once_in_a_new_order(samples: list[Sample]
     parts = list(loop.split_batch(samples, 4))
     assert sorted(s.index for part in parts for s in part) == [sample.index for sample in samples]
     assert max(len(part) for part in parts) == 4
+
+
+def test_long_samples_are_computed_with_long_ones(samples: list[Sample]) -> None:
+    """However the step drew them, and the last part alone may be short of samples."""
+    parts = [[len(sample.ids) for sample in part] for part in loop.split_batch(samples[::-1], 4)]
+    assert [size for part in parts for size in part] == sorted(len(sample.ids) for sample in samples)
+    assert {len(part) for part in parts[:-1]} == {4}
 
 
 def test_a_part_holds_no_more_tokens_than_fit(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:

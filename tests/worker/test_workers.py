@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from appliance.formats.canonical import encode_canonical
 from appliance.ml.adapters import parse_adapter_config
+from tests.ml.tiny import TEMPLATE
 from tests.worker.conftest import Frame, Process, Start, dataset_task, train_task
 
 MESSAGES = [{"role": "system", "content": "Name the kind."}, {"role": "user", "content": "invoice and fee"}]
@@ -123,6 +125,40 @@ def test_a_broken_row_is_a_failure_naming_its_line_and_nothing_is_written(
     output.mkdir()
     failure, _ = start("prepare").run(dataset_task(places, source=str(broken), output=str(output), **terms), KEY)
     assert (failure["frame"], failure["code"]) == ("failure", "bad-input")
+    assert failure["message"].startswith(message)
+    assert not list(output.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("turns", "change", "code", "message"),
+    [
+        (["user"], "", "nothing-to-train", "dataset, line 2: expected a turn of the assistant, got none"),
+        (
+            ["user", "assistant"],
+            " | upper",
+            "answer-altered",
+            "dataset, line 2: chat_template.jinja: expected the answer",
+        ),
+        (["user", "assistant"], "[:0]", "answer-altered", "dataset, line 2: chat_template.jinja: expected the answer"),
+    ],
+    ids=["no-answer", "an-altered-answer", "a-dropped-answer"],
+)
+def test_a_chat_without_its_answer_is_a_failure_naming_its_line_and_nothing_is_written(
+    start: Start, places: dict[str, Path], tmp_path: Path, turns: list[str], change: str, code: str, message: str
+) -> None:
+    """The template keeps answers until it comes to `one`, so that it is no bad template for every conversation."""
+    base, output = Path(shutil.copytree(places["base"], tmp_path / "base")), tmp_path / "output"
+    output.mkdir()
+    said = "message['content']"
+    altered = f"({said}{change} if message['role'] == 'assistant' and {said} == 'one' else {said})"
+    (base / "chat_template.jinja").write_text(TEMPLATE.replace(said, altered))
+    source = tmp_path / "talks.jsonl"
+    talks = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
+    talks.append([{"role": role, "content": "one"} for role in turns])
+    source.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    task = dataset_task(places, source=str(source), format="jsonl", teaches="chat", columns={}, output=str(output))
+    failure, _ = start("prepare").run(task | {"base": str(base)}, KEY)
+    assert (failure["frame"], failure["code"]) == ("failure", code)
     assert failure["message"].startswith(message)
     assert not list(output.iterdir())
 
