@@ -31,7 +31,7 @@ KEPT_BYTES = 1_000_000_000
 """Of dequantised weights that are kept between their uses, where nothing is computed again (`ml/decoder.py`)."""
 
 MB = 1_000_000
-LIBRARIES = 490 * MB
+LIBRARIES = 465 * MB
 """The interpreter with torch, transformers, peft and bitsandbytes, once they have computed: CPU build, measured."""
 CARD_CONTEXT = 600 * MB
 """What CUDA itself takes of a card; not measured here."""

@@ -39,7 +39,8 @@ def main() -> None:
 def _measure(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
     if given.name == "train":
         make = training.quick if given.quick else training.full
-        return training.measure(folder, make(given.data, given.device))
+        planned = make(given.data, given.device)
+        return training.measure(folder, replace(planned, rounds=given.rounds or planned.rounds))
     if given.name == "serve":
         make_serving = serving.quick if given.quick else serving.full
         return serving.measure(folder, make_serving(given.device, given.llama_server))
@@ -64,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--largest", metavar="N", type=int, help="largest log of the growth (1,000,000; 0 for none)")
     parser.add_argument("--growth", action="store_true", help="ledger: the growth alone")
     parser.add_argument("--data", metavar="DIR", type=Path, default=training.DATA, help="train: the public datasets")
+    parser.add_argument(
+        "--rounds", metavar="N", type=int, help="train: rounds beside the peers (default: 3; 1 with --quick)"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="serve, train: where to compute")
     parser.add_argument(
         "--llama-server", metavar="PATH", default="llama-server", help="serve: a peer on the CPU (default: as on PATH)"

@@ -11,7 +11,7 @@ from tests.ml.tiny import build_base
 def test_a_configuration_is_planned_and_measured_and_the_errors_have_their_goals(tmp_path: Path) -> None:
     rows = list(plan.measure(build_base(tmp_path / "base"), [plan.Configuration(64)]))
     assert [one.unit for one in rows] == ["MB planned", "%", "%", "%"]
-    assert rows[0].theirs is not None and 0.9 < rows[0].ours / rows[0].theirs < 1.15
+    assert rows[0].theirs is not None and 0.9 < rows[0].ours / rows[0].theirs < 1.2
     assert [one.goal for one in rows[1:]] == ["≤ 5", "≤ 10", "≤ 0"]
 
 
