@@ -25,6 +25,8 @@ from appliance.ml.stepping import Stepper, fits_stepper
 
 CONFIG_FILE = "adapter_config.json"
 _PREFIX = "base_model.model."
+# No adapter has a larger rank or alpha, and what is larger may be no float any more.
+_MOST = 1 << 20
 _NEUTRAL: tuple[object, ...] = (None, False, "", "none", "NONE", [], {}, ())
 # What a plain LoRA's configuration says; every other member must say nothing.
 _KNOWN = frozenset(
@@ -69,8 +71,11 @@ def parse_adapter_config(data: bytes) -> LoraConfig:
         if key not in _KNOWN and value not in _NEUTRAL:
             raise BadInput(f"adapter configuration, {key}: expected plain LoRA, got {value!r}", code="not-servable")
     rank, alpha, modules = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
-    if not (type(rank) is int and rank >= 1 and isinstance(alpha, int | float) and alpha > 0):
-        raise BadInput(f"adapter configuration, r and lora_alpha: expected numbers above 0, got {rank!r} and {alpha!r}")
+    if not (type(rank) is int and 1 <= rank <= _MOST and isinstance(alpha, int | float) and 0 < alpha <= _MOST):
+        raise BadInput(
+            f"adapter configuration, r and lora_alpha: expected numbers above 0 and at most {_MOST}, "
+            f"got {rank!r:.40} and {alpha!r:.40}"
+        )
     if not isinstance(modules, list) or not modules or not all(isinstance(name, str) for name in modules):
         raise BadInput(f"adapter configuration, target_modules: expected a list of names, got {modules!r}")
     scaling = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank

@@ -26,13 +26,16 @@ from appliance.domain.entry import encode_entry, parse_entry
 from appliance.domain.names import encode_value
 from appliance.domain.orders import ORDERS, encode_order, parse_order
 from appliance.domain.policy import Parameters, PolicySet, parse_policy
+from appliance.domain.recipe import parse_recipe, parse_resolved
 from appliance.domain.rules import parse_body
+from appliance.domain.steps import encode_steps, parse_steps
 from appliance.errors import BadInput, NotAuthenticated
 from appliance.formats.canonical import encode_canonical
 from appliance.formats.dsse import parse_envelope, sign_envelope
 from appliance.formats.fields import encode_base64
 from appliance.formats.keys import generate_ed25519
-from tests.domain.builder import stage
+from tests.domain.builder import RECIPE, stage
+from tests.domain.test_steps import record
 from tests.formats.mutations import mutated, reshaped
 
 SITE = stage("kept")
@@ -67,6 +70,7 @@ TOKEN = encode_token(sign_envelope(encode_credential(CREDENTIALS[1]), KEY))
 
 Parse, Encode = Callable[[bytes], Any], Callable[[Any], bytes]
 PARSERS: dict[str, tuple[Parse, Encode, bytes]] = {
+    "steps": (parse_steps, encode_steps, encode_steps(record([2.0]))),
     "policy set": (parse_policy, encode_value, POLICY),
     **{f"entry {kind}": (parse_entry, encode_entry, data) for kind, data in ENTRIES.items()},
     **{
@@ -147,3 +151,15 @@ def test_a_body_of_any_shape_is_an_event_or_bad_input(kind: str, data: st.DataOb
     if isinstance(body, dict):
         with suppress(BadInput):
             parse_body(entry.model_copy(update={"body": body}))
+
+
+@EXAMPLES
+@given(
+    st.sampled_from([parse_recipe, parse_resolved]),
+    reshaped({**RECIPE, "target_modules": list(RECIPE["target_modules"])}),
+)
+def test_a_recipe_of_any_shape_is_one_or_bad_input(parse: Callable[[Any], Any], value: Any) -> None:
+    """The file's reader sees to it that it is a mapping."""
+    if isinstance(value, dict):
+        with suppress(BadInput):
+            parse(value)

@@ -6,11 +6,13 @@ import hashlib
 import hmac
 import json
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
 
 from appliance.errors import BadInput, Tampered
 from appliance.formats.merkle import hash_leaf, inclusion_proof, verify_inclusion
@@ -24,6 +26,7 @@ from appliance.formats.rows import (
     rows_root,
     verify_row,
 )
+from tests.formats.mutations import reshaped
 
 KEY = bytes(range(32))
 
@@ -108,3 +111,9 @@ def test_the_pages_proof_holds_under_the_pages_root() -> None:
     root = re.search(r"`sha256:([0-9a-f]{64})`, of three rows", page)
     assert root is not None and proof.row == b'{"index":1,"text":"two"}'
     verify_row(proof, 3, bytes.fromhex(root[1]))
+
+
+@given(reshaped(row_proof_value(prove_row(KEY, DIGESTS, 3, ROWS[3]))))
+def test_a_proof_of_any_shape_is_answered_with_an_error_of_ours(value: Any) -> None:
+    with suppress(BadInput, Tampered):
+        verify_row(parse_row_proof_value(value), len(ROWS), rows_root(DIGESTS))

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from appliance.errors import BadInput, Conflict, NotFound
 from appliance.ml import methods
 from appliance.ml.adapters import AdaptedLinear, Slots, parse_adapter_config
 from appliance.ml.base import Base, load_base
 from appliance.ml.probe import read_probe
+from tests.formats.mutations import mutated, reshaped
 from tests.ml.tiny import RECIPE
 
 DTYPES = ["float32", "bfloat16"]
@@ -122,6 +126,20 @@ def test_what_is_not_plain_lora_is_refused(base_folder: Path, changes: dict[str,
     config = json.loads(make_adapter(base_folder, 1)[0])
     with pytest.raises(BadInput, match=f"adapter configuration, .*{next(iter(changes))}"):
         parse_adapter_config(json.dumps({**config, **changes}).encode())
+
+
+PLAIN = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "none"}
+
+
+@given(
+    reshaped(PLAIN).map(lambda value: json.dumps(value).encode())
+    | mutated(json.dumps(PLAIN).encode())
+    | st.integers(300, 400).map(lambda zeros: json.dumps(PLAIN | {"r": 10**zeros, "lora_alpha": 10**zeros}).encode())
+    | st.sampled_from(["1e999", "NaN", "9" * 400]).map(lambda alpha: json.dumps(PLAIN).replace("8", alpha).encode())
+)
+def test_a_configuration_of_any_shape_is_plain_lora_or_bad_input(data: bytes) -> None:
+    with suppress(BadInput):
+        assert 0 < parse_adapter_config(data).scaling < float("inf")
 
 
 def test_rank_stabilised_lora_has_its_own_scale() -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from appliance.errors import BadInput
+from appliance.domain.tasks import map_columns
+from appliance.errors import BadInput, TooLarge
 from appliance.formats.canonical import parse_canonical
 from appliance.formats.rows import row_digest, rows_root
 from appliance.ml import data
 from appliance.ml.chat import Chat, load_chat
 from appliance.ml.sources import Source, parse_source
+from tests.formats.mutations import mutated
 
 COLUMNS = {"text": "text", "label": "label"}
 GOOD = b"text,label\none,a\ntwo,b\n"
@@ -82,6 +88,28 @@ def test_broken_jsonl_is_refused_naming_the_line(content: bytes, message: str) -
     with pytest.raises(BadInput) as caught:
         parse_source(content, "jsonl", "classification", COLUMNS)
     assert message in caught.value.message
+
+
+FILES = {
+    ("csv", "classification"): b'text,label\n"one, or\ntwo",a\nthree,b\n',
+    ("tsv", "classification"): b"text\tlabel\none\ta\ntwo\tb\n",
+    ("jsonl", "chat"): b'{"messages":[{"role":"user","content":"x"},{"role":"assistant","content":"y"}]}\n',
+    (
+        "csv",
+        "chat",
+    ): b'messages\n"[{""role"":""user"",""content"":""x""},{""role"":""assistant"",""content"":""y""}]"\n',
+}
+
+
+@pytest.mark.parametrize(("kind", "task"), FILES)
+def test_whatever_a_file_holds_it_is_rows_or_an_error_of_ours(kind: str, task: Any) -> None:
+    @settings(deadline=None, max_examples=200)
+    @given(mutated(FILES[kind, task]) | st.binary(max_size=60))
+    def run(content: bytes) -> None:
+        with suppress(BadInput, TooLarge):
+            parse_source(content, kind, task, map_columns(task, {}))
+
+    run()
 
 
 def test_columns_are_mapped_and_other_columns_are_left_out() -> None:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import base64
 import json
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from appliance.domain.events import RequestRefused
-from appliance.domain.response import ResponseRecord, derive_salt
+from appliance.domain.response import ResponseRecord, derive_salt, parse_record, verify_answer, verify_record
+from appliance.errors import ApplianceError
 from appliance.formats.commitment import commit
 from appliance.formats.keys import generate_ed25519
+from appliance.formats.log_policy import LogPolicy, quorum_policy
 from appliance.formats.merkle import hash_leaf, inclusion_proof, root_of
 from appliance.formats.note import vkey_of
 from appliance.formats.proof import Proof, encode_proof
 from appliance.formats.trust import encode_trust
 from tests.domain.builder import ORIGIN, Site, stage
+from tests.formats.mutations import mutated, reshaped
 from tests.verifier.test_program import run
 
 TEXT = "payment, due in thirty days"
@@ -139,3 +146,21 @@ def test_what_cannot_be_read_ends_with_its_own_code(kept: Kept, capsys: pytest.C
     assert run(capsys, "--record", kept.record.with_name("none"), "--trust", kept.trust)[0] == 2
     assert run(capsys)[0] == 2
     assert run(capsys, kept.record, "--record", kept.record)[0] == 2
+
+
+@cache
+def whole() -> tuple[dict[str, Any], LogPolicy]:
+    site = stage("serving")
+    site.add(site.answered(2, answer=commit(TEXT, SALT)))
+    return record_of(site), quorum_policy([site.trust.log_key], [], 0)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_whatever_is_handed_in_for_a_record_is_answered_with_an_error_of_ours(data: st.DataObject) -> None:
+    record, policy = whole()
+    changed = data.draw(
+        reshaped(record).map(lambda value: json.dumps(value).encode()) | mutated(json.dumps(record).encode())
+    )
+    with suppress(ApplianceError):
+        verify_answer(verify_record(parse_record(changed), policy), TEXT)
