@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
 from appliance.domain import rules
 from appliance.domain.entry import Draft
@@ -225,6 +225,25 @@ def test_a_full_disk_stops_appends_until_there_is_room(sqlite_ledger: Ledger, sq
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert sqlite_ledger.append(heartbeat()).entry.index == size
     check_whole(sqlite_ledger, reopen(site, sqlite_path))
+
+
+def test_a_database_file_that_is_read_only_stops_appends_until_it_is_not(sqlite_path: Path, site: Site) -> None:
+    """Root writes whatever a file's mode says, so each connection is told to refuse: the error is SQLite's own."""
+    engine, closed = open_engine(f"sqlite:///{sqlite_path}"), [False]
+    event.listen(engine, "checkout", lambda raw, *_: raw.execute(f"PRAGMA query_only = {int(closed[0])}"))
+    ledger = site.open_ledger(engine)
+    ledger.append(site.first_draft())
+    ledger.close()
+    closed[0] = True
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="readonly"):
+            ledger.append(heartbeat())
+        assert len(list(ledger.entries())) == ledger.state.size == 1, "reading goes on"
+    ledger.close()
+    closed[0] = False
+    assert ledger.append(heartbeat()).entry.index == 1
+    check_whole(ledger, reopen(site, sqlite_path))
+    ledger.close()
 
 
 def test_a_failed_commit_does_not_cost_a_fold_over_the_whole_log(
