@@ -89,6 +89,7 @@ def _print_memory(made: Plan) -> None:
     parts = [part for part in type(made.memory.load).model_fields if any(getattr(held, part) for _, held in phases)]
     rows = [[part, *(show_bytes(getattr(held, part)) for _, held in phases)] for part in parts]
     rows.append(["together", *(show_bytes(held.total) for _, held in phases)])
+    rows.append(["reserve", *(show_bytes(made.reserve[field]) for field, _ in PHASES)])
     print_table(("memory", *(name for name, _ in phases)), rows)
 
 

@@ -53,7 +53,6 @@ class Parts(Value):
     activations: int = Field(ge=0, default=0)
     logits: int = Field(ge=0, default=0)
     checkpoint: int = Field(ge=0, default=0)
-    reserve: int = Field(ge=0, default=0)
 
     @property
     def total(self) -> int:
@@ -79,9 +78,12 @@ class Footprint(Value):
         return max(self.training_peak, self.evaluate.total)
 
     @property
+    def phases(self) -> dict[str, Parts]:
+        return {"load": self.load, "train": self.train, "save": self.save, "evaluate": self.evaluate}
+
+    @property
     def largest(self) -> tuple[str, Parts]:
-        phases = {"load": self.load, "train": self.train, "save": self.save, "evaluate": self.evaluate}
-        return max(phases.items(), key=lambda item: item[1].total)
+        return max(self.phases.items(), key=lambda item: item[1].total)
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ class Plan(Value):
     recipe: ResolvedRecipe
     steps: int
     memory: Footprint
+    reserve: dict[str, int] = Field(description="by phase, what is kept free beside what is planned")
     disk: Disk
     duration: Duration
     machine: Machine
@@ -105,6 +106,7 @@ def make_plan(recipe: Recipe, facts: Facts, subject: Subject, machine: Machine) 
         recipe=resolved,
         steps=count_planned_steps(resolved, subject.rows),
         memory=memory,
+        reserve={phase: with_margin(parts.total) - parts.total for phase, parts in memory.phases.items()},
         disk=disk,
         duration=own.choices[0].duration,
         machine=machine,

@@ -24,7 +24,9 @@ def test_a_plan_says_what_fits_what_it_costs_and_what_is_advised(open_desk: Call
     told = desk.as_("olga", "run", "plan", _recipe(desk))
     assert told.code == 0, told.err
     assert "fits this machine:  yes, with a margin of 10%" in told.out
-    for text in ("weights", "optimiser", "activations", "logits", "context", "RTX 3060 (not measured)", "Advised: "):
+    parts = ("weights", "adapter", "optimiser", "gradients", "activations", "logits", "context", "reserve")
+    assert set(parts) <= {line.partition(" ")[0] for line in told.out.splitlines()}
+    for text in ("RTX 3060 (not measured)", "Advised: "):
         assert text in told.out
     assert len(desk.site.entries) == size, "nothing was signed"
 
@@ -33,6 +35,8 @@ def test_a_plan_as_json_has_every_phase_and_part(open_desk: Callable[[str], Desk
     desk = open_desk("imported")
     plan = json.loads(desk.as_("olga", "run", "plan", _recipe(desk), "--json").out)
     assert set(plan["memory"]) == {"load", "train", "save", "evaluate"}
+    for phase, parts in plan["memory"].items():
+        assert plan["reserve"][phase] == pytest.approx(0.1 * sum(parts.values()), abs=1)
     assert plan["recipe"]["rank"] == 8 and plan["duration"]["measured"] is False
     assert [offer["measured"] for offer in plan["offers"]] == [False] * 8
 
