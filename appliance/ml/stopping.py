@@ -52,8 +52,10 @@ def take_reading(training: Training, model: torch.nn.Module, mean_loss: MeanLoss
     with torch.no_grad(), _without_dropout(model):
         loss = round(mean_loss(), 6)
     if not math.isfinite(loss):
+        rate = training.optimizer.param_groups[0]["lr"]
         raise BadInput(
-            f"training, step {training.step}: expected a finite validation loss, got {loss}", code="diverged"
+            f"training, step {training.step}: expected a finite validation loss, got {loss} (learning_rate {rate:g})",
+            code="diverged",
         )
     training.validation.append(loss)
     if training.patience and best_step(list_readings(training)) == training.step:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from appliance.domain.stopping import best_step, read_steps, stops
 from appliance.errors import BadInput
@@ -97,6 +99,15 @@ def test_reading_a_validation_loss_changes_no_weight(run: Run, dtype: str) -> No
     never = run(stop=6, early_stopping=0, validate_every=100, compute_dtype=dtype)
     assert often[0] == never[0]
     assert [s.loss for s in often[2]] == [s.loss for s in never[2]]
+
+
+def test_a_validation_loss_that_is_no_number_stops_the_run_and_names_the_rate(whole: Any) -> None:
+    ended = replace(whole[3], step=whole[3].steps)
+    with pytest.raises(
+        BadInput, match=r"expected a finite validation loss, got nan \(learning_rate 0\.\d+\)"
+    ) as caught:
+        stopping.take_reading(ended, torch.nn.Linear(1, 1), lambda: float("nan"))
+    assert caught.value.code == "diverged"
 
 
 def test_rows_to_validate_with_are_training_rows_and_equal_prompts_stand_on_one_side(dataset: Path) -> None:
