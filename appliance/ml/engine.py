@@ -133,7 +133,7 @@ class Engine:
         for row in cut:
             self._leave(row)
         self.slots.unload(slot)
-        return [Event(row.name, Denied("answer: cut off, its adapter was taken out", code="cut-off")) for row in cut]
+        return [Event(row.name, cut_off()) for row in cut]
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -149,8 +149,9 @@ class Engine:
         self._take(name, slot, lambda: self._seat_labels(name, slot, request))
 
     def _take(self, name: str, slot: str | None, seat: Callable[[], Row]) -> None:
-        if slot is not None:
-            self.slots.find(slot)
+        if slot is not None and slot not in self.slots:
+            # A slot is never filled twice: the request came when its adapter had just been taken out.
+            raise cut_off()
         if any(row.name == name for row in self._rows + self._waiting):
             raise Conflict(f"request {name}: expected a new name, got one that is being answered")
         try:
@@ -298,6 +299,11 @@ class Engine:
 
 def _pieces(row: Row, piece: str) -> list[Event]:
     return [Event(row.name, piece)] if piece else []
+
+
+def cut_off() -> ApplianceError:
+    """Said to a request whose slot has been emptied, whether it was at work or had not begun."""
+    return Denied("answer: cut off, its adapter was taken out", code="cut-off")
 
 
 def as_refusal(error: BaseException) -> ApplianceError:

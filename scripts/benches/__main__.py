@@ -28,9 +28,10 @@ def main() -> None:
         rows = []
         for one in _measure(folder, given):
             rows.append(one)
+            if given.json:
+                # A bench that ends before its last row has written the others.
+                write_json(given.json, rows)
             print(f"bench: {plain_table([one]).splitlines()[1]}", file=sys.stderr, flush=True)
-    if given.json:
-        write_json(given.json, rows)
     table = markdown_table if given.markdown else plain_table
     bullet = "- " if given.markdown else ""
     print("\n".join([*(f"{bullet}{line}" for line in machine), "", table(rows)]))
@@ -43,7 +44,8 @@ def _measure(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
         return training.measure(folder, replace(planned, rounds=given.rounds or planned.rounds))
     if given.name == "serve":
         make_serving = serving.quick if given.quick else serving.full
-        return serving.measure(folder, make_serving(given.device, given.llama_server))
+        measure = serving.measure_service if given.service else serving.measure
+        return measure(folder, make_serving(given.device, given.llama_server))
     plan = ledger.QUICK if given.quick else ledger.FULL
     if given.largest is not None and not given.quick:
         plan = replace(plan, largest=given.largest)
@@ -64,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--largest", metavar="N", type=int, help="largest log of the growth (1,000,000; 0 for none)")
     parser.add_argument("--growth", action="store_true", help="ledger: the growth alone")
+    parser.add_argument("--service", action="store_true", help="serve: what the service around the engine costs, alone")
     parser.add_argument("--data", metavar="DIR", type=Path, default=training.DATA, help="train: the public datasets")
     parser.add_argument(
         "--rounds", metavar="N", type=int, help="train: rounds beside the peers (default: 3; 1 with --quick)"

@@ -108,7 +108,7 @@ def _train(site: Site, epochs: int) -> Times:
     ended = time.time()
     if found["status"] != "sealed" or not evaluated:
         raise RuntimeError(f"run {run}: expected a sealed adapter, got {found}: {site.log()[-2000:]}")
-    entries = {entry["type"]: entry for entry in site.entries(subject=run)}
+    entries = {entry["type"]: entry for entry in site.entries(subject=f"run:{run}")}
     ordered, finished = (_seconds(entries[kind]["time"]) for kind in ("run.requested", "run.finished"))
     return Times(finished - ordered + ended - evaluated, float(entries["run.finished"]["body"]["seconds"]))
 

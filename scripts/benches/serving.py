@@ -72,6 +72,17 @@ def measure(folder: Path, plan: Plan) -> Iterator[Row]:
         yield from _alone(programs["ours"], programs["machine"], adapters, plan)
         yield from _load_cost(programs["ours"], adapters[0], plan)
     yield from _memory(base, adapters, plan)
+    yield from _through_service(folder, base, adapters, plan)
+
+
+def measure_service(folder: Path, plan: Plan) -> Iterator[Row]:
+    """What the service around the engine costs, alone."""
+    base = convert(fetch(ROOT / ".cache"), folder)
+    adapters = [str(path) for path in make_adapters(str(base), folder, [RANK] * ADAPTERS)]
+    yield from _through_service(folder, base, adapters, plan)
+
+
+def _through_service(folder: Path, base: Path, adapters: list[str], plan: Plan) -> Iterator[Row]:
     with _program(base, plan.device, "ours") as ours:
         paths = [Path(name) for name in adapters]
 

@@ -23,7 +23,7 @@ MANNERS = ["whole"] * 50 + ["stream"] * 27 + ["leave"] * 15 + ["foreign"] * 6 + 
 REFUSALS = {403: {"not-admitted", "denied"}, 429: None, 503: None}
 """What may be said while adapters change and things break, by status; the codes, where only some may."""
 BROKEN_OFF = {"cut-off", "engine-ended", "worker-ended", "answer-failed", "out-of-memory", "not-finite", "unavailable"}
-BROKEN_OFF |= {"not-found", "denied", "commit-unknown", "unrecorded"}
+BROKEN_OFF |= {"denied", "commit-unknown", "unrecorded"}
 
 
 class Client(threading.Thread):

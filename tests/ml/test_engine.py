@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered, TooLarge
+from appliance.errors import ApplianceError, BadInput, Conflict, Denied, Tampered, TooLarge
 from appliance.ml import machine, score
 from appliance.ml.asked import Request, parse_request
 from appliance.ml.base import Base, load_base
@@ -211,9 +211,10 @@ def test_a_cancelled_answer_ends_at_once(engine: Engine) -> None:
     assert engine.cancel("1") == []
 
 
-def test_nothing_answers_without_a_slot(base: Base) -> None:
-    with pytest.raises(NotFound, match="slot a"):
+def test_a_request_that_comes_when_its_slot_was_emptied_is_cut_off(base: Base) -> None:
+    with pytest.raises(Denied, match="its adapter was taken out") as refused:
         Engine(base).start("1", "a", Request(MESSAGES, max_tokens=1))
+    assert refused.value.code == "cut-off"
 
 
 def test_a_prompt_over_the_context_is_refused_and_a_long_answer_cut(engine: Engine) -> None:

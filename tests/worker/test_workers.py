@@ -326,7 +326,7 @@ def test_a_probe_that_differs_in_its_last_digit_loads_nothing(
     server.send({"frame": "generate", "id": "1", "slot": "other", "messages": MESSAGES})
     refused = server.receive()
     assert refused is not None
-    assert (refused["frame"], refused["id"], refused["code"]) == ("failure", "1", "not-found")
+    assert (refused["frame"], refused["id"], refused["code"]) == ("failure", "1", "cut-off")
 
 
 def _answer(server: Process, name: str, **changes: Any) -> tuple[str, Frame]:
