@@ -97,9 +97,12 @@ def _order(site: Site, epochs: int) -> Any:
 def _train(site: Site, epochs: int) -> Times:
     """The clock stands still while the evaluation runs: from `run.finished` to what its worker says last."""
     run, after, evaluated = site.order(_order(site, epochs))["result"]["run"], 0, 0.0
-    # Whoever looks more often takes time from the run.
+    # Whoever looks more often takes time from the run. A session lasts a quarter of an hour.
+    began = time.monotonic()
     while site.get(f"/v1/runs/{run}")["status"] in ("queued", "running"):
-        site.sessions.clear()
+        if time.monotonic() - began > 600:
+            site.sessions.clear()
+            began = time.monotonic()
         time.sleep(2)
     while not (found := site.get(f"/v1/runs/{run}/progress", after=after, wait_s=5))["ended"]:
         after = found["next"]
