@@ -9,6 +9,7 @@ import base64
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -49,6 +50,13 @@ ROLES = {
     "axel": "auditor",
 }
 QUICK = {"rank": 4, "alpha": 8, "epochs": 1, "batch_size": 8, "learning_rate": "0.01", "gradient_checkpointing": "none"}
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Refused(Exception):

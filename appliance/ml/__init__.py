@@ -44,5 +44,5 @@ gc.set_threshold(100_000, *gc.get_threshold()[1:])
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 # None makes an import fail. bitsandbytes then leaves the few functions alone that it would have torch compile, for
 # which it loads the whole compiler: half a second at every start, and other bits on a host that has a C compiler.
-for name in ("kernels", "torch._inductor.compile_fx"):
-    sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+for _name in ("kernels", "torch._inductor.compile_fx"):
+    sys.modules.setdefault(_name, None)  # type: ignore[arg-type]

@@ -92,10 +92,8 @@ class Service:
     def _tell(self, events: list[Event]) -> None:
         """What a step gave goes out together: a frame for each of many streams costs as much as some tokens."""
         frames = [_describe(event) for event in events]
-        short = [frame for frame in frames if len(frame.get("text", "")) <= TOGETHER]
-        if len(short) == len(frames) > 1:
-            self._session.send({"frame": "frames", "frames": frames})
-            return
+        if len(frames) > 1 and all(len(frame.get("text", "")) <= TOGETHER for frame in frames):
+            frames = [{"frame": "frames", "frames": frames}]
         for frame in frames:
             self._session.send(frame)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import socket
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -104,13 +103,6 @@ def sync_ms(folder: Path, count: int = 50) -> list[float]:
         found = [wall_ms(write) for _ in range(count)]
     path.unlink()
     return found
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def describe_machine(folder: Path) -> list[str]:

@@ -21,9 +21,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from appliance.domain.recipe import LINEAR_LAYERS
 from appliance.store.artifacts import Artifacts
-from scripts.benches.measure import Row, free_port, row
-from tests.site import ROOT, Site, found_site
+from scripts.benches.measure import Row, row
+from tests.site import ROOT, Site, found_site, free_port
 
 WORKER = Path(__file__).with_name("training_worker.py")
 BASE, DATASET, JUDGED = "smollm2", "questions", 8
@@ -88,9 +89,8 @@ def _csv(rows: list[dict[str, str]]) -> bytes:
 
 
 def _order(site: Site, epochs: int) -> Any:
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     sizes = {"rank": 16, "alpha": 32, "batch_size": 16, "epochs": epochs}
-    more = {"learning_rate": "0.001", "target_modules": targets}
+    more = {"learning_rate": "0.001", "target_modules": list(LINEAR_LAYERS)}
     return site.train_order("bench", base=BASE, dataset=f"{DATASET}@1", **sizes, **more)
 
 

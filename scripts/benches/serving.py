@@ -61,9 +61,7 @@ def full(device: str, llama_server: str) -> Plan:
 
 def measure(folder: Path, plan: Plan) -> Iterator[Row]:
     """Every row, as it is found."""
-    model = fetch(ROOT / ".cache")
-    base = convert(model, folder)
-    adapters = [str(path) for path in make_adapters(str(base), folder, [RANK] * ADAPTERS)]
+    model, base, adapters = _prepare(folder)
     with _programs(base, plan.device, "ours", "peft", "batching", "machine") as programs:
         for name in ("ours", "peft", "batching"):
             programs[name]("load", folders=adapters)
@@ -77,9 +75,15 @@ def measure(folder: Path, plan: Plan) -> Iterator[Row]:
 
 def measure_service(folder: Path, plan: Plan) -> Iterator[Row]:
     """What the service around the engine costs, alone."""
-    base = convert(fetch(ROOT / ".cache"), folder)
-    adapters = [str(path) for path in make_adapters(str(base), folder, [RANK] * ADAPTERS)]
+    _, base, adapters = _prepare(folder)
     yield from _through_service(folder, base, adapters, plan)
+
+
+def _prepare(folder: Path) -> tuple[Path, Path, list[str]]:
+    """The model's file, the base that it was converted to, and the adapters' folders."""
+    model = fetch(ROOT / ".cache")
+    base = convert(model, folder)
+    return model, base, [str(path) for path in make_adapters(str(base), folder, [RANK] * ADAPTERS)]
 
 
 def _through_service(folder: Path, base: Path, adapters: list[str], plan: Plan) -> Iterator[Row]:

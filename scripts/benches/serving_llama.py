@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,6 +17,8 @@ import gguf
 import httpx
 import numpy as np
 import safetensors.numpy
+
+from tests.site import free_port
 
 LLAMA = gguf.MODEL_ARCH.LLAMA
 START_S = 120
@@ -102,7 +103,7 @@ def serving(binary: str, model: Path, base: Path, adapters: Sequence[Path], stre
     threads = f"{len(os.sched_getaffinity(0))}"
     # Its threads look for work as long as our engine's do: as they come they starve each other beside any other load.
     environment = {"GOMP_SPINCOUNT": "2000", **os.environ}
-    port = _free_port()
+    port = free_port()
     command = [binary, "--model", f"{model}", "--host", "127.0.0.1", "--port", f"{port}", "--offline", "--no-webui"]
     command += ["--threads", threads, "--threads-batch", threads]
     command += ["--parallel", f"{streams}", "--ctx-size", f"{512 * streams}"]
@@ -131,9 +132,3 @@ def _comes_up(process: subprocess.Popen[bytes], client: httpx.Client) -> bool:
                 return True
         time.sleep(0.1)
     return False
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port

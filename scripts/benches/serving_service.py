@@ -23,10 +23,10 @@ from appliance.store.artifacts import Artifacts
 from appliance.workflows.admit import admit
 from appliance.workflows.engine import Engine
 from scripts.benches import serving_home
-from scripts.benches.measure import Row, free_port, interleaved, row, sync_ms, wall_ms
+from scripts.benches.measure import Row, interleaved, row, sync_ms, wall_ms
 from scripts.benches.serving_home import BASE, OWNER, UNITS, Home
 from scripts.benches.serving_worker import make_adapters, memory
-from tests.site import Site, found_site
+from tests.site import Site, found_site, free_port
 
 STREAMS, MB, TURN = 16, 1e6, "turn"
 PROMPT = "Write a short note to a customer whose card was declined at a shop this morning."

@@ -14,9 +14,8 @@ from scripts.soaking.judge import judge
 from scripts.soaking.memory import Growth, Memory, find_worker
 from scripts.soaking.record import Record
 from scripts.soaking.town import Town, build_site, settle_town
-from tests.attacks.conftest import free_port
 from tests.postgres import APPLICATION, Server
-from tests.site import Site
+from tests.site import Site, free_port
 
 LAUNCHER = ("-m", "scripts.soaking.faulty")
 INJECTED = "soak, injected: "

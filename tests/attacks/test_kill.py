@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -31,17 +30,11 @@ from appliance.formats.keys import generate_ed25519
 from tests.attacks.keeping import cosigned, erase_order, files_with, hand_in, watched
 from tests.attacks.killer import KILL
 from tests.ml.tiny import build_base, clauses
-from tests.site import ROOT, Refused, Site
+from tests.site import ROOT, Refused, Site, free_port
 
 Act = Callable[[], Any]
 KILLER = (str(Path(__file__).with_name("killer.py")),)
 ENDED = {"sealed", "failed", "cancelled"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def copy_of(golden: Site, place: Path) -> Site:

@@ -13,9 +13,8 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.attacks.conftest import free_port
 from tests.attacks.test_failures import moved_away
-from tests.site import Refused, Site
+from tests.site import Refused, Site, free_port
 
 TOKEN = "operations-" + "t" * 20
 MARK = "Zyxwvut-Marked-Prompt-7719"

@@ -12,9 +12,8 @@ from scripts.soaking import run as soaking
 from scripts.soaking.judge import check_entries
 from scripts.soaking.memory import Growth
 from scripts.soaking.record import Given, Record
-from tests.attacks.conftest import free_port
 from tests.postgres import Server, postgres
-from tests.site import Site
+from tests.site import Site, free_port
 
 __all__ = ["postgres"]
 
