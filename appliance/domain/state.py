@@ -398,6 +398,8 @@ class State:
         fresh = self._journal[self._taken :]
         self._taken = len(self._journal)
         changed = {(table.kind, key): table for table, key, _ in fresh if table.kind not in UNPROJECTED}
+        if not changed:
+            return []  # as after every request
         return [(kind, key, _dump(table.get(key))) for (kind, key), table in sorted(changed.items(), key=_first)]
 
     def mark(self) -> Mark:

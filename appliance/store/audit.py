@@ -6,7 +6,7 @@ from sqlalchemy import Connection, delete, select, text
 
 from appliance.store.fold import Fold, Seen, advance, check_keys
 from appliance.store.rows import Change, encode_projection, lock_head, read_head, write_projections
-from appliance.store.tables import APPEND_ONLY, entry_keys, projections
+from appliance.store.tables import APPEND_ONLY, projections
 
 
 def check_projections(connection: Connection, seen: Seen) -> list[str]:
@@ -68,7 +68,7 @@ def _check_sqlite_triggers(connection: Connection) -> list[str]:
     stored = connection.execute(text("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"))
     standing = {name for name, sql in stored if "SELECT RAISE(ABORT" in sql}
     expected = [f"{table}_refuse_{verb}" for table in LEDGER for verb in ("update", "delete")]
-    expected += [f"{table}_refuse_replace" for table in LEDGER if table != entry_keys.name]
+    expected += [f"{table}_refuse_replace" for table in LEDGER]
     expected += ["disclosures_refuse_update", "disclosures_refuse_replace"]
     expected += ["head_refuse_delete", "head_refuse_replace", "head_refuse_shrink"]
     return [f"trigger {name}: expected one that refuses, got none" for name in expected if name not in standing]

@@ -6,8 +6,10 @@ against them, so that an edited row is named by its entry's index.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
@@ -20,16 +22,17 @@ from appliance.errors import ApplianceError, BadInput, Tampered
 from appliance.formats.checkpoint import open_checkpoint
 from appliance.formats.digest import digest_bytes
 from appliance.formats.merkle import HASH_BYTES, Frontier, hash_leaf
+from appliance.store import filing
 from appliance.store.rows import (
     Change,
     Head,
     StoredEntry,
     count_keys,
-    keys_of,
+    read_bits,
+    read_bytes,
     read_checkpoint,
     read_entries,
     read_extent,
-    read_filed,
     read_head,
     read_keys,
 )
@@ -40,7 +43,7 @@ _PAGE = 256
 @dataclass
 class Fold:
     """The state after the entries so far, and the right edge of the tree over them; both at the same size. `keys`: how
-    many there are of the entries that were read from rows."""
+    many rows the keys of the blocks have that were read whole."""
 
     state: State = field(default_factory=State)
     frontier: Frontier = Frontier.EMPTY
@@ -71,23 +74,23 @@ Record = Callable[[int, list[Change]], None]
 
 
 def advance(connection: Connection, fold: Fold, stop: int, seen: Seen, record: Record | None = None) -> None:
-    """Folds the stored entries [fold's size, stop), each only once it has passed every check.
+    """Folds the stored entries [fold's size, stop), each only once it has passed every check; `stop` is the log's size.
 
     Tampered names the first entry that does not hold.
     """
     if stop < max(seen.size, fold.state.size):
         expected = max(seen.size, fold.state.size)
         raise Tampered(f"entry {stop}: expected a log of at least {expected} entries, seen before, got {stop}")
+    blocks = _Blocks(connection, filing.count_filed(stop))
     while (start := fold.state.size) < stop:
         end = min(start + _PAGE, stop)
-        filed = _Filed(connection, start, end)
         for index, stored in _in_order(read_entries(connection, start, end), start, end):
-            _advance_one(fold, index, stored, filed)
+            entry = _advance_one(fold, index, stored)
+            fold.keys += blocks.check(entry)
             seen.check(fold.frontier)
             if record is not None:
                 record(index, fold.state.take_changes())
             fold.state.keep()
-        filed.check_rest()
 
 
 def _in_order(found: list[StoredEntry], start: int, stop: int) -> Iterator[tuple[int, StoredEntry]]:
@@ -99,38 +102,53 @@ def _in_order(found: list[StoredEntry], start: int, stop: int) -> Iterator[tuple
         yield index, stored
 
 
-class _Filed:
-    """The stored keys of the entries [start, stop), read key by key as entries ask for them."""
+class _Blocks:
+    """Holds the keys of each block that is filed against its entries, once the last of them was folded."""
 
-    def __init__(self, connection: Connection, start: int, stop: int) -> None:
-        self._connection, self._start, self._stop = connection, start, stop
-        self._found: dict[str, set[int]] = {}
+    def __init__(self, connection: Connection, edge: int) -> None:
+        self._connection, self._edge = connection, edge
+        self._keys: list[tuple[int, list[str]]] = []
 
-    def check(self, index: int, keys: Iterable[str]) -> None:
-        for key in keys:
-            if key not in self._found:
-                self._found[key] = read_filed(self._connection, key, self._start, self._stop)
-            if index not in self._found[key]:
-                raise Tampered(f"entry {index}: key {key}: expected a row, got none")
-            self._found[key].remove(index)
+    def check(self, entry: Entry) -> int:
+        """How many rows there were to check: none before the last entry of a block, nor where its first ones had been
+        folded before."""
+        if entry.index >= self._edge:
+            return 0
+        if entry.index % filing.BLOCK == 0:
+            self._keys.clear()
+        self._keys.append((entry.index, filing.keys_of(entry)))
+        return self._check(entry.index // filing.BLOCK) if len(self._keys) == filing.BLOCK else 0
 
-    def check_rest(self) -> None:
-        """Nobody is filed under another's key; rows under keys that no entry here has are found by their number."""
-        for key, rest in self._found.items():
-            for index in sorted(rest):
-                raise Tampered(f"entry {index}: key {key}: expected none, got a row")
+    def _check(self, block: int) -> int:
+        expected = filing.file_block(self._keys)
+        differing = []
+        for key, bits in expected.items():
+            got = b"".join(data for _, data in read_bits(self._connection, key, block, block))
+            if got != filing.encode_bits(bits):
+                differing.append(_name(block, key, bits, filing.decode_bits(got)))
+        for _, error in sorted(differing, key=itemgetter(0)):
+            raise error
+        return len(expected)
 
 
-def _advance_one(fold: Fold, index: int, stored: StoredEntry, filed: _Filed) -> None:
+def _name(block: int, key: str, expected: int, got: int) -> tuple[int, Tampered]:
+    """The first entry of the block for which they differ."""
+    differ = (expected ^ got) or expected
+    place = min((differ & -differ).bit_length(), filing.BLOCK) - 1
+    index, is_expected = block * filing.BLOCK + place, expected >> place & 1
+    said = ("filed", "not" if expected != got else "in other bytes")
+    wanted, found = said if is_expected else reversed(said)
+    return index, Tampered(f"entry {index}: key {key}: expected {wanted}, got {found}")
+
+
+def _advance_one(fold: Fold, index: int, stored: StoredEntry) -> Entry:
     leaf = hash_leaf(stored.data)
     expect(index, "leaf hash", leaf.hex(), stored.nodes[:HASH_BYTES].hex())
     try:
         entry = parse_typed(stored.data)
     except BadInput as error:
         raise Tampered(f"entry {index}: expected an entry, got bytes that are none: {error.message}") from None
-    keys = keys_of(entry)
     expect(index, "time", entry.time, stored.time)
-    filed.check(index, keys)
     _check_documents(index, entry, stored)
     _check_chain(index, entry, fold.state)
     frontier, nodes = fold.frontier.append_nodes(leaf)
@@ -141,7 +159,7 @@ def _advance_one(fold: Fold, index: int, stored: StoredEntry, filed: _Filed) -> 
     except ApplianceError as error:
         raise Tampered(f"entry {index}: expected one that the rules allow, got: {error.message}") from error
     fold.frontier = frontier
-    fold.keys += len(keys)
+    return entry
 
 
 def _check_documents(index: int, entry: Entry, stored: StoredEntry) -> None:
@@ -196,16 +214,20 @@ def check_end(connection: Connection, fold: Fold, log_key: str) -> None:
 
 
 def check_keys(connection: Connection, fold: Fold) -> None:
-    """There are as many keys as these entries have, which were all there: none is filed where no entry has it."""
+    """There are as many rows as these blocks have, which were all there: no key is filed that no entry has."""
     if count_keys(connection) != fold.keys:
-        raise _stray_key(connection)
+        raise _stray_key(connection, filing.count_filed(fold.state.size))
 
 
-def _stray_key(connection: Connection) -> Tampered:
-    for index, key, data in read_keys(connection):
-        if data is None or key not in keys_of(parse_entry(data)):
-            return Tampered(f"entry {index}: key {key}: expected none, got a row")
-    return Tampered("keys of entries: expected as many rows as entries have keys, got others while they were read")
+def _stray_key(connection: Connection, edge: int) -> Tampered:
+    for block, rows in groupby(read_keys(connection), key=itemgetter(1)):
+        start = block * filing.BLOCK
+        stored = read_bytes(connection, start, start + filing.BLOCK) if 0 <= start < edge else []
+        expected = filing.file_block((index, filing.keys_of(parse_entry(data))) for index, data in stored)
+        for key, _, bits in rows:
+            if key not in expected:
+                return _name(block, key, 0, filing.decode_bits(bits))[1]
+    return Tampered("keys of entries: expected as many rows as blocks have keys, got others while they were read")
 
 
 def check_checkpoint(connection: Connection, fold: Fold, log_key: str) -> None:

@@ -29,6 +29,7 @@ from appliance.formats.merkle import hash_leaf
 from appliance.formats.timestamp import encode_time
 from appliance.store import audit, rows
 from appliance.store.engine import connect_reader, connect_writer, database_errors
+from appliance.store.filing import Unfiled
 from appliance.store.fold import NOTHING_SEEN, Fold, Seen, advance, check_checkpoint, check_end
 from appliance.store.nodes import Nodes, Place
 from appliance.store.queue import Appended, Guard, Queue, Waiting
@@ -64,6 +65,7 @@ class Ledger:
         self._fold: Fold | None = None
         self._seen = NOTHING_SEEN
         self._nodes = Nodes()
+        self.unfiled = Unfiled()
         self._writer = Writer(engine)
         self._reader = Reader(engine)
         self._queue = Queue(self.lock, self._commit_all)
@@ -180,6 +182,7 @@ class Ledger:
             raise
         fold.state.keep()
         self._nodes.add(fold.frontier, completed)
+        self.unfiled.add(staged.entry for staged in batch.staged)
         fold.frontier = frontier
         self._keep(fold, root)
         batch.succeed(note)
@@ -204,6 +207,9 @@ class Ledger:
         rows.insert_entries(
             connection,
             [(one.entry, nodes, one.data, one.draft.documents) for one, nodes in zip(staged, completed, strict=True)],
+        )
+        rows.insert_keys(
+            connection, self.unfiled.take_due(connection, batch.before.size, [one.entry for one in staged])
         )
         for one in staged:
             # Most have nothing of these.
@@ -327,7 +333,7 @@ class Ledger:
     def find(self, **filters: Unpack[Filters]) -> list[tuple[int, bytes]]:
         """(index, bytes) of the entries for which every filter holds, by index; see `search.Filters`."""
         with self._reading() as connection:
-            return find_entries(connection, filters)
+            return find_entries(connection, self.unfiled, filters)
 
     def ask(self, question: Callable[[Connection], Answer]) -> Answer:
         """What a question of `store.past` or `store.search` finds, all of it in one moment of the database."""

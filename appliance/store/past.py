@@ -11,6 +11,7 @@ from appliance.domain.entry import parse_entry
 from appliance.domain.questions import COUNTED_OF_ADAPTERS, MODELS, OF_UNITS, TOLD_OF_ADAPTERS, state_of
 from appliance.domain.state import State, release_key
 from appliance.errors import BadInput, NotFound
+from appliance.store.filing import Unfiled
 from appliance.store.rows import read_entry_bytes, read_head
 from appliance.store.search import Filters, count_entries, first_at
 from appliance.store.tables import entries, projections
@@ -65,17 +66,19 @@ def last_at(connection: Connection, time: str) -> int:
     return index
 
 
-def count_requests(connection: Connection, adapter: str, size: int, open_requests: int) -> dict[str, int]:
+def count_requests(
+    connection: Connection, unfiled: Unfiled, adapter: str, size: int, open_requests: int
+) -> dict[str, int]:
     """How many requests the adapter was given in the log of this size, and how they ended.
 
     Every request has two entries about the adapter, but for those that are open: what is filed under it, less what is
     told of it, is counted from two indexes, without a look at the entries.
     """
     about: Filters = {"subjects": [f"adapter:{adapter}"], "before": size}
-    filed = count_entries(connection, about)
-    told = count_entries(connection, {**about, "types": TOLD_OF_ADAPTERS})
+    filed = count_entries(connection, unfiled, about)
+    told = count_entries(connection, unfiled, {**about, "types": TOLD_OF_ADAPTERS})
     finished: Filters = {**about, "types": COUNTED_OF_ADAPTERS[1:]}
-    failed = count_entries(connection, {**finished, "outcome": "failure"})
-    interrupted = count_entries(connection, {**finished, "outcome": "interrupted"})
+    failed = count_entries(connection, unfiled, {**finished, "outcome": "failure"})
+    interrupted = count_entries(connection, unfiled, {**finished, "outcome": "interrupted"})
     answered = (filed - told - open_requests) // 2 - failed - interrupted
     return {"answered": answered, "failure": failed, "interrupted": interrupted, "open": open_requests}

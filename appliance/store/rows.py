@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     Connection,
@@ -21,7 +21,7 @@ from sqlalchemy import (
     update,
 )
 
-from appliance.domain.entry import Entry, Outcome
+from appliance.domain.entry import Entry
 from appliance.errors import BadInput, Tampered
 from appliance.formats.canonical import encode_canonical
 from appliance.formats.commitment import Disclosure
@@ -57,28 +57,6 @@ class StoredEntry:
     data: bytes
     documents: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
     """Role to (raw digest, bytes)."""
-
-
-USUAL: Outcome = "success"
-
-
-class Searched(Protocol):
-    """What an entry is searched by."""
-
-    @property
-    def type(self) -> str: ...
-    @property
-    def actor(self) -> str: ...
-    @property
-    def subjects(self) -> tuple[str, ...]: ...
-    @property
-    def outcome(self) -> str: ...
-
-
-def keys_of(entry: Searched) -> list[str]:
-    """Type, actor, an outcome that is not the usual one, and subjects."""
-    keys = [f"type={entry.type}", f"actor={entry.actor}", *entry.subjects]
-    return keys if entry.outcome == USUAL else [*keys, f"outcome={entry.outcome}"]
 
 
 _READ_HEAD = Prepared(select(head.c.size, head.c.leaf_hash).where(head.c.id == bindparam("one")))
@@ -118,9 +96,9 @@ _ENTRY_SPAN = Prepared(
 _DOCUMENT_BYTES = Prepared(select(documents.c.bytes).where(documents.c.digest == bindparam("at")))
 _DISCLOSURE = Prepared(select(disclosures).where(disclosures.c.commitment == bindparam("at")))
 _NOTE = Prepared(select(head.c.note).where(head.c.id == bindparam("one")))
-_FILED = Prepared(
-    select(entry_keys.c.index).where(
-        entry_keys.c.key == bindparam("of"), entry_keys.c.index.between(bindparam("first"), bindparam("last"))
+_BITS = Prepared(
+    select(entry_keys.c.block, entry_keys.c.bits).where(
+        entry_keys.c.key == bindparam("of"), entry_keys.c.block.between(bindparam("first"), bindparam("last"))
     )
 )
 
@@ -177,20 +155,23 @@ def probe_head(connection: Connection) -> None:
 def insert_entries(
     connection: Connection, added: Sequence[tuple[Entry, Sequence[bytes], bytes, Mapping[str, bytes]]]
 ) -> None:
-    """Each entry with its nodes and bytes, its keys, and its documents by role; a document that is already stored must
-    have the same bytes."""
-    rows, keys, bound = [], [], []
+    """Each entry with its nodes and bytes, and its documents by role; a document that is already stored must have the
+    same bytes."""
+    rows, bound = [], []
     for entry, nodes, data, contents in added:
         index = entry.index
         rows.append((index, entry.time, b"".join(nodes), data))
-        keys += [(key, index) for key in keys_of(entry)]
         for role, digest in entry.documents.items():
             raw = raw_digest(digest)
             _insert_document(connection, raw, contents[role])
             bound.append((index, role, raw))
     _INSERT_ENTRY.insert(connection, rows)
-    _INSERT_KEY.insert(connection, keys)
     _INSERT_ENTRY_DOCUMENT.insert(connection, bound)
+
+
+def insert_keys(connection: Connection, filed: Sequence[tuple[str, int, bytes]]) -> None:
+    """(key, block, bits) of blocks that are whole now."""
+    _INSERT_KEY.insert(connection, filed)
 
 
 def _insert_document(connection: Connection, digest: bytes, content: bytes) -> None:
@@ -285,10 +266,10 @@ def read_entries(connection: Connection, start: int, stop: int) -> list[StoredEn
     return list(found.values())
 
 
-def read_filed(connection: Connection, key: str, start: int, stop: int) -> set[int]:
-    """Which of the entries [start, stop) are filed under the key."""
-    found = _FILED.execute(connection, {"of": key, "first": start, "last": stop - 1})
-    return {index for (index,) in found.fetchall()}
+def read_bits(connection: Connection, key: str, first: int, last: int) -> list[tuple[int, bytes]]:
+    """(block, bits) of the blocks from first to last in which the key is filed."""
+    found: list[tuple[int, bytes]] = _BITS.execute(connection, {"of": key, "first": first, "last": last}).fetchall()
+    return found
 
 
 def count_keys(connection: Connection) -> int:
@@ -296,12 +277,10 @@ def count_keys(connection: Connection) -> int:
     return total
 
 
-def read_keys(connection: Connection) -> Iterator[tuple[int, str, bytes | None]]:
-    """(index, key, the entry's bytes) of every key there is; None where there is no such entry."""
+def read_keys(connection: Connection) -> Iterator[tuple[str, int, bytes]]:
+    """Every row of a key, (key, block, bits), block by block."""
     column = entry_keys.c
-    rows = select(column.index, column.key, entries.c.bytes).outerjoin_from(
-        entry_keys, entries, entries.c.index == column.index
-    )
+    rows = select(column.key, column.block, column.bits).order_by(column.block, column.key)
     with closing(connection.execute(rows.execution_options(yield_per=1000))) as found:
         yield from map(tuple, found)
 

@@ -50,12 +50,13 @@ entry_keys = Table(
     "entry_keys",
     metadata,
     Column("key", Text, primary_key=True),
-    Column("index", Counter, primary_key=True, autoincrement=False),
+    Column("block", Counter, primary_key=True, autoincrement=False),
+    Column("bits", LargeBinary, nullable=False),
+    CheckConstraint("length(bits) >= 1", name="bits"),
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )
-"""What an entry is searched by, in one tree: each page more that an append changes costs it more than all of its rows.
-No reference to `entries`, for the same reason; the fold counts the rows."""
+"""What entries are searched by: which entries of a block have a key. See `store.filing`, which gives the bits."""
 
 documents = Table(
     "documents",

@@ -145,7 +145,10 @@ def adapter_story(context: Context, name: str) -> dict[str, Any]:
         while page := context.ledger.find(subjects=[subject], types=types, after=after, before=size, limit=1_000):
             after = page[-1][0]
             found.update(page)
-    counts = context.ledger.ask(partial(count_requests, adapter=name, size=size, open_requests=open_requests))
+    asked = partial(
+        count_requests, unfiled=context.ledger.unfiled, adapter=name, size=size, open_requests=open_requests
+    )
+    counts = context.ledger.ask(asked)
     return {"entries": [_told(context, found[index]) for index in sorted(found)], "requests": counts}
 
 

@@ -13,9 +13,9 @@ depends_on = None
 APPLICATION_ROLE = "appliance_app"
 COUNTER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
-# Not of `entry_keys`: its rows are all key, and one that is replaced is the same again.
 PRIMARY_KEYS = {
     "entries": ("index",),
+    "entry_keys": ("key", "block"),
     "documents": ("digest",),
     "entry_documents": ("index", "role"),
     "disclosures": ("commitment",),
@@ -57,8 +57,10 @@ def _create_entries() -> None:
     op.create_table(
         "entry_keys",
         sa.Column("key", sa.Text, nullable=False),
-        sa.Column("index", COUNTER, autoincrement=False, nullable=False),
-        sa.PrimaryKeyConstraint("key", "index", name="pk_entry_keys"),
+        sa.Column("block", COUNTER, autoincrement=False, nullable=False),
+        sa.Column("bits", sa.LargeBinary, nullable=False),
+        sa.PrimaryKeyConstraint("key", "block", name="pk_entry_keys"),
+        sa.CheckConstraint("length(bits) >= 1", name=op.f("ck_entry_keys_bits")),
         sqlite_strict=True,
         sqlite_with_rowid=False,
     )

@@ -18,7 +18,7 @@ from unittest.mock import patch
 from appliance.domain.entry import Draft
 from appliance.store.engine import migrate, open_engine
 from appliance.store.ledger import Ledger
-from scripts.benches.logs import Log, Requests, clock_after, open_ledger, replay
+from scripts.benches.logs import WRITES, Log, Requests, clock_after, open_ledger, replay
 from scripts.benches.measure import Row, interleaved, row, sync_ms
 from scripts.benches.synthetic import Synthetic
 from tests import postgres
@@ -49,6 +49,8 @@ class Bare:
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
             self._connection.execute(f"PRAGMA {pragma}").close()
         self._connection.execute("CREATE TABLE entries (id INTEGER PRIMARY KEY, bytes BLOB NOT NULL) STRICT")
+        for _ in range(WRITES):
+            self.append()
 
     def append(self) -> None:
         self._connection.execute("BEGIN IMMEDIATE")

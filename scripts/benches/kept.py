@@ -19,6 +19,7 @@ from appliance.formats.export import MEMBERS, VERSION
 from appliance.formats.fields import encode_base64
 from appliance.store import rows, tables
 from appliance.store.engine import connect_writer, migrate, open_engine
+from appliance.store.filing import BLOCK, file_block, keys_of, list_rows
 from appliance.store.rows import Head
 from scripts.benches.signed import Made
 from scripts.benches.synthetic import Synthetic
@@ -92,7 +93,8 @@ class DatabaseFile:
         for pragma in ("journal_mode = OFF", "synchronous = OFF", "foreign_keys = OFF", "cache_size = -200000"):
             self._driver.execute(f"PRAGMA {pragma}").close()
         self._indexes = self._drop_indexes()
-        self._driver.execute('CREATE TEMP TABLE unsorted (key TEXT NOT NULL, "index" INTEGER NOT NULL)')
+        self._driver.execute("CREATE TEMP TABLE unsorted (key TEXT, block INTEGER, bits BLOB)")
+        self._keys: list[tuple[int, list[str]]] = []
         self._connection.begin()
         self._batch: list[Made] = []
         self._stored: set[bytes] = set()
@@ -115,8 +117,12 @@ class DatabaseFile:
     def _flush(self) -> None:
         batch, self._batch = self._batch, []
         self._insert(tables.entries, (_entry_row(made) for made in batch))
-        keys = ((key, made.index) for made in batch for key in rows.keys_of(made))
-        self._driver.executemany("INSERT INTO unsorted VALUES (?, ?)", keys)
+        for made in batch:
+            self._keys.append((made.index, keys_of(made)))
+            if len(self._keys) == BLOCK:
+                filed = list_rows(made.index // BLOCK, file_block(self._keys))
+                self._driver.executemany("INSERT INTO unsorted VALUES (?, ?, ?)", filed)
+                self._keys.clear()
         for made in (made for made in batch if made.documents or made.changes):
             self._insert_what_lies_beside(made)
 
@@ -139,7 +145,7 @@ class DatabaseFile:
     def close(self) -> None:
         """Keys, head and checkpoint; afterwards the file is as a service would have left it."""
         self._flush()
-        self._driver.execute('INSERT INTO entry_keys SELECT key, "index" FROM unsorted ORDER BY key, "index"')
+        self._driver.execute("INSERT INTO entry_keys SELECT * FROM unsorted ORDER BY key, block")
         before, head = rows.read_head(self._connection), Head(self._log.index, self._log.leaf)
         rows.move_head(self._connection, before, head, self._log.checkpoint())
         for sql in self._indexes:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.domain.entry import Draft
+from appliance.store.filing import BLOCK
 from scripts.benches.appends import Rates
 from scripts.benches.logs import Log, Requests
 from scripts.benches.measure import Row, interleaved, row, wall_ms
@@ -18,7 +19,8 @@ from scripts.benches.reading import inclusion
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 """The environment that `scripts/bench` makes from the extra `bench`."""
-_BATCH, _BATCHES = 64, 8
+_BATCH, _BATCHES = 64, BLOCK // 64
+"""Entries a batch, and batches a turn: so many that each turn of ours files as many entries as it appends."""
 
 
 class Peer:
@@ -62,17 +64,17 @@ class Batches:
         made = [self._make() for _ in range(count)]
         return [wall_ms(lambda: [self._ledger.append_all(drafts) for drafts in made])]
 
-    def append_and_prove(self) -> list[float]:
-        """A batch, then the proof of each of it in the tree that it made."""
-        drafts = self._make()
+    def append_and_prove(self, count: int) -> list[float]:
+        """So many batches, and after each the proof of each of it in the tree that it made."""
+        made = [self._make() for _ in range(count)]
 
-        def act() -> None:
+        def act(drafts: list[Draft]) -> None:
             appended = self._ledger.append_all(drafts)
             size = appended[-1].entry.index + 1
             for one in appended:
                 self._ledger.inclusion_proof(one.entry.index, size)
 
-        return [wall_ms(act)]
+        return [wall_ms(lambda: [act(drafts) for drafts in made])]
 
 
 def beside_pymerkle(log: Log, folder: Path, rounds: int, *, alone: int, proofs: int) -> list[Row]:
@@ -93,8 +95,8 @@ def beside_pymerkle(log: Log, folder: Path, rounds: int, *, alone: int, proofs: 
             their_batch=lambda: _rates(peer("append", batch=_BATCH, count=_BATCHES), _BATCH * _BATCHES),
             proof=lambda: _rates(inclusion(log, proofs)(), 1),
             their_proof=lambda: _rates(peer("prove", count=proofs, cold=False), 1),
-            both=lambda: _rates(batches.append_and_prove(), _BATCH),
-            their_both=lambda: _rates(peer("append_and_prove", batch=_BATCH), _BATCH),
+            both=lambda: _rates(batches.append_and_prove(_BATCHES), _BATCH * _BATCHES),
+            their_both=lambda: _rates(peer("append_and_prove", batch=_BATCH, count=_BATCHES), _BATCH * _BATCHES),
         )
     at = f"{log.size:,} entries"
 

@@ -63,17 +63,17 @@ class Worker:
             found.append(_ms(lambda at=at: self._tree.prove_inclusion(at, self._size)))
         return found
 
-    def append_and_prove(self, batch: int) -> list[float]:
-        """A batch, then the proof of each of it in the tree that it made."""
-        entries = [os.urandom(ENTRY_BYTES) for _ in range(batch)]
+    def append_and_prove(self, batch: int, count: int) -> list[float]:
+        """So many batches, and after each the proof of each of it in the tree that it made."""
+        made = [[os.urandom(ENTRY_BYTES) for _ in range(batch)] for _ in range(count)]
 
-        def act() -> None:
+        def act(entries: list[bytes]) -> None:
             self._commit(entries)
             size = self._tree.get_size()
             for at in range(size - batch + 1, size + 1):
                 self._tree.prove_inclusion(at, size)
 
-        return [_ms(act)]
+        return [_ms(lambda: [act(entries) for entries in made])]
 
 
 def _ms(act: Any) -> float:

@@ -11,6 +11,7 @@ from typing import cast
 import pytest
 from sqlalchemy import Engine
 
+from appliance.store import filing
 from appliance.store.engine import migrate, open_engine
 from appliance.store.ledger import Ledger
 from tests.postgres import APPLICATION, Server, postgres
@@ -19,6 +20,12 @@ from tests.store.site import Site
 __all__ = ["postgres"]
 
 KINDS = ("sqlite", "postgresql")
+
+
+@pytest.fixture
+def filed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each entry is a block of its own."""
+    monkeypatch.setattr(filing, "BLOCK", 1)
 
 
 class Databases:

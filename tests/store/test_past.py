@@ -14,6 +14,7 @@ from appliance.domain.questions import JUDGED_BY, MODELS, could_load
 from appliance.domain.rules import apply
 from appliance.domain.state import UNPROJECTED, State
 from appliance.errors import BadInput, NotFound
+from appliance.store import filing
 from appliance.store.ledger import Ledger
 from appliance.store.past import count_requests, last_at, state_at, values_at
 from tests.domain.builder import Site, stage
@@ -37,8 +38,11 @@ def told() -> Site:
     return site
 
 
-@pytest.fixture
-def past(engine: Engine, told: Site) -> Iterator[Ledger]:
+@pytest.fixture(params=[1, 7, 1_024], ids=["all filed", "some filed", "none filed"])
+def past(
+    request: pytest.FixtureRequest, engine: Engine, told: Site, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Ledger]:
+    monkeypatch.setattr(filing, "BLOCK", request.param)
     ledger = retell(engine, told)
     yield ledger
     ledger.close()
@@ -101,7 +105,9 @@ def test_a_time_stands_for_the_last_entry_at_it_or_before_it(past: Ledger, told:
 def test_requests_are_counted_as_reading_everything_counts_them(past: Ledger, told: Site) -> None:
     for size, state in enumerate(folds(told), start=1):
         finished = [entry for entry in map(parse_entry, told.entries[:size]) if entry.type == "request.finished"]
-        count = partial(count_requests, adapter="clauses@1", size=size, open_requests=len(state.requests))
+        count = partial(
+            count_requests, unfiled=past.unfiled, adapter="clauses@1", size=size, open_requests=len(state.requests)
+        )
         counted = past.ask(count)
         assert counted.pop("open") == len(state.requests)
         outcomes = {"answered": "success", "failure": "failure", "interrupted": "interrupted"}

@@ -6,23 +6,24 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event
 
 from appliance.domain.entry import parse_entry
 from appliance.errors import BadInput
 from appliance.formats.timestamp import encode_time
-from appliance.store import search
+from appliance.store import filing, search
 from appliance.store.engine import open_engine
+from appliance.store.filing import Unfiled
 from appliance.store.ledger import Ledger
-from appliance.store.search import Filters, find_entries, plan_search, span
+from appliance.store.search import Filters, find_entries
 from tests.store.conftest import Databases
 from tests.store.site import START, Site, heartbeat, refusal
 
 ORDERS = 6
 
 
-@pytest.fixture
-def log(ledger: Ledger, site: Site) -> Ledger:
+@pytest.fixture(params=[1, 5, 1_024], ids=["all filed", "some filed", "none filed"])
+def log(request: pytest.FixtureRequest, ledger: Ledger, site: Site, monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    monkeypatch.setattr(filing, "BLOCK", request.param)
     for turn in range(ORDERS):
         ledger.append(heartbeat())
         ledger.append(refusal("legal" if turn % 2 else "treasury"))
@@ -72,15 +73,11 @@ FILTERS: list[Filters] = [
 ]
 
 
-ENOUGH = pytest.mark.parametrize("enough", [20_000, 1], ids=["one leads", "all are frequent"])
-
-
-@ENOUGH
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
 def test_find_gives_what_reading_everything_gives(
-    log: Ledger, filters: Filters, enough: int, monkeypatch: pytest.MonkeyPatch
+    log: Ledger, filters: Filters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "_ENOUGH", enough)
+    monkeypatch.setattr(search, "_FEW", 1)
     expected, after, before = [], filters.get("after"), filters.get("before")
     for data in log.entries():
         entry = parse_entry(data)
@@ -132,9 +129,10 @@ def test_a_filter_that_makes_no_sense_is_refused(log: Ledger, filters: Filters) 
 SEARCHES = [Filters(**{**filters, "newest": newest}) for filters in FILTERS for newest in (False, True)]
 
 
-@pytest.fixture(scope="module")
-def frequent(databases: Databases, site: Site) -> str:
-    """Some thousand entries, most of them heartbeats, so that a search has something to choose."""
+@pytest.fixture
+def frequent(databases: Databases, site: Site, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Sixty entries in as many blocks, most of them heartbeats."""
+    monkeypatch.setattr(filing, "BLOCK", 1)
     path = databases.filled("sqlite", "frequent", lambda url: fill(site, url))
     return f"sqlite:///{path}"
 
@@ -147,53 +145,38 @@ def fill(site: Site, url: str) -> None:
     ledger.close()
 
 
-@ENOUGH
 @pytest.mark.parametrize("filters", SEARCHES, ids=str)
-def test_a_search_walks_an_index_in_the_logs_order(
-    frequent: str, filters: Filters, enough: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No sorting, and no reading of the whole log for a rare thing. PostgreSQL's planner wants a large table first."""
-    monkeypatch.setattr(search, "_ENOUGH", enough)
-    engine = open_engine(frequent)
-    asked: list[tuple[str, Any]] = []
-
-    def note(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
-        asked.append((statement, parameters))
-
-    event.listen(engine, "before_cursor_execute", note)
-    with engine.connect() as connection:
-        find_entries(connection, filters)
-        event.remove(engine, "before_cursor_execute", note)
-        plans = [
-            str(row[3])
-            for statement, parameters in asked
-            if statement.startswith("SELECT")
-            for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
-        ]
-    engine.dispose()
-    assert not [plan for plan in plans if "TEMP B-TREE" in plan]
-    assert not [plan for plan in plans if plan.startswith("SCAN entr")]
-
-
-TWO_TYPES = ("type=request.refused", "type=appliance.initialized")
-LEADING: list[tuple[Filters, tuple[str | None, ...]]] = [
-    ({"types": ["heartbeat"], "outcome": "denied"}, ("outcome=denied",)),
-    ({"types": ["request.refused"], "outcome": "success"}, ("type=request.refused",)),
-    ({"types": ["heartbeat"], "unit": "legal"}, ("unit:legal",)),
-    ({"types": ["request.refused", "appliance.initialized"], "actor": "service"}, TWO_TYPES),
-    ({"types": ["request.refused", "appliance.initialized"], "outcome": "success"}, TWO_TYPES),
-    ({"actor": "service", "subjects": ["unit:legal"]}, ("unit:legal",)),
-    ({"actor": "service", "outcome": "success", "after": 50, "before": 58}, (None,)),
-    ({"actor": "service", "subjects": ["unit:nobody"]}, ()),
-]
-
-
-@pytest.mark.parametrize(("filters", "leads"), LEADING, ids=str)
-def test_the_rarest_filter_leads(frequent: str, filters: Filters, leads: tuple[str | None, ...]) -> None:
-    """Heartbeats are frequent and refusals are rare: whichever is asked for first, the page walks the rarer ones, and
-    the log itself where its part is no longer than what an index would lead to."""
+def test_a_search_sorts_nothing_and_reads_nothing_whole(frequent: str, filters: Filters) -> None:
     engine = open_engine(frequent)
     with engine.connect() as connection:
-        walks = plan_search(connection, filters, *span(connection, filters)).walks
+        driver: Any = connection.connection.driver_connection
+        asked: list[str] = []
+        driver.set_trace_callback(asked.append)
+        find_entries(connection, Unfiled(), filters)
+        driver.set_trace_callback(None)
+        selects = [statement for statement in asked if statement.startswith("SELECT")]
+        plans = [str(row[3]) for one in selects for row in driver.execute(f"EXPLAIN QUERY PLAN {one}")]
     engine.dispose()
-    assert tuple(walk.key for walk in walks) == leads
+    assert selects
+    assert not [plan for plan in plans if "TEMP B-TREE" in plan or plan.startswith("SCAN")]
+
+
+def test_a_page_of_what_is_frequent_reads_few_blocks(frequent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of sixty blocks no more than the page needs, and all of them only where nothing is found."""
+    read: list[int] = []
+    bits = search.read_bits
+
+    def note(connection: Any, key: str, first: int, last: int) -> list[tuple[int, bytes]]:
+        read.append(last - first + 1)
+        return bits(connection, key, first, last)
+
+    monkeypatch.setattr(search, "read_bits", note)
+    engine = open_engine(frequent)
+    with engine.connect() as connection:
+        for newest in (False, True):
+            assert len(find_entries(connection, Unfiled(), {"types": ["heartbeat"], "limit": 5, "newest": newest})) == 5
+            assert read == [search._FEW]
+            read.clear()
+        assert not find_entries(connection, Unfiled(), {"subjects": ["unit:nobody"]})
+        assert sum(read) == 61
+    engine.dispose()

@@ -21,6 +21,8 @@ from tests.store.attacker import Cursor, attack
 from tests.store.conftest import KINDS, Databases
 from tests.store.site import ORIGIN, Site, heartbeat, refusal
 
+pytestmark = pytest.mark.usefixtures("filed")
+
 Attack = Callable[[], AbstractContextManager[Cursor]]
 H = b"\xaa" * 32
 
@@ -60,6 +62,16 @@ def around(database_url: str, databases: Databases) -> Attack:
     return lambda: attack(database_url, databases.server() if database_url.startswith("postgresql") else None)
 
 
+@pytest.mark.parametrize("bits", [b"\x02", b"\x01\x00", b"\x01\x01"])
+def test_changed_bits_are_named_at_load(
+    history: Ledger, open_ledger: Callable[[], Ledger], around: Attack, bits: bytes
+) -> None:
+    with around() as database:
+        database.execute("UPDATE entry_keys SET bits = ? WHERE block = 4 AND key = 'unit:legal'", (bits,))
+    with pytest.raises(Tampered, match=r"^entry 4: key unit:legal: expected"):
+        open_ledger().load()
+
+
 LEAF = "substr(nodes, 1, 32)"
 CHANGES = [
     ("entries", "time", "'2026-11-24T12:00:00.000Z'", '"index" = 4', 4),
@@ -68,11 +80,11 @@ CHANGES = [
     ("entries", "nodes", LEAF, '"index" = 5', 5),
     ("entries", '"index"', "70", '"index" = 4', 4),
     ("entries", '"index"', "70", '"index" = 7', 7),
-    ("entry_keys", "key", "'unit:treasury'", "\"index\" = 4 AND key = 'unit:legal'", 4),
-    ("entry_keys", "key", "'type=heartbeat'", "\"index\" = 4 AND key = 'type=request.refused'", 4),
-    ("entry_keys", "key", "'actor=mallory'", "\"index\" = 4 AND key = 'actor=legal'", 4),
-    ("entry_keys", "key", "'outcome=failure'", "\"index\" = 4 AND key = 'outcome=denied'", 4),
-    ("entry_keys", '"index"', "6", "\"index\" = 4 AND key = 'unit:legal'", 4),
+    ("entry_keys", "key", "'unit:treasury'", "block = 4 AND key = 'unit:legal'", 4),
+    ("entry_keys", "key", "'type=heartbeat'", "block = 4 AND key = 'type=request.refused'", 4),
+    ("entry_keys", "key", "'actor=mallory'", "block = 4 AND key = 'actor=legal'", 4),
+    ("entry_keys", "key", "'outcome=failure'", "block = 4 AND key = 'outcome=denied'", 4),
+    ("entry_keys", "block", "6", "block = 4 AND key = 'unit:legal'", 4),
     (
         "documents",
         "bytes",
@@ -141,9 +153,9 @@ def test_changed_nodes_are_named_at_load(
 DELETIONS = [
     ("entries", '"index" = 4', r"entry 4\b"),
     ("entries", '"index" = 7', r"entry 7\b"),
-    ("entry_keys", "\"index\" = 4 AND key = 'unit:legal'", r"entry 4: key unit:legal: expected a row"),
-    ("entry_keys", "key = 'type=heartbeat'", r"entry 6: key type=heartbeat: expected a row"),
-    ("entry_keys", "1 = 1", r"entry 0: key type=appliance.initialized: expected a row"),
+    ("entry_keys", "block = 4 AND key = 'unit:legal'", r"entry 4: key unit:legal: expected filed, got not"),
+    ("entry_keys", "key = 'type=heartbeat'", r"entry 6: key type=heartbeat: expected filed, got not"),
+    ("entry_keys", "1 = 1", r"entry 0: key type=appliance.initialized: expected filed, got not"),
     ("documents", 'digest IN (SELECT digest FROM entry_documents WHERE "index" = 0)', r"entry 0: document policy"),
     ("entry_documents", '"index" = 2', r"entry 2: document "),
     ("head", "1 = 1", r"ledger, head: expected one row, got none"),
@@ -161,13 +173,14 @@ def test_a_deleted_row_is_named_at_load(
 
 
 LIKE_ENTRY_7 = 'time, nodes, bytes FROM entries WHERE "index" = 7'
+A_BIT = "bits FROM entry_keys WHERE block = 4 AND key = 'unit:legal'"
 ADDITIONS = [
     (f"INSERT INTO entries SELECT 8, {LIKE_ENTRY_7}", "entry 8: expected none beyond the head"),
     (f"INSERT INTO entries SELECT -1, {LIKE_ENTRY_7}", "entry -1: expected none beyond the head"),
-    ("INSERT INTO entry_keys VALUES ('unit:legal', 7)", "entry 7: key unit:legal: expected none"),
-    ("INSERT INTO entry_keys VALUES ('unit:treasury', 7)", "entry 7: key unit:treasury: expected none"),
-    ("INSERT INTO entry_keys VALUES ('unit:legal', 8)", "entry 8: key unit:legal: expected none"),
-    ("INSERT INTO entry_keys VALUES ('unit:legal', -1)", "entry -1: key unit:legal: expected none"),
+    (f"INSERT INTO entry_keys SELECT 'unit:legal', 7, {A_BIT}", "entry 7: key unit:legal: expected not, got filed"),
+    (f"INSERT INTO entry_keys SELECT 'unit:nobody', 7, {A_BIT}", "entry 7: key unit:nobody: expected not, got filed"),
+    (f"INSERT INTO entry_keys SELECT 'unit:legal', 8, {A_BIT}", "entry 8: key unit:legal: expected not, got filed"),
+    (f"INSERT INTO entry_keys SELECT 'unit:legal', -1, {A_BIT}", "entry -1: key unit:legal: expected not, got filed"),
     (
         "INSERT INTO entry_documents SELECT 7, 'order', digest FROM documents LIMIT 1",
         "entry 7: document order: expected none",
@@ -262,8 +275,8 @@ def test_a_key_that_is_added_while_the_service_runs_is_found_when_its_rows_are_c
 ) -> None:
     assert history.check_projections() == []
     with around() as database:
-        database.execute("INSERT INTO entry_keys VALUES ('unit:treasury', 3)")
-    with pytest.raises(Tampered, match="entry 3: key unit:treasury: expected none"):
+        database.execute("INSERT INTO entry_keys VALUES ('unit:treasury', 3, ?)", (b"\x01",))
+    with pytest.raises(Tampered, match="entry 3: key unit:treasury: expected not, got filed"):
         history.check_projections()
 
 
@@ -287,7 +300,7 @@ def test_a_service_does_not_sign_a_second_history_of_a_size_it_has_signed(
     leaves = [hash_leaf(data) for data in history.entries()][:7]
     with around() as database:
         database.execute('DELETE FROM entries WHERE "index" = 7')
-        database.execute('DELETE FROM entry_keys WHERE "index" = 7')
+        database.execute("DELETE FROM entry_keys WHERE block = 7")
         note = sign_checkpoint(Checkpoint(ORIGIN, 7, root_of(leaves)), site.log_signer)
         database.execute("UPDATE head SET size = 7, leaf_hash = ?, note = ?", (leaves[6], note))
     other = open_ledger()
