@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=["ledger", "methods", "plan", "serve", "train"],
         help="what to measure; methods and plan have options of their own",
     )
-    parser.add_argument("--quick", action="store_true", help="less of everything; ledger's and serve's in two minutes")
+    parser.add_argument("--quick", action="store_true", help="less of everything, in two minutes")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows as JSON")
     parser.add_argument(
         "--folder", metavar="DIR", type=Path, help="whose disk is measured (default: where temp files lie)"

@@ -70,8 +70,12 @@ class Plan:
     device: str
     rounds: int
     steps: dict[str, int]
+    checkpointing: bool
+    """Also both with gradient checkpointing."""
     peers: bool
     """Also what has no goal, once: the plain Trainer and soup-cli."""
+    starts: int
+    """First steps that are timed."""
     recorded: int
     """Epochs of a run with its record on `RECORDED` rows of banking77, beside the bare loop; 0 for none."""
     lengths: tuple[int, ...]
@@ -83,11 +87,13 @@ def quick(data: Path, device: str) -> Plan:
         data,
         device,
         rounds=1,
-        steps={"banking77": 6, "CUAD": 6},
+        steps={"banking77": 4},
+        checkpointing=False,
         peers=False,
+        starts=1,
         recorded=0,
-        lengths=(128, 1024),
-        ranks=(4, 64),
+        lengths=(1024,),
+        ranks=(),
     )
 
 
@@ -97,7 +103,9 @@ def full(data: Path, device: str) -> Plan:
         device,
         rounds=3,
         steps={"banking77": 12, "CUAD": 4},
+        checkpointing=True,
         peers=True,
+        starts=3,
         recorded=2,
         lengths=(128, 512, 1024, 2048, 4096),
         ranks=(4, 16, 64),
@@ -130,7 +138,7 @@ def measure(folder: Path, plan: Plan) -> Iterator[Row]:
     limit = bench.run("limit", "limit")
     assert limit is not None
     yield row("bf16 matrix limit of the machine", limit["operations_a_second"] / 1e9, "GFLOP/s")
-    for name in DATASETS:
+    for name in plan.steps:
         yield from _beside_peers(bench, name, limit["operations_a_second"])
     yield from _first_step(bench)
     yield from _shape(bench)
@@ -144,11 +152,14 @@ def _beside_peers(bench: _Bench, dataset: str, limit: float) -> Iterator[Row]:
     again = {"recipe": {"gradient_checkpointing": "layer"}}
     programs: dict[str, tuple[str, dict[str, Any]]] = {
         "ours": ("ours", {}),
-        "ours again": ("ours", again),
         "TRL": ("trl", {"best": False}),
         "TRL, packed, answers only": ("trl", {"best": True}),
-        "TRL, gradient checkpointing": ("trl", {"best": False, **again}),
     }
+    if bench.plan.checkpointing:
+        programs |= {
+            "ours again": ("ours", again),
+            "TRL, gradient checkpointing": ("trl", {"best": False, **again}),
+        }
     if bench.plan.peers:
         programs |= {"transformers' Trainer": ("trainer", {}), "soup-cli": ("soup", {})}
     runs = Runs()
@@ -202,7 +213,7 @@ def _compare(runs: Runs, dataset: str) -> Iterator[Row]:
 def _first_step(bench: _Bench) -> Iterator[Row]:
     rows, judged = bench.cut("banking77", steps=1)
     runs = Runs()
-    for _ in range(max(3, bench.plan.rounds)):
+    for _ in range(bench.plan.starts):
         runs.take("load", bench.run("load", "load"))
         runs.take("ours", bench.run("ours", "first", rows=str(rows), judged=str(judged)))
     if not {"load", "ours"} <= runs.found.keys():
