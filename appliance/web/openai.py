@@ -118,6 +118,7 @@ COMPLETION = Shape(
     piece=lambda text: {"text": text},
     first=None,
 )
+_PLACE = "\0"
 _PREFIXES = {"chat.completion": "chatcmpl", "chat.completion.chunk": "chatcmpl", "text_completion": "cmpl"}
 
 
@@ -174,12 +175,14 @@ async def _stream(shape: Shape, answer: Answer, model: str, usage: bool, frames:
     def chunk(part: Value, finish: str | None, **more: Value) -> str:
         return _event({**head, "choices": [{"index": 0, **part, "finish_reason": finish, "logprobs": None}], **more})
 
+    # Each of an answer's pieces differs in its text alone.
+    before, after = chunk(shape.piece(_PLACE), None).split(json.dumps(_PLACE))
     try:
         if shape.first is not None:
             yield chunk(shape.first, None)
         async for frame in frames.each():
             if frame["frame"] != "done":
-                yield chunk(shape.piece(frame["text"]), None)
+                yield f"{before}{json.dumps(frame['text'])}{after}"
                 continue
             yield chunk(shape.piece(""), frame["finish_reason"], **({} if usage else _record(frame)))
             if usage:

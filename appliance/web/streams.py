@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
@@ -27,7 +28,8 @@ class Frames:
         self._frames = frames
         self._count = ended
         self._loop = asyncio.get_running_loop()
-        self._heard: asyncio.Queue[Frame | None] = asyncio.Queue()
+        self._heard: deque[Frame | None] = deque()
+        self._waiting: asyncio.Future[None] | None = None
         self._left = threading.Event()
         self.ended = asyncio.Event()
         self._error: ApplianceError | None = None
@@ -53,14 +55,19 @@ class Frames:
             self._loop.call_soon_threadsafe(self._hear, frame)
 
     def _hear(self, frame: Frame | None) -> None:
-        self._heard.put_nowait(frame)
+        self._heard.append(frame)
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
         if frame is None:
             self.ended.set()
 
     async def each(self) -> AsyncIterator[Frame]:
         """Raises what ended the answer before its end, at once."""
         while True:
-            frame = await self._heard.get()
+            if not self._heard:
+                self._waiting = self._loop.create_future()
+                await self._waiting
+            frame = self._heard.popleft()
             if self._error is not None:
                 raise self._error
             if frame is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from appliance.domain.entry import Outcome
 from appliance.domain.state import Slot
@@ -23,8 +24,8 @@ class Loaded:
     row: Slot
     slot: str
     engine: Engine
-    clock: Callable[[], str]
-    last_token: str | None = None
+    clock: Callable[[], datetime]
+    last_token: datetime | None = None
     closed: str | None = None
     under_way: int = 0
     _door: threading.Lock = field(default_factory=threading.Lock)

@@ -25,7 +25,7 @@ FRAME_S = 120.0
 WAITING = 32
 
 
-Heard = queue.Queue[Frame | None]
+Heard = queue.SimpleQueue[Frame | None]
 
 
 class Engine:
@@ -36,7 +36,7 @@ class Engine:
         self._turn = threading.Lock()
         self._places = threading.BoundedSemaphore(WAITING)
         self._lock = threading.Lock()
-        self._replies: Heard = queue.Queue()
+        self._replies: Heard = queue.SimpleQueue()
         self._requests: dict[str, Heard] = {}
         self._answering: Counter[str] = Counter()
         self._last_heard = time.monotonic()
@@ -130,7 +130,7 @@ class Engine:
         """
         if not self._places.acquire(blocking=False):
             raise TooMany(f"engine: expected at most {WAITING} requests at a time, got more")
-        heard: Heard = queue.Queue()
+        heard: Heard = queue.SimpleQueue()
         ended = False
         try:
             self._enter(request, slot, heard)
@@ -158,7 +158,7 @@ class Engine:
             if heard is None:
                 return
             # What the worker still says goes where nobody listens; the request leaves as every other does.
-            self._requests[request] = queue.Queue()
+            self._requests[request] = queue.SimpleQueue()
         with suppress(queue.Empty):
             while True:
                 heard.get_nowait()

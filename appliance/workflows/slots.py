@@ -178,7 +178,7 @@ class Slots:
             with suppress(Unavailable):
                 append(self._context, refusal)
             raise
-        loaded = Loaded(row, slot, engine, self._clock)
+        loaded = Loaded(row, slot, engine, self._context.clock)
         with self._lock:
             self._table[release_key(unit, task)] = loaded
         # Whatever was appended since its own entry: either it is seen here, or its author sees the slot in the table.
@@ -186,9 +186,6 @@ class Slots:
             self._close(loaded, reasons[0])
             raise Denied(f"adapter {name} for {unit}", reasons=tuple(reasons), code="not-admitted")
         return loaded
-
-    def _clock(self) -> str:
-        return encode_time(self._context.clock())
 
     def _engine(self, base: str, digest: str, admitted: Admitted) -> Engine:
         """One engine for each tuple that an adapter can have been judged on."""
@@ -231,7 +228,7 @@ class Slots:
         slot = self._context.ledger.state.slots.get(release_key(loaded.unit, loaded.task))
         if slot is None or slot.admitted != loaded.row.admitted:
             return  # recorded before, by an append whose end nobody saw
-        last = loaded.last_token
+        last = None if loaded.last_token is None else encode_time(loaded.last_token)
         if last is not None and slot.loaded_at is not None:
             # A clock that went back gives its tokens the time of what stands in the ledger.
             last = max(last, slot.loaded_at)
