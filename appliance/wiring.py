@@ -55,7 +55,7 @@ from appliance.web.operations import LEAST_TOKEN, Readiness, operations_app
 from appliance.web.server import Activity, Door, open_tcp, open_unix
 from appliance.web.server import serve as serve_doors
 from appliance.web.tls import open_tls, read_private
-from appliance.workflows import rehash, sessions, steps, watch, witness
+from appliance.workflows import rehash, sessions, steps, watch, witness, writeback
 from appliance.workflows.context import Code, Context
 from appliance.workflows.progress import Progress
 from appliance.workflows.recover import recover
@@ -302,6 +302,7 @@ def serve(settings: Settings, *, embedded: bool) -> None:
         context.appended, door.refused = partial(_observe, metrics), metrics.refused
         recover(context)
         reason = "failed"
+        writeback.start(context)
         if settings.rehash_s is not None:
             rehash.start(context, settings.rehash_s)
         try:

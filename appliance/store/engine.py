@@ -125,6 +125,12 @@ def connect_reader(engine: Engine) -> Connection:
     return connection
 
 
+def checkpoint_wal(connection: Connection, mode: str) -> None:
+    """SQLite's own, outside of every transaction (https://sqlite.org/pragma.html#pragma_wal_checkpoint)."""
+    raw: Any = connection.connection.driver_connection
+    raw.execute(f"PRAGMA wal_checkpoint({mode})").close()
+
+
 def is_current(connection: Connection) -> bool:
     """False once SQLite's file is no longer the one at its path: what is written into a removed file is lost."""
     return _is_same_file(connection.info)

@@ -28,7 +28,7 @@ from appliance.formats.keys import Signer
 from appliance.formats.merkle import hash_leaf
 from appliance.formats.timestamp import encode_time
 from appliance.store import audit, rows
-from appliance.store.engine import connect_reader, connect_writer, database_errors
+from appliance.store.engine import checkpoint_wal, connect_reader, connect_writer, database_errors
 from appliance.store.filing import Unfiled
 from appliance.store.fold import NOTHING_SEEN, Fold, Seen, advance, check_checkpoint, check_end
 from appliance.store.nodes import Nodes, Place
@@ -238,6 +238,13 @@ class Ledger:
         with self.lock, self._writing() as connection:
             rows.probe_head(connection)
         self._suspect = False
+
+    def write_back(self) -> None:
+        """Copies what SQLite has written ahead into the database itself, while others append and read; nothing on
+        PostgreSQL. An append only has to do it where a thousand pages have come together."""
+        if self._engine.dialect.name == "sqlite":
+            with self._reading() as connection:
+                checkpoint_wal(connection, "PASSIVE")
 
     def close(self) -> None:
         """Lets go of the database; the ledger opens it again when it is next used."""

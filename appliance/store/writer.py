@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from appliance.errors import Unavailable
 from appliance.store import prepared, rows
-from appliance.store.engine import begin_writing, connect_writer, is_current
+from appliance.store.engine import begin_writing, checkpoint_wal, connect_writer, is_current
 
 
 class Writer:
@@ -78,8 +77,7 @@ class Writer:
     def scrub(self) -> None:
         """Leaves nothing of removed rows in SQLite's write-ahead log; a reader of an older moment may delay that."""
         if self._connection is not None and self._connection.dialect.name == "sqlite":
-            raw: Any = self._connection.connection.driver_connection
-            raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+            checkpoint_wal(self._connection, "TRUNCATE")
 
     def close(self) -> None:
         writer, self._connection = self._connection, None

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -318,3 +322,18 @@ def test_projections_are_rebuilt_from_the_entries(ledger: Ledger, owner_engine: 
     assert len(ledger.check_projections()) == 8, "site, two keys, two people; pending and gone; carol and her key"
     ledger.rebuild_projections()
     assert ledger.check_projections() == []
+
+
+def test_what_was_written_ahead_is_written_back_while_others_append(
+    ledger: Ledger, open_ledger: Callable[[], Ledger], database_url: str, tmp_path: Path
+) -> None:
+    with closing(open_ledger()) as other:
+        for number in range(4):
+            size = (ledger, other)[number % 2].append(heartbeat()).entry.index + 1
+        ledger.write_back()
+    if database_url.startswith("sqlite"):
+        # The database's own file, without what lies beside it.
+        shutil.copyfile(database_url.removeprefix("sqlite:///"), tmp_path / "alone.db")
+        with closing(sqlite3.connect(tmp_path / "alone.db")) as alone:
+            assert alone.execute('SELECT count(*), max("index") FROM entries').fetchone() == (size, size - 1)
+    assert ledger.append(heartbeat()).entry.index == size
