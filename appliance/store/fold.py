@@ -126,8 +126,8 @@ class _Blocks:
             got = b"".join(data for _, data in read_bits(self._connection, key, block, block))
             if got != filing.encode_bits(bits):
                 differing.append(_name(block, key, bits, filing.decode_bits(got)))
-        for _, error in sorted(differing, key=itemgetter(0)):
-            raise error
+        if differing:
+            raise min(differing, key=itemgetter(0))[1]
         return len(expected)
 
 

@@ -1,7 +1,8 @@
 """Finding entries: by the keys that they are filed under, in the order of the log, a page at a time.
 
 Of each block the bits of every key that is asked for are put together; those of the entries behind the last whole
-block are made on the spot. A search reads no more blocks than its page needs: a few at first, then more at a time.
+block are remembered or made on the spot. A search reads no more blocks than its page needs: a few at first, then more
+at a time.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _FEW, _MANY = 8, 1_024
 
 _TIME = Prepared(select(entries.c.time).where(entries.c.index == bindparam("at")))
 
-Bits = dict[int, int]
+Blocks = dict[int, int]
 """By block: which of its entries."""
 
 
@@ -96,7 +97,7 @@ def _walk(connection: Connection, unfiled: Unfiled, filters: Filters, *, newest:
         return
     whole = filing.count_filed(size) // filing.BLOCK
 
-    def read(key: str, low: int, high: int) -> Bits:
+    def read(key: str, low: int, high: int) -> Blocks:
         found = {block: filing.decode_bits(data) for block, data in read_bits(connection, key, low, high)}
         if high >= whole:
             found[whole] = unfiled.read(connection, size).get(key, 0)
@@ -120,11 +121,11 @@ def _pieces(first: int, last: int, *, newest: bool) -> Iterator[tuple[int, int]]
         count = min(4 * count, _MANY)
 
 
-def _meet(asked: Sequence[_Filter], blocks: Iterable[int], read: Callable[[str], Bits]) -> Bits:
+def _meet(asked: Sequence[_Filter], blocks: Iterable[int], read: Callable[[str], Blocks]) -> Blocks:
     """The entries of these blocks for which every filter holds; `read` gives the bits of a key in them."""
     met = dict.fromkeys(blocks, (1 << filing.BLOCK) - 1)
     for one in asked:
-        found: Bits = {}
+        found: Blocks = {}
         for key in one.keys:
             for block, bits in read(key).items():
                 found[block] = found.get(block, 0) | bits
