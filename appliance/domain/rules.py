@@ -17,9 +17,9 @@ from appliance.domain.custody import Texts, bound_texts
 from appliance.domain.entry import Entry
 from appliance.domain.events import EVENTS, Event, Ordered
 from appliance.domain.names import explain
-from appliance.domain.signatures import accept_order, read_order
+from appliance.domain.signatures import Accepted, accept_order, read_order
 from appliance.domain.state import State
-from appliance.domain.subjects import subjects_of
+from appliance.domain.subjects import Signed, subjects_of
 from appliance.errors import BadInput, Conflict, Denied, Tampered
 from appliance.formats.digest import digest_bytes
 from appliance.formats.timestamp import check_time
@@ -118,19 +118,23 @@ def check_claims(entry: Entry, body: Event) -> None:
     """Outcome and actor are those that this type of entry can have."""
     if entry.outcome not in body.outcomes:
         raise Denied(f"entry {entry.index} ({entry.type}): outcome: expected {body.outcomes}, got {entry.outcome}")
-    if body.actor is not None and entry.actor != body.actor:
-        raise Denied(f"entry {entry.index} ({entry.type}): actor: expected {body.actor}, got {entry.actor}")
+    actor = body.actor
+    if actor is not None and entry.actor != actor:
+        raise Denied(f"entry {entry.index} ({entry.type}): actor: expected {actor}, got {entry.actor}")
 
 
 def check_subjects(case: Case) -> None:
     """An entry is filed under everything it is about and under nothing else, so that no search misses it."""
-    orders = [] if case.order is None else [(case.order.digest, case.order.order)]
+    orders: tuple[Signed, ...] = () if case.order is None else (_signed(case.order),)
     if "endorsed" in case.documents:
-        endorsed = read_order(case.state, case.documents["endorsed"], case.entry.time)
-        orders.append((endorsed.digest, endorsed.order))
-    expected = subjects_of(case.body, tuple(orders))
+        orders += (_signed(read_order(case.state, case.documents["endorsed"], case.entry.time)),)
+    expected = subjects_of(case.body, orders)
     if case.entry.subjects != expected:
         raise Denied(f"entry {case.entry.index}: subjects: expected {expected}, got {case.entry.subjects}")
+
+
+def _signed(accepted: Accepted) -> Signed:
+    return accepted.digest, accepted.order
 
 
 def check_order_entry(case: Case) -> None:

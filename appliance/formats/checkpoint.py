@@ -12,9 +12,7 @@ from appliance.formats.fields import MAX_DECIMAL, encode_base64, parse_base64, p
 from appliance.formats.keys import Signer
 from appliance.formats.merkle import EMPTY_ROOT, HASH_BYTES
 from appliance.formats.note import (
-    add_signature,
     check_key_name,
-    encode_note,
     parse_note,
     parse_vkey,
     sign_note,
@@ -55,13 +53,9 @@ def parse_checkpoint(text: str) -> Checkpoint:
     return Checkpoint(lines[0], size, parse_base64(lines[2], "log checkpoint, root"))
 
 
-def sign_checkpoint(checkpoint: Checkpoint, *signers: Signer) -> bytes:
+def sign_checkpoint(checkpoint: Checkpoint, signer: Signer, *others: Signer) -> bytes:
     """The signed note's bytes, with a line of each signer; every key's name is the origin."""
-    note = sign_note(encode_checkpoint(checkpoint), checkpoint.origin, signers[0])
-    for signer in signers[1:]:
-        (line,) = sign_note(note.text, checkpoint.origin, signer).signatures
-        note = add_signature(note, line)
-    return encode_note(note)
+    return sign_note(encode_checkpoint(checkpoint), checkpoint.origin, signer, *others)
 
 
 def open_checkpoint(data: bytes, vkey: str) -> Checkpoint:

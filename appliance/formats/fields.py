@@ -69,7 +69,7 @@ def parse_identifier(value: Any, what: str) -> str:
 
 
 def encode_base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
+    return binascii.b2a_base64(data, newline=False).decode("ascii")
 
 
 def parse_base64(value: Any, what: str, *, size: int | None = None) -> bytes:

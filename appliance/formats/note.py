@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -71,8 +72,15 @@ class VerifierKey:
 
 
 def encode_note(note: Note) -> bytes:
-    lines = "".join(f"{_DASH} {s.name} {encode_base64(s.key_id + s.sig)}\n" for s in note.signatures)
-    return f"{note.text}\n{lines}".encode()
+    return _join(note.text, [_signature_line(s.name, s.key_id, s.sig) for s in note.signatures])
+
+
+def _join(text: str, lines: Sequence[str]) -> bytes:
+    return f"{text}\n{''.join(lines)}".encode()
+
+
+def _signature_line(name: str, key_id: bytes, sig: bytes) -> str:
+    return f"{_DASH} {name} {encode_base64(key_id + sig)}\n"
 
 
 def parse_note(data: bytes) -> Note:
@@ -87,11 +95,14 @@ def parse_note(data: bytes) -> Note:
     return Note(text, tuple(_parse_signature_line(line) for line in rest.split("\n")[:-1]))
 
 
-def sign_note(text: str, name: str, signer: Signer) -> Note:
+def sign_note(text: str, name: str, signer: Signer, *others: Signer) -> bytes:
+    """The note's bytes, with a line of each signer under the one name."""
     check_key_name(name)
-    key_id = _key_id(name, signer.spki)
     _check_text(text)
-    return Note(text, (NoteSignature(name, key_id, signer.sign(text.encode("utf-8"))),))
+    signed, lines = text.encode("utf-8"), []
+    for each in (signer, *others):
+        lines.append(_signature_line(name, _key_id(name, each.spki), each.sign(signed)))
+    return _join(text, lines)
 
 
 def add_signature(note: Note, signature: NoteSignature) -> Note:
@@ -160,7 +171,6 @@ def check_key_name(name: str) -> None:
         raise BadInput(f"key name: expected text without spaces and plus signs, got {show(name)}")
 
 
-@lru_cache(maxsize=4)
 def _check_text(text: str) -> None:
     if not text.endswith("\n") or _NOT_IN_TEXT.search(text):
         raise BadInput("note, text: expected lines without control characters, got something else")

@@ -96,8 +96,9 @@ class Unfiled:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._start = self._stop = 0
-        """The entries that are in `_bits`."""
+        """The entries that are in `_bits`, or in `_added` until somebody asks."""
         self._bits: Bits = {}
+        self._added: list[Entry] = []
 
     def read(self, connection: Connection, size: int) -> Bits:
         """Of the entries behind the last whole block of a log of this size; it may hold bits of later ones too."""
@@ -107,7 +108,10 @@ class Unfiled:
                 # Seen by a reader of an earlier moment: that block has been filed since.
                 return file_block(_read_keys(connection, start, size))
             if start > self._start:
-                self._start, self._stop, self._bits = start, start, {}
+                self._begin(start)
+            for entry in self._added:
+                _file(self._bits, entry.index, keys_of(entry))
+            self._added.clear()
             if self._stop < size:
                 for index, keys in _read_keys(connection, self._stop, size):
                     _file(self._bits, index, keys)
@@ -119,10 +123,13 @@ class Unfiled:
         with self._lock:
             for entry in entries:
                 if entry.index % BLOCK == 0:
-                    self._start, self._stop, self._bits = entry.index, entry.index, {}
+                    self._begin(entry.index)
                 if entry.index == self._stop:
-                    _file(self._bits, entry.index, keys_of(entry))
+                    self._added.append(entry)
                     self._stop += 1
+
+    def _begin(self, start: int) -> None:
+        self._start, self._stop, self._bits, self._added = start, start, {}, []
 
     def take_due(self, connection: Connection, before: int, entries: Sequence[Entry]) -> list[Filed]:
         """The rows of each block that these entries make whole in a log that was of size `before`."""

@@ -112,9 +112,9 @@ class Ledger:
         self._fold = fold
         self._seen = Seen(fold.state.size, root)
 
-    def _catch_up(self, connection: Connection, fold: Fold, head: rows.Head) -> None:
+    def _catch_up(self, connection: Connection, fold: Fold, head: rows.Head) -> rows.Head:
         if head == fold.head:
-            return
+            return head
         self._fold = None
         advance(connection, fold, head.size, self._seen)
         if head != fold.head:
@@ -122,6 +122,7 @@ class Ledger:
             raise Tampered(f"entry {at}: head: expected {fold.head.leaf_hash.hex()}, got {head.leaf_hash.hex()}")
         check_checkpoint(connection, fold, self._log_key)
         self._keep(fold, fold.frontier.root())
+        return head
 
     # --- append ---------------------------------------------------------------------------------------------------
 
@@ -163,15 +164,17 @@ class Ledger:
             self.probe()
             log.warning("the ledger can be written again")
         fold = self._current()
-        connection = self._writer.begin(lambda writer: self._catch_up(writer, fold, rows.lock_head(writer)))
-        batch = Batch(fold.head, fold.state.mark())
+        connection, head = self._writer.begin(lambda writer: self._catch_up(writer, fold, rows.lock_head(writer)))
+        batch = Batch(head, fold.state.mark())
         try:
             self._stage_all(batch, waiting, fold.state)
             if not batch.staged:
                 self._writer.roll_back()
                 return
-            frontier, completed = fold.frontier.extend([one.entry.leaf for one in batch.staged])
+            entries = [one.entry for one in batch.staged]
+            frontier, completed = fold.frontier.extend([entry.leaf for entry in entries])
             root = frontier.root()
+            rows.insert_keys(connection, self.unfiled.take_due(connection, head.size, entries))
             note = self._write(connection, batch, completed, root, fold.state)
             self._commit(connection, batch)
         except BaseException:
@@ -182,7 +185,7 @@ class Ledger:
             raise
         fold.state.keep()
         self._nodes.add(fold.frontier, completed)
-        self.unfiled.add(staged.entry for staged in batch.staged)
+        self.unfiled.add(entries)
         fold.frontier = frontier
         self._keep(fold, root)
         batch.succeed(note)
@@ -207,9 +210,6 @@ class Ledger:
         rows.insert_entries(
             connection,
             [(one.entry, nodes, one.data, one.draft.documents) for one, nodes in zip(staged, completed, strict=True)],
-        )
-        rows.insert_keys(
-            connection, self.unfiled.take_due(connection, batch.before.size, [one.entry for one in staged])
         )
         for one in staged:
             # Most have nothing of these.

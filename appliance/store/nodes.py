@@ -23,27 +23,29 @@ Read = Callable[[list[Place]], dict[Place, bytes]]
 class Nodes:
     def __init__(self) -> None:
         self._kept: dict[Place, bytes] = {}
-        self._recent: dict[Place, bytes] = {}
-        self._start = self._stop = 0
+        self._edge: dict[Place, bytes] = {}
+        self._recent: dict[int, Sequence[bytes]] = {}
+        """By entry, the nodes that it completes, from its leaf upwards."""
+        self._stop = 0
 
     def add(self, before: Frontier, completed: Iterable[Sequence[bytes]]) -> None:
         """The nodes that each entry after `before` completes, one after another, once these entries are durable."""
-        if before.size != self._stop or self._stop - self._start >= _RECENT:
+        if before.size != self._stop or len(self._recent) >= _RECENT:
             # With what stands at the tree's edge, they are whatever proves the entries that follow, in their tree.
-            self._recent, self._start, self._stop = before.nodes(), before.size, before.size
-        recent = self._recent
+            self._edge, self._recent, self._stop = before.nodes(), {}, before.size
         for nodes in completed:
-            for level, node in enumerate(nodes):
-                recent[level, self._stop >> level] = node
+            self._recent[self._stop] = nodes
             self._stop += 1
 
     def prove(self, proof: Callable[[ReadNode], list[bytes]], read: Read) -> list[bytes]:
         """The proof over stored nodes: once to learn which it needs, and again with those that had to be read."""
         missing: list[Place] = []
-        recent, kept = self._recent, self._kept
+        recent, edge, kept = self._recent, self._edge, self._kept
 
         def look(level: int, index: int) -> bytes:
-            known = recent.get((level, index)) or kept.get((level, index))
+            if nodes := recent.get((index + 1 << level) - 1):
+                return nodes[level]
+            known = edge.get((level, index)) or kept.get((level, index))
             if known is None:
                 missing.append((level, index))
                 return bytes(HASH_BYTES)

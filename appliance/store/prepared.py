@@ -28,7 +28,8 @@ class Prepared:
     def execute(self, connection: Connection, values: Values) -> Any:
         """The driver's cursor: rows are plain tuples."""
         sql, bind = self._compiled.get(connection.dialect.name) or self._compile(connection.dialect)
-        return run(connection, "execute", sql, bind(values))
+        _begin(connection)
+        return run_raw(connection, "execute", sql, bind(values))
 
     def ask(self, connection: Connection, values: Values) -> list[Any]:
         """All rows, from one moment of the database, without a transaction around them."""
@@ -42,8 +43,9 @@ class Prepared:
 
     def insert(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
         """Rows of an INSERT without more, their values in the order of the table's columns."""
-        sql, _ = self._compile(connection.dialect)
-        _run_many(connection, sql, rows)
+        if rows:
+            sql, _ = self._compile(connection.dialect)
+            _run_many(connection, sql, rows)
 
     def _compile(self, dialect: Dialect) -> _Compiled:
         compiled = self._compiled.get(dialect.name)
@@ -59,10 +61,11 @@ _POSTGRESQL: Dialect = PGDialect_psycopg(paramstyle="format")  # type: ignore[no
 
 
 def _run_many(connection: Connection, sql: str, rows: Sequence[Any]) -> None:
+    _begin(connection)
     if len(rows) == 1:
-        run(connection, "execute", sql, rows[0])
+        run_raw(connection, "execute", sql, rows[0])
     elif rows:
-        run(connection, "executemany", sql, rows)
+        run_raw(connection, "executemany", sql, rows)
 
 
 def _places(names: Sequence[str]) -> Callable[[Values], Any]:
@@ -72,17 +75,16 @@ def _places(names: Sequence[str]) -> Callable[[Values], Any]:
     return lambda values: [values[name] for name in names]
 
 
-def run(connection: Connection, method: str, sql: str, parameters: Any) -> Any:
-    """One call of the driver's; what it raises comes in SQLAlchemy's tree, as from any other statement."""
+def _begin(connection: Connection) -> None:
+    """As before any other statement. Else SQLite would answer outside the transaction that the next one begins, and
+    what a reader takes for one moment of the database would be two."""
     if not connection.in_transaction():
-        # As for any other statement. Else SQLite would answer outside the transaction that the next one begins, and
-        # what a reader takes for one moment of the database would be two.
         connection.begin()
-    return run_raw(connection, method, sql, parameters)
 
 
 def run_raw(connection: Connection, method: str, sql: str, parameters: Any) -> Any:
-    """Without a look at the transaction: for the statement that begins one, or that needs none."""
+    """One call of the driver's, without a look at the transaction; what it raises comes in SQLAlchemy's tree, as from
+    any other statement."""
     # The driver's own: nobody listens to the pool's.
     cursor = connection.connection.dbapi_connection.cursor()  # type: ignore[union-attr]
     try:
@@ -93,11 +95,11 @@ def run_raw(connection: Connection, method: str, sql: str, parameters: Any) -> A
 
 
 def commit(connection: Connection) -> None:
-    """Ends the driver's transaction. SQLAlchemy is not told: to it the connection is in one all the time."""
-    try:
-        connection.dialect.do_commit(connection.connection.dbapi_connection)  # type: ignore[arg-type]
-    except connection.dialect.loaded_dbapi.Error as error:
-        raise _translated(connection, "COMMIT", error, None) from error
+    """Ends the driver's transaction. SQLAlchemy is not told: to it the connection is in one all the time.
+
+    As a statement, which SQLite's driver has compiled already; its own `commit` compiles one each time.
+    """
+    run_raw(connection, "execute", "COMMIT", ())
 
 
 def _translated(connection: Connection, sql: str, error: Exception, cursor: Any) -> DBAPIError:

@@ -166,7 +166,8 @@ def insert_entries(
             _insert_document(connection, raw, contents[role])
             bound.append((index, role, raw))
     _INSERT_ENTRY.insert(connection, rows)
-    _INSERT_ENTRY_DOCUMENT.insert(connection, bound)
+    if bound:
+        _INSERT_ENTRY_DOCUMENT.insert(connection, bound)
 
 
 def insert_keys(connection: Connection, filed: Sequence[tuple[str, int, bytes]]) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from appliance.errors import Unavailable
 from appliance.store import prepared, rows
 from appliance.store.engine import begin_writing, checkpoint_wal, connect_writer, is_current
+from appliance.store.rows import Head
 
 
 class Writer:
@@ -20,10 +21,8 @@ class Writer:
         self._engine = engine
         self._connection: Connection | None = None
 
-    def begin(self, lock: Callable[[Connection], None]) -> Connection:
+    def begin(self, lock: Callable[[Connection], Head]) -> tuple[Connection, Head]:
         """A transaction in which `lock` has taken hold of the head; ended again where it raises."""
-        if self._connection is not None and not is_current(self._connection):
-            self.close()
         try:
             return self._lock(lock)
         except DBAPIError as error:
@@ -36,12 +35,11 @@ class Writer:
             self.close()
             raise
 
-    def _lock(self, lock: Callable[[Connection], None]) -> Connection:
+    def _lock(self, lock: Callable[[Connection], Head]) -> tuple[Connection, Head]:
         if self._connection is None:
             self._connection = connect_writer(self._engine)
         begin_writing(self._connection)
-        lock(self._connection)
-        return self._connection
+        return self._connection, lock(self._connection)
 
     def roll_back(self) -> None:
         assert self._connection is not None
@@ -49,18 +47,18 @@ class Writer:
 
     def commit(self, what: str, stands: Callable[[Connection], bool]) -> None:
         """Durable once this returns. `stands` asks whether it does, where the commit failed: its answer may have been
-        lost, not the commit. Unavailable with the code `commit-unknown` where nobody can tell."""
+        lost, not the commit. Unavailable with the code `commit-unknown` where nobody can tell.
+
+        Unavailable, and nothing was committed, where SQLite's file is no longer the one at its path.
+        """
         assert self._connection is not None
+        if not is_current(self._connection):
+            raise Unavailable(f"{what}: expected the database file to stand, got another one or none")
         try:
             prepared.commit(self._connection)
         except SQLAlchemyError:
             if not self._ask(what, stands):
                 raise
-        else:
-            if not is_current(self._connection):
-                raise Unavailable(
-                    f"{what}: expected the database file to stand, got another one or none", code="commit-unknown"
-                )
 
     def _ask(self, what: str, stands: Callable[[Connection], bool]) -> bool:
         self.close()

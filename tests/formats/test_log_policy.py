@@ -210,9 +210,10 @@ def test_two_keys_of_one_log_may_sign_while_the_key_is_rotated() -> None:
     """Whoever knows the old key, the new one or both opens the checkpoint; a line of a known key must hold."""
     new, old = LOG_KEY, vkey_of(ORIGIN, OLD_LOG)
     text = encode_checkpoint(Checkpoint(ORIGIN, 7, bytes(32)))
-    lines = (*sign_note(text, ORIGIN, OLD_LOG).signatures, *sign_note(text, ORIGIN, LOG).signatures)
+    data = sign_note(text, ORIGIN, OLD_LOG, LOG)
     for keys in ([new], [old], [new, old]):
-        assert open_witnessed(encode_note(Note(text, lines)), quorum_policy(keys, [], 0)).checkpoint.size == 7
+        assert open_witnessed(data, quorum_policy(keys, [], 0)).checkpoint.size == 7
+    lines = parse_note(data).signatures
     spoiled = Note(text, (lines[0], NoteSignature(lines[1].name, lines[1].key_id, bytes(64))))
     assert open_witnessed(encode_note(spoiled), quorum_policy([old], [], 0)).checkpoint.size == 7
     for keys in ([new], [new, old]):

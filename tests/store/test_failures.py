@@ -22,7 +22,7 @@ from appliance.store import ledger as ledger_module
 from appliance.store.engine import open_engine
 from appliance.store.ledger import Ledger
 from tests.store.conftest import Databases
-from tests.store.faults import failing, lost_connection, unreachable
+from tests.store.faults import failing, unreachable
 from tests.store.site import Site, heartbeat
 
 MAX_STEPS = 40
@@ -255,16 +255,9 @@ def test_a_failed_commit_does_not_cost_a_fold_over_the_whole_log(
     loads = []
     load = ledger.load
     monkeypatch.setattr(ledger, "load", lambda: loads.append(1) or load())
-    commit = engine.dialect.do_commit
-
-    def refuse(_connection: Any) -> None:
-        raise lost_connection(engine)
-
-    monkeypatch.setattr(engine.dialect, "do_commit", refuse)
     for _ in range(5):
-        with pytest.raises(Unavailable):
+        with failing(engine, "COMMIT", after=False), pytest.raises(Unavailable):
             ledger.append(heartbeat())
-    monkeypatch.setattr(engine.dialect, "do_commit", commit)
     assert ledger.append(heartbeat()).entry.index == 1
     assert loads == []
     ledger.close()
@@ -290,12 +283,17 @@ def test_a_database_file_that_is_gone_is_unavailable_and_never_a_new_empty_one(
     check_whole(sqlite_ledger, reopen(site, sqlite_path))
 
 
-def test_a_commit_into_a_file_that_was_removed_meanwhile_is_not_reported_as_durable(
-    sqlite_ledger: Ledger, sqlite_path: Path
+def test_nothing_is_committed_into_a_file_that_was_removed_or_set_aside_meanwhile(
+    sqlite_ledger: Ledger, sqlite_path: Path, site: Site
 ) -> None:
-    with pytest.raises(Unavailable) as caught:
+    aside = sqlite_path.with_name("aside")
+    with pytest.raises(Unavailable, match="expected the database file to stand, got another one or none"):
+        sqlite_ledger.append(heartbeat(), guard=lambda *_: sqlite_path.rename(aside) and None)
+    aside.rename(sqlite_path)
+    assert sqlite_ledger.append(heartbeat()).entry.index == 1
+    check_whole(sqlite_ledger, reopen(site, sqlite_path))
+    with pytest.raises(Unavailable, match="expected the database file to stand, got another one or none"):
         sqlite_ledger.append(heartbeat(), guard=lambda *_: sqlite_path.unlink())
-    assert caught.value.code == "commit-unknown"
 
 
 def test_yesterdays_database_in_place_of_todays_is_refused_by_a_service_that_knew_todays(

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from appliance.formats.checkpoint import Checkpoint, encode_checkpoint
 from appliance.formats.keys import Ed25519Signer
 from appliance.formats.merkle import consistency_proof, hash_leaf, root_of
-from appliance.formats.note import Note, encode_note, sign_note, vkey_of
+from appliance.formats.note import sign_note, vkey_of
 from appliance.formats.witness_request import WitnessRequest, encode_request
 from appliance.witness import Witness
 
@@ -36,8 +36,7 @@ class Log:
 
     def checkpoint(self, size: int, *keys: Ed25519Signer) -> bytes:
         text = encode_checkpoint(Checkpoint(self.origin, size, root_of(self.leaves[:size])))
-        lines = [line for key in keys or (LOG_KEY,) for line in sign_note(text, self.origin, key).signatures]
-        return encode_note(Note(text, tuple(lines)))
+        return sign_note(text, self.origin, *(keys or (LOG_KEY,)))
 
     def request(self, old: int, size: int, *keys: Ed25519Signer) -> bytes:
         def node(level: int, index: int) -> bytes:
