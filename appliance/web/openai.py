@@ -21,7 +21,7 @@ from appliance.web.errors import Malformed, install, openai_body
 from appliance.web.gate import Gate, Threads
 from appliance.web.limits import Place, Quotas
 from appliance.web.metrics import Metrics
-from appliance.web.streams import Frames
+from appliance.web.streams import Frames, Post
 from appliance.workflows.answering import Answer
 from appliance.workflows.serve import Serving
 
@@ -45,6 +45,7 @@ def units_app(serving: Serving, door: Doorkeeper, quotas: Quotas, metrics: Metri
 
 def _routes(serving: Serving, threads: Threads, metrics: Metrics) -> APIRouter:
     router = APIRouter()
+    post = Post()
 
     @router.get("/v1/models")
     async def models(request: Request) -> Value:
@@ -66,7 +67,7 @@ def _routes(serving: Serving, threads: Threads, metrics: Metrics) -> APIRouter:
         answer, place = await ask("generate", body, request), request.state.place
         if body.stream:
             usage = bool((body.stream_options or {}).get("include_usage"))
-            request.state.frames = frames = Frames(threads, answer, place.spend_frame)
+            request.state.frames = frames = Frames(threads, post, answer, place.spend_frame)
             events = _stream(shape, answer, body.model, usage, frames)
             return StreamingResponse(events, media_type="text/event-stream")
         text, done = await threads.run(_gather, answer, place)

@@ -1,7 +1,8 @@
-"""An answer goes out while it is made: one thread asks for its frames, the event loop sends them.
+"""An answer goes out while it is made: the engine's thread tells its frames, the event loop sends them.
 
-The thread never waits for a client: a slow one holds its own connection and nothing of the engine. An error overtakes
-the frames that have not been sent, so that a cut is a cut.
+Neither waits for a client: a slow one holds its own connection and nothing of the engine. An error overtakes the frames
+that have not been sent, so that a cut is a cut. Only an answer's beginning and its end, which are recorded, take a
+thread.
 """
 
 from __future__ import annotations
@@ -11,55 +12,110 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from appliance.errors import ApplianceError
 from appliance.web.gate import Threads
-from appliance.workflows.answering import Answer
+from appliance.workflows.answering import Answer, lost
 
 Frame = dict[str, Any]
+Act = Callable[[], None]
+
+
+class Post:
+    """What other threads want done in the event loop: it wakes once for all that has come together, as the tokens of a
+    step do."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._acts: list[Act] = []
+
+    def put(self, loop: asyncio.AbstractEventLoop, act: Act) -> None:
+        """In the order in which they are put, from any thread; always with the same loop."""
+        with self._lock:
+            self._acts.append(act)
+            first = len(self._acts) == 1
+        if first:
+            with suppress(RuntimeError):  # the service has ended, and its loop with it
+                loop.call_soon_threadsafe(self._take, loop)
+
+    def _take(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            acts, self._acts = self._acts, []
+        for act in acts:
+            loop.call_soon(act)
 
 
 class Frames:
-    """The frames of one answer, in order; leaving early ends the answer at its next frame."""
+    """The frames of one answer, in order; leaving early ends the answer at once."""
 
-    def __init__(self, threads: Threads, frames: Answer, ended: Callable[[Frame, int], None]) -> None:
+    def __init__(self, threads: Threads, post: Post, answer: Answer, ended: Callable[[Frame, int], None]) -> None:
         """`ended` is called once, with the frame `done`, empty where there was none, and the number of pieces."""
-        self._frames = frames
-        self._count = ended
+        self._threads, self._post, self._answer, self._count = threads, post, answer, ended
         self._loop = asyncio.get_running_loop()
         self._heard: deque[Frame | None] = deque()
         self._waiting: asyncio.Future[None] | None = None
-        self._left = threading.Event()
+        self._pieces = 0
+        self._is_ending = False
         self.ended = asyncio.Event()
         self._error: ApplianceError | None = None
-        threads.start(self._ask)
+        threads.start(self._start)
 
-    def _ask(self) -> None:
-        """In a thread of its own, which alone touches the answer."""
-        done, pieces = Frame(), 0
+    def _start(self) -> None:
         try:
-            for frame in self._frames:
-                done, pieces = (frame, pieces) if frame["frame"] == "done" else (done, pieces + 1)
-                self._tell(frame)
-                if self._left.is_set():
-                    self._frames.close()
+            self._answer.start(self._tell)
         except ApplianceError as error:
-            self._error = error
-        finally:
-            self._count(done, pieces)
-            self._tell(None)
+            self._post.put(self._loop, partial(self._begin_end, partial(_refuse, error)))
 
     def _tell(self, frame: Frame | None) -> None:
-        with suppress(RuntimeError):  # the service has ended, and its loop with it
-            self._loop.call_soon_threadsafe(self._hear, frame)
+        """In the engine's thread."""
+        self._post.put(self._loop, partial(self._hear, frame))
+
+    # From here on, in the event loop alone.
 
     def _hear(self, frame: Frame | None) -> None:
+        if self._is_ending:
+            return
+        if frame is not None and frame["frame"] == "token":
+            with suppress(Exception):  # raised again by the end
+                self._answer.give(frame)
+                self._pieces += 1
+                self._pass_on(frame)
+                return
+        self._begin_end(partial(self._answer.end, frame))
+
+    def _begin_end(self, end: Callable[[], Frame]) -> None:
+        if not self._is_ending:
+            self._is_ending = True
+            self._threads.start(partial(self._end, end))
+
+    def _end(self, end: Callable[[], Frame]) -> None:
+        """In a thread: the end is an entry, and may wait for the disk."""
+        done: Frame = {}
+        error: ApplianceError | None = None
+        try:
+            done = end()
+        except ApplianceError as found:
+            error = found
+        except BaseException:
+            error = lost()
+            raise
+        finally:
+            self._error = error
+            self._count(done, self._pieces)
+            self._post.put(self._loop, partial(self._finish, done))
+
+    def _finish(self, done: Frame) -> None:
+        if done:
+            self._pass_on(done)
+        self._pass_on(None)
+        self.ended.set()
+
+    def _pass_on(self, frame: Frame | None) -> None:
         self._heard.append(frame)
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
-        if frame is None:
-            self.ended.set()
 
     async def each(self) -> AsyncIterator[Frame]:
         """Raises what ended the answer before its end, at once."""
@@ -76,4 +132,12 @@ class Frames:
 
     def leave(self) -> None:
         """Nobody listens any more."""
-        self._left.set()
+        self._begin_end(self._close)
+
+    def _close(self) -> Frame:
+        self._answer.close()
+        return {}
+
+
+def _refuse(error: ApplianceError) -> Frame:
+    raise error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -11,7 +13,7 @@ from appliance.domain.entry import Outcome
 from appliance.domain.state import Slot
 from appliance.errors import ApplianceError, Denied, Unavailable
 from appliance.workflows.context import Frame
-from appliance.workflows.engine import Engine
+from appliance.workflows.engine import Engine, Hear, expect
 
 
 @dataclass(eq=False)
@@ -87,20 +89,27 @@ class Ending:
 class Answer:
     """Frames of tokens and then `done`, which carries the response record: its entry is durable before it leaves.
 
-    `close` it, however it is left. Read by one thread at a time. `finish` records the end, once, and gives what the
-    last frame says of it.
+    Its reader iterates over it; or begins it with `start`, and gives it every frame that it is told, in turn: a token
+    to `give`, which never waits, and all else to `end`. `close` it, however it is left. `finish` records the end, once,
+    and gives what the last frame says of it.
     """
 
     def __init__(
-        self, request: str, loaded: Loaded, frames: Generator[Frame], finish: Callable[[Answer, Ending], Frame]
+        self,
+        request: str,
+        loaded: Loaded,
+        kind: str,
+        parameters: Frame,
+        finish: Callable[[Answer, Ending], Frame],
     ) -> None:
         self.request, self.loaded = request, loaded
-        self._frames, self._finish = frames, finish
+        self._kind, self._parameters, self._finish = kind, parameters, finish
+        self._heard: queue.SimpleQueue[Frame | None] | None = None
         self._text: list[str] = []
         self._over = False
         self._cut: str | None = None
         self._came: Callable[[], None] = lambda: None
-        self._reading = threading.Lock()
+        self._ending = threading.Lock()
 
     @property
     def adapter(self) -> str:
@@ -119,42 +128,65 @@ class Answer:
         self._cut = why
         self.loaded.engine.cut(self.request, why)
 
-    def __iter__(self) -> Answer:
-        return self
+    def start(self, hear: Hear) -> None:
+        """Asks the engine; where that refuses, the answer has ended."""
+        with self._recorded():
+            self.loaded.engine.ask(self.request, self.loaded.slot, self._kind, self._parameters, hear)
 
-    def __next__(self) -> Frame:
-        with self._reading:
-            if self._over:
-                raise StopIteration
-            try:
-                return self._take()
-            except BaseException as error:
-                if not self._over:
-                    self._end("failure" if isinstance(error, ApplianceError) else "interrupted", {})
-                raise
-
-    def _take(self) -> Frame:
-        frame = next(self._frames)
+    def give(self, frame: Frame) -> None:
+        """A token leaves now; Denied where none may any more, which is still to `end` the answer."""
         if self._cut is not None:
             raise Denied(self._cut, code="cut-off")
         self.loaded.give()
         self._came()
         self._came = lambda: None
-        if frame["frame"] == "done":
-            return {**frame, **self._end("success", frame)}
-        self._text.append(frame["text"])
+        if frame["frame"] == "token":
+            self._text.append(frame["text"])
+
+    def end(self, frame: Frame | None) -> Frame:
+        """The last frame with the record, once that is durable; raises what ended the answer before its end."""
+        with self._recorded():
+            last = expect(frame, "token", "done")
+            self.give(last)
+            return {**last, **self._end("success", last)}
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self
+
+    def __next__(self) -> Frame:
+        if self._over:
+            raise StopIteration
+        if self._heard is None:
+            self._heard = queue.SimpleQueue()
+            self.start(self._heard.put)
+        frame = self._heard.get()
+        if frame is None or frame["frame"] != "token":
+            return self.end(frame)
+        with self._recorded():
+            self.give(frame)
         return frame
 
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Whatever is raised within ends the answer, and its end is recorded."""
+        try:
+            yield
+        except BaseException as error:
+            self._end("failure" if isinstance(error, ApplianceError) else "interrupted", {})
+            raise
+
     def _end(self, outcome: Outcome, last: Frame) -> Frame:
-        self._over = True
-        self._frames.close()
+        """Once; nothing where it has ended."""
+        with self._ending:
+            if self._over:
+                return {}
+            self._over = True
+        self.loaded.engine.leave(self.request, ended=bool(last))
         return self._finish(self, Ending("".join(self._text), last, outcome))
 
     def close(self) -> None:
         """Ends what its reader has left; nothing where it has ended."""
-        with self._reading:
-            if not self._over:
-                self._end("interrupted", {})
+        self._end("interrupted", {})
 
 
 def lost() -> Unavailable:

@@ -1,7 +1,8 @@
 """The serving worker as the service sees it: one base, adapters in slots, and many requests over one stream of frames.
 
-One thread reads what the worker says and hands each frame to the request it names. Loads and unloads take turns; they
-wait for no answer, so that a revocation cuts an answer at its next token.
+One thread reads what the worker says and tells each frame to whoever asked for it, in that thread: nobody else has to
+wake for a token. Loads and unloads take turns; they wait for no answer, so that a revocation cuts an answer at its next
+token.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from appliance.errors import ApplianceError, BadInput, Tampered, TooMany, Unavailable
 from appliance.formats.canonical import parse_canonical
@@ -22,10 +23,19 @@ from appliance.workflows.workers import check_walls, failure, worker
 
 START_S = 300.0
 FRAME_S = 120.0
+"""A worker that says nothing for so long, while somebody waits, is ended."""
 WAITING = 32
+_EXCHANGE = ""
+"""The name of a load or an unload among those who ask; no request has it."""
+
+Hear = Callable[[Frame | None], None]
+"""Told each frame in turn, in the engine's own thread: it must not wait. None: the worker has ended."""
 
 
-Heard = queue.SimpleQueue[Frame | None]
+class _Asked(NamedTuple):
+    hear: Hear
+    slot: str
+    since: float
 
 
 class Engine:
@@ -36,10 +46,8 @@ class Engine:
         self._turn = threading.Lock()
         self._places = threading.BoundedSemaphore(WAITING)
         self._lock = threading.Lock()
-        self._replies: Heard = queue.SimpleQueue()
-        self._requests: dict[str, Heard] = {}
+        self._asked: dict[str, _Asked] = {}
         self._answering: Counter[str] = Counter()
-        self._last_heard = time.monotonic()
         self.alive = True
         try:
             tuple_ = f"{recipe['quantisation']}-{recipe['compute_dtype']}"
@@ -61,23 +69,31 @@ class Engine:
                 "device": context.device,
             }
             self._worker.send({"frame": "go", **task})
-            _expect(self._worker.receive(START_S), "ready")
+            received = self._worker.receive(START_S)
+            expect(None if received is None else received[0], "ready")
             threading.Thread(target=self._read, name=f"engine-{self._worker.pid}", daemon=True).start()
         except BaseException:
             self.close()
             raise
 
     def _read(self) -> None:
-        """Hands each frame to whom it names, until the worker ends; a frame for a request that has left is dropped."""
+        """Tells each frame to whom it names, until the worker ends; a frame for a request that has left is dropped."""
         with suppress(ApplianceError):
-            while (received := self._worker.receive()) is not None:
-                self._last_heard = time.monotonic()
+            while (received := self._receive()) is not None:
                 for frame in _separate(received[0]):
-                    name = frame.get("id")
-                    heard = self._replies if name is None else self._requests.get(str(name))
-                    if heard is not None:
-                        heard.put(frame)
+                    asked = self._asked.get(str(frame.get("id", _EXCHANGE)))
+                    if asked is not None:
+                        asked.hear(frame)
         self.close()
+
+    def _receive(self) -> tuple[Frame, bytes] | None:
+        while True:
+            try:
+                return self._worker.receive(FRAME_S)
+            except Unavailable as error:
+                first = min((asked.since for asked in list(self._asked.values())), default=float("inf"))
+                if error.code != "worker-silent" or time.monotonic() - first >= FRAME_S:
+                    raise
 
     def load(self, slot: str, files: Mapping[str, bytes]) -> None:
         """Loads the adapter from the buffers that admission hashed. Tampered when its probe is not the recorded one."""
@@ -101,8 +117,14 @@ class Engine:
                 self._exchange({"frame": "unload", "slot": slot}, b"", "unloaded")
 
     def _exchange(self, header: Frame, blob: bytes, kind: str) -> Frame:
-        self._send(header, blob)
-        return _expect(self._hear(self._replies), kind)
+        heard: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        with self._lock:
+            self._enter(_EXCHANGE, heard.put, "")
+        try:
+            self._send(header, blob)
+            return expect(heard.get(), kind)
+        finally:
+            self._asked.pop(_EXCHANGE, None)
 
     def _send(self, header: Frame, blob: bytes = b"") -> None:
         try:
@@ -111,85 +133,80 @@ class Engine:
             self.close()
             raise
 
-    def _hear(self, heard: Heard) -> tuple[Frame, bytes] | None:
-        """The next frame, or None at the worker's end. A worker that tells nobody anything for long is ended."""
-        while self.alive or not heard.empty():
-            try:
-                frame = heard.get(timeout=FRAME_S)
-            except queue.Empty:
-                if time.monotonic() - self._last_heard > FRAME_S:
-                    self.close()
-                continue
-            return None if frame is None else (frame, b"")
-        return None
-
-    def answer(self, request: str, slot: str, kind: str, parameters: Frame) -> Generator[Frame]:
-        """Token frames, then the frame `done`; `kind` is `generate` or `classify`.
-
-        Leaving early cancels the request, and no other.
-        """
+    def ask(self, request: str, slot: str, kind: str, parameters: Frame, hear: Hear) -> None:
+        """Frames of tokens are told, then one that ends the answer: `done` or `failure`; `kind` is `generate` or
+        `classify`. Whoever has asked has to `leave`."""
         if not self._places.acquire(blocking=False):
             raise TooMany(f"engine: expected at most {WAITING} requests at a time, got more")
-        heard: Heard = queue.SimpleQueue()
+        try:
+            with self._lock:
+                self._enter(request, hear, slot)
+                self._answering[slot] += 1
+        except BaseException:
+            self._places.release()
+            raise
+        try:
+            self._send({**parameters, "frame": kind, "id": request, "slot": slot})
+        except BaseException:
+            self.leave(request, ended=True)
+            raise
+
+    def leave(self, request: str, *, ended: bool) -> None:
+        """Nobody listens any more; where it has not `ended` this cancels the request, and no other."""
+        with self._lock:
+            asked = self._asked.pop(request, None)
+            if asked is None:
+                return
+            self._answering[asked.slot] -= 1
+            # Slots are never used twice.
+            self._answering += Counter()
+        self._places.release()
+        if not ended and self.alive:
+            with suppress(Unavailable):
+                self._send({"frame": "cancel", "id": request})
+
+    def answer(self, request: str, slot: str, kind: str, parameters: Frame) -> Generator[Frame]:
+        """What is told, to a thread of its own; leaving early cancels the request."""
+        heard: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        self.ask(request, slot, kind, parameters, heard.put)
         ended = False
         try:
-            self._enter(request, slot, heard)
-            self._send({**parameters, "frame": kind, "id": request, "slot": slot})
             while not ended:
-                frame = _expect(self._hear(heard), "token", "done", "failure")
-                ended = frame["frame"] != "token"
-                if frame["frame"] == "failure":
-                    raise failure(frame)
+                frame = expect(heard.get(), "token", "done")
+                ended = frame["frame"] == "done"
                 yield frame
         finally:
-            self._exit(request, slot)
-            if not ended and self.alive:
-                with suppress(Unavailable):
-                    self._send({"frame": "cancel", "id": request})
+            self.leave(request, ended=ended)
 
     def answers(self, slot: str) -> bool:
         """Whether a request is under way in the slot."""
         return self._answering[slot] > 0
 
     def cut(self, request: str, why: str) -> None:
-        """Ends one request at once: what it has not been given yet, it is not given."""
+        """Ends one request at once: what the worker still says of it is told to nobody."""
         with self._lock:
-            heard = self._requests.get(request)
-            if heard is None:
+            asked = self._asked.get(request)
+            if asked is None:
                 return
-            # What the worker still says goes where nobody listens; the request leaves as every other does.
-            self._requests[request] = queue.SimpleQueue()
-        with suppress(queue.Empty):
-            while True:
-                heard.get_nowait()
-        heard.put({"frame": "failure", "code": "cut-off", "message": why})
+            self._asked[request] = asked._replace(hear=lambda _frame: None)
+        asked.hear({"frame": "failure", "code": "cut-off", "message": why})
         with suppress(Unavailable):
             self._send({"frame": "cancel", "id": request})
 
-    def _enter(self, request: str, slot: str, heard: Heard) -> None:
-        with self._lock:
-            if not self.alive:
-                raise Unavailable("engine: expected a running one, got one that ended", code="engine-ended")
-            self._requests[request] = heard
-            self._answering[slot] += 1
-
-    def _exit(self, request: str, slot: str) -> None:
-        with self._lock:
-            if self._requests.pop(request, None) is not None:
-                self._answering[slot] -= 1
-                # Slots are never used twice.
-                self._answering += Counter()
-        self._places.release()
+    def _enter(self, name: str, hear: Hear, slot: str) -> None:
+        if not self.alive:
+            raise Unavailable("engine: expected a running one, got one that ended", code="engine-ended")
+        self._asked[name] = _Asked(hear, slot, time.monotonic())
 
     def close(self) -> None:
         """Ends the worker, at once; every adapter it held is gone, and whoever waits for an answer is told so."""
         with self._lock:
             self.alive = False
             stack = self._stack.pop_all()
-            waiting = list(self._requests.values())
+            waiting = list(self._asked.values())
         stack.close()
-        for heard in (self._replies, *waiting):
-            heard.put(None)
+        for asked in waiting:
+            asked.hear(None)
 
 
 def _separate(frame: Frame) -> list[Frame]:
@@ -202,12 +219,11 @@ def _separate(frame: Frame) -> list[Frame]:
     return frames
 
 
-def _expect(received: tuple[Frame, bytes] | None, *kinds: str) -> Frame:
-    """The frame, of one of these kinds; a failure that is not among them is raised as what it names."""
-    if received is None:
+def expect(frame: Frame | None, *kinds: str) -> Frame:
+    """The frame, of one of these kinds; a failure is raised as what it names."""
+    if frame is None:
         raise Unavailable("engine: expected an answer, got its end; its log says more", code="engine-ended")
-    frame = received[0]
-    if frame.get("frame") == "failure" and "failure" not in kinds:
+    if frame.get("frame") == "failure":
         raise failure(frame)
     if frame.get("frame") not in kinds:
         expected = " or ".join(kinds)

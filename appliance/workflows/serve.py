@@ -81,8 +81,7 @@ class Serving:
         be found again."""
         loaded = self._slots.find(caller.unit, task)
         loaded.enter()
-        frames = loaded.engine.answer(request, loaded.slot, kind, parameters)
-        answer = Answer(request, loaded, frames, lambda ended, ending: self._end(ended, ending, kind, source))
+        answer = Answer(request, loaded, kind, parameters, lambda ended, ending: self._end(ended, ending, kind, source))
         prompt = commit_prompt(parameters, self._salt(request, "prompt"))
         body = RequestAdmitted(
             request=request,

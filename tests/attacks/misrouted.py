@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
 from appliance.workflows.context import Frame
-from appliance.workflows.engine import Engine
+from appliance.workflows.engine import Engine, Hear
 from scripts.soaking import faulty
 
 
 def main() -> None:
-    load, answer, number, last = Engine.load, Engine.answer, count(), [""]
+    load, ask, number, last = Engine.load, Engine.ask, count(), [""]
 
     def remember(self: Engine, slot: str, files: Mapping[str, bytes]) -> None:
         load(self, slot, files)
         last[0] = slot
 
-    def misroute(self: Engine, request: str, slot: str, kind: str, parameters: Frame) -> Generator[Frame]:
-        return answer(self, request, last[0] if next(number) % 2 else slot, kind, parameters)
+    def misroute(self: Engine, request: str, slot: str, kind: str, parameters: Frame, hear: Hear) -> None:
+        ask(self, request, last[0] if next(number) % 2 else slot, kind, parameters, hear)
 
     changed: Any = Engine
-    changed.load, changed.answer = remember, misroute
+    changed.load, changed.ask = remember, misroute
     faulty.main()
 
 
