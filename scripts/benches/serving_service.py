@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import http.client
 import json
+import selectors
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -185,13 +188,31 @@ class Door:
         self._tokens = {unit: site.token(unit) for unit in UNITS}
         self.host, self.port = site.settings.listen or ("127.0.0.1", 0)
 
-    def ask(self, unit: str, tokens: int, *, stream: bool = False, task: str = "own") -> int:
-        """The tokens drawn. Events are received as they come and looked at afterwards: what the client does is no cost
-        of the service, and it does it on the same cores."""
-        with self._asked(unit, tokens, stream, task) as answer:
-            pieces = iter(lambda: answer.read1(1 << 16), b"")
-            *_, last = b"".join(pieces).replace(b"data: [DONE]", b"").removeprefix(b"data: ").split(b"\n\ndata: ")
-        return int(json.loads(last)["usage"]["completion_tokens"])
+    def ask(self, unit: str, tokens: int, *, task: str = "own") -> int:
+        """The tokens drawn."""
+        with self._asked(unit, tokens, False, task) as answer:
+            return _drawn(answer.read())
+
+    def stream(self, units: Sequence[str], tokens: int) -> int:
+        """The tokens drawn for all of them at once. What comes is received by one thread and looked at afterwards: what
+        the clients do is no cost of the service, and they do it on the same cores."""
+        with ExitStack() as stack, selectors.DefaultSelector() as ready:
+            told: dict[socket.socket, bytearray] = {}
+            for unit in units:
+                connection = self._connect(stack)
+                self._send(connection, unit, tokens, True, "own")
+                told[connection.sock] = bytearray()
+                ready.register(connection.sock, selectors.EVENT_READ)
+            open_ = len(told)
+            while open_:
+                for key, _ in ready.select():
+                    assert isinstance(key.fileobj, socket.socket)
+                    data = key.fileobj.recv(1 << 16)
+                    told[key.fileobj] += data
+                    if not data:
+                        ready.unregister(key.fileobj)
+                        open_ -= 1
+            return sum(map(_read_events, told.values()))
 
     def tell(self, unit: str, tokens: int, *, task: str = "own") -> Iterator[dict[str, Any]]:
         """The answer's events as they come."""
@@ -202,16 +223,47 @@ class Door:
 
     @contextmanager
     def _asked(self, unit: str, tokens: int, stream: bool, task: str) -> Iterator[http.client.HTTPResponse]:
+        with ExitStack() as stack:
+            connection = self._connect(stack)
+            self._send(connection, unit, tokens, stream, task)
+            yield _check(connection.getresponse())
+
+    def _connect(self, stack: ExitStack) -> http.client.HTTPConnection:
+        return stack.enter_context(closing(http.client.HTTPConnection(self.host, self.port, timeout=120)))
+
+    def _send(self, connection: http.client.HTTPConnection, unit: str, tokens: int, stream: bool, task: str) -> None:
         body = {"model": task, "max_tokens": tokens, "messages": [{"role": "user", "content": PROMPT}]}
         if stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         headers = {"Authorization": f"Bearer {self._tokens[unit]}", "Content-Type": "application/json"}
-        with closing(http.client.HTTPConnection(self.host, self.port, timeout=120)) as connection:
-            connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-            answer = connection.getresponse()
-            if answer.status != 200:
-                raise RuntimeError(f"{unit}/{task}: expected an answer, got {answer.status}: {answer.read()[:300]!r}")
-            yield answer
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {**headers, "Connection": "close"})
+
+
+class _Received:
+    """Bytes as a socket from which an answer is read."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def makefile(self, _mode: str) -> BytesIO:
+        return BytesIO(self._data)
+
+
+def _read_events(data: bytes) -> int:
+    answer = http.client.HTTPResponse(_Received(data))  # type: ignore[arg-type]
+    answer.begin()
+    *_, last = _check(answer).read().replace(b"data: [DONE]", b"").removeprefix(b"data: ").split(b"\n\ndata: ")
+    return _drawn(last)
+
+
+def _check(answer: http.client.HTTPResponse) -> http.client.HTTPResponse:
+    if answer.status != 200:
+        raise RuntimeError(f"expected an answer, got {answer.status}: {answer.read()[:300]!r}")
+    return answer
+
+
+def _drawn(data: bytes) -> int:
+    return int(json.loads(data)["usage"]["completion_tokens"])
 
 
 def _share(folder: Path, site: Site, direct: Direct, plan: Plan) -> Iterator[Row]:
@@ -222,7 +274,7 @@ def _share(folder: Path, site: Site, direct: Direct, plan: Plan) -> Iterator[Row
         plan.rounds,
         direct=lambda: [_rate(lambda unit: direct.ask(unit, plan.tokens))],
         whole=lambda: [_rate(lambda unit: door.ask(unit, plan.tokens))],
-        streamed=lambda: [_rate(lambda unit: door.ask(unit, plan.tokens, stream=True))],
+        streamed=lambda: [_rate_together(lambda units: door.stream(units, plan.tokens))],
     )
     for name, said in (("whole", "answers whole"), ("streamed", "answers streamed")):
         yield row(
@@ -236,11 +288,15 @@ def _share(folder: Path, site: Site, direct: Direct, plan: Plan) -> Iterator[Row
 
 
 def _rate(ask: Callable[[str], int]) -> float:
-    """Tokens a second of sixteen streams, two for each unit."""
+    """Tokens a second of sixteen streams, two for each unit, each asked by a thread of its own."""
     with ThreadPoolExecutor(STREAMS) as threads:
-        began = time.perf_counter()
-        drawn = sum(threads.map(ask, UNITS * (STREAMS // len(UNITS))))
-        return drawn / (time.perf_counter() - began)
+        return _rate_together(lambda units: sum(threads.map(ask, units)))
+
+
+def _rate_together(ask: Callable[[Sequence[str]], int]) -> float:
+    began = time.perf_counter()
+    drawn = ask(UNITS * (STREAMS // len(UNITS)))
+    return drawn / (time.perf_counter() - began)
 
 
 def _latency(folder: Path, door: Door, direct: Direct, plan: Plan) -> Iterator[Row]:
@@ -287,7 +343,7 @@ def _others(door: Door) -> Iterator[None]:
 
     def work(unit: str) -> None:
         while not ended.is_set():
-            door.ask(unit, 48, stream=True)
+            door.stream([unit], 48)
 
     threads = [threading.Thread(target=work, args=(unit,)) for unit in UNITS]
     for thread in threads:
