@@ -23,6 +23,13 @@ class Event(Canonical):
         """The subjects that the body itself names."""
         return ()
 
+    def named(self) -> tuple[str, ...]:
+        """The same, each once: made once for a value that never changes."""
+        known: tuple[str, ...] | None = self.__dict__.get("_named")
+        if known is None:
+            known = self.__dict__["_named"] = tuple(dict.fromkeys(self.about()))
+        return known
+
     @property
     def actor(self) -> str | None:
         """Who must stand as the entry's actor; None where the rule takes it from a document."""

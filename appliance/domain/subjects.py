@@ -12,10 +12,10 @@ Signed = tuple[str, Order]
 def subjects_of(body: Event, orders: tuple[Signed, ...] = ()) -> tuple[str, ...]:
     """Orders first, each with what it is about, then what the body names; each subject once."""
     if not orders:
-        return tuple(dict.fromkeys(body.about()))
+        return body.named()
     found: dict[str, None] = {}
     for digest, order in orders:
         found[f"order:{digest}"] = None
         found.update(dict.fromkeys(order.about()))
-    found.update(dict.fromkeys(body.about()))
+    found.update(dict.fromkeys(body.named()))
     return tuple(found)

@@ -76,13 +76,16 @@ class Queue:
         self._next_is_there = False
 
     def append(self, waiting: Waiting) -> list[Appended]:
+        # At once when nobody commits, or when this very thread holds the lock around its append.
+        is_held = self._lock.acquire(blocking=False)
         with self._mutex:
             self._waiting.append(waiting)
-        # At once when nobody commits, or when this very thread holds the lock around its append.
-        if self._lock.acquire(blocking=False) or self._take_turn():
+        if is_held or self._take_turn():
             try:
                 # Also when this one was settled meanwhile: others may have left theirs to it.
-                if taken := self._take_all():
+                with self._mutex:
+                    taken, self._waiting = self._waiting, []
+                if taken:
                     self._commit(taken)
             finally:
                 self._lock.release()
@@ -102,8 +105,3 @@ class Queue:
             with self._mutex:
                 self._next_is_there = False
         return True
-
-    def _take_all(self) -> list[Waiting]:
-        with self._mutex:
-            taken, self._waiting = self._waiting, []
-        return taken

@@ -32,19 +32,19 @@ class Post:
         self._acts: list[Act] = []
 
     def put(self, loop: asyncio.AbstractEventLoop, act: Act) -> None:
-        """In the order in which they are put, from any thread; always with the same loop."""
+        """In the order in which they are put, from any thread; always with the same loop. The act does not raise."""
         with self._lock:
             self._acts.append(act)
             first = len(self._acts) == 1
         if first:
             with suppress(RuntimeError):  # the service has ended, and its loop with it
-                loop.call_soon_threadsafe(self._take, loop)
+                loop.call_soon_threadsafe(self._take)
 
-    def _take(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _take(self) -> None:
         with self._lock:
             acts, self._acts = self._acts, []
         for act in acts:
-            loop.call_soon(act)
+            act()
 
 
 class Frames:
