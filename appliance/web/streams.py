@@ -65,8 +65,11 @@ class Frames:
     def _start(self) -> None:
         try:
             self._answer.start(self._tell)
-        except ApplianceError as error:
-            self._post.put(self._loop, partial(self._begin_end, partial(_refuse, error)))
+        except BaseException as error:
+            known = error if isinstance(error, ApplianceError) else lost()
+            self._post.put(self._loop, partial(self._begin_end, partial(_refuse, known)))
+            if known is not error:
+                raise
 
     def _tell(self, frame: Frame | None) -> None:
         """In the engine's thread."""

@@ -129,9 +129,15 @@ class Answer:
         self.loaded.engine.cut(self.request, why)
 
     def start(self, hear: Hear) -> None:
-        """Asks the engine; where that refuses, the answer has ended."""
+        """Asks the engine; where that refuses, the answer has ended. Nothing is asked for one that was closed."""
         with self._recorded():
-            self.loaded.engine.ask(self.request, self.loaded.slot, self._kind, self._parameters, hear)
+            if self._cut is not None:
+                raise Denied(self._cut, code="cut-off")
+            if not self._over:
+                self.loaded.engine.ask(self.request, self.loaded.slot, self._kind, self._parameters, hear)
+        if self._over:
+            # Closed while the engine was being asked: then nobody has taken it back.
+            self.loaded.engine.leave(self.request, ended=False)
 
     def give(self, frame: Frame) -> None:
         """A token leaves now; Denied where none may any more, which is still to `end` the answer."""
@@ -148,6 +154,7 @@ class Answer:
         with self._recorded():
             last = expect(frame, "token", "done")
             self.give(last)
+            expect(last, "done")
             return {**last, **self._end("success", last)}
 
     def __iter__(self) -> Iterator[Frame]:

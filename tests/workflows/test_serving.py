@@ -112,6 +112,40 @@ def test_a_slot_that_answers_is_not_taken(home: Home, monkeypatch: pytest.Monkey
         assert [loaded.unit for loaded in serving._slots._table.values()] == [second]
 
 
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_an_answer_that_is_closed_while_the_engine_is_asked_holds_nothing(
+    home: Home, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """A client that leaves at once: its request is ended by one thread while another begins it."""
+    with closing(Serving(home.context)) as serving:
+        going = serving.answer(
+            _caller(home, UNITS[0]), "own", "generate", {**ASKED, "max_tokens": 200}, "tcp:127.0.0.1"
+        )
+        engine, slot = going.loaded.engine, going.loaded.slot
+        ask = engine.ask
+        if when == "before":
+            going.close()
+        else:
+            monkeypatch.setattr(engine, "ask", lambda *asked: (going.close(), ask(*asked)))
+        heard: list[Any] = []
+        going.start(heard.append)
+        assert not engine.answers(slot)
+        assert engine._asked == {}
+        assert going.request not in home.context.ledger.state.requests, "its end is recorded"
+        monkeypatch.setattr(engine, "ask", ask)
+        assert _ask(home, serving, UNITS[0])
+
+
+def test_an_answer_that_is_cut_before_it_was_begun_asks_nothing(home: Home) -> None:
+    with closing(Serving(home.context)) as serving:
+        going = serving.answer(_caller(home, UNITS[0]), "own", "generate", ASKED, "tcp:127.0.0.1")
+        going.cut("token of the unit: revoked")
+        with pytest.raises(Denied, match="revoked"):
+            next(going)
+        assert going.loaded.engine._asked == {}
+        assert going.request not in home.context.ledger.state.requests
+
+
 def test_an_answer_that_is_cut_leaves_its_slot_free(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was not given yet is not given, and the slot makes room for another."""
     monkeypatch.setattr(slots, "HOT", 1)
