@@ -114,7 +114,7 @@ class _OfRequest(Event):
     approvals: tuple[int, ...]
 
     def about(self) -> tuple[str, ...]:
-        return f"request:{self.request}", f"unit:{self.unit}", f"task:{self.task}", f"adapter:{self.adapter}"
+        return (f"request:{self.request}", *_slot(self.unit, self.task, self.adapter))
 
     @property
     def actor(self) -> str | None:

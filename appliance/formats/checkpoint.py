@@ -15,7 +15,7 @@ from appliance.formats.note import (
     check_key_name,
     parse_note,
     parse_vkey,
-    sign_text,
+    sign_note,
     verify_note,
 )
 
@@ -55,7 +55,7 @@ def parse_checkpoint(text: str) -> Checkpoint:
 
 def sign_checkpoint(checkpoint: Checkpoint, signer: Signer, *others: Signer) -> bytes:
     """The signed note's bytes, with a line of each signer; every key's name is the origin."""
-    return sign_text(encode_checkpoint(checkpoint), checkpoint.origin, signer, *others)
+    return sign_note(encode_checkpoint(checkpoint), checkpoint.origin, signer, *others)
 
 
 def open_checkpoint(data: bytes, vkey: str) -> Checkpoint:

@@ -230,14 +230,14 @@ def _fold(hashes: Sequence[bytes]) -> bytes:
         return EMPTY_ROOT
     top = hashes[-1]
     for left in reversed(hashes[:-1]):
-        top = hashlib.sha256(b"\x01" + left + top).digest()  # `hash_node`, in the loop of every append
+        top = hash_node(left, top)
     return top
 
 
 def _check_hashes(what: str, hashes: Iterable[bytes], error: type[BadInput] | type[Tampered]) -> None:
-    for size in set(map(len, hashes)):
-        if size != HASH_BYTES:
-            raise error(f"{what}, hash: expected {HASH_BYTES} bytes, got {size}")
+    for hash_ in hashes:
+        if len(hash_) != HASH_BYTES:
+            raise error(f"{what}, hash: expected {HASH_BYTES} bytes, got {len(hash_)}")
 
 
 def _check_root(what: str, expected: bytes, got: bytes) -> None:

@@ -99,13 +99,8 @@ def sign_note(text: str, name: str, signer: Signer, *others: Signer) -> bytes:
     """The note's bytes, with a line of each signer under the one name."""
     check_key_name(name)
     _check_text(text)
-    return sign_text(text, name, signer, *others)
-
-
-def sign_text(text: str, name: str, *signers: Signer) -> bytes:
-    """The same of a name and a text that are known to be those of a note."""
     signed, lines = text.encode("utf-8"), []
-    for each in signers:
+    for each in (signer, *others):
         lines.append(_signature_line(name, _key_id(name, each.spki), each.sign(signed)))
     return _join(text, lines)
 

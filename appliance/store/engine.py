@@ -20,8 +20,6 @@ from appliance.store.tables import REVISION
 BUSY_TIMEOUT_S = 10
 """How long a writer waits for another one before the database counts as unavailable."""
 
-_BEGIN_WRITING = "BEGIN IMMEDIATE"
-
 _SQLITE_PRAGMAS = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
@@ -98,7 +96,7 @@ def _configure_sqlite(connection: sqlite3.Connection, record: Any) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get("writes", False)
-    prepared.run_raw(connection, "execute", _BEGIN_WRITING if writes else "BEGIN", ())
+    prepared.run_raw(connection, "execute", "BEGIN IMMEDIATE" if writes else "BEGIN", ())
 
 
 def begin_writing(connection: Connection) -> None:
@@ -106,7 +104,7 @@ def begin_writing(connection: Connection) -> None:
     if not connection.in_transaction():
         connection.begin()
     elif connection.dialect.name == "sqlite":
-        prepared.run_raw(connection, "execute", _BEGIN_WRITING, ())
+        _begin_sqlite(connection)
 
 
 def _identity(path: str) -> tuple[int, int]:
@@ -163,8 +161,6 @@ class database_errors:
     def __enter__(self) -> None: ...
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if error is None:
-            return
         if isinstance(error, IntegrityError):
             raise Tampered(f"{self._what}: expected rows that fit the ledger, got {_first_line(error)}") from error
         if isinstance(error, (SQLAlchemyError, sqlite3.Error, OSError)):

@@ -112,9 +112,9 @@ class Ledger:
         self._fold = fold
         self._seen = Seen(fold.state.size, root)
 
-    def _catch_up(self, connection: Connection, fold: Fold, head: rows.Head) -> rows.Head:
+    def _catch_up(self, connection: Connection, fold: Fold, head: rows.Head) -> None:
         if head == fold.head:
-            return head
+            return
         self._fold = None
         advance(connection, fold, head.size, self._seen)
         if head != fold.head:
@@ -122,7 +122,6 @@ class Ledger:
             raise Tampered(f"entry {at}: head: expected {fold.head.leaf_hash.hex()}, got {head.leaf_hash.hex()}")
         check_checkpoint(connection, fold, self._log_key)
         self._keep(fold, fold.frontier.root())
-        return head
 
     # --- append ---------------------------------------------------------------------------------------------------
 
@@ -164,8 +163,8 @@ class Ledger:
             self.probe()
             log.warning("the ledger can be written again")
         fold = self._current()
-        connection, head = self._writer.begin(lambda writer: self._catch_up(writer, fold, rows.lock_head(writer)))
-        batch = Batch(head, fold.state.mark())
+        connection = self._writer.begin(lambda writer: self._catch_up(writer, fold, rows.lock_head(writer)))
+        batch = Batch(fold.head, fold.state.mark())
         try:
             self._stage_all(batch, waiting, fold.state)
             if not batch.staged:
@@ -174,7 +173,7 @@ class Ledger:
             entries = [one.entry for one in batch.staged]
             frontier, completed = fold.frontier.extend([entry.leaf for entry in entries])
             root = frontier.root()
-            rows.insert_keys(connection, self.unfiled.take_due(connection, head.size, entries))
+            rows.insert_keys(connection, self.unfiled.take_due(connection, batch.before.size, entries))
             note = self._write(connection, batch, completed, root, fold.state)
             self._commit(connection, batch)
         except BaseException:

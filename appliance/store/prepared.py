@@ -43,9 +43,8 @@ class Prepared:
 
     def insert(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
         """Rows of an INSERT without more, their values in the order of the table's columns."""
-        if rows:
-            sql, _ = self._compile(connection.dialect)
-            _run_many(connection, sql, rows)
+        sql, _ = self._compile(connection.dialect)
+        _run_many(connection, sql, rows)
 
     def _compile(self, dialect: Dialect) -> _Compiled:
         compiled = self._compiled.get(dialect.name)
@@ -61,10 +60,12 @@ _POSTGRESQL: Dialect = PGDialect_psycopg(paramstyle="format")  # type: ignore[no
 
 
 def _run_many(connection: Connection, sql: str, rows: Sequence[Any]) -> None:
+    if not rows:
+        return
     _begin(connection)
     if len(rows) == 1:
         run_raw(connection, "execute", sql, rows[0])
-    elif rows:
+    else:
         run_raw(connection, "executemany", sql, rows)
 
 

@@ -166,8 +166,7 @@ def insert_entries(
             _insert_document(connection, raw, contents[role])
             bound.append((index, role, raw))
     _INSERT_ENTRY.insert(connection, rows)
-    if bound:
-        _INSERT_ENTRY_DOCUMENT.insert(connection, bound)
+    _INSERT_ENTRY_DOCUMENT.insert(connection, bound)
 
 
 def insert_keys(connection: Connection, filed: Sequence[tuple[str, int, bytes]]) -> None:

@@ -95,10 +95,7 @@ def _each(drafts: Sequence[Draft], act: Callable[[Draft], Made]) -> list[Made]:
 
 def check_drafts(drafts: Sequence[Draft]) -> None:
     """What the rules do not see: sizes, and that texts behind commitments are those committed to."""
-    for draft in drafts:
-        if draft.documents or draft.disclosures:
-            _each(drafts, _check_draft)
-            return
+    _each(drafts, _check_draft)
 
 
 def _check_draft(draft: Draft) -> None:

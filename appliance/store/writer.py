@@ -11,7 +11,6 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from appliance.errors import Unavailable
 from appliance.store import prepared, rows
 from appliance.store.engine import begin_writing, checkpoint_wal, connect_writer, is_current
-from appliance.store.rows import Head
 
 
 class Writer:
@@ -21,7 +20,7 @@ class Writer:
         self._engine = engine
         self._connection: Connection | None = None
 
-    def begin(self, lock: Callable[[Connection], Head]) -> tuple[Connection, Head]:
+    def begin(self, lock: Callable[[Connection], None]) -> Connection:
         """A transaction in which `lock` has taken hold of the head; ended again where it raises."""
         try:
             return self._lock(lock)
@@ -35,11 +34,12 @@ class Writer:
             self.close()
             raise
 
-    def _lock(self, lock: Callable[[Connection], Head]) -> tuple[Connection, Head]:
+    def _lock(self, lock: Callable[[Connection], None]) -> Connection:
         if self._connection is None:
             self._connection = connect_writer(self._engine)
         begin_writing(self._connection)
-        return self._connection, lock(self._connection)
+        lock(self._connection)
+        return self._connection
 
     def roll_back(self) -> None:
         assert self._connection is not None

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,19 +164,6 @@ class Engine:
         if not ended and self.alive:
             with suppress(Unavailable):
                 self._send({"frame": "cancel", "id": request})
-
-    def answer(self, request: str, slot: str, kind: str, parameters: Frame) -> Generator[Frame]:
-        """What is told, to a thread of its own; leaving early cancels the request."""
-        heard: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
-        self.ask(request, slot, kind, parameters, heard.put)
-        ended = False
-        try:
-            while not ended:
-                frame = expect(heard.get(), "token", "done")
-                ended = frame["frame"] == "done"
-                yield frame
-        finally:
-            self.leave(request, ended=ended)
 
     def answers(self, slot: str) -> bool:
         """Whether a request is under way in the slot."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import queue
 import selectors
 import socket
 import threading
@@ -24,7 +25,8 @@ from typing import Any
 from appliance.domain import orders as o
 from appliance.store.artifacts import Artifacts
 from appliance.workflows.admit import admit
-from appliance.workflows.engine import Engine
+from appliance.workflows.context import Frame
+from appliance.workflows.engine import Engine, expect
 from scripts.benches import serving_home
 from scripts.benches.measure import Row, interleaved, row, sync_ms, wall_ms
 from scripts.benches.serving_home import BASE, OWNER, UNITS, Home
@@ -176,8 +178,12 @@ class Direct:
     def ask(self, unit: str, tokens: int) -> int:
         self._count += 1
         parameters = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": tokens, "temperature": 0.0}
-        frames = self._engine.answer(f"{unit}-{self._count}-{threading.get_ident()}", unit, "generate", parameters)
-        return next(int(frame["completion_tokens"]) for frame in frames if frame["frame"] == "done")
+        name, heard = f"{unit}-{self._count}-{threading.get_ident()}", queue.SimpleQueue[Frame | None]()
+        self._engine.ask(name, unit, "generate", parameters, heard.put)
+        while (frame := expect(heard.get(), "token", "done"))["frame"] == "token":
+            continue
+        self._engine.leave(name, ended=True)
+        return int(frame["completion_tokens"])
 
 
 class Door:
