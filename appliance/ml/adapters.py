@@ -20,7 +20,9 @@ import safetensors.torch
 import torch
 
 from appliance.errors import BadInput, Conflict, NotFound
-from appliance.ml.mixing import Adapter, Mix, Mixer, multiply_rows
+from appliance.ml.lora import Rows
+from appliance.ml.mixing import Adapter, Group, Mix, Mixer, multiply_rows
+from appliance.ml.stacking import Stacks
 from appliance.ml.stepping import Stepper, fits_stepper
 
 CONFIG_FILE = "adapter_config.json"
@@ -121,6 +123,7 @@ class AdaptedLinear(torch.nn.Module):
         super().__init__()
         self.base = base
         self._name = name
+        self.group = Group((name,), base.in_features, (base.out_features,))
         self._quantised = type(base) is not torch.nn.Linear
         # In a tuple, so that the module tree does not take it for a child.
         self._slots = (slots,)
@@ -135,15 +138,15 @@ class AdaptedLinear(torch.nn.Module):
         if adapter is None or pair is None:
             return result
         low = torch.nn.functional.linear(x.to(torch.float32), pair[0])
-        added = torch.nn.functional.linear(low, pair[1]) * adapter.scaling
+        added = torch.nn.functional.linear(low, pair[1]).mul_(adapter.scaling)
         # peft rounds before the sum over a quantised layer, and after it over a plain one.
-        return result + added.to(result.dtype) if self._quantised else (result + added).to(result.dtype)
+        return result.add_(added.to(result.dtype)) if self._quantised else added.add_(result).to(result.dtype)
 
     def _mixed(self, x: torch.Tensor, mix: Mix) -> torch.Tensor:
         """A batch whose rows use adapters of their own; x is [1, rows, in]."""
         rows = x.flatten(0, -2)
         result = multiply_rows(self.base, rows).float()
-        mix.add((self._name,), rows.float(), [result])
+        mix.add(self.group, rows.float(), result)
         return result.to(x.dtype).view(*x.shape[:-1], -1)
 
 
@@ -166,8 +169,9 @@ class Slots:
             if module is not head:
                 self._layers[name] = AdaptedLinear(module, name, self)
                 model.set_submodule(name, self._layers[name])
-        groups = self.stepper.groups if self.stepper is not None else [(name,) for name in self._layers]
-        self._mixer = Mixer(groups, device)
+        groups = self.stepper.groups if self.stepper is not None else [layer.group for layer in self._layers.values()]
+        dtype = model.get_input_embeddings().weight.dtype
+        self._mixer = Mixer(Rows(groups, dtype) if device == "cpu" else Stacks(groups, device))
         # So that whoever draws with the base finds what is in use.
         model.slots = self
 

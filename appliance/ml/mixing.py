@@ -1,172 +1,53 @@
-"""Adapters of different rows in one operation a layer: A and B stacked, each row multiplied by its own adapter's.
+"""Adapters of different rows in one batch: how a batch is laid out, and what adds each row's own adapter to it.
 
-A row's bits must not depend on its neighbours, so no shape does either. A batch is laid out in chunks of a fixed number
-of rows of one adapter, filled up with rows of nobody; a stack takes adapters of one family (padded rank and adapted
-layers), so that neither a neighbour's rank nor its layers change what is computed; and a batched product computes each
-of its matrices as if it were alone. The last is a fact about libraries: tests hold the logits of mixed batches against
-those of each row alone.
+A row's bits must not depend on its neighbours. On the CPU a kernel of our own multiplies each row by itself
+(`ml/lora.py`); on a GPU adapters are stacked, and shapes are fixed (`ml/stacking.py`). Tests hold the logits of mixed
+batches against those of each row alone.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn.functional import pad
 
-# Rows of one adapter that are multiplied at once.
-CHUNK = 2
 # Rows that a product sees whose bits depend on how many there are.
 ROWS = 16
-_LEAST_RANK = 8
 
-Group = tuple[str, ...]
-"""Names of layers that read one input."""
-Family = tuple[int, frozenset[str]]
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Layers that read one input: their names, the input's width, and each one's outputs. Known by itself."""
+
+    names: tuple[str, ...]
+    inner: int
+    sizes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A and B of every adapted layer by the layer's name, float32, and their common scale."""
+    """A [rank, in] and B [out, rank] of every adapted layer by the layer's name, float32, and their common scale."""
 
     scaling: float
     weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
     @property
     def rank(self) -> int:
-        """The rank up to the next power of two."""
-        rank = len(next(iter(self.weights.values()))[0])
-        return max(_LEAST_RANK, 1 << (rank - 1).bit_length())
-
-    @property
-    def family(self) -> Family:
-        """Adapters of one family can stand in one stack."""
-        return self.rank, frozenset(self.weights)
+        return len(next(iter(self.weights.values()))[0])
 
 
-@dataclass
-class Stacked:
-    """A group's adapted layers: A of all of them [places, in, layers * rank], scaled; B of each [places, rank, out].
-    `layers` are those layers' places in the group."""
+class Part(Protocol):
+    """Some rows of a batch, and the adapters that they use."""
 
-    layers: tuple[int, ...]
-    down: torch.Tensor
-    ups: list[torch.Tensor]
-
-
-class Stack:
-    """Adapters of one family, each in as many places as it has chunks; a place is only written where it must be."""
-
-    def __init__(self, family: Family, groups: Sequence[Group], device: str) -> None:
-        self._rank = family[0]
-        self._device = device
-        self._groups = [group for group in groups if family[1].intersection(group)]
-        self._named = {group: tuple(n for n, name in enumerate(group) if name in family[1]) for group in self._groups}
-        self._held: list[str | None] = []
-        self.groups: dict[Group, Stacked] = {}
-
-    @torch.inference_mode()
-    def arrange(self, slots: Sequence[str], adapters: Mapping[str, Adapter]) -> list[str]:
-        """Brings these slots, each as often as it is named, into the first places; the slot in each of them."""
-        missing, holes = Counter(slots), []
-        for place in range(len(slots)):
-            held = self._held[place] if place < len(self._held) else None
-            if held is not None and missing[held]:
-                missing[held] -= 1
-            else:
-                holes.append(place)
-        for place, slot in zip(holes, missing.elements(), strict=True):
-            self._write(place, slot, adapters[slot])
-        return [held for held in self._held[: len(slots)] if held is not None]
-
-    @property
-    def empty(self) -> bool:
-        return not any(self._held)
-
-    @torch.inference_mode()
-    def forget(self, slot: str) -> None:
-        """Zeroes its places: nothing of an adapter stays behind."""
-        for place, held in enumerate(self._held):
-            if held == slot:
-                self._held[place] = None
-                for stacked in self.groups.values():
-                    for tensor in (stacked.down, *stacked.ups):
-                        tensor[place].zero_()
-
-    def _write(self, place: int, slot: str, adapter: Adapter) -> None:
-        if place >= len(self._held):
-            self._grow(adapter)
-        self._held[place] = None
-        for group, layers in self._named.items():
-            stacked = self.groups[group]
-            for number, layer in enumerate(layers):
-                down, up = adapter.weights[group[layer]]
-                columns = stacked.down[place, :, number * self._rank : (number + 1) * self._rank]
-                columns[:, : len(down)].copy_(down.T).mul_(adapter.scaling)
-                columns[:, len(down) :].zero_()
-                stacked.ups[number][place, : up.shape[1]].copy_(up.T)
-                stacked.ups[number][place, up.shape[1] :].zero_()
-        self._held[place] = slot
-
-    def _grow(self, adapter: Adapter) -> None:
-        """Half as many places more, all in one piece of memory, layer by layer as they are read."""
-        size = len(self._held) + max(1, len(self._held) // 2)
-        shapes: dict[Group, list[tuple[int, int]]] = {}
-        for group, layers in self._named.items():
-            pairs = [adapter.weights[group[layer]] for layer in layers]
-            downs = (pairs[0][0].shape[1], len(layers) * self._rank)
-            shapes[group] = [downs, *((self._rank, len(up)) for _, up in pairs)]
-        flat = torch.zeros(size * sum(a * b for some in shapes.values() for a, b in some), device=self._device)
-        for group, layers in self._named.items():
-            made = []
-            for a, b in shapes[group]:
-                made.append(flat[: size * a * b].view(size, a, b))
-                flat = flat[size * a * b :]
-            if (before := self.groups.get(group)) is not None:
-                for tensor, earlier in zip(made, (before.down, *before.ups), strict=True):
-                    tensor[: len(earlier)] = earlier
-            self.groups[group] = Stacked(layers, made[0], made[1:])
-        self._held += [None] * (size - len(self._held))
-
-
-class Part:
-    """One family's rows in a batch: `chunks` chunks from row `start` on, each multiplied by its place in the stack, or
-    all by the first one."""
-
-    def __init__(self, start: int, chunks: int, stack: Stack, places: int) -> None:
-        self._rows, self._chunks = slice(start, start + chunks * CHUNK), chunks
-
-        def cut(stacked: torch.Tensor) -> torch.Tensor:
-            return stacked[:places].expand(chunks, -1, -1)
-
-        self._stacked = {
-            group: Stacked(one.layers, cut(one.down), [cut(up) for up in one.ups])
-            for group, one in stack.groups.items()
-        }
-
-    def add(self, group: Group, x: torch.Tensor, results: Sequence[torch.Tensor]) -> None:
-        """Adds what the adapters add, in place, to this part's rows of each layer of the group.
-
-        x is [rows, in], a result [rows, out], all float32.
-        """
-        stacked = self._stacked.get(group)
-        if stacked is None:
-            return
-        low = torch.bmm(x[self._rows].view(self._chunks, CHUNK, -1), stacked.down)
-        lows = [low] if len(stacked.ups) == 1 else low.chunk(len(stacked.ups), dim=2)
-        for layer, own, up in zip(stacked.layers, lows, stacked.ups, strict=True):
-            rows = results[layer][self._rows]
-            if rows.is_contiguous():
-                rows.view(self._chunks, CHUNK, -1).baddbmm_(own, up)
-            else:
-                rows += torch.bmm(own, up).flatten(0, 1)
+    def add(self, group: Group, x: torch.Tensor, made: torch.Tensor) -> None: ...
 
 
 @dataclass(frozen=True)
 class Mix:
-    """How a batch is laid out: which request each row is (None: nobody's), and the families' parts of it."""
+    """How a batch is laid out: which request each row is (None: nobody's), and its parts."""
 
     rows: tuple[int | None, ...]
     parts: tuple[Part, ...]
@@ -177,62 +58,47 @@ class Mix:
         places = {row: place for place, row in enumerate(self.rows) if row is not None}
         return [places[row] for row in range(len(places))]
 
-    def add(self, group: Group, x: torch.Tensor, results: Sequence[torch.Tensor]) -> None:
-        """Adds what each row's own adapter adds to the outputs of a group of layers that read x; see `Part.add`."""
+    def add(self, group: Group, x: torch.Tensor, made: torch.Tensor) -> None:
+        """Adds, in place, what each row's own adapter makes of x [rows, in] to what the group's layers made of it,
+        [rows, all of their outputs]; both float32."""
         for part in self.parts:
-            part.add(group, x, results)
+            part.add(group, x, made)
+
+
+class Layout(Protocol):
+    """Lays out batches, and holds adapters as they are multiplied there."""
+
+    def lay_out(self, slots: Sequence[str | None], adapters: Mapping[str, Adapter]) -> Mix: ...
+
+    def forget(self, slot: str) -> None:
+        """Nothing of an adapter stays behind."""
+
+    def clear(self) -> None:
+        """Drops every adapter."""
 
 
 class Mixer:
-    """Lays out batches; what is stacked stays so while the same adapters are at work."""
+    """The layout of the batch at work, as long as the same slots are at work in it."""
 
-    def __init__(self, groups: Sequence[Group], device: str) -> None:
-        self._groups, self._device = groups, device
-        self._stacks: dict[Family, Stack] = {}
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
         self._last: tuple[tuple[str | None, ...], Mix] | None = None
 
     def mix(self, slots: Sequence[str | None], adapters: Mapping[str, Adapter]) -> Mix:
         """The layout of a batch whose requests use these slots; None is the bare base."""
         if self._last is None or self._last[0] != tuple(slots):
-            self._last = tuple(slots), self._lay_out(slots, adapters)
+            self._last = tuple(slots), self._layout.lay_out(slots, adapters)
         return self._last[1]
-
-    def _lay_out(self, slots: Sequence[str | None], adapters: Mapping[str, Adapter]) -> Mix:
-        families: dict[Family, dict[str, list[int]]] = {}
-        for request, slot in enumerate(slots):
-            if slot is not None:
-                families.setdefault(adapters[slot].family, {}).setdefault(slot, []).append(request)
-        rows: list[int | None] = []
-        parts = []
-        for family, requests in families.items():
-            stack = self._stacks.setdefault(family, Stack(family, self._groups, self._device))
-            chunks = {slot: _chunk(mine) for slot, mine in requests.items()}
-            needed = [slot for slot, mine in chunks.items() for _ in mine]
-            # One adapter alone is not laid down more than once.
-            order = stack.arrange(needed[:1] if len(chunks) == 1 else needed, adapters)
-            parts.append(Part(len(rows), len(needed), stack, len(order)))
-            for slot in needed if len(chunks) == 1 else order:
-                rows += chunks[slot].pop()
-        return Mix((*rows, *(request for request, slot in enumerate(slots) if slot is None)), tuple(parts))
 
     def forget(self, slot: str) -> None:
         """Nothing of an adapter stays behind."""
         self._last = None
-        for family, stack in list(self._stacks.items()):
-            stack.forget(slot)
-            if stack.empty:
-                del self._stacks[family]
+        self._layout.forget(slot)
 
     def clear(self) -> None:
-        """Drops every stack."""
+        """Drops every adapter."""
         self._last = None
-        self._stacks.clear()
-
-
-def _chunk(requests: Sequence[int]) -> list[list[int | None]]:
-    chunks = [list[int | None](requests[start : start + CHUNK]) for start in range(0, len(requests), CHUNK)]
-    chunks[-1] += [None] * (CHUNK - len(chunks[-1]))
-    return chunks
+        self._layout.clear()
 
 
 def multiply_rows(linear: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:

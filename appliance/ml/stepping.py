@@ -115,10 +115,10 @@ class _Norm:
 class _Projections:
     """Some of a layer's linear layers, which read one input: [rows, in] to [rows, all of their outputs]."""
 
-    def __init__(self, layer: Any, name: str, group: Group, dtype: torch.dtype) -> None:
-        self.group = tuple(f"{name}.{part}" for part in group)
-        self._modules = [layer.get_submodule(part) for part in group]
-        self._sizes = [module.out_features for module in self._modules]
+    def __init__(self, layer: Any, name: str, parts: Sequence[str], dtype: torch.dtype) -> None:
+        self._modules = [layer.get_submodule(part) for part in parts]
+        sizes = tuple(module.out_features for module in self._modules)
+        self.group = Group(tuple(f"{name}.{part}" for part in parts), self._modules[0].in_features, sizes)
         self._dtype = dtype
         self._product: Callable[[torch.Tensor], torch.Tensor] | None = None
 
@@ -130,9 +130,8 @@ class _Projections:
 
     def add(self, x: torch.Tensor, made: torch.Tensor, mix: Mix) -> Sequence[torch.Tensor]:
         """Adds what the rows' adapters make of x, in place; each layer's part."""
-        results = torch.split(made, self._sizes, dim=1) if len(self._sizes) > 1 else [made]
-        mix.add(self.group, x, results)
-        return results
+        mix.add(self.group, x, made)
+        return torch.split(made, list(self.group.sizes), dim=1)
 
 
 def _pack_head(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

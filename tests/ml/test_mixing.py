@@ -10,16 +10,25 @@ import pytest
 import safetensors.torch
 import torch
 
-from appliance.ml import cache, engine, machine
+from appliance.ml import adapters, cache, engine, machine
 from appliance.ml.adapters import Slots
 from appliance.ml.asked import Request
 from appliance.ml.base import Base, load_base
 from appliance.ml.drawing import Ahead
 from appliance.ml.engine import Engine
+from appliance.ml.stacking import Stacks
 from tests.ml.tiny import RECIPE
 
 TUPLES = [("nf4-double", "bfloat16"), ("nf4-double", "float32"), ("none", "bfloat16"), ("none", "float32")]
 MODULES = list(RECIPE["target_modules"])
+
+
+@pytest.fixture(params=["rows", "stacks"])
+def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How batches are laid out: as on the CPU, or, on the CPU as well, as on a GPU."""
+    if request.param == "stacks":
+        monkeypatch.setattr(adapters, "Rows", lambda groups, dtype: Stacks(groups, "cpu"))
+    return str(request.param)
 
 
 def plain_adapter(base: Base, seed: int, rank: int, modules: list[str], scale: float = 0.1) -> tuple[bytes, bytes]:
@@ -104,7 +113,7 @@ def same_bits(some: torch.Tensor, other: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize(("quantisation", "dtype"), TUPLES)
 def test_logits_are_the_same_bits_alone_and_in_a_full_mixed_batch(
-    base_folder: Path, quantisation: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+    base_folder: Path, quantisation: str, dtype: str, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.use_determinism(0)
     monkeypatch.setattr(engine, "PROMPT_CHUNK", 40)
@@ -126,7 +135,7 @@ def test_logits_are_the_same_bits_alone_and_in_a_full_mixed_batch(
 
 @pytest.mark.parametrize(("quantisation", "dtype"), TUPLES[:3])
 def test_many_requests_on_one_adapter_are_the_same_bits_as_one(
-    base_folder: Path, quantisation: str, dtype: str
+    base_folder: Path, quantisation: str, dtype: str, layout: str
 ) -> None:
     machine.use_determinism(0)
     base = load_base(base_folder, quantisation=quantisation, compute_dtype=dtype, device="cpu")
@@ -146,7 +155,7 @@ def test_many_requests_on_one_adapter_are_the_same_bits_as_one(
         assert all(map(same_bits, together[name], watched.seen[name])), name
 
 
-def test_a_row_of_a_mixed_batch_is_what_its_adapter_alone_computes(base: Base) -> None:
+def test_a_row_of_a_mixed_batch_is_what_its_adapter_alone_computes(base: Base, layout: str) -> None:
     """Near the pass with one adapter in use, and far from the base and from the other adapters."""
     watched = _loaded(base)
     for name in ("1", "3", "5", "8"):
@@ -166,25 +175,27 @@ def test_a_row_of_a_mixed_batch_is_what_its_adapter_alone_computes(base: Base) -
             ids.append(int(logits.argmax()))
 
 
-def test_a_rank_that_is_filled_up_changes_nothing(base: Base) -> None:
+def test_a_rank_that_is_filled_up_changes_nothing(base: Base, layout: str) -> None:
     """What a mix adds to three layers that share an input is what each computes by itself; the base's row is left."""
     slots = Slots(base.model, "cpu")
     slots.load("a", *plain_adapter(base, 1, 6, MODULES))
     attention = base.model.get_decoder().layers[0].self_attn
     layers = [attention.q_proj, attention.k_proj, attention.v_proj]
-    group = tuple(f"model.layers.0.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj"))
     x = torch.randn(3, 64)
+    assert slots.stepper is not None
     with torch.inference_mode():
         plain = [layer(x[None])[0] for layer in layers]
         with slots.using("a"):
             expected = [layer(x[None])[0] for layer in layers]
         with slots.mixing(["a", None, "a"]):
             assert slots.mix is not None
-            assert slots.mix.rows == (0, 2, 1)
-            got = [one[[0, 2, 1]] for one in plain]
-            slots.mix.add(group, x[[0, 2, 1]], got)
+            order = {"rows": [0, 1, 2], "stacks": [0, 2, 1]}[layout]
+            assert slots.mix.rows == tuple(order)
+            made = torch.cat(plain, dim=1)[order]
+            slots.mix.add(slots.stepper.groups[0], x[order], made)
+            got = torch.split(made[order], [len(wanted[0]) for wanted in expected], dim=1)
     for one, wanted, bare in zip(got, expected, plain, strict=True):
-        torch.testing.assert_close(one, torch.stack([wanted[0], wanted[2], bare[1]]))
+        torch.testing.assert_close(one, torch.stack([wanted[0], bare[1], wanted[2]]))
         assert (wanted - bare).abs().max() > 0.01
 
 
