@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 
 from appliance.errors import ApplianceError, BadInput, Denied, TooMany
 
@@ -18,6 +19,11 @@ log = logging.getLogger(__name__)
 
 class Malformed(BadInput):
     """What does not have the form of a request: refused before anything has looked at it."""
+
+    def __init__(self, found: Iterable[Mapping[str, Any]]) -> None:
+        """`found`: pydantic's errors, each with its place."""
+        parts = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in found]
+        super().__init__("request: " + "; ".join(parts))
 
 
 Body = Callable[[str, str, tuple[str, ...], int], dict[str, Any]]
@@ -43,7 +49,7 @@ def refusal(body: Body, error: ApplianceError) -> JSONResponse:
     return JSONResponse(body(error.code, error.message, reasons, error.status), error.status, headers)
 
 
-def install(app: FastAPI, body: Body, count: Callable[[Request, ApplianceError], None]) -> None:
+def install(app: Starlette, body: Body, count: Callable[[Request, ApplianceError], None]) -> None:
     """Every error of the appliance by its status; everything else is a 500 that says nothing."""
 
     async def appliance_error(request: Request, error: Exception) -> JSONResponse:
@@ -53,8 +59,7 @@ def install(app: FastAPI, body: Body, count: Callable[[Request, ApplianceError],
 
     async def bad_request(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        parts = [f"{'.'.join(str(s) for s in item['loc'])}: {item['msg']}" for item in error.errors()]
-        return await appliance_error(request, Malformed("request: " + "; ".join(parts)))
+        return await appliance_error(request, Malformed(error.errors()))
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)

@@ -12,6 +12,7 @@ import structlog
 
 from appliance.domain.entry import Entry
 
+log = structlog.get_logger("appliance.ledger")
 _SHOWN = (
     *("request", "unit", "task", "adapter", "finish_reason", "prompt_tokens", "completion_tokens"),
     *("code", "count", "run", "base", "dataset"),
@@ -56,6 +57,4 @@ def log_entry(entry: Entry, body: Mapping[str, Any], seconds: float | None) -> N
     shown = {name: body[name] for name in _SHOWN if body.get(name) is not None}
     if seconds is not None:
         shown["seconds"] = round(seconds, 3)
-    structlog.get_logger("appliance.ledger").info(
-        entry.type, entry=entry.index, actor=entry.actor, outcome=entry.outcome, source=entry.source, **shown
-    )
+    log.info(entry.type, entry=entry.index, actor=entry.actor, outcome=entry.outcome, source=entry.source, **shown)

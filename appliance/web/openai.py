@@ -6,11 +6,13 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.responses import Response
+from pydantic import BaseModel, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from appliance.domain.response import MEMBER
@@ -21,39 +23,38 @@ from appliance.web.errors import Malformed, install, openai_body
 from appliance.web.gate import Gate, Threads
 from appliance.web.limits import Place, Quotas
 from appliance.web.metrics import Metrics
-from appliance.web.streams import Frames, Post
+from appliance.web.streams import Events, Frames, Post
 from appliance.workflows.answering import Answer
 from appliance.workflows.serve import Serving
 
 Value = dict[str, Any]
 Asked = ChatRequest | CompletionRequest | ClassifyRequest
+T = TypeVar("T", bound=BaseModel)
 
 
 def units_app(serving: Serving, door: Doorkeeper, quotas: Quotas, metrics: Metrics) -> ASGIApp:
     """Every request passes the gate first; what the app itself refuses unseen is counted like what the gate refuses."""
-    app = FastAPI(title="appliance, the units' door", docs_url=None, redoc_url=None, openapi_url=None)
     threads = Threads()
 
     def count(request: Request, error: ApplianceError) -> None:
         if isinstance(error, Malformed) or request.method == "GET":
             door.count(request.state.caller.unit, error)
 
+    app = Starlette(routes=_routes(serving, threads, metrics))
     install(app, openai_body, count)
-    app.include_router(_routes(serving, threads, metrics))
     return Gate(app, door, quotas, threads)
 
 
-def _routes(serving: Serving, threads: Threads, metrics: Metrics) -> APIRouter:
-    router = APIRouter()
+def _routes(serving: Serving, threads: Threads, metrics: Metrics) -> list[Route]:
     post = Post()
 
-    @router.get("/v1/models")
-    async def models(request: Request) -> Value:
-        return {"object": "list", "data": await threads.run(serving.models, request.state.caller.unit)}
+    async def models(request: Request) -> Response:
+        found = await threads.run(serving.models, request.state.caller.unit)
+        return JSONResponse({"object": "list", "data": found})
 
-    @router.get("/v1/models/{model}")
-    async def model(model: str, request: Request) -> Value:
-        return await threads.run(serving.model, request.state.caller.unit, model)
+    async def model(request: Request) -> Response:
+        task = request.path_params["model"]
+        return JSONResponse(await threads.run(serving.model, request.state.caller.unit, task))
 
     async def ask(kind: str, body: Asked, request: Request) -> Answer:
         source = f"tcp:{request.client.host}" if request.client else "unix"
@@ -68,22 +69,19 @@ def _routes(serving: Serving, threads: Threads, metrics: Metrics) -> APIRouter:
         if body.stream:
             usage = bool((body.stream_options or {}).get("include_usage"))
             request.state.frames = frames = Frames(threads, post, answer, place.spend_frame)
-            events = _stream(shape, answer, body.model, usage, frames)
-            return StreamingResponse(events, media_type="text/event-stream")
+            return Events(_stream(shape, answer, body.model, usage, frames), frames.leave)
         text, done = await threads.run(_gather, answer, place)
         choice = {"index": 0, **shape.whole(text), "finish_reason": done["finish_reason"], "logprobs": None}
         return JSONResponse({**_head(shape.name, answer, body.model), "choices": [choice], **_tail(done)})
 
-    @router.post("/v1/chat/completions", response_model=None)
-    async def chat(body: ChatRequest, request: Request) -> Response:
-        return await drawn(CHAT, body, request)
+    async def chat(request: Request) -> Response:
+        return await drawn(CHAT, await _parse(ChatRequest, request), request)
 
-    @router.post("/v1/completions", response_model=None)
-    async def complete(body: CompletionRequest, request: Request) -> Response:
-        return await drawn(COMPLETION, body, request)
+    async def complete(request: Request) -> Response:
+        return await drawn(COMPLETION, await _parse(CompletionRequest, request), request)
 
-    @router.post("/v1/classify", response_model=None)
-    async def classify(body: ClassifyRequest, request: Request) -> Response:
+    async def classify(request: Request) -> Response:
+        body = await _parse(ClassifyRequest, request)
         answer = await ask("classify", body, request)
         text, done = await threads.run(_gather, answer, request.state.place)
         found = {label: float(share) for label, share in json.loads(text).items()}
@@ -91,7 +89,20 @@ def _routes(serving: Serving, threads: Threads, metrics: Metrics) -> APIRouter:
         data = {"index": 0, "label": best, "probabilities": found}
         return JSONResponse({**_head("list", answer, body.model), "data": [data], **_tail(done)})
 
-    return router
+    return [
+        Route("/v1/models", models),
+        Route("/v1/models/{model}", model),
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/completions", complete, methods=["POST"]),
+        Route("/v1/classify", classify, methods=["POST"]),
+    ]
+
+
+async def _parse(kind: type[T], request: Request) -> T:
+    try:
+        return kind.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise Malformed({**item, "loc": ("body", *item["loc"])} for item in error.errors()) from None
 
 
 @dataclass(frozen=True)

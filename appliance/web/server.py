@@ -87,7 +87,22 @@ def _cancel(timer: asyncio.TimerHandle | None) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Two servers share a loop, so neither may take the process's signals."""
+    """Two servers share a loop, so neither may take the process's signals; nor need each look ten times a second
+    whether it is to end."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._ended = asyncio.Event()
+
+    def end(self) -> None:
+        self.should_exit = True
+        self._ended.set()
+
+    async def main_loop(self) -> None:
+        # A tick at a multiple of ten dates the answers of the next second.
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), 1.0)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -157,7 +172,7 @@ async def _serve(doors: Sequence[Door], beat: Callable[[], None], ended: Callabl
             stop.set()
     beats.cancel()
     for server in servers:
-        server.should_exit = True
+        server.end()
     await asyncio.gather(*running)
     return reason
 

@@ -15,6 +15,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
 from appliance.errors import ApplianceError
 from appliance.web.gate import Threads
 from appliance.workflows.answering import Answer, lost
@@ -140,6 +143,31 @@ class Frames:
     def _close(self) -> Frame:
         self._answer.close()
         return {}
+
+
+class Events(Response):
+    """Server-sent events as they are made. Of starlette's own response for what streams, no task group and no copy of a
+    task for each: one task here listens for a client that leaves, and tells it."""
+
+    def __init__(self, events: AsyncIterator[str], leave: Act) -> None:
+        super().__init__(media_type="text/event-stream")
+        del self.headers["content-length"]
+        self._events, self._leave = events, leave
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        listening = asyncio.create_task(self._listen(receive))
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for event in self._events:
+                await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            listening.cancel()
+
+    async def _listen(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            continue
+        self._leave()
 
 
 def _refuse(error: ApplianceError) -> Frame:
