@@ -175,12 +175,15 @@ def _load_cost(ours: Program, adapter: str, plan: Plan) -> Iterator[Row]:
 def _memory(base: Path, adapters: list[str], plan: Plan) -> Iterator[Row]:
     """What three tasks add to a process, and what three full models do."""
     with _programs(base, plan.device, "ours", "full") as programs:
-        programs["ours"]("load", folders=adapters[:3])
-        slots = [Path(name).name for name in adapters[:3]]
-        programs["ours"]("answer", prompts=[PROMPTS[0]] * 3, slots=slots, tokens=8)
-        (three,) = programs["ours"]("grown")
-        programs["ours"]("load", folders=adapters[3:])
-        (eight,) = programs["ours"]("grown")
+
+        def grown(some: list[str]) -> float:
+            """With these adapters more, each of which has answered."""
+            programs["ours"]("load", folders=some)
+            slots = [Path(name).name for name in some]
+            programs["ours"]("answer", prompts=[PROMPTS[0]] * len(some), slots=slots, tokens=8)
+            return programs["ours"]("grown")[0]
+
+        three, eight = grown(adapters[:3]), grown(adapters[3:])
         (theirs,) = programs["full"]("grown")
     yield row(
         *("memory of three tasks", three / MB, "MB"),
