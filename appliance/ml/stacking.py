@@ -112,7 +112,7 @@ class Stack:
         self._held += [None] * (size - len(self._held))
 
 
-class Part:
+class Chunks:
     """One family's rows in a batch: `chunks` chunks from row `start` on, each multiplied by its place in the stack, or
     all by the first one."""
 
@@ -164,7 +164,7 @@ class Stacks:
             needed = [slot for slot, mine in chunks.items() for _ in mine]
             # One adapter alone is not laid down more than once.
             order = stack.arrange(needed[:1] if len(chunks) == 1 else needed, adapters)
-            parts.append(Part(len(rows), len(needed), stack, len(order)))
+            parts.append(Chunks(len(rows), len(needed), stack, len(order)))
             for slot in needed if len(chunks) == 1 else order:
                 rows += chunks[slot].pop()
         return Mix((*rows, *(request for request, slot in enumerate(slots) if slot is None)), tuple(parts))
