@@ -64,7 +64,8 @@ def install(app: Starlette, body: Body, count: Callable[[Request, ApplianceError
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         message = f"{request.method} {request.url.path}: {error.detail}"
-        return JSONResponse(body("http", message, (), error.status_code), error.status_code)
+        # Such as which methods there are.
+        return JSONResponse(body("http", message, (), error.status_code), error.status_code, error.headers)
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         log.exception("%s %s", request.method, request.url.path, exc_info=error)

@@ -1,0 +1,65 @@
+"""What a unit sends that is no request is refused in the form that OpenAI's clients read, by what is wrong with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.site import Site
+
+CHAT, CLASSIFY = "/v1/chat/completions", "/v1/classify"
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def _head(site: Site) -> dict[str, str]:
+    return {"Authorization": f"Bearer {site.token('legal')}"}
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "words"),
+    [
+        (CHAT, {"content": b""}, "body: Invalid JSON"),
+        (CHAT, {"content": b'{"model": "labels", "messages": ['}, "body: Invalid JSON"),
+        (CHAT, {"content": b'{"model": "labels\\ud800", "messages": []}'}, "body: Invalid JSON"),
+        (CHAT, {"data": {"model": "labels"}}, "body: Invalid JSON"),
+        (CHAT, {"json": [1]}, "body: Input should be an object"),
+        (CHAT, {"json": {"model": "labels"}}, "body.messages: Field required"),
+        (
+            CHAT,
+            {"json": {"model": "labels", "messages": [{"role": "user"}]}},
+            "body.messages.0.content: Field required",
+        ),
+        (CHAT, {"json": {"model": "labels", "messages": HELLO, "temperature": 3}}, "body.temperature"),
+        (CHAT, {"content": b'{"model": "labels", "messages": [], "temperature": NaN}'}, "body.temperature"),
+        (CHAT, {"json": {"model": "labels", "messages": HELLO, "tools": []}}, "body.tools: Extra inputs"),
+        ("/v1/completions", {"json": {"model": "labels", "prompt": ""}}, "body.prompt"),
+        (CLASSIFY, {"json": {"model": "labels", "labels": ["a"], "input": "x", "messages": HELLO}}, "expected one of"),
+    ],
+)
+def test_a_malformed_body_is_refused_by_the_place_of_its_fault(
+    shared: Site, path: str, sent: dict[str, Any], words: str
+) -> None:
+    answer = shared.units().post(path, headers=_head(shared), **sent)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["code"]) == (400, "invalid_request_error", "bad-input")
+    assert words in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allowed"),
+    [
+        ("GET", CHAT, 405, "POST"),
+        ("DELETE", "/v1/models/labels", 405, "GET"),
+        ("POST", "/v1/embeddings", 404, None),
+        ("GET", "/", 404, None),
+        ("GET", "/docs", 404, None),
+        ("GET", "/openapi.json", 404, None),
+    ],
+)
+def test_what_the_door_does_not_have_is_said_to_be_missing(
+    shared: Site, method: str, path: str, status: int, allowed: str | None
+) -> None:
+    answer = shared.units().request(method, path, headers=_head(shared))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, "http")
+    assert (allowed in answer.headers["allow"]) if allowed else "allow" not in answer.headers
