@@ -72,12 +72,12 @@ class _Pairs:
             for slot, mine in rows.items()
             for place in range(0, len(mine), 2)
         )
+        self._count = len(self._pairs) // _PAIR.size
 
     def add(self, group: Group, x: torch.Tensor, made: torch.Tensor) -> None:
         """See `Mix.add`; both contiguous."""
         assert x.is_contiguous() and made.is_contiguous()
-        count = len(self._pairs) // _PAIR.size
-        _add_lora(self._pairs, count, self._groups[group], x.data_ptr(), made.data_ptr())
+        _add_lora(self._pairs, self._count, self._groups[group], x.data_ptr(), made.data_ptr())
 
 
 class Rows:

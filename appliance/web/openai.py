@@ -21,7 +21,7 @@ from appliance.web.asked import ChatRequest, ClassifyRequest, CompletionRequest
 from appliance.web.auth import Doorkeeper
 from appliance.web.errors import Malformed, install, openai_body
 from appliance.web.gate import Gate, Threads
-from appliance.web.limits import Place, Quotas
+from appliance.web.limits import Quotas
 from appliance.web.metrics import Metrics
 from appliance.web.streams import Events, Frames, Post
 from appliance.workflows.answering import Answer
@@ -40,66 +40,85 @@ def units_app(serving: Serving, door: Doorkeeper, quotas: Quotas, metrics: Metri
         if isinstance(error, Malformed) or request.method == "GET":
             door.count(request.state.caller.unit, error)
 
-    app = Starlette(routes=_routes(serving, threads, metrics))
+    app = Starlette(routes=_Routes(serving, threads, metrics).listed())
     install(app, openai_body, count)
     return Gate(app, door, quotas, threads)
 
 
-def _routes(serving: Serving, threads: Threads, metrics: Metrics) -> list[Route]:
-    post = Post()
+class _Routes:
+    """What each route does. Whoever asks, and the place that the request holds, are known: the gate has set them."""
 
-    async def models(request: Request) -> Response:
-        found = await threads.run(serving.models, request.state.caller.unit)
+    def __init__(self, serving: Serving, threads: Threads, metrics: Metrics) -> None:
+        self._serving, self._threads, self._metrics = serving, threads, metrics
+        self._post = Post()
+
+    def listed(self) -> list[Route]:
+        return [
+            Route("/v1/models", self.models),
+            Route("/v1/models/{model}", self.model),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/completions", self.complete, methods=["POST"]),
+            Route("/v1/classify", self.classify, methods=["POST"]),
+        ]
+
+    async def models(self, request: Request) -> Response:
+        found = await self._threads.run(self._serving.models, request.state.caller.unit)
         return JSONResponse({"object": "list", "data": found})
 
-    async def model(request: Request) -> Response:
+    async def model(self, request: Request) -> Response:
         task = request.path_params["model"]
-        return JSONResponse(await threads.run(serving.model, request.state.caller.unit, task))
+        return JSONResponse(await self._threads.run(self._serving.model, request.state.caller.unit, task))
 
-    def ask(kind: str, body: Asked, request: Request) -> Answer:
-        source = f"tcp:{request.client.host}" if request.client else "unix"
-        caller, begun = request.state.caller, time.monotonic()
-        answer = serving.answer(caller, body.model, kind, body.parameters(), source)
-        first = metrics.first.labels(caller.unit, body.model, answer.adapter)
-        answer.when_first(lambda: first.observe(time.monotonic() - begun))
-        return answer
+    async def chat(self, request: Request) -> Response:
+        return await self._draw(CHAT, await _parse(ChatRequest, request), request)
 
-    def gather(kind: str, body: Asked, request: Request) -> tuple[Answer, str, Value]:
-        """In one thread from its admission to its end: nobody has to wake between them."""
-        answer = ask(kind, body, request)
-        return answer, *_gather(answer, request.state.place)
+    async def complete(self, request: Request) -> Response:
+        return await self._draw(COMPLETION, await _parse(CompletionRequest, request), request)
 
-    async def drawn(shape: Shape, body: ChatRequest | CompletionRequest, request: Request) -> Response:
-        if body.stream:
-            answer, place = await threads.run(ask, "generate", body, request), request.state.place
-            usage = bool((body.stream_options or {}).get("include_usage"))
-            request.state.frames = frames = Frames(threads, post, answer, place.spend_frame)
-            return Events(_stream(shape, answer, body.model, usage, frames), frames.leave)
-        answer, text, done = await threads.run(gather, "generate", body, request)
-        choice = {"index": 0, **shape.whole(text), "finish_reason": done["finish_reason"], "logprobs": None}
-        return JSONResponse({**_head(shape.name, answer, body.model), "choices": [choice], **_tail(done)})
-
-    async def chat(request: Request) -> Response:
-        return await drawn(CHAT, await _parse(ChatRequest, request), request)
-
-    async def complete(request: Request) -> Response:
-        return await drawn(COMPLETION, await _parse(CompletionRequest, request), request)
-
-    async def classify(request: Request) -> Response:
+    async def classify(self, request: Request) -> Response:
         body = await _parse(ClassifyRequest, request)
-        answer, text, done = await threads.run(gather, "classify", body, request)
+        answer, text, done = await self._threads.run(self._gather, "classify", body, request)
         found = {label: float(share) for label, share in json.loads(text).items()}
         best = max(found, key=lambda label: found[label])
         data = {"index": 0, "label": best, "probabilities": found}
         return JSONResponse({**_head("list", answer, body.model), "data": [data], **_tail(done)})
 
-    return [
-        Route("/v1/models", models),
-        Route("/v1/models/{model}", model),
-        Route("/v1/chat/completions", chat, methods=["POST"]),
-        Route("/v1/completions", complete, methods=["POST"]),
-        Route("/v1/classify", classify, methods=["POST"]),
-    ]
+    async def _draw(self, shape: Shape, body: ChatRequest | CompletionRequest, request: Request) -> Response:
+        if body.stream:
+            answer = await self._threads.run(self._ask, "generate", body, request)
+            usage = bool((body.stream_options or {}).get("include_usage"))
+            frames = Frames(self._threads, self._post, answer, request.state.place.spend_frame)
+            request.state.frames = frames
+            return Events(_stream(shape, answer, body.model, usage, frames), frames.leave)
+        answer, text, done = await self._threads.run(self._gather, "generate", body, request)
+        choice = {"index": 0, **shape.whole(text), "finish_reason": done["finish_reason"], "logprobs": None}
+        return JSONResponse({**_head(shape.name, answer, body.model), "choices": [choice], **_tail(done)})
+
+    # In threads.
+
+    def _ask(self, kind: str, body: Asked, request: Request) -> Answer:
+        source = f"tcp:{request.client.host}" if request.client else "unix"
+        caller, begun = request.state.caller, time.monotonic()
+        answer = self._serving.answer(caller, body.model, kind, body.parameters(), source)
+        first = self._metrics.first.labels(caller.unit, body.model, answer.adapter)
+        answer.when_first(lambda: first.observe(time.monotonic() - begun))
+        return answer
+
+    def _gather(self, kind: str, body: Asked, request: Request) -> tuple[Answer, str, Value]:
+        """One thread from the admission to the end, so that nobody has to wake between them; the answer, its whole
+        text, and the frame that ended it."""
+        answer = self._ask(kind, body, request)
+        text: list[str] = []
+        done: Value = {}
+        try:
+            for frame in answer:
+                if frame["frame"] == "done":
+                    done = frame
+                else:
+                    text.append(frame["text"])
+        finally:
+            request.state.place.spend_frame(done, len(text))
+        return answer, "".join(text), done
 
 
 async def _parse(kind: type[T], request: Request) -> T:
@@ -160,21 +179,6 @@ def _head(kind: str, answer: Answer, model: str) -> Value:
         "model": model,
         "system_fingerprint": answer.manifest,
     }
-
-
-def _gather(answer: Answer, place: Place) -> tuple[str, Value]:
-    """The whole text, and the frame that ended it."""
-    text: list[str] = []
-    done: Value = {}
-    try:
-        for frame in answer:
-            if frame["frame"] == "done":
-                done = frame
-            else:
-                text.append(frame["text"])
-    finally:
-        place.spend_frame(done, len(text))
-    return "".join(text), done
 
 
 def _event(value: Value | str) -> str:
