@@ -154,10 +154,9 @@ def request_admitted(case: Case) -> Puts:
     slot = _slot(case, body.unit, body.task)
     _, adapter = _admissible(case, body.unit, body.task)
     case.require(slot.loaded is not None, "slot", "a loaded adapter", "one that is admitted only")
-    case.require(body.adapter == slot.adapter, "adapter", slot.adapter, body.adapter)
-    case.require(body.manifest == adapter.manifest == slot.manifest, "manifest", slot.manifest, body.manifest)
-    expected, got = (slot.admitted, slot.release, slot.approvals), (body.admitted, body.release, body.approvals)
-    case.require(got == expected, "admitted, release and approvals", expected, got)
+    case.require(adapter.manifest == slot.manifest, "manifest", slot.manifest, adapter.manifest)
+    expected, got = slot.answered_by, body.answered_by
+    case.require(got == expected, "what answers", expected, got)
     if revoked := token_revoked(case.state, body.unit, body.token, body.token_issued_at):
         raise NotAuthenticated(f"entry {case.entry.index}: {revoked}", code="revoked")
     case.require(body.request not in case.state.requests, "request", "a new one", body.request)

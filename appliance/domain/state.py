@@ -239,6 +239,11 @@ class Slot(Value):
     loaded_at: Time | None = None
 
     @property
+    def answered_by(self) -> tuple[object, ...]:
+        """What the entries of a request that it answers name."""
+        return self.unit, self.task, self.adapter, self.manifest, self.admitted, self.release, self.approvals
+
+    @property
     def answering(self) -> dict[str, Any]:
         """What the entries of a request say of the slot that answers it."""
         return self.model_dump(exclude={"loaded", "loaded_at"})

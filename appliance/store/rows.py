@@ -47,7 +47,7 @@ class Head(NamedTuple):
     leaf_hash: bytes
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class StoredEntry:
     """An entry with the documents filed with it, as it was read: nothing about it has been checked."""
 
@@ -92,6 +92,14 @@ _ENTRY_SPAN = Prepared(
     select(entries.c.index, entries.c.bytes)
     .where(entries.c.index.between(bindparam("first"), bindparam("last")))
     .order_by(entries.c.index)
+)
+_ENTRIES = Prepared(
+    select(entries).where(entries.c.index.between(bindparam("first"), bindparam("last"))).order_by(entries.c.index)
+)
+_BOUND = Prepared(
+    select(entry_documents.c.index, entry_documents.c.role, documents.c.digest, documents.c.bytes)
+    .join(documents)
+    .where(entry_documents.c.index.between(bindparam("first"), bindparam("last")))
 )
 _DOCUMENT_BYTES = Prepared(select(documents.c.bytes).where(documents.c.digest == bindparam("at")))
 _DISCLOSURE = Prepared(select(disclosures).where(disclosures.c.commitment == bindparam("at")))
@@ -254,13 +262,10 @@ def read_disclosures_after(connection: Connection, after: str, limit: int) -> li
 
 def read_entries(connection: Connection, start: int, stop: int) -> list[StoredEntry]:
     """What is stored of the entries [start, stop), by index; gaps are the caller's to find."""
-    within = entries.c.index.between(start, stop - 1)
-    rows = connection.execute(select(entries).where(within).order_by(entries.c.index))
+    span = {"first": start, "last": stop - 1}
+    rows: list[tuple[int, str, bytes, bytes]] = _ENTRIES.execute(connection, span).fetchall()
     found = {index: StoredEntry(index, time, nodes, data) for index, time, nodes, data in rows}
-    bound = select(entry_documents.c.index, entry_documents.c.role, documents.c.digest, documents.c.bytes)
-    for index, role, digest, content in connection.execute(
-        bound.join(documents).where(entry_documents.c.index.between(start, stop - 1))
-    ):
+    for index, role, digest, content in _BOUND.execute(connection, span):
         if index in found:
             found[index].documents[role] = (digest, content)
     return list(found.values())
