@@ -95,6 +95,10 @@ class Settings:
         return self.home / "logs"
 
     @property
+    def snapshot(self) -> Path:
+        return self.home / "fold.snapshot"
+
+    @property
     def trust(self) -> Path:
         """The service's own copy; the one that counts was taken elsewhere at init."""
         return self.home / "trust.json"

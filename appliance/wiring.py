@@ -10,7 +10,7 @@ import os
 import secrets
 import ssl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -43,6 +43,7 @@ from appliance.store.engine import check_migrated, migrate, open_engine
 from appliance.store.keyring import ADAPTER_KEY, LOG_KEY, Keyring
 from appliance.store.ledger import Ledger
 from appliance.store.lock import lock_folder
+from appliance.store.snapshots import FindSigner, Snapshots
 from appliance.store.steps import Steps
 from appliance.store.witnessed import Witnessed
 from appliance.web.api import people_app
@@ -56,7 +57,7 @@ from appliance.web.operations import LEAST_TOKEN, Readiness, operations_app
 from appliance.web.server import Activity, Door, open_tcp, open_unix
 from appliance.web.server import serve as serve_doors
 from appliance.web.tls import open_tls, read_private
-from appliance.workflows import rehash, sessions, steps, watch, witness, writeback
+from appliance.workflows import rehash, sessions, snapshots, steps, watch, witness, writeback
 from appliance.workflows.context import Code, Context
 from appliance.workflows.progress import Progress
 from appliance.workflows.recover import recover
@@ -168,7 +169,8 @@ def _write_trust(settings: Settings, first: Entry) -> Trust:
     return trust
 
 
-def _open_ledger(settings: Settings, origin: str, log_key: str, keyring: Keyring) -> Ledger:
+def _open_ledger(settings: Settings, origin: str, log_key: str, keyring: Keyring, code: Code | None = None) -> Ledger:
+    """`code`: what folds the log, where that is kept between one start and the next."""
     engine = open_engine(settings.database_url)
     check_migrated(engine)
     held = keyring.log_signers(origin)
@@ -181,7 +183,18 @@ def _open_ledger(settings: Settings, origin: str, log_key: str, keyring: Keyring
             raise NotFound(f"log key {vkey}: expected it in {settings.keys}, got none")
         return held[vkey]
 
-    return Ledger(engine, origin=origin, log_key=log_key, signers=signer, clock=lambda: datetime.now(UTC))
+    return Ledger(
+        engine,
+        origin=origin,
+        log_key=log_key,
+        signers=signer,
+        clock=lambda: datetime.now(UTC),
+        snapshots=None if code is None else _snapshots(settings, origin, code, signer),
+    )
+
+
+def _snapshots(settings: Settings, origin: str, code: Code, signers: FindSigner) -> Snapshots:
+    return Snapshots(settings.snapshot, origin=origin, code=digest_bytes(repr(code).encode()), signers=signers)
 
 
 def _read_trust(settings: Settings) -> Trust:
@@ -192,13 +205,16 @@ def _read_trust(settings: Settings) -> Trust:
 
 
 @contextmanager
-def service(settings: Settings) -> Iterator[Context]:
-    """A loaded ledger and all that the workflows need. Tampered when the ledger does not hold."""
+def service(settings: Settings, say: Callable[[str], None] = lambda _: None) -> Iterator[Context]:
+    """A loaded ledger and all that the workflows need. Tampered when the ledger does not hold. `say` hears how far the
+    loading is."""
     trust = _read_trust(settings)
     keyring = Keyring(settings.keys)
     adapter_signer = keyring.open_signer(ADAPTER_KEY)
-    ledger = _open_ledger(settings, trust.origin, trust.log_key, keyring)
-    ledger.load()
+    code = describe_code()
+    ledger = _open_ledger(settings, trust.origin, trust.log_key, keyring, code)
+    ledger.load(lambda folded, size: say(f"reads its log: {folded:,} of {size:,} entries"))
+    say("starts")
     _check_keyring(keyring, ledger)
     settings.logs.mkdir(mode=0o700, exist_ok=True)
     cuda = os.path.exists("/dev/nvidiactl")
@@ -214,7 +230,7 @@ def service(settings: Settings) -> Iterator[Context]:
         witnessed=Witnessed(settings.witnessed),
         adapter_signer=adapter_signer,
         clock=lambda: datetime.now(UTC),
-        code=describe_code(),
+        code=code,
         logs=settings.logs,
         probes=_probes(settings),
         host=describe_host(cuda),
@@ -294,7 +310,7 @@ def describe_code() -> Code:
 def serve(settings: Settings, *, embedded: bool) -> None:
     """Runs the service until a signal; an embedded one ends after ten idle minutes."""
     configure_logs()
-    with lock_folder(settings.lock), service(settings) as context:
+    with lock_folder(settings.lock) as lock, service(settings, lock.say) as context:
         serving = Serving(context)
         context.released = serving.reconcile
         door, activity = Doorkeeper(context), Activity()
@@ -307,6 +323,7 @@ def serve(settings: Settings, *, embedded: bool) -> None:
         gc.freeze()
         reason = "failed"
         writeback.start(context)
+        snapshots.start(context)
         if settings.rehash_s is not None:
             rehash.start(context, settings.rehash_s)
         try:
@@ -322,6 +339,7 @@ def serve(settings: Settings, *, embedded: bool) -> None:
                 )
         finally:
             serving.close()
+            lock.say("ends")
             _end(context, door, reason)
 
 
@@ -380,3 +398,4 @@ def _end(context: Context, door: Doorkeeper, reason: str) -> None:
         sessions.record_stop(context, reason, door.take_refusals())
     except Unavailable as error:
         log.critical("ALARM: the end could not be recorded: %s", error.message)
+    snapshots.seal(context, snapshots.LEAST)

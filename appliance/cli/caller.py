@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from appliance.cli.output import say
 from appliance.errors import BadInput, NotAuthenticated
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Caller:
 
         settings = self.settings
         place = Place(settings.home, settings.socket, settings.lock, settings.logs)
-        door = Door(settings.socket, lambda: start_service(place))
+        door = Door(settings.socket, lambda: start_service(place, tell=_tell_waiting))
         self._closing.append(door.close)
         return door
 
@@ -142,6 +143,10 @@ class Caller:
     def close(self) -> None:
         while self._closing:
             self._closing.pop()()
+
+
+def _tell_waiting(doing: str) -> None:
+    say(f"waiting for the service, which {doing}")
 
 
 def is_interactive() -> bool:

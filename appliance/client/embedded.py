@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,10 @@ from appliance.client.door import is_answering
 from appliance.errors import NotFound, Unavailable
 
 START_TIMEOUT_S = 30.0
+"""How long a service may say nothing new before it answers."""
 _POLL_S = 0.05
+_TELL_S = 3.0
+_rest = time.sleep
 # What the service needs of the caller's environment; a person's key and passphrase paths are none of its business.
 _KEPT = (
     "APPLIANCE_DATABASE_URL",
@@ -39,11 +44,17 @@ class Place:
     logs: Path
 
 
-def start_service(place: Place, timeout_s: float = START_TIMEOUT_S) -> None:
-    """Returns once the socket answers; Unavailable says why it does not, with the last line of the service's log."""
+def start_service(
+    place: Place, timeout_s: float = START_TIMEOUT_S, tell: Callable[[str], None] = lambda _: None
+) -> None:
+    """Returns once the socket answers; Unavailable says why it does not, with the last line of the service's log.
+
+    A service that reads a long log says how far it is, and is waited for; `tell` hears it every few seconds.
+    """
     _check_own(place)
     process: subprocess.Popen[bytes] | None = None
-    deadline = time.monotonic() + timeout_s
+    said = ""
+    deadline, next_word = time.monotonic() + timeout_s, time.monotonic() + _TELL_S
     while not is_answering(place.socket):
         # A service that is just starting or ending holds the lock: wait for it before another is started.
         locked = _is_locked(place.lock)
@@ -55,12 +66,25 @@ def start_service(place: Place, timeout_s: float = START_TIMEOUT_S) -> None:
                 f"service of {place.home}: expected it to start, got exit code {process.returncode}: "
                 f"{_last_line(_log(place))}; see {_log(place)}"
             )
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if locked and (news := _says(place.lock)) != said:
+            said, deadline = news, now + timeout_s
+        if said and now > next_word:
+            tell(said)
+            next_word = now + _TELL_S
+        if now > deadline:
             raise Unavailable(
                 f"service of {place.home}: expected an answer at {place.socket} within {timeout_s:.0f} s, got none; "
                 f"see {_log(place)}"
             )
-        time.sleep(_POLL_S)
+        _rest(_POLL_S)
+
+
+def _says(lock: Path) -> str:
+    """What the holder of the lock says that it is doing: the file's second line."""
+    with suppress(OSError):
+        return lock.read_text("utf-8", "replace").partition("\n")[2].strip()
+    return ""
 
 
 _started: list[subprocess.Popen[bytes]] = []

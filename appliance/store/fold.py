@@ -6,6 +6,7 @@ against them, so that an edited row is named by its entry's index.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -35,19 +36,29 @@ from appliance.store.rows import (
     read_extent,
     read_head,
     read_keys,
+    read_leaves,
 )
 
 _PAGE = 256
 
+log = logging.getLogger("appliance")
+
 
 @dataclass
 class Fold:
-    """The state after the entries so far, and the right edge of the tree over them; both at the same size. `keys`: how
-    many rows the keys of the blocks have that were read whole."""
+    """The state after the entries so far, and the right edge of the tree over them; both at the same size."""
 
     state: State = field(default_factory=State)
     frontier: Frontier = Frontier.EMPTY
     keys: int = 0
+    """How many rows the keys of the blocks have that were read whole."""
+    first_block: int = 0
+    """The first that was, or will be: entries of those before it were not read for this fold."""
+
+    @classmethod
+    def restored(cls, state: State, frontier: Frontier) -> Fold:
+        """That of a snapshot."""
+        return cls(state, frontier, first_block=-(-frontier.size // filing.BLOCK))
 
     @property
     def head(self) -> Head:
@@ -71,9 +82,18 @@ class Seen(NamedTuple):
 
 Record = Callable[[int, list[Change]], None]
 """Takes the rows of the state that an entry changed, after each entry."""
+Tell = Callable[[int, int], None]
+"""Hears now and then how many entries are read, and of how many."""
 
 
-def advance(connection: Connection, fold: Fold, stop: int, seen: Seen, record: Record | None = None) -> None:
+def advance(
+    connection: Connection,
+    fold: Fold,
+    stop: int,
+    seen: Seen,
+    record: Record | None = None,
+    tell: Tell = lambda _read, _of: None,
+) -> None:
     """Folds the stored entries [fold's size, stop), each only once it has passed every check; `stop` is the log's size.
 
     Tampered names the first entry that does not hold.
@@ -83,6 +103,7 @@ def advance(connection: Connection, fold: Fold, stop: int, seen: Seen, record: R
         raise Tampered(f"entry {stop}: expected a log of at least {expected} entries, seen before, got {stop}")
     blocks = _Blocks(connection, filing.count_filed(stop))
     while (start := fold.state.size) < stop:
+        tell(start, stop)
         end = min(start + _PAGE, stop)
         for index, stored in _in_order(read_entries(connection, start, end), start, end):
             entry = _advance_one(fold, index, stored)
@@ -214,6 +235,39 @@ def _shown(value: Any) -> str:
     return "none" if value is None else value.hex() if isinstance(value, bytes) else str(value)
 
 
+def load_fold(connection: Connection, begun: Fold | None, seen: Seen, log_key: str, tell: Tell) -> Fold:
+    """The fold of the whole log, from one that was begun or else from nothing; Tampered names what does not hold."""
+    if begun is not None:
+        size = begun.state.size
+        try:
+            check_bytes(connection, begun.frontier, tell)
+            return _complete(connection, begun, seen, log_key, tell)
+        except Tampered as error:
+            log.warning("snapshot of %d entries: %s; every entry is folded", size, error.message)
+    return _complete(connection, Fold(), seen, log_key, tell)
+
+
+def _complete(connection: Connection, fold: Fold, seen: Seen, log_key: str, tell: Tell) -> Fold:
+    advance(connection, fold, read_head(connection).size, seen, tell=tell)
+    check_end(connection, fold, log_key)
+    return fold
+
+
+def check_bytes(connection: Connection, expected: Frontier, tell: Tell) -> None:
+    """The stored entries up to the frontier's size are those of its tree, by their bytes alone; so are their nodes."""
+    frontier = Frontier.EMPTY
+    while (start := frontier.size) < expected.size:
+        tell(start, expected.size)
+        end = min(start + _PAGE, expected.size)
+        found = dict(_in_order(read_leaves(connection, start, end), start, end))
+        leaves = [hash_leaf(stored.data) for stored in found.values()]
+        frontier, completed = frontier.extend(leaves)
+        for (index, stored), nodes in zip(found.items(), completed, strict=True):
+            _check_leaf(index, nodes[0], stored)
+            _check_nodes(index, nodes, stored)
+    expect(expected.size - 1, "tree root", expected.root().hex(), frontier.root().hex())
+
+
 def check_end(connection: Connection, fold: Fold, log_key: str) -> None:
     """The log ends where the head and the signed checkpoint say; nothing lies behind them."""
     head, size = read_head(connection), fold.state.size
@@ -230,12 +284,12 @@ def check_end(connection: Connection, fold: Fold, log_key: str) -> None:
 
 def check_keys(connection: Connection, fold: Fold) -> None:
     """There are as many rows as these blocks have, which were all there: no key is filed that no entry has."""
-    if count_keys(connection) != fold.keys:
-        raise _stray_key(connection, filing.count_filed(fold.state.size))
+    if count_keys(connection, fold.first_block) != fold.keys:
+        raise _stray_key(connection, fold.first_block, filing.count_filed(fold.state.size))
 
 
-def _stray_key(connection: Connection, edge: int) -> Tampered:
-    for block, rows in groupby(read_keys(connection), key=itemgetter(1)):
+def _stray_key(connection: Connection, first_block: int, edge: int) -> Tampered:
+    for block, rows in groupby(read_keys(connection, first_block), key=itemgetter(1)):
         start = block * filing.BLOCK
         stored = read_bytes(connection, start, start + filing.BLOCK) if 0 <= start < edge else []
         expected = filing.file_block((index, filing.keys_of(parse_entry(data))) for index, data in stored)

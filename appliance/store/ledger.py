@@ -24,17 +24,17 @@ from appliance.formats import merkle
 from appliance.formats.checkpoint import Checkpoint, sign_checkpoint
 from appliance.formats.commitment import Disclosure, verify_disclosure
 from appliance.formats.digest import digest_bytes, raw_digest
-from appliance.formats.keys import Signer
 from appliance.formats.merkle import hash_leaf
 from appliance.formats.timestamp import encode_time
 from appliance.store import audit, rows
 from appliance.store.engine import checkpoint_wal, connect_reader, connect_writer, database_errors
 from appliance.store.filing import Unfiled
-from appliance.store.fold import NOTHING_SEEN, Fold, Seen, advance, check_checkpoint, check_end
+from appliance.store.fold import NOTHING_SEEN, Fold, Seen, Tell, advance, check_checkpoint, load_fold
 from appliance.store.nodes import Nodes, Place
 from appliance.store.queue import Appended, Guard, Queue, Waiting
 from appliance.store.reader import Reader
 from appliance.store.search import Filters, find_entries
+from appliance.store.snapshots import FindSigner, Snapshots, copy_fold
 from appliance.store.staging import Batch, check_drafts, stage
 from appliance.store.writer import Writer
 
@@ -42,18 +42,23 @@ log = logging.getLogger("appliance")
 
 _PAGE = 256
 
-Signers = Callable[[str], Signer]
-"""The signer of one of the log's vkeys; NotFound where it is not held here."""
 Answer = TypeVar("Answer")
 
-__all__ = ["Appended", "Guard", "Ledger", "Signers"]
+__all__ = ["Appended", "Guard", "Ledger"]
 
 
 class Ledger:
     """Append, read and prove. `lock` guards the fold: hold it while reading `state` in more than one step."""
 
     def __init__(
-        self, engine: Engine, *, origin: str, log_key: str, signers: Signers, clock: Callable[[], datetime]
+        self,
+        engine: Engine,
+        *,
+        origin: str,
+        log_key: str,
+        signers: FindSigner,
+        clock: Callable[[], datetime],
+        snapshots: Snapshots | None = None,
     ) -> None:
         """`log_key` is the vkey that the log began with, which the trust file names."""
         self.lock = threading.RLock()
@@ -62,6 +67,7 @@ class Ledger:
         self._signers = signers
         self._log_key = log_key
         self._clock = clock
+        self._snapshots = snapshots
         self._fold: Fold | None = None
         self._seen = NOTHING_SEEN
         self._nodes = Nodes()
@@ -76,14 +82,26 @@ class Ledger:
 
     # --- the fold -------------------------------------------------------------------------------------------------
 
-    def load(self) -> None:
-        """Folds every entry and checks every row on the way; Tampered names the entry that does not hold."""
+    def load(self, tell: Tell = lambda _read, _of: None) -> None:
+        """Folds every entry and checks every row on the way; Tampered names the entry that does not hold.
+
+        Entries that a snapshot is of are hashed, and not folded again.
+        """
         with self.lock, database_errors("ledger"):
-            fold, self._fold = Fold(), None
+            self._fold = None
+            kept = None if self._snapshots is None else self._snapshots.read()
+            if kept is not None and kept.seen.size > self._seen.size:
+                self._seen = kept.seen
             with connect_reader(self._engine) as connection:
-                advance(connection, fold, rows.read_head(connection).size, self._seen)
-                check_end(connection, fold, self._log_key)
+                fold = load_fold(connection, kept and kept.fold, self._seen, self._log_key, tell)
             self._keep(fold, fold.frontier.root())
+
+    def seal_snapshot(self, grown: int) -> None:
+        """Keeps the fold for the next load, once the log has grown by so many entries since the last was kept."""
+        if self._snapshots is not None and self._seen.size >= self._snapshots.size + grown:
+            with self.lock:
+                copied = copy_fold(self._current())
+            self._snapshots.write(*copied)
 
     def refresh(self) -> None:
         """Folds what other services have appended since."""
@@ -369,8 +387,10 @@ class Ledger:
 
     def check_projections(self) -> list[str]:
         """Where the projections differ from a fresh fold over the entries: what, expected, got."""
-        with self.lock, self._reading() as connection:
-            return audit.check_projections(connection, self._seen)
+        # Without the lock: a connection reads one moment of the database, and meanwhile others append.
+        seen = self._seen
+        with self._reading() as connection:
+            return audit.check_projections(connection, seen)
 
     def check_guards(self) -> list[str]:
         """Where the database itself would not refuse to change the ledger: triggers, rights, settings."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,6 +18,12 @@ class FolderLock:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+
+    def say(self, text: str) -> None:
+        """What its holder is doing, one line, for whoever waits for the service; no more than a word, so no error."""
+        with suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"{os.getpid()}\n{text}\n".encode(), 0)
 
     def release(self) -> None:
         if self._descriptor >= 0:
@@ -46,7 +53,7 @@ def lock_folder(path: Path) -> FolderLock:
                     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
                     return FolderLock(descriptor)
             except BlockingIOError:
-                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").partition("\n")[0] or "unknown"
                 os.close(descriptor)
                 raise Conflict(
                     f"data folder, {path.parent}: expected no other service, got one with process id {holder}",

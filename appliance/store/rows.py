@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Integer,
     bindparam,
@@ -16,6 +17,7 @@ from sqlalchemy import (
     func,
     insert,
     literal_column,
+    or_,
     select,
     union_all,
     update,
@@ -263,12 +265,18 @@ def read_disclosures_after(connection: Connection, after: str, limit: int) -> li
 def read_entries(connection: Connection, start: int, stop: int) -> list[StoredEntry]:
     """What is stored of the entries [start, stop), by index; gaps are the caller's to find."""
     span = {"first": start, "last": stop - 1}
-    rows: list[tuple[int, str, bytes, bytes]] = _ENTRIES.execute(connection, span).fetchall()
-    found = {index: StoredEntry(index, time, nodes, data) for index, time, nodes, data in rows}
+    found = {stored.index: stored for stored in read_leaves(connection, start, stop)}
     for index, role, digest, content in _BOUND.execute(connection, span):
         if index in found:
             found[index].documents[role] = (digest, content)
     return list(found.values())
+
+
+def read_leaves(connection: Connection, start: int, stop: int) -> list[StoredEntry]:
+    """The same without their documents."""
+    rows: list[tuple[int, str, bytes, bytes]]
+    rows = _ENTRIES.execute(connection, {"first": start, "last": stop - 1}).fetchall()
+    return [StoredEntry(index, time, nodes, data) for index, time, nodes, data in rows]
 
 
 def read_bits(connection: Connection, key: str, first: int, last: int) -> list[tuple[int, bytes]]:
@@ -277,17 +285,24 @@ def read_bits(connection: Connection, key: str, first: int, last: int) -> list[t
     return found
 
 
-def count_keys(connection: Connection) -> int:
-    total: int = connection.execute(select(func.count()).select_from(entry_keys)).scalar_one()
+def count_keys(connection: Connection, first_block: int) -> int:
+    """How many rows of a key there are from a block on, and before the first, where there can be none."""
+    counted = select(func.count()).select_from(entry_keys).where(_from_block(first_block))
+    total: int = connection.execute(counted).scalar_one()
     return total
 
 
-def read_keys(connection: Connection) -> Iterator[tuple[str, int, bytes]]:
-    """Every row of a key, (key, block, bits), block by block."""
+def read_keys(connection: Connection, first_block: int) -> Iterator[tuple[str, int, bytes]]:
+    """The same rows, (key, block, bits), block by block."""
     column = entry_keys.c
-    rows = select(column.key, column.block, column.bits).order_by(column.block, column.key)
+    rows = select(column.key, column.block, column.bits).where(_from_block(first_block))
+    rows = rows.order_by(column.block, column.key)
     with closing(connection.execute(rows.execution_options(yield_per=1000))) as found:
         yield from map(tuple, found)
+
+
+def _from_block(first: int) -> ColumnElement[bool]:
+    return or_(entry_keys.c.block >= first, entry_keys.c.block < 0)
 
 
 def read_nodes(connection: Connection, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from appliance.config import Settings, load_settings
 from appliance.domain.policy import Parameters, PolicySet
 from appliance.errors import NotFound, Unavailable
 from appliance.formats.keys import generate_ed25519
+from appliance.store.lock import lock_folder
 
 
 @pytest.fixture
@@ -64,6 +66,25 @@ def test_a_lock_that_another_holds_is_waited_for_and_no_second_service_is_starte
     with pytest.raises(Unavailable, match=r"within 0 s, got none"):
         embedded.start_service(_place(settings), timeout_s=0.2)
     os.close(handle)
+    assert embedded._started == []
+
+
+def test_a_service_that_says_how_far_it_is_is_waited_for(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long log takes longer to read than anybody waits for silence."""
+    monkeypatch.setattr(embedded, "_TELL_S", 0.0)
+    answering = iter([False] * 8 + [True])
+    monkeypatch.setattr(embedded, "is_answering", lambda _: next(answering))
+    heard: list[str] = []
+    with lock_folder(settings.lock) as lock:
+        count = iter(range(9))
+
+        def rest(_seconds: float) -> None:
+            time.sleep(0.1)
+            lock.say(f"reads its log: {next(count)} of 9 entries")
+
+        monkeypatch.setattr(embedded, "_rest", rest)
+        embedded.start_service(_place(settings), timeout_s=0.25, tell=heard.append)
+    assert heard[:2] == ["reads its log: 0 of 9 entries", "reads its log: 1 of 9 entries"]
     assert embedded._started == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from sqlalchemy import Engine
 
@@ -13,6 +14,7 @@ from appliance.domain.entry import Draft
 from appliance.domain.names import encode_value
 from appliance.domain.orders import Endorse, Enroll, Order, encode_order
 from appliance.domain.policy import Parameters, PolicySet
+from appliance.errors import NotFound
 from appliance.formats.commitment import Disclosure, disclose
 from appliance.formats.digest import digest_bytes
 from appliance.formats.dsse import Envelope, encode_envelope, sign_envelope
@@ -20,6 +22,7 @@ from appliance.formats.keys import Ed25519Signer, generate_ed25519
 from appliance.formats.note import vkey_of
 from appliance.formats.timestamp import encode_time
 from appliance.store.ledger import Ledger
+from appliance.store.snapshots import Snapshots
 
 ORIGIN = "appliance.example/store"
 START = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -45,9 +48,23 @@ class Site:
         self.administrators = {name: generate_ed25519() for name in ("alice", "bob")}
         self.policy = encode_value(PolicySet(name="trial", parameters=Parameters(), cedar="", cedar_schema=""))
 
-    def open_ledger(self, engine: Engine, clock: Clock | None = None) -> Ledger:
-        signers = {self.log_key: self.log_signer}.__getitem__
-        return Ledger(engine, origin=ORIGIN, log_key=self.log_key, signers=signers, clock=clock or Clock())
+    def open_ledger(self, engine: Engine, clock: Clock | None = None, snapshots: Snapshots | None = None) -> Ledger:
+        return Ledger(
+            engine,
+            origin=ORIGIN,
+            log_key=self.log_key,
+            signers=self.signer,
+            clock=clock or Clock(),
+            snapshots=snapshots,
+        )
+
+    def signer(self, vkey: str) -> Ed25519Signer:
+        if vkey != self.log_key:
+            raise NotFound(f"log key {vkey}: expected it here, got none")
+        return self.log_signer
+
+    def snapshots(self, path: Path, *, origin: str = ORIGIN, code: str = "sha256:code") -> Snapshots:
+        return Snapshots(path, origin=origin, code=code, signers=self.signer)
 
     def first_draft(self) -> Draft:
         people = [

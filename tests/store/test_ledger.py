@@ -22,7 +22,7 @@ from appliance.formats.commitment import Disclosure, disclose
 from appliance.formats.digest import digest_bytes
 from appliance.formats.merkle import hash_leaf, root_of, verify_consistency, verify_inclusion
 from appliance.store import audit, rows, tables
-from appliance.store import ledger as ledger_module
+from appliance.store import fold as fold_module
 from appliance.store.ledger import Ledger
 from tests.store.site import START, Clock, Site, heartbeat, refusal
 
@@ -253,15 +253,15 @@ def test_an_entry_of_another_service_in_the_middle_of_a_load_is_no_tampering(
     ledger: Ledger, open_ledger: Callable[[], Ledger], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """A load sees one moment of the database, from its very first statement on."""
-    real = getattr(ledger_module, step)
+    real = getattr(fold_module, step)
 
-    def interrupted(*args: Any) -> None:
-        monkeypatch.setattr(ledger_module, step, real)
+    def interrupted(*args: Any, **rest: Any) -> None:
+        monkeypatch.setattr(fold_module, step, real)
         ledger.append(heartbeat())
-        real(*args)
+        real(*args, **rest)
 
     other = open_ledger()
-    monkeypatch.setattr(ledger_module, step, interrupted)
+    monkeypatch.setattr(fold_module, step, interrupted)
     other.load()
     assert other.state.size == 1
     assert other.append(heartbeat()).entry.index == 2

@@ -107,3 +107,14 @@ def test_a_link_in_the_lock_files_place_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Unavailable):
         lock_folder(tmp_path / "appliance.lock")
     assert not (tmp_path / "other").exists()
+
+
+def test_what_the_holder_says_stands_behind_its_process_id(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with lock_folder(path) as lock:
+        lock.say("reads its log: 1,234,567 of 10,000,000 entries")
+        lock.say("starts")
+        assert path.read_text() == f"{os.getpid()}\nstarts\n"
+        with pytest.raises(Conflict, match=rf"process id {os.getpid()}$"):
+            lock_folder(path)
+    lock.say("nothing, once it is released")
