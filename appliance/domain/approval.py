@@ -57,8 +57,8 @@ def inadmissible(state: State, adapter: Adapter, unit: str, now: Time) -> Reason
     if not is_unit(state, unit):
         reasons.append(f"unit: expected an enrolled one, got {unit}")
     reasons += base_is(state, adapter.base, adapter.base_digest) + dataset_stands(state, adapter.dataset)
-    # A rejection has no date and needs no standing reviewer: only its own reviewer lifts it.
-    latest = latest_reviews(adapter, unit)
+    # A rejection has no date and needs no standing reviewer: only its own reviewer lifts it, by a key that counts.
+    latest = latest_reviews(state, adapter, unit)
     rejected = [r for r in latest if r.decision == "reject"]
     approved = [r for r in latest if r.decision == "approve" and not review_lapsed(state, adapter, r, now)]
     reasons += [f"review {r.index}: expected an approval, got a rejection by {r.reviewer}" for r in rejected]
@@ -84,22 +84,30 @@ def _quorum(state: State, name: str, unit: str, approved: list[ReviewRecord]) ->
 
 def standing_reviews(state: State, adapter: Adapter, unit: str, now: Time) -> list[ReviewRecord]:
     """Each reviewer's latest decision for the unit, where reviewer, key, role, duties and date still hold."""
-    latest = latest_reviews(adapter, unit)
+    latest = latest_reviews(state, adapter, unit)
     return [review for review in latest if not review_lapsed(state, adapter, review, now)]
 
 
-def latest_reviews(adapter: Adapter, unit: str) -> list[ReviewRecord]:
-    """Each reviewer's last word on the adapter for the unit."""
-    return list({review.reviewer: review for review in adapter.reviews if review.unit == unit}.values())
+def latest_reviews(state: State, adapter: Adapter, unit: str) -> list[ReviewRecord]:
+    """Each reviewer's last word on the adapter for the unit.
+
+    An approval under a key that does not count at its entry is nobody's word: whoever stole the key lifts no veto.
+    """
+    words = [r for r in adapter.reviews if r.unit == unit and (r.decision == "reject" or _is_own(state, r))]
+    return list({review.reviewer: review for review in words}.values())
+
+
+def _is_own(state: State, review: ReviewRecord) -> bool:
+    key = state.keys.get(review.keyid)
+    return key is not None and key.principal == review.reviewer and key.counts(review.index)
 
 
 def review_lapsed(state: State, adapter: Adapter, review: ReviewRecord, now: Time) -> str | None:
     """Why a recorded review no longer counts, or None while it does."""
     reviewer = state.principals.get(review.reviewer)
-    key = state.keys.get(review.keyid)
     if reviewer is None or not reviewer.has(f"reviewer:{review.field}"):
         return f"review {review.index}: expected {review.reviewer} to be a standing reviewer of {review.field}"
-    if key is None or key.principal != review.reviewer or not key.counts(review.index):
+    if not _is_own(state, review):
         return f"review {review.index}: expected a key that counts at that entry, got {review.keyid}"
     if review.valid_until <= now:
         return f"review {review.index}: expected one that stands at {now}, got one that expired at {review.valid_until}"

@@ -76,7 +76,7 @@ def standing_of(state: State, order: ExportAdapter, keyid: str) -> Standing:
     dataset = None if adapter is None else state.datasets.get(adapter.dataset)
     if adapter is None or release is None or base is None or dataset is None:
         raise NotFound(f"release: expected one for {order.unit}/{order.task}, got none")
-    reviews = latest_reviews(adapter, order.unit)
+    reviews = latest_reviews(state, adapter, order.unit)
     names = {order.unit, order.signer, release.current.signer, *(review.reviewer for review in reviews)}
     keyids = {keyid, release.current.keyid, *(review.keyid for review in reviews)}
     own = tuple(review for review in adapter.reviews if review.unit == order.unit)

@@ -224,7 +224,7 @@ def _task(state: State, release: Release, now: Time) -> TaskAnswer:
 
 def _candidate(state: State, adapter: Adapter, unit: str, now: Time, *reasons: str) -> Candidate:
     # A rejection counts until its own reviewer lifts it, an approval while it stands.
-    counted = [review for review in latest_reviews(adapter, unit) if review.decision == "reject"]
+    counted = [review for review in latest_reviews(state, adapter, unit) if review.decision == "reject"]
     counted += standing_reviews(state, adapter, unit, now)
     return Candidate(
         adapter=versioned(adapter.name, adapter.version),
