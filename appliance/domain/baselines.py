@@ -7,7 +7,7 @@ Everything stands in the ledger: the order names the run, both were judged on th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from decimal import ROUND_HALF_EVEN, InvalidOperation
+from decimal import ROUND_HALF_EVEN
 from decimal import Decimal as Number
 from typing import Any
 
@@ -77,11 +77,11 @@ def _kept(name: str, ours: object, theirs: object) -> str | None:
 
 
 def _share(ours: object, theirs: object) -> str | None:
+    """None where one is no number, or there is no share of them that can be written."""
     try:
-        one, other = Number(str(ours)), Number(str(theirs))
-    except InvalidOperation:
+        return str((Number(str(ours)) / Number(str(theirs))).quantize(_PLACES, rounding=ROUND_HALF_EVEN))
+    except ArithmeticError:
         return None
-    return str((one / other).quantize(_PLACES, rounding=ROUND_HALF_EVEN)) if other else None
 
 
 def _machine(state: State, run: Run) -> Mapping[str, Any] | None:

@@ -5,13 +5,14 @@ Reasons against, like those of the invariants, and the records of texts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from sys import intern
 
 from appliance.domain.entry import Entry
 from appliance.domain.names import Time, add_seconds
-from appliance.domain.orders import Order
+from appliance.domain.orders import Erase, Order
 from appliance.domain.policy import Parameters
 from appliance.domain.state import State, Text
 from appliance.domain.table import Table
@@ -19,7 +20,7 @@ from appliance.errors import BadInput, Denied
 from appliance.formats.cosignature import parse_witness_vkey
 from appliance.formats.note import parse_vkey
 
-_COMMITMENT = "hmac-sha256:"
+_COMMITMENT = re.compile(r"hmac-sha256:[0-9a-f]{64}")
 
 Texts = list[tuple[Table[Text], str, Text]]
 
@@ -46,25 +47,40 @@ def own_witnesses(log_keys: Iterable[str], parameters: Parameters) -> list[str]:
 def commitments_of(order: Order) -> Iterator[str]:
     """The texts that an order commits to."""
     for value in order.__dict__.values():
-        if isinstance(value, str) and value.startswith(_COMMITMENT):
+        if isinstance(value, str) and _COMMITMENT.fullmatch(value):
             yield value
 
 
 def bound_texts(state: State, entry: Entry, order: Order | None, message: str = "") -> Texts:
-    """The texts that an entry binds for the first time: those of its order, and why something failed."""
+    """The texts that an entry binds: those of its order, and why something failed."""
     found = [] if order is None else list(commitments_of(order))
-    found += [message] if message.startswith(_COMMITMENT) else []
+    found += [message] if _COMMITMENT.fullmatch(message) else []
     if not found:
         return []
-    for commitment in found:
+    check_unerased(state, entry, found)
+    if isinstance(order, Erase):  # which names a text, and does not keep it longer
+        found = [commitment for commitment in found if commitment not in state.texts]
+    # Subjects repeat from entry to entry; orders are found by their digest, and no hold is placed on one.
+    about = (*entry.subjects, *(() if order is None else order.about()))
+    subjects = _share(tuple(subject for subject in dict.fromkeys(about) if not subject.startswith("order:")))
+    text = Text(entry.index, entry.time, intern(entry.actor), subjects)
+    return [(state.texts, commitment, _joined(state.texts.get(commitment), text)) for commitment in found]
+
+
+def check_unerased(state: State, entry: Entry, commitments: Iterable[str]) -> None:
+    """Denied where a text was erased that would travel beside the log again, or that a name would stand for."""
+    for commitment in commitments:
         if (known := state.texts.get(commitment)) is not None and known.erased is not None:
-            # Its text would travel beside the log again.
             said = f"expected one that was not erased, got that of entry {known.erased}"
             raise Denied(f"entry {entry.index}, commitment {commitment}: {said}", code="erased")
-    # Subjects repeat from entry to entry; orders are found by their digest, and no hold is placed on one.
-    subjects = _share(tuple(subject for subject in entry.subjects if not subject.startswith("order:")))
-    text = Text(entry.index, entry.time, intern(entry.actor), subjects)
-    return [(state.texts, commitment, text) for commitment in found if commitment not in state.texts]
+
+
+def _joined(before: Text | None, text: Text) -> Text:
+    """What was bound before, and is bound again: it is kept for whatever either is about, as long as the later one."""
+    if before is None:
+        return text
+    about = (*before.subjects, *text.subjects, f"principal:{text.signer}")
+    return before._replace(time=text.time, subjects=_share(tuple(dict.fromkeys(about))))
 
 
 @lru_cache(maxsize=4096)
@@ -90,12 +106,14 @@ def kept(state: State, commitment: str, now: Time) -> list[str]:
 
 def _retained(state: State, commitment: str, text: Text, now: Time) -> list[str]:
     """A printed name belongs to every signature of its owner, and stays as long as policy asks after the last."""
-    owner = next((p for p in state.principals.values() if p.printed_name == commitment), None)
-    if owner is None:
+    owners = [principal for principal in state.principals.values() if principal.printed_name == commitment]
+    if not owners:
         return _until("text", add_seconds(text.time, state.parameters.text_retention_s), now)
-    if owner.revoked_at is None:
-        return [f"printed name: expected that of a revoked principal, got {owner.name}, who stands"]
-    return _until("printed name", add_seconds(owner.revoked_at, state.parameters.name_retention_s), now)
+    standing = [owner.name for owner in owners if owner.revoked_at is None]
+    if standing:
+        return [f"printed name: expected that of a revoked principal, got {', '.join(standing)}, who stands"]
+    last = max(owner.revoked_at or "" for owner in owners)
+    return _until("printed name", add_seconds(last, state.parameters.name_retention_s), now)
 
 
 def _until(what: str, end: Time, now: Time) -> list[str]:

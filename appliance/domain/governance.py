@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 
 from appliance.domain.case import Case, Puts
-from appliance.domain.custody import bound_texts, own_witnesses
+from appliance.domain.custody import bound_texts, check_unerased, commitments_of, own_witnesses
 from appliance.domain.events import (
     AuthRefused,
     Heartbeat,
@@ -129,6 +129,7 @@ def endorsed(case: Case) -> tuple[Order, Puts]:
         raise BadInput(f"entry {case.entry.index}: document endorsed: expected the order {endorse.order}, got none")
     accepted = read_order(case.state, case.documents["endorsed"], case.entry.time)
     case.require(accepted.digest == endorse.order, "endorsed", endorse.order, accepted.digest)
+    check_unerased(case.state, case.entry, commitments_of(accepted.order))
     return accepted.order, [(case.state.pending, endorse.order, None)]
 
 

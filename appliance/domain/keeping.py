@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from appliance.domain.case import Case, Puts
 from appliance.domain.events import CheckpointCosigned
 from appliance.domain.governance import check_attachments, endorsed, new_key
+from appliance.domain.names import Time, add_seconds
 from appliance.domain.orders import (
     Erase,
     LiftHold,
@@ -18,12 +19,12 @@ from appliance.domain.orders import (
     RotateKey,
     RotateLogKey,
 )
-from appliance.domain.state import Hold, LogKey, Principal, RevokedToken, Witness, token_key
+from appliance.domain.state import Hold, LogKey, Principal, RevokedToken, State, Witness, token_key
 from appliance.errors import Denied
 from appliance.formats.checkpoint import parse_checkpoint
 from appliance.formats.cosignature import parse_witness_vkey, verify_cosignature
 from appliance.formats.note import parse_note, verify_note
-from appliance.formats.timestamp import encode_time
+from appliance.formats.timestamp import encode_time, parse_time
 
 
 def key_enrolled(case: Case) -> Puts:
@@ -115,7 +116,7 @@ def checkpoint_cosigned(case: Case) -> Puts:
     case.require(checkpoint.origin == site.origin, "note, origin", site.origin, checkpoint.origin)
     case.require(checkpoint.size == body.size, "size", checkpoint.size, body.size)
     case.require(body.size <= case.entry.index, "size", f"at most {case.entry.index}", body.size)
-    time = encode_time(datetime.fromtimestamp(time_s, UTC))
+    time = cosigned_at(case.state, time_s, case.entry.time)
     case.require(body.time == time, "time", time, body.time)
     before = case.state.witnesses.get(body.witness)
     case.require(
@@ -124,6 +125,14 @@ def checkpoint_cosigned(case: Case) -> Puts:
     )  # fmt: skip
     seen = Witness(name=body.witness, vkey=vkeys[body.witness], size=body.size, time=body.time, index=case.entry.index)
     return [(case.state.witnesses, body.witness, seen)]
+
+
+def cosigned_at(state: State, time_s: int, now: Time) -> Time:
+    """A witness's own time; Denied for one that is still to come, which would count as fresh until then."""
+    latest = add_seconds(now, state.parameters.clock_skew_s)
+    if time_s > parse_time(latest).timestamp():
+        raise Denied(f"cosignature, time: expected one until {latest}, got {time_s} seconds since 1970")
+    return encode_time(datetime.fromtimestamp(time_s, UTC))
 
 
 def tokens_revoked(case: Case) -> Puts:

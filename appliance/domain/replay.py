@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from appliance.domain.entry import Entry
 from appliance.domain.events import EVENTS, Ordered
@@ -13,7 +13,7 @@ from appliance.domain.report import Findings
 from appliance.domain.rules import apply
 from appliance.domain.signatures import read_order
 from appliance.domain.state import Principal, State
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, BadInput
 from appliance.formats.commitment import Disclosure, verify_disclosure
 
 Documents = Callable[[str], bytes | None]
@@ -46,10 +46,10 @@ class Disclosed:
                 self._opened += bytes.fromhex(disclosure.commitment.removeprefix(_COMMITMENT))
 
     def close(self, state: State) -> int:
-        """How many texts are bound; one that nothing binds, or that was erased, is a finding."""
+        """How many texts are bound; one that nothing binds, or that was erased, is a finding, and so is one that is
+        bound, was never erased, and is not there."""
         bound = 0
-        for start in range(0, len(self._opened), 32):
-            commitment = f"{_COMMITMENT}{self._opened[start : start + 32].hex()}"
+        for commitment in self._commitments():
             text = state.texts.get(commitment)
             if text is None:
                 said = "expected an entry or order that binds it, got none"
@@ -59,7 +59,20 @@ class Disclosed:
                 self._findings.add(text.erased, "erasure", f"entry {text.erased}: {said}")
             else:
                 bound += 1
+        if bound != sum(text.erased is None for text in state.texts.values()):
+            self._miss(state)
         return bound
+
+    def _commitments(self) -> Iterator[str]:
+        for start in range(0, len(self._opened), 32):
+            yield f"{_COMMITMENT}{self._opened[start : start + 32].hex()}"
+
+    def _miss(self, state: State) -> None:
+        there = set(self._commitments())
+        for commitment, text in state.texts.items():
+            if text.erased is None and commitment not in there:
+                said = f"disclosure {commitment}: expected its text, which no entry erased, got none"
+                self._findings.add(text.entry, "disclosure", f"entry {text.entry}: {said}")
 
 
 class Replay:
@@ -95,13 +108,19 @@ class Replay:
         try:
             apply(state, entry, documents)
         except ApplianceError as error:
-            self._findings.add(entry.index, error.code, _named(entry, error))
-            self.miss(entry.index)
-            self._step_over(entry)
-            return False
+            return self._refuse(entry, error)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            # What no rule foresaw does not stand either, and the rest of the log is looked at all the same.
+            return self._refuse(entry, BadInput(f"expected what a rule can judge, got {type(error).__name__}"))
         state.keep()  # nobody writes projections here
         self._count(entry, documents, judged)
         return True
+
+    def _refuse(self, entry: Entry, error: ApplianceError) -> bool:
+        self._findings.add(entry.index, error.code, _named(entry, error))
+        self.miss(entry.index)
+        self._step_over(entry)
+        return False
 
     def _step_over(self, entry: Entry) -> None:
         """Nothing changes but the place in the chain."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import UTC, datetime
 
 from appliance.domain.events import CheckpointCosigned
+from appliance.domain.keeping import cosigned_at
 from appliance.domain.state import State
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered
 from appliance.formats.checkpoint import Checkpoint, open_checkpoint, parse_checkpoint
@@ -14,7 +14,6 @@ from appliance.formats.cosignature import WitnessKey, parse_witness_vkey, verify
 from appliance.formats.fields import encode_base64
 from appliance.formats.merkle import verify_consistency
 from appliance.formats.note import Note, NoteSignature, encode_note, parse_note, parse_vkey
-from appliance.formats.timestamp import encode_time
 from appliance.formats.witness_request import WitnessRequest, encode_request
 from appliance.store.ledger import Appended
 from appliance.workflows.context import Context
@@ -55,7 +54,7 @@ def accept(context: Context, data: bytes, source: str) -> Appended:
     if context.lost:
         context.released()
         raise context.lost[0]
-    time = encode_time(datetime.fromtimestamp(time_s, UTC))
+    time = cosigned_at(state, time_s, context.now(state))
     for _ in range(_ATTEMPTS):
         with suppress(_Moved):
             return _record(context, key.name, clean, seen.size, time, source)

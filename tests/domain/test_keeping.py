@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -17,10 +18,11 @@ from appliance.domain.signatures import read_logged_order, read_order
 from appliance.domain.state import State
 from appliance.domain.verify import verify_log
 from appliance.errors import BadInput, Denied, NotAuthenticated, Tampered
-from appliance.formats.cosignature import witness_vkey_of
+from appliance.formats.cosignature import cosign, witness_vkey_of
 from appliance.formats.dsse import encode_envelope
 from appliance.formats.keys import generate_ed25519
-from appliance.formats.note import vkey_of
+from appliance.formats.note import Note, encode_note, parse_note, vkey_of
+from appliance.formats.timestamp import encode_time, parse_time
 from tests.domain.builder import ORIGIN, Site, policy_set, stage
 from tests.domain.refusals import refuses
 
@@ -211,6 +213,26 @@ def test_a_rejection_outlives_its_date_its_key_and_its_reviewer() -> None:
     assert any("got a rejection by vera" in reason for reason in against(site))
 
 
+def test_whoever_stole_a_reviewers_key_lifts_no_rejection_with_it() -> None:
+    """From the moment on at which it shows: the key is revoked from before the approval that it was used for."""
+    site = stage("approved")
+    site.enroll("vera", "reviewer:safety")
+    site.review("vera", "safety", decision="reject")
+    stolen = site.state.size
+    site.review("vera", "safety")
+    assert against(site) == []
+    site.revoke_key("vera", since=stolen)
+    assert any("got a rejection by vera" in reason for reason in against(site))
+
+
+def test_an_approval_before_the_theft_stands_behind_those_of_the_thief() -> None:
+    site = stage("approved")
+    stolen = site.state.size
+    site.review("rita", "privacy")
+    site.revoke_key("rita", since=stolen)
+    assert against(site) == []
+
+
 def test_a_reviewer_takes_a_rejection_back() -> None:
     site = stage("approved")
     site.review("rita", "privacy", decision="reject")
@@ -345,6 +367,65 @@ def test_a_hold_keeps_a_printed_name_after_its_retention() -> None:
         site.erase(name)
 
 
+def refuse(site: Site, order: o.Order) -> None:
+    envelope = site.sign(order)
+    body = e.OrderRefused(order=envelope.pae_digest, verb=order.verb, reasons=("expected something else",))
+    documents = {"order": encode_envelope(envelope)}
+    site.add(body, actor=order.signer, documents=documents, outcome="denied")
+
+
+def test_a_hold_keeps_the_texts_of_an_order_that_was_refused_first() -> None:
+    """Its refusal is filed under the order alone, and what the order is about counts all the same."""
+    site = stage("approved")
+    order = site.release_order(o.Activate, reason=site.text("Good enough."))
+    refuse(site, order)
+    held = site.hold("unit:legal")
+    with refuses(site, Denied, f"legal hold of entry {held.index}"):
+        site.erase(order.reason or "")
+
+
+def test_a_text_that_is_bound_again_is_kept_for_both() -> None:
+    site = stage("approved")
+    reason = site.text("Good enough.")
+    site.ordered(e.ReleaseActivated(policy=site.in_force), site.release_order(o.Activate, reason=reason))
+    bound = site.state.texts.get(reason)
+    site.now = add_seconds(site.now, 60)
+    site.ordered(
+        e.PrincipalRevoked(policy=site.in_force), site.order(o.RevokePrincipal, "anna", principal="olga", reason=reason)
+    )
+    again = site.state.texts.get(reason)
+    assert bound is not None and again is not None
+    assert (again.entry, again.signer) == (bound.entry, "otto") and again.time > bound.time
+    assert {"unit:legal", "principal:olga", "principal:anna"} <= set(again.subjects)
+    for subject in ("unit:legal", "principal:olga", "principal:anna", "principal:otto"):
+        forked = site.fork()
+        forked.hold(subject)
+        with refuses(forked, Denied, "legal hold"):
+            forked.erase(reason)
+    site.erase(reason)
+
+
+def test_a_printed_name_of_two_stays_while_one_of_them_stands() -> None:
+    site = stage("staffed")
+    site.enroll("mia", "operator")
+    name = printed_name(site, "mia")
+    site.revoke("mia")
+    enroll, documents = site.enrolment("mina", ("operator",), printed_name=name)
+    site.two(e.PrincipalEnrolled(policy=site.in_force), enroll, documents)
+    site.now = add_seconds(site.now, site.state.parameters.name_retention_s)
+    with refuses(site, Denied, "printed name: expected that of a revoked principal, got mina, who stands"):
+        site.erase(name)
+
+
+def test_nobody_is_enrolled_under_a_name_that_was_erased_meanwhile() -> None:
+    site = stage("staffed")
+    enroll, documents = site.enrolment("mia", ("operator",))
+    pending = site.pend(enroll, documents)
+    site.erase(enroll.printed_name)
+    with refuses(site, Denied, f"commitment {enroll.printed_name}: expected one that was not erased"):
+        site.endorse(e.PrincipalEnrolled(policy=site.in_force), enroll, pending, documents)
+
+
 def test_a_hold_is_placed_by_one_and_lifted_by_two() -> None:
     site = stage("staffed")
     site.hold("run:r-000001")
@@ -373,6 +454,22 @@ def watched(name: str, **parameters: Any) -> Site:
 def see(site: Site, **fields: Any) -> None:
     body, documents = site.cosigned(WITNESS, "witness.example/w1", **fields)
     site.add(body, documents=documents)
+
+
+def test_a_cosignature_from_the_future_is_no_fresh_one() -> None:
+    site = watched("released")
+    note = parse_note(site.checkpoint())
+    for ahead_s, stands in ((site.state.parameters.clock_skew_s, True), (3_600, False), (1 << 62, False)):
+        time_s = int(parse_time(site.now).timestamp()) + ahead_s
+        time = encode_time(datetime.fromtimestamp(time_s, UTC)) if ahead_s < 1 << 40 else site.now
+        signed = Note(note.text, (*note.signatures, cosign(note, "witness.example/w1", WITNESS, time_s)))
+        body, _ = site.cosigned(WITNESS, "witness.example/w1", time=time)
+        one = site.fork()
+        if stands:
+            one.add(body, documents={"note": encode_note(signed)})
+            continue
+        with refuses(one, Denied, "cosignature, time: expected one until"):
+            one.add(body, documents={"note": encode_note(signed)})
 
 
 def test_where_policy_asks_for_witnesses_nothing_is_admitted_without() -> None:

@@ -123,9 +123,8 @@ def test_an_insertion_is_named(site: Site, data: st.DataObject) -> None:
 def test_a_truncation_is_found_with_both_sizes(site: Site, data: st.DataObject) -> None:
     size = data.draw(st.integers(0, len(site.entries) - 1))
     report = verify(site, site.entries[:size], disclosures=[])
-    assert first(report) is None
     said = f"expected {len(site.entries)} entries, as the checkpoint says, got {size}"
-    assert [said in finding.message for finding in report.findings] == [True]
+    assert [said in finding.message for finding in report.findings if finding.rule != "disclosure"] == [True]
 
 
 @QUICK
