@@ -20,6 +20,8 @@ from appliance.formats.merkle import hash_leaf
 
 MAX_ENTRY_BYTES = 65_535
 """An entry bundle of C2SP tlog-tiles prefixes each entry with a uint16 length."""
+MAX_SUBJECTS = 32
+"""Under which an entry is found."""
 
 Outcome = Literal["success", "failure", "denied", "pending", "interrupted"]
 
@@ -36,7 +38,7 @@ class Entry(Canonical):
     outcome: Outcome
     prev: Digest
     source: str = Field(max_length=128)
-    subjects: tuple[str, ...] = Field(max_length=32)
+    subjects: tuple[str, ...] = Field(max_length=MAX_SUBJECTS)
     time: Time
     type: str = Field(max_length=64)
     v: Literal[1]

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from appliance.domain.comparison import Verdict
+from appliance.domain.entry import MAX_SUBJECTS
 from appliance.domain.event import Event, Ordered
 from appliance.domain.names import Commitment, Decimal, Digest, Identifier, RunId, VersionedName
 
@@ -240,7 +241,7 @@ class BaseQuarantined(Event):
 
 class ArtifactsChecked(Event):
     """Every sealed folder that the ledger names was hashed again, on schedule. `changed`: whatever does not hash to its
-    manifest any more; adapters and bases among it are in quarantine by now."""
+    manifest any more; adapters and bases among it are in quarantine by now. Subjects are the first, as many as fit."""
 
     type = "artifacts.checked"
     outcomes = ("success", "failure")
@@ -249,7 +250,7 @@ class ArtifactsChecked(Event):
     changed: tuple[str, ...] = Field(max_length=1000)
 
     def about(self) -> tuple[str, ...]:
-        return self.changed
+        return self.changed[:MAX_SUBJECTS]
 
 
 class ReviewRecorded(Ordered):

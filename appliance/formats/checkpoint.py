@@ -53,6 +53,11 @@ def parse_checkpoint(text: str) -> Checkpoint:
     return Checkpoint(lines[0], size, parse_base64(lines[2], "log checkpoint, root"))
 
 
+def claimed_size(data: bytes) -> int:
+    """The size that a note's checkpoint says; whether the note holds is not judged."""
+    return parse_checkpoint(parse_note(data).text).size
+
+
 def sign_checkpoint(checkpoint: Checkpoint, signer: Signer, *others: Signer) -> bytes:
     """The signed note's bytes, with a line of each signer; every key's name is the origin."""
     return sign_note(encode_checkpoint(checkpoint), checkpoint.origin, signer, *others)

@@ -19,6 +19,8 @@ from appliance.store.tables import REVISION
 
 BUSY_TIMEOUT_S = 10
 """How long a writer waits for another one before the database counts as unavailable."""
+CHECKPOINT_WAIT_S = 0.25
+"""How long a checkpoint waits for readers: more than a request reads, and no append can begin meanwhile."""
 
 _SQLITE_PRAGMAS = (
     "PRAGMA journal_mode = WAL",
@@ -125,10 +127,22 @@ def connect_reader(engine: Engine) -> Connection:
     return connection
 
 
-def checkpoint_wal(connection: Connection, mode: str) -> None:
-    """SQLite's own, outside of every transaction (https://sqlite.org/pragma.html#pragma_wal_checkpoint)."""
+def checkpoint_wal(connection: Connection, mode: str) -> bool:
+    """SQLite's own, outside of every transaction (https://sqlite.org/pragma.html#pragma_wal_checkpoint).
+
+    False where it could not end: somebody reads an older moment, writes, or does the same.
+    """
     raw: Any = connection.connection.driver_connection
-    raw.execute(f"PRAGMA wal_checkpoint({mode})").close()
+    _set_wait(raw, CHECKPOINT_WAIT_S)
+    try:
+        ((busy, _written, _copied),) = raw.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+    finally:
+        _set_wait(raw, BUSY_TIMEOUT_S)
+    return not busy
+
+
+def _set_wait(connection: sqlite3.Connection, seconds: float) -> None:
+    connection.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}").close()
 
 
 def is_current(connection: Connection) -> bool:

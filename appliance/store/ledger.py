@@ -27,7 +27,7 @@ from appliance.formats.digest import digest_bytes, raw_digest
 from appliance.formats.merkle import hash_leaf
 from appliance.formats.timestamp import encode_time
 from appliance.store import audit, rows
-from appliance.store.engine import checkpoint_wal, connect_reader, connect_writer, database_errors
+from appliance.store.engine import connect_reader, connect_writer, database_errors
 from appliance.store.filing import Unfiled
 from appliance.store.fold import NOTHING_SEEN, Fold, Seen, Tell, advance, check_checkpoint, load_fold
 from appliance.store.nodes import Nodes, Place
@@ -35,7 +35,7 @@ from appliance.store.queue import Appended, Guard, Queue, Waiting
 from appliance.store.reader import Reader
 from appliance.store.search import Filters, find_entries
 from appliance.store.snapshots import FindSigner, Snapshots, copy_fold
-from appliance.store.staging import Batch, check_drafts, stage
+from appliance.store.staging import Batch, check_clock, check_drafts, stage
 from appliance.store.writer import Writer
 
 log = logging.getLogger("appliance")
@@ -88,6 +88,7 @@ class Ledger:
         Entries that a snapshot is of are hashed, and not folded again.
         """
         with self.lock, database_errors("ledger"):
+            self._writer.scrub()  # Of whoever was killed while they owed it.
             self._fold = None
             kept = None if self._snapshots is None else self._snapshots.read()
             if kept is not None and kept.seen.size > self._seen.size:
@@ -206,13 +207,12 @@ class Ledger:
         fold.frontier = frontier
         self._keep(fold, root)
         batch.succeed(note)
-        # Behind that: the entries stand, whatever becomes of the log that SQLite writes ahead.
-        if any(staged.draft.erased for staged in batch.staged):
-            self._writer.scrub()
+        self._writer.scrub_after(batch)
 
     def _stage_all(self, batch: Batch, waiting: list[Waiting], state: State) -> None:
         """What is refused is settled at once, and the others go on without it."""
         now = encode_time(self._clock())
+        check_clock(state, now)
         for one in waiting:
             try:
                 stage(batch, one, state, now)
@@ -244,11 +244,7 @@ class Ledger:
         return note
 
     def _commit(self, connection: Connection, batch: Batch) -> None:
-        last = batch.staged[-1]
-        self._writer.commit(
-            f"ledger, entry {last.entry.index}",
-            lambda writer: rows.read_entry_bytes(writer, last.entry.index) == last.data,
-        )
+        self._writer.commit(connection, batch)
 
     def probe(self) -> None:
         """Unavailable unless a write can be made durable now; costs a commit, and says nothing in the log."""
@@ -257,11 +253,8 @@ class Ledger:
         self._suspect = False
 
     def write_back(self) -> None:
-        """Copies what SQLite has written ahead into the database itself, while others append and read; nothing on
-        PostgreSQL. An append only has to do it where a thousand pages have come together."""
-        if self._engine.dialect.name == "sqlite":
-            with self._reading() as connection:
-                checkpoint_wal(connection, "PASSIVE")
+        """Copies what SQLite has written ahead into the database itself, as `Writer.write_back` says."""
+        self._writer.write_back()
 
     def close(self) -> None:
         """Lets go of the database; the ledger opens it again when it is next used."""
@@ -322,10 +315,7 @@ class Ledger:
     def checkpoint(self) -> bytes:
         """The signed note of the latest commit; NotFound while the log is empty."""
         with self._reading() as connection:
-            note = rows.read_checkpoint(connection)
-        if note is None:
-            raise NotFound("log checkpoint: expected one, got an empty log")
-        return note
+            return _signed(rows.read_checkpoint(connection))
 
     @property
     def root(self) -> bytes:
@@ -372,16 +362,11 @@ class Ledger:
             verify_disclosure(disclosure)
         return {disclosure.commitment: disclosure for disclosure in found}
 
-    def all_disclosures(self) -> Iterator[Disclosure]:
-        """Everything that is still disclosed, by commitment, unchecked: whether each opens is for the verifier."""
-        after = ""
-        while True:
-            with self._reading() as connection:
-                page = rows.read_disclosures_after(connection, after, _PAGE)
-            yield from page
-            if len(page) < _PAGE:
-                return
-            after = page[-1].commitment
+    def signed_texts(self) -> tuple[bytes, list[Disclosure]]:
+        """The checkpoint, and everything that is disclosed in the same moment, by commitment; whether each text opens
+        its commitment is for the verifier."""
+        with self._reading() as connection:
+            return _signed(rows.read_checkpoint(connection)), rows.read_all_disclosures(connection)
 
     # --- caches ---------------------------------------------------------------------------------------------------
 
@@ -401,6 +386,12 @@ class Ledger:
         """Drops the projections and writes them again from the entries."""
         with self.lock, self._writing() as connection:
             audit.rebuild_projections(connection, self._seen)
+
+
+def _signed(note: bytes | None) -> bytes:
+    if note is None:
+        raise NotFound("log checkpoint: expected one, got an empty log")
+    return note
 
 
 def _hex(value: bytes | None) -> str:

@@ -256,10 +256,9 @@ def _disclosure(commitment: str, salt: bytes, text: str) -> Disclosure:
         raise Tampered(f"disclosure {commitment[:80]}: {error.message}") from None
 
 
-def read_disclosures_after(connection: Connection, after: str, limit: int) -> list[Disclosure]:
-    """A page of all disclosures in the order of their commitments."""
-    following = select(disclosures).where(disclosures.c.commitment > after).order_by(disclosures.c.commitment)
-    return [_disclosure(*row) for row in connection.execute(following.limit(limit))]
+def read_all_disclosures(connection: Connection) -> list[Disclosure]:
+    """In the order of their commitments."""
+    return [_disclosure(*row) for row in connection.execute(select(disclosures).order_by(disclosures.c.commitment))]
 
 
 def read_entries(connection: Connection, start: int, stop: int) -> list[StoredEntry]:

@@ -10,7 +10,15 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from appliance.errors import Unavailable
 from appliance.store import prepared, rows
-from appliance.store.engine import begin_writing, checkpoint_wal, connect_writer, is_current
+from appliance.store.engine import (
+    begin_writing,
+    checkpoint_wal,
+    connect_reader,
+    connect_writer,
+    database_errors,
+    is_current,
+)
+from appliance.store.staging import Batch, Staged
 
 
 class Writer:
@@ -19,6 +27,8 @@ class Writer:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._connection: Connection | None = None
+        self._scrub_owed = False
+        """Removed rows may lie in SQLite's write-ahead log still."""
 
     def begin(self, lock: Callable[[Connection], None]) -> Connection:
         """A transaction in which `lock` has taken hold of the head; ended again where it raises."""
@@ -45,37 +55,68 @@ class Writer:
         assert self._connection is not None
         self._connection.rollback()
 
-    def commit(self, what: str, stands: Callable[[Connection], bool]) -> None:
-        """Durable once this returns. `stands` asks whether it does, where the commit failed: its answer may have been
-        lost, not the commit. Unavailable with the code `commit-unknown` where nobody can tell.
+    def commit(self, connection: Connection, batch: Batch) -> None:
+        """Durable once this returns. Where the commit failed, the database is asked whether the batch stands: its
+        answer may have been lost, not the commit. Unavailable with the code `commit-unknown` where nobody can tell.
 
         Unavailable, and nothing was committed, where SQLite's file is no longer the one at its path.
         """
-        assert self._connection is not None
-        if not is_current(self._connection):
+        last = batch.staged[-1]
+        what = f"ledger, entry {last.entry.index}"
+        if not is_current(connection):
             raise Unavailable(f"{what}: expected the database file to stand, got another one or none")
+        if _erases(batch):
+            # Before the commit, whose end may never be seen.
+            self._scrub_owed = True
         try:
-            prepared.commit(self._connection)
+            prepared.commit(connection)
         except SQLAlchemyError:
-            if not self._ask(what, stands):
+            if not self._stands(last, what):
                 raise
 
-    def _ask(self, what: str, stands: Callable[[Connection], bool]) -> bool:
+    def _stands(self, last: Staged, what: str) -> bool:
         self.close()
         try:
             with connect_writer(self._engine) as connection, connection.begin():
                 # Waits until the lost session's transaction has ended, one way or the other.
                 rows.lock_head(connection)
-                return stands(connection)
+                return rows.read_entry_bytes(connection, last.entry.index) == last.data
         except SQLAlchemyError as error:
             raise Unavailable(
                 f"{what}: expected to learn whether it was committed, got no answer", code="commit-unknown"
             ) from error
 
+    def scrub_after(self, batch: Batch) -> None:
+        """Scrubs where the batch has removed anything: its entries stand, whatever becomes of that."""
+        if _erases(batch):
+            self.scrub()
+
     def scrub(self) -> None:
-        """Leaves nothing of removed rows in SQLite's write-ahead log; a reader of an older moment may delay that."""
-        if self._connection is not None and self._connection.dialect.name == "sqlite":
-            checkpoint_wal(self._connection, "TRUNCATE")
+        """Leaves nothing of removed rows in SQLite's write-ahead log. Where a reader of an older moment or the disk is
+        in the way, that is owed, and raises nothing: `write_back` tries again."""
+        # First: a commit meanwhile owes a scrub of its own.
+        self._scrub_owed = False
+        if not self._checkpoint("TRUNCATE"):
+            self._scrub_owed = True
+
+    def write_back(self) -> None:
+        """Copies what SQLite has written ahead into the database itself, while others append and read, and scrubs where
+        that is owed; nothing on PostgreSQL. An append only has to do it where a thousand pages have come together.
+
+        Where the database does not answer, the next append says what is wrong.
+        """
+        if self._scrub_owed:
+            self.scrub()
+        else:
+            self._checkpoint("PASSIVE")
+
+    def _checkpoint(self, mode: str) -> bool:
+        """Whether it ended; PostgreSQL needs none. On a connection apart from the writer's, as any thread may do it."""
+        if self._engine.dialect.name != "sqlite":
+            return True
+        with suppress(Unavailable), database_errors("write-ahead log"), connect_reader(self._engine) as connection:
+            return checkpoint_wal(connection, mode)
+        return False
 
     def close(self) -> None:
         writer, self._connection = self._connection, None
@@ -88,3 +129,7 @@ class Writer:
                 writer.invalidate()
             with suppress(SQLAlchemyError):
                 writer.close()
+
+
+def _erases(batch: Batch) -> bool:
+    return any(one.draft.erased for one in batch.staged)

@@ -15,8 +15,7 @@ from appliance.domain.events import AdapterAdmitted, AdmissionRefused
 from appliance.domain.names import versioned
 from appliance.domain.state import Adapter
 from appliance.errors import ApplianceError, Denied, NotFound, Unavailable
-from appliance.formats.checkpoint import parse_checkpoint
-from appliance.formats.note import parse_note
+from appliance.formats.checkpoint import claimed_size
 from appliance.store.ledger import Appended
 from appliance.workflows.context import Context
 from appliance.workflows.quarantine import quarantine_adapter
@@ -64,7 +63,7 @@ def admit(context: Context, unit: str, task: str) -> Admitted:
         task=task,
         adapter=versioned(needed.adapter.name, needed.adapter.version),
         manifest=needed.adapter.manifest,
-        head=parse_checkpoint(parse_note(evidence.checkpoint).text).size,
+        head=claimed_size(evidence.checkpoint),
         approvals=admission.approvals,
         policy=policy,
     )
@@ -84,7 +83,7 @@ def _gather(context: Context, needed: _Needed) -> tuple[dict[str, bytes], Eviden
     """What the folder and the ledger hold now; a file that does not hold is simply not there."""
     ledger = context.ledger
     checkpoint = ledger.checkpoint()
-    size = parse_checkpoint(parse_note(checkpoint).text).size
+    size = claimed_size(checkpoint)
     logged = {}
     for index in needed.entries:
         try:

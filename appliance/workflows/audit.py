@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -18,9 +18,10 @@ from appliance.domain.recipe import Facts
 from appliance.domain.report import Report
 from appliance.domain.state import UNPROJECTED
 from appliance.domain.verify import verify_log
-from appliance.errors import ApplianceError, NotFound
+from appliance.errors import ApplianceError, Conflict, NotFound
 from appliance.formats.canonical import encode_canonical, parse_canonical
-from appliance.formats.commitment import disclosure_value
+from appliance.formats.checkpoint import claimed_size
+from appliance.formats.commitment import Disclosure, disclosure_value
 from appliance.formats.dsse import parse_envelope
 from appliance.formats.export import write_export
 from appliance.formats.fields import encode_base64
@@ -80,9 +81,9 @@ def find(context: Context, filters: LogFilters) -> dict[str, Any]:
 
 def show(context: Context, index: int) -> dict[str, Any]:
     """One entry whole: its bytes, documents, disclosed texts, and the proof that it is in the log."""
-    with context.ledger.lock:
-        checkpoint, size = context.ledger.checkpoint(), context.ledger.state.size
-        proof = context.ledger.inclusion_proof(index, size) if index < size else []
+    checkpoint = context.ledger.checkpoint()
+    size = claimed_size(checkpoint)
+    proof = context.ledger.inclusion_proof(index, size) if index < size else []
     data = context.ledger.entry_bytes(index)
     documents = context.ledger.documents_of(index)
     return {
@@ -247,25 +248,34 @@ def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[st
 
 
 def export(context: Context) -> Iterator[bytes]:
-    """The whole log as one tar, as of now, a chunk at a time."""
-    with context.ledger.lock:
-        checkpoint, size = context.ledger.checkpoint(), context.ledger.state.size
+    """The whole log as one tar, as of now, a chunk at a time. Conflict where a text of it is erased meanwhile."""
+    checkpoint = context.ledger.checkpoint()
+    size = claimed_size(checkpoint)
+
     return write_export(
         origin=context.ledger.state.site.origin,
         size=size,
         checkpoint=checkpoint,
         entries=lambda: context.ledger.entries(0, size),
         document=context.ledger.document,
-        disclosures=context.ledger.disclosures,
+        disclosures=partial(_texts, context, size),
     )
+
+
+def _texts(context: Context, size: int, wanted: list[str]) -> Mapping[str, Disclosure]:
+    found, bound = context.ledger.disclosures(wanted), context.ledger.state.texts
+    for text in (bound.get(commitment) for commitment in wanted if commitment not in found):
+        if text is not None and text.erased is not None and text.erased >= size:
+            said = f"expected its texts to stand meanwhile, got one erased by entry {text.erased}; ask again"
+            raise Conflict(f"export of {size} entries: {said}")
+    return found
 
 
 def verify(context: Context, trust: dict[str, Any] | None) -> dict[str, Any]:
     """The service's own check of everything it holds. An auditor's check is made elsewhere, from an export."""
-    with context.ledger.lock:
-        checkpoint, size = context.ledger.checkpoint(), context.ledger.state.size
-        # Of the same moment: a text that an order brings in meanwhile would belong to no entry that is read here.
-        texts = list(context.ledger.all_disclosures())
+    # Of one moment: a text that an order brings in meanwhile would belong to no entry that is read here.
+    checkpoint, texts = context.ledger.signed_texts()
+    size = claimed_size(checkpoint)
     trusted: Trust | None = None if trust is None else parse_trust(encode_canonical(trust) + b"\n")
     report = verify_log(
         context.ledger.entries(0, size),

@@ -13,9 +13,8 @@ from appliance.domain.orders import ExportAdapter
 from appliance.domain.signatures import read_logged_order
 from appliance.domain.state import State, release_key
 from appliance.errors import Denied, NotFound
-from appliance.formats.checkpoint import parse_checkpoint
+from appliance.formats.checkpoint import claimed_size
 from appliance.formats.fields import encode_base64
-from appliance.formats.note import parse_note
 from appliance.workflows.context import Context
 
 
@@ -32,7 +31,7 @@ def export_packet(context: Context, digest: str) -> dict[str, Any]:
     _check(context, state, order)
     needed = _entries(context, state, order)
     checkpoint = context.ledger.checkpoint()
-    size = parse_checkpoint(parse_note(checkpoint).text).size
+    size = claimed_size(checkpoint)
     entries = [_prove(context, one, size) for one in sorted({0, index, *needed})]
     proofs = Proofs(exported=index, checkpoint=checkpoint.decode(), entries=tuple(entries))
     return {

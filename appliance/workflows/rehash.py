@@ -64,7 +64,7 @@ def check_all(context: Context) -> tuple[str, ...]:
             changed.append(subject)
             log.critical("ALARM: %s has changed on disk: %s", subject, error.message)
         folders += 1
-    body = ArtifactsChecked(folders=folders, size=pace.size, changed=tuple(changed[:1000]))
+    body = ArtifactsChecked(folders=folders, size=pace.size, changed=tuple(changed[:500]))
     append(context, body, outcome="failure" if changed else "success")
     return tuple(changed)
 

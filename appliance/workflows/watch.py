@@ -33,8 +33,8 @@ def _disk(folder: Path) -> list[str]:
 
 
 def _clock(context: Context) -> list[str]:
-    """Entry times never decrease, so that a clock that went back stands still in the log until it has caught up."""
+    """Entry times never decrease: nothing is appended under a clock that went back."""
     now, last = encode_time(context.clock()), context.ledger.state.last_time
     if add_seconds(now, context.ledger.state.parameters.clock_skew_s) >= last:
         return []
-    return [f"clock: expected a time after the last entry's, {last}, got {now}; until then entries bear {last}"]
+    return [f"clock: expected a time after the last entry's, {last}, got {now}; nothing acts until it is set"]

@@ -9,7 +9,7 @@ from appliance.domain.events import CheckpointCosigned
 from appliance.domain.keeping import cosigned_at
 from appliance.domain.state import State
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered
-from appliance.formats.checkpoint import Checkpoint, open_checkpoint, parse_checkpoint
+from appliance.formats.checkpoint import Checkpoint, claimed_size, open_checkpoint, parse_checkpoint
 from appliance.formats.cosignature import WitnessKey, parse_witness_vkey, verify_cosignature
 from appliance.formats.fields import encode_base64
 from appliance.formats.merkle import verify_consistency
@@ -24,15 +24,15 @@ _ATTEMPTS = 100
 
 def request(context: Context, witness: str, old: int | None) -> bytes:
     """What the witness is asked to cosign (C2SP tlog-witness): the log as it stands, from the size it saw last."""
-    with context.ledger.lock:
-        state = context.ledger.state
-        _key(state, witness)
-        seen = state.witnesses.get(witness)
-        start = old if old is not None else 0 if seen is None else seen.size
-        checkpoint, size = context.ledger.checkpoint(), state.size
-        if start > size:
-            raise BadInput(f"witness request, old: expected at most {size}, got {start}")
-        proof = context.ledger.consistency_proof(start, size)
+    state = context.ledger.state
+    _key(state, witness)
+    seen = state.witnesses.get(witness)
+    start = old if old is not None else 0 if seen is None else seen.size
+    checkpoint = context.ledger.checkpoint()
+    size = claimed_size(checkpoint)
+    if start > size:
+        raise BadInput(f"witness request, old: expected at most {size}, got {start}")
+    proof = context.ledger.consistency_proof(start, size)
     return encode_request(WitnessRequest(start, tuple(proof), checkpoint))
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, func, select
 
 from appliance.domain.entry import Draft, parse_entry
 from appliance.domain.state import State
-from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound, Tampered, TooLarge
+from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound, Tampered, TooLarge, Unavailable
 from appliance.formats.checkpoint import open_checkpoint
 from appliance.formats.commitment import Disclosure, disclose
 from appliance.formats.digest import digest_bytes
@@ -78,10 +78,32 @@ def test_entry_time_never_decreases_when_the_clock_goes_back(engine: Engine, sit
     ledger.append(site.first_draft())
     clock.now += timedelta(hours=5)
     late = ledger.append(heartbeat()).entry.time
-    clock.now = START - timedelta(days=400)
+    clock.now -= timedelta(seconds=30)
     assert ledger.append(heartbeat()).entry.time == late
     clock.now = START + timedelta(hours=6)
     assert ledger.append(heartbeat()).entry.time > late
+    ledger.close()
+
+
+def test_nothing_is_appended_under_a_clock_that_went_back(
+    engine: Engine, site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else approvals and tokens would stand for as long as somebody holds the clock."""
+    clock = Clock()
+    ledger = site.open_ledger(engine, clock)
+    last = ledger.append(site.first_draft()).entry.time
+    clock.now = START - timedelta(days=400)
+    for _ in range(2):
+        with pytest.raises(
+            Unavailable, match=f"^clock: expected a time after the last entry's, {last}, got 2025"
+        ) as info:
+            ledger.append(heartbeat())
+        assert info.value.code == "clock" and info.value.status == 503
+    assert "ALARM" in caplog.text
+    assert ledger.state.size == 1
+    clock.now = START + timedelta(hours=1)
+    assert ledger.append(heartbeat()).entry.index == 1
+    assert ledger.check_projections() == []
     ledger.close()
 
 
@@ -162,15 +184,15 @@ def test_disclosures_travel_beside_the_entry_and_open_their_commitments(ledger: 
     commitment = carol.printed_name.commitment
     unknown = disclose("somebody else", bytes(32)).commitment
     assert ledger.disclosures([commitment, unknown]) == {commitment: carol.printed_name}
-    assert list(ledger.all_disclosures()) == [carol.printed_name]
+    assert ledger.signed_texts() == (ledger.checkpoint(), [carol.printed_name])
     assert b"Example" not in ledger.entry_bytes(1)
 
 
-def test_all_disclosures_come_page_by_page(ledger: Ledger) -> None:
+def test_all_texts_come_in_the_order_of_their_commitments(ledger: Ledger) -> None:
     texts = [disclose(f"text {n}", n.to_bytes(32, "big")) for n in range(300)]
     ledger.append(Draft(type="heartbeat", disclosures=tuple(texts)))
     ledger.append(Draft(type="heartbeat", disclosures=tuple(texts[:2])))
-    assert list(ledger.all_disclosures()) == sorted(texts, key=lambda item: item.commitment)
+    assert ledger.signed_texts() == (ledger.checkpoint(), sorted(texts, key=lambda item: item.commitment))
 
 
 @pytest.mark.parametrize("remembered", [True, False], ids=["by who appended them", "after a start"])

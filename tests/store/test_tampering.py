@@ -334,7 +334,7 @@ def test_a_flipped_projection_is_a_finding_and_decides_nothing(
 
 
 def test_an_edited_disclosure_does_not_open(history: Ledger, around: Attack) -> None:
-    (disclosure,) = history.all_disclosures()
+    (disclosure,) = history.signed_texts()[1]
     with around() as database:
         database.execute("UPDATE disclosures SET text = 'Mallory'")
     with pytest.raises(Tampered):

@@ -1,0 +1,79 @@
+"""What is exported, verified and sent to a witness is of one moment, whoever else appends to the database."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from appliance.domain.verify import verify_log
+from appliance.errors import Conflict
+from appliance.formats.checkpoint import claimed_size
+from appliance.formats.export import Export
+from appliance.store.engine import migrate, open_engine
+from appliance.store.ledger import Ledger
+from appliance.workflows import audit
+from appliance.workflows.context import Context
+from tests.store.site import START, Site, heartbeat
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Any:
+    """The site, and two services on one database."""
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    migrate(open_engine(url))
+    site = Site()
+    with closing(site.open_ledger(open_engine(url))) as one, closing(site.open_ledger(open_engine(url))) as other:
+        one.append(site.first_draft())
+        enrolment = site.enrolment("carol")
+        one.append(enrolment.pending)
+        one.append(enrolment.enrolled)
+        other.load()
+        yield site, one, other
+
+
+def _context(ledger: Ledger) -> Context:
+    return cast(Context, SimpleNamespace(ledger=ledger, clock=lambda: START))
+
+
+def test_an_export_of_a_service_that_has_not_seen_anothers_entries_is_whole(
+    services: tuple[Site, Ledger, Ledger], tmp_path: Path
+) -> None:
+    _, one, other = services
+    other.append(heartbeat())
+    path = tmp_path / "export.tar"
+    path.write_bytes(b"".join(audit.export(_context(one))))
+    with Export(path.open("rb")) as export:
+        assert export.size == claimed_size(export.checkpoint) == 4
+        report = verify_log(
+            *(export.entries(), export.document, export.disclosures(), export.checkpoint, None),
+            now="2026-12-01T00:00:00.000Z",
+        )
+    assert report.findings == ()
+    assert one.state.size == 3, "it had not seen it"
+
+
+def test_a_proof_that_is_shown_fits_the_checkpoint_beside_it(services: tuple[Site, Ledger, Ledger]) -> None:
+    _, one, other = services
+    for _ in range(6):
+        other.append(heartbeat())
+    shown = audit.show(_context(one), 1)
+    assert len(shown["proof"]) == 4 and "\n9\n" in shown["checkpoint"]
+
+
+def test_an_export_during_which_a_text_of_it_is_erased_is_refused(
+    services: tuple[Site, Ledger, Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would lack a text that none of its entries erases."""
+    _, one, _ = services
+    exported = audit.export(_context(one))
+    (commitment,) = [key for key, _ in one.state.texts.items()]
+    text = one.state.texts.get(commitment)
+    assert text is not None
+    one.state.texts.set(commitment, text._replace(erased=3))
+    monkeypatch.setattr(one, "disclosures", lambda _: {})
+    with pytest.raises(Conflict, match="got one erased by entry 3; ask again"):
+        list(exported)
