@@ -43,7 +43,9 @@ def key_enrolled(case: Case) -> Puts:
     for key in case.state.keys.values():
         if key.principal == principal.name and key.stands(case.entry.time):
             puts.append((case.state.keys, key.keyid, key.model_copy(update=ends)))
-    puts.append((case.state.keys, order.keyid, new_key(case, order.principal, order.key, order.keyid)))
+    rotated_from = case.accepted.keyid if isinstance(order, RotateKey) else None
+    enrolled = new_key(case, order.principal, order.key, order.keyid).model_copy(update={"rotated_from": rotated_from})
+    puts.append((case.state.keys, order.keyid, enrolled))
     return [*puts, (case.state.principals, principal.name, principal.model_copy(update={"keyid": order.keyid}))]
 
 
@@ -63,7 +65,19 @@ def key_revoked(case: Case) -> Puts:
     revoked = index if key.revoked is None else key.revoked
     distrusted = index if order.since is None else order.since
     changed = key.model_copy(update={"revoked": revoked, "distrusted": distrusted})
-    return [(case.state.keys, key.keyid, changed)]
+    return [(case.state.keys, key.keyid, changed), *_successors_fall(case, key.keyid, distrusted)]
+
+
+def _successors_fall(case: Case, keyid: str, since: int) -> Puts:
+    """Keys that this one rotated to once it did not count: whoever stole it holds them, and none of their signatures
+    counts."""
+    puts: Puts = []
+    for key in case.state.keys.values():
+        if key.rotated_from == keyid and key.enrolled >= since:
+            revoked = case.entry.index if key.revoked is None else key.revoked
+            changed = key.model_copy(update={"revoked": revoked, "distrusted": key.enrolled})
+            puts += [(case.state.keys, key.keyid, changed), *_successors_fall(case, key.keyid, key.enrolled)]
+    return puts
 
 
 def log_key_rotated(case: Case) -> Puts:

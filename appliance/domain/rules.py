@@ -48,8 +48,9 @@ def apply(state: State, entry: Entry, documents: Mapping[str, bytes]) -> None:
         case = case.with_order(accept_order(state, documents["order"], entry.time))
         check_order_entry(case)
         puts.append((state.orders, case.accepted.digest, entry.index))
-    puts += RULES[entry.type](case)
-    puts += _texts(case)
+    changed = RULES[entry.type](case)
+    # What the entry binds before what it does: an erasure wins over an endorsement whose reason is that very text.
+    puts += [*_texts(case), *changed]
     check_subjects(case)
     for table, key, value in puts:
         table.put(key, value)

@@ -28,6 +28,8 @@ class Key(Value):
     revoked: int | None = None
     distrusted: int | None = None
     """What it signed in this entry or later does not count, whenever it was revoked."""
+    rotated_from: str | None = None
+    """The key by which its owner rotated to it: where that one did not count any more, nor does this one."""
 
     def stands(self, now: Time) -> bool:
         """Whether it may sign something new."""

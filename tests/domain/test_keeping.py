@@ -225,6 +225,28 @@ def test_whoever_stole_a_reviewers_key_lifts_no_rejection_with_it() -> None:
     assert any("got a rejection by vera" in reason for reason in against(site))
 
 
+def test_what_a_stolen_key_rotated_to_falls_with_it() -> None:
+    """And what that rotated to; a key that two administrators gave in its place stands."""
+    site = stage("sealed")
+    site.review("raul", "model-risk")
+    stolen = site.state.size
+    first, third = site.keys["rita"], None
+    for _ in range(2):
+        site.now = add_seconds(site.now, 1)
+        third = site.keys["rita"] = site.rotate("rita", site.now)
+    site.review("rita", "privacy")
+    assert against(site) == []
+    site.keys["rita"], thiefs = site.replace("rita"), third
+    own = site.keys["rita"]
+    site.keys["rita"] = first
+    site.revoke_key("rita", since=stolen)
+    assert any("quorum" in reason for reason in against(site))
+    fallen = [key for key in site.state.keys.values() if key.principal == "rita" and not key.counts(site.state.size)]
+    assert len(fallen) == 3 and thiefs is not None and thiefs.keyid in {key.keyid for key in fallen}
+    standing = site.state.keys.get(own.keyid)
+    assert standing is not None and standing.stands(site.now) and standing.counts(site.state.size)
+
+
 def test_an_approval_before_the_theft_stands_behind_those_of_the_thief() -> None:
     site = stage("approved")
     stolen = site.state.size
@@ -316,6 +338,20 @@ def test_a_text_is_erased_once_by_two_administrators() -> None:
     assert text is not None and text.erased == entry.index
     with refuses(site, Denied, f"got one erased by entry {entry.index}"):
         site.erase(instruction)
+
+
+def test_an_endorsement_whose_reason_is_the_text_itself_erases_it_all_the_same() -> None:
+    site = stage("imported")
+    instruction = next(d.commitment for d in site.disclosures if d.text == "Name the clause.")
+    order = site.order(o.Erase, "anna", commitment=instruction)
+    pending = site.pend(order)
+    signed = site.order(o.Endorse, "ben", order=pending.pae_digest, reason=instruction)
+    envelope = site.sign(signed)
+    documents = {"order": encode_envelope(envelope), "endorsed": encode_envelope(pending)}
+    both = ((envelope.pae_digest, signed), (pending.pae_digest, order))
+    entry = site.add(e.TextErased(policy=site.in_force), documents=documents, signed=both)
+    text = site.state.texts.get(instruction)
+    assert text is not None and text.erased == entry.index
 
 
 def test_only_what_an_entry_binds_can_be_erased() -> None:

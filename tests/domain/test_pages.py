@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from appliance.domain import state
 from appliance.domain.entry import Entry
-from appliance.domain.events import EVENTS, Event
+from appliance.domain.events import EVENTS, ArtifactsChecked, Event
+from appliance.domain.exports import Standing
 from appliance.domain.methods import METHODS, is_servable
-from appliance.domain.orders import ORDERS
-from appliance.domain.policy import Parameters, PolicySet
+from appliance.domain.orders import ORDERS, Order
+from appliance.domain.policy import LAYERS, Parameters, PolicySet
 from appliance.domain.recipe import ResolvedRecipe
 from appliance.formats.export import MEMBERS
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "formats" / "ledger.md").read_text()
+PAGES = Path(__file__).resolve().parents[2] / "docs" / "formats"
+PAGE = (PAGES / "ledger.md").read_text()
+ORDER_PAGE = (PAGES / "order.md").read_text()
 ROW = re.compile(r"^\| `([a-z.-]+)` \|(.*)\|$", re.MULTILINE)
 
 
@@ -47,6 +52,65 @@ def test_a_types_row_is_the_types(model: type[Event]) -> None:
     assert (required, set(optional)) == (list(model.documents), set(model.optional))
 
 
+SUBJECTS = section("## Types of entries").partition("**Subjects**")[2]
+BODY_MEMBERS = names(SUBJECTS.partition("in the order ")[2].partition(";")[0])
+ALSO = {
+    verb: re.findall(r"`([a-z]+):", kinds)
+    for verbs, kinds in re.findall(r"((?:`[a-z-]+`(?:, | and )?)+) also about (`[^;.]+`)", SUBJECTS)
+    for verb in names(verbs)
+}
+OF_A_TYPE = [(kind, member) for member, kind in re.findall(r"`([a-z]+)` of\s`([a-z.-]+)`", SUBJECTS)]
+ORDER_ROWS = {
+    verb: (re.findall(r"`([A-Za-z-]+)", subjects), set(names(members)))
+    for verbs, subjects, members in re.findall(r"^\| (`.*?) \| (.*?) \| (.*) \|$", ORDER_PAGE, re.MULTILINE)
+    for verb in names(verbs)
+}
+
+
+def kinds(subjects: tuple[str, ...]) -> list[str]:
+    return [subject.partition(":")[0] for subject in subjects]
+
+
+@pytest.mark.parametrize("model", EVENTS.values(), ids=lambda model: model.type)
+def test_a_type_is_filed_under_what_the_page_says(model: type[Event]) -> None:
+    values: dict[str, Any] = dict.fromkeys(model.model_fields, "x")
+    body = model.model_construct(**values | {"changed": ("changed:x",)})
+    special = [member for kind, member in OF_A_TYPE if kind == model.type]
+    usual = [member for member in BODY_MEMBERS if member in model.model_fields and member not in special]
+    assert kinds(body.about()) == usual + [member for member in special if member not in BODY_MEMBERS]
+
+
+def test_of_what_has_changed_as_many_are_subjects_as_the_page_says() -> None:
+    changed = tuple(f"base:x{number}" for number in range(1000))
+    most = int(re.findall(r"the first (\d+)", SUBJECTS)[0])
+    body = ArtifactsChecked(folders=0, size=0, changed=changed)
+    assert body.about() == changed[:most]
+
+
+@pytest.mark.parametrize("model", ORDERS.values(), ids=lambda model: model.verb)
+def test_an_order_is_about_what_the_page_says(model: type[Order]) -> None:
+    values: dict[str, Any] = {name: 1 if field.annotation is int else "x" for name, field in model.model_fields.items()}
+    recipe: dict[str, Any] = dict.fromkeys(ResolvedRecipe.model_fields, "x")
+    values |= {"recipe": ResolvedRecipe.model_construct(**recipe), "subject": "SUBJECT"}
+    order = model.model_construct(**values)
+    own, members = ORDER_ROWS[model.verb]
+    assert kinds(order.about()) == own + ALSO.get(model.verb, [])
+    assert members == model.model_fields.keys() - Order.model_fields.keys()
+
+
+def test_the_rows_that_an_export_holds_have_the_members_of_the_state() -> None:
+    page = (PAGES / "exported-adapter.md").read_text()
+    rows = {row: names(cell) for row, cell in re.findall(r"^\| ([a-z ]+) \| (`.*) \|$", page, re.MULTILINE)}
+    models = {
+        "site": state.Site, "log key": state.LogKey, "principal": state.Principal, "key": state.Key,
+        "base": state.Base, "dataset": state.Dataset, "adapter": state.Adapter, "review": state.ReviewRecord,
+        "release": state.Release, "activation": state.Activation, "witness": state.Witness,
+    }  # fmt: skip
+    assert rows == {row: list(model.__annotations__) for row, model in models.items()}
+    found = re.findall(r"^\| (`[a-z`, ]+) \| ", page, re.MULTILINE)
+    assert [name for cell in found for name in names(cell)] == list(Standing.model_fields)
+
+
 def test_every_verb_has_its_rule() -> None:
     verbs = [verb for line in section("### Who may").splitlines() if line.startswith("| `") for verb in names(line)[:1]]
     assert verbs == list(ORDERS)
@@ -73,6 +137,25 @@ def test_the_members_of_an_entry_and_a_policy_set_are_all_named() -> None:
     assert [name for name, _ in ROW.findall(section("## Entry"))] == list(Entry.model_fields)
     for name in (*Parameters.model_fields, *PolicySet.model_fields):
         assert f"`{name}`" in section("## Types of entries"), name
+
+
+def test_the_parameters_of_a_policy_set_have_their_bounds() -> None:
+    _, _, table = section("## Types of entries").partition("| parameter | value |")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:3] == "| `"]
+    found = {name: value for cell, value in rows for name in names(cell)}
+    assert found.keys() == Parameters.model_fields.keys()
+    for name, field in Parameters.model_json_schema()["properties"].items():
+        if name.endswith("_s") or name in ("reviewers", "distinct_fields"):
+            assert found[name].startswith(f"{field['minimum']:,} to {field['maximum']:,}"), name
+    assert names(found["accepted_missing_layers"]) == list(LAYERS)
+
+
+def test_what_the_members_of_bodies_and_orders_are_is_said_of_each() -> None:
+    of_bodies, of_orders = (
+        set(names(page.partition("| value | members |")[2].partition("\n\n")[0])) for page in (PAGE, ORDER_PAGE)
+    )
+    assert {name for model in EVENTS.values() for name in model.model_fields} <= of_bodies
+    assert {name for model in ORDERS.values() for name in model.model_fields.keys() - Order.model_fields} <= of_orders
 
 
 def test_the_exports_members_are_in_order() -> None:
