@@ -35,9 +35,11 @@ from appliance.formats.keys import Signer, keyid_of
 from appliance.formats.note import vkey_of
 from appliance.formats.trust import Trust, encode_trust, parse_trust
 from appliance.runners.decoys import Probes
+from appliance.runners.host import describe_host, multiplies_bfloat16
 from appliance.store.artifacts import Artifacts
 from appliance.store.calibrations import Calibrations
 from appliance.store.checkpoints import Checkpoints
+from appliance.store.claim import Claim
 from appliance.store.disk import write_file
 from appliance.store.engine import check_migrated, migrate, open_engine
 from appliance.store.keyring import ADAPTER_KEY, LOG_KEY, Keyring
@@ -235,7 +237,7 @@ def service(settings: Settings, say: Callable[[str], None] = lambda _: None) -> 
         probes=_probes(settings),
         host=describe_host(cuda),
         device="cuda" if cuda else "cpu",
-        bfloat16=cuda or _multiplies_bfloat16(),
+        bfloat16=cuda or multiplies_bfloat16(),
     )
     context.lost = witness.compare(context)
     if context.lost:
@@ -265,33 +267,6 @@ def _probes(settings: Settings) -> Probes:
     return Probes(read=read, write={"write-outside": settings.home})
 
 
-def _multiplies_bfloat16() -> bool:
-    """Whether the CPU says that it multiplies bf16 in hardware."""
-    return bool(set(_read_text(Path("/proc/cpuinfo")).split()) & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
-def describe_host(cuda: bool) -> str:
-    """The kind of this machine, in the words of its driver or its CPU: what a calibration is labelled with."""
-    threads = len(os.sched_getaffinity(0))
-    texts = (
-        [_read_text(path) for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))] if cuda else []
-    )
-    for text, key in [*((text, "Model") for text in texts), (_read_text(Path("/proc/cpuinfo")), "model name")]:
-        for line in text.splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == key:
-                return f"{value.strip()}, {threads} threads"
-    return f"{os.uname().machine}, {threads} threads"
-
-
-def _read_text(path: Path) -> str:
-    """What the system says there; nothing where it says nothing."""
-    try:
-        return path.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""
-
-
 def describe_code() -> Code:
     """The service's version, a digest over its source files, and its packages by the digest of their RECORD."""
     root = Path(__file__).parent
@@ -310,7 +285,11 @@ def describe_code() -> Code:
 def serve(settings: Settings, *, embedded: bool) -> None:
     """Runs the service until a signal; an embedded one ends after ten idle minutes."""
     configure_logs()
-    with lock_folder(settings.lock) as lock, service(settings, lock.say) as context:
+    with (
+        lock_folder(settings.lock) as lock,
+        Claim(open_engine(settings.database_url)) as claim,
+        service(settings, lock.say) as context,
+    ):
         serving = Serving(context)
         context.released = serving.reconcile
         door, activity = Doorkeeper(context), Activity()
@@ -333,7 +312,7 @@ def serve(settings: Settings, *, embedded: bool) -> None:
                 doors.append(Door(people_app(context, door, activity.touch), people, guarded=False))
                 reason = serve_doors(
                     doors,
-                    beat=lambda: _beat(context, door, serving, settings.home),
+                    beat=lambda: _beat(context, door, serving, claim, settings.home),
                     ended=lambda: embedded and not context.busy and activity.idle_s() > IDLE_S,
                     beat_s=BEAT_S,
                 )
@@ -371,11 +350,12 @@ def _limits(settings: Settings) -> dict[str, Limits]:
     return {unit: Limits(**given) for unit, given in settings.limits.items()}
 
 
-def _beat(context: Context, door: Doorkeeper, serving: Serving, home: Path) -> None:
+def _beat(context: Context, door: Doorkeeper, serving: Serving, claim: Claim, home: Path) -> None:
     """A heartbeat a minute. Where it cannot be written, workers are frozen until it can: nothing acts unrecorded."""
     try:
         for text in watch.warnings(context, home):
             log.critical("ALARM: %s", text)
+        claim.hold()
         sessions.beat(context, door.take_refusals())
         serving.tend()
     except ApplianceError as error:

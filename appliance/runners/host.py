@@ -1,0 +1,33 @@
+"""What the machine says of itself that a worker will run on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU says that it multiplies bf16 in hardware."""
+    return bool(set(_read_text(Path("/proc/cpuinfo")).split()) & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def describe_host(cuda: bool) -> str:
+    """The kind of this machine, in the words of its driver or its CPU: what a calibration is labelled with."""
+    threads = len(os.sched_getaffinity(0))
+    texts = (
+        [_read_text(path) for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))] if cuda else []
+    )
+    for text, key in [*((text, "Model") for text in texts), (_read_text(Path("/proc/cpuinfo")), "model name")]:
+        for line in text.splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return f"{value.strip()}, {threads} threads"
+    return f"{os.uname().machine}, {threads} threads"
+
+
+def _read_text(path: Path) -> str:
+    """What the system says there; nothing where it says nothing."""
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
