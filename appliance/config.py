@@ -96,7 +96,7 @@ class Settings:
 
     @property
     def snapshot(self) -> Path:
-        return self.home / "fold.snapshot"
+        return self.home.resolve() / "fold.snapshot"
 
     @property
     def trust(self) -> Path:

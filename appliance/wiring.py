@@ -378,4 +378,4 @@ def _end(context: Context, door: Doorkeeper, reason: str) -> None:
         sessions.record_stop(context, reason, door.take_refusals())
     except Unavailable as error:
         log.critical("ALARM: the end could not be recorded: %s", error.message)
-    snapshots.seal(context, snapshots.LEAST)
+    snapshots.seal(context)

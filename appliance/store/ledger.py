@@ -207,7 +207,7 @@ class Ledger:
         fold.frontier = frontier
         self._keep(fold, root)
         batch.succeed(note)
-        self._writer.scrub_after(batch)
+        self._writer.scrub_after()
 
     def _stage_all(self, batch: Batch, waiting: list[Waiting], state: State) -> None:
         """What is refused is settled at once, and the others go on without it."""

@@ -29,6 +29,7 @@ class Writer:
         self._connection: Connection | None = None
         self._scrub_owed = False
         """Removed rows may lie in SQLite's write-ahead log still."""
+        self._removed = False
 
     def begin(self, lock: Callable[[Connection], None]) -> Connection:
         """A transaction in which `lock` has taken hold of the head; ended again where it raises."""
@@ -65,9 +66,9 @@ class Writer:
         what = f"ledger, entry {last.entry.index}"
         if not is_current(connection):
             raise Unavailable(f"{what}: expected the database file to stand, got another one or none")
-        if _erases(batch):
-            # Before the commit, whose end may never be seen.
-            self._scrub_owed = True
+        self._removed = any(one.draft.erased for one in batch.staged)
+        # Before the commit, whose end may never be seen.
+        self._scrub_owed |= self._removed
         try:
             prepared.commit(connection)
         except SQLAlchemyError:
@@ -86,9 +87,9 @@ class Writer:
                 f"{what}: expected to learn whether it was committed, got no answer", code="commit-unknown"
             ) from error
 
-    def scrub_after(self, batch: Batch) -> None:
-        """Scrubs where the batch has removed anything: its entries stand, whatever becomes of that."""
-        if _erases(batch):
+    def scrub_after(self) -> None:
+        """Scrubs where the last commit has removed anything: its entries stand, whatever becomes of that."""
+        if self._removed:
             self.scrub()
 
     def scrub(self) -> None:
@@ -129,7 +130,3 @@ class Writer:
                 writer.invalidate()
             with suppress(SQLAlchemyError):
                 writer.close()
-
-
-def _erases(batch: Batch) -> bool:
-    return any(one.draft.erased for one in batch.staged)

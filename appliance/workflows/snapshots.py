@@ -17,7 +17,7 @@ EVERY_S = 60.0
 LEAST = 10_000
 """Entries whose folding is not worth a snapshot: less than half a second."""
 SHARE = 16
-"""Meanwhile it is written again once the log has grown by a sixteenth: what it costs grows with the log."""
+"""While the service runs, by a sixteenth before it is written again: what that costs grows with the log."""
 
 
 def start(context: Context) -> None:
@@ -25,14 +25,16 @@ def start(context: Context) -> None:
 
     def work() -> None:
         while not context.closing.wait(EVERY_S):
-            seal(context, max(LEAST, context.ledger.state.size // SHARE))
+            seal(context, SHARE)
 
     threading.Thread(target=work, name="snapshots", daemon=True).start()
 
 
-def seal(context: Context, grown: int) -> None:
-    """Where the log has grown by so many entries. Without it the next start takes longer, and that is all."""
+def seal(context: Context, share: int | None = None) -> None:
+    """Once the log has grown by `LEAST` entries, and by the share where one is given. Without it the next start takes
+    longer, and that is all."""
     try:
-        context.ledger.seal_snapshot(grown)
+        grown = 0 if share is None else context.ledger.state.size // share
+        context.ledger.seal_snapshot(max(LEAST, grown))
     except ApplianceError as error:
         log.warning("the fold could not be kept: %s", error.message)

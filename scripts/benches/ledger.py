@@ -71,6 +71,7 @@ def growth(folder: Path, plan: Plan, known: Log | None = None) -> Iterator[Row]:
         ]
         costs["memory of verification", "MB"] = [run.peak_mb for run in runs]
         costs["fold at a start, an entry", "µs"] = [log.load_us for log in logs]
+        costs["start from a sealed fold, an entry", "µs"] = [log.resume_us for log in logs]
         costs["database, an entry", "B"] = [log.database.stat().st_size / log.size for log in logs]
         costs["export, an entry", "B"] = [log.export.stat().st_size / log.size for log in logs]
     for (name, unit), found in costs.items():

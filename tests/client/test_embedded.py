@@ -18,7 +18,9 @@ from appliance.config import Settings, load_settings
 from appliance.domain.policy import Parameters, PolicySet
 from appliance.errors import NotFound, Unavailable
 from appliance.formats.keys import generate_ed25519
+from appliance.store import fold
 from appliance.store.lock import lock_folder
+from appliance.workflows.context import Code
 
 
 @pytest.fixture
@@ -86,6 +88,27 @@ def test_a_service_that_says_how_far_it_is_is_waited_for(settings: Settings, mon
         embedded.start_service(_place(settings), timeout_s=0.25, tell=heard.append)
     assert heard[:2] == ["reads its log: 0 of 9 entries", "reads its log: 1 of 9 entries"]
     assert embedded._started == []
+
+
+def test_the_next_service_goes_on_from_the_fold_that_the_last_one_sealed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _init(settings)
+    with wiring.service(settings) as context:
+        place = context.ledger.state.place
+        context.ledger.seal_snapshot(1)
+    folded: list[object] = []
+    monkeypatch.setattr(fold, "_advance_one", lambda *entry: folded.append(entry))
+    said: list[str] = []
+    with wiring.service(settings, said.append) as context:
+        assert context.ledger.state.place == place
+    assert folded == [] and said == ["reads its log: 0 of 1 entries", "starts"]
+    # Other code, to the last byte of a library's record, folds every entry again.
+    monkeypatch.undo()
+    monkeypatch.setattr(wiring, "describe_code", lambda: Code("0.0", "sha256:other", {}))
+    with wiring.service(settings) as context:
+        assert context.ledger.state.place == place
+        assert context.ledger._snapshots is not None and context.ledger._snapshots.size == 0
 
 
 def test_no_data_folder_is_not_found_and_says_what_to_type(tmp_path: Path) -> None:
