@@ -310,6 +310,7 @@ def serve(settings: Settings, *, embedded: bool) -> None:
             # The people's last: where it is open, the service is up.
             with open_unix(settings.socket) as people:
                 doors.append(Door(people_app(context, door, activity.touch), people, guarded=False))
+                lock.say("")
                 reason = serve_doors(
                     doors,
                     beat=lambda: _beat(context, door, serving, claim, settings.home),

@@ -101,7 +101,7 @@ class Demo:
     def stop_service(self) -> None:
         """Ends the embedded service of the home in use, if one runs, and waits until it is gone."""
         lock = self.home / "appliance.lock"
-        text = lock.read_text().strip() if lock.exists() else ""
+        text = lock.read_text().partition("\n")[0] if lock.exists() else ""
         if not text.isdigit() or not (self.home / "run" / "appliance.sock").exists():
             return
         try:

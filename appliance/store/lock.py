@@ -20,10 +20,11 @@ class FolderLock:
         self._descriptor = descriptor
 
     def say(self, text: str) -> None:
-        """What its holder is doing, one line, for whoever waits for the service; no more than a word, so no error."""
+        """What its holder is doing, behind its process id, for whoever waits for the service; nothing once it serves.
+        It is no more than a word, so no error."""
         with suppress(OSError):
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, f"{os.getpid()}\n{text}\n".encode(), 0)
+            os.pwrite(self._descriptor, "".join(f"{line}\n" for line in (os.getpid(), text) if line).encode(), 0)
 
     def release(self) -> None:
         if self._descriptor >= 0:

@@ -117,4 +117,6 @@ def test_what_the_holder_says_stands_behind_its_process_id(tmp_path: Path) -> No
         assert path.read_text() == f"{os.getpid()}\nstarts\n"
         with pytest.raises(Conflict, match=rf"process id {os.getpid()}$"):
             lock_folder(path)
+        lock.say("")
+        assert path.read_text() == f"{os.getpid()}\n"
     lock.say("nothing, once it is released")
