@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from appliance.store import disk, fold
 from appliance.store.engine import open_engine
 from appliance.store.ledger import Ledger
 from appliance.store.snapshots import Snapshots
-from tests.store.attacker import attack
+from tests.store.attacker import Cursor, attack
 from tests.store.conftest import Databases
 from tests.store.site import ORIGIN, Site, heartbeat, refusal
 
@@ -28,6 +28,7 @@ SIZE = 12
 """Of the log that the snapshot is of."""
 
 Open = Callable[..., Ledger]
+Attacked = Callable[[], AbstractContextManager[Cursor]]
 
 
 @pytest.fixture
@@ -65,6 +66,12 @@ def sealed(reopen: Open, site: Site) -> Ledger:
     for draft in (heartbeat(), site.enrolment("erin").pending, refusal()):
         ledger.append(draft)
     return ledger
+
+
+@pytest.fixture
+def attacked(database_url: str, databases: Databases) -> Attacked:
+    """Opens the database as whoever owns it."""
+    return lambda: attack(database_url, None if database_url.startswith("sqlite") else databases.server())
 
 
 @pytest.fixture
@@ -261,12 +268,11 @@ def test_a_log_that_went_another_way_is_refused(
     ],
 )
 def test_what_stands_behind_the_snapshot_is_checked_as_ever(
-    sealed: Ledger, reopen: Open, database_url: str, databases: Databases, statement: str, words: str
+    sealed: Ledger, reopen: Open, attacked: Attacked, statement: str, words: str
 ) -> None:
     sealed.append(heartbeat())
     sealed.close()
-    postgres = None if database_url.startswith("sqlite") else databases.server()
-    with attack(database_url, postgres) as database:
+    with attacked() as database:
         database.execute(statement, (b"{}" if "bytes = ?" in statement else "x",))
     with pytest.raises(Tampered, match=words):
         reopen().load()
@@ -281,30 +287,21 @@ EDITS = [
 
 @pytest.mark.parametrize(("statement", "value", "words"), EDITS)
 def test_an_edit_before_it_is_found_too(
-    *,
-    sealed: Ledger,
-    reopen: Open,
-    database_url: str,
-    databases: Databases,
-    statement: str,
-    value: bytes,
-    words: str,
+    sealed: Ledger, reopen: Open, attacked: Attacked, statement: str, value: bytes, words: str
 ) -> None:
     """Entries that are not folded again are hashed again."""
     sealed.close()
-    postgres = None if database_url.startswith("sqlite") else databases.server()
-    with attack(database_url, postgres) as database:
+    with attacked() as database:
         database.execute(statement, (value,))
     with pytest.raises(Tampered, match=f"^{words}"):
         reopen().load()
 
 
 def test_bytes_and_nodes_that_fit_each_other_are_not_those_that_were_sealed(
-    sealed: Ledger, reopen: Open, database_url: str, databases: Databases
+    sealed: Ledger, reopen: Open, attacked: Attacked
 ) -> None:
     sealed.close()
-    postgres = None if database_url.startswith("sqlite") else databases.server()
-    with attack(database_url, postgres) as database:
+    with attacked() as database:
         ((nodes, data),) = database.execute('SELECT nodes, bytes FROM entries WHERE "index" = 6').fetchall()
         other = data.replace(b"no release", b"no relcase")
         assert other != data and len(nodes) == 32
