@@ -314,7 +314,7 @@ def serve(settings: Settings, *, embedded: bool) -> None:
                 reason = serve_doors(
                     doors,
                     beat=lambda: _beat(context, door, serving, claim, settings.home),
-                    ended=lambda: embedded and not context.busy and activity.idle_s() > IDLE_S,
+                    ended=lambda: _why_it_ends(context, activity, claim, embedded=embedded),
                     beat_s=BEAT_S,
                 )
         finally:
@@ -366,6 +366,12 @@ def _beat(context: Context, door: Doorkeeper, serving: Serving, claim: Claim, ho
     else:
         for worker in list(context.workers.values()):
             worker.resume()
+
+
+def _why_it_ends(context: Context, activity: Activity, claim: Claim, *, embedded: bool) -> str | None:
+    if claim.is_lost:
+        return "another service"
+    return "idle" if embedded and not context.busy and activity.idle_s() > IDLE_S else None
 
 
 def _end(context: Context, door: Doorkeeper, reason: str) -> None:

@@ -69,14 +69,18 @@ def key_revoked(case: Case) -> Puts:
 
 
 def _successors_fall(case: Case, keyid: str, since: int) -> Puts:
-    """Keys that this one rotated to once it did not count: whoever stole it holds them, and none of their signatures
-    counts."""
+    """Keys that this one rotated to once it did not count, and so on: whoever stole it holds them, and none of their
+    signatures counts. The key that signs the revocation stays: else who rotated first would lock himself out."""
     puts: Puts = []
-    for key in case.state.keys.values():
-        if key.rotated_from == keyid and key.enrolled >= since:
+    fallen = [(keyid, since)]
+    for old, start in fallen:
+        for key in case.state.keys.values():
+            if key.rotated_from != old or key.enrolled < start or key.keyid == case.accepted.keyid:
+                continue
+            fallen.append((key.keyid, key.enrolled))
             revoked = case.entry.index if key.revoked is None else key.revoked
             changed = key.model_copy(update={"revoked": revoked, "distrusted": key.enrolled})
-            puts += [(case.state.keys, key.keyid, changed), *_successors_fall(case, key.keyid, key.enrolled)]
+            puts.append((case.state.keys, key.keyid, changed))
     return puts
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from appliance.domain.comparison import Verdict
 from appliance.domain.names import NO_DIGEST, Time, Value
 from appliance.domain.policy import Parameters
@@ -30,6 +32,12 @@ class Key(Value):
     """What it signed in this entry or later does not count, whenever it was revoked."""
     rotated_from: str | None = None
     """The key by which its owner rotated to it: where that one did not count any more, nor does this one."""
+
+    @model_serializer(mode="wrap")
+    def _encode(self, encode: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `rotated_from` where there is none."""
+        value: dict[str, Any] = encode(self)
+        return value if self.rotated_from is not None else {k: v for k, v in value.items() if k != "rotated_from"}
 
     def stands(self, now: Time) -> bool:
         """Whether it may sign something new."""

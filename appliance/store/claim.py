@@ -3,6 +3,7 @@ that starts empties and closes what it finds, as the last one's leavings."""
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -17,13 +18,24 @@ _KEY = int.from_bytes(b"applianc") >> 1
 """PostgreSQL counts advisory locks by database, and a database holds one log."""
 
 
+_ENDED = text(
+    "SELECT pg_terminate_backend(pid) FROM pg_locks "
+    "WHERE locktype = 'advisory' AND granted AND pid = :pid AND objid::bigint = :key"
+)
+
+
 class Claim:
-    """Held on PostgreSQL by a session of its own, which the server ends when the service dies, however it dies. A file
-    of SQLite lies in the folder that is locked already, or is given to two services on purpose."""
+    """Held on PostgreSQL by a session of its own, which the server ends when the service dies, or within a minute when
+    its host does. A file of SQLite lies in the folder that is locked already, or is given to two services on purpose.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._connection: Connection | None = None
+        self.is_lost = False
+        """Another service has it: whoever held it before must end."""
+        self._backend = 0
+        """The server's process of the session that held it last: where only our end of it was lost, it holds it yet."""
 
     def hold(self) -> None:
         """Takes it, or takes it again where the server has ended the session. Conflict while another service has it."""
@@ -31,10 +43,26 @@ class Claim:
             return
         with database_errors("claim of the log"):
             connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            if not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _KEY}).scalar_one():
+            if not (_take(connection) or self._end_our_own(connection)):
                 connection.close()
+                self.is_lost = True
                 raise Conflict("database: expected no other service of its log, got one", code="locked")
             self._connection = connection
+            self._backend = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+
+    def _end_our_own(self, connection: Connection) -> bool:
+        """Whether it was ours all the time, in a session that is gone at this end alone."""
+        if (
+            not self._backend
+            or not connection.execute(_ENDED, {"pid": self._backend, "key": _KEY & 0xFFFFFFFF}).scalar()
+        ):
+            return False
+        self._backend = 0
+        for _ in range(20):
+            if _take(connection):
+                return True
+            time.sleep(0.1)
+        return False
 
     def _is_held(self) -> bool:
         if self._connection is None:
@@ -67,3 +95,7 @@ class Claim:
     ) -> None:
         self.release()
         self._engine.dispose()
+
+
+def _take(connection: Connection) -> bool:
+    return bool(connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _KEY}).scalar_one())

@@ -38,6 +38,10 @@ _POSTGRESQL_OPTIONS = {
     "lock_timeout": f"{BUSY_TIMEOUT_S}s",
     # A service that was stopped in the middle of an append must not hold the head against the others.
     "idle_in_transaction_session_timeout": "30s",
+    # The server learns within a minute that a service's host is gone, and lets go of what its sessions held.
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
     "client_encoding": "UTF8",
     "timezone": "UTC",
 }

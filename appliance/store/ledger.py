@@ -181,11 +181,12 @@ class Ledger:
         if self._suspect:
             self.probe()
             log.warning("the ledger can be written again")
-        fold = self._current()
+        fold, now = self._current(), encode_time(self._clock())
+        check_clock(fold.state, now)
         connection = self._writer.begin(lambda writer: self._catch_up(writer, fold, rows.lock_head(writer)))
         batch = Batch(fold.head, fold.state.mark())
         try:
-            self._stage_all(batch, waiting, fold.state)
+            self._stage_all(batch, waiting, fold.state, now)
             if not batch.staged:
                 self._writer.roll_back()
                 return
@@ -209,10 +210,8 @@ class Ledger:
         batch.succeed(note)
         self._writer.scrub_after()
 
-    def _stage_all(self, batch: Batch, waiting: list[Waiting], state: State) -> None:
+    def _stage_all(self, batch: Batch, waiting: list[Waiting], state: State, now: str) -> None:
         """What is refused is settled at once, and the others go on without it."""
-        now = encode_time(self._clock())
-        check_clock(state, now)
         for one in waiting:
             try:
                 stage(batch, one, state, now)
@@ -248,8 +247,10 @@ class Ledger:
 
     def probe(self) -> None:
         """Unavailable unless a write can be made durable now; costs a commit, and says nothing in the log."""
-        with self.lock, self._writing() as connection:
-            rows.probe_head(connection)
+        with self.lock:
+            check_clock(self._current().state, encode_time(self._clock()))
+            with self._writing() as connection:
+                rows.probe_head(connection)
         self._suspect = False
 
     def write_back(self) -> None:

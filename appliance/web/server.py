@@ -122,7 +122,7 @@ class Activity:
         return time.monotonic() - self.last
 
 
-def serve(doors: Sequence[Door], *, beat: Callable[[], None], ended: Callable[[], bool], beat_s: float) -> str:
+def serve(doors: Sequence[Door], *, beat: Callable[[], None], ended: Callable[[], str | None], beat_s: float) -> str:
     """Serves until a signal comes or `ended` says so, and returns why. `beat` is called every `beat_s` seconds."""
     try:
         return asyncio.run(_serve(doors, beat, ended, beat_s))
@@ -150,7 +150,9 @@ def _server(door: Door) -> _Server:
     return _Server(config)
 
 
-async def _serve(doors: Sequence[Door], beat: Callable[[], None], ended: Callable[[], bool], beat_s: float) -> str:
+async def _serve(
+    doors: Sequence[Door], beat: Callable[[], None], ended: Callable[[], str | None], beat_s: float
+) -> str:
     reason = "signal"
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -164,8 +166,8 @@ async def _serve(doors: Sequence[Door], beat: Callable[[], None], ended: Callabl
     while not stop.is_set():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), 1.0)
-        if ended():
-            reason = "idle"
+        if why := ended():
+            reason = why
             stop.set()
         if any(task.done() for task in running):
             reason = "door closed"

@@ -247,6 +247,34 @@ def test_what_a_stolen_key_rotated_to_falls_with_it() -> None:
     assert standing is not None and standing.stands(site.now) and standing.counts(site.state.size)
 
 
+def test_who_rotates_first_and_then_revokes_the_old_key_is_not_locked_out() -> None:
+    site = stage("sealed")
+    old, since = site.keys["anna"], site.state.size
+    new = site.rotate("anna", site.now)
+    site.keys["anna"] = new
+    order = site.order(o.RevokeKey, "anna", principal="anna", keyid=old.keyid, since=since)
+    site.ordered(e.KeyRevoked(policy=site.in_force), order)
+    standing = site.state.keys.get(new.keyid)
+    assert standing is not None and standing.stands(site.now) and standing.counts(site.state.size)
+    site.enroll("mia", "operator")
+
+
+def test_a_long_chain_of_rotations_falls_as_a_whole() -> None:
+    site = stage("staffed")
+    first, since = site.keys["rita"], site.state.size
+    for _ in range(30):
+        site.keys["rita"] = site.rotate("rita", site.now)
+    row = site.state.keys.get(site.keys["rita"].keyid)
+    assert row is not None
+    for number in range(1_500):  # more than anybody recurses
+        name = f"sha256:{number:064x}"
+        site.state.keys.set(name, row.model_copy(update={"keyid": name, "rotated_from": row.keyid}))
+        row = site.state.keys.get(name) or row
+    site.keys["rita"] = first
+    site.revoke_key("rita", since=since)
+    assert all(not key.counts(site.state.size) for key in site.state.keys.values() if key.rotated_from)
+
+
 def test_an_approval_before_the_theft_stands_behind_those_of_the_thief() -> None:
     site = stage("approved")
     stolen = site.state.size

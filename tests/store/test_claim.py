@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
+from sqlalchemy.exc import SQLAlchemyError
 
 from appliance.errors import Conflict, Unavailable
 from appliance.store.claim import Claim
@@ -46,9 +49,24 @@ def test_a_claim_whose_session_the_server_ended_is_taken_again_or_lost(url: str,
         with pytest.raises(Conflict), Claim(open_engine(url)):
             pass
         end_sessions()
+        assert not first.is_lost
         with Claim(open_engine(url)), pytest.raises(Conflict):
             first.hold()
+        assert first.is_lost
     superuser.dispose()
+
+
+def test_a_session_that_is_lost_at_our_end_alone_does_not_shut_us_out(url: str) -> None:
+    """The server holds it for as long as it has not heard of that."""
+    with Claim(open_engine(url)) as first:
+        ghost, first._connection = first._connection, None
+        first.hold()
+        with pytest.raises(Conflict), Claim(open_engine(url)):
+            pass
+        assert ghost is not None
+        with suppress(SQLAlchemyError):
+            ghost.invalidate()
+        ghost.close()
 
 
 def test_a_database_that_does_not_answer_is_unavailable(url: str) -> None:

@@ -99,6 +99,8 @@ def test_nothing_is_appended_under_a_clock_that_went_back(
         ) as info:
             ledger.append(heartbeat())
         assert info.value.code == "clock" and info.value.status == 503
+        with pytest.raises(Unavailable, match=r"^clock: "):
+            ledger.probe()
     assert "ALARM" in caplog.text
     assert ledger.state.size == 1
     clock.now = START + timedelta(hours=1)
