@@ -19,7 +19,6 @@ START_TIMEOUT_S = 30.0
 """How long a service may say nothing new before it answers."""
 _POLL_S = 0.05
 _TELL_S = 3.0
-_rest = time.sleep
 # What the service needs of the caller's environment; a person's key and passphrase paths are none of its business.
 _KEPT = (
     "APPLIANCE_DATABASE_URL",
@@ -77,7 +76,7 @@ def start_service(
                 f"service of {place.home}: expected an answer at {place.socket} within {timeout_s:.0f} s, got none; "
                 f"see {_log(place)}"
             )
-        _rest(_POLL_S)
+        time.sleep(_POLL_S)
 
 
 def _says(lock: Path) -> str:

@@ -4,7 +4,6 @@ that starts empties and closes what it finds, as the last one's leavings."""
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -12,12 +11,10 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from appliance.errors import Conflict
-from appliance.store.engine import database_errors
+from appliance.store.engine import database_errors, discard
 
 _KEY = int.from_bytes(b"applianc") >> 1
 """PostgreSQL counts advisory locks by database, and a database holds one log."""
-
-
 _ENDED = text(
     "SELECT pg_terminate_backend(pid) FROM pg_locks "
     "WHERE locktype = 'advisory' AND granted AND pid = :pid AND objid::bigint = :key"
@@ -52,12 +49,9 @@ class Claim:
 
     def _end_our_own(self, connection: Connection) -> bool:
         """Whether it was ours all the time, in a session that is gone at this end alone."""
-        if (
-            not self._backend
-            or not connection.execute(_ENDED, {"pid": self._backend, "key": _KEY & 0xFFFFFFFF}).scalar()
-        ):
+        backend, self._backend = self._backend, 0
+        if not connection.execute(_ENDED, {"pid": backend, "key": _KEY & 0xFFFFFFFF}).scalar():
             return False
-        self._backend = 0
         for _ in range(20):
             if _take(connection):
                 return True
@@ -76,11 +70,7 @@ class Claim:
 
     def release(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(SQLAlchemyError):
-                connection.invalidate()
-            with suppress(SQLAlchemyError):
-                connection.close()
+        discard(connection)
 
     def __enter__(self) -> Self:
         try:

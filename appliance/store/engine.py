@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -129,6 +129,15 @@ def connect_reader(engine: Engine) -> Connection:
     if engine.dialect.name == "postgresql":
         return connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
     return connection
+
+
+def discard(connection: Connection | None) -> None:
+    """Closes it for good, not back into the pool, whatever has become of it."""
+    if connection is not None:
+        with suppress(SQLAlchemyError):
+            connection.invalidate()
+        with suppress(SQLAlchemyError):
+            connection.close()
 
 
 def checkpoint_wal(connection: Connection, mode: str) -> bool:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
 
-from appliance.store.engine import connect_reader, is_current
+from appliance.store.engine import connect_reader, discard, is_current
 
 
 class Reader:
@@ -48,8 +47,4 @@ class Reader:
 
     def _drop(self) -> None:
         kept, self._connection = self._connection, None
-        if kept is not None:
-            with suppress(SQLAlchemyError):
-                kept.invalidate()
-            with suppress(SQLAlchemyError):
-                kept.close()
+        discard(kept)

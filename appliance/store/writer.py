@@ -16,6 +16,7 @@ from appliance.store.engine import (
     connect_reader,
     connect_writer,
     database_errors,
+    discard,
     is_current,
 )
 from appliance.store.staging import Batch, Staged
@@ -126,7 +127,4 @@ class Writer:
             # cursor of it.
             with suppress(SQLAlchemyError):
                 writer.rollback()
-            with suppress(SQLAlchemyError):
-                writer.invalidate()
-            with suppress(SQLAlchemyError):
-                writer.close()
+        discard(writer)

@@ -251,7 +251,6 @@ def export(context: Context) -> Iterator[bytes]:
     """The whole log as one tar, as of now, a chunk at a time. Conflict where a text of it is erased meanwhile."""
     checkpoint = context.ledger.checkpoint()
     size = claimed_size(checkpoint)
-
     return write_export(
         origin=context.ledger.state.site.origin,
         size=size,

@@ -78,13 +78,13 @@ def test_a_service_that_says_how_far_it_is_is_waited_for(settings: Settings, mon
     monkeypatch.setattr(embedded, "is_answering", lambda _: next(answering))
     heard: list[str] = []
     with lock_folder(settings.lock) as lock:
-        count = iter(range(9))
+        count, sleep = iter(range(9)), time.sleep
 
         def rest(_seconds: float) -> None:
-            time.sleep(0.1)
+            sleep(0.1)
             lock.say(f"reads its log: {next(count)} of 9 entries")
 
-        monkeypatch.setattr(embedded, "_rest", rest)
+        monkeypatch.setattr(embedded.time, "sleep", rest)
         embedded.start_service(_place(settings), timeout_s=0.25, tell=heard.append)
     assert heard[:2] == ["reads its log: 0 of 9 entries", "reads its log: 1 of 9 entries"]
     assert embedded._started == []

@@ -51,6 +51,15 @@ def reopen(site: Site, database_url: str, path: Path) -> Iterator[Open]:
 
 
 @pytest.fixture
+def elsewhere(databases: Databases, tmp_path: Path) -> Iterator[str]:
+    """Another database, without an entry."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    with databases.copy("sqlite", databases.migrated("sqlite"), folder) as url:
+        yield url
+
+
+@pytest.fixture
 def sealed(reopen: Open, site: Site) -> Ledger:
     """A ledger that has sealed its fold at `SIZE`, and three entries behind that."""
     ledger = reopen()
@@ -224,35 +233,29 @@ def test_another_logs_snapshot_is_not_believed(
 
 @pytest.mark.parametrize("code", ["sha256:code", "sha256:other"])
 def test_a_log_that_is_shorter_than_it_was_sealed_is_refused(
-    sealed: Ledger, site: Site, path: Path, databases: Databases, tmp_path: Path, code: str
+    sealed: Ledger, site: Site, path: Path, elsewhere: str, code: str
 ) -> None:
     """A backup in the log's place: no witness is needed to see it."""
-    older = tmp_path / "older"
-    older.mkdir()
-    with databases.copy("sqlite", databases.migrated("sqlite"), older) as url:
-        ledger = site.open_ledger(open_engine(url), snapshots=site.snapshots(path, code=code))
-        expected = f"^entry 0: expected a log of at least {SIZE} entries, seen before"
-        with closing(ledger), pytest.raises(Tampered, match=expected):
-            ledger.load()
+    ledger = site.open_ledger(open_engine(elsewhere), snapshots=site.snapshots(path, code=code))
+    expected = f"^entry 0: expected a log of at least {SIZE} entries, seen before"
+    with closing(ledger), pytest.raises(Tampered, match=expected):
+        ledger.load()
 
 
 @pytest.mark.parametrize("code", ["sha256:code", "sha256:other"])
 def test_a_log_that_went_another_way_is_refused(
-    sealed: Ledger, site: Site, path: Path, databases: Databases, tmp_path: Path, code: str
+    sealed: Ledger, site: Site, path: Path, elsewhere: str, code: str
 ) -> None:
     """Signed by the log's own key all the same: the fork shows at the size that was sealed."""
-    fork = tmp_path / "fork"
-    fork.mkdir()
-    with databases.copy("sqlite", databases.migrated("sqlite"), fork) as url:
-        with closing(site.open_ledger(open_engine(url))) as ledger:
-            ledger.load()
-            ledger.append(site.first_draft())
-            for _ in range(SIZE + 5):
-                ledger.append(heartbeat())
-        ledger = site.open_ledger(open_engine(url), snapshots=site.snapshots(path, code=code))
-        expected = rf"^entry {SIZE - 1}: tree root of size {SIZE}: expected .*seen before"
-        with closing(ledger), pytest.raises(Tampered, match=expected):
-            ledger.load()
+    with closing(site.open_ledger(open_engine(elsewhere))) as ledger:
+        ledger.load()
+        ledger.append(site.first_draft())
+        for _ in range(SIZE + 5):
+            ledger.append(heartbeat())
+    ledger = site.open_ledger(open_engine(elsewhere), snapshots=site.snapshots(path, code=code))
+    expected = rf"^entry {SIZE - 1}: tree root of size {SIZE}: expected .*seen before"
+    with closing(ledger), pytest.raises(Tampered, match=expected):
+        ledger.load()
 
 
 @pytest.mark.parametrize(
