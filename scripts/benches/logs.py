@@ -13,6 +13,7 @@ from time import time
 
 from sqlalchemy import Engine
 
+from appliance import wiring
 from appliance.domain import events as e
 from appliance.domain.entry import Draft, Entry, parse_entry
 from appliance.domain.serving_events import name_request
@@ -62,6 +63,7 @@ def open_log(folder: Path, size: int) -> Iterator[Log]:
             ledger.seal_snapshot(1)
             resume_us = wall_ms(next_one.load) * 1e3 / size
             next_one.close()
+            wiring.rest_collector()  # as the service does
             for _ in range(WRITES):
                 ledger.probe()
             yield Log(size, export, trust, database, ledger, load_us, resume_us)
