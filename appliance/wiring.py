@@ -69,6 +69,8 @@ log = logging.getLogger("appliance")
 
 IDLE_S = 600.0
 BEAT_S = 60.0
+LONGEST_PAUSE_DAYS = 31
+"""Between two entries, where nobody says that it was longer."""
 _PACKAGES = (
     "bitsandbytes",
     "cryptography",
@@ -192,6 +194,7 @@ def _open_ledger(settings: Settings, origin: str, log_key: str, keyring: Keyring
         signers=signer,
         clock=lambda: datetime.now(UTC),
         snapshots=None if code is None else _snapshots(settings, origin, code, signer),
+        longest_pause_days=LONGEST_PAUSE_DAYS,
     )
 
 
@@ -207,15 +210,19 @@ def _read_trust(settings: Settings) -> Trust:
 
 
 @contextmanager
-def service(settings: Settings, say: Callable[[str], None] = lambda _: None) -> Iterator[Context]:
+def service(
+    settings: Settings, say: Callable[[str], None] = lambda _: None, *, after_pause: bool = False
+) -> Iterator[Context]:
     """A loaded ledger and all that the workflows need. Tampered when the ledger does not hold. `say` hears how far the
-    loading is."""
+    loading is. `after_pause`: the host's clock is right, however long ago the last entry is."""
     trust = _read_trust(settings)
     keyring = Keyring(settings.keys)
     adapter_signer = keyring.open_signer(ADAPTER_KEY)
     code = describe_code()
     ledger = _open_ledger(settings, trust.origin, trust.log_key, keyring, code)
     ledger.load(lambda folded, size: say(f"reads its log: {folded:,} of {size:,} entries"))
+    if after_pause:
+        ledger.clock.believe_pause(ledger.state.last_time)
     say("starts")
     _check_keyring(keyring, ledger)
     settings.logs.mkdir(mode=0o700, exist_ok=True)
@@ -282,13 +289,13 @@ def describe_code() -> Code:
     return Code(__version__, digest_bytes(json.dumps(files, sort_keys=True).encode()), packages)
 
 
-def serve(settings: Settings, *, embedded: bool) -> None:
+def serve(settings: Settings, *, embedded: bool, after_pause: bool = False) -> None:
     """Runs the service until a signal; an embedded one ends after ten idle minutes."""
     configure_logs()
     with (
         lock_folder(settings.lock) as lock,
         Claim(open_engine(settings.database_url)) as claim,
-        service(settings, lock.say) as context,
+        service(settings, lock.say, after_pause=after_pause) as context,
     ):
         serving = Serving(context)
         context.released = serving.reconcile

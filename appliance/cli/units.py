@@ -287,9 +287,12 @@ def revoke_tokens(caller: Caller, unit: str, file: TextIO | None, before: str | 
 
 @command("serve", example="appliance serve")
 @click.option("--embedded", is_flag=True, help="End after ten idle minutes; so it is started for the command line.")
+@click.option(
+    "--after-pause", is_flag=True, help="The host's clock is right, though the last entry is over 31 days old."
+)
 @shares
 @click.pass_obj
-def serve(caller: Caller, embedded: bool) -> None:
+def serve(caller: Caller, embedded: bool, after_pause: bool) -> None:
     """Run the service until it gets SIGTERM or SIGINT: people on its Unix socket, units on its TCP port."""
     from appliance import wiring
 
@@ -297,4 +300,4 @@ def serve(caller: Caller, embedded: bool) -> None:
     scheme = "http" if settings.certificate is None else "https"
     listen = "off" if settings.listen is None else f"{scheme}://{settings.listen[0]}:{settings.listen[1]}/v1"
     say(f"people: {settings.socket}", f"units: {listen}")
-    wiring.serve(settings, embedded=embedded)
+    wiring.serve(settings, embedded=embedded, after_pause=after_pause)

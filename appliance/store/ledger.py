@@ -25,8 +25,8 @@ from appliance.formats.checkpoint import Checkpoint, sign_checkpoint
 from appliance.formats.commitment import Disclosure, verify_disclosure
 from appliance.formats.digest import digest_bytes, raw_digest
 from appliance.formats.merkle import hash_leaf
-from appliance.formats.timestamp import encode_time
 from appliance.store import audit, rows
+from appliance.store.clock import LogClock
 from appliance.store.engine import connect_reader, connect_writer, database_errors
 from appliance.store.filing import Unfiled
 from appliance.store.fold import NOTHING_SEEN, Fold, Seen, Tell, advance, check_checkpoint, load_fold
@@ -35,7 +35,7 @@ from appliance.store.queue import Appended, Guard, Queue, Waiting
 from appliance.store.reader import Reader
 from appliance.store.search import Filters, find_entries
 from appliance.store.snapshots import FindSigner, Snapshots, copy_fold
-from appliance.store.staging import Batch, check_clock, check_drafts, stage
+from appliance.store.staging import Batch, check_drafts, stage
 from appliance.store.writer import Writer
 
 log = logging.getLogger("appliance")
@@ -59,14 +59,16 @@ class Ledger:
         signers: FindSigner,
         clock: Callable[[], datetime],
         snapshots: Snapshots | None = None,
+        longest_pause_days: int | None = None,
     ) -> None:
-        """`log_key` is the vkey that the log began with, which the trust file names."""
+        """`log_key` is the vkey that the log began with, which the trust file names; `longest_pause_days` is how far
+        ahead of the last entry the clock may be."""
         self.lock = threading.RLock()
         self._engine = engine
         self._origin = origin
         self._signers = signers
         self._log_key = log_key
-        self._clock = clock
+        self.clock = LogClock(clock, longest_pause_days)
         self._snapshots = snapshots
         self._fold: Fold | None = None
         self._seen = NOTHING_SEEN
@@ -181,8 +183,8 @@ class Ledger:
         if self._suspect:
             self.probe()
             log.warning("the ledger can be written again")
-        fold, now = self._current(), encode_time(self._clock())
-        check_clock(fold.state, now)
+        fold = self._current()
+        now = self.clock.read(fold.state)
         connection = self._writer.begin(lambda writer: self._catch_up(writer, fold, rows.lock_head(writer)))
         batch = Batch(fold.head, fold.state.mark())
         try:
@@ -248,7 +250,7 @@ class Ledger:
     def probe(self) -> None:
         """Unavailable unless a write can be made durable now; costs a commit, and says nothing in the log."""
         with self.lock:
-            check_clock(self._current().state, encode_time(self._clock()))
+            self.clock.read(self._current().state)
             with self._writing() as connection:
                 rows.probe_head(connection)
         self._suspect = False

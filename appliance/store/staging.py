@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from appliance.domain import rules
 from appliance.domain.entry import Draft, Entry, encode_entry
 from appliance.domain.event import Event
-from appliance.domain.names import add_seconds, explain
+from appliance.domain.names import explain
 from appliance.domain.state import State
 from appliance.domain.table import Mark
 from appliance.domain.typed import make_typed
-from appliance.errors import ApplianceError, BadInput, TooLarge, Unavailable
+from appliance.errors import ApplianceError, BadInput, TooLarge
 from appliance.formats.commitment import verify_disclosure
 from appliance.formats.digest import digest_bytes
 from appliance.store.queue import Appended, Waiting
@@ -56,14 +56,6 @@ class Batch:
         for waiting in self.accepted:
             own = islice(staged, len(waiting.drafts))
             waiting.succeed([Appended(one.entry, one.data, checkpoint) for one in own])
-
-
-def check_clock(state: State, now: str) -> None:
-    """Unavailable while the clock is behind the last entry by more than policy lets clocks differ: the dates of
-    approvals and tokens would stand still with it."""
-    if now < state.last_time and add_seconds(now, state.parameters.clock_skew_s) < state.last_time:
-        said = f"expected a time after the last entry's, {state.last_time}, got {now}"
-        raise Unavailable(f"clock: {said}; nothing is appended until it is set", code="clock")
 
 
 def stage(batch: Batch, waiting: Waiting, state: State, now: str) -> None:

@@ -21,6 +21,7 @@ from appliance.formats.keys import generate_ed25519
 from appliance.store import fold
 from appliance.store.lock import lock_folder
 from appliance.workflows.context import Code
+from appliance.workflows.recover import recover
 
 
 @pytest.fixture
@@ -109,6 +110,19 @@ def test_the_next_service_goes_on_from_the_fold_that_the_last_one_sealed(
     with wiring.service(settings) as context:
         assert context.ledger.state.place == place
         assert context.ledger._snapshots is not None and context.ledger._snapshots.size == 0
+
+
+def test_a_service_starts_long_after_the_last_entry_only_where_somebody_says_that_the_clock_is_right(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _init(settings)
+    monkeypatch.setattr(wiring, "LONGEST_PAUSE_DAYS", -1)
+    with pytest.raises(Unavailable, match=r"^clock: .* the service starts with --after-pause$"):
+        wiring.serve(settings, embedded=True)
+    with wiring.service(settings, after_pause=True) as context:
+        assert context.ledger.state.size == 1, "nothing was written"
+        recover(context)
+        assert context.ledger.state.size == 2
 
 
 def test_no_data_folder_is_not_found_and_says_what_to_type(tmp_path: Path) -> None:

@@ -48,7 +48,13 @@ class Site:
         self.administrators = {name: generate_ed25519() for name in ("alice", "bob")}
         self.policy = encode_value(PolicySet(name="trial", parameters=Parameters(), cedar="", cedar_schema=""))
 
-    def open_ledger(self, engine: Engine, clock: Clock | None = None, snapshots: Snapshots | None = None) -> Ledger:
+    def open_ledger(
+        self,
+        engine: Engine,
+        clock: Clock | None = None,
+        snapshots: Snapshots | None = None,
+        longest_pause_days: int | None = None,
+    ) -> Ledger:
         return Ledger(
             engine,
             origin=ORIGIN,
@@ -56,6 +62,7 @@ class Site:
             signers=self.signer,
             clock=clock or Clock(),
             snapshots=snapshots,
+            longest_pause_days=longest_pause_days,
         )
 
     def signer(self, vkey: str) -> Ed25519Signer:

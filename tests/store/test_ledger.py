@@ -109,6 +109,30 @@ def test_nothing_is_appended_under_a_clock_that_went_back(
     ledger.close()
 
 
+def test_nothing_is_appended_under_a_clock_that_leapt_ahead_until_somebody_says_that_it_is_right(
+    engine: Engine, site: Site
+) -> None:
+    """A year that was mistyped would hold the log up until that year."""
+    clock = Clock()
+    ledger = site.open_ledger(engine, clock, longest_pause_days=31)
+    last = ledger.append(site.first_draft()).entry.time
+    clock.now = START + timedelta(days=31)
+    assert ledger.append(heartbeat()).entry.time > last
+    last, clock.now = ledger.state.last_time, clock.now + timedelta(days=32)
+    for act in (ledger.probe, lambda: ledger.append(heartbeat())):
+        with pytest.raises(Unavailable, match=f"^clock: expected a time at most 31 days after .*{last}, got 20") as info:
+            act()
+        assert info.value.code == "clock" and "--after-pause" in info.value.message
+    assert ledger.state.size == 2
+    ledger.clock.believe_pause(last)
+    ledger.probe()
+    assert ledger.append(heartbeat()).entry.time > last
+    clock.now += timedelta(days=365)
+    with pytest.raises(Unavailable, match="^clock: "):
+        ledger.append(heartbeat())
+    ledger.close()
+
+
 @pytest.mark.parametrize(
     ("draft", "error"),
     [
