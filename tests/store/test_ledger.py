@@ -120,7 +120,7 @@ def test_nothing_is_appended_under_a_clock_that_leapt_ahead_until_somebody_says_
     assert ledger.append(heartbeat()).entry.time > last
     last, clock.now = ledger.state.last_time, clock.now + timedelta(days=32)
     for act in (ledger.probe, lambda: ledger.append(heartbeat())):
-        with pytest.raises(Unavailable, match=f"^clock: expected a time at most 31 days after .*{last}, got 20") as info:
+        with pytest.raises(Unavailable, match=f"^clock: expected a time at most 31 days after .*{last}") as info:
             act()
         assert info.value.code == "clock" and "--after-pause" in info.value.message
     assert ledger.state.size == 2
@@ -128,7 +128,7 @@ def test_nothing_is_appended_under_a_clock_that_leapt_ahead_until_somebody_says_
     ledger.probe()
     assert ledger.append(heartbeat()).entry.time > last
     clock.now += timedelta(days=365)
-    with pytest.raises(Unavailable, match="^clock: "):
+    with pytest.raises(Unavailable, match=r"^clock: "):
         ledger.append(heartbeat())
     ledger.close()
 
