@@ -29,7 +29,7 @@ from pathlib import Path
 from appliance.errors import BadInput
 
 DEFAULT_LISTEN = "127.0.0.1:8331"
-_VARIABLES = {
+VARIABLES = {
     "database_url": "APPLIANCE_DATABASE_URL",
     "migration_url": "APPLIANCE_MIGRATION_URL",
     "listen": "APPLIANCE_LISTEN",
@@ -42,6 +42,7 @@ _VARIABLES = {
     "plaintext": "APPLIANCE_PLAINTEXT",
     "rehash": "APPLIANCE_REHASH",
 }
+"""Of each setting but the home: the environment's, which stands over the file's."""
 
 
 LIMITS = ("concurrent", "requests_per_minute", "tokens_per_minute", "tokens_per_day")
@@ -110,7 +111,7 @@ def load_settings(home: Path | None = None, environment: Mapping[str, str] | Non
     place = home or Path(env.get("APPLIANCE_HOME") or _default_home(env))
     place = place.expanduser().absolute()
     values, limits = _read_file(place / "appliance.toml")
-    values.update({key: env[name] for key, name in _VARIABLES.items() if env.get(name)})
+    values.update({key: env[name] for key, name in VARIABLES.items() if env.get(name)})
     database_url = values.get("database_url", f"sqlite:///{place / 'ledger.db'}")
     listen, certificate = _parse_listen(values.get("listen", DEFAULT_LISTEN)), _certificate(values, place)
     operations = _operations(values, place)
@@ -180,7 +181,7 @@ def _read_file(path: Path) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
         raise BadInput(f"settings, {path}: expected TOML, got {error}") from None
     limits = _parse_limits(content.pop("limits", {}), f"settings, {path}")
     for key, value in content.items():
-        _check_known(key, (*_VARIABLES, "limits"), f"settings, {path}")
+        _check_known(key, (*VARIABLES, "limits"), f"settings, {path}")
         if not isinstance(value, str):
             raise BadInput(f"settings, {path}, {key}: expected text, got {value!r}")
     return content, limits

@@ -1,7 +1,7 @@
 """What a unit's own host calls: an exported adapter is decided over as the appliance decides, and loaded, or refused.
 
     from appliance.loader import load_approved
-    model = load_approved("export", base="smollm2", trust="trust.json")
+    model = load_approved("export", base="smollm2", trust="trust.json", unit="legal", task="labels")
 
 No service, no network and no database: the folder that `appliance release export` wrote, the base's folder as the
 appliance sealed it, and the trust file, which came another way.
@@ -26,22 +26,30 @@ MAX_BYTES = 2 << 30
 
 
 def load_approved(
-    folder: str | Path, base: str | Path, trust: str | Path, *, device: str = "cpu", now: datetime | None = None
+    folder: str | Path,
+    base: str | Path,
+    trust: str | Path,
+    *,
+    unit: str,
+    task: str,
+    device: str = "cpu",
+    now: datetime | None = None,
 ) -> Any:
-    """The peft model in evaluation mode, once everything holds.
+    """The peft model in evaluation mode, once everything holds. `unit`: whose host this is; `task`: what it answers.
 
-    Tampered where bytes, signatures, proofs or the probe's logits do not hold; Denied where the export has expired or
-    its approvals do not suffice; BadInput or NotFound for what is no export, no base or no trust file.
+    Tampered where bytes, signatures, proofs or the probe's logits do not hold; Denied where the export is for another
+    unit or task or has expired, or its approvals do not suffice; BadInput or NotFound for what is no export, no base or
+    no trust file.
     """
-    approved, handed = check_folder(Path(folder), Path(trust), now or datetime.now(UTC))
+    approved, handed = check_folder(Path(folder), Path(trust), now or datetime.now(UTC), unit=unit, task=task)
     check_base(Path(base), approved)
     from appliance.ml.handed import load_handed
 
     return load_handed(Path(base), handed.files, device)
 
 
-def check_folder(folder: Path, trust: Path, now: datetime) -> tuple[Approved, Handed]:
-    """Who may load what, and until when; the bytes that were checked."""
+def check_folder(folder: Path, trust: Path, now: datetime, *, unit: str, task: str) -> tuple[Approved, Handed]:
+    """What the unit may load for the task, and until when; the bytes that were checked."""
     names = sorted(os.listdir(_folder(folder / "adapter")))
     handed = Handed(
         proofs=_read(folder / "proofs.json"),
@@ -49,7 +57,7 @@ def check_folder(folder: Path, trust: Path, now: datetime) -> tuple[Approved, Ha
         signature=_read(folder / "signature.json"),
         files={name: _read(folder / "adapter" / name) for name in names},
     )
-    return check_handed(handed, parse_trust(_read(trust)), encode_time(now)), handed
+    return check_handed(handed, parse_trust(_read(trust)), encode_time(now), unit=unit, task=task), handed
 
 
 def check_base(folder: Path, approved: Approved) -> None:

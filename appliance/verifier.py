@@ -272,6 +272,9 @@ def _answer_lines(answer: CouldLoad) -> Iterator[str]:
         yield from (f"    against it: {reason}" for reason in candidate.reasons)
         if task.slot is not None and task.slot.entry is not None:
             yield f"    loaded was {task.slot.adapter}, entry {task.slot.entry}"
+    for one in answer.exported:
+        yield f"  {one.task}: could load {one.adapter} ({one.manifest}) until {one.valid_until}"
+        yield f"    from an exported folder, entry {one.entry}; no revocation reaches it"
     for other in answer.others:
         yield f"  could not load {other.adapter}: {'; '.join(other.reasons)}"
     if not answer.tasks:

@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import logging
 import os
-import secrets
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,19 +19,19 @@ from pathlib import Path
 from starlette.types import ASGIApp
 
 from appliance import __version__
+from appliance.access.cedar import SitePolicies
 from appliance.config import Settings
-from appliance.domain.entry import Draft, Entry, parse_entry
+from appliance.domain.entry import Entry, parse_entry
 from appliance.domain.event import Event
-from appliance.domain.events import Administrator, Initialized
+from appliance.domain.events import Administrator
 from appliance.domain.names import encode_value
 from appliance.domain.policy import PolicySet
-from appliance.domain.subjects import subjects_of
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered, Unavailable
-from appliance.formats.canonical import encode_canonical
 from appliance.formats.digest import digest_bytes, digest_file
 from appliance.formats.fields import encode_base64
 from appliance.formats.keys import Signer, keyid_of
 from appliance.formats.note import vkey_of
+from appliance.formats.timestamp import encode_time
 from appliance.formats.trust import Trust, encode_trust, parse_trust
 from appliance.runners.decoys import Probes
 from appliance.runners.host import describe_host, multiplies_bfloat16
@@ -42,12 +41,13 @@ from appliance.store.checkpoints import Checkpoints
 from appliance.store.claim import Claim
 from appliance.store.disk import write_file
 from appliance.store.engine import check_migrated, migrate, open_engine
-from appliance.store.keyring import ADAPTER_KEY, LOG_KEY, Keyring
+from appliance.store.keyring import ADAPTER_KEY, Keyring
 from appliance.store.ledger import Ledger
 from appliance.store.lock import lock_folder
 from appliance.store.snapshots import FindSigner, Snapshots
 from appliance.store.steps import Steps
 from appliance.store.witnessed import Witnessed
+from appliance.web.activity import Activity
 from appliance.web.api import people_app
 from appliance.web.auth import Doorkeeper
 from appliance.web.gate import MOST
@@ -56,14 +56,16 @@ from appliance.web.logs import configure_logs, log_entry
 from appliance.web.metrics import Metrics
 from appliance.web.openai import units_app
 from appliance.web.operations import LEAST_TOKEN, Readiness, operations_app
-from appliance.web.server import Activity, Door, open_tcp, open_unix
+from appliance.web.server import Door
 from appliance.web.server import serve as serve_doors
+from appliance.web.sockets import open_tcp, open_unix, raise_descriptors
 from appliance.web.tls import open_tls, read_private
-from appliance.workflows import rehash, sessions, snapshots, steps, watch, witness, writeback
+from appliance.workflows import founding, rehash, sessions, snapshots, steps, watch, witness, writeback
 from appliance.workflows.context import Code, Context
+from appliance.workflows.patience import freeze, thaw
 from appliance.workflows.progress import Progress
-from appliance.workflows.recover import recover
-from appliance.workflows.serve import DIGEST_KEY, Serving
+from appliance.workflows.recover import recover, take_up_forgotten
+from appliance.workflows.serve import Serving
 
 log = logging.getLogger("appliance")
 
@@ -98,79 +100,59 @@ def init(
     settings: Settings,
     administrators: Sequence[Person],
     *,
-    origin: str,
+    origin: str | None,
     single_administrator: bool,
     policy: PolicySet,
 ) -> Trust:
-    """Folders, keys, database and the ledger's first entry; returns what is to be kept elsewhere.
+    """Folders, database, keys and the ledger's first entry; returns what is to be kept elsewhere.
 
-    Conflict where a ledger stands already. What an interrupted init left is made anew: until the first entry stands
-    there is no appliance.
+    BadInput, before anything is made, for a policy set that could not decide every order. Conflict where a ledger
+    stands already, before any key is made. What an interrupted init left is gone on with, if the same is asked for.
     """
+    SitePolicies.for_adoption(policy)
+    people = tuple(
+        Administrator(name=p.name, key=encode_base64(p.spki), keyid=keyid_of(p.spki)) for p in administrators
+    )
+    asked = founding.Asked(origin, people, single_administrator, encode_value(policy))
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with lock_folder(settings.lock):
+        # A power cut may have come between the first entry and the trust file, never the other way round.
+        if settings.trust.exists():
+            raise Conflict(f"appliance in {settings.home}: expected none yet, got one with a ledger")
         engine = open_engine(settings.migration_url)
         migrate(engine)
         engine.dispose()
-        keyring = Keyring(settings.keys)
-        log_signer, adapter_signer = _make_keys(keyring)
-        log_key = vkey_of(origin, log_signer)
-        ledger = _open_ledger(settings, origin, log_key, keyring)
-        if (first := _first_entry(ledger)) is not None:
-            # A power cut may have come between the first entry and the trust file, never the other way round.
-            if settings.trust.exists():
-                raise Conflict(f"appliance in {settings.home}: expected none yet, got one with a ledger")
-            return _write_trust(settings, first)
-        body = Initialized(
-            origin=origin,
-            log_key=log_key,
-            adapter_key=encode_base64(adapter_signer.spki),
-            administrators=tuple(
-                Administrator(name=p.name, key=encode_base64(p.spki), keyid=keyid_of(p.spki)) for p in administrators
-            ),
-            single_administrator=single_administrator,
-        )
-        draft = Draft(
-            type=body.type,
-            subjects=subjects_of(body),
-            documents={"policy": encode_value(policy)},
-            body=body,
-        )
-        try:
-            return _write_trust(settings, parse_entry(ledger.append(draft).entry_bytes))
-        finally:
-            ledger.close()
-
-
-def _make_keys(keyring: Keyring) -> tuple[Signer, Signer]:
-    """The log's and the adapters' keys, and the key of the requests' digests; those an interrupted init left serve."""
-    signers: list[Signer] = []
-    for uri, create in ((LOG_KEY, keyring.create_log_key), (ADAPTER_KEY, keyring.create_adapter_key)):
-        try:
-            signers.append(keyring.open_signer(uri))
-        except NotFound:
-            signers.append(create())
-    try:
-        keyring.read_secret(DIGEST_KEY)
-    except NotFound:
-        keyring.keep_secret(DIGEST_KEY, secrets.token_bytes(32))
-    return signers[0], signers[1]
+        keyring, name = Keyring(settings.keys), origin or founding.make_origin()
+        first = _first_entry(_open_ledger(settings, name, "", keyring))
+        if first is None:
+            first = _append_first(settings, name, keyring, asked)
+        else:
+            founding.check_begun(first, asked, keyring)
+            founding.make_keys(keyring)
+        trust = founding.trust_of(first)
+        # Whole on disk or not there.
+        write_file(settings.trust, encode_trust(trust))
+        return trust
 
 
 def _first_entry(ledger: Ledger) -> Entry | None:
+    """That of the database's log, whoever's it is."""
     try:
         return parse_entry(ledger.entry_bytes(0))
     except NotFound:
         return None
+    finally:
+        ledger.close()
 
 
-def _write_trust(settings: Settings, first: Entry) -> Trust:
-    """The trust file that follows from the first entry, whole on disk or not there."""
-    body = Initialized.model_validate_json(encode_canonical(first.body))
-    people = tuple((person.name, person.keyid) for person in body.administrators)
-    trust = Trust(body.origin, body.log_key, f"sha256:{first.leaf.hex()}", people)
-    write_file(settings.trust, encode_trust(trust))
-    return trust
+def _append_first(settings: Settings, origin: str, keyring: Keyring, asked: founding.Asked) -> Entry:
+    log_signer, adapter_signer = founding.make_keys(keyring)
+    ledger = _open_ledger(settings, origin, vkey_of(origin, log_signer), keyring)
+    try:
+        appended = ledger.append(founding.draft_first(asked, origin, log_signer, adapter_signer))
+        return parse_entry(appended.entry_bytes)
+    finally:
+        ledger.close()
 
 
 def _open_ledger(settings: Settings, origin: str, log_key: str, keyring: Keyring, code: Code | None = None) -> Ledger:
@@ -259,9 +241,9 @@ def service(
 
 
 def _check_keyring(keyring: Keyring, ledger: Ledger) -> None:
-    """Whatever must sign the log now is held here."""
-    site = ledger.state.site
-    missing = sorted(set(site.signing_keys(ledger.state.last_time)) - set(keyring.log_signers(site.origin)))
+    """Whatever must sign the log now is held here: one that has ended since the last entry may have been destroyed."""
+    site, now = ledger.state.site, max(encode_time(datetime.now(UTC)), ledger.state.last_time)
+    missing = sorted(set(site.signing_keys(now)) - set(keyring.log_signers(site.origin)))
     if missing:
         raise Tampered(f"keyring: expected the log's keys {', '.join(missing)}, got others or none")
 
@@ -290,8 +272,9 @@ def describe_code() -> Code:
 
 
 def serve(settings: Settings, *, embedded: bool, after_pause: bool = False) -> None:
-    """Runs the service until a signal; an embedded one ends after ten idle minutes."""
+    """Runs the service until a signal; an embedded one ends after ten minutes without an open request."""
     configure_logs()
+    raise_descriptors()
     with (
         lock_folder(settings.lock) as lock,
         Claim(open_engine(settings.database_url)) as claim,
@@ -311,10 +294,11 @@ def serve(settings: Settings, *, embedded: bool, after_pause: bool = False) -> N
         if settings.rehash_s is not None:
             rehash.start(context, settings.rehash_s)
         try:
-            doors = _doors(settings, context, units_app(serving, door, quotas, metrics), metrics)
+            units = activity.watching(units_app(serving, door, quotas, metrics))
+            doors = _doors(settings, context, units, metrics)
             # The people's last: where it is open, the service is up.
             with open_unix(settings.socket) as people:
-                doors.append(Door(people_app(context, door, activity.touch), people, guarded=False))
+                doors.append(Door(activity.watching(people_app(context, door)), people, guarded=False))
                 lock.say("")
                 reason = serve_doors(
                     doors,
@@ -371,15 +355,14 @@ def _beat(context: Context, door: Doorkeeper, serving: Serving, claim: Claim, ho
         for text in watch.warnings(context, home):
             log.critical("ALARM: %s", text)
         claim.hold()
-        sessions.beat(context, door.take_refusals())
+        with door.counted() as refusals:
+            sessions.beat(context, refusals)
+        thaw(context)  # before anything is asked of a worker
         serving.tend()
+        take_up_forgotten(context)
     except ApplianceError as error:
         log.critical("ALARM: the ledger cannot be written, workers are frozen: %s", error.message)
-        for worker in list(context.workers.values()):
-            worker.pause()
-    else:
-        for worker in list(context.workers.values()):
-            worker.resume()
+        freeze(context)
 
 
 def _why_it_ends(context: Context, activity: Activity, claim: Claim, *, embedded: bool) -> str | None:
@@ -396,7 +379,8 @@ def _end(context: Context, door: Doorkeeper, reason: str) -> None:
     context.runs.stop(10.0)
     context.imports.stop(10.0)
     try:
-        sessions.record_stop(context, reason, door.take_refusals())
+        with door.counted() as refusals:
+            sessions.record_stop(context, reason, refusals)
     except Unavailable as error:
         log.critical("ALARM: the end could not be recorded: %s", error.message)
     snapshots.seal(context)

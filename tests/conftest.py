@@ -6,6 +6,7 @@ import ipaddress
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -104,6 +105,13 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         if path.is_dir() and not path.is_symlink():
             path.chmod(0o700)  # sealed artifacts are read-only folders
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def cleared(tmp_path: Path) -> Iterator[None]:
+    """Nothing nested deep is left where a test failed: pytest itself cannot remove it."""
+    yield
+    subprocess.run(["rm", "-rf", str(tmp_path)], check=True)
 
 
 def _forbid_skip(report: pytest.TestReport | pytest.CollectReport, allowed: bool) -> None:

@@ -301,7 +301,10 @@ class Site:
         )
         return self.wait_import(self.order(order)["order"])
 
-    def import_dataset(
+    def import_dataset(self, rows: bytes, name: str = "clauses", **terms: Any) -> dict[str, Any]:
+        return self.wait_import(self.order_dataset(rows, name, **terms))
+
+    def order_dataset(
         self,
         rows: bytes,
         name: str = "clauses",
@@ -310,7 +313,8 @@ class Site:
         instruction: str = "",
         held_out: bytes | None = None,
         **terms: Any,
-    ) -> dict[str, Any]:
+    ) -> str:
+        """The order's digest; its import goes on."""
         told, owner = disclose(instruction, os.urandom(32)), disclose("Legal", os.urandom(32))
         order = orders.ImportDataset(
             dataset=name,
@@ -326,7 +330,7 @@ class Site:
             classification="internal",
             **self.terms("olga"),
         )
-        return self.wait_import(self.order(order, told, owner)["order"])
+        return str(self.order(order, told, owner)["order"])
 
     def wait_import(self, order: str) -> dict[str, Any]:
         while (found := self.get(f"/v1/imports/{order}", wait_s=5))["status"] == "requested":

@@ -59,7 +59,7 @@ def parse_cases(data: bytes) -> tuple[PolicyCase, ...]:
 
 def test_cases(policy: PolicySet, cases: tuple[PolicyCase, ...]) -> tuple[CaseResult, ...]:
     """Each case's outcome, in order. BadInput when the policy set or a case is not one."""
-    site = SitePolicies(policy)
+    site = SitePolicies.for_adoption(policy)
     return tuple(_test(site, case) for case in cases)
 
 

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import cedarpy
 
@@ -35,7 +35,11 @@ class Verdict:
 
 
 class SitePolicies:
-    """A policy set's Cedar part: parsed and validated once, decided many times."""
+    """A policy set's Cedar part: parsed and validated once, decided many times.
+
+    A set in force, or a past one, may be of an earlier release: a verb whose action its schema lacks is refused, no
+    other.
+    """
 
     def __init__(self, policy: PolicySet) -> None:
         """BadInput, in Cedar's words, for text that does not parse, does not fit the schema, or could not be told
@@ -52,20 +56,30 @@ class SitePolicies:
         except ValueError as error:
             raise BadInput(f"{what}, policies: expected Cedar policies, got: {_line(error)}") from None
         self._validate(policy.cedar, what)
+
+    @classmethod
+    def for_adoption(cls, policy: PolicySet) -> Self:
+        """Those of a set that is to be put in force: BadInput, too, where its schema does not take what the appliance
+        sends for a verb, since every such order would be refused."""
+        site = cls(policy)
         for request in SAMPLES.values():
-            self._probe(request, what)
+            site._probe(request)
+        return site
 
     def decide(self, principal: Principal, order: Order, state: State, now: Time) -> tuple[str, ...]:
         """Every reason of the site's own against an authentic order; empty when its policies allow it."""
         try:
             request = request_of(principal, order, state, now)
         except NotFound as error:
-            return (f"site policies {self.name}: {error.message}",)
+            return (f"site policies {self.name}, {order.verb} by {order.signer}: {error.message}",)
         return self.reasons_against(request)
 
     def reasons_against(self, request: Request) -> tuple[str, ...]:
         verdict = self.evaluate(request)
         asked = f"{request.verb} by {request.principal.id}"
+        if verdict.errors and not self._knows(request.verb):
+            expected = f"expected a schema with the action {request.verb}, got none: adopt a set whose schema has it"
+            return (f"site policies {self.name}, {asked}: {expected}",)
         reasons = [f"site policy {name}: forbids {asked}" for name in verdict.forbids]
         reasons += [f"site policies {self.name}: expected a decision on {asked}, got: {e}" for e in verdict.errors]
         if not verdict.permitted and not reasons:
@@ -112,11 +126,15 @@ class SitePolicies:
         found = [f"{self._ids.get(error.policy_id, 'policies')}: {_line(error.error)}" for error in result.errors]
         raise BadInput(f"{what}, policies: expected them to fit the schema, got: {'; '.join(found) or 'no'}")
 
-    def _probe(self, request: Request, what: str) -> None:
-        """The schema takes what the appliance will send for this verb; otherwise every such order would be refused."""
-        errors = self.evaluate(request).errors
-        if errors:
-            raise BadInput(f"{what}, action {request.verb}: expected it to take a sample request, got: {errors[0]}")
+    def _probe(self, request: Request) -> None:
+        if errors := self.evaluate(request).errors:
+            what = f"policy set {self.name}, action {request.verb}"
+            raise BadInput(f"{what}: expected it to take a sample request, got: {errors[0]}")
+
+    def _knows(self, verb: str) -> bool:
+        """Whether the schema has an action for the verb; one from before the release that brought the verb has none."""
+        policy = f'permit (principal, action == Action::"{verb}", resource);'
+        return bool(cedarpy.validate_policies(policy, self._schema).validation_passed)
 
 
 def _policy_ids(parsed: dict[str, Any], what: str) -> dict[str, str]:
@@ -137,7 +155,11 @@ def _policy_ids(parsed: dict[str, Any], what: str) -> dict[str, str]:
 
 
 def _governing(verb: str, signer: Principal, first: Principal | None, single: bool, now: Time) -> Request:
-    """A request to adopt a policy set, or to endorse the first administrator's."""
+    """A request to adopt a policy set, or to endorse the first administrator's.
+
+    What these two verbs send is the same in every release: a schema of an earlier one takes it, and so a set in force
+    can always be replaced.
+    """
     context = {"now": Moment(now), "single_administrator": single}
     resource = Thing("Policy", NO_DIGEST, {"digest": NO_DIGEST})
     if first is not None:

@@ -1,4 +1,5 @@
-"""One request of each verb, as the appliance sends it: what a schema must take, and what test cases start from."""
+"""One request of each verb, as the appliance sends it: what the schema of a set to be adopted must take, and what test
+cases start from."""
 
 from __future__ import annotations
 

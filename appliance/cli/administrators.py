@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import secrets
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +61,7 @@ def init(
     trust = wiring.init(
         caller.settings,
         [wiring.Person(name, spki) for name, spki in people],
-        origin=origin or _default_origin(),
+        origin=origin,
         single_administrator=single_admin,
         policy=load_policy(policy or _default_policy()),
     )
@@ -87,12 +84,6 @@ def _parse_administrator(text: str) -> tuple[str, bytes]:
     if not separator or not file:
         raise BadInput(f"administrator: expected NAME=FILE with a public key (appliance key new FILE), got {text!r}")
     return parse_identifier(name, "administrator"), read_public_key(Path(file))
-
-
-def _default_origin() -> str:
-    """This host and a random part: two appliances never take each other's orders."""
-    host = re.sub(r"[^a-z0-9.-]", "-", socket.gethostname().lower()).strip("-.") or "appliance"
-    return f"{host}/{secrets.token_hex(4)}"
 
 
 def _default_policy() -> Path:

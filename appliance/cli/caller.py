@@ -52,9 +52,10 @@ class Caller:
         """The service's door; an embedded service is started behind it when none answers."""
         from appliance.client.door import Door
         from appliance.client.embedded import Place, start_service
+        from appliance.config import VARIABLES
 
         settings = self.settings
-        place = Place(settings.home, settings.socket, settings.lock, settings.logs)
+        place = Place(settings.home, settings.socket, settings.lock, settings.logs, VARIABLES.values())
         door = Door(settings.socket, lambda: start_service(place, tell=_tell_waiting))
         self._closing.append(door.close)
         return door

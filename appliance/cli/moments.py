@@ -35,9 +35,10 @@ def _moment(at: str | None) -> str | None:
 def could_load(caller: Caller, unit: str, at: str | None) -> None:
     """What a unit could have loaded at a moment, by whose sign-offs, and what stood against the rest.
 
-    Decided by the rules that admit adapters, over the state as of the last entry at that moment or before it. Every
-    entry that speaks for or against a released adapter is proved to be in the log before it is printed. That none was
-    left out shows when the log is verified: `ledger verify`, or `appliance-verify` on an export.
+    Decided by the rules that admit adapters, over the state as of the last entry at that moment or before it. A folder
+    that was exported for a host of the unit's own is named until its date, whatever was revoked since. Every entry that
+    speaks for or against a released adapter is proved to be in the log before it is printed. That none was left out
+    shows when the log is verified: `ledger verify`, or `appliance-verify` on an export.
     """
     from appliance.client.questions import could_load as ask
 
@@ -70,6 +71,13 @@ def _print_answer(answer: dict[str, Any]) -> None:
         told = [("  released", f"entry {release['entry']}, {when}, {release['kind']} by {release['by']}")]
         told += [(f"  {label}", value) for label, value in _candidate(candidate, answer["names"], times)]
         print_facts([*told, ("  was loaded", _slot(slot))])
+    for one in answer["exported"]:
+        print_line("")
+        print_line(
+            f"{one['task']}: could load {one['adapter']} until {one['valid_until']} from an exported folder, "
+            f"entry {one['entry']}; no revocation reaches it"
+        )
+        print_facts([("  manifest", one["manifest"]), ("  exported", f"entry {one['entry']}, {times[one['entry']]}")])
     for candidate in answer["others"]:
         print_line("")
         print_line(f"not released: could not load {candidate['adapter']}")

@@ -153,7 +153,7 @@ def dataset() -> None:
 @click.option(
     "--label", "labels", multiple=True, metavar="WORD", help="One of the labels that there are; any, unless said."
 )
-@click.option("--instruction", default="", metavar="TEXT", help="The system message that every row is rendered with.")
+@click.option("--instruction", default="", metavar="TEXT", help="The system message, which every row then holds.")
 @click.option("--owner", required=True, metavar="TEXT", help="Who owns the data; can be erased later.")
 @click.option("--licence", required=True, metavar="SPDX", help="The licence's SPDX identifier, or LicenseRef-NAME.")
 @click.option("--classification", required=True, metavar="WORD", help="Such as public, internal or restricted.")

@@ -23,7 +23,7 @@ _REASON = click.option("--reason", metavar="TEXT", help="Why, in your words; can
 @signs
 @click.pass_obj
 def revoke_base(caller: Caller, name: str, reason: str | None) -> None:
-    """Take a base out of service at once, with every adapter on it, for every unit, for ever.
+    """Take a base out of service at once, with every adapter and every run on it, for every unit, for ever.
 
     One administrator or reviewer is enough: taking away is always easier than giving.
     """
@@ -38,7 +38,7 @@ def revoke_base(caller: Caller, name: str, reason: str | None) -> None:
 @signs
 @click.pass_obj
 def revoke_dataset(caller: Caller, name: str, reason: str | None) -> None:
-    """Take a dataset out of service at once, with every adapter trained on it, for every unit, for ever.
+    """Take a dataset out of service at once, with every adapter and every run on it, for every unit, for ever.
 
     One administrator or reviewer is enough: taking away is always easier than giving.
     """

@@ -79,7 +79,8 @@ def rollback(caller: Caller, unit: str, task: str, wanted: str | None) -> None:
 def export(caller: Caller, unit: str, task: str, folder: Path, until: str | None) -> None:
     """Write what answers a unit's task today to a folder that the unit can load on a host of its own, until a date.
 
-    There appliance.loader.load_approved checks it as the appliance does. No revocation reaches it: it ends by its date.
+    There appliance.loader.load_approved checks it as the appliance does, for that unit and task alone. No revocation
+    reaches it: it ends by its date.
     """
     from appliance.client.exports import fetch_export, propose_export, write_export
 
@@ -88,8 +89,9 @@ def export(caller: Caller, unit: str, task: str, folder: Path, until: str | None
     end = None if until is None else parse_moment(until, "until", datetime.now(UTC), end_of_day=True)
     receipt = sign_and_submit(caller, propose_export(caller.reading(), caller.signer, unit, task, end))
     told, handed = fetch_export(caller.reading(), receipt.order, lambda size: None)
-    write_export(folder, handed, caller.trust)
+    write_export(folder, handed, caller.trust, unit=unit, task=task)
     _tell(caller, receipt, [("adapter", told["adapter"]), ("until", told["valid_until"]), ("folder", folder)])
+    say(f"next, on the unit's host: load_approved(FOLDER, BASE, TRUST, unit={unit!r}, task={task!r})")
 
 
 @release.command("history", example="appliance release history --unit legal --task labels")

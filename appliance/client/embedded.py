@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,28 +19,22 @@ START_TIMEOUT_S = 30.0
 """How long a service may say nothing new before it answers."""
 _POLL_S = 0.05
 _TELL_S = 3.0
-# What the service needs of the caller's environment; a person's key and passphrase paths are none of its business.
-_KEPT = (
-    "APPLIANCE_DATABASE_URL",
-    "APPLIANCE_MIGRATION_URL",
-    "APPLIANCE_LISTEN",
-    "HOME",
-    "LANG",
-    "LC_ALL",
-    "PATH",
-    "TZ",
-)
+# What the service needs of the caller's environment beside the settings; a person's key, name and trust file are none
+# of its business.
+_KEPT = ("HOME", "LANG", "LC_ALL", "PATH", "TZ")
 _KEPT_PREFIXES = ("XDG_", "CUDA_", "NVIDIA_", "OMP_", "LD_", "PYTHON", "VIRTUAL_ENV")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an appliance lives: its data folder, its door and the lock that makes one service of it."""
+    """Where an appliance lives: its data folder, its door and the lock that makes one service of it. `variables`: the
+    environment's names of its settings, which the service reads as its starter has."""
 
     home: Path
     socket: Path
     lock: Path
     logs: Path
+    variables: Collection[str]
 
 
 def start_service(
@@ -107,7 +101,7 @@ def _check_own(place: Place) -> None:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether a service holds the lock. The lock is only tried, never kept."""
+    """Whether a service holds the lock. Who looks shares it for a moment, which `lock_folder` waits out."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -115,7 +109,7 @@ def _is_locked(path: Path) -> bool:
     except OSError as error:
         raise Unavailable(f"lock, {path}: expected it to open, got {error.strerror}") from None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:
@@ -126,7 +120,8 @@ def _is_locked(path: Path) -> bool:
 def _spawn(place: Place) -> subprocess.Popen[bytes]:
     place.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle = os.open(_log(place), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    environment = {k: v for k, v in os.environ.items() if k in _KEPT or k.startswith(_KEPT_PREFIXES)}
+    kept = {*_KEPT, *place.variables}
+    environment = {k: v for k, v in os.environ.items() if k in kept or k.startswith(_KEPT_PREFIXES)}
     try:
         return subprocess.Popen(
             [sys.executable, "-m", "appliance", "--home", str(place.home), "serve", "--embedded"],

@@ -68,10 +68,10 @@ def fetch_export(door: Door, digest: str, progress: Callable[[int], None]) -> tu
     return told, Handed(parts[0], parts[1], parts[2], files)
 
 
-def write_export(folder: Path, handed: Handed, trust: Trust | None) -> None:
-    """A new folder, written once what is in it holds, where a trust file says what that is."""
+def write_export(folder: Path, handed: Handed, trust: Trust | None, *, unit: str, task: str) -> None:
+    """A new folder, written once what is in it holds for the unit's task, where a trust file says what that is."""
     if trust is not None:
-        check_handed(handed, trust, encode_time(datetime.now(UTC)))
+        check_handed(handed, trust, encode_time(datetime.now(UTC)), unit=unit, task=task)
     if folder.exists():
         raise Conflict(f"export, {folder}: expected a new folder, got one that stands")
     try:

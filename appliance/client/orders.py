@@ -57,7 +57,8 @@ MEANINGS = {
     "revoke-key": "The key signs nothing more. With `since`, what it signed in that entry or later does not count.",
     "revoke-tokens": "These tokens open nothing more; what they are being answered is cut off.",
     "rotate-log-key": "This key signs the log's checkpoints; the ones before it sign beside it until the date.",
-    "erase": "This text is destroyed, for ever. The commitment to it stays, and every signature over it holds.",
+    "erase": "This text is destroyed here, for ever; every signature over its commitment holds. What was made of it "
+    "stays: an instruction is in its dataset's rows and in what was trained on them. SECURITY.md says how these go.",
     "place-hold": "No text of an entry about this subject is erased while the hold stands.",
     "lift-hold": "Texts about this subject may be erased again, when their retention has ended.",
 }

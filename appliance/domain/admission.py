@@ -52,12 +52,17 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Admission:
-    """What was found: an adapter, the entries that approve it, and every reason against."""
+    """What was found: an adapter, the entries that approve it, and every reason against.
+
+    `tampered`: some of the evidence is not what it should be. `changed`: the adapter's own bytes are not; the log's
+    evidence can be read again, these cannot.
+    """
 
     adapter: Adapter
     approvals: tuple[int, ...]
     reasons: tuple[str, ...]
     tampered: bool
+    changed: bool
 
 
 def entries_needed(state: State, unit: str, adapter: Adapter, task: str, now: Time) -> tuple[int, ...]:
@@ -74,19 +79,19 @@ def decide_admission(state: State, unit: str, task: str, evidence: Evidence, now
     if adapter is None or release is None:
         return None
     reviews = standing_reviews(state, adapter, unit, now)
+    changed = _failure(partial(check_bytes, state, adapter, evidence))
     checks: list[Callable[[], None]] = [
-        partial(check_bytes, state, adapter, evidence),
         partial(check_sealed, state, adapter, evidence),
         partial(check_release, state, adapter, unit, task, release.current, evidence),
         *(partial(check_review, state, adapter, review, evidence) for review in reviews),
     ]
-    failures = [error for check in checks if (error := _failure(check)) is not None]
+    failures = [error for error in (changed, *map(_failure, checks)) if error is not None]
     reasons = [error.message for error in failures]
     reasons += [*barred(state, release, adapter, now), *unwitnessed(state, now)]
     approvals = tuple(review.index for review in reviews)
     # A signer who was revoked since is a reason to refuse; the adapter's bytes are as they were.
     tampered = any(not isinstance(error, NotAuthenticated) for error in failures)
-    return Admission(adapter, approvals, tuple(reasons), tampered=tampered)
+    return Admission(adapter, approvals, tuple(reasons), tampered=tampered, changed=changed is not None)
 
 
 def _failure(check: Callable[[], None]) -> ApplianceError | None:

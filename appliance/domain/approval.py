@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from appliance.domain.names import Time
-from appliance.domain.state import Adapter, Cleared, Release, ReviewRecord, State, release_key
+from appliance.domain.state import Adapter, Cleared, Release, ReviewRecord, Run, Slot, State, release_key
 
 Reasons = list[str]
 """What stands against something; none means allowed."""
@@ -36,6 +36,11 @@ def dataset_stands(state: State, name: str) -> Reasons:
     return []
 
 
+def inputs_stand(state: State, made: Run | Adapter) -> Reasons:
+    """What it is trained on: the base whole, and neither base nor dataset revoked."""
+    return base_is(state, made.base, made.base_digest) + dataset_stands(state, made.dataset)
+
+
 def duties(adapter: Adapter, name: str) -> Reasons:
     """Whoever made an adapter does not judge it."""
     reasons = []
@@ -56,7 +61,7 @@ def inadmissible(state: State, adapter: Adapter, unit: str, now: Time) -> Reason
         reasons.append(f"adapter {name}: expected its bytes whole, got quarantine by entry {adapter.quarantined}")
     if not is_unit(state, unit):
         reasons.append(f"unit: expected an enrolled one, got {unit}")
-    reasons += base_is(state, adapter.base, adapter.base_digest) + dataset_stands(state, adapter.dataset)
+    reasons += inputs_stand(state, adapter)
     # A rejection has no date and needs no standing reviewer: only its own reviewer lifts it, by a key that counts.
     latest = latest_reviews(state, adapter, unit)
     rejected = [r for r in latest if r.decision == "reject"]
@@ -134,9 +139,21 @@ def barred(state: State, release: Release, adapter: Adapter, now: Time) -> Reaso
         return []
     reasons = inadmissible(state, adapter, release.unit, now) + release_lapsed(state, release)
     if not reasons:
-        ends = [review.valid_until for review in standing_reviews(state, adapter, release.unit, now)]
-        state.cleared[key] = Cleared(release, adapter, state.revision, min(ends))
+        own = [r for r in adapter.reviews if r.unit == release.unit and r.decision == "approve"]
+        # Those that their reviewers have renewed among them: what was admitted by one is not emptied for that.
+        standing = [review for review in own if not review_lapsed(state, adapter, review, now)]
+        until, approvals = min(review.valid_until for review in standing), {review.index for review in standing}
+        state.cleared[key] = Cleared(release, adapter, state.revision, until, frozenset(approvals))
     return reasons
+
+
+def superseded(state: State, release: Release, slot: Slot) -> Reasons:
+    """What a slot was admitted by, and what no longer stands of it, though other approvals do: its answers would go on
+    naming that. Of a release that `barred` has just found nothing against."""
+    if slot.release != release.current.index:
+        return [f"release: expected that of entry {slot.release}, got that of entry {release.current.index}"]
+    gone = [index for index in slot.approvals if index not in state.cleared[release.unit, release.task].approvals]
+    return [f"review {index}: expected one that stands, got one that has lapsed" for index in gone]
 
 
 def release_lapsed(state: State, release: Release) -> Reasons:

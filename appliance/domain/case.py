@@ -50,7 +50,7 @@ class Case(NamedTuple):
     def allowed(self, model: type[O], order: Order | None = None) -> O:
         """The order as the verb that the rule is for, with no invariant against it; Denied carries every reason."""
         found = self.accepted.order if order is None else order
-        if not isinstance(found, model):
+        if not isinstance(found, model) or found.verb != model.verb:  # a verb's class may be made of another's
             raise Denied(
                 f"entry {self.entry.index} ({self.entry.type}): order: expected {model.verb}, got {found.verb}"
             )

@@ -51,8 +51,10 @@ def commitments_of(order: Order) -> Iterator[str]:
             yield value
 
 
-def bound_texts(state: State, entry: Entry, order: Order | None, message: str = "") -> Texts:
-    """The texts that an entry binds: those of its order, and why something failed."""
+def bound_texts(
+    state: State, entry: Entry, order: Order | None, message: str = "", about: tuple[str, ...] = ()
+) -> Texts:
+    """The texts that an entry binds: those of its order, and why something failed; `about`: what else that is about."""
     found = [] if order is None else list(commitments_of(order))
     found += [message] if _COMMITMENT.fullmatch(message) else []
     if not found:
@@ -61,7 +63,7 @@ def bound_texts(state: State, entry: Entry, order: Order | None, message: str = 
     if isinstance(order, Erase):  # which names a text, and does not keep it longer
         found = [commitment for commitment in found if commitment not in state.texts]
     # Subjects repeat from entry to entry; orders are found by their digest, and no hold is placed on one.
-    about = (*entry.subjects, *(() if order is None else order.about()))
+    about = (*entry.subjects, *about, *(() if order is None else order.about()))
     subjects = _share(tuple(subject for subject in dict.fromkeys(about) if not subject.startswith("order:")))
     text = Text(entry.index, entry.time, intern(entry.actor), subjects)
     return [(state.texts, commitment, _joined(state.texts.get(commitment), text)) for commitment in found]
@@ -99,9 +101,33 @@ def kept(state: State, commitment: str, now: Time) -> list[str]:
     reasons = [
         f"legal hold of entry {hold.index}: expected no hold on {hold.subject}, got one"
         for hold in state.holds.values()
-        if hold.subject in (*text.subjects, f"principal:{text.signer}")
+        if _keeps(hold.subject, (*text.subjects, f"principal:{text.signer}"))
     ]
     return reasons + _retained(state, commitment, text, now)
+
+
+def _keeps(held: str, subjects: tuple[str, ...]) -> bool:
+    """A hold on a name keeps what is about any version of it; on a version also what is about the name alone, as the
+    order is that imported it."""
+    name, _, version = held.partition("@")
+    return any(subject in (held, name) or (not version and subject.startswith(f"{name}@")) for subject in subjects)
+
+
+def is_known(state: State, subject: str) -> bool:
+    """Whether the log knows what a hold is placed on: else it would keep nothing, and nobody would be told."""
+    kind, _, name = subject.partition(":")
+    match kind:
+        case "principal" | "unit":
+            return name in state.principals
+        case "base" | "dataset":
+            return name in state.datasets or any(row.subject == subject for row in state.imports.values())
+        case "adapter":
+            return name in state.adapters or any(run.name == name for run in state.runs.values())
+        case "run":
+            return name in state.runs
+        case "task":
+            return any(release.task == name for release in state.releases.values())
+    return False
 
 
 def _retained(state: State, commitment: str, text: Text, now: Time) -> list[str]:

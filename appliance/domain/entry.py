@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from appliance.domain.names import Canonical, Digest, Time, explain, write_canonical
+from appliance.domain.names import SERVICE, Canonical, Digest, Time, explain, write_canonical
 from appliance.errors import BadInput, TooLarge
 from appliance.formats.commitment import Disclosure
 from appliance.formats.merkle import hash_leaf
@@ -67,7 +67,7 @@ class Draft:
     """An entry before the ledger has given it an index, a time and a predecessor."""
 
     type: str
-    actor: str = "service"
+    actor: str = SERVICE
     source: str = "service"
     subjects: tuple[str, ...] = ()
     outcome: Outcome = "success"

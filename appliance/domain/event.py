@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from appliance.domain.entry import Outcome
-from appliance.domain.names import Canonical, Digest
+from appliance.domain.names import SERVICE, Canonical, Digest
 
 
 class Event(Canonical):
@@ -33,7 +33,7 @@ class Event(Canonical):
     @property
     def actor(self) -> str | None:
         """Who must stand as the entry's actor; None where the rule takes it from a document."""
-        return "service"
+        return SERVICE
 
 
 class Ordered(Event):

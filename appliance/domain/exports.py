@@ -141,13 +141,15 @@ class Approved:
     valid_until: Time
 
 
-def check_handed(handed: Handed, trust: Trust, now: Time) -> Approved:
-    """In this order; Tampered, Denied or BadInput names the first that does not hold.
+def check_handed(handed: Handed, trust: Trust, now: Time, *, unit: str, task: str) -> Approved:
+    """For whoever loads as this unit, and asks for this task. In this order; Tampered, Denied or BadInput names the
+    first that does not hold.
 
     1. the log begins with the trusted entry, under a checkpoint that the trusted key signed
     2. the export stands in that log, and binds these rows and the release owner's own order
-    3. it is neither too early nor too late
-    4. admission, as the appliance decides it, over these rows and bytes
+    3. it was ordered for this unit and task
+    4. it is neither too early nor too late
+    5. admission, as the appliance decides it, over these rows and bytes
     """
     proofs = parse_value(Proofs, handed.proofs, "export, proofs")
     standing = parse_value(Standing, handed.standing, "export, standing")
@@ -155,15 +157,11 @@ def check_handed(handed: Handed, trust: Trust, now: Time) -> Approved:
     checkpoint = _open_log(standing, logged, proofs.checkpoint.encode(), trust)
     entry = _proven(logged, proofs.exported, checkpoint)
     order = _read_order(state, entry, logged[proofs.exported], handed.standing)
+    _check_receiver(order, unit, task)
     adapter = released(state, order.unit, order.task)
     if adapter is None or adapter.manifest != order.manifest:
         raise Tampered(f"export, order: expected the release's own adapter, got {order.name}")
-    if now < add_seconds(entry.time, -state.parameters.clock_skew_s):
-        raise Denied(f"export: expected a clock after {entry.time}, when it was made, got {now}", code="not-yet-valid")
-    if now >= order.valid_until:
-        raise Denied(
-            f"export: expected one that stands at {now}, got one that expired at {order.valid_until}", code="expired"
-        )
+    _check_dates(state, entry, order, now)
     evidence = Evidence(handed.files, handed.signature, logged, proofs.checkpoint.encode())
     admission = decide_admission(state, order.unit, order.task, evidence, max(now, entry.time))
     if admission is None or admission.reasons:
@@ -172,6 +170,22 @@ def check_handed(handed: Handed, trust: Trust, now: Time) -> Approved:
             raise Tampered(f"adapter {order.name} for {order.unit}: {'; '.join(reasons)}")
         raise Denied(f"adapter {order.name} for {order.unit}", reasons=reasons, code="not-admitted")
     return Approved(order.unit, order.task, adapter, order.valid_until)
+
+
+def _check_receiver(order: ExportAdapter, unit: str, task: str) -> None:
+    """Each unit trusts the same log: what is good for one would be for all."""
+    if (order.unit, order.task) != (unit, task):
+        code = "another-unit" if order.unit != unit else "another-task"
+        raise Denied(f"export: expected one for {unit}/{task}, got one for {order.unit}/{order.task}", code=code)
+
+
+def _check_dates(state: State, entry: Entry, order: ExportAdapter, now: Time) -> None:
+    if now < add_seconds(entry.time, -state.parameters.clock_skew_s):
+        raise Denied(f"export: expected a clock after {entry.time}, when it was made, got {now}", code="not-yet-valid")
+    if now >= order.valid_until:
+        raise Denied(
+            f"export: expected one that stands at {now}, got one that expired at {order.valid_until}", code="expired"
+        )
 
 
 def _open_log(standing: Standing, logged: Mapping[int, LoggedOrder], note: bytes, trust: Trust) -> Checkpoint:

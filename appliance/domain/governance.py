@@ -14,6 +14,7 @@ from appliance.domain.events import (
     ServiceStarted,
     ServiceStopped,
 )
+from appliance.domain.names import SERVICE
 from appliance.domain.orders import (
     TWO_ADMINISTRATORS,
     AdoptPolicy,
@@ -40,6 +41,7 @@ def initialized(case: Case) -> Puts:
     keyids = [person.keyid for person in body.administrators]
     case.require(len(set(names)) == len(names), "administrators", "different names", names)
     case.require(len(set(keyids)) == len(keyids), "administrators", "different keys", keyids)
+    case.require(SERVICE not in names, "administrators", "other names than the appliance's own actor", names)
     case.require(
         body.single_administrator == (len(names) == 1), "administrators", "two, or one declared as single", len(names)
     )

@@ -13,7 +13,7 @@ from typing import TypeVar
 from appliance.domain import approval, custody
 from appliance.domain.approval import Reasons, base_is, is_unit
 from appliance.domain.baselines import incomparable
-from appliance.domain.names import EXCLUSIVE_ROLES, Time, add_seconds, split_version
+from appliance.domain.names import EXCLUSIVE_ROLES, SERVICE, Time, add_seconds, split_version
 from appliance.domain.orders import (
     Activate,
     AdoptPolicy,
@@ -45,6 +45,7 @@ from appliance.domain.orders import (
     Train,
 )
 from appliance.domain.recipe import untrainable
+from appliance.domain.signatures import heirs
 from appliance.domain.state import Adapter, Principal, State, checkpoint_key, release_key, token_key
 from appliance.errors import ApplianceError
 from appliance.formats.keys import keyid_of
@@ -70,7 +71,12 @@ def _enroll(state: State, order: Enroll, signer: Principal, now: Time) -> Reason
     reasons = _needs(signer, "administrator") + exclusive_roles(order.roles)
     if order.principal in state.principals:
         reasons.append(f"principal: expected a name never used here, got {order.principal}")
-    return reasons + _new_key(state, order) + _units_of(state, order.roles)
+    return reasons + unlike_service(order.principal) + _new_key(state, order) + _units_of(state, order.roles)
+
+
+def unlike_service(name: str) -> Reasons:
+    """No person's or unit's entries read as the appliance's own."""
+    return [f"principal: expected another name than the appliance's own actor, got {name}"] if name == SERVICE else []
 
 
 def _new_key(state: State, order: NewKey) -> Reasons:
@@ -103,8 +109,10 @@ def _revoke_key(state: State, order: RevokeKey, signer: Principal, now: Time) ->
     key = state.keys.get(order.keyid)
     if key is None or key.principal != order.principal:
         return [*reasons, f"key: expected one of {order.principal}, got {order.keyid}"]
-    if key.distrusted is not None and (order.since is None or order.since >= key.distrusted):
-        reasons.append(f"key {order.keyid}: expected one that counts, got one revoked from entry {key.distrusted} on")
+    start = key.distrusted
+    # Once more, where that takes back more: a thief may have revoked it himself, with a key that he rotated to.
+    if start is not None and (order.since is None or order.since >= start) and not heirs(state, key.keyid, start):
+        reasons.append(f"key {order.keyid}: expected one that counts, got one revoked from entry {start} on")
     if order.since is not None and not key.enrolled < order.since <= state.size:
         reasons.append(f"since: expected an entry in {key.enrolled + 1} to {state.size}, got {order.since}")
     return reasons
@@ -205,6 +213,9 @@ def _place_hold(state: State, order: PlaceHold, signer: Principal, now: Time) ->
     reasons = _needs(signer, "administrator", "auditor")
     if (hold := state.holds.get(order.subject)) is not None:
         reasons.append(f"hold: expected none on {order.subject}, got that of entry {hold.index}")
+    if not custody.is_known(state, order.subject):
+        kinds = "principal, unit, base, dataset, adapter, run or task"
+        reasons.append(f"hold: expected a {kinds} that the log knows, got {order.subject}")
     return reasons
 
 
@@ -267,10 +278,11 @@ def _resume(state: State, order: Resume, signer: Principal, now: Time) -> Reason
         reasons.append(f"run {run.id}: expected one that failed, got one that is {run.status}")
     if not run.step:
         reasons.append(f"run {run.id}: expected one that has a training checkpoint, got one that has none")
-    return reasons + base_is(state, run.base, run.base_digest)
+    return reasons + approval.inputs_stand(state, run)
 
 
 def _replay(state: State, order: Replay, signer: Principal, now: Time) -> Reasons:
+    """On a revoked dataset too: what is trained again proves what was made, and is thrown away."""
     run = state.runs.get(order.run)
     if run is None:
         return [f"run: expected a known one, got {order.run}"]

@@ -19,7 +19,8 @@ from appliance.domain.orders import (
     RotateKey,
     RotateLogKey,
 )
-from appliance.domain.state import Hold, LogKey, Principal, RevokedToken, State, Witness, token_key
+from appliance.domain.signatures import heirs
+from appliance.domain.state import Hold, Key, LogKey, Principal, RevokedToken, State, Witness, token_key
 from appliance.errors import Denied
 from appliance.formats.checkpoint import parse_checkpoint
 from appliance.formats.cosignature import parse_witness_vkey, verify_cosignature
@@ -34,14 +35,16 @@ def key_enrolled(case: Case) -> Puts:
         order = rotation = case.allowed(RotateKey)
         case.require("endorsed" not in case.documents, "endorsed", "no document", "one")
         puts: Puts = []
-        ends: dict[str, object] = {"until": rotation.old_until}
+        until: Time | None = rotation.old_until
     else:
         first, puts = endorsed(case)
-        order, ends = case.allowed(ReplaceKey, first), {"revoked": case.entry.index}
+        order, until = case.allowed(ReplaceKey, first), None
     check_attachments(case, order)
     principal = _principal(case, order.principal)
     for key in case.state.keys.values():
         if key.principal == principal.name and key.stands(case.entry.time):
+            # One that an earlier rotation ends is not prolonged by the next.
+            ends = {"revoked": case.entry.index} if until is None else {"until": min(until, key.until or until)}
             puts.append((case.state.keys, key.keyid, key.model_copy(update=ends)))
     rotated_from = case.accepted.keyid if isinstance(order, RotateKey) else None
     enrolled = new_key(case, order.principal, order.key, order.keyid).model_copy(update={"rotated_from": rotated_from})
@@ -62,26 +65,19 @@ def key_revoked(case: Case) -> Puts:
     key = case.state.keys.get(order.keyid)
     if key is None:
         raise Denied(f"entry {index}: key: expected an enrolled one, got {order.keyid}")
+    since = index if order.since is None else order.since
+    distrusted = since if key.distrusted is None else min(since, key.distrusted)
+    # Else who rotated first, and then revokes the old key, would lock himself out.
+    fallen = heirs(case.state, key.keyid, distrusted, spared=case.accepted.keyid)
+    case.require(bool(fallen) or distrusted != key.distrusted, "key", "one that counts", f"{key.keyid}, which does not")
+    ends = {key.keyid: distrusted} | {heir.keyid: heir.enrolled for heir in fallen}
+    return [(case.state.keys, one.keyid, _ended(one, index, ends[one.keyid])) for one in (key, *fallen)]
+
+
+def _ended(key: Key, index: int, distrusted: int) -> Key:
+    """Revoked by this entry, unless by an earlier one; what it signed from the entry `distrusted` on does not count."""
     revoked = index if key.revoked is None else key.revoked
-    distrusted = index if order.since is None else order.since
-    changed = key.model_copy(update={"revoked": revoked, "distrusted": distrusted})
-    return [(case.state.keys, key.keyid, changed), *_successors_fall(case, key.keyid, distrusted)]
-
-
-def _successors_fall(case: Case, keyid: str, since: int) -> Puts:
-    """Keys that this one rotated to once it did not count, and so on: whoever stole it holds them, and none of their
-    signatures counts. The key that signs the revocation stays: else who rotated first would lock himself out."""
-    puts: Puts = []
-    fallen = [(keyid, since)]
-    for old, start in fallen:
-        for key in case.state.keys.values():
-            if key.rotated_from != old or key.enrolled < start or key.keyid == case.accepted.keyid:
-                continue
-            fallen.append((key.keyid, key.enrolled))
-            revoked = case.entry.index if key.revoked is None else key.revoked
-            changed = key.model_copy(update={"revoked": revoked, "distrusted": key.enrolled})
-            puts.append((case.state.keys, key.keyid, changed))
-    return puts
+    return key.model_copy(update={"revoked": revoked, "distrusted": distrusted})
 
 
 def log_key_rotated(case: Case) -> Puts:

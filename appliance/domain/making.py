@@ -24,7 +24,7 @@ from appliance.domain.orders import ImportBase, ImportDataset, Review, RevokeAda
 from appliance.domain.state import Adapter, Base, Dataset, Import, ReviewRecord, Run
 from appliance.domain.steps import STEPS_FILE
 from appliance.domain.table import Table
-from appliance.domain.training import check_walls, move, take_run
+from appliance.domain.training import check_inputs, check_walls, move, take_run
 from appliance.errors import Denied
 from appliance.formats.bundle import verify_model
 from appliance.formats.digest import digest_bytes
@@ -128,6 +128,7 @@ def adapter_sealed(case: Case) -> Puts:
     with."""
     body = case.of(AdapterSealed)
     run = take_run(case, body.run, "trained")
+    check_inputs(case, run)
     check_walls(case, body.walls)
     manifest = parse_manifest(case.documents["manifest"])
     name, version = split_version(body.adapter)

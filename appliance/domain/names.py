@@ -21,6 +21,8 @@ from appliance.formats.timestamp import encode_time, parse_time
 
 IDENTIFIER = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 NO_DIGEST = "sha256:" + "0" * 64
+SERVICE = "service"
+"""The actor of what the appliance does by itself, and nobody's name."""
 
 Identifier = Annotated[str, StringConstraints(pattern=rf"^{IDENTIFIER}$")]
 """A name people type: a principal, base, dataset, adapter, unit, task or field."""

@@ -61,11 +61,14 @@ class Parameters(Value):
 
     def _check_witnesses(self) -> None:
         try:
-            names = [parse_witness_vkey(vkey).name for vkey in self.witnesses]
+            keys = [parse_witness_vkey(vkey) for vkey in self.witnesses]
         except BadInput as error:
             raise ValueError(f"witnesses: {error.message}") from None
+        names = [key.name for key in keys]
         if len(set(names)) != len(names):
             raise ValueError(f"witnesses: expected each name once, got {', '.join(names)}")
+        if len({key.spki for key in keys}) != len(keys):  # under two names one machine would be a quorum
+            raise ValueError(f"witnesses: expected a key of its own for each name, got one twice: {', '.join(names)}")
         if self.witness_quorum > len(names):
             raise ValueError(f"witness_quorum: expected at most the {len(names)} witnesses, got {self.witness_quorum}")
 

@@ -25,6 +25,7 @@ from appliance.domain.state import (
     Adapter,
     Base,
     Dataset,
+    Export,
     Hold,
     Import,
     Key,
@@ -56,6 +57,7 @@ MODELS: dict[str, type[Value]] = {
     "run": Run,
     "adapter": Adapter,
     "release": Release,
+    "export": Export,
     "slot": Slot,
     "training-checkpoint": TrainingCheckpoint,
     "replay": Replay,
@@ -64,10 +66,10 @@ MODELS: dict[str, type[Value]] = {
 }
 """The kinds of things that have rows, each as a value."""
 
-JUDGED_BY = ("site", "principal", "key", "base", "dataset", "adapter", "release", "slot", "witness")
+JUDGED_BY = ("site", "principal", "key", "base", "dataset", "adapter", "release", "export", "slot", "witness")
 """The kinds that decide what may be loaded."""
 
-OF_UNITS = ("release", "slot")
+OF_UNITS = ("release", "export", "slot")
 """The kinds whose things belong to one unit, which their names begin with (`release_key`)."""
 
 
@@ -121,8 +123,19 @@ class TaskAnswer(Value):
     slot: Loaded | None
 
 
+class Exported(Value):
+    """What the unit could load from a folder on a host of its own, by the export's entry: no revocation reaches it."""
+
+    task: str
+    adapter: str
+    manifest: str
+    entry: int
+    valid_until: Time
+
+
 class CouldLoad(Value):
-    """The answer, and the entries that what it says of the tasks rests on."""
+    """The answer, and the entries that what it says of tasks and exports rests on. `tasks`: what the appliance could
+    load for the unit; `exported`: what the unit could load without it, whatever was revoked by then."""
 
     unit: str
     enrolled: int | None
@@ -132,6 +145,7 @@ class CouldLoad(Value):
     distinct_fields: int
     required_fields: tuple[str, ...]
     tasks: tuple[TaskAnswer, ...]
+    exported: tuple[Exported, ...]
     others: tuple[Candidate, ...]
     rests_on: tuple[int, ...]
 
@@ -147,8 +161,9 @@ def state_of(rows: Iterable[tuple[str, str, str]], size: int, last_time: Time) -
 
 
 def could_load(state: State, unit: str, now: Time) -> CouldLoad:
-    """For every task of the unit: the adapter that its release named and whether it was admissible. Then the adapters
-    that were reviewed for the unit or answered for it before, which no release named."""
+    """For every task of the unit: the adapter that its release named and whether it was admissible. Then the folders
+    that had been exported to it and had not expired, and the adapters that were reviewed for the unit or answered for
+    it before, which no release named."""
     releases = [release for release in state.releases.values() if release.unit == unit]
     tasks = tuple(_task(state, release, now) for release in sorted(releases, key=lambda release: release.task))
     named = {task.candidate.adapter for task in tasks}
@@ -168,6 +183,7 @@ def could_load(state: State, unit: str, now: Time) -> CouldLoad:
         distinct_fields=rules.distinct_fields,
         required_fields=tuple(rules.required_fields),
         tasks=tasks,
+        exported=_exported(state, unit, now),
         others=tuple(others),
         rests_on=(),
     )
@@ -222,6 +238,17 @@ def _task(state: State, release: Release, now: Time) -> TaskAnswer:
     )
 
 
+def _exported(state: State, unit: str, now: Time) -> tuple[Exported, ...]:
+    """Oldest first. One whose order is recorded counts: the ledger does not say whether its folder was fetched."""
+    good = [row for row in state.exports.values() if row.unit == unit and now < row.valid_until]
+    return tuple(
+        Exported(
+            task=row.task, adapter=row.adapter, manifest=row.manifest, entry=row.index, valid_until=row.valid_until
+        )
+        for row in sorted(good, key=lambda row: row.index)
+    )
+
+
 def _candidate(state: State, adapter: Adapter, unit: str, now: Time, *reasons: str) -> Candidate:
     # A rejection counts until its own reviewer lifts it, an approval while it stands.
     counted = [review for review in latest_reviews(state, adapter, unit) if review.decision == "reject"]
@@ -264,9 +291,9 @@ def _signoff(state: State, review: ReviewRecord, against: str | None) -> Signoff
 
 
 def _rests_on(state: State, answer: CouldLoad) -> tuple[int, ...]:
-    """Every entry that the rules looked up for a released adapter. Of the others nothing is claimed but that no release
-    named them, which no entry can show."""
-    found: set[int | None] = {answer.enrolled}
+    """Every entry that the rules looked up for a released adapter, and those of the exports. Of the others nothing is
+    claimed but that no release named them, which no entry can show."""
+    found: set[int | None] = {answer.enrolled, *(export.entry for export in answer.exported)}
     for candidate in (task.candidate for task in answer.tasks):
         adapter = state.adapters.get(candidate.adapter)
         base = None if adapter is None else state.bases.get(adapter.base)
@@ -296,6 +323,7 @@ TOLD_OF_ADAPTERS = (
     "review.recorded",
     "release.activated",
     "release.rolled-back",
+    "adapter.exported",
     "adapter.admitted",
     "admission.refused",
     "adapter.loaded",

@@ -146,19 +146,25 @@ class Replay:
             self._findings.add(entry.index, "site-policy", f"entry {entry.index} ({entry.type}): {reason}")
 
     def _judge(self, entry: Entry, documents: Mapping[str, bytes]) -> tuple[str, ...] | None:
-        """What the site's own policies in force say against the entry's order; None where they are not asked."""
+        """What the site's own policies in force say against the entry's order, and against the one that it endorses;
+        None where they are not asked."""
         model = EVENTS.get(entry.type)
         if "order" not in documents or model is None or not issubclass(model, Ordered):
             return None
         decide = self._decider(entry)
         if decide is None:
             return None
-        try:
-            order = read_order(self.state, documents["order"], entry.time).order
-        except ApplianceError:
-            return None  # the rules will say so
-        principal = self.state.principals.get(order.signer)
-        return None if principal is None else decide(principal, order, self.state, entry.time)
+        reasons: tuple[str, ...] = ()
+        for data in (documents[role] for role in ("order", "endorsed") if role in documents):
+            try:
+                order = read_order(self.state, data, entry.time).order
+            except ApplianceError:
+                return None  # the rules will say so
+            principal = self.state.principals.get(order.signer)
+            if principal is None:
+                return None
+            reasons += decide(principal, order, self.state, entry.time)
+        return reasons
 
     def _decider(self, entry: Entry) -> Decide | None:
         """That of the policy set in force before this entry."""

@@ -24,8 +24,8 @@ class Finding(Value):
 class Counts(Value):
     """What was checked and held, never what was only seen.
 
-    `entries` were replayed and stand; `documents` are bindings, each hashed again; `decisions` are orders that the
-    site's own policies, asked again, allow.
+    `entries` were replayed and stand; `documents` are bindings, each hashed again; `decisions` are entries whose
+    orders, an endorsed one among them, the site's own policies, asked again, allow.
     """
 
     entries: int

@@ -63,7 +63,9 @@ def _texts(case: Case) -> Texts:
     """The texts that the entry binds: those of its order, and the message of its body."""
     message = case.body.__dict__.get("message", "")
     if case.order is None:
-        return bound_texts(case.state, case.entry, None, message) if message else []
+        failed = case.state.imports.get(case.body.__dict__.get("order", "")) if message else None
+        about = () if failed is None else (failed.subject,)
+        return bound_texts(case.state, case.entry, None, message, about) if message else []
     return bound_texts(case.state, case.entry, case.order.order, message)
 
 

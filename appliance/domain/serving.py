@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from appliance.domain.approval import barred, standing_reviews
+from appliance.domain.approval import barred, standing_reviews, superseded
 from appliance.domain.case import Case, Puts
 from appliance.domain.custody import unwitnessed
 from appliance.domain.entry import Entry
@@ -21,7 +21,17 @@ from appliance.domain.exports import standing_of
 from appliance.domain.names import encode_value
 from appliance.domain.orders import Activate, ExportAdapter, RollBack
 from appliance.domain.signatures import token_revoked
-from appliance.domain.state import Activation, Adapter, OpenRequest, Release, Slot, State, release_key
+from appliance.domain.state import (
+    Activation,
+    Adapter,
+    Export,
+    OpenRequest,
+    Release,
+    Slot,
+    State,
+    export_key,
+    release_key,
+)
 from appliance.errors import Denied, NotAuthenticated
 from appliance.formats.digest import digest_bytes
 from appliance.formats.timestamp import check_time
@@ -99,14 +109,22 @@ def _slot(case: Case, unit: str, task: str) -> Slot:
     return slot
 
 
+def _answering(case: Case, unit: str, task: str) -> Slot:
+    """The slot of today's release, with nothing against it, and everything that it was admitted by."""
+    slot = _slot(case, unit, task)
+    release, adapter = _admissible(case, unit, task)
+    case.require(adapter.manifest == slot.manifest, "manifest", slot.manifest, adapter.manifest)
+    if reasons := superseded(case.state, release, slot):
+        raise Denied(f"slot of {slot.adapter} for {unit}", reasons=tuple(reasons))
+    return slot
+
+
 def loaded(case: Case) -> Puts:
     """Only if what admission saw still holds: same release, same adapter, nothing against it."""
     body = case.of(AdapterLoaded)
-    slot = _slot(case, body.unit, body.task)
-    _, adapter = _admissible(case, body.unit, body.task)
+    slot = _answering(case, body.unit, body.task)
     case.require(body.admitted == slot.admitted, "admitted", slot.admitted, body.admitted)
     case.require(body.adapter == slot.adapter, "adapter", slot.adapter, body.adapter)
-    case.require(adapter.manifest == slot.manifest, "manifest", slot.manifest, adapter.manifest)
     changed = slot.model_copy(update={"loaded": case.entry.index, "loaded_at": case.entry.time})
     return [(case.state.slots, release_key(body.unit, body.task), changed)]
 
@@ -140,21 +158,33 @@ def admission_refused(case: Case) -> Puts:
 
 
 def exported(case: Case) -> Puts:
-    """The rows beside the order are those of the state: whoever holds the log's key can decide over them."""
+    """The rows beside the order are those of the state: whoever holds the log's key can decide over them.
+
+    It is remembered until a later export finds it expired: time never decreases, so it answers no question about that
+    entry or one after it.
+    """
     order = case.allowed(ExportAdapter)
     expected = encode_value(standing_of(case.state, order, case.accepted.keyid))
     got = case.documents["standing"]
     case.require(got == expected, "standing", digest_bytes(expected), digest_bytes(got))
-    return []
+    exports, index = case.state.exports, case.entry.index
+    expired: Puts = [(exports, key, None) for key, row in exports.items() if row.valid_until <= case.entry.time]
+    export = Export(
+        unit=order.unit,
+        task=order.task,
+        adapter=order.name,
+        manifest=order.manifest,
+        index=index,
+        valid_until=order.valid_until,
+    )
+    return [*expired, (exports, export_key(order.unit, order.task, index), export)]
 
 
 def request_admitted(case: Case) -> Puts:
     """Answered only by what is loaded for this unit and task, and admissible at this moment."""
     body = case.of(RequestAdmitted)
-    slot = _slot(case, body.unit, body.task)
-    _, adapter = _admissible(case, body.unit, body.task)
+    slot = _answering(case, body.unit, body.task)
     case.require(slot.loaded is not None, "slot", "a loaded adapter", "one that is admitted only")
-    case.require(adapter.manifest == slot.manifest, "manifest", slot.manifest, adapter.manifest)
     expected, got = slot.answered_by, body.answered_by
     case.require(got == expected, "what answers", expected, got)
     if revoked := token_revoked(case.state, body.unit, body.token, body.token_issued_at):

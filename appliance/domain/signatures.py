@@ -70,6 +70,28 @@ def read_logged_order(state: State, data: bytes, index: int) -> Accepted:
     return Accepted(order, envelope.pae_digest, key.keyid)
 
 
+def read_recorded_order(state: State, data: bytes) -> Accepted:
+    """The order of an entry as it was recorded, whether its signature counts still or not: for a proof of what came of
+    it, which whoever signed it cannot take back."""
+    envelope, order = _parse(state, data)
+    key = _key_of(state, envelope, order.signer)
+    _verify(envelope, key)
+    return Accepted(order, envelope.pae_digest, key.keyid)
+
+
+def heirs(state: State, keyid: str, since: int, spared: str = "") -> list[Key]:
+    """Keys that still count and that this one rotated to in the entry `since` or later, and so on from key to key:
+    whoever held it then holds them. Neither the spared one nor what that rotated to."""
+    found, held = [], [(keyid, since)]
+    for old, start in held:
+        for key in state.keys.values():
+            if key.rotated_from == old and key.enrolled >= start and key.keyid != spared:
+                held.append((key.keyid, key.enrolled))
+                if key.distrusted is None or key.distrusted > key.enrolled:
+                    found.append(key)
+    return found
+
+
 def _parse(state: State, data: bytes) -> tuple[Envelope, Order]:
     envelope = parse_envelope(data)
     order = parse_order(envelope.payload)

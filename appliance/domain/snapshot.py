@@ -34,6 +34,7 @@ ROWS: dict[str, Any] = {
     "replays": s.Replay,
     "adapters": s.Adapter,
     "releases": s.Release,
+    "exports": s.Export,
     "slots": s.Slot,
     "requests": s.OpenRequest,
     "texts": s.Text,

@@ -234,6 +234,18 @@ class Release(Value):
         return self.history[-1]
 
 
+class Export(Value):
+    """A release that left for a host of the unit's own, by the entry `index`. It can be loaded there until its date,
+    whatever is revoked."""
+
+    unit: str
+    task: str
+    adapter: str
+    manifest: str
+    index: int
+    valid_until: Time
+
+
 class Slot(Value):
     """An adapter that answers for a unit's task in the engine."""
 
@@ -340,12 +352,14 @@ UNPROJECTED = frozenset({"order", "request", "text"})
 
 
 class Cleared(NamedTuple):
-    """A release that nothing barred: with these very values, in this revision, until that time."""
+    """A release that nothing barred: with these very values, in this revision, until that time. `approvals`: the
+    entries of all that have not lapsed."""
 
     release: Release
     adapter: Adapter
     revision: int
     until: Time
+    approvals: frozenset[int]
 
 
 class State:
@@ -374,6 +388,8 @@ class State:
         self.replays: Table[Replay] = Table("replay", self._journal)
         self.adapters: Table[Adapter] = Table("adapter", self._journal)
         self.releases: Table[Release] = Table("release", self._journal)
+        self.exports: Table[Export] = Table("export", self._journal)
+        """Those that were good when the last one was made, and that one."""
         self.slots: Table[Slot] = Table("slot", self._journal)
         self.requests: Table[OpenRequest] = Table("request", self._journal)
         self.texts: Table[Text] = DigestTable("text", self._journal, "hmac-sha256:")
@@ -451,6 +467,11 @@ def token_key(unit: str, digest: str) -> str:
 
 def release_key(unit: str, task: str) -> str:
     return f"{unit}/{task}"
+
+
+def export_key(unit: str, task: str, index: int) -> str:
+    """By the entry too: a release can be exported again before its last export has ended."""
+    return f"{release_key(unit, task)}/{index}"
 
 
 def _first(item: tuple[tuple[str, str], Any]) -> tuple[str, str]:

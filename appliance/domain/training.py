@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from appliance.domain.approval import inputs_stand
 from appliance.domain.case import Case, Puts
 from appliance.domain.comparison import judge
 from appliance.domain.events import (
@@ -67,10 +68,28 @@ def move(state: State, run: Run, status: str) -> Puts:
     return [(state.runs, run.id, run.model_copy(update={"status": status}))]
 
 
+def fallen(state: State, run: Run) -> Denied | None:
+    """Why nothing of the run is trained or sealed any more; the code says whether its base or dataset was revoked."""
+    reasons = inputs_stand(state, run)
+    if not reasons:
+        return None
+    rows = (state.bases.get(run.base), state.datasets.get(run.dataset))
+    revoked = any(row is not None and row.revoked is not None for row in rows)
+    return Denied(f"run {run.id}", reasons=tuple(reasons), code="revoked" if revoked else "quarantined")
+
+
+def check_inputs(case: Case, run: Run) -> None:
+    """After its base or its dataset has fallen, a run has no entry but its end."""
+    error = fallen(case.state, run)
+    if error is not None:
+        raise error.within(f"entry {case.entry.index} ({case.entry.type})")
+
+
 def run_started(case: Case) -> Puts:
     """Nothing trains behind a wall that a probe got through, or without a layer that policy does not do without."""
     body = case.of(RunStarted)
     run = take_run(case, body.run, "queued")
+    check_inputs(case, run)
     case.require(run.step == 0, "run", "run.resumed, for one that has a training checkpoint", "run.started")
     check_sandbox(case, body)
     return move(case.state, run, "running")
@@ -95,6 +114,7 @@ def run_finished(case: Case) -> Puts:
     """No run ends without the training checkpoint of its last step: what is sealed can be replayed to its end."""
     body = case.of(RunFinished)
     run = take_run(case, body.run, "running")
+    check_inputs(case, run)
     case.require(body.steps == run.step, "steps", f"{run.step}, of its last training checkpoint", body.steps)
     check_end(case, run, body)
     made = {name: getattr(body, name) for name in ("weights", "record", "seconds", "peak_bytes")}
@@ -127,6 +147,7 @@ def run_cancelled(case: Case) -> Puts:
 def run_checkpointed(case: Case) -> Puts:
     body = case.of(RunCheckpointed)
     run = take_run(case, body.run, "running")
+    check_inputs(case, run)
     case.require(body.step > run.step, "step", f"one after {run.step}", body.step)
     made = TrainingCheckpoint(
         run=run.id,
@@ -155,6 +176,7 @@ def run_resumed(case: Case) -> Puts:
     """From the last training checkpoint and no other; by itself only so often."""
     body = case.of(RunResumed)
     run = take_run(case, body.run, "queued", "running", "trained")
+    check_inputs(case, run)
     check_sandbox(case, body)
     last = last_checkpoint(case.state, run)
     expected = None if last is None else (last.step, last.digest)

@@ -134,9 +134,11 @@ def _make_root(walls: Walls) -> None:
 def _hold_leash(leash: int, woken: int, worker: int) -> int:
     """Ends when the worker ends, and ends the worker when the service does; pauses and resumes it as told."""
     code: int | None = None
+    told = select.poll()  # select takes no descriptor above 1023, and the leash has its number from the service
+    for descriptor in (leash, woken):
+        told.register(descriptor, select.POLLIN)
     while code is None:
-        ready, _, _ = select.select([leash, woken], [], [])
-        if woken in ready:
+        if woken in dict(told.poll()):
             os.read(woken, 4096)
             code = _reap(worker)
         elif order := os.read(leash, 1):

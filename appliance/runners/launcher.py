@@ -68,9 +68,10 @@ class Started:
 def _read_report(status: int, deadline: float) -> Report:
     """Reads to the end, which comes when the worker's exec closes the pipe."""
     data = b""
+    reading = select.poll()  # select takes no descriptor above 1023, and a service may have more
+    reading.register(status, select.POLLIN)
     while True:
-        ready, _, _ = select.select([status], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
+        if not reading.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise Unavailable(f"sandbox, launcher: expected its walls within {_BUILD_TIMEOUT_S} s, got no report")
         chunk = os.read(status, 65536)
         if not chunk:

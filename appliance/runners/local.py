@@ -12,7 +12,6 @@ import json
 import os
 import queue
 import select
-import shutil
 import subprocess
 import sys
 import threading
@@ -76,7 +75,7 @@ def _environment(sandbox: Sandbox) -> dict[str, str]:
 class Worker:
     """A running worker. `layers` says for every wall whether it stands, `reasons` why one does not."""
 
-    def __init__(self, started: Started, stdin: int, stdout: int, decoys: Decoys, temporary: Path) -> None:
+    def __init__(self, started: Started, stdin: int, stdout: int, decoys: Decoys) -> None:
         self.layers = started.report.layers
         self.reasons = started.report.reasons
         self.landlock_abi = started.report.landlock_abi
@@ -85,7 +84,6 @@ class Worker:
         self._leash: int | None = started.leash
         self._stdin: int | None = stdin
         self._decoys = decoys
-        self._temporary = temporary
         self._lock = threading.RLock()
         self._sending = threading.Lock()
         self._frames: queue.Queue[Frame | ApplianceError | None] = queue.Queue(_WAITING_FRAMES)
@@ -125,8 +123,9 @@ class Worker:
     def _write(self, data: memoryview, deadline: float) -> int:
         if self._stdin is None:
             raise Unavailable(f"worker {self.pid}: expected it to read, it was closed")
-        ready = select.select([], [self._stdin], [], max(0.0, deadline - time.monotonic()))[1]
-        if not ready:
+        writing = select.poll()  # select takes no descriptor above 1023, and a service may have more
+        writing.register(self._stdin, select.POLLOUT)
+        if not writing.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise Unavailable(f"worker {self.pid}: expected it to read in time, it did not", code="worker-silent")
         try:
             return os.write(self._stdin, data[: 1 << 16])
@@ -207,7 +206,7 @@ class Worker:
             self._process.wait()
 
     def close(self) -> None:
-        """Kills what still runs and frees everything; the worker's temporary folder goes too."""
+        """Kills what still runs and frees everything. Its folders, as it left them, are their owner's to remove."""
         self.kill()
         self._closing.set()
         with self._sending:
@@ -218,7 +217,6 @@ class Worker:
         with contextlib.suppress(queue.Full):
             self._frames.put_nowait(None)  # whoever still waits for a frame
         self._decoys.close()
-        _remove(self._temporary)
 
     def __enter__(self) -> Worker:
         return self
@@ -229,22 +227,17 @@ class Worker:
         self.close()
 
 
-def _remove(folder: Path) -> None:
-    with contextlib.suppress(RecursionError):  # a worker may have nested deeper than rmtree goes: left to the sweep
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _command(code: Path, module: str, decoys: Decoys) -> tuple[str, ...]:
     entry = str(PACKAGE / "runners" / "enter.py")
     return (sys.executable, "-s", "-P", entry, str(code), module, json.dumps(decoys.targets))
 
 
-def _prepare(temporary: Path, probes: Probes) -> Decoys:
+def _prepare(home: Path, probes: Probes) -> Decoys:
     try:
-        temporary.mkdir(mode=0o700, exist_ok=True)
+        (home / TEMPORARY).mkdir(mode=0o700, exist_ok=True)
         return Decoys(probes)
     except OSError as error:
-        raise Unavailable(f"sandbox, {temporary.parent}: expected a folder and live decoys, got {error}") from None
+        raise Unavailable(f"sandbox, {home}: expected a folder and live decoys, got {error}") from None
 
 
 def _start(launch: Launch, log: Path) -> tuple[Started, int, int]:
@@ -292,10 +285,8 @@ def start_worker(
     if unknown := (accepted_missing | layers) - LAYERS:
         raise BadInput(f"sandbox, wall: expected one of {', '.join(sorted(LAYERS))}, got {', '.join(sorted(unknown))}")
     places = places_of(sandbox, code)
-    temporary = sandbox.write[0] / TEMPORARY
     with ExitStack() as undo:
-        undo.callback(_remove, temporary)
-        decoys = undo.enter_context(_prepare(temporary, probes or Probes()))
+        decoys = undo.enter_context(_prepare(sandbox.write[0], probes or Probes()))
         launch = Launch(
             command=_command(code, module, decoys),
             environment=_environment(sandbox),
@@ -308,4 +299,4 @@ def start_worker(
         )
         started, stdin, stdout = _start(launch, log)
         undo.pop_all()
-    return Worker(started, stdin, stdout, decoys, temporary)
+    return Worker(started, stdin, stdout, decoys)

@@ -5,7 +5,7 @@
     artifacts/.staging-…         somebody works in it; swept at the next start
     artifacts/.quarantined-…     did not hash to its manifest any more
     artifacts/.unnamed-…         sealed, and then no entry came to name it
-    uploads/<hex>                bytes that a client sent; swept at the next start
+    uploads/<hex>                bytes that a client sent, until an import has read them; swept at the next start
 
 A folder appears under its digest by one rename, after everything in it and beside it is on disk: it is there whole, or
 not at all, whenever the power goes.
@@ -13,18 +13,22 @@ not at all, whenever the power goes.
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from appliance.errors import BadInput, NotFound, Tampered
+from appliance.errors import BadInput, NotFound, Tampered, TooLarge, Unavailable
 from appliance.formats.digest import Hasher, parse_digest
 from appliance.formats.manifest import MANIFEST_PATH, Manifest, ManifestFile, parse_manifest
 from appliance.store import disk
 from appliance.store.uploads import Upload
+
+log = logging.getLogger("appliance")
 
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_FOLDER_BYTES = 2 << 30
@@ -47,15 +51,15 @@ class Artifacts:
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """A private, empty folder to work in; gone afterwards, unless it was sealed."""
+        """A private, empty folder to work in; gone afterwards, unless it was sealed. Where it cannot be removed that is
+        said, and what came of the work stands."""
         path = self._folder / f"{_STAGING}{secrets.token_hex(16)}"
         with disk.disk_errors("staging"):
             path.mkdir(mode=0o700)
         try:
             yield path
         finally:
-            with disk.disk_errors("staging"):
-                disk.remove_tree(path)
+            disk.discard(path)
 
     def seal(self, staging: Path, digest: str, beside: Mapping[str, bytes] | None = None) -> Path:
         """Makes a staging folder the artifact `digest`, durably, with the files beside it; its path.
@@ -82,8 +86,9 @@ class Artifacts:
     def path(self, digest: str) -> Path:
         """The sealed folder; NotFound where there is none."""
         path = self._folder / _hex(digest)
-        if not path.is_dir() or path.is_symlink():
-            raise NotFound(f"artifact {digest}: expected a sealed folder, got none")
+        with disk.sealed_errors(f"artifact {digest}"):
+            if not path.is_dir() or path.is_symlink():
+                raise NotFound(f"artifact {digest}: expected a sealed folder, got none")
         return path
 
     def check(self, digest: str, paced: Callable[[int], None] = lambda size: None) -> Manifest:
@@ -128,16 +133,19 @@ class Artifacts:
         """At a service's start, before anything else works here: removes staging, uploads and half-written files.
 
         A sealed folder that `keep` does not hold is moved aside, not removed: an older ledger, restored, names fewer.
-        Returns the digests of those.
+        Returns the digests of those. What cannot be removed or moved is said, and ends no start.
         """
         with disk.disk_errors("sweep"):
             for path in (*self._folder.iterdir(), *self._uploads.iterdir()):
                 if path.name.startswith((_STAGING, disk.PARTIAL)) or path.parent == self._uploads:
-                    disk.remove_tree(path)
+                    disk.discard(path)
             sealed = {f"sha256:{name}" for name in os.listdir(self._folder) if _SEALED.fullmatch(name)}
         unnamed = tuple(sorted(sealed - keep))
         for digest in unnamed:
-            self._set_aside(digest, self._folder / f"{_UNNAMED}{_hex(digest)}-{secrets.token_hex(4)}")
+            try:
+                self._set_aside(digest, self._folder / f"{_UNNAMED}{_hex(digest)}-{secrets.token_hex(4)}")
+            except Unavailable as error:
+                log.critical("ALARM: a folder that no entry names stays: %s", error.message)
         return unnamed
 
     def _set_aside(self, digest: str, aside: Path) -> Path | None:
@@ -169,14 +177,18 @@ class Artifacts:
     def upload(self, digest: str) -> Path:
         """The bytes that were uploaded under this digest; NotFound where there are none."""
         path = self._uploads / _hex(digest)
-        if path.is_symlink() or not path.is_file():
-            raise NotFound(f"upload {digest}: expected bytes sent before, got none")
+        with disk.disk_errors(f"upload {digest}"):
+            if path.is_symlink() or not path.is_file():
+                raise NotFound(f"upload {digest}: expected bytes sent before, got none")
         return path
 
-    def discard_upload(self, digest: str) -> None:
-        with disk.disk_errors(f"upload {digest}"):
-            (self._uploads / _hex(digest)).unlink(missing_ok=True)
-            disk.sync_folder(self._uploads)
+    def discard_upload(self, digest: str, sent_by: float = math.inf) -> None:
+        """Removes the bytes, unless they came later than `sent_by`, in seconds since 1970."""
+        path = self._uploads / _hex(digest)
+        with disk.disk_errors(f"upload {digest}"), suppress(FileNotFoundError):
+            if path.lstat().st_mtime <= sent_by:
+                path.unlink()
+                disk.sync_folder(self._uploads)
 
 
 def _hex(digest: str) -> str:
@@ -207,7 +219,10 @@ def _settle(descriptor: int, mode: int) -> None:
 
 
 def _list_files(folder: int, digest: str) -> list[str]:
-    return [path for path, _, is_folder in disk.walk_folder(folder) if not is_folder]
+    try:
+        return [path for path, _, is_folder in disk.walk_folder(folder) if not is_folder]
+    except TooLarge as error:
+        raise Tampered(f"artifact {digest}, {error.message}") from None
 
 
 def _check(folder: int, digest: str, paced: Callable[[int], None] = lambda size: None) -> Manifest:

@@ -73,7 +73,7 @@ class Checkpoints:
             names = sorted(os.listdir(self._folder))
             gone = [name for name in names if _KEPT.fullmatch(name) and f"sha256:{name}" not in keep]
             for name in (*gone, *(name for name in names if name.startswith(disk.PARTIAL))):
-                (self._folder / name).unlink(missing_ok=True)
+                disk.discard(self._folder / name)
             disk.sync_folder(self._folder)
         return tuple(f"sha256:{name}" for name in gone)
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from appliance.errors import BadInput, NotFound, Tampered, TooLarge, Unavailable
 
+log = logging.getLogger("appliance")
+
 CHUNK_BYTES = 1 << 20
+MAX_DEPTH = 16
+"""Of the folders that are walked through; a manifest names files at most eight deep."""
 PARTIAL = ".partial-"
 """Begins the name of a file that is being written; whoever sweeps a folder removes what carries it."""
 
@@ -142,7 +148,12 @@ def read_all(descriptor: int, max_bytes: int, what: str) -> bytes:
 
 
 def walk_folder(folder: int, prefix: str = "") -> Iterator[tuple[str, int, bool]]:
-    """(path, folder that holds it, whether it is a folder), folders after what is in them; links are not followed."""
+    """(path, folder that holds it, whether it is a folder), folders after what is in them; links are not followed.
+
+    TooLarge where folders are nested deeper than any manifest names them: each level is a recursion and a descriptor.
+    """
+    if prefix.count("/") > MAX_DEPTH:
+        raise TooLarge(f"{prefix.partition('/')[0]}: expected folders at most {MAX_DEPTH} deep, got more")
     for name in sorted(os.listdir(folder)):
         mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
         if stat.S_ISDIR(mode):
@@ -151,21 +162,60 @@ def walk_folder(folder: int, prefix: str = "") -> Iterator[tuple[str, int, bool]
         yield f"{prefix}{name}", folder, stat.S_ISDIR(mode)
 
 
+def discard(path: Path) -> None:
+    """Removes what is of no more use. Where that fails it is said and left to the next sweep: it is to stop nothing."""
+    try:
+        remove_tree(path)
+    except OSError as error:
+        log.critical("ALARM: %s could not be removed: %s", path, error.strerror or error)
+
+
+class _Level(NamedTuple):
+    """A folder on the way down: its name in the one above, device and inode, and the names not yet seen to."""
+
+    name: str
+    identity: tuple[int, int]
+    left: list[str]
+
+
 def remove_tree(path: Path) -> None:
-    """Removes a folder and all below it, however a worker set its modes; follows no link out of it."""
-    with suppress(FileNotFoundError), open_folder(path.parent) as parent:
-        _remove_below(parent, path.name)
+    """Removes a file, or a folder and all below it, however a worker set its modes; follows no link out of it.
+
+    A worker can nest thousands of folders: nothing recurses, and it takes two descriptors however deep they are.
+    """
+    with suppress(FileNotFoundError), open_folder(path.parent) as here:
+        way = [_Level("", _identity(here), [path.name])]
+        while way[0].left or len(way) > 1:
+            if not way[-1].left:
+                _leave(here, way)
+                continue
+            name = way[-1].left.pop()
+            if stat.S_ISDIR(os.stat(name, dir_fd=here, follow_symlinks=False).st_mode):
+                _make_writable(here, name)
+                _go(here, name)
+                way.append(_Level(name, _identity(here), os.listdir(here)))
+            else:
+                os.unlink(name, dir_fd=here)
 
 
-def _remove_below(parent: int, name: str) -> None:
-    if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-        os.unlink(name, dir_fd=parent)
-        return
-    _make_writable(parent, name)
-    with open_folder(name, parent) as folder:
-        for below in os.listdir(folder):
-            _remove_below(folder, below)
-    os.rmdir(name, dir_fd=parent)
+def _leave(here: int, way: list[_Level]) -> None:
+    """Up into the folder that was come from, and no other; then the one that was left, empty, is removed."""
+    empty = way.pop()
+    _go(here, "..")
+    if _identity(here) != way[-1].identity:
+        raise OSError(errno.ESTALE, f"{empty.name}: somebody moved it while it was being removed")
+    os.rmdir(empty.name, dir_fd=here)
+
+
+def _go(here: int, name: str) -> None:
+    """The descriptor keeps its number and is that folder's from here on."""
+    with open_folder(name, here) as there:
+        os.dup2(there, here, inheritable=False)
+
+
+def _identity(folder: int) -> tuple[int, int]:
+    found = os.fstat(folder)
+    return found.st_dev, found.st_ino
 
 
 def _make_writable(parent: int, name: str) -> None:

@@ -236,14 +236,22 @@ def _shown(value: Any) -> str:
 
 
 def load_fold(connection: Connection, begun: Fold | None, seen: Seen, log_key: str, tell: Tell) -> Fold:
-    """The fold of the whole log, from one that was begun or else from nothing; Tampered names what does not hold."""
+    """The fold of the whole log, from one that was begun or else from nothing; Tampered names what does not hold.
+
+    One that was sealed under a key which the log has replaced since is not believed: whoever stole that key could have
+    sealed it.
+    """
     if begun is not None:
-        size = begun.state.size
+        size, sealed_by = begun.state.size, begun.state.site.log_key
         try:
             check_bytes(connection, begun.frontier, tell)
-            return _complete(connection, begun, seen, log_key, tell)
+            fold = _complete(connection, begun, seen, log_key, tell)
+            if fold.state.site.log_key == sealed_by:
+                return fold
+            reason = "its key signs no more"
         except Tampered as error:
-            log.warning("snapshot of %d entries: %s; every entry is folded", size, error.message)
+            reason = error.message
+        log.warning("snapshot of %d entries: %s; every entry is folded", size, reason)
     return _complete(connection, Fold(), seen, log_key, tell)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,10 @@ from typing import Self
 
 from appliance.errors import Conflict
 from appliance.store.disk import disk_errors
+
+LOOKED_AT_S = 5.0
+"""How long those who only look may share the lock before its taker gives up; each look takes a moment."""
+_LOOK_S = 0.01
 
 
 class FolderLock:
@@ -43,7 +48,11 @@ class FolderLock:
 
 
 def lock_folder(path: Path) -> FolderLock:
-    """Takes the lock file at `path`, making it where there is none; Conflict names the process that holds it."""
+    """Takes the lock file at `path`, making it where there is none; Conflict names the process that holds it.
+
+    A holder has it alone; who only looks whether there is one (the client, before it starts a service) shares it.
+    """
+    deadline = time.monotonic() + LOOKED_AT_S
     with disk_errors(f"lock, {path}"):
         while True:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -54,6 +63,10 @@ def lock_folder(path: Path) -> FolderLock:
                     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
                     return FolderLock(descriptor)
             except BlockingIOError:
+                if _is_shared(descriptor) and time.monotonic() < deadline:
+                    os.close(descriptor)
+                    time.sleep(_LOOK_S)
+                    continue
                 holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").partition("\n")[0] or "unknown"
                 os.close(descriptor)
                 raise Conflict(
@@ -65,6 +78,14 @@ def lock_folder(path: Path) -> FolderLock:
                 raise
             # Somebody removed the file between opening and locking it: what we hold is no longer the lock.
             os.close(descriptor)
+
+
+def _is_shared(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

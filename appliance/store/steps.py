@@ -70,7 +70,7 @@ class Steps:
             for name in sorted(os.listdir(self._folder)):
                 found = _KEPT.fullmatch(name)
                 if name.startswith(disk.PARTIAL) or (found and found[1] not in keep):
-                    (self._folder / name).unlink(missing_ok=True)
+                    disk.discard(self._folder / name)
             disk.sync_folder(self._folder)
 
     def _path(self, run: str) -> Path:

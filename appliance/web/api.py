@@ -70,21 +70,14 @@ class VerifyRequest(BaseModel):
     trust: dict[str, Any] | None = None
 
 
-def people_app(context: Context, door: Doorkeeper, touch: Callable[[], None]) -> FastAPI:
-    """`touch` is told of every request, so that an embedded service knows when it is idle."""
+def people_app(context: Context, door: Doorkeeper) -> FastAPI:
     app = FastAPI(title="appliance, the people's door", docs_url=None, redoc_url=None, openapi_url=None)
     install(app, people_body, lambda request, error: door.count(None, error))
-
-    def touched() -> None:
-        touch()
 
     def person(authorization: Annotated[str | None, Header()] = None) -> Session:
         return door.person(authorization)
 
-    public, private = (
-        APIRouter(dependencies=[Depends(touched)]),
-        APIRouter(dependencies=[Depends(touched), Depends(person)]),
-    )
+    public, private = APIRouter(), APIRouter(dependencies=[Depends(person)])
     _sessions(public, context, door)
     _orders(public, private, context)
     _tables(private, context)

@@ -7,7 +7,8 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from appliance.domain.credentials import Session as SessionStatement
@@ -106,12 +107,21 @@ class Doorkeeper:
             elif unit is not None:
                 self._limited[unit, error.code] += 1
 
-    def take_refusals(self) -> Refusals:
+    @contextmanager
+    def counted(self) -> Iterator[Refusals]:
+        """What was counted since the last time: it is counted on where it could not be recorded."""
         with self._lock:
             taken = Refusals(self._refused, self._refused_since, dict(self._limited))
             self._refused, self._refused_since = 0, ""
             self._limited.clear()
-            return taken
+        try:
+            yield taken
+        except BaseException:
+            with self._lock:
+                self._refused += taken.strangers
+                self._refused_since = taken.since or self._refused_since
+                self._limited.update(taken.units)
+            raise
 
 
 def _key(token: str) -> bytes:

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+import logging
 import signal
 import socket
 import ssl
-import stat
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from appliance.errors import Conflict, Unavailable
+log = logging.getLogger("appliance")
 
 GRACE_S = 5
 HEADER_S = 10.0
-"""From the first byte of a connection, or of its next request, to the end of the headers."""
+"""From a connection's accept to the end of its handshake, from there, or from the first byte of its next request, to
+the end of the headers."""
 UNREAD_S = 30.0
 """A client that does not take what it is sent for so long is left."""
 IDLE_S = 30
 HEADER_BYTES = 16_384
-CONNECTIONS = 512
 
 
 @dataclass(frozen=True)
@@ -50,9 +47,6 @@ class _Guarded(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > CONNECTIONS:
-            transport.abort()
-            return
         self._owed = self.loop.call_later(HEADER_S, transport.abort)
 
     def data_received(self, data: bytes) -> None:
@@ -90,13 +84,35 @@ class _Server(uvicorn.Server):
     """Two servers share a loop, so neither may take the process's signals; nor need each look ten times a second
     whether it is to end."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None) -> None:
         super().__init__(config)
+        self._tls = tls
         self._ended = asyncio.Event()
 
     def end(self) -> None:
         self.should_exit = True
         self._ended.set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's own leaves a handshake the minute that asyncio gives it."""
+        await super().startup(sockets=[])
+        loop = asyncio.get_running_loop()
+        handshake_s = None if self._tls is None else HEADER_S
+        for door in sockets or []:
+            server = await loop.create_server(
+                self._connection,
+                sock=door,
+                ssl=self._tls,
+                ssl_handshake_timeout=handshake_s,
+                backlog=self.config.backlog,
+            )
+            self.servers.append(server)
+
+    def _connection(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
 
     async def main_loop(self) -> None:
         # A tick at a multiple of ten dates the answers of the next second.
@@ -109,21 +125,9 @@ class _Server(uvicorn.Server):
         yield
 
 
-class Activity:
-    """When the last request came, so that an embedded service can end when nobody needs it."""
-
-    def __init__(self) -> None:
-        self.last = time.monotonic()
-
-    def touch(self) -> None:
-        self.last = time.monotonic()
-
-    def idle_s(self) -> float:
-        return time.monotonic() - self.last
-
-
 def serve(doors: Sequence[Door], *, beat: Callable[[], None], ended: Callable[[], str | None], beat_s: float) -> str:
-    """Serves until a signal comes or `ended` says so, and returns why. `beat` is called every `beat_s` seconds."""
+    """Serves until a signal comes or `ended` says so, and returns why. `beat` is called every `beat_s` seconds; what it
+    raises ends the service, in order, and is raised again here."""
     try:
         return asyncio.run(_serve(doors, beat, ended, beat_s))
     finally:
@@ -146,8 +150,7 @@ def _server(door: Door) -> _Server:
         h11_max_incomplete_event_size=HEADER_BYTES,
     )
     config.load()
-    config.ssl = door.tls
-    return _Server(config)
+    return _Server(config, door.tls)
 
 
 async def _serve(
@@ -162,7 +165,7 @@ async def _serve(
     running = [
         asyncio.create_task(server.serve(sockets=[door.socket])) for server, door in zip(servers, doors, strict=True)
     ]
-    beats = asyncio.create_task(_beat(beat, beat_s))
+    beats = asyncio.create_task(_beat(beat, beat_s, stop))
     while not stop.is_set():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), 1.0)
@@ -172,58 +175,22 @@ async def _serve(
         if any(task.done() for task in running):
             reason = "door closed"
             stop.set()
+    if failed := beats.done():
+        log.critical("ALARM: the heartbeat failed, the service ends", exc_info=beats.exception())
     beats.cancel()
     for server in servers:
         server.end()
     await asyncio.gather(*running)
+    if failed:
+        beats.result()
     return reason
 
 
-async def _beat(beat: Callable[[], None], beat_s: float) -> None:
-    while True:
-        await asyncio.sleep(beat_s)
-        await asyncio.to_thread(beat)
-
-
-@contextlib.contextmanager
-def open_unix(path: Path) -> Iterator[socket.socket]:
-    """The people's door, mode 0600 from its first moment, gone with the service; one that an ended service left is
-    replaced."""
-    door = _bind_unix(path)
+async def _beat(beat: Callable[[], None], beat_s: float, stop: asyncio.Event) -> None:
+    """Returns never, and raises what `beat` does: doors do not answer on over a heart that stands still."""
     try:
-        yield door
+        while True:
+            await asyncio.sleep(beat_s)
+            await asyncio.to_thread(beat)
     finally:
-        door.close()
-        path.unlink(missing_ok=True)
-
-
-def _bind_unix(path: Path) -> socket.socket:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if len(os.fsencode(path)) > 100:
-        raise Unavailable(f"socket {path}: expected a path of at most 100 bytes; choose a shorter APPLIANCE_HOME")
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise Conflict(f"socket {path}: expected nothing or a socket there, got another kind of file")
-        path.unlink()
-    door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        door.bind(str(path))
-    finally:
-        os.umask(before)
-    door.listen(128)
-    return door
-
-
-def open_tcp(listen: tuple[str, int], what: str = "units' door") -> socket.socket:
-    host, port = listen
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    door = socket.socket(family, socket.SOCK_STREAM)
-    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        door.bind((host, port))
-    except OSError as error:
-        door.close()
-        raise Unavailable(f"{what}, {host}:{port}: expected to listen there, got {error.strerror}") from None
-    door.listen(128)
-    return door
+        stop.set()

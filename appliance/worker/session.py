@@ -1,7 +1,8 @@
 """How every worker begins and ends: probe the walls, wait for the word, work, and say how it went.
 
 Frames come in on descriptor 0 and go out on descriptor 1; whatever a library prints goes to the log. Nothing but the
-standard library is imported before the walls were probed, so a worker whose walls do not stand has read nothing.
+standard library is imported before the walls were probed, so a worker whose walls do not stand has read nothing. The
+log has an error's code alone: its message may quote a row, and becomes a text of the ledger, erased there only.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Session:
                 while (frame := self.receive()) is not None:
                     frames.put(frame)
             except ApplianceError as error:
-                print(error.message, file=sys.stderr)
+                print(f"frames: {error.code}", file=sys.stderr)
             frames.put(None)
 
         threading.Thread(target=read, name="frames", daemon=True).start()
@@ -97,7 +98,7 @@ def run_worker(work: Callable[[Session, Header, bytes], Header]) -> int:
 
 
 def _fail(session: Session, error: ApplianceError) -> int:
-    print(f"{error.code}: {error.message}", file=sys.stderr)
+    print(f"failed: {error.code}", file=sys.stderr)
     # Where the service has gone, the exit code is all that is left to say.
     with contextlib.suppress(ApplianceError):
         session.send({"frame": "failure", "code": error.code, "message": error.message})

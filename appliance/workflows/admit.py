@@ -13,7 +13,7 @@ from appliance.domain.admission import Admission, Evidence, LoggedOrder, decide_
 from appliance.domain.approval import released
 from appliance.domain.events import AdapterAdmitted, AdmissionRefused
 from appliance.domain.names import versioned
-from appliance.domain.state import Adapter
+from appliance.domain.state import Adapter, State
 from appliance.errors import ApplianceError, Denied, NotFound, Unavailable
 from appliance.formats.checkpoint import claimed_size
 from appliance.store.ledger import Appended
@@ -35,6 +35,7 @@ class _Needed:
 
     adapter: Adapter
     entries: tuple[int, ...]
+    log_key: str
 
 
 def admit(context: Context, unit: str, task: str) -> Admitted:
@@ -51,7 +52,7 @@ def admit(context: Context, unit: str, task: str) -> Admitted:
         files, evidence = _gather(context, needed)
         with context.ledger.lock:
             if _needed(context, unit, task) != needed:
-                continue  # a review or a release was appended meanwhile
+                continue  # a review, a release or another key of the log was appended meanwhile
             state = context.ledger.state
             admission = decide_admission(state, unit, task, evidence, context.now(state))
             policy = state.site.policy
@@ -70,13 +71,20 @@ def admit(context: Context, unit: str, task: str) -> Admitted:
     return Admitted(needed.adapter, files, append(context, body))
 
 
+def released_adapter(state: State, unit: str, task: str) -> Adapter:
+    """That of today's release, admissible or not; NotFound where the unit has none of that name."""
+    adapter = released(state, unit, task)
+    if adapter is None:
+        raise NotFound(f"model: expected one released to {unit}, got {task!r}", code="model-not-found")
+    return adapter
+
+
 def _needed(context: Context, unit: str, task: str) -> _Needed:
     with context.ledger.lock:
         state = context.ledger.state
-        adapter = released(state, unit, task)
-        if adapter is None:
-            raise NotFound(f"model: expected one released to {unit}, got {task!r}", code="model-not-found")
-        return _Needed(adapter, entries_needed(state, unit, adapter, task, context.now(state)))
+        adapter = released_adapter(state, unit, task)
+        entries = entries_needed(state, unit, adapter, task, context.now(state))
+        return _Needed(adapter, entries, state.site.log_key)
 
 
 def _gather(context: Context, needed: _Needed) -> tuple[dict[str, bytes], Evidence]:
@@ -113,7 +121,7 @@ def _refuse(context: Context, unit: str, task: str, adapter: Adapter, admission:
     name = versioned(adapter.name, adapter.version)
     reasons = ("release: expected one, got none",) if admission is None else admission.reasons
     body = AdmissionRefused(unit=unit, task=task, adapter=name, reasons=tuple(r[:500] for r in reasons[:32]))
-    append(context, body)
-    if admission is not None and admission.tampered and adapter.quarantined is None:
-        quarantine_adapter(context, adapter, "; ".join(admission.reasons))
+    refused = append(context, body)
+    if admission is not None and admission.changed and adapter.quarantined is None:
+        quarantine_adapter(context, adapter, f"admission for {unit}: refused, entry {refused.entry.index} says why")
     return Denied(f"adapter {name} for {unit}", reasons=reasons, code="not-admitted")

@@ -30,6 +30,7 @@ from appliance.formats.trust import Trust, parse_trust
 from appliance.store.search import MAX_TYPES
 from appliance.workflows import checkpoints, planning, steps
 from appliance.workflows.context import Context
+from appliance.workflows.progress import Stream
 
 MAX_LIMIT = 1_000
 MAX_SUBJECTS = 8
@@ -175,7 +176,7 @@ def import_status(context: Context, order: str, wait_s: float) -> dict[str, Any]
     return {
         **current.model_dump(mode="json"),
         "result": stream.result,
-        "error": stream.error,
+        "error": _why(context, stream),
         "progress": list(stream.frames)[-1:],
     }
 
@@ -186,7 +187,16 @@ def replay_status(context: Context, order: str, wait_s: float) -> dict[str, Any]
         raise NotFound(f"replay: expected one that was ordered, got {order}")
     stream = context.progress.read(order, 1 << 60, wait_s if record.status == "requested" else 0)
     current = context.ledger.state.replays.get(order) or record
-    return {**current.model_dump(mode="json"), "error": stream.error, "progress": list(stream.frames)[-1:]}
+    return {**current.model_dump(mode="json"), "error": _why(context, stream), "progress": list(stream.frames)[-1:]}
+
+
+def _why(context: Context, stream: Stream) -> dict[str, str] | None:
+    """Why it failed; what was erased meanwhile is still in memory, and nobody is told it."""
+    error = stream.error
+    text = None if error is None else context.ledger.state.texts.get(error.get("commitment", ""))
+    if error is None or text is None or text.erased is None:
+        return error
+    return {**error, "message": f"erased by entry {text.erased}"}
 
 
 def training_checkpoints(context: Context, run: str) -> list[dict[str, Any]]:
@@ -206,13 +216,13 @@ def run_progress(context: Context, run: str, after: int, wait_s: float) -> dict[
     if after > context.progress.read(run, 0, 0).next:
         after = 0  # counted by another life of the service
     stream = context.progress.read(run, after, wait_s if going else 0)
-    row = context.ledger.state.runs.get(run) or row
+    row, error = context.ledger.state.runs.get(run) or row, _why(context, stream)
     return {
         "status": row.status,
         "frames": [frame for frame in list(stream.frames) if frame["seq"] >= after],
         "next": stream.next,
         "ended": stream.ended or row.status in ("sealed", "failed", "cancelled"),
-        "detail": None if stream.error is None else stream.error["message"],
+        "detail": None if error is None else error["message"],
         "adapter": next((key for key, a in context.ledger.state.adapters.items() if a.run == run), None),
     }
 

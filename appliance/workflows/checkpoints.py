@@ -16,7 +16,7 @@ from appliance.domain.state import State
 from appliance.errors import BadInput
 from appliance.runners.output import open_output
 from appliance.workflows.context import Context, Frame
-from appliance.workflows.record import append
+from appliance.workflows.patience import append_patiently
 
 REPLAYABLE_RUNS = 8
 """Of so many runs that ended last the checkpoints are kept; of older ones only the digests, in the ledger."""
@@ -41,7 +41,7 @@ def _keep(context: Context, run: str, folder: Path, frame: Frame) -> None:
     finally:
         os.close(source)
     body = read_body(partial(RunCheckpointed, run=run, checkpoint=digest), frame, ("step", "seconds", "machine"))
-    append(context, body)
+    append_patiently(context, body)
     (folder / name).unlink()
 
 

@@ -7,6 +7,7 @@ token.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -19,7 +20,10 @@ from typing import Any, NamedTuple
 from appliance.errors import ApplianceError, BadInput, Tampered, TooMany, Unavailable
 from appliance.formats.canonical import parse_canonical
 from appliance.workflows.context import Context, Frame
+from appliance.workflows.defects import foreseen
 from appliance.workflows.workers import check_walls, failure, worker
+
+log = logging.getLogger("appliance")
 
 START_S = 300.0
 FRAME_S = 120.0
@@ -78,7 +82,7 @@ class Engine:
 
     def _read(self) -> None:
         """Tells each frame to whom it names, until the worker ends; a frame for a request that has left is dropped."""
-        with suppress(ApplianceError):
+        with suppress(ApplianceError), foreseen("engine"):
             while (received := self._receive()) is not None:
                 for frame in _separate(received[0]):
                     asked = self._asked.get(str(frame.get("id", _EXCHANGE)))
@@ -186,14 +190,20 @@ class Engine:
         self._asked[name] = _Asked(hear, slot, time.monotonic())
 
     def close(self) -> None:
-        """Ends the worker, at once; every adapter it held is gone, and whoever waits for an answer is told so."""
+        """Ends the worker, at once; every adapter it held is gone, and whoever waits for an answer is told so, whatever
+        becomes of what it left behind."""
         with self._lock:
             self.alive = False
             stack = self._stack.pop_all()
             waiting = list(self._asked.values())
-        stack.close()
-        for asked in waiting:
-            asked.hear(None)
+        try:
+            with foreseen("engine, its end"):
+                stack.close()
+        except ApplianceError as error:
+            log.critical("ALARM: an engine ended and left something behind: %s", error.message)
+        finally:
+            for asked in waiting:
+                asked.hear(None)
 
 
 def _separate(frame: Frame) -> list[Frame]:

@@ -9,6 +9,7 @@ from typing import Any
 from appliance.domain.orders import Train
 from appliance.domain.state import Run
 from appliance.workflows.context import Context
+from appliance.workflows.halt import check_standing
 from appliance.workflows.workers import carry_out, check_walls, worker
 
 
@@ -25,6 +26,7 @@ def evaluate(
         gpu=order.recipe.device == "cuda",
     ) as started:
         walls = check_walls(started)
+        check_standing(context, run)
         task = {
             "recipe": order.recipe.model_dump(mode="json"),
             "base": str(base),

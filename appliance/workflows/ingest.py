@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from appliance.domain.approval import base_is
+from appliance.domain.entry import parse_entry
 from appliance.domain.events import BaseImported, DatasetImported, ImportFailed
 from appliance.domain.invariants import next_dataset_version
 from appliance.domain.names import versioned
 from appliance.domain.orders import ImportBase, ImportDataset, Order
-from appliance.domain.signatures import read_logged_order
-from appliance.domain.state import State
-from appliance.errors import ApplianceError, BadInput, Denied, NotFound, Unavailable
+from appliance.domain.signatures import read_logged_order, read_recorded_order
+from appliance.domain.state import Import, State
+from appliance.errors import ApplianceError, BadInput, Denied, NotFound, Tampered, Unavailable
 from appliance.formats.digest import digest_bytes
-from appliance.formats.manifest import Manifest, parse_manifest
+from appliance.formats.manifest import Manifest, ManifestFile, parse_manifest
+from appliance.formats.timestamp import parse_time
 from appliance.workflows.context import Context
+from appliance.workflows.defects import foreseen
 from appliance.workflows.folders import seal_folder
+from appliance.workflows.patience import append_patiently, state_patiently
 from appliance.workflows.quarantine import quarantine_base
-from appliance.workflows.record import append, conceal
+from appliance.workflows.record import conceal
 from appliance.workflows.workers import carry_out, check_walls, worker
+
+log = logging.getLogger("appliance")
 
 _MAX_MANIFEST = 1 << 20
 HELD_OUT = "held-out"
+_PATIENCE_S = 60.0
+"""No more for what it imported, which may be what fills the disk; why it failed is recorded once that is gone."""
 MEASURED = ("rows", "train_rows", "held_out_rows", "max_tokens", "mean_tokens", "mean_trained_tokens", "lengths")
 
 
@@ -55,11 +66,17 @@ def read_source_manifest(context: Context, order: ImportBase) -> Manifest:
     return manifest
 
 
+def enqueue(context: Context, digest: str, verb: str) -> None:
+    """The import that the order of this digest asked for is carried through when its turn comes."""
+    carry = {ImportBase.verb: import_base, ImportDataset.verb: import_dataset}[verb]
+    context.imports.put(partial(carry, context, digest))
+
+
 def import_base(context: Context, digest: str) -> None:
     """Converts the uploaded GGUF file or model folder and records the base, or why not."""
-    order = _order(context, digest, ImportBase)
 
     def work(staging: Path, source: Path) -> dict[str, Any]:
+        order: ImportBase = _order(context, digest, ImportBase)
         if order.format == "gguf":
             given = source / "model.gguf"
             os.link(context.artifacts.upload(order.source), given)
@@ -75,7 +92,7 @@ def import_base(context: Context, digest: str) -> None:
         facts = {key: value for key, value in result.items() if key != "frame"}
         manifest = seal_folder(context, staging, order.base, 1)
         body = BaseImported(order=digest, base=order.base, facts=facts, walls=walls)
-        append(context, body, documents={"manifest": manifest})
+        append_patiently(context, body, most_s=_PATIENCE_S, documents={"manifest": manifest})
         return {"base": order.base, "digest": digest_bytes(manifest), "facts": facts}
 
     _carry_through(context, digest, work)
@@ -83,9 +100,9 @@ def import_base(context: Context, digest: str) -> None:
 
 def import_dataset(context: Context, digest: str) -> None:
     """Parses, splits and renders the uploaded file and records the dataset, or why not (with the line)."""
-    order = _order(context, digest, ImportDataset)
 
     def work(staging: Path, source: Path) -> dict[str, Any]:
+        order: ImportDataset = _order(context, digest, ImportDataset)
         given = source / f"rows.{order.format}"
         os.link(context.artifacts.upload(order.file), given)
         if _holds_out_file(order):
@@ -104,7 +121,7 @@ def import_dataset(context: Context, digest: str) -> None:
         body = DatasetImported(
             order=digest, dataset=name, base=order.base, root=result["root"], facts=facts, walls=walls
         )
-        append(context, body, documents={"manifest": manifest})
+        append_patiently(context, body, most_s=_PATIENCE_S, documents={"manifest": manifest})
         shown = {"labels": result["labels"], "sample": result["sample"]}
         return {"dataset": name, "digest": digest_bytes(manifest), "facts": facts, **shown}
 
@@ -141,17 +158,24 @@ def _checked_base(context: Context, order: ImportDataset) -> Path:
 
 
 def checked_base(context: Context, name: str) -> Path:
-    """The base's folder, hashed again; when it changed on disk it is quarantined and Tampered raised."""
-    base = context.ledger.state.bases.get(name)
-    if base is None or base.quarantined is not None:
-        raise Denied(f"base {name}: expected one that is imported and whole, got none")
+    """The base's folder, hashed again; when it changed on disk it is quarantined and Tampered raised.
+
+    Denied where the base does not stand.
+    """
+    state = context.ledger.state
+    base = state.bases.get(name)
+    if base is None:
+        raise Denied(f"base: expected an imported one, got {name}")
+    if reasons := base_is(state, name, base.digest):
+        raise Denied(reasons[0])
     try:
         context.artifacts.check(base.digest)
     except Unavailable:
         raise  # says nothing of the bytes
     except ApplianceError as error:
-        quarantine_base(context, base, error.message)
-        raise
+        index = quarantine_base(context, base, error.message)
+        said = f"base {name}: expected the bytes of its manifest, got others; entry {index} says which"
+        raise Tampered(said) from error
     return context.artifacts.path(base.digest)
 
 
@@ -169,15 +193,52 @@ def _order(context: Context, digest: str, model: type[Any]) -> Any:
 
 def _carry_through(context: Context, digest: str, work: Callable[[Path, Path], dict[str, Any]]) -> None:
     """Runs an import and leaves an outcome in any case: an entry, a result for the asker, no folder half-made."""
-    with context.artifacts.staging() as staging, context.artifacts.staging() as source:
-        try:
+    record = state_patiently(context).imports.get(digest)
+    if record is not None and record.status != "requested":
+        return  # taken up twice
+    try:
+        with foreseen("import"), context.artifacts.staging() as staging, context.artifacts.staging() as source:
             result = work(staging, source)
-        except (ApplianceError, OSError) as error:
-            code = error.code if isinstance(error, ApplianceError) else "disk"
-            message = conceal(error.message if isinstance(error, ApplianceError) else f"disk: {error}")
-            with suppress(Denied):
-                body = ImportFailed(order=digest, code=code, message=message.commitment)
-                append(context, body, disclosures=(message,))
-            context.progress.end(digest, error={"code": code, "message": message.text})
-            return
-    context.progress.end(digest, result=result)
+    except ApplianceError as error:
+        message = conceal(error.message)
+        with suppress(Denied):
+            body = ImportFailed(order=digest, code=error.code, message=message.commitment)
+            append_patiently(context, body, disclosures=(message,))
+        _discard_uploads(context, digest)
+        context.progress.fail(digest, error.code, message)
+    else:
+        _discard_uploads(context, digest)
+        context.progress.end(digest, result=result)
+
+
+def _discard_uploads(context: Context, digest: str) -> None:
+    """What the import read goes, but for what another one is still to read, and for what was sent since it was ordered:
+    somebody may be about to sign for that. The rest goes at the next start."""
+    try:
+        # The lock so that nobody's order has found them, and is not recorded yet.
+        with foreseen("uploads"), context.order_lock:
+            state = context.ledger.state
+            ordered = state.imports.get(digest)
+            if ordered is None:
+                return
+            sent_by = parse_time(parse_entry(context.ledger.entry_bytes(ordered.index)).time)
+            waiting = [record for record in state.imports.values() if record.status == "requested"]
+            kept = [upload for record in waiting for upload in _uploads_of(context, record)]
+            for upload in set(_uploads_of(context, ordered)).difference(kept):
+                context.artifacts.discard_upload(upload, sent_by.timestamp())
+    except ApplianceError as error:
+        log.warning("uploads of import %s stay until the next start: %s", digest, error.code)
+
+
+def _uploads_of(context: Context, record: Import) -> list[str]:
+    """The digests of what the import reads, whether its order counts still or not."""
+    order = read_recorded_order(context.ledger.state, context.ledger.documents_of(record.index)["order"]).order
+    if isinstance(order, ImportDataset):
+        return [order.file, order.held_out] if _holds_out_file(order) else [order.file]
+    if not isinstance(order, ImportBase):
+        return []
+    files: tuple[ManifestFile, ...] = ()
+    if order.format == "safetensors":
+        with suppress(ApplianceError):  # a manifest that names no files, or is not there
+            files = read_source_manifest(context, order).files
+    return [order.source, *(file.digest for file in files)]

@@ -8,13 +8,15 @@ import threading
 from collections.abc import Callable
 
 from appliance.errors import ApplianceError
+from appliance.workflows.defects import foreseen
 
 Job = Callable[[], None]
 log = logging.getLogger(__name__)
 
 
 class Jobs:
-    """Jobs in the order in which they came. A job records its own failure; what it lets through is logged."""
+    """Jobs in the order in which they came. A job records its own failure; what it lets through is logged, and the
+    next one's turn comes whatever that was."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -45,7 +47,8 @@ class Jobs:
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
             try:
-                job()
+                with foreseen(self.name):
+                    job()
             except ApplianceError as error:
                 log.error("%s: %s", self.name, error.message)
             finally:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from appliance.access.cedar import SitePolicies
@@ -60,6 +59,7 @@ from appliance.formats.commitment import Disclosure, verify_disclosure
 from appliance.store.ledger import Appended
 from appliance.workflows import ingest, planning, replay, train
 from appliance.workflows.context import Context
+from appliance.workflows.halt import halt, halt_fallen
 from appliance.workflows.record import append
 
 _EVENTS: dict[str, type[Ordered]] = {
@@ -156,14 +156,18 @@ def check_disclosures(order: Order, disclosures: tuple[Disclosure, ...]) -> None
 def _decide(context: Context, accepted: Accepted) -> None:
     """The invariants, and the site's own policies, which may only tighten: every reason at once."""
     state = context.ledger.state
-    _check_allowed(context, accepted.order, state, context.now(state))
+    _check_allowed(context, (accepted.order,), state, context.now(state))
 
 
-def _check_allowed(context: Context, order: Order, state: State, now: str) -> None:
+def _check_allowed(context: Context, asked: Sequence[Order], state: State, now: str) -> None:
+    """The order, and behind it the one that it endorses: the policy set may be another than when that was allowed."""
+    order = asked[0]
+    # Of an endorsed order the rules ask the invariants again themselves.
     reasons = tuple(reasons_against(state, order, now))
-    principal = state.principals.get(order.signer)
-    if principal is not None:
-        reasons += context.site_policies().decide(principal, order, state, now)
+    for one in asked:
+        principal = state.principals.get(one.signer)
+        if principal is not None:
+            reasons += context.site_policies().decide(principal, one, state, now)
     if reasons:
         raise Denied(f"order {order.verb} by {order.signer}", reasons=reasons)
 
@@ -220,7 +224,7 @@ def _record(context: Context, accepted: Accepted, submission: Submission) -> tup
         disclosures=submission.disclosures,
         erased=(final.commitment,) if isinstance(final, Erase) and isinstance(body, TextErased) else (),
         # Once more over the state and at the time of the entry itself, which is where an auditor asks them again.
-        guard=lambda then, now: _check_allowed(context, order, then, now),
+        guard=lambda then, now: _check_allowed(context, [one for _, one in orders], then, now),
     )
     return appended, {"order": accepted.digest} | ({"run": body.run} if isinstance(body, RunRequested) else {})
 
@@ -247,10 +251,11 @@ def _attachment(context: Context, verb: str, attachments: dict[str, bytes]) -> b
 
 
 def _check_policy(context: Context, data: bytes) -> None:
-    """A set that parses as Cedar, and under which another can still be adopted: otherwise it would be the last."""
+    """A set that is Cedar, that can decide every verb, and under which another can be adopted: else it would be the
+    last."""
     state = context.ledger.state
     now = context.now(state)
-    reasons = SitePolicies(parse_policy(data)).locked_out(state, now)
+    reasons = SitePolicies.for_adoption(parse_policy(data)).locked_out(state, now)
     if reasons:
         raise Denied("policy set: expected one that administrators can replace", reasons=reasons)
 
@@ -263,6 +268,8 @@ def _endorsed(
         raise NotFound(f"order {order.order}: expected one that waits for a second administrator, got none")
     stored = context.ledger.documents_of(pending.index)
     first = stored.pop("order")
+    if "policy" in stored:  # the appliance may be of another release since, and its administrators others
+        _check_policy(context, stored["policy"])
     return read_order(state, first, context.now(state)), {**documents, "endorsed": first, **stored}
 
 
@@ -285,16 +292,19 @@ def _set_in_motion(context: Context, accepted: Accepted) -> None:
     if verb == "endorse":
         context.released()
     motions: dict[str, Callable[[], None]] = {
-        "import-base": lambda: context.imports.put(partial(ingest.import_base, context, accepted.digest)),
-        "import-dataset": lambda: context.imports.put(partial(ingest.import_dataset, context, accepted.digest)),
+        "import-base": lambda: ingest.enqueue(context, accepted.digest, verb),
+        "import-dataset": lambda: ingest.enqueue(context, accepted.digest, verb),
         "train": lambda: train.enqueue_ordered(context, accepted.digest),
         "replay": lambda: replay.enqueue(context, accepted.digest),
     }
     if verb in motions:
         motions[verb]()
     if isinstance(accepted.order, Cancel):
-        train.stop(context, accepted.order.run)
+        halt(context, accepted.order.run)
     if isinstance(accepted.order, Resume):
         train.resume_ordered(context, accepted.order.run)
     if verb in _CHANGES_WHAT_ANSWERS:
-        context.released()
+        try:
+            context.released()
+        finally:
+            halt_fallen(context)

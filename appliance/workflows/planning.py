@@ -15,6 +15,7 @@ from appliance.domain.plan import check_fits, read_subject
 from appliance.domain.recipe import ResolvedRecipe
 from appliance.errors import ApplianceError, Denied, NotFound
 from appliance.workflows.context import Context
+from appliance.workflows.defects import foreseen
 from appliance.workflows.ingest import checked_base
 from appliance.workflows.workers import carry_out, check_walls, worker
 
@@ -100,14 +101,13 @@ def calibration_status(context: Context, key: str, wait_s: float) -> dict[str, A
 
 def _carry_through(context: Context, key: str, recipe: ResolvedRecipe) -> None:
     try:
-        made = _calibrate(context, key, recipe)
-        context.calibrations.keep(made)
-    except (ApplianceError, OSError) as error:
-        code = error.code if isinstance(error, ApplianceError) else "disk"
-        message = error.message if isinstance(error, ApplianceError) else f"disk: {error}"
-        context.progress.end(key, error={"code": code, "message": message})
-        return
-    context.progress.end(key, result=made.model_dump(mode="json"))
+        with foreseen("calibration"):
+            made = _calibrate(context, key, recipe)
+            context.calibrations.keep(made)
+    except ApplianceError as error:
+        context.progress.end(key, error={"code": error.code, "message": error.message})
+    else:
+        context.progress.end(key, result=made.model_dump(mode="json"))
 
 
 def _calibrate(context: Context, key: str, recipe: ResolvedRecipe) -> Calibration:

@@ -7,6 +7,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
+from appliance.formats.commitment import Disclosure
+
 _KEPT_FRAMES = 5_000
 _KEPT_STREAMS = 64
 
@@ -45,6 +47,10 @@ class Progress:
             stream = self._stream(key)
             stream.result, stream.error, stream.ended = result, error, True
             self._changed.notify_all()
+
+    def fail(self, key: str, code: str, why: Disclosure) -> None:
+        """Ended for a reason that the ledger holds as a text, which can be erased there."""
+        self.end(key, error={"code": code, "message": why.text, "commitment": why.commitment})
 
     def reopen(self, key: str) -> None:
         """What had ended goes on."""

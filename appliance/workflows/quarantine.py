@@ -1,4 +1,8 @@
-"""What no longer hashes to its manifest is taken out of use: recorded, taken out of its slots, then moved aside."""
+"""What no longer hashes to its manifest is taken out of use: recorded, taken out of its slots, then moved aside.
+
+What differs may name what somebody put there: it stands behind the entry, where it can be erased, and nowhere else.
+Whoever speaks of it names the entry.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,25 @@ from appliance.domain.events import AdapterQuarantined, BaseQuarantined
 from appliance.domain.names import versioned
 from appliance.domain.state import Adapter, Base
 from appliance.workflows.context import Context
+from appliance.workflows.halt import halt_fallen
 from appliance.workflows.record import append, conceal
 
 
-def quarantine_adapter(context: Context, adapter: Adapter, message: str) -> None:
+def quarantine_adapter(context: Context, adapter: Adapter, message: str) -> int:
+    """The index of the entry."""
     text = conceal(message)
     name = versioned(adapter.name, adapter.version)
-    append(context, AdapterQuarantined(adapter=name, message=text.commitment), disclosures=(text,))
+    appended = append(context, AdapterQuarantined(adapter=name, message=text.commitment), disclosures=(text,))
     context.released()
     context.artifacts.quarantine(adapter.manifest)
+    return appended.entry.index
 
 
-def quarantine_base(context: Context, base: Base, message: str) -> None:
+def quarantine_base(context: Context, base: Base, message: str) -> int:
+    """The index of the entry."""
     text = conceal(message)
-    append(context, BaseQuarantined(base=base.name, message=text.commitment), disclosures=(text,))
+    appended = append(context, BaseQuarantined(base=base.name, message=text.commitment), disclosures=(text,))
     context.released()
+    halt_fallen(context)
     context.artifacts.quarantine(base.digest)
+    return appended.entry.index

@@ -58,5 +58,10 @@ def append_all(context: Context, drafts: Sequence[Draft], *, guard: Guard | None
 
 
 def conceal(text: str) -> Disclosure:
-    """Free text behind a fresh salt: the entry holds the commitment, the text can be erased."""
-    return disclose(text[:MAX_MESSAGE], secrets.token_bytes(32))
+    """Free text behind a fresh salt: the entry holds the commitment, the text can be erased.
+
+    A worker chooses the names of its files, and who uploads those of a row's members: what is no Unicode, or a NUL,
+    which no database takes, must not keep a failure from being recorded.
+    """
+    plain = text[:MAX_MESSAGE].replace("\0", "?").encode("utf-8", "replace").decode("utf-8")
+    return disclose(plain, secrets.token_bytes(32))

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from appliance.domain.entry import Draft
 from appliance.domain.events import ImportFailed, RequestFinished, RunFailed, ServiceStarted
-from appliance.domain.state import State
+from appliance.domain.state import Run, State
+from appliance.domain.training import fallen
 from appliance.runners.sandbox import detect_layers
-from appliance.workflows import checkpoints, replay, steps, train
+from appliance.workflows import checkpoints, ingest, replay, steps, train
 from appliance.workflows.context import Context
 from appliance.workflows.record import append, append_all, conceal, draft_of
 
@@ -51,8 +52,15 @@ def _left_open(state: State) -> Iterator[Draft]:
             yield draft_of(failed, disclosures=(text,))
     for run in state.runs.values():
         if run.status in ("running", "trained") and not train.can_go_on(run):
-            text = conceal(f"the service ended while the run was {run.status}; start it again")
-            yield draft_of(RunFailed(run=run.id, code="interrupted", message=text.commitment), disclosures=(text,))
+            yield _interrupted(state, run)
+
+
+def _interrupted(state: State, run: Run) -> Draft:
+    """The failure of a run that does not go on: what it is trained on has fallen, or the service ended too early."""
+    error = fallen(state, run)
+    said = f"the service ended while the run was {run.status}; start it again" if error is None else error.message
+    code, text = "interrupted" if error is None else error.code, conceal(said)
+    return draft_of(RunFailed(run=run.id, code=code, message=text.commitment), disclosures=(text,))
 
 
 def take_up(context: Context) -> None:
@@ -66,6 +74,16 @@ def take_up(context: Context) -> None:
     for asked in context.ledger.state.replays.values():
         if asked.status == "requested":
             replay.enqueue(context, asked.order)
+
+
+def take_up_forgotten(context: Context) -> None:
+    """What nobody carries although its order stands: the end of its commit was not seen, and the asker was told so."""
+    if not context.runs.busy:
+        take_up(context)
+    if not context.imports.busy:
+        for record in context.ledger.state.imports.values():
+            if record.status == "requested":
+                ingest.enqueue(context, record.order, record.verb)
 
 
 def named_artifacts(state: State) -> frozenset[str]:

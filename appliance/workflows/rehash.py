@@ -10,9 +10,11 @@ import logging
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 
 from appliance.domain.events import ArtifactsChecked
 from appliance.errors import ApplianceError, Denied, Unavailable
+from appliance.workflows import rounds
 from appliance.workflows.context import Context
 from appliance.workflows.quarantine import quarantine_adapter, quarantine_base
 from appliance.workflows.record import append
@@ -38,17 +40,8 @@ class Pace:
 
 
 def start(context: Context, every_s: float) -> None:
-    """Checks everything every so many seconds, in a thread of its own, until the service ends."""
-
-    def work() -> None:
-        while not context.closing.wait(every_s):
-            try:
-                check_all(context)
-            except ApplianceError as error:
-                if not context.closing.is_set():
-                    log.critical("ALARM: the sealed folders could not be checked: %s", error.message)
-
-    threading.Thread(target=work, name="rehash", daemon=True).start()
+    """Checks everything every so many seconds, until the service ends."""
+    rounds.start(context, "check of the sealed folders", every_s, partial(check_all, context))
 
 
 def check_all(context: Context) -> tuple[str, ...]:
@@ -60,9 +53,9 @@ def check_all(context: Context) -> tuple[str, ...]:
         except Unavailable:
             raise
         except ApplianceError as error:
-            _take_out(context, subject, error)
+            told = _take_out(context, subject, error)
             changed.append(subject)
-            log.critical("ALARM: %s has changed on disk: %s", subject, error.message)
+            log.critical("ALARM: %s has changed on disk: %s, %s", subject, error.code, told)
         folders += 1
     body = ArtifactsChecked(folders=folders, size=pace.size, changed=tuple(changed[:500]))
     append(context, body, outcome="failure" if changed else "success")
@@ -82,13 +75,15 @@ def _named(context: Context) -> list[tuple[str, str]]:
     ]
 
 
-def _take_out(context: Context, subject: str, error: ApplianceError) -> None:
-    """Into quarantine, where somebody else has not found it meanwhile."""
+def _take_out(context: Context, subject: str, error: ApplianceError) -> str:
+    """Into quarantine, where somebody else has not found it meanwhile; where it is told what has changed."""
     kind, _, name = subject.partition(":")
     state = context.ledger.state
     adapter, base = state.adapters.get(name), state.bases.get(name)
     with suppress(Denied):
         if kind == "adapter" and adapter is not None:
-            quarantine_adapter(context, adapter, error.message)
-        elif kind == "base" and base is not None:
-            quarantine_base(context, base, error.message)
+            return f"entry {quarantine_adapter(context, adapter, error.message)} says what"
+        if kind == "base" and base is not None:
+            return f"entry {quarantine_base(context, base, error.message)} says what"
+        return "ledger verify says what"
+    return "its quarantine says what"

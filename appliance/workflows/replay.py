@@ -15,8 +15,10 @@ from appliance.formats.digest import digest_bytes
 from appliance.runners.output import read_output
 from appliance.store.checkpoints import MAX_BYTES
 from appliance.workflows.context import Context, Frame
+from appliance.workflows.defects import foreseen
 from appliance.workflows.ingest import checked_base
-from appliance.workflows.record import append, conceal
+from appliance.workflows.patience import append_patiently
+from appliance.workflows.record import conceal
 from appliance.workflows.train import train_order
 from appliance.workflows.workers import carry_out, check_walls, worker
 
@@ -34,9 +36,10 @@ def carry_through(context: Context, order_digest: str) -> None:
     if replay is None or replay.status != "requested" or context.closing.is_set():
         return
     try:
-        body = _replay(context, replay)
-        append(context, body)
-    except (ApplianceError, OSError) as error:
+        with foreseen(f"replay of {replay.run}"):
+            body = _replay(context, replay)
+            append_patiently(context, body)
+    except ApplianceError as error:
         if not context.closing.is_set():
             _fail(context, replay, error)
         return
@@ -44,13 +47,12 @@ def carry_through(context: Context, order_digest: str) -> None:
     context.progress.end(order_digest, result=body.model_dump(mode="json", include=members))
 
 
-def _fail(context: Context, replay: Replay, error: ApplianceError | OSError) -> None:
-    code = error.code if isinstance(error, ApplianceError) else "disk"
-    message = conceal(error.message if isinstance(error, ApplianceError) else f"disk: {error}")
-    body = ReplayFailed(order=replay.order, run=replay.run, code=code, message=message.commitment)
+def _fail(context: Context, replay: Replay, error: ApplianceError) -> None:
+    message = conceal(error.message)
+    body = ReplayFailed(order=replay.order, run=replay.run, code=error.code, message=message.commitment)
     with suppress(Denied):
-        append(context, body, disclosures=(message,))
-    context.progress.end(replay.order, error={"code": code, "message": message.text})
+        append_patiently(context, body, disclosures=(message,))
+    context.progress.fail(replay.order, error.code, message)
 
 
 def _replay(context: Context, replay: Replay) -> ReplayFinished:
@@ -95,7 +97,7 @@ def _recorded(state: State, replay: Replay, step: int) -> TrainingCheckpoint | N
 
 def _train_again(context: Context, run: Run, replay: Replay, begin: bytes, folder: Path) -> Frame:
     """The result frame, with the walls; the folder then holds the window's end, and its beginning where that is 0."""
-    recipe = train_order(context, run).recipe
+    recipe = train_order(context, run, replayed=True).recipe
     base = checked_base(context, run.base)
     context.artifacts.check(run.dataset_digest)
     dataset = context.artifacts.path(run.dataset_digest)

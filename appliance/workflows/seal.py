@@ -21,7 +21,8 @@ from appliance.formats.manifest import MANIFEST_PATH, encode_manifest
 from appliance.formats.statement import Statement, encode_statement
 from appliance.workflows.context import Context
 from appliance.workflows.folders import list_files
-from appliance.workflows.record import append
+from appliance.workflows.halt import check_standing
+from appliance.workflows.patience import append_patiently
 
 RECIPE, METRICS, PROBE, ORIGIN = "recipe.json", "metrics.json", "probe.json", "base.json"
 BUILD_TYPE = "urn:appliance:build:train:v1"
@@ -32,8 +33,10 @@ def seal(
 ) -> str:
     """The sealed adapter's name and version.
 
-    A power cut before the entry leaves a folder that nothing names; the next start marks the run failed and sweeps it.
+    A power cut before the entry, or an entry refused because of a revocation just now, leaves a folder that nothing
+    names; the next start marks the run failed and sweeps it.
     """
+    check_standing(context, run)
     version = next_version(context.ledger.state, run.name)
     metrics = {"base": evaluation["base"], "adapter": evaluation["adapter"]}
     # As it stands after `run.finished`.
@@ -52,7 +55,7 @@ def seal(
     )
     context.artifacts.seal(output, digest, beside={"signature.json": signature, "provenance.json": provenance})
     name = versioned(run.name, version)
-    append(
+    append_patiently(
         context,
         AdapterSealed(run=run.id, adapter=name, metrics=metrics, walls=evaluation["walls"]),
         documents={"manifest": manifest, "signature": signature, "provenance": provenance},

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from appliance.domain.credentials import Session, parse_credential
+from appliance.domain.entry import Draft
 from appliance.domain.events import AuthRefused, Heartbeat, RequestRefused, ServiceStopped, SessionOpened
 from appliance.formats.dsse import parse_envelope
 from appliance.workflows.context import Context
-from appliance.workflows.record import append
+from appliance.workflows.record import append, append_all, draft_of
 
 
 def open_session(context: Context, envelope: bytes, source: str) -> str:
@@ -30,18 +31,16 @@ class Refusals:
 
 
 def beat(context: Context, refusals: Refusals) -> None:
-    """One heartbeat, and the refusals counted since the last one."""
-    record_refusals(context, refusals)
-    append(context, Heartbeat())
-
-
-def record_refusals(context: Context, refusals: Refusals) -> None:
-    if refusals.strangers:
-        append(context, AuthRefused(count=refusals.strangers, since=refusals.since))
-    for (unit, code), count in sorted(refusals.units.items()):
-        append(context, RequestRefused(unit=unit, code=code, message="refused at the door, and counted", count=count))
+    """One heartbeat, and the refusals counted since the last one: all of it, or nothing."""
+    append_all(context, [*_drafts(refusals), draft_of(Heartbeat())])
 
 
 def record_stop(context: Context, reason: str, refusals: Refusals) -> None:
-    record_refusals(context, refusals)
-    append(context, ServiceStopped(reason=reason))
+    append_all(context, [*_drafts(refusals), draft_of(ServiceStopped(reason=reason))])
+
+
+def _drafts(refusals: Refusals) -> Iterator[Draft]:
+    if refusals.strangers:
+        yield draft_of(AuthRefused(count=refusals.strangers, since=refusals.since))
+    for (unit, code), count in sorted(refusals.units.items()):
+        yield draft_of(RequestRefused(unit=unit, code=code, message="refused at the door, and counted", count=count))

@@ -14,14 +14,14 @@ from collections import defaultdict
 from contextlib import suppress
 from typing import Any
 
-from appliance.domain.approval import barred, released
+from appliance.domain.approval import barred, released, superseded
 from appliance.domain.events import AdapterLoaded, AdapterUnloaded, AdmissionRefused
 from appliance.domain.names import versioned
 from appliance.domain.state import release_key
 from appliance.errors import ApplianceError, Denied, NotFound, Tampered, TooMany, Unavailable
 from appliance.formats.canonical import parse_canonical
 from appliance.formats.timestamp import encode_time
-from appliance.workflows.admit import Admitted, admit
+from appliance.workflows.admit import Admitted, admit, released_adapter
 from appliance.workflows.answering import Loaded
 from appliance.workflows.context import Context
 from appliance.workflows.engine import Engine
@@ -49,12 +49,15 @@ class Slots:
         self._leaving: dict[str, list[Loaded]] = {}
 
     def find(self, unit: str, task: str) -> Loaded:
-        """The slot of the unit's task, if it is still today's release; else admission and a load."""
+        """The slot of the unit's task, if it is still today's release; else admission and a load. NotFound where
+        nothing is released to the unit under that name."""
         key = release_key(unit, task)
         loaded = self._table.get(key)
         if loaded is not None and self._answers(loaded):
             self._touch(key, loaded)
             return loaded
+        # Before anything is kept for a name that a client may have made up.
+        released_adapter(self._context.ledger.state, unit, task)
         try:
             with self._turn(key):
                 loaded = self._table.get(key)
@@ -123,7 +126,7 @@ class Slots:
         adapter = released(state, loaded.unit, loaded.task)
         if release is None or adapter is None or adapter.manifest != loaded.manifest:
             return [f"release: expected {loaded.adapter} for {loaded.unit}/{loaded.task}, got another"]
-        return barred(state, release, adapter, now)
+        return barred(state, release, adapter, now) or superseded(state, release, loaded.row)
 
     # --- filling ------------------------------------------------------------------------------------------------------
 
@@ -149,16 +152,24 @@ class Slots:
             raise TooMany(f"slots: expected one of {HOT} that answers nothing, got none")
 
     def _fill(self, unit: str, task: str) -> Loaded:
-        """By today's release; once more where another was released while this one was being loaded."""
+        """By today's release; once more where that, or an approval, is another since it was admitted."""
         self._make_room()
         while True:
             admitted = admit(self._context, unit, task)
             try:
                 return self._load(unit, task, admitted)
             except Denied:
-                today = released(self._context.ledger.state, unit, task)
-                if today is None or today.manifest == admitted.adapter.manifest:
+                if not self._is_superseded(unit, task):
                     raise
+
+    def _is_superseded(self, unit: str, task: str) -> bool:
+        """Whether what was just admitted may still answer, but by other entries than those it was admitted by."""
+        state, key = self._context.ledger.state, release_key(unit, task)
+        now, release, row = self._context.now(state), state.releases.get(key), state.slots.get(key)
+        adapter = released(state, unit, task)
+        if release is None or adapter is None or row is None or barred(state, release, adapter, now):
+            return False
+        return bool(superseded(state, release, row))
 
     def _load(self, unit: str, task: str, admitted: Admitted) -> Loaded:
         adapter = admitted.adapter
@@ -166,19 +177,22 @@ class Slots:
         slot, row = f"{unit}/{task}/{index}", self._context.ledger.state.slots.get(release_key(unit, task))
         if row is None or row.admitted != index:
             raise Unavailable(f"slot {unit}/{task}: expected the one just admitted, got another", code="slot-emptied")
-        engine: Engine | None = None
+        loaded: Loaded | None = None
         try:
             engine = self._engine(adapter.base, adapter.base_digest, admitted)
+            loaded = Loaded(row, slot, engine, self._context.clock)
             engine.load(slot, admitted.files)
             append(self._context, AdapterLoaded(unit=unit, task=task, adapter=name, admitted=index, probe="identical"))
         except ApplianceError as error:
-            if engine is not None:
-                _forget(engine, slot)
+            if loaded is not None:
+                # Nobody may be able to tell whether its entry stands: if it does, its emptying is recorded.
+                loaded.close("its load failed")
+                with self._lock:
+                    self._leaving.setdefault(release_key(unit, task), []).append(loaded)
             refusal = AdmissionRefused(unit=unit, task=task, adapter=name, reasons=(error.message[:500],))
             with suppress(Unavailable):
                 append(self._context, refusal)
             raise
-        loaded = Loaded(row, slot, engine, self._context.clock)
         with self._lock:
             self._table[release_key(unit, task)] = loaded
         # Whatever was appended since its own entry: either it is seen here, or its author sees the slot in the table.
@@ -226,8 +240,8 @@ class Slots:
 
     def _record_emptied(self, loaded: Loaded) -> None:
         slot = self._context.ledger.state.slots.get(release_key(loaded.unit, loaded.task))
-        if slot is None or slot.admitted != loaded.row.admitted:
-            return  # recorded before, by an append whose end nobody saw
+        if slot is None or slot.admitted != loaded.row.admitted or slot.loaded is None:
+            return  # recorded before, by an append whose end nobody saw; or never filled
         last = None if loaded.last_token is None else encode_time(loaded.last_token)
         if last is not None and slot.loaded_at is not None:
             # A clock that went back gives its tokens the time of what stands in the ledger.

@@ -6,10 +6,12 @@ To fold a million entries again takes most of a minute, in which nobody is answe
 from __future__ import annotations
 
 import logging
-import threading
+from functools import partial
 
 from appliance.errors import ApplianceError
+from appliance.workflows import rounds
 from appliance.workflows.context import Context
+from appliance.workflows.defects import foreseen
 
 log = logging.getLogger("appliance")
 
@@ -21,20 +23,16 @@ SHARE = 16
 
 
 def start(context: Context) -> None:
-    """In a thread of its own, until the service ends."""
-
-    def work() -> None:
-        while not context.closing.wait(EVERY_S):
-            seal(context, SHARE)
-
-    threading.Thread(target=work, name="snapshots", daemon=True).start()
+    """Until the service ends."""
+    rounds.start(context, "snapshots", EVERY_S, partial(seal, context, SHARE))
 
 
 def seal(context: Context, share: int | None = None) -> None:
     """Once the log has grown by `LEAST` entries, and by the share where one is given. Without it the next start takes
     longer, and that is all."""
     try:
-        grown = 0 if share is None else context.ledger.state.size // share
-        context.ledger.seal_snapshot(max(LEAST, grown))
+        with foreseen("snapshot"):
+            grown = 0 if share is None else context.ledger.state.size // share
+            context.ledger.seal_snapshot(max(LEAST, grown))
     except ApplianceError as error:
         log.warning("the fold could not be kept: %s", error.message)

@@ -11,16 +11,19 @@ from typing import Any
 from appliance.domain.events import RunFailed, RunFinished, RunResumed, RunStarted
 from appliance.domain.methods import METHODS
 from appliance.domain.orders import Train
-from appliance.domain.signatures import read_logged_order
+from appliance.domain.signatures import read_logged_order, read_recorded_order
 from appliance.domain.state import Run, TrainingCheckpoint
-from appliance.domain.training import MOST_RESUMES, last_checkpoint, next_queued
+from appliance.domain.training import MOST_RESUMES, fallen, last_checkpoint, next_queued
 from appliance.errors import ApplianceError, Denied, NotFound, Tampered
 from appliance.formats.digest import digest_file
 from appliance.runners.local import Worker
 from appliance.workflows import checkpoints, evaluate, planning, steps
 from appliance.workflows.context import Context
+from appliance.workflows.defects import foreseen
+from appliance.workflows.halt import check_standing
 from appliance.workflows.ingest import checked_base
-from appliance.workflows.record import append, conceal
+from appliance.workflows.patience import append_patiently, state_patiently
+from appliance.workflows.record import conceal
 from appliance.workflows.seal import seal
 from appliance.workflows.workers import carry_out, check_walls, worker
 
@@ -77,23 +80,19 @@ def resume_ordered(context: Context, run_id: str) -> None:
     enqueue(context)
 
 
-def stop(context: Context, run: str) -> None:
-    """Kills the run's worker, whichever stage it is in; the cancellation is recorded already."""
-    for key in (run, f"{run}:evaluate"):
-        started = context.workers.get(key)
-        if started is not None:
-            started.kill()
-
-
 def can_go_on(run: Run | None) -> bool:
     """Whether a run that was cut off is resumed by itself."""
     return run is not None and run.status in ("running", "trained") and run.step > 0 and run.resumes < MOST_RESUMES
 
 
-def train_order(context: Context, run: Run) -> Train:
-    """The order of a run, read again from the ledger."""
-    document = context.ledger.documents_of(run.index)["order"]
-    order = read_logged_order(context.ledger.state, document, run.index).order
+def train_order(context: Context, run: Run, *, replayed: bool = False) -> Train:
+    """The order of a run, read again from the ledger; NotAuthenticated where its key does not count there any more.
+
+    A replay does not ask that: nobody keeps an auditor from what a run made by taking back his own signature.
+    """
+    state, document = context.ledger.state, context.ledger.documents_of(run.index)["order"]
+    accepted = read_recorded_order(state, document) if replayed else read_logged_order(state, document, run.index)
+    order = accepted.order
     if not isinstance(order, Train):
         raise NotFound(f"run {run.id}: expected an order to train, got {order.verb}")
     return order
@@ -108,8 +107,9 @@ def carry_through(context: Context, run_id: str) -> None:
     if run is None or context.closing.is_set() or not (run.status == "queued" or can_go_on(run)):
         return
     try:
-        adapter = _carry_through(context, run)
-    except (ApplianceError, OSError) as error:
+        with foreseen(f"run {run_id}"):
+            adapter = _carry_through(context, run)
+    except ApplianceError as error:
         if context.closing.is_set() and can_go_on(context.ledger.state.runs.get(run_id)):
             return
         _fail(context, run_id, error)
@@ -120,6 +120,7 @@ def carry_through(context: Context, run_id: str) -> None:
 
 
 def _carry_through(context: Context, run: Run) -> str:
+    check_standing(context, run)
     order = train_order(context, run)
     planning.check_start(context, order.recipe)
     base = checked_base(context, run.base)
@@ -147,7 +148,10 @@ def _train_on(context: Context, run_id: str, order: Train, places: Places) -> di
     """By one worker, from the last recorded training checkpoint: Tampered before it starts where that is another."""
     state = context.ledger.state
     run = state.runs.get(run_id)
-    last = None if run is None else last_checkpoint(state, run)
+    if run is None:
+        raise NotFound(f"run: expected a known one, got {run_id}")
+    check_standing(context, run)
+    last = last_checkpoint(state, run)
     begin = b"" if last is None else context.checkpoints.read(last.digest)
     gpu, write = order.recipe.device == "cuda", (places.output, places.checkpoints)
     module, read = "appliance.worker.train", (places.base, places.dataset)
@@ -163,7 +167,7 @@ def _train_on(context: Context, run_id: str, order: Train, places: Places) -> di
         result = carry_out(started, task, begin, on_frame=lambda frame: keep(recorder.take(frame)))
     weights, record = digest_file(places.output / METHODS[order.recipe.method].weights), recorder.close(places.output)
     make = partial(RunFinished, run=run_id, weights=weights, record=record)
-    append(context, checkpoints.read_body(make, result, RESULT))
+    append_patiently(context, checkpoints.read_body(make, result, RESULT))
     return {**result, "record": record}
 
 
@@ -172,21 +176,25 @@ def _record_start(context: Context, run_id: str, last: TrainingCheckpoint | None
     missing = tuple(sorted(layer for layer, stands in started.layers.items() if not stands))
     sandbox: dict[str, Any] = {"run": run_id, "layers": started.layers, "accepted_missing": missing, "walls": walls}
     if last is None:
-        append(context, RunStarted(**sandbox))
+        append_patiently(context, RunStarted(**sandbox))
     else:
-        append(context, RunResumed(step=last.step, checkpoint=last.digest, **sandbox))
+        append_patiently(context, RunResumed(step=last.step, checkpoint=last.digest, **sandbox))
     frame = {"frame": "started", "walls": walls, "layers": started.layers, "step": 0 if last is None else last.step}
     context.progress.publish(run_id, frame)
 
 
-def _fail(context: Context, run_id: str, error: ApplianceError | OSError) -> None:
+def _fail(context: Context, run_id: str, error: ApplianceError) -> None:
     """The run's failure as an entry; a cancelled run has its entry already."""
-    code = error.code if isinstance(error, ApplianceError) else "disk"
-    run = context.ledger.state.runs.get(run_id)
+    state = state_patiently(context)
+    run = state.runs.get(run_id)
     if run is not None and run.status == "cancelled":
         context.progress.end(run_id, error={"code": "cancelled", "message": f"run {run_id} was cancelled"})
         return
-    message = conceal(error.message if isinstance(error, ApplianceError) else f"disk: {error}")
+    if run is not None and not isinstance(error, Tampered):
+        # Its worker's end, or what a rule refused, only follows from a revocation. Changed bytes say more.
+        error = fallen(state, run) or error
+    message = conceal(error.message)
     with suppress(Denied, Tampered):
-        append(context, RunFailed(run=run_id, code=code, message=message.commitment), disclosures=(message,))
-    context.progress.end(run_id, error={"code": code, "message": message.text})
+        body = RunFailed(run=run_id, code=error.code, message=message.commitment)
+        append_patiently(context, body, disclosures=(message,))
+    context.progress.fail(run_id, error.code, message)

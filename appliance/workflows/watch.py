@@ -22,7 +22,10 @@ def warnings(context: Context, folder: Path) -> list[str]:
 
 
 def _disk(folder: Path) -> list[str]:
-    found = os.statvfs(folder)
+    try:
+        found = os.statvfs(folder)
+    except OSError as error:
+        return [f"disk of {folder}: expected to be told what is free, got {error.strerror or error}"]
     free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
     limit = min(LOW_BYTES, int(total * LOW_SHARE))
     if free >= limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ WALLS_S = 120.0
 SILENCE_S = 1_800.0
 """A worker that says nothing for this long is taken for dead."""
 
+_CODE = re.compile(r"[a-z][a-z0-9-]{0,63}")
 _ERRORS: dict[str, type[ApplianceError]] = {
     **{error.code: error for error in (BadInput, NotFound, Tampered, Unavailable)},
     "probe-differs": Tampered,
@@ -76,6 +78,9 @@ def carry_out(
 
 
 def failure(frame: dict[str, Any]) -> ApplianceError:
-    """A worker's own refusal, as the error that it names."""
+    """A worker's own refusal, as the error that it names; under `worker-failed` where that is no code, which might be
+    too long for an entry."""
     code, message = str(frame.get("code")), str(frame.get("message"))
+    if _CODE.fullmatch(code) is None:
+        code = "worker-failed"
     return _ERRORS.get(code, BadInput)(message, code=code)

@@ -8,18 +8,12 @@ Also while no entry comes: an erased text may still lie in that log, which someb
 
 from __future__ import annotations
 
-import threading
-
+from appliance.workflows import rounds
 from appliance.workflows.context import Context
 
 EVERY_S = 1.0
 
 
 def start(context: Context) -> None:
-    """In a thread of its own, until the service ends."""
-
-    def work() -> None:
-        while not context.closing.wait(EVERY_S):
-            context.ledger.write_back()
-
-    threading.Thread(target=work, name="writeback", daemon=True).start()
+    """Until the service ends."""
+    rounds.start(context, "write-back", EVERY_S, context.ledger.write_back)

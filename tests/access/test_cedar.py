@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 from appliance.access.cedar import SitePolicies
 from appliance.access.request import Moment, Thing, request_of
 from appliance.access.samples import SAMPLES
+from appliance.domain import events as e
 from appliance.domain import orders as o
 from appliance.domain.invariants import reasons_against
 from appliance.domain.orders import ORDERS
 from appliance.domain.policy import Parameters, PolicySet
+from appliance.domain.replay import Decide, SitePolicy
 from appliance.domain.verify import verify_log
 from appliance.errors import BadInput, Denied
 from appliance.formats.keys import generate_ed25519
@@ -190,7 +193,7 @@ def test_a_policy_that_cannot_be_evaluated_is_a_reason_against() -> None:
     """Cedar alone would skip the forbid that fails, and allow."""
     overflow = "context.rank * 9223372036854775807 > 0"
     with pytest.raises(BadInput, match="expected it to take a sample request"):
-        SitePolicies(policy(PERMIT + forbid_train(overflow)))
+        SitePolicies.for_adoption(policy(PERMIT + forbid_train(overflow)))
     (reason,) = decide(SITE, ORDERED["train"], PERMIT + forbid_train(f"context.rank == 8 && {overflow}"))
     assert reason.startswith("site policies site: expected a decision on train by olga, got:")
 
@@ -201,7 +204,8 @@ def forbid_train(condition: str) -> str:
 
 def test_an_order_about_what_the_ledger_does_not_know_is_refused() -> None:
     unknown = SITE.order(o.Cancel, "olga", run="r-999999")
-    assert decide(SITE, unknown, PERMIT) == ("site policies site: run: expected a known one, got r-999999",)
+    (reason,) = decide(SITE, unknown, PERMIT)
+    assert reason == "site policies site, cancel by olga: run: expected a known one, got r-999999"
 
 
 @pytest.mark.parametrize(
@@ -231,8 +235,32 @@ def test_a_policy_set_that_could_not_decide_is_refused_before_it_is_adopted(
     cedar: str, schema: str, words: str
 ) -> None:
     with pytest.raises(BadInput, match="policy set site") as caught:
-        SitePolicies(policy(cedar, schema))
+        SitePolicies.for_adoption(policy(cedar, schema))
     assert words in caught.value.message
+
+
+FIRST = """
+entity Role in [Role];
+entity Principal in [Role] = { name: String, roles: Set<String> };
+entity Policy = { digest: String };
+entity PendingOrder = { verb: String, signer: Principal };
+type Standing = { now: datetime, single_administrator: Bool };
+action "adopt-policy" appliesTo { principal: [Principal], resource: [Policy], context: Standing };
+action "endorse" appliesTo { principal: [Principal], resource: [PendingOrder], context: Standing };
+"""
+"""What the schema of every set that was ever adopted has. No release may send more for these two verbs, or change them:
+a set in force could not be replaced then."""
+
+
+@pytest.mark.parametrize("verb", sorted(ORDERS))
+def test_a_schema_of_any_earlier_release_takes_the_adoption_of_another_set_and_refuses_what_it_lacks(verb: str) -> None:
+    site = SitePolicies(policy(PERMIT, FIRST))
+    assert site.locked_out(SITE.state, SITE.now) == ()
+    signer = SITE.state.principals.get(ORDERED[verb].signer)
+    assert signer is not None
+    lacks = f"site policies site, {verb} by {signer.name}: expected a schema with the action {verb}, got none: "
+    expected = () if verb in ("adopt-policy", "endorse") else (f"{lacks}adopt a set whose schema has it",)
+    assert site.decide(signer, ORDERED[verb], SITE.state, SITE.now) == expected
 
 
 def test_a_set_that_forbids_its_own_replacement_says_so() -> None:
@@ -321,10 +349,14 @@ def test_a_decision_leaves_the_state_as_it_was() -> None:
 # Replayed by whoever verifies.
 
 
-def verify(site: Site) -> Any:
+def cedar_of(found: PolicySet) -> Decide:
+    return SitePolicies(found).decide
+
+
+def verify(site: Site, replay: SitePolicy | None = cedar_of) -> Any:
     return verify_log(
         site.entries, site.documents.get, site.disclosures, site.checkpoint(), site.trust,
-        now=site.now, replay=lambda found: SitePolicies(found).decide,
+        now=site.now, replay=replay,
     )  # fmt: skip
 
 
@@ -349,6 +381,34 @@ def test_an_entry_that_the_adopted_set_forbids_is_found() -> None:
     (finding,) = report.findings
     assert finding.index == site.state.runs.get(run).index  # type: ignore[union-attr]
     assert "site policy no-more-runs: forbids train by olga" in finding.message
+
+
+def test_an_endorsed_order_that_the_set_adopted_meanwhile_forbids_is_found() -> None:
+    """A service that asked about the endorsement alone: the entry names the set whose policies it says allowed it."""
+    site = Site(policy=policy(PERMIT))
+    order, documents = site.enrolment("mallory", ("operator",))
+    pending = site.pend(order, documents)
+    by_anna = '(principal == Principal::"anna", action == Action::"enroll", resource)'
+    site.adopt(policy(f'{PERMIT}@id("no-mallory") forbid {by_anna};'))
+    entry = site.endorse(e.PrincipalEnrolled(policy=site.in_force), order, pending, documents)
+    report = verify(site)
+    assert (report.verdict, report.counts.decisions) == ("failed", 3)
+    (finding,) = report.findings
+    assert (finding.index, finding.rule) == (entry.index, "site-policy")
+    assert finding.message.endswith("site policy no-mallory: forbids enroll by anna")
+    without = verify(site, None)
+    assert (without.verdict, without.site_policies) == ("verified", "not replayed")
+
+
+def test_a_log_whose_sets_an_earlier_release_adopted_verifies() -> None:
+    """In force was a set without the verbs that came later; what was ordered then it decides as it did."""
+    older = re.sub(r'action "(revoke-tokens|export-adapter)" appliesTo {[^}]*};', "", SCHEMA)
+    site = Site(policy=policy(PERMIT, older))
+    site.enroll("legal", "unit")
+    site.adopt(policy(PERMIT))
+    site.revoke_tokens(issued_before=site.now)
+    report = verify(site)
+    assert (report.verdict, report.findings, report.counts.decisions) == ("verified", (), 5)
 
 
 def test_the_moment_of_a_decision_is_the_entrys() -> None:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,12 +40,16 @@ class Session:
         return self._site.session("lou")
 
 
+load_own = partial(load_approved, unit="legal", task="labels")
+"""As legal's own host does."""
+
+
 def hand_out(site: Site, digest: str, folder: Path) -> Path:
     door = Door(site.settings.socket)
     door.bearer = Session(site)
     with closing(door):
         _, handed = fetch_export(door, digest, lambda size: None)
-    write_export(folder, handed, site.trust)
+    write_export(folder, handed, site.trust, unit="legal", task="labels")
     return folder
 
 
@@ -63,7 +68,7 @@ def export(shared: Site, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 def test_it_is_loaded_and_answers_as_the_service_does(shared: Site, export: tuple[Path, Path, Path]) -> None:
     """Through peft, greedily, the tokens of the service's own answer."""
     folder, base, trust = export
-    model = load_approved(folder, base, trust)
+    model = load_own(folder, base, trust)
     asked = [{"role": "user", "content": "invoice and fee"}]
     answer = shared.chat("legal", "labels", "invoice and fee", max_tokens=4, temperature=0)
     chat = load_base(base, quantisation="nf4-double", compute_dtype="bfloat16", device="cpu").chat
@@ -84,7 +89,26 @@ def test_it_is_loaded_and_answers_as_the_service_does(shared: Site, export: tupl
 
 def test_after_its_date_it_is_refused(export: tuple[Path, Path, Path]) -> None:
     with pytest.raises(Denied, match="expired at"):
-        load_approved(*export, now=datetime.now(UTC) + timedelta(hours=2))
+        load_own(*export, now=datetime.now(UTC) + timedelta(hours=2))
+
+
+@pytest.mark.parametrize(
+    ("unit", "task", "code"), [("claims", "labels", "another-unit"), ("legal", "drafts", "another-task")]
+)
+def test_on_another_units_host_and_for_another_task_it_is_refused(
+    export: tuple[Path, Path, Path], unit: str, task: str, code: str
+) -> None:
+    """Whole, in its time, under a trust file that both units hold; before a byte of the base is read."""
+    folder, base, trust = export
+    wanted = f"expected one for {unit}/{task}, got one for legal/labels"
+    with pytest.raises(Denied, match=wanted) as refused:
+        load_approved(folder, base / "none", trust, unit=unit, task=task)
+    assert refused.value.code == code
+
+
+def test_who_does_not_say_for_whom_loads_nothing(export: tuple[Path, Path, Path]) -> None:
+    with pytest.raises(TypeError, match="'unit' and 'task'"):
+        load_approved(*export)  # type: ignore[call-arg]
 
 
 def of_base(place: Path) -> None:
@@ -123,7 +147,7 @@ def test_what_was_changed_on_the_units_host_is_refused(
     shutil.copytree(base, tmp_path / "base")
     spoil(tmp_path)
     with pytest.raises(ApplianceError):
-        load_approved(tmp_path / "export", tmp_path / "base", trust)
+        load_own(tmp_path / "export", tmp_path / "base", trust)
 
 
 def test_another_base_is_refused(export: tuple[Path, Path, Path], tmp_path: Path) -> None:
@@ -131,7 +155,7 @@ def test_another_base_is_refused(export: tuple[Path, Path, Path], tmp_path: Path
     other = shutil.copytree(base, tmp_path / "base")
     flip_byte(other / "manifest.json")
     with pytest.raises(Tampered, match=r"base tiny: expected"):
-        load_approved(folder, other, trust)
+        load_own(folder, other, trust)
 
 
 def test_what_was_revoked_is_neither_ordered_nor_handed_out(released: Site, tmp_path: Path) -> None:

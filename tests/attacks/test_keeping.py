@@ -166,8 +166,12 @@ def test_the_logs_key_rotates_and_the_first_trust_file_is_enough(
     site.start()
     assert signers(site) == [first, vkey]
     verified(site, tmp_path, trust)
+    site.stop()
     while site.now() <= until:
         time.sleep(0.2)
+    # Its last signature was before that time; nothing will need it again.
+    (site.settings.keys / "log.pem").unlink()
+    site.start()
     site.order(orders.PlaceHold(subject="principal:olga", **site.terms("axel")))
     assert signers(site) == [vkey]
     verified(site, tmp_path, trust)
@@ -209,6 +213,7 @@ def test_an_erased_name_is_in_no_file_and_what_must_be_kept_is_refused(
     two(site, orders.LiftHold(subject="principal:mia", **site.terms("anna")))
     told = desk_at(site).two("text", "erase", "--printed-name", "mia")
     assert SECRET in told.err, "the second administrator reads what goes"
+    assert "What was made of it stays" in told.err, "... and what does not"
     assert "text.erased" in site.types()
     assert site.get("/v1/principals")[-1]["printed_name"] is None
     again = refused(lambda: site.order(erase_order(site, printed.commitment), printed))

@@ -373,15 +373,16 @@ def test_an_import_that_failed_failed_once(town: Site, side: str) -> None:
 
 
 INIT = """
-import os, signal, sys
+import hashlib, os, signal, sys
 from pathlib import Path
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from appliance import wiring
 from appliance.config import load_settings
 from appliance.domain.policy_files import assemble_policy
-from appliance.formats.keys import generate_ed25519
+from appliance.formats.keys import Ed25519Signer
 from appliance.store.ledger import Ledger
 
-home, side, policy = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+home, side, policy, names = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:]
 append = Ledger.append
 
 def dying(ledger, draft, **more):
@@ -393,7 +394,8 @@ def dying(ledger, draft, **more):
     return appended
 
 Ledger.append = dying
-people = [wiring.Person(name, generate_ed25519().spki) for name in ("anna", "ben")]
+keys = {name: Ed25519PrivateKey.from_private_bytes(hashlib.sha256(name.encode()).digest()) for name in names}
+people = [wiring.Person(name, Ed25519Signer(key).spki) for name, key in keys.items()]
 files = {path.name: path.read_bytes() for path in policy.iterdir()}
 trust = wiring.init(
     load_settings(home, {}), people, origin="bank.example/k", single_administrator=False,
@@ -405,12 +407,17 @@ print(trust.genesis)
 
 @pytest.mark.parametrize("side", ["before", "after"])
 def test_an_init_that_was_cut_off_is_made_anew_or_found(tmp_path: Path, side: str) -> None:
-    def init(when: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", INIT, str(tmp_path / "h"), when, str(ROOT / "policies" / "default")]
+    def init(when: str, *names: str) -> subprocess.CompletedProcess[str]:
+        given = names or ("anna", "ben")
+        command = [sys.executable, "-c", INIT, str(tmp_path / "h"), when, str(ROOT / "policies" / "default"), *given]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
     assert init(side).returncode == -signal.SIGKILL
+    if side == "after":
+        other = init("never", "anna", "carl")
+        assert other.returncode != 0
+        assert "Conflict: appliance bank.example/k, begun before: administrators: expected anna" in other.stderr
     assert not (tmp_path / "h" / "trust.json").exists()
     again = init("never")
     assert again.returncode == 0, again.stderr

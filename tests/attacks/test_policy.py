@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from appliance import wiring
+from appliance.config import load_settings
 from appliance.domain.names import encode_value
 from appliance.domain.orders import AdoptPolicy
 from appliance.domain.policy_files import assemble_policy
+from appliance.errors import BadInput
 from appliance.formats.digest import digest_bytes
+from appliance.formats.keys import generate_ed25519
 from tests.site import ROOT, Refused, Site
 
 LOCK = b'\n@id("nobody-adopts")\nforbid (principal, action == Action::"adopt-policy", resource);\n'
@@ -29,6 +35,16 @@ def test_a_set_that_forbids_its_own_replacement_is_never_pending(shared: Site) -
     assert refused.value.status == 403
     assert "nobody-adopts" in refused.value.message
     assert shared.entries(type="order.refused")[-1]["actor"] == "anna"
+
+
+def test_an_appliance_is_not_made_under_a_set_that_refuses_a_verb_for_ever(tmp_path: Path) -> None:
+    files = {path.name: path.read_bytes() for path in (ROOT / "policies" / "default").iterdir()}
+    files["schema.cedarschema"] = files["schema.cedarschema"].replace(b'action "train"', b'action "drill"')
+    people = [wiring.Person(name, generate_ed25519().spki) for name in ("anna", "ben")]
+    settings, policy = load_settings(tmp_path / "h", {}), assemble_policy("default", files)
+    with pytest.raises(BadInput, match="action train: expected it to take a sample request"):
+        wiring.init(settings, people, origin="bank.example/p", single_administrator=False, policy=policy)
+    assert not settings.home.exists()
 
 
 def test_one_administrator_alone_adopts_nothing(shared: Site) -> None:

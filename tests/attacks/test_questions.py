@@ -10,6 +10,7 @@ import pytest
 from appliance.domain.names import add_seconds
 from appliance.formats.canonical import parse_canonical
 from appliance.formats.rows import parse_row_proof_value, verify_row
+from tests.attacks.test_exports import order_export
 from tests.ml.tiny import clauses
 from tests.site import Refused, Site
 
@@ -35,11 +36,16 @@ def test_what_a_unit_could_load_before_and_after_a_release_and_a_revocation(site
     assert len(now["disclosures"]) == 2, "both reviewers' printed names are still disclosed"
     earlier = site.get("/v1/units/legal/could-load", "axel", at=before)
     assert earlier["tasks"] == [] and earlier["others"] == []
+    assert now["exported"] == []
+    order_export(site)
     site.review("rita", decision="reject")
     after = site.get("/v1/units/legal/could-load", "axel")
     assert not after["tasks"][0]["could_load"]
+    (exported,) = after["exported"]
+    assert exported["adapter"] == "clauses@1" and site.now() < exported["valid_until"]
+    assert exported["entry"] in [named["entry"] for named in after["rests_on"]], "the folder answers on"
     same = site.get("/v1/units/legal/could-load", "axel", at=now["as_of"])
-    assert same["tasks"] == now["tasks"], "what was true then is still what was true then"
+    assert (same["tasks"], same["exported"]) == (now["tasks"], []), "what was true then is still what was true then"
     later = site.get("/v1/units/legal/could-load", "axel", at=add_seconds(site.now(), 10**6))
     assert later["tasks"] == after["tasks"], "a time to come counts as now"
 

@@ -185,7 +185,7 @@ def routes() -> list[tuple[str, str]]:
 
     context: Any = None
     found: list[tuple[str, str]] = []
-    pending = list(people_app(context, Doorkeeper(context), lambda: None).routes)
+    pending = list(people_app(context, Doorkeeper(context)).routes)
     for route in pending:
         path = getattr(route, "path", None)
         if path is None:  # a router that is included as it stands

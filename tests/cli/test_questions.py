@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from appliance.cli.output import print_facts
+from appliance.domain.names import add_seconds
 from tests.cli.conftest import Desk
 from tests.client.test_questions import ROWS, import_rows
 
@@ -49,6 +50,20 @@ def test_could_load_names_adapter_reviewers_and_entries(open_desk: Callable[[str
     gone = desk.as_("audrey", "ledger", "could-load", "legal").out
     assert "labels: could not load clauses@1" in gone
     assert "against it:" in gone and "counted no more: review" in gone
+
+
+def test_could_load_names_the_folder_that_no_revocation_reaches(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("serving")
+    exported = desk.site.export()
+    desk.site.revoke("raul")
+    told, until = desk.as_("audrey", "ledger", "could-load", "legal"), add_seconds(exported.time, 3_600)
+    said = f"until {until} from an exported folder, entry {exported.index}; no revocation reaches it"
+    assert told.code == 0 and f"labels: could load clauses@1 {said}\n" in told.out
+    assert "labels: could not load clauses@1\n" in told.out
+    assert f"exported:  entry {exported.index}, {exported.time}" in told.out
+    value = json.loads(desk.as_("audrey", "ledger", "could-load", "legal", "--json").out)
+    assert [one["entry"] for one in value["exported"]] == [exported.index]
+    assert exported.index in [named["entry"] for named in value["rests_on"]]
 
 
 def test_a_unit_that_could_load_nothing_is_told_so_in_words(open_desk: Callable[[str], Desk]) -> None:

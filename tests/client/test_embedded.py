@@ -5,23 +5,32 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from appliance import wiring
+from appliance.cli.caller import Caller
 from appliance.client import embedded
 from appliance.client.door import Door, is_answering
-from appliance.config import Settings, load_settings
-from appliance.domain.policy import Parameters, PolicySet
+from appliance.client.policies import load_policy
+from appliance.config import VARIABLES, Settings, load_settings
 from appliance.errors import NotFound, Unavailable
+from appliance.formats.checkpoint import Checkpoint, sign_checkpoint
 from appliance.formats.keys import generate_ed25519
+from appliance.formats.trust import parse_trust
 from appliance.store import fold
+from appliance.store.keyring import LOG_KEY, Keyring
 from appliance.store.lock import lock_folder
+from appliance.store.witnessed import Witnessed
 from appliance.workflows.context import Code
 from appliance.workflows.recover import recover
+
+POLICY = Path(__file__).resolve().parents[2] / "policies" / "default"
 
 
 @pytest.fixture
@@ -37,13 +46,12 @@ def settings(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
 
 
 def _place(settings: Settings) -> embedded.Place:
-    return embedded.Place(settings.home, settings.socket, settings.lock, settings.logs)
+    return embedded.Place(settings.home, settings.socket, settings.lock, settings.logs, VARIABLES.values())
 
 
 def _init(settings: Settings) -> None:
-    policy = PolicySet(name="trial", parameters=Parameters(), cedar="", cedar_schema="")
     people = [wiring.Person(name, generate_ed25519().spki) for name in ("alice", "bob")]
-    wiring.init(settings, people, origin="embedded.example/1", single_administrator=False, policy=policy)
+    wiring.init(settings, people, origin="embedded.example/1", single_administrator=False, policy=load_policy(POLICY))
 
 
 def test_the_service_is_started_in_a_session_of_its_own_and_only_once(settings: Settings) -> None:
@@ -128,19 +136,99 @@ def test_a_service_starts_long_after_the_last_entry_only_where_somebody_says_tha
 def test_no_data_folder_is_not_found_and_says_what_to_type(tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
     with pytest.raises(NotFound, match="appliance init"):
-        embedded.start_service(embedded.Place(nowhere, nowhere / "s", nowhere / "l", nowhere / "logs"))
+        embedded.start_service(embedded.Place(nowhere, nowhere / "s", nowhere / "l", nowhere / "logs", ()))
 
 
-def test_the_service_is_told_nothing_of_the_callers_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+SETTINGS = {
+    "APPLIANCE_DATABASE_URL": "postgresql://app@/log",
+    "APPLIANCE_MIGRATION_URL": "postgresql://owner@/log",
+    "APPLIANCE_LISTEN": "0.0.0.0:9000",
+    "APPLIANCE_WITNESSED": "/mnt/worm",
+    "APPLIANCE_CERTIFICATE": "tls/chain.pem",
+    "APPLIANCE_CERTIFICATE_KEY": "tls/key.pem",
+    "APPLIANCE_CLIENT_CA": "tls/ca.pem",
+    "APPLIANCE_OPERATIONS": "127.0.0.1:9001",
+    "APPLIANCE_OPERATIONS_TOKEN": "operations.token",
+    "APPLIANCE_PLAINTEXT": "accepted",
+    "APPLIANCE_REHASH": "5",
+}
+PERSONAL = {
+    "APPLIANCE_KEY": "/home/ada/ada.key",
+    "APPLIANCE_PRINCIPAL": "ada",
+    "APPLIANCE_TRUST": "/home/ada/trust.json",
+    "APPLIANCE_PASSPHRASE": "x",
+    "APPLIANCE_PASSPHRASE_FILE": "/home/ada/pass",
+    "APPLIANCE_PASSPHRASE_FD": "3",
+    "SECRET": "x",
+}
+
+
+def test_the_service_has_every_setting_of_the_command_that_starts_it_and_nothing_of_the_persons(
+    monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    assert set(SETTINGS) == set(VARIABLES.values()), "a new setting is tested here too"
+    for name, value in (SETTINGS | PERSONAL).items():
+        monkeypatch.setenv(name, value)
     told: list[dict[str, str]] = []
 
     class Started:
+        returncode = 9
+
         def __init__(self, command: list[str], *, env: dict[str, str], **rest: object) -> None:
             told.append(env)
 
-    monkeypatch.setenv("APPLIANCE_KEY", "/home/ada/ada.key")
-    monkeypatch.setenv("SECRET", "x")
+        def poll(self) -> int:
+            return self.returncode
+
     monkeypatch.setattr(embedded.subprocess, "Popen", Started)
-    embedded._spawn(embedded.Place(tmp_path, tmp_path / "s", tmp_path / "l", tmp_path / "logs"))
-    assert "APPLIANCE_KEY" not in told[0] and "SECRET" not in told[0]
-    assert told[0]["PATH"]
+    monkeypatch.setattr(embedded, "_started", [])
+    with pytest.raises(Unavailable, match="got exit code 9"):
+        _ = Caller(home=home).about
+    (environment,) = told
+    assert environment["PATH"] == os.environ["PATH"]
+    assert {name: value for name, value in environment.items() if name.startswith("APPLIANCE_")} == SETTINGS
+    assert "SECRET" not in environment
+
+
+def test_a_command_starts_no_service_on_a_log_that_lost_what_is_kept_where_the_environment_says(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _init(settings)
+    signer, origin = Keyring(settings.keys).open_signer(LOG_KEY), parse_trust(settings.trust.read_bytes()).origin
+    Witnessed(tmp_path / "worm").keep("w", sign_checkpoint(Checkpoint(origin, 7, bytes(32)), signer))
+    monkeypatch.setenv("APPLIANCE_WITNESSED", str(tmp_path / "worm"))
+    with pytest.raises(Unavailable, match=r"got exit code 6: .*expected at least 7 entries"):
+        _ = Caller(home=settings.home).about
+
+
+@contextmanager
+def _onlookers(lock: Path) -> Iterator[None]:
+    """Commands that look all the time whether a service runs."""
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            embedded._is_locked(lock)
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_service_starts_however_many_look_whether_one_runs(settings: Settings) -> None:
+    with _onlookers(settings.lock):
+        for _ in range(100):
+            with lock_folder(settings.lock):
+                assert embedded._is_locked(settings.lock)
+
+
+def test_who_looks_is_not_taken_for_a_service_by_another_who_looks(settings: Settings) -> None:
+    settings.lock.touch(0o600)
+    with _onlookers(settings.lock):
+        assert not any(embedded._is_locked(settings.lock) for _ in range(2_000))

@@ -26,12 +26,12 @@ from tests.domain.refusals import refuses
 from tests.domain.test_admission import FILES, node
 
 
-def handed(site: Site, exported: int, **changes: Any) -> Handed:
+def handed(site: Site, exported: int, *, unit: str = "legal", task: str = "labels", **changes: Any) -> Handed:
     """What the service would hand out for the export of that entry."""
     adapter = site.state.adapters.get("clauses@1")
     assert adapter is not None
     sealed, size = parse_entry(site.entries[adapter.index]), len(site.entries)
-    indexes = {0, exported, *entries_needed(site.state, "legal", adapter, "labels", site.now)}
+    indexes = {0, exported, *entries_needed(site.state, unit, adapter, task, site.now)}
     proofs = Proofs(
         exported=exported,
         checkpoint=site.checkpoint().decode(),
@@ -68,8 +68,8 @@ def made() -> tuple[Site, Handed]:
     return site, handed(site, exported.index)
 
 
-def check(site: Site, found: Handed, now: Time | None = None) -> Approved:
-    return check_handed(found, site.trust, now or site.now)
+def check(site: Site, found: Handed, now: Time | None = None, *, unit: str = "legal", task: str = "labels") -> Approved:
+    return check_handed(found, site.trust, now or site.now, unit=unit, task=task)
 
 
 def test_what_was_exported_is_approved_until_its_date() -> None:
@@ -82,6 +82,36 @@ def test_what_was_exported_is_approved_until_its_date() -> None:
     assert refused.value.code == "expired"
     with pytest.raises(Denied, match="expected a clock after"):
         check(site, found, add_seconds(site.now, -3600))
+
+
+def test_an_export_is_good_for_its_own_unit_and_task_alone() -> None:
+    """One adapter, released and exported for two units and for two tasks of one of them: each whole, each under the log
+    that all of them trust."""
+    site = stage("approved")
+    site.enroll("cleo", "release-owner:sales")
+    for reviewer, field in (("rita", "privacy"), ("raul", "model-risk")):
+        site.review(reviewer, field, unit="sales")
+    owners = {("legal", "labels"): "otto", ("legal", "drafts"): "otto", ("sales", "labels"): "cleo"}
+    found = {}
+    for (unit, task), owner in owners.items():
+        order = site.release_order(o.Activate, owner, unit=unit, task=task)
+        site.ordered(e.ReleaseActivated(policy=site.in_force), order)
+        found[unit, task] = handed(site, site.export(owner, unit=unit, task=task).index, unit=unit, task=task)
+    for (unit, task), one in found.items():
+        assert check(site, one, unit=unit, task=task).adapter.name == "clauses"
+        for other in found.keys() - {(unit, task)}:
+            wanted = f"expected one for {other[0]}/{other[1]}, got one for {unit}/{task}"
+            with pytest.raises(Denied, match=wanted) as refused:
+                check(site, one, unit=other[0], task=other[1])
+            assert refused.value.code == ("another-unit" if other[0] != unit else "another-task")
+
+
+def test_another_units_host_hears_nothing_of_the_folder_but_whose_it_is() -> None:
+    """Before its date is looked at, and its bytes."""
+    site, found = made()
+    spoilt = replace(found, files={})
+    with pytest.raises(Denied, match="expected one for sales/labels"):
+        check(site, spoilt, add_seconds(site.now, 10**6), unit="sales")
 
 
 def test_it_stands_on_after_others_have_gone_on_with_the_log() -> None:
@@ -132,7 +162,7 @@ def test_another_log_is_not_the_trusted_one() -> None:
     other, found = made()
     foreign = replace(other.trust, genesis=f"sha256:{hash_leaf(b'another first entry').hex()}")
     with pytest.raises(Tampered, match="first entry: expected"):
-        check_handed(found, foreign, other.now)
+        check_handed(found, foreign, other.now, unit="legal", task="labels")
     check(site, found)
 
 
@@ -212,6 +242,18 @@ def test_what_does_not_answer_today_is_not_exported() -> None:
     site.ordered(e.AdapterRevoked(policy=site.in_force), revoke)
     with refuses(site, Denied, "expected a standing one, got one revoked by entry"):
         site.export()
+
+
+def test_an_export_is_remembered_until_a_later_one_finds_it_expired() -> None:
+    """Else a unit that exports every day would make the state grow for ever."""
+    site = stage("released")
+    first, second = site.export(valid_until=add_seconds(site.now, 60)), site.export()
+    assert [row.index for row in site.state.exports.values()] == [first.index, second.index]
+    site.now = add_seconds(first.time, 60)
+    third = site.export(valid_until=add_seconds(site.now, 60))
+    rows = {key: row.valid_until for key, row in site.state.exports.items()}
+    keys = [f"legal/labels/{entry.index}" for entry in (second, third)]
+    assert rows == dict(zip(keys, (add_seconds(second.time, 3_600), add_seconds(third.time, 60)), strict=True))
 
 
 def test_the_rows_beside_an_export_are_those_of_the_state() -> None:

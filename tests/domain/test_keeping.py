@@ -12,7 +12,7 @@ from appliance.domain import events as e
 from appliance.domain import orders as o
 from appliance.domain.approval import inadmissible
 from appliance.domain.custody import unwitnessed
-from appliance.domain.names import add_seconds, encode_value
+from appliance.domain.names import NO_DIGEST, add_seconds, encode_value
 from appliance.domain.report import Report
 from appliance.domain.signatures import read_logged_order, read_order
 from appliance.domain.state import State
@@ -20,10 +20,10 @@ from appliance.domain.verify import verify_log
 from appliance.errors import BadInput, Denied, NotAuthenticated, Tampered
 from appliance.formats.cosignature import cosign, witness_vkey_of
 from appliance.formats.dsse import encode_envelope
-from appliance.formats.keys import generate_ed25519
+from appliance.formats.keys import Signer, generate_ed25519
 from appliance.formats.note import Note, encode_note, parse_note, vkey_of
 from appliance.formats.timestamp import encode_time, parse_time
-from tests.domain.builder import ORIGIN, Site, policy_set, stage
+from tests.domain.builder import ORIGIN, Site, order_of, policy_set, stage
 from tests.domain.refusals import refuses
 
 WITNESS = generate_ed25519()
@@ -57,6 +57,23 @@ def test_after_a_rotation_both_keys_sign_until_the_old_one_ends() -> None:
         site.review("rita", "privacy")
     site.keys["rita"] = new
     site.review("rita", "privacy")
+
+
+def test_a_rotation_does_not_prolong_what_an_earlier_one_ends() -> None:
+    """Else who rotates each month would never end a key."""
+    site = stage("sealed")
+    first, end = site.keys["rita"], add_seconds(site.now, 20)
+    site.keys["rita"] = site.rotate("rita", end)
+    site.rotate("rita", add_seconds(site.now, 3_600))
+    site.keys["rita"], site.now = first, end
+    with refuses(site, NotAuthenticated, "expected a standing key"):
+        site.review("rita", "privacy")
+
+
+def test_nobody_is_called_as_the_appliance_itself() -> None:
+    site = stage("staffed")
+    with refuses(site, Denied, "principal: expected another name than the appliance's own actor, got service"):
+        site.enroll("service", "operator")
 
 
 def test_what_a_replaced_key_signed_still_counts() -> None:
@@ -259,6 +276,31 @@ def test_who_rotates_first_and_then_revokes_the_old_key_is_not_locked_out() -> N
     site.enroll("mia", "operator")
 
 
+def test_a_thief_who_revokes_the_stolen_key_himself_does_not_keep_the_one_that_he_rotated_to() -> None:
+    """By his own revocation the key that signs it stays; whoever answers for it then types what the page says."""
+    site = stage("sealed")
+    site.review("raul", "model-risk")
+    stolen, since = site.keys["rita"], site.state.size
+    thiefs = site.keys["rita"] = site.rotate("rita", site.now)
+    site.review("rita", "privacy")
+    order = site.order(o.RevokeKey, "rita", principal="rita", keyid=stolen.keyid, since=2 + enrolled(site, stolen))
+    site.ordered(e.KeyRevoked(policy=site.in_force), order)
+    assert against(site) == []
+    site.keys["rita"] = stolen
+    site.revoke_key("rita", since=since)
+    row = site.state.keys.get(thiefs.keyid)
+    assert row is not None and row.revoked is not None and not row.counts(site.state.size)
+    assert any("quorum" in reason for reason in against(site))
+    with refuses(site, Denied, "expected one that counts, got one revoked from entry"):
+        site.revoke_key("rita", since=since)
+
+
+def enrolled(site: Site, signer: Signer) -> int:
+    row = site.state.keys.get(signer.keyid)
+    assert row is not None
+    return row.enrolled
+
+
 def test_a_long_chain_of_rotations_falls_as_a_whole() -> None:
     site = stage("staffed")
     first, since = site.keys["rita"], site.state.size
@@ -421,6 +463,77 @@ def test_a_legal_hold_keeps_every_text_of_its_subject(subject: str) -> None:
     site.erase(instruction)
 
 
+@pytest.mark.parametrize(("subject", "keeps"), [("dataset:clauses@1", True), ("principal:raul", False)])
+def test_a_hold_on_a_version_keeps_the_texts_of_its_import(subject: str, keeps: bool) -> None:
+    """The order that imports a dataset names no version yet."""
+    site = stage("imported")
+    instruction = next(d.commitment for d in site.disclosures if d.text == "Name the clause.")
+    held = site.hold(subject)
+    if keeps:
+        with refuses(site, Denied, f"legal hold of entry {held.index}: expected no hold on {subject}"):
+            site.erase(instruction)
+    else:
+        site.erase(instruction)
+
+
+def test_a_hold_on_a_name_keeps_the_texts_about_every_version() -> None:
+    site = stage("sealed")
+    meaning = site.review_order("rita", "privacy")
+    site.ordered(e.ReviewRecorded(policy=site.in_force), meaning)
+    held = site.hold("adapter:clauses")
+    with refuses(site, Denied, f"legal hold of entry {held.index}: expected no hold on adapter:clauses"):
+        site.erase(meaning.meaning)
+
+
+def test_a_hold_keeps_why_an_import_failed() -> None:
+    """Its message may quote a row."""
+    site = stage("staffed")
+    requested = site.ordered(
+        e.ImportRequested(policy=site.in_force),
+        site.order(o.ImportBase, "ines", base="smollm2", format="gguf", source=NO_DIGEST, licence="Apache-2.0"),
+    )
+    message = site.text("row 3: expected a label, got Erika Mustermann")
+    site.add(e.ImportFailed(order=order_of(requested), code="bad-input", message=message), outcome="failure")
+    held = site.hold("base:smollm2")
+    with refuses(site, Denied, f"legal hold of entry {held.index}"):
+        site.erase(message)
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "dataset:clausess@1",
+        "dataset:clauses@2",
+        "adapter:other",
+        "principal:mia",
+        "run:r-000009",
+        "task:x",
+        "request:1",
+    ],
+)
+def test_a_hold_is_on_something_that_the_log_knows(subject: str) -> None:
+    """A mistyped one would keep nothing, and nobody would be told."""
+    site = stage("released")
+    with refuses(site, Denied, f"that the log knows, got {subject}"):
+        site.hold(subject)
+    for name in (
+        "dataset:clauses@1",
+        "adapter:clauses@1",
+        "adapter:clauses",
+        "unit:legal",
+        "run:r-000001",
+        "task:labels",
+    ):
+        site.hold(name)
+
+
+def test_a_hold_is_not_placed_by_an_order_that_lifts_one() -> None:
+    site = stage("staffed")
+    site.hold("principal:rita")
+    with refuses(site, Denied, "order: expected place-hold, got lift-hold"):
+        site.ordered(e.HoldPlaced(policy=site.in_force), site.order(o.LiftHold, "anna", subject="principal:rita"))
+
+
 def test_a_hold_keeps_a_printed_name_after_its_retention() -> None:
     site = stage("staffed")
     name = printed_name(site, "rita")
@@ -492,16 +605,16 @@ def test_nobody_is_enrolled_under_a_name_that_was_erased_meanwhile() -> None:
 
 def test_a_hold_is_placed_by_one_and_lifted_by_two() -> None:
     site = stage("staffed")
-    site.hold("run:r-000001")
-    with refuses(site, Denied, "hold: expected none on run:r-000001"):
-        site.hold("run:r-000001")
+    site.hold("principal:rita")
+    with refuses(site, Denied, "hold: expected none on principal:rita"):
+        site.hold("principal:rita")
     with refuses(site, Denied, "role: expected olga to be administrator or auditor"):
-        site.hold("run:r-000002", signer="olga")
+        site.hold("principal:raul", signer="olga")
     with refuses(site, Denied, "a second one's endorsement"):
-        site.ordered(e.HoldLifted(policy=site.in_force), site.order(o.LiftHold, "anna", subject="run:r-000001"))
-    with refuses(site, Denied, "hold: expected one on run:r-000002, got none"):
-        site.lift("run:r-000002")
-    site.lift("run:r-000001")
+        site.ordered(e.HoldLifted(policy=site.in_force), site.order(o.LiftHold, "anna", subject="principal:rita"))
+    with refuses(site, Denied, "hold: expected one on principal:raul, got none"):
+        site.lift("principal:raul")
+    site.lift("principal:rita")
     assert len(site.state.holds) == 0
 
 
@@ -609,6 +722,8 @@ def test_a_witness_set_is_consistent() -> None:
         policy_set(witness_quorum=1)
     with pytest.raises(ValueError, match="witnesses: expected each name once"):
         policy_set(witnesses=(VKEY, VKEY))
+    with pytest.raises(ValueError, match="witnesses: expected a key of its own for each name"):
+        policy_set(witnesses=(VKEY, witness_vkey_of("witness.example/w2", WITNESS)), witness_quorum=2)
     with pytest.raises(ValueError, match="witnesses: "):
         policy_set(witnesses=("nonsense",))
 

@@ -11,7 +11,7 @@ from appliance.domain import orders as o
 from appliance.domain.approval import inadmissible, release_lapsed
 from appliance.domain.custody import unwitnessed
 from appliance.domain.entry import parse_entry
-from appliance.domain.names import add_seconds
+from appliance.domain.names import Time, add_seconds
 from appliance.domain.questions import (
     COUNTED_OF_ADAPTERS,
     TOLD_OF_ADAPTERS,
@@ -120,6 +120,50 @@ def test_what_stands_against_it_is_said_and_is_what_admission_says(
         assert site.state.size - 1 in answer.rests_on, "the entry that took it away is named"
 
 
+def export_for_a_minute_and_a_day(site: Site) -> dict[int, Time]:
+    """By its entry, until when each is good: a second one for an hour lies between, and the first has ended by then."""
+    ends = {}
+    for seconds, ago in ((60, 0), (3_600, 30), (7_200, 60)):
+        site.now = add_seconds(site.now, ago)
+        until = add_seconds(site.now, seconds)
+        ends[site.export(valid_until=until).index] = until
+    return ends
+
+
+def activate_another(site: Site) -> None:
+    site.seal(site.train(), version=2)
+    site.review("rita", "privacy", version=2)
+    site.review("raul", "model-risk", version=2)
+    site.activate(version=2)
+
+
+@pytest.mark.parametrize("act", [revoke_adapter, revoke_reviewer, revoke_owner, reject, adopt, activate_another])
+def test_what_was_exported_could_be_loaded_until_its_date_whatever_was_taken_away_since(
+    act: Callable[[Site], object],
+) -> None:
+    site = stage("serving")
+    exported = site.export()
+    act(site)
+    answer, end = ask(site), add_seconds(exported.time, 3_600)
+    assert [task.could_load for task in answer.tasks if task.candidate.adapter == "clauses@1"] in ([False], [])
+    (one,) = answer.exported
+    assert (one.task, one.adapter, one.entry, one.valid_until) == ("labels", "clauses@1", exported.index, end)
+    assert one.manifest == site.on_adapter()["manifest"] and exported.index in answer.rests_on
+    last = could_load(site.state, "legal", add_seconds(end, -1))
+    assert last.exported == (one,)
+    ended = could_load(site.state, "legal", end)
+    assert ended.exported == () and exported.index not in ended.rests_on
+    assert ask(site, "sales").exported == ()
+
+
+def test_a_unit_that_is_gone_has_its_folder_still() -> None:
+    site = stage("serving")
+    exported = site.export()
+    site.revoke("legal")
+    answer = ask(site)
+    assert (answer.enrolled, [one.entry for one in answer.exported]) == (None, [exported.index])
+
+
 def test_a_sign_off_counts_until_its_last_day() -> None:
     site = stage("serving")
     (review, _) = ask(site).tasks[0].candidate.reviews
@@ -135,9 +179,10 @@ def test_every_type_of_entry_about_an_adapter_is_told_or_counted() -> None:
     named = {kind for kind, model in e.EVENTS.items() if "adapter" in model.model_fields}
     assert makes < named <= served
     site = stage("serving")
+    site.export()
     revoke_adapter(site)
     filed = {entry.type for entry in map(parse_entry, site.entries) if "adapter:clauses@1" in entry.subjects}
-    assert filed <= served and {"review.recorded", "adapter.revoked", "release.activated"} <= filed
+    assert filed <= served and {"review.recorded", "adapter.revoked", "release.activated", "adapter.exported"} <= filed
 
 
 def test_another_unit_could_load_nothing_and_an_unknown_one_is_said_to_be_none() -> None:
@@ -148,6 +193,8 @@ def test_another_unit_could_load_nothing_and_an_unknown_one_is_said_to_be_none()
 
 def test_folding_a_log_up_to_a_moment_gives_what_stood_then() -> None:
     site = stage("serving")
+    exported = export_for_a_minute_and_a_day(site)
+    revoke_adapter(site)
     state, now = State(), add_seconds(site.state.last_time, 3_600)
     for index, data in enumerate(site.entries):
         entry = parse_entry(data)
@@ -155,6 +202,8 @@ def test_folding_a_log_up_to_a_moment_gives_what_stood_then() -> None:
         for at in (str(index), entry.time):
             answer, last = could_load_then(site.entries, site.documents.get, "legal", at, now)
             assert (answer, last) == (could_load(state, "legal", entry.time), index)
+            known = [row.entry for row in answer.exported]
+            assert known == [i for i, until in exported.items() if i <= index and entry.time < until]
     assert could_load_then(site.entries, site.documents.get, "legal", None, now)[0] == ask(site, seconds=3_600)
     for at in ("2020-01-01T00:00:00.000Z", str(len(site.entries))):
         with pytest.raises(NotFound):

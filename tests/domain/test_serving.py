@@ -356,6 +356,41 @@ def test_a_slot_of_yesterdays_release_is_neither_loaded_nor_asked() -> None:
         )
 
 
+def test_what_was_admitted_by_a_stolen_key_is_admitted_again_though_others_approve_it_too() -> None:
+    """Else every answer's record would go on naming the thief's word as what it rests on."""
+    site = stage("released")
+    site.enroll("rosa", "reviewer:privacy")
+    stolen = site.review("rosa", "privacy")
+    site.load()
+    site.add(site.request(1))
+    site.revoke_key("rosa", since=stolen.index)
+    site.add(site.answered(1))
+    with refuses(site, Denied, f"review {stolen.index}: expected one that stands, got one that has lapsed"):
+        site.add(site.request(3))
+    with refuses(site, Denied, f"review {stolen.index}: expected one that stands"):
+        site.add(site.loaded(slot(site).admitted))
+    site.add(site.unloaded())
+    standing = tuple(review.index for review in adapter(site).reviews[:2])
+    again = site.add(site.admitted(approvals=standing))
+    site.add(site.loaded(again.index))
+    site.add(site.request(4))
+    assert slot(site).approvals == standing
+
+
+def test_an_approval_that_was_renewed_empties_no_slot() -> None:
+    site = stage("serving")
+    site.review("rita", "privacy")
+    site.add(site.request(3))
+
+
+def test_the_same_adapter_released_again_is_admitted_again() -> None:
+    """What an answer's record names as its release is today's, by who signed that."""
+    site = stage("serving")
+    before, again = slot(site).release, site.activate()
+    with refuses(site, Denied, f"release: expected that of entry {before}, got that of entry {again.index}"):
+        site.add(site.request(3))
+
+
 def test_a_probe_that_is_not_identical_is_no_load() -> None:
     with pytest.raises(ValueError, match="probe"):
         e.AdapterLoaded.model_validate(

@@ -24,6 +24,7 @@ def _site(name: str) -> Site:
     site = stage("kept")
     site.revoke_tokens(token=f"sha256:{'a' * 64}")
     site.hold("dataset:clauses")
+    site.export()
     site.pend(*site.enrolment("nina", ("operator",)))
     return site
 

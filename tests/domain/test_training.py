@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -174,6 +175,81 @@ def test_a_base_in_quarantine_trains_nothing_again(running: Site) -> None:
     for act in (running.resume, running.replay):
         with refuses(running, Denied, "base smollm2: expected its bytes whole"):
             act(RUN)
+
+
+def quarantine(site: Site) -> None:
+    site.add(e.BaseQuarantined(base="smollm2", message=site.text("why")))
+
+
+def seal(site: Site) -> None:
+    site.seal(RUN)
+
+
+FALLS = [
+    (Site.revoke_dataset, "dataset clauses@1: expected a standing one, got one revoked by entry", "revoked"),
+    (Site.revoke_base, "base smollm2: expected a standing one, got one revoked by entry", "revoked"),
+    (quarantine, "base smollm2: expected its bytes whole, got quarantine by entry", "quarantined"),
+]
+ACTS: dict[str, tuple[Callable[[Site], Any], Callable[[Site], Any]]] = {
+    "started": (lambda s: s.request_run(), lambda s: s.add(s.started(RUN))),
+    "resumed after an order": (lambda s: (to_checkpoint(s), fail(s), s.resume(RUN)), lambda s: s.add(s.resumed(RUN))),
+    "resumed by itself": (lambda s: to_checkpoint(s), lambda s: s.add(s.resumed(RUN))),
+    "checkpointed": (lambda s: to_checkpoint(s), lambda s: s.add(s.checkpointed(RUN, 3))),
+    "finished": (lambda s: to_checkpoint(s), lambda s: s.add(s.finished(RUN))),
+    "resumed from its end": (lambda s: s.train(), lambda s: s.add(s.resumed(RUN))),
+    "sealed": (lambda s: s.train(), seal),
+}
+"""What is done of a run, and how it came so far."""
+
+
+def to_checkpoint(site: Site) -> None:
+    site.request_run()
+    site.add(site.started(RUN))
+    site.add(site.checkpointed(RUN))
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize(("fall", "words", "code"), FALLS, ids=["dataset", "base", "quarantine"])
+def test_once_base_or_dataset_has_fallen_a_run_has_no_entry_but_its_end(
+    fall: Callable[[Site], Any], words: str, code: str, act: str
+) -> None:
+    """Wherever it was: nothing is trained on what was revoked, and nothing that was becomes an adapter."""
+    before, then = ACTS[act]
+    site = stage("imported")
+    before(site)
+    then(site.fork())
+    fall(site)
+    with refuses(site, Denied, f"run {RUN}: {words}", code=code):
+        then(site)
+    cancelled = site.fork()
+    cancelled.ordered(e.RunCancelled(policy=site.in_force), cancelled.order(o.Cancel, "olga", run=RUN))
+    fail(site)
+    for ended in (site, cancelled):
+        assert verify(ended).verdict == "verified"
+    if run_of(site).step:
+        with refuses(site, Denied, words):
+            site.resume(RUN)
+
+
+def test_what_was_made_of_a_revoked_dataset_is_still_replayed_and_on_a_revoked_base_it_is_not() -> None:
+    """The first proves what was made, and what it trains is thrown away."""
+    site = stage("sealed")
+    other = site.fork()
+    site.revoke_dataset()
+    site.add(site.replayed(site.replay(RUN)))
+    assert next(iter(site.state.replays.values())).verdict == "identical"
+    assert verify(site).verdict == "verified"
+    other.revoke_base()
+    with refuses(other, Denied, "base smollm2: expected a standing one"):
+        other.replay(RUN)
+
+
+def test_a_run_is_replayed_whose_maker_has_taken_back_his_own_signature() -> None:
+    site = stage("released")
+    site.revoke_key("olga", since=run_of(site).index, signer="olga")
+    site.add(site.replayed(site.replay(RUN)))
+    assert next(iter(site.state.replays.values())).verdict == "identical"
+    assert verify(site).verdict == "verified"
 
 
 def test_no_run_ends_without_the_checkpoint_of_its_last_step(running: Site) -> None:

@@ -13,7 +13,7 @@ from appliance.domain import orders as o
 from appliance.domain.names import NO_DIGEST
 from appliance.domain.report import Report
 from appliance.errors import ApplianceError
-from tests.domain.builder import Site, stage
+from tests.domain.builder import PEOPLE, Site, stage
 from tests.domain.test_verify import reforged, verify
 
 Step = Callable[[Site, int], Any]
@@ -34,7 +34,7 @@ STEPS: dict[str, Step] = {
     "run": lambda site, _: site.request_run(),
     "begin": lambda site, n: site.add(site.started(f"r-{n + 2:06d}")),
     "replay": lambda site, _: site.replay("r-000001"),
-    "hold": lambda site, n: site.hold(f"unit:unit-{n}"),
+    "hold": lambda site, n: site.hold(f"principal:{list(PEOPLE)[n]}"),
     "cancel": lambda site, n: site.ordered(
         e.RunCancelled(policy=site.in_force), site.order(o.Cancel, "olga", run=f"r-{n + 2:06d}")
     ),

@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
-from appliance.domain import approval, custody, governance, invariants, making, rules, serving, signatures, typed
+from appliance.domain import (
+    approval,
+    custody,
+    governance,
+    invariants,
+    making,
+    rules,
+    serving,
+    signatures,
+    training,
+    typed,
+)
 from appliance.domain import events as e
 from appliance.domain import orders as o
 from appliance.domain.case import Case, Puts
@@ -218,6 +229,10 @@ PARTS: dict[str, tuple[Any, str, Any, Breach]] = {
     "provenance signature": (making, "verify_envelope", nothing, ("trained", sealed_with("provenance"))),
     "provenance": (making, "check_provenance", nothing, ("trained", sealed_from_another_order)),
     "walls": (making, "check_walls", nothing, TYPES["adapter.sealed"]),
+    "standing inputs of a run": (training, "check_inputs", nothing, ("imported", lambda s: (
+        s.request_run(), s.revoke_dataset(), s.add(s.started("r-000001"))))),
+    "standing inputs of an adapter": (making, "check_inputs", nothing, ("trained", lambda s: (
+        s.revoke_dataset(), s.seal("r-000001")))),
     "review lapsed": (approval, "review_lapsed", nothing, ("approved", lambda s: late(s, Site.activate))),
     "release lapsed": (approval, "release_lapsed", no_reasons, ("released", lambda s: (s.revoke("otto"), s.load()))),
     "quorum": (approval, "_quorum", no_reasons, ("sealed", Site.activate)),

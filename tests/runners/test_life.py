@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +146,6 @@ def test_the_worker_ends_when_its_block_does(service: Any, folder: Path) -> None
         wait_until(lambda: all_beat(folder))
     assert worker.poll() is not None
     assert none_beats(folder)
-    assert not (folder / "output" / ".tmp").exists()
 
 
 def test_a_paused_worker_stands_still_and_goes_on(service: Any, folder: Path) -> None:
@@ -170,6 +171,23 @@ def test_no_descriptor_and_no_thread_is_left_behind(service: Any, folder: Path) 
         with pytest.raises(Unavailable):
             service.begin(service.Order(str(folder), without=["seccomp"]))
     assert count() == before
+
+
+def test_a_service_with_more_descriptors_than_select_takes_has_workers(service: Any, folder: Path) -> None:
+    """Strangers' connections may hold a thousand of them."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 1200), limits[1]))
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        taken = stack.enter_context(open(os.devnull))
+        while taken.fileno() < 1030:
+            taken = stack.enter_context(open(os.devnull))
+        with service.begin(service.Order(str(folder))) as worker:
+            assert service.attempt(worker, "socket_pair", []) == "EPERM"
+            worker.pause()
+            worker.resume()
+            worker.kill()
+            assert worker.poll() is not None
 
 
 def test_two_workers_do_not_hold_each_others_leash(service: Any, folder: Path) -> None:

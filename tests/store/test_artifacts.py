@@ -248,6 +248,8 @@ def test_an_upload_stands_under_its_digest_once_it_is_finished(artifacts: Artifa
         assert upload.finish() == artifacts.upload(digest)
     assert artifacts.upload(digest).read_bytes() == data
     assert stat.S_IMODE(artifacts.upload(digest).stat().st_mode) == 0o600
+    artifacts.discard_upload(digest, sent_by=artifacts.upload(digest).stat().st_mtime - 1)
+    assert artifacts.upload(digest).read_bytes() == data, "it was sent later"
     artifacts.discard_upload(digest)
     artifacts.discard_upload(digest)
     assert list((home / "uploads").iterdir()) == []

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from appliance.errors import Conflict, Unavailable
+from appliance.store import lock as locks
 from appliance.store.lock import lock_folder
 
 HOLD = """
@@ -83,8 +87,6 @@ def test_a_lock_file_that_was_removed_while_it_was_waited_for_is_not_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two services would else hold locks on two files of one name."""
-    import fcntl
-
     path = tmp_path / "appliance.lock"
     flock = fcntl.flock
     removed: list[bool] = []
@@ -100,6 +102,27 @@ def test_a_lock_file_that_was_removed_while_it_was_waited_for_is_not_believed(
         assert path.read_text() == f"{os.getpid()}\n"
         with pytest.raises(Conflict):
             lock_folder(path)
+
+
+def test_who_only_looks_is_waited_for_and_who_holds_it_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "appliance.lock"
+    path.touch(0o600)
+    looker = os.open(path, os.O_RDWR)
+    fcntl.flock(looker, fcntl.LOCK_SH)
+    monkeypatch.setattr(locks, "LOOKED_AT_S", 0.2)
+    with pytest.raises(Conflict):
+        lock_folder(path)
+    monkeypatch.setattr(locks, "LOOKED_AT_S", 60.0)
+    leaving = threading.Timer(0.3, os.close, [looker])
+    leaving.start()
+    begun = time.monotonic()
+    with lock_folder(path):
+        assert 0.1 < time.monotonic() - begun < 30
+        begun = time.monotonic()
+        with pytest.raises(Conflict):
+            lock_folder(path)
+        assert time.monotonic() - begun < 30, "a service that runs is told of at once"
+    leaving.join()
 
 
 def test_a_link_in_the_lock_files_place_is_refused(tmp_path: Path) -> None:

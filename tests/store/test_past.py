@@ -10,7 +10,8 @@ from sqlalchemy import Engine
 
 from appliance.domain import events as e
 from appliance.domain.entry import parse_entry
-from appliance.domain.questions import JUDGED_BY, MODELS, could_load
+from appliance.domain.names import add_seconds
+from appliance.domain.questions import JUDGED_BY, MODELS, could_load, could_load_then
 from appliance.domain.rules import apply
 from appliance.domain.state import UNPROJECTED, State
 from appliance.errors import BadInput, NotFound
@@ -23,15 +24,19 @@ from tests.store.retold import retell
 
 @pytest.fixture(scope="module")
 def told() -> Site:
-    """A whole life: served, restarted, loaded again, a reviewer's power taken, the next version sealed."""
+    """A whole life: served, exported, restarted, loaded again, exported when the first had ended, a reviewer's power
+    taken, the next version sealed."""
     site = stage("serving")
     site.add(site.answered(2), outcome="interrupted")
     for number, outcome in ((3, "failure"), (4, "success"), (5, "interrupted"), (6, "success")):
         site.add(site.request(number))
         site.add(site.answered(number), outcome=outcome)
+    site.export(valid_until=add_seconds(site.now, 3))
+    site.export()
     site.add(site.request(7))
     site.add(e.ServiceStarted(version="1", code="sha256:" + "0" * 64, layers={}))
     site.load()
+    site.export()
     site.revoke("raul")
     site.add(site.unloaded())
     site.seal(site.train(), version=2)
@@ -69,6 +74,20 @@ def test_the_state_as_of_every_entry_is_the_fold_up_to_it(past: Ledger, told: Si
         judged = past.ask(lambda connection, at=index: state_at(connection, at, JUDGED_BY, "legal"))
         assert could_load(judged, "legal", state.last_time) == could_load(state, "legal", state.last_time)
     assert past.check_projections() == []
+
+
+def test_an_export_is_told_of_from_rows_as_from_the_fold(past: Ledger, told: Site) -> None:
+    """Of every moment: by its number, before its entry and after its date, and after the row is gone."""
+    seen = set()
+    for index, data in enumerate(told.entries):
+        now = parse_entry(data).time
+        judged = past.ask(lambda connection, at=index: state_at(connection, at, JUDGED_BY, "legal"))
+        answer = could_load(judged, "legal", now)
+        assert answer == could_load_then(told.entries, told.documents.get, "legal", str(index), now)[0]
+        assert {one.entry for one in answer.exported} <= set(answer.rests_on)
+        seen.add(tuple(one.entry for one in answer.exported))
+    first, second, third = (e.index for e in map(parse_entry, told.entries) if e.type == "adapter.exported")
+    assert seen == {(), (first,), (first, second), (second,), (second, third)}
 
 
 def test_of_what_belongs_to_units_only_the_one_units_is_read(past: Ledger, told: Site) -> None:

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, ExitStack, closing
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection
 
+from appliance.domain.entry import Draft, parse_entry
 from appliance.errors import Tampered, Unavailable
 from appliance.formats.keys import generate_ed25519
 from appliance.formats.merkle import hash_leaf
 from appliance.formats.note import vkey_of
+from appliance.formats.timestamp import parse_time
 from appliance.store import disk, fold
 from appliance.store.engine import open_engine
 from appliance.store.ledger import Ledger
-from appliance.store.snapshots import Snapshots
+from appliance.store.snapshots import Snapshots, copy_fold
+from tests.domain.builder import ORIGIN as BUILT
+from tests.domain.builder import Site as Built
+from tests.domain.builder import stage
 from tests.store.attacker import Cursor, attack
 from tests.store.conftest import Databases
-from tests.store.site import ORIGIN, Site, heartbeat, refusal
+from tests.store.site import ORIGIN, Clock, Site, heartbeat, refusal
 
 pytestmark = pytest.mark.usefixtures("filed")
 
@@ -199,6 +205,44 @@ def test_who_has_another_key_cannot_seal_a_fold(
     other.load()
     assert read == list(range(SIZE + 3))
     assert _told(other) == _told(sealed)
+
+
+def test_a_fold_that_a_replaced_key_sealed_is_not_believed(database_url: str, path: Path) -> None:
+    """Whoever stole the log's key before it was rotated could seal one with a person more in it."""
+    made = stage("staffed")
+    size = made.state.size
+    made.rotate_log_key()
+    clock = Clock()
+    key, signers = made.first.log_key, made.log_signers.__getitem__
+    with ExitStack() as stack:
+
+        def opened() -> Ledger:
+            snapshots = Snapshots(path, origin=BUILT, code="sha256:code", signers=signers)
+            engine = open_engine(database_url)
+            ledger = Ledger(engine, origin=BUILT, log_key=key, signers=signers, clock=clock, snapshots=snapshots)
+            return stack.enter_context(closing(ledger))
+
+        ledger = opened()
+        _append(ledger, made, 0, size, clock)
+        forgery, frontier, sealed_by = copy_fold(ledger._current())
+        people = forgery.tables["principals"]
+        people["mallory"] = people["anna"].model_copy(update={"name": "mallory"})
+        _append(ledger, made, size, made.state.size, clock)
+        Snapshots(path, origin=BUILT, code="sha256:code", signers=signers).write(forgery, frontier, sealed_by)
+        other = opened()
+        other.load()
+        assert other.state.principals.get("mallory") is None
+        assert _told(other) == _told(ledger)
+
+
+def _append(ledger: Ledger, made: Built, start: int, stop: int, clock: Clock) -> None:
+    """The entries that were made elsewhere, at their own times."""
+    for data in made.entries[start:stop]:
+        entry = parse_entry(data)
+        clock.now = parse_time(entry.time) - timedelta(seconds=1)
+        documents = {role: made.documents[digest] for role, digest in entry.documents.items()}
+        said = entry.model_dump(include={"type", "actor", "source", "subjects", "outcome", "body"})
+        ledger.append(Draft(**said, documents=documents))
 
 
 def _copied(ledger: Ledger, site: Site, path: Path) -> tuple[object, ...]:

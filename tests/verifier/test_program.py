@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from appliance import verifier
+from appliance.domain import events as e
+from appliance.domain import orders as o
 from appliance.domain.entry import parse_entry
+from appliance.domain.names import add_seconds
 from appliance.domain.report import Report
 from appliance.errors import NotFound
 from appliance.formats.export import write_export
@@ -308,6 +311,27 @@ def test_an_auditor_learns_from_the_export_alone_what_a_unit_could_load(
     assert run(capsys, *asked, "--at", "yesterday")[0] == 2
     assert run(capsys, *asked, "--at", "2020-01-01T00:00:00.000Z")[0] == 2
     assert run(capsys, *asked, "--at", 10_000)[0] == 2
+
+
+def test_an_auditor_learns_of_the_folder_that_no_revocation_reaches(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = files.site
+    exported = site.export()
+    site.ordered(e.AdapterRevoked(policy=site.in_force), site.order(o.RevokeAdapter, "rita", **site.on_adapter()))
+    files.export.write_bytes(export_of(site))
+    asked = (files.export, "--trust", files.trust, "--could-load", "legal", "--at")
+    code, out, _ = run(capsys, *asked, len(site.entries) - 1)
+    assert code == 0 and "  labels: could not load clauses@1 (sha256:" in out
+    until = add_seconds(exported.time, 3_600)
+    said = f"from an exported folder, entry {exported.index}; no revocation reaches it"
+    assert f"until {until}\n    {said}\n" in out
+    code, out, _ = run(capsys, *asked, len(site.entries) - 1, "--json")
+    (one,) = json.loads(out)["could_load"]["exported"]
+    assert (one["adapter"], one["entry"], one["valid_until"]) == ("clauses@1", exported.index, until)
+    for at in (exported.index - 1, until):
+        code, out, _ = run(capsys, *asked, at)
+        assert code == 0 and "exported folder" not in out
 
 
 def test_a_log_that_is_not_verified_answers_nothing(files: Files, capsys: pytest.CaptureFixture[str]) -> None:

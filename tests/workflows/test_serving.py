@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from appliance.errors import Denied, TooMany
+from appliance.domain.events import AdapterLoaded
+from appliance.errors import Denied, NotFound, TooMany, Unavailable
 from appliance.formats.canonical import parse_canonical
 from appliance.ml.adapters import Slots
 from appliance.ml.base import load_base
@@ -110,6 +111,37 @@ def test_a_slot_that_answers_is_not_taken(home: Home, monkeypatch: pytest.Monkey
         going.close()
         assert _ask(home, serving, second)
         assert [loaded.unit for loaded in serving._slots._table.values()] == [second]
+
+
+def test_a_load_whose_commit_nobody_saw_the_end_of_is_emptied_and_loaded_again(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its entry stands: the log says that the slot is filled, and no other admission would be taken."""
+    unit, append, seen = UNITS[0], slots.append, [True]
+
+    def lose(context: Any, body: Any, **rest: Any) -> Any:
+        appended = append(context, body, **rest)
+        if isinstance(body, AdapterLoaded) and seen:
+            seen.clear()
+            raise Unavailable("ledger: expected to learn whether it was committed", code="commit-unknown")
+        return appended
+
+    monkeypatch.setattr(slots, "append", lose)
+    with closing(Serving(home.context)) as serving:
+        since = home.context.ledger.state.size
+        with pytest.raises(Unavailable):
+            _ask(home, serving, unit)
+        assert _ask(home, serving, unit)
+        whole = [(kind, unit) for kind in ("admitted", "loaded")]
+        assert _log(home, since) == [*whole, ("unloaded", unit), *whole, ("admitted", unit)]
+
+
+def test_a_name_that_a_client_made_up_leaves_nothing_behind(home: Home) -> None:
+    with closing(Serving(home.context)) as serving:
+        for number in range(3):
+            with pytest.raises(NotFound, match="model: expected one released"):
+                serving.answer(_caller(home, UNITS[0]), f"made-up-{number}", "generate", ASKED, "tcp:127.0.0.1")
+        assert serving._slots._turns == {}
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])

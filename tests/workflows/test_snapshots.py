@@ -26,11 +26,22 @@ def test_a_long_log_is_sealed_less_often_but_for_the_end(size: int, share: int |
     assert asked == [grown]
 
 
-def test_a_fold_that_cannot_be_kept_is_said_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    def full(_grown: int) -> None:
-        raise Unavailable("snapshot: expected the disk to work, got No space left on device")
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (Unavailable("snapshot: expected the disk to work"), "snapshot: expected the disk to work"),
+        (RecursionError("maximum depth"), "snapshot: expected no defect of the appliance, got RecursionError"),
+    ],
+)
+def test_a_fold_that_cannot_be_kept_is_said_and_ends_nothing(
+    caplog: pytest.LogCaptureFixture, error: Exception, said: str
+) -> None:
+    """Neither the rounds nor the service's orderly end."""
+
+    def fail(_grown: int) -> None:
+        raise error
 
     context = _context(1, [])
-    context.ledger.seal_snapshot = full  # type: ignore[method-assign]
+    context.ledger.seal_snapshot = fail  # type: ignore[method-assign]
     snapshots.seal(context)
-    assert "the fold could not be kept: snapshot: expected the disk to work" in caplog.text
+    assert f"the fold could not be kept: {said}" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -43,6 +44,20 @@ def test_a_disk_that_fills_up_is_said_while_entries_still_fit(
     found = watch.warnings(context(NOW), tmp_path)
     assert bool(found) is said
     assert all("MiB free" in text for text in found)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_disk_that_does_not_say_what_is_free_is_said_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
+) -> None:
+    """The heartbeat that asks goes on."""
+
+    def refuse(_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "statvfs", refuse)
+    expected = f"disk of {tmp_path}: expected to be told what is free, got {os.strerror(number)}"
+    assert watch.warnings(context(NOW), tmp_path) == [expected]
 
 
 @pytest.mark.parametrize(("ahead_s", "said"), [(-5, False), (0, False), (60, False), (61, True), (86_400, True)])

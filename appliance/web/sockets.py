@@ -1,0 +1,95 @@
+"""The sockets that the doors stand on. Strangers' connections are counted from their accept on: over TLS the protocol
+learns of one only once its handshake is done, and each has taken a descriptor of the whole service by then."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import stat
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import Conflict, Unavailable
+
+CONNECTIONS = 512
+"""At once, at one door of strangers."""
+SHARE = 4
+"""One door of strangers has at most this part of the descriptors: there are two, and half stays for everything else."""
+DESCRIPTORS = 4_096
+
+
+def raise_descriptors() -> None:
+    """As many descriptors as the doors can use, as far as the host's hard limit goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class Bounded(socket.socket):
+    """Listens, and has so many connections open at once, whatever they do; one that comes over that is closed."""
+
+    def __init__(self, family: int, most: int) -> None:
+        super().__init__(family, socket.SOCK_STREAM)
+        self._most = most
+        self._accepted: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """ConnectionAbortedError, which an event loop passes over, for one too many."""
+        connection, address = super().accept()
+        # Asked of the sockets themselves, since whoever closes one tells nobody.
+        if sum(one.fileno() >= 0 for one in self._accepted) >= self._most:
+            connection.close()
+            raise ConnectionAbortedError(f"connections: expected at most {self._most} at once, got one more")
+        self._accepted.add(connection)
+        return connection, address
+
+
+@contextlib.contextmanager
+def open_unix(path: Path) -> Iterator[socket.socket]:
+    """The people's door, mode 0600 from its first moment, gone with the service; one that an ended service left is
+    replaced."""
+    door = _bind_unix(path)
+    try:
+        yield door
+    finally:
+        door.close()
+        path.unlink(missing_ok=True)
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if len(os.fsencode(path)) > 100:
+        raise Unavailable(f"socket {path}: expected a path of at most 100 bytes; choose a shorter APPLIANCE_HOME")
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise Conflict(f"socket {path}: expected nothing or a socket there, got another kind of file")
+        path.unlink()
+    door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        door.bind(str(path))
+    finally:
+        os.umask(before)
+    door.listen(128)
+    return door
+
+
+def open_tcp(listen: tuple[str, int], what: str = "units' door") -> socket.socket:
+    host, port = listen
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    share = CONNECTIONS if descriptors == resource.RLIM_INFINITY else descriptors // SHARE
+    door = Bounded(family, min(CONNECTIONS, share))
+    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        door.bind((host, port))
+    except OSError as error:
+        door.close()
+        raise Unavailable(f"{what}, {host}:{port}: expected to listen there, got {error.strerror}") from None
+    door.listen(128)
+    return door

@@ -1,0 +1,43 @@
+"""A founded appliance with people and units and nothing else, copied for each test and started as small as it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.site import Site, found_site, free_port
+from tests.web.small import SMALL
+
+
+@pytest.fixture(scope="session")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """Stopped."""
+    site = found_site(tmp_path_factory.mktemp("t") / "h", free_port())
+    site.stop()
+    return site
+
+
+@pytest.fixture
+def start_small(town: Site, tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    """`start_small(tls=True, idle_s=1)`; its service is ended after the test."""
+    made: list[Site] = []
+
+    def start(environment: dict[str, str] | None = None, *, tls: bool = False, **said: Any) -> Site:
+        site = town.copy(tmp_path / "h", free_port())
+        site.environment.update(environment or {})
+        site.launcher = ("-m", "tests.web.small")
+        if tls:
+            site.secure()
+        (site.home / SMALL).write_text(json.dumps(said))
+        made.append(site)
+        site.start()
+        return site
+
+    yield start
+    for site in made:
+        if site.service is not None:
+            site.kill()

@@ -1,0 +1,34 @@
+"""The real service with short times and few descriptors: what the file `small.json` in its home says."""
+
+from __future__ import annotations
+
+import json
+import resource
+from typing import Any, NoReturn
+
+from appliance import wiring
+from appliance.config import load_settings
+from appliance.web import server
+
+SMALL = "small.json"
+
+
+def fail(*_: object) -> NoReturn:
+    raise RuntimeError("a beat that nobody foresaw")
+
+
+def main() -> None:
+    settings = load_settings()
+    said: dict[str, Any] = json.loads((settings.home / SMALL).read_text())
+    if "descriptors" in said:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (said["descriptors"], said["descriptors"]))
+    wiring.IDLE_S = said.get("idle_s", wiring.IDLE_S)
+    wiring.BEAT_S = said.get("beat_s", wiring.BEAT_S)
+    server.HEADER_S = said.get("header_s", server.HEADER_S)
+    if said.get("failing_beat"):
+        wiring._beat = fail
+    wiring.serve(settings, embedded="idle_s" in said)
+
+
+if __name__ == "__main__":
+    main()

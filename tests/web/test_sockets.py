@@ -1,0 +1,114 @@
+"""Strangers at a door take no more descriptors than are theirs, from their accept on, and people are answered."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+
+import pytest
+
+from appliance.web import sockets
+from appliance.web.sockets import Bounded, open_tcp
+from tests.site import Site
+
+HEADER_S = 2.0
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
+    """The process's limits of descriptors, soft and hard, as the code sees and sets them."""
+    held = [(256, 1024)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: held[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: held.append(pair))
+    yield held
+
+
+def test_a_socket_counts_what_it_accepted_until_that_is_closed() -> None:
+    with Bounded(socket.AF_INET, 2) as door, ExitStack() as stack:
+        door.bind(("127.0.0.1", 0))
+        door.listen(8)
+
+        def accept() -> socket.socket:
+            stack.enter_context(socket.create_connection(door.getsockname()))
+            return stack.enter_context(door.accept()[0])
+
+        first, _second = accept(), accept()
+        with pytest.raises(ConnectionAbortedError):
+            accept()
+        first.close()
+        accept()
+        with pytest.raises(ConnectionAbortedError):
+            accept()
+
+
+def test_a_door_has_its_share_of_few_descriptors_and_no_more_than_it_needs_of_many(
+    limits: list[tuple[int, int]],
+) -> None:
+    for descriptors, most in ((256, 64), (1024, 256), (65_536, 512), (resource.RLIM_INFINITY, 512)):
+        limits.append((descriptors, descriptors))
+        with open_tcp(("127.0.0.1", 0)) as door:
+            assert isinstance(door, Bounded) and door._most == most
+
+
+def test_the_soft_limit_is_raised_as_far_as_the_hard_one_lets_it(limits: list[tuple[int, int]]) -> None:
+    for before, after in (
+        ((256, 1024), (1024, 1024)),
+        ((1024, 524_288), (4096, 524_288)),
+        ((1024, resource.RLIM_INFINITY), (4096, resource.RLIM_INFINITY)),
+        ((20_000, 20_000), (20_000, 20_000)),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY),) * 2,
+    ):
+        limits.append(before)
+        sockets.raise_descriptors()
+        assert limits[-1] == after
+
+
+def silent(site: Site, count: int, stack: ExitStack) -> list[socket.socket]:
+    """Connections that say nothing at all, not even the first word of a handshake."""
+    assert site.settings.listen is not None
+    made = []
+    for _ in range(count):
+        made.append(stack.enter_context(socket.create_connection(site.settings.listen, timeout=30)))
+    return made
+
+
+def until_cut(connections: list[socket.socket]) -> float:
+    begun = time.monotonic()
+    for connection in connections:
+        with suppress(ConnectionResetError):
+            assert connection.recv(1) == b""
+    return time.monotonic() - begun
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_more_silent_connections_than_descriptors_are_cut_in_time_and_people_are_answered(
+    start_small: Callable[..., Site], tls: bool
+) -> None:
+    """Each answer here opens a session, which is an entry: a socket, a thread and the database."""
+    descriptors = 200
+    site = start_small(tls=tls, descriptors=descriptors, header_s=HEADER_S)
+    for who in ("axel", "olga"):
+        with ExitStack() as stack:
+            connections = silent(site, 3 * descriptors, stack)
+            begun = time.monotonic()
+            assert site.get("/v1/bases", who) == []
+            assert time.monotonic() - begun < HEADER_S, "people wait for no stranger"
+            assert until_cut(connections) < 3 * HEADER_S
+    head = {"Authorization": f"Bearer {site.token('legal')}"}
+    assert site.units().get("/v1/models", headers=head).status_code == 200, "and the door is free again"
+    assert "out of system resource" not in site.log()
+
+
+def test_who_shakes_hands_and_then_says_nothing_is_cut_as_well(start_small: Callable[..., Site]) -> None:
+    site = start_small(tls=True, header_s=HEADER_S)
+    assert site.authority is not None and site.settings.listen is not None
+    with socket.create_connection(site.settings.listen, timeout=30) as plain:
+        time.sleep(0.5 * HEADER_S)
+        with site.authority.trusting().wrap_socket(plain, server_hostname="127.0.0.1") as secured:
+            begun = time.monotonic()
+            with suppress(OSError):  # an end without its goodbye
+                assert secured.recv(1) == b""
+            assert 0.5 * HEADER_S < time.monotonic() - begun < 3 * HEADER_S
