@@ -193,10 +193,15 @@ def _read_trust(settings: Settings) -> Trust:
 
 @contextmanager
 def service(
-    settings: Settings, say: Callable[[str], None] = lambda _: None, *, after_pause: bool = False
+    settings: Settings,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    after_pause: bool = False,
+    rebuild: bool = False,
 ) -> Iterator[Context]:
     """A loaded ledger and all that the workflows need. Tampered when the ledger does not hold. `say` hears how far the
-    loading is. `after_pause`: the host's clock is right, however long ago the last entry is."""
+    loading is. `after_pause`: the host's clock is right, however long ago the last entry is. `rebuild`: the projections
+    are dropped and made anew."""
     trust = _read_trust(settings)
     keyring = Keyring(settings.keys)
     adapter_signer = keyring.open_signer(ADAPTER_KEY)
@@ -205,6 +210,9 @@ def service(
     ledger.load(lambda folded, size: say(f"reads its log: {folded:,} of {size:,} entries"))
     if after_pause:
         ledger.clock.believe_pause(ledger.state.last_time)
+    if rebuild:
+        say("makes the projections anew")
+        ledger.rebuild_projections()
     say("starts")
     _check_keyring(keyring, ledger)
     settings.logs.mkdir(mode=0o700, exist_ok=True)
@@ -271,14 +279,14 @@ def describe_code() -> Code:
     return Code(__version__, digest_bytes(json.dumps(files, sort_keys=True).encode()), packages)
 
 
-def serve(settings: Settings, *, embedded: bool, after_pause: bool = False) -> None:
+def serve(settings: Settings, *, embedded: bool, after_pause: bool = False, rebuild: bool = False) -> None:
     """Runs the service until a signal; an embedded one ends after ten minutes without an open request."""
     configure_logs()
     raise_descriptors()
     with (
         lock_folder(settings.lock) as lock,
         Claim(open_engine(settings.database_url)) as claim,
-        service(settings, lock.say, after_pause=after_pause) as context,
+        service(settings, lock.say, after_pause=after_pause, rebuild=rebuild) as context,
     ):
         serving = Serving(context)
         context.released = serving.reconcile

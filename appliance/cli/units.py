@@ -292,9 +292,14 @@ def revoke_tokens(caller: Caller, unit: str, file: TextIO | None, before: str | 
 @click.option(
     "--after-pause", is_flag=True, help="The host's clock is right, though the last entry is over 31 days old."
 )
+@click.option(
+    "--rebuild",
+    is_flag=True,
+    help="First make what is derived from the log anew, where `ledger verify` says it differs.",
+)
 @shares
 @click.pass_obj
-def serve(caller: Caller, embedded: bool, after_pause: bool) -> None:
+def serve(caller: Caller, embedded: bool, after_pause: bool, rebuild: bool) -> None:
     """Run the service until it gets SIGTERM or SIGINT: people on its Unix socket, units on its TCP port."""
     from appliance import wiring
 
@@ -302,4 +307,4 @@ def serve(caller: Caller, embedded: bool, after_pause: bool) -> None:
     scheme = "http" if settings.certificate is None else "https"
     listen = "off" if settings.listen is None else f"{scheme}://{settings.listen[0]}:{settings.listen[1]}/v1"
     say(f"people: {settings.socket}", f"units: {listen}")
-    wiring.serve(settings, embedded=embedded, after_pause=after_pause)
+    wiring.serve(settings, embedded=embedded, after_pause=after_pause, rebuild=rebuild)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,21 @@ def propose_export(door: Door, signer: str, unit: str, task: str, until: str | N
 
 def _latest(door: Door, adapter: str, unit: str) -> str:
     """A minute less than the service lets it, so that the order may travel."""
-    now = encode_time(datetime.now(UTC))
-    limit = add_seconds(now, int(door.about.parameters["export_lifetime_s"]) - 60)
+    rules, now = door.about.parameters, encode_time(datetime.now(UTC))
+    limit = add_seconds(now, int(rules["export_lifetime_s"]) - 60)
     reviews = door.get(f"/v1/adapters/{adapter}")["reviews"]
     last = {review["reviewer"]: review for review in reviews if review["unit"] == unit}
     ends = [review["valid_until"] for review in last.values() if now < review["valid_until"]]
-    return str(min([limit, *ends]))
+    return str(min([limit, *ends, *_witnessed(door, rules)]))
+
+
+def _witnessed(door: Door, rules: Mapping[str, Any]) -> list[str]:
+    """Until when the witnesses stand behind the log, where policy asks for them."""
+    quorum = int(rules["witness_quorum"])
+    if not quorum:
+        return []
+    times = sorted(str(row["time"]) for row in door.get("/v1/witnesses") if row["vkey"] in rules["witnesses"])
+    return [add_seconds(time, int(rules["witness_lifetime_s"])) for time in times[::-1][quorum - 1 : quorum]]
 
 
 def fetch_export(door: Door, digest: str, progress: Callable[[int], None]) -> tuple[dict[str, Any], Handed]:

@@ -52,37 +52,50 @@ def write_new(path: Path, data: bytes, what: str, mode: int = PRIVATE) -> None:
     except FileExistsError:
         raise Conflict(f"{what}, {path}: expected a name that is free, got an existing file") from None
     except OSError as error:
-        raise Unavailable(f"{what}, {path}: expected it to be writable, got {error.strerror}") from None
+        raise _unwritable(path, what, error) from None
+    try:
+        _write(handle, data)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise _unwritable(path, what, error) from None
+
+
+def replace_private(path: Path, data: bytes, what: str) -> None:
+    """Writes a 0600 file in a 0700 folder, whole or not at all, over the one before."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise _unwritable(path, what, error) from None
+    _replace(path, data, what, PRIVATE)
+
+
+def replace_file(path: Path, data: bytes, what: str) -> None:
+    """Writes a file that may be handed out, whole or not at all, over the one before."""
+    _replace(path, data, what, 0o644)
+
+
+def _replace(path: Path, data: bytes, what: str, mode: int) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.unlink(missing_ok=True)
+        try:
+            _write(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), data)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(path, what, error) from None
+
+
+def _write(handle: int, data: bytes) -> None:
     with os.fdopen(handle, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def replace_private(path: Path, data: bytes) -> None:
-    """Writes a 0600 file in a 0700 folder, whole or not at all, over the one before."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.unlink(missing_ok=True)
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    part.replace(path)
-
-
-def replace_file(path: Path, data: bytes, what: str) -> None:
-    """Writes a file that may be handed out, whole or not at all, over the one before."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.unlink(missing_ok=True)
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise Unavailable(f"{what}, {path}: expected it to be writable, got {error.strerror}") from None
+def _unwritable(path: Path, what: str, error: OSError) -> Unavailable:
+    return Unavailable(f"{what}, {path}: expected it to be writable, got {error.strerror}")
 
 
 def _open(path: Path, what: str) -> int:

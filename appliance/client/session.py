@@ -60,7 +60,7 @@ class Session:
             if self._opened is not None and self._opened.stands(limit):
                 return self._opened
         self._opened = _open(self.door, self.name, self._unlock())
-        replace_private(self._cache, json.dumps(asdict(self._opened)).encode("utf-8"))
+        replace_private(self._cache, json.dumps(asdict(self._opened)).encode("utf-8"), "session")
         return self._opened
 
     @property

@@ -35,7 +35,7 @@ def follow(door: Door, about: About, trust: Trust) -> Anchor:
     kept = state_folder() / "logs" / f"{hashlib.sha256(encode_trust(trust)).hexdigest()[:32]}.vkey"
     if _load(kept) != about.log_key:
         _verify(door, about, trust)
-        replace_private(kept, about.log_key.encode("utf-8"))
+        replace_private(kept, about.log_key.encode("utf-8"), "log key")
     return replace(anchor, log_key=about.log_key, said_by="the trust file, and the log verified from it to today's key")
 
 

@@ -146,6 +146,17 @@ def _until(what: str, end: Time, now: Time) -> list[str]:
     return [f"{what}: expected its retention to have ended by {now}, got one until {end}"] if now < end else []
 
 
+def witnessed_until(state: State) -> list[Time]:
+    """Until when the witnesses stand behind the log, if nobody cosigns it again; nothing where policy asks for none, or
+    too few have."""
+    rules = state.parameters
+    if not rules.witness_quorum:
+        return []
+    times = sorted(w.time for w in state.witnesses.values() if w.vkey in rules.witnesses)[::-1]
+    needed = times[rules.witness_quorum - 1 : rules.witness_quorum]
+    return [add_seconds(time, rules.witness_lifetime_s) for time in needed]
+
+
 def unwitnessed(state: State, now: Time) -> list[str]:
     """Why too few witnesses stand behind the log, where policy asks for them."""
     rules = state.parameters

@@ -347,7 +347,7 @@ def _roll_back(state: State, order: RollBack, signer: Principal, now: Time) -> R
 
 
 def _export(state: State, order: ExportAdapter, signer: Principal, now: Time) -> Reasons:
-    """Only what answers the unit's task today; no longer than its approvals stand, nor than policy lets it."""
+    """Only what answers the unit's task today; no longer than approvals and witnesses stand and policy lets it."""
     adapter = _adapter(state, order)
     if isinstance(adapter, list):
         return adapter
@@ -358,7 +358,7 @@ def _export(state: State, order: ExportAdapter, signer: Principal, now: Time) ->
         return [*reasons, f"release: expected {order.name} to answer {order.unit}/{order.task}, got {got}"]
     reasons += approval.barred(state, release, adapter, now) + custody.unwitnessed(state, now)
     ends = [review.valid_until for review in approval.standing_reviews(state, adapter, order.unit, now)]
-    limit = min([add_seconds(now, state.parameters.export_lifetime_s), *ends])
+    limit = min([add_seconds(now, state.parameters.export_lifetime_s), *ends, *custody.witnessed_until(state)])
     if not now < order.valid_until <= limit:
         reasons.append(f"valid until: expected a time after {now} and not after {limit}, got {order.valid_until}")
     return reasons

@@ -48,9 +48,10 @@ def accept(context: Context, data: bytes, source: str) -> Appended:
     time_s = verify_cosignature(note, key.vkey)
     clean = Note(note.text, tuple(line for line in note.signatures if _ours(state, line) or line.name == key.name))
     seen = _open(encode_note(clean), _log_keys(context))
-    if _is_news(context, key.name, clean, seen):
-        context.witnessed.keep(key.name, encode_note(clean))
-    context.lost = compare(context)
+    with context.order_lock:  # what one finds is not overwritten by another who has looked before
+        if _is_news(context, key.name, clean, seen):
+            context.witnessed.keep(key.name, encode_note(clean))
+        context.lost = compare(context)
     if context.lost:
         context.released()
         raise context.lost[0]

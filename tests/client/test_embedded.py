@@ -5,10 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,17 @@ def test_a_service_starts_long_after_the_last_entry_only_where_somebody_says_tha
         assert context.ledger.state.size == 1, "nothing was written"
         recover(context)
         assert context.ledger.state.size == 2
+
+
+def test_a_service_that_is_told_to_makes_the_projections_anew(settings: Settings) -> None:
+    """They are a cache: rows that somebody has changed are no loss."""
+    _init(settings)
+    with closing(sqlite3.connect(settings.home / "ledger.db")) as database, database:
+        database.execute("UPDATE projections SET value = '{}'")
+    with wiring.service(settings) as context:
+        assert context.ledger.check_projections() != []
+    with wiring.service(settings, rebuild=True) as context:
+        assert context.ledger.check_projections() == []
 
 
 def test_no_data_folder_is_not_found_and_says_what_to_type(tmp_path: Path) -> None:

@@ -633,6 +633,17 @@ def see(site: Site, **fields: Any) -> None:
     site.add(body, documents=documents)
 
 
+def test_an_export_is_good_no_longer_than_the_witnesses_that_it_leaves_with() -> None:
+    """The unit's host counts them as admission does: the folder would end before the date that its order names."""
+    site = watched("released")
+    see(site)
+    (seen,) = site.state.witnesses.values()
+    limit = add_seconds(seen.time, 3_600)
+    with refuses(site, Denied, f"and not after {limit}, got {add_seconds(limit, 1)}"):
+        site.export(valid_until=add_seconds(limit, 1))
+    site.export(valid_until=limit)
+
+
 def test_a_cosignature_from_the_future_is_no_fresh_one() -> None:
     site = watched("released")
     note = parse_note(site.checkpoint())
