@@ -301,8 +301,10 @@ class Site:
         )
         return self.wait_import(self.order(order)["order"])
 
-    def import_dataset(self, rows: bytes, name: str = "clauses", **terms: Any) -> dict[str, Any]:
-        return self.wait_import(self.order_dataset(rows, name, **terms))
+    def import_dataset(
+        self, rows: bytes, name: str = "clauses", base_name: str = "tiny", **terms: Any
+    ) -> dict[str, Any]:
+        return self.wait_import(self.order_dataset(rows, name, base_name, **terms))
 
     def order_dataset(
         self,
