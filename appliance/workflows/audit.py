@@ -173,8 +173,11 @@ def import_status(context: Context, order: str, wait_s: float) -> dict[str, Any]
         raise NotFound(f"import: expected one that was ordered, got {order}")
     stream = context.progress.read(order, 1 << 60, wait_s if record.status == "requested" else 0)
     current = context.ledger.state.imports.get(order) or record
+    # Its entry comes before its result: until that is there it is under way to whoever asks.
+    under_way = {"status": "requested"} if stream.frames and not stream.ended else {}
     return {
         **current.model_dump(mode="json"),
+        **under_way,
         "result": stream.result,
         "error": _why(context, stream),
         "progress": list(stream.frames)[-1:],

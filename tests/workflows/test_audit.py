@@ -17,6 +17,8 @@ from appliance.store.engine import migrate, open_engine
 from appliance.store.ledger import Ledger
 from appliance.workflows import audit
 from appliance.workflows.context import Context
+from appliance.workflows.progress import Progress
+from tests.domain.builder import stage
 from tests.store.site import START, Site, heartbeat
 
 
@@ -77,3 +79,16 @@ def test_an_export_during_which_a_text_of_it_is_erased_is_refused(
     monkeypatch.setattr(one, "disclosures", lambda _: {})
     with pytest.raises(Conflict, match="got one erased by entry 3; ask again"):
         list(exported)
+
+
+def test_an_import_is_under_way_until_its_result_is_there() -> None:
+    """Its entry comes first: who asked in between was told that it had finished, with nothing."""
+    site = stage("imported")
+    (order,) = (row.order for row in site.state.imports.values() if row.verb == "import-dataset")
+    context: Any = SimpleNamespace(ledger=SimpleNamespace(state=site.state), progress=Progress())
+    assert audit.import_status(context, order, 0)["status"] == "finished", "by a service before this one"
+    context.progress.publish(order, {"frame": "prepared"})
+    assert audit.import_status(context, order, 0)["status"] == "requested"
+    context.progress.end(order, result={"dataset": "clauses@1"})
+    told = audit.import_status(context, order, 0)
+    assert (told["status"], told["result"]) == ("finished", {"dataset": "clauses@1"})
