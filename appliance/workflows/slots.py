@@ -17,7 +17,7 @@ from typing import Any
 from appliance.domain.approval import barred, released, superseded
 from appliance.domain.events import AdapterLoaded, AdapterUnloaded, AdmissionRefused
 from appliance.domain.names import versioned
-from appliance.domain.state import release_key
+from appliance.domain.state import Adapter, Slot, release_key
 from appliance.errors import ApplianceError, Denied, NotFound, Tampered, TooMany, Unavailable
 from appliance.formats.canonical import parse_canonical
 from appliance.formats.timestamp import encode_time
@@ -47,6 +47,8 @@ class Slots:
         self._engines: dict[EngineKey, Engine] = {}
         self._table: dict[str, Loaded] = {}
         self._leaving: dict[str, list[Loaded]] = {}
+        self._held: set[Loaded] = set()
+        """From before its load until it is emptied: whose engines are needed."""
 
     def find(self, unit: str, task: str) -> Loaded:
         """The slot of the unit's task, if it is still today's release; else admission and a load. NotFound where
@@ -179,9 +181,8 @@ class Slots:
             raise Unavailable(f"slot {unit}/{task}: expected the one just admitted, got another", code="slot-emptied")
         loaded: Loaded | None = None
         try:
-            engine = self._engine(adapter.base, adapter.base_digest, admitted)
-            loaded = Loaded(row, slot, engine, self._context.clock)
-            engine.load(slot, admitted.files)
+            loaded = self._begin(row, slot, admitted)
+            loaded.engine.load(slot, admitted.files)
             append(self._context, AdapterLoaded(unit=unit, task=task, adapter=name, admitted=index, probe="identical"))
         except ApplianceError as error:
             if loaded is not None:
@@ -201,22 +202,37 @@ class Slots:
             raise Denied(f"adapter {name} for {unit}", reasons=tuple(reasons), code="not-admitted")
         return loaded
 
-    def _engine(self, base: str, digest: str, admitted: Admitted) -> Engine:
-        """One engine for each tuple that an adapter can have been judged on."""
+    def _begin(self, row: Slot, slot: str, admitted: Admitted) -> Loaded:
+        """A slot of the one engine for each tuple that an adapter can have been judged on."""
         recipe: dict[str, Any] = parse_canonical(admitted.files["recipe.json"])
-        key = (digest, recipe["quantisation"], recipe["compute_dtype"])
+        key = (admitted.adapter.base_digest, recipe["quantisation"], recipe["compute_dtype"])
         with self._starting:
             engine = self._engines.get(key)
             if engine is None or not engine.alive:
-                try:
-                    folder = checked_base(self._context, base)
-                except Tampered as error:
-                    # To a unit it is what a changed adapter is: not admitted, until somebody has looked into it.
-                    raise Denied(f"base {base}", reasons=(error.message,), code="not-admitted") from error
-                engine = Engine(self._context, folder, digest, recipe)
-                with self._lock:
-                    self._engines[key] = engine
-        return engine
+                self._end_unneeded()
+                engine = self._start(admitted.adapter, recipe)
+            loaded = Loaded(row, slot, engine, self._context.clock)
+            with self._lock:
+                self._engines[key] = engine
+                self._held.add(loaded)
+        return loaded
+
+    def _start(self, adapter: Adapter, recipe: dict[str, Any]) -> Engine:
+        try:
+            folder = checked_base(self._context, adapter.base)
+        except Tampered as error:
+            # To a unit it is what a changed adapter is: not admitted, until somebody has looked into it.
+            raise Denied(f"base {adapter.base}", reasons=(error.message,), code="not-admitted") from error
+        return Engine(self._context, folder, adapter.base_digest, recipe)
+
+    def _end_unneeded(self) -> None:
+        """Engines in which nothing is loaded make room for the next: nobody is released to their base any more."""
+        with self._lock:
+            needed = {loaded.engine for loaded in self._held}
+            unneeded = [key for key, engine in self._engines.items() if engine not in needed]
+            ended = [self._engines.pop(key) for key in unneeded]
+        for engine in ended:
+            engine.close()
 
     # --- emptying -----------------------------------------------------------------------------------------------------
 
@@ -236,7 +252,7 @@ class Slots:
             _forget(loaded.engine, loaded.slot)
             self._record_emptied(loaded)
             with self._lock:
-                self._leaving[key].pop(0)
+                self._held.discard(self._leaving[key].pop(0))
 
     def _record_emptied(self, loaded: Loaded) -> None:
         slot = self._context.ledger.state.slots.get(release_key(loaded.unit, loaded.task))

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -193,3 +194,42 @@ def test_an_answer_that_is_cut_leaves_its_slot_free(home: Home, monkeypatch: pyt
         going.cut("once more")
         assert not loaded.engine.answers(loaded.slot)
         assert _ask(home, serving, second)
+
+
+def test_an_engine_that_holds_nothing_makes_room_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units that are released to another base: a machine that holds one base cannot wait for the service's end."""
+
+    class Started:
+        alive = True
+
+        def __init__(self, *_: object) -> None:
+            self.closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    monkeypatch.setattr(slots, "Engine", Started)
+    monkeypatch.setattr(slots, "checked_base", lambda _, base: Path(base))
+    monkeypatch.setattr(slots, "_forget", lambda *_: None)
+    held = slots.Slots(SimpleNamespace(clock=None))  # type: ignore[arg-type]
+    monkeypatch.setattr(held, "_record_emptied", lambda _: None)
+
+    def begin(base: str, task: str) -> Any:
+        adapter = SimpleNamespace(base=base, base_digest=f"sha256:{base}")
+        files = {"recipe.json": b'{"compute_dtype":"float32","quantisation":"none"}'}
+        row = SimpleNamespace(unit="legal", task=task)
+        loaded = held._begin(row, task, SimpleNamespace(adapter=adapter, files=files))  # type: ignore[arg-type]
+        held._table[f"legal/{task}"] = loaded
+        return loaded
+
+    first, second = begin("old", "a"), begin("old", "b")
+    assert first.engine is second.engine
+    held._close(first, "released to another")
+    held._empty("legal/a")
+    beside = begin("new", "a")
+    assert not first.engine.closed, "another task answers by it"
+    held._close(second, "released to another")
+    held._empty("legal/b")
+    assert begin("new", "b").engine is beside.engine and not first.engine.closed, "nothing is needed for a second slot"
+    third = begin("newest", "c")
+    assert first.engine.closed and not beside.engine.closed and not third.engine.closed
