@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from appliance.domain import orders, state
-from appliance.domain.invariants import next_dataset_version
+from appliance.domain.making_invariants import next_dataset_version
 from appliance.domain.names import Time, versioned
 from appliance.domain.table import Table, V
 from appliance.errors import NotFound

@@ -17,7 +17,7 @@ from appliance.domain.events import (
     DatasetImported,
     ImportFailed,
 )
-from appliance.domain.invariants import next_dataset_version, next_version
+from appliance.domain.making_invariants import next_dataset_version, next_version
 from appliance.domain.methods import METHODS
 from appliance.domain.names import split_version, versioned
 from appliance.domain.orders import ImportBase, ImportDataset, Review, RevokeAdapter, RevokeBase, RevokeDataset

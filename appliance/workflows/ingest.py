@@ -14,7 +14,7 @@ from typing import Any
 from appliance.domain.approval import base_is
 from appliance.domain.entry import parse_entry
 from appliance.domain.events import BaseImported, DatasetImported, ImportFailed
-from appliance.domain.invariants import next_dataset_version
+from appliance.domain.making_invariants import next_dataset_version
 from appliance.domain.names import versioned
 from appliance.domain.orders import ImportBase, ImportDataset, Order
 from appliance.domain.signatures import read_logged_order, read_recorded_order

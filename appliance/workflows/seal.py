@@ -7,7 +7,7 @@ from typing import Any
 
 from appliance.domain.baselines import compare
 from appliance.domain.events import AdapterSealed
-from appliance.domain.invariants import next_version
+from appliance.domain.making_invariants import next_version
 from appliance.domain.names import encode_value, versioned
 from appliance.domain.orders import Train
 from appliance.domain.state import Run

@@ -13,6 +13,7 @@ from appliance.domain import (
     approval,
     custody,
     governance,
+    governing_invariants,
     invariants,
     making,
     rules,
@@ -82,7 +83,7 @@ def verdicts(take_out: Callable[[pytest.MonkeyPatch], Any], breach: Breach) -> l
 
 def test_every_type_is_tried_or_has_no_rule() -> None:
     assert set(TYPES) | WITHOUT_A_RULE | {"appliance.initialized"} == set(rules.RULES)
-    assert set(VERBS) == set(invariants._RULES)
+    assert set(VERBS) == set(invariants.RULES)
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -94,7 +95,7 @@ def test_the_rule_of_a_type_is_needed(kind: str) -> None:
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.verb)
 def test_the_invariant_of_a_verb_is_needed(verb: Any) -> None:
     def take_out(patch: pytest.MonkeyPatch) -> None:
-        patch.setitem(invariants._RULES, verb, lambda *_: [])
+        patch.setitem(invariants.RULES, verb, lambda *_: [])
 
     assert verdicts(take_out, VERBS[verb]) == ["failed", "verified"]
 
@@ -240,7 +241,7 @@ PARTS: dict[str, tuple[Any, str, Any, Breach]] = {
     "admissible": (approval, "inadmissible", no_reasons, ("serving", lambda s: (
         s.ordered(e.AdapterRevoked(policy=s.in_force), s.order(o.RevokeAdapter, "rita", **s.on_adapter())),
         s.add(s.request(7))))),
-    "roles that stand alone": (invariants, "exclusive_roles", no_reasons, ("staffed", lambda s: s.enroll(
+    "roles that stand alone": (governing_invariants, "exclusive_roles", no_reasons, ("staffed", lambda s: s.enroll(
         "eve", "auditor", "operator"))),
     "retention": (custody, "kept", no_reasons, VERBS[o.Erase]),
     "witnesses": (serving, "unwitnessed", no_reasons, ("released", unwitnessed)),
