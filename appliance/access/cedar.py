@@ -19,7 +19,8 @@ from appliance.access.samples import SAMPLES
 from appliance.domain.names import IDENTIFIER, NO_DIGEST, Time
 from appliance.domain.orders import Order
 from appliance.domain.policy import PolicySet
-from appliance.domain.state import Principal, State
+from appliance.domain.records import Principal
+from appliance.domain.state import State
 from appliance.errors import BadInput, NotFound
 
 _ID = re.compile(IDENTIFIER)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from appliance.domain import orders, state
+from appliance.domain import orders, records, state
 from appliance.domain.making_invariants import next_dataset_version
 from appliance.domain.names import Time, versioned
 from appliance.domain.table import Table, V
@@ -47,7 +47,7 @@ Facts = tuple[Thing, Mapping[str, Any]]
 """The resource, and the context that this verb adds."""
 
 
-def request_of(signer: state.Principal, order: orders.Order, known: state.State, now: Time) -> Request:
+def request_of(signer: records.Principal, order: orders.Order, known: state.State, now: Time) -> Request:
     """NotFound when the order is about something that the state does not hold."""
     resource, context = _FACTS[type(order)](known, order, signer)
     standing = {"now": Moment(now), "single_administrator": known.site.single_administrator}
@@ -120,23 +120,23 @@ def _adapter(
     )
 
 
-def _enroll(known: state.State, order: orders.Enroll, signer: state.Principal) -> Facts:
+def _enroll(known: state.State, order: orders.Enroll, signer: records.Principal) -> Facts:
     return principal_thing(order.principal, ()), {"roles": order.roles}
 
 
-def _grant(known: state.State, order: orders.Grant, signer: state.Principal) -> Facts:
+def _grant(known: state.State, order: orders.Grant, signer: records.Principal) -> Facts:
     return _principal(known, order.principal), {"role": order.role}
 
 
-def _revoke_principal(known: state.State, order: orders.RevokePrincipal, signer: state.Principal) -> Facts:
+def _revoke_principal(known: state.State, order: orders.RevokePrincipal, signer: records.Principal) -> Facts:
     return _principal(known, order.principal), {}
 
 
-def _adopt_policy(known: state.State, order: orders.AdoptPolicy, signer: state.Principal) -> Facts:
+def _adopt_policy(known: state.State, order: orders.AdoptPolicy, signer: records.Principal) -> Facts:
     return Thing("Policy", order.policy, {"digest": order.policy}), {}
 
 
-def _endorse(known: state.State, order: orders.Endorse, signer: state.Principal) -> Facts:
+def _endorse(known: state.State, order: orders.Endorse, signer: records.Principal) -> Facts:
     pending = _find(known.pending, order.order)
     return pending_thing(order.order, pending.verb, _principal(known, pending.signer)), {}
 
@@ -145,7 +145,7 @@ def pending_thing(digest: str, verb: str, signer: Thing) -> Thing:
     return Thing("PendingOrder", digest, {"verb": verb, "signer": signer})
 
 
-def _import_base(known: state.State, order: orders.ImportBase, signer: state.Principal) -> Facts:
+def _import_base(known: state.State, order: orders.ImportBase, signer: records.Principal) -> Facts:
     attributes = {
         "name": order.base,
         "digest": order.source,
@@ -155,7 +155,7 @@ def _import_base(known: state.State, order: orders.ImportBase, signer: state.Pri
     return Thing("Base", order.base, attributes), {"format": order.format}
 
 
-def _import_dataset(known: state.State, order: orders.ImportDataset, signer: state.Principal) -> Facts:
+def _import_dataset(known: state.State, order: orders.ImportDataset, signer: records.Principal) -> Facts:
     version = next_dataset_version(known, order.dataset)
     attributes = {
         "name": order.dataset,
@@ -169,7 +169,7 @@ def _import_dataset(known: state.State, order: orders.ImportDataset, signer: sta
     return Thing("Dataset", versioned(order.dataset, version), attributes), {"format": order.format}
 
 
-def _train(known: state.State, order: orders.Train, signer: state.Principal) -> Facts:
+def _train(known: state.State, order: orders.Train, signer: records.Principal) -> Facts:
     recipe = order.recipe
     run = Thing(
         "Run",
@@ -204,15 +204,15 @@ def _run(known: state.State, name: str) -> Thing:
     return Thing("Run", row.id, attributes)
 
 
-def _on_run(known: state.State, order: orders.Cancel | orders.Resume, signer: state.Principal) -> Facts:
+def _on_run(known: state.State, order: orders.Cancel | orders.Resume, signer: records.Principal) -> Facts:
     return _run(known, order.run), {}
 
 
-def _replay(known: state.State, order: orders.Replay, signer: state.Principal) -> Facts:
+def _replay(known: state.State, order: orders.Replay, signer: records.Principal) -> Facts:
     return _run(known, order.run), {"from_step": order.from_step, "to_step": order.to_step}
 
 
-def _review(known: state.State, order: orders.Review, signer: state.Principal) -> Facts:
+def _review(known: state.State, order: orders.Review, signer: records.Principal) -> Facts:
     context = {
         "unit": order.unit,
         "field": order.field,
@@ -222,46 +222,46 @@ def _review(known: state.State, order: orders.Review, signer: state.Principal) -
     return _adapter(known, order), context
 
 
-def _release(known: state.State, order: orders.Activate | orders.RollBack, signer: state.Principal) -> Facts:
+def _release(known: state.State, order: orders.Activate | orders.RollBack, signer: records.Principal) -> Facts:
     return _adapter(known, order), {"unit": order.unit, "task": order.task}
 
 
-def _export(known: state.State, order: orders.ExportAdapter, signer: state.Principal) -> Facts:
+def _export(known: state.State, order: orders.ExportAdapter, signer: records.Principal) -> Facts:
     return _adapter(known, order), {"unit": order.unit, "task": order.task, "valid_until": Moment(order.valid_until)}
 
 
-def _revoke_adapter(known: state.State, order: orders.RevokeAdapter, signer: state.Principal) -> Facts:
+def _revoke_adapter(known: state.State, order: orders.RevokeAdapter, signer: records.Principal) -> Facts:
     return _adapter(known, order), {}
 
 
-def _revoke_base(known: state.State, order: orders.RevokeBase, signer: state.Principal) -> Facts:
+def _revoke_base(known: state.State, order: orders.RevokeBase, signer: records.Principal) -> Facts:
     return _base(known, order.base), {}
 
 
-def _revoke_dataset(known: state.State, order: orders.RevokeDataset, signer: state.Principal) -> Facts:
+def _revoke_dataset(known: state.State, order: orders.RevokeDataset, signer: records.Principal) -> Facts:
     return _dataset(known, order.name), {}
 
 
 def _key(
-    known: state.State, order: orders.ReplaceKey | orders.RotateKey | orders.RevokeKey, signer: state.Principal
+    known: state.State, order: orders.ReplaceKey | orders.RotateKey | orders.RevokeKey, signer: records.Principal
 ) -> Facts:
     return _principal(known, order.principal), {}
 
 
-def _tokens(known: state.State, order: orders.RevokeTokens, signer: state.Principal) -> Facts:
+def _tokens(known: state.State, order: orders.RevokeTokens, signer: records.Principal) -> Facts:
     return _principal(known, order.unit), {}
 
 
-def _rotate_log_key(known: state.State, order: orders.RotateLogKey, signer: state.Principal) -> Facts:
+def _rotate_log_key(known: state.State, order: orders.RotateLogKey, signer: records.Principal) -> Facts:
     return Thing("LogKey", order.log_key, {"vkey": order.log_key}), {}
 
 
-def _erase(known: state.State, order: orders.Erase, signer: state.Principal) -> Facts:
+def _erase(known: state.State, order: orders.Erase, signer: records.Principal) -> Facts:
     text = _find(known.texts, order.commitment)
     return Thing("Text", order.commitment, {"signer": text.signer, "subjects": text.subjects}), {}
 
 
-def _hold(known: state.State, order: orders.PlaceHold, signer: state.Principal) -> Facts:
+def _hold(known: state.State, order: orders.PlaceHold, signer: records.Principal) -> Facts:
     return Thing("Hold", order.subject, {"subject": order.subject}), {}
 
 

@@ -16,8 +16,9 @@ from appliance.domain.custody import unwitnessed
 from appliance.domain.entry import Entry, parse_entry
 from appliance.domain.names import Time, versioned
 from appliance.domain.orders import Activate, Review, RollBack
+from appliance.domain.records import Activation, Adapter, ReviewRecord, release_key
 from appliance.domain.signatures import read_logged_order
-from appliance.domain.state import Activation, Adapter, ReviewRecord, State, release_key
+from appliance.domain.state import State
 from appliance.errors import ApplianceError, NotAuthenticated, Tampered
 from appliance.formats.bundle import verify_model
 from appliance.formats.checkpoint import Checkpoint, open_checkpoint

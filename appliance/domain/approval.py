@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from appliance.domain.names import Time
-from appliance.domain.state import Adapter, Cleared, Release, ReviewRecord, Run, Slot, State, release_key
+from appliance.domain.records import Adapter, Release, ReviewRecord, Run, Slot, release_key
+from appliance.domain.state import Cleared, State
 
 Reasons = list[str]
 """What stands against something; none means allowed."""

@@ -12,7 +12,8 @@ from decimal import Decimal as Number
 from typing import Any
 
 from appliance.domain.recipe import ResolvedRecipe
-from appliance.domain.state import Adapter, Run, State, checkpoint_key
+from appliance.domain.records import Adapter, Run, checkpoint_key
+from appliance.domain.state import State
 
 _PLACES = Number("0.000001")
 FALLING = ("loss", "perplexity")

@@ -14,7 +14,8 @@ from appliance.domain.entry import Entry
 from appliance.domain.names import Time, add_seconds
 from appliance.domain.orders import Erase, Order
 from appliance.domain.policy import Parameters
-from appliance.domain.state import State, Text
+from appliance.domain.records import Text
+from appliance.domain.state import State
 from appliance.domain.table import Table
 from appliance.errors import BadInput, Denied
 from appliance.formats.cosignature import parse_witness_vkey

@@ -19,8 +19,7 @@ from appliance.domain.approval import latest_reviews, released
 from appliance.domain.entry import Entry
 from appliance.domain.names import Base64, Time, Value, add_seconds, parse_value, versioned
 from appliance.domain.orders import ExportAdapter
-from appliance.domain.signatures import read_logged_order
-from appliance.domain.state import (
+from appliance.domain.records import (
     Adapter,
     Base,
     Dataset,
@@ -28,10 +27,11 @@ from appliance.domain.state import (
     Principal,
     Release,
     Site,
-    State,
     Witness,
     release_key,
 )
+from appliance.domain.signatures import read_logged_order
+from appliance.domain.state import State
 from appliance.errors import BadInput, Denied, NotFound, Tampered
 from appliance.formats.checkpoint import Checkpoint
 from appliance.formats.digest import digest_bytes

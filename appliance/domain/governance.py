@@ -26,8 +26,8 @@ from appliance.domain.orders import (
     RevokePrincipal,
 )
 from appliance.domain.policy import PolicySet, parse_policy
+from appliance.domain.records import Key, LogKey, PendingOrder, Principal, Site
 from appliance.domain.signatures import accept_session, check_possession, read_order
-from appliance.domain.state import Key, LogKey, PendingOrder, Principal, Site
 from appliance.errors import BadInput, Denied
 from appliance.formats.digest import digest_bytes
 from appliance.formats.keys import keyid_of, parse_spki

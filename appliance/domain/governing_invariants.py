@@ -25,8 +25,9 @@ from appliance.domain.orders import (
     RotateKey,
     RotateLogKey,
 )
+from appliance.domain.records import Principal, token_key
 from appliance.domain.signatures import heirs
-from appliance.domain.state import Principal, State, token_key
+from appliance.domain.state import State
 from appliance.errors import ApplianceError
 from appliance.formats.keys import keyid_of
 

@@ -19,8 +19,9 @@ from appliance.domain.orders import (
     RotateKey,
     RotateLogKey,
 )
+from appliance.domain.records import Hold, Key, LogKey, Principal, RevokedToken, Witness, token_key
 from appliance.domain.signatures import heirs
-from appliance.domain.state import Hold, Key, LogKey, Principal, RevokedToken, State, Witness, token_key
+from appliance.domain.state import State
 from appliance.errors import Denied
 from appliance.formats.checkpoint import parse_checkpoint
 from appliance.formats.cosignature import parse_witness_vkey, verify_cosignature

@@ -21,7 +21,7 @@ from appliance.domain.making_invariants import next_dataset_version, next_versio
 from appliance.domain.methods import METHODS
 from appliance.domain.names import split_version, versioned
 from appliance.domain.orders import ImportBase, ImportDataset, Review, RevokeAdapter, RevokeBase, RevokeDataset
-from appliance.domain.state import Adapter, Base, Dataset, Import, ReviewRecord, Run
+from appliance.domain.records import Adapter, Base, Dataset, Import, ReviewRecord, Run
 from appliance.domain.steps import STEPS_FILE
 from appliance.domain.table import Table
 from appliance.domain.training import check_inputs, check_walls, move, take_run

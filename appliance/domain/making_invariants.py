@@ -26,7 +26,8 @@ from appliance.domain.orders import (
     Train,
 )
 from appliance.domain.recipe import untrainable
-from appliance.domain.state import Adapter, Principal, State, checkpoint_key, release_key
+from appliance.domain.records import Adapter, Principal, checkpoint_key, release_key
+from appliance.domain.state import State
 
 
 def _import_base(state: State, order: ImportBase, signer: Principal, now: Time) -> Reasons:

@@ -20,8 +20,7 @@ from appliance.domain.approval import (
 from appliance.domain.custody import unwitnessed
 from appliance.domain.entry import parse_entry
 from appliance.domain.names import Time, Value, versioned
-from appliance.domain.rules import apply
-from appliance.domain.state import (
+from appliance.domain.records import (
     Adapter,
     Base,
     Dataset,
@@ -38,11 +37,12 @@ from appliance.domain.state import (
     Run,
     Site,
     Slot,
-    State,
     TrainingCheckpoint,
     Witness,
     release_key,
 )
+from appliance.domain.rules import apply
+from appliance.domain.state import State
 from appliance.errors import NotFound
 
 MODELS: dict[str, type[Value]] = {

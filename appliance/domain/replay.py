@@ -9,10 +9,11 @@ from appliance.domain.events import EVENTS, Ordered
 from appliance.domain.names import Time
 from appliance.domain.orders import Order
 from appliance.domain.policy import PolicySet, parse_policy
+from appliance.domain.records import Principal
 from appliance.domain.report import Findings
 from appliance.domain.rules import apply
 from appliance.domain.signatures import read_order
-from appliance.domain.state import Principal, State
+from appliance.domain.state import State
 from appliance.errors import ApplianceError, BadInput
 from appliance.formats.commitment import Disclosure, verify_disclosure
 

@@ -20,18 +20,18 @@ from appliance.domain.events import (
 from appliance.domain.exports import standing_of
 from appliance.domain.names import encode_value
 from appliance.domain.orders import Activate, ExportAdapter, RollBack
-from appliance.domain.signatures import token_revoked
-from appliance.domain.state import (
+from appliance.domain.records import (
     Activation,
     Adapter,
     Export,
     OpenRequest,
     Release,
     Slot,
-    State,
     export_key,
     release_key,
 )
+from appliance.domain.signatures import token_revoked
+from appliance.domain.state import State
 from appliance.errors import Denied, NotAuthenticated
 from appliance.formats.digest import digest_bytes
 from appliance.formats.timestamp import check_time

@@ -9,7 +9,8 @@ from typing import TypeVar
 from appliance.domain.credentials import Credential, Possession, Session, UnitToken, parse_credential
 from appliance.domain.names import Time, add_seconds
 from appliance.domain.orders import NewKey, Order, parse_order
-from appliance.domain.state import Key, Principal, State, token_key
+from appliance.domain.records import Key, Principal, token_key
+from appliance.domain.state import State
 from appliance.errors import BadInput, Conflict, Denied, NotAuthenticated, Tampered
 from appliance.formats.dsse import Envelope, parse_envelope, verify_envelope
 

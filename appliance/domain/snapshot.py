@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from appliance.domain import state as s
+from appliance.domain import records as s
 from appliance.domain.names import explain
 from appliance.domain.state import State
 from appliance.domain.table import Table

@@ -17,7 +17,8 @@ from appliance.domain.events import (
 )
 from appliance.domain.orders import Cancel, Resume, Train
 from appliance.domain.orders import Replay as ReplayOrder
-from appliance.domain.state import Replay, Run, State, TrainingCheckpoint, checkpoint_key
+from appliance.domain.records import Replay, Run, TrainingCheckpoint, checkpoint_key
+from appliance.domain.state import State
 from appliance.domain.stopping import best_step, read_steps, stops
 from appliance.errors import Denied
 

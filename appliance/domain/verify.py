@@ -17,10 +17,11 @@ from appliance.domain.chain import Chain
 from appliance.domain.entry import Entry
 from appliance.domain.events import CheckpointCosigned
 from appliance.domain.names import Time
+from appliance.domain.records import Key
 from appliance.domain.replay import Disclosed, Documents, Replay, SitePolicy
 from appliance.domain.report import Counts, Findings, Report, Verdict, trust_used
 from appliance.domain.rules import parse_body
-from appliance.domain.state import Key, State
+from appliance.domain.state import State
 from appliance.domain.typed import parse_typed
 from appliance.errors import ApplianceError
 from appliance.formats.checkpoint import parse_checkpoint

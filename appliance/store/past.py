@@ -9,7 +9,8 @@ from sqlalchemy import Connection, or_, select
 
 from appliance.domain.entry import parse_entry
 from appliance.domain.questions import COUNTED_OF_ADAPTERS, MODELS, OF_UNITS, TOLD_OF_ADAPTERS, state_of
-from appliance.domain.state import State, release_key
+from appliance.domain.records import release_key
+from appliance.domain.state import State
 from appliance.errors import BadInput, NotFound
 from appliance.store.filing import Unfiled
 from appliance.store.rows import read_entry_bytes, read_head

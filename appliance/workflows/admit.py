@@ -13,7 +13,8 @@ from appliance.domain.admission import Admission, Evidence, LoggedOrder, decide_
 from appliance.domain.approval import released
 from appliance.domain.events import AdapterAdmitted, AdmissionRefused
 from appliance.domain.names import versioned
-from appliance.domain.state import Adapter, State
+from appliance.domain.records import Adapter
+from appliance.domain.state import State
 from appliance.errors import ApplianceError, Denied, NotFound, Unavailable
 from appliance.formats.checkpoint import claimed_size
 from appliance.store.ledger import Appended

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from appliance.domain.entry import Outcome
-from appliance.domain.state import Slot
+from appliance.domain.records import Slot
 from appliance.errors import ApplianceError, Denied, Unavailable
 from appliance.workflows.context import Frame
 from appliance.workflows.engine import Engine, Hear, expect

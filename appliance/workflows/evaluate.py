@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.domain.orders import Train
-from appliance.domain.state import Run
+from appliance.domain.records import Run
 from appliance.workflows.context import Context
 from appliance.workflows.halt import check_standing
 from appliance.workflows.workers import carry_out, check_walls, worker

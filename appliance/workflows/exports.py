@@ -10,8 +10,9 @@ from appliance.domain.entry import parse_entry
 from appliance.domain.exports import Proofs, ProvenEntry
 from appliance.domain.names import encode_value
 from appliance.domain.orders import ExportAdapter
+from appliance.domain.records import release_key
 from appliance.domain.signatures import read_logged_order
-from appliance.domain.state import State, release_key
+from appliance.domain.state import State
 from appliance.errors import Denied, NotFound
 from appliance.formats.checkpoint import claimed_size
 from appliance.formats.fields import encode_base64

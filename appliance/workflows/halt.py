@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.domain.state import Run
+from appliance.domain.records import Run
 from appliance.domain.training import fallen
 from appliance.workflows.context import Context
 

@@ -17,8 +17,9 @@ from appliance.domain.events import BaseImported, DatasetImported, ImportFailed
 from appliance.domain.making_invariants import next_dataset_version
 from appliance.domain.names import versioned
 from appliance.domain.orders import ImportBase, ImportDataset, Order
+from appliance.domain.records import Import
 from appliance.domain.signatures import read_logged_order, read_recorded_order
-from appliance.domain.state import Import, State
+from appliance.domain.state import State
 from appliance.errors import ApplianceError, BadInput, Denied, NotFound, Tampered, Unavailable
 from appliance.formats.digest import digest_bytes
 from appliance.formats.manifest import Manifest, ManifestFile, parse_manifest

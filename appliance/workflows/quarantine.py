@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from appliance.domain.events import AdapterQuarantined, BaseQuarantined
 from appliance.domain.names import versioned
-from appliance.domain.state import Adapter, Base
+from appliance.domain.records import Adapter, Base
 from appliance.workflows.context import Context
 from appliance.workflows.halt import halt_fallen
 from appliance.workflows.record import append, conceal

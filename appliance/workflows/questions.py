@@ -15,7 +15,8 @@ from appliance.domain.questions import (
     could_load,
     used_by,
 )
-from appliance.domain.state import Dataset, State
+from appliance.domain.records import Dataset
+from appliance.domain.state import State
 from appliance.errors import Denied, NotFound, Tampered
 from appliance.formats.canonical import encode_canonical, parse_canonical
 from appliance.formats.commitment import disclosure_value

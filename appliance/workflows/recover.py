@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from appliance.domain.entry import Draft
 from appliance.domain.events import ImportFailed, RequestFinished, RunFailed, ServiceStarted
-from appliance.domain.state import Run, State
+from appliance.domain.records import Run
+from appliance.domain.state import State
 from appliance.domain.training import fallen
 from appliance.runners.sandbox import detect_layers
 from appliance.workflows import checkpoints, ingest, replay, steps, train

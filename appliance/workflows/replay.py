@@ -9,7 +9,8 @@ from typing import Any
 
 from appliance.domain.comparison import judge
 from appliance.domain.events import ReplayFailed, ReplayFinished
-from appliance.domain.state import Replay, Run, State, TrainingCheckpoint, checkpoint_key
+from appliance.domain.records import Replay, Run, TrainingCheckpoint, checkpoint_key
+from appliance.domain.state import State
 from appliance.errors import ApplianceError, Denied, NotFound
 from appliance.formats.digest import digest_bytes
 from appliance.runners.output import read_output

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from appliance.domain.state import Adapter, State
+from appliance.domain.records import Adapter
+from appliance.domain.state import State
 from appliance.errors import NotFound
 from appliance.formats.fields import encode_base64
 from appliance.workflows.context import Context

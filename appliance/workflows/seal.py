@@ -10,7 +10,7 @@ from appliance.domain.events import AdapterSealed
 from appliance.domain.making_invariants import next_version
 from appliance.domain.names import encode_value, versioned
 from appliance.domain.orders import Train
-from appliance.domain.state import Run
+from appliance.domain.records import Run
 from appliance.domain.steps import STEPS_FILE
 from appliance.errors import NotFound
 from appliance.formats.bundle import sign_model

@@ -17,7 +17,7 @@ from typing import Any
 from appliance.domain.approval import barred, released, superseded
 from appliance.domain.events import AdapterLoaded, AdapterUnloaded, AdmissionRefused
 from appliance.domain.names import versioned
-from appliance.domain.state import Adapter, Slot, release_key
+from appliance.domain.records import Adapter, Slot, release_key
 from appliance.errors import ApplianceError, Denied, NotFound, Tampered, TooMany, Unavailable
 from appliance.formats.canonical import parse_canonical
 from appliance.formats.timestamp import encode_time

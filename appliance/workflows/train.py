@@ -11,8 +11,8 @@ from typing import Any
 from appliance.domain.events import RunFailed, RunFinished, RunResumed, RunStarted
 from appliance.domain.methods import METHODS
 from appliance.domain.orders import Train
+from appliance.domain.records import Run, TrainingCheckpoint
 from appliance.domain.signatures import read_logged_order, read_recorded_order
-from appliance.domain.state import Run, TrainingCheckpoint
 from appliance.domain.training import MOST_RESUMES, fallen, last_checkpoint, next_queued
 from appliance.errors import ApplianceError, Denied, NotFound, Tampered
 from appliance.formats.digest import digest_file

@@ -14,7 +14,7 @@ from appliance.domain import orders as o
 from appliance.domain.approval import review_lapsed
 from appliance.domain.invariants import reasons_against
 from appliance.domain.making_invariants import next_dataset_version, next_version
-from appliance.domain.state import Adapter, ReviewRecord
+from appliance.domain.records import Adapter, ReviewRecord
 from tests.domain.builder import Site, stage
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from appliance.domain import state
+from appliance.domain import records
 from appliance.domain.entry import Entry
 from appliance.domain.events import EVENTS, ArtifactsChecked, Event
 from appliance.domain.exports import Standing
@@ -102,9 +102,9 @@ def test_the_rows_that_an_export_holds_have_the_members_of_the_state() -> None:
     page = (PAGES / "exported-adapter.md").read_text()
     rows = {row: names(cell) for row, cell in re.findall(r"^\| ([a-z ]+) \| (`.*) \|$", page, re.MULTILINE)}
     models = {
-        "site": state.Site, "log key": state.LogKey, "principal": state.Principal, "key": state.Key,
-        "base": state.Base, "dataset": state.Dataset, "adapter": state.Adapter, "review": state.ReviewRecord,
-        "release": state.Release, "activation": state.Activation, "witness": state.Witness,
+        "site": records.Site, "log key": records.LogKey, "principal": records.Principal, "key": records.Key,
+        "base": records.Base, "dataset": records.Dataset, "adapter": records.Adapter, "review": records.ReviewRecord,
+        "release": records.Release, "activation": records.Activation, "witness": records.Witness,
     }  # fmt: skip
     assert rows == {row: list(model.__annotations__) for row, model in models.items()}
     found = re.findall(r"^\| (`[a-z`, ]+) \| ", page, re.MULTILINE)

@@ -12,8 +12,8 @@ import pytest
 from appliance.domain import events as e
 from appliance.domain import orders as o
 from appliance.domain.names import NO_DIGEST, add_seconds
+from appliance.domain.records import Adapter, Slot
 from appliance.domain.serving_events import name_request
-from appliance.domain.state import Adapter, Slot
 from appliance.errors import BadInput, Denied
 from tests.domain.builder import Site, policy_set, stage
 from tests.domain.refusals import refuses

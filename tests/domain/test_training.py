@@ -11,7 +11,7 @@ from appliance.domain import events as e
 from appliance.domain import orders as o
 from appliance.domain.comparison import TOLERANCE, judge
 from appliance.domain.names import NO_DIGEST
-from appliance.domain.state import Run
+from appliance.domain.records import Run
 from appliance.domain.training import MOST_RESUMES
 from appliance.errors import Denied
 from tests.domain.builder import MACHINE, WALLS, Site, stage

@@ -16,9 +16,10 @@ from appliance.domain import orders as o
 from appliance.domain.entry import parse_entry
 from appliance.domain.names import NO_DIGEST, add_seconds
 from appliance.domain.policy import PolicySet
+from appliance.domain.records import Principal
 from appliance.domain.report import MAX_FINDINGS, Report
 from appliance.domain.rules import RULES
-from appliance.domain.state import Principal, State
+from appliance.domain.state import State
 from appliance.domain.verify import Audit, verify_log
 from appliance.errors import BadInput
 from appliance.formats.canonical import encode_canonical, parse_canonical

@@ -26,8 +26,8 @@ from appliance.domain import events as e
 from appliance.domain import orders as o
 from appliance.domain.case import Case, Puts
 from appliance.domain.names import NO_DIGEST, add_seconds, encode_value
+from appliance.domain.records import Key
 from appliance.domain.report import Findings, Report
-from appliance.domain.state import Key
 from appliance.domain.table import DigestTable, Table
 from appliance.domain.verify import Audit
 from appliance.errors import ApplianceError
