@@ -11,6 +11,7 @@ from typing import Any
 from appliance.client.door import Door
 from appliance.client.orders import Proposal, propose
 from appliance.client.reviews import find_release
+from appliance.domain.custody import cosigned_until
 from appliance.domain.exports import Handed, check_handed
 from appliance.domain.names import add_seconds, split_version
 from appliance.domain.orders import ExportAdapter
@@ -55,8 +56,8 @@ def _witnessed(door: Door, rules: Mapping[str, Any]) -> list[str]:
     quorum = int(rules["witness_quorum"])
     if not quorum:
         return []
-    times = sorted(str(row["time"]) for row in door.get("/v1/witnesses") if row["vkey"] in rules["witnesses"])
-    return [add_seconds(time, int(rules["witness_lifetime_s"])) for time in times[::-1][quorum - 1 : quorum]]
+    times = [str(row["time"]) for row in door.get("/v1/witnesses") if row["vkey"] in rules["witnesses"]]
+    return cosigned_until(times, quorum, int(rules["witness_lifetime_s"]))
 
 
 def fetch_export(door: Door, digest: str, progress: Callable[[int], None]) -> tuple[dict[str, Any], Handed]:

@@ -151,11 +151,14 @@ def witnessed_until(state: State) -> list[Time]:
     """Until when the witnesses stand behind the log, if nobody cosigns it again; nothing where policy asks for none, or
     too few have."""
     rules = state.parameters
-    if not rules.witness_quorum:
-        return []
-    times = sorted(w.time for w in state.witnesses.values() if w.vkey in rules.witnesses)[::-1]
-    needed = times[rules.witness_quorum - 1 : rules.witness_quorum]
-    return [add_seconds(time, rules.witness_lifetime_s) for time in needed]
+    times = [w.time for w in state.witnesses.values() if w.vkey in rules.witnesses]
+    return cosigned_until(times, rules.witness_quorum, rules.witness_lifetime_s)
+
+
+def cosigned_until(times: Iterable[Time], quorum: int, lifetime_s: int) -> list[Time]:
+    """Until when so many of the newest of these cosignatures count; nothing where there are fewer or none is needed."""
+    needed = sorted(times, reverse=True)[quorum - 1 : quorum] if quorum else []
+    return [add_seconds(time, lifetime_s) for time in needed]
 
 
 def unwitnessed(state: State, now: Time) -> list[str]:
