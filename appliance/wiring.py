@@ -19,7 +19,6 @@ from pathlib import Path
 from starlette.types import ASGIApp
 
 from appliance import __version__
-from appliance.access.cedar import SitePolicies
 from appliance.config import Settings
 from appliance.domain.entry import Entry, parse_entry
 from appliance.domain.event import Event
@@ -106,14 +105,15 @@ def init(
 ) -> Trust:
     """Folders, database, keys and the ledger's first entry; returns what is to be kept elsewhere.
 
-    BadInput, before anything is made, for a policy set that could not decide every order. Conflict where a ledger
+    BadInput, before anything is made, for a policy set that could not decide every order; Denied for one that these
+    administrators could not replace. Conflict where a ledger
     stands already, before any key is made. What an interrupted init left is gone on with, if the same is asked for.
     """
-    SitePolicies.for_adoption(policy)
     people = tuple(
         Administrator(name=p.name, key=encode_base64(p.spki), keyid=keyid_of(p.spki)) for p in administrators
     )
     asked = founding.Asked(origin, people, single_administrator, encode_value(policy))
+    founding.check_policy(policy, asked, encode_time(datetime.now(UTC)))
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with lock_folder(settings.lock):
         # A power cut may have come between the first entry and the trust file, never the other way round.

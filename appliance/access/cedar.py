@@ -6,16 +6,20 @@ it, and a skipped `forbid` forbids nothing), is a reason against.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import cedarpy
 
+from appliance.access.bounds import check_bounds
+from appliance.access.lockout import at_worst
 from appliance.access.request import Moment, Request, Thing, pending_thing, principal_thing, request_of
 from appliance.access.samples import SAMPLES
+from appliance.access.trial import try_policies
 from appliance.domain.names import IDENTIFIER, NO_DIGEST, Time
 from appliance.domain.orders import Order
 from appliance.domain.policy import PolicySet
@@ -43,8 +47,9 @@ class SitePolicies:
     """
 
     def __init__(self, policy: PolicySet) -> None:
-        """BadInput, in Cedar's words, for text that does not parse, does not fit the schema, or could not be told
-        apart in a refusal: every policy carries an `@id` of its own."""
+        """TooLarge for text that Cedar must not be given. BadInput, in Cedar's words, for text that does not parse,
+        does not fit the schema, or could not be told apart in a refusal: every policy carries an `@id` of its own."""
+        check_bounds(policy)
         self.name = policy.name
         what = f"policy set {policy.name}"
         try:
@@ -53,15 +58,21 @@ class SitePolicies:
             raise BadInput(f"{what}, schema: expected a Cedar schema, got: {_line(error)}") from None
         try:
             self._policies = cedarpy.PolicySet.from_str(policy.cedar)
-            self._ids = _policy_ids(json.loads(cedarpy.policies_to_json_str(policy.cedar)), what)
+            parsed = json.loads(cedarpy.policies_to_json_str(policy.cedar))
         except ValueError as error:
             raise BadInput(f"{what}, policies: expected Cedar policies, got: {_line(error)}") from None
+        self._ids = _policy_ids(parsed, what)
+        if not any(one["effect"] == "permit" for one in parsed["staticPolicies"].values()):
+            raise BadInput(f"{what}, policies: expected at least one permit, without which all is refused, got none")
+        self._text = policy.cedar
         self._validate(policy.cedar, what)
 
     @classmethod
     def for_adoption(cls, policy: PolicySet) -> Self:
         """Those of a set that is to be put in force: BadInput, too, where its schema does not take what the appliance
-        sends for a verb, since every such order would be refused."""
+        sends for a verb, since every such order would be refused, or where its text ends or holds up a process."""
+        check_bounds(policy)
+        try_policies(policy, [(_encode_request(request), _encode_entities(request)) for request in SAMPLES.values()])
         site = cls(policy)
         for request in SAMPLES.values():
             site._probe(request)
@@ -99,13 +110,22 @@ class SitePolicies:
         forbids = () if permitted else tuple(sorted(self._ids[place] for place in result.diagnostics.reasons))
         return Verdict(forbids, errors, permitted)
 
-    def locked_out(self, state: State, now: Time) -> tuple[str, ...]:
-        """Why nobody could ever adopt another policy set once this one stands; empty when somebody can.
+    def locked_out(self, people: Sequence[Principal], single: bool, now: Time) -> tuple[str, ...]:
+        """Why nobody could adopt another policy set once this one stands, now or at another time; empty when these
+        people always can.
 
         Asked before adoption: a set that forbids its own replacement would be the last.
         """
-        people = [p for p in state.principals.values() if p.has("administrator")]
-        single = state.site.single_administrator
+        reasons = self._reasons_against_adopting(people, single, now)
+        if reasons:
+            return reasons
+        worst = self._at_worst()
+        rule = (
+            "its conditions read context or resource, so at some time, or for some set, nobody could replace this one"
+        )
+        return tuple(f"{reason}: {rule}" for reason in worst._reasons_against_adopting(people, single, now))
+
+    def _reasons_against_adopting(self, people: Sequence[Principal], single: bool, now: Time) -> tuple[str, ...]:
         reasons: list[str] = []
         for first in people:
             against = self.reasons_against(_governing("adopt-policy", first, None, single, now))
@@ -119,6 +139,15 @@ class SitePolicies:
                     if not against:
                         return ()
         return tuple(dict.fromkeys(reasons)) or ("administrators: expected enough to adopt a policy set, got too few",)
+
+    def _at_worst(self) -> Self:
+        text = cedarpy.policies_from_json_str(
+            json.dumps(at_worst(json.loads(cedarpy.policies_to_json_str(self._text))))
+        )
+        worst = copy.copy(self)
+        worst._policies = cedarpy.PolicySet.from_str(text)
+        worst._ids = _policy_ids(json.loads(cedarpy.policies_to_json_str(text)), self.name)
+        return worst
 
     def _validate(self, text: str, what: str) -> None:
         result = cedarpy.validate_policies(text, self._schema)
@@ -143,15 +172,15 @@ def _policy_ids(parsed: dict[str, Any], what: str) -> dict[str, str]:
     if parsed["templates"]:
         raise BadInput(f"{what}, policies: expected no templates, since nothing would link them, got some")
     ids: dict[str, str] = {}
+    taken: set[str] = set()
     for place, policy in parsed["staticPolicies"].items():
         name = policy.get("annotations", {}).get("id")
         if not isinstance(name, str) or _ID.fullmatch(name) is None:
             raise BadInput(f"{what}, {place}: expected an @id of a-z, 0-9 and hyphens, got {name!r}")
-        if name in ids.values():
+        if name in taken:
             raise BadInput(f"{what}, {place}: expected an @id of its own, got {name!r} again")
         ids[place] = name
-    if not any(policy["effect"] == "permit" for policy in parsed["staticPolicies"].values()):
-        raise BadInput(f"{what}, policies: expected at least one permit, without which all is refused, got none")
+        taken.add(name)
     return ids
 
 

@@ -13,11 +13,15 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from appliance.access.cedar import SitePolicies
 from appliance.domain.entry import Draft, Entry
 from appliance.domain.events import Administrator, Initialized
+from appliance.domain.names import Time
+from appliance.domain.policy import PolicySet
+from appliance.domain.records import Principal
 from appliance.domain.rules import parse_body
 from appliance.domain.subjects import subjects_of
-from appliance.errors import Conflict, NotFound, Tampered
+from appliance.errors import Conflict, Denied, NotFound, Tampered
 from appliance.formats.digest import digest_bytes
 from appliance.formats.fields import encode_base64
 from appliance.formats.keys import Signer
@@ -61,6 +65,16 @@ def draft_first(asked: Asked, origin: str, log_signer: Signer, adapter_signer: S
         single_administrator=asked.single_administrator,
     )
     return Draft(type=body.type, subjects=subjects_of(body), documents={"policy": asked.policy}, body=body)
+
+
+def check_policy(policy: PolicySet, asked: Asked, now: Time) -> None:
+    """BadInput where the set could not decide every order, Denied where these administrators could not replace it."""
+    people = [
+        Principal(name=person.name, printed_name=None, roles=("administrator",), keyid=person.keyid, enrolled=0)
+        for person in asked.administrators
+    ]
+    if reasons := SitePolicies.for_adoption(policy).locked_out(people, asked.single_administrator, now):
+        raise Denied("policy set: expected one that these administrators can replace", reasons=reasons)
 
 
 def make_origin() -> str:

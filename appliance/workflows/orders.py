@@ -254,8 +254,9 @@ def _check_policy(context: Context, data: bytes) -> None:
     """A set that is Cedar, that can decide every verb, and under which another can be adopted: else it would be the
     last."""
     state = context.ledger.state
-    now = context.now(state)
-    reasons = SitePolicies.for_adoption(parse_policy(data)).locked_out(state, now)
+    people = [person for person in state.principals.values() if person.has("administrator")]
+    site = SitePolicies.for_adoption(parse_policy(data))
+    reasons = site.locked_out(people, state.site.single_administrator, context.now(state))
     if reasons:
         raise Denied("policy set: expected one that administrators can replace", reasons=reasons)
 

@@ -16,6 +16,7 @@ from appliance.access.samples import SAMPLES
 from appliance.domain import events as e
 from appliance.domain import orders as o
 from appliance.domain.invariants import reasons_against
+from appliance.domain.names import NO_DIGEST
 from appliance.domain.orders import ORDERS
 from appliance.domain.policy import Parameters, PolicySet
 from appliance.domain.replay import Decide, SitePolicy
@@ -239,6 +240,11 @@ def test_a_policy_set_that_could_not_decide_is_refused_before_it_is_adopted(
     assert words in caught.value.message
 
 
+def locked_out(policies: SitePolicies, site: Site) -> tuple[str, ...]:
+    people = [person for person in site.state.principals.values() if person.has("administrator")]
+    return policies.locked_out(people, site.state.site.single_administrator, site.now)
+
+
 FIRST = """
 entity Role in [Role];
 entity Principal in [Role] = { name: String, roles: Set<String> };
@@ -255,7 +261,7 @@ a set in force could not be replaced then."""
 @pytest.mark.parametrize("verb", sorted(ORDERS))
 def test_a_schema_of_any_earlier_release_takes_the_adoption_of_another_set_and_refuses_what_it_lacks(verb: str) -> None:
     site = SitePolicies(policy(PERMIT, FIRST))
-    assert site.locked_out(SITE.state, SITE.now) == ()
+    assert locked_out(site, SITE) == ()
     signer = SITE.state.principals.get(ORDERED[verb].signer)
     assert signer is not None
     lacks = f"site policies site, {verb} by {signer.name}: expected a schema with the action {verb}, got none: "
@@ -265,7 +271,7 @@ def test_a_schema_of_any_earlier_release_takes_the_adoption_of_another_set_and_r
 
 def test_a_set_that_forbids_its_own_replacement_says_so() -> None:
     def locked(text: str, site: Site = SITE) -> tuple[str, ...]:
-        return SitePolicies(policy(PERMIT + text)).locked_out(site.state, site.now)
+        return locked_out(SitePolicies(policy(PERMIT + text)), site)
 
     adopt, endorse = 'Action::"adopt-policy"', 'Action::"endorse"'
     by_anna = 'unless { principal == Principal::"anna" }'
@@ -280,6 +286,69 @@ def test_a_set_that_forbids_its_own_replacement_says_so() -> None:
     left = stage("initialized")
     left.revoke("ben")
     assert locked("", left) == ("administrators: expected enough to adopt a policy set, got too few",)
+
+
+NIGHT = 'context.now.toTime() > duration("18h")'
+NEXT_YEAR = 'context.now > datetime("2027-01-01")'
+FORBID = '@id("f") forbid (principal, action, resource) '
+ADOPT = '@id("f") forbid (principal, action == Action::"adopt-policy", resource) '
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        FORBID + f"when {{ {NEXT_YEAR} }};",
+        FORBID + f"unless {{ !({NIGHT}) }};",
+        ADOPT + f"when {{ {NEXT_YEAR} }};",
+        ADOPT + f'unless {{ resource.digest == "{NO_DIGEST}" }};',
+        ADOPT + f'unless {{ resource == Policy::"{NO_DIGEST}" }};',
+        ADOPT + f'unless {{ resource in Policy::"{NO_DIGEST}" }};',
+        ADOPT + 'when { [context].contains({now: datetime("2027-01-01"), single_administrator: false}) };',
+        ADOPT + 'when { {"Value": context.now, "Record": 1}.Value > datetime("2027-01-01") };',
+        ADOPT + 'when { {"Var": 1, ".": {"has": context["now"]}}["."]["has"] > datetime("2027-01-01") };',
+        ADOPT + f"when {{ if context.single_administrator then false else {NEXT_YEAR} }};",
+        f'@id("f") forbid (principal, action == Action::"endorse", resource) when {{ {NEXT_YEAR} }};',
+        # Which cannot be evaluated from then on: nothing is allowed.
+        f'@id("f") permit (principal, action, resource) when {{ !({NEXT_YEAR}) || 9223372036854775807 + 1 == 0 }};',
+        # What it says first is evaluated first.
+        '@id("f") forbid (principal, action == Action::"endorse", resource)'
+        f' when {{ {NEXT_YEAR} && resource.verb == "enroll" }};',
+    ],
+)
+def test_a_set_that_can_forbid_its_own_replacement_later_says_so_today(text: str) -> None:
+    reasons = locked_out(SitePolicies(policy(PERMIT + text)), SITE)
+    assert any(
+        re.match("site policy f: forbids (adopt-policy|endorse) by .*at some time, or for some set", r) for r in reasons
+    )
+
+
+@pytest.mark.parametrize("condition", [NEXT_YEAR, 'resource.digest != "x"'])
+def test_a_set_that_permits_its_replacement_only_for_a_time_or_for_one_set_says_so(condition: str) -> None:
+    others = '@id("a") permit (principal, action == Action::"endorse", resource);'
+    text = f'@id("b") permit (principal, action == Action::"adopt-policy", resource) unless {{ {condition} }};'
+    assert locked_out(SitePolicies(policy(others + text)), SITE)
+    assert locked_out(
+        SitePolicies(policy(f'{others}@id("b") permit (principal, action, resource == Policy::"{NO_DIGEST}");')), SITE
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'@id("f") forbid (principal, action == Action::"train", resource) when {{ {NIGHT} }};',
+        f'@id("f") forbid (principal == Principal::"carl", action, resource) when {{ {NEXT_YEAR} }};',
+        '@id("f") forbid (principal, action == Action::"endorse", resource)'
+        f' when {{ resource.verb == "enroll" && {NIGHT} }};',
+        '@id("f") forbid (principal, action == Action::"endorse", resource)'
+        f' when {{ resource.verb == "grant" }} when {{ {NIGHT} }};',
+        ADOPT + f"when {{ context.single_administrator && {NIGHT} }};",
+        ADOPT + 'when { context.single_administrator } unless { principal.name == "anna" };',
+        f'@id("f") forbid (principal, action, resource) when {{ resource is Run }} when {{ {NIGHT} }};',
+        '@id("f") forbid (principal, action, resource == Policy::"%s");' % ("sha256:" + "1" * 64),
+    ],
+)
+def test_a_set_that_forbids_other_things_for_a_time_can_be_replaced(text: str) -> None:
+    assert locked_out(SitePolicies(policy(PERMIT + text)), SITE) == ()
 
 
 # Only tightening.

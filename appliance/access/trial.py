@@ -1,0 +1,61 @@
+"""A policy set tried in a process of its own before it is put in force.
+
+The bounds (appliance/access/bounds.py) are against what is known to end Cedar's process or to hold it up. What nobody
+foresaw ends, or holds up, this process instead of the service.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cedarpy
+
+from appliance.domain.policy import PolicySet
+from appliance.errors import BadInput
+
+LIMIT_S = 20
+_MEMORY_BYTES = 4 << 30
+_LIBRARY = str(Path(cedarpy.__file__).resolve().parents[1])
+# What Cedar refuses in words is said by the caller, who asks it again.
+_PROGRAM = """
+import json, resource, sys
+cpu_s, memory = int(sys.argv[1]), int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
+resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+sys.path.append(sys.argv[3])
+import cedarpy
+given = json.load(sys.stdin)
+try:
+    schema = cedarpy.Schema.from_str(given["schema"])
+    policies = cedarpy.PolicySet.from_str(given["cedar"])
+    cedarpy.policies_to_json_str(given["cedar"])
+    cedarpy.validate_policies(given["cedar"], schema)
+    for request, entities in given["requests"]:
+        cedarpy.is_authorized(request, policies, entities, schema)
+except ValueError:
+    pass
+"""
+
+
+def try_policies(policy: PolicySet, requests: Sequence[tuple[dict[str, Any], str]]) -> None:
+    """BadInput where a process that parses, validates and decides the requests ends otherwise than in order."""
+    given = json.dumps({"schema": policy.cedar_schema, "cedar": policy.cedar, "requests": requests})
+    argv = [sys.executable, "-I", "-c", _PROGRAM, str(LIMIT_S), str(_MEMORY_BYTES), _LIBRARY]
+    what = f"policy set {policy.name}: expected Cedar text that a process of its own can parse and decide"
+    try:
+        done = subprocess.run(
+            argv, input=given.encode(), cwd="/", capture_output=True, timeout=3 * LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise BadInput(f"{what}, got one that did not end in {3 * LIMIT_S} s") from None
+    if done.returncode < 0:
+        raise BadInput(f"{what}, got one that ended it by signal {-done.returncode}")
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().rsplit("\n", 1)[-1]
+        raise BadInput(f"{what}, got one that ended it: {said[:200]}")
