@@ -6,7 +6,7 @@ Reasons against, like those of the invariants, and the records of texts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from sys import intern
 
@@ -53,10 +53,16 @@ def commitments_of(order: Order) -> Iterator[str]:
 
 
 def bound_texts(
-    state: State, entry: Entry, order: Order | None, message: str = "", about: tuple[str, ...] = ()
+    state: State,
+    entry: Entry,
+    order: Order | None,
+    message: str = "",
+    about: tuple[str, ...] = (),
+    withheld: Collection[str] = (),
 ) -> Texts:
-    """The texts that an entry binds: those of its order, and why something failed; `about`: what else that is about."""
-    found = [] if order is None else list(commitments_of(order))
+    """The texts that an entry binds: those of its order but for the withheld, and why something failed; `about`: what
+    else that is about."""
+    found = [] if order is None else [one for one in commitments_of(order) if one not in withheld]
     found += [message] if _COMMITMENT.fullmatch(message) else []
     if not found:
         return []

@@ -29,7 +29,9 @@ from appliance.domain.policy import PolicySet, parse_policy
 from appliance.domain.records import Key, LogKey, PendingOrder, Principal, Site
 from appliance.domain.signatures import accept_session, check_possession, read_order
 from appliance.errors import BadInput, Denied
+from appliance.formats.canonical import parse_canonical
 from appliance.formats.digest import digest_bytes
+from appliance.formats.fields import parse_list
 from appliance.formats.keys import keyid_of, parse_spki
 from appliance.formats.note import parse_vkey
 
@@ -183,7 +185,18 @@ def refused(case: Case) -> Puts:
     case.require(accepted.digest == body.order, "order", body.order, accepted.digest)
     case.require(accepted.order.verb == body.verb, "verb", accepted.order.verb, body.verb)
     case.require(accepted.order.signer == case.entry.actor, "actor", accepted.order.signer, case.entry.actor)
-    return list(bound_texts(case.state, case.entry, accepted.order))
+    return list(bound_texts(case.state, case.entry, accepted.order, withheld=_withheld(case, accepted.order)))
+
+
+def _withheld(case: Case, order: Order) -> list[str]:
+    """The order's commitments whose texts the refusal does not bind: they were not handed in, or have been erased."""
+    data = case.documents.get("withheld")
+    if data is None:
+        return []
+    withheld, bound = parse_list(parse_canonical(data), "withheld"), set(commitments_of(order))
+    expected = sorted(one for one in bound if one in withheld)
+    case.require(withheld == expected != [], "withheld", f"some of {sorted(bound)}, sorted", withheld)
+    return expected
 
 
 def session_opened(case: Case) -> Puts:

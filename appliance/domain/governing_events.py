@@ -59,8 +59,11 @@ class AuthRefused(Event):
 
 
 class OrderRefused(Event):
+    """`withheld`: a canonical array of those of the order's commitments whose texts do not travel beside the log."""
+
     type = "order.refused"
     documents = ("order",)
+    optional = ("withheld",)
     outcomes = ("denied",)
     order: Digest
     verb: str

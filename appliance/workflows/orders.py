@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from appliance.access.cedar import SitePolicies
+from appliance.domain.custody import commitments_of
 from appliance.domain.events import (
     AdapterExported,
     AdapterRevoked,
@@ -54,7 +56,8 @@ from appliance.domain.policy import parse_policy
 from appliance.domain.signatures import Accepted, read_order
 from appliance.domain.state import State
 from appliance.domain.subjects import Signed
-from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound
+from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound, Unavailable
+from appliance.formats.canonical import encode_canonical
 from appliance.formats.commitment import Disclosure, verify_disclosure
 from appliance.store.ledger import Appended
 from appliance.workflows import ingest, planning, replay, train
@@ -127,16 +130,21 @@ class Submitted:
 
 
 def submit(context: Context, submission: Submission) -> Submitted:
-    """The order's whole story. Refusals of authentic orders are entries; an inauthentic one is nobody's."""
+    """The order's whole story. Each refusal of an authentic order is an entry, and an inauthentic one is nobody's.
+
+    What could not be decided now, since the machine or the database failed, is no refusal: the order can come again.
+    """
     with context.order_lock:
         state = context.ledger.state
         accepted = read_order(state, submission.envelope, context.now(state))
-        check_disclosures(accepted.order, submission.disclosures)
         try:
+            check_disclosures(accepted.order, submission.disclosures)
             _decide(context, accepted)
             _check_ready(context, accepted.order)
             appended, result = _record(context, accepted, submission)
-        except (Denied, Conflict) as error:
+        except Unavailable:
+            raise
+        except ApplianceError as error:
             _refuse(context, accepted, submission, error)
             raise
     _set_in_motion(context, accepted)
@@ -150,7 +158,13 @@ def check_disclosures(order: Order, disclosures: tuple[Disclosure, ...]) -> None
     if bound != given:
         raise BadInput(f"order {order.verb}, disclosures: expected one for each of {bound}, got {given}")
     for disclosure in disclosures:
-        verify_disclosure(disclosure)
+        _check_disclosure(disclosure)
+
+
+def _check_disclosure(disclosure: Disclosure) -> None:
+    verify_disclosure(disclosure)
+    if "\0" in disclosure.text:  # which no database keeps
+        raise BadInput("disclosure, text: expected no NUL, got one")
 
 
 def _decide(context: Context, accepted: Accepted) -> None:
@@ -277,14 +291,30 @@ def _endorsed(
 def _refuse(context: Context, accepted: Accepted, submission: Submission, error: ApplianceError) -> None:
     reasons = error.reasons if isinstance(error, Denied) and error.reasons else (error.message,)
     body = OrderRefused(order=accepted.digest, verb=accepted.order.verb, reasons=tuple(r[:500] for r in reasons[:32]))
+    kept = _kept(context.ledger.state, accepted.order, submission.disclosures)
+    withheld = sorted(set(commitments_of(accepted.order)) - kept.keys())
+    beside = {"withheld": encode_canonical(withheld)} if withheld else {}
     append(
         context,
         body,
         actor=accepted.order.signer,
         source=submission.source,
-        documents={"order": submission.envelope},
-        disclosures=submission.disclosures,
+        documents={"order": submission.envelope, **beside},
+        disclosures=tuple(kept.values()),
     )
+
+
+def _kept(state: State, order: Order, disclosures: tuple[Disclosure, ...]) -> dict[str, Disclosure]:
+    """What was handed in of the order's texts and can be kept: it opens its commitment, and was not erased before."""
+    given = {disclosure.commitment: disclosure for disclosure in disclosures}
+    kept = {}
+    for commitment in commitments_of(order):
+        text = state.texts.get(commitment)
+        if commitment in given and (text is None or text.erased is None):
+            with suppress(ApplianceError):
+                _check_disclosure(given[commitment])
+                kept[commitment] = given[commitment]
+    return kept
 
 
 def _set_in_motion(context: Context, accepted: Accepted) -> None:

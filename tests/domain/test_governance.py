@@ -510,6 +510,22 @@ def test_nobodys_refusal_can_be_invented() -> None:
         refuse(site, order, refusal(site, order), documents={"order": encode_envelope(forged)})
 
 
+def test_a_refusal_withholds_commitments_of_its_order_and_no_others() -> None:
+    site = stage("staffed")
+    reason = site.text("Because.")
+    order = site.order(o.RevokePrincipal, "olga", principal="rita", reason=reason)
+    documents = {"order": encode_envelope(site.sign(order))}
+    for withheld in ([], [reason, reason], ["x"], [f"hmac-{NO_DIGEST}"], [f"hmac-{NO_DIGEST}", reason], [1]):
+        with refuses(site, Denied, "withheld: expected some of"):
+            refuse(site, order, refusal(site, order), documents={**documents, "withheld": encode_canonical(withheld)})
+    with refuses(site, BadInput, "withheld: expected an array"):
+        refuse(site, order, refusal(site, order), documents={**documents, "withheld": b"{}"})
+    refuse(site, order, refusal(site, order), documents={**documents, "withheld": encode_canonical([reason])})
+    assert site.state.texts.get(reason) is None
+    refuse(site, order, refusal(site, order))
+    assert site.state.texts.get(reason) is not None
+
+
 def test_a_session_is_recorded_for_who_signed_it() -> None:
     site = stage("staffed")
     document = {"session": encode_envelope(site.session("audrey"))}

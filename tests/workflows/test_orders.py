@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import MISSING, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,10 +16,11 @@ from appliance.access import cedar
 from appliance.access.samples import SAMPLES
 from appliance.domain import orders as o
 from appliance.domain.entry import Draft, Entry, parse_entry
-from appliance.domain.names import encode_value
+from appliance.domain.names import NO_DIGEST, encode_value
 from appliance.domain.policy import Parameters, PolicySet
-from appliance.errors import BadInput, Denied
+from appliance.errors import ApplianceError, BadInput, Denied, Unavailable
 from appliance.formats.canonical import parse_canonical
+from appliance.formats.commitment import Disclosure, disclose
 from appliance.formats.dsse import encode_envelope
 from appliance.formats.timestamp import encode_time
 from appliance.formats.trust import Trust, encode_trust
@@ -54,11 +56,21 @@ class Desk:
         self.site.now = encode_time(self.clock())
         return self.site.order(model, by, **members)
 
-    def submit(self, order: o.Order, **documents: bytes) -> str:
-        """The order's identity, once it is recorded."""
+    def submit(self, order: o.Order, /, texts: Sequence[Disclosure] | None = None, **documents: bytes) -> str:
+        """The order's identity, once it is recorded; without `texts` those that it commits to travel with it."""
         envelope = encode_envelope(self.site.sign(order))
-        texts = [text for text in self.site.disclosures if text.commitment in order.model_dump().values()]
+        if texts is None:
+            texts = [text for text in self.site.disclosures if text.commitment in order.model_dump().values()]
         return orders.submit(self.context, orders.Submission(envelope, tuple(texts), documents, "unix")).digest
+
+    def refused(self, order: o.Order, /, **submitted: Any) -> str:
+        """Why the order was refused, as its entry says; the log verifies with it."""
+        with pytest.raises(ApplianceError):
+            self.submit(order, **submitted)
+        entry = self.last()
+        assert (entry.type, entry.actor, entry.outcome) == ("order.refused", order.signer, "denied")
+        assert self.verify() == ("verified", "replayed", [])
+        return str(entry.body["reasons"][0])
 
     def propose_enrolment(self, name: str, role: str) -> str:
         self.site.now = encode_time(self.clock())
@@ -143,6 +155,114 @@ def test_each_order_of_an_endorsement_has_its_own_signer(found: Callable[[Policy
     desk = found(policy(PERMIT + forbid.format("a", "ben", "enroll") + forbid.format("b", "anna", "endorse")))
     desk.endorse(desk.propose_enrolment("mallory", "operator"))
     assert desk.last().type == "principal.enrolled"
+
+
+# Every refusal of an authentic order is an entry.
+
+
+def test_an_order_whose_text_was_erased_is_refused_by_an_entry_without_it(found: Callable[[PolicySet], Desk]) -> None:
+    desk = found(policy())
+    reason = desk.site.text("Anna's own words.")
+    desk.submit(desk.order(o.PlaceHold, "anna", subject="principal:ben", reason=reason))
+    desk.endorse(desk.submit(desk.order(o.LiftHold, "anna", subject="principal:ben")))
+    desk.endorse(desk.submit(desk.order(o.Erase, "anna", commitment=reason)))
+    assert desk.last().type == "text.erased"
+    again = desk.refused(desk.order(o.PlaceHold, "anna", subject="principal:anna", reason=reason))
+    assert "expected one that was not erased" in again
+    assert desk.ledger.disclosures([reason]) == {}
+    assert desk.refused(desk.order(o.Erase, "anna", commitment=reason))
+
+
+def test_an_order_with_other_texts_than_its_own_is_refused_by_an_entry(found: Callable[[PolicySet], Desk]) -> None:
+    desk = found(policy())
+    own, other = desk.site.text("The reason."), disclose("Another.", bytes(32))
+    given = next(text for text in desk.site.disclosures if text.commitment == own)
+    order = partial(desk.order, o.PlaceHold, "anna", subject="principal:ben", reason=own)
+    for texts in ([], [other], [given, other], [Disclosure(own, given.salt, "A forged reason.")]):
+        desk.refused(order(), texts=texts)
+    nul = disclose("a\0b", bytes(32))
+    desk.refused(desk.order(o.PlaceHold, "anna", subject="principal:ben", reason=nul.commitment), texts=[nul])
+    desk.submit(order())
+    assert desk.ledger.disclosures([own, other.commitment]) == {own: given}
+
+
+@pytest.mark.parametrize(
+    ("documents", "reason"),
+    [
+        ({}, "order adopt-policy, documents: expected policy, got none"),
+        ({"policy": b"{}"}, "policy set: "),
+        ({"policy": encode_value(policy(PERMIT + "// another"))}, "policy: expected sha256:"),
+        ({"policy": encode_value(policy()), "recipe": b"{}"}, "documents: expected no others"),
+        ({"policy": bytes(5 << 20)}, "policy set: "),
+    ],
+)
+def test_an_order_with_other_documents_than_its_own_is_refused_by_an_entry(
+    found: Callable[[PolicySet], Desk], documents: dict[str, bytes], reason: str
+) -> None:
+    desk = found(policy())
+    assert reason in desk.refused(desk.order(o.AdoptPolicy, "anna", policy=policy().digest), **documents)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "permit (principal, action, resource) when { " + "(" * 1_500 + "true" + ")" * 1_500 + " };",
+            "brackets inside",
+        ),
+        ('@id("x") nonsense', "expected Cedar policies"),
+        (
+            PERMIT + '@id("f") forbid (principal, action, resource) when { context.now > datetime("2027-01-01") };',
+            "some time",
+        ),
+    ],
+)
+def test_a_policy_set_that_is_not_taken_is_refused_by_an_entry(
+    found: Callable[[PolicySet], Desk], text: str, reason: str
+) -> None:
+    desk, new = found(policy()), policy(text)
+    order = desk.order(o.AdoptPolicy, "anna", policy=new.digest)
+    assert reason in desk.refused(order, policy=encode_value(new))
+
+
+@pytest.mark.parametrize(
+    ("terms", "reason"),
+    [
+        ({"issued_at": "2020-01-01T00:00:00.000Z", "expires_at": "2020-01-01T01:00:00.000Z"}, "expired"),
+        ({"issued_at": "2099-01-01T00:00:00.000Z", "expires_at": "2099-01-01T01:00:00.000Z"}, "issued by"),
+        ({"expires_at": "2099-01-01T00:00:00.000Z"}, "expected a lifetime"),
+    ],
+)
+def test_an_order_of_another_time_is_refused_by_an_entry(
+    found: Callable[[PolicySet], Desk], terms: dict[str, str], reason: str
+) -> None:
+    desk = found(policy())
+    order = desk.order(o.PlaceHold, "anna", subject="principal:ben").model_copy(update=terms)
+    assert reason in desk.refused(order)
+
+
+def test_an_order_about_what_is_not_there_is_refused_by_an_entry(found: Callable[[PolicySet], Desk]) -> None:
+    desk = found(policy())
+    assert desk.refused(desk.order(o.Endorse, "ben", order=NO_DIGEST))
+    assert desk.refused(desk.order(o.Cancel, "ben", run="r-000009"))
+    desk.submit(order := desk.order(o.PlaceHold, "anna", subject="principal:ben"))
+    assert "expected none on principal:ben" in desk.refused(order)
+
+
+def test_what_cannot_be_recorded_now_is_no_refusal(
+    found: Callable[[PolicySet], Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = found(policy())
+    size, order = desk.ledger.state.size, desk.order(o.PlaceHold, "anna", subject="principal:ben")
+    with monkeypatch.context() as full, pytest.raises(Unavailable):
+        full.setattr(orders, "append", refuse_to_append)
+        desk.submit(order)
+    assert desk.ledger.state.size == size
+    desk.submit(order)
+
+
+def refuse_to_append(*_: Any, **__: Any) -> None:
+    raise Unavailable("ledger: expected a disk with room, got a full one")
 
 
 # A set that an earlier release adopted.
