@@ -17,7 +17,7 @@ from pydantic import (
 from appliance.errors import BadInput
 from appliance.formats.canonical import MAX_DEPTH, MAX_INTEGER, encode_canonical, ordered
 from appliance.formats.fields import parse_base64
-from appliance.formats.timestamp import encode_time, parse_time
+from appliance.formats.timestamp import check_time, encode_time, parse_time
 
 IDENTIFIER = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 NO_DIGEST = "sha256:" + "0" * 64
@@ -37,8 +37,20 @@ Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Commitment = Annotated[str, StringConstraints(pattern=r"^hmac-sha256:[0-9a-f]{64}$")]
 """Binds a text without showing it (formats.commitment); text and salt travel beside and can be erased."""
 
-Time = Annotated[str, StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$")]
-"""UTC to the millisecond; of constant width, so that text order is time order."""
+
+def _check_time(text: str) -> str:
+    try:
+        return check_time(text)
+    except BadInput as error:
+        raise ValueError(error.message) from None
+
+
+Time = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$"),
+    AfterValidator(_check_time),
+]
+"""UTC to the millisecond, a time that exists; of constant width, so that text order is time order."""
 
 Token = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}$")]
 """A word of a closed vocabulary of others: an SPDX licence, a classification."""

@@ -22,7 +22,6 @@ from appliance.domain.state import State
 from appliance.domain.subjects import Signed, subjects_of
 from appliance.errors import BadInput, Conflict, Denied, Tampered
 from appliance.formats.digest import digest_bytes
-from appliance.formats.timestamp import check_time
 
 Rule = Callable[[Case], Puts]
 
@@ -71,8 +70,6 @@ def _texts(case: Case) -> Texts:
 
 def check_sequence(state: State, entry: Entry) -> None:
     """The entry follows the last one: next index, its hash, no earlier time; the first is the initialisation."""
-    if entry.time != state.last_time:  # which was checked
-        check_time(entry.time, f"entry {entry.index}: time")
     if entry.index != state.size:
         raise Conflict(f"entry {entry.index}: index: expected {state.size}, got {entry.index}")
     if entry.prev != state.last_leaf:

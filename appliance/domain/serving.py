@@ -34,7 +34,6 @@ from appliance.domain.signatures import token_revoked
 from appliance.domain.state import State
 from appliance.errors import Denied, NotAuthenticated
 from appliance.formats.digest import digest_bytes
-from appliance.formats.timestamp import check_time
 
 
 def activated(case: Case) -> Puts:
@@ -136,7 +135,6 @@ def unloaded(case: Case) -> Puts:
     case.require(body.adapter == slot.adapter, "adapter", slot.adapter, body.adapter)
     case.require(body.admitted == slot.admitted, "admitted", slot.admitted, body.admitted)
     if body.last_token is not None:
-        check_time(body.last_token, f"entry {case.entry.index}: last token")
         since = slot.loaded_at or "a load, of which there was none"
         between = since <= body.last_token <= case.entry.time
         case.require(between, "last token", f"a time from {since} to {case.entry.time}", body.last_token)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.domain import orders as o
 from appliance.domain.credentials import (
     Credential,
     Possession,
@@ -121,6 +123,42 @@ def test_good_json_with_one_member_exchanged(name: str) -> None:
         holds(parse, encode, encode_canonical(value))
 
     run()
+
+
+NO_TIMES = (
+    "2026-02-30T00:00:00.000Z",
+    "2026-01-01T99:99:99.000Z",
+    "2026-01-01T24:00:00.000Z",
+    "2026-12-31T23:59:60.000Z",
+    "2026-00-10T00:00:00.000Z",
+    "0000-01-01T00:00:00.000Z",
+)
+_TIME = re.compile(rb'"[0-9]{4}-[0-9]{2}-[0-9]{2}T[^"]*Z"')
+TIMED = {
+    f"order {order.verb}": (parse_order, encode_order(order))
+    for order in (
+        SITE.order(o.RevokeTokens, "anna", unit="legal", token=None, issued_before=SITE.now),
+        SITE.new_key(o.RotateKey, "rita", "rita", old_until=SITE.now)[0],
+        SITE.order(o.RotateLogKey, "anna", log_key="a", old_until=SITE.now),
+        SITE.export_order(),
+        SITE.review_order("rita", "privacy"),
+    )
+} | {
+    name: (parse if parse is not parse_entry else lambda data: parse_body(parse_entry(data)), good)
+    for name, (parse, _, good) in PARSERS.items()
+    if _TIME.search(good)
+}
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_no_time_is_taken_that_does_not_exist(name: str) -> None:
+    """In any member of what is signed or stored."""
+    parse, good = TIMED[name]
+    parse(good)
+    for place in _TIME.finditer(good):
+        for time in NO_TIMES:
+            with pytest.raises(BadInput):
+                parse(good[: place.start()] + f'"{time}"'.encode() + good[place.end() :])
 
 
 def test_a_token_has_one_spelling() -> None:
