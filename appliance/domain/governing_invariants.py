@@ -57,8 +57,8 @@ def _new_key(state: State, order: NewKey) -> Reasons:
         reasons.append(f"key: expected one never enrolled here, got {order.keyid}, which belongs to {held.principal}")
     try:
         keyid = keyid_of(base64.b64decode(order.key))
-    except (ApplianceError, ValueError):
-        keyid = "no public key"
+    except ApplianceError as error:
+        keyid = f"no public key ({error.message})"
     if keyid != order.keyid:
         reasons.append(f"key: expected the key id {order.keyid}, got {keyid}")
     return reasons

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from appliance.domain import events as e
 from appliance.domain import orders as o
+from appliance.domain.invariants import reasons_against
 from appliance.domain.names import NO_DIGEST, add_seconds, encode_value
 from appliance.domain.policy import LAYERS, Parameters, PolicySet, parse_policy
 from appliance.domain.rules import apply
@@ -20,6 +23,7 @@ from appliance.formats.keys import generate_ed25519
 from appliance.formats.note import vkey_of
 from tests.domain.builder import Site, b64, policy_set, stage
 from tests.domain.refusals import refuses
+from tests.formats.curve import twins
 
 # The first entry.
 
@@ -230,6 +234,34 @@ def test_a_key_belongs_to_one_principal_for_ever() -> None:
     order, documents = site.enrolment("oleg", ("operator",))
     with refuses(site, Denied, "key: expected one never enrolled here", "which belongs to olga"):
         site.pend(order, documents)
+
+
+def other_encodings() -> dict[str, bytes]:
+    """Other texts for a key whose secret somebody has, and a key of a kind that is not known."""
+    ed25519, p256 = generate_ed25519(), ec.derive_private_key(5, ec.SECP256R1()).public_key()
+    rsa_key = rsa.generate_private_key(65537, 2048).public_key()
+    found = {f"Ed25519 twin {n}": ed25519.spki[:12] + twin for n, twin in enumerate(twins(ed25519.spki[-32:]))}
+    compressed = p256.public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+    found["P-256, compressed"] = bytes.fromhex("3039301306072a8648ce3d020106082a8648ce3d030107032200") + compressed
+    found["P-256, a byte more"] = p256.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) + b"\0"
+    found["RSA"] = rsa_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return found
+
+
+OTHERS = other_encodings()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_no_key_is_enrolled_that_is_another_of_the_same_secret(name: str) -> None:
+    site, spki = stage("initialized"), OTHERS[name]
+    fields: dict[str, Any] = {"key": b64(spki), "keyid": digest_bytes(spki)}
+    for order in (
+        site.enrolment("rita", ("reviewer:privacy",), **fields)[0],
+        site.new_key(o.ReplaceKey, "anna", "ben", **fields)[0],
+        site.new_key(o.RotateKey, "ben", "ben", old_until=site.now, **fields)[0],
+    ):
+        reasons = reasons_against(site.state, order, site.now)
+        assert [reason for reason in reasons if "got no public key (public key" in reason], order.verb
 
 
 def test_a_name_is_never_given_again() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,7 @@ from appliance.formats.checkpoint import Checkpoint, open_checkpoint, sign_check
 from appliance.formats.cosignature import WitnessKey, cosign, parse_witness_vkey, verify_cosignature, witness_vkey_of
 from appliance.formats.keys import EcdsaSigner, Ed25519Signer
 from appliance.formats.note import Note, NoteSignature, add_signature, encode_note, parse_note, parse_vkey, vkey_of
+from tests.formats.curve import twins
 
 Vectors = Callable[[str], Any]
 ORIGIN, WITNESS = "log.example/one", "witness.example/w1"
@@ -81,6 +84,15 @@ def test_a_vkey_is_a_log_s_or_a_witness_s(ed25519: Ed25519Signer, p256: EcdsaSig
         parse_vkey(witness_vkey_of(WITNESS, ed25519))
     with pytest.raises(BadInput, match="Ed25519"):
         WitnessKey(WITNESS, p256.spki)
+
+
+def test_no_key_of_mixed_order_is_a_log_s_or_a_witness_s(ed25519: Ed25519Signer) -> None:
+    """Else one secret could be two witnesses, or a log its own."""
+    for twin in twins(ed25519.spki[-32:]):
+        for kind, parse in ((b"\x04", parse_witness_vkey), (b"\x01", parse_vkey)):
+            keyid = hashlib.sha256(WITNESS.encode() + b"\n" + kind + twin).hexdigest()[:8]
+            with pytest.raises(BadInput, match="prime order"):
+                parse(f"{WITNESS}+{keyid}+{base64.b64encode(kind + twin).decode()}")
 
 
 def test_every_piece_of_a_witness_vkey_is_none(ed25519: Ed25519Signer) -> None:

@@ -32,9 +32,9 @@ from appliance.formats.keys import (
     parse_spki,
     verify_signature,
 )
+from tests.formats.curve import FIELD, torsion, twins
 
 SIGNERS = ["ed25519", "p256", "p384"]
-FIELD = 2**255 - 19
 N_P256 = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 PASSPHRASE = b"correct horse battery staple"
 
@@ -117,50 +117,27 @@ def test_a_key_has_no_second_encoding(p256: EcdsaSigner, ed25519: Ed25519Signer)
             parse_spki(spki)
 
 
-def _add(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
-    """Addition on the twisted Edwards curve of RFC 8032."""
-    d = -121665 * pow(121666, -1, FIELD)
-    product = d * a[0] * b[0] * a[1] * b[1]
-    x = (a[0] * b[1] + b[0] * a[1]) * pow(1 + product, -1, FIELD)
-    y = (a[1] * b[1] + a[0] * b[0]) * pow(1 - product, -1, FIELD)
-    return x % FIELD, y % FIELD
-
-
-def _torsion() -> set[tuple[int, int]]:
-    """The eight points P with 8P = 0: multiples of L*Q for a point Q that gives all of them."""
-    order = 2**252 + 27742317777372353535851937790883648493
-    d = -121665 * pow(121666, -1, FIELD)
-    for y in range(2, 60):
-        square = (y * y - 1) * pow(d * y * y + 1, -1, FIELD) % FIELD
-        x = pow(square, (FIELD + 3) // 8, FIELD)
-        x = x if x * x % FIELD == square else x * pow(2, (FIELD - 1) // 4, FIELD) % FIELD
-        if x * x % FIELD != square:
-            continue
-        point, power, scalar = (0, 1), (x, y), order
-        while scalar:
-            point = _add(point, power) if scalar & 1 else point
-            power, scalar = _add(power, power), scalar >> 1
-        points, top = {(0, 1)}, point
-        while top != (0, 1):
-            points.add(top)
-            top = _add(top, point)
-        if len(points) == 8:
-            return points
-    raise AssertionError("no point of order 8 found")
-
-
 def test_an_ed25519_key_of_small_order_is_refused(ed25519: Ed25519Signer) -> None:
     """Under such a key one signature (R = key's own small point, S = 0) fits a large part of all messages."""
     start = ed25519.spki[:12]
-    points = _torsion()
+    points = torsion()
     assert len(points) == 8
     for x, y in points:
         for sign in {x & 1, 0, 1}:
-            with pytest.raises(BadInput, match="large order"):
+            with pytest.raises(BadInput, match="prime order"):
                 parse_spki(start + (y | sign << 255).to_bytes(32, "little"))
     forged = start + (1).to_bytes(32, "little")
     with pytest.raises(BadInput):
         verify_signature(forged, b"anything", (1).to_bytes(32, "little") + bytes(32))
+
+
+def test_an_ed25519_key_of_mixed_order_is_refused(ed25519: Ed25519Signer) -> None:
+    """Each is a key for the same secret: who has that could be enrolled again, as somebody else."""
+    found = twins(ed25519.spki[-32:])
+    assert len(found) == 7
+    for twin in found:
+        with pytest.raises(BadInput, match="prime order"):
+            parse_spki(ed25519.spki[:12] + twin)
 
 
 @pytest.mark.parametrize("y", [FIELD, FIELD + 1, FIELD + 5, 2**255 - 1])
