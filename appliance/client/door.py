@@ -212,7 +212,7 @@ def _value_of(status: int, data: bytes, what: str) -> Any:
         raise error_of(status, data, what)
     try:
         return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Unavailable(f"service, {what}: expected JSON, got {data[:60]!r}") from None
 
 
@@ -223,7 +223,7 @@ def error_of(status: int, data: bytes, what: str) -> ApplianceError:
         told = json.loads(data)["error"]
         message, code = str(told["message"]), str(told["code"])
         reasons = tuple(str(reason) for reason in told.get("reasons") or ())
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return branch(f"service, {what}: expected an answer of ours, got HTTP {status}: {data[:200]!r}")
     error = branch(message, code=code)
     if isinstance(error, Denied):

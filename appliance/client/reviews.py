@@ -124,7 +124,7 @@ def _check_file(door: Door, name: str, file: ManifestFile, progress: Callable[[i
 def _parse_content(data: bytes, what: str) -> Any:
     try:
         return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadInput(f"{what}: expected JSON, got something else") from None
 
 

@@ -37,6 +37,12 @@ class Ended:
 class _Loader(yaml.SafeLoader):
     """Plain YAML without tags, aliases or a key that is there twice: what is read is what was written."""
 
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            line = 1 if parent is None else parent.start_mark.line + 1
+            raise BadInput(f"recipe, from line {line} on: expected each value itself, got an alias of one")
+        return super().compose_node(parent, index)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key) for key, _ in node.value]
         twice = [key for key in keys if keys.count(key) > 1]
@@ -51,7 +57,11 @@ def load_recipe(path: Path) -> Recipe:
     data = read_file(path, "recipe", _MAX_RECIPE_BYTES)
     try:
         value = yaml.load(data, _Loader)  # noqa: S506 a SafeLoader, stricter
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise BadInput(
+            f"recipe, {path}: expected YAML of a few levels, got hundreds of brackets in each other"
+        ) from None
+    except (yaml.YAMLError, ValueError) as error:  # the latter for a date that does not exist
         raise BadInput(f"recipe, {path}: expected YAML, got {' '.join(str(error).split())}") from None
     except BadInput as error:
         raise BadInput(f"{path}: {error.message}") from None

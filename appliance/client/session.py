@@ -120,7 +120,7 @@ def _load(path: Path) -> Opened | None:
     try:
         value = json.loads(read_private(path, "session", _MAX_CACHE_BYTES))
         return Opened(str(value["token"]), str(value["principal"]), tuple(value["roles"]), str(value["expires_at"]))
-    except (ApplianceError, ValueError, KeyError, TypeError):
+    except (ApplianceError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

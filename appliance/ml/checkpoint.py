@@ -120,7 +120,7 @@ def parse_checkpoint(data: bytes) -> tuple[dict[str, int], dict[str, torch.Tenso
         # safetensors reads metadata from files alone. The header: its length (u64, little-endian), then JSON.
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         stated = header["__metadata__"][STATE].encode()
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(f"training checkpoint: expected safetensors with the member {STATE}, got: {error}") from None
     counts = parse_canonical(stated)
     if not isinstance(counts, dict) or sorted(counts) != sorted(_COUNTS):

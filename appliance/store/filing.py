@@ -149,6 +149,6 @@ def _read_keys(connection: Connection, start: int, stop: int) -> Iterator[tuple[
         try:
             value = json.loads(data)
             keys = keys_of(_Read(*(value[name] for name in _Read._fields)))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise Tampered(f"entry {index}: expected an entry, got bytes that are none") from None
         yield index, keys

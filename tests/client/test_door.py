@@ -41,7 +41,7 @@ def test_a_refusal_keeps_its_reasons() -> None:
     assert error.reasons == ("one", "two")
 
 
-@pytest.mark.parametrize("data", [b"", b"<html>", b"[]", b'{"error":"x"}', b'{"detail":[]}', b"\xff"])
+@pytest.mark.parametrize("data", [b"", b"<html>", b"[]", b'{"error":"x"}', b'{"detail":[]}', b"\xff", b"[" * 99_999])
 def test_an_answer_of_nobodys_form_is_unavailable_and_says_which_request(data: bytes) -> None:
     error = error_of(500, data, "GET /v1/x")
     assert isinstance(error, errors.Unavailable)
@@ -80,8 +80,9 @@ def test_a_service_that_does_not_describe_itself_is_no_service(open_office: Call
         _ = office.door.about
 
 
-def test_what_is_not_json_is_unavailable(open_office: Callable[..., Office]) -> None:
+@pytest.mark.parametrize("data", [b"not json", b"[" * 99_999])
+def test_what_is_not_json_is_unavailable(open_office: Callable[..., Office], data: bytes) -> None:
     office = open_office("initialized")
-    office.double.bend["/v1/about"] = lambda answer: b"not json"
+    office.double.bend["/v1/about"] = lambda answer: data
     with pytest.raises(errors.Unavailable, match="expected JSON"):
         _ = office.door.about
