@@ -351,6 +351,22 @@ def test_a_set_that_forbids_other_things_for_a_time_can_be_replaced(text: str) -
     assert locked_out(SitePolicies(policy(PERMIT + text)), SITE) == ()
 
 
+@pytest.mark.parametrize("name", ["default", "strict-example"])
+def test_the_sets_that_come_with_the_appliance_can_be_replaced(name: str) -> None:
+    folder = FOLDER.parent / name
+    texts = [(folder / file).read_text() for file in ("policies.cedar", "schema.cedarschema")]
+    assert locked_out(SitePolicies.for_adoption(policy(*texts)), SITE) == ()
+
+
+def test_the_page_says_of_its_examples_what_is_so() -> None:
+    page = (FOLDER.parents[1] / "docs" / "operations.md").read_text()
+    examples = page.partition("```cedar\n")[2].partition("```")[0].split("// ")[1:]
+    assert [example.partition(":")[0] for example in examples] == ["Taken", "Taken", "Refused"]
+    for example in examples:
+        text = example.partition("\n")[2]
+        assert bool(locked_out(SitePolicies.for_adoption(policy(PERMIT + text)), SITE)) == example.startswith("Refused")
+
+
 # Only tightening.
 
 LOOSEST = st.lists(
