@@ -11,7 +11,7 @@ from appliance.config import load_settings
 from appliance.domain.names import encode_value
 from appliance.domain.orders import AdoptPolicy
 from appliance.domain.policy_files import assemble_policy
-from appliance.errors import BadInput
+from appliance.errors import BadInput, Denied
 from appliance.formats.digest import digest_bytes
 from appliance.formats.keys import generate_ed25519
 from tests.site import ROOT, Refused, Site
@@ -45,6 +45,29 @@ def test_an_appliance_is_not_made_under_a_set_that_refuses_a_verb_for_ever(tmp_p
     with pytest.raises(BadInput, match="action train: expected it to take a sample request"):
         wiring.init(settings, people, origin="bank.example/p", single_administrator=False, policy=policy)
     assert not settings.home.exists()
+
+
+def test_an_appliance_is_not_made_under_a_set_that_can_forbid_its_own_replacement(tmp_path: Path) -> None:
+    files = {path.name: path.read_bytes() for path in (ROOT / "policies" / "default").iterdir()}
+    files["policies.cedar"] += (
+        b'@id("end") forbid (principal, action, resource) when { context.now > datetime("2099-01-01") };'
+    )
+    people = [wiring.Person(name, generate_ed25519().spki) for name in ("anna", "ben")]
+    settings, policy = load_settings(tmp_path / "h", {}), assemble_policy("default", files)
+    with pytest.raises(Denied, match="site policy end: forbids adopt-policy"):
+        wiring.init(settings, people, origin="bank.example/p", single_administrator=False, policy=policy)
+    assert not settings.home.exists()
+
+
+def test_a_set_too_deep_for_its_parser_is_refused_by_an_entry_and_the_service_goes_on(shared: Site) -> None:
+    deep = (
+        b'\n@id("deep") forbid (principal, action, resource) when { ' + b"(" * 1_500 + b"false" + b")" * 1_500 + b" };"
+    )
+    with pytest.raises(Refused) as refused:
+        adopt(shared, policy_document(deep))
+    assert refused.value.status == 413
+    last = shared.entries(type="order.refused")[-1]
+    assert (last["actor"], "brackets inside each other" in last["body"]["reasons"][0]) == ("anna", True)
 
 
 def test_one_administrator_alone_adopts_nothing(shared: Site) -> None:
