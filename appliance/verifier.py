@@ -13,23 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
-import appliance
 from appliance import __version__
-from appliance.domain.ahead import Verified, verify_first, verify_second
-from appliance.domain.names import encode_value, parse_value
 from appliance.domain.questions import CouldLoad, could_load_then
 from appliance.domain.report import Finding, Report, with_findings
 from appliance.domain.response import MAX_BYTES, Answered, parse_record, verify_answer, verify_record
-from appliance.domain.verify import Audit, verify_log
+from appliance.domain.verify import verify_log
 from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
 from appliance.formats.export import Export
 from appliance.formats.log_policy import quorum_policy
@@ -38,13 +32,6 @@ from appliance.formats.trust import Trust, parse_trust
 
 EXITS = {"verified": 0, "failed": Tampered.exit_code, "unverifiable": Unavailable.exit_code}
 _MAX_TRUST_BYTES = 65_536
-_LONG = 50_000
-"""Entries from which on a second process is worth its start."""
-_SHARE, _VERY_LONG, _SMALL_SHARE = 0.55, 6_000_000, 0.35
-"""How much of a log the second process verifies; meanwhile the first folds as much, and verifies the rest. Of a very
-long one a smaller share, so that the second has ended, and given its memory back, before the first holds everything."""
-_ROOT = Path(appliance.__file__).parents[1]
-_HELP = "import sys; sys.path.insert(0, sys.argv[1]); from appliance.verifier import help_verify as f; f(*sys.argv[2:])"
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -157,30 +144,12 @@ def verify_export(path: Path, trust: Trust | None, now: str) -> Report:
     """The report on an export; BadInput when the file is no whole export."""
     try:
         with path.open("rb") as stream, Export(stream) as export:
-            report = _verify_by_two(path, export, trust, now) or _verify_alone(export, trust, now)
+            report = verify_log(
+                export.entries(), export.document, export.disclosures(), export.checkpoint, trust, now=now
+            )
             return with_findings(report, tuple(_check_header(export, report)))
     except OSError as error:
         raise BadInput(f"export, {path}: expected a readable file, got {error.strerror}") from None
-
-
-def _verify_alone(export: Export, trust: Trust | None, now: str) -> Report:
-    return verify_log(export.entries(), export.document, export.disclosures(), export.checkpoint, trust, now=now)
-
-
-def _verify_by_two(path: Path, export: Export, trust: Trust | None, now: str) -> Report | None:
-    """The report on a long log that two processes verified whole; None where anything is left to look at alone."""
-    if export.size < _LONG or _cores() < 2:
-        return None
-    start = int(export.size * (_SHARE if export.size < _VERY_LONG else _SMALL_SHARE))
-    with suppress(ApplianceError, LookupError, OSError), _start_helper(path, start) as helper:
-        audit = Audit(export.document, export.disclosures(), export.checkpoint, trust)
-        began = verify_second(audit, export.entries(), start, export.document)
-        said, _ = helper.communicate()
-        first = parse_value(Verified, said, "second process")
-        if helper.returncode == 0 and first.ended == began:
-            audit.count(first.counted)
-            return audit.report(now)
-    return None
 
 
 def _moment(text: str | None) -> str | None:
@@ -194,29 +163,6 @@ def ask_export(path: Path, unit: str, at: str | None, now: str) -> CouldLoad:
     """What the unit could have loaded, from the export alone, folded again up to the moment."""
     with path.open("rb") as stream, Export(stream) as export:
         return could_load_then(export.entries(), export.document, unit, at, now)[0]
-
-
-@contextmanager
-def _start_helper(path: Path, stop: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A second process that verifies the log before `stop`. Whatever goes wrong in it, it has said nothing."""
-    # By argv, as a zipapp cannot be imported by its name; the same interpreter, with the same libraries.
-    command = [sys.executable, *(["-I"] if sys.flags.isolated else []), "-c", _HELP, str(_ROOT), str(path), str(stop)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def help_verify(path: str, stop: str) -> None:
-    """The second process: what it verified on standard output, or an exit code that is not 0."""
-    with open(path, "rb") as stream, Export(stream) as export:
-        first = verify_first(Audit(export.document, (), None, None), export.entries(), int(stop))
-    sys.stdout.buffer.write(encode_value(first))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_header(export: Export, report: Report) -> Iterator[Finding]:

@@ -37,11 +37,6 @@ class Chain:
             return  # no checkpoint: whoever opens it will say so
         self._keep_root()
 
-    @property
-    def place(self) -> tuple[int, str, int, bytes]:
-        """Where the chain and the tree stand."""
-        return self.index, self.head, self.tree.size, self.tree.root()
-
     def _grow(self, leaf: bytes) -> None:
         self.tree.add(leaf)
         self._keep_root()

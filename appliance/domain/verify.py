@@ -8,9 +8,8 @@ said, and without it no log is verified.
 
 from __future__ import annotations
 
-import hashlib
 from base64 import b64decode
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from appliance.domain.chain import Chain
@@ -74,32 +73,6 @@ class Audit:
     @property
     def state(self) -> State:
         return self._replay.state
-
-    @property
-    def is_clean(self) -> bool:
-        return not self._findings.kept
-
-    def fingerprint(self) -> str:
-        """A digest of everything that what follows depends on: the state, and the places in chain and tree."""
-        hasher = hashlib.sha256(repr((self._chain.place, self.state.place)).encode())
-        for table in self.state.tables:
-            for key, value in table.items():
-                hasher.update(repr((table.kind, key, value)).encode())
-        return f"sha256:{hasher.hexdigest()}"
-
-    def pass_over(self, data: bytes) -> None:
-        """The log's next entry, where somebody else checks it."""
-        self._chain.pass_over(hash_leaf(data))
-
-    @property
-    def counted(self) -> dict[str, int]:
-        """What was replayed and stands, by kind."""
-        return dict(self._replay.counted)
-
-    def count(self, counted: Mapping[str, int]) -> None:
-        """Adds what somebody else has verified of the same log."""
-        for name in self._replay.counted:
-            self._replay.counted[name] += counted[name]
 
     def take(self, data: bytes) -> None:
         """The log's next entry, as bytes."""
