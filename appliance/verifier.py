@@ -90,11 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def load_trust(path: Path) -> Trust:
     """BadInput when the file is not there, or no trust file."""
-    try:
-        with path.open("rb") as stream:
-            return parse_trust(stream.read(_MAX_TRUST_BYTES))
-    except OSError as error:
-        raise BadInput(f"trust file, {path}: expected a readable file, got {error.strerror}") from None
+    return parse_trust(_read(path, "trust file", _MAX_TRUST_BYTES))
 
 
 def _check_record(given: argparse.Namespace) -> int:
@@ -103,14 +99,14 @@ def _check_record(given: argparse.Namespace) -> int:
         if given.trust is None:
             raise Unavailable("response record: expected --trust FILE, under which it can be checked, got none")
         log_key = given.log_key or load_trust(given.trust).log_key
-        record = parse_record(_read(given.record, "response record"))
+        record = parse_record(_read(given.record, "response record", MAX_BYTES))
         answered = verify_record(record, quorum_policy([log_key], [], 0))
         if given.answer is not None:
-            verify_answer(answered, _read(given.answer, "answer").decode("utf-8", "surrogateescape"))
+            verify_answer(answered, _read(given.answer, "answer", MAX_BYTES).decode("utf-8", "surrogateescape"))
     except ApplianceError as error:
         print(f"appliance-verify: {error.message}", file=sys.stderr)
         return error.exit_code
-    facts = _record_facts(answered, given.answer is not None)
+    facts = _record_facts(answered, checked=given.answer is not None or record.text is not None)
     if given.json:
         print(json.dumps({**answered.entry.model_dump(mode="json"), "log_size": answered.size, **facts}, indent=2))
     else:
@@ -118,8 +114,12 @@ def _check_record(given: argparse.Namespace) -> int:
     return 0
 
 
-def _record_facts(answered: Answered, text: bool) -> dict[str, str]:
+def _record_facts(answered: Answered, *, checked: bool) -> dict[str, str]:
+    """`checked`: a text was held against the entry. While one was not, the verdict is no plain "verified"."""
     entry, body = answered.entry, answered.body
+    text, verdict = "not checked: give --answer FILE", "verified, without its text"
+    if checked or body.answer is None:
+        text, verdict = "is the one that was answered" if checked else "none was answered", "verified"
     rests = ", ".join(map(str, (body.admitted, body.release, *body.approvals)))
     return {
         "request": body.request,
@@ -127,17 +127,21 @@ def _record_facts(answered: Answered, text: bool) -> dict[str, str]:
         "by": f"{body.adapter} ({body.manifest})",
         "rests on": f"entries {rests}: its admission, its release, its approvals",
         "proved": f"entry {entry.index}, in a log of {answered.size} entries",
-        "text": "is the one that was answered" if text else "not checked: give --answer FILE",
-        "verdict": "verified",
+        "text": text,
+        "verdict": verdict,
     }
 
 
-def _read(path: Path, what: str) -> bytes:
+def _read(path: Path, what: str, limit: int) -> bytes:
+    """A file's bytes, all of them; BadInput where it cannot be read, or has more than `limit`."""
     try:
         with path.open("rb") as stream:
-            return stream.read(MAX_BYTES + 1)
+            data = stream.read(limit + 1)
     except OSError as error:
         raise BadInput(f"{what}, {path}: expected a readable file, got {error.strerror}") from None
+    if len(data) > limit:
+        raise BadInput(f"{what}, {path}: expected at most {limit} bytes, got more")
+    return data
 
 
 def verify_export(path: Path, trust: Trust | None, now: str) -> Report:
