@@ -151,7 +151,7 @@ def verify_export(path: Path, trust: Trust | None, now: str) -> Report:
             report = verify_log(
                 export.entries(), export.document, export.disclosures(), export.checkpoint, trust, now=now
             )
-            return with_findings(report, tuple(_check_header(export, report)))
+            return with_findings(report, tuple(_check_export(export, report)))
     except OSError as error:
         raise BadInput(f"export, {path}: expected a readable file, got {error.strerror}") from None
 
@@ -169,8 +169,8 @@ def ask_export(path: Path, unit: str, at: str | None, now: str) -> CouldLoad:
         return could_load_then(export.entries(), export.document, unit, at, now)[0]
 
 
-def _check_header(export: Export, report: Report) -> Iterator[Finding]:
-    """What the export says of itself is what it holds."""
+def _check_export(export: Export, report: Report) -> Iterator[Finding]:
+    """What the export says of itself is what it holds, and each line of it is where the entries use it."""
     said: list[tuple[str, object, object]] = [("size", export.size, report.size)]
     if report.origin is not None:
         said.append(("origin", export.origin, report.origin))
@@ -178,6 +178,8 @@ def _check_header(export: Export, report: Report) -> Iterator[Finding]:
         if expected != got:
             message = f"export.json, {what}: expected {expected}, as it says, got {got}"
             yield Finding(index=None, rule="export", message=message)
+    if export.disorder is not None:
+        yield Finding(index=None, rule="export", message=export.disorder)
 
 
 def _lines(report: Report) -> Iterator[str]:

@@ -124,9 +124,9 @@ class Audit:
         """The verdict over what was taken; asked once, at the end."""
         # Whoever gave the log another key signed that as an administrator, and the trust file names the first of these.
         # Without a trust file a signature is worth a finding when it fails, and proves nothing when it holds.
-        self._chain.close(self._log_key())
-        disclosed = self._disclosed.close(self.state)
-        site, checkpoint = self.state.sites.get("site"), self._chain.checkpoint
+        site = self.state.sites.get("site")
+        self._chain.close(self._log_keys())
+        disclosed, checkpoint = self._disclosed.close(self.state), self._chain.checkpoint
         counted = self._replay.counted | {"disclosures": disclosed, "adapters": len(self.state.adapters)}
         counted["signatures"] += checkpoint is not None
         essential = self._essential()
@@ -150,13 +150,13 @@ class Audit:
             checked_at=now,
         )
 
-    def _log_key(self) -> str | None:
-        """Today's, where the log began with the trusted one; without a trust file the log's own word."""
+    def _log_keys(self) -> tuple[str, ...]:
+        """Those in force at the end, today's last, where the log began with the trusted one; without a trust file the
+        log's own word."""
         site, trust = self.state.sites.get("site"), self._trust
-        if trust is None:
-            return None if site is None else site.log_key
-        trusted = site is not None and site.log_keys[0].vkey == trust.log_key
-        return site.log_key if site is not None and trusted else trust.log_key
+        if site is not None and (trust is None or site.log_keys[0].vkey == trust.log_key):
+            return site.signing_keys(self.state.last_time)
+        return () if trust is None else (trust.log_key,)
 
     def _verdict(self, essential: tuple[str, ...]) -> Verdict:
         if self._findings.kept:
