@@ -107,8 +107,6 @@ class Chain:
         if len(own) != len(log_keys) or not all(held):
             said = f"expected a line of each of {', '.join(log_keys)}, in this order, got {len(own)}, or others"
             self._findings.add(None, "checkpoint", f"note, signatures of {show(origin)}: {said}")
-        if len(set(note.signatures)) != len(note.signatures):
-            self._findings.add(None, "checkpoint", "note, signatures: expected each line once, got one again")
 
     def _add_root(self, checkpoint: Checkpoint, root: bytes | None) -> None:
         """Where every link holds, a true last entry would make all before it true: so the last one is not.
