@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,7 @@ from appliance.domain.verify import verify_log
 from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
 from appliance.formats.export import Export
 from appliance.formats.log_policy import quorum_policy
+from appliance.formats.merkle import Tree, hash_leaf
 from appliance.formats.timestamp import encode_time, parse_time
 from appliance.formats.trust import Trust, parse_trust
 
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         asked = None if given.could_load is None else (given.could_load, _moment(given.at))
         report = verify_export(given.export, trust, now)
         # What a log that does not hold says of anybody is no answer.
-        answer = ask_export(given.export, *asked, now) if asked and report.verdict == "verified" else None
+        answer = ask_export(given.export, *asked, now, report) if asked and report.verdict == "verified" else None
     except ApplianceError as error:
         print(f"appliance-verify: {error.message}", file=sys.stderr)
         sys.exit(BadInput.exit_code)
@@ -163,10 +165,27 @@ def _moment(text: str | None) -> str | None:
     return encode_time(parse_time(text, "at"))
 
 
-def ask_export(path: Path, unit: str, at: str | None, now: str) -> CouldLoad:
-    """What the unit could have loaded, from the export alone, folded again up to the moment."""
+def ask_export(path: Path, unit: str, at: str | None, now: str, report: Report) -> CouldLoad:
+    """What the unit could have loaded, from the export alone, folded again up to the moment.
+
+    Tampered where its entries are not those of the report, as when somebody changed the file meanwhile.
+    """
+    tree = Tree()
+
+    def seen(entries: Iterator[bytes]) -> Iterator[bytes]:
+        for data in entries:
+            tree.add(hash_leaf(data))
+            yield data
+
     with path.open("rb") as stream, Export(stream) as export:
-        return could_load_then(export.entries(), export.document, unit, at, now)[0]
+        entries = seen(export.entries())
+        answer = could_load_then(entries, export.document, unit, at, now)[0]
+        deque(entries, maxlen=0)  # the rest
+    if (root := f"sha256:{tree.root().hex()}") != report.root:
+        raise Tampered(
+            f"export, {path}: expected the root {report.root}, which was verified, got {root}: it has changed"
+        )
+    return answer
 
 
 def _check_export(export: Export, report: Report) -> Iterator[Finding]:

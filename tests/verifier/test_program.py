@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from appliance.domain import events as e
 from appliance.domain import orders as o
 from appliance.domain.entry import parse_entry
 from appliance.domain.names import add_seconds
+from appliance.domain.report import Report
 from appliance.errors import NotFound
 from appliance.formats.export import write_export
 from appliance.formats.trust import encode_trust
@@ -262,3 +264,21 @@ def test_a_log_that_is_not_verified_answers_nothing(files: Files, capsys: pytest
     files.export.write_bytes(export_of(files.site, entries=files.site.entries[:-1]))
     code, out, _ = run(capsys, files.export, "--trust", files.trust, "--could-load", "legal", "--json")
     assert code == 6 and "could_load" not in json.loads(out)
+
+
+def test_a_log_that_was_exchanged_after_it_was_verified_answers_nothing(
+    files: Files, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another log under the same keys, whole in itself."""
+    other = files.site.fork()
+    other.revoke("raul")
+    verify = verifier.verify_export
+
+    def exchanged(*given: Any) -> Report:
+        report = verify(*given)
+        files.export.write_bytes(export_of(other))
+        return report
+
+    monkeypatch.setattr(verifier, "verify_export", exchanged)
+    code, out, err = run(capsys, files.export, "--trust", files.trust, "--could-load", "legal", "--at", 3)
+    assert (code, out) == (2, "") and "which was verified, got sha256:" in err
