@@ -13,38 +13,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
-import appliance
 from appliance import __version__
-from appliance.domain.ahead import Verified, verify_first, verify_second
-from appliance.domain.names import encode_value, parse_value
 from appliance.domain.questions import CouldLoad, could_load_then
 from appliance.domain.report import Finding, Report, with_findings
 from appliance.domain.response import MAX_BYTES, Answered, parse_record, verify_answer, verify_record
-from appliance.domain.verify import Audit, verify_log
+from appliance.domain.verify import verify_log
 from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
 from appliance.formats.export import Export
 from appliance.formats.log_policy import quorum_policy
+from appliance.formats.merkle import Tree, hash_leaf
 from appliance.formats.timestamp import encode_time, parse_time
 from appliance.formats.trust import Trust, parse_trust
 
 EXITS = {"verified": 0, "failed": Tampered.exit_code, "unverifiable": Unavailable.exit_code}
 _MAX_TRUST_BYTES = 65_536
-_LONG = 50_000
-"""Entries from which on a second process is worth its start."""
-_SHARE, _VERY_LONG, _SMALL_SHARE = 0.55, 6_000_000, 0.35
-"""How much of a log the second process verifies; meanwhile the first folds as much, and verifies the rest. Of a very
-long one a smaller share, so that the second has ended, and given its memory back, before the first holds everything."""
-_ROOT = Path(appliance.__file__).parents[1]
-_HELP = "import sys; sys.path.insert(0, sys.argv[1]); from appliance.verifier import help_verify as f; f(*sys.argv[2:])"
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -60,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         asked = None if given.could_load is None else (given.could_load, _moment(given.at))
         report = verify_export(given.export, trust, now)
         # What a log that does not hold says of anybody is no answer.
-        answer = ask_export(given.export, *asked, now) if asked and report.verdict == "verified" else None
+        answer = ask_export(given.export, *asked, now, report) if asked and report.verdict == "verified" else None
     except ApplianceError as error:
         print(f"appliance-verify: {error.message}", file=sys.stderr)
         sys.exit(BadInput.exit_code)
@@ -103,11 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def load_trust(path: Path) -> Trust:
     """BadInput when the file is not there, or no trust file."""
-    try:
-        with path.open("rb") as stream:
-            return parse_trust(stream.read(_MAX_TRUST_BYTES))
-    except OSError as error:
-        raise BadInput(f"trust file, {path}: expected a readable file, got {error.strerror}") from None
+    return parse_trust(_read(path, "trust file", _MAX_TRUST_BYTES))
 
 
 def _check_record(given: argparse.Namespace) -> int:
@@ -116,14 +101,14 @@ def _check_record(given: argparse.Namespace) -> int:
         if given.trust is None:
             raise Unavailable("response record: expected --trust FILE, under which it can be checked, got none")
         log_key = given.log_key or load_trust(given.trust).log_key
-        record = parse_record(_read(given.record, "response record"))
+        record = parse_record(_read(given.record, "response record", MAX_BYTES))
         answered = verify_record(record, quorum_policy([log_key], [], 0))
         if given.answer is not None:
-            verify_answer(answered, _read(given.answer, "answer").decode("utf-8", "surrogateescape"))
+            verify_answer(answered, _read(given.answer, "answer", MAX_BYTES).decode("utf-8", "surrogateescape"))
     except ApplianceError as error:
         print(f"appliance-verify: {error.message}", file=sys.stderr)
         return error.exit_code
-    facts = _record_facts(answered, given.answer is not None)
+    facts = _record_facts(answered, checked=given.answer is not None or record.text is not None)
     if given.json:
         print(json.dumps({**answered.entry.model_dump(mode="json"), "log_size": answered.size, **facts}, indent=2))
     else:
@@ -131,8 +116,12 @@ def _check_record(given: argparse.Namespace) -> int:
     return 0
 
 
-def _record_facts(answered: Answered, text: bool) -> dict[str, str]:
+def _record_facts(answered: Answered, *, checked: bool) -> dict[str, str]:
+    """`checked`: a text was held against the entry. While one was not, the verdict is no plain "verified"."""
     entry, body = answered.entry, answered.body
+    text, verdict = "not checked: give --answer FILE", "verified, without its text"
+    if checked or body.answer is None:
+        text, verdict = "is the one that was answered" if checked else "none was answered", "verified"
     rests = ", ".join(map(str, (body.admitted, body.release, *body.approvals)))
     return {
         "request": body.request,
@@ -140,47 +129,33 @@ def _record_facts(answered: Answered, text: bool) -> dict[str, str]:
         "by": f"{body.adapter} ({body.manifest})",
         "rests on": f"entries {rests}: its admission, its release, its approvals",
         "proved": f"entry {entry.index}, in a log of {answered.size} entries",
-        "text": "is the one that was answered" if text else "not checked: give --answer FILE",
-        "verdict": "verified",
+        "text": text,
+        "verdict": verdict,
     }
 
 
-def _read(path: Path, what: str) -> bytes:
+def _read(path: Path, what: str, limit: int) -> bytes:
+    """A file's bytes, all of them; BadInput where it cannot be read, or has more than `limit`."""
     try:
         with path.open("rb") as stream:
-            return stream.read(MAX_BYTES + 1)
+            data = stream.read(limit + 1)
     except OSError as error:
         raise BadInput(f"{what}, {path}: expected a readable file, got {error.strerror}") from None
+    if len(data) > limit:
+        raise BadInput(f"{what}, {path}: expected at most {limit} bytes, got more")
+    return data
 
 
 def verify_export(path: Path, trust: Trust | None, now: str) -> Report:
     """The report on an export; BadInput when the file is no whole export."""
     try:
         with path.open("rb") as stream, Export(stream) as export:
-            report = _verify_by_two(path, export, trust, now) or _verify_alone(export, trust, now)
-            return with_findings(report, tuple(_check_header(export, report)))
+            report = verify_log(
+                export.entries(), export.document, export.disclosures(), export.checkpoint, trust, now=now
+            )
+            return with_findings(report, tuple(_check_export(export, report)))
     except OSError as error:
         raise BadInput(f"export, {path}: expected a readable file, got {error.strerror}") from None
-
-
-def _verify_alone(export: Export, trust: Trust | None, now: str) -> Report:
-    return verify_log(export.entries(), export.document, export.disclosures(), export.checkpoint, trust, now=now)
-
-
-def _verify_by_two(path: Path, export: Export, trust: Trust | None, now: str) -> Report | None:
-    """The report on a long log that two processes verified whole; None where anything is left to look at alone."""
-    if export.size < _LONG or _cores() < 2:
-        return None
-    start = int(export.size * (_SHARE if export.size < _VERY_LONG else _SMALL_SHARE))
-    with suppress(ApplianceError, LookupError, OSError), _start_helper(path, start) as helper:
-        audit = Audit(export.document, export.disclosures(), export.checkpoint, trust)
-        began = verify_second(audit, export.entries(), start, export.document)
-        said, _ = helper.communicate()
-        first = parse_value(Verified, said, "second process")
-        if helper.returncode == 0 and first.ended == began:
-            audit.count(first.counted)
-            return audit.report(now)
-    return None
 
 
 def _moment(text: str | None) -> str | None:
@@ -190,37 +165,31 @@ def _moment(text: str | None) -> str | None:
     return encode_time(parse_time(text, "at"))
 
 
-def ask_export(path: Path, unit: str, at: str | None, now: str) -> CouldLoad:
-    """What the unit could have loaded, from the export alone, folded again up to the moment."""
+def ask_export(path: Path, unit: str, at: str | None, now: str, report: Report) -> CouldLoad:
+    """What the unit could have loaded, from the export alone, folded again up to the moment.
+
+    Tampered where its entries are not those of the report, as when somebody changed the file meanwhile.
+    """
+    tree = Tree()
+
+    def seen(entries: Iterator[bytes]) -> Iterator[bytes]:
+        for data in entries:
+            tree.add(hash_leaf(data))
+            yield data
+
     with path.open("rb") as stream, Export(stream) as export:
-        return could_load_then(export.entries(), export.document, unit, at, now)[0]
+        entries = seen(export.entries())
+        answer = could_load_then(entries, export.document, unit, at, now)[0]
+        deque(entries, maxlen=0)  # the rest
+    if (root := f"sha256:{tree.root().hex()}") != report.root:
+        raise Tampered(
+            f"export, {path}: expected the root {report.root}, which was verified, got {root}: it has changed"
+        )
+    return answer
 
 
-@contextmanager
-def _start_helper(path: Path, stop: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A second process that verifies the log before `stop`. Whatever goes wrong in it, it has said nothing."""
-    # By argv, as a zipapp cannot be imported by its name; the same interpreter, with the same libraries.
-    command = [sys.executable, *(["-I"] if sys.flags.isolated else []), "-c", _HELP, str(_ROOT), str(path), str(stop)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def help_verify(path: str, stop: str) -> None:
-    """The second process: what it verified on standard output, or an exit code that is not 0."""
-    with open(path, "rb") as stream, Export(stream) as export:
-        first = verify_first(Audit(export.document, (), None, None), export.entries(), int(stop))
-    sys.stdout.buffer.write(encode_value(first))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _check_header(export: Export, report: Report) -> Iterator[Finding]:
-    """What the export says of itself is what it holds."""
+def _check_export(export: Export, report: Report) -> Iterator[Finding]:
+    """What the export says of itself is what it holds, and each line of it is where the entries use it."""
     said: list[tuple[str, object, object]] = [("size", export.size, report.size)]
     if report.origin is not None:
         said.append(("origin", export.origin, report.origin))
@@ -228,6 +197,8 @@ def _check_header(export: Export, report: Report) -> Iterator[Finding]:
         if expected != got:
             message = f"export.json, {what}: expected {expected}, as it says, got {got}"
             yield Finding(index=None, rule="export", message=message)
+    if export.disorder is not None:
+        yield Finding(index=None, rule="export", message=export.disorder)
 
 
 def _lines(report: Report) -> Iterator[str]:

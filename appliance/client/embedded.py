@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.client.door import is_answering
+from appliance.client.program import FOLDER, isolated
 from appliance.errors import NotFound, Unavailable
 
 START_TIMEOUT_S = 30.0
@@ -22,7 +23,7 @@ _TELL_S = 3.0
 # What the service needs of the caller's environment beside the settings; a person's key, name and trust file are none
 # of its business.
 _KEPT = ("HOME", "LANG", "LC_ALL", "PATH", "TZ")
-_KEPT_PREFIXES = ("XDG_", "CUDA_", "NVIDIA_", "OMP_", "LD_", "PYTHON", "VIRTUAL_ENV")
+_KEPT_PREFIXES = ("XDG_", "CUDA_", "NVIDIA_", "OMP_", "LD_", "VIRTUAL_ENV")
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,12 @@ def _spawn(place: Place) -> subprocess.Popen[bytes]:
     environment = {k: v for k, v in os.environ.items() if k in kept or k.startswith(_KEPT_PREFIXES)}
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "appliance", "--home", str(place.home), "serve", "--embedded"],
+            isolated(sys.executable, "appliance", "--home", str(place.home), "serve", "--embedded"),
             stdin=subprocess.DEVNULL,
             stdout=handle,
             stderr=handle,
             env=environment,
-            cwd=place.home,
+            cwd=FOLDER,
             start_new_session=True,
         )
     finally:

@@ -16,6 +16,7 @@ from typing import Any
 
 from appliance.client.door import Door
 from appliance.client.log import Anchor, Proven, find_entries, read_entry
+from appliance.client.program import isolated
 from appliance.domain.orders import Train, parse_order
 from appliance.domain.steps import STEPS_FILE, StepRecord, parse_steps
 from appliance.errors import Conflict, NotFound, Tampered, Unavailable
@@ -72,8 +73,8 @@ def write_report(record: Record, title: str, text: str, folder: Path) -> None:
     new_folder(folder, "report")
     (folder / STEPS_FILE).write_bytes(record.data)
     (folder / "report.md").write_text(text, encoding="utf-8")
-    words = ["-m", "appliance.reports.plot", str(folder / STEPS_FILE), str(folder), title]
-    run_program(sys.executable, words, b"", "plot")
+    place = folder.absolute()
+    _run_program(sys.executable, "plot", [str(place / STEPS_FILE), str(place), title], b"")
 
 
 def export_wandb(record: Record, name: str, config: dict[str, Any], folder: Path, python: str) -> None:
@@ -91,28 +92,31 @@ def export_wandb(record: Record, name: str, config: dict[str, Any], folder: Path
         "steps": [step.model_dump(mode="json") for step in record.steps],
     }
     try:
-        run_program(python, ["-m", "appliance.reports.wandb_run", str(folder)], json.dumps(value).encode(), "wandb")
+        _run_program(python, "wandb_run", [str(folder.absolute())], json.dumps(value).encode())
     except Unavailable:
         if not any(folder.iterdir()):
             folder.rmdir()
         raise
 
 
-def run_program(python: str, words: list[str], data: bytes, what: str) -> None:
-    """Runs one of `appliance.reports` with a scratch home and nothing of this process's environment."""
+def _run_program(python: str, name: str, words: list[str], data: bytes) -> None:
+    """Runs one of `appliance.reports` in a scratch home, with nothing of this process's environment or folder."""
+    # A path means another file in another folder; a bare name is looked up in PATH.
+    python = os.path.abspath(python) if os.sep in python else python
     with tempfile.TemporaryDirectory() as scratch:
-        environment = {
-            "HOME": scratch,
-            "MPLCONFIGDIR": scratch,
-            "PATH": os.environ.get("PATH", os.defpath),
-            "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
-        }
+        environment = {"HOME": scratch, "MPLCONFIGDIR": scratch, "PATH": os.environ.get("PATH", os.defpath)}
         try:
             done = subprocess.run(
-                [python, *words], input=data, env=environment, capture_output=True, timeout=_PROGRAM_S, check=False
+                isolated(python, f"appliance.reports.{name}", *words),
+                input=data,
+                env=environment,
+                cwd=scratch,
+                capture_output=True,
+                timeout=_PROGRAM_S,
+                check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise Unavailable(f"{what}, {python}: expected it to run to its end, got {type(error).__name__}") from None
+            raise Unavailable(f"{name}, {python}: expected it to run to its end, got {type(error).__name__}") from None
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-        raise Unavailable(f"{what}: expected the program to succeed, got: {last[-1]}")
+        raise Unavailable(f"{name}: expected the program to succeed, got: {last[-1]}")

@@ -66,6 +66,8 @@ def _verify(door: Door, about: About, trust: Trust) -> None:
                 audit.take(data)
             report = audit.report(encode_time(datetime.now(UTC)))
             got = audit.state.site.log_key if report.verdict == "verified" else f"a log that is {report.verdict}"
+            if export.disorder is not None:
+                got = f"an export out of order ({export.disorder})"
     if got != about.log_key:
         raise Tampered(
             f"trust file, log key: expected {trust.log_key}, or a verified log that rotates to {about.log_key}, "

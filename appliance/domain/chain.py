@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from appliance.domain.entry import Entry
 from appliance.domain.names import NO_DIGEST
 from appliance.domain.report import Findings
 from appliance.errors import ApplianceError
 from appliance.formats.checkpoint import Checkpoint, open_checkpoint, parse_checkpoint
+from appliance.formats.fields import show
 from appliance.formats.merkle import EMPTY_ROOT, Tree
-from appliance.formats.note import parse_note
+from appliance.formats.note import Note, NoteSignature, parse_note, verify_note
 
 
 class Chain:
@@ -36,11 +40,6 @@ class Chain:
         except ApplianceError:
             return  # no checkpoint: whoever opens it will say so
         self._keep_root()
-
-    @property
-    def place(self) -> tuple[int, str, int, bytes]:
-        """Where the chain and the tree stand."""
-        return self.index, self.head, self.tree.size, self.tree.root()
 
     def _grow(self, leaf: bytes) -> None:
         self.tree.add(leaf)
@@ -77,15 +76,19 @@ class Chain:
         self._broken = (index, rule)
         self._findings.add(index, rule, message)
 
-    def close(self, log_key: str | None) -> None:
-        """As many entries as the log signed for, under the root that it signed with the key in force at the end."""
-        if self._note is None or log_key is None:
+    def close(self, log_keys: Sequence[str]) -> None:
+        """As many entries as the log signed for, under the root that it signed with the key in force at the end.
+
+        `log_keys`: all that were in force then, that one last. Each signed once, and no other under the log's name.
+        """
+        if self._note is None or not log_keys:
             return
         try:
-            self.checkpoint = open_checkpoint(self._note, log_key)
+            self.checkpoint = open_checkpoint(self._note, log_keys[-1])
         except ApplianceError as error:
             self._findings.add(None, "checkpoint", error.message)
             return
+        self._check_lines(parse_note(self._note), self.checkpoint.origin, log_keys)
         checkpoint, size = self.checkpoint, self.tree.size
         said = f"expected {checkpoint.size} entries, as the checkpoint says, got {size}"
         if size < checkpoint.size:
@@ -96,6 +99,14 @@ class Chain:
         root = self._signed_root if checkpoint.size else EMPTY_ROOT
         if root != checkpoint.root:
             self._add_root(checkpoint, root)
+
+    def _check_lines(self, note: Note, origin: str, log_keys: Sequence[str]) -> None:
+        """Another reader may look at another line than the one that was opened. Other names are not judged."""
+        own = [line for line in note.signatures if line.name == origin]
+        held = [_holds(note, line, vkey) for line, vkey in zip(own, log_keys, strict=False)]
+        if len(own) != len(log_keys) or not all(held):
+            said = f"expected a line of each of {', '.join(log_keys)}, in this order, got {len(own)}, or others"
+            self._findings.add(None, "checkpoint", f"note, signatures of {show(origin)}: {said}")
 
     def _add_root(self, checkpoint: Checkpoint, root: bytes | None) -> None:
         """Where every link holds, a true last entry would make all before it true: so the last one is not.
@@ -111,3 +122,11 @@ class Chain:
             self._findings.add(last, "root", f"entry {last} or the one before: {said}")
         else:
             self._findings.add(None, "root", f"root: {said}")
+
+
+def _holds(note: Note, line: NoteSignature, vkey: str) -> bool:
+    try:
+        verify_note(replace(note, signatures=(line,)), vkey)
+    except ApplianceError:
+        return False
+    return True

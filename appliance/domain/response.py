@@ -7,8 +7,10 @@ salts that open the entry's commitments to prompt and answer. Whoever has no sal
 from __future__ import annotations
 
 import hmac
+import json
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 from pydantic import Field, ValidationError
 
@@ -61,17 +63,27 @@ def commit_prompt(parameters: dict[str, object], salt: bytes) -> str:
 
 
 def parse_record(data: bytes) -> ResponseRecord:
-    """A record in any spelling of its JSON: what counts is in the entry's own bytes."""
+    """A record in any spelling of its JSON but one member twice, of which another reader may take the other one."""
     if len(data) > MAX_BYTES:
         raise BadInput(f"response record: expected at most {MAX_BYTES} bytes, got {len(data)}")
     try:
-        return ResponseRecord.model_validate_json(data)
+        return ResponseRecord.model_validate(json.loads(data.decode("utf-8"), object_pairs_hook=_once))
     except ValidationError as error:
         raise BadInput(f"response record: {explain(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"response record: expected JSON in UTF-8, got {error}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise BadInput("response record: expected each member once, got one twice")
+    return value
 
 
 def verify_record(record: ResponseRecord, policy: LogPolicy) -> Answered:
-    """Tampered unless the record's entry stands in a log of the policy, at its own index, and ends a request."""
+    """Tampered unless the record's entry stands in a log of the policy, at its own index, and ends a request, and the
+    record's own text, where it has one, is what was answered; BadInput where that has no salt."""
     try:
         entry = parse_entry(record.entry.encode())
         body = parse_body(entry)
@@ -83,7 +95,10 @@ def verify_record(record: ResponseRecord, policy: LogPolicy) -> Answered:
     if index != entry.index:
         raise Tampered(f"response record, proof: expected one of entry {entry.index}, got one of entry {index}")
     witnessed = verify_proof(record.proof.encode(), entry.leaf, policy)
-    return Answered(record, entry, body, witnessed.checkpoint.size)
+    answered = Answered(record, entry, body, witnessed.checkpoint.size)
+    if record.text is not None:
+        verify_answer(answered, record.text)
+    return answered
 
 
 def verify_answer(answered: Answered, text: str) -> None:

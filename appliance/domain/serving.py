@@ -7,7 +7,6 @@ from typing import Literal
 from appliance.domain.approval import barred, standing_reviews, superseded
 from appliance.domain.case import Case, Puts
 from appliance.domain.custody import unwitnessed
-from appliance.domain.entry import Entry
 from appliance.domain.events import (
     AdapterAdmitted,
     AdapterLoaded,
@@ -188,11 +187,7 @@ def request_admitted(case: Case) -> Puts:
     if revoked := token_revoked(case.state, body.unit, body.token, body.token_issued_at):
         raise NotAuthenticated(f"entry {case.entry.index}: {revoked}", code="revoked")
     case.require(body.request not in case.state.requests, "request", "a new one", body.request)
-    return [(case.state.requests, body.request, open_request(case.entry, body))]
-
-
-def open_request(entry: Entry, body: RequestAdmitted) -> OpenRequest:
-    return OpenRequest(
+    request = OpenRequest(
         id=body.request,
         unit=body.unit,
         task=body.task,
@@ -201,8 +196,9 @@ def open_request(entry: Entry, body: RequestAdmitted) -> OpenRequest:
         admitted=body.admitted,
         release=body.release,
         approvals=body.approvals,
-        entry=entry.index,
+        entry=case.entry.index,
     )
+    return [(case.state.requests, body.request, request)]
 
 
 def request_finished(case: Case) -> Puts:

@@ -8,9 +8,8 @@ said, and without it no log is verified.
 
 from __future__ import annotations
 
-import hashlib
 from base64 import b64decode
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from appliance.domain.chain import Chain
@@ -75,32 +74,6 @@ class Audit:
     def state(self) -> State:
         return self._replay.state
 
-    @property
-    def is_clean(self) -> bool:
-        return not self._findings.kept
-
-    def fingerprint(self) -> str:
-        """A digest of everything that what follows depends on: the state, and the places in chain and tree."""
-        hasher = hashlib.sha256(repr((self._chain.place, self.state.place)).encode())
-        for table in self.state.tables:
-            for key, value in table.items():
-                hasher.update(repr((table.kind, key, value)).encode())
-        return f"sha256:{hasher.hexdigest()}"
-
-    def pass_over(self, data: bytes) -> None:
-        """The log's next entry, where somebody else checks it."""
-        self._chain.pass_over(hash_leaf(data))
-
-    @property
-    def counted(self) -> dict[str, int]:
-        """What was replayed and stands, by kind."""
-        return dict(self._replay.counted)
-
-    def count(self, counted: Mapping[str, int]) -> None:
-        """Adds what somebody else has verified of the same log."""
-        for name in self._replay.counted:
-            self._replay.counted[name] += counted[name]
-
     def take(self, data: bytes) -> None:
         """The log's next entry, as bytes."""
         try:
@@ -151,9 +124,9 @@ class Audit:
         """The verdict over what was taken; asked once, at the end."""
         # Whoever gave the log another key signed that as an administrator, and the trust file names the first of these.
         # Without a trust file a signature is worth a finding when it fails, and proves nothing when it holds.
-        self._chain.close(self._log_key())
-        disclosed = self._disclosed.close(self.state)
-        site, checkpoint = self.state.sites.get("site"), self._chain.checkpoint
+        site = self.state.sites.get("site")
+        self._chain.close(self._log_keys())
+        disclosed, checkpoint = self._disclosed.close(self.state), self._chain.checkpoint
         counted = self._replay.counted | {"disclosures": disclosed, "adapters": len(self.state.adapters)}
         counted["signatures"] += checkpoint is not None
         essential = self._essential()
@@ -177,13 +150,13 @@ class Audit:
             checked_at=now,
         )
 
-    def _log_key(self) -> str | None:
-        """Today's, where the log began with the trusted one; without a trust file the log's own word."""
+    def _log_keys(self) -> tuple[str, ...]:
+        """Those in force at the end, today's last, where the log began with the trusted one; without a trust file the
+        log's own word."""
         site, trust = self.state.sites.get("site"), self._trust
-        if trust is None:
-            return None if site is None else site.log_key
-        trusted = site is not None and site.log_keys[0].vkey == trust.log_key
-        return site.log_key if site is not None and trusted else trust.log_key
+        if site is not None and (trust is None or site.log_keys[0].vkey == trust.log_key):
+            return site.signing_keys(self.state.last_time)
+        return () if trust is None else (trust.log_key,)
 
     def _verdict(self, essential: tuple[str, ...]) -> Verdict:
         if self._findings.kept:

@@ -6,20 +6,21 @@
     documents.jsonl    {"bytes": base64, "digest"} a line, in the order in which entries first bind them, each once
     disclosures.jsonl  {"commitment", "salt", "text"} a line, in the order of first use, each once
 
-The writer judges nothing: a document that is gone is left out and bytes are written as they are kept, so that whoever
-verifies the export finds what is wrong. The reader is as strict as encoding again, and holds one line at a time;
-its memory grows with the number of documents alone.
+A commitment is used by an entry whose bytes hold it, and by one that first binds a document whose bytes, or whose
+envelope's payload, hold it. The writer judges nothing: a document that is gone is left out and bytes are written as
+they are kept, so that whoever verifies the export finds what is wrong. The reader is as strict as encoding again, and
+holds one line at a time; its memory grows with the numbers of documents and of disclosures alone.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import TracebackType
 from typing import BinaryIO, Self
 
@@ -42,7 +43,9 @@ _BATCH = 500
 _MAX_SMALL = 1 << 20
 _USTAR_LIMIT = 8**11
 _COMMITMENT = re.compile(rb"hmac-sha256:[0-9a-f]{64}")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_DIGEST = re.compile(rb'"(sha256:[0-9a-f]{64})"')
+_DOCUMENTS, _NONE = b'"documents":{', b'"documents":{}'
+_NAME_BYTES = 32
 
 ReadEntries = Callable[[], Iterable[bytes]]
 ReadDocument = Callable[[str], bytes]
@@ -115,11 +118,7 @@ class _Survey:
             return
         self.documents[digest] = None
         self.document_bytes += len(_encode_document(digest, data))
-        self._want(data)
-        try:
-            self._want(parse_envelope(data).payload)
-        except ApplianceError:
-            return  # no envelope
+        self._want(_opened(data))
 
     def _want(self, data: bytes) -> None:
         for match in _COMMITMENT.findall(data):
@@ -136,12 +135,21 @@ class _Survey:
 
 
 def _bound_by(data: bytes) -> list[str]:
-    """The digests of an entry's documents; none for bytes that are no entry, which the export carries all the same."""
-    try:
-        documents = json.loads(data)["documents"]
-        return [digest for digest in documents.values() if isinstance(digest, str) and _DIGEST.fullmatch(digest)]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    """The digests of an entry's documents, in its own order. Bytes that are no entry are carried all the same: of them
+    it is whatever stands in this place."""
+    # Behind the member `documents` an entry holds no other object, so the last one of the name is the entry's own.
+    start = data.rfind(_DOCUMENTS)
+    if start < 0 or data.startswith(_NONE, start):
         return []
+    return [digest.decode("ascii") for digest in _DIGEST.findall(data, start, data.find(b"}", start))]
+
+
+def _opened(document: bytes) -> bytes:
+    """The document's bytes, and what is signed where they are an envelope."""
+    try:
+        return document + b"\n" + parse_envelope(document).payload
+    except ApplianceError:
+        return document
 
 
 def _encode_document(digest: str, data: bytes) -> bytes:
@@ -197,6 +205,8 @@ class Export:
         self.size = parse_count(header["size"], "export.json, size")
         self.checkpoint = self._whole("checkpoint")
         self._documents = self._index_documents()
+        self.disorder: str | None = "entries.jsonl: expected to be read to its end, got less"
+        """Once `entries` was read to its end: the first document or disclosure that is not where the entries use it."""
 
     def __enter__(self) -> Self:
         return self
@@ -206,20 +216,27 @@ class Export:
 
     def entries(self) -> Iterator[bytes]:
         """Every entry's bytes, as many as there are, whatever export.json says."""
+        order = _Order(self)
         for _, line in self._lines("entries.jsonl", MAX_ENTRY_LINE):
+            order.take(line)
             yield line
+        self.disorder = order.close()
 
     def document(self, digest: str) -> bytes | None:
         """The bytes that the export keeps under the digest; whether they hash to it is for the reader to check."""
-        for place in self._documents.find(raw_digest(digest)):
-            kept, data = self._document_at(place)
-            if kept == digest:
-                return data
-        return None
-
-    def _document_at(self, place: int) -> tuple[str, bytes]:
+        place = self._documents.find(raw_digest(digest))
+        if place is None:
+            return None
         self._stream.seek(place)
-        return _parse_document(self._stream.readline(MAX_LINE)[:-1])
+        return _parse_document(self._stream.readline(MAX_LINE)[:-1])[1]
+
+    def document_names(self) -> bytes:
+        """The digests of documents.jsonl in its order, 32 bytes each."""
+        return bytes(self._documents.names)
+
+    def disclosure_names(self) -> bytes:
+        """The commitments of disclosures.jsonl in its order, 32 bytes each."""
+        return b"".join(_raw_commitment(disclosure.commitment) for disclosure in self.disclosures())
 
     def disclosures(self) -> Iterator[Disclosure]:
         seen: set[str] = set()
@@ -284,43 +301,105 @@ class Export:
         for _, line in self._lines("documents.jsonl", MAX_LINE):
             found.add(raw_digest(_parse_document(line)[0]), place)
             place += len(line) + 1
-        for one, other in found.sort():
-            digest = self._document_at(other)[0]
-            if digest == self._document_at(one)[0]:
-                raise BadInput(f"documents.jsonl, {digest}: expected each document once, got it again")
+        twice = found.sort()
+        if twice is not None:
+            raise BadInput(f"documents.jsonl, sha256:{twice.hex()}: expected each document once, got it again")
         return found
 
 
 class _Places:
-    """Where the line of a digest begins, 16 bytes a line: there may be a million of them."""
+    """Where the line of a digest begins, 48 bytes a line: there may be a million of them."""
 
     def __init__(self) -> None:
-        self._keys = array("Q")
+        self.names = bytearray()
+        """The whole digests, in the order of their lines: of the first bytes alone somebody can make as many the same
+        as they like."""
         self._places = array("Q")
+        self._sorted = array("Q")
 
     def add(self, digest: bytes, place: int) -> None:
-        self._keys.append(_key(digest))
+        self.names += digest
         self._places.append(place)
 
-    def sort(self) -> Iterator[tuple[int, int]]:
-        """Once, after the last one: the neighbours whose digests begin alike, and may be the same."""
-        order = sorted(range(len(self._keys)), key=self._keys.__getitem__)
-        self._places = array("Q", map(self._places.__getitem__, order))
-        self._keys = array("Q", map(self._keys.__getitem__, order))
-        for index in range(1, len(order)):
-            if self._keys[index] == self._keys[index - 1]:
-                yield self._places[index - 1], self._places[index]
+    def sort(self) -> bytes | None:
+        """Once, after the last one: a digest that has two lines."""
+        self._sorted = array("Q", sorted(range(len(self._places)), key=self._name))
+        for one, other in pairwise(map(self._name, self._sorted)):
+            if one == other:
+                return one
+        return None
 
-    def find(self, digest: bytes) -> Iterator[int]:
-        key = _key(digest)
-        for index in range(bisect_left(self._keys, key), len(self._keys)):
-            if self._keys[index] != key:
-                return
-            yield self._places[index]
+    def find(self, digest: bytes) -> int | None:
+        index = bisect_left(self._sorted, digest, key=self._name)
+        if index == len(self._sorted) or self._name(self._sorted[index]) != digest:
+            return None
+        return self._places[self._sorted[index]]
+
+    def _name(self, number: int) -> bytes:
+        return bytes(self.names[number * _NAME_BYTES : (number + 1) * _NAME_BYTES])
 
 
-def _key(digest: bytes) -> int:
-    return int.from_bytes(digest[:8], "big")
+class _Order:
+    """Goes along documents.jsonl and disclosures.jsonl while the entries are read: in each, the next line is the one
+    that is used next for the first time, and no line is left."""
+
+    def __init__(self, export: Export) -> None:
+        self._export = export
+        self._documents = _Lines("documents.jsonl", "sha256:", export.document_names())
+        self._disclosures = _Lines("disclosures.jsonl", "hmac-sha256:", export.disclosure_names())
+        self._entry = -1
+
+    def take(self, data: bytes) -> None:
+        self._entry += 1
+        self._use_texts(data)
+        for digest in _bound_by(data):
+            if self._documents.use(raw_digest(digest), self._entry):
+                self._use_texts(_opened(self._export.document(digest) or b""))
+
+    def _use_texts(self, data: bytes) -> None:
+        for commitment in _COMMITMENT.findall(data):
+            self._disclosures.use(_raw_commitment(commitment.decode("ascii")), self._entry)
+
+    def close(self) -> str | None:
+        return self._documents.close() or self._disclosures.close()
+
+
+class _Lines:
+    """The lines of a member, by name: they are used in their order."""
+
+    def __init__(self, member: str, prefix: str, names: bytes) -> None:
+        self._member, self._prefix, self._names = member, prefix, names
+        self._unused = {names[at : at + _NAME_BYTES] for at in range(0, len(names), _NAME_BYTES)}
+        self._next = 0
+        self._fault: str | None = None
+
+    def use(self, name: bytes, entry: int) -> bool:
+        """Whether this is the first use of a line that is there."""
+        if name not in self._unused:
+            return False
+        if name != self._head():
+            self._find(f"{self._prefix}{name.hex()}, which entry {entry} uses first")
+        self._unused.remove(name)
+        self._next += 1
+        return True
+
+    def close(self) -> str | None:
+        """The first line that is out of its place, or that no entry uses."""
+        if self._unused:
+            self._find("one that an entry uses")
+        return self._fault
+
+    def _find(self, expected: str) -> None:
+        if self._fault is None:
+            got = f"{self._prefix}{self._head().hex()}"
+            self._fault = f"{self._member}, line {self._next + 1}: expected {expected}, got {got}"
+
+    def _head(self) -> bytes:
+        return self._names[self._next * _NAME_BYTES : (self._next + 1) * _NAME_BYTES]
+
+
+def _raw_commitment(text: str) -> bytes:
+    return bytes.fromhex(text.removeprefix("hmac-sha256:"))
 
 
 def _parse_header(block: bytes, name: str) -> int:

@@ -53,6 +53,8 @@ class Note:
         _check_text(self.text)
         if not 1 <= len(self.signatures) <= MAX_SIGNATURES:
             raise BadInput(f"note, signatures: expected 1 to {MAX_SIGNATURES}, got {len(self.signatures)}")
+        if len(set(self.signatures)) != len(self.signatures):
+            raise BadInput("note, signatures: expected each line once, got one twice")
 
 
 @dataclass(frozen=True, slots=True)

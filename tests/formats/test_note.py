@@ -136,7 +136,9 @@ SIGNATURE = "— n AAAAAAA="
         "text\n\n— n AAAA AAA=\n",
         "text\n\n— n+m AAAAAAA=\n",
         f"te\txt\n\n{SIGNATURE}\n",
-        f"text\n\n{SIGNATURE}\n" + f"{SIGNATURE}\n" * MAX_SIGNATURES,
+        f"text\n\n{SIGNATURE}\n{SIGNATURE}\n",
+        f"text\n\n{SIGNATURE}\n— m AAAAAAA=\n{SIGNATURE}\n",
+        "text\n\n" + "".join(f"— n{number} AAAAAAA=\n" for number in range(MAX_SIGNATURES + 1)),
     ],
 )
 def test_malformed_notes_are_refused(data: str) -> None:
@@ -150,5 +152,5 @@ def test_a_note_is_utf_8() -> None:
 
 
 def test_sixteen_signatures_are_accepted() -> None:
-    data = f"text\n\n{f'{SIGNATURE}{chr(10)}' * 16}".encode()
-    assert len(parse_note(data).signatures) == 16
+    lines = "".join(f"— n{number} AAAAAAA=\n" for number in range(16))
+    assert len(parse_note(f"text\n\n{lines}".encode()).signatures) == 16

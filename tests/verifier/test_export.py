@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.domain.entry import parse_entry
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered
-from appliance.formats.canonical import encode_canonical
+from appliance.formats.canonical import encode_canonical, parse_canonical
 from appliance.formats.commitment import Disclosure
 from appliance.formats.digest import digest_bytes
-from appliance.formats.export import MEMBERS, Export, _encode_header, _parse_header, write_export
+from appliance.formats.export import MEMBERS, Export, _bound_by, _encode_header, _parse_header, write_export
 from tests.domain.builder import ORIGIN, stage
 
 SITE = stage("serving")
@@ -110,8 +111,30 @@ def test_an_erased_text_and_a_lost_document_are_left_out() -> None:
 
 def test_entries_that_are_no_entries_are_carried_all_the_same() -> None:
     junk = [b"", b"junk", b"[]", b'{"documents":[1]}', b'{"documents":{"order":1}}', b'{"documents":{"a":"sha256:x"}}']
-    with read(write(entries=lambda: iter(junk))) as export:
-        assert list(export.entries()) == junk
+    junk += [f'{more}"documents":{{"a":"{digest}"'.encode() for digest in SITE.documents for more in ("", "x")]
+    with read(write(entries=lambda: iter([*junk, *SITE.entries]))) as export:
+        assert list(export.entries()) == [*junk, *SITE.entries]
+        assert export.disorder is None
+
+
+def test_the_order_of_an_export_is_known_once_all_entries_were_read() -> None:
+    with read(WHOLE) as export:
+        entries = export.entries()
+        next(entries)
+        assert export.disorder == "entries.jsonl: expected to be read to its end, got less"
+        assert len(list(entries)) == len(SITE.entries) - 1
+        assert export.disorder is None
+
+
+def test_the_documents_of_an_entry_are_those_of_its_own_member() -> None:
+    """Whatever else an entry holds, in a base's facts, looks like them."""
+    for data in SITE.entries:
+        assert _bound_by(data) == list(parse_entry(data).documents.values())
+    documents = {"manifest": digest_bytes(b"a"), "order": digest_bytes(b"b")}
+    alike = {"documents": {"x": digest_bytes(b"c")}, "text": f'"documents":{{"x":"{digest_bytes(b"d")}"}}'}
+    value = parse_canonical(SITE.entries[3]) | {"body": {"facts": alike}}
+    for bound in (documents, {}):
+        assert _bound_by(encode_canonical(value | {"documents": bound})) == list(bound.values())
 
 
 def test_an_entry_that_no_line_holds_is_named() -> None:

@@ -157,75 +157,6 @@ def test_a_hostile_logs_words_do_not_move_the_cursor(files: Files, capsys: pytes
     assert verifier._plain("a\x1b[2Jb\u202ec") == "a\\x1b[2Jb\\u202ec"
 
 
-# Two processes.
-
-
-@pytest.fixture
-def two(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Makes every log a long one on two cores; whether two processes have verified it."""
-    monkeypatch.setattr(verifier, "_LONG", 2)
-    monkeypatch.setattr(verifier, "_cores", lambda: 2)
-    taken: list[bool] = []
-    verify = verifier._verify_by_two
-
-    def noted(*given: Any) -> Report | None:
-        report = verify(*given)
-        taken.append(report is not None)
-        return report
-
-    monkeypatch.setattr(verifier, "_verify_by_two", noted)
-    return taken
-
-
-def both(files: Files, monkeypatch: pytest.MonkeyPatch) -> tuple[Report, Report]:
-    """The report by two processes and by one."""
-    trust = verifier.load_trust(files.trust)
-    first = verifier.verify_export(files.export, trust, files.site.now)
-    monkeypatch.setattr(verifier, "_LONG", 10**9)
-    return first, verifier.verify_export(files.export, trust, files.site.now)
-
-
-def test_two_processes_verify_a_long_log(files: Files, two: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = both(files, monkeypatch)
-    assert (first, first.verdict, two) == (second, "verified", [True, False])
-
-
-@pytest.mark.parametrize("place", [3, -3])
-def test_two_processes_find_what_one_finds(
-    place: int, files: Files, two: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    entries = list(files.site.entries)
-    entries[place] = entries[place].replace(b'"source":"unix"', b'"source":"tcp"')
-    files.export.write_bytes(export_of(files.site, entries=entries))
-    first, second = both(files, monkeypatch)
-    assert (first, first.verdict, two) == (second, "failed", [False, False])
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        "raise SystemExit(1)",
-        "pass",
-        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
-        "import sys; sys.exit(0)",
-    ],
-)
-def test_a_second_process_that_dies_or_says_nothing_leaves_it_to_the_first(
-    program: str, files: Files, two: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verifier, "_HELP", program)
-    first, second = both(files, monkeypatch)
-    assert (first, first.verdict, two) == (second, "verified", [False, False])
-
-
-def test_a_second_process_that_cannot_start_is_done_without(
-    files: Files, two: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "executable", "/no/such/python")
-    first, second = both(files, monkeypatch)
-    assert (first, first.verdict, two) == (second, "verified", [False, False])
-
-
 # The zipapp.
 
 WITHOUT_THE_REST = """
@@ -268,13 +199,6 @@ def test_the_zipapp_verifies_with_cryptography_and_pydantic_alone(zipapp: Path, 
     rooms = {name.split(".")[1] for name in modules.split()[1:] if "." in name}
     assert rooms == {"errors", "formats", "domain", "verifier"}
     assert all(name.startswith(str(zipapp)) for name in kept.split()[1:]), "nothing came from another place"
-
-
-def test_the_second_process_comes_out_of_the_zipapp_too(zipapp: Path, files: Files) -> None:
-    path, start = str(files.export), "7"
-    command = [sys.executable, "-I", "-c", verifier._HELP, str(zipapp), path, start]
-    done = subprocess.run(command, capture_output=True, cwd="/", timeout=60, check=True)
-    assert json.loads(done.stdout)["counted"]["entries"] == 7
 
 
 def test_the_zipapp_says_which_library_is_missing(zipapp: Path, files: Files) -> None:
@@ -340,3 +264,21 @@ def test_a_log_that_is_not_verified_answers_nothing(files: Files, capsys: pytest
     files.export.write_bytes(export_of(files.site, entries=files.site.entries[:-1]))
     code, out, _ = run(capsys, files.export, "--trust", files.trust, "--could-load", "legal", "--json")
     assert code == 6 and "could_load" not in json.loads(out)
+
+
+def test_a_log_that_was_exchanged_after_it_was_verified_answers_nothing(
+    files: Files, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another log under the same keys, whole in itself."""
+    other = files.site.fork()
+    other.revoke("raul")
+    verify = verifier.verify_export
+
+    def exchanged(*given: Any) -> Report:
+        report = verify(*given)
+        files.export.write_bytes(export_of(other))
+        return report
+
+    monkeypatch.setattr(verifier, "verify_export", exchanged)
+    code, out, err = run(capsys, files.export, "--trust", files.trust, "--could-load", "legal", "--at", 3)
+    assert (code, out) == (2, "") and "which was verified, got sha256:" in err

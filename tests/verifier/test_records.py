@@ -81,8 +81,57 @@ def test_a_record_and_its_text_are_verified(kept: Kept, capsys: pytest.CaptureFi
     assert "text           is the one that was answered" in out
     code, out, _ = run(capsys, "--record", kept.record, "--trust", kept.trust, "--json")
     value = json.loads(out)
-    assert (code, value["body"]["unit"], value["verdict"]) == (0, "legal", "verified")
+    assert (code, value["body"]["unit"], value["verdict"]) == (0, "legal", "verified, without its text")
     assert value["log_size"] == len(kept.site.entries)
+
+
+def test_a_records_own_text_is_checked_whenever_it_is_there(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+    record = record_of(kept.site)
+    asked = ("--record", kept.record, "--trust", kept.trust)
+    kept.write(record | {"text": TEXT})
+    code, out, _ = run(capsys, *asked)
+    assert code == 0 and out.endswith("text           is the one that was answered\nverdict        verified\n")
+    for more in ((), ("--json",), ("--answer", kept.answer)):
+        kept.write(record | {"text": TEXT + "!"})
+        code, out, err = run(capsys, *asked, *more)
+        assert (code, out) == (6, "") and "answer: expected the text of hmac-sha256:" in err
+    kept.write({key: value for key, value in record.items() if key != "answer_salt"} | {"text": TEXT})
+    code, out, err = run(capsys, *asked)
+    assert (code, out) == (2, "") and "response record, answer_salt" in err
+
+
+def test_no_record_is_plainly_verified_while_its_text_is_not(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--record", kept.record, "--trust", kept.trust)
+    assert code == 0 and "text           not checked: give --answer FILE\n" in out
+    assert out.endswith("verdict        verified, without its text\n")
+    kept.site.add(kept.site.request(3))
+    kept.site.add(kept.site.answered(3, answer=None))
+    kept.write(record_of(kept.site))
+    code, out, _ = run(capsys, "--record", kept.record, "--trust", kept.trust)
+    assert code == 0 and out.endswith("text           none was answered\nverdict        verified\n")
+    kept.write(record_of(kept.site, text=TEXT))
+    assert run(capsys, "--record", kept.record, "--trust", kept.trust)[0] == 6
+
+
+def test_a_record_that_two_readers_could_read_in_two_ways_is_refused(
+    kept: Kept, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = json.dumps(record_of(kept.site, text=TEXT))
+    for data in ('{"text":"forged",' + whole[1:], "\ufeff" + whole, "[" * 100_000, '{"entry":NaN}'):
+        kept.record.write_text(data)
+        code, out, err = run(capsys, "--record", kept.record, "--trust", kept.trust)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_nothing_is_believed_of_a_file_that_is_read_in_part(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("--record", kept.record, "--trust", kept.trust, "--answer", kept.answer)
+    kept.answer.write_text("x" * 1_000_001)
+    code, _, err = run(capsys, *asked)
+    assert code == 2 and "answer, " in err and "expected at most 1000000 bytes, got more" in err
+    kept.answer.write_text(TEXT)
+    kept.trust.write_bytes(kept.trust.read_bytes() + b"x" * 65_536)
+    code, _, err = run(capsys, *asked)
+    assert code == 2 and "trust file, " in err and "expected at most 65536 bytes, got more" in err
 
 
 def test_a_record_holds_while_the_log_grows(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
