@@ -178,6 +178,15 @@ def truncate(path: str) -> None:
     os.truncate(path, 0)
 
 
+def empty_log() -> None:
+    os.write(2, b"words\n")
+    os.ftruncate(2, 0)
+
+
+def empty_log_by_name() -> None:
+    os.close(os.open("/proc/self/fd/2", os.O_WRONLY | os.O_TRUNC))
+
+
 def chmod(path: str) -> None:
     os.chmod(path, 0o777)
 
