@@ -199,7 +199,7 @@ def test_two_workers_do_not_hold_each_others_leash(service: Any, folder: Path) -
 
 
 def test_an_honest_worker_has_what_it_needs(service: Any, folder: Path) -> None:
-    """Threads, children, its interpreter, temporary files, renames; a blob larger than a pipe comes back."""
+    """Threads, children, temporary files, renames; a blob larger than a pipe comes back."""
     (folder / "data").write_text("rows")
     blob = os.urandom(1 << 20)
     order = service.Order(str(folder), module="inmates.citizen", read=[str(folder / "data")])
@@ -207,7 +207,7 @@ def test_an_honest_worker_has_what_it_needs(service: Any, folder: Path) -> None:
         worker.send({"read": str(folder / "data")}, blob)
         frame = worker.receive(20)
         assert frame is not None
-        assert (frame[0]["threads"], frame[0]["child"], frame[0]["read"]) == (45, "42", "rows")
+        assert (frame[0]["threads"], frame[0]["child"], frame[0]["read"]) == (45, 42, "rows")
         assert frame[0]["temporary"].startswith(str(folder / "output" / ".tmp"))
         assert frame[1] == blob
         assert worker.wait(10) == 0
