@@ -22,7 +22,7 @@ from appliance.errors import ApplianceError, BadInput, Tampered, TooMany, Unavai
 from appliance.formats.canonical import MAX_INTEGER, parse_canonical
 from appliance.workflows.context import Context, Frame
 from appliance.workflows.defects import foreseen
-from appliance.workflows.workers import check_walls, failure, worker
+from appliance.workflows.workers import SERVE, check_walls, failure, worker
 
 log = logging.getLogger("appliance")
 
@@ -86,7 +86,7 @@ class Engine:
                 worker(
                     context,
                     key,
-                    "appliance.worker.serve",
+                    SERVE,
                     read=(base,),
                     gpu=context.device == "cuda",
                 )
