@@ -197,21 +197,26 @@ class Engine:
             self._answering += Counter()
         self._places.release()
         if not ended and self.alive:
-            with suppress(Unavailable):
-                self._send({"frame": "cancel", "id": request})
+            self._cancel(request)
 
     def answers(self, slot: str) -> bool:
         """Whether a request is under way in the slot."""
         return self._answering[slot] > 0
 
     def cut(self, request: str, why: str) -> None:
-        """Ends one request at once: what the worker still says of it is told to nobody."""
+        """Ends one request at once: what the worker still says of it is told to nobody.
+
+        The worker is told by a thread of its own: one that does not read must not hold up what else is revoked.
+        """
         with self._lock:
             asked = self._asked.get(request)
             if asked is None:
                 return
             hear, asked.hear = asked.hear, lambda _frame: None
         hear({"frame": "failure", "code": "cut-off", "message": why})
+        threading.Thread(target=self._cancel, args=(request,), name=f"cancel-{request}", daemon=True).start()
+
+    def _cancel(self, request: str) -> None:
         with suppress(Unavailable):
             self._send({"frame": "cancel", "id": request})
 

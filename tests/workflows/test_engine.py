@@ -151,6 +151,23 @@ def test_an_engine_that_says_what_no_answer_is_ends_and_who_waits_hears_its_end(
     assert "an engine is ended: engine, " in caplog.text
 
 
+def test_a_worker_that_does_not_read_holds_up_no_cut(serving: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, worker = serving(Unavailable("its cleanup"))
+    heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for name in ("r-1", "r-2"):
+        made.ask(name, "slot", "generate", {}, heard.put)
+    reads = threading.Event()
+    monkeypatch.setattr(worker, "send", lambda *_: reads.wait(60))
+    for name in ("r-1", "r-2"):
+        cutting = threading.Thread(target=made.cut, args=(name, "revoked"))
+        cutting.start()
+        cutting.join(5)
+        assert not cutting.is_alive()
+    assert [heard.get(timeout=5)["code"] for _ in range(2)] == ["cut-off", "cut-off"]
+    reads.set()
+    worker.frames.put(None)
+
+
 def test_an_answer_of_as_many_pieces_as_were_asked_for_and_its_rest_is_told(serving: Any) -> None:
     made, worker = serving(Unavailable("its cleanup"))
     heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
