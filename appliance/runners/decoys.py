@@ -21,6 +21,7 @@ from appliance.errors import BadInput
 
 ALWAYS = frozenset(
     {"tcp", "udp", "dns", "unix", "vsock", "io_uring", "foreign-abi", "ptrace-parent", "new-user-namespace"}
+    | {"execute", "set-user-id"}
 )
 
 

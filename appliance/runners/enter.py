@@ -1,4 +1,4 @@
-"""The first code of the worker after exec: repeats what exec undid, then runs the worker's module as __main__.
+"""The first code of the worker after exec: repeats what exec undid, forbids another, runs the module as __main__.
 
 Arguments: the folder of the package that holds the module, the module, and what the module itself is told. Packages are
 found by their folder: the folder around them cannot be listed in here.
@@ -7,9 +7,13 @@ found by their folder: the folder around them cannot be listed in here.
 from __future__ import annotations
 
 import importlib.util
+import os
 import runpy
 import sys
 from pathlib import Path
+
+FILTERED = "APPLIANCE_FILTERED"
+"""The variable of the environment that says that the call filter stands; the worker's module does not see it."""
 
 
 def _register(folder: Path) -> None:
@@ -27,9 +31,11 @@ def _run(code: str, module: str) -> None:
     own = Path(__file__).parents[1]
     for folder in dict.fromkeys((own, Path(code))):
         _register(folder)
-    from appliance.runners import privileges
+    from appliance.runners import privileges, seccomp
 
     privileges.forbid_dumps()
+    if os.environ.pop(FILTERED, ""):
+        seccomp.forbid_exec()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from appliance.runners import landlock, mounts, namespaces, privileges, seccomp
+from appliance.runners import enter, landlock, mounts, namespaces, privileges, seccomp
 
 LAYERS = frozenset({*namespaces.FLAGS, "no-new-privs", "landlock", "seccomp"})
 PAUSE, RESUME = b"p", b"r"
@@ -191,7 +191,8 @@ def _run_worker(walls: Walls, status: int) -> NoReturn:
     if failure is not None or command is None:
         os._exit(1 if failure else 0)
     try:
-        os.execve(command[0], command, description["environment"])
+        environment = {**description["environment"], enter.FILTERED: "1" if "seccomp" in walls.standing else ""}
+        os.execve(command[0], command, environment)
     except OSError as error:
         os.write(status, json.dumps({"failure": f"sandbox, {command[0]}: {error}"}).encode())
     os._exit(1)

@@ -15,7 +15,6 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
 import appliance
 from appliance.errors import Unavailable
@@ -93,7 +92,7 @@ def _describe(leash: int, launch: Launch) -> None:
         raise Unavailable(f"sandbox, launcher: expected it to read its description, got {error}") from None
 
 
-def start(launch: Launch, *, stdin: int, stdout: int, log: int | IO[bytes]) -> Started:
+def start(launch: Launch, *, stdin: int, stdout: int, log: int) -> Started:
     """Starts the launcher and waits until the worker runs, or was refused (then `report.failure` says why)."""
     leash_inner, leash = os.pipe()
     status, status_inner = os.pipe()

@@ -1,7 +1,7 @@
 """Starts a worker on this machine, inside its walls, and speaks frames with it.
 
-The worker has three descriptors: frames in on 0, frames out on 1, its log on 2. It ends with this object, with this
-process however that dies, or by itself.
+The worker has three descriptors, all of them pipes: frames in on 0, frames out on 1, its log on 2. It ends with this
+object, with this process however that dies, or by itself.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from appliance.formats.frame import read_frame, write_frame
 from appliance.runners import inside, launcher
 from appliance.runners.decoys import Decoys, Probes
 from appliance.runners.launcher import Launch, Started
+from appliance.runners.log import WorkerLog
 from appliance.runners.sandbox import LAYERS, PACKAGE, Sandbox, places_of
 
 _MAX_BLOB_BYTES = 1 << 20  # from the worker; what it is sent has no limit here
@@ -75,7 +76,7 @@ def _environment(sandbox: Sandbox) -> dict[str, str]:
 class Worker:
     """A running worker. `layers` says for every wall whether it stands, `reasons` why one does not."""
 
-    def __init__(self, started: Started, stdin: int, stdout: int, decoys: Decoys) -> None:
+    def __init__(self, started: Started, stdin: int, stdout: int, log: WorkerLog, decoys: Decoys) -> None:
         self.layers = started.report.layers
         self.reasons = started.report.reasons
         self.landlock_abi = started.report.landlock_abi
@@ -83,6 +84,7 @@ class Worker:
         self._process = started.process
         self._leash: int | None = started.leash
         self._stdin: int | None = stdin
+        self._log = log
         self._decoys = decoys
         self._lock = threading.RLock()
         self._sending = threading.Lock()
@@ -214,6 +216,7 @@ class Worker:
                 os.close(self._stdin)
                 self._stdin = None
         self._reader.join(_KILL_S)
+        self._log.join(_KILL_S)
         with contextlib.suppress(queue.Full):
             self._frames.put_nowait(None)  # whoever still waits for a frame
         self._decoys.close()
@@ -240,18 +243,12 @@ def _prepare(home: Path, probes: Probes) -> Decoys:
         raise Unavailable(f"sandbox, {home}: expected a folder and live decoys, got {error}") from None
 
 
-def _start(launch: Launch, log: Path) -> tuple[Started, int, int]:
-    """The launcher with pipes on 0 and 1 and the log on 2; nothing stays open where it fails."""
+def _start(launch: Launch, log: WorkerLog) -> tuple[Started, int, int]:
+    """The launcher with pipes on 0, 1 and 2; nothing stays open where it fails."""
     inner_in, stdin = os.pipe()
     stdout, inner_out = os.pipe()
     try:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            descriptor = os.open(log, flags, 0o600)
-        except OSError as error:
-            raise BadInput(f"worker, log {log}: expected a file to append to, got {error.strerror}") from None
-        with open(descriptor, "ab") as stream:
-            started = launcher.start(launch, stdin=inner_in, stdout=inner_out, log=stream)
+        started = launcher.start(launch, stdin=inner_in, stdout=inner_out, log=log.inner)
         if started.report.failure is not None:
             os.close(started.leash)
             started.process.wait()
@@ -297,6 +294,11 @@ def start_worker(
             layers=layers,
             accepted_missing=accepted_missing,
         )
-        started, stdin, stdout = _start(launch, log)
+        output = WorkerLog(log)
+        undo.callback(output.join, _KILL_S)
+        try:
+            started, stdin, stdout = _start(launch, output)
+        finally:
+            output.release()
         undo.pop_all()
-    return Worker(started, stdin, stdout, decoys)
+    return Worker(started, stdin, stdout, output, decoys)

@@ -11,8 +11,12 @@ from __future__ import annotations
 # A number above these is younger than this list: it answers ENOSYS, so that libraries fall back.
 LAST_KNOWN = {"x86_64": 462, "aarch64": 462}
 
-# Allowed for some arguments only (seccomp.py says which), and clone3, which always answers ENOSYS.
-FILTERED = frozenset({"clone", "clone3", "prctl", "prlimit64", "ioctl"})
+# Allowed for some arguments only, or refused from some moment on: seccomp.py says which.
+FILTERED = frozenset(
+    {"clone", "clone3", "creat", "fcntl", "ioctl", "memfd_create", "mkdir", "mkdirat", "open", "openat", "openat2"}
+    | {"prctl", "prlimit64", "renameat2"}
+)
+EXEC = frozenset({"execve"})  # execveat is in no table below
 
 # name: (x86_64, aarch64); None where the architecture has no such call.
 # fmt: off

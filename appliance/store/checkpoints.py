@@ -27,7 +27,7 @@ class Checkpoints:
         with disk.disk_errors("training checkpoints"):
             disk.make_folder(self._folder)
 
-    def keep(self, source: int) -> str:
+    def keep(self, source: int, max_bytes: int = MAX_BYTES) -> str:
         """Copies a file from its descriptor, durably; the digest of what was copied. TooLarge over the limit."""
         partial = self._folder / f"{disk.PARTIAL}{secrets.token_hex(8)}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -37,8 +37,8 @@ class Checkpoints:
                 with open(os.open(partial, flags, 0o400), "wb", buffering=0) as file:
                     while chunk := os.read(source, disk.CHUNK_BYTES):
                         hasher.update(chunk)
-                        if hasher.size > MAX_BYTES:
-                            raise TooLarge(f"training checkpoint: expected at most {MAX_BYTES} bytes, got more")
+                        if hasher.size > max_bytes:
+                            raise TooLarge(f"training checkpoint: expected at most {max_bytes} bytes, got more")
                         disk.write_all(file.fileno(), chunk)
                     os.fsync(file.fileno())
                 os.rename(partial, self._path(hasher.digest()))

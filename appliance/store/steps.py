@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from appliance.errors import Tampered
+from appliance.errors import Tampered, TooLarge
 from appliance.store import disk
 
 MAX_BYTES = 1 << 30
@@ -37,9 +37,12 @@ class Steps:
         return kept
 
     def append(self, run: str, line: bytes) -> None:
+        """TooLarge where the file would be more than can be read again: a worker may tell steps without end."""
         with disk.disk_errors(f"steps of {run}"):
             descriptor = os.open(self._path(run), os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
+                if os.fstat(descriptor).st_size + len(line) > MAX_BYTES:
+                    raise TooLarge(f"steps of {run}: expected at most {MAX_BYTES} bytes, got more")
                 disk.write_all(descriptor, line)
             finally:
                 os.close(descriptor)

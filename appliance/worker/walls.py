@@ -15,7 +15,9 @@ import os
 import platform
 import signal
 import socket
+import stat
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -181,6 +183,26 @@ def _new_user_namespace(_: dict[str, Any]) -> bool:
     return _in_child(lambda: int(_libc.unshare(ctypes.c_int(_CLONE_NEWUSER))) == 0)
 
 
+def _execute(_: dict[str, Any]) -> bool:
+    """The interpreter once more: it is the one program that is certainly shown in here."""
+
+    def run() -> bool:
+        os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", ""])
+
+    return _in_child(run)
+
+
+def _set_user_id(_: dict[str, Any]) -> bool:
+    """A file of its own that would run as the service's user."""
+    path = os.path.join(tempfile.gettempdir(), "set-user-id")
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o4700))
+        return bool(os.stat(path).st_mode & stat.S_ISUID)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
 _PROBES: dict[str, Callable[[dict[str, Any]], bool]] = {
     "tcp": _tcp,
     "udp": _udp,
@@ -191,6 +213,8 @@ _PROBES: dict[str, Callable[[dict[str, Any]], bool]] = {
     "foreign-abi": _foreign_abi,
     "ptrace-parent": _ptrace_parent,
     "new-user-namespace": _new_user_namespace,
+    "execute": _execute,
+    "set-user-id": _set_user_id,
 }
 
 

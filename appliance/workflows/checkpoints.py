@@ -22,22 +22,23 @@ REPLAYABLE_RUNS = 8
 """Of so many runs that ended last the checkpoints are kept; of older ones only the digests, in the ledger."""
 
 
-def take_frame(context: Context, run: str, folder: Path, frame: Frame) -> None:
+def take_frame(context: Context, run: str, folder: Path, max_bytes: int, frame: Frame) -> None:
     """What a training worker says on the way: a checkpoint becomes an entry, and everything is told to who follows."""
     if frame.get("frame") == "checkpoint":
-        _keep(context, run, folder, frame)
+        _keep(context, run, folder, max_bytes, frame)
     context.progress.publish(run, frame)
 
 
-def _keep(context: Context, run: str, folder: Path, frame: Frame) -> None:
-    """Copies the worker's file while hashing it; what the worker says of its bytes is not asked."""
+def _keep(context: Context, run: str, folder: Path, max_bytes: int, frame: Frame) -> None:
+    """Copies the worker's file while hashing it; what the worker says of its bytes is not asked. TooLarge where it is
+    larger than its recipe explains: holes would become bytes here."""
     made = sum(checkpoint.run == run for checkpoint in context.ledger.state.training_checkpoints.values())
     if made > MOST_CHECKPOINTS:  # the last step's may come on top
         raise BadInput(f"run {run}: expected at most {MOST_CHECKPOINTS + 1} training checkpoints, got more")
     name = str(frame.get("file"))
     source = open_output(folder, name)
     try:
-        digest = context.checkpoints.keep(source)
+        digest = context.checkpoints.keep(source, max_bytes)
     finally:
         os.close(source)
     body = read_body(partial(RunCheckpointed, run=run, checkpoint=digest), frame, ("step", "seconds", "machine"))

@@ -14,14 +14,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from appliance.errors import ApplianceError, BadInput, Tampered, TooMany, Unavailable
-from appliance.formats.canonical import parse_canonical
+from appliance.formats.canonical import MAX_INTEGER, parse_canonical
 from appliance.workflows.context import Context, Frame
 from appliance.workflows.defects import foreseen
-from appliance.workflows.workers import check_walls, failure, worker
+from appliance.workflows.workers import SERVE, check_walls, failure, worker
 
 log = logging.getLogger("appliance")
 
@@ -29,6 +30,10 @@ START_S = 300.0
 FRAME_S = 120.0
 """A worker that says nothing for so long, while somebody waits, is ended."""
 WAITING = 32
+_FINISHED = ("stop", "length", "cancelled", "classified")
+_PIECE_CHARACTERS = 1024
+_LEAST_CHARACTERS = 2 << 20
+"""A piece of an answer has so many characters at most, on average; an answer may have the least in any case."""
 _EXCHANGE = ""
 """The name of a load or an unload among those who ask; no request has it."""
 
@@ -36,10 +41,31 @@ Hear = Callable[[Frame | None], None]
 """Told each frame in turn, in the engine's own thread: it must not wait. None: the worker has ended."""
 
 
-class _Asked(NamedTuple):
+@dataclass
+class _Asked:
+    """Somebody who waits; `pieces` and `characters`: how many may still come of an answer."""
+
     hear: Hear
     slot: str
     since: float
+    pieces: int = 0
+    characters: int = 0
+
+    def check(self, frame: Frame) -> None:
+        """BadInput for what no answer has in it: it would reach the client, or the entry of the answer's end."""
+        if frame.get("frame") == "token":
+            text = frame.get("text")
+            if not isinstance(text, str):
+                raise BadInput(f"engine, token: expected a text, got {type(text).__name__}")
+            self.pieces, self.characters = self.pieces - 1, self.characters - len(text)
+            if self.pieces < 0 or self.characters < 0:
+                raise BadInput("engine, token: expected no more than was asked for, got more")
+        elif frame.get("frame") == "done":
+            if frame.get("finish_reason") not in _FINISHED:
+                raise BadInput(f"engine, done: expected one of {', '.join(_FINISHED)}, got another reason")
+            counts = [frame.get(name) for name in ("prompt_tokens", "completion_tokens")]
+            if not all(type(count) is int and 0 <= count <= MAX_INTEGER for count in counts):
+                raise BadInput("engine, done: expected two counts of tokens, got something else")
 
 
 class Engine:
@@ -60,7 +86,7 @@ class Engine:
                 worker(
                     context,
                     key,
-                    "appliance.worker.serve",
+                    SERVE,
                     read=(base,),
                     gpu=context.device == "cuda",
                 )
@@ -82,12 +108,16 @@ class Engine:
 
     def _read(self) -> None:
         """Tells each frame to whom it names, until the worker ends; a frame for a request that has left is dropped."""
-        with suppress(ApplianceError), foreseen("engine"):
-            while (received := self._receive()) is not None:
-                for frame in _separate(received[0]):
-                    asked = self._asked.get(str(frame.get("id", _EXCHANGE)))
-                    if asked is not None:
-                        asked.hear(frame)
+        try:
+            with foreseen("engine"):
+                while (received := self._receive()) is not None:
+                    for frame in _separate(received[0]):
+                        asked = self._asked.get(str(frame.get("id", _EXCHANGE)))
+                        if asked is not None:
+                            asked.check(frame)
+                            asked.hear(frame)
+        except ApplianceError as error:
+            log.warning("an engine is ended: %s", error.message)
         self.close()
 
     def _receive(self) -> tuple[Frame, bytes] | None:
@@ -144,7 +174,8 @@ class Engine:
             raise TooMany(f"engine: expected at most {WAITING} requests at a time, got more")
         try:
             with self._lock:
-                self._enter(request, hear, slot)
+                # A step gives a piece at most, and an end what was held back for it.
+                self._enter(request, hear, slot, pieces=2 + int(parameters.get("max_tokens", 256)))
                 self._answering[slot] += 1
         except BaseException:
             self._places.release()
@@ -166,28 +197,34 @@ class Engine:
             self._answering += Counter()
         self._places.release()
         if not ended and self.alive:
-            with suppress(Unavailable):
-                self._send({"frame": "cancel", "id": request})
+            self._cancel(request)
 
     def answers(self, slot: str) -> bool:
         """Whether a request is under way in the slot."""
         return self._answering[slot] > 0
 
     def cut(self, request: str, why: str) -> None:
-        """Ends one request at once: what the worker still says of it is told to nobody."""
+        """Ends one request at once: what the worker still says of it is told to nobody.
+
+        The worker is told by a thread of its own: one that does not read must not hold up what else is revoked.
+        """
         with self._lock:
             asked = self._asked.get(request)
             if asked is None:
                 return
-            self._asked[request] = asked._replace(hear=lambda _frame: None)
-        asked.hear({"frame": "failure", "code": "cut-off", "message": why})
+            hear, asked.hear = asked.hear, lambda _frame: None
+        hear({"frame": "failure", "code": "cut-off", "message": why})
+        threading.Thread(target=self._cancel, args=(request,), name=f"cancel-{request}", daemon=True).start()
+
+    def _cancel(self, request: str) -> None:
         with suppress(Unavailable):
             self._send({"frame": "cancel", "id": request})
 
-    def _enter(self, name: str, hear: Hear, slot: str) -> None:
+    def _enter(self, name: str, hear: Hear, slot: str, pieces: int = 0) -> None:
         if not self.alive:
             raise Unavailable("engine: expected a running one, got one that ended", code="engine-ended")
-        self._asked[name] = _Asked(hear, slot, time.monotonic())
+        characters = max(pieces * _PIECE_CHARACTERS, _LEAST_CHARACTERS)
+        self._asked[name] = _Asked(hear, slot, time.monotonic(), pieces, characters)
 
     def close(self) -> None:
         """Ends the worker, at once; every adapter it held is gone, and whoever waits for an answer is told so, whatever

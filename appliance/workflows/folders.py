@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import os
+from itertools import islice
 from pathlib import Path
 
 from appliance.errors import BadInput
 from appliance.formats.digest import digest_bytes, digest_file
-from appliance.formats.manifest import MANIFEST_PATH, Manifest, ManifestFile, encode_manifest
+from appliance.formats.manifest import MANIFEST_PATH, MAX_FILES, Manifest, ManifestFile, encode_manifest
 from appliance.workflows.context import Context
 
 
 def list_files(folder: Path, name: str, version: int) -> Manifest:
     """The manifest over a flat folder's regular files; BadInput for a link, a folder or anything else in it."""
     files = []
-    for path in sorted(folder.iterdir()):
+    for path in _list_paths(folder):
         if path.is_symlink() or not path.is_file():
             raise BadInput(f"output, {path.name}: expected a regular file, got another kind")
         files.append(ManifestFile(path.name, path.lstat().st_size, digest_file(path)))
     return Manifest(name, version, tuple(files))
+
+
+def _list_paths(folder: Path) -> list[Path]:
+    """BadInput where hashing them would not end: more names than a manifest has, or more bytes than the disk, which are
+    holes."""
+    paths = sorted(islice(folder.iterdir(), MAX_FILES + 1))
+    if len(paths) > MAX_FILES:
+        raise BadInput(f"output: expected at most {MAX_FILES} files, got more")
+    disk, size = os.statvfs(folder), sum(path.lstat().st_size for path in paths)
+    if size > disk.f_blocks * disk.f_frsize:
+        raise BadInput(f"output: expected no more bytes than the disk has, {disk.f_blocks * disk.f_frsize}, got {size}")
+    return paths
 
 
 def seal_folder(context: Context, staging: Path, name: str, version: int) -> bytes:

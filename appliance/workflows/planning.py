@@ -11,9 +11,10 @@ from typing import Any
 from appliance.domain.cards import CARDS, Calibration, Machine
 from appliance.domain.footprint import Subject
 from appliance.domain.pace import read_calibration
-from appliance.domain.plan import check_fits, read_subject
+from appliance.domain.plan import check_fits, plan_disk, read_subject
 from appliance.domain.recipe import ResolvedRecipe
 from appliance.errors import ApplianceError, Denied, NotFound
+from appliance.store.checkpoints import MAX_BYTES
 from appliance.workflows.context import Context
 from appliance.workflows.defects import foreseen
 from appliance.workflows.ingest import checked_base
@@ -70,6 +71,12 @@ def check_order(context: Context, recipe: ResolvedRecipe) -> None:
 def check_start(context: Context, recipe: ResolvedRecipe) -> None:
     """... or does not fit beside what it does now."""
     check_fits(_subject(context, recipe), recipe, describe_machine(context, now=True))
+
+
+def max_checkpoint_bytes(context: Context, recipe: ResolvedRecipe) -> int:
+    """What a training checkpoint of this recipe may have: twice what is planned, and a little."""
+    planned = plan_disk(_subject(context, recipe), recipe).largest_checkpoint
+    return min(2 * planned + (16 << 20), MAX_BYTES)
 
 
 def _subject(context: Context, recipe: ResolvedRecipe) -> Subject:

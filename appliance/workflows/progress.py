@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import Any
 from appliance.formats.commitment import Disclosure
 
 _KEPT_FRAMES = 5_000
+_KEPT_BYTES = 4 << 20
+"""Of one stream, as JSON: a worker says what it likes, as often as it likes."""
 _KEPT_STREAMS = 64
 
 
@@ -17,15 +20,22 @@ class Stream:
     """The frames of one run or import; `next` is the number the next frame will have."""
 
     def __init__(self) -> None:
-        self.frames: deque[dict[str, Any]] = deque(maxlen=_KEPT_FRAMES)
+        self.frames: deque[dict[str, Any]] = deque()
+        self._sizes: deque[int] = deque()
+        self._bytes = 0
         self.next = 0
         self.result: dict[str, Any] | None = None
         self.error: dict[str, str] | None = None
         self.ended = False
 
     def add(self, frame: dict[str, Any]) -> None:
-        self.frames.append({"seq": self.next, **frame})
+        self.frames.append({**frame, "seq": self.next})
         self.next += 1
+        self._sizes.append(len(json.dumps(frame)))
+        self._bytes += self._sizes[-1]
+        while len(self.frames) > _KEPT_FRAMES or self._bytes > _KEPT_BYTES:
+            self.frames.popleft()
+            self._bytes -= self._sizes.popleft()
 
 
 class Progress:

@@ -163,7 +163,8 @@ def _train_on(context: Context, run_id: str, order: Train, places: Places) -> di
             **{name: str(path) for name, path in vars(places).items()},
         }
         recorder = steps.Recorder(context.steps, run_id, 0 if last is None else last.step)
-        keep = partial(checkpoints.take_frame, context, run_id, places.checkpoints)
+        most = planning.max_checkpoint_bytes(context, order.recipe)
+        keep = partial(checkpoints.take_frame, context, run_id, places.checkpoints, most)
         result = carry_out(started, task, begin, on_frame=lambda frame: keep(recorder.take(frame)))
     weights, record = digest_file(places.output / METHODS[order.recipe.method].weights), recorder.close(places.output)
     make = partial(RunFinished, run=run_id, weights=weights, record=record)

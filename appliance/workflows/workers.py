@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,13 @@ from appliance.errors import ApplianceError, BadInput, Denied, NotFound, Tampere
 from appliance.runners.local import Worker, start_worker
 from appliance.runners.sandbox import Sandbox
 from appliance.workflows.context import Context, Frame
+from appliance.workflows.room import kept_free
 
+SERVE = "appliance.worker.serve"
 WALLS_S = 120.0
 SILENCE_S = 1_800.0
 """A worker that says nothing for this long is taken for dead."""
+_END_S = 10.0
 
 _CODE = re.compile(r"[a-z][a-z0-9-]{0,63}")
 _ERRORS: dict[str, type[ApplianceError]] = {
@@ -43,7 +47,7 @@ def worker(
         started = start_worker(
             module, sandbox, log=context.logs / name, accepted_missing=accepted, probes=context.probes
         )
-        with started:
+        with started, kept_free(started, scratch, engine=module == SERVE):
             context.workers[key] = started
             try:
                 yield started
@@ -74,7 +78,18 @@ def carry_out(
         if frame.get("frame") == "failure":
             raise failure(frame)
         on_frame(frame)
-    raise Unavailable("worker: expected a result, got its end; its log says more", code="worker-ended")
+    raise Unavailable(f"worker: expected a result, got its end{_cause(started)}", code="worker-ended")
+
+
+def _cause(started: Worker) -> str:
+    """How a worker ended that said nothing: its log is empty where the kernel ended it."""
+    try:
+        code = started.wait(_END_S)
+    except Unavailable:
+        return ", and its processes did not end"
+    if code == 128 + signal.SIGKILL:
+        return " by signal 9: it was killed, as the kernel does where memory runs out"
+    return f" with exit code {code}; its log says more"
 
 
 def failure(frame: dict[str, Any]) -> ApplianceError:

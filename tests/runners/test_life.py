@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from appliance.errors import BadInput, TooLarge, Unavailable
+from appliance.runners import log
 from appliance.runners.local import Worker
 
 HERE = Path(__file__).resolve().parent
@@ -198,7 +199,7 @@ def test_two_workers_do_not_hold_each_others_leash(service: Any, folder: Path) -
 
 
 def test_an_honest_worker_has_what_it_needs(service: Any, folder: Path) -> None:
-    """Threads, children, its interpreter, temporary files, renames; a blob larger than a pipe comes back."""
+    """Threads, children, temporary files, renames; a blob larger than a pipe comes back."""
     (folder / "data").write_text("rows")
     blob = os.urandom(1 << 20)
     order = service.Order(str(folder), module="inmates.citizen", read=[str(folder / "data")])
@@ -206,7 +207,7 @@ def test_an_honest_worker_has_what_it_needs(service: Any, folder: Path) -> None:
         worker.send({"read": str(folder / "data")}, blob)
         frame = worker.receive(20)
         assert frame is not None
-        assert (frame[0]["threads"], frame[0]["child"], frame[0]["read"]) == (45, "42", "rows")
+        assert (frame[0]["threads"], frame[0]["child"], frame[0]["read"]) == (45, 42, "rows")
         assert frame[0]["temporary"].startswith(str(folder / "output" / ".tmp"))
         assert frame[1] == blob
         assert worker.wait(10) == 0
@@ -228,6 +229,32 @@ def test_the_log_is_never_a_link(service: Any, folder: Path) -> None:
     with pytest.raises(BadInput, match="log"):
         service.begin(service.Order(str(folder)))
     assert (folder / "precious").read_text() == ""
+
+
+@pytest.mark.parametrize("attack", ["empty_log", "empty_log_by_name"])
+def test_a_worker_cannot_empty_its_log(service: Any, folder: Path, attack: str) -> None:
+    (folder / "log").write_text("an earlier worker's words\n")
+    with service.begin(service.Order(str(folder))) as worker:
+        service.attempt(worker, "empty_log", [])
+        service.attempt(worker, attack, [])
+    assert (folder / "log").read_text().startswith("an earlier worker's words\nwords\n")
+
+
+def test_a_loud_worker_leaves_its_first_and_its_last_words(service: Any, folder: Path) -> None:
+    with service.begin(service.Order(str(folder), module="inmates.broken")) as worker:
+        worker.send({"kind": "loud"})
+        assert worker.wait(20) == 0
+    kept = (folder / "log").read_bytes()
+    assert kept.startswith(b"first words\n?[2J and more\n") and kept.endswith(b"last words\n")
+    assert b"bytes are left out here]" in kept and len(kept) < log.FIRST_BYTES + log.LAST_BYTES + 100
+
+
+def test_a_log_that_cannot_be_written_holds_no_worker() -> None:
+    full = log.WorkerLog(Path("/dev/full"))
+    for _ in range(4):
+        assert os.write(full.inner, bytes(1 << 16)) == 1 << 16
+    full.release()
+    full.join(5)
 
 
 @pytest.mark.parametrize(("kind", "error"), [("huge", TooLarge), ("cut", BadInput)])

@@ -19,8 +19,10 @@ from appliance.worker.walls import run_probes
 
 NAMES = {
     "tcp", "udp", "dns", "unix", "vsock", "io_uring", "foreign-abi", "ptrace-parent", "new-user-namespace",
-    "read-keys", "read-database", "write-outside",
+    "execute", "set-user-id", "read-keys", "read-database", "write-outside",
 }  # fmt: skip
+
+EXEC = {"execute", "set-user-id"}
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def test_every_probe_is_open_without_walls(service: Any, folder: Path, probes: P
     ("without", "expected"),
     [
         ({"landlock", "mount-ns"}, {"read-keys", "read-database", "write-outside"}),
-        ({"network-ns", "seccomp", "landlock"}, {"tcp", "udp", "dns", "unix", "io_uring", "new-user-namespace"}),
+        ({"network-ns", "seccomp", "landlock"}, {"tcp", "udp", "dns", "unix", "io_uring", "new-user-namespace"} | EXEC),
         ({"network-ns", "landlock", "mount-ns"}, {"read-keys", "read-database", "write-outside"}),
     ],
 )

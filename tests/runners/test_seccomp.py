@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from appliance.runners.seccomp import assemble_filter
+from appliance.runners.seccomp import assemble_exec_filter, assemble_filter
 from appliance.runners.syscalls import ALLOWED, number_of
 
 ALLOW, KILL = "allow", "kill"
@@ -100,8 +100,9 @@ def test_exactly_the_listed_numbers_are_allowed(machine: str) -> None:
     code = assemble_filter(machine, devices=False)
     allowed = {number for number in range(1024) if run(code, ARCHITECTURES[machine], number) == ALLOW}
     listed = {number_of(name, machine) for name in ALLOWED} - {None}
-    # clone and prlimit64 with all arguments zero are harmless, and allowed.
-    assert allowed == listed | {number_of("clone", machine), number_of("prlimit64", machine)}
+    # With all arguments zero these are harmless, and allowed.
+    harmless = ("clone", "creat", "fcntl", "mkdir", "mkdirat", "open", "openat", "prlimit64", "renameat2")
+    assert allowed == listed | {number_of(name, machine) for name in harmless} - {None}
 
 
 def test_calls_of_the_future_do_not_exist(machine: str) -> None:
@@ -134,6 +135,43 @@ def test_clone_makes_processes_and_threads(machine: str) -> None:
 
 def test_clone3_does_not_exist(machine: str) -> None:
     assert verdict(machine, "clone3", 0, 88) == "ENOSYS"
+
+
+@pytest.mark.parametrize("bit", [0o4000, 0o2000, 0o1000])
+def test_no_special_mode_is_asked_for(machine: str, bit: int) -> None:
+    creating, unnamed = 0o101, 0o20200001
+    for mode, expected in ((0o777, ALLOW), (0o777 | bit, "EPERM")):
+        assert verdict(machine, "openat", 0, 0, creating, mode) == expected
+        assert verdict(machine, "openat", 0, 0, unnamed, mode) == expected
+        assert verdict(machine, "mkdirat", 0, 0, mode) == expected
+    assert verdict(machine, "openat", 0, 0, 0, 0o777 | bit) == ALLOW  # whatever lies there: nothing is created
+
+
+def test_no_file_is_opened_behind_a_pointer(machine: str) -> None:
+    assert verdict(machine, "openat2", 0, 0, 0, 24) == "ENOSYS"
+
+
+def test_no_rename_leaves_a_device(machine: str) -> None:
+    got = [verdict(machine, "renameat2", 0, 0, 0, 0, flags) for flags in (0, 1, 2, 4, 5)]
+    assert got == [ALLOW, ALLOW, ALLOW, "EPERM", "EPERM"]
+
+
+@pytest.mark.parametrize("command", [8, 10, 15, 1024, 1026])
+def test_a_file_has_no_lease_and_sends_no_signal(machine: str, command: int) -> None:
+    """SETOWN, SETSIG, SETOWN_EX, SETLEASE, NOTIFY."""
+    assert verdict(machine, "fcntl", 3, command) == "EPERM"
+
+
+def test_memory_that_is_a_file_is_for_workers_with_devices(machine: str) -> None:
+    assert verdict(machine, "memfd_create") == "EPERM"
+    assert verdict(machine, "memfd_create", devices=True) == ALLOW
+
+
+def test_the_second_filter_refuses_every_exec_and_nothing_else(machine: str) -> None:
+    """execveat is refused by the first."""
+    code = assemble_exec_filter(machine)
+    refused = {number for number in range(1024) if run(code, ARCHITECTURES[machine], number) == "EPERM"}
+    assert refused == {number_of("execve", machine)}
 
 
 def test_limits_are_read_not_set(machine: str) -> None:

@@ -101,10 +101,24 @@ def test_an_abstract_unix_socket_is_not_reached(attempt: Attempt, listeners: dic
         "process_handle",
         "leave_session",
         "become_dumpable",
+        "run_from_memory",
+        "run_interpreter",
+        "memory_file",
+        "set_user_id_by_openat2",
+        "sticky_folder",
+        "leave_device",
+        "lease",
     ],
 )
 def test_the_call_filter_refuses(attempt: Attempt, attack: str) -> None:
     stands(attempt, attack, wall=SECCOMP)
+
+
+@pytest.mark.parametrize("mode", [0o6777, 0o4700, 0o2700, 0o1600])
+def test_a_worker_leaves_no_file_of_a_special_mode(attempt: Attempt, folder: Path, mode: int) -> None:
+    stands(attempt, "set_user_id_file", mode, wall=SECCOMP)
+    (folder / "output" / "program").unlink()
+    assert attempt("set_user_id_file", mode & 0o777) == "open"
 
 
 def test_vsock_is_refused_even_where_the_kernel_has_none(attempt: Attempt) -> None:
@@ -209,9 +223,12 @@ def test_the_worker_cannot_link_a_foreign_file_into_its_output(attempt: Attempt,
 
 
 def test_a_program_that_the_worker_wrote_is_not_run(attempt: Attempt) -> None:
-    stands(attempt, "run_from_output", wall=FILES)
-    assert attempt("run_from_output", without=frozenset({"landlock"})) == "EACCES"
-    assert attempt("run_from_output", without=frozenset({"mount-ns"})) == "EACCES"
+    """Three walls, each alone."""
+    walls = FILES | SECCOMP
+    stands(attempt, "run_from_output", wall=walls)
+    assert attempt("run_from_output", without=walls - {"mount-ns"}) == "EACCES"
+    assert attempt("run_from_output", without=walls - {"landlock"}) == "EACCES"
+    assert attempt("run_from_output", without=FILES) == "EPERM"
 
 
 def test_a_library_that_the_worker_wrote_is_not_mapped(attempt: Attempt) -> None:
@@ -297,7 +314,8 @@ def test_a_set_user_id_program_gives_nothing(run_service: Callable[..., Any], se
         "read": [str(set_user_id_program)],
         "ordinary": True,
     }
-    assert run_service(**order) == ["EACCES"]
+    assert run_service(**order) == ["EPERM"]
+    assert run_service(**order, without=["seccomp"], accepted=["seccomp"]) == ["EACCES"]
     open_to_all = sorted({*NAMESPACES, "landlock", "seccomp"})
     assert run_service(**order, without=open_to_all, accepted=open_to_all) == ["EPERM"]  # runs, as itself
     if os.geteuid() == 0:

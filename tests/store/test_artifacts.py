@@ -54,6 +54,16 @@ def test_a_sealed_folder_reads_back_with_what_lies_beside_it(artifacts: Artifact
     assert {name: artifacts.read_beside(digest, name) for name in BESIDE} == BESIDE
 
 
+def test_what_a_worker_left_with_a_special_mode_is_sealed_with_a_plain_one(artifacts: Artifacts) -> None:
+    with artifacts.staging() as staging:
+        digest = fill(staging)
+        (staging / "recipe.json").chmod(0o6777)
+        (staging / "config").chmod(0o3777)
+        path = artifacts.seal(staging, digest)
+    assert stat.S_IMODE((path / "recipe.json").stat().st_mode) == 0o444
+    assert stat.S_IMODE((path / "config").stat().st_mode) == 0o555
+
+
 def test_a_sealed_folder_is_read_only_and_private_and_named_by_its_digest(artifacts: Artifacts, home: Path) -> None:
     digest = seal(artifacts)
     path = artifacts.path(digest)

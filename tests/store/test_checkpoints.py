@@ -9,7 +9,6 @@ import pytest
 
 from appliance.errors import NotFound, Tampered, TooLarge, Unavailable
 from appliance.formats.digest import digest_bytes
-from appliance.store import checkpoints
 from appliance.store.checkpoints import Checkpoints
 from appliance.store.disk import PARTIAL
 
@@ -61,9 +60,9 @@ def test_what_is_gone_is_said_to_be_gone(store: Checkpoints) -> None:
 
 
 def test_nothing_half_written_stays(store: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "MAX_BYTES", 4)
-    with pytest.raises(TooLarge, match="expected at most 4 bytes"):
-        keep(store, b"12345", tmp_path)
+    (tmp_path / "worker").write_bytes(b"12345")
+    with (tmp_path / "worker").open("rb", buffering=0) as file, pytest.raises(TooLarge, match="at most 4 bytes"):
+        store.keep(file.fileno(), 4)
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")

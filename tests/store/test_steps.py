@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.errors import Tampered
+from appliance.errors import Tampered, TooLarge
 from appliance.store.steps import Steps
 
 RUN = "r-000001"
@@ -33,6 +33,16 @@ def test_a_run_goes_on_behind_its_checkpoint(steps: Steps) -> None:
     with pytest.raises(Tampered, match="expected 4"):
         steps.begin(RUN, 4)
     assert steps.begin(RUN, 0) == b"" == steps.read(RUN), "a run that begins anew"
+
+
+def test_steps_without_end_are_refused(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.store.steps.MAX_BYTES", 6)
+    steps.begin(RUN, 0)
+    for _ in range(3):
+        steps.append(RUN, b"1\n")
+    with pytest.raises(TooLarge, match="steps of r-000001: expected at most 6 bytes"):
+        steps.append(RUN, b"1\n")
+    assert steps.read(RUN) == b"1\n1\n1\n"
 
 
 def test_a_link_in_the_place_of_steps_is_not_followed(steps: Steps, tmp_path: Path) -> None:

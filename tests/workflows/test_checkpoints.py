@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from appliance.domain import events as e
 from appliance.domain import orders as o
 from appliance.domain.recipe import MOST_CHECKPOINTS
-from appliance.errors import ApplianceError, BadInput, NotFound, Tampered
+from appliance.errors import ApplianceError, BadInput, NotFound, Tampered, TooLarge
 from appliance.formats.digest import digest_bytes
 from appliance.store.checkpoints import Checkpoints
 from appliance.workflows.checkpoints import REPLAYABLE_RUNS, kept, take_frame
@@ -61,6 +62,7 @@ FRAME = {"frame": "checkpoint", "step": 2, "file": "state", "seconds": "1.5", "m
         ({"file": "link"}, Tampered, "expected plain folders and a plain file"),
         ({"file": "twice"}, Tampered, "expected a plain file with one name"),
         ({"file": "../secret"}, Tampered, "expected a relative name below the folder"),
+        ({"file": "holes"}, TooLarge, "expected at most 1000 bytes"),
         ({"file": None}, NotFound, "expected a file, got none"),
         ({"step": 0}, BadInput, "step: Input should be greater than or equal to 1"),
         ({"step": "2"}, BadInput, "step: Input should be a valid integer"),
@@ -77,12 +79,14 @@ def test_what_a_worker_says_of_a_checkpoint_is_not_believed(
     folder.mkdir()
     (tmp_path / "secret").write_bytes(b"secret")
     (folder / "state").write_bytes(b"state")
+    (folder / "holes").touch()
+    os.truncate(folder / "holes", 1 << 40)
     (folder / "link").symlink_to(tmp_path / "secret")
     (folder / "twice").hardlink_to(tmp_path / "secret")
     ledger = SimpleNamespace(state=stage("imported").state)
     context: Any = SimpleNamespace(checkpoints=Checkpoints(tmp_path / "home"), ledger=ledger)
     with pytest.raises(error, match=words):
-        take_frame(context, "r-000001", folder, FRAME | changes)
+        take_frame(context, "r-000001", folder, 1000, FRAME | changes)
 
 
 def test_a_worker_fills_no_disk_with_checkpoints(tmp_path: Path) -> None:
@@ -94,4 +98,4 @@ def test_a_worker_fills_no_disk_with_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "state").write_bytes(b"state")
     context: Any = SimpleNamespace(checkpoints=Checkpoints(tmp_path / "home"), ledger=SimpleNamespace(state=site.state))
     with pytest.raises(BadInput, match="expected at most 65 training checkpoints"):
-        take_frame(context, name, tmp_path, FRAME | {"step": 100})
+        take_frame(context, name, tmp_path, 1000, FRAME | {"step": 100})

@@ -31,6 +31,7 @@ from appliance.workflows import (
     recover,
     rehash,
     replay,
+    room,
     rounds,
     snapshots,
     train,
@@ -251,6 +252,54 @@ def test_a_worker_that_nests_folders_fails_alone(
     assert outcomes(context) == [("import.failed", "bad-input"), ("base.imported", None)]
     assert not list((home / "artifacts").glob(".staging-*"))
     assert "ALARM" not in caplog.text
+
+
+def small_disk(home: Path, size: int) -> Callable[[Path], Any]:
+    """statvfs of a disk of this size that holds what lies in the staging folders, and nothing else."""
+
+    def look(_: Path) -> Any:
+        used = sum(path.stat().st_size for path in home.glob("artifacts/.staging-*/model.safetensors"))
+        return SimpleNamespace(f_blocks=size, f_frsize=1, f_bavail=size - used)
+
+    return look
+
+
+def test_a_worker_that_fills_the_disk_is_ended_before_it_is_full(
+    home: Path, inmates: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The end of it can still be recorded, and the next import has the room."""
+    size = 400 << 20
+    monkeypatch.setattr(room, "os", SimpleNamespace(statvfs=small_disk(home, size)))
+    site = stage("staffed")
+    context = context_of(site, home)
+    with context.artifacts.receive(digest_bytes(b"gguf"), 4) as upload:
+        upload.write(b"gguf")
+        upload.finish()
+    inmates += ["inmates.fill", "inmates.diligent"]
+    for name in ("first", "second"):
+        context.imports.put(partial(ingest.import_base, context, ask_for_base(site, name)))
+    finish(context.imports)
+    assert outcomes(context) == [("import.failed", "disk"), ("base.imported", None)]
+    assert f"worker, disk: expected {size // 20} bytes free" in caplog.text
+
+
+def test_an_engine_is_ended_only_when_little_of_the_reserve_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SimpleNamespace(f_blocks=100 << 30, f_frsize=1)
+    monkeypatch.setattr(room, "os", SimpleNamespace(statvfs=lambda _: disk))
+    got = []
+    for disk.f_bavail in (1 << 30, (1 << 30) - 1, 1 << 27, (1 << 27) - 1):
+        got.append([room.lacking(tmp_path, engine=engine) is None for engine in (False, True)])
+    assert got == [[True, True], [False, True], [False, True], [False, False]]
+
+
+def test_the_end_of_a_worker_that_was_killed_says_so(home: Path, inmates: list[str]) -> None:
+    inmates.append("inmates.killed")
+    with workers.worker(context_of(stage("staffed"), home), "key", "m", read=()) as started:
+        workers.check_walls(started)
+        with pytest.raises(Unavailable, match="by signal 9: it was killed, as the kernel does where memory runs out"):
+            workers.carry_out(started, {})
 
 
 def test_a_start_goes_on_whatever_a_worker_left(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

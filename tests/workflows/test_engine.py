@@ -92,8 +92,8 @@ def test_an_engine_whose_reader_fails_is_ended_and_says_so(serving: Any, caplog:
     made, worker = serving(Unavailable("not now"))
     heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
     made.ask("r-1", "slot", "generate", {}, heard.put)
-    made.ask("r-2", "slot", "generate", {}, lambda frame: frame["text"] if frame else None)
-    worker.frames.put({"frame": "token", "id": "r-2"})
+    made.ask("r-2", "slot", "generate", {}, lambda frame: frame["none such"] if frame else None)
+    worker.frames.put({"frame": "token", "id": "r-2", "text": "x"})
     assert heard.get(timeout=10) is None
     assert "ALARM: engine: a defect of the appliance" in caplog.text
 
@@ -110,3 +110,70 @@ def test_an_engine_that_does_not_start_says_why_and_not_how_its_cleanup_went(ser
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Serving, "__init__", broken)
             serving(OSError(errno.EIO, "Input/output error"))
+
+
+def token(text: Any = "x") -> dict[str, Any]:
+    return {"frame": "token", "id": "r-1", "text": text}
+
+
+def done(**changes: Any) -> dict[str, Any]:
+    counted = {"finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1}
+    return {"frame": "done", "id": "r-1", **counted, **changes}
+
+
+WRONG = [
+    pytest.param([token(5)], id="no text"),
+    pytest.param([{"frame": "token", "id": "r-1"}], id="none"),
+    pytest.param([token()] * 5, id="too many"),
+    pytest.param([token("x" * (1 << 20))] * 3, id="too long"),
+    pytest.param([done(finish_reason="x" * 5000)], id="a reason of its own"),
+    pytest.param([done(finish_reason=["stop"])], id="a list"),
+    pytest.param([done(prompt_tokens=-1)], id="less than none"),
+    pytest.param([done(completion_tokens="many")], id="no number"),
+    pytest.param([done(completion_tokens=True)], id="a truth"),
+    pytest.param([done(completion_tokens=1 << 70)], id="more than an entry holds"),
+]
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_an_engine_that_says_what_no_answer_is_ends_and_who_waits_hears_its_end(
+    serving: Any, caplog: pytest.LogCaptureFixture, said: list[Any]
+) -> None:
+    made, worker = serving(Unavailable("its cleanup"))
+    heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    made.ask("r-1", "slot", "generate", {"max_tokens": 2}, heard.put)
+    for frame in said:
+        worker.frames.put(frame)
+    told = [heard.get(timeout=10)]
+    while told[-1] is not None:
+        told.append(heard.get(timeout=10))
+    assert len(told) == len(said) and not made.alive
+    assert "an engine is ended: engine, " in caplog.text
+
+
+def test_a_worker_that_does_not_read_holds_up_no_cut(serving: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, worker = serving(Unavailable("its cleanup"))
+    heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for name in ("r-1", "r-2"):
+        made.ask(name, "slot", "generate", {}, heard.put)
+    reads = threading.Event()
+    monkeypatch.setattr(worker, "send", lambda *_: reads.wait(60))
+    for name in ("r-1", "r-2"):
+        cutting = threading.Thread(target=made.cut, args=(name, "revoked"))
+        cutting.start()
+        cutting.join(5)
+        assert not cutting.is_alive()
+    assert [heard.get(timeout=5)["code"] for _ in range(2)] == ["cut-off", "cut-off"]
+    reads.set()
+    worker.frames.put(None)
+
+
+def test_an_answer_of_as_many_pieces_as_were_asked_for_and_its_rest_is_told(serving: Any) -> None:
+    made, worker = serving(Unavailable("its cleanup"))
+    heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    made.ask("r-1", "slot", "generate", {"max_tokens": 2}, heard.put)
+    said = [token(), token(), token("the rest"), done()]
+    for frame in said:
+        worker.frames.put(frame)
+    assert [heard.get(timeout=10) for _ in said] == said and made.alive
+    worker.frames.put(None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import platform
@@ -178,6 +179,15 @@ def truncate(path: str) -> None:
     os.truncate(path, 0)
 
 
+def empty_log() -> None:
+    os.write(2, b"words\n")
+    os.ftruncate(2, 0)
+
+
+def empty_log_by_name() -> None:
+    os.close(os.open("/proc/self/fd/2", os.O_WRONLY | os.O_TRUNC))
+
+
 def chmod(path: str) -> None:
     os.chmod(path, 0o777)
 
@@ -211,6 +221,48 @@ def run_from_output() -> None:
     with open(os.open("program", os.O_CREAT | os.O_WRONLY, 0o755), "w") as file:
         file.write(f"#!{sys.executable}\n")
     subprocess.run([os.path.abspath("program")], check=True, stdout=subprocess.DEVNULL)
+
+
+def run_from_memory() -> None:
+    """A program that the worker wrote where no folder is: memory that is a file."""
+    memory = os.memfd_create("program", 0)
+    os.write(memory, f"#!{sys.executable} -S\n".encode())
+    _in_child(lambda: os.execv(f"/proc/self/fd/{memory}", ["program"]))
+
+
+def run_interpreter() -> None:
+    """A program that is shown to the worker, by its name."""
+    _in_child(lambda: os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", ""]))
+
+
+def memory_file() -> None:
+    os.close(os.memfd_create("memory"))
+
+
+def set_user_id_file(mode: int) -> None:
+    os.close(os.open("program", os.O_CREAT | os.O_WRONLY, mode))
+
+
+def set_user_id_by_openat2() -> None:
+    how = (ctypes.c_uint64 * 3)(os.O_CREAT | os.O_WRONLY, 0o6777, 0)
+    os.close(syscall(437, -100, b"program", how, ctypes.sizeof(how)))
+
+
+def sticky_folder() -> None:
+    os.mkdir("shared", 0o1777)
+
+
+def leave_device() -> None:
+    """RENAME_WHITEOUT: the old name becomes a character device."""
+    old = os.urandom(8).hex()
+    create(old)
+    syscall(316 if X86 else 276, -100, old.encode(), -100, b"new", 4)
+
+
+def lease() -> None:
+    """Who opens the file for reading then waits 45 s."""
+    with open("leased", "wb") as file:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
 
 
 def map_from_output() -> None:

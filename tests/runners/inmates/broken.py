@@ -14,6 +14,8 @@ if kind == "huge":
     sys.stdout.buffer.write(b"\xff\xff\xff\xff")
 elif kind == "cut":
     sys.stdout.buffer.write(b"\x00\x00\x00\x09{}")
+elif kind == "loud":
+    sys.stderr.write("first words\n" + "\x1b[2J and more\n" * 200_000 + "last words\n")
 elif kind == "silent":
     time.sleep(60)
 sys.stdout.buffer.flush()

@@ -14,5 +14,6 @@ socket.create_connection(("127.0.0.1", targets["ports"]["tcp"])).close()
 for folder in targets["write"].values():
     Path(folder, targets["mark"]).touch()
 names = ("tcp", "udp", "unix", "vsock", "io_uring", "foreign-abi", "ptrace-parent", "new-user-namespace")
+names += ("execute", "set-user-id")
 results = dict.fromkeys((*names, *targets["write"], *targets["read"]), "refused")
 write_frame(sys.stdout.buffer, {"frame": "walls", "results": results})
