@@ -236,7 +236,7 @@ def service(
         device="cuda" if cuda else "cpu",
         bfloat16=cuda or multiplies_bfloat16(),
     )
-    context.lost = witness.compare(context)
+    context.lost = witness.compare(context) or witness.absent(context)
     if context.lost:
         ledger.close()
         raise context.lost[0]
