@@ -181,7 +181,8 @@ def _open_ledger(settings: Settings, origin: str, log_key: str, keyring: Keyring
 
 
 def _snapshots(settings: Settings, origin: str, code: Code, signers: FindSigner) -> Snapshots:
-    return Snapshots(settings.snapshot, origin=origin, code=digest_bytes(repr(code).encode()), signers=signers)
+    digest = digest_bytes(repr(code).encode())
+    return Snapshots(settings.snapshot, origin=origin, code=digest, signers=signers, least=snapshots.LEAST)
 
 
 def _read_trust(settings: Settings) -> Trust:

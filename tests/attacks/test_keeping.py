@@ -335,6 +335,7 @@ def entries_in(database: Path) -> int:
 
 
 def restore(site: Site, database: Path) -> None:
-    for path in site.home.glob("ledger.db*"):
+    """With nothing beside it but what witnesses have seen."""
+    for path in (*site.home.glob("ledger.db*"), *site.home.glob("fold.snapshot")):
         path.unlink()
     shutil.copy(database, site.home / "ledger.db")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -102,6 +103,22 @@ def test_a_planted_trigger_is_named_by_verify_and_by_a_start_before_it_copies_mo
     with opened(founded) as connection:
         connection.execute("DROP TRIGGER keep")
         connection.execute("DROP TABLE kept")
+    founded.start()
+    assert founded.verify()["verdict"] == "verified"
+
+
+def test_yesterdays_database_of_a_young_log_is_refused_after_an_orderly_end(founded: Site) -> None:
+    """No witness, and far fewer entries than are sealed while a service runs."""
+    founded.stop()
+    yesterday = founded.home / "yesterday.db"
+    shutil.copy(database(founded), yesterday)
+    founded.start()
+    founded.enroll("clerk", "operator")
+    founded.stop()
+    today = database(founded).read_bytes()
+    shutil.copy(yesterday, database(founded))
+    assert "expected a log of at least" in refuses_to_start(founded)
+    database(founded).write_bytes(today)
     founded.start()
     assert founded.verify()["verdict"] == "verified"
 
