@@ -10,7 +10,7 @@ import os
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -38,7 +38,7 @@ from appliance.runners.host import describe_host, multiplies_bfloat16
 from appliance.store.artifacts import Artifacts
 from appliance.store.calibrations import Calibrations
 from appliance.store.checkpoints import Checkpoints
-from appliance.store.claim import Claim
+from appliance.store.claim import Claim, claim_founding
 from appliance.store.disk import write_file
 from appliance.store.engine import check_migrated, migrate, open_engine
 from appliance.store.keyring import ADAPTER_KEY, Keyring
@@ -114,25 +114,47 @@ def init(
         Administrator(name=p.name, key=encode_base64(p.spki), keyid=keyid_of(p.spki)) for p in administrators
     )
     asked = founding.Asked(origin, people, single_administrator, encode_value(policy))
-    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with lock_folder(settings.lock):
+    with _home(settings), lock_folder(settings.lock):
         # A power cut may have come between the first entry and the trust file, never the other way round.
         if settings.trust.exists():
             raise Conflict(f"appliance in {settings.home}: expected none yet, got one with a ledger")
-        engine = open_engine(settings.migration_url)
+        # From before the tables are made until the first entry stands: two homes at once would each make keys.
+        with claim_founding(open_engine(settings.migration_url)):
+            return _found(settings, origin or founding.make_origin(), asked)
+
+
+@contextmanager
+def _home(settings: Settings) -> Iterator[None]:
+    """The folder; one that was made for this goes again where nothing came of it."""
+    is_new = not settings.home.exists()
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if is_new and os.listdir(settings.home) == [settings.lock.name]:
+            with suppress(OSError):
+                settings.lock.unlink()
+                settings.home.rmdir()
+        raise
+
+
+def _found(settings: Settings, name: str, asked: founding.Asked) -> Trust:
+    engine = open_engine(settings.migration_url)
+    try:
         migrate(engine)
+    finally:
         engine.dispose()
-        keyring, name = Keyring(settings.keys), origin or founding.make_origin()
-        first = _first_entry(_open_ledger(settings, name, "", keyring))
-        if first is None:
-            first = _append_first(settings, name, keyring, asked)
-        else:
-            founding.check_begun(first, asked, keyring)
-            founding.make_keys(keyring)
-        trust = founding.trust_of(first)
-        # Whole on disk or not there.
-        write_file(settings.trust, encode_trust(trust))
-        return trust
+    keyring = Keyring(settings.keys)
+    first = _first_entry(_open_ledger(settings, name, "", keyring))
+    if first is None:
+        first = _append_first(settings, name, keyring, asked)
+    else:
+        founding.check_begun(first, asked, keyring)
+        founding.make_keys(keyring)
+    trust = founding.trust_of(first)
+    # Whole on disk or not there.
+    write_file(settings.trust, encode_trust(trust))
+    return trust
 
 
 def _first_entry(ledger: Ledger) -> Entry | None:
@@ -158,7 +180,11 @@ def _append_first(settings: Settings, origin: str, keyring: Keyring, asked: foun
 def _open_ledger(settings: Settings, origin: str, log_key: str, keyring: Keyring, code: Code | None = None) -> Ledger:
     """`code`: what folds the log, where that is kept between one start and the next."""
     engine = open_engine(settings.database_url)
-    check_migrated(engine)
+    try:
+        check_migrated(engine)
+    except BaseException:
+        engine.dispose()
+        raise
     held = keyring.log_signers(origin)
 
     def signer(vkey: str) -> Signer:

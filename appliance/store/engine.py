@@ -224,10 +224,15 @@ def upgrade(connection: Connection) -> None:
 def begin_migration(engine: Engine) -> Iterator[Connection]:
     """A writing transaction on a database that may not be there yet; a new SQLite file is its owner's alone."""
     if engine.dialect.name == "sqlite":
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        os.close(os.open(os.path.abspath(str(engine.url.database)), flags, 0o600))
+        os.close(open_file(engine))
     with connect_writer(engine) as connection, connection.begin():
         yield connection
+
+
+def open_file(engine: Engine) -> int:
+    """A descriptor of SQLite's file, which is made where there is none."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(os.path.abspath(str(engine.url.database)), flags, 0o600)
 
 
 def check_migrated(engine: Engine) -> None:
