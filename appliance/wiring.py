@@ -56,7 +56,7 @@ from appliance.web.logs import configure_logs, log_entry
 from appliance.web.metrics import Metrics
 from appliance.web.openai import units_app
 from appliance.web.operations import LEAST_TOKEN, Readiness, operations_app
-from appliance.web.server import Door
+from appliance.web.server import Door, Heart
 from appliance.web.server import serve as serve_doors
 from appliance.web.sockets import open_tcp, open_unix, raise_descriptors
 from appliance.web.tls import open_tls, read_private
@@ -337,9 +337,10 @@ def serve(settings: Settings, *, embedded: bool, after_pause: bool = False, rebu
                 lock.say("")
                 reason = serve_doors(
                     doors,
-                    beat=lambda: _beat(context, door, serving, claim, settings.home),
+                    heart=Heart(
+                        lambda: _beat(context, door, serving, claim, settings.home), BEAT_S, partial(_stalled, context)
+                    ),
                     ended=lambda: _why_it_ends(context, activity, claim, embedded=embedded),
-                    beat_s=BEAT_S,
                 )
         finally:
             serving.close()
@@ -398,6 +399,15 @@ def _beat(context: Context, door: Doorkeeper, serving: Serving, claim: Claim, ho
     except ApplianceError as error:
         log.critical("ALARM: the ledger cannot be written, workers are frozen: %s", error.message)
         freeze(context)
+
+
+def _stalled(context: Context, seconds: float) -> None:
+    """A heartbeat hangs: on a disk, a database or a lock. What it holds, all others need: it is waited for."""
+    context.stalled = seconds > 0
+    if context.stalled:
+        log.critical("ALARM: the heartbeat has not ended for %d s, and the service is not ready", seconds)
+    else:
+        log.warning("the heartbeat goes on")
 
 
 def _why_it_ends(context: Context, activity: Activity, claim: Claim, *, embedded: bool) -> str | None:
