@@ -131,8 +131,8 @@ def _home(settings: Settings) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if is_new and os.listdir(settings.home) == [settings.lock.name]:
-            with suppress(OSError):
+        with suppress(OSError):
+            if is_new and os.listdir(settings.home) == [settings.lock.name]:
                 settings.lock.unlink()
                 settings.home.rmdir()
         raise
