@@ -10,7 +10,7 @@ import os
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -37,7 +37,7 @@ from appliance.runners.host import describe_host, multiplies_bfloat16
 from appliance.store.artifacts import Artifacts
 from appliance.store.calibrations import Calibrations
 from appliance.store.checkpoints import Checkpoints
-from appliance.store.claim import Claim
+from appliance.store.claim import Claim, claim_founding
 from appliance.store.disk import write_file
 from appliance.store.engine import check_migrated, migrate, open_engine
 from appliance.store.keyring import ADAPTER_KEY, Keyring
@@ -55,7 +55,7 @@ from appliance.web.logs import configure_logs, log_entry
 from appliance.web.metrics import Metrics
 from appliance.web.openai import units_app
 from appliance.web.operations import LEAST_TOKEN, Readiness, operations_app
-from appliance.web.server import Door
+from appliance.web.server import Door, Heart
 from appliance.web.server import serve as serve_doors
 from appliance.web.sockets import open_tcp, open_unix, raise_descriptors
 from appliance.web.tls import open_tls, read_private
@@ -114,25 +114,47 @@ def init(
     )
     asked = founding.Asked(origin, people, single_administrator, encode_value(policy))
     founding.check_policy(policy, asked, encode_time(datetime.now(UTC)))
-    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with lock_folder(settings.lock):
+    with _home(settings), lock_folder(settings.lock):
         # A power cut may have come between the first entry and the trust file, never the other way round.
         if settings.trust.exists():
             raise Conflict(f"appliance in {settings.home}: expected none yet, got one with a ledger")
-        engine = open_engine(settings.migration_url)
+        # From before the tables are made until the first entry stands: two homes at once would each make keys.
+        with claim_founding(open_engine(settings.migration_url)):
+            return _found(settings, origin or founding.make_origin(), asked)
+
+
+@contextmanager
+def _home(settings: Settings) -> Iterator[None]:
+    """The folder; one that was made for this goes again where nothing came of it."""
+    is_new = not settings.home.exists()
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            if is_new and os.listdir(settings.home) == [settings.lock.name]:
+                settings.lock.unlink()
+                settings.home.rmdir()
+        raise
+
+
+def _found(settings: Settings, name: str, asked: founding.Asked) -> Trust:
+    engine = open_engine(settings.migration_url)
+    try:
         migrate(engine)
+    finally:
         engine.dispose()
-        keyring, name = Keyring(settings.keys), origin or founding.make_origin()
-        first = _first_entry(_open_ledger(settings, name, "", keyring))
-        if first is None:
-            first = _append_first(settings, name, keyring, asked)
-        else:
-            founding.check_begun(first, asked, keyring)
-            founding.make_keys(keyring)
-        trust = founding.trust_of(first)
-        # Whole on disk or not there.
-        write_file(settings.trust, encode_trust(trust))
-        return trust
+    keyring = Keyring(settings.keys)
+    first = _first_entry(_open_ledger(settings, name, "", keyring))
+    if first is None:
+        first = _append_first(settings, name, keyring, asked)
+    else:
+        founding.check_begun(first, asked, keyring)
+        founding.make_keys(keyring)
+    trust = founding.trust_of(first)
+    # Whole on disk or not there.
+    write_file(settings.trust, encode_trust(trust))
+    return trust
 
 
 def _first_entry(ledger: Ledger) -> Entry | None:
@@ -158,7 +180,11 @@ def _append_first(settings: Settings, origin: str, keyring: Keyring, asked: foun
 def _open_ledger(settings: Settings, origin: str, log_key: str, keyring: Keyring, code: Code | None = None) -> Ledger:
     """`code`: what folds the log, where that is kept between one start and the next."""
     engine = open_engine(settings.database_url)
-    check_migrated(engine)
+    try:
+        check_migrated(engine)
+    except BaseException:
+        engine.dispose()
+        raise
     held = keyring.log_signers(origin)
 
     def signer(vkey: str) -> Signer:
@@ -181,7 +207,8 @@ def _open_ledger(settings: Settings, origin: str, log_key: str, keyring: Keyring
 
 
 def _snapshots(settings: Settings, origin: str, code: Code, signers: FindSigner) -> Snapshots:
-    return Snapshots(settings.snapshot, origin=origin, code=digest_bytes(repr(code).encode()), signers=signers)
+    digest = digest_bytes(repr(code).encode())
+    return Snapshots(settings.snapshot, origin=origin, code=digest, signers=signers, least=snapshots.LEAST)
 
 
 def _read_trust(settings: Settings) -> Trust:
@@ -236,7 +263,7 @@ def service(
         device="cuda" if cuda else "cpu",
         bfloat16=cuda or multiplies_bfloat16(),
     )
-    context.lost = witness.compare(context)
+    context.lost = witness.compare(context) or witness.absent(context)
     if context.lost:
         ledger.close()
         raise context.lost[0]
@@ -310,9 +337,10 @@ def serve(settings: Settings, *, embedded: bool, after_pause: bool = False, rebu
                 lock.say("")
                 reason = serve_doors(
                     doors,
-                    beat=lambda: _beat(context, door, serving, claim, settings.home),
+                    heart=Heart(
+                        lambda: _beat(context, door, serving, claim, settings.home), BEAT_S, partial(_stalled, context)
+                    ),
                     ended=lambda: _why_it_ends(context, activity, claim, embedded=embedded),
-                    beat_s=BEAT_S,
                 )
         finally:
             serving.close()
@@ -371,6 +399,15 @@ def _beat(context: Context, door: Doorkeeper, serving: Serving, claim: Claim, ho
     except ApplianceError as error:
         log.critical("ALARM: the ledger cannot be written, workers are frozen: %s", error.message)
         freeze(context)
+
+
+def _stalled(context: Context, seconds: float) -> None:
+    """A heartbeat hangs: on a disk, a database or a lock. What it holds, all others need: it is waited for."""
+    context.stalled = seconds > 0
+    if context.stalled:
+        log.critical("ALARM: the heartbeat has not ended for %d s, and the service is not ready", seconds)
+    else:
+        log.warning("the heartbeat goes on")
 
 
 def _why_it_ends(context: Context, activity: Activity, claim: Claim, *, embedded: bool) -> str | None:

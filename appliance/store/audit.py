@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, delete, select, text
 
+from appliance.store.catalogue import check_catalogue
 from appliance.store.fold import Fold, Seen, advance, check_keys
 from appliance.store.rows import Change, encode_projection, lock_head, read_head, write_projections
 from appliance.store.tables import APPEND_ONLY, projections
@@ -58,31 +59,9 @@ def rebuild_projections(connection: Connection, seen: Seen) -> None:
 
 
 def check_guards(connection: Connection) -> list[str]:
-    """Where the database would not refuse what it must: a trigger that is gone or off, a role that may too much."""
-    if connection.dialect.name == "sqlite":
-        return _check_sqlite_triggers(connection)
-    return _check_postgresql_triggers(connection) + _check_postgresql_rights(connection)
-
-
-def _check_sqlite_triggers(connection: Connection) -> list[str]:
-    stored = connection.execute(text("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"))
-    standing = {name for name, sql in stored if "SELECT RAISE(ABORT" in sql}
-    expected = [f"{table}_refuse_{verb}" for table in LEDGER for verb in ("update", "delete")]
-    expected += [f"{table}_refuse_replace" for table in LEDGER]
-    expected += ["disclosures_refuse_update", "disclosures_refuse_replace"]
-    expected += ["head_refuse_delete", "head_refuse_replace", "head_refuse_shrink"]
-    return [f"trigger {name}: expected one that refuses, got none" for name in expected if name not in standing]
-
-
-def _check_postgresql_triggers(connection: Connection) -> list[str]:
-    query = "SELECT tgname, tgenabled::text FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid WHERE proname = :name"
-    enabled = {name: how for name, how in connection.execute(text(query), {"name": "appliance_refuse"})}
-    expected = [f"{table}_refuse" for table in (*LEDGER, "disclosures", "head")] + ["head_refuse_shrink"]
-    return [
-        f"trigger {name}: expected it enabled always (A), got {enabled.get(name, 'none')}"
-        for name in expected
-        if enabled.get(name) != "A"
-    ]
+    """What the database holds that it should not, or lacks: a trigger, a table, a right; and what its role may do."""
+    rights = [] if connection.dialect.name == "sqlite" else _check_postgresql_rights(connection)
+    return check_catalogue(connection) + rights
 
 
 def _check_postgresql_rights(connection: Connection) -> list[str]:
@@ -92,10 +71,10 @@ def _check_postgresql_rights(connection: Connection) -> list[str]:
         for right in ("UPDATE", "DELETE", "TRUNCATE"):
             if connection.execute(query, {"table": table, "right": right}).scalar_one():
                 findings.append(f"role of the service, {table}: expected no right to {right}, got it")
-    for setting in ("fsync", "full_page_writes"):
+    for setting, expected in {"fsync": "on", "full_page_writes": "on", "session_replication_role": "origin"}.items():
         value = connection.execute(text("SELECT current_setting(:name)"), {"name": setting}).scalar_one()
-        if value != "on":
-            findings.append(f"database server, {setting}: expected on, got {value}")
+        if value != expected:
+            findings.append(f"database server, {setting}: expected {expected}, got {value}")
     return findings
 
 

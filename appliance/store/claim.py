@@ -3,7 +3,11 @@ that starts empties and closes what it finds, as the last one's leavings."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -11,7 +15,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from appliance.errors import Conflict
-from appliance.store.engine import database_errors, discard
+from appliance.store.engine import database_errors, discard, open_file
 
 _KEY = int.from_bytes(b"applianc") >> 1
 """PostgreSQL counts advisory locks by database, and a database holds one log."""
@@ -85,6 +89,37 @@ class Claim:
     ) -> None:
         self.release()
         self._engine.dispose()
+
+
+@contextmanager
+def claim_founding(engine: Engine) -> Iterator[None]:
+    """The database is this founder's alone, until the end or until it dies; Conflict, at once, while it is another's.
+    A SQLite file that is not there yet is made."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(Claim(engine) if engine.dialect.name == "postgresql" else _claim_file(engine))
+        except Conflict:
+            raise Conflict(
+                "database: expected nobody else to begin an appliance in it or to serve one, got another who does; "
+                "nothing was made here: give this home a database of its own",
+                code="locked",
+            ) from None
+        yield
+
+
+@contextmanager
+def _claim_file(engine: Engine) -> Iterator[None]:
+    """By a lock of its own kind, which SQLite does not take. Opened before and closed after every connection: to close
+    a descriptor lets go of what SQLite has locked of the file in this process."""
+    with database_errors("database"):
+        descriptor = open_file(engine)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise Conflict("database: expected nobody else, got another") from None
+    finally:
+        os.close(descriptor)
 
 
 def _take(connection: Connection) -> bool:

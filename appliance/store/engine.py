@@ -15,6 +15,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, Integr
 
 from appliance.errors import BadInput, Conflict, Tampered, Unavailable
 from appliance.store import prepared
+from appliance.store.catalogue import require_catalogue
 from appliance.store.tables import REVISION
 
 BUSY_TIMEOUT_S = 10
@@ -42,6 +43,9 @@ _POSTGRESQL_OPTIONS = {
     "tcp_keepalives_idle": "30",
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
+    # Whatever a role or a database sets: a table or a function of another schema, or a temporary one, is never taken
+    # for the ledger's.
+    "search_path": "public,pg_temp",
     "client_encoding": "UTF8",
     "timezone": "UTC",
 }
@@ -200,31 +204,47 @@ def _first_line(error: Exception) -> str:
 
 
 def migrate(engine: Engine) -> None:
-    """Creates or upgrades every table, in one transaction; the engine's role must own them."""
+    """Creates or upgrades every table, in one transaction; the engine's role must own them.
+
+    Tampered, and nothing is changed, where the database would then hold anything else than what the migrations make.
+    """
+    with database_errors("migration"), begin_migration(engine) as connection:
+        upgrade(connection)
+        require_catalogue(connection)
+
+
+def upgrade(connection: Connection) -> None:
+    """The migrations alone, within the caller's transaction."""
     from alembic import command
 
-    with database_errors("migration"), begin_migration(engine) as connection:
-        command.upgrade(_alembic_config(connection), "head")
+    command.upgrade(_alembic_config(connection), "head")
 
 
 @contextmanager
 def begin_migration(engine: Engine) -> Iterator[Connection]:
     """A writing transaction on a database that may not be there yet; a new SQLite file is its owner's alone."""
     if engine.dialect.name == "sqlite":
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        os.close(os.open(os.path.abspath(str(engine.url.database)), flags, 0o600))
+        os.close(open_file(engine))
     with connect_writer(engine) as connection, connection.begin():
         yield connection
 
 
+def open_file(engine: Engine) -> int:
+    """A descriptor of SQLite's file, which is made where there is none."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(os.path.abspath(str(engine.url.database)), flags, 0o600)
+
+
 def check_migrated(engine: Engine) -> None:
-    """Conflict when the database is not exactly at the revision that this code was written for."""
+    """Conflict when the database is not exactly at the revision that this code was written for; Tampered where it holds
+    anything else than that revision's tables, triggers and rights."""
     with database_errors("migration"), connect_reader(engine) as connection:
         got = None
         if inspect(connection).has_table("alembic_version"):
             got = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
-    if got != REVISION:
-        raise Conflict(f"database, revision: expected {REVISION}, got {got or 'an empty database'}")
+        if got != REVISION:
+            raise Conflict(f"database, revision: expected {REVISION}, got {got or 'an empty database'}")
+        require_catalogue(connection)
 
 
 def _alembic_config(connection: Connection) -> Any:

@@ -26,6 +26,7 @@ from appliance.formats.commitment import Disclosure, verify_disclosure
 from appliance.formats.digest import digest_bytes, raw_digest
 from appliance.formats.merkle import hash_leaf
 from appliance.store import audit, rows
+from appliance.store.catalogue import check_catalogue
 from appliance.store.clock import LogClock
 from appliance.store.engine import connect_reader, connect_writer, database_errors
 from appliance.store.filing import Unfiled
@@ -384,6 +385,11 @@ class Ledger:
         """Where the database itself would not refuse to change the ledger: triggers, rights, settings."""
         with self._reading() as connection:
             return audit.check_guards(connection)
+
+    def check_schema(self) -> list[str]:
+        """What the database holds beside the ledger's own tables, triggers and rights, or lacks of them."""
+        with self._reading() as connection:
+            return check_catalogue(connection)
 
     def rebuild_projections(self) -> None:
         """Drops the projections and writes them again from the entries."""

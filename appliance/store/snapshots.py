@@ -36,7 +36,8 @@ FindSigner = Callable[[str], Signer]
 
 
 class Kept(NamedTuple):
-    """What a seal that holds says: the log's root at a size, and the fold there; None where other code made it."""
+    """What a seal that holds says: the log's root at a size, and the fold there; None where other code made it, or
+    where it is of too few entries to be worth it."""
 
     seen: Seen
     fold: Fold | None
@@ -62,11 +63,13 @@ class _Seal(NamedTuple):
 class Snapshots:
     """The one snapshot at a path. Errors of the disk are Unavailable."""
 
-    def __init__(self, path: Path, *, origin: str, code: str, signers: FindSigner) -> None:
+    def __init__(self, path: Path, *, origin: str, code: str, signers: FindSigner, least: int = 0) -> None:
+        """A fold of fewer entries than `least` is not taken from it."""
         self._path = path
         self._origin = origin
         self._code = code
         self._signers = signers
+        self._least = least
         self.size = 0
         """Of the log whose fold was read or written last."""
 
@@ -93,7 +96,8 @@ class Snapshots:
         seal, body = self._open(rest[: min(size, _MAX_NOTE)], what), rest[size:]
         if digest_bytes(body) != seal.body:
             raise Tampered(f"{what}: expected the bytes of {seal.body}, got others")
-        fold = _decode(body, seal, what) if seal.code == self._code else None
+        is_taken = seal.code == self._code and seal.size >= self._least
+        fold = _decode(body, seal, what) if is_taken else None
         self.size = 0 if fold is None else seal.size
         return Kept(Seen(seal.size, seal.root), fold)
 

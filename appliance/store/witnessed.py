@@ -15,21 +15,25 @@ MAX_NOTE_BYTES = 65_536
 
 class Witnessed:
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
+
+    def path(self, witness: str) -> Path:
+        """Where the witness's last word is kept."""
+        return self.folder / f"{hashlib.sha256(witness.encode()).hexdigest()[:32]}.note"
 
     def keep(self, witness: str, note: bytes) -> None:
         """Durable once this returns, in the place of what the same witness said before."""
         with disk.disk_errors("witnessed checkpoints"):
-            disk.make_folder(self._folder)
-            disk.write_file(self._folder / f"{hashlib.sha256(witness.encode()).hexdigest()[:32]}.note", note)
+            disk.make_folder(self.folder)
+            disk.write_file(self.path(witness), note)
 
     def notes(self) -> list[bytes]:
-        """Every note, unchecked."""
+        """Every note, unchecked; none where there is no folder."""
         with disk.disk_errors("witnessed checkpoints"):
-            if not self._folder.exists():
+            if not self.folder.exists():
                 return []
-            with disk.open_folder(self._folder) as folder:
-                return [_read(folder, path.name) for path in sorted(self._folder.glob("*.note"))]
+            with disk.open_folder(self.folder) as folder:
+                return [_read(folder, path.name) for path in sorted(self.folder.glob("*.note"))]
 
 
 def _read(folder: int, name: str) -> bytes:

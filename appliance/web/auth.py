@@ -61,12 +61,14 @@ class Doorkeeper:
         """The session's secret token, once its opening is an entry."""
         statement = parse_credential(SessionStatement, parse_envelope(data).payload)
         with self._lock:
-            ends = self._challenges.pop(statement.nonce, 0.0)
-        if ends <= time.monotonic():
+            answered_by = self._challenges.pop(statement.nonce, 0.0)
+        if answered_by <= time.monotonic():
             raise NotAuthenticated("session: expected the nonce of a challenge of the last minute, got another")
         accept_session(self._context.ledger.state, data, encode_time(self._context.clock()))
         principal = open_session(self._context, data, source)
-        lasts = (parse_time(statement.expires_at) - self._context.clock()).total_seconds()
+        # A clock that was moved back meanwhile makes it no longer than it was signed for.
+        ends = parse_time(statement.expires_at)
+        lasts = min(ends - self._context.clock(), ends - parse_time(statement.issued_at)).total_seconds()
         session = Session(principal, statement.expires_at, time.monotonic() + lasts)
         token = secrets.token_urlsafe(32)
         with self._lock:

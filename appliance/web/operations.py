@@ -26,7 +26,7 @@ PROBE_S = 5.0
 
 
 class Readiness:
-    """Ready only while the ledger can be written and holds all that its witnesses have seen."""
+    """Ready only while the ledger can be written and holds all that its witnesses have seen, and the heart beats."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -40,6 +40,8 @@ class Readiness:
             return "closing"
         if self._context.lost:
             return "ledger lost entries"
+        if self._context.stalled:
+            return "heartbeat stands still"
         async with self._lock:
             if time.monotonic() - self._seen >= PROBE_S:
                 self._against = await self._probe()

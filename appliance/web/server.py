@@ -8,6 +8,8 @@ import logging
 import signal
 import socket
 import ssl
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -125,11 +127,21 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(doors: Sequence[Door], *, beat: Callable[[], None], ended: Callable[[], str | None], beat_s: float) -> str:
-    """Serves until a signal comes or `ended` says so, and returns why. `beat` is called every `beat_s` seconds; what it
-    raises ends the service, in order, and is raised again here."""
+@dataclass(frozen=True)
+class Heart:
+    """`beat` is called again `every_s` after it ended; what it raises ends the service. `stalled` hears how long one
+    has not ended, as often as another was due meanwhile, and 0 once it has."""
+
+    beat: Callable[[], None]
+    every_s: float
+    stalled: Callable[[float], None]
+
+
+def serve(doors: Sequence[Door], *, heart: Heart, ended: Callable[[], str | None]) -> str:
+    """Serves until a signal comes or `ended` says so, and returns why. What the heartbeat raises ends the service, in
+    order, and is raised again here."""
     try:
-        return asyncio.run(_serve(doors, beat, ended, beat_s))
+        return asyncio.run(_serve(doors, heart, ended))
     finally:
         for door in doors:
             door.socket.close()
@@ -153,9 +165,7 @@ def _server(door: Door) -> _Server:
     return _Server(config, door.tls)
 
 
-async def _serve(
-    doors: Sequence[Door], beat: Callable[[], None], ended: Callable[[], str | None], beat_s: float
-) -> str:
+async def _serve(doors: Sequence[Door], heart: Heart, ended: Callable[[], str | None]) -> str:
     reason = "signal"
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -165,7 +175,7 @@ async def _serve(
     running = [
         asyncio.create_task(server.serve(sockets=[door.socket])) for server, door in zip(servers, doors, strict=True)
     ]
-    beats = asyncio.create_task(_beat(beat, beat_s, stop))
+    beats = asyncio.create_task(_beat(heart, stop))
     while not stop.is_set():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), 1.0)
@@ -186,11 +196,45 @@ async def _serve(
     return reason
 
 
-async def _beat(beat: Callable[[], None], beat_s: float, stop: asyncio.Event) -> None:
-    """Returns never, and raises what `beat` does: doors do not answer on over a heart that stands still."""
+async def _beat(heart: Heart, stop: asyncio.Event) -> None:
+    """Returns never, and raises what a beat does: doors do not answer on over a heart that stands still."""
     try:
         while True:
-            await asyncio.sleep(beat_s)
-            await asyncio.to_thread(beat)
+            await asyncio.sleep(heart.every_s)
+            running = _run_apart(heart.beat)
+            began, has_stalled = time.monotonic(), False
+            while not (await asyncio.wait([running], timeout=heart.every_s))[0]:
+                has_stalled = True
+                heart.stalled(time.monotonic() - began)
+            running.result()
+            if has_stalled:
+                heart.stalled(0.0)
     finally:
         stop.set()
+
+
+def _run_apart(work: Callable[[], None]) -> asyncio.Future[None]:
+    """In a thread of its own that nobody waits for: one that hangs, on a disk or a database, does not hold up the end,
+    as asyncio's own threads would."""
+    loop = asyncio.get_running_loop()
+    running: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if running.done():
+            return  # given up at the end
+        if error is None:
+            running.set_result(None)
+        else:
+            running.set_exception(error)
+
+    def run() -> None:
+        failure: BaseException | None = None
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised again by who waits for it
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, failure)
+
+    threading.Thread(target=run, name="heartbeat", daemon=True).start()
+    return running

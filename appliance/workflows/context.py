@@ -45,7 +45,8 @@ class Context:
     training runs. `closing`: set when the service
     ends, so that what its workers leave open goes on at the next start. `appended`: told of each entry once it is
     durable. `lost`: what witnesses have seen and
-    the ledger does not hold; while there is anything, nothing is admitted."""
+    the ledger does not hold; while there is anything, nothing is admitted. `stalled`: a heartbeat has not ended
+    in time."""
 
     ledger: Ledger
     artifacts: Artifacts
@@ -71,6 +72,7 @@ class Context:
     released: Callable[[], None] = lambda: None
     appended: Callable[[Entry, Event], None] = lambda entry, body: None
     lost: list[Tampered] = field(default_factory=list)
+    stalled: bool = False
     _site: tuple[str, SitePolicies] | None = None
 
     def site_policies(self) -> SitePolicies:

@@ -17,7 +17,8 @@ log = logging.getLogger("appliance")
 
 EVERY_S = 60.0
 LEAST = 10_000
-"""Entries whose folding is not worth a snapshot: less than half a second."""
+"""Entries whose folding, with every check of a row, is not worth a snapshot: less than half a second. A start takes no
+fold of fewer from it, only the word that the log had them."""
 SHARE = 16
 """While the service runs, by a sixteenth before it is written again: what that costs grows with the log."""
 
@@ -28,11 +29,11 @@ def start(context: Context) -> None:
 
 
 def seal(context: Context, share: int | None = None) -> None:
-    """Once the log has grown by `LEAST` entries, and by the share where one is given. Without it the next start takes
-    longer, and that is all."""
+    """While the service runs, once the log has grown by `LEAST` entries and by the share; at its end, without one, by a
+    single entry: an older log in the place of this one is refused from then on, however short it is."""
     try:
         with foreseen("snapshot"):
-            grown = 0 if share is None else context.ledger.state.size // share
-            context.ledger.seal_snapshot(max(LEAST, grown))
+            grown = 1 if share is None else max(LEAST, context.ledger.state.size // share)
+            context.ledger.seal_snapshot(grown)
     except ApplianceError as error:
         log.warning("the fold could not be kept: %s", error.message)

@@ -1,4 +1,5 @@
-"""What an operator must hear before it stops the appliance: a disk that fills up, a clock that went back.
+"""What an operator must hear before it stops the appliance: a disk that fills up, a clock that went back, something
+planted in the database, over which the next start is refused.
 
 NIST 800-53 AU-5(1): warn before the audit trail can no longer be written.
 """
@@ -9,6 +10,7 @@ import os
 from pathlib import Path
 
 from appliance.domain.names import add_seconds
+from appliance.errors import Unavailable
 from appliance.formats.timestamp import encode_time
 from appliance.workflows.context import Context
 
@@ -18,7 +20,7 @@ LOW_SHARE = 0.05
 
 def warnings(context: Context, folder: Path) -> list[str]:
     """One line for each thing that is near its end; empty while all is well."""
-    return [*_disk(folder), *_clock(context)]
+    return [*_disk(folder), *_clock(context), *_schema(context)]
 
 
 def _disk(folder: Path) -> list[str]:
@@ -41,3 +43,10 @@ def _clock(context: Context) -> list[str]:
     if add_seconds(now, context.ledger.state.parameters.clock_skew_s) >= last:
         return []
     return [f"clock: expected a time after the last entry's, {last}, got {now}; nothing acts until it is set"]
+
+
+def _schema(context: Context) -> list[str]:
+    try:
+        return [f"database, {finding}" for finding in context.ledger.check_schema()]
+    except Unavailable:
+        return []  # which the heartbeat itself will say

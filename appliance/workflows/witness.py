@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from appliance.domain.events import CheckpointCosigned
 from appliance.domain.keeping import cosigned_at
+from appliance.domain.records import Witness
 from appliance.domain.state import State
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered
 from appliance.formats.checkpoint import Checkpoint, claimed_size, open_checkpoint, parse_checkpoint
@@ -49,31 +50,44 @@ def accept(context: Context, data: bytes, source: str) -> Appended:
     clean = Note(note.text, tuple(line for line in note.signatures if _ours(state, line) or line.name == key.name))
     seen = _open(encode_note(clean), _log_keys(context))
     with context.order_lock:  # what one finds is not overwritten by another who has looked before
-        if _is_news(context, key.name, clean, seen):
+        # What shows a loss is kept whatever it is dated; of what is refused as an entry nothing is.
+        against = _against(context, encode_note(clean))
+        time = "" if against else cosigned_at(state, time_s, context.now(state))
+        if _is_news(context, key.name, seen, time, against=against is not None):
             context.witnessed.keep(key.name, encode_note(clean))
         context.lost = compare(context)
     if context.lost:
         context.released()
         raise context.lost[0]
-    time = cosigned_at(state, time_s, context.now(state))
     for _ in range(_ATTEMPTS):
         with suppress(_Moved):
             return _record(context, key.name, clean, seen.size, time, source)
     raise Conflict(f"cosignature of {key.name}: expected the log to stand still for one entry, got others first")
 
 
-def _is_news(context: Context, witness: str, note: Note, seen: Checkpoint) -> bool:
-    """Whether to remember it: an older word, handed in again, must not take the place of a newer one, unless this log
-    does not hold what it says."""
-    kept = [parse_note(data) for data in context.witnessed.notes()]
-    sizes = [parse_checkpoint(k.text).size for k in kept if any(line.name == witness for line in k.signatures)]
-    if all(size <= seen.size for size in sizes):
-        return True
+def _is_news(context: Context, witness: str, seen: Checkpoint, time: str, *, against: bool) -> bool:
+    """Whether to remember it: an older word, handed in again, must not take the place of a newer one, and nothing but a
+    newer one of its kind the place of one that this log does not hold."""
+    kept = {}
+    for data in context.witnessed.notes():
+        note = parse_note(data)
+        if any(line.name == witness for line in note.signatures):
+            kept[data] = parse_checkpoint(note.text).size
+    largest = max(kept.values(), default=0)
+    if any(_against(context, data) for data in kept):
+        return against and seen.size > largest
+    before = context.ledger.state.witnesses.get(witness)
+    is_accepted = before is None or (before.size, before.time) < (seen.size, time)
+    return against or (is_accepted and seen.size >= largest)
+
+
+def _against(context: Context, data: bytes) -> Tampered | None:
+    """What a witnessed checkpoint says that this log does not hold."""
     try:
-        _compare_one(context, encode_note(note))
-    except Tampered:
-        return True
-    return False
+        _compare_one(context, data)
+    except ApplianceError as error:
+        return error if isinstance(error, Tampered) else Tampered(error.message)
+    return None
 
 
 def _record(context: Context, witness: str, note: Note, seen: int, time: str, source: str) -> Appended:
@@ -119,13 +133,40 @@ def _ours(state: State, line: NoteSignature) -> bool:
 
 def compare(context: Context) -> list[Tampered]:
     """What the witnesses have seen and this log does not hold: entries that were lost, or a log that forked."""
-    found = []
-    for data in context.witnessed.notes():
-        try:
-            _compare_one(context, data)
-        except ApplianceError as error:
-            found.append(error if isinstance(error, Tampered) else Tampered(error.message))
-    return found
+    return [found for data in context.witnessed.notes() if (found := _against(context, data)) is not None]
+
+
+def absent(context: Context) -> list[Tampered]:
+    """The words of witnesses in force that this log holds, and that are not kept beside it: what was kept after them,
+    of a longer log, would be missing too."""
+    state, notes = context.ledger.state, context.witnessed.notes()
+    return [
+        Tampered(
+            f"witnessed checkpoints, {context.witnessed.folder}: expected the word of {seen.name} on {seen.size} "
+            f"entries or more, as entry {seen.index} has it, got {_told(notes, seen)}. Mount or put back the folder; "
+            "where it is lost for good, copy the state file from the witness's machine to "
+            f"{context.witnessed.path(seen.name)}",
+            code="witness-missing",
+        )
+        for seen in state.witnesses.values()
+        if seen.vkey in state.parameters.witnesses and _largest(notes, seen.vkey) < seen.size
+    ]
+
+
+def _told(notes: Iterable[bytes], seen: Witness) -> str:
+    size = _largest(notes, seen.vkey)
+    return f"one on {size}" if size else "none"
+
+
+def _largest(notes: Iterable[bytes], vkey: str) -> int:
+    """The size that the witness's latest word among these is on; 0 where there is none that holds."""
+    sizes = [0]
+    for data in notes:
+        with suppress(ApplianceError):
+            note = parse_note(data)
+            verify_cosignature(note, vkey)
+            sizes.append(parse_checkpoint(note.text).size)
+    return max(sizes)
 
 
 def _compare_one(context: Context, data: bytes) -> None:

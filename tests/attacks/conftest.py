@@ -114,6 +114,15 @@ def site(spoil: Callable[[], Site]) -> Site:
 
 
 @pytest.fixture
+def founded(tmp_path: Path) -> Iterator[Site]:
+    """A running appliance with its people and nothing else, for what asks nothing of a worker."""
+    site = found_site(tmp_path / "f", free_port())
+    yield site
+    if site.service is not None:
+        site.kill()
+
+
+@pytest.fixture
 def released(site: Site) -> Site:
     """... where both reviewers approved and the adapter answers legal/labels."""
     site.approve()

@@ -263,6 +263,7 @@ def test_a_log_that_lost_what_a_witness_saw_names_it_and_neither_starts_nor_admi
     listed = json.loads(desk.type("axel", "witness", "list", "--json").out)
     assert [row["counts"] for row in listed["witnesses"]] == [True]
     assert 0 < listed["witnesses"][0]["behind"] < listed["log_size"]
+    older = (desk.folder / "cosigned").read_bytes()
 
     # Yesterday's database ...
     site.stop()
@@ -283,8 +284,15 @@ def test_a_log_that_lost_what_a_witness_saw_names_it_and_neither_starts_nor_admi
     assert told.code == 7
     assert lost in told.err
 
-    # ... and whoever removes what was kept beside it is told by the witness.
-    shutil.rmtree(site.settings.witnessed)
+    # ... removing what was kept beside it helps nobody ...
+    (kept,) = site.settings.witnessed.iterdir()
+    kept.unlink()
+    with pytest.raises(RuntimeError, match=r"\[witness-missing\]"):
+        site.start()
+    site.service = None
+
+    # ... and whoever puts the older word there that the older database itself has is told by the witness.
+    kept.write_bytes(older)
     site.start()
     assert site.chat("legal", "labels")["choices"], "nothing here knows better"
     told = desk.type("axel", "witness", "accept", str(desk.folder / "cosigned"))
@@ -327,6 +335,7 @@ def entries_in(database: Path) -> int:
 
 
 def restore(site: Site, database: Path) -> None:
-    for path in site.home.glob("ledger.db*"):
+    """With nothing beside it but what witnesses have seen."""
+    for path in (*site.home.glob("ledger.db*"), *site.home.glob("fold.snapshot")):
         path.unlink()
     shutil.copy(database, site.home / "ledger.db")

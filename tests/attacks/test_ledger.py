@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -76,13 +77,50 @@ def test_the_database_itself_refuses_to_change_or_remove_any_row(shared: Site) -
     assert shared.verify()["local_findings"] == []
 
 
-def test_a_refusal_that_was_switched_off_is_named_by_verify(site: Site) -> None:
+def test_a_refusal_that_was_switched_off_is_named_by_verify(founded: Site) -> None:
     """Nothing was changed yet, and every entry is as it was: the database would no longer refuse to."""
-    with opened(site) as connection:
+    with opened(founded) as connection:
         connection.execute("DROP TRIGGER entries_refuse_delete")
-    report = site.verify()
+    report = founded.verify()
     assert report["verdict"] == "failed"
-    assert report["local_findings"] == ["trigger entries_refuse_delete: expected one that refuses, got none"]
+    (finding,) = report["local_findings"]
+    assert finding.startswith("trigger entries_refuse_delete on entries: expected CREATE TRIGGER ")
+    assert finding.endswith(", got none; restore it as migrations/ makes it")
+
+
+def test_a_planted_trigger_is_named_by_verify_and_by_a_start_before_it_copies_more(founded: Site) -> None:
+    """It keeps what two administrators erase."""
+    with opened(founded) as connection:
+        connection.execute("CREATE TABLE kept (text TEXT)")
+        steal = "CREATE TRIGGER keep AFTER INSERT ON disclosures BEGIN INSERT INTO kept VALUES (NEW.text); END"
+        connection.execute(steal)
+    report = founded.verify()
+    assert (report["verdict"], len(report["local_findings"])) == ("failed", 2)
+    assert report["local_findings"][1].startswith("trigger keep on disclosures: expected none, got CREATE TRIGGER keep")
+    founded.stop()
+    said = refuses_to_start(founded)
+    assert "[schema]" in said and "table kept: expected none" in said and "trigger keep on disclosures" in said
+    with opened(founded) as connection:
+        connection.execute("DROP TRIGGER keep")
+        connection.execute("DROP TABLE kept")
+    founded.start()
+    assert founded.verify()["verdict"] == "verified"
+
+
+def test_yesterdays_database_of_a_young_log_is_refused_after_an_orderly_end(founded: Site) -> None:
+    """No witness, and far fewer entries than are sealed while a service runs."""
+    founded.stop()
+    yesterday = founded.home / "yesterday.db"
+    shutil.copy(database(founded), yesterday)
+    founded.start()
+    founded.enroll("clerk", "operator")
+    founded.stop()
+    today = database(founded).read_bytes()
+    shutil.copy(yesterday, database(founded))
+    assert "expected a log of at least" in refuses_to_start(founded)
+    database(founded).write_bytes(today)
+    founded.start()
+    assert founded.verify()["verdict"] == "verified"
 
 
 def flip(data: bytes) -> bytes:

@@ -103,6 +103,7 @@ def test_a_service_that_says_how_far_it_is_is_waited_for(settings: Settings, mon
 def test_the_next_service_goes_on_from_the_fold_that_the_last_one_sealed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(wiring.snapshots, "LEAST", 1)
     _init(settings)
     with wiring.service(settings) as context:
         place = context.ledger.state.place

@@ -70,8 +70,8 @@ class Site:
             raise NotFound(f"log key {vkey}: expected it here, got none")
         return self.log_signer
 
-    def snapshots(self, path: Path, *, origin: str = ORIGIN, code: str = "sha256:code") -> Snapshots:
-        return Snapshots(path, origin=origin, code=code, signers=self.signer)
+    def snapshots(self, path: Path, *, origin: str = ORIGIN, code: str = "sha256:code", least: int = 0) -> Snapshots:
+        return Snapshots(path, origin=origin, code=code, signers=self.signer, least=least)
 
     def first_draft(self) -> Draft:
         people = [

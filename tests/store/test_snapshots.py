@@ -120,6 +120,21 @@ def test_a_load_reads_what_stands_behind_the_snapshot_and_comes_to_the_same(
     assert _told(other) == _told(sealed)
 
 
+def test_a_short_log_is_folded_whole_and_must_be_as_long_as_it_was_sealed(
+    sealed: Ledger, reopen: Open, site: Site, path: Path, read: list[int], elsewhere: str
+) -> None:
+    """What a start checks of each row costs little there."""
+    reopen(site.snapshots(path, least=SIZE)).load()
+    assert read == [SIZE, SIZE + 1, SIZE + 2]
+    read.clear()
+    reopen(site.snapshots(path, least=SIZE + 1)).load()
+    assert read == list(range(SIZE + 3))
+    ledger = site.open_ledger(open_engine(elsewhere), snapshots=site.snapshots(path, least=SIZE + 1))
+    expected = f"^entry 0: expected a log of at least {SIZE} entries, seen before"
+    with closing(ledger), pytest.raises(Tampered, match=expected):
+        ledger.load()
+
+
 def test_a_load_of_nothing_new_reads_no_entry(sealed: Ledger, reopen: Open, read: list[int]) -> None:
     sealed.seal_snapshot(1)
     other = reopen()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import time
 from typing import Any, NoReturn
 
 from appliance import wiring
@@ -27,6 +28,8 @@ def main() -> None:
     server.HEADER_S = said.get("header_s", server.HEADER_S)
     if said.get("failing_beat"):
         wiring._beat = fail
+    if said.get("hanging_beat"):
+        wiring._beat = lambda *_: time.sleep(3_600)
     wiring.serve(settings, embedded="idle_s" in said)
 
 

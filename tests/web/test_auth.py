@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from appliance.domain.credentials import Session, encode_credential
 from appliance.errors import NotAuthenticated, TooMany, Unavailable
+from appliance.formats.dsse import encode_envelope, sign_envelope
+from appliance.formats.keys import generate_ed25519
+from appliance.formats.timestamp import encode_time
+from appliance.web import auth
 from appliance.web.auth import Doorkeeper
 from appliance.workflows.sessions import Refusals
 
@@ -33,3 +38,26 @@ def test_refusals_that_could_not_be_recorded_are_counted_on() -> None:
         assert counted == Refusals(2, first.since, {("legal", "too-many"): 2})
     with door.counted() as counted:
         assert counted == Refusals()
+
+
+@pytest.mark.parametrize(("moved_s", "stands_s"), [(0, 599), (-30 * 86_400, 600), (300, 299)])
+def test_a_session_outlives_its_own_lifetime_by_no_move_of_the_clock(
+    monkeypatch: pytest.MonkeyPatch, moved_s: float, stands_s: float
+) -> None:
+    """Not even by one between its entry and its end."""
+    issued = datetime(2026, 11, 26, tzinfo=UTC)
+    times = iter([issued, issued + timedelta(seconds=1 + moved_s)])
+    context: Any = SimpleNamespace(clock=lambda: next(times), ledger=SimpleNamespace(state=None))
+    door, signer = Doorkeeper(context), generate_ed25519()
+    monkeypatch.setattr(auth, "accept_session", lambda *_: None)
+    monkeypatch.setattr(auth, "open_session", lambda *_: "olga")
+    monkeypatch.setattr(auth.time, "monotonic", lambda: 1_000.0)
+    statement = Session(
+        origin="bank.example/test",
+        signer="olga",
+        nonce=door.challenge(),
+        issued_at=encode_time(issued),
+        expires_at=encode_time(issued + timedelta(seconds=600)),
+    )
+    _, session = door.open_session(encode_envelope(sign_envelope(encode_credential(statement), signer)), "unix")
+    assert session.ends == 1_000.0 + stands_s

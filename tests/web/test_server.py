@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable
-from threading import Thread
+from pathlib import Path
+from threading import Event, Thread
 
+import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from appliance.web.server import Door, serve
-from tests.site import Site
+from appliance.web.server import Door, Heart, serve
+from tests.site import Site, free_port
 
 
 def test_a_beat_that_raises_ends_the_doors_after_what_is_under_way(caplog: pytest.LogCaptureFixture) -> None:
@@ -45,13 +48,58 @@ def test_a_beat_that_raises_ends_the_doors_after_what_is_under_way(caplog: pytes
     asking = Thread(target=ask)
     asking.start()
     with caplog.at_level(logging.CRITICAL, "appliance"), pytest.raises(RuntimeError, match="once"):
-        serve([Door(app, door)], beat=beat, ended=lambda: None, beat_s=0.3)
+        serve([Door(app, door)], heart=Heart(beat, 0.3, lambda _: None), ended=lambda: None)
     asking.join()
     assert b"".join(answers).endswith(b"5\r\nwhole\r\n0\r\n\r\n")
     assert beats == [True]
     assert [record.message for record in caplog.records] == ["ALARM: the heartbeat failed, the service ends"]
     with pytest.raises(OSError):
         socket.create_connection(address, timeout=1)
+
+
+def test_a_beat_that_hangs_is_told_until_it_ends_and_does_not_hold_up_the_end() -> None:
+    told: list[float] = []
+    goes_on, never = Event(), Event()
+    waited = iter([goes_on, never])
+
+    def ended() -> str | None:
+        if len(told) >= 2:
+            goes_on.set()
+        return "enough" if 0.0 in told and told[-1] > 0 else None
+
+    door = socket.socket()
+    door.bind(("127.0.0.1", 0))
+    door.listen()
+    heart = Heart(lambda: next(waited).wait() and None, 0.2, told.append)
+    began = time.monotonic()
+    assert serve([Door(_nothing, door)], heart=heart, ended=ended) == "enough"
+    assert time.monotonic() - began < 10
+    first = told[: told.index(0.0)]
+    assert len(first) >= 2 and first == sorted(first) and first[0] >= 0.2
+    never.set()
+
+
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    raise NotImplementedError
+
+
+def test_a_heart_that_hangs_makes_the_service_unready_and_says_alarm(
+    start_small: Callable[..., Site], tmp_path: Path
+) -> None:
+    port = free_port()
+    token = tmp_path / "token"
+    token.touch(0o600)
+    token.write_text("t" * 32)
+    environment = {"APPLIANCE_OPERATIONS": f"127.0.0.1:{port}", "APPLIANCE_OPERATIONS_TOKEN": str(token)}
+    site = start_small(environment, beat_s=1.0, hanging_beat=True)
+    deadline = time.monotonic() + 20
+    while (answer := httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=20)).status_code == 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert (answer.status_code, answer.text) == (503, "heartbeat stands still\n")
+    assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=20).status_code == 200
+    assert "ALARM: the heartbeat has not ended for" in site.log()
+    assert site.stop() == 0
 
 
 def test_the_service_records_that_it_ended_so_and_the_next_one_starts(start_small: Callable[..., Site]) -> None:

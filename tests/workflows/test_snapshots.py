@@ -18,9 +18,9 @@ def _context(size: int, asked: list[int]) -> Context:
 
 
 @pytest.mark.parametrize(
-    ("size", "share", "grown"), [(500, 16, 10_000), (1_600_000, 16, 100_000), (1_600_000, None, 10_000)]
+    ("size", "share", "grown"), [(500, 16, 10_000), (1_600_000, 16, 100_000), (1_600_000, None, 1), (5, None, 1)]
 )
-def test_a_long_log_is_sealed_less_often_but_for_the_end(size: int, share: int | None, grown: int) -> None:
+def test_a_long_log_is_sealed_less_often_and_any_at_the_end(size: int, share: int | None, grown: int) -> None:
     asked: list[int] = []
     snapshots.seal(_context(size, asked), share)
     assert asked == [grown]

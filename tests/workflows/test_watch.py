@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from appliance.domain.policy import Parameters
+from appliance.errors import Unavailable
 from appliance.formats.timestamp import encode_time
 from appliance.workflows import watch
 
@@ -20,7 +21,7 @@ NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 def context(last: datetime) -> Any:
     state = SimpleNamespace(last_time=encode_time(last), parameters=Parameters())
-    return SimpleNamespace(clock=lambda: NOW, ledger=SimpleNamespace(state=state))
+    return SimpleNamespace(clock=lambda: NOW, ledger=SimpleNamespace(state=state, check_schema=list))
 
 
 def space(free_bytes: int, total_bytes: int) -> Any:
@@ -64,3 +65,16 @@ def test_a_disk_that_does_not_say_what_is_free_is_said_itself(
 def test_a_clock_that_went_back_further_than_its_skew_is_said(tmp_path: Path, ahead_s: int, said: bool) -> None:
     found = watch.warnings(context(NOW + timedelta(seconds=ahead_s)), tmp_path)
     assert bool([text for text in found if text.startswith("clock: expected a time after")]) is said
+
+
+def test_what_is_planted_in_the_database_is_said_each_minute(tmp_path: Path) -> None:
+    told = context(NOW)
+    told.ledger.check_schema = lambda: ["trigger steal on disclosures: expected none, got one"]
+    expected = ["database, trigger steal on disclosures: expected none, got one"]
+    assert watch.warnings(told, tmp_path)[-1:] == expected
+
+    def fail() -> list[str]:
+        raise Unavailable("database: expected one that answers, got none")
+
+    told.ledger.check_schema = fail
+    assert watch.warnings(told, tmp_path) == [], "the heartbeat says it"
