@@ -26,7 +26,7 @@ from appliance.formats.manifest import Manifest, ManifestFile, parse_manifest
 from appliance.formats.timestamp import parse_time
 from appliance.workflows.context import Context
 from appliance.workflows.defects import foreseen
-from appliance.workflows.folders import seal_folder
+from appliance.workflows.folders import recording, seal_folder, secret_name
 from appliance.workflows.patience import append_patiently, state_patiently
 from appliance.workflows.quarantine import quarantine_base
 from appliance.workflows.record import conceal
@@ -93,7 +93,8 @@ def import_base(context: Context, digest: str) -> None:
         facts = {key: value for key, value in result.items() if key != "frame"}
         manifest = seal_folder(context, staging, order.base, 1)
         body = BaseImported(order=digest, base=order.base, facts=facts, walls=walls)
-        append_patiently(context, body, most_s=_PATIENCE_S, documents={"manifest": manifest})
+        with recording(context, digest_bytes(manifest)):
+            append_patiently(context, body, most_s=_PATIENCE_S, documents={"manifest": manifest})
         return {"base": order.base, "digest": digest_bytes(manifest), "facts": facts}
 
     _carry_through(context, digest, work)
@@ -117,14 +118,16 @@ def import_dataset(context: Context, digest: str) -> None:
         name = versioned(order.dataset, next_dataset_version(context.ledger.state, order.dataset))
         facts = {"task": order.task, **{name: result[name] for name in MEASURED}, "labels": len(result["labels"])}
         manifest = seal_folder(context, staging, order.dataset, int(name.rpartition("@")[2]))
-        # The key is durable before the entry: without it no row could ever be proved to be in the dataset.
-        context.keyring.keep_secret(f"dataset-{digest_bytes(manifest).removeprefix('sha256:')}", key)
+        sealed = digest_bytes(manifest)
         body = DatasetImported(
             order=digest, dataset=name, base=order.base, root=result["root"], facts=facts, walls=walls
         )
-        append_patiently(context, body, most_s=_PATIENCE_S, documents={"manifest": manifest})
+        with recording(context, sealed):
+            # The key is durable before the entry: without it no row could ever be proved to be in the dataset.
+            context.keyring.keep_secret(secret_name(sealed), key)
+            append_patiently(context, body, most_s=_PATIENCE_S, documents={"manifest": manifest})
         shown = {"labels": result["labels"], "sample": result["sample"]}
-        return {"dataset": name, "digest": digest_bytes(manifest), "facts": facts, **shown}
+        return {"dataset": name, "digest": sealed, "facts": facts, **shown}
 
     _carry_through(context, digest, work)
 

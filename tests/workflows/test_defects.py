@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,12 +18,13 @@ from appliance.domain import events as e
 from appliance.domain import orders as o
 from appliance.domain.entry import Draft, Entry, encode_entry, parse_entry
 from appliance.domain.rules import apply
-from appliance.errors import Unavailable
+from appliance.errors import Denied, NotFound, Unavailable
 from appliance.formats.digest import digest_bytes
 from appliance.runners.decoys import Probes
 from appliance.runners.local import start_worker
 from appliance.store.artifacts import Artifacts
 from appliance.store.checkpoints import Checkpoints
+from appliance.store.keyring import Keyring
 from appliance.store.staging import propose
 from appliance.store.steps import Steps
 from appliance.workflows import (
@@ -38,6 +40,7 @@ from appliance.workflows import (
     writeback,
 )
 from appliance.workflows.defects import foreseen
+from appliance.workflows.folders import seal_folder, secret_name
 from appliance.workflows.jobs import Jobs
 from appliance.workflows.progress import Progress
 from appliance.workflows.record import conceal
@@ -91,6 +94,7 @@ def context_of(site: Site, home: Path) -> Any:
         appended=lambda *_: None,
         released=lambda: None,
         artifacts=Artifacts(home),
+        keyring=Keyring(home / "keys"),
         checkpoints=Checkpoints(home),
         steps=Steps(home),
         progress=Progress(),
@@ -251,6 +255,51 @@ def test_a_worker_that_nests_folders_fails_alone(
     assert outcomes(context) == [("import.failed", "bad-input"), ("base.imported", None)]
     assert not list((home / "artifacts").glob(".staging-*"))
     assert "ALARM" not in caplog.text
+
+
+class PowerCut(BaseException):
+    """Not an Exception: nothing cleans up after it."""
+
+
+@pytest.mark.parametrize("error", [Denied("refused by the rules"), PowerCut()], ids=["refused", "killed"])
+def test_an_import_that_was_sealed_and_not_recorded_leaves_nothing(
+    home: Path, inmates: list[str], monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    site = stage("staffed")
+    context = context_of(site, home)
+    with context.artifacts.receive(digest_bytes(b"gguf"), 4) as upload:
+        upload.write(b"gguf")
+        upload.finish()
+    inmates += ["inmates.diligent"]
+    record = ingest.append_patiently
+
+    def refuse(context: Any, body: Any, **more: Any) -> Any:
+        if isinstance(body, e.BaseImported):
+            assert len(context.artifacts.pending()) == 1
+            raise error
+        return record(context, body, **more)
+
+    monkeypatch.setattr(ingest, "append_patiently", refuse)
+    monkeypatch.setattr(recover, "detect_layers", lambda: LAYERS)
+    with suppress(PowerCut):
+        ingest.import_base(context, ask_for_base(site, "first"))
+    if isinstance(error, PowerCut):
+        assert list((home / "artifacts").iterdir())
+        recover.recover(context)
+    assert not list((home / "artifacts").iterdir())
+
+
+def test_a_start_destroys_the_key_of_a_dataset_that_no_entry_names(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recover, "detect_layers", lambda: LAYERS)
+    context = context_of(stage("imported"), home)
+    with context.artifacts.staging() as staging:
+        (staging / "rows.jsonl").write_bytes(b"{}")
+        digest = digest_bytes(seal_folder(context, staging, "clauses", 2))
+    context.keyring.keep_secret(secret_name(digest), b"k" * 32)
+    recover.recover(context)
+    assert not list((home / "artifacts").iterdir())
+    with pytest.raises(NotFound):
+        context.keyring.read_secret(secret_name(digest))
 
 
 def test_a_start_goes_on_whatever_a_worker_left(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
