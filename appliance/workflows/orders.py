@@ -14,6 +14,7 @@ from appliance.domain.events import (
     DatasetRevoked,
     HoldLifted,
     HoldPlaced,
+    ImportCancelled,
     ImportRequested,
     KeyEnrolled,
     KeyRevoked,
@@ -41,6 +42,7 @@ from appliance.domain.names import encode_value
 from appliance.domain.orders import (
     TWO_ADMINISTRATORS,
     Cancel,
+    CancelImport,
     Endorse,
     Erase,
     ExportAdapter,
@@ -71,6 +73,7 @@ _EVENTS: dict[str, type[Ordered]] = {
     "import-dataset": ImportRequested,
     "train": RunRequested,
     "cancel": RunCancelled,
+    "cancel-import": ImportCancelled,
     "resume": ResumeRequested,
     "replay": ReplayRequested,
     "review": ReviewRecorded,
@@ -301,6 +304,8 @@ def _set_in_motion(context: Context, accepted: Accepted) -> None:
         motions[verb]()
     if isinstance(accepted.order, Cancel):
         halt(context, accepted.order.run)
+    if isinstance(accepted.order, CancelImport):
+        halt(context, accepted.order.order)
     if isinstance(accepted.order, Resume):
         train.resume_ordered(context, accepted.order.run)
     if verb in _CHANGES_WHAT_ANSWERS:

@@ -84,10 +84,12 @@ def take_up_forgotten(context: Context) -> None:
     """What nobody carries although its order stands: the end of its commit was not seen, and the asker was told so."""
     if not context.runs.busy:
         take_up(context)
-    if not context.imports.busy:
-        for record in context.ledger.state.imports.values():
-            if record.status == "requested":
-                ingest.enqueue(context, record.order, record.verb)
+    waiting = []
+    for record in context.ledger.state.imports.values():
+        if record.status == "requested" and not ingest.queue_of(context, record.verb).busy:
+            waiting.append(record)
+    for record in waiting:
+        ingest.enqueue(context, record.order, record.verb)
 
 
 def named_artifacts(state: State) -> frozenset[str]:

@@ -6,12 +6,14 @@ import json
 import os
 import pickle
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from appliance.domain.orders import CancelImport
 from appliance.errors import BadInput
 from tests.ml.tiny import build_base, clauses, write_csv
 from tests.site import Refused, Site
@@ -91,6 +93,27 @@ def test_a_bad_base_is_refused_by_name_and_not_imported(
     assert unknown.value.status == 404
     assert not os.path.exists(BAIT)
     assert not list((shared.home / "artifacts").glob(".staging-*"))
+
+
+def test_an_import_is_cancelled_while_its_worker_runs_and_leaves_nothing(shared: Site, model: Path) -> None:
+    order = shared.order_base(model, "unwanted")
+    with pytest.raises(Refused) as stranger:
+        shared.order(CancelImport(order=order, **shared.terms("rita")))
+    assert stranger.value.status == 403
+    shared.order(CancelImport(order=order, **shared.terms("olga")))
+    found = shared.wait_import(order)
+    assert found["status"] == "cancelled"
+    assert shared.entries(type="import.cancelled")[-1]["actor"] == "olga"
+    deadline = time.monotonic() + 30
+    while list((shared.home / "artifacts").glob(".*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with pytest.raises(Refused) as unknown:
+        shared.get("/v1/bases/unwanted")
+    assert unknown.value.status == 404
+    with pytest.raises(Refused) as late:
+        shared.order(CancelImport(order=order, **shared.terms("olga")))
+    assert late.value.status == 403 and "one that is cancelled" in late.value.reasons[0]
 
 
 def with_rows(change: Callable[[list[str]], None]) -> Callable[[Path], bytes]:

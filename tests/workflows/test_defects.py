@@ -98,7 +98,10 @@ def context_of(site: Site, home: Path) -> Any:
         checkpoints=Checkpoints(home),
         steps=Steps(home),
         progress=Progress(),
-        imports=Jobs("imports"),
+        bases=Jobs("bases"),
+        datasets=Jobs("datasets"),
+        import_s=60.0,
+        import_cpu_s=60.0,
         runs=Jobs("runs"),
         workers={},
         order_lock=threading.RLock(),
@@ -147,8 +150,8 @@ def test_what_nobody_foresaw_in_an_import_is_its_failure_and_the_next_one_runs(
     calls = iter([raising(error), raising(Unavailable("not now"))])
     monkeypatch.setattr(ingest, "_order", lambda *given: next(calls)(*given))
     for digest in asked:
-        context.imports.put(partial(ingest.import_base, context, digest))
-    finish(context.imports)
+        context.bases.put(partial(ingest.import_base, context, digest))
+    finish(context.bases)
     assert outcomes(context) == [("import.failed", "defect"), ("import.failed", "unavailable")]
     told = context.progress.read(asked[0], 0, 0)
     assert told.ended and told.error["code"] == "defect" and type(error).__name__ in told.error["message"]
@@ -250,8 +253,8 @@ def test_a_worker_that_nests_folders_fails_alone(
         upload.finish()
     inmates += ["inmates.nest", "inmates.diligent"]
     for name in ("first", "second"):
-        context.imports.put(partial(ingest.import_base, context, ask_for_base(site, name)))
-    finish(context.imports)
+        context.bases.put(partial(ingest.import_base, context, ask_for_base(site, name)))
+    finish(context.bases)
     assert outcomes(context) == [("import.failed", "bad-input"), ("base.imported", None)]
     assert not list((home / "artifacts").glob(".staging-*"))
     assert "ALARM" not in caplog.text
