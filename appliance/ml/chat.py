@@ -7,7 +7,8 @@ A chat template is code that came with the model. It is rendered here, in a sand
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,12 +78,14 @@ class Chat:
 
     def encode(self, text: str) -> list[int]:
         """Token ids, control tokens included, nothing added."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        with _tokenizer_errors():
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without control tokens; a character that is not complete yet ends as U+FFFD."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        with _tokenizer_errors():
+            return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def answer(self, label: str) -> str:
         """What the model is to write: the label and the end of its turn."""
@@ -92,6 +95,17 @@ class Chat:
         """The ids that end an answer."""
         ends = {self.end_of_turn, self.variables.get("eos_token", self.end_of_turn)}
         return frozenset(number for token in ends if (number := self.tokenizer.token_to_id(token)) is not None)
+
+
+@contextmanager
+def _tokenizer_errors() -> Iterator[None]:
+    """The library's panics, which are no Exception, as BadInput: one text must not end a worker for all."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        raise BadInput(f"{TOKENIZER_FILE}: expected to tokenize this text, got: {str(error)[:200]}") from None
 
 
 def load_chat(folder: Path) -> Chat:

@@ -16,6 +16,7 @@ from typing import Any
 from appliance.errors import BadInput, TooLarge
 from appliance.formats.manifest import MANIFEST_PATH
 from appliance.ml.bounds import check_claims, check_weights
+from appliance.ml.tokenizer import check_tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
@@ -78,7 +79,7 @@ def check_folder(folder: Path, *, sealed: bool = False) -> list[str]:
     for name in names:
         if name.endswith(".json"):
             _check_no_code(_read_json(folder / name), name)
-    _check_tokenizer(_read_json(folder / "tokenizer.json"))
+    check_tokenizer(_read_json(folder / "tokenizer.json"))
     if WEIGHTS_INDEX_FILE in names:
         _check_index(_read_json(folder / WEIGHTS_INDEX_FILE), set(weights))
     return names
@@ -141,12 +142,6 @@ def _check_no_code(value: Any, name: str) -> None:
     for key in ("auto_map", "custom_pipelines", "trust_remote_code"):
         if value.get(key):
             raise BadInput(f"base, {name}: expected no remote code, got {key}", code="base-refused")
-
-
-def _check_tokenizer(value: Any) -> None:
-    model = value.get("model")
-    if isinstance(model, dict) and model.get("dropout"):
-        raise BadInput("base, tokenizer.json: expected tokens that do not depend on chance, got a dropout")
 
 
 def _check_index(index: Any, weights: set[str]) -> None:

@@ -58,6 +58,23 @@ def truncate_weights(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def edit(name: str, **members: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | members))
+
+    return change
+
+
+def add_endless_template(folder: Path) -> None:
+    path = folder / "chat_template.jinja"
+    loops = "".join(f"{{% for x{n} in range(99999) %}}" for n in range(3)) + "{% endfor %}" * 3
+    path.write_text(loops + path.read_text())
+
+
+BACKTRACKS = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_base(tmp_path_factory.mktemp("b") / "base")
@@ -71,6 +88,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param(add_code, "base-refused", "modeling_tiny.py", id="code"),
         pytest.param(add_auto_map, "base-refused", "config.json", id="auto-map"),
         pytest.param(add_template_code, "", "template", id="template"),
+        pytest.param(add_endless_template, "", "template", id="endless-template"),
+        pytest.param(edit("tokenizer.json", pre_tokenizer=BACKTRACKS), "", "cannot backtrack", id="tokenizer"),
+        pytest.param(edit("config.json", num_hidden_layers=10**9), "", "num_hidden_layers", id="layers"),
+        pytest.param(edit("config.json", max_position_embeddings=10**18), "", "max_position", id="context"),
         pytest.param(truncate_weights, "", "model.safetensors", id="truncated"),
     ],
 )

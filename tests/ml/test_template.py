@@ -40,7 +40,8 @@ PUBLISHED = {
     "others": (
         "{%- macro shown(m, n=1) -%}[{{ m.role|upper }}:{{ n }}]{%- endmacro -%}\n{% for m in messages if m.role != "
         "'system' %}{{ shown(m, n=loop.length) }}{{ loop.previtem.role if loop.previtem is defined }}{{ loop.cycle("
-        "'a', 'b') }}{% if loop.index > 2 %}{% break %}{% endif %}{% else %}none{% endfor %}{{ messages|tojson(indent=2) }}"
+        "'a', 'b') }}{% if loop.index > 2 %}{% break %}{% endif %}{% else %}none{% endfor %}"
+        "{{ messages|tojson(indent=2) }}"
         "{{ {'b': 1, 'a': 2}|dictsort }}{{ messages|map(attribute='role')|join(', ') }}{{ '%s-%d'|format('x', 3) }}"
         "{{ '{}!'.format('y') }}{{ missing }}{% for x in missing %}{% endfor %}{{ range(3)|list }}{{ 7 // 2 * 2 % 5 }}"
         "{% set block %}in {{ 'side' }}{% endset %}{{ block }}{% filter upper %}low{% endfilter %}{{ none }}"
