@@ -432,6 +432,7 @@ def test_a_base_is_there_whole_or_not_at_all(town: Site, tmp_path: Path) -> None
         return town.import_base(folder, "second")
 
     die(town, "before:base.imported", act)
+    assert not list((town.home / "artifacts").glob(".*")), "what was sealed and not recorded is gone"
     check_whole(town)
     assert [base["name"] for base in town.get("/v1/bases")] == ["tiny"]
     die(town, "after:base.imported", act)
