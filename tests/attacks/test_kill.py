@@ -568,7 +568,7 @@ def test_a_run_that_was_cut_off_before_its_first_checkpoint_failed(town: Site) -
 def test_an_adapter_is_sealed_whole_or_not_at_all(town: Site) -> None:
     run = run_until_death(town, "whole", "before:adapter.sealed")
     # The folder lay there sealed, and no entry came to name it: the start removed it.
-    assert not [name for name in os.listdir(town.home / "artifacts") if name.startswith(".")]
+    assert not [name for name in os.listdir(town.home / "artifacts") if name.startswith(".unnamed-")]
     # The run goes on from its last training checkpoint, and is judged and sealed again.
     assert town.wait_run(run)["adapter"] == "whole@1"
     check_whole(town)
