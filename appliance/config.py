@@ -12,6 +12,8 @@ operations     APPLIANCE_OPERATIONS      HOST:PORT of /healthz, /readyz and /met
 operations_token  APPLIANCE_OPERATIONS_TOKEN  the file with the token for /metrics, readable by the service alone
 plaintext      APPLIANCE_PLAINTEXT       "accepted": the units' door may stand open beyond loopback without TLS
 rehash         APPLIANCE_REHASH          minutes between two checks of every sealed folder, or "off"; 60 by default
+import_minutes  APPLIANCE_IMPORT_MINUTES  what a small import may take by the clock; 10 by default, more with its bytes
+import_cpu_minutes  APPLIANCE_IMPORT_CPU_MINUTES  the same of the CPU; 5 by default
 [limits]       -                         what each unit may ask of its door; [limits.UNIT] for one alone. 0: no limit
     concurrent, requests_per_minute, tokens_per_minute, tokens_per_day
 """
@@ -41,6 +43,8 @@ VARIABLES = {
     "operations_token": "APPLIANCE_OPERATIONS_TOKEN",
     "plaintext": "APPLIANCE_PLAINTEXT",
     "rehash": "APPLIANCE_REHASH",
+    "import_minutes": "APPLIANCE_IMPORT_MINUTES",
+    "import_cpu_minutes": "APPLIANCE_IMPORT_CPU_MINUTES",
 }
 """Of each setting but the home: the environment's, which stands over the file's."""
 
@@ -75,6 +79,8 @@ class Settings:
     operations: Operations | None = None
     rehash_s: float | None = 3600.0
     """Between two checks of every sealed folder; None: only when something is loaded."""
+    import_s: float = 600.0
+    import_cpu_s: float = 300.0
     limits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """By unit, and under "" for every other, those that were given."""
 
@@ -126,6 +132,8 @@ def load_settings(home: Path | None = None, environment: Mapping[str, str] | Non
         certificate=certificate,
         operations=operations,
         rehash_s=_parse_minutes(values.get("rehash", "60"), "rehash"),
+        import_s=_parse_some_minutes(values.get("import_minutes", "10"), "import_minutes"),
+        import_cpu_s=_parse_some_minutes(values.get("import_cpu_minutes", "5"), "import_cpu_minutes"),
         limits=limits,
     )
 
@@ -219,14 +227,17 @@ def _parse_limit(key: str, value: object, what: str) -> int:
 
 def _parse_minutes(text: str, what: str) -> float | None:
     """In seconds."""
-    if text == "off":
-        return None
+    return None if text == "off" else _parse_some_minutes(text, what, " or off")
+
+
+def _parse_some_minutes(text: str, what: str, or_else: str = "") -> float:
+    """In seconds."""
     try:
         minutes = float(text)
     except ValueError:
         minutes = 0.0
     if not 0 < minutes <= 100_000:
-        raise BadInput(f"settings, {what}: expected minutes above 0 or off, got {text!r}")
+        raise BadInput(f"settings, {what}: expected minutes above 0{or_else}, got {text!r}")
     return minutes * 60
 
 

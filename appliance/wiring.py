@@ -262,6 +262,8 @@ def service(
         host=describe_host(cuda),
         device="cuda" if cuda else "cpu",
         bfloat16=cuda or multiplies_bfloat16(),
+        import_s=settings.import_s,
+        import_cpu_s=settings.import_cpu_s,
     )
     context.lost = witness.compare(context) or witness.absent(context)
     if context.lost:
@@ -422,7 +424,8 @@ def _end(context: Context, door: Doorkeeper, reason: str) -> None:
     for worker in list(context.workers.values()):
         worker.kill()
     context.runs.stop(10.0)
-    context.imports.stop(10.0)
+    for jobs in (context.bases, context.datasets):
+        jobs.stop(10.0)
     try:
         with door.counted() as refusals:
             sessions.record_stop(context, reason, refusals)

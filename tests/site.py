@@ -290,6 +290,10 @@ class Site:
         return digest
 
     def import_base(self, folder: Path, name: str = "tiny") -> dict[str, Any]:
+        return self.wait_import(self.order_base(folder, name))
+
+    def order_base(self, folder: Path, name: str = "tiny") -> str:
+        """The order's digest; its import goes on."""
         files = tuple(
             ManifestFile(path.name, path.stat().st_size, digest_file(path)) for path in sorted(folder.iterdir())
         )
@@ -299,7 +303,7 @@ class Site:
         order = orders.ImportBase(
             base=name, format="safetensors", source=source, licence="Apache-2.0", **self.terms("olga")
         )
-        return self.wait_import(self.order(order)["order"])
+        return str(self.order(order)["order"])
 
     def import_dataset(
         self, rows: bytes, name: str = "clauses", base_name: str = "tiny", **terms: Any

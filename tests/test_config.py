@@ -15,6 +15,17 @@ def write(folder: Path, text: str) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "off", "1e9", "soon"])
+def test_an_imports_limit_is_minutes_above_zero(tmp_path: Path, text: str) -> None:
+    for name in ("APPLIANCE_IMPORT_MINUTES", "APPLIANCE_IMPORT_CPU_MINUTES"):
+        with pytest.raises(BadInput, match="expected minutes above 0"):
+            load_settings(tmp_path, {name: text})
+    settings = load_settings(tmp_path, {"APPLIANCE_IMPORT_MINUTES": "1.5", "APPLIANCE_IMPORT_CPU_MINUTES": "2"})
+    assert (settings.import_s, settings.import_cpu_s) == (90.0, 120.0)
+    default = load_settings(tmp_path, {})
+    assert (default.import_s, default.import_cpu_s) == (600.0, 300.0)
+
+
 def test_the_environment_stands_over_the_file_and_the_file_over_what_is_usual(tmp_path: Path) -> None:
     home = write(tmp_path, 'listen = "127.0.0.1:9000"\nwitnessed = "stick"\n')
     assert load_settings(home, {}).listen == ("127.0.0.1", 9000)

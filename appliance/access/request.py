@@ -208,6 +208,15 @@ def _on_run(known: state.State, order: orders.Cancel | orders.Resume, signer: re
     return _run(known, order.run), {}
 
 
+def import_thing(order: str, verb: str, subject: str, ordered_by: Thing) -> Thing:
+    return Thing("Import", order, {"verb": verb, "subject": subject, "ordered_by": ordered_by})
+
+
+def _cancel_import(known: state.State, order: orders.CancelImport, signer: records.Principal) -> Facts:
+    row = _find(known.imports, order.order)
+    return import_thing(row.order, row.verb, row.subject, _principal(known, row.signer)), {}
+
+
 def _replay(known: state.State, order: orders.Replay, signer: records.Principal) -> Facts:
     return _run(known, order.run), {"from_step": order.from_step, "to_step": order.to_step}
 
@@ -275,6 +284,7 @@ _FACTS: dict[type[orders.Order], Callable[..., Facts]] = {
     orders.ImportDataset: _import_dataset,
     orders.Train: _train,
     orders.Cancel: _on_run,
+    orders.CancelImport: _cancel_import,
     orders.Resume: _on_run,
     orders.Replay: _replay,
     orders.Review: _review,

@@ -3,7 +3,7 @@ cases start from."""
 
 from __future__ import annotations
 
-from appliance.access.request import Moment, Request, Thing, pending_thing, principal_thing
+from appliance.access.request import Moment, Request, Thing, import_thing, pending_thing, principal_thing
 
 _DIGEST = "sha256:" + "00" * 32
 
@@ -47,6 +47,7 @@ ADAPTER = Thing(
 )
 POLICY = Thing("Policy", _DIGEST, {"digest": _DIGEST})
 PENDING = pending_thing(_DIGEST, "enroll", ADMINISTRATOR)
+IMPORT = import_thing(_DIGEST, "import-base", "base:base", OPERATOR)
 LOG_KEY = Thing("LogKey", "bank.example/log+00000000+AQ==", {"vkey": "bank.example/log+00000000+AQ=="})
 TEXT = Thing("Text", "hmac-" + _DIGEST, {"signer": "olga", "subjects": ("run:r-000001",)})
 HOLD = Thing("Hold", "adapter:adapter@1", {"subject": "adapter:adapter@1"})
@@ -74,6 +75,7 @@ SAMPLES: dict[str, Request] = {
         Request(OPERATOR, "import-dataset", DATASET, {**_NOW, "format": "csv"}),
         Request(OPERATOR, "train", RUN, {**_NOW, **_RECIPE}),
         Request(OPERATOR, "cancel", RUN, _NOW),
+        Request(OPERATOR, "cancel-import", IMPORT, _NOW),
         Request(OPERATOR, "resume", RUN, _NOW),
         Request(AUDITOR, "replay", RUN, {**_NOW, "from_step": 0, "to_step": 10}),
         Request(REVIEWER, "review", ADAPTER, {**_NOW, **_REVIEW}),

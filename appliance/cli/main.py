@@ -48,6 +48,7 @@ COMMANDS = {
     "hold": Entry("Administrators", "keeping", "Legal holds: while one stands, no text about its subject is erased."),
     "base": Entry("Operators", "operators", "Base models: import and list."),
     "dataset": Entry("Operators", "operators", "Datasets: import, list, show."),
+    "import": Entry("Operators", "imports", "Imports that were ordered: list, cancel."),
     "run": Entry("Operators", "operators", "Training runs: start, follow, list, cancel."),
     "review": Entry("Reviewers", "reviewers", "Adapters to judge: show what a signature binds, approve, reject."),
     "release": Entry("Units", "units", "Which adapter answers a unit's task: activate, roll back, history."),
@@ -60,6 +61,10 @@ COMMANDS = {
 }
 
 
+_ATTRIBUTES = {"import": "imports"}
+"""Where a command's name is a word of Python's."""
+
+
 class _Root(Group):
     """Knows every command by name and loads the one that is asked for."""
 
@@ -70,7 +75,8 @@ class _Root(Group):
         entry = COMMANDS.get(name)
         if entry is None:
             return None
-        found = getattr(import_module(f"appliance.cli.{entry.file}"), name.replace("-", "_"))
+        attribute = _ATTRIBUTES.get(name, name.replace("-", "_"))
+        found = getattr(import_module(f"appliance.cli.{entry.file}"), attribute)
         assert isinstance(found, click.Command)
         return found
 

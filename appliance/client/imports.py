@@ -11,9 +11,9 @@ from appliance.client.door import About, Door
 from appliance.client.log import Anchor, read_entry
 from appliance.client.orders import Proposal, propose
 from appliance.client.uploads import Source, read_source
-from appliance.domain.orders import ImportBase, ImportDataset
+from appliance.domain.orders import CancelImport, ImportBase, ImportDataset
 from appliance.domain.tasks import FORMATS, Task, check_parts, map_columns
-from appliance.errors import ApplianceError, BadInput, Conflict, Tampered
+from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered
 
 ENDINGS = {f".{name}": name for name in FORMATS}
 _WAIT_S = 2
@@ -90,13 +90,28 @@ def proven_digest(door: Door, anchor: Anchor, kind: str, name: str) -> str:
     return digest
 
 
+def propose_cancel_import(door: Door, anchor: Anchor, signer: str, what: str) -> Proposal:
+    """`what`: the order that asked for the import, or what it imports (`base:NAME`), as the log's own entry says."""
+    rows = [row for row in door.get("/v1/imports") if row["status"] == "requested"]
+    found = [row for row in rows if what in (row["order"], row["subject"])]
+    if len(found) != 1:
+        under_way = ", ".join(f"{row['subject']} ({row['order']})" for row in rows) or "none"
+        got = "several of that name: name its order" if found else "no such import under way"
+        raise NotFound(f"import, {what}: expected one of {under_way}, got {got}")
+    order, entry = found[0]["order"], read_entry(door, anchor, int(found[0]["index"])).entry
+    expected = {f"order:{order}", found[0]["subject"]}
+    if entry.type != "import.requested" or not expected <= set(entry.subjects):
+        raise Tampered(f"import, {what}: expected its order as entry {entry.index}, got {entry.type}")
+    return propose(door.about, signer, CancelImport, {"order": order})
+
+
 def wait_for_import(door: Door, order: str, told: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """The result of an import that was ordered; its failure as the error it was. `told` gets each state on the way."""
     while True:
         state = door.get(f"/v1/imports/{order}", wait_s=_WAIT_S)
         if state["status"] == "finished":
             return dict(state["result"] or {})
-        if state["status"] == "failed":
+        if state["status"] in ("failed", "cancelled"):
             raise _failure(state)
         told(state)
 
@@ -104,5 +119,7 @@ def wait_for_import(door: Door, order: str, told: Callable[[dict[str, Any]], Non
 def _failure(state: dict[str, Any]) -> ApplianceError:
     """The code says who must act; a code of the worker's own means the bytes were not right."""
     error = state.get("error") or {"code": "bad-input", "message": "the reason was not kept"}
-    branch = Conflict if error["code"] in ("conflict", "interrupted") else BadInput
+    if state["status"] == "cancelled":
+        error = {"code": "cancelled", "message": "it was cancelled"}
+    branch = Conflict if error["code"] in ("cancelled", "conflict", "interrupted") else BadInput
     return branch(f"import of {state['subject']}: {error['message']}", code=str(error["code"]))

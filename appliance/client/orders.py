@@ -43,6 +43,7 @@ MEANINGS = {
     "import-dataset": "You vouch for the owner, the licence and the classification of this dataset.",
     "train": "The appliance trains with exactly these values, on exactly these bytes, in your name.",
     "cancel": "The run stops, and its record says that you stopped it.",
+    "cancel-import": "The import ends, and its record says that you ended it.",
     "resume": "The run goes on from its last training checkpoint, in the name of whoever ordered it.",
     "replay": "The appliance trains these steps again and compares; the verdict is an entry, whatever it is.",
     "review": "Your decision on exactly these bytes, for this unit, until this date.",

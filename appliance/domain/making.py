@@ -20,7 +20,15 @@ from appliance.domain.events import (
 from appliance.domain.making_invariants import next_dataset_version, next_version
 from appliance.domain.methods import METHODS
 from appliance.domain.names import split_version, versioned
-from appliance.domain.orders import ImportBase, ImportDataset, Review, RevokeAdapter, RevokeBase, RevokeDataset
+from appliance.domain.orders import (
+    CancelImport,
+    ImportBase,
+    ImportDataset,
+    Review,
+    RevokeAdapter,
+    RevokeBase,
+    RevokeDataset,
+)
 from appliance.domain.records import Adapter, Base, Dataset, Import, ReviewRecord, Run
 from appliance.domain.steps import STEPS_FILE
 from appliance.domain.table import Table
@@ -70,6 +78,11 @@ def _requested(case: Case, digest: str) -> Import:
 def import_failed(case: Case) -> Puts:
     record = _requested(case, case.of(ImportFailed).order)
     return [(case.state.imports, record.order, record.model_copy(update={"status": "failed"}))]
+
+
+def import_cancelled(case: Case) -> Puts:
+    record = _requested(case, case.allowed(CancelImport).order)
+    return [(case.state.imports, record.order, record.model_copy(update={"status": "cancelled"}))]
 
 
 def _finish(case: Case, digest: str, kind: str, name: str) -> tuple[Import, Puts]:
@@ -263,6 +276,7 @@ def dataset_revoked(case: Case) -> Puts:
 RULES = {
     "import.requested": import_requested,
     "import.failed": import_failed,
+    "import.cancelled": import_cancelled,
     "base.imported": base_imported,
     "dataset.imported": dataset_imported,
     "adapter.sealed": adapter_sealed,

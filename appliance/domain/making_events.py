@@ -27,6 +27,10 @@ class ImportFailed(Event):
         return (f"order:{self.order}",)
 
 
+class ImportCancelled(Ordered):
+    type = "import.cancelled"
+
+
 class BaseImported(Event):
     """`manifest` lists the converted folder's files; its digest is the base's identity."""
 

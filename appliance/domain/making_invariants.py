@@ -12,6 +12,7 @@ from appliance.domain.names import Time, add_seconds, split_version
 from appliance.domain.orders import (
     Activate,
     Cancel,
+    CancelImport,
     ExportAdapter,
     ImportBase,
     ImportDataset,
@@ -71,6 +72,16 @@ def _cancel(state: State, order: Cancel, signer: Principal, now: Time) -> Reason
     reasons = [] if signer.name == run.ordered_by else needs(signer, "administrator")
     if run.status not in ("queued", "running", "trained"):
         reasons.append(f"run {run.id}: expected one that is queued or running, got one that is {run.status}")
+    return reasons
+
+
+def _cancel_import(state: State, order: CancelImport, signer: Principal, now: Time) -> Reasons:
+    record = state.imports.get(order.order)
+    if record is None:
+        return [f"import: expected one that was ordered, got {order.order}"]
+    reasons = [] if signer.name == record.signer else needs(signer, "administrator")
+    if record.status != "requested":
+        reasons.append(f"import of {record.subject}: expected one under way, got one that is {record.status}")
     return reasons
 
 
@@ -227,6 +238,7 @@ RULES: dict[type[Order], Callable[..., Reasons]] = {
     ImportDataset: _import_dataset,
     Train: _train,
     Cancel: _cancel,
+    CancelImport: _cancel_import,
     Resume: _resume,
     Replay: _replay,
     Review: _review,

@@ -243,6 +243,16 @@ class Cancel(Order):
         return self._self(f"run:{self.run}")
 
 
+class CancelImport(Order):
+    """Ends an import that waits or is under way; `order` is the import's identity."""
+
+    verb = "cancel-import"
+    order: Digest
+
+    def subjects(self) -> Subjects:
+        return ((f"order:{self.order}", self.order),)
+
+
 class Resume(Order):
     """A run that failed goes on from its last training checkpoint."""
 
@@ -363,6 +373,7 @@ AnyOrder = (
     | ImportDataset
     | Train
     | Cancel
+    | CancelImport
     | Resume
     | Replay
     | Review
@@ -379,7 +390,7 @@ ORDERS: dict[str, type[Order]] = {
     model.verb: model
     for model in (
         Enroll, Grant, RevokePrincipal, AdoptPolicy, Endorse, ImportBase, ImportDataset,
-        Train, Cancel, Review, Activate, RollBack, RevokeAdapter,
+        Train, Cancel, CancelImport, Review, Activate, RollBack, RevokeAdapter,
         ReplaceKey, RotateKey, RevokeKey, RotateLogKey, Erase, PlaceHold, LiftHold,
         Resume, Replay, RevokeTokens, RevokeBase, RevokeDataset, ExportAdapter,
     )

@@ -116,7 +116,7 @@ class Import(Value):
     base: str
     base_digest: str
     index: int
-    status: Literal["requested", "finished", "failed"]
+    status: Literal["requested", "finished", "failed", "cancelled"]
 
 
 class Run(Value):

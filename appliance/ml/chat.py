@@ -1,30 +1,29 @@
 """Text to tokens and back, and the model's own chat template: what every worker that touches words goes through.
 
-A chat template is code that came with the model. It is rendered here, in a sandboxed worker and in Jinja's immutable
-sandbox, without a clock, so that the same messages always give the same prompt. No torch.
+A chat template is code that came with the model. It is rendered here, in a sandboxed worker and within bounds
+(`template.py`), without a clock, so that the same messages always give the same prompt. No torch.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template, TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import Template
 from tokenizers import Tokenizer
 
 from appliance.errors import BadInput
 from appliance.formats.digest import digest_file
+from appliance.ml.template import compile_template, render_template
 
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 CONFIG_FILE = "config.json"
-MAX_TEMPLATE_BYTES = 256 * 1024
 
 _SENTINEL = "the answer stands here"
 
@@ -79,12 +78,14 @@ class Chat:
 
     def encode(self, text: str) -> list[int]:
         """Token ids, control tokens included, nothing added."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        with _tokenizer_errors():
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without control tokens; a character that is not complete yet ends as U+FFFD."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        with _tokenizer_errors():
+            return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def answer(self, label: str) -> str:
         """What the model is to write: the label and the end of its turn."""
@@ -94,6 +95,17 @@ class Chat:
         """The ids that end an answer."""
         ends = {self.end_of_turn, self.variables.get("eos_token", self.end_of_turn)}
         return frozenset(number for token in ends if (number := self.tokenizer.token_to_id(token)) is not None)
+
+
+@contextmanager
+def _tokenizer_errors() -> Iterator[None]:
+    """The library's panics, which are no Exception, as BadInput: one text must not end a worker for all."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        raise BadInput(f"{TOKENIZER_FILE}: expected to tokenize this text, got: {str(error)[:200]}") from None
 
 
 def load_chat(folder: Path) -> Chat:
@@ -106,10 +118,8 @@ def load_chat(folder: Path) -> Chat:
         key: text for key in ("bos_token", "eos_token", "unk_token", "pad_token") if (text := _text(config, key))
     }
     source = (folder / TEMPLATE_FILE).read_text("utf-8")
-    if len(source.encode()) > MAX_TEMPLATE_BYTES:
-        raise BadInput(f"{TEMPLATE_FILE}: expected at most {MAX_TEMPLATE_BYTES} bytes, got {len(source.encode())}")
     control = frozenset(token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
-    template = _compile(source)
+    template = compile_template(source, TEMPLATE_FILE)
     end = _find_end_of_turn(template, variables, control)
     return Chat(tokenizer, template, variables, control, end)
 
@@ -135,31 +145,11 @@ def _text(config: Mapping[str, Any], key: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _compile(source: str) -> Template:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    try:
-        return environment.from_string(source)
-    except TemplateError as error:
-        raise BadInput(f"{TEMPLATE_FILE}: expected a Jinja template, got: {error.message}") from None
-
-
 def _render(
     template: Template, variables: Mapping[str, str], messages: Sequence[Mapping[str, str]], *, ask: bool
 ) -> str:
-    try:
-        return template.render(**variables, messages=[dict(item) for item in messages], add_generation_prompt=ask)
-    except (
-        TemplateError,
-        TypeError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-    ) as error:
-        raise BadInput(f"{TEMPLATE_FILE}: expected to render these messages, got: {error}") from None
+    values = {**variables, "messages": [dict(item) for item in messages], "add_generation_prompt": ask}
+    return render_template(template, values, TEMPLATE_FILE)
 
 
 def _find_end_of_turn(template: Template, variables: Mapping[str, str], control: frozenset[str]) -> str:
@@ -179,11 +169,3 @@ def _find_end_of_turn(template: Template, variables: Mapping[str, str], control:
     if "eos_token" in variables and variables["eos_token"] in control:
         return variables["eos_token"]
     raise BadInput(f"{TEMPLATE_FILE}: expected a control token behind an answer, got {tail[:40]!r} and no eos_token")
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise(message: str) -> None:
-    raise TemplateError(message)

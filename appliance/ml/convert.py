@@ -31,9 +31,8 @@ from appliance.ml.chat import (
     load_chat,
 )
 from appliance.ml.folder import check_folder
+from appliance.ml.gguf_header import check_gguf
 
-GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
-_GGUF_MAGIC = b"GGUF"
 _CHUNK_BYTES = 1 << 20
 _DTYPE = torch.bfloat16
 
@@ -82,13 +81,11 @@ def _copy_file(source: Path, target: Path) -> None:
 
 
 def _convert_gguf(source: Path, output: Path) -> list[str]:
-    with open(source, "rb") as stream:
-        if stream.read(len(_GGUF_MAGIC)) != _GGUF_MAGIC:
-            raise BadInput(f"base, {source.name}: expected a GGUF file, got another beginning", code="base-refused")
+    check_gguf(source)
     folder, name = str(source.parent.absolute()), source.name
     try:
         with _read_once():
-            pre_type = _read_header(source)
+            pre_type = _read_pre_type(source)
             model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, local_files_only=True, dtype=_DTYPE)
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
     except (ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
@@ -124,21 +121,14 @@ def _read_once() -> Iterator[None]:
             setattr(gguf, name, plain[name])
 
 
-def _read_header(source: Path) -> str:
-    """Checks the architecture before transformers sees the file; the tokenizer's pre-type."""
+def _read_pre_type(source: Path) -> str:
+    """The tokenizer's pre-type."""
     try:
         reader = gguf.GGUFReader(str(source.absolute()))
     except (ValueError, IndexError, KeyError, OSError, OverflowError) as error:
         raise BadInput(f"base, {source.name}: expected a whole GGUF file, got: {error}") from None
-    architecture, pre_type = (
-        field.contents() if (field := reader.get_field(key)) is not None else None
-        for key in ("general.architecture", "tokenizer.ggml.pre")
-    )
-    if architecture not in GGUF_ARCHITECTURES:
-        raise BadInput(
-            f"base, {source.name}: expected an architecture of {', '.join(GGUF_ARCHITECTURES)}, got {architecture!r}"
-        )
-    return str(pre_type)
+    field = reader.get_field("tokenizer.ggml.pre")
+    return str(None if field is None else field.contents())
 
 
 def _save_model(model: Any, output: Path) -> None:

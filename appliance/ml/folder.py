@@ -15,6 +15,8 @@ from typing import Any
 
 from appliance.errors import BadInput, TooLarge
 from appliance.formats.manifest import MANIFEST_PATH
+from appliance.ml.bounds import check_claims, check_weights
+from appliance.ml.tokenizer import check_tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
@@ -36,6 +38,8 @@ ALLOWED_FILES = frozenset(
 )
 _SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 _MAX_JSON_BYTES = 64 << 20
+_MAX_CONFIG_BYTES = 1 << 20
+_MAX_WEIGHTS_HEADER_BYTES = 16 << 20
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -69,11 +73,13 @@ def check_folder(folder: Path, *, sealed: bool = False) -> list[str]:
     weights = [name for name in names if name.endswith(".safetensors")]
     if not weights:
         raise BadInput("base: expected weights in safetensors, got none")
-    _check_config(_read_json(folder / CONFIG_FILE))
+    config = _read_json(folder / CONFIG_FILE, _MAX_CONFIG_BYTES)
+    _check_config(config)
+    check_weights(config, sum(_measure_weights(folder / name) for name in weights), f"base, {CONFIG_FILE}")
     for name in names:
         if name.endswith(".json"):
             _check_no_code(_read_json(folder / name), name)
-    _check_tokenizer(_read_json(folder / "tokenizer.json"))
+    check_tokenizer(_read_json(folder / "tokenizer.json"))
     if WEIGHTS_INDEX_FILE in names:
         _check_index(_read_json(folder / WEIGHTS_INDEX_FILE), set(weights))
     return names
@@ -95,9 +101,21 @@ def _check_entry(folder: Path, name: str) -> None:
         )
 
 
-def _read_json(path: Path) -> Any:
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise TooLarge(f"base, {path.name}: expected at most {_MAX_JSON_BYTES} bytes, got {path.stat().st_size}")
+def _measure_weights(path: Path) -> int:
+    """How many weights the file can hold, at a byte or more each; TooLarge for a header that no model needs."""
+    size = path.stat().st_size
+    with open(path, "rb") as stream:
+        # safetensors: the header's length, 8 bytes little-endian, and the header, before the weights.
+        header = int.from_bytes(stream.read(8), "little")
+    if header > min(size, _MAX_WEIGHTS_HEADER_BYTES):
+        expected = f"safetensors in {path.name}, with a header of at most {_MAX_WEIGHTS_HEADER_BYTES} bytes"
+        raise TooLarge(f"base, weights: expected {expected}, got {header}")
+    return size - header
+
+
+def _read_json(path: Path, most: int = _MAX_JSON_BYTES) -> Any:
+    if path.stat().st_size > most:
+        raise TooLarge(f"base, {path.name}: expected at most {most} bytes, got {path.stat().st_size}")
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError):
@@ -114,6 +132,7 @@ def _check_config(config: Any) -> None:
         raise BadInput(f"base, {CONFIG_FILE}: expected weights that are not quantised, got a quantization_config")
     if config.get("use_sliding_window"):
         raise BadInput(f"base, {CONFIG_FILE}: expected full attention, got a sliding window")
+    check_claims(config, f"base, {CONFIG_FILE}")
 
 
 def _check_no_code(value: Any, name: str) -> None:
@@ -123,12 +142,6 @@ def _check_no_code(value: Any, name: str) -> None:
     for key in ("auto_map", "custom_pipelines", "trust_remote_code"):
         if value.get(key):
             raise BadInput(f"base, {name}: expected no remote code, got {key}", code="base-refused")
-
-
-def _check_tokenizer(value: Any) -> None:
-    model = value.get("model")
-    if isinstance(model, dict) and model.get("dropout"):
-        raise BadInput("base, tokenizer.json: expected tokens that do not depend on chance, got a dropout")
 
 
 def _check_index(index: Any, weights: set[str]) -> None:

@@ -18,6 +18,7 @@ _PR_SET_NO_NEW_PRIVS, _PR_GET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL 
 _SECUREBITS = 0b11 | 0b1100 | 0b11000000
 _CAPABILITY_VERSION_3 = 0x20080522
 _LAST_CAPABILITY = 63
+_GRACE_S = 5
 
 
 def has_capability(number: int) -> bool:
@@ -66,15 +67,19 @@ def drop_capabilities() -> None:
 
 
 def limit(limits: dict[str, int | None]) -> None:
-    """Sets hard and soft limits by their RLIMIT_ name; None leaves the service's own limit."""
+    """Sets hard and soft limits by their RLIMIT_ name; None leaves the service's own limit.
+
+    At its CPU limit a process gets SIGXCPU, whose exit code says why it ended; one that ignores it is killed after.
+    """
     fixed: dict[str, int | None] = {"CORE": 0, "MSGQUEUE": 0, "RTPRIO": 0, "NICE": 0}
     for name, value in {**limits, **fixed}.items():
         if value is None:
             continue
         kind = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(kind)[1]
-        ceiling = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (ceiling, ceiling))
+        last = value + _GRACE_S if name == "CPU" else value
+        ceiling = last if hard == resource.RLIM_INFINITY else min(last, hard)
+        resource.setrlimit(kind, (min(value, ceiling), ceiling))
 
 
 def go_first_when_memory_runs_out() -> None:

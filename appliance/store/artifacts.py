@@ -2,9 +2,10 @@
 
     artifacts/<hex>              a sealed folder, `manifest.json` in it
     artifacts/<hex>.<name>       a file beside it: what signs the folder cannot lie in it
+    artifacts/.pending-<hex>     a mark: sealed, and no entry names it yet
     artifacts/.staging-…         somebody works in it; swept at the next start
     artifacts/.quarantined-…     did not hash to its manifest any more
-    artifacts/.unnamed-…         sealed, and then no entry came to name it
+    artifacts/.unnamed-…         sealed, without a mark and without an entry: the ledger is an older one
     uploads/<hex>                bytes that a client sent, until an import has read them; swept at the next start
 
 A folder appears under its digest by one rename, after everything in it and beside it is on disk: it is there whole, or
@@ -32,7 +33,7 @@ log = logging.getLogger("appliance")
 
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_FOLDER_BYTES = 2 << 30
-_STAGING, _QUARANTINED, _UNNAMED = ".staging-", ".quarantined-", ".unnamed-"
+_STAGING, _QUARANTINED, _UNNAMED, _PENDING = ".staging-", ".quarantined-", ".unnamed-", ".pending-"
 _BESIDE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\.[a-z0-9]{1,8}")
 _SEALED = re.compile(r"[0-9a-f]{64}")
 
@@ -66,6 +67,8 @@ class Artifacts:
 
         BadInput for anything but plain files and folders; Tampered when what is on disk is not what its manifest says,
         or that manifest is another. An artifact that stands already is checked and kept.
+
+        A new artifact is pending until `settle` says that an entry names it; `discard_pending` removes it.
         """
         if staging.parent != self._folder or not staging.name.startswith(_STAGING):
             raise BadInput(f"seal, {staging}: expected a staging folder of this store, got another folder")
@@ -74,6 +77,8 @@ class Artifacts:
             with disk.open_folder(staging) as folder:
                 _freeze(folder)
                 _check(folder, digest)
+            if not target.exists():
+                disk.write_file(self._mark(digest), b"")
             for name, data in (beside or {}).items():
                 disk.write_file(self._beside(digest, name), data, 0o444)
             if target.exists():
@@ -82,6 +87,35 @@ class Artifacts:
             os.rename(staging, target)
             disk.sync_folder(self._folder)
         return target
+
+    def settle(self, digest: str) -> None:
+        """An entry names the artifact: it stays."""
+        with disk.disk_errors(f"artifact {digest}"), suppress(FileNotFoundError):
+            self._mark(digest).unlink()
+            disk.sync_folder(self._folder)
+
+    def pending(self) -> tuple[str, ...]:
+        """The digests of what was sealed and not settled."""
+        with disk.disk_errors("artifacts"):
+            marks = [name.removeprefix(_PENDING) for name in os.listdir(self._folder) if name.startswith(_PENDING)]
+        return tuple(sorted(f"sha256:{name}" for name in marks if _SEALED.fullmatch(name)))
+
+    def discard_pending(self, digest: str) -> None:
+        """Removes a pending artifact and what lies beside it; one that is settled is left as it is.
+
+        The mark goes last, so that the next start goes on with what was cut off here.
+        """
+        if digest not in self.pending():
+            return
+        with disk.disk_errors(f"artifact {digest}"):
+            aside = self._folder / f"{_STAGING}{secrets.token_hex(16)}"
+            with suppress(FileNotFoundError):
+                os.rename(self._folder / _hex(digest), aside)
+            disk.remove_tree(aside)
+            for beside in self._folder.glob(f"{_hex(digest)}.*"):
+                beside.unlink()
+            disk.sync_folder(self._folder)
+        self.settle(digest)
 
     def path(self, digest: str) -> Path:
         """The sealed folder; NotFound where there is none."""
@@ -132,13 +166,16 @@ class Artifacts:
     def sweep(self, keep: frozenset[str]) -> tuple[str, ...]:
         """At a service's start, before anything else works here: removes staging, uploads and half-written files.
 
-        A sealed folder that `keep` does not hold is moved aside, not removed: an older ledger, restored, names fewer.
-        Returns the digests of those. What cannot be removed or moved is said, and ends no start.
+        So goes what is pending, unless `keep` holds it. Any other sealed folder that `keep` does not hold is moved
+        aside, not removed: an older ledger, restored, names fewer. Returns the digests of those. What cannot be removed
+        or moved is said, and ends no start.
         """
         with disk.disk_errors("sweep"):
             for path in (*self._folder.iterdir(), *self._uploads.iterdir()):
                 if path.name.startswith((_STAGING, disk.PARTIAL)) or path.parent == self._uploads:
                     disk.discard(path)
+            for digest in self.pending():
+                self._end_pending(digest, digest in keep)
             sealed = {f"sha256:{name}" for name in os.listdir(self._folder) if _SEALED.fullmatch(name)}
         unnamed = tuple(sorted(sealed - keep))
         for digest in unnamed:
@@ -148,6 +185,15 @@ class Artifacts:
                 log.critical("ALARM: a folder that no entry names stays: %s", error.message)
         return unnamed
 
+    def _end_pending(self, digest: str, named: bool) -> None:
+        try:
+            if named:
+                self.settle(digest)
+            else:
+                self.discard_pending(digest)
+        except Unavailable as error:
+            log.critical("ALARM: a folder that no entry names stays: %s", error.message)
+
     def _set_aside(self, digest: str, aside: Path) -> Path | None:
         with disk.disk_errors(f"artifact {digest}"):
             try:
@@ -156,6 +202,9 @@ class Artifacts:
                 return None
             disk.sync_folder(self._folder)
         return aside
+
+    def _mark(self, digest: str) -> Path:
+        return self._folder / f"{_PENDING}{_hex(digest)}"
 
     def _beside(self, digest: str, name: str) -> Path:
         if _BESIDE.fullmatch(name) is None:

@@ -96,6 +96,12 @@ class Keyring:
         if standing != data:
             raise Conflict(f"secret {name}: expected a new name, got one that stands for another secret")
 
+    def destroy_secret(self, name: str) -> None:
+        """Removes a secret that nothing needs any more; one that is not there is nothing."""
+        with disk.disk_errors(f"secret {name}"), suppress(FileNotFoundError):
+            (self._folder / f"{_check_name(name)}.secret").unlink()
+            disk.sync_folder(self._folder)
+
     def read_secret(self, name: str) -> bytes:
         return self._read(f"{_check_name(name)}.secret", f"secret {name}")
 

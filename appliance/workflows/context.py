@@ -46,7 +46,8 @@ class Context:
     ends, so that what its workers leave open goes on at the next start. `appended`: told of each entry once it is
     durable. `lost`: what witnesses have seen and
     the ledger does not hold; while there is anything, nothing is admitted. `stalled`: a heartbeat has not ended
-    in time."""
+    in time. `import_s`, `import_cpu_s`: what a small import may take by the clock and of the CPU; a larger one may
+    take more."""
 
     ledger: Ledger
     artifacts: Artifacts
@@ -64,7 +65,10 @@ class Context:
     device: str
     bfloat16: bool
     progress: Progress = field(default_factory=Progress)
-    imports: Jobs = field(default_factory=lambda: Jobs("imports"))
+    import_s: float = 600.0
+    import_cpu_s: float = 300.0
+    bases: Jobs = field(default_factory=lambda: Jobs("bases"))
+    datasets: Jobs = field(default_factory=lambda: Jobs("datasets"))
     runs: Jobs = field(default_factory=lambda: Jobs("runs"))
     workers: dict[str, Worker] = field(default_factory=dict)
     order_lock: threading.RLock = field(default_factory=threading.RLock)
@@ -90,7 +94,7 @@ class Context:
     @property
     def busy(self) -> bool:
         """Whether an import or a run is under way or waits."""
-        return self.imports.busy or self.runs.busy
+        return self.bases.busy or self.datasets.busy or self.runs.busy
 
 
 Frame = dict[str, Any]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-from appliance.errors import BadInput
+from appliance.errors import ApplianceError, BadInput, Unavailable
 from appliance.formats.digest import digest_bytes, digest_file
 from appliance.formats.manifest import MANIFEST_PATH, MAX_FILES, Manifest, ManifestFile, encode_manifest
 from appliance.workflows.context import Context
+
+log = logging.getLogger("appliance")
 
 
 def list_files(folder: Path, name: str, version: int) -> Manifest:
@@ -40,3 +45,40 @@ def seal_folder(context: Context, staging: Path, name: str, version: int) -> byt
     (staging / MANIFEST_PATH).write_bytes(data)
     context.artifacts.seal(staging, digest_bytes(data))
     return data
+
+
+@contextmanager
+def recording(context: Context, digest: str) -> Iterator[None]:
+    """Around the append of the entry that names a sealed artifact: where it is refused, the artifact is removed.
+
+    Unavailable says nothing of whether the entry stands; the next start asks the ledger.
+    """
+    try:
+        yield
+    except Unavailable:
+        raise
+    except ApplianceError:
+        discard_unnamed(context, digest)
+        raise
+    context.artifacts.settle(digest)
+
+
+def discard_unnamed(context: Context, digest: str) -> None:
+    """Removes a pending artifact and, where it is a dataset, the key of its rows."""
+    try:
+        if digest in context.artifacts.pending():
+            context.keyring.destroy_secret(secret_name(digest))
+            context.artifacts.discard_pending(digest)
+    except Unavailable as error:
+        log.critical("ALARM: a folder that no entry names stays until the next start: %s", error.message)
+
+
+def destroy_unnamed_secrets(context: Context, named: frozenset[str]) -> None:
+    """At a start, before pending artifacts are removed: the keys of datasets that no entry names."""
+    for digest in set(context.artifacts.pending()) - named:
+        context.keyring.destroy_secret(secret_name(digest))
+
+
+def secret_name(dataset: str) -> str:
+    """Under which the keyring holds the key of a dataset's rows, by the digest of its manifest."""
+    return f"dataset-{dataset.removeprefix('sha256:')}"

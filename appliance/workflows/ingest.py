@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -24,18 +25,23 @@ from appliance.errors import ApplianceError, BadInput, Denied, NotFound, Tampere
 from appliance.formats.digest import digest_bytes
 from appliance.formats.manifest import Manifest, ManifestFile, parse_manifest
 from appliance.formats.timestamp import parse_time
-from appliance.workflows.context import Context
+from appliance.workflows.context import Context, Frame
 from appliance.workflows.defects import foreseen
-from appliance.workflows.folders import seal_folder
+from appliance.workflows.folders import recording, seal_folder, secret_name
+from appliance.workflows.jobs import Jobs
 from appliance.workflows.patience import append_patiently, state_patiently
 from appliance.workflows.quarantine import quarantine_base
 from appliance.workflows.record import conceal
-from appliance.workflows.workers import carry_out, check_walls, worker
+from appliance.workflows.workers import Bounds, carry_out, check_walls, worker
 
 log = logging.getLogger("appliance")
 
 _MAX_MANIFEST = 1 << 20
 HELD_OUT = "held-out"
+CANCELLED = "cancelled"
+_BASE_STEP, _DATASET_STEP = 2 << 30, 4 << 20
+"""Bytes for which an import may take as long again. A base is copied and read once more; a row is rendered, and a
+compressed one is many times its size."""
 _PATIENCE_S = 60.0
 """No more for what it imported, which may be what fills the disk; why it failed is recorded once that is gone."""
 MEASURED = ("rows", "train_rows", "held_out_rows", "max_tokens", "mean_tokens", "mean_trained_tokens", "lengths")
@@ -70,7 +76,41 @@ def read_source_manifest(context: Context, order: ImportBase) -> Manifest:
 def enqueue(context: Context, digest: str, verb: str) -> None:
     """The import that the order of this digest asked for is carried through when its turn comes."""
     carry = {ImportBase.verb: import_base, ImportDataset.verb: import_dataset}[verb]
-    context.imports.put(partial(carry, context, digest))
+    queue_of(context, verb).put(partial(carry, context, digest))
+
+
+def queue_of(context: Context, verb: str) -> Jobs:
+    """Bases and datasets have a queue each: a base takes minutes, a dataset seconds."""
+    return context.bases if verb == ImportBase.verb else context.datasets
+
+
+def _bounds(context: Context, files: Iterable[Path], step: int) -> Bounds:
+    """What the worker may take: the site's settings for a small import, and as much again for each `step` bytes."""
+    factor = 1 + sum(path.stat().st_size for path in files) / step
+    return Bounds(context.import_s * factor, math.ceil(context.import_cpu_s * factor))
+
+
+def _check_wanted(context: Context, digest: str) -> None:
+    """Once the worker can be found and ended: a cancellation that was recorded before has not found it."""
+    record = context.ledger.state.imports.get(digest)
+    if record is not None and record.status == "cancelled":
+        raise Denied(
+            f"import of {record.subject}: expected one that is wanted, got one that was cancelled", code=CANCELLED
+        )
+
+
+def _prepare(
+    context: Context, digest: str, bounds: Bounds, task: Frame, key: bytes = b"", *, read: tuple[Path, ...], write: Path
+) -> tuple[Frame, dict[str, str]]:
+    """The preparing worker's result, and what its probes found."""
+    module = "appliance.worker.prepare"
+    with worker(context, digest, module, read=read, write=(write,), cpu_s=bounds.cpu_s) as started:
+        _check_wanted(context, digest)
+        walls = check_walls(started)
+        result = carry_out(
+            started, task, key, bounds=bounds, on_frame=lambda frame: context.progress.publish(digest, frame)
+        )
+    return result, walls
 
 
 def import_base(context: Context, digest: str) -> None:
@@ -86,14 +126,14 @@ def import_base(context: Context, digest: str) -> None:
             for file in read_source_manifest(context, order).files:
                 (source / file.path).parent.mkdir(parents=True, exist_ok=True)
                 os.link(context.artifacts.upload(file.digest), source / file.path)
-        with worker(context, digest, "appliance.worker.prepare", read=(source,), write=(staging,)) as started:
-            walls = check_walls(started)
-            task = {"task": "base", "source": str(given), "output": str(staging)}
-            result = carry_out(started, task, on_frame=lambda frame: context.progress.publish(digest, frame))
+        bounds = _bounds(context, (path for path in source.rglob("*") if path.is_file()), _BASE_STEP)
+        task = {"task": "base", "source": str(given), "output": str(staging)}
+        result, walls = _prepare(context, digest, bounds, task, read=(source,), write=staging)
         facts = {key: value for key, value in result.items() if key != "frame"}
         manifest = seal_folder(context, staging, order.base, 1)
         body = BaseImported(order=digest, base=order.base, facts=facts, walls=walls)
-        append_patiently(context, body, most_s=_PATIENCE_S, documents={"manifest": manifest})
+        with recording(context, digest_bytes(manifest)):
+            append_patiently(context, body, most_s=_PATIENCE_S, documents={"manifest": manifest})
         return {"base": order.base, "digest": digest_bytes(manifest), "facts": facts}
 
     _carry_through(context, digest, work)
@@ -110,21 +150,22 @@ def import_dataset(context: Context, digest: str) -> None:
             os.link(context.artifacts.upload(order.held_out), source / HELD_OUT)
         base = _checked_base(context, order)
         key = secrets.token_bytes(32)
-        with worker(context, digest, "appliance.worker.prepare", read=(source, base), write=(staging,)) as started:
-            walls = check_walls(started)
-            task = _dataset_task(context, order, given, base, staging)
-            result = carry_out(started, task, key, on_frame=lambda frame: context.progress.publish(digest, frame))
+        bounds = _bounds(context, source.iterdir(), _DATASET_STEP)
+        task = _dataset_task(context, order, given, base, staging)
+        result, walls = _prepare(context, digest, bounds, task, key, read=(source, base), write=staging)
         name = versioned(order.dataset, next_dataset_version(context.ledger.state, order.dataset))
         facts = {"task": order.task, **{name: result[name] for name in MEASURED}, "labels": len(result["labels"])}
         manifest = seal_folder(context, staging, order.dataset, int(name.rpartition("@")[2]))
-        # The key is durable before the entry: without it no row could ever be proved to be in the dataset.
-        context.keyring.keep_secret(f"dataset-{digest_bytes(manifest).removeprefix('sha256:')}", key)
+        sealed = digest_bytes(manifest)
         body = DatasetImported(
             order=digest, dataset=name, base=order.base, root=result["root"], facts=facts, walls=walls
         )
-        append_patiently(context, body, most_s=_PATIENCE_S, documents={"manifest": manifest})
+        with recording(context, sealed):
+            # The key is durable before the entry: without it no row could ever be proved to be in the dataset.
+            context.keyring.keep_secret(secret_name(sealed), key)
+            append_patiently(context, body, most_s=_PATIENCE_S, documents={"manifest": manifest})
         shown = {"labels": result["labels"], "sample": result["sample"]}
-        return {"dataset": name, "digest": digest_bytes(manifest), "facts": facts, **shown}
+        return {"dataset": name, "digest": sealed, "facts": facts, **shown}
 
     _carry_through(context, digest, work)
 
@@ -195,21 +236,32 @@ def _order(context: Context, digest: str, model: type[Any]) -> Any:
 def _carry_through(context: Context, digest: str, work: Callable[[Path, Path], dict[str, Any]]) -> None:
     """Runs an import and leaves an outcome in any case: an entry, a result for the asker, no folder half-made."""
     record = state_patiently(context).imports.get(digest)
-    if record is not None and record.status != "requested":
+    if record is not None and record.status not in ("requested", "cancelled"):
         return  # taken up twice
     try:
+        _check_wanted(context, digest)
         with foreseen("import"), context.artifacts.staging() as staging, context.artifacts.staging() as source:
             result = work(staging, source)
     except ApplianceError as error:
-        message = conceal(error.message)
-        with suppress(Denied):
-            body = ImportFailed(order=digest, code=error.code, message=message.commitment)
-            append_patiently(context, body, disclosures=(message,))
-        _discard_uploads(context, digest)
-        context.progress.fail(digest, error.code, message)
+        _fail(context, digest, error)
     else:
         _discard_uploads(context, digest)
         context.progress.end(digest, result=result)
+
+
+def _fail(context: Context, digest: str, error: ApplianceError) -> None:
+    """The import's failure as an entry; a cancelled one has its entry already."""
+    record = state_patiently(context).imports.get(digest)
+    if record is not None and record.status == "cancelled":
+        _discard_uploads(context, digest)
+        context.progress.end(digest, error={"code": CANCELLED, "message": f"import of {record.subject} was cancelled"})
+        return
+    message = conceal(error.message)
+    with suppress(Denied):
+        body = ImportFailed(order=digest, code=error.code, message=message.commitment)
+        append_patiently(context, body, disclosures=(message,))
+    _discard_uploads(context, digest)
+    context.progress.fail(digest, error.code, message)
 
 
 def _discard_uploads(context: Context, digest: str) -> None:

@@ -16,6 +16,7 @@ from appliance.domain.events import (
     DatasetRevoked,
     HoldLifted,
     HoldPlaced,
+    ImportCancelled,
     ImportRequested,
     KeyEnrolled,
     KeyRevoked,
@@ -43,6 +44,7 @@ from appliance.domain.names import encode_value
 from appliance.domain.orders import (
     TWO_ADMINISTRATORS,
     Cancel,
+    CancelImport,
     Endorse,
     Erase,
     ExportAdapter,
@@ -74,6 +76,7 @@ _EVENTS: dict[str, type[Ordered]] = {
     "import-dataset": ImportRequested,
     "train": RunRequested,
     "cancel": RunCancelled,
+    "cancel-import": ImportCancelled,
     "resume": ResumeRequested,
     "replay": ReplayRequested,
     "review": ReviewRecorded,
@@ -332,6 +335,8 @@ def _set_in_motion(context: Context, accepted: Accepted) -> None:
         motions[verb]()
     if isinstance(accepted.order, Cancel):
         halt(context, accepted.order.run)
+    if isinstance(accepted.order, CancelImport):
+        halt(context, accepted.order.order)
     if isinstance(accepted.order, Resume):
         train.resume_ordered(context, accepted.order.run)
     if verb in _CHANGES_WHAT_ANSWERS:

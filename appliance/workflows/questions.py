@@ -26,6 +26,7 @@ from appliance.formats.timestamp import encode_time, parse_time
 from appliance.store.past import count_requests, entries_at, last_at, state_at, values_at
 from appliance.workflows.audit import disclosed
 from appliance.workflows.context import Context
+from appliance.workflows.folders import secret_name
 from appliance.workflows.review import find_adapter
 
 MAX_ROW_PROOFS = 16
@@ -120,7 +121,7 @@ def _rows(context: Context, key: str, dataset: Dataset, text: str) -> dict[str, 
 
 
 def _prove(context: Context, dataset: Dataset, rows: list[bytes]) -> list[dict[str, Any]]:
-    secret = context.keyring.read_secret(f"dataset-{dataset.digest.removeprefix('sha256:')}")
+    secret = context.keyring.read_secret(secret_name(dataset.digest))
     data = context.artifacts.read(dataset.digest, "row_digests.bin")
     digests = [data[at : at + _DIGEST_BYTES] for at in range(0, len(data), _DIGEST_BYTES)]
     proofs = []

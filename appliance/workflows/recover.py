@@ -12,6 +12,7 @@ from appliance.domain.training import fallen
 from appliance.runners.sandbox import detect_layers
 from appliance.workflows import checkpoints, ingest, replay, steps, train
 from appliance.workflows.context import Context
+from appliance.workflows.folders import destroy_unnamed_secrets
 from appliance.workflows.record import append, append_all, conceal, draft_of
 
 
@@ -22,7 +23,9 @@ def recover(context: Context) -> None:
         ServiceStarted(version=context.code.version, code=context.code.digest, layers=detect_layers()),
     )
     append_all(context, list(_left_open(context.ledger.state)))
-    context.artifacts.sweep(named_artifacts(context.ledger.state))
+    named = named_artifacts(context.ledger.state)
+    destroy_unnamed_secrets(context, named)
+    context.artifacts.sweep(named)
     checkpoints.sweep(context)
     steps.sweep(context)
     take_up(context)
@@ -81,10 +84,12 @@ def take_up_forgotten(context: Context) -> None:
     """What nobody carries although its order stands: the end of its commit was not seen, and the asker was told so."""
     if not context.runs.busy:
         take_up(context)
-    if not context.imports.busy:
-        for record in context.ledger.state.imports.values():
-            if record.status == "requested":
-                ingest.enqueue(context, record.order, record.verb)
+    waiting = []
+    for record in context.ledger.state.imports.values():
+        if record.status == "requested" and not ingest.queue_of(context, record.verb).busy:
+            waiting.append(record)
+    for record in waiting:
+        ingest.enqueue(context, record.order, record.verb)
 
 
 def named_artifacts(state: State) -> frozenset[str]:

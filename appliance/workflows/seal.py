@@ -20,7 +20,7 @@ from appliance.formats.dsse import encode_envelope, sign_envelope
 from appliance.formats.manifest import MANIFEST_PATH, encode_manifest
 from appliance.formats.statement import Statement, encode_statement
 from appliance.workflows.context import Context
-from appliance.workflows.folders import list_files
+from appliance.workflows.folders import list_files, recording
 from appliance.workflows.halt import check_standing
 from appliance.workflows.patience import append_patiently
 
@@ -33,8 +33,8 @@ def seal(
 ) -> str:
     """The sealed adapter's name and version.
 
-    A power cut before the entry, or an entry refused because of a revocation just now, leaves a folder that nothing
-    names; the next start marks the run failed and sweeps it.
+    An entry refused because of a revocation just now leaves nothing; after a power cut before the entry the next start
+    removes the folder.
     """
     check_standing(context, run)
     version = next_version(context.ledger.state, run.name)
@@ -55,11 +55,12 @@ def seal(
     )
     context.artifacts.seal(output, digest, beside={"signature.json": signature, "provenance.json": provenance})
     name = versioned(run.name, version)
-    append_patiently(
-        context,
-        AdapterSealed(run=run.id, adapter=name, metrics=metrics, walls=evaluation["walls"]),
-        documents={"manifest": manifest, "signature": signature, "provenance": provenance},
-    )
+    with recording(context, digest):
+        append_patiently(
+            context,
+            AdapterSealed(run=run.id, adapter=name, metrics=metrics, walls=evaluation["walls"]),
+            documents={"manifest": manifest, "signature": signature, "provenance": provenance},
+        )
     return name
 
 

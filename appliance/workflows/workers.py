@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from appliance.errors import ApplianceError, BadInput, Denied, NotFound, Tampered, TooLarge, Unavailable
 from appliance.runners.local import Worker, start_worker
-from appliance.runners.sandbox import Sandbox
+from appliance.runners.sandbox import Limits, Sandbox
 from appliance.workflows.context import Context, Frame
 from appliance.workflows.room import kept_free
 
@@ -19,7 +22,8 @@ SERVE = "appliance.worker.serve"
 WALLS_S = 120.0
 SILENCE_S = 1_800.0
 """A worker that says nothing for this long is taken for dead."""
-_END_S = 10.0
+ENDS_S = 30.0
+TIME_LIMIT = "time-limit"
 
 _CODE = re.compile(r"[a-z][a-z0-9-]{0,63}")
 _ERRORS: dict[str, type[ApplianceError]] = {
@@ -32,9 +36,24 @@ _ERRORS: dict[str, type[ApplianceError]] = {
 }
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """What a worker may take for one task: seconds by the clock, and seconds of the CPU for each of its processes."""
+
+    wall_s: float
+    cpu_s: int
+
+
 @contextmanager
 def worker(
-    context: Context, key: str, module: str, *, read: tuple[Path, ...], write: tuple[Path, ...] = (), gpu: bool = False
+    context: Context,
+    key: str,
+    module: str,
+    *,
+    read: tuple[Path, ...],
+    write: tuple[Path, ...] = (),
+    gpu: bool = False,
+    cpu_s: int | None = None,
 ) -> Iterator[Worker]:
     """A started worker, findable by `key` while it lives, so that it can be stopped; ended on the way out.
 
@@ -43,7 +62,7 @@ def worker(
     accepted = frozenset(context.ledger.state.parameters.accepted_missing_layers)
     name = f"{key.replace(':', '-')}-{module.rpartition('.')[2]}.log"
     with context.artifacts.staging() as scratch:
-        sandbox = Sandbox(read=read, write=(scratch, *write), devices=gpu)
+        sandbox = Sandbox(read=read, write=(scratch, *write), devices=gpu, limits=Limits(cpu_s=cpu_s))
         started = start_worker(
             module, sandbox, log=context.logs / name, accepted_missing=accepted, probes=context.probes
         )
@@ -67,29 +86,57 @@ def check_walls(started: Worker) -> dict[str, str]:
 
 
 def carry_out(
-    started: Worker, task: Frame, blob: bytes = b"", *, on_frame: Callable[[Frame], None] = lambda frame: None
+    started: Worker,
+    task: Frame,
+    blob: bytes = b"",
+    *,
+    bounds: Bounds | None = None,
+    on_frame: Callable[[Frame], None] = lambda frame: None,
 ) -> Frame:
-    """Sends the task and returns the result frame; a failure frame or a silent end is raised as an error."""
+    """Sends the task and returns the result frame; a failure frame, a silent end or one that takes longer than its
+    bounds is raised as an error."""
     started.send({"frame": "go", **task}, blob)
-    while (received := started.receive(SILENCE_S)) is not None:
+    deadline = math.inf if bounds is None else time.monotonic() + bounds.wall_s
+    while (received := _receive(started, deadline)) is not None:
         frame, _ = received
         if frame.get("frame") == "result":
             return frame
         if frame.get("frame") == "failure":
             raise failure(frame)
         on_frame(frame)
-    raise Unavailable(f"worker: expected a result, got its end{_cause(started)}", code="worker-ended")
+    raise _ended(started, bounds)
 
 
-def _cause(started: Worker) -> str:
-    """How a worker ended that said nothing: its log is empty where the kernel ended it."""
+def _ended(started: Worker, bounds: Bounds | None) -> ApplianceError:
+    """Why a worker ended that said nothing: its log is empty where the kernel ended it."""
     try:
-        code = started.wait(_END_S)
+        code = started.wait(ENDS_S)
     except Unavailable:
-        return ", and its processes did not end"
+        return _no_result(", and its processes did not end")
+    if bounds is not None and code == 128 + signal.SIGXCPU:
+        said = f"worker: expected its result within {bounds.cpu_s} s of the CPU, got none"
+        return TooLarge(said, code=TIME_LIMIT)
     if code == 128 + signal.SIGKILL:
-        return " by signal 9: it was killed, as the kernel does where memory runs out"
-    return f" with exit code {code}; its log says more"
+        return _no_result(" by signal 9: it was killed, as the kernel does where memory runs out")
+    return _no_result(f" with exit code {code}; its log says more")
+
+
+def _no_result(how: str) -> Unavailable:
+    return Unavailable(f"worker: expected a result, got its end{how}", code="worker-ended")
+
+
+def _receive(started: Worker, deadline: float) -> tuple[Frame, bytes] | None:
+    """The next frame, None at the end; TooLarge (`time-limit`) where it does not come by the deadline."""
+    left = deadline - time.monotonic()
+    try:
+        received = started.receive(max(0.0, min(SILENCE_S, left)))
+    except Unavailable as error:
+        if error.code == "worker-silent" and left < SILENCE_S:
+            raise TooLarge("worker: expected its result within the time for it, got none", code=TIME_LIMIT) from None
+        raise
+    if received is not None and left <= 0:
+        raise TooLarge("worker: expected its result within the time for it, got only frames", code=TIME_LIMIT)
+    return received
 
 
 def failure(frame: dict[str, Any]) -> ApplianceError:

@@ -24,7 +24,7 @@ from appliance.domain.verify import verify_log
 from appliance.errors import BadInput, Denied
 from appliance.formats.keys import generate_ed25519
 from appliance.formats.note import vkey_of
-from tests.domain.builder import ORIGIN, Site, stage
+from tests.domain.builder import ORIGIN, Site, order_of, stage
 from tests.domain.refusals import refuses
 
 FOLDER = Path(__file__).resolve().parents[2] / "policies" / "default"
@@ -46,6 +46,8 @@ def orders(site: Site) -> dict[str, o.Order]:
     """One order of each verb, about things that this site knows."""
     pending = site.pend(site.order(o.Grant, "anna", principal="olga", role="reviewer:safety"))
     run = site.request_run()
+    asked = site.state.imports.get(order_of(site.request_import()))
+    assert asked is not None
     enroll, _ = site.enrolment("newcomer", ("operator", "release-owner:legal"))
     made: list[o.Order] = [
         enroll,
@@ -57,6 +59,7 @@ def orders(site: Site) -> dict[str, o.Order]:
         site.dataset_order(),
         site.train_order(),
         site.order(o.Cancel, "olga", run=run),
+        site.order(o.CancelImport, "ines", order=asked.order),
         site.order(o.Resume, "olga", run=run),
         site.order(o.Replay, "audrey", run=run, from_step=0, to_step=2),
         site.review_order("rita", "privacy"),

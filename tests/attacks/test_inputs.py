@@ -6,12 +6,14 @@ import json
 import os
 import pickle
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from appliance.domain.orders import CancelImport
 from appliance.errors import BadInput
 from tests.ml.tiny import build_base, clauses, write_csv
 from tests.site import Refused, Site
@@ -56,6 +58,23 @@ def truncate_weights(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def edit(name: str, **members: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | members))
+
+    return change
+
+
+def add_endless_template(folder: Path) -> None:
+    path = folder / "chat_template.jinja"
+    loops = "".join(f"{{% for x{n} in range(99999) %}}" for n in range(3)) + "{% endfor %}" * 3
+    path.write_text(loops + path.read_text())
+
+
+BACKTRACKS = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_base(tmp_path_factory.mktemp("b") / "base")
@@ -69,6 +88,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param(add_code, "base-refused", "modeling_tiny.py", id="code"),
         pytest.param(add_auto_map, "base-refused", "config.json", id="auto-map"),
         pytest.param(add_template_code, "", "template", id="template"),
+        pytest.param(add_endless_template, "", "template", id="endless-template"),
+        pytest.param(edit("tokenizer.json", pre_tokenizer=BACKTRACKS), "", "cannot backtrack", id="tokenizer"),
+        pytest.param(edit("config.json", num_hidden_layers=10**9), "", "num_hidden_layers", id="layers"),
+        pytest.param(edit("config.json", max_position_embeddings=10**18), "", "max_position", id="context"),
         pytest.param(truncate_weights, "", "model.safetensors", id="truncated"),
     ],
 )
@@ -91,6 +114,27 @@ def test_a_bad_base_is_refused_by_name_and_not_imported(
     assert unknown.value.status == 404
     assert not os.path.exists(BAIT)
     assert not list((shared.home / "artifacts").glob(".staging-*"))
+
+
+def test_an_import_is_cancelled_while_its_worker_runs_and_leaves_nothing(shared: Site, model: Path) -> None:
+    order = shared.order_base(model, "unwanted")
+    with pytest.raises(Refused) as stranger:
+        shared.order(CancelImport(order=order, **shared.terms("rita")))
+    assert stranger.value.status == 403
+    shared.order(CancelImport(order=order, **shared.terms("olga")))
+    found = shared.wait_import(order)
+    assert found["status"] == "cancelled"
+    assert shared.entries(type="import.cancelled")[-1]["actor"] == "olga"
+    deadline = time.monotonic() + 30
+    while list((shared.home / "artifacts").glob(".*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with pytest.raises(Refused) as unknown:
+        shared.get("/v1/bases/unwanted")
+    assert unknown.value.status == 404
+    with pytest.raises(Refused) as late:
+        shared.order(CancelImport(order=order, **shared.terms("olga")))
+    assert late.value.status == 403 and "one that is cancelled" in late.value.reasons[0]
 
 
 def with_rows(change: Callable[[list[str]], None]) -> Callable[[Path], bytes]:

@@ -432,6 +432,7 @@ def test_a_base_is_there_whole_or_not_at_all(town: Site, tmp_path: Path) -> None
         return town.import_base(folder, "second")
 
     die(town, "before:base.imported", act)
+    assert not list((town.home / "artifacts").glob(".*")), "what was sealed and not recorded is gone"
     check_whole(town)
     assert [base["name"] for base in town.get("/v1/bases")] == ["tiny"]
     die(town, "after:base.imported", act)
@@ -566,8 +567,8 @@ def test_a_run_that_was_cut_off_before_its_first_checkpoint_failed(town: Site) -
 @pytest.mark.slow
 def test_an_adapter_is_sealed_whole_or_not_at_all(town: Site) -> None:
     run = run_until_death(town, "whole", "before:adapter.sealed")
-    # The folder lay there sealed, and no entry came to name it.
-    assert [name for name in os.listdir(town.home / "artifacts") if name.startswith(".unnamed-")]
+    # The folder lay there sealed, and no entry came to name it: the start removed it.
+    assert not [name for name in os.listdir(town.home / "artifacts") if name.startswith(".unnamed-")]
     # The run goes on from its last training checkpoint, and is judged and sealed again.
     assert town.wait_run(run)["adapter"] == "whole@1"
     check_whole(town)

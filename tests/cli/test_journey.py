@@ -16,7 +16,7 @@ from appliance.cli import caller, main, reviewers
 from appliance.domain.credentials import parse_token
 from appliance.errors import BadInput
 from tests.cli.conftest import Desk
-from tests.domain.builder import ORIGIN, policy_set
+from tests.domain.builder import ORIGIN, order_of, policy_set
 
 RECIPE = "name: clauses\nbase: smollm2\ndataset: clauses@1\nrank: 8\n"
 
@@ -171,6 +171,21 @@ def test_a_run_is_cancelled_by_the_one_who_ordered_it(open_desk: Callable[[str],
     told = desk.as_("olga", "run", "cancel", "r-000001", "--yes")
     assert told.code == 0, told.err
     assert "cancelled" in desk.as_("olga", "run", "list").out
+
+
+def test_an_import_under_way_is_listed_and_cancelled_by_what_it_imports(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("imported")
+    requested = order_of(desk.site.request_import("another"))
+    listed = json.loads(desk.as_("ines", "import", "list", "--json").out)
+    assert [(row["subject"], row["status"]) for row in listed][-1] == ("base:another", "requested")
+    assert desk.as_("ines", "import", "cancel", "base:other", "--yes").code == 4
+    told = desk.as_("ines", "import", "cancel", "base:another", "--yes")
+    assert told.code == 0, told.err
+    record = desk.site.state.imports.get(requested)
+    assert record is not None and record.status == "cancelled"
+    assert "cancelled" in desk.as_("ines", "import", "list").out
+    told = desk.as_("ines", "import", "cancel", requested, "--yes")
+    assert told.code == 4 and "expected one of none" in told.err
 
 
 def test_a_reviewer_reads_what_a_signature_binds_and_then_signs_it(open_desk: Callable[[str], Desk]) -> None:

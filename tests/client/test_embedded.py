@@ -164,6 +164,8 @@ SETTINGS = {
     "APPLIANCE_OPERATIONS_TOKEN": "operations.token",
     "APPLIANCE_PLAINTEXT": "accepted",
     "APPLIANCE_REHASH": "5",
+    "APPLIANCE_IMPORT_MINUTES": "20",
+    "APPLIANCE_IMPORT_CPU_MINUTES": "10",
 }
 PERSONAL = {
     "APPLIANCE_KEY": "/home/ada/ada.key",

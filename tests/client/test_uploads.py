@@ -7,7 +7,7 @@ import pytest
 
 from appliance.client import imports, orders, uploads
 from appliance.domain.orders import ImportBase, ImportDataset
-from appliance.errors import BadInput, NotFound, Tampered, Unavailable
+from appliance.errors import BadInput, Conflict, NotFound, Tampered, Unavailable
 from appliance.formats.digest import digest_bytes
 from appliance.formats.manifest import parse_manifest
 from tests.client.conftest import Office
@@ -149,3 +149,6 @@ def test_an_import_ends_with_its_result_or_as_the_error_it_was(open_office: Call
     with pytest.raises(BadInput, match="import of dataset:notes: line 7") as raised:
         imports.wait_for_import(door, "bad", lambda state: None)
     assert raised.value.code == "dataset"
+    office.double.imports["cancelled"] = _state("cancelled")
+    with pytest.raises(Conflict, match="import of dataset:notes: it was cancelled"):
+        imports.wait_for_import(door, "cancelled", lambda state: None)

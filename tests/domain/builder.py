@@ -365,11 +365,18 @@ class Site:
 
     # Making.
 
-    def import_base(self, name: str = "smollm2", signer: str = "ines") -> Entry:
+    def request_import(self, name: str = "another", signer: str = "ines") -> Entry:
         order = self.order(
             o.ImportBase, signer, base=name, format="gguf", source=digest_bytes(b"gguf"), licence="Apache-2.0"
         )
-        requested = self.ordered(e.ImportRequested(policy=self.in_force), order)
+        return self.ordered(e.ImportRequested(policy=self.in_force), order)
+
+    def cancel_import(self, requested: Entry, signer: str = "ines") -> Entry:
+        order = self.order(o.CancelImport, signer, order=order_of(requested))
+        return self.ordered(e.ImportCancelled(policy=self.in_force), order)
+
+    def import_base(self, name: str = "smollm2", signer: str = "ines") -> Entry:
+        requested = self.request_import(name, signer)
         return self.add(self.base_imported(requested, name), documents={"manifest": manifest(name, 1, {"w": b"base"})})
 
     def base_imported(self, requested: Entry, name: str = "smollm2", **fields: Any) -> e.BaseImported:

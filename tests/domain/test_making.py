@@ -77,6 +77,36 @@ def test_a_failed_import_may_be_ordered_again() -> None:
     site.import_base()
 
 
+def test_an_import_is_cancelled_by_who_ordered_it_or_an_administrator() -> None:
+    for name in ("ines", "anna"):
+        site = stage("staffed")
+        requested = site.request_import("smollm2")
+        site.cancel_import(requested, name)
+        record = site.state.imports.get(order_of(requested))
+        assert record is not None and record.status == "cancelled"
+        site.import_base("smollm2")
+    for name in ("olga", "rita", "otto"):
+        site = stage("staffed")
+        requested = site.request_import("smollm2")
+        with refuses(site, Denied, f"role: expected {name} to be administrator"):
+            site.cancel_import(requested, name)
+
+
+def test_a_cancelled_import_has_no_other_end() -> None:
+    site = stage("staffed")
+    requested = site.request_import("smollm2")
+    site.cancel_import(requested)
+    with refuses(site, Denied, "import of base:smollm2: expected one under way, got one that is cancelled"):
+        site.cancel_import(requested)
+    with refuses(site, Denied, "expected one under way, got cancelled"):
+        site.add(e.ImportFailed(order=order_of(requested), code="x", message=TEXT))
+    with refuses(site, Denied, "expected one under way, got cancelled"):
+        site.add(site.base_imported(requested), documents={"manifest": manifest("smollm2", 1, {"w": b""})})
+    nobody = site.order(o.CancelImport, "ines", order="sha256:" + "0" * 64)
+    with refuses(site, Denied, "import: expected one that was ordered, got sha256:0"):
+        site.ordered(e.ImportCancelled(policy=site.in_force), nobody)
+
+
 def test_a_dataset_is_rendered_for_a_base_that_is_there() -> None:
     site = stage("staffed")
     with refuses(site, Denied, "base: expected an imported one, got smollm2"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -68,6 +69,16 @@ def test_no_pack_is_larger_than_the_loop_makes_it_and_a_long_row_stands_alone() 
     assert max(pack.tokens for pack in packs) <= PACK_TOKENS
     long = Lengths(quantiles=(3000,), shared=8, trained=4)
     assert {(pack.tokens, pack.segments) for pack in draw_packs(long, resolved(), 8)} == {(3000, 1)}
+
+
+def test_what_an_earlier_import_believed_of_a_base_is_planned_at_once() -> None:
+    """Nothing is looped over that a base claims; bounds at the import came later."""
+    absurd = SUBJECT.__class__(SHAPE.model_copy(update={"layers": 10**9, "hidden": 10**9}), 2, LENGTHS, 800, 200)
+    began = time.process_time()
+    assert plan_memory(absurd, resolved()).training_peak > 10**18
+    facts = FACTS.model_copy(update={"context_length": 10**18})
+    assert resolve_recipe(parse_recipe(WRITTEN), facts).max_length == 160
+    assert time.process_time() - began < 2
 
 
 def test_quantiles_stand_for_rows_and_never_for_shorter_ones() -> None:

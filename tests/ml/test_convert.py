@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,64 @@ def test_a_cut_gguf_file_is_refused(tmp_path: Path, output: Path, keep: int) -> 
     cut.write_bytes(whole[:keep])
     with pytest.raises(BadInput, match=r"base, cut\.gguf: expected"):
         convert_base(cut, output)
+
+
+def header(pairs: bytes, count: int = 1, tensors: int = 0, version: int = 3) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", version, tensors, count) + pairs
+
+
+def text(value: bytes) -> bytes:
+    return struct.pack("<Q", len(value)) + value
+
+
+def whole(name: str, value: int) -> bytes:
+    """A pair whose value is a 64-bit number."""
+    return text(name.encode()) + struct.pack("<IQ", 10, value)
+
+
+LLAMA = text(b"general.architecture") + struct.pack("<I", 8) + text(b"llama")
+SHAPE = {
+    "block_count": 2, "embedding_length": 64, "feed_forward_length": 128, "attention.head_count": 4,
+    "vocab_size": 300, "context_length": 256,
+}  # fmt: skip
+
+
+def shaped(**changes: int) -> bytes:
+    shape = SHAPE | changes
+    return header(LLAMA + b"".join(whole(f"llama.{name}", value) for name, value in shape.items()), 1 + len(shape))
+
+
+HOSTILE = {
+    "array": header(text(b"x") + struct.pack("<IIQ", 9, 4, 2**50)),
+    "array-of-texts": header(text(b"x") + struct.pack("<IIQ", 9, 8, 2**50)),
+    "array-of-arrays": header(text(b"x") + struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ", 9, 1) * 50_000),
+    "array-longer-than-the-file": header(text(b"x") + struct.pack("<IIQ", 9, 4, 10**6)),
+    "text": header(text(b"x") + struct.pack("<IQ", 8, 2**62)),
+    "token": header(text(b"x") + struct.pack("<IIQQ", 9, 8, 1, 2**40)),
+    "name": header(struct.pack("<Q", 2**62)),
+    "values": header(b"", count=2**60),
+    "tensors": header(LLAMA, tensors=2**60),
+    "tensor": header(LLAMA, tensors=1) + text(b"w") + struct.pack("<IQQQQIQ", 4, *[2**32] * 4, 0, 0),
+    "dimensions": header(LLAMA, tensors=1) + text(b"w") + struct.pack("<I", 2**31),
+    "type": header(text(b"x") + struct.pack("<I", 99)),
+    "version": header(b"", 0, version=2**31),
+    "layers": shaped(block_count=10**9),
+    "context": shaped(context_length=10**18),
+    "vocabulary": shaped(vocab_size=2**40),
+    "no-weights": shaped(),
+    "end": header(LLAMA[:-2]),
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
+def test_a_gguf_header_that_claims_more_than_there_is_is_refused_at_once(
+    tmp_path: Path, output: Path, data: bytes
+) -> None:
+    (tmp_path / "model.gguf").write_bytes(data)
+    began = time.process_time()
+    with pytest.raises(BadInput, match=r"base, model.gguf.*: expected"):
+        convert_base(tmp_path / "model.gguf", output)
+    assert time.process_time() - began < 1 and not list(output.iterdir())
 
 
 def test_a_pickle_called_gguf_is_refused(tmp_path: Path, output: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from appliance.errors import BadInput
 from appliance.ml.base import load_base
+from appliance.ml.bounds import check_claims, count_least_parameters
 from appliance.ml.convert import convert_base
 from appliance.ml.folder import check_folder
 
@@ -91,6 +92,78 @@ def test_a_bad_folder_is_neither_imported_nor_loaded(folder: Path, tmp_path: Pat
         return  # a sealed folder carries its own
     with pytest.raises(BadInput, match=message):
         load_base(folder, quantisation="nf4-double", compute_dtype="float32", device="cpu")
+
+
+CLAIMS: list[dict[str, Any]] = [
+    {"num_hidden_layers": 10**9},
+    {"num_hidden_layers": 0},
+    {"num_hidden_layers": "2"},
+    {"num_hidden_layers": True},
+    {"hidden_size": 10**7},
+    {"intermediate_size": 10**9},
+    {"vocab_size": 10**12},
+    {"num_attention_heads": 10**6},
+    {"num_key_value_heads": 10**6},
+    {"head_dim": 10**6},
+    {"max_position_embeddings": 10**18},
+    {"max_position_embeddings": 256.0},
+    {"num_labels": 10**9},
+    {"rope_scaling": {"rope_type": "dynamic", "factor": 1e300}},
+    {"rope_scaling": {"rope_type": "yarn", "original_max_position_embeddings": 10**18}},
+    {"rope_theta": 10**300},
+    {"made_up": -(10**9)},
+    {"made_up": [0] * 30_000},
+    {"made_up": [[[[[[[[[[0]]]]]]]]]]},
+]
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: "-".join(claim))
+def test_a_configuration_that_claims_what_no_model_has_is_refused_at_once(folder: Path, claim: dict[str, Any]) -> None:
+    _edit(folder, "config.json", **claim)
+    with pytest.raises(BadInput, match=r"base, config.json.*: expected"):
+        check_folder(folder)
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "llama-3.1-405b": {
+        "hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "num_attention_heads": 128,
+        "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072, "rope_theta": 500000.0,
+        "rope_scaling": {"factor": 8.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+        "eos_token_id": [128001, 128008, 128009], "rms_norm_eps": 1e-05, "use_cache": True, "pretraining_tp": 1,
+    },
+    "qwen2.5-14b-1m": {
+        "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 48, "num_attention_heads": 40,
+        "num_key_value_heads": 8, "vocab_size": 152064, "max_position_embeddings": 1010000, "rope_theta": 10000000,
+        "max_window_layers": 48, "sliding_window": 1010000, "rope_scaling": None, "bos_token_id": 151643,
+        "dual_chunk_attention_config": {"chunk_size": 262144, "local_size": 8192},
+    },
+    "qwen3-32b": {
+        "hidden_size": 5120, "intermediate_size": 25600, "num_hidden_layers": 64, "num_attention_heads": 64,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960,
+        "rope_theta": 1000000, "max_window_layers": 64,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", PUBLISHED.values(), ids=PUBLISHED)
+def test_the_largest_published_models_are_within_bounds(config: dict[str, Any]) -> None:
+    check_claims(config, "config.json")
+    named = {"llama-3.1-405b": 405, "qwen2.5-14b-1m": 14, "qwen3-32b": 32}
+    billions = next(named[name] for name, value in PUBLISHED.items() if value is config)
+    assert 0.8 < count_least_parameters(config) / billions / 1e9 < 1.02
+
+
+def test_dimensions_that_the_weights_cannot_have_are_refused_before_any_is_allocated(folder: Path) -> None:
+    _edit(folder, "config.json", num_hidden_layers=1_000, hidden_size=65_536, vocab_size=1_000_000)
+    with pytest.raises(BadInput, match="expected dimensions of the weights that are there"):
+        check_folder(folder)
+
+
+@pytest.mark.parametrize("length", [2**63, 20 << 20, 10_000])
+def test_weights_whose_header_is_longer_than_any_are_refused(folder: Path, length: int) -> None:
+    (folder / "model.safetensors").write_bytes(length.to_bytes(8, "little") + b"{}")
+    with pytest.raises(BadInput, match=r"weights: expected safetensors in model.safetensors, with a header"):
+        check_folder(folder)
 
 
 def test_weights_that_are_a_pickle_under_another_name_do_not_run(folder: Path, tmp_path: Path) -> None:

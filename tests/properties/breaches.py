@@ -129,6 +129,7 @@ TYPES: dict[str, Breach] = {
         e.ImportRequested(policy=s.in_force), s.order(o.ImportBase, "audrey", base="b", format="gguf", source=NOTHING,
                                                       licence="MIT"))),
     "import.failed": ("staffed", lambda s: s.add(e.ImportFailed(order=NOTHING, code="x", message=s.text("why")))),
+    "import.cancelled": ("staffed", lambda s: s.cancel_import(s.request_import(), "olga")),
     "base.imported": ("staffed", lambda s: s.add(
         e.BaseImported(order=NOTHING, base="b", facts={}, walls={}),
         documents={"manifest": manifest("b", 1, {"w": b"w"})})),
@@ -200,6 +201,7 @@ VERBS: dict[type[o.Order], Breach] = {
     o.Train: TYPES["run.requested"],
     o.Cancel: ("imported", lambda s: s.ordered(
         e.RunCancelled(policy=s.in_force), s.order(o.Cancel, "ines", run=s.request_run()))),
+    o.CancelImport: TYPES["import.cancelled"],
     o.Resume: ("imported", resumed_by_another),
     o.Replay: TYPES["replay.requested"],
     o.Review: ("sealed", lambda s: s.review("olga", "privacy")),

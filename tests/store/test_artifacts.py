@@ -35,6 +35,13 @@ def fill(staging: Path, files: dict[str, bytes] = FILES) -> str:
 
 
 def seal(artifacts: Artifacts) -> str:
+    """As a workflow does once an entry names it."""
+    digest = seal_pending(artifacts)
+    artifacts.settle(digest)
+    return digest
+
+
+def seal_pending(artifacts: Artifacts) -> str:
     with artifacts.staging() as staging:
         digest = fill(staging)
         artifacts.seal(staging, digest, BESIDE)
@@ -244,6 +251,28 @@ def test_a_sweep_removes_staging_and_uploads_and_sets_aside_what_no_entry_names(
     assert (aside / "recipe.json").read_bytes() == b"[1]"
 
 
+def test_what_is_pending_is_removed_with_all_that_lies_beside_it(artifacts: Artifacts, home: Path) -> None:
+    digest = seal_pending(artifacts)
+    assert artifacts.pending() == (digest,)
+    artifacts.discard_pending(digest)
+    assert list((home / "artifacts").iterdir()) == []
+    assert seal_pending(artifacts) == digest
+    artifacts.settle(digest)
+    artifacts.discard_pending(digest)
+    assert artifacts.check(digest) and artifacts.pending() == (), "one that is settled stays"
+
+
+def test_a_sweep_keeps_what_is_pending_and_named_and_removes_what_is_not(artifacts: Artifacts, home: Path) -> None:
+    digest = seal_pending(artifacts)
+    artifacts.sweep(keep=frozenset([digest]))
+    assert artifacts.check(digest) and artifacts.pending() == ()
+    artifacts.sweep(keep=frozenset())
+    assert len(list((home / "artifacts").glob(".unnamed-*"))) == 1
+    seal_pending(artifacts)
+    assert artifacts.sweep(keep=frozenset()) == ()
+    assert len(list((home / "artifacts").glob("*/recipe.json"))) == 1, "only the one that was moved aside is left"
+
+
 # --- uploads ------------------------------------------------------------------------------------------------------
 
 
@@ -346,6 +375,10 @@ def test_a_power_cut_between_any_two_calls_leaves_an_artifact_whole_or_absent(
             assert {name: after.read_beside(digest, name) for name in BESIDE} == BESIDE
             whole += 1
         assert not list(home.glob("artifacts/.*")), "nothing half-made is left after the sweep"
+        unnamed = Artifacts(tmp_path / f"{at}-unnamed")
+        run_until_cut(monkeypatch, at, lambda unnamed=unnamed: seal_pending(unnamed))
+        unnamed.sweep(keep=frozenset())
+        assert not list((tmp_path / f"{at}-unnamed" / "artifacts").iterdir()), "no entry names it, so nothing is left"
         assert seal(after) == digest
         after.check(digest)
         if ended:
@@ -400,7 +433,7 @@ def test_everything_is_on_disk_before_the_name_that_shows_it(monkeypatch: pytest
         upload.finish()
     artifacts.quarantine(digest)
     renames = [place for place, (kind, _) in enumerate(events) if kind == "rename"]
-    assert len(renames) == 2 + len(BESIDE) + 1
+    assert len(renames) == 3 + len(BESIDE) + 1
     for place in renames:
         shown, parent = events[place][1]
         synced = {value for kind, value in events[:place] if kind == "fsync"}

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,12 +18,13 @@ from appliance.domain import events as e
 from appliance.domain import orders as o
 from appliance.domain.entry import Draft, Entry, encode_entry, parse_entry
 from appliance.domain.rules import apply
-from appliance.errors import Unavailable
+from appliance.errors import Denied, NotFound, Unavailable
 from appliance.formats.digest import digest_bytes
 from appliance.runners.decoys import Probes
 from appliance.runners.local import start_worker
 from appliance.store.artifacts import Artifacts
 from appliance.store.checkpoints import Checkpoints
+from appliance.store.keyring import Keyring
 from appliance.store.staging import propose
 from appliance.store.steps import Steps
 from appliance.workflows import (
@@ -39,6 +41,7 @@ from appliance.workflows import (
     writeback,
 )
 from appliance.workflows.defects import foreseen
+from appliance.workflows.folders import seal_folder, secret_name
 from appliance.workflows.jobs import Jobs
 from appliance.workflows.progress import Progress
 from appliance.workflows.record import conceal
@@ -92,10 +95,14 @@ def context_of(site: Site, home: Path) -> Any:
         appended=lambda *_: None,
         released=lambda: None,
         artifacts=Artifacts(home),
+        keyring=Keyring(home / "keys"),
         checkpoints=Checkpoints(home),
         steps=Steps(home),
         progress=Progress(),
-        imports=Jobs("imports"),
+        bases=Jobs("bases"),
+        datasets=Jobs("datasets"),
+        import_s=60.0,
+        import_cpu_s=60.0,
         runs=Jobs("runs"),
         workers={},
         order_lock=threading.RLock(),
@@ -144,8 +151,8 @@ def test_what_nobody_foresaw_in_an_import_is_its_failure_and_the_next_one_runs(
     calls = iter([raising(error), raising(Unavailable("not now"))])
     monkeypatch.setattr(ingest, "_order", lambda *given: next(calls)(*given))
     for digest in asked:
-        context.imports.put(partial(ingest.import_base, context, digest))
-    finish(context.imports)
+        context.bases.put(partial(ingest.import_base, context, digest))
+    finish(context.bases)
     assert outcomes(context) == [("import.failed", "defect"), ("import.failed", "unavailable")]
     told = context.progress.read(asked[0], 0, 0)
     assert told.ended and told.error["code"] == "defect" and type(error).__name__ in told.error["message"]
@@ -247,8 +254,8 @@ def test_a_worker_that_nests_folders_fails_alone(
         upload.finish()
     inmates += ["inmates.nest", "inmates.diligent"]
     for name in ("first", "second"):
-        context.imports.put(partial(ingest.import_base, context, ask_for_base(site, name)))
-    finish(context.imports)
+        context.bases.put(partial(ingest.import_base, context, ask_for_base(site, name)))
+    finish(context.bases)
     assert outcomes(context) == [("import.failed", "bad-input"), ("base.imported", None)]
     assert not list((home / "artifacts").glob(".staging-*"))
     assert "ALARM" not in caplog.text
@@ -277,8 +284,8 @@ def test_a_worker_that_fills_the_disk_is_ended_before_it_is_full(
         upload.finish()
     inmates += ["inmates.fill", "inmates.diligent"]
     for name in ("first", "second"):
-        context.imports.put(partial(ingest.import_base, context, ask_for_base(site, name)))
-    finish(context.imports)
+        context.bases.put(partial(ingest.import_base, context, ask_for_base(site, name)))
+    finish(context.bases)
     assert outcomes(context) == [("import.failed", "disk"), ("base.imported", None)]
     assert f"worker, disk: expected {size // 20} bytes free" in caplog.text
 
@@ -300,6 +307,51 @@ def test_the_end_of_a_worker_that_was_killed_says_so(home: Path, inmates: list[s
         workers.check_walls(started)
         with pytest.raises(Unavailable, match="by signal 9: it was killed, as the kernel does where memory runs out"):
             workers.carry_out(started, {})
+
+
+class PowerCut(BaseException):
+    """Not an Exception: nothing cleans up after it."""
+
+
+@pytest.mark.parametrize("error", [Denied("refused by the rules"), PowerCut()], ids=["refused", "killed"])
+def test_an_import_that_was_sealed_and_not_recorded_leaves_nothing(
+    home: Path, inmates: list[str], monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    site = stage("staffed")
+    context = context_of(site, home)
+    with context.artifacts.receive(digest_bytes(b"gguf"), 4) as upload:
+        upload.write(b"gguf")
+        upload.finish()
+    inmates += ["inmates.diligent"]
+    record = ingest.append_patiently
+
+    def refuse(context: Any, body: Any, **more: Any) -> Any:
+        if isinstance(body, e.BaseImported):
+            assert len(context.artifacts.pending()) == 1
+            raise error
+        return record(context, body, **more)
+
+    monkeypatch.setattr(ingest, "append_patiently", refuse)
+    monkeypatch.setattr(recover, "detect_layers", lambda: LAYERS)
+    with suppress(PowerCut):
+        ingest.import_base(context, ask_for_base(site, "first"))
+    if isinstance(error, PowerCut):
+        assert list((home / "artifacts").iterdir())
+        recover.recover(context)
+    assert not list((home / "artifacts").iterdir())
+
+
+def test_a_start_destroys_the_key_of_a_dataset_that_no_entry_names(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recover, "detect_layers", lambda: LAYERS)
+    context = context_of(stage("imported"), home)
+    with context.artifacts.staging() as staging:
+        (staging / "rows.jsonl").write_bytes(b"{}")
+        digest = digest_bytes(seal_folder(context, staging, "clauses", 2))
+    context.keyring.keep_secret(secret_name(digest), b"k" * 32)
+    recover.recover(context)
+    assert not list((home / "artifacts").iterdir())
+    with pytest.raises(NotFound):
+        context.keyring.read_secret(secret_name(digest))
 
 
 def test_a_start_goes_on_whatever_a_worker_left(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,14 +148,16 @@ def test_what_nobody_carries_though_its_order_stands_is_taken_up(monkeypatch: py
     carried: list[str] = []
     monkeypatch.setattr(train, "carry_through", lambda _, run_id: carried.append(run_id))
     monkeypatch.setattr(ingest, "import_dataset", lambda _, digest: carried.append(digest))
-    context: Any = SimpleNamespace(ledger=SimpleNamespace(state=site.state), runs=Jobs("runs"), imports=Jobs("imports"))
+    context: Any = SimpleNamespace(
+        ledger=SimpleNamespace(state=site.state), runs=Jobs("runs"), bases=Jobs("bases"), datasets=Jobs("datasets")
+    )
     over = threading.Event()
     if busy:
-        for jobs in (context.runs, context.imports):
+        for jobs in (context.runs, context.datasets):
             jobs.put(over.wait)
     take_up_forgotten(context)
     over.set()
-    for jobs in (context.runs, context.imports):
+    for jobs in (context.runs, context.datasets):
         jobs.stop(10)
     assert carried == ([] if busy else [run, site.state.imports.get(asked.subjects[0].removeprefix("order:")).order])
 

@@ -1,0 +1,93 @@
+"""What a model's configuration may claim, checked before anything is allocated or looped over for it. No torch.
+
+Each bound is several times that of the largest published model of the architectures that are imported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from appliance.errors import BadInput
+
+MAX_CONTEXT = 1 << 22
+MAX_VOCABULARY = 1 << 20
+MAX_TOKEN_BYTES = 4_096
+_DIMENSIONS = {
+    "num_hidden_layers": 1_024,
+    "hidden_size": 65_536,
+    "intermediate_size": 1 << 19,
+    "num_attention_heads": 1_024,
+    "vocab_size": MAX_VOCABULARY,
+    "max_position_embeddings": MAX_CONTEXT,
+}
+_MOST = {
+    **_DIMENSIONS,
+    "num_key_value_heads": 1_024,
+    "head_dim": 4_096,
+    "original_max_position_embeddings": MAX_CONTEXT,
+    "max_window_layers": 1_024,
+    "num_labels": 1_024,
+}
+_MOST_OTHER = 1 << 20
+_MOST_REAL = 1e12
+_MAX_NODES = 20_000
+_MAX_DEPTH = 8
+# Only the base of an exponent, and written with and without a point.
+_REAL = ("rope_theta",)
+
+
+def check_claims(config: Mapping[str, Any], what: str) -> None:
+    """BadInput names the first number that is out of bounds, or a dimension that is no whole number."""
+    for name, most in _DIMENSIONS.items():
+        _check_whole(config.get(name), most, f"{what}, {name}")
+    for place, (name, value) in enumerate(_walk(config, what)):
+        if place > _MAX_NODES:
+            raise BadInput(f"{what}: expected at most {_MAX_NODES} values, got more")
+        if isinstance(value, float) or name in _REAL:
+            _check_real(value, f"{what}, {name}")
+        elif isinstance(value, int):
+            most = _MOST.get(name, _MOST_OTHER)
+            if abs(value) > most:
+                raise BadInput(f"{what}, {name}: expected at most {most}, got {value}")
+
+
+def _walk(value: Any, what: str, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Every value, under the name of the member that it stands in."""
+    if depth > _MAX_DEPTH:
+        raise BadInput(f"{what}, {name}: expected values at most {_MAX_DEPTH} deep, got more")
+    if isinstance(value, dict):
+        for key, member in value.items():
+            yield from _walk(member, what, key, depth + 1)
+    elif isinstance(value, list):
+        for member in value:
+            yield from _walk(member, what, name, depth + 1)
+    else:
+        yield name, value
+
+
+def _check_whole(value: object, most: int, what: str) -> None:
+    if type(value) is not int or not 1 <= value <= most:
+        raise BadInput(f"{what}: expected a whole number from 1 to {most}, got {value!r:.40}")
+
+
+def _check_real(value: object, what: str) -> None:
+    if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= _MOST_REAL):
+        raise BadInput(f"{what}: expected a number up to {_MOST_REAL:g}, got {value!r:.40}")
+
+
+def count_least_parameters(config: Mapping[str, Any]) -> int:
+    """What attention, feed-forward and embeddings of these architectures have at least, by the configuration."""
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    size = config.get("head_dim") or hidden // heads
+    keys = config.get("num_key_value_heads") or heads
+    layer = 2 * hidden * size * (heads + keys) + 3 * hidden * config["intermediate_size"]
+    return int(config["vocab_size"] * hidden + config["num_hidden_layers"] * layer)
+
+
+def check_weights(config: Mapping[str, Any], most: int, what: str) -> None:
+    """BadInput where the files cannot hold as many weights as the configuration claims."""
+    least = count_least_parameters(config)
+    if least > most:
+        raise BadInput(f"{what}: expected dimensions of the weights that are there, at most {most}, got {least}")
