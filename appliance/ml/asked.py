@@ -10,12 +10,15 @@ from appliance.errors import BadInput
 
 MAX_STOPS = 16
 MAX_LABELS = 1000
+# Below it a request is greedy, as in vLLM: bf16 logits that differ leave nothing to chance, and less than 1e-37
+# divides them into what is no number.
+LEAST_TEMPERATURE = 1e-5
 _ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to answer and how. `temperature` 0 always takes the likeliest token; `seed` fixes every draw.
+    """What to answer and how. `temperature` 0, or next to it, takes the likeliest token; `seed` fixes every draw.
 
     `prompt`: a text to go on with, in place of messages. `labels`: the answers there are; none: any.
     """
@@ -28,6 +31,11 @@ class Request:
     stop: tuple[str, ...] = ()
     prompt: str | None = None
     labels: tuple[str, ...] = ()
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether no draw is left to chance. Logits that are divided by less are no numbers any more."""
+        return self.temperature < LEAST_TEMPERATURE
 
 
 def parse_request(value: Mapping[str, Any]) -> Request:

@@ -78,7 +78,7 @@ class Row:
     def draw(self, ahead: Ahead) -> int:
         """The next token, of those that lead to a label where there are labels."""
         if self._choices is None:
-            if self.request.temperature == 0:
+            if self.request.is_greedy:
                 return ahead.likeliest
             return draw_token(ahead.logits, self.request, self._generator)
         token = draw_token(self._choices.narrow(ahead.logits), self.request, self._generator)

@@ -382,6 +382,21 @@ def test_an_answer_and_one_that_waits_can_be_cancelled(server: Process, slot: st
     assert _answer(server, "third", temperature=0)[1]["frame"] == "done", "a cancel for one id touches no other"
 
 
+@pytest.mark.parametrize("temperature", [-0.0, 5e-324, 1e-320, 1e-38, 1e-30, 1e-6])
+def test_next_to_no_temperature_is_none(server: Process, slot: str, temperature: float) -> None:
+    text, done = _answer(server, "1", temperature=temperature, seed=5)
+    assert (text, done["frame"]) == (_answer(server, "2", temperature=0)[0], "done")
+    assert _answer(server, "3", temperature=temperature, labels=["fee", "due"])[1]["frame"] == "done"
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-3])
+@pytest.mark.parametrize("top_p", [5e-324, 1e-38, 1e-9, 1.0])
+def test_the_smallest_temperature_and_share_are_answered(
+    server: Process, slot: str, temperature: float, top_p: float
+) -> None:
+    assert _answer(server, "1", temperature=temperature, top_p=top_p)[1]["frame"] == "done"
+
+
 def test_what_a_step_gives_to_many_comes_together(server: Process, slot: str) -> None:
     before = server.together
     asked = {"frame": "generate", "slot": "a", "messages": MESSAGES, "max_tokens": 20, "temperature": 2.0}
