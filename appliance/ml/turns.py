@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Protocol, TypeVar
 
+DRAWING = 2
+"""Others draw so many times as long as a long prompt is read."""
+
 
 class Reading(Protocol):
     """A request at work, as far as turns ask: its slot, and whether its prompt takes more than one chunk."""
@@ -20,8 +23,8 @@ T = TypeVar("T", bound=Reading)
 class Turns:
     """Slots take turns, each with its requests in the order they came.
 
-    While requests of other slots draw tokens a long prompt is read for as long as tokens are drawn, and no longer: so
-    it takes half of the time at most, whatever its length.
+    While requests of other slots draw tokens a long prompt is read for half as long as tokens are drawn, and no longer:
+    so it takes a third of the time at most, whatever its length.
     """
 
     def __init__(self) -> None:
@@ -41,7 +44,7 @@ class Turns:
     def spend_reading(self, row: Reading, drawing: Sequence[Reading], seconds: float) -> None:
         """What a chunk took."""
         if _holds_up(row, drawing):
-            self._ahead_s += seconds
+            self._ahead_s += seconds * DRAWING
 
     def spend_drawing(self, seconds: float) -> None:
         """What the tokens of a step took; what nothing was read in is not saved up."""

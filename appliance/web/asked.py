@@ -20,6 +20,8 @@ MAX_LABEL_TEXT = 65_536
 MAX_STOPS = 4
 MAX_STOP = 256
 MAX_MEMBERS = 64
+MAX_VALUES = 300_000
+"""More than the characters of all texts: a body with so many signs between values has nothing to say."""
 
 T = TypeVar("T")
 
@@ -126,8 +128,13 @@ class ClassifyRequest(BaseModel):
 
 
 def parse_members(body: bytes) -> Any:
-    """The body as JSON, parsed once; ValueError where it is none. BadInput where it has more members than any request:
-    each unknown one would be an error of its own, and a body full of them would hold the event loop for seconds."""
+    """The body as JSON, parsed once; ValueError where it is none.
+
+    BadInput where it has more values or members than any request: to make objects of them, or an error of each unknown
+    one, would hold the event loop for seconds.
+    """
+    if (got := sum(body.count(sign) for sign in b",[{")) > MAX_VALUES:
+        raise BadInput(f"request, body: expected at most {MAX_VALUES} values, got signs of {got}")
     value = from_json(body)
     if isinstance(value, dict) and len(value) > MAX_MEMBERS:
         raise BadInput(f"request, body: expected at most {MAX_MEMBERS} members, got {len(value)}")

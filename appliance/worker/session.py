@@ -21,7 +21,7 @@ from appliance.formats.frame import read_frame, write_frame
 from appliance.worker.walls import run_probes
 
 MAX_BLOB_BYTES = 2 << 30
-# A unit's request comes as one header, and its body may have 4 MiB: a stream that breaks ends all answers.
+# A unit's request comes as one header, and its body may have 2 MiB: a stream that breaks ends all answers.
 MAX_HEADER_BYTES = 8 << 20
 
 Header = dict[str, Any]

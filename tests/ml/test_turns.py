@@ -1,4 +1,4 @@
-"""Slots take turns, and a long prompt takes half of the time at most while others draw."""
+"""Slots take turns, and a long prompt takes a third of the time at most while others draw."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def test_slots_take_turns_each_in_its_own_order() -> None:
     assert [turns.choose(unread, []) for _ in range(4)] == [A1, B1, A1, B1]
 
 
-def test_a_long_prompt_waits_until_the_others_have_drawn_for_as_long() -> None:
+def test_a_long_prompt_waits_until_the_others_have_drawn_for_twice_as_long() -> None:
     turns, drawing = Turns(), [B1]
     assert turns.choose([A1], drawing) == A1
     turns.spend_reading(A1, drawing, 1.0)
-    turns.spend_drawing(0.6)
+    turns.spend_drawing(1.9)
     assert turns.choose([A1], drawing) is None
-    turns.spend_drawing(0.6)
+    turns.spend_drawing(0.2)
     assert turns.choose([A1], drawing) == A1
 
 

@@ -119,12 +119,13 @@ def test_a_number_at_the_edge_of_the_allowed_is_taken_by_door_and_worker(member:
     "changes",
     [
         {f"member {number}": 1 for number in range(200_000)},
+        {"stop": [1] * 250_000},
         {"stop": [1] * 1_000_000},
-        {"guided_choice": [1] * 1_000_000},
-        {"messages": [1] * 1_000_000},
-        {"messages": [{}] * 1_000_000},
+        {"guided_choice": [1] * 250_000},
+        {"messages": [{}] * 120_000},
+        {"metadata": {"a": [[]] * 500_000}},
     ],
-    ids=["unknown members", "stop", "guided_choice", "messages", "empty messages"],
+    ids=["unknown members", "stop", "more stop", "guided_choice", "messages", "metadata"],
 )
 def test_a_body_full_of_faults_is_refused_in_time_and_in_a_short_text(changes: dict[str, Any]) -> None:
     """Each was an error of its own: seconds of the event loop, and an answer longer than the body."""
@@ -132,5 +133,5 @@ def test_a_body_full_of_faults_is_refused_in_time_and_in_a_short_text(changes: d
     began = time.monotonic()
     with pytest.raises(BadInput) as refused:
         parse(ChatRequest, body)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 1
     assert len(refused.value.message) < 100_000
