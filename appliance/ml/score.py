@@ -24,8 +24,8 @@ from appliance.ml.trie import Node, build_trie, walk_trie
 PACK_TOKENS = 1024
 # Tokens of a prompt and its labels up to which a pass takes both.
 PASS_TOKENS = 512
-# Branches up to which a pass takes both: each is attended by itself.
-PASS_BRANCHES = 128
+# Branches that a pass takes at most: each is attended by itself.
+PASS_BRANCHES = 64
 # Keys of the prompt that the branches of one pass may look at, each at all of them: they are copied for each branch.
 PASS_KEYS = 1 << 16
 
@@ -93,12 +93,12 @@ def score_in_passes(
 
 
 def _split(branches: Sequence[Branch], held: int) -> Iterator[list[Branch]]:
-    """Branches that one pass takes: of so many tokens, and of so many keys that these look at."""
+    """Branches that one pass takes: so many, of so many tokens, and of so many keys that these look at."""
     some: list[Branch] = []
     tokens = 0
     for branch in branches:
-        full = tokens + len(branch.path) > PROMPT_CHUNK or (len(some) + 1) * held > PASS_KEYS
-        if some and full:
+        most = max(1, min(PASS_BRANCHES, PASS_KEYS // held))
+        if some and (len(some) == most or tokens + len(branch.path) > PROMPT_CHUNK):
             yield some
             some, tokens = [], 0
         some.append(branch)
@@ -147,8 +147,9 @@ def _sum_scores(
     """Along each label's path: `chosen` is by branch, [rows, choices]."""
     total = torch.zeros(rows, labels, dtype=torch.float64)
     for branch, values in zip(branches, chosen, strict=True):
-        for place, (_, behind) in enumerate(branch.choices):
-            total[:, sorted(behind)] += values[:, place : place + 1]
+        # A label is behind one choice of a branch at most.
+        paths = [(label, place) for place, (_, behind) in enumerate(branch.choices) for label in sorted(behind)]
+        total[:, [label for label, _ in paths]] += values[:, [place for _, place in paths]]
     scores: list[list[float]] = total.tolist()
     return scores
 

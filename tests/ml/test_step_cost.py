@@ -62,16 +62,16 @@ def test_no_step_is_held_up_by_the_worst_that_may_be_asked(engine: Engine, worst
 
 
 @pytest.mark.parametrize("labels", [WIDE, CHAIN])
-def test_a_pass_has_a_bound_of_tokens_and_of_keys(
-    engine: Engine, labels: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("keys", [2000, 1 << 16])
+def test_a_pass_has_a_bound_of_tokens_branches_and_keys(
+    engine: Engine, labels: list[str], keys: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the labels are: each path of a pass copies the keys of the whole prompt."""
-    passes: list[tuple[int, int]] = []
-    keys = 2000
+    passes: list[tuple[int, int, int]] = []
     real = score.read_after
 
     def count(base: Base, cache: Any, held: Any, paths: Any) -> Any:
-        passes.append((sum(map(len, paths)), len(paths) * held.length))
+        passes.append((sum(map(len, paths)), len(paths), len(paths) * held.length))
         return real(base, cache, held, paths)
 
     monkeypatch.setattr(score, "read_after", count)
@@ -80,8 +80,10 @@ def test_a_pass_has_a_bound_of_tokens_and_of_keys(
     engine.classify("c", "a", parse_request({"messages": list(MESSAGES), "labels": labels}))
     longest_step(engine)
     assert len(passes) > 1
-    assert max(tokens for tokens, _ in passes) <= PROMPT_CHUNK
-    assert max(looked for _, looked in passes) <= keys
+    tokens, branches, looked = (max(found) for found in zip(*passes, strict=True))
+    assert tokens <= PROMPT_CHUNK
+    assert branches <= score.PASS_BRANCHES
+    assert looked <= keys
 
 
 @pytest.mark.parametrize(
