@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import from_json
 
-from appliance.errors import BadInput
+from appliance.web.errors import Malformed
 
 MAX_TOKENS = 1_024
 MAX_TEXT = 200_000
@@ -127,15 +127,24 @@ class ClassifyRequest(BaseModel):
         return {"messages": [message.model_dump() for message in asked], "labels": self.labels}
 
 
-def parse_members(body: bytes) -> Any:
-    """The body as JSON, parsed once; ValueError where it is none.
+def parse_members(body: bytes) -> dict[str, Any]:
+    """The body as a JSON object, parsed once.
 
-    BadInput where it has more values or members than any request: to make objects of them, or an error of each unknown
-    one, would hold the event loop for seconds.
+    Malformed where it is none, or has more values or members than any request: to make objects of them, or an error of
+    each unknown one, would hold the event loop for seconds.
     """
     if (got := sum(body.count(sign) for sign in b",[{")) > MAX_VALUES:
-        raise BadInput(f"request, body: expected at most {MAX_VALUES} values, got signs of {got}")
-    value = from_json(body)
-    if isinstance(value, dict) and len(value) > MAX_MEMBERS:
-        raise BadInput(f"request, body: expected at most {MAX_MEMBERS} members, got {len(value)}")
+        raise _malformed(f"expected at most {MAX_VALUES} values, got signs of {got}")
+    try:
+        value = from_json(body)
+    except ValueError as error:
+        raise _malformed(f"Invalid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise _malformed("Input should be an object")
+    if len(value) > MAX_MEMBERS:
+        raise _malformed(f"expected at most {MAX_MEMBERS} members, got {len(value)}")
     return value
+
+
+def _malformed(message: str) -> Malformed:
+    return Malformed([{"loc": ("body",), "msg": message}])

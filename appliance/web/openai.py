@@ -126,8 +126,6 @@ async def _parse(kind: type[T], request: Request) -> T:
         return kind.model_validate(parse_members(await request.body()))
     except ValidationError as error:
         raise Malformed({**item, "loc": ("body", *item["loc"])} for item in error.errors()) from None
-    except ValueError as error:
-        raise Malformed([{"loc": ("body",), "msg": f"Invalid JSON: {error}"}]) from None
 
 
 @dataclass(frozen=True)
