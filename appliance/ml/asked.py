@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from appliance.errors import BadInput
 
-MAX_STOPS = 16
+MAX_STOPS = 4
 MAX_LABELS = 1000
+# Characters: of one stop text, of all labels, and of the prompt or all messages.
+MAX_STOP = 256
+MAX_LABEL_TEXT = 65_536
+MAX_TEXT = 200_000
+# Tokens, each label with the end of its turn: of one, so that a pass takes it, and of all.
+MAX_LABEL_TOKENS = 256
+MAX_LABELS_TOKENS = 8_192
+# Below it a request is greedy, as in vLLM: bf16 logits that differ leave nothing to chance, and less than 1e-37
+# divides them into what is no number.
+LEAST_TEMPERATURE = 1e-5
 _ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to answer and how. `temperature` 0 always takes the likeliest token; `seed` fixes every draw.
+    """What to answer and how. `temperature` 0, or next to it, takes the likeliest token; `seed` fixes every draw.
 
     `prompt`: a text to go on with, in place of messages. `labels`: the answers there are; none: any.
     """
@@ -29,18 +39,35 @@ class Request:
     prompt: str | None = None
     labels: tuple[str, ...] = ()
 
+    @property
+    def size(self) -> int:
+        """Characters that become tokens."""
+        texts = [self.prompt or "", *self.labels, *(message["content"] for message in self.messages)]
+        return sum(map(len, texts))
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether no draw is left to chance. Logits that are divided by less are no numbers any more."""
+        return self.temperature < LEAST_TEMPERATURE
+
 
 def parse_request(value: Mapping[str, Any]) -> Request:
     """A request's members, checked; BadInput names the one that is off."""
     prompt = value.get("prompt")
     if prompt is not None and (not isinstance(prompt, str) or not prompt or "messages" in value):
         raise BadInput("prompt: expected a text that is not empty, and no messages beside it, got another")
+    messages = _messages(value) if prompt is None else ()
+    contents = [message["content"] for message in messages]
+    _check_length("prompt" if prompt else "messages", contents or [prompt or ""], MAX_TEXT)
     stop = _texts(value, "stop", MAX_STOPS)
+    if (longest := max(map(len, stop), default=0)) > MAX_STOP:
+        raise BadInput(f"stop: expected at most {MAX_STOP} characters in each, got one of {longest}")
     labels = _texts(value, "labels", MAX_LABELS)
+    _check_length("labels", labels, MAX_LABEL_TEXT)
     if len(set(labels)) < len(labels):
         raise BadInput("labels: expected each one once, got one twice")
     return Request(
-        messages=_messages(value) if prompt is None else (),
+        messages=messages,
         max_tokens=int(_number(value, "max_tokens", 1, 1 << 20, whole=True)),
         temperature=_number(value, "temperature", 0, 2),
         top_p=_number(value, "top_p", 0, 1),
@@ -49,6 +76,15 @@ def parse_request(value: Mapping[str, Any]) -> Request:
         prompt=prompt,
         labels=labels,
     )
+
+
+def check_labels(labels: Sequence[Sequence[int]]) -> None:
+    """BadInput where the labels have too many tokens, one of them or all together; `guided_choice` are labels too."""
+    longest, total = max(map(len, labels), default=0), sum(map(len, labels))
+    if longest > MAX_LABEL_TOKENS:
+        raise BadInput(f"labels: expected at most {MAX_LABEL_TOKENS} tokens in each, got one of {longest}")
+    if total > MAX_LABELS_TOKENS:
+        raise BadInput(f"labels: expected at most {MAX_LABELS_TOKENS} tokens in all, got {total}")
 
 
 def _messages(value: Mapping[str, Any]) -> tuple[dict[str, str], ...]:
@@ -65,6 +101,11 @@ def _messages(value: Mapping[str, Any]) -> tuple[dict[str, str], ...]:
                 f"message {place}: expected a role of {', '.join(_ROLES)} and text content, got another shape"
             )
     return tuple({"role": message["role"], "content": message["content"]} for message in messages)
+
+
+def _check_length(name: str, texts: Sequence[str], most: int) -> None:
+    if (got := sum(map(len, texts))) > most:
+        raise BadInput(f"{name}: expected at most {most} characters in all, got {got}")
 
 
 def _texts(value: Mapping[str, Any], name: str, most: int) -> tuple[str, ...]:

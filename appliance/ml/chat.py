@@ -72,7 +72,7 @@ class Chat:
 
     def check_plain(self, text: str, what: str) -> None:
         """Refuses text in which a control token stands: it would end the turn and speak in another's name."""
-        for token in sorted(self.control_tokens):
+        for token in self.control_tokens:
             if token in text:
                 raise BadInput(f"{what}: expected text without control tokens, got {token!r}")
 
@@ -81,6 +81,11 @@ class Chat:
         with _tokenizer_errors():
             ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same of several texts, without holding up the process's other threads."""
+        found = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in found]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without control tokens; a character that is not complete yet ends as U+FFFD."""

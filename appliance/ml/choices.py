@@ -6,25 +6,22 @@ from collections.abc import Sequence
 
 import torch
 
-from appliance.ml.score import find_branches
+from appliance.ml.trie import build_trie
 
 
 class Choices:
     """The labels that can still come, as tokens with the end of the turn; BadInput where one begins another."""
 
     def __init__(self, labels: Sequence[Sequence[int]]) -> None:
-        find_branches(labels)
-        self._left = [tuple(label) for label in labels]
-        self._place = 0
+        self._place = build_trie(labels)
 
     def narrow(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits of the next tokens that lead to a label; every other one is impossible."""
-        allowed = sorted({label[self._place] for label in self._left})
+        allowed = sorted(self._place.choices)
         narrowed = torch.full_like(logits, float("-inf"))
         narrowed[allowed] = logits[allowed]
         return narrowed
 
     def take(self, token: int) -> None:
         """Leaves the labels that go on with this token."""
-        self._left = [label for label in self._left if label[self._place] == token]
-        self._place += 1
+        self._place = self._place.choices[token]

@@ -116,8 +116,8 @@ def look_ahead(logits: torch.Tensor) -> list[Ahead]:
 
 
 def draw_token(logits: torch.Tensor, request: Request, generator: torch.Generator) -> int:
-    """The likeliest token at temperature 0; else one of the smallest set whose probability reaches `top_p`."""
-    if request.temperature == 0:
+    """The likeliest token of a greedy request; else one of the smallest set whose probability reaches `top_p`."""
+    if request.is_greedy:
         return int(logits.argmax())
     probabilities = torch.softmax(logits.float() / request.temperature, dim=-1)
     if request.top_p == 1:

@@ -10,22 +10,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from appliance.errors import ApplianceError, BadInput, Conflict, Denied, TooLarge, Unavailable
+from appliance.errors import ApplianceError, Conflict, Denied, Unavailable
 from appliance.ml.adapters import Slots
 from appliance.ml.asked import Request
 from appliance.ml.base import Base
 from appliance.ml.cache import BLOCK, Cache, Held
-from appliance.ml.choices import Choices
 from appliance.ml.drawing import PROMPT_CHUNK, Ahead, draw_token, look_ahead, read_drawn, read_prompt
 from appliance.ml.probe import Reading, read_probe, verify_probe
+from appliance.ml.reading import Question, read_answerable, read_classifiable
 from appliance.ml.score import score_in_passes
 from appliance.ml.text import Text
+from appliance.ml.turns import Turns
 
 # Requests that are answered at once; more wait for their turn.
 MAX_ROWS = 32
@@ -58,27 +61,25 @@ class Row:
         self,
         name: str,
         slot: str | None,
-        request: Request,
-        prompt: list[int],
+        question: Question,
         room: int,
         text: Text,
-        choices: Choices | None,
     ) -> None:
-        self.name, self.slot, self.request, self.text = name, slot, request, text
-        self.limit = min(request.max_tokens, room)
-        self.prompt_tokens, self.completion_tokens = len(prompt), 0
-        self.unread = prompt
+        self.name, self.slot, self.request, self.text = name, slot, question.request, text
+        self.limit = min(self.request.max_tokens, room)
+        self.prompt_tokens, self.completion_tokens = len(question.prompt), 0
+        self.unread, self.is_long = question.prompt, question.is_long
         self.held = Held()
         self.last = -1
         # What a classification still has to do, pass by pass; its prompt stays unread until it ends.
         self.passes: Iterator[list[float] | None] | None = None
-        self._choices = choices
-        self._generator = torch.Generator().manual_seed(request.seed)
+        self._choices = question.choices
+        self._generator = torch.Generator().manual_seed(self.request.seed)
 
     def draw(self, ahead: Ahead) -> int:
         """The next token, of those that lead to a label where there are labels."""
         if self._choices is None:
-            if self.request.temperature == 0:
+            if self.request.is_greedy:
                 return ahead.likeliest
             return draw_token(ahead.logits, self.request, self._generator)
         token = draw_token(self._choices.narrow(ahead.logits), self.request, self._generator)
@@ -103,6 +104,7 @@ class Engine:
         self._cache = Cache(base.device, self._tokens + MAX_ROWS * BLOCK)
         self._rows: list[Row] = []
         self._waiting: list[Row] = []
+        self._turns = Turns()
 
     @property
     def busy(self) -> bool:
@@ -132,6 +134,7 @@ class Engine:
         cut = [row for row in self._rows + self._waiting if row.slot == slot]
         for row in cut:
             self._leave(row)
+        self._turns.forget(slot)
         self.slots.unload(slot)
         return [Event(row.name, cut_off()) for row in cut]
 
@@ -139,64 +142,42 @@ class Engine:
 
     def start(self, name: str, slot: str | None, request: Request) -> None:
         """Takes a request in; it joins the batch when there is room. None is the bare base, which no unit can name."""
-        self._take(name, slot, lambda: self._seat(name, slot, request))
+        self.take(name, slot, self.read(request))
 
     def classify(self, name: str, slot: str, request: Request) -> None:
         """Takes in a question for the probability of each label; its passes take turns with the others' tokens.
 
         The answer's text is a JSON object of decimal texts, by label in the order of the request.
         """
-        self._take(name, slot, lambda: self._seat_labels(name, slot, request))
+        self.take(name, slot, self.read(request, classifies=True))
 
-    def _take(self, name: str, slot: str | None, seat: Callable[[], Row]) -> None:
+    def read(self, request: Request, *, classifies: bool = False) -> Question:
+        """The request as tokens. It changes nothing, so that another thread may do it beside the steps."""
+        read = read_classifiable if classifies else read_answerable
+        try:
+            return read(self.base.chat, self.base.context_length, request)
+        except _FAULTS as error:
+            raise as_refusal(error) from None
+
+    def take(self, name: str, slot: str | None, question: Question) -> None:
+        """Takes in what was read."""
         if slot is not None and slot not in self.slots:
             # A slot is never filled twice: the request came when its adapter had just been taken out.
             raise cut_off()
         if any(row.name == name for row in self._rows + self._waiting):
             raise Conflict(f"request {name}: expected a new name, got one that is being answered")
         try:
-            self._waiting.append(seat())
+            self._waiting.append(self._seat(name, slot, question))
         except _FAULTS as error:
             raise as_refusal(error) from None
 
-    def _seat(self, name: str, slot: str | None, request: Request) -> Row:
-        chat = self.base.chat
-        prompt = self._encode(request)
-        choices = Choices([chat.encode(chat.answer(label)) for label in request.labels]) if request.labels else None
-        room = self.base.context_length - len(prompt)
-        return Row(name, slot, request, prompt, room, Text(chat.decode, request.stop), choices)
-
-    def _seat_labels(self, name: str, slot: str, request: Request) -> Row:
-        if not request.labels:
-            raise BadInput("labels: expected at least one, got none")
-        chat = self.base.chat
-        prompt, labels = self._encode(request), [chat.encode(chat.answer(label)) for label in request.labels]
-        longest = max(map(len, labels))
-        if len(prompt) + longest > self.base.context_length:
-            most, got = self.base.context_length, len(prompt) + longest
-            raise TooLarge(
-                f"labels: expected at most {most} tokens with the messages, got {got}", code="context-length"
-            )
-        row = Row(name, slot, request, prompt, 0, Text(chat.decode, ()), None)
-        row.passes = score_in_passes(self.base, self._cache, row.held, prompt, labels)
+    def _seat(self, name: str, slot: str | None, question: Question) -> Row:
+        decode, prompt, request = self.base.chat.decode, question.prompt, question.request
+        if question.branches is None:
+            return Row(name, slot, question, self.base.context_length - len(prompt), Text(decode, request.stop))
+        row = Row(name, slot, question, 0, Text(decode, ()))
+        row.passes = score_in_passes(self.base, self._cache, row.held, prompt, question.branches, len(request.labels))
         return row
-
-    def _encode(self, request: Request) -> list[int]:
-        """The prompt's tokens; there is room for one more."""
-        chat = self.base.chat
-        for label in request.labels:
-            chat.check_plain(label, "labels")
-        if request.prompt is None:
-            prompt = chat.encode(chat.render(request.messages))
-        else:
-            chat.check_plain(request.prompt, "prompt")
-            prompt = chat.encode(request.prompt)
-        if len(prompt) >= self.base.context_length:
-            raise TooLarge(
-                f"messages: expected fewer than {self.base.context_length} tokens, got {len(prompt)}",
-                code="context-length",
-            )
-        return prompt
 
     def cancel(self, name: str) -> list[Event]:
         """Ends one request and touches no other; nothing where it has ended already."""
@@ -208,20 +189,31 @@ class Engine:
         """A chunk of one prompt, and a token for each request whose prompt was read."""
         self._admit()
         events: list[Event] = []
-        if reading := next((row for row in self._rows if row.unread), None):
-            events += self._read(reading)
         drawing = [row for row in self._rows if not row.unread]
+        if reading := self._turns.choose([row for row in self._rows if row.unread], drawing):
+            began = time.monotonic()
+            events += self._read(reading)
+            self._turns.spend_reading(reading, drawing, time.monotonic() - began)
+        began, drawing = time.monotonic(), [row for row in self._rows if not row.unread]
         for row, ahead in zip(drawing, self._compute(drawing), strict=True):
             events += self._draw(row, ahead)
+        self._turns.spend_drawing(time.monotonic() - began)
         return events
 
     def _admit(self) -> None:
-        """In the order they came, while there is room for all that they can come to hold."""
+        """While there is room for all that they can come to hold: first of the slot that holds least, each slot's in
+        the order they came. One slot has half of the room at most, unless with a single request."""
         while self._waiting and len(self._rows) < MAX_ROWS:
-            held = sum(row.most for row in self._rows)
-            if self._rows and held + self._waiting[0].most > self._tokens:
+            held: Counter[str | None] = Counter()
+            for row in self._rows:
+                held[row.slot] += row.most
+            firsts = {row.slot: row for row in reversed(self._waiting)}.values()
+            may = [row for row in firsts if not held[row.slot] or held[row.slot] + row.most <= self._tokens // 2]
+            first = min(may, key=lambda row: (held[row.slot], self._waiting.index(row)), default=None)
+            if first is None or (self._rows and held.total() + first.most > self._tokens):
                 return
-            self._rows.append(self._waiting.pop(0))
+            self._waiting.remove(first)
+            self._rows.append(first)
 
     def _read(self, row: Row) -> list[Event]:
         """The next chunk of its prompt, alone in its batch as the probe is; or the next pass of a classification."""

@@ -14,16 +14,20 @@ from itertools import accumulate
 
 import torch
 
-from appliance.errors import BadInput
 from appliance.ml.base import Base
 from appliance.ml.cache import Cache, Held
 from appliance.ml.drawing import PROMPT_CHUNK, read_after, read_chunk
 from appliance.ml.packing import Pack, Segment, count_common
+from appliance.ml.trie import Node, build_trie, walk_trie
 
 # Rows are scored in packs of about so many tokens.
 PACK_TOKENS = 1024
 # Tokens of a prompt and its labels up to which a pass takes both.
 PASS_TOKENS = 512
+# Branches that a pass takes at most: each is attended by itself.
+PASS_BRANCHES = 64
+# Keys of the prompt that the branches of one pass may look at, each at all of them: they are copied for each branch.
+PASS_KEYS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -35,19 +39,16 @@ class Branch:
 
 
 def find_branches(labels: Sequence[Sequence[int]]) -> list[Branch]:
-    """Every branching place of the labels' tree, the root first; a label that is a beginning of another is refused."""
-    prefixes = sorted({tuple(label[:end]) for label in labels for end in range(len(label))}, key=lambda p: (len(p), p))
-    branches = []
-    for prefix in prefixes:
-        behind: dict[int, set[int]] = {}
-        for number, label in enumerate(labels):
-            if tuple(label[: len(prefix)]) == prefix:
-                if len(label) == len(prefix):
-                    raise BadInput(f"labels, number {number}: expected none to be the beginning of another")
-                behind.setdefault(label[len(prefix)], set()).add(number)
-        if len(behind) > 1:
-            branches.append(Branch(prefix, tuple((token, frozenset(behind[token])) for token in sorted(behind))))
-    return branches
+    """Every branching place of the labels' tree, the root first; a label that is a beginning of another is refused.
+
+    All paths together have no more tokens than the labels: each branch can be given a label behind it of its own.
+    """
+    return [_branch(labels, node) for node in walk_trie(build_trie(labels)) if len(node.choices) > 1]
+
+
+def _branch(labels: Sequence[Sequence[int]], node: Node) -> Branch:
+    path = tuple(labels[node.behind[0]][: node.depth])
+    return Branch(path, tuple((token, frozenset(node.choices[token].behind)) for token in sorted(node.choices)))
 
 
 def score_rows(
@@ -65,40 +66,43 @@ def score_rows(
 
 
 def score_in_passes(
-    base: Base, cache: Cache, held: Held, prompt: Sequence[int], labels: Sequence[Sequence[int]]
+    base: Base, cache: Cache, held: Held, prompt: Sequence[int], branches: Sequence[Branch], labels: int
 ) -> Iterator[list[float] | None]:
-    """The same for one prompt, pass by pass of some hundred tokens at most; None behind each but the last.
+    """The same for one prompt and so many labels, in passes of some hundred tokens; None behind each but the last.
 
     What fits one pass is scored as in an evaluation, bit for bit. Otherwise the prompt is read in chunks, and the
     branches of the labels' tree, some in each pass, go on from it.
     """
-    branches = find_branches(labels)
-    if len(prompt) + sum(len(branch.path) for branch in branches) <= PASS_TOKENS:
-        yield _score_batch(base, [prompt], branches, len(labels))[0]
+    tokens = len(prompt) + sum(len(branch.path) for branch in branches)
+    if tokens <= PASS_TOKENS and len(branches) <= PASS_BRANCHES:
+        yield _score_batch(base, [prompt], branches, labels)[0]
         return
     last = torch.empty(0)
     for start in range(0, len(prompt), PROMPT_CHUNK):
         last = read_chunk(base, cache, held, prompt[start : start + PROMPT_CHUNK])[-1:]
         yield None
     chosen = [_branch_scores(last, base.head_weight(), branch, [0]) for branch in branches if not branch.path]
-    for some in _split([branch for branch in branches if branch.path]):
+    for some in _split([branch for branch in branches if branch.path], len(prompt)):
         ends = [end - 1 for end in accumulate(len(branch.path) for branch in some)]
         hidden = read_after(base, cache, held, [branch.path for branch in some])
         chosen += [
             _branch_scores(hidden, base.head_weight(), branch, [end]) for branch, end in zip(some, ends, strict=True)
         ]
         yield None
-    yield _sum_scores(branches, chosen, 1, len(labels))[0]
+    yield _sum_scores(branches, chosen, 1, labels)[0]
 
 
-def _split(branches: Sequence[Branch]) -> Iterator[list[Branch]]:
-    """Branches of so many tokens that one pass takes them."""
+def _split(branches: Sequence[Branch], held: int) -> Iterator[list[Branch]]:
+    """Branches that one pass takes: so many, of so many tokens, and of so many keys that these look at."""
     some: list[Branch] = []
+    tokens = 0
     for branch in branches:
-        if some and sum(len(other.path) for other in some) + len(branch.path) > PROMPT_CHUNK:
+        most = max(1, min(PASS_BRANCHES, PASS_KEYS // held))
+        if some and (len(some) == most or tokens + len(branch.path) > PROMPT_CHUNK):
             yield some
-            some = []
+            some, tokens = [], 0
         some.append(branch)
+        tokens += len(branch.path)
     if some:
         yield some
 
@@ -143,8 +147,9 @@ def _sum_scores(
     """Along each label's path: `chosen` is by branch, [rows, choices]."""
     total = torch.zeros(rows, labels, dtype=torch.float64)
     for branch, values in zip(branches, chosen, strict=True):
-        for place, (_, behind) in enumerate(branch.choices):
-            total[:, sorted(behind)] += values[:, place : place + 1]
+        # A label is behind one choice of a branch at most.
+        paths = [(label, place) for place, (_, behind) in enumerate(branch.choices) for label in sorted(behind)]
+        total[:, [label for label, _ in paths]] += values[:, [place for _, place in paths]]
     scores: list[list[float]] = total.tolist()
     return scores
 

@@ -42,5 +42,12 @@ class Text:
         """How many last characters may still change: an unfinished character, or the beginning of a stop text."""
         if self._text.endswith(_INCOMPLETE):
             return len(self._text) - len(self._text.rstrip(_INCOMPLETE))
-        ends = [size for stop in self._stop for size in range(1, len(stop)) if self._text.endswith(stop[:size])]
-        return max(ends, default=0)
+        return max((_begun(self._text, stop) for stop in self._stop), default=0)
+
+
+def _begun(text: str, stop: str) -> int:
+    """How many last characters of the text are the first ones of the stop text, but not all of it."""
+    for start in range(max(0, len(text) - len(stop) + 1), len(text)):
+        if stop.startswith(text[start:]):
+            return len(text) - start
+    return 0

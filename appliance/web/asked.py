@@ -2,20 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+
+from appliance.web.errors import Malformed
 
 MAX_TOKENS = 1_024
 MAX_TEXT = 200_000
+"""Characters of a prompt, and of all messages together."""
 MAX_MESSAGES = 256
 MAX_LABELS = 1_000
+MAX_LABEL_TEXT = 65_536
+"""Characters of all labels together; the worker bounds their tokens."""
+MAX_STOPS = 4
+MAX_STOP = 256
+MAX_MEMBERS = 64
+MAX_VALUES = 300_000
+"""More than the characters of all texts: a body with so many signs between values has nothing to say."""
+
+T = TypeVar("T")
+_JSON: TypeAdapter[Any] = TypeAdapter(Any)
+
+
+def _within(most: int, length: Callable[[T], int]) -> Callable[[list[T]], list[T]]:
+    """Bounds what all of a list's items have together."""
+
+    def check(items: list[T]) -> list[T]:
+        if (got := sum(map(length, items))) > most:
+            raise ValueError(f"expected at most {most} characters in all, got {got}")
+        return items
+
+    return check
 
 
 class Message(BaseModel):
     model_config = ConfigDict(extra="ignore")
     role: Literal["system", "user", "assistant"]
     content: str = Field(max_length=MAX_TEXT)
+
+
+def _length(message: Message) -> int:
+    return len(message.content)
+
+
+Messages = Annotated[
+    list[Message], Field(min_length=1, max_length=MAX_MESSAGES), AfterValidator(_within(MAX_TEXT, _length))
+]
+Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_TEXT)]
+Labels = Annotated[
+    list[Label], Field(min_length=1, max_length=MAX_LABELS), AfterValidator(_within(MAX_LABEL_TEXT, len))
+]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP)]
 
 
 class Drawn(BaseModel):
@@ -27,28 +66,32 @@ class Drawn(BaseModel):
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     seed: int | None = Field(default=None, ge=0, lt=2**31)
-    stop: str | list[str] | None = None
-    guided_choice: list[str] | None = Field(default=None, min_length=1, max_length=MAX_LABELS)
+    stop: list[Stop] | None = Field(default=None, max_length=MAX_STOPS)
+    guided_choice: Labels | None = None
     n: Literal[1] = 1
     stream: bool = False
     stream_options: dict[str, Any] | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
 
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _as_list(cls, stop: object) -> object:
+        return [stop] if isinstance(stop, str) else stop
+
     def drawing(self, max_tokens: int) -> dict[str, Any]:
-        stop = [self.stop] if isinstance(self.stop, str) else (self.stop or [])
         return {
             "max_tokens": max_tokens,
             "temperature": self.temperature,
             "top_p": self.top_p,
             "seed": self.seed or 0,
-            "stop": stop[:4],
+            "stop": self.stop or [],
             "labels": self.guided_choice or [],
         }
 
 
 class ChatRequest(Drawn):
-    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Messages
     max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
 
     def parameters(self) -> dict[str, Any]:
@@ -68,9 +111,9 @@ class ClassifyRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     model: str = Field(max_length=128)
-    labels: list[str] = Field(min_length=1, max_length=MAX_LABELS)
+    labels: Labels
     input: str | None = Field(default=None, max_length=MAX_TEXT)
-    messages: list[Message] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
+    messages: Messages | None = None
     user: str | None = None
 
     @model_validator(mode="after")
@@ -82,3 +125,23 @@ class ClassifyRequest(BaseModel):
     def parameters(self) -> dict[str, Any]:
         asked = self.messages or [Message(role="user", content=self.input or "")]
         return {"messages": [message.model_dump() for message in asked], "labels": self.labels}
+
+
+def parse_members(body: bytes) -> dict[str, Any]:
+    """The body as a JSON object, parsed once; pydantic's error where it is no JSON.
+
+    Malformed where it is no object, or has more values or members than any request: to make objects of them, or an
+    error of each unknown one, would hold the event loop for seconds.
+    """
+    if (got := sum(body.count(sign) for sign in b",[{")) > MAX_VALUES:
+        raise _malformed(f"expected at most {MAX_VALUES} values, got signs of {got}")
+    value = _JSON.validate_json(body)
+    if not isinstance(value, dict):
+        raise _malformed("Input should be an object")
+    if len(value) > MAX_MEMBERS:
+        raise _malformed(f"expected at most {MAX_MEMBERS} members, got {len(value)}")
+    return value
+
+
+def _malformed(message: str) -> Malformed:
+    return Malformed([{"loc": ("body",), "msg": message}])

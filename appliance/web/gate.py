@@ -17,7 +17,7 @@ from appliance.web.limits import Quotas
 
 MOST = 128
 """Requests at once, of all units together: each has one thread at most, and people have others."""
-BODY_BYTES = 4 * 1024 * 1024
+BODY_BYTES = 2 * 1024 * 1024
 BODY_S = 30.0
 _DRAINED_BYTES = 16 * 1024 * 1024
 

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from appliance.domain.response import MEMBER
 from appliance.errors import ApplianceError
-from appliance.web.asked import ChatRequest, ClassifyRequest, CompletionRequest
+from appliance.web.asked import ChatRequest, ClassifyRequest, CompletionRequest, parse_members
 from appliance.web.auth import Doorkeeper
 from appliance.web.errors import Malformed, install, openai_body
 from appliance.web.gate import Gate, Threads
@@ -123,7 +123,7 @@ class _Routes:
 
 async def _parse(kind: type[T], request: Request) -> T:
     try:
-        return kind.model_validate_json(await request.body())
+        return kind.model_validate(parse_members(await request.body()))
     except ValidationError as error:
         raise Malformed({**item, "loc": ("body", *item["loc"])} for item in error.errors()) from None
 

@@ -6,10 +6,12 @@ import os
 import queue
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance.errors import ApplianceError, BadInput
+from appliance.worker.reader import Reader
 from appliance.worker.session import Frame, Header, Session, run_worker, take, take_path
 
 if TYPE_CHECKING:
@@ -20,8 +22,13 @@ if TYPE_CHECKING:
 # cores. Read when torch's OpenMP is loaded.
 os.environ["GOMP_SPINCOUNT"] = "2000"
 
+SHORT = 4096
+"""Characters of a request up to which it becomes tokens between two steps: it takes a few milliseconds."""
 TOGETHER = 4096
 """Characters of a piece that may share a frame with others, whose header has a limit; longer ones have their own."""
+SAID = 2000
+"""Characters of an error's message: a chat template's own may quote a prompt."""
+READ = "read"
 
 
 class Service:
@@ -34,10 +41,12 @@ class Service:
         self._handlers: dict[str, Callable[[Header, bytes], None]] = {
             "load": self._load,
             "unload": self._unload,
-            "generate": self._generate,
-            "classify": self._classify,
+            "generate": self._ask,
+            "classify": self._ask,
             "cancel": self._cancel,
+            READ: self._take_read,
         }
+        self._reader = Reader(self._hear_read)
 
     def run(self) -> None:
         """Until the service closes the stream."""
@@ -47,6 +56,10 @@ class Service:
                     return
                 self._handle(*frame)
             self._tell(self._engine.step())
+
+    def _hear_read(self, name: str | None) -> None:
+        """In the reader's thread; without a name it has ended, and so does the service."""
+        self._frames.put(None if name is None else ({"frame": READ, "id": name}, b""))
 
     def _take(self) -> list[Frame | None]:
         """What has come in; waits for a frame only while nothing is being answered."""
@@ -72,22 +85,38 @@ class Service:
         self._session.send({"frame": "loaded", "slot": slot, "probe_ok": True})
 
     def _unload(self, header: Header, blob: bytes) -> None:
+        from appliance.ml.engine import Event, cut_off
+
         slot = take(header, "slot", str)
-        self._tell(self._engine.unload(slot))
+        cut = [Event(name, cut_off()) for name in self._reader.cancel_slot(slot)]
+        self._tell(cut + self._engine.unload(slot))
         self._session.send({"frame": "unloaded", "slot": slot})
 
-    def _generate(self, header: Header, blob: bytes) -> None:
+    def _ask(self, header: Header, blob: bytes) -> None:
         from appliance.ml.asked import parse_request
 
-        self._engine.start(take(header, "id", str), take(header, "slot", str), parse_request(header))
+        name, slot = take(header, "id", str), take(header, "slot", str)
+        request, classifies = parse_request(header), header["frame"] == "classify"
+        read = partial(self._engine.read, request, classifies=classifies)
+        if request.size > SHORT:
+            self._reader.put(name, slot, read)
+        else:
+            self._engine.take(name, slot, read())
 
-    def _classify(self, header: Header, blob: bytes) -> None:
-        from appliance.ml.asked import parse_request
-
-        self._engine.classify(take(header, "id", str), take(header, "slot", str), parse_request(header))
+    def _take_read(self, header: Header, blob: bytes) -> None:
+        """The reader's own frame: a request is tokens now."""
+        name = take(header, "id", str)
+        if (read := self._reader.take(name)) is not None:
+            self._engine.take(name, *read)
 
     def _cancel(self, header: Header, blob: bytes) -> None:
-        self._tell(self._engine.cancel(take(header, "id", str)))
+        from appliance.ml.engine import Done, Event
+
+        name = take(header, "id", str)
+        if self._reader.cancel(name):
+            self._tell([Event(name, Done("cancelled", 0, 0))])
+        else:
+            self._tell(self._engine.cancel(name))
 
     def _tell(self, events: list[Event]) -> None:
         """What a step gave goes out together: a frame for each of many streams costs as much as some tokens."""
@@ -111,7 +140,7 @@ def _describe(event: Event) -> Header:
 
 
 def _failure(named: Header, error: ApplianceError) -> Header:
-    return {"frame": "failure", **named, "code": error.code, "message": error.message}
+    return {"frame": "failure", **named, "code": error.code, "message": error.message[:SAID]}
 
 
 def work(session: Session, task: Header, blob: bytes) -> Header:

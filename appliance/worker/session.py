@@ -21,6 +21,8 @@ from appliance.formats.frame import read_frame, write_frame
 from appliance.worker.walls import run_probes
 
 MAX_BLOB_BYTES = 2 << 30
+# A unit's request comes as one header, and its body may have 2 MiB: a stream that breaks ends all answers.
+MAX_HEADER_BYTES = 8 << 20
 
 Header = dict[str, Any]
 Frame = tuple[Header, bytes]
@@ -40,7 +42,7 @@ class Session:
 
     def receive(self) -> Frame | None:
         """The next frame; None when the service has gone."""
-        return read_frame(self._reader, max_blob=MAX_BLOB_BYTES)
+        return read_frame(self._reader, MAX_HEADER_BYTES, MAX_BLOB_BYTES)
 
     def expect(self, kind: str) -> Frame:
         frame = self.receive()

@@ -18,7 +18,8 @@ def main() -> None:
         given.keep.mkdir()
     with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as name:
         for number, database in enumerate(given.database):
-            plan = Plan(given.requests // len(given.database), given.seed + number, given.minutes * 60)
+            requests, seed = given.requests // len(given.database), given.seed + number
+            plan = Plan(requests, seed, given.minutes * 60, calm_s=given.calm)
             place = (given.keep or Path(name)) / database
             place.mkdir()
             if database == "postgresql":
@@ -38,6 +39,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--requests", type=int, default=100_000, metavar="N", help="in all (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of what is asked and what is changed")
     parser.add_argument("--minutes", type=float, default=60, help="of asking, for each database, at most")
+    parser.add_argument(
+        "--calm",
+        type=float,
+        default=30,
+        metavar="S",
+        help="seconds of asking without, and beside, a unit that asks for the worst of everything; 0: there is none",
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave homes, logs and exports in this new folder")
     parser.add_argument(
         "--database",

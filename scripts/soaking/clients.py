@@ -74,10 +74,12 @@ class Client(threading.Thread):
             self._token, self._until = self._town.site.token(self._unit), time.monotonic() + TOKEN_S
         return {"Authorization": f"Bearer {self._token}"}
 
-    def _read_whole(self, place: int, sent: float) -> None:
+    def _read_whole(self, place: int, sent: float) -> bool:
+        """Whether it was answered."""
         answer = self._http.post(QUESTIONS[place].door, json=self._body(place), headers=self._head())
         if answer.status_code != 200:
-            return self._take_refusal(answer)
+            self._take_refusal(answer)
+            return False
         body = answer.json()
         if QUESTIONS[place].kind == "classify":
             text = json.dumps({k: f"{v:.9f}" for k, v in body["data"][0]["probabilities"].items()}, ensure_ascii=False)
@@ -85,7 +87,7 @@ class Client(threading.Thread):
             choice = body["choices"][0]
             text = choice["message"]["content"] if "message" in choice else choice["text"]
         self._judge(place, text, body, sent, whole=True)
-        return None
+        return True
 
     def _read_stream(self, place: int, sent: float, manner: str) -> None:
         text, head, whole, latest = "", {}, False, 0.0

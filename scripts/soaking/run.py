@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from scripts.soaking.judge import judge
 from scripts.soaking.memory import Growth, Memory, find_worker
 from scripts.soaking.record import Record
 from scripts.soaking.town import Town, build_site, settle_town
+from scripts.soaking.worst import ask_worst, compare_calm
 from tests.postgres import APPLICATION, Server
 from tests.site import Site, free_port
 
@@ -23,7 +25,9 @@ INJECTED = "soak, injected: "
 
 @dataclass(frozen=True)
 class Plan:
-    """`cards`: changes in all; none: one for every 60 requests, 24 at least."""
+    """`cards`: changes in all; none: one for every 60 requests, 24 at least. `calm_s`: of each of two phases before
+    them, in which the last unit asks for nothing, and then for the worst of everything, as it does from then on; none:
+    it asks as the others do."""
 
     requests: int
     seed: int
@@ -31,6 +35,7 @@ class Plan:
     units: int = 8
     clients: int = 3
     cards: int = 0
+    calm_s: float = 0
 
     @property
     def changes(self) -> int:
@@ -63,12 +68,13 @@ class Result:
     def lines(self) -> Iterator[str]:
         """The figures, as they are printed."""
         yield f"soak on {self.database}: {self.plan.units} units, seed {self.plan.seed}, {self.seconds:.0f} s of asking"
+        yield f"  on {name_processor()}"
         for name, count in sorted(self.record.figures.items()):
             yield f"  {name:<44} {count:>9,}"
         for name, seconds in sorted(self.record.latencies.items()):
             ordered = sorted(seconds)
             middle, high = ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.99)]
-            yield f"  {name:<44} {middle * 1000:>9.0f} ms, p99 {high * 1000:.0f} ms"
+            yield f"  {name:<44} {middle * 1000:>9.0f} ms, p99 {high * 1000:.0f} ms, of {len(ordered):,}"
         for growth in self.growths:
             start, end = growth.start_bytes >> 20, growth.end_bytes >> 20
             yield f"  memory of the {growth.name:<30} {start:>9,} MiB, in the end {end:,} MiB, {growth.readings} s"
@@ -95,15 +101,20 @@ def soak(
     site: Site, place: Path, plan: Plan, database: Server | None, *, launcher: tuple[str, ...] = LAUNCHER
 ) -> Result:
     """On a running site with a base and a dataset; the site is stopped afterwards."""
-    site.launcher = launcher
     record = Record()
     try:
         town = settle_town(site, plan.units, plan.versions)
+        if plan.calm_s:
+            compare_calm(town, record, plan.calm_s)
+        site.stop()
+        site.launcher = launcher
+        site.start()
         churn = Churn(town, record, plan.seed, database)
         memory = Memory(lambda: _pids(site))
         memory.start()
         began = time.monotonic()
-        _ask_all(town, record, churn, plan)
+        with ask_worst(town, record, town.units[-1], 2 if plan.calm_s else 0):
+            _ask_all(town, record, churn, plan)
         seconds, growths = time.monotonic() - began, memory.stop()
         churn.mend()
         entries = judge(town, record, churn.released(), place)
@@ -128,8 +139,9 @@ def _ask_all(town: Town, record: Record, churn: Churn, plan: Plan) -> None:
             asked += 1
             return asked <= plan.requests and time.monotonic() < ends
 
-    seeds = range(plan.seed * 1000, plan.seed * 1000 + plan.units * plan.clients)
-    clients = [Client(town, record, town.units[n % plan.units], seed, ticket) for n, seed in enumerate(seeds)]
+    units = town.units[:-1] if plan.calm_s else town.units
+    seeds = range(plan.seed * 1000, plan.seed * 1000 + len(units) * plan.clients)
+    clients = [Client(town, record, units[n % len(units)], seed, ticket) for n, seed in enumerate(seeds)]
     for client in clients:
         client.start()
     while any(client.is_alive() for client in clients):
@@ -152,3 +164,10 @@ def _count_injected(site: Site, record: Record) -> None:
         for line in path.read_text(errors="replace").splitlines():
             if line.startswith(INJECTED):
                 record.count(f"injected: {line.removeprefix(INJECTED)} in a batch")
+
+
+def name_processor() -> str:
+    """As the kernel names it, and how many of its threads there are."""
+    lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    found = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "no known name")
+    return f"{len(os.sched_getaffinity(0))} threads of {found}"

@@ -12,6 +12,7 @@ from scripts.soaking import run as soaking
 from scripts.soaking.judge import check_entries
 from scripts.soaking.memory import Growth
 from scripts.soaking.record import Given, Record
+from scripts.soaking.worst import ALONE, BESIDE, judge_calm
 from tests.postgres import Server, postgres
 from tests.site import Site, free_port
 
@@ -115,3 +116,21 @@ def test_memory_that_grows_is_a_violation() -> None:
     assert Growth("service", 100 << 20, 200 << 20, readings=100).is_leak
     assert not Growth("service", 100 << 20, 120 << 20, readings=100).is_leak
     assert not Growth("service", 100 << 20, 200 << 20, readings=3).is_leak, "too short to say"
+
+
+@pytest.mark.parametrize(
+    ("alone", "beside", "words"),
+    [
+        ([0.1] * 200, [0.19] * 200, ""),
+        ([0.1] * 200, [0.1] * 190 + [0.3] * 10, "at most 2 times the p99 beside the worst unit, got 100 ms"),
+        ([0.1] * 200, [0.1] * 5, "expected 100 answers in each phase, got 200 and 5"),
+        ([], [], "got 0 and 0"),
+    ],
+)
+def test_a_unit_that_costs_the_others_more_than_their_share_is_a_violation(
+    alone: list[float], beside: list[float], words: str
+) -> None:
+    record = Record(latencies={ALONE: alone, BESIDE: beside})
+    judge_calm(record)
+    assert len(record.violations) == bool(words), record.violations
+    assert all(words in violation for violation in record.violations)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -62,3 +63,26 @@ def test_a_label_that_begins_another_is_refused() -> None:
 
 def test_the_first_of_equals_is_chosen() -> None:
     assert choose_labels([[-1.0, -0.5, -0.5], [-0.1, -0.2, -3.0]], ["a", "b", "c"]) == ["b", "a"]
+
+
+def test_a_tree_of_labels_takes_as_long_as_their_tokens_and_no_longer() -> None:
+    """These took the engine minutes: a thousand labels with a beginning in common, of a hundred thousand tokens."""
+    labels = [[*range(100), number // 300, number % 300, 2] for number in range(1000)]
+    began = time.monotonic()
+    branches = find_branches(labels)
+    assert time.monotonic() - began < 5
+    assert [len(branch.path) for branch in branches] == [100, 101, 101, 101, 101]
+
+
+def test_the_paths_to_all_branches_have_no_more_tokens_than_the_labels() -> None:
+    """So that a bound of the labels' tokens bounds a classification's passes: a chain has most."""
+    chain = [[*range(10, 10 + depth), 500, 2] for depth in range(60)]
+    branches = find_branches(chain)
+    assert len(branches) == len(chain) - 1
+    assert sum(len(branch.path) for branch in branches) <= sum(map(len, chain))
+
+
+@pytest.mark.parametrize("labels", [[[10], [10, 11]], [[10, 11], [10]], [[10], [10]]])
+def test_labels_that_cannot_be_told_apart_are_refused_in_any_order(labels: list[list[int]]) -> None:
+    with pytest.raises(BadInput, match="expected none to be the beginning of another"):
+        find_branches(labels)

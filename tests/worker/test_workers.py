@@ -382,6 +382,55 @@ def test_an_answer_and_one_that_waits_can_be_cancelled(server: Process, slot: st
     assert _answer(server, "third", temperature=0)[1]["frame"] == "done", "a cancel for one id touches no other"
 
 
+def test_the_largest_request_that_a_unit_can_send_is_refused_and_not_the_end(server: Process, slot: str) -> None:
+    """Its frame is longer than a worker's own may be; a stream that breaks would end every unit's answers."""
+    messages = [{"role": "user", "content": "\x01" * 100_000}] * 6
+    _, failure = _answer(server, "1", messages=messages)
+    assert failure["message"] == "messages: expected at most 200000 characters in all, got 600000"
+    assert _answer(server, "2", temperature=0)[1]["frame"] == "done"
+
+
+def test_the_longest_answer_of_a_classification_fits_a_frame(server: Process, slot: str) -> None:
+    """Each character of these labels is seven in a frame."""
+    labels = ["".join(chr(1 + number // base % 26) for base in (1, 26)) + "\x01" * 6 for number in range(600)]
+    server.send({"frame": "classify", "id": "c", "slot": slot, "messages": MESSAGES, "labels": labels})
+    told, done = server.receive(), server.receive()
+    assert told is not None and done is not None
+    assert len(json.loads(told["text"])) == len(labels)
+    assert done["finish_reason"] == "classified"
+
+
+@pytest.mark.parametrize("temperature", [-0.0, 5e-324, 1e-320, 1e-38, 1e-30, 1e-6])
+def test_next_to_no_temperature_is_none(server: Process, slot: str, temperature: float) -> None:
+    text, done = _answer(server, "1", temperature=temperature, seed=5)
+    assert (text, done["frame"]) == (_answer(server, "2", temperature=0)[0], "done")
+    assert _answer(server, "3", temperature=temperature, labels=["fee", "due"])[1]["frame"] == "done"
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-3])
+@pytest.mark.parametrize("top_p", [5e-324, 1e-38, 1e-9, 1.0])
+def test_the_smallest_temperature_and_share_are_answered(
+    server: Process, slot: str, temperature: float, top_p: float
+) -> None:
+    assert _answer(server, "1", temperature=temperature, top_p=top_p)[1]["frame"] == "done"
+
+
+def test_a_long_request_can_be_cancelled_while_it_is_read(server: Process, slot: str) -> None:
+    """And what is read in its turn answers as ever."""
+    long = {"frame": "generate", "slot": slot, "messages": [{"role": "user", "content": "due " * 40_000}]}
+    for number in range(6):
+        server.send({**long, "id": f"long {number}"})
+    for number in range(1, 6):
+        server.send({"frame": "cancel", "id": f"long {number}"})
+    ends = {}
+    while len(ends) < 6:
+        frame = server.receive()
+        assert frame is not None
+        ends[frame["id"]] = frame.get("finish_reason", frame.get("code"))
+    assert ends == {"long 0": "context-length"} | {f"long {number}": "cancelled" for number in range(1, 6)}
+    assert _answer(server, "after", temperature=0)[1]["frame"] == "done"
+
+
 def test_what_a_step_gives_to_many_comes_together(server: Process, slot: str) -> None:
     before = server.together
     asked = {"frame": "generate", "slot": "a", "messages": MESSAGES, "max_tokens": 20, "temperature": 2.0}

@@ -1,0 +1,108 @@
+"""Long requests become tokens beside the engine's steps: one after the other, in a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from appliance.errors import ApplianceError, Conflict
+
+if TYPE_CHECKING:
+    from appliance.ml.reading import Question
+
+
+class _Asked(NamedTuple):
+    name: str
+    slot: str
+    read: Callable[[], Question]
+
+
+class Reader:
+    """Slots take turns, each with its requests in the order they came; so a slot with many holds up no other's.
+
+    `tell` is called in the reader's thread, with the name of a request that was read, or with None after a defect.
+    What was cancelled meanwhile is told to nobody.
+    """
+
+    def __init__(self, tell: Callable[[str | None], None]) -> None:
+        self._tell = tell
+        self._changed = threading.Condition(threading.RLock())
+        self._waiting: dict[str, deque[_Asked]] = {}
+        self._asked: dict[str, _Asked] = {}
+        self._read: dict[str, Question | ApplianceError] = {}
+        threading.Thread(target=self._run, name="reader", daemon=True).start()
+
+    def put(self, name: str, slot: str, read: Callable[[], Question]) -> None:
+        """Reads it when its turn has come; Conflict where one of this name is being read."""
+        with self._changed:
+            if name in self._asked:
+                raise Conflict(f"request {name}: expected a new name, got one that is being read")
+            asked = self._asked[name] = _Asked(name, slot, read)
+            self._waiting.setdefault(slot, deque()).append(asked)
+            self._changed.notify()
+
+    def take(self, name: str) -> tuple[str, Question] | None:
+        """The slot and what was read, once; None where the request was cancelled. Raises what it is refused with."""
+        with self._changed:
+            read = self._read.pop(name, None)
+            if read is None:
+                return None
+            asked = self._asked.pop(name)
+        if isinstance(read, ApplianceError):
+            raise read
+        return asked.slot, read
+
+    def cancel(self, name: str) -> bool:
+        """Whether there was such a request; it is read no more, or what was read of it is dropped."""
+        with self._changed:
+            asked = self._asked.pop(name, None)
+            if asked is None:
+                return False
+            self._read.pop(name, None)
+            left = deque(other for other in self._waiting.pop(asked.slot, ()) if other is not asked)
+            if left:
+                self._waiting[asked.slot] = left
+            return True
+
+    def cancel_slot(self, slot: str) -> list[str]:
+        """The names of the slot's requests, of which each is cancelled."""
+        with self._changed:
+            names = [name for name, asked in self._asked.items() if asked.slot == slot]
+            for name in names:
+                self.cancel(name)
+        return names
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._read_next()
+        finally:
+            # A defect: its trace belongs in the log.
+            self._tell(None)
+
+    def _read_next(self) -> None:
+        asked = self._next()
+        read: Question | ApplianceError
+        try:
+            read = asked.read()
+        except ApplianceError as error:
+            read = error
+        with self._changed:
+            if self._asked.get(asked.name) is not asked:
+                return
+            self._read[asked.name] = read
+        self._tell(asked.name)
+
+    def _next(self) -> _Asked:
+        """The first of the slot whose turn it is; the slot goes behind all others."""
+        with self._changed:
+            while not self._waiting:
+                self._changed.wait()
+            slot = next(iter(self._waiting))
+            waiting = self._waiting.pop(slot)
+            asked = waiting.popleft()
+            if waiting:
+                self._waiting[slot] = waiting
+            return asked

@@ -1,0 +1,159 @@
+"""A unit that asks for the worst of everything that is allowed, and a little more, and what it costs the others."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import httpx
+
+from scripts.soaking.clients import PATIENCE_S, TOKEN_S, Client
+from scripts.soaking.questions import QUESTIONS
+from scripts.soaking.record import Record
+from scripts.soaking.town import TASK, Town
+
+CLIENTS = 8
+LEAVE_S = 0.3
+ALONE, BESIDE = "calm: answers without the worst unit", "calm: answers beside the worst unit"
+MOST = 2.0
+"""The p99 of the others' answers beside the worst unit, as a multiple of that without it."""
+LEAST_ANSWERS = 100
+ROUNDS = 3
+"""In turns, so that what else the machine does falls on both."""
+CHAT, CLASSIFY = "/v1/chat/completions", "/v1/classify"
+HELLO = [{"role": "user", "content": "due " * 20}]
+# The tiny base has a context of 256 tokens: a prompt and an answer fill it.
+WIDE = [f"{number:03}" for number in range(1000)]
+CHAIN = ["a" * depth + "b" for depth in range(120)]
+HOT = {"temperature": 2.0, "top_p": 0.999999, "max_tokens": 1024}
+BODIES: tuple[tuple[str, dict[str, Any]], ...] = (
+    (CLASSIFY, {"messages": HELLO, "labels": WIDE}),
+    (CLASSIFY, {"messages": HELLO, "labels": CHAIN}),
+    (CHAT, {"messages": HELLO, "guided_choice": CHAIN, **HOT}),
+    (CHAT, {"messages": HELLO, "stop": ["a" * 255 + end for end in "bcde"], **HOT}),
+    (CHAT, {"messages": [{"role": "user", "content": ""}] * 24, **HOT, "stream": True}),
+    # Read whole, and over the model's context then.
+    (CHAT, {"messages": [{"role": "user", "content": "due and " * 25_000}]}),
+    (CHAT, {"messages": HELLO, "max_tokens": 1, "metadata": {"a": [[]] * 149_000}}),
+    (CHAT, {"messages": HELLO, "max_tokens": 1, "metadata": {"a": [[]] * 400_000}}),
+    # Over a limit: what stalled the engine for minutes.
+    (CLASSIFY, {"messages": HELLO, "labels": [f"word{number} " * 120 for number in range(1000)]}),
+    (CLASSIFY, {"messages": HELLO, "labels": [f"{number:04}" + "x" * 40 for number in range(1000)]}),
+    (CHAT, {"messages": [{"role": "user", "content": "x" * 190_000}] * 9}),
+    (CHAT, {"messages": HELLO, **{f"member {number}": 1 for number in range(80_000)}}),
+)
+SENT = tuple((door, json.dumps({"model": TASK, **body}).encode()) for door, body in BODIES)
+
+
+class WorstClient(threading.Thread):
+    """Asks one after the other until it is to stop, and leaves some in the middle."""
+
+    def __init__(self, town: Town, record: Record, unit: str, seed: int, over: threading.Event) -> None:
+        super().__init__(name=f"worst client of {unit}", daemon=True)
+        self._town, self._record, self._unit, self._over = town, record, unit, over
+        self._chance = random.Random(seed)
+        host, port = town.site.settings.listen or ("", 0)
+        self._http = httpx.Client(base_url=f"http://{host}:{port}", timeout=PATIENCE_S)
+        self._token, self._until = "", 0.0
+
+    def run(self) -> None:
+        with self._http:
+            while not self._over.is_set():
+                self._record.wait_until_up(PATIENCE_S)
+                self._ask()
+
+    def _ask(self) -> None:
+        door, body = self._chance.choice(SENT)
+        sent = time.monotonic()
+        if sent > self._until:
+            self._token, self._until = self._town.site.token(self._unit), sent + TOKEN_S
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        leaves = self._chance.random() < 0.3
+        timeout = httpx.Timeout(PATIENCE_S, read=LEAVE_S if leaves else PATIENCE_S)
+        try:
+            answer = self._http.post(door, content=body, headers=headers, timeout=timeout)
+        except httpx.TimeoutException:
+            if not leaves:
+                self._record.violate(f"{self._unit}, the worst: expected an end within {PATIENCE_S:.0f} s, got none")
+            return self._record.count("worst: left")
+        except httpx.TransportError:
+            if not self._record.was_down(sent):
+                self._record.violate(f"{self._unit}, the worst: expected to reach the service, it did not")
+            return None
+        self._record.count(f"worst: {answer.status_code}")
+        if answer.status_code in (404, 500):
+            self._record.violate(f"{self._unit}, the worst: expected an answer or a refusal, got {answer.text[:200]}")
+        if answer.status_code in (429, 503):
+            time.sleep(0.1)
+        return None
+
+
+class Neighbour(Client):
+    """Asks for whole answers, which are judged like all others, and times them until it is to stop."""
+
+    phase = ""
+
+    def _ask(self) -> None:
+        place, sent = self._chance.randrange(len(QUESTIONS)), time.monotonic()
+        with suppress(httpx.TransportError):
+            if self._read_whole(place, sent):
+                self._record.time(self.phase, time.monotonic() - sent)
+
+
+@contextmanager
+def ask_worst(town: Town, record: Record, unit: str, clients: int) -> Iterator[None]:
+    """The unit asks for the worst of everything meanwhile."""
+    over = threading.Event()
+    asking = [WorstClient(town, record, unit, seed, over) for seed in range(clients)]
+    for client in asking:
+        client.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for client in asking:
+            client.join(PATIENCE_S)
+
+
+def time_neighbours(town: Town, record: Record, units: Sequence[str], phase: str, seconds: float) -> None:
+    """Three clients of each unit ask for so long."""
+    until = time.monotonic() + seconds
+    asking = [
+        Neighbour(town, record, unit, seed, lambda: time.monotonic() < until) for seed in range(3) for unit in units
+    ]
+    for client in asking:
+        client.phase = phase
+        client.start()
+    for client in asking:
+        client.join(seconds + PATIENCE_S)
+
+
+def compare_calm(town: Town, record: Record, seconds: float) -> None:
+    """Nothing changes and nothing breaks: the others' answers without the worst unit, and beside it."""
+    *others, worst = town.units
+    time_neighbours(town, record, others, "warming up", 3.0)
+    record.latencies.pop("warming up", None)
+    for _ in range(ROUNDS):
+        time_neighbours(town, record, others, ALONE, seconds / ROUNDS)
+        with ask_worst(town, record, worst, CLIENTS):
+            time_neighbours(town, record, others, BESIDE, seconds / ROUNDS)
+    judge_calm(record)
+
+
+def judge_calm(record: Record) -> None:
+    """Adds a violation where the worst unit cost the others more than their share."""
+    alone, beside = (sorted(record.latencies.get(phase, [])) for phase in (ALONE, BESIDE))
+    if min(len(alone), len(beside)) < LEAST_ANSWERS:
+        record.violate(f"calm: expected {LEAST_ANSWERS} answers in each phase, got {len(alone)} and {len(beside)}")
+        return
+    before, after = alone[int(len(alone) * 0.99)], beside[int(len(beside) * 0.99)]
+    if after > MOST * before:
+        record.violate(
+            f"calm: expected at most {MOST:.0f} times the p99 beside the worst unit, got {before * 1000:.0f} ms"
+            f" without it and {after * 1000:.0f} ms"
+        )

@@ -1,0 +1,137 @@
+"""Each member of a unit's request has a bound; what is over it is refused by what it has, in time, and once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import pytest
+
+from appliance.errors import BadInput
+from appliance.ml import asked as worker
+from appliance.web import asked as door
+from appliance.web.asked import ChatRequest, ClassifyRequest, CompletionRequest
+from appliance.web.openai import _parse
+
+HELLO = [{"role": "user", "content": "Hello"}]
+LONG = [{"role": "user", "content": "x" * 100_001}]
+
+
+class Sent:
+    """As much of starlette's request as is parsed."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def body(self) -> bytes:
+        return self._body
+
+
+def parse(kind: Any, body: bytes) -> Any:
+    sent: Any = Sent(body)
+    return asyncio.run(_parse(kind, sent))
+
+
+def chat(**changes: Any) -> bytes:
+    return json.dumps({"model": "labels", "messages": HELLO, **changes}).encode()
+
+
+def chat_number(member: str, text: str) -> bytes:
+    """With a number as it is written."""
+    return f'{{"model": "labels", "messages": {json.dumps(HELLO)}, "{member}": {text}}}'.encode()
+
+
+def test_the_door_and_the_worker_have_the_same_bounds() -> None:
+    for name in ("MAX_LABELS", "MAX_LABEL_TEXT", "MAX_STOPS", "MAX_STOP", "MAX_TEXT"):
+        assert getattr(door, name) == getattr(worker, name), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        (ChatRequest, {"messages": LONG * 2}, "200000 characters in all, got 200002"),
+        (ChatRequest, {"messages": HELLO * 257}, "at most 256 items after validation, not 257"),
+        (ChatRequest, {"stop": ["x"] * 5}, "at most 4 items after validation, not 5"),
+        (ChatRequest, {"stop": "x" * 257}, "at most 256 characters"),
+        (ChatRequest, {"stop": ""}, "at least 1 character"),
+        (ChatRequest, {"guided_choice": ["x" * 40_000, "y" * 40_000]}, "65536 characters in all, got 80000"),
+        (ChatRequest, {"guided_choice": ["x"] * 1001}, "at most 1000 items after validation, not 1001"),
+        (ClassifyRequest, {"labels": ["x" * 40_000, "y" * 40_000]}, "65536 characters in all, got 80000"),
+        (ClassifyRequest, {"labels": [""]}, "at least 1 character"),
+        (CompletionRequest, {"prompt": "x" * 200_001}, "at most 200000 characters"),
+    ],
+)
+def test_what_is_over_a_bound_is_refused_by_what_it_has(kind: Any, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadInput, match=words) as refused:
+        parse(kind, chat(**changes))
+    assert refused.value.status == 400
+    assert next(iter(changes)) in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("member", "text"),
+    [
+        ("temperature", "NaN"),
+        ("temperature", "-Infinity"),
+        ("temperature", "-5e-324"),
+        ("temperature", "9" * 400),
+        ("temperature", "9" * 5000),
+        ("temperature", '"warm"'),
+        ("top_p", "Infinity"),
+        ("top_p", "1e400"),
+        ("top_p", "1e-400"),
+        ("top_p", "-0.0"),
+        ("seed", "9" * 400),
+        ("seed", "-1"),
+        ("seed", "0.5"),
+        ("max_tokens", "1e400"),
+        ("max_tokens", "-0.0"),
+        ("max_completion_tokens", "9" * 400),
+        ("n", "2"),
+        ("n", "1e400"),
+    ],
+)
+def test_a_number_that_is_none_of_the_allowed_is_a_bad_request(member: str, text: str) -> None:
+    with pytest.raises(BadInput):
+        parse(ChatRequest, chat_number(member, text))
+
+
+@pytest.mark.parametrize(
+    ("member", "text"),
+    [
+        ("temperature", "-0.0"),
+        ("temperature", "5e-324"),
+        ("temperature", "1e-400"),
+        ("temperature", "2"),
+        ("top_p", "5e-324"),
+        ("seed", "-0.0"),
+        ("seed", "2147483647"),
+    ],
+)
+def test_a_number_at_the_edge_of_the_allowed_is_taken_by_door_and_worker(member: str, text: str) -> None:
+    parameters = parse(ChatRequest, chat_number(member, text)).parameters()
+    assert getattr(worker.parse_request(parameters), member) == pytest.approx(float(text), abs=1e-300)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {f"member {number}": 1 for number in range(200_000)},
+        {"stop": [1] * 250_000},
+        {"stop": [1] * 1_000_000},
+        {"guided_choice": [1] * 250_000},
+        {"messages": [{}] * 120_000},
+        {"metadata": {"a": [[]] * 500_000}},
+    ],
+    ids=["unknown members", "stop", "more stop", "guided_choice", "messages", "metadata"],
+)
+def test_a_body_full_of_faults_is_refused_in_time_and_in_a_short_text(changes: dict[str, Any]) -> None:
+    """Each was an error of its own: seconds of the event loop, and an answer longer than the body."""
+    body = chat(**changes)
+    began = time.monotonic()
+    with pytest.raises(BadInput) as refused:
+        parse(ChatRequest, body)
+    assert time.monotonic() - began < 1
+    assert len(refused.value.message) < 100_000
