@@ -35,5 +35,8 @@ def enter() -> None:
 
 
 if __name__ == "__main__":
-    enter()
+    try:
+        enter()
+    except OSError as error:
+        sys.exit(f"alone: {error}")
     os.execvp(sys.argv[1], sys.argv[1:])

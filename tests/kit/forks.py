@@ -153,6 +153,8 @@ def _run(command: list[str], environment: dict[str, str], streams: list[int]) ->
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
     finally:
         if (error := sys.exc_info()[1]) is not None:
             traceback.print_exception(error)
