@@ -37,6 +37,7 @@ from appliance.formats.manifest import Manifest, ManifestFile, encode_manifest
 from appliance.formats.timestamp import encode_time
 from appliance.formats.trust import Trust, parse_trust
 from tests.certificates import Authority
+from tests.kit import forks
 
 ROOT = Path(__file__).resolve().parent.parent
 ROLES = {
@@ -77,7 +78,7 @@ class Site:
     keys: dict[str, Ed25519Signer]
     launcher: tuple[str, ...] = ("-m", "appliance", "serve")
     environment: dict[str, str] = field(default_factory=dict)
-    service: subprocess.Popen[bytes] | None = None
+    service: subprocess.Popen[bytes] | forks.Forked | None = None
     sessions: dict[str, str] = field(default_factory=dict)
     clients: list[httpx.Client] = field(default_factory=list)
     """Those that stay open until the service ends."""
@@ -96,10 +97,15 @@ class Site:
 
     def start(self, *extra: str, wait: bool = True) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "APPLIANCE_HOME": str(self.home), **self.environment}
-        with open(self.home / "service.log", "ab") as log:
-            self.service = subprocess.Popen(
-                [sys.executable, *self.launcher, *extra], env=environment, stdout=log, stderr=log, cwd=ROOT
-            )
+        with open(self.home / "service.log", "ab") as log, open(os.devnull, "rb") as nothing:
+            command = [*self.launcher, *extra]
+            if "PYTEST_VERSION" in os.environ:
+                self.service = forks.run(command, environment, (nothing.fileno(), log.fileno(), log.fileno()))
+            else:
+                # What a bench measures is a process of its own.
+                self.service = subprocess.Popen(
+                    [sys.executable, *command], env=environment, stdout=log, stderr=log, cwd=ROOT
+                )
         self.sessions.clear()
         if wait:
             self.wait_until_up()

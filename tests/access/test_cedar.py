@@ -95,6 +95,7 @@ def test_every_verb_has_an_order_here_and_a_sample() -> None:
     assert set(ORDERED) == set(SAMPLES) == set(ORDERS)
 
 
+@pytest.mark.family(keep=10)
 @pytest.mark.parametrize("verb", sorted(ORDERS))
 def test_every_verb_is_decided(verb: str) -> None:
     order = ORDERED[verb]
@@ -112,6 +113,7 @@ def shape(value: Any) -> Any:
     return type(value).__name__
 
 
+@pytest.mark.family(keep=12)
 @pytest.mark.parametrize("verb", sorted(ORDERS))
 def test_the_sample_of_a_verb_has_the_shape_of_the_real_request(verb: str) -> None:
     """Otherwise a schema would be tried against something that is never sent."""
@@ -162,6 +164,7 @@ SEEN = [
 ]  # fmt: skip
 
 
+@pytest.mark.family(keep=12)
 @pytest.mark.parametrize(("verb", "condition"), SEEN)
 def test_a_policy_sees_what_the_ledger_knows(verb: str, condition: str) -> None:
     text = f'{PERMIT}@id("when") forbid (principal, action == Action::"{verb}", resource) when {{ {condition} }};'

@@ -90,6 +90,7 @@ def ready(site: Site) -> Site:
     return site
 
 
+@pytest.mark.family(keep=4)
 @pytest.mark.parametrize(
     ("spoil_folder", "named"),
     [

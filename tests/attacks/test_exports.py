@@ -138,6 +138,7 @@ def add_code(place: Path) -> None:
     (place / "base" / "modeling.py").write_text("print('run')")
 
 
+@pytest.mark.family(keep=3)
 @pytest.mark.parametrize("spoil", [of_base, of_weights, of_recipe, of_rows, link_weights, add_code])
 def test_what_was_changed_on_the_units_host_is_refused(
     export: tuple[Path, Path, Path], tmp_path: Path, spoil: Callable[[Path], None]

@@ -80,6 +80,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_base(tmp_path_factory.mktemp("b") / "base")
 
 
+@pytest.mark.family(keep=3)
 @pytest.mark.parametrize(
     ("spoil", "code", "named"),
     [
@@ -173,6 +174,7 @@ def two_labels(lines: list[str]) -> None:
     lines[14] = lines[13].partition(",")[0] + "," + lines[14].partition(",")[2]
 
 
+@pytest.mark.family(keep=3)
 @pytest.mark.parametrize(
     ("change", "line"),
     [

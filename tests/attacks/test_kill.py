@@ -250,6 +250,7 @@ An endorsement names an order that no longer waits, which is a reason of its own
 """
 
 
+@pytest.mark.family(keep=4)
 @pytest.mark.parametrize("type_", GOVERNANCE)
 def test_an_order_stands_once_whenever_the_service_dies(town: Site, type_: str) -> None:
     make, replay = GOVERNANCE[type_]

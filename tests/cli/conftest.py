@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from appliance.cli import main
+from appliance.formats import keys
 from appliance.formats.keys import Ed25519Signer, encode_key_file
 from appliance.formats.trust import encode_trust
-from tests.client.double import Double, seal, serving
-from tests.domain.builder import Site, stage
+from tests.kit.service import Service, running
 
 PASSPHRASE = b"correct horse battery"
+
+_derive_key = cache(keys._derive_key)
+
+
+@pytest.fixture(autouse=True)
+def derived_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scrypt takes a fifth of a second for each passphrase and salt. The desk's key files have one salt for each name,
+    so that it runs once for a name in a process instead of at each command that opens a key."""
+    monkeypatch.setattr(keys, "_derive_key", _derive_key)
 
 
 @dataclass(frozen=True)
@@ -29,11 +40,12 @@ class Told:
 class Desk:
     """A person's place: key files, a passphrase file, a trust file and the service behind the socket."""
 
-    def __init__(self, double: Double, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.double = double
-        self.site: Site = double.site
+    def __init__(self, service: Service, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.service = service
+        self.site = service.site
         self.folder = folder
         self._capsys = capsys
+        self._size = self.site.state.size
         self.passphrase = folder / "pass"
         self.passphrase.write_bytes(PASSPHRASE + b"\n")
         self.passphrase.chmod(0o600)
@@ -45,7 +57,7 @@ class Desk:
         if not path.exists():
             signer = self.site.keys[name]
             assert isinstance(signer, Ed25519Signer)
-            salt, nonce = secrets.token_bytes(32), secrets.token_bytes(12)
+            salt, nonce = hashlib.sha256(name.encode()).digest(), secrets.token_bytes(12)
             path.write_bytes(encode_key_file(signer.private, PASSPHRASE, salt=salt, nonce=nonce))
             path.chmod(0o600)
         return path
@@ -61,6 +73,11 @@ class Desk:
         """The same with this person's key and passphrase file."""
         return self.type(*words, *self.options(name))
 
+    def ordered(self) -> int:
+        """How many orders came since the desk stands here: reading opens sessions, which are entries too."""
+        new = range(self._size, self.site.state.size)
+        return sum("order" in self.site.ledger.documents_of(index) for index in new)
+
     def options(self, name: str) -> list[str]:
         return ["--as", name, "--key", str(self.key(name)), "--passphrase-file", str(self.passphrase)]
 
@@ -71,12 +88,7 @@ def open_desk(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     with ExitStack() as stack:
 
         def opened(at: str) -> Desk:
-            site = stage("trained" if at == "sealed" else at)
-            if at == "sealed":
-                seal(site)
-            double = Double(site)
-            stack.enter_context(serving(double, home / "run" / "appliance.sock"))
-            return Desk(double, tmp_path, capsys)
+            return Desk(stack.enter_context(running(at, home)), tmp_path, capsys)
 
         yield opened
 

@@ -16,7 +16,8 @@ from appliance.cli import caller, main, reviewers
 from appliance.domain.credentials import parse_token
 from appliance.errors import BadInput
 from tests.cli.conftest import Desk
-from tests.domain.builder import ORIGIN, order_of, policy_set
+from tests.domain.builder import ORIGIN, order_of
+from tests.kit.founded import FILES, copied_policy, policy_set
 
 RECIPE = "name: clauses\nbase: smollm2\ndataset: clauses@1\nrank: 8\n"
 
@@ -35,7 +36,7 @@ def test_an_operator_imports_a_base_that_was_hashed_here(open_desk: Callable[[st
     assert told.code == 0, told.err
     receipt = json.loads(told.out)
     assert receipt["type"] == "import.requested"
-    assert list(desk.double.uploads.values()) == [b"gguf"]
+    assert list(desk.service.uploads.values()) == [b"gguf"]
     assert "Apache-2.0" in told.err and "You vouch for the source" in told.err
 
 
@@ -96,18 +97,16 @@ def test_one_recipe_that_is_off_starts_none(open_desk: Callable[[str], Desk]) ->
 
 def test_a_run_is_followed_to_its_seal(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("sealed")
-    step = {"seq": 0, "frame": "step", "step": 2, "steps": 2, "loss": 0.5, "tokens": 10, "seconds": 1.0}
-    desk.double.progress = [step]
     told = desk.as_("olga", "run", "show", "r-000001", "--follow")
     assert told.code == 0
-    assert "trains: 2 of 2 steps, loss 0.500" in told.err
+    assert "trains: 2 of 2 steps, loss 0.250" in told.err
     assert "next: a reviewer types: appliance review show clauses@1" in told.err
     assert told.out.splitlines()[-1].split() == ["r-000001", "sealed", "clauses@1"]
 
 
 def test_a_run_that_was_not_sealed_fails_the_command(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("sealed")
-    desk.double.bend["/v1/runs/r-000001/progress"] = lambda a: {**a, "status": "failed", "detail": "out of memory"}
+    desk.service.bend["/v1/runs/r-000001/progress"] = lambda a: {**a, "status": "failed", "detail": "out of memory"}
     told = desk.as_("olga", "run", "show", "r-000001", "--follow")
     assert told.code == 5
     assert "r-000001: expected it sealed, got failed: out of memory" in told.err
@@ -133,7 +132,7 @@ def test_a_run_shows_its_steps_and_its_report_is_what_the_ledger_binds(open_desk
 
 def test_steps_that_the_ledger_does_not_bind_make_no_report(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("sealed")
-    desk.double.files["steps.jsonl"] = desk.double.files["steps.jsonl"].replace(b'"1.500000"', b'"1.400000"')
+    desk.service.spoil("clauses@1", "steps.jsonl", FILES["steps.jsonl"].replace(b'"1.500000"', b'"1.400000"'))
     folder = desk.folder / "report"
     told = desk.as_("olga", "run", "report", "r-000001", "--to", str(folder))
     assert told.code == 6
@@ -241,8 +240,7 @@ def test_a_decision_that_cannot_count_is_refused(
 
 def test_a_changed_byte_stops_review_and_release_before_anything_is_signed(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("sealed")
-    desk.double.files["adapter_model.safetensors"] = b"weightz"
-    size = len(desk.site.entries)
+    desk.service.spoil("clauses@1", "adapter_model.safetensors", b"weightz")
     for name, words in (
         ("rita", ("review", "show", "clauses@1")),
         ("rita", ("review", "approve", "clauses@1", "--unit", "legal", "--yes")),
@@ -251,7 +249,7 @@ def test_a_changed_byte_stops_review_and_release_before_anything_is_signed(open_
         told = desk.as_(name, *words)
         assert told.code == 6
         assert "adapter_model.safetensors: expected sha256:" in told.err
-    assert len(desk.site.entries) == size
+    assert desk.ordered() == 0
 
 
 def _approve(desk: Desk) -> None:
@@ -311,7 +309,7 @@ def test_the_log_is_a_table_lines_of_json_or_csv(open_desk: Callable[[str], Desk
     assert [json.loads(line)["index"] for line in last] == [row["index"] for row in rows[-2:]]
     limited = desk.as_("audrey", "ledger", "log", "--after", "3", "--limit", "2", "--json").out.splitlines()
     assert [json.loads(line)["index"] for line in limited] == [4, 5]
-    until = desk.as_("audrey", "ledger", "log", "--until", "2026-01-14", "--json")
+    until = desk.as_("audrey", "ledger", "log", "--until", "2020-01-01", "--json")
     assert (until.code, until.out) == (0, "")
     assert desk.as_("audrey", "ledger", "log", "--csv", "--json").code == 2
     assert desk.as_("audrey", "ledger", "log", "--since", "yesterday").code == 2
@@ -341,28 +339,10 @@ def test_an_export_is_written_once(open_desk: Callable[[str], Desk]) -> None:
     assert desk.as_("audrey", "ledger", "export", path).code == 5
 
 
-REPORT = {
-    "verdict": "verified",
-    "counts": {"entries": 3, "signatures": 2},
-    "findings": [],
-    "local_findings": [],
-    "unchecked": [],
-    "trust": {"origin": ORIGIN, "log_key": "k", "genesis": "g", "administrators": ["anna", "ben"]},
-    "origin": ORIGIN,
-    "single_administrator": False,
-    "site_policies": "replayed",
-    "size": 3,
-    "head": "sha256:aa",
-    "root": "sha256:bb",
-    "artifacts": 2,
-    "projections": 9,
-}
-
-
 @pytest.mark.parametrize(
     ("changes", "code", "said"),
     [
-        ({}, 0, "checked entries:       3"),
+        ({}, 0, "checked entries:       18"),
         (
             {"verdict": "failed", "findings": [{"index": 2, "rule": "chain", "message": "broken"}]},
             6,
@@ -376,21 +356,17 @@ def test_only_a_verified_log_succeeds_and_the_counts_are_printed(
     open_desk: Callable[[str], Desk], changes: dict[str, object], code: int, said: str
 ) -> None:
     desk = open_desk("staffed")
-    desk.double.report = {**REPORT, **changes}
+    desk.service.bend["/v1/ledger/verify"] = lambda report: {**report, **changes}
     told = desk.as_("audrey", "ledger", "verify", "--trust", str(desk.trust))
     assert told.code == code
     assert said in told.out
-    value = json.loads(desk.as_("audrey", "ledger", "verify", "--json").out)
-    assert value["verdict"] == desk.double.report["verdict"]
+    value = json.loads(desk.as_("audrey", "ledger", "verify", "--json", "--trust", str(desk.trust)).out)
+    assert value["verdict"] == changes.get("verdict", "verified")
 
 
 def _policy(desk: Desk, **parameters: object) -> Path:
-    folder = desk.folder / "strict"
-    folder.mkdir(exist_ok=True)
-    (folder / "parameters.json").write_text(json.dumps(parameters))
-    for name in ("policies.cedar", "schema.cedarschema"):
-        (folder / name).write_text("")
-    (folder / "tests.json").write_text("[]")
+    folder = copied_policy(desk.folder / "strict", **parameters)
+    (folder / "tests.json").write_text('[{"name": "one", "verb": "enroll", "expect": "deny"}]')
     return folder
 
 
@@ -399,7 +375,6 @@ def test_a_policy_is_shown_compared_tested_and_adopted_by_two(open_desk: Callabl
     folder = str(_policy(desk, reviewers=3))
     assert policy_set().digest in desk.as_("anna", "policy", "show").out
     assert '+  "reviewers": 3,' in desk.as_("anna", "policy", "diff", folder).out.splitlines()
-    desk.double.cases = [{"name": "one", "passed": False, "expected": "deny", "got": "allow"}]
     tested = desk.as_("anna", "policy", "test", folder)
     assert tested.code == 3
     assert "FAILED" in tested.out and "0 of 1 cases passed." in tested.err

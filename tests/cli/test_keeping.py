@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from appliance.domain.names import add_seconds
+from appliance.formats.checkpoint import Checkpoint, sign_checkpoint
 from appliance.formats.keys import generate_ed25519, parse_key_file
+from appliance.formats.note import vkey_of
 from tests.cli.conftest import PASSPHRASE, Desk, Told
-from tests.client.double import export_of
-from tests.domain.builder import policy_set
+from tests.domain.builder import ORIGIN
+from tests.kit.founded import policy_set
 
 
 def _order(desk: Desk, *words: str, by: str = "anna") -> Told:
@@ -149,24 +151,32 @@ def test_once_the_first_key_signs_no_more_the_log_is_verified_from_it_and_the_ne
     desk = open_desk("staffed")
     _second(desk, _order(desk, "log-key", "rotate", "--old-until", "now", "--trust", str(desk.trust)))
     show = ("ledger", "show", "0", "--trust", str(desk.trust))
+    desk.service.bend["/v1/ledger/export"] = lambda _: b"tar" * 1_000
     assert desk.as_("audrey", *show).code == 2, "an export that is none"
-    desk.double.bend["/v1/ledger/export"] = lambda _: export_of(desk.site)
+    del desk.service.bend["/v1/ledger/export"]
     told = desk.as_("audrey", *show)
     assert told.code == 0, told.err
     assert "the log verified from it to today's key" in told.err
-    desk.double.seen.clear()
+    desk.service.seen.clear()
     assert desk.as_("audrey", *show).code == 0
-    assert ("GET", "/v1/ledger/export") not in desk.double.seen
+    assert ("GET", "/v1/ledger/export") not in desk.service.seen
+
+
+def _tree(desk: Desk) -> tuple[int, bytes]:
+    ledger = desk.site.ledger
+    return ledger.state.size, ledger.root
 
 
 def test_a_key_that_no_rotation_leads_to_is_not_believed(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("staffed")
     _second(desk, _order(desk, "log-key", "rotate", "--old-until", "now"))
-    whole = export_of(desk.site)
-    other = str(desk.double.next_log_key()["vkey"])
-    desk.site.log = desk.double.log_keys[other]
-    desk.double.bend["/v1/ledger/export"] = lambda _: whole
-    desk.double.bend["/v1/about"] = lambda about: {**about, "log_key": other}
+    stranger = generate_ed25519()
+    other = vkey_of(ORIGIN, stranger)
+    desk.service.bend["/v1/ledger/0"] = lambda shown: {
+        **shown,
+        "checkpoint": sign_checkpoint(Checkpoint(ORIGIN, *_tree(desk)), stranger).decode(),
+    }
+    desk.service.bend["/v1/about"] = lambda about: {**about, "log_key": other}
     told = desk.as_("audrey", "ledger", "show", "0", "--trust", str(desk.trust))
     assert told.code == 6
     assert f"or a verified log that rotates to {other}" in told.err

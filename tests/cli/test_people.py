@@ -137,16 +137,15 @@ def test_one_administrator_revokes_alone_and_says_why(open_desk: Callable[[str],
 def test_nothing_is_signed_without_a_yes(open_desk: Callable[[str], Desk], monkeypatch: pytest.MonkeyPatch) -> None:
     desk = open_desk("staffed")
     words = ["principal", "revoke", "sales", *desk.options("anna")]
-    size = len(desk.site.entries)
     told = desk.type(*words)
     assert told.code == 2 and "expected --yes" in told.err
     monkeypatch.setattr(caller, "is_interactive", lambda: True)
     refused = CliRunner().invoke(main.cli, words, input="n\n")
     assert refused.exit_code == 1
-    assert len(desk.site.entries) == size
+    assert desk.ordered() == 0
     agreed = CliRunner().invoke(main.cli, words, input="y\n")
     assert agreed.exit_code == 0
-    assert len(desk.site.entries) == size + 1
+    assert desk.ordered() == 1
     assert "Sign this? [y/N]" in agreed.stderr
 
 

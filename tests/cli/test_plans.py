@@ -20,7 +20,6 @@ def _recipe(desk: Desk, text: str = RECIPE) -> str:
 
 def test_a_plan_says_what_fits_what_it_costs_and_what_is_advised(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("imported")
-    size = len(desk.site.entries)
     told = desk.as_("olga", "run", "plan", _recipe(desk))
     assert told.code == 0, told.err
     assert "fits this machine:  yes, with a margin of 10%" in told.out
@@ -28,7 +27,7 @@ def test_a_plan_says_what_fits_what_it_costs_and_what_is_advised(open_desk: Call
     assert set(parts) <= {line.partition(" ")[0] for line in told.out.splitlines()}
     for text in ("RTX 3060 (not measured)", "Advised: "):
         assert text in told.out
-    assert len(desk.site.entries) == size, "nothing was signed"
+    assert desk.ordered() == 0, "nothing was signed"
 
 
 def test_a_plan_as_json_has_every_phase_and_part(open_desk: Callable[[str], Desk]) -> None:
@@ -45,7 +44,7 @@ def test_what_does_not_fit_is_said_before_anybody_signs(
     open_desk: Callable[[str], Desk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk = open_desk("imported")
-    desk.double.bend["/v1/recipes/facts"] = lambda answer: {
+    desk.service.bend["/v1/recipes/facts"] = lambda answer: {
         **answer,
         "machine": {**answer["machine"], "memory_bytes": 600_000_000},
     }

@@ -8,15 +8,13 @@ from collections.abc import Callable
 import pytest
 
 from appliance.cli.output import print_facts
-from appliance.domain.names import add_seconds
 from tests.cli.conftest import Desk
-from tests.client.test_questions import ROWS, import_rows
 
 
 def test_a_log_that_a_limit_cuts_off_says_how_to_go_on(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("serving")
-    size = len(desk.site.entries)
     first = desk.as_("audrey", "ledger", "log", "--limit", "3")
+    size = len(desk.site.entries)
     assert "Go on with: --after 2" in first.err
     last = desk.as_("audrey", "ledger", "log", "--last", "9", "--json")
     assert [json.loads(line)["index"] for line in last.out.splitlines()] == list(range(size - 9, size))
@@ -56,7 +54,8 @@ def test_could_load_names_the_folder_that_no_revocation_reaches(open_desk: Calla
     desk = open_desk("serving")
     exported = desk.site.export()
     desk.site.revoke("raul")
-    told, until = desk.as_("audrey", "ledger", "could-load", "legal"), add_seconds(exported.time, 3_600)
+    (folder,) = desk.site.state.exports.values()
+    told, until = desk.as_("audrey", "ledger", "could-load", "legal"), folder.valid_until
     said = f"until {until} from an exported folder, entry {exported.index}; no revocation reaches it"
     assert told.code == 0 and f"labels: could load clauses@1 {said}\n" in told.out
     assert "labels: could not load clauses@1\n" in told.out
@@ -78,8 +77,11 @@ def test_a_mapping_among_facts_is_a_line_of_words(capsys: pytest.CaptureFixture[
 
 def test_the_state_is_a_table_or_whole_in_json(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("serving")
+    slot = desk.site.state.slots.get("legal/labels")
+    assert slot is not None
+    released = str(slot.release)
     told = desk.as_("audrey", "ledger", "state", "--kind", "release")
-    assert told.out.splitlines()[1].split()[:3] == ["release", "legal/labels", "0"]
+    assert told.out.splitlines()[1].split()[:3] == ["release", "legal/labels", released]
     assert "As of entry" in told.err
     things = json.loads(desk.as_("audrey", "ledger", "state", "--json").out)["things"]
     assert {"principal", "adapter", "slot"} <= {thing["kind"] for thing in things}
@@ -93,9 +95,7 @@ def test_a_dataset_says_what_was_made_of_it_and_where_it_went(open_desk: Callabl
 
 
 def test_a_row_is_proved_and_its_proof_is_written_once(open_desk: Callable[[str], Desk]) -> None:
-    desk = open_desk("staffed")
-    import_rows(desk.site)
-    desk.double.dataset_rows = ROWS
+    desk = open_desk("imported")
     proof, file = desk.trust.parent / "proof.json", desk.trust.parent / "row.txt"
     file.write_text("two\n")
     words = ("dataset", "used-by", "clauses@1", "--row-file", str(file), "--proof", str(proof))

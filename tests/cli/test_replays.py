@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from appliance.domain import events as e
+from appliance.domain.entry import parse_entry
 from appliance.domain.names import NO_DIGEST
 from tests.cli.conftest import Desk
 
@@ -23,8 +24,22 @@ def different(body: e.ReplayFinished) -> e.Event:
     return body.model_copy(update={"got": NO_DIGEST, "verdict": "different"})
 
 
+def judge(desk: Desk, bend: Bend = lambda body: body) -> None:
+    """What is ordered is trained again at once, with this verdict."""
+
+    def replayed(order: str) -> None:
+        row = desk.site.state.replays.get(order)
+        if row is not None:
+            requested = parse_entry(desk.site.entries[row.index])
+            desk.site.add(bend(desk.site.replayed(requested, row.run)))
+            desk.service.context.progress.end(order)
+
+    desk.service.work = replayed
+
+
 def test_a_failed_run_is_resumed_and_a_window_of_it_is_replayed(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("trained")
+    judge(desk)
     desk.site.add(e.RunFailed(run="r-000001", code="worker-ended", message=desk.site.text("it was killed")))
     refused = desk.as_("olga", "run", "replay", "r-000001", "--from", "0", "--to", "2", "--yes")
     assert (refused.code, "expected olga to be auditor" in refused.err) == (3, True)
@@ -51,6 +66,6 @@ def test_a_replay_that_is_not_identical_fails_the_command(
     open_desk: Callable[[str], Desk], bend: Bend, code: int, words: str
 ) -> None:
     desk = open_desk("trained")
-    desk.double.bend["replayed"] = bend
+    judge(desk, bend)
     told = desk.as_("audrey", "run", "replay", "r-000001", "--from", "0", "--to", "2", "--yes")
     assert (told.code, words in told.err) == (code, True), told.err

@@ -13,7 +13,7 @@ from appliance.errors import BadInput
 from appliance.formats.cosignature import witness_vkey_of
 from appliance.formats.keys import generate_ed25519
 from tests.cli.conftest import Desk
-from tests.domain.builder import policy_set
+from tests.kit.founded import policy_set
 
 W1, W2 = generate_ed25519(), generate_ed25519()
 VKEYS = (witness_vkey_of("witness.example/w1", W1), witness_vkey_of("witness.example/w2", W2))
@@ -43,12 +43,16 @@ def test_what_is_no_text_is_not_handed_in(open_desk: Callable[[str], Desk]) -> N
 def test_witnesses_are_listed_with_what_came_after_their_word(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("staffed")
     desk.site.adopt(policy_set(witnesses=VKEYS, witness_quorum=2))
-    body, documents = desk.site.cosigned(W2, "witness.example/w2", desk.site.state.size - 2)
+    seen = desk.site.state.size - 2
+    body, documents = desk.site.cosigned(W2, "witness.example/w2", seen)
     desk.site.add(body, documents=documents)
     told = desk.as_("audrey", "witness", "list", "--json")
     rows = json.loads(told.out)["witnesses"]
     size = len(desk.site.entries)
-    assert [(row["name"], row["behind"]) for row in rows] == [("witness.example/w1", size), ("witness.example/w2", 3)]
+    assert [(row["name"], row["behind"]) for row in rows] == [
+        ("witness.example/w1", size),
+        ("witness.example/w2", size - seen),
+    ]
     told = desk.as_("audrey", "witness", "list")
     assert "witness.example/w2  yes" in told.out
     assert "Admission asks for 2 cosignatures of 7 days." in told.err

@@ -1,4 +1,4 @@
-"""A client at a door: the double behind a real socket, on a site at a stage of the journey."""
+"""A client at a door: the service behind a real socket, on a site at a stage of the journey."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ import pytest
 from appliance.client.door import Door
 from appliance.client.log import Anchor, anchor_of
 from appliance.client.session import Session
-from tests.client.double import Double, seal, serving
-from tests.domain.builder import Site, stage
+from tests.kit.service import Service, running
 
 
 class Office:
     """Someone's place at the door."""
 
-    def __init__(self, double: Double, socket: Path) -> None:
-        self.double = double
-        self.site: Site = double.site
-        self.socket = socket
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.site = service.site
+        self.socket = service.settings.socket
         self._doors: list[Door] = []
         self.door = self.opened()
 
@@ -51,13 +50,7 @@ def open_office(home: Path) -> Iterator[Callable[..., Office]]:
     with ExitStack() as stack:
 
         def opened(at: str) -> Office:
-            site = stage("trained" if at == "sealed" else at)
-            if at == "sealed":
-                seal(site)
-            double = Double(site)
-            socket = home / "run" / "appliance.sock"
-            stack.enter_context(serving(double, socket))
-            office = Office(double, socket)
+            office = Office(stack.enter_context(running(at, home)))
             stack.callback(office.close)
             return office
 

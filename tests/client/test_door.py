@@ -70,12 +70,12 @@ def test_reading_without_a_session_is_refused_before_anything_is_sent(open_offic
     office = open_office("initialized")
     with pytest.raises(errors.NotAuthenticated, match="--key FILE"):
         office.door.get("/v1/principals")
-    assert office.double.seen == []
+    assert office.service.seen == []
 
 
 def test_a_service_that_does_not_describe_itself_is_no_service(open_office: Callable[..., Office]) -> None:
     office = open_office("initialized")
-    office.double.bend["/v1/about"] = lambda answer: {"origin": "x"}
+    office.service.bend["/v1/about"] = lambda answer: {"origin": "x"}
     with pytest.raises(errors.Unavailable, match="describe itself"):
         _ = office.door.about
 
@@ -83,6 +83,6 @@ def test_a_service_that_does_not_describe_itself_is_no_service(open_office: Call
 @pytest.mark.parametrize("data", [b"not json", b"[" * 99_999])
 def test_what_is_not_json_is_unavailable(open_office: Callable[..., Office], data: bytes) -> None:
     office = open_office("initialized")
-    office.double.bend["/v1/about"] = lambda answer: data
+    office.service.bend["/v1/about"] = lambda answer: data
     with pytest.raises(errors.Unavailable, match="expected JSON"):
         _ = office.door.about

@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -14,9 +13,10 @@ from appliance.domain.orders import ORDERS, AdoptPolicy, Cancel, Enroll, Grant, 
 from appliance.errors import BadInput, Conflict, Denied, Tampered
 from appliance.formats.commitment import commit
 from appliance.formats.keys import generate_ed25519
-from appliance.formats.timestamp import encode_time, parse_time
+from appliance.formats.timestamp import parse_time
 from tests.client.conftest import Office
-from tests.domain.builder import ORIGIN, b64, policy_set
+from tests.domain.builder import ORIGIN, b64
+from tests.kit.founded import policy_set
 
 
 def _revocation(office: Office, name: str = "sales", signer: str = "anna") -> orders.Proposal:
@@ -56,7 +56,8 @@ def test_every_order_has_its_own_nonce_and_salt(open_office: Callable[..., Offic
 
 def test_the_same_order_is_accepted_once(open_office: Callable[..., Office]) -> None:
     office = open_office("staffed")
-    signed = orders.sign(_revocation(office), office.site.keys["anna"])
+    proposal = orders.propose(office.door.about, "anna", Grant, {"principal": "olga", "role": "reviewer:privacy"})
+    signed = orders.sign(proposal, office.site.keys["anna"])
     orders.submit(office.door, signed, office.anchor.log_key)
     with pytest.raises(Conflict, match="accepted as entry"):
         orders.submit(office.door, signed, office.anchor.log_key)
@@ -112,7 +113,7 @@ def test_a_receipt_that_lies_is_not_believed(
     open_office: Callable[..., Office], bend: Callable[[Office], Callable[[Any], Any]], words: str
 ) -> None:
     office = open_office("staffed")
-    office.double.bend["/v1/orders"] = bend(office)
+    office.service.bend["/v1/orders"] = bend(office)
     with pytest.raises(Tampered, match=words):
         _submit(office, _revocation(office))
 
@@ -135,7 +136,6 @@ def test_every_verb_says_what_its_signature_means() -> None:
 
 
 def _pending(office: Office) -> None:
-    office.site.now = encode_time(datetime.now(UTC))
     order, documents = office.site.enrolment("dora", ("operator",))
     office.site.pend(order, documents)
 
@@ -185,7 +185,7 @@ def test_a_pending_order_shown_as_something_else_is_refused(
 ) -> None:
     office = open_office("staffed")
     _pending(office)
-    office.double.bend["/v1/orders/pending"] = bend
+    office.service.bend["/v1/orders/pending"] = bend
     with pytest.raises(Tampered, match=words):
         orders.pending_orders(office.as_("ben"))
 
@@ -200,7 +200,7 @@ def test_a_policy_document_that_is_not_the_ordered_one_is_refused(open_office: C
         rows[0]["documents"]["policy"] = b64(encode_value(policy_set(reviewers=1, distinct_fields=1)))
         return rows
 
-    office.double.bend["/v1/orders/pending"] = bend
+    office.service.bend["/v1/orders/pending"] = bend
     with pytest.raises(Tampered, match="document policy"):
         orders.pending_orders(office.as_("ben"))
 

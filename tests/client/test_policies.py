@@ -11,7 +11,8 @@ from appliance.client import orders, policies
 from appliance.domain.names import encode_value
 from appliance.errors import BadInput, NotFound, Tampered
 from tests.client.conftest import Office
-from tests.domain.builder import b64, policy_set
+from tests.domain.builder import b64
+from tests.kit.founded import copied_policy, policy_set
 
 
 def _folder(tmp_path: Path, **parameters: Any) -> Path:
@@ -46,7 +47,10 @@ def test_what_is_no_policy_set_is_named(tmp_path: Path) -> None:
 def test_the_set_in_force_is_believed_by_its_bytes_alone(open_office: Callable[..., Office]) -> None:
     office = open_office("initialized")
     assert policies.current_policy(office.as_("anna")) == office.site.policy
-    office.double.bend["/v1/policy"] = lambda answer: {**answer, "document": b64(encode_value(policy_set(reviewers=9)))}
+    office.service.bend["/v1/policy"] = lambda answer: {
+        **answer,
+        "document": b64(encode_value(policy_set(reviewers=9))),
+    }
     with pytest.raises(Tampered, match="policy set: expected"):
         policies.current_policy(office.as_("anna"))
 
@@ -63,7 +67,7 @@ def test_adoption_signs_the_digest_of_the_set_that_was_read_here(
     open_office: Callable[..., Office], tmp_path: Path
 ) -> None:
     office = open_office("staffed")
-    policy = policies.load_policy(_folder(tmp_path, reviewers=3))
+    policy = policies.load_policy(copied_policy(tmp_path / "strict", reviewers=3))
     proposal = policies.propose_adoption(office.door.about, "anna", policy)
     orders.submit(office.door, orders.sign(proposal, office.site.keys["anna"]), office.anchor.log_key)
     (found,) = orders.pending_orders(office.as_("ben"))
@@ -74,8 +78,10 @@ def test_adoption_signs_the_digest_of_the_set_that_was_read_here(
 
 def test_no_case_tested_is_not_a_pass(open_office: Callable[..., Office], tmp_path: Path) -> None:
     office = open_office("initialized")
-    folder = _folder(tmp_path)
+    folder = copied_policy(tmp_path / "strict")
+    (folder / "tests.json").write_text("[]")
     with pytest.raises(BadInput, match="at least one, got none"):
         policies.run_cases(office.as_("anna"), folder)
-    office.double.cases = [{"name": "one", "passed": True, "expected": "allow", "got": "allow"}]
-    assert policies.run_cases(office.as_("anna"), folder) == office.double.cases
+    (folder / "tests.json").write_text('[{"name": "one", "verb": "enroll", "expect": "allow"}]')
+    (case,) = policies.run_cases(office.as_("anna"), folder)
+    assert (case["name"], case["passed"], case["expected"], case["got"]) == ("one", True, "allow", "allow")

@@ -8,35 +8,15 @@ from typing import Any
 import pytest
 
 from appliance.client.questions import adapter_story, could_load, dataset_uses, find_row, state_as_of
-from appliance.domain import events as e
 from appliance.errors import BadInput, Tampered, Unavailable
-from appliance.formats.canonical import encode_canonical
 from appliance.formats.commitment import disclose, disclosure_value
-from appliance.formats.rows import row_digest, rows_root
 from tests.client.conftest import Office
-from tests.domain.builder import Site, manifest
-
-ROWS = [
-    {"answer": "B", "index": n, "parts": [["p", " B"]], "split": "train", "text": text}
-    for n, text in enumerate(("one", "two", "zwei \N{GREEK SMALL LETTER PI}", "two", "five"))
-]
-
-
-def import_rows(site: Site) -> None:
-    """The dataset clauses@1 with the root over ROWS, as the service's import would bind it."""
-    digests = [row_digest(bytes(32), index, encode_canonical(row)) for index, row in enumerate(ROWS)]
-    site.import_base()
-    requested = site.ordered(e.ImportRequested(policy=site.in_force), site.dataset_order())
-    body = site.dataset_imported(requested, root=f"sha256:{rows_root(digests).hex()}", facts={"rows": len(ROWS)})
-    site.add(body, documents={"manifest": manifest("clauses", 1, {"rows": b"rows"})})
+from tests.kit.founded import ROWS
 
 
 @pytest.fixture
 def rowed(open_office: Callable[..., Office]) -> Office:
-    office = open_office("staffed")
-    import_rows(office.site)
-    office.double.dataset_rows = ROWS
-    return office
+    return open_office("imported")
 
 
 @pytest.mark.parametrize(("text", "places"), [("one", [0]), ("two", [1, 3]), (ROWS[2]["text"], [2]), ("three", [])])
@@ -66,7 +46,7 @@ def _renamed(found: Any) -> Any:
 
 @pytest.mark.parametrize("bend", [_other_row, _unproved, _elsewhere, _renamed])
 def test_a_lie_about_a_row_is_refused(rowed: Office, bend: Callable[[Any], Any]) -> None:
-    rowed.double.bend["/v1/datasets/clauses@1/row"] = bend
+    rowed.service.bend["/v1/datasets/clauses@1/row"] = bend
     with pytest.raises((Tampered, Unavailable)):
         find_row(rowed.as_("audrey"), rowed.anchor, "clauses@1", "one")
 
@@ -75,7 +55,7 @@ def test_another_row_of_the_dataset_is_no_answer(rowed: Office) -> None:
     """Its proof holds: it is not what was asked for."""
     door = rowed.as_("audrey")
     other = door.post("/v1/datasets/clauses@1/row", {"text": "five"})
-    rowed.double.bend["/v1/datasets/clauses@1/row"] = lambda found: other
+    rowed.service.bend["/v1/datasets/clauses@1/row"] = lambda found: other
     with pytest.raises(Tampered, match="expected the text that was asked for"):
         find_row(door, rowed.anchor, "clauses@1", "one")
 
@@ -86,7 +66,7 @@ def test_what_a_unit_could_load_rests_on_entries_that_are_proved_here(open_offic
     (task,) = proved.answer["tasks"]
     assert task["could_load"] and task["candidate"]["adapter"] == "clauses@1"
     assert proved.entries == len(proved.answer["rests_on"]) and proved.log_size == len(office.site.entries)
-    assert set(proved.answer["names"].values()) > {"Rita Example", "Raul Example"}
+    assert set(proved.answer["names"].values()) >= {"Rita Example", "Raul Example"}
 
 
 def _other_type(answer: Any) -> Any:
@@ -110,7 +90,7 @@ def test_a_lie_about_an_entry_or_a_name_is_refused(
     open_office: Callable[..., Office], bend: Callable[[Any], Any]
 ) -> None:
     office = open_office("serving")
-    office.double.bend["/v1/units/legal/could-load"] = bend
+    office.service.bend["/v1/units/legal/could-load"] = bend
     with pytest.raises(Tampered):
         could_load(office.as_("audrey"), office.anchor, "legal", None)
 
@@ -122,7 +102,8 @@ def test_a_story_is_told_in_order_with_what_reviews_mean_and_requests_are_only_c
     row, steps, requests = adapter_story(office.as_("audrey"), "clauses@1")
     types = [step.entry.type for step in steps]
     assert row["name"] == "clauses" and requests["answered"] == 1
-    assert types[0] == "run.requested" and types[-1] == "adapter.loaded"
+    assert types[:5] == ["import.requested", "base.imported", "import.requested", "dataset.imported", "run.requested"]
+    assert types[-1] == "adapter.loaded"
     assert not [kind for kind in types if kind.startswith("request.")]
     meanings = [step.texts["meaning"] for step in steps if step.entry.type == "review.recorded"]
     assert meanings == ["I have examined this adapter."] * 2
@@ -136,7 +117,7 @@ def test_a_story_with_another_order_is_refused(open_office: Callable[..., Office
         ordered[0]["order"] = ordered[1]["order"]
         return answer
 
-    office.double.bend["/v1/adapters/clauses@1/history"] = swap
+    office.service.bend["/v1/adapters/clauses@1/history"] = swap
     with pytest.raises(Tampered, match="got other bytes"):
         adapter_story(office.as_("audrey"), "clauses@1")
 
@@ -152,6 +133,6 @@ def test_uses_and_the_state_of_one_kind_come_as_the_service_tells_them(open_offi
 
 
 def test_a_proof_that_is_none_is_refused(rowed: Office) -> None:
-    rowed.double.bend["/v1/datasets/clauses/row"] = lambda found: [{**found[0], "proofs": [{}]}]
+    rowed.service.bend["/v1/datasets/clauses/row"] = lambda found: [{**found[0], "proofs": [{}]}]
     with pytest.raises(BadInput):
         find_row(rowed.as_("audrey"), rowed.anchor, "clauses", "one")

@@ -7,14 +7,18 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
 from appliance.client import orders, reviews
+from appliance.domain.entry import Entry, encode_entry, parse_entry
 from appliance.domain.orders import Activate
 from appliance.errors import Denied, NotFound, Tampered
+from appliance.formats.checkpoint import Checkpoint, sign_checkpoint
 from appliance.formats.digest import digest_bytes
 from appliance.formats.dsse import encode_envelope, sign_envelope
 from appliance.formats.keys import EcdsaSigner
+from appliance.formats.merkle import hash_leaf, inclusion_proof, root_of
 from appliance.formats.statement import Statement, encode_statement
 from tests.client.conftest import Office
-from tests.client.double import FILES
+from tests.domain.builder import ORIGIN, b64
+from tests.kit.founded import FILES
 
 VALID_UNTIL = "2999-01-01T00:00:00.000Z"
 
@@ -44,7 +48,7 @@ def test_every_byte_counts_on_the_meter(open_office: Callable[..., Office]) -> N
 @pytest.mark.parametrize("data", [b"weightz", b"weights and more", b"weight", b""])
 def test_a_file_that_is_not_the_manifests_is_refused(open_office: Callable[..., Office], data: bytes) -> None:
     office = open_office("sealed")
-    office.double.files["adapter_model.safetensors"] = data
+    office.service.spoil("clauses@1", "adapter_model.safetensors", data)
     with pytest.raises(Tampered, match=r"adapter_model\.safetensors: expected"):
         _gather(office)
 
@@ -55,11 +59,9 @@ def _swap_document(office: Office, role: str, data: bytes) -> None:
     assert row is not None
 
     def bend(answer: Any) -> Any:
-        from tests.domain.builder import b64
-
         return {**answer, "documents": {**answer["documents"], role: b64(data)}}
 
-    office.double.bend[f"/v1/ledger/{row.index}"] = bend
+    office.service.bend[f"/v1/ledger/{row.index}"] = bend
 
 
 @pytest.mark.parametrize("role", ["manifest", "signature", "provenance"])
@@ -74,14 +76,29 @@ def test_a_document_that_the_sealing_entry_does_not_bind_is_refused(
 
 def _reseal(office: Office, **documents: bytes) -> None:
     """A log that the rules did not guard: the sealing entry as an evil service would have written and signed it."""
-    from appliance.domain.entry import Entry, encode_entry, parse_entry
-
     site = office.site
-    entry = parse_entry(site.entries.pop())
+    row = site.state.adapters.get("clauses@1")
+    assert row is not None
+    entry = parse_entry(site.entries[row.index])
     bound = {**entry.documents, **{role: digest_bytes(data) for role, data in documents.items()}}
-    site.documents.update({digest_bytes(data): data for data in documents.values()})
-    fields = {**entry.model_dump(), "documents": bound}
-    site.entries.append(encode_entry(Entry(**fields)))
+    data = encode_entry(Entry(**{**entry.model_dump(), "documents": bound}))
+    leaves = [hash_leaf(before) for before in site.entries[: row.index]] + [hash_leaf(data)]
+    note = sign_checkpoint(Checkpoint(ORIGIN, len(leaves), root_of(leaves)), site.log)
+
+    def node(level: int, index: int) -> bytes:
+        return root_of(leaves[index << level : (index + 1) << level])
+
+    told = {
+        "bytes": b64(data),
+        "proof": [step.hex() for step in inclusion_proof(row.index, len(leaves), node)],
+        "checkpoint": note.decode(),
+    }
+    encoded = {role: b64(data) for role, data in documents.items()}
+    office.service.bend[f"/v1/ledger/{row.index}"] = lambda answer: {
+        **answer,
+        **told,
+        "documents": {**answer["documents"], **encoded},
+    }
 
 
 def test_a_signature_by_another_key_than_the_logs_first_entry_names_is_refused(
@@ -131,7 +148,7 @@ def test_a_row_that_points_to_another_entry_is_refused(open_office: Callable[...
         answer["adapter"]["index"] -= 1
         return answer
 
-    office.double.bend["/v1/adapters/clauses@1/review"] = bend
+    office.service.bend["/v1/adapters/clauses@1/review"] = bend
     with pytest.raises(Tampered, match=r"expected its sealing as entry"):
         _gather(office)
 
@@ -143,7 +160,7 @@ def test_a_run_row_that_points_to_another_runs_order_is_refused(open_office: Cal
         answer["run"]["index"] -= 1
         return answer
 
-    office.double.bend["/v1/adapters/clauses@1/review"] = bend
+    office.service.bend["/v1/adapters/clauses@1/review"] = bend
     with pytest.raises(Tampered, match=r"run r-000001"):
         _gather(office)
 
@@ -192,7 +209,8 @@ def test_an_adapter_that_two_approved_is_activated_and_one_that_one_approved_is_
 
 def test_a_revocation_needs_no_bytes_of_the_adapter(open_office: Callable[..., Office]) -> None:
     office = open_office("sealed")
-    office.double.files.clear()
+    for path in FILES:
+        office.service.spoil("clauses@1", path, None)
     door = office.as_("rita")
     proposal = reviews.propose_revocation(door, office.anchor, "rita", "clauses@1", "it leaks")
     receipt = orders.submit(door, orders.sign(proposal, office.site.keys["rita"]), office.anchor.log_key)
@@ -201,7 +219,7 @@ def test_a_revocation_needs_no_bytes_of_the_adapter(open_office: Callable[..., O
 
 def _released(office: Office, *history: str) -> None:
     steps = [{"adapter": name} for name in history]
-    office.double.bend["/v1/releases"] = lambda rows: [{"unit": "legal", "task": "labels", "history": steps}]
+    office.service.bend["/v1/releases"] = lambda rows: [{"unit": "legal", "task": "labels", "history": steps}]
 
 
 @pytest.mark.parametrize(

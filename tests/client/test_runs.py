@@ -84,14 +84,14 @@ def test_the_run_is_ordered_on_the_digests_that_the_log_binds(open_office: Calla
 
 def test_facts_about_other_bytes_than_the_log_binds_are_refused(open_office: Callable[..., Office]) -> None:
     office = open_office("imported")
-    office.double.bend["/v1/recipes/facts"] = lambda answer: {**answer, "dataset_digest": "sha256:" + "6" * 64}
+    office.service.bend["/v1/recipes/facts"] = lambda answer: {**answer, "dataset_digest": "sha256:" + "6" * 64}
     with pytest.raises(Tampered, match="facts of smollm2 and clauses@1"):
         _propose(office)
 
 
 def test_a_row_that_names_other_bytes_than_its_entry_is_refused(open_office: Callable[..., Office]) -> None:
     office = open_office("imported")
-    office.double.bend["/v1/bases/smollm2"] = lambda row: {**row, "digest": "sha256:" + "7" * 64}
+    office.service.bend["/v1/bases/smollm2"] = lambda row: {**row, "digest": "sha256:" + "7" * 64}
     with pytest.raises(Tampered, match="base smollm2: expected"):
         _propose(office)
 
@@ -103,17 +103,15 @@ def test_a_recipe_that_cannot_be_trained_names_its_file(open_office: Callable[..
 
 def test_following_hands_on_each_frame_once_and_ends_with_the_run(open_office: Callable[..., Office]) -> None:
     office = open_office("sealed")
-    office.double.progress = [{"seq": n, "frame": "step", "step": n, "steps": 3} for n in range(3)]
     told: list[tuple[str, list[int]]] = []
     door = office.as_("olga")
     ended = runs.follow(door, "r-000001", lambda status, frames: told.append((status, [f["seq"] for f in frames])))
-    assert told == [("sealed", [0, 1, 2]), ("sealed", [])]
+    assert told == [("sealed", [0, 1]), ("sealed", [])]
     assert (ended.status, ended.adapter) == ("sealed", "clauses@1")
 
 
 def test_following_goes_on_under_a_new_session(open_office: Callable[..., Office]) -> None:
     office = open_office("sealed")
-    office.double.progress = [{"seq": 0, "frame": "step"}]
     door = office.as_("olga")
-    runs.follow(door, "r-000001", lambda status, frames: office.double.tokens.clear())
-    assert office.double.seen.count(("POST", "/v1/sessions")) > 1
+    runs.follow(door, "r-000001", lambda status, frames: office.service.forget_sessions())
+    assert office.service.seen.count(("POST", "/v1/sessions")) > 1

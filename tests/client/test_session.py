@@ -19,7 +19,7 @@ def _cache() -> Path:
 
 
 def _opened(office: Office) -> int:
-    return office.double.seen.count(("POST", "/v1/sessions"))
+    return office.service.seen.count(("POST", "/v1/sessions"))
 
 
 def _locked() -> None:
@@ -56,7 +56,7 @@ def test_a_token_that_the_service_has_forgotten_is_renewed_once(open_office: Cal
     office = open_office("staffed")
     door = office.as_("audrey")
     door.get("/v1/principals")
-    office.double.tokens.clear()
+    office.service.forget_sessions()
     door.get("/v1/principals")
     assert _opened(office) == 2
 

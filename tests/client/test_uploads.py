@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 
 from appliance.client import imports, orders, uploads
+from appliance.domain.events import DatasetImported, ImportCancelled, ImportFailed, ImportRequested
 from appliance.domain.orders import ImportBase, ImportDataset
 from appliance.errors import BadInput, Conflict, NotFound, Tampered, Unavailable
 from appliance.formats.digest import digest_bytes
 from appliance.formats.manifest import parse_manifest
+from appliance.workflows.record import conceal
 from tests.client.conftest import Office
+from tests.domain.builder import WALLS, manifest, order_of
 
 
 def _folder(tmp_path: Path) -> Path:
@@ -33,13 +36,13 @@ def test_a_folder_is_a_manifest_over_its_files_and_all_of_it_is_sent(
     office = open_office("staffed")
     source = uploads.read_base(_folder(tmp_path), "smollm2")
     assert _upload(office, source) == source.total_bytes == 9
-    manifest = parse_manifest(office.double.uploads[source.digest])
+    manifest = parse_manifest(office.service.uploads[source.digest])
     assert (manifest.name, manifest.version) == ("smollm2", 1)
     assert {f.path: f.digest for f in manifest.files} == {
         "config.json": digest_bytes(b"{}"),
         "model.safetensors": digest_bytes(b"tensors"),
     }
-    assert all(file.digest in office.double.uploads for file in manifest.files)
+    assert all(file.digest in office.service.uploads for file in manifest.files)
 
 
 def test_a_gguf_file_is_itself(open_office: Callable[..., Office], tmp_path: Path) -> None:
@@ -89,14 +92,14 @@ def test_a_file_that_changes_while_it_is_sent_is_not_taken(
     path.write_bytes(data)
     with pytest.raises(Unavailable, match="it changed while it was read"):
         _upload(office, source)
-    assert office.double.uploads == {}
+    assert office.service.uploads == {}
 
 
 def test_a_service_that_has_other_bytes_is_refused(open_office: Callable[..., Office], tmp_path: Path) -> None:
     office = open_office("staffed")
     (tmp_path / "m.gguf").write_bytes(b"gguf")
     source = uploads.read_base(tmp_path / "m.gguf", "smollm2")
-    office.double.bend[f"/v1/uploads/{source.digest}"] = lambda answer: {"digest": "sha256:" + "8" * 64}
+    office.service.bend[f"/v1/uploads/{source.digest}"] = lambda answer: {"digest": "sha256:" + "8" * 64}
     with pytest.raises(Tampered, match="expected the service to have"):
         _upload(office, source)
 
@@ -107,9 +110,9 @@ def test_an_upload_begins_again_under_a_new_session(open_office: Callable[..., O
     source = uploads.read_base(tmp_path / "m.gguf", "smollm2")
     door = office.as_("olga")
     door.get("/v1/bases")
-    office.double.tokens.clear()
+    office.service.forget_sessions()
     uploads.upload(door, source, lambda count: None)
-    assert office.double.uploads == {source.digest: b"gguf"}
+    assert office.service.uploads == {source.digest: b"gguf"}
 
 
 def test_a_datasets_texts_are_committed_and_its_base_is_named_by_digest(
@@ -136,19 +139,30 @@ def test_a_file_whose_ending_says_nothing_needs_its_format(tmp_path: Path) -> No
     assert imports.read_rows(tmp_path / "rows.txt", "csv").format == "csv"
 
 
-def _state(status: str, **fields: object) -> dict[str, object]:
-    return {"status": status, "subject": "dataset:notes", "result": None, "error": None, "progress": [], **fields}
-
-
 def test_an_import_ends_with_its_result_or_as_the_error_it_was(open_office: Callable[..., Office]) -> None:
-    office = open_office("staffed")
-    door = office.as_("olga")
-    office.double.imports["good"] = _state("finished", result={"dataset": "notes@1"})
-    assert imports.wait_for_import(door, "good", lambda state: None) == {"dataset": "notes@1"}
-    office.double.imports["bad"] = _state("failed", error={"code": "dataset", "message": "line 7: expected a label"})
-    with pytest.raises(BadInput, match="import of dataset:notes: line 7") as raised:
-        imports.wait_for_import(door, "bad", lambda state: None)
+    office = open_office("imported")
+    site, progress, door = office.site, office.service.context.progress, office.as_("olga")
+
+    def order(name: str) -> str:
+        digest = order_of(site.ordered(ImportRequested(policy=site.in_force), site.dataset_order(dataset=name)))
+        assert door.get(f"/v1/imports/{digest}")["status"] == "requested"
+        return digest
+
+    good = order("notes")
+    listed = site.lay(manifest("notes", 1, {"rows": b"rows"}), {"rows": b"rows"})
+    body = DatasetImported(
+        order=good, dataset="notes@1", base="smollm2", root=digest_bytes(b"root"), facts={"rows": 1}, walls=WALLS
+    )
+    site.add(body, documents={"manifest": listed})
+    progress.end(good, result={"dataset": "notes@1"})
+    assert imports.wait_for_import(door, good, lambda state: None) == {"dataset": "notes@1"}
+    bad, why = order("briefs"), conceal("line 7: expected a label")
+    site.add(ImportFailed(order=bad, code="dataset", message=why.commitment))
+    progress.fail(bad, "dataset", why)
+    with pytest.raises(BadInput, match="import of dataset:briefs: line 7") as raised:
+        imports.wait_for_import(door, bad, lambda state: None)
     assert raised.value.code == "dataset"
-    office.double.imports["cancelled"] = _state("cancelled")
-    with pytest.raises(Conflict, match="import of dataset:notes: it was cancelled"):
-        imports.wait_for_import(door, "cancelled", lambda state: None)
+    ended = order("drafts")
+    site.ordered(ImportCancelled(policy=site.in_force), site.order(CancelImport, "olga", order=ended))
+    with pytest.raises(Conflict, match="import of dataset:drafts: it was cancelled"):
+        imports.wait_for_import(door, ended, lambda state: None)

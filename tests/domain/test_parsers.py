@@ -100,6 +100,7 @@ def test_the_journey_has_most_verbs_and_types() -> None:
     assert len(ENTRIES) > 12
 
 
+@pytest.mark.family(keep=12)
 @pytest.mark.parametrize("name", PARSERS)
 def test_nearly_good_bytes(name: str) -> None:
     parse, encode, good = PARSERS[name]
@@ -113,6 +114,7 @@ def test_nearly_good_bytes(name: str) -> None:
     run()
 
 
+@pytest.mark.family(keep=12)
 @pytest.mark.parametrize("name", PARSERS)
 def test_good_json_with_one_member_exchanged(name: str) -> None:
     parse, encode, good = PARSERS[name]

@@ -208,6 +208,7 @@ def to_checkpoint(site: Site) -> None:
     site.add(site.checkpointed(RUN))
 
 
+@pytest.mark.family(keep=8)
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize(("fall", "words", "code"), FALLS, ids=["dataset", "base", "quarantine"])
 def test_once_base_or_dataset_has_fallen_a_run_has_no_entry_but_its_end(

@@ -131,6 +131,7 @@ def test_the_good_example_is_good(name: str) -> None:
     assert fmt.encode(fmt.parse(fmt.good)) == fmt.good
 
 
+@pytest.mark.family(keep=8)
 @pytest.mark.parametrize("name", FORMATS)
 def test_any_bytes(name: str) -> None:
     @EXAMPLES
@@ -141,6 +142,7 @@ def test_any_bytes(name: str) -> None:
     run()
 
 
+@pytest.mark.family(keep=8)
 @pytest.mark.parametrize("name", FORMATS)
 def test_nearly_good_bytes(name: str) -> None:
     @EXAMPLES
@@ -151,6 +153,7 @@ def test_nearly_good_bytes(name: str) -> None:
     run()
 
 
+@pytest.mark.family(keep=8)
 @pytest.mark.parametrize("name", ["envelope", "statement", "manifest", "disclosure", "trust", "assertion"])
 def test_good_json_with_one_member_exchanged(name: str) -> None:
     fmt = FORMATS[name]

@@ -59,6 +59,8 @@ def import_gguf(site: Site, path: Path) -> None:
     assert found["status"] == "finished", found
 
 
+@pytest.mark.journey
+@pytest.mark.outside
 @pytest.mark.slow
 @pytest.mark.timeout(1_500)
 def test_bank_questions_go_through_the_whole_journey_and_the_adapter_beats_the_base(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tests.site import Refused, Site, found_site
 __all__ = ["postgres"]
 
 
+@pytest.mark.journey
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_whole_journey_passes_on_postgresql(postgres: Server, tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ def reload(trained: Trained, folder: Path, read: Callable[[Base], Any] = read_lo
     return plain, read(base)
 
 
+@pytest.mark.family(keep=6)
 @pytest.mark.parametrize(("method", "quantisation"), PAIRS)
 def test_what_was_trained_is_what_answers_after_it_was_saved(
     train: Train, base_folder: Path, method: str, quantisation: str
@@ -105,6 +106,7 @@ def test_what_was_trained_is_what_answers_after_it_was_saved(
     assert torch.equal(loaded, expected), "no tolerance: OLoRA and PiSSA are plain LoRA over the imported base too"
 
 
+@pytest.mark.family(keep=6)
 @pytest.mark.parametrize(("method", "quantisation"), PAIRS)
 def test_what_was_saved_is_evaluated_and_better_than_the_base(
     train: Train, base_folder: Path, dataset: Path, method: str, quantisation: str

@@ -111,6 +111,7 @@ def same_bits(some: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(some.view(torch.int32), other.view(torch.int32))
 
 
+@pytest.mark.family(keep=4)
 @pytest.mark.parametrize(("quantisation", "dtype"), TUPLES)
 def test_logits_are_the_same_bits_alone_and_in_a_full_mixed_batch(
     base_folder: Path, quantisation: str, dtype: str, layout: str, monkeypatch: pytest.MonkeyPatch
@@ -133,6 +134,7 @@ def test_logits_are_the_same_bits_alone_and_in_a_full_mixed_batch(
     assert len({mixed.seen[name][0].sum().item() for name in ASKED}) == len(ASKED), "each answers in its own way"
 
 
+@pytest.mark.family(keep=3)
 @pytest.mark.parametrize(("quantisation", "dtype"), TUPLES[:3])
 def test_many_requests_on_one_adapter_are_the_same_bits_as_one(
     base_folder: Path, quantisation: str, dtype: str, layout: str

@@ -48,6 +48,7 @@ def _ask(chance: random.Random) -> tuple[str | None, Request]:
     return slot, Request(({"role": "user", "content": text},), max_tokens=chance.choice([3, 8, 14]), **drawn)
 
 
+@pytest.mark.family(keep=1)
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_answers_of_nine_adapters_and_the_base_are_the_same_bits_alone(base: Base) -> None:

@@ -86,12 +86,14 @@ def test_every_type_is_tried_or_has_no_rule() -> None:
     assert set(VERBS) == set(invariants.RULES)
 
 
+@pytest.mark.family(keep=16)
 @pytest.mark.parametrize("kind", TYPES)
 def test_the_rule_of_a_type_is_needed(kind: str) -> None:
     rule = unchecked(rules.RULES[kind])
     assert verdicts(lambda p: p.setitem(rules.RULES, kind, rule), TYPES[kind]) == ["failed", "verified"]
 
 
+@pytest.mark.family(keep=12)
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.verb)
 def test_the_invariant_of_a_verb_is_needed(verb: Any) -> None:
     def take_out(patch: pytest.MonkeyPatch) -> None:
@@ -248,6 +250,7 @@ PARTS: dict[str, tuple[Any, str, Any, Breach]] = {
 }  # fmt: skip
 
 
+@pytest.mark.family(keep=12)
 @pytest.mark.parametrize("part", PARTS)
 def test_what_every_entry_is_held_to_is_needed(part: str) -> None:
     where, name, instead, breach = PARTS[part]

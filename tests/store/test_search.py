@@ -73,6 +73,7 @@ FILTERS: list[Filters] = [
 ]
 
 
+@pytest.mark.family(keep=48)
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
 def test_find_gives_what_reading_everything_gives(
     log: Ledger, filters: Filters, monkeypatch: pytest.MonkeyPatch
@@ -145,6 +146,7 @@ def fill(site: Site, url: str) -> None:
     ledger.close()
 
 
+@pytest.mark.family(keep=24)
 @pytest.mark.parametrize("filters", SEARCHES, ids=str)
 def test_a_search_sorts_nothing_and_reads_nothing_whole(frequent: str, filters: Filters) -> None:
     engine = open_engine(frequent)

@@ -108,6 +108,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.family(keep=14)
 @pytest.mark.parametrize(("table", "column", "value", "where", "index"), CHANGES)
 def test_a_changed_column_is_named_at_load(
     history: Ledger,
@@ -162,6 +163,7 @@ DELETIONS = [
 ]
 
 
+@pytest.mark.family(keep=8)
 @pytest.mark.parametrize(("table", "where", "message"), DELETIONS)
 def test_a_deleted_row_is_named_at_load(
     history: Ledger, open_ledger: Callable[[], Ledger], around: Attack, table: str, where: str, message: str
@@ -192,6 +194,7 @@ ADDITIONS = [
 ]
 
 
+@pytest.mark.family(keep=8)
 @pytest.mark.parametrize(("statement", "message"), ADDITIONS)
 def test_an_added_row_is_named_at_load(
     history: Ledger, open_ledger: Callable[[], Ledger], around: Attack, statement: str, message: str
@@ -210,6 +213,7 @@ def nodes_of(leaves: list[bytes], index: int) -> bytes:
     return b"".join(root_of(leaves[index + 1 - width : index + 1]) for width in widths)
 
 
+@pytest.mark.family(keep=6)
 @pytest.mark.parametrize("index", range(8))
 def test_an_entry_replaced_with_its_hashes_is_found_by_the_chain_or_the_checkpoint(
     history: Ledger, open_ledger: Callable[[], Ledger], around: Attack, index: int

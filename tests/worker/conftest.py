@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 
 from appliance.formats.frame import read_frame, write_frame
 from appliance.runners.decoys import Decoys, Probes
+from tests.kit import forks
 from tests.ml.tiny import RECIPE, build_base, clauses, write_csv
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,23 +26,30 @@ class Process:
     """A worker and its two streams; `walls` is what it said first. Frames of a step that came together are received
     one by one; `together` counts how often that was so."""
 
-    def __init__(self, name: str, targets: Frame, log: IO[bytes]) -> None:
-        command = [sys.executable, "-m", f"appliance.worker.{name}", json.dumps(targets)]
-        pipe = subprocess.PIPE
-        self.child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, cwd=ROOT, bufsize=0)
+    def __init__(self, name: str, targets: Frame, log: IO[bytes], *, fresh: bool = False) -> None:
+        """`fresh`: a process that has nothing of another's, instead of a fork that has torch already."""
+        command = ["-m", f"appliance.worker.{name}", json.dumps(targets)]
+        (theirs, stdin), (stdout, back) = os.pipe(), os.pipe()
+        streams = theirs, back, log.fileno()
+        self.child: forks.Forked | subprocess.Popen[bytes]
+        if fresh:
+            self.child = subprocess.Popen([sys.executable, *command], stdin=theirs, stdout=back, stderr=log, cwd=ROOT)
+        else:
+            self.child = forks.run(command, os.environ, streams, forks.TORCH)
+        os.close(theirs)
+        os.close(back)
+        self.stdin, self.stdout = os.fdopen(stdin, "wb", buffering=0), os.fdopen(stdout, "rb", buffering=0)
         self.together = 0
         self._waiting: list[Frame] = []
         self.walls = self.receive()
 
     def send(self, header: Frame, blob: bytes = b"") -> None:
-        assert self.child.stdin is not None
-        write_frame(self.child.stdin, header, blob)  # type: ignore[arg-type]
+        write_frame(self.stdin, header, blob)  # type: ignore[arg-type]
 
     def receive(self) -> Frame | None:
         if self._waiting:
             return self._waiting.pop(0)
-        assert self.child.stdout is not None
-        frame = read_frame(self.child.stdout)  # type: ignore[arg-type]
+        frame = read_frame(self.stdout)  # type: ignore[arg-type]
         if frame and frame[0]["frame"] == "frames":
             self.together += 1
             self._waiting = frame[0]["frames"]
@@ -48,14 +57,14 @@ class Process:
         return frame[0] if frame else None
 
     def hang_up(self) -> int:
-        assert self.child.stdin is not None
-        self.child.stdin.close()
+        self.stdin.close()
         return self.child.wait(60)
 
     def close(self) -> None:
         self.child.kill()
-        with self.child:
-            pass
+        self.child.wait(60)
+        self.stdin.close()
+        self.stdout.close()
 
     def run(self, task: Frame, blob: bytes = b"") -> tuple[Frame, list[Frame]]:
         """The task's last frame, and those before it."""
@@ -70,7 +79,7 @@ class Process:
         raise AssertionError("the worker ended without a result")
 
 
-Start = Callable[[str], Process]
+Start = Callable[..., Process]
 
 
 @pytest.fixture(scope="session")
@@ -79,9 +88,9 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     with ExitStack() as stack:
         stream = stack.enter_context(open(log, "ab"))
 
-        def begin(name: str) -> Process:
+        def begin(name: str, *, fresh: bool = False) -> Process:
             decoys = stack.enter_context(Decoys(Probes()))
-            process = Process(name, decoys.targets, stream)
+            process = Process(name, decoys.targets, stream, fresh=fresh)
             stack.callback(process.close)
             return process
 

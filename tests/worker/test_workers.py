@@ -254,7 +254,7 @@ def test_the_same_recipe_in_another_process_gives_the_same_bytes(
     start: Start, places: dict[str, Path], trained: tuple[Frame, list[Frame]]
 ) -> None:
     """What lets an auditor replay a run."""
-    again, _ = start("train").run(train_task(places, "again"))
+    again, _ = start("train", fresh=True).run(train_task(places, "again"))
     assert again["losses"] == trained[0]["losses"]
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (places["again"] / name).read_bytes() == (places["adapter"] / name).read_bytes()

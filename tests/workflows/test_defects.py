@@ -389,6 +389,7 @@ def once(error: Exception, done: threading.Event) -> Callable[..., None]:
     return act
 
 
+@pytest.mark.family(keep=6)
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize("name", ["rehash", "writeback", "snapshots"])
 @by_name

@@ -12,8 +12,8 @@ from appliance.domain.cards import Calibration
 from appliance.errors import BadInput, Conflict, Denied
 from appliance.store.calibrations import Calibrations
 from appliance.workflows import planning
-from tests.client.double import BASE_FACTS, DATASET_FACTS
 from tests.domain.test_plan import resolved
+from tests.kit.founded import BASE_FACTS, DATASET_FACTS
 
 MEASURED = {"lengths": [32, 192], "rows": 8, "answer": 4, "load_s": 2.0, "peak_bytes": 1, "memory_bytes": 10**10}
 

@@ -93,6 +93,7 @@ def test_before_a_worker_starts_base_and_dataset_are_asked_for(fall: Callable[[S
         train._train_on(context, RUN, site.train_order(), places)
 
 
+@pytest.mark.family(keep=5)
 @pytest.mark.parametrize(("fall", "code"), FALLS)
 @pytest.mark.parametrize(
     "error",

@@ -1,0 +1,255 @@
+"""A founded appliance at a stage of the journey, on disk: a real ledger, real keys, sealed folders where entries name
+them. Each stage is made once in a process, from the one before it, and copied for each test.
+
+What a worker would have told is appended as it would have been: the rules decide on every entry, as in the service.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance import wiring
+from appliance.config import load_settings
+from appliance.domain import events as e
+from appliance.domain import orders as o
+from appliance.domain.entry import Draft, Entry, parse_entry
+from appliance.domain.policy import Parameters, PolicySet
+from appliance.domain.policy_files import assemble_policy
+from appliance.domain.state import State
+from appliance.domain.subjects import subjects_of
+from appliance.formats.canonical import encode_canonical
+from appliance.formats.commitment import Disclosure, disclose
+from appliance.formats.digest import digest_bytes
+from appliance.formats.keys import EcdsaSigner, Ed25519Signer, generate_ed25519
+from appliance.formats.manifest import MANIFEST_PATH
+from appliance.formats.note import vkey_of
+from appliance.formats.rows import row_digest, rows_root
+from appliance.formats.timestamp import encode_time
+from appliance.store.artifacts import Artifacts
+from appliance.store.keyring import ADAPTER_KEY, LOG_KEY, Keyring
+from appliance.store.ledger import Ledger
+from appliance.workflows.context import Context
+from tests.domain.builder import _STEPS as STEPS_OF_STAGES
+from tests.domain.builder import ORIGIN, STEPS, Site, manifest
+
+SHAPE = {"layers": 30, "hidden": 576, "inner": 1536, "heads": 9, "key_heads": 3, "head_size": 64, "words": 49152}
+BASE_FACTS = {"dtype": "bfloat16", "parameters": 134_515_008, "shape": {**SHAPE, "tied": True}, "context_length": 2048}
+DATASET_FACTS = {
+    "train_rows": 400,
+    "held_out_rows": 100,
+    "max_tokens": 80,
+    "lengths": {"quantiles": [20, 40, 60, 80], "shared": 12, "trained": 4},
+}
+ROWS = [
+    {"answer": "B", "index": n, "parts": [["p", " B"]], "split": "train", "text": text}
+    for n, text in enumerate(("one", "two", "zwei \N{GREEK SMALL LETTER PI}", "two", "five"))
+]
+"""Those of the dataset clauses@1."""
+ROW_KEY = bytes(32)
+FILES = {
+    "adapter_model.safetensors": b"weights",
+    "metrics.json": b'{"adapter":{"accuracy":"0.900000"},"base":{"accuracy":"0.400000"}}',
+    "recipe.json": b'{"rank":8}',
+    "steps.jsonl": STEPS,
+}
+"""Of the adapter clauses@1."""
+STAGES = ("initialized", "staffed", "imported", "trained", "sealed", "approved", "released", "serving")
+
+POLICY_FOLDER = Path(__file__).resolve().parents[2] / "policies" / "default"
+_DEFAULT = assemble_policy("default", {path.name: path.read_bytes() for path in POLICY_FOLDER.iterdir()})
+_COMMITMENT = re.compile(rb"hmac-sha256:[0-9a-f]{64}")
+
+
+def policy_set(**parameters: Any) -> PolicySet:
+    """The shipped set with these numbers; the builder's own has no Cedar, under which the service takes no order."""
+    return _DEFAULT.model_copy(update={"parameters": Parameters(**parameters)})
+
+
+def copied_policy(folder: Path, **parameters: Any) -> Path:
+    """The shipped set's folder, to be changed: its name is the set's."""
+    shutil.copytree(POLICY_FOLDER, folder, dirs_exist_ok=True)
+    (folder / "parameters.json").write_text(json.dumps(parameters))
+    return folder
+
+
+class FoundedSite(Site):
+    """The builder's people and orders over a ledger on disk: `add` appends there, and everything is read from there."""
+
+    def __init__(self, home: Path, ledger: Ledger, keys: dict[str, Any], policy: PolicySet, count: int = 0) -> None:
+        keyring = Keyring(home / "keys")
+        log, adapter_key = keyring.open_signer(LOG_KEY), keyring.open_signer(ADAPTER_KEY)
+        assert isinstance(log, Ed25519Signer) and isinstance(adapter_key, EcdsaSigner)
+        self.home, self.ledger, self.keyring = home, ledger, keyring
+        self.log, self.adapter_key = log, adapter_key
+        self.log_signers = {vkey_of(ORIGIN, log): log}
+        self.keys, self.policy = dict(keys), policy
+        self.artifacts = Artifacts(home)
+        self._texts: dict[str, Disclosure] = {}
+        self._count = count
+
+    # What the builder keeps in memory lies in the ledger.
+
+    @property  # type: ignore[override]
+    def state(self) -> State:
+        return self.ledger.state
+
+    @property  # type: ignore[override]
+    def now(self) -> str:
+        return max(encode_time(datetime.now(UTC)), self.state.last_time)
+
+    @property  # type: ignore[override]
+    def entries(self) -> list[bytes]:
+        return list(self.ledger.entries())
+
+    @property  # type: ignore[override]
+    def documents(self) -> dict[str, bytes]:
+        digests = {digest for data in self.entries for digest in parse_entry(data).documents.values()}
+        return {digest: self.ledger.document(digest) for digest in digests}
+
+    @property  # type: ignore[override]
+    def disclosures(self) -> list[Disclosure]:
+        return self.ledger.signed_texts()[1]
+
+    def text(self, text: str) -> str:
+        self._count += 1
+        disclosure = disclose(text, digest_bytes(b"salt %d" % self._count)[7:39].encode())
+        self._texts[disclosure.commitment] = disclosure
+        return disclosure.commitment
+
+    def add(
+        self,
+        event: e.Event,
+        /,
+        documents: Mapping[str, bytes] | None = None,
+        signed: tuple[tuple[str, o.Order], ...] = (),
+        **changes: Any,
+    ) -> Entry:
+        bound, last = dict(documents or {}), signed[-1][1] if signed else None
+        erases = isinstance(event, e.TextErased) and isinstance(last, o.Erase)
+        draft = Draft(
+            type=event.type,
+            actor=signed[0][1].signer if signed else event.actor or "service",
+            source="unix",
+            subjects=subjects_of(event, signed),
+            outcome=event.outcomes[0],
+            documents=bound,
+            body=event,
+            disclosures=tuple(self._opened(event, bound)),
+            erased=(last.commitment,) if erases and isinstance(last, o.Erase) else (),
+            **changes,
+        )
+        return self.ledger.append(draft).entry
+
+    def _opened(self, event: e.Event, documents: Mapping[str, bytes]) -> list[Disclosure]:
+        """The texts behind the commitments that the entry or its orders hold for the first time."""
+        sources = [encode_canonical(event.model_dump(mode="json"))]
+        for data in documents.values():
+            found = re.search(rb'"payload":"([^"]+)"', data)
+            sources.append(base64.b64decode(found[1]) if found else b"")
+        named = [found.decode() for data in sources for found in _COMMITMENT.findall(data)]
+        return [self._texts.pop(commitment) for commitment in dict.fromkeys(named) if commitment in self._texts]
+
+    # What is made has its folder.
+
+    def import_base(self, name: str = "smollm2", signer: str = "ines") -> Entry:
+        order = self.order(
+            o.ImportBase, signer, base=name, format="gguf", source=digest_bytes(b"gguf"), licence="Apache-2.0"
+        )
+        requested = self.ordered(e.ImportRequested(policy=self.in_force), order)
+        listed = self.lay(manifest(name, 1, {"w": b"base"}), {"w": b"base"})
+        return self.add(self.base_imported(requested, name, facts=BASE_FACTS), documents={"manifest": listed})
+
+    def import_dataset(self, **fields: Any) -> Entry:
+        requested = self.ordered(e.ImportRequested(policy=self.in_force), self.dataset_order(**fields))
+        lines = [encode_canonical(row) for row in ROWS]
+        digests = [row_digest(ROW_KEY, index, line) for index, line in enumerate(lines)]
+        files = {"rows.jsonl": b"".join(line + b"\n" for line in lines), "row_digests.bin": b"".join(digests)}
+        listed = self.lay(manifest("clauses", 1, files), files)
+        self.keyring.keep_secret(f"dataset-{digest_bytes(listed).removeprefix('sha256:')}", ROW_KEY)
+        root = f"sha256:{rows_root(digests).hex()}"
+        return self.add(
+            self.dataset_imported(requested, root=root, facts={**DATASET_FACTS, "rows": len(ROWS)}),
+            documents={"manifest": listed},
+        )
+
+    def train_order(self, signer: str = "olga", recipe: Mapping[str, Any] | None = None, **fields: Any) -> o.Train:
+        """Long enough for the longest row of the dataset."""
+        return super().train_order(signer, {"max_length": 128, **(recipe or {})}, **fields)
+
+    def seal(self, run: str = "r-000001", version: int = 1) -> Entry:
+        body, documents = self.sealing(run, version, files=FILES)
+        self.lay(documents["manifest"], FILES)
+        return self.add(body, documents=documents)
+
+    def lay(self, listed: bytes, files: Mapping[str, bytes]) -> bytes:
+        """Seals a folder of these files under the manifest, which it gives back."""
+        with self.artifacts.staging() as staging:
+            for path, data in {**files, MANIFEST_PATH: listed}.items():
+                (staging / path).write_bytes(data)
+            self.artifacts.seal(staging, digest_bytes(listed))
+        return listed
+
+
+@contextmanager
+def context_of(home: Path) -> Iterator[Context]:
+    """What a service over this home works with, as wiring makes it; the code is described once in a process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wiring, "describe_code", _code)
+        patch.setattr(wiring, "describe_host", _host)
+        with wiring.service(load_settings(home, {})) as context:
+            yield context
+
+
+_code, _host = cache(wiring.describe_code), cache(wiring.describe_host)
+
+
+class Template:
+    """A home at a stage of the journey, which no service runs on; and the keys of its people."""
+
+    def __init__(self, home: Path, keys: dict[str, Any], count: int) -> None:
+        self.home, self.keys, self.count = home, keys, count
+
+    def copy(self, home: Path) -> None:
+        shutil.copytree(self.home, home, symlinks=True, dirs_exist_ok=True)
+
+    def site(self, home: Path, ledger: Ledger) -> FoundedSite:
+        return FoundedSite(home, ledger, self.keys, _DEFAULT, self.count)
+
+
+@cache
+def template(stage: str) -> Template:
+    """Made once in a process."""
+    home = _folder() / stage
+    if stage == STAGES[0]:
+        keys: dict[str, Any] = {name: generate_ed25519() for name in ("anna", "ben")}
+        people = [wiring.Person(name, key.spki) for name, key in keys.items()]
+        settings = load_settings(home, {})
+        wiring.init(settings, people, origin=ORIGIN, single_administrator=False, policy=_DEFAULT)
+        return Template(home, keys, 0)
+    before = template(STAGES[STAGES.index(stage) - 1])
+    before.copy(home)
+    with context_of(home) as context:
+        site = before.site(home, context.ledger)
+        STEPS_OF_STAGES[stage](site)
+        context.ledger.seal_snapshot(1)
+    return Template(home, site.keys, site._count)
+
+
+@cache
+def _folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="ap-stages-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
