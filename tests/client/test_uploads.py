@@ -7,7 +7,7 @@ import pytest
 
 from appliance.client import imports, orders, uploads
 from appliance.domain.events import DatasetImported, ImportCancelled, ImportFailed, ImportRequested
-from appliance.domain.orders import ImportBase, ImportDataset
+from appliance.domain.orders import CancelImport, ImportBase, ImportDataset
 from appliance.errors import BadInput, Conflict, NotFound, Tampered, Unavailable
 from appliance.formats.digest import digest_bytes
 from appliance.formats.manifest import parse_manifest
