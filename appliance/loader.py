@@ -15,12 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from appliance.domain.exports import Approved, Handed, check_handed
+from appliance.domain.releases.exports import Approved, ExportedAdapter, check_exported
 from appliance.errors import BadInput, NotFound, Tampered, Unavailable
-from appliance.formats.digest import digest_bytes, digest_file
-from appliance.formats.manifest import MANIFEST_PATH, parse_manifest
-from appliance.formats.timestamp import encode_time
-from appliance.formats.trust import parse_trust
+from appliance.formats.artifacts.manifest import MANIFEST_PATH, parse_manifest
+from appliance.formats.core.digest import digest_bytes, digest_file
+from appliance.formats.core.timestamp import encode_time
+from appliance.formats.log.trust import parse_trust
 
 MAX_BYTES = 2 << 30
 
@@ -41,23 +41,23 @@ def load_approved(
     unit or task or has expired, or its approvals do not suffice; BadInput or NotFound for what is no export, no base or
     no trust file.
     """
-    approved, handed = check_folder(Path(folder), Path(trust), now or datetime.now(UTC), unit=unit, task=task)
+    approved, received = check_folder(Path(folder), Path(trust), now or datetime.now(UTC), unit=unit, task=task)
     check_base(Path(base), approved)
-    from appliance.ml.handed import load_handed
+    from appliance.ml.serving.exported_adapter import load_exported
 
-    return load_handed(Path(base), handed.files, device)
+    return load_exported(Path(base), received.files, device)
 
 
-def check_folder(folder: Path, trust: Path, now: datetime, *, unit: str, task: str) -> tuple[Approved, Handed]:
+def check_folder(folder: Path, trust: Path, now: datetime, *, unit: str, task: str) -> tuple[Approved, ExportedAdapter]:
     """What the unit may load for the task, and until when; the bytes that were checked."""
     names = sorted(os.listdir(_folder(folder / "adapter")))
-    handed = Handed(
+    received = ExportedAdapter(
         proofs=_read(folder / "proofs.json"),
         standing=_read(folder / "standing.json"),
         signature=_read(folder / "signature.json"),
         files={name: _read(folder / "adapter" / name) for name in names},
     )
-    return check_handed(handed, parse_trust(_read(trust)), encode_time(now), unit=unit, task=task), handed
+    return check_exported(received, parse_trust(_read(trust)), encode_time(now), unit=unit, task=task), received
 
 
 def check_base(folder: Path, approved: Approved) -> None:

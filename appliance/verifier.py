@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from appliance import __version__
-from appliance.domain.questions import CouldLoad, could_load_then
-from appliance.domain.report import Finding, Report, with_findings
-from appliance.domain.response import MAX_BYTES, Answered, parse_record, verify_answer, verify_record
-from appliance.domain.verify import verify_log
+from appliance.domain.audit.report import Finding, Report, with_findings
+from appliance.domain.audit.verify import verify_log
+from appliance.domain.queries.could_load import CouldLoad, could_load_then
+from appliance.domain.queries.response import MAX_BYTES, Answered, parse_record, verify_answer, verify_record
 from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
-from appliance.formats.export import Export
-from appliance.formats.log_policy import quorum_policy
-from appliance.formats.merkle import Tree, hash_leaf
-from appliance.formats.timestamp import encode_time, parse_time
-from appliance.formats.trust import Trust, parse_trust
+from appliance.formats.core.merkle import Tree, hash_leaf
+from appliance.formats.core.timestamp import encode_time, parse_time
+from appliance.formats.log.export import Export
+from appliance.formats.log.log_policy import quorum_policy
+from appliance.formats.log.trust import Trust, parse_trust
 
 EXITS = {"verified": 0, "failed": Tampered.exit_code, "unverifiable": Unavailable.exit_code}
 _MAX_TRUST_BYTES = 65_536
@@ -46,10 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         trust = None if given.trust is None else load_trust(given.trust)
         now = encode_time(datetime.now(UTC))
-        asked = None if given.could_load is None else (given.could_load, _moment(given.at))
+        wanted = None if given.could_load is None else (given.could_load, _moment(given.at))
         report = verify_export(given.export, trust, now)
         # What a log that does not hold says of anybody is no answer.
-        answer = ask_export(given.export, *asked, now, report) if asked and report.verdict == "verified" else None
+        answer = ask_export(given.export, *wanted, now, report) if wanted and report.verdict == "verified" else None
     except ApplianceError as error:
         print(f"appliance-verify: {error.message}", file=sys.stderr)
         sys.exit(BadInput.exit_code)

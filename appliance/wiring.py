@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib.metadata
 import json
 import logging
@@ -20,56 +19,60 @@ from starlette.types import ASGIApp
 
 from appliance import __version__
 from appliance.config import Settings
-from appliance.domain.entry import Entry, parse_entry
-from appliance.domain.event import Event
-from appliance.domain.events import Administrator
-from appliance.domain.names import encode_value
-from appliance.domain.policy import PolicySet
-from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered, Unavailable
-from appliance.formats.digest import digest_bytes, digest_file
-from appliance.formats.fields import encode_base64
-from appliance.formats.keys import Signer, keyid_of
-from appliance.formats.note import vkey_of
-from appliance.formats.timestamp import encode_time
-from appliance.formats.trust import Trust, encode_trust, parse_trust
+from appliance.domain.core.entry import Entry, parse_entry
+from appliance.domain.core.event import Event
+from appliance.domain.core.names import encode_value
+from appliance.domain.core.policy import PolicySet
+from appliance.domain.governance.service import Administrator
+from appliance.errors import BadInput, Conflict, NotFound, Tampered
+from appliance.formats.core.digest import digest_bytes, digest_file
+from appliance.formats.core.fields import encode_base64
+from appliance.formats.core.timestamp import encode_time
+from appliance.formats.log.note import vkey_of
+from appliance.formats.log.trust import Trust, encode_trust, parse_trust
+from appliance.formats.signatures.keys import Signer, keyid_of
 from appliance.runners.decoys import Probes
 from appliance.runners.host import describe_host, multiplies_bfloat16
-from appliance.store.artifacts import Artifacts
-from appliance.store.calibrations import Calibrations
-from appliance.store.checkpoints import Checkpoints
-from appliance.store.claim import Claim, claim_founding
-from appliance.store.disk import write_file
-from appliance.store.engine import check_migrated, migrate, open_engine
-from appliance.store.keyring import ADAPTER_KEY, Keyring
-from appliance.store.ledger import Ledger
-from appliance.store.lock import lock_folder
-from appliance.store.snapshots import FindSigner, Snapshots
-from appliance.store.steps import Steps
-from appliance.store.witnessed import Witnessed
-from appliance.web.activity import Activity
-from appliance.web.api import people_app
-from appliance.web.auth import Doorkeeper
-from appliance.web.gate import MOST
-from appliance.web.limits import Limits, Quotas
-from appliance.web.logs import configure_logs, log_entry
-from appliance.web.metrics import Metrics
-from appliance.web.openai import units_app
-from appliance.web.operations import LEAST_TOKEN, Readiness, operations_app
-from appliance.web.server import Door, Heart
-from appliance.web.server import serve as serve_doors
-from appliance.web.sockets import open_tcp, open_unix, raise_descriptors
-from appliance.web.tls import open_tls, read_private
-from appliance.workflows import founding, rehash, sessions, snapshots, steps, watch, witness, writeback
-from appliance.workflows.context import Code, Context
-from appliance.workflows.patience import freeze, thaw
-from appliance.workflows.progress import Progress
-from appliance.workflows.recover import recover, take_up_forgotten
-from appliance.workflows.serve import Serving
+from appliance.store.database.claim import Claim, claim_founding
+from appliance.store.database.engine import check_migrated, migrate, open_engine
+from appliance.store.files.artifacts import Artifacts
+from appliance.store.files.calibrations import Calibrations
+from appliance.store.files.checkpoints import Checkpoints
+from appliance.store.files.disk import write_file
+from appliance.store.files.keyring import ADAPTER_KEY, Keyring
+from appliance.store.files.lock import lock_folder
+from appliance.store.files.steps import Steps
+from appliance.store.files.witnessed import Witnessed
+from appliance.store.ledger.ledger import Ledger
+from appliance.store.ledger.snapshots import FindSigner, Snapshots
+from appliance.web.core.activity import Activity
+from appliance.web.core.auth import Doorkeeper
+from appliance.web.core.logs import configure_logs, log_entry
+from appliance.web.core.server import Door, Heart
+from appliance.web.core.server import serve as serve_doors
+from appliance.web.core.sockets import open_tcp, open_unix, raise_descriptors
+from appliance.web.core.tls import open_tls, read_private
+from appliance.web.operations.health import LEAST_TOKEN, Readiness, operations_app
+from appliance.web.operations.limits import Limits, Quotas
+from appliance.web.operations.metrics import Metrics
+from appliance.web.people.api import people_app
+from appliance.web.units.gate import MOST
+from appliance.web.units.openai import units_app
+from appliance.workflows.core.context import Code, Context
+from appliance.workflows.core.progress import Progress
+from appliance.workflows.integrity import rehash, snapshots, writeback
+from appliance.workflows.lifecycle import founding
+from appliance.workflows.lifecycle.collector import rest_collector
+from appliance.workflows.lifecycle.heartbeat import BEAT_S, beat, note_stall
+from appliance.workflows.lifecycle.recovery import recover
+from appliance.workflows.lifecycle.shutdown import shut_down
+from appliance.workflows.runs import steps
+from appliance.workflows.serving.serve import Serving
+from appliance.workflows.witnesses import sneakernet as witness
 
 log = logging.getLogger("appliance")
 
 IDLE_S = 600.0
-BEAT_S = 60.0
 LONGEST_PAUSE_DAYS = 31
 """Between two entries, where nobody says that it was longer."""
 _PACKAGES = (
@@ -112,15 +115,15 @@ def init(
     people = tuple(
         Administrator(name=p.name, key=encode_base64(p.spki), keyid=keyid_of(p.spki)) for p in administrators
     )
-    asked = founding.Asked(origin, people, single_administrator, encode_value(policy))
-    founding.check_policy(policy, asked, encode_time(datetime.now(UTC)))
+    wanted = founding.FoundingRequest(origin, people, single_administrator, encode_value(policy))
+    founding.check_policy(policy, wanted, encode_time(datetime.now(UTC)))
     with _home(settings), lock_folder(settings.lock):
         # A power cut may have come between the first entry and the trust file, never the other way round.
         if settings.trust.exists():
             raise Conflict(f"appliance in {settings.home}: expected none yet, got one with a ledger")
         # From before the tables are made until the first entry stands: two homes at once would each make keys.
         with claim_founding(open_engine(settings.migration_url)):
-            return _found(settings, origin or founding.make_origin(), asked)
+            return _found(settings, origin or founding.make_origin(), wanted)
 
 
 @contextmanager
@@ -138,7 +141,7 @@ def _home(settings: Settings) -> Iterator[None]:
         raise
 
 
-def _found(settings: Settings, name: str, asked: founding.Asked) -> Trust:
+def _found(settings: Settings, name: str, wanted: founding.FoundingRequest) -> Trust:
     engine = open_engine(settings.migration_url)
     try:
         migrate(engine)
@@ -147,9 +150,9 @@ def _found(settings: Settings, name: str, asked: founding.Asked) -> Trust:
     keyring = Keyring(settings.keys)
     first = _first_entry(_open_ledger(settings, name, "", keyring))
     if first is None:
-        first = _append_first(settings, name, keyring, asked)
+        first = _append_first(settings, name, keyring, wanted)
     else:
-        founding.check_begun(first, asked, keyring)
+        founding.check_begun(first, wanted, keyring)
         founding.make_keys(keyring)
     trust = founding.trust_of(first)
     # Whole on disk or not there.
@@ -167,11 +170,11 @@ def _first_entry(ledger: Ledger) -> Entry | None:
         ledger.close()
 
 
-def _append_first(settings: Settings, origin: str, keyring: Keyring, asked: founding.Asked) -> Entry:
+def _append_first(settings: Settings, origin: str, keyring: Keyring, wanted: founding.FoundingRequest) -> Entry:
     log_signer, adapter_signer = founding.make_keys(keyring)
     ledger = _open_ledger(settings, origin, vkey_of(origin, log_signer), keyring)
     try:
-        appended = ledger.append(founding.draft_first(asked, origin, log_signer, adapter_signer))
+        appended = ledger.append(founding.draft_first(wanted, origin, log_signer, adapter_signer))
         return parse_entry(appended.entry_bytes)
     finally:
         ledger.close()
@@ -340,23 +343,23 @@ def serve(settings: Settings, *, embedded: bool, after_pause: bool = False, rebu
                 reason = serve_doors(
                     doors,
                     heart=Heart(
-                        lambda: _beat(context, door, serving, claim, settings.home), BEAT_S, partial(_stalled, context)
+                        partial(
+                            beat,
+                            context,
+                            settings.home,
+                            counted=door.counted,
+                            hold_claim=claim.hold,
+                            tend=serving.tend,
+                        ),
+                        BEAT_S,
+                        partial(note_stall, context),
                     ),
                     ended=lambda: _why_it_ends(context, activity, claim, embedded=embedded),
                 )
         finally:
             serving.close()
             lock.say("ends")
-            _end(context, door, reason)
-
-
-def rest_collector() -> None:
-    """Once the log is folded: what is loaded stays, and a collection that goes through all of it stops every answer for
-    some 30 ms. After it few objects are garbage that their counts do not free, and to look for them after each 700 took
-    an eighth of what many appends at once take."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, *gc.get_threshold()[1:])
+            shut_down(context, door.counted, reason)
 
 
 def _doors(settings: Settings, context: Context, units: ASGIApp, metrics: Metrics) -> list[Door]:
@@ -387,48 +390,7 @@ def _limits(settings: Settings) -> dict[str, Limits]:
     return {unit: Limits(**given) for unit, given in settings.limits.items()}
 
 
-def _beat(context: Context, door: Doorkeeper, serving: Serving, claim: Claim, home: Path) -> None:
-    """A heartbeat a minute. Where it cannot be written, workers are frozen until it can: nothing acts unrecorded."""
-    try:
-        for text in watch.warnings(context, home):
-            log.critical("ALARM: %s", text)
-        claim.hold()
-        with door.counted() as refusals:
-            sessions.beat(context, refusals)
-        thaw(context)  # before anything is asked of a worker
-        serving.tend()
-        take_up_forgotten(context)
-    except ApplianceError as error:
-        log.critical("ALARM: the ledger cannot be written, workers are frozen: %s", error.message)
-        freeze(context)
-
-
-def _stalled(context: Context, seconds: float) -> None:
-    """A heartbeat hangs: on a disk, a database or a lock. What it holds, all others need: it is waited for."""
-    context.stalled = seconds > 0
-    if context.stalled:
-        log.critical("ALARM: the heartbeat has not ended for %d s, and the service is not ready", seconds)
-    else:
-        log.warning("the heartbeat goes on")
-
-
 def _why_it_ends(context: Context, activity: Activity, claim: Claim, *, embedded: bool) -> str | None:
     if claim.is_lost:
         return "another service"
     return "idle" if embedded and not context.busy and activity.idle_s() > IDLE_S else None
-
-
-def _end(context: Context, door: Doorkeeper, reason: str) -> None:
-    """The service's last entry; a run that is cut off here is resumed, or marked failed, by the next start."""
-    context.closing.set()
-    for worker in list(context.workers.values()):
-        worker.kill()
-    context.runs.stop(10.0)
-    for jobs in (context.bases, context.datasets):
-        jobs.stop(10.0)
-    try:
-        with door.counted() as refusals:
-            sessions.record_stop(context, reason, refusals)
-    except Unavailable as error:
-        log.critical("ALARM: the end could not be recorded: %s", error.message)
-    snapshots.seal(context)

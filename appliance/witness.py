@@ -27,10 +27,14 @@ from typing import NoReturn
 
 from appliance import __version__
 from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound, Tampered, TooLarge, Unavailable
-from appliance.formats.checkpoint import Checkpoint, open_checkpoint, parse_checkpoint
-from appliance.formats.cosignature import cosign, verify_cosignature, witness_vkey_of
-from appliance.formats.fields import show
-from appliance.formats.keys import (
+from appliance.formats.core.fields import show
+from appliance.formats.core.merkle import EMPTY_ROOT, verify_consistency
+from appliance.formats.log.checkpoint import Checkpoint, open_checkpoint, parse_checkpoint
+from appliance.formats.log.cosignature import cosign, verify_cosignature, witness_vkey_of
+from appliance.formats.log.note import add_signature, check_key_name, encode_note, parse_note, parse_vkey
+from appliance.formats.log.trust import parse_trust
+from appliance.formats.log.witness_request import MAX_REQUEST_BYTES, WitnessRequest, parse_request
+from appliance.formats.signatures.keys import (
     NONCE_BYTES,
     SALT_BYTES,
     Signer,
@@ -39,10 +43,6 @@ from appliance.formats.keys import (
     parse_key_file,
     parse_key_file_spki,
 )
-from appliance.formats.merkle import EMPTY_ROOT, verify_consistency
-from appliance.formats.note import add_signature, check_key_name, encode_note, parse_note, parse_vkey
-from appliance.formats.trust import parse_trust
-from appliance.formats.witness_request import MAX_REQUEST_BYTES, WitnessRequest, parse_request
 
 _MAX_FILE_BYTES = 65_536
 _MIN_PASSPHRASE_CHARACTERS = 8

@@ -1,11 +1,11 @@
-"""Runs the migrations on the connection that appliance.store.engine passes in, or by hand on the settings' database."""
+"""Runs the migrations on the connection that `store/database/engine.py` passes in, or by hand on the settings' own."""
 
 from __future__ import annotations
 
 from alembic import context
 from sqlalchemy import Connection
 
-from appliance.store.tables import metadata
+from appliance.store.database.tables import metadata
 
 
 def run(connection: Connection) -> None:
@@ -20,7 +20,7 @@ if connection is not None:
     run(connection)
 else:
     from appliance.config import load_settings
-    from appliance.store.engine import begin_migration, open_engine
+    from appliance.store.database.engine import begin_migration, open_engine
 
     with begin_migration(open_engine(load_settings().migration_url)) as connection:
         run(connection)

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from appliance.domain.recipe import Facts, parse_recipe, resolve_recipe
-from appliance.domain.tasks import map_columns
-from appliance.ml import data
-from appliance.ml.chat import load_chat
-from appliance.ml.samples import tokenize_row
-from appliance.ml.sources import parse_source
-from tests.ml.tiny import build_base
+from appliance.domain.data.tasks import map_columns
+from appliance.domain.recipe.recipe import Facts, parse_recipe, resolve_recipe
+from appliance.ml.data import rows as data
+from appliance.ml.data.samples import tokenize_row
+from appliance.ml.data.sources import parse_source
+from appliance.ml.model.chat import load_chat
+from scripts.kit.tiny_model import build_base
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"

@@ -65,6 +65,27 @@ LIBRARIES: dict[str, set[str]] = {
     "__main__": set(),
     "__init__": set(),
 }
+# room -> its folders, each of which may import those before it; "" stands for the files that lie in the room itself.
+FOLDERS: dict[str, tuple[str, ...]] = {
+    "formats": ("core", "artifacts", "signatures", "log"),
+    "domain": (
+        *("core", "recipe", "planning"),
+        *("governance", "retention", "witnesses", "data", "evaluation", "runs", "releases", "serving", "operations"),
+        *("rulebook", "audit", "queries"),
+    ),
+    "ml": ("", "model", "data", "inference", "training", "evaluation", "serving"),
+    "store": ("files", "database", "ledger"),
+    "runners": ("walls", ""),
+    "workflows": (
+        *("core", "integrity", "governance", "witnesses", "data", "runs", "releases", "serving"),
+        *("queries", "", "lifecycle"),
+    ),
+    "web": ("core", "people", "operations", "units"),
+    "client": ("support", ""),
+    "cli": ("support", "runs", "audit", ""),
+}
+MOST_FILES = 16
+"""In one folder of the appliance."""
 # `wiring` builds the service, so the command line may reach it in two commands only, and only when they run.
 WIRING_COMMANDS = ("serve", "init")
 # Programs that run alone on another machine, whole: what their zipapps hold.
@@ -85,7 +106,7 @@ class Import:
 
 
 def room_of(module: str) -> str:
-    """`appliance.store.ledger` -> `store`; migrations are a room of their own, wherever their folder lies."""
+    """`appliance.store.ledger.ledger` -> `store`; migrations are a room of their own, wherever their folder lies."""
     parts = module.split(".")
     if "migrations" in parts:
         return "migrations"
@@ -111,6 +132,26 @@ def imports_of(module: str, tree: ast.AST, modules: set[str]) -> Iterator[Import
                 below = f"{base}.{alias.name}"
                 is_module = below in modules or (base == "appliance" and not alias.name.startswith("__"))
                 yield Import(module, below if is_module else base, node.lineno, function)
+
+
+def folder_of(module: str) -> str:
+    """The folder inside its room: `appliance.store.files.disk` -> `files`; "" for a file of the room itself."""
+    parts = module.split(".")
+    return parts[2] if len(parts) > 3 or (len(parts) == 3 and parts[2] in FOLDERS.get(parts[1], ())) else ""
+
+
+def check_folder(found: Import) -> Iterator[str]:
+    """Between the folders of a room imports go one way."""
+    room = room_of(found.module)
+    if room not in FOLDERS or room_of(found.name) != room or not found.name.startswith("appliance."):
+        return
+    here, there = folder_of(found.module), folder_of(found.name)
+    order = FOLDERS[room]
+    where = f"{found.module}:{found.line}"
+    if here not in order or there not in order:
+        yield f"{where}: no such folder of {room}: expected one of {order}, got {here!r} and {there!r}"
+    elif order.index(there) > order.index(here):
+        yield f"{where}: {room}/{here} imports {room}/{there}: expected only {order[: order.index(here) + 1]}"
 
 
 def hidden_imports(module: str, tree: ast.AST) -> Iterator[str]:
@@ -196,7 +237,7 @@ def check(sources: dict[str, str]) -> list[str]:
         tree = ast.parse(source, module)
         found = list(imports_of(module, tree, set(sources)))
         graph[module] = {i.name for i in found if i.name in sources and i.name != module}
-        findings += [finding for one in found for finding in check_import(one)]
+        findings += [finding for one in found for finding in (*check_import(one), *check_folder(one))]
         findings += hidden_imports(module, tree)
     findings += cycles(graph)
     for program, rooms in PROGRAM_ROOMS.items():
@@ -223,11 +264,17 @@ def test_every_file_keeps_the_import_rules() -> None:
     assert check(sources) == []
 
 
+def test_no_folder_is_crowded() -> None:
+    for folder in {path.parent for path in ROOT.glob("appliance/**/*.py")}:
+        files = sorted(path.name for path in folder.glob("*.py") if path.name != "__init__.py")
+        assert len(files) <= MOST_FILES, f"{folder}: {files}"
+
+
 def test_every_library_of_the_table_is_a_declared_dependency() -> None:
     """What is imported is asked for by name: never only because another library happens to bring it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    asked = [*project["dependencies"], *project["optional-dependencies"]["wandb"]]
-    declared = {re.split(r"[^A-Za-z0-9-]", line)[0].lower().replace("-", "_") for line in asked}
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["wandb"]]
+    declared = {re.split(r"[^A-Za-z0-9-]", line)[0].lower().replace("-", "_") for line in wanted}
     imported = set().union(*LIBRARIES.values()) - {"yaml"} | {"pyyaml"}
     assert imported == declared
 
@@ -240,47 +287,55 @@ def test_both_tables_name_the_same_rooms() -> None:
 
 # Each rule is broken once, on purpose: module, source, and words of the finding it must give.
 BROKEN = [
-    ("appliance.domain.state", "from appliance.store.ledger import Ledger", "domain imports store"),
-    ("appliance.domain.state", "from appliance import store", "domain imports store"),
-    ("appliance.domain.state", "import appliance.store.ledger", "domain imports store"),
-    ("appliance.domain.state", "def f():\n    from appliance.web import app", "domain imports web"),
-    ("appliance.domain.state", "if TYPE_CHECKING:\n    import appliance.web", "domain imports web"),
-    ("appliance.formats.digest", "from appliance.domain.names import Name", "formats imports domain"),
+    (
+        "appliance.domain.core.state",
+        "from appliance.domain.runs.training import Train",
+        "domain/core imports domain/runs",
+    ),
+    ("appliance.domain.runs.training", "import appliance.domain.serving.slots", "domain/runs imports domain/serving"),
+    ("appliance.store.files.disk", "import appliance.store.ledger.ledger", "store/files imports store/ledger"),
+    ("appliance.domain.misc", "import appliance.domain.core.state", "no such folder of domain"),
+    ("appliance.domain.core.state", "from appliance.store.ledger.ledger import Ledger", "domain imports store"),
+    ("appliance.domain.core.state", "from appliance import store", "domain imports store"),
+    ("appliance.domain.core.state", "import appliance.store.ledger.ledger", "domain imports store"),
+    ("appliance.domain.core.state", "def f():\n    from appliance.web import app", "domain imports web"),
+    ("appliance.domain.core.state", "if TYPE_CHECKING:\n    import appliance.web", "domain imports web"),
+    ("appliance.formats.core.digest", "from appliance.domain.core.names import Name", "formats imports domain"),
     ("appliance.errors", "import appliance.config", "errors imports config"),
-    ("appliance.web.app", "from appliance.store.ledger import Ledger", "web imports store"),
+    ("appliance.web.app", "from appliance.store.ledger.ledger import Ledger", "web imports store"),
     ("appliance.web.app", "from appliance.config import Settings", "web imports config"),
-    ("appliance.workflows.train", "import appliance.wiring", "workflows imports wiring"),
+    ("appliance.workflows.runs.train", "import appliance.wiring", "workflows imports wiring"),
     ("appliance.wiring", "from appliance.client.api import Client", "wiring imports client"),
-    ("appliance.wiring", "import appliance.ml.engine", "wiring imports ml"),
+    ("appliance.wiring", "import appliance.ml.serving.engine", "wiring imports ml"),
     ("appliance.client.api", "import appliance.wiring", "client imports wiring"),
     ("appliance.runners.local", "import appliance.worker.train", "runners imports worker"),
     ("appliance.wiring", "from appliance.worker import train", "wiring imports worker"),
-    ("appliance.loader", "import appliance.store.artifacts", "loader imports store"),
+    ("appliance.loader", "import appliance.store.files.artifacts", "loader imports store"),
     ("appliance.verifier", "import appliance.access.cedar", "verifier imports access"),
-    ("appliance.witness", "import appliance.domain.entry", "witness imports domain"),
+    ("appliance.witness", "import appliance.domain.core.entry", "witness imports domain"),
     ("appliance.witness", "import pydantic", "witness imports pydantic"),
     ("appliance.cli.service", "import appliance.wiring", "inside the command serve or init, got None"),
     ("appliance.cli.runs", "def start():\n    import appliance.wiring", "got start"),
-    ("appliance.store.ledger", "from .tables import entries", "relative import"),
-    ("appliance.store.ledger", "from . import tables", "relative import"),
-    ("appliance.workflows.train", "import torch.nn", "workflows imports torch"),
+    ("appliance.store.ledger.ledger", "from .tables import entries", "relative import"),
+    ("appliance.store.ledger.ledger", "from . import tables", "relative import"),
+    ("appliance.workflows.runs.train", "import torch.nn", "workflows imports torch"),
     ("appliance.runners.local", "def f():\n    import torch", "runners imports torch"),
-    ("appliance.domain.recipe", "from transformers import AutoModel", "domain imports transformers"),
+    ("appliance.domain.recipe.recipe", "from transformers import AutoModel", "domain imports transformers"),
     ("appliance.loader", "import peft", "loader imports peft"),
-    ("appliance.web.api", "import bitsandbytes", "web imports bitsandbytes"),
-    ("appliance.workflows.audit", "import sqlalchemy", "workflows imports sqlalchemy"),
-    ("appliance.domain.rules", "import cedarpy", "domain imports cedarpy"),
-    ("appliance.workflows.serve", "from fastapi import Request", "workflows imports fastapi"),
+    ("appliance.web.people.api", "import bitsandbytes", "web imports bitsandbytes"),
+    ("appliance.workflows.queries.log", "import sqlalchemy", "workflows imports sqlalchemy"),
+    ("appliance.domain.rulebook.apply", "import cedarpy", "domain imports cedarpy"),
+    ("appliance.workflows.serving.serve", "from fastapi import Request", "workflows imports fastapi"),
     ("appliance.wiring", "import uvicorn", "wiring imports uvicorn"),
     ("appliance.client.api", "import click", "client imports click"),
-    ("appliance.formats.canonical", "import pydantic", "formats imports pydantic"),
+    ("appliance.formats.core.canonical", "import pydantic", "formats imports pydantic"),
     ("appliance.worker.walls", "import torch", "before a library is loaded"),
-    ("appliance.workflows.train", "import importlib\nimportlib.import_module('torch')", "imports by string"),
-    ("appliance.workflows.train", "__import__('torch')", "imports by string"),
+    ("appliance.workflows.runs.train", "import importlib\nimportlib.import_module('torch')", "imports by string"),
+    ("appliance.workflows.runs.train", "__import__('torch')", "imports by string"),
     ("appliance.helpers.text", "", "no such room"),
     ("appliance.web.app", "import appliance.helpers", "no such room"),
-    ("migrations.env", "import appliance.workflows.audit", "migrations imports workflows"),
-    ("appliance.store.migrations.env", "import appliance.domain.state", "migrations imports domain"),
+    ("migrations.env", "import appliance.workflows.queries.log", "migrations imports workflows"),
+    ("appliance.store.migrations.env", "import appliance.domain.core.state", "migrations imports domain"),
 ]
 
 
@@ -296,9 +351,9 @@ KEPT = [
     ("appliance.cli.service", "def serve():\n    from appliance.wiring import service"),
     ("appliance.cli.service", "def init():\n    import appliance.wiring"),
     ("appliance.store.migrations.env", "import alembic\nfrom appliance.config import Settings\nimport appliance.store"),
-    ("appliance.ml.loop", "import torch\nfrom appliance.domain.recipe import Recipe"),
+    ("appliance.ml.training.loop", "import torch\nfrom appliance.domain.recipe.recipe import Recipe"),
     ("appliance.cli.main", "import importlib\nimportlib.import_module('appliance.cli.runs')"),
-    ("appliance.verifier", "from appliance import __version__\nimport argparse, appliance.domain.rules"),
+    ("appliance.verifier", "from appliance import __version__\nimport argparse, appliance.domain.rulebook.apply"),
     ("appliance.worker.walls", "import ctypes, socket"),
 ]
 
@@ -310,24 +365,26 @@ def test_a_kept_rule_gives_no_finding(module: str, source: str) -> None:
 
 def test_a_cycle_is_named_whole() -> None:
     sources = {
-        "appliance.domain.a": "import appliance.domain.b",
-        "appliance.domain.b": "from appliance.domain import c",
-        "appliance.domain.c": "def f():\n    from appliance.domain.a import x",
+        "appliance.domain.core.a": "import appliance.domain.core.b",
+        "appliance.domain.core.b": "from appliance.domain.core import c",
+        "appliance.domain.core.c": "def f():\n    from appliance.domain.core.a import x",
     }
-    assert check(sources) == [
-        "cycle: appliance.domain.a -> appliance.domain.b -> appliance.domain.c -> appliance.domain.a"
-    ]
+    path = " -> ".join(f"appliance.domain.core.{name}" for name in "abca")
+    assert check(sources) == [f"cycle: {path}"]
 
 
 def test_what_the_verifier_reaches_through_others_counts() -> None:
     sources = {
-        "appliance.verifier": "import appliance.domain.rules",
-        "appliance.domain.rules": "import appliance.store.ledger",
-        "appliance.store.ledger": "",
+        "appliance.verifier": "import appliance.domain.rulebook.apply",
+        "appliance.domain.rulebook.apply": "import appliance.store.ledger.ledger",
+        "appliance.store.ledger.ledger": "",
     }
     assert any("verifier reaches ['store']" in finding for finding in check(sources))
 
 
 def test_what_the_witness_reaches_through_others_counts() -> None:
-    sources = {"appliance.witness": "import appliance.formats.a", "appliance.formats.a": "import appliance.domain.b"}
-    assert any("witness reaches ['domain']" in finding for finding in check(sources | {"appliance.domain.b": ""}))
+    sources = {
+        "appliance.witness": "import appliance.formats.a",
+        "appliance.formats.a": "import appliance.domain.core.b",
+    }
+    assert any("witness reaches ['domain']" in finding for finding in check(sources | {"appliance.domain.core.b": ""}))

@@ -13,17 +13,18 @@ from pathlib import Path
 import pytest
 
 from appliance import wiring
-from appliance.client import embedded
 from appliance.client.policies import load_policy
-from appliance.client.program import isolated
 from appliance.client.record import Record, write_report
+from appliance.client.support import embedded
+from appliance.client.support.program import isolated
 from appliance.config import VARIABLES, load_settings
-from appliance.domain.steps import encode_steps
-from appliance.formats.keys import generate_ed25519
-from appliance.formats.trust import encode_trust
+from appliance.domain.runs.steps import encode_steps
+from appliance.formats.log.trust import encode_trust
+from appliance.formats.signatures.keys import generate_ed25519
 from appliance.runners.decoys import Decoys, Probes
-from appliance.runners.local import PACKAGE, _command
-from tests.domain.builder import stage
+from appliance.runners.local import _command
+from appliance.runners.sandbox import PACKAGE
+from scripts.kit.log_builder import stage
 from tests.reports.test_plot import record
 from tests.verifier.test_program import export_of
 
@@ -33,7 +34,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 STARTS = frozenset({"Popen", "run", "call", "check_call", "check_output"})
 """Of `subprocess`."""
-WITHIN = {"os.execve": {"appliance.runners.inside"}, "os.fork": {"appliance.runners.inside", "appliance.worker.walls"}}
+WITHIN = {
+    "os.execve": {"appliance.runners.walls.inside"},
+    "os.fork": {"appliance.runners.walls.inside", "appliance.worker.walls"},
+    "os.execv": {"appliance.worker.walls"},  # a probe: that nothing is started is what it finds
+}
 """What starts a process without `subprocess`, and who may: the launcher becomes the worker, whose command is below."""
 OTHERS = ("os.exec", "os.spawn", "os.posix_spawn", "os.system", "os.popen", "os.fork", "pty.", "asyncio.create_sub")
 LIBRARIES = frozenset({"multiprocessing", "pty", "code", "concurrent.futures.process"})

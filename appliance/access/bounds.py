@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, takewhile
 
-from appliance.domain.policy import PolicySet
+from appliance.domain.core.policy import PolicySet
 from appliance.errors import TooLarge
 
 MAX_BRACKETS = 32

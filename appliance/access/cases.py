@@ -20,10 +20,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from appliance.access.cedar import SitePolicies
 from appliance.access.request import Moment, Request, Thing, principal_thing
 from appliance.access.samples import SAMPLES
-from appliance.domain.names import Identifier, Value, explain, versioned
-from appliance.domain.policy import PolicySet
+from appliance.domain.core.names import Identifier, Value, explain, versioned
+from appliance.domain.core.policy import PolicySet
 from appliance.errors import BadInput
-from appliance.formats.timestamp import encode_time, parse_time
+from appliance.formats.core.timestamp import encode_time, parse_time
 
 
 class PolicyCase(Value):

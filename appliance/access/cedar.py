@@ -20,11 +20,11 @@ from appliance.access.lockout import at_worst
 from appliance.access.request import Moment, Request, Thing, pending_thing, principal_thing, request_of
 from appliance.access.samples import SAMPLES
 from appliance.access.trial import try_policies
-from appliance.domain.names import IDENTIFIER, NO_DIGEST, Time
-from appliance.domain.orders import Order
-from appliance.domain.policy import PolicySet
-from appliance.domain.records import Principal
-from appliance.domain.state import State
+from appliance.domain.core.names import IDENTIFIER, NO_DIGEST, Time
+from appliance.domain.core.order import Order
+from appliance.domain.core.policy import PolicySet
+from appliance.domain.core.records import Principal
+from appliance.domain.core.state import State
 from appliance.errors import BadInput, NotFound
 
 _ID = re.compile(IDENTIFIER)
@@ -88,14 +88,14 @@ class SitePolicies:
 
     def reasons_against(self, request: Request) -> tuple[str, ...]:
         verdict = self.evaluate(request)
-        asked = f"{request.verb} by {request.principal.id}"
+        wanted = f"{request.verb} by {request.principal.id}"
         if verdict.errors and not self._knows(request.verb):
             expected = f"expected a schema with the action {request.verb}, got none: adopt a set whose schema has it"
-            return (f"site policies {self.name}, {asked}: {expected}",)
-        reasons = [f"site policy {name}: forbids {asked}" for name in verdict.forbids]
-        reasons += [f"site policies {self.name}: expected a decision on {asked}, got: {e}" for e in verdict.errors]
+            return (f"site policies {self.name}, {wanted}: {expected}",)
+        reasons = [f"site policy {name}: forbids {wanted}" for name in verdict.forbids]
+        reasons += [f"site policies {self.name}: expected a decision on {wanted}, got: {e}" for e in verdict.errors]
         if not verdict.permitted and not reasons:
-            reasons.append(f"site policies {self.name}: expected a policy that permits {asked}, got none")
+            reasons.append(f"site policies {self.name}: expected a policy that permits {wanted}, got none")
         return tuple(reasons)
 
     def evaluate(self, request: Request) -> Verdict:

@@ -11,10 +11,31 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from appliance.domain import orders, records, state
-from appliance.domain.making_invariants import next_dataset_version
-from appliance.domain.names import Time, versioned
-from appliance.domain.table import Table, V
+from appliance.domain.core import state
+from appliance.domain.core.names import Time, versioned
+from appliance.domain.core.order import Order
+from appliance.domain.core.records import Principal
+from appliance.domain.core.table import Table, V
+from appliance.domain.data.bases import RevokeBase
+from appliance.domain.data.datasets import RevokeDataset, next_dataset_version
+from appliance.domain.data.imports import CancelImport, ImportBase, ImportDataset
+from appliance.domain.governance.endorsement import Endorse
+from appliance.domain.governance.keys import ReplaceKey, RevokeKey, RotateKey
+from appliance.domain.governance.log_keys import RotateLogKey
+from appliance.domain.governance.people import Enroll, Grant, RevokePrincipal
+from appliance.domain.governance.policies import AdoptPolicy
+from appliance.domain.governance.rules import RaiseRules
+from appliance.domain.releases.activations import Activate, RollBack
+from appliance.domain.releases.adapters import RevokeAdapter
+from appliance.domain.releases.exports import ExportAdapter
+from appliance.domain.releases.reviews import Review
+from appliance.domain.retention.holds import LiftHold, PlaceHold
+from appliance.domain.retention.texts import Erase
+from appliance.domain.runs.cancellation import Cancel
+from appliance.domain.runs.replays import ReplayRun
+from appliance.domain.runs.resumption import Resume
+from appliance.domain.runs.training import Train
+from appliance.domain.serving.tokens import RevokeTokens
 from appliance.errors import NotFound
 
 
@@ -47,7 +68,7 @@ Facts = tuple[Thing, Mapping[str, Any]]
 """The resource, and the context that this verb adds."""
 
 
-def request_of(signer: records.Principal, order: orders.Order, known: state.State, now: Time) -> Request:
+def request_of(signer: Principal, order: Order, known: state.State, now: Time) -> Request:
     """NotFound when the order is about something that the state does not hold."""
     resource, context = _FACTS[type(order)](known, order, signer)
     standing = {"now": Moment(now), "single_administrator": known.site.single_administrator}
@@ -103,7 +124,7 @@ def _dataset(known: state.State, name: str) -> Thing:
 
 def _adapter(
     known: state.State,
-    order: orders.Review | orders.Activate | orders.RollBack | orders.RevokeAdapter | orders.ExportAdapter,
+    order: Review | Activate | RollBack | RevokeAdapter | ExportAdapter,
 ) -> Thing:
     row = _find(known.adapters, order.name)
     return Thing(
@@ -120,23 +141,23 @@ def _adapter(
     )
 
 
-def _enroll(known: state.State, order: orders.Enroll, signer: records.Principal) -> Facts:
+def _enroll(known: state.State, order: Enroll, signer: Principal) -> Facts:
     return principal_thing(order.principal, ()), {"roles": order.roles}
 
 
-def _grant(known: state.State, order: orders.Grant, signer: records.Principal) -> Facts:
+def _grant(known: state.State, order: Grant, signer: Principal) -> Facts:
     return _principal(known, order.principal), {"role": order.role}
 
 
-def _revoke_principal(known: state.State, order: orders.RevokePrincipal, signer: records.Principal) -> Facts:
+def _revoke_principal(known: state.State, order: RevokePrincipal, signer: Principal) -> Facts:
     return _principal(known, order.principal), {}
 
 
-def _adopt_policy(known: state.State, order: orders.AdoptPolicy, signer: records.Principal) -> Facts:
+def _adopt_policy(known: state.State, order: AdoptPolicy, signer: Principal) -> Facts:
     return Thing("Policy", order.policy, {"digest": order.policy}), {}
 
 
-def _endorse(known: state.State, order: orders.Endorse, signer: records.Principal) -> Facts:
+def _endorse(known: state.State, order: Endorse, signer: Principal) -> Facts:
     pending = _find(known.pending, order.order)
     return pending_thing(order.order, pending.verb, _principal(known, pending.signer)), {}
 
@@ -145,7 +166,7 @@ def pending_thing(digest: str, verb: str, signer: Thing) -> Thing:
     return Thing("PendingOrder", digest, {"verb": verb, "signer": signer})
 
 
-def _import_base(known: state.State, order: orders.ImportBase, signer: records.Principal) -> Facts:
+def _import_base(known: state.State, order: ImportBase, signer: Principal) -> Facts:
     attributes = {
         "name": order.base,
         "digest": order.source,
@@ -155,7 +176,7 @@ def _import_base(known: state.State, order: orders.ImportBase, signer: records.P
     return Thing("Base", order.base, attributes), {"format": order.format}
 
 
-def _import_dataset(known: state.State, order: orders.ImportDataset, signer: records.Principal) -> Facts:
+def _import_dataset(known: state.State, order: ImportDataset, signer: Principal) -> Facts:
     version = next_dataset_version(known, order.dataset)
     attributes = {
         "name": order.dataset,
@@ -169,7 +190,7 @@ def _import_dataset(known: state.State, order: orders.ImportDataset, signer: rec
     return Thing("Dataset", versioned(order.dataset, version), attributes), {"format": order.format}
 
 
-def _train(known: state.State, order: orders.Train, signer: records.Principal) -> Facts:
+def _train(known: state.State, order: Train, signer: Principal) -> Facts:
     recipe = order.recipe
     run = Thing(
         "Run",
@@ -204,7 +225,7 @@ def _run(known: state.State, name: str) -> Thing:
     return Thing("Run", row.id, attributes)
 
 
-def _on_run(known: state.State, order: orders.Cancel | orders.Resume, signer: records.Principal) -> Facts:
+def _on_run(known: state.State, order: Cancel | Resume, signer: Principal) -> Facts:
     return _run(known, order.run), {}
 
 
@@ -212,16 +233,16 @@ def import_thing(order: str, verb: str, subject: str, ordered_by: Thing) -> Thin
     return Thing("Import", order, {"verb": verb, "subject": subject, "ordered_by": ordered_by})
 
 
-def _cancel_import(known: state.State, order: orders.CancelImport, signer: records.Principal) -> Facts:
+def _cancel_import(known: state.State, order: CancelImport, signer: Principal) -> Facts:
     row = _find(known.imports, order.order)
     return import_thing(row.order, row.verb, row.subject, _principal(known, row.signer)), {}
 
 
-def _replay(known: state.State, order: orders.Replay, signer: records.Principal) -> Facts:
+def _replay(known: state.State, order: ReplayRun, signer: Principal) -> Facts:
     return _run(known, order.run), {"from_step": order.from_step, "to_step": order.to_step}
 
 
-def _review(known: state.State, order: orders.Review, signer: records.Principal) -> Facts:
+def _review(known: state.State, order: Review, signer: Principal) -> Facts:
     context = {
         "unit": order.unit,
         "field": order.field,
@@ -231,75 +252,78 @@ def _review(known: state.State, order: orders.Review, signer: records.Principal)
     return _adapter(known, order), context
 
 
-def _release(known: state.State, order: orders.Activate | orders.RollBack, signer: records.Principal) -> Facts:
+def _release(known: state.State, order: Activate | RollBack, signer: Principal) -> Facts:
     return _adapter(known, order), {"unit": order.unit, "task": order.task}
 
 
-def _export(known: state.State, order: orders.ExportAdapter, signer: records.Principal) -> Facts:
+def _export(known: state.State, order: ExportAdapter, signer: Principal) -> Facts:
     return _adapter(known, order), {"unit": order.unit, "task": order.task, "valid_until": Moment(order.valid_until)}
 
 
-def _revoke_adapter(known: state.State, order: orders.RevokeAdapter, signer: records.Principal) -> Facts:
+def _revoke_adapter(known: state.State, order: RevokeAdapter, signer: Principal) -> Facts:
     return _adapter(known, order), {}
 
 
-def _revoke_base(known: state.State, order: orders.RevokeBase, signer: records.Principal) -> Facts:
+def _revoke_base(known: state.State, order: RevokeBase, signer: Principal) -> Facts:
     return _base(known, order.base), {}
 
 
-def _revoke_dataset(known: state.State, order: orders.RevokeDataset, signer: records.Principal) -> Facts:
+def _revoke_dataset(known: state.State, order: RevokeDataset, signer: Principal) -> Facts:
     return _dataset(known, order.name), {}
 
 
-def _key(
-    known: state.State, order: orders.ReplaceKey | orders.RotateKey | orders.RevokeKey, signer: records.Principal
-) -> Facts:
+def _key(known: state.State, order: ReplaceKey | RotateKey | RevokeKey, signer: Principal) -> Facts:
     return _principal(known, order.principal), {}
 
 
-def _tokens(known: state.State, order: orders.RevokeTokens, signer: records.Principal) -> Facts:
+def _tokens(known: state.State, order: RevokeTokens, signer: Principal) -> Facts:
     return _principal(known, order.unit), {}
 
 
-def _rotate_log_key(known: state.State, order: orders.RotateLogKey, signer: records.Principal) -> Facts:
+def _rotate_log_key(known: state.State, order: RotateLogKey, signer: Principal) -> Facts:
     return Thing("LogKey", order.log_key, {"vkey": order.log_key}), {}
 
 
-def _erase(known: state.State, order: orders.Erase, signer: records.Principal) -> Facts:
+def _raise_rules(known: state.State, order: RaiseRules, signer: Principal) -> Facts:
+    return Thing("Rules", str(order.rules), {"from": known.site.rules, "to": order.rules}), {}
+
+
+def _erase(known: state.State, order: Erase, signer: Principal) -> Facts:
     text = _find(known.texts, order.commitment)
     return Thing("Text", order.commitment, {"signer": text.signer, "subjects": text.subjects}), {}
 
 
-def _hold(known: state.State, order: orders.PlaceHold, signer: records.Principal) -> Facts:
+def _hold(known: state.State, order: PlaceHold, signer: Principal) -> Facts:
     return Thing("Hold", order.subject, {"subject": order.subject}), {}
 
 
-_FACTS: dict[type[orders.Order], Callable[..., Facts]] = {
-    orders.Enroll: _enroll,
-    orders.Grant: _grant,
-    orders.RevokePrincipal: _revoke_principal,
-    orders.AdoptPolicy: _adopt_policy,
-    orders.Endorse: _endorse,
-    orders.ImportBase: _import_base,
-    orders.ImportDataset: _import_dataset,
-    orders.Train: _train,
-    orders.Cancel: _on_run,
-    orders.CancelImport: _cancel_import,
-    orders.Resume: _on_run,
-    orders.Replay: _replay,
-    orders.Review: _review,
-    orders.Activate: _release,
-    orders.RollBack: _release,
-    orders.RevokeAdapter: _revoke_adapter,
-    orders.ExportAdapter: _export,
-    orders.RevokeBase: _revoke_base,
-    orders.RevokeDataset: _revoke_dataset,
-    orders.ReplaceKey: _key,
-    orders.RotateKey: _key,
-    orders.RevokeKey: _key,
-    orders.RevokeTokens: _tokens,
-    orders.RotateLogKey: _rotate_log_key,
-    orders.Erase: _erase,
-    orders.PlaceHold: _hold,
-    orders.LiftHold: _hold,
+_FACTS: dict[type[Order], Callable[..., Facts]] = {
+    Enroll: _enroll,
+    Grant: _grant,
+    RevokePrincipal: _revoke_principal,
+    AdoptPolicy: _adopt_policy,
+    Endorse: _endorse,
+    ImportBase: _import_base,
+    ImportDataset: _import_dataset,
+    Train: _train,
+    Cancel: _on_run,
+    CancelImport: _cancel_import,
+    Resume: _on_run,
+    ReplayRun: _replay,
+    Review: _review,
+    Activate: _release,
+    RollBack: _release,
+    RevokeAdapter: _revoke_adapter,
+    ExportAdapter: _export,
+    RevokeBase: _revoke_base,
+    RevokeDataset: _revoke_dataset,
+    ReplaceKey: _key,
+    RotateKey: _key,
+    RevokeKey: _key,
+    RevokeTokens: _tokens,
+    RotateLogKey: _rotate_log_key,
+    RaiseRules: _raise_rules,
+    Erase: _erase,
+    PlaceHold: _hold,
+    LiftHold: _hold,
 }

@@ -15,7 +15,7 @@ from typing import Any
 
 import cedarpy
 
-from appliance.domain.policy import PolicySet
+from appliance.domain.core.policy import PolicySet
 from appliance.errors import BadInput
 
 LIMIT_S = 20
@@ -46,11 +46,16 @@ except ValueError:
 def try_policies(policy: PolicySet, requests: Sequence[tuple[dict[str, Any], str]]) -> None:
     """BadInput where a process that parses, validates and decides the requests ends otherwise than in order."""
     given = json.dumps({"schema": policy.cedar_schema, "cedar": policy.cedar, "requests": requests})
-    argv = [sys.executable, "-I", "-c", _PROGRAM, str(LIMIT_S), str(_MEMORY_BYTES), _LIBRARY]
     what = f"policy set {policy.name}: expected Cedar text that a process of its own can parse and decide"
     try:
         done = subprocess.run(
-            argv, input=given.encode(), cwd="/", capture_output=True, timeout=3 * LIMIT_S, check=False
+            [sys.executable, "-I", "-c", _PROGRAM, str(LIMIT_S), str(_MEMORY_BYTES), _LIBRARY],
+            input=given.encode(),
+            cwd="/",
+            env={},
+            capture_output=True,
+            timeout=3 * LIMIT_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise BadInput(f"{what}, got one that did not end in {3 * LIMIT_S} s") from None

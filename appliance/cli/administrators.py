@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from appliance.cli.caller import Caller
-from appliance.cli.command import command, group, reads, shares, signs
-from appliance.cli.output import print_facts, print_json, print_line, print_table, say
-from appliance.cli.signing import show_proposal, sign_and_submit, tell
+from appliance.cli.support.caller import Caller
+from appliance.cli.support.command import command, group, reads, shares, signs
+from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
+from appliance.cli.support.signing import show_proposal, sign_and_submit, tell
 from appliance.errors import BadInput
 
 if TYPE_CHECKING:
-    from appliance.domain.orders import Order
+    from appliance.domain.core.order import Order
 
 _FILE = click.Path(path_type=Path)
 
@@ -48,9 +48,9 @@ def init(
     verification starts from it.
     """
     from appliance import wiring
-    from appliance.client.files import write_new
     from appliance.client.policies import load_policy
-    from appliance.formats.trust import encode_trust
+    from appliance.client.support.files import write_new
+    from appliance.formats.log.trust import encode_trust
 
     people = [_parse_administrator(text) for text in administrators]
     if single_admin != (len(people) == 1):
@@ -77,8 +77,8 @@ def init(
 
 
 def _parse_administrator(text: str) -> tuple[str, bytes]:
-    from appliance.client.keys import read_public_key
-    from appliance.formats.fields import parse_identifier
+    from appliance.client.support.keys import read_public_key
+    from appliance.formats.core.fields import parse_identifier
 
     name, separator, file = text.partition("=")
     if not separator or not file:
@@ -146,8 +146,8 @@ def list_principals(caller: Caller) -> None:
 @click.pass_obj
 def grant(caller: Caller, name: str, role: str) -> None:
     """Give a person one role more. Needs two administrators."""
-    from appliance.client.orders import propose
-    from appliance.domain.orders import Grant
+    from appliance.client.support.orders import propose
+    from appliance.domain.governance.people import Grant
 
     proposal = propose(caller.about, caller.signer, Grant, {"principal": name, "role": role})
     tell(caller, sign_and_submit(caller, proposal), f"{name} is {role}")
@@ -160,8 +160,8 @@ def grant(caller: Caller, name: str, role: str) -> None:
 @click.pass_obj
 def revoke(caller: Caller, name: str, reason: str | None) -> None:
     """End a person's or a unit's power at once. One administrator is enough; it cannot be taken back."""
-    from appliance.client.orders import propose
-    from appliance.domain.orders import RevokePrincipal
+    from appliance.client.support.orders import propose
+    from appliance.domain.governance.people import RevokePrincipal
 
     texts = {} if reason is None else {"reason": reason}
     proposal = propose(caller.about, caller.signer, RevokePrincipal, {"principal": name}, texts=texts)
@@ -199,7 +199,7 @@ def order() -> None:
 @click.pass_obj
 def list_orders(caller: Caller) -> None:
     """What waits, who ordered it, and until when it stands."""
-    from appliance.client.orders import pending_orders
+    from appliance.client.support.orders import pending_orders
 
     waiting = pending_orders(caller.reading())
     if caller.json:
@@ -223,7 +223,7 @@ def list_orders(caller: Caller) -> None:
 @click.pass_obj
 def show_order(caller: Caller, digest: str) -> None:
     """Everything that one waiting order binds, from the bytes that its signer signed."""
-    from appliance.client.orders import describe, find_pending, pending_orders
+    from appliance.client.support.orders import describe, find_pending, pending_orders
 
     found = find_pending(pending_orders(caller.reading()), digest)
     if caller.json:
@@ -240,7 +240,7 @@ def show_order(caller: Caller, digest: str) -> None:
 @click.pass_obj
 def endorse(caller: Caller, digest: str) -> None:
     """Sign another administrator's order, which then stands. DIGEST may be cut after 6 digits."""
-    from appliance.client.orders import find_pending, pending_orders, propose_endorsement
+    from appliance.client.support.orders import find_pending, pending_orders, propose_endorsement
 
     found = find_pending(pending_orders(caller.reading()), digest)
     show_proposal(found.proposal, f"The order of {found.proposal.order.signer}, entry {found.index} of the log:")
@@ -252,8 +252,9 @@ def endorse(caller: Caller, digest: str) -> None:
 
 def _follows(order: Order) -> list[str]:
     """What people have to do now that the order stands."""
-    from appliance.cli.keeping import after_rotation
-    from appliance.domain.orders import ReplaceKey, RotateLogKey
+    from appliance.cli.retention import after_rotation
+    from appliance.domain.governance.keys import ReplaceKey
+    from appliance.domain.governance.log_keys import RotateLogKey
 
     if isinstance(order, RotateLogKey):
         return after_rotation(order.log_key, order.old_until)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from appliance.cli.caller import Caller
-from appliance.cli.command import group, reads, signs
-from appliance.cli.output import print_facts, print_json, print_table
-from appliance.cli.signing import receipt_value, sign_and_submit
+from appliance.cli.support.caller import Caller
+from appliance.cli.support.command import group, reads, signs
+from appliance.cli.support.output import print_facts, print_json, print_table
+from appliance.cli.support.signing import receipt_value, sign_and_submit
 
 
 @group("import", example="appliance import list")

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from appliance.cli.caller import Caller
-from appliance.cli.command import Group
-from appliance.cli.output import plain
+from appliance.cli.support.caller import Caller
+from appliance.cli.support.command import CommandGroup
+from appliance.cli.support.output import plain
 from appliance.errors import ApplianceError, Denied
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -43,9 +43,9 @@ COMMANDS = {
     ),
     "order": Entry("Administrators", "administrators", "Orders that wait for a second administrator."),
     "policy": Entry("Administrators", "policies", "The policy set: show, adopt, test, compare."),
-    "log-key": Entry("Administrators", "keeping", "The log's own key: rotate it."),
-    "text": Entry("Administrators", "keeping", "Texts beside the log: erase one; the log still verifies."),
-    "hold": Entry("Administrators", "keeping", "Legal holds: while one stands, no text about its subject is erased."),
+    "log-key": Entry("Administrators", "retention", "The log's own key: rotate it."),
+    "text": Entry("Administrators", "retention", "Texts beside the log: erase one; the log still verifies."),
+    "hold": Entry("Administrators", "retention", "Legal holds: while one stands, no text about its subject is erased."),
     "base": Entry("Operators", "operators", "Base models: import and list."),
     "dataset": Entry("Operators", "operators", "Datasets: import, list, show."),
     "import": Entry("Operators", "imports", "Imports that were ordered: list, cancel."),
@@ -55,8 +55,8 @@ COMMANDS = {
     "adapter": Entry("Units", "units", "Sealed adapters: list, show the whole history, revoke."),
     "token": Entry("Units", "units", "A unit's API key: signed by the unit, at most an hour long."),
     "serve": Entry("Units", "units", "Run the service in the foreground."),
-    "ledger": Entry("Auditors", "auditors", "The log: read it, export it, verify it."),
-    "witness": Entry("Witnesses", "witnesses", "Watch a log: ask for cosignatures, give them, take them in."),
+    "ledger": Entry("Auditors", "audit.auditors", "The log: read it, export it, verify it."),
+    "witness": Entry("Witnesses", "audit.witnesses", "Watch a log: ask for cosignatures, give them, take them in."),
     "completion": Entry("Everyone", "people", "Print the shell's completion script."),
 }
 
@@ -65,7 +65,7 @@ _ATTRIBUTES = {"import": "imports"}
 """Where a command's name is a word of Python's."""
 
 
-class _Root(Group):
+class _Root(CommandGroup):
     """Knows every command by name and loads the one that is asked for."""
 
     def list_commands(self, context: click.Context) -> list[str]:

@@ -8,31 +8,31 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli.caller import Caller
-from appliance.cli.command import group, reads, signs
-from appliance.cli.following import Display, ImportDisplay
-from appliance.cli.output import plain, print_facts, print_json, print_table, say
-from appliance.cli.plans import list_costs, plan
-from appliance.cli.progress import Meter
-from appliance.cli.records import export, facts_of, report
-from appliance.cli.replays import checkpoints, replay, resume
+from appliance.cli.audit.uses import used_by
 from appliance.cli.revoking import revoke_base, revoke_dataset
-from appliance.cli.signing import receipt_value, sign_all, sign_and_submit
-from appliance.cli.uses import used_by
-from appliance.domain.tasks import FORMATS, TASKS
+from appliance.cli.runs.plans import list_costs, plan
+from appliance.cli.runs.records import export, facts_of, report
+from appliance.cli.runs.replays import checkpoints, replay, resume
+from appliance.cli.support.caller import Caller
+from appliance.cli.support.command import group, reads, signs
+from appliance.cli.support.following import Display, ImportDisplay
+from appliance.cli.support.output import plain, print_facts, print_json, print_table, say
+from appliance.cli.support.progress import Meter
+from appliance.cli.support.signing import receipt_value, sign_all, sign_and_submit
+from appliance.domain.data.tasks import FORMATS, TASKS
 from appliance.errors import BadInput, Conflict
 
 if TYPE_CHECKING:
-    from appliance.client.orders import Receipt
     from appliance.client.runs import Ended
-    from appliance.client.uploads import Source
+    from appliance.client.support.orders import Receipt
+    from appliance.client.support.uploads import Source
 
 _PATH = click.Path(path_type=Path)
 
 
 def _upload(caller: Caller, source: Source) -> None:
     """Sends what was hashed, with a meter."""
-    from appliance.client.uploads import upload
+    from appliance.client.support.uploads import upload
 
     meter = Meter("sends", source.total_bytes, "bytes")
     upload(caller.reading(), source, meter.advance)
@@ -57,7 +57,7 @@ def import_base(caller: Caller, path: Path, name: str, licence: str, wait: bool)
     Every byte is hashed here before it is sent. Pickles, remote code, links and files that no base needs are refused.
     """
     from appliance.client.imports import propose_base
-    from appliance.client.uploads import read_base
+    from appliance.client.support.uploads import read_base
 
     source = read_base(path, name)
     _ = caller.unlocked

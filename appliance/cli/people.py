@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from appliance.cli.caller import Caller
-from appliance.cli.command import command, group, keyed, reads, shares, signs
-from appliance.cli.output import print_facts, print_json, print_line, print_table, say
-from appliance.cli.signing import receipt_value, sign_and_submit, tell
-from appliance.cli.times import parse_end
+from appliance.cli.support.caller import Caller
+from appliance.cli.support.command import command, group, keyed, reads, shares, signs
+from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
+from appliance.cli.support.signing import receipt_value, sign_and_submit, tell
+from appliance.cli.support.times import parse_end
 from appliance.errors import BadInput, Conflict
 
 if TYPE_CHECKING:
-    from appliance.formats.keys import Signer
+    from appliance.formats.signatures.keys import Signer
 
 _FILE = click.Path(path_type=Path)
 
@@ -35,7 +35,7 @@ def key_new(caller: Caller, file: Path) -> None:
 
     The passphrase, of 8 characters or more, comes from a prompt, a descriptor or a 0600 file. Nobody can recover it.
     """
-    from appliance.client.keys import check_passphrase, create_key, public_path
+    from appliance.client.support.keys import check_passphrase, create_key, public_path
 
     for path in (file, public_path(file)):
         if path.exists():
@@ -56,8 +56,8 @@ def key_new(caller: Caller, file: Path) -> None:
 @click.pass_obj
 def key_show(caller: Caller, file: Path | None) -> None:
     """Print the public key and its id, of a key file or of a public key in PEM. Needs no passphrase."""
-    from appliance.client.keys import read_public_key
-    from appliance.formats.keys import encode_spki_pem, keyid_of
+    from appliance.client.support.keys import read_public_key
+    from appliance.formats.signatures.keys import encode_spki_pem, keyid_of
 
     path = file or caller.key_file
     spki = read_public_key(path)
@@ -79,8 +79,8 @@ def key_prove(caller: Caller, origin: str | None, output: Path | None) -> None:
 
     Hand the proof to an administrator, who enrols you with it, and read your key id out to them.
     """
-    from appliance.client.files import write_new
     from appliance.client.people import prove_possession
+    from appliance.client.support.files import write_new
 
     name, log = caller.signer, origin or caller.about.origin
     signer = caller.unlocked
@@ -125,8 +125,8 @@ def key_rotate(caller: Caller, new: Path, old_until: str | None, new_passphrase_
 
 def end_of_overlap(caller: Caller, text: str | None) -> str:
     """Until when an old key signs beside the new one: as asked, or as long as policy lets it."""
-    from appliance.domain.names import add_seconds
-    from appliance.formats.timestamp import encode_time
+    from appliance.domain.core.names import add_seconds
+    from appliance.formats.core.timestamp import encode_time
 
     now = datetime.now(UTC)
     if text is not None:
@@ -136,7 +136,7 @@ def end_of_overlap(caller: Caller, text: str | None) -> str:
 
 def _new_key(caller: Caller, path: Path, passphrase_file: Path | None) -> Signer:
     """The key in the file, or a new one written there; it is somebody's only once an order was accepted."""
-    from appliance.client.keys import create_key, open_key, passphrase_of_file
+    from appliance.client.support.keys import create_key, open_key, passphrase_of_file
 
     if path.resolve() == caller.key_file.resolve():
         raise BadInput(f"new key, {path}: expected a file of its own, got that of the old key")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from appliance.cli.caller import Caller
-from appliance.cli.command import group, reads, signs
-from appliance.cli.output import plain, print_facts, print_json, print_line, print_table, say
-from appliance.cli.signing import receipt_value, sign_and_submit
+from appliance.cli.support.caller import Caller
+from appliance.cli.support.command import group, reads, signs
+from appliance.cli.support.output import plain, print_facts, print_json, print_line, print_table, say
+from appliance.cli.support.signing import receipt_value, sign_and_submit
 from appliance.errors import Denied
 
 _FOLDER = click.Path(path_type=Path)

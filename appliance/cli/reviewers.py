@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli.caller import Caller, is_interactive
-from appliance.cli.command import group, reads, signs
-from appliance.cli.output import print_facts, print_json, print_line, print_table, say
-from appliance.cli.progress import Meter, show_bytes
-from appliance.cli.signing import receipt_value, sign_and_submit
-from appliance.cli.times import parse_moment
+from appliance.cli.support.caller import Caller, is_interactive
+from appliance.cli.support.command import group, reads, signs
+from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
+from appliance.cli.support.progress import Meter, show_bytes
+from appliance.cli.support.signing import receipt_value, sign_and_submit
+from appliance.cli.support.times import parse_moment
 from appliance.errors import BadInput
 
 if TYPE_CHECKING:
-    from appliance.client.reviews import Evidence
+    from appliance.client.reviews import ReviewMaterial
 
 DEFAULT_VALID_DAYS = 90
 _MEANINGS = {
@@ -62,7 +62,7 @@ def _decisions(row: dict[str, Any], decision: str, unit: str | None) -> str:
     return ", ".join(f"{r['reviewer']} ({r['field']}, {r['unit']})" for r in found) or "-"
 
 
-def gather(caller: Caller, name: str) -> Evidence:
+def gather(caller: Caller, name: str) -> ReviewMaterial:
     """Downloads, hashes and checks an adapter, with a meter."""
     from appliance.client.reviews import gather as gather_evidence
 
@@ -94,7 +94,7 @@ def show(caller: Caller, adapter: str) -> None:
     say("", f"next: appliance review approve {adapter} --unit UNIT, or: appliance review reject {adapter} --unit UNIT")
 
 
-def print_evidence(evidence: Evidence, *, err: bool = False) -> None:
+def print_evidence(evidence: ReviewMaterial, *, err: bool = False) -> None:
     """The signed part first: the manifest and its files. Then what they say. Then what only the service says."""
 
     def line(text: str) -> None:
@@ -129,19 +129,19 @@ def print_evidence(evidence: Evidence, *, err: bool = False) -> None:
 
 
 def _members(value: Any) -> list[tuple[str, object]]:
-    from appliance.client.orders import label_of, show_value
+    from appliance.client.support.orders import label_of, show_value
 
     return [(f"  {label_of(str(k))}", show_value(v)) for k, v in value.items()] if isinstance(value, dict) else []
 
 
-def _metrics(evidence: Evidence) -> list[tuple[str, object]]:
+def _metrics(evidence: ReviewMaterial) -> list[tuple[str, object]]:
     metrics = evidence.contents.get("metrics.json")
     if not isinstance(metrics, dict):
         return []
     return [(f"  {who}", dict(sorted(found.items()))) for who, found in metrics.items() if isinstance(found, dict)]
 
 
-def _told(evidence: Evidence) -> list[tuple[str, object]]:
+def _told(evidence: ReviewMaterial) -> list[tuple[str, object]]:
     told = evidence.told
     dataset, base = told.get("dataset") or {}, told.get("base") or {}
     reviews = told["adapter"]["reviews"]
@@ -162,7 +162,7 @@ def _review_line(row: dict[str, Any]) -> str:
     return f"{decision} for {row['unit']} by {row['reviewer']} ({row['field']}) until {row['valid_until']}"
 
 
-def evidence_value(evidence: Evidence) -> dict[str, Any]:
+def evidence_value(evidence: ReviewMaterial) -> dict[str, Any]:
     """The same as JSON."""
     return {
         "adapter": evidence.name,
@@ -247,7 +247,7 @@ def _valid_until(days: int | None, until: str | None) -> str:
     now = datetime.now(UTC)
     if until is not None:
         return parse_moment(until, "valid until", now, end_of_day=True)
-    from appliance.formats.timestamp import encode_time
+    from appliance.formats.core.timestamp import encode_time
 
     return encode_time(now + timedelta(days=days or DEFAULT_VALID_DAYS))
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from appliance.cli.caller import Caller
-from appliance.cli.command import command, signs
-from appliance.cli.output import print_facts, print_json
-from appliance.cli.signing import receipt_value, sign_and_submit
+from appliance.cli.support.caller import Caller
+from appliance.cli.support.command import command, signs
+from appliance.cli.support.output import print_facts, print_json
+from appliance.cli.support.signing import receipt_value, sign_and_submit
 
 if TYPE_CHECKING:
-    from appliance.client.orders import Proposal
+    from appliance.client.support.orders import Proposal
 
 _REASON = click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
 

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from appliance.cli.caller import Caller
-from appliance.cli.command import command, group, keyed, reads, shares, signs
-from appliance.cli.output import plain, print_facts, print_json, print_line, print_table, say
 from appliance.cli.reviewers import gather, print_evidence
-from appliance.cli.signing import receipt_value, sign_and_submit
-from appliance.cli.times import parse_moment
+from appliance.cli.support.caller import Caller
+from appliance.cli.support.command import command, group, keyed, reads, shares, signs
+from appliance.cli.support.output import plain, print_facts, print_json, print_line, print_table, say
+from appliance.cli.support.signing import receipt_value, sign_and_submit
+from appliance.cli.support.times import parse_moment
 from appliance.errors import BadInput, Conflict
-from appliance.formats.timestamp import encode_time
+from appliance.formats.core.timestamp import encode_time
 
 if TYPE_CHECKING:
-    from appliance.client.orders import Receipt
     from appliance.client.questions import Step
+    from appliance.client.support.orders import Receipt
 
 _MAX_TOKEN_MINUTES = 60
 
@@ -41,7 +41,7 @@ def activate(caller: Caller, adapter: str, unit: str, task: str) -> None:
     The adapter is downloaded, hashed and checked first, like for a review.
     """
     from appliance.client.reviews import propose_release
-    from appliance.domain.orders import Activate
+    from appliance.domain.releases.activations import Activate
 
     evidence = gather(caller, adapter)
     print_evidence(evidence, err=True)
@@ -61,7 +61,7 @@ def activate(caller: Caller, adapter: str, unit: str, task: str) -> None:
 def rollback(caller: Caller, unit: str, task: str, wanted: str | None) -> None:
     """Let an adapter that answered before answer again. Its approvals must still stand."""
     from appliance.client.reviews import earlier_adapter, propose_release
-    from appliance.domain.orders import RollBack
+    from appliance.domain.releases.activations import RollBack
 
     adapter = earlier_adapter(caller.reading(), unit, task, wanted)
     evidence = gather(caller, adapter)
@@ -88,8 +88,8 @@ def export(caller: Caller, unit: str, task: str, folder: Path, until: str | None
         raise Conflict(f"export, {folder}: expected a new folder, got one that stands")
     end = None if until is None else parse_moment(until, "until", datetime.now(UTC), end_of_day=True)
     receipt = sign_and_submit(caller, propose_export(caller.reading(), caller.signer, unit, task, end))
-    told, handed = fetch_export(caller.reading(), receipt.order, lambda size: None)
-    write_export(folder, handed, caller.trust, unit=unit, task=task)
+    told, received = fetch_export(caller.reading(), receipt.order, lambda size: None)
+    write_export(folder, received, caller.trust, unit=unit, task=task)
     _tell(caller, receipt, [("adapter", told["adapter"]), ("until", told["valid_until"]), ("folder", folder)])
     say(f"next, on the unit's host: load_approved(FOLDER, BASE, TRUST, unit={unit!r}, task={task!r})")
 

@@ -8,19 +8,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from appliance.client.door import Door
-from appliance.client.orders import Proposal, propose
 from appliance.client.reviews import find_release
-from appliance.domain.custody import cosigned_until
-from appliance.domain.exports import Handed, check_handed
-from appliance.domain.names import add_seconds, split_version
-from appliance.domain.orders import ExportAdapter
+from appliance.client.support.door import Door
+from appliance.client.support.orders import Proposal, propose
+from appliance.domain.core.names import add_seconds, split_version
+from appliance.domain.releases.exports import ExportAdapter, ExportedAdapter, check_exported
+from appliance.domain.witnesses.cosignatures import cosigned_until
 from appliance.errors import Conflict, Tampered, Unavailable
-from appliance.formats.digest import digest_bytes
-from appliance.formats.fields import parse_base64
-from appliance.formats.manifest import MANIFEST_PATH, parse_manifest
-from appliance.formats.timestamp import encode_time
-from appliance.formats.trust import Trust
+from appliance.formats.artifacts.manifest import MANIFEST_PATH, parse_manifest
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.core.fields import parse_base64
+from appliance.formats.core.timestamp import encode_time
+from appliance.formats.log.trust import Trust
 
 PROOFS, STANDING, SIGNATURE, ADAPTER = "proofs.json", "standing.json", "signature.json", "adapter"
 
@@ -60,7 +59,7 @@ def _witnessed(door: Door, rules: Mapping[str, Any]) -> list[str]:
     return cosigned_until(times, quorum, int(rules["witness_lifetime_s"]))
 
 
-def fetch_export(door: Door, digest: str, progress: Callable[[int], None]) -> tuple[dict[str, Any], Handed]:
+def fetch_export(door: Door, digest: str, progress: Callable[[int], None]) -> tuple[dict[str, Any], ExportedAdapter]:
     """The export of this order, its files hashed against the manifest that was ordered."""
     told = door.get(f"/v1/exports/{digest}")
     name, files = str(told["adapter"]), {}
@@ -75,19 +74,19 @@ def fetch_export(door: Door, digest: str, progress: Callable[[int], None]) -> tu
             progress(len(chunk))
         files[file.path] = b"".join(chunks)
     parts = [parse_base64(str(told[part]), f"export, {part}") for part in ("proofs", "standing", "signature")]
-    return told, Handed(parts[0], parts[1], parts[2], files)
+    return told, ExportedAdapter(parts[0], parts[1], parts[2], files)
 
 
-def write_export(folder: Path, handed: Handed, trust: Trust | None, *, unit: str, task: str) -> None:
+def write_export(folder: Path, received: ExportedAdapter, trust: Trust | None, *, unit: str, task: str) -> None:
     """A new folder, written once what is in it holds for the unit's task, where a trust file says what that is."""
     if trust is not None:
-        check_handed(handed, trust, encode_time(datetime.now(UTC)), unit=unit, task=task)
+        check_exported(received, trust, encode_time(datetime.now(UTC)), unit=unit, task=task)
     if folder.exists():
         raise Conflict(f"export, {folder}: expected a new folder, got one that stands")
     try:
         (folder / ADAPTER).mkdir(parents=True)
-        beside = {PROOFS: handed.proofs, STANDING: handed.standing, SIGNATURE: handed.signature}
-        for path, data in {**beside, **{f"{ADAPTER}/{name}": data for name, data in handed.files.items()}}.items():
+        beside = {PROOFS: received.proofs, STANDING: received.standing, SIGNATURE: received.signature}
+        for path, data in {**beside, **{f"{ADAPTER}/{name}": data for name, data in received.files.items()}}.items():
             with open(folder / path, "xb") as file:
                 file.write(data)
                 file.flush()

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance.client.door import About, Door
-from appliance.client.log import Anchor, read_entry
-from appliance.client.orders import Proposal, propose
-from appliance.client.uploads import Source, read_source
-from appliance.domain.orders import CancelImport, ImportBase, ImportDataset
-from appliance.domain.tasks import FORMATS, Task, check_parts, map_columns
+from appliance.client.support.door import About, Door
+from appliance.client.support.log import Anchor, read_entry
+from appliance.client.support.orders import Proposal, propose
+from appliance.client.support.uploads import Source, read_source
+from appliance.domain.data.imports import CancelImport, ImportBase, ImportDataset
+from appliance.domain.data.tasks import FORMATS, Task, check_parts, map_columns
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered
 
 ENDINGS = {f".{name}": name for name in FORMATS}

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from appliance.client.door import About, Door
-from appliance.client.files import read_file
-from appliance.client.orders import Proposal, propose
-from appliance.domain.credentials import (
+from appliance.client.support.door import About, Door
+from appliance.client.support.files import read_file
+from appliance.client.support.orders import Proposal, propose
+from appliance.domain.core.credentials import (
     Possession,
     UnitToken,
     encode_credential,
@@ -19,12 +19,14 @@ from appliance.domain.credentials import (
     parse_credential,
     parse_token,
 )
-from appliance.domain.names import add_seconds
-from appliance.domain.orders import Enroll, ReplaceKey, RevokeKey, RevokeTokens, RotateKey
+from appliance.domain.core.names import add_seconds
+from appliance.domain.governance.keys import ReplaceKey, RevokeKey, RotateKey
+from appliance.domain.governance.people import Enroll
+from appliance.domain.serving.tokens import RevokeTokens
 from appliance.errors import BadInput, NotFound, Tampered
-from appliance.formats.dsse import encode_envelope, parse_envelope, sign_envelope, verify_envelope
-from appliance.formats.keys import Signer
-from appliance.formats.timestamp import encode_time
+from appliance.formats.core.timestamp import encode_time
+from appliance.formats.signatures.dsse import encode_envelope, parse_envelope, sign_envelope, verify_envelope
+from appliance.formats.signatures.keys import Signer
 
 _MAX_STATEMENT_BYTES = 65_536
 

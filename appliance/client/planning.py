@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from appliance.client.door import Door
-from appliance.domain.cards import Machine
-from appliance.domain.plan import Plan, make_plan, read_subject
-from appliance.domain.recipe import Facts, Recipe, ResolvedRecipe
+from appliance.client.support.door import Door
+from appliance.domain.planning.cards import Machine
+from appliance.domain.planning.plan import Plan, make_plan, read_subject
+from appliance.domain.recipe.recipe import Facts, Recipe, ResolvedRecipe
 from appliance.errors import BadInput, Unavailable
 
 WAIT_S = 20

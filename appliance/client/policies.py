@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from appliance.client.door import About, Door
-from appliance.client.files import read_file
-from appliance.client.orders import Proposal, propose
-from appliance.domain.names import encode_value
-from appliance.domain.orders import AdoptPolicy
-from appliance.domain.policy import PolicySet, parse_policy
-from appliance.domain.policy_files import ADOPTED, PARAMETERS, POLICIES, SCHEMA, TESTS, assemble_policy
+from appliance.client.support.door import About, Door
+from appliance.client.support.files import read_file
+from appliance.client.support.orders import Proposal, propose
+from appliance.domain.core.names import encode_value
+from appliance.domain.core.policy import PolicySet, parse_policy
+from appliance.domain.core.policy_files import ADOPTED, PARAMETERS, POLICIES, SCHEMA, TESTS, assemble_policy
+from appliance.domain.governance.policies import AdoptPolicy
 from appliance.errors import BadInput, NotFound, Tampered
-from appliance.formats.digest import digest_bytes
-from appliance.formats.fields import encode_base64, parse_base64
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.core.fields import encode_base64, parse_base64
 
 _MAX_BYTES = 1_000_000
 

@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.client.door import Door
-from appliance.client.log import Anchor, read_entry
-from appliance.domain.entry import Entry, parse_entry
-from appliance.domain.orders import Order, parse_order
+from appliance.client.support.door import Door
+from appliance.client.support.log import Anchor, read_entry
+from appliance.domain.core.entry import Entry, parse_entry
+from appliance.domain.core.order import Order
+from appliance.domain.rulebook.registry import ORDERS
 from appliance.errors import Tampered, Unavailable
-from appliance.formats.canonical import parse_canonical
-from appliance.formats.commitment import parse_disclosure_value, verify_disclosure
-from appliance.formats.digest import digest_bytes, raw_digest
-from appliance.formats.dsse import parse_envelope
-from appliance.formats.fields import parse_base64
-from appliance.formats.rows import RowProof, parse_row_proof_value, verify_row
+from appliance.formats.artifacts.rows import RowProof, parse_row_proof_value, verify_row
+from appliance.formats.core.canonical import parse_canonical
+from appliance.formats.core.commitment import parse_disclosure_value, verify_disclosure
+from appliance.formats.core.digest import digest_bytes, raw_digest
+from appliance.formats.core.fields import parse_base64
+from appliance.formats.signatures.dsse import parse_envelope
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def _step(item: Mapping[str, Any]) -> Step:
     data = parse_base64(item["order"], f"entry {entry.index}, order")
     if digest_bytes(data) != entry.documents.get("order"):
         raise Tampered(f"entry {entry.index}, order: expected {entry.documents.get('order')}, got other bytes")
-    order = parse_order(parse_envelope(data).payload)
+    order = ORDERS.parse(parse_envelope(data).payload)
     return Step(entry, order, _opened(order.model_dump(mode="json"), texts))
 
 

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance.client.door import Door
-from appliance.client.log import Anchor, Proven, find_entries, read_entry
-from appliance.client.program import isolated
-from appliance.domain.orders import Train, parse_order
-from appliance.domain.steps import STEPS_FILE, StepRecord, parse_steps
+from appliance.client.support.door import Door
+from appliance.client.support.log import Anchor, Proven, find_entries, read_entry
+from appliance.client.support.program import isolated
+from appliance.domain.rulebook.registry import ORDERS
+from appliance.domain.runs.steps import STEPS_FILE, StepRecord, parse_steps
+from appliance.domain.runs.training import Train
 from appliance.errors import Conflict, NotFound, Tampered, Unavailable
-from appliance.formats.digest import digest_bytes
-from appliance.formats.dsse import parse_envelope
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.signatures.dsse import parse_envelope
 
 _PROGRAM_S = 300.0
 
@@ -51,7 +52,7 @@ def read_record(door: Door, anchor: Anchor, run: str) -> Record:
 def ordered_recipe(door: Door, anchor: Anchor, run: str) -> dict[str, Any]:
     """The resolved recipe of the run's signed order, read from the proved entry that holds it."""
     for entry in find_entries(door, type="run.requested", subject=f"run:{run}"):
-        order = parse_order(parse_envelope(read_entry(door, anchor, entry.index).document("order")).payload)
+        order = ORDERS.parse(parse_envelope(read_entry(door, anchor, entry.index).document("order")).payload)
         if isinstance(order, Train):
             return order.recipe.model_dump(mode="json")
     raise NotFound(f"run: expected a known one, got {run}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from appliance.client.door import About, Door
-from appliance.client.log import Anchor, Proven, find_entries, read_entry
-from appliance.client.orders import Proposal, propose
-from appliance.domain.orders import Replay, Resume
+from appliance.client.support.door import About, Door
+from appliance.client.support.log import Anchor, Proven, find_entries, read_entry
+from appliance.client.support.orders import Proposal, propose
+from appliance.domain.runs.replays import ReplayRun
+from appliance.domain.runs.resumption import Resume
 from appliance.errors import Conflict, Tampered, Unavailable
 
 WAIT_S = 20
@@ -19,7 +20,7 @@ def propose_resume(about: About, signer: str, run: str) -> Proposal:
 
 
 def propose_replay(about: About, signer: str, run: str, from_step: int, to_step: int) -> Proposal:
-    return propose(about, signer, Replay, {"run": run, "from_step": from_step, "to_step": to_step})
+    return propose(about, signer, ReplayRun, {"run": run, "from_step": from_step, "to_step": to_step})
 
 
 def wait_for_replay(door: Door, anchor: Anchor, order: str, told: Callable[[dict[str, Any]], None]) -> Proven:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from appliance.client.door import Door
-from appliance.client.log import Anchor, Proven, find_entries, read_entry
-from appliance.domain.events import RequestAdmitted, RequestFinished
-from appliance.domain.rules import parse_body
+from appliance.client.support.door import Door
+from appliance.client.support.log import Anchor, Proven, find_entries, read_entry
+from appliance.domain.rulebook.apply import parse_body
+from appliance.domain.serving.requests import RequestAdmitted, RequestFinished
 from appliance.errors import BadInput, NotFound, Tampered, Unavailable
 
 _ID = re.compile(r"(?:chatcmpl-|cmpl-|classify-)?([0-9a-f]{32})")

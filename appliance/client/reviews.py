@@ -7,32 +7,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.client.door import About, Door
-from appliance.client.log import Anchor, Proven, adapter_key, read_entry
-from appliance.client.orders import Proposal, propose
-from appliance.domain.names import split_version, versioned
-from appliance.domain.orders import (
-    Activate,
-    Review,
-    RevokeAdapter,
-    RevokeBase,
-    RevokeDataset,
-    RollBack,
-    parse_order,
-)
+from appliance.client.support.door import About, Door
+from appliance.client.support.log import Anchor, Proven, adapter_key, read_entry
+from appliance.client.support.orders import Proposal, propose
+from appliance.domain.core.names import split_version, versioned
+from appliance.domain.data.bases import RevokeBase
+from appliance.domain.data.datasets import RevokeDataset
+from appliance.domain.releases.activations import Activate, RollBack
+from appliance.domain.releases.adapters import RevokeAdapter
+from appliance.domain.releases.reviews import Review
+from appliance.domain.rulebook.registry import ORDERS
 from appliance.errors import BadInput, NotFound, Tampered
-from appliance.formats.bundle import verify_model
-from appliance.formats.digest import Hasher, digest_bytes
-from appliance.formats.dsse import parse_envelope, verify_envelope
-from appliance.formats.manifest import MANIFEST_PATH, Manifest, ManifestFile, parse_manifest
-from appliance.formats.statement import parse_statement
+from appliance.formats.artifacts.manifest import MANIFEST_PATH, Manifest, ManifestFile, parse_manifest
+from appliance.formats.core.digest import Hasher, digest_bytes
+from appliance.formats.signatures.bundle import verify_model
+from appliance.formats.signatures.dsse import parse_envelope, verify_envelope
+from appliance.formats.signatures.statement import parse_statement
 
 _SHOWN_BYTES = 262_144
 _SHOWN = ("recipe.json", "metrics.json", "base.json")
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ReviewMaterial:
     """An adapter, checked: every file hashed, the manifest signed, the sealing entry proved to be in the log.
 
     `contents`: the folder's own small JSON files by name, from the bytes that were hashed. `told`: rows of the service
@@ -54,7 +51,7 @@ class Evidence:
     told: Mapping[str, Any]
 
 
-def gather(door: Door, anchor: Anchor, name: str, progress: Callable[[int], None]) -> Evidence:
+def gather(door: Door, anchor: Anchor, name: str, progress: Callable[[int], None]) -> ReviewMaterial:
     """In this order, each step by bytes hashed here; Tampered names the first that does not hold.
 
     1. the sealing entry stands in the log, under the log's key, and binds manifest, signature and provenance
@@ -80,7 +77,7 @@ def gather(door: Door, anchor: Anchor, name: str, progress: Callable[[int], None
     materials = _check_provenance(proven.document("provenance"), key, digest_bytes(data))
     run = read_entry(door, anchor, int(told["run"]["index"]))
     ordered_by, order = _check_order(run, str(entry.body["run"]), materials)
-    return Evidence(
+    return ReviewMaterial(
         name=name,
         manifest=manifest,
         digest=digest_bytes(data),
@@ -148,7 +145,7 @@ def _check_order(requested: Proven, run: str, materials: tuple[tuple[str, str], 
     if (entry.type, entry.body.get("run")) != ("run.requested", run):
         raise Tampered(f"run {run}: expected its request as entry {entry.index}, got {entry.type}")
     envelope = parse_envelope(requested.document("order"))
-    order = parse_order(envelope.payload)
+    order = ORDERS.parse(envelope.payload)
     named = dict(materials).get("order")
     if named != envelope.pae_digest:
         raise Tampered(f"provenance, order: expected {envelope.pae_digest}, got {named}")
@@ -156,7 +153,14 @@ def _check_order(requested: Proven, run: str, materials: tuple[tuple[str, str], 
 
 
 def propose_review(
-    about: About, signer: str, evidence: Evidence, decision: str, unit: str, field: str, meaning: str, valid_until: str
+    about: About,
+    signer: str,
+    evidence: ReviewMaterial,
+    decision: str,
+    unit: str,
+    field: str,
+    meaning: str,
+    valid_until: str,
 ) -> Proposal:
     values = {
         **_adapter(evidence),
@@ -169,7 +173,7 @@ def propose_review(
 
 
 def propose_release(
-    about: About, signer: str, model: type[Activate] | type[RollBack], evidence: Evidence, unit: str, task: str
+    about: About, signer: str, model: type[Activate] | type[RollBack], evidence: ReviewMaterial, unit: str, task: str
 ) -> Proposal:
     return propose(about, signer, model, {**_adapter(evidence), "unit": unit, "task": task})
 
@@ -228,6 +232,6 @@ def find_release(door: Door, unit: str, task: str) -> dict[str, Any]:
     raise NotFound(f"release: expected one of {known}, got {unit}/{task}; list them with: appliance release history")
 
 
-def _adapter(evidence: Evidence) -> dict[str, Any]:
+def _adapter(evidence: ReviewMaterial) -> dict[str, Any]:
     name, version = split_version(evidence.name)
     return {"adapter": name, "version": version, "manifest": evidence.digest}

@@ -9,13 +9,14 @@ from typing import Any
 
 import yaml
 
-from appliance.client.door import About, Door
-from appliance.client.files import read_file
 from appliance.client.imports import proven_digest
-from appliance.client.log import Anchor, find_entries, read_entry
-from appliance.client.orders import Proposal, propose
-from appliance.domain.orders import Cancel, Train
-from appliance.domain.recipe import Facts, Recipe, parse_recipe, resolve_recipe
+from appliance.client.support.door import About, Door
+from appliance.client.support.files import read_file
+from appliance.client.support.log import Anchor, find_entries, read_entry
+from appliance.client.support.orders import Proposal, propose
+from appliance.domain.recipe.recipe import Facts, Recipe, parse_recipe, resolve_recipe
+from appliance.domain.runs.cancellation import Cancel
+from appliance.domain.runs.training import Train
 from appliance.errors import BadInput, Tampered
 
 WAIT_S = 20

@@ -15,8 +15,8 @@ from typing import Any
 
 import matplotlib as mpl
 
-from appliance.domain.steps import STEPS_FILE, StepRecord, parse_steps
-from appliance.domain.stopping import best_step
+from appliance.domain.runs.steps import STEPS_FILE, StepRecord, parse_steps
+from appliance.domain.runs.stopping import best_step
 
 mpl.use("Agg")
 from matplotlib import pyplot

@@ -22,12 +22,13 @@ from types import TracebackType
 from typing import Any
 
 from appliance.errors import ApplianceError, BadInput, Unavailable
-from appliance.formats.frame import read_frame, write_frame
-from appliance.runners import inside, launcher
+from appliance.formats.core.frame import read_frame, write_frame
 from appliance.runners.decoys import Decoys, Probes
-from appliance.runners.launcher import Launch, Started
 from appliance.runners.log import WorkerLog
-from appliance.runners.sandbox import LAYERS, PACKAGE, Sandbox, places_of
+from appliance.runners.sandbox import PACKAGE, Sandbox, places_of
+from appliance.runners.walls import inside, launcher
+from appliance.runners.walls.inside import LAYERS
+from appliance.runners.walls.launcher import Launch, Started
 
 _MAX_BLOB_BYTES = 1 << 20  # from the worker; what it is sent has no limit here
 _MAX_HEADER_BYTES = 1 << 20
@@ -82,7 +83,7 @@ class Worker:
         self.landlock_abi = started.report.landlock_abi
         self.pid = started.process.pid
         self._process = started.process
-        self._leash: int | None = started.leash
+        self._control: int | None = started.control
         self._stdin: int | None = stdin
         self._log = log
         self._decoys = decoys
@@ -178,9 +179,9 @@ class Worker:
 
     def _order(self, order: bytes) -> None:
         with self._lock:
-            if self._leash is not None:
+            if self._control is not None:
                 with contextlib.suppress(BrokenPipeError):
-                    os.write(self._leash, order)
+                    os.write(self._control, order)
 
     def poll(self) -> int | None:
         """The exit code where the worker has ended, None while it runs; 128 + N after signal N."""
@@ -198,9 +199,9 @@ class Worker:
     def kill(self) -> None:
         """Ends every process of the worker, at once; returns when none is left."""
         with self._lock:
-            if self._leash is not None:
-                os.close(self._leash)
-                self._leash = None
+            if self._control is not None:
+                os.close(self._control)
+                self._control = None
         try:
             self._process.wait(_KILL_S)
         except subprocess.TimeoutExpired:
@@ -231,7 +232,7 @@ class Worker:
 
 
 def _command(code: Path, module: str, decoys: Decoys) -> tuple[str, ...]:
-    entry = str(PACKAGE / "runners" / "enter.py")
+    entry = str(PACKAGE / "runners" / "walls" / "enter.py")
     return (sys.executable, "-s", "-P", entry, str(code), module, json.dumps(decoys.targets))
 
 
@@ -250,7 +251,7 @@ def _start(launch: Launch, log: WorkerLog) -> tuple[Started, int, int]:
     try:
         started = launcher.start(launch, stdin=inner_in, stdout=inner_out, log=log.inner)
         if started.report.failure is not None:
-            os.close(started.leash)
+            os.close(started.control)
             started.process.wait()
             raise Unavailable(started.report.failure, code="wall-missing")
     except BaseException:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import appliance
 from appliance.errors import BadInput
-from appliance.runners import launcher
-from appliance.runners.inside import LAYERS
-from appliance.runners.launcher import Launch
-from appliance.runners.mounts import Place, follow
+from appliance.runners.walls import launcher
+from appliance.runners.walls.inside import LAYERS
+from appliance.runners.walls.launcher import Launch
+from appliance.runners.walls.mounts import Place, follow
 
 __all__ = ["LAYERS", "PACKAGE", "Limits", "Sandbox", "detect_layers", "places_of"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from appliance.worker.session import Header, Session, run_worker, take, take_path
+from appliance.worker.link import Header, Link, run_worker, take, take_path
 
 
-def work(session: Session, task: Header, blob: bytes) -> Header:
-    from appliance.ml import machine
-    from appliance.ml.calibration import calibrate
+def work(session: Link, task: Header, blob: bytes) -> Header:
+    from appliance.ml.model import machine
+    from appliance.ml.training.calibration import calibrate
 
     recipe = take(task, "recipe", dict)
     machine.use_determinism(recipe["seed"])

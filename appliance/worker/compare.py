@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from appliance.worker.session import Header, Session, run_worker, take_path
+from appliance.worker.link import Header, Link, run_worker, take_path
 
 
-def work(session: Session, task: Header, blob: bytes) -> Header:
-    from appliance.ml.checkpoint import compare_checkpoints
+def work(session: Link, task: Header, blob: bytes) -> Header:
+    from appliance.ml.training.checkpoint import compare_checkpoints
 
     files = [Path(take_path(task, name)).read_bytes() for name in ("before", "expected", "got")]
     difference = compare_checkpoints(*files)

@@ -8,18 +8,21 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance.worker.session import Header, Session, run_worker, take, take_path
+from appliance.worker.link import Header, Link, run_worker, take, take_path
 
 if TYPE_CHECKING:
-    from appliance.ml.adapters import Slots
-    from appliance.ml.base import Base
+    from appliance.ml.inference.adapters import Slots
+    from appliance.ml.model.base import Base
 
 
-def work(session: Session, task: Header, blob: bytes) -> Header:
-    from appliance.domain.methods import METHODS
-    from appliance.ml import adapters, data, evaluation, machine, probe
-    from appliance.ml.base import load_base
-    from appliance.ml.samples import tokenize_rows
+def work(session: Link, task: Header, blob: bytes) -> Header:
+    from appliance.domain.recipe.methods import METHODS
+    from appliance.ml.data import rows as data
+    from appliance.ml.data.samples import tokenize_rows
+    from appliance.ml.evaluation import evaluation
+    from appliance.ml.inference import adapters, probe
+    from appliance.ml.model import machine
+    from appliance.ml.model.base import load_base
 
     started, recipe = time.monotonic(), take(task, "recipe", dict)
     machine.use_determinism(recipe["seed"])
@@ -56,8 +59,8 @@ def work(session: Session, task: Header, blob: bytes) -> Header:
 
 def _trained(base: Base, slots: Slots, method: str, folder: Path) -> AbstractContextManager[None]:
     """What was trained, at work: in a slot, as it would be served, or for a baseline that none can hold for good."""
-    from appliance.domain.methods import METHODS
-    from appliance.ml import methods
+    from appliance.domain.recipe.methods import METHODS
+    from appliance.ml.training import methods
 
     weights, config = ((folder / name).read_bytes() for name in methods.name_files(method))
     if METHODS[method].plain:

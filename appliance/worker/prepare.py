@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import BadInput, Unavailable
-from appliance.worker.session import Header, Session, run_worker, take, take_path
+from appliance.worker.link import Header, Link, run_worker, take, take_path
 
 
-def work(session: Session, task: Header, blob: bytes) -> Header:
+def work(session: Link, task: Header, blob: bytes) -> Header:
     tasks = {"machine": _describe_machine, "base": _prepare_base, "dataset": _prepare_dataset}
     kind = take(task, "task", str)
     if kind not in tasks:
@@ -19,14 +19,14 @@ def work(session: Session, task: Header, blob: bytes) -> Header:
 
 
 def _describe_machine(task: Header, blob: bytes) -> Header:
-    from appliance.ml.machine import describe_machine, list_packages
+    from appliance.ml.model.machine import describe_machine, list_packages
 
     return {**describe_machine(), "packages": list_packages()}
 
 
 def _prepare_base(task: Header, blob: bytes) -> Header:
     source, output = Path(take_path(task, "source")), Path(take_path(task, "output"))
-    from appliance.ml.convert import convert_base
+    from appliance.ml.model.convert import convert_base
 
     try:
         return convert_base(source, output)
@@ -36,10 +36,10 @@ def _prepare_base(task: Header, blob: bytes) -> Header:
 
 def _prepare_dataset(task: Header, blob: bytes) -> Header:
     # torch is not needed here, and not loaded: a dataset is imported in a second.
-    from appliance.domain.tasks import TASKS, map_columns
-    from appliance.ml import data
-    from appliance.ml.chat import load_chat, read_context_length
-    from appliance.ml.samples import tokenize_row
+    from appliance.domain.data.tasks import TASKS, map_columns
+    from appliance.ml.data import rows as data
+    from appliance.ml.data.samples import tokenize_row
+    from appliance.ml.model.chat import load_chat, read_context_length
 
     kind, base, labels = take(task, "teaches", str), Path(take_path(task, "base")), take(task, "labels", list)
     take(task, "columns", dict)
@@ -59,8 +59,8 @@ def _prepare_dataset(task: Header, blob: bytes) -> Header:
 
 def _read_sides(task: Header, kind: Any, columns: dict[str, str]) -> Any:
     """The uploaded file's records, each with its side; a second file, where there is one, is held out whole."""
-    from appliance.ml import data
-    from appliance.ml.sources import parse_source
+    from appliance.ml.data import rows as data
+    from appliance.ml.data.sources import parse_source
 
     form = take(task, "format", str)
     sources = parse_source(Path(take_path(task, "source")).read_bytes(), form, kind, columns)
@@ -72,7 +72,7 @@ def _read_sides(task: Header, kind: Any, columns: dict[str, str]) -> Any:
 
 
 def _describe_dataset(rows: list[Any], samples: list[Any], about: Any, root: str) -> Header:
-    from appliance.ml.data import HELD_OUT, TRAIN, count_labels
+    from appliance.ml.data.rows import HELD_OUT, TRAIN, count_labels
 
     lengths = [len(sample.ids) for sample in samples]
     trained = round(sum(sample.trained_tokens for sample in samples) / len(samples))
@@ -92,8 +92,8 @@ def _describe_dataset(rows: list[Any], samples: list[Any], about: Any, root: str
 
 
 def _profile_training(rows: list[Any], samples: list[Any], trained: int) -> Any:
-    from appliance.domain.shape import profile_lengths
-    from appliance.ml.data import TRAIN
+    from appliance.domain.planning.shape import profile_lengths
+    from appliance.ml.data.rows import TRAIN
 
     ids = [sample.ids for row, sample in zip(rows, samples, strict=True) if row.split == TRAIN]
     return profile_lengths([len(one) for one in ids], shared=_count_shared(ids), trained=trained)

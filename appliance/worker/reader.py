@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from appliance.errors import ApplianceError, Conflict
 
 if TYPE_CHECKING:
-    from appliance.ml.reading import Question
+    from appliance.ml.inference.reading import Question
 
 
-class _Asked(NamedTuple):
+class _Pending(NamedTuple):
     name: str
     slot: str
     read: Callable[[], Question]
@@ -29,18 +29,18 @@ class Reader:
     def __init__(self, tell: Callable[[str | None], None]) -> None:
         self._tell = tell
         self._changed = threading.Condition(threading.RLock())
-        self._waiting: dict[str, deque[_Asked]] = {}
-        self._asked: dict[str, _Asked] = {}
+        self._waiting: dict[str, deque[_Pending]] = {}
+        self._pending: dict[str, _Pending] = {}
         self._read: dict[str, Question | ApplianceError] = {}
         threading.Thread(target=self._run, name="reader", daemon=True).start()
 
     def put(self, name: str, slot: str, read: Callable[[], Question]) -> None:
         """Reads it when its turn has come; Conflict where one of this name is being read."""
         with self._changed:
-            if name in self._asked:
+            if name in self._pending:
                 raise Conflict(f"request {name}: expected a new name, got one that is being read")
-            asked = self._asked[name] = _Asked(name, slot, read)
-            self._waiting.setdefault(slot, deque()).append(asked)
+            wanted = self._pending[name] = _Pending(name, slot, read)
+            self._waiting.setdefault(slot, deque()).append(wanted)
             self._changed.notify()
 
     def take(self, name: str) -> tuple[str, Question] | None:
@@ -49,27 +49,27 @@ class Reader:
             read = self._read.pop(name, None)
             if read is None:
                 return None
-            asked = self._asked.pop(name)
+            wanted = self._pending.pop(name)
         if isinstance(read, ApplianceError):
             raise read
-        return asked.slot, read
+        return wanted.slot, read
 
     def cancel(self, name: str) -> bool:
         """Whether there was such a request; it is read no more, or what was read of it is dropped."""
         with self._changed:
-            asked = self._asked.pop(name, None)
-            if asked is None:
+            wanted = self._pending.pop(name, None)
+            if wanted is None:
                 return False
             self._read.pop(name, None)
-            left = deque(other for other in self._waiting.pop(asked.slot, ()) if other is not asked)
+            left = deque(other for other in self._waiting.pop(wanted.slot, ()) if other is not wanted)
             if left:
-                self._waiting[asked.slot] = left
+                self._waiting[wanted.slot] = left
             return True
 
     def cancel_slot(self, slot: str) -> list[str]:
         """The names of the slot's requests, of which each is cancelled."""
         with self._changed:
-            names = [name for name, asked in self._asked.items() if asked.slot == slot]
+            names = [name for name, wanted in self._pending.items() if wanted.slot == slot]
             for name in names:
                 self.cancel(name)
         return names
@@ -83,26 +83,26 @@ class Reader:
             self._tell(None)
 
     def _read_next(self) -> None:
-        asked = self._next()
+        wanted = self._next()
         read: Question | ApplianceError
         try:
-            read = asked.read()
+            read = wanted.read()
         except ApplianceError as error:
             read = error
         with self._changed:
-            if self._asked.get(asked.name) is not asked:
+            if self._pending.get(wanted.name) is not wanted:
                 return
-            self._read[asked.name] = read
-        self._tell(asked.name)
+            self._read[wanted.name] = read
+        self._tell(wanted.name)
 
-    def _next(self) -> _Asked:
+    def _next(self) -> _Pending:
         """The first of the slot whose turn it is; the slot goes behind all others."""
         with self._changed:
             while not self._waiting:
                 self._changed.wait()
             slot = next(iter(self._waiting))
             waiting = self._waiting.pop(slot)
-            asked = waiting.popleft()
+            wanted = waiting.popleft()
             if waiting:
                 self._waiting[slot] = waiting
-            return asked
+            return wanted

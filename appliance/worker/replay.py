@@ -6,15 +6,15 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from appliance.worker.session import Header, Session, run_worker, take, take_path
+from appliance.worker.link import Header, Link, run_worker, take, take_path
 from appliance.worker.train import prepare
 
 
-def work(session: Session, task: Header, blob: bytes) -> Header:
+def work(session: Link, task: Header, blob: bytes) -> Header:
     """`blob` is the training checkpoint that the window begins with; without one it begins with the run."""
-    from appliance.ml import machine
-    from appliance.ml.checkpoint import encode_checkpoint
-    from appliance.ml.loop import Step, train
+    from appliance.ml.model import machine
+    from appliance.ml.training.checkpoint import encode_checkpoint
+    from appliance.ml.training.loop import Step, train
 
     recipe, stop = take(task, "recipe", dict), take(task, "stop", int)
     before, got = Path(take_path(task, "before")), Path(take_path(task, "got"))

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance.errors import ApplianceError, BadInput
+from appliance.worker.link import Frame, Header, Link, run_worker, take, take_path
 from appliance.worker.reader import Reader
-from appliance.worker.session import Frame, Header, Session, run_worker, take, take_path
 
 if TYPE_CHECKING:
-    from appliance.ml.engine import Engine, Event
+    from appliance.ml.serving.engine import Engine, Event
 
 # A step is two thousand operations of some microseconds, and threads that sleep between two of them take as long to
 # wake: for about 50 microseconds they look first. Twice as quick alone, half as quick beside another engine on the same
@@ -34,7 +34,7 @@ READ = "read"
 class Service:
     """The engine and the frames that come in; between two steps every frame that waits is taken."""
 
-    def __init__(self, session: Session, engine: Engine) -> None:
+    def __init__(self, session: Link, engine: Engine) -> None:
         self._session = session
         self._engine = engine
         self._frames = session.listen()
@@ -85,7 +85,7 @@ class Service:
         self._session.send({"frame": "loaded", "slot": slot, "probe_ok": True})
 
     def _unload(self, header: Header, blob: bytes) -> None:
-        from appliance.ml.engine import Event, cut_off
+        from appliance.ml.serving.engine import Event, cut_off
 
         slot = take(header, "slot", str)
         cut = [Event(name, cut_off()) for name in self._reader.cancel_slot(slot)]
@@ -93,7 +93,7 @@ class Service:
         self._session.send({"frame": "unloaded", "slot": slot})
 
     def _ask(self, header: Header, blob: bytes) -> None:
-        from appliance.ml.asked import parse_request
+        from appliance.ml.inference.request import parse_request
 
         name, slot = take(header, "id", str), take(header, "slot", str)
         request, classifies = parse_request(header), header["frame"] == "classify"
@@ -110,7 +110,7 @@ class Service:
             self._engine.take(name, *read)
 
     def _cancel(self, header: Header, blob: bytes) -> None:
-        from appliance.ml.engine import Done, Event
+        from appliance.ml.serving.engine import Done, Event
 
         name = take(header, "id", str)
         if self._reader.cancel(name):
@@ -143,10 +143,10 @@ def _failure(named: Header, error: ApplianceError) -> Header:
     return {"frame": "failure", **named, "code": error.code, "message": error.message[:SAID]}
 
 
-def work(session: Session, task: Header, blob: bytes) -> Header:
-    from appliance.ml import machine
-    from appliance.ml.base import load_base
-    from appliance.ml.engine import Engine
+def work(session: Link, task: Header, blob: bytes) -> Header:
+    from appliance.ml.model import machine
+    from appliance.ml.model.base import load_base
+    from appliance.ml.serving.engine import Engine
 
     machine.use_determinism(0)
     base = load_base(

@@ -7,19 +7,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance.worker.session import Header, Session, run_worker, take, take_path
+from appliance.worker.link import Header, Link, run_worker, take, take_path
 
 if TYPE_CHECKING:
-    from appliance.ml.base import Base
-    from appliance.ml.samples import Sample
+    from appliance.ml.data.samples import Sample
+    from appliance.ml.model.base import Base
 
 
-def work(session: Session, task: Header, blob: bytes) -> Header:
+def work(session: Link, task: Header, blob: bytes) -> Header:
     """`blob` is the training checkpoint to go on from, `seconds` the time that it took to come there."""
-    from appliance.ml import machine, methods
-    from appliance.ml.checkpoint import Training, write_checkpoint
-    from appliance.ml.loop import Step, train
-    from appliance.ml.stopping import list_readings, use_best
+    from appliance.ml.model import machine
+    from appliance.ml.training import methods
+    from appliance.ml.training.checkpoint import Training, write_checkpoint
+    from appliance.ml.training.loop import Step, train
+    from appliance.ml.training.stopping import list_readings, use_best
 
     recipe, output, earlier = take(task, "recipe", dict), Path(take_path(task, "output")), take(task, "seconds", float)
     folder, started = Path(take_path(task, "checkpoints")), prepare(task)
@@ -59,11 +60,13 @@ def work(session: Session, task: Header, blob: bytes) -> Header:
 
 def prepare(task: Header) -> tuple[Base, Any, list[Sample], list[Sample]]:
     """What a recipe's training begins with: the base, the adapter on it, the rows as tokens, and those to validate."""
-    from appliance.domain.methods import METHODS
-    from appliance.ml import data, machine, methods
-    from appliance.ml.base import load_base
-    from appliance.ml.samples import tokenize_rows
-    from appliance.ml.stopping import split_rows
+    from appliance.domain.recipe.methods import METHODS
+    from appliance.ml.data import rows as data
+    from appliance.ml.data.samples import tokenize_rows
+    from appliance.ml.model import machine
+    from appliance.ml.model.base import load_base
+    from appliance.ml.training import methods
+    from appliance.ml.training.stopping import split_rows
 
     recipe = take(task, "recipe", dict)
     machine.hold_memory()

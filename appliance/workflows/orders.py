@@ -2,117 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.access.cedar import SitePolicies
-from appliance.domain.custody import commitments_of
-from appliance.domain.events import (
-    AdapterExported,
-    AdapterRevoked,
-    BaseRevoked,
-    DatasetRevoked,
-    HoldLifted,
-    HoldPlaced,
-    ImportCancelled,
-    ImportRequested,
-    KeyEnrolled,
-    KeyRevoked,
-    LogKeyRotated,
-    Ordered,
-    OrderPending,
-    OrderRefused,
-    PolicyAdopted,
-    PrincipalEnrolled,
-    PrincipalRevoked,
-    ReleaseActivated,
-    ReleaseRolledBack,
-    ReplayRequested,
-    ResumeRequested,
-    ReviewRecorded,
-    RoleGranted,
-    RunCancelled,
-    RunRequested,
-    TextErased,
-    TokensRevoked,
-)
-from appliance.domain.exports import standing_of
-from appliance.domain.invariants import reasons_against
-from appliance.domain.names import encode_value
-from appliance.domain.orders import (
-    TWO_ADMINISTRATORS,
-    Cancel,
-    CancelImport,
-    Endorse,
-    Erase,
-    ExportAdapter,
-    ImportBase,
-    Order,
-    Resume,
-    RotateLogKey,
-    Train,
-)
-from appliance.domain.policy import parse_policy
-from appliance.domain.signatures import Accepted, read_order
-from appliance.domain.state import State
-from appliance.domain.subjects import Signed
-from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound, Unavailable
-from appliance.formats.canonical import encode_canonical
-from appliance.formats.commitment import Disclosure, verify_disclosure
-from appliance.store.ledger import Appended
-from appliance.workflows import ingest, planning, replay, train
-from appliance.workflows.context import Context
-from appliance.workflows.halt import halt, halt_fallen
-from appliance.workflows.record import append
+from appliance.domain.core.event import Ordered
+from appliance.domain.core.order import Order
+from appliance.domain.core.signatures import Accepted
+from appliance.domain.core.state import State
+from appliance.domain.governance.endorsement import Endorse, OrderPending, OrderRefused
+from appliance.domain.retention.texts import Erase
+from appliance.domain.rulebook.registry import ORDERS, VERBS, reasons_against
+from appliance.domain.rulebook.subjects import Signed
+from appliance.errors import ApplianceError, BadInput, Denied, NotFound, Unavailable
+from appliance.formats.core.canonical import encode_canonical
+from appliance.formats.core.commitment import Disclosure, verify_disclosure
+from appliance.store.ledger.queue import Appended
+from appliance.workflows.core.context import Context
+from appliance.workflows.core.effects import Effect
+from appliance.workflows.core.halt import halt_fallen
+from appliance.workflows.core.record import append
+from appliance.workflows.data import imports
+from appliance.workflows.governance import administration
+from appliance.workflows.runs import replay, train
 
-_EVENTS: dict[str, type[Ordered]] = {
-    "enroll": PrincipalEnrolled,
-    "grant": RoleGranted,
-    "revoke-principal": PrincipalRevoked,
-    "adopt-policy": PolicyAdopted,
-    "import-base": ImportRequested,
-    "import-dataset": ImportRequested,
-    "train": RunRequested,
-    "cancel": RunCancelled,
-    "cancel-import": ImportCancelled,
-    "resume": ResumeRequested,
-    "replay": ReplayRequested,
-    "review": ReviewRecorded,
-    "activate": ReleaseActivated,
-    "roll-back": ReleaseRolledBack,
-    "revoke-adapter": AdapterRevoked,
-    "export-adapter": AdapterExported,
-    "revoke-base": BaseRevoked,
-    "revoke-dataset": DatasetRevoked,
-    "replace-key": KeyEnrolled,
-    "rotate-key": KeyEnrolled,
-    "revoke-key": KeyRevoked,
-    "revoke-tokens": TokensRevoked,
-    "rotate-log-key": LogKeyRotated,
-    "erase": TextErased,
-    "place-hold": HoldPlaced,
-    "lift-hold": HoldLifted,
+_NOTHING = Effect(Order)
+_EFFECTS = {
+    effect.order.verb: effect for effect in (*imports.EFFECTS, *train.EFFECTS, *replay.EFFECTS, *administration.EFFECTS)
 }
-_ATTACHMENTS = {
-    "enroll": "possession",
-    "replace-key": "possession",
-    "rotate-key": "possession",
-    "adopt-policy": "policy",
-}
-_CHANGES_WHAT_ANSWERS = (
-    "revoke-principal",
-    "revoke-key",
-    "revoke-tokens",
-    "adopt-policy",
-    "review",
-    "activate",
-    "roll-back",
-    "revoke-adapter",
-    "revoke-base",
-    "revoke-dataset",
-)
 
 
 @dataclass(frozen=True)
@@ -139,10 +57,10 @@ def submit(context: Context, submission: Submission) -> Submitted:
     """
     with context.order_lock:
         state = context.ledger.state
-        accepted = read_order(state, submission.envelope, context.now(state))
+        accepted = ORDERS.read(state, submission.envelope, context.now(state))
         try:
             check_disclosures(accepted.order, submission.disclosures)
-            _decide(context, accepted)
+            _decide(context, accepted.order)
             _check_ready(context, accepted.order)
             appended, result = _record(context, accepted, submission)
         except Unavailable:
@@ -156,7 +74,7 @@ def submit(context: Context, submission: Submission) -> Submitted:
 
 def check_disclosures(order: Order, disclosures: tuple[Disclosure, ...]) -> None:
     """Exactly the texts that the order commits to, each under its own salt."""
-    bound = sorted(value for value in order.model_dump().values() if str(value).startswith("hmac-sha256:"))
+    bound = sorted(order.commitments().values())
     given = sorted(disclosure.commitment for disclosure in disclosures)
     if bound != given:
         raise BadInput(f"order {order.verb}, disclosures: expected one for each of {bound}, got {given}")
@@ -170,67 +88,65 @@ def _check_disclosure(disclosure: Disclosure) -> None:
         raise BadInput("disclosure, text: expected no NUL, got one")
 
 
-def _decide(context: Context, accepted: Accepted) -> None:
+def _decide(context: Context, order: Order) -> None:
     """The invariants, and the site's own policies, which may only tighten: every reason at once."""
     state = context.ledger.state
-    _check_allowed(context, (accepted.order,), state, context.now(state))
+    now = context.now(state)
+    _refuse_for(order, (*reasons_against(state, order, now), *_policies_against(context, (order,), state, now)))
 
 
-def _check_allowed(context: Context, asked: Sequence[Order], state: State, now: str) -> None:
-    """The order, and behind it the one that it endorses: the policy set may be another than when that was allowed."""
-    order = asked[0]
-    # Of an endorsed order the rules ask the invariants again themselves.
-    reasons = tuple(reasons_against(state, order, now))
-    for one in asked:
+def _policies_against(context: Context, orders: Sequence[Order], state: State, now: str) -> tuple[str, ...]:
+    """What the site's own policies say against the order and against the one that it endorses: the policy set may be
+    another than when that was allowed."""
+    reasons: tuple[str, ...] = ()
+    for one in orders:
         principal = state.principals.get(one.signer)
         if principal is not None:
             reasons += context.site_policies().decide(principal, one, state, now)
+    return reasons
+
+
+def _refuse_for(order: Order, reasons: tuple[str, ...]) -> None:
     if reasons:
         raise Denied(f"order {order.verb} by {order.signer}", reasons=reasons)
 
 
+def _effect(order: Order) -> Effect:
+    return _EFFECTS.get(order.verb, _NOTHING)
+
+
 def _check_ready(context: Context, order: Order) -> None:
     """What the order needs on disk lies there, before anything is recorded."""
-    if order.verb in ("import-base", "import-dataset"):
-        ingest.check_uploaded(context, order)
-    if isinstance(order, ImportBase) and order.format == "safetensors":
-        ingest.read_source_manifest(context, order)
-    if isinstance(order, Train):
-        planning.check_order(context, order.recipe)
-    if isinstance(order, RotateLogKey):
-        origin = context.ledger.state.site.origin
-        if order.log_key not in context.keyring.log_signers(origin):
-            raise Conflict(f"log key: expected one that this appliance has made, got {order.log_key}")
+    ready = _effect(order).ready
+    if ready is not None:
+        ready(context, order)
 
 
-def next_log_key(context: Context, principal: str) -> str:
-    """The vkey of the key that the log can rotate to, made here where none waits; only an order makes it sign."""
-    state = context.ledger.state
-    person = state.principals.get(principal)
-    if person is None or not person.has("administrator"):
-        raise Denied(f"log key: expected an administrator, got {principal}")
-    with context.order_lock:
-        return context.keyring.next_log_key(state.site.origin, [key.vkey for key in state.site.log_keys])
+def _check_attached(context: Context, order: Order, documents: Mapping[str, bytes]) -> None:
+    """The document beside the order can take effect: before it is signed, and again before it stands, when the
+    appliance may be of another release and its administrators others."""
+    attachment, attached = VERBS[order.verb].attachment, _effect(order).attached
+    if attachment is not None and attached is not None:
+        attached(context, documents[attachment.role])
 
 
 def _record(context: Context, accepted: Accepted, submission: Submission) -> tuple[Appended, dict[str, Any]]:
     state, order = context.ledger.state, accepted.order
     documents: dict[str, bytes] = {"order": submission.envelope}
     orders: tuple[Signed, ...] = ((accepted.digest, order),)
-    verb, final = order.verb, order
+    final = order
     attachments = dict(submission.documents)
     if isinstance(order, Endorse):
         first, documents = _endorsed(context, state, order, documents)
         orders += ((order.order, first.order),)
-        verb, final = first.order.verb, first.order
+        final = first.order
         _check_ready(context, final)
-    elif isinstance(order, ExportAdapter):
-        documents["standing"] = encode_value(standing_of(state, order, accepted.keyid))
-    elif verb in _ATTACHMENTS:
-        documents[_ATTACHMENTS[verb]] = _attachment(context, verb, attachments)
+    else:
+        documents |= _beside(context, state, accepted, attachments)
     if attachments:
         raise BadInput(f"order {order.verb}, documents: expected no others, got {sorted(attachments)}")
-    body = _event(state, order, verb)
+    body = _event(state, order, final)
+    erased = (final.commitment,) if isinstance(final, Erase) and not isinstance(body, OrderPending) else ()
     appended = append(
         context,
         body,
@@ -239,43 +155,38 @@ def _record(context: Context, accepted: Accepted, submission: Submission) -> tup
         documents=documents,
         orders=orders,
         disclosures=submission.disclosures,
-        erased=(final.commitment,) if isinstance(final, Erase) and isinstance(body, TextErased) else (),
-        # Once more over the state and at the time of the entry itself, which is where an auditor asks them again.
-        guard=lambda then, now: _check_allowed(context, [one for _, one in orders], then, now),
+        erased=erased,
+        # Once more over the state and at the time of the entry itself; the rules ask the invariants there.
+        guard=lambda then, now: _refuse_for(order, _policies_against(context, [one for _, one in orders], then, now)),
     )
-    return appended, {"order": accepted.digest} | ({"run": body.run} if isinstance(body, RunRequested) else {})
+    # The run that a training order has been given, for example.
+    made = body.model_dump(mode="json", exclude={"policy"})
+    return appended, {"order": accepted.digest} | made
 
 
-def _event(state: State, order: Order, verb: str) -> Ordered:
+def _event(state: State, order: Order, final: Order) -> Ordered:
     """What is recorded: that the order waits for a second administrator, or that it stands."""
-    policy = state.site.policy
-    if verb in TWO_ADMINISTRATORS and not isinstance(order, Endorse) and not state.site.single_administrator:
+    verb, policy = VERBS[final.verb], state.site.policy
+    if verb.two_administrators and not isinstance(order, Endorse) and not state.site.single_administrator:
         return OrderPending(policy=policy)
-    if verb == "train":
-        return RunRequested(policy=policy, run=f"r-{len(state.runs) + 1:06d}")
-    return _EVENTS[verb](policy=policy)
+    if verb.event is None:
+        raise BadInput(f"order {order.verb}: expected it to endorse an order that stands by itself, got {final.verb}")
+    members: dict[str, Any] = {} if verb.body is None else dict(verb.body(state))
+    return verb.event(policy=policy, **members)
 
 
-def _attachment(context: Context, verb: str, attachments: dict[str, bytes]) -> bytes:
-    """The document that the order binds; a policy set must also parse as Cedar before two people sign it."""
-    role = _ATTACHMENTS[verb]
-    data = attachments.pop(role, None)
-    if data is None:
-        raise BadInput(f"order {verb}, documents: expected {role}, got none")
-    if role == "policy":
-        _check_policy(context, data)
-    return data
-
-
-def _check_policy(context: Context, data: bytes) -> None:
-    """A set that is Cedar, that can decide every verb, and under which another can be adopted: else it would be the
-    last."""
-    state = context.ledger.state
-    people = [person for person in state.principals.values() if person.has("administrator")]
-    site = SitePolicies.for_adoption(parse_policy(data))
-    reasons = site.locked_out(people, state.site.single_administrator, context.now(state))
-    if reasons:
-        raise Denied("policy set: expected one that administrators can replace", reasons=reasons)
+def _beside(context: Context, state: State, accepted: Accepted, attachments: dict[str, bytes]) -> dict[str, bytes]:
+    """The documents beside the order: the one that it binds, taken out of `attachments`, and what the service adds."""
+    order, verb = accepted.order, VERBS[accepted.order.verb]
+    documents = {} if verb.evidence is None else dict(verb.evidence(state, accepted))
+    if verb.attachment is None:
+        return documents
+    role = verb.attachment.role
+    if role not in attachments:
+        raise BadInput(f"order {verb.name}, documents: expected {role}, got none")
+    documents[role] = attachments.pop(role)
+    _check_attached(context, order, documents)
+    return documents
 
 
 def _endorsed(
@@ -286,16 +197,16 @@ def _endorsed(
         raise NotFound(f"order {order.order}: expected one that waits for a second administrator, got none")
     stored = context.ledger.documents_of(pending.index)
     first = stored.pop("order")
-    if "policy" in stored:  # the appliance may be of another release since, and its administrators others
-        _check_policy(context, stored["policy"])
-    return read_order(state, first, context.now(state)), {**documents, "endorsed": first, **stored}
+    accepted = ORDERS.read(state, first, context.now(state))
+    _check_attached(context, accepted.order, stored)
+    return accepted, {**documents, "endorsed": first, **stored}
 
 
 def _refuse(context: Context, accepted: Accepted, submission: Submission, error: ApplianceError) -> None:
     reasons = error.reasons if isinstance(error, Denied) and error.reasons else (error.message,)
     body = OrderRefused(order=accepted.digest, verb=accepted.order.verb, reasons=tuple(r[:500] for r in reasons[:32]))
     kept = _kept(context.ledger.state, accepted.order, submission.disclosures)
-    withheld = sorted(set(commitments_of(accepted.order)) - kept.keys())
+    withheld = sorted(set(accepted.order.commitments().values()) - kept.keys())
     beside = {"withheld": encode_canonical(withheld)} if withheld else {}
     append(
         context,
@@ -311,7 +222,7 @@ def _kept(state: State, order: Order, disclosures: tuple[Disclosure, ...]) -> di
     """What was handed in of the order's texts and can be kept: it opens its commitment, and was not erased before."""
     given = {disclosure.commitment: disclosure for disclosure in disclosures}
     kept = {}
-    for commitment in commitments_of(order):
+    for commitment in order.commitments().values():
         text = state.texts.get(commitment)
         if commitment in given and (text is None or text.erased is None):
             with suppress(ApplianceError):
@@ -322,24 +233,10 @@ def _kept(state: State, order: Order, disclosures: tuple[Disclosure, ...]) -> di
 
 def _set_in_motion(context: Context, accepted: Accepted) -> None:
     """What the recorded order asks for begins; nothing before the append was durable."""
-    verb = accepted.order.verb
-    if verb == "endorse":
-        context.released()
-    motions: dict[str, Callable[[], None]] = {
-        "import-base": lambda: ingest.enqueue(context, accepted.digest, verb),
-        "import-dataset": lambda: ingest.enqueue(context, accepted.digest, verb),
-        "train": lambda: train.enqueue_ordered(context, accepted.digest),
-        "replay": lambda: replay.enqueue(context, accepted.digest),
-    }
-    if verb in motions:
-        motions[verb]()
-    if isinstance(accepted.order, Cancel):
-        halt(context, accepted.order.run)
-    if isinstance(accepted.order, CancelImport):
-        halt(context, accepted.order.order)
-    if isinstance(accepted.order, Resume):
-        train.resume_ordered(context, accepted.order.run)
-    if verb in _CHANGES_WHAT_ANSWERS:
+    start = _effect(accepted.order).start
+    if start is not None:
+        start(context, accepted)
+    if VERBS[accepted.order.verb].changes_answers:
         try:
             context.released()
         finally:

@@ -15,13 +15,13 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
-from appliance.domain.entry import Draft
-from appliance.store.engine import migrate, open_engine
-from appliance.store.ledger import Ledger
+from appliance.domain.core.entry import Draft
+from appliance.store.database.engine import migrate, open_engine
+from appliance.store.ledger.ledger import Ledger
 from scripts.benches.logs import WRITES, Log, Requests, clock_after, open_ledger, replay
 from scripts.benches.measure import Row, interleaved, row, sync_ms
 from scripts.benches.synthetic import Synthetic
-from tests import postgres
+from scripts.kit import postgres
 
 WRITERS = 64
 _ENTRY_BYTES = 690

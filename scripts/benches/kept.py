@@ -12,15 +12,16 @@ from typing import BinaryIO
 
 from sqlalchemy import Connection, Engine, Table
 
-from appliance.formats.canonical import encode_canonical
-from appliance.formats.commitment import encode_disclosure
-from appliance.formats.digest import digest_bytes, raw_digest
-from appliance.formats.export import MEMBERS, VERSION
-from appliance.formats.fields import encode_base64
-from appliance.store import rows, tables
-from appliance.store.engine import connect_writer, migrate, open_engine
-from appliance.store.filing import BLOCK, file_block, keys_of, list_rows
-from appliance.store.rows import Head
+from appliance.formats.core.canonical import encode_canonical
+from appliance.formats.core.commitment import encode_disclosure
+from appliance.formats.core.digest import digest_bytes, raw_digest
+from appliance.formats.core.fields import encode_base64
+from appliance.formats.log.export import MEMBERS, VERSION
+from appliance.store.database import tables
+from appliance.store.database.engine import connect_writer, migrate, open_engine
+from appliance.store.ledger import rows
+from appliance.store.ledger.filing import BLOCK, file_block, keys_of, list_rows
+from appliance.store.ledger.rows import Head
 from scripts.benches.signed import Made
 from scripts.benches.synthetic import Synthetic
 

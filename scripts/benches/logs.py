@@ -13,17 +13,18 @@ from time import time
 
 from sqlalchemy import Engine
 
-from appliance import wiring
-from appliance.domain import events as e
-from appliance.domain.entry import Draft, Entry, parse_entry
-from appliance.domain.serving_events import name_request
-from appliance.domain.subjects import subjects_of
-from appliance.formats.note import vkey_of
-from appliance.formats.timestamp import parse_time
-from appliance.formats.trust import encode_trust
-from appliance.store.engine import open_engine
-from appliance.store.ledger import Ledger
-from appliance.store.snapshots import Snapshots
+from appliance.domain.core.entry import Draft, Entry, parse_entry
+from appliance.domain.core.event import Event
+from appliance.domain.governance.service import Heartbeat
+from appliance.domain.rulebook.subjects import subjects_of
+from appliance.domain.serving.requests import RequestAdmitted, RequestFinished, name_request
+from appliance.formats.core.timestamp import parse_time
+from appliance.formats.log.note import vkey_of
+from appliance.formats.log.trust import encode_trust
+from appliance.store.database.engine import open_engine
+from appliance.store.ledger.ledger import Ledger
+from appliance.store.ledger.snapshots import Snapshots
+from appliance.workflows.lifecycle.collector import rest_collector
 from scripts.benches.kept import keep
 from scripts.benches.measure import wall_ms
 from scripts.benches.signed import Made
@@ -63,7 +64,7 @@ def open_log(folder: Path, size: int) -> Iterator[Log]:
             ledger.seal_snapshot(1)
             resume_us = wall_ms(next_one.load) * 1e3 / size
             next_one.close()
-            wiring.rest_collector()  # as the service does
+            rest_collector()  # as the service does
             for _ in range(WRITES):
                 ledger.probe()
             yield Log(size, export, trust, database, ledger, load_us, resume_us)
@@ -86,8 +87,8 @@ def open_ledger(
 
 def clock_after(last: str) -> Callable[[], datetime]:
     """Goes on from the log's last entry, whose reviews still stand then; as quick to ask as the service's own."""
-    ahead = time() - parse_time(last).timestamp()
-    return lambda: datetime.fromtimestamp(time() - ahead, UTC)
+    lead = time() - parse_time(last).timestamp()
+    return lambda: datetime.fromtimestamp(time() - lead, UTC)
 
 
 def replay(log: Synthetic, engine: Engine) -> Ledger:
@@ -122,7 +123,7 @@ class Requests:
         self._random, self._clock = random.Random(seed), clock_after(ledger.state.last_time)
 
     def heartbeat(self) -> Draft:
-        return _draft(e.Heartbeat())
+        return _draft(Heartbeat())
 
     def pair(self) -> tuple[Draft, Draft]:
         """A request's beginning and its end."""
@@ -132,12 +133,12 @@ class Requests:
         digest = f"hmac-sha256:{self._random.getrandbits(256):064x}"
         counts = {"finish_reason": "stop", "prompt_tokens": 212, "completion_tokens": 18}
         token = {"token": f"sha256:{self._random.getrandbits(256):064x}", "token_issued_at": "2026-01-15T09:30:00.000Z"}
-        admitted = e.RequestAdmitted(request=request, prompt=digest, **token, **place)
-        finished = e.RequestFinished(request=request, answer=digest, **place, **counts)
+        admitted = RequestAdmitted(request=request, prompt=digest, **token, **place)
+        finished = RequestFinished(request=request, answer=digest, **place, **counts)
         return _draft(admitted), _draft(finished)
 
 
-def _draft(event: e.Event) -> Draft:
+def _draft(event: Event) -> Draft:
     return Draft(
         type=event.type,
         actor=event.actor or "service",

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance.domain.methods import METHODS
+from appliance.domain.recipe.methods import METHODS
 from scripts.benches.measure import describe_machine
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "banking77"
@@ -105,7 +105,7 @@ def _prepare(given: argparse.Namespace, folder: Path, sizes: Sizes) -> dict[str,
 
 def convert(source: Path | None, folder: Path) -> Path:
     """The base as an import leaves it, in the folder; made once. Without a source it is fetched."""
-    from appliance.ml.convert import convert_base
+    from appliance.ml.model.convert import convert_base
 
     base = folder / "base"
     if not base.is_dir():
@@ -119,9 +119,9 @@ def convert(source: Path | None, folder: Path) -> Path:
 
 def _write_rows(source: Path, base: Path, folder: Path, sizes: Sizes) -> None:
     """banking77's own split: questions to train on from one file, to judge by from the other."""
-    from appliance.ml import data
-    from appliance.ml.chat import load_chat
-    from appliance.ml.sources import parse_source
+    from appliance.ml.data import rows as data
+    from appliance.ml.data.sources import parse_source
+    from appliance.ml.model.chat import load_chat
 
     sides, names = [], None
     for file, split, count in (("train", data.TRAIN, sizes.train), ("test", data.HELD_OUT, sizes.held_out)):
@@ -159,10 +159,11 @@ def _measure(places: dict[str, str], pairs: list[tuple[str, str, str]]) -> Itera
 
 
 def _recipe(places: dict[str, str], method: str, quantisation: str, optimiser: str) -> dict[str, Any]:
-    from appliance.domain.recipe import Facts, parse_recipe, resolve_recipe
-    from appliance.ml import data, machine
-    from appliance.ml.chat import load_chat
-    from appliance.ml.samples import tokenize_rows
+    from appliance.domain.recipe.recipe import Facts, parse_recipe, resolve_recipe
+    from appliance.ml.data import rows as data
+    from appliance.ml.data.samples import tokenize_rows
+    from appliance.ml.model import machine
+    from appliance.ml.model.chat import load_chat
 
     chat, rows = load_chat(Path(places["base"])), data.load_rows(Path(places["dataset"]), data.TRAIN)
     longest = max(len(sample.ids) for sample in tokenize_rows(rows, chat, max_length=CONTEXT))
@@ -195,7 +196,7 @@ class _Quiet:
 
 def _work(task: dict[str, Any]) -> None:
     """One of the two workers, without its walls."""
-    from appliance.ml import checkpoint
+    from appliance.ml.training import checkpoint
     from appliance.worker import evaluate, train
 
     session: Any = _Quiet()
@@ -209,7 +210,7 @@ def _work(task: dict[str, Any]) -> None:
         counted[0] = sum(weight.numel() for weight in training.weights.values())
         return training
 
-    from appliance.ml import loop
+    from appliance.ml.training import loop
 
     loop.begin_training = begin_training  # type: ignore[attr-defined]
     result = train.work(session, task | {"seconds": 0.0}, b"")

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from appliance.domain.entry import Draft
-from appliance.store.filing import BLOCK
+from appliance.domain.core.entry import Draft
+from appliance.store.ledger.filing import BLOCK
 from scripts.benches.appends import Rates
 from scripts.benches.logs import Log, Requests
 from scripts.benches.measure import Row, interleaved, row, wall_ms

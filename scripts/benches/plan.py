@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from appliance.domain.footprint import Subject, plan_memory
-from appliance.domain.methods import METHODS
-from appliance.domain.recipe import Facts, ResolvedRecipe, parse_recipe, resolve_recipe
-from appliance.domain.shape import Shape, profile_lengths
+from appliance.domain.planning.footprint import Subject, plan_memory
+from appliance.domain.planning.shape import Shape, profile_lengths
+from appliance.domain.recipe.methods import METHODS
+from appliance.domain.recipe.recipe import Facts, ResolvedRecipe, parse_recipe, resolve_recipe
 from scripts.benches.measure import Row, describe_machine, markdown_table, plain_table, row, write_json
 from scripts.benches.methods import convert
 

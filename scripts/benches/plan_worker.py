@@ -12,11 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from appliance.ml import machine, methods
-from appliance.ml.base import load_base
-from appliance.ml.checkpoint import encode_checkpoint
-from appliance.ml.loop import Step, train
-from appliance.ml.samples import Sample
+from appliance.ml.data.samples import Sample
+from appliance.ml.model import machine
+from appliance.ml.model.base import load_base
+from appliance.ml.training import methods
+from appliance.ml.training.checkpoint import encode_checkpoint
+from appliance.ml.training.loop import Step, train
 
 
 def main() -> None:

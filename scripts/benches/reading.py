@@ -6,7 +6,7 @@ import random
 import statistics
 from typing import Any
 
-from appliance.domain.entry import parse_entry
+from appliance.domain.core.entry import parse_entry
 from scripts.benches.logs import Log
 from scripts.benches.measure import Measure, Row, interleaved, row, wall_ms
 
@@ -63,8 +63,8 @@ def questions(log: Log) -> dict[str, Question]:
 
 def ask(log: Log, rounds: int, count: int) -> list[Row]:
     """Every question by itself, the slowest one named with the goal that all have."""
-    asked = questions(log)
-    found = interleaved(rounds, **{name: _asking(log, question, count) for name, question in asked.items()})
+    wanted = questions(log)
+    found = interleaved(rounds, **{name: _asking(log, question, count) for name, question in wanted.items()})
     return [row(f"question: {name}, {log.size:,} entries", ms, "ms", at_most=50) for name, ms in found.items()]
 
 

@@ -28,10 +28,10 @@ from statistics import median
 from threading import Event, Thread
 from typing import Any
 
-from appliance.domain.recipe import LINEAR_LAYERS
-from appliance.store.artifacts import Artifacts
+from appliance.domain.recipe.recipe import LINEAR_LAYERS
+from appliance.store.files.artifacts import Artifacts
 from scripts.benches.measure import Row, row
-from tests.site import ROOT, Site, found_site, free_port
+from scripts.kit.appliance import ROOT, Appliance, found_site, free_port
 
 WORKER = Path(__file__).with_name("training_worker.py")
 BASE, DATASET, JUDGED = "smollm2", "questions", 8
@@ -121,13 +121,13 @@ def _csv(rows: list[dict[str, str]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _order(site: Site, epochs: int) -> Any:
+def _order(site: Appliance, epochs: int) -> Any:
     sizes = {"rank": 16, "alpha": 32, "batch_size": 16, "epochs": epochs}
     more = {"learning_rate": "0.001", "target_modules": list(LINEAR_LAYERS)}
     return site.train_order("bench", base=BASE, dataset=f"{DATASET}@1", **sizes, **more)
 
 
-def _train_both(site: Site, epochs: int, output: Path) -> tuple[float, float]:
+def _train_both(site: Appliance, epochs: int, output: Path) -> tuple[float, float]:
     """Seconds of its own turns that the recorded run took, and the bare one."""
     order, done = _order(site, epochs), Event()
     assert site.service is not None
@@ -156,7 +156,7 @@ def _has_ended(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
     return process.returncode is not None
 
 
-def _train(site: Site, order: Any) -> list[tuple[float, float]]:
+def _train(site: Appliance, order: Any) -> list[tuple[float, float]]:
     """From when to when the run was trained and sealed; between the two spans its adapter was evaluated: from
     `run.finished` to what its worker says last."""
     run, after, evaluated = site.order(order)["result"]["run"], 0, 0.0
@@ -183,7 +183,7 @@ def _seconds(moment: str) -> float:
     return datetime.fromisoformat(moment).timestamp()
 
 
-def _start_bare(site: Site, order: Any, output: Path) -> subprocess.Popen[bytes]:
+def _start_bare(site: Appliance, order: Any, output: Path) -> subprocess.Popen[bytes]:
     output.mkdir()
     artifacts = Artifacts(site.home)
     task = {

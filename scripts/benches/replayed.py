@@ -107,10 +107,10 @@ def _shown(share: float | str | None) -> str:
 
 
 def _prepare(given: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
-    from appliance.ml import data
-    from appliance.ml.chat import load_chat
-    from appliance.ml.convert import convert_base
-    from appliance.ml.sources import parse_source
+    from appliance.ml.data import rows as data
+    from appliance.ml.data.sources import parse_source
+    from appliance.ml.model.chat import load_chat
+    from appliance.ml.model.convert import convert_base
 
     base, dataset = folder / "base", folder / "dataset"
     base.mkdir()
@@ -146,7 +146,7 @@ def _train(
     base: str, dataset: str, recipe: dict[str, Any], windows: list[int], output: str, recorded: str | None
 ) -> None:
     """Records the state at each step of `windows`; or, from the recorded ones, trains each window and compares."""
-    from appliance.ml import checkpoint, loop
+    from appliance.ml.training import checkpoint, loop
     from appliance.worker.train import prepare
 
     if threads := os.environ.get("THREADS"):

@@ -106,15 +106,15 @@ def _beside_peers(
         _check_adapters(program, slots)
 
     def turns(tokens: int) -> dict[str, Callable[[], list[float]]]:
-        asked: dict[str, Any] = {"prompts": prompts, "tokens": tokens}
+        wanted: dict[str, Any] = {"prompts": prompts, "tokens": tokens}
         return {
-            "mixed": lambda: ours("answer", slots=slots, **asked),
-            "one": lambda: ours("answer", slots=slots[:1] * STREAMS, **asked),
-            "base": lambda: ours("answer", slots=[None] * STREAMS, **asked),
-            "alternate": lambda: peft("alternate", slots=slots, **asked),
-            "names": lambda: peft("mixed", slots=slots, **asked),
-            "batching": lambda: batching("answer", slots=slots, **asked),
-            **{name: partial(server.told, "answer", slots=slots, **asked) for name, server in servers.items()},
+            "mixed": lambda: ours("answer", slots=slots, **wanted),
+            "one": lambda: ours("answer", slots=slots[:1] * STREAMS, **wanted),
+            "base": lambda: ours("answer", slots=[None] * STREAMS, **wanted),
+            "alternate": lambda: peft("alternate", slots=slots, **wanted),
+            "names": lambda: peft("mixed", slots=slots, **wanted),
+            "batching": lambda: batching("answer", slots=slots, **wanted),
+            **{name: partial(server.told, "answer", slots=slots, **wanted) for name, server in servers.items()},
         }
 
     # Once without a clock; continuous batching fits itself to the first that it is asked for.
@@ -156,9 +156,9 @@ def _rates(found: Found) -> Iterator[Row]:
 def _alone(ours: Program, machine: Program, adapters: list[str], plan: Plan) -> Iterator[Row]:
     """One stream: how much of what the memory gives is read."""
     slot = Path(adapters[0]).name
-    asked = {"prompts": [PROMPTS[0]], "slots": [slot], "tokens": 2 * plan.tokens}
+    wanted = {"prompts": [PROMPTS[0]], "slots": [slot], "tokens": 2 * plan.tokens}
     found = interleaved(
-        plan.rounds, alone=_rated(lambda: ours("answer", **asked)), bandwidth=lambda: machine("bandwidth")
+        plan.rounds, alone=_rated(lambda: ours("answer", **wanted)), bandwidth=lambda: machine("bandwidth")
     )
     read = ours("read_bytes", adapter=slot)[0]
     limit = found["bandwidth"] / read

@@ -14,25 +14,32 @@ from pathlib import Path
 from typing import Any
 
 from appliance import wiring
-from appliance.domain import events as e
-from appliance.domain import orders as o
-from appliance.domain.names import add_seconds, versioned
-from appliance.domain.recipe import ResolvedRecipe
-from appliance.formats.commitment import Disclosure, disclose
-from appliance.formats.digest import digest_bytes, digest_file
-from appliance.formats.dsse import encode_envelope
-from appliance.workflows.context import Context
-from appliance.workflows.folders import seal_folder
-from appliance.workflows.record import append
-from appliance.workflows.seal import seal
-from tests.domain.builder import LAYERS, MACHINE, RECIPE, STEPS, WALLS
-from tests.site import Site
+from appliance.domain.core.event import Ordered
+from appliance.domain.core.names import add_seconds, versioned
+from appliance.domain.core.order import Order
+from appliance.domain.data.bases import BaseImported
+from appliance.domain.data.datasets import DatasetImported
+from appliance.domain.data.imports import ImportBase, ImportDataset, ImportRequested
+from appliance.domain.recipe.recipe import ResolvedRecipe
+from appliance.domain.releases.activations import Activate, ReleaseActivated
+from appliance.domain.releases.reviews import Review, ReviewRecorded
+from appliance.domain.runs.checkpoints import RunCheckpointed
+from appliance.domain.runs.training import RunFinished, RunRequested, RunStarted, Train
+from appliance.formats.core.commitment import Disclosure, disclose
+from appliance.formats.core.digest import digest_bytes, digest_file
+from appliance.formats.signatures.dsse import encode_envelope
+from appliance.workflows.core.context import Context
+from appliance.workflows.core.record import append
+from appliance.workflows.data.folders import seal_folder
+from appliance.workflows.runs.seal import seal
+from scripts.kit.appliance import Appliance
+from scripts.kit.log_builder import LAYERS, MACHINE, RECIPE, STEPS, WALLS
 
 BASE, DATASET, UNITS = "smollm2", "clauses", tuple(f"unit-{number}" for number in range(8))
 OWNER = "otto"
 
 
-def enroll(site: Site) -> None:
+def enroll(site: Appliance) -> None:
     """Eight units and who releases to them, beside the people of any test's site."""
     for unit in UNITS:
         site.enroll(unit, "unit")
@@ -42,14 +49,14 @@ def enroll(site: Site) -> None:
 class Home:
     """Writes to the ledger of a site whose service does not run."""
 
-    def __init__(self, site: Site, context: Context) -> None:
+    def __init__(self, site: Appliance, context: Context) -> None:
         self.context = context
         self._site = site
 
     def import_base(self, folder: Path) -> None:
         source = digest_bytes(b"given")
         requested = self._order(
-            o.ImportBase(base=BASE, format="safetensors", source=source, licence="Apache-2.0", **self._terms("olga"))
+            ImportBase(base=BASE, format="safetensors", source=source, licence="Apache-2.0", **self._terms("olga"))
         )
         facts = {
             "tokenizer_digest": digest_file(folder / "tokenizer.json"),
@@ -57,12 +64,12 @@ class Home:
         }
         with self._staged(folder) as staging:
             manifest = seal_folder(self.context, staging, BASE, 1)
-        body = e.BaseImported(order=requested, base=BASE, facts=facts, walls=WALLS)
+        body = BaseImported(order=requested, base=BASE, facts=facts, walls=WALLS)
         append(self.context, body, documents={"manifest": manifest})
 
     def import_dataset(self) -> None:
         told, owner = disclose("", os.urandom(32)), disclose("Legal", os.urandom(32))
-        order = o.ImportDataset(
+        order = ImportDataset(
             dataset=DATASET,
             task="classification",
             format="csv",
@@ -83,7 +90,7 @@ class Home:
         with self.context.artifacts.staging() as staging:
             (staging / "rows.jsonl").write_bytes(b"{}\n")
             manifest = seal_folder(self.context, staging, DATASET, 1)
-        body = e.DatasetImported(
+        body = DatasetImported(
             order=requested,
             dataset=versioned(DATASET, 1),
             base=BASE,
@@ -98,7 +105,7 @@ class Home:
         recipe = ResolvedRecipe(**RECIPE | {"name": name, "base": BASE, "dataset": versioned(DATASET, 1)})
         dataset = self.context.ledger.state.datasets.get(recipe.dataset)
         assert dataset is not None
-        order = o.Train(
+        order = Train(
             recipe=recipe, base_digest=self._base_digest, dataset_digest=dataset.digest, **self._terms("olga")
         )
         run = f"r-{len(self.context.ledger.state.runs) + 1:06d}"
@@ -112,10 +119,10 @@ class Home:
             return seal(self.context, row, order, staging, {"device": "cpu", "record": row.record}, evaluation)
 
     def _train(self, run: str, folder: Path) -> None:
-        append(self.context, e.RunStarted(run=run, layers=LAYERS, accepted_missing=(), walls=WALLS))
-        body = e.RunCheckpointed(run=run, step=2, checkpoint=digest_bytes(run.encode()), seconds="1.0", machine=MACHINE)
+        append(self.context, RunStarted(run=run, layers=LAYERS, accepted_missing=(), walls=WALLS))
+        body = RunCheckpointed(run=run, step=2, checkpoint=digest_bytes(run.encode()), seconds="1.0", machine=MACHINE)
         append(self.context, body)
-        finished = e.RunFinished(
+        finished = RunFinished(
             run=run,
             weights=digest_file(folder / "adapter_model.safetensors"),
             weights_step=2,
@@ -133,7 +140,7 @@ class Home:
     def approve(self, adapter: str, unit: str) -> None:
         for who in ("rita", "rob"):
             meaning = disclose("I reviewed it and approve.", os.urandom(32))
-            order = o.Review(
+            order = Review(
                 decision="approve",
                 unit=unit,
                 field={"rita": "privacy", "rob": "model-risk"}[who],
@@ -145,7 +152,7 @@ class Home:
             self._order(order, meaning)
 
     def release(self, adapter: str, unit: str, task: str) -> None:
-        self._order(o.Activate(unit=unit, task=task, **self.on(adapter), **self._terms(OWNER)))
+        self._order(Activate(unit=unit, task=task, **self.on(adapter), **self._terms(OWNER)))
 
     def on(self, adapter: str) -> dict[str, Any]:
         row = self.context.ledger.state.adapters.get(adapter)
@@ -161,17 +168,17 @@ class Home:
     def _terms(self, who: str) -> dict[str, Any]:
         return self._site.terms(who)
 
-    def _order(self, order: o.Order, *texts: Disclosure, run: str | None = None) -> str:
+    def _order(self, order: Order, *texts: Disclosure, run: str | None = None) -> str:
         """Signed by its person and recorded as the service does; its digest."""
         envelope = self._site.sign(order)
         policy = self.context.ledger.state.site.policy
-        kinds: dict[str, type[e.Ordered]] = {
-            "import-base": e.ImportRequested,
-            "import-dataset": e.ImportRequested,
-            "review": e.ReviewRecorded,
-            "activate": e.ReleaseActivated,
+        kinds: dict[str, type[Ordered]] = {
+            "import-base": ImportRequested,
+            "import-dataset": ImportRequested,
+            "review": ReviewRecorded,
+            "activate": ReleaseActivated,
         }
-        body = e.RunRequested(policy=policy, run=run) if run else kinds[order.verb](policy=policy)
+        body = RunRequested(policy=policy, run=run) if run else kinds[order.verb](policy=policy)
         append(
             self.context,
             body,
@@ -191,7 +198,7 @@ class Home:
 
 
 @contextmanager
-def opened(site: Site) -> Iterator[Home]:
+def opened(site: Appliance) -> Iterator[Home]:
     """The ledger of a stopped site."""
     assert site.service is None
     with wiring.service(site.settings) as context:

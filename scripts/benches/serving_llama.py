@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import safetensors.numpy
 
-from tests.site import free_port
+from scripts.kit.appliance import free_port
 
 LLAMA = gguf.MODEL_ARCH.LLAMA
 START_S = 120
@@ -76,7 +76,7 @@ class Server:
 
     def _ask(self, prompt: str, slot: str | None, tokens: int) -> dict[str, Any]:
         """One greedy answer with one adapter, on to its last token; nothing is kept of it for the next."""
-        asked = {
+        wanted = {
             "messages": [{"role": "user", "content": prompt}],
             "lora": [{"id": number, "scale": float(name == slot)} for name, number in self._ids.items()],
             "max_tokens": tokens,
@@ -85,7 +85,7 @@ class Server:
             "ignore_eos": True,
             "cache_prompt": False,
         }
-        response = self._client.post("/v1/chat/completions", json=asked)
+        response = self._client.post("/v1/chat/completions", json=wanted)
         response.raise_for_status()
         told: dict[str, Any] = response.json()
         return told

@@ -22,16 +22,17 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from appliance.domain import orders as o
-from appliance.store.artifacts import Artifacts
-from appliance.workflows.admit import admit
-from appliance.workflows.context import Frame
-from appliance.workflows.engine import Engine, expect
+from appliance.domain.releases.activations import Activate, RollBack
+from appliance.domain.releases.adapters import RevokeAdapter
+from appliance.store.files.artifacts import Artifacts
+from appliance.workflows.core.context import Frame
+from appliance.workflows.releases.admission import admit
+from appliance.workflows.serving.engine import Engine, expect
 from scripts.benches import serving_home
 from scripts.benches.measure import Row, interleaved, row, sync_ms, wall_ms
 from scripts.benches.serving_home import BASE, OWNER, UNITS, Home
 from scripts.benches.serving_worker import make_adapters, memory
-from tests.site import Site, found_site, free_port
+from scripts.kit.appliance import Appliance, found_site, free_port
 
 STREAMS, MB, TURN = 16, 1e6, "turn"
 PROMPT = "Write a short note to a customer whose card was declined at a shop this morning."
@@ -79,7 +80,7 @@ def measure(
 
 
 def _fill(
-    site: Site,
+    site: Appliance,
     folder: Path,
     base: Path,
     adapters: list[Path],
@@ -114,7 +115,7 @@ def _release(home: Home, path: Path, name: str, probe: dict[str, Any], unit: str
     home.release(adapter, unit, task)
 
 
-def _size(site: Site) -> int:
+def _size(site: Appliance) -> int:
     return sum(path.stat().st_size for path in site.home.glob("ledger.db*"))
 
 
@@ -189,14 +190,14 @@ class Direct:
 class Door:
     """The service's own door; each unit has one token."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Appliance) -> None:
         self._site = site
         self._tokens = {unit: site.token(unit) for unit in UNITS}
         self.host, self.port = site.settings.listen or ("127.0.0.1", 0)
 
     def ask(self, unit: str, tokens: int, *, task: str = "own") -> int:
         """The tokens drawn."""
-        with self._asked(unit, tokens, False, task) as answer:
+        with self._pending(unit, tokens, False, task) as answer:
             return _drawn(answer.read())
 
     def stream(self, units: Sequence[str], tokens: int) -> int:
@@ -222,13 +223,13 @@ class Door:
 
     def tell(self, unit: str, tokens: int, *, task: str = "own") -> Iterator[dict[str, Any]]:
         """The answer's events as they come."""
-        with self._asked(unit, tokens, True, task) as answer:
+        with self._pending(unit, tokens, True, task) as answer:
             for line in answer:
                 if line.startswith(b"data: {"):
                     yield json.loads(line[6:])
 
     @contextmanager
-    def _asked(self, unit: str, tokens: int, stream: bool, task: str) -> Iterator[http.client.HTTPResponse]:
+    def _pending(self, unit: str, tokens: int, stream: bool, task: str) -> Iterator[http.client.HTTPResponse]:
         with ExitStack() as stack:
             connection = self._connect(stack)
             self._send(connection, unit, tokens, stream, task)
@@ -272,7 +273,7 @@ def _drawn(data: bytes) -> int:
     return int(json.loads(data)["usage"]["completion_tokens"])
 
 
-def _share(folder: Path, site: Site, direct: Direct, plan: Plan) -> Iterator[Row]:
+def _share(folder: Path, site: Appliance, direct: Direct, plan: Plan) -> Iterator[Row]:
     door = Door(site)
     for unit in UNITS:
         assert door.ask(unit, 4) == direct.ask(unit, 4)
@@ -330,7 +331,7 @@ def p99(samples: list[float]) -> float:
 # --- what takes effect at once ----------------------------------------------------------------------------------------
 
 
-def _hot(site: Site, plan: Plan) -> Iterator[Row]:
+def _hot(site: Appliance, plan: Plan) -> Iterator[Row]:
     """First and second answers of many adapters: what is not in a slot is admitted and loaded."""
     door, first, second = Door(site), [], []
     tasks = [(UNITS[number % 8], f"known-{number}") for number in range(plan.hot)]
@@ -362,7 +363,7 @@ def _others(door: Door) -> Iterator[None]:
             thread.join()
 
 
-def _revocations(site: Site, plan: Plan) -> Iterator[Row]:
+def _revocations(site: Appliance, plan: Plan) -> Iterator[Row]:
     """From the moment at which the order is sent to the last token that the unit gets, eight other streams going on."""
     door, found = Door(site), []
     with _others(door):
@@ -377,7 +378,7 @@ def _revocations(site: Site, plan: Plan) -> Iterator[Row]:
     yield row("the same, median", median(cut), "ms")
 
 
-def _revoke(site: Site, door: Door, unit: str, task: str) -> tuple[float, float]:
+def _revoke(site: Appliance, door: Door, unit: str, task: str) -> tuple[float, float]:
     """ms to the last token, and to the event that says that the answer was cut off."""
     told: list[float] = []
     flowing = threading.Event()
@@ -395,7 +396,7 @@ def _revoke(site: Site, door: Door, unit: str, task: str) -> tuple[float, float]
         heard = thread.submit(listen)
         if not flowing.wait(60):
             raise RuntimeError(f"{task}: expected tokens, got none")
-        envelope = site.sign(o.RevokeAdapter(**site.on(f"{task}@1"), **site.terms("rita")))
+        envelope = site.sign(RevokeAdapter(**site.on(f"{task}@1"), **site.terms("rita")))
         began = time.perf_counter()
         site.send(envelope)
         heard.result(60)
@@ -403,17 +404,17 @@ def _revoke(site: Site, door: Door, unit: str, task: str) -> tuple[float, float]
     return last, cut
 
 
-def _rollbacks(site: Site, plan: Plan) -> Iterator[Row]:
+def _rollbacks(site: Appliance, plan: Plan) -> Iterator[Row]:
     """From the moment at which the order is sent to the earlier version's first token, asked for right after it."""
     door, found, unit = Door(site), [], UNITS[0]
     for number in range(plan.rollbacks):
         door.ask(unit, 2, task=TURN)
-        kind, version = (o.Activate, 2) if number % 2 else (o.RollBack, 1)
+        kind, version = (Activate, 2) if number % 2 else (RollBack, 1)
         envelope = site.sign(kind(unit=unit, task=TURN, **site.on(f"{TURN}@{version}"), **site.terms(OWNER)))
         began = time.perf_counter()
         site.send(envelope)
         next(event for event in door.tell(unit, 4, task=TURN) if _content(event))
-        if kind is o.RollBack:
+        if kind is RollBack:
             found.append((time.perf_counter() - began) * 1e3)
     name = f"from the order of a rollback to the earlier version's first token, slowest of {len(found)}"
     yield row(name, max(found), "ms", at_most=1000)

@@ -30,9 +30,9 @@ class Ours:
 
     def __init__(self, base: str, device: str, quantisation: str) -> None:
         importlib.import_module("appliance.worker.serve")  # First: it says how torch's threads wait.
-        from appliance.ml import machine
-        from appliance.ml.base import load_base
-        from appliance.ml.engine import Engine
+        from appliance.ml.model import machine
+        from appliance.ml.model.base import load_base
+        from appliance.ml.serving.engine import Engine
 
         machine.use_determinism(0)
         before = memory(device)
@@ -49,7 +49,7 @@ class Ours:
 
     def probe(self, folder: str) -> dict[str, Any]:
         """What an evaluation would seal with the adapter."""
-        from appliance.ml.probe import encode_probe, read_probe
+        from appliance.ml.inference.probe import encode_probe, read_probe
 
         engine = self._engine
         plain = read_probe(engine.base)
@@ -61,7 +61,7 @@ class Ours:
 
     def admit(self, folder: str, count: int) -> Numbers:
         """What a load takes: adapter read and put in a slot, and the same with its probe, in turns; milliseconds."""
-        from appliance.ml.probe import read_probe
+        from appliance.ml.inference.probe import read_probe
 
         engine, found = self._engine, []
         for _ in range(count):
@@ -78,8 +78,8 @@ class Ours:
 
     def answer(self, prompts: list[str], slots: list[str | None], tokens: int) -> Numbers:
         """All streams at once: [seconds, tokens drawn, most answered at once]."""
-        from appliance.ml.asked import Request
-        from appliance.ml.engine import Done
+        from appliance.ml.inference.request import Request
+        from appliance.ml.serving.engine import Done
 
         engine, drawn, widest = self._engine, 0, 0
         began = time.perf_counter()
@@ -98,7 +98,7 @@ class Ours:
 
     def text(self, prompt: str, slot: str | None, tokens: int) -> str:
         """An answer's text: who answers is seen by it."""
-        from appliance.ml.asked import Request
+        from appliance.ml.inference.request import Request
 
         self._engine.start("text", slot, Request(({"role": "user", "content": prompt},), max_tokens=tokens))
         told = []
@@ -171,9 +171,9 @@ class Peft:
         import torch
         from transformers import DynamicCache
 
-        asked = [_render(self._tokenizer, prompt) for prompt in prompts]
+        wanted = [_render(self._tokenizer, prompt) for prompt in prompts]
         self._tokenizer.padding_side = "left"
-        filled = self._tokenizer.pad({"input_ids": asked}, return_tensors="pt").to(self._device)
+        filled = self._tokenizer.pad({"input_ids": wanted}, return_tensors="pt").to(self._device)
         ids, mask = filled["input_ids"], filled["attention_mask"]
         # Prompts of one length need no mask, and attention is quicker without.
         padded = not bool(mask.all())
@@ -212,15 +212,15 @@ class Batching:
         """The manager is started once; its small configuration fits what is asked and no more."""
         from transformers import ContinuousBatchingConfig, GenerationConfig
 
-        asked = [_render(self._peft._tokenizer, prompt) for prompt in prompts]
+        wanted = [_render(self._peft._tokenizer, prompt) for prompt in prompts]
         if self._manager is None:
-            longest = max(map(len, asked)) + tokens
-            pages = -(-longest // 64) * len(asked)
+            longest = max(map(len, wanted)) + tokens
+            pages = -(-longest // 64) * len(wanted)
             config = ContinuousBatchingConfig(
                 page_size=64,
-                num_blocks=pages + len(asked),
-                max_batch_tokens=max(256, sum(map(len, asked))),
-                max_requests_per_batch=len(asked),
+                num_blocks=pages + len(wanted),
+                max_batch_tokens=max(256, sum(map(len, wanted))),
+                max_requests_per_batch=len(wanted),
                 allow_block_sharing=False,
                 auto_switch_to_flash=False,
             )
@@ -230,7 +230,7 @@ class Batching:
             )
             self._manager.start()
         began, drawn = time.perf_counter(), 0
-        names = {self._manager.add_request(ids, max_new_tokens=tokens) for ids in asked}
+        names = {self._manager.add_request(ids, max_new_tokens=tokens) for ids in wanted}
         while names:
             result = self._manager.get_result(timeout=60)
             if result is None or result.error:
@@ -335,7 +335,7 @@ def _own(model: Any) -> None:
 
 def _endless(chat: Any) -> Any:
     """The same words, and no token that ends an answer."""
-    from appliance.ml.chat import Chat
+    from appliance.ml.model.chat import Chat
 
     class Endless(Chat):
         def stop_ids(self) -> frozenset[int]:

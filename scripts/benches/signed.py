@@ -14,17 +14,21 @@ from typing import Any, NamedTuple
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, derive_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from appliance.domain import events as e
-from appliance.domain import orders as o
-from appliance.domain.entry import Entry
-from appliance.domain.names import add_seconds
-from appliance.domain.rules import apply
-from appliance.formats.commitment import Disclosure
-from appliance.formats.digest import digest_bytes
-from appliance.formats.dsse import encode_envelope
-from appliance.formats.keys import EcdsaSigner, Ed25519Signer
-from appliance.formats.timestamp import encode_time, parse_time
-from tests.domain.builder import Site, manifest
+from appliance.domain.core.entry import Entry
+from appliance.domain.core.event import Event
+from appliance.domain.core.names import add_seconds
+from appliance.domain.data.imports import ImportRequested
+from appliance.domain.governance.endorsement import OrderRefused
+from appliance.domain.governance.sessions import SessionOpened
+from appliance.domain.releases.activations import Activate, ReleaseActivated
+from appliance.domain.rulebook.apply import apply
+from appliance.domain.runs.training import RunRequested
+from appliance.formats.core.commitment import Disclosure
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.core.timestamp import encode_time, parse_time
+from appliance.formats.signatures.dsse import encode_envelope
+from appliance.formats.signatures.keys import EcdsaSigner, Ed25519Signer
+from scripts.kit.log_builder import LogBuilder, manifest
 
 UNITS = ("legal", "sales", "claims", "treasury", "audit", "risk", "cards", "wealth")
 TASKS = tuple(f"task-{number}" for number in range(16))
@@ -62,7 +66,7 @@ class Made(NamedTuple):
     """(kind, id, value) of the projections that it changes."""
 
 
-class SignedSite(Site):
+class SignedSite(LogBuilder):
     """The builder's site, with keys that a seed decides; what it appends is taken away, not kept."""
 
     def __init__(self, seed: int) -> None:
@@ -83,7 +87,7 @@ class SignedSite(Site):
     def _p256(self) -> EcdsaSigner:
         return EcdsaSigner(derive_private_key(self._seeded.getrandbits(250) + 1, SECP256R1()))
 
-    def add(self, event: e.Event, /, **rest: Any) -> Entry:
+    def add(self, event: Event, /, **rest: Any) -> Entry:
         entry, documents = self.entry(event, **rest)
         apply(self.state, entry, documents)
         changes = tuple(self.state.take_changes())
@@ -138,10 +142,10 @@ class SignedSite(Site):
 
     def _open_session(self) -> None:
         session = self.session("audrey", nonce=f"{self._seeded.getrandbits(128):032x}")
-        self.add(e.SessionOpened(), documents={"session": encode_envelope(session)}, actor="audrey")
+        self.add(SessionOpened(), documents={"session": encode_envelope(session)}, actor="audrey")
 
     def _import_dataset(self, version: int) -> None:
-        requested = self.ordered(e.ImportRequested(policy=self.in_force), self.dataset_order())
+        requested = self.ordered(ImportRequested(policy=self.in_force), self.dataset_order())
         rows = manifest("clauses", version, {"rows": b"rows %d" % version})
         self.add(self.dataset_imported(requested, dataset=f"clauses@{version}"), documents={"manifest": rows})
 
@@ -150,7 +154,7 @@ class SignedSite(Site):
         assert dataset is not None
         run = f"r-{version:06d}"
         order = self.train_order(recipe={"dataset": f"clauses@{version}"}, dataset_digest=dataset.digest)
-        self.ordered(e.RunRequested(policy=self.in_force, run=run), order)
+        self.ordered(RunRequested(policy=self.in_force, run=run), order)
         weights = b"weights %d" % version
         self.add(self.started(run))
         self.add(self.checkpointed(run))
@@ -159,15 +163,15 @@ class SignedSite(Site):
         self.add(body, documents=documents)
 
     def _refuse(self, version: int) -> None:
-        order = self.release_order(o.Activate, "ines", version)
+        order = self.release_order(Activate, "ines", version)
         signed = self.sign(order)
-        refused = e.OrderRefused(order=signed.pae_digest, verb=order.verb, reasons=("role: expected a release owner",))
+        refused = OrderRefused(order=signed.pae_digest, verb=order.verb, reasons=("role: expected a release owner",))
         self.add(refused, documents={"order": encode_envelope(signed)}, actor="ines")
 
     def _release(self, version: int, unit: str, task: str) -> None:
         place = {"unit": unit, "task": task}
-        order = self.release_order(o.Activate, "otto", version, **place)
-        self.ordered(e.ReleaseActivated(policy=self.in_force), order)
+        order = self.release_order(Activate, "otto", version, **place)
+        self.ordered(ReleaseActivated(policy=self.in_force), order)
         adapter = self.state.adapters.get(f"clauses@{version}")
         assert adapter is not None
         approvals = tuple(review.index for review in adapter.reviews if review.unit == unit)

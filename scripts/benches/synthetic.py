@@ -15,13 +15,14 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
-from appliance.domain import events as e
-from appliance.domain.serving_events import name_request
-from appliance.formats.checkpoint import Checkpoint, sign_checkpoint
-from appliance.formats.merkle import EMPTY_ROOT, hash_leaf, hash_node
-from appliance.formats.timestamp import encode_time, parse_time
+from appliance.domain.core.event import Event
+from appliance.domain.governance.service import Heartbeat
+from appliance.domain.serving.requests import RequestRefused, name_request
+from appliance.formats.core.merkle import EMPTY_ROOT, hash_leaf, hash_node
+from appliance.formats.core.timestamp import encode_time, parse_time
+from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
 from scripts.benches.signed import STEP_MS, Made, SignedSite
-from tests.domain.builder import ORIGIN
+from scripts.kit.log_builder import ORIGIN
 
 _HEARTBEAT_EVERY = 120
 _REFUSAL_EVERY = 200
@@ -44,7 +45,7 @@ _VARYING = (
 class _Copied:
     """Entries of one kind that differ in index, time, predecessor, request and commitment alone."""
 
-    def __init__(self, site: SignedSite, event: e.Event, **changes: Any) -> None:
+    def __init__(self, site: SignedSite, event: Event, **changes: Any) -> None:
         fixed = {"index": _INDEX, "time": _TIME, "prev": _LEAF, "source": "tcp"}
         entry, _ = site.entry(event, **fixed | changes)
         self.type, self.actor, self.outcome = entry.type, entry.actor, entry.outcome
@@ -155,8 +156,8 @@ class Synthetic:
 
     def _filler(self) -> Iterator[Made]:
         """Requests of every slot, several at a time, with a heartbeat or a refusal now and then."""
-        refused = e.RequestRefused(unit="sales", code="not-found", message="no release", count=1)
-        others = {_HEARTBEAT_EVERY: _Copied(self._site, e.Heartbeat()), _REFUSAL_EVERY: _Copied(self._site, refused)}
+        refused = RequestRefused(unit="sales", code="not-found", message="no release", count=1)
+        others = {_HEARTBEAT_EVERY: _Copied(self._site, Heartbeat()), _REFUSAL_EVERY: _Copied(self._site, refused)}
         chance = self._random.random
         for number in count(1):
             rare = next((copied for every, copied in others.items() if number % every == 0), None)

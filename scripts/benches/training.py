@@ -306,6 +306,6 @@ def _convert(folder: Path) -> Path:
     """The base, converted as an import does it; in a process of its own, whose memory is not ours."""
     source, base = fetch(ROOT / ".cache"), folder / "base"
     base.mkdir()
-    code = "import sys, pathlib, appliance.ml.convert as convert;convert.convert_base(*map(pathlib.Path, sys.argv[1:]))"
+    code = "import sys, pathlib, appliance.ml.model.convert as c; c.convert_base(*map(pathlib.Path, sys.argv[1:]))"
     subprocess.run([sys.executable, "-c", code, str(source), str(base)], cwd=ROOT, check=True, capture_output=True)
     return base

@@ -39,13 +39,14 @@ def peak_bytes(task: Task) -> int:
 
 def ours(task: Task) -> dict[str, Any]:
     # Its settings come before torch, as in a worker.
-    from appliance.ml import machine, methods  # isort: skip
+    from appliance.ml.model import machine
+    from appliance.ml.training import methods  # isort: skip
     import torch
 
-    from appliance.ml.base import load_base
-    from appliance.ml.data import Row
-    from appliance.ml.loop import Step, begin_decoder, sample_losses, train
-    from appliance.ml.samples import Sample, tokenize_row
+    from appliance.ml.data.rows import Row
+    from appliance.ml.data.samples import Sample, tokenize_row
+    from appliance.ml.model.base import load_base
+    from appliance.ml.training.loop import Step, begin_decoder, sample_losses, train
 
     recipe = task["recipe"]
     machine.hold_memory()
@@ -91,8 +92,8 @@ def ours(task: Task) -> dict[str, Any]:
 def bare(task: Task) -> dict[str, Any]:
     """What the training worker does with a recipe, a sealed base and a sealed dataset, and nobody there to watch."""
     from appliance.worker.train import prepare  # isort: skip
-    from appliance.ml import methods
-    from appliance.ml.loop import train
+    from appliance.ml.training import methods
+    from appliance.ml.training.loop import train
 
     base, model, samples, _ = prepare(task)
     train(base, model, samples, task["recipe"], lambda step: None)

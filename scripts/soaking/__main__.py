@@ -7,8 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from scripts.kit.postgres import find_binaries, run_server
 from scripts.soaking.run import Plan, run
-from tests.postgres import find_binaries, run_server
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from appliance.worker import serve
-from appliance.worker.session import Header, Session, run_worker
+from appliance.worker.link import Header, Link, run_worker
 
 SAID = "soak, injected: "
 BATCH_EVERY, ROW_EVERY, NAN_EVERY, DEATH_EVERY = 61, 101, 149, 2503
@@ -57,8 +57,8 @@ def say(kind: str) -> None:
     print(f"{SAID}{kind}", file=sys.stderr, flush=True)
 
 
-def work(session: Session, task: Header, blob: bytes) -> Header:
-    from appliance.ml import engine
+def work(session: Link, task: Header, blob: bytes) -> Header:
+    from appliance.ml.serving import engine
 
     changed: Any = engine
     changed.read_drawn = Breaking(engine.read_drawn)

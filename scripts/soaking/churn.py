@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from scripts.kit.appliance import Refused
+from scripts.kit.postgres import Server
+from scripts.soaking.deployment import TASK, Deployment
 from scripts.soaking.memory import find_worker
 from scripts.soaking.record import Record
-from scripts.soaking.town import TASK, Town
-from tests.postgres import Server
-from tests.site import Refused
 
 DECK = ["activate"] * 5 + ["roll back"] * 3 + ["reject"] * 2 + ["revoke"] * 2 + ["database", "worker killed"]
 RARE = "power cut"
@@ -26,20 +26,20 @@ START_S = 60.0
 class Churn:
     """Plays one card at a time; every card that a deck holds is played before any comes again."""
 
-    def __init__(self, town: Town, record: Record, seed: int, database: Server | None) -> None:
-        self._town, self._record, self._database = town, record, database
+    def __init__(self, deployed: Deployment, record: Record, seed: int, database: Server | None) -> None:
+        self._deployment, self._record, self._database = deployed, record, database
         self._chance = random.Random(seed)
         self._deck: list[str] = []
-        self._current = {unit: names[0] for unit, names in town.adapters.items()}
-        self._past: dict[str, list[str]] = {unit: [names[0]] for unit, names in town.adapters.items()}
-        self._fresh = {unit: list(names[1:]) for unit, names in town.adapters.items()}
+        self._current = {unit: names[0] for unit, names in deployed.adapters.items()}
+        self._past: dict[str, list[str]] = {unit: [names[0]] for unit, names in deployed.adapters.items()}
+        self._fresh = {unit: list(names[1:]) for unit, names in deployed.adapters.items()}
 
     def play(self, card: str = "") -> None:
         """One change; without a name the next of the deck. What the service refuses while it is broken is counted."""
         if not self._deck:
             self._deck = self._chance.sample(DECK, len(DECK))
         card = card or self._deck.pop()
-        unit = self._chance.choice(self._town.units)
+        unit = self._chance.choice(self._deployment.units)
         acts: dict[str, Callable[[str], None]] = {
             "activate": self._activate,
             "roll back": self._roll_back,
@@ -62,8 +62,8 @@ class Churn:
         if not self._fresh[unit]:
             return self._roll_back(unit)
         name = self._fresh[unit].pop(0)
-        self._town.approve(unit, name)
-        self._town.activate(unit, name)
+        self._deployment.approve(unit, name)
+        self._deployment.activate(unit, name)
         self._past[unit].append(name)
         self._current[unit] = name
         self._record.count("activations")
@@ -73,12 +73,12 @@ class Churn:
         if not (standing := self._standing(unit)):
             return
         name, began = self._chance.choice(standing), time.monotonic()
-        self._town.roll_back(unit, name)
+        self._deployment.roll_back(unit, name)
         self._current[unit] = name
         self._record.count("rollbacks")
         with suppress(Refused):  # by a fault that the worker injects
-            answer = self._town.site.chat(unit, TASK, max_tokens=1, temperature=0)
-            if answer["system_fingerprint"] == self._town.manifests[name]:
+            answer = self._deployment.site.chat(unit, TASK, max_tokens=1, temperature=0)
+            if answer["system_fingerprint"] == self._deployment.manifests[name]:
                 self._record.time("rollback, order to first token", time.monotonic() - began)
 
     def _reject(self, unit: str) -> None:
@@ -86,10 +86,10 @@ class Churn:
         name = self._current[unit]
         if name in self._record.revoked:
             return
-        self._town.site.review("rob", unit, name, decision="reject")
+        self._deployment.site.review("rob", unit, name, decision="reject")
         self._record.count("rejections")
         time.sleep(0.3)
-        self._town.site.review("rob", unit, name)
+        self._deployment.site.review("rob", unit, name)
 
     def _revoke(self, unit: str) -> None:
         """What answers now, and only where another version can answer after it."""
@@ -97,7 +97,7 @@ class Churn:
         if name in self._record.revoked or not (self._fresh[unit] or self._standing(unit)):
             return
         began = time.monotonic()
-        self._town.revoke(name)
+        self._deployment.revoke(name)
         self._record.revoked[name] = time.monotonic()
         self._record.time("revoke, order to its answer", time.monotonic() - began)
         self._record.count("revocations")
@@ -120,7 +120,7 @@ class Churn:
     @contextmanager
     def _full_disk(self) -> Iterator[None]:
         """No file of the service can grow, nor be written behind its first page."""
-        service = self._town.site.service
+        service = self._deployment.site.service
         assert service is not None
         subprocess.run(["prlimit", f"--pid={service.pid}", "--fsize=4096:"], check=True)
         try:
@@ -131,10 +131,10 @@ class Churn:
     def _wait_until_written(self) -> None:
         """An order that changes nothing but the ledger's length goes through again."""
         began = time.monotonic()
-        unit = self._town.units[0]
+        unit = self._deployment.units[0]
         while True:
             try:
-                self._town.site.review("rita", unit, self._current[unit])
+                self._deployment.site.review("rita", unit, self._current[unit])
                 return
             except Refused as error:
                 if time.monotonic() - began > 30:
@@ -144,7 +144,7 @@ class Churn:
                 time.sleep(0.1)
 
     def _kill_worker(self, unit: str) -> None:
-        service, began = self._town.site.service, time.monotonic()
+        service, began = self._deployment.site.service, time.monotonic()
         assert service is not None
         while not (worker := find_worker(service.pid, WORKER)):
             if time.monotonic() - began > START_S:
@@ -156,14 +156,14 @@ class Churn:
 
     def _cut_power(self, unit: str) -> None:
         self._record.goes_down()
-        self._town.site.kill()
-        self._town.site.start()
+        self._deployment.site.kill()
+        self._deployment.site.start()
         self._record.is_up()
         self._record.count("injected: power cut")
 
     def mend(self) -> None:
         """In the end every unit has a version that stands."""
-        for unit in self._town.units:
+        for unit in self._deployment.units:
             if self._current[unit] in self._record.revoked:
                 self._activate(unit)
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import httpx
 
+from scripts.soaking.deployment import TASK, Deployment
 from scripts.soaking.questions import QUESTIONS
 from scripts.soaking.record import Given, Record
-from scripts.soaking.town import TASK, Town
 
-PATIENCE_S = 90.0
+TIMEOUT_S = 90.0
 GRACE_S = 1.0
 """A token may be this long on its way to a client that reads quickly."""
 TOKEN_S = 600.0
@@ -29,18 +29,18 @@ BROKEN_OFF |= {"denied", "commit-unknown", "unrecorded"}
 class Client(threading.Thread):
     """One client of one unit; asks until there are no more tickets."""
 
-    def __init__(self, town: Town, record: Record, unit: str, seed: int, ticket: Callable[[], bool]) -> None:
+    def __init__(self, deployed: Deployment, record: Record, unit: str, seed: int, ticket: Callable[[], bool]) -> None:
         super().__init__(name=f"client of {unit}", daemon=True)
-        self._town, self._record, self._unit, self._ticket = town, record, unit, ticket
+        self._deployment, self._record, self._unit, self._ticket = deployed, record, unit, ticket
         self._chance = random.Random(seed)
-        host, port = town.site.settings.listen or ("", 0)
-        self._http = httpx.Client(base_url=f"http://{host}:{port}", timeout=PATIENCE_S)
+        host, port = deployed.site.settings.listen or ("", 0)
+        self._http = httpx.Client(base_url=f"http://{host}:{port}", timeout=TIMEOUT_S)
         self._token, self._until = "", 0.0
 
     def run(self) -> None:
         with self._http:
             while self._ticket():
-                self._record.wait_until_up(PATIENCE_S)
+                self._record.wait_until_up(TIMEOUT_S)
                 self._ask()
 
     def _ask(self) -> None:
@@ -57,7 +57,7 @@ class Client(threading.Thread):
             else:
                 self._read_stream(place, sent, manner)
         except httpx.TimeoutException:
-            self._record.violate(f"{self._unit}: expected an end within {PATIENCE_S:.0f} s, got none ({manner})")
+            self._record.violate(f"{self._unit}: expected an end within {TIMEOUT_S:.0f} s, got none ({manner})")
         except httpx.TransportError as error:
             if not self._record.was_down(sent):
                 self._record.violate(
@@ -71,7 +71,7 @@ class Client(threading.Thread):
 
     def _head(self) -> dict[str, str]:
         if time.monotonic() > self._until:
-            self._token, self._until = self._town.site.token(self._unit), time.monotonic() + TOKEN_S
+            self._token, self._until = self._deployment.site.token(self._unit), time.monotonic() + TOKEN_S
         return {"Authorization": f"Bearer {self._token}"}
 
     def _read_whole(self, place: int, sent: float) -> bool:
@@ -141,13 +141,13 @@ class Client(threading.Thread):
     ) -> None:
         """The text is the mark of one of the unit's own adapters, of the one that the answer names, and it stood."""
         self._record.count("answered whole" if whole else "answered in part")
-        named = next((n for n, m in self._town.manifests.items() if m == head["system_fingerprint"]), "nobody")
-        found = self._town.given_by(place, text, whole=whole)
+        named = next((n for n, m in self._deployment.manifests.items() if m == head["system_fingerprint"]), "nobody")
+        found = self._deployment.given_by(place, text, whole=whole)
         request = head["id"].rpartition("-")[2]
         if named not in found:
             said = f"got {text[:40]!r}, which is given by {found or 'nobody'}"
             self._record.violate(f"{self._unit}, request {request}: expected the mark of {named}, {said}")
-        if named not in self._town.adapters[self._unit]:
+        if named not in self._deployment.adapters[self._unit]:
             self._record.violate(f"{self._unit}, request {request}: expected an adapter of its own, got {named}")
         ended = self._record.revoked.get(named, float("inf"))
         if sent > ended or latest > ended + GRACE_S:
@@ -157,8 +157,8 @@ class Client(threading.Thread):
     def _ask_foreign(self) -> None:
         """By the names of what is not released to it: another's adapter, the base, nothing."""
         self._record.count("foreign names")
-        others = [name for unit, names in self._town.adapters.items() if unit != self._unit for name in names]
-        model = self._chance.choice([*others[:4], "tiny", "", f"{TASK}@1", self._town.adapters[self._unit][0]])
+        others = [name for unit, names in self._deployment.adapters.items() if unit != self._unit for name in names]
+        model = self._chance.choice([*others[:4], "tiny", "", f"{TASK}@1", self._deployment.adapters[self._unit][0]])
         sent = time.monotonic()
         try:
             answer = self._http.post(QUESTIONS[0].door, json=self._body(0, model=model), headers=self._head())

@@ -9,7 +9,7 @@ from appliance import wiring
 from appliance.config import load_settings
 from appliance.runners.local import Worker, start_worker
 from appliance.runners.sandbox import Sandbox
-from appliance.workflows import workers
+from appliance.workflows.core import workers
 
 CODE = Path(__file__).resolve().parent
 

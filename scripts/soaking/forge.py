@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance.errors import Unavailable
-from appliance.worker.session import Header, Session, run_worker, take, take_path
+from appliance.worker.link import Header, Link, run_worker, take, take_path
 
 if TYPE_CHECKING:
-    from appliance.ml.engine import Engine
+    from appliance.ml.serving.engine import Engine
 
 STRENGTH, DRAWS = 0.6, 20
 BARE = "the bare base"
 
 
-def work(session: Session, task: Header, blob: bytes) -> Header:
+def work(session: Link, task: Header, blob: bytes) -> Header:
     """A frame an adapter: its probe and its answers, in the order of the questions. The bare base's come first."""
-    from appliance.ml import machine
-    from appliance.ml.base import load_base
-    from appliance.ml.engine import Engine
+    from appliance.ml.model import machine
+    from appliance.ml.model.base import load_base
+    from appliance.ml.serving.engine import Engine
 
     machine.use_determinism(0)
     base = load_base(
@@ -71,7 +71,7 @@ def _draw(engine: Engine, folder: Path, name: str, draw: int, task: Header) -> d
     import safetensors.torch
     import torch
 
-    from appliance.ml.probe import encode_probe, read_probe
+    from appliance.ml.inference.probe import encode_probe, read_probe
 
     rank, modules = take(task, "rank", int), take(task, "target_modules", list)
     chance = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{name} {draw}".encode()).digest()[:6]))
@@ -95,8 +95,8 @@ def _draw(engine: Engine, folder: Path, name: str, draw: int, task: Header) -> d
 
 
 def _answers(engine: Engine, slot: str | None, questions: list[Any]) -> Iterator[str]:
-    from appliance.ml.asked import parse_request
-    from appliance.ml.engine import Done
+    from appliance.ml.inference.request import parse_request
+    from appliance.ml.serving.engine import Done
 
     for question in questions:
         if question["kind"] == "generate":

@@ -8,27 +8,27 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from appliance.domain.entry import Entry, parse_entry
-from appliance.formats.export import Export
-from appliance.formats.timestamp import parse_time
+from appliance.domain.core.entry import Entry, parse_entry
+from appliance.formats.core.timestamp import parse_time
+from appliance.formats.log.export import Export
+from scripts.kit.appliance import Refused
+from scripts.soaking.deployment import TASK, Deployment
 from scripts.soaking.questions import QUESTIONS
 from scripts.soaking.record import Record
-from scripts.soaking.town import TASK, Town
-from tests.site import Refused
 
 ROOT = Path(__file__).resolve().parents[2]
 AT_ONCE = 32
 TRIES = 5
 
 
-def judge(town: Town, record: Record, current: dict[str, str], folder: Path) -> int:
+def judge(deployed: Deployment, record: Record, current: dict[str, str], folder: Path) -> int:
     """Adds what it finds to the record; the number of entries that were verified."""
-    check_alive(town, record, current)
-    town.site.stop()
-    town.site.start()
+    check_alive(deployed, record, current)
+    deployed.site.stop()
+    deployed.site.start()
     tar, trust = folder / "ledger.tar", folder / "trust.json"
-    tar.write_bytes(town.site.ask("GET", "/v1/ledger/export", "axel"))
-    trust.write_bytes(town.site.settings.trust.read_bytes())
+    tar.write_bytes(deployed.site.ask("GET", "/v1/ledger/export", "axel"))
+    trust.write_bytes(deployed.site.settings.trust.read_bytes())
     command = [sys.executable, "-m", "appliance.verifier", str(tar), "--trust", str(trust), "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -38,25 +38,25 @@ def judge(town: Town, record: Record, current: dict[str, str], folder: Path) -> 
     return int(json.loads(done.stdout)["size"]) if done.stdout else 0
 
 
-def check_alive(town: Town, record: Record, current: dict[str, str]) -> None:
+def check_alive(deployed: Deployment, record: Record, current: dict[str, str]) -> None:
     """Every unit is answered by today's release, and as many at once as the engine takes: no place was lost."""
 
     def ask(number: int) -> None:
-        unit = town.units[number % len(town.units)]
+        unit = deployed.units[number % len(deployed.units)]
         said = ""
         for _ in range(TRIES):
             try:
-                answer = town.site.chat(unit, TASK, **QUESTIONS[0].body)
+                answer = deployed.site.chat(unit, TASK, **QUESTIONS[0].body)
             except Refused as error:
                 # The worker goes on failing in the middle of batches.
                 said = str(error)
                 continue
-            if answer["choices"][0]["message"]["content"] != town.answers[current[unit]][0]:
+            if answer["choices"][0]["message"]["content"] != deployed.answers[current[unit]][0]:
                 record.violate(f"{unit}: expected the mark of {current[unit]} in the end, got another")
             return
         record.violate(f"{unit}: expected an answer in the end, got {said}")
 
-    for number in range(len(town.units)):
+    for number in range(len(deployed.units)):
         ask(number)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(ask, range(AT_ONCE)))
@@ -75,11 +75,11 @@ def check_entries(entries: list[Entry], record: Record) -> None:
     for request in sorted(set(admitted) - set(finished)):
         record.violate(f"request {request}: expected its end in the ledger, got none")
     for given in record.given:
-        asked, end = admitted.get(given.request), finished.get(given.request)
-        if asked is None or end is None:
+        wanted, end = admitted.get(given.request), finished.get(given.request)
+        if wanted is None or end is None:
             record.violate(f"request {given.request}: was answered, expected both of its entries, got not both")
-        elif asked != given.adapter:
-            record.violate(f"request {given.request}: expected {given.adapter} in the ledger, got {asked}")
+        elif wanted != given.adapter:
+            record.violate(f"request {given.request}: expected {given.adapter} in the ledger, got {wanted}")
         elif given.whole and end.outcome != "success":
             record.violate(f"request {given.request}: was answered whole, expected success, got {end.outcome}")
 

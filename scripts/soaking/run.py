@@ -1,4 +1,4 @@
-"""One soak: a town, its clients, the churn between them, and the judgement."""
+"""One soak: a deployment, its clients, the churn between them, and the judgement."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scripts.kit.appliance import Appliance, free_port
+from scripts.kit.postgres import APPLICATION, Server
 from scripts.soaking.churn import RARE, WORKER, Churn
 from scripts.soaking.clients import Client
+from scripts.soaking.deployment import Deployment, build_site, settle
 from scripts.soaking.judge import judge
 from scripts.soaking.memory import Growth, Memory, find_worker
 from scripts.soaking.record import Record
-from scripts.soaking.town import Town, build_site, settle_town
 from scripts.soaking.worst import ask_worst, compare_calm
-from tests.postgres import APPLICATION, Server
-from tests.site import Site, free_port
 
 LAUNCHER = ("-m", "scripts.soaking.faulty")
 INJECTED = "soak, injected: "
@@ -98,26 +98,26 @@ def run(place: Path, plan: Plan, database: Server | None) -> Result:
 
 
 def soak(
-    site: Site, place: Path, plan: Plan, database: Server | None, *, launcher: tuple[str, ...] = LAUNCHER
+    site: Appliance, place: Path, plan: Plan, database: Server | None, *, launcher: tuple[str, ...] = LAUNCHER
 ) -> Result:
     """On a running site with a base and a dataset; the site is stopped afterwards."""
     record = Record()
     try:
-        town = settle_town(site, plan.units, plan.versions)
+        deployed = settle(site, plan.units, plan.versions)
         if plan.calm_s:
-            compare_calm(town, record, plan.calm_s)
+            compare_calm(deployed, record, plan.calm_s)
         site.stop()
         site.launcher = launcher
         site.start()
-        churn = Churn(town, record, plan.seed, database)
+        churn = Churn(deployed, record, plan.seed, database)
         memory = Memory(lambda: _pids(site))
         memory.start()
         began = time.monotonic()
-        with ask_worst(town, record, town.units[-1], 2 if plan.calm_s else 0):
-            _ask_all(town, record, churn, plan)
+        with ask_worst(deployed, record, deployed.units[-1], 2 if plan.calm_s else 0):
+            _ask_all(deployed, record, churn, plan)
         seconds, growths = time.monotonic() - began, memory.stop()
         churn.mend()
-        entries = judge(town, record, churn.released(), place)
+        entries = judge(deployed, record, churn.released(), place)
         _count_injected(site, record)
     finally:
         if site.service is not None:
@@ -125,41 +125,41 @@ def soak(
     return Result(plan, "sqlite" if database is None else "postgresql", record, entries, seconds, growths)
 
 
-def _ask_all(town: Town, record: Record, churn: Churn, plan: Plan) -> None:
+def _ask_all(deployed: Deployment, record: Record, churn: Churn, plan: Plan) -> None:
     """The clients ask; a card is played each time that a share of the requests was asked."""
-    lock, asked, played = threading.Lock(), 0, 0
+    lock, wanted, played = threading.Lock(), 0, 0
     ends = time.monotonic() + plan.seconds
 
     def ticket() -> bool:
         """Whether to ask once more; not further ahead of the changes than by one of them."""
-        nonlocal asked
+        nonlocal wanted
         with lock:
-            while asked < plan.requests and asked * (plan.changes + 1) >= plan.requests * (played + 2):
+            while wanted < plan.requests and wanted * (plan.changes + 1) >= plan.requests * (played + 2):
                 time.sleep(0.01)
-            asked += 1
-            return asked <= plan.requests and time.monotonic() < ends
+            wanted += 1
+            return wanted <= plan.requests and time.monotonic() < ends
 
-    units = town.units[:-1] if plan.calm_s else town.units
+    units = deployed.units[:-1] if plan.calm_s else deployed.units
     seeds = range(plan.seed * 1000, plan.seed * 1000 + len(units) * plan.clients)
-    clients = [Client(town, record, units[n % len(units)], seed, ticket) for n, seed in enumerate(seeds)]
+    clients = [Client(deployed, record, units[n % len(units)], seed, ticket) for n, seed in enumerate(seeds)]
     for client in clients:
         client.start()
     while any(client.is_alive() for client in clients):
         time.sleep(0.02)
-        if played < plan.changes and asked * (plan.changes + 1) >= plan.requests * (played + 1):
+        if played < plan.changes and wanted * (plan.changes + 1) >= plan.requests * (played + 1):
             # In the second half the service lives on, so that a growth of its memory would show.
             churn.play(RARE if played % 20 == 4 and played < plan.changes // 2 else "")
             played += 1
 
 
-def _pids(site: Site) -> dict[str, int]:
+def _pids(site: Appliance) -> dict[str, int]:
     service = site.service
     if service is None or service.poll() is not None:
         return {}
     return {"service": service.pid, "serving worker": find_worker(service.pid, WORKER)}
 
 
-def _count_injected(site: Site, record: Record) -> None:
+def _count_injected(site: Appliance, record: Record) -> None:
     for path in site.settings.logs.glob("serve-*.log"):
         for line in path.read_text(errors="replace").splitlines():
             if line.startswith(INJECTED):

@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx
 
-from scripts.soaking.clients import PATIENCE_S, TOKEN_S, Client
+from scripts.soaking.clients import TIMEOUT_S, TOKEN_S, Client
+from scripts.soaking.deployment import TASK, Deployment
 from scripts.soaking.questions import QUESTIONS
 from scripts.soaking.record import Record
-from scripts.soaking.town import TASK, Town
 
 CLIENTS = 8
 LEAVE_S = 0.3
@@ -53,33 +53,33 @@ SENT = tuple((door, json.dumps({"model": TASK, **body}).encode()) for door, body
 class WorstClient(threading.Thread):
     """Asks one after the other until it is to stop, and leaves some in the middle."""
 
-    def __init__(self, town: Town, record: Record, unit: str, seed: int, over: threading.Event) -> None:
+    def __init__(self, deployed: Deployment, record: Record, unit: str, seed: int, over: threading.Event) -> None:
         super().__init__(name=f"worst client of {unit}", daemon=True)
-        self._town, self._record, self._unit, self._over = town, record, unit, over
+        self._deployment, self._record, self._unit, self._over = deployed, record, unit, over
         self._chance = random.Random(seed)
-        host, port = town.site.settings.listen or ("", 0)
-        self._http = httpx.Client(base_url=f"http://{host}:{port}", timeout=PATIENCE_S)
+        host, port = deployed.site.settings.listen or ("", 0)
+        self._http = httpx.Client(base_url=f"http://{host}:{port}", timeout=TIMEOUT_S)
         self._token, self._until = "", 0.0
 
     def run(self) -> None:
         with self._http:
             while not self._over.is_set():
-                self._record.wait_until_up(PATIENCE_S)
+                self._record.wait_until_up(TIMEOUT_S)
                 self._ask()
 
     def _ask(self) -> None:
         door, body = self._chance.choice(SENT)
         sent = time.monotonic()
         if sent > self._until:
-            self._token, self._until = self._town.site.token(self._unit), sent + TOKEN_S
+            self._token, self._until = self._deployment.site.token(self._unit), sent + TOKEN_S
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
         leaves = self._chance.random() < 0.3
-        timeout = httpx.Timeout(PATIENCE_S, read=LEAVE_S if leaves else PATIENCE_S)
+        timeout = httpx.Timeout(TIMEOUT_S, read=LEAVE_S if leaves else TIMEOUT_S)
         try:
             answer = self._http.post(door, content=body, headers=headers, timeout=timeout)
         except httpx.TimeoutException:
             if not leaves:
-                self._record.violate(f"{self._unit}, the worst: expected an end within {PATIENCE_S:.0f} s, got none")
+                self._record.violate(f"{self._unit}, the worst: expected an end within {TIMEOUT_S:.0f} s, got none")
             return self._record.count("worst: left")
         except httpx.TransportError:
             if not self._record.was_down(sent):
@@ -106,10 +106,10 @@ class Neighbour(Client):
 
 
 @contextmanager
-def ask_worst(town: Town, record: Record, unit: str, clients: int) -> Iterator[None]:
+def ask_worst(deployed: Deployment, record: Record, unit: str, clients: int) -> Iterator[None]:
     """The unit asks for the worst of everything meanwhile."""
     over = threading.Event()
-    asking = [WorstClient(town, record, unit, seed, over) for seed in range(clients)]
+    asking = [WorstClient(deployed, record, unit, seed, over) for seed in range(clients)]
     for client in asking:
         client.start()
     try:
@@ -117,31 +117,31 @@ def ask_worst(town: Town, record: Record, unit: str, clients: int) -> Iterator[N
     finally:
         over.set()
         for client in asking:
-            client.join(PATIENCE_S)
+            client.join(TIMEOUT_S)
 
 
-def time_neighbours(town: Town, record: Record, units: Sequence[str], phase: str, seconds: float) -> None:
+def time_neighbours(deployed: Deployment, record: Record, units: Sequence[str], phase: str, seconds: float) -> None:
     """Three clients of each unit ask for so long."""
     until = time.monotonic() + seconds
     asking = [
-        Neighbour(town, record, unit, seed, lambda: time.monotonic() < until) for seed in range(3) for unit in units
+        Neighbour(deployed, record, unit, seed, lambda: time.monotonic() < until) for seed in range(3) for unit in units
     ]
     for client in asking:
         client.phase = phase
         client.start()
     for client in asking:
-        client.join(seconds + PATIENCE_S)
+        client.join(seconds + TIMEOUT_S)
 
 
-def compare_calm(town: Town, record: Record, seconds: float) -> None:
+def compare_calm(deployed: Deployment, record: Record, seconds: float) -> None:
     """Nothing changes and nothing breaks: the others' answers without the worst unit, and beside it."""
-    *others, worst = town.units
-    time_neighbours(town, record, others, "warming up", 3.0)
+    *others, worst = deployed.units
+    time_neighbours(deployed, record, others, "warming up", 3.0)
     record.latencies.pop("warming up", None)
     for _ in range(ROUNDS):
-        time_neighbours(town, record, others, ALONE, seconds / ROUNDS)
-        with ask_worst(town, record, worst, CLIENTS):
-            time_neighbours(town, record, others, BESIDE, seconds / ROUNDS)
+        time_neighbours(deployed, record, others, ALONE, seconds / ROUNDS)
+        with ask_worst(deployed, record, worst, CLIENTS):
+            time_neighbours(deployed, record, others, BESIDE, seconds / ROUNDS)
     judge_calm(record)
 
 

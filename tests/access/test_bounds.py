@@ -12,7 +12,7 @@ from appliance.access import cedar
 from appliance.access.bounds import MAX_BRACKETS, MAX_DEPTH, MAX_TERM, check_bounds
 from appliance.access.cedar import SitePolicies
 from appliance.access.trial import try_policies
-from appliance.domain.policy import Parameters, PolicySet
+from appliance.domain.core.policy import Parameters, PolicySet
 from appliance.errors import BadInput, TooLarge
 
 POLICIES = Path(__file__).resolve().parents[2] / "policies"

@@ -13,19 +13,34 @@ from hypothesis import strategies as st
 from appliance.access.cedar import SitePolicies
 from appliance.access.request import Moment, Thing, request_of
 from appliance.access.samples import SAMPLES
-from appliance.domain import events as e
-from appliance.domain import orders as o
-from appliance.domain.invariants import reasons_against
-from appliance.domain.names import NO_DIGEST
-from appliance.domain.orders import ORDERS
-from appliance.domain.policy import Parameters, PolicySet
-from appliance.domain.replay import Decide, SitePolicy
-from appliance.domain.verify import verify_log
+from appliance.domain.audit.log_replay import Decide, SitePolicy
+from appliance.domain.audit.verify import verify_log
+from appliance.domain.core.names import NO_DIGEST
+from appliance.domain.core.order import Order
+from appliance.domain.core.policy import Parameters, PolicySet
+from appliance.domain.data.bases import RevokeBase
+from appliance.domain.data.datasets import RevokeDataset
+from appliance.domain.data.imports import CancelImport, ImportBase
+from appliance.domain.governance.endorsement import Endorse
+from appliance.domain.governance.keys import ReplaceKey, RevokeKey, RotateKey
+from appliance.domain.governance.log_keys import RotateLogKey
+from appliance.domain.governance.people import Grant, PrincipalEnrolled, RevokePrincipal
+from appliance.domain.governance.policies import AdoptPolicy
+from appliance.domain.governance.rules import RaiseRules
+from appliance.domain.releases.activations import Activate, RollBack
+from appliance.domain.releases.adapters import RevokeAdapter
+from appliance.domain.retention.holds import LiftHold, PlaceHold
+from appliance.domain.retention.texts import Erase
+from appliance.domain.rulebook.registry import VERBS, reasons_against
+from appliance.domain.runs.cancellation import Cancel
+from appliance.domain.runs.replays import ReplayRun
+from appliance.domain.runs.resumption import Resume
+from appliance.domain.serving.tokens import RevokeTokens
 from appliance.errors import BadInput, Denied
-from appliance.formats.keys import generate_ed25519
-from appliance.formats.note import vkey_of
-from tests.domain.builder import ORIGIN, Site, order_of, stage
-from tests.domain.refusals import refuses
+from appliance.formats.log.note import vkey_of
+from appliance.formats.signatures.keys import generate_ed25519
+from scripts.kit.log_builder import ORIGIN, LogBuilder, order_of, stage
+from tests.kit.refusals import refuses
 
 FOLDER = Path(__file__).resolve().parents[2] / "policies" / "default"
 SCHEMA = (FOLDER / "schema.cedarschema").read_text()
@@ -36,52 +51,53 @@ def policy(cedar: str, schema: str = SCHEMA, **parameters: Any) -> PolicySet:
     return PolicySet(name="site", parameters=Parameters(**parameters), cedar=cedar, cedar_schema=schema)
 
 
-def decide(site: Site, order: o.Order, cedar: str) -> tuple[str, ...]:
+def decide(site: LogBuilder, order: Order, cedar: str) -> tuple[str, ...]:
     signer = site.state.principals.get(order.signer)
     assert signer is not None
     return SitePolicies(policy(cedar)).decide(signer, order, site.state, site.now)
 
 
-def orders(site: Site) -> dict[str, o.Order]:
+def orders(site: LogBuilder) -> dict[str, Order]:
     """One order of each verb, about things that this site knows."""
-    pending = site.pend(site.order(o.Grant, "anna", principal="olga", role="reviewer:safety"))
+    pending = site.pend(site.order(Grant, "anna", principal="olga", role="reviewer:safety"))
     run = site.request_run()
-    asked = site.state.imports.get(order_of(site.request_import()))
-    assert asked is not None
+    wanted = site.state.imports.get(order_of(site.request_import()))
+    assert wanted is not None
     enroll, _ = site.enrolment("newcomer", ("operator", "release-owner:legal"))
-    made: list[o.Order] = [
+    made: list[Order] = [
         enroll,
-        site.order(o.Grant, "anna", principal="rita", role="reviewer:safety"),
-        site.order(o.RevokePrincipal, "anna", principal="rita"),
-        site.order(o.AdoptPolicy, "anna", policy=policy(PERMIT).digest),
-        site.order(o.Endorse, "ben", order=pending.pae_digest),
-        site.order(o.ImportBase, "ines", base="other", format="gguf", source=site.base_digest, licence="Apache-2.0"),
+        site.order(Grant, "anna", principal="rita", role="reviewer:safety"),
+        site.order(RevokePrincipal, "anna", principal="rita"),
+        site.order(AdoptPolicy, "anna", policy=policy(PERMIT).digest),
+        site.order(Endorse, "ben", order=pending.pae_digest),
+        site.order(ImportBase, "ines", base="other", format="gguf", source=site.base_digest, licence="Apache-2.0"),
         site.dataset_order(),
         site.train_order(),
-        site.order(o.Cancel, "olga", run=run),
-        site.order(o.CancelImport, "ines", order=asked.order),
-        site.order(o.Resume, "olga", run=run),
-        site.order(o.Replay, "audrey", run=run, from_step=0, to_step=2),
+        site.order(Cancel, "olga", run=run),
+        site.order(CancelImport, "ines", order=wanted.order),
+        site.order(Resume, "olga", run=run),
+        site.order(ReplayRun, "audrey", run=run, from_step=0, to_step=2),
         site.review_order("rita", "privacy"),
-        site.release_order(o.Activate),
-        site.release_order(o.RollBack),
-        site.order(o.RevokeAdapter, "rita", **site.on_adapter()),
+        site.release_order(Activate),
+        site.release_order(RollBack),
+        site.order(RevokeAdapter, "rita", **site.on_adapter()),
         site.export_order(),
-        site.order(o.RevokeBase, "rita", base="smollm2", digest=site.base_digest),
-        site.order(o.RevokeDataset, "rita", dataset="clauses", version=1, digest=site.base_digest),
-        site.new_key(o.ReplaceKey, "anna", "rita")[0],
-        site.new_key(o.RotateKey, "rita", "rita", old_until=site.now)[0],
-        site.order(o.RevokeKey, "anna", principal="rita", keyid=site.keys["rita"].keyid, since=None),
-        site.order(o.RevokeTokens, "legal", unit="legal", token=site.base_digest, issued_before=None),
-        site.order(o.RotateLogKey, "anna", log_key=vkey_of(ORIGIN, generate_ed25519()), old_until=site.now),
-        site.order(o.Erase, "anna", commitment=enroll_of(site, "olga")),
-        site.order(o.PlaceHold, "anna", subject="principal:olga"),
-        site.order(o.LiftHold, "anna", subject="principal:olga"),
+        site.order(RevokeBase, "rita", base="smollm2", digest=site.base_digest),
+        site.order(RevokeDataset, "rita", dataset="clauses", version=1, digest=site.base_digest),
+        site.new_key(ReplaceKey, "anna", "rita")[0],
+        site.new_key(RotateKey, "rita", "rita", old_until=site.now)[0],
+        site.order(RevokeKey, "anna", principal="rita", keyid=site.keys["rita"].keyid, since=None),
+        site.order(RevokeTokens, "legal", unit="legal", token=site.base_digest, issued_before=None),
+        site.order(RaiseRules, "anna", rules=2),
+        site.order(RotateLogKey, "anna", log_key=vkey_of(ORIGIN, generate_ed25519()), old_until=site.now),
+        site.order(Erase, "anna", commitment=enroll_of(site, "olga")),
+        site.order(PlaceHold, "anna", subject="principal:olga"),
+        site.order(LiftHold, "anna", subject="principal:olga"),
     ]
     return {order.verb: order for order in made}
 
 
-def enroll_of(site: Site, name: str) -> str:
+def enroll_of(site: LogBuilder, name: str) -> str:
     person = site.state.principals.get(name)
     assert person is not None and person.printed_name is not None
     return person.printed_name
@@ -92,11 +108,11 @@ ORDERED = orders(SITE)
 
 
 def test_every_verb_has_an_order_here_and_a_sample() -> None:
-    assert set(ORDERED) == set(SAMPLES) == set(ORDERS)
+    assert set(ORDERED) == set(SAMPLES) == set(VERBS)
 
 
 @pytest.mark.family(keep=10)
-@pytest.mark.parametrize("verb", sorted(ORDERS))
+@pytest.mark.parametrize("verb", sorted(VERBS))
 def test_every_verb_is_decided(verb: str) -> None:
     order = ORDERED[verb]
     assert decide(SITE, order, PERMIT) == ()
@@ -114,7 +130,7 @@ def shape(value: Any) -> Any:
 
 
 @pytest.mark.family(keep=12)
-@pytest.mark.parametrize("verb", sorted(ORDERS))
+@pytest.mark.parametrize("verb", sorted(VERBS))
 def test_the_sample_of_a_verb_has_the_shape_of_the_real_request(verb: str) -> None:
     """Otherwise a schema would be tried against something that is never sent."""
     order, sample = ORDERED[verb], SAMPLES[verb]
@@ -210,7 +226,7 @@ def forbid_train(condition: str) -> str:
 
 
 def test_an_order_about_what_the_ledger_does_not_know_is_refused() -> None:
-    unknown = SITE.order(o.Cancel, "olga", run="r-999999")
+    unknown = SITE.order(Cancel, "olga", run="r-999999")
     (reason,) = decide(SITE, unknown, PERMIT)
     assert reason == "site policies site, cancel by olga: run: expected a known one, got r-999999"
 
@@ -246,7 +262,7 @@ def test_a_policy_set_that_could_not_decide_is_refused_before_it_is_adopted(
     assert words in caught.value.message
 
 
-def locked_out(policies: SitePolicies, site: Site) -> tuple[str, ...]:
+def locked_out(policies: SitePolicies, site: LogBuilder) -> tuple[str, ...]:
     people = [person for person in site.state.principals.values() if person.has("administrator")]
     return policies.locked_out(people, site.state.site.single_administrator, site.now)
 
@@ -264,7 +280,7 @@ action "endorse" appliesTo { principal: [Principal], resource: [PendingOrder], c
 a set in force could not be replaced then."""
 
 
-@pytest.mark.parametrize("verb", sorted(ORDERS))
+@pytest.mark.parametrize("verb", sorted(VERBS))
 def test_a_schema_of_any_earlier_release_takes_the_adoption_of_another_set_and_refuses_what_it_lacks(verb: str) -> None:
     site = SitePolicies(policy(PERMIT, FIRST))
     assert locked_out(site, SITE) == ()
@@ -276,7 +292,7 @@ def test_a_schema_of_any_earlier_release_takes_the_adoption_of_another_set_and_r
 
 
 def test_a_set_that_forbids_its_own_replacement_says_so() -> None:
-    def locked(text: str, site: Site = SITE) -> tuple[str, ...]:
+    def locked(text: str, site: LogBuilder = SITE) -> tuple[str, ...]:
         return locked_out(SitePolicies(policy(PERMIT + text)), site)
 
     adopt, endorse = 'Action::"adopt-policy"', 'Action::"endorse"'
@@ -285,10 +301,10 @@ def test_a_set_that_forbids_its_own_replacement_says_so() -> None:
     assert locked(f'@id("one") forbid (principal, action == {adopt}, resource) {by_anna};') == ()
     alone = f'@id("one") forbid (principal, action in [{adopt}, {endorse}], resource) {by_anna};'
     assert "site policy one: forbids endorse by ben" in locked(alone)
-    assert locked(alone, Site(single=True)) == ()
+    assert locked(alone, LogBuilder(single=True)) == ()
     assert locked(f'@id("never") forbid (principal, action == {adopt}, resource);')
     assert locked(f'@id("never") forbid (principal, action == {endorse}, resource);')
-    assert locked(f'@id("never") forbid (principal, action == {adopt}, resource);', Site(single=True))
+    assert locked(f'@id("never") forbid (principal, action == {adopt}, resource);', LogBuilder(single=True))
     left = stage("initialized")
     left.revoke("ben")
     assert locked("", left) == ("administrators: expected enough to adopt a policy set, got too few",)
@@ -390,18 +406,18 @@ LOOSEST = st.lists(
 ).filter(lambda texts: any("permit" in text for text in texts))
 
 
-def forbidden_orders(site: Site) -> list[o.Order]:
+def forbidden_orders(site: LogBuilder) -> list[Order]:
     """Each breaks an invariant."""
     return [
         site.review_order("olga", "privacy"),
         site.review_order("rita", "model-risk"),
-        site.release_order(o.Activate, "olga"),
-        site.release_order(o.Activate, unit="sales"),
+        site.release_order(Activate, "olga"),
+        site.release_order(Activate, unit="sales"),
         site.train_order("rita"),
-        site.order(o.RevokePrincipal, "olga", principal="rita"),
+        site.order(RevokePrincipal, "olga", principal="rita"),
         site.enrolment("eve", ("administrator", "operator"))[0],
-        site.order(o.Grant, "anna", principal="audrey", role="operator"),
-        site.order(o.RevokeAdapter, "olga", **site.on_adapter()),
+        site.order(Grant, "anna", principal="audrey", role="operator"),
+        site.order(RevokeAdapter, "olga", **site.on_adapter()),
     ]
 
 
@@ -444,7 +460,7 @@ def cedar_of(found: PolicySet) -> Decide:
     return SitePolicies(found).decide
 
 
-def verify(site: Site, replay: SitePolicy | None = cedar_of) -> Any:
+def verify(site: LogBuilder, replay: SitePolicy | None = cedar_of) -> Any:
     return verify_log(
         site.entries, site.documents.get, site.disclosures, site.checkpoint(), site.trust,
         now=site.now, replay=replay,
@@ -452,7 +468,7 @@ def verify(site: Site, replay: SitePolicy | None = cedar_of) -> Any:
 
 
 def test_a_log_replays_its_sites_policies() -> None:
-    site = Site(policy=policy(PERMIT))
+    site = LogBuilder(policy=policy(PERMIT))
     site.enroll("olga", "operator")
     report = verify(site)
     assert (report.verdict, report.site_policies, report.counts.decisions) == ("verified", "replayed", 2)
@@ -461,7 +477,7 @@ def test_a_log_replays_its_sites_policies() -> None:
 def test_an_entry_that_the_adopted_set_forbids_is_found() -> None:
     """A service that did not ask its own policies."""
     strict = '@id("no-more-runs") forbid (principal, action == Action::"train", resource);'
-    site = Site(policy=policy(PERMIT))
+    site = LogBuilder(policy=policy(PERMIT))
     for name, roles in {"ines": ("operator",), "olga": ("operator",)}.items():
         site.enroll(name, *roles)
     site.import_base()
@@ -476,12 +492,12 @@ def test_an_entry_that_the_adopted_set_forbids_is_found() -> None:
 
 def test_an_endorsed_order_that_the_set_adopted_meanwhile_forbids_is_found() -> None:
     """A service that asked about the endorsement alone: the entry names the set whose policies it says allowed it."""
-    site = Site(policy=policy(PERMIT))
+    site = LogBuilder(policy=policy(PERMIT))
     order, documents = site.enrolment("mallory", ("operator",))
     pending = site.pend(order, documents)
     by_anna = '(principal == Principal::"anna", action == Action::"enroll", resource)'
     site.adopt(policy(f'{PERMIT}@id("no-mallory") forbid {by_anna};'))
-    entry = site.endorse(e.PrincipalEnrolled(policy=site.in_force), order, pending, documents)
+    entry = site.endorse(PrincipalEnrolled(policy=site.in_force), order, pending, documents)
     report = verify(site)
     assert (report.verdict, report.counts.decisions) == ("failed", 3)
     (finding,) = report.findings
@@ -494,7 +510,7 @@ def test_an_endorsed_order_that_the_set_adopted_meanwhile_forbids_is_found() -> 
 def test_a_log_whose_sets_an_earlier_release_adopted_verifies() -> None:
     """In force was a set without the verbs that came later; what was ordered then it decides as it did."""
     older = re.sub(r'action "(revoke-tokens|export-adapter)" appliesTo {[^}]*};', "", SCHEMA)
-    site = Site(policy=policy(PERMIT, older))
+    site = LogBuilder(policy=policy(PERMIT, older))
     site.enroll("legal", "unit")
     site.adopt(policy(PERMIT))
     site.revoke_tokens(issued_before=site.now)

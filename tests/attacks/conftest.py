@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from appliance.formats.keys import Ed25519Signer
-from tests.ml.tiny import build_base, clauses, write_csv
-from tests.site import Site, found_site, free_port
+from appliance.formats.signatures.keys import Ed25519Signer
+from scripts.kit.appliance import Appliance, found_site, free_port
+from scripts.kit.tiny_model import build_base, clauses, write_csv
 
 
 @pytest.fixture(scope="session")
-def golden(tmp_path_factory: pytest.TempPathFactory) -> Site:
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Appliance:
     """Stopped: a base, a dataset and the adapter clauses@1, reviewed by nobody. Made once for all xdist workers."""
     place = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -32,7 +32,7 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Site:
         return read_golden(made)
 
 
-def build_golden(place: Path) -> Site:
+def build_golden(place: Path) -> Appliance:
     place.mkdir()
     site = found_site(place / "h", free_port())
     try:
@@ -48,7 +48,7 @@ def build_golden(place: Path) -> Site:
     return site
 
 
-def write_golden(path: Path, site: Site) -> None:
+def write_golden(path: Path, site: Appliance) -> None:
     """Where the home lies and everybody's private key, whole or not there; readable by its owner alone."""
     keys = {name: key.private.private_bytes_raw().hex() for name, key in site.keys.items()}
     value = {"home": str(site.home), "environment": site.environment, "keys": keys}
@@ -59,13 +59,13 @@ def write_golden(path: Path, site: Site) -> None:
     partial.rename(path)
 
 
-def read_golden(path: Path) -> Site:
+def read_golden(path: Path) -> Appliance:
     value = json.loads(path.read_text())
     keys = {
         name: Ed25519Signer(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(raw)))
         for name, raw in value["keys"].items()
     }
-    return Site(Path(value["home"]), keys, environment=value["environment"])
+    return Appliance(Path(value["home"]), keys, environment=value["environment"])
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def wire() -> str:
     return "plain"
 
 
-def copied(golden: Site, home: Path, wire: str) -> Site:
+def copied(golden: Appliance, home: Path, wire: str) -> Appliance:
     site = golden.copy(home, free_port())
     if wire == "tls":
         site.secure()
@@ -82,7 +82,7 @@ def copied(golden: Site, home: Path, wire: str) -> Site:
 
 
 @pytest.fixture(scope="module")
-def shared(golden: Site, tmp_path_factory: pytest.TempPathFactory, wire: str) -> Iterator[Site]:
+def shared(golden: Appliance, tmp_path_factory: pytest.TempPathFactory, wire: str) -> Iterator[Appliance]:
     """A running copy for all tests of a module that leave it as good as they found it."""
     site = copied(golden, tmp_path_factory.mktemp("m") / "h", wire)
     site.start()
@@ -91,11 +91,11 @@ def shared(golden: Site, tmp_path_factory: pytest.TempPathFactory, wire: str) ->
 
 
 @pytest.fixture
-def spoil(golden: Site, tmp_path: Path, wire: str) -> Iterator[Callable[[], Site]]:
+def spoil(golden: Appliance, tmp_path: Path, wire: str) -> Iterator[Callable[[], Appliance]]:
     """Makes a stopped copy of the golden site; its service is ended after the test."""
-    made: list[Site] = []
+    made: list[Appliance] = []
 
-    def make() -> Site:
+    def make() -> Appliance:
         made.append(copied(golden, tmp_path / f"h{len(made)}", wire))
         return made[-1]
 
@@ -106,7 +106,7 @@ def spoil(golden: Site, tmp_path: Path, wire: str) -> Iterator[Callable[[], Site
 
 
 @pytest.fixture
-def site(spoil: Callable[[], Site]) -> Site:
+def site(spoil: Callable[[], Appliance]) -> Appliance:
     """A running copy of the golden site."""
     made = spoil()
     made.start()
@@ -114,7 +114,7 @@ def site(spoil: Callable[[], Site]) -> Site:
 
 
 @pytest.fixture
-def founded(tmp_path: Path) -> Iterator[Site]:
+def founded(tmp_path: Path) -> Iterator[Appliance]:
     """A running appliance with its people and nothing else, for what asks nothing of a worker."""
     site = found_site(tmp_path / "f", free_port())
     yield site
@@ -123,7 +123,7 @@ def founded(tmp_path: Path) -> Iterator[Site]:
 
 
 @pytest.fixture
-def released(site: Site) -> Site:
+def released(site: Appliance) -> Appliance:
     """... where both reviewers approved and the adapter answers legal/labels."""
     site.approve()
     site.activate()

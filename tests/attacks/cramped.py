@@ -7,9 +7,9 @@ from typing import Any
 
 from appliance import wiring
 from appliance.config import load_settings
-from appliance.domain.cards import Machine
-from appliance.workflows import planning
-from appliance.workflows.context import Context
+from appliance.domain.planning.cards import Machine
+from appliance.workflows.core.context import Context
+from appliance.workflows.runs import planning
 
 MACHINE = "machine.json"
 

@@ -6,23 +6,26 @@ import base64
 import json
 from typing import Any, TypeVar
 
-from appliance.domain import orders
-from appliance.domain.names import encode_value
-from appliance.domain.policy_files import assemble_policy
-from appliance.formats.cosignature import cosign, witness_vkey_of
-from appliance.formats.digest import digest_bytes
-from appliance.formats.dsse import encode_envelope
-from appliance.formats.keys import Ed25519Signer, generate_ed25519
-from appliance.formats.note import Note, encode_note, parse_note
-from appliance.formats.timestamp import parse_time
-from appliance.formats.witness_request import parse_request
-from tests.site import ROOT, Site
+from appliance.domain.core.names import encode_value
+from appliance.domain.core.order import Order
+from appliance.domain.core.policy_files import assemble_policy
+from appliance.domain.governance.keys import NewKey, RotateKey
+from appliance.domain.governance.policies import AdoptPolicy
+from appliance.domain.retention.texts import Erase
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.core.timestamp import parse_time
+from appliance.formats.log.cosignature import cosign, witness_vkey_of
+from appliance.formats.log.note import Note, encode_note, parse_note
+from appliance.formats.log.witness_request import parse_request
+from appliance.formats.signatures.dsse import encode_envelope
+from appliance.formats.signatures.keys import Ed25519Signer, generate_ed25519
+from scripts.kit.appliance import ROOT, Appliance
 
-K = TypeVar("K", bound=orders.NewKey)
+K = TypeVar("K", bound=NewKey)
 WITNESS = "witness.example/w1"
 
 
-def new_key(site: Site, model: type[K], by: str, name: str, **values: Any) -> tuple[K, bytes, Ed25519Signer]:
+def new_key(site: Appliance, model: type[K], by: str, name: str, **values: Any) -> tuple[K, bytes, Ed25519Signer]:
     """An order that brings in another key for the name, its proof of possession, and the key."""
     key = generate_ed25519()
     spki = base64.b64encode(key.spki).decode()
@@ -31,15 +34,15 @@ def new_key(site: Site, model: type[K], by: str, name: str, **values: Any) -> tu
     return order, encode_envelope(proof), key
 
 
-def rotate(site: Site, name: str, old_until: str) -> dict[str, Any]:
+def rotate(site: Appliance, name: str, old_until: str) -> dict[str, Any]:
     """The person signs with the new key from now on."""
-    order, proof, key = new_key(site, orders.RotateKey, name, name, old_until=old_until)
+    order, proof, key = new_key(site, RotateKey, name, name, old_until=old_until)
     answer = site.order(order, possession=proof)
     site.keys[name] = key
     return answer
 
 
-def two(site: Site, order: orders.Order, *texts: Any, **documents: bytes) -> dict[str, Any]:
+def two(site: Appliance, order: Order, *texts: Any, **documents: bytes) -> dict[str, Any]:
     """An order of one administrator, endorsed by the other."""
     return site.endorse(site.order(order, *texts, **documents)["order"])
 
@@ -51,17 +54,17 @@ def policy_document(**parameters: Any) -> bytes:
     return encode_value(assemble_policy("kept", files))
 
 
-def adopt(site: Site, **parameters: Any) -> None:
+def adopt(site: Appliance, **parameters: Any) -> None:
     document = policy_document(**parameters)
-    two(site, orders.AdoptPolicy(policy=digest_bytes(document), **site.terms("anna")), policy=document)
+    two(site, AdoptPolicy(policy=digest_bytes(document), **site.terms("anna")), policy=document)
 
 
-def watched(site: Site, witness: Ed25519Signer, quorum: int = 1) -> None:
+def watched(site: Appliance, witness: Ed25519Signer, quorum: int = 1) -> None:
     """A policy that names the witness, and asks for its word where `quorum` is 1."""
     adopt(site, witnesses=[witness_vkey_of(WITNESS, witness)], witness_quorum=quorum)
 
 
-def cosigned(site: Site, witness: Ed25519Signer, old: int = 0) -> str:
+def cosigned(site: Appliance, witness: Ed25519Signer, old: int = 0) -> str:
     """What a witness would answer that believes whatever it is shown."""
     request = parse_request(site.get("/v1/witness-request", "axel", witness=WITNESS, old=old))
     note = parse_note(request.checkpoint)
@@ -69,15 +72,15 @@ def cosigned(site: Site, witness: Ed25519Signer, old: int = 0) -> str:
     return encode_note(Note(note.text, (*note.signatures, line))).decode()
 
 
-def hand_in(site: Site, note: str) -> dict[str, Any]:
+def hand_in(site: Appliance, note: str) -> dict[str, Any]:
     return dict(site.ask("POST", "/v1/cosignatures", "axel", json={"note": note}))
 
 
-def erase_order(site: Site, commitment: str, by: str = "anna") -> orders.Erase:
-    return orders.Erase(commitment=commitment, **site.terms(by))
+def erase_order(site: Appliance, commitment: str, by: str = "anna") -> Erase:
+    return Erase(commitment=commitment, **site.terms(by))
 
 
-def files_with(site: Site, text: str) -> list[str]:
+def files_with(site: Appliance, text: str) -> list[str]:
     """The files below the home that hold these bytes."""
     files = [path for path in site.home.rglob("*") if path.is_file() and not path.is_symlink()]
     return [path.name for path in files if text.encode() in path.read_bytes()]

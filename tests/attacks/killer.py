@@ -16,9 +16,10 @@ from sqlalchemy import Connection
 
 from appliance import wiring
 from appliance.config import load_settings
-from appliance.domain.entry import Draft
-from appliance.store.ledger import Appended, Guard, Ledger
-from appliance.store.staging import Batch
+from appliance.domain.core.entry import Draft
+from appliance.store.ledger.ledger import Ledger
+from appliance.store.ledger.queue import Appended, Guard
+from appliance.store.ledger.staging import Batch
 
 KILL = "kill"
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
-from appliance.workflows.context import Frame
-from appliance.workflows.engine import Engine, Hear
+from appliance.workflows.core.context import Frame
+from appliance.workflows.serving.engine import Engine, Hear
 from scripts.soaking import faulty
 
 

@@ -9,25 +9,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from tests.site import Site
+from scripts.kit.appliance import Appliance
 
 
 @contextmanager
-def under_way(site: Site, asked: Sequence[tuple[str, int]]) -> Iterator[list[Future[Any]]]:
+def under_way(site: Appliance, wanted: Sequence[tuple[str, int]]) -> Iterator[list[Future[Any]]]:
     """An answer for each token and seed, of all of which something was told; each future gives the last event."""
     begun = threading.Semaphore(0)
-    with ThreadPoolExecutor(len(asked)) as pool:
-        streams = [pool.submit(_stream, site, token, seed, begun) for token, seed in asked]
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        streams = [pool.submit(_stream, site, token, seed, begun) for token, seed in wanted]
         for _ in streams:
             assert begun.acquire(timeout=30)
         yield streams
 
 
-def _stream(site: Site, token: str, seed: int, begun: threading.Semaphore) -> Any:
+def _stream(site: Appliance, token: str, seed: int, begun: threading.Semaphore) -> Any:
     body = {"model": "labels", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1000, "stream": True}
     head, last, seen = {"Authorization": f"Bearer {token}"}, "", 0
-    asked = {**body, "temperature": 2.0, "seed": seed}
-    with site.units() as client, client.stream("POST", "/v1/chat/completions", json=asked, headers=head) as answer:
+    wanted = {**body, "temperature": 2.0, "seed": seed}
+    with site.units() as client, client.stream("POST", "/v1/chat/completions", json=wanted, headers=head) as answer:
         for line in answer.iter_lines():
             if line.startswith("data: "):
                 last, seen = line[6:], seen + 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.site import Refused, Site
+from scripts.kit.appliance import Appliance, Refused
 
 Spoil = Callable[[Path], None]
 
@@ -58,11 +58,11 @@ def link_file(folder: Path) -> None:
     folder.chmod(0o555)
 
 
-def artifact(site: Site, digest: str) -> Path:
+def artifact(site: Appliance, digest: str) -> Path:
     return site.home / "artifacts" / digest.removeprefix("sha256:")
 
 
-def put_back(site: Site, golden: Site, digest: str) -> None:
+def put_back(site: Appliance, golden: Appliance, digest: str) -> None:
     """Folder and files beside it exactly as they were sealed."""
     here, there = artifact(site, digest), artifact(golden, digest)
     if here.exists():
@@ -75,7 +75,7 @@ def put_back(site: Site, golden: Site, digest: str) -> None:
         shutil.copy2(path, beside)
 
 
-def not_admitted(site: Site) -> Refused:
+def not_admitted(site: Appliance) -> Refused:
     with pytest.raises(Refused) as refused:
         site.chat("legal", "labels")
     assert (refused.value.status, refused.value.code) == (403, "not-admitted"), refused.value
@@ -83,7 +83,7 @@ def not_admitted(site: Site) -> Refused:
 
 
 @pytest.fixture
-def ready(site: Site) -> Site:
+def ready(site: Appliance) -> Appliance:
     """Approved and released, loaded by nobody yet."""
     site.approve()
     site.activate()
@@ -106,7 +106,7 @@ def ready(site: Site) -> Site:
     ],
 )
 def test_a_changed_adapter_is_refused_quarantined_and_recorded(
-    ready: Site, golden: Site, spoil_folder: Spoil, named: str
+    ready: Appliance, golden: Appliance, spoil_folder: Spoil, named: str
 ) -> None:
     digest = ready.adapter()["manifest"]
     spoil_folder(artifact(ready, digest))
@@ -126,7 +126,7 @@ def test_a_changed_adapter_is_refused_quarantined_and_recorded(
     assert ready.verify()["verdict"] == "verified"
 
 
-def test_a_quarantine_outlives_the_service(ready: Site, golden: Site) -> None:
+def test_a_quarantine_outlives_the_service(ready: Appliance, golden: Appliance) -> None:
     digest = ready.adapter()["manifest"]
     flip_byte(artifact(ready, digest) / "adapter_model.safetensors")
     not_admitted(ready)
@@ -139,7 +139,7 @@ def test_a_quarantine_outlives_the_service(ready: Site, golden: Site) -> None:
     assert any("quarantine" in reason for reason in refused.value.reasons)
 
 
-def test_a_byte_changed_after_the_load_is_found_by_verify_and_by_the_next_load(ready: Site) -> None:
+def test_a_byte_changed_after_the_load_is_found_by_verify_and_by_the_next_load(ready: Appliance) -> None:
     assert ready.chat("legal", "labels")["choices"]
     flip_byte(artifact(ready, ready.adapter()["manifest"]) / "adapter_model.safetensors")
     assert any("adapter clauses@1" in finding for finding in ready.verify()["local_findings"])
@@ -151,7 +151,7 @@ def test_a_byte_changed_after_the_load_is_found_by_verify_and_by_the_next_load(r
 
 @pytest.mark.parametrize(("kind", "name"), [("adapter", "adapter_model.safetensors"), ("base", "model.safetensors")])
 def test_a_byte_changed_under_a_running_service_is_found_on_schedule_and_taken_out(
-    spoil: Callable[[], Site], kind: str, name: str
+    spoil: Callable[[], Appliance], kind: str, name: str
 ) -> None:
     """Nobody asks for anything: the slot is emptied by itself."""
     site = spoil()
@@ -175,7 +175,7 @@ def test_a_byte_changed_under_a_running_service_is_found_on_schedule_and_taken_o
     assert site.verify()["verdict"] == "verified"
 
 
-def wait_for(site: Site, type_: str, **filters: str) -> dict[str, Any]:
+def wait_for(site: Appliance, type_: str, **filters: str) -> dict[str, Any]:
     """The last entry of the type, once there is one."""
     deadline = time.monotonic() + 30
     while not (found := site.entries(type=type_, **filters)):
@@ -184,7 +184,7 @@ def wait_for(site: Site, type_: str, **filters: str) -> dict[str, Any]:
     return found[-1]
 
 
-def test_a_changed_base_is_refused_quarantined_and_recorded(ready: Site, golden: Site) -> None:
+def test_a_changed_base_is_refused_quarantined_and_recorded(ready: Appliance, golden: Appliance) -> None:
     digest = ready.get("/v1/bases/tiny")["digest"]
     flip_byte(artifact(ready, digest) / "model.safetensors")
     not_admitted(ready)
@@ -201,7 +201,7 @@ def test_a_changed_base_is_refused_quarantined_and_recorded(ready: Site, golden:
     assert any("quarantine" in reason for reason in refused.value.reasons)
 
 
-def test_a_changed_base_is_found_before_a_run_trains_on_it(site: Site) -> None:
+def test_a_changed_base_is_found_before_a_run_trains_on_it(site: Appliance) -> None:
     digest = site.get("/v1/bases/tiny")["digest"]
     flip_byte(artifact(site, digest) / "model.safetensors")
     run = site.train("again")
@@ -210,7 +210,7 @@ def test_a_changed_base_is_found_before_a_run_trains_on_it(site: Site) -> None:
     assert "run.started" not in [entry["type"] for entry in site.entries() if "run:r-000002" in entry["subjects"]]
 
 
-def test_a_changed_dataset_is_found_before_a_run_trains_on_it(site: Site) -> None:
+def test_a_changed_dataset_is_found_before_a_run_trains_on_it(site: Appliance) -> None:
     digest = site.get("/v1/datasets/clauses@1")["digest"]
     flip_byte(artifact(site, digest) / "rows.jsonl")
     assert any("dataset clauses@1" in finding for finding in site.verify()["local_findings"])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.site import Refused, Site
+from scripts.kit.appliance import Appliance, Refused
 
 
 @pytest.mark.slow
-def test_an_adapter_is_compared_with_full_fine_tuning_which_itself_is_never_released(site: Site) -> None:
+def test_an_adapter_is_compared_with_full_fine_tuning_which_itself_is_never_released(site: Appliance) -> None:
     full = site.train("everything", method="full", purpose="baseline", rank="auto", alpha="auto")
     assert full["adapter"] == "everything@1", full
     for act in (lambda: site.review("rita", name="everything@1"), lambda: site.activate(name="everything@1")):

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from tests.ml.tiny import clauses
-from tests.site import Site
+from scripts.kit.appliance import Appliance
+from scripts.kit.tiny_model import clauses
 
 
 def _file(columns: dict[str, Any]) -> bytes:
@@ -24,7 +24,7 @@ def _conversation(text: str, label: str) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in said]
 
 
-def test_a_chat_in_parquet_with_a_held_out_file_is_trained_and_measured(shared: Site) -> None:
+def test_a_chat_in_parquet_with_a_held_out_file_is_trained_and_measured(shared: Appliance) -> None:
     talks = [_conversation(text, label) for text, label in clauses(16)]
     terms = {"task": "chat", "format": "parquet"}
     found = shared.import_dataset(
@@ -41,7 +41,7 @@ def test_a_chat_in_parquet_with_a_held_out_file_is_trained_and_measured(shared: 
     assert float(metrics["adapter"]["loss"]) < float(metrics["base"]["loss"])
 
 
-def test_a_row_that_is_trained_on_and_held_out_is_named_and_nothing_is_imported(shared: Site) -> None:
+def test_a_row_that_is_trained_on_and_held_out_is_named_and_nothing_is_imported(shared: Appliance) -> None:
     lines = [json.dumps({"text": text, "summary": label}) for text, label in clauses(6)]
     before = shared.get("/v1/datasets")
     train, held_out = ("\n".join(rows).encode() for rows in (lines[:5], lines[3:]))

@@ -9,38 +9,38 @@ from pathlib import Path
 
 import pytest
 
-from appliance.domain import orders
-from appliance.formats.commitment import parse_disclosure_value
+from appliance.domain.data.datasets import RevokeDataset
+from appliance.formats.core.commitment import parse_disclosure_value
+from scripts.kit.appliance import Appliance
+from scripts.kit.tiny_model import WORDS, build_base, clauses
 from tests.attacks.keeping import erase_order, files_with, two
-from tests.ml.tiny import WORDS, build_base, clauses
-from tests.site import Site
 
 SECRET = "Erika Beispielmann"
 ROWS = "text,label\n" + "".join(f"{text},{label}\n" for text, label in clauses())
 
 
-def erase(site: Site, index: int) -> int:
+def erase(site: Appliance, index: int) -> int:
     """Two administrators erase the text of the entry that holds the words; the entry that says so."""
     found = [parse_disclosure_value(value) for value in site.get(f"/v1/ledger/{index}", "axel")["disclosures"]]
     (text,) = [disclosure for disclosure in found if SECRET in disclosure.text]
     return int(two(site, erase_order(site, text.commitment), text)["index"])
 
 
-def elsewhere(site: Site) -> list[str]:
+def elsewhere(site: Appliance) -> list[str]:
     """The files, beside the database, that hold the words."""
     return [name for name in files_with(site, SECRET) if not name.startswith("ledger.db")]
 
 
-def uploads(site: Site) -> list[str]:
+def uploads(site: Appliance) -> list[str]:
     return sorted(path.name for path in (site.home / "uploads").iterdir())
 
 
-def check_whole(site: Site) -> None:
+def check_whole(site: Appliance) -> None:
     report = site.verify()
     assert (report["verdict"], report["local_findings"]) == ("verified", [])
 
 
-def test_a_row_that_stopped_an_import_is_erased_from_every_file(site: Site) -> None:
+def test_a_row_that_stopped_an_import_is_erased_from_every_file(site: Appliance) -> None:
     """A shifted column: a person's name where the label should be, and another's in the instruction."""
     rows = f"{ROWS}the parties agree,{SECRET}\n".encode()
     order = site.order_dataset(rows, "shifted", labels=tuple(WORDS), instruction=f"Answer as {SECRET} would.")
@@ -60,25 +60,25 @@ def test_a_row_that_stopped_an_import_is_erased_from_every_file(site: Site) -> N
     assert files_with(site, SECRET) == []
 
 
-def add_file(site: Site, digest: str) -> None:
+def add_file(site: Appliance, digest: str) -> None:
     """Somebody puts a file into a sealed folder, and its name is a person's."""
     folder = site.home / "artifacts" / digest.removeprefix("sha256:")
     folder.chmod(0o700)
     (folder / SECRET).touch()
 
 
-def found_by_a_load(site: Site) -> None:
+def found_by_a_load(site: Appliance) -> None:
     add_file(site, site.get("/v1/bases/tiny")["digest"])
     with pytest.raises(Exception, match="base tiny: expected the bytes of its manifest, got others; entry"):
         site.chat("legal", "labels")
 
 
-def found_by_a_run(site: Site) -> None:
+def found_by_a_run(site: Appliance) -> None:
     add_file(site, site.get("/v1/bases/tiny")["digest"])
     assert site.train("again")["status"] == "failed"
 
 
-def found_on_schedule(site: Site) -> None:
+def found_on_schedule(site: Appliance) -> None:
     site.stop()
     site.environment["APPLIANCE_REHASH"] = "0.02"
     site.start()
@@ -93,7 +93,7 @@ def found_on_schedule(site: Site) -> None:
 
 @pytest.mark.parametrize("act", [found_by_a_load, found_by_a_run, found_on_schedule])
 def test_what_was_found_changed_is_named_behind_one_entry_and_erased_with_it(
-    released: Site, act: Callable[[Site], None]
+    released: Appliance, act: Callable[[Appliance], None]
 ) -> None:
     act(released)
     (quarantined,) = [entry for entry in released.entries() if entry["type"].endswith(".quarantined")]
@@ -104,13 +104,15 @@ def test_what_was_found_changed_is_named_behind_one_entry_and_erased_with_it(
     check_whole(released)
 
 
-def test_an_erased_instruction_stays_in_the_rows_that_were_made_with_it_until_they_are_destroyed(site: Site) -> None:
+def test_an_erased_instruction_stays_in_the_rows_that_were_made_with_it_until_they_are_destroyed(
+    site: Appliance,
+) -> None:
     found = site.import_dataset(ROWS.encode(), "told", instruction=f"Answer as {SECRET} would.")
     assert found["status"] == "finished", found
     digest = site.get("/v1/datasets/told@1")["digest"]
     erase(site, found["index"])
     assert files_with(site, SECRET) == ["rows.jsonl"], "the order to erase says so, and SECURITY.md"
-    site.order(orders.RevokeDataset(dataset="told", version=1, digest=digest, **site.terms("anna")))
+    site.order(RevokeDataset(dataset="told", version=1, digest=digest, **site.terms("anna")))
     adapter = site.adapter()["manifest"]
     site.stop()
     destroy(site, digest)
@@ -125,7 +127,7 @@ def test_an_erased_instruction_stays_in_the_rows_that_were_made_with_it_until_th
     assert (len(named), len(report["local_findings"])) == (2, 2 + len(destroyed)), report
 
 
-def destroy(site: Site, digest: str) -> None:
+def destroy(site: Appliance, digest: str) -> None:
     """As SECURITY.md says it: the folder, and what lies beside it."""
     folder = site.home / "artifacts" / digest.removeprefix("sha256:")
     folder.chmod(0o700)
@@ -137,7 +139,7 @@ def destroy(site: Site, digest: str) -> None:
 # What was uploaded.
 
 
-def test_what_an_import_has_read_does_not_stay(site: Site) -> None:
+def test_what_an_import_has_read_does_not_stay(site: Appliance) -> None:
     held_out = b"text,label\n" + b"".join(f"held out {n},{label}\n".encode() for n, label in enumerate(WORDS))
     assert site.import_dataset(ROWS.encode(), "read", held_out=held_out)["status"] == "finished"
     assert uploads(site) == []
@@ -147,13 +149,13 @@ def test_what_an_import_has_read_does_not_stay(site: Site) -> None:
     assert uploads(site) == []
 
 
-def test_what_another_import_is_to_read_stays_until_that_has_ended(site: Site) -> None:
+def test_what_another_import_is_to_read_stays_until_that_has_ended(site: Appliance) -> None:
     ordered = [site.order_dataset(ROWS.encode(), name) for name in ("one", "two", "three")]
     assert {site.wait_import(order)["status"] for order in ordered} == {"finished"}
     assert uploads(site) == []
 
 
-def test_what_was_sent_since_the_order_stays_for_who_is_about_to_sign(site: Site) -> None:
+def test_what_was_sent_since_the_order_stays_for_who_is_about_to_sign(site: Appliance) -> None:
     order = site.order_dataset(ROWS.encode(), "first")
     digest = site.upload(ROWS.encode())
     assert site.wait_import(order)["status"] == "finished"
@@ -163,7 +165,7 @@ def test_what_was_sent_since_the_order_stays_for_who_is_about_to_sign(site: Site
     assert uploads(site) == [], "a start sweeps what nobody signed for"
 
 
-def test_a_base_leaves_none_of_its_files_behind(site: Site, tmp_path: Path) -> None:
+def test_a_base_leaves_none_of_its_files_behind(site: Appliance, tmp_path: Path) -> None:
     found = site.import_base(build_base(tmp_path / "base", "qwen2"), "second")
     assert found["status"] == "finished", found
     assert uploads(site) == []

@@ -12,28 +12,29 @@ from pathlib import Path
 import pytest
 import torch
 
-from appliance.client.door import Door
 from appliance.client.exports import fetch_export, write_export
-from appliance.domain import orders
-from appliance.domain.names import add_seconds
+from appliance.client.support.door import Door
+from appliance.domain.core.names import add_seconds
+from appliance.domain.releases.adapters import RevokeAdapter
+from appliance.domain.releases.exports import ExportAdapter
 from appliance.errors import ApplianceError, Denied, Tampered
 from appliance.loader import load_approved
-from appliance.ml.base import load_base
+from appliance.ml.model.base import load_base
+from scripts.kit.appliance import Appliance, Refused
 from tests.attacks.test_admission import artifact, flip_byte
-from tests.site import Refused, Site
 
 
-def order_export(site: Site, **changes: object) -> str:
+def order_export(site: Appliance, **changes: object) -> str:
     """The digest of the release owner's order."""
     terms = {"unit": "legal", "task": "labels", **site.on("clauses@1"), **site.terms("lou")}
     until = add_seconds(site.now(), 3_600)
-    return str(site.order(orders.ExportAdapter(**{**terms, "valid_until": until, **changes}))["order"])
+    return str(site.order(ExportAdapter(**{**terms, "valid_until": until, **changes}))["order"])
 
 
 class Session:
     """The release owner's, as the command line holds one."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Appliance) -> None:
         self._site = site
 
     def token(self, *, renew: bool = False) -> str:
@@ -44,17 +45,17 @@ load_own = partial(load_approved, unit="legal", task="labels")
 """As legal's own host does."""
 
 
-def hand_out(site: Site, digest: str, folder: Path) -> Path:
+def hand_out(site: Appliance, digest: str, folder: Path) -> Path:
     door = Door(site.settings.socket)
     door.bearer = Session(site)
     with closing(door):
-        _, handed = fetch_export(door, digest, lambda size: None)
-    write_export(folder, handed, site.trust, unit="legal", task="labels")
+        _, received = fetch_export(door, digest, lambda size: None)
+    write_export(folder, received, site.trust, unit="legal", task="labels")
     return folder
 
 
 @pytest.fixture(scope="module")
-def export(shared: Site, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+def export(shared: Appliance, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """The folder, the base's, and the trust file; a unit's host has no more."""
     place = tmp_path_factory.mktemp("host")
     shared.approve()
@@ -65,14 +66,14 @@ def export(shared: Site, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return folder, base, trust
 
 
-def test_it_is_loaded_and_answers_as_the_service_does(shared: Site, export: tuple[Path, Path, Path]) -> None:
+def test_it_is_loaded_and_answers_as_the_service_does(shared: Appliance, export: tuple[Path, Path, Path]) -> None:
     """Through peft, greedily, the tokens of the service's own answer."""
     folder, base, trust = export
     model = load_own(folder, base, trust)
-    asked = [{"role": "user", "content": "invoice and fee"}]
+    query = [{"role": "user", "content": "invoice and fee"}]
     answer = shared.chat("legal", "labels", "invoice and fee", max_tokens=4, temperature=0)
     chat = load_base(base, quantisation="nf4-double", compute_dtype="bfloat16", device="cpu").chat
-    tokens = chat.encode(chat.render(asked))
+    tokens = chat.encode(chat.render(query))
     for _ in range(4):
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
@@ -80,7 +81,7 @@ def test_it_is_loaded_and_answers_as_the_service_does(shared: Site, export: tupl
         if tokens[-1] in chat.stop_ids():
             tokens.pop()
             break
-    drawn = chat.decode(tokens[len(chat.encode(chat.render(asked))) :])
+    drawn = chat.decode(tokens[len(chat.encode(chat.render(query))) :])
     assert drawn == answer["choices"][0]["message"]["content"]
     [entry] = shared.entries(type="adapter.exported")
     assert entry["actor"] == "lou"
@@ -159,9 +160,9 @@ def test_another_base_is_refused(export: tuple[Path, Path, Path], tmp_path: Path
         load_own(folder, other, trust)
 
 
-def test_what_was_revoked_is_neither_ordered_nor_handed_out(released: Site, tmp_path: Path) -> None:
+def test_what_was_revoked_is_neither_ordered_nor_handed_out(released: Appliance, tmp_path: Path) -> None:
     digest = order_export(released)
-    released.order(orders.RevokeAdapter(**released.on("clauses@1"), **released.terms("rita")))
+    released.order(RevokeAdapter(**released.on("clauses@1"), **released.terms("rita")))
     with pytest.raises(ApplianceError, match="revoked by entry"):
         hand_out(released, digest, tmp_path / "export")
     assert not (tmp_path / "export").exists()
@@ -169,7 +170,7 @@ def test_what_was_revoked_is_neither_ordered_nor_handed_out(released: Site, tmp_
         order_export(released)
 
 
-def test_another_units_release_owner_exports_nothing(shared: Site, export: tuple[Path, Path, Path]) -> None:
+def test_another_units_release_owner_exports_nothing(shared: Appliance, export: tuple[Path, Path, Path]) -> None:
     with pytest.raises(Refused, match="role: expected cleo to be release-owner:legal"):
         order_export(shared, signer="cleo")
     with pytest.raises(Refused, match="release: expected clauses@1 to answer claims/labels, got none"):

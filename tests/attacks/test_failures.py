@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
-from tests.site import Refused, Site
+from scripts.kit.appliance import Appliance, Refused
 
 
 @contextmanager
-def moved_away(site: Site) -> Iterator[None]:
+def moved_away(site: Appliance) -> Iterator[None]:
     """The database is gone."""
     aside = site.home / "aside"
     aside.mkdir()
@@ -30,7 +30,7 @@ def moved_away(site: Site) -> Iterator[None]:
 
 
 @contextmanager
-def disk_full(site: Site) -> Iterator[None]:
+def disk_full(site: Appliance) -> Iterator[None]:
     """No file of the service can grow: write() fails as on a full disk, with another number."""
     assert site.service is not None
     largest = max(path.stat().st_size for path in site.home.glob("ledger.db*"))
@@ -47,7 +47,7 @@ if shutil.which("prlimit"):
     CAUSES.append(pytest.param(disk_full, id="full"))
 
 
-def orders_until_refused(site: Site) -> int:
+def orders_until_refused(site: Appliance) -> int:
     """The status of the first refusal: until the database's files are full, small entries still fit."""
     for _ in range(400):
         try:
@@ -57,7 +57,7 @@ def orders_until_refused(site: Site) -> int:
     raise AssertionError("expected a refusal within 400 orders")
 
 
-def until_unanswered(site: Site) -> int:
+def until_unanswered(site: Appliance) -> int:
     """The status of an answer's refusal right after an order's: once a second the database's log is written back and
     begins again from the front, where small entries fit."""
     for _ in range(20):
@@ -71,7 +71,7 @@ def until_unanswered(site: Site) -> int:
 
 @pytest.mark.parametrize("cause", CAUSES)
 def test_while_the_ledger_cannot_be_written_nothing_acts_and_everybody_is_told(
-    released: Site, cause: Callable[[Site], AbstractContextManager[None]]
+    released: Appliance, cause: Callable[[Appliance], AbstractContextManager[None]]
 ) -> None:
     site = released
     assert site.chat("legal", "labels")["choices"]

@@ -15,14 +15,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from appliance import wiring
 from appliance.config import load_settings
-from appliance.domain.policy_files import assemble_policy
+from appliance.domain.core.policy_files import assemble_policy
 from appliance.errors import Conflict
-from appliance.formats.keys import generate_ed25519
-from appliance.store.claim import claim_founding
-from appliance.store.engine import open_engine
-from appliance.store.ledger import Ledger
-from tests.postgres import Server, postgres
-from tests.site import ROOT
+from appliance.formats.signatures.keys import generate_ed25519
+from appliance.store.database.claim import claim_founding
+from appliance.store.database.engine import open_engine
+from appliance.store.ledger.ledger import Ledger
+from scripts.kit.appliance import ROOT
+from scripts.kit.postgres import Server, postgres
 
 __all__ = ["postgres"]
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.orders import CancelImport
+from appliance.domain.data.imports import CancelImport
 from appliance.errors import BadInput
-from tests.ml.tiny import build_base, clauses, write_csv
-from tests.site import Refused, Site
+from scripts.kit.appliance import Appliance, Refused
+from scripts.kit.tiny_model import build_base, clauses, write_csv
 
 BAIT = "/tmp/appliance-attack-bait"
 
@@ -97,7 +97,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_bad_base_is_refused_by_name_and_not_imported(
-    shared: Site, model: Path, tmp_path: Path, spoil: Callable[[Path], None], code: str, named: str
+    shared: Appliance, model: Path, tmp_path: Path, spoil: Callable[[Path], None], code: str, named: str
 ) -> None:
     folder = tmp_path / "base"
     shutil.copytree(model, folder)
@@ -117,7 +117,7 @@ def test_a_bad_base_is_refused_by_name_and_not_imported(
     assert not list((shared.home / "artifacts").glob(".staging-*"))
 
 
-def test_an_import_is_cancelled_while_its_worker_runs_and_leaves_nothing(shared: Site, model: Path) -> None:
+def test_an_import_is_cancelled_while_its_worker_runs_and_leaves_nothing(shared: Appliance, model: Path) -> None:
     order = shared.order_base(model, "unwanted")
     with pytest.raises(Refused) as stranger:
         shared.order(CancelImport(order=order, **shared.terms("rita")))
@@ -187,7 +187,7 @@ def two_labels(lines: list[str]) -> None:
     ],
 )
 def test_a_broken_row_is_named_by_its_line_and_nothing_is_imported(
-    shared: Site, tmp_path: Path, change: Callable[[list[str]], None], line: int
+    shared: Appliance, tmp_path: Path, change: Callable[[list[str]], None], line: int
 ) -> None:
     datasets = shared.get("/v1/datasets")
     found = shared.import_dataset(with_rows(change)(tmp_path), "broken")
@@ -208,7 +208,9 @@ def test_a_broken_row_is_named_by_its_line_and_nothing_is_imported(
         ({"rank": 0}, "rank"),
     ],
 )
-def test_a_recipe_that_cannot_be_served_is_not_even_signed(shared: Site, written: dict[str, Any], message: str) -> None:
+def test_a_recipe_that_cannot_be_served_is_not_even_signed(
+    shared: Appliance, written: dict[str, Any], message: str
+) -> None:
     with pytest.raises(BadInput) as refused:
         shared.train_order("unservable", **written)
     assert message in refused.value.message
@@ -224,7 +226,7 @@ def test_a_recipe_that_cannot_be_served_is_not_even_signed(shared: Site, written
     ],
 )
 def test_a_recipe_that_cannot_be_served_makes_no_adapter_though_it_was_signed(
-    shared: Site, changes: dict[str, Any], message: str
+    shared: Appliance, changes: dict[str, Any], message: str
 ) -> None:
     """A client of another make signs what ours would refuse: the service does not take its word for it."""
     order = shared.train_order("unservable")
@@ -237,7 +239,7 @@ def test_a_recipe_that_cannot_be_served_makes_no_adapter_though_it_was_signed(
     assert shared.get("/v1/runs") == runs
 
 
-def test_an_order_for_a_file_that_was_not_sent_is_refused(shared: Site) -> None:
+def test_an_order_for_a_file_that_was_not_sent_is_refused(shared: Appliance) -> None:
     with pytest.raises(Refused) as refused:
         shared.ask("PUT", "/v1/uploads/sha256:" + "ab" * 32, content=b"other bytes")
     assert refused.value.status in (400, 422)

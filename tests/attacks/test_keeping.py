@@ -18,13 +18,17 @@ from pathlib import Path
 import pytest
 
 from appliance.cli import main
-from appliance.domain import orders
-from appliance.domain.names import add_seconds
-from appliance.formats.checkpoint import Checkpoint, parse_checkpoint, sign_checkpoint
-from appliance.formats.commitment import Disclosure, disclose
-from appliance.formats.cosignature import cosign as cosign_note
-from appliance.formats.keys import encode_key_file, generate_ed25519, parse_key_file
-from appliance.formats.note import add_signature, encode_note, parse_note
+from appliance.domain.core.names import add_seconds
+from appliance.domain.governance.keys import ReplaceKey
+from appliance.domain.governance.people import RevokePrincipal
+from appliance.domain.retention.holds import LiftHold, PlaceHold
+from appliance.domain.rulebook.registry import ORDERS
+from appliance.formats.core.commitment import Disclosure, disclose
+from appliance.formats.log.checkpoint import Checkpoint, parse_checkpoint, sign_checkpoint
+from appliance.formats.log.cosignature import cosign as cosign_note
+from appliance.formats.log.note import add_signature, encode_note, parse_note
+from appliance.formats.signatures.keys import encode_key_file, generate_ed25519, parse_key_file
+from scripts.kit.appliance import ROOT, Appliance, Refused
 from tests.attacks.keeping import (
     WITNESS,
     adopt,
@@ -36,7 +40,6 @@ from tests.attacks.keeping import (
     two,
     watched,
 )
-from tests.site import ROOT, Refused, Site
 
 PASSPHRASE = b"correct horse battery"
 
@@ -52,7 +55,7 @@ class Told:
 class Desk:
     """Where people type: at one site's door, with their key files."""
 
-    site: Site
+    site: Appliance
     folder: Path
     capsys: pytest.CaptureFixture[str]
 
@@ -98,7 +101,7 @@ def desk_at(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     return lambda site: Desk(site, folder, capsys)
 
 
-def verified(site: Site, place: Path, trust: bytes) -> str:
+def verified(site: Appliance, place: Path, trust: bytes) -> str:
     """What the auditor's program says of an export, under the trust file that somebody kept."""
     export, kept = place / f"{secrets.token_hex(4)}.tar", place / "kept.json"
     export.write_bytes(site.get("/v1/ledger/export", "axel"))
@@ -122,7 +125,7 @@ def refused(act: Callable[[], object], *words: str) -> Refused:
 
 
 def test_a_rotated_key_signs_off_and_a_back_dated_revocation_takes_its_word_back(
-    site: Site, desk_at: Callable[..., Desk]
+    site: Appliance, desk_at: Callable[..., Desk]
 ) -> None:
     desk = desk_at(site)
     new = desk.folder / "rita2.key"
@@ -144,8 +147,8 @@ def test_a_rotated_key_signs_off_and_a_back_dated_revocation_takes_its_word_back
     assert (report["verdict"], report["local_findings"]) == ("verified", [])
 
 
-def test_a_lost_key_is_replaced_by_two_and_signs_nothing_more(site: Site) -> None:
-    order, proof, key = new_key(site, orders.ReplaceKey, "anna", "rita")
+def test_a_lost_key_is_replaced_by_two_and_signs_nothing_more(site: Appliance) -> None:
+    order, proof, key = new_key(site, ReplaceKey, "anna", "rita")
     two(site, order, possession=proof)
     refused(lambda: site.review("rita"), "expected a standing key")
     site.keys["rita"] = key
@@ -153,7 +156,7 @@ def test_a_lost_key_is_replaced_by_two_and_signs_nothing_more(site: Site) -> Non
 
 
 def test_the_logs_key_rotates_and_the_first_trust_file_is_enough(
-    site: Site, tmp_path: Path, desk_at: Callable[..., Desk]
+    site: Appliance, tmp_path: Path, desk_at: Callable[..., Desk]
 ) -> None:
     trust, first = site.settings.trust.read_bytes(), site.trust.log_key
     refused(lambda: site.ask("POST", "/v1/log-keys", "olga"), "expected an administrator")
@@ -172,7 +175,7 @@ def test_the_logs_key_rotates_and_the_first_trust_file_is_enough(
     # Its last signature was before that time; nothing will need it again.
     (site.settings.keys / "log.pem").unlink()
     site.start()
-    site.order(orders.PlaceHold(subject="principal:olga", **site.terms("axel")))
+    site.order(PlaceHold(subject="principal:olga", **site.terms("axel")))
     assert signers(site) == [vkey]
     verified(site, tmp_path, trust)
     told = desk.type("axel", "ledger", "show", "0", "--trust", str(tmp_path / "kept.json"))
@@ -182,7 +185,7 @@ def test_the_logs_key_rotates_and_the_first_trust_file_is_enough(
     assert (report["verdict"], report["local_findings"]) == ("verified", [])
 
 
-def signers(site: Site) -> list[str]:
+def signers(site: Appliance) -> list[str]:
     """The vkeys whose lines the checkpoint of today carries."""
     known = [row["vkey"] for row in site.get("/v1/ledger/state", "axel", kind="site")["things"][0]["value"]["log_keys"]]
     ids = [line.key_id.hex() for line in parse_note(site.get("/v1/ledger/0", "axel")["checkpoint"].encode()).signatures]
@@ -195,22 +198,22 @@ SECRET = "Mia von Beispielhausen"
 
 
 def test_an_erased_name_is_in_no_file_and_what_must_be_kept_is_refused(
-    site: Site, tmp_path: Path, desk_at: Callable[..., Desk]
+    site: Appliance, tmp_path: Path, desk_at: Callable[..., Desk]
 ) -> None:
     trust = site.settings.trust.read_bytes()
     envelope, _, proof = site.propose_enrolment("mia", "operator")
-    order = orders.parse_order(envelope.payload)
+    order = ORDERS.parse(envelope.payload)
     printed = disclose(SECRET, os.urandom(32))
     order = order.model_copy(update={"printed_name": printed.commitment})
     two(site, order, printed, possession=proof)
     assert files_with(site, SECRET)
     erasing(site, printed, "printed name: expected that of a revoked principal, got mia, who stands")
-    site.order(orders.RevokePrincipal(principal="mia", **site.terms("anna")))
+    site.order(RevokePrincipal(principal="mia", **site.terms("anna")))
     erasing(site, printed, "printed name: expected its retention to have ended")
     adopt(site, name_retention_s=0)
-    site.order(orders.PlaceHold(subject="principal:mia", **site.terms("axel")))
+    site.order(PlaceHold(subject="principal:mia", **site.terms("axel")))
     erasing(site, printed, "expected no hold on principal:mia")
-    two(site, orders.LiftHold(subject="principal:mia", **site.terms("anna")))
+    two(site, LiftHold(subject="principal:mia", **site.terms("anna")))
     told = desk_at(site).two("text", "erase", "--printed-name", "mia")
     assert SECRET in told.err, "the second administrator reads what goes"
     assert "What was made of it stays" in told.err, "... and what does not"
@@ -227,7 +230,7 @@ def test_an_erased_name_is_in_no_file_and_what_must_be_kept_is_refused(
     assert (report["verdict"], report["local_findings"]) == ("verified", [])
 
 
-def erasing(site: Site, text: Disclosure, reason: str) -> None:
+def erasing(site: Appliance, text: Disclosure, reason: str) -> None:
     assert refused(lambda: site.order(erase_order(site, text.commitment), text), reason).status == 403
 
 
@@ -248,7 +251,7 @@ def cosign(desk: Desk, witness: Path, *more: str) -> Told:
 
 
 def test_a_log_that_lost_what_a_witness_saw_names_it_and_neither_starts_nor_admits(
-    released: Site, tmp_path: Path, desk_at: Callable[..., Desk]
+    released: Appliance, tmp_path: Path, desk_at: Callable[..., Desk]
 ) -> None:
     site, state = released, tmp_path / "w1.state"
     site.keys["witness"] = generate_ed25519()
@@ -306,7 +309,7 @@ def test_a_log_that_lost_what_a_witness_saw_names_it_and_neither_starts_nor_admi
     site.service = None
 
 
-def test_nobody_makes_the_appliance_forget_what_a_witness_saw(site: Site) -> None:
+def test_nobody_makes_the_appliance_forget_what_a_witness_saw(site: Appliance) -> None:
     """An old word handed in again changes nothing, nor does the witness's word on another log; both are refused."""
     witness = generate_ed25519()
     watched(site, witness, quorum=0)
@@ -334,7 +337,7 @@ def entries_in(database: Path) -> int:
         return int(connection.execute("SELECT count(*) FROM entries").fetchone()[0])
 
 
-def restore(site: Site, database: Path) -> None:
+def restore(site: Appliance, database: Path) -> None:
     """With nothing beside it but what witnesses have seen."""
     for path in (*site.home.glob("ledger.db*"), *site.home.glob("fold.snapshot")):
         path.unlink()

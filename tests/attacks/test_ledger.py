@@ -14,29 +14,29 @@ from pathlib import Path
 import pytest
 
 from appliance import wiring
-from appliance.domain import orders
+from appliance.domain.releases.activations import Activate
 from appliance.errors import Tampered
-from appliance.formats.merkle import hash_leaf
-from appliance.store.filing import BLOCK
-from appliance.store.tables import APPEND_ONLY, entry_keys
-from tests.site import Refused, Site
-from tests.store.site import heartbeat
+from appliance.formats.core.merkle import hash_leaf
+from appliance.store.database.tables import APPEND_ONLY, entry_keys
+from appliance.store.ledger.filing import BLOCK
+from scripts.kit.appliance import Appliance, Refused
+from tests.kit.small_log import heartbeat
 
-Spoil = Callable[[], Site]
+Spoil = Callable[[], Appliance]
 
 
-def database(site: Site) -> Path:
+def database(site: Appliance) -> Path:
     return Path(site.settings.database_url.removeprefix("sqlite:///"))
 
 
 @contextmanager
-def opened(site: Site) -> Iterator[sqlite3.Connection]:
+def opened(site: Appliance) -> Iterator[sqlite3.Connection]:
     with closing(sqlite3.connect(database(site), isolation_level=None)) as connection:
         yield connection
 
 
 @contextmanager
-def around_the_refusal(site: Site) -> Iterator[sqlite3.Connection]:
+def around_the_refusal(site: Appliance) -> Iterator[sqlite3.Connection]:
     """The database's own refusals are taken off, and put back as if nothing had been."""
     with opened(site) as connection:
         triggers = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
@@ -47,7 +47,7 @@ def around_the_refusal(site: Site) -> Iterator[sqlite3.Connection]:
             connection.execute(sql)
 
 
-def refuses_to_start(site: Site) -> str:
+def refuses_to_start(site: Appliance) -> str:
     """What a service that ended with the exit code of Tampered, without having answered, wrote in its log."""
     site.start(wait=False)
     assert site.service is not None
@@ -57,9 +57,9 @@ def refuses_to_start(site: Site) -> str:
     return site.log().rstrip().splitlines()[-1]
 
 
-def test_the_database_itself_refuses_to_change_or_remove_any_row(shared: Site) -> None:
+def test_the_database_itself_refuses_to_change_or_remove_any_row(shared: Appliance) -> None:
     with opened(shared) as connection:
-        # A log as short as this one has no whole block, and no row of keys: tests/store/test_guards.py has some.
+        # A log as short as this one has no whole block, and no row of keys: store/database/test_guards.py has some.
         for table in (table for table in APPEND_ONLY if table is not entry_keys):
             count = f"SELECT count(*) FROM {table.name}"
             before = connection.execute(count).fetchone()
@@ -77,7 +77,7 @@ def test_the_database_itself_refuses_to_change_or_remove_any_row(shared: Site) -
     assert shared.verify()["local_findings"] == []
 
 
-def test_a_refusal_that_was_switched_off_is_named_by_verify(founded: Site) -> None:
+def test_a_refusal_that_was_switched_off_is_named_by_verify(founded: Appliance) -> None:
     """Nothing was changed yet, and every entry is as it was: the database would no longer refuse to."""
     with opened(founded) as connection:
         connection.execute("DROP TRIGGER entries_refuse_delete")
@@ -88,7 +88,7 @@ def test_a_refusal_that_was_switched_off_is_named_by_verify(founded: Site) -> No
     assert finding.endswith(", got none; restore it as migrations/ makes it")
 
 
-def test_a_planted_trigger_is_named_by_verify_and_by_a_start_before_it_copies_more(founded: Site) -> None:
+def test_a_planted_trigger_is_named_by_verify_and_by_a_start_before_it_copies_more(founded: Appliance) -> None:
     """It keeps what two administrators erase."""
     with opened(founded) as connection:
         connection.execute("CREATE TABLE kept (text TEXT)")
@@ -107,7 +107,7 @@ def test_a_planted_trigger_is_named_by_verify_and_by_a_start_before_it_copies_mo
     assert founded.verify()["verdict"] == "verified"
 
 
-def test_yesterdays_database_of_a_young_log_is_refused_after_an_orderly_end(founded: Site) -> None:
+def test_yesterdays_database_of_a_young_log_is_refused_after_an_orderly_end(founded: Appliance) -> None:
     """No witness, and far fewer entries than are sealed while a service runs."""
     founded.stop()
     yesterday = founded.home / "yesterday.db"
@@ -130,11 +130,11 @@ def flip(data: bytes) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def stopped(golden: Site, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Site]:
+def stopped(golden: Appliance, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Appliance]:
     """Copies of the golden site whose artifacts nobody needs: the database and the keys are all that is read."""
-    made: list[Site] = []
+    made: list[Appliance] = []
 
-    def make() -> Site:
+    def make() -> Appliance:
         made.append(golden.copy(tmp_path_factory.mktemp("l") / "h", 1))
         return made[-1]
 
@@ -245,7 +245,7 @@ def test_an_invented_entry_behind_the_last_is_named(stopped: Spoil) -> None:
     assert f"entry {index}: " in refuses_to_start(site)
 
 
-def test_a_row_flipped_to_approved_admits_nothing_and_verify_names_it(site: Site) -> None:
+def test_a_row_flipped_to_approved_admits_nothing_and_verify_names_it(site: Appliance) -> None:
     """Reviews are invented in the adapter's row, and a release, while the service runs and across a restart."""
     row = site.adapter()
     reviews = [
@@ -270,7 +270,7 @@ def test_a_row_flipped_to_approved_admits_nothing_and_verify_names_it(site: Site
             site.stop()
             site.start()
         with pytest.raises(Refused) as refused:
-            site.order(orders.Activate(unit="legal", task="labels", **site.on("clauses@1"), **site.terms("lou")))
+            site.order(Activate(unit="legal", task="labels", **site.on("clauses@1"), **site.terms("lou")))
         assert any("standing approvals" in reason and "got 0" in reason for reason in refused.value.reasons)
         with pytest.raises(Refused) as unknown:
             site.chat("legal", "labels")
@@ -281,7 +281,7 @@ def test_a_row_flipped_to_approved_admits_nothing_and_verify_names_it(site: Site
         assert any(f"projection adapter {key}" in finding for finding in report["local_findings"])
 
 
-def test_what_was_changed_under_a_running_service_is_found_by_verify(site: Site) -> None:
+def test_what_was_changed_under_a_running_service_is_found_by_verify(site: Appliance) -> None:
     with around_the_refusal(site) as connection:
         (data,) = connection.execute('SELECT bytes FROM entries WHERE "index" = 9').fetchone()
         connection.execute('UPDATE entries SET bytes = ? WHERE "index" = 9', (flip(data),))

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 import openai
 import pytest
 
-from tests.site import Refused, Site
+from scripts.kit.appliance import Appliance, Refused
 
 LIMITS = """
 [limits]
@@ -29,7 +29,7 @@ def wire(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def limited(spoil: Callable[[], Site]) -> Site:
+def limited(spoil: Callable[[], Appliance]) -> Appliance:
     site = spoil()
     (site.home / "appliance.toml").write_text(LIMITS)
     site.start()
@@ -40,7 +40,7 @@ def limited(spoil: Callable[[], Site]) -> Site:
 
 
 @contextmanager
-def connect(site: Site) -> Iterator[socket.socket]:
+def connect(site: Appliance) -> Iterator[socket.socket]:
     with socket.create_connection(site.settings.listen or ("", 0), timeout=60) as connection:
         if site.authority is None:
             yield connection
@@ -49,7 +49,7 @@ def connect(site: Site) -> Iterator[socket.socket]:
             yield secured
 
 
-def head_of(site: Site, *more: str, unit: str = "legal") -> bytes:
+def head_of(site: Appliance, *more: str, unit: str = "legal") -> bytes:
     lines = ["POST /v1/chat/completions HTTP/1.1", "Host: x", f"Authorization: Bearer {site.token(unit)}", *more]
     return "\r\n".join([*lines, "", ""]).encode()
 
@@ -63,12 +63,12 @@ def said(connection: socket.socket) -> bytes:
     return told
 
 
-def test_what_is_over_a_limit_is_refused_with_when_to_ask_again_and_counted(limited: Site) -> None:
+def test_what_is_over_a_limit_is_refused_with_when_to_ask_again_and_counted(limited: Appliance) -> None:
     client = limited.openai("claims")
-    asked = {"model": "labels", "prompt": "the parties", "max_tokens": 30}
+    wanted = {"model": "labels", "prompt": "the parties", "max_tokens": 30}
     with pytest.raises(openai.RateLimitError) as tokens:
         for _ in range(200):
-            client.completions.create(**asked)  # type: ignore[call-overload]
+            client.completions.create(**wanted)  # type: ignore[call-overload]
     assert tokens.value.code == "token-limit"
     assert int(tokens.value.response.headers["Retry-After"]) > 60
     assert tokens.value.body["type"] == "rate_limit_error"  # type: ignore[index]
@@ -87,7 +87,7 @@ def test_what_is_over_a_limit_is_refused_with_when_to_ask_again_and_counted(limi
     assert limited.verify()["verdict"] == "verified"
 
 
-def test_a_unit_has_no_more_answers_at_once_than_it_may_and_others_have_theirs(limited: Site) -> None:
+def test_a_unit_has_no_more_answers_at_once_than_it_may_and_others_have_theirs(limited: Appliance) -> None:
     limited.chat("legal", "labels")
     limited.chat("claims", "labels", max_tokens=1)
     body = {"model": "labels", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1000, "stream": True}
@@ -119,7 +119,7 @@ def test_a_unit_has_no_more_answers_at_once_than_it_may_and_others_have_theirs(l
         time.sleep(0.1)
 
 
-def test_a_body_that_is_too_large_is_refused_before_it_is_read(limited: Site) -> None:
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(limited: Appliance) -> None:
     with connect(limited) as connection:
         connection.sendall(head_of(limited, f"Content-Length: {1 << 40}", "Connection: close"))
         assert said(connection).startswith(b"HTTP/1.1 413 ")
@@ -134,14 +134,14 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(limited: Site) ->
     assert not limited.entries(type="request.admitted")
 
 
-def test_a_stranger_may_send_no_body_at_all(limited: Site) -> None:
+def test_a_stranger_may_send_no_body_at_all(limited: Appliance) -> None:
     client, url = limited.units(), "/v1/chat/completions"
     assert client.post(url, content=b"x" * 1_000_000).status_code == 401
     double = [("Authorization", f"Bearer {limited.token('legal')}")] * 2
     assert client.post(url, json={}, headers=double).status_code == 401
 
 
-def test_headers_have_a_size_and_a_time(limited: Site) -> None:
+def test_headers_have_a_size_and_a_time(limited: Appliance) -> None:
     with connect(limited) as connection:
         connection.sendall(b"GET /v1/models HTTP/1.1\r\nX: " + b"y" * 40_000)
         assert said(connection).startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 "))
@@ -158,7 +158,7 @@ def test_headers_have_a_size_and_a_time(limited: Site) -> None:
                 assert 5 < end.result(30) - begun < 20
 
 
-def test_a_body_without_an_end_is_cut_after_its_refusal(limited: Site) -> None:
+def test_a_body_without_an_end_is_cut_after_its_refusal(limited: Appliance) -> None:
     with connect(limited) as connection, suppress(OSError):
         connection.sendall(head_of(limited, "Transfer-Encoding: chunked"))
         begun = time.monotonic()
@@ -174,14 +174,14 @@ def _until_cut(connection: socket.socket) -> float:
     return time.monotonic()
 
 
-def test_where_a_request_came_from_is_not_what_it_says_of_itself(limited: Site) -> None:
+def test_where_a_request_came_from_is_not_what_it_says_of_itself(limited: Appliance) -> None:
     head = {"Authorization": f"Bearer {limited.token('legal')}", "X-Forwarded-For": "203.0.113.9"}
     body = {"model": "labels", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
     assert limited.units().post("/v1/chat/completions", json=body, headers=head).status_code == 200
     assert {entry["source"] for entry in limited.entries(type="request.finished")} == {"tcp:127.0.0.1"}
 
 
-def test_a_client_that_does_not_read_holds_nothing_of_the_engine(limited: Site) -> None:
+def test_a_client_that_does_not_read_holds_nothing_of_the_engine(limited: Appliance) -> None:
     """Its answer is made and recorded while not a byte of it is taken."""
     limited.chat("legal", "labels", max_tokens=1)
     text = {"model": "labels", "messages": [{"role": "user", "content": "x"}], "max_tokens": 300, "stream": True}

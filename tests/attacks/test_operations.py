@@ -13,15 +13,15 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from scripts.kit.appliance import Appliance, Refused, free_port
 from tests.attacks.test_failures import moved_away
-from tests.site import Refused, Site, free_port
 
 TOKEN = "operations-" + "t" * 20
 MARK = "Zyxwvut-Marked-Prompt-7719"
 
 
 @pytest.fixture
-def watched(spoil: Callable[[], Site]) -> Iterator[Site]:
+def watched(spoil: Callable[[], Appliance]) -> Iterator[Appliance]:
     """A running site whose operations listener is open, and whose adapter answers legal/labels."""
     site = spoil()
     token = site.home / "operations.token"
@@ -35,14 +35,14 @@ def watched(spoil: Callable[[], Site]) -> Iterator[Site]:
     yield site
 
 
-def ask(site: Site, path: str, token: str | None = TOKEN) -> httpx.Response:
+def ask(site: Appliance, path: str, token: str | None = TOKEN) -> httpx.Response:
     assert site.settings.operations is not None
     host, port = site.settings.operations.listen
     head = {} if token is None else {"Authorization": f"Bearer {token}"}
     return httpx.get(f"http://{host}:{port}{path}", headers=head, timeout=60)
 
 
-def numbers(site: Site) -> dict[tuple[str, str], float]:
+def numbers(site: Appliance) -> dict[tuple[str, str], float]:
     """Sample name and labels to value."""
     found = {}
     for family in text_string_to_metric_families(ask(site, "/metrics").text):
@@ -52,11 +52,11 @@ def numbers(site: Site) -> dict[tuple[str, str], float]:
     return found
 
 
-def lines(site: Site) -> list[dict[str, object]]:
+def lines(site: Appliance) -> list[dict[str, object]]:
     return [json.loads(line) for line in site.log().splitlines() if line.startswith("{")]
 
 
-def test_the_numbers_are_those_of_the_ledger_by_unit_and_adapter(watched: Site) -> None:
+def test_the_numbers_are_those_of_the_ledger_by_unit_and_adapter(watched: Appliance) -> None:
     answers = [watched.chat("legal", "labels", seed=seed) for seed in range(3)]
     with watched.units() as client:
         body = {"model": "labels", "prompt": "the parties", "max_tokens": 5, "stream": True}
@@ -91,7 +91,7 @@ def test_the_numbers_are_those_of_the_ledger_by_unit_and_adapter(watched: Site) 
     assert [line["code"] for line in lines(watched) if line["event"] == "request.refused"] == ["model-not-found"] * 2
 
 
-def test_numbers_are_for_who_has_the_token_and_no_unit_has_them(watched: Site) -> None:
+def test_numbers_are_for_who_has_the_token_and_no_unit_has_them(watched: Appliance) -> None:
     for token in (None, "x", TOKEN + "x", watched.token("legal")):
         answer = ask(watched, "/metrics", token)
         assert (answer.status_code, "appliance_" in answer.text) == (401, False)
@@ -106,7 +106,7 @@ def test_numbers_are_for_who_has_the_token_and_no_unit_has_them(watched: Site) -
         assert people.get("/metrics").status_code == 404
 
 
-def test_it_is_ready_only_while_the_ledger_can_be_written(watched: Site) -> None:
+def test_it_is_ready_only_while_the_ledger_can_be_written(watched: Appliance) -> None:
     assert ask(watched, "/readyz", None).text == "ready\n"
     with moved_away(watched):
         answer = _until(watched, 503)
@@ -115,7 +115,7 @@ def test_it_is_ready_only_while_the_ledger_can_be_written(watched: Site) -> None
     assert _until(watched, 200).text == "ready\n"
 
 
-def _until(site: Site, status: int) -> httpx.Response:
+def _until(site: Appliance, status: int) -> httpx.Response:
     deadline = time.monotonic() + 30
     while (answer := ask(site, "/readyz", None)).status_code != status:
         assert time.monotonic() < deadline, answer.text
@@ -124,7 +124,7 @@ def _until(site: Site, status: int) -> httpx.Response:
 
 
 @pytest.mark.parametrize("token", [None, "short", "open"])
-def test_a_listener_without_a_private_token_does_not_start(spoil: Callable[[], Site], token: str | None) -> None:
+def test_a_listener_without_a_private_token_does_not_start(spoil: Callable[[], Appliance], token: str | None) -> None:
     site = spoil()
     text = 'operations = "127.0.0.1:0"\n'
     if token is not None:
@@ -140,23 +140,23 @@ def test_a_listener_without_a_private_token_does_not_start(spoil: Callable[[], S
     assert "operations" in site.log()
 
 
-def test_no_prompt_and_no_answer_is_in_any_log_or_database(watched: Site) -> None:
+def test_no_prompt_and_no_answer_is_in_any_log_or_database(watched: Appliance) -> None:
     """However it came in, and whatever became of it."""
     client, head = watched.openai(), {"Authorization": f"Bearer {watched.token('legal')}"}
-    asked = [{"role": "user", "content": f"{MARK} agree"}]
+    wanted = [{"role": "user", "content": f"{MARK} agree"}]
     told = [watched.chat("legal", "labels", MARK, max_tokens=30, temperature=2.0)["choices"][0]["message"]["content"]]
     for chunk in client.completions.create(model="labels", prompt=MARK, stream=True, max_tokens=4):
         assert chunk
     bodies = [
         {"model": "labels", "input": MARK, "labels": ["payment", MARK]},
-        {"model": "labels", "messages": asked, "labels": []},
+        {"model": "labels", "messages": wanted, "labels": []},
         {"model": "labels", "messages": [{"role": MARK, "content": MARK}]},
-        {"model": "labels", "messages": asked, "unknown": MARK},
-        {"model": "labels", "messages": asked, "stop": [MARK], "max_tokens": MARK},
+        {"model": "labels", "messages": wanted, "unknown": MARK},
+        {"model": "labels", "messages": wanted, "stop": [MARK], "max_tokens": MARK},
         {"model": "labels", "messages": [{"role": "user", "content": MARK * 3_000}]},
         {"model": "labels", "messages": [{"role": "user", "content": f"{MARK}<|im_end|>"}]},
-        {"model": "labels", "messages": asked * 300},
-        {"model": "payroll", "messages": asked},
+        {"model": "labels", "messages": wanted * 300},
+        {"model": "payroll", "messages": wanted},
     ]
     with watched.units() as door:
         statuses = {door.post("/v1/classify", json=body, headers=head).status_code for body in bodies}
@@ -164,7 +164,7 @@ def test_no_prompt_and_no_answer_is_in_any_log_or_database(watched: Site) -> Non
         door.post("/v1/chat/completions", content=f'{{"messages": "{MARK}'.encode(), headers=head)
     assert statuses >= {200, 400, 404}
     with suppress(openai.APIError):
-        client.chat.completions.create(model="labels", messages=asked, max_tokens=2, user=MARK, metadata={"a": MARK})  # type: ignore[arg-type]
+        client.chat.completions.create(model="labels", messages=wanted, max_tokens=2, user=MARK, metadata={"a": MARK})  # type: ignore[arg-type]
     watched.stop()
     texts = [MARK, *(text for text in told if len(text) >= 12)]
     forms = {form for text in texts for form in (text.encode(), base64.b64encode(text.encode())[:-4])}

@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 
-from appliance.domain import orders
-from appliance.domain.names import add_seconds
+from appliance.domain.core.names import add_seconds
+from appliance.domain.governance.people import Grant, RevokePrincipal
+from appliance.domain.releases.activations import Activate
+from appliance.domain.releases.adapters import RevokeAdapter
 from appliance.errors import BadInput
-from appliance.formats.dsse import Envelope, Signature
-from appliance.formats.keys import generate_ed25519
-from tests.site import Refused, Site
+from appliance.formats.signatures.dsse import Envelope, Signature
+from appliance.formats.signatures.keys import generate_ed25519
+from scripts.kit.appliance import Appliance, Refused
 
 
-def refused(site: Site, action: Any, status: int = 403, *, recorded: bool = True) -> Refused:
+def refused(site: Appliance, action: Any, status: int = 403, *, recorded: bool = True) -> Refused:
     """The action is refused; an authentic order's refusal is an entry, an inauthentic one is nobody's."""
     before = len(site.entries(type="order.refused"))
     with pytest.raises(Refused) as caught:
@@ -26,18 +28,18 @@ def refused(site: Site, action: Any, status: int = 403, *, recorded: bool = True
     return caught.value
 
 
-def enrol_unit(site: Site, unit: str) -> None:
+def enrol_unit(site: Appliance, unit: str) -> None:
     """A unit of the test's own, so that no other test's approvals count for it."""
     site.enroll(unit, "unit")
     site.enroll(f"{unit}-owner", f"release-owner:{unit}")
 
 
-def activation(site: Site, unit: str, name: str = "clauses@1") -> orders.Activate:
-    return orders.Activate(unit=unit, task="labels", **site.on(name), **site.terms(f"{unit}-owner"))
+def activation(site: Appliance, unit: str, name: str = "clauses@1") -> Activate:
+    return Activate(unit=unit, task="labels", **site.on(name), **site.terms(f"{unit}-owner"))
 
 
-def grant(site: Site, principal: str, role: str) -> None:
-    envelope = site.sign(orders.Grant(principal=principal, role=role, **site.terms("anna")))
+def grant(site: Appliance, principal: str, role: str) -> None:
+    envelope = site.sign(Grant(principal=principal, role=role, **site.terms("anna")))
     site.send(envelope)
     site.endorse(envelope.pae_digest)
 
@@ -45,12 +47,12 @@ def grant(site: Site, principal: str, role: str) -> None:
 # --- separation of duties ---------------------------------------------------------------------------------------------
 
 
-def test_an_operator_without_a_reviewers_role_approves_nothing(shared: Site) -> None:
+def test_an_operator_without_a_reviewers_role_approves_nothing(shared: Appliance) -> None:
     error = refused(shared, lambda: shared.review("olga", field="privacy"))
     assert any("role: expected olga to be reviewer:privacy" in reason for reason in error.reasons)
 
 
-def test_neither_who_ordered_the_run_nor_who_imported_the_dataset_approves(site: Site) -> None:
+def test_neither_who_ordered_the_run_nor_who_imported_the_dataset_approves(site: Appliance) -> None:
     """Both hold a reviewer's role, so that nothing but the separation of duties stands against them."""
     site.enroll("otto", "operator", "reviewer:privacy")
     site.enroll("una", "operator", "reviewer:privacy")
@@ -66,7 +68,7 @@ def test_neither_who_ordered_the_run_nor_who_imported_the_dataset_approves(site:
     assert site.review("una", name="clauses@2", field="privacy")["type"] == "review.recorded"
 
 
-def test_one_reviewer_signing_twice_is_one_vote_whatever_the_field(shared: Site) -> None:
+def test_one_reviewer_signing_twice_is_one_vote_whatever_the_field(shared: Appliance) -> None:
     enrol_unit(shared, "twice")
     shared.enroll("tina", "reviewer:privacy", "reviewer:model-risk")
     for field in ("privacy", "model-risk", "model-risk"):
@@ -77,7 +79,7 @@ def test_one_reviewer_signing_twice_is_one_vote_whatever_the_field(shared: Site)
     assert shared.order(activation(shared, "twice"))["type"] == "release.activated"
 
 
-def test_two_reviewers_of_one_field_are_no_quorum(shared: Site) -> None:
+def test_two_reviewers_of_one_field_are_no_quorum(shared: Appliance) -> None:
     enrol_unit(shared, "samefield")
     shared.enroll("tara", "reviewer:privacy")
     shared.review("tara", "samefield", field="privacy")
@@ -86,12 +88,12 @@ def test_two_reviewers_of_one_field_are_no_quorum(shared: Site) -> None:
     assert error.reasons == ["quorum: expected 2 different fields for clauses@1, got privacy"]
 
 
-def test_a_reviewer_signs_for_their_own_field_only(shared: Site) -> None:
+def test_a_reviewer_signs_for_their_own_field_only(shared: Appliance) -> None:
     error = refused(shared, lambda: shared.review("rita", field="model-risk"))
     assert error.reasons == ["role: expected rita to be reviewer:model-risk, got reviewer:privacy"]
 
 
-def test_an_approval_for_another_unit_counts_for_that_unit_alone(shared: Site) -> None:
+def test_an_approval_for_another_unit_counts_for_that_unit_alone(shared: Appliance) -> None:
     enrol_unit(shared, "east")
     enrol_unit(shared, "west")
     shared.approve("east")
@@ -103,7 +105,7 @@ def test_an_approval_for_another_unit_counts_for_that_unit_alone(shared: Site) -
 # --- keys and dates ---------------------------------------------------------------------------------------------------
 
 
-def test_a_signature_by_a_key_that_is_enrolled_later_is_nobodys(shared: Site) -> None:
+def test_a_signature_by_a_key_that_is_enrolled_later_is_nobodys(shared: Appliance) -> None:
     shared.keys["nina"] = generate_ed25519()
     order, meaning = shared.review_order("nina", field="privacy")
     error = refused(shared, lambda: shared.order(order, meaning), 401, recorded=False)
@@ -113,31 +115,31 @@ def test_a_signature_by_a_key_that_is_enrolled_later_is_nobodys(shared: Site) ->
     assert len(shared.adapter()["reviews"]) == reviews
 
 
-def test_who_was_revoked_signs_no_more_and_their_approval_lapses(shared: Site) -> None:
+def test_who_was_revoked_signs_no_more_and_their_approval_lapses(shared: Appliance) -> None:
     enrol_unit(shared, "north")
     shared.enroll("rex", "reviewer:privacy")
     shared.review("rex", "north", field="privacy")
     shared.review("rob", "north")
-    shared.order(orders.RevokePrincipal(principal="rex", **shared.terms("anna")))
+    shared.order(RevokePrincipal(principal="rex", **shared.terms("anna")))
     order, meaning = shared.review_order("rex", "north", field="privacy")
     refused(shared, lambda: shared.order(order, meaning), 401, recorded=False)
     error = refused(shared, lambda: shared.order(activation(shared, "north")))
     assert "quorum: expected 2 standing approvals of clauses@1 for north, got 1" in error.reasons
 
 
-def test_an_approval_that_has_expired_already_is_refused(shared: Site) -> None:
+def test_an_approval_that_has_expired_already_is_refused(shared: Appliance) -> None:
     past = add_seconds(shared.now(), -1)
     error = refused(shared, lambda: shared.review("rita", valid_until=past))
     assert [reason.partition(":")[0] for reason in error.reasons] == ["valid until"]
 
 
-def test_an_approval_for_longer_than_policy_allows_is_refused(shared: Site) -> None:
+def test_an_approval_for_longer_than_policy_allows_is_refused(shared: Appliance) -> None:
     for_ever = add_seconds(shared.now(), 100 * 365 * 86_400)
     error = refused(shared, lambda: shared.review("rita", valid_until=for_ever))
     assert [reason.partition(":")[0] for reason in error.reasons] == ["valid until"]
 
 
-def test_a_release_whose_approval_lapses_stops_answering(shared: Site) -> None:
+def test_a_release_whose_approval_lapses_stops_answering(shared: Appliance) -> None:
     enrol_unit(shared, "brief")
     shared.review("rob", "brief")
     shared.review("rita", "brief")
@@ -159,7 +161,7 @@ def test_a_release_whose_approval_lapses_stops_answering(shared: Site) -> None:
 # --- power ------------------------------------------------------------------------------------------------------------
 
 
-def test_one_administrator_enrols_nobody_alone(shared: Site) -> None:
+def test_one_administrator_enrols_nobody_alone(shared: Appliance) -> None:
     for name, field in (("mole", "privacy"), ("vole", "model-risk")):
         envelope, printed, proof = shared.propose_enrolment(name, f"reviewer:{field}")
         assert shared.send(envelope, printed, possession=proof)["type"] == "order.pending"
@@ -173,7 +175,7 @@ def test_one_administrator_enrols_nobody_alone(shared: Site) -> None:
     assert not names & {"mole", "vole"}
 
 
-def test_nobody_but_an_administrator_endorses(shared: Site) -> None:
+def test_nobody_but_an_administrator_endorses(shared: Appliance) -> None:
     envelope, printed, proof = shared.propose_enrolment("mink", "reviewer:privacy")
     shared.send(envelope, printed, possession=proof)
     error = refused(shared, lambda: shared.endorse(envelope.pae_digest, by="olga"))
@@ -181,10 +183,10 @@ def test_nobody_but_an_administrator_endorses(shared: Site) -> None:
 
 
 @pytest.mark.parametrize("owner", ["rita", "gone"])
-def test_a_key_belongs_to_one_principal_for_ever(shared: Site, owner: str) -> None:
+def test_a_key_belongs_to_one_principal_for_ever(shared: Appliance, owner: str) -> None:
     if owner == "gone":
         shared.enroll("gone", "reviewer:privacy")
-        shared.order(orders.RevokePrincipal(principal="gone", **shared.terms("anna")))
+        shared.order(RevokePrincipal(principal="gone", **shared.terms("anna")))
     shared.keys[f"double-{owner}"] = shared.keys[owner]
     envelope, printed, proof = shared.propose_enrolment(f"double-{owner}", "reviewer:model-risk")
     error = refused(shared, lambda: shared.send(envelope, printed, possession=proof))
@@ -192,7 +194,7 @@ def test_a_key_belongs_to_one_principal_for_ever(shared: Site, owner: str) -> No
     assert "key: expected one never enrolled here" in error.reasons[0]
 
 
-def test_nobody_is_enrolled_without_having_the_key(shared: Site) -> None:
+def test_nobody_is_enrolled_without_having_the_key(shared: Appliance) -> None:
     """The proof of possession is made with another key than the one that is to be enrolled."""
     envelope, printed, _ = shared.propose_enrolment("nokey", "reviewer:privacy")
     _, _, other = shared.propose_enrolment("other", "reviewer:privacy")
@@ -205,7 +207,7 @@ def test_nobody_is_enrolled_without_having_the_key(shared: Site) -> None:
 # --- orders -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_order_counts_once(shared: Site) -> None:
+def test_an_order_counts_once(shared: Appliance) -> None:
     order, meaning = shared.review_order("rita")
     envelope = shared.sign(order)
     shared.send(envelope, meaning)
@@ -217,7 +219,7 @@ def test_an_order_counts_once(shared: Site) -> None:
     assert len(shared.adapter()["reviews"]) == reviews
 
 
-def test_an_order_signed_with_another_key_is_nobodys(shared: Site) -> None:
+def test_an_order_signed_with_another_key_is_nobodys(shared: Appliance) -> None:
     order, meaning = shared.review_order("rita")
     honest = shared.sign(order)
     stranger = shared.sign(order, generate_ed25519())
@@ -230,7 +232,7 @@ def test_an_order_signed_with_another_key_is_nobodys(shared: Site) -> None:
     assert len(shared.adapter()["reviews"]) == reviews
 
 
-def test_no_flipped_byte_of_an_order_is_accepted(shared: Site) -> None:
+def test_no_flipped_byte_of_an_order_is_accepted(shared: Appliance) -> None:
     order, meaning = shared.review_order("rita")
     honest = shared.sign(order)
     unit = honest.payload.index(b'"unit":"legal"') + len(b'"unit":"')
@@ -248,7 +250,7 @@ def test_no_flipped_byte_of_an_order_is_accepted(shared: Site) -> None:
     assert len(shared.entries(type="review.recorded")) == size
 
 
-def test_an_order_for_another_appliance_is_nobodys(shared: Site) -> None:
+def test_an_order_for_another_appliance_is_nobodys(shared: Appliance) -> None:
     order, meaning = shared.review_order("rita", origin="bank.example/other")
     error = refused(shared, lambda: shared.order(order, meaning), 401, recorded=False)
     assert "bank.example/other" in error.message
@@ -257,21 +259,21 @@ def test_an_order_for_another_appliance_is_nobodys(shared: Site) -> None:
 @pytest.mark.parametrize(
     ("issued_s", "expires_s", "code"), [(-600, -1, "expired"), (3600, 4000, "not-yet-valid"), (0, 10**8, "too-long")]
 )
-def test_an_order_counts_for_as_long_as_it_says(shared: Site, issued_s: int, expires_s: int, code: str) -> None:
+def test_an_order_counts_for_as_long_as_it_says(shared: Appliance, issued_s: int, expires_s: int, code: str) -> None:
     now = shared.now()
     times = {"issued_at": add_seconds(now, issued_s), "expires_at": add_seconds(now, expires_s)}
     order, meaning = shared.review_order("rita", **times)
     assert code in (error := refused(shared, lambda: shared.order(order, meaning))).code, error
 
 
-def test_nobody_releases_to_a_unit_that_is_not_theirs(released: Site) -> None:
+def test_nobody_releases_to_a_unit_that_is_not_theirs(released: Appliance) -> None:
     for who in ("cleo", "olga", "rita", "anna"):
-        order = orders.Activate(unit="legal", task="labels", **released.on("clauses@1"), **released.terms(who))
+        order = Activate(unit="legal", task="labels", **released.on("clauses@1"), **released.terms(who))
         error = refused(released, lambda o=order: released.order(o))
         assert error.reasons[0].startswith(f"role: expected {who} to be release-owner:legal"), error
     # Revoked by one reviewer alone: the adapter that answered a moment ago answers no more.
     assert released.chat("legal", "labels")["choices"]
-    released.order(orders.RevokeAdapter(**released.on("clauses@1"), **released.terms("rita")))
+    released.order(RevokeAdapter(**released.on("clauses@1"), **released.terms("rita")))
     with pytest.raises(Refused) as revoked:
         released.chat("legal", "labels")
     assert (revoked.value.status, revoked.value.code) == (403, "not-admitted")

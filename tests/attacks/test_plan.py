@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from appliance.cli import main
-from appliance.domain.steps import parse_steps
-from appliance.formats.keys import encode_key_file
+from appliance.domain.runs.steps import parse_steps
+from appliance.formats.signatures.keys import encode_key_file
+from scripts.kit.appliance import Appliance, Refused
 from tests.attacks import cramped
-from tests.site import Refused, Site
 
 RECIPE = (
     "name: clauses\nbase: tiny\ndataset: clauses@1\nrank: 4\nalpha: 8\nepochs: 1\nlearning_rate: 0.01\n"
@@ -21,7 +21,7 @@ RECIPE = (
 
 
 def test_what_was_planned_is_what_the_run_took(
-    shared: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shared: Appliance, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A tiny base, so nearly all of it is the process itself: within a tenth, and never under."""
     (tmp_path / "recipe.yaml").write_text(RECIPE)
@@ -46,7 +46,7 @@ def test_what_was_planned_is_what_the_run_took(
 
 
 def test_what_does_not_fit_is_refused_when_it_is_ordered_and_fails_before_its_worker_starts(
-    spoil: Callable[[], Site],
+    spoil: Callable[[], Appliance],
 ) -> None:
     site = spoil()
     site.launcher = (cramped.__file__,)

@@ -8,13 +8,13 @@ import pytest
 
 from appliance import wiring
 from appliance.config import load_settings
-from appliance.domain.names import encode_value
-from appliance.domain.orders import AdoptPolicy
-from appliance.domain.policy_files import assemble_policy
+from appliance.domain.core.names import encode_value
+from appliance.domain.core.policy_files import assemble_policy
+from appliance.domain.governance.policies import AdoptPolicy
 from appliance.errors import BadInput, Denied
-from appliance.formats.digest import digest_bytes
-from appliance.formats.keys import generate_ed25519
-from tests.site import ROOT, Refused, Site
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.signatures.keys import generate_ed25519
+from scripts.kit.appliance import ROOT, Appliance, Refused
 
 LOCK = b'\n@id("nobody-adopts")\nforbid (principal, action == Action::"adopt-policy", resource);\n'
 
@@ -25,11 +25,11 @@ def policy_document(extra: bytes = b"") -> bytes:
     return encode_value(assemble_policy("default", files))
 
 
-def adopt(site: Site, document: bytes) -> dict[str, object]:
+def adopt(site: Appliance, document: bytes) -> dict[str, object]:
     return site.order(AdoptPolicy(policy=digest_bytes(document), **site.terms("anna")), policy=document)
 
 
-def test_a_set_that_forbids_its_own_replacement_is_never_pending(shared: Site) -> None:
+def test_a_set_that_forbids_its_own_replacement_is_never_pending(shared: Appliance) -> None:
     with pytest.raises(Refused) as refused:
         adopt(shared, policy_document(LOCK))
     assert refused.value.status == 403
@@ -59,7 +59,7 @@ def test_an_appliance_is_not_made_under_a_set_that_can_forbid_its_own_replacemen
     assert not settings.home.exists()
 
 
-def test_a_set_too_deep_for_its_parser_is_refused_by_an_entry_and_the_service_goes_on(shared: Site) -> None:
+def test_a_set_too_deep_for_its_parser_is_refused_by_an_entry_and_the_service_goes_on(shared: Appliance) -> None:
     deep = (
         b'\n@id("deep") forbid (principal, action, resource) when { ' + b"(" * 1_500 + b"false" + b")" * 1_500 + b" };"
     )
@@ -70,7 +70,7 @@ def test_a_set_too_deep_for_its_parser_is_refused_by_an_entry_and_the_service_go
     assert (last["actor"], "brackets inside each other" in last["body"]["reasons"][0]) == ("anna", True)
 
 
-def test_one_administrator_alone_adopts_nothing(shared: Site) -> None:
+def test_one_administrator_alone_adopts_nothing(shared: Appliance) -> None:
     before = shared.get("/v1/policy")["digest"]
     document = policy_document(b"\n// the same, and a remark\n")
     answer = adopt(shared, document)

@@ -7,22 +7,22 @@ from collections.abc import Callable
 
 import pytest
 
-from appliance.domain.names import add_seconds
-from appliance.formats.canonical import parse_canonical
-from appliance.formats.rows import parse_row_proof_value, verify_row
+from appliance.domain.core.names import add_seconds
+from appliance.formats.artifacts.rows import parse_row_proof_value, verify_row
+from appliance.formats.core.canonical import parse_canonical
+from scripts.kit.appliance import Appliance, Refused
+from scripts.kit.tiny_model import clauses
 from tests.attacks.test_exports import order_export
-from tests.ml.tiny import clauses
-from tests.site import Refused, Site
 
 
 @pytest.fixture
-def site(spoil: Callable[[], Site]) -> Site:
+def site(spoil: Callable[[], Appliance]) -> Appliance:
     site = spoil()
     site.start()
     return site
 
 
-def test_what_a_unit_could_load_before_and_after_a_release_and_a_revocation(site: Site) -> None:
+def test_what_a_unit_could_load_before_and_after_a_release_and_a_revocation(site: Appliance) -> None:
     before = site.now()
     site.approve()
     released = site.activate()["index"]
@@ -50,7 +50,7 @@ def test_what_a_unit_could_load_before_and_after_a_release_and_a_revocation(site
     assert later["tasks"] == after["tasks"], "a time to come counts as now"
 
 
-def test_the_state_of_any_entry_and_of_any_time(site: Site) -> None:
+def test_the_state_of_any_entry_and_of_any_time(site: Appliance) -> None:
     sealed = site.entries(type="adapter.sealed")[0]
     for at, ids in (
         (str(sealed["index"]), ["clauses@1"]),
@@ -65,7 +65,7 @@ def test_the_state_of_any_entry_and_of_any_time(site: Site) -> None:
         assert refused.value.status == status
 
 
-def test_a_row_is_proved_to_whoever_may_ask_and_to_nobody_else(site: Site) -> None:
+def test_a_row_is_proved_to_whoever_may_ask_and_to_nobody_else(site: Appliance) -> None:
     text = clauses()[0][0]
     entry = site.entries(type="dataset.imported")[0]
     (version,) = site.ask("POST", "/v1/datasets/clauses/row", "axel", json={"text": text})
@@ -84,7 +84,7 @@ def test_a_row_is_proved_to_whoever_may_ask_and_to_nobody_else(site: Site) -> No
         assert refused.value.status == 403
 
 
-def test_an_adapters_story_begins_with_what_it_is_made_of_and_counts_its_requests(site: Site) -> None:
+def test_an_adapters_story_begins_with_what_it_is_made_of_and_counts_its_requests(site: Appliance) -> None:
     site.approve()
     site.activate()
     for _ in range(3):
@@ -99,7 +99,7 @@ def test_an_adapters_story_begins_with_what_it_is_made_of_and_counts_its_request
     assert any(text["text"] == "I reviewed it and approve." for found in texts for text in found)
 
 
-def test_the_log_is_paged_from_both_ends_by_unit_and_types(site: Site) -> None:
+def test_the_log_is_paged_from_both_ends_by_unit_and_types(site: Appliance) -> None:
     site.approve()
     whole = [entry["index"] for entry in site.entries()]
     last = site.get("/v1/ledger", "axel", newest=True, limit=5)

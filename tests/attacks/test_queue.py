@@ -7,24 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from appliance.domain import orders
+from appliance.domain.runs.cancellation import Cancel
+from scripts.kit.appliance import Appliance
 from tests.attacks.test_kill import arm, await_death, check_whole, copy_of, end
-from tests.site import Site
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def own(golden: Site, tmp_path: Path) -> Iterator[Site]:
+def own(golden: Appliance, tmp_path: Path) -> Iterator[Appliance]:
     site = copy_of(golden, tmp_path)
     yield site
     end(site)
 
 
-def test_the_queue_survives_a_death_between_any_two(own: Site) -> None:
+def test_the_queue_survives_a_death_between_any_two(own: Appliance) -> None:
     arm(own, "after:adapter.sealed")
     names = [own.order(own.train_order(name))["result"]["run"] for name in ("first", "second", "third", "fourth")]
-    own.order(orders.Cancel(run=names[2], **own.terms("olga")))
+    own.order(Cancel(run=names[2], **own.terms("olga")))
     await_death(own)
     arm(own, "before:run.started")
     own.start(wait=False)

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from tests.site import Site
+from scripts.kit.appliance import Appliance
 
 CHAT, CLASSIFY = "/v1/chat/completions", "/v1/classify"
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
-def _head(site: Site) -> dict[str, str]:
+def _head(site: Appliance) -> dict[str, str]:
     return {"Authorization": f"Bearer {site.token('legal')}"}
 
 
@@ -38,7 +38,7 @@ def _head(site: Site) -> dict[str, str]:
     ],
 )
 def test_a_malformed_body_is_refused_by_the_place_of_its_fault(
-    shared: Site, path: str, sent: dict[str, Any], words: str
+    shared: Appliance, path: str, sent: dict[str, Any], words: str
 ) -> None:
     answer = shared.units().post(path, headers=_head(shared), **sent)
     error = answer.json()["error"]
@@ -58,7 +58,7 @@ def test_a_malformed_body_is_refused_by_the_place_of_its_fault(
     ],
 )
 def test_what_the_door_does_not_have_is_said_to_be_missing(
-    shared: Site, method: str, path: str, status: int, allowed: str | None
+    shared: Appliance, method: str, path: str, status: int, allowed: str | None
 ) -> None:
     answer = shared.units().request(method, path, headers=_head(shared))
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, "http")

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from appliance import verifier
-from appliance.domain.response import MEMBER, Answered, parse_record, verify_answer, verify_record
+from appliance.domain.queries.response import MEMBER, Answered, parse_record, verify_answer, verify_record
 from appliance.errors import Tampered
-from appliance.formats.canonical import encode_canonical
-from appliance.formats.log_policy import quorum_policy
-from tests.site import Site
+from appliance.formats.core.canonical import encode_canonical
+from appliance.formats.log.log_policy import quorum_policy
+from scripts.kit.appliance import Appliance
 
-ASKED: Any = [{"role": "user", "content": "the parties agree"}]
+REQUESTED: Any = [{"role": "user", "content": "the parties agree"}]
 DRAWN: dict[str, Any] = {"model": "labels", "max_tokens": 6, "temperature": 1.0, "seed": 3}
 
 
@@ -27,7 +27,7 @@ def wire(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def check(site: Site, extra: dict[str, Any] | None, text: str) -> Answered:
+def check(site: Appliance, extra: dict[str, Any] | None, text: str) -> Answered:
     """As a unit does it: with the record as it came, the text and the trust file."""
     record = parse_record(json.dumps((extra or {})[MEMBER]).encode())
     answered = verify_record(record, quorum_policy([site.trust.log_key], [], 0))
@@ -37,9 +37,9 @@ def check(site: Site, extra: dict[str, Any] | None, text: str) -> Answered:
     return answered
 
 
-def test_every_way_of_asking_gives_a_record_that_holds(released: Site, tmp_path: Path) -> None:
+def test_every_way_of_asking_gives_a_record_that_holds(released: Appliance, tmp_path: Path) -> None:
     client = released.openai()
-    whole = client.chat.completions.create(messages=ASKED, **DRAWN)
+    whole = client.chat.completions.create(messages=REQUESTED, **DRAWN)
     text = whole.choices[0].message.content or ""
     answered = check(released, whole.model_extra, text)
     body = answered.body
@@ -51,11 +51,11 @@ def test_every_way_of_asking_gives_a_record_that_holds(released: Site, tmp_path:
     assert body.release == history[-1]["index"]
     admitted = released.entries(subject=f"request:{body.request}")[0]
     salt = base64.b64decode(answered.record.prompt_salt or "")
-    assert admitted["body"]["prompt"] == f"hmac-sha256:{hmac.digest(salt, encode_canonical(ASKED), 'sha256').hex()}"
+    assert admitted["body"]["prompt"] == f"hmac-sha256:{hmac.digest(salt, encode_canonical(REQUESTED), 'sha256').hex()}"
 
     for usage in (False, True):
         options: Any = {"include_usage": usage}
-        chunks = list(client.chat.completions.create(messages=ASKED, stream=True, stream_options=options, **DRAWN))
+        chunks = list(client.chat.completions.create(messages=REQUESTED, stream=True, stream_options=options, **DRAWN))
         streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
         assert streamed == text
         assert [MEMBER in (chunk.model_extra or {}) for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
@@ -66,8 +66,8 @@ def test_every_way_of_asking_gives_a_record_that_holds(released: Site, tmp_path:
     check(released, completed.model_extra, completed.choices[0].text)
 
     head = {"Authorization": f"Bearer {client.api_key}"}
-    asked = {"model": "labels", "input": "invoice and fee", "labels": ["payment", "secrecy"]}
-    found = released.units().post("/v1/classify", json=asked, headers=head).json()
+    wanted = {"model": "labels", "input": "invoice and fee", "labels": ["payment", "secrecy"]}
+    found = released.units().post("/v1/classify", json=wanted, headers=head).json()
     check(released, found, found[MEMBER]["text"])
     said = {label: float(share) for label, share in json.loads(found[MEMBER]["text"]).items()}
     assert said == found["data"][0]["probabilities"]
@@ -81,9 +81,9 @@ def test_every_way_of_asking_gives_a_record_that_holds(released: Site, tmp_path:
     assert released.verify()["verdict"] == "verified"
 
 
-def test_the_ledger_holds_no_salt(released: Site) -> None:
+def test_the_ledger_holds_no_salt(released: Appliance) -> None:
     """Who reads the log or the database can guess no answer, however short."""
-    whole = released.openai().chat.completions.create(messages=ASKED, **DRAWN)
+    whole = released.openai().chat.completions.create(messages=REQUESTED, **DRAWN)
     record = (whole.model_extra or {})[MEMBER]
     told = json.dumps(released.entries()).encode()
     told += b"".join(path.read_bytes() for path in released.home.glob("ledger.db*"))

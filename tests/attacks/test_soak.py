@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.entry import Entry, encode_entry, parse_entry
+from appliance.domain.core.entry import Entry, encode_entry, parse_entry
+from scripts.kit.appliance import Appliance, free_port
+from scripts.kit.postgres import Server, postgres
 from scripts.soaking import run as soaking
 from scripts.soaking.judge import check_entries
 from scripts.soaking.memory import Growth
 from scripts.soaking.record import Given, Record
 from scripts.soaking.worst import ALONE, BESIDE, judge_calm
-from tests.postgres import Server, postgres
-from tests.site import Site, free_port
 
 __all__ = ["postgres"]
 
@@ -38,7 +38,7 @@ def check_sound(result: soaking.Result, *injected: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_eight_units_under_churn_get_nothing_but_their_own_and_all_of_it_is_recorded(
-    golden: Site, tmp_path: Path
+    golden: Appliance, tmp_path: Path
 ) -> None:
     """With a disk that is full, batches that fail, a worker that is killed and a service that is."""
     site = golden.copy(tmp_path / "h", free_port())
@@ -58,7 +58,7 @@ def test_the_same_on_a_database_that_is_stopped(postgres: Server, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_service_that_answers_from_another_units_slot_is_caught(golden: Site, tmp_path: Path) -> None:
+def test_a_service_that_answers_from_another_units_slot_is_caught(golden: Appliance, tmp_path: Path) -> None:
     """So that the soak can fail: every second request goes to the slot of somebody else."""
     site = golden.copy(tmp_path / "h", free_port())
     site.start()

@@ -11,15 +11,15 @@ import httpx
 import pytest
 
 from appliance import wiring
-from appliance.domain import credentials
-from appliance.domain.names import add_seconds
-from appliance.domain.policy_files import assemble_policy
+from appliance.domain.core import credentials
+from appliance.domain.core.names import add_seconds
+from appliance.domain.core.policy_files import assemble_policy
 from appliance.errors import Tampered
-from appliance.formats.canonical import parse_canonical
-from appliance.formats.dsse import encode_envelope, sign_envelope
-from appliance.formats.keys import Ed25519Signer, generate_ed25519
+from appliance.formats.core.canonical import parse_canonical
+from appliance.formats.signatures.dsse import encode_envelope, sign_envelope
+from appliance.formats.signatures.keys import Ed25519Signer, generate_ed25519
 from appliance.verifier import verify_export
-from tests.site import ROOT, Refused, Site
+from scripts.kit.appliance import ROOT, Appliance, Refused
 
 ORIGIN = "bank.example/test"
 
@@ -28,7 +28,7 @@ ORIGIN = "bank.example/test"
 class Other:
     """Another appliance of the same bank: founded, never run."""
 
-    site: Site
+    site: Appliance
 
     @property
     def key(self) -> Ed25519Signer:
@@ -38,7 +38,7 @@ class Other:
 @pytest.fixture(scope="module", params=["bank.example/other", ORIGIN], ids=["other-origin", "same-origin"])
 def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Other:
     keys = {"anna": generate_ed25519(), "ben": generate_ed25519()}
-    site = Site(tmp_path_factory.mktemp("o") / "h", keys)
+    site = Appliance(tmp_path_factory.mktemp("o") / "h", keys)
     policy = ROOT / "policies" / "default"
     wiring.init(
         site.settings,
@@ -56,7 +56,7 @@ def wire(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def models(site: Site, authorization: str | None) -> httpx.Response:
+def models(site: Appliance, authorization: str | None) -> httpx.Response:
     headers = {} if authorization is None else {"Authorization": authorization}
     with site.units() as client:
         return client.get("/v1/models", headers=headers)
@@ -70,34 +70,34 @@ def is_unknown(answer: httpx.Response) -> bool:
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_units_own_token_is_honoured(shared: Site) -> None:
+def test_a_units_own_token_is_honoured(shared: Appliance) -> None:
     """What makes the refusals below mean something."""
     assert models(shared, f"Bearer {shared.token('legal')}").status_code == 200
 
 
-def test_a_token_for_another_appliance_is_refused(shared: Site) -> None:
+def test_a_token_for_another_appliance_is_refused(shared: Appliance) -> None:
     assert is_unknown(models(shared, f"Bearer {shared.token('legal', origin='bank.example/other')}"))
 
 
-def test_a_token_by_a_key_that_nobody_enrolled_is_refused(shared: Site, other: Other) -> None:
+def test_a_token_by_a_key_that_nobody_enrolled_is_refused(shared: Appliance, other: Other) -> None:
     for key in (generate_ed25519(), other.key, shared.keys["claims"]):
         assert is_unknown(models(shared, f"Bearer {shared.token('legal', key)}"))
 
 
 @pytest.mark.parametrize("ttl_s", [-1, 0, 3700, 10**7], ids=["expired", "never-valid", "over-an-hour", "for-ever"])
-def test_a_token_lives_an_hour_at_most(shared: Site, ttl_s: int) -> None:
+def test_a_token_lives_an_hour_at_most(shared: Appliance, ttl_s: int) -> None:
     assert is_unknown(models(shared, f"Bearer {shared.token('legal', ttl_s=ttl_s)}"))
 
 
 @pytest.mark.parametrize("who", ["olga", "rita", "lou", "anna", "axel"])
-def test_a_token_of_a_person_who_is_no_unit_is_refused(shared: Site, who: str) -> None:
+def test_a_token_of_a_person_who_is_no_unit_is_refused(shared: Appliance, who: str) -> None:
     assert is_unknown(models(shared, f"Bearer {shared.token(who)}"))
     with pytest.raises(Refused) as refused:
         shared.chat("legal", "labels", token=shared.token(who))
     assert refused.value.status == 401
 
 
-def test_a_changed_token_is_refused(shared: Site) -> None:
+def test_a_changed_token_is_refused(shared: Appliance) -> None:
     token = shared.token("legal")
     for at in range(0, len(token) - 4, 61):
         changed = token[:at] + ("A" if token[at] != "A" else "B") + token[at + 1 :]
@@ -107,11 +107,11 @@ def test_a_changed_token_is_refused(shared: Site) -> None:
 @pytest.mark.parametrize(
     "authorization", [None, "", "Bearer", "Bearer x", "Basic bGVnYWw6", "Bearer e30", "Bearer " + "A" * 4000]
 )
-def test_without_a_token_the_units_door_answers_nothing(shared: Site, authorization: str | None) -> None:
+def test_without_a_token_the_units_door_answers_nothing(shared: Appliance, authorization: str | None) -> None:
     assert is_unknown(models(shared, authorization))
 
 
-def test_a_session_statement_is_no_token(shared: Site) -> None:
+def test_a_session_statement_is_no_token(shared: Appliance) -> None:
     """Both are signed by the same key; what one says cannot be used as the other."""
     session = statement(shared, "legal", os.urandom(16).hex())
     token = credentials.encode_token(sign_envelope(credentials.encode_credential(session), shared.keys["legal"]))
@@ -121,26 +121,26 @@ def test_a_session_statement_is_no_token(shared: Site) -> None:
 # --- sessions ---------------------------------------------------------------------------------------------------------
 
 
-def statement(site: Site, who: str, nonce: str, **changes: Any) -> credentials.Session:
+def statement(site: Appliance, who: str, nonce: str, **changes: Any) -> credentials.SessionStatement:
     now = site.now()
     values = {
         "origin": site.trust.origin, "signer": who, "nonce": nonce, "issued_at": now,
         "expires_at": add_seconds(now, 900), **changes,
     }  # fmt: skip
-    return credentials.Session(**values)
+    return credentials.SessionStatement(**values)
 
 
-def challenge(site: Site) -> str:
+def challenge(site: Appliance) -> str:
     return str(site.ask("POST", "/v1/sessions/challenge", None)["nonce"])
 
 
-def open_session(site: Site, session: credentials.Session, key: Ed25519Signer | None = None) -> Any:
+def open_session(site: Appliance, session: credentials.SessionStatement, key: Ed25519Signer | None = None) -> Any:
     envelope = sign_envelope(credentials.encode_credential(session), key or site.keys[session.signer])
     body = {"envelope": parse_canonical(encode_envelope(envelope))}
     return site.ask("POST", "/v1/sessions", None, json=body)
 
 
-def no_session(site: Site, session: credentials.Session, key: Ed25519Signer | None = None) -> Refused:
+def no_session(site: Appliance, session: credentials.SessionStatement, key: Ed25519Signer | None = None) -> Refused:
     opened = len(site.entries(type="session.opened"))
     with pytest.raises(Refused) as refused:
         open_session(site, session, key)
@@ -149,17 +149,17 @@ def no_session(site: Site, session: credentials.Session, key: Ed25519Signer | No
     return refused.value
 
 
-def test_a_session_for_another_appliance_is_not_opened(shared: Site) -> None:
+def test_a_session_for_another_appliance_is_not_opened(shared: Appliance) -> None:
     session = statement(shared, "axel", challenge(shared), origin="bank.example/other")
     assert "bank.example/other" in no_session(shared, session).message
 
 
-def test_a_session_by_another_key_is_not_opened(shared: Site, other: Other) -> None:
+def test_a_session_by_another_key_is_not_opened(shared: Appliance, other: Other) -> None:
     no_session(shared, statement(shared, "anna", challenge(shared)), other.key)
     no_session(shared, statement(shared, "axel", challenge(shared)), shared.keys["olga"])
 
 
-def test_a_session_answers_a_challenge_of_this_service_once(shared: Site) -> None:
+def test_a_session_answers_a_challenge_of_this_service_once(shared: Appliance) -> None:
     assert "challenge" in no_session(shared, statement(shared, "axel", os.urandom(16).hex())).message
     session = statement(shared, "axel", challenge(shared))
     assert open_session(shared, session)["principal"] == "axel"
@@ -167,7 +167,7 @@ def test_a_session_answers_a_challenge_of_this_service_once(shared: Site) -> Non
 
 
 @pytest.mark.parametrize(("issued_s", "expires_s"), [(0, 3600), (-1000, -100), (3600, 4000)])
-def test_a_session_lives_fifteen_minutes_at_most(shared: Site, issued_s: int, expires_s: int) -> None:
+def test_a_session_lives_fifteen_minutes_at_most(shared: Appliance, issued_s: int, expires_s: int) -> None:
     now = shared.now()
     times = {"issued_at": add_seconds(now, issued_s), "expires_at": add_seconds(now, expires_s)}
     no_session(shared, statement(shared, "axel", challenge(shared), **times))
@@ -180,8 +180,8 @@ PUBLIC = {("GET", "/v1/about"), ("POST", "/v1/sessions/challenge"), ("POST", "/v
 
 def routes() -> list[tuple[str, str]]:
     """Every route of the people's door, as it is built: a new one is held to this test without being named in it."""
-    from appliance.web.api import people_app
-    from appliance.web.auth import Doorkeeper
+    from appliance.web.core.auth import Doorkeeper
+    from appliance.web.people.api import people_app
 
     context: Any = None
     found: list[tuple[str, str]] = []
@@ -195,7 +195,7 @@ def routes() -> list[tuple[str, str]]:
     return sorted(found)
 
 
-def test_every_route_but_the_public_ones_needs_a_session(shared: Site) -> None:
+def test_every_route_but_the_public_ones_needs_a_session(shared: Appliance) -> None:
     private = [route for route in routes() if route not in PUBLIC]
     assert len(private) > 20 and set(routes()) >= PUBLIC
     for method, path in private:
@@ -207,7 +207,7 @@ def test_every_route_but_the_public_ones_needs_a_session(shared: Site) -> None:
             assert answer.json()["error"]["code"] == "not-authenticated"
 
 
-def test_what_everybody_is_told_names_nobody(shared: Site) -> None:
+def test_what_everybody_is_told_names_nobody(shared: Appliance) -> None:
     told = str(shared.ask("GET", "/v1/about", None))
     assert not [name for name in ("olga", "rita", "axel", "clauses") if name in told]
 
@@ -216,14 +216,14 @@ def test_what_everybody_is_told_names_nobody(shared: Site) -> None:
 
 
 @pytest.fixture(scope="module")
-def export(shared: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def export(shared: Appliance, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("x") / "ledger.tar"
     path.write_bytes(shared.ask("GET", "/v1/ledger/export", "axel"))
     return path
 
 
 def test_a_verifier_with_another_appliances_trust_file_verifies_nothing(
-    shared: Site, other: Other, export: Path
+    shared: Appliance, other: Other, export: Path
 ) -> None:
     now = shared.now()
     assert verify_export(export, shared.trust, now).verdict in ("verified", "unverifiable")
@@ -233,11 +233,11 @@ def test_a_verifier_with_another_appliances_trust_file_verifies_nothing(
     assert report.findings
 
 
-def test_a_verifier_without_a_trust_file_verifies_nothing(shared: Site, export: Path) -> None:
+def test_a_verifier_without_a_trust_file_verifies_nothing(shared: Appliance, export: Path) -> None:
     assert verify_export(export, None, shared.now()).verdict == "unverifiable"
 
 
-def test_the_services_own_check_fails_against_another_appliances_trust_file(shared: Site, other: Other) -> None:
+def test_the_services_own_check_fails_against_another_appliances_trust_file(shared: Appliance, other: Other) -> None:
     trust = parse_canonical(other.site.settings.trust.read_bytes()[:-1])
     report = shared.ask("POST", "/v1/ledger/verify", "axel", json={"trust": trust})
     assert report["verdict"] == "failed"
@@ -246,7 +246,7 @@ def test_the_services_own_check_fails_against_another_appliances_trust_file(shar
 
 @pytest.mark.parametrize("carried", ["trust.json", "keys"])
 def test_a_service_does_not_start_on_what_is_another_appliances(
-    golden: Site, other: Other, tmp_path: Path, carried: str
+    golden: Appliance, other: Other, tmp_path: Path, carried: str
 ) -> None:
     """The trust file alone, or the keys alone, of another appliance in this one's home."""
     site = golden.copy(tmp_path / "h", 1)

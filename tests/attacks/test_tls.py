@@ -11,8 +11,8 @@ import httpx
 import openai
 import pytest
 
-from tests.certificates import Authority
-from tests.site import Site
+from scripts.kit.appliance import Appliance
+from scripts.kit.certificates import Authority
 
 
 @pytest.fixture(scope="module")
@@ -21,25 +21,25 @@ def wire() -> str:
 
 
 @pytest.fixture
-def made(spoil: Callable[[], Site]) -> Iterator[Site]:
+def made(spoil: Callable[[], Appliance]) -> Iterator[Appliance]:
     site = spoil()
     yield site
     if site.service is not None:
         site.stop()
 
 
-def authority(site: Site) -> Authority:
+def authority(site: Appliance) -> Authority:
     assert site.authority is not None
     return site.authority
 
 
-def get(site: Site, verify: ssl.SSLContext, url: str | None = None) -> httpx.Response:
+def get(site: Appliance, verify: ssl.SSLContext, url: str | None = None) -> httpx.Response:
     head = {"Authorization": f"Bearer {site.token('legal')}"}
     with httpx.Client(verify=verify, timeout=30) as client:
         return client.get(f"{url or site.url}/v1/models", headers=head)
 
 
-def test_the_official_client_trusts_the_sites_ca_and_no_other(shared: Site, tmp_path: Path) -> None:
+def test_the_official_client_trusts_the_sites_ca_and_no_other(shared: Appliance, tmp_path: Path) -> None:
     assert shared.url.startswith("https://")
     assert [model.id for model in shared.openai().models.list()] == []
     for stranger in (Authority(tmp_path / "other").trusting(), ssl.create_default_context()):
@@ -49,7 +49,7 @@ def test_the_official_client_trusts_the_sites_ca_and_no_other(shared: Site, tmp_
             ).models.list()
 
 
-def test_old_protocols_and_weak_ciphers_are_not_spoken(shared: Site) -> None:
+def test_old_protocols_and_weak_ciphers_are_not_spoken(shared: Appliance) -> None:
     old = authority(shared).trusting()
     with pytest.warns(DeprecationWarning):
         old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
@@ -66,12 +66,12 @@ def test_old_protocols_and_weak_ciphers_are_not_spoken(shared: Site) -> None:
         assert get(shared, today).status_code == 200
 
 
-def test_in_the_clear_nothing_is_answered(shared: Site) -> None:
+def test_in_the_clear_nothing_is_answered(shared: Appliance) -> None:
     with pytest.raises(httpx.TransportError):
         get(shared, authority(shared).trusting(), shared.url.replace("https", "http"))
 
 
-def test_with_a_ca_for_clients_a_token_alone_opens_nothing(made: Site, tmp_path: Path) -> None:
+def test_with_a_ca_for_clients_a_token_alone_opens_nothing(made: Appliance, tmp_path: Path) -> None:
     made.environment["APPLIANCE_CLIENT_CA"] = str(authority(made).file)
     made.start()
     own = authority(made).issue("unit-host", client=True)
@@ -84,27 +84,27 @@ def test_with_a_ca_for_clients_a_token_alone_opens_nothing(made: Site, tmp_path:
         assert client.get(f"{made.url}/v1/models").status_code == 401
 
 
-def _broken_key(site: Site) -> None:
+def _broken_key(site: Appliance) -> None:
     Path(site.environment["APPLIANCE_CERTIFICATE_KEY"]).write_bytes(b"no key")
 
 
-def _open_key(site: Site) -> None:
+def _open_key(site: Appliance) -> None:
     Path(site.environment["APPLIANCE_CERTIFICATE_KEY"]).chmod(0o640)
 
 
-def _anothers_key(site: Site) -> None:
+def _anothers_key(site: Appliance) -> None:
     site.environment["APPLIANCE_CERTIFICATE_KEY"] = str(authority(site).issue("another").key)
 
 
-def _no_key(site: Site) -> None:
+def _no_key(site: Appliance) -> None:
     del site.environment["APPLIANCE_CERTIFICATE_KEY"]
 
 
-def _lost_key(site: Site) -> None:
+def _lost_key(site: Appliance) -> None:
     Path(site.environment["APPLIANCE_CERTIFICATE_KEY"]).unlink()
 
 
-def _open_in_the_clear(site: Site) -> None:
+def _open_in_the_clear(site: Appliance) -> None:
     for name in ("APPLIANCE_CERTIFICATE", "APPLIANCE_CERTIFICATE_KEY"):
         del site.environment[name]
     site.environment["APPLIANCE_LISTEN"] = "0.0.0.0:0"
@@ -121,7 +121,7 @@ def _open_in_the_clear(site: Site) -> None:
         (_open_in_the_clear, 2, "open to a network in the clear"),
     ],
 )
-def test_what_would_not_be_private_does_not_start(made: Site, spoiled: Any, code: int, words: str) -> None:
+def test_what_would_not_be_private_does_not_start(made: Appliance, spoiled: Any, code: int, words: str) -> None:
     socket = made.settings.socket
     spoiled(made)
     made.start(wait=False)

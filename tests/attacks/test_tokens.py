@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.credentials import parse_token
-from appliance.domain.names import add_seconds
-from appliance.domain.orders import RevokeKey, RevokeTokens
+from appliance.domain.core.credentials import parse_token
+from appliance.domain.core.names import add_seconds
+from appliance.domain.governance.keys import RevokeKey
+from appliance.domain.serving.tokens import RevokeTokens
+from scripts.kit.appliance import Appliance, Refused
 from tests.attacks.streaming import under_way
-from tests.site import Refused, Site
 
 
 @pytest.fixture(scope="module", params=["plain", "tls"])
@@ -19,17 +20,17 @@ def wire(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def revoke(site: Site, by: str, **fields: Any) -> None:
+def revoke(site: Appliance, by: str, **fields: Any) -> None:
     site.order(RevokeTokens(**{"unit": "legal", "token": None, "issued_before": None, **fields}, **site.terms(by)))
 
 
-def is_revoked(site: Site, token: str) -> bool:
+def is_revoked(site: Appliance, token: str) -> bool:
     with pytest.raises(Refused) as refused:
         site.chat("legal", "labels", token=token)
     return (refused.value.status, refused.value.code) == (401, "revoked")
 
 
-def test_one_token_is_ended_in_the_middle_of_its_answer_and_no_other(released: Site) -> None:
+def test_one_token_is_ended_in_the_middle_of_its_answer_and_no_other(released: Appliance) -> None:
     leaked, kept = released.token("legal"), released.token("legal")
     released.chat("legal", "labels", token=leaked)
     with under_way(released, [(leaked, 0), (kept, 0)]) as ends:
@@ -47,7 +48,7 @@ def test_one_token_is_ended_in_the_middle_of_its_answer_and_no_other(released: S
     assert released.verify()["verdict"] == "verified"
 
 
-def test_all_tokens_of_a_time_are_ended_and_new_ones_count(released: Site) -> None:
+def test_all_tokens_of_a_time_are_ended_and_new_ones_count(released: Appliance) -> None:
     old = [released.token("legal") for _ in range(2)]
     released.chat("legal", "labels", token=old[0])
     revoke(released, "lou", issued_before=add_seconds(released.now(), 0))
@@ -62,7 +63,7 @@ def test_all_tokens_of_a_time_are_ended_and_new_ones_count(released: Site) -> No
     assert released.verify()["verdict"] == "verified"
 
 
-def test_a_key_that_is_revoked_cuts_what_its_tokens_are_being_answered(released: Site) -> None:
+def test_a_key_that_is_revoked_cuts_what_its_tokens_are_being_answered(released: Appliance) -> None:
     token = released.token("legal")
     released.chat("legal", "labels", token=token)
     with under_way(released, [(token, 0)]) as (end,):

@@ -17,9 +17,10 @@ import httpx
 import pytest
 import torch
 
-from appliance.domain import orders
-from appliance.domain.comparison import TOLERANCE
-from appliance.formats.canonical import parse_canonical
+from appliance.domain.runs.replays import TOLERANCE, ReplayRun
+from appliance.domain.runs.resumption import Resume
+from appliance.formats.core.canonical import parse_canonical
+from scripts.kit.appliance import Appliance, Refused
 from tests.attacks.killer import KILL
 from tests.attacks.test_kill import (
     arm,
@@ -31,7 +32,6 @@ from tests.attacks.test_kill import (
     end,
     workers,
 )
-from tests.site import Refused, Site
 
 LONG = {"epochs": 80, "batch_size": 8, "checkpoint_every": 40, "dropout": "0.1"}
 STEPS = (40, 80, 120, 160, 200, 240)
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def shared(golden: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def shared(golden: Appliance, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
     site = copy_of(golden, tmp_path_factory.mktemp("t"))
     assert site.train("whole", **LONG)["adapter"] == "whole@1"
     yield site
@@ -48,46 +48,46 @@ def shared(golden: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 
 @pytest.fixture
-def town(shared: Site) -> Site:
+def deployment(shared: Appliance) -> Appliance:
     (shared.home / KILL).unlink(missing_ok=True)
     if shared.service is None or shared.service.poll() is not None:
         shared.start()
     return shared
 
 
-def run_named(site: Site, name: str) -> dict[str, Any]:
+def run_named(site: Appliance, name: str) -> dict[str, Any]:
     return next(dict(run) for run in site.get("/v1/runs") if run["name"] == name)
 
 
-def weights(site: Site, name: str) -> str:
+def weights(site: Appliance, name: str) -> str:
     return str(run_named(site, name)["weights"])
 
 
-def start(site: Site, name: str) -> str:
+def start(site: Appliance, name: str) -> str:
     return str(site.order(site.train_order(name, **LONG))["result"]["run"])
 
 
-def await_that(site: Site, fact: Callable[[], bool]) -> None:
+def await_that(site: Appliance, fact: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 90
     while not fact():
         assert time.monotonic() < deadline, site.log()[-2000:]
         time.sleep(0.05)
 
 
-def await_step(site: Site, run: str, step: int = 1) -> None:
+def await_step(site: Appliance, run: str, step: int = 1) -> None:
     await_that(site, lambda: site.get(f"/v1/runs/{run}")["step"] >= step)
 
 
-def bodies(site: Site, type_: str, run: str) -> list[dict[str, Any]]:
+def bodies(site: Appliance, type_: str, run: str) -> list[dict[str, Any]]:
     return [entry["body"] for entry in site.entries(type=type_, subject=f"run:{run}")]
 
 
-def kill_worker(site: Site) -> None:
+def kill_worker(site: Appliance) -> None:
     assert site.service is not None
     os.kill(workers(site.service.pid, TRAIN)[-1], signal.SIGKILL)
 
 
-def spoil(site: Site, digest: str) -> None:
+def spoil(site: Appliance, digest: str) -> None:
     path = site.home / "checkpoints" / digest.removeprefix("sha256:")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -95,13 +95,13 @@ def spoil(site: Site, digest: str) -> None:
     path.write_bytes(data)
 
 
-def digests(site: Site) -> dict[int, str]:
+def digests(site: Appliance) -> dict[int, str]:
     """By step, of the run that nobody disturbed."""
     run = run_named(site, "whole")["id"]
     return {one["step"]: one["digest"] for one in site.get(f"/v1/runs/{run}/checkpoints")}
 
 
-def texts(site: Site, entry_type: str) -> str:
+def texts(site: Appliance, entry_type: str) -> str:
     """The message behind the commitment of the last entry of this type."""
     index = site.entries(type=entry_type)[-1]["index"]
     shown = site.get(f"/v1/ledger/{index}", "axel")["disclosures"]
@@ -111,110 +111,114 @@ def texts(site: Site, entry_type: str) -> str:
 # --- going on ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_checkpoint_is_recorded_and_kept_under_its_digest(town: Site) -> None:
-    run = run_named(town, "whole")
-    made = town.get(f"/v1/runs/{run['id']}/checkpoints")
+def test_every_checkpoint_is_recorded_and_kept_under_its_digest(deployment: Appliance) -> None:
+    run = run_named(deployment, "whole")
+    made = deployment.get(f"/v1/runs/{run['id']}/checkpoints")
     assert tuple(one["step"] for one in made) == STEPS
     assert run["step"] == STEPS[-1]
-    kept = set(os.listdir(town.home / "checkpoints"))
+    kept = set(os.listdir(deployment.home / "checkpoints"))
     assert {one["digest"].removeprefix("sha256:") for one in made} <= kept
     assert made[0]["machine"].keys() >= {"device", "device_name", "threads", "torch"}
 
 
-def test_a_killed_worker_is_followed_by_another_that_ends_in_the_same_bytes(town: Site) -> None:
-    run = start(town, "killed")
-    await_step(town, run)
-    kill_worker(town)
-    assert town.wait_run(run)["adapter"] == "killed@1"
-    (resumed,) = bodies(town, "run.resumed", run)
-    made = {one["step"]: one["checkpoint"] for one in bodies(town, "run.checkpointed", run)}
+def test_a_killed_worker_is_followed_by_another_that_ends_in_the_same_bytes(deployment: Appliance) -> None:
+    run = start(deployment, "killed")
+    await_step(deployment, run)
+    kill_worker(deployment)
+    assert deployment.wait_run(run)["adapter"] == "killed@1"
+    (resumed,) = bodies(deployment, "run.resumed", run)
+    made = {one["step"]: one["checkpoint"] for one in bodies(deployment, "run.checkpointed", run)}
     assert resumed["checkpoint"] == made[resumed["step"]]
     assert tuple(made) == STEPS
-    assert weights(town, "killed") == weights(town, "whole")
+    assert weights(deployment, "killed") == weights(deployment, "whole")
     # ... and an auditor has it trained again over the place where it was cut off.
-    assert replay(town, "killed", (0, STEPS[-1]))["verdict"] == "identical"
-    check_whole(town)
+    assert replay(deployment, "killed", (0, STEPS[-1]))["verdict"] == "identical"
+    check_whole(deployment)
 
 
-def test_after_three_resumes_it_failed_and_an_order_goes_on_to_the_same_bytes(town: Site) -> None:
-    run = start(town, "stubborn")
-    await_step(town, run)
+def test_after_three_resumes_it_failed_and_an_order_goes_on_to_the_same_bytes(deployment: Appliance) -> None:
+    run = start(deployment, "stubborn")
+    await_step(deployment, run)
     for resumes in range(1, 4):
-        kill_worker(town)
-        await_that(town, lambda least=resumes: town.get(f"/v1/runs/{run}")["resumes"] >= least)  # type: ignore[misc]
-    kill_worker(town)
-    assert town.wait_run(run)["status"] == "failed"
-    assert bodies(town, "run.failed", run)[-1]["code"] == "worker-ended"
+        kill_worker(deployment)
+        await_that(deployment, lambda least=resumes: deployment.get(f"/v1/runs/{run}")["resumes"] >= least)  # type: ignore[misc]
+    kill_worker(deployment)
+    assert deployment.wait_run(run)["status"] == "failed"
+    assert bodies(deployment, "run.failed", run)[-1]["code"] == "worker-ended"
     with pytest.raises(Refused) as refused:
-        town.order(orders.Resume(run=run, **town.terms("axel")))
+        deployment.order(Resume(run=run, **deployment.terms("axel")))
     assert refused.value.status == 403
-    envelope = town.sign(orders.Resume(run=run, **town.terms("olga")))
+    envelope = deployment.sign(Resume(run=run, **deployment.terms("olga")))
     for side in ("before", "after"):
         with suppress(httpx.TransportError):
-            arm(town, f"{side}:resume.requested")
-            town.send(envelope)
-        await_death(town)
-        town.start()
-        assert count(town, "resume.requested") == (side == "after")
-    assert town.wait_run(run)["adapter"] == "stubborn@1"
-    assert weights(town, "stubborn") == weights(town, "whole")
-    check_whole(town)
+            arm(deployment, f"{side}:resume.requested")
+            deployment.send(envelope)
+        await_death(deployment)
+        deployment.start()
+        assert count(deployment, "resume.requested") == (side == "after")
+    assert deployment.wait_run(run)["adapter"] == "stubborn@1"
+    assert weights(deployment, "stubborn") == weights(deployment, "whole")
+    check_whole(deployment)
 
 
 @pytest.mark.parametrize("when", ["before:run.checkpointed", "within:run.checkpointed", "before:run.started"])
-def test_a_service_that_dies_before_the_first_checkpoint_begins_anew_or_failed(town: Site, when: str) -> None:
+def test_a_service_that_dies_before_the_first_checkpoint_begins_anew_or_failed(
+    deployment: Appliance, when: str
+) -> None:
     """What the ledger does not hold is nothing to go on from, whatever lies on the disk."""
     name = when.replace(":", "-").replace(".", "-")
-    arm(town, when)
-    run = start(town, name)
-    await_death(town)
-    town.start()
-    ended = town.wait_run(run)["status"]
+    arm(deployment, when)
+    run = start(deployment, name)
+    await_death(deployment)
+    deployment.start()
+    ended = deployment.wait_run(run)["status"]
     assert ended == ("sealed" if when == "before:run.started" else "failed")
-    named = {one["checkpoint"] for entry in town.entries(type="run.checkpointed") for one in [entry["body"]]}
-    assert {f"sha256:{name}" for name in os.listdir(town.home / "checkpoints")} <= named
-    check_whole(town)
+    named = {one["checkpoint"] for entry in deployment.entries(type="run.checkpointed") for one in [entry["body"]]}
+    assert {f"sha256:{name}" for name in os.listdir(deployment.home / "checkpoints")} <= named
+    check_whole(deployment)
 
 
 @pytest.mark.parametrize("when", ["after:run.checkpointed", "before:run.finished", "after:run.finished"])
-def test_a_service_that_dies_later_goes_on_at_its_next_start_to_the_same_bytes(town: Site, when: str) -> None:
+def test_a_service_that_dies_later_goes_on_at_its_next_start_to_the_same_bytes(
+    deployment: Appliance, when: str
+) -> None:
     name = when.replace(":", "-").replace(".", "-")
-    arm(town, when)
-    run = start(town, name)
-    await_death(town)
+    arm(deployment, when)
+    run = start(deployment, name)
+    await_death(deployment)
     if when.startswith("after:run.checkpointed"):
         # ... and dies on both sides of the entry that says that it went on.
         for side in ("before", "after"):
-            arm(town, f"{side}:run.resumed")
-            town.start(wait=False)
-            await_death(town)
-    town.start()
-    assert town.wait_run(run)["adapter"] == f"{name}@1"
-    assert weights(town, name) == weights(town, "whole")
-    assert len(bodies(town, "run.resumed", run)) == (2 if "checkpointed" in when else 1)
-    check_whole(town)
+            arm(deployment, f"{side}:run.resumed")
+            deployment.start(wait=False)
+            await_death(deployment)
+    deployment.start()
+    assert deployment.wait_run(run)["adapter"] == f"{name}@1"
+    assert weights(deployment, name) == weights(deployment, "whole")
+    assert len(bodies(deployment, "run.resumed", run)) == (2 if "checkpointed" in when else 1)
+    check_whole(deployment)
 
 
-def test_a_service_that_ends_leaves_its_run_to_the_next_start(town: Site) -> None:
-    run = start(town, "evening")
-    await_step(town, run)
-    town.stop()
-    town.start()
-    told = town.get(f"/v1/runs/{run}/progress", wait_s=5)["frames"]
+def test_a_service_that_ends_leaves_its_run_to_the_next_start(deployment: Appliance) -> None:
+    run = start(deployment, "evening")
+    await_step(deployment, run)
+    deployment.stop()
+    deployment.start()
+    told = deployment.get(f"/v1/runs/{run}/progress", wait_s=5)["frames"]
     assert [frame["step"] for frame in told if frame["frame"] == "step"][:40] == list(range(1, 41)), "those before"
-    assert town.wait_run(run)["adapter"] == "evening@1"
-    assert not bodies(town, "run.failed", run)
-    assert weights(town, "evening") == weights(town, "whole")
-    assert untimed(town, run) == untimed(town, run_named(town, "whole")["id"])
+    assert deployment.wait_run(run)["adapter"] == "evening@1"
+    assert not bodies(deployment, "run.failed", run)
+    assert weights(deployment, "evening") == weights(deployment, "whole")
+    assert untimed(deployment, run) == untimed(deployment, run_named(deployment, "whole")["id"])
 
 
-def untimed(site: Site, run: str) -> list[dict[str, Any]]:
+def untimed(site: Appliance, run: str) -> list[dict[str, Any]]:
     """A run's recorded steps without what differs from one time to the next."""
     lines = [parse_canonical(line) for line in site.get(f"/v1/runs/{run}/steps").splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "peak_bytes")} for line in lines]
 
 
-def test_nothing_is_trained_on_a_checkpoint_whose_bytes_are_others(own: Site) -> None:
+def test_nothing_is_trained_on_a_checkpoint_whose_bytes_are_others(own: Appliance) -> None:
     """By itself or by an order. The same recipe makes the same bytes, so that its digest is that of `whole`."""
     digest = digests(own)[40]
     arm(own, "after:run.checkpointed")
@@ -225,7 +229,7 @@ def test_nothing_is_trained_on_a_checkpoint_whose_bytes_are_others(own: Site) ->
     assert own.wait_run(run)["status"] == "failed"
     assert bodies(own, "run.failed", run)[-1]["code"] == "tampered"
     assert f"training checkpoint {digest}: expected these bytes" in texts(own, "run.failed")
-    own.order(orders.Resume(run=run, **own.terms("anna")))
+    own.order(Resume(run=run, **own.terms("anna")))
     assert own.wait_run(run)["status"] == "failed"
     assert not bodies(own, "run.resumed", run)
     assert any(digest in text for text in own.verify()["local_findings"])
@@ -234,59 +238,59 @@ def test_nothing_is_trained_on_a_checkpoint_whose_bytes_are_others(own: Site) ->
 # --- replays ----------------------------------------------------------------------------------------------------------
 
 
-def replay_order(site: Site, name: str, window: tuple[int, int], who: str = "axel") -> orders.Replay:
+def replay_order(site: Appliance, name: str, window: tuple[int, int], who: str = "axel") -> ReplayRun:
     run = run_named(site, name)["id"]
-    return orders.Replay(run=run, from_step=window[0], to_step=window[1], **site.terms(who))
+    return ReplayRun(run=run, from_step=window[0], to_step=window[1], **site.terms(who))
 
 
-def await_replay(site: Site, order: str) -> dict[str, Any]:
+def await_replay(site: Appliance, order: str) -> dict[str, Any]:
     while (found := site.get(f"/v1/replays/{order}", "axel", wait_s=5))["status"] == "requested":
         continue
     return dict(found)
 
 
-def replay(site: Site, name: str, window: tuple[int, int]) -> dict[str, Any]:
+def replay(site: Appliance, name: str, window: tuple[int, int]) -> dict[str, Any]:
     return await_replay(site, site.order(replay_order(site, name, window))["order"])
 
 
 @pytest.mark.parametrize("window", [(0, 40), (120, 200)])
-def test_a_window_trained_again_is_identical(town: Site, window: tuple[int, int]) -> None:
-    assert replay(town, "whole", window)["verdict"] == "identical"
-    body = town.entries(type="replay.finished")[-1]["body"]
+def test_a_window_trained_again_is_identical(deployment: Appliance, window: tuple[int, int]) -> None:
+    assert replay(deployment, "whole", window)["verdict"] == "identical"
+    body = deployment.entries(type="replay.finished")[-1]["body"]
     assert (body["from_step"], body["to_step"]) == window
     assert body["got"] == body["expected"]
     assert body["largest_difference"] == "0.0"
-    check_whole(town)
+    check_whole(deployment)
 
 
-def test_an_operator_judges_no_run(town: Site) -> None:
+def test_an_operator_judges_no_run(deployment: Appliance) -> None:
     with pytest.raises(Refused) as refused:
-        town.order(replay_order(town, "whole", (0, 40), "olga"))
+        deployment.order(replay_order(deployment, "whole", (0, 40), "olga"))
     assert refused.value.status == 403
     with pytest.raises(Refused) as refused:
-        town.order(replay_order(town, "whole", (0, 41)))
+        deployment.order(replay_order(deployment, "whole", (0, 41)))
     assert any("step 41: expected" in reason for reason in refused.value.reasons)
 
 
 @pytest.mark.parametrize("type_", ["replay.requested", "replay.finished"])
-def test_a_replay_that_was_cut_off_is_made_again(town: Site, type_: str) -> None:
-    known = count(town, "replay.finished")
+def test_a_replay_that_was_cut_off_is_made_again(deployment: Appliance, type_: str) -> None:
+    known = count(deployment, "replay.finished")
     for side in ("before", "after"):
-        envelope = town.sign(replay_order(town, "whole", (0, 40)))
-        arm(town, f"{side}:{type_}")
+        envelope = deployment.sign(replay_order(deployment, "whole", (0, 40)))
+        arm(deployment, f"{side}:{type_}")
         with suppress(httpx.TransportError):
-            town.send(envelope)
-        await_death(town)
-        town.start()
+            deployment.send(envelope)
+        await_death(deployment)
+        deployment.start()
         if (side, type_) != ("before", "replay.requested"):
-            assert await_replay(town, envelope.pae_digest)["verdict"] == "identical"
+            assert await_replay(deployment, envelope.pae_digest)["verdict"] == "identical"
             known += 1
-        assert count(town, "replay.finished") == known
-    check_whole(town)
+        assert count(deployment, "replay.finished") == known
+    check_whole(deployment)
 
 
 @pytest.mark.parametrize("step", [40, 80])
-def test_a_tampered_checkpoint_is_found_before_anything_runs(own: Site, step: int) -> None:
+def test_a_tampered_checkpoint_is_found_before_anything_runs(own: Appliance, step: int) -> None:
     """Whichever end of the window it is."""
     made, logs = digests(own), sorted(Path(own.settings.logs).iterdir())
     spoil(own, made[step])
@@ -300,7 +304,7 @@ def test_a_tampered_checkpoint_is_found_before_anything_runs(own: Site, step: in
 
 
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="there is no older instruction set")
-def test_another_kind_of_machine_is_held_to_the_tolerance(own: Site) -> None:
+def test_another_kind_of_machine_is_held_to_the_tolerance(own: Appliance) -> None:
     """Other bits, and a machine that is not the recorded one: a third worker measures how far they are apart."""
     own.train("fine", epochs=12, batch_size=8, checkpoint_every=1, compute_dtype="float32")
     own.stop()
@@ -316,10 +320,10 @@ def test_another_kind_of_machine_is_held_to_the_tolerance(own: Site) -> None:
 
 
 @pytest.fixture
-def own(town: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A copy of the town, to be spoiled."""
-    town.stop()
-    site = copy_of(town, tmp_path_factory.mktemp("o"))
-    town.start()
+def own(deployment: Appliance, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
+    """A copy of the deployment, to be spoiled."""
+    deployment.stop()
+    site = copy_of(deployment, tmp_path_factory.mktemp("o"))
+    deployment.start()
     yield site
     end(site)

@@ -7,9 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
-from appliance.domain.orders import RevokeAdapter, RevokeBase, RevokeDataset, RollBack
+from appliance.domain.data.bases import RevokeBase
+from appliance.domain.data.datasets import RevokeDataset
+from appliance.domain.releases.activations import RollBack
+from appliance.domain.releases.adapters import RevokeAdapter
+from scripts.kit.appliance import Appliance, Refused
 from tests.attacks.streaming import under_way
-from tests.site import Refused, Site
 
 
 @pytest.fixture(scope="module", params=["plain", "tls"])
@@ -18,7 +21,7 @@ def wire(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_a_unit_is_answered_and_both_ends_are_entries(released: Site) -> None:
+def test_a_unit_is_answered_and_both_ends_are_entries(released: Appliance) -> None:
     answer = released.chat("legal", "labels")
     assert answer["choices"][0]["finish_reason"] in ("stop", "length")
     types = released.types()
@@ -28,20 +31,20 @@ def test_a_unit_is_answered_and_both_ends_are_entries(released: Site) -> None:
 
 
 @pytest.mark.parametrize("model", ["", "clauses", "clauses@1", "tiny", "payroll"])
-def test_a_name_that_is_not_released_to_the_unit_never_answers(released: Site, model: str) -> None:
+def test_a_name_that_is_not_released_to_the_unit_never_answers(released: Appliance, model: str) -> None:
     with pytest.raises(Refused) as refused:
         released.chat("legal", model)
     assert (refused.value.status, refused.value.code) == (404, "model-not-found")
     assert released.entries(type="request.refused")[-1]["actor"] == "legal"
 
 
-def test_another_units_task_is_as_unknown_as_no_task(released: Site) -> None:
+def test_another_units_task_is_as_unknown_as_no_task(released: Appliance) -> None:
     with pytest.raises(Refused) as refused:
         released.chat("claims", "labels")
     assert refused.value.status == 404
 
 
-def test_a_rollback_is_one_order_to_what_answered_before_and_nothing_else(released: Site) -> None:
+def test_a_rollback_is_one_order_to_what_answered_before_and_nothing_else(released: Appliance) -> None:
     first = released.chat("legal", "labels")["system_fingerprint"]
     assert released.train(seed=2)["adapter"] == "clauses@2"
     with pytest.raises(Refused, match="quorum"):
@@ -62,7 +65,7 @@ def test_a_rollback_is_one_order_to_what_answered_before_and_nothing_else(releas
     assert released.verify()["verdict"] == "verified"
 
 
-def test_many_are_answered_at_once_and_each_as_if_alone(released: Site) -> None:
+def test_many_are_answered_at_once_and_each_as_if_alone(released: Appliance) -> None:
     """With temperature and seeds: the draws are those of the request alone, whoever stands beside it."""
     texts = ["due", "the fee " * 9, "a secret " * 5, "end", "pay and price " * 7, "close or cancel"]
 
@@ -75,7 +78,7 @@ def test_many_are_answered_at_once_and_each_as_if_alone(released: Site) -> None:
     assert released.types().count("request.finished") == 2 * len(texts)
 
 
-def test_a_revocation_cuts_what_is_being_answered(released: Site) -> None:
+def test_a_revocation_cuts_what_is_being_answered(released: Appliance) -> None:
     """Four answers are under way; each ends with an error, each has its entry, and then the slot is empty."""
     released.chat("legal", "labels")
     with under_way(released, [(released.token("legal"), seed) for seed in range(4)]) as streams:
@@ -97,7 +100,7 @@ def test_a_revocation_cuts_what_is_being_answered(released: Site) -> None:
 
 
 @pytest.mark.parametrize("what", ["base", "dataset"])
-def test_with_a_base_or_a_dataset_falls_what_is_being_answered_on_it(released: Site, what: str) -> None:
+def test_with_a_base_or_a_dataset_falls_what_is_being_answered_on_it(released: Appliance, what: str) -> None:
     released.chat("legal", "labels")
     with under_way(released, [(released.token("legal"), 1)]) as (stream,):
         if what == "base":
@@ -118,7 +121,7 @@ def test_with_a_base_or_a_dataset_falls_what_is_being_answered_on_it(released: S
     assert released.verify()["verdict"] == "verified"
 
 
-def test_the_ledger_says_when_the_last_token_left(released: Site) -> None:
+def test_the_ledger_says_when_the_last_token_left(released: Appliance) -> None:
     """Between the load and the emptying, and not after the revocation was answered."""
     released.chat("legal", "labels")
     with under_way(released, [(released.token("legal"), seed) for seed in range(4)]) as streams:
@@ -134,7 +137,7 @@ def test_the_ledger_says_when_the_last_token_left(released: Site) -> None:
     assert "revoked by entry" in unloaded["body"]["reason"]
 
 
-def test_the_official_client_is_served_through_every_call_it_has(released: Site) -> None:
+def test_the_official_client_is_served_through_every_call_it_has(released: Appliance) -> None:
     """Each answer has its two entries, and what is refused has its error class."""
     client, door = released.openai(), released.units()
     assert [model.id for model in client.models.list()] == ["labels"]
@@ -158,10 +161,10 @@ def test_the_official_client_is_served_through_every_call_it_has(released: Site)
     assert whole.usage.completion_tokens == 9
 
     labels = ["payment", "secrecy", "ending"]
-    asked = [{"role": "user", "content": "invoice and fee"}]
+    wanted = [{"role": "user", "content": "invoice and fee"}]
     held = client.chat.completions.create(
         model="labels",
-        messages=asked,
+        messages=wanted,
         max_tokens=30,
         extra_body={"guided_choice": labels},  # type: ignore[arg-type]
     )

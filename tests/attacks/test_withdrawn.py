@@ -10,39 +10,44 @@ from pathlib import Path
 import httpx
 import pytest
 
-from appliance.domain import orders
+from appliance.domain.core.order import Order
+from appliance.domain.data.bases import RevokeBase
+from appliance.domain.data.datasets import RevokeDataset
+from appliance.domain.governance.keys import RevokeKey
+from appliance.domain.runs.replays import ReplayRun
+from appliance.domain.runs.resumption import Resume
+from scripts.kit.appliance import Appliance, Refused
 from tests.attacks.test_admission import artifact, flip_byte
 from tests.attacks.test_kill import arm, await_death, check_whole, copy_of, end, workers
 from tests.attacks.test_training import TRAIN, await_replay, await_step, await_that, bodies, start, texts
-from tests.site import Refused, Site
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def own(golden: Site, tmp_path: Path) -> Iterator[Site]:
+def own(golden: Appliance, tmp_path: Path) -> Iterator[Appliance]:
     site = copy_of(golden, tmp_path)
     yield site
     end(site)
 
 
-def revocation(site: Site, what: str) -> orders.Order:
+def revocation(site: Appliance, what: str) -> Order:
     if what == "base":
-        return orders.RevokeBase(base="tiny", digest=site.get("/v1/bases/tiny")["digest"], **site.terms("rita"))
+        return RevokeBase(base="tiny", digest=site.get("/v1/bases/tiny")["digest"], **site.terms("rita"))
     digest = site.get("/v1/datasets/clauses@1")["digest"]
-    return orders.RevokeDataset(dataset="clauses", version=1, digest=digest, **site.terms("anna"))
+    return RevokeDataset(dataset="clauses", version=1, digest=digest, **site.terms("anna"))
 
 
-def workers_of(site: Site) -> list[int]:
+def workers_of(site: Appliance) -> list[int]:
     assert site.service is not None
     return [pid for module in (TRAIN, "appliance.worker.evaluate") for pid in workers(site.service.pid, module)]
 
 
-def entries_of(site: Site, run: str) -> list[str]:
+def entries_of(site: Appliance, run: str) -> list[str]:
     return [entry["type"] for entry in site.entries(subject=f"run:{run}")]
 
 
-def check_ended(site: Site, runs: tuple[str, ...], reason: str) -> None:
+def check_ended(site: Appliance, runs: tuple[str, ...], reason: str) -> None:
     """Each failed for this reason after the revocation, which is the last that the ledger knows of it."""
     [revoked] = [entry["index"] for entry in site.entries() if entry["type"] in ("base.revoked", "dataset.revoked")]
     for run in runs:
@@ -55,7 +60,7 @@ def check_ended(site: Site, runs: tuple[str, ...], reason: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["base", "dataset"])
-def test_a_revocation_ends_the_run_that_trains_and_those_that_wait(own: Site, what: str) -> None:
+def test_a_revocation_ends_the_run_that_trains_and_those_that_wait(own: Appliance, what: str) -> None:
     first, second = start(own, "first"), start(own, "second")
     await_step(own, first)
     assert workers_of(own)
@@ -67,7 +72,7 @@ def test_a_revocation_ends_the_run_that_trains_and_those_that_wait(own: Site, wh
     check_ended(own, (first, second), reason)
     assert entries_of(own, second) == ["run.requested", "run.failed"]
     with pytest.raises(Refused, match="expected a standing one"):
-        own.order(orders.Resume(run=first, **own.terms("olga")))
+        own.order(Resume(run=first, **own.terms("olga")))
     own.stop()
     own.start()
     assert [own.get(f"/v1/runs/{run}")["status"] for run in (first, second)] == ["failed", "failed"]
@@ -75,7 +80,7 @@ def test_a_revocation_ends_the_run_that_trains_and_those_that_wait(own: Site, wh
     check_whole(own)
 
 
-def test_a_revocation_ends_a_run_that_is_judged(own: Site) -> None:
+def test_a_revocation_ends_a_run_that_is_judged(own: Appliance) -> None:
     run = str(own.order(own.train_order("judged"))["result"]["run"])
     await_that(own, lambda: own.get(f"/v1/runs/{run}")["status"] == "trained")
     own.order(revocation(own, "dataset"))
@@ -84,7 +89,7 @@ def test_a_revocation_ends_a_run_that_is_judged(own: Site) -> None:
     check_whole(own)
 
 
-def test_a_run_that_was_ready_to_be_sealed_is_not_once_its_data_is_revoked(own: Site) -> None:
+def test_a_run_that_was_ready_to_be_sealed_is_not_once_its_data_is_revoked(own: Appliance) -> None:
     """The service dies with the adapter ready and nothing recorded; its next start goes on, and would seal it."""
     arm(own, "before:adapter.sealed")
     run = str(own.order(own.train_order("ready"))["result"]["run"])
@@ -97,7 +102,7 @@ def test_a_run_that_was_ready_to_be_sealed_is_not_once_its_data_is_revoked(own: 
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_a_start_takes_up_nothing_on_what_was_revoked_before_the_service_died(own: Site, step: int) -> None:
+def test_a_start_takes_up_nothing_on_what_was_revoked_before_the_service_died(own: Appliance, step: int) -> None:
     """With a training checkpoint to go on from, or without one."""
     run = start(own, "cut")
     await_that(own, lambda: own.get(f"/v1/runs/{run}")["status"] == "running")
@@ -113,7 +118,7 @@ def test_a_start_takes_up_nothing_on_what_was_revoked_before_the_service_died(ow
     check_whole(own)
 
 
-def test_a_base_that_is_found_changed_ends_the_run_that_trains_on_it(own: Site) -> None:
+def test_a_base_that_is_found_changed_ends_the_run_that_trains_on_it(own: Appliance) -> None:
     run = start(own, "on-sand")
     await_step(own, run)
     flip_byte(artifact(own, own.get("/v1/bases/tiny")["digest"]) / "model.safetensors")
@@ -130,21 +135,21 @@ def test_a_base_that_is_found_changed_ends_the_run_that_trains_on_it(own: Site) 
 # --- replays ----------------------------------------------------------------------------------------------------------
 
 
-def judge_again(site: Site, steps: int) -> str:
+def judge_again(site: Appliance, steps: int) -> str:
     """The auditor's verdict on the golden run, from its first step to its last."""
-    order = orders.Replay(run="r-000001", from_step=0, to_step=steps, **site.terms("axel"))
+    order = ReplayRun(run="r-000001", from_step=0, to_step=steps, **site.terms("axel"))
     return str(await_replay(site, site.order(order)["order"])["verdict"])
 
 
 @pytest.mark.parametrize("what", ["key", "dataset"])
-def test_what_was_made_is_trained_again_whatever_was_taken_back_since(own: Site, what: str) -> None:
+def test_what_was_made_is_trained_again_whatever_was_taken_back_since(own: Appliance, what: str) -> None:
     """An operator hides nothing by revoking his own key from the order of his run on; its adapter would go on
     answering. Nor does who revokes the data that it was made of."""
     steps = own.get("/v1/runs/r-000001")["step"]
     since = own.entries(type="run.requested", subject="run:r-000001")[0]["index"]
     order = revocation(own, "dataset")
     if what == "key":
-        order = orders.RevokeKey(principal="olga", keyid=own.keys["olga"].keyid, since=since, **own.terms("olga"))
+        order = RevokeKey(principal="olga", keyid=own.keys["olga"].keyid, since=since, **own.terms("olga"))
     own.order(order)
     assert judge_again(own, steps) == "identical"
     assert own.verify()["verdict"] == "verified"

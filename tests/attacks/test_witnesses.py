@@ -10,16 +10,16 @@ import pytest
 
 from appliance import wiring
 from appliance.errors import BadInput, Denied, Tampered
-from appliance.formats.checkpoint import Checkpoint, sign_checkpoint
-from appliance.formats.cosignature import cosign, witness_vkey_of
-from appliance.formats.keys import generate_ed25519
-from appliance.formats.note import add_signature, encode_note, parse_note
-from appliance.formats.timestamp import parse_time
-from appliance.workflows import witness
-from appliance.workflows.context import Context
+from appliance.formats.core.timestamp import parse_time
+from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
+from appliance.formats.log.cosignature import cosign, witness_vkey_of
+from appliance.formats.log.note import add_signature, encode_note, parse_note
+from appliance.formats.signatures.keys import generate_ed25519
+from appliance.workflows.core.context import Context
+from appliance.workflows.witnesses import sneakernet as witness
+from scripts.kit.appliance import Appliance, found_site, free_port
 from tests.attacks.keeping import adopt
-from tests.site import Site, found_site, free_port
-from tests.store.site import heartbeat
+from tests.kit.small_log import heartbeat
 
 W1, W2 = generate_ed25519(), generate_ed25519()
 NAMES = {"witness.example/w1": W1, "witness.example/w2": W2}
@@ -27,7 +27,7 @@ ONE, TWO = NAMES
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Site:
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Appliance:
     """Stopped; its policy names two witnesses, of whom neither has seen anything."""
     site = found_site(tmp_path_factory.mktemp("w") / "h", free_port())
     try:
@@ -38,14 +38,14 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 @pytest.fixture
-def site(watched: Site, tmp_path: Path) -> Site:
+def site(watched: Appliance, tmp_path: Path) -> Appliance:
     return watched.copy(tmp_path / "h", free_port())
 
 
-def word(context: Context, name: str, *, ahead_s: int = 0, checkpoint: bytes | None = None) -> bytes:
+def word(context: Context, name: str, *, lead_s: int = 0, checkpoint: bytes | None = None) -> bytes:
     """What a witness says that believes whatever it is shown, by a clock that is so far ahead."""
     note = parse_note(context.ledger.checkpoint() if checkpoint is None else checkpoint)
-    time_s = int(parse_time(context.now(context.ledger.state)).timestamp()) + ahead_s
+    time_s = int(parse_time(context.now(context.ledger.state)).timestamp()) + lead_s
     return encode_note(add_signature(note, cosign(note, name, NAMES[name], time_s)))
 
 
@@ -66,7 +66,7 @@ def grow(context: Context, by: int = 3) -> None:
     context.ledger.append_all([heartbeat()] * by)
 
 
-def refused(site: Site, code: str) -> str:
+def refused(site: Appliance, code: str) -> str:
     with pytest.raises(Tampered) as caught, wiring.service(site.settings):
         pass
     assert caught.value.code == code, caught.value.message
@@ -96,7 +96,7 @@ def _forge(folder: Path) -> None:
 
 @pytest.mark.parametrize("lose", [_remove, _dangle, _empty, _forge])
 def test_a_log_that_a_witness_cosigned_does_not_start_without_its_word(
-    site: Site, lose: Callable[[Path], None]
+    site: Appliance, lose: Callable[[Path], None]
 ) -> None:
     with wiring.service(site.settings) as context:
         said = seen(context)
@@ -119,7 +119,7 @@ def test_a_log_that_a_witness_cosigned_does_not_start_without_its_word(
         assert context.lost == []
 
 
-def test_the_state_file_of_the_witness_in_the_place_of_what_was_lost_shows_an_older_database(site: Site) -> None:
+def test_the_state_file_of_the_witness_in_the_place_of_what_was_lost_shows_an_older_database(site: Appliance) -> None:
     with wiring.service(site.settings) as context:
         seen(context)
         path = context.witnessed.path(ONE)
@@ -134,14 +134,14 @@ def test_the_state_file_of_the_witness_in_the_place_of_what_was_lost_shows_an_ol
     assert "are lost" in refused(site, "behind")
 
 
-def restored(site: Site) -> None:
+def restored(site: Appliance) -> None:
     """Yesterday's database, and no sealed fold to show it."""
     for name in ("ledger.db-wal", "ledger.db-shm", "fold.snapshot"):
         (site.home / name).unlink(missing_ok=True)
     shutil.copy(site.home / "yesterday.db", site.home / "ledger.db")
 
 
-def test_an_older_word_on_another_medium_is_not_enough(site: Site) -> None:
+def test_an_older_word_on_another_medium_is_not_enough(site: Appliance) -> None:
     with wiring.service(site.settings) as context:
         older = seen(context)
         grow(context)
@@ -151,7 +151,7 @@ def test_an_older_word_on_another_medium_is_not_enough(site: Site) -> None:
     assert "got one on" in refused(site, "witness-missing")
 
 
-def test_a_witness_that_policy_names_no_more_need_not_be_kept(site: Site) -> None:
+def test_a_witness_that_policy_names_no_more_need_not_be_kept(site: Appliance) -> None:
     with wiring.service(site.settings) as context:
         seen(context)
     site.start()
@@ -162,33 +162,33 @@ def test_a_witness_that_policy_names_no_more_need_not_be_kept(site: Site) -> Non
         assert context.lost == []
 
 
-def test_a_word_that_is_dated_ahead_leaves_nothing(site: Site) -> None:
+def test_a_word_that_is_dated_ahead_leaves_nothing(site: Appliance) -> None:
     with wiring.service(site.settings) as context:
         said = seen(context)
         grow(context)
         with pytest.raises(Denied, match="cosignature, time: expected one until"):
-            witness.accept(context, word(context, ONE, ahead_s=40 * 86_400), "test")
+            witness.accept(context, word(context, ONE, lead_s=40 * 86_400), "test")
         assert context.witnessed.notes() == [said]
         with pytest.raises(Denied, match="cosignature, time: expected one until"):
-            witness.accept(context, word(context, TWO, ahead_s=40 * 86_400), "test")
+            witness.accept(context, word(context, TWO, lead_s=40 * 86_400), "test")
         assert context.witnessed.notes() == [said]
 
 
-def test_an_earlier_word_on_as_many_entries_leaves_nothing(site: Site) -> None:
+def test_an_earlier_word_on_as_many_entries_leaves_nothing(site: Appliance) -> None:
     with wiring.service(site.settings) as context:
         first = context.ledger.checkpoint()
-        said = word(context, ONE, checkpoint=first, ahead_s=1)
+        said = word(context, ONE, checkpoint=first, lead_s=1)
         witness.accept(context, said, "test")
         with pytest.raises(Denied, match="expected a larger log or a later time than before"):
-            witness.accept(context, word(context, ONE, checkpoint=first, ahead_s=-60), "test")
+            witness.accept(context, word(context, ONE, checkpoint=first, lead_s=-60), "test")
         assert context.witnessed.notes() == [said]
 
 
-def test_what_shows_a_loss_is_kept_whatever_it_is_dated(site: Site) -> None:
+def test_what_shows_a_loss_is_kept_whatever_it_is_dated(site: Appliance) -> None:
     """Else whoever set the clock back, with the older database, would have the witness's word refused."""
     with wiring.service(site.settings) as context:
         size = context.ledger.state.size
-        said = word(context, ONE, ahead_s=40 * 86_400, checkpoint=forked(context, size + 100))
+        said = word(context, ONE, lead_s=40 * 86_400, checkpoint=forked(context, size + 100))
         with pytest.raises(Tampered, match="are lost"):
             witness.accept(context, said, "test")
         assert context.witnessed.notes() == [said]
@@ -196,10 +196,10 @@ def test_what_shows_a_loss_is_kept_whatever_it_is_dated(site: Site) -> None:
 
 
 @pytest.mark.parametrize("ahead", [0, 100])
-def test_what_shows_a_loss_gives_way_to_no_word_of_the_same_witness_that_does_not(site: Site, ahead: int) -> None:
+def test_what_shows_a_loss_gives_way_to_no_word_of_the_same_witness_that_does_not(site: Appliance, lead: int) -> None:
     """A witness that signs two histories, or whoever holds its key, does not make the appliance forget the other."""
     with wiring.service(site.settings) as context:
-        evidence = word(context, ONE, checkpoint=forked(context, context.ledger.state.size - 1 + ahead))
+        evidence = word(context, ONE, checkpoint=forked(context, context.ledger.state.size - 1 + lead))
         with pytest.raises(Tampered):
             witness.accept(context, evidence, "test")
         grow(context)
@@ -211,7 +211,7 @@ def test_what_shows_a_loss_gives_way_to_no_word_of_the_same_witness_that_does_no
         pass
 
 
-def test_of_two_witnesses_who_were_shown_two_histories_the_other_one_is_heard(site: Site) -> None:
+def test_of_two_witnesses_who_were_shown_two_histories_the_other_one_is_heard(site: Appliance) -> None:
     """The one that saw this log says nothing against the other's word."""
     with wiring.service(site.settings) as context:
         ours = seen(context, TWO)
@@ -227,7 +227,7 @@ def test_of_two_witnesses_who_were_shown_two_histories_the_other_one_is_heard(si
     refused(site, "fork")
 
 
-def test_a_witness_that_lags_is_no_loss_and_the_other_one_shows_what_it_has_not_seen(site: Site) -> None:
+def test_a_witness_that_lags_is_no_loss_and_the_other_one_shows_what_it_has_not_seen(site: Appliance) -> None:
     with wiring.service(site.settings) as context:
         seen(context, ONE)
     shutil.copy(site.home / "ledger.db", site.home / "yesterday.db")
@@ -240,7 +240,7 @@ def test_a_witness_that_lags_is_no_loss_and_the_other_one_shows_what_it_has_not_
     assert TWO in refused(site, "behind")
 
 
-def test_what_a_witness_signed_with_a_key_that_policy_replaced_is_refused_and_not_kept(site: Site) -> None:
+def test_what_a_witness_signed_with_a_key_that_policy_replaced_is_refused_and_not_kept(site: Appliance) -> None:
     site.start()
     adopt(site, witnesses=[witness_vkey_of(ONE, W2)], witness_quorum=0)
     site.stop()

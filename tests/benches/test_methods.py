@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from appliance.domain.methods import METHODS
-from appliance.ml import data
+from appliance.domain.recipe.methods import METHODS
+from appliance.ml.data import rows as data
 from scripts.benches.methods import PAIRS, Found, Sizes, _recipe, _write_rows, table
-from tests.ml.tiny import build_base
+from scripts.kit.tiny_model import build_base
 
 
 def found(method: str, optimiser: str = "adamw", **values: object) -> Found:

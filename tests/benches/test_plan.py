@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from scripts.benches import plan
-from tests.ml.tiny import build_base
+from scripts.kit.tiny_model import build_base
 
 
 def test_a_configuration_is_planned_and_measured_and_the_errors_have_their_goals(tmp_path: Path) -> None:

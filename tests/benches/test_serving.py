@@ -14,7 +14,7 @@ from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
 from scripts.benches import serving, serving_llama, serving_service
 from scripts.benches.serving_worker import make_adapters
-from tests.ml.tiny import build_base
+from scripts.kit.tiny_model import build_base
 
 
 def test_adapters_fit_the_base_and_none_is_another(tmp_path: Path) -> None:

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.entry import Draft
-from appliance.domain.verify import verify_log
-from appliance.formats.commitment import Disclosure
-from appliance.formats.digest import digest_bytes
-from appliance.formats.export import write_export
-from appliance.formats.merkle import hash_leaf, root_of, verify_inclusion
-from appliance.formats.timestamp import parse_time
-from appliance.formats.trust import encode_trust
-from appliance.store.engine import migrate, open_engine
-from appliance.store.ledger import Ledger
-from appliance.store.tables import metadata
+from appliance.domain.audit.verify import verify_log
+from appliance.domain.core.entry import Draft
+from appliance.formats.core.commitment import Disclosure
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.core.merkle import hash_leaf, root_of, verify_inclusion
+from appliance.formats.core.timestamp import parse_time
+from appliance.formats.log.export import write_export
+from appliance.formats.log.trust import encode_trust
+from appliance.store.database.engine import migrate, open_engine
+from appliance.store.database.tables import metadata
+from appliance.store.ledger.ledger import Ledger
 from appliance.verifier import load_trust, verify_export
 from scripts.benches.kept import DatabaseFile, keep
 from scripts.benches.logs import clock_after, draft_of, open_ledger

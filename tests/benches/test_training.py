@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from appliance.domain.recipe import ResolvedRecipe
+from appliance.domain.recipe.recipe import ResolvedRecipe
 from scripts.benches import training
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from appliance.cli import main
-from appliance.formats import keys
-from appliance.formats.keys import Ed25519Signer, encode_key_file
-from appliance.formats.trust import encode_trust
+from appliance.formats.log.trust import encode_trust
+from appliance.formats.signatures import keys
+from appliance.formats.signatures.keys import Ed25519Signer, encode_key_file
 from tests.kit.service import Service, running
 
 PASSPHRASE = b"correct horse battery"

@@ -15,7 +15,7 @@ import pytest
 
 from appliance import errors
 from appliance.cli import main
-from appliance.cli.command import Group, _WithExample
+from appliance.cli.support.command import CommandGroup, _WithExample
 from tests.cli.conftest import type_alone
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +107,7 @@ def test_no_help_loads_a_library_that_takes_time() -> None:
 def test_a_group_without_a_command_shows_its_help_and_succeeds(capsys: pytest.CaptureFixture[str]) -> None:
     told = type_alone(capsys, "run")
     assert told.code == 0
-    assert "start" in told.out and isinstance(main.cli, Group)
+    assert "start" in told.out and isinstance(main.cli, CommandGroup)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -14,14 +14,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from appliance import wiring
 from appliance.config import load_settings
-from appliance.domain.names import encode_value
-from appliance.domain.policy_files import assemble_policy
+from appliance.domain.core.names import encode_value
+from appliance.domain.core.policy_files import assemble_policy
 from appliance.errors import Unavailable
-from appliance.formats.digest import digest_bytes
-from appliance.formats.keys import Ed25519Signer
-from appliance.formats.trust import parse_trust
-from appliance.store.engine import open_engine
-from appliance.store.ledger import Ledger
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.log.trust import parse_trust
+from appliance.formats.signatures.keys import Ed25519Signer
+from appliance.store.database.engine import open_engine
+from appliance.store.ledger.ledger import Ledger
 from tests.cli.conftest import Told, type_alone
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from appliance.cli import caller, main, reviewers
-from appliance.domain.credentials import parse_token
+from appliance.cli import main, reviewers
+from appliance.cli.support import caller
+from appliance.domain.core.credentials import parse_token
 from appliance.errors import BadInput
+from scripts.kit.log_builder import ORIGIN, order_of
 from tests.cli.conftest import Desk
-from tests.domain.builder import ORIGIN, order_of
 from tests.kit.founded import FILES, copied_policy, policy_set
 
 RECIPE = "name: clauses\nbase: smollm2\ndataset: clauses@1\nrank: 8\n"
@@ -396,7 +397,7 @@ def test_a_service_of_another_log_than_the_trust_files_is_refused(open_desk: Cal
 
 
 def test_why_a_run_failed_is_read_from_its_entry(open_desk: Callable[[str], Desk]) -> None:
-    from appliance.domain.events import RunFailed
+    from appliance.domain.runs.training import RunFailed
 
     desk = open_desk("trained")
     message = desk.site.text("the worker ran out of memory")

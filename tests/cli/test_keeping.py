@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from appliance.domain.names import add_seconds
-from appliance.formats.checkpoint import Checkpoint, sign_checkpoint
-from appliance.formats.keys import generate_ed25519, parse_key_file
-from appliance.formats.note import vkey_of
+from appliance.domain.core.names import add_seconds
+from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
+from appliance.formats.log.note import vkey_of
+from appliance.formats.signatures.keys import generate_ed25519, parse_key_file
+from scripts.kit.log_builder import ORIGIN
 from tests.cli.conftest import PASSPHRASE, Desk, Told
-from tests.domain.builder import ORIGIN
 from tests.kit.founded import policy_set
 
 

@@ -4,9 +4,9 @@ import io
 
 import pytest
 
-from appliance.cli.following import Display
-from appliance.cli.output import plain, print_facts, print_table
-from appliance.cli.progress import Meter, show_bytes
+from appliance.cli.support.following import Display
+from appliance.cli.support.output import plain, print_facts, print_table
+from appliance.cli.support.progress import Meter, show_bytes
 
 
 def test_text_of_others_cannot_drive_the_terminal() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from appliance.cli import caller, main
+from appliance.cli import main
+from appliance.cli.support import caller
 from tests.cli.conftest import PASSPHRASE, Desk, type_alone
 
 
@@ -78,7 +79,7 @@ def test_an_existing_key_is_refused_before_a_passphrase_is_asked_for(
 
 def _enrol(desk: Desk, name: str = "dora", role: str = "operator") -> None:
     """As two administrators do it."""
-    from appliance.formats.keys import generate_ed25519
+    from appliance.formats.signatures.keys import generate_ed25519
 
     desk.site.keys[name] = generate_ed25519()
     proof = desk.folder / f"{name}.proof"

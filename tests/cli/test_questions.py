@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from appliance.cli.output import print_facts
+from appliance.cli.support.output import print_facts
 from tests.cli.conftest import Desk
 
 

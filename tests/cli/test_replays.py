@@ -7,20 +7,22 @@ from collections.abc import Callable
 
 import pytest
 
-from appliance.domain import events as e
-from appliance.domain.entry import parse_entry
-from appliance.domain.names import NO_DIGEST
+from appliance.domain.core.entry import parse_entry
+from appliance.domain.core.event import Event
+from appliance.domain.core.names import NO_DIGEST
+from appliance.domain.runs.replays import ReplayFailed, ReplayFinished
+from appliance.domain.runs.training import RunFailed
 from tests.cli.conftest import Desk
 
 COMMITMENT = "hmac-sha256:" + "0" * 64
-Bend = Callable[[e.ReplayFinished], e.Event]
+Bend = Callable[[ReplayFinished], Event]
 
 
 def failed(code: str) -> Bend:
-    return lambda body: e.ReplayFailed(order=body.order, run=body.run, code=code, message=COMMITMENT)
+    return lambda body: ReplayFailed(order=body.order, run=body.run, code=code, message=COMMITMENT)
 
 
-def different(body: e.ReplayFinished) -> e.Event:
+def different(body: ReplayFinished) -> Event:
     return body.model_copy(update={"got": NO_DIGEST, "verdict": "different"})
 
 
@@ -40,7 +42,7 @@ def judge(desk: Desk, bend: Bend = lambda body: body) -> None:
 def test_a_failed_run_is_resumed_and_a_window_of_it_is_replayed(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("trained")
     judge(desk)
-    desk.site.add(e.RunFailed(run="r-000001", code="worker-ended", message=desk.site.text("it was killed")))
+    desk.site.add(RunFailed(run="r-000001", code="worker-ended", message=desk.site.text("it was killed")))
     refused = desk.as_("olga", "run", "replay", "r-000001", "--from", "0", "--to", "2", "--yes")
     assert (refused.code, "expected olga to be auditor" in refused.err) == (3, True)
     told = desk.as_("olga", "run", "resume", "r-000001", "--yes")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from appliance.domain.entry import parse_entry
-from appliance.formats.log_policy import quorum_policy
-from appliance.formats.proof import verify_proof
+from appliance.domain.core.entry import parse_entry
+from appliance.formats.log.log_policy import quorum_policy
+from appliance.formats.log.proof import verify_proof
 from tests.cli.conftest import Desk
 
 

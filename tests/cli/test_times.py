@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from appliance.cli.times import parse_end, parse_moment
+from appliance.cli.support.times import parse_end, parse_moment
 from appliance.errors import BadInput
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)

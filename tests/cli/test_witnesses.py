@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from appliance.cli.times import parse_end
+from appliance.cli.support.times import parse_end
 from appliance.errors import BadInput
-from appliance.formats.cosignature import witness_vkey_of
-from appliance.formats.keys import generate_ed25519
+from appliance.formats.log.cosignature import witness_vkey_of
+from appliance.formats.signatures.keys import generate_ed25519
 from tests.cli.conftest import Desk
 from tests.kit.founded import policy_set
 

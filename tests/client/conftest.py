@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from appliance.client.door import Door
-from appliance.client.log import Anchor, anchor_of
-from appliance.client.session import Session
+from appliance.client.support.door import Door
+from appliance.client.support.log import Anchor, anchor_of
+from appliance.client.support.session import SavedSession
 from tests.kit.service import Service, running
 
 
@@ -27,7 +27,7 @@ class Office:
     def as_(self, name: str) -> Door:
         """A door with this person's session."""
         door = self.opened()
-        door.bearer = Session(door, name, lambda: self.site.keys[name])
+        door.bearer = SavedSession(door, name, lambda: self.site.keys[name])
         return door
 
     def opened(self) -> Door:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from appliance import errors
-from appliance.client.door import Door, error_of
+from appliance.client.support.door import Door, error_of
 from tests.client.conftest import Office
 
 

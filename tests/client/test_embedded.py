@@ -15,21 +15,21 @@ from pathlib import Path
 import pytest
 
 from appliance import wiring
-from appliance.cli.caller import Caller
-from appliance.client import embedded
-from appliance.client.door import Door, is_answering
+from appliance.cli.support.caller import Caller
 from appliance.client.policies import load_policy
+from appliance.client.support import embedded
+from appliance.client.support.door import Door, is_answering
 from appliance.config import VARIABLES, Settings, load_settings
 from appliance.errors import NotFound, Unavailable
-from appliance.formats.checkpoint import Checkpoint, sign_checkpoint
-from appliance.formats.keys import generate_ed25519
-from appliance.formats.trust import parse_trust
-from appliance.store import fold
-from appliance.store.keyring import LOG_KEY, Keyring
-from appliance.store.lock import lock_folder
-from appliance.store.witnessed import Witnessed
-from appliance.workflows.context import Code
-from appliance.workflows.recover import recover
+from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
+from appliance.formats.log.trust import parse_trust
+from appliance.formats.signatures.keys import generate_ed25519
+from appliance.store.files.keyring import LOG_KEY, Keyring
+from appliance.store.files.lock import lock_folder
+from appliance.store.files.witnessed import Witnessed
+from appliance.store.ledger import fold
+from appliance.workflows.core.context import Code
+from appliance.workflows.lifecycle.recovery import recover
 
 POLICY = Path(__file__).resolve().parents[2] / "policies" / "default"
 

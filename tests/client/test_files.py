@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from appliance.client import files
+from appliance.client.support import files
 from appliance.errors import Unavailable
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.client.keys import (
+from appliance.client.support.keys import (
     create_key,
     open_key,
     passphrase_of_descriptor,

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from appliance.client import log
+from appliance.client.support import log
 from appliance.errors import BadInput, Conflict, NotFound, Tampered, Unavailable
-from appliance.formats.digest import digest_bytes
-from appliance.formats.keys import generate_ed25519
-from appliance.formats.note import vkey_of
-from appliance.formats.trust import encode_trust
-from appliance.workflows import audit
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.log.note import vkey_of
+from appliance.formats.log.trust import encode_trust
+from appliance.formats.signatures.keys import generate_ed25519
+from appliance.workflows.queries.log import export, show
+from scripts.kit.log_builder import ORIGIN, b64
 from tests.client.conftest import Office
-from tests.domain.builder import ORIGIN, b64
 
 
 def test_an_entry_is_read_with_its_documents_texts_and_proof(open_office: Callable[..., Office]) -> None:
@@ -66,7 +66,7 @@ def test_an_entry_that_is_not_proved_is_not_read(
 
 def test_another_entry_of_the_same_log_is_not_taken_for_the_one_asked_for(open_office: Callable[..., Office]) -> None:
     office = open_office("imported")
-    office.service.bend["/v1/ledger/7"] = lambda answer: audit.show(office.service.context, 8)
+    office.service.bend["/v1/ledger/7"] = lambda answer: show(office.service.context, 8)
     with pytest.raises(Tampered, match="entry 7: expected this index, got 8"):
         log.read_entry(office.as_("audrey"), office.anchor, 7)
 
@@ -132,7 +132,7 @@ def test_filters_reach_the_service(open_office: Callable[..., Office]) -> None:
 def test_an_export_has_its_name_only_when_it_is_complete(open_office: Callable[..., Office], tmp_path: Path) -> None:
     office = open_office("staffed")
     digest, size = log.export(office.as_("audrey"), tmp_path / "log.tar")
-    whole = b"".join(audit.export(office.service.context))
+    whole = b"".join(export(office.service.context))
     assert (tmp_path / "log.tar").read_bytes() == whole
     assert (digest, size) == (digest_bytes(whole), len(whole))
     assert [path.name for path in tmp_path.iterdir()] == ["log.tar"]

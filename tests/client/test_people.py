@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from appliance.client import orders, people
-from appliance.domain.credentials import parse_token
-from appliance.domain.signatures import accept_token
+from appliance.client import people
+from appliance.client.support import orders
+from appliance.domain.core.credentials import parse_token
+from appliance.domain.core.signatures import accept_token
 from appliance.errors import BadInput, NotAuthenticated, Tampered
-from appliance.formats.keys import generate_ed25519
-from appliance.formats.timestamp import encode_time
+from appliance.formats.core.timestamp import encode_time
+from appliance.formats.signatures.keys import generate_ed25519
+from scripts.kit.log_builder import ORIGIN
 from tests.client.conftest import Office
-from tests.domain.builder import ORIGIN
 
 
 def _proof(tmp_path: Path, name: str = "dora", origin: str = ORIGIN) -> Path:

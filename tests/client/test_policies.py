@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from appliance.client import orders, policies
-from appliance.domain.names import encode_value
+from appliance.client import policies
+from appliance.client.support import orders
+from appliance.domain.core.names import encode_value
 from appliance.errors import BadInput, NotFound, Tampered
+from scripts.kit.log_builder import b64
 from tests.client.conftest import Office
-from tests.domain.builder import b64
 from tests.kit.founded import copied_policy, policy_set
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from appliance.client.questions import adapter_story, could_load, dataset_uses, find_row, state_as_of
 from appliance.errors import BadInput, Tampered, Unavailable
-from appliance.formats.commitment import disclose, disclosure_value
+from appliance.formats.core.commitment import disclose, disclosure_value
 from tests.client.conftest import Office
 from tests.kit.founded import ROWS
 

@@ -6,24 +6,25 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
-from appliance.client import orders, reviews
-from appliance.domain.entry import Entry, encode_entry, parse_entry
-from appliance.domain.orders import Activate
+from appliance.client import reviews
+from appliance.client.support import orders
+from appliance.domain.core.entry import Entry, encode_entry, parse_entry
+from appliance.domain.releases.activations import Activate
 from appliance.errors import Denied, NotFound, Tampered
-from appliance.formats.checkpoint import Checkpoint, sign_checkpoint
-from appliance.formats.digest import digest_bytes
-from appliance.formats.dsse import encode_envelope, sign_envelope
-from appliance.formats.keys import EcdsaSigner
-from appliance.formats.merkle import hash_leaf, inclusion_proof, root_of
-from appliance.formats.statement import Statement, encode_statement
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.core.merkle import hash_leaf, inclusion_proof, root_of
+from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
+from appliance.formats.signatures.dsse import encode_envelope, sign_envelope
+from appliance.formats.signatures.keys import EcdsaSigner
+from appliance.formats.signatures.statement import Statement, encode_statement
+from scripts.kit.log_builder import ORIGIN, b64
 from tests.client.conftest import Office
-from tests.domain.builder import ORIGIN, b64
 from tests.kit.founded import FILES
 
 VALID_UNTIL = "2999-01-01T00:00:00.000Z"
 
 
-def _gather(office: Office, name: str = "clauses@1") -> reviews.Evidence:
+def _gather(office: Office, name: str = "clauses@1") -> reviews.ReviewMaterial:
     return reviews.gather(office.as_("rita"), office.anchor, name, lambda count: None)
 
 
@@ -175,7 +176,7 @@ def _review(office: Office, signer: str, field: str, decision: str = "approve") 
 def _in_a_day(office: Office) -> str:
     from datetime import UTC, datetime, timedelta
 
-    from appliance.formats.timestamp import encode_time
+    from appliance.formats.core.timestamp import encode_time
 
     return encode_time(datetime.now(UTC) + timedelta(days=1))
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from appliance.client import orders, runs
-from appliance.domain.orders import Train
-from appliance.domain.recipe import parse_recipe
+from appliance.client import runs
+from appliance.client.support import orders
+from appliance.domain.recipe.recipe import parse_recipe
+from appliance.domain.runs.training import Train
 from appliance.errors import BadInput, NotFound, Tampered
 from tests.client.conftest import Office
 

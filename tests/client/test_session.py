@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from appliance.client.session import Session, state_folder
+from appliance.client.support.session import SavedSession, state_folder
 from appliance.errors import NotAuthenticated
-from appliance.formats.keys import generate_ed25519
+from appliance.formats.signatures.keys import generate_ed25519
 from tests.client.conftest import Office
 
 
@@ -40,7 +40,7 @@ def test_the_token_is_kept_for_its_owner_alone_and_used_again_without_the_key(
     assert stat.S_IMODE(_cache().stat().st_mode) == 0o600
     assert stat.S_IMODE(_cache().parent.stat().st_mode) == 0o700
     door = office.as_("audrey")
-    door.bearer = Session(door, "audrey", _locked)  # type: ignore[arg-type]
+    door.bearer = SavedSession(door, "audrey", _locked)  # type: ignore[arg-type]
     door.get("/v1/principals")
     assert _opened(office) == 1
 
@@ -87,7 +87,7 @@ def test_a_key_that_is_not_enrolled_opens_nothing_and_the_error_says_where_to_lo
 ) -> None:
     office = open_office("staffed")
     door = office.as_("audrey")
-    door.bearer = Session(door, "audrey", generate_ed25519)
+    door.bearer = SavedSession(door, "audrey", generate_ed25519)
     with pytest.raises(NotAuthenticated, match="appliance key show FILE"):
         door.get("/v1/principals")
     assert not (state_folder() / "sessions").exists()

@@ -5,15 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from appliance.client import imports, orders, uploads
-from appliance.domain.events import DatasetImported, ImportCancelled, ImportFailed, ImportRequested
-from appliance.domain.orders import CancelImport, ImportBase, ImportDataset
+from appliance.client import imports
+from appliance.client.support import orders, uploads
+from appliance.domain.data.datasets import DatasetImported
+from appliance.domain.data.imports import (
+    CancelImport,
+    ImportBase,
+    ImportCancelled,
+    ImportDataset,
+    ImportFailed,
+    ImportRequested,
+)
 from appliance.errors import BadInput, Conflict, NotFound, Tampered, Unavailable
-from appliance.formats.digest import digest_bytes
-from appliance.formats.manifest import parse_manifest
-from appliance.workflows.record import conceal
+from appliance.formats.artifacts.manifest import parse_manifest
+from appliance.formats.core.digest import digest_bytes
+from appliance.workflows.core.record import conceal
+from scripts.kit.log_builder import WALLS, manifest, order_of
 from tests.client.conftest import Office
-from tests.domain.builder import WALLS, manifest, order_of
 
 
 def _folder(tmp_path: Path) -> Path:
@@ -163,6 +171,6 @@ def test_an_import_ends_with_its_result_or_as_the_error_it_was(open_office: Call
         imports.wait_for_import(door, bad, lambda state: None)
     assert raised.value.code == "dataset"
     ended = order("drafts")
-    site.ordered(ImportCancelled(policy=site.in_force), site.order(CancelImport, "olga", order=ended))
+    site.ordered(ImportCancelled(policy=site.in_force), site.order(CancelImport, "anna", order=ended))
     with pytest.raises(Conflict, match="import of dataset:drafts: it was cancelled"):
         imports.wait_for_import(door, ended, lambda state: None)

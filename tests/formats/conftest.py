@@ -11,8 +11,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from appliance.formats.keys import EcdsaSigner, Ed25519Signer
-from appliance.formats.merkle import hash_leaf, root_of
+from appliance.formats.core.merkle import hash_leaf, root_of
+from appliance.formats.signatures.keys import EcdsaSigner, Ed25519Signer
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors"
 

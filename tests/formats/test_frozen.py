@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from appliance.formats.bundle import verify_model
-from appliance.formats.checkpoint import Checkpoint, open_checkpoint, sign_checkpoint
-from appliance.formats.commitment import disclose, encode_disclosure, parse_disclosure, verify_disclosure
-from appliance.formats.dsse import encode_envelope, parse_envelope, sign_envelope, verify_envelope
-from appliance.formats.frame import read_frame, write_frame
-from appliance.formats.keys import EcdsaSigner, Ed25519Signer, encode_key_file, parse_key_file
-from appliance.formats.manifest import Manifest, ManifestFile, encode_manifest, parse_manifest
-from appliance.formats.note import vkey_of
-from appliance.formats.rows import row_digest, row_key, rows_root
-from appliance.formats.statement import Statement, encode_statement, parse_statement
-from appliance.formats.trust import Trust, encode_trust, parse_trust
+from appliance.formats.artifacts.manifest import Manifest, ManifestFile, encode_manifest, parse_manifest
+from appliance.formats.artifacts.rows import row_digest, row_key, rows_root
+from appliance.formats.core.commitment import disclose, encode_disclosure, parse_disclosure, verify_disclosure
+from appliance.formats.core.frame import read_frame, write_frame
+from appliance.formats.log.checkpoint import Checkpoint, open_checkpoint, sign_checkpoint
+from appliance.formats.log.note import vkey_of
+from appliance.formats.log.trust import Trust, encode_trust, parse_trust
+from appliance.formats.signatures.bundle import verify_model
+from appliance.formats.signatures.dsse import encode_envelope, parse_envelope, sign_envelope, verify_envelope
+from appliance.formats.signatures.keys import EcdsaSigner, Ed25519Signer, encode_key_file, parse_key_file
+from appliance.formats.signatures.statement import Statement, encode_statement, parse_statement
 
 ORIGIN = "appliance.example/log"
 DIGEST = f"sha256:{'ab' * 32}"

@@ -15,30 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import BadInput, Tampered
-from appliance.formats import (
-    canonical,
-    checkpoint,
-    commitment,
-    cosignature,
-    digest,
-    dsse,
-    fields,
-    frame,
-    keys,
-    log_policy,
-    manifest,
-    note,
-    proof,
-    statement,
-    timestamp,
-    trust,
-    webauthn,
-    witness_request,
-)
-from appliance.formats.bundle import verify_model
-from appliance.formats.canonical import encode_canonical
-from appliance.formats.fields import parse_base64
-from tests.formats.mutations import mutated, reshaped
+from appliance.formats.artifacts import manifest
+from appliance.formats.core import canonical, commitment, digest, fields, frame, timestamp
+from appliance.formats.core.canonical import encode_canonical
+from appliance.formats.core.fields import parse_base64
+from appliance.formats.log import checkpoint, cosignature, log_policy, note, proof, trust, witness_request
+from appliance.formats.signatures import dsse, keys, statement, webauthn
+from appliance.formats.signatures.bundle import verify_model
+from tests.kit.mutations import mutated, reshaped
 
 OWN = json.loads((Path(__file__).resolve().parents[1] / "vectors/appliance.json").read_text(encoding="utf-8"))
 P256 = parse_base64(OWN["keys"]["p256"]["spki"], "spki")

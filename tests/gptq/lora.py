@@ -17,7 +17,7 @@ STEPS = 12
 
 
 def main(folder: Path) -> None:
-    from tests.ml.tiny import build_base, clauses
+    from scripts.kit.tiny_model import build_base, clauses
 
     quantised = quantise(build_base(folder / "base"), folder / "gptq", [text for text, _ in clauses()])
     print(json.dumps(train(quantised)))

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from appliance.formats.cosignature import witness_vkey_of
-from appliance.formats.export import write_export
-from appliance.formats.keys import generate_ed25519
-from appliance.formats.note import vkey_of
-from appliance.formats.proof import Proof, encode_proof
-from appliance.formats.witness_request import WitnessRequest, encode_request
-from appliance.store.engine import migrate, open_engine
+from appliance.formats.log.cosignature import witness_vkey_of
+from appliance.formats.log.export import write_export
+from appliance.formats.log.note import vkey_of
+from appliance.formats.log.proof import Proof, encode_proof
+from appliance.formats.log.witness_request import WitnessRequest, encode_request
+from appliance.formats.signatures.keys import generate_ed25519
+from appliance.store.database.engine import migrate, open_engine
 from appliance.witness import Witness, cosign_file
-from tests.store.site import ORIGIN, Site
+from tests.kit.small_log import ORIGIN, SmallLog
 
 SOURCES = Path(__file__).parent / "verify"
 DEBIAN = Path("/usr/share/gocode")
@@ -71,7 +71,7 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
     folder = tmp_path_factory.mktemp("carried")
     engine = open_engine(f"sqlite:///{folder / 'ledger.db'}")
     migrate(engine)
-    site = Site()
+    site = SmallLog()
     ledger = site.open_ledger(engine)
     drafts = [site.first_draft()]
     for name in ("carol", "dave", "erin"):

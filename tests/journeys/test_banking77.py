@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from openai import NotFoundError, OpenAI
 
-from appliance.domain import orders
-from appliance.formats.digest import digest_file
-from tests.site import ROOT, Site, found_site
+from appliance.domain.data.imports import ImportBase
+from appliance.formats.core.digest import digest_file
+from scripts.kit.appliance import ROOT, Appliance, found_site
 
 DATA = ROOT.parent / "shared" / "data" / "banking77" / "train.csv"
 CACHE = ROOT / ".cache"
@@ -49,10 +49,10 @@ def fetch_base() -> Path:
     return Path(done.stdout.strip().splitlines()[-1])
 
 
-def import_gguf(site: Site, path: Path) -> None:
+def import_gguf(site: Appliance, path: Path) -> None:
     with path.open("rb") as stream:
         site.ask("PUT", f"/v1/uploads/{digest_file(path)}", content=stream.read())
-    order = orders.ImportBase(
+    order = ImportBase(
         base="smollm2", format="gguf", source=digest_file(path), licence="Apache-2.0", **site.terms("olga")
     )
     found = site.wait_import(site.order(order)["order"])
@@ -95,7 +95,7 @@ def test_bank_questions_go_through_the_whole_journey_and_the_adapter_beats_the_b
         site.stop()
 
 
-def check_client(site: Site, port: int) -> None:
+def check_client(site: Appliance, port: int) -> None:
     """The official client gets an answer, streams it, and sees its own task alone."""
     with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=site.token("legal"), max_retries=0) as client:
         assert [model.id for model in client.models.list()] == ["intents"]
@@ -115,7 +115,7 @@ def check_client(site: Site, port: int) -> None:
     assert "stolen" not in str(requests), "the ledger holds keyed digests, never the text"
 
 
-def check_auditor(site: Site, place: Path) -> None:
+def check_auditor(site: Appliance, place: Path) -> None:
     """The export verifies with nothing but the trust file, in a process that sees no home."""
     export, trust = place / "ledger.tar", place / "trust.json"
     export.write_bytes(site.get("/v1/ledger/export", "axel"))

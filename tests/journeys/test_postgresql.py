@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from appliance.domain import orders
-from appliance.domain.names import add_seconds
-from appliance.formats.commitment import disclose
-from appliance.formats.keys import generate_ed25519
+from appliance.domain.core.names import add_seconds
+from appliance.domain.governance.log_keys import RotateLogKey
+from appliance.domain.governance.people import RevokePrincipal
+from appliance.formats.core.commitment import disclose
+from appliance.formats.signatures.keys import generate_ed25519
+from scripts.kit.appliance import Appliance, Refused, found_site
+from scripts.kit.postgres import APPLICATION, Server, postgres
+from scripts.kit.tiny_model import build_base, clauses, write_csv
 from tests.attacks.keeping import cosigned, erase_order, hand_in, two, watched
 from tests.journeys.test_banking77 import check_auditor
-from tests.ml.tiny import build_base, clauses, write_csv
-from tests.postgres import APPLICATION, Server, postgres
-from tests.site import Refused, Site, found_site
 
 __all__ = ["postgres"]
 
@@ -65,18 +66,18 @@ def journey(postgres: Server, database: str, tmp_path: Path) -> None:
         postgres.drop_database(database)
 
 
-def check_kept(site: Site, postgres: Server, database: str) -> None:
+def check_kept(site: Appliance, postgres: Server, database: str) -> None:
     """The service's role may erase a text, and the owner finds none; log key and witness are the database's as well."""
     site.enroll("gone", "operator")
     reason = disclose("left in the eleventh month", os.urandom(32))
-    site.order(orders.RevokePrincipal(principal="gone", **site.terms("anna"), reason=reason.commitment), reason)
+    site.order(RevokePrincipal(principal="gone", **site.terms("anna"), reason=reason.commitment), reason)
     count = f"SELECT count(*) FROM disclosures WHERE commitment = '{reason.commitment}'"
     assert postgres.execute(count, database) == [(1,)]
     assert two(site, erase_order(site, reason.commitment), reason)["type"] == "text.erased"
     assert postgres.execute(count, database) == [(0,)]
     vkey = site.ask("POST", "/v1/log-keys", "anna")["vkey"]
     until = add_seconds(site.now(), 3_600)
-    rotation = orders.RotateLogKey(log_key=vkey, old_until=until, **site.terms("anna"))
+    rotation = RotateLogKey(log_key=vkey, old_until=until, **site.terms("anna"))
     assert two(site, rotation)["type"] == "log-key.rotated"
     witness = generate_ed25519()
     watched(site, witness)

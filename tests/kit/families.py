@@ -9,8 +9,11 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
+
+_SEED = "seed of families"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,9 +23,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # xdist hands the options to its processes after this, so that all of them draw the same.
+    given: dict[str, Any] = getattr(config, "workerinput", {})
     if config.option.seed is None:
-        config.option.seed = random.SystemRandom().randrange(1_000_000)
+        config.option.seed = given.get(_SEED, random.SystemRandom().randrange(1_000_000))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Before one of xdist's processes starts: all of them draw the same."""
+    node.workerinput[_SEED] = node.config.option.seed
 
 
 def pytest_report_header(config: pytest.Config) -> str:

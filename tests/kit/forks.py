@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICE = ("appliance.cli.main", "appliance.wiring")
-TORCH = ("appliance.ml.methods", "appliance.ml.engine")
+TORCH = ("appliance.ml.training.methods", "appliance.ml.serving.engine")
 _MOST = 1 << 20
 
 
@@ -113,25 +113,25 @@ def run(
     return Forked(forks, forks.ask({"command": command, "environment": dict(environment)}, *streams))
 
 
-def main(asked: socket.socket, modules: Sequence[str]) -> None:
+def main(wanted: socket.socket, modules: Sequence[str]) -> None:
     for name in modules:
         importlib.import_module(name)
     while True:
-        data, descriptors, _, _ = socket.recv_fds(asked, _MOST, 3)
+        data, descriptors, _, _ = socket.recv_fds(wanted, _MOST, 3)
         if not data:
             return
         request = json.loads(data)
         if "ended" in request:
             _, status = os.waitpid(request["ended"], 0)
-            asked.send(json.dumps(os.waitstatus_to_exitcode(status)).encode())
+            wanted.send(json.dumps(os.waitstatus_to_exitcode(status)).encode())
             continue
         pid = os.fork()
         if pid == 0:
-            asked.close()
+            wanted.close()
             _run(request["command"], request["environment"], descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
-        asked.send(json.dumps(pid).encode())
+        wanted.send(json.dumps(pid).encode())
 
 
 def _run(command: list[str], environment: dict[str, str], streams: list[int]) -> NoReturn:
@@ -164,5 +164,5 @@ def _run(command: list[str], environment: dict[str, str], streams: list[int]) ->
 
 
 if __name__ == "__main__":
-    with socket.socket(fileno=int(sys.argv[1])) as asked_on:
-        main(asked_on, sys.argv[2:])
+    with socket.socket(fileno=int(sys.argv[1])) as wanted_on:
+        main(wanted_on, sys.argv[2:])

@@ -23,27 +23,30 @@ import pytest
 
 from appliance import wiring
 from appliance.config import load_settings
-from appliance.domain import events as e
-from appliance.domain import orders as o
-from appliance.domain.entry import Draft, Entry, parse_entry
-from appliance.domain.policy import Parameters, PolicySet
-from appliance.domain.policy_files import assemble_policy
-from appliance.domain.state import State
-from appliance.domain.subjects import subjects_of
-from appliance.formats.canonical import encode_canonical
-from appliance.formats.commitment import Disclosure, disclose
-from appliance.formats.digest import digest_bytes
-from appliance.formats.keys import EcdsaSigner, Ed25519Signer, generate_ed25519
-from appliance.formats.manifest import MANIFEST_PATH
-from appliance.formats.note import vkey_of
-from appliance.formats.rows import row_digest, rows_root
-from appliance.formats.timestamp import encode_time
-from appliance.store.artifacts import Artifacts
-from appliance.store.keyring import ADAPTER_KEY, LOG_KEY, Keyring
-from appliance.store.ledger import Ledger
-from appliance.workflows.context import Context
-from tests.domain.builder import _STEPS as STEPS_OF_STAGES
-from tests.domain.builder import ORIGIN, STEPS, Site, manifest
+from appliance.domain.core.entry import Draft, Entry, parse_entry
+from appliance.domain.core.event import Event
+from appliance.domain.core.order import Order
+from appliance.domain.core.policy import Parameters, PolicySet
+from appliance.domain.core.policy_files import assemble_policy
+from appliance.domain.core.state import State
+from appliance.domain.data.imports import ImportBase, ImportRequested
+from appliance.domain.retention.texts import Erase, TextErased
+from appliance.domain.rulebook.subjects import subjects_of
+from appliance.domain.runs.training import Train
+from appliance.formats.artifacts.manifest import MANIFEST_PATH
+from appliance.formats.artifacts.rows import row_digest, rows_root
+from appliance.formats.core.canonical import encode_canonical
+from appliance.formats.core.commitment import Disclosure, disclose
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.core.timestamp import encode_time
+from appliance.formats.log.note import vkey_of
+from appliance.formats.signatures.keys import EcdsaSigner, Ed25519Signer, generate_ed25519
+from appliance.store.files.artifacts import Artifacts
+from appliance.store.files.keyring import ADAPTER_KEY, LOG_KEY, Keyring
+from appliance.store.ledger.ledger import Ledger
+from appliance.workflows.core.context import Context
+from scripts.kit.log_builder import _STEPS as STEPS_OF_STAGES
+from scripts.kit.log_builder import ORIGIN, STEPS, LogBuilder, manifest
 
 SHAPE = {"layers": 30, "hidden": 576, "inner": 1536, "heads": 9, "key_heads": 3, "head_size": 64, "words": 49152}
 BASE_FACTS = {"dtype": "bfloat16", "parameters": 134_515_008, "shape": {**SHAPE, "tied": True}, "context_length": 2048}
@@ -85,7 +88,7 @@ def copied_policy(folder: Path, **parameters: Any) -> Path:
     return folder
 
 
-class FoundedSite(Site):
+class FoundedSite(LogBuilder):
     """The builder's people and orders over a ledger on disk: `add` appends there, and everything is read from there."""
 
     def __init__(self, home: Path, ledger: Ledger, keys: dict[str, Any], policy: PolicySet, count: int = 0) -> None:
@@ -131,14 +134,14 @@ class FoundedSite(Site):
 
     def add(
         self,
-        event: e.Event,
+        event: Event,
         /,
         documents: Mapping[str, bytes] | None = None,
-        signed: tuple[tuple[str, o.Order], ...] = (),
+        signed: tuple[tuple[str, Order], ...] = (),
         **changes: Any,
     ) -> Entry:
         bound, last = dict(documents or {}), signed[-1][1] if signed else None
-        erases = isinstance(event, e.TextErased) and isinstance(last, o.Erase)
+        erases = isinstance(event, TextErased) and isinstance(last, Erase)
         draft = Draft(
             type=event.type,
             actor=signed[0][1].signer if signed else event.actor or "service",
@@ -148,12 +151,12 @@ class FoundedSite(Site):
             documents=bound,
             body=event,
             disclosures=tuple(self._opened(event, bound)),
-            erased=(last.commitment,) if erases and isinstance(last, o.Erase) else (),
+            erased=(last.commitment,) if erases and isinstance(last, Erase) else (),
             **changes,
         )
         return self.ledger.append(draft).entry
 
-    def _opened(self, event: e.Event, documents: Mapping[str, bytes]) -> list[Disclosure]:
+    def _opened(self, event: Event, documents: Mapping[str, bytes]) -> list[Disclosure]:
         """The texts behind the commitments that the entry or its orders hold for the first time."""
         sources = [encode_canonical(event.model_dump(mode="json"))]
         for data in documents.values():
@@ -166,14 +169,14 @@ class FoundedSite(Site):
 
     def import_base(self, name: str = "smollm2", signer: str = "ines") -> Entry:
         order = self.order(
-            o.ImportBase, signer, base=name, format="gguf", source=digest_bytes(b"gguf"), licence="Apache-2.0"
+            ImportBase, signer, base=name, format="gguf", source=digest_bytes(b"gguf"), licence="Apache-2.0"
         )
-        requested = self.ordered(e.ImportRequested(policy=self.in_force), order)
+        requested = self.ordered(ImportRequested(policy=self.in_force), order)
         listed = self.lay(manifest(name, 1, {"w": b"base"}), {"w": b"base"})
         return self.add(self.base_imported(requested, name, facts=BASE_FACTS), documents={"manifest": listed})
 
     def import_dataset(self, **fields: Any) -> Entry:
-        requested = self.ordered(e.ImportRequested(policy=self.in_force), self.dataset_order(**fields))
+        requested = self.ordered(ImportRequested(policy=self.in_force), self.dataset_order(**fields))
         lines = [encode_canonical(row) for row in ROWS]
         digests = [row_digest(ROW_KEY, index, line) for index, line in enumerate(lines)]
         files = {"rows.jsonl": b"".join(line + b"\n" for line in lines), "row_digests.bin": b"".join(digests)}
@@ -185,7 +188,7 @@ class FoundedSite(Site):
             documents={"manifest": listed},
         )
 
-    def train_order(self, signer: str = "olga", recipe: Mapping[str, Any] | None = None, **fields: Any) -> o.Train:
+    def train_order(self, signer: str = "olga", recipe: Mapping[str, Any] | None = None, **fields: Any) -> Train:
         """Long enough for the longest row of the dataset."""
         return super().train_order(signer, {"max_length": 128, **(recipe or {})}, **fields)
 

@@ -20,15 +20,15 @@ from uvicorn.lifespan.off import LifespanOff
 
 from appliance.config import Settings, load_settings
 from appliance.errors import ApplianceError
-from appliance.formats.digest import digest_bytes
-from appliance.store import disk
-from appliance.web.api import people_app
-from appliance.web.auth import Doorkeeper
-from appliance.web.errors import people_body, refusal
-from appliance.web.server import Door, _server
-from appliance.web.sockets import open_unix
-from appliance.workflows.context import Context
-from appliance.workflows.jobs import Job, Jobs
+from appliance.formats.core.digest import digest_bytes
+from appliance.store.files import disk
+from appliance.web.core.auth import Doorkeeper
+from appliance.web.core.errors import people_body, refusal
+from appliance.web.core.server import Door, _server
+from appliance.web.core.sockets import open_unix
+from appliance.web.people.api import people_app
+from appliance.workflows.core.context import Context
+from appliance.workflows.core.jobs import Job, Jobs
 from tests.kit.founded import FoundedSite, context_of, template
 
 Bend = Callable[[Any], Any]

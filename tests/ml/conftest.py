@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from appliance.ml import data, machine
-from appliance.ml.base import Base, load_base
-from appliance.ml.chat import load_chat
-from appliance.ml.sources import parse_source
-from tests.ml.tiny import build_base, clauses, write_csv
+from appliance.ml.data import rows as data
+from appliance.ml.data.sources import parse_source
+from appliance.ml.model import machine
+from appliance.ml.model.base import Base, load_base
+from appliance.ml.model.chat import load_chat
+from scripts.kit.tiny_model import build_base, clauses, write_csv
 
 
 @pytest.fixture(scope="session")

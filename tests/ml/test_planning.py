@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
-from appliance.domain import footprint
-from appliance.domain.recipe import ResolvedRecipe
-from appliance.domain.shape import Shape, profile_lengths
-from appliance.ml import attention, decoder, evaluation, loop, loss, methods
-from appliance.ml.base import load_base
-from appliance.ml.convert import describe_shape
-from appliance.ml.samples import Sample
-from tests.ml.tiny import RECIPE
+from appliance.domain.planning import footprint
+from appliance.domain.planning.shape import Shape, profile_lengths
+from appliance.domain.recipe.recipe import ResolvedRecipe
+from appliance.ml.data.samples import Sample
+from appliance.ml.evaluation import evaluation
+from appliance.ml.model import attention, decoder
+from appliance.ml.model.base import load_base
+from appliance.ml.model.convert import describe_shape
+from appliance.ml.training import loop, loss, methods
+from scripts.kit.tiny_model import RECIPE
 
 
 def test_the_limits_of_packs_are_the_loops_own() -> None:

@@ -7,7 +7,7 @@ import sys
 
 QUIET = """
 import sys
-import appliance.ml.base, appliance.ml.methods, appliance.ml.optimisers
+import appliance.ml.model.base, appliance.ml.training.methods, appliance.ml.training.optimisers
 print(*(name for name in ("kernels", "torch._inductor.compile_fx") if sys.modules.get(name) is not None))
 from bitsandbytes.backends.default import ops
 print(ops._optimizer_update_32bit.__name__, hasattr(ops._optimizer_update_32bit, "__wrapped__"))

@@ -8,21 +8,23 @@ from typing import Any
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from appliance.domain import events as e
-from appliance.domain import orders as o
-from appliance.domain.names import NO_DIGEST
-from appliance.domain.report import Report
+from appliance.domain.audit.report import Report
+from appliance.domain.core.names import NO_DIGEST
+from appliance.domain.governance.service import Heartbeat, ServiceStarted
+from appliance.domain.governance.sessions import AuthRefused
+from appliance.domain.runs.cancellation import Cancel, RunCancelled
+from appliance.domain.serving.requests import RequestRefused
 from appliance.errors import ApplianceError
-from tests.domain.builder import PEOPLE, Site, stage
-from tests.domain.test_verify import reforged, verify
+from scripts.kit.log_builder import PEOPLE, LogBuilder, stage
+from tests.domain.audit.test_verify import reforged, verify
 
-Step = Callable[[Site, int], Any]
+Step = Callable[[LogBuilder, int], Any]
 
 STEPS: dict[str, Step] = {
-    "heartbeat": lambda site, _: site.add(e.Heartbeat()),
-    "refusal": lambda site, n: site.add(e.RequestRefused(unit="sales", code="x", message=f"number {n}", count=1)),
-    "strangers": lambda site, n: site.add(e.AuthRefused(count=n + 1, since=site.now)),
-    "start": lambda site, _: site.add(e.ServiceStarted(version="1", code=NO_DIGEST, layers={"b": True, "a": False})),
+    "heartbeat": lambda site, _: site.add(Heartbeat()),
+    "refusal": lambda site, n: site.add(RequestRefused(unit="sales", code="x", message=f"number {n}", count=1)),
+    "strangers": lambda site, n: site.add(AuthRefused(count=n + 1, since=site.now)),
+    "start": lambda site, _: site.add(ServiceStarted(version="1", code=NO_DIGEST, layers={"b": True, "a": False})),
     "request": lambda site, n: site.add(site.request(n)),
     "answer": lambda site, n: site.add(site.answered(n)),
     "load": lambda site, _: site.load(),
@@ -36,13 +38,13 @@ STEPS: dict[str, Step] = {
     "replay": lambda site, _: site.replay("r-000001"),
     "hold": lambda site, n: site.hold(f"principal:{list(PEOPLE)[n]}"),
     "cancel": lambda site, n: site.ordered(
-        e.RunCancelled(policy=site.in_force), site.order(o.Cancel, "olga", run=f"r-{n + 2:06d}")
+        RunCancelled(policy=site.in_force), site.order(Cancel, "olga", run=f"r-{n + 2:06d}")
     ),
 }
 STAGES = ("initialized", "staffed", "sealed", "serving")
 
 
-def grow(site: Site, steps: list[tuple[str, int]]) -> Site:
+def grow(site: LogBuilder, steps: list[tuple[str, int]]) -> LogBuilder:
     """The site after those steps that its rules allow."""
     for name, number in steps:
         texts = len(site.disclosures)
@@ -74,14 +76,14 @@ def test_every_step_is_taken_by_some_stage() -> None:
 
 @QUICK
 @given(SITES)
-def test_a_log_that_the_rules_allow_is_verified(site: Site) -> None:
+def test_a_log_that_the_rules_allow_is_verified(site: LogBuilder) -> None:
     report = verify(site)
     assert (report.verdict, report.counts.entries) == ("verified", len(site.entries))
 
 
 @QUICK
 @given(SITES, st.data())
-def test_an_edit_is_named(site: Site, data: st.DataObject) -> None:
+def test_an_edit_is_named(site: LogBuilder, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, len(site.entries) - 1))
     old = site.entries[index]
     place = data.draw(st.integers(0, len(old) - 1))
@@ -93,7 +95,7 @@ def test_an_edit_is_named(site: Site, data: st.DataObject) -> None:
 
 @QUICK
 @given(SITES, st.data())
-def test_a_drop_is_named(site: Site, data: st.DataObject) -> None:
+def test_a_drop_is_named(site: LogBuilder, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, len(site.entries) - 1))
     report = verify(site, [*site.entries[:index], *site.entries[index + 1 :]], disclosures=[])
     assert first(report) == (index if index < len(site.entries) - 1 else None)
@@ -102,7 +104,7 @@ def test_a_drop_is_named(site: Site, data: st.DataObject) -> None:
 
 @QUICK
 @given(SITES, st.data())
-def test_a_swap_is_named(site: Site, data: st.DataObject) -> None:
+def test_a_swap_is_named(site: LogBuilder, data: st.DataObject) -> None:
     assume(len(site.entries) > 1)
     one, two = sorted(data.draw(st.lists(st.integers(0, len(site.entries) - 1), min_size=2, max_size=2, unique=True)))
     entries = list(site.entries)
@@ -112,7 +114,7 @@ def test_a_swap_is_named(site: Site, data: st.DataObject) -> None:
 
 @QUICK
 @given(SITES, st.data())
-def test_an_insertion_is_named(site: Site, data: st.DataObject) -> None:
+def test_an_insertion_is_named(site: LogBuilder, data: st.DataObject) -> None:
     index, copied = (data.draw(st.integers(0, len(site.entries) - 1)) for _ in range(2))
     report = verify(site, [*site.entries[:index], site.entries[copied], *site.entries[index:]])
     assert first(report) == (index + 1 if copied == index else index)
@@ -120,7 +122,7 @@ def test_an_insertion_is_named(site: Site, data: st.DataObject) -> None:
 
 @QUICK
 @given(SITES, st.data())
-def test_a_truncation_is_found_with_both_sizes(site: Site, data: st.DataObject) -> None:
+def test_a_truncation_is_found_with_both_sizes(site: LogBuilder, data: st.DataObject) -> None:
     size = data.draw(st.integers(0, len(site.entries) - 1))
     report = verify(site, site.entries[:size], disclosures=[])
     said = f"expected {len(site.entries)} entries, as the checkpoint says, got {size}"
@@ -129,7 +131,7 @@ def test_a_truncation_is_found_with_both_sizes(site: Site, data: st.DataObject) 
 
 @QUICK
 @given(SITES, st.data())
-def test_a_history_told_otherwise_and_chained_anew_has_another_root(site: Site, data: st.DataObject) -> None:
+def test_a_history_told_otherwise_and_chained_anew_has_another_root(site: LogBuilder, data: st.DataObject) -> None:
     """Only the root shows it, and so the last entry is named."""
     index = data.draw(st.integers(1, len(site.entries)) if len(site.entries) > 1 else st.nothing())
     assume(index < len(site.entries))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.domain.steps import StepRecord, encode_steps, record_step
+from appliance.domain.runs.steps import StepRecord, encode_steps, record_step
 
 
 def record(count: int) -> list[StepRecord]:

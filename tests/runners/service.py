@@ -23,9 +23,10 @@ from typing import Any
 
 import appliance
 from appliance.errors import ApplianceError
-from appliance.runners import kernel
 from appliance.runners.local import Worker, start_worker
-from appliance.runners.sandbox import LAYERS, Limits, Sandbox, detect_layers
+from appliance.runners.sandbox import Limits, Sandbox, detect_layers
+from appliance.runners.walls import kernel
+from appliance.runners.walls.inside import LAYERS
 
 INMATES = Path(__file__).resolve().parent / "inmates"
 SERVICE = "the process id of the service"

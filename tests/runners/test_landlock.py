@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.runners import landlock, mounts
+from appliance.runners.walls import landlock, mounts
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from appliance.errors import BadInput, Unavailable
-from appliance.runners import inside, launcher
-from appliance.runners.launcher import Launch
 from appliance.runners.local import start_worker
-from appliance.runners.sandbox import LAYERS, Sandbox, detect_layers, places_of
+from appliance.runners.sandbox import Sandbox, detect_layers, places_of
+from appliance.runners.walls import inside, launcher
+from appliance.runners.walls.inside import LAYERS
+from appliance.runners.walls.launcher import Launch
 
 RunService = Callable[..., Any]
 
@@ -60,7 +61,7 @@ def test_the_launcher_itself_refuses_to_execute(service: Any, folder: Path) -> N
         launch = dataclasses.replace(launch, accepted_missing=accepted)
         started = launcher.start(launch, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, log=subprocess.DEVNULL)
         assert started.process.wait(20) == (0 if ran else 1)
-        os.close(started.leash)
+        os.close(started.control)
         assert (started.report.failure is None, (folder / "output" / "ran").exists()) == (ran, ran)
 
 

@@ -191,7 +191,7 @@ def test_a_service_with_more_descriptors_than_select_takes_has_workers(service: 
             assert worker.poll() is not None
 
 
-def test_two_workers_do_not_hold_each_others_leash(service: Any, folder: Path) -> None:
+def test_two_workers_do_not_hold_each_others_control_pipe(service: Any, folder: Path) -> None:
     with service.begin(service.Order(str(folder))) as first, service.begin(service.Order(str(folder))) as second:
         first.kill()
         assert first.poll() is not None and second.poll() is None

@@ -14,7 +14,8 @@ import pytest
 from appliance.errors import BadInput, Unavailable
 from appliance.runners.decoys import Decoys, Probes
 from appliance.runners.local import Worker, start_worker
-from appliance.runners.sandbox import LAYERS, Sandbox
+from appliance.runners.sandbox import Sandbox
+from appliance.runners.walls.inside import LAYERS
 from appliance.worker.walls import run_probes
 
 NAMES = {

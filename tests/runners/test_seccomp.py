@@ -7,8 +7,8 @@ import struct
 
 import pytest
 
-from appliance.runners.seccomp import assemble_exec_filter, assemble_filter
-from appliance.runners.syscalls import ALLOWED, number_of
+from appliance.runners.walls.seccomp import assemble_exec_filter, assemble_filter
+from appliance.runners.walls.syscalls import ALLOWED, number_of
 
 ALLOW, KILL = "allow", "kill"
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}

@@ -11,11 +11,11 @@ from typing import cast
 import pytest
 from sqlalchemy import Engine
 
-from appliance.store import filing
-from appliance.store.engine import migrate, open_engine
-from appliance.store.ledger import Ledger
-from tests.postgres import APPLICATION, Server, postgres
-from tests.store.site import Site
+from appliance.store.database.engine import migrate, open_engine
+from appliance.store.ledger import filing
+from appliance.store.ledger.ledger import Ledger
+from scripts.kit.postgres import APPLICATION, Server, postgres
+from tests.kit.small_log import SmallLog
 
 __all__ = ["postgres"]
 
@@ -117,12 +117,12 @@ def owner_engine(database_url: str, databases: Databases) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="session")
-def site() -> Site:
-    return Site()
+def site() -> SmallLog:
+    return SmallLog()
 
 
 @pytest.fixture
-def open_ledger(site: Site, database_url: str) -> Iterator[Callable[[], Ledger]]:
+def open_ledger(site: SmallLog, database_url: str) -> Iterator[Callable[[], Ledger]]:
     """Opens the ledger as another process would: an engine, a fold and a lock of its own."""
     opened: list[Ledger] = []
 
@@ -136,7 +136,7 @@ def open_ledger(site: Site, database_url: str) -> Iterator[Callable[[], Ledger]]
 
 
 @pytest.fixture
-def ledger(open_ledger: Callable[[], Ledger], site: Site) -> Ledger:
+def ledger(open_ledger: Callable[[], Ledger], site: SmallLog) -> Ledger:
     """A loaded ledger with its first entry."""
     ledger = open_ledger()
     ledger.load()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from sqlalchemy import Engine
 
-from appliance.domain.entry import Draft, parse_entry
-from appliance.formats.timestamp import parse_time
-from appliance.store.ledger import Ledger
-from tests.domain.builder import ORIGIN, Site
+from appliance.domain.core.entry import Draft, parse_entry
+from appliance.formats.core.timestamp import parse_time
+from appliance.store.ledger.ledger import Ledger
+from scripts.kit.log_builder import ORIGIN, LogBuilder
 
 
-def retell(engine: Engine, site: Site) -> Ledger:
+def retell(engine: Engine, site: LogBuilder) -> Ledger:
     """A ledger that holds exactly the site's entries."""
     times = [parse_entry(data).time for data in site.entries]
     ledger = Ledger(

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.domain.entry import parse_entry
+from appliance.domain.core.entry import parse_entry
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered
-from appliance.formats.canonical import encode_canonical, parse_canonical
-from appliance.formats.commitment import Disclosure
-from appliance.formats.digest import digest_bytes
-from appliance.formats.export import MEMBERS, Export, _bound_by, _encode_header, _parse_header, write_export
-from tests.domain.builder import ORIGIN, stage
+from appliance.formats.core.canonical import encode_canonical, parse_canonical
+from appliance.formats.core.commitment import Disclosure
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.log.export import MEMBERS, Export, _bound_by, _encode_header, _parse_header, write_export
+from scripts.kit.log_builder import ORIGIN, stage
 
 SITE = stage("serving")
 TEXTS = {disclosure.commitment: disclosure for disclosure in SITE.disclosures}
@@ -163,14 +163,14 @@ def test_a_log_that_changes_under_the_export_is_a_conflict(more: bytes) -> None:
 
 
 def test_texts_are_asked_for_once_in_batches() -> None:
-    asked: list[list[str]] = []
+    query: list[list[str]] = []
 
     def note(wanted: list[str]) -> dict[str, Disclosure]:
-        asked.append(wanted)
+        query.append(wanted)
         return disclosed(wanted)
 
     write(disclosures=note)
-    (wanted,) = asked
+    (wanted,) = query
     assert len(wanted) == len(set(wanted)) and set(TEXTS) <= set(wanted)
 
 

@@ -11,23 +11,23 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from appliance import verifier
-from appliance.domain.names import add_seconds
-from appliance.domain.report import Report
+from appliance.domain.audit.report import Report
+from appliance.domain.core.names import add_seconds
 from appliance.errors import BadInput
-from appliance.formats.canonical import encode_canonical, parse_canonical
-from appliance.formats.commitment import disclose, encode_disclosure
-from appliance.formats.digest import digest_bytes
-from appliance.formats.export import MEMBERS, _encode_header
-from appliance.formats.fields import encode_base64
-from appliance.formats.keys import generate_ed25519
-from appliance.formats.note import add_signature, encode_note, parse_note, sign_note
-from tests.domain.builder import ORIGIN, Site, stage
+from appliance.formats.core.canonical import encode_canonical, parse_canonical
+from appliance.formats.core.commitment import disclose, encode_disclosure
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.core.fields import encode_base64
+from appliance.formats.log.export import MEMBERS, _encode_header
+from appliance.formats.log.note import add_signature, encode_note, parse_note, sign_note
+from appliance.formats.signatures.keys import generate_ed25519
+from scripts.kit.log_builder import ORIGIN, LogBuilder, stage
 from tests.verifier.test_program import export_of
 
 Lines = dict[str, list[bytes]]
 
 
-def rotated() -> Site:
+def rotated() -> LogBuilder:
     """Every kind of text and document, and two keys of the log in force."""
     site = stage("serving")
     site.rotate_log_key(add_seconds(site.now, 3_600))

@@ -11,20 +11,19 @@ from typing import Any
 import pytest
 
 from appliance import verifier
-from appliance.domain import events as e
-from appliance.domain import orders as o
-from appliance.domain.entry import parse_entry
-from appliance.domain.names import add_seconds
-from appliance.domain.report import Report
+from appliance.domain.audit.report import Report
+from appliance.domain.core.entry import parse_entry
+from appliance.domain.core.names import add_seconds
+from appliance.domain.releases.adapters import AdapterRevoked, RevokeAdapter
 from appliance.errors import NotFound
-from appliance.formats.export import write_export
-from appliance.formats.trust import encode_trust
-from tests.domain.builder import ORIGIN, Site, stage
+from appliance.formats.log.export import write_export
+from appliance.formats.log.trust import encode_trust
+from scripts.kit.log_builder import ORIGIN, LogBuilder, stage
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def export_of(site: Site, *, entries: list[bytes] | None = None, size: int | None = None) -> bytes:
+def export_of(site: LogBuilder, *, entries: list[bytes] | None = None, size: int | None = None) -> bytes:
     kept = site.entries if entries is None else entries
     texts = {disclosure.commitment: disclosure for disclosure in site.disclosures}
 
@@ -93,7 +92,7 @@ def test_without_a_trust_file_a_whole_log_is_unverifiable(files: Files, capsys: 
 
 def test_another_logs_trust_file_fails(files: Files, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     other = tmp_path / "other.json"
-    other.write_bytes(encode_trust(Site().trust))
+    other.write_bytes(encode_trust(LogBuilder().trust))
     code, out, _ = run(capsys, files.export, "--trust", other)
     assert code == 6
     assert "[trust] entry 0, hash" in out and "[checkpoint]" in out
@@ -131,7 +130,7 @@ def test_an_empty_log_is_unverifiable(files: Files, capsys: pytest.CaptureFixtur
 
 
 def test_a_single_administrator_is_shouted(files: Files, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    site = Site(single=True)
+    site = LogBuilder(single=True)
     files.export.write_bytes(export_of(site))
     files.trust.write_bytes(encode_trust(site.trust))
     code, out, _ = run(capsys, files.export, "--trust", files.trust)
@@ -221,20 +220,20 @@ def test_the_same_sources_give_the_same_zipapp(zipapp: Path, tmp_path: Path) -> 
 def test_an_auditor_learns_from_the_export_alone_what_a_unit_could_load(
     files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = (files.export, "--trust", files.trust, "--could-load", "legal")
-    code, out, _ = run(capsys, *asked)
+    query = (files.export, "--trust", files.trust, "--could-load", "legal")
+    code, out, _ = run(capsys, *query)
     assert code == 0 and "got one that expired at" in out, "the log is from January: now its approvals have lapsed"
-    code, out, _ = run(capsys, *asked, "--at", len(files.site.entries) - 1)
+    code, out, _ = run(capsys, *query, "--at", len(files.site.entries) - 1)
     assert code == 0
     assert "  labels: could load clauses@1 (sha256:" in out and "approve by rita for privacy, entry" in out
     released = next(parse_entry(d).index for d in files.site.entries if parse_entry(d).type == "release.activated")
-    code, out, _ = run(capsys, *asked, "--at", released - 1)
+    code, out, _ = run(capsys, *query, "--at", released - 1)
     assert code == 0 and "could not load clauses@1: release: expected one that names" in out
-    code, out, _ = run(capsys, *asked, "--at", "2026-01-15T09:30:00.000Z", "--json")
+    code, out, _ = run(capsys, *query, "--at", "2026-01-15T09:30:00.000Z", "--json")
     assert code == 0 and json.loads(out)["could_load"]["tasks"] == []
-    assert run(capsys, *asked, "--at", "yesterday")[0] == 2
-    assert run(capsys, *asked, "--at", "2020-01-01T00:00:00.000Z")[0] == 2
-    assert run(capsys, *asked, "--at", 10_000)[0] == 2
+    assert run(capsys, *query, "--at", "yesterday")[0] == 2
+    assert run(capsys, *query, "--at", "2020-01-01T00:00:00.000Z")[0] == 2
+    assert run(capsys, *query, "--at", 10_000)[0] == 2
 
 
 def test_an_auditor_learns_of_the_folder_that_no_revocation_reaches(
@@ -242,19 +241,19 @@ def test_an_auditor_learns_of_the_folder_that_no_revocation_reaches(
 ) -> None:
     site = files.site
     exported = site.export()
-    site.ordered(e.AdapterRevoked(policy=site.in_force), site.order(o.RevokeAdapter, "rita", **site.on_adapter()))
+    site.ordered(AdapterRevoked(policy=site.in_force), site.order(RevokeAdapter, "rita", **site.on_adapter()))
     files.export.write_bytes(export_of(site))
-    asked = (files.export, "--trust", files.trust, "--could-load", "legal", "--at")
-    code, out, _ = run(capsys, *asked, len(site.entries) - 1)
+    query = (files.export, "--trust", files.trust, "--could-load", "legal", "--at")
+    code, out, _ = run(capsys, *query, len(site.entries) - 1)
     assert code == 0 and "  labels: could not load clauses@1 (sha256:" in out
     until = add_seconds(exported.time, 3_600)
     said = f"from an exported folder, entry {exported.index}; no revocation reaches it"
     assert f"until {until}\n    {said}\n" in out
-    code, out, _ = run(capsys, *asked, len(site.entries) - 1, "--json")
+    code, out, _ = run(capsys, *query, len(site.entries) - 1, "--json")
     (one,) = json.loads(out)["could_load"]["exported"]
     assert (one["adapter"], one["entry"], one["valid_until"]) == ("clauses@1", exported.index, until)
     for at in (exported.index - 1, until):
-        code, out, _ = run(capsys, *asked, at)
+        code, out, _ = run(capsys, *query, at)
         assert code == 0 and "exported folder" not in out
 
 

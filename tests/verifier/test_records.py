@@ -13,25 +13,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.domain.events import RequestRefused
-from appliance.domain.response import ResponseRecord, derive_salt, parse_record, verify_answer, verify_record
+from appliance.domain.queries.response import ResponseRecord, derive_salt, parse_record, verify_answer, verify_record
+from appliance.domain.serving.requests import RequestRefused
 from appliance.errors import ApplianceError
-from appliance.formats.commitment import commit
-from appliance.formats.keys import generate_ed25519
-from appliance.formats.log_policy import LogPolicy, quorum_policy
-from appliance.formats.merkle import hash_leaf, inclusion_proof, root_of
-from appliance.formats.note import vkey_of
-from appliance.formats.proof import Proof, encode_proof
-from appliance.formats.trust import encode_trust
-from tests.domain.builder import ORIGIN, Site, stage
-from tests.formats.mutations import mutated, reshaped
+from appliance.formats.core.commitment import commit
+from appliance.formats.core.merkle import hash_leaf, inclusion_proof, root_of
+from appliance.formats.log.log_policy import LogPolicy, quorum_policy
+from appliance.formats.log.note import vkey_of
+from appliance.formats.log.proof import Proof, encode_proof
+from appliance.formats.log.trust import encode_trust
+from appliance.formats.signatures.keys import generate_ed25519
+from scripts.kit.log_builder import ORIGIN, LogBuilder, stage
+from tests.kit.mutations import mutated, reshaped
 from tests.verifier.test_program import run
 
 TEXT = "payment, due in thirty days"
 SALT = derive_salt(b"k" * 32, "2" * 32, "answer")
 
 
-def record_of(site: Site, index: int | None = None, size: int | None = None, **changes: Any) -> dict[str, Any]:
+def record_of(site: LogBuilder, index: int | None = None, size: int | None = None, **changes: Any) -> dict[str, Any]:
     size = len(site.entries) if size is None else size
     at = size - 1 if index is None else index
     leaves = [hash_leaf(data) for data in site.entries[:size]]
@@ -87,16 +87,16 @@ def test_a_record_and_its_text_are_verified(kept: Kept, capsys: pytest.CaptureFi
 
 def test_a_records_own_text_is_checked_whenever_it_is_there(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
     record = record_of(kept.site)
-    asked = ("--record", kept.record, "--trust", kept.trust)
+    wanted = ("--record", kept.record, "--trust", kept.trust)
     kept.write(record | {"text": TEXT})
-    code, out, _ = run(capsys, *asked)
+    code, out, _ = run(capsys, *wanted)
     assert code == 0 and out.endswith("text           is the one that was answered\nverdict        verified\n")
     for more in ((), ("--json",), ("--answer", kept.answer)):
         kept.write(record | {"text": TEXT + "!"})
-        code, out, err = run(capsys, *asked, *more)
+        code, out, err = run(capsys, *wanted, *more)
         assert (code, out) == (6, "") and "answer: expected the text of hmac-sha256:" in err
     kept.write({key: value for key, value in record.items() if key != "answer_salt"} | {"text": TEXT})
-    code, out, err = run(capsys, *asked)
+    code, out, err = run(capsys, *wanted)
     assert (code, out) == (2, "") and "response record, answer_salt" in err
 
 
@@ -124,13 +124,13 @@ def test_a_record_that_two_readers_could_read_in_two_ways_is_refused(
 
 
 def test_nothing_is_believed_of_a_file_that_is_read_in_part(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ("--record", kept.record, "--trust", kept.trust, "--answer", kept.answer)
+    wanted = ("--record", kept.record, "--trust", kept.trust, "--answer", kept.answer)
     kept.answer.write_text("x" * 1_000_001)
-    code, _, err = run(capsys, *asked)
+    code, _, err = run(capsys, *wanted)
     assert code == 2 and "answer, " in err and "expected at most 1000000 bytes, got more" in err
     kept.answer.write_text(TEXT)
     kept.trust.write_bytes(kept.trust.read_bytes() + b"x" * 65_536)
-    code, _, err = run(capsys, *asked)
+    code, _, err = run(capsys, *wanted)
     assert code == 2 and "trust file, " in err and "expected at most 65536 bytes, got more" in err
 
 

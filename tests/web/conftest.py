@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.site import Site, found_site, free_port
+from scripts.kit.appliance import Appliance, found_site, free_port
 from tests.web.small import SMALL
 
 
 @pytest.fixture(scope="session")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Site:
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Appliance:
     """Stopped."""
     site = found_site(tmp_path_factory.mktemp("t") / "h", free_port())
     site.stop()
@@ -22,12 +22,12 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 @pytest.fixture
-def start_small(town: Site, tmp_path: Path) -> Iterator[Callable[..., Site]]:
+def start_small(deployment: Appliance, tmp_path: Path) -> Iterator[Callable[..., Appliance]]:
     """`start_small(tls=True, idle_s=1)`; its service is ended after the test."""
-    made: list[Site] = []
+    made: list[Appliance] = []
 
-    def start(environment: dict[str, str] | None = None, *, tls: bool = False, **said: Any) -> Site:
-        site = town.copy(tmp_path / "h", free_port())
+    def start(environment: dict[str, str] | None = None, *, tls: bool = False, **said: Any) -> Appliance:
+        site = deployment.copy(tmp_path / "h", free_port())
         site.environment.update(environment or {})
         site.launcher = ("-m", "tests.web.small")
         if tls:

@@ -9,12 +9,12 @@ from typing import Any, NoReturn
 
 from appliance import wiring
 from appliance.config import load_settings
-from appliance.web import server
+from appliance.web.core import server
 
 SMALL = "small.json"
 
 
-def fail(*_: object) -> NoReturn:
+def fail(*_: object, **__: object) -> NoReturn:
     raise RuntimeError("a beat that nobody foresaw")
 
 
@@ -27,9 +27,9 @@ def main() -> None:
     wiring.BEAT_S = said.get("beat_s", wiring.BEAT_S)
     server.HEADER_S = said.get("header_s", server.HEADER_S)
     if said.get("failing_beat"):
-        wiring._beat = fail
+        wiring.beat = fail
     if said.get("hanging_beat"):
-        wiring._beat = lambda *_: time.sleep(3_600)
+        wiring.beat = lambda *_, **__: time.sleep(3_600)
     wiring.serve(settings, embedded="idle_s" in said)
 
 

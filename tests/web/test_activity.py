@@ -11,9 +11,9 @@ from threading import Thread
 import httpx
 from starlette.types import Receive, Scope, Send
 
-from appliance.formats.digest import digest_bytes
-from appliance.web.activity import Activity
-from tests.site import Site, free_port
+from appliance.formats.core.digest import digest_bytes
+from appliance.web.core.activity import Activity
+from scripts.kit.appliance import Appliance, free_port
 
 
 def test_nothing_is_idle_while_a_request_is_open_and_time_counts_from_the_end_of_the_last() -> None:
@@ -31,7 +31,7 @@ def test_nothing_is_idle_while_a_request_is_open_and_time_counts_from_the_end_of
 
     async def ask() -> None:
         watched, other = activity.watching(app), activity.watching(app)
-        asked = [
+        wanted = [
             asyncio.create_task(watched({"type": "http"}, nothing, nothing)),  # type: ignore[arg-type]
             asyncio.create_task(other({"type": "http", "fails": True}, nothing, nothing)),  # type: ignore[arg-type]
         ]
@@ -39,7 +39,7 @@ def test_nothing_is_idle_while_a_request_is_open_and_time_counts_from_the_end_of
         now[0] += 3600
         assert activity.idle_s() == 0
         release.set()
-        await asyncio.wait(asked)
+        await asyncio.wait(wanted)
 
     assert activity.idle_s() == 0
     now[0] += 7
@@ -71,7 +71,7 @@ def probe(url: str) -> None:
 
 
 def test_an_embedded_service_ends_when_units_and_slow_requests_have_and_whoever_probes_it_needs_none(
-    start_small: Callable[..., Site], tmp_path: Path
+    start_small: Callable[..., Appliance], tmp_path: Path
 ) -> None:
     idle_s, operations = 1.5, f"127.0.0.1:{free_port()}"
     token = tmp_path / "operations.token"

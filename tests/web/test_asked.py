@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from appliance.errors import BadInput
-from appliance.ml import asked as worker
-from appliance.web import asked as door
-from appliance.web.asked import ChatRequest, ClassifyRequest, CompletionRequest
-from appliance.web.openai import _parse
+from appliance.ml.inference import request as worker
+from appliance.web.units import request_bodies as door
+from appliance.web.units.openai import _parse
+from appliance.web.units.request_bodies import ChatRequest, ClassifyRequest, CompletionRequest
 
 HELLO = [{"role": "user", "content": "Hello"}]
 LONG = [{"role": "user", "content": "x" * 100_001}]

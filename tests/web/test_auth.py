@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.credentials import Session, encode_credential
+from appliance.domain.core.credentials import SessionStatement, encode_credential
 from appliance.errors import NotAuthenticated, TooMany, Unavailable
-from appliance.formats.dsse import encode_envelope, sign_envelope
-from appliance.formats.keys import generate_ed25519
-from appliance.formats.timestamp import encode_time
-from appliance.web import auth
-from appliance.web.auth import Doorkeeper
-from appliance.workflows.sessions import Refusals
+from appliance.formats.core.timestamp import encode_time
+from appliance.formats.signatures.dsse import encode_envelope, sign_envelope
+from appliance.formats.signatures.keys import generate_ed25519
+from appliance.web.core import auth
+from appliance.web.core.auth import Doorkeeper
+from appliance.workflows.governance.sessions import Refusals
 
 
 def test_refusals_that_could_not_be_recorded_are_counted_on() -> None:
@@ -52,7 +52,7 @@ def test_a_session_outlives_its_own_lifetime_by_no_move_of_the_clock(
     monkeypatch.setattr(auth, "accept_session", lambda *_: None)
     monkeypatch.setattr(auth, "open_session", lambda *_: "olga")
     monkeypatch.setattr(auth.time, "monotonic", lambda: 1_000.0)
-    statement = Session(
+    statement = SessionStatement(
         origin="bank.example/test",
         signer="olga",
         nonce=door.challenge(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from appliance.errors import TooMany
-from appliance.web.limits import EVERYBODY, Bucket, Limits, Quotas
+from appliance.web.operations.limits import EVERYBODY, Bucket, Limits, Quotas
 
 
 class Clock:

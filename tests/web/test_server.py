@@ -14,8 +14,8 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from appliance.web.server import Door, Heart, serve
-from tests.site import Site, free_port
+from appliance.web.core.server import Door, Heart, serve
+from scripts.kit.appliance import Appliance, free_port
 
 
 def test_a_beat_that_raises_ends_the_doors_after_what_is_under_way(caplog: pytest.LogCaptureFixture) -> None:
@@ -84,7 +84,7 @@ async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def test_a_heart_that_hangs_makes_the_service_unready_and_says_alarm(
-    start_small: Callable[..., Site], tmp_path: Path
+    start_small: Callable[..., Appliance], tmp_path: Path
 ) -> None:
     port = free_port()
     token = tmp_path / "token"
@@ -102,7 +102,7 @@ def test_a_heart_that_hangs_makes_the_service_unready_and_says_alarm(
     assert site.stop() == 0
 
 
-def test_the_service_records_that_it_ended_so_and_the_next_one_starts(start_small: Callable[..., Site]) -> None:
+def test_the_service_records_that_it_ended_so_and_the_next_one_starts(start_small: Callable[..., Appliance]) -> None:
     site = start_small(beat_s=1.0, failing_beat=True)
     assert site.service is not None
     assert site.service.wait(30) == 1

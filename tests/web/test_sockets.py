@@ -10,9 +10,9 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from appliance.web import sockets
-from appliance.web.sockets import Bounded, open_tcp
-from tests.site import Site
+from appliance.web.core import sockets
+from appliance.web.core.sockets import Bounded, open_tcp
+from scripts.kit.appliance import Appliance
 
 HEADER_S = 2.0
 
@@ -66,7 +66,7 @@ def test_the_soft_limit_is_raised_as_far_as_the_hard_one_lets_it(limits: list[tu
         assert limits[-1] == after
 
 
-def silent(site: Site, count: int, stack: ExitStack) -> list[socket.socket]:
+def silent(site: Appliance, count: int, stack: ExitStack) -> list[socket.socket]:
     """Connections that say nothing at all, not even the first word of a handshake."""
     assert site.settings.listen is not None
     made = []
@@ -85,7 +85,7 @@ def until_cut(connections: list[socket.socket]) -> float:
 
 @pytest.mark.parametrize("tls", [True, False])
 def test_more_silent_connections_than_descriptors_are_cut_in_time_and_people_are_answered(
-    start_small: Callable[..., Site], tls: bool
+    start_small: Callable[..., Appliance], tls: bool
 ) -> None:
     """Each answer here opens a session, which is an entry: a socket, a thread and the database."""
     descriptors = 200
@@ -102,7 +102,7 @@ def test_more_silent_connections_than_descriptors_are_cut_in_time_and_people_are
     assert "out of system resource" not in site.log()
 
 
-def test_who_shakes_hands_and_then_says_nothing_is_cut_as_well(start_small: Callable[..., Site]) -> None:
+def test_who_shakes_hands_and_then_says_nothing_is_cut_as_well(start_small: Callable[..., Appliance]) -> None:
     site = start_small(tls=True, header_s=HEADER_S)
     assert site.authority is not None and site.settings.listen is not None
     with socket.create_connection(site.settings.listen, timeout=30) as plain:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from appliance.formats.checkpoint import Checkpoint, encode_checkpoint
-from appliance.formats.keys import Ed25519Signer
-from appliance.formats.merkle import consistency_proof, hash_leaf, root_of
-from appliance.formats.note import sign_note, vkey_of
-from appliance.formats.witness_request import WitnessRequest, encode_request
+from appliance.formats.core.merkle import consistency_proof, hash_leaf, root_of
+from appliance.formats.log.checkpoint import Checkpoint, encode_checkpoint
+from appliance.formats.log.note import sign_note, vkey_of
+from appliance.formats.log.witness_request import WitnessRequest, encode_request
+from appliance.formats.signatures.keys import Ed25519Signer
 from appliance.witness import Witness
 
 ORIGIN, NAME = "log.example/one", "witness.example/w1"

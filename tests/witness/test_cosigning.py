@@ -12,11 +12,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from appliance import witness as program
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered, TooLarge, Unavailable
-from appliance.formats.checkpoint import open_checkpoint
-from appliance.formats.cosignature import verify_cosignature
-from appliance.formats.keys import Ed25519Signer, ed25519_spki
-from appliance.formats.note import NoteSignature, add_signature, encode_note, parse_note, vkey_of
-from appliance.formats.witness_request import WitnessRequest, encode_request, parse_request
+from appliance.formats.log.checkpoint import open_checkpoint
+from appliance.formats.log.cosignature import verify_cosignature
+from appliance.formats.log.note import NoteSignature, add_signature, encode_note, parse_note, vkey_of
+from appliance.formats.log.witness_request import WitnessRequest, encode_request, parse_request
+from appliance.formats.signatures.keys import Ed25519Signer, ed25519_spki
 from appliance.witness import NOTHING_SEEN, Witness, answer, cosign_file, load_log_key, parse_state
 from tests.witness.bench import (
     FORK,

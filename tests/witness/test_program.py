@@ -11,9 +11,9 @@ import pytest
 
 from appliance import witness as program
 from appliance.cli.main import run as run_appliance
-from appliance.formats.cosignature import parse_witness_vkey, verify_cosignature
-from appliance.formats.keys import parse_key_file
-from appliance.formats.note import parse_note
+from appliance.formats.log.cosignature import parse_witness_vkey, verify_cosignature
+from appliance.formats.log.note import parse_note
+from appliance.formats.signatures.keys import parse_key_file
 from tests.verifier.test_program import OTHERS, WITHOUT_THE_REST
 from tests.witness.bench import FORK, LOG, LOG_VKEY, NAME, Desk
 

@@ -13,10 +13,10 @@ from typing import IO, Any
 
 import pytest
 
-from appliance.formats.frame import read_frame, write_frame
+from appliance.formats.core.frame import read_frame, write_frame
 from appliance.runners.decoys import Decoys, Probes
+from scripts.kit.tiny_model import RECIPE, build_base, clauses, write_csv
 from tests.kit import forks
-from tests.ml.tiny import RECIPE, build_base, clauses, write_csv
 
 ROOT = Path(__file__).resolve().parents[2]
 Frame = dict[str, Any]

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from appliance.formats.canonical import encode_canonical
-from appliance.ml.adapters import parse_adapter_config
-from tests.ml.tiny import TEMPLATE
+from appliance.formats.core.canonical import encode_canonical
+from appliance.ml.inference.adapters import parse_adapter_config
+from scripts.kit.tiny_model import TEMPLATE
 from tests.worker.conftest import Frame, Process, Start, dataset_task, train_task
 
 MESSAGES = [{"role": "system", "content": "Name the kind."}, {"role": "user", "content": "invoice and fee"}]
@@ -433,10 +433,10 @@ def test_a_long_request_can_be_cancelled_while_it_is_read(server: Process, slot:
 
 def test_what_a_step_gives_to_many_comes_together(server: Process, slot: str) -> None:
     before = server.together
-    asked = {"frame": "generate", "slot": "a", "messages": MESSAGES, "max_tokens": 20, "temperature": 2.0}
+    wanted = {"frame": "generate", "slot": "a", "messages": MESSAGES, "max_tokens": 20, "temperature": 2.0}
     names = [f"stream {number}" for number in range(4)]
     for name in names:
-        server.send({**asked, "id": name, "seed": 1})
+        server.send({**wanted, "id": name, "seed": 1})
     texts: dict[str, str] = dict.fromkeys(names, "")
     done: dict[str, Frame] = {}
     while len(done) < len(names):

@@ -14,27 +14,35 @@ import pytest
 
 from appliance.access import cedar
 from appliance.access.samples import SAMPLES
-from appliance.domain import orders as o
-from appliance.domain.entry import Draft, Entry, parse_entry
-from appliance.domain.names import NO_DIGEST, encode_value
-from appliance.domain.policy import Parameters, PolicySet
+from appliance.domain.core.entry import Draft, Entry, parse_entry
+from appliance.domain.core.names import NO_DIGEST, encode_value
+from appliance.domain.core.order import Order
+from appliance.domain.core.policy import Parameters, PolicySet
+from appliance.domain.governance.endorsement import Endorse
+from appliance.domain.governance.people import RevokePrincipal
+from appliance.domain.governance.policies import AdoptPolicy
+from appliance.domain.retention.holds import LiftHold, PlaceHold
+from appliance.domain.retention.texts import Erase
+from appliance.domain.runs.cancellation import Cancel
+from appliance.domain.serving.tokens import RevokeTokens
 from appliance.errors import ApplianceError, BadInput, Denied, Unavailable
-from appliance.formats.canonical import parse_canonical
-from appliance.formats.commitment import Disclosure, disclose
-from appliance.formats.dsse import encode_envelope
-from appliance.formats.timestamp import encode_time
-from appliance.formats.trust import Trust, encode_trust
-from appliance.store.engine import migrate, open_engine
-from appliance.store.ledger import Ledger
-from appliance.workflows import audit, orders
-from appliance.workflows.context import Context
-from tests.domain.builder import ORIGIN, Site
-from tests.store.site import START, Clock
+from appliance.formats.core.canonical import parse_canonical
+from appliance.formats.core.commitment import Disclosure, disclose
+from appliance.formats.core.timestamp import encode_time
+from appliance.formats.log.trust import Trust, encode_trust
+from appliance.formats.signatures.dsse import encode_envelope
+from appliance.store.database.engine import migrate, open_engine
+from appliance.store.ledger.ledger import Ledger
+from appliance.workflows import orders
+from appliance.workflows.core.context import Context
+from appliance.workflows.queries import verification
+from scripts.kit.log_builder import ORIGIN, LogBuilder
+from tests.kit.small_log import START, Clock
 
 SCHEMA = (Path(__file__).resolve().parents[2] / "policies" / "default" / "schema.cedarschema").read_text()
 OLDER = re.sub(r'action "revoke-tokens" appliesTo \{[^}]*\};\n', "", SCHEMA)
 """That of a release which could not revoke tokens."""
-O = TypeVar("O", bound=o.Order)  # noqa: E741
+O = TypeVar("O", bound=Order)  # noqa: E741
 PERMIT = '@id("all") permit (principal, action, resource);\n'
 
 
@@ -45,7 +53,7 @@ def policy(cedar_text: str = PERMIT, schema: str = SCHEMA) -> PolicySet:
 class Desk:
     """What the service does with an order, over a ledger of its own; `site` has the keys of anna and ben, and signs."""
 
-    def __init__(self, ledger: Ledger, clock: Clock, site: Site) -> None:
+    def __init__(self, ledger: Ledger, clock: Clock, site: LogBuilder) -> None:
         needless = {field.name: None for field in fields(Context) if field.default_factory is field.default is MISSING}
         self.context = Context(**needless | {"ledger": ledger, "clock": clock})  # type: ignore[arg-type]
         self.ledger, self.clock, self.site = ledger, clock, site
@@ -56,14 +64,14 @@ class Desk:
         self.site.now = encode_time(self.clock())
         return self.site.order(model, by, **members)
 
-    def submit(self, order: o.Order, /, texts: Sequence[Disclosure] | None = None, **documents: bytes) -> str:
+    def submit(self, order: Order, /, texts: Sequence[Disclosure] | None = None, **documents: bytes) -> str:
         """The order's identity, once it is recorded; without `texts` those that it commits to travel with it."""
         envelope = encode_envelope(self.site.sign(order))
         if texts is None:
             texts = [text for text in self.site.disclosures if text.commitment in order.model_dump().values()]
         return orders.submit(self.context, orders.Submission(envelope, tuple(texts), documents, "unix")).digest
 
-    def refused(self, order: o.Order, /, **submitted: Any) -> str:
+    def refused(self, order: Order, /, **submitted: Any) -> str:
         """Why the order was refused, as its entry says; the log verifies with it."""
         with pytest.raises(ApplianceError):
             self.submit(order, **submitted)
@@ -78,10 +86,10 @@ class Desk:
         return self.submit(order, **documents)
 
     def endorse(self, digest: str) -> str:
-        return self.submit(self.order(o.Endorse, "ben", order=digest))
+        return self.submit(self.order(Endorse, "ben", order=digest))
 
     def propose(self, new: PolicySet) -> str:
-        return self.submit(self.order(o.AdoptPolicy, "anna", policy=new.digest), policy=encode_value(new))
+        return self.submit(self.order(AdoptPolicy, "anna", policy=new.digest), policy=encode_value(new))
 
     def adopt(self, new: PolicySet) -> None:
         self.endorse(self.propose(new))
@@ -93,7 +101,7 @@ class Desk:
         first = parse_entry(self.ledger.entry_bytes(0))
         people = self.site.trust.administrators
         trust = Trust(ORIGIN, self.site.first.log_key, f"sha256:{first.leaf.hex()}", people)
-        report = audit.verify(self.context, parse_canonical(encode_trust(trust)[:-1]))
+        report = verification.verify(self.context, parse_canonical(encode_trust(trust)[:-1]))
         return report["verdict"], report["site_policies"], report["findings"] + report["local_findings"]
 
 
@@ -103,7 +111,7 @@ def found(tmp_path: Path) -> Iterator[Callable[[PolicySet], Desk]]:
     with ExitStack() as stack:
 
         def make(first: PolicySet) -> Desk:
-            site, clock = Site(policy=first), Clock()
+            site, clock = LogBuilder(policy=first), Clock()
             engine = open_engine(f"sqlite:///{tmp_path / 'ledger.db'}")
             migrate(engine)
             log_key = site.first.log_key
@@ -163,25 +171,25 @@ def test_each_order_of_an_endorsement_has_its_own_signer(found: Callable[[Policy
 def test_an_order_whose_text_was_erased_is_refused_by_an_entry_without_it(found: Callable[[PolicySet], Desk]) -> None:
     desk = found(policy())
     reason = desk.site.text("Anna's own words.")
-    desk.submit(desk.order(o.PlaceHold, "anna", subject="principal:ben", reason=reason))
-    desk.endorse(desk.submit(desk.order(o.LiftHold, "anna", subject="principal:ben")))
-    desk.endorse(desk.submit(desk.order(o.Erase, "anna", commitment=reason)))
+    desk.submit(desk.order(PlaceHold, "anna", subject="principal:ben", reason=reason))
+    desk.endorse(desk.submit(desk.order(LiftHold, "anna", subject="principal:ben")))
+    desk.endorse(desk.submit(desk.order(Erase, "anna", commitment=reason)))
     assert desk.last().type == "text.erased"
-    again = desk.refused(desk.order(o.PlaceHold, "anna", subject="principal:anna", reason=reason))
+    again = desk.refused(desk.order(PlaceHold, "anna", subject="principal:anna", reason=reason))
     assert "expected one that was not erased" in again
     assert desk.ledger.disclosures([reason]) == {}
-    assert desk.refused(desk.order(o.Erase, "anna", commitment=reason))
+    assert desk.refused(desk.order(Erase, "anna", commitment=reason))
 
 
 def test_an_order_with_other_texts_than_its_own_is_refused_by_an_entry(found: Callable[[PolicySet], Desk]) -> None:
     desk = found(policy())
     own, other = desk.site.text("The reason."), disclose("Another.", bytes(32))
     given = next(text for text in desk.site.disclosures if text.commitment == own)
-    order = partial(desk.order, o.PlaceHold, "anna", subject="principal:ben", reason=own)
+    order = partial(desk.order, PlaceHold, "anna", subject="principal:ben", reason=own)
     for texts in ([], [other], [given, other], [Disclosure(own, given.salt, "A forged reason.")]):
         desk.refused(order(), texts=texts)
     nul = disclose("a\0b", bytes(32))
-    desk.refused(desk.order(o.PlaceHold, "anna", subject="principal:ben", reason=nul.commitment), texts=[nul])
+    desk.refused(desk.order(PlaceHold, "anna", subject="principal:ben", reason=nul.commitment), texts=[nul])
     desk.submit(order())
     assert desk.ledger.disclosures([own, other.commitment]) == {own: given}
 
@@ -200,7 +208,7 @@ def test_an_order_with_other_documents_than_its_own_is_refused_by_an_entry(
     found: Callable[[PolicySet], Desk], documents: dict[str, bytes], reason: str
 ) -> None:
     desk = found(policy())
-    assert reason in desk.refused(desk.order(o.AdoptPolicy, "anna", policy=policy().digest), **documents)
+    assert reason in desk.refused(desk.order(AdoptPolicy, "anna", policy=policy().digest), **documents)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +229,7 @@ def test_a_policy_set_that_is_not_taken_is_refused_by_an_entry(
     found: Callable[[PolicySet], Desk], text: str, reason: str
 ) -> None:
     desk, new = found(policy()), policy(text)
-    order = desk.order(o.AdoptPolicy, "anna", policy=new.digest)
+    order = desk.order(AdoptPolicy, "anna", policy=new.digest)
     assert reason in desk.refused(order, policy=encode_value(new))
 
 
@@ -237,15 +245,15 @@ def test_an_order_of_another_time_is_refused_by_an_entry(
     found: Callable[[PolicySet], Desk], terms: dict[str, str], reason: str
 ) -> None:
     desk = found(policy())
-    order = desk.order(o.PlaceHold, "anna", subject="principal:ben").model_copy(update=terms)
+    order = desk.order(PlaceHold, "anna", subject="principal:ben").model_copy(update=terms)
     assert reason in desk.refused(order)
 
 
 def test_an_order_about_what_is_not_there_is_refused_by_an_entry(found: Callable[[PolicySet], Desk]) -> None:
     desk = found(policy())
-    assert desk.refused(desk.order(o.Endorse, "ben", order=NO_DIGEST))
-    assert desk.refused(desk.order(o.Cancel, "ben", run="r-000009"))
-    desk.submit(order := desk.order(o.PlaceHold, "anna", subject="principal:ben"))
+    assert desk.refused(desk.order(Endorse, "ben", order=NO_DIGEST))
+    assert desk.refused(desk.order(Cancel, "ben", run="r-000009"))
+    desk.submit(order := desk.order(PlaceHold, "anna", subject="principal:ben"))
     assert "expected none on principal:ben" in desk.refused(order)
 
 
@@ -253,7 +261,7 @@ def test_what_cannot_be_recorded_now_is_no_refusal(
     found: Callable[[PolicySet], Desk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk = found(policy())
-    size, order = desk.ledger.state.size, desk.order(o.PlaceHold, "anna", subject="principal:ben")
+    size, order = desk.ledger.state.size, desk.order(PlaceHold, "anna", subject="principal:ben")
     with monkeypatch.context() as full, pytest.raises(Unavailable):
         full.setattr(orders, "append", refuse_to_append)
         desk.submit(order)
@@ -274,7 +282,7 @@ def test_a_set_whose_schema_lacks_a_verb_refuses_that_verb_alone(found: Callable
     assert desk.last().type == "principal.enrolled"
     revocation = {"unit": "legal", "token": None, "issued_before": encode_time(START)}
     with pytest.raises(Denied) as denied:
-        desk.submit(desk.order(o.RevokeTokens, "anna", **revocation))
+        desk.submit(desk.order(RevokeTokens, "anna", **revocation))
     (reason,) = denied.value.reasons
     assert reason == (
         "site policies site, revoke-tokens by anna: "
@@ -288,7 +296,7 @@ def test_a_set_of_an_earlier_release_can_be_replaced_and_its_log_verifies(found:
     desk = found(policy(schema=OLDER))
     desk.adopt(policy())
     assert desk.ledger.state.site.policy == policy().digest
-    desk.submit(desk.order(o.RevokePrincipal, "anna", principal="ben"))
+    desk.submit(desk.order(RevokePrincipal, "anna", principal="ben"))
     assert desk.verify() == ("verified", "replayed", [])
 
 

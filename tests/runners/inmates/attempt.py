@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 
-from appliance.formats.frame import read_frame, write_frame
+from appliance.formats.core.frame import read_frame, write_frame
 from inmates import attacks
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from appliance.formats.frame import read_frame
+from appliance.formats.core.frame import read_frame
 
 frame = read_frame(sys.stdin.buffer)
 assert frame is not None

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from appliance.formats.frame import read_frame, write_frame
+from appliance.formats.core.frame import read_frame, write_frame
 
 
 def main() -> None:

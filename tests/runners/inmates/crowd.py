@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 
-from appliance.formats.frame import write_frame
+from appliance.formats.core.frame import write_frame
 
 
 def stay(depth: int) -> None:

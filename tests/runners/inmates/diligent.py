@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from appliance.formats.frame import read_frame, write_frame
+from appliance.formats.core.frame import read_frame, write_frame
 from appliance.worker.walls import probe_walls
 
 write_frame(sys.stdout.buffer, {"frame": "walls", "results": probe_walls()})

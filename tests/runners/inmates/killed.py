@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-from appliance.formats.frame import read_frame, write_frame
+from appliance.formats.core.frame import read_frame, write_frame
 from appliance.worker.walls import probe_walls
 
 write_frame(sys.stdout.buffer, {"frame": "walls", "results": probe_walls()})

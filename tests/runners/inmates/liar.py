@@ -7,7 +7,7 @@ import socket
 import sys
 from pathlib import Path
 
-from appliance.formats.frame import write_frame
+from appliance.formats.core.frame import write_frame
 
 targets = json.loads(sys.argv[-1])
 socket.create_connection(("127.0.0.1", targets["ports"]["tcp"])).close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from appliance.formats.frame import read_frame, write_frame
+from appliance.formats.core.frame import read_frame, write_frame
 from appliance.worker.walls import probe_walls
 
 DEPTH = 1_100

@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from appliance.formats.frame import write_frame
+from appliance.formats.core.frame import write_frame
 
 torch.manual_seed(0)
 layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4").to("cpu")

@@ -8,7 +8,7 @@ import resource
 import sys
 from pathlib import Path
 
-from appliance.formats.frame import write_frame
+from appliance.formats.core.frame import write_frame
 
 
 def status() -> dict[str, str]:

@@ -1,0 +1,301 @@
+"""Auditors: they read the log, take it away, and have it verified."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from appliance.cli.audit.moments import could_load, state
+from appliance.cli.audit.requests import request
+from appliance.cli.support.caller import Caller
+from appliance.cli.support.command import group, reads
+from appliance.cli.support.output import plain, print_bytes, print_facts, print_json, print_line, print_table, say
+from appliance.cli.support.progress import show_bytes
+from appliance.cli.support.times import parse_moment
+from appliance.errors import BadInput, Tampered, Unavailable
+
+if TYPE_CHECKING:
+    from appliance.client.support.log import Proven
+    from appliance.domain.core.entry import Entry
+
+OUTCOMES = ("success", "failure", "denied", "pending", "interrupted")
+TABLE = 200
+"""Entries that a table shows unless it is told otherwise: it is written for a person."""
+
+_COLUMNS = ("index", "time", "type", "actor", "source", "outcome", "subjects", "prev", "leaf")
+
+
+@group("ledger", example="appliance ledger log --since 7d --outcome denied")
+def ledger() -> None:
+    """The log: read it, export it, verify it."""
+
+
+@ledger.command(
+    "log",
+    example=(
+        "appliance ledger log --type review.recorded --type adapter.revoked --since 2026-11-01\n"
+        "appliance ledger log --unit legal --outcome denied --csv > denied.csv\n"
+        "appliance ledger log --last 20"
+    ),
+)
+@click.option(
+    "--type", "types", metavar="TYPE", multiple=True, help="Such as run.started; given several times, any of them."
+)
+@click.option("--actor", metavar="NAME", help="Who did it; `service` for the appliance itself.")
+@click.option(
+    "--subject", "subjects", metavar="SUBJECT", multiple=True, help="Such as adapter:clauses@1; several: all of them."
+)
+@click.option("--unit", metavar="NAME", help="The business unit that it is about.")
+@click.option("--outcome", type=click.Choice(OUTCOMES), help="How it ended.")
+@click.option("--since", metavar="TIME", help="2026-11-24, a whole time in UTC, or 90m, 2h, 7d, 4w ago.")
+@click.option("--until", metavar="TIME", help="The same; a date counts to its end.")
+@click.option("--after", type=click.IntRange(0), metavar="ENTRY", help="Entries behind this one.")
+@click.option("--before", type=click.IntRange(0), metavar="ENTRY", help="Entries ahead of this one.")
+@click.option(
+    "--limit", type=click.IntRange(1), metavar="N", help=f"At most N, from the first that fits; {TABLE} in a table."
+)
+@click.option("--last", type=click.IntRange(1), metavar="N", help="Only the last N that fit, read from the end.")
+@click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values with a header line.")
+@reads
+@click.pass_obj
+def log(caller: Caller, /, as_csv: bool, limit: int | None, last: int | None, **filters: Any) -> None:
+    """List entries. Every filter that is given must fit. With --json one entry a line.
+
+    What a limit cuts off is said, with the option that goes on.
+    """
+    if as_csv and caller.json:
+        raise BadInput("log: expected --csv or --json, got both")
+    if limit is not None and last is not None:
+        raise BadInput("log: expected --limit or --last, got both")
+    if limit is None and last is None and not as_csv and not caller.json:
+        limit = TABLE
+    entries: Iterable[Entry] = _pages(_find(caller, limit=limit, last=last, **filters), limit, last)
+    if as_csv:
+        _print_csv(entries)
+    elif caller.json:
+        for entry in entries:
+            print_line(json.dumps(_value(entry), ensure_ascii=False, sort_keys=True))
+    else:
+        print_table(
+            ("entry", "time", "type", "actor", "outcome", "subjects"),
+            [(e.index, e.time, e.type, e.actor, e.outcome, _subjects(e)) for e in entries],
+        )
+
+
+def _find(
+    caller: Caller,
+    limit: int | None,
+    last: int | None,
+    since: str | None,
+    until: str | None,
+    after: int | None,
+    before: int | None,
+    types: tuple[str, ...],
+    subjects: tuple[str, ...],
+    **filters: str | None,
+) -> Iterator[Entry]:
+    """Forwards, or with `last` backwards from the end; one entry more than asked for shows whether there are more."""
+    from appliance.client.support.log import PAGE, find_entries
+
+    now, wanted = datetime.now(UTC), limit or last
+    return find_entries(
+        caller.reading(),
+        after=after,
+        before=before,
+        newest=last is not None,
+        page=PAGE if wanted is None else wanted + 1,
+        type=types,
+        subject=subjects,
+        since=None if since is None else parse_moment(since, "since", now),
+        until=None if until is None else parse_moment(until, "until", now, end_of_day=True),
+        **filters,
+    )
+
+
+def _pages(entries: Iterator[Entry], limit: int | None, last: int | None) -> Iterator[Entry]:
+    """The entries in the log's order, up to the limit; then how to go on where it cut them off."""
+    if last is not None:
+        found = list(islice(entries, last))
+        yield from reversed(found)
+        if next(entries, None) is not None:
+            say(f"There are more before them. Go on with: --before {found[-1].index} --last {last}")
+        return
+    entry = None
+    for entry in islice(entries, limit):
+        yield entry
+    if limit is not None and entry is not None and next(entries, None) is not None:
+        say(f"There are more. Go on with: --after {entry.index}, or with --json or --csv for all of them.")
+
+
+def _subjects(entry: Entry) -> str:
+    """Without the orders' whole digests, which would push everything else off the line."""
+    return ", ".join(s[:25] if s.startswith("order:") else s for s in entry.subjects)
+
+
+def _value(entry: Entry) -> dict[str, Any]:
+    return {**entry.model_dump(mode="json"), "leaf": f"sha256:{entry.leaf.hex()}"}
+
+
+def _print_csv(entries: Iterable[Entry]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for entry in entries:
+        value = {**_value(entry), "subjects": " ".join(entry.subjects)}
+        writer.writerow([value[column] for column in _COLUMNS])
+
+
+@ledger.command("show", example="appliance ledger show 12\nappliance ledger show 12 --document order > order.json")
+@click.argument("index", type=click.IntRange(0), metavar="ENTRY")
+@click.option("--document", "role", metavar="ROLE", help="Print this document's own bytes, and nothing else.")
+@reads
+@click.pass_obj
+def show(caller: Caller, index: int, role: str | None) -> None:
+    """One entry whole, with its documents and disclosed texts, proved to be in the log before it is printed."""
+    from appliance.client.support.log import read_entry
+
+    proven = read_entry(caller.reading(), caller.anchor, index)
+    if role is not None:
+        print_bytes(proven.document(role))
+    elif caller.json:
+        print_json(_proven_value(proven))
+    else:
+        _print_proven(proven)
+    say(f"Proved here: entry {index} is in the log of {proven.size} entries; its key: {caller.anchor.said_by}.")
+
+
+def _proven_value(proven: Proven) -> dict[str, Any]:
+    return {
+        **_value(proven.entry),
+        "contents": {role: data.decode("utf-8", "backslashreplace") for role, data in proven.documents.items()},
+        "disclosures": {found.commitment: found.text for found in proven.disclosures},
+        "log_size": proven.size,
+    }
+
+
+def _print_proven(proven: Proven) -> None:
+    entry = proven.entry
+    facts: list[tuple[str, object]] = [
+        ("entry", entry.index),
+        ("time", entry.time),
+        ("type", entry.type),
+        ("actor", entry.actor),
+        ("source", entry.source),
+        ("outcome", entry.outcome),
+        ("subjects", "\n".join(entry.subjects)),
+        ("leaf", f"sha256:{entry.leaf.hex()}"),
+        ("before it", entry.prev),
+        ("body", json.dumps(entry.body, indent=2, ensure_ascii=False)),
+    ]
+    facts += [(f"text of {found.commitment[:24]}", found.text) for found in proven.disclosures]
+    for role, data in proven.documents.items():
+        facts.append(
+            (f"document {role}", f"{entry.documents[role]}, {len(data)} bytes\n{_order_text(proven, data)}".rstrip())
+        )
+    print_facts(facts)
+
+
+def _order_text(proven: Proven, data: bytes) -> str:
+    """An order in words, where the document is one; committed texts are shown while they are disclosed."""
+    from appliance.client.support.orders import Proposal, describe
+    from appliance.domain.rulebook.registry import ORDERS
+    from appliance.formats.signatures.dsse import parse_envelope
+
+    try:
+        order = ORDERS.parse(parse_envelope(data).payload)
+    except BadInput:
+        return ""
+    return "\n".join(f"{label}: {plain(value)}" for label, value in describe(Proposal(order, proven.disclosures)))
+
+
+@ledger.command("export", example="appliance ledger export ledger.tar\nappliance-verify ledger.tar --trust trust.json")
+@click.argument("file", type=click.Path(path_type=Path))
+@reads
+@click.pass_obj
+def export(caller: Caller, file: Path) -> None:
+    """Write the whole log to a new file, to be verified on any other machine."""
+    from appliance.client.support.log import export as export_log
+
+    digest, size = export_log(caller.reading(), file)
+    if caller.json:
+        print_json({"file": str(file), "digest": digest, "bytes": size})
+    else:
+        print_facts([("export", file), ("digest", digest), ("size", show_bytes(size))])
+    say(f"next: on a machine that you trust: appliance-verify {file} --trust TRUST")
+
+
+@ledger.command("verify", example="appliance ledger verify --trust trust.json")
+@reads
+@click.pass_obj
+def verify(caller: Caller) -> None:
+    """Have the service check everything it holds, against the trust file that `init` printed and you kept.
+
+    Chain, tree, checkpoint, signatures, rules, projections, artifacts. The service checks itself here: an auditor
+    exports the log and verifies it elsewhere. Without a trust file the verdict is never better than unverifiable.
+    """
+    from appliance.client.support.log import verify as verify_log
+
+    report = verify_log(caller.reading(), caller.trust)
+    if caller.json:
+        print_json(report)
+    else:
+        _print_report(report)
+    _end(report)
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    counts = dict(report.get("counts") or {})
+    counts.update({name: report[name] for name in ("artifacts", "projections") if name in report})
+    trust = report.get("trust")
+    print_facts(
+        [
+            ("verdict", report["verdict"]),
+            ("log", report.get("origin")),
+            (
+                "trust",
+                "none was given" if trust is None else f"{trust['origin']}, {', '.join(trust['administrators'])}",
+            ),
+            ("head", f"entry {report['size'] - 1}, {report.get('head')}" if report.get("size") else "no entry"),
+            ("root", report.get("root")),
+            ("single administrator", _yes(report.get("single_administrator"))),
+            ("site policies", report.get("site_policies")),
+            *((f"checked {name}", count) for name, count in counts.items()),
+            *(("not checked", text) for text in report.get("unchecked") or ()),
+            *(("finding", _finding(found)) for found in report.get("findings") or ()),
+            *(("finding", text) for text in report.get("local_findings") or ()),
+        ]
+    )
+
+
+def _yes(value: bool | None) -> str:
+    return "unknown" if value is None else "yes" if value else "no"
+
+
+def _finding(found: dict[str, Any]) -> str:
+    where = "the log" if found.get("index") is None else f"entry {found['index']}"
+    return f"{where}, {found.get('rule')}: {found.get('message')}"
+
+
+def _end(report: dict[str, Any]) -> None:
+    """Only a verified log succeeds."""
+    if report["verdict"] == "failed":
+        count = len(report.get("findings") or ()) + len(report.get("local_findings") or ())
+        raise Tampered(f"ledger: expected it to hold, got {count} findings", code="failed")
+    if report["verdict"] != "verified":
+        raise Unavailable(
+            "ledger: expected everything to be checked, got the verdict unverifiable; "
+            "give the trust file that init printed: --trust FILE",
+            code="unverifiable",
+        )
+
+
+ledger.add_command(could_load)
+ledger.add_command(request)
+ledger.add_command(state)

@@ -1,0 +1,141 @@
+"""What was true at a moment: what a unit could have loaded then, and the state of the whole appliance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from appliance.cli.support.caller import Caller
+from appliance.cli.support.command import command, reads
+from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
+from appliance.cli.support.times import parse_moment
+
+_AT = click.option(
+    "--at", metavar="MOMENT", help="An entry's number or a time, as for --until; now, unless it is given."
+)
+_MOST_CHARACTERS = 100
+
+
+def _moment(at: str | None) -> str | None:
+    return at if at is None or at.isdecimal() else parse_moment(at, "at", datetime.now(UTC), end_of_day=True)
+
+
+@command(
+    "could-load",
+    example="appliance ledger could-load legal\nappliance ledger could-load legal --at 2026-11-24T15:00:00.000Z",
+)
+@click.argument("unit")
+@_AT
+@reads
+@click.pass_obj
+def could_load(caller: Caller, unit: str, at: str | None) -> None:
+    """What a unit could have loaded at a moment, by whose sign-offs, and what stood against the rest.
+
+    Decided by the rules that admit adapters, over the state as of the last entry at that moment or before it. A folder
+    that was exported for a host of the unit's own is named until its date, whatever was revoked since. Every entry that
+    speaks for or against a released adapter is proved to be in the log before it is printed. That none was left out
+    shows when the log is verified: `ledger verify`, or `appliance-verify` on an export.
+    """
+    from appliance.client.questions import could_load as ask
+
+    proved = ask(caller.reading(), caller.anchor, unit, _moment(at))
+    if caller.json:
+        print_json(proved.answer)
+    else:
+        _print_answer(proved.answer)
+    say(
+        f"Proved here: the {proved.entries} entries that this rests on are in the log of {proved.log_size} entries; "
+        f"its key: {caller.anchor.said_by}. One of them whole: appliance ledger show ENTRY"
+    )
+
+
+def _print_answer(answer: dict[str, Any]) -> None:
+    times = {named["entry"]: named["time"] for named in answer["rests_on"]}
+    print_facts(
+        [
+            ("unit", answer["unit"] if answer["enrolled"] is not None else f"{answer['unit']}, which was none"),
+            ("at", f"{answer['at']}, as of entry {answer['as_of']}"),
+            ("policy", f"{answer['policy']}, entry {answer['policy_entry']}"),
+            ("asked for", _pending(answer)),
+        ]
+    )
+    for task in answer["tasks"]:
+        candidate, release, slot = task["candidate"], task["release"], task["slot"]
+        print_line("")
+        print_line(f"{task['task']}: {'could load' if task['could_load'] else 'could not load'} {candidate['adapter']}")
+        when = times[release["entry"]]
+        told = [("  released", f"entry {release['entry']}, {when}, {release['kind']} by {release['by']}")]
+        told += [(f"  {label}", value) for label, value in _candidate(candidate, answer["names"], times)]
+        print_facts([*told, ("  was loaded", _slot(slot))])
+    for one in answer["exported"]:
+        print_line("")
+        print_line(
+            f"{one['task']}: could load {one['adapter']} until {one['valid_until']} from an exported folder, "
+            f"entry {one['entry']}; no revocation reaches it"
+        )
+        print_facts([("  manifest", one["manifest"]), ("  exported", f"entry {one['entry']}, {times[one['entry']]}")])
+    for candidate in answer["others"]:
+        print_line("")
+        print_line(f"not released: could not load {candidate['adapter']}")
+        print_facts((f"  {label}", value) for label, value in _candidate(candidate, answer["names"], times))
+    if not answer["tasks"] and not answer["others"]:
+        print_line("")
+        print_line("nothing: no adapter was released to it or approved for it")
+    print_line("")
+    print_facts([("rests on entries", ", ".join(str(named["entry"]) for named in answer["rests_on"]))])
+
+
+def _pending(answer: dict[str, Any]) -> str:
+    fields = ", ".join(answer["required_fields"])
+    wanted = f"{answer['reviewers']} standing approvals of {answer['distinct_fields']} different fields"
+    return f"{wanted}, among them {fields}" if fields else wanted
+
+
+def _candidate(candidate: dict[str, Any], names: dict[str, str], times: dict[int, str]) -> Iterator[tuple[str, str]]:
+    yield "manifest", f"{candidate['manifest']}, sealed by entry {candidate['sealed']}"
+    for review in candidate["reviews"]:
+        printed = names.get(review["printed_name"] or "")
+        when = f", {times[review['entry']]}" if review["entry"] in times else ""
+        who = review["reviewer"] if printed is None else f"{review['reviewer']} ({printed})"
+        counted = "" if review["against"] is None else f"\ncounted no more: {review['against']}"
+        yield (
+            {"approve": "approved", "reject": "rejected"}[review["decision"]],
+            f"entry {review['entry']}{when}, by {who}, for {review['field']}, until {review['valid_until']}{counted}",
+        )
+    for reason in candidate["reasons"]:
+        yield "against it", reason
+
+
+def _slot(slot: dict[str, Any] | None) -> str:
+    if slot is None:
+        return "nothing"
+    if slot["entry"] is None:
+        return f"not yet: {slot['adapter']} was admitted by entry {slot['admitted']}"
+    return f"{slot['adapter']}, entry {slot['entry']}, admitted by entry {slot['admitted']}"
+
+
+@command("state", example="appliance ledger state --at 41\nappliance ledger state --at 7d --kind adapter --json")
+@_AT
+@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Such as principal, adapter or release; several.")
+@reads
+@click.pass_obj
+def state(caller: Caller, at: str | None, kinds: tuple[str, ...]) -> None:
+    """Everything that stood after an entry or at a time, and since which entry it was so."""
+    from appliance.client.questions import state_as_of
+
+    answer = state_as_of(caller.reading(), _moment(at), kinds)
+    if caller.json:
+        print_json(answer)
+        return
+    rows = [(thing["kind"], thing["id"], thing["since"], _short(thing["value"])) for thing in answer["things"]]
+    print_table(("kind", "name", "since entry", "value"), rows)
+    say(f"As of entry {answer['as_of']}, {answer['time']}. What made a thing so: appliance ledger show ENTRY")
+
+
+def _short(value: dict[str, Any]) -> str:
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"

@@ -1,0 +1,128 @@
+"""What a run will cost, before it is ordered: read by whoever trains, and by whoever pays for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from appliance.cli.support.caller import Caller
+from appliance.cli.support.command import command, reads
+from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
+
+if TYPE_CHECKING:
+    from appliance.domain.planning.pace import Duration
+    from appliance.domain.planning.plan import Choice, Offer, Plan
+
+PHASES = (("load", "loading"), ("train", "training"), ("save", "saving"), ("evaluate", "evaluating"))
+
+
+@command("plan", example="appliance run plan recipe.yaml\nappliance run plan recipe.yaml --calibrate")
+@click.argument("path", metavar="RECIPE", type=click.Path(path_type=Path))
+@click.option("--calibrate", is_flag=True, help="First have this machine measured, by a few short steps of the recipe.")
+@reads
+@click.pass_obj
+def plan(caller: Caller, path: Path, calibrate: bool) -> None:
+    """What a run would cost: memory, time and disk, here and on other machines, and which method is advised.
+
+    Nothing is signed and nothing runs. A run that does not fit by this plan is refused when it is ordered.
+    """
+    from appliance.client import planning
+    from appliance.client.runs import load_recipe
+
+    door, recipe = caller.reading(), load_recipe(path)
+    made = planning.plan_run(door, recipe, str(path))
+    if calibrate:
+        say("This machine is measured now, behind the runs that wait: a minute for a small base.")
+        planning.calibrate(door, made.recipe)
+        made = planning.plan_run(door, recipe, str(path))
+    if caller.json:
+        print_json(made.model_dump(mode="json"))
+        return
+    print_plan(made)
+
+
+def print_plan(made: Plan) -> None:
+    print_facts(summarise(made))
+    print_line("")
+    _print_memory(made)
+    print_line("")
+    _print_offers(made)
+    print_line("")
+    _print_advice(made)
+
+
+def summarise(made: Plan) -> list[tuple[str, object]]:
+    """What somebody who signs must know."""
+    from appliance.domain.planning.plan import MARGIN, show_bytes
+
+    have = made.machine.memory_bytes
+    memory = f"{show_bytes(made.memory.peak)} at most"
+    memory += f", of {show_bytes(have)}" if have else "; how much this card has is not known"
+    verdict = "yes" if not made.problems else "no: " + "; ".join(made.problems)
+    return [
+        ("run", f"{made.recipe.method} on {made.recipe.base} with {made.recipe.dataset}, {made.steps} steps"),
+        ("fits this machine", verdict if made.problems else f"{verdict}, with a margin of {MARGIN:.0%}"),
+        ("memory", memory),
+        ("time", say_duration(made.duration)),
+        ("disk", f"{show_bytes(made.disk.total)}, of {show_bytes(made.machine.disk_free_bytes)} free"),
+    ]
+
+
+def list_costs(made: Plan) -> list[str]:
+    """What stands before a signature: what was just shown will cost so much."""
+    return [f"Planned for {made.recipe.name}:", *(f"  {label}: {value}" for label, value in summarise(made)), ""]
+
+
+def say_duration(duration: Duration) -> str:
+    from appliance.domain.planning.plan import say_seconds
+
+    text = f"about {say_seconds(duration.likely)}, between {say_seconds(duration.low)} and {say_seconds(duration.high)}"
+    return text if duration.measured else f"{text} (not measured on this machine)"
+
+
+def _print_memory(made: Plan) -> None:
+    from appliance.domain.planning.plan import show_bytes
+
+    phases = [(name, getattr(made.memory, field)) for field, name in PHASES]
+    parts = [part for part in type(made.memory.load).model_fields if any(getattr(held, part) for _, held in phases)]
+    rows = [[part, *(show_bytes(getattr(held, part)) for _, held in phases)] for part in parts]
+    rows.append(["together", *(show_bytes(held.total) for _, held in phases)])
+    rows.append(["reserve", *(show_bytes(made.reserve[field]) for field, _ in PHASES)])
+    print_table(("memory", *(name for name, _ in phases)), rows)
+
+
+def _print_offers(made: Plan) -> None:
+    from appliance.domain.planning.plan import name_method, show_bytes
+
+    methods = [name_method(choice.method) for choice in made.offers[0].choices]
+    rows = [
+        [_name(offer), show_bytes(offer.memory_bytes) if offer.memory_bytes else "?", *map(_cell, offer.choices)]
+        for offer in made.offers
+    ]
+    print_table(("machine", "memory", *methods), rows)
+    say(
+        "",
+        "Times are likely ones; where a machine is not measured, a run may take a third of them, or three times.",
+    )
+
+
+def _name(offer: Offer) -> str:
+    return offer.machine if offer.measured else f"{offer.machine} (not measured)"
+
+
+def _cell(choice: Choice) -> str:
+    from appliance.domain.planning.plan import say_seconds, show_bytes
+
+    if choice.fits is False:
+        return f"{show_bytes(choice.peak_bytes)}: too little memory"
+    return f"{show_bytes(choice.peak_bytes)}, {say_seconds(choice.duration.likely)}"
+
+
+def _print_advice(made: Plan) -> None:
+    from appliance.domain.planning.plan import name_method
+
+    print_line(f"Advised: {name_method(made.advised) if made.advised else 'none of these methods, on this machine'}")
+    for reason in made.reasons:
+        print_line(f"- {reason}")

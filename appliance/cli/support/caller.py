@@ -1,0 +1,155 @@
+"""Who calls, which appliance, and with what key: the options that every command shares, made into a client.
+
+Imports of `client` stand inside functions, here and in every command: `--help` must answer within 0.2 s, and reading
+the orders' vocabulary alone takes 0.15.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from appliance.cli.support.output import say
+from appliance.errors import BadInput, NotAuthenticated
+
+if TYPE_CHECKING:
+    from appliance.client.support.door import About, Door
+    from appliance.client.support.log import Anchor
+    from appliance.client.support.session import SavedSession
+    from appliance.config import Settings
+    from appliance.formats.log.trust import Trust
+    from appliance.formats.signatures.keys import Signer
+
+
+@dataclass
+class Caller:
+    """Filled from the options, wherever on the line they stand."""
+
+    home: Path | None = None
+    key: Path | None = None
+    name: str | None = None
+    passphrase_fd: int | None = None
+    passphrase_file: Path | None = None
+    trust_file: Path | None = None
+    json: bool = False
+    yes: bool = False
+    _closing: list[Callable[[], None]] = field(default_factory=list)
+
+    @cached_property
+    def settings(self) -> Settings:
+        from appliance.config import load_settings
+
+        return load_settings(self.home)
+
+    @cached_property
+    def door(self) -> Door:
+        """The service's door; an embedded service is started behind it when none answers."""
+        from appliance.client.support.door import Door
+        from appliance.client.support.embedded import Place, start_service
+        from appliance.config import VARIABLES
+
+        settings = self.settings
+        place = Place(settings.home, settings.socket, settings.lock, settings.logs, VARIABLES.values())
+        door = Door(settings.socket, lambda: start_service(place, tell=_tell_waiting))
+        self._closing.append(door.close)
+        return door
+
+    @property
+    def about(self) -> About:
+        return self.door.about
+
+    @cached_property
+    def session(self) -> SavedSession:
+        from appliance.client.support.session import SavedSession
+
+        return SavedSession(self.door, self.signer, lambda: self.unlocked)
+
+    def reading(self) -> Door:
+        """The door, with this person's session for what is not told to strangers."""
+        session = self.session
+        _ = self.about
+        self.door.bearer = session
+        return self.door
+
+    @cached_property
+    def trust(self) -> Trust | None:
+        from appliance.client.support.log import load_trust
+
+        return None if self.trust_file is None else load_trust(self.trust_file)
+
+    @cached_property
+    def anchor(self) -> Anchor:
+        """The log that everything is proved against."""
+        from appliance.client.support.log import anchor_of
+
+        if self.trust is not None and self.about.log_key != self.trust.log_key:
+            from appliance.client.support.succession import follow
+
+            return follow(self.reading(), self.about, self.trust)
+        return anchor_of(self.about, self.trust)
+
+    @property
+    def signer(self) -> str:
+        if self.name is None:
+            raise NotAuthenticated("signer: expected --as NAME, or APPLIANCE_PRINCIPAL, got neither")
+        return self.name
+
+    @property
+    def key_file(self) -> Path:
+        if self.key is None:
+            raise NotAuthenticated(
+                "key: expected --key FILE, or APPLIANCE_KEY, got neither; make one with: appliance key new FILE"
+            )
+        return self.key
+
+    @cached_property
+    def unlocked(self) -> Signer:
+        """The person's key; the passphrase is asked for once."""
+        from appliance.client.support.keys import open_key
+
+        path = self.key_file
+        return open_key(path, lambda: self.ask_passphrase(f"Passphrase of {path}"))
+
+    def ask_passphrase(self, prompt: str, *, confirm: bool = False) -> bytes:
+        """From the descriptor or the file that was named, else from the terminal."""
+        from appliance.client.support.keys import passphrase_of_descriptor, passphrase_of_file
+
+        if self.passphrase_fd is not None and self.passphrase_file is not None:
+            raise BadInput("passphrase: expected --passphrase-fd or --passphrase-file, got both")
+        if self.passphrase_fd is not None:
+            return passphrase_of_descriptor(self.passphrase_fd)
+        if self.passphrase_file is not None:
+            return passphrase_of_file(self.passphrase_file)
+        if not is_interactive():
+            raise NotAuthenticated(
+                "passphrase: expected a terminal to ask at, --passphrase-fd N or --passphrase-file FILE, got none"
+            )
+        text: str = click.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True)
+        return text.encode("utf-8")
+
+    def confirm(self, question: str) -> None:
+        """Goes on after a yes, or with --yes; without a terminal nobody can say it."""
+        if self.yes:
+            return
+        if not is_interactive():
+            raise BadInput("confirmation: expected --yes, since there is no terminal to ask at, got none")
+        click.confirm(question, abort=True, err=True)
+
+    def close(self) -> None:
+        while self._closing:
+            self._closing.pop()()
+
+
+def _tell_waiting(doing: str) -> None:
+    say(f"waiting for the service, which {doing}")
+
+
+def is_interactive() -> bool:
+    """Whether somebody can be asked."""
+    return sys.stdin.isatty()

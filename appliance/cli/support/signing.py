@@ -1,0 +1,78 @@
+"""A signature is asked for: everything it binds is shown first, then a yes, then the passphrase, then the receipt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from appliance.cli.support.caller import Caller
+from appliance.cli.support.output import print_facts, print_json, say
+
+if TYPE_CHECKING:
+    from appliance.client.support.orders import Proposal, Receipt
+
+
+def sign_and_submit(
+    caller: Caller, proposal: Proposal, notes: Iterable[str] = (), *, successor: str | None = None
+) -> Receipt:
+    return sign_all(caller, [proposal], notes, successor=successor)[0]
+
+
+def sign_all(
+    caller: Caller, proposals: Sequence[Proposal], notes: Iterable[str] = (), *, successor: str | None = None
+) -> list[Receipt]:
+    """Shows every order before the first is signed; one yes and one passphrase for all of them.
+
+    `successor`: the log's next key, where these orders put it in force.
+    """
+    from appliance.client.support import orders
+
+    for proposal in proposals:
+        show_proposal(proposal)
+    say(*notes)
+    count = len(proposals)
+    caller.confirm("Sign this?" if count == 1 else f"Sign these {count} orders?")
+    key = caller.unlocked
+    receipts = []
+    for proposal in proposals:
+        signed = orders.sign(proposal, key)
+        receipt = orders.submit(caller.door, signed, caller.anchor.log_key, successor=successor)
+        say(f"signed: {receipt.type} is entry {receipt.index} of the log ({receipt.outcome}).")
+        receipts.append(receipt)
+    return receipts
+
+
+def show_proposal(proposal: Proposal, title: str = "You are about to sign:") -> None:
+    """On stderr, the way it is signed: no value is left out."""
+    from appliance.client.support import orders
+    from appliance.domain.rulebook.registry import VERBS
+
+    say("", title, "")
+    print_facts([(f"  {label}", value) for label, value in orders.describe(proposal)], err=True)
+    say("", f"  What it means: {VERBS[proposal.order.verb].meaning}", "")
+
+
+def tell(caller: Caller, receipt: Receipt, done: str, then: Iterable[str] = ()) -> None:
+    """What came of an order: done, and what follows from it; or what the second administrator types."""
+    if caller.json:
+        print_json(receipt_value(receipt))
+    elif receipt.outcome == "pending":
+        print_facts([("order", receipt.order), ("entry", receipt.index), ("outcome", receipt.outcome)])
+    else:
+        print_facts([("done", done), ("entry", receipt.index)])
+    if receipt.outcome == "pending":
+        say(f"next: another administrator types: appliance order endorse {receipt.order[:19]}")
+    else:
+        say(*then)
+
+
+def receipt_value(receipt: Receipt) -> dict[str, Any]:
+    """A receipt as JSON."""
+    return {
+        "index": receipt.index,
+        "type": receipt.type,
+        "outcome": receipt.outcome,
+        "order": receipt.order,
+        "result": receipt.result,
+        "log_size": receipt.size,
+    }

@@ -1,0 +1,48 @@
+"""Times as people type them."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+from appliance.errors import BadInput
+from appliance.formats.core.timestamp import encode_time
+
+_AGO = re.compile(r"([1-9][0-9]{0,5})(m|h|d|w)")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_TIME = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:[0-9]{2})"
+)
+_MINUTES = {"m": 1, "h": 60, "d": 1440, "w": 10080}
+
+
+def parse_moment(text: str, what: str, now: datetime, *, end_of_day: bool = False) -> str:
+    """`2026-11-24`, a time with its zone such as `2026-11-24T10:30Z`, or `90m`, `2h`, `7d`, `4w` ago.
+
+    A date stands for its first moment in UTC, or with `end_of_day` for its last. A time without a zone is refused: two
+    readers would take it for two moments.
+    """
+    ago = _AGO.fullmatch(text)
+    if ago is not None:
+        return encode_time(now - timedelta(minutes=int(ago[1]) * _MINUTES[ago[2]]))
+    day = _DATE.fullmatch(text) is not None
+    if not day and _TIME.fullmatch(text) is None:
+        raise BadInput(f"{what}: expected 2026-11-24, 2026-11-24T10:30Z (a zone is needed) or 2h, got {text!r}")
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise BadInput(f"{what}: expected a {'day' if day else 'time'} that exists, got {text}") from None
+    if not day:
+        return encode_time(moment)
+    moment = moment.replace(tzinfo=UTC)
+    return encode_time(moment + timedelta(days=1, milliseconds=-1) if end_of_day else moment)
+
+
+def parse_end(text: str, what: str, now: datetime) -> str:
+    """`2026-11-24` (its end), a time with its zone, `90m`, `2h`, `7d`, `4w` from now, or `now`."""
+    if text == "now":
+        return encode_time(now)
+    later = _AGO.fullmatch(text)
+    if later is not None:
+        return encode_time(now + timedelta(minutes=int(later[1]) * _MINUTES[later[2]]))
+    return parse_moment(text, what, now, end_of_day=True)

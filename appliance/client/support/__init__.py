@@ -1,0 +1,1 @@
+"""appliance.client.support"""

@@ -1,0 +1,246 @@
+"""Orders: built here, from bytes hashed here, shown before they are signed, signed with the person's own key."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from appliance.client.support.door import About, Door
+from appliance.client.support.session import envelope_value
+from appliance.domain.core.names import add_seconds, explain
+from appliance.domain.core.order import Order, encode_order
+from appliance.domain.governance.endorsement import Endorse
+from appliance.domain.rulebook.registry import ORDERS, VERBS
+from appliance.domain.runs.training import Train
+from appliance.errors import BadInput, Tampered, Unavailable
+from appliance.formats.core.canonical import encode_canonical
+from appliance.formats.core.commitment import (
+    Disclosure,
+    disclose,
+    disclosure_value,
+    parse_disclosure_value,
+    verify_disclosure,
+)
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.core.fields import encode_base64, parse_base64
+from appliance.formats.core.timestamp import encode_time
+from appliance.formats.log.checkpoint import Checkpoint, open_checkpoint
+from appliance.formats.signatures.dsse import Envelope, parse_envelope, sign_envelope
+from appliance.formats.signatures.keys import Signer
+
+ORDER_TTL_S = 900
+"""How long an order may travel; one that waits for a second administrator stands as long as policy allows."""
+
+_HEADER = ("origin", "signer", "nonce", "issued_at", "expires_at")
+
+O = TypeVar("O", bound=Order)  # noqa: E741
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """An order that nobody has signed yet, and what will lie beside it. `resolved`: the values that were `auto`."""
+
+    order: Order
+    disclosures: tuple[Disclosure, ...] = ()
+    documents: Mapping[str, bytes] = field(default_factory=dict)
+    resolved: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Signed:
+    proposal: Proposal
+    envelope: Envelope
+
+    @property
+    def digest(self) -> str:
+        """What identifies the order in the ledger, whoever signed it."""
+        return self.envelope.pae_digest
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The entry that the order became, under a log checkpoint whose signature was checked."""
+
+    index: int
+    type: str
+    outcome: str
+    order: str
+    result: dict[str, Any]
+    size: int
+
+
+def propose(
+    about: About,
+    signer: str,
+    model: type[O],
+    values: Mapping[str, Any],
+    *,
+    texts: Mapping[str, str] | None = None,
+    documents: Mapping[str, bytes] | None = None,
+    resolved: frozenset[str] = frozenset(),
+) -> Proposal:
+    """`texts` go into the order as salted commitments and travel beside it; BadInput names a value that cannot be."""
+    limit_s = int(about.parameters["order_lifetime_s"])
+    issued = encode_time(datetime.now(UTC))
+    ttl_s = limit_s if VERBS[model.verb].two_administrators else min(limit_s, ORDER_TTL_S)
+    disclosures = {name: disclose(text, secrets.token_bytes(32)) for name, text in (texts or {}).items()}
+    header = {
+        "origin": about.origin,
+        "signer": signer,
+        "nonce": secrets.token_hex(16),
+        "issued_at": issued,
+        "expires_at": add_seconds(issued, ttl_s),
+    }
+    committed = {name: disclosure.commitment for name, disclosure in disclosures.items()}
+    try:
+        order = model.model_validate({**header, **committed, **values})
+    except ValidationError as error:
+        raise BadInput(f"order {model.verb}: {explain(error)}") from None
+    return Proposal(order, tuple(disclosures.values()), dict(documents or {}), resolved)
+
+
+def sign(proposal: Proposal, key: Signer) -> Signed:
+    return Signed(proposal, sign_envelope(encode_order(proposal.order), key))
+
+
+def submit(door: Door, signed: Signed, log_key: str, *, successor: str | None = None) -> Receipt:
+    """Hands the order in, and believes the answer only with a checkpoint of the log that covers the entry.
+
+    `successor`: the log's next key, where this very order puts it in the place of `log_key`.
+    """
+    body = {
+        "envelope": envelope_value(signed.envelope),
+        "disclosures": [disclosure_value(disclosure) for disclosure in signed.proposal.disclosures],
+        "documents": {role: encode_base64(data) for role, data in signed.proposal.documents.items()},
+    }
+    answer = door.post("/v1/orders", body, reading=False)
+    try:
+        checkpoint = _open(answer["checkpoint"].encode("utf-8"), log_key, successor)
+        receipt = Receipt(
+            index=int(answer["index"]),
+            type=answer["type"],
+            outcome=answer["outcome"],
+            order=answer["order"],
+            result=dict(answer["result"]),
+            size=checkpoint.size,
+        )
+    except (KeyError, TypeError, AttributeError):
+        raise Unavailable("service, order: expected a receipt, got another answer") from None
+    if receipt.order != signed.digest:
+        raise Tampered(f"receipt, order: expected {signed.digest}, got {receipt.order}")
+    if receipt.size <= receipt.index:
+        raise Tampered(f"receipt, log checkpoint: expected one over entry {receipt.index}, got size {receipt.size}")
+    return receipt
+
+
+def _open(note: bytes, log_key: str, successor: str | None) -> Checkpoint:
+    try:
+        return open_checkpoint(note, log_key)
+    except Tampered:
+        if successor is None:
+            raise
+        return open_checkpoint(note, successor)
+
+
+def describe(proposal: Proposal) -> list[tuple[str, str]]:
+    """Every value that the signature binds, in order, as (label, text); committed texts are shown as they read."""
+    order = proposal.order
+    texts = {disclosure.commitment: disclosure.text for disclosure in proposal.disclosures}
+    lines = [("verb", order.verb), ("signer", order.signer), ("log", order.origin)]
+    for name, value in order.model_dump(mode="json").items():
+        if name in _HEADER or value is None:
+            continue
+        if name == "commitment":
+            # What an erasure names; the text behind it is shown while it is there.
+            lines.append((name, value))
+            lines.append(("text", texts.get(value, "not disclosed: nobody can show what goes")))
+            continue
+        if name == "recipe" and isinstance(order, Train):
+            lines += describe_recipe(value, proposal.resolved)
+        else:
+            lines.append((label_of(name), show_value(texts.get(value, value) if isinstance(value, str) else value)))
+    return [*lines, ("stands until", order.expires_at), ("statement", digest_bytes(encode_order(order)))]
+
+
+def describe_recipe(recipe: Mapping[str, Any], resolved: frozenset[str]) -> list[tuple[str, str]]:
+    """The resolved recipe; values that were `auto` are marked, since nobody wrote them."""
+    return [
+        (label_of(name), f"{show_value(value)}{'  (auto)' if name in resolved else ''}")
+        for name, value in recipe.items()
+    ]
+
+
+def label_of(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def show_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} = {show_value(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(show_value(item) for item in value) or "none"
+    return str(value)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Another administrator's order that waits for a second signature, as this side read and hashed it."""
+
+    digest: str
+    index: int
+    proposal: Proposal
+
+
+def pending_orders(door: Door) -> list[Pending]:
+    """Each is parsed from its envelope's bytes; Tampered when digest, texts or documents are not what it binds."""
+    return [_parse_pending(row) for row in door.get("/v1/orders/pending")]
+
+
+def _parse_pending(row: Mapping[str, Any]) -> Pending:
+    envelope = parse_envelope(encode_canonical(row["envelope"]))
+    if envelope.pae_digest != row["digest"]:
+        raise Tampered(f"pending order, digest: expected {envelope.pae_digest}, got {row['digest']}")
+    order = ORDERS.parse(envelope.payload)
+    disclosures = tuple(parse_disclosure_value(value) for value in row["disclosures"])
+    for disclosure in disclosures:
+        verify_disclosure(disclosure)
+    documents = {
+        role: parse_base64(data, f"pending order, document {role}")
+        for role, data in row["documents"].items()
+        if role != "order"
+    }
+    _check_documents(order, documents)
+    return Pending(envelope.pae_digest, int(row["index"]), Proposal(order, disclosures, documents))
+
+
+def _check_documents(order: Order, documents: Mapping[str, bytes]) -> None:
+    """What lies beside the order is what the order binds by digest."""
+    predicate = order.model_dump(mode="json")
+    for role, data in documents.items():
+        got = parse_envelope(data).pae_digest if role == "possession" else digest_bytes(data)
+        if got != predicate.get(role):
+            raise Tampered(f"pending order, document {role}: expected {predicate.get(role)}, got {got}")
+
+
+def propose_endorsement(about: About, signer: str, pending: Pending) -> Proposal:
+    return propose(about, signer, Endorse, {"order": pending.digest})
+
+
+def find_pending(pending: list[Pending], prefix: str) -> Pending:
+    """The one whose digest starts so; the algorithm's name may be left out."""
+    wanted = prefix.removeprefix("sha256:")
+    found = [order for order in pending if order.digest.removeprefix("sha256:").startswith(wanted)]
+    if len(found) != 1 or len(wanted) < 6:
+        known = ", ".join(order.digest[:19] for order in pending) or "none"
+        raise BadInput(
+            f"order {prefix}: expected the start (6 digits or more) of one pending order's digest, "
+            f"got {len(found)} that fit; pending: {known}"
+        )
+    return found[0]

@@ -1,0 +1,105 @@
+"""What keeps the log's evidence: its own keys, its texts, the holds on them, and the witnesses who have seen it.
+
+Reasons against, like those of the invariants, and the records of texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from appliance.domain.core.names import Identifier, Value, encode_value, parse_value
+from appliance.errors import BadInput
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.log.cosignature import parse_witness_vkey
+from appliance.formats.log.note import parse_vkey
+
+
+def own_witnesses(log_keys: Iterable[str], parameters: Parameters) -> list[str]:
+    """A log is not its own witness, whatever the key is called: the public keys themselves are compared."""
+    own = {parse_vkey(vkey).spki for vkey in log_keys}
+    names = [key.name for key in map(parse_witness_vkey, parameters.witnesses) if key.spki in own]
+    return [f"witness {name}: expected a key of its own, got the log's" for name in names]
+
+
+LAYERS = ("user-ns", "network-ns", "pid-ns", "ipc-ns", "mount-ns", "uts-ns", "seccomp", "landlock")
+"""The sandbox's layers that a policy may accept as missing; no-new-privs is never optional."""
+
+
+class Parameters(Value):
+    """Numbers the invariants count with. All durations in seconds."""
+
+    reviewers: int = Field(default=2, ge=1, le=16, description="standing approvals an adapter needs for a unit")
+    distinct_fields: int = Field(default=2, ge=1, le=16, description="different fields among those reviewers")
+    required_fields: tuple[Identifier, ...] = Field(default=())
+    order_lifetime_s: int = Field(default=3_600, ge=60, le=604_800)
+    approval_lifetime_s: int = Field(default=31_536_000, ge=3_600, le=315_360_000)
+    session_lifetime_s: int = Field(default=900, ge=60, le=900)
+    token_lifetime_s: int = Field(default=3_600, ge=60, le=3_600)
+    clock_skew_s: int = Field(default=60, ge=0, le=600)
+    accepted_missing_layers: tuple[str, ...] = Field(default=())
+    key_overlap_s: int = Field(
+        default=2_592_000, ge=0, le=31_536_000, description="how long a replaced key may stand on"
+    )
+    name_retention_s: int = Field(
+        default=15_552_000,
+        ge=0,
+        le=3_153_600_000,
+        description="a printed name stays so long after its owner has gone",
+    )
+    text_retention_s: int = Field(default=0, ge=0, le=3_153_600_000, description="free text stays this long")
+    export_lifetime_s: int = Field(
+        default=604_800,
+        ge=60,
+        le=31_536_000,
+        description="how long an exported adapter may be loaded: no revocation reaches it",
+    )
+    witnesses: tuple[str, ...] = Field(default=(), max_length=16, description="vkeys (C2SP tlog-cosignature, 0x04)")
+    witness_quorum: int = Field(default=0, ge=0, le=16, description="cosignatures that admission asks for")
+    witness_lifetime_s: int = Field(default=604_800, ge=60, le=31_536_000, description="and how old they may be")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.distinct_fields > self.reviewers:
+            raise ValueError(
+                f"distinct_fields: expected at most reviewers ({self.reviewers}), got {self.distinct_fields}"
+            )
+        unknown = sorted(set(self.accepted_missing_layers) - set(LAYERS))
+        if unknown:
+            raise ValueError(f"accepted_missing_layers: expected some of {', '.join(LAYERS)}, got {', '.join(unknown)}")
+        self._check_witnesses()
+        return self
+
+    def _check_witnesses(self) -> None:
+        try:
+            keys = [parse_witness_vkey(vkey) for vkey in self.witnesses]
+        except BadInput as error:
+            raise ValueError(f"witnesses: {error.message}") from None
+        names = [key.name for key in keys]
+        if len(set(names)) != len(names):
+            raise ValueError(f"witnesses: expected each name once, got {', '.join(names)}")
+        if len({key.spki for key in keys}) != len(keys):  # under two names one machine would be a quorum
+            raise ValueError(f"witnesses: expected a key of its own for each name, got one twice: {', '.join(names)}")
+        if self.witness_quorum > len(names):
+            raise ValueError(f"witness_quorum: expected at most the {len(names)} witnesses, got {self.witness_quorum}")
+
+
+class PolicySet(Value):
+    """One adopted document; its digest names it in every decision."""
+
+    version: Literal[1] = 1
+    name: Identifier
+    parameters: Parameters
+    cedar: str = Field(max_length=1_000_000)
+    cedar_schema: str = Field(max_length=1_000_000)
+
+    @property
+    def digest(self) -> str:
+        return digest_bytes(encode_value(self))
+
+
+def parse_policy(data: bytes) -> PolicySet:
+    """The policy set of canonical bytes; BadInput says which parameter is out of its bounds."""
+    return parse_value(PolicySet, data, "policy set")

@@ -1,0 +1,365 @@
+"""What a replay of a window of steps amounts to: the same bytes, the same within a tolerance, or different.
+
+Bits are owed only on one kind of hardware and libraries. Where those are the same, or nothing could be measured, a
+difference is a difference. docs/formats/training-checkpoint.md says how the tolerance was measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
+from appliance.domain.core.names import Time, Value
+from appliance.domain.core.policy import Parameters
+
+ReplayVerdict = Literal["identical", "within-tolerance", "different"]
+
+
+class Key(Value):
+    keyid: str
+    spki: str
+    principal: str
+    enrolled: int
+    enrolled_at: Time
+    until: Time | None = None
+    """Replaced by another key: new orders are accepted until then."""
+    revoked: int | None = None
+    distrusted: int | None = None
+    """What it signed in this entry or later does not count, whenever it was revoked."""
+    rotated_from: str | None = None
+    """The key by which its owner rotated to it: where that one did not count any more, nor does this one."""
+
+    @model_serializer(mode="wrap")
+    def _encode(self, encode: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `rotated_from` where there is none."""
+        value: dict[str, Any] = encode(self)
+        return value if self.rotated_from is not None else {k: v for k, v in value.items() if k != "rotated_from"}
+
+    def stands(self, now: Time) -> bool:
+        """Whether it may sign something new."""
+        return self.revoked is None and (self.until is None or now < self.until)
+
+    def counts(self, index: int) -> bool:
+        """Whether what it signed in the entry of this index still counts."""
+        return self.enrolled < index and (self.distrusted is None or index < self.distrusted)
+
+
+class Principal(Value):
+    name: str
+    printed_name: str | None
+    roles: tuple[str, ...]
+    keyid: str
+    enrolled: int
+    revoked: int | None = None
+    revoked_at: Time | None = None
+    tokens_since: Time | None = None
+    """Of a unit: its tokens that were issued before it do not count."""
+
+    def has(self, role: str) -> bool:
+        return self.revoked is None and role in self.roles
+
+
+class RevokedToken(Value):
+    """A unit's token that no longer counts; `digest` of its PAE."""
+
+    digest: str
+    unit: str
+    index: int
+
+
+class PendingOrder(Value):
+    """An order that waits for a second administrator."""
+
+    digest: str
+    verb: str
+    signer: str
+    index: int
+    expires_at: Time
+
+
+class Base(Value):
+    """`digest`: of the manifest over the converted folder; `order`: what was asked for (source, licence)."""
+
+    name: str
+    digest: str
+    licence: str
+    imported_by: str
+    order: str
+    index: int
+    facts: dict[str, Any]
+    quarantined: int | None = None
+    revoked: int | None = None
+
+
+class Dataset(Value):
+    name: str
+    version: int
+    digest: str
+    root: str
+    base: str
+    base_digest: str
+    licence: str
+    classification: str
+    imported_by: str
+    order: str
+    index: int
+    facts: dict[str, Any]
+    revoked: int | None = None
+
+
+class Import(Value):
+    """An import that was ordered; `verb` says of what. A base has no classification, and no base it is rendered for."""
+
+    order: str
+    verb: str
+    subject: str
+    signer: str
+    licence: str
+    classification: str
+    base: str
+    base_digest: str
+    index: int
+    status: Literal["requested", "finished", "failed", "cancelled"]
+
+
+class Run(Value):
+    id: str
+    order: str
+    name: str
+    ordered_by: str
+    base: str
+    base_digest: str
+    dataset: str
+    dataset_digest: str
+    method: str
+    purpose: str
+    baseline: str | None
+    index: int
+    status: Literal["queued", "running", "trained", "sealed", "failed", "cancelled"]
+    queued: int = 0
+    """The entry that last put it into the queue, which is worked off in this order."""
+    early_stopping: int = 0
+    validate_every: int = 0
+    weights: str | None = None
+    record: str | None = None
+    """The digest of its steps, once it is trained."""
+    step: int = 0
+    """Of its last training checkpoint; 0 while it has none."""
+    resumes: int = 0
+    """How often it went on by itself since somebody last ordered it to."""
+    seconds: str | None = None
+    peak_bytes: int | None = None
+    """What its training took: of its last worker's memory the most."""
+
+
+class TrainingCheckpoint(Value):
+    """`digest` of the bytes, the machine that made them, and how long the run had taken until then."""
+
+    run: str
+    step: int
+    digest: str
+    seconds: str
+    machine: dict[str, Any]
+    index: int
+
+
+class Replay(Value):
+    """An auditor's order to train a window of a run again; `order` is its identity."""
+
+    order: str
+    run: str
+    from_step: int
+    to_step: int
+    signer: str
+    index: int
+    status: Literal["requested", "finished", "failed"]
+    verdict: ReplayVerdict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewRecord:
+    index: int
+    order: str
+    reviewer: str
+    keyid: str
+    field: str
+    unit: str
+    decision: Literal["approve", "reject"]
+    valid_until: Time
+
+
+class Adapter(Value):
+    name: str
+    version: int
+    manifest: str
+    run: str
+    ordered_by: str
+    dataset_by: str
+    base: str
+    base_digest: str
+    dataset: str
+    purpose: str
+    measured: dict[str, Any]
+    """Of the adapter, on the held-out rows."""
+    index: int
+    reviews: tuple[ReviewRecord, ...] = ()
+    revoked: int | None = None
+    quarantined: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    index: int
+    order: str
+    adapter: str
+    manifest: str
+    signer: str
+    keyid: str
+    kind: Literal["activate", "roll-back"]
+
+
+class Release(Value):
+    """What a unit's clients get for a task name today, and what they got before; the last activation counts."""
+
+    unit: str
+    task: str
+    history: tuple[Activation, ...]
+
+    @property
+    def current(self) -> Activation:
+        return self.history[-1]
+
+
+class Export(Value):
+    """A release that left for a host of the unit's own, by the entry `index`. It can be loaded there until its date,
+    whatever is revoked."""
+
+    unit: str
+    task: str
+    adapter: str
+    manifest: str
+    index: int
+    valid_until: Time
+
+
+class Slot(Value):
+    """An adapter that answers for a unit's task in the engine."""
+
+    unit: str
+    task: str
+    adapter: str
+    manifest: str
+    admitted: int
+    release: int
+    approvals: tuple[int, ...]
+    """The entries that its admission rested on."""
+    loaded: int | None = None
+    loaded_at: Time | None = None
+
+    @property
+    def answered_by(self) -> tuple[object, ...]:
+        """What the entries of a request that it answers name."""
+        return self.unit, self.task, self.adapter, self.manifest, self.admitted, self.release, self.approvals
+
+    @property
+    def answering(self) -> dict[str, Any]:
+        """What the entries of a request say of the slot that answers it."""
+        return self.model_dump(exclude={"loaded", "loaded_at"})
+
+
+class OpenRequest(NamedTuple):
+    id: str
+    unit: str
+    task: str
+    adapter: str
+    manifest: str
+    admitted: int
+    release: int
+    approvals: tuple[int, ...]
+    entry: int
+    cut: bool = False
+    """Its slot was emptied: it can end, and not well."""
+
+    @property
+    def answered_by(self) -> tuple[object, ...]:
+        return self.unit, self.task, self.adapter, self.manifest, self.admitted, self.release, self.approvals
+
+
+class Text(NamedTuple):
+    """A text behind a commitment: the entry that binds it, who signed it, and what that entry is about. As small as it
+    can be: there is one for each order."""
+
+    entry: int
+    time: Time
+    signer: str
+    subjects: tuple[str, ...]
+    erased: int | None = None
+
+
+class Hold(Value):
+    """A legal hold: no text of an entry about the subject is erased."""
+
+    subject: str
+    order: str
+    signer: str
+    index: int
+
+
+class Witness(Value):
+    """The largest log that a witness has cosigned, and when it did."""
+
+    name: str
+    vkey: str
+    size: int
+    time: Time
+    index: int
+
+
+class LogKey(Value):
+    """A key that signs the log's checkpoints: from the entry `since` on; once replaced, until a time."""
+
+    vkey: str
+    since: int
+    until: Time | None = None
+
+
+class Site(Value):
+    """What stands once, from the first entry and the policy in force."""
+
+    origin: str
+    log_keys: tuple[LogKey, ...]
+    adapter_key: str
+    single_administrator: bool
+    policy: str
+    parameters: Parameters
+    rules: int = 1
+    """The version of the rules that entries are judged by."""
+
+    @property
+    def log_key(self) -> str:
+        """The vkey that signs today."""
+        return self.log_keys[-1].vkey
+
+    def signing_keys(self, now: Time) -> tuple[str, ...]:
+        """Every vkey that a checkpoint carries a signature of at this time; today's last."""
+        return tuple(key.vkey for key in self.log_keys if key.until is None or now < key.until)
+
+
+def checkpoint_key(run: str, step: int) -> str:
+    return f"{run}/{step}"
+
+
+def token_key(unit: str, digest: str) -> str:
+    """By unit first: what one revokes is none of another's."""
+    return f"{unit}/{digest}"
+
+
+def release_key(unit: str, task: str) -> str:
+    return f"{unit}/{task}"
+
+
+def export_key(unit: str, task: str, index: int) -> str:
+    """By the entry too: a release can be exported again before its last export has ended."""
+    return f"{release_key(unit, task)}/{index}"

@@ -1,0 +1,75 @@
+"""One row of the rulebook: what is known of a verb, and of an event that no order asks for.
+
+Each row is declared where its subject is, beside the order, the event and the functions that it names. `rulebook`
+collects the rows; nothing else lists verbs or events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.event import Event, Ordered
+from appliance.domain.core.order import Order
+from appliance.domain.core.roles import Reasons
+from appliance.domain.core.signatures import Accepted
+from appliance.domain.core.state import State
+
+Rule = Callable[[Case], Puts]
+"""How an entry of one type changes the state; raises where it must not stand."""
+
+Invariant = Callable[..., Reasons]
+"""(state, order, signer, now) to every reason against the order; none means allowed."""
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A document that its sender puts beside an order, and that the order binds by digest in the member `role`."""
+
+    role: str
+    check: Callable[[Case, Any, bytes], None]
+    """(case, order, document): raises where the document is not what the order binds, or not what it must be."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What a person can order. Only `endorse` has no event of its own: it makes the endorsed order's event stand."""
+
+    order: type[Order]
+    may: Invariant
+    meaning: str
+    """What the signature means, as the signer is told before signing (21 CFR 11.50)."""
+    event: type[Ordered] | None = None
+    apply: Rule | None = None
+    two_administrators: bool = False
+    """It changes who has power or what can be known, so that it waits for a second administrator's endorsement."""
+    attachment: Attachment | None = None
+    changes_answers: bool = False
+    """After it, every slot and every run under way is asked again whether it may go on."""
+    body: Callable[[State], Mapping[str, object]] | None = None
+    """Members of the event beside `policy`, from the state before it."""
+    evidence: Callable[[State, Accepted], Mapping[str, bytes]] | None = None
+    """Documents that the service puts beside the order, by role; the rule compares them."""
+    since: int = 1
+    """The rules version from which this row counts; an earlier row of the verb counts for entries before it."""
+
+    @property
+    def name(self) -> str:
+        return self.order.verb
+
+
+@dataclass(frozen=True)
+class EventRule:
+    """An event that the service records by itself, and how it changes the state."""
+
+    event: type[Event]
+    apply: Rule
+    since: int = 1
+    """The rules version from which this row counts; an earlier row of the event counts for entries before it."""
+
+
+def unchanged(case: Case) -> Puts:
+    """The rule of an event that changes nothing: it is only remembered."""
+    return []

@@ -1,0 +1,180 @@
+"""Imports: a base or a dataset is ordered, and its worker may fail."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.event import Failed, Ordered
+from appliance.domain.core.names import Commitment, Decimal, Digest, Identifier, Time, Token
+from appliance.domain.core.order import Order, Subjects
+from appliance.domain.core.records import Import, Principal
+from appliance.domain.core.roles import Reasons, needs
+from appliance.domain.core.state import State
+from appliance.domain.core.verb import EventRule, Verb
+from appliance.domain.data.standing import base_is
+from appliance.domain.data.tasks import Format, Task
+from appliance.errors import Denied
+
+ColumnName = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+LabelWord = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class ImportBase(Order):
+    verb = "import-base"
+    base: Identifier
+    format: Literal["safetensors", "gguf"]
+    source: Digest = Field(description="digest of the GGUF file, or of the manifest over the model folder")
+    licence: Token
+
+    def subjects(self) -> Subjects:
+        return ((f"base:{self.base}", self.source),)
+
+
+class ImportDataset(Order):
+    verb = "import-dataset"
+    dataset: Identifier
+    task: Task
+    format: Format
+    file: Digest
+    columns: dict[str, ColumnName] = Field(description="the file's own name for each part of the task's rows")
+    labels: tuple[LabelWord, ...] = Field(max_length=1000, description="all there are; none: those that occur")
+    instruction: Commitment = Field(description="the system message rows are rendered with; may be the empty text")
+    base: Identifier = Field(description="whose chat template renders the rows")
+    base_digest: Digest
+    seed: int = Field(ge=0, le=2**31 - 1)
+    held_out: Decimal | Digest = Field(description="a share of the rows, or a file of its own, in the same format")
+    owner: Commitment
+    licence: Token
+    classification: Token
+
+    def subjects(self) -> Subjects:
+        return ((f"dataset:{self.dataset}", self.file), (f"base:{self.base}", self.base_digest))
+
+
+class CancelImport(Order):
+    """Ends an import that waits or is under way; `order` is the import's identity."""
+
+    verb = "cancel-import"
+    order: Digest
+
+    def subjects(self) -> Subjects:
+        return ((f"order:{self.order}", self.order),)
+
+
+class ImportRequested(Ordered):
+    type = "import.requested"
+
+
+class ImportFailed(Failed):
+    type = "import.failed"
+    order: Digest
+    code: str
+
+    def about(self) -> tuple[str, ...]:
+        return (f"order:{self.order}",)
+
+
+class ImportCancelled(Ordered):
+    type = "import.cancelled"
+
+
+def may_import_base(state: State, order: ImportBase, signer: Principal, now: Time) -> Reasons:
+    reasons = needs(signer, "operator")
+    if order.base in state.bases:
+        reasons.append(f"base: expected a name never used here, got {order.base}")
+    if any(i.status == "requested" and i.subject == f"base:{order.base}" for i in state.imports.values()):
+        reasons.append(f"base: expected no import of {order.base} under way, got one")
+    return reasons
+
+
+def may_import_dataset(state: State, order: ImportDataset, signer: Principal, now: Time) -> Reasons:
+    return needs(signer, "operator") + base_is(state, order.base, order.base_digest)
+
+
+def may_cancel_import(state: State, order: CancelImport, signer: Principal, now: Time) -> Reasons:
+    record = state.imports.get(order.order)
+    if record is None:
+        return [f"import: expected one that was ordered, got {order.order}"]
+    reasons = [] if signer.name == record.signer else needs(signer, "administrator")
+    if record.status != "requested":
+        reasons.append(f"import of {record.subject}: expected one under way, got one that is {record.status}")
+    return reasons
+
+
+def import_requested(case: Case) -> Puts:
+    order: ImportBase | ImportDataset
+    if isinstance(case.ordered, ImportBase):
+        order = case.order(ImportBase)
+        subject, classification, base, digest = f"base:{order.base}", "", "", ""
+    else:
+        order = case.order(ImportDataset)
+        subject, classification = f"dataset:{order.dataset}", order.classification
+        base, digest = order.base, order.base_digest
+    record = Import(
+        order=case.accepted.digest,
+        verb=order.verb,
+        subject=subject,
+        signer=order.signer,
+        licence=order.licence,
+        classification=classification,
+        base=base,
+        base_digest=digest,
+        index=case.entry.index,
+        status="requested",
+    )
+    return [(case.state.imports, record.order, record)]
+
+
+def requested_import(case: Case, digest: str) -> Import:
+    record = case.state.imports.get(digest)
+    if record is None or record.status != "requested":
+        got = "none" if record is None else record.status
+        raise Denied(f"entry {case.entry.index}: import {digest}: expected one under way, got {got}")
+    return record
+
+
+def import_failed(case: Case) -> Puts:
+    record = requested_import(case, case.of(ImportFailed).order)
+    return [(case.state.imports, record.order, record.model_copy(update={"status": "failed"}))]
+
+
+def import_cancelled(case: Case) -> Puts:
+    record = requested_import(case, case.order(CancelImport).order)
+    return [(case.state.imports, record.order, record.model_copy(update={"status": "cancelled"}))]
+
+
+def finish_import(case: Case, digest: str, kind: str, name: str) -> tuple[Import, Puts]:
+    record = requested_import(case, digest)
+    case.require(record.subject == f"{kind}:{name}", "subject", record.subject, f"{kind}:{name}")
+    return record, [(case.state.imports, digest, record.model_copy(update={"status": "finished"}))]
+
+
+VERBS = (
+    Verb(
+        ImportBase,
+        may=may_import_base,
+        meaning="You vouch for the source and the licence of this base model.",
+        event=ImportRequested,
+        apply=import_requested,
+    ),
+    Verb(
+        ImportDataset,
+        may=may_import_dataset,
+        meaning="You vouch for the owner, the licence and the classification of this dataset.",
+        event=ImportRequested,
+        apply=import_requested,
+    ),
+    Verb(
+        CancelImport,
+        may=may_cancel_import,
+        meaning="The import ends, and its record says that you ended it.",
+        event=ImportCancelled,
+        apply=import_cancelled,
+    ),
+)
+EVENTS = (EventRule(ImportFailed, import_failed),)

@@ -1,0 +1,159 @@
+"""People: enrolled, given roles, revoked."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.event import Endorsed, Ordered
+from appliance.domain.core.names import SERVICE, Commitment, Identifier, Role, Time
+from appliance.domain.core.order import Order, Subjects
+from appliance.domain.core.records import Principal
+from appliance.domain.core.roles import Reasons, exclusive_roles, is_unit, needs, stands
+from appliance.domain.core.state import State
+from appliance.domain.core.verb import Verb
+from appliance.domain.governance.keys import POSSESSION, NewKey, check_new_key, new_key
+from appliance.errors import Denied
+
+
+class Enroll(NewKey):
+    verb = "enroll"
+    printed_name: Commitment
+    roles: tuple[Role, ...] = Field(min_length=1, max_length=8)
+
+
+class Grant(Order):
+    verb = "grant"
+    principal: Identifier
+    role: Role
+
+    def subjects(self) -> Subjects:
+        return self._self(f"principal:{self.principal}")
+
+
+class RevokePrincipal(Order):
+    verb = "revoke-principal"
+    principal: Identifier
+
+    def subjects(self) -> Subjects:
+        return self._self(f"principal:{self.principal}")
+
+
+class PrincipalEnrolled(Endorsed):
+    type = "principal.enrolled"
+    documents = ("order", "possession")
+
+
+class RoleGranted(Endorsed):
+    type = "principal.granted"
+
+
+class PrincipalRevoked(Ordered):
+    type = "principal.revoked"
+
+
+def may_enroll(state: State, order: Enroll, signer: Principal, now: Time) -> Reasons:
+    reasons = needs(signer, "administrator") + exclusive_roles(order.roles)
+    if order.principal in state.principals:
+        reasons.append(f"principal: expected a name never used here, got {order.principal}")
+    return reasons + unlike_service(order.principal) + check_new_key(state, order) + _units_of(state, order.roles)
+
+
+def unlike_service(name: str) -> Reasons:
+    """No person's or unit's entries read as the appliance's own."""
+    return [f"principal: expected another name than the appliance's own actor, got {name}"] if name == SERVICE else []
+
+
+def may_grant(state: State, order: Grant, signer: Principal, now: Time) -> Reasons:
+    reasons = needs(signer, "administrator") + _units_of(state, (order.role,))
+    principal = state.principals.get(order.principal)
+    if principal is None or principal.revoked is not None:
+        return [*reasons, f"principal: expected a standing one, got {order.principal}"]
+    if order.role in principal.roles:
+        reasons.append(f"role: expected one that {order.principal} lacks, got {order.role}")
+    return reasons + exclusive_roles((*principal.roles, order.role))
+
+
+def _units_of(state: State, roles: tuple[str, ...]) -> Reasons:
+    reasons = []
+    for role in roles:
+        kind, _, unit = role.partition(":")
+        if kind == "release-owner" and not is_unit(state, unit):
+            reasons.append(f"role: expected the release owner of an enrolled unit, got {role}")
+    return reasons
+
+
+def may_revoke_principal(state: State, order: RevokePrincipal, signer: Principal, now: Time) -> Reasons:
+    return needs(signer, "administrator") + stands(state, order.principal)
+
+
+def enrolled_person(
+    case: Case, name: str, printed_name: str | None, roles: tuple[str, ...], spki: str, keyid: str
+) -> Puts:
+    index = case.entry.index
+    return [
+        (
+            case.state.principals,
+            name,
+            Principal(name=name, printed_name=printed_name, roles=roles, keyid=keyid, enrolled=index),
+        ),
+        (case.state.keys, keyid, new_key(case, name, spki, keyid)),
+    ]
+
+
+def enrolled(case: Case) -> Puts:
+    order = case.order(Enroll)
+    return enrolled_person(case, order.principal, order.printed_name, order.roles, order.key, order.keyid)
+
+
+def granted(case: Case) -> Puts:
+    grant = case.order(Grant)
+    principal = case.state.principals.get(grant.principal)
+    if principal is None:
+        raise Denied(f"entry {case.entry.index}: principal: expected a standing one, got {grant.principal}")
+    changed = principal.model_copy(update={"roles": (*principal.roles, grant.role)})
+    return [(case.state.principals, grant.principal, changed)]
+
+
+def revoked(case: Case) -> Puts:
+    """Taking away needs one administrator; the name and the key stay taken for ever."""
+    order = case.order(RevokePrincipal)
+    state, index = case.state, case.entry.index
+    principal = state.principals.get(order.principal)
+    if principal is None:
+        raise Denied(f"entry {index}: principal: expected a standing one, got {order.principal}")
+    gone = principal.model_copy(update={"revoked": index, "revoked_at": case.entry.time})
+    puts: Puts = [(state.principals, principal.name, gone)]
+    for key in state.keys.values():
+        if key.principal == principal.name and key.revoked is None:
+            puts.append((state.keys, key.keyid, key.model_copy(update={"revoked": index})))
+    return puts
+
+
+VERBS = (
+    Verb(
+        Enroll,
+        may=may_enroll,
+        meaning="The key becomes this person's, for ever, with these roles. Compare the key id with the person first.",
+        event=PrincipalEnrolled,
+        apply=enrolled,
+        two_administrators=True,
+        attachment=POSSESSION,
+    ),
+    Verb(
+        Grant,
+        may=may_grant,
+        meaning="This person gets one role more.",
+        event=RoleGranted,
+        apply=granted,
+        two_administrators=True,
+    ),
+    Verb(
+        RevokePrincipal,
+        may=may_revoke_principal,
+        meaning="This person and their keys count for nothing from now on. The name and the keys stay taken.",
+        event=PrincipalRevoked,
+        apply=revoked,
+        changes_answers=True,
+    ),
+)

@@ -1,0 +1,49 @@
+"""Sealed folders are hashed again on schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.entry import MAX_SUBJECTS
+from appliance.domain.core.event import Event
+from appliance.domain.core.records import Adapter, Base
+from appliance.domain.core.table import Table
+from appliance.domain.core.verb import EventRule
+from appliance.errors import Denied
+
+
+class ArtifactsChecked(Event):
+    """Every sealed folder that the ledger names was hashed again, on schedule. `changed`: whatever does not hash to its
+    manifest any more; adapters and bases among it are in quarantine by now. Subjects are the first, as many as fit."""
+
+    type = "artifacts.checked"
+    outcomes = ("success", "failure")
+    folders: int = Field(ge=0)
+    size: int = Field(ge=0)
+    changed: tuple[str, ...] = Field(max_length=1000)
+
+    def about(self) -> tuple[str, ...]:
+        return self.changed[:MAX_SUBJECTS]
+
+
+def artifacts_checked(case: Case) -> Puts:
+    """What was found changed is out of use: an adapter or a base is in quarantine before this says so."""
+    body = case.of(ArtifactsChecked)
+    outcome = "failure" if body.changed else "success"
+    case.require(case.entry.outcome == outcome, "outcome", outcome, case.entry.outcome)
+    for subject in body.changed:
+        kind, _, name = subject.partition(":")
+        state = case.state
+        rows: dict[str, Table[Any]] = {"adapter": state.adapters, "base": state.bases, "dataset": state.datasets}
+        row = rows[kind].get(name) if kind in rows else None
+        if row is None:
+            raise Denied(f"entry {case.entry.index}: changed: expected what the ledger knows, got {subject}")
+        if isinstance(row, Adapter | Base):
+            case.require(row.quarantined is not None, subject, "quarantine before", "none")
+    return []
+
+
+EVENTS = (EventRule(ArtifactsChecked, artifacts_checked),)

@@ -1,0 +1,124 @@
+"""What of a base and a dataset decides the cost of a run: the base's dimensions, and how long the rows are.
+
+Both are found by the preparing worker at import and stand in the entry; so whoever has the log can plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import Field, ValidationError
+
+from appliance.domain.core.names import Value
+from appliance.errors import BadInput
+
+QUANTILES = 33
+"""So many lengths stand for all of a dataset's."""
+
+Size = int
+T = TypeVar("T", bound=Value)
+
+
+class Shape(Value):
+    """A decoder's dimensions. `words`: entries of the vocabulary; `tied`: head and embeddings are one matrix."""
+
+    layers: Size = Field(ge=1)
+    hidden: Size = Field(ge=1)
+    inner: Size = Field(ge=1)
+    heads: Size = Field(ge=1)
+    key_heads: Size = Field(ge=1)
+    head_size: Size = Field(ge=1)
+    words: Size = Field(ge=1)
+    tied: bool
+    parameters: Size = Field(ge=1)
+
+    @property
+    def query(self) -> int:
+        """Columns of a layer's queries."""
+        return self.heads * self.head_size
+
+    @property
+    def key(self) -> int:
+        """Columns of a layer's keys, and of its values."""
+        return self.key_heads * self.head_size
+
+    @property
+    def linear(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of each linear layer of a decoder layer."""
+        return {
+            "q_proj": (self.hidden, self.query),
+            "k_proj": (self.hidden, self.key),
+            "v_proj": (self.hidden, self.key),
+            "o_proj": (self.query, self.hidden),
+            "gate_proj": (self.hidden, self.inner),
+            "up_proj": (self.hidden, self.inner),
+            "down_proj": (self.inner, self.hidden),
+        }
+
+    @property
+    def linear_weights(self) -> int:
+        """Weights of all layers' linear layers: what is quantised."""
+        return self.layers * sum(rows * columns for rows, columns in self.linear.values())
+
+    @property
+    def head_weights(self) -> int:
+        return self.words * self.hidden
+
+
+class Lengths(Value):
+    """How long the training rows are, in tokens: evenly spread quantiles, the shortest first. `shared`: the first
+    tokens that all rows have in common; `trained`: tokens that carry a loss, of a row on average."""
+
+    quantiles: tuple[Size, ...] = Field(min_length=1, max_length=1024)
+    shared: Size = Field(ge=0)
+    trained: Size = Field(ge=1)
+
+    @property
+    def mean(self) -> float:
+        return sum(self.quantiles) / len(self.quantiles)
+
+    @property
+    def longest(self) -> int:
+        return self.quantiles[-1]
+
+    def spread(self, rows: int) -> list[int]:
+        """So many lengths that are distributed like these, the shortest first; the longest is among them."""
+        if rows == 1:
+            return [self.longest]
+        last = len(self.quantiles) - 1
+        return [self.quantiles[-(-row * last // (rows - 1))] for row in range(rows)]
+
+
+def profile_lengths(lengths: Sequence[int], *, shared: int, trained: int) -> Lengths:
+    """Rounded up: what stands for a row is never shorter."""
+    ordered = sorted(lengths)
+    last = len(ordered) - 1
+    count = min(QUANTILES, len(ordered))
+    places = [-(-place * last // max(1, count - 1)) for place in range(count)]
+    return Lengths(quantiles=tuple(ordered[place] for place in places), shared=shared, trained=max(1, trained))
+
+
+def read_shape(name: str, facts: Mapping[str, Any]) -> Shape:
+    """Of an imported base; BadInput where its entry has none."""
+    values = {**_plain(facts.get("shape")), "parameters": facts.get("parameters")}
+    return _read(Shape, values, f"base {name}")
+
+
+def read_lengths(name: str, facts: Mapping[str, Any]) -> Lengths:
+    """Of an imported dataset; BadInput where its entry has none."""
+    return _read(Lengths, _plain(facts.get("lengths")), f"dataset {name}")
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """An entry's own value, which may be frozen, as a mapping with tuples."""
+    if not isinstance(value, Mapping):
+        return {}
+    return {key: tuple(one) if isinstance(one, list | tuple) else one for key, one in value.items()}
+
+
+def _read(model: type[T], values: dict[str, Any], what: str) -> T:
+    try:
+        return model.model_validate(values)
+    except ValidationError:
+        raise BadInput(f"{what}: expected the measures that a plan needs, got none; import it again") from None

@@ -1,0 +1,266 @@
+"""What a unit could have loaded at a moment, and by whose word: decided by the same functions that decide admission.
+
+The state may be the fold itself, or one rebuilt from rows as of an earlier entry; `now` is the moment asked about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from appliance.domain.core.entry import parse_entry
+from appliance.domain.core.names import Time, Value, versioned
+from appliance.domain.core.records import Adapter, Release, ReviewRecord, release_key
+from appliance.domain.core.roles import is_unit
+from appliance.domain.core.state import State
+from appliance.domain.releases.approval import (
+    inadmissible,
+    latest_reviews,
+    release_lapsed,
+    released,
+    review_lapsed,
+    standing_reviews,
+)
+from appliance.domain.rulebook.apply import apply
+from appliance.domain.witnesses.cosignatures import unwitnessed
+from appliance.errors import NotFound
+
+JUDGED_BY = ("site", "principal", "key", "base", "dataset", "adapter", "release", "export", "slot", "witness")
+"""The kinds that decide what may be loaded."""
+
+
+OF_UNITS = ("release", "export", "slot")
+"""The kinds whose things belong to one unit, which their names begin with (`release_key`)."""
+
+
+class Signoff(Value):
+    """One recorded decision about an adapter for the unit; `against`: why it counted no more, None while it did."""
+
+    entry: int
+    order: str
+    reviewer: str
+    printed_name: str | None
+    keyid: str
+    field: str
+    decision: Literal["approve", "reject"]
+    valid_until: Time
+    against: str | None
+
+
+class Candidate(Value):
+    """An adapter, every decision about it for the unit, and everything that kept it from being loaded."""
+
+    adapter: str
+    manifest: str
+    sealed: int
+    reviews: tuple[Signoff, ...]
+    reasons: tuple[str, ...]
+
+
+class Activated(Value):
+    entry: int
+    order: str
+    by: str
+    keyid: str
+    kind: Literal["activate", "roll-back"]
+
+
+class Loaded(Value):
+    """What stood in the engine's slot; `entry` is None while it was only admitted."""
+
+    adapter: str
+    admitted: int
+    entry: int | None
+
+
+class TaskAnswer(Value):
+    """One task of the unit: what its release named, whether that could be loaded, and what was."""
+
+    task: str
+    could_load: bool
+    candidate: Candidate
+    release: Activated
+    slot: Loaded | None
+
+
+class Exported(Value):
+    """What the unit could load from a folder on a host of its own, by the export's entry: no revocation reaches it."""
+
+    task: str
+    adapter: str
+    manifest: str
+    entry: int
+    valid_until: Time
+
+
+class CouldLoad(Value):
+    """The answer, and the entries that what it says of tasks and exports rests on. `tasks`: what the appliance could
+    load for the unit; `exported`: what the unit could load without it, whatever was revoked by then."""
+
+    unit: str
+    enrolled: int | None
+    at: Time
+    policy: str
+    reviewers: int
+    distinct_fields: int
+    required_fields: tuple[str, ...]
+    tasks: tuple[TaskAnswer, ...]
+    exported: tuple[Exported, ...]
+    others: tuple[Candidate, ...]
+    rests_on: tuple[int, ...]
+
+
+def could_load(state: State, unit: str, now: Time) -> CouldLoad:
+    """For every task of the unit: the adapter that its release named and whether it was admissible. Then the folders
+    that had been exported to it and had not expired, and the adapters that were reviewed for the unit or answered for
+    it before, which no release named."""
+    releases = [release for release in state.releases.values() if release.unit == unit]
+    tasks = tuple(_task(state, release, now) for release in sorted(releases, key=lambda release: release.task))
+    named = {task.candidate.adapter for task in tasks}
+    before = {activation.adapter for release in releases for activation in release.history}
+    others = []
+    for key, adapter in state.adapters.items():
+        if key not in named and (key in before or any(review.unit == unit for review in adapter.reviews)):
+            unnamed = f"release: expected one that names {key} for {unit}, got none"
+            others.append(_candidate(state, adapter, unit, now, unnamed))
+    rules, principal = state.parameters, state.principals.get(unit)
+    answer = CouldLoad(
+        unit=unit,
+        enrolled=principal.enrolled if principal is not None and is_unit(state, unit) else None,
+        at=now,
+        policy=state.site.policy,
+        reviewers=rules.reviewers,
+        distinct_fields=rules.distinct_fields,
+        required_fields=tuple(rules.required_fields),
+        tasks=tasks,
+        exported=_exported(state, unit, now),
+        others=tuple(others),
+        rests_on=(),
+    )
+    return answer.model_copy(update={"rests_on": _rests_on(state, answer)})
+
+
+def could_load_then(
+    entries: Iterable[bytes], documents: Callable[[str], bytes | None], unit: str, at: str | None, now: Time
+) -> tuple[CouldLoad, int]:
+    """The same from a log's own bytes, and the last entry it is as of. They are folded again up to the moment: `at` is
+    an entry's number or a time, and None or a time to come is now. For a log that was verified."""
+    state, moment = State(), now if at is None or at.isdecimal() else min(at, now)
+    for data in entries:
+        entry = parse_entry(data)
+        if at is not None and at.isdecimal() and entry.index > int(at):
+            break
+        if entry.time > moment:
+            break
+        found = {role: documents(digest) for role, digest in entry.documents.items()}
+        apply(state, entry, {role: content for role, content in found.items() if content is not None})
+        state.keep()
+    if state.size == 0:
+        raise NotFound(f"entry at {at}: expected one at this moment or before it, got a log that begins later")
+    if at is not None and at.isdecimal():
+        if state.size != int(at) + 1:
+            raise NotFound(f"entry {at}: expected one of the log's entries, got none")
+        moment = state.last_time
+    return could_load(state, unit, moment), state.size - 1
+
+
+def _task(state: State, release: Release, now: Time) -> TaskAnswer:
+    adapter = released(state, release.unit, release.task)
+    if adapter is None:
+        raise LookupError(f"release {release.unit}/{release.task}: {release.current.adapter} was never sealed")
+    # What admission holds against the release itself, and the log, beside what it holds against the adapter.
+    against = (*release_lapsed(state, release), *unwitnessed(state, now))
+    candidate = _candidate(state, adapter, release.unit, now, *against)
+    slot = state.slots.get(release_key(release.unit, release.task))
+    current = release.current
+    return TaskAnswer(
+        task=release.task,
+        could_load=not candidate.reasons,
+        candidate=candidate,
+        release=Activated(
+            entry=current.index,
+            order=current.order,
+            by=current.signer,
+            keyid=current.keyid,
+            kind=current.kind,
+        ),
+        slot=None if slot is None else Loaded(adapter=slot.adapter, admitted=slot.admitted, entry=slot.loaded),
+    )
+
+
+def _exported(state: State, unit: str, now: Time) -> tuple[Exported, ...]:
+    """Oldest first. One whose order is recorded counts: the ledger does not say whether its folder was fetched."""
+    good = [row for row in state.exports.values() if row.unit == unit and now < row.valid_until]
+    return tuple(
+        Exported(
+            task=row.task, adapter=row.adapter, manifest=row.manifest, entry=row.index, valid_until=row.valid_until
+        )
+        for row in sorted(good, key=lambda row: row.index)
+    )
+
+
+def _candidate(state: State, adapter: Adapter, unit: str, now: Time, *reasons: str) -> Candidate:
+    # A rejection counts until its own reviewer lifts it, an approval while it stands.
+    counted = [review for review in latest_reviews(state, adapter, unit) if review.decision == "reject"]
+    counted += standing_reviews(state, adapter, unit, now)
+    return Candidate(
+        adapter=versioned(adapter.name, adapter.version),
+        manifest=adapter.manifest,
+        sealed=adapter.index,
+        reviews=tuple(
+            _signoff(state, review, _against(state, adapter, review, counted, now))
+            for review in adapter.reviews
+            if review.unit == unit
+        ),
+        reasons=(*inadmissible(state, adapter, unit, now), *reasons),
+    )
+
+
+def _against(
+    state: State, adapter: Adapter, review: ReviewRecord, counted: list[ReviewRecord], now: Time
+) -> str | None:
+    if review in counted:
+        return None
+    lapsed = review_lapsed(state, adapter, review, now)
+    return lapsed or f"review {review.index}: expected the latest of {review.reviewer}, got an earlier one"
+
+
+def _signoff(state: State, review: ReviewRecord, against: str | None) -> Signoff:
+    person = state.principals.get(review.reviewer)
+    return Signoff(
+        entry=review.index,
+        order=review.order,
+        reviewer=review.reviewer,
+        printed_name=None if person is None else person.printed_name,
+        keyid=review.keyid,
+        field=review.field,
+        decision=review.decision,
+        valid_until=review.valid_until,
+        against=against,
+    )
+
+
+def _rests_on(state: State, answer: CouldLoad) -> tuple[int, ...]:
+    """Every entry that the rules looked up for a released adapter, and those of the exports. Of the others nothing is
+    claimed but that no release named them, which no entry can show."""
+    found: set[int | None] = {answer.enrolled, *(export.entry for export in answer.exported)}
+    for candidate in (task.candidate for task in answer.tasks):
+        adapter = state.adapters.get(candidate.adapter)
+        base = None if adapter is None else state.bases.get(adapter.base)
+        found |= {candidate.sealed, *(() if adapter is None else (adapter.revoked, adapter.quarantined))}
+        found |= set() if base is None else {base.index, base.quarantined, base.revoked}
+        dataset = None if adapter is None else state.datasets.get(adapter.dataset)
+        found |= set() if dataset is None else {dataset.index, dataset.revoked}
+        for review in candidate.reviews:
+            found |= {review.entry, *_person(state, review.reviewer, review.keyid)}
+    for task in answer.tasks:
+        found |= {task.release.entry, *_person(state, task.release.by, task.release.keyid)}
+        found |= set() if task.slot is None else {task.slot.admitted, task.slot.entry}
+    if state.parameters.witness_quorum:
+        found |= {witness.index for witness in state.witnesses.values()}
+    return tuple(sorted(index for index in found if index is not None))
+
+
+def _person(state: State, name: str, keyid: str) -> set[int | None]:
+    person, key = state.principals.get(name), state.keys.get(keyid)
+    return {value for row in (person, key) if row is not None for value in (row.enrolled, row.revoked)}

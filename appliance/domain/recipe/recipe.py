@@ -1,0 +1,390 @@
+"""The recipe an author writes, and the resolved recipe that an operator signs.
+
+An author may leave a value `auto`. Resolution is a pure function of the recipe and the facts about base, dataset and
+machine, so that whoever signs can resolve it again and compare.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from decimal import Decimal as Number
+from decimal import InvalidOperation
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from appliance.domain.core.names import Decimal, Identifier, RunId, Value, VersionedName
+from appliance.domain.recipe.methods import (
+    CUDA_OPTIMISERS,
+    METHODS,
+    RATE_RATIO,
+    STARTED,
+    Method,
+    MethodName,
+    OptimiserName,
+    Quantisation,
+    is_servable,
+    list_servable,
+)
+from appliance.errors import BadInput
+
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+SHORT_TOKENS = 512
+"""Up to this length the activations of a batch cost less than computing them twice (measured on the 135M model)."""
+
+CHECKPOINTS = 8
+"""So many training checkpoints a run writes when its author left it to the appliance."""
+MOST_CHECKPOINTS = 64
+"""A run writes no more than these: each is as large as three adapters, and is kept while it can be replayed."""
+READINGS = 16
+"""So often a run reads its validation loss when its author left it to the appliance."""
+MOST_READINGS = 256
+"""A run makes no more: each stands in the entry that ends it."""
+FEWEST_STEPS = 10
+"""Between two training checkpoints, unless the author says otherwise: a stop then costs less than starting a worker."""
+
+Auto = Literal["auto"]
+Rank = Annotated[int, Field(ge=1, le=512)]
+Alpha = Annotated[int, Field(ge=1, le=4096)]
+RankOrNone = Annotated[int, Field(ge=0, le=512, description="0 for a method without one")]
+AlphaOrNone = Annotated[int, Field(ge=0, le=4096, description="0 for a method without one")]
+Count = Annotated[int, Field(ge=1, le=4096)]
+Length = Annotated[int, Field(ge=8, le=1_048_576)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Steps = Annotated[int, Field(ge=1, le=1_000_000)]
+Again = Literal["none", "mlp", "layer"]
+"""What of a layer is computed again in the backward pass instead of kept: nothing, its wide half, or all of it."""
+Patience = Annotated[int, Field(ge=0, le=MOST_READINGS)]
+Modules = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Recipe(Value):
+    """What `recipe.yaml` may say. Fractions are text or YAML numbers; everything but the first three has a default."""
+
+    name: Identifier
+    base: Identifier
+    dataset: VersionedName
+    method: MethodName = "qlora"
+    quantisation: Quantisation | Auto = "auto"
+    purpose: Literal["release", "baseline"] = "release"
+    baseline: RunId | None = None
+    rank: Rank | Auto = "auto"
+    alpha: Alpha | Auto = "auto"
+    dropout: Decimal | Auto = "auto"
+    target_modules: Modules | Auto = "auto"
+    optimiser: OptimiserName = "adamw"
+    learning_rate: Decimal | Auto = "auto"
+    rate_ratio: Decimal | Auto = "auto"
+    epochs: Count | Auto = "auto"
+    batch_size: Count | Auto = "auto"
+    accumulation: Count | Auto = "auto"
+    max_length: Length | Auto = "auto"
+    warmup_ratio: Decimal | Auto = "auto"
+    weight_decay: Decimal | Auto = "auto"
+    max_grad_norm: Decimal | Auto = "auto"
+    gradient_checkpointing: Again | Auto = "auto"
+    checkpoint_every: Steps | Auto = "auto"
+    early_stopping: Patience = 0
+    validation: Decimal | Auto = "auto"
+    validate_every: Steps | Auto = "auto"
+    seed: Seed = 1
+    device: Literal["cpu", "cuda", "auto"] = "auto"
+    compute_dtype: Literal["bfloat16", "float32", "auto"] = "auto"
+
+
+class ResolvedRecipe(Value):
+    """Every value that training uses; nothing is left to a library's default."""
+
+    name: Identifier
+    base: Identifier
+    dataset: VersionedName
+    method: MethodName
+    quantisation: Quantisation
+    purpose: Literal["release", "baseline"]
+    baseline: RunId | None = Field(description="the run whose quality and cost this one is compared with")
+    rank: RankOrNone
+    alpha: AlphaOrNone
+    dropout: Decimal
+    target_modules: tuple[str, ...] = Field(description="empty where every weight of the base is trained")
+    optimiser: OptimiserName
+    learning_rate: Decimal
+    rate_ratio: Decimal = Field(description="how much faster B learns than A: LoRA+, else 1.0")
+    epochs: Count
+    batch_size: Count
+    accumulation: Count
+    max_length: Length
+    warmup_ratio: Decimal
+    weight_decay: Decimal
+    max_grad_norm: Decimal
+    gradient_checkpointing: Again
+    checkpoint_every: Steps = Field(description="steps between two training checkpoints; the last step has one too")
+    early_stopping: Patience = Field(description="stop after so many validation losses without a lower one; 0: never")
+    validation: Decimal = Field(description="the share of the training rows to validate with instead")
+    validate_every: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        description="steps between two validation losses; the last step has one too; 0 without validation rows"
+    )
+    seed: Seed
+    device: Literal["cpu", "cuda"]
+    compute_dtype: Literal["bfloat16", "float32"]
+
+
+class Facts(Value):
+    """What resolution may know: measured at import, or of the machine."""
+
+    train_rows: int = Field(ge=1)
+    max_tokens: int = Field(ge=1, description="tokens of the longest rendered row, answer included")
+    context_length: int = Field(ge=1)
+    device: Literal["cpu", "cuda"]
+    bfloat16: bool = Field(description="whether the machine multiplies bf16 in hardware")
+
+
+_FRACTIONS = (
+    "dropout",
+    "learning_rate",
+    "rate_ratio",
+    "warmup_ratio",
+    "weight_decay",
+    "max_grad_norm",
+    "validation",
+)
+
+
+def parse_recipe(data: Mapping[str, Any]) -> Recipe:
+    """The recipe of a YAML mapping; BadInput names the value that is off, and for an unknown key the nearest known."""
+    known = list(Recipe.model_fields)
+    for key in data:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise BadInput(f"recipe, key {key!r}: expected one of {', '.join(known)}{hint}")
+    values = {key: _plain(key, value) for key, value in data.items()}
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise BadInput(f"recipe, {_first_problem(error)}") from None
+
+
+def parse_resolved(data: Mapping[str, Any]) -> ResolvedRecipe:
+    """A resolved recipe as JSON holds it; BadInput names the value that is off."""
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    try:
+        return ResolvedRecipe.model_validate(values)
+    except ValidationError as error:
+        raise BadInput(f"recipe, {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first key that is off. One that may be `auto` fails as both of its kinds: the other one is told."""
+    items = error.errors(include_url=False)
+    key = items[0]["loc"][0]
+    item = next((i for i in items if i["loc"][0] == key and i["type"] != "literal_error"), items[0])
+    if item["type"] == "missing":
+        return f"{key}: expected a value, got none"
+    expected = item["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    alternative = " or auto" if any(i["type"] == "literal_error" and i["loc"][-1] != key for i in items) else ""
+    return f"{key}: expected {expected}{alternative}, got {item.get('input')!r}"
+
+
+def _plain(key: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    if key in _FRACTIONS and not isinstance(value, bool) and value != "auto":
+        return _decimal(key, value)
+    return value
+
+
+def _decimal(key: str, value: Any) -> str:
+    try:
+        number = Number(str(value))
+    except InvalidOperation:
+        raise BadInput(f"recipe, {key}: expected a decimal fraction or auto, got {value!r}") from None
+    if not number.is_finite() or number < 0:
+        raise BadInput(f"recipe, {key}: expected a fraction of at least 0, got {value!r}")
+    text = f"{number.normalize():f}"
+    return text if "." in text else text + ".0"
+
+
+def resolve_recipe(recipe: Recipe, facts: Facts) -> ResolvedRecipe:
+    """Every `auto` given its value; BadInput for what cannot be trained or served on this base and machine."""
+    values, method = recipe.model_dump(), METHODS[recipe.method]
+    max_length = min(facts.context_length, _round_up(facts.max_tokens, 32))
+    defaults = {
+        **_of_method(recipe, method),
+        "epochs": _epochs(facts.train_rows),
+        "batch_size": 8,
+        "accumulation": 1,
+        "max_length": max_length,
+        "warmup_ratio": "0.1",
+        "weight_decay": "0.0",
+        "max_grad_norm": "1.0",
+        "gradient_checkpointing": "mlp" if max_length > SHORT_TOKENS else "none",
+        "validation": "0.1" if recipe.early_stopping or recipe.validate_every != "auto" else "0.0",
+        "device": facts.device,
+        "compute_dtype": "bfloat16" if facts.bfloat16 else "float32",
+    }
+    for key, value in defaults.items():
+        if values[key] == "auto":
+            values[key] = value
+    steps = count_steps(facts.train_rows, values["epochs"], values["batch_size"] * values["accumulation"])
+    if values["checkpoint_every"] == "auto":
+        # A training checkpoint of every weight of a base is as large as three bases: one, at the end.
+        values["checkpoint_every"] = max(FEWEST_STEPS, -(-steps // (CHECKPOINTS if method.chooses_modules else 1)))
+    if values["validate_every"] == "auto":
+        values["validate_every"] = 0 if values["validation"] == "0.0" else -(-steps // READINGS)
+    resolved = ResolvedRecipe.model_validate(values)
+    problems = untrainable(resolved, facts.context_length, facts.max_tokens, facts.train_rows)
+    if resolved.device == "cuda" and facts.device != "cuda":
+        problems.append("recipe, device: expected cpu, since this machine has no CUDA device, got cuda")
+    if problems:
+        raise BadInput(problems[0])
+    return resolved
+
+
+def _of_method(recipe: Recipe, method: Method) -> dict[str, Any]:
+    """What the method decides where the author left it open."""
+    rank = (16 if recipe.rank == "auto" else recipe.rank) if method.low_rank else 0
+    return {
+        "quantisation": method.quantisations[0],
+        "rank": rank,
+        # The scale is alpha / rank, or alpha / sqrt(rank): 2 in both cases, whatever the rank.
+        "alpha": round(2 * rank**0.5) if recipe.method == "rslora" else 2 * rank,
+        "dropout": "0.0",
+        "target_modules": LINEAR_LAYERS if method.chooses_modules else (),
+        "learning_rate": method.learning_rate,
+        "rate_ratio": RATE_RATIO if recipe.method == "lora-plus" else "1.0",
+    }
+
+
+def untrainable(recipe: ResolvedRecipe, context_length: object, max_tokens: object, train_rows: object) -> list[str]:
+    """What is wrong with a resolved recipe for this base and dataset, each as one sentence. Facts of an old import
+    that has none are passed over."""
+    problems = [*_misfits(recipe), *_unservable(recipe)]
+    if isinstance(context_length, int) and recipe.max_length > context_length:
+        problems.append(
+            f"recipe, max_length: expected at most the base's context of {context_length} tokens, "
+            f"got {recipe.max_length}"
+        )
+    if isinstance(max_tokens, int) and max_tokens > recipe.max_length:
+        problems.append(
+            f"recipe, max_length: expected at least {max_tokens} tokens, the longest row of {recipe.dataset}, "
+            f"got {recipe.max_length}"
+        )
+    if isinstance(train_rows, int):
+        problems += _misplanned(recipe, train_rows)
+    return problems
+
+
+def _misfits(recipe: ResolvedRecipe) -> list[str]:
+    """Values that the method has no use for, or that its optimiser and device have none for."""
+    method, name, problems = METHODS[recipe.method], recipe.method, []
+    if recipe.quantisation not in method.quantisations:
+        known = " or ".join(method.quantisations)
+        problems.append(f"recipe, quantisation: expected {known} for {name}, got {recipe.quantisation}")
+    for key, value in (("rank", recipe.rank), ("alpha", recipe.alpha)):
+        if bool(value) != method.low_rank:
+            expected = "at least 1" if method.low_rank else f"0 or auto, since {name} has none"
+            problems.append(f"recipe, {key}: expected {expected}, got {value}")
+    if Number(recipe.dropout) and not method.low_rank:
+        problems.append(f"recipe, dropout: expected 0.0 or auto, since {name} has none, got {recipe.dropout}")
+    if Number(recipe.dropout) >= 1:
+        problems.append(f"recipe, dropout: expected a fraction below 1, got {recipe.dropout}")
+    if name != "lora-plus" and Number(recipe.rate_ratio) != 1:
+        problems.append(f"recipe, rate_ratio: expected 1.0 or auto for {name}, got {recipe.rate_ratio}")
+    if name in STARTED and Number(recipe.weight_decay):
+        problems.append(
+            f"recipe, weight_decay: expected 0.0 for {name}, whose beginning is held still, got {recipe.weight_decay}"
+        )
+    for key in ("learning_rate", "rate_ratio"):
+        if not Number(getattr(recipe, key)):
+            problems.append(f"recipe, {key}: expected a number above 0, since nothing would move, got 0.0")
+    if recipe.optimiser in CUDA_OPTIMISERS and recipe.device != "cuda":
+        problems.append(
+            f"recipe, optimiser: expected adamw or adamw-8bit, since bitsandbytes pages only on a CUDA device, "
+            f"got {recipe.optimiser} on {recipe.device}"
+        )
+    return [*problems, *_misaimed(recipe, method)]
+
+
+def _misaimed(recipe: ResolvedRecipe, method: Method) -> list[str]:
+    if not method.chooses_modules:
+        if recipe.target_modules:
+            return [
+                f"recipe, target_modules: expected none or auto, since {recipe.method} trains every weight, "
+                f"got {', '.join(recipe.target_modules)}"
+            ]
+        return []
+    unknown = sorted(set(recipe.target_modules) - set(LINEAR_LAYERS))
+    if unknown or not recipe.target_modules:
+        return [
+            f"recipe, target_modules: expected some of {', '.join(LINEAR_LAYERS)}, which are the ones that can be "
+            f"served, got {', '.join(unknown) or 'none'}"
+        ]
+    return []
+
+
+def _unservable(recipe: ResolvedRecipe) -> list[str]:
+    """What answers for a unit is plain LoRA over a base that nobody changed; everything else is there to compare."""
+    if recipe.purpose != "release" or is_servable(recipe.method, recipe.quantisation):
+        return []
+    return [
+        f"recipe, purpose: expected baseline, since only these can be released: {list_servable()}; "
+        f"got release of {recipe.method} on {recipe.quantisation}"
+    ]
+
+
+def _misplanned(recipe: ResolvedRecipe, rows: int) -> list[str]:
+    steps = count_steps(rows, recipe.epochs, recipe.batch_size * recipe.accumulation)
+    problems = problems_of_steps(recipe, rows)
+    warmup = count_warmup(recipe.warmup_ratio, steps)
+    if warmup >= steps:
+        problems.append(
+            f"recipe, warmup_ratio: expected a warm-up shorter than the run's {steps} steps, got {warmup} steps "
+            f"({recipe.warmup_ratio})"
+        )
+    return problems
+
+
+def count_steps(rows: int, epochs: int, rows_a_step: int) -> int:
+    """Optimiser steps of a run: every epoch's last step takes what is left."""
+    return epochs * -(-rows // rows_a_step)
+
+
+def count_warmup(ratio: str, steps: int) -> int:
+    """Of these, the steps in which the learning rate rises."""
+    return round(float(ratio) * steps)
+
+
+def problems_of_steps(recipe: ResolvedRecipe, rows: int) -> list[str]:
+    """What is wrong with how often the run writes a training checkpoint and reads its validation loss."""
+    steps = count_steps(rows, recipe.epochs, recipe.batch_size * recipe.accumulation)
+    problems = []
+    for name, every, most, of in (
+        ("checkpoint_every", recipe.checkpoint_every, MOST_CHECKPOINTS, "training checkpoints"),
+        ("validate_every", recipe.validate_every, MOST_READINGS, "validation losses"),
+    ):
+        fewest = -(-steps // most)
+        if 0 < every < fewest:
+            problems.append(
+                f"recipe, {name}: expected at least {fewest}, for at most {most} {of} in {steps} steps, got {every}"
+            )
+    validates = Number(recipe.validation) > 0
+    if Number(recipe.validation) > Number("0.9"):
+        problems.append(f"recipe, validation: expected at most 0.9, got {recipe.validation}")
+    if validates != (recipe.validate_every > 0) or (recipe.early_stopping and not validates):
+        problems.append(
+            "recipe, validation: expected a share above 0.0 exactly where the run validates or stops early, "
+            f"got {recipe.validation} with validate_every {recipe.validate_every} and "
+            f"early_stopping {recipe.early_stopping}"
+        )
+    return problems
+
+
+def _epochs(rows: int) -> int:
+    """Enough passes that about seven hundred rows are seen in all, between 1 and 5."""
+    return max(1, min(5, round(700 / rows)))
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step

@@ -1,0 +1,108 @@
+"""Releases: which adapter answers a unit's task, and the way back to an earlier one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.event import Ordered
+from appliance.domain.core.names import Identifier, Time
+from appliance.domain.core.records import Activation, Principal, Release, release_key
+from appliance.domain.core.roles import Reasons, needs
+from appliance.domain.core.state import State
+from appliance.domain.core.verb import Verb
+from appliance.domain.releases.adapters import OnAdapter, find_adapter
+from appliance.domain.releases.approval import inadmissible
+
+
+class OnRelease(OnAdapter):
+    unit: Identifier
+    task: Identifier
+
+    def about(self) -> tuple[str, ...]:
+        return (f"adapter:{self.name}", f"unit:{self.unit}", f"task:{self.task}")
+
+
+class Activate(OnRelease):
+    verb = "activate"
+
+
+class RollBack(OnRelease):
+    """To an adapter that answered this task before."""
+
+    verb = "roll-back"
+
+
+class ReleaseActivated(Ordered):
+    type = "release.activated"
+
+
+class ReleaseRolledBack(Ordered):
+    type = "release.rolled-back"
+
+
+def may_activate(state: State, order: Activate | RollBack, signer: Principal, now: Time) -> Reasons:
+    adapter = find_adapter(state, order)
+    if isinstance(adapter, list):
+        return adapter
+    reasons = needs(signer, f"release-owner:{order.unit}")
+    if signer.name == adapter.ordered_by:
+        reasons.append(f"separation of duties: expected a release owner who did not order the run, got {signer.name}")
+    if adapter.purpose != "release":
+        reasons.append(f"adapter {order.name}: expected one made for release, got one made as a {adapter.purpose}")
+    return reasons + inadmissible(state, adapter, order.unit, now)
+
+
+def may_roll_back(state: State, order: RollBack, signer: Principal, now: Time) -> Reasons:
+    reasons = may_activate(state, order, signer, now)
+    release = state.releases.get(release_key(order.unit, order.task))
+    earlier = [] if release is None else [a.adapter for a in release.history]
+    if release is not None and release.current.adapter == order.name:
+        reasons.append(f"adapter: expected an earlier one than today's, got {order.name}")
+    elif order.name not in earlier:
+        reasons.append(f"adapter: expected one that answered {order.unit}/{order.task} before, got {order.name}")
+    return reasons
+
+
+def activated(case: Case) -> Puts:
+    return _release(case, case.order(Activate), "activate")
+
+
+def rolled_back(case: Case) -> Puts:
+    return _release(case, case.order(RollBack), "roll-back")
+
+
+def _release(case: Case, order: Activate | RollBack, kind: Literal["activate", "roll-back"]) -> Puts:
+    key = release_key(order.unit, order.task)
+    before = case.state.releases.get(key)
+    activation = Activation(
+        index=case.entry.index,
+        order=case.accepted.digest,
+        adapter=order.name,
+        manifest=order.manifest,
+        signer=order.signer,
+        keyid=case.accepted.keyid,
+        kind=kind,
+    )
+    history = (() if before is None else before.history) + (activation,)
+    return [(case.state.releases, key, Release(unit=order.unit, task=order.task, history=history))]
+
+
+VERBS = (
+    Verb(
+        Activate,
+        may=may_activate,
+        meaning="From now on the unit's clients are answered by this adapter under this task's name.",
+        event=ReleaseActivated,
+        apply=activated,
+        changes_answers=True,
+    ),
+    Verb(
+        RollBack,
+        may=may_roll_back,
+        meaning="From now on the unit's clients are answered by this earlier adapter again.",
+        event=ReleaseRolledBack,
+        apply=rolled_back,
+        changes_answers=True,
+    ),
+)

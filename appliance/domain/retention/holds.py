@@ -1,0 +1,104 @@
+"""Legal holds: no text about their subject is erased."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.event import Endorsed, Ordered
+from appliance.domain.core.names import Time
+from appliance.domain.core.order import Order, Subjects
+from appliance.domain.core.records import Hold, Principal
+from appliance.domain.core.roles import Reasons, needs
+from appliance.domain.core.state import State
+from appliance.domain.core.verb import Verb
+
+
+class PlaceHold(Order):
+    """A legal hold: no text about the subject is erased while it stands."""
+
+    verb = "place-hold"
+    subject: str = Field(pattern=r"^[a-z-]{1,20}:[a-z0-9@-]{1,100}$")
+
+    def subjects(self) -> Subjects:
+        return self._self(self.subject)
+
+
+class LiftHold(PlaceHold):
+    verb = "lift-hold"
+
+
+class HoldPlaced(Ordered):
+    type = "hold.placed"
+
+
+class HoldLifted(Endorsed):
+    type = "hold.lifted"
+
+
+def keeps(held: str, subjects: tuple[str, ...]) -> bool:
+    """A hold on a name keeps what is about any version of it; on a version also what is about the name alone, as the
+    order is that imported it."""
+    name, _, version = held.partition("@")
+    return any(subject in (held, name) or (not version and subject.startswith(f"{name}@")) for subject in subjects)
+
+
+def is_known(state: State, subject: str) -> bool:
+    """Whether the log knows what a hold is placed on: else it would keep nothing, and nobody would be told."""
+    kind, _, name = subject.partition(":")
+    match kind:
+        case "principal" | "unit":
+            return name in state.principals
+        case "base" | "dataset":
+            return name in state.datasets or any(row.subject == subject for row in state.imports.values())
+        case "adapter":
+            return name in state.adapters or any(run.name == name for run in state.runs.values())
+        case "run":
+            return name in state.runs
+        case "task":
+            return any(release.task == name for release in state.releases.values())
+    return False
+
+
+def may_place_hold(state: State, order: PlaceHold, signer: Principal, now: Time) -> Reasons:
+    reasons = needs(signer, "administrator", "auditor")
+    if (hold := state.holds.get(order.subject)) is not None:
+        reasons.append(f"hold: expected none on {order.subject}, got that of entry {hold.index}")
+    if not is_known(state, order.subject):
+        kinds = "principal, unit, base, dataset, adapter, run or task"
+        reasons.append(f"hold: expected a {kinds} that the log knows, got {order.subject}")
+    return reasons
+
+
+def may_lift_hold(state: State, order: LiftHold, signer: Principal, now: Time) -> Reasons:
+    missing = [] if order.subject in state.holds else [f"hold: expected one on {order.subject}, got none"]
+    return needs(signer, "administrator") + missing
+
+
+def hold_placed(case: Case) -> Puts:
+    order = case.order(PlaceHold)
+    hold = Hold(subject=order.subject, order=case.accepted.digest, signer=order.signer, index=case.entry.index)
+    return [(case.state.holds, order.subject, hold)]
+
+
+def hold_lifted(case: Case) -> Puts:
+    return [(case.state.holds, case.order(LiftHold).subject, None)]
+
+
+VERBS = (
+    Verb(
+        PlaceHold,
+        may=may_place_hold,
+        meaning="No text of an entry about this subject is erased while the hold stands.",
+        event=HoldPlaced,
+        apply=hold_placed,
+    ),
+    Verb(
+        LiftHold,
+        may=may_lift_hold,
+        meaning="Texts about this subject may be erased again, when their retention has ended.",
+        event=HoldLifted,
+        apply=hold_lifted,
+        two_administrators=True,
+    ),
+)

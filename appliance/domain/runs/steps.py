@@ -1,0 +1,119 @@
+"""What a run records of each of its steps: one line of canonical JSON a step, the first line step 1.
+
+docs/formats/steps.md is the page. All but `seconds` and `peak_bytes` follow from recipe, base,
+dataset and kind of machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal as Number
+from statistics import median
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from appliance.domain.core.names import Canonical, Decimal, explain, parse_value
+from appliance.errors import BadInput
+
+STEPS_FILE = "steps.jsonl"
+
+SPIKE_WINDOW = 20
+"""A loss is held against the median of so many steps before it ..."""
+SPIKE_FEWEST = 5
+"""... once there are these."""
+SPIKE_FACTOR, SPIKE_MARGIN = Number("2"), Number("0.25")
+"""It is a spike above the median times the one, and above the median plus the other: near 0 doubling means nothing."""
+SPIKE_ROWS = 8
+"""So many rows a spike names at most."""
+
+
+class StepRecord(Canonical):
+    """One step. `loss`: the mean over its trained tokens; `rows`: that of each row of the step, by its index in the
+    dataset. Tokens (prompts too), trained tokens and seconds are those of the run so far."""
+
+    step: int = Field(ge=1)
+    steps: int = Field(ge=1)
+    loss: Decimal
+    learning_rate: Decimal
+    grad_norm: Decimal
+    tokens: int = Field(ge=1)
+    trained_tokens: int = Field(ge=1)
+    rows: tuple[tuple[int, Decimal], ...]
+    spike: tuple[int, ...] | None
+    validation_loss: Decimal | None
+    seconds: Decimal
+    peak_bytes: int = Field(ge=0)
+
+
+def record_step(frame: Mapping[str, Any], losses: Sequence[str]) -> StepRecord:
+    """A worker's frame as the record of the next step; `losses`: of all steps before. BadInput where it cannot be."""
+    if frame.get("step") != len(losses) + 1:
+        raise BadInput(f"worker, frame step: expected step {len(losses) + 1}, got {frame.get('step')!r}")
+    loss, rows = _decimal(frame, "loss", 6), _rows(frame)
+    validation = None if frame.get("validation_loss") is None else _decimal(frame, "validation_loss", 6)
+    counts = {name: frame.get(name) for name in ("step", "steps", "tokens", "trained_tokens", "peak_bytes")}
+    try:
+        return StepRecord(
+            **counts,  # type: ignore[arg-type] # checked right here
+            loss=loss,
+            learning_rate=_decimal(frame, "learning_rate", 10),
+            grad_norm=_decimal(frame, "grad_norm", 6),
+            rows=rows,
+            spike=find_spike(losses, loss, rows),
+            validation_loss=validation,
+            seconds=_decimal(frame, "seconds", 3),
+        )
+    except ValidationError as error:
+        raise BadInput(f"worker, frame step: {explain(error)}") from None
+
+
+def _rows(frame: Mapping[str, Any]) -> tuple[tuple[int, str], ...]:
+    found = frame.get("row_losses")
+    if not isinstance(found, list) or any(not isinstance(one, list) or len(one) != 2 for one in found):
+        raise BadInput("worker, frame step, row_losses: expected a list of row and loss, got something else")
+    return tuple((row, _decimal({"row_losses": loss}, "row_losses", 4)) for row, loss in found)
+
+
+def _decimal(frame: Mapping[str, Any], name: str, digits: int) -> str:
+    value = frame.get(name)
+    if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
+        raise BadInput(f"worker, frame step, {name}: expected a finite number, got {value!r:.40}")
+    return f"{value:.{digits}f}"
+
+
+def find_spike(before: Sequence[str], loss: str, rows: Sequence[tuple[int, str]]) -> tuple[int, ...] | None:
+    """None, or the rows that made it one: those above the bar, else the highest; the worst first."""
+    recent = [Number(one) for one in before[-SPIKE_WINDOW:]]
+    if len(recent) < SPIKE_FEWEST:
+        return None
+    middle = median(recent)
+    bar = max(middle * SPIKE_FACTOR, middle + SPIKE_MARGIN)
+    if Number(loss) <= bar:
+        return None
+    worst = sorted(rows, key=lambda row: (-Number(row[1]), row[0]))[:SPIKE_ROWS]
+    return tuple(row for row, own in worst if Number(own) > bar) or tuple(row for row, _ in worst[:1])
+
+
+def encode_steps(steps: Iterable[StepRecord]) -> bytes:
+    return b"".join(step.__pydantic_serializer__.to_json(step) + b"\n" for step in steps)
+
+
+def parse_steps(data: bytes, what: str = STEPS_FILE) -> tuple[StepRecord, ...]:
+    """Every line, each the one encoding of its value, with the spike that the losses before it make of it."""
+    lines = data.split(b"\n")
+    if lines.pop():
+        raise BadInput(f"{what}: expected whole lines, got a last one without its end")
+    steps: list[StepRecord] = []
+    losses: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        step = parse_value(StepRecord, line, f"{what}, line {number}")
+        if step.step != number:
+            raise BadInput(f"{what}, line {number}: expected step {number}, got {step.step}")
+        spike = find_spike(losses, step.loss, step.rows)
+        if step.spike != spike:
+            raise BadInput(f"{what}, line {number}, spike: expected {spike}, got {step.spike}")
+        steps.append(step)
+        losses.append(step.loss)
+    return tuple(steps)

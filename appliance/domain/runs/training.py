@@ -1,0 +1,186 @@
+"""A training run: ordered, started, finished or failed."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.event import Event, Failed, Ordered
+from appliance.domain.core.names import Decimal, Digest, RunId, Time
+from appliance.domain.core.order import Order, Subjects
+from appliance.domain.core.records import Principal, Run
+from appliance.domain.core.roles import Reasons, needs
+from appliance.domain.core.state import State
+from appliance.domain.core.verb import EventRule, Verb
+from appliance.domain.data.standing import base_is, dataset_stands
+from appliance.domain.evaluation.baselines import incomparable
+from appliance.domain.recipe.recipe import ResolvedRecipe, untrainable
+from appliance.domain.runs.conditions import WorkerStarted, check_inputs, check_sandbox, move, take_run
+from appliance.domain.runs.stopping import best_step, read_steps, stops
+
+
+class Train(Order):
+    verb = "train"
+    recipe: ResolvedRecipe
+    base_digest: Digest
+    dataset_digest: Digest
+
+    def subjects(self) -> Subjects:
+        return (
+            (f"base:{self.recipe.base}", self.base_digest),
+            (f"dataset:{self.recipe.dataset}", self.dataset_digest),
+        )
+
+
+class RunRequested(Ordered):
+    type = "run.requested"
+    run: RunId
+
+    def about(self) -> tuple[str, ...]:
+        return (f"run:{self.run}",)
+
+
+class RunStarted(WorkerStarted):
+    """The run's first worker."""
+
+    type = "run.started"
+
+
+class RunFinished(Event):
+    """`record`: the digest of steps.jsonl; `validation`: (step, loss); `weights` are those after `weights_step`.
+
+    Fewer steps than planned: the validation losses, by the recipe's patience, said that it was enough.
+    """
+
+    type = "run.finished"
+    run: RunId
+    weights: Digest
+    weights_step: int = Field(ge=1)
+    record: Digest
+    validation: tuple[tuple[int, Decimal], ...]
+    planned_steps: int = Field(ge=1)
+    steps: int = Field(ge=1)
+    trained_tokens: int = Field(ge=1)
+    seconds: Decimal
+    peak_bytes: int = Field(ge=1)
+    final_loss: Decimal
+
+    def about(self) -> tuple[str, ...]:
+        return (f"run:{self.run}",)
+
+
+class RunFailed(Failed):
+    type = "run.failed"
+    run: RunId
+    code: str
+
+    def about(self) -> tuple[str, ...]:
+        return (f"run:{self.run}",)
+
+
+def may_train(state: State, order: Train, signer: Principal, now: Time) -> Reasons:
+    recipe = order.recipe
+    reasons = needs(signer, "operator") + base_is(state, recipe.base, order.base_digest)
+    dataset = state.datasets.get(recipe.dataset)
+    if dataset is None:
+        return [*reasons, f"dataset: expected an imported one, got {recipe.dataset}"]
+    reasons += dataset_stands(state, recipe.dataset)
+    if dataset.digest != order.dataset_digest:
+        reasons.append(f"dataset {recipe.dataset}: expected {dataset.digest}, got {order.dataset_digest}")
+    if dataset.base_digest != order.base_digest:
+        reasons.append(f"dataset {recipe.dataset}: expected one rendered for base {recipe.base}, got {dataset.base}")
+    base = state.bases.get(recipe.base)
+    if base is None:
+        return reasons
+    # What resolving the recipe would have refused: whoever signed it may not have resolved it.
+    facts = dataset.facts
+    context, longest, rows = base.facts.get("context_length"), facts.get("max_tokens"), facts.get("train_rows")
+    reasons += incomparable(state, recipe, order.base_digest, order.dataset_digest)
+    return reasons + untrainable(recipe, context, longest, rows)
+
+
+def name_run(state: State) -> dict[str, str]:
+    """The next run's id: runs are counted from 1."""
+    return {"run": f"r-{len(state.runs) + 1:06d}"}
+
+
+def run_requested(case: Case) -> Puts:
+    order = case.order(Train)
+    body = case.of(RunRequested)
+    expected = name_run(case.state)["run"]
+    case.require(body.run == expected, "run", expected, body.run)
+    run = Run(
+        id=body.run,
+        order=case.accepted.digest,
+        name=order.recipe.name,
+        ordered_by=order.signer,
+        base=order.recipe.base,
+        base_digest=order.base_digest,
+        dataset=order.recipe.dataset,
+        dataset_digest=order.dataset_digest,
+        method=order.recipe.method,
+        purpose=order.recipe.purpose,
+        baseline=order.recipe.baseline,
+        index=case.entry.index,
+        status="queued",
+        queued=case.entry.index,
+        early_stopping=order.recipe.early_stopping,
+        validate_every=order.recipe.validate_every,
+    )
+    return [(case.state.runs, run.id, run)]
+
+
+def run_started(case: Case) -> Puts:
+    """Nothing trains behind a wall that a probe got through, or without a layer that policy does not do without."""
+    body = case.of(RunStarted)
+    run = take_run(case, body.run, "queued")
+    check_inputs(case, run)
+    case.require(run.step == 0, "run", "run.resumed, for one that has a training checkpoint", "run.started")
+    check_sandbox(case, body)
+    return move(case.state, run, "running")
+
+
+def run_finished(case: Case) -> Puts:
+    """No run ends without the training checkpoint of its last step: what is sealed can be replayed to its end."""
+    body = case.of(RunFinished)
+    run = take_run(case, body.run, "running")
+    check_inputs(case, run)
+    case.require(body.steps == run.step, "steps", f"{run.step}, of its last training checkpoint", body.steps)
+    check_end(case, run, body)
+    made = {name: getattr(body, name) for name in ("weights", "record", "seconds", "peak_bytes")}
+    return move(case.state, run.model_copy(update=made), "trained")
+
+
+def check_end(case: Case, run: Run, body: RunFinished) -> None:
+    """It ended where its plan or its validation losses end it, at no other step, and the weights are those to seal."""
+    readings, patience, steps = body.validation, run.early_stopping, body.steps
+    expected = read_steps(steps, body.planned_steps, run.validate_every)
+    got = tuple(step for step, _ in readings)
+    case.require(got == expected, "validation", f"losses after the steps {expected}", f"after {got}")
+    early = any(stops(readings[:count], patience) for count in range(1, len(readings)))
+    case.require(not early, "steps", "an earlier end, by its validation losses", steps)
+    ended = steps == body.planned_steps or (steps < body.planned_steps and stops(readings, patience))
+    case.require(ended, "steps", f"{body.planned_steps}, or validation losses that stop it", steps)
+    best = best_step(readings) if patience else steps
+    case.require(body.weights_step == best, "weights_step", best, body.weights_step)
+
+
+def run_failed(case: Case) -> Puts:
+    return move(case.state, take_run(case, case.of(RunFailed).run, "queued", "running", "trained"), "failed")
+
+
+VERBS = (
+    Verb(
+        Train,
+        may=may_train,
+        meaning="The appliance trains with exactly these values, on exactly these bytes, in your name.",
+        event=RunRequested,
+        apply=run_requested,
+        body=name_run,
+    ),
+)
+EVENTS = (
+    EventRule(RunStarted, run_started),
+    EventRule(RunFinished, run_finished),
+    EventRule(RunFailed, run_failed),
+)

@@ -1,0 +1,130 @@
+"""A unit's requests: admitted, finished, refused."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.event import Event
+from appliance.domain.core.names import Commitment, Digest, Identifier, Time, VersionedName
+from appliance.domain.core.records import OpenRequest
+from appliance.domain.core.signatures import token_revoked
+from appliance.domain.core.verb import EventRule, unchanged
+from appliance.domain.serving.slots import answering_slot, slot_subjects
+from appliance.errors import Denied, NotAuthenticated
+
+
+def name_request(milliseconds: int, random: bytes) -> str:
+    """A UUID of version 7 (RFC 9562) without hyphens, from a Unix time and ten random bytes.
+
+    Requests of one time stand side by side where entries are searched: a commit of many changes few pages there.
+    """
+    value = milliseconds << 80 | int.from_bytes(random)
+    return f"{value & ~(0xF << 76 | 3 << 62) | 7 << 76 | 2 << 62:032x}"
+
+
+class _OfRequest(Event):
+    """By what a unit is answered: `admitted` is the entry by which that was admitted, `release` and `approvals` are
+    those that it rested on."""
+
+    request: str = Field(pattern=r"^[0-9a-f]{32}$")
+    unit: Identifier
+    task: Identifier
+    adapter: VersionedName
+    manifest: Digest
+    admitted: int = Field(ge=1)
+    release: int = Field(ge=1)
+    approvals: tuple[int, ...]
+
+    def about(self) -> tuple[str, ...]:
+        return (f"request:{self.request}", *slot_subjects(self.unit, self.task, self.adapter))
+
+    @property
+    def actor(self) -> str | None:
+        return self.unit
+
+    @property
+    def answered_by(self) -> tuple[object, ...]:
+        return self.unit, self.task, self.adapter, self.manifest, self.admitted, self.release, self.approvals
+
+
+class RequestAdmitted(_OfRequest):
+    """`token`: the digest of the PAE of the unit's token, by which it asked."""
+
+    type = "request.admitted"
+    token: Digest
+    token_issued_at: Time
+    prompt: Commitment = Field(description="of the prompt or the messages, under a key of this request's own")
+
+
+class RequestFinished(_OfRequest):
+    """Who was answered by what, by whose word: with its proof it is the answer's response record."""
+
+    type = "request.finished"
+    outcomes = ("success", "failure", "interrupted")
+    finish_reason: str
+    prompt_tokens: int = Field(ge=0)
+    completion_tokens: int = Field(ge=0)
+    answer: Commitment | None
+
+
+class RequestRefused(Event):
+    """`count`: how many it stands for; those that a limit refuses are appended once a minute."""
+
+    type = "request.refused"
+    outcomes = ("denied",)
+    unit: Identifier
+    code: str
+    message: str
+    count: int = Field(ge=1)
+
+    def about(self) -> tuple[str, ...]:
+        return (f"unit:{self.unit}",)
+
+    @property
+    def actor(self) -> str | None:
+        return self.unit
+
+
+def request_admitted(case: Case) -> Puts:
+    """Answered only by what is loaded for this unit and task, and admissible at this moment."""
+    body = case.of(RequestAdmitted)
+    slot, puts = answering_slot(case, body.unit, body.task)
+    case.require(slot.loaded is not None, "slot", "a loaded adapter", "one that is admitted only")
+    expected, got = slot.answered_by, body.answered_by
+    case.require(got == expected, "what answers", expected, got)
+    if revoked := token_revoked(case.state, body.unit, body.token, body.token_issued_at):
+        raise NotAuthenticated(f"entry {case.entry.index}: {revoked}", code="revoked")
+    case.require(body.request not in case.state.requests, "request", "a new one", body.request)
+    request = OpenRequest(
+        id=body.request,
+        unit=body.unit,
+        task=body.task,
+        adapter=body.adapter,
+        manifest=body.manifest,
+        admitted=body.admitted,
+        release=body.release,
+        approvals=body.approvals,
+        entry=case.entry.index,
+    )
+    return [*puts, (case.state.requests, body.request, request)]
+
+
+def request_finished(case: Case) -> Puts:
+    body = case.of(RequestFinished)
+    record = case.state.requests.get(body.request)
+    if record is None:
+        raise Denied(f"entry {case.entry.index}: request: expected an open one, got {body.request}")
+    expected, got = record.answered_by, body.answered_by
+    case.require(got == expected, "what answers", expected, got)
+    if record.cut:
+        ended = case.entry.outcome
+        case.require(ended != "success", "outcome", "none but failure or interrupted: its slot was emptied", ended)
+    return [(case.state.requests, body.request, None)]
+
+
+EVENTS = (
+    EventRule(RequestAdmitted, request_admitted),
+    EventRule(RequestFinished, request_finished),
+    EventRule(RequestRefused, unchanged),
+)

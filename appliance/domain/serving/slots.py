@@ -1,0 +1,186 @@
+"""Slots: an adapter is admitted, loaded and unloaded for a unit's task."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.event import Event
+from appliance.domain.core.names import Digest, Identifier, Time, VersionedName
+from appliance.domain.core.records import Slot, release_key
+from appliance.domain.core.state import Clearance, State
+from appliance.domain.core.verb import EventRule, unchanged
+from appliance.domain.releases.approval import clear, standing_reviews, superseded
+from appliance.domain.witnesses.cosignatures import unwitnessed
+from appliance.errors import Denied
+
+
+def slot_subjects(unit: str, task: str, adapter: str) -> tuple[str, ...]:
+    return f"unit:{unit}", f"task:{task}", f"adapter:{adapter}"
+
+
+class AdapterAdmitted(Event):
+    """Admission recomputed the approval as a proof; `head` is the log's size it saw."""
+
+    type = "adapter.admitted"
+    unit: Identifier
+    task: Identifier
+    adapter: VersionedName
+    manifest: Digest
+    head: int = Field(ge=1)
+    approvals: tuple[int, ...]
+    policy: Digest
+
+    def about(self) -> tuple[str, ...]:
+        return slot_subjects(self.unit, self.task, self.adapter)
+
+
+class AdmissionRefused(Event):
+    type = "admission.refused"
+    outcomes = ("denied",)
+    unit: Identifier
+    task: Identifier
+    adapter: VersionedName | None
+    reasons: tuple[str, ...] = Field(min_length=1)
+
+    def about(self) -> tuple[str, ...]:
+        return (
+            f"unit:{self.unit}",
+            f"task:{self.task}",
+            *((f"adapter:{self.adapter}",) if self.adapter else ()),
+        )
+
+
+class AdapterLoaded(Event):
+    """Only now the slot answers."""
+
+    type = "adapter.loaded"
+    unit: Identifier
+    task: Identifier
+    adapter: VersionedName
+    admitted: int = Field(ge=1)
+    probe: Literal["identical"]
+
+    def about(self) -> tuple[str, ...]:
+        return slot_subjects(self.unit, self.task, self.adapter)
+
+
+class AdapterUnloaded(Event):
+    """The slot is empty, and what it was answering is cut off. `last_token`: when the service gave the last token of
+    this slot to a client; null where it gave none."""
+
+    type = "adapter.unloaded"
+    unit: Identifier
+    task: Identifier
+    adapter: VersionedName
+    admitted: int = Field(ge=1)
+    reason: str
+    last_token: Time | None
+
+    def about(self) -> tuple[str, ...]:
+        return slot_subjects(self.unit, self.task, self.adapter)
+
+
+def admissible(case: Case, unit: str, task: str) -> Clearance:
+    """Today's release for the unit's task, with nothing that stands against it."""
+    release = case.state.releases.get(release_key(unit, task))
+    adapter = None if release is None else case.state.adapters.get(release.current.adapter)
+    if release is None or adapter is None:
+        raise Denied(f"entry {case.entry.index}: release: expected one for {unit}/{task}, got none")
+    clearance = clear(case.state, release, adapter, case.entry.time)
+    if clearance.reasons:
+        raise Denied(f"admission of {adapter.name}@{adapter.version} for {unit}", reasons=clearance.reasons)
+    return clearance
+
+
+def admitted(case: Case) -> Puts:
+    body = case.of(AdapterAdmitted)
+    clearance = admissible(case, body.unit, body.task)
+    adapter = clearance.adapter
+    name = f"{adapter.name}@{adapter.version}"
+    case.require(body.adapter == name, "adapter", name, body.adapter)
+    case.require(body.manifest == adapter.manifest, "manifest", adapter.manifest, body.manifest)
+    case.require(body.policy == case.state.site.policy, "policy", case.state.site.policy, body.policy)
+    standing = tuple(r.index for r in standing_reviews(case.state, adapter, body.unit, case.entry.time))
+    case.require(body.approvals == standing, "approvals", standing, body.approvals)
+    case.require(body.head <= case.entry.index, "head", f"at most {case.entry.index}", body.head)
+    if reasons := unwitnessed(case.state, case.entry.time):
+        raise Denied(f"admission of {name} for {body.unit}", reasons=tuple(reasons))
+    before = case.state.slots.get(release_key(body.unit, body.task))
+    if before is not None:
+        # Else nobody would have said when the last token of it left.
+        filled = f"one that {before.adapter} fills since entry {before.admitted}"
+        case.require(before.loaded is None, "slot", "one that is empty, or admitted only", filled)
+    slot = Slot(
+        unit=body.unit,
+        task=body.task,
+        adapter=name,
+        manifest=adapter.manifest,
+        admitted=case.entry.index,
+        release=clearance.release.current.index,
+        approvals=standing,
+    )
+    return [(case.state.slots, release_key(body.unit, body.task), slot)]
+
+
+def find_slot(case: Case, unit: str, task: str) -> Slot:
+    slot = case.state.slots.get(release_key(unit, task))
+    if slot is None:
+        raise Denied(f"entry {case.entry.index}: slot: expected one admitted for {unit}/{task}, got none")
+    return slot
+
+
+def answering_slot(case: Case, unit: str, task: str) -> tuple[Slot, Puts]:
+    """The slot of today's release, with nothing against it and with everything that it was admitted by; and what is
+    kept of that, so that the next request need not ask again."""
+    slot = find_slot(case, unit, task)
+    clearance, key = admissible(case, unit, task), release_key(unit, task)
+    expected, got = slot.manifest, clearance.adapter.manifest
+    case.require(got == expected, "manifest", expected, got)
+    if reasons := superseded(clearance, slot):
+        raise Denied(f"slot of {slot.adapter} for {unit}", reasons=tuple(reasons))
+    if clearance is case.state.clearances.get(key):
+        return slot, []
+    return slot, [(case.state.clearances, key, clearance)]
+
+
+def loaded(case: Case) -> Puts:
+    """Only if what admission saw still holds: same release, same adapter, nothing against it."""
+    body = case.of(AdapterLoaded)
+    slot, puts = answering_slot(case, body.unit, body.task)
+    case.require(body.admitted == slot.admitted, "admitted", slot.admitted, body.admitted)
+    case.require(body.adapter == slot.adapter, "adapter", slot.adapter, body.adapter)
+    changed = slot.model_copy(update={"loaded": case.entry.index, "loaded_at": case.entry.time})
+    return [*puts, (case.state.slots, release_key(body.unit, body.task), changed)]
+
+
+def unloaded(case: Case) -> Puts:
+    """No token left after the slot was empty, and no answer under way in it can end well any more."""
+    body = case.of(AdapterUnloaded)
+    slot = find_slot(case, body.unit, body.task)
+    case.require(body.adapter == slot.adapter, "adapter", slot.adapter, body.adapter)
+    case.require(body.admitted == slot.admitted, "admitted", slot.admitted, body.admitted)
+    if body.last_token is not None:
+        since = slot.loaded_at or "a load, of which there was none"
+        between = since <= body.last_token <= case.entry.time
+        case.require(between, "last token", f"a time from {since} to {case.entry.time}", body.last_token)
+    return [(case.state.slots, release_key(body.unit, body.task), None), *cut(case.state, slot)]
+
+
+def cut(state: State, slot: Slot) -> Puts:
+    """Every request that the slot was answering."""
+    return [
+        (state.requests, request.id, request._replace(cut=True))
+        for request in state.requests.values()
+        if request.admitted == slot.admitted
+    ]
+
+
+EVENTS = (
+    EventRule(AdapterAdmitted, admitted),
+    EventRule(AdmissionRefused, unchanged),
+    EventRule(AdapterLoaded, loaded),
+    EventRule(AdapterUnloaded, unloaded),
+)

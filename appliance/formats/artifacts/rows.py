@@ -1,0 +1,94 @@
+"""Row digests: what binds a dataset's rows to the ledger without letting anyone guess them.
+
+Every row has its own key, derived from the dataset's; its digest is an HMAC under that key, so a short row cannot be
+found by trying. Handing out one row's key lets a third party check this row and no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from appliance.errors import BadInput, Tampered
+from appliance.formats.core.fields import encode_base64, parse_base64, parse_count, parse_list, parse_object
+from appliance.formats.core.merkle import hash_leaf, inclusion_proof, root_of, verify_inclusion
+
+DATASET_KEY_BYTES = 32
+_KEY_DOMAIN = b"appliance/row-key/v1\x00"
+_MEMBERS = frozenset({"index", "size", "row", "key", "path"})
+_DIGEST_DOMAIN = b"appliance/row-digest/v1\x00"
+
+
+def row_key(dataset_key: bytes, index: int) -> bytes:
+    """HMAC-SHA256(dataset key, domain ‖ index as u64 big-endian): 32 bytes."""
+    if len(dataset_key) != DATASET_KEY_BYTES:
+        raise BadInput(f"dataset key: expected {DATASET_KEY_BYTES} bytes, got {len(dataset_key)}")
+    if not 0 <= index < 2**64:
+        raise BadInput(f"row, index: expected 0 to 2^64 - 1, got {index}")
+    return hmac.new(dataset_key, _KEY_DOMAIN + index.to_bytes(8, "big"), hashlib.sha256).digest()
+
+
+def row_digest(dataset_key: bytes, index: int, row: bytes) -> bytes:
+    """HMAC-SHA256(row key, domain ‖ row): 32 bytes."""
+    return digest_row(row_key(dataset_key, index), row)
+
+
+def digest_row(key: bytes, row: bytes) -> bytes:
+    """The same, for whoever holds only this row's key."""
+    return hmac.new(key, _DIGEST_DOMAIN + row, hashlib.sha256).digest()
+
+
+def rows_root(row_digests: Iterable[bytes]) -> bytes:
+    """The RFC 6962 root over row digests, in the rows' order."""
+    return root_of(hash_leaf(digest) for digest in row_digests)
+
+
+@dataclass(frozen=True)
+class RowProof:
+    """That one row lies in a dataset of `size` rows: its bytes, its own key, the path from its digest to the root."""
+
+    index: int
+    size: int
+    row: bytes = field(repr=False)
+    key: bytes = field(repr=False)
+    path: tuple[bytes, ...]
+
+
+def prove_row(dataset_key: bytes, row_digests: Sequence[bytes], index: int, row: bytes) -> RowProof:
+    """The proof that shows this row and, since the keys of others stay here, no other."""
+    leaves = [hash_leaf(digest) for digest in row_digests]
+    path = inclusion_proof(index, len(leaves), lambda level, at: root_of(leaves[at << level : (at + 1) << level]))
+    return RowProof(index, len(leaves), row, row_key(dataset_key, index), tuple(path))
+
+
+def verify_row(proof: RowProof, size: int, root: bytes) -> None:
+    """Tampered unless exactly this row lies at its index in the dataset of this size and root."""
+    if proof.size != size:
+        raise Tampered(f"row proof, size: expected {size} rows, got {proof.size}")
+    verify_inclusion(hash_leaf(digest_row(proof.key, proof.row)), proof.index, size, proof.path, root)
+
+
+def row_proof_value(proof: RowProof) -> dict[str, Any]:
+    """The JSON object of a proof, for a document that carries it."""
+    return {
+        "index": proof.index,
+        "size": proof.size,
+        "row": encode_base64(proof.row),
+        "key": encode_base64(proof.key),
+        "path": [encode_base64(step) for step in proof.path],
+    }
+
+
+def parse_row_proof_value(value: Any) -> RowProof:
+    """The reverse of `row_proof_value`; what it says is for `verify_row` to check."""
+    member = parse_object(value, "row proof", _MEMBERS)
+    return RowProof(
+        index=parse_count(member["index"], "row proof, index"),
+        size=parse_count(member["size"], "row proof, size"),
+        row=parse_base64(member["row"], "row proof, row"),
+        key=parse_base64(member["key"], "row proof, key"),
+        path=tuple(parse_base64(step, "row proof, path") for step in parse_list(member["path"], "row proof, path")),
+    )

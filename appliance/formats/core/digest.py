@@ -1,0 +1,75 @@
+"""Digests: `sha256:` and 64 lower-case hexadecimal digits."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import stat
+from typing import Any
+
+from appliance.errors import BadInput, NotFound, Unavailable
+from appliance.formats.core.fields import parse_text, show
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_CHUNK_BYTES = 1 << 20
+
+
+class Hasher:
+    """A digest over a stream; `size` counts the bytes so far."""
+
+    def __init__(self) -> None:
+        self._state = hashlib.sha256()
+        self.size = 0
+
+    def update(self, data: bytes | bytearray | memoryview) -> None:
+        self._state.update(data)
+        self.size += memoryview(data).nbytes
+
+    def digest(self) -> str:
+        return f"sha256:{self._state.hexdigest()}"
+
+
+def digest_bytes(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def digest_file(path: str | os.PathLike[str]) -> str:
+    """The digest of a regular file. A link as the last step of the path is refused; a link before it is not seen."""
+    name = show(os.fspath(path))
+    try:
+        # O_NONBLOCK: opening a FIFO that somebody put there must not hang.
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise NotFound(f"file, {name}: expected a regular file, got nothing") from None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise BadInput(f"file, {name}: expected a regular file, got {error.strerror}") from None
+        raise Unavailable(f"file, {name}: expected it to open, got {error.strerror}") from None
+    except ValueError:
+        raise BadInput(f"file, {name}: expected a path, got a NUL or a lone surrogate in it") from None
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise BadInput(f"file, {name}: expected a regular file, got another kind")
+        hasher = Hasher()
+        while chunk := os.read(handle, _CHUNK_BYTES):
+            hasher.update(chunk)
+        return hasher.digest()
+    except OSError as error:
+        raise Unavailable(f"file, {name}: expected it to be readable, got {error.strerror}") from None
+    finally:
+        os.close(handle)
+
+
+def parse_digest(value: Any, what: str = "digest") -> str:
+    """The text itself, when it is a digest."""
+    text = parse_text(value, what)
+    if _DIGEST.fullmatch(text) is None:
+        raise BadInput(f"{what}: expected sha256: and 64 lower-case hexadecimal digits, got {show(text)}")
+    return text
+
+
+def raw_digest(text: str) -> bytes:
+    """The 32 bytes of a digest."""
+    return bytes.fromhex(parse_digest(text).removeprefix("sha256:"))

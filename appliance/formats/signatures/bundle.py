@@ -1,0 +1,102 @@
+"""OpenSSF Model Signing v1.0: the signature over a folder that the public `model_signing verify key` accepts.
+
+A Sigstore bundle v0.3 holding one DSSE envelope over an in-toto statement of predicateType
+https://model_signing/signature/v1.0. `verify_model` takes exactly what `sign_model` writes: the bundle is rebuilt from
+the files found and compared whole, so nothing the signature says about itself (`ignore_paths`, say) is believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from appliance.errors import BadInput, Tampered
+from appliance.formats.artifacts.manifest import check_paths, parse_path
+from appliance.formats.core.canonical import encode_canonical, parse_canonical
+from appliance.formats.core.digest import raw_digest
+from appliance.formats.core.fields import parse_object, show
+from appliance.formats.signatures.dsse import Envelope, encode_envelope, parse_envelope, sign_envelope, verify_envelope
+from appliance.formats.signatures.keys import Signer, encode_spki_pem, is_ecdsa
+from appliance.formats.signatures.statement import Statement, encode_statement, parse_statement
+
+MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+PREDICATE_TYPE = "https://model_signing/signature/v1.0"
+_MEMBERS = frozenset({"dsseEnvelope", "mediaType", "verificationMaterial"})
+
+
+def sign_model(files: Mapping[str, str], model_name: str, signer: Signer) -> bytes:
+    """The bundle over a folder's files (path to digest); `model_name` is the folder's name. ECDSA only."""
+    _check_kind(signer.spki)
+    statement = _statement_of(files, model_name)
+    return _encode_bundle(sign_envelope(encode_statement(statement), signer), signer.spki)
+
+
+def verify_model(data: bytes, spki: bytes, files: Mapping[str, str]) -> None:
+    """The bundle is this key's signature over exactly these files (path to digest), none left out."""
+    _check_kind(spki)
+    try:
+        _verify_bundle(data, spki, files)
+    except BadInput as error:
+        raise Tampered(error.message) from None
+
+
+def _verify_bundle(data: bytes, spki: bytes, files: Mapping[str, str]) -> None:
+    bundle = parse_object(parse_canonical(data), "model signature", _MEMBERS)
+    envelope = parse_envelope(encode_canonical(bundle["dsseEnvelope"]))
+    expected = _encode_bundle(envelope, spki)
+    if data != expected:
+        raise Tampered("model signature, bundle: expected this key's bundle v0.3 and nothing beside it, got another")
+    verify_envelope(envelope, spki)
+    statement = parse_statement(envelope.payload)
+    model_name, _ = statement.subjects[0]
+    # Bytes, not values: in Python 0 equals False.
+    if envelope.payload != encode_statement(_statement_of(files, model_name)):
+        raise Tampered(f"model signature, statement: expected the files found, {_difference(statement, files)}")
+
+
+def _statement_of(files: Mapping[str, str], model_name: str) -> Statement:
+    """The v1.0 statement: resources in the order of their path's steps, subject = SHA-256 over their raw digests."""
+    if not files:
+        raise BadInput("model signature, files: expected at least one, got none")
+    paths = sorted((parse_path(path, "model signature, path") for path in files), key=lambda path: path.split("/"))
+    check_paths(paths, "model signature")
+    total = hashlib.sha256(b"".join(raw_digest(files[path]) for path in paths)).hexdigest()
+    resources = [{"algorithm": "sha256", "digest": raw_digest(files[path]).hex(), "name": path} for path in paths]
+    return Statement(
+        subjects=((model_name, f"sha256:{total}"),),
+        predicate_type=PREDICATE_TYPE,
+        predicate={
+            "resources": resources,
+            "serialization": {"allow_symlinks": False, "hash_type": "sha256", "method": "files"},
+        },
+    )
+
+
+def _encode_bundle(envelope: Envelope, spki: bytes) -> bytes:
+    return encode_canonical(
+        {
+            "dsseEnvelope": parse_canonical(encode_envelope(envelope)),
+            "mediaType": MEDIA_TYPE,
+            "verificationMaterial": {
+                "publicKey": {"hint": hashlib.sha256(encode_spki_pem(spki)).hexdigest()},
+                "tlogEntries": [],
+            },
+        }
+    )
+
+
+def _check_kind(spki: bytes) -> None:
+    if not is_ecdsa(spki):
+        raise BadInput("model signature, key: expected ECDSA P-256 or P-384, got Ed25519")
+
+
+def _difference(statement: Statement, files: Mapping[str, str]) -> str:
+    """Which file is not as signed, for the message."""
+    resources = statement.predicate.get("resources")
+    if not isinstance(resources, list) or not all(isinstance(item, dict) for item in resources):
+        return "got no list of resources"
+    signed = {str(item.get("name")): f"sha256:{item.get('digest')}" for item in resources}
+    for path in sorted(signed.keys() | files.keys()):
+        if signed.get(path) != files.get(path):
+            return f"{show(path)} as {files.get(path, 'absent')}, got {show(signed.get(path, 'absent'))}"
+    return "got the same files with other members beside them"

@@ -1,0 +1,86 @@
+"""Parquet's records: text, and for a chat a list of messages; any other type is refused by its column. No torch.
+
+Read in the sandboxed worker and nowhere else: the format is a large one, and so is its reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from appliance.domain.data.tasks import Task, may_lack
+from appliance.errors import BadInput, TooLarge
+
+MAX_ROWS = 1_000_000
+# What the file's own footer says of the columns that are read; the worker's memory is bounded whatever it says.
+MAX_BYTES = 2 << 30
+BATCH_ROWS = 1_024
+
+
+def read_parquet(
+    data: bytes, task: Task, columns: Mapping[str, str], file: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, parts) of each record; records are counted from 1, since Parquet has no lines."""
+    # Loaded for this format alone: it takes a second.
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        opened = parquet.ParquetFile(
+            pyarrow.BufferReader(data), arrow_extensions_enabled=False, page_checksum_verification=True
+        )
+        names = _find_columns(opened.schema_arrow, task, columns, file)
+        _check_size(opened.metadata, set(names.values()), file)
+        number = 0
+        for batch in opened.iter_batches(BATCH_ROWS, columns=list(names.values()), use_threads=False):
+            for record in batch.to_pylist():
+                number += 1
+                yield f"{file}, row {number}", {part: record[name] for part, name in names.items()}
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{file}: expected Parquet, got: {' '.join(str(error).split())[:200]}") from None
+
+
+def _find_columns(schema: Any, task: Task, columns: Mapping[str, str], file: str) -> dict[str, str]:
+    found = {}
+    for part, name in columns.items():
+        if name not in schema.names and may_lack(task, part, name):
+            continue
+        if schema.names.count(name) != 1:
+            raise BadInput(f"{file}: expected one column {name!r}, got the columns {', '.join(schema.names)!r}")
+        kind = schema.field(name).type
+        if not (_is_text(kind) or (part == "messages" and _is_messages(kind))):
+            expected = "text or a list of {role, content}" if part == "messages" else "text"
+            raise BadInput(f"{file}, column {name!r}: expected {expected}, got {str(kind)[:80]}")
+        found[part] = name
+    return found
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
+def _is_messages(kind: Any) -> bool:
+    from pyarrow import types
+
+    if not (types.is_list(kind) or types.is_large_list(kind)) or not types.is_struct(kind.value_type):
+        return False
+    members = [kind.value_type.field(place) for place in range(kind.value_type.num_fields)]
+    return {member.name for member in members} == {"role", "content"} and all(_is_text(m.type) for m in members)
+
+
+def _check_size(metadata: Any, names: set[str], file: str) -> None:
+    if metadata.num_rows > MAX_ROWS:
+        raise TooLarge(f"{file}: expected at most {MAX_ROWS} rows, got {metadata.num_rows}")
+    size = 0
+    for group in range(metadata.num_row_groups):
+        chunks = metadata.row_group(group)
+        for place in range(chunks.num_columns):
+            column = chunks.column(place)
+            if column.path_in_schema.partition(".")[0] in names:
+                size += column.total_uncompressed_size
+    if size > MAX_BYTES:
+        raise TooLarge(f"{file}: expected at most {MAX_BYTES} bytes of text, got {size}")

@@ -1,0 +1,231 @@
+"""Records become rows: rendered with the model's own template, split, digested. No torch.
+
+What every task has in common: a row is a list of parts, each what stands before and the answer that is trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from appliance.domain.data.tasks import Task
+from appliance.errors import BadInput
+from appliance.formats.artifacts.rows import row_digest, rows_root
+from appliance.formats.core.canonical import encode_canonical, parse_canonical
+from appliance.ml.data.sources import Message, Source
+from appliance.ml.model.chat import Chat
+
+ROWS_FILE = "rows.jsonl"
+DIGESTS_FILE = "row_digests.bin"
+ABOUT_FILE = "dataset.json"
+TRAIN, HELD_OUT = "train", "held-out"
+
+# Bounded: a short text such as 1e9999999 is a number that takes seconds to write out.
+_DECIMAL = re.compile(r"[0-9]{1,3}\.[0-9]{1,12}")
+
+MAX_LABEL_CHARACTERS = 200
+MAX_LABELS = 1_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One rendered row: `parts` are (what stands before, what the model is to write), one behind the other.
+
+    `text` is what the row is known by, `answer` the last thing that the model is to say in it, in plain words.
+    """
+
+    index: int
+    split: str
+    text: str
+    answer: str
+    parts: tuple[tuple[str, str], ...]
+
+    def encode(self) -> bytes:
+        return encode_canonical({**self.__dict__, "parts": [list(part) for part in self.parts]})
+
+
+@dataclass(frozen=True)
+class About:
+    """What lies beside the rows: their task, and for classification every label, sorted."""
+
+    task: Task
+    labels: tuple[str, ...]
+
+
+def parse_fraction(text: str) -> Fraction:
+    """The held-out share, a decimal fraction in text, above 0 and at most 0.9."""
+    if _DECIMAL.fullmatch(text) is None:
+        raise BadInput(f"dataset, held_out: expected a decimal fraction, got {text!r:.40}")
+    share = Fraction(text)
+    if not 0 < share <= Fraction(9, 10):
+        raise BadInput(f"dataset, held_out: expected above 0 and at most 0.9, got {text}")
+    return share
+
+
+Sides = list[tuple[Source, str]]
+"""Records, each with its side: trained on, or held out."""
+
+
+def split_sources(task: Task, sources: Sequence[Source], seed: int, share: Fraction) -> Sides:
+    """Each to the side that its own text decides."""
+    return [(source, assign_split(known_by(task, source), seed, share)) for source in sources]
+
+
+def join_sources(task: Task, train: Sequence[Source], held_out: Sequence[Source]) -> Sides:
+    """Two files, the second held out; a row of the first must not stand in the second."""
+    seen = {_key(known_by(task, source)): source for source in train}
+    for source in held_out:
+        if other := seen.get(_key(known_by(task, source))):
+            raise BadInput(f"{source.place}: expected a row that is not trained on, got that of {other.place}")
+    return [(source, TRAIN) for source in train] + [(source, HELD_OUT) for source in held_out]
+
+
+def assign_split(text: str, seed: int, share: Fraction) -> str:
+    """By the text's own hash: equal texts, case and spacing aside, stand on one side, and order means nothing."""
+    value = hashlib.sha256(f"split/v1\x00{seed}\x00{_key(text)}".encode()).digest()
+    return HELD_OUT if Fraction(int.from_bytes(value, "big"), 1 << 256) < share else TRAIN
+
+
+def _key(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def known_by(task: Task, source: Source) -> str:
+    """What a row is known by: what is put to the model; where the model writes all of it, the whole text."""
+    match task:
+        case "completion":
+            return source.parts.get("prompt", "") + source.parts["text"]
+        case "chat":
+            return "\n\n".join(message["content"] for message in source.messages)
+        case _:
+            return _question(task, source)
+
+
+def _question(task: Task, source: Source) -> str:
+    wanted = {
+        "classification": ("text",),
+        "instruction": ("instruction", "input"),
+        "summarisation": ("text",),
+        "question-answering": ("context", "question"),
+    }[task]
+    return "\n\n".join(text for part in wanted if (text := source.parts.get(part)))
+
+
+_ANSWERS = {
+    "classification": "label",
+    "instruction": "output",
+    "completion": "text",
+    "summarisation": "summary",
+    "question-answering": "answer",
+}
+
+
+def render_rows(sides: Sides, chat: Chat, task: Task, *, instruction: str) -> list[Row]:
+    """The rows, rendered; something must be trained on, and something held out."""
+    if task == "completion" and instruction:
+        raise BadInput("dataset, instruction: expected none for completion, which has no template, got one")
+    chat.check_plain(instruction, "dataset, instruction")
+    rows = [_render_row(index, *side, chat, task, instruction) for index, side in enumerate(sides)]
+    for split in (TRAIN, HELD_OUT):
+        if all(row.split != split for row in rows):
+            raise BadInput(
+                f"dataset, held_out: expected at least one {split} row, got none; try another seed or another share"
+            )
+    return rows
+
+
+def _render_row(index: int, source: Source, split: str, chat: Chat, task: Task, instruction: str) -> Row:
+    if task == "completion":
+        before, text = source.parts.get("prompt", ""), source.parts["text"]
+        chat.check_plain(before + text, source.place)
+        return Row(index, split, before + text, text, ((before, chat.answer(text)),))
+    messages = compose_messages(task, source, instruction)
+    for number, message in enumerate(messages):
+        chat.check_plain(message["content"], f"{source.place}, message {number}" if task == "chat" else source.place)
+    try:
+        parts = tuple(chat.render_answered(messages))
+    except BadInput as error:
+        raise BadInput(f"{source.place}: {error.message}", code=error.code) from None
+    return Row(index, split, known_by(task, source), messages[-1]["content"], parts)
+
+
+def compose_messages(task: Task, source: Source, instruction: str) -> list[Message]:
+    """How a row is put to the model, answers included: the instruction, if any, as the system's message."""
+    if task == "chat":
+        turns = list(source.messages)
+    else:
+        turns = [
+            {"role": "user", "content": _question(task, source)},
+            {"role": "assistant", "content": source.parts[_ANSWERS[task]]},
+        ]
+    system = [{"role": "system", "content": instruction}] if instruction and turns[0]["role"] != "system" else []
+    return [*system, *turns]
+
+
+def check_labels(sides: Sides, declared: Sequence[str]) -> tuple[str, ...]:
+    """Every label of a classification, sorted. BadInput for a row whose label is none, or another than its text has.
+
+    `declared` are the labels there are; where it is empty, those that occur.
+    """
+    seen: dict[str, Source] = {}
+    for source, _ in sides:
+        label = source.parts["label"]
+        _check_label(label, source.place)
+        if declared and label not in declared:
+            raise BadInput(f"{source.place}: expected one of the labels {', '.join(declared)}, got {label!r}")
+        other = seen.setdefault(source.parts["text"], source)
+        if other.parts["label"] != label:
+            raise BadInput(
+                f"{source.place}: expected the label {other.parts['label']!r}, "
+                f"which the same text has in {other.place}, got {label!r}"
+            )
+    labels = set(declared) | {source.parts["label"] for source, _ in sides}
+    if not 2 <= len(labels) <= MAX_LABELS:
+        raise BadInput(f"dataset, labels: expected 2 to {MAX_LABELS} different ones, got {len(labels)}")
+    missing = sorted(labels - {source.parts["label"] for source, split in sides if split == TRAIN})
+    if missing:
+        raise BadInput(
+            f"dataset, label {missing[0]!r}: expected a row in the training split, got none; try another seed"
+        )
+    return tuple(sorted(labels))
+
+
+def _check_label(label: str, place: str) -> None:
+    if label != label.strip() or not label.isprintable():
+        raise BadInput(f"{place}: expected a label on one line without outer spaces, got {label!r:.80}")
+    if len(label) > MAX_LABEL_CHARACTERS:
+        raise BadInput(f"{place}: expected a label of at most {MAX_LABEL_CHARACTERS} characters, got {len(label)}")
+
+
+def write_rows(rows: Sequence[Row], about: About, folder: Path, dataset_key: bytes) -> str:
+    """Writes rows.jsonl, row_digests.bin and dataset.json; the RFC 6962 root over the digests, as `sha256:…`."""
+    lines = [row.encode() for row in rows]
+    digests = [row_digest(dataset_key, index, line) for index, line in enumerate(lines)]
+    (folder / ROWS_FILE).write_bytes(b"".join(line + b"\n" for line in lines))
+    (folder / DIGESTS_FILE).write_bytes(b"".join(digests))
+    (folder / ABOUT_FILE).write_bytes(encode_canonical({"task": about.task, "labels": list(about.labels)}))
+    return f"sha256:{rows_root(digests).hex()}"
+
+
+def load_about(folder: Path) -> About:
+    value = parse_canonical((folder / ABOUT_FILE).read_bytes())
+    return About(value["task"], tuple(value["labels"]))
+
+
+def load_rows(folder: Path, split: str) -> list[Row]:
+    """The rows of one side, in the file's order."""
+    values = [parse_canonical(line) for line in (folder / ROWS_FILE).read_bytes().splitlines()]
+    return [
+        Row(**{**value, "parts": tuple((before, answer) for before, answer in value["parts"])})
+        for value in values
+        if value["split"] == split
+    ]
+
+
+def count_labels(rows: Sequence[Row], split: str) -> dict[str, int]:
+    return dict(sorted(Counter(row.answer for row in rows if row.split == split).items()))

@@ -1,0 +1,194 @@
+"""A file's bytes become records, strictly: nothing is guessed and nothing is skipped.
+
+The first record that does not fit stops the import and is named by its line. No torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.domain.data.tasks import FORMATS, OPTIONAL, Task, may_lack
+from appliance.errors import BadInput, TooLarge
+from appliance.ml.data.parquet import read_parquet
+
+MAX_ROWS = 1_000_000
+MAX_TEXT_CHARACTERS = 200_000
+MAX_MESSAGES = 1_000
+MESSAGES = "messages"
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One record as it stood in the file: its parts by name, and its `place` in words, for an error to name."""
+
+    place: str
+    parts: Mapping[str, str]
+    messages: tuple[Message, ...] = ()
+
+
+def parse_source(data: bytes, kind: str, task: Task, columns: Mapping[str, str], file: str = "dataset") -> list[Source]:
+    """The records of a file; `columns` maps the task's parts to the file's own names, `file` is what errors call it."""
+    if kind not in FORMATS:
+        raise BadInput(f"{file}, format: expected one of {', '.join(FORMATS)}, got {kind!r}")
+    if kind == "parquet":
+        records = read_parquet(data, task, columns, file)
+    else:
+        parsers = {"csv": _parse_csv, "tsv": _parse_tsv, "jsonl": _parse_jsonl}
+        records = parsers[kind](_decode(data, file), task, columns, file)
+    sources = []
+    for place, values in records:
+        sources.append(_read(task, place, values))
+        if len(sources) > MAX_ROWS:
+            raise TooLarge(f"{file}: expected at most {MAX_ROWS} rows, got more")
+    if not sources:
+        raise BadInput(f"{file}: expected rows, got none")
+    return sources
+
+
+Records = Iterator[tuple[str, dict[str, Any]]]
+
+
+def _decode(data: bytes, file: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise BadInput(f"{file}, line {line}: expected UTF-8, got the byte 0x{data[error.start]:02x}") from None
+
+
+def _parse_csv(text: str, task: Task, columns: Mapping[str, str], file: str) -> Records:
+    return _parse_table(csv.reader(io.StringIO(text, newline=""), strict=True), "CSV", task, columns, file)
+
+
+def _parse_tsv(text: str, task: Task, columns: Mapping[str, str], file: str) -> Records:
+    """As IANA registered it: no field holds a tab or a line break, and a quotation mark is a character like others."""
+    stream = io.StringIO(text, newline="")
+    reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+    return _parse_table(reader, "TSV", task, columns, file)
+
+
+def _parse_table(reader: Any, kind: str, task: Task, columns: Mapping[str, str], file: str) -> Records:
+    line = 1
+    try:
+        header: list[str] = next(reader, [])
+        places = {
+            part: _find_column(header, name, file) for part, name in columns.items() if _has(header, task, part, name)
+        }
+        line = reader.line_num + 1
+        for fields in reader:
+            if len(fields) != len(header):
+                raise BadInput(f"{file}, line {line}: expected {len(header)} fields, got {len(fields)}")
+            yield f"{file}, line {line}", {part: fields[place] for part, place in places.items()}
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise BadInput(f"{file}, line {line}: expected {kind}, got: {error}") from None
+
+
+def _has(header: list[str], task: Task, part: str, name: str) -> bool:
+    return name in header or not may_lack(task, part, name)
+
+
+def _find_column(header: list[str], name: str, file: str) -> int:
+    if header.count(name) != 1:
+        raise BadInput(f"{file}, line 1: expected one column {name!r}, got the columns {', '.join(header)!r}")
+    return header.index(name)
+
+
+def _parse_jsonl(text: str, task: Task, columns: Mapping[str, str], file: str) -> Records:
+    lines = text.split("\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    for line, content in enumerate(lines, start=1):
+        place = f"{file}, line {line}"
+        value = parse_json(content, place)
+        if not isinstance(value, dict):
+            raise BadInput(f"{place}: expected a JSON object, got {type(value).__name__}")
+        values = {}
+        for part, name in columns.items():
+            if name in value:
+                values[part] = value[name]
+            elif not may_lack(task, part, name):
+                members = ", ".join(sorted(value))
+                raise BadInput(f"{place}: expected a value in {name!r}, got the members {members}")
+        yield place, values
+
+
+def parse_json(text: str, place: str) -> Any:
+    """A JSON value in which no key stands twice."""
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError):
+        raise BadInput(f"{place}: expected a JSON object, got {text[:40]!r}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key twice")
+    return value
+
+
+def _read(task: Task, place: str, values: Mapping[str, Any]) -> Source:
+    """The record with every part checked by itself."""
+    parts = {}
+    for part, value in values.items():
+        if part == MESSAGES:
+            return Source(place, {}, _read_messages(value, place))
+        parts[part] = _check_text(value, f"{place}, {part}", may_be_empty=(task, part) in OPTIONAL)
+    return Source(place, parts)
+
+
+def _read_messages(value: Any, place: str) -> tuple[Message, ...]:
+    """An array of `{role, content}`, or its JSON text where the file holds nothing but text."""
+    if isinstance(value, str):
+        value = parse_json(value, f"{place}, {MESSAGES}")
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_MESSAGES:
+        got = len(value) if isinstance(value, list) else type(value).__name__
+        raise BadInput(f"{place}, {MESSAGES}: expected 1 to {MAX_MESSAGES} messages, got {got}")
+    return _check_turns([_read_message(item, f"{place}, message {n}") for n, item in enumerate(value)], place)
+
+
+def _read_message(value: Any, place: str) -> Message:
+    if not isinstance(value, dict) or value.keys() != {"role", "content"}:
+        got = f"the members {', '.join(map(str, value))}" if isinstance(value, dict) else type(value).__name__
+        raise BadInput(f"{place}: expected role and content, got {got}")
+    if value["role"] not in ("system", "user", "assistant"):
+        raise BadInput(f"{place}: expected the role system, user or assistant, got {value['role']!r:.40}")
+    return {"role": value["role"], "content": _check_text(value["content"], place)}
+
+
+def _check_turns(messages: list[Message], place: str) -> tuple[Message, ...]:
+    """A system's message at most, in front; then user and assistant in turn, and the last word is the assistant's."""
+    turns = messages[1:] if messages[0]["role"] == "system" else messages
+    if not any(message["role"] == "assistant" for message in messages):
+        raise BadInput(f"{place}: expected a turn of the assistant, got none", code="nothing-to-train")
+    for number, message in enumerate(turns, start=len(messages) - len(turns)):
+        expected = "user" if (number - len(messages) + len(turns)) % 2 == 0 else "assistant"
+        if message["role"] != expected:
+            raise BadInput(f"{place}, message {number}: expected the role {expected}, got {message['role']}")
+    if turns[-1]["role"] != "assistant":
+        raise BadInput(f"{place}: expected the assistant's turn at the end, got the user's")
+    return tuple(messages)
+
+
+def _check_text(value: Any, place: str, *, may_be_empty: bool = False) -> str:
+    if not isinstance(value, str):
+        raise BadInput(f"{place}: expected text, got {type(value).__name__}")
+    if not value.strip() and not (may_be_empty and not value):
+        raise BadInput(f"{place}: expected a text, got {'only white space' if value else 'nothing'}")
+    if len(value) > MAX_TEXT_CHARACTERS:
+        raise TooLarge(f"{place}: expected at most {MAX_TEXT_CHARACTERS} characters, got {len(value)}")
+    if "\x00" in value:
+        raise BadInput(f"{place}: expected text, got a NUL character")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadInput(f"{place}: expected Unicode text, got half of a surrogate pair") from None
+    return value

@@ -1,0 +1,141 @@
+"""What one model makes of held-out rows: its loss on the answers, and what its task is measured by beside.
+
+The same rows, in the same order and packs, for base and adapter. Answers are drawn greedily, as a unit's client at
+temperature 0 would get them, from so many rows and of so many tokens at most that an evaluation ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from appliance.errors import BadInput
+from appliance.ml.data.rows import About, Row
+from appliance.ml.data.samples import Sample
+from appliance.ml.evaluation import metrics
+from appliance.ml.inference.drawing import draw_tokens
+from appliance.ml.inference.request import Request
+from appliance.ml.inference.score import choose_labels, score_rows
+from appliance.ml.model.base import Base
+from appliance.ml.model.packing import pack_sequences
+
+PACK_TOKENS = 2048
+PACK_ROWS = 16
+# Places whose logits are held at once.
+HEAD_ROWS = 512
+MAX_ANSWERS = 64
+MAX_ANSWER_TOKENS = 256
+
+COMPARED = {"question-answering": metrics.summarize_answers, "summarisation": metrics.summarize_summaries}
+"""Tasks whose answers are written out and compared with the rows' own."""
+
+Report = Callable[[int], None]
+"""Told how many rows more have gone through the model."""
+
+
+def count_passes(about: About, rows: Sequence[Row]) -> int:
+    """How often a row goes through the model in one evaluation: for its loss, and again for its label or answer."""
+    if about.task == "classification":
+        return 2 * len(rows)
+    return len(rows) + (len(choose_rows(rows)) if about.task in COMPARED else 0)
+
+
+def evaluate(
+    base: Base, about: About, rows: Sequence[Row], samples: Sequence[Sample], report: Report
+) -> dict[str, Any]:
+    """What a record holds of one evaluation, by the metric's name: counts, and fractions as decimal text."""
+    found: dict[str, Any] = {"rows": len(rows), **metrics.summarize_loss(*measure_loss(base, samples, report))}
+    if about.task == "classification":
+        return found | classify(base, about.labels, rows, report)
+    if about.task in COMPARED:
+        chosen = choose_rows(rows)
+        expected, answers, cut = [row.answer for row in chosen], *write_answers(base, chosen, report)
+        return found | COMPARED[about.task](expected, answers) | {"answers": len(chosen), "answers_cut": cut}
+    return found
+
+
+def measure_loss(base: Base, samples: Sequence[Sample], report: Report) -> tuple[float, int]:
+    """The summed cross-entropy of the rows' trained tokens, and how many they are."""
+    total = 0.0
+    for pack in _packs(samples):
+        total += _sum_loss(base, pack)
+        report(len(pack))
+    if not math.isfinite(total):
+        raise BadInput(f"evaluation: expected a finite loss on the held-out rows, got {total}", code="diverged")
+    return total, sum(sample.trained_tokens for sample in samples)
+
+
+def _packs(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """Short with short; a row that is longer than a pack is one by itself."""
+    packs: list[list[Sample]] = []
+    for sample in sorted(samples, key=lambda sample: (len(sample.ids), sample.index)):
+        size = sum(len(other.ids) for other in packs[-1]) + len(sample.ids) if packs else 0
+        if not packs or size > PACK_TOKENS or len(packs[-1]) == PACK_ROWS:
+            packs.append([])
+        packs[-1].append(sample)
+    return packs
+
+
+@torch.inference_mode()
+def _sum_loss(base: Base, samples: Sequence[Sample]) -> float:
+    own = max(len(sample.ids) - sample.spans[0][0] for sample in samples) + 1
+    pack, segments = pack_sequences([sample.ids for sample in samples], keep=own)
+    places: list[int] = []
+    targets: list[int] = []
+    for sample, segment in zip(samples, segments, strict=True):
+        first = segment.stop - len(sample.ids)
+        for start, stop in sample.spans:
+            places += range(first + start - 1, first + stop - 1)
+            targets += sample.ids[start:stop]
+    hidden, head = base.hidden(**pack.arguments(base.device))[0], base.head_weight()
+    total = 0.0
+    for begin in range(0, len(places), HEAD_ROWS):
+        logits = hidden[places[begin : begin + HEAD_ROWS]] @ head.T
+        expected = torch.tensor(targets[begin : begin + HEAD_ROWS], device=base.device)
+        total += cross_entropy(logits.float(), expected, reduction="sum").item()
+    return total
+
+
+def classify(base: Base, labels: Sequence[str], rows: Sequence[Row], report: Report) -> dict[str, Any]:
+    """Accuracy and macro-F1, the model held to the dataset's labels."""
+    chat, done = base.chat, 0
+
+    def tell(count: int) -> None:
+        nonlocal done
+        report(count - done)
+        done = count
+
+    prompts = [chat.encode(row.parts[0][0]) for row in rows]
+    scores = score_rows(base, prompts, [chat.encode(chat.answer(label)) for label in labels], tell)
+    return metrics.summarize([row.answer for row in rows], choose_labels(scores, labels))
+
+
+def choose_rows(rows: Sequence[Row]) -> list[Row]:
+    """At most MAX_ANSWERS, spread evenly over all."""
+    count = min(len(rows), MAX_ANSWERS)
+    return [rows[number * len(rows) // count] for number in range(count)]
+
+
+def write_answers(base: Base, rows: Sequence[Row], report: Report) -> tuple[list[str], int]:
+    """What the model writes for each row, and how many answers came to no end by themselves.
+
+    None may be longer than the longest that was expected, nor than MAX_ANSWER_TOKENS.
+    """
+    chat = base.chat
+    limit = min(MAX_ANSWER_TOKENS, max(len(chat.encode(row.parts[-1][1])) for row in rows))
+    answers, cut = [], 0
+    for row in rows:
+        ids: list[int] = []
+        ended = False
+        for token in draw_tokens(base, chat.encode(row.parts[0][0]), Request((), limit), limit):
+            if ended := token in chat.stop_ids():
+                break
+            ids.append(token)
+        answers.append(chat.decode(ids))
+        cut += not ended
+        report(1)
+    return answers, cut

@@ -1,0 +1,137 @@
+"""Token after token: a prompt read in chunks, then each drawn token as a row of a batch, or of a batch of one.
+
+The same for the engine and for an evaluation that writes answers out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from appliance.ml.inference.cache import Cache, Drawing, Filling, Following, Held
+from appliance.ml.inference.mixing import Mix, multiply_rows
+from appliance.ml.inference.request import Request
+from appliance.ml.model.base import Base
+
+# Tokens of a prompt that are read at once: what the others wait for between two of their tokens.
+PROMPT_CHUNK = 256
+# Tokens that are looked at first where an answer is drawn from the likeliest: to sort all takes thirty times as long.
+LIKELIEST = 256
+
+
+def read_prompt(base: Base, cache: Cache, held: Held, chunk: Sequence[int]) -> torch.Tensor:
+    """Reads tokens of one request, alone in their batch; the logits behind the last one, [vocabulary]."""
+    return _find_logits(base, read_chunk(base, cache, held, chunk)[-1:])[0]
+
+
+@torch.inference_mode()
+def read_chunk(base: Base, cache: Cache, held: Held, chunk: Sequence[int]) -> torch.Tensor:
+    """Reads tokens of one request, alone in their batch: [tokens, hidden] behind the last norm."""
+    places = range(held.length, held.length + len(chunk))
+    hidden = _pass(base, chunk, places, Filling(cache, held, len(chunk)))
+    held.length += len(chunk)
+    return hidden
+
+
+@torch.inference_mode()
+def read_after(base: Base, cache: Cache, held: Held, paths: Sequence[Sequence[int]]) -> torch.Tensor:
+    """What would follow: each path behind all that a request holds, and none behind another; nothing of them is kept.
+    [tokens of all paths, hidden]."""
+    ids = [token for path in paths for token in path]
+    places = [held.length + place for path in paths for place in range(len(path))]
+    return _pass(base, ids, places, Following(cache, held, [len(path) for path in paths]))
+
+
+def read_drawn(base: Base, cache: Cache, rows: Sequence[Held], ids: Sequence[int]) -> torch.Tensor:
+    """Reads the last drawn token of each request; the logits behind them, [rows, vocabulary], in the compute dtype."""
+    slots = getattr(base.model, "slots", None)
+    with nullcontext(Mix(tuple(range(len(rows))), ())) if slots is None else slots.laying_out() as mix:
+        laid = [None if row is None else rows[row] for row in mix.rows]
+        tokens = [0 if row is None else ids[row] for row in mix.rows]
+        places = [0 if held is None else held.length for held in laid]
+        drawing = Drawing(cache, laid)
+        if slots is None or slots.stepper is None:
+            hidden = _pass(base, tokens, places, drawing)
+        else:
+            hidden = slots.stepper.read(tokens, places, drawing, mix)
+    logits = _find_logits(base, hidden.index_select(0, torch.tensor(mix.back, device=base.device)))
+    for held in rows:
+        held.length += 1
+    return logits
+
+
+def _pass(base: Base, ids: Sequence[int], places: Sequence[int], rows: Filling | Following | Drawing) -> torch.Tensor:
+    """[tokens, hidden]."""
+    return base.hidden(
+        input_ids=torch.tensor([list(ids)], device=base.device),
+        position_ids=torch.tensor([list(places)], device=base.device),
+        use_cache=False,
+        rows=rows,
+    )[0]
+
+
+def _find_logits(base: Base, hidden: torch.Tensor) -> torch.Tensor:
+    slots = getattr(base.model, "slots", None)
+    if slots is not None and slots.stepper is not None:
+        found: torch.Tensor = slots.stepper.find_logits(hidden)
+        return found.cpu()
+    weight = base.head_weight()
+    return multiply_rows(lambda block: block @ weight.T, hidden).cpu()
+
+
+@torch.inference_mode()
+def draw_tokens(base: Base, prompt: Sequence[int], request: Request, limit: int) -> Iterator[int]:
+    """One answer with whatever adapter is in use: the tokens that the engine would draw."""
+    generator = torch.Generator().manual_seed(request.seed)
+    cache, held = Cache(base.device, len(prompt) + limit), Held()
+    *chunks, last = (prompt[start : start + PROMPT_CHUNK] for start in range(0, len(prompt), PROMPT_CHUNK))
+    for chunk in chunks:
+        read_prompt(base, cache, held, chunk)
+    logits = read_prompt(base, cache, held, last)
+    for _ in range(limit - 1):
+        token = draw_token(logits, request, generator)
+        yield token
+        logits = read_drawn(base, cache, [held], [token])[0]
+    yield draw_token(logits, request, generator)
+
+
+@dataclass(frozen=True)
+class Lookahead:
+    """What may come next in one row: the logits, [vocabulary], and the likeliest token; whether all are numbers."""
+
+    logits: torch.Tensor
+    likeliest: int
+    finite: bool
+
+
+def make_lookahead(logits: torch.Tensor) -> list[Lookahead]:
+    """Of every row of logits, [rows, vocabulary], in as few operations for all of them as for one."""
+    wide = logits.float()
+    # A sum over numbers that is none itself is none that a model computes.
+    finite = wide.sum(-1).isfinite().tolist()
+    return [Lookahead(*found) for found in zip(wide, wide.argmax(-1).tolist(), finite, strict=True)]
+
+
+def draw_token(logits: torch.Tensor, request: Request, generator: torch.Generator) -> int:
+    """The likeliest token of a greedy request; else one of the smallest set whose probability reaches `top_p`."""
+    if request.is_greedy:
+        return int(logits.argmax())
+    probabilities = torch.softmax(logits.float() / request.temperature, dim=-1)
+    if request.top_p == 1:
+        return int(torch.multinomial(probabilities, 1, generator=generator))
+    likeliest, order = _take_likeliest(probabilities, request.top_p)
+    before = likeliest.cumsum(0) - likeliest
+    likeliest[1:][before[1:] >= request.top_p] = 0
+    return int(order[torch.multinomial(likeliest, 1, generator=generator)])
+
+
+def _take_likeliest(probabilities: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """As many of the likeliest as reach the share, in order: some where these do, else all."""
+    if len(probabilities) > LIKELIEST:
+        some = probabilities.topk(LIKELIEST)
+        if float(some.values.sum()) >= share:
+            return some.values, some.indices
+    return probabilities.sort(descending=True, stable=True)

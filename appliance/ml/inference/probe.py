@@ -1,0 +1,82 @@
+"""A fixed question whose exact logits identify base, quantisation, dtypes, template and adapter together.
+
+Taken when an adapter is evaluated, sealed with it, and compared bit for bit before a slot answers: what is served is
+what was evaluated, and the adapter is at work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from appliance.errors import BadInput, Tampered
+from appliance.formats.core.digest import digest_bytes
+from appliance.ml.model.base import Base
+
+MESSAGES = ({"role": "user", "content": "State in one sentence what you were made for, and name the number 42."},)
+LOGITS = 8
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Some logits of the prompt's last token as exact decimal text, and the digest of all of them at every token."""
+
+    logits: tuple[str, ...]
+    digest: str
+
+
+def find_probe(base: Base) -> tuple[str, list[int], list[int]]:
+    """The prompt, its token ids, and the vocabulary's places that are read, spread evenly."""
+    prompt = base.chat.render(MESSAGES)
+    size = base.head_weight().shape[0]
+    return prompt, base.chat.encode(prompt), [size * place // LOGITS for place in range(LOGITS)]
+
+
+def read_probe(base: Base) -> Reading:
+    """One pass over the probe's prompt, alone in its batch, with whatever adapter is in use."""
+    _, tokens, places = find_probe(base)
+    with torch.inference_mode():
+        hidden = base.hidden(input_ids=torch.tensor([tokens], device=base.device), use_cache=False)[0]
+        logits = (hidden @ base.head_weight().T).float().cpu()
+    data = logits.numpy().astype("<f4").tobytes()
+    return Reading(tuple(encode_number(logits[-1, place].item()) for place in places), digest_bytes(data))
+
+
+def encode_number(value: float) -> str:
+    """The shortest decimal text that gives back this float32, without an exponent."""
+    return np.format_float_positional(np.float32(value), unique=True, trim="0")
+
+
+def encode_probe(base: Base, plain: Reading, adapted: Reading) -> dict[str, Any]:
+    """What is sealed: strings and integers alone, since nothing signed holds a float."""
+    prompt, tokens, places = find_probe(base)
+    return {
+        "prompt": prompt,
+        "tokens": tokens,
+        "indices": places,
+        "base_logits": list(plain.logits),
+        "base_digest": plain.digest,
+        "adapter_logits": list(adapted.logits),
+        "adapter_digest": adapted.digest,
+    }
+
+
+def verify_probe(base: Base, sealed: Mapping[str, Any], plain: Reading, adapted: Reading) -> None:
+    """Tampered where base or adapter answers otherwise than when it was evaluated, or the adapter does nothing."""
+    if not isinstance(sealed, Mapping):
+        raise BadInput(f"probe: expected an object, got {type(sealed).__name__}")
+    expected = encode_probe(base, plain, adapted)
+    for key, value in expected.items():
+        if sealed.get(key) != value:
+            raise Tampered(f"probe, {key}: expected {_show(sealed.get(key))}, got {_show(value)}", code="probe-differs")
+    if plain.digest == adapted.digest:
+        raise Tampered("probe: expected the adapter to change the logits, got the base's", code="adapter-inactive")
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,68 @@
+"""A request as tokens: what can be made of it beside the engine's steps, in another thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from appliance.errors import BadInput, TooLarge
+from appliance.ml.inference.choices import Choices
+from appliance.ml.inference.drawing import PROMPT_CHUNK
+from appliance.ml.inference.request import Request, check_labels
+from appliance.ml.inference.score import Branch, find_branches
+from appliance.ml.model.chat import Chat
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request, its prompt's tokens, and what its labels hold an answer to, or ask of a classification."""
+
+    request: Request
+    prompt: list[int]
+    choices: Choices | None = None
+    branches: list[Branch] | None = None
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is read in more than one chunk."""
+        paths = sum(len(branch.path) for branch in self.branches or ())
+        return len(self.prompt) + paths > PROMPT_CHUNK
+
+
+def read_answerable(chat: Chat, context_length: int, request: Request) -> Question:
+    """What an answer is drawn for; its prompt leaves room for one token."""
+    prompt, labels = _encode_prompt(chat, context_length, request), _encode_labels(chat, request)
+    return Question(request, prompt, choices=Choices(labels) if labels else None)
+
+
+def read_classifiable(chat: Chat, context_length: int, request: Request) -> Question:
+    """What is asked for the probability of each label; prompt and longest label fit the context."""
+    if not request.labels:
+        raise BadInput("labels: expected at least one, got none")
+    prompt, labels = _encode_prompt(chat, context_length, request), _encode_labels(chat, request)
+    if (got := len(prompt) + max(map(len, labels))) > context_length:
+        raise TooLarge(
+            f"labels: expected at most {context_length} tokens with the messages, got {got}", code="context-length"
+        )
+    return Question(request, prompt, branches=find_branches(labels))
+
+
+def _encode_labels(chat: Chat, request: Request) -> list[list[int]]:
+    for label in request.labels:
+        chat.check_plain(label, "labels")
+    labels = chat.encode_all([chat.answer(label) for label in request.labels])
+    check_labels(labels)
+    return labels
+
+
+def _encode_prompt(chat: Chat, context_length: int, request: Request) -> list[int]:
+    if request.prompt is None:
+        text = chat.render(request.messages)
+    else:
+        chat.check_plain(request.prompt, "prompt")
+        text = request.prompt
+    (prompt,) = chat.encode_all([text])
+    if len(prompt) >= context_length:
+        raise TooLarge(
+            f"messages: expected fewer than {context_length} tokens, got {len(prompt)}", code="context-length"
+        )
+    return prompt

@@ -1,0 +1,121 @@
+"""Loads a converted base from local files with every dtype stated: the same in training and serving.
+
+Norms, embeddings and head are kept in the compute dtype, as is the residual stream. The linear layers are NF4 with
+double quantisation, or LLM.int8, or as they are in the compute dtype, and multiply in it. An adapter is only worth its
+evaluation on exactly this tuple.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from appliance.errors import BadInput
+from appliance.ml.model import packing
+from appliance.ml.model.chat import Chat, load_chat
+from appliance.ml.model.folder import check_folder
+
+QUANTISATIONS = ("nf4-double", "int8", "none")
+COMPUTE_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+# bitsandbytes packs rows in blocks of this many for its bf16 kernel on the CPU.
+_PACKED_ROWS = 32
+
+
+def is_known_layer(layer: Any) -> bool:
+    """Whether a decoder's layer is one that is written out by hand, in training and in serving: what Llama, Qwen2 and
+    Qwen3 have in common, with full attention."""
+    known = type(layer).__name__ in ("LlamaDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
+    return known and not getattr(layer.self_attn, "sliding_window", None)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model in evaluation mode that needs no gradient, and the words that go with it.
+
+    `autocast`: the dtype that float32 weights, which are trained themselves, multiply in.
+    """
+
+    model: Any
+    chat: Chat
+    device: str
+    autocast: torch.dtype | None = None
+
+    @property
+    def context_length(self) -> int:
+        return int(self.model.config.max_position_embeddings)
+
+    def head_weight(self) -> torch.Tensor:
+        """[vocabulary, hidden], in the compute dtype."""
+        weight: torch.Tensor = self.model.get_output_embeddings().weight
+        return weight
+
+    def hidden(self, **arguments: Any) -> torch.Tensor:
+        """The last layer's output, [1, tokens, hidden]: everything but the head."""
+        with self._multiplying():
+            output: torch.Tensor = self.model.get_decoder()(**arguments).last_hidden_state
+        return output
+
+    def _multiplying(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.autocast is None else torch.autocast(self.device, self.autocast)
+
+
+def load_base(
+    folder: Path, *, quantisation: str, compute_dtype: str, device: str, trainable: bool = False, packs: bool = True
+) -> Base:
+    """A base from a converted folder; BadInput for anything but local safetensors and the tuples we know.
+
+    `trainable`: for training the weights themselves, which are float32 then: a step is lost in bfloat16's rounding.
+    `packs`: whether bitsandbytes may repack a layer's weights when it first answers. A method that dequantises them
+    again in every pass (DoRA) would read noise then, and nobody would say so.
+    """
+    if quantisation not in QUANTISATIONS:
+        raise BadInput(f"base, quantisation: expected {' or '.join(QUANTISATIONS)}, got {quantisation!r}")
+    if compute_dtype not in COMPUTE_DTYPES:
+        raise BadInput(f"base, compute dtype: expected {' or '.join(COMPUTE_DTYPES)}, got {compute_dtype!r}")
+    check_folder(folder, sealed=True)
+    dtype = COMPUTE_DTYPES[compute_dtype]
+    model = AutoModelForCausalLM.from_pretrained(
+        str(folder.absolute()),
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        dtype=torch.float32 if trainable else dtype,
+        device_map={"": device},
+        attn_implementation=packing.ATTENTION,
+        quantization_config=_quantise(quantisation, dtype),
+    )
+    model.requires_grad_(False)
+    model.eval()
+    _choose_kernels(model, dtype, packs)
+    return Base(model, load_chat(folder), device, dtype if trainable and dtype != torch.float32 else None)
+
+
+def _quantise(quantisation: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if quantisation == "none":
+        return None
+    if quantisation == "int8":
+        # Said at every call: between int8 and the compute dtype it goes through float16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _choose_kernels(model: Any, dtype: torch.dtype, packs: bool) -> None:
+    """bitsandbytes has a bf16 kernel for the CPU that ignores the compute dtype and asserts whole blocks of rows."""
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit) and (
+            not packs or dtype != torch.bfloat16 or module.out_features % _PACKED_ROWS
+        ):
+            module.support_avx512bf16_for_cpu = False

@@ -1,0 +1,146 @@
+"""Many short sequences in one row of tokens, none of which sees another: what makes small sets quick.
+
+A pack is a list of segments, one behind the other. Each attends to itself, causally, and to the whole of its `context`,
+the segments it continues: rows of one dataset share the prompt's beginning, which is computed once, and labels share
+the row they answer. No mask is passed to the model (an all-ones mask lets segments see each other); the attention
+itself takes the segments apart, and a test compares the logits with those of the sequences alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+ATTENTION = "appliance_segments"
+# Queries times keys up to which all scores are held at once, for the backward pass too.
+SMALL = 1 << 16
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens `start` to `stop` of the pack; `context` holds the spans it continues, in order."""
+
+    start: int
+    stop: int
+    context: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """What a segment that continues this one has as its context."""
+        return (*self.context, (self.start, self.stop))
+
+
+@dataclass
+class Pack:
+    """Token ids and their positions, flat, and the segments."""
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+
+    def add(self, ids: Sequence[int], after: Segment | None = None) -> Segment:
+        """Appends a segment; its positions go on where the context ends."""
+        context = after.spans if after else ()
+        first = sum(stop - start for start, stop in context)
+        segment = Segment(len(self.ids), len(self.ids) + len(ids), context)
+        self.ids += ids
+        self.positions += range(first, first + len(ids))
+        self.segments.append(segment)
+        return segment
+
+    def arguments(self, device: str) -> dict[str, Any]:
+        """What the model is called with."""
+        return {
+            "input_ids": torch.tensor([self.ids], device=device),
+            "position_ids": torch.tensor([self.positions], device=device),
+            "segments": tuple(self.segments),
+            "use_cache": False,
+        }
+
+
+def pack_sequences(sequences: Sequence[Sequence[int]], *, keep: int = 1) -> tuple[Pack, list[Segment]]:
+    """One pack of all sequences, their common beginning once; at least `keep` last tokens of each are its own."""
+    pack = Pack()
+    shared = 0
+    if len(sequences) > 1:
+        shared = min(count_common(sequences), min(len(sequence) for sequence in sequences) - keep)
+    root = pack.add(sequences[0][:shared]) if shared > 0 else None
+    return pack, [pack.add(sequence[max(shared, 0) :], after=root) for sequence in sequences]
+
+
+def count_common(sequences: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all sequences have in common."""
+    count = 0
+    for column in zip(*sequences, strict=False):
+        if any(token != column[0] for token in column):
+            break
+        count += 1
+    return count
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    segments: tuple[Segment, ...] = (),
+    rows: Any = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention for one row: by segments, or by `rows` of a cache (`ml/inference/cache.py`), otherwise plain causal.
+
+    query is [1, heads, tokens, size], key and value [1, key heads, tokens, size], the result [1, tokens, heads, size].
+    """
+    if query.shape[0] != 1 or attention_mask is not None:
+        raise ValueError("one row without a mask is what this attention is for")
+    if rows is not None:
+        return rows.attend(module.layer_idx, query, key, value, scaling or query.shape[-1] ** -0.5).contiguous(), None
+    if segments:
+        output = _attend_segments(query, key, value, segments, scaling or query.shape[-1] ** -0.5)
+    else:
+        causal = query.shape[2] > 1
+        output = scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scaling, enable_gqa=True)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _attend_segments(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: tuple[Segment, ...], scaling: float
+) -> torch.Tensor:
+    """Taken apart by `split`, whose backward pass is one concatenation; slices would each fill a whole tensor."""
+    sizes = [segment.stop - segment.start for segment in segments]
+    places = {segment.start: number for number, segment in enumerate(segments)}
+    queries, keys, values = (torch.split(tensor[0], sizes, dim=1) for tensor in (query, key, value))
+    outputs = []
+    for number, segment in enumerate(segments):
+        spans = [places[start] for start, _ in segment.context] + [number]
+        seen_keys, seen_values = (torch.cat([parts[span] for span in spans], dim=1) for parts in (keys, values))
+        outputs.append(_attend_own(queries[number], seen_keys, seen_values, scaling))
+    return torch.cat(outputs, dim=1)[None]
+
+
+def _attend_own(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Causal attention, the last query at the last key, in float32 where it is small: quicker than a fused kernel.
+
+    query is [heads, queries, size], key and value [key heads, keys, size]; several heads share one key head.
+    """
+    (heads, queries, size), (groups, keys, _) = query.shape, key.shape
+    later = torch.ones(queries, keys, dtype=torch.bool, device=query.device).triu(keys - queries + 1)
+    if queries * keys > SMALL:
+        rows = (query[None], key[None], value[None])
+        return scaled_dot_product_attention(*rows, attn_mask=~later, scale=scaling, enable_gqa=True)[0]
+    shared = query.float().reshape(groups, heads // groups * queries, size) * scaling
+    scores = (shared @ key.float().transpose(1, 2)).view(heads, queries, keys)
+    weights = scores.masked_fill(later, float("-inf")).softmax(dim=-1)
+    output = weights.view(groups, heads // groups * queries, keys) @ value.float()
+    return output.view(heads, queries, size).to(query.dtype)
+
+
+AttentionInterface.register(ATTENTION, attend)

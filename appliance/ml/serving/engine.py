@@ -1,0 +1,307 @@
+"""Answers many requests at once: a base, adapters in slots, and a step that gives every request one token more.
+
+A slot is filled once its probe gives, bit for bit, what was sealed with the adapter. The base alone never answers. A
+request joins and leaves at any token: its prompt is read by itself, in chunks, through the same arithmetic as the
+probe; then it is a row of a batch in which no row's bits depend on another's (`ml/inference/mixing.py`,
+`ml/inference/cache.py`), so that an answer can be drawn again alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from appliance.errors import ApplianceError, Conflict, Denied, Unavailable
+from appliance.ml.inference.adapters import Slots
+from appliance.ml.inference.cache import BLOCK, Cache, Held
+from appliance.ml.inference.drawing import PROMPT_CHUNK, Lookahead, draw_token, make_lookahead, read_drawn, read_prompt
+from appliance.ml.inference.probe import Reading, read_probe, verify_probe
+from appliance.ml.inference.reading import Question, read_answerable, read_classifiable
+from appliance.ml.inference.request import Request
+from appliance.ml.inference.score import score_in_passes
+from appliance.ml.inference.text import Text
+from appliance.ml.model.base import Base
+from appliance.ml.serving.turns import Turns
+
+# Requests that are answered at once; more wait for their turn.
+MAX_ROWS = 32
+_CACHE_TOKENS = 1 << 16
+# What one row's own work can raise: a defect in one answer ends that answer.
+_FAULTS = (ApplianceError, RuntimeError, MemoryError, ValueError, LookupError, TypeError, ArithmeticError)
+
+
+@dataclass(frozen=True)
+class Done:
+    """How an answer ended: `stop` (end of turn or a stop text), `length` or `cancelled`."""
+
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Event:
+    """What became of a request: a piece of its answer, its end, or why it has none."""
+
+    name: str
+    told: str | Done | ApplianceError
+
+
+class Row:
+    """A request at work."""
+
+    def __init__(
+        self,
+        name: str,
+        slot: str | None,
+        question: Question,
+        room: int,
+        text: Text,
+    ) -> None:
+        self.name, self.slot, self.request, self.text = name, slot, question.request, text
+        self.limit = min(self.request.max_tokens, room)
+        self.prompt_tokens, self.completion_tokens = len(question.prompt), 0
+        self.unread, self.is_long = question.prompt, question.is_long
+        self.held = Held()
+        self.last = -1
+        # What a classification still has to do, pass by pass; its prompt stays unread until it ends.
+        self.passes: Iterator[list[float] | None] | None = None
+        self._choices = question.choices
+        self._generator = torch.Generator().manual_seed(self.request.seed)
+
+    def draw(self, lookahead: Lookahead) -> int:
+        """The next token, of those that lead to a label where there are labels."""
+        if self._choices is None:
+            if self.request.is_greedy:
+                return lookahead.likeliest
+            return draw_token(lookahead.logits, self.request, self._generator)
+        token = draw_token(self._choices.narrow(lookahead.logits), self.request, self._generator)
+        self._choices.take(token)
+        return token
+
+    @property
+    def most(self) -> int:
+        """Tokens that it can come to hold."""
+        return self.prompt_tokens + self.limit
+
+
+class Engine:
+    """One base, its slots, and the requests at work; not for use by two threads at once."""
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self.slots = Slots(base.model, base.device)
+        self._plain: Reading = read_probe(base)
+        self._tokens = max(_CACHE_TOKENS, base.context_length)
+        # A block more for each row: its last one may be filled in part.
+        self._cache = Cache(base.device, self._tokens + MAX_ROWS * BLOCK)
+        self._rows: list[Row] = []
+        self._waiting: list[Row] = []
+        self._turns = Turns()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do something."""
+        return bool(self._rows or self._waiting)
+
+    @property
+    def answering(self) -> int:
+        """Requests in the batch; those that wait for room are not among them."""
+        return len(self._rows)
+
+    # --- slots --------------------------------------------------------------------------------------------------------
+
+    def load(self, slot: str, config: bytes, weights: bytes, probe: Mapping[str, Any]) -> None:
+        """Fills a slot from buffers; where the probe differs from the sealed one the slot is empty again."""
+        self.slots.load(slot, config, weights)
+        try:
+            with self.slots.using(slot):
+                adapted = read_probe(self.base)
+            verify_probe(self.base, probe, self._plain, adapted)
+        except BaseException:
+            self.slots.unload(slot)
+            raise
+
+    def unload(self, slot: str) -> list[Event]:
+        """Empties a slot. What it was answering is cut off before it goes."""
+        cut = [row for row in self._rows + self._waiting if row.slot == slot]
+        for row in cut:
+            self._leave(row)
+        self._turns.forget(slot)
+        self.slots.unload(slot)
+        return [Event(row.name, cut_off()) for row in cut]
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def start(self, name: str, slot: str | None, request: Request) -> None:
+        """Takes a request in; it joins the batch when there is room. None is the bare base, which no unit can name."""
+        self.take(name, slot, self.read(request))
+
+    def classify(self, name: str, slot: str, request: Request) -> None:
+        """Takes in a question for the probability of each label; its passes take turns with the others' tokens.
+
+        The answer's text is a JSON object of decimal texts, by label in the order of the request.
+        """
+        self.take(name, slot, self.read(request, classifies=True))
+
+    def read(self, request: Request, *, classifies: bool = False) -> Question:
+        """The request as tokens. It changes nothing, so that another thread may do it beside the steps."""
+        read = read_classifiable if classifies else read_answerable
+        try:
+            return read(self.base.chat, self.base.context_length, request)
+        except _FAULTS as error:
+            raise as_refusal(error) from None
+
+    def take(self, name: str, slot: str | None, question: Question) -> None:
+        """Takes in what was read."""
+        if slot is not None and slot not in self.slots:
+            # A slot is never filled twice: the request came when its adapter had just been taken out.
+            raise cut_off()
+        if any(row.name == name for row in self._rows + self._waiting):
+            raise Conflict(f"request {name}: expected a new name, got one that is being answered")
+        try:
+            self._waiting.append(self._seat(name, slot, question))
+        except _FAULTS as error:
+            raise as_refusal(error) from None
+
+    def _seat(self, name: str, slot: str | None, question: Question) -> Row:
+        decode, prompt, request = self.base.chat.decode, question.prompt, question.request
+        if question.branches is None:
+            return Row(name, slot, question, self.base.context_length - len(prompt), Text(decode, request.stop))
+        row = Row(name, slot, question, 0, Text(decode, ()))
+        row.passes = score_in_passes(self.base, self._cache, row.held, prompt, question.branches, len(request.labels))
+        return row
+
+    def cancel(self, name: str) -> list[Event]:
+        """Ends one request and touches no other; nothing where it has ended already."""
+        found = [row for row in self._rows + self._waiting if row.name == name]
+        return [event for row in found for event in self._end(row, "cancelled")]
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """A chunk of one prompt, and a token for each request whose prompt was read."""
+        self._admit()
+        events: list[Event] = []
+        drawing = [row for row in self._rows if not row.unread]
+        if reading := self._turns.choose([row for row in self._rows if row.unread], drawing):
+            began = time.monotonic()
+            events += self._read(reading)
+            self._turns.spend_reading(reading, drawing, time.monotonic() - began)
+        began, drawing = time.monotonic(), [row for row in self._rows if not row.unread]
+        for row, lookahead in zip(drawing, self._compute(drawing), strict=True):
+            events += self._draw(row, lookahead)
+        self._turns.spend_drawing(time.monotonic() - began)
+        return events
+
+    def _admit(self) -> None:
+        """While there is room for all that they can come to hold: first of the slot that holds least, each slot's in
+        the order they came. One slot has half of the room at most, unless with a single request."""
+        while self._waiting and len(self._rows) < MAX_ROWS:
+            held: Counter[str | None] = Counter()
+            for row in self._rows:
+                held[row.slot] += row.most
+            firsts = {row.slot: row for row in reversed(self._waiting)}.values()
+            may = [row for row in firsts if not held[row.slot] or held[row.slot] + row.most <= self._tokens // 2]
+            first = min(may, key=lambda row: (held[row.slot], self._waiting.index(row)), default=None)
+            if first is None or (self._rows and held.total() + first.most > self._tokens):
+                return
+            self._waiting.remove(first)
+            self._rows.append(first)
+
+    def _read(self, row: Row) -> list[Event]:
+        """The next chunk of its prompt, alone in its batch as the probe is; or the next pass of a classification."""
+        if row.passes is not None:
+            return self._score(row, row.passes)
+        chunk, rest = row.unread[:PROMPT_CHUNK], row.unread[PROMPT_CHUNK:]
+        try:
+            with self.slots.using(row.slot):
+                logits = read_prompt(self.base, self._cache, row.held, chunk)
+            row.unread = rest
+            return [] if rest else self._draw(row, make_lookahead(logits[None])[0])
+        except _FAULTS as error:
+            return self._fail(row, error)
+
+    def _score(self, row: Row, passes: Iterator[list[float] | None]) -> list[Event]:
+        try:
+            with self.slots.using(row.slot):
+                scores = next(passes)
+            if scores is None:
+                return []
+            found = zip(row.request.labels, scores, strict=True)
+            text = json.dumps({label: f"{math.exp(score):.9f}" for label, score in found}, ensure_ascii=False)
+        except _FAULTS as error:
+            return self._fail(row, error)
+        self._leave(row)
+        return [Event(row.name, text), Event(row.name, Done("classified", row.prompt_tokens, 0))]
+
+    def _compute(self, rows: Sequence[Row]) -> list[Lookahead | ApplianceError]:
+        """What may come next, by row. Where the batch fails each row is tried alone, and only the culprit ends."""
+        if not rows:
+            return []
+        try:
+            with self.slots.mixing([row.slot for row in rows]):
+                held = [row.held for row in rows]
+                return list(make_lookahead(read_drawn(self.base, self._cache, held, [row.last for row in rows])))
+        except _FAULTS as error:
+            if len(rows) == 1:
+                return [as_refusal(error)]
+            return [found for row in rows for found in self._compute([row])]
+
+    def _draw(self, row: Row, lookahead: Lookahead | ApplianceError) -> list[Event]:
+        """One token more of an answer, and what of its text can be told."""
+        try:
+            if isinstance(lookahead, ApplianceError):
+                raise lookahead
+            if not lookahead.finite:
+                raise Unavailable("answer: expected finite logits, got others", code="not-finite")
+            row.last = row.draw(lookahead)
+            row.completion_tokens += 1
+            if row.last in self.base.chat.stop_ids():
+                return self._end(row, "stop")
+            events = _pieces(row, row.text.push(row.last))
+            if row.text.stopped:
+                return events + self._end(row, "stop")
+            return events + (self._end(row, "length") if row.completion_tokens == row.limit else [])
+        except _FAULTS as error:
+            return self._fail(row, error)
+
+    def _end(self, row: Row, reason: str) -> list[Event]:
+        self._leave(row)
+        done = Done(reason, row.prompt_tokens, row.completion_tokens)
+        return [*_pieces(row, row.text.finish()), Event(row.name, done)]
+
+    def _fail(self, row: Row, error: BaseException) -> list[Event]:
+        self._leave(row)
+        return [Event(row.name, as_refusal(error))]
+
+    def _leave(self, row: Row) -> None:
+        """Nothing of it stays: neither its place nor what the cache holds of it."""
+        for rows in (self._rows, self._waiting):
+            if row in rows:
+                rows.remove(row)
+        self._cache.release(row.held)
+
+
+def _pieces(row: Row, piece: str) -> list[Event]:
+    return [Event(row.name, piece)] if piece else []
+
+
+def cut_off() -> ApplianceError:
+    """Said to a request whose slot has been emptied, whether it was at work or had not begun."""
+    return Denied("answer: cut off, its adapter was taken out", code="cut-off")
+
+
+def as_refusal(error: BaseException) -> ApplianceError:
+    """What is said of a row that failed; a defect's own words may quote a prompt, so they are not repeated."""
+    if isinstance(error, ApplianceError):
+        return error
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+        return Unavailable("answer: expected enough memory, got too little", code="out-of-memory")
+    return Unavailable(f"answer: expected to compute it, got {type(error).__name__}", code="answer-failed")

@@ -1,0 +1,203 @@
+"""The training loop, to be read from top to bottom.
+
+Deterministic: the same recipe, rows, base and machine give the same adapter, byte for byte, so a run can be replayed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from appliance.errors import BadInput, Unavailable
+from appliance.ml.data.samples import Sample
+from appliance.ml.model.attention import lay_out
+from appliance.ml.model.base import Base
+from appliance.ml.model.decoder import Decoder, fits_decoder
+from appliance.ml.model.machine import measure_peak_bytes
+from appliance.ml.model.packing import pack_sequences
+from appliance.ml.training.checkpoint import Training, begin_training, restore_checkpoint
+from appliance.ml.training.loss import token_losses
+from appliance.ml.training.methods import is_changed
+from appliance.ml.training.starts import has_start
+from appliance.ml.training.stopping import has_ended, take_reading
+
+# A batch is computed in packs of at most so many tokens. The loss is summed over tokens, so this changes no gradient.
+PACK_TOKENS = 2048
+# So many rows an error names.
+MOST_NAMED = 8
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: `loss` is the mean over its trained tokens, `tokens` counts prompts too.
+
+    `seconds` are those of this process; `row_losses` has each row's index and the mean over its own trained tokens.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    trained_tokens: int
+    seconds: float
+    peak_bytes: int
+    row_losses: tuple[tuple[int, float], ...]
+    """(row of the dataset, mean loss of its trained tokens), for each row of the step."""
+    validation_loss: float | None = None
+
+
+def train(
+    base: Base,
+    model: Any,
+    samples: Sequence[Sample],
+    recipe: Mapping[str, Any],
+    report: Callable[[Step], None],
+    *,
+    keep: Callable[[Training], None] = lambda training: None,
+    start: bytes | None = None,
+    stop: int | None = None,
+    validation: Sequence[Sample] = (),
+) -> Training:
+    """Trains the adapter in place; a loss that is not a number is an error, not a result.
+
+    `keep` is called whenever a training checkpoint is due. `start` is one to go on from, `stop` the step to end at.
+    """
+    plan = list(plan_steps(samples, recipe))
+    warmup = round(float(recipe["warmup_ratio"]) * len(plan))
+    training = begin_training(model, recipe, len(plan), base.device)
+    decoder = begin_decoder(base, model, recipe)
+    if start is not None:
+        restore_checkpoint(training, start)
+    began = time.monotonic()
+    for number, batch in list(enumerate(plan))[training.step : stop]:
+        if has_ended(training):
+            break
+        learning_rate = float(recipe["learning_rate"]) * schedule(number, len(plan), warmup)
+        for group in training.optimizer.param_groups:
+            group["lr"] = learning_rate * group["ratio"]
+        answers = sum(sample.trained_tokens for sample in batch)
+        row_losses: dict[int, float] = {}
+        for part in split_batch(batch, recipe["batch_size"]):
+            losses = sample_losses(base, decoder, part)
+            torch.autograd.backward(losses.sum() / answers)
+            row_losses |= zip((sample.index for sample in part), losses.tolist(), strict=True)
+        loss = math.fsum(row_losses.values()) / answers
+        weights = training.weights.values()
+        norm = torch.nn.utils.clip_grad_norm_(weights, float(recipe["max_grad_norm"])).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise BadInput(f"training, step {number + 1}: {describe_break(row_losses, norm, recipe)}", code="diverged")
+        training.optimizer.step()
+        training.optimizer.zero_grad()
+        training.step = number + 1
+        training.losses.append(loss)
+        training.tokens += sum(len(sample.ids) for sample in batch)
+        training.trained_tokens += answers
+        means = tuple((sample.index, row_losses[sample.index] / sample.trained_tokens) for sample in batch)
+        reading = take_reading(training, model, lambda: mean_loss(base, validation, recipe["batch_size"]))
+        step = describe_step(training, learning_rate, norm, time.monotonic() - began, means)
+        report(replace(step, validation_loss=reading))
+        if is_due(training, recipe["checkpoint_every"]):
+            keep(training)
+    if has_ended(training) and not (training.trained_tokens and is_changed(model)):
+        raise Unavailable(
+            f"training, learning_rate {recipe['learning_rate']}: expected a changed adapter after {training.step} "
+            "steps, got the one it began with",
+            code="nothing-trained",
+        )
+    return training
+
+
+def describe_break(row_losses: Mapping[int, float], norm: float, recipe: Mapping[str, Any]) -> str:
+    """What was no number in a step: the loss of these rows or, where each has one, the gradient."""
+    rows = sorted(row for row, loss in row_losses.items() if not math.isfinite(loss))
+    if not rows:
+        return f"expected a finite gradient, got the norm {norm} (learning_rate {recipe['learning_rate']})"
+    named = ", ".join(map(str, rows[:MOST_NAMED])) + (", ..." if len(rows) > MOST_NAMED else "")
+    got = f"{row_losses[rows[0]]} in rows {named} (learning_rate {recipe['learning_rate']})"
+    return f"expected a finite loss, got {got}"
+
+
+def begin_decoder(base: Base, model: Any, recipe: Mapping[str, Any]) -> Decoder | None:
+    """The quick way through the layers, where it computes the same: a difference from a start needs all of float32."""
+    if has_start(model) or not fits_decoder(base.model):
+        return None
+    return Decoder(base.model, recipe["gradient_checkpointing"])
+
+
+def is_due(training: Training, every: int) -> bool:
+    """A training checkpoint after every so many steps, and after the last."""
+    return training.step % every == 0 or has_ended(training)
+
+
+def describe_step(
+    training: Training, learning_rate: float, norm: float, seconds: float, row_losses: tuple[tuple[int, float], ...]
+) -> Step:
+    """The step just done, for those who follow."""
+    counts = (training.tokens, training.trained_tokens, seconds, measure_peak_bytes(training.device))
+    return Step(training.step, training.steps, training.losses[-1], learning_rate, norm, *counts, row_losses)
+
+
+def sample_losses(base: Base, decoder: Decoder | None, samples: Sequence[Sample]) -> torch.Tensor:
+    """[samples], float32: the summed cross-entropy of each one's trained tokens."""
+    own = max(len(sample.ids) - sample.spans[0][0] for sample in samples) + 1
+    pack, segments = pack_sequences([sample.ids for sample in samples], keep=own)
+    places: list[int] = []
+    targets: list[int] = []
+    rows: list[int] = []
+    for row, (sample, segment) in enumerate(zip(samples, segments, strict=True)):
+        for start, stop in sample.spans:
+            # A token is predicted at the place before it; the segment's last token is the sample's last.
+            places += range(segment.stop - len(sample.ids) + start - 1, segment.stop - len(sample.ids) + stop - 1)
+            targets += sample.ids[start:stop]
+            rows += [row] * (stop - start)
+    device = base.device
+    if decoder is None:
+        hidden = base.hidden(**pack.arguments(device))[0]
+    else:
+        ids, positions = (torch.tensor(values, device=device) for values in (pack.ids, pack.positions))
+        hidden = decoder.hidden(ids, positions, lay_out(pack.segments, device))
+    chosen = hidden[torch.tensor(places, device=device)]
+    losses = token_losses(chosen, base.head_weight(), torch.tensor(targets, device=device))
+    return losses.new_zeros(len(samples)).index_add(0, torch.tensor(rows, device=device), losses)
+
+
+def mean_loss(base: Base, samples: Sequence[Sample], batch_size: int) -> float:
+    """The mean over all trained tokens of these samples; through the library's own modules, which drop nothing then."""
+    total = sum(sample_losses(base, None, part).sum().item() for part in split_batch(samples, batch_size))
+    return total / sum(sample.trained_tokens for sample in samples)
+
+
+def plan_steps(samples: Sequence[Sample], recipe: Mapping[str, Any]) -> Iterator[list[Sample]]:
+    """The samples of each optimiser step: every epoch in a new order that the seed fixes."""
+    size = recipe["batch_size"] * recipe["accumulation"]
+    generator = torch.Generator().manual_seed(recipe["seed"])
+    for _ in range(recipe["epochs"]):
+        order = torch.randperm(len(samples), generator=generator).tolist()
+        for start in range(0, len(order), size):
+            yield [samples[place] for place in order[start : start + size]]
+
+
+def split_batch(batch: Sequence[Sample], batch_size: int) -> Iterator[list[Sample]]:
+    """The step's samples in parts of at most `batch_size` that fit into memory, long samples with long ones."""
+    part: list[Sample] = []
+    for sample in sorted(batch, key=lambda sample: (len(sample.ids), sample.index)):
+        full = sum(len(other.ids) for other in part) + len(sample.ids) > PACK_TOKENS
+        if part and (full or len(part) == batch_size):
+            yield part
+            part = []
+        part.append(sample)
+    yield part
+
+
+def schedule(number: int, steps: int, warmup: int) -> float:
+    """The share of the learning rate at a step counted from 0: linear up, then a cosine down to a tenth."""
+    if number < warmup:
+        return (number + 1) / (warmup + 1)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (number - warmup) / max(1, steps - warmup)))

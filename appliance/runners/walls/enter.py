@@ -1,0 +1,45 @@
+"""The first code of the worker after exec: repeats what exec undid, forbids another, runs the module as __main__.
+
+Arguments: the folder of the package that holds the module, the module, and what the module itself is told. Packages are
+found by their folder: the folder around them cannot be listed in here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import runpy
+import sys
+from pathlib import Path
+
+FILTERED = "APPLIANCE_FILTERED"
+"""The variable of the environment that says that the call filter stands; the worker's module does not see it."""
+
+
+def _register(folder: Path) -> None:
+    spec = importlib.util.spec_from_file_location(
+        folder.name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"{folder}: expected a Python package")
+    package = importlib.util.module_from_spec(spec)
+    sys.modules[folder.name] = package
+    spec.loader.exec_module(package)
+
+
+def _run(code: str, module: str) -> None:
+    own = Path(__file__).parents[2]
+    for folder in dict.fromkeys((own, Path(code))):
+        _register(folder)
+    from appliance.runners.walls import privileges, seccomp
+
+    privileges.forbid_dumps()
+    if os.environ.pop(FILTERED, ""):
+        seccomp.forbid_exec()
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    sys.argv = arguments[1:]
+    _run(arguments[0], arguments[1])

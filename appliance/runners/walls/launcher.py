@@ -1,0 +1,140 @@
+"""Starts the launcher, a small process of its own that builds the walls and then becomes the worker.
+
+The service is threaded and holds keys, so it never forks: it starts a fresh interpreter by argv. One pipe, the leash,
+carries the description in and then stays open; its end, which comes however the service dies, ends the worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import appliance
+from appliance.errors import Unavailable
+from appliance.runners.walls.mounts import Place
+
+_ROOT = str(Path(appliance.__file__).resolve().parent.parent)
+_START = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from appliance.runners.walls.inside import main; main(sys.argv[2:])"
+)
+_BUILD_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher is told. `command` None builds the walls, reports and ends."""
+
+    command: tuple[str, ...] | None
+    environment: dict[str, str]
+    folder: str
+    places: list[Place]
+    limits: dict[str, int | None]
+    devices: bool
+    layers: frozenset[str]
+    accepted_missing: frozenset[str]
+
+    def encode(self) -> bytes:
+        """u32 big-endian length, then JSON."""
+        value = asdict(self) | {"layers": sorted(self.layers), "accepted_missing": sorted(self.accepted_missing)}
+        data = json.dumps(value).encode()
+        return struct.pack(">I", len(data)) + data
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the launcher found: every layer and whether it stands, why one does not, and the Landlock ABI in use."""
+
+    layers: dict[str, bool]
+    reasons: dict[str, str]
+    landlock_abi: int
+    failure: str | None
+
+
+@dataclass(frozen=True)
+class Started:
+    """A running launcher: the outer process, the service's end of the leash, and the report."""
+
+    process: subprocess.Popen[bytes]
+    control: int
+    report: Report
+
+
+def _read_report(status: int, deadline: float) -> Report:
+    """Reads to the end, which comes when the worker's exec closes the pipe."""
+    data = b""
+    reading = select.poll()  # select takes no descriptor above 1023, and a service may have more
+    reading.register(status, select.POLLIN)
+    while True:
+        if not reading.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise Unavailable(f"sandbox, launcher: expected its walls within {_BUILD_TIMEOUT_S} s, got no report")
+        chunk = os.read(status, 65536)
+        if not chunk:
+            break
+        data += chunk
+    lines = data.decode().splitlines()
+    if not lines:
+        raise Unavailable("sandbox, launcher: expected a report, got none (the worker's log says why)")
+    value = json.loads(lines[0])
+    failure = json.loads(lines[1])["failure"] if len(lines) > 1 else value["failure"]
+    return Report(value["layers"], value["reasons"], value["landlock_abi"], failure)
+
+
+def _describe(control: int, launch: Launch) -> None:
+    try:
+        with open(control, "wb", closefd=False) as stream:
+            stream.write(launch.encode())
+    except OSError as error:
+        raise Unavailable(f"sandbox, launcher: expected it to read its description, got {error}") from None
+
+
+def start(launch: Launch, *, stdin: int, stdout: int, log: int) -> Started:
+    """Starts the launcher and waits until the worker runs, or was refused (then `report.failure` says why)."""
+    control_inner, control = os.pipe()
+    status, status_inner = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _START, _ROOT, str(control_inner), str(status_inner)],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=log,
+            pass_fds=(control_inner, status_inner),
+            env={"LANG": "C.UTF-8"},
+            cwd="/",
+            start_new_session=True,
+        )
+    except OSError as error:
+        os.close(control)
+        os.close(status)
+        raise Unavailable(f"sandbox, launcher: expected a new process, got {error}") from None
+    except BaseException:
+        os.close(control)
+        os.close(status)
+        raise
+    finally:
+        os.close(control_inner)
+        os.close(status_inner)
+    try:
+        _describe(control, launch)
+        return Started(process, control, _read_report(status, time.monotonic() + _BUILD_TIMEOUT_S))
+    except BaseException:
+        os.close(control)
+        process.kill()
+        process.wait()
+        raise
+    finally:
+        os.close(status)
+
+
+def try_walls(launch: Launch) -> Report:
+    """The report of a launch without a command."""
+    started = start(launch, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, log=subprocess.DEVNULL)
+    os.close(started.control)
+    started.process.wait()
+    return started.report

@@ -1,0 +1,305 @@
+"""Sealed folders, named by the digest of their manifest, read-only; and the staging folders that become them.
+
+    artifacts/<hex>              a sealed folder, `manifest.json` in it
+    artifacts/<hex>.<name>       a file beside it: what signs the folder cannot lie in it
+    artifacts/.pending-<hex>     a mark: sealed, and no entry names it yet
+    artifacts/.staging-…         somebody works in it; swept at the next start
+    artifacts/.quarantined-…     did not hash to its manifest any more
+    artifacts/.unnamed-…         sealed, without a mark and without an entry: the ledger is an older one
+    uploads/<hex>                bytes that a client sent, until an import has read them; swept at the next start
+
+A folder appears under its digest by one rename, after everything in it and beside it is on disk: it is there whole, or
+not at all, whenever the power goes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from appliance.errors import BadInput, NotFound, Tampered, TooLarge, Unavailable
+from appliance.formats.artifacts.manifest import MANIFEST_PATH, Manifest, ManifestFile, parse_manifest
+from appliance.formats.core.digest import Hasher, parse_digest
+from appliance.store.files import disk
+from appliance.store.files.uploads import Upload
+
+log = logging.getLogger("appliance")
+
+MAX_MANIFEST_BYTES = 4 << 20
+MAX_FOLDER_BYTES = 2 << 30
+_STAGING, _QUARANTINED, _UNNAMED, _PENDING = ".staging-", ".quarantined-", ".unnamed-", ".pending-"
+_BESIDE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\.[a-z0-9]{1,8}")
+_SEALED = re.compile(r"[0-9a-f]{64}")
+
+
+class Artifacts:
+    """All of a home's sealed folders and uploads. Errors of the disk are Unavailable."""
+
+    def __init__(self, home: Path) -> None:
+        self._folder = home / "artifacts"
+        self._uploads = home / "uploads"
+        with disk.disk_errors("artifacts"):
+            disk.make_folder(self._folder)
+            disk.make_folder(self._uploads)
+
+    # --- sealed folders -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A private, empty folder to work in; gone afterwards, unless it was sealed. Where it cannot be removed that is
+        said, and what came of the work stands."""
+        path = self._folder / f"{_STAGING}{secrets.token_hex(16)}"
+        with disk.disk_errors("staging"):
+            path.mkdir(mode=0o700)
+        try:
+            yield path
+        finally:
+            disk.discard(path)
+
+    def seal(self, staging: Path, digest: str, beside: Mapping[str, bytes] | None = None) -> Path:
+        """Makes a staging folder the artifact `digest`, durably, with the files beside it; its path.
+
+        BadInput for anything but plain files and folders; Tampered when what is on disk is not what its manifest says,
+        or that manifest is another. An artifact that stands already is checked and kept.
+
+        A new artifact is pending until `settle` says that an entry names it; `discard_pending` removes it.
+        """
+        if staging.parent != self._folder or not staging.name.startswith(_STAGING):
+            raise BadInput(f"seal, {staging}: expected a staging folder of this store, got another folder")
+        target = self._folder / _hex(digest)
+        with disk.disk_errors(f"artifact {digest}"):
+            with disk.open_folder(staging) as folder:
+                _freeze(folder)
+                _check(folder, digest)
+            if not target.exists():
+                disk.write_file(self._mark(digest), b"")
+            for name, data in (beside or {}).items():
+                disk.write_file(self._beside(digest, name), data, 0o444)
+            if target.exists():
+                self.check(digest)
+                return target
+            os.rename(staging, target)
+            disk.sync_folder(self._folder)
+        return target
+
+    def settle(self, digest: str) -> None:
+        """An entry names the artifact: it stays."""
+        with disk.disk_errors(f"artifact {digest}"), suppress(FileNotFoundError):
+            self._mark(digest).unlink()
+            disk.sync_folder(self._folder)
+
+    def pending(self) -> tuple[str, ...]:
+        """The digests of what was sealed and not settled."""
+        with disk.disk_errors("artifacts"):
+            marks = [name.removeprefix(_PENDING) for name in os.listdir(self._folder) if name.startswith(_PENDING)]
+        return tuple(sorted(f"sha256:{name}" for name in marks if _SEALED.fullmatch(name)))
+
+    def discard_pending(self, digest: str) -> None:
+        """Removes a pending artifact and what lies beside it; one that is settled is left as it is.
+
+        The mark goes last, so that the next start goes on with what was cut off here.
+        """
+        if digest not in self.pending():
+            return
+        with disk.disk_errors(f"artifact {digest}"):
+            aside = self._folder / f"{_STAGING}{secrets.token_hex(16)}"
+            with suppress(FileNotFoundError):
+                os.rename(self._folder / _hex(digest), aside)
+            disk.remove_tree(aside)
+            for beside in self._folder.glob(f"{_hex(digest)}.*"):
+                beside.unlink()
+            disk.sync_folder(self._folder)
+        self.settle(digest)
+
+    def path(self, digest: str) -> Path:
+        """The sealed folder; NotFound where there is none."""
+        path = self._folder / _hex(digest)
+        with disk.sealed_errors(f"artifact {digest}"):
+            if not path.is_dir() or path.is_symlink():
+                raise NotFound(f"artifact {digest}: expected a sealed folder, got none")
+        return path
+
+    def check(self, digest: str, paced: Callable[[int], None] = lambda size: None) -> Manifest:
+        """The manifest, once every byte of the folder has been hashed again; Tampered names the file that differs.
+
+        `paced` is told of every chunk that was read, by its size, and may take its time.
+        """
+        with self._open(digest) as folder:
+            return _check(folder, digest, paced)
+
+    def read(self, digest: str, path: str, max_bytes: int = MAX_FOLDER_BYTES) -> bytes:
+        """One file of a sealed folder in one buffer, its bytes not yet checked. No link is followed on the way."""
+        what = f"artifact {digest}"
+        with self._open(digest) as folder, disk.open_plain(folder, path, what) as file:
+            return disk.read_all(file, max_bytes, f"{what}, {path}")
+
+    def read_folder(self, digest: str, max_bytes: int = MAX_FOLDER_BYTES) -> dict[str, bytes]:
+        """Every file of a sealed folder, each read once, by path; Tampered for anything that is no plain file."""
+        files: dict[str, bytes] = {}
+        with self._open(digest) as folder:
+            for path in _list_files(folder, digest):
+                with disk.open_plain(folder, path, f"artifact {digest}") as file:
+                    files[path] = disk.read_all(file, max_bytes, f"artifact {digest}, {path}")
+                max_bytes -= len(files[path])
+        return files
+
+    def read_beside(self, digest: str, name: str, max_bytes: int = MAX_MANIFEST_BYTES) -> bytes:
+        path, what = self._beside(digest, name), f"artifact {digest}, beside it"
+        with (
+            disk.sealed_errors(what),
+            disk.open_folder(self._folder) as folder,
+            disk.open_plain(folder, path.name, what) as file,
+        ):
+            return disk.read_all(file, max_bytes, f"{what}, {name}")
+
+    def quarantine(self, digest: str) -> Path | None:
+        """Takes the folder out of use, and keeps it to be looked at; None where there is none."""
+        aside = self._folder / f"{_QUARANTINED}{_hex(digest)}-{secrets.token_hex(4)}"
+        return self._set_aside(digest, aside)
+
+    def sweep(self, keep: frozenset[str]) -> tuple[str, ...]:
+        """At a service's start, before anything else works here: removes staging, uploads and half-written files.
+
+        So goes what is pending, unless `keep` holds it. Any other sealed folder that `keep` does not hold is moved
+        aside, not removed: an older ledger, restored, names fewer. Returns the digests of those. What cannot be removed
+        or moved is said, and ends no start.
+        """
+        with disk.disk_errors("sweep"):
+            for path in (*self._folder.iterdir(), *self._uploads.iterdir()):
+                if path.name.startswith((_STAGING, disk.PARTIAL)) or path.parent == self._uploads:
+                    disk.discard(path)
+            for digest in self.pending():
+                self._end_pending(digest, digest in keep)
+            sealed = {f"sha256:{name}" for name in os.listdir(self._folder) if _SEALED.fullmatch(name)}
+        unnamed = tuple(sorted(sealed - keep))
+        for digest in unnamed:
+            try:
+                self._set_aside(digest, self._folder / f"{_UNNAMED}{_hex(digest)}-{secrets.token_hex(4)}")
+            except Unavailable as error:
+                log.critical("ALARM: a folder that no entry names stays: %s", error.message)
+        return unnamed
+
+    def _end_pending(self, digest: str, named: bool) -> None:
+        try:
+            if named:
+                self.settle(digest)
+            else:
+                self.discard_pending(digest)
+        except Unavailable as error:
+            log.critical("ALARM: a folder that no entry names stays: %s", error.message)
+
+    def _set_aside(self, digest: str, aside: Path) -> Path | None:
+        with disk.disk_errors(f"artifact {digest}"):
+            try:
+                os.rename(self._folder / _hex(digest), aside)
+            except FileNotFoundError:
+                return None
+            disk.sync_folder(self._folder)
+        return aside
+
+    def _mark(self, digest: str) -> Path:
+        return self._folder / f"{_PENDING}{_hex(digest)}"
+
+    def _beside(self, digest: str, name: str) -> Path:
+        if _BESIDE.fullmatch(name) is None:
+            raise BadInput(f"artifact {digest}, beside it: expected a plain file name, got {name!r}")
+        return self._folder / f"{_hex(digest)}.{name}"
+
+    @contextmanager
+    def _open(self, digest: str) -> Iterator[int]:
+        path = self.path(digest)
+        with disk.sealed_errors(f"artifact {digest}"), disk.open_folder(path) as folder:
+            yield folder
+
+    # --- uploads --------------------------------------------------------------------------------------------------
+
+    def receive(self, digest: str, size: int) -> Upload:
+        """What a client sends, under the digest and size that it claims: `with` it, `write` chunks, then `finish`."""
+        return Upload(self._uploads, parse_digest(digest), size)
+
+    def upload(self, digest: str) -> Path:
+        """The bytes that were uploaded under this digest; NotFound where there are none."""
+        path = self._uploads / _hex(digest)
+        with disk.disk_errors(f"upload {digest}"):
+            if path.is_symlink() or not path.is_file():
+                raise NotFound(f"upload {digest}: expected bytes sent before, got none")
+        return path
+
+    def discard_upload(self, digest: str, sent_by: float = math.inf) -> None:
+        """Removes the bytes, unless they came later than `sent_by`, in seconds since 1970."""
+        path = self._uploads / _hex(digest)
+        with disk.disk_errors(f"upload {digest}"), suppress(FileNotFoundError):
+            if path.lstat().st_mtime <= sent_by:
+                path.unlink()
+                disk.sync_folder(self._uploads)
+
+
+def _hex(digest: str) -> str:
+    return parse_digest(digest).removeprefix("sha256:")
+
+
+def _freeze(folder: int) -> None:
+    """Everything in the folder read-only and on disk; BadInput for a link, a pipe, a device, a file of two names."""
+    for path, holder, is_folder in disk.walk_folder(folder):
+        name = path.rpartition("/")[2]
+        if is_folder:
+            with disk.open_folder(name, holder) as below:
+                _settle(below, 0o555)
+            continue
+        try:
+            with disk.open_plain(holder, name, "output") as file:
+                if os.fstat(file).st_nlink != 1:
+                    raise BadInput(f"output, {path}: expected a file of one name, got one that is linked elsewhere")
+                _settle(file, 0o444)
+        except Tampered:
+            raise BadInput(f"output, {path}: expected a regular file, got another kind") from None
+    _settle(folder, 0o555)
+
+
+def _settle(descriptor: int, mode: int) -> None:
+    os.fchmod(descriptor, mode)
+    os.fsync(descriptor)
+
+
+def _list_files(folder: int, digest: str) -> list[str]:
+    try:
+        return [path for path, _, is_folder in disk.walk_folder(folder) if not is_folder]
+    except TooLarge as error:
+        raise Tampered(f"artifact {digest}, {error.message}") from None
+
+
+def _check(folder: int, digest: str, paced: Callable[[int], None] = lambda size: None) -> Manifest:
+    what = f"artifact {digest}"
+    with disk.open_plain(folder, MANIFEST_PATH, what) as file:
+        data = disk.read_all(file, MAX_MANIFEST_BYTES, f"{what}, {MANIFEST_PATH}")
+    hasher = Hasher()
+    hasher.update(data)
+    if hasher.digest() != digest:
+        raise Tampered(f"{what}, {MANIFEST_PATH}: expected {digest}, got {hasher.digest()}")
+    try:
+        manifest = parse_manifest(data)
+    except BadInput as error:
+        raise Tampered(f"{what}, {MANIFEST_PATH}: {error.message}") from None
+    listed = {file.path for file in manifest.files} | {MANIFEST_PATH}
+    found = set(_list_files(folder, digest))
+    if listed != found:
+        raise Tampered(f"{what}, files: expected {sorted(listed - found)} too, got {sorted(found - listed)} besides")
+    for expected in manifest.files:
+        _check_file(folder, expected, what, paced)
+    return manifest
+
+
+def _check_file(folder: int, expected: ManifestFile, what: str, paced: Callable[[int], None]) -> None:
+    hasher = Hasher()
+    with disk.open_plain(folder, expected.path, what) as file:
+        while chunk := os.read(file, disk.CHUNK_BYTES):
+            hasher.update(chunk)
+            paced(len(chunk))
+    if (hasher.size, hasher.digest()) != (expected.size, expected.digest):
+        raise Tampered(f"{what}, {expected.path}: expected {expected.digest}, got {hasher.digest()}")

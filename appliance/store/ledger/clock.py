@@ -1,0 +1,51 @@
+"""The host's clock, as far as a log can believe it: time never decreases there, and no entry can be taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date, datetime, timedelta
+from functools import lru_cache
+
+from appliance.domain.core.names import add_seconds
+from appliance.domain.core.state import State
+from appliance.errors import Unavailable
+from appliance.formats.core.timestamp import encode_time
+
+
+class LogClock:
+    """Gives the time of the next entry."""
+
+    def __init__(self, now: Callable[[], datetime], longest_pause_days: int | None = None) -> None:
+        self._now = now
+        self._longest_pause_days = longest_pause_days
+        self._pause_after = ""
+
+    def believe_pause(self, last_time: str) -> None:
+        """Somebody says that the clock is right, however long ago the last entry is, which has this time."""
+        self._pause_after = last_time
+
+    def read(self, state: State) -> str:
+        """The time now; Unavailable, with the code `clock`, where the next entry must not stand under it.
+
+        A clock that is behind the last entry by more than policy lets clocks differ would have the dates of approvals
+        and tokens stand still. One that is further ahead of it than a pause takes may have been set wrong, and an entry
+        that is dated ahead of the time would hold up all others until that time has come.
+        """
+        now, last = encode_time(self._now()), state.last_time
+        if now < last and add_seconds(now, state.parameters.clock_skew_s) < last:
+            said = f"expected a time after the last entry's, {last}, got {now}"
+            raise Unavailable(f"clock: {said}; nothing is appended until it is set", code="clock")
+        days = self._longest_pause_days
+        if days is not None and last not in ("", self._pause_after) and now[:10] > _day_after(last[:10], days):
+            said = f"expected a time at most {days} days after the last entry's, {last}, got {now}"
+            ends = "nothing is appended until it is set or, if it is right, the service starts with --after-pause"
+            raise Unavailable(f"clock: {said}; {ends}", code="clock")
+        return now
+
+
+@lru_cache(maxsize=8)
+def _day_after(day: str, days: int) -> str:
+    try:
+        return (date.fromisoformat(day) + timedelta(days)).isoformat()
+    except OverflowError:
+        return date.max.isoformat()

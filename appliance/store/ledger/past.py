@@ -1,0 +1,87 @@
+"""The state as of any entry, read from the values that the projections keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, or_, select
+
+from appliance.domain.core.entry import parse_entry
+from appliance.domain.core.records import release_key
+from appliance.domain.core.state import State
+from appliance.domain.queries.could_load import OF_UNITS
+from appliance.domain.queries.rows import MODELS, state_of
+from appliance.domain.queries.uses import COUNTED_OF_ADAPTERS, TOLD_OF_ADAPTERS
+from appliance.errors import BadInput, NotFound
+from appliance.store.database.tables import entries, projections
+from appliance.store.ledger.filing import Unfiled
+from appliance.store.ledger.rows import read_entry_bytes, read_head
+from appliance.store.ledger.search import Filters, count_entries, first_at
+
+
+@dataclass(frozen=True)
+class Version:
+    """A thing's value in canonical JSON, as it stood from the entry `since` on."""
+
+    kind: str
+    id: str
+    since: int
+    value: str
+
+
+def values_at(connection: Connection, index: int, kinds: Iterable[str], unit: str | None = None) -> list[Version]:
+    """What stood after this entry, by kind and identifier; with `unit`, of what belongs to units only what is its."""
+    column = projections.c
+    stood = (column.since <= index, or_(column.until.is_(None), column.until > index))
+    found = []
+    for kind in kinds:
+        if kind not in MODELS:
+            raise BadInput(f"state, kind: expected one of {', '.join(MODELS)}, got {kind!r}")
+        rows = select(column.kind, column.id, column.since, column.value).where(column.kind == kind, *stood)
+        if unit is not None and kind in OF_UNITS:
+            rows = rows.where(column.id.startswith(release_key(unit, ""), autoescape=True))
+        found += [Version(*row) for row in connection.execute(rows.order_by(column.id))]
+    return found
+
+
+def state_at(connection: Connection, index: int, kinds: Iterable[str], unit: str | None = None) -> State:
+    """The state after this entry, as far as these kinds go, and this unit."""
+    data = read_entry_bytes(connection, index)
+    if data is None:
+        raise NotFound(f"entry {index}: expected one of the log's entries, got none")
+    rows = ((version.kind, version.id, version.value) for version in values_at(connection, index, kinds, unit))
+    return state_of(rows, index + 1, parse_entry(data).time)
+
+
+def entries_at(connection: Connection, indexes: Iterable[int]) -> list[bytes]:
+    """The bytes of these entries as they are stored, in the log's order."""
+    found = select(entries.c.bytes).where(entries.c.index.in_(list(indexes))).order_by(entries.c.index)
+    return list(connection.execute(found).scalars())
+
+
+def last_at(connection: Connection, time: str) -> int:
+    """The last entry at this time or before it; NotFound where the log begins later."""
+    size = read_head(connection).size
+    index = first_at(connection, time, size, after=True) - 1
+    if index < 0:
+        raise NotFound(f"entry at {time}: expected one at this time or before it, got a log that begins later")
+    return index
+
+
+def count_requests(
+    connection: Connection, unfiled: Unfiled, adapter: str, size: int, open_requests: int
+) -> dict[str, int]:
+    """How many requests the adapter was given in the log of this size, and how they ended.
+
+    Every request has two entries about the adapter, but for those that are open: what is filed under it, less what is
+    told of it, is counted from two indexes, without a look at the entries.
+    """
+    about: Filters = {"subjects": [f"adapter:{adapter}"], "before": size}
+    filed = count_entries(connection, unfiled, about)
+    told = count_entries(connection, unfiled, {**about, "types": TOLD_OF_ADAPTERS})
+    finished: Filters = {**about, "types": COUNTED_OF_ADAPTERS[1:]}
+    failed = count_entries(connection, unfiled, {**finished, "outcome": "failure"})
+    interrupted = count_entries(connection, unfiled, {**finished, "outcome": "interrupted"})
+    answered = (filed - told - open_requests) // 2 - failed - interrupted
+    return {"answered": answered, "failure": failed, "interrupted": interrupted, "open": open_requests}

@@ -1,0 +1,1 @@
+"""appliance.web.operations.health"""

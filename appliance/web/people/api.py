@@ -1,0 +1,312 @@
+"""The people's door: each request of the command line, later of the console. A route parses, calls one workflow."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from appliance.domain.core.entry import parse_entry
+from appliance.domain.recipe.recipe import parse_resolved
+from appliance.errors import BadInput, NotFound
+from appliance.formats.core.canonical import encode_canonical
+from appliance.formats.core.commitment import parse_disclosure_value
+from appliance.formats.core.digest import parse_digest
+from appliance.formats.core.fields import MAX_DECIMAL
+from appliance.web.core.auth import Doorkeeper, Session
+from appliance.web.core.errors import install, people_body
+from appliance.workflows import orders
+from appliance.workflows.core.context import Context
+from appliance.workflows.data import uploads as upload
+from appliance.workflows.governance import administration
+from appliance.workflows.queries import log, people, verification, work
+from appliance.workflows.queries import past as questions
+from appliance.workflows.queries.log import LogFilters, show
+from appliance.workflows.queries.people import pending_orders
+from appliance.workflows.queries.work import import_status, recipe_facts, replay_status, run_progress, run_steps
+from appliance.workflows.releases import exports, review
+from appliance.workflows.runs import planning
+from appliance.workflows.witnesses import sneakernet as witnesses
+
+SOURCE = "unix"
+WAIT_S = 25.0
+MAX_ROW_CHARACTERS = 1_000_000
+
+
+class SessionRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    envelope: dict[str, Any]
+
+
+class OrderRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    envelope: dict[str, Any]
+    disclosures: list[dict[str, Any]] = Field(default=[], max_length=16)
+    documents: dict[str, str] = {}
+
+
+class PolicyTest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    policy: str
+    cases: str
+
+
+class RowRequest(BaseModel):
+    """Asked by POST, so that no address and no log of addresses holds a row's text."""
+
+    model_config = ConfigDict(extra="forbid")
+    text: str = Field(max_length=MAX_ROW_CHARACTERS)
+
+
+class CalibrationRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    recipe: dict[str, Any]
+
+
+class CosignatureRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    note: str = Field(max_length=65_536)
+
+
+class VerifyRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    trust: dict[str, Any] | None = None
+
+
+def people_app(context: Context, door: Doorkeeper) -> FastAPI:
+    app = FastAPI(title="appliance, the people's door", docs_url=None, redoc_url=None, openapi_url=None)
+    install(app, people_body, lambda request, error: door.count(None, error))
+
+    def person(authorization: Annotated[str | None, Header()] = None) -> Session:
+        return door.person(authorization)
+
+    public, private = APIRouter(), APIRouter(dependencies=[Depends(person)])
+    _sessions(public, context, door)
+    _orders(public, private, context)
+    _tables(private, context)
+    _runs(private, context, person)
+    _adapters(private, context)
+    _questions(private, context, person)
+    _ledger(private, context)
+    _keeping(private, context, person)
+    app.include_router(public)
+    app.include_router(private)
+    return app
+
+
+def _bytes(text: str, what: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise BadInput(f"{what}: expected base64, got another text") from None
+
+
+def _sessions(router: APIRouter, context: Context, door: Doorkeeper) -> None:
+    @router.get("/v1/about")
+    def about() -> dict[str, Any]:
+        return log.about(context)
+
+    @router.post("/v1/sessions/challenge")
+    def challenge() -> dict[str, str]:
+        return {"nonce": door.challenge()}
+
+    @router.post("/v1/sessions")
+    def open_session(body: SessionRequest) -> dict[str, Any]:
+        token, session = door.open_session(encode_canonical(body.envelope), SOURCE)
+        principal = context.ledger.state.principals.get(session.principal)
+        roles = () if principal is None else principal.roles
+        return {"token": token, "principal": session.principal, "roles": roles, "expires_at": session.expires_at}
+
+
+def _orders(public: APIRouter, private: APIRouter, context: Context) -> None:
+    @public.post("/v1/orders")
+    def submit(body: OrderRequest) -> dict[str, Any]:
+        submission = orders.Submission(
+            envelope=encode_canonical(body.envelope),
+            disclosures=tuple(parse_disclosure_value(value) for value in body.disclosures),
+            documents={role: _bytes(text, f"document {role}") for role, text in body.documents.items()},
+            source=SOURCE,
+        )
+        submitted = orders.submit(context, submission)
+        entry = submitted.appended.entry
+        return {
+            "index": entry.index,
+            "type": entry.type,
+            "outcome": entry.outcome,
+            "order": submitted.digest,
+            "checkpoint": submitted.appended.checkpoint.decode("utf-8"),
+            "result": submitted.result,
+        }
+
+    @private.get("/v1/orders/pending")
+    def pending() -> list[dict[str, Any]]:
+        return pending_orders(context)
+
+    @private.put("/v1/uploads/{digest}")
+    async def put_upload(digest: str, request: Request) -> dict[str, Any]:
+        size = request.headers.get("content-length", "")
+        if not size.isdigit():
+            raise BadInput("upload, content-length: expected a number of bytes, got none")
+        incoming = await run_in_threadpool(upload.begin, context, parse_digest(digest), int(size))
+        with incoming:
+            async for chunk in request.stream():
+                await run_in_threadpool(incoming.write, chunk)
+            await run_in_threadpool(incoming.finish)
+        return {"digest": digest, "bytes": int(size)}
+
+    @private.post("/v1/policy/test")
+    def test_policy(body: PolicyTest) -> dict[str, Any]:
+        return {"results": people.test_policy(_bytes(body.policy, "policy"), _bytes(body.cases, "cases"))}
+
+
+def _tables(router: APIRouter, context: Context) -> None:
+    @router.get("/v1/principals")
+    def principals() -> list[dict[str, Any]]:
+        return people.principals(context)
+
+    @router.get("/v1/policy")
+    def policy() -> dict[str, Any]:
+        return people.policy(context)
+
+    @router.get("/v1/imports/{order}")
+    def an_import(order: str, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0) -> dict[str, Any]:
+        return import_status(context, parse_digest(order), wait_s)
+
+    for name in ("bases", "datasets", "imports", "runs", "adapters", "releases", "holds", "witnesses"):
+        _table(router, context, name)
+
+
+def _table(router: APIRouter, context: Context, name: str) -> None:
+    @router.get(f"/v1/{name}", name=name)
+    def rows() -> list[dict[str, Any]]:
+        return [row.model_dump(mode="json") for row in getattr(context.ledger.state, name).values()]
+
+    if name in ("imports", "releases", "holds", "witnesses"):
+        return
+
+    @router.get(f"/v1/{name}/{{key}}", name=f"one of {name}")
+    def row(key: str) -> dict[str, Any]:
+        found = getattr(context.ledger.state, name).get(key)
+        if found is None:
+            raise NotFound(f"{name}: expected a known one, got {key!r}")
+        return dict(found.model_dump(mode="json"))
+
+
+def _runs(router: APIRouter, context: Context, person: Callable[..., Session]) -> None:
+    @router.get("/v1/runs/{run}/progress")
+    def progress(
+        run: str,
+        after: Annotated[int, Query(ge=0)] = 0,
+        wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0,
+    ) -> dict[str, Any]:
+        return run_progress(context, run, after, wait_s)
+
+    @router.get("/v1/runs/{run}/checkpoints")
+    def training_checkpoints(run: str) -> list[dict[str, Any]]:
+        return work.training_checkpoints(context, run)
+
+    @router.get("/v1/runs/{run}/steps")
+    def steps(run: str) -> Response:
+        return Response(run_steps(context, run), media_type="application/jsonl")
+
+    @router.get("/v1/replays/{order}")
+    def replay(order: str, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0) -> dict[str, Any]:
+        return replay_status(context, parse_digest(order), wait_s)
+
+    asking = Depends(person)
+
+    @router.post("/v1/calibrations")
+    def calibrate(body: CalibrationRequest, session: Session = asking) -> dict[str, str]:
+        return {"key": planning.order_calibration(context, session.principal, parse_resolved(body.recipe))}
+
+    @router.get("/v1/calibrations/{key}")
+    def calibration(key: str, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0) -> dict[str, Any]:
+        return planning.calibration_status(context, key, wait_s)
+
+    @router.get("/v1/recipes/facts")
+    def facts(base: str, dataset: str) -> dict[str, Any]:
+        return recipe_facts(context, base, dataset)
+
+
+def _adapters(router: APIRouter, context: Context) -> None:
+    @router.get("/v1/adapters/{name}/review")
+    def packet(name: str) -> dict[str, Any]:
+        return review.review_packet(context, name)
+
+    @router.get("/v1/adapters/{name}/files/{path:path}")
+    def file(name: str, path: str) -> Response:
+        return Response(review.adapter_file(context, name, path), media_type="application/octet-stream")
+
+    @router.get("/v1/exports/{order}")
+    def exported(order: str) -> dict[str, Any]:
+        return exports.export_packet(context, parse_digest(order))
+
+    @router.get("/v1/adapters/{name}/history")
+    def history(name: str) -> dict[str, Any]:
+        return questions.adapter_story(context, name)
+
+
+def _questions(router: APIRouter, context: Context, person: Callable[..., Session]) -> None:
+    asking = Depends(person)
+
+    @router.get("/v1/units/{unit}/could-load")
+    def could_load(unit: str, at: str | None = None) -> dict[str, Any]:
+        return questions.could_load_at(context, unit, at)
+
+    @router.get("/v1/datasets/{name}/uses")
+    def uses(name: str) -> list[dict[str, Any]]:
+        return questions.dataset_uses(context, name)
+
+    @router.post("/v1/datasets/{name}/row")
+    def row(name: str, body: RowRequest, session: Session = asking) -> list[dict[str, Any]]:
+        return questions.dataset_row(context, session.principal, name, body.text)
+
+    @router.get("/v1/ledger/state")
+    def state(at: str | None = None, kind: Annotated[list[str], Query()] = []) -> dict[str, Any]:  # noqa: B006
+        return questions.state_as_of(context, at, kind)
+
+
+def _keeping(router: APIRouter, context: Context, person: Callable[..., Session]) -> None:
+    """Witnesses, and the log's own keys."""
+    asking = Depends(person)
+
+    @router.get("/v1/witness-request")
+    def request(witness: str, old: Annotated[int | None, Query(ge=0)] = None) -> Response:
+        return Response(witnesses.request(context, witness, old), media_type="text/plain; charset=utf-8")
+
+    @router.post("/v1/cosignatures")
+    def cosignature(body: CosignatureRequest) -> dict[str, Any]:
+        entry = parse_entry(witnesses.accept(context, body.note.encode(), SOURCE).entry_bytes)
+        return {"index": entry.index, **{name: entry.body[name] for name in ("witness", "size", "time")}}
+
+    @router.post("/v1/log-keys")
+    def log_key(session: Session = asking) -> dict[str, str]:
+        return {"vkey": administration.next_log_key(context, session.principal)}
+
+
+def _ledger(router: APIRouter, context: Context) -> None:
+    @router.get("/v1/documents/{digest}")
+    def document(digest: str) -> Response:
+        return Response(context.ledger.document(parse_digest(digest)), media_type="application/octet-stream")
+
+    @router.get("/v1/ledger")
+    def find(filters: Annotated[LogFilters, Query()]) -> dict[str, Any]:
+        return log.find(context, filters)
+
+    @router.get("/v1/ledger/export")
+    def export() -> StreamingResponse:
+        return StreamingResponse(log.export(context), media_type="application/x-tar")
+
+    @router.post("/v1/ledger/verify")
+    def verify(body: VerifyRequest) -> dict[str, Any]:
+        return verification.verify(context, body.trust)
+
+    @router.get("/v1/ledger/{index}")
+    def entry(index: Annotated[int, Path(ge=0, le=MAX_DECIMAL)]) -> dict[str, Any]:
+        return show(context, index)

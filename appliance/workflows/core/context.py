@@ -1,0 +1,100 @@
+"""What every workflow works with: built once by wiring, handed to each story."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from appliance.access.cedar import SitePolicies
+from appliance.domain.core.entry import Entry
+from appliance.domain.core.event import Event
+from appliance.domain.core.policy import parse_policy
+from appliance.domain.core.state import State
+from appliance.errors import Tampered
+from appliance.formats.core.timestamp import encode_time
+from appliance.formats.signatures.keys import Signer
+from appliance.runners.decoys import Probes
+from appliance.runners.local import Worker
+from appliance.store.files.artifacts import Artifacts
+from appliance.store.files.calibrations import Calibrations
+from appliance.store.files.checkpoints import Checkpoints
+from appliance.store.files.keyring import Keyring
+from appliance.store.files.steps import Steps
+from appliance.store.files.witnessed import Witnessed
+from appliance.store.ledger.ledger import Ledger
+from appliance.workflows.core.jobs import Jobs
+from appliance.workflows.core.progress import Progress
+
+
+@dataclass(frozen=True)
+class Code:
+    """Which code this service runs: its version and a digest over its own files."""
+
+    version: str
+    digest: str
+    packages: dict[str, str]
+
+
+@dataclass
+class Context:
+    """`probes`: what a worker must fail to reach. `host`: the machine's kind, in words. `device`: where
+    training runs. `closing`: set when the service
+    ends, so that what its workers leave open goes on at the next start. `appended`: told of each entry once it is
+    durable. `lost`: what witnesses have seen and
+    the ledger does not hold; while there is anything, nothing is admitted. `stalled`: a heartbeat has not ended
+    in time. `import_s`, `import_cpu_s`: what a small import may take by the clock and of the CPU; a larger one may
+    take more."""
+
+    ledger: Ledger
+    artifacts: Artifacts
+    checkpoints: Checkpoints
+    steps: Steps
+    calibrations: Calibrations
+    keyring: Keyring
+    witnessed: Witnessed
+    adapter_signer: Signer
+    clock: Callable[[], datetime]
+    code: Code
+    logs: Path
+    probes: Probes
+    host: str
+    device: str
+    bfloat16: bool
+    progress: Progress = field(default_factory=Progress)
+    import_s: float = 600.0
+    import_cpu_s: float = 300.0
+    bases: Jobs = field(default_factory=lambda: Jobs("bases"))
+    datasets: Jobs = field(default_factory=lambda: Jobs("datasets"))
+    runs: Jobs = field(default_factory=lambda: Jobs("runs"))
+    workers: dict[str, Worker] = field(default_factory=dict)
+    order_lock: threading.RLock = field(default_factory=threading.RLock)
+    closing: threading.Event = field(default_factory=threading.Event)
+    released: Callable[[], None] = lambda: None
+    appended: Callable[[Entry, Event], None] = lambda entry, body: None
+    lost: list[Tampered] = field(default_factory=list)
+    stalled: bool = False
+    _site: tuple[str, SitePolicies] | None = None
+
+    def site_policies(self) -> SitePolicies:
+        """The policy set in force, parsed once per adoption."""
+        digest = self.ledger.state.site.policy
+        if self._site is None or self._site[0] != digest:
+            policy = parse_policy(self.ledger.document(digest))
+            self._site = (digest, SitePolicies(policy))
+        return self._site[1]
+
+    def now(self, state: State) -> str:
+        """The time that rules count with: the later of the clock and the last entry."""
+        return max(encode_time(self.clock()), state.last_time)
+
+    @property
+    def busy(self) -> bool:
+        """Whether an import or a run is under way or waits."""
+        return self.bases.busy or self.datasets.busy or self.runs.busy
+
+
+Frame = dict[str, Any]

@@ -1,0 +1,85 @@
+"""What a job records while the ledger cannot be written: its workers stand still, and it waits until it can be.
+
+Nobody waits for a job's answer, and what it has come to took hours; whoever asks for something else is told at once.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TypeVar, Unpack
+
+from appliance.domain.core.entry import parse_entry
+from appliance.domain.core.event import Event
+from appliance.domain.core.state import State
+from appliance.domain.rulebook.apply import parse_body
+from appliance.errors import Unavailable
+from appliance.store.ledger.queue import Appended
+from appliance.workflows.core.context import Context
+from appliance.workflows.core.record import Said, append
+
+RETRY_S = 1.0
+
+Done = TypeVar("Done")
+
+
+def append_with_retry(context: Context, body: Event, *, most_s: float = math.inf, **said: Unpack[Said]) -> Appended:
+    """Like `append`, but Unavailable only once the service ends or so much time has gone by."""
+    before: int | None = None
+
+    def act() -> Appended:
+        nonlocal before
+        if before is not None and (found := _find(context, before, body)) is not None:
+            return found
+        size = context.ledger.state.size
+        try:
+            return append(context, body, **said)
+        except Unavailable as error:
+            before = size if error.code == "commit-unknown" and before is None else before
+            raise
+
+    return _with_retry(context, act, most_s)
+
+
+def state_with_retry(context: Context) -> State:
+    """The fold over all entries, once it is known again what these are."""
+    return _with_retry(context, lambda: context.ledger.state, math.inf)
+
+
+def _with_retry(context: Context, act: Callable[[], Done], most_s: float) -> Done:
+    began, frozen = time.monotonic(), False
+    while True:
+        try:
+            done = act()
+        except Unavailable:
+            freeze(context)
+            frozen = True
+            if time.monotonic() - began > most_s or context.closing.wait(RETRY_S):
+                raise
+        else:
+            if frozen:
+                thaw(context)
+            return done
+
+
+def _find(context: Context, since: int, body: Event) -> Appended | None:
+    """The entry that stands although nobody saw the end of its commit."""
+    context.ledger.refresh()
+    for data in context.ledger.entries(since):
+        entry = parse_entry(data)
+        if entry.type == body.type and parse_body(entry) == body:
+            context.appended(entry, body)
+            return Appended(entry, data, context.ledger.checkpoint())
+    return None
+
+
+def freeze(context: Context) -> None:
+    """Nothing acts unrecorded: every worker stands still until the ledger can be written."""
+    for worker in list(context.workers.values()):
+        worker.pause()
+
+
+def thaw(context: Context) -> None:
+    for worker in list(context.workers.values()):
+        worker.resume()

@@ -1,0 +1,53 @@
+"""The heartbeat: once a minute the service records that it runs, checks what it depends on, and takes up work."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from appliance.errors import ApplianceError
+from appliance.workflows.core.context import Context
+from appliance.workflows.core.retry import freeze, thaw
+from appliance.workflows.governance import sessions
+from appliance.workflows.governance.sessions import Refusals
+from appliance.workflows.lifecycle import watch
+from appliance.workflows.lifecycle.recovery import take_up_forgotten
+
+log = logging.getLogger("appliance")
+
+BEAT_S = 60.0
+
+Counted = Callable[[], AbstractContextManager[Refusals]]
+"""Opens the count of what the doors refused; where its block ends well, the count begins again."""
+
+
+def beat(
+    context: Context, home: Path, *, counted: Counted, hold_claim: Callable[[], object], tend: Callable[[], object]
+) -> None:
+    """One heartbeat. Where it cannot be written, workers are frozen until it can: nothing acts unrecorded."""
+    try:
+        for text in watch.warnings(context, home):
+            log.critical("ALARM: %s", text)
+        hold_claim()
+        with counted() as refusals:
+            sessions.beat(context, refusals)
+        thaw(context)  # before anything is asked of a worker
+        tend()
+        take_up_forgotten(context)
+    except ApplianceError as error:
+        log.critical("ALARM: the ledger cannot be written, workers are frozen: %s", error.message)
+        freeze(context)
+
+
+def note_stall(context: Context, seconds: float) -> None:
+    """A heartbeat hangs: on a disk, a database or a lock. What it holds, all others need: it is waited for.
+
+    `seconds`: for how long it has hung; 0 where it goes on.
+    """
+    context.stalled = seconds > 0
+    if context.stalled:
+        log.critical("ALARM: the heartbeat has not ended for %d s, and the service is not ready", seconds)
+    else:
+        log.warning("the heartbeat goes on")

@@ -1,0 +1,105 @@
+"""A service starts: what was left open is closed as interrupted, or goes on where it can; what nothing names goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from appliance.domain.core.entry import Draft
+from appliance.domain.core.records import Run
+from appliance.domain.core.state import State
+from appliance.domain.data.imports import ImportFailed
+from appliance.domain.governance.service import ServiceStarted
+from appliance.domain.runs.conditions import fallen
+from appliance.domain.runs.training import RunFailed
+from appliance.domain.serving.requests import RequestFinished
+from appliance.runners.sandbox import detect_layers
+from appliance.workflows.core.context import Context
+from appliance.workflows.core.record import append, append_all, conceal, draft_of
+from appliance.workflows.data import imports as ingest
+from appliance.workflows.data.folders import destroy_unnamed_secrets
+from appliance.workflows.runs import checkpoints, replay, steps, train
+
+
+def recover(context: Context) -> None:
+    """The first entries of a service's life; raises when even these cannot be written."""
+    append(
+        context,
+        ServiceStarted(version=context.code.version, code=context.code.digest, layers=detect_layers()),
+    )
+    append_all(context, list(_left_open(context.ledger.state)))
+    named = named_artifacts(context.ledger.state)
+    destroy_unnamed_secrets(context, named)
+    context.artifacts.sweep(named)
+    checkpoints.sweep(context)
+    steps.sweep(context)
+    take_up(context)
+
+
+def _left_open(state: State) -> Iterator[Draft]:
+    """The end of everything that nobody works at any more."""
+    for request in state.requests.values():
+        finished = RequestFinished(
+            request=request.id,
+            unit=request.unit,
+            task=request.task,
+            adapter=request.adapter,
+            manifest=request.manifest,
+            admitted=request.admitted,
+            release=request.release,
+            approvals=request.approvals,
+            finish_reason="interrupted",
+            prompt_tokens=0,
+            completion_tokens=0,
+            answer=None,
+        )
+        yield draft_of(finished, outcome="interrupted")
+    for record in state.imports.values():
+        if record.status == "requested":
+            text = conceal("the service ended while it imported; import it again")
+            failed = ImportFailed(order=record.order, code="interrupted", message=text.commitment)
+            yield draft_of(failed, disclosures=(text,))
+    for run in state.runs.values():
+        if run.status in ("running", "trained") and not train.can_go_on(run):
+            yield _interrupted(state, run)
+
+
+def _interrupted(state: State, run: Run) -> Draft:
+    """The failure of a run that does not go on: what it is trained on has fallen, or the service ended too early."""
+    error = fallen(state, run)
+    said = f"the service ended while the run was {run.status}; start it again" if error is None else error.message
+    code, text = "interrupted" if error is None else error.code, conceal(said)
+    return draft_of(RunFailed(run=run.id, code=code, message=text.commitment), disclosures=(text,))
+
+
+def take_up(context: Context) -> None:
+    """What was cut off goes on, then what waits, in the ledger's order."""
+    for run in context.ledger.state.runs.values():
+        if train.can_go_on(run):
+            train.go_on(context, run.id)
+    for run in context.ledger.state.runs.values():
+        if run.status == "queued":
+            train.enqueue(context)
+    for wanted in context.ledger.state.replays.values():
+        if wanted.status == "requested":
+            replay.enqueue(context, wanted.order)
+
+
+def take_up_forgotten(context: Context) -> None:
+    """What nobody carries although its order stands: the end of its commit was not seen, and the asker was told so."""
+    if not context.runs.busy:
+        take_up(context)
+    waiting = []
+    for record in context.ledger.state.imports.values():
+        if record.status == "requested" and not ingest.queue_of(context, record.verb).busy:
+            waiting.append(record)
+    for record in waiting:
+        ingest.enqueue(context, record.order, record.verb)
+
+
+def named_artifacts(state: State) -> frozenset[str]:
+    """Every folder that some entry names."""
+    return frozenset(
+        [base.digest for base in state.bases.values()]
+        + [dataset.digest for dataset in state.datasets.values()]
+        + [adapter.manifest for adapter in state.adapters.values()]
+    )

@@ -1,0 +1,31 @@
+"""The service ends: its workers first, then its queues, then its last entry and the seal over its fold."""
+
+from __future__ import annotations
+
+import logging
+
+from appliance.errors import Unavailable
+from appliance.workflows.core.context import Context
+from appliance.workflows.governance import sessions
+from appliance.workflows.integrity import snapshots
+from appliance.workflows.lifecycle.heartbeat import Counted
+
+log = logging.getLogger("appliance")
+
+JOBS_END_S = 10.0
+"""So long a job may take to notice that its worker has ended."""
+
+
+def shut_down(context: Context, counted: Counted, reason: str) -> None:
+    """A run that is cut off here is resumed, or marked failed, by the next start."""
+    context.closing.set()
+    for worker in list(context.workers.values()):
+        worker.kill()
+    for jobs in (context.runs, context.bases, context.datasets):
+        jobs.stop(JOBS_END_S)
+    try:
+        with counted() as refusals:
+            sessions.record_stop(context, reason, refusals)
+    except Unavailable as error:
+        log.critical("ALARM: the end could not be recorded: %s", error.message)
+    snapshots.seal(context)

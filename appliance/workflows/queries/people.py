@@ -1,0 +1,55 @@
+"""People, waiting orders and the policy set, as they stand today."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from appliance.access.cases import parse_cases, test_cases
+from appliance.domain.core.policy import parse_policy
+from appliance.formats.core.canonical import parse_canonical
+from appliance.formats.core.fields import encode_base64
+from appliance.workflows.core.context import Context
+from appliance.workflows.queries.log import disclosed
+
+
+def principals(context: Context) -> list[dict[str, Any]]:
+    people = context.ledger.state.principals.values()
+    names = context.ledger.disclosures([p.printed_name for p in people if p.printed_name])
+    return [
+        {
+            **person.model_dump(mode="json"),
+            "printed_name": names[person.printed_name].text if person.printed_name in names else None,
+        }
+        for person in people
+    ]
+
+
+def pending_orders(context: Context) -> list[dict[str, Any]]:
+    """Orders that wait for a second administrator, with everything that the second signs for."""
+    found = []
+    for pending in context.ledger.state.pending.values():
+        documents = context.ledger.documents_of(pending.index)
+        envelope = documents.pop("order")
+        found.append(
+            {
+                **pending.model_dump(mode="json"),
+                "envelope": parse_canonical(envelope),
+                "disclosures": disclosed(context, [envelope]),
+                "documents": {role: encode_base64(data) for role, data in documents.items()},
+            }
+        )
+    return found
+
+
+def policy(context: Context) -> dict[str, Any]:
+    digest = context.ledger.state.site.policy
+    document = context.ledger.document(digest)
+    parsed = parse_policy(document)
+    return {"digest": digest, "policy": parsed.model_dump(mode="json"), "document": encode_base64(document)}
+
+
+def test_policy(document: bytes, cases: bytes) -> list[dict[str, Any]]:
+    """The policy set's own cases, decided by it; nothing is adopted."""
+    results = test_cases(parse_policy(document), parse_cases(cases))
+    return [asdict(result) for result in results]

@@ -1,0 +1,104 @@
+"""Imports, runs and replays: how far they are, and what came of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from appliance.domain.recipe.recipe import Facts
+from appliance.errors import NotFound
+from appliance.workflows.core.context import Context
+from appliance.workflows.core.progress import Stream
+from appliance.workflows.runs import planning, steps
+
+
+def import_status(context: Context, order: str, wait_s: float) -> dict[str, Any]:
+    record = context.ledger.state.imports.get(order)
+    if record is None:
+        raise NotFound(f"import: expected one that was ordered, got {order}")
+    stream = context.progress.read(order, 1 << 60, wait_s if record.status == "requested" else 0)
+    current = context.ledger.state.imports.get(order) or record
+    # Its entry comes before its result: until that is there it is under way to whoever asks.
+    under_way = {"status": "requested"} if stream.frames and not stream.ended else {}
+    return {
+        **current.model_dump(mode="json"),
+        **under_way,
+        "result": stream.result,
+        "error": _why(context, stream),
+        "progress": list(stream.frames)[-1:],
+    }
+
+
+def replay_status(context: Context, order: str, wait_s: float) -> dict[str, Any]:
+    record = context.ledger.state.replays.get(order)
+    if record is None:
+        raise NotFound(f"replay: expected one that was ordered, got {order}")
+    stream = context.progress.read(order, 1 << 60, wait_s if record.status == "requested" else 0)
+    current = context.ledger.state.replays.get(order) or record
+    return {**current.model_dump(mode="json"), "error": _why(context, stream), "progress": list(stream.frames)[-1:]}
+
+
+def _why(context: Context, stream: Stream) -> dict[str, str] | None:
+    """Why it failed; what was erased meanwhile is still in memory, and nobody is told it."""
+    error = stream.error
+    text = None if error is None else context.ledger.state.texts.get(error.get("commitment", ""))
+    if error is None or text is None or text.erased is None:
+        return error
+    return {**error, "message": f"erased by entry {text.erased}"}
+
+
+def training_checkpoints(context: Context, run: str) -> list[dict[str, Any]]:
+    """Those of a run, by step: where a window of it can begin and end."""
+    state = context.ledger.state
+    if run not in state.runs:
+        raise NotFound(f"run: expected a known one, got {run!r}")
+    return [made.model_dump(mode="json") for made in state.training_checkpoints.values() if made.run == run]
+
+
+def run_progress(context: Context, run: str, after: int, wait_s: float) -> dict[str, Any]:
+    """The run's frames from `after` on; waits for one where there is none yet and the run goes on."""
+    row = context.ledger.state.runs.get(run)
+    if row is None:
+        raise NotFound(f"run: expected a known one, got {run!r}")
+    going = row.status in ("queued", "running", "trained")
+    if after > context.progress.read(run, 0, 0).next:
+        after = 0  # counted by another life of the service
+    stream = context.progress.read(run, after, wait_s if going else 0)
+    row, error = context.ledger.state.runs.get(run) or row, _why(context, stream)
+    return {
+        "status": row.status,
+        "frames": [frame for frame in list(stream.frames) if frame["seq"] >= after],
+        "next": stream.next,
+        "ended": stream.ended or row.status in ("sealed", "failed", "cancelled"),
+        "detail": None if error is None else error["message"],
+        "adapter": next((key for key, a in context.ledger.state.adapters.items() if a.run == run), None),
+    }
+
+
+def run_steps(context: Context, run: str) -> bytes:
+    """The steps that the run has taken: steps.jsonl, or as much of it as there is."""
+    return steps.read(context.ledger.state, context.artifacts, context.steps, run)
+
+
+def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[str, Any]:
+    """What a client needs to resolve a recipe by itself."""
+    state = context.ledger.state
+    base, dataset = state.bases.get(base_name), state.datasets.get(dataset_name)
+    if base is None:
+        raise NotFound(f"base: expected an imported one, got {base_name!r}")
+    if dataset is None:
+        raise NotFound(f"dataset: expected an imported one, got {dataset_name!r}")
+    facts = Facts(
+        train_rows=dataset.facts["train_rows"],
+        max_tokens=dataset.facts["max_tokens"],
+        context_length=base.facts["context_length"],
+        device="cuda" if context.device == "cuda" else "cpu",
+        bfloat16=context.bfloat16,
+    )
+    return {
+        "base_digest": base.digest,
+        "dataset_digest": dataset.digest,
+        "facts": facts.model_dump(mode="json"),
+        "base_facts": base.facts,
+        "dataset_facts": dataset.facts,
+        "machine": planning.describe_machine(context).model_dump(mode="json"),
+    }

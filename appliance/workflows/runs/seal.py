@@ -1,0 +1,116 @@
+"""An adapter is sealed: its folder listed, signed, made read-only under its digest; then, and only then, recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from appliance.domain.core.names import encode_value, versioned
+from appliance.domain.core.records import Run
+from appliance.domain.evaluation.baselines import compare
+from appliance.domain.releases.adapters import AdapterSealed, next_version
+from appliance.domain.runs.steps import STEPS_FILE
+from appliance.domain.runs.training import Train
+from appliance.errors import NotFound
+from appliance.formats.artifacts.manifest import MANIFEST_PATH, encode_manifest
+from appliance.formats.core.canonical import encode_canonical
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.signatures.bundle import sign_model
+from appliance.formats.signatures.dsse import encode_envelope, sign_envelope
+from appliance.formats.signatures.statement import Statement, encode_statement
+from appliance.workflows.core.context import Context
+from appliance.workflows.core.halt import check_standing
+from appliance.workflows.core.retry import append_with_retry
+from appliance.workflows.data.folders import list_files, recording
+
+RECIPE, METRICS, PROBE, ORIGIN = "recipe.json", "metrics.json", "probe.json", "base.json"
+BUILD_TYPE = "urn:appliance:build:train:v1"
+
+
+def seal(
+    context: Context, run: Run, order: Train, output: Path, trained: dict[str, Any], evaluation: dict[str, Any]
+) -> str:
+    """The sealed adapter's name and version.
+
+    An entry refused because of a revocation just now leaves nothing; after a power cut before the entry the next start
+    removes the folder.
+    """
+    check_standing(context, run)
+    version = next_version(context.ledger.state, run.name)
+    metrics = {"base": evaluation["base"], "adapter": evaluation["adapter"]}
+    # As it stands after `run.finished`.
+    trained_run = context.ledger.state.runs.get(run.id)
+    compared = None if trained_run is None else compare(context.ledger.state, trained_run, metrics["adapter"])
+    metrics |= {} if compared is None else {"baseline": compared}
+    _write_documents(context, run, order, output, metrics, evaluation["probe"])
+    listed = list_files(output, run.name, version)
+    manifest = encode_manifest(listed)
+    (output / MANIFEST_PATH).write_bytes(manifest)
+    digest = digest_bytes(manifest)
+    files = {file.path: file.digest for file in listed.files} | {MANIFEST_PATH: digest}
+    signature = sign_model(files, digest.removeprefix("sha256:"), context.adapter_signer)
+    provenance = encode_envelope(
+        sign_envelope(_provenance(context, run, order, digest, trained), context.adapter_signer)
+    )
+    context.artifacts.seal(output, digest, beside={"signature.json": signature, "provenance.json": provenance})
+    name = versioned(run.name, version)
+    with recording(context, digest):
+        append_with_retry(
+            context,
+            AdapterSealed(run=run.id, adapter=name, metrics=metrics, walls=evaluation["walls"]),
+            documents={"manifest": manifest, "signature": signature, "provenance": provenance},
+        )
+    return name
+
+
+def _write_documents(
+    context: Context, run: Run, order: Train, output: Path, metrics: dict[str, Any], probe: dict[str, Any]
+) -> None:
+    """What makes the adapter servable exactly as it was judged: recipe, metrics, probe, and what it stands on."""
+    base = context.ledger.state.bases.get(run.base)
+    if base is None:
+        raise NotFound(f"base: expected the run's own, got {run.base}")
+    standing = {
+        "base": run.base,
+        "digest": run.base_digest,
+        "tokenizer": base.facts["tokenizer_digest"],
+        "chat_template": base.facts["chat_template_digest"],
+        "quantisation": order.recipe.quantisation,
+        "compute_dtype": order.recipe.compute_dtype,
+    }
+    (output / RECIPE).write_bytes(encode_value(order.recipe))
+    (output / METRICS).write_bytes(encode_canonical(metrics))
+    (output / PROBE).write_bytes(encode_canonical(probe))
+    (output / ORIGIN).write_bytes(encode_canonical(standing))
+
+
+def _provenance(context: Context, run: Run, order: Train, digest: str, trained: dict[str, Any]) -> bytes:
+    """in-toto statement with SLSA provenance v1: base, dataset, recipe, code and packages, each by digest."""
+    recipe = encode_value(order.recipe)
+    dependencies = [
+        _resource(f"base:{run.base}", run.base_digest),
+        _resource(f"dataset:{run.dataset}", run.dataset_digest),
+        _resource("recipe", digest_bytes(recipe)),
+        _resource("order", run.order),
+        _resource(f"appliance@{context.code.version}", context.code.digest),
+        *(_resource(f"pkg:pypi/{name}", record) for name, record in sorted(context.code.packages.items())),
+    ]
+    predicate = {
+        "buildDefinition": {
+            "buildType": BUILD_TYPE,
+            "externalParameters": {"recipe": order.recipe.model_dump(mode="json")},
+            "internalParameters": {"device": str(trained.get("device")), "threads": int(trained.get("threads", 0))},
+            "resolvedDependencies": dependencies,
+        },
+        "runDetails": {
+            "builder": {"id": f"urn:appliance:{context.ledger.state.site.origin}"},
+            "metadata": {"invocationId": f"{context.ledger.state.site.origin}/{run.id}"},
+            "byproducts": [_resource(STEPS_FILE, str(trained["record"]))],
+        },
+    }
+    statement = Statement(((run.name, digest),), "https://slsa.dev/provenance/v1", predicate)
+    return encode_statement(statement)
+
+
+def _resource(name: str, digest: str) -> dict[str, Any]:
+    return {"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}}

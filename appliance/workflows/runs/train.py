@@ -1,0 +1,226 @@
+"""A run, from the queue to a sealed adapter: intent before each act, outcome after it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from appliance.domain.core.records import Run, TrainingCheckpoint
+from appliance.domain.core.signatures import Accepted
+from appliance.domain.recipe.methods import METHODS
+from appliance.domain.rulebook.registry import ORDERS
+from appliance.domain.runs.cancellation import Cancel
+from appliance.domain.runs.checkpoints import last_checkpoint
+from appliance.domain.runs.conditions import fallen, next_queued
+from appliance.domain.runs.resumption import MOST_RESUMES, Resume, RunResumed
+from appliance.domain.runs.training import RunFailed, RunFinished, RunStarted, Train
+from appliance.errors import ApplianceError, Denied, NotFound, Tampered
+from appliance.formats.core.digest import digest_file
+from appliance.runners.local import Worker
+from appliance.workflows.core.context import Context
+from appliance.workflows.core.defects import foreseen
+from appliance.workflows.core.effects import Effect
+from appliance.workflows.core.halt import check_standing, halt
+from appliance.workflows.core.record import conceal
+from appliance.workflows.core.retry import append_with_retry, state_with_retry
+from appliance.workflows.core.workers import carry_out, check_walls, worker
+from appliance.workflows.data.imports import checked_base
+from appliance.workflows.runs import checkpoints, evaluate, planning, steps
+from appliance.workflows.runs.seal import seal
+
+RESULT = (
+    "weights_step",
+    "validation",
+    "planned_steps",
+    "steps",
+    "trained_tokens",
+    "seconds",
+    "peak_bytes",
+    "final_loss",
+)
+ENDED = ("worker-ended", "truncated-frame")
+"""A worker that was killed, between two frames or within one. What it says itself is no accident."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folders of a run: two to read, two to write."""
+
+    base: Path
+    dataset: Path
+    output: Path
+    checkpoints: Path
+
+
+def go_on(context: Context, run_id: str) -> None:
+    """Carries on with a run that was cut off, before those that wait."""
+    context.runs.put(partial(carry_through, context, run_id))
+
+
+def enqueue(context: Context) -> None:
+    """One run more is carried through: whichever waits longest by the ledger when its turn comes."""
+    context.runs.put(partial(_carry_next, context))
+
+
+def _carry_next(context: Context) -> None:
+    run = next_queued(context.ledger.state)
+    if run is not None:
+        carry_through(context, run.id)
+
+
+def enqueue_ordered(context: Context, order_digest: str) -> None:
+    """... the run that this order, recorded now, asked for."""
+    for run in context.ledger.state.runs.values():
+        if run.order == order_digest and run.status == "queued":
+            enqueue(context)
+
+
+def resume_ordered(context: Context, run_id: str) -> None:
+    """... a run that failed before; whoever follows it sees it going on."""
+    context.progress.reopen(run_id)
+    enqueue(context)
+
+
+def _cancel(context: Context, accepted: Accepted) -> None:
+    if isinstance(accepted.order, Cancel):
+        halt(context, accepted.order.run)
+
+
+def _resume(context: Context, accepted: Accepted) -> None:
+    if isinstance(accepted.order, Resume):
+        resume_ordered(context, accepted.order.run)
+
+
+def can_go_on(run: Run | None) -> bool:
+    """Whether a run that was cut off is resumed by itself."""
+    return run is not None and run.status in ("running", "trained") and run.step > 0 and run.resumes < MOST_RESUMES
+
+
+def train_order(context: Context, run: Run, *, replayed: bool = False) -> Train:
+    """The order of a run, read again from the ledger; NotAuthenticated where its key does not count there any more.
+
+    A replay does not ask that: nobody keeps an auditor from what a run made by taking back his own signature.
+    """
+    state, document = context.ledger.state, context.ledger.documents_of(run.index)["order"]
+    accepted = ORDERS.read_recorded(state, document) if replayed else ORDERS.read_logged(state, document, run.index)
+    order = accepted.order
+    if not isinstance(order, Train):
+        raise NotFound(f"run {run.id}: expected an order to train, got {order.verb}")
+    return order
+
+
+def carry_through(context: Context, run_id: str) -> None:
+    """Runs to an outcome in any case: sealed, failed or cancelled, and recorded as such.
+
+    A service that ends leaves a run that can go on to its next start.
+    """
+    run = context.ledger.state.runs.get(run_id)
+    if run is None or context.closing.is_set() or not (run.status == "queued" or can_go_on(run)):
+        return
+    try:
+        with foreseen(f"run {run_id}"):
+            adapter = _carry_through(context, run)
+    except ApplianceError as error:
+        if context.closing.is_set() and can_go_on(context.ledger.state.runs.get(run_id)):
+            return
+        _fail(context, run_id, error)
+    else:
+        context.progress.end(run_id, result={"adapter": adapter})
+    checkpoints.sweep(context)
+    steps.sweep(context)
+
+
+def _carry_through(context: Context, run: Run) -> str:
+    check_standing(context, run)
+    order = train_order(context, run)
+    planning.check_start(context, order.recipe)
+    base = checked_base(context, run.base)
+    context.artifacts.check(run.dataset_digest)
+    dataset = context.artifacts.path(run.dataset_digest)
+    with ExitStack() as stack:
+        output, states, scratch = (stack.enter_context(context.artifacts.staging()) for _ in range(3))
+        trained = _train(context, run.id, order, Places(base, dataset, output, states))
+        evaluation = evaluate.evaluate(context, run, order, base, dataset, output, scratch)
+        return seal(context, run, order, output, trained, evaluation)
+
+
+def _train(context: Context, run_id: str, order: Train, places: Places) -> dict[str, Any]:
+    """To the last step, by as many workers as it takes: one that was killed is followed by another."""
+    while True:
+        try:
+            return _train_on(context, run_id, order, places)
+        except ApplianceError as error:
+            going = can_go_on(context.ledger.state.runs.get(run_id)) and not context.closing.is_set()
+            if error.code not in ENDED or not going:
+                raise
+
+
+def _train_on(context: Context, run_id: str, order: Train, places: Places) -> dict[str, Any]:
+    """By one worker, from the last recorded training checkpoint: Tampered before it starts where that is another."""
+    state = context.ledger.state
+    run = state.runs.get(run_id)
+    if run is None:
+        raise NotFound(f"run: expected a known one, got {run_id}")
+    check_standing(context, run)
+    last = last_checkpoint(state, run)
+    begin = b"" if last is None else context.checkpoints.read(last.digest)
+    gpu, write = order.recipe.device == "cuda", (places.output, places.checkpoints)
+    module, read = "appliance.worker.train", (places.base, places.dataset)
+    with worker(context, run_id, module, read=read, write=write, gpu=gpu) as started:
+        _record_start(context, run_id, last, started)
+        task = {
+            "recipe": order.recipe.model_dump(mode="json"),
+            "seconds": 0.0 if last is None else float(last.seconds),
+            **{name: str(path) for name, path in vars(places).items()},
+        }
+        recorder = steps.Recorder(context.steps, run_id, 0 if last is None else last.step)
+        most = planning.max_checkpoint_bytes(context, order.recipe)
+        keep = partial(checkpoints.take_frame, context, run_id, places.checkpoints, most)
+        result = carry_out(started, task, begin, on_frame=lambda frame: keep(recorder.take(frame)))
+    weights, record = digest_file(places.output / METHODS[order.recipe.method].weights), recorder.close(places.output)
+    make = partial(RunFinished, run=run_id, weights=weights, record=record)
+    append_with_retry(context, checkpoints.read_body(make, result, RESULT))
+    return {**result, "record": record}
+
+
+def _record_start(context: Context, run_id: str, last: TrainingCheckpoint | None, started: Worker) -> None:
+    walls = check_walls(started)
+    missing = tuple(sorted(layer for layer, stands in started.layers.items() if not stands))
+    sandbox: dict[str, Any] = {"run": run_id, "layers": started.layers, "accepted_missing": missing, "walls": walls}
+    if last is None:
+        append_with_retry(context, RunStarted(**sandbox))
+    else:
+        append_with_retry(context, RunResumed(step=last.step, checkpoint=last.digest, **sandbox))
+    frame = {"frame": "started", "walls": walls, "layers": started.layers, "step": 0 if last is None else last.step}
+    context.progress.publish(run_id, frame)
+
+
+def _fail(context: Context, run_id: str, error: ApplianceError) -> None:
+    """The run's failure as an entry; a cancelled run has its entry already."""
+    state = state_with_retry(context)
+    run = state.runs.get(run_id)
+    if run is not None and run.status == "cancelled":
+        context.progress.end(run_id, error={"code": "cancelled", "message": f"run {run_id} was cancelled"})
+        return
+    if run is not None and not isinstance(error, Tampered):
+        # Its worker's end, or what a rule refused, only follows from a revocation. Changed bytes say more.
+        error = fallen(state, run) or error
+    message = conceal(error.message)
+    with suppress(Denied, Tampered):
+        body = RunFailed(run=run_id, code=error.code, message=message.commitment)
+        append_with_retry(context, body, disclosures=(message,))
+    context.progress.fail(run_id, error.code, message)
+
+
+EFFECTS = (
+    Effect(
+        Train,
+        ready=lambda context, order: planning.check_order(context, order.recipe),
+        start=lambda context, accepted: enqueue_ordered(context, accepted.digest),
+    ),
+    Effect(Cancel, start=_cancel),
+    Effect(Resume, start=_resume),
+)

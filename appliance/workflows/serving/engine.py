@@ -1,0 +1,265 @@
+"""The serving worker as the service sees it: one base, adapters in slots, and many requests over one stream of frames.
+
+One thread reads what the worker says and tells each frame to whoever asked for it, in that thread: nobody else has to
+wake for a token. Loads and unloads take turns; they wait for no answer, so that a revocation cuts an answer at its next
+token.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import ApplianceError, BadInput, Tampered, TooMany, Unavailable
+from appliance.formats.core.canonical import MAX_INTEGER, parse_canonical
+from appliance.workflows.core.context import Context, Frame
+from appliance.workflows.core.defects import foreseen
+from appliance.workflows.core.workers import SERVE, check_walls, failure, worker
+
+log = logging.getLogger("appliance")
+
+START_S = 300.0
+FRAME_S = 120.0
+"""A worker that says nothing for so long, while somebody waits, is ended."""
+WAITING = 32
+_FINISHED = ("stop", "length", "cancelled", "classified")
+_PIECE_CHARACTERS = 1024
+_LEAST_CHARACTERS = 2 << 20
+"""A piece of an answer has so many characters at most, on average; an answer may have the least in any case."""
+_EXCHANGE = ""
+"""The name of a load or an unload among those who ask; no request has it."""
+
+Hear = Callable[[Frame | None], None]
+"""Told each frame in turn, in the engine's own thread: it must not wait. None: the worker has ended."""
+
+
+@dataclass
+class _Pending:
+    """Somebody who waits; `pieces` and `characters`: how many may still come of an answer."""
+
+    hear: Hear
+    slot: str
+    since: float
+    pieces: int = 0
+    characters: int = 0
+
+    def check(self, frame: Frame) -> None:
+        """BadInput for what no answer has in it: it would reach the client, or the entry of the answer's end."""
+        if frame.get("frame") == "token":
+            text = frame.get("text")
+            if not isinstance(text, str):
+                raise BadInput(f"engine, token: expected a text, got {type(text).__name__}")
+            self.pieces, self.characters = self.pieces - 1, self.characters - len(text)
+            if self.pieces < 0 or self.characters < 0:
+                raise BadInput("engine, token: expected no more than was asked for, got more")
+        elif frame.get("frame") == "done":
+            if frame.get("finish_reason") not in _FINISHED:
+                raise BadInput(f"engine, done: expected one of {', '.join(_FINISHED)}, got another reason")
+            counts = [frame.get(name) for name in ("prompt_tokens", "completion_tokens")]
+            if not all(type(count) is int and 0 <= count <= MAX_INTEGER for count in counts):
+                raise BadInput("engine, done: expected two counts of tokens, got something else")
+
+
+class Engine:
+    """Started at the first load. A broken stream ends the worker: nothing of it is used again."""
+
+    def __init__(self, context: Context, base: Path, base_digest: str, recipe: Mapping[str, Any]) -> None:
+        self._stack = ExitStack()
+        self._turn = threading.Lock()
+        self._places = threading.BoundedSemaphore(WAITING)
+        self._lock = threading.Lock()
+        self._pending: dict[str, _Pending] = {}
+        self._answering: Counter[str] = Counter()
+        self.alive = True
+        try:
+            tuple_ = f"{recipe['quantisation']}-{recipe['compute_dtype']}"
+            key = f"serve-{base_digest.removeprefix('sha256:')[:16]}-{tuple_}"
+            self._worker = self._stack.enter_context(
+                worker(
+                    context,
+                    key,
+                    SERVE,
+                    read=(base,),
+                    gpu=context.device == "cuda",
+                )
+            )
+            self.walls = check_walls(self._worker)
+            task = {
+                "base": str(base),
+                "quantisation": recipe["quantisation"],
+                "compute_dtype": recipe["compute_dtype"],
+                "device": context.device,
+            }
+            self._worker.send({"frame": "go", **task})
+            received = self._worker.receive(START_S)
+            expect(None if received is None else received[0], "ready")
+            threading.Thread(target=self._read, name=f"engine-{self._worker.pid}", daemon=True).start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self) -> None:
+        """Tells each frame to whom it names, until the worker ends; a frame for a request that has left is dropped."""
+        try:
+            with foreseen("engine"):
+                while (received := self._receive()) is not None:
+                    for frame in _separate(received[0]):
+                        wanted = self._pending.get(str(frame.get("id", _EXCHANGE)))
+                        if wanted is not None:
+                            wanted.check(frame)
+                            wanted.hear(frame)
+        except ApplianceError as error:
+            log.warning("an engine is ended: %s", error.message)
+        self.close()
+
+    def _receive(self) -> tuple[Frame, bytes] | None:
+        while True:
+            try:
+                return self._worker.receive(FRAME_S)
+            except Unavailable as error:
+                first = min((wanted.since for wanted in list(self._pending.values())), default=float("inf"))
+                if error.code != "worker-silent" or time.monotonic() - first >= FRAME_S:
+                    raise
+
+    def load(self, slot: str, files: Mapping[str, bytes]) -> None:
+        """Loads the adapter from the buffers that admission hashed. Tampered when its probe is not the recorded one."""
+        with self._turn:
+            header = {
+                "frame": "load",
+                "slot": slot,
+                "config": files["adapter_config.json"].decode("utf-8"),
+                "probe": parse_canonical(files["probe.json"]),
+            }
+            frame = self._exchange(header, files["adapter_model.safetensors"], "loaded")
+            if frame.get("probe_ok") is not True:
+                self._exchange({"frame": "unload", "slot": slot}, b"", "unloaded")
+                raise Tampered(
+                    f"adapter in slot {slot}: expected its probe's recorded logits, got others", code="probe"
+                )
+
+    def unload(self, slot: str) -> None:
+        with self._turn:
+            if self.alive:
+                self._exchange({"frame": "unload", "slot": slot}, b"", "unloaded")
+
+    def _exchange(self, header: Frame, blob: bytes, kind: str) -> Frame:
+        heard: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        with self._lock:
+            self._enter(_EXCHANGE, heard.put, "")
+        try:
+            self._send(header, blob)
+            return expect(heard.get(), kind)
+        finally:
+            self._pending.pop(_EXCHANGE, None)
+
+    def _send(self, header: Frame, blob: bytes = b"") -> None:
+        try:
+            self._worker.send(header, blob)
+        except Unavailable:
+            self.close()
+            raise
+
+    def ask(self, request: str, slot: str, kind: str, parameters: Frame, hear: Hear) -> None:
+        """Frames of tokens are told, then one that ends the answer: `done` or `failure`; `kind` is `generate` or
+        `classify`. Whoever has asked has to `leave`."""
+        if not self._places.acquire(blocking=False):
+            raise TooMany(f"engine: expected at most {WAITING} requests at a time, got more")
+        try:
+            with self._lock:
+                # A step gives a piece at most, and an end what was held back for it.
+                self._enter(request, hear, slot, pieces=2 + int(parameters.get("max_tokens", 256)))
+                self._answering[slot] += 1
+        except BaseException:
+            self._places.release()
+            raise
+        try:
+            self._send({**parameters, "frame": kind, "id": request, "slot": slot})
+        except BaseException:
+            self.leave(request, ended=True)
+            raise
+
+    def leave(self, request: str, *, ended: bool) -> None:
+        """Nobody listens any more; where it has not `ended` this cancels the request, and no other."""
+        with self._lock:
+            wanted = self._pending.pop(request, None)
+            if wanted is None:
+                return
+            self._answering[wanted.slot] -= 1
+            # Slots are never used twice.
+            self._answering += Counter()
+        self._places.release()
+        if not ended and self.alive:
+            self._cancel(request)
+
+    def answers(self, slot: str) -> bool:
+        """Whether a request is under way in the slot."""
+        return self._answering[slot] > 0
+
+    def cut(self, request: str, why: str) -> None:
+        """Ends one request at once: what the worker still says of it is told to nobody.
+
+        The worker is told by a thread of its own: one that does not read must not hold up what else is revoked.
+        """
+        with self._lock:
+            wanted = self._pending.get(request)
+            if wanted is None:
+                return
+            hear, wanted.hear = wanted.hear, lambda _frame: None
+        hear({"frame": "failure", "code": "cut-off", "message": why})
+        threading.Thread(target=self._cancel, args=(request,), name=f"cancel-{request}", daemon=True).start()
+
+    def _cancel(self, request: str) -> None:
+        with suppress(Unavailable):
+            self._send({"frame": "cancel", "id": request})
+
+    def _enter(self, name: str, hear: Hear, slot: str, pieces: int = 0) -> None:
+        if not self.alive:
+            raise Unavailable("engine: expected a running one, got one that ended", code="engine-ended")
+        characters = max(pieces * _PIECE_CHARACTERS, _LEAST_CHARACTERS)
+        self._pending[name] = _Pending(hear, slot, time.monotonic(), pieces, characters)
+
+    def close(self) -> None:
+        """Ends the worker, at once; every adapter it held is gone, and whoever waits for an answer is told so, whatever
+        becomes of what it left behind."""
+        with self._lock:
+            self.alive = False
+            stack = self._stack.pop_all()
+            waiting = list(self._pending.values())
+        try:
+            with foreseen("engine, its end"):
+                stack.close()
+        except ApplianceError as error:
+            log.critical("ALARM: an engine ended and left something behind: %s", error.message)
+        finally:
+            for wanted in waiting:
+                wanted.hear(None)
+
+
+def _separate(frame: Frame) -> list[Frame]:
+    """The frames of a step that came together."""
+    if frame.get("frame") != "frames":
+        return [frame]
+    frames = frame.get("frames")
+    if not isinstance(frames, list) or not all(isinstance(one, dict) for one in frames):
+        raise BadInput("engine: expected the frames of a step, got something else")
+    return frames
+
+
+def expect(frame: Frame | None, *kinds: str) -> Frame:
+    """The frame, of one of these kinds; a failure is raised as what it names."""
+    if frame is None:
+        raise Unavailable("engine: expected an answer, got its end; its log says more", code="engine-ended")
+    if frame.get("frame") == "failure":
+        raise failure(frame)
+    if frame.get("frame") not in kinds:
+        expected = " or ".join(kinds)
+        raise Unavailable(f"engine: expected the frame {expected}, got {frame.get('frame')}", code="engine-broken")
+    return frame

@@ -1,0 +1,196 @@
+"""A unit is answered: its own release, admitted and loaded, each request recorded before and after."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from contextlib import suppress
+from typing import Any
+
+from appliance.domain.core.entry import Outcome
+from appliance.domain.queries.response import commit_prompt, derive_salt
+from appliance.domain.releases.approval import barred, released
+from appliance.domain.serving.requests import RequestAdmitted, RequestFinished, RequestRefused, name_request
+from appliance.errors import ApplianceError, Conflict, Denied, NotFound, Unavailable
+from appliance.formats.core.commitment import commit
+from appliance.workflows.core.context import Context, Frame
+from appliance.workflows.core.record import append
+from appliance.workflows.governance.callers import Caller
+from appliance.workflows.serving.answering import Answer, Ending, Loaded, lost
+from appliance.workflows.serving.response import record_response
+from appliance.workflows.serving.slots import Slots
+
+log = logging.getLogger(__name__)
+DIGEST_KEY = "request-digests"
+
+
+class Serving:
+    """What the units' door asks of the appliance."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._slots = Slots(context)
+        self._lock = threading.Lock()
+        self._running: dict[str, tuple[Caller, Answer]] = {}
+        """Requests under way, and by whose token."""
+        self._owed: dict[str, tuple[RequestFinished, Outcome, str]] = {}
+        self._key = context.keyring.read_secret(DIGEST_KEY)
+
+    # --- what a unit sees ---------------------------------------------------------------------------------------------
+
+    def models(self, unit: str) -> list[dict[str, Any]]:
+        """The tasks released to the unit that may answer now."""
+        state = self._context.ledger.state
+        now = self._context.now(state)
+        found = []
+        for release in state.releases.values():
+            adapter = released(state, unit, release.task)
+            if release.unit == unit and adapter is not None and not barred(state, release, adapter, now):
+                found.append({"id": release.task, "object": "model", "created": 0, "owned_by": unit})
+        return found
+
+    def model(self, unit: str, task: str) -> dict[str, Any]:
+        """One of them; to a unit, what is not released to it is not there."""
+        for model in self.models(unit):
+            if model["id"] == task:
+                return model
+        raise NotFound(f"model: expected one released to {unit}, got {task!r}", code="model-not-found")
+
+    def answer(self, caller: Caller, task: str, kind: str, parameters: Frame, source: str) -> Answer:
+        """Admits the request or records why not; whatever cannot be recorded is not answered.
+
+        `kind` is `generate` or `classify`; the parameters hold `messages`, or `prompt`.
+        """
+        milliseconds = int(self._context.clock().timestamp() * 1000)
+        request = name_request(milliseconds, secrets.token_bytes(10))
+        try:
+            self.settle()
+            while (answer := self._admit(request, caller, task, kind, parameters, source)) is None:
+                continue
+        except ApplianceError as error:
+            self._refuse(caller.unit, error, source)
+            raise
+        return answer
+
+    def _admit(
+        self, request: str, caller: Caller, task: str, kind: str, parameters: Frame, source: str
+    ) -> Answer | None:
+        """The answer, once the request is an entry; None where the slot was emptied before that: what stands now is to
+        be found again."""
+        loaded = self._slots.find(caller.unit, task)
+        loaded.enter()
+        answer = Answer(request, loaded, kind, parameters, lambda ended, ending: self._end(ended, ending, kind, source))
+        prompt = commit_prompt(parameters, self._salt(request, "prompt"))
+        body = RequestAdmitted(
+            request=request,
+            **loaded.row.answering,
+            token=caller.token,
+            token_issued_at=caller.issued_at,
+            prompt=prompt,
+        )
+        # Known before it is recorded: whatever is revoked from here on finds it.
+        self._running[request] = (caller, answer)
+        try:
+            append(self._context, body, source=source)
+        except ApplianceError as error:
+            self._running.pop(request, None)
+            loaded.leave()
+            if isinstance(error, Unavailable):
+                # Where the entry stands all the same, it is closed as soon as that shows.
+                self._owe(self._ended(request, loaded, Ending("", {}, "interrupted")), "interrupted", source)
+            if loaded.closed is None or not isinstance(error, Denied):
+                raise
+            return None
+        return answer
+
+    def _refuse(self, unit: str, error: ApplianceError, source: str) -> None:
+        """A refusal is an entry too; where even that cannot be written the caller is refused all the same."""
+        with suppress(ApplianceError):
+            body = RequestRefused(unit=unit, code=error.code, message=error.message[:1000], count=1)
+            append(self._context, body, source=source)
+
+    # --- how an answer ends -------------------------------------------------------------------------------------------
+
+    def _end(self, answer: Answer, ending: Ending, kind: str, source: str) -> Frame:
+        """The slot is free for others once the end is an entry."""
+        try:
+            return self._finish(answer, ending, kind, source)
+        finally:
+            self._running.pop(answer.request, None)
+            answer.loaded.leave()
+
+    def _finish(self, answer: Answer, ending: Ending, kind: str, source: str) -> Frame:
+        """Records the end, and gives the response record. Raises where an answer that came to its end cannot be told
+        so: then its end is another."""
+        body = self._ended(answer.request, answer.loaded, ending)
+        try:
+            appended = append(self._context, body, source=source, outcome=ending.outcome)
+        except Unavailable:
+            # Its reader is not told the end, or has gone: it was interrupted, once that can be written.
+            cut = self._ended(answer.request, answer.loaded, Ending(ending.text, {}, "interrupted"))
+            self._owe(cut, "interrupted", source)
+            if ending.outcome == "success":
+                raise lost() from None
+            return {}
+        except Denied as error:
+            if ending.outcome != "success":
+                log.critical("ALARM: request %s: its end is not an entry: %s", answer.request, error.message)
+                return {}
+            # Its slot was emptied before this could be recorded.
+            cut = self._ended(answer.request, answer.loaded, Ending(ending.text, {}, "failure"))
+            self._owe(cut, "failure", source)
+            with suppress(Unavailable):
+                self.settle()
+            raise Denied("answer: cut off, its adapter was taken out", code="cut-off") from error
+        salts = self._salt(answer.request, "prompt"), self._salt(answer.request, "answer")
+        shown = ending.text if kind == "classify" else None
+        return {"record": record_response(self._context.ledger, appended, *salts, shown)}
+
+    def _ended(self, request: str, loaded: Loaded, ending: Ending) -> RequestFinished:
+        return RequestFinished(
+            request=request,
+            **loaded.row.answering,
+            finish_reason=str(ending.last.get("finish_reason", ending.outcome)),
+            prompt_tokens=int(ending.last.get("prompt_tokens", 0)),
+            completion_tokens=int(ending.last.get("completion_tokens", 0)),
+            answer=commit(ending.text, self._salt(request, "answer")),
+        )
+
+    def _owe(self, body: RequestFinished, outcome: Outcome, source: str) -> None:
+        with self._lock:
+            self._owed[body.request] = (body, outcome, source)
+
+    def settle(self) -> None:
+        """Records what could not be recorded when it happened; Unavailable while it cannot be yet."""
+        for request, (body, outcome, source) in list(self._owed.items()):
+            if request in self._context.ledger.state.requests:
+                with suppress(Conflict, Denied):
+                    append(self._context, body, source=source, outcome=outcome)
+            with self._lock:
+                self._owed.pop(request, None)
+
+    def _salt(self, request: str, role: str) -> bytes:
+        """The ledger holds no prompt and no answer; their digests are under keys that the unit is given and nobody can
+        guess."""
+        return derive_salt(self._key, request, role)
+
+    # --- what keeps it right ------------------------------------------------------------------------------------------
+
+    def reconcile(self) -> None:
+        """After anything that may change what answers: what may not answer any more is taken out at once, and what is
+        being answered to a token that no longer counts is cut. Neither waits for a load."""
+        state = self._context.ledger.state
+        for caller, answer in list(self._running.values()):
+            if against := caller.against(state):
+                answer.cut(against)
+        self._slots.reconcile()
+
+    def tend(self) -> None:
+        """Once a minute: what time alone has ended is taken out, and what is owed is recorded."""
+        self.reconcile()
+        self.settle()
+
+    def close(self) -> None:
+        """Ends the engines; nothing answers any more."""
+        self._slots.stop()

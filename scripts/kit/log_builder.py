@@ -1,0 +1,850 @@
+"""A site whose ledger lies in memory: real keys, real envelopes, entries that the rules accept one by one.
+
+Stages of a whole journey are built once and forked for each test, so that a test states only what it breaks.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import hashlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+
+from appliance.domain.core.credentials import Possession, SessionStatement, encode_credential
+from appliance.domain.core.entry import Entry, encode_entry, parse_entry
+from appliance.domain.core.event import Event, Ordered
+from appliance.domain.core.names import add_seconds, encode_value
+from appliance.domain.core.order import Order, encode_order
+from appliance.domain.core.policy import Parameters, PolicySet
+from appliance.domain.core.state import State
+from appliance.domain.data.bases import BaseImported, BaseRevoked, RevokeBase
+from appliance.domain.data.datasets import DatasetImported, DatasetRevoked, RevokeDataset
+from appliance.domain.data.imports import CancelImport, ImportBase, ImportCancelled, ImportDataset, ImportRequested
+from appliance.domain.governance.endorsement import Endorse, OrderPending
+from appliance.domain.governance.keys import KeyEnrolled, KeyRevoked, NewKey, ReplaceKey, RevokeKey, RotateKey
+from appliance.domain.governance.log_keys import LogKeyRotated, RotateLogKey
+from appliance.domain.governance.people import Enroll, PrincipalEnrolled, PrincipalRevoked, RevokePrincipal
+from appliance.domain.governance.policies import AdoptPolicy, PolicyAdopted
+from appliance.domain.governance.service import Administrator, Initialized
+from appliance.domain.recipe.recipe import LINEAR_LAYERS, ResolvedRecipe
+from appliance.domain.releases.activations import Activate, ReleaseActivated
+from appliance.domain.releases.adapters import SLSA_PROVENANCE, AdapterSealed
+from appliance.domain.releases.exports import AdapterExported, ExportAdapter, standing_of
+from appliance.domain.releases.reviews import Review, ReviewRecorded
+from appliance.domain.retention.holds import HoldLifted, HoldPlaced, LiftHold, PlaceHold
+from appliance.domain.retention.texts import Erase, TextErased
+from appliance.domain.rulebook.apply import apply
+from appliance.domain.rulebook.subjects import subjects_of
+from appliance.domain.runs.checkpoints import RunCheckpointed
+from appliance.domain.runs.replays import ReplayFailed, ReplayFinished, ReplayRequested, ReplayRun
+from appliance.domain.runs.resumption import Resume, ResumeRequested, RunResumed
+from appliance.domain.runs.steps import StepRecord, encode_steps, record_step
+from appliance.domain.runs.training import RunFailed, RunFinished, RunRequested, RunStarted, Train
+from appliance.domain.serving.requests import RequestAdmitted, RequestFinished
+from appliance.domain.serving.slots import AdapterAdmitted, AdapterLoaded, AdapterUnloaded
+from appliance.domain.serving.tokens import RevokeTokens, TokensRevoked
+from appliance.domain.witnesses.cosignatures import CheckpointCosigned
+from appliance.formats.artifacts.manifest import MANIFEST_PATH, Manifest, ManifestFile, encode_manifest
+from appliance.formats.core.canonical import encode_canonical
+from appliance.formats.core.commitment import Disclosure, disclose
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.core.merkle import consistency_proof, hash_leaf, root_of
+from appliance.formats.core.timestamp import encode_time, parse_time
+from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
+from appliance.formats.log.cosignature import cosign, witness_vkey_of
+from appliance.formats.log.note import Note, encode_note, parse_note, vkey_of
+from appliance.formats.log.trust import Trust
+from appliance.formats.signatures.bundle import sign_model
+from appliance.formats.signatures.dsse import Envelope, encode_envelope, sign_envelope
+from appliance.formats.signatures.keys import EcdsaSigner, Ed25519Signer, Signer, generate_ed25519
+from appliance.formats.signatures.statement import Statement, encode_statement
+
+ORIGIN = "bank.example/log"
+START = "2026-01-15T09:30:00.000Z"
+WALLS = {"tcp": "refused", "keys": "refused"}
+MACHINE = {"device": "cpu", "device_name": "AVX2", "threads": 2, "torch": "2.0"}
+LAYERS = {"seccomp": True, "landlock": True}
+PEOPLE = {
+    "olga": ("operator",),
+    "ines": ("operator",),
+    "rita": ("reviewer:privacy",),
+    "raul": ("reviewer:model-risk",),
+    "legal": ("unit",),
+    "sales": ("unit",),
+    "otto": ("release-owner:legal",),
+    "audrey": ("auditor",),
+}
+
+O = TypeVar("O", bound=Order)  # noqa: E741
+K = TypeVar("K", bound=NewKey)
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def policy_set(**parameters: Any) -> PolicySet:
+    return PolicySet(name="default", parameters=Parameters(**parameters), cedar="", cedar_schema="")
+
+
+class LogBuilder:
+    def __init__(self, *, single: bool = False, policy: PolicySet | None = None) -> None:
+        self.log: Ed25519Signer = generate_ed25519()
+        self.log_signers = {vkey_of(ORIGIN, self.log): self.log}
+        self.adapter_key = EcdsaSigner(generate_private_key(SECP256R1()))
+        self.keys: dict[str, Signer] = {"anna": generate_ed25519(), "ben": generate_ed25519()}
+        self.policy = policy or policy_set()
+        self.state = State()
+        self.now = START
+        self.entries: list[bytes] = []
+        self.documents: dict[str, bytes] = {}
+        self.disclosures: list[Disclosure] = []
+        self._count = 0
+        self._initialize(["anna"] if single else ["anna", "ben"])
+
+    def fork(self) -> LogBuilder:
+        """The same site, apart from here on; keys are shared."""
+        other = copy.copy(self)
+        other.state = copy.deepcopy(self.state)
+        for name in ("keys", "entries", "documents", "disclosures"):
+            setattr(other, name, copy.copy(getattr(self, name)))
+        return other
+
+    # What an auditor holds.
+
+    @property
+    def trust(self) -> Trust:
+        people = self.first.administrators
+        return Trust(
+            origin=ORIGIN,
+            log_key=self.first.log_key,
+            genesis=f"sha256:{hash_leaf(self.entries[0]).hex()}",
+            administrators=tuple((p.name, p.keyid) for p in people),
+        )
+
+    @property
+    def first(self) -> Initialized:
+        return Initialized.model_validate_json(encode_canonical(parse_entry(self.entries[0]).body))
+
+    def checkpoint(self, size: int | None = None) -> bytes:
+        leaves = [hash_leaf(data) for data in self.entries[:size]]
+        checkpoint = Checkpoint(ORIGIN, len(leaves), root_of(leaves))
+        old = [signer for signer in self.log_signers.values() if signer is not self.log]
+        standing = self.state.site.signing_keys(self.now) if self.state.size else ()
+        return sign_checkpoint(checkpoint, *(s for s in old if vkey_of(ORIGIN, s) in standing), self.log)
+
+    # Entries.
+
+    def entry(
+        self,
+        event: Event,
+        /,
+        documents: Mapping[str, bytes] | None = None,
+        signed: tuple[tuple[str, Order], ...] = (),
+        **changes: Any,
+    ) -> tuple[Entry, dict[str, bytes]]:
+        """The entry that the service would append next; `changes` are what a test breaks (`bound`: the digests)."""
+        bound = dict(documents or {})
+        fields: dict[str, Any] = {
+            "v": 1,
+            "index": self.state.size,
+            "time": self.now,
+            "type": event.type,
+            "actor": signed[0][1].signer if signed else event.actor or "service",
+            "source": "unix",
+            "subjects": subjects_of(event, signed),
+            "outcome": event.outcomes[0],
+            "prev": self.state.last_leaf,
+            "documents": changes.pop("bound", {role: digest_bytes(data) for role, data in bound.items()}),
+            "body": event.model_dump(mode="json"),
+        }
+        return parse_entry(encode_entry(Entry(**fields | changes))), bound
+
+    def add(self, event: Event, /, **rest: Any) -> Entry:
+        """Appends: the rules decide first."""
+        entry, documents = self.entry(event, **rest)
+        apply(self.state, entry, documents)
+        self.state.keep()
+        self.entries.append(entry.encoded)
+        self.documents.update({digest_bytes(data): data for data in documents.values()})
+        self.now = add_seconds(self.now, 1)
+        return entry
+
+    def _initialize(self, names: list[str]) -> None:
+        people = tuple(
+            Administrator(name=name, key=b64(self.keys[name].spki), keyid=self.keys[name].keyid) for name in names
+        )
+        body = Initialized(
+            origin=ORIGIN,
+            log_key=vkey_of(ORIGIN, self.log),
+            adapter_key=b64(self.adapter_key.spki),
+            administrators=people,
+            single_administrator=len(names) == 1,
+        )
+        self.add(body, documents={"policy": encode_value(self.policy)})
+
+    # Orders.
+
+    def order(self, model: type[O], by: str, /, **fields: Any) -> O:
+        """A fresh order; fields override what every order carries."""
+        self._count += 1
+        standing: dict[str, Any] = {
+            "origin": ORIGIN,
+            "signer": by,
+            "nonce": hashlib.sha256(b"%d" % self._count).hexdigest()[:32],
+            "issued_at": self.now,
+            "expires_at": add_seconds(self.now, 600),
+            "reason": None,
+        }
+        return model(**standing | fields)
+
+    def sign(self, order: Order, key: Signer | None = None) -> Envelope:
+        return sign_envelope(encode_order(order), key or self.keys[order.signer])
+
+    def text(self, text: str) -> str:
+        """A commitment whose text is disclosed."""
+        self._count += 1
+        disclosure = disclose(text, hashlib.sha256(b"salt %d" % self._count).digest())
+        self.disclosures.append(disclosure)
+        return disclosure.commitment
+
+    def ordered(self, event: Event, order: Order, *, key: Signer | None = None, **rest: Any) -> Entry:
+        """Appends an entry that stands on one order."""
+        envelope = self.sign(order, key)
+        documents = {"order": encode_envelope(envelope), **rest.pop("documents", {})}
+        return self.add(event, documents=documents, signed=((envelope.pae_digest, order),), **rest)
+
+    @property
+    def in_force(self) -> str:
+        return self.state.site.policy
+
+    def two(
+        self, body: Ordered, order: Order, documents: Mapping[str, bytes] | None = None, second: str = "ben"
+    ) -> Entry:
+        """Appends both entries of an order that two administrators sign."""
+        envelope = self.pend(order, documents)
+        return self.endorse(body, order, envelope, documents, second)
+
+    def pend(self, order: Order, documents: Mapping[str, bytes] | None = None) -> Envelope:
+        envelope = self.sign(order)
+        self.add(
+            OrderPending(policy=self.in_force),
+            documents={"order": encode_envelope(envelope), **(documents or {})},
+            signed=((envelope.pae_digest, order),),
+        )
+        return envelope
+
+    def endorse(
+        self,
+        body: Ordered,
+        order: Order,
+        envelope: Envelope,
+        documents: Mapping[str, bytes] | None = None,
+        second: str = "ben",
+    ) -> Entry:
+        endorsement = self.order(Endorse, second, order=envelope.pae_digest)
+        signed = self.sign(endorsement)
+        return self.add(
+            body,
+            documents={
+                "order": encode_envelope(signed),
+                "endorsed": encode_envelope(envelope),
+                **(documents or {}),
+            },
+            signed=((signed.pae_digest, endorsement), (envelope.pae_digest, order)),
+        )
+
+    # Governance.
+
+    def possession(self, name: str, holder: Signer, /, **fields: Any) -> Envelope:
+        statement = Possession(
+            **{
+                "origin": ORIGIN,
+                "signer": name,
+                "nonce": "0" * 32,
+                "issued_at": self.now,
+                "key": b64(holder.spki),
+                "keyid": holder.keyid,
+                **fields,
+            }
+        )
+        return sign_envelope(encode_credential(statement), holder)
+
+    def enrolment(self, name: str, roles: tuple[str, ...], **fields: Any) -> tuple[Enroll, dict[str, bytes]]:
+        """The order and the documents beside it; the key is the site's own for the name."""
+        key = self.keys.setdefault(name, generate_ed25519())
+        proof = self.possession(name, key)
+        standing: dict[str, Any] = {
+            "principal": name,
+            "printed_name": self.text(f"{name.title()} Example"),
+            "roles": roles,
+            "key": b64(key.spki),
+            "keyid": key.keyid,
+            "possession": proof.pae_digest,
+        }
+        return self.order(Enroll, "anna", **standing | fields), {"possession": encode_envelope(proof)}
+
+    def enroll(self, name: str, *roles: str) -> Entry:
+        order, documents = self.enrolment(name, roles)
+        return self.two(PrincipalEnrolled(policy=self.in_force), order, documents)
+
+    def adopt(self, policy: PolicySet) -> Entry:
+        order = self.order(AdoptPolicy, "anna", policy=policy.digest)
+        body = PolicyAdopted(policy=self.in_force)
+        return self.two(body, order, {"policy": encode_value(policy)})
+
+    def revoke(self, name: str, signer: str = "anna") -> Entry:
+        order = self.order(RevokePrincipal, signer, principal=name)
+        return self.ordered(PrincipalRevoked(policy=self.in_force), order)
+
+    def new_key(self, model: type[K], by: str, name: str, **fields: Any) -> tuple[K, dict[str, bytes], Signer]:
+        """An order that brings in another key for the name, the documents beside it, and the key."""
+        key = generate_ed25519()
+        proof = self.possession(name, key)
+        standing: dict[str, Any] = {
+            "principal": name,
+            "key": b64(key.spki),
+            "keyid": key.keyid,
+            "possession": proof.pae_digest,
+        }
+        return self.order(model, by, **standing | fields), {"possession": encode_envelope(proof)}, key
+
+    def rotate(self, name: str, old_until: str) -> Signer:
+        """A person's own rotation; the site goes on signing with the old key until a test says otherwise."""
+        order, documents, key = self.new_key(RotateKey, name, name, old_until=old_until)
+        self.ordered(KeyEnrolled(policy=self.in_force), order, documents=documents)
+        return key
+
+    def replace(self, name: str) -> Signer:
+        order, documents, key = self.new_key(ReplaceKey, "anna", name)
+        self.two(KeyEnrolled(policy=self.in_force), order, documents)
+        return key
+
+    def revoke_key(self, name: str, since: int | None = None, signer: str = "anna") -> Entry:
+        order = self.order(RevokeKey, signer, principal=name, keyid=self.keys[name].keyid, since=since)
+        return self.ordered(KeyRevoked(policy=self.in_force), order)
+
+    def revoke_tokens(self, unit: str = "legal", signer: str = "anna", **fields: Any) -> Entry:
+        order = self.order(RevokeTokens, signer, unit=unit, **{"token": None, "issued_before": None, **fields})
+        return self.ordered(TokensRevoked(policy=self.in_force), order)
+
+    def rotate_log_key(self, old_until: str | None = None) -> Ed25519Signer:
+        """The site signs its checkpoints with the new key from here on."""
+        key = generate_ed25519()
+        order = self.order(
+            RotateLogKey, "anna", log_key=vkey_of(ORIGIN, key), old_until=self.now if old_until is None else old_until
+        )
+        self.two(LogKeyRotated(policy=self.in_force), order)
+        self.log = key
+        self.log_signers = {**self.log_signers, vkey_of(ORIGIN, key): key}
+        return key
+
+    def erase(self, commitment: str) -> Entry:
+        return self.two(TextErased(policy=self.in_force), self.order(Erase, "anna", commitment=commitment))
+
+    def hold(self, subject: str, signer: str = "audrey") -> Entry:
+        return self.ordered(HoldPlaced(policy=self.in_force), self.order(PlaceHold, signer, subject=subject))
+
+    def lift(self, subject: str) -> Entry:
+        return self.two(HoldLifted(policy=self.in_force), self.order(LiftHold, "anna", subject=subject))
+
+    def cosigned(
+        self, witness: Signer, name: str, size: int | None = None, **fields: Any
+    ) -> tuple[Any, dict[str, bytes]]:
+        """The event of a witness's cosignature over the log's first `size` entries, and its document."""
+        size = self.state.size if size is None else size
+        note = parse_note(self.checkpoint(size))
+        time_s = int(parse_time(self.now).timestamp())
+        note = Note(note.text, (*note.signatures, cosign(note, name, witness, time_s)))
+        leaves = [hash_leaf(data) for data in self.entries]
+
+        def node(level: int, index: int) -> bytes:
+            return root_of(leaves[index << level : (index + 1) << level])
+
+        standing: dict[str, Any] = {
+            "witness": name,
+            "size": size,
+            "time": encode_time(datetime.fromtimestamp(time_s, UTC)),
+            "proof": tuple(b64(step) for step in consistency_proof(size, self.state.size, node)),
+        }
+        return CheckpointCosigned(**standing | fields), {"note": encode_note(note)}
+
+    def session(self, signer: str, **fields: Any) -> Envelope:
+        standing: dict[str, Any] = {
+            "origin": ORIGIN,
+            "signer": signer,
+            "nonce": "0" * 32,
+            "issued_at": self.now,
+            "expires_at": add_seconds(self.now, 600),
+        }
+        return sign_envelope(encode_credential(SessionStatement(**standing | fields)), self.keys[signer])
+
+    # Making.
+
+    def request_import(self, name: str = "another", signer: str = "ines") -> Entry:
+        order = self.order(
+            ImportBase, signer, base=name, format="gguf", source=digest_bytes(b"gguf"), licence="Apache-2.0"
+        )
+        return self.ordered(ImportRequested(policy=self.in_force), order)
+
+    def cancel_import(self, requested: Entry, signer: str = "ines") -> Entry:
+        order = self.order(CancelImport, signer, order=order_of(requested))
+        return self.ordered(ImportCancelled(policy=self.in_force), order)
+
+    def import_base(self, name: str = "smollm2", signer: str = "ines") -> Entry:
+        requested = self.request_import(name, signer)
+        return self.add(self.base_imported(requested, name), documents={"manifest": manifest(name, 1, {"w": b"base"})})
+
+    def base_imported(self, requested: Entry, name: str = "smollm2", **fields: Any) -> BaseImported:
+        standing: dict[str, Any] = {
+            "order": order_of(requested),
+            "base": name,
+            "facts": {"parameters": 1},
+            "walls": WALLS,
+        }
+        return BaseImported(**standing | fields)
+
+    def dataset_order(self, signer: str = "ines", **fields: Any) -> ImportDataset:
+        standing: dict[str, Any] = {
+            "dataset": "clauses",
+            "format": "csv",
+            "file": digest_bytes(b"csv"),
+            "task": "classification",
+            "columns": {"text": "text", "label": "label"},
+            "labels": (),
+            "instruction": self.text("Name the clause."),
+            "base": "smollm2",
+            "base_digest": self.base_digest,
+            "seed": 1,
+            "held_out": "0.2",
+            "owner": self.text("Legal Example"),
+            "licence": "CC-BY-4.0",
+            "classification": "internal",
+        }
+        return self.order(ImportDataset, signer, **standing | fields)
+
+    @property
+    def base_digest(self) -> str:
+        base = self.state.bases.get("smollm2")
+        return digest_bytes(b"no base") if base is None else base.digest
+
+    def import_dataset(self, **fields: Any) -> Entry:
+        requested = self.ordered(ImportRequested(policy=self.in_force), self.dataset_order(**fields))
+        return self.add(
+            self.dataset_imported(requested), documents={"manifest": manifest("clauses", 1, {"rows": b"rows"})}
+        )
+
+    def dataset_imported(self, requested: Entry, **fields: Any) -> DatasetImported:
+        standing: dict[str, Any] = {
+            "order": order_of(requested),
+            "dataset": "clauses@1",
+            "base": "smollm2",
+            "root": digest_bytes(b"root"),
+            "facts": {"rows": 1},
+            "walls": WALLS,
+        }
+        return DatasetImported(**standing | fields)
+
+    def train_order(self, signer: str = "olga", recipe: Mapping[str, Any] | None = None, **fields: Any) -> Train:
+        dataset = self.state.datasets.get("clauses@1")
+        standing: dict[str, Any] = {
+            "recipe": ResolvedRecipe(**RECIPE | dict(recipe or {})),
+            "base_digest": self.base_digest,
+            "dataset_digest": digest_bytes(b"none") if dataset is None else dataset.digest,
+        }
+        return self.order(Train, signer, **standing | fields)
+
+    def request_run(self, signer: str = "olga") -> str:
+        run = f"r-{len(self.state.runs) + 1:06d}"
+        self.ordered(RunRequested(policy=self.in_force, run=run), self.train_order(signer))
+        return run
+
+    def started(self, run: str, **fields: Any) -> RunStarted:
+        standing: dict[str, Any] = {"run": run, "layers": LAYERS, "accepted_missing": (), "walls": WALLS}
+        return RunStarted(**standing | fields)
+
+    def checkpointed(self, run: str, step: int = 2, **fields: Any) -> RunCheckpointed:
+        standing: dict[str, Any] = {
+            "run": run,
+            "step": step,
+            "checkpoint": digest_bytes(b"state %d" % step),
+            "seconds": "1.0",
+            "machine": MACHINE,
+        }
+        return RunCheckpointed(**standing | fields)
+
+    def resumed(self, run: str, step: int = 2, **fields: Any) -> RunResumed:
+        standing = self.started(run).model_dump() | {"step": step, "checkpoint": digest_bytes(b"state %d" % step)}
+        return RunResumed(**standing | fields)
+
+    def resume(self, run: str, signer: str = "olga") -> Entry:
+        return self.ordered(ResumeRequested(policy=self.in_force), self.order(Resume, signer, run=run))
+
+    def replay(self, run: str, from_step: int = 0, to_step: int = 2, signer: str = "audrey") -> Entry:
+        order = self.order(ReplayRun, signer, run=run, from_step=from_step, to_step=to_step)
+        return self.ordered(ReplayRequested(policy=self.in_force), order)
+
+    def replayed(self, requested: Entry, run: str = "r-000001", **fields: Any) -> ReplayFinished:
+        digest = digest_bytes(b"state 2")
+        standing: dict[str, Any] = {
+            "order": order_of(requested),
+            "run": run,
+            "from_step": 0,
+            "to_step": 2,
+            "expected": digest,
+            "got": digest,
+            "verdict": "identical",
+            "largest_difference": "0.0",
+            "machine": MACHINE,
+            "walls": WALLS,
+        }
+        return ReplayFinished(**standing | fields)
+
+    def finished(self, run: str, **fields: Any) -> RunFinished:
+        standing: dict[str, Any] = {
+            "run": run,
+            "weights": digest_bytes(b"weights"),
+            "weights_step": fields.get("steps", 2),
+            "record": digest_bytes(STEPS),
+            "validation": (),
+            "planned_steps": fields.get("steps", 2),
+            "steps": 2,
+            "trained_tokens": 10,
+            "seconds": "1.5",
+            "peak_bytes": 3_000_000,
+            "final_loss": "0.25",
+        }
+        return RunFinished(**standing | fields)
+
+    def train(self) -> str:
+        """A run that is trained and waits for its seal."""
+        run = self.request_run()
+        self.add(self.started(run))
+        self.add(self.checkpointed(run))
+        self.add(self.finished(run))
+        return run
+
+    def sealing(self, run: str, version: int = 1, **fields: Any) -> tuple[AdapterSealed, dict[str, bytes]]:
+        """The body and its documents; `files` and `name` change the sealed folder."""
+        files = {"adapter_model.safetensors": b"weights", "recipe.json": b"{}", "steps.jsonl": STEPS} | fields.pop(
+            "files", {}
+        )
+        listed = manifest(fields.pop("name", "clauses"), version, files)
+        signed = {path: digest_bytes(data) for path, data in files.items()} | {MANIFEST_PATH: digest_bytes(listed)}
+        key = fields.pop("key", self.adapter_key)
+        documents = {
+            "manifest": listed,
+            "signature": sign_model(signed, "clauses", key),
+            "provenance": encode_envelope(sign_envelope(encode_statement(self.provenance(run, listed)), key)),
+        }
+        standing: dict[str, Any] = {"run": run, "adapter": f"clauses@{version}", "metrics": {}, "walls": WALLS}
+        return AdapterSealed(**standing | fields), documents
+
+    def provenance(self, run: str, listed: bytes, **changes: str) -> Statement:
+        """SLSA provenance of a run; `changes` are other digests of its dependencies."""
+        row = self.state.runs.get(run)
+        assert row is not None
+        inputs = {f"base:{row.base}": row.base_digest, f"dataset:{row.dataset}": row.dataset_digest, "order": row.order}
+        resources = [
+            {"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}}
+            for name, digest in (inputs | changes).items()
+        ]
+        predicate = {"buildDefinition": {"resolvedDependencies": resources}, "runDetails": {}}
+        return Statement((("clauses", digest_bytes(listed)),), SLSA_PROVENANCE, predicate)
+
+    def seal(self, run: str, version: int = 1) -> Entry:
+        body, documents = self.sealing(run, version)
+        return self.add(body, documents=documents)
+
+    def on_adapter(self, version: int = 1) -> dict[str, Any]:
+        row = self.state.adapters.get(f"clauses@{version}")
+        return {
+            "adapter": "clauses",
+            "version": version,
+            "manifest": digest_bytes(b"none") if row is None else row.manifest,
+        }
+
+    def review_order(self, signer: str, field: str, version: int = 1, **fields: Any) -> Review:
+        standing: dict[str, Any] = {
+            **self.on_adapter(version),
+            "decision": "approve",
+            "unit": "legal",
+            "field": field,
+            "meaning": self.text("I have examined this adapter."),
+            "valid_until": add_seconds(self.now, 86_400),
+        }
+        return self.order(Review, signer, **standing | fields)
+
+    def review(self, signer: str, field: str, version: int = 1, **fields: Any) -> Entry:
+        order = self.review_order(signer, field, version, **fields)
+        return self.ordered(ReviewRecorded(policy=self.in_force), order)
+
+    # Serving.
+
+    def release_order(self, model: type[O], signer: str = "otto", version: int = 1, **fields: Any) -> O:
+        standing: dict[str, Any] = {**self.on_adapter(version), "unit": "legal", "task": "labels"}
+        return self.order(model, signer, **standing | fields)
+
+    def activate(self, version: int = 1) -> Entry:
+        return self.ordered(ReleaseActivated(policy=self.in_force), self.release_order(Activate, version=version))
+
+    def admitted(self, version: int = 1, **fields: Any) -> AdapterAdmitted:
+        row = self.state.adapters.get(f"clauses@{version}")
+        reviews = () if row is None else row.reviews
+        standing: dict[str, Any] = {
+            "unit": "legal",
+            "task": "labels",
+            "adapter": f"clauses@{version}",
+            "manifest": self.on_adapter(version)["manifest"],
+            "head": self.state.size,
+            "approvals": tuple(review.index for review in reviews if review.unit == "legal"),
+            "policy": self.in_force,
+        }
+        return AdapterAdmitted(**standing | fields)
+
+    def export_order(self, by: str = "otto", **fields: Any) -> ExportAdapter:
+        standing: dict[str, Any] = {
+            **self.on_adapter(),
+            "unit": "legal",
+            "task": "labels",
+            "valid_until": add_seconds(self.now, 3_600),
+        }
+        return self.order(ExportAdapter, by, **standing | fields)
+
+    def export(self, by: str = "otto", standing: bytes | None = None, **fields: Any) -> Entry:
+        order = self.export_order(by, **fields)
+        rows = encode_value(standing_of(self.state, order, self.keys[by].keyid)) if standing is None else standing
+        return self.ordered(AdapterExported(policy=self.in_force), order, documents={"standing": rows})
+
+    def revoke_base(self, by: str = "anna", **fields: Any) -> Entry:
+        order = self.order(RevokeBase, by, **{"base": "smollm2", "digest": self.base_digest, **fields})
+        return self.ordered(BaseRevoked(policy=self.in_force), order)
+
+    def revoke_dataset(self, by: str = "anna", **fields: Any) -> Entry:
+        row = self.state.datasets.get("clauses@1")
+        digest = digest_bytes(b"no dataset") if row is None else row.digest
+        order = self.order(RevokeDataset, by, **{"dataset": "clauses", "version": 1, "digest": digest, **fields})
+        return self.ordered(DatasetRevoked(policy=self.in_force), order)
+
+    def load(self, version: int = 1) -> Entry:
+        """Into an empty slot: what was loaded before is taken out."""
+        slot = self.state.slots.get("legal/labels")
+        if slot is not None and slot.loaded is not None:
+            self.add(self.unloaded(adapter=slot.adapter))
+        admitted = self.add(self.admitted(version))
+        return self.add(self.loaded(admitted.index, version))
+
+    def loaded(self, admitted: int, version: int = 1, **fields: Any) -> AdapterLoaded:
+        standing: dict[str, Any] = {
+            "unit": "legal",
+            "task": "labels",
+            "adapter": f"clauses@{version}",
+            "admitted": admitted,
+            "probe": "identical",
+        }
+        return AdapterLoaded(**standing | fields)
+
+    def unloaded(self, **fields: Any) -> AdapterUnloaded:
+        slot = self.state.slots.get("legal/labels")
+        standing: dict[str, Any] = {
+            "unit": "legal",
+            "task": "labels",
+            "adapter": "clauses@1",
+            "admitted": 1 if slot is None else slot.admitted,
+            "reason": "revoked",
+            "last_token": None,
+        }
+        return AdapterUnloaded(**standing | fields)
+
+    def rests_on(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """What the admission of the unit's task rested on; numbers of nothing where none stands."""
+        unit, task = fields.get("unit", "legal"), fields.get("task", "labels")
+        slot = self.state.slots.get(f"{unit}/{task}") or self.state.slots.get("legal/labels")
+        if slot is None:
+            return {"manifest": "sha256:" + "0" * 64, "admitted": 1, "release": 1, "approvals": ()}
+        return {name: getattr(slot, name) for name in ("manifest", "admitted", "release", "approvals")}
+
+    def request(self, number: int = 1, **fields: Any) -> RequestAdmitted:
+        standing: dict[str, Any] = {
+            "request": f"{number:032x}",
+            "unit": "legal",
+            "task": "labels",
+            "adapter": "clauses@1",
+            **self.rests_on(fields),
+            "token": "sha256:" + "0" * 64,
+            "token_issued_at": self.now,
+            "prompt": "hmac-sha256:" + "0" * 64,
+        }
+        return RequestAdmitted(**standing | fields)
+
+    def answered(self, number: int = 1, **fields: Any) -> RequestFinished:
+        standing: dict[str, Any] = {
+            "request": f"{number:032x}",
+            "unit": "legal",
+            "task": "labels",
+            "adapter": "clauses@1",
+            **self.rests_on(fields),
+            "finish_reason": "stop",
+            "prompt_tokens": 3,
+            "completion_tokens": 4,
+            "answer": None,
+        }
+        return RequestFinished(**standing | fields)
+
+
+RECIPE: dict[str, Any] = {
+    "name": "clauses",
+    "base": "smollm2",
+    "dataset": "clauses@1",
+    "method": "qlora",
+    "baseline": None,
+    "optimiser": "adamw",
+    "rate_ratio": "1.0",
+    "purpose": "release",
+    "rank": 8,
+    "alpha": 16,
+    "dropout": "0.05",
+    "target_modules": LINEAR_LAYERS,
+    "learning_rate": "0.0005",
+    "epochs": 1,
+    "batch_size": 4,
+    "accumulation": 1,
+    "max_length": 64,
+    "warmup_ratio": "0.1",
+    "weight_decay": "0.0",
+    "max_grad_norm": "1.0",
+    "gradient_checkpointing": "mlp",
+    "checkpoint_every": 10,
+    "early_stopping": 0,
+    "validation": "0.0",
+    "validate_every": 0,
+    "seed": 1,
+    "device": "cpu",
+    "compute_dtype": "bfloat16",
+    "quantisation": "nf4-double",
+}
+
+
+def _steps() -> bytes:
+    """Two steps of a run: what a worker would have told of them."""
+    told = {"steps": 2, "learning_rate": 0.001, "grad_norm": 0.5, "peak_bytes": 5_000_000, "validation_loss": None}
+    records: list[StepRecord] = []
+    for step, loss in ((1, 1.5), (2, 0.25)):
+        counts = {"step": step, "loss": loss, "tokens": 40 * step, "trained_tokens": 5 * step, "seconds": 0.5 * step}
+        frame = told | counts | {"row_losses": [[step, loss]]}
+        records.append(record_step(frame, [one.loss for one in records]))
+    return encode_steps(records)
+
+
+STEPS = _steps()
+
+
+def manifest(name: str, version: int, files: Mapping[str, bytes]) -> bytes:
+    listed = tuple(ManifestFile(path, len(data), digest_bytes(data)) for path, data in sorted(files.items()))
+    return encode_manifest(Manifest(name, version, listed))
+
+
+def order_of(entry: Entry) -> str:
+    """The digest of the order that an entry is filed under first."""
+    return entry.subjects[0].removeprefix("order:")
+
+
+@cache
+def _stage(name: str) -> LogBuilder:
+    if name == "initialized":
+        return LogBuilder()
+    before = {
+        "staffed": "initialized",
+        "imported": "staffed",
+        "trained": "imported",
+        "sealed": "trained",
+        "approved": "sealed",
+        "released": "approved",
+        "serving": "released",
+        "kept": "serving",
+        "replayed": "imported",
+    }[name]
+    site = _stage(before).fork()
+    _STEPS[name](site)
+    return site
+
+
+def stage(name: str) -> LogBuilder:
+    """A site of one's own at a point of the journey: initialized, staffed, imported, trained, sealed, approved,
+    released, serving, kept; and, from imported, replayed."""
+    return _stage(name).fork()
+
+
+def _staff(site: LogBuilder) -> None:
+    for name, roles in PEOPLE.items():
+        site.enroll(name, *roles)
+
+
+def _import(site: LogBuilder) -> None:
+    site.import_base()
+    site.import_dataset()
+
+
+def _approve(site: LogBuilder) -> None:
+    site.review("rita", "privacy")
+    site.review("raul", "model-risk")
+
+
+def _serve(site: LogBuilder) -> None:
+    site.load()
+    site.add(site.request(1))
+    site.add(site.answered(1))
+    site.add(site.request(2))
+
+
+def _keep(site: LogBuilder) -> None:
+    """Everything about keys, texts and witnesses happens once."""
+    witness = generate_ed25519()
+    name = "witness.example/w1"
+    site.adopt(policy_set(witnesses=(witness_vkey_of(name, witness),), witness_quorum=1))
+    body, documents = site.cosigned(witness, name)
+    site.add(body, documents=documents)
+    site.keys["rita"] = site.rotate("rita", add_seconds(site.now, 3_600))
+    site.keys["raul"] = site.replace("raul")
+    site.revoke_key("olga")
+    site.hold("dataset:clauses")
+    site.lift("dataset:clauses")
+    text = next(text for text in site.disclosures if text.text == "Name the clause.")
+    site.erase(text.commitment)
+    site.disclosures.remove(text)
+    site.rotate_log_key(add_seconds(site.now, 3_600))
+    body, documents = site.cosigned(witness, name)
+    site.add(body, documents=documents)
+
+
+def _replay(site: LogBuilder) -> None:
+    """A run goes on in both ways, and a window of it is judged and is not."""
+    run = site.request_run()
+    site.add(site.started(run))
+    site.add(site.checkpointed(run))
+    site.add(site.resumed(run))
+    site.add(RunFailed(run=run, code="worker-ended", message=site.text("It was killed.")))
+    site.resume(run)
+    site.add(site.resumed(run))
+    site.add(site.finished(run))
+    site.add(site.replayed(site.replay(run)))
+    order = order_of(site.replay(run))
+    site.add(ReplayFailed(order=order, run=run, code="tampered", message=site.text("Other bytes.")))
+
+
+_STEPS: dict[str, Any] = {
+    "staffed": _staff,
+    "imported": _import,
+    "trained": LogBuilder.train,
+    "sealed": lambda site: site.seal("r-000001"),
+    "approved": _approve,
+    "released": LogBuilder.activate,
+    "serving": _serve,
+    "kept": _keep,
+    "replayed": _replay,
+}

@@ -1,0 +1,90 @@
+"""A snapshot gives back the very state that was taken: every row of every table, and the place in the log."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from appliance.domain.audit.snapshot import ROWS, decode_snapshot, encode_snapshot, take_snapshot
+from appliance.domain.core.state import State
+from appliance.errors import BadInput
+from scripts.kit.log_builder import LogBuilder, stage
+
+STAGES = (
+    *("initialized", "staffed", "imported", "trained", "sealed", "approved", "released", "serving", "kept", "replayed"),
+    "crowded",
+)
+
+
+def _site(name: str) -> LogBuilder:
+    if name != "crowded":
+        return stage(name)
+    site = stage("kept")
+    site.revoke_tokens(token=f"sha256:{'a' * 64}")
+    site.hold("dataset:clauses")
+    site.export()
+    site.pend(*site.enrolment("nina", ("operator",)))
+    return site
+
+
+def _again(state: State) -> State:
+    return decode_snapshot(encode_snapshot(take_snapshot(state)))
+
+
+def _rows(state: State) -> list[tuple[str, str, object, type]]:
+    return [(table.kind, key, value, type(value)) for table in state.tables for key, value in table.items()]
+
+
+def test_every_table_of_the_state_has_its_rows_named() -> None:
+    assert len(ROWS) == len(State().tables)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_state_comes_back_as_it_was(name: str) -> None:
+    state = _site(name).state
+    again = _again(state)
+    assert again.place == state.place
+    assert _rows(again) == _rows(state)
+    assert list(again.projections()) == list(state.projections())
+
+
+def test_a_state_that_came_back_takes_the_next_entry() -> None:
+    site = stage("serving")
+    whole = site.fork()
+    site.state = _again(site.state)
+    for one in (site, whole):
+        one.add(one.answered(2))
+    assert _rows(site.state) == _rows(whole.state)
+
+
+def test_every_kind_of_row_is_among_them() -> None:
+    """Else the round trips above would say nothing of it."""
+    found = {name for each in STAGES for name in ROWS if len(getattr(_site(each).state, name))}
+    assert set(ROWS) - found == set()
+
+
+def test_what_was_taken_does_not_change_with_the_state() -> None:
+    site = stage("serving")
+    taken = take_snapshot(site.state)
+    before = encode_snapshot(taken)
+    site.add(site.answered(2))
+    assert encode_snapshot(taken) == before != encode_snapshot(take_snapshot(site.state))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda lines: lines[:-1], f"expected {len(ROWS)} tables, got {len(ROWS) - 1}"),
+        (lambda lines: [b"[1]", *lines[1:]], "expected size, time and hash"),
+        (lambda lines: [b"?", *lines[1:]], "expected size, time and hash"),
+        (lambda lines: [lines[0], b'{"site":{"origin":1}}', *lines[2:]], "site.log_keys: Field required"),
+        (lambda lines: [lines[0], b"[]", *lines[2:]], "should be an object, got list"),
+        (lambda lines: [*lines[:4], json.dumps({"sha256:00": "1"}).encode(), *lines[5:]], "valid integer"),
+    ],
+)
+def test_bytes_that_are_no_snapshot_are_refused(change: object, words: str) -> None:
+    lines = encode_snapshot(take_snapshot(stage("staffed").state)).split(b"\n")
+    assert callable(change)
+    with pytest.raises(BadInput, match=words):
+        decode_snapshot(b"\n".join(change(lines)))

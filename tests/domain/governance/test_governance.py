@@ -1,0 +1,597 @@
+"""The rules of power: the first entry, principals, roles, policy, refusals, sessions, the service's own life."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from appliance.domain.core.names import NO_DIGEST, add_seconds, encode_value
+from appliance.domain.core.order import Order
+from appliance.domain.core.policy import LAYERS, Parameters, PolicySet, parse_policy
+from appliance.domain.core.state import State
+from appliance.domain.governance.endorsement import Endorse, OrderRefused
+from appliance.domain.governance.keys import ReplaceKey, RotateKey
+from appliance.domain.governance.people import Grant, PrincipalEnrolled, RevokePrincipal, RoleGranted
+from appliance.domain.governance.policies import AdoptPolicy, PolicyAdopted
+from appliance.domain.governance.service import Administrator, Heartbeat, ServiceStarted, ServiceStopped
+from appliance.domain.governance.sessions import AuthRefused, SessionOpened
+from appliance.domain.rulebook.apply import apply
+from appliance.domain.rulebook.registry import reasons_against
+from appliance.errors import ApplianceError, BadInput, Denied, NotAuthenticated
+from appliance.formats.core.canonical import encode_canonical
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.log.note import vkey_of
+from appliance.formats.signatures.dsse import encode_envelope
+from appliance.formats.signatures.keys import generate_ed25519
+from scripts.kit.log_builder import LogBuilder, b64, policy_set, stage
+from tests.kit.curve import twins
+from tests.kit.refusals import refuses
+
+# The first entry.
+
+
+def first(site: LogBuilder, documents: dict[str, bytes] | None = None, **fields: Any) -> None:
+    """Applies a first entry to an empty state."""
+    body = site.first.model_copy(update=fields)
+    entry, bound = site.entry(
+        body,
+        documents=documents or {"policy": encode_value(site.policy)},
+        index=0,
+        prev=NO_DIGEST,
+        time=site.now,
+    )
+    apply(State(), entry, bound)
+
+
+def person(name: str, **fields: Any) -> Administrator:
+    key = generate_ed25519()
+    standing: dict[str, Any] = {"name": name, "key": b64(key.spki), "keyid": key.keyid}
+    return Administrator(**standing | fields)
+
+
+def test_the_first_entry_makes_administrators_and_puts_the_policy_in_force() -> None:
+    site = LogBuilder()
+    assert {p.name: p.roles for p in site.state.principals.values()} == {
+        "anna": ("administrator",),
+        "ben": ("administrator",),
+    }
+    assert site.state.site.policy == site.policy.digest
+    assert not site.state.site.single_administrator
+
+
+ANNA = person("anna")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"administrators": (person("anna"), person("anna"))}, "different names"),
+        ({"administrators": (ANNA, ANNA.model_copy(update={"name": "ben"}))}, "different keys"),
+        ({"administrators": (person("anna"),)}, "two, or one declared as single"),
+        ({"single_administrator": True}, "two, or one declared as single"),
+        ({"administrators": (person("anna"), person("ben", keyid=NO_DIGEST))}, "key: expected"),
+        ({"administrators": (person("anna"), person("ben", key=b64(b"no key")))}, "public key"),
+        ({"log_key": vkey_of("other.example/log", generate_ed25519())}, "log key: expected the key of"),
+        ({"log_key": "no key"}, "vkey"),
+        ({"adapter_key": b64(b"no key")}, "public key"),
+    ],
+)
+def test_a_first_entry_that_does_not_hold_together_is_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ApplianceError, match=words):
+        first(LogBuilder(), **fields)
+
+
+def test_a_first_entry_with_a_broken_policy_is_refused() -> None:
+    with pytest.raises(BadInput, match="policy set"):
+        first(LogBuilder(), documents={"policy": b"{}"})
+
+
+@pytest.mark.parametrize("key", ["A", "AA=", "====", "A A=", "é", ""])
+def test_a_key_that_is_no_base64_is_refused_by_name(key: str) -> None:
+    site = LogBuilder()
+    body = site.first.model_dump(mode="json")
+    body["administrators"][0]["key"] = key
+    entry, bound = site.entry(
+        site.first, documents={"policy": encode_value(site.policy)}, index=0, prev=NO_DIGEST, body=body
+    )
+    with pytest.raises(BadInput, match=r"administrators\.0\.key"):
+        apply(State(), entry, bound)
+
+
+# Enrolment.
+
+
+def test_two_administrators_enrol_a_person() -> None:
+    site = stage("initialized")
+    site.enroll("olga", "operator")
+    olga = site.state.principals.get("olga")
+    assert olga is not None and olga.roles == ("operator",)
+    assert len(site.state.pending) == 0
+
+
+def test_one_administrator_alone_enrols_nobody() -> None:
+    site = stage("initialized")
+    order, documents = site.enrolment("rita", ("reviewer:privacy",))
+    with refuses(site, Denied, "administrators: expected a second one's endorsement, got one order"):
+        site.ordered(PrincipalEnrolled(policy=site.in_force), order, documents=documents)
+
+
+def test_an_administrator_does_not_endorse_her_own_order() -> None:
+    site = stage("initialized")
+    order, documents = site.enrolment("rita", ("reviewer:privacy",))
+    envelope = site.pend(order, documents)
+    with refuses(site, Denied, "separation of duties: expected another administrator than anna"):
+        site.endorse(PrincipalEnrolled(policy=site.in_force), order, envelope, documents, second="anna")
+
+
+def test_an_operator_endorses_nothing() -> None:
+    site = stage("staffed")
+    order, documents = site.enrolment("eve", ("reviewer:privacy",))
+    envelope = site.pend(order, documents)
+    with refuses(site, Denied, "role: expected olga to be administrator"):
+        site.endorse(PrincipalEnrolled(policy=site.in_force), order, envelope, documents, second="olga")
+
+
+def test_an_operator_orders_no_enrolment() -> None:
+    site = stage("staffed")
+    order, documents = site.enrolment("eve", ("reviewer:privacy",), signer="olga")
+    with refuses(site, Denied, "role: expected olga to be administrator"):
+        site.pend(order, documents)
+
+
+def test_an_endorsement_of_what_is_not_pending_is_refused() -> None:
+    site = stage("initialized")
+    order, documents = site.enrolment("olga", ("operator",))
+    with refuses(site, Denied, "order: expected one that waits for a second administrator"):
+        site.endorse(PrincipalEnrolled(policy=site.in_force), order, site.sign(order), documents)
+
+
+def test_an_endorsement_counts_once() -> None:
+    site = stage("initialized")
+    order, documents = site.enrolment("olga", ("operator",))
+    envelope = site.pend(order, documents)
+    site.endorse(PrincipalEnrolled(policy=site.in_force), order, envelope, documents)
+    with refuses(site, Denied, "order: expected one that waits"):
+        site.endorse(PrincipalEnrolled(policy=site.in_force), order, envelope, documents)
+
+
+def test_an_endorsement_of_one_order_does_not_carry_another() -> None:
+    site = stage("initialized")
+    good, documents = site.enrolment("olga", ("operator",))
+    bad, others = site.enrolment("mallory", ("administrator",))
+    pending = site.pend(good, documents)
+    endorsement = site.order(Endorse, "ben", order=pending.pae_digest)
+    signed, smuggled = site.sign(endorsement), site.sign(bad)
+    with refuses(site, Denied, "endorsed: expected", pending.pae_digest):
+        site.add(
+            PrincipalEnrolled(policy=site.in_force),
+            documents={"order": encode_envelope(signed), "endorsed": encode_envelope(smuggled), **others},
+            signed=((signed.pae_digest, endorsement), (smuggled.pae_digest, bad)),
+        )
+
+
+def test_an_endorsement_without_the_endorsed_order_is_refused() -> None:
+    site = stage("initialized")
+    order, documents = site.enrolment("olga", ("operator",))
+    pending = site.pend(order, documents)
+    endorsement = site.order(Endorse, "ben", order=pending.pae_digest)
+    with refuses(site, BadInput, "document endorsed: expected the order"):
+        site.ordered(PrincipalEnrolled(policy=site.in_force), endorsement, documents=documents)
+
+
+def test_an_order_that_has_expired_is_not_endorsed() -> None:
+    site = stage("initialized")
+    order, documents = site.enrolment("olga", ("operator",))
+    envelope = site.pend(order, documents)
+    site.now = order.expires_at
+    with refuses(site, Denied, "got one that expired at"):
+        site.endorse(PrincipalEnrolled(policy=site.in_force), order, envelope, documents)
+
+
+def test_an_order_of_an_administrator_who_was_revoked_since_is_not_endorsed() -> None:
+    site = stage("initialized")
+    site.enroll("cleo", "administrator")
+    order, documents = site.enrolment("olga", ("operator",))
+    envelope = site.pend(order, documents)
+    site.revoke("anna", "ben")
+    with refuses(site, NotAuthenticated, "signature by anna: expected a standing key"):
+        site.endorse(PrincipalEnrolled(policy=site.in_force), order, envelope, documents)
+
+
+def test_an_endorsed_grant_does_not_stand_as_an_enrolment() -> None:
+    site = stage("staffed")
+    order = site.order(Grant, "anna", principal="olga", role="reviewer:safety")
+    envelope = site.pend(order)
+    _, documents = site.enrolment("eve", ("operator",))
+    with refuses(site, Denied, "order: expected enroll, got grant"):
+        site.endorse(PrincipalEnrolled(policy=site.in_force), order, envelope, documents)
+
+
+@pytest.mark.parametrize(
+    ("name", "roles", "fields", "words"),
+    [
+        ("olga", ("operator",), {}, "principal: expected a name never used here, got olga"),
+        ("eve", ("auditor", "operator"), {}, "expected the role auditor to stand alone"),
+        ("eve", ("administrator", "reviewer:privacy"), {}, "expected the role administrator to stand alone"),
+        ("eve", ("unit", "operator"), {}, "expected the role unit to stand alone"),
+        ("eve", ("release-owner:nowhere",), {}, "expected the release owner of an enrolled unit"),
+        ("eve", ("release-owner:olga",), {}, "expected the release owner of an enrolled unit"),
+    ],
+)
+def test_an_enrolment_that_breaks_an_invariant_is_refused(
+    name: str, roles: tuple[str, ...], fields: dict[str, Any], words: str
+) -> None:
+    site = stage("staffed")
+    if name == "olga":
+        site.keys.pop("olga")
+    order, documents = site.enrolment(name, roles, **fields)
+    with refuses(site, Denied, words):
+        site.pend(order, documents)
+
+
+def test_a_key_belongs_to_one_principal_for_ever() -> None:
+    site = stage("staffed")
+    site.revoke("olga")
+    site.keys["oleg"] = site.keys["olga"]
+    order, documents = site.enrolment("oleg", ("operator",))
+    with refuses(site, Denied, "key: expected one never enrolled here", "which belongs to olga"):
+        site.pend(order, documents)
+
+
+def other_encodings() -> dict[str, bytes]:
+    """Other texts for a key whose secret somebody has, and a key of a kind that is not known."""
+    ed25519, p256 = generate_ed25519(), ec.derive_private_key(5, ec.SECP256R1()).public_key()
+    rsa_key = rsa.generate_private_key(65537, 2048).public_key()
+    found = {f"Ed25519 twin {n}": ed25519.spki[:12] + twin for n, twin in enumerate(twins(ed25519.spki[-32:]))}
+    compressed = p256.public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+    found["P-256, compressed"] = bytes.fromhex("3039301306072a8648ce3d020106082a8648ce3d030107032200") + compressed
+    found["P-256, a byte more"] = p256.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) + b"\0"
+    found["RSA"] = rsa_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return found
+
+
+OTHERS = other_encodings()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_no_key_is_enrolled_that_is_another_of_the_same_secret(name: str) -> None:
+    site, spki = stage("initialized"), OTHERS[name]
+    fields: dict[str, Any] = {"key": b64(spki), "keyid": digest_bytes(spki)}
+    for order in (
+        site.enrolment("rita", ("reviewer:privacy",), **fields)[0],
+        site.new_key(ReplaceKey, "anna", "ben", **fields)[0],
+        site.new_key(RotateKey, "ben", "ben", old_until=site.now, **fields)[0],
+    ):
+        reasons = reasons_against(site.state, order, site.now)
+        assert [reason for reason in reasons if "got no public key (public key" in reason], order.verb
+
+
+def test_a_name_is_never_given_again() -> None:
+    site = stage("staffed")
+    site.revoke("olga")
+    site.keys["olga"] = generate_ed25519()
+    order, documents = site.enrolment("olga", ("operator",))
+    with refuses(site, Denied, "principal: expected a name never used here"):
+        site.pend(order, documents)
+
+
+@pytest.mark.parametrize("key", [b64(b"no public key"), b64(generate_ed25519().spki)], ids=["no key", "another key"])
+def test_an_enrolment_names_the_key_by_its_own_id(key: str) -> None:
+    site = stage("initialized")
+    order, documents = site.enrolment("olga", ("operator",), key=key)
+    with refuses(site, Denied, "key: expected the key id"):
+        site.pend(order, documents)
+
+
+@pytest.mark.parametrize("role", ["root", "reviewer", "reviewer:", "release-owner", "operator:x", "Reviewer:privacy"])
+def test_a_role_that_does_not_exist_is_no_order(role: str) -> None:
+    site = stage("initialized")
+    with pytest.raises(ValueError, match="roles"):
+        site.enrolment("olga", (role,))
+
+
+def test_the_invariants_hold_again_when_the_second_signs() -> None:
+    """Both enrolments are pending; the second of the two finds the name taken."""
+    site = stage("initialized")
+    one, ones = site.enrolment("olga", ("operator",))
+    two, twos = site.enrolment("olga", ("reviewer:privacy",))
+    first_, second = site.pend(one, ones), site.pend(two, twos)
+    site.endorse(PrincipalEnrolled(policy=site.in_force), one, first_, ones)
+    with refuses(site, Denied, "principal: expected a name never used here", "key: expected one never enrolled"):
+        site.endorse(PrincipalEnrolled(policy=site.in_force), two, second, twos)
+
+
+# Pending orders.
+
+
+def test_only_what_gives_power_waits_for_a_second() -> None:
+    site = stage("staffed")
+    with refuses(site, Denied, "order: expected enroll, grant, ", "got revoke-principal"):
+        site.pend(site.order(RevokePrincipal, "anna", principal="olga"))
+
+
+def test_what_an_order_binds_lies_beside_it_and_nothing_else() -> None:
+    site = stage("staffed")
+    enroll, documents = site.enrolment("eve", ("operator",))
+    policy = encode_value(policy_set(reviewers=3))
+    adopt = site.order(AdoptPolicy, "anna", policy=policy_set(reviewers=3).digest)
+    grant = site.order(Grant, "anna", principal="olga", role="reviewer:safety")
+    with refuses(site, BadInput, "documents beside the order: expected ['possession'], got []"):
+        site.pend(enroll)
+    with refuses(site, BadInput, "expected ['possession'], got ['policy']"):
+        site.pend(enroll, {"policy": policy})
+    with refuses(site, BadInput, "expected ['policy'], got []"):
+        site.pend(adopt)
+    with refuses(site, BadInput, "expected [], got ['possession']"):
+        site.pend(grant, documents)
+
+
+# A single administrator.
+
+
+def test_a_single_administrator_needs_no_second_and_the_log_says_so() -> None:
+    site = LogBuilder(single=True)
+    order, documents = site.enrolment("olga", ("operator",))
+    site.ordered(PrincipalEnrolled(policy=site.in_force), order, documents=documents)
+    assert site.state.site.single_administrator
+    assert "olga" in site.state.principals
+
+
+def test_a_single_administrators_order_waits_for_nobody() -> None:
+    site = LogBuilder(single=True)
+    order, documents = site.enrolment("olga", ("operator",))
+    with refuses(site, Denied, "administrators: expected two, got a single one"):
+        site.pend(order, documents)
+
+
+def test_a_single_administrators_order_carries_no_endorsed_one() -> None:
+    site = LogBuilder(single=True)
+    order, documents = site.enrolment("olga", ("operator",))
+    envelope = site.sign(order)
+    with refuses(site, Denied, "endorsed: expected no document, got one"):
+        site.add(
+            PrincipalEnrolled(policy=site.in_force),
+            documents={"order": encode_envelope(envelope), "endorsed": encode_envelope(envelope), **documents},
+            signed=((envelope.pae_digest, order),),
+        )
+
+
+# Grants and revocations.
+
+
+def test_two_administrators_give_a_role() -> None:
+    site = stage("staffed")
+    order = site.order(Grant, "anna", principal="rita", role="reviewer:safety")
+    site.two(RoleGranted(policy=site.in_force), order)
+    rita = site.state.principals.get("rita")
+    assert rita is not None and rita.roles == ("reviewer:privacy", "reviewer:safety")
+
+
+@pytest.mark.parametrize(
+    ("principal", "role", "words"),
+    [
+        ("nobody", "operator", "principal: expected a standing one, got nobody"),
+        ("rita", "reviewer:privacy", "role: expected one that rita lacks"),
+        ("rita", "administrator", "expected the role administrator to stand alone"),
+        ("audrey", "operator", "expected the role auditor to stand alone"),
+        ("legal", "operator", "expected the role unit to stand alone"),
+        ("ben", "reviewer:privacy", "expected the role administrator to stand alone"),
+        ("rita", "release-owner:rita", "expected the release owner of an enrolled unit"),
+    ],
+)
+def test_a_grant_that_breaks_an_invariant_is_refused(principal: str, role: str, words: str) -> None:
+    site = stage("staffed")
+    with refuses(site, Denied, words):
+        site.pend(site.order(Grant, "anna", principal=principal, role=role))
+
+
+@pytest.mark.parametrize("verb", ["grant", "adopt-policy", "endorse"])
+def test_power_is_given_by_administrators_only(verb: str) -> None:
+    site = stage("staffed")
+    policy = policy_set(reviewers=3)
+    if verb == "grant":
+        order: Order = site.order(Grant, "olga", principal="rita", role="reviewer:safety")
+        with refuses(site, Denied, "role: expected olga to be administrator"):
+            site.pend(order)
+    elif verb == "adopt-policy":
+        order = site.order(AdoptPolicy, "olga", policy=policy.digest)
+        with refuses(site, Denied, "role: expected olga to be administrator"):
+            site.pend(order, {"policy": encode_value(policy)})
+    else:
+        order = site.order(AdoptPolicy, "anna", policy=policy.digest)
+        document = {"policy": encode_value(policy)}
+        pending = site.pend(order, document)
+        with refuses(site, Denied, "role: expected rita to be administrator"):
+            site.endorse(PolicyAdopted(policy=site.in_force), order, pending, document, second="rita")
+
+
+def test_one_administrator_takes_away_alone() -> None:
+    site = stage("staffed")
+    entry = site.revoke("olga")
+    olga, key = site.state.principals.get("olga"), site.state.keys.get(site.keys["olga"].keyid)
+    assert olga is not None and olga.revoked == entry.index and not olga.has("operator")
+    assert key is not None and key.revoked == entry.index
+
+
+@pytest.mark.parametrize("name", ["nobody", "olga"])
+def test_only_who_stands_is_revoked(name: str) -> None:
+    site = stage("staffed")
+    site.revoke("olga")
+    with refuses(site, Denied, f"principal: expected a standing one, got {name}"):
+        site.revoke(name)
+
+
+def test_a_reviewer_revokes_nobody() -> None:
+    site = stage("staffed")
+    with refuses(site, Denied, "role: expected rita to be administrator"):
+        site.revoke("olga", "rita")
+
+
+def test_a_revoked_person_gets_no_role() -> None:
+    site = stage("staffed")
+    site.revoke("olga")
+    with refuses(site, Denied, "principal: expected a standing one, got olga"):
+        site.pend(site.order(Grant, "anna", principal="olga", role="reviewer:safety"))
+
+
+# Policy.
+
+
+def test_two_administrators_adopt_a_policy_set_and_it_counts_from_the_next_entry_on() -> None:
+    site = stage("approved")
+    strict = policy_set(reviewers=3)
+    entry = site.adopt(strict)
+    assert entry.body["policy"] == site.policy.digest, "the entry itself was decided under the old set"
+    assert site.state.site.policy == strict.digest
+    with refuses(site, Denied, "quorum: expected 3 standing approvals"):
+        site.activate()
+
+
+def test_a_policy_that_the_order_does_not_bind_is_refused() -> None:
+    site = stage("initialized")
+    order = site.order(AdoptPolicy, "anna", policy=policy_set(reviewers=3).digest)
+    with refuses(site, Denied, "policy: expected", order.policy):
+        site.pend(order, {"policy": encode_value(policy_set(reviewers=1, distinct_fields=1))})
+
+
+def test_what_the_second_signs_for_is_what_the_first_bound() -> None:
+    """A service that swaps the document between the two signatures."""
+    site = stage("initialized")
+    good, bad = policy_set(reviewers=3), policy_set(reviewers=1, distinct_fields=1)
+    order = site.order(AdoptPolicy, "anna", policy=good.digest)
+    pending = site.pend(order, {"policy": encode_value(good)})
+    with refuses(site, Denied, "policy: expected", good.digest, bad.digest):
+        site.endorse(PolicyAdopted(policy=site.in_force), order, pending, {"policy": encode_value(bad)})
+    enroll, _ = site.enrolment("olga", ("operator",))
+    proof = site.possession("olga", site.keys["olga"])
+    with refuses(site, BadInput, "proof of possession of olga"):
+        other = site.possession("olga", site.keys["olga"], nonce="1" * 32)
+        fork = site.fork()
+        waiting = fork.pend(enroll, {"possession": encode_envelope(proof)})
+        fork.endorse(PrincipalEnrolled(policy=site.in_force), enroll, waiting, {"possession": encode_envelope(other)})
+
+
+def test_what_is_no_policy_set_does_not_wait_for_a_second() -> None:
+    site = stage("initialized")
+    order = site.order(AdoptPolicy, "anna", policy=digest_bytes(b"{}"))
+    with refuses(site, BadInput, "policy set"):
+        site.pend(order, {"policy": b"{}"})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"reviewers": 0}, "reviewers"),
+        ({"reviewers": 1, "distinct_fields": 2}, "distinct_fields: expected at most reviewers"),
+        ({"session_lifetime_s": 901}, "session_lifetime_s"),
+        ({"token_lifetime_s": 3601}, "token_lifetime_s"),
+        ({"approval_lifetime_s": 10**12}, "approval_lifetime_s"),
+        ({"accepted_missing_layers": ["no-new-privs"]}, "accepted_missing_layers: expected some of"),
+        ({"quorum": 1}, "quorum"),
+    ],
+)
+def test_a_policy_beyond_its_bounds_is_no_policy(parameters: dict[str, Any], words: str) -> None:
+    value = policy_set().model_dump(mode="json")
+    value["parameters"] |= parameters
+    with pytest.raises(BadInput, match=words):
+        parse_policy(encode_canonical(value))
+
+
+def test_every_layer_that_policy_may_do_without_has_a_name() -> None:
+    assert Parameters(accepted_missing_layers=LAYERS).accepted_missing_layers == LAYERS
+    assert parse_policy(encode_value(policy_set())) == policy_set()
+    assert isinstance(policy_set(), PolicySet)
+
+
+# Refusals, sessions, the service.
+
+
+def refusal(site: LogBuilder, refused: Order, /, **fields: Any) -> OrderRefused:
+    standing: dict[str, Any] = {
+        "order": site.sign(refused).pae_digest,
+        "verb": refused.verb,
+        "reasons": ("role: expected another",),
+    }
+    return OrderRefused(**standing | fields)
+
+
+def refuse(site: LogBuilder, order: Order, event: OrderRefused, **changes: Any) -> None:
+    site.add(
+        event,
+        **{"documents": {"order": encode_envelope(site.sign(order))}, "actor": order.signer, **changes},
+    )
+
+
+def test_a_refusal_binds_the_order_and_changes_nothing() -> None:
+    site = stage("staffed")
+    order = site.order(RevokePrincipal, "olga", principal="rita")
+    before = list(site.state.projections())
+    refuse(site, order, refusal(site, order))
+    assert list(site.state.projections()) == before
+
+
+def test_nobodys_refusal_can_be_invented() -> None:
+    site = stage("staffed")
+    order = site.order(RevokePrincipal, "olga", principal="rita")
+    with refuses(site, Denied, "order: expected", NO_DIGEST):
+        refuse(site, order, refusal(site, order, order=NO_DIGEST))
+    with refuses(site, Denied, "verb: expected revoke-principal, got train"):
+        refuse(site, order, refusal(site, order, verb="train"))
+    with refuses(site, Denied, "actor: expected olga, got rita"):
+        refuse(site, order, refusal(site, order), actor="rita")
+    forged = site.sign(order, generate_ed25519())
+    with refuses(site, NotAuthenticated, "expected a key enrolled"):
+        refuse(site, order, refusal(site, order), documents={"order": encode_envelope(forged)})
+
+
+def test_a_refusal_withholds_commitments_of_its_order_and_no_others() -> None:
+    site = stage("staffed")
+    reason = site.text("Because.")
+    order = site.order(RevokePrincipal, "olga", principal="rita", reason=reason)
+    documents = {"order": encode_envelope(site.sign(order))}
+    for withheld in ([], [reason, reason], ["x"], [f"hmac-{NO_DIGEST}"], [f"hmac-{NO_DIGEST}", reason], [1]):
+        with refuses(site, Denied, "withheld: expected some of"):
+            refuse(site, order, refusal(site, order), documents={**documents, "withheld": encode_canonical(withheld)})
+    with refuses(site, BadInput, "withheld: expected an array"):
+        refuse(site, order, refusal(site, order), documents={**documents, "withheld": b"{}"})
+    refuse(site, order, refusal(site, order), documents={**documents, "withheld": encode_canonical([reason])})
+    assert site.state.texts.get(reason) is None
+    refuse(site, order, refusal(site, order))
+    assert site.state.texts.get(reason) is not None
+
+
+def test_a_session_is_recorded_for_who_signed_it() -> None:
+    site = stage("staffed")
+    document = {"session": encode_envelope(site.session("audrey"))}
+    site.add(SessionOpened(), documents=document, actor="audrey")
+    with refuses(site, Denied, "actor: expected audrey, got olga"):
+        site.add(SessionOpened(), documents=document, actor="olga")
+    site.now = add_seconds(site.now, 600)
+    with refuses(site, NotAuthenticated, "expired"):
+        site.add(SessionOpened(), documents=document, actor="audrey")
+
+
+def test_a_new_service_holds_no_slot() -> None:
+    site = stage("serving")
+    assert len(site.state.slots) == 1
+    site.add(ServiceStarted(version="0.1.0", code=NO_DIGEST, layers={}))
+    assert len(site.state.slots) == 0
+    with refuses(site, Denied, "slot: expected one admitted for legal/labels, got none"):
+        site.add(site.request(3))
+
+
+def test_the_services_own_entries_change_nothing_else() -> None:
+    site = stage("serving")
+    before = list(site.state.projections())
+    site.add(Heartbeat())
+    site.add(ServiceStopped(reason="idle"))
+    site.add(AuthRefused(count=3, since=site.now))
+    assert list(site.state.projections()) == before
+
+
+def test_refused_attempts_are_counted_from_one() -> None:
+    with pytest.raises(ValueError, match="count"):
+        AuthRefused(count=0, since="2026-01-15T09:30:00.000Z")

@@ -1,0 +1,168 @@
+"""Plans: what is counted by hand, what can only grow, and what is said where a run does not fit."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from appliance.domain.planning.cards import Calibration, Machine
+from appliance.domain.planning.footprint import PACK_TOKENS, Subject, count_trainable, draw_packs, plan_memory
+from appliance.domain.planning.pace import pace_of_machine
+from appliance.domain.planning.plan import check_fits, make_plan, plan_disk, read_subject, say_seconds, show_bytes
+from appliance.domain.planning.shape import Lengths, Shape, profile_lengths
+from appliance.domain.recipe.recipe import Facts, ResolvedRecipe, parse_recipe, resolve_recipe
+from appliance.errors import BadInput, Conflict
+
+SHAPE = Shape(
+    layers=30,
+    hidden=576,
+    inner=1536,
+    heads=9,
+    key_heads=3,
+    head_size=64,
+    words=49_152,
+    tied=True,
+    parameters=134_515_008,
+)
+LENGTHS = Lengths(quantiles=tuple(range(16, 145, 4)), shared=8, trained=6)
+SUBJECT = Subject(SHAPE, 2, LENGTHS, 800, 200)
+FACTS = Facts(train_rows=800, max_tokens=144, context_length=8192, device="cpu", bfloat16=True)
+MACHINE = Machine(
+    host="a machine", device="cpu", threads=2, bfloat16=True, memory_bytes=16 * 10**9, disk_free_bytes=50 * 10**9
+)
+WRITTEN = {"name": "clauses", "base": "smollm2", "dataset": "clauses@1"}
+FULL = {"method": "full", "purpose": "baseline"}
+
+
+def resolved(**written: Any) -> ResolvedRecipe:
+    return resolve_recipe(parse_recipe(WRITTEN | written), FACTS)
+
+
+def test_the_weights_of_an_adapter_are_counted_as_they_lie_in_its_file() -> None:
+    """Rank 16 over all linear layers of SmolLM2-135M: 19,537,920 bytes of float32 in the sealed file."""
+    assert count_trainable(SHAPE, resolved(rank=16)) == 4_884_480
+    assert count_trainable(SHAPE, resolved(rank=16, target_modules=["q_proj"])) == 30 * 16 * (576 + 576)
+    assert count_trainable(SHAPE, resolved(**FULL)) == SHAPE.parameters
+    assert SHAPE.linear_weights == 106_168_320
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        ({"batch_size": 4}, {"batch_size": 8}),
+        ({"rank": 8}, {"rank": 64}),
+        ({"gradient_checkpointing": "layer"}, {"gradient_checkpointing": "mlp"}),
+        ({"gradient_checkpointing": "mlp"}, {"gradient_checkpointing": "none"}),
+        ({"compute_dtype": "bfloat16"}, {"compute_dtype": "float32"}),
+        ({"optimiser": "adamw-8bit", "rank": 64}, {"optimiser": "adamw", "rank": 64}),
+        ({}, FULL),
+    ],
+)
+def test_what_holds_more_is_planned_with_more(less: dict[str, Any], more: dict[str, Any]) -> None:
+    assert plan_memory(SUBJECT, resolved(**less)).training_peak < plan_memory(SUBJECT, resolved(**more)).training_peak
+
+
+def test_no_pack_is_larger_than_the_loop_makes_it_and_a_long_row_stands_alone() -> None:
+    packs = list(draw_packs(LENGTHS, resolved(batch_size=64), 800))
+    assert max(pack.tokens for pack in packs) <= PACK_TOKENS
+    long = Lengths(quantiles=(3000,), shared=8, trained=4)
+    assert {(pack.tokens, pack.segments) for pack in draw_packs(long, resolved(), 8)} == {(3000, 1)}
+
+
+def test_what_an_earlier_import_believed_of_a_base_is_planned_at_once() -> None:
+    """Nothing is looped over that a base claims; bounds at the import came later."""
+    absurd = SUBJECT.__class__(SHAPE.model_copy(update={"layers": 10**9, "hidden": 10**9}), 2, LENGTHS, 800, 200)
+    began = time.process_time()
+    assert plan_memory(absurd, resolved()).training_peak > 10**18
+    facts = FACTS.model_copy(update={"context_length": 10**18})
+    assert resolve_recipe(parse_recipe(WRITTEN), facts).max_length == 160
+    assert time.process_time() - began < 2
+
+
+def test_quantiles_stand_for_rows_and_never_for_shorter_ones() -> None:
+    lengths = [(number * 37) % 211 + 9 for number in range(500)]
+    profile = profile_lengths(lengths, shared=3, trained=2)
+    spread = profile.spread(500)
+    assert spread[-1] == max(lengths) and len(profile.quantiles) == 33
+    assert all(found >= row for found, row in zip(spread, sorted(lengths), strict=True))
+    assert sum(spread) < 1.05 * sum(lengths)
+
+
+def test_a_run_that_does_not_fit_is_refused_with_part_and_figure() -> None:
+    small = MACHINE.model_copy(update={"memory_bytes": 10**9})
+    with pytest.raises(
+        Conflict, match=r"memory: expected at most 1 GB.*got 1\.\d+ GB to .*margin of 10%.*largest part"
+    ):
+        check_fits(SUBJECT, resolved(), small)
+    full_disk = MACHINE.model_copy(update={"disk_free_bytes": 10**8})
+    with pytest.raises(Conflict, match=r"disk: expected at most 100 MB, which are free, got .*checkpoints"):
+        check_fits(SUBJECT, resolved(), full_disk)
+    large = SHAPE.model_copy(update={"parameters": 7 * 10**9})
+    with pytest.raises(Conflict, match=r"training checkpoint: expected at most 2\.15 GB, got 84 GB"):
+        check_fits(Subject(large, 2, LENGTHS, 800, 200), resolved(**FULL), MACHINE)
+    check_fits(SUBJECT, resolved(), MACHINE)
+
+
+def test_disk_is_what_the_recipes_checkpoints_and_steps_add_up_to() -> None:
+    recipe = resolved(epochs=1, checkpoint_every=50)
+    disk = plan_disk(SUBJECT, recipe)
+    assert disk.checkpoints == 2 * (12 * 4_884_480 + (1 << 20))
+    assert disk.adapter == 4 * 4_884_480
+    assert disk.total == disk.checkpoints + disk.adapter + disk.record + disk.staging
+
+
+def test_a_calibration_counts_for_its_own_machine_and_method_and_is_near_for_others() -> None:
+    measured = Calibration(
+        host="a machine",
+        base="smollm2",
+        method="qlora",
+        quantisation="nf4-double",
+        compute_dtype="bfloat16",
+        pack_s=0.2,
+        operations_a_second=2e11,
+        load_s=3.0,
+        peak_bytes=10**9,
+        memory_bytes=16 * 10**9,
+        machine={"device": "cpu"},
+        time="2026-11-24T12:00:00.000Z",
+    )
+    here = MACHINE.model_copy(update={"calibrations": (measured,)})
+    elsewhere = here.model_copy(update={"host": "another"})
+    assert pace_of_machine(here, resolved(), SHAPE).measured
+    assert not pace_of_machine(here, resolved(method="lora"), SHAPE).measured
+    assert pace_of_machine(here, resolved(method="lora"), SHAPE).operations_a_second == 2e11
+    assert pace_of_machine(elsewhere, resolved(), SHAPE) == pace_of_machine(MACHINE, resolved(), SHAPE)
+
+
+def test_every_card_is_marked_as_measured_by_nobody_and_the_advice_can_be_released() -> None:
+    plan = make_plan(parse_recipe(WRITTEN), FACTS, SUBJECT, MACHINE)
+    assert [offer.machine for offer in plan.offers] == [
+        *("this machine", "RTX 3060", "RTX 3090", "RTX 4090", "L40S", "A100", "H100", "H200")
+    ]
+    assert not any(offer.measured for offer in plan.offers)
+    assert all([choice.method for choice in offer.choices] == ["qlora", "lora", "full"] for offer in plan.offers)
+    advised = next(choice for choice in plan.offers[0].choices if choice.method == plan.advised)
+    assert advised.servable and advised.fits
+    assert [reason.partition(":")[0] for reason in plan.reasons] == ["Quality", "Cost", "Memory", "Latency"]
+
+
+def test_an_import_from_before_plans_is_named() -> None:
+    with pytest.raises(BadInput, match=r"base smollm2: expected the measures that a plan needs.*import it again"):
+        read_subject("smollm2", "clauses@1", {"parameters": 1}, {})
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(5, "5 seconds"), (89, "89 seconds"), (400, "6.7 minutes"), (7000, "1.9 hours"), (4e5, "4.6 days")],
+)
+def test_times_are_said_with_as_many_figures_as_they_deserve(value: float, said: str) -> None:
+    assert say_seconds(value) == said
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [(12, "12 bytes"), (19_537_920, "19.5 MB"), (999_400_000, "999 MB"), (24 * 10**9, "24 GB")]
+)
+def test_sizes_are_said_in_powers_of_ten(size: int, said: str) -> None:
+    assert show_bytes(size) == said

@@ -1,0 +1,219 @@
+"""What a unit could load at a moment: the same answer as the rules that admit, and the entries that it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from appliance.domain.core.entry import parse_entry
+from appliance.domain.core.names import Time, add_seconds
+from appliance.domain.core.state import State
+from appliance.domain.queries.could_load import CouldLoad, could_load, could_load_then
+from appliance.domain.queries.uses import COUNTED_OF_ADAPTERS, TOLD_OF_ADAPTERS, used_by
+from appliance.domain.releases.adapters import AdapterRevoked, RevokeAdapter
+from appliance.domain.releases.approval import inadmissible, release_lapsed
+from appliance.domain.rulebook.apply import apply
+from appliance.domain.rulebook.registry import EVENTS
+from appliance.domain.witnesses.cosignatures import unwitnessed
+from appliance.errors import NotFound
+from appliance.formats.log.cosignature import witness_vkey_of
+from appliance.formats.signatures.keys import generate_ed25519
+from scripts.kit.log_builder import LogBuilder, policy_set, stage
+
+
+def ask(site: LogBuilder, unit: str = "legal", seconds: int = 0) -> CouldLoad:
+    return could_load(site.state, unit, add_seconds(site.state.last_time, seconds))
+
+
+def indexes(site: LogBuilder, *types: str) -> list[int]:
+    return [entry.index for entry in map(parse_entry, site.entries) if entry.type in types]
+
+
+def test_nothing_is_released_and_what_was_reviewed_is_named_with_the_reason() -> None:
+    answer = ask(stage("approved"))
+    assert answer.tasks == ()
+    (other,) = answer.others
+    assert other.adapter == "clauses@1"
+    assert other.reasons == ("release: expected one that names clauses@1 for legal, got none",)
+
+
+def test_a_released_adapter_could_be_loaded_by_these_sign_offs() -> None:
+    site = stage("serving")
+    (task,) = (answer := ask(site)).tasks
+    assert task.could_load and task.candidate.reasons == () and answer.others == ()
+    assert [(r.reviewer, r.field, r.decision, r.against) for r in task.candidate.reviews] == [
+        ("rita", "privacy", "approve", None),
+        ("raul", "model-risk", "approve", None),
+    ]
+    assert [r.entry for r in task.candidate.reviews] == indexes(site, "review.recorded")
+    (released,), (loaded,) = indexes(site, "release.activated"), indexes(site, "adapter.loaded")
+    assert (task.release.entry, task.release.by) == (released, "otto")
+    assert task.slot is not None and (task.slot.adapter, task.slot.entry) == ("clauses@1", loaded)
+    named = {"adapter.sealed", "review.recorded", "release.activated", "adapter.admitted", "adapter.loaded"}
+    assert set(indexes(site, *named, "base.imported")) <= set(answer.rests_on)
+    enrolled = {
+        person.enrolled for person in site.state.principals.values() if person.name in ("legal", "rita", "raul")
+    }
+    assert enrolled <= set(answer.rests_on)
+
+
+def revoke_reviewer(site: LogBuilder) -> None:
+    site.revoke("raul")
+
+
+def revoke_adapter(site: LogBuilder) -> None:
+    order = site.order(RevokeAdapter, "rita", **site.on_adapter())
+    site.ordered(AdapterRevoked(policy=site.in_force), order)
+
+
+def reject(site: LogBuilder) -> None:
+    site.review("rita", "privacy", decision="reject")
+
+
+def adopt(site: LogBuilder) -> None:
+    site.adopt(policy_set(reviewers=3))
+
+
+def revoke_owner(site: LogBuilder) -> None:
+    site.revoke("otto")
+
+
+def ask_for_witnesses(site: LogBuilder) -> None:
+    vkey = witness_vkey_of("witness.example/a", generate_ed25519())
+    site.adopt(policy_set(witnesses=(vkey,), witness_quorum=1))
+
+
+@pytest.mark.parametrize(
+    ("act", "reason", "against"),
+    [
+        (revoke_reviewer, "quorum: expected 2 standing approvals", "to be a standing reviewer of model-risk"),
+        (revoke_adapter, "got one revoked by entry", None),
+        (reject, "expected an approval, got a rejection by rita", "expected the latest of rita"),
+        (adopt, "quorum: expected 3 standing approvals", None),
+        (revoke_owner, "expected otto to be a standing release owner", None),
+        (ask_for_witnesses, "witnesses: expected 1 cosignatures since", None),
+    ],
+)
+def test_what_stands_against_it_is_said_and_is_what_admission_says(
+    act: Callable[[LogBuilder], None], reason: str, against: str | None
+) -> None:
+    site = stage("serving")
+    act(site)
+    (task,) = (answer := ask(site)).tasks
+    adapter = site.state.adapters.get("clauses@1")
+    assert adapter is not None and not task.could_load
+    release, now = site.state.releases.get("legal/labels"), site.state.last_time
+    assert release is not None
+    told = [*inadmissible(site.state, adapter, "legal", now), *release_lapsed(site.state, release)]
+    assert list(task.candidate.reasons) == [*told, *unwitnessed(site.state, now)]
+    assert any(reason in told for told in task.candidate.reasons)
+    lapsed = [review.against for review in task.candidate.reviews if review.against is not None]
+    assert [against in told for told in lapsed] == ([] if against is None else [True])
+    if act in (revoke_reviewer, revoke_adapter, revoke_owner):
+        assert site.state.size - 1 in answer.rests_on, "the entry that took it away is named"
+
+
+def export_for_a_minute_and_a_day(site: LogBuilder) -> dict[int, Time]:
+    """By its entry, until when each is good: a second one for an hour lies between, and the first has ended by then."""
+    ends = {}
+    for seconds, ago in ((60, 0), (3_600, 30), (7_200, 60)):
+        site.now = add_seconds(site.now, ago)
+        until = add_seconds(site.now, seconds)
+        ends[site.export(valid_until=until).index] = until
+    return ends
+
+
+def activate_another(site: LogBuilder) -> None:
+    site.seal(site.train(), version=2)
+    site.review("rita", "privacy", version=2)
+    site.review("raul", "model-risk", version=2)
+    site.activate(version=2)
+
+
+@pytest.mark.parametrize("act", [revoke_adapter, revoke_reviewer, revoke_owner, reject, adopt, activate_another])
+def test_what_was_exported_could_be_loaded_until_its_date_whatever_was_taken_away_since(
+    act: Callable[[LogBuilder], object],
+) -> None:
+    site = stage("serving")
+    exported = site.export()
+    act(site)
+    answer, end = ask(site), add_seconds(exported.time, 3_600)
+    assert [task.could_load for task in answer.tasks if task.candidate.adapter == "clauses@1"] in ([False], [])
+    (one,) = answer.exported
+    assert (one.task, one.adapter, one.entry, one.valid_until) == ("labels", "clauses@1", exported.index, end)
+    assert one.manifest == site.on_adapter()["manifest"] and exported.index in answer.rests_on
+    last = could_load(site.state, "legal", add_seconds(end, -1))
+    assert last.exported == (one,)
+    ended = could_load(site.state, "legal", end)
+    assert ended.exported == () and exported.index not in ended.rests_on
+    assert ask(site, "sales").exported == ()
+
+
+def test_a_unit_that_is_gone_has_its_folder_still() -> None:
+    site = stage("serving")
+    exported = site.export()
+    site.revoke("legal")
+    answer = ask(site)
+    assert (answer.enrolled, [one.entry for one in answer.exported]) == (None, [exported.index])
+
+
+def test_a_sign_off_counts_until_its_last_day() -> None:
+    site = stage("serving")
+    (review, _) = ask(site).tasks[0].candidate.reviews
+    for now, standing in ((add_seconds(review.valid_until, -1), True), (review.valid_until, False)):
+        (task,) = could_load(site.state, "legal", now).tasks
+        assert task.could_load is standing
+        assert [r.against is None for r in task.candidate.reviews] == [standing, True], "the other ends a second later"
+
+
+def test_every_type_of_entry_about_an_adapter_is_told_or_counted() -> None:
+    """Else it would be missing from an adapter's story, and counted as half a request."""
+    served, makes = set(TOLD_OF_ADAPTERS) | set(COUNTED_OF_ADAPTERS), {"admission.refused", "adapter.quarantined"}
+    named = {kind for kind, model in EVENTS.items() if "adapter" in model.model_fields}
+    assert makes < named <= served
+    site = stage("serving")
+    site.export()
+    revoke_adapter(site)
+    filed = {entry.type for entry in map(parse_entry, site.entries) if "adapter:clauses@1" in entry.subjects}
+    assert filed <= served and {"review.recorded", "adapter.revoked", "release.activated", "adapter.exported"} <= filed
+
+
+def test_another_unit_could_load_nothing_and_an_unknown_one_is_said_to_be_none() -> None:
+    site = stage("serving")
+    assert (ask(site, "sales").tasks, ask(site, "sales").others) == ((), ())
+    assert ask(site, "sales").enrolled is not None and ask(site, "nobody").enrolled is None
+
+
+def test_folding_a_log_up_to_a_moment_gives_what_stood_then() -> None:
+    site = stage("serving")
+    exported = export_for_a_minute_and_a_day(site)
+    revoke_adapter(site)
+    state, now = State(), add_seconds(site.state.last_time, 3_600)
+    for index, data in enumerate(site.entries):
+        entry = parse_entry(data)
+        apply(state, entry, {role: site.documents[digest] for role, digest in entry.documents.items()})
+        for at in (str(index), entry.time):
+            answer, last = could_load_then(site.entries, site.documents.get, "legal", at, now)
+            assert (answer, last) == (could_load(state, "legal", entry.time), index)
+            known = [row.entry for row in answer.exported]
+            assert known == [i for i, until in exported.items() if i <= index and entry.time < until]
+    assert could_load_then(site.entries, site.documents.get, "legal", None, now)[0] == ask(site, seconds=3_600)
+    for at in ("2020-01-01T00:00:00.000Z", str(len(site.entries))):
+        with pytest.raises(NotFound):
+            could_load_then(site.entries, site.documents.get, "legal", at, now)
+
+
+def test_a_dataset_is_used_by_the_runs_that_named_it_and_by_what_came_of_them() -> None:
+    site = stage("serving")
+    run = site.request_run()
+    (uses,) = used_by(site.state, "clauses")
+    sealed, waiting = uses.uses
+    assert (uses.dataset, uses.rows) == ("clauses@1", 1)
+    assert (sealed.adapter, sealed.released_to, sealed.released_now) == (
+        "clauses@1",
+        ("legal/labels",),
+        ("legal/labels",),
+    )
+    assert (waiting.run, waiting.status, waiting.adapter, waiting.released_to) == (run, "queued", None, ())
+    assert used_by(site.state, "clauses@1") == (uses,) and used_by(site.state, "clauses@2") == ()

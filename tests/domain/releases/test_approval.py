@@ -1,0 +1,72 @@
+"""What was found to bar nothing is asked again as soon as anything changed that it rests on, or time has run out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from appliance.domain.core.names import add_seconds
+from appliance.domain.releases import approval
+from appliance.domain.releases.approval import barred
+from scripts.kit.log_builder import LogBuilder, policy_set, stage
+
+
+def reasons(site: LogBuilder, now: str | None = None) -> list[str]:
+    release, adapter = site.state.releases.get("legal/labels"), site.state.adapters.get("clauses@1")
+    assert release is not None and adapter is not None
+    return barred(site.state, release, adapter, now or site.now)
+
+
+def first_review(site: LogBuilder) -> int:
+    adapter = site.state.adapters.get("clauses@1")
+    assert adapter is not None
+    return adapter.reviews[0].index
+
+
+CHANGES: dict[str, Callable[[LogBuilder], object]] = {
+    "a reviewer leaves": lambda site: site.revoke("rita"),
+    "a release owner leaves": lambda site: site.revoke("otto"),
+    "a unit leaves": lambda site: site.revoke("legal"),
+    "a key is distrusted": lambda site: site.revoke_key("rita", since=first_review(site)),
+    "a rejection": lambda site: site.review("rita", "privacy", decision="reject"),
+    "a stricter policy": lambda site: site.adopt(policy_set(reviewers=3)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_change_of_what_it_rests_on_bars_a_release_that_was_clear(change: Callable[[LogBuilder], object]) -> None:
+    site = stage("serving")
+    assert reasons(site) == [] and reasons(site) == []
+    change(site)
+    assert reasons(site) != []
+
+
+def test_a_release_that_was_clear_is_barred_when_the_first_of_its_approvals_ends() -> None:
+    site = stage("serving")
+    adapter = site.state.adapters.get("clauses@1")
+    assert adapter is not None
+    end = min(review.valid_until for review in adapter.reviews)
+    assert reasons(site) == []
+    assert reasons(site, add_seconds(end, -1)) == []
+    assert any("quorum" in reason for reason in reasons(site, end))
+
+
+def test_what_is_taken_back_is_asked_again() -> None:
+    site = stage("serving")
+    mark = site.state.mark()
+    site.state.principals.put("rita", None)
+    assert reasons(site) != []
+    site.state.take_back(mark)
+    assert reasons(site) == []
+    site.state.principals.put("rita", None)
+    assert reasons(site) != []
+
+
+def test_a_clear_release_is_not_judged_again_for_every_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = stage("serving")
+    assert reasons(site) == []
+    monkeypatch.setattr(approval, "inadmissible", lambda *_: pytest.fail("judged again"))
+    site.add(site.request(7))
+    site.add(site.answered(7))
+    assert reasons(site) == []

@@ -1,0 +1,273 @@
+"""An exported adapter: what may be exported, and what its receiver finds out without the appliance."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from appliance.domain.core.entry import parse_entry
+from appliance.domain.core.names import Time, add_seconds, encode_value
+from appliance.domain.releases.activations import Activate, ReleaseActivated
+from appliance.domain.releases.adapters import AdapterRevoked, RevokeAdapter
+from appliance.domain.releases.admission import entries_needed
+from appliance.domain.releases.exports import (
+    AdapterExported,
+    Approved,
+    ExportedAdapter,
+    Proofs,
+    ProvenEntry,
+    check_exported,
+)
+from appliance.errors import ApplianceError, BadInput, Denied, Tampered
+from appliance.formats.artifacts.manifest import MANIFEST_PATH
+from appliance.formats.core.merkle import hash_leaf, inclusion_proof, root_of
+from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
+from appliance.formats.log.note import vkey_of
+from appliance.formats.signatures.keys import generate_ed25519
+from scripts.kit.log_builder import ORIGIN, LogBuilder, policy_set, stage
+from tests.domain.releases.test_admission import FILES, node
+from tests.kit.refusals import refuses
+
+
+def received(
+    site: LogBuilder, exported: int, *, unit: str = "legal", task: str = "labels", **changes: Any
+) -> ExportedAdapter:
+    """What the service would hand out for the export of that entry."""
+    adapter = site.state.adapters.get("clauses@1")
+    assert adapter is not None
+    sealed, size = parse_entry(site.entries[adapter.index]), len(site.entries)
+    indexes = {0, exported, *entries_needed(site.state, unit, adapter, task, site.now)}
+    proofs = Proofs(
+        exported=exported,
+        checkpoint=site.checkpoint().decode(),
+        entries=tuple(prove(site, i, size) for i in sorted(indexes)),
+    )
+    documents = parse_entry(site.entries[exported]).documents
+    return replace(
+        ExportedAdapter(
+            proofs=encode_value(proofs),
+            standing=site.documents[documents["standing"]],
+            signature=site.documents[sealed.documents["signature"]],
+            files={**FILES, MANIFEST_PATH: site.documents[sealed.documents["manifest"]]},
+        ),
+        **changes,
+    )
+
+
+def prove(site: LogBuilder, index: int, size: int) -> ProvenEntry:
+    order = parse_entry(site.entries[index]).documents.get("order")
+    return ProvenEntry(
+        index=index,
+        entry=base64.b64encode(site.entries[index]).decode(),
+        proof=tuple(
+            base64.b64encode(step).decode()
+            for step in inclusion_proof(index, size, lambda level, place: node(site, level, place))
+        ),
+        envelope=None if order is None else base64.b64encode(site.documents[order]).decode(),
+    )
+
+
+def made() -> tuple[LogBuilder, ExportedAdapter]:
+    site = stage("released")
+    exported = site.export()
+    return site, received(site, exported.index)
+
+
+def check(
+    site: LogBuilder, found: ExportedAdapter, now: Time | None = None, *, unit: str = "legal", task: str = "labels"
+) -> Approved:
+    return check_exported(found, site.trust, now or site.now, unit=unit, task=task)
+
+
+def test_what_was_exported_is_approved_until_its_date() -> None:
+    site, found = made()
+    approved = check(site, found)
+    assert (approved.unit, approved.task, approved.adapter.name) == ("legal", "labels", "clauses")
+    check(site, found, add_seconds(approved.valid_until, -1))
+    with pytest.raises(Denied, match="expired at") as refused:
+        check(site, found, approved.valid_until)
+    assert refused.value.code == "expired"
+    with pytest.raises(Denied, match="expected a clock after"):
+        check(site, found, add_seconds(site.now, -3600))
+
+
+def test_an_export_is_good_for_its_own_unit_and_task_alone() -> None:
+    """One adapter, released and exported for two units and for two tasks of one of them: each whole, each under the log
+    that all of them trust."""
+    site = stage("approved")
+    site.enroll("cleo", "release-owner:sales")
+    for reviewer, field in (("rita", "privacy"), ("raul", "model-risk")):
+        site.review(reviewer, field, unit="sales")
+    owners = {("legal", "labels"): "otto", ("legal", "drafts"): "otto", ("sales", "labels"): "cleo"}
+    found = {}
+    for (unit, task), owner in owners.items():
+        order = site.release_order(Activate, owner, unit=unit, task=task)
+        site.ordered(ReleaseActivated(policy=site.in_force), order)
+        found[unit, task] = received(site, site.export(owner, unit=unit, task=task).index, unit=unit, task=task)
+    for (unit, task), one in found.items():
+        assert check(site, one, unit=unit, task=task).adapter.name == "clauses"
+        for other in found.keys() - {(unit, task)}:
+            wanted = f"expected one for {other[0]}/{other[1]}, got one for {unit}/{task}"
+            with pytest.raises(Denied, match=wanted) as refused:
+                check(site, one, unit=other[0], task=other[1])
+            assert refused.value.code == ("another-unit" if other[0] != unit else "another-task")
+
+
+def test_another_units_host_hears_nothing_of_the_folder_but_whose_it_is() -> None:
+    """Before its date is looked at, and its bytes."""
+    site, found = made()
+    spoilt = replace(found, files={})
+    with pytest.raises(Denied, match="expected one for sales/labels"):
+        check(site, spoilt, add_seconds(site.now, 10**6), unit="sales")
+
+
+def test_it_stands_on_after_others_have_gone_on_with_the_log() -> None:
+    """The proof is the same under a later checkpoint; what was revoked since the folder cannot know."""
+    site, before = made()
+    exported = site.state.size - 1
+    site.enroll("rosa", "reviewer:security")
+    check(site, received(site, exported))
+    check(site, before)
+
+
+@pytest.mark.parametrize("part", ["proofs", "standing", "signature", *FILES, MANIFEST_PATH])
+def test_no_byte_of_it_can_be_another(part: str) -> None:
+    """Every byte of the small parts, one bit each."""
+    site, found = made()
+    data = found.files[part] if part in found.files else getattr(found, part)
+    for place in range(0, len(data), 1 if len(data) < 400 else 97):
+        flipped = bytearray(data)
+        flipped[place] ^= 1
+        other = bytes(flipped)
+        changed = (
+            replace(found, files={**found.files, part: other})
+            if part in found.files
+            else replace(found, **{part: other})
+        )
+        with pytest.raises(ApplianceError):
+            check(site, changed)
+
+
+def without_a_file(found: ExportedAdapter) -> ExportedAdapter:
+    return replace(found, files={name: data for name, data in found.files.items() if name != "recipe.json"})
+
+
+def with_a_file(found: ExportedAdapter) -> ExportedAdapter:
+    return replace(found, files={**found.files, "more.py": b""})
+
+
+@pytest.mark.parametrize("spoil", [without_a_file, with_a_file])
+def test_no_file_is_missing_and_none_is_added(spoil: Callable[[ExportedAdapter], ExportedAdapter]) -> None:
+    site, found = made()
+    with pytest.raises(Tampered, match="files: expected"):
+        check(site, spoil(found))
+
+
+def test_another_log_is_not_the_trusted_one() -> None:
+    """Whole and well signed, and of somebody else."""
+    site, _ = made()
+    other, found = made()
+    foreign = replace(other.trust, genesis=f"sha256:{hash_leaf(b'another first entry').hex()}")
+    with pytest.raises(Tampered, match="first entry: expected"):
+        check_exported(found, foreign, other.now, unit="legal", task="labels")
+    check(site, found)
+
+
+def test_a_checkpoint_of_another_key_proves_nothing() -> None:
+    site, found = made()
+    leaves = [hash_leaf(data) for data in site.entries]
+    forger = generate_ed25519()
+    assert vkey_of(ORIGIN, forger) != site.trust.log_key
+    note = sign_checkpoint(Checkpoint(ORIGIN, len(leaves), root_of(leaves)), forger).decode()
+    proofs = Proofs.model_validate_json(found.proofs).model_copy(update={"checkpoint": note})
+    with pytest.raises(ApplianceError):
+        check(site, replace(found, proofs=encode_value(proofs)))
+
+
+def test_rows_that_the_log_does_not_bind_are_not_believed() -> None:
+    """Another policy, or the rows of another export."""
+    site, found = made()
+    other = stage("released")
+    other.adopt(policy_set(clock_skew_s=30))
+    foreign = received(other, other.export().index).standing
+    rows = found.standing.replace(b'"clock_skew_s":60', b'"clock_skew_s":600')
+    assert rows != found.standing
+    for standing in (rows, foreign):
+        with pytest.raises(Tampered, match="of these rows"):
+            check(site, replace(found, standing=standing))
+
+
+def test_an_entry_that_is_left_out_is_missed() -> None:
+    site, found = made()
+    proofs = Proofs.model_validate_json(found.proofs)
+    for left_out in proofs.entries:
+        entries = tuple(entry for entry in proofs.entries if entry is not left_out)
+        with pytest.raises((BadInput, Tampered), match=f"entry {left_out.index}"):
+            check(site, replace(found, proofs=encode_value(proofs.model_copy(update={"entries": entries}))))
+
+
+def test_approvals_end_in_the_folder_too() -> None:
+    """The export stands no longer than the first of them."""
+    site = stage("released")
+    adapter = site.state.adapters.get("clauses@1")
+    assert adapter is not None
+    end = min(review.valid_until for review in adapter.reviews)
+    site.now = add_seconds(end, -3600)
+    with refuses(site, Denied, f"and not after {end}"):
+        site.export(valid_until=add_seconds(end, 1))
+    found = received(site, site.export(valid_until=end).index)
+    check(site, found, add_seconds(end, -1))
+
+
+# What may be exported.
+
+
+def test_policy_bounds_how_long_no_revocation_reaches_it() -> None:
+    site = stage("released")
+    site.adopt(policy_set(export_lifetime_s=3600))
+    with refuses(site, Denied, "valid until: expected a time after", f"not after {add_seconds(site.now, 3600)}"):
+        site.export(valid_until=add_seconds(site.now, 3601))
+    with refuses(site, Denied, "valid until: expected a time after"):
+        site.export(valid_until=site.now)
+    site.export(valid_until=add_seconds(site.now, 3600))
+
+
+@pytest.mark.parametrize("name", ["olga", "rita", "anna", "legal"])
+def test_only_the_units_release_owner_exports(name: str) -> None:
+    site = stage("released")
+    with refuses(site, Denied, f"role: expected {name} to be release-owner:legal"):
+        site.export(name)
+
+
+def test_what_does_not_answer_today_is_not_exported() -> None:
+    site = stage("approved")
+    order = site.export_order()
+    with refuses(site, Denied, "release: expected clauses@1 to answer legal/labels, got none"):
+        site.ordered(AdapterExported(policy=site.in_force), order, documents={"standing": b"{}"})
+    site = stage("released")
+    revoke = site.order(RevokeAdapter, "anna", **site.on_adapter())
+    site.ordered(AdapterRevoked(policy=site.in_force), revoke)
+    with refuses(site, Denied, "expected a standing one, got one revoked by entry"):
+        site.export()
+
+
+def test_an_export_is_remembered_until_a_later_one_finds_it_expired() -> None:
+    """Else a unit that exports every day would make the state grow for ever."""
+    site = stage("released")
+    first, second = site.export(valid_until=add_seconds(site.now, 60)), site.export()
+    assert [row.index for row in site.state.exports.values()] == [first.index, second.index]
+    site.now = add_seconds(first.time, 60)
+    third = site.export(valid_until=add_seconds(site.now, 60))
+    rows = {key: row.valid_until for key, row in site.state.exports.items()}
+    keys = [f"legal/labels/{entry.index}" for entry in (second, third)]
+    assert rows == dict(zip(keys, (add_seconds(second.time, 3_600), add_seconds(third.time, 60)), strict=True))
+
+
+def test_the_rows_beside_an_export_are_those_of_the_state() -> None:
+    site = stage("released")
+    with refuses(site, Denied, "standing: expected"):
+        site.export(standing=b"{}")

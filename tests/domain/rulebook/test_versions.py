@@ -1,0 +1,104 @@
+"""A log that crosses two versions of the rules: each entry is judged by the one in force before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from appliance.domain.audit.report import Report
+from appliance.domain.core.names import Time
+from appliance.domain.core.records import Principal
+from appliance.domain.core.roles import Reasons
+from appliance.domain.core.state import State
+from appliance.domain.governance.people import Grant
+from appliance.domain.governance.rules import RaiseRules, RulesRaised
+from appliance.domain.retention.holds import HoldPlaced, PlaceHold, may_place_hold
+from appliance.domain.rulebook import registry
+from appliance.domain.rulebook.registry import BOOKS, NEWEST_RULES, VERBS, make_book
+from appliance.errors import BadInput, Denied
+from scripts.kit.log_builder import LogBuilder, stage
+from tests.domain.audit.test_verify import verify
+from tests.kit.refusals import refuses
+
+LATER = NEWEST_RULES + 1
+
+
+def _only_auditors(state: State, order: PlaceHold, signer: Principal, now: Time) -> Reasons:
+    """What the later version asks besides: an administrator alone places no hold."""
+    extra = [] if signer.has("auditor") else [f"role: expected an auditor, got {signer.name}"]
+    return [*extra, *may_place_hold(state, order, signer, now)]
+
+
+@pytest.fixture
+def two_versions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    stricter = replace(VERBS["place-hold"], may=_only_auditors, since=LATER)
+    book = make_book(LATER, (*BOOKS[NEWEST_RULES].verbs.values(), stricter), registry._EVENTS)
+    monkeypatch.setitem(BOOKS, LATER, book)
+    yield
+
+
+def hold(site: LogBuilder, signer: str, subject: str) -> None:
+    site.ordered(HoldPlaced(policy=site.in_force), site.order(PlaceHold, signer, subject=subject))
+
+
+def raise_rules(site: LogBuilder, rules: int = LATER) -> None:
+    site.two(RulesRaised(policy=site.in_force), site.order(RaiseRules, "anna", rules=rules))
+
+
+@pytest.mark.usefixtures("two_versions")
+def test_an_entry_that_older_rules_allowed_still_verifies_after_stricter_ones_came() -> None:
+    site = stage("staffed")
+    hold(site, "anna", "unit:legal")
+    raise_rules(site)
+    hold(site, "audrey", "principal:olga")
+    report: Report = verify(site)
+    assert (report.verdict, report.findings) == ("verified", ())
+
+
+@pytest.mark.usefixtures("two_versions")
+def test_what_stricter_rules_refuse_is_refused_from_their_entry_on() -> None:
+    site = stage("staffed")
+    raise_rules(site)
+    with refuses(site, Denied, "expected an auditor, got anna"):
+        hold(site, "anna", "unit:legal")
+
+
+def test_a_build_that_does_not_know_the_version_refuses_what_follows_by_name() -> None:
+    site = stage("staffed")
+    raise_rules(site, rules=7)
+    with refuses(site, BadInput, f"expected version {NEWEST_RULES} at most, got 7", "this build is older than the log"):
+        hold(site, "anna", "unit:legal")
+
+
+@pytest.mark.usefixtures("two_versions")
+def test_rules_only_rise() -> None:
+    site = stage("staffed")
+    raise_rules(site)
+    with refuses(site, Denied, f"rules: expected a later version than {LATER}, got {LATER}"):
+        site.pend(site.order(RaiseRules, "anna", rules=LATER))
+
+
+@pytest.mark.usefixtures("two_versions")
+def test_rules_are_raised_by_two_administrators_alone() -> None:
+    site = stage("staffed")
+    with refuses(site, Denied, "expected olga to be administrator"):
+        site.pend(site.order(RaiseRules, "olga", rules=LATER))
+    with refuses(site, Denied, "expected a second one's endorsement"):
+        site.ordered(RulesRaised(policy=site.in_force), site.order(RaiseRules, "anna", rules=LATER))
+
+
+def test_a_verb_of_a_later_version_is_refused_under_an_earlier_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    verbs = (*(row for row in VERBS.values() if row.name != "grant"), replace(VERBS["grant"], since=LATER))
+    monkeypatch.setitem(BOOKS, NEWEST_RULES, make_book(NEWEST_RULES, verbs))
+    site = stage("staffed")
+    with refuses(site, Denied, f"expected one of rules version {NEWEST_RULES}, got grant"):
+        site.pend(site.order(Grant, "anna", principal="olga", role="reviewer:safety"))
+
+
+def test_two_rules_for_one_type_of_entry_are_a_mistake_that_is_found() -> None:
+    twice = replace(VERBS["place-hold"], apply=lambda case: [])
+    verbs = (VERBS["replace-key"], replace(VERBS["rotate-key"], apply=twice.apply))
+    with pytest.raises(TypeError, match=r"key\.enrolled: expected one rule"):
+        make_book(NEWEST_RULES, verbs, ())

@@ -1,0 +1,578 @@
+"""The rules of serving: approvals, releases, admission, slots and requests."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from appliance.domain.core.names import NO_DIGEST, add_seconds
+from appliance.domain.core.records import Adapter, Slot
+from appliance.domain.governance.people import Grant, RoleGranted
+from appliance.domain.releases.activations import Activate, ReleaseActivated, ReleaseRolledBack, RollBack
+from appliance.domain.releases.adapters import AdapterQuarantined, AdapterRevoked, RevokeAdapter
+from appliance.domain.serving.requests import RequestRefused, name_request
+from appliance.domain.serving.slots import AdapterLoaded, AdmissionRefused
+from appliance.errors import Denied
+from scripts.kit.log_builder import LogBuilder, policy_set, stage
+from tests.kit.refusals import refuses
+
+
+def test_a_request_is_named_by_a_uuid_of_its_time() -> None:
+    """So that those of one time stand side by side in the order of names."""
+    time = 1_764_000_000_123
+    name = name_request(time, b"\xff" * 10)
+    value = uuid.UUID(name)
+    assert (value.version, value.variant, value.int >> 80) == (7, uuid.RFC_4122, time)
+    assert name_request(time, bytes(10)) < name < name_request(time + 1, bytes(10))
+    assert len({name_request(time, n.to_bytes(10)) for n in range(1000)}) == 1000
+    assert re.fullmatch(r"[0-9a-f]{32}", name)
+
+
+def adapter(site: LogBuilder, version: int = 1) -> Adapter:
+    found = site.state.adapters.get(f"clauses@{version}")
+    assert found is not None
+    return found
+
+
+def revoke_adapter(site: LogBuilder, version: int = 1) -> None:
+    order = site.order(RevokeAdapter, "anna", **site.on_adapter(version))
+    site.ordered(AdapterRevoked(policy=site.in_force), order)
+
+
+def roll_back(site: LogBuilder, version: int, by: str = "otto") -> None:
+    order = site.release_order(RollBack, by, version)
+    site.ordered(ReleaseRolledBack(policy=site.in_force), order)
+
+
+def second_version(site: LogBuilder) -> None:
+    """clauses@2: sealed, approved, activated."""
+    site.seal(site.train(), 2)
+    site.review("rita", "privacy", 2)
+    site.review("raul", "model-risk", 2)
+    site.activate(2)
+
+
+# The quorum.
+
+
+def test_without_approvals_nothing_is_released() -> None:
+    site = stage("sealed")
+    with refuses(site, Denied, "quorum: expected 2 standing approvals of clauses@1 for legal, got 0"):
+        site.activate()
+
+
+def test_one_approval_is_not_two() -> None:
+    site = stage("sealed")
+    site.review("rita", "privacy")
+    with refuses(site, Denied, "got 1", "expected 2 different fields", "got privacy"):
+        site.activate()
+
+
+def test_one_reviewer_signing_twice_is_one() -> None:
+    """Even in two fields."""
+    site = stage("sealed")
+    grant = site.order(Grant, "anna", principal="rita", role="reviewer:model-risk")
+    site.two(RoleGranted(policy=site.in_force), grant)
+    site.review("rita", "privacy")
+    site.review("rita", "privacy")
+    site.review("rita", "model-risk")
+    with refuses(site, Denied, "quorum: expected 2 standing approvals", "got 1"):
+        site.activate()
+
+
+def test_two_reviewers_of_one_field_are_not_two_fields() -> None:
+    site = stage("sealed")
+    site.enroll("rosa", "reviewer:privacy")
+    site.review("rita", "privacy")
+    site.review("rosa", "privacy")
+    with refuses(site, Denied, "expected 2 different fields", "got privacy"):
+        site.activate()
+
+
+def test_a_required_field_is_not_replaced_by_others() -> None:
+    site = stage("approved")
+    site.adopt(policy_set(required_fields=("security",)))
+    with refuses(site, Denied, "quorum: expected an approval of security for clauses@1, got none"):
+        site.activate()
+
+
+def test_an_approval_for_another_unit_does_not_count() -> None:
+    site = stage("sealed")
+    site.review("rita", "privacy", unit="sales")
+    site.review("raul", "model-risk", unit="legal")
+    with refuses(site, Denied, "standing approvals of clauses@1 for legal, got 1"):
+        site.activate()
+
+
+def test_an_approval_of_another_version_does_not_count() -> None:
+    site = stage("approved")
+    site.seal(site.train(), 2)
+    with refuses(site, Denied, "standing approvals of clauses@2 for legal, got 0"):
+        site.activate(2)
+
+
+def test_a_rejection_stands_against_any_number_of_approvals() -> None:
+    site = stage("approved")
+    site.enroll("rosa", "reviewer:security")
+    entry = site.review("rosa", "security", decision="reject")
+    with refuses(site, Denied, f"review {entry.index}: expected an approval, got a rejection by rosa"):
+        site.activate()
+
+
+def test_a_reviewers_last_word_counts() -> None:
+    site = stage("approved")
+    site.review("rita", "privacy", decision="reject")
+    with refuses(site, Denied, "got a rejection by rita"):
+        site.activate()
+    site.review("rita", "privacy")
+    site.activate()
+
+
+def test_an_approval_ends_on_its_day() -> None:
+    site = stage("approved")
+    end = adapter(site).reviews[0].valid_until
+    site.now = add_seconds(end, -1)
+    fork = site.fork()
+    fork.activate()
+    site.now = end
+    with refuses(site, Denied, "standing approvals of clauses@1 for legal, got 1"):
+        site.activate()
+
+
+def test_an_approval_falls_with_its_reviewer() -> None:
+    site = stage("approved")
+    site.revoke("rita")
+    with refuses(site, Denied, "standing approvals of clauses@1 for legal, got 1"):
+        site.activate()
+
+
+# Releases.
+
+
+@pytest.mark.parametrize("name", ["olga", "rita", "anna", "legal", "audrey"])
+def test_only_the_units_release_owner_releases(name: str) -> None:
+    site = stage("approved")
+    with refuses(site, Denied, f"role: expected {name} to be release-owner:legal"):
+        site.ordered(ReleaseActivated(policy=site.in_force), site.release_order(Activate, name))
+
+
+def test_a_release_owner_releases_to_the_own_unit_only() -> None:
+    site = stage("approved")
+    order = site.release_order(Activate, unit="sales")
+    with refuses(site, Denied, "role: expected otto to be release-owner:sales", "for sales, got 0"):
+        site.ordered(ReleaseActivated(policy=site.in_force), order)
+
+
+def test_who_ordered_the_run_does_not_release_it() -> None:
+    site = stage("approved")
+    site.two(
+        RoleGranted(policy=site.in_force),
+        site.order(Grant, "anna", principal="olga", role="release-owner:legal"),
+    )
+    with refuses(site, Denied, "separation of duties: expected a release owner who did not order the run, got olga"):
+        site.ordered(ReleaseActivated(policy=site.in_force), site.release_order(Activate, "olga"))
+
+
+def test_a_release_names_an_adapter_by_its_bytes() -> None:
+    site = stage("approved")
+    with refuses(site, Denied, "adapter clauses@1: expected the manifest"):
+        site.ordered(ReleaseActivated(policy=site.in_force), site.release_order(Activate, manifest=NO_DIGEST))
+    with refuses(site, Denied, "adapter: expected a sealed one, got other@1"):
+        site.ordered(ReleaseActivated(policy=site.in_force), site.release_order(Activate, adapter="other"))
+
+
+def test_a_release_to_a_unit_that_was_revoked_is_refused() -> None:
+    site = stage("approved")
+    site.revoke("legal")
+    with refuses(site, Denied, "unit: expected an enrolled one, got legal"):
+        site.activate()
+
+
+def test_a_revoked_adapter_is_not_released() -> None:
+    site = stage("approved")
+    revoke_adapter(site)
+    with refuses(site, Denied, "expected a standing one, got one revoked by entry"):
+        site.activate()
+
+
+def test_a_roll_back_goes_to_what_answered_before() -> None:
+    site = stage("released")
+    with refuses(site, Denied, "adapter: expected an earlier one than today's, got clauses@1"):
+        roll_back(site, 1)
+    second_version(site)
+    roll_back(site, 1)
+    release = site.state.releases.get("legal/labels")
+    assert release is not None
+    assert [(a.adapter, a.kind) for a in release.history] == [
+        ("clauses@1", "activate"),
+        ("clauses@2", "activate"),
+        ("clauses@1", "roll-back"),
+    ]
+
+
+def test_a_roll_back_to_what_never_answered_is_refused() -> None:
+    site = stage("approved")
+    with refuses(site, Denied, "adapter: expected one that answered legal/labels before, got clauses@1"):
+        roll_back(site, 1)
+
+
+def test_a_roll_back_needs_what_a_release_needs() -> None:
+    site = stage("released")
+    second_version(site)
+    with refuses(site, Denied, "role: expected rita to be release-owner:legal"):
+        roll_back(site, 1, "rita")
+    revoke_adapter(site, 1)
+    with refuses(site, Denied, "adapter clauses@1: expected a standing one"):
+        roll_back(site, 1)
+
+
+def test_an_activation_is_not_recorded_as_a_roll_back() -> None:
+    site = stage("approved")
+    with refuses(site, Denied, "order: expected roll-back, got activate"):
+        site.ordered(ReleaseRolledBack(policy=site.in_force), site.release_order(Activate))
+
+
+# Admission.
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"task": "other"}, "release: expected one for legal/other, got none"),
+        ({"unit": "sales"}, "release: expected one for sales/labels, got none"),
+        ({"adapter": "clauses@2"}, "adapter: expected clauses@1, got clauses@2"),
+        ({"manifest": NO_DIGEST}, "manifest: expected sha256:"),
+        ({"policy": NO_DIGEST}, "policy: expected sha256:"),
+        ({"approvals": ()}, "approvals: expected ("),
+        ({"approvals": (1, 2)}, "approvals: expected ("),
+        ({"head": 10_000}, "head: expected at most"),
+    ],
+)
+def test_an_admission_says_what_the_log_says(fields: dict[str, Any], words: str) -> None:
+    site = stage("released")
+    with refuses(site, Denied, words):
+        site.add(site.admitted(**fields))
+
+
+def spoil_by_revocation(site: LogBuilder) -> None:
+    revoke_adapter(site)
+
+
+def spoil_by_reviewer(site: LogBuilder) -> None:
+    site.revoke("raul")
+
+
+def spoil_by_rejection(site: LogBuilder) -> None:
+    site.review("raul", "model-risk", decision="reject")
+
+
+def spoil_by_time(site: LogBuilder) -> None:
+    site.now = adapter(site).reviews[0].valid_until
+
+
+def spoil_by_policy(site: LogBuilder) -> None:
+    site.adopt(policy_set(reviewers=3))
+
+
+def spoil_by_unit(site: LogBuilder) -> None:
+    site.revoke("legal")
+
+
+def spoil_by_quarantine(site: LogBuilder) -> None:
+    site.add(AdapterQuarantined(adapter="clauses@1", message="hmac-sha256:" + "0" * 64))
+
+
+SPOILS = [
+    spoil_by_revocation,
+    spoil_by_reviewer,
+    spoil_by_rejection,
+    spoil_by_time,
+    spoil_by_policy,
+    spoil_by_unit,
+    spoil_by_quarantine,
+]
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_what_is_spoiled_is_not_admitted(spoil: Any) -> None:
+    site = stage("released")
+    spoil(site)
+    with refuses(site, Denied, "admission of clauses@1 for legal"):
+        site.add(site.admitted())
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_what_is_spoiled_between_admission_and_load_is_not_loaded(spoil: Any) -> None:
+    site = stage("released")
+    admitted = site.add(site.admitted())
+    spoil(site)
+    with refuses(site, Denied, "admission of clauses@1 for legal"):
+        site.add(
+            AdapterLoaded(unit="legal", task="labels", adapter="clauses@1", admitted=admitted.index, probe="identical")
+        )
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_what_is_spoiled_while_loaded_answers_no_request(spoil: Any) -> None:
+    site = stage("serving")
+    spoil(site)
+    with refuses(site, Denied, "admission of clauses@1 for legal"):
+        site.add(site.request(3))
+
+
+# Slots.
+
+
+def test_nothing_is_loaded_that_was_not_admitted() -> None:
+    site = stage("released")
+    with refuses(site, Denied, "slot: expected one admitted for legal/labels, got none"):
+        site.add(site.loaded(1))
+    admitted = site.add(site.admitted())
+    with refuses(site, Denied, f"admitted: expected {admitted.index}, got {admitted.index - 1}"):
+        site.add(
+            AdapterLoaded(
+                unit="legal", task="labels", adapter="clauses@1", admitted=admitted.index - 1, probe="identical"
+            )
+        )
+
+
+def test_a_slot_of_yesterdays_release_is_neither_loaded_nor_asked() -> None:
+    site = stage("serving")
+    second_version(site)
+    with refuses(site, Denied, "manifest: expected"):
+        site.add(site.request(3))
+    site = stage("released")
+    admitted = site.add(site.admitted())
+    second_version(site)
+    with refuses(site, Denied, "manifest: expected"):
+        site.add(
+            AdapterLoaded(unit="legal", task="labels", adapter="clauses@1", admitted=admitted.index, probe="identical")
+        )
+
+
+def test_what_was_admitted_by_a_stolen_key_is_admitted_again_though_others_approve_it_too() -> None:
+    """Else every answer's record would go on naming the thief's word as what it rests on."""
+    site = stage("released")
+    site.enroll("rosa", "reviewer:privacy")
+    stolen = site.review("rosa", "privacy")
+    site.load()
+    site.add(site.request(1))
+    site.revoke_key("rosa", since=stolen.index)
+    site.add(site.answered(1))
+    with refuses(site, Denied, f"review {stolen.index}: expected one that stands, got one that has lapsed"):
+        site.add(site.request(3))
+    with refuses(site, Denied, f"review {stolen.index}: expected one that stands"):
+        site.add(site.loaded(slot(site).admitted))
+    site.add(site.unloaded())
+    standing = tuple(review.index for review in adapter(site).reviews[:2])
+    again = site.add(site.admitted(approvals=standing))
+    site.add(site.loaded(again.index))
+    site.add(site.request(4))
+    assert slot(site).approvals == standing
+
+
+def test_an_approval_that_was_renewed_empties_no_slot() -> None:
+    site = stage("serving")
+    site.review("rita", "privacy")
+    site.add(site.request(3))
+
+
+def test_the_same_adapter_released_again_is_admitted_again() -> None:
+    """What an answer's record names as its release is today's, by who signed that."""
+    site = stage("serving")
+    before, again = slot(site).release, site.activate()
+    with refuses(site, Denied, f"release: expected that of entry {before}, got that of entry {again.index}"):
+        site.add(site.request(3))
+
+
+def test_a_probe_that_is_not_identical_is_no_load() -> None:
+    with pytest.raises(ValueError, match="probe"):
+        AdapterLoaded.model_validate(
+            {"unit": "legal", "task": "labels", "adapter": "clauses@1", "admitted": 1, "probe": "close"}
+        )
+
+
+def test_what_is_unloaded_answers_no_more() -> None:
+    site = stage("serving")
+    unloaded = site.unloaded()
+    site.add(unloaded)
+    with refuses(site, Denied, "slot: expected one admitted for legal/labels, got none"):
+        site.add(unloaded)
+    with refuses(site, Denied, "slot: expected one admitted for legal/labels, got none"):
+        site.add(site.request(3))
+
+
+def slot(site: LogBuilder) -> Slot:
+    found = site.state.slots.get("legal/labels")
+    assert found is not None
+    return found
+
+
+def test_the_last_token_left_between_the_load_and_the_emptying() -> None:
+    site = stage("serving")
+    loaded_at = slot(site).loaded_at
+    assert loaded_at is not None
+    for time in (add_seconds(loaded_at, -1), add_seconds(site.now, 1)):
+        with refuses(site, Denied, f"last token: expected a time from {loaded_at} to {site.now}, got {time}"):
+            site.add(site.unloaded(last_token=time))
+    site.add(site.unloaded(last_token=loaded_at))
+
+
+def test_no_token_left_a_slot_that_was_never_loaded() -> None:
+    site = stage("released")
+    site.add(site.admitted())
+    with refuses(site, Denied, "last token: expected a time from a load, of which there was none"):
+        site.add(site.unloaded(last_token=site.now))
+    site.add(site.unloaded())
+
+
+def test_an_emptying_names_the_slot_that_it_empties() -> None:
+    site = stage("serving")
+    with refuses(site, Denied, f"admitted: expected {slot(site).admitted}, got 1"):
+        site.add(site.unloaded(admitted=1))
+
+
+def test_a_slot_is_not_filled_over_one_that_answers() -> None:
+    """Else nobody would have said when the last token of it left."""
+    site = stage("serving")
+    with refuses(site, Denied, "slot: expected one that is empty, or admitted only, got one that clauses@1 fills"):
+        site.add(site.admitted())
+    site.add(site.unloaded())
+    site.add(site.admitted())
+    site.add(site.admitted())
+
+
+def test_what_an_emptied_slot_was_answering_ends_and_not_well() -> None:
+    site = stage("serving")
+    site.add(site.request(7))
+    end = site.answered(7)
+    site.add(site.unloaded())
+    with refuses(site, Denied, "outcome: expected none but failure or interrupted: its slot was emptied, got success"):
+        site.add(end)
+    again = site.add(site.admitted())
+    site.add(site.loaded(again.index))
+    site.add(site.request(8))
+    site.add(site.answered(8))
+    with refuses(site, Denied, "outcome: expected none but failure or interrupted"):
+        site.add(end)
+    site.add(end, outcome="failure")
+    assert "7" not in {request.id.lstrip("0") for request in site.state.requests.values()}
+
+
+@pytest.mark.parametrize(
+    ("revoke", "words"),
+    [
+        (LogBuilder.revoke_base, "base smollm2: expected a standing one, got one revoked by entry"),
+        (LogBuilder.revoke_dataset, "dataset clauses@1: expected a standing one, got one revoked by entry"),
+    ],
+)
+def test_with_a_base_or_a_dataset_falls_every_adapter_made_of_it(revoke: Callable[..., Any], words: str) -> None:
+    """In a slot, at its admission, at its release and at another training; one reviewer is enough."""
+    site = stage("serving")
+    second_version(site)
+    revoke(site, "rita")
+    for version in (1, 2):
+        with refuses(site, Denied, words):
+            site.activate(version)
+    with refuses(site, Denied, words):
+        site.add(site.request(4))
+    site.add(site.unloaded())
+    with refuses(site, Denied, words):
+        site.add(site.admitted(2))
+    with refuses(site, Denied, words):
+        site.request_run()
+
+
+@pytest.mark.parametrize("name", ["olga", "otto", "audrey", "legal"])
+def test_who_neither_administers_nor_reviews_revokes_no_base_and_no_dataset(name: str) -> None:
+    site = stage("sealed")
+    for revoke in (site.revoke_base, site.revoke_dataset):
+        with refuses(site, Denied, f"role: expected {name} to be administrator or reviewer"):
+            revoke(name)
+
+
+def test_a_revocation_names_the_bytes_and_happens_once() -> None:
+    site = stage("sealed")
+    for revoke, fields in ((site.revoke_base, {"base": "none"}), (site.revoke_dataset, {"version": 2})):
+        with refuses(site, Denied, f"got {NO_DIGEST}"):
+            revoke(digest=NO_DIGEST)
+        with refuses(site, Denied, "expected an imported one"):
+            revoke(**fields)
+        revoke()
+        with refuses(site, Denied, "expected a standing one, got one revoked by entry"):
+            revoke()
+
+
+# Requests.
+
+
+def test_a_request_is_answered_by_what_is_loaded() -> None:
+    site = stage("released")
+    site.add(site.admitted())
+    with refuses(site, Denied, "slot: expected a loaded adapter, got one that is admitted only"):
+        site.add(site.request(1))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"task": "other"}, "slot: expected one admitted for legal/other, got none"),
+        ({"unit": "sales"}, "slot: expected one admitted for sales/labels, got none"),
+        ({"request": f"{2:032x}"}, "request: expected a new one"),
+    ],
+)
+def test_a_request_that_nothing_loaded_is_for_is_refused(fields: dict[str, Any], words: str) -> None:
+    site = stage("serving")
+    with refuses(site, Denied, words):
+        site.add(site.request(3, **fields))
+
+
+def test_another_unit_is_not_the_actor_of_a_request() -> None:
+    site = stage("serving")
+    with refuses(site, Denied, "actor: expected legal, got sales"):
+        site.add(site.request(3), actor="sales")
+
+
+RESTS = [
+    {"adapter": "clauses@2"},
+    {"manifest": f"sha256:{'1' * 64}"},
+    {"admitted": 3},
+    {"release": 3},
+    {"approvals": (3, 4)},
+    {"approvals": ()},
+]
+ANSWERS = "what answers: expected ('legal', 'labels', 'clauses@1', 'sha256:"
+
+
+@pytest.mark.parametrize("fields", RESTS)
+def test_a_request_names_what_its_slot_rests_on(fields: dict[str, Any]) -> None:
+    site = stage("serving")
+    with refuses(site, Denied, ANSWERS):
+        site.add(site.request(3, **fields))
+
+
+@pytest.mark.parametrize("fields", [{"unit": "sales"}, {"task": "other"}, *RESTS])
+def test_a_request_is_finished_as_what_it_began(fields: dict[str, Any]) -> None:
+    site = stage("serving")
+    with refuses(site, Denied, ANSWERS):
+        site.add(site.answered(2, **fields))
+
+
+def test_a_request_is_finished_once() -> None:
+    site = stage("serving")
+    site.add(site.answered(2), outcome="interrupted")
+    with refuses(site, Denied, "request: expected an open one"):
+        site.add(site.answered(2))
+    assert len(site.state.requests) == 0
+
+
+def test_refusals_change_nothing() -> None:
+    site = stage("serving")
+    before = list(site.state.projections())
+    site.add(RequestRefused(unit="sales", code="not-found", message="model: expected a released one", count=2))
+    site.add(AdmissionRefused(unit="sales", task="labels", adapter=None, reasons=("release: expected one",)))
+    assert list(site.state.projections()) == before

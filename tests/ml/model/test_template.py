@@ -1,0 +1,121 @@
+"""A chat template writes what Jinja would write, and ends within its bounds whatever it holds."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from appliance.errors import BadInput
+from appliance.ml.model.template import MAX_SOURCE_BYTES, compile_template, render_template
+from scripts.kit.tiny_model import TEMPLATE
+
+MESSAGES = [
+    {"role": "system", "content": " Be brief. "},
+    {"role": "user", "content": "One?\n"},
+    {"role": "assistant", "content": "<think>hm</think>\n\nTwo."},
+    {"role": "user", "content": "Three? é 漢"},
+]
+PUBLISHED = {
+    "chatml": TEMPLATE,
+    "llama-3": (
+        "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
+        "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 "
+        "%}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
+        "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    ),
+    "qwen-3": (
+        "{%- if messages[0].role == 'system' %}\n{{- '<|im_start|>system\\n' + messages[0].content }}\n{%- endif %}\n"
+        "{%- set ns = namespace(multi=true, last=messages|length - 1) %}\n{%- for message in messages[::-1] %}\n"
+        "{%- set index = (messages|length - 1) - loop.index0 %}\n{%- if ns.multi and message.role == 'user' and message"
+        ".content is string and not(message.content.startswith('<tool>')) %}\n{%- set ns.multi = false %}\n"
+        "{%- set ns.last = index %}\n{%- endif %}\n{%- endfor %}\n{%- for message in messages %}\n{%- set content = "
+        "message.content %}\n{%- if '</think>' in content %}\n{%- set content = content.split('</think>')[-1]"
+        ".lstrip('\\n') %}\n{%- endif %}\n{{- '<|im_start|>' ~ message.role ~ '\\n' ~ content ~ loop.last }}\n"
+        "{%- endfor %}\n{{- ns.last }}"
+    ),
+    "others": (
+        "{%- macro shown(m, n=1) -%}[{{ m.role|upper }}:{{ n }}]{%- endmacro -%}\n{% for m in messages if m.role != "
+        "'system' %}{{ shown(m, n=loop.length) }}{{ loop.previtem.role if loop.previtem is defined }}{{ loop.cycle("
+        "'a', 'b') }}{% if loop.index > 2 %}{% break %}{% endif %}{% else %}none{% endfor %}"
+        "{{ messages|tojson(indent=2) }}"
+        "{{ {'b': 1, 'a': 2}|dictsort }}{{ messages|map(attribute='role')|join(', ') }}{{ '%s-%d'|format('x', 3) }}"
+        "{{ '{}!'.format('y') }}{{ missing }}{% for x in missing %}{% endfor %}{{ range(3)|list }}{{ 7 // 2 * 2 % 5 }}"
+        "{% set block %}in {{ 'side' }}{% endset %}{{ block }}{% filter upper %}low{% endfilter %}{{ none }}"
+        "{{ 'ab' * 2 }}"
+        "{{ messages|selectattr('role', 'equalto', 'user')|list|length }}"
+    ),
+}
+
+
+@pytest.mark.parametrize("source", PUBLISHED.values(), ids=PUBLISHED)
+def test_bounds_change_nothing_of_what_a_template_writes(source: str) -> None:
+    plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    values = {"messages": MESSAGES, "add_generation_prompt": True, "bos_token": "<s>", "eos_token": "</s>"}
+    written = render_template(compile_template(source, "template"), values, "template")
+    source = source.replace("|tojson(indent=2)", "|plain")
+    plain.filters["plain"] = lambda value: json.dumps(value, ensure_ascii=False, indent=2)
+    assert written == plain.from_string(source).render(**values)
+
+
+def grown(step: str, start: str = "'0123456789'") -> str:
+    """A value that doubles sixty times."""
+    loop = f"{{% for i in range(60) %}}{step.replace('SET', '{% set ns.x =')}{{% endfor %}}"
+    return f"{{% set ns = namespace(x={start}) %}}{loop}{{{{ ns.x|length }}}}"
+
+
+HOSTILE = {
+    "loops": "".join(f"{{% for x{n} in range(99999) %}}" for n in range(3)) + "{% endfor %}" * 3,
+    "loops-over-text": "{% for a in text %}{% for b in text %}{% for c in text %}{% endfor %}{% endfor %}{% endfor %}",
+    "filtered-loop": "{% for a in range(99999) if a in range(99999)|list %}{% endfor %}",
+    "recursive-loop": "{% for m in [[1], [2]] recursive %}{{ loop(m) }}{{ loop(m) }}{% endfor %}",
+    "recursive-macro": "{% macro f(n) %}{{ f(n - 1) if n }}{{ f(n - 1) if n }}{% endmacro %}{{ f(100) }}",
+    "endless-macro": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "power": "{{ 9 ** 9 ** 9 ** 9 }}",
+    "product": grown("SET ns.x * ns.x %}", "1000"),
+    "repeated": "{{ 'a' * 1000000000 }}",
+    "repeated-list": "{{ [0] * 1000000000 }}",
+    "centred": "{{ 'a'|center(1000000000) }}",
+    "adjusted": "{{ 'a'.ljust(1000000000) }}",
+    "indented": "{{ 'a\na'|indent(1000000000) }}",
+    "mapped": "{{ ['a']|map('center', 1000000000)|list }}",
+    "format-filter": "{{ '%1000000000d'|format(1) }}",
+    "format-operator": "{{ '%1000000000d' % 1 }}",
+    "format-star": "{{ '%*d'|format(1000000, 1) }}",
+    "format-method": "{{ '{:>1000000000}'.format(1) }}",
+    "format-nested": "{{ '{:>{}}'.format(1, 1000000000) }}",
+    "format-method-by-name": "{{ ('{:>1000000000}'|attr('format'))(1) }}",
+    "joined": grown("SET ns.x ~ ns.x %}"),
+    "added": grown("SET ns.x + ns.x %}"),
+    "replaced": grown("SET ns.x.replace('0', '00') %}"),
+    "replaced-by-filter": grown("SET ns.x|replace('0', '00') %}"),
+    "list-added": grown("SET ns.x + ns.x %}", "[1]"),
+    "block": grown("{% set y %}{{ ns.x }}{{ ns.x }}{% endset %}SET y %}"),
+    "words": "{{ lipsum(n=1000000) }}",
+    "written": "{% set x = 'a' * 1000000 %}{% for i in range(99999) %}{{ x }}{% endfor %}",
+    "written-text": "{% for i in range(99999) %}" + "a" * 5_000 + "{% endfor %}",
+    "compared": "{% set x = range(99999)|list %}{% for i in range(99999) %}{% if -1 in x %}{% endif %}{% endfor %}",
+    "sorted": "{% set x = range(99999)|list %}{% for i in range(9999) %}{% set y = x|sort(reverse=true) %}{% endfor %}",
+    "nested": "{{ " + "(" * 20_000 + ")" * 20_000 + " }}",
+    "deep-blocks": "{% if 1 %}" * 2_000 + "{% endif %}" * 2_000,
+    "long": "a" * (MAX_SOURCE_BYTES + 1),
+}
+
+
+@pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE)
+def test_a_template_that_would_not_end_or_fills_memory_is_refused_within_seconds(source: str) -> None:
+    began = time.thread_time()
+    with pytest.raises(BadInput):
+        render_template(compile_template(source, "template"), {"text": "a" * 100_000}, "template")
+    assert time.thread_time() - began < 5
+
+
+def test_a_long_conversation_is_within_bounds() -> None:
+    """A megabyte in a thousand turns."""
+    messages = [{"role": ("user", "assistant")[n % 2], "content": "a word " * 143} for n in range(1_000)]
+    for source in list(PUBLISHED.values())[:3]:
+        values = {"messages": messages, "add_generation_prompt": True, "bos_token": ""}
+        assert len(render_template(compile_template(source, "template"), values, "template")) > 1_000_000

@@ -1,0 +1,263 @@
+"""Every method is trained, saved, loaded again and asked: what is judged is what was trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from appliance.domain.recipe.methods import METHODS
+from appliance.errors import BadInput, Unavailable
+from appliance.ml.data import rows as data
+from appliance.ml.data.samples import tokenize_rows
+from appliance.ml.evaluation import evaluation
+from appliance.ml.inference.adapters import Slots
+from appliance.ml.model import machine
+from appliance.ml.model.base import Base, load_base
+from appliance.ml.training import loop, methods, starts
+from scripts.kit.tiny_model import RECIPE
+
+PAIRS = [(name, quantisation) for name, method in METHODS.items() for quantisation in method.quantisations]
+RATES = {"ia3": "0.1", "full": "0.003", "lora-plus": "0.002"}
+OFF: dict[str, Any] = {"rank": 0, "alpha": 0, "dropout": "0.0"}
+
+
+def recipe_of(method: str, quantisation: str, **changes: Any) -> dict[str, Any]:
+    recipe = RECIPE | {"method": method, "quantisation": quantisation, "dropout": "0.0", "accumulation": 1, "epochs": 3}
+    recipe |= {"learning_rate": RATES.get(method, "0.01"), "rate_ratio": "16.0" if method == "lora-plus" else "1.0"}
+    recipe |= {} if METHODS[method].low_rank else OFF
+    return recipe | ({} if METHODS[method].chooses_modules else {"target_modules": []}) | changes
+
+
+@dataclass
+class Trained:
+    recipe: dict[str, Any]
+    model: Any
+    base: Base
+    losses: list[float]
+    weights: bytes
+    config: bytes
+
+
+Train = Callable[..., Trained]
+
+
+@pytest.fixture(scope="module")
+def train(base_folder: Path, dataset: Path) -> Train:
+    """A whole run as the worker does it; each is trained once."""
+    made: dict[str, Trained] = {}
+
+    def run(method: str, quantisation: str, **changes: Any) -> Trained:
+        recipe = recipe_of(method, quantisation, **changes)
+        key = json.dumps(recipe, sort_keys=True)
+        if key not in made:
+            machine.use_determinism(recipe["seed"])
+            base = load(base_folder, recipe, trainable=method == "full")
+            rows = tokenize_rows(data.load_rows(dataset, data.TRAIN), base.chat, max_length=128)
+            model = methods.attach_adapter(base, recipe)
+            ended = loop.train(base, model, rows, recipe, lambda step: None)
+            weights, config = methods.encode_adapter(model, "tiny")
+            made[key] = Trained(recipe, model.eval(), base, ended.losses, weights, config)
+        return made[key]
+
+    return run
+
+
+def load(folder: Path, recipe: dict[str, Any], *, trainable: bool = False) -> Base:
+    tuple_ = {key: recipe[key] for key in ("quantisation", "compute_dtype", "device")}
+    return load_base(folder, **tuple_, trainable=trainable, packs=METHODS[recipe["method"]].plain)
+
+
+def read_logits(base: Base) -> torch.Tensor:
+    """At every token of a fixed text."""
+    with torch.inference_mode():
+        hidden = base.hidden(input_ids=torch.arange(3, 43)[None], use_cache=False)[0]
+        return (hidden.to(base.head_weight().dtype) @ base.head_weight().T).float()
+
+
+def reload(trained: Trained, folder: Path, read: Callable[[Base], Any] = read_logits) -> tuple[Any, Any]:
+    """What is read (the logits) of the base as it was imported, and with what was saved."""
+    base = load(folder, trained.recipe)
+    plain = read(base)
+    slots = Slots(base.model, "cpu")
+    if METHODS[trained.recipe["method"]].plain:
+        slots.load("a", trained.config, trained.weights)
+        with slots.using("a"):
+            return plain, read(base)
+    slots.remove()
+    methods.apply_trained(base, trained.config, trained.weights)
+    return plain, read(base)
+
+
+@pytest.mark.family(keep=6)
+@pytest.mark.parametrize(("method", "quantisation"), PAIRS)
+def test_what_was_trained_is_what_answers_after_it_was_saved(
+    train: Train, base_folder: Path, method: str, quantisation: str
+) -> None:
+    trained = train(method, quantisation)
+    assert sum(trained.losses[-3:]) < 0.8 * sum(trained.losses[:3])
+    plain, loaded = reload(trained, base_folder)
+    expected = read_logits(trained.base)
+    moved = (plain - expected).abs().max().item()
+    assert moved > 0.1
+    assert torch.equal(loaded, expected), "no tolerance: OLoRA and PiSSA are plain LoRA over the imported base too"
+
+
+@pytest.mark.family(keep=6)
+@pytest.mark.parametrize(("method", "quantisation"), PAIRS)
+def test_what_was_saved_is_evaluated_and_better_than_the_base(
+    train: Train, base_folder: Path, dataset: Path, method: str, quantisation: str
+) -> None:
+    """On the rows that were held out, by what the evaluating worker calls."""
+    trained = train(method, quantisation)
+    rows, about = data.load_rows(dataset, data.HELD_OUT), data.load_about(dataset)
+
+    def evaluate(base: Base) -> dict[str, Any]:
+        samples = tokenize_rows(rows, base.chat, max_length=128)
+        return evaluation.evaluate(base, about, rows, samples, lambda more: None)
+
+    before, after = reload(trained, base_folder, evaluate)
+    assert before["rows"] == after["rows"] == len(rows)
+    assert float(after["loss"]) < 0.8 * float(before["loss"])
+    assert float(after["accuracy"]) >= float(before["accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("method", "quantisation"), [("dora", "nf4-double"), ("ia3", "nf4-double"), ("qlora", "nf4-double")]
+)
+def test_in_bfloat16_too(train: Train, base_folder: Path, method: str, quantisation: str) -> None:
+    """bitsandbytes repacks a layer that answers, and DoRA, which dequantises it again, would be judged on noise."""
+    trained = train(method, quantisation, compute_dtype="bfloat16")
+    plain, loaded = reload(trained, base_folder)
+    assert torch.equal(loaded, read_logits(trained.base))
+    assert (plain - loaded).abs().max().item() > 0.1
+    trained.model.train()
+    training = read_logits(trained.base)
+    trained.model.eval()
+    assert (training - loaded).norm() < 0.05 * loaded.norm(), "there is no dropout: it answers as it was trained"
+
+
+@pytest.mark.parametrize("method", starts.STARTS)
+@pytest.mark.parametrize("quantisation", ["nf4-double", "none"])
+def test_a_start_in_the_base_changes_nothing_at_first_and_writes_nothing(
+    base_folder: Path, method: str, quantisation: str
+) -> None:
+    recipe = recipe_of(method, quantisation)
+    machine.use_determinism(7)
+    base = load(base_folder, recipe)
+    plain = read_logits(base)
+    before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    model = methods.attach_adapter(base, recipe)
+    model.eval()
+    assert (read_logits(base) - plain).abs().max().item() < 1e-4 * plain.abs().max().item()
+    after = {name.replace(".base_layer", ""): t for name, t in model.get_base_model().state_dict().items()}
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor), name
+    assert not methods.is_changed(model)
+
+
+@pytest.mark.parametrize("method", starts.STARTS)
+def test_a_start_is_held_still_and_served_to_the_bit_in_bfloat16(train: Train, base_folder: Path, method: str) -> None:
+    for optimiser in ("adamw", "adamw-8bit"):
+        trained = train(method, "nf4-double", compute_dtype="bfloat16", optimiser=optimiser, epochs=1)
+        began = methods.attach_adapter(load(base_folder, trained.recipe), trained.recipe)
+        for layer, start in zip(starts.list_layers(trained.model), starts.list_layers(began), strict=True):
+            for part, dim in (("lora_A", 0), ("lora_B", 1)):
+                ours, theirs = (getattr(one, part)["default"].weight.chunk(2, dim=dim) for one in (layer, start))
+                assert torch.equal(ours[1], theirs[1])
+                assert not torch.equal(ours[0], theirs[0])
+        assert torch.equal(reload(trained, base_folder)[1], read_logits(trained.base))
+
+
+def test_pissa_begins_with_the_largest_singular_values(base: Base) -> None:
+    """The weight is noise, whose values are close together: what is left over is what the exact ones leave."""
+    weight = starts.read_weight(base.model.get_decoder().layers[0].mlp.up_proj)
+    a, b = starts.STARTS["pissa"](weight, 8, 2.0, torch.Generator().manual_seed(1))
+    u, values, v = torch.linalg.svd(weight)
+    best = (u[:, :8] * values[:8]) @ v[:8]
+    assert (weight - 2.0 * b @ a).norm() < 1.01 * (weight - best).norm()
+
+
+def test_a_method_that_did_not_move_is_no_result(base_folder: Path, dataset: Path) -> None:
+    """IA3 begins as ones, PiSSA's B is not zero, full's weights are the base's: each is told from its own beginning."""
+    for method, quantisation in (("qlora", "nf4-double"), ("ia3", "none"), ("pissa", "none"), ("full", "none")):
+        recipe = recipe_of(method, quantisation, learning_rate="0.0", epochs=1)
+        base = load(base_folder, recipe, trainable=method == "full")
+        rows = tokenize_rows(data.load_rows(dataset, data.TRAIN), base.chat, max_length=128)
+        model = methods.attach_adapter(base, recipe)
+        with pytest.raises(Unavailable, match=r"learning_rate 0\.0: expected a changed adapter after \d+ steps"):
+            loop.train(base, model, rows, recipe, lambda step: None)
+        with torch.no_grad():
+            last = [weight for name, weight in methods.name_trainable(model).items() if "lora_A" not in name][-1]
+            last.view(-1)[-1] += 0.5
+        assert methods.is_changed(model)
+
+
+def test_full_trains_in_float32_and_is_kept_in_the_dtype_that_judges_it(train: Train, base_folder: Path) -> None:
+    trained = train("full", "none", compute_dtype="bfloat16")
+    weights = methods.list_trainable(trained.model)
+    assert {weight.dtype for weight in weights} == {torch.float32}
+    assert len(weights) == len(list(trained.model.parameters())), "every weight of the base, the head's among them"
+    tensors = safetensors.torch.load(trained.weights)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert json.loads(trained.config)["architectures"] == ["LlamaForCausalLM"]
+    plain, loaded = reload(trained, base_folder)
+    assert (loaded - plain).abs().max().item() > 0.1
+    for name, weight in trained.model.named_parameters():
+        assert torch.equal(tensors[name], weight.detach().to(torch.bfloat16)), f"{name}: rounded once, when it is kept"
+    # Autocast rounds elsewhere than a bf16 model does, and how much one logit moves depends on the machine's kernels.
+    assert (loaded - read_logits(trained.base)).norm().item() < 0.05 * loaded.norm().item()
+
+
+def test_every_weight_of_a_base_gets_the_gradient_of_the_plain_loss(base_folder: Path, dataset: Path) -> None:
+    """The head too, which is the embedding's own tensor here: a loss that is quick for adapters must not lose it."""
+    recipe = recipe_of("full", "none")
+    base = load(base_folder, recipe, trainable=True)
+    model = methods.attach_adapter(base, recipe)
+    sample = tokenize_rows(data.load_rows(dataset, data.TRAIN), base.chat, max_length=128)[0]
+    loop.sample_losses(base, loop.begin_decoder(base, model, recipe), [sample]).sum().backward()
+    ours = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    model.zero_grad()
+    ids = torch.tensor([sample.ids])
+    logits = model(input_ids=ids, use_cache=False).logits[0, sample.spans[0][0] - 1 : -1]
+    torch.nn.functional.cross_entropy(logits, ids[0, sample.spans[0][0] :], reduction="sum").backward()
+    for name, weight in model.named_parameters():
+        assert torch.allclose(ours[name], weight.grad, rtol=1e-3, atol=1e-4), name
+
+
+def test_lora_plus_moves_b_faster_by_its_ratio(base: Base) -> None:
+    recipe = recipe_of("lora-plus", "nf4-double", rate_ratio="8.0")
+    model = methods.attach_adapter(base, recipe)
+    training = loop.begin_training(model, recipe, 4, "cpu")
+    names = {id(weight): name for name, weight in training.weights.items()}
+    ratios = {group["ratio"]: [names[id(w)] for w in group["params"]] for group in training.optimizer.param_groups}
+    assert all("lora_A" in name for name in ratios[1.0])
+    assert all("lora_B" in name for name in ratios[8.0])
+    assert len(ratios[1.0]) == len(ratios[8.0]) == 14
+
+
+def test_rank_stabilised_lora_says_so(train: Train) -> None:
+    assert json.loads(train("rslora", "none").config)["use_rslora"] is True
+
+
+@pytest.mark.parametrize("method", ["dora", "ia3"])
+def test_no_slot_takes_what_is_no_plain_lora(train: Train, base_folder: Path, method: str) -> None:
+    trained = train(method, "nf4-double")
+    slots = Slots(load(base_folder, trained.recipe).model, "cpu")
+    with pytest.raises(BadInput) as refused:
+        slots.load("a", trained.config, trained.weights)
+    assert refused.value.code == "not-servable"
+
+
+def test_weights_of_another_base_are_refused(train: Train, base: Base) -> None:
+    trained = train("full", "none")
+    with pytest.raises(BadInput, match="expected this base's names, shapes and dtypes"):
+        methods.apply_trained(base, trained.config, trained.weights)
+    with pytest.raises(BadInput, match="trained weights: expected safetensors and JSON"):
+        methods.apply_trained(base, trained.config, trained.weights[:-1])

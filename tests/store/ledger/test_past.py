@@ -1,0 +1,145 @@
+"""The state as of any entry is what folding the log up to that entry gives. On SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+from sqlalchemy import Engine
+
+from appliance.domain.core.entry import parse_entry
+from appliance.domain.core.names import add_seconds
+from appliance.domain.core.state import UNPROJECTED, State
+from appliance.domain.governance.service import ServiceStarted
+from appliance.domain.queries.could_load import JUDGED_BY, could_load, could_load_then
+from appliance.domain.queries.rows import MODELS
+from appliance.domain.rulebook import registry
+from appliance.domain.rulebook.apply import apply
+from appliance.errors import BadInput, NotFound
+from appliance.store.ledger import filing
+from appliance.store.ledger.ledger import Ledger
+from appliance.store.ledger.past import count_requests, last_at, state_at, values_at
+from scripts.kit.log_builder import LogBuilder, stage
+from tests.store.retold import retell
+
+
+@pytest.fixture(scope="module")
+def told() -> LogBuilder:
+    """A whole life: served, exported, restarted, loaded again, exported when the first had ended, a reviewer's power
+    taken, the next version sealed."""
+    site = stage("serving")
+    site.add(site.answered(2), outcome="interrupted")
+    for number, outcome in ((3, "failure"), (4, "success"), (5, "interrupted"), (6, "success")):
+        site.add(site.request(number))
+        site.add(site.answered(number), outcome=outcome)
+    site.export(valid_until=add_seconds(site.now, 3))
+    site.export()
+    site.add(site.request(7))
+    site.add(ServiceStarted(version="1", code="sha256:" + "0" * 64, layers={}))
+    site.load()
+    site.export()
+    site.revoke("raul")
+    site.add(site.unloaded())
+    site.seal(site.train(), version=2)
+    return site
+
+
+@pytest.fixture(params=[1, 7, 1_024], ids=["all filed", "some filed", "none filed"])
+def past(
+    request: pytest.FixtureRequest, engine: Engine, told: LogBuilder, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Ledger]:
+    monkeypatch.setattr(filing, "BLOCK", request.param)
+    ledger = retell(engine, told)
+    yield ledger
+    ledger.close()
+
+
+def folds(site: LogBuilder) -> Iterator[State]:
+    """The fold after each entry; one object that goes on."""
+    state = State()
+    for data in site.entries:
+        entry = parse_entry(data)
+        apply(state, entry, {role: site.documents[digest] for role, digest in entry.documents.items()})
+        yield state
+
+
+def projected(state: State) -> list[tuple[str, str, object]]:
+    return sorted((kind, key, value) for kind, key, value in state.projections() if kind not in UNPROJECTED)
+
+
+def test_the_state_as_of_every_entry_is_the_fold_up_to_it(past: Ledger, told: LogBuilder) -> None:
+    for index, state in enumerate(folds(told)):
+        found = past.ask(lambda connection, at=index: state_at(connection, at, MODELS))
+        assert projected(found) == projected(state)
+        assert (found.size, found.last_time) == (state.size, state.last_time)
+        judged = past.ask(lambda connection, at=index: state_at(connection, at, JUDGED_BY, "legal"))
+        assert could_load(judged, "legal", state.last_time) == could_load(state, "legal", state.last_time)
+    assert past.check_projections() == []
+
+
+def test_an_export_is_told_of_from_rows_as_from_the_fold(past: Ledger, told: LogBuilder) -> None:
+    """Of every moment: by its number, before its entry and after its date, and after the row is gone."""
+    seen = set()
+    for index, data in enumerate(told.entries):
+        now = parse_entry(data).time
+        judged = past.ask(lambda connection, at=index: state_at(connection, at, JUDGED_BY, "legal"))
+        answer = could_load(judged, "legal", now)
+        assert answer == could_load_then(told.entries, told.documents.get, "legal", str(index), now)[0]
+        assert {one.entry for one in answer.exported} <= set(answer.rests_on)
+        seen.add(tuple(one.entry for one in answer.exported))
+    first, second, third = (
+        registry.index for e in map(parse_entry, told.entries) if registry.type == "adapter.exported"
+    )
+    assert seen == {(), (first,), (first, second), (second,), (second, third)}
+
+
+def test_of_what_belongs_to_units_only_the_one_units_is_read(past: Ledger, told: LogBuilder) -> None:
+    last = len(told.entries) - 1
+    for unit, found in (("legal", ["legal/labels"]), ("lega", []), ("sales", []), ("l%", []), ("_egal", [])):
+        values = past.ask(lambda connection, unit=unit: values_at(connection, last, ["release"], unit))
+        assert [value.id for value in values] == found
+
+
+def test_every_kind_that_is_projected_can_be_read_back(told: LogBuilder) -> None:
+    assert {table.kind for table in told.state.tables} - UNPROJECTED == set(MODELS)
+
+
+def test_each_value_says_since_which_entry_it_stands(past: Ledger, told: LogBuilder) -> None:
+    sealed, reviewed = (
+        [entry.index for entry in map(parse_entry, told.entries) if entry.type == kind]
+        for kind in ("adapter.sealed", "review.recorded")
+    )
+    for at, since in ((sealed[0], sealed[0]), (reviewed[0], reviewed[0]), (sealed[1] - 1, reviewed[1])):
+        (adapter,) = past.ask(lambda connection, at=at: values_at(connection, at, ["adapter"]))
+        assert (adapter.id, adapter.since) == ("clauses@1", since)
+
+
+def test_a_time_stands_for_the_last_entry_at_it_or_before_it(past: Ledger, told: LogBuilder) -> None:
+    times = [parse_entry(data).time for data in told.entries]
+    for index, time in enumerate(times):
+        last = max(at for at, other in enumerate(times) if other == time)
+        assert past.ask(lambda connection, time=time: last_at(connection, time)) == last, index
+    assert past.ask(lambda connection: last_at(connection, "2999-01-01T00:00:00.000Z")) == len(times) - 1
+    with pytest.raises(NotFound, match="begins later"):
+        past.ask(lambda connection: last_at(connection, "2020-01-01T00:00:00.000Z"))
+
+
+def test_requests_are_counted_as_reading_everything_counts_them(past: Ledger, told: LogBuilder) -> None:
+    for size, state in enumerate(folds(told), start=1):
+        finished = [entry for entry in map(parse_entry, told.entries[:size]) if entry.type == "request.finished"]
+        count = partial(
+            count_requests, unfiled=past.unfiled, adapter="clauses@1", size=size, open_requests=len(state.requests)
+        )
+        counted = past.ask(count)
+        assert counted.pop("open") == len(state.requests)
+        outcomes = {"answered": "success", "failure": "failure", "interrupted": "interrupted"}
+        ended = {name: sum(entry.outcome == outcome for entry in finished) for name, outcome in outcomes.items()}
+        assert counted == ended, f"at size {size}"
+
+
+def test_an_entry_or_a_kind_that_is_none_is_refused(past: Ledger, told: LogBuilder) -> None:
+    with pytest.raises(NotFound):
+        past.ask(lambda connection: state_at(connection, len(told.entries), JUDGED_BY))
+    with pytest.raises(BadInput, match="expected one of site, principal"):
+        past.ask(lambda connection: values_at(connection, 0, ["order"]))

@@ -1,0 +1,96 @@
+"""What is exported, verified and sent to a witness is of one moment, whoever else appends to the database."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from appliance.domain.audit.verify import verify_log
+from appliance.errors import Conflict
+from appliance.formats.log.checkpoint import claimed_size
+from appliance.formats.log.export import Export
+from appliance.store.database.engine import migrate, open_engine
+from appliance.store.ledger.ledger import Ledger
+from appliance.workflows.core.context import Context
+from appliance.workflows.core.progress import Progress
+from appliance.workflows.queries import log
+from appliance.workflows.queries.log import show
+from appliance.workflows.queries.work import import_status
+from scripts.kit.log_builder import stage
+from tests.kit.small_log import START, SmallLog, heartbeat
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Any:
+    """The site, and two services on one database."""
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    migrate(open_engine(url))
+    site = SmallLog()
+    with closing(site.open_ledger(open_engine(url))) as one, closing(site.open_ledger(open_engine(url))) as other:
+        one.append(site.first_draft())
+        enrolment = site.enrolment("carol")
+        one.append(enrolment.pending)
+        one.append(enrolment.enrolled)
+        other.load()
+        yield site, one, other
+
+
+def _context(ledger: Ledger) -> Context:
+    return cast(Context, SimpleNamespace(ledger=ledger, clock=lambda: START))
+
+
+def test_an_export_of_a_service_that_has_not_seen_anothers_entries_is_whole(
+    services: tuple[SmallLog, Ledger, Ledger], tmp_path: Path
+) -> None:
+    _, one, other = services
+    other.append(heartbeat())
+    path = tmp_path / "export.tar"
+    path.write_bytes(b"".join(log.export(_context(one))))
+    with Export(path.open("rb")) as export:
+        assert export.size == claimed_size(export.checkpoint) == 4
+        report = verify_log(
+            *(export.entries(), export.document, export.disclosures(), export.checkpoint, None),
+            now="2026-12-01T00:00:00.000Z",
+        )
+    assert report.findings == ()
+    assert one.state.size == 3, "it had not seen it"
+
+
+def test_a_proof_that_is_shown_fits_the_checkpoint_beside_it(services: tuple[SmallLog, Ledger, Ledger]) -> None:
+    _, one, other = services
+    for _ in range(6):
+        other.append(heartbeat())
+    shown = show(_context(one), 1)
+    assert len(shown["proof"]) == 4 and "\n9\n" in shown["checkpoint"]
+
+
+def test_an_export_during_which_a_text_of_it_is_erased_is_refused(
+    services: tuple[SmallLog, Ledger, Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would lack a text that none of its entries erases."""
+    _, one, _ = services
+    exported = log.export(_context(one))
+    (commitment,) = [key for key, _ in one.state.texts.items()]
+    text = one.state.texts.get(commitment)
+    assert text is not None
+    one.state.texts.set(commitment, text._replace(erased=3))
+    monkeypatch.setattr(one, "disclosures", lambda _: {})
+    with pytest.raises(Conflict, match="got one erased by entry 3; ask again"):
+        list(exported)
+
+
+def test_an_import_is_under_way_until_its_result_is_there() -> None:
+    """Its entry comes first: who asked in between was told that it had finished, with nothing."""
+    site = stage("imported")
+    (order,) = (row.order for row in site.state.imports.values() if row.verb == "import-dataset")
+    context: Any = SimpleNamespace(ledger=SimpleNamespace(state=site.state), progress=Progress())
+    assert import_status(context, order, 0)["status"] == "finished", "by a service before this one"
+    context.progress.publish(order, {"frame": "prepared"})
+    assert import_status(context, order, 0)["status"] == "requested"
+    context.progress.end(order, result={"dataset": "clauses@1"})
+    told = import_status(context, order, 0)
+    assert (told["status"], told["result"]) == ("finished", {"dataset": "clauses@1"})

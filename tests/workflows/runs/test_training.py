@@ -1,0 +1,204 @@
+"""What a run's worker waits for: an order that counts, a base and a dataset that stand; and who asks for less."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from appliance.domain.core.entry import Draft, Entry, encode_entry, parse_entry
+from appliance.domain.data.bases import BaseQuarantined
+from appliance.domain.data.imports import ImportRequested
+from appliance.domain.rulebook.apply import apply
+from appliance.domain.runs.training import RunFailed, RunRequested
+from appliance.errors import ApplianceError, Denied, NotAuthenticated, Tampered, Unavailable
+from appliance.formats.core.digest import digest_bytes
+from appliance.store.ledger.staging import propose
+from appliance.workflows.core.halt import check_standing, halt_fallen
+from appliance.workflows.core.progress import Progress
+from appliance.workflows.data.imports import checked_base
+from appliance.workflows.integrity.quarantine import quarantine_base
+from appliance.workflows.lifecycle import recovery as recover
+from appliance.workflows.runs import train
+from scripts.kit.log_builder import LogBuilder, manifest, stage
+
+RUN = "r-000001"
+
+
+class Worker:
+    """One that knows only whether it was killed."""
+
+    killed = False
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+def context_of(site: LogBuilder, *keys: str) -> Any:
+    """With a living worker under each key; `recorded`: what was appended, under the rules."""
+    recorded: list[Entry] = []
+
+    def append_all(drafts: Sequence[Draft], guard: None = None) -> list[Any]:
+        for draft in drafts:
+            entry = propose(draft, site.state, site.now)
+            apply(site.state, entry, draft.documents)
+            recorded.append(parse_entry(encode_entry(entry)))
+        return [SimpleNamespace(entry=entry) for entry in recorded[-len(drafts) :]]
+
+    def documents_of(index: int) -> dict[str, bytes]:
+        bound = parse_entry(site.entries[index]).documents
+        return {role: site.documents[digest] for role, digest in bound.items()}
+
+    return SimpleNamespace(
+        ledger=SimpleNamespace(state=site.state, append_all=append_all, documents_of=documents_of),
+        appended=lambda *_: None,
+        released=lambda: None,
+        artifacts=SimpleNamespace(check=lambda _: None, path=lambda digest: digest, quarantine=lambda _: None),
+        progress=Progress(),
+        workers={key: Worker() for key in keys},
+        recorded=recorded,
+    )
+
+
+def failed_with(context: Any) -> list[tuple[str, str]]:
+    return [(entry.body["run"], entry.body["code"]) for entry in context.recorded if entry.type == "run.failed"]
+
+
+def running() -> LogBuilder:
+    site = stage("imported")
+    site.request_run()
+    site.add(site.started(RUN))
+    site.add(site.checkpointed(RUN))
+    return site
+
+
+def quarantine(site: LogBuilder) -> None:
+    site.add(BaseQuarantined(base="smollm2", message=site.text("why")))
+
+
+FALLS = [(LogBuilder.revoke_dataset, "revoked"), (LogBuilder.revoke_base, "revoked"), (quarantine, "quarantined")]
+
+
+@pytest.mark.parametrize(("fall", "code"), FALLS)
+def test_before_a_worker_starts_base_and_dataset_are_asked_for(fall: Callable[[LogBuilder], Any], code: str) -> None:
+    site = running()
+    context, run = context_of(site), site.state.runs.get(RUN)
+    assert run is not None
+    check_standing(context, run)
+    fall(site)
+    with pytest.raises(Denied) as refused:
+        check_standing(context, run)
+    assert refused.value.code == code
+    places: Any = None
+    with pytest.raises(Denied, match=f"run {RUN}: "):
+        train._train_on(context, RUN, site.train_order(), places)
+
+
+@pytest.mark.family(keep=5)
+@pytest.mark.parametrize(("fall", "code"), FALLS)
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unavailable("worker: expected a result, got its end", code="worker-ended"),
+        Unavailable("worker 7: expected its wall probes first, got the end"),
+        Denied("entry 40 (run.checkpointed)"),
+        Unavailable("run, disk: expected it to work, got no such folder", code="disk"),
+    ],
+)
+def test_a_run_whose_worker_was_ended_fails_with_the_reason(
+    fall: Callable[[LogBuilder], Any], code: str, error: ApplianceError
+) -> None:
+    site = running()
+    fall(site)
+    context = context_of(site)
+    train._fail(context, RUN, error)
+    assert failed_with(context) == [(RUN, code)]
+    told = context.progress.read(RUN, 0, 0).error
+    assert told["code"] == code
+
+
+def test_a_run_that_found_changed_bytes_fails_with_that() -> None:
+    site = running()
+    quarantine(site)
+    context = context_of(site)
+    train._fail(context, RUN, Tampered("artifact: expected these bytes, got others"))
+    assert failed_with(context) == [(RUN, "tampered")]
+
+
+def test_the_workers_of_the_runs_concerned_are_ended_and_no_others() -> None:
+    """Whichever stage they are in; imports and replays have workers too."""
+    site = running()
+    requested = site.ordered(ImportRequested(policy=site.in_force), site.dataset_order())
+    body = site.dataset_imported(requested, dataset="clauses@2")
+    site.add(body, documents={"manifest": manifest("clauses", 2, {"rows": b"rows"})})
+    second = site.state.datasets.get("clauses@2")
+    assert second is not None
+    order = site.train_order("olga", {"dataset": "clauses@2"}, dataset_digest=second.digest)
+    site.ordered(RunRequested(policy=site.in_force, run="r-000002"), order)
+    keys = (RUN, f"{RUN}:evaluate", "r-000002", "replay-0123456789abcdef", digest_bytes(b"import"))
+    context = context_of(site, *keys)
+    halt_fallen(context)
+    assert not any(worker.killed for worker in context.workers.values())
+    site.revoke_dataset()
+    halt_fallen(context)
+    assert [worker.killed for worker in context.workers.values()] == [True, True, False, False, False]
+    site.revoke_base()
+    halt_fallen(context)
+    assert context.workers["r-000002"].killed
+
+
+def test_a_base_that_goes_into_quarantine_ends_the_workers_on_it() -> None:
+    site = running()
+    context, base = context_of(site, RUN), site.state.bases.get("smollm2")
+    assert base is not None
+    quarantine_base(context, base, "expected these bytes, got others")
+    assert context.workers[RUN].killed
+
+
+def test_nothing_new_begins_on_a_revoked_base() -> None:
+    """A calibration, an import of rows and a replay have their base from here."""
+    site = running()
+    context = context_of(site)
+    checked_base(context, "smollm2")
+    site.revoke_base()
+    with pytest.raises(Denied, match="base smollm2: expected a standing one, got one revoked by entry"):
+        checked_base(context, "smollm2")
+
+
+@pytest.mark.parametrize(
+    ("fall", "code"), [*FALLS, (lambda site: None, "interrupted")], ids=["dataset", "base", "quarantine", "nothing"]
+)
+def test_a_start_says_why_a_run_does_not_go_on(fall: Callable[[LogBuilder], Any], code: str) -> None:
+    """One without a training checkpoint does not, whatever stands; its reason is the fall, where there was one."""
+    site = stage("imported")
+    site.request_run()
+    site.add(site.started(RUN))
+    fall(site)
+    (draft,) = recover._left_open(site.state)
+    assert isinstance(draft.body, RunFailed)
+    assert draft.body.code == code
+
+
+def test_a_replay_reads_the_order_of_a_run_whose_key_was_taken_back_since_and_no_run_does() -> None:
+    """Otherwise whoever ordered it could hide what it made, and its adapter would go on answering."""
+    site = stage("released")
+    context, run = context_of(site), site.state.runs.get(RUN)
+    assert run is not None
+    order = train.train_order(context, run)
+    site.revoke_key("olga", since=run.index, signer="olga")
+    with pytest.raises(NotAuthenticated, match="expected a key that counts there"):
+        train.train_order(context, run)
+    assert train.train_order(context, run, replayed=True) == order
+
+
+def test_a_replay_believes_no_order_that_its_signer_did_not_sign() -> None:
+    site = stage("sealed")
+    context, run = context_of(site), site.state.runs.get(RUN)
+    assert run is not None
+    bound = parse_entry(site.entries[run.index]).documents["order"]
+    envelope = site.documents[bound]
+    site.documents[bound] = envelope.replace(b'"sig":"', b'"sig":"AAAA')
+    with pytest.raises(ApplianceError):
+        train.train_order(context, run, replayed=True)

@@ -1,0 +1,179 @@
+"""An engine ends, and whoever waits for it hears so, whatever its worker leaves behind."""
+
+from __future__ import annotations
+
+import errno
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from appliance.errors import ApplianceError, Unavailable
+from appliance.formats.core.digest import digest_bytes
+from appliance.workflows.serving import engine
+
+
+class Serving:
+    """A worker that is ready and then says what it is given; None: it has ended."""
+
+    pid = 7
+
+    def __init__(self) -> None:
+        self.frames: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.frames.put({"frame": "ready"})
+        self.sent: list[Any] = []
+
+    def send(self, header: Any, blob: bytes = b"") -> None:
+        self.sent.append(header)
+
+    def receive(self, _: float) -> Any:
+        frame = self.frames.get()
+        return None if frame is None else (frame, b"")
+
+
+@pytest.fixture
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[BaseException], tuple[engine.Engine, Serving]]]:
+    """An engine whose worker's cleanup raises this."""
+
+    def begin(error: BaseException) -> tuple[engine.Engine, Serving]:
+        worker = Serving()
+
+        @contextmanager
+        def failing(*_: Any, **__: Any) -> Iterator[Serving]:
+            yield worker
+            raise error
+
+        monkeypatch.setattr(engine, "worker", failing)
+        monkeypatch.setattr(engine, "check_walls", lambda _: {})
+        recipe = {"quantisation": "none", "compute_dtype": "float32"}
+        context: Any = SimpleNamespace(device="cpu")
+        return engine.Engine(context, Path("/base"), digest_bytes(b"base"), recipe), worker
+
+    yield begin
+
+
+CLEANUPS = [OSError(errno.EROFS, "Read-only file system"), Unavailable("not now"), RecursionError("maximum depth")]
+
+
+@pytest.mark.parametrize("error", CLEANUPS, ids=lambda error: type(error).__name__)
+def test_who_waits_for_an_engine_hears_its_end_whatever_its_cleanup_does(
+    serving: Any, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    made, worker = serving(error)
+    heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    made.ask("r-1", "slot", "generate", {}, heard.put)
+    refused: list[ApplianceError] = []
+
+    def unload() -> None:
+        try:
+            made.unload("slot")
+        except ApplianceError as ended:
+            refused.append(ended)
+
+    turn = threading.Thread(target=unload)
+    turn.start()
+    while len(worker.sent) < 3:
+        turn.join(0.01)
+    worker.frames.put(None)
+    assert heard.get(timeout=10) is None
+    turn.join(10)
+    assert [ended.code for ended in refused] == ["engine-ended"], "a load or an unload gives its turn back"
+    made.leave("r-1", ended=True)
+    assert not made.alive and not made.answers("slot")
+    assert "ALARM: an engine ended and left something behind" in caplog.text
+
+
+def test_an_engine_whose_reader_fails_is_ended_and_says_so(serving: Any, caplog: pytest.LogCaptureFixture) -> None:
+    made, worker = serving(Unavailable("not now"))
+    heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    made.ask("r-1", "slot", "generate", {}, heard.put)
+    made.ask("r-2", "slot", "generate", {}, lambda frame: frame["none such"] if frame else None)
+    worker.frames.put({"frame": "token", "id": "r-2", "text": "x"})
+    assert heard.get(timeout=10) is None
+    assert "ALARM: engine: a defect of the appliance" in caplog.text
+
+
+def test_an_engine_that_does_not_start_says_why_and_not_how_its_cleanup_went(serving: Any) -> None:
+    with pytest.raises(Unavailable, match="expected the frame ready"):
+        original = Serving.__init__
+
+        def broken(self: Serving) -> None:
+            original(self)
+            self.frames.get()
+            self.frames.put({"frame": "other"})
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Serving, "__init__", broken)
+            serving(OSError(errno.EIO, "Input/output error"))
+
+
+def token(text: Any = "x") -> dict[str, Any]:
+    return {"frame": "token", "id": "r-1", "text": text}
+
+
+def done(**changes: Any) -> dict[str, Any]:
+    counted = {"finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1}
+    return {"frame": "done", "id": "r-1", **counted, **changes}
+
+
+WRONG = [
+    pytest.param([token(5)], id="no text"),
+    pytest.param([{"frame": "token", "id": "r-1"}], id="none"),
+    pytest.param([token()] * 5, id="too many"),
+    pytest.param([token("x" * (1 << 20))] * 3, id="too long"),
+    pytest.param([done(finish_reason="x" * 5000)], id="a reason of its own"),
+    pytest.param([done(finish_reason=["stop"])], id="a list"),
+    pytest.param([done(prompt_tokens=-1)], id="less than none"),
+    pytest.param([done(completion_tokens="many")], id="no number"),
+    pytest.param([done(completion_tokens=True)], id="a truth"),
+    pytest.param([done(completion_tokens=1 << 70)], id="more than an entry holds"),
+]
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_an_engine_that_says_what_no_answer_is_ends_and_who_waits_hears_its_end(
+    serving: Any, caplog: pytest.LogCaptureFixture, said: list[Any]
+) -> None:
+    made, worker = serving(Unavailable("its cleanup"))
+    heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    made.ask("r-1", "slot", "generate", {"max_tokens": 2}, heard.put)
+    for frame in said:
+        worker.frames.put(frame)
+    told = [heard.get(timeout=10)]
+    while told[-1] is not None:
+        told.append(heard.get(timeout=10))
+    assert len(told) == len(said) and not made.alive
+    assert "an engine is ended: engine, " in caplog.text
+
+
+def test_a_worker_that_does_not_read_holds_up_no_cut(serving: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, worker = serving(Unavailable("its cleanup"))
+    heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for name in ("r-1", "r-2"):
+        made.ask(name, "slot", "generate", {}, heard.put)
+    reads = threading.Event()
+    monkeypatch.setattr(worker, "send", lambda *_: reads.wait(60))
+    for name in ("r-1", "r-2"):
+        cutting = threading.Thread(target=made.cut, args=(name, "revoked"))
+        cutting.start()
+        cutting.join(5)
+        assert not cutting.is_alive()
+    assert [heard.get(timeout=5)["code"] for _ in range(2)] == ["cut-off", "cut-off"]
+    reads.set()
+    worker.frames.put(None)
+
+
+def test_an_answer_of_as_many_pieces_as_were_asked_for_and_its_rest_is_told(serving: Any) -> None:
+    made, worker = serving(Unavailable("its cleanup"))
+    heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    made.ask("r-1", "slot", "generate", {"max_tokens": 2}, heard.put)
+    said = [token(), token(), token("the rest"), done()]
+    for frame in said:
+        worker.frames.put(frame)
+    assert [heard.get(timeout=10) for _ in said] == said and made.alive
+    worker.frames.put(None)

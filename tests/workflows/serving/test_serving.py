@@ -1,0 +1,239 @@
+"""More adapters are released than there are slots: what was asked for longest ago makes room, and is admitted again."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from appliance.domain.serving.slots import AdapterLoaded
+from appliance.errors import Denied, NotFound, TooMany, Unavailable
+from appliance.formats.core.canonical import parse_canonical
+from appliance.ml.inference.adapters import Slots
+from appliance.ml.inference.probe import encode_probe, read_probe
+from appliance.ml.model.base import load_base
+from appliance.workflows.governance.callers import Caller
+from appliance.workflows.serving import slots
+from appliance.workflows.serving.serve import Serving
+from scripts.benches import serving_home
+from scripts.benches.serving_home import UNITS, Home
+from scripts.benches.serving_worker import make_adapters
+from scripts.kit.appliance import found_site
+from scripts.kit.tiny_model import build_base
+
+REQUESTED = {"messages": [{"role": "user", "content": "the parties agree"}], "max_tokens": 3, "temperature": 0.0}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """Three units, each with an adapter of its own that was sealed, reviewed and released."""
+    folder = tmp_path_factory.mktemp("serving")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    site = found_site(folder / "home", port)
+    serving_home.enroll(site)
+    site.stop()
+    base = build_base(folder / "base")
+    with serving_home.opened(site) as home:
+        home.import_base(base)
+        home.import_dataset()
+        for unit, path in zip(UNITS, make_adapters(str(base), folder, [4, 8, 4]), strict=False):
+            adapter = home.seal(path, f"own-{unit}", _probe(base, path))
+            home.approve(adapter, unit)
+            home.release(adapter, unit, "own")
+        yield home
+
+
+def _probe(folder: Path, adapter: Path) -> dict[str, Any]:
+    base = load_base(folder, quantisation="nf4-double", compute_dtype="bfloat16", device="cpu")
+    plain, held = read_probe(base), Slots(base.model, "cpu")
+    held.load("a", *((adapter / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")))
+    with held.using("a"):
+        return encode_probe(base, plain, read_probe(base))
+
+
+def _caller(home: Home, unit: str) -> Caller:
+    state = home.context.ledger.state
+    principal = state.principals.get(unit)
+    assert principal is not None
+    return Caller(unit, "sha256:" + "0" * 64, state.last_time, principal.keyid)
+
+
+def _ask(home: Home, serving: Serving, unit: str, **changes: Any) -> str:
+    answer = serving.answer(_caller(home, unit), "own", "generate", {**REQUESTED, **changes}, "tcp:127.0.0.1")
+    return "".join(frame["text"] for frame in answer if frame["frame"] == "token")
+
+
+def _log(home: Home, since: int) -> list[tuple[str, str]]:
+    """What was loaded, unloaded and answered, and whose."""
+    ledger = home.context.ledger
+    entries = [json.loads(ledger.entry_bytes(index)) for index in range(since, ledger.state.size)]
+    kinds = ("adapter.admitted", "adapter.loaded", "adapter.unloaded", "request.admitted")
+    return [(entry["type"].partition(".")[2], entry["body"]["unit"]) for entry in entries if entry["type"] in kinds]
+
+
+def test_the_slot_that_was_asked_for_longest_ago_makes_room(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "HOT", 2)
+    first, second, third = UNITS[:3]
+    with closing(Serving(home.context)) as serving:
+        told = {unit: _ask(home, serving, unit) for unit in (first, second, first)}
+        since = home.context.ledger.state.size
+        told[third] = _ask(home, serving, third)
+        assert _log(home, since) == [
+            ("unloaded", second),
+            ("admitted", third),
+            ("loaded", third),
+            ("admitted", third),
+        ]
+        since = home.context.ledger.state.size
+        assert _ask(home, serving, second) == told[second], "it is admitted and loaded again, and answers as before"
+        assert _log(home, since)[:3] == [("unloaded", first), ("admitted", second), ("loaded", second)]
+        assert len(serving._slots._table) == 2
+    unloaded = next(home.context.ledger.entry_bytes(index) for index in range(since, since + 3))
+    assert parse_canonical(unloaded)["body"]["reason"] == "another adapter needed its slot"
+
+
+def test_a_slot_that_answers_is_not_taken(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody's answer is cut off for another unit's: where all slots answer, the new one waits outside."""
+    monkeypatch.setattr(slots, "HOT", 1)
+    first, second = UNITS[:2]
+    with closing(Serving(home.context)) as serving:
+        going = serving.answer(
+            _caller(home, first), "own", "generate", {**REQUESTED, "max_tokens": 200}, "tcp:127.0.0.1"
+        )
+        next(going)
+        with pytest.raises(TooMany, match="slots: expected one of 1 that answers nothing"):
+            _ask(home, serving, second)
+        going.close()
+        assert _ask(home, serving, second)
+        assert [loaded.unit for loaded in serving._slots._table.values()] == [second]
+
+
+def test_a_load_whose_commit_nobody_saw_the_end_of_is_emptied_and_loaded_again(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its entry stands: the log says that the slot is filled, and no other admission would be taken."""
+    unit, append, seen = UNITS[0], slots.append, [True]
+
+    def lose(context: Any, body: Any, **rest: Any) -> Any:
+        appended = append(context, body, **rest)
+        if isinstance(body, AdapterLoaded) and seen:
+            seen.clear()
+            raise Unavailable("ledger: expected to learn whether it was committed", code="commit-unknown")
+        return appended
+
+    monkeypatch.setattr(slots, "append", lose)
+    with closing(Serving(home.context)) as serving:
+        since = home.context.ledger.state.size
+        with pytest.raises(Unavailable):
+            _ask(home, serving, unit)
+        assert _ask(home, serving, unit)
+        whole = [(kind, unit) for kind in ("admitted", "loaded")]
+        assert _log(home, since) == [*whole, ("unloaded", unit), *whole, ("admitted", unit)]
+
+
+def test_a_name_that_a_client_made_up_leaves_nothing_behind(home: Home) -> None:
+    with closing(Serving(home.context)) as serving:
+        for number in range(3):
+            with pytest.raises(NotFound, match="model: expected one released"):
+                serving.answer(_caller(home, UNITS[0]), f"made-up-{number}", "generate", REQUESTED, "tcp:127.0.0.1")
+        assert serving._slots._turns == {}
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_an_answer_that_is_closed_while_the_engine_is_asked_holds_nothing(
+    home: Home, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """A client that leaves at once: its request is ended by one thread while another begins it."""
+    with closing(Serving(home.context)) as serving:
+        going = serving.answer(
+            _caller(home, UNITS[0]), "own", "generate", {**REQUESTED, "max_tokens": 200}, "tcp:127.0.0.1"
+        )
+        engine, slot = going.loaded.engine, going.loaded.slot
+        ask = engine.ask
+        if when == "before":
+            going.close()
+        else:
+            monkeypatch.setattr(engine, "ask", lambda *wanted: (going.close(), ask(*wanted)))
+        heard: list[Any] = []
+        going.start(heard.append)
+        assert not engine.answers(slot)
+        assert engine._pending == {}
+        assert going.request not in home.context.ledger.state.requests, "its end is recorded"
+        monkeypatch.setattr(engine, "ask", ask)
+        assert _ask(home, serving, UNITS[0])
+
+
+def test_an_answer_that_is_cut_before_it_was_begun_asks_nothing(home: Home) -> None:
+    with closing(Serving(home.context)) as serving:
+        going = serving.answer(_caller(home, UNITS[0]), "own", "generate", REQUESTED, "tcp:127.0.0.1")
+        going.cut("token of the unit: revoked")
+        with pytest.raises(Denied, match="revoked"):
+            next(going)
+        assert going.loaded.engine._pending == {}
+        assert going.request not in home.context.ledger.state.requests
+
+
+def test_an_answer_that_is_cut_leaves_its_slot_free(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was not given yet is not given, and the slot makes room for another."""
+    monkeypatch.setattr(slots, "HOT", 1)
+    first, second = UNITS[:2]
+    with closing(Serving(home.context)) as serving:
+        going = serving.answer(
+            _caller(home, first), "own", "generate", {**REQUESTED, "max_tokens": 200}, "tcp:127.0.0.1"
+        )
+        next(going)
+        loaded = going.loaded
+        going.cut("token of the unit: revoked")
+        with pytest.raises(Denied, match="revoked") as cut:
+            next(going)
+        assert cut.value.code == "cut-off"
+        going.cut("once more")
+        assert not loaded.engine.answers(loaded.slot)
+        assert _ask(home, serving, second)
+
+
+def test_an_engine_that_holds_nothing_makes_room_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Units that are released to another base: a machine that holds one base cannot wait for the service's end."""
+
+    class Started:
+        alive = True
+
+        def __init__(self, *_: object) -> None:
+            self.closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    monkeypatch.setattr(slots, "Engine", Started)
+    monkeypatch.setattr(slots, "checked_base", lambda _, base: Path(base))
+    monkeypatch.setattr(slots, "_forget", lambda *_: None)
+    held = slots.Slots(SimpleNamespace(clock=None))  # type: ignore[arg-type]
+    monkeypatch.setattr(held, "_record_emptied", lambda _: None)
+
+    def begin(base: str, task: str) -> Any:
+        adapter = SimpleNamespace(base=base, base_digest=f"sha256:{base}")
+        files = {"recipe.json": b'{"compute_dtype":"float32","quantisation":"none"}'}
+        row = SimpleNamespace(unit="legal", task=task)
+        loaded = held._begin(row, task, SimpleNamespace(adapter=adapter, files=files))  # type: ignore[arg-type]
+        held._table[f"legal/{task}"] = loaded
+        return loaded
+
+    first, second = begin("old", "a"), begin("old", "b")
+    assert first.engine is second.engine
+    held._close(first, "released to another")
+    held._empty("legal/a")
+    beside = begin("new", "a")
+    assert not first.engine.closed, "another task answers by it"
+    held._close(second, "released to another")
+    held._empty("legal/b")
+    assert begin("new", "b").engine is beside.engine and not first.engine.closed, "nothing is needed for a second slot"
+    third = begin("newest", "c")
+    assert first.engine.closed and not beside.engine.closed and not third.engine.closed
