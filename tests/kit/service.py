@@ -57,7 +57,8 @@ class Service:
         self.bend: dict[str, Bend] = {}
         self.seen: list[tuple[str, str]] = []
         self.work: Callable[[str], None] = lambda key: None
-        context.imports = HeldJobs("imports", lambda key: self.work(key))
+        context.bases = HeldJobs("bases", lambda key: self.work(key))
+        context.datasets = HeldJobs("datasets", lambda key: self.work(key))
         context.runs = HeldJobs("runs", lambda key: self.work(key))
 
     @property

@@ -1,1 +1,1 @@
-"""appliance.cli.audit"""
+"""Commands for auditors and witnesses."""

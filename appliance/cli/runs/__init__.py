@@ -1,1 +1,1 @@
-"""appliance.cli.runs"""
+"""Commands about plans, records and replays of runs."""

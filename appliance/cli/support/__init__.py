@@ -1,1 +1,1 @@
-"""appliance.cli.support"""
+"""What every command uses: options, output, signing, times."""

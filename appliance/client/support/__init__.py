@@ -1,1 +1,1 @@
-"""appliance.client.support"""
+"""What every client function uses: the connection, keys, sessions, the log, orders."""

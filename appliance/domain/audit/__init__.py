@@ -1,1 +1,1 @@
-"""appliance.domain.audit"""
+"""The verification of a whole log."""

@@ -1,1 +1,1 @@
-"""appliance.domain.core"""
+"""What every subject uses: entries, orders, events, records, the state, policy, and what a rule sees."""

@@ -1,7 +1,4 @@
-"""What keeps the log's evidence: its own keys, its texts, the holds on them, and the witnesses who have seen it.
-
-Reasons against, like those of the invariants, and the records of texts.
-"""
+"""The policy set: parameters of the invariants, and the site's own Cedar policies, adopted as one document."""
 
 from __future__ import annotations
 

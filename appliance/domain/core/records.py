@@ -1,8 +1,4 @@
-"""What a replay of a window of steps amounts to: the same bytes, the same within a tolerance, or different.
-
-Bits are owed only on one kind of hardware and libraries. Where those are the same, or nothing could be measured, a
-difference is a difference. docs/formats/training-checkpoint.md says how the tolerance was measured.
-"""
+"""What the state remembers: a frozen value for each thing that an entry spoke of, and what it is called there."""
 
 from __future__ import annotations
 

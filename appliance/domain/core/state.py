@@ -52,7 +52,7 @@ class Clearance(NamedTuple):
 
 
 class State:
-    """The fold. Only `rules.apply` changes it."""
+    """The fold. Only `rulebook.apply` changes it."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -63,16 +63,16 @@ class State:
         """By release: that nothing barred it, so that not every request asks again. No part of what `tables` names:
         it follows from them."""
         self._taken = 0
-        self.sites: Table[Site] = Table("site", Site, self._journal)
-        self.principals: Table[Principal] = Table("principal", Principal, self._journal)
-        self.keys: Table[Key] = Table("key", Key, self._journal)
+        self.sites: Table[Site] = Table("site", Site, self._journal, voids_clearances=True)
+        self.principals: Table[Principal] = Table("principal", Principal, self._journal, voids_clearances=True)
+        self.keys: Table[Key] = Table("key", Key, self._journal, voids_clearances=True)
         self.orders: Table[int] = DigestTable("order", int, self._journal, "sha256:")
         """By the digest of its PAE, the entry that accepted it: as small as it can be, there are as many as orders."""
         self.tokens: Table[RevokedToken] = Table("token", RevokedToken, self._journal)
         self.pending: Table[PendingOrder] = Table("pending", PendingOrder, self._journal)
         self.imports: Table[Import] = Table("import", Import, self._journal)
-        self.bases: Table[Base] = Table("base", Base, self._journal)
-        self.datasets: Table[Dataset] = Table("dataset", Dataset, self._journal)
+        self.bases: Table[Base] = Table("base", Base, self._journal, voids_clearances=True)
+        self.datasets: Table[Dataset] = Table("dataset", Dataset, self._journal, voids_clearances=True)
         self.runs: Table[Run] = Table("run", Run, self._journal)
         self.training_checkpoints: Table[TrainingCheckpoint] = Table(
             "training-checkpoint", TrainingCheckpoint, self._journal

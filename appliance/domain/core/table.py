@@ -7,9 +7,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 V = TypeVar("V")
 
-SHARED = frozenset({"site", "principal", "key", "base", "dataset"})
-"""Kinds that every approval rests on, beside its own adapter and release."""
-
 
 class Journal(list[tuple["Table[Any]", str, Any]]):
     """(table, identifier, value before) of every change since the state was last kept. `revision` counts whatever
@@ -30,13 +27,15 @@ class Mark(NamedTuple):
 class Table(Generic[V]):
     """Identifier to frozen value; each change is noted in the state's journal."""
 
-    def __init__(self, kind: str, row: Any, journal: Journal) -> None:
+    def __init__(self, kind: str, row: Any, journal: Journal, *, voids_clearances: bool = False) -> None:
+        """`voids_clearances`: every approval rests on these rows, beside its own adapter and release. Once one of them
+        changes, no clearance of before counts."""
         self.kind = kind
         self.row = row
         """The type of its values, as it is read back from JSON."""
         self._rows: dict[str, V] = {}
         self._journal = journal
-        self._shared = kind in SHARED
+        self._voids_clearances = voids_clearances
 
     def get(self, key: str) -> V | None:
         return self._rows.get(key)
@@ -48,7 +47,7 @@ class Table(Generic[V]):
 
     def set(self, key: str, value: V | None) -> None:
         """Like `put`, for whoever has noted the change, or will never take it back."""
-        self._journal.revision += self._shared
+        self._journal.revision += self._voids_clearances
         if value is None:
             self._rows.pop(key, None)
         else:

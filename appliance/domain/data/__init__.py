@@ -1,1 +1,1 @@
-"""appliance.domain.data"""
+"""Bases, datasets and their imports."""

@@ -1,1 +1,1 @@
-"""appliance.domain.evaluation"""
+"""What an adapter is compared with."""

@@ -1,1 +1,1 @@
-"""appliance.domain.governance.people"""
+"""People, roles, keys, sessions, policy sets, rules versions, and the service's own life."""

@@ -1,1 +1,1 @@
-"""appliance.domain.operations"""
+"""Integrity checks."""

@@ -1,1 +1,1 @@
-"""appliance.domain.planning"""
+"""What a run will cost, before it is ordered."""

@@ -1,1 +1,1 @@
-"""appliance.domain.queries"""
+"""Questions about the state, now and then."""

@@ -1,1 +1,1 @@
-"""appliance.domain.recipe.recipe"""
+"""Recipes and training methods."""

@@ -1,1 +1,1 @@
-"""appliance.domain.releases"""
+"""Adapters, reviews, releases, admission and exports."""

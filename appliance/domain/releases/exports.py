@@ -1,8 +1,8 @@
-"""Orders: what a person signs. One predicateType a verb, one value, one encoding.
+"""An approved adapter that leaves the appliance: what goes with it, and how whoever receives it decides by himself.
 
-An order is the payload of a DSSE envelope: an in-toto Statement v1 whose predicate is the value below and whose
-subjects name, by digest, what the order is about. Subjects are derived from the predicate and compared whole when
-parsed. The order is identified by the digest of its PAE, never of a signature.
+The entry of the export binds, beside the order, the rows of the state that admission rests on. A rule compares them
+with the fold, so every verifier of the log has; whoever holds the log's key decides over them as the appliance does.
+What was revoked since cannot reach the folder: so it is good until a date, which policy bounds.
 """
 
 from __future__ import annotations

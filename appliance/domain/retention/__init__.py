@@ -1,1 +1,1 @@
-"""appliance.domain.retention"""
+"""Texts behind commitments, legal holds, erasure."""

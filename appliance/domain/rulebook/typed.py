@@ -1,7 +1,7 @@
 """Entries read with their bodies typed, in one pass over the bytes: how a whole log is read.
 
 For each type of entry a model is built whose body is that type's; the bytes say which. It takes nothing that
-`parse_entry` and `rules.parse_body` would refuse, and whatever it does not take is given to them, who say why.
+`parse_entry` and `apply.parse_body` would refuse, and whatever it does not take is given to them, who say why.
 """
 
 from __future__ import annotations

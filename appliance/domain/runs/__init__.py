@@ -1,1 +1,1 @@
-"""appliance.domain.runs"""
+"""Training runs, training checkpoints and replays."""

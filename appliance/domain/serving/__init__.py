@@ -1,1 +1,1 @@
-"""appliance.domain.serving.slots"""
+"""Slots, requests and tokens of units."""

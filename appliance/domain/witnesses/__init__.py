@@ -1,1 +1,1 @@
-"""appliance.domain.witnesses"""
+"""Cosignatures by witnesses."""

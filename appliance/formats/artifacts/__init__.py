@@ -1,1 +1,1 @@
-"""appliance.formats.artifacts"""
+"""Manifests of sealed folders, and row digests."""

@@ -1,1 +1,1 @@
-"""appliance.formats.core"""
+"""Canonical JSON, digests, times, commitments, Merkle trees and frames."""

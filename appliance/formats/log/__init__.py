@@ -1,1 +1,1 @@
-"""appliance.formats.log"""
+"""The log's notes, checkpoints, cosignatures, proofs and exports."""

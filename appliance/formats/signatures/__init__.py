@@ -1,1 +1,1 @@
-"""appliance.formats.signatures"""
+"""Keys, envelopes, statements and bundles."""

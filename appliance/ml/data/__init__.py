@@ -1,1 +1,1 @@
-"""appliance.ml.data.rows"""
+"""Files to rows, rows to tokens."""

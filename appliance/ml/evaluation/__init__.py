@@ -1,1 +1,1 @@
-"""appliance.ml.evaluation.evaluation"""
+"""Metrics, and what a model makes of held-out rows."""

@@ -1,1 +1,1 @@
-"""appliance.ml.inference"""
+"""Prompts, decoding, adapters in slots, scores and probes."""

@@ -1,1 +1,1 @@
-"""appliance.ml.model"""
+"""Base models and their layers: loading, converting, templates, and the layers by hand."""

@@ -1,1 +1,1 @@
-"""appliance.ml.serving"""
+"""The engine, and an exported adapter on its base."""

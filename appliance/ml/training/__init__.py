@@ -1,1 +1,1 @@
-"""appliance.ml.training"""
+"""The training loop and what it needs."""

@@ -1,1 +1,1 @@
-"""appliance.runners.walls"""
+"""What keeps a worker in: namespaces, Landlock, seccomp, mounts."""

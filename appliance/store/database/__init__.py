@@ -1,1 +1,1 @@
-"""appliance.store.database"""
+"""The database: connection, tables, catalogue, claim."""

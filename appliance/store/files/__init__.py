@@ -1,1 +1,1 @@
-"""appliance.store.files"""
+"""Files: sealed folders, checkpoints, uploads, keys, locks."""

@@ -1,1 +1,1 @@
-"""appliance.store.ledger.ledger"""
+"""The ledger on top of the database: appends, fold, search, proofs."""

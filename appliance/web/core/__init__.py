@@ -1,1 +1,1 @@
-"""appliance.web.core"""
+"""What every door uses: authentication, errors, sockets, TLS, logs."""

@@ -1,1 +1,1 @@
-"""appliance.web.operations.health"""
+"""Health, metrics and limits."""

@@ -1,1 +1,1 @@
-"""appliance.web.people"""
+"""The API for people."""

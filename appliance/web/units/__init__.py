@@ -1,1 +1,1 @@
-"""appliance.web.units"""
+"""OpenAI's interface for units."""

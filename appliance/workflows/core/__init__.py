@@ -1,1 +1,1 @@
-"""appliance.workflows.core"""
+"""What every workflow uses: context, records, jobs, workers, effects."""

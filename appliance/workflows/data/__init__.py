@@ -1,1 +1,1 @@
-"""appliance.workflows.data"""
+"""Uploads and imports."""

@@ -1,1 +1,1 @@
-"""appliance.workflows.governance"""
+"""Sessions, callers, and what administrators order."""

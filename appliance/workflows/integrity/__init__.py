@@ -1,1 +1,1 @@
-"""appliance.workflows.integrity"""
+"""Sealed folders and the fold are checked and kept."""

@@ -1,1 +1,1 @@
-"""appliance.workflows.lifecycle"""
+"""The appliance begins, starts, beats and ends."""

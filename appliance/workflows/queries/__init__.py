@@ -1,1 +1,1 @@
-"""appliance.workflows.queries"""
+"""What people read, by subject."""

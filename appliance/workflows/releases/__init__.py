@@ -1,1 +1,1 @@
-"""appliance.workflows.releases"""
+"""Admission, reviews and exports."""

@@ -1,1 +1,1 @@
-"""appliance.workflows.runs"""
+"""Runs, from the queue to a sealed adapter, and replays."""

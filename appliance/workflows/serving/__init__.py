@@ -1,1 +1,1 @@
-"""appliance.workflows.serving"""
+"""Units are answered."""

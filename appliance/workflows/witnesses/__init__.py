@@ -1,1 +1,1 @@
-"""appliance.workflows.witnesses"""
+"""Requests to witnesses and their answers."""
