@@ -1,9 +1,9 @@
 """The verification of a whole log, from bytes alone: what the auditor's program and the service itself run.
 
 Nothing is believed but the trust file. Every entry is parsed again and hashed, chain and tree are rebuilt, the
-checkpoint's signature is checked under the trusted key, and every entry is replayed through `rulebook.apply`: signatures,
-documents, invariants. What stands against the log is a finding that names its entry; what could not be checked is
-said, and without it no log is verified.
+checkpoint's signature is checked under the trusted key, and every entry is replayed through `rulebook.apply`:
+signatures, documents, invariants. What stands against the log is a finding that names its entry; what could not be
+checked is said, and without it no log is verified.
 """
 
 from __future__ import annotations

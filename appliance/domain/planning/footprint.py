@@ -165,7 +165,7 @@ def count_trainable(shape: Shape, recipe: ResolvedRecipe) -> int:
 
 
 def is_quick(recipe: ResolvedRecipe) -> bool:
-    """Whether training goes through the layers that are written out, as `begin_decoder` in `ml/training/loop.py` decides it."""
+    """Whether training uses the layers that are written out; `begin_decoder` in `ml/training/loop.py` decides the same."""
     plain = METHODS[recipe.method].plain and recipe.method not in STARTED
     return plain and recipe.quantisation != "int8"
 
