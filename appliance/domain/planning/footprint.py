@@ -165,7 +165,7 @@ def count_trainable(shape: Shape, recipe: ResolvedRecipe) -> int:
 
 
 def is_quick(recipe: ResolvedRecipe) -> bool:
-    """Whether training uses the layers that are written out; `begin_decoder` in `ml/training/loop.py` decides the same."""
+    """Whether training uses the layers written out by hand, as `begin_decoder` in `ml/training/loop.py` decides."""
     plain = METHODS[recipe.method].plain and recipe.method not in STARTED
     return plain and recipe.quantisation != "int8"
 
