@@ -21,8 +21,7 @@ from appliance import __version__
 from appliance.config import Settings
 from appliance.domain.core.entry import Entry, parse_entry
 from appliance.domain.core.event import Event
-from appliance.domain.core.names import encode_value
-from appliance.domain.core.policy import PolicySet
+from appliance.domain.core.policy import parse_policy
 from appliance.domain.governance.service import Administrator
 from appliance.errors import BadInput, Conflict, NotFound, Tampered
 from appliance.formats.core.digest import digest_bytes, digest_file
@@ -104,9 +103,10 @@ def init(
     *,
     origin: str | None,
     single_administrator: bool,
-    policy: PolicySet,
+    policy: bytes,
 ) -> Trust:
-    """Folders, database, keys and the ledger's first entry; returns what is to be kept elsewhere.
+    """Folders, database, keys and the ledger's first entry; returns what is to be kept elsewhere. `policy`: the first
+    policy set's document.
 
     BadInput, before anything is made, for a policy set that could not decide every order; Denied for one that these
     administrators could not replace. Conflict where a ledger
@@ -115,8 +115,8 @@ def init(
     people = tuple(
         Administrator(name=p.name, key=encode_base64(p.spki), keyid=keyid_of(p.spki)) for p in administrators
     )
-    wanted = founding.FoundingRequest(origin, people, single_administrator, encode_value(policy))
-    founding.check_policy(policy, wanted, encode_time(datetime.now(UTC)))
+    wanted = founding.FoundingRequest(origin, people, single_administrator, policy)
+    founding.check_policy(parse_policy(policy), wanted, encode_time(datetime.now(UTC)))
     with _home(settings), lock_folder(settings.lock):
         # A power cut may have come between the first entry and the trust file, never the other way round.
         if settings.trust.exists():

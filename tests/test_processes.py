@@ -233,7 +233,7 @@ def test_the_embedded_service_runs_nothing_of_its_home(home: Path, trap: Trap, m
     monkeypatch.setattr(embedded, "_started", [])
     settings = load_settings()
     people = [wiring.Person(name, generate_ed25519().spki) for name in ("alice", "bob")]
-    policy = load_policy(ROOT / "policies" / "default")
+    policy = load_policy(ROOT / "policies" / "default").data
     wiring.init(settings, people, origin="planted.example/1", single_administrator=False, policy=policy)
     trap.plant(*PLANTED, *AT_START, folder=home)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(home), str(trap.folder))))

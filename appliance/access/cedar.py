@@ -16,6 +16,7 @@ from typing import Any, Self
 import cedarpy
 
 from appliance.access.bounds import check_bounds
+from appliance.access.declared import Declared
 from appliance.access.lockout import at_worst
 from appliance.access.request import Moment, Request, Thing, pending_thing, principal_thing, request_of
 from appliance.access.samples import SAMPLES
@@ -42,8 +43,8 @@ class Verdict:
 class SitePolicies:
     """A policy set's Cedar part: parsed and validated once, decided many times.
 
-    A set in force, or a past one, may be of an earlier release: a verb whose action its schema lacks is refused, no
-    other.
+    A set in force, or a past one, may be of an earlier build: a verb whose action its schema lacks is refused, no
+    other, and what its schema does not declare of a request is left out of it.
     """
 
     def __init__(self, policy: PolicySet) -> None:
@@ -65,12 +66,14 @@ class SitePolicies:
         if not any(one["effect"] == "permit" for one in parsed["staticPolicies"].values()):
             raise BadInput(f"{what}, policies: expected at least one permit, without which all is refused, got none")
         self._text = policy.cedar
+        self._declared = Declared(self._schema)
         self._validate(policy.cedar, what)
 
     @classmethod
     def for_adoption(cls, policy: PolicySet) -> Self:
-        """Those of a set that is to be put in force: BadInput, too, where its schema does not take what the appliance
-        sends for a verb, since every such order would be refused, or where its text ends or holds up a process."""
+        """Those of a set that is to be put in force: BadInput, too, where its schema does not take all that this build
+        sends for a verb, or where its text ends or holds up a process. What the next build sends beside that is left
+        out."""
         check_bounds(policy)
         try_policies(policy, [(_encode_request(request), _encode_entities(request)) for request in SAMPLES.values()])
         site = cls(policy)
@@ -99,6 +102,9 @@ class SitePolicies:
         return tuple(reasons)
 
     def evaluate(self, request: Request) -> Verdict:
+        return self._evaluate(self._declared.cut(request))
+
+    def _evaluate(self, request: Request) -> Verdict:
         result = cedarpy.is_authorized(
             _encode_request(request), self._policies, _encode_entities(request), self._schema
         )
@@ -157,7 +163,7 @@ class SitePolicies:
         raise BadInput(f"{what}, policies: expected them to fit the schema, got: {'; '.join(found) or 'no'}")
 
     def _probe(self, request: Request) -> None:
-        if errors := self.evaluate(request).errors:
+        if errors := self._evaluate(request).errors:
             what = f"policy set {self.name}, action {request.verb}"
             raise BadInput(f"{what}: expected it to take a sample request, got: {errors[0]}")
 
@@ -187,8 +193,7 @@ def _policy_ids(parsed: dict[str, Any], what: str) -> dict[str, str]:
 def _governing(verb: str, signer: Principal, first: Principal | None, single: bool, now: Time) -> Request:
     """A request to adopt a policy set, or to endorse the first administrator's.
 
-    What these two verbs send is the same in every release: a schema of an earlier one takes it, and so a set in force
-    can always be replaced.
+    Every set declares these two verbs, and is sent what it declares of them: so a set in force can always be replaced.
     """
     context = {"now": Moment(now), "single_administrator": single}
     resource = Thing("Policy", NO_DIGEST, {"digest": NO_DIGEST})

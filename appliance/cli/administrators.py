@@ -63,7 +63,7 @@ def init(
         [wiring.Person(name, spki) for name, spki in people],
         origin=origin,
         single_administrator=single_admin,
-        policy=load_policy(policy or _default_policy()),
+        policy=load_policy(policy or _default_policy()).data,
     )
     data = encode_trust(trust)
     print_line(data.decode("utf-8").rstrip("\n"))

@@ -30,14 +30,14 @@ def show(caller: Caller, cedar: bool) -> None:
 
     found = current_policy(caller.reading())
     if caller.json:
-        print_json({"digest": found.digest, "policy": found.model_dump(mode="json")})
+        print_json({"digest": found.digest, "policy": found.policy.model_dump(mode="json")})
         return
     if not cedar:
-        parameters = found.parameters.model_dump(mode="json")
+        parameters = found.policy.parameters.model_dump(mode="json")
         listed = [(name.replace("_", " "), _shown(value)) for name, value in parameters.items()]
-        print_facts([("policy set", found.name), ("digest", found.digest), *listed])
+        print_facts([("policy set", found.policy.name), ("digest", found.digest), *listed])
         print_line("")
-    print_line(found.cedar.rstrip("\n"))
+    print_line(found.policy.cedar.rstrip("\n"))
 
 
 def _shown(value: object) -> str:
@@ -56,7 +56,7 @@ def adopt(caller: Caller, folder: Path) -> None:
     from appliance.client.policies import current_policy, differences, load_policy, propose_adoption
 
     new = load_policy(folder)
-    changes = differences(current_policy(caller.reading()), new)
+    changes = differences(current_policy(caller.reading()).policy, new.policy)
     say(*(plain(line) for line in changes or ["No text differs from the set in force."]))
     receipt = sign_and_submit(caller, propose_adoption(caller.about, caller.signer, new))
     if caller.json:
@@ -99,7 +99,7 @@ def diff(caller: Caller, folder: Path) -> None:
     from appliance.client.policies import current_policy, differences, load_policy
 
     old, new = current_policy(caller.reading()), load_policy(folder)
-    changes = differences(old, new)
+    changes = differences(old.policy, new.policy)
     if caller.json:
         print_json({"in_force": old.digest, "other": new.digest, "diff": changes})
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +23,47 @@ from appliance.formats.core.fields import encode_base64, parse_base64
 _MAX_BYTES = 1_000_000
 
 
-def load_policy(path: Path) -> PolicySet:
+@dataclass(frozen=True, slots=True)
+class PolicyDocument:
+    """A policy set and the bytes that are adopted: an earlier build's may lack parameters, and keep their digest."""
+
+    data: bytes
+    policy: PolicySet
+
+    @property
+    def digest(self) -> str:
+        return digest_bytes(self.data)
+
+
+def load_policy(path: Path) -> PolicyDocument:
     """A folder, named as the set, or a file with the whole set in canonical JSON."""
     if path.is_file():
-        return parse_policy(read_file(path, "policy set", 2 * _MAX_BYTES).removesuffix(b"\n"))
+        data = read_file(path, "policy set", 2 * _MAX_BYTES).removesuffix(b"\n")
+        return PolicyDocument(data, parse_policy(data))
     if not path.is_dir():
         raise NotFound(f"policy set, {path}: expected a folder with {', '.join(ADOPTED)}, got nothing")
     files = {found.name: read_file(found, "policy set", _MAX_BYTES) for found in sorted(path.iterdir())}
-    return assemble_policy(path.resolve().name, files)
+    policy = assemble_policy(path.resolve().name, files)
+    return PolicyDocument(encode_value(policy), policy)
 
 
-def current_policy(door: Door) -> PolicySet:
+def current_policy(door: Door) -> PolicyDocument:
     """The set in force, from its document's bytes; Tampered when they are not what the log's state names."""
     answer = door.get("/v1/policy")
     data = parse_base64(answer["document"], "policy set")
     if digest_bytes(data) != answer["digest"]:
         raise Tampered(f"policy set: expected {answer['digest']}, got {digest_bytes(data)}")
-    return parse_policy(data)
+    return PolicyDocument(data, parse_policy(data))
 
 
-def propose_adoption(about: About, signer: str, policy: PolicySet) -> Proposal:
-    data = encode_value(policy)
-    return propose(about, signer, AdoptPolicy, {"policy": digest_bytes(data)}, documents={"policy": data})
+def propose_adoption(about: About, signer: str, document: PolicyDocument) -> Proposal:
+    return propose(about, signer, AdoptPolicy, {"policy": document.digest}, documents={"policy": document.data})
 
 
 def run_cases(door: Door, path: Path) -> list[dict[str, Any]]:
     """What the service's own engine decides on the set's test cases: name, passed, expected, got."""
     cases = read_file(path / TESTS, "policy test cases", _MAX_BYTES)
-    body = {"policy": encode_base64(encode_value(load_policy(path))), "cases": encode_base64(cases)}
+    body = {"policy": encode_base64(load_policy(path).data), "cases": encode_base64(cases)}
     results = door.post("/v1/policy/test", body)["results"]
     if not results:
         raise BadInput(f"policy test cases, {path / TESTS}: expected at least one, got none")

@@ -25,7 +25,7 @@ from appliance import wiring
 from appliance.client.support.door import is_answering
 from appliance.config import Settings, load_settings
 from appliance.domain.core import credentials
-from appliance.domain.core.names import add_seconds
+from appliance.domain.core.names import add_seconds, encode_value
 from appliance.domain.core.order import Order, encode_order
 from appliance.domain.core.policy_files import assemble_policy
 from appliance.domain.data.imports import ImportBase, ImportDataset
@@ -441,7 +441,7 @@ def found_site(home: Path, port: int, **environment: str) -> Appliance:
         [wiring.Person(name, keys[name].spki) for name in ("anna", "ben")],
         origin="bank.example/test",
         single_administrator=False,
-        policy=assemble_policy("default", {path.name: path.read_bytes() for path in policy.iterdir()}),
+        policy=encode_value(assemble_policy("default", {path.name: path.read_bytes() for path in policy.iterdir()})),
     )
     site.start()
     for name, role in ROLES.items():

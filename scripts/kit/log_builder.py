@@ -20,7 +20,7 @@ from appliance.domain.core.entry import Entry, encode_entry, parse_entry
 from appliance.domain.core.event import Event, Ordered
 from appliance.domain.core.names import add_seconds, encode_value
 from appliance.domain.core.order import Order, encode_order
-from appliance.domain.core.policy import Parameters, PolicySet
+from appliance.domain.core.policy import Parameters, PolicySet, parse_policy
 from appliance.domain.core.state import State
 from appliance.domain.data.bases import BaseImported, BaseRevoked, RevokeBase
 from appliance.domain.data.datasets import DatasetImported, DatasetRevoked, RevokeDataset
@@ -92,13 +92,20 @@ def policy_set(**parameters: Any) -> PolicySet:
     return PolicySet(name="default", parameters=Parameters(**parameters), cedar="", cedar_schema="")
 
 
+def policy_digest(policy: PolicySet) -> str:
+    """That of the document as this build writes it."""
+    return digest_bytes(encode_value(policy))
+
+
 class LogBuilder:
-    def __init__(self, *, single: bool = False, policy: PolicySet | None = None) -> None:
+    def __init__(self, *, single: bool = False, policy: PolicySet | bytes | None = None) -> None:
+        """`policy`: the first set, or its document as some build wrote it."""
         self.log: Ed25519Signer = generate_ed25519()
         self.log_signers = {vkey_of(ORIGIN, self.log): self.log}
         self.adapter_key = EcdsaSigner(generate_private_key(SECP256R1()))
         self.keys: dict[str, Signer] = {"anna": generate_ed25519(), "ben": generate_ed25519()}
-        self.policy = policy or policy_set()
+        self.policy_document = policy if isinstance(policy, bytes) else encode_value(policy or policy_set())
+        self.policy = parse_policy(self.policy_document)
         self.state = State()
         self.now = START
         self.entries: list[bytes] = []
@@ -186,7 +193,7 @@ class LogBuilder:
             administrators=people,
             single_administrator=len(names) == 1,
         )
-        self.add(body, documents={"policy": encode_value(self.policy)})
+        self.add(body, documents={"policy": self.policy_document})
 
     # Orders.
 
@@ -294,7 +301,7 @@ class LogBuilder:
         return self.two(PrincipalEnrolled(policy=self.in_force), order, documents)
 
     def adopt(self, policy: PolicySet) -> Entry:
-        order = self.order(AdoptPolicy, "anna", policy=policy.digest)
+        order = self.order(AdoptPolicy, "anna", policy=policy_digest(policy))
         body = PolicyAdopted(policy=self.in_force)
         return self.two(body, order, {"policy": encode_value(policy)})
 

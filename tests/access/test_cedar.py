@@ -12,7 +12,21 @@ from hypothesis import strategies as st
 
 from appliance.access.cedar import SitePolicies
 from appliance.access.request import Moment, Thing, request_of
-from appliance.access.samples import SAMPLES
+from appliance.access.samples import (
+    ADAPTER,
+    BASE,
+    DATASET,
+    HOLD,
+    IMPORT,
+    LOG_KEY,
+    NEWCOMER,
+    PENDING,
+    POLICY,
+    RULES,
+    RUN,
+    SAMPLES,
+    TEXT,
+)
 from appliance.domain.audit.log_replay import Decide, SitePolicy
 from appliance.domain.audit.verify import verify_log
 from appliance.domain.core.names import NO_DIGEST
@@ -39,7 +53,7 @@ from appliance.domain.serving.tokens import RevokeTokens
 from appliance.errors import BadInput, Denied
 from appliance.formats.log.note import vkey_of
 from appliance.formats.signatures.keys import generate_ed25519
-from scripts.kit.log_builder import ORIGIN, LogBuilder, order_of, stage
+from scripts.kit.log_builder import ORIGIN, LogBuilder, order_of, policy_digest, stage
 from tests.kit.refusals import refuses
 
 FOLDER = Path(__file__).resolve().parents[2] / "policies" / "default"
@@ -68,7 +82,7 @@ def orders(site: LogBuilder) -> dict[str, Order]:
         enroll,
         site.order(Grant, "anna", principal="rita", role="reviewer:safety"),
         site.order(RevokePrincipal, "anna", principal="rita"),
-        site.order(AdoptPolicy, "anna", policy=policy(PERMIT).digest),
+        site.order(AdoptPolicy, "anna", policy=policy_digest(policy(PERMIT))),
         site.order(Endorse, "ben", order=pending.pae_digest),
         site.order(ImportBase, "ines", base="other", format="gguf", source=site.base_digest, licence="Apache-2.0"),
         site.dataset_order(),
@@ -276,8 +290,8 @@ type Standing = { now: datetime, single_administrator: Bool };
 action "adopt-policy" appliesTo { principal: [Principal], resource: [Policy], context: Standing };
 action "endorse" appliesTo { principal: [Principal], resource: [PendingOrder], context: Standing };
 """
-"""What the schema of every set that was ever adopted has. No release may send more for these two verbs, or change them:
-a set in force could not be replaced then."""
+"""What the schema of every set that was ever adopted has. No build may change what it sends of this: a set in force could
+not be replaced then."""
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
@@ -289,6 +303,66 @@ def test_a_schema_of_any_earlier_release_takes_the_adoption_of_another_set_and_r
     lacks = f"site policies site, {verb} by {signer.name}: expected a schema with the action {verb}, got none: "
     expected = () if verb in ("adopt-policy", "endorse") else (f"{lacks}adopt a set whose schema has it",)
     assert site.decide(signer, ORDERED[verb], SITE.state, SITE.now) == expected
+
+
+# What a set's own schema does not declare is left out.
+
+DECLARED = [
+    (thing.type, name)
+    for thing in (BASE, DATASET, RUN, ADAPTER, IMPORT, PENDING, TEXT, HOLD, LOG_KEY, RULES, POLICY, NEWCOMER)
+    for name in thing.attributes
+]
+
+
+def undeclared(kind: str, name: str) -> str:
+    schema, count = re.subn(rf"(entity {kind}\b[^{{;]*{{[^}}]*?\n)  {name}: [^\n]*\n", r"\1", SCHEMA)
+    assert count == 1
+    return schema
+
+
+@pytest.mark.family(keep=10)
+@pytest.mark.parametrize(("kind", "name"), DECLARED)
+def test_an_attribute_that_the_schema_does_not_declare_is_left_out(kind: str, name: str) -> None:
+    earlier = policy(PERMIT, undeclared(kind, name))
+    site = SitePolicies(earlier)
+    assert [verb for verb, request in SAMPLES.items() if site.reasons_against(request)] == []
+    with pytest.raises(BadInput, match="expected it to take a sample request"):
+        SitePolicies.for_adoption(earlier)
+
+
+def test_what_only_an_undeclared_attribute_names_need_not_be_declared() -> None:
+    """Of a build that knew no datasets."""
+    schema = re.sub(r'(?s)(entity Dataset = {|action "(import|revoke)-dataset" appliesTo {).*?\n};', "", SCHEMA)
+    schema = schema.replace("  dataset: Dataset,\n", "")
+    site = SitePolicies(policy(PERMIT + forbid_train("resource.base.licence == context.method || true"), schema))
+    assert site.reasons_against(SAMPLES["train"]) == ("site policy no: forbids train by olga",)
+    assert site.reasons_against(SAMPLES["activate"]) == ()
+    refused = [verb for verb, request in SAMPLES.items() if site.reasons_against(request)]
+    assert refused == ["import-dataset", "train", "revoke-dataset"]
+
+
+def test_what_the_schema_does_not_declare_of_the_context_is_left_out_and_the_rest_is_seen() -> None:
+    schema = SCHEMA.replace("    rank: Long,\n", "").replace("epochs: Long,", "epochs?: Long,")
+    when = "context has epochs && context.epochs == 3"
+    assert SitePolicies(policy(PERMIT, schema)).reasons_against(SAMPLES["train"]) == ()
+    site = SitePolicies(policy(PERMIT + forbid_train(when), schema))
+    assert site.reasons_against(SAMPLES["train"]) == ("site policy no: forbids train by olga",)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        SCHEMA.replace("rank: Long,", "rank: String,"),
+        SCHEMA.replace("rank: Long,", "rank: Long,\n    more: Long,"),
+        SCHEMA.replace("  dataset: Dataset,\n", "  dataset: Base,\n"),
+        SCHEMA.replace("  adapter: String, ", "  adapter: Set<String>, "),
+        SCHEMA.replace("  resource: [Run],\n", "  resource: [Adapter],\n"),
+    ],
+)
+def test_what_the_schema_declares_otherwise_is_still_a_reason_against(schema: str) -> None:
+    assert schema != SCHEMA
+    (reason,) = SitePolicies(policy(PERMIT, schema)).reasons_against(SAMPLES["train"])
+    assert reason.startswith("site policies site: expected a decision on train by olga, got:")
 
 
 def test_a_set_that_forbids_its_own_replacement_says_so() -> None:

@@ -104,14 +104,14 @@ def test_a_file_that_would_silently_not_be_adopted_is_refused() -> None:
 
 def test_tests_are_no_part_of_what_is_adopted() -> None:
     without = {key: data for key, data in DEFAULT.items() if key != "tests.json"}
-    assert assemble_policy("site", without).digest == assemble_policy("site", DEFAULT).digest
+    assert assemble_policy("site", without) == assemble_policy("site", DEFAULT)
 
 
 def test_the_layout_of_the_parameters_file_does_not_matter_and_its_values_do() -> None:
     compact = json.dumps(json.loads(DEFAULT["parameters.json"])).encode()
-    assert assembled(parameters=compact).digest == assembled().digest
-    assert assembled(parameters=b"{}").digest == assembled().digest
-    assert assembled(parameters=b'{"reviewers": 3}').digest != assembled().digest
+    assert assembled(parameters=compact) == assembled()
+    assert assembled(parameters=b"{}") == assembled()
+    assert assembled(parameters=b'{"reviewers": 3}') != assembled()
 
 
 @pytest.mark.parametrize(

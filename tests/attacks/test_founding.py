@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from appliance import wiring
 from appliance.config import load_settings
+from appliance.domain.core.names import encode_value
 from appliance.domain.core.policy_files import assemble_policy
 from appliance.errors import Conflict
 from appliance.formats.signatures.keys import generate_ed25519
@@ -85,7 +86,11 @@ def test_who_comes_while_another_begins_makes_no_key_and_no_file(url: str, tmp_p
     def init() -> object:
         files = {path.name: path.read_bytes() for path in policy.iterdir()}
         return wiring.init(
-            settings, people, origin=None, single_administrator=False, policy=assemble_policy("default", files)
+            settings,
+            people,
+            origin=None,
+            single_administrator=False,
+            policy=encode_value(assemble_policy("default", files)),
         )
 
     with claim_founding(open_engine(url)):

@@ -390,6 +390,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from appliance import wiring
 from appliance.config import load_settings
+from appliance.domain.core.names import encode_value
 from appliance.domain.core.policy_files import assemble_policy
 from appliance.formats.signatures.keys import Ed25519Signer
 from appliance.store.ledger.ledger import Ledger
@@ -411,7 +412,7 @@ people = [wiring.Person(name, Ed25519Signer(key).spki) for name, key in keys.ite
 files = {path.name: path.read_bytes() for path in policy.iterdir()}
 trust = wiring.init(
     load_settings(home, {}), people, origin="bank.example/k", single_administrator=False,
-    policy=assemble_policy("default", files),
+    policy=encode_value(assemble_policy("default", files)),
 )
 print(trust.genesis)
 """

@@ -41,7 +41,7 @@ def test_an_appliance_is_not_made_under_a_set_that_refuses_a_verb_for_ever(tmp_p
     files = {path.name: path.read_bytes() for path in (ROOT / "policies" / "default").iterdir()}
     files["schema.cedarschema"] = files["schema.cedarschema"].replace(b'action "train"', b'action "drill"')
     people = [wiring.Person(name, generate_ed25519().spki) for name in ("anna", "ben")]
-    settings, policy = load_settings(tmp_path / "h", {}), assemble_policy("default", files)
+    settings, policy = load_settings(tmp_path / "h", {}), encode_value(assemble_policy("default", files))
     with pytest.raises(BadInput, match="action train: expected it to take a sample request"):
         wiring.init(settings, people, origin="bank.example/p", single_administrator=False, policy=policy)
     assert not settings.home.exists()
@@ -53,7 +53,7 @@ def test_an_appliance_is_not_made_under_a_set_that_can_forbid_its_own_replacemen
         b'@id("end") forbid (principal, action, resource) when { context.now > datetime("2099-01-01") };'
     )
     people = [wiring.Person(name, generate_ed25519().spki) for name in ("anna", "ben")]
-    settings, policy = load_settings(tmp_path / "h", {}), assemble_policy("default", files)
+    settings, policy = load_settings(tmp_path / "h", {}), encode_value(assemble_policy("default", files))
     with pytest.raises(Denied, match="site policy end: forbids adopt-policy"):
         wiring.init(settings, people, origin="bank.example/p", single_administrator=False, policy=policy)
     assert not settings.home.exists()

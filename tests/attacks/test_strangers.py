@@ -12,7 +12,7 @@ import pytest
 
 from appliance import wiring
 from appliance.domain.core import credentials
-from appliance.domain.core.names import add_seconds
+from appliance.domain.core.names import add_seconds, encode_value
 from appliance.domain.core.policy_files import assemble_policy
 from appliance.errors import Tampered
 from appliance.formats.core.canonical import parse_canonical
@@ -45,7 +45,7 @@ def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         [wiring.Person(name, key.spki) for name, key in keys.items()],
         origin=request.param,
         single_administrator=False,
-        policy=assemble_policy("default", {path.name: path.read_bytes() for path in policy.iterdir()}),
+        policy=encode_value(assemble_policy("default", {path.name: path.read_bytes() for path in policy.iterdir()})),
     )
     return Other(site)
 

@@ -16,7 +16,7 @@ from appliance.cli import main, reviewers
 from appliance.cli.support import caller
 from appliance.domain.core.credentials import parse_token
 from appliance.errors import BadInput
-from scripts.kit.log_builder import ORIGIN, order_of
+from scripts.kit.log_builder import ORIGIN, order_of, policy_digest
 from tests.cli.conftest import Desk
 from tests.kit.founded import FILES, copied_policy, policy_set
 
@@ -374,7 +374,7 @@ def _policy(desk: Desk, **parameters: object) -> Path:
 def test_a_policy_is_shown_compared_tested_and_adopted_by_two(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("staffed")
     folder = str(_policy(desk, reviewers=3))
-    assert policy_set().digest in desk.as_("anna", "policy", "show").out
+    assert policy_digest(policy_set()) in desk.as_("anna", "policy", "show").out
     assert '+  "reviewers": 3,' in desk.as_("anna", "policy", "diff", folder).out.splitlines()
     tested = desk.as_("anna", "policy", "test", folder)
     assert tested.code == 3

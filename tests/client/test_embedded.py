@@ -52,7 +52,9 @@ def _place(settings: Settings) -> embedded.Place:
 
 def _init(settings: Settings) -> None:
     people = [wiring.Person(name, generate_ed25519().spki) for name in ("alice", "bob")]
-    wiring.init(settings, people, origin="embedded.example/1", single_administrator=False, policy=load_policy(POLICY))
+    wiring.init(
+        settings, people, origin="embedded.example/1", single_administrator=False, policy=load_policy(POLICY).data
+    )
 
 
 def test_the_service_is_started_in_a_session_of_its_own_and_only_once(settings: Settings) -> None:

@@ -18,7 +18,7 @@ from appliance.errors import BadInput, Conflict, Denied, Tampered
 from appliance.formats.core.commitment import commit
 from appliance.formats.core.timestamp import parse_time
 from appliance.formats.signatures.keys import generate_ed25519
-from scripts.kit.log_builder import ORIGIN, b64
+from scripts.kit.log_builder import ORIGIN, b64, policy_digest
 from tests.client.conftest import Office
 from tests.kit.founded import policy_set
 
@@ -197,7 +197,7 @@ def test_a_pending_order_shown_as_something_else_is_refused(
 def test_a_policy_document_that_is_not_the_ordered_one_is_refused(open_office: Callable[..., Office]) -> None:
     office = open_office("staffed")
     policy = policy_set(reviewers=3)
-    order = office.site.order(AdoptPolicy, "anna", policy=policy.digest)
+    order = office.site.order(AdoptPolicy, "anna", policy=policy_digest(policy))
     office.site.pend(order, {"policy": encode_value(policy)})
 
     def bend(rows: Any) -> Any:

@@ -11,6 +11,8 @@ from appliance.client import policies
 from appliance.client.support import orders
 from appliance.domain.core.names import encode_value
 from appliance.errors import BadInput, NotFound, Tampered
+from appliance.formats.core.canonical import encode_canonical
+from appliance.formats.core.digest import digest_bytes
 from scripts.kit.log_builder import b64
 from tests.client.conftest import Office
 from tests.kit.founded import copied_policy, policy_set
@@ -28,14 +30,25 @@ def _folder(tmp_path: Path, **parameters: Any) -> Path:
 
 def test_a_folder_is_a_policy_set_named_as_the_folder(tmp_path: Path) -> None:
     found = policies.load_policy(_folder(tmp_path, reviewers=3))
-    assert (found.name, found.parameters.reviewers) == ("strict", 3)
-    assert found.cedar == "permit(principal, action, resource);\n"
+    assert (found.policy.name, found.policy.parameters.reviewers) == ("strict", 3)
+    assert found.policy.cedar == "permit(principal, action, resource);\n"
 
 
 def test_a_file_is_the_whole_set(tmp_path: Path) -> None:
     policy = policy_set(reviewers=4)
     (tmp_path / "set.json").write_bytes(encode_value(policy) + b"\n")
-    assert policies.load_policy(tmp_path / "set.json") == policy
+    assert policies.load_policy(tmp_path / "set.json").policy == policy
+
+
+def test_a_file_of_an_earlier_build_is_proposed_as_it_is(open_office: Callable[..., Office], tmp_path: Path) -> None:
+    value = policy_set().model_dump(mode="json")
+    del value["parameters"]["witnesses"]
+    document = encode_canonical(value)
+    (tmp_path / "set.json").write_bytes(document)
+    found = policies.load_policy(tmp_path / "set.json")
+    assert (found.policy, found.digest) == (policy_set(), digest_bytes(document))
+    proposal = policies.propose_adoption(open_office("staffed").door.about, "anna", found)
+    assert proposal.documents == {"policy": document}
 
 
 def test_what_is_no_policy_set_is_named(tmp_path: Path) -> None:
@@ -47,7 +60,7 @@ def test_what_is_no_policy_set_is_named(tmp_path: Path) -> None:
 
 def test_the_set_in_force_is_believed_by_its_bytes_alone(open_office: Callable[..., Office]) -> None:
     office = open_office("initialized")
-    assert policies.current_policy(office.as_("anna")) == office.site.policy
+    assert policies.current_policy(office.as_("anna")).policy == office.site.policy
     office.service.bend["/v1/policy"] = lambda answer: {
         **answer,
         "document": b64(encode_value(policy_set(reviewers=9))),
@@ -57,7 +70,7 @@ def test_the_set_in_force_is_believed_by_its_bytes_alone(open_office: Callable[.
 
 
 def test_differences_name_what_was_and_what_would_be(tmp_path: Path) -> None:
-    changes = policies.differences(policy_set(), policies.load_policy(_folder(tmp_path, reviewers=3)))
+    changes = policies.differences(policy_set(), policies.load_policy(_folder(tmp_path, reviewers=3)).policy)
     assert '-  "reviewers": 2,' in changes
     assert '+  "reviewers": 3,' in changes
     assert "+permit(principal, action, resource);" in changes

@@ -25,6 +25,7 @@ from appliance import wiring
 from appliance.config import load_settings
 from appliance.domain.core.entry import Draft, Entry, parse_entry
 from appliance.domain.core.event import Event
+from appliance.domain.core.names import encode_value
 from appliance.domain.core.order import Order
 from appliance.domain.core.policy import Parameters, PolicySet
 from appliance.domain.core.policy_files import assemble_policy
@@ -240,7 +241,7 @@ def template(stage: str) -> Template:
         keys: dict[str, Any] = {name: generate_ed25519() for name in ("anna", "ben")}
         people = [wiring.Person(name, key.spki) for name, key in keys.items()]
         settings = load_settings(home, {})
-        wiring.init(settings, people, origin=ORIGIN, single_administrator=False, policy=_DEFAULT)
+        wiring.init(settings, people, origin=ORIGIN, single_administrator=False, policy=encode_value(_DEFAULT))
         return Template(home, keys, 0)
     before = template(STAGES[STAGES.index(stage) - 1])
     before.copy(home)

@@ -46,7 +46,7 @@ from appliance.formats.log.cosignature import witness_vkey_of
 from appliance.formats.log.note import vkey_of
 from appliance.formats.signatures.dsse import encode_envelope
 from appliance.formats.signatures.keys import generate_ed25519
-from scripts.kit.log_builder import ORIGIN, LogBuilder, manifest, policy_set, stage
+from scripts.kit.log_builder import ORIGIN, LogBuilder, manifest, policy_digest, policy_set, stage
 
 Breach = tuple[str, Callable[[LogBuilder], Any]]
 """The stage it begins from, and what is done there."""
@@ -113,7 +113,7 @@ def rekeyed(site: LogBuilder, model: type[Any], by: str, name: str, **fields: An
 
 def adopted(site: LogBuilder, **signed: str) -> None:
     policy = policy_set(reviewers=1, distinct_fields=1)
-    order = site.order(AdoptPolicy, signed.pop("by", "anna"), policy=policy.digest)
+    order = site.order(AdoptPolicy, signed.pop("by", "anna"), policy=policy_digest(policy))
     site.two(PolicyAdopted(policy=site.in_force), order, {"policy": encode_value(policy)}, **signed)
 
 

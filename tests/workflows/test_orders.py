@@ -26,8 +26,9 @@ from appliance.domain.retention.texts import Erase
 from appliance.domain.runs.cancellation import Cancel
 from appliance.domain.serving.tokens import RevokeTokens
 from appliance.errors import ApplianceError, BadInput, Denied, Unavailable
-from appliance.formats.core.canonical import parse_canonical
+from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.formats.core.commitment import Disclosure, disclose
+from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.log.trust import Trust, encode_trust
 from appliance.formats.signatures.dsse import encode_envelope
@@ -36,7 +37,7 @@ from appliance.store.ledger.ledger import Ledger
 from appliance.workflows import orders
 from appliance.workflows.core.context import Context
 from appliance.workflows.queries import verification
-from scripts.kit.log_builder import ORIGIN, LogBuilder
+from scripts.kit.log_builder import ORIGIN, LogBuilder, policy_digest
 from tests.kit.small_log import START, Clock
 
 SCHEMA = (Path(__file__).resolve().parents[2] / "policies" / "default" / "schema.cedarschema").read_text()
@@ -58,7 +59,7 @@ class Desk:
         self.context = Context(**needless | {"ledger": ledger, "clock": clock})  # type: ignore[arg-type]
         self.ledger, self.clock, self.site = ledger, clock, site
         body = site.first
-        ledger.append(Draft(type=body.type, documents={"policy": encode_value(site.policy)}, body=body))
+        ledger.append(Draft(type=body.type, documents={"policy": site.policy_document}, body=body))
 
     def order(self, model: type[O], by: str, **members: Any) -> O:
         self.site.now = encode_time(self.clock())
@@ -89,7 +90,7 @@ class Desk:
         return self.submit(self.order(Endorse, "ben", order=digest))
 
     def propose(self, new: PolicySet) -> str:
-        return self.submit(self.order(AdoptPolicy, "anna", policy=new.digest), policy=encode_value(new))
+        return self.submit(self.order(AdoptPolicy, "anna", policy=policy_digest(new)), policy=encode_value(new))
 
     def adopt(self, new: PolicySet) -> None:
         self.endorse(self.propose(new))
@@ -105,12 +106,15 @@ class Desk:
         return report["verdict"], report["site_policies"], report["findings"] + report["local_findings"]
 
 
+Found = Callable[[PolicySet | bytes], Desk]
+
+
 @pytest.fixture
-def found(tmp_path: Path) -> Iterator[Callable[[PolicySet], Desk]]:
+def found(tmp_path: Path) -> Iterator[Found]:
     """Founds an appliance under this policy set, as whatever release adopted it would have."""
     with ExitStack() as stack:
 
-        def make(first: PolicySet) -> Desk:
+        def make(first: PolicySet | bytes) -> Desk:
             site, clock = LogBuilder(policy=first), Clock()
             engine = open_engine(f"sqlite:///{tmp_path / 'ledger.db'}")
             migrate(engine)
@@ -129,7 +133,7 @@ NO_MALLORY = (
 )
 
 
-def test_what_is_endorsed_is_decided_under_the_set_in_force_then(found: Callable[[PolicySet], Desk]) -> None:
+def test_what_is_endorsed_is_decided_under_the_set_in_force_then(found: Found) -> None:
     """Ordered while it was allowed, forbidden meanwhile: the second signature does not bring it about."""
     desk = found(policy())
     pending = desk.propose_enrolment("mallory", "operator")
@@ -144,7 +148,7 @@ def test_what_is_endorsed_is_decided_under_the_set_in_force_then(found: Callable
     assert desk.verify() == ("verified", "replayed", [])
 
 
-def test_an_order_whose_endorsement_was_denied_still_waits(found: Callable[[PolicySet], Desk]) -> None:
+def test_an_order_whose_endorsement_was_denied_still_waits(found: Found) -> None:
     desk = found(policy())
     pending = desk.propose_enrolment("mallory", "operator")
     desk.adopt(policy(PERMIT + NO_MALLORY))
@@ -157,7 +161,7 @@ def test_an_order_whose_endorsement_was_denied_still_waits(found: Callable[[Poli
     assert desk.verify() == ("verified", "replayed", [])
 
 
-def test_each_order_of_an_endorsement_has_its_own_signer(found: Callable[[PolicySet], Desk]) -> None:
+def test_each_order_of_an_endorsement_has_its_own_signer(found: Found) -> None:
     """What forbids the second administrator to enroll, and the first to endorse, forbids neither what they did."""
     forbid = '@id("{}") forbid (principal == Principal::"{}", action == Action::"{}", resource);\n'
     desk = found(policy(PERMIT + forbid.format("a", "ben", "enroll") + forbid.format("b", "anna", "endorse")))
@@ -168,7 +172,7 @@ def test_each_order_of_an_endorsement_has_its_own_signer(found: Callable[[Policy
 # Every refusal of an authentic order is an entry.
 
 
-def test_an_order_whose_text_was_erased_is_refused_by_an_entry_without_it(found: Callable[[PolicySet], Desk]) -> None:
+def test_an_order_whose_text_was_erased_is_refused_by_an_entry_without_it(found: Found) -> None:
     desk = found(policy())
     reason = desk.site.text("Anna's own words.")
     desk.submit(desk.order(PlaceHold, "anna", subject="principal:ben", reason=reason))
@@ -181,7 +185,7 @@ def test_an_order_whose_text_was_erased_is_refused_by_an_entry_without_it(found:
     assert desk.refused(desk.order(Erase, "anna", commitment=reason))
 
 
-def test_an_order_with_other_texts_than_its_own_is_refused_by_an_entry(found: Callable[[PolicySet], Desk]) -> None:
+def test_an_order_with_other_texts_than_its_own_is_refused_by_an_entry(found: Found) -> None:
     desk = found(policy())
     own, other = desk.site.text("The reason."), disclose("Another.", bytes(32))
     given = next(text for text in desk.site.disclosures if text.commitment == own)
@@ -205,10 +209,10 @@ def test_an_order_with_other_texts_than_its_own_is_refused_by_an_entry(found: Ca
     ],
 )
 def test_an_order_with_other_documents_than_its_own_is_refused_by_an_entry(
-    found: Callable[[PolicySet], Desk], documents: dict[str, bytes], reason: str
+    found: Found, documents: dict[str, bytes], reason: str
 ) -> None:
     desk = found(policy())
-    assert reason in desk.refused(desk.order(AdoptPolicy, "anna", policy=policy().digest), **documents)
+    assert reason in desk.refused(desk.order(AdoptPolicy, "anna", policy=policy_digest(policy())), **documents)
 
 
 @pytest.mark.parametrize(
@@ -225,11 +229,9 @@ def test_an_order_with_other_documents_than_its_own_is_refused_by_an_entry(
         ),
     ],
 )
-def test_a_policy_set_that_is_not_taken_is_refused_by_an_entry(
-    found: Callable[[PolicySet], Desk], text: str, reason: str
-) -> None:
+def test_a_policy_set_that_is_not_taken_is_refused_by_an_entry(found: Found, text: str, reason: str) -> None:
     desk, new = found(policy()), policy(text)
-    order = desk.order(AdoptPolicy, "anna", policy=new.digest)
+    order = desk.order(AdoptPolicy, "anna", policy=policy_digest(new))
     assert reason in desk.refused(order, policy=encode_value(new))
 
 
@@ -241,15 +243,13 @@ def test_a_policy_set_that_is_not_taken_is_refused_by_an_entry(
         ({"expires_at": "2099-01-01T00:00:00.000Z"}, "expected a lifetime"),
     ],
 )
-def test_an_order_of_another_time_is_refused_by_an_entry(
-    found: Callable[[PolicySet], Desk], terms: dict[str, str], reason: str
-) -> None:
+def test_an_order_of_another_time_is_refused_by_an_entry(found: Found, terms: dict[str, str], reason: str) -> None:
     desk = found(policy())
     order = desk.order(PlaceHold, "anna", subject="principal:ben").model_copy(update=terms)
     assert reason in desk.refused(order)
 
 
-def test_an_order_about_what_is_not_there_is_refused_by_an_entry(found: Callable[[PolicySet], Desk]) -> None:
+def test_an_order_about_what_is_not_there_is_refused_by_an_entry(found: Found) -> None:
     desk = found(policy())
     assert desk.refused(desk.order(Endorse, "ben", order=NO_DIGEST))
     assert desk.refused(desk.order(Cancel, "ben", run="r-000009"))
@@ -257,9 +257,7 @@ def test_an_order_about_what_is_not_there_is_refused_by_an_entry(found: Callable
     assert "expected none on principal:ben" in desk.refused(order)
 
 
-def test_what_cannot_be_recorded_now_is_no_refusal(
-    found: Callable[[PolicySet], Desk], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_recorded_now_is_no_refusal(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
     desk = found(policy())
     size, order = desk.ledger.state.size, desk.order(PlaceHold, "anna", subject="principal:ben")
     with monkeypatch.context() as full, pytest.raises(Unavailable):
@@ -276,7 +274,7 @@ def refuse_to_append(*_: Any, **__: Any) -> None:
 # A set that an earlier release adopted.
 
 
-def test_a_set_whose_schema_lacks_a_verb_refuses_that_verb_alone(found: Callable[[PolicySet], Desk]) -> None:
+def test_a_set_whose_schema_lacks_a_verb_refuses_that_verb_alone(found: Found) -> None:
     desk = found(policy(schema=OLDER))
     desk.endorse(desk.propose_enrolment("legal", "unit"))
     assert desk.last().type == "principal.enrolled"
@@ -292,22 +290,82 @@ def test_a_set_whose_schema_lacks_a_verb_refuses_that_verb_alone(found: Callable
     assert desk.verify() == ("verified", "replayed", [])
 
 
-def test_a_set_of_an_earlier_release_can_be_replaced_and_its_log_verifies(found: Callable[[PolicySet], Desk]) -> None:
+def test_a_set_of_an_earlier_release_can_be_replaced_and_its_log_verifies(found: Found) -> None:
     desk = found(policy(schema=OLDER))
     desk.adopt(policy())
-    assert desk.ledger.state.site.policy == policy().digest
+    assert desk.ledger.state.site.policy == policy_digest(policy())
     desk.submit(desk.order(RevokePrincipal, "anna", principal="ben"))
     assert desk.verify() == ("verified", "replayed", [])
 
 
-def test_a_set_that_lacks_a_verb_is_not_adopted(found: Callable[[PolicySet], Desk]) -> None:
+EARLIER_SCHEMA = OLDER
+for _later in (
+    r"entity Text = \{[^}]*\};\n",
+    r'action "erase" appliesTo \{[^}]*\};\n',
+    r"\n  roles: Set<String>,(?=\n\})",
+    r", roles: Set<String>(?= \})",
+):
+    EARLIER_SCHEMA, _count = re.subn(_later, "", EARLIER_SCHEMA)
+    assert _count == 1
+
+
+def earlier_document() -> bytes:
+    """A set as a build wrote it that knew no witnesses, no roles as text, and no texts that can be erased."""
+    value = policy(PERMIT + NO_MALLORY, EARLIER_SCHEMA).model_dump(mode="json")
+    for name in ("witnesses", "witness_quorum", "witness_lifetime_s"):
+        del value["parameters"][name]
+    return encode_canonical(value)
+
+
+def test_a_document_of_an_earlier_build_is_in_force_decides_is_verified_and_can_be_replaced(found: Found) -> None:
+    document = earlier_document()
+    desk = found(document)
+    site = desk.ledger.state.site
+    assert (site.policy, site.parameters) == (digest_bytes(document), Parameters())
+    desk.endorse(desk.propose_enrolment("olga", "operator"))
+    with pytest.raises(Denied, match="site policy no-mallory: forbids enroll by anna"):
+        desk.propose_enrolment("mallory", "operator")
+    person = desk.ledger.state.principals.get("olga")
+    assert person is not None and person.printed_name is not None
+    with pytest.raises(Denied, match="expected a schema with the action erase, got none: adopt a set"):
+        desk.submit(desk.order(Erase, "anna", commitment=person.printed_name))
+    assert desk.verify() == ("verified", "replayed", [])
+    desk.adopt(policy())
+    assert desk.ledger.state.site.policy == policy_digest(policy())
+    assert desk.verify() == ("verified", "replayed", [])
+
+
+def test_a_document_that_lacks_a_parameter_is_adopted_as_it_is(found: Found) -> None:
+    value = policy().model_dump(mode="json")
+    del value["parameters"]["witness_quorum"]
+    document = encode_canonical(value)
+    desk = found(policy())
+    order = desk.order(AdoptPolicy, "anna", policy=digest_bytes(document))
+    desk.endorse(desk.submit(order, policy=document))
+    assert desk.ledger.state.site.policy == digest_bytes(document)
+    assert desk.ledger.document(digest_bytes(document)) == document
+    assert desk.verify() == ("verified", "replayed", [])
+
+
+def test_a_document_of_a_later_build_is_refused_by_name(found: Found) -> None:
+    value = policy().model_dump(mode="json")
+    value["parameters"]["quorum_s"] = 1
+    document = encode_canonical(value)
+    desk = found(policy())
+    order = desk.order(AdoptPolicy, "anna", policy=digest_bytes(document))
+    with pytest.raises(BadInput, match=r"got parameters\.quorum_s: the set is of a later build"):
+        desk.submit(order, policy=document)
+    assert desk.ledger.state.site.policy == policy_digest(policy())
+
+
+def test_a_set_that_lacks_a_verb_is_not_adopted(found: Found) -> None:
     desk = found(policy())
     with pytest.raises(BadInput, match="action revoke-tokens: expected it to take a sample request"):
         desk.propose(policy(schema=OLDER))
 
 
 def test_a_set_that_was_ordered_under_an_earlier_release_is_not_adopted_under_this_one(
-    found: Callable[[PolicySet], Desk], monkeypatch: pytest.MonkeyPatch
+    found: Found, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk = found(policy())
     with monkeypatch.context() as earlier:
@@ -316,4 +374,4 @@ def test_a_set_that_was_ordered_under_an_earlier_release_is_not_adopted_under_th
         pending = desk.propose(policy(schema=OLDER))
     with pytest.raises(BadInput, match="action revoke-tokens: expected it to take a sample request"):
         desk.endorse(pending)
-    assert desk.ledger.state.site.policy == policy().digest
+    assert desk.ledger.state.site.policy == policy_digest(policy())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from appliance.domain.core.names import Identifier, Value, encode_value, parse_value
+from appliance.domain.core.names import Identifier, Value, explain
 from appliance.errors import BadInput
-from appliance.formats.core.digest import digest_bytes
+from appliance.formats.core.canonical import parse_canonical
 from appliance.formats.log.cosignature import parse_witness_vkey
 from appliance.formats.log.note import parse_vkey
 
@@ -26,7 +26,11 @@ LAYERS = ("user-ns", "network-ns", "pid-ns", "ipc-ns", "mount-ns", "uts-ns", "se
 
 
 class Parameters(Value):
-    """Numbers the invariants count with. All durations in seconds."""
+    """Numbers the invariants count with. All durations in seconds.
+
+    A set that was adopted before a parameter came has its default, so a new one defaults to what was done before it,
+    and no default ever changes (docs/adr/0014-versions-of-meaning.md).
+    """
 
     reviewers: int = Field(default=2, ge=1, le=16, description="standing approvals an adapter needs for a unit")
     distinct_fields: int = Field(default=2, ge=1, le=16, description="different fields among those reviewers")
@@ -84,7 +88,8 @@ class Parameters(Value):
 
 
 class PolicySet(Value):
-    """One adopted document; its digest names it in every decision."""
+    """What one adopted document says. The digest of the document's own bytes names it in every decision: encoded again,
+    a set of an earlier build would have other bytes."""
 
     version: Literal[1] = 1
     name: Identifier
@@ -92,11 +97,32 @@ class PolicySet(Value):
     cedar: str = Field(max_length=1_000_000)
     cedar_schema: str = Field(max_length=1_000_000)
 
-    @property
-    def digest(self) -> str:
-        return digest_bytes(encode_value(self))
-
 
 def parse_policy(data: bytes) -> PolicySet:
-    """The policy set of canonical bytes; BadInput says which parameter is out of its bounds."""
-    return parse_value(PolicySet, data, "policy set")
+    """The policy set of canonical bytes, in which parameters may be missing. BadInput names the one that is out of its
+    bounds, and what only a later build knows."""
+    try:
+        value = parse_canonical(data)
+    except BadInput as error:
+        raise BadInput(f"policy set: {error.message}") from None
+    if isinstance(value, dict):
+        _check_names(value)
+    try:
+        return PolicySet.model_validate_json(data)
+    except ValidationError as error:
+        raise BadInput(f"policy set: {explain(error)}") from None
+
+
+def _check_names(value: dict[str, Any]) -> None:
+    """Nothing that only a later build knows, and no member missing but parameters."""
+    parameters = value.get("parameters")
+    names = parameters.keys() if isinstance(parameters, dict) else set()
+    later = [f"parameters.{name}" for name in sorted(names - Parameters.model_fields.keys())]
+    later += sorted(value.keys() - PolicySet.model_fields.keys())
+    if later:
+        raise BadInput(
+            f"policy set: expected members that this build knows, got {', '.join(later)[:200]}: "
+            "the set is of a later build, so read it with that one"
+        )
+    if missing := sorted(PolicySet.model_fields.keys() - value.keys()):
+        raise BadInput(f"policy set: expected {', '.join(PolicySet.model_fields)}, got none of {', '.join(missing)}")

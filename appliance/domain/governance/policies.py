@@ -45,7 +45,8 @@ def check_policy(case: Case, order: AdoptPolicy, data: bytes) -> None:
 
 def adopted(case: Case) -> Puts:
     policy = parse_policy(case.documents["policy"])
-    site = case.state.site.model_copy(update={"policy": policy.digest, "parameters": policy.parameters})
+    digest = digest_bytes(case.documents["policy"])
+    site = case.state.site.model_copy(update={"policy": digest, "parameters": policy.parameters})
     return [(case.state.sites, "site", site)]
 
 

@@ -14,6 +14,7 @@ from appliance.domain.core.records import LogKey, Site
 from appliance.domain.core.verb import EventRule, unchanged
 from appliance.domain.governance.people import enrolled_person
 from appliance.domain.governance.policies import check_witnesses
+from appliance.formats.core.digest import digest_bytes
 from appliance.formats.log.note import parse_vkey
 from appliance.formats.signatures.keys import keyid_of, parse_spki
 
@@ -71,7 +72,7 @@ def initialized(case: Case) -> Puts:
         log_keys=(LogKey(vkey=body.log_key, since=0),),
         adapter_key=body.adapter_key,
         single_administrator=body.single_administrator,
-        policy=policy.digest,
+        policy=digest_bytes(case.documents["policy"]),
         parameters=policy.parameters,
     )
     puts: Puts = [(case.state.sites, "site", site)]

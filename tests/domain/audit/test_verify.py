@@ -33,7 +33,7 @@ from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
 from appliance.formats.log.trust import Trust
 from appliance.formats.signatures.dsse import encode_envelope
 from appliance.formats.signatures.keys import generate_ed25519
-from scripts.kit.log_builder import ORIGIN, LogBuilder, policy_set, stage
+from scripts.kit.log_builder import ORIGIN, LogBuilder, policy_digest, policy_set, stage
 
 
 def verify(
@@ -638,7 +638,7 @@ class Recorder:
 
         def decide(principal: Principal, order: Order, state: State, now: str) -> tuple[str, ...]:
             assert principal.name == order.signer
-            self.wanted.append((policy.digest, order.verb))
+            self.wanted.append((policy_digest(policy), order.verb))
             return ("site policy no-go: forbids it",) if order.verb == self.forbidden else ()
 
         return decide
@@ -654,7 +654,7 @@ def test_site_policies_are_asked_again_for_every_order_under_the_set_in_force() 
     bound = [role for data in site.entries for role in parse_entry(data).documents]
     assert report.counts.decisions == bound.count("order")
     assert len(recorder.wanted) == bound.count("order") + bound.count("endorsed")
-    assert [verb for digest, verb in recorder.wanted if digest != site.policy.digest] == ["activate"]
+    assert [verb for digest, verb in recorder.wanted if digest != policy_digest(site.policy)] == ["activate"]
 
 
 def test_an_order_that_the_sites_policies_forbid_is_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from appliance.formats.core.digest import digest_bytes
 from appliance.formats.log.note import vkey_of
 from appliance.formats.signatures.dsse import encode_envelope
 from appliance.formats.signatures.keys import generate_ed25519
-from scripts.kit.log_builder import LogBuilder, b64, policy_set, stage
+from scripts.kit.log_builder import LogBuilder, b64, policy_digest, policy_set, stage
 from tests.kit.curve import twins
 from tests.kit.refusals import refuses
 
@@ -58,7 +59,7 @@ def test_the_first_entry_makes_administrators_and_puts_the_policy_in_force() -> 
         "anna": ("administrator",),
         "ben": ("administrator",),
     }
-    assert site.state.site.policy == site.policy.digest
+    assert site.state.site.policy == policy_digest(site.policy)
     assert not site.state.site.single_administrator
 
 
@@ -317,7 +318,7 @@ def test_what_an_order_binds_lies_beside_it_and_nothing_else() -> None:
     site = stage("staffed")
     enroll, documents = site.enrolment("eve", ("operator",))
     policy = encode_value(policy_set(reviewers=3))
-    adopt = site.order(AdoptPolicy, "anna", policy=policy_set(reviewers=3).digest)
+    adopt = site.order(AdoptPolicy, "anna", policy=policy_digest(policy_set(reviewers=3)))
     grant = site.order(Grant, "anna", principal="olga", role="reviewer:safety")
     with refuses(site, BadInput, "documents beside the order: expected ['possession'], got []"):
         site.pend(enroll)
@@ -397,11 +398,11 @@ def test_power_is_given_by_administrators_only(verb: str) -> None:
         with refuses(site, Denied, "role: expected olga to be administrator"):
             site.pend(order)
     elif verb == "adopt-policy":
-        order = site.order(AdoptPolicy, "olga", policy=policy.digest)
+        order = site.order(AdoptPolicy, "olga", policy=policy_digest(policy))
         with refuses(site, Denied, "role: expected olga to be administrator"):
             site.pend(order, {"policy": encode_value(policy)})
     else:
-        order = site.order(AdoptPolicy, "anna", policy=policy.digest)
+        order = site.order(AdoptPolicy, "anna", policy=policy_digest(policy))
         document = {"policy": encode_value(policy)}
         pending = site.pend(order, document)
         with refuses(site, Denied, "role: expected rita to be administrator"):
@@ -444,15 +445,15 @@ def test_two_administrators_adopt_a_policy_set_and_it_counts_from_the_next_entry
     site = stage("approved")
     strict = policy_set(reviewers=3)
     entry = site.adopt(strict)
-    assert entry.body["policy"] == site.policy.digest, "the entry itself was decided under the old set"
-    assert site.state.site.policy == strict.digest
+    assert entry.body["policy"] == policy_digest(site.policy), "the entry itself was decided under the old set"
+    assert site.state.site.policy == policy_digest(strict)
     with refuses(site, Denied, "quorum: expected 3 standing approvals"):
         site.activate()
 
 
 def test_a_policy_that_the_order_does_not_bind_is_refused() -> None:
     site = stage("initialized")
-    order = site.order(AdoptPolicy, "anna", policy=policy_set(reviewers=3).digest)
+    order = site.order(AdoptPolicy, "anna", policy=policy_digest(policy_set(reviewers=3)))
     with refuses(site, Denied, "policy: expected", order.policy):
         site.pend(order, {"policy": encode_value(policy_set(reviewers=1, distinct_fields=1))})
 
@@ -461,9 +462,9 @@ def test_what_the_second_signs_for_is_what_the_first_bound() -> None:
     """A service that swaps the document between the two signatures."""
     site = stage("initialized")
     good, bad = policy_set(reviewers=3), policy_set(reviewers=1, distinct_fields=1)
-    order = site.order(AdoptPolicy, "anna", policy=good.digest)
+    order = site.order(AdoptPolicy, "anna", policy=policy_digest(good))
     pending = site.pend(order, {"policy": encode_value(good)})
-    with refuses(site, Denied, "policy: expected", good.digest, bad.digest):
+    with refuses(site, Denied, "policy: expected", policy_digest(good), policy_digest(bad)):
         site.endorse(PolicyAdopted(policy=site.in_force), order, pending, {"policy": encode_value(bad)})
     enroll, _ = site.enrolment("olga", ("operator",))
     proof = site.possession("olga", site.keys["olga"])
@@ -490,7 +491,7 @@ def test_what_is_no_policy_set_does_not_wait_for_a_second() -> None:
         ({"token_lifetime_s": 3601}, "token_lifetime_s"),
         ({"approval_lifetime_s": 10**12}, "approval_lifetime_s"),
         ({"accepted_missing_layers": ["no-new-privs"]}, "accepted_missing_layers: expected some of"),
-        ({"quorum": 1}, "quorum"),
+        ({"quorum": 1}, "got parameters.quorum: the set is of a later build"),
     ],
 )
 def test_a_policy_beyond_its_bounds_is_no_policy(parameters: dict[str, Any], words: str) -> None:
@@ -498,6 +499,58 @@ def test_a_policy_beyond_its_bounds_is_no_policy(parameters: dict[str, Any], wor
     value["parameters"] |= parameters
     with pytest.raises(BadInput, match=words):
         parse_policy(encode_canonical(value))
+
+
+DEFAULTS = {
+    "reviewers": 2,
+    "distinct_fields": 2,
+    "required_fields": (),
+    "order_lifetime_s": 3_600,
+    "approval_lifetime_s": 31_536_000,
+    "session_lifetime_s": 900,
+    "token_lifetime_s": 3_600,
+    "clock_skew_s": 60,
+    "accepted_missing_layers": (),
+    "key_overlap_s": 2_592_000,
+    "name_retention_s": 15_552_000,
+    "text_retention_s": 0,
+    "export_lifetime_s": 604_800,
+    "witnesses": (),
+    "witness_quorum": 0,
+    "witness_lifetime_s": 604_800,
+}
+
+
+def test_a_parameters_default_never_changes_since_a_log_may_hold_a_set_that_lacks_it() -> None:
+    """A new parameter is a new row here; another value in a row would judge old entries anew."""
+    assert Parameters().model_dump() == DEFAULTS
+
+
+@pytest.mark.parametrize("lacking", [*Parameters.model_fields, "all"])
+def test_a_set_that_lacks_a_parameter_has_its_default_and_the_digest_of_its_own_bytes(lacking: str) -> None:
+    value = policy_set().model_dump(mode="json")
+    value["parameters"] = {name: kept for name, kept in value["parameters"].items() if lacking not in (name, "all")}
+    document = encode_canonical(value)
+    site = LogBuilder(policy=document)
+    assert (site.state.site.policy, site.state.site.parameters) == (digest_bytes(document), Parameters())
+    site.enroll("olga", "operator")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda data: data.replace(b'"version":1', b'"version": 1'), "policy set: canonical JSON, byte"),
+        (lambda data: data.replace(b'"reviewers":2', b'"reviewers":2.0'), "expected an integer, got 2.0"),
+        (lambda data: data.replace(b',"version":1', b""), "got none of version"),
+        (lambda data: data.replace(b',"version":1', b',"version":1,"zones":[]'), "got zones: the set is of a later"),
+        (lambda data: data.replace(b'"version":1', b'"version":2'), "version: Input should be 1, got 2"),
+        (lambda _: b"[]", "policy set: value"),
+    ],
+)
+def test_what_is_no_canonical_set_of_this_version_is_refused(change: Callable[[bytes], bytes], words: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        parse_policy(change(encode_value(policy_set())))
+    assert words in caught.value.message
 
 
 def test_every_layer_that_policy_may_do_without_has_a_name() -> None:

@@ -154,9 +154,16 @@ def test_the_members_of_an_entry_and_a_policy_set_are_all_named() -> None:
 
 
 def test_the_parameters_of_a_policy_set_have_their_bounds() -> None:
-    _, _, table = section("## Types of entries").partition("| parameter | value |")
+    _, _, table = section("## Types of entries").partition("| parameter | value | default |")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:3] == "| `"]
-    found = {name: value for cell, value in rows for name in names(cell)}
+    found = {name: value for cell, value, _ in rows for name in names(cell)}
+    # One default for all names of a cell, or one for each.
+    defaults = {
+        name: one
+        for cell, _, default in rows
+        for name, one in zip(names(cell), (default.split("; ") * len(names(cell))), strict=False)
+    }
+    assert defaults == {name: f"{value:,}" if value != () else "none" for name, value in Parameters()}
     assert found.keys() == Parameters.model_fields.keys()
     for name, field in Parameters.model_json_schema()["properties"].items():
         if name.endswith("_s") or name in ("reviewers", "distinct_fields"):

@@ -74,9 +74,16 @@ CREDENTIALS: tuple[Credential, ...] = (
 TOKEN = encode_token(sign_envelope(encode_credential(CREDENTIALS[1]), KEY))
 
 Parse, Encode = Callable[[bytes], Any], Callable[[Any], bytes]
+
+
+def encode_given(policy: PolicySet) -> bytes:
+    """Without the parameters that its document lacks."""
+    return encode_canonical(policy.model_dump(mode="json", exclude_unset=True))
+
+
 PARSERS: dict[str, tuple[Parse, Encode, bytes]] = {
     "steps": (parse_steps, encode_steps, encode_steps(record([2.0]))),
-    "policy set": (parse_policy, encode_value, POLICY),
+    "policy set": (parse_policy, encode_given, POLICY),
     **{f"entry {kind}": (parse_entry, encode_entry, data) for kind, data in ENTRIES.items()},
     **{
         f"credential {credential.kind}": (

@@ -26,7 +26,7 @@ from appliance.errors import ApplianceError, BadInput, Conflict, Denied, Tampere
 from appliance.formats.core.canonical import MAX_DEPTH, MAX_INTEGER, encode_canonical, parse_canonical
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.dsse import encode_envelope
-from scripts.kit.log_builder import LogBuilder, policy_set, stage
+from scripts.kit.log_builder import LogBuilder, policy_digest, policy_set, stage
 from tests.kit.refusals import refuses, snapshot
 
 
@@ -158,7 +158,7 @@ def test_an_entry_whose_actor_is_not_the_orders_signer_is_refused() -> None:
 
 def test_an_entry_names_the_policy_set_in_force() -> None:
     site = stage("sealed")
-    other = policy_set(reviewers=3).digest
+    other = policy_digest(policy_set(reviewers=3))
     with refuses(site, Denied, f"policy: expected {site.in_force}, got {other}"):
         site.ordered(ReviewRecorded(policy=other), site.review_order("rita", "privacy"))
 
