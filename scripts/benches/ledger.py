@@ -47,14 +47,14 @@ def measure(folder: Path, plan: Plan) -> Iterator[Row]:
             yield from appends.on_postgresql(plan.turns, alone=plan.alone, each=plan.each)
         yield from reading.proofs(log, plan.rounds, plan.proofs)
         yield from reading.ask(log, plan.rounds, 10)
-        yield from verifying.whole(log, plan.rounds)
+        yield from verifying.whole(log, folder, plan.rounds)
         yield from peer.beside_pymerkle(log, folder, plan.turns, alone=plan.alone, proofs=plan.proofs // 10 + 1)
         if plan.largest:
             yield from growth(folder, plan, log)
 
 
 def growth(folder: Path, plan: Plan, known: Log | None = None) -> Iterator[Row]:
-    """Each cost at each size, the sizes taking turns; against it stands the cost at a tenth of the size."""
+    """Each cost at each size, the sizes taking turns; against it stands the cost at the smallest."""
     with ExitStack() as stack:
         sizes = [size for size in GROWTH if size <= plan.largest]
         logs = [

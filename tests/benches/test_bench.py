@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from scripts.benches import ledger, peer, verifying
+from scripts.benches.appends import Timed, lone_rows
 from scripts.benches.logs import open_log
-from scripts.benches.measure import Row, interleaved, markdown_table, plain_table, row, write_json
+from scripts.benches.measure import Found, Row, interleaved, markdown_table, plain_table, row, write_json
 
 TINY = ledger.Plan(size=200, largest=1_000, rounds=1, appends=2, turns=1, alone=2, each=1, proofs=2, postgresql=False)
 COLUMNS = ["name", "ours", "unit", "against", "theirs", "ratio", "goal", "met"]
@@ -29,11 +30,11 @@ def named(rows: list[Row], part: str) -> list[Row]:
 
 
 def test_every_measure_that_was_promised_has_its_row_and_its_goal(rows: list[Row]) -> None:
-    assert all(one.goal == "≤ 200" for one in named(rows, "own CPU")[:2])
+    assert [one.goal for one in named(rows, "lone append, ")] == ["≤ 8×"] * 3
     assert "≥ 5,000" in str(named(rows, "64 writers, SQLite")[0].goal)
     assert named(rows, "inclusion proof, 200 entries")[0].goal == "≤ 2"
-    assert named(rows, "offline verification")[0].goal == "≤ 0.003"
-    assert named(rows, "memory of verification")[0].goal == "≤ 200"
+    assert named(rows, "offline verification")[0].goal == "80× only from 100,000 entries"
+    assert named(rows, "memory of verification")[0].goal == "≤ 1.5×"
     assert all(one.goal == "≤ 50" for one in named(rows, "question: "))
 
 
@@ -75,6 +76,42 @@ def test_a_row_says_whether_every_bound_holds() -> None:
     assert row("a", 3, "1/s", theirs=2, at_least=2, ratio_at_least=3).met is False
     assert row("a", 3, "ms", at_most=2).met is False
     assert row("a", 3, "ms").met is None
+
+
+@pytest.mark.parametrize(("bare_us", "met"), [(20.0, [True, True, True]), (11.0, [False, False, True])])
+def test_a_lone_append_is_judged_by_the_bare_inserts_of_its_own_run(bare_us: float, met: list[bool]) -> None:
+    beats, pairs, bares = Timed([100, 150, 400], [0]), Timed([160], [160]), Timed([bare_us], [20])
+    lone = lone_rows(beats, pairs, bares, sync_us=10)
+    assert [(one.ours, one.theirs) for one in lone] == [(150, bare_us), (160, bare_us), (160, 20), (20, 10)]
+    assert [one.met for one in lone] == [*met, None]
+
+
+@pytest.mark.parametrize(
+    ("size", "seconds", "peak_mb", "met"),
+    [
+        (100_000, 8.0, 45.0, [True, True]),
+        (100_000, 8.1, 45.1, [False, False]),
+        (99_999, 8.1, 45.0, [None, True]),
+    ],
+)
+def test_a_verification_is_judged_by_hashing_and_by_a_tenth_of_its_log(
+    size: int, seconds: float, peak_mb: float, met: list[bool | None]
+) -> None:
+    found = verifying.rows(size, seconds=seconds, hashing_s=0.1, peak_mb=peak_mb, tenth_mb=30)
+    assert [one.met for one in found] == met
+
+
+@pytest.mark.parametrize(("proved", "met"), [([2.8, 2.9, 2.7], True), ([2.7, 2.9, 2.7], False)])
+def test_appends_with_proofs_are_judged_by_the_median_of_each_turns_own_ratio(proved: list[float], met: bool) -> None:
+    """The disk is ten times as quick in the second turn."""
+    pace = (1.0, 10.0, 1.0)
+    others = ("plain_alone", "alone", "their_alone", "batch", "their_batch", "proof", "their_proof")
+    samples = {name: [[1.0]] * 3 for name in others}
+    samples["both"] = [[ratio * speed] for ratio, speed in zip(proved, pace, strict=True)]
+    samples["their_both"] = [[speed] for speed in pace]
+    found = peer.peer_rows(Found(samples), "9 entries")
+    assert [one.met for one in found] == [None, None, False, False, met]
+    assert found[-1].goal == "≥ 2.8×"
 
 
 def test_measures_take_turns_and_give_medians() -> None:
