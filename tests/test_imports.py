@@ -247,6 +247,17 @@ def check(sources: dict[str, str]) -> list[str]:
     return findings
 
 
+def check_script(module: str, source: str) -> Iterator[str]:
+    """Benches, soak and demo run where the tests are not. A name in a text counts too: `python -m tests.kit.alone`."""
+    tree = ast.parse(source, module)
+    named = [(found.name.lstrip("."), found.line) for found in imports_of(module, tree, set())]
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    named += [(text.value, text.lineno) for text in texts if re.match(r"tests\.[a-z]", text.value)]
+    for name, line in named:
+        if name.split(".")[0] == "tests":
+            yield f"{module}:{line}: scripts import {name}: expected nothing of tests; what both use is in scripts/kit"
+
+
 def read_sources() -> dict[str, str]:
     """The appliance's own files, and the migrations where they lie beside it."""
     sources = {}
@@ -262,6 +273,29 @@ def test_every_file_keeps_the_import_rules() -> None:
     sources = read_sources()
     assert len(sources) > 10, "the test looks at the wrong folder"
     assert check(sources) == []
+
+
+def test_no_script_imports_the_tests() -> None:
+    paths = sorted(ROOT.glob("scripts/**/*.py"))
+    assert len(paths) > 10, "the test looks at the wrong folder"
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths}
+    assert [one for name, path in names.items() for one in check_script(name, path.read_text(encoding="utf-8"))] == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import tests.kit.founded",
+        "from tests.kit import founded",
+        "def f():\n    from tests import kit",
+        "run(['python', '-m', 'tests.kit.alone'])",
+        "importlib.import_module('tests.kit.founded')",
+    ],
+)
+def test_a_script_that_imports_the_tests_is_found(source: str) -> None:
+    (finding,) = check_script("scripts.bench", source)
+    assert finding.startswith("scripts.bench:") and "scripts import tests" in finding
+    assert list(check_script("scripts.bench", source.replace("tests", "scripts"))) == []
 
 
 def test_no_folder_is_crowded() -> None:

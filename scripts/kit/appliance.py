@@ -43,8 +43,8 @@ from appliance.formats.core.timestamp import encode_time
 from appliance.formats.log.trust import Trust, parse_trust
 from appliance.formats.signatures.dsse import Envelope, encode_envelope, sign_envelope
 from appliance.formats.signatures.keys import Ed25519Signer, generate_ed25519
+from scripts.kit import forks
 from scripts.kit.certificates import Authority
-from tests.kit import forks
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = {

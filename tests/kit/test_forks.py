@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit import forks
+from scripts.kit import forks
 
 SAYS = "import os, sys; print(sys.argv[1:], dict(os.environ), __name__)\n"
 

@@ -80,7 +80,7 @@ class Forks:
     def __init__(self, modules: Sequence[str]) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [sys.executable, "-m", "tests.kit.forks", str(theirs.fileno()), *modules]
+            command = [sys.executable, "-m", "scripts.kit.forks", str(theirs.fileno()), *modules]
             self._process = subprocess.Popen(command, cwd=ROOT, pass_fds=[theirs.fileno()])
 
     def close(self) -> None:
