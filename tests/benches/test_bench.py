@@ -33,7 +33,7 @@ def test_every_measure_that_was_promised_has_its_row_and_its_goal(rows: list[Row
     assert [one.goal for one in named(rows, "lone append, ")] == ["≤ 8×"] * 3
     assert "≥ 5,000" in str(named(rows, "64 writers, SQLite")[0].goal)
     assert named(rows, "inclusion proof, 200 entries")[0].goal == "≤ 2"
-    assert named(rows, "offline verification")[0].goal == "80× only from 100,000 entries"
+    assert named(rows, "offline verification")[0].goal == "80× only from 1,000,000 entries"
     assert named(rows, "memory of verification")[0].goal == "≤ 1.5×"
     assert all(one.goal == "≤ 50" for one in named(rows, "question: "))
 
@@ -89,9 +89,9 @@ def test_a_lone_append_is_judged_by_the_bare_inserts_of_its_own_run(bare_us: flo
 @pytest.mark.parametrize(
     ("size", "seconds", "peak_mb", "met"),
     [
-        (100_000, 8.0, 45.0, [True, True]),
-        (100_000, 8.1, 45.1, [False, False]),
-        (99_999, 8.1, 45.0, [None, True]),
+        (1_000_000, 8.0, 45.0, [True, True]),
+        (1_000_000, 8.1, 45.1, [False, False]),
+        (999_999, 8.1, 45.0, [None, True]),
     ],
 )
 def test_a_verification_is_judged_by_hashing_and_by_a_tenth_of_its_log(
