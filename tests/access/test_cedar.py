@@ -290,8 +290,8 @@ type Standing = { now: datetime, single_administrator: Bool };
 action "adopt-policy" appliesTo { principal: [Principal], resource: [Policy], context: Standing };
 action "endorse" appliesTo { principal: [Principal], resource: [PendingOrder], context: Standing };
 """
-"""What the schema of every set that was ever adopted has. No build may change what it sends of this: a set in force could
-not be replaced then."""
+"""What the schema of every set that was ever adopted has. No build may change what it sends of this: a set in force
+could not be replaced then."""
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))
