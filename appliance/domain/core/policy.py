@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from appliance.domain.core.names import Identifier, Value, explain
 from appliance.errors import BadInput
-from appliance.formats.core.canonical import parse_canonical
+from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.formats.log.cosignature import parse_witness_vkey
 from appliance.formats.log.note import parse_vkey
 
@@ -108,9 +108,12 @@ def parse_policy(data: bytes) -> PolicySet:
     if isinstance(value, dict):
         _check_names(value)
     try:
-        return PolicySet.model_validate_json(data)
+        policy = PolicySet.model_validate_json(data)
     except ValidationError as error:
         raise BadInput(f"policy set: {explain(error)}") from None
+    if encode_canonical(policy.model_dump(mode="json", exclude_unset=True)) != data:  # `true` would be version 1
+        raise BadInput("policy set: expected canonical JSON (RFC 8785), got another encoding of what it says")
+    return policy
 
 
 def _check_names(value: dict[str, Any]) -> None:

@@ -544,6 +544,7 @@ def test_a_set_that_lacks_a_parameter_has_its_default_and_the_digest_of_its_own_
         (lambda data: data.replace(b',"version":1', b""), "got none of version"),
         (lambda data: data.replace(b',"version":1', b',"version":1,"zones":[]'), "got zones: the set is of a later"),
         (lambda data: data.replace(b'"version":1', b'"version":2'), "version: Input should be 1, got 2"),
+        (lambda data: data.replace(b'"version":1', b'"version":true'), "got another encoding of what it says"),
         (lambda _: b"[]", "policy set: value"),
     ],
 )
