@@ -1,12 +1,7 @@
 """appliance-verify: the auditor's program. It reads an export and a trust file, and nothing else.
 
-    appliance-verify ledger.tar --trust trust.json
-    appliance-verify ledger.tar --trust trust.json --could-load legal --at 2026-11-24T15:00:00.000Z
-    appliance-verify --record answer.json --trust trust.json --answer answer.txt
-
-Exit codes: 0 verified, 6 failed, 7 unverifiable (no trust file, no entries), 2 what was given is no export, no record,
-no trust file or no readable file. It needs Python, `cryptography` and `pydantic`: no database, no network, no GPU, no
-Cedar.
+It needs Python, `cryptography` and `pydantic`, and `cedarpy` to replay the site's own policies: no database, no
+network, no GPU. The help says the rest.
 """
 
 from __future__ import annotations
@@ -18,22 +13,49 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 from appliance import __version__
-from appliance.domain.audit.report import Finding, Report, with_findings
+from appliance.domain.audit.log_replay import SitePolicy
+from appliance.domain.audit.report import SITE_POLICIES, Finding, Report, judge_site_policies, with_findings
+from appliance.domain.audit.summary import MAX_LINES, group_findings, tell_findings, tell_verdict
 from appliance.domain.audit.verify import verify_log
 from appliance.domain.queries.could_load import CouldLoad, could_load_then
 from appliance.domain.queries.response import MAX_BYTES, Answered, parse_record, verify_answer, verify_record
 from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
 from appliance.formats.core.merkle import Tree, hash_leaf
-from appliance.formats.core.timestamp import encode_time, parse_time
-from appliance.formats.log.export import Export
+from appliance.formats.core.timestamp import encode_time
+from appliance.formats.core.typed_time import parse_point
+from appliance.formats.log.export import MEMBERS, Export
 from appliance.formats.log.log_policy import quorum_policy
 from appliance.formats.log.trust import Trust, parse_trust
 
-EXITS = {"verified": 0, "failed": Tampered.exit_code, "unverifiable": Unavailable.exit_code}
+EXITS = {
+    "verified": 0,
+    "verified, without site policies": 0,
+    "failed": Tampered.exit_code,
+    "unverifiable": Unavailable.exit_code,
+}
 _MAX_TRUST_BYTES = 65_536
+_BEGINNING = MEMBERS[0].encode() + b"\0"
+"""Of a tar whose first member is an export's."""
+_HELP = """\
+examples:
+  appliance-verify ledger.tar --trust trust.json
+  appliance-verify ledger.tar --trust trust.json --could-load legal --at 2026-11-24
+  appliance-verify --record answer.json --trust trust.json --answer answer.txt
+
+exit codes:
+  0  verified
+  2  the input cannot be used: not an export, a record, a trust file or a readable file
+  6  failed: something in the log, the file or the record does not hold
+  7  unverifiable: something was not checked, such as when no trust file is given
+
+site policies:
+  The policies that a site wrote itself, in Cedar, are replayed where the Python library cedarpy is installed
+  (python3 -m pip install cedarpy). Where it is not, the verdict is "unverifiable", unless you accept that with
+  --without-site-policies. The appliance's own rules are always replayed.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -45,47 +67,72 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(_check_record(given))
     try:
         trust = None if given.trust is None else load_trust(given.trust)
-        now = encode_time(datetime.now(UTC))
-        wanted = None if given.could_load is None else (given.could_load, _moment(given.at))
-        report = verify_export(given.export, trust, now)
-        # What a log that does not hold says of anybody is no answer.
-        answer = ask_export(given.export, *wanted, now, report) if wanted and report.verdict == "verified" else None
+        now = datetime.now(UTC)
+        wanted = None if given.could_load is None else (given.could_load, parse_point(given.at, "at", now))
+        without = given.without_site_policies
+        report = verify_export(given.export, trust, encode_time(now), without_site_policies=without)
+        # A log that does not hold answers no question.
+        asked = wanted if EXITS[report.verdict] == 0 else None
+        answer = None if asked is None else ask_export(given.export, *asked, encode_time(now), report)
     except ApplianceError as error:
-        print(f"appliance-verify: {error.message}", file=sys.stderr)
-        sys.exit(BadInput.exit_code)
+        code = _fail(error)
+        sys.exit(code if code == Tampered.exit_code else BadInput.exit_code)
     if given.json:
         value = report.model_dump(mode="json")
+        value["groups"] = [group.model_dump(mode="json") for group in group_findings(report.findings)]
         print(
             json.dumps(value if answer is None else {**value, "could_load": answer.model_dump(mode="json")}, indent=2)
         )
     else:
-        print("\n".join([*_lines(report), *([] if answer is None else _answer_lines(answer))]))
+        lines = _lines(report, whole=given.all)
+        print("\n".join(_plain(line) for line in [*lines, *([] if answer is None else _answer_lines(answer))]))
     sys.exit(EXITS[report.verdict])
+
+
+def _fail(error: ApplianceError) -> int:
+    """Says in one line why there is no report; the exit code."""
+    start = "failed: " if isinstance(error, Tampered) else ""
+    print(f"appliance-verify: {start}{_plain(error.message)}", file=sys.stderr)
+    return error.exit_code
+
+
+def load_site_policy() -> SitePolicy | None:
+    """What decides the policies of a set; None where Cedar cannot be imported."""
+    try:
+        from appliance.access.cedar import SitePolicies
+    except ImportError:
+        return None
+    return lambda policy: SitePolicies.of_export(policy).decide
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="appliance-verify",
-        description="Verify an exported ledger: chain, tree, checkpoint, signatures, documents, invariants, texts.",
-        epilog="example: appliance-verify ledger.tar --trust trust.json    "
-        "exit codes: 0 verified, 6 failed, 7 unverifiable, 2 bad input",
+        description="Verify an exported ledger: its chain, its signatures, and every entry by the appliance's rules.",
+        epilog=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("export", metavar="EXPORT", nargs="?", type=Path, help="what `appliance ledger export` wrote")
-    parser.add_argument("--record", metavar="FILE", type=Path, help="in its place: an answer's response record")
-    parser.add_argument("--answer", metavar="FILE", type=Path, help="the text that the record's request was answered")
+    parser.add_argument("--trust", metavar="FILE", type=Path, help="the trust file that `appliance init` printed")
     parser.add_argument(
-        "--log-key", metavar="VKEY", help="the log's key of today, where it was rotated since the trust file was made"
+        "--without-site-policies", action="store_true", help="accept that the site's own policies are not replayed"
     )
-    parser.add_argument(
-        "--trust", metavar="FILE", type=Path, help="the trust file that `appliance init` printed and you kept"
-    )
-    parser.add_argument(
-        "--could-load", metavar="UNIT", help="say what this unit could have loaded, if the log is verified"
-    )
-    parser.add_argument(
-        "--at", metavar="MOMENT", help="at this time (2026-11-24T15:00:00.000Z) or after this entry; now"
-    )
+    parser.add_argument("--all", action="store_true", help="print every finding; otherwise a summary")
     parser.add_argument("--json", action="store_true", help="print the whole report as JSON")
+    parser.add_argument(
+        "--could-load", metavar="UNIT", help="also print what this unit could load, if the log is verified"
+    )
+    parser.add_argument(
+        "--at",
+        metavar="MOMENT",
+        help="for --could-load: after this entry (41) or at this time (2026-11-24, 2026-11-24T10:30Z, or 7d for seven "
+        "days ago); now if not given",
+    )
+    parser.add_argument("--record", metavar="FILE", type=Path, help="instead of EXPORT: an answer's response record")
+    parser.add_argument("--answer", metavar="FILE", type=Path, help="for --record: the text of the answer")
+    parser.add_argument(
+        "--log-key", metavar="VKEY", help="for --record: the log's current key, if it was rotated after `init`"
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
@@ -104,16 +151,35 @@ def _check_record(given: argparse.Namespace) -> int:
         record = parse_record(_read(given.record, "response record", MAX_BYTES))
         answered = verify_record(record, quorum_policy([log_key], [], 0))
         if given.answer is not None:
-            verify_answer(answered, _read(given.answer, "answer", MAX_BYTES).decode("utf-8", "surrogateescape"))
+            _check_answer(answered, given.answer)
     except ApplianceError as error:
-        print(f"appliance-verify: {error.message}", file=sys.stderr)
-        return error.exit_code
+        return _fail(error)
     facts = _record_facts(answered, checked=given.answer is not None or record.text is not None)
     if given.json:
         print(json.dumps({**answered.entry.model_dump(mode="json"), "log_size": answered.size, **facts}, indent=2))
     else:
         print("\n".join(f"{label:<14} {_plain(str(value))}" for label, value in facts.items()))
     return 0
+
+
+def _check_answer(answered: Answered, path: Path) -> None:
+    """Tampered unless the file holds the answer's text and nothing else."""
+    text = _read(path, "answer", MAX_BYTES).decode("utf-8", "surrogateescape")
+    try:
+        verify_answer(answered, text)
+    except Tampered as error:
+        if not _is_answer(answered, text.removesuffix("\n").removesuffix("\r")):
+            raise
+        said = "the file has one newline more than the answer: write it without, such as with printf %s instead of echo"
+        raise Tampered(f"answer, {path}: {said}") from error
+
+
+def _is_answer(answered: Answered, text: str) -> bool:
+    try:
+        verify_answer(answered, text)
+    except Tampered:
+        return False
+    return True
 
 
 def _record_facts(answered: Answered, *, checked: bool) -> dict[str, str]:
@@ -124,13 +190,13 @@ def _record_facts(answered: Answered, *, checked: bool) -> dict[str, str]:
         text, verdict = "is the one that was answered" if checked else "none was answered", "verified"
     rests = ", ".join(map(str, (body.admitted, body.release, *body.approvals)))
     return {
+        "verdict": verdict,
         "request": body.request,
         "answered to": f"{body.unit}, task {body.task}, at {entry.time}: {entry.outcome}, {body.finish_reason}",
         "by": f"{body.adapter} ({body.manifest})",
         "rests on": f"entries {rests}: its admission, its release, its approvals",
         "proved": f"entry {entry.index}, in a log of {answered.size} entries",
         "text": text,
-        "verdict": verdict,
     }
 
 
@@ -146,23 +212,28 @@ def _read(path: Path, what: str, limit: int) -> bytes:
     return data
 
 
-def verify_export(path: Path, trust: Trust | None, now: str) -> Report:
-    """The report on an export; BadInput when the file is no whole export."""
+def verify_export(path: Path, trust: Trust | None, now: str, *, without_site_policies: bool = False) -> Report:
+    """The report on an export. BadInput when the file is none, Tampered when it begins as one and is not whole."""
+    replay = None if without_site_policies else load_site_policy()
     try:
-        with path.open("rb") as stream, Export(stream) as export:
-            report = verify_log(
-                export.entries(), export.document, export.disclosures(), export.checkpoint, trust, now=now
-            )
-            return with_findings(report, tuple(_check_export(export, report)))
+        with path.open("rb") as stream:
+            begins = stream.read(len(_BEGINNING)) == _BEGINNING
+            try:
+                report = _verify_stream(stream, trust, now, replay)
+                return judge_site_policies(report, accepted=without_site_policies)
+            except BadInput as error:
+                if begins:
+                    raise Tampered(f"{path}: {error.message}") from None
+                raise error.within(str(path)) from None
     except OSError as error:
         raise BadInput(f"export, {path}: expected a readable file, got {error.strerror}") from None
 
 
-def _moment(text: str | None) -> str | None:
-    """An entry's number or a whole time."""
-    if text is None or text.isdecimal():
-        return text
-    return encode_time(parse_time(text, "at"))
+def _verify_stream(stream: BinaryIO, trust: Trust | None, now: str, replay: SitePolicy | None) -> Report:
+    with Export(stream) as export:
+        texts = export.disclosures()
+        report = verify_log(export.entries(), export.document, texts, export.checkpoint, trust, now=now, replay=replay)
+        return with_findings(report, tuple(_check_export(export, report)))
 
 
 def ask_export(path: Path, unit: str, at: str | None, now: str, report: Report) -> CouldLoad:
@@ -201,32 +272,44 @@ def _check_export(export: Export, report: Report) -> Iterator[Finding]:
         yield Finding(index=None, rule="export", message=export.disorder)
 
 
-def _lines(report: Report) -> Iterator[str]:
-    """Prose: what was checked and how many, what was not, what was found, and the verdict last."""
-    counts = report.counts
-    yield f"log            {report.origin or 'unknown'}"
-    yield f"trust          {_trust(report)}"
-    yield f"size           {report.size} entries, {_checkpoint(report)}"
-    yield f"head           {report.head}"
-    yield f"root           {report.root}"
-    yield f"administrators {_administrators(report)}"
-    yield f"site policies  {report.site_policies}"
-    yield "checked"
-    yield f"  entries      {counts.entries} of {report.size} replayed through the rules, and stand"
-    yield f"  signatures   {counts.signatures} hold"
-    yield f"  orders       {counts.orders} replayed, each signed by a person enrolled before it"
-    yield f"  documents    {counts.documents} hash to what entries bind"
-    yield f"  adapters     {counts.adapters} sealed under the appliance's key"
-    yield f"  texts        {counts.disclosures} open their commitments"
+def _lines(report: Report, *, whole: bool) -> Iterator[str]:
+    """The verdict, what was found, what was not checked, and what was checked. At most MAX_LINES, unless `whole`."""
+    yield from (f"{label:<14} {text}" for label, text in _facts(report, whole=whole))
+
+
+def _facts(report: Report, *, whole: bool) -> Iterator[tuple[str, str]]:
+    yield "verdict", tell_verdict(report.verdict, report.findings)
+    rest = [*_not_checked(report), *(("remark", text) for text in report.remarks), *_checked(report)]
+    yield from tell_findings(report.findings, report.omitted, None if whole else MAX_LINES - 1 - len(rest))
+    yield from rest
+
+
+def _not_checked(report: Report) -> Iterator[tuple[str, str]]:
     for text in (*report.essential, *report.unchecked):
-        yield f"not checked    {text}"
-    for text in report.remarks:
-        yield f"remark         {text}"
-    for finding in report.findings:
-        yield f"finding        [{finding.rule}] {_plain(finding.message)}"
-    if report.omitted:
-        yield f"finding        {report.omitted} more"
-    yield f"verdict        {report.verdict}"
+        yield "not checked", text
+    if report.verdict == "unverifiable" and any(text.startswith(SITE_POLICIES) for text in report.essential):
+        yield "next", "install the Python library cedarpy here, or accept this with --without-site-policies"
+
+
+def _checked(report: Report) -> Iterator[tuple[str, str]]:
+    counts = report.counts
+    yield "checked", f"entries: {counts.entries} of {report.size} replayed by the appliance's rules, which allow them"
+    yield "", f"signatures: {counts.signatures}; orders: {counts.orders}, each signed by a person enrolled before it"
+    texts = f"texts that fit their commitments: {counts.disclosures}"
+    yield "", f"documents that fit their digests: {counts.documents}; {texts}; sealed adapters: {counts.adapters}"
+    yield "site policies", _site_policies(report)
+    yield "administrators", _administrators(report)
+    yield "log", report.origin or "unknown"
+    yield "trust", _trust(report)
+    yield "size", f"{report.size} entries, {_checkpoint(report)}"
+    yield "head", report.head
+    yield "root", report.root
+
+
+def _site_policies(report: Report) -> str:
+    if report.site_policies == "not replayed":
+        return "not replayed"
+    return f"replayed; orders that they allow: {report.counts.decisions}"
 
 
 def _answer_lines(answer: CouldLoad) -> Iterator[str]:
@@ -265,14 +348,17 @@ def _trust(report: Report) -> str:
 
 def _checkpoint(report: Report) -> str:
     if report.checkpoint_size is None:
-        return "under no checkpoint whose signature holds"
+        return "without a checkpoint whose signature holds"
     return f"under a signed checkpoint of {report.checkpoint_size}"
 
 
 def _administrators(report: Report) -> str:
-    if report.single_administrator is None:
-        return "unknown"
-    return "ONE ALONE (a trial): no second person stands behind power" if report.single_administrator else "two or more"
+    match report.single_administrator:
+        case None:
+            return "unknown"
+        case True:
+            return "ONE ALONE (a trial): nobody else has to agree when roles and rules change"
+    return "two or more"
 
 
 if __name__ == "__main__":

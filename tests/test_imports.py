@@ -31,7 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "wiring": {"errors", "config", "formats", "domain", "access", "store", "runners", "workflows", "web"},
     "cli": {"errors", "config", "formats", "domain", "client", "witness", "wiring"},
     "reports": {"errors", "formats", "domain"},
-    "verifier": {"errors", "formats", "domain"},
+    "verifier": {"errors", "formats", "domain", "access"},
     "witness": {"errors", "formats"},
     "loader": {"errors", "formats", "domain", "ml"},
     "migrations": {"errors", "config", "store"},
@@ -88,9 +88,11 @@ MOST_FILES = 16
 """In one folder of the appliance."""
 # `wiring` builds the service, so the command line may reach it in two commands only, and only when they run.
 WIRING_COMMANDS = ("serve", "init")
+# Cedar need not be there where an auditor works: `access` is imported in one function, which says whether it is.
+CEDAR_FUNCTION = "load_site_policy"
 # Programs that run alone on another machine, whole: what their zipapps hold.
 PROGRAM_ROOMS = {
-    "verifier": {"errors", "formats", "domain", "verifier", "__init__"},
+    "verifier": {"errors", "formats", "domain", "access", "verifier", "__init__"},
     "witness": {"errors", "formats", "witness", "__init__"},
 }
 
@@ -176,6 +178,8 @@ def _check_inside(found: Import) -> Iterator[str]:
         yield f"{where}: {here} imports {there}: expected only {sorted(ARROWS[here])}"
     elif (here, there) == ("cli", "wiring") and found.function not in WIRING_COMMANDS:
         yield f"{where}: cli imports wiring: expected inside the command serve or init, got {found.function}"
+    elif (here, there) == ("verifier", "access") and found.function != CEDAR_FUNCTION:
+        yield f"{where}: verifier imports access: expected inside {CEDAR_FUNCTION}, got {found.function}"
 
 
 def check_import(found: Import) -> Iterator[str]:
@@ -345,7 +349,9 @@ BROKEN = [
     ("appliance.runners.local", "import appliance.worker.train", "runners imports worker"),
     ("appliance.wiring", "from appliance.worker import train", "wiring imports worker"),
     ("appliance.loader", "import appliance.store.files.artifacts", "loader imports store"),
-    ("appliance.verifier", "import appliance.access.cedar", "verifier imports access"),
+    ("appliance.verifier", "import appliance.access.cedar", "expected inside load_site_policy, got None"),
+    ("appliance.verifier", "def main():\n    import appliance.access.cedar", "got main"),
+    ("appliance.verifier", "import cedarpy", "verifier imports cedarpy"),
     ("appliance.witness", "import appliance.domain.core.entry", "witness imports domain"),
     ("appliance.witness", "import pydantic", "witness imports pydantic"),
     ("appliance.cli.service", "import appliance.wiring", "inside the command serve or init, got None"),
@@ -388,6 +394,7 @@ KEPT = [
     ("appliance.ml.training.loop", "import torch\nfrom appliance.domain.recipe.recipe import Recipe"),
     ("appliance.cli.main", "import importlib\nimportlib.import_module('appliance.cli.runs')"),
     ("appliance.verifier", "from appliance import __version__\nimport argparse, appliance.domain.rulebook.apply"),
+    ("appliance.verifier", "def load_site_policy():\n    from appliance.access.cedar import SitePolicies"),
     ("appliance.worker.walls", "import ctypes, socket"),
 ]
 

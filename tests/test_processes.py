@@ -25,6 +25,7 @@ from appliance.runners.decoys import Decoys, Probes
 from appliance.runners.local import _command
 from appliance.runners.sandbox import PACKAGE
 from scripts.kit.log_builder import stage
+from tests.kit.site_policies import permitting
 from tests.reports.test_plot import record
 from tests.verifier.test_program import export_of
 
@@ -117,7 +118,10 @@ def test_a_worker_takes_nothing_from_its_own_folder() -> None:
 
 # Planted files.
 
-PLANTED = ("argparse", "statistics", "uvicorn", "click", "pydantic", "tempfile", "logging", "runpy", "pkgutil")
+PLANTED = (
+    *("argparse", "statistics", "uvicorn", "click", "pydantic", "tempfile", "logging", "runpy", "pkgutil"),
+    *("cedarpy", "resource", "json"),
+)
 AT_START = ("sitecustomize", "usercustomize")
 
 
@@ -177,7 +181,7 @@ CLOSED = ("python -I -m", "zipapp")
 @pytest.fixture
 def files(trap: Trap) -> list[str]:
     """A whole log's export, which says that it is a long one, and its trust file: in the trap."""
-    site = stage("serving")
+    site = stage("serving", permitting())
     (trap.folder / "ledger.tar").write_bytes(export_of(site, size=50_000))
     (trap.folder / "trust.json").write_bytes(encode_trust(site.trust))
     return ["ledger.tar", "--trust", "trust.json"]
@@ -190,6 +194,7 @@ def test_the_auditors_program_runs_nothing_that_lies_beside_the_export(
     done = start(trap, [*ways("appliance-verify", "appliance.verifier", zipapps)[way], *files])
     trap.check()
     assert done.returncode == 6 and "export.json, size: expected 50000" in done.stdout, done.stderr
+    assert "site policies  replayed; orders that they allow: 2" in done.stdout, "Cedar ran too, and in its own process"
 
 
 @pytest.mark.parametrize("way", CLOSED)

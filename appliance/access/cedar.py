@@ -74,12 +74,18 @@ class SitePolicies:
         """Those of a set that is to be put in force: BadInput, too, where its schema does not take all that this build
         sends for a verb, or where its text ends or holds up a process. What the next build sends beside that is left
         out."""
-        check_bounds(policy)
-        try_policies(policy, [(_encode_request(request), _encode_entities(request)) for request in SAMPLES.values()])
-        site = cls(policy)
+        site = cls.of_export(policy)
         for request in SAMPLES.values():
             site._probe(request)
         return site
+
+    @classmethod
+    def of_export(cls, policy: PolicySet) -> Self:
+        """Those of a set that a stranger may have written: tried in a process of its own before Cedar reads it in this
+        one. BadInput where its text ends or holds up that process, Unavailable where none can be started here."""
+        check_bounds(policy)
+        try_policies(policy, [(_encode_request(request), _encode_entities(request)) for request in SAMPLES.values()])
+        return cls(policy)
 
     def decide(self, principal: Principal, order: Order, state: State, now: Time) -> tuple[str, ...]:
         """Every reason of the site's own against an authentic order; empty when its policies allow it."""

@@ -1,7 +1,7 @@
 """A policy set tried in a process of its own before it is put in force.
 
 The bounds (appliance/access/bounds.py) are against what is known to end Cedar's process or to hold it up. What nobody
-foresaw ends, or holds up, this process instead of the service.
+foresaw ends, or holds up, this process instead of the service, or of the auditor's program.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import cedarpy
 
 from appliance.domain.core.policy import PolicySet
-from appliance.errors import BadInput
+from appliance.errors import BadInput, Unavailable
 
 LIMIT_S = 20
 _MEMORY_BYTES = 4 << 30
@@ -31,6 +31,7 @@ resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 sys.path.append(sys.argv[3])
 import cedarpy
 given = json.load(sys.stdin)
+print("ready", flush=True)
 try:
     schema = cedarpy.Schema.from_str(given["schema"])
     policies = cedarpy.PolicySet.from_str(given["cedar"])
@@ -44,7 +45,10 @@ except ValueError:
 
 
 def try_policies(policy: PolicySet, requests: Sequence[tuple[dict[str, Any], str]]) -> None:
-    """BadInput where a process that parses, validates and decides the requests ends otherwise than in order."""
+    """BadInput where a process that parses, validates and decides the requests ends otherwise than in order.
+
+    Unavailable where no such process could be started here: that says nothing against the text.
+    """
     given = json.dumps({"schema": policy.cedar_schema, "cedar": policy.cedar, "requests": requests})
     what = f"policy set {policy.name}: expected Cedar text that a process of its own can parse and decide"
     try:
@@ -59,8 +63,15 @@ def try_policies(policy: PolicySet, requests: Sequence[tuple[dict[str, Any], str
         )
     except subprocess.TimeoutExpired:
         raise BadInput(f"{what}, got one that did not end in {3 * LIMIT_S} s") from None
+    except OSError as error:
+        raise Unavailable(f"{what}, got none: it could not be started: {error.strerror}") from None
+    if not done.stdout.startswith(b"ready"):
+        raise Unavailable(f"{what}, got none: it ended before it read the text: {_last_line(done.stderr)}")
     if done.returncode < 0:
         raise BadInput(f"{what}, got one that ended it by signal {-done.returncode}")
     if done.returncode:
-        said = done.stderr.decode("utf-8", "replace").strip().rsplit("\n", 1)[-1]
-        raise BadInput(f"{what}, got one that ended it: {said[:200]}")
+        raise BadInput(f"{what}, got one that ended it: {_last_line(done.stderr)}")
+
+
+def _last_line(said: bytes) -> str:
+    return said.decode("utf-8", "replace").strip().rsplit("\n", 1)[-1][:200]

@@ -12,8 +12,8 @@ from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import command, group, keyed, reads, shares, signs
 from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
 from appliance.cli.support.signing import receipt_value, sign_and_submit, tell
-from appliance.cli.support.times import parse_end
 from appliance.errors import BadInput, Conflict
+from appliance.formats.core.typed_time import parse_end
 
 if TYPE_CHECKING:
     from appliance.formats.signatures.keys import Signer

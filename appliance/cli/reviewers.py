@@ -12,8 +12,8 @@ from appliance.cli.support.command import group, reads, signs
 from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
 from appliance.cli.support.progress import Meter, show_bytes
 from appliance.cli.support.signing import receipt_value, sign_and_submit
-from appliance.cli.support.times import parse_moment
 from appliance.errors import BadInput
+from appliance.formats.core.typed_time import parse_moment
 
 if TYPE_CHECKING:
     from appliance.client.reviews import ReviewMaterial

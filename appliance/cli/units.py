@@ -13,9 +13,9 @@ from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import command, group, keyed, reads, shares, signs
 from appliance.cli.support.output import plain, print_facts, print_json, print_line, print_table, say
 from appliance.cli.support.signing import receipt_value, sign_and_submit
-from appliance.cli.support.times import parse_moment
 from appliance.errors import BadInput, Conflict
 from appliance.formats.core.timestamp import encode_time
+from appliance.formats.core.typed_time import parse_moment
 
 if TYPE_CHECKING:
     from appliance.client.questions import Step

@@ -762,9 +762,9 @@ def order_of(entry: Entry) -> str:
 
 
 @cache
-def _stage(name: str) -> LogBuilder:
+def _stage(name: str, policy: PolicySet | None) -> LogBuilder:
     if name == "initialized":
-        return LogBuilder()
+        return LogBuilder(policy=policy)
     before = {
         "staffed": "initialized",
         "imported": "staffed",
@@ -776,15 +776,15 @@ def _stage(name: str) -> LogBuilder:
         "kept": "serving",
         "replayed": "imported",
     }[name]
-    site = _stage(before).fork()
+    site = _stage(before, policy).fork()
     _STEPS[name](site)
     return site
 
 
-def stage(name: str) -> LogBuilder:
+def stage(name: str, policy: PolicySet | None = None) -> LogBuilder:
     """A site of one's own at a point of the journey: initialized, staffed, imported, trained, sealed, approved,
-    released, serving, kept; and, from imported, replayed."""
-    return _stage(name).fork()
+    released, serving, kept; and, from imported, replayed. Its policy set has no Cedar policies unless one is given."""
+    return _stage(name, policy).fork()
 
 
 def _staff(site: LogBuilder) -> None:

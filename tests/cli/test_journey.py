@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from appliance.cli import main, reviewers
 from appliance.cli.support import caller
+from appliance.domain.audit.report import UNBOUND
 from appliance.domain.core.credentials import parse_token
 from appliance.errors import BadInput
 from scripts.kit.log_builder import ORIGIN, order_of, policy_digest
@@ -343,11 +344,11 @@ def test_an_export_is_written_once(open_desk: Callable[[str], Desk]) -> None:
 @pytest.mark.parametrize(
     ("changes", "code", "said"),
     [
-        ({}, 0, "checked entries:       18"),
+        ({}, 0, "18 entries, "),
         (
             {"verdict": "failed", "findings": [{"index": 2, "rule": "chain", "message": "broken"}]},
             6,
-            "entry 2, chain: broken",
+            "failed: entry 2 is the first that does not hold\nfinding:               an entry was changed, ",
         ),
         ({"verdict": "failed", "local_findings": ["projection x differs"]}, 6, "projection x differs"),
         ({"verdict": "unverifiable", "trust": None, "unchecked": ["no trust file"]}, 7, "no trust file"),
@@ -363,6 +364,22 @@ def test_only_a_verified_log_succeeds_and_the_counts_are_printed(
     assert said in told.out
     value = json.loads(desk.as_("audrey", "ledger", "verify", "--json", "--trust", str(desk.trust)).out)
     assert value["verdict"] == changes.get("verdict", "verified")
+
+
+def test_a_report_of_many_findings_is_short_unless_all_are_asked_for(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("staffed")
+    unbound = {"index": None, "rule": "disclosure", "message": f"disclosure x: {UNBOUND}"}
+    findings = [{"index": 2, "rule": "chain", "message": "entry 2: other"}, *[unbound] * 45]
+    local = [f"projection {number} differs" for number in range(30)]
+    changes = {"verdict": "failed", "findings": findings, "local_findings": local}
+    desk.service.bend["/v1/ledger/verify"] = lambda report: {**report, **changes}
+    told = desk.as_("audrey", "ledger", "verify", "--trust", str(desk.trust))
+    lines = told.out.splitlines()
+    assert told.code == 6 and len(lines) <= 20
+    assert lines[0].split(maxsplit=1)[1] == "failed: entry 2 is the first that does not hold"
+    assert "45 texts have no entry that binds them" in told.out and "more of this machine's own" in told.out
+    whole = desk.as_("audrey", "ledger", "verify", "--all", "--trust", str(desk.trust)).out
+    assert whole.count(UNBOUND) == 45 and whole.count("projection") >= 30
 
 
 def _policy(desk: Desk, **parameters: object) -> Path:

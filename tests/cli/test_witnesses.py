@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from appliance.cli.support.times import parse_end
 from appliance.errors import BadInput
+from appliance.formats.core.typed_time import parse_end
 from appliance.formats.log.cosignature import witness_vkey_of
 from appliance.formats.signatures.keys import generate_ed25519
 from tests.cli.conftest import Desk

@@ -19,8 +19,10 @@ from appliance.errors import NotFound
 from appliance.formats.log.export import write_export
 from appliance.formats.log.trust import encode_trust
 from scripts.kit.log_builder import ORIGIN, LogBuilder, stage
+from tests.kit.site_policies import permitting
 
 ROOT = Path(__file__).resolve().parents[2]
+SITE_POLICIES = permitting()
 
 
 def export_of(site: LogBuilder, *, entries: list[bytes] | None = None, size: int | None = None) -> bytes:
@@ -46,16 +48,11 @@ def export_of(site: LogBuilder, *, entries: list[bytes] | None = None, size: int
 
 class Files:
     def __init__(self, folder: Path) -> None:
-        self.site = stage("serving")
+        self.site = stage("serving", SITE_POLICIES)
         self.export = folder / "ledger.tar"
         self.trust = folder / "trust.json"
         self.export.write_bytes(export_of(self.site))
         self.trust.write_bytes(encode_trust(self.site.trust))
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Files:
-    return Files(tmp_path)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -70,18 +67,20 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 def test_a_whole_log_is_verified_and_the_counts_are_printed(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, files.export, "--trust", files.trust)
     assert code == 0
-    assert out.splitlines()[-1].split() == ["verdict", "verified"]
+    assert out.splitlines()[0].split() == ["verdict", "verified"]
     assert f"{len(files.site.entries)} of {len(files.site.entries)} replayed" in out
-    assert "site policies: not replayed" in out
+    assert "\nsite policies  replayed; orders that they allow: " in out
 
 
 def test_json_carries_the_whole_report(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, files.export, "--trust", files.trust, "--json")
     report = json.loads(out)
-    assert (code, report["verdict"], report["site_policies"]) == (0, "verified", "not replayed")
+    assert (code, report["verdict"], report["site_policies"]) == (0, "verified", "replayed")
     assert report["counts"]["entries"] == len(files.site.entries)
     assert report["counts"]["signatures"] > report["counts"]["orders"] > 0
+    assert report["counts"]["decisions"] > 0
     assert report["trust"]["genesis"] == files.site.trust.genesis
+    assert report["groups"] == []
 
 
 def test_without_a_trust_file_a_whole_log_is_unverifiable(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +94,9 @@ def test_another_logs_trust_file_fails(files: Files, capsys: pytest.CaptureFixtu
     other.write_bytes(encode_trust(LogBuilder().trust))
     code, out, _ = run(capsys, files.export, "--trust", other)
     assert code == 6
-    assert "[trust] entry 0, hash" in out and "[checkpoint]" in out
+    assert (
+        "this is not the log that it names: first entry 0, hash" in out and "the log's signature does not hold" in out
+    )
 
 
 def test_an_edited_entry_is_named(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,6 +105,11 @@ def test_an_edited_entry_is_named(files: Files, capsys: pytest.CaptureFixture[st
     files.export.write_bytes(export_of(files.site, entries=entries))
     code, out, _ = run(capsys, files.export, "--trust", files.trust)
     assert code == 6
+    assert out.startswith(
+        "verdict        failed: entry 9 is the first that does not hold\nfinding        an entry was "
+    )
+    assert "entry 9: expected the hash" in out
+    _, out, _ = run(capsys, files.export, "--trust", files.trust, "--all")
     assert "[chain] entry 9: expected the hash" in out
 
 
@@ -118,7 +124,7 @@ def test_an_export_cut_to_fewer_entries_says_both_sizes(files: Files, capsys: py
 def test_an_export_that_lies_about_its_size_fails(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     files.export.write_bytes(export_of(files.site, size=99))
     code, out, _ = run(capsys, files.export, "--trust", files.trust)
-    assert (code, "[export] export.json, size: expected 99" in out) == (6, True)
+    assert (code, "do not fit together: export.json, size: expected 99" in out) == (6, True)
 
 
 def test_an_empty_log_is_unverifiable(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,17 +136,17 @@ def test_an_empty_log_is_unverifiable(files: Files, capsys: pytest.CaptureFixtur
 
 
 def test_a_single_administrator_is_shouted(files: Files, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    site = LogBuilder(single=True)
+    site = LogBuilder(single=True, policy=SITE_POLICIES)
     files.export.write_bytes(export_of(site))
     files.trust.write_bytes(encode_trust(site.trust))
     code, out, _ = run(capsys, files.export, "--trust", files.trust)
     assert (code, "ONE ALONE" in out) == (0, True)
 
 
-@pytest.mark.parametrize("what", ["missing", "no tar", "cut", "longer", "trust missing", "trust wrong"])
+@pytest.mark.parametrize("what", ["missing", "no tar", "empty", "trust missing", "trust wrong"])
 def test_bad_input_ends_with_2_and_one_line(what: str, files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     data = files.export.read_bytes()
-    files.export.write_bytes({"no tar": b"not a tar", "cut": data[:-600], "longer": data + bytes(512)}.get(what, data))
+    files.export.write_bytes({"no tar": b"not a tar", "empty": b""}.get(what, data))
     if what == "missing":
         files.export.unlink()
     if what == "trust missing":
@@ -150,6 +156,16 @@ def test_bad_input_ends_with_2_and_one_line(what: str, files: Files, capsys: pyt
     code, out, err = run(capsys, files.export, "--trust", files.trust)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("appliance-verify: ") and "expected" in err
+
+
+def test_the_help_has_examples_and_exit_codes_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert "\nexamples:\n  appliance-verify ledger.tar --trust trust.json\n" in out
+    assert "\nexit codes:\n  0  verified\n  2  " in out
+    assert "python3 -m pip install cedarpy" in out and "--without-site-policies" in out
+    for exit_code in set(verifier.EXITS.values()):
+        assert f"\n  {exit_code}  " in out
 
 
 def test_a_hostile_logs_words_do_not_move_the_cursor(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,12 +207,25 @@ def run_zipapp(zipapp: Path, refused: tuple[str, ...], *arguments: object) -> su
 
 
 def test_the_zipapp_verifies_with_cryptography_and_pydantic_alone(zipapp: Path, files: Files) -> None:
-    done = run_zipapp(zipapp, OTHERS, files.export, "--trust", files.trust)
+    done = run_zipapp(zipapp, OTHERS, files.export, "--trust", files.trust, "--without-site-policies")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "verdict        verified" in done.stdout
+    assert done.stdout.startswith("verdict        verified, without site policies\n")
     *_, modules, kept = done.stdout.splitlines()
     rooms = {name.split(".")[1] for name in modules.split()[1:] if "." in name}
     assert rooms == {"errors", "formats", "domain", "verifier"}
+    assert all(name.startswith(str(zipapp)) for name in kept.split()[1:]), "nothing came from another place"
+
+
+def test_the_zipapp_without_cedar_says_what_was_not_checked(zipapp: Path, files: Files) -> None:
+    done = run_zipapp(zipapp, OTHERS, files.export, "--trust", files.trust)
+    assert done.returncode == 7 and "site policies: not replayed" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_zipapp_replays_the_sites_policies_where_cedar_is(zipapp: Path, files: Files) -> None:
+    others = tuple(name for name in OTHERS if name != "cedarpy")
+    done = run_zipapp(zipapp, others, files.export, "--trust", files.trust)
+    assert done.returncode == 0 and done.stdout.startswith("verdict        verified\n"), done.stdout + done.stderr
+    *_, kept = done.stdout.splitlines()
     assert all(name.startswith(str(zipapp)) for name in kept.split()[1:]), "nothing came from another place"
 
 
@@ -231,6 +260,11 @@ def test_an_auditor_learns_from_the_export_alone_what_a_unit_could_load(
     assert code == 0 and "could not load clauses@1: release: expected one that names" in out
     code, out, _ = run(capsys, *query, "--at", "2026-01-15T09:30:00.000Z", "--json")
     assert code == 0 and json.loads(out)["could_load"]["tasks"] == []
+    for at in ("2026-01-15", "2026-01-15T10:30+01:00", "2026-01-15 09:30:00Z"):
+        code, out, _ = run(capsys, *query, "--at", at)
+        assert code == 0 and "legal at 2026-01-15T" in out, out
+    assert run(capsys, *query, "--at", "1h")[0] == 0
+    assert run(capsys, *query, "--at", "2026-01-15T09:30:00")[0] == 2, "without a zone it is two times"
     assert run(capsys, *query, "--at", "yesterday")[0] == 2
     assert run(capsys, *query, "--at", "2020-01-01T00:00:00.000Z")[0] == 2
     assert run(capsys, *query, "--at", 10_000)[0] == 2
@@ -273,11 +307,11 @@ def test_a_log_that_was_exchanged_after_it_was_verified_answers_nothing(
     other.revoke("raul")
     verify = verifier.verify_export
 
-    def exchanged(*given: Any) -> Report:
-        report = verify(*given)
+    def exchanged(*given: Any, **named: Any) -> Report:
+        report = verify(*given, **named)
         files.export.write_bytes(export_of(other))
         return report
 
     monkeypatch.setattr(verifier, "verify_export", exchanged)
     code, out, err = run(capsys, files.export, "--trust", files.trust, "--could-load", "legal", "--at", 3)
-    assert (code, out) == (2, "") and "which was verified, got sha256:" in err
+    assert (code, out) == (6, "") and "which was verified, got sha256:" in err

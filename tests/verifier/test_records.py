@@ -90,7 +90,11 @@ def test_a_records_own_text_is_checked_whenever_it_is_there(kept: Kept, capsys: 
     wanted = ("--record", kept.record, "--trust", kept.trust)
     kept.write(record | {"text": TEXT})
     code, out, _ = run(capsys, *wanted)
-    assert code == 0 and out.endswith("text           is the one that was answered\nverdict        verified\n")
+    assert (
+        code == 0
+        and out.startswith("verdict        verified\n")
+        and out.endswith("text           is the one that was answered\n")
+    )
     for more in ((), ("--json",), ("--answer", kept.answer)):
         kept.write(record | {"text": TEXT + "!"})
         code, out, err = run(capsys, *wanted, *more)
@@ -100,15 +104,30 @@ def test_a_records_own_text_is_checked_whenever_it_is_there(kept: Kept, capsys: 
     assert (code, out) == (2, "") and "response record, answer_salt" in err
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_newline_behind_the_answer_is_noticed(end: str, kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = ("--record", kept.record, "--trust", kept.trust, "--answer", kept.answer)
+    kept.answer.write_bytes(TEXT.encode() + end.encode())
+    code, out, err = run(capsys, *wanted)
+    assert (code, out) == (6, "") and "the file has one newline more than the answer" in err and "printf %s" in err
+    assert "hmac" not in err
+    for other in (TEXT + end + end, "other" + end, TEXT + " "):
+        kept.answer.write_bytes(other.encode())
+        code, out, err = run(capsys, *wanted)
+        assert (code, out) == (6, "") and "newline" not in err
+
+
 def test_no_record_is_plainly_verified_while_its_text_is_not(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--record", kept.record, "--trust", kept.trust)
     assert code == 0 and "text           not checked: give --answer FILE\n" in out
-    assert out.endswith("verdict        verified, without its text\n")
+    assert out.startswith("verdict        verified, without its text\n")
     kept.site.add(kept.site.request(3))
     kept.site.add(kept.site.answered(3, answer=None))
     kept.write(record_of(kept.site))
     code, out, _ = run(capsys, "--record", kept.record, "--trust", kept.trust)
-    assert code == 0 and out.endswith("text           none was answered\nverdict        verified\n")
+    assert (
+        code == 0 and out.startswith("verdict        verified\n") and out.endswith("text           none was answered\n")
+    )
     kept.write(record_of(kept.site, text=TEXT))
     assert run(capsys, "--record", kept.record, "--trust", kept.trust)[0] == 6
 
@@ -143,7 +162,7 @@ def test_a_record_holds_while_the_log_grows(kept: Kept, capsys: pytest.CaptureFi
 
 
 def test_another_text_is_not_the_answers(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
-    kept.answer.write_text(TEXT + "\n")
+    kept.answer.write_text(TEXT + ".")
     code, _, err = run(capsys, "--record", kept.record, "--trust", kept.trust, "--answer", kept.answer)
     assert code == 6 and "answer: expected the text of hmac-sha256:" in err and TEXT not in err
     kept.write({key: value for key, value in record_of(kept.site).items() if key != "answer_salt"})

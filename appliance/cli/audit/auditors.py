@@ -19,8 +19,8 @@ from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import group, reads
 from appliance.cli.support.output import plain, print_bytes, print_facts, print_json, print_line, print_table, say
 from appliance.cli.support.progress import show_bytes
-from appliance.cli.support.times import parse_moment
 from appliance.errors import BadInput, Tampered, Unavailable
+from appliance.formats.core.typed_time import parse_moment
 
 if TYPE_CHECKING:
     from appliance.client.support.log import Proven
@@ -232,13 +232,15 @@ def export(caller: Caller, file: Path) -> None:
 
 
 @ledger.command("verify", example="appliance ledger verify --trust trust.json")
+@click.option("--all", "whole", is_flag=True, help="Print every finding; otherwise findings of one kind are one line.")
 @reads
 @click.pass_obj
-def verify(caller: Caller) -> None:
+def verify(caller: Caller, whole: bool) -> None:
     """Have the service check everything it holds, against the trust file that `init` printed and you kept.
 
-    Chain, tree, checkpoint, signatures, rules, projections, artifacts. The service checks itself here: an auditor
-    exports the log and verifies it elsewhere. Without a trust file the verdict is never better than unverifiable.
+    Chain, tree, checkpoint, signatures, rules, site policies, projections, sealed folders. The service checks itself
+    here. An auditor exports the log and verifies it on another machine. Without a trust file the verdict is never
+    better than unverifiable.
     """
     from appliance.client.support.log import verify as verify_log
 
@@ -246,48 +248,57 @@ def verify(caller: Caller) -> None:
     if caller.json:
         print_json(report)
     else:
-        _print_report(report)
+        _print_report(report, whole=whole)
     _end(report)
 
 
-def _print_report(report: dict[str, Any]) -> None:
+def _print_report(report: dict[str, Any], *, whole: bool) -> None:
+    from appliance.domain.audit.report import Finding
+    from appliance.domain.audit.summary import MAX_LINES, tell_findings, tell_verdict
+
+    findings = [Finding.model_validate(found) for found in report.get("findings") or ()]
+    local = report.get("local_findings") or []
+    rest = [
+        *(("not checked", text) for text in (*(report.get("essential") or ()), *(report.get("unchecked") or ()))),
+        *(("remark", text) for text in report.get("remarks") or ()),
+        *_checked(report),
+    ]
+    room = max(MAX_LINES - 1 - len(rest), 4)
+    kept = local if whole else local[: room // 2]
+    more = [("finding", f"{len(local) - len(kept)} more of this machine's own: --all prints them")]
+    print_facts(
+        [
+            ("verdict", tell_verdict(report["verdict"], findings)),
+            *tell_findings(findings, report.get("omitted") or 0, None if whole else room - len(kept)),
+            *(("finding", text) for text in kept),
+            *(more if len(kept) < len(local) else ()),
+            *rest,
+        ]
+    )
+
+
+def _checked(report: dict[str, Any]) -> Iterator[tuple[str, object]]:
     counts = dict(report.get("counts") or {})
     counts.update({name: report[name] for name in ("artifacts", "projections") if name in report})
     trust = report.get("trust")
-    print_facts(
-        [
-            ("verdict", report["verdict"]),
-            ("log", report.get("origin")),
-            (
-                "trust",
-                "none was given" if trust is None else f"{trust['origin']}, {', '.join(trust['administrators'])}",
-            ),
-            ("head", f"entry {report['size'] - 1}, {report.get('head')}" if report.get("size") else "no entry"),
-            ("root", report.get("root")),
-            ("single administrator", _yes(report.get("single_administrator"))),
-            ("site policies", report.get("site_policies")),
-            *((f"checked {name}", count) for name, count in counts.items()),
-            *(("not checked", text) for text in report.get("unchecked") or ()),
-            *(("finding", _finding(found)) for found in report.get("findings") or ()),
-            *(("finding", text) for text in report.get("local_findings") or ()),
-        ]
-    )
+    yield "checked", ", ".join(f"{count} {name}" for name, count in counts.items()) or None
+    yield "site policies", report.get("site_policies")
+    yield "single administrator", _yes(report.get("single_administrator"))
+    yield "log", report.get("origin")
+    yield "trust", "none was given" if trust is None else f"{trust['origin']}, {', '.join(trust['administrators'])}"
+    yield "head", f"entry {report['size'] - 1}, {report.get('head')}" if report.get("size") else "no entry"
+    yield "root", report.get("root")
 
 
 def _yes(value: bool | None) -> str:
     return "unknown" if value is None else "yes" if value else "no"
 
 
-def _finding(found: dict[str, Any]) -> str:
-    where = "the log" if found.get("index") is None else f"entry {found['index']}"
-    return f"{where}, {found.get('rule')}: {found.get('message')}"
-
-
 def _end(report: dict[str, Any]) -> None:
     """Only a verified log succeeds."""
     if report["verdict"] == "failed":
         count = len(report.get("findings") or ()) + len(report.get("local_findings") or ())
-        raise Tampered(f"ledger: expected it to hold, got {count} findings", code="failed")
+        raise Tampered(f"ledger: expected it to hold, got findings: {count}", code="failed")
     if report["verdict"] != "verified":
         raise Unavailable(
             "ledger: expected everything to be checked, got the verdict unverifiable; "

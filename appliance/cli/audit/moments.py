@@ -12,7 +12,7 @@ import click
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import command, reads
 from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
-from appliance.cli.support.times import parse_moment
+from appliance.formats.core.typed_time import parse_point
 
 _AT = click.option(
     "--at", metavar="MOMENT", help="An entry's number or a time, as for --until; now, unless it is given."
@@ -21,7 +21,7 @@ _MOST_CHARACTERS = 100
 
 
 def _moment(at: str | None) -> str | None:
-    return at if at is None or at.isdecimal() else parse_moment(at, "at", datetime.now(UTC), end_of_day=True)
+    return parse_point(at, "at", datetime.now(UTC))
 
 
 @command(

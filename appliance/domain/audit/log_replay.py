@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from appliance.domain.audit.report import Findings
+from appliance.domain.audit.report import UNBOUND, Findings
 from appliance.domain.core.entry import Entry
 from appliance.domain.core.event import Ordered
 from appliance.domain.core.names import Time
@@ -14,7 +14,7 @@ from appliance.domain.core.records import Principal
 from appliance.domain.core.state import State
 from appliance.domain.rulebook.apply import apply
 from appliance.domain.rulebook.registry import EVENTS, ORDERS
-from appliance.errors import ApplianceError, BadInput
+from appliance.errors import ApplianceError, BadInput, Unavailable
 from appliance.formats.core.commitment import Disclosure, verify_disclosure
 
 Documents = Callable[[str], bytes | None]
@@ -53,8 +53,7 @@ class Disclosed:
         for commitment in self._commitments():
             text = state.texts.get(commitment)
             if text is None:
-                said = "expected an entry or order that binds it, got none"
-                self._findings.add(None, "disclosure", f"disclosure {commitment}: {said}")
+                self._findings.add(None, "disclosure", f"disclosure {commitment}: {UNBOUND}")
             elif text.erased is not None:
                 said = f"disclosure {commitment}: expected none, since this entry erased it, got its text"
                 self._findings.add(text.erased, "erasure", f"entry {text.erased}: {said}")
@@ -88,6 +87,8 @@ class LogReplay:
         self._documents = documents
         self._site_policy = site_policy
         self._decide: tuple[str, Decide | None] = ("", None)
+        self.site_gap: str | None = None
+        """Why the policies of a set could not be asked here, where they could not."""
 
     def miss(self, index: int) -> None:
         """Bytes that are no entry, or one out of its place: not replayed."""
@@ -176,6 +177,8 @@ class LogReplay:
             self._decide = (site.policy, None)
             try:
                 self._decide = (site.policy, self._site_policy(parse_policy(self._documents(site.policy) or b"")))
+            except Unavailable as error:
+                self.site_gap = error.message
             except ApplianceError as error:
                 text = f"entry {entry.index}: policy {site.policy}: {error.message}"
                 self._findings.add(entry.index, "site-policy", text)

@@ -10,7 +10,14 @@ from appliance.formats.log.trust import Trust
 MAX_FINDINGS = 1_000
 """Findings kept; those beyond are counted. A broken log may break at every entry."""
 
-Verdict = Literal["verified", "failed", "unverifiable"]
+Verdict = Literal["verified", "verified, without site policies", "failed", "unverifiable"]
+"""The second one only where whoever asked accepted it before (`judge_site_policies`)."""
+
+
+SITE_POLICIES = "site policies: not replayed"
+"""How the line begins that says so."""
+UNBOUND = "expected an entry or order that binds it, got none"
+"""Of a text that travels beside the log."""
 
 
 class Finding(Value):
@@ -88,6 +95,21 @@ def with_findings(report: Report, findings: tuple[Finding, ...]) -> Report:
     if not findings:
         return report
     return report.model_copy(update={"verdict": "failed", "findings": (*report.findings, *findings)})
+
+
+def judge_site_policies(report: Report, *, accepted: bool) -> Report:
+    """The report of a log whose site policies must be replayed too. Where they were not, the verdict is no better than
+    unverifiable, unless that was accepted beforehand: then the verdict says so."""
+    if report.site_policies == "replayed" or report.origin is None:
+        return report
+    kept = tuple(text for text in report.unchecked if not text.startswith(SITE_POLICIES))
+    said = tuple(text for text in report.unchecked if text not in kept)
+    changes: dict[str, object] = {}
+    if not accepted:
+        changes = {"unchecked": kept, "essential": (*report.essential, *said)}
+    if report.verdict == "verified":
+        changes["verdict"] = "verified, without site policies" if accepted else "unverifiable"
+    return report.model_copy(update=changes)
 
 
 def trust_used(trust: Trust) -> TrustUsed:

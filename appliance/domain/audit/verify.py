@@ -14,7 +14,7 @@ from typing import Any
 
 from appliance.domain.audit.chain import Chain
 from appliance.domain.audit.log_replay import Disclosed, Documents, LogReplay, SitePolicy
-from appliance.domain.audit.report import Counts, Findings, Report, Verdict, trust_used
+from appliance.domain.audit.report import SITE_POLICIES, Counts, Findings, Report, Verdict, trust_used
 from appliance.domain.core.entry import Entry
 from appliance.domain.core.names import Time
 from appliance.domain.core.records import Key
@@ -141,7 +141,7 @@ class Audit:
             trust=None if self._trust is None else trust_used(self._trust),
             origin=None if site is None else site.origin,
             single_administrator=None if site is None else site.single_administrator,
-            site_policies="replayed" if self._replays_site and site is not None else "not replayed",
+            site_policies="replayed" if self._site_gap() is None and site is not None else "not replayed",
             size=self._chain.tree.size,
             head=self._chain.head,
             root=f"sha256:{self._chain.tree.root().hex()}",
@@ -169,27 +169,32 @@ class Audit:
         if self._chain.tree.size == 0:
             missing.append("entries: there are none")
         if self._trust is None:
-            missing.append("who signed the checkpoint, which entry is the first, who administers: no trust file given")
+            missing.append("the log's key, first entry and administrators: no trust file given (--trust FILE)")
         if self._note is None:
             missing.append("size and root: no checkpoint given")
         return tuple(missing)
 
     def _unchecked(self) -> tuple[str, ...]:
         unchecked = []
-        if not self._replays_site:
-            unchecked.append("site policies: not replayed, since Cedar is not used here; the invariants were")
+        if (gap := self._site_gap()) is not None:
+            unchecked.append(f"{SITE_POLICIES}{gap}; the appliance's own rules were")
         if self.state.size == 0 and self._chain.tree.size:
-            unchecked.append("signatures, documents, invariants: not replayed, since the first entry does not stand")
-        elif self._replay.first_gap is not None:
-            gap = self._replay.first_gap
-            unchecked.append(f"entry {gap} changed nothing here: findings after it may be consequences of that")
+            unchecked.append("signatures, documents, rules: not checked, since the first entry does not hold")
+        elif (first := self._replay.first_gap) is not None:
+            unchecked.append(f"entry {first} was not replayed, and what comes after it was judged without it")
         return tuple(unchecked)
+
+    def _site_gap(self) -> str | None:
+        """Why the site policies were not replayed; None where they were."""
+        if not self._replays_site:
+            return ", since Cedar was not used"
+        return None if self._replay.site_gap is None else f": {self._replay.site_gap}"
 
     def _remarks(self, now: Time) -> tuple[str, ...]:
         remarks = []
         site, last = self.state.sites.get("site"), self.state.last_time
         if site is not None and site.single_administrator:
-            remarks.append("single administrator: one person alone could give power")
+            remarks.append("single administrator: one person alone could give roles and change the rules")
         if last > now:
             remarks.append(f"clock: the last entry is dated {last}, later than the clock here, {now}")
         return tuple(remarks)

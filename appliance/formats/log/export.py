@@ -44,6 +44,7 @@ MAX_ENTRY_LINE = 65_535 + 1
 MAX_LINE = (1 << 26) - 1
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK)
+_CUT = "was it copied whole?"
 _CHUNK = 1 << 16
 _READ = 1 << 18
 _BATCH = 500
@@ -261,16 +262,21 @@ class Export:
         spans = {}
         for name in MEMBERS:
             self._stream.seek(place)
-            length = _parse_header(self._stream.read(_BLOCK), name)
+            block = self._stream.read(_BLOCK)
+            if place and len(block) < _BLOCK:
+                raise BadInput(f"export: the file ends before {name}: {_CUT}")
+            length = _parse_header(block, name)
             start = place + _BLOCK
             place = start + length + -length % _BLOCK
-            if place + len(_END) > total:
-                raise BadInput(f"export, {name}: expected {length} bytes and more after them, got the end of the file")
+            if place > total:
+                raise BadInput(f"export: the file ends in the middle of {name}: {_CUT}")
             self._stream.seek(start + length)
             if any(self._stream.read(-length % _BLOCK)):
                 raise BadInput(f"export, {name}: expected zeros up to the block's end, got other bytes")
             spans[name] = (start, start + length)
         self._stream.seek(place)
+        if total < place + len(_END):
+            raise BadInput(f"export: the file ends in the middle of its last 1,024 bytes: {_CUT}")
         if total != place + len(_END) or self._stream.read() != _END:
             raise BadInput(f"export, end: expected 1,024 zero bytes at {place}, got {total - place} bytes")
         return spans

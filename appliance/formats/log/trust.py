@@ -29,9 +29,18 @@ class Trust:
     administrators: tuple[tuple[str, str], ...]
 
     def __post_init__(self) -> None:
-        name = parse_vkey(self.log_key).name
+        try:
+            name = parse_vkey(self.log_key).name
+        except BadInput as error:
+            raise BadInput(
+                f"the trust file's log key line was changed: its key id does not fit its key ({error.message}): "
+                "use the trust file as `appliance init` printed it"
+            ) from None
         if name != self.origin:
-            raise BadInput(f"trust file, logKey: expected the key of {show(self.origin)}, got {show(name)}")
+            raise BadInput(
+                "the trust file's origin line or log key line was changed: "
+                f"expected the key of {show(self.origin)}, got {show(name)}"
+            )
         parse_digest(self.genesis, "trust file, genesis")
         if not self.administrators:
             raise BadInput("trust file, administrators: expected at least one, got none")

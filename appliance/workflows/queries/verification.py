@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any
 
 from appliance.access.cedar import SitePolicies
-from appliance.domain.audit.report import Report
+from appliance.domain.audit.report import Report, judge_site_policies
+from appliance.domain.audit.summary import group_findings
 from appliance.domain.audit.verify import verify_log
 from appliance.domain.core.state import UNPROJECTED
 from appliance.errors import ApplianceError
@@ -34,6 +35,7 @@ def verify(context: Context, trust: dict[str, Any] | None) -> dict[str, Any]:
         now=encode_time(context.clock()),
         replay=lambda policy: SitePolicies(policy).decide,
     )
+    report = judge_site_policies(report, accepted=False)
     ledger = context.ledger
     local = [
         *ledger.check_guards(),
@@ -45,6 +47,7 @@ def verify(context: Context, trust: dict[str, Any] | None) -> dict[str, Any]:
 
 def _report(report: Report, local: list[str]) -> dict[str, Any]:
     value: dict[str, Any] = report.model_dump(mode="json")
+    value["groups"] = [group.model_dump(mode="json") for group in group_findings(report.findings)]
     value["local_findings"] = local
     if local:
         value["verdict"] = "failed"

@@ -38,6 +38,11 @@ def parse_moment(text: str, what: str, now: datetime, *, end_of_day: bool = Fals
     return encode_time(moment + timedelta(days=1, milliseconds=-1) if end_of_day else moment)
 
 
+def parse_point(text: str | None, what: str, now: datetime) -> str | None:
+    """A point of a log: an entry's number as it is, or any spelling of a time, where a date counts to its end."""
+    return text if text is None or text.isdecimal() else parse_moment(text, what, now, end_of_day=True)
+
+
 def parse_end(text: str, what: str, now: datetime) -> str:
     """`2026-11-24` (its end), a time with its zone, `90m`, `2h`, `7d`, `4w` from now, or `now`."""
     if text == "now":

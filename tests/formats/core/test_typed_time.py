@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from appliance.cli.support.times import parse_end, parse_moment
 from appliance.errors import BadInput
+from appliance.formats.core.typed_time import parse_end, parse_moment
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 
