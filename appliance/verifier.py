@@ -321,18 +321,19 @@ def _answer_lines(answer: CouldLoad) -> Iterator[str]:
         yield f"  {task.task}: {verb} {candidate.adapter} ({candidate.manifest}), sealed by entry {candidate.sealed}"
         yield f"    released by {release.by}, entry {release.entry} ({release.kind})"
         for review in candidate.reviews:
-            said = f"{review.decision} by {review.reviewer} for {review.field}, entry {review.entry}"
+            decided = {"approve": "approved", "reject": "rejected"}[review.decision]
+            said = f"{decided} by {review.reviewer} for {review.field}, entry {review.entry}"
             yield f"    {said}, until {review.valid_until}{f'; {review.against}' if review.against else ''}"
         yield from (f"    against it: {reason}" for reason in candidate.reasons)
         if task.slot is not None and task.slot.entry is not None:
-            yield f"    loaded was {task.slot.adapter}, entry {task.slot.entry}"
+            yield f"    it had loaded {task.slot.adapter}, entry {task.slot.entry}"
     for one in answer.exported:
         yield f"  {one.task}: could load {one.adapter} ({one.manifest}) until {one.valid_until}"
         yield f"    from an exported folder, entry {one.entry}; no revocation reaches it"
     for other in answer.others:
         yield f"  could not load {other.adapter}: {'; '.join(other.reasons)}"
     if not answer.tasks:
-        yield "  nothing: no release named an adapter for it"
+        yield "  nothing: no adapter was released to it"
 
 
 def _plain(text: str) -> str:

@@ -254,7 +254,7 @@ def test_an_auditor_learns_from_the_export_alone_what_a_unit_could_load(
     assert code == 0 and "got one that expired at" in out, "the log is from January: now its approvals have lapsed"
     code, out, _ = run(capsys, *query, "--at", len(files.site.entries) - 1)
     assert code == 0
-    assert "  labels: could load clauses@1 (sha256:" in out and "approve by rita for privacy, entry" in out
+    assert "  labels: could load clauses@1 (sha256:" in out and "approved by rita for privacy, entry" in out
     released = next(parse_entry(d).index for d in files.site.entries if parse_entry(d).type == "release.activated")
     code, out, _ = run(capsys, *query, "--at", released - 1)
     assert code == 0 and "could not load clauses@1: release: expected one that names" in out
