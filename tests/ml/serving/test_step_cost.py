@@ -18,9 +18,9 @@ from tests.ml.serving.test_engine import MESSAGES, Sealed, engine, sealed
 
 __all__ = ["engine", "sealed"]
 
-STEP_S = 1.0
-"""Of the tiny base, on a slow machine that others use too; a step takes some 20 ms. What this guards against took
-minutes."""
+STEP_S = 2.0
+"""Of the processor, so that a busy machine changes nothing; a step of the tiny base takes some 20 ms. What this guards
+against took minutes."""
 LONG = [{"role": "user", "content": "due " * 25}]
 WIDE = [f"{number:03}" for number in range(1000)]
 CHAIN = ["a" * depth + "b" for depth in range(126)]
@@ -35,13 +35,13 @@ WORST: dict[str, dict[str, Any]] = {
 
 
 def longest_step(engine: Engine) -> float:
-    """Seconds; every request has come to its end."""
+    """Seconds of the processor; every request has come to its end."""
     ends: list[Event] = []
     longest = 0.0
     while engine.busy:
-        began = time.monotonic()
+        began = time.process_time()
         events = engine.step()
-        longest = max(longest, time.monotonic() - began)
+        longest = max(longest, time.process_time() - began)
         ends += [event for event in events if not isinstance(event.told, str)]
     assert all(isinstance(end.told, Done) for end in ends), ends
     return longest
@@ -55,9 +55,9 @@ def test_no_step_is_held_up_by_the_worst_that_may_be_asked(engine: Engine, worst
     if request.labels:
         questions.append(engine.read(request, classifies=True))
     for number, question in enumerate(questions):
-        began = time.monotonic()
+        began = time.process_time()
         engine.take(f"{number}", "a", question)
-        assert time.monotonic() - began < STEP_S
+        assert time.process_time() - began < STEP_S
     assert longest_step(engine) < STEP_S
 
 
@@ -106,9 +106,9 @@ def test_what_is_over_a_bound_is_refused_by_what_it_has(engine: Engine, member: 
 def test_a_stop_text_of_any_length_is_looked_for_in_time() -> None:
     """The longest that was allowed once took seconds a token."""
     text = Text(lambda ids: "a" * len(ids), ("a" * 1_000_000,))
-    began = time.monotonic()
+    began = time.process_time()
     assert [text.push(1) for _ in range(500)] == [""] * 500
-    assert time.monotonic() - began < STEP_S
+    assert time.process_time() - began < STEP_S
     assert text.finish() == "a" * 500
 
 
