@@ -21,8 +21,10 @@ from appliance.domain.core.policy import Parameters, PolicySet
 from appliance.domain.governance.endorsement import Endorse
 from appliance.domain.governance.people import RevokePrincipal
 from appliance.domain.governance.policies import AdoptPolicy
+from appliance.domain.governance.rules import RaiseRules
 from appliance.domain.retention.holds import LiftHold, PlaceHold
 from appliance.domain.retention.texts import Erase
+from appliance.domain.rulebook.registry import NEWEST_RULES
 from appliance.domain.runs.cancellation import Cancel
 from appliance.domain.serving.tokens import RevokeTokens
 from appliance.errors import ApplianceError, BadInput, Denied, Unavailable
@@ -255,6 +257,14 @@ def test_an_order_about_what_is_not_there_is_refused_by_an_entry(found: Found) -
     assert desk.refused(desk.order(Cancel, "ben", run="r-000009"))
     desk.submit(order := desk.order(PlaceHold, "anna", subject="principal:ben"))
     assert "expected none on principal:ben" in desk.refused(order)
+
+
+def test_rules_that_this_build_does_not_know_are_refused_before_anything_is_recorded(found: Found) -> None:
+    desk = found(policy())
+    size = desk.ledger.state.size
+    reason = desk.refused(desk.order(RaiseRules, "anna", rules=NEWEST_RULES + 1))
+    assert f"expected a version that this build knows, {NEWEST_RULES} at most" in reason
+    assert (desk.ledger.state.size, len(desk.ledger.state.pending)) == (size + 1, 0)
 
 
 def test_what_cannot_be_recorded_now_is_no_refusal(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,6 +174,10 @@ def _tables(router: APIRouter, context: Context) -> None:
     def policy() -> dict[str, Any]:
         return people.policy(context)
 
+    @router.get("/v1/rules")
+    def rules() -> dict[str, int]:
+        return people.rules(context)
+
     @router.get("/v1/imports/{order}")
     def an_import(order: str, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0) -> dict[str, Any]:
         return import_status(context, parse_digest(order), wait_s)

@@ -7,6 +7,8 @@ from typing import Any
 
 from appliance.access.cases import parse_cases, test_cases
 from appliance.domain.core.policy import parse_policy
+from appliance.domain.governance.rules import RulesRaised
+from appliance.domain.rulebook.registry import NEWEST_RULES
 from appliance.formats.core.canonical import parse_canonical
 from appliance.formats.core.fields import encode_base64
 from appliance.workflows.core.context import Context
@@ -47,6 +49,13 @@ def policy(context: Context) -> dict[str, Any]:
     document = context.ledger.document(digest)
     parsed = parse_policy(document)
     return {"digest": digest, "policy": parsed.model_dump(mode="json"), "document": encode_base64(document)}
+
+
+def rules(context: Context) -> dict[str, int]:
+    """The rules version in force, the entry that put it there, and the newest that this build knows."""
+    raised = context.ledger.find(types=(RulesRaised.type,), newest=True, limit=1)
+    version = context.ledger.state.site.rules
+    return {"version": version, "newest": NEWEST_RULES, "entry": raised[0][0] if raised else 0}
 
 
 def test_policy(document: bytes, cases: bytes) -> list[dict[str, Any]]:
