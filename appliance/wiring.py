@@ -55,6 +55,7 @@ from appliance.web.operations.health import LEAST_TOKEN, Readiness, operations_a
 from appliance.web.operations.limits import Limits, Quotas
 from appliance.web.operations.metrics import Metrics
 from appliance.web.people.api import people_app
+from appliance.web.people.waiting import wait_for_clock
 from appliance.web.units.gate import MOST
 from appliance.web.units.openai import units_app
 from appliance.workflows.core.context import Code, Context
@@ -320,9 +321,21 @@ def serve(settings: Settings, *, embedded: bool, after_pause: bool = False, rebu
         Claim(open_engine(settings.database_url)) as claim,
         service(settings, lock.say, after_pause=after_pause, rebuild=rebuild) as context,
     ):
+        door, activity = Doorkeeper(context), Activity()
+        people_door = activity.watching(people_app(context, door))
+        if wait_for_clock(
+            context,
+            settings.home,
+            settings.socket,
+            people_door,
+            is_up=lambda: lock.say(""),
+            hold_claim=claim.hold,
+            ended=partial(_why_it_ends, context, activity, claim, embedded=embedded),
+        ):
+            return
+        lock.say("starts")
         serving = Serving(context)
         context.released = serving.reconcile
-        door, activity = Doorkeeper(context), Activity()
         quotas = Quotas(_limits(settings), MOST, time.monotonic)
         metrics = Metrics(context, quotas)
         context.appended, door.refused = partial(_observe, metrics), metrics.refused
@@ -338,7 +351,7 @@ def serve(settings: Settings, *, embedded: bool, after_pause: bool = False, rebu
             doors = _doors(settings, context, units, metrics)
             # The people's last: where it is open, the service is up.
             with open_unix(settings.socket) as people:
-                doors.append(Door(activity.watching(people_app(context, door)), people, guarded=False))
+                doors.append(Door(people_door, people, guarded=False))
                 lock.say("")
                 reason = serve_doors(
                     doors,

@@ -19,6 +19,7 @@ from appliance.domain.core.table import Table, V
 from appliance.domain.data.bases import RevokeBase
 from appliance.domain.data.datasets import RevokeDataset, next_dataset_version
 from appliance.domain.data.imports import CancelImport, ImportBase, ImportDataset
+from appliance.domain.governance.clock import ResetClock
 from appliance.domain.governance.endorsement import Endorse
 from appliance.domain.governance.keys import ReplaceKey, RevokeKey, RotateKey
 from appliance.domain.governance.log_keys import RotateLogKey
@@ -288,6 +289,10 @@ def _raise_rules(known: state.State, order: RaiseRules, signer: Principal) -> Fa
     return Thing("Rules", str(order.rules), {"from": known.site.rules, "to": order.rules}), {}
 
 
+def _reset_clock(known: state.State, order: ResetClock, signer: Principal) -> Facts:
+    return Thing("Clock", order.last, {"last": Moment(order.last)}), {}
+
+
 def _erase(known: state.State, order: Erase, signer: Principal) -> Facts:
     text = _find(known.texts, order.commitment)
     return Thing("Text", order.commitment, {"signer": text.signer, "subjects": text.subjects}), {}
@@ -323,6 +328,7 @@ _FACTS: dict[type[Order], Callable[..., Facts]] = {
     RevokeTokens: _tokens,
     RotateLogKey: _rotate_log_key,
     RaiseRules: _raise_rules,
+    ResetClock: _reset_clock,
     Erase: _erase,
     PlaceHold: _hold,
     LiftHold: _hold,

@@ -47,6 +47,7 @@ ADAPTER = Thing(
 )
 POLICY = Thing("Policy", _DIGEST, {"digest": _DIGEST})
 PENDING = pending_thing(_DIGEST, "enroll", ADMINISTRATOR)
+CLOCK = Thing("Clock", "2027-12-31T00:00:00.000Z", {"last": Moment("2027-12-31T00:00:00.000Z")})
 RULES = Thing("Rules", "2", {"from": 1, "to": 2})
 IMPORT = import_thing(_DIGEST, "import-base", "base:base", OPERATOR)
 LOG_KEY = Thing("LogKey", "bank.example/log+00000000+AQ==", {"vkey": "bank.example/log+00000000+AQ=="})
@@ -94,6 +95,7 @@ SAMPLES: dict[str, Request] = {
         Request(ADMINISTRATOR, "revoke-tokens", principal_thing("legal", ("unit",)), _NOW),
         Request(ADMINISTRATOR, "rotate-log-key", LOG_KEY, _NOW),
         Request(ADMINISTRATOR, "raise-rules", RULES, _NOW),
+        Request(ADMINISTRATOR, "reset-clock", CLOCK, _NOW),
         Request(ADMINISTRATOR, "erase", TEXT, _NOW),
         Request(ADMINISTRATOR, "place-hold", HOLD, _NOW),
         Request(ADMINISTRATOR, "lift-hold", HOLD, _NOW),

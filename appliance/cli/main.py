@@ -44,6 +44,7 @@ COMMANDS = {
     "order": Entry("Administrators", "administrators", "Orders that wait for a second administrator."),
     "policy": Entry("Administrators", "policies", "The policy set: show, adopt, test, compare."),
     "rules": Entry("Administrators", "rules", "The rules version: show it, raise it at an upgrade."),
+    "clock": Entry("Administrators", "clock", "The log's time: show it, reset it after a clock ran ahead."),
     "log-key": Entry("Administrators", "retention", "The log's own key: rotate it."),
     "text": Entry("Administrators", "retention", "Texts beside the log: erase one; the log still verifies."),
     "hold": Entry("Administrators", "retention", "Legal holds: while one stands, no text about its subject is erased."),

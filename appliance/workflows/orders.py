@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from appliance.domain.rulebook.subjects import Signed
 from appliance.errors import ApplianceError, BadInput, Denied, NotFound, Unavailable
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import Disclosure, verify_disclosure
+from appliance.formats.core.timestamp import encode_time
 from appliance.store.ledger.queue import Appended
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.effects import Effect
@@ -26,6 +28,8 @@ from appliance.workflows.core.record import append
 from appliance.workflows.data import imports
 from appliance.workflows.governance import administration
 from appliance.workflows.runs import replay, train
+
+log = logging.getLogger("appliance")
 
 _NOTHING = Effect(Order)
 _EFFECTS = {
@@ -66,7 +70,13 @@ def submit(context: Context, submission: Submission) -> Submitted:
         except Unavailable:
             raise
         except ApplianceError as error:
-            _refuse(context, accepted, submission, error)
+            try:
+                _refuse(context, accepted, submission, error)
+            except Unavailable:
+                # Under a clock that is behind no refusal is an entry: who would set it right hears what is wrong.
+                if not _sets_time(context, accepted.order):
+                    raise
+                log.warning("order %s was refused and is no entry: %s", accepted.digest, error.code)
             raise
     _set_in_motion(context, accepted)
     return Submitted(appended, accepted.digest, result)
@@ -91,8 +101,21 @@ def _check_disclosure(disclosure: Disclosure) -> None:
 def _decide(context: Context, order: Order) -> None:
     """The invariants, and the site's own policies, which may only tighten: every reason at once."""
     state = context.ledger.state
-    now = context.now(state)
+    now = _decided_at(context, state, order)
     _refuse_for(order, (*reasons_against(state, order, now), *_policies_against(context, (order,), state, now)))
+
+
+def _decided_at(context: Context, state: State, order: Order) -> str:
+    """The time of the entry that the order will become, as far as it is known: where that sets the log's time back, it
+    is earlier than the last entry's."""
+    waits = not isinstance(order, Endorse) and not state.site.single_administrator
+    return context.now(state) if waits or not _sets_time(context, order) else encode_time(context.clock())
+
+
+def _sets_time(context: Context, order: Order) -> bool:
+    """Whether this is the order that sets the log's time back, or endorses it."""
+    pending = context.ledger.state.pending.get(order.order) if isinstance(order, Endorse) else None
+    return order.sets_time if pending is None else VERBS[pending.verb].order.sets_time
 
 
 def _policies_against(context: Context, orders: Sequence[Order], state: State, now: str) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ from appliance.domain.core.policy import Parameters, PolicySet
 from appliance.domain.data.bases import RevokeBase
 from appliance.domain.data.datasets import RevokeDataset
 from appliance.domain.data.imports import CancelImport, ImportBase
+from appliance.domain.governance.clock import ResetClock
 from appliance.domain.governance.endorsement import Endorse
 from appliance.domain.governance.keys import ReplaceKey, RevokeKey, RotateKey
 from appliance.domain.governance.log_keys import RotateLogKey
@@ -103,6 +104,7 @@ def orders(site: LogBuilder) -> dict[str, Order]:
         site.order(RevokeKey, "anna", principal="rita", keyid=site.keys["rita"].keyid, since=None),
         site.order(RevokeTokens, "legal", unit="legal", token=site.base_digest, issued_before=None),
         site.order(RaiseRules, "anna", rules=2),
+        site.order(ResetClock, "anna", last=site.state.last_time),
         site.order(RotateLogKey, "anna", log_key=vkey_of(ORIGIN, generate_ed25519()), old_until=site.now),
         site.order(Erase, "anna", commitment=enroll_of(site, "olga")),
         site.order(PlaceHold, "anna", subject="principal:olga"),

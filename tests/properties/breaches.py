@@ -15,6 +15,7 @@ from appliance.domain.core.order import Order
 from appliance.domain.data.bases import BaseImported, BaseQuarantined, RevokeBase
 from appliance.domain.data.datasets import RevokeDataset
 from appliance.domain.data.imports import CancelImport, ImportBase, ImportDataset, ImportFailed, ImportRequested
+from appliance.domain.governance.clock import ResetClock
 from appliance.domain.governance.endorsement import Endorse, OrderRefused
 from appliance.domain.governance.keys import KeyEnrolled, ReplaceKey, RevokeKey, RotateKey
 from appliance.domain.governance.log_keys import LogKeyRotated, RotateLogKey
@@ -47,6 +48,7 @@ from appliance.formats.log.note import vkey_of
 from appliance.formats.signatures.dsse import encode_envelope
 from appliance.formats.signatures.keys import generate_ed25519
 from scripts.kit.log_builder import ORIGIN, LogBuilder, manifest, policy_digest, policy_set, stage
+from tests.kit.ahead import DAY_S, reset_clock, run_ahead
 
 Breach = tuple[str, Callable[[LogBuilder], Any]]
 """The stage it begins from, and what is done there."""
@@ -69,6 +71,16 @@ def enrolled(site: LogBuilder, **fields: Any) -> None:
 def endorsed_alone(site: LogBuilder) -> None:
     order, documents = site.enrolment("eve", ("auditor",))
     site.two(PrincipalEnrolled(policy=site.in_force), order, documents, second="anna")
+
+
+def not_behind(site: LogBuilder) -> None:
+    """Sets a clock back that is right."""
+    reset_clock(site, site.now)
+
+
+def reset_elsewhere(site: LogBuilder) -> None:
+    """By an order that names another place of the log."""
+    reset_clock(site, run_ahead(site, DAY_S), last=site.now)
 
 
 def unendorsed(site: LogBuilder, event: type[Ordered], model: type[Order], **fields: Any) -> None:
@@ -201,6 +213,7 @@ TYPES: dict[str, Breach] = {
     "tokens.revoked": ("staffed", lambda s: s.revoke_tokens(signer="olga", token="sha256:" + "1" * 64)),
     "rules.raised": ("staffed", lambda s: s.ordered(
         RulesRaised(policy=s.in_force), s.order(RaiseRules, "anna", rules=2))),
+    "clock.reset": ("staffed", not_behind),
     "log-key.rotated": ("staffed", lambda s: log_key(s, alone=True)),
     "text.erased": ("staffed", lambda s: erased_at_once(s, alone=True)),
     "hold.placed": ("staffed", lambda s: s.hold("unit:legal", signer="olga")),
@@ -248,6 +261,7 @@ VERBS: dict[type[Order], Breach] = {
     RevokeTokens: TYPES["tokens.revoked"],
     RaiseRules: ("staffed", lambda s: s.two(
         RulesRaised(policy=s.in_force), s.order(RaiseRules, "olga", rules=2))),
+    ResetClock: ("staffed", reset_elsewhere),
     RotateLogKey: ("staffed", lambda s: log_key(s, until_s=300_000_000)),
     Erase: ("staffed", erased_at_once),
     PlaceHold: TYPES["hold.placed"],

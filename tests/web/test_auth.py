@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,8 @@ from appliance.formats.signatures.keys import generate_ed25519
 from appliance.web.core import auth
 from appliance.web.core.auth import Doorkeeper
 from appliance.workflows.governance.sessions import Refusals
+from scripts.kit.log_builder import stage
+from tests.kit.ahead import DAY_S, reset_clock, run_ahead
 
 
 def test_refusals_that_could_not_be_recorded_are_counted_on() -> None:
@@ -47,7 +50,7 @@ def test_a_session_outlives_its_own_lifetime_by_no_move_of_the_clock(
     """Not even by one between its entry and its end."""
     issued = datetime(2026, 11, 26, tzinfo=UTC)
     times = iter([issued, issued + timedelta(seconds=1 + moved_s)])
-    context: Any = SimpleNamespace(clock=lambda: next(times), ledger=SimpleNamespace(state=None))
+    context: Any = SimpleNamespace(clock=lambda: next(times), ledger=SimpleNamespace(state=SimpleNamespace(size=0)))
     door, signer = Doorkeeper(context), generate_ed25519()
     monkeypatch.setattr(auth, "accept_session", lambda *_: None)
     monkeypatch.setattr(auth, "open_session", lambda *_: "olga")
@@ -61,3 +64,16 @@ def test_a_session_outlives_its_own_lifetime_by_no_move_of_the_clock(
     )
     _, session = door.open_session(encode_envelope(sign_envelope(encode_credential(statement), signer)), "unix")
     assert session.ends == 1_000.0 + stands_s
+
+
+def test_a_session_of_before_a_reset_of_the_clock_reads_nothing_after_it() -> None:
+    site = stage("staffed")
+    context: Any = SimpleNamespace(clock=lambda: datetime.now(UTC), ledger=SimpleNamespace(state=site.state))
+    door = Doorkeeper(context)
+    for token, size in (("before", site.state.size), ("after", site.state.size + 3)):
+        door._sessions[auth._key(token)] = auth.Session("rita", "", math.inf, size)
+    assert door.person("Bearer before").principal == "rita"
+    reset_clock(site, run_ahead(site, DAY_S))
+    with pytest.raises(NotAuthenticated, match="opened since the clock was reset"):
+        door.person("Bearer before")
+    assert door.person("Bearer after").principal == "rita"

@@ -52,8 +52,9 @@ def show_proposal(proposal: Proposal, title: str = "You are about to sign:") -> 
     say("", f"  What it means: {VERBS[proposal.order.verb].meaning}", "")
 
 
-def tell(caller: Caller, receipt: Receipt, done: str, then: Iterable[str] = ()) -> None:
-    """What came of an order: done, and what follows from it; or what the second administrator types."""
+def tell(caller: Caller, receipt: Receipt, done: str, then: Iterable[str] = (), *, second: str | None = None) -> None:
+    """What came of an order: done, and what follows from it; or what the second administrator types, `second` where
+    that is not the usual."""
     if caller.json:
         print_json(receipt_value(receipt))
     elif receipt.outcome == "pending":
@@ -61,7 +62,7 @@ def tell(caller: Caller, receipt: Receipt, done: str, then: Iterable[str] = ()) 
     else:
         print_facts([("done", done), ("entry", receipt.index)])
     if receipt.outcome == "pending":
-        say(f"next: another administrator types: appliance order endorse {receipt.order[:19]}")
+        say(f"next: another administrator types: appliance {second or f'order endorse {receipt.order[:19]}'}")
     else:
         say(*then)
 

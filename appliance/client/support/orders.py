@@ -200,10 +200,10 @@ class Pending:
 
 def pending_orders(door: Door) -> list[Pending]:
     """Each is parsed from its envelope's bytes; Tampered when digest, texts or documents are not what it binds."""
-    return [_parse_pending(row) for row in door.get("/v1/orders/pending")]
+    return [parse_pending(row) for row in door.get("/v1/orders/pending")]
 
 
-def _parse_pending(row: Mapping[str, Any]) -> Pending:
+def parse_pending(row: Mapping[str, Any]) -> Pending:
     envelope = parse_envelope(encode_canonical(row["envelope"]))
     if envelope.pae_digest != row["digest"]:
         raise Tampered(f"pending order, digest: expected {envelope.pae_digest}, got {row['digest']}")

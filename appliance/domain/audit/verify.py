@@ -195,6 +195,9 @@ class Audit:
         site, last = self.state.sites.get("site"), self.state.last_time
         if site is not None and site.single_administrator:
             remarks.append("single administrator: one person alone could give roles and change the rules")
+        for reset in () if site is None else site.resets:
+            said = f"entry {reset.index} set it back from {reset.reached} to {reset.time}, by two administrators"
+            remarks.append(f"clock: {said}; times between are those of a clock that ran ahead")
         if last > now:
             remarks.append(f"clock: the last entry is dated {last}, later than the clock here, {now}")
         return tuple(remarks)

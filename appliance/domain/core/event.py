@@ -18,6 +18,8 @@ class Event(Canonical):
     documents: ClassVar[tuple[str, ...]] = ()
     optional: ClassVar[tuple[str, ...]] = ()
     outcomes: ClassVar[tuple[Outcome, ...]] = ("success",)
+    sets_time: ClassVar[bool] = False
+    """Whether its entry may have an earlier time than the one before it."""
 
     def about(self) -> tuple[str, ...]:
         """The subjects that the body itself names."""

@@ -33,6 +33,9 @@ class Order(Value):
     verb: ClassVar[str]
     keeps_texts: ClassVar[bool] = True
     """Whether the order's own entry keeps the texts that it names; an erasure names one to destroy it."""
+    sets_time: ClassVar[bool] = False
+    """Whether its entry sets the log's time back. While it waits, entries are dated ahead of the time it is signed
+    at."""
 
     origin: str = Field(max_length=255, description="the log this order is for")
     signer: Identifier

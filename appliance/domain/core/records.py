@@ -321,6 +321,14 @@ class LogKey(Value):
     until: Time | None = None
 
 
+class ClockReset(Value):
+    """The entry `index` set the log's time back to `time`, after the clock had run ahead to `reached`."""
+
+    index: int
+    reached: Time
+    time: Time
+
+
 class Site(Value):
     """What stands once, from the first entry and the policy in force."""
 
@@ -332,6 +340,22 @@ class Site(Value):
     parameters: Parameters
     rules: int = 1
     """The version of the rules that entries are judged by."""
+    resets: tuple[ClockReset, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _encode(self, encode: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `resets` where there is none."""
+        value: dict[str, Any] = encode(self)
+        return value if self.resets else {k: v for k, v in value.items() if k != "resets"}
+
+    def time_for(self, index: int, now: Time) -> Time:
+        """The time that a date is held against which the entry of this index recorded: where the clock was set back
+        since, not before the time that it had run ahead to, so that nothing revives that had lapsed by then."""
+        return max([now, *(reset.reached for reset in self.resets if index < reset.index)])
+
+    def happened_by(self, index: int, time: Time) -> Time:
+        """By when the entry of this index, which has that time, was recorded: before a reset of the clock since."""
+        return min([time, *(reset.time for reset in self.resets if index < reset.index)])
 
     @property
     def log_key(self) -> str:

@@ -74,7 +74,8 @@ class OrderReader:
     def read(self, state: State, data: bytes, now: Time) -> Accepted:
         """An authentic order for this log, whatever its age, under a key that stands."""
         envelope, order = self._open(state, data)
-        key = authenticate(state, envelope, order.signer, now)
+        # The entry that sets time back is signed by keys that stood at the time before it as well.
+        key = authenticate(state, envelope, order.signer, max(now, state.last_time))
         return Accepted(order, envelope.pae_digest, key.keyid)
 
     def accept(self, state: State, data: bytes, now: Time) -> Accepted:
@@ -84,9 +85,14 @@ class OrderReader:
         """
         accepted = self.read(state, data, now)
         order = accepted.order
-        limit_s = state.parameters.order_lifetime_s
-        check_lifetime(f"order {order.verb}", order.issued_at, order.expires_at, now, state, limit_s)
-        check_enrolled(f"order {order.verb}", order.issued_at, state.keys.get(accepted.keyid), state)
+        what, limit_s, is_back = f"order {order.verb}", state.parameters.order_lifetime_s, now < state.last_time
+        # The order that sets time back waits under a time that it says is wrong; its own entry asks whether it stands.
+        at = order.issued_at if order.sets_time and not is_back else now
+        check_lifetime(what, order.issued_at, order.expires_at, at, state, limit_s)
+        check_since_reset(what, order.issued_at, state)
+        # It names the last entry, and its endorsement names it: neither was signed before its key was enrolled.
+        if not order.sets_time and not is_back:
+            check_enrolled(what, order.issued_at, state.keys.get(accepted.keyid), state)
         if accepted.digest in state.orders:
             seen = state.orders.get(accepted.digest)
             raise Conflict(f"order {accepted.digest}: expected a new one, got one accepted as entry {seen}")
@@ -141,6 +147,14 @@ def check_lifetime(what: str, issued: Time, expires: Time, now: Time, state: Sta
         raise Denied(f"{what}: expected a lifetime of at most {limit_s} s, got {issued} to {expires}", code="too-long")
 
 
+def check_since_reset(what: str, issued: Time, state: State) -> None:
+    """What was issued before the clock was set back does not count after it."""
+    reset = state.site.resets[-1] if state.site.resets else None
+    if reset is not None and issued < add_seconds(reset.time, -state.parameters.clock_skew_s):
+        since = f"expected one issued since the clock was reset at {reset.time} (entry {reset.index})"
+        raise Denied(f"{what}: {since}, got one issued at {issued}", code="before-reset")
+
+
 def check_enrolled(what: str, issued: Time, key: Key | None, state: State) -> None:
     """What was signed before its key was enrolled was signed by nobody known."""
     if key is None or key.enrolled_at > add_seconds(issued, state.parameters.clock_skew_s):
@@ -169,6 +183,10 @@ def token_revoked(state: State, unit: str, digest: str, issued_at: Time) -> str 
     row, principal = state.tokens.get(token_key(unit, digest)), state.principals.get(unit)
     if row is not None:
         return f"token of {unit}: expected one that counts, got one revoked by entry {row.index}"
+    try:
+        check_since_reset(f"token of {unit}", issued_at, state)
+    except Denied as error:
+        return error.message
     since = None if principal is None else principal.tokens_since
     if since is not None and issued_at < since:
         return f"token of {unit}: expected one issued since {since}, got one issued at {issued_at}"
@@ -192,6 +210,7 @@ def _check_credential(
     key = authenticate(state, envelope, credential.signer, now)
     try:
         check_enrolled(what, credential.issued_at, key, state)
+        check_since_reset(what, credential.issued_at, state)
         check_lifetime(what, credential.issued_at, expires, now, state, limit_s)
     except Denied as error:
         raise NotAuthenticated(error.message, code=error.code) from None

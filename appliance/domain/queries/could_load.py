@@ -13,6 +13,7 @@ from appliance.domain.core.names import Time, Value, versioned
 from appliance.domain.core.records import Adapter, Release, ReviewRecord, release_key
 from appliance.domain.core.roles import is_unit
 from appliance.domain.core.state import State
+from appliance.domain.governance.clock import ClockReset
 from appliance.domain.releases.approval import (
     inadmissible,
     latest_reviews,
@@ -141,27 +142,42 @@ def could_load(state: State, unit: str, now: Time) -> CouldLoad:
 
 
 def could_load_then(
-    entries: Iterable[bytes], documents: Callable[[str], bytes | None], unit: str, at: str | None, now: Time
+    entries: Callable[[], Iterable[bytes]],
+    documents: Callable[[str], bytes | None],
+    unit: str,
+    at: str | None,
+    now: Time,
 ) -> tuple[CouldLoad, int]:
-    """The same from a log's own bytes, and the last entry it is as of. They are folded again up to the moment: `at` is
-    an entry's number or a time, and None or a time to come is now. For a log that was verified."""
-    state, moment = State(), now if at is None or at.isdecimal() else min(at, now)
-    for data in entries:
+    """The same from a log's own bytes, and the last entry it is as of. They are read twice: to find the moment's entry,
+    and to be folded again up to it. `at` is an entry's number or a time, and None or a time to come is now. For a log
+    that was verified."""
+    is_number = at is not None and at.isdecimal()
+    moment = now if at is None or is_number else min(at, now)
+    last = int(at or 0) if is_number else _last_at(entries(), moment)
+    if last is None:
+        raise NotFound(f"entry at {at}: expected one at this moment or before it, got a log that begins later")
+    state = State()
+    for index, data in enumerate(entries()):
+        if index > last:
+            continue
         entry = parse_entry(data)
-        if at is not None and at.isdecimal() and entry.index > int(at):
-            break
-        if entry.time > moment:
-            break
         found = {role: documents(digest) for role, digest in entry.documents.items()}
         apply(state, entry, {role: content for role, content in found.items() if content is not None})
         state.keep()
-    if state.size == 0:
-        raise NotFound(f"entry at {at}: expected one at this moment or before it, got a log that begins later")
-    if at is not None and at.isdecimal():
-        if state.size != int(at) + 1:
-            raise NotFound(f"entry {at}: expected one of the log's entries, got none")
-        moment = state.last_time
-    return could_load(state, unit, moment), state.size - 1
+    if state.size != last + 1:
+        raise NotFound(f"entry {at}: expected one of the log's entries, got none")
+    return could_load(state, unit, state.last_time if is_number else moment), last
+
+
+def _last_at(entries: Iterable[bytes], time: Time) -> int | None:
+    """The last entry at this time or before it. Where the clock was reset, that is one before the reset only for a time
+    before that of the reset."""
+    last, is_open = None, True
+    for data in entries:
+        entry = parse_entry(data)
+        is_open = (is_open or entry.type == ClockReset.type) and entry.time <= time
+        last = entry.index if is_open else last
+    return last
 
 
 def _task(state: State, release: Release, now: Time) -> TaskAnswer:

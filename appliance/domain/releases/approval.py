@@ -82,7 +82,7 @@ def review_lapsed(state: State, adapter: Adapter, review: ReviewRecord, now: Tim
         return f"review {review.index}: expected {review.reviewer} to be a standing reviewer of {review.field}"
     if not _is_own(state, review):
         return f"review {review.index}: expected a key that counts at that entry, got {review.keyid}"
-    if review.valid_until <= now:
+    if review.valid_until <= (now := state.site.time_for(review.index, now)):
         return f"review {review.index}: expected one that stands at {now}, got one that expired at {review.valid_until}"
     if duties(adapter, review.reviewer):
         return f"review {review.index}: expected a reviewer apart from the makers, got {review.reviewer}"

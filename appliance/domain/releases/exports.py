@@ -99,8 +99,8 @@ def standing_evidence(state: State, accepted: Accepted) -> dict[str, bytes]:
 def exported(case: Case) -> Puts:
     """The rows beside the order are those of the state: whoever holds the log's key can decide over them.
 
-    It is remembered until a later export finds it expired: time never decreases, so it answers no question about that
-    entry or one after it.
+    It is remembered until a later export finds it expired: it answers no question about that entry or one after it, but
+    where the clock ran ahead then and was reset since (docs/operations.md).
     """
     order = case.order(ExportAdapter)
     expected = encode_value(standing_of(case.state, order, case.accepted.keyid))

@@ -132,15 +132,22 @@ def _texts(case: Case) -> Texts:
 
 
 def check_sequence(state: State, entry: Entry) -> None:
-    """The entry follows the last one: next index, its hash, no earlier time; the first is the initialisation."""
+    """The entry follows the last one: next index, its hash, no earlier time but where it sets the clock back; the first
+    is the initialisation."""
     if entry.index != state.size:
         raise Conflict(f"entry {entry.index}: index: expected {state.size}, got {entry.index}")
     if entry.prev != state.last_leaf:
         raise Tampered(f"entry {entry.index}: prev: expected {state.last_leaf}, got {entry.prev}", code="chain")
-    if entry.time < state.last_time:
+    if entry.time < state.last_time and not sets_time(entry.type):
         raise Tampered(f"entry {entry.index}: time: expected at least {state.last_time}, got {entry.time}", code="time")
     if (entry.index == 0) != (entry.type == "appliance.initialized"):
         raise Denied(f"entry {entry.index}: type: expected appliance.initialized first and once, got {entry.type}")
+
+
+def sets_time(kind: str) -> bool:
+    """Whether entries of this type may have an earlier time than the one before; their rule asks whether they do."""
+    model = EVENTS.get(kind)
+    return model is not None and model.sets_time
 
 
 def parse_body(entry: Entry) -> Event:

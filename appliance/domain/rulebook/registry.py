@@ -13,7 +13,7 @@ from appliance.domain.core.signatures import OrderReader
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule, Rule, Verb
 from appliance.domain.data import bases, datasets, imports
-from appliance.domain.governance import endorsement, keys, log_keys, people, policies, rules, service, sessions
+from appliance.domain.governance import clock, endorsement, keys, log_keys, people, policies, rules, service, sessions
 from appliance.domain.operations import integrity
 from appliance.domain.releases import activations, adapters, exports, reviews
 from appliance.domain.retention import holds, texts
@@ -23,7 +23,7 @@ from appliance.domain.witnesses import cosignatures
 from appliance.errors import BadInput
 
 _VERBS: tuple[Verb, ...] = (
-    *people.VERBS, *keys.VERBS, *log_keys.VERBS, *policies.VERBS, *rules.VERBS, *endorsement.VERBS,
+    *people.VERBS, *keys.VERBS, *log_keys.VERBS, *policies.VERBS, *rules.VERBS, *clock.VERBS, *endorsement.VERBS,
     *texts.VERBS, *holds.VERBS,
     *imports.VERBS, *bases.VERBS, *datasets.VERBS,
     *training.VERBS, *cancellation.VERBS, *resumption.VERBS, *replays.VERBS,

@@ -39,7 +39,7 @@ def witnessed_until(state: State) -> list[Time]:
     """Until when the witnesses stand behind the log, if nobody cosigns it again; nothing where policy asks for none, or
     too few have."""
     rules = state.parameters
-    times = [w.time for w in state.witnesses.values() if w.vkey in rules.witnesses]
+    times = [w.time for w in state.witnesses.values() if w.vkey in rules.witnesses and not _lapsed(state, w, "")]
     return cosigned_until(times, rules.witness_quorum, rules.witness_lifetime_s)
 
 
@@ -55,10 +55,15 @@ def unwitnessed(state: State, now: Time) -> list[str]:
     if not rules.witness_quorum:
         return []
     oldest = add_seconds(now, -rules.witness_lifetime_s)
-    seen = [w for w in state.witnesses.values() if w.vkey in rules.witnesses and w.time >= oldest]
+    seen = [w for w in state.witnesses.values() if w.vkey in rules.witnesses and not _lapsed(state, w, now)]
     if len(seen) >= rules.witness_quorum:
         return []
     return [f"witnesses: expected {rules.witness_quorum} cosignatures since {oldest}, got {len(seen)}"]
+
+
+def _lapsed(state: State, witness: Witness, now: Time) -> bool:
+    """Whether the cosignature is too old now, or was when the clock was set back."""
+    return add_seconds(witness.time, state.parameters.witness_lifetime_s) < state.site.time_for(witness.index, now)
 
 
 def checkpoint_cosigned(case: Case) -> Puts:

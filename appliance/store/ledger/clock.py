@@ -1,4 +1,5 @@
-"""The host's clock, as far as a log can believe it: time never decreases there, and no entry can be taken back."""
+"""The host's clock, as far as a log can believe it: time decreases there only where two administrators set it back, and
+no entry can be taken back."""
 
 from __future__ import annotations
 
@@ -32,15 +33,28 @@ class LogClock:
         that is dated ahead of the time would hold up all others until that time has come.
         """
         now, last = encode_time(self._now()), state.last_time
-        if now < last and add_seconds(now, state.parameters.clock_skew_s) < last:
+        if is_behind(state, now):
             said = f"expected a time after the last entry's, {last}, got {now}"
-            raise Unavailable(f"clock: {said}; nothing is appended until it is set", code="clock")
+            ends = (
+                "nothing is appended until it is set or, if it is right, two administrators type: appliance clock reset"
+            )
+            raise Unavailable(f"clock: {said}; {ends}", code="clock")
         days = self._longest_pause_days
         if days is not None and last not in ("", self._pause_after) and now[:10] > _day_after(last[:10], days):
             said = f"expected a time at most {days} days after the last entry's, {last}, got {now}"
             ends = "nothing is appended until it is set or, if it is right, the service starts with --after-pause"
             raise Unavailable(f"clock: {said}; {ends}", code="clock")
         return now
+
+    def read_behind(self, state: State) -> str | None:
+        """The time now, where the clock is so far behind that the log's time can be set back to it; else None."""
+        now = encode_time(self._now())
+        return now if is_behind(state, now) else None
+
+
+def is_behind(state: State, now: str) -> bool:
+    """Whether this time is behind the last entry's by more than policy lets clocks differ."""
+    return now < state.last_time and add_seconds(now, state.parameters.clock_skew_s) < state.last_time
 
 
 @lru_cache(maxsize=8)

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine
 
 from appliance.domain.core.entry import Draft, parse_entry
 from appliance.domain.core.state import State
-from appliance.errors import ApplianceError, BadInput, NotFound, Tampered
+from appliance.errors import ApplianceError, BadInput, NotFound, Tampered, Unavailable
 from appliance.formats.core import merkle
 from appliance.formats.core.commitment import Disclosure, verify_disclosure
 from appliance.formats.core.digest import digest_bytes, raw_digest
@@ -37,7 +37,7 @@ from appliance.store.ledger.nodes import Nodes, Place
 from appliance.store.ledger.queue import Appended, Guard, Queue, Waiting
 from appliance.store.ledger.search import Filters, find_entries
 from appliance.store.ledger.snapshots import FindSigner, Snapshots, copy_fold
-from appliance.store.ledger.staging import Batch, check_drafts, stage
+from appliance.store.ledger.staging import Batch, check_drafts, resets_clock, stage
 from appliance.store.ledger.writer import Writer
 
 log = logging.getLogger("appliance")
@@ -182,11 +182,11 @@ class Ledger:
                 raise
 
     def _commit_batch(self, waiting: list[Waiting]) -> None:
+        now, waiting = self._read_clock(waiting)
         if self._suspect:
-            self.probe()
+            self._probe()
             log.warning("the ledger can be written again")
         fold = self._current()
-        now = self.clock.read(fold.state)
         connection = self._writer.begin(lambda writer: self._catch_up(writer, fold, rows.lock_head(writer)))
         batch = Batch(fold.head, fold.state.mark())
         try:
@@ -213,6 +213,21 @@ class Ledger:
         self._keep(fold, root)
         batch.succeed(note)
         self._writer.scrub_after()
+
+    def _read_clock(self, waiting: list[Waiting]) -> tuple[str, list[Waiting]]:
+        """The time, and what can be appended at it: under a clock that is behind only what sets the log's time back."""
+        state = self._current().state
+        try:
+            return self.clock.read(state), waiting
+        except Unavailable as error:
+            behind = [one for one in waiting if resets_clock(one.drafts)]
+            now = self.clock.read_behind(state) if behind else None
+            if now is None:
+                raise
+            for one in waiting:
+                if one not in behind:
+                    one.fail(error)
+            return now, behind
 
     def _stage_all(self, batch: Batch, waiting: list[Waiting], state: State, now: str) -> None:
         """What is refused is settled at once, and the others go on without it."""
@@ -253,8 +268,11 @@ class Ledger:
         """Unavailable unless a write can be made durable now; costs a commit, and says nothing in the log."""
         with self.lock:
             self.clock.read(self._current().state)
-            with self._writing() as connection:
-                rows.probe_head(connection)
+            self._probe()
+
+    def _probe(self) -> None:
+        with self._writing() as connection:
+            rows.probe_head(connection)
         self._suspect = False
 
     def write_back(self) -> None:

@@ -17,7 +17,7 @@ from appliance.errors import BadInput, NotFound
 from appliance.store.database.tables import entries, projections
 from appliance.store.ledger.filing import Unfiled
 from appliance.store.ledger.rows import read_entry_bytes, read_head
-from appliance.store.ledger.search import Filters, count_entries, first_at
+from appliance.store.ledger.search import Filters, count_entries, find_stretches, first_at
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,18 @@ def entries_at(connection: Connection, indexes: Iterable[int]) -> list[bytes]:
     return list(connection.execute(found).scalars())
 
 
-def last_at(connection: Connection, time: str) -> int:
-    """The last entry at this time or before it; NotFound where the log begins later."""
+def last_at(connection: Connection, unfiled: Unfiled, time: str) -> int:
+    """The last entry at this time or before it; NotFound where the log begins later.
+
+    Where the clock was reset, that is the last before the reset only for a time before that of the reset. What a clock
+    dated ahead is found by its index alone.
+    """
     size = read_head(connection).size
-    index = first_at(connection, time, size, after=True) - 1
-    if index < 0:
-        raise NotFound(f"entry at {time}: expected one at this time or before it, got a log that begins later")
-    return index
+    for low, high in reversed(find_stretches(connection, unfiled, size)):
+        index = first_at(connection, time, low, high, after=True) - 1
+        if index >= low:
+            return index
+    raise NotFound(f"entry at {time}: expected one at this time or before it, got a log that begins later")
 
 
 def count_requests(

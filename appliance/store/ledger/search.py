@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypedDict, get_args
 
 from sqlalchemy import Connection, bindparam, select
 
 from appliance.domain.core.entry import Outcome
+from appliance.domain.governance.clock import ClockReset
 from appliance.errors import BadInput
 from appliance.formats.core.timestamp import parse_time
 from appliance.store.database.prepared import Prepared
@@ -91,10 +93,8 @@ def _read(connection: Connection, places: Sequence[int], *, newest: bool) -> lis
 
 def _walk(connection: Connection, unfiled: Unfiled, filters: Filters, *, newest: bool) -> Iterator[tuple[int, int]]:
     """Each block in which an entry fits, with the bits of those that do, in the order asked for."""
-    wanted = _pending(filters)
-    first, stop, size = span(connection, filters)
-    if first >= stop:
-        return
+    wanted = _keys_wanted(filters)
+    spans, size = find_spans(connection, unfiled, filters)
     whole = filing.count_filed(size) // filing.BLOCK
 
     def read(key: str, low: int, high: int) -> Blocks:
@@ -103,12 +103,13 @@ def _walk(connection: Connection, unfiled: Unfiled, filters: Filters, *, newest:
             found[whole] = unfiled.read(connection, size).get(key, 0)
         return found
 
-    for low, high in _pieces(first // filing.BLOCK, (stop - 1) // filing.BLOCK, newest=newest):
-        found = _meet(wanted, range(low, high + 1), lambda key: read(key, low, high))  # noqa: B023 - called at once
-        for block in sorted(found, reverse=newest):
-            start, end = max(first - block * filing.BLOCK, 0), min(stop - block * filing.BLOCK, filing.BLOCK)
-            if bits := found[block] & (1 << end) - (1 << start):
-                yield block, bits
+    for first, stop in reversed(spans) if newest else spans:
+        for low, high in _pieces(first // filing.BLOCK, (stop - 1) // filing.BLOCK, newest=newest):
+            found = _meet(wanted, range(low, high + 1), lambda key: read(key, low, high))  # noqa: B023 - called at once
+            for block in sorted(found, reverse=newest):
+                start, end = max(first - block * filing.BLOCK, 0), min(stop - block * filing.BLOCK, filing.BLOCK)
+                if bits := found[block] & (1 << end) - (1 << start):
+                    yield block, bits
 
 
 def _pieces(first: int, last: int, *, newest: bool) -> Iterator[tuple[int, int]]:
@@ -139,24 +140,36 @@ def _meet(wanted: Sequence[_Filter], blocks: Iterable[int], read: Callable[[str]
     return met
 
 
-def span(connection: Connection, filters: Filters) -> tuple[int, int, int]:
-    """(first, stop, size): entries [first, stop) are what the bounds on index and time leave of the log."""
+def find_spans(connection: Connection, unfiled: Unfiled, filters: Filters) -> tuple[list[tuple[int, int]], int]:
+    """([(first, stop)], size): entries [first, stop) are what the bounds on index and time leave of the log. There are
+    several only where the clock was reset, since time never decreases but there."""
     size = read_head(connection).size
     after, before = filters.get("after"), filters.get("before")
-    first = 0 if after is None else max(after + 1, 0)
-    stop = size if before is None else min(before, size)
-    if (since := filters.get("since")) is not None:
-        first = max(first, first_at(connection, since, size))
-    if (until := filters.get("until")) is not None:
-        stop = min(stop, first_at(connection, until, size))
-    return first, stop, size
+    least = 0 if after is None else max(after + 1, 0)
+    most = size if before is None else min(before, size)
+    since, until = filters.get("since"), filters.get("until")
+    stretches = [(0, size)] if since is until is None else find_stretches(connection, unfiled, size)
+    spans = []
+    for low, high in stretches:
+        first = low if since is None else first_at(connection, since, low, high)
+        stop = high if until is None else first_at(connection, until, low, high)
+        spans.append((max(first, least), min(stop, most)))
+    return [(first, stop) for first, stop in spans if first < stop], size
 
 
-def first_at(connection: Connection, time: str, size: int, *, after: bool = False) -> int:
-    """The index of the first entry at this time or later, or `after` it; `size` where there is none. Time never
-    decreases along the log, so that halving it finds the place."""
+def find_stretches(connection: Connection, unfiled: Unfiled, size: int) -> list[tuple[int, int]]:
+    """[(low, high)]: entries [low, high) whose time never decreases. Each but the first begins where the clock was
+    reset."""
+    begins = [0]
+    for block, bits in _walk(connection, unfiled, {"types": [ClockReset.type], "before": size}, newest=False):
+        begins += [block * filing.BLOCK + place for place in range(bits.bit_length()) if bits >> place & 1]
+    return list(pairwise([*begins, size]))
+
+
+def first_at(connection: Connection, time: str, low: int, high: int, *, after: bool = False) -> int:
+    """The index of the first entry of [low, high) at this time or later, or `after` it; `high` where there is none.
+    Time never decreases in a stretch, so that halving it finds the place."""
     parse_time(time, "search, time")
-    low, high = 0, size
     while low < high:
         middle = (low + high) // 2
         row = _TIME.execute(connection, {"at": middle}).fetchone()
@@ -167,7 +180,7 @@ def first_at(connection: Connection, time: str, size: int, *, after: bool = Fals
     return low
 
 
-def _pending(filters: Filters) -> list[_Filter]:
+def _keys_wanted(filters: Filters) -> list[_Filter]:
     """What few entries have first, as far as that can be known; what they must not have last."""
     types, unit, actor, outcome = filters.get("types", ()), *map(filters.get, ("unit", "actor", "outcome"))
     if len(types) > MAX_TYPES:

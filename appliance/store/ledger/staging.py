@@ -14,11 +14,14 @@ from appliance.domain.core.event import Event
 from appliance.domain.core.names import explain
 from appliance.domain.core.state import State
 from appliance.domain.core.table import Mark
+from appliance.domain.governance.endorsement import OrderPending
 from appliance.domain.rulebook import apply as rules
+from appliance.domain.rulebook.registry import ORDERS
 from appliance.domain.rulebook.typed import make_typed
 from appliance.errors import ApplianceError, BadInput, TooLarge
 from appliance.formats.core.commitment import verify_disclosure
 from appliance.formats.core.digest import digest_bytes
+from appliance.formats.signatures.dsse import parse_envelope
 from appliance.store.ledger.queue import Appended, Waiting
 from appliance.store.ledger.rows import Change, Head
 
@@ -64,7 +67,7 @@ def stage(batch: Batch, waiting: Waiting, state: State, now: str) -> None:
     mark = state.mark()
     try:
         if waiting.guard is not None:
-            waiting.guard(state, max(now, state.last_time))
+            waiting.guard(state, time_of(waiting.drafts[0], state, now))
         staged = _each(waiting.drafts, lambda draft: _stage_one(draft, state, now))
     except BaseException:
         state.take_back(mark)
@@ -108,12 +111,30 @@ def _check_draft(draft: Draft) -> None:
             raise BadInput("disclosure, text: expected no NUL, got one")
 
 
+def time_of(draft: Draft, state: State, now: str) -> str:
+    """The time of the draft's entry: the later of the clock and the last entry, but where it sets the log's time
+    back."""
+    return now if rules.sets_time(draft.type) else max(now, state.last_time)
+
+
+def resets_clock(drafts: Sequence[Draft]) -> bool:
+    """Whether this is the entry that sets the log's time back, or its order, which waits for a second administrator:
+    alone of all they are appended while the clock is behind."""
+    draft = drafts[0]
+    if len(drafts) != 1 or draft.type != OrderPending.type:
+        return len(drafts) == 1 and rules.sets_time(draft.type)
+    try:
+        return ORDERS.parse(parse_envelope(draft.documents["order"]).payload).sets_time
+    except (ApplianceError, LookupError):
+        return False  # which the rules refuse
+
+
 def propose(draft: Draft, state: State, now: str) -> Entry:
     """The entry that follows the state; BadInput names the field that none could have."""
     fields = {
         "v": 1,
         "index": state.size,
-        "time": max(now, state.last_time),
+        "time": time_of(draft, state, now),
         "type": draft.type,
         "actor": draft.actor,
         "source": draft.source,

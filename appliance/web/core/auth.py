@@ -29,6 +29,8 @@ class Session:
     principal: str
     expires_at: str
     ends: float
+    size: int
+    """Of the log when it was opened."""
 
 
 class Doorkeeper:
@@ -63,12 +65,13 @@ class Doorkeeper:
             answered_by = self._challenges.pop(statement.nonce, 0.0)
         if answered_by <= time.monotonic():
             raise NotAuthenticated("session: expected the nonce of a challenge of the last minute, got another")
+        size = self._context.ledger.state.size
         accept_session(self._context.ledger.state, data, encode_time(self._context.clock()))
         principal = open_session(self._context, data, source)
         # A clock that was moved back meanwhile makes it no longer than it was signed for.
         ends = parse_time(statement.expires_at)
         lasts = min(ends - self._context.clock(), ends - parse_time(statement.issued_at)).total_seconds()
-        session = Session(principal, statement.expires_at, time.monotonic() + lasts)
+        session = Session(principal, statement.expires_at, time.monotonic() + lasts, size)
         token = secrets.token_urlsafe(32)
         with self._lock:
             self._sessions = {key: s for key, s in self._sessions.items() if s.ends > time.monotonic()}
@@ -82,7 +85,10 @@ class Doorkeeper:
             raise NotAuthenticated(
                 "session: expected a standing one, got none; a reading command with your key opens one"
             )
-        principal = self._context.ledger.state.principals.get(session.principal)
+        state = self._context.ledger.state
+        if any(session.size <= reset.index for reset in state.site.resets):
+            raise NotAuthenticated("session: expected one opened since the clock was reset, got an earlier one")
+        principal = state.principals.get(session.principal)
         if principal is None or principal.revoked is not None:
             raise NotAuthenticated(f"session: expected a standing principal, got {session.principal}, who was revoked")
         return session

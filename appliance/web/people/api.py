@@ -112,6 +112,10 @@ def _sessions(router: APIRouter, context: Context, door: Doorkeeper) -> None:
     def about() -> dict[str, Any]:
         return log.about(context)
 
+    @router.get("/v1/clock")
+    def clock() -> dict[str, Any]:
+        return people.clock(context)
+
     @router.post("/v1/sessions/challenge")
     def challenge() -> dict[str, str]:
         return {"nonce": door.challenge()}

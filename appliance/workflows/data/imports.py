@@ -281,7 +281,8 @@ def _discard_uploads(context: Context, digest: str) -> None:
             ordered = state.imports.get(digest)
             if ordered is None:
                 return
-            sent_by = parse_time(parse_entry(context.ledger.entry_bytes(ordered.index)).time)
+            time = parse_entry(context.ledger.entry_bytes(ordered.index)).time
+            sent_by = parse_time(state.site.happened_by(ordered.index, time))
             waiting = [record for record in state.imports.values() if record.status == "requested"]
             kept = [upload for record in waiting for upload in _uploads_of(context, record)]
             for upload in set(_uploads_of(context, ordered)).difference(kept):

@@ -61,7 +61,7 @@ def _moment(context: Context, at: str | None) -> tuple[int, str]:
         index = parse_decimal(at, "at, entry")
         return index, parse_entry(context.ledger.entry_bytes(index)).time
     time = now if at is None else min(encode_time(parse_time(at, "at")), now)
-    return context.ledger.ask(partial(last_at, time=time)), time
+    return context.ledger.ask(partial(last_at, unfiled=context.ledger.unfiled, time=time)), time
 
 
 def _named(data: bytes) -> dict[str, Any]:

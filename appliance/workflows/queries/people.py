@@ -7,10 +7,13 @@ from typing import Any
 
 from appliance.access.cases import parse_cases, test_cases
 from appliance.domain.core.policy import parse_policy
+from appliance.domain.core.records import PendingOrder
+from appliance.domain.governance.clock import ResetClock
 from appliance.domain.governance.rules import RulesRaised
 from appliance.domain.rulebook.registry import NEWEST_RULES
 from appliance.formats.core.canonical import parse_canonical
 from appliance.formats.core.fields import encode_base64
+from appliance.formats.core.timestamp import encode_time
 from appliance.workflows.core.context import Context
 from appliance.workflows.queries.log import disclosed
 
@@ -29,19 +32,31 @@ def principals(context: Context) -> list[dict[str, Any]]:
 
 def pending_orders(context: Context) -> list[dict[str, Any]]:
     """Orders that wait for a second administrator, with everything that the second signs for."""
-    found = []
-    for pending in context.ledger.state.pending.values():
-        documents = context.ledger.documents_of(pending.index)
-        envelope = documents.pop("order")
-        found.append(
-            {
-                **pending.model_dump(mode="json"),
-                "envelope": parse_canonical(envelope),
-                "disclosures": disclosed(context, [envelope]),
-                "documents": {role: encode_base64(data) for role, data in documents.items()},
-            }
-        )
-    return found
+    return [_pending_order(context, pending) for pending in context.ledger.state.pending.values()]
+
+
+def _pending_order(context: Context, pending: PendingOrder) -> dict[str, Any]:
+    documents = context.ledger.documents_of(pending.index)
+    envelope = documents.pop("order")
+    return {
+        **pending.model_dump(mode="json"),
+        "envelope": parse_canonical(envelope),
+        "disclosures": disclosed(context, [envelope]),
+        "documents": {role: encode_base64(data) for role, data in documents.items()},
+    }
+
+
+def clock(context: Context) -> dict[str, Any]:
+    """The last entry's time and the host's; and the orders to reset the clock that wait, for who can open no session
+    while it is behind."""
+    state = context.ledger.state
+    waiting = (pending for pending in state.pending.values() if pending.verb == ResetClock.verb)
+    return {
+        "last": state.last_time,
+        "now": encode_time(context.clock()),
+        "behind": context.ledger.clock.read_behind(state) is not None,
+        "waiting": [_pending_order(context, pending) for pending in waiting],
+    }
 
 
 def policy(context: Context) -> dict[str, Any]:

@@ -262,8 +262,9 @@ class Slots:
             return  # recorded before, by an append whose end nobody saw; or never filled
         last = None if loaded.last_token is None else encode_time(loaded.last_token)
         if last is not None and slot.loaded_at is not None:
-            # A clock that went back gives its tokens the time of what stands in the ledger.
-            last = max(last, slot.loaded_at)
+            # A clock that went back gives its tokens the time of what stands in the ledger; one that was reset, no
+            # later time than now.
+            last = min(max(last, slot.loaded_at), self._context.now(self._context.ledger.state))
         body = AdapterUnloaded(
             unit=loaded.unit,
             task=loaded.task,

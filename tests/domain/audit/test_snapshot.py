@@ -10,6 +10,7 @@ from appliance.domain.audit.snapshot import ROWS, decode_snapshot, encode_snapsh
 from appliance.domain.core.state import State
 from appliance.errors import BadInput
 from scripts.kit.log_builder import LogBuilder, stage
+from tests.kit.ahead import reset_clock, run_ahead
 
 STAGES = (
     *("initialized", "staffed", "imported", "trained", "sealed", "approved", "released", "serving", "kept", "replayed"),
@@ -24,6 +25,7 @@ def _site(name: str) -> LogBuilder:
     site.revoke_tokens(token=f"sha256:{'a' * 64}")
     site.hold("dataset:clauses")
     site.export()
+    reset_clock(site, run_ahead(site, 3_600))
     site.pend(*site.enrolment("nina", ("operator",)))
     return site
 

@@ -194,14 +194,14 @@ def test_folding_a_log_up_to_a_moment_gives_what_stood_then() -> None:
         entry = parse_entry(data)
         apply(state, entry, {role: site.documents[digest] for role, digest in entry.documents.items()})
         for at in (str(index), entry.time):
-            answer, last = could_load_then(site.entries, site.documents.get, "legal", at, now)
+            answer, last = could_load_then(lambda: site.entries, site.documents.get, "legal", at, now)
             assert (answer, last) == (could_load(state, "legal", entry.time), index)
             known = [row.entry for row in answer.exported]
             assert known == [i for i, until in exported.items() if i <= index and entry.time < until]
-    assert could_load_then(site.entries, site.documents.get, "legal", None, now)[0] == ask(site, seconds=3_600)
+    assert could_load_then(lambda: site.entries, site.documents.get, "legal", None, now)[0] == ask(site, seconds=3_600)
     for at in ("2020-01-01T00:00:00.000Z", str(len(site.entries))):
         with pytest.raises(NotFound):
-            could_load_then(site.entries, site.documents.get, "legal", at, now)
+            could_load_then(lambda: site.entries, site.documents.get, "legal", at, now)
 
 
 def test_a_dataset_is_used_by_the_runs_that_named_it_and_by_what_came_of_them() -> None:

@@ -14,7 +14,6 @@ from appliance.domain.core.state import UNPROJECTED, State
 from appliance.domain.governance.service import ServiceStarted
 from appliance.domain.queries.could_load import JUDGED_BY, could_load, could_load_then
 from appliance.domain.queries.rows import MODELS
-from appliance.domain.rulebook import registry
 from appliance.domain.rulebook.apply import apply
 from appliance.errors import BadInput, NotFound
 from appliance.store.ledger import filing
@@ -85,12 +84,10 @@ def test_an_export_is_told_of_from_rows_as_from_the_fold(past: Ledger, told: Log
         now = parse_entry(data).time
         judged = past.ask(lambda connection, at=index: state_at(connection, at, JUDGED_BY, "legal"))
         answer = could_load(judged, "legal", now)
-        assert answer == could_load_then(told.entries, told.documents.get, "legal", str(index), now)[0]
+        assert answer == could_load_then(lambda: told.entries, told.documents.get, "legal", str(index), now)[0]
         assert {one.entry for one in answer.exported} <= set(answer.rests_on)
         seen.add(tuple(one.entry for one in answer.exported))
-    first, second, third = (
-        registry.index for e in map(parse_entry, told.entries) if registry.type == "adapter.exported"
-    )
+    first, second, third = (e.index for e in map(parse_entry, told.entries) if e.type == "adapter.exported")
     assert seen == {(), (first,), (first, second), (second,), (second, third)}
 
 
@@ -119,10 +116,10 @@ def test_a_time_stands_for_the_last_entry_at_it_or_before_it(past: Ledger, told:
     times = [parse_entry(data).time for data in told.entries]
     for index, time in enumerate(times):
         last = max(at for at, other in enumerate(times) if other == time)
-        assert past.ask(lambda connection, time=time: last_at(connection, time)) == last, index
-    assert past.ask(lambda connection: last_at(connection, "2999-01-01T00:00:00.000Z")) == len(times) - 1
+        assert past.ask(lambda connection, time=time: last_at(connection, past.unfiled, time)) == last, index
+    assert past.ask(lambda connection: last_at(connection, past.unfiled, "2999-01-01T00:00:00.000Z")) == len(times) - 1
     with pytest.raises(NotFound, match="begins later"):
-        past.ask(lambda connection: last_at(connection, "2020-01-01T00:00:00.000Z"))
+        past.ask(lambda connection: last_at(connection, past.unfiled, "2020-01-01T00:00:00.000Z"))
 
 
 def test_requests_are_counted_as_reading_everything_counts_them(past: Ledger, told: LogBuilder) -> None:

@@ -1,0 +1,115 @@
+"""A clock that ran ahead: two administrators set the log's time back, once, by an order that fits one place of one log.
+
+Nothing that had lapsed by then revives. What the log itself dated is put right at the reset's entry (`clock_reset`);
+what people and witnesses signed keeps its date, and is held against `Site.time_for`.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.event import Endorsed
+from appliance.domain.core.names import Time, add_seconds
+from appliance.domain.core.order import Order, Subjects
+from appliance.domain.core.records import ClockReset as Reset
+from appliance.domain.core.records import Key, LogKey, Principal, Site, Slot, Witness
+from appliance.domain.core.roles import Reasons, needs
+from appliance.domain.core.signatures import check_lifetime
+from appliance.domain.core.state import State
+from appliance.domain.core.verb import Verb
+
+K = TypeVar("K", Key, LogKey)
+R = TypeVar("R", Key, Principal, Slot, Witness)
+
+
+class ResetClock(Order):
+    """The log's time goes back to the host's clock. `last`: the time of the log's last entry."""
+
+    verb = "reset-clock"
+    sets_time = True
+    last: Time
+
+    def subjects(self) -> Subjects:
+        return self._self("clock")
+
+
+class ClockReset(Endorsed):
+    type = "clock.reset"
+    sets_time = True
+
+
+def may_reset_clock(state: State, order: ResetClock, signer: Principal, now: Time) -> Reasons:
+    """How far the clock is behind is for the rule of the entry, which alone has the new time."""
+    reasons = needs(signer, "administrator")
+    if order.last != state.last_time:
+        reasons.append(f"clock: expected the time of the last entry, {state.last_time}, got {order.last}")
+    return reasons
+
+
+def clock_reset(case: Case) -> Puts:
+    """Both orders stand at the new time. The endorsement has been judged by it already."""
+    state, order, now = case.state, case.order(ResetClock), case.entry.time
+    reached, skew_s = state.last_time, state.parameters.clock_skew_s
+    ahead = add_seconds(now, skew_s) < reached
+    case.require(ahead, "clock", f"a time more than {skew_s} s before the last entry's, {reached}", now)
+    check_lifetime(
+        "order reset-clock", order.issued_at, order.expires_at, now, state, state.parameters.order_lifetime_s
+    )
+    site = _set_right(state.site, Reset(index=case.entry.index, reached=reached, time=now))
+    return [(state.sites, "site", site), *_ended(state, now, reached), *_dated_ahead(state, now)]
+
+
+def _set_right(site: Site, reset: Reset) -> Site:
+    log_keys = tuple(_end(key, reset.time, reset.reached) for key in site.log_keys)
+    return site.model_copy(update={"resets": (*site.resets, reset), "log_keys": log_keys})
+
+
+def _end(key: K, now: Time, reached: Time) -> K:
+    """A key that had ended by the time that was reached ends now at the latest."""
+    if key.until is None or not now < key.until <= reached:
+        return key
+    return key.model_copy(update={"until": now})
+
+
+def _ended(state: State, now: Time, reached: Time) -> Puts:
+    """Keys that had ended; and every order that waits, since it was issued before the reset."""
+    ends = ((key, _end(key, now, reached)) for key in state.keys.values())
+    changed = ((key, _not_ahead(ended, "enrolled_at", now)) for key, ended in ends)
+    puts: Puts = [(state.keys, key.keyid, ended) for key, ended in changed if ended is not key]
+    return [*puts, *((state.pending, pending.digest, None) for pending in state.pending.values())]
+
+
+def _dated_ahead(state: State, now: Time) -> Puts:
+    """What happened before the reset happened by now, whatever its entry says: otherwise who was enrolled meanwhile
+    could sign nothing before that day, a unit whose tokens were revoked could ask nothing, a witness's word would count
+    too long, and a text could not be erased."""
+    puts: Puts = []
+    for person in state.principals.values():
+        changed = _not_ahead(_not_ahead(person, "revoked_at", now), "tokens_since", now)
+        puts += [] if changed is person else [(state.principals, person.name, changed)]
+    for key, slot in state.slots.items():
+        puts += [] if (loaded := _not_ahead(slot, "loaded_at", now)) is slot else [(state.slots, key, loaded)]
+    for key, witness in state.witnesses.items():
+        puts += [] if (seen := _not_ahead(witness, "time", now)) is witness else [(state.witnesses, key, seen)]
+    puts += [(state.texts, key, text._replace(time=now)) for key, text in state.texts.items() if text.time > now]
+    return puts
+
+
+def _not_ahead(row: R, name: str, now: Time) -> R:
+    time = getattr(row, name)
+    return row if time is None or time <= now else row.model_copy(update={name: now})
+
+
+VERBS = (
+    Verb(
+        ResetClock,
+        may=may_reset_clock,
+        meaning="The log's time goes back to the host's clock, which you have looked at and found right. Nothing that "
+        "had lapsed by the last entry's time counts again.",
+        event=ClockReset,
+        apply=clock_reset,
+        two_administrators=True,
+        changes_answers=True,
+    ),
+)

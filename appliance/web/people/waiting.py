@@ -1,0 +1,72 @@
+"""A service whose clock is behind its log: people alone are answered, of whom administrators can reset the clock."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from appliance.errors import ApplianceError, Unavailable
+from appliance.web.core.errors import people_body, refusal
+from appliance.web.core.server import Door, Heart, serve
+from appliance.web.core.sockets import open_unix
+from appliance.workflows.core.context import Context
+from appliance.workflows.lifecycle.heartbeat import BEAT_S, note_stall
+from appliance.workflows.lifecycle.watch import warnings
+
+log = logging.getLogger("appliance")
+
+_IS_RIGHT = "clock is right"
+
+
+def wait_for_clock(
+    context: Context,
+    home: Path,
+    socket: Path,
+    people: ASGIApp,
+    *,
+    is_up: Callable[[], object],
+    hold_claim: Callable[[], object],
+    ended: Callable[[], str | None],
+) -> str | None:
+    """Under such a clock nothing can be recorded, and so nothing begins. Why the service is to end, or None once time
+    is right. `is_up` is called when the door is open."""
+
+    def is_behind() -> bool:
+        return context.ledger.clock.read_behind(context.ledger.state) is not None
+
+    def beat() -> None:
+        try:
+            for text in warnings(context, home):
+                log.critical("ALARM: %s", text)
+            hold_claim()
+        except ApplianceError as error:
+            log.critical("ALARM: %s", error.message)
+
+    if not is_behind():
+        return None
+    beat()
+    with open_unix(socket) as opened:
+        is_up()
+        reason = serve(
+            [Door(_only_while(is_behind, people), opened, guarded=False)],
+            heart=Heart(beat, BEAT_S, partial(note_stall, context)),
+            ended=lambda: ended() or (None if is_behind() else _IS_RIGHT),
+        )
+    return None if reason == _IS_RIGHT else reason
+
+
+def _only_while(is_behind: Callable[[], bool], app: ASGIApp) -> ASGIApp:
+    """The door until time is right: what could be recorded then waits until the service has begun."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not is_behind():
+            error = Unavailable("service: its clock is right again, and it starts; ask again", code="starting")
+            await refusal(people_body, error)(scope, receive, send)
+            return
+        await app(scope, receive, send)
+
+    return answer
