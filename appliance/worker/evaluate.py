@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,9 +46,9 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
 
     slots, found, readings = adapters.Slots(base.model, base.device), {}, {}
     for subject in ("base", "adapter"):
-        with nullcontext() if subject == "base" else _trained(base, slots, recipe["method"], adapter):
+        with nullcontext(slots) if subject == "base" else _trained(base, slots, recipe["method"], adapter) as wrapping:
             readings[subject] = probe.read_probe(base)
-            found[subject] = evaluation.evaluate(base, about, rows, samples, report)
+            found[subject] = evaluation.evaluate(base, wrapping, about, rows, samples, report)
     return {
         **found,
         "probe": probe.encode_probe(base, readings["base"], readings["adapter"]),
@@ -57,18 +58,22 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
     }
 
 
-def _trained(base: Base, slots: Slots, method: str, folder: Path) -> AbstractContextManager[None]:
-    """What was trained, at work: in a slot, as it would be served, or for a baseline that none can hold for good."""
+@contextmanager
+def _trained(base: Base, slots: Slots, method: str, folder: Path) -> Iterator[Slots | None]:
+    """What was trained, at work: in a slot, as it would be served, or for a baseline that none can hold for good. Gives
+    the slots that still wrap the base."""
     from appliance.domain.recipe.methods import METHODS
     from appliance.ml.training import methods
 
     weights, config = ((folder / name).read_bytes() for name in methods.name_files(method))
     if METHODS[method].plain:
         slots.load("adapter", config, weights)
-        return slots.using("adapter")
+        with slots.using("adapter"):
+            yield slots
+        return
     slots.remove()
     methods.apply_trained(base, config, weights)
-    return nullcontext()
+    yield None
 
 
 if __name__ == "__main__":

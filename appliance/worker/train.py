@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from appliance.worker.link import Header, Link, run_worker, take, take_path
 
 if TYPE_CHECKING:
     from appliance.ml.data.samples import Sample
     from appliance.ml.model.base import Base
+    from appliance.ml.training.methods import Attached
 
 
 def work(session: Link, task: Header, blob: bytes) -> Header:
@@ -35,10 +36,10 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
         facts = {"step": training.step, "file": write_checkpoint(folder, training), "seconds": f"{seconds:.3f}"}
         session.send({"frame": "checkpoint", **facts, "machine": machine.describe_kind(recipe["device"])})
 
-    base, model, samples, validation = started
-    training = train(base, model, samples, recipe, report, keep=keep, start=blob or None, validation=validation)
+    base, attached, samples, validation = started
+    training = train(base, attached, samples, recipe, report, keep=keep, start=blob or None, validation=validation)
     weights_step = use_best(training)
-    made = methods.encode_adapter(model, recipe["base"])
+    made = methods.encode_adapter(attached, recipe["base"])
     for name, data in zip(methods.name_files(recipe["method"]), made, strict=True):
         (output / name).write_bytes(data)
     return {
@@ -58,7 +59,7 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
     }
 
 
-def prepare(task: Header) -> tuple[Base, Any, list[Sample], list[Sample]]:
+def prepare(task: Header) -> tuple[Base, Attached, list[Sample], list[Sample]]:
     """What a recipe's training begins with: the base, the adapter on it, the rows as tokens, and those to validate."""
     from appliance.domain.recipe.methods import METHODS
     from appliance.ml.data import rows as data

@@ -36,14 +36,14 @@ def main() -> None:
         trainable=recipe["method"] == "full",
     )
     samples = draw_samples(task["lengths"], task["shared"], task["answer"], base.head_weight().shape[0])
-    model = methods.attach_adapter(base, recipe)
+    attached = methods.attach_adapter(base, recipe)
     peaks["load"] = machine.measure_peak_bytes(device)
     loaded = time.perf_counter() - began
     steps: list[Step] = []
-    training = train(base, model, samples, recipe, steps.append)
+    training = train(base, attached, samples, recipe, steps.append)
     peaks["train"] = machine.measure_peak_bytes(device)
     checkpoint = encode_checkpoint(training)
-    adapter = methods.encode_adapter(model, "base")[0]
+    adapter = methods.encode_adapter(attached, "base")[0]
     peaks["peak"] = machine.measure_peak_bytes(device)
     sizes = {"checkpoint_bytes": len(checkpoint), "adapter_bytes": len(adapter)}
     print(json.dumps({**peaks, **sizes, "load_s": loaded, "train_s": steps[-1].seconds, "steps": len(steps)}))

@@ -71,21 +71,21 @@ def ours(task: Task) -> dict[str, Any]:
         lines = Path(path).read_text("utf-8").splitlines()
         return [tokenize(index, json.loads(line)) for index, line in enumerate(lines)]
 
-    model = methods.attach_adapter(base, recipe)
+    attached = methods.attach_adapter(base, recipe)
     times, tokens = [time.perf_counter()], [0]
 
     def report(step: Step) -> None:
         times.append(time.perf_counter())
         tokens.append(step.tokens)
 
-    train(base, model, read(task["rows"]), recipe, report)
+    train(base, attached, read(task["rows"]), recipe, report)
     if task["kind"] == "first":
         return {"first_step_s": times[1] - BEGAN}
     samples = read(task["judged"])
     with torch.no_grad():
-        loss = sum(
-            float(sample_losses(base, begin_decoder(base, model, recipe), [sample])[0]) for sample in samples
-        ) / sum(sample.trained_tokens for sample in samples)
+        loss = sum(float(sample_losses(base, begin_decoder(base, recipe), [sample])[0]) for sample in samples) / sum(
+            sample.trained_tokens for sample in samples
+        )
     return _describe(times, tokens, loss)
 
 
@@ -95,9 +95,9 @@ def bare(task: Task) -> dict[str, Any]:
     from appliance.ml.training import methods
     from appliance.ml.training.loop import train
 
-    base, model, samples, _ = prepare(task)
-    train(base, model, samples, task["recipe"], lambda step: None)
-    made = methods.encode_adapter(model, task["recipe"]["base"])
+    base, attached, samples, _ = prepare(task)
+    train(base, attached, samples, task["recipe"], lambda step: None)
+    made = methods.encode_adapter(attached, task["recipe"]["base"])
     for name, data in zip(methods.name_files(task["recipe"]["method"]), made, strict=True):
         (Path(task["output"]) / name).write_bytes(data)
     return {}

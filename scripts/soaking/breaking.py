@@ -22,11 +22,11 @@ class Breaking:
         self._batches = 0
         self._victim: object | None = None
 
-    def __call__(self, base: Any, cache: Any, held: list[Any], last: list[int]) -> Any:
+    def __call__(self, base: Any, slots: Any, cache: Any, held: list[Any], last: list[int]) -> Any:
         import torch
 
         if self._victim is not None:
-            return self._fail_victim(base, cache, held, last)
+            return self._fail_victim(base, slots, cache, held, last)
         self._batches += 1
         if self._batches % DEATH_EVERY == 0:
             say("death")
@@ -38,19 +38,19 @@ class Breaking:
         if self._batches % BATCH_EVERY == 0 and len(held) > 1:
             say("batch")
             raise MemoryError
-        logits = self._real(base, cache, held, last)
+        logits = self._real(base, slots, cache, held, last)
         if self._batches % NAN_EVERY == 0:
             say("not-finite")
             logits = logits.clone()
             logits[self._batches % len(held)] = torch.nan
         return logits
 
-    def _fail_victim(self, base: Any, cache: Any, held: list[Any], last: list[int]) -> Any:
+    def _fail_victim(self, base: Any, slots: Any, cache: Any, held: list[Any], last: list[int]) -> Any:
         """The engine tries the rows one by one: one of them fails again, the others must not."""
         if held[0] is self._victim and len(held) == 1:
             self._victim = None
             raise RuntimeError("injected")
-        return self._real(base, cache, held, last)
+        return self._real(base, slots, cache, held, last)
 
 
 def say(kind: str) -> None:

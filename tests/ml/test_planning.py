@@ -67,9 +67,9 @@ def test_trained_weights_are_counted_and_the_quick_way_is_foreseen(changes: dict
     )
     total = sum(parameter.numel() for parameter in {id(p): p for p in base.model.parameters()}.values())
     shape = Shape(**describe_shape(base.model), parameters=total)
-    model = methods.attach_adapter(base, recipe)
-    trained = sum(weight.numel() for weight in methods.list_trainable(model))
+    attached = methods.attach_adapter(base, recipe)
+    trained = sum(weight.numel() for weight in methods.list_trainable(attached.model))
     if recipe["method"] != "full":
         assert footprint.count_trainable(shape, planned(**changes)) == trained
-    decoder = loop.begin_decoder(base, model, recipe)
+    decoder = loop.begin_decoder(base, recipe)
     assert footprint.is_quick(planned(**changes)) == (decoder is not None)

@@ -17,6 +17,7 @@ from appliance.errors import BadInput
 from appliance.ml.data.rows import About, Row
 from appliance.ml.data.samples import Sample
 from appliance.ml.evaluation import metrics
+from appliance.ml.inference.adapters import Slots
 from appliance.ml.inference.drawing import draw_tokens
 from appliance.ml.inference.request import Request
 from appliance.ml.inference.score import choose_labels, score_rows
@@ -45,15 +46,18 @@ def count_passes(about: About, rows: Sequence[Row]) -> int:
 
 
 def evaluate(
-    base: Base, about: About, rows: Sequence[Row], samples: Sequence[Sample], report: Report
+    base: Base, slots: Slots | None, about: About, rows: Sequence[Row], samples: Sequence[Sample], report: Report
 ) -> dict[str, Any]:
-    """What a record holds of one evaluation, by the metric's name: counts, and fractions as decimal text."""
+    """What a record holds of one evaluation, by the metric's name: counts, and fractions as decimal text.
+
+    `slots`: those that wrap the base's layers, None where none do.
+    """
     found: dict[str, Any] = {"rows": len(rows), **metrics.summarize_loss(*measure_loss(base, samples, report))}
     if about.task == "classification":
         return found | classify(base, about.labels, rows, report)
     if about.task in COMPARED:
         chosen = choose_rows(rows)
-        expected, answers, cut = [row.answer for row in chosen], *write_answers(base, chosen, report)
+        expected, answers, cut = [row.answer for row in chosen], *write_answers(base, slots, chosen, report)
         return found | COMPARED[about.task](expected, answers) | {"answers": len(chosen), "answers_cut": cut}
     return found
 
@@ -120,7 +124,7 @@ def choose_rows(rows: Sequence[Row]) -> list[Row]:
     return [rows[number * len(rows) // count] for number in range(count)]
 
 
-def write_answers(base: Base, rows: Sequence[Row], report: Report) -> tuple[list[str], int]:
+def write_answers(base: Base, slots: Slots | None, rows: Sequence[Row], report: Report) -> tuple[list[str], int]:
     """What the model writes for each row, and how many answers came to no end by themselves.
 
     None may be longer than the longest that was expected, nor than MAX_ANSWER_TOKENS.
@@ -131,7 +135,7 @@ def write_answers(base: Base, rows: Sequence[Row], report: Report) -> tuple[list
     for row in rows:
         ids: list[int] = []
         ended = False
-        for token in draw_tokens(base, chat.encode(row.parts[0][0]), Request((), limit), limit):
+        for token in draw_tokens(base, slots, chat.encode(row.parts[0][0]), Request((), limit), limit):
             if ended := token in chat.stop_ids():
                 break
             ids.append(token)

@@ -172,8 +172,6 @@ class Slots:
         groups = self.stepper.groups if self.stepper is not None else [layer.group for layer in self._layers.values()]
         dtype = model.get_input_embeddings().weight.dtype
         self._mixer = Mixer(Rows(groups, dtype) if device == "cpu" else Stacks(groups, device))
-        # So that whoever draws with the base finds what is in use.
-        model.slots = self
 
     def remove(self) -> None:
         """Unwraps the model: nothing of the slots is left in it."""
@@ -182,7 +180,6 @@ class Slots:
         self._layers.clear()
         self._adapters.clear()
         self._mixer.clear()
-        del self._model.slots
 
     def load(self, slot: str, config: bytes, weights: bytes) -> None:
         """Fills a slot from buffers; a slot is never filled twice."""

@@ -1,6 +1,7 @@
 """Token after token: a prompt read in chunks, then each drawn token as a row of a batch, or of a batch of one.
 
-The same for the engine and for an evaluation that writes answers out.
+The same for the engine and for an evaluation that writes answers out. `slots`: those that wrap the base's layers; None
+where none do.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from appliance.ml.inference.adapters import Slots
 from appliance.ml.inference.cache import Cache, Drawing, Filling, Following, Held
 from appliance.ml.inference.mixing import Mix, multiply_rows
 from appliance.ml.inference.request import Request
@@ -22,9 +24,9 @@ PROMPT_CHUNK = 256
 LIKELIEST = 256
 
 
-def read_prompt(base: Base, cache: Cache, held: Held, chunk: Sequence[int]) -> torch.Tensor:
+def read_prompt(base: Base, slots: Slots | None, cache: Cache, held: Held, chunk: Sequence[int]) -> torch.Tensor:
     """Reads tokens of one request, alone in their batch; the logits behind the last one, [vocabulary]."""
-    return _find_logits(base, read_chunk(base, cache, held, chunk)[-1:])[0]
+    return _find_logits(base, slots, read_chunk(base, cache, held, chunk)[-1:])[0]
 
 
 @torch.inference_mode()
@@ -45,9 +47,8 @@ def read_after(base: Base, cache: Cache, held: Held, paths: Sequence[Sequence[in
     return _pass(base, ids, places, Following(cache, held, [len(path) for path in paths]))
 
 
-def read_drawn(base: Base, cache: Cache, rows: Sequence[Held], ids: Sequence[int]) -> torch.Tensor:
+def read_drawn(base: Base, slots: Slots | None, cache: Cache, rows: Sequence[Held], ids: Sequence[int]) -> torch.Tensor:
     """Reads the last drawn token of each request; the logits behind them, [rows, vocabulary], in the compute dtype."""
-    slots = getattr(base.model, "slots", None)
     with nullcontext(Mix(tuple(range(len(rows))), ())) if slots is None else slots.laying_out() as mix:
         laid = [None if row is None else rows[row] for row in mix.rows]
         tokens = [0 if row is None else ids[row] for row in mix.rows]
@@ -57,7 +58,7 @@ def read_drawn(base: Base, cache: Cache, rows: Sequence[Held], ids: Sequence[int
             hidden = _pass(base, tokens, places, drawing)
         else:
             hidden = slots.stepper.read(tokens, places, drawing, mix)
-    logits = _find_logits(base, hidden.index_select(0, torch.tensor(mix.back, device=base.device)))
+    logits = _find_logits(base, slots, hidden.index_select(0, torch.tensor(mix.back, device=base.device)))
     for held in rows:
         held.length += 1
     return logits
@@ -73,28 +74,26 @@ def _pass(base: Base, ids: Sequence[int], places: Sequence[int], rows: Filling |
     )[0]
 
 
-def _find_logits(base: Base, hidden: torch.Tensor) -> torch.Tensor:
-    slots = getattr(base.model, "slots", None)
+def _find_logits(base: Base, slots: Slots | None, hidden: torch.Tensor) -> torch.Tensor:
     if slots is not None and slots.stepper is not None:
-        found: torch.Tensor = slots.stepper.find_logits(hidden)
-        return found.cpu()
+        return slots.stepper.find_logits(hidden).cpu()
     weight = base.head_weight()
     return multiply_rows(lambda block: block @ weight.T, hidden).cpu()
 
 
 @torch.inference_mode()
-def draw_tokens(base: Base, prompt: Sequence[int], request: Request, limit: int) -> Iterator[int]:
+def draw_tokens(base: Base, slots: Slots | None, prompt: Sequence[int], request: Request, limit: int) -> Iterator[int]:
     """One answer with whatever adapter is in use: the tokens that the engine would draw."""
     generator = torch.Generator().manual_seed(request.seed)
     cache, held = Cache(base.device, len(prompt) + limit), Held()
     *chunks, last = (prompt[start : start + PROMPT_CHUNK] for start in range(0, len(prompt), PROMPT_CHUNK))
     for chunk in chunks:
-        read_prompt(base, cache, held, chunk)
-    logits = read_prompt(base, cache, held, last)
+        read_prompt(base, slots, cache, held, chunk)
+    logits = read_prompt(base, slots, cache, held, last)
     for _ in range(limit - 1):
         token = draw_token(logits, request, generator)
         yield token
-        logits = read_drawn(base, cache, [held], [token])[0]
+        logits = read_drawn(base, slots, cache, [held], [token])[0]
     yield draw_token(logits, request, generator)
 
 

@@ -222,7 +222,7 @@ class Engine:
         chunk, rest = row.unread[:PROMPT_CHUNK], row.unread[PROMPT_CHUNK:]
         try:
             with self.slots.using(row.slot):
-                logits = read_prompt(self.base, self._cache, row.held, chunk)
+                logits = read_prompt(self.base, self.slots, self._cache, row.held, chunk)
             row.unread = rest
             return [] if rest else self._draw(row, make_lookahead(logits[None])[0])
         except _FAULTS as error:
@@ -248,7 +248,8 @@ class Engine:
         try:
             with self.slots.mixing([row.slot for row in rows]):
                 held = [row.held for row in rows]
-                return list(make_lookahead(read_drawn(self.base, self._cache, held, [row.last for row in rows])))
+                last = [row.last for row in rows]
+                return list(make_lookahead(read_drawn(self.base, self.slots, self._cache, held, last)))
         except _FAULTS as error:
             if len(rows) == 1:
                 return [as_refusal(error)]

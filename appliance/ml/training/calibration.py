@@ -34,7 +34,7 @@ def calibrate(folder: Path, recipe: Mapping[str, Any], report: Callable[[int, in
         device=device,
         trainable=recipe["method"] == "full",
     )
-    model = methods.attach_adapter(base, recipe)
+    attached = methods.attach_adapter(base, recipe)
     load_s, times = time.monotonic() - began, []
     once = {**recipe, "epochs": 1, "batch_size": ROWS, "accumulation": 1, "validate_every": 0, "early_stopping": 0}
     once |= {"checkpoint_every": STEPS, "warmup_ratio": "0.0"}
@@ -45,7 +45,7 @@ def calibrate(folder: Path, recipe: Mapping[str, Any], report: Callable[[int, in
             steps.append(step)
             report(before + len(steps), STEPS * len(LENGTHS))
 
-        train(base, model, _draw(base, length), once, told)
+        train(base, attached, _draw(base, length), once, told)
         # The quickest: what else the machine does makes a step slower, never quicker.
         times.append(min(later.seconds - step.seconds for step, later in pairwise(steps)))
     return {

@@ -22,8 +22,8 @@ from appliance.ml.model.machine import measure_peak_bytes
 from appliance.ml.model.packing import pack_sequences
 from appliance.ml.training.checkpoint import Training, begin_training, restore_checkpoint
 from appliance.ml.training.loss import token_losses
-from appliance.ml.training.methods import is_changed
-from appliance.ml.training.starts import has_start
+from appliance.ml.training.methods import Attached, is_changed
+from appliance.ml.training.starts import STARTS
 from appliance.ml.training.stopping import has_ended, take_reading
 
 # A batch is computed in packs of at most so many tokens. The loss is summed over tokens, so this changes no gradient.
@@ -55,7 +55,7 @@ class Step:
 
 def train(
     base: Base,
-    model: Any,
+    attached: Attached,
     samples: Sequence[Sample],
     recipe: Mapping[str, Any],
     report: Callable[[Step], None],
@@ -71,8 +71,8 @@ def train(
     """
     plan = list(plan_steps(samples, recipe))
     warmup = round(float(recipe["warmup_ratio"]) * len(plan))
-    training = begin_training(model, recipe, len(plan), base.device)
-    decoder = begin_decoder(base, model, recipe)
+    training = begin_training(attached.model, recipe, len(plan), base.device)
+    decoder = begin_decoder(base, recipe)
     if start is not None:
         restore_checkpoint(training, start)
     began = time.monotonic()
@@ -100,12 +100,12 @@ def train(
         training.tokens += sum(len(sample.ids) for sample in batch)
         training.trained_tokens += answers
         means = tuple((sample.index, row_losses[sample.index] / sample.trained_tokens) for sample in batch)
-        reading = take_reading(training, model, lambda: mean_loss(base, validation, recipe["batch_size"]))
+        reading = take_reading(training, attached.model, lambda: mean_loss(base, validation, recipe["batch_size"]))
         step = describe_step(training, learning_rate, norm, time.monotonic() - began, means)
         report(replace(step, validation_loss=reading))
         if is_due(training, recipe["checkpoint_every"]):
             keep(training)
-    if has_ended(training) and not (training.trained_tokens and is_changed(model)):
+    if has_ended(training) and not (training.trained_tokens and is_changed(attached)):
         raise Unavailable(
             f"training, learning_rate {recipe['learning_rate']}: expected a changed adapter after {training.step} "
             "steps, got the one it began with",
@@ -124,9 +124,9 @@ def describe_break(row_losses: Mapping[int, float], norm: float, recipe: Mapping
     return f"expected a finite loss, got {got}"
 
 
-def begin_decoder(base: Base, model: Any, recipe: Mapping[str, Any]) -> Decoder | None:
+def begin_decoder(base: Base, recipe: Mapping[str, Any]) -> Decoder | None:
     """The quick way through the layers, where it computes the same: a difference from a start needs all of float32."""
-    if has_start(model) or not fits_decoder(base.model):
+    if recipe["method"] in STARTS or not fits_decoder(base.model):
         return None
     return Decoder(base.model, recipe["gradient_checkpointing"])
 

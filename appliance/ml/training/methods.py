@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import safetensors
@@ -30,22 +31,36 @@ IA3_MODULES = ("k_proj", "v_proj", "down_proj")
 """What IA3 scales where the recipe names all of them: keys, values and the inner activations, as in its paper."""
 
 
-def attach_adapter(base: Base, recipe: Mapping[str, Any]) -> Any:
-    """A peft model in training mode over the base, which starts as no change at all; for `full` the base's own."""
+@dataclass(frozen=True)
+class Attached:
+    """A model with trainable weights, and what tells whether they have moved: a peft model; for `full` the base's own.
+
+    `began`: the digest of the weights that `full` began with, None for every other method; `saved_as`: the dtype that
+    they are kept in.
+    """
+
+    model: Any
+    method: str
+    began: str | None
+    saved_as: torch.dtype
+
+
+def attach_adapter(base: Base, recipe: Mapping[str, Any]) -> Attached:
+    """A model in training mode over the base, which starts as no change at all."""
     method = recipe["method"]
     if method not in METHODS:
         raise BadInput(f"recipe, method: expected one of {', '.join(METHODS)}, got {method!r}")
     if method == "full":
         model = base.model.requires_grad_(True)
-        model.began, model.saved_as = digest_weights(model), base.autocast or torch.float32
+        began = digest_weights(model)
     else:
-        model = _wrap(base.model, _configure(recipe))
+        model, began = _wrap(base.model, _configure(recipe)), None
         if method in starts.STARTS:
             starts.begin(model, method, seed=recipe["seed"])
     if recipe["gradient_checkpointing"] != "none":
         _enable_checkpointing(base.model)
     model.train()
-    return model
+    return Attached(model, method, began, base.autocast or torch.float32)
 
 
 def _configure(recipe: Mapping[str, Any]) -> LoraConfig | IA3Config:
@@ -96,17 +111,17 @@ def name_trainable(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def is_changed(model: Any) -> bool:
+def is_changed(attached: Attached) -> bool:
     """Whether what was trained does anything that it did not do when it began."""
-    if (began := getattr(model, "began", None)) is not None:
-        return bool(began != digest_weights(model))
-    if starts.has_start(model):
-        return starts.is_moved(model)
+    if attached.began is not None:
+        return attached.began != digest_weights(attached.model)
+    if attached.method in starts.STARTS:
+        return starts.is_moved(attached.model)
     # B begins as zero, and while it is, A and DoRA's magnitude change nothing that is of use; IA3's factors begin as 1.
     begins = {"lora_B": 0.0, "ia3_l": 1.0}
     return any(
         bool(weight.ne(begin).any())
-        for name, weight in name_trainable(model).items()
+        for name, weight in name_trainable(attached.model).items()
         for part, begin in begins.items()
         if part in name
     )
@@ -127,13 +142,14 @@ def name_files(method: str) -> tuple[str, str]:
     return weights, adapters.CONFIG_FILE if weights == ADAPTER_WEIGHTS else folder.CONFIG_FILE
 
 
-def encode_adapter(model: Any, base_name: str) -> tuple[bytes, bytes]:
+def encode_adapter(attached: Attached, base_name: str) -> tuple[bytes, bytes]:
     """The weights (safetensors) and configuration (JSON, sorted), as peft and other engines read them.
 
     `full` gives the base's weights in the dtype that they are judged in, and the base's configuration.
     """
-    if hasattr(model, "began"):
-        return _encode_model(model)
+    model = attached.model
+    if attached.method == "full":
+        return _encode_model(model, attached.saved_as)
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     stated = _state_config(model.peft_config["default"]) | {"base_model_name_or_path": base_name}
     return _encode_tensors(state), json.dumps(stated, indent=1, sort_keys=True).encode() + b"\n"
@@ -160,8 +176,7 @@ def _state_config(config: Any) -> dict[str, Any]:
     }
 
 
-def _encode_model(model: Any) -> tuple[bytes, bytes]:
-    dtype = model.saved_as
+def _encode_model(model: Any, dtype: torch.dtype) -> tuple[bytes, bytes]:
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items() if name not in tied}
     config = model.config.to_dict() | {"dtype": str(dtype).removeprefix("torch.")}

@@ -35,7 +35,6 @@ def begin(model: Any, method: str, *, seed: int) -> None:
         b.register_hook(  # type: ignore[no-untyped-call]
             partial(_hold_still, rank=rank, dim=1)
         )
-    model.has_start = True
 
 
 def _take_pair(layer: Any) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
@@ -83,10 +82,6 @@ def _principal(
 
 
 STARTS: dict[str, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {"olora": _orthonormal, "pissa": _principal}
-
-
-def has_start(model: Any) -> bool:
-    return getattr(model, "has_start", False)
 
 
 def is_moved(model: Any) -> bool:

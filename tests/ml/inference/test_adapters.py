@@ -31,12 +31,12 @@ def make_adapter(
     """(configuration, weights, the peft model itself, its base): random, so that it changes every logit."""
     base = load_base(base_folder, quantisation="nf4-double", compute_dtype=dtype, device="cpu")
     torch.manual_seed(seed)
-    model = methods.attach_adapter(base, {**RECIPE, **changes})
+    attached = methods.attach_adapter(base, {**RECIPE, **changes})
     with torch.no_grad():
-        for parameter in methods.list_trainable(model):
+        for parameter in methods.list_trainable(attached.model):
             parameter.normal_(std=0.1)
-    weights, config = methods.encode_adapter(model, "tiny")
-    return config, weights, model.eval(), base
+    weights, config = methods.encode_adapter(attached, "tiny")
+    return config, weights, attached.model.eval(), base
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -83,7 +83,7 @@ def test_the_cache_changes_no_token(engine: Engine) -> None:
     prompt = engine.base.chat.encode(engine.base.chat.render(MESSAGES))
     with engine.slots.using("a"):
         expected = _greedy(engine.base, 12)
-        assert list(draw_tokens(engine.base, prompt, Request(MESSAGES, max_tokens=12), 12)) == expected
+        assert list(draw_tokens(engine.base, engine.slots, prompt, Request(MESSAGES, max_tokens=12), 12)) == expected
     answer, text = _answer(engine)
     assert text == engine.base.chat.decode(expected)
     assert (answer.finish_reason, answer.completion_tokens) == ("length", 12)
@@ -196,7 +196,7 @@ def test_a_prompt_that_is_text_is_gone_on_with_as_it_is(engine: Engine) -> None:
     end, text = _answer(engine, messages=(), prompt=prompt, max_tokens=5)
     ids = engine.base.chat.encode(prompt)
     with engine.slots.using("a"):
-        expected = list(draw_tokens(engine.base, ids, Request((), max_tokens=5), 5))
+        expected = list(draw_tokens(engine.base, engine.slots, ids, Request((), max_tokens=5), 5))
     assert (end.prompt_tokens, text) == (len(ids), engine.base.chat.decode(expected))
     with pytest.raises(BadInput, match="prompt: expected text without control tokens"):
         _answer(engine, messages=(), prompt=engine.base.chat.render(MESSAGES))

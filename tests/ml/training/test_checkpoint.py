@@ -34,14 +34,14 @@ def run(base_folder: Path, dataset: Path) -> Run:
         machine.use_determinism(recipe["seed"] if seed is None else seed)
         base = load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu")
         rows = tokenize_rows(data.load_rows(dataset, data.TRAIN), base.chat, max_length=128)
-        model = methods.attach_adapter(base, recipe)
+        attached = methods.attach_adapter(base, recipe)
         kept: dict[int, bytes] = {}
 
         def keep(training: checkpoint.Training) -> None:
             kept[training.step] = checkpoint.encode_checkpoint(training)
 
-        ended = loop.train(base, model, rows, recipe, lambda step: None, keep=keep, **window)
-        return methods.encode_adapter(model, "tiny")[0], kept, ended
+        ended = loop.train(base, attached, rows, recipe, lambda step: None, keep=keep, **window)
+        return methods.encode_adapter(attached, "tiny")[0], kept, ended
 
     return train
 

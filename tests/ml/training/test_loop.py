@@ -41,10 +41,10 @@ def train(base_folder: Path, dataset: Path) -> Train:
         dtype = recipe["compute_dtype"]
         base = load_base(base_folder, quantisation="nf4-double", compute_dtype=dtype, device="cpu")
         rows = tokenize_rows(data.load_rows(dataset, data.TRAIN), base.chat, max_length=recipe["max_length"])
-        model = methods.attach_adapter(base, recipe)
+        attached = methods.attach_adapter(base, recipe)
         steps: list[loop.Step] = []
-        loop.train(base, model, rows, recipe, steps.append)
-        return methods.encode_adapter(model, "tiny")[0], steps
+        loop.train(base, attached, rows, recipe, steps.append)
+        return methods.encode_adapter(attached, "tiny")[0], steps
 
     return run
 
@@ -121,14 +121,14 @@ def test_loss_and_gradients_are_those_of_the_answers_alone(
     )
     samples = tokenize_rows(data.load_rows(dataset, data.TRAIN), base.chat, max_length=128)
     recipe = {**RECIPE, "dropout": "0.0", "method": method, "target_modules": MODULES[kind]}
-    model = methods.attach_adapter(base, recipe)
+    model = methods.attach_adapter(base, recipe).model
     parameters = methods.list_trainable(model)
     with torch.no_grad():
         for parameter in parameters:
             parameter.add_(0.01)
     batch = samples[:7]
     answers = sum(sample.trained_tokens for sample in batch)
-    decoder = loop.begin_decoder(base, model, recipe)
+    decoder = loop.begin_decoder(base, recipe)
     assert (decoder is None) == (method == "dora")
     losses = torch.cat([loop.sample_losses(base, decoder, part) for part in loop.split_batch(batch, 4)])
     (losses.sum() / answers).backward()
@@ -151,8 +151,8 @@ def test_a_neighbour_moves_no_logit(
     monkeypatch.setattr(attention, "LARGE", large)
     machine.use_determinism(1)
     base = load_base(base_folder, quantisation="nf4-double", compute_dtype=dtype, device="cpu")
-    model = methods.attach_adapter(base, {**RECIPE, "dropout": "0.0"})
-    decoder = loop.begin_decoder(base, model, RECIPE)
+    methods.attach_adapter(base, {**RECIPE, "dropout": "0.0"})
+    decoder = loop.begin_decoder(base, RECIPE)
     assert decoder is not None
     common = [1, 50, 60, 70, 80]
     sequences = [common + tail for tail in ([5, 6, 7], [9, 8, 7, 6, 5, 4], [11], [12, 13])]
@@ -241,14 +241,14 @@ def test_nothing_to_train_on_is_an_error(base: Base) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_the_run(base: Base, samples: list[Sample]) -> None:
-    model = methods.attach_adapter(base, RECIPE)
+    attached = methods.attach_adapter(base, RECIPE)
     with torch.no_grad():
-        methods.list_trainable(model)[0].fill_(float("nan"))
+        methods.list_trainable(attached.model)[0].fill_(float("nan"))
     steps: list[loop.Step] = []
     with pytest.raises(
         BadInput, match=r"step 1: expected a finite loss, got nan in rows \d+, .*learning_rate"
     ) as caught:
-        loop.train(base, model, samples, RECIPE, steps.append)
+        loop.train(base, attached, samples, RECIPE, steps.append)
     assert caught.value.code == "diverged"
     assert not steps, "a step that failed is none"
 
@@ -265,7 +265,7 @@ def test_a_loss_that_is_no_number_names_its_rows_and_a_gradient_its_rate() -> No
 
 
 def test_only_the_adapter_is_trained(base: Base) -> None:
-    model = methods.attach_adapter(base, {**RECIPE, "target_modules": ["q_proj", "v_proj"]})
+    model = methods.attach_adapter(base, {**RECIPE, "target_modules": ["q_proj", "v_proj"]}).model
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert len(names) == 2 * 2 * 2, "A and B of two projections in two layers"
     assert all(".lora_A." in name or ".lora_B." in name for name in names)
@@ -274,8 +274,8 @@ def test_only_the_adapter_is_trained(base: Base) -> None:
 def test_the_files_are_what_peft_reads(base: Base, samples: list[Sample], tmp_path: Path) -> None:
     from peft import PeftConfig
 
-    model = methods.attach_adapter(base, RECIPE)
-    weights, config = methods.encode_adapter(model, "tiny")
+    attached = methods.attach_adapter(base, RECIPE)
+    weights, config = methods.encode_adapter(attached, "tiny")
     (tmp_path / "adapter_config.json").write_bytes(config)
     read = PeftConfig.from_pretrained(str(tmp_path))
     assert (read.r, read.lora_alpha, sorted(read.target_modules)) == (8, 16, sorted(RECIPE["target_modules"]))

@@ -60,10 +60,10 @@ def train(base_folder: Path, dataset: Path) -> Train:
             machine.use_determinism(recipe["seed"])
             base = load(base_folder, recipe, trainable=method == "full")
             rows = tokenize_rows(data.load_rows(dataset, data.TRAIN), base.chat, max_length=128)
-            model = methods.attach_adapter(base, recipe)
-            ended = loop.train(base, model, rows, recipe, lambda step: None)
-            weights, config = methods.encode_adapter(model, "tiny")
-            made[key] = Trained(recipe, model.eval(), base, ended.losses, weights, config)
+            attached = methods.attach_adapter(base, recipe)
+            ended = loop.train(base, attached, rows, recipe, lambda step: None)
+            weights, config = methods.encode_adapter(attached, "tiny")
+            made[key] = Trained(recipe, attached.model.eval(), base, ended.losses, weights, config)
         return made[key]
 
     return run
@@ -120,7 +120,7 @@ def test_what_was_saved_is_evaluated_and_better_than_the_base(
 
     def evaluate(base: Base) -> dict[str, Any]:
         samples = tokenize_rows(rows, base.chat, max_length=128)
-        return evaluation.evaluate(base, about, rows, samples, lambda more: None)
+        return evaluation.evaluate(base, None, about, rows, samples, lambda more: None)
 
     before, after = reload(trained, base_folder, evaluate)
     assert before["rows"] == after["rows"] == len(rows)
@@ -153,13 +153,13 @@ def test_a_start_in_the_base_changes_nothing_at_first_and_writes_nothing(
     base = load(base_folder, recipe)
     plain = read_logits(base)
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
-    model = methods.attach_adapter(base, recipe)
-    model.eval()
+    attached = methods.attach_adapter(base, recipe)
+    attached.model.eval()
     assert (read_logits(base) - plain).abs().max().item() < 1e-4 * plain.abs().max().item()
-    after = {name.replace(".base_layer", ""): t for name, t in model.get_base_model().state_dict().items()}
+    after = {name.replace(".base_layer", ""): t for name, t in attached.model.get_base_model().state_dict().items()}
     for name, tensor in before.items():
         assert torch.equal(after[name], tensor), name
-    assert not methods.is_changed(model)
+    assert not methods.is_changed(attached)
 
 
 @pytest.mark.parametrize("method", starts.STARTS)
@@ -167,12 +167,28 @@ def test_a_start_is_held_still_and_served_to_the_bit_in_bfloat16(train: Train, b
     for optimiser in ("adamw", "adamw-8bit"):
         trained = train(method, "nf4-double", compute_dtype="bfloat16", optimiser=optimiser, epochs=1)
         began = methods.attach_adapter(load(base_folder, trained.recipe), trained.recipe)
-        for layer, start in zip(starts.list_layers(trained.model), starts.list_layers(began), strict=True):
+        for layer, start in zip(starts.list_layers(trained.model), starts.list_layers(began.model), strict=True):
             for part, dim in (("lora_A", 0), ("lora_B", 1)):
                 ours, theirs = (getattr(one, part)["default"].weight.chunk(2, dim=dim) for one in (layer, start))
                 assert torch.equal(ours[1], theirs[1])
                 assert not torch.equal(ours[0], theirs[0])
         assert torch.equal(reload(trained, base_folder)[1], read_logits(trained.base))
+
+
+@pytest.mark.parametrize("method", ["full", "olora", "qlora"])
+def test_nothing_hangs_on_the_model_that_its_library_did_not_put_there(base_folder: Path, method: str) -> None:
+    base = load(base_folder, recipe_of(method, "none"), trainable=method == "full")
+    before = set(vars(base.model))
+    slots = Slots(base.model, "cpu")
+    assert set(vars(base.model)) == before
+    slots.remove()
+    attached = methods.attach_adapter(base, recipe_of(method, "none"))
+    if method != "full":
+        recipe = recipe_of(method, "none")
+        untouched = methods._wrap(load(base_folder, recipe).model, methods._configure(recipe))
+        assert set(vars(attached.model)) == set(vars(untouched))
+        before = set(vars(untouched.get_base_model()))
+    assert set(vars(base.model)) == before
 
 
 def test_pissa_begins_with_the_largest_singular_values(base: Base) -> None:
@@ -190,13 +206,15 @@ def test_a_method_that_did_not_move_is_no_result(base_folder: Path, dataset: Pat
         recipe = recipe_of(method, quantisation, learning_rate="0.0", epochs=1)
         base = load(base_folder, recipe, trainable=method == "full")
         rows = tokenize_rows(data.load_rows(dataset, data.TRAIN), base.chat, max_length=128)
-        model = methods.attach_adapter(base, recipe)
+        attached = methods.attach_adapter(base, recipe)
         with pytest.raises(Unavailable, match=r"learning_rate 0\.0: expected a changed adapter after \d+ steps"):
-            loop.train(base, model, rows, recipe, lambda step: None)
+            loop.train(base, attached, rows, recipe, lambda step: None)
         with torch.no_grad():
-            last = [weight for name, weight in methods.name_trainable(model).items() if "lora_A" not in name][-1]
+            last = [weight for name, weight in methods.name_trainable(attached.model).items() if "lora_A" not in name][
+                -1
+            ]
             last.view(-1)[-1] += 0.5
-        assert methods.is_changed(model)
+        assert methods.is_changed(attached)
 
 
 def test_full_trains_in_float32_and_is_kept_in_the_dtype_that_judges_it(train: Train, base_folder: Path) -> None:
@@ -219,9 +237,9 @@ def test_every_weight_of_a_base_gets_the_gradient_of_the_plain_loss(base_folder:
     """The head too, which is the embedding's own tensor here: a loss that is quick for adapters must not lose it."""
     recipe = recipe_of("full", "none")
     base = load(base_folder, recipe, trainable=True)
-    model = methods.attach_adapter(base, recipe)
+    model = methods.attach_adapter(base, recipe).model
     sample = tokenize_rows(data.load_rows(dataset, data.TRAIN), base.chat, max_length=128)[0]
-    loop.sample_losses(base, loop.begin_decoder(base, model, recipe), [sample]).sum().backward()
+    loop.sample_losses(base, loop.begin_decoder(base, recipe), [sample]).sum().backward()
     ours = {name: weight.grad.clone() for name, weight in model.named_parameters()}
     model.zero_grad()
     ids = torch.tensor([sample.ids])
@@ -233,7 +251,7 @@ def test_every_weight_of_a_base_gets_the_gradient_of_the_plain_loss(base_folder:
 
 def test_lora_plus_moves_b_faster_by_its_ratio(base: Base) -> None:
     recipe = recipe_of("lora-plus", "nf4-double", rate_ratio="8.0")
-    model = methods.attach_adapter(base, recipe)
+    model = methods.attach_adapter(base, recipe).model
     training = loop.begin_training(model, recipe, 4, "cpu")
     names = {id(weight): name for name, weight in training.weights.items()}
     ratios = {group["ratio"]: [names[id(w)] for w in group["params"]] for group in training.optimizer.param_groups}

@@ -47,7 +47,7 @@ def run(base_folder: Path, dataset: Path) -> Run:
             tokenize_rows(side, base.chat, max_length=128)
             for side in stopping.split_rows(data.load_rows(dataset, data.TRAIN), recipe)
         )
-        model = methods.attach_adapter(base, recipe)
+        attached = methods.attach_adapter(base, recipe)
         kept: dict[int, bytes] = {}
         steps: list[loop.Step] = []
 
@@ -55,10 +55,10 @@ def run(base_folder: Path, dataset: Path) -> Run:
             kept[training.step] = checkpoint.encode_checkpoint(training)
 
         ended = loop.train(
-            base, model, rows, recipe, steps.append, keep=keep, start=start, stop=stop, validation=validation
+            base, attached, rows, recipe, steps.append, keep=keep, start=start, stop=stop, validation=validation
         )
         stopping.use_best(ended)
-        return methods.encode_adapter(model, "tiny")[0], kept, steps, ended
+        return methods.encode_adapter(attached, "tiny")[0], kept, steps, ended
 
     return train
 
