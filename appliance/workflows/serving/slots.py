@@ -164,6 +164,8 @@ class Slots:
             except Denied:
                 if not self._is_superseded(unit, task):
                     raise
+            # Before the next admission hashes a folder: the engine holds no adapter that nothing may answer with.
+            self._empty(release_key(unit, task))
 
     def _is_superseded(self, unit: str, task: str) -> bool:
         """Whether what was just admitted may still answer, but by other entries than those it was admitted by."""

@@ -139,6 +139,36 @@ def test_a_load_whose_commit_nobody_saw_the_end_of_is_emptied_and_loaded_again(
         assert _log(home, since) == [*whole, ("unloaded", unit), *whole, ("admitted", unit)]
 
 
+def test_a_load_that_was_denied_leaves_the_engine_before_the_next_admission(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was released once more while it was loaded: by that it is admitted again, in another slot."""
+    unit, admit, unload, told = UNITS[0], slots.admit, slots.Engine.unload, []
+
+    def load(engine: slots.Engine, slot: str, files: Any) -> None:
+        monkeypatch.undo()
+        watch()
+        engine.load(slot, files)
+        told.append(("loaded", slot))
+        home.release(f"own-{unit}@1", unit, "own")
+
+    def watch() -> None:
+        monkeypatch.setattr(slots, "admit", lambda *asked: (told.append(("admitted", "")), admit(*asked))[1])
+        monkeypatch.setattr(
+            slots.Engine, "unload", lambda engine, slot: (told.append(("unloaded", slot)), unload(engine, slot))[1]
+        )
+
+    with closing(Serving(home.context)) as serving:
+        watch()
+        monkeypatch.setattr(slots.Engine, "load", load)
+        assert _ask(home, serving, unit)
+        (kept,) = serving._slots._held
+        (_, first), *_ = [one for one in told if one[0] == "loaded"]
+        assert told == [("admitted", ""), ("loaded", first), ("unloaded", first), ("admitted", "")]
+        assert kept.slot != first
+    assert home.context.ledger.state.slots.get(f"{unit}/own") is None
+
+
 def test_a_name_that_a_client_made_up_leaves_nothing_behind(home: Home) -> None:
     with closing(Serving(home.context)) as serving:
         for number in range(3):
