@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from appliance.formats.core.digest import digest_bytes
 from appliance.formats.log.note import vkey_of
 from appliance.formats.log.trust import encode_trust
 from appliance.formats.signatures.keys import generate_ed25519
+from appliance.workflows.queries import verification
 from appliance.workflows.queries.log import export, show
 from scripts.kit.log_builder import ORIGIN, b64
 from tests.client.conftest import Office
@@ -164,6 +167,27 @@ def test_a_trust_file_is_read_back(open_office: Callable[..., Office], tmp_path:
     (tmp_path / "other.json").write_bytes(b"{}\n")
     with pytest.raises(BadInput, match=r"other\.json"):
         log.load_trust(tmp_path / "other.json")
+
+
+def test_a_client_that_leaves_ends_its_verification(
+    open_office: Callable[..., Office], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+
+    def wait(*_: Any, cancelled: Callable[[], bool], **__: Any) -> bytes:
+        while not cancelled():
+            time.sleep(0.01)
+        ended.set()
+        raise Unavailable("program: expected somebody who waits for its answer, got nobody")
+
+    monkeypatch.setattr(verification, "run_program", wait)
+    monkeypatch.setattr(log, "LONG_TIMEOUT_S", 0.3)
+    office = open_office("staffed")
+    with pytest.raises(Unavailable):
+        log.verify(office.as_("audrey"), None)
+    assert ended.wait(10)
+    monkeypatch.undo()
+    assert log.verify(office.as_("audrey"), None)["verdict"] == "unverifiable"
 
 
 def test_a_verification_without_a_verdict_is_none(open_office: Callable[..., Office]) -> None:

@@ -32,13 +32,14 @@ from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.formats.core.commitment import Disclosure, disclose
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.timestamp import encode_time
-from appliance.formats.log.trust import Trust, encode_trust
+from appliance.formats.log.trust import Trust
 from appliance.formats.signatures.dsse import encode_envelope
 from appliance.store.database.engine import migrate, open_engine
 from appliance.store.ledger.ledger import Ledger
+from appliance.store.ledger.reading import LogReader
 from appliance.workflows import orders
 from appliance.workflows.core.context import Context
-from appliance.workflows.queries import verification
+from appliance.workflows.queries.verification_program import Moment, examine
 from scripts.kit.log_builder import ORIGIN, LogBuilder, policy_digest
 from tests.kit.small_log import START, Clock
 
@@ -104,8 +105,12 @@ class Desk:
         first = parse_entry(self.ledger.entry_bytes(0))
         people = self.site.trust.administrators
         trust = Trust(ORIGIN, self.site.first.log_key, f"sha256:{first.leaf.hex()}", people)
-        report = verification.verify(self.context, parse_canonical(encode_trust(trust)[:-1]))
-        return report["verdict"], report["site_policies"], report["findings"] + report["local_findings"]
+        checkpoint, texts = self.ledger.signed_texts()
+        now = encode_time(self.context.clock())
+        moment = Moment(self.ledger.database_url, {}, self.ledger.seen, checkpoint, trust, now)
+        with closing(LogReader(moment.database)) as log:
+            report, local = examine(log, moment, texts)
+        return report.verdict, report.site_policies, [*report.findings, *local]
 
 
 Found = Callable[[PolicySet | bytes], Desk]

@@ -51,12 +51,13 @@ _POSTGRESQL_OPTIONS = {
 }
 
 
-def open_engine(url: str) -> Engine:
+def open_engine(url: str, *, read_only: bool = False) -> Engine:
     """An engine for `sqlite:///PATH` or `postgresql://…`; connects to nothing yet. BadInput for any other URL."""
     parsed = parse_database_url(url)
     if parsed.get_backend_name() == "sqlite":
-        return _open_sqlite(parsed)
-    options = " ".join(f"-c {name}={value}" for name, value in _POSTGRESQL_OPTIONS.items())
+        return _open_sqlite(parsed, "ro" if read_only else "rw")
+    settings = _POSTGRESQL_OPTIONS | ({"default_transaction_read_only": "on"} if read_only else {})
+    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
     return create_engine(
         parsed,
         isolation_level="READ COMMITTED",
@@ -66,12 +67,20 @@ def open_engine(url: str) -> Engine:
     )
 
 
-def _open_sqlite(url: URL) -> Engine:
+def locate_database(engine: Engine) -> str:
+    """The URL of the same database for another process, in whatever folder; it holds the password."""
+    url = engine.url
+    if url.get_backend_name() == "sqlite":
+        url = url.set(database=os.path.abspath(str(url.database)))
+    return url.render_as_string(hide_password=False)
+
+
+def _open_sqlite(url: URL, mode: str) -> Engine:
     path = os.path.abspath(str(url.database))
 
     def connect() -> sqlite3.Connection:
-        # mode=rw: a database that is gone is an error, never a new, empty one.
-        address = f"file:{quote(path)}?mode=rw"
+        # Either mode: a database that is gone is an error, never a new, empty one.
+        address = f"file:{quote(path)}?mode={mode}"
         return sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
 
     engine = create_engine(url, creator=connect)

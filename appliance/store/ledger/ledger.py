@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from typing import TypeVar, Unpack
 
@@ -22,11 +22,10 @@ from appliance.domain.core.state import State
 from appliance.errors import ApplianceError, BadInput, NotFound, Tampered, Unavailable
 from appliance.formats.core import merkle
 from appliance.formats.core.commitment import Disclosure, verify_disclosure
-from appliance.formats.core.digest import digest_bytes, raw_digest
 from appliance.formats.core.merkle import hash_leaf
 from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
 from appliance.store.database.catalogue import check_catalogue
-from appliance.store.database.engine import connect_reader, connect_writer, database_errors
+from appliance.store.database.engine import connect_reader, connect_writer, database_errors, locate_database
 from appliance.store.database.reader import Reader
 from appliance.store.ledger import checks as audit
 from appliance.store.ledger import rows
@@ -35,14 +34,13 @@ from appliance.store.ledger.filing import Unfiled
 from appliance.store.ledger.fold import NOTHING_SEEN, Fold, Seen, Tell, advance, check_checkpoint, load_fold
 from appliance.store.ledger.nodes import Nodes, Place
 from appliance.store.ledger.queue import Appended, Guard, Queue, Waiting
+from appliance.store.ledger.reading import find_document, read_log, reading
 from appliance.store.ledger.search import Filters, find_entries
 from appliance.store.ledger.snapshots import FindSigner, Snapshots, copy_fold
 from appliance.store.ledger.staging import Batch, check_drafts, resets_clock, stage
 from appliance.store.ledger.writer import Writer
 
 log = logging.getLogger("appliance")
-
-_PAGE = 256
 
 Answer = TypeVar("Answer")
 
@@ -288,10 +286,8 @@ class Ledger:
 
     # --- reading --------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        with database_errors("ledger"), connect_reader(self._engine) as connection:
-            yield connection
+    def _reading(self) -> AbstractContextManager[Connection]:
+        return reading(self._engine)
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -312,23 +308,11 @@ class Ledger:
 
     def entries(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """The bytes of the entries [start, stop) in order, a page at a time; without `stop`, to the head of now."""
-        with self._reading() as connection:
-            size = rows.read_head(connection).size
-        last = size if stop is None else min(stop, size)
-        for first in range(start, last, _PAGE):
-            with self._reading() as connection:
-                page = rows.read_bytes(connection, first, min(first + _PAGE, last))
-            yield from (data for _, data in page)
+        return read_log(self._engine, start, stop)
 
     def document(self, digest: str) -> bytes:
         """The bytes of this digest, hashed again on the way out."""
-        with self._reading() as connection:
-            data = rows.read_document(connection, raw_digest(digest))
-        if data is None:
-            raise NotFound(f"document {digest}: expected one that an entry binds, got none")
-        if digest_bytes(data) != digest:
-            raise Tampered(f"document {digest}: expected the bytes of its digest, got {digest_bytes(data)}")
-        return data
+        return find_document(self._engine, digest)
 
     def documents_of(self, index: int) -> dict[str, bytes]:
         """Role to bytes, for the roles that the entry itself binds."""
@@ -339,6 +323,18 @@ class Ledger:
         """The signed note of the latest commit; NotFound while the log is empty."""
         with self._reading() as connection:
             return _signed(rows.read_checkpoint(connection))
+
+    @property
+    def database_url(self) -> str:
+        """By which another process opens the same database; it holds the password."""
+        return locate_database(self._engine)
+
+    @property
+    def seen(self) -> Seen:
+        """The head that is known here."""
+        with self.lock:
+            self._current()
+            return self._seen
 
     @property
     def root(self) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request
@@ -21,6 +22,7 @@ from appliance.formats.core.digest import parse_digest
 from appliance.formats.core.fields import MAX_DECIMAL
 from appliance.web.core.auth import Doorkeeper, Session
 from appliance.web.core.errors import install, people_body
+from appliance.web.core.leaving import run_while_awaited
 from appliance.workflows import orders
 from appliance.workflows.core.context import Context
 from appliance.workflows.data import uploads as upload
@@ -312,8 +314,8 @@ def _ledger(router: APIRouter, context: Context) -> None:
         return StreamingResponse(log.export(context), media_type="application/x-tar")
 
     @router.post("/v1/ledger/verify")
-    def verify(body: VerifyRequest) -> dict[str, Any]:
-        return verification.verify(context, body.trust)
+    async def verify(body: VerifyRequest, request: Request) -> dict[str, Any]:
+        return await run_while_awaited(request, partial(verification.verify, context, body.trust))
 
     @router.get("/v1/ledger/{index}")
     def entry(index: Annotated[int, Path(ge=0, le=MAX_DECIMAL)]) -> dict[str, Any]:

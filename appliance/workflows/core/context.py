@@ -72,6 +72,7 @@ class Context:
     runs: Jobs = field(default_factory=lambda: Jobs("runs"))
     workers: dict[str, Worker] = field(default_factory=dict)
     order_lock: threading.RLock = field(default_factory=threading.RLock)
+    verifying: threading.Lock = field(default_factory=threading.Lock)
     closing: threading.Event = field(default_factory=threading.Event)
     released: Callable[[], None] = lambda: None
     appended: Callable[[Entry, Event], None] = lambda entry, body: None

@@ -1,64 +1,86 @@
-"""The service's own verification of everything that it holds."""
+"""The service's own verification of everything that it holds.
+
+The log is replayed in a process of its own (`verification_program.py`): the service goes on answering meanwhile.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+import json
+import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from appliance.access.cedar import SitePolicies
-from appliance.domain.audit.report import Report, judge_site_policies
+from appliance.domain.audit.report import Report
 from appliance.domain.audit.summary import group_findings
-from appliance.domain.audit.verify import verify_log
 from appliance.domain.core.state import UNPROJECTED
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, TooMany, Unavailable
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.timestamp import encode_time
-from appliance.formats.log.checkpoint import claimed_size
 from appliance.formats.log.trust import Trust, parse_trust
+from appliance.runners.program import CANCELLED, run_program
 from appliance.workflows.core.context import Context
+from appliance.workflows.core.workers import failure
+from appliance.workflows.queries.verification_program import Moment, encode_moment
 from appliance.workflows.runs import checkpoints
 
+PROGRAM = "appliance.workflows.queries.verification_program"
+MOST_BYTES = 64 << 20
+"""Of a report: it names so many findings at most, and what each of them quotes is short."""
+_LIBPQ = "PG"
 
-def verify(context: Context, trust: dict[str, Any] | None) -> dict[str, Any]:
-    """The service's own check of everything it holds. An auditor's check is made elsewhere, from an export."""
-    # Of one moment: a text that an order brings in meanwhile would belong to no entry that is read here.
-    checkpoint, texts = context.ledger.signed_texts()
-    size = claimed_size(checkpoint)
+
+def verify(context: Context, trust: dict[str, Any] | None, left: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """The service's own check of everything it holds. An auditor's check is made elsewhere, from an export.
+
+    One at a time; Unavailable (`cancelled`) as soon as whoever asked has `left`, or the service ends.
+    """
     trusted: Trust | None = None if trust is None else parse_trust(encode_canonical(trust) + b"\n")
-    report = verify_log(
-        context.ledger.entries(0, size),
-        partial(_document_or_none, context),
-        texts,
-        checkpoint,
-        trusted,
-        now=encode_time(context.clock()),
-        replay=lambda policy: SitePolicies(policy).decide,
-    )
-    report = judge_site_policies(report, accepted=False)
+    if not context.verifying.acquire(blocking=False):
+        raise TooMany("verification: expected one at a time, got another that is under way", retry_after_s=10)
+    try:
+        return _verify(context, trusted, lambda: left() or context.closing.is_set())
+    finally:
+        context.verifying.release()
+
+
+def _verify(context: Context, trust: Trust | None, cancelled: Callable[[], bool]) -> dict[str, Any]:
     ledger = context.ledger
-    local = [
-        *ledger.check_guards(),
-        *ledger.check_projections(),
-        *_check_artifacts(context),
-    ]
-    return {**_report(report, local), "artifacts": len(_named(context)), "projections": len(list(_rows(context)))}
+    # Of one moment: a text that an order brings in meanwhile would belong to no entry that is read there.
+    checkpoint, texts = ledger.signed_texts()
+    moment = Moment(
+        database=ledger.database_url,
+        variables={name: value for name, value in os.environ.items() if name.startswith(_LIBPQ)},
+        seen=ledger.seen,
+        checkpoint=checkpoint,
+        trust=trust,
+        now=encode_time(context.clock()),
+    )
+    log = context.logs / "verification.log"
+    said = run_program(PROGRAM, encode_moment(moment, texts), log=log, most_bytes=MOST_BYTES, cancelled=cancelled)
+    report, local = _parse(said)
+    local += _check_artifacts(context, cancelled)
+    return {**_state(report, local), "artifacts": len(_named(context)), "projections": len(list(_rows(context)))}
 
 
-def _report(report: Report, local: list[str]) -> dict[str, Any]:
+def _parse(said: bytes) -> tuple[Report, list[str]]:
+    """What the program said; its failure is raised as what it names."""
+    try:
+        value: dict[str, Any] = json.loads(said)
+        if "failure" not in value:
+            return Report.model_validate_json(json.dumps(value["report"])), [str(one) for one in value["local"]]
+    except (ValueError, KeyError, TypeError) as error:
+        got = type(error).__name__
+        raise Unavailable(f"verification: expected a report, got no whole one ({got})", code="program-ended") from None
+    raise failure(value["failure"])
+
+
+def _state(report: Report, local: list[str]) -> dict[str, Any]:
     value: dict[str, Any] = report.model_dump(mode="json")
     value["groups"] = [group.model_dump(mode="json") for group in group_findings(report.findings)]
     value["local_findings"] = local
     if local:
         value["verdict"] = "failed"
     return value
-
-
-def _document_or_none(context: Context, digest: str) -> bytes | None:
-    try:
-        return context.ledger.document(digest)
-    except ApplianceError:
-        return None
 
 
 def _rows(context: Context) -> Iterator[tuple[str, str]]:
@@ -76,10 +98,12 @@ def _named(context: Context) -> list[tuple[str, str]]:
     )
 
 
-def _check_artifacts(context: Context) -> list[str]:
+def _check_artifacts(context: Context, cancelled: Callable[[], bool]) -> list[str]:
     """Every folder that an entry names, and every training checkpoint that is kept, hashed again."""
     findings = []
     for what, digest in _named(context):
+        if cancelled():
+            raise Unavailable("verification: expected somebody who waits for it, got nobody", code=CANCELLED)
         try:
             context.artifacts.check(digest)
         except ApplianceError as error:

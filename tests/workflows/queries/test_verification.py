@@ -1,0 +1,253 @@
+"""The service's own verification: the log in a process of its own, which says what one in the service would say."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import psycopg
+import pytest
+
+from appliance.access.cedar import SitePolicies
+from appliance.domain.audit.verify import verify_log
+from appliance.domain.core.entry import parse_entry
+from appliance.domain.core.names import encode_value
+from appliance.errors import TooMany, Unavailable
+from appliance.formats.core.canonical import encode_canonical, parse_canonical
+from appliance.formats.core.timestamp import encode_time
+from appliance.formats.log.trust import Trust, encode_trust, parse_trust
+from appliance.runners import program
+from appliance.store.database.engine import open_engine
+from appliance.store.ledger.ledger import Ledger
+from appliance.workflows.core.context import Context
+from appliance.workflows.queries import verification
+from appliance.workflows.queries.verification_program import Moment, encode_moment
+from scripts.kit.postgres import SUPERUSER, Server, postgres
+from tests.kit.attacker import attack
+from tests.kit.founded import policy_set
+from tests.kit.small_log import ORIGIN, START, SmallLog, heartbeat
+from tests.store.conftest import Databases, database_url, databases
+
+__all__ = ["database_url", "databases", "postgres"]
+
+SIZE = 6
+FSYNC = "database server, fsync: expected on, got off"
+"""What is found of the tests' PostgreSQL, which need not last."""
+
+
+@pytest.fixture
+def site() -> SmallLog:
+    """With policies that decide: they are asked again."""
+    site = SmallLog()
+    site.policy = encode_value(policy_set())
+    return site
+
+
+@pytest.fixture
+def ledger(database_url: str, site: SmallLog) -> Iterator[Ledger]:
+    with closing(site.open_ledger(open_engine(database_url))) as ledger:
+        enrolment = site.enrolment("carol")
+        for draft in (site.first_draft(), enrolment.pending, enrolment.enrolled, *(heartbeat() for _ in range(3))):
+            ledger.append(draft)
+        yield ledger
+
+
+@pytest.fixture
+def context(ledger: Ledger, tmp_path: Path) -> Context:
+    made = SimpleNamespace(
+        ledger=ledger,
+        logs=tmp_path / "logs",
+        clock=lambda: START,
+        verifying=threading.Lock(),
+        closing=threading.Event(),
+    )
+    return cast(Context, made)
+
+
+@pytest.fixture
+def trust(ledger: Ledger, site: SmallLog) -> dict[str, Any]:
+    people = tuple((name, key.keyid) for name, key in site.administrators.items())
+    first = parse_entry(ledger.entry_bytes(0))
+    value: dict[str, Any] = parse_canonical(
+        encode_trust(Trust(ORIGIN, site.log_key, f"sha256:{first.leaf.hex()}", people))[:-1]
+    )
+    return value
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """The processes that were started; none is left behind."""
+    real, processes = program._start, []
+
+    def start(module: str, log: Path) -> subprocess.Popen[bytes]:
+        processes.append(real(module, log))
+        return processes[-1]
+
+    monkeypatch.setattr(program, "_start", start)
+    yield processes
+    assert all(process.returncode is not None for process in processes)
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """While the program waits for the texts."""
+
+    def encode(moment: Moment, texts: Any) -> Iterator[bytes]:
+        first, *rest = encode_moment(moment, texts)
+        yield first
+        act()
+        yield from rest
+
+    monkeypatch.setattr(verification, "encode_moment", encode)
+
+
+def verify(context: Context, trust: dict[str, Any] | None) -> dict[str, Any]:
+    """Without what is the tests' own."""
+    report = verification.verify(context, trust)
+    if report["local_findings"] == [FSYNC]:
+        assert context.ledger.database_url.startswith("postgresql")
+        verdict = "verified" if trust else "unverifiable"
+        report |= {"local_findings": [], "verdict": "failed" if report["findings"] else verdict}
+    return report
+
+
+def in_process(ledger: Ledger, trust: Trust | None) -> dict[str, Any]:
+    checkpoint, texts = ledger.signed_texts()
+    report = verify_log(
+        *(ledger.entries(), ledger.document, texts, checkpoint, trust),
+        now=encode_time(START),
+        replay=lambda policy: SitePolicies(policy).decide,
+    )
+    return report.model_dump(mode="json")
+
+
+def test_the_report_is_the_one_that_the_service_would_make_itself(
+    context: Context, trust: dict[str, Any], started: list[Any]
+) -> None:
+    for given in (trust, None):
+        report = verify(context, given)
+        own = in_process(context.ledger, None if given is None else parse_trust(encode_canonical(given) + b"\n"))
+        assert {name: report[name] for name in own} == own
+        assert (report["local_findings"], report["size"], report["counts"]["disclosures"]) == ([], SIZE, 1)
+    assert report["verdict"] == "unverifiable"
+    url = context.ledger.database_url
+    for process in started:
+        assert "-I" in process.args
+        assert not any(secret in word for word in process.args for secret in (url, url.rpartition("@")[0] or url))
+
+
+@pytest.mark.parametrize("changed", ["entries", "projections"])
+def test_what_was_changed_in_the_database_is_found(
+    context: Context, trust: dict[str, Any], database_url: str, databases: Databases, changed: str
+) -> None:
+    assert verify(context, trust)["verdict"] == "verified"
+    with attack(database_url, databases.server() if database_url.startswith("postgresql") else None) as database:
+        if changed == "entries":
+            database.execute(
+                'UPDATE entries SET bytes = (SELECT bytes FROM entries WHERE "index" = 5) WHERE "index" = 4'
+            )
+        else:
+            database.execute("UPDATE projections SET value = '{}' WHERE kind = 'principal' AND id = 'carol'")
+    report = verify(context, trust)
+    assert report["verdict"] == "failed"
+    found = [finding["message"] for finding in report["findings"]] + report["local_findings"]
+    expected = "entry 4" if changed == "entries" else "projection principal carol"
+    assert any(expected in message for message in found), found
+
+
+def test_what_is_appended_meanwhile_is_not_of_that_moment(
+    context: Context, trust: dict[str, Any], monkeypatch: pytest.MonkeyPatch, site: SmallLog
+) -> None:
+    dave = site.enrolment("dave")
+    meanwhile(monkeypatch, lambda: [context.ledger.append(one) for one in (dave.pending, dave.enrolled, heartbeat())])
+    report = verify(context, trust)
+    assert (report["verdict"], report["size"], report["checkpoint_size"]) == ("verified", SIZE, SIZE)
+    assert context.ledger.state.size == SIZE + 3
+
+
+def test_a_program_that_was_killed_is_an_error_and_no_verdict(
+    context: Context, trust: dict[str, Any], monkeypatch: pytest.MonkeyPatch, started: list[Any]
+) -> None:
+    with monkeypatch.context() as patch:
+        meanwhile(patch, lambda: started[-1].send_signal(signal.SIGKILL))
+        with pytest.raises(Unavailable, match="expected an answer, got its end by signal 9") as caught:
+            verification.verify(context, trust)
+        assert caught.value.code == "program-ended"
+    assert verify(context, trust)["verdict"] == "verified", "the next one is not held up"
+
+
+@pytest.mark.parametrize("who", ["service", "client"])
+def test_a_verification_ends_with_the_service_and_with_whoever_asked(
+    context: Context, trust: dict[str, Any], monkeypatch: pytest.MonkeyPatch, started: list[Any], who: str
+) -> None:
+    left = threading.Event()
+    meanwhile(monkeypatch, (context.closing if who == "service" else left).set)
+    with pytest.raises(Unavailable, match="got nobody") as caught:
+        verification.verify(context, trust, left.is_set)
+    assert caught.value.code == "cancelled"
+    assert started[-1].returncode == -signal.SIGKILL
+
+
+def test_there_is_one_verification_at_a_time(context: Context, trust: dict[str, Any]) -> None:
+    with context.verifying, pytest.raises(TooMany, match="another that is under way"):
+        verification.verify(context, trust)
+    assert verify(context, trust)["verdict"] == "verified"
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_program_ends_when_its_service_has_died_though_the_database_says_nothing(
+    context: Context, databases: Databases, tmp_path: Path
+) -> None:
+    name = context.ledger.database_url.rpartition("/")[2]
+    checkpoint, texts = context.ledger.signed_texts()
+    moment = Moment(context.ledger.database_url, {}, context.ledger.seen, checkpoint, None, encode_time(START))
+    server: Server = databases.server()
+    with psycopg.connect(server.url(name, SUPERUSER)) as other:
+        other.execute("LOCK TABLE entries IN ACCESS EXCLUSIVE MODE")
+        process = program._start(verification.PROGRAM, tmp_path / "log")
+        with process:
+            assert process.stdin is not None
+            process.stdin.write(b"".join([*encode_moment(moment, texts), program.END]))
+            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s"
+            deadline = time.monotonic() + 30
+            with psycopg.connect(server.url(name, SUPERUSER), autocommit=True) as watcher:
+                while watcher.execute(waiting, (name,)).fetchone() == (0,):
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+            process.stdin.close()
+            assert process.wait(5) == 1
+
+
+def test_a_database_that_does_not_answer_is_no_finding(context: Context, trust: dict[str, Any]) -> None:
+    elsewhere = SimpleNamespace(
+        signed_texts=context.ledger.signed_texts, seen=context.ledger.seen, database_url="sqlite:////nowhere/ledger.db"
+    )
+    with pytest.raises(Unavailable, match="expected a database that answers"):
+        verification.verify(cast(Context, SimpleNamespace(**vars(context) | {"ledger": elsewhere})), trust)
+
+
+def test_the_program_knows_nothing_of_the_services_environment(
+    context: Context, trust: dict[str, Any], monkeypatch: pytest.MonkeyPatch, started: list[Any]
+) -> None:
+    monkeypatch.setenv("APPLIANCE_DATABASE_URL", "postgresql://secret")
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    found: list[bytes] = []
+    meanwhile(monkeypatch, lambda: found.append(_environment(started[-1].pid)))
+    verification.verify(context, trust)
+    assert b"secret" not in found[0] and b"PYTHONPATH" not in found[0]
+
+
+def _environment(pid: int) -> bytes:
+    """As far as the kernel shows it: of a process that may not be dumped, to root alone."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except PermissionError:
+        assert os.geteuid() != 0
+        return b""
