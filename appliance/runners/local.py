@@ -1,5 +1,8 @@
 """Starts a worker on this machine, inside its walls, and speaks frames with it.
 
+Whoever receives a frame reads the pipe itself: no thread and no queue stands between. What nobody receives stays in the
+pipe, and a worker that goes on writing waits.
+
 The worker has three descriptors, all of them pipes: frames in on 0, frames out on 1, its log on 2. It ends with this
 object, with this process however that dies, or by itself.
 """
@@ -10,7 +13,6 @@ import contextlib
 import io
 import json
 import os
-import queue
 import select
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from appliance.errors import ApplianceError, BadInput, Unavailable
-from appliance.formats.core.frame import read_frame, write_frame
+from appliance.formats.core.frame import FrameBuffer, write_frame
 from appliance.runners.decoys import Decoys, Probes
 from appliance.runners.log import WorkerLog
 from appliance.runners.sandbox import PACKAGE, Sandbox, places_of
@@ -32,7 +34,7 @@ from appliance.runners.walls.launcher import Launch, Started
 
 _MAX_BLOB_BYTES = 1 << 20  # from the worker; what it is sent has no limit here
 _MAX_HEADER_BYTES = 1 << 20
-_WAITING_FRAMES = 64
+_READ_BYTES = 1 << 16
 _KILL_S = 30.0
 TEMPORARY = ".tmp"
 
@@ -89,29 +91,16 @@ class Worker:
         self._decoys = decoys
         self._lock = threading.RLock()
         self._sending = threading.Lock()
-        self._frames: queue.Queue[Frame | ApplianceError | None] = queue.Queue(_WAITING_FRAMES)
-        self._ended: Frame | ApplianceError | None = None
-        self._closing = threading.Event()
+        self._receiving = threading.Lock()
+        self._stdout: int | None = stdout
+        self._frames = FrameBuffer(_MAX_HEADER_BYTES, _MAX_BLOB_BYTES)
+        self._broken: ApplianceError | None = None
+        self._closing: int | None = os.eventfd(0, os.EFD_CLOEXEC)
+        """Readable from the beginning of `close` on, so that nobody waits for a frame any more."""
         os.set_blocking(stdin, False)
-        self._reader = threading.Thread(target=self._read, args=(stdout,), name=f"worker-{self.pid}", daemon=True)
-        self._reader.start()
-
-    def _read(self, stdout: int) -> None:
-        with open(stdout, "rb") as stream:
-            while True:
-                frame: Frame | ApplianceError | None
-                try:
-                    frame = read_frame(stream, _MAX_HEADER_BYTES, _MAX_BLOB_BYTES)
-                except ApplianceError as error:
-                    frame = error
-                while not self._closing.is_set():
-                    try:
-                        self._frames.put(frame, timeout=0.2)
-                        break
-                    except queue.Full:
-                        continue
-                if not isinstance(frame, tuple) or self._closing.is_set():
-                    return
+        self._ready = select.poll()  # select takes no descriptor above 1023, and a service may have more
+        self._ready.register(stdout, select.POLLIN)
+        self._ready.register(self._closing, select.POLLIN)
 
     def send(self, header: dict[str, Any], blob: bytes = b"", *, timeout_s: float = 60.0) -> None:
         """Sends one frame. Unavailable where the worker has ended, or does not read within `timeout_s`."""
@@ -139,21 +128,38 @@ class Worker:
 
     def receive(self, timeout_s: float | None = None) -> Frame | None:
         """The next frame, None at the end. Unavailable (`worker-silent`) after `timeout_s`, BadInput if broken."""
-        if self._ended is None and self._closing.is_set() and self._frames.empty():
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._receiving:
+            if self._broken is not None:
+                raise self._broken
+            try:
+                while (frame := self._frames.take()) is None:
+                    data = self._read(deadline)
+                    if data is None:
+                        raise Unavailable(
+                            f"worker {self.pid}: expected a frame within {timeout_s} s, got none", code="worker-silent"
+                        )
+                    if not data:
+                        return None
+                    self._frames.add(data)
+            except BadInput as error:
+                self._broken = error
+                raise
+        return frame
+
+    def _read(self, deadline: float | None) -> bytes | None:
+        """What the worker wrote, none of it at the end; None where it is silent until the deadline."""
+        if self._stdout is None:
+            return b""
+        ready = self._ready.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000)
+        if not ready:
             return None
-        try:
-            item = self._ended or self._frames.get(timeout=timeout_s)
-        except queue.Empty:
-            raise Unavailable(
-                f"worker {self.pid}: expected a frame within {timeout_s} s, got none", code="worker-silent"
-            ) from None
-        if isinstance(item, tuple):
-            return item
-        if item is not None:
-            self._ended = item
-            raise item
-        self._frames.put(None)  # the end stays the end
-        return None
+        if any(descriptor == self._closing for descriptor, _ in ready):
+            return b""
+        data = os.read(self._stdout, _READ_BYTES)
+        if not data:
+            self._frames.end()
+        return data
 
     def check_walls(self, timeout_s: float = 60.0) -> dict[str, str]:
         """Receives the worker's first frame and returns {probe: "refused" or "open"}; nothing may run after an "open".
@@ -211,15 +217,19 @@ class Worker:
     def close(self) -> None:
         """Kills what still runs and frees everything. Its folders, as it left them, are their owner's to remove."""
         self.kill()
-        self._closing.set()
+        with self._lock:
+            if self._closing is not None:
+                os.eventfd_write(self._closing, 1)
         with self._sending:
             if self._stdin is not None:
                 os.close(self._stdin)
                 self._stdin = None
-        self._reader.join(_KILL_S)
+        with self._receiving, self._lock:
+            for descriptor in (self._stdout, self._closing):
+                if descriptor is not None:
+                    os.close(descriptor)
+            self._stdout = self._closing = None
         self._log.join(_KILL_S)
-        with contextlib.suppress(queue.Full):
-            self._frames.put_nowait(None)  # whoever still waits for a frame
         self._decoys.close()
 
     def __enter__(self) -> Worker:

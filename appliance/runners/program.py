@@ -1,4 +1,4 @@
-"""Runs one of the appliance's programs in a process of its own: what it computes takes no time of the service's threads.
+"""Runs one of the appliance's programs in a process of its own: what it computes holds up no thread of the service.
 
 No walls: it reads what the service may read. But it holds nothing that the service holds. Its interpreter is isolated,
 its folder is neutral, its environment is empty, and what it needs comes through a pipe, which no other process can

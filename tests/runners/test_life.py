@@ -276,6 +276,20 @@ def test_a_silent_worker_is_named(service: Any, folder: Path) -> None:
         assert caught.value.code == "worker-silent"
 
 
+def test_what_nobody_receives_waits_in_the_pipe(service: Any, folder: Path) -> None:
+    """No thread reads ahead: a frame goes from the pipe to whoever receives it."""
+    before = {thread.name for thread in threading.enumerate()}
+    with service.begin(service.Order(str(folder), module="inmates.broken")) as worker:
+        assert {thread.name for thread in threading.enumerate()} - before <= {"worker-log"}
+        worker.send({"kind": "flood"})
+        assert worker.receive(20)[0] == {"number": 0}
+        time.sleep(0.3)
+        assert len(worker._frames._data) < 1 << 18
+        assert [worker.receive(20)[0]["number"] for _ in range(50)] == list(range(1, 51))
+        began = time.monotonic()
+    assert time.monotonic() - began < 10, "a worker that waits for a reader is ended at once"
+
+
 def test_a_worker_that_does_not_read_does_not_hold_the_service(service: Any, folder: Path) -> None:
     with service.begin(service.Order(str(folder), module="inmates.broken")) as worker:
         worker.send({"kind": "silent"})

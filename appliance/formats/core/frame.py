@@ -6,6 +6,7 @@ Whoever reads a frame does not trust whoever wrote it: nothing is allocated befo
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from typing import Any, BinaryIO, NoReturn
@@ -40,11 +41,45 @@ def read_frame(
     return header, _read_sized(stream, _read_exactly(stream, 8, "blob length"), max_blob, "blob")
 
 
+class FrameBuffer:
+    """Bytes as they come, for a reader that cannot wait for a whole frame: `add` them, and `take` what is whole."""
+
+    def __init__(self, max_header: int = MAX_HEADER_BYTES, max_blob: int = 0) -> None:
+        self._max_header, self._max_blob = max_header, max_blob
+        self._data = bytearray()
+
+    def add(self, data: bytes) -> None:
+        self._data += data
+
+    def take(self) -> tuple[dict[str, Any], bytes] | None:
+        """The next frame, None where more bytes are needed. What `read_frame` raises; then no other can be taken."""
+        data = self._data
+        if len(data) < 4:
+            return None
+        blob = 4 + _check_length(data[:4], self._max_header, "header") + 8
+        if len(data) < blob:
+            return None
+        end = blob + _check_length(data[blob - 8 : blob], self._max_blob, "blob")
+        if len(data) < end:
+            return None
+        frame = _parse_header(bytes(data[4 : blob - 8])), bytes(data[blob:end])
+        del data[:end]
+        return frame
+
+    def end(self) -> None:
+        """BadInput (`truncated-frame`) where the bytes end within a frame."""
+        read_frame(io.BytesIO(self._data), self._max_header, self._max_blob)
+
+
 def _read_sized(stream: BinaryIO, size: bytes | None, limit: int, what: str) -> bytes:
-    length = int.from_bytes(size or b"", "big")
+    return _read_exactly(stream, _check_length(size or b"", limit, what), what) or b""
+
+
+def _check_length(size: bytes | bytearray, limit: int, what: str) -> int:
+    length = int.from_bytes(size, "big")
     if length > limit:
         raise TooLarge(f"frame, {what}: expected at most {limit} bytes, got {length}")
-    return _read_exactly(stream, length, what) or b""
+    return length
 
 
 def _read_exactly(stream: BinaryIO, length: int, what: str, *, at_start: bool = False) -> bytes | None:

@@ -6,6 +6,7 @@ import io
 import os
 import threading
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import BadInput, TooLarge, Unavailable
-from appliance.formats.core.frame import read_frame, write_frame
+from appliance.formats.core.frame import FrameBuffer, read_frame, write_frame
 
 LIMIT = 1 << 20
 
@@ -72,6 +73,50 @@ def test_a_large_blob_passes_through_a_real_pipe() -> None:
         thread.start()
         assert read_frame(reader, LIMIT, LIMIT) == ({"frame": "load"}, blob)  # type: ignore[arg-type]
         thread.join()
+
+
+@pytest.mark.parametrize("step", [1, 3, 19, 1000])
+def test_a_buffer_gives_each_frame_as_soon_as_it_is_whole(step: int) -> None:
+    frames = [({"n": n}, bytes(n * 7)) for n in range(4)]
+    data, buffer, got = b"".join(encode(*frame) for frame in frames), FrameBuffer(LIMIT, LIMIT), []
+    for start in range(0, len(data), step):
+        buffer.add(data[start : start + step])
+        while (frame := buffer.take()) is not None:
+            got.append(frame)
+    assert got == frames
+    buffer.end()
+
+
+def test_a_buffer_that_ends_within_a_frame_is_truncated() -> None:
+    data = encode({"a": 1}, b"xyz")
+    for end in range(1, len(data)):
+        buffer = FrameBuffer(LIMIT, LIMIT)
+        buffer.add(data[:end])
+        assert buffer.take() is None
+        with pytest.raises(BadInput) as caught:
+            buffer.end()
+        assert caught.value.code == "truncated-frame"
+
+
+@given(st.binary(max_size=40))
+def test_a_buffer_takes_what_a_stream_gives(data: bytes) -> None:
+    buffer = FrameBuffer(LIMIT, LIMIT)
+    buffer.add(data)
+
+    def take() -> Any:
+        frame = buffer.take()
+        if frame is None:
+            buffer.end()
+        return frame
+
+    assert _said(take) == _said(lambda: read_frame(io.BytesIO(data), LIMIT, LIMIT))
+
+
+def _said(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except BadInput:
+        return "refused"
 
 
 def test_every_shortened_frame_is_truncated_and_never_a_clean_end() -> None:

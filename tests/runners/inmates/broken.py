@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from appliance.formats.core.frame import read_frame
+from appliance.formats.core.frame import read_frame, write_frame
 
 frame = read_frame(sys.stdin.buffer)
 assert frame is not None
@@ -18,4 +18,7 @@ elif kind == "loud":
     sys.stderr.write("first words\n" + "\x1b[2J and more\n" * 200_000 + "last words\n")
 elif kind == "silent":
     time.sleep(60)
+elif kind == "flood":
+    for number in range(10_000):
+        write_frame(sys.stdout.buffer, {"number": number}, bytes(1 << 16))
 sys.stdout.buffer.flush()
