@@ -10,6 +10,8 @@ from typing import TypeVar
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from appliance.errors import Unavailable
+
 Answer = TypeVar("Answer")
 
 
@@ -19,8 +21,10 @@ async def run_while_awaited(request: Request, work: Callable[[Callable[[], bool]
     listening = asyncio.create_task(_listen(request, left))
     try:
         return await run_in_threadpool(work, left.is_set)
+    except asyncio.CancelledError:
+        # By the server, whose end waits no longer. The thread ends by itself.
+        raise Unavailable("service: expected it to go on until the answer, it ends", code="service-ends") from None
     finally:
-        # Where this was cancelled, the thread goes on.
         left.set()
         listening.cancel()
 

@@ -118,7 +118,7 @@ def main() -> int:
     _bound()
     given, answer = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    moment = parse_moment(given.readline())
+    moment = parse_moment(_read_line(given))
     os.environ.update(moment.variables)
     try:
         with closing(LogReader(moment.database)) as log:
@@ -144,11 +144,16 @@ def _bound() -> None:
 
 def _receive_texts(given: BinaryIO) -> Iterator[Disclosure]:
     """Behind the last, a thread waits for the service's end."""
-    while (line := given.readline()) != END:
-        if not line:
-            os._exit(1)
+    while (line := _read_line(given)) != END:
         yield parse_disclosure(line[:-1])
     threading.Thread(target=_end_with_service, name="leash", daemon=True).start()
+
+
+def _read_line(given: BinaryIO) -> bytes:
+    line = given.readline()
+    if not line.endswith(b"\n"):
+        os._exit(1)  # the service has died
+    return line
 
 
 def _end_with_service() -> None:
