@@ -28,7 +28,7 @@ from appliance.domain.rulebook.registry import NEWEST_RULES
 from appliance.domain.runs.cancellation import Cancel
 from appliance.domain.serving.tokens import RevokeTokens
 from appliance.errors import ApplianceError, BadInput, Denied, Unavailable
-from appliance.formats.core.canonical import encode_canonical, parse_canonical
+from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import Disclosure, disclose
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.timestamp import encode_time

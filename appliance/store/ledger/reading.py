@@ -1,4 +1,4 @@
-"""The log read by bytes: what the ledger does beside its appends, and all that a verification in another process does."""
+"""Reads the log as bytes: for the ledger, beside its appends, and for a verification in another process."""
 
 from __future__ import annotations
 
