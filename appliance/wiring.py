@@ -22,7 +22,7 @@ from appliance.config import Settings
 from appliance.domain.core.entry import Entry, parse_entry
 from appliance.domain.core.event import Event
 from appliance.domain.core.policy import parse_policy
-from appliance.domain.governance.service import Administrator
+from appliance.domain.governance.service import Administrator, ServiceStarted
 from appliance.errors import BadInput, Conflict, NotFound, Tampered
 from appliance.formats.core.digest import digest_bytes, digest_file
 from appliance.formats.core.fields import encode_base64
@@ -241,7 +241,7 @@ def service(
     ledger.load(lambda folded, size: say(f"reads its log: {folded:,} of {size:,} entries"))
     if after_pause:
         ledger.clock.believe_pause(ledger.state.last_time)
-    if rebuild:
+    if rebuild or _is_other_build(ledger, code):
         say("makes the projections anew")
         ledger.rebuild_projections()
     say("starts")
@@ -279,6 +279,12 @@ def service(
         for worker in list(context.workers.values()):
             worker.kill()
         ledger.close()
+
+
+def _is_other_build(ledger: Ledger, code: Code) -> bool:
+    """Whether another build started last: its projections may lack what this one keeps of the same entries."""
+    last = ledger.find(types=(ServiceStarted.type,), newest=True, limit=1)
+    return any(parse_entry(data).body["code"] != code.digest for _, data in last)
 
 
 def _check_keyring(keyring: Keyring, ledger: Ledger) -> None:

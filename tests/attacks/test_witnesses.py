@@ -195,7 +195,7 @@ def test_what_shows_a_loss_is_kept_whatever_it_is_dated(site: Appliance) -> None
     refused(site, "behind")
 
 
-@pytest.mark.parametrize("ahead", [0, 100])
+@pytest.mark.parametrize("lead", [0, 100])
 def test_what_shows_a_loss_gives_way_to_no_word_of_the_same_witness_that_does_not(site: Appliance, lead: int) -> None:
     """A witness that signs two histories, or whoever holds its key, does not make the appliance forget the other."""
     with wiring.service(site.settings) as context:

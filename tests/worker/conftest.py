@@ -15,8 +15,8 @@ import pytest
 
 from appliance.formats.core.frame import read_frame, write_frame
 from appliance.runners.decoys import Decoys, Probes
+from scripts.kit import forks
 from scripts.kit.tiny_model import RECIPE, build_base, clauses, write_csv
-from tests.kit import forks
 
 ROOT = Path(__file__).resolve().parents[2]
 Frame = dict[str, Any]

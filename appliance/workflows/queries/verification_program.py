@@ -146,7 +146,7 @@ def _receive_texts(given: BinaryIO) -> Iterator[Disclosure]:
     """Behind the last, a thread waits for the service's end."""
     while (line := _read_line(given)) != END:
         yield parse_disclosure(line[:-1])
-    threading.Thread(target=_end_with_service, name="leash", daemon=True).start()
+    threading.Thread(target=_end_with_service, name="end-with-service", daemon=True).start()
 
 
 def _read_line(given: BinaryIO) -> bytes:

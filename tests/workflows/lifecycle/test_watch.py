@@ -61,7 +61,7 @@ def test_a_disk_that_does_not_say_what_is_free_is_said_itself(
     assert watch.warnings(context(NOW), tmp_path) == [expected]
 
 
-@pytest.mark.parametrize(("ahead_s", "said"), [(-5, False), (0, False), (60, False), (61, True), (86_400, True)])
+@pytest.mark.parametrize(("lead_s", "said"), [(-5, False), (0, False), (60, False), (61, True), (86_400, True)])
 def test_a_clock_that_went_back_further_than_its_skew_is_said(tmp_path: Path, lead_s: int, said: bool) -> None:
     found = watch.warnings(context(NOW + timedelta(seconds=lead_s)), tmp_path)
     assert bool([text for text in found if text.startswith("clock: expected a time after")]) is said

@@ -1,0 +1,43 @@
+"""A build that starts for the first time on a log keeps what it keeps of every entry, not only of the new ones."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from appliance import wiring
+from appliance.config import load_settings
+from appliance.workflows.core.context import Context
+from appliance.workflows.lifecycle.recovery import recover
+from tests.kit.founded import template
+
+
+@contextmanager
+def started(home: Path) -> Iterator[Context]:
+    with wiring.service(load_settings(home, {})) as context:
+        recover(context)
+        yield context
+
+
+def drop_projections(home: Path) -> None:
+    """As if the build of before had not kept them."""
+    with closing(sqlite3.connect(home / "ledger.db")) as database, database:
+        database.execute("DELETE FROM projections")
+
+
+def test_another_build_makes_the_projections_anew(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    template("staffed").copy(home)
+    with started(home):
+        pass
+    drop_projections(home)
+    with started(home) as context:
+        assert context.ledger.check_projections() != [], "the same build as before"
+    later = replace(wiring.describe_code(), digest="sha256:" + "7" * 64)
+    monkeypatch.setattr(wiring, "describe_code", lambda: later)
+    with started(home) as context:
+        assert context.ledger.check_projections() == []
