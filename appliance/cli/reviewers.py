@@ -194,11 +194,12 @@ def _decide(
     """What both decisions have in common: evidence, field, meaning, date, signature."""
     from appliance.client.reviews import propose_review
 
+    _check_meaning(caller, decision, meaning)
     valid_until = _valid_until(days, until)
     evidence = gather(caller, adapter)
     print_evidence(evidence, err=True)
     chosen = field or _own_field(caller)
-    text = _meaning(caller, decision, unit, chosen, meaning)
+    text = _meaning(decision, unit, chosen, meaning)
     proposal = propose_review(caller.about, caller.signer, evidence, decision, unit, chosen, text, valid_until)
     receipt = sign_and_submit(caller, proposal)
     if caller.json:
@@ -227,18 +228,23 @@ def _own_field(caller: Caller) -> str:
     return fields[0]
 
 
-def _meaning(caller: Caller, decision: str, unit: str, field: str, given: str | None) -> str:
+def _check_meaning(caller: Caller, decision: str, given: str | None) -> None:
+    """Before anything is downloaded: a meaning was given, or somebody can be asked for it."""
+    if given is None and (caller.yes or not is_interactive()):
+        why = "--yes answers no question about it" if caller.yes else "there is no terminal to ask at"
+        raise BadInput(
+            f"review {decision}, meaning: expected --meaning TEXT with what your signature means, since {why}, got none"
+        )
+    if given is not None and not given.strip():
+        raise BadInput(f"review {decision}, meaning: expected what your signature means, got an empty text")
+
+
+def _meaning(decision: str, unit: str, field: str, given: str | None) -> str:
     """What the signature means, in the signer's words (21 CFR 11.50); the prompt offers the usual words."""
-    usual = _MEANINGS[decision].format(unit=unit, field=field)
     if given is not None:
-        text = given.strip()
-    elif caller.yes or not is_interactive():
-        text = usual
-    else:
-        text = str(click.prompt("What your signature means", default=usual, err=True)).strip()
-    if not text:
-        raise BadInput("meaning: expected what your signature means, got an empty text")
-    return text
+        return given.strip()
+    usual = _MEANINGS[decision].format(unit=unit, field=field)
+    return str(click.prompt("What your signature means", default=usual, err=True)).strip() or usual
 
 
 def _valid_until(days: int | None, until: str | None) -> str:

@@ -197,9 +197,10 @@ def test_a_reviewer_reads_what_a_signature_binds_and_then_signs_it(open_desk: Ca
     assert shown.code == 0, shown.err
     for text in (row.manifest, "adapter_model.safetensors", "accuracy 0.900000", "ordered by olga", "the trust file"):
         assert text in shown.out
-    told = desk.as_("rita", "review", "approve", "clauses@1", "--unit", "legal", "--yes")
+    words = ("review", "approve", "clauses@1", "--unit", "legal", "--meaning", "No personal data.")
+    told = desk.as_("rita", *words, "--yes")
     assert told.code == 0, told.err
-    assert "I reviewed what this signature binds and approve it for legal, for the field privacy." in told.out
+    assert "No personal data." in told.out
     listed = desk.as_("rita", "review", "list", "--unit", "legal")
     assert "rita (privacy, legal)" in listed.out
 
@@ -218,6 +219,18 @@ def test_the_meaning_is_asked_for_and_bound_as_it_was_typed(
     assert "It names a client." in {found.text for found in desk.site.disclosures}
 
 
+@pytest.mark.parametrize("decision", ["approve", "reject"])
+@pytest.mark.parametrize(("words", "said"), [(("--yes",), "--yes answers no question"), ((), "no terminal to ask at")])
+def test_a_decision_without_a_meaning_is_not_signed_where_nobody_is_asked(
+    open_desk: Callable[[str], Desk], decision: str, words: tuple[str, ...], said: str
+) -> None:
+    desk = open_desk("sealed")
+    told = desk.as_("rita", "review", decision, "clauses@1", "--unit", "legal", *words)
+    assert told.code == 2 and desk.ordered() == 0
+    assert "expected --meaning TEXT" in told.err and said in told.err
+    assert "hashes" not in told.err  # nothing was downloaded for it
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -233,7 +246,8 @@ def test_a_decision_that_cannot_count_is_refused(
     open_desk: Callable[[str], Desk], words: tuple[str, ...], said: str
 ) -> None:
     desk = open_desk("sealed")
-    told = desk.as_("rita", "review", "approve", "clauses@1", "--unit", "legal", *words, "--yes")
+    given = ("--unit", "legal", "--meaning", "Fit.", *words)
+    told = desk.as_("rita", "review", "approve", "clauses@1", *given, "--yes")
     assert told.code in (2, 3)
     assert said in told.err
     row = desk.site.state.adapters.get("clauses@1")
@@ -245,7 +259,7 @@ def test_a_changed_byte_stops_review_and_release_before_anything_is_signed(open_
     desk.service.spoil("clauses@1", "adapter_model.safetensors", b"weightz")
     for name, words in (
         ("rita", ("review", "show", "clauses@1")),
-        ("rita", ("review", "approve", "clauses@1", "--unit", "legal", "--yes")),
+        ("rita", ("review", "approve", "clauses@1", "--unit", "legal", "--meaning", "Fit.", "--yes")),
         ("otto", ("release", "activate", "clauses@1", "--unit", "legal", "--task", "labels", "--yes")),
     ):
         told = desk.as_(name, *words)
@@ -256,7 +270,8 @@ def test_a_changed_byte_stops_review_and_release_before_anything_is_signed(open_
 
 def _approve(desk: Desk) -> None:
     for name in ("rita", "raul"):
-        told = desk.as_(name, "review", "approve", "clauses@1", "--unit", "legal", "--valid-days", "9", "--yes")
+        terms = ("--unit", "legal", "--meaning", "Fit.", "--valid-days", "9")
+        told = desk.as_(name, "review", "approve", "clauses@1", *terms, "--yes")
         assert told.code == 0, told.err
 
 
