@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import click
 from appliance.cli.audit.uses import used_by
 from appliance.cli.revoking import revoke_base, revoke_dataset
 from appliance.cli.runs.plans import list_costs, plan
-from appliance.cli.runs.records import export, facts_of, report
+from appliance.cli.runs.records import export, facts_of, judge, report, warnings_in
 from appliance.cli.runs.replays import checkpoints, replay, resume
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import group, reads, signs
@@ -304,13 +305,18 @@ def _follow(caller: Caller, name: str) -> Ended:
 
 
 def _report(caller: Caller, ended: Sequence[Ended]) -> None:
-    """How the runs ended; Conflict when one was not sealed."""
+    """How the runs ended, what they came to and what that warns of; Conflict when one was not sealed."""
+    from appliance.client.runs import metrics_of
+
+    metrics = {one.run: metrics_of(caller.reading(), one.run) for one in ended}
+    judged = {run: judge(found) for run, found in metrics.items()}
     if caller.json:
         print_json(
-            [{"run": one.run, "status": one.status, "adapter": one.adapter, "detail": one.detail} for one in ended]
+            [{**asdict(one), "metrics": metrics[one.run], "warnings": warnings_in(judged[one.run])} for one in ended]
         )
     else:
         print_table(("run", "status", "adapter"), [(one.run, one.status, one.adapter) for one in ended])
+    say(*(f"{run}: {name}: {plain(text)}" for run, facts in judged.items() for name, text in facts))
     unsealed = [one for one in ended if one.status != "sealed"]
     for one in ended:
         if one.adapter is not None:
@@ -352,7 +358,7 @@ def list_runs(caller: Caller) -> None:
 def show_run(caller: Caller, name: str, follow: bool) -> None:
     """One run: what it trains on, who ordered it, how far it is."""
     from appliance.client.record import read_record
-    from appliance.client.runs import failure_of
+    from appliance.client.runs import failure_of, metrics_of
 
     door = caller.reading()
     if follow:
@@ -363,14 +369,16 @@ def show_run(caller: Caller, name: str, follow: bool) -> None:
     state = door.get(f"/v1/runs/{name}/progress")
     if row["status"] == "failed" and state["detail"] is None:
         state["detail"] = failure_of(door, caller.anchor, name)
+    record, metrics = read_record(door, caller.anchor, name), metrics_of(door, name)
+    judged = judge(metrics, record.steps)
     if caller.json:
-        print_json({**row, "adapter": state["adapter"], "detail": state["detail"]})
+        told = {"adapter": state["adapter"], "detail": state["detail"]}
+        print_json({**row, **told, "metrics": metrics, "warnings": warnings_in(judged)})
         return
-    record = read_record(door, caller.anchor, name)
     ended = None if record.finished is None else record.finished.entry.body
     facts = [(key.replace("_", " "), value) for key, value in row.items()]
     shown = [("adapter", state["adapter"]), ("detail", state["detail"]), *facts_of(record.steps, ended)]
-    print_facts([*facts, *shown])
+    print_facts([*facts, *shown, *judged])
 
 
 @run.command("cancel", example="appliance run cancel r-000002")

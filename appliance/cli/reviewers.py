@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,10 @@ import click
 
 from appliance.cli.support.caller import Caller, is_interactive
 from appliance.cli.support.command import group, reads, signs
-from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
+from appliance.cli.support.output import plain, print_facts, print_json, print_line, print_table, say
 from appliance.cli.support.progress import Meter, show_bytes
 from appliance.cli.support.signing import receipt_value, sign_and_submit
+from appliance.domain.evaluation.quality import list_measures, list_warnings
 from appliance.errors import BadInput
 from appliance.formats.core.typed_time import parse_moment
 
@@ -36,7 +38,11 @@ def review() -> None:
 @click.pass_obj
 def list_reviews(caller: Caller, unit: str | None) -> None:
     """Every sealed adapter that is not revoked, and the decisions it has."""
-    rows = [r for r in caller.reading().get("/v1/adapters") if r["revoked"] is None]
+    from appliance.client.runs import sealed_metrics
+
+    door = caller.reading()
+    measured = sealed_metrics(door)
+    rows = [_judged(r, measured) for r in door.get("/v1/adapters") if r["revoked"] is None]
     if caller.json:
         print_json(rows)
         return
@@ -55,6 +61,20 @@ def list_reviews(caller: Caller, unit: str | None) -> None:
             for r in rows
         ],
     )
+    warned = [row for row in rows if row["warnings"]]
+    say(*([""] if warned else []), *(line for row in warned for line in _warn(row)))
+
+
+def _judged(row: dict[str, Any], measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    metrics = measured.get(f"{row['name']}@{row['version']}", {})
+    return {**row, "metrics": metrics, "warnings": list_warnings(metrics)}
+
+
+def _warn(row: dict[str, Any]) -> list[str]:
+    """Each warning of an adapter, and its measures beside its base's and the majority class's."""
+    name = f"{row['name']}@{row['version']}"
+    measures = "; ".join(f"{measure} {text}" for measure, text in list_measures(row["metrics"]))
+    return [*(f"warning: {name}: {plain(text)}" for text in row["warnings"]), f"  measured: {plain(measures)}"]
 
 
 def _decisions(row: dict[str, Any], decision: str, unit: str | None) -> str:
@@ -117,6 +137,7 @@ def print_evidence(evidence: ReviewMaterial, *, err: bool = False) -> None:
     )
     for title, facts in (
         ("Made of, by the signed provenance:", [(f"  {name}", digest) for name, digest in evidence.materials]),
+        ("Warnings, by metrics.json:", _warnings(evidence)),
         ("Measured on the held-out rows, in metrics.json:", _metrics(evidence)),
         ("Trained with, in recipe.json:", _members(evidence.contents.get("recipe.json"))),
         ("Stands on, in base.json:", _members(evidence.contents.get("base.json"))),
@@ -138,7 +159,19 @@ def _metrics(evidence: ReviewMaterial) -> list[tuple[str, object]]:
     metrics = evidence.contents.get("metrics.json")
     if not isinstance(metrics, dict):
         return []
-    return [(f"  {who}", dict(sorted(found.items()))) for who, found in metrics.items() if isinstance(found, dict)]
+    beside = [(f"  {name}", text) for name, text in list_measures(metrics)]
+    found = [(f"  {who}", dict(sorted(found.items()))) for who, found in metrics.items() if isinstance(found, dict)]
+    return [*beside, *found]
+
+
+def _warnings(evidence: ReviewMaterial) -> list[tuple[str, object]]:
+    return [("  warning", text) for text in warnings_of(evidence)]
+
+
+def warnings_of(evidence: ReviewMaterial) -> list[str]:
+    """What the metrics that a signature binds warn of."""
+    metrics = evidence.contents.get("metrics.json")
+    return list_warnings(metrics) if isinstance(metrics, dict) else []
 
 
 def _told(evidence: ReviewMaterial) -> list[tuple[str, object]]:
@@ -177,6 +210,7 @@ def evidence_value(evidence: ReviewMaterial) -> dict[str, Any]:
         "order": evidence.order,
         "materials": dict(evidence.materials),
         "contents": dict(evidence.contents),
+        "warnings": warnings_of(evidence),
         "told": dict(evidence.told),
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,18 @@ def failure_of(door: Door, anchor: Anchor, run: str) -> str | None:
             if found.commitment == entry.body["message"]:
                 return found.text
     return None
+
+
+def sealed_metrics(door: Door) -> dict[str, Mapping[str, Any]]:
+    """What every sealed adapter was measured as, as the entries of its sealing say."""
+    entries = find_entries(door, type="adapter.sealed")
+    return {str(entry.body["adapter"]): entry.body["metrics"] for entry in entries}
+
+
+def metrics_of(door: Door, run: str) -> Mapping[str, Any]:
+    """What the run's adapter was measured as; nothing until it is sealed."""
+    found = [entry.body["metrics"] for entry in find_entries(door, type="adapter.sealed", subject=f"run:{run}")]
+    return dict(found[-1]) if found else {}
 
 
 def follow(door: Door, run: str, told: Frames) -> Ended:

@@ -20,7 +20,7 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
     from appliance.domain.recipe.methods import METHODS
     from appliance.ml.data import rows as data
     from appliance.ml.data.samples import tokenize_rows
-    from appliance.ml.evaluation import evaluation
+    from appliance.ml.evaluation import evaluation, metrics
     from appliance.ml.inference import adapters, probe
     from appliance.ml.model import machine
     from appliance.ml.model.base import load_base
@@ -49,6 +49,8 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
         with nullcontext(slots) if subject == "base" else _trained(base, slots, recipe["method"], adapter) as wrapping:
             readings[subject] = probe.read_probe(base)
             found[subject] = evaluation.evaluate(base, wrapping, about, rows, samples, report)
+    if about.task == "classification":
+        found["majority"] = metrics.summarize_majority([row.answer for row in rows])
     return {
         **found,
         "probe": probe.encode_probe(base, readings["base"], readings["adapter"]),

@@ -17,6 +17,7 @@ from appliance.cli.support import caller
 from appliance.domain.audit.report import UNBOUND
 from appliance.domain.core.credentials import parse_token
 from appliance.errors import BadInput
+from appliance.formats.core.canonical import encode_canonical
 from scripts.kit.log_builder import ORIGIN, order_of, policy_digest
 from tests.cli.conftest import Desk
 from tests.kit.founded import FILES, copied_policy, policy_set
@@ -104,6 +105,38 @@ def test_a_run_is_followed_to_its_seal(open_desk: Callable[[str], Desk]) -> None
     assert "trains: 2 of 2 steps, loss 0.250" in told.err
     assert "next: a reviewer types: appliance review show clauses@1" in told.err
     assert told.out.splitlines()[-1].split() == ["r-000001", "sealed", "clauses@1"]
+
+
+RUINED = {
+    "base": {"accuracy": "0.428571", "loss": "2.100000"},
+    "adapter": {"accuracy": "0.285714", "loss": "10.800000"},
+    "majority": {"accuracy": "0.428571", "rows": 21},
+    "training": {"first_loss": "2.000000", "last_loss": "9.500000"},
+}
+
+
+def test_a_ruined_adapter_is_told_to_be_one_wherever_it_is_shown(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("trained")
+    files = FILES | {"metrics.json": encode_canonical(RUINED)}
+    body, documents = desk.site.sealing("r-000001", 1, files=files, metrics=RUINED)
+    desk.site.lay(documents["manifest"], files)
+    desk.site.add(body, documents=documents)
+    folder = desk.folder / "report"
+    shown = {
+        "follow": desk.as_("olga", "run", "show", "r-000001", "--follow").err,
+        "show": desk.as_("olga", "run", "show", "r-000001").out,
+        "list": desk.as_("rita", "review", "list").err,
+        "review": desk.as_("rita", "review", "show", "clauses@1").out,
+    }
+    assert desk.as_("olga", "run", "report", "r-000001", "--to", str(folder)).code == 0
+    shown["report"] = (folder / "report.md").read_text()
+    for where, text in shown.items():
+        for said in ("worse than its base", "the majority class", "rose from 2.000 to 9.500", "far above its base's"):
+            assert said in text, where
+        assert "0.286, its base 0.429, the majority class 0.429" in text, where
+    for person, words in (("olga", ("run", "show", "r-000001")), ("rita", ("review", "show", "clauses@1"))):
+        assert len(json.loads(desk.as_(person, *words, "--json").out)["warnings"]) == 4
+    assert len(json.loads(desk.as_("rita", "review", "list", "--json").out)[0]["warnings"]) == 4
 
 
 def test_a_run_that_was_not_sealed_fails_the_command(open_desk: Callable[[str], Desk]) -> None:

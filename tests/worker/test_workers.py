@@ -296,6 +296,8 @@ def test_evaluation_measures_base_and_adapter_on_the_held_out_rows(
     for subject in ("base", "adapter"):
         assert result[subject].keys() == {"accuracy", "macro_f1", "loss", "perplexity", "rows", "trained_tokens"}
         assert result[subject]["rows"] == dataset["held_out_rows"]
+    assert result["majority"].keys() == {"accuracy", "rows"}
+    assert 1 / len(dataset["labels"]) <= float(result["majority"]["accuracy"]) <= 1
     assert progress[-1] == {
         "frame": "progress",
         "done": 4 * result["base"]["rows"],

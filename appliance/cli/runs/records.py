@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import command, reads
 from appliance.cli.support.output import print_facts, print_json, say
 from appliance.cli.support.progress import show_bytes
+from appliance.domain.evaluation.quality import list_measures, list_warnings, summarize_training
 from appliance.domain.runs.stopping import best_step
 
 if TYPE_CHECKING:
@@ -45,6 +46,19 @@ def facts_of(steps: Sequence[StepRecord], finished: dict[str, Any] | None) -> li
     return facts
 
 
+def judge(metrics: Mapping[str, Any], steps: Sequence[StepRecord] = ()) -> list[tuple[str, object]]:
+    """The measures on the held-out rows, and each warning; before the sealing only what the steps say."""
+    if "training" not in metrics:
+        metrics = {**metrics, "training": summarize_training([step.loss for step in steps])}
+    warnings = [("warning", text) for text in list_warnings(metrics)]
+    return [*((f"held-out {name}", text) for name, text in list_measures(metrics)), *warnings]
+
+
+def warnings_in(judged: Sequence[tuple[str, object]]) -> list[object]:
+    """The warnings alone, for programs."""
+    return [text for name, text in judged if name == "warning"]
+
+
 def _why(steps: Sequence[StepRecord], finished: dict[str, Any] | None) -> str:
     """Why a run ended where it did, and which weights are sealed."""
     if finished is None:
@@ -58,11 +72,12 @@ def _title(record: Record, recipe: dict[str, Any]) -> str:
     return f"{record.run}: {recipe['name']}, {recipe['method']} on {recipe['base']}, {recipe['dataset']}"
 
 
-def _text(record: Record, recipe: dict[str, Any]) -> str:
+def _text(record: Record, recipe: dict[str, Any], metrics: Mapping[str, Any]) -> str:
     """report.md: what happened, the picture, the recipe, and how to check the steps against the ledger."""
     body = None if record.finished is None else record.finished.entry.body
     lines = [f"# {_title(record, recipe)}", ""]
-    lines += [f"- {name}: {value}" for name, value in facts_of(record.steps, body)]
+    facts = [*facts_of(record.steps, body), *judge(metrics, record.steps)]
+    lines += [f"- {name}: {value}" for name, value in facts]
     lines += ["", "![Loss, learning rate, gradient norm, pace and memory by step](training.svg)", ""]
     if record.finished is None:
         lines += ["The run has not finished: nothing in the ledger binds these steps yet.", ""]
@@ -87,11 +102,12 @@ def _text(record: Record, recipe: dict[str, Any]) -> str:
 def report(caller: Caller, name: str, folder: Path) -> None:
     """Write a run's report: its steps, checked against the ledger, and what they look like (PNG and SVG)."""
     from appliance.client.record import ordered_recipe, read_record, write_report
+    from appliance.client.runs import metrics_of
 
     door = caller.reading()
     record = read_record(door, caller.anchor, name)
     recipe = ordered_recipe(door, caller.anchor, name)
-    write_report(record, _title(record, recipe), _text(record, recipe), folder)
+    write_report(record, _title(record, recipe), _text(record, recipe, metrics_of(door, name)), folder)
     _print_written(caller, record, folder)
 
 

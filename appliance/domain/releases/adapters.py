@@ -55,7 +55,8 @@ class RevokeAdapter(OnAdapter):
 class AdapterSealed(Event):
     """The manifest's digest is the adapter's identity; `signature` is OpenSSF Model Signing, `provenance` SLSA.
 
-    `metrics`: of `base` and `adapter` on the held-out rows, and what `baseline` that the order named makes of them.
+    `metrics`: of `base` and `adapter` on the held-out rows, of the `majority` class there, of `training`, and what
+    `baseline` that the order named makes of them.
     """
 
     type = "adapter.sealed"

@@ -25,6 +25,12 @@ def accuracy(expected: Sequence[str], answered: Sequence[str]) -> Fraction:
     return Fraction(sum(a == b for a, b in zip(expected, answered, strict=True)), len(expected))
 
 
+def majority(expected: Sequence[str]) -> Fraction:
+    """The accuracy of always answering the label that is most frequent among these."""
+    _check(expected, expected)
+    return Fraction(max(Counter(expected).values()), len(expected))
+
+
 def macro_f1(expected: Sequence[str], answered: Sequence[str]) -> Fraction:
     """The mean over labels of F1; a label counts where it was expected or answered, and 0 where never hit."""
     _check(expected, answered)
@@ -57,6 +63,11 @@ def summarize(expected: Sequence[str], answered: Sequence[str]) -> dict[str, str
         "accuracy": encode_metric(accuracy(expected, answered)),
         "macro_f1": encode_metric(macro_f1(expected, answered)),
     }
+
+
+def summarize_majority(expected: Sequence[str]) -> dict[str, str | int]:
+    """Classification without a model: what a useful one must be above."""
+    return {"accuracy": encode_metric(majority(expected)), "rows": len(expected)}
 
 
 def summarize_loss(total: float, tokens: int) -> dict[str, str | int]:

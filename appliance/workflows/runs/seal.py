@@ -8,8 +8,9 @@ from typing import Any
 from appliance.domain.core.names import encode_value, versioned
 from appliance.domain.core.records import Run
 from appliance.domain.evaluation.baselines import compare
+from appliance.domain.evaluation.quality import summarize_training
 from appliance.domain.releases.adapters import AdapterSealed, next_version
-from appliance.domain.runs.steps import STEPS_FILE
+from appliance.domain.runs.steps import STEPS_FILE, parse_steps
 from appliance.domain.runs.training import Train
 from appliance.errors import NotFound
 from appliance.formats.artifacts.manifest import MANIFEST_PATH, encode_manifest
@@ -37,7 +38,8 @@ def seal(
     """
     check_standing(context, run)
     version = next_version(context.ledger.state, run.name)
-    metrics = {"base": evaluation["base"], "adapter": evaluation["adapter"]}
+    metrics: dict[str, Any] = {name: evaluation[name] for name in ("base", "adapter", "majority") if name in evaluation}
+    metrics |= _training(output, run.id)
     # As it stands after `run.finished`.
     trained_run = context.ledger.state.runs.get(run.id)
     compared = None if trained_run is None else compare(context.ledger.state, trained_run, metrics["adapter"])
@@ -61,6 +63,12 @@ def seal(
             documents={"manifest": manifest, "signature": signature, "provenance": provenance},
         )
     return name
+
+
+def _training(output: Path, run: str) -> dict[str, Any]:
+    """How the training loss went, by the recorded steps that are sealed beside it."""
+    record = parse_steps((output / STEPS_FILE).read_bytes(), f"{STEPS_FILE} of {run}")
+    return {"training": summarize_training([step.loss for step in record])}
 
 
 def _write_documents(

@@ -16,6 +16,7 @@ from appliance.ml.evaluation.metrics import (
     summarize,
     summarize_answers,
     summarize_loss,
+    summarize_majority,
     summarize_summaries,
     token_f1,
 )
@@ -65,3 +66,9 @@ def test_a_loss_is_a_mean_over_tokens_and_never_of_none() -> None:
     assert summarize_loss(6.0, 3) == {"loss": "2.000000", "perplexity": "7.389056", "trained_tokens": 3}
     with pytest.raises(BadInput, match="expected trained tokens in the held-out rows, got none"):
         summarize_loss(0.0, 0)
+
+
+def test_the_majority_class_has_the_share_of_the_most_frequent_label() -> None:
+    assert summarize_majority(["a", "b", "a", "c"]) == {"accuracy": "0.500000", "rows": 4}
+    with pytest.raises(BadInput, match="at least one"):
+        summarize_majority([])
