@@ -18,6 +18,7 @@ and an HTTP `status`. A message reads "what, which: expected X, got Y".
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Self
 
 
@@ -28,9 +29,12 @@ class ApplianceError(Exception):
     exit_code = 1
     status = 500
 
-    def __init__(self, message: str, *, code: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
+    def __init__(self, message: str, *, reasons: tuple[str, ...] = (), code: str | None = None) -> None:
+        """`reasons`: every reason by itself, where there can be several; the message ends with all of them."""
+        told = message if not reasons else f"{message}: {'; '.join(reasons)}"
+        super().__init__(told)
+        self.message = told
+        self.reasons = reasons
         if code is not None:
             self.code = code
 
@@ -71,10 +75,6 @@ class Denied(ApplianceError):
     code = "denied"
     exit_code = 3
     status = 403
-
-    def __init__(self, message: str, *, reasons: tuple[str, ...] = (), code: str | None = None) -> None:
-        super().__init__(message if not reasons else f"{message}: {'; '.join(reasons)}", code=code)
-        self.reasons = reasons
 
 
 class NotFound(ApplianceError):
@@ -118,3 +118,11 @@ class TooMany(Unavailable):
     def __init__(self, message: str, *, code: str | None = None, retry_after_s: int = 1) -> None:
         super().__init__(message, code=code)
         self.retry_after_s = retry_after_s
+
+
+def refuse(what: str, problems: Sequence[str]) -> None:
+    """BadInput where there are problems: one speaks for itself, several are its reasons."""
+    if len(problems) == 1:
+        raise BadInput(problems[0])
+    if problems:
+        raise BadInput(f"{what}: {len(problems)} problems", reasons=tuple(problems))

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from appliance.domain.data.tasks import map_columns
-from appliance.domain.recipe.recipe import Facts, parse_recipe, resolve_recipe
+from appliance.domain.recipe.parsing import parse_recipe
+from appliance.domain.recipe.recipe import Facts, resolve_recipe
 from appliance.ml.data import rows as data
 from appliance.ml.data.samples import tokenize_row
 from appliance.ml.data.sources import parse_source

@@ -18,7 +18,7 @@ import click
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import CommandGroup
 from appliance.cli.support.output import plain
-from appliance.errors import ApplianceError, Denied
+from appliance.errors import ApplianceError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,6 +51,7 @@ COMMANDS = {
     "base": Entry("Operators", "operators", "Base models: import and list."),
     "dataset": Entry("Operators", "operators", "Datasets: import, list, show."),
     "import": Entry("Operators", "imports", "Imports that were ordered: list, cancel."),
+    "recipe": Entry("Operators", "runs.recipes", "Recipes: begin a new one, with every key explained."),
     "run": Entry("Operators", "operators", "Training runs: start, follow, list, cancel."),
     "review": Entry("Reviewers", "reviewers", "Adapters to judge: show what a signature binds, approve, reject."),
     "release": Entry("Units", "units", "Which adapter answers a unit's task: activate, roll back, history."),
@@ -157,8 +158,7 @@ def run(given: list[str]) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except ApplianceError as error:
-        reasons = list(error.reasons) if isinstance(error, Denied) else []
-        return _fail(error.exit_code, error.code, error.message, as_json, reasons)
+        return _fail(error.exit_code, error.code, error.message, as_json, error.reasons)
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except (click.Abort, KeyboardInterrupt):

@@ -24,7 +24,7 @@ def plan_run(door: Door, recipe: Recipe, what: str) -> Plan:
         subject = read_subject(recipe.base, recipe.dataset, answer["base_facts"], answer["dataset_facts"])
         return make_plan(recipe, facts, subject, machine)
     except BadInput as error:
-        raise BadInput(f"{what}: {error.message}") from None
+        raise error.within(what) from None
 
 
 def calibrate(door: Door, recipe: ResolvedRecipe) -> dict[str, Any]:

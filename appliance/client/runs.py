@@ -14,7 +14,8 @@ from appliance.client.support.door import About, Door
 from appliance.client.support.files import read_file
 from appliance.client.support.log import Anchor, find_entries, read_entry
 from appliance.client.support.orders import Proposal, propose
-from appliance.domain.recipe.recipe import Facts, Recipe, parse_recipe, resolve_recipe
+from appliance.domain.recipe.parsing import parse_recipe
+from appliance.domain.recipe.recipe import Facts, Recipe, resolve_recipe
 from appliance.domain.runs.cancellation import Cancel
 from appliance.domain.runs.training import Train
 from appliance.errors import BadInput, Tampered
@@ -71,7 +72,7 @@ def load_recipe(path: Path) -> Recipe:
     try:
         return parse_recipe(value)
     except BadInput as error:
-        raise BadInput(f"{path}: {error.message}") from None
+        raise error.within(str(path)) from None
 
 
 def propose_run(door: Door, anchor: Anchor, signer: str, recipe: Recipe, what: str) -> Proposal:
@@ -87,7 +88,7 @@ def propose_run(door: Door, anchor: Anchor, signer: str, recipe: Recipe, what: s
     try:
         resolved = resolve_recipe(recipe, Facts.model_validate(answer["facts"]))
     except BadInput as error:
-        raise BadInput(f"{what}: {error.message}") from None
+        raise error.within(what) from None
     unwritten = frozenset(name for name, value in recipe.model_dump().items() if value == "auto")
     return propose(
         door.about,

@@ -159,7 +159,8 @@ def _measure(places: dict[str, str], pairs: list[tuple[str, str, str]]) -> Itera
 
 
 def _recipe(places: dict[str, str], method: str, quantisation: str, optimiser: str) -> dict[str, Any]:
-    from appliance.domain.recipe.recipe import Facts, parse_recipe, resolve_recipe
+    from appliance.domain.recipe.parsing import parse_recipe
+    from appliance.domain.recipe.recipe import Facts, resolve_recipe
     from appliance.ml.data import rows as data
     from appliance.ml.data.samples import tokenize_rows
     from appliance.ml.model import machine

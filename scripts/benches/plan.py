@@ -21,7 +21,8 @@ from typing import Any
 from appliance.domain.planning.footprint import Subject, plan_memory
 from appliance.domain.planning.shape import Shape, profile_lengths
 from appliance.domain.recipe.methods import METHODS
-from appliance.domain.recipe.recipe import Facts, ResolvedRecipe, parse_recipe, resolve_recipe
+from appliance.domain.recipe.parsing import parse_recipe
+from appliance.domain.recipe.recipe import Facts, ResolvedRecipe, resolve_recipe
 from scripts.benches.measure import Row, describe_machine, markdown_table, plain_table, row, write_json
 from scripts.benches.methods import convert
 

@@ -31,7 +31,8 @@ from appliance.domain.core.policy_files import assemble_policy
 from appliance.domain.data.imports import ImportBase, ImportDataset
 from appliance.domain.governance.endorsement import Endorse
 from appliance.domain.governance.people import Enroll
-from appliance.domain.recipe.recipe import Facts, parse_recipe, resolve_recipe
+from appliance.domain.recipe.parsing import parse_recipe
+from appliance.domain.recipe.recipe import Facts, resolve_recipe
 from appliance.domain.releases.activations import Activate
 from appliance.domain.releases.reviews import Review
 from appliance.domain.runs.training import Train

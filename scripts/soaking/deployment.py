@@ -14,7 +14,8 @@ from typing import Any
 
 from appliance import wiring
 from appliance.domain.core.names import versioned
-from appliance.domain.recipe.recipe import Facts, ResolvedRecipe, parse_recipe, resolve_recipe
+from appliance.domain.recipe.parsing import parse_recipe
+from appliance.domain.recipe.recipe import Facts, ResolvedRecipe, resolve_recipe
 from appliance.domain.releases.activations import Activate, RollBack
 from appliance.domain.releases.adapters import RevokeAdapter
 from appliance.domain.runs.checkpoints import RunCheckpointed

@@ -40,6 +40,40 @@ def test_a_plan_as_json_has_every_phase_and_part(open_desk: Callable[[str], Desk
     assert [offer["measured"] for offer in plan["offers"]] == [False] * 8
 
 
+def test_a_learning_rate_far_from_usual_is_warned_of_before_anybody_signs(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("imported")
+    path = _recipe(desk, RECIPE + "learning_rate: 50\n")
+    said = "learning rate 50.0 is far above what qlora is usually trained with, 0.00001 to 0.01"
+    assert said in desk.as_("olga", "run", "plan", path).out
+    assert said in json.loads(desk.as_("olga", "run", "plan", path, "--json").out)["warnings"][0]
+    told = desk.as_("olga", "run", "start", path, "--yes").err
+    assert told.index(said) < told.index("signed:")
+
+
+def test_every_problem_of_a_recipe_stands_on_its_own_line(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("imported")
+    told = desk.as_("olga", "run", "plan", _recipe(desk, RECIPE + "rnak: 3\nlearning_rat: 1\nseed: x\n"))
+    assert told.code == 2
+    lines = told.err.splitlines()
+    assert lines[0].startswith("error: ") and "recipe: 3 problems [bad-input]" in lines[0]
+    assert [line.split(":")[0].strip() for line in lines[1:]] == [
+        "recipe, key 'rnak'", "recipe, key 'learning_rat'", "recipe, seed",
+    ]  # fmt: skip
+
+
+def test_a_new_recipe_is_one_that_can_be_planned(
+    open_desk: Callable[[str], Desk], capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk = open_desk("imported")
+    path = desk.folder / "new.yaml"
+    words = ("recipe", "new", "--to", str(path), "--base", "smollm2", "--dataset", "clauses@1")
+    assert desk.type(*words).code == 0
+    assert desk.as_("olga", "run", "plan", str(path)).code == 0
+    assert desk.type(*words).code == 5, "an existing file is left alone"
+    assert "# learning_rate: auto" in desk.type("recipe", "new").out
+    assert desk.type("recipe", "new", "--name", "Big One").code == 2
+
+
 def test_what_does_not_fit_is_said_before_anybody_signs(
     open_desk: Callable[[str], Desk], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from appliance.client import runs
 from appliance.client.support import orders
-from appliance.domain.recipe.recipe import parse_recipe
+from appliance.domain.recipe.parsing import parse_recipe
 from appliance.domain.runs.training import Train
 from appliance.errors import BadInput, NotFound, Tampered
 from tests.client.conftest import Office

@@ -30,6 +30,7 @@ def plan(caller: Caller, path: Path, calibrate: bool) -> None:
     """
     from appliance.client import planning
     from appliance.client.runs import load_recipe
+    from appliance.domain.recipe.rates import list_warnings
 
     door, recipe = caller.reading(), load_recipe(path)
     made = planning.plan_run(door, recipe, str(path))
@@ -38,7 +39,7 @@ def plan(caller: Caller, path: Path, calibrate: bool) -> None:
         planning.calibrate(door, made.recipe)
         made = planning.plan_run(door, recipe, str(path))
     if caller.json:
-        print_json(made.model_dump(mode="json"))
+        print_json({**made.model_dump(mode="json"), "warnings": list_warnings(made.recipe)})
         return
     print_plan(made)
 
@@ -56,6 +57,7 @@ def print_plan(made: Plan) -> None:
 def summarise(made: Plan) -> list[tuple[str, object]]:
     """What somebody who signs must know."""
     from appliance.domain.planning.plan import MARGIN, show_bytes
+    from appliance.domain.recipe.rates import list_warnings
 
     have = made.machine.memory_bytes
     memory = f"{show_bytes(made.memory.peak)} at most"
@@ -67,6 +69,7 @@ def summarise(made: Plan) -> list[tuple[str, object]]:
         ("memory", memory),
         ("time", say_duration(made.duration)),
         ("disk", f"{show_bytes(made.disk.total)}, of {show_bytes(made.machine.disk_free_bytes)} free"),
+        *(("warning", text) for text in list_warnings(made.recipe)),
     ]
 
 

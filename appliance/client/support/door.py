@@ -226,6 +226,5 @@ def error_of(status: int, data: bytes, what: str) -> ApplianceError:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return branch(f"service, {what}: expected an answer of ours, got HTTP {status}: {data[:200]!r}")
     error = branch(message, code=code)
-    if isinstance(error, Denied):
-        error.reasons = reasons
+    error.reasons = reasons
     return error

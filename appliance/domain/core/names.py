@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Annotated, Any, TypeVar
 
@@ -151,15 +152,50 @@ def parse_value(model: type[V], data: bytes, what: str) -> V:
     return value
 
 
-def explain(error: ValidationError) -> str:
-    """A pydantic error as one line: where, what was expected, what was got."""
+_FORMS = {
+    rf"^{IDENTIFIER}$": "a name of a to z, 0 to 9 and hyphens between them, 63 characters at most",
+    rf"^{IDENTIFIER}@[1-9][0-9]{{0,8}}$": "a name and a version, such as clauses@1",
+    r"^r-[0-9]{6,}$": "a run such as r-000001",
+    r"^[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}$": "a word of letters, digits and . + _ -, such as Apache-2.0 or internal",
+    r"^(?:0|[1-9][0-9]{0,8})\.[0-9]{1,12}$": "a decimal fraction such as 0.2",
+    rf"^(?:administrator|operator|auditor|unit|reviewer:{IDENTIFIER}|release-owner:{IDENTIFIER})$": (
+        "administrator, operator, auditor, unit, reviewer:FIELD or release-owner:UNIT"
+    ),
+}
+"""What people are told in place of a pattern that they type against."""
+
+
+def say_expected(item: Any) -> str:
+    """What one of pydantic's errors expected, for people."""
+    if item["type"] == "string_pattern_mismatch" and item["ctx"]["pattern"] in _FORMS:
+        return _FORMS[item["ctx"]["pattern"]]
+    return str(item["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
+
+
+def list_problems(error: ValidationError) -> list[str]:
+    """Each of a pydantic error's findings: where, what was expected, what was got; in place of a pattern its words."""
     parts = []
     for item in error.errors(include_url=False):
         where = ".".join(str(step) for step in item["loc"]) or "value"
         got = item.get("input")
         shown = repr(got) if isinstance(got, str | int | bool | float) or got is None else type(got).__name__
-        parts.append(f"{where}: {item['msg']}, got {shown[:120]}")
-    return "; ".join(parts)
+        pattern = item["type"] == "string_pattern_mismatch" and item["ctx"]["pattern"] in _FORMS
+        said = f"expected {say_expected(item)}" if pattern else item["msg"]
+        parts.append(f"{where}: {said}, got {shown[:120]}{_suggest(item) if pattern else ''}")
+    return parts
+
+
+def _suggest(item: Any) -> str:
+    """The name that somebody may have meant, where there is one in what was typed."""
+    typed = str(item["input"])
+    near = re.sub(r"[^a-z0-9]+", "-", typed.lower())[:63].strip("-")
+    fits = re.fullmatch(IDENTIFIER, near) is not None and item["ctx"]["pattern"] == rf"^{IDENTIFIER}$"
+    return f"; did you mean {near!r}?" if fits else ""
+
+
+def explain(error: ValidationError) -> str:
+    """A pydantic error as one line."""
+    return "; ".join(list_problems(error))
 
 
 def add_seconds(time: str, seconds: int) -> str:

@@ -21,11 +21,13 @@ ADAPTER_WEIGHTS, MODEL_WEIGHTS = "adapter_model.safetensors", "model.safetensors
 @dataclass(frozen=True)
 class Method:
     """`quantisations`: the bases it trains on, the first where the author leaves it open; `plain`: what is saved is
-    plain LoRA or rsLoRA over a base that nobody changed; `low_rank`: it has a rank, an alpha and a dropout."""
+    plain LoRA or rsLoRA over a base that nobody changed; `low_rank`: it has a rank, an alpha and a dropout;
+    `usual_rates`: learning rates outside are warned of."""
 
     quantisations: tuple[Quantisation, ...]
     plain: bool
     learning_rate: str
+    usual_rates: tuple[str, str] = ("0.00001", "0.01")
     low_rank: bool = True
     chooses_modules: bool = True
     weights: str = ADAPTER_WEIGHTS
@@ -37,13 +39,19 @@ METHODS: dict[str, Method] = {
     "qlora": Method(("nf4-double",), plain=True, learning_rate="0.001"),
     "lora": Method(("none", "int8"), plain=True, learning_rate="0.001"),
     "rslora": Method(_BOTH, plain=True, learning_rate="0.001"),
-    "lora-plus": Method(_BOTH, plain=True, learning_rate="0.0002"),
-    "olora": Method(_BOTH, plain=True, learning_rate="0.0005"),
-    "pissa": Method(_BOTH, plain=True, learning_rate="0.0005"),
+    "lora-plus": Method(_BOTH, plain=True, learning_rate="0.0002", usual_rates=("0.000005", "0.002")),
+    "olora": Method(_BOTH, plain=True, learning_rate="0.0005", usual_rates=("0.000005", "0.005")),
+    "pissa": Method(_BOTH, plain=True, learning_rate="0.0005", usual_rates=("0.000005", "0.005")),
     "dora": Method(_BOTH, plain=False, learning_rate="0.001"),
-    "ia3": Method(_BOTH, plain=False, learning_rate="0.01", low_rank=False),
+    "ia3": Method(_BOTH, plain=False, learning_rate="0.01", usual_rates=("0.0005", "0.1"), low_rank=False),
     "full": Method(
-        ("none",), plain=False, learning_rate="0.0001", low_rank=False, chooses_modules=False, weights=MODEL_WEIGHTS
+        ("none",),
+        plain=False,
+        learning_rate="0.0001",
+        usual_rates=("0.000001", "0.001"),
+        low_rank=False,
+        chooses_modules=False,
+        weights=MODEL_WEIGHTS,
     ),
 }
 

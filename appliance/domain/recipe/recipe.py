@@ -6,13 +6,10 @@ machine, so that whoever signs can resolve it again and compare.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
 from decimal import Decimal as Number
-from decimal import InvalidOperation
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from appliance.domain.core.names import Decimal, Identifier, RunId, Value, VersionedName
 from appliance.domain.recipe.methods import (
@@ -27,7 +24,7 @@ from appliance.domain.recipe.methods import (
     is_servable,
     list_servable,
 )
-from appliance.errors import BadInput
+from appliance.errors import refuse
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -63,35 +60,48 @@ Modules = Annotated[tuple[str, ...], Field(min_length=1)]
 class Recipe(Value):
     """What `recipe.yaml` may say. Fractions are text or YAML numbers; everything but the first three has a default."""
 
-    name: Identifier
-    base: Identifier
-    dataset: VersionedName
-    method: MethodName = "qlora"
-    quantisation: Quantisation | Auto = "auto"
-    purpose: Literal["release", "baseline"] = "release"
-    baseline: RunId | None = None
-    rank: Rank | Auto = "auto"
-    alpha: Alpha | Auto = "auto"
-    dropout: Decimal | Auto = "auto"
-    target_modules: Modules | Auto = "auto"
-    optimiser: OptimiserName = "adamw"
-    learning_rate: Decimal | Auto = "auto"
-    rate_ratio: Decimal | Auto = "auto"
-    epochs: Count | Auto = "auto"
-    batch_size: Count | Auto = "auto"
-    accumulation: Count | Auto = "auto"
-    max_length: Length | Auto = "auto"
-    warmup_ratio: Decimal | Auto = "auto"
-    weight_decay: Decimal | Auto = "auto"
-    max_grad_norm: Decimal | Auto = "auto"
-    gradient_checkpointing: Again | Auto = "auto"
-    checkpoint_every: Steps | Auto = "auto"
-    early_stopping: Patience = 0
-    validation: Decimal | Auto = "auto"
-    validate_every: Steps | Auto = "auto"
-    seed: Seed = 1
-    device: Literal["cpu", "cuda", "auto"] = "auto"
-    compute_dtype: Literal["bfloat16", "float32", "auto"] = "auto"
+    name: Identifier = Field(description="what the adapter is called; each sealed one counts its version up")
+    base: Identifier = Field(description="the imported base that it is trained on")
+    dataset: VersionedName = Field(description="the imported dataset that it is trained with, NAME@VERSION")
+    method: MethodName = Field("qlora", description="how the adapter is begun and trained; docs/training.md compares")
+    quantisation: Quantisation | Auto = Field("auto", description="what the base is held as; auto: the method's first")
+    purpose: Literal["release", "baseline"] = Field("release", description="to answer for units, or to compare with")
+    baseline: RunId | None = Field(None, description="the sealed run whose quality and cost this one is compared with")
+    rank: Rank | Auto = Field("auto", description="rank of the low-rank matrices: more learns more and costs more")
+    alpha: Alpha | Auto = Field("auto", description="scale of the adapter; auto: twice the rank, so that it is 2")
+    dropout: Decimal | Auto = Field("auto", description="share of inputs left out while training, below 1; auto: 0")
+    target_modules: Modules | Auto = Field("auto", description=f"layers that are trained: {', '.join(LINEAR_LAYERS)}")
+    optimiser: OptimiserName = Field("adamw", description="paged-adamw-8bit needs CUDA")
+    learning_rate: Decimal | Auto = Field("auto", description="step size, above 0; auto: the method's own")
+    rate_ratio: Decimal | Auto = Field("auto", description="lora-plus only: how much faster B learns than A")
+    epochs: Count | Auto = Field("auto", description="passes over the training rows; auto: about 700 rows in all")
+    batch_size: Count | Auto = Field("auto", description="rows that are computed at once; auto: 8")
+    accumulation: Count | Auto = Field("auto", description="batches for each optimiser step; auto: 1")
+    max_length: Length | Auto = Field("auto", description="most tokens of a row; auto: as long as the longest")
+    warmup_ratio: Decimal | Auto = Field("auto", description="share of the steps while the rate rises; auto: 0.1")
+    weight_decay: Decimal | Auto = Field("auto", description="AdamW's weight decay; auto: 0")
+    max_grad_norm: Decimal | Auto = Field("auto", description="gradients are clipped to this norm; auto: 1")
+    gradient_checkpointing: Again | Auto = Field(
+        "auto", description="what is computed again to save memory; auto: mlp for rows of more than 512 tokens"
+    )
+    checkpoint_every: Steps | Auto = Field(
+        "auto", description="steps between two training checkpoints; auto: about 8 of them in a run"
+    )
+    early_stopping: Patience = Field(
+        0, description="stop after so many validation losses without a lower one; 0: never"
+    )
+    validation: Decimal | Auto = Field(
+        "auto",
+        description="share of the training rows to validate with, at most 0.9; auto: 0.1 where the run validates",
+    )
+    validate_every: Steps | Auto = Field("auto", description="steps between two validation losses")
+    seed: Seed = Field(1, description="fixes the order of the rows and the adapter's beginning")
+    device: Literal["cpu", "cuda", "auto"] = Field(
+        "auto", description="where it is trained; auto: what this machine has"
+    )
+    compute_dtype: Literal["bfloat16", "float32", "auto"] = Field(
+        "auto", description="what it is computed in; auto: bfloat16 where the machine multiplies it in hardware"
+    )
 
 
 class ResolvedRecipe(Value):
@@ -140,72 +150,6 @@ class Facts(Value):
     bfloat16: bool = Field(description="whether the machine multiplies bf16 in hardware")
 
 
-_FRACTIONS = (
-    "dropout",
-    "learning_rate",
-    "rate_ratio",
-    "warmup_ratio",
-    "weight_decay",
-    "max_grad_norm",
-    "validation",
-)
-
-
-def parse_recipe(data: Mapping[str, Any]) -> Recipe:
-    """The recipe of a YAML mapping; BadInput names the value that is off, and for an unknown key the nearest known."""
-    known = list(Recipe.model_fields)
-    for key in data:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise BadInput(f"recipe, key {key!r}: expected one of {', '.join(known)}{hint}")
-    values = {key: _plain(key, value) for key, value in data.items()}
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise BadInput(f"recipe, {_first_problem(error)}") from None
-
-
-def parse_resolved(data: Mapping[str, Any]) -> ResolvedRecipe:
-    """A resolved recipe as JSON holds it; BadInput names the value that is off."""
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    try:
-        return ResolvedRecipe.model_validate(values)
-    except ValidationError as error:
-        raise BadInput(f"recipe, {_first_problem(error)}") from None
-
-
-def _first_problem(error: ValidationError) -> str:
-    """The first key that is off. One that may be `auto` fails as both of its kinds: the other one is told."""
-    items = error.errors(include_url=False)
-    key = items[0]["loc"][0]
-    item = next((i for i in items if i["loc"][0] == key and i["type"] != "literal_error"), items[0])
-    if item["type"] == "missing":
-        return f"{key}: expected a value, got none"
-    expected = item["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    alternative = " or auto" if any(i["type"] == "literal_error" and i["loc"][-1] != key for i in items) else ""
-    return f"{key}: expected {expected}{alternative}, got {item.get('input')!r}"
-
-
-def _plain(key: str, value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(value)
-    if key in _FRACTIONS and not isinstance(value, bool) and value != "auto":
-        return _decimal(key, value)
-    return value
-
-
-def _decimal(key: str, value: Any) -> str:
-    try:
-        number = Number(str(value))
-    except InvalidOperation:
-        raise BadInput(f"recipe, {key}: expected a decimal fraction or auto, got {value!r}") from None
-    if not number.is_finite() or number < 0:
-        raise BadInput(f"recipe, {key}: expected a fraction of at least 0, got {value!r}")
-    text = f"{number.normalize():f}"
-    return text if "." in text else text + ".0"
-
-
 def resolve_recipe(recipe: Recipe, facts: Facts) -> ResolvedRecipe:
     """Every `auto` given its value; BadInput for what cannot be trained or served on this base and machine."""
     values, method = recipe.model_dump(), METHODS[recipe.method]
@@ -237,8 +181,7 @@ def resolve_recipe(recipe: Recipe, facts: Facts) -> ResolvedRecipe:
     problems = untrainable(resolved, facts.context_length, facts.max_tokens, facts.train_rows)
     if resolved.device == "cuda" and facts.device != "cuda":
         problems.append("recipe, device: expected cpu, since this machine has no CUDA device, got cuda")
-    if problems:
-        raise BadInput(problems[0])
+    refuse("recipe", problems)
     return resolved
 
 

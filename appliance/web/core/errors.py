@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from appliance.errors import ApplianceError, BadInput, Denied, TooMany
+from appliance.errors import ApplianceError, BadInput, TooMany
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +44,8 @@ def openai_body(code: str, message: str, reasons: tuple[str, ...], status: int) 
 
 def refusal(body: Body, error: ApplianceError) -> JSONResponse:
     """The error in the form of that door, and when to ask again where only time is wanting."""
-    reasons = error.reasons if isinstance(error, Denied) else ()
     headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, TooMany) else None
-    return JSONResponse(body(error.code, error.message, reasons, error.status), error.status, headers)
+    return JSONResponse(body(error.code, error.message, error.reasons, error.status), error.status, headers)
 
 
 def install(app: Starlette, body: Body, count: Callable[[Request, ApplianceError], None]) -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from appliance.domain.core.entry import parse_entry
-from appliance.domain.recipe.recipe import parse_resolved
+from appliance.domain.recipe.parsing import parse_resolved
 from appliance.errors import BadInput, NotFound
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import parse_disclosure_value

@@ -12,7 +12,8 @@ from appliance.domain.planning.footprint import PACK_TOKENS, Subject, count_trai
 from appliance.domain.planning.pace import pace_of_machine
 from appliance.domain.planning.plan import check_fits, make_plan, plan_disk, read_subject, say_seconds, show_bytes
 from appliance.domain.planning.shape import Lengths, Shape, profile_lengths
-from appliance.domain.recipe.recipe import Facts, ResolvedRecipe, parse_recipe, resolve_recipe
+from appliance.domain.recipe.parsing import parse_recipe
+from appliance.domain.recipe.recipe import Facts, ResolvedRecipe, resolve_recipe
 from appliance.errors import BadInput, Conflict
 
 SHAPE = Shape(

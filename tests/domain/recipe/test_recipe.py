@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+import yaml
 
 from appliance.domain.core.policy import LAYERS
-from appliance.domain.recipe.recipe import LINEAR_LAYERS, Facts, parse_recipe, resolve_recipe
+from appliance.domain.recipe.methods import METHODS
+from appliance.domain.recipe.parsing import parse_recipe
+from appliance.domain.recipe.rates import list_warnings
+from appliance.domain.recipe.recipe import LINEAR_LAYERS, Facts, Recipe, resolve_recipe
+from appliance.domain.recipe.template import write_template
 from appliance.errors import BadInput
 from appliance.runners.walls.inside import LAYERS as BUILT
 
@@ -92,6 +98,55 @@ def test_a_recipe_that_is_off_is_refused_by_key(written: dict[str, Any], message
     with pytest.raises(BadInput, match="recipe") as refused:
         parse_recipe(WRITTEN | written)
     assert message in refused.value.message
+
+
+def test_every_problem_of_a_recipe_is_named_at_once() -> None:
+    off = {"rnak": 8, "colour": 1, "rank": 0, "dropout": -1, "learning_rate": "fast", "method": "vera", "seed": "x"}
+    with pytest.raises(BadInput) as refused:
+        parse_recipe({"base": "Smol LM", "dataset": "clauses@1"} | off)
+    told = refused.value.reasons
+    assert [reason.partition(":")[0] for reason in told] == [
+        "recipe, key 'rnak'", "recipe, key 'colour'", "recipe, dropout", "recipe, learning_rate",
+        "recipe, name", "recipe, base", "recipe, method", "recipe, rank", "recipe, seed",
+    ]  # fmt: skip
+    assert "did you mean 'rank'?" in told[0] and "appliance recipe new prints every key" in told[1]
+    assert "a to z, 0 to 9 and hyphens" in refused.value.message and "pattern" not in refused.value.message
+
+
+def test_every_misfit_of_a_recipe_with_its_base_is_named_at_once() -> None:
+    written = {"max_length": 64, "device": "cuda", "rate_ratio": 4, "learning_rate": 0}
+    with pytest.raises(BadInput) as refused:
+        resolve_recipe(parse_recipe(WRITTEN | written), FACTS)
+    keys = [reason.partition(":")[0].removeprefix("recipe, ") for reason in refused.value.reasons]
+    assert keys == ["rate_ratio", "learning_rate", "max_length", "device"]
+
+
+def test_the_template_has_every_key_its_range_and_its_default_and_is_a_recipe() -> None:
+    text = write_template(WRITTEN)
+    assert parse_recipe(yaml.safe_load(text)) == parse_recipe(WRITTEN)
+    for key, field in Recipe.model_fields.items():
+        assert f"{key}:" in text and field.description is not None and f"# {field.description}\n" in text, key
+    assert "# 1 to 512, or auto\n# rank: auto\n" in text
+    assert "# one of adamw, adamw-8bit, paged-adamw-8bit\n# optimiser: adamw\n" in text
+    written = "\n".join(line.removeprefix("# ") for line in text.splitlines() if re.match(r"# [a-z_]+: ?\S", line))
+    defaults = parse_recipe(WRITTEN | yaml.safe_load(written))
+    assert defaults == parse_recipe(WRITTEN), "what a comment offers is the default"
+
+
+@pytest.mark.parametrize(
+    ("method", "rate", "said"),
+    [
+        ("qlora", 50, "far above what qlora is usually trained with"),
+        ("qlora", 1e-8, "far below"),
+        ("full", 0.01, "far above"),
+        ("ia3", 0.01, ""),
+        *((method, "auto", "") for method in METHODS),
+    ],
+)
+def test_a_learning_rate_far_from_the_methods_own_is_warned_of(method: str, rate: Any, said: str) -> None:
+    written = WRITTEN | {"method": method, "purpose": "baseline", "learning_rate": rate}
+    warnings = list_warnings(resolve_recipe(parse_recipe(written), FACTS))
+    assert len(warnings) == (said != "") and all(said in warning for warning in warnings)
 
 
 def test_a_key_that_is_missing_is_named() -> None:

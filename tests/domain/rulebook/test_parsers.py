@@ -29,7 +29,7 @@ from appliance.domain.core.order import encode_order
 from appliance.domain.core.policy import Parameters, PolicySet, parse_policy
 from appliance.domain.governance.keys import RotateKey
 from appliance.domain.governance.log_keys import RotateLogKey
-from appliance.domain.recipe.recipe import parse_recipe, parse_resolved
+from appliance.domain.recipe.parsing import parse_recipe, parse_resolved
 from appliance.domain.rulebook.apply import parse_body
 from appliance.domain.rulebook.registry import ORDERS, VERBS
 from appliance.domain.runs.steps import encode_steps, parse_steps

@@ -73,7 +73,7 @@ def test_a_spike_names_the_rows_above_the_bar_the_worst_first() -> None:
         ({"step": 3}, "expected step 1, got 3"),
         ({"loss": float("nan")}, "loss: expected a finite number, got nan"),
         ({"loss": "1.0"}, "loss: expected a finite number"),
-        ({"loss": -1.0}, "loss: String should match"),
+        ({"loss": -1.0}, "loss: expected a decimal fraction"),
         ({"tokens": 0}, "tokens: Input should be greater"),
         ({"peak_bytes": 1.5}, "peak_bytes"),
         ({"row_losses": [[1]]}, "expected a list of row and loss"),
