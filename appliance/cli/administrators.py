@@ -117,6 +117,7 @@ def enroll(caller: Caller, name: str, proof: Path, printed_name: str, roles: tup
     from appliance.client.people import propose_enrolment
 
     proposal = propose_enrolment(caller.about, caller.signer, name, printed_name, roles, proof)
+    caller.reading()
     receipt = sign_and_submit(caller, proposal, ["The key's own signature holds. Let the person read out the key id."])
     tell(caller, receipt, f"{name} is enrolled")
 
@@ -150,6 +151,7 @@ def grant(caller: Caller, name: str, role: str) -> None:
     from appliance.domain.governance.people import Grant
 
     proposal = propose(caller.about, caller.signer, Grant, {"principal": name, "role": role})
+    caller.reading()
     tell(caller, sign_and_submit(caller, proposal), f"{name} is {role}")
 
 

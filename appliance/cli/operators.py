@@ -57,9 +57,10 @@ def import_base(caller: Caller, path: Path, name: str, licence: str, wait: bool)
 
     Every byte is hashed here before it is sent. Pickles, remote code, links and files that no base needs are refused.
     """
-    from appliance.client.imports import propose_base
+    from appliance.client.imports import check_base, propose_base
     from appliance.client.support.uploads import read_base
 
+    check_base(caller.reading(), caller.signer, name, licence)
     source = read_base(path, name)
     _ = caller.unlocked
     _upload(caller, source)
@@ -184,14 +185,14 @@ def import_dataset(
     (completion); text and summary; context, question and answer; messages (chat). Every byte is hashed here before it
     is sent. A row that does not fit is named by its line, and nothing is imported.
     """
-    from appliance.client.imports import DatasetTerms, propose_dataset, proven_digest, read_rows
+    from appliance.client.imports import DatasetTerms, check_dataset, propose_dataset, read_rows
 
     terms = DatasetTerms(base=base_name, columns=_columns(columns), **given)
     sources = [read_rows(file, kind) for file in (path, held_out_file) if file is not None]
     if len({source.format for source in sources}) > 1:
         raise BadInput(f"dataset, {held_out_file}: expected the format of {path}, got another")
+    digest = check_dataset(caller.reading(), caller.anchor, caller.signer, terms)
     _ = caller.unlocked
-    digest = proven_digest(caller.reading(), caller.anchor, "base", base_name)
     for source in sources:
         _upload(caller, source)
     proposal = propose_dataset(caller.about, caller.signer, terms, sources[0], digest, *sources[1:])

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from appliance.client.support.door import About, Door
 from appliance.client.support.log import Anchor, read_entry
-from appliance.client.support.orders import Proposal, propose
+from appliance.client.support.orders import Proposal, check, propose, reasons_against
 from appliance.client.support.uploads import Source, read_source
+from appliance.domain.core.names import NO_DIGEST
 from appliance.domain.data.imports import CancelImport, ImportBase, ImportDataset
-from appliance.domain.data.tasks import FORMATS, Task, check_parts, map_columns
-from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered
+from appliance.domain.data.tasks import FORMATS, PARTS, Task, wrong_parts, wrong_share
+from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound, Tampered, refuse
 
 ENDINGS = {f".{name}": name for name in FORMATS}
 _WAIT_S = 2
@@ -21,7 +23,7 @@ _WAIT_S = 2
 
 @dataclass(frozen=True)
 class DatasetTerms:
-    """What the operator says of a dataset; the rest is found by the worker. BadInput for what does not fit the task."""
+    """What the operator says of a dataset; the rest is found by the worker."""
 
     name: str
     base: str
@@ -35,12 +37,39 @@ class DatasetTerms:
     seed: int
     held_out: str
 
-    def __post_init__(self) -> None:
-        check_parts(self.task, self.columns)
+    def problems(self) -> list[str]:
+        """What does not fit the task, or cannot be."""
+        found = [*wrong_parts(self.task, self.columns), *wrong_share(self.held_out)]
         if self.labels and self.task != "classification":
-            raise BadInput(f"dataset, labels: expected none for {self.task}, got {', '.join(self.labels)}")
+            found.append(f"dataset, labels: expected none for {self.task}, got {', '.join(self.labels)}")
         if self.instruction and self.task == "completion":
-            raise BadInput("dataset, instruction: expected none for completion, which has no template, got one")
+            found.append("dataset, instruction: expected none for completion, which has no template, got one")
+        twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        found += [f"dataset, label {label!r}: expected it once, got it twice" for label in twice]
+        return found
+
+
+def check_base(door: Door, signer: str, name: str, licence: str) -> None:
+    """Everything against an import of this name that can be said before a byte is hashed or sent."""
+    values = {"base": name, "format": "gguf", "source": NO_DIGEST, "licence": licence}
+    check(door, propose(door.about, signer, ImportBase, values))
+
+
+def check_dataset(door: Door, anchor: Anchor, signer: str, terms: DatasetTerms) -> str:
+    """... and of a dataset, all problems at once; the base's digest, as the log binds it."""
+    problems, base_digest = terms.problems(), NO_DIGEST
+    reasons: tuple[str, ...] = ()
+    with suppress(NotFound):  # the invariants say so, beside the rest
+        base_digest = proven_digest(door, anchor, "base", terms.base)
+    named = Source("csv", NO_DIGEST, (), None)
+    try:
+        reasons = reasons_against(door, _propose_dataset(door.about, signer, terms, named, base_digest, "0.2"))
+    except BadInput as error:
+        problems += error.reasons or (error.message,)
+    if reasons and not problems:
+        raise Denied(f"import of dataset:{terms.name} by {signer}", reasons=reasons)
+    refuse(f"dataset {terms.name}", [*problems, *reasons])
+    return base_digest
 
 
 def propose_base(about: About, signer: str, name: str, licence: str, source: Source) -> Proposal:
@@ -61,17 +90,27 @@ def propose_dataset(
     about: About, signer: str, terms: DatasetTerms, source: Source, base_digest: str, held_out: Source | None = None
 ) -> Proposal:
     """`held_out`: the file whose rows are held out, where they are not a share of the source's."""
+    refuse(f"dataset {terms.name}", terms.problems())
+    return _propose_dataset(
+        about, signer, terms, source, base_digest, terms.held_out if held_out is None else held_out.digest
+    )
+
+
+def _propose_dataset(
+    about: About, signer: str, terms: DatasetTerms, source: Source, base_digest: str, held_out: str
+) -> Proposal:
+    columns = {part: terms.columns.get(part, part) for part in PARTS[terms.task]}
     values = {
         "dataset": terms.name,
         "task": terms.task,
         "format": source.format,
         "file": source.digest,
-        "columns": map_columns(terms.task, terms.columns),
+        "columns": columns,
         "labels": terms.labels,
         "base": terms.base,
         "base_digest": base_digest,
         "seed": terms.seed,
-        "held_out": terms.held_out if held_out is None else held_out.digest,
+        "held_out": held_out,
         "licence": terms.licence,
         "classification": terms.classification,
     }

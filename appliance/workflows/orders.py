@@ -82,6 +82,14 @@ def submit(context: Context, submission: Submission) -> Submitted:
     return Submitted(appended, accepted.digest, result)
 
 
+def check(context: Context, principal: str, payload: bytes) -> tuple[str, ...]:
+    """Every reason against an order that its signer has not signed yet; nothing is recorded, and nothing promised."""
+    order, state = ORDERS.parse(payload), context.ledger.state
+    if order.signer != principal:
+        raise Denied(f"order {order.verb}: expected {principal} to ask of an order of their own, got {order.signer}'s")
+    return _reasons(context, order, state, context.now(state))
+
+
 def check_disclosures(order: Order, disclosures: tuple[Disclosure, ...]) -> None:
     """Exactly the texts that the order commits to, each under its own salt."""
     bound = sorted(order.commitments().values())
@@ -101,8 +109,11 @@ def _check_disclosure(disclosure: Disclosure) -> None:
 def _decide(context: Context, order: Order) -> None:
     """The invariants, and the site's own policies, which may only tighten: every reason at once."""
     state = context.ledger.state
-    now = _decided_at(context, state, order)
-    _refuse_for(order, (*reasons_against(state, order, now), *_policies_against(context, (order,), state, now)))
+    _refuse_for(order, _reasons(context, order, state, _decided_at(context, state, order)))
+
+
+def _reasons(context: Context, order: Order, state: State, now: str) -> tuple[str, ...]:
+    return (*reasons_against(state, order, now), *_policies_against(context, (order,), state, now))
 
 
 def _decided_at(context: Context, state: State, order: Order) -> str:

@@ -63,6 +63,41 @@ def test_a_failed_import_fails_the_command_with_the_workers_words(
     assert told.err.endswith("got a pickle [base-refused]\n")
 
 
+def test_an_import_that_will_be_refused_is_so_before_a_byte_is_sent_and_says_all_at_once(
+    open_desk: Callable[[str], Desk],
+) -> None:
+    desk = open_desk("imported")
+    (desk.folder / "rows.csv").write_bytes(b"text,label\na,b\n")
+    (desk.folder / "m.gguf").write_bytes(b"gguf")
+    rows = ("dataset", "import", str(desk.folder / "rows.csv"), "--owner", "Legal", "--yes")
+    words = ("--name", "notes", "--base", "smolm2", "--licence", "Apache2", "--classification", "intrenal")
+    told = desk.as_("rita", *rows, *words)
+    assert told.code == 3
+    for said in ("to be operator", "got smolm2", "did you mean Apache-2.0", "did you mean internal"):
+        assert said in told.err
+    words = ("--name", "My Notes", "--base", "smollm2", "--licence", "MIT", "--classification", "internal")
+    told = desk.as_("olga", *rows, *words, "--held-out", "20", "--column", "txt=clause")
+    assert told.code == 2 and "did you mean 'my-notes'?" in told.err and "pattern" not in told.err
+    assert "column 'txt'" in told.err and "held_out: expected a decimal fraction such as 0.2, got '20'" in told.err
+    base = ("base", "import", str(desk.folder / "m.gguf"), "--yes", "--licence", "apache-2.0", "--name")
+    told = desk.as_("olga", *base, "smollm2")
+    assert told.code == 3 and "a name never used here" in told.err and "did you mean Apache-2.0" in told.err
+    told = desk.as_("olga", *base, "Smol LM")
+    assert told.code == 2 and "did you mean 'smol-lm'?" in told.err
+    assert desk.service.uploads == {} and desk.ordered() == 0
+
+
+def test_what_the_rules_would_refuse_is_refused_before_it_is_signed(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("sealed")
+    words = ("review", "approve", "clauses@1", "--unit", "lgal", "--meaning", "Fit.", "--valid-until", "2020-01-01")
+    told = desk.as_("rita", *words, "--yes")
+    assert told.code == 3 and "You are about to sign" not in told.err
+    assert "unit: expected an enrolled one, got lgal" in told.err and "expected a time after" in told.err
+    told = desk.as_("anna", "principal", "grant", "olga", "release-owner:lgal", "--yes")
+    assert told.code == 3 and "lgal" in told.err and "You are about to sign" not in told.err
+    assert desk.ordered() == 0
+
+
 def test_a_dataset_import_shows_every_term_before_it_is_signed(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("imported")
     (desk.folder / "rows.csv").write_bytes(b"clause,kind\na,b\n")

@@ -14,7 +14,7 @@ from appliance.domain.governance.people import Enroll, Grant, RevokePrincipal
 from appliance.domain.governance.policies import AdoptPolicy
 from appliance.domain.rulebook.registry import VERBS
 from appliance.domain.runs.cancellation import Cancel
-from appliance.errors import BadInput, Conflict, Denied, Tampered
+from appliance.errors import BadInput, Conflict, Denied, NotAuthenticated, Tampered
 from appliance.formats.core.commitment import commit
 from appliance.formats.core.timestamp import parse_time
 from appliance.formats.signatures.keys import generate_ed25519
@@ -40,6 +40,25 @@ def test_an_order_becomes_an_entry_and_the_receipt_names_it(open_office: Callabl
     assert receipt.index == len(office.site.entries) - 1
     sales = office.site.state.principals.get("sales")
     assert sales is not None and sales.revoked == receipt.index
+
+
+def test_an_order_is_checked_before_it_is_signed_and_nothing_is_recorded(open_office: Callable[..., Office]) -> None:
+    office = open_office("staffed")
+    door = office.as_("anna")
+    orders.check(door, _revocation(office))
+    size = len(office.site.entries)
+    with pytest.raises(Denied) as refused:
+        orders.check(door, _revocation(office, "nobody"))
+    assert refused.value.reasons and "nobody" in refused.value.message
+    assert len(office.site.entries) == size
+
+
+def test_nobody_asks_of_an_order_of_somebody_else(open_office: Callable[..., Office]) -> None:
+    office = open_office("staffed")
+    with pytest.raises(Denied, match="expected olga to ask of an order of their own, got anna's"):
+        orders.check(office.as_("olga"), _revocation(office))
+    with pytest.raises(NotAuthenticated):
+        office.door.post("/v1/orders/check", {"statement": ""}, reading=False)
 
 
 def test_free_text_is_committed_in_the_order_and_disclosed_beside_it(open_office: Callable[..., Office]) -> None:

@@ -77,6 +77,11 @@ class Caller:
         self.door.bearer = session
         return self.door
 
+    @property
+    def has_session(self) -> bool:
+        """Whether this command has read with a session: asking again costs no passphrase and no entry."""
+        return self.door.bearer is not None
+
     @cached_property
     def trust(self) -> Trust | None:
         from appliance.client.support.log import load_trust

@@ -23,10 +23,14 @@ def sign_all(
 ) -> list[Receipt]:
     """Shows every order before the first is signed; one yes and one passphrase for all of them.
 
+    What the service would refuse is refused before it is shown, where the command has a session to ask in.
     `successor`: the log's next key, where these orders put it in force.
     """
     from appliance.client.support import orders
 
+    if caller.has_session:
+        for proposal in proposals:
+            orders.check(caller.reading(), proposal)
     for proposal in proposals:
         show_proposal(proposal)
     say(*notes)

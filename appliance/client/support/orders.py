@@ -12,12 +12,12 @@ from pydantic import ValidationError
 
 from appliance.client.support.door import About, Door
 from appliance.client.support.session import envelope_value
-from appliance.domain.core.names import add_seconds, explain
+from appliance.domain.core.names import add_seconds, list_problems
 from appliance.domain.core.order import Order, encode_order
 from appliance.domain.governance.endorsement import Endorse
 from appliance.domain.rulebook.registry import ORDERS, VERBS
 from appliance.domain.runs.training import Train
-from appliance.errors import BadInput, Tampered, Unavailable
+from appliance.errors import BadInput, Denied, Tampered, Unavailable, refuse
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import (
     Disclosure,
@@ -100,8 +100,22 @@ def propose(
     try:
         order = model.model_validate({**header, **committed, **values})
     except ValidationError as error:
-        raise BadInput(f"order {model.verb}: {explain(error)}") from None
+        problems = [f"order {model.verb}: {problem}" for problem in list_problems(error)]
+        refuse(f"order {model.verb}", problems)
+        raise AssertionError("unreachable: an invalid order has a problem") from None
     return Proposal(order, tuple(disclosures.values()), dict(documents or {}), resolved)
+
+
+def reasons_against(door: Door, proposal: Proposal) -> tuple[str, ...]:
+    """What the service would say against the order, before anybody signs it; nothing is recorded."""
+    statement = encode_base64(encode_order(proposal.order))
+    return tuple(map(str, door.post("/v1/orders/check", {"statement": statement})["reasons"]))
+
+
+def check(door: Door, proposal: Proposal) -> None:
+    """Denied with every reason that stands against the order now: a signature would be in vain."""
+    if reasons := reasons_against(door, proposal):
+        raise Denied(f"order {proposal.order.verb} by {proposal.order.signer}", reasons=reasons)
 
 
 def sign(proposal: Proposal, key: Signer) -> Signed:

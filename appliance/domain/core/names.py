@@ -175,7 +175,13 @@ def say_expected(item: Any) -> str:
 def list_problems(error: ValidationError) -> list[str]:
     """Each of a pydantic error's findings: where, what was expected, what was got; in place of a pattern its words."""
     parts = []
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    for item in items:
+        if any(
+            len(other["loc"]) > len(item["loc"]) > 0 and other["loc"][: len(item["loc"])] == item["loc"]
+            for other in items
+        ):
+            continue  # what is wrong inside says more: a list whose one item is wrong is no empty list
         where = ".".join(str(step) for step in item["loc"]) or "value"
         got = item.get("input")
         shown = repr(got) if isinstance(got, str | int | bool | float) or got is None else type(got).__name__

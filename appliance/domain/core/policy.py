@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from appliance.domain.core.names import Identifier, Value, explain
+from appliance.domain.core.names import Identifier, Token, Value, explain
 from appliance.errors import BadInput
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.formats.log.cosignature import parse_witness_vkey
@@ -60,6 +60,15 @@ class Parameters(Value):
     witnesses: tuple[str, ...] = Field(default=(), max_length=16, description="vkeys (C2SP tlog-cosignature, 0x04)")
     witness_quorum: int = Field(default=0, ge=0, le=16, description="cosignatures that admission asks for")
     witness_lifetime_s: int = Field(default=604_800, ge=60, le=31_536_000, description="and how old they may be")
+    licences: tuple[Token, ...] = Field(
+        default=(), max_length=256, description="words for licences that SPDX does not list"
+    )
+    classifications: tuple[Token, ...] = Field(
+        default=("public", "internal", "confidential", "restricted"),
+        min_length=1,
+        max_length=64,
+        description="what a dataset may be classified as",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -16,6 +16,7 @@ from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule, Verb
 from appliance.domain.data.standing import base_is
 from appliance.domain.data.tasks import Format, Task
+from appliance.domain.data.terms import classification_is_known, licence_is_known
 from appliance.errors import Denied
 
 ColumnName = Annotated[str, Field(min_length=1, max_length=256)]
@@ -89,11 +90,16 @@ def may_import_base(state: State, order: ImportBase, signer: Principal, now: Tim
         reasons.append(f"base: expected a name never used here, got {order.base}")
     if any(i.status == "requested" and i.subject == f"base:{order.base}" for i in state.imports.values()):
         reasons.append(f"base: expected no import of {order.base} under way, got one")
-    return reasons
+    return reasons + licence_is_known(state.parameters, order.licence)
 
 
 def may_import_dataset(state: State, order: ImportDataset, signer: Principal, now: Time) -> Reasons:
-    return needs(signer, "operator") + base_is(state, order.base, order.base_digest)
+    return [
+        *needs(signer, "operator"),
+        *base_is(state, order.base, order.base_digest),
+        *licence_is_known(state.parameters, order.licence),
+        *classification_is_known(state.parameters, order.classification),
+    ]
 
 
 def may_cancel_import(state: State, order: CancelImport, signer: Principal, now: Time) -> Reasons:

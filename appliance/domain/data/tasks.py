@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Literal, get_args
 
-from appliance.errors import BadInput
+from appliance.errors import refuse
 
 Task = Literal["classification", "instruction", "completion", "summarisation", "question-answering", "chat"]
 Format = Literal["csv", "tsv", "jsonl", "parquet"]
@@ -30,11 +32,32 @@ def map_columns(task: Task, named: Mapping[str, str]) -> dict[str, str]:
     return {part: named.get(part, part) for part in PARTS[task]}
 
 
+def wrong_parts(task: Task, columns: Mapping[str, str]) -> list[str]:
+    """Each part that the task does not have."""
+    return [
+        f"dataset, column {part!r}: expected one of {', '.join(PARTS[task])} for {task}, got it"
+        for part in columns
+        if part not in PARTS[task]
+    ]
+
+
 def check_parts(task: Task, columns: Mapping[str, str]) -> None:
-    """BadInput for a part that the task does not have."""
-    for part in columns:
-        if part not in PARTS[task]:
-            raise BadInput(f"dataset, column {part!r}: expected one of {', '.join(PARTS[task])} for {task}, got it")
+    """BadInput for parts that the task does not have."""
+    refuse("dataset", wrong_parts(task, columns))
+
+
+# Bounded: a short text such as 1e9999999 is a number that takes seconds to write out.
+_SHARE = re.compile(r"[0-9]{1,3}\.[0-9]{1,12}")
+MOST_HELD_OUT = Fraction(9, 10)
+
+
+def wrong_share(text: str) -> list[str]:
+    """What is wrong with a held-out share: a decimal fraction in text, above 0 and at most 0.9."""
+    if _SHARE.fullmatch(text) is None:
+        return [f"dataset, held_out: expected a decimal fraction such as 0.2, got {text!r:.40}"]
+    if not 0 < Fraction(text) <= MOST_HELD_OUT:
+        return [f"dataset, held_out: expected above 0 and at most 0.9, got {text}"]
+    return []
 
 
 def may_lack(task: Task, part: str, column: str) -> bool:

@@ -6,15 +6,14 @@ What every task has in common: a row is a list of parts, each what stands before
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from appliance.domain.data.tasks import Task
-from appliance.errors import BadInput
+from appliance.domain.data.tasks import Task, wrong_share
+from appliance.errors import BadInput, refuse
 from appliance.formats.artifacts.rows import row_digest, rows_root
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.ml.data.sources import Message, Source
@@ -24,9 +23,6 @@ ROWS_FILE = "rows.jsonl"
 DIGESTS_FILE = "row_digests.bin"
 ABOUT_FILE = "dataset.json"
 TRAIN, HELD_OUT = "train", "held-out"
-
-# Bounded: a short text such as 1e9999999 is a number that takes seconds to write out.
-_DECIMAL = re.compile(r"[0-9]{1,3}\.[0-9]{1,12}")
 
 MAX_LABEL_CHARACTERS = 200
 MAX_LABELS = 1_000
@@ -59,12 +55,8 @@ class About:
 
 def parse_fraction(text: str) -> Fraction:
     """The held-out share, a decimal fraction in text, above 0 and at most 0.9."""
-    if _DECIMAL.fullmatch(text) is None:
-        raise BadInput(f"dataset, held_out: expected a decimal fraction, got {text!r:.40}")
-    share = Fraction(text)
-    if not 0 < share <= Fraction(9, 10):
-        raise BadInput(f"dataset, held_out: expected above 0 and at most 0.9, got {text}")
-    return share
+    refuse("dataset", wrong_share(text))
+    return Fraction(text)
 
 
 Sides = list[tuple[Source, str]]

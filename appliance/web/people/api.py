@@ -53,6 +53,11 @@ class OrderRequest(BaseModel):
     documents: dict[str, str] = {}
 
 
+class OrderCheck(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    statement: str = Field(max_length=MAX_ROW_CHARACTERS)
+
+
 class PolicyTest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     policy: str
@@ -90,7 +95,7 @@ def people_app(context: Context, door: Doorkeeper) -> FastAPI:
 
     public, private = APIRouter(), APIRouter(dependencies=[Depends(person)])
     _sessions(public, context, door)
-    _orders(public, private, context)
+    _orders(public, private, context, person)
     _tables(private, context)
     _runs(private, context, person)
     _adapters(private, context)
@@ -130,7 +135,7 @@ def _sessions(router: APIRouter, context: Context, door: Doorkeeper) -> None:
         return {"token": token, "principal": session.principal, "roles": roles, "expires_at": session.expires_at}
 
 
-def _orders(public: APIRouter, private: APIRouter, context: Context) -> None:
+def _orders(public: APIRouter, private: APIRouter, context: Context, person: Callable[..., Session]) -> None:
     @public.post("/v1/orders")
     def submit(body: OrderRequest) -> dict[str, Any]:
         submission = orders.Submission(
@@ -149,6 +154,12 @@ def _orders(public: APIRouter, private: APIRouter, context: Context) -> None:
             "checkpoint": submitted.appended.checkpoint.decode("utf-8"),
             "result": submitted.result,
         }
+
+    asking = Depends(person)
+
+    @private.post("/v1/orders/check")
+    def check(body: OrderCheck, session: Session = asking) -> dict[str, Any]:
+        return {"reasons": orders.check(context, session.principal, _bytes(body.statement, "statement"))}
 
     @private.get("/v1/orders/pending")
     def pending() -> list[dict[str, Any]]:

@@ -83,10 +83,11 @@ def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[st
     """What a client needs to resolve a recipe by itself."""
     state = context.ledger.state
     base, dataset = state.bases.get(base_name), state.datasets.get(dataset_name)
-    if base is None:
-        raise NotFound(f"base: expected an imported one, got {base_name!r}")
-    if dataset is None:
-        raise NotFound(f"dataset: expected an imported one, got {dataset_name!r}")
+    if base is None or dataset is None:
+        asked = (("base", base, base_name), ("dataset", dataset, dataset_name))
+        raise NotFound(
+            "; ".join(f"{kind}: expected an imported one, got {name!r}" for kind, one, name in asked if not one)
+        )
     facts = Facts(
         train_rows=dataset.facts["train_rows"],
         max_tokens=dataset.facts["max_tokens"],
