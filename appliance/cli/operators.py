@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import click
 
 from appliance.cli.audit.uses import used_by
 from appliance.cli.revoking import revoke_base, revoke_dataset
+from appliance.cli.rows import check, check_before_import, describes_rows, read_columns, read_sources, send
 from appliance.cli.runs.plans import list_costs, plan
 from appliance.cli.runs.records import export, facts_of, judge, report, warnings_in
 from appliance.cli.runs.replays import checkpoints, replay, resume
@@ -18,26 +19,14 @@ from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import group, reads, signs
 from appliance.cli.support.following import Display, ImportDisplay
 from appliance.cli.support.output import plain, print_facts, print_json, print_table, say
-from appliance.cli.support.progress import Meter
 from appliance.cli.support.signing import receipt_value, sign_all, sign_and_submit
-from appliance.domain.data.tasks import FORMATS, TASKS
 from appliance.errors import BadInput, Conflict
 
 if TYPE_CHECKING:
     from appliance.client.runs import Ended
     from appliance.client.support.orders import Receipt
-    from appliance.client.support.uploads import Source
 
 _PATH = click.Path(path_type=Path)
-
-
-def _upload(caller: Caller, source: Source) -> None:
-    """Sends what was hashed, with a meter."""
-    from appliance.client.support.uploads import upload
-
-    meter = Meter("sends", source.total_bytes, "bytes")
-    upload(caller.reading(), source, meter.advance)
-    meter.close()
 
 
 @group("base", example="appliance base list")
@@ -63,7 +52,7 @@ def import_base(caller: Caller, path: Path, name: str, licence: str, wait: bool)
     check_base(caller.reading(), caller.signer, name, licence)
     source = read_base(path, name)
     _ = caller.unlocked
-    _upload(caller, source)
+    send(caller, source)
     proposal = propose_base(caller.about, caller.signer, name, licence, source)
     _finish_import(caller, sign_and_submit(caller, proposal), wait)
 
@@ -129,7 +118,7 @@ def list_bases(caller: Caller) -> None:
 
 @group("dataset", example="appliance dataset list")
 def dataset() -> None:
-    """Datasets: import, list, show, revoke."""
+    """Datasets: check, import, list, show, revoke."""
 
 
 @dataset.command(
@@ -142,29 +131,10 @@ def dataset() -> None:
 @click.argument("path", type=_PATH)
 @click.option("--name", required=True, help="What the dataset is called here; each import counts its version up.")
 @click.option("--base", "base_name", required=True, metavar="NAME", help="Whose chat template renders the rows.")
-@click.option(
-    "--task", type=click.Choice(TASKS), default="classification", show_default=True, help="What the rows teach."
-)
-@click.option(
-    "--column",
-    "columns",
-    multiple=True,
-    metavar="PART=COLUMN",
-    help="The file's own name for a part of the task's rows.",
-)
-@click.option(
-    "--label", "labels", multiple=True, metavar="WORD", help="One of the labels that there are; any, unless said."
-)
-@click.option("--instruction", default="", metavar="TEXT", help="The system message, which every row then holds.")
+@describes_rows
 @click.option("--owner", required=True, metavar="TEXT", help="Who owns the data; can be erased later.")
 @click.option("--licence", required=True, metavar="SPDX", help="The licence's SPDX identifier, or LicenseRef-NAME.")
 @click.option("--classification", required=True, metavar="WORD", help="Such as public, internal or restricted.")
-@click.option("--seed", default=1, show_default=True, help="Fixes which rows are held out.")
-@click.option("--held-out", default="0.2", show_default=True, metavar="FRACTION", help="The part kept for evaluation.")
-@click.option(
-    "--held-out-file", type=_PATH, metavar="FILE", help="Its rows are kept for evaluation instead, and no others."
-)
-@click.option("--format", "kind", type=click.Choice(FORMATS), help="When the file's ending does not say.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the import has ended.")
 @signs
 @click.pass_obj
@@ -183,31 +153,21 @@ def import_dataset(
 
     The parts of a row follow from its task: text and label; instruction, input and output; prompt and text
     (completion); text and summary; context, question and answer; messages (chat). Every byte is hashed here before it
-    is sent. A row that does not fit is named by its line, and nothing is imported.
+    is sent, and checked as by `dataset check` before you sign: every row that does not fit is named by its line.
     """
-    from appliance.client.imports import DatasetTerms, check_dataset, propose_dataset, read_rows
+    from appliance.client.checks import Teaching
+    from appliance.client.imports import DatasetTerms, check_dataset, propose_dataset
 
-    terms = DatasetTerms(base=base_name, columns=_columns(columns), **given)
-    sources = [read_rows(file, kind) for file in (path, held_out_file) if file is not None]
-    if len({source.format for source in sources}) > 1:
-        raise BadInput(f"dataset, {held_out_file}: expected the format of {path}, got another")
+    terms = DatasetTerms(base=base_name, columns=read_columns(columns), **given)
     digest = check_dataset(caller.reading(), caller.anchor, caller.signer, terms)
+    sources = read_sources(path, held_out_file, kind)
     _ = caller.unlocked
     for source in sources:
-        _upload(caller, source)
+        send(caller, source)
+    teaching = Teaching(**{member.name: getattr(terms, member.name) for member in fields(Teaching)})
+    check_before_import(caller, teaching, sources, path)
     proposal = propose_dataset(caller.about, caller.signer, terms, sources[0], digest, *sources[1:])
     _finish_import(caller, sign_and_submit(caller, proposal), wait)
-
-
-def _columns(pairs: tuple[str, ...]) -> dict[str, str]:
-    """PART=COLUMN, each part once."""
-    columns: dict[str, str] = {}
-    for pair in pairs:
-        part, sign, name = pair.partition("=")
-        if not (part and sign and name) or part in columns:
-            raise BadInput(f"dataset, --column: expected PART=COLUMN, each part once, got {pair!r}")
-        columns[part] = name
-    return columns
 
 
 @dataset.command("list", example="appliance dataset list")
@@ -252,6 +212,7 @@ def show_dataset(caller: Caller, name: str) -> None:
 
 
 base.add_command(revoke_base)
+dataset.add_command(check)
 dataset.add_command(revoke_dataset)
 dataset.add_command(used_by)
 

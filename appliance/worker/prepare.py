@@ -11,7 +11,12 @@ from appliance.worker.link import Header, Link, run_worker, take, take_path
 
 
 def work(session: Link, task: Header, blob: bytes) -> Header:
-    tasks = {"machine": _describe_machine, "base": _prepare_base, "dataset": _prepare_dataset}
+    tasks = {
+        "machine": _describe_machine,
+        "base": _prepare_base,
+        "dataset": _prepare_dataset,
+        "check": _check_dataset,
+    }
     kind = take(task, "task", str)
     if kind not in tasks:
         raise BadInput(f"task: expected one of {', '.join(tasks)}, got {kind!r}")
@@ -36,16 +41,12 @@ def _prepare_base(task: Header, blob: bytes) -> Header:
 
 def _prepare_dataset(task: Header, blob: bytes) -> Header:
     # torch is not needed here, and not loaded: a dataset is imported in a second.
-    from appliance.domain.data.tasks import TASKS, map_columns
     from appliance.ml.data import rows as data
     from appliance.ml.data.samples import tokenize_row
     from appliance.ml.model.chat import load_chat, read_context_length
 
-    kind, base, labels = take(task, "teaches", str), Path(take_path(task, "base")), take(task, "labels", list)
-    take(task, "columns", dict)
-    if kind not in TASKS or not all(isinstance(name, str) for name in task["columns"].values()):
-        raise BadInput(f"task, teaches: expected one of {', '.join(TASKS)} and names of columns, got {kind!r:.40}")
-    columns, chat = map_columns(kind, task["columns"]), load_chat(base)
+    (kind, columns), base, labels = _read_teaching(task), Path(take_path(task, "base")), take(task, "labels", list)
+    chat = load_chat(base)
     sides = _read_sides(task, kind, columns)
     about = data.About(kind, data.check_labels(sides, labels) if kind == "classification" else ())
     rows = data.render_rows(sides, chat, kind, instruction=take(task, "instruction", str))
@@ -55,6 +56,44 @@ def _prepare_dataset(task: Header, blob: bytes) -> Header:
     ]
     root = data.write_rows(rows, about, Path(take_path(task, "output")), blob)
     return _describe_dataset(rows, samples, about, root)
+
+
+def _check_dataset(task: Header, blob: bytes) -> Header:
+    """What an import of these rows would find, all of it; nothing is written. Without a base nothing is rendered."""
+    from appliance.ml.data import findings
+    from appliance.ml.data import rows as data
+    from appliance.ml.data.sources import read_records
+    from appliance.ml.model.chat import load_chat, read_context_length
+
+    (kind, columns), form = _read_teaching(task), take(task, "format", str)
+    errors = findings.Errors()
+    source = Path(take_path(task, "source")).read_bytes()
+    sources = errors.keep_rows(read_records(source, form, kind, columns, "dataset"))
+    if "held_out_source" in task:
+        held_out = Path(take_path(task, "held_out_source")).read_bytes()
+        others = errors.keep_rows(read_records(held_out, form, kind, columns, "held-out file"))
+        errors.add(data.find_shared(kind, sources, others))
+        sides = [(one, data.TRAIN) for one in sources] + [(one, data.HELD_OUT) for one in others]
+    else:
+        share = data.parse_fraction(take(task, "held_out", str))
+        sides = data.split_sources(kind, sources, take(task, "seed", int), share)
+    rendering = None
+    if "base" in task:
+        base = Path(take_path(task, "base"))
+        instruction = take(task, "instruction", str)
+        rendering = findings.Rendering(load_chat(base), read_context_length(base), instruction)
+    return findings.examine(kind, sides, errors, take(task, "labels", list), rendering)
+
+
+def _read_teaching(task: Header) -> tuple[Any, dict[str, str]]:
+    """The task that the rows teach, and the file's column for each of its parts."""
+    from appliance.domain.data.tasks import TASKS, map_columns
+
+    kind = take(task, "teaches", str)
+    take(task, "columns", dict)
+    if kind not in TASKS or not all(isinstance(name, str) for name in task["columns"].values()):
+        raise BadInput(f"task, teaches: expected one of {', '.join(TASKS)} and names of columns, got {kind!r:.40}")
+    return kind, map_columns(kind, task["columns"])
 
 
 def _read_sides(task: Header, kind: Any, columns: dict[str, str]) -> Any:

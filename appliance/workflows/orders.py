@@ -87,7 +87,7 @@ def check(context: Context, principal: str, payload: bytes) -> tuple[str, ...]:
     order, state = ORDERS.parse(payload), context.ledger.state
     if order.signer != principal:
         raise Denied(f"order {order.verb}: expected {principal} to ask of an order of their own, got {order.signer}'s")
-    return _reasons(context, order, state, context.now(state))
+    return _reasons(context, order, state, _decided_at(context, state, order))
 
 
 def check_disclosures(order: Order, disclosures: tuple[Disclosure, ...]) -> None:

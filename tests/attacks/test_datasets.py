@@ -7,9 +7,10 @@ import json
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from pyarrow import parquet
 
-from scripts.kit.appliance import Appliance
+from scripts.kit.appliance import Appliance, Refused
 from scripts.kit.tiny_model import clauses
 
 
@@ -51,3 +52,36 @@ def test_a_row_that_is_trained_on_and_held_out_is_named_and_nothing_is_imported(
         "held-out file, line 1: expected a row that is not trained on, got that of dataset, line 4"
     )
     assert shared.get("/v1/datasets") == before
+
+
+def _check(shared: Appliance, rows: bytes, who: str = "olga", **changes: Any) -> dict[str, Any]:
+    body = {
+        "task": "classification", "format": "csv", "file": shared.upload(rows), "columns": {}, "labels": [],
+        "instruction": "", "base": "tiny", "seed": 1, "held_out": "0.25", "held_out_file": None, "keep": False,
+        **changes,
+    }  # fmt: skip
+    key = shared.ask("POST", "/v1/dataset-checks", who, json=body)["key"]
+    while not (found := shared.get(f"/v1/dataset-checks/{key}", wait_s=5))["ended"]:
+        continue
+    return dict(found)
+
+
+def test_rows_are_checked_in_the_sandbox_and_nothing_is_recorded_or_kept(shared: Appliance) -> None:
+    shared.get("/v1/datasets")  # the session's entry
+    before, uploads = len(shared.entries()), shared.home / "uploads"
+    rows = "text,label\n" + "".join(f"{text},{label}\n" for text, label in clauses(16))
+    found = _check(shared, rows.encode())["result"]
+    assert found["error_count"] == 0 and found["rows"] == 16 and found["max_tokens"] <= found["context_length"]
+    assert list(uploads.iterdir()) == [] or all(path.is_dir() for path in uploads.iterdir())
+    found = _check(shared, rows.encode() + b"no label\n,a\n", base=None)["result"]
+    assert found["error_count"] == 2 and found["max_tokens"] is None
+    _check(shared, rows.encode(), keep=True)
+    assert any(path.is_file() for path in uploads.iterdir())
+    assert len(shared.entries()) == before
+
+
+def test_only_an_operator_has_rows_checked_and_nobody_else_reads_what_was_found(shared: Appliance) -> None:
+    with pytest.raises(Refused, match="expected an operator, got rita"):
+        _check(shared, b"text,label\na,b\n", who="rita")
+    with pytest.raises(Refused, match="that you asked for"):
+        shared.get("/v1/dataset-checks/check:olga:00", who="rita")

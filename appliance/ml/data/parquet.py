@@ -19,7 +19,7 @@ BATCH_ROWS = 1_024
 
 def read_parquet(
     data: bytes, task: Task, columns: Mapping[str, str], file: str
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> Iterator[tuple[str, dict[str, Any] | BadInput]]:
     """(place, parts) of each record; records are counted from 1, since Parquet has no lines."""
     # Loaded for this format alone: it takes a second.
     import pyarrow

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -70,20 +70,27 @@ def split_sources(task: Task, sources: Sequence[Source], seed: int, share: Fract
 
 def join_sources(task: Task, train: Sequence[Source], held_out: Sequence[Source]) -> Sides:
     """Two files, the second held out; a row of the first must not stand in the second."""
-    seen = {_key(known_by(task, source)): source for source in train}
-    for source in held_out:
-        if other := seen.get(_key(known_by(task, source))):
-            raise BadInput(f"{source.place}: expected a row that is not trained on, got that of {other.place}")
+    for error in find_shared(task, train, held_out):
+        raise error
     return [(source, TRAIN) for source in train] + [(source, HELD_OUT) for source in held_out]
+
+
+def find_shared(task: Task, train: Sequence[Source], held_out: Sequence[Source]) -> Iterator[BadInput]:
+    """Each row of the second file that stands in the first."""
+    seen = {same_key(known_by(task, source)): source for source in train}
+    for source in held_out:
+        if other := seen.get(same_key(known_by(task, source))):
+            yield BadInput(f"{source.place}: expected a row that is not trained on, got that of {other.place}")
 
 
 def assign_split(text: str, seed: int, share: Fraction) -> str:
     """By the text's own hash: equal texts, case and spacing aside, stand on one side, and order means nothing."""
-    value = hashlib.sha256(f"split/v1\x00{seed}\x00{_key(text)}".encode()).digest()
+    value = hashlib.sha256(f"split/v1\x00{seed}\x00{same_key(text)}".encode()).digest()
     return HELD_OUT if Fraction(int.from_bytes(value, "big"), 1 << 256) < share else TRAIN
 
 
-def _key(text: str) -> str:
+def same_key(text: str) -> str:
+    """Texts with one key are the same, case and spacing aside."""
     return " ".join(text.casefold().split())
 
 
@@ -122,16 +129,21 @@ def render_rows(sides: Sides, chat: Chat, task: Task, *, instruction: str) -> li
     if task == "completion" and instruction:
         raise BadInput("dataset, instruction: expected none for completion, which has no template, got one")
     chat.check_plain(instruction, "dataset, instruction")
-    rows = [_render_row(index, *side, chat, task, instruction) for index, side in enumerate(sides)]
-    for split in (TRAIN, HELD_OUT):
-        if all(row.split != split for row in rows):
-            raise BadInput(
-                f"dataset, held_out: expected at least one {split} row, got none; try another seed or another share"
-            )
+    rows = [render_row(index, *side, chat, task, instruction) for index, side in enumerate(sides)]
+    for error in find_empty_splits(sides):
+        raise error
     return rows
 
 
-def _render_row(index: int, source: Source, split: str, chat: Chat, task: Task, instruction: str) -> Row:
+def find_empty_splits(sides: Sides) -> Iterator[BadInput]:
+    for split in (TRAIN, HELD_OUT):
+        if all(side != split for _, side in sides):
+            yield BadInput(
+                f"dataset, held_out: expected at least one {split} row, got none; try another seed or another share"
+            )
+
+
+def render_row(index: int, source: Source, split: str, chat: Chat, task: Task, instruction: str) -> Row:
     if task == "completion":
         before, text = source.parts.get("prompt", ""), source.parts["text"]
         chat.check_plain(before + text, source.place)
@@ -164,34 +176,44 @@ def check_labels(sides: Sides, declared: Sequence[str]) -> tuple[str, ...]:
 
     `declared` are the labels there are; where it is empty, those that occur.
     """
+    for error in find_wrong_labels(sides, declared):
+        raise error
+    return tuple(sorted(_all_labels(sides, declared)))
+
+
+def _all_labels(sides: Sides, declared: Sequence[str]) -> set[str]:
+    return set(declared) | {source.parts["label"] for source, _ in sides}
+
+
+def find_wrong_labels(sides: Sides, declared: Sequence[str]) -> Iterator[BadInput]:
+    """Each row whose label is none, then what is wrong with the labels as a whole."""
     seen: dict[str, Source] = {}
+    known = set(declared)
     for source, _ in sides:
         label = source.parts["label"]
-        _check_label(label, source.place)
-        if declared and label not in declared:
-            raise BadInput(f"{source.place}: expected one of the labels {', '.join(declared)}, got {label!r}")
+        if (wrong := _wrong_label(label, source.place)) is not None:
+            yield wrong
+        if declared and label not in known:
+            yield BadInput(f"{source.place}: expected one of the labels {', '.join(declared)}, got {label!r}")
         other = seen.setdefault(source.parts["text"], source)
         if other.parts["label"] != label:
-            raise BadInput(
+            yield BadInput(
                 f"{source.place}: expected the label {other.parts['label']!r}, "
                 f"which the same text has in {other.place}, got {label!r}"
             )
-    labels = set(declared) | {source.parts["label"] for source, _ in sides}
+    labels = _all_labels(sides, declared)
     if not 2 <= len(labels) <= MAX_LABELS:
-        raise BadInput(f"dataset, labels: expected 2 to {MAX_LABELS} different ones, got {len(labels)}")
-    missing = sorted(labels - {source.parts["label"] for source, split in sides if split == TRAIN})
-    if missing:
-        raise BadInput(
-            f"dataset, label {missing[0]!r}: expected a row in the training split, got none; try another seed"
-        )
-    return tuple(sorted(labels))
+        yield BadInput(f"dataset, labels: expected 2 to {MAX_LABELS} different ones, got {len(labels)}")
+    for missing in sorted(labels - {source.parts["label"] for source, split in sides if split == TRAIN}):
+        yield BadInput(f"dataset, label {missing!r}: expected a row in the training split, got none; try another seed")
 
 
-def _check_label(label: str, place: str) -> None:
+def _wrong_label(label: str, place: str) -> BadInput | None:
     if label != label.strip() or not label.isprintable():
-        raise BadInput(f"{place}: expected a label on one line without outer spaces, got {label!r:.80}")
+        return BadInput(f"{place}: expected a label on one line without outer spaces, got {label!r:.80}")
     if len(label) > MAX_LABEL_CHARACTERS:
-        raise BadInput(f"{place}: expected a label of at most {MAX_LABEL_CHARACTERS} characters, got {len(label)}")
+        return BadInput(f"{place}: expected a label of at most {MAX_LABEL_CHARACTERS} characters, got {len(label)}")
+    return None
 
 
 def write_rows(rows: Sequence[Row], about: About, folder: Path, dataset_key: bytes) -> str:

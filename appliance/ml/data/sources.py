@@ -1,6 +1,6 @@
 """A file's bytes become records, strictly: nothing is guessed and nothing is skipped.
 
-The first record that does not fit stops the import and is named by its line. No torch.
+An import stops at the first record that does not fit; a check goes on. Each is named by its line. No torch.
 """
 
 from __future__ import annotations
@@ -35,24 +35,38 @@ class Source:
 
 def parse_source(data: bytes, kind: str, task: Task, columns: Mapping[str, str], file: str = "dataset") -> list[Source]:
     """The records of a file; `columns` maps the task's parts to the file's own names, `file` is what errors call it."""
-    if kind not in FORMATS:
-        raise BadInput(f"{file}, format: expected one of {', '.join(FORMATS)}, got {kind!r}")
-    if kind == "parquet":
-        records = read_parquet(data, task, columns, file)
-    else:
-        parsers = {"csv": _parse_csv, "tsv": _parse_tsv, "jsonl": _parse_jsonl}
-        records = parsers[kind](_decode(data, file), task, columns, file)
     sources = []
-    for place, values in records:
-        sources.append(_read(task, place, values))
-        if len(sources) > MAX_ROWS:
-            raise TooLarge(f"{file}: expected at most {MAX_ROWS} rows, got more")
+    for found in read_records(data, kind, task, columns, file):
+        if isinstance(found, BadInput):
+            raise found
+        sources.append(found)
     if not sources:
         raise BadInput(f"{file}: expected rows, got none")
     return sources
 
 
-Records = Iterator[tuple[str, dict[str, Any]]]
+def read_records(
+    data: bytes, kind: str, task: Task, columns: Mapping[str, str], file: str
+) -> Iterator[Source | BadInput]:
+    """Each record, or what is wrong with it. BadInput is raised where no record after can be read."""
+    if kind not in FORMATS:
+        raise BadInput(f"{file}, format: expected one of {', '.join(FORMATS)}, got {kind!r}")
+    if kind == "parquet":
+        records: Records = read_parquet(data, task, columns, file)
+    else:
+        parsers = {"csv": _parse_csv, "tsv": _parse_tsv, "jsonl": _parse_jsonl}
+        records = parsers[kind](_decode(data, file), task, columns, file)
+    for number, (place, values) in enumerate(records):
+        if number == MAX_ROWS:
+            raise TooLarge(f"{file}: expected at most {MAX_ROWS} rows, got more")
+        try:
+            yield values if isinstance(values, BadInput) else _read(task, place, values)
+        except BadInput as error:
+            yield error
+
+
+Records = Iterator[tuple[str, dict[str, Any] | BadInput]]
+"""Each with its place; what cannot be one is an error in its place."""
 
 
 def _decode(data: bytes, file: str) -> str:
@@ -83,9 +97,11 @@ def _parse_table(reader: Any, kind: str, task: Task, columns: Mapping[str, str],
         }
         line = reader.line_num + 1
         for fields in reader:
+            where = f"{file}, line {line}"
             if len(fields) != len(header):
-                raise BadInput(f"{file}, line {line}: expected {len(header)} fields, got {len(fields)}")
-            yield f"{file}, line {line}", {part: fields[place] for part, place in places.items()}
+                yield where, BadInput(f"{where}: expected {len(header)} fields, got {len(fields)}")
+            else:
+                yield where, {part: fields[place] for part, place in places.items()}
             line = reader.line_num + 1
     except csv.Error as error:
         raise BadInput(f"{file}, line {line}: expected {kind}, got: {error}") from None
@@ -107,17 +123,24 @@ def _parse_jsonl(text: str, task: Task, columns: Mapping[str, str], file: str) -
         lines.pop()
     for line, content in enumerate(lines, start=1):
         place = f"{file}, line {line}"
-        value = parse_json(content, place)
-        if not isinstance(value, dict):
-            raise BadInput(f"{place}: expected a JSON object, got {type(value).__name__}")
-        values = {}
-        for part, name in columns.items():
-            if name in value:
-                values[part] = value[name]
-            elif not may_lack(task, part, name):
-                members = ", ".join(sorted(value))
-                raise BadInput(f"{place}: expected a value in {name!r}, got the members {members}")
-        yield place, values
+        try:
+            yield place, _read_object(content, task, columns, place)
+        except BadInput as error:
+            yield place, error
+
+
+def _read_object(content: str, task: Task, columns: Mapping[str, str], place: str) -> dict[str, Any]:
+    value = parse_json(content, place)
+    if not isinstance(value, dict):
+        raise BadInput(f"{place}: expected a JSON object, got {type(value).__name__}")
+    values = {}
+    for part, name in columns.items():
+        if name in value:
+            values[part] = value[name]
+        elif not may_lack(task, part, name):
+            members = ", ".join(sorted(value))
+            raise BadInput(f"{place}: expected a value in {name!r}, got the members {members}")
+    return values
 
 
 def parse_json(text: str, place: str) -> Any:

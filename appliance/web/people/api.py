@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from appliance.domain.core.entry import parse_entry
+from appliance.domain.core.names import parse_value
 from appliance.domain.recipe.parsing import parse_resolved
 from appliance.errors import BadInput, NotFound
 from appliance.formats.core.canonical import encode_canonical
@@ -25,6 +26,7 @@ from appliance.web.core.errors import install, people_body
 from appliance.web.core.leaving import run_while_awaited
 from appliance.workflows import orders
 from appliance.workflows.core.context import Context
+from appliance.workflows.data import checks
 from appliance.workflows.data import uploads as upload
 from appliance.workflows.governance import administration
 from appliance.workflows.queries import log, people, verification, work
@@ -249,6 +251,17 @@ def _runs(router: APIRouter, context: Context, person: Callable[..., Session]) -
     @router.get("/v1/calibrations/{key}")
     def calibration(key: str, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0) -> dict[str, Any]:
         return planning.calibration_status(context, key, wait_s)
+
+    @router.post("/v1/dataset-checks")
+    def check_rows(body: dict[str, Any], session: Session = asking) -> dict[str, str]:
+        rows = parse_value(checks.Rows, encode_canonical(body), "dataset check")
+        return {"key": checks.order_check(context, session.principal, rows)}
+
+    @router.get("/v1/dataset-checks/{key}")
+    def checked_rows(
+        key: str, session: Session = asking, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0
+    ) -> dict[str, Any]:
+        return checks.check_status(context, session.principal, key, wait_s)
 
     @router.get("/v1/recipes/facts")
     def facts(base: str, dataset: str) -> dict[str, Any]:

@@ -42,7 +42,7 @@ log = logging.getLogger("appliance")
 _MAX_MANIFEST = 1 << 20
 HELD_OUT = "held-out"
 CANCELLED = "cancelled"
-_BASE_STEP, _DATASET_STEP = 2 << 30, 4 << 20
+_BASE_STEP, DATASET_STEP = 2 << 30, 4 << 20
 """Bytes for which an import may take as long again. A base is copied and read once more; a row is rendered, and a
 compressed one is many times its size."""
 _RETRY_FOR_S = 60.0
@@ -91,7 +91,7 @@ def queue_of(context: Context, verb: str) -> Jobs:
     return context.bases if verb == ImportBase.verb else context.datasets
 
 
-def _bounds(context: Context, files: Iterable[Path], step: int) -> Bounds:
+def bounds_of(context: Context, files: Iterable[Path], step: int) -> Bounds:
     """What the worker may take: the site's settings for a small import, and as much again for each `step` bytes."""
     factor = 1 + sum(path.stat().st_size for path in files) / step
     return Bounds(context.import_s * factor, math.ceil(context.import_cpu_s * factor))
@@ -133,7 +133,7 @@ def import_base(context: Context, digest: str) -> None:
             for file in read_source_manifest(context, order).files:
                 (source / file.path).parent.mkdir(parents=True, exist_ok=True)
                 os.link(context.artifacts.upload(file.digest), source / file.path)
-        bounds = _bounds(context, (path for path in source.rglob("*") if path.is_file()), _BASE_STEP)
+        bounds = bounds_of(context, (path for path in source.rglob("*") if path.is_file()), _BASE_STEP)
         task = {"task": "base", "source": str(given), "output": str(staging)}
         result, walls = _prepare(context, digest, bounds, task, read=(source,), write=staging)
         facts = {key: value for key, value in result.items() if key != "frame"}
@@ -157,7 +157,7 @@ def import_dataset(context: Context, digest: str) -> None:
             os.link(context.artifacts.upload(order.held_out), source / HELD_OUT)
         base = _checked_base(context, order)
         key = secrets.token_bytes(32)
-        bounds = _bounds(context, source.iterdir(), _DATASET_STEP)
+        bounds = bounds_of(context, source.iterdir(), DATASET_STEP)
         task = _dataset_task(context, order, given, base, staging)
         result, walls = _prepare(context, digest, bounds, task, key, read=(source, base), write=staging)
         name = versioned(order.dataset, next_dataset_version(context.ledger.state, order.dataset))
@@ -283,12 +283,18 @@ def _discard_uploads(context: Context, digest: str) -> None:
                 return
             time = parse_entry(context.ledger.entry_bytes(ordered.index)).time
             sent_by = parse_time(state.site.happened_by(ordered.index, time))
-            waiting = [record for record in state.imports.values() if record.status == "requested"]
-            kept = [upload for record in waiting for upload in _uploads_of(context, record)]
-            for upload in set(_uploads_of(context, ordered)).difference(kept):
-                context.artifacts.discard_upload(upload, sent_by.timestamp())
+            discard_unwanted(context, _uploads_of(context, ordered), sent_by.timestamp())
     except ApplianceError as error:
         log.warning("uploads of import %s stay until the next start: %s", digest, error.code)
+
+
+def discard_unwanted(context: Context, uploads: Iterable[str], sent_by: float) -> None:
+    """Those of these uploads that no import waits for and that nobody has sent again since."""
+    with context.order_lock:
+        waiting = [record for record in context.ledger.state.imports.values() if record.status == "requested"]
+        kept = [upload for record in waiting for upload in _uploads_of(context, record)]
+        for upload in set(uploads).difference(kept):
+            context.artifacts.discard_upload(upload, sent_by)
 
 
 def _uploads_of(context: Context, record: Import) -> list[str]:

@@ -1,0 +1,88 @@
+"""Rows checked before they are imported: sent, read in the service's sandboxed worker, and not kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.client.support.door import Door
+from appliance.client.support.uploads import Source
+from appliance.errors import BadInput, Unavailable
+
+WAIT_S = 20
+SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What an import would say of the rows; without a base nothing is rendered, and lengths are not known."""
+
+    task: str
+    columns: Mapping[str, str]
+    labels: Sequence[str]
+    instruction: str
+    base: str | None
+    seed: int
+    held_out: str
+
+
+def check_rows(door: Door, teaching: Teaching, sources: Sequence[Source], *, keep: bool) -> dict[str, Any]:
+    """The findings over uploaded rows; `keep`: the uploads stay for an import where nothing is wrong with them."""
+    body = {
+        "task": teaching.task,
+        "format": sources[0].format,
+        "file": sources[0].digest,
+        "columns": dict(teaching.columns),
+        "labels": list(teaching.labels),
+        "instruction": teaching.instruction,
+        "base": teaching.base,
+        "seed": teaching.seed,
+        "held_out": teaching.held_out,
+        "held_out_file": sources[1].digest if len(sources) > 1 else None,
+        "keep": keep,
+    }
+    key = door.post("/v1/dataset-checks", body)["key"]
+    while not (state := door.get(f"/v1/dataset-checks/{key}", wait_s=WAIT_S))["ended"]:
+        continue
+    if state["error"] is not None:
+        error = Unavailable if state["error"]["code"] in ("unavailable", "worker-ended", "wall-open") else BadInput
+        raise error(f"dataset check: {state['error']['message']}", code=str(state["error"]["code"]))
+    return dict(state["result"])
+
+
+def refuse_errors(found: Mapping[str, Any], what: str) -> None:
+    """BadInput with every row that does not fit, as many of them as were told."""
+    told, count = tuple(map(str, found["errors"])), int(found["error_count"])
+    if count:
+        more = (f"and {count - len(told)} more",) if count > len(told) else ()
+        raise BadInput(f"dataset, {what}: {count} problems, nothing was imported", reasons=(*told, *more))
+
+
+def list_warnings(found: Mapping[str, Any]) -> list[str]:
+    """What fits and is odd: nearly equal labels, texts that come again."""
+    warnings = [f"labels {one!r} and {other!r} are nearly the same" for one, other in found["similar_labels"]]
+    pairs, count = found["duplicates"], int(found["duplicate_count"])
+    if count:
+        shown = "; ".join(f"{place} is that of {first}" for place, first in pairs[:SHOWN])
+        more = f"; and {count - SHOWN} more" if count > SHOWN else ""
+        have = "1 row has" if count == 1 else f"{count} rows have"
+        warnings.append(f"{have} a text that came before, case and spaces aside: {shown}{more}")
+    for label, sides in found["labels"].items():
+        if sides["train"] and not sides["held-out"]:
+            warnings.append(f"label {label!r} has no held-out row: nothing will measure it")
+    return warnings
+
+
+def list_facts(found: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """What was counted: rows, labels, lengths."""
+    facts: list[tuple[str, object]] = [
+        ("rows", f"{found['rows']}, {found['train_rows']} to train on, {found['held_out_rows']} held out")
+    ]
+    for label, sides in found["labels"].items():
+        total = sides["train"] + sides["held-out"]
+        facts.append((f"label {label}", f"{total}, {sides['train']} to train on, {sides['held-out']} held out"))
+    if found["max_tokens"] is not None:
+        lengths = f"{found['max_tokens']} tokens at most, {found['mean_tokens']} in the mean"
+        facts.append(("length", f"{lengths}, of the base's context of {found['context_length']}"))
+    return facts

@@ -1,0 +1,135 @@
+"""Rows are checked before they are imported: the same worker in the same walls, and nothing is recorded or kept."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from appliance.domain.core.names import Digest, Identifier, Value
+from appliance.domain.data.standing import base_is
+from appliance.domain.data.tasks import Format, Task, wrong_share
+from appliance.errors import ApplianceError, Denied, NotFound, refuse
+from appliance.workflows.core.context import Context
+from appliance.workflows.core.defects import foreseen
+from appliance.workflows.core.workers import carry_out, check_walls, worker
+from appliance.workflows.data.imports import DATASET_STEP, HELD_OUT, bounds_of, discard_unwanted
+
+FOUND = (
+    "rows",
+    "train_rows",
+    "held_out_rows",
+    "labels",
+    "label_count",
+    "similar_labels",
+    "duplicates",
+    "duplicate_count",
+    "max_tokens",
+    "mean_tokens",
+    "context_length",
+    "errors",
+    "error_count",
+)
+"""What is told of a worker's findings (ml/data/findings.py)."""
+
+
+class Rows(Value):
+    """What is to be checked: uploaded files, and what an import would say of them."""
+
+    task: Task
+    format: Format
+    file: Digest
+    columns: dict[str, str] = Field(default_factory=dict)
+    labels: list[str] = Field(default_factory=list, max_length=1000)
+    instruction: str = Field(default="", max_length=200_000)
+    base: Identifier | None = None
+    seed: int = Field(default=1, ge=0, le=2**31 - 1)
+    held_out: str = "0.2"
+    held_out_file: Digest | None = None
+    keep: bool = False
+    """Whether the uploads stay where nothing is wrong with them: an import follows."""
+
+    @property
+    def uploads(self) -> list[str]:
+        return [self.file] if self.held_out_file is None else [self.file, self.held_out_file]
+
+
+def order_check(context: Context, principal: str, rows: Rows) -> str:
+    """Behind the datasets that wait. The key under which its end is asked for, by the same person."""
+    person = context.ledger.state.principals.get(principal)
+    if person is None or not person.has("operator"):
+        raise Denied(f"dataset check: expected an operator, got {principal}")
+    if rows.held_out_file is None:
+        refuse("dataset", wrong_share(rows.held_out))
+    for digest in rows.uploads:
+        context.artifacts.upload(digest)
+    if rows.base is not None:
+        _base(context, rows.base)
+    key = f"check:{principal}:{secrets.token_hex(16)}"
+    context.datasets.put(partial(_carry_through, context, key, rows, context.clock().timestamp()))
+    return key
+
+
+def check_status(context: Context, principal: str, key: str, wait_s: float) -> dict[str, Any]:
+    """What was found is told to who asked for it: it quotes rows."""
+    if not key.startswith(f"check:{principal}:"):
+        raise NotFound("dataset check: expected the key of one that you asked for, got another")
+    stream = context.progress.read(key, 1 << 60, wait_s)
+    return {"result": stream.result, "error": stream.error, "ended": stream.ended}
+
+
+def _base(context: Context, name: str) -> Path:
+    """The base's folder. Its bytes are not hashed again: nothing that is kept is made of them."""
+    state = context.ledger.state
+    base = state.bases.get(name)
+    if base is None:
+        raise NotFound(f"base: expected an imported one, got {name}")
+    if reasons := base_is(state, name, base.digest):
+        raise Denied(reasons[0])
+    return context.artifacts.path(base.digest)
+
+
+def _carry_through(context: Context, key: str, rows: Rows, asked_at: float) -> None:
+    try:
+        with foreseen("dataset check"):
+            found = _check(context, key, rows)
+    except ApplianceError as error:
+        discard_unwanted(context, rows.uploads, asked_at)
+        context.progress.end(key, error={"code": error.code, "message": error.message})
+    else:
+        if not rows.keep or found["error_count"]:
+            discard_unwanted(context, rows.uploads, asked_at)
+        context.progress.end(key, result=found)
+
+
+def _check(context: Context, key: str, rows: Rows) -> dict[str, Any]:
+    with context.artifacts.staging() as source:
+        given = source / f"rows.{rows.format}"
+        os.link(context.artifacts.upload(rows.file), given)
+        task: dict[str, Any] = {
+            "task": "check",
+            "teaches": rows.task,
+            "source": str(given),
+            "format": rows.format,
+            "columns": rows.columns,
+            "labels": rows.labels,
+            "seed": rows.seed,
+            "held_out": rows.held_out,
+        }
+        if rows.held_out_file is not None:
+            os.link(context.artifacts.upload(rows.held_out_file), source / HELD_OUT)
+            task["held_out_source"] = str(source / HELD_OUT)
+        read: tuple[Path, ...] = (source,)
+        if rows.base is not None:
+            base = _base(context, rows.base)
+            task |= {"base": str(base), "instruction": rows.instruction}
+            read = (source, base)
+        bounds = bounds_of(context, source.iterdir(), DATASET_STEP)
+        with worker(context, key, "appliance.worker.prepare", read=read, cpu_s=bounds.cpu_s) as started:
+            check_walls(started)
+            result = carry_out(started, task, bounds=bounds)
+    return {name: result[name] for name in FOUND}

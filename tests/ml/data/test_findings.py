@@ -1,0 +1,107 @@
+"""A check finds everything that an import would refuse, not the first alone, and what is odd beside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.errors import BadInput
+from appliance.ml.data import rows as data
+from appliance.ml.data.findings import MOST_ERRORS, Errors, Rendering, examine
+from appliance.ml.data.sources import Source, read_records
+from appliance.ml.model.chat import load_chat
+
+COLUMNS = {"text": "text", "label": "label"}
+ROWS = (
+    b"text,label\n"
+    b"the first,billing\n"
+    b"two,card,three\n"
+    b",card\n"
+    b"The  FIRST,Billing\n"
+    b"the first,card\n"
+    b"five,biling\n"
+    b"six\n"
+    b"seven,card\n"
+)
+
+
+def _examine(
+    rows: bytes = ROWS, kind: str = "csv", declared: tuple[str, ...] = (), rendering: Rendering | None = None
+) -> dict[str, Any]:
+    errors = Errors()
+    sources = errors.keep_rows(read_records(rows, kind, "classification", COLUMNS, "dataset"))
+    sides = data.split_sources("classification", sources, 1, Fraction(1, 5))
+    return examine("classification", sides, errors, declared, rendering)
+
+
+def test_every_row_that_does_not_fit_is_named() -> None:
+    errors = _examine()["errors"]
+    for said in (
+        "dataset, line 3: expected 2 fields, got 3",
+        "dataset, line 4, text: expected a text, got nothing",
+        "dataset, line 8: expected 2 fields, got 1",
+        "dataset, line 6: expected the label 'billing', which the same text has in dataset, line 2, got 'card'",
+    ):
+        assert said in errors
+
+
+def test_every_line_of_json_is_read_whatever_the_one_before_was() -> None:
+    rows = b'{"text": "a", "label": "x"}\nnonsense\n[1]\n{"text": "b"}\n{"text": 7, "label": "y"}\n'
+    errors = _examine(rows, "jsonl")["errors"]
+    assert [error.partition(":")[0] for error in errors[:4]] == [
+        "dataset, line 2", "dataset, line 3", "dataset, line 4", "dataset, line 5, text",
+    ]  # fmt: skip
+
+
+def test_labels_are_counted_and_nearly_equal_ones_and_repeated_texts_are_told() -> None:
+    found = _examine()
+    assert {label: sum(sides.values()) for label, sides in found["labels"].items()} == {
+        "Billing": 1, "biling": 1, "billing": 1, "card": 2,
+    }  # fmt: skip
+    assert ["Billing", "billing"] in found["similar_labels"] and ["biling", "billing"] in found["similar_labels"]
+    assert found["duplicates"] == [
+        ["dataset, line 5", "dataset, line 2"],
+        ["dataset, line 6", "dataset, line 2"],
+    ]
+    assert found["duplicate_count"] == 2 and found["rows"] == 5
+
+
+def test_an_undeclared_label_is_named_in_each_row() -> None:
+    errors = _examine(declared=("card", "billing"))["errors"]
+    assert sum("expected one of the labels card, billing, got" in error for error in errors) == 2
+
+
+def test_errors_are_counted_beyond_those_that_are_told() -> None:
+    found = _examine(b"text,label\n" + b"one\n" * 300)
+    assert len(found["errors"]) == MOST_ERRORS and found["error_count"] >= 300
+
+
+def test_lengths_are_held_against_the_bases_context(base_folder: Path) -> None:
+    chat = load_chat(base_folder)
+    rows = b"text,label\n" + b"".join(b"short text %d,%s\n" % (n, (b"pear", b"plum")[n % 2]) for n in range(20))
+    found = _examine(rows, rendering=Rendering(chat, 256, ""))
+    assert (found["error_count"], found["context_length"]) == (0, 256)
+    assert 0 < found["mean_tokens"] <= found["max_tokens"] <= 256
+    tight = _examine(rows, rendering=Rendering(chat, found["max_tokens"] - 1, ""))
+    assert tight["error_count"] > 0 and all("(the base's context)" in error for error in tight["errors"])
+    marked = _examine(rows + b"a <|im_end|> b,pear\n", rendering=Rendering(chat, 256, ""))
+    assert marked["error_count"] == 1 and marked["errors"][0].startswith("dataset, line 22")
+
+
+def test_a_file_that_cannot_be_read_on_is_one_error_more() -> None:
+    def records() -> Iterable[Source | BadInput]:
+        yield BadInput("line 2: expected a text")
+        raise BadInput("line 3: expected CSV")
+
+    errors = Errors()
+    assert errors.keep_rows(records()) == []
+    assert errors.told == ["line 2: expected a text", "line 3: expected CSV"]
+
+
+@pytest.mark.parametrize("rows", [b"", b"\xff\xfe", b"text,other\na,b\n"])
+def test_what_is_no_table_at_all_is_an_error(rows: bytes) -> None:
+    assert _examine(rows)["error_count"] >= 1
