@@ -69,6 +69,7 @@ class Context:
     import_cpu_s: float = 300.0
     bases: Jobs = field(default_factory=lambda: Jobs("bases"))
     datasets: Jobs = field(default_factory=lambda: Jobs("datasets"))
+    checks: Jobs = field(default_factory=lambda: Jobs("checks"))
     runs: Jobs = field(default_factory=lambda: Jobs("runs"))
     workers: dict[str, Worker] = field(default_factory=dict)
     order_lock: threading.RLock = field(default_factory=threading.RLock)
@@ -95,7 +96,7 @@ class Context:
     @property
     def busy(self) -> bool:
         """Whether an import or a run is under way or waits."""
-        return self.bases.busy or self.datasets.busy or self.runs.busy
+        return self.bases.busy or self.datasets.busy or self.checks.busy or self.runs.busy
 
 
 Frame = dict[str, Any]

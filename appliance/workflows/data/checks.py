@@ -59,7 +59,8 @@ class Rows(Value):
 
 
 def order_check(context: Context, principal: str, rows: Rows) -> str:
-    """Behind the datasets that wait. The key under which its end is asked for, by the same person."""
+    """In a queue of its own, so that it holds up no import. The key under which its end is asked for, by the same
+    person."""
     person = context.ledger.state.principals.get(principal)
     if person is None or not person.has("operator"):
         raise Denied(f"dataset check: expected an operator, got {principal}")
@@ -70,7 +71,7 @@ def order_check(context: Context, principal: str, rows: Rows) -> str:
     if rows.base is not None:
         _base(context, rows.base)
     key = f"check:{principal}:{secrets.token_hex(16)}"
-    context.datasets.put(partial(_carry_through, context, key, rows, context.clock().timestamp()))
+    context.checks.put(partial(_carry_through, context, key, rows, context.clock().timestamp()))
     return key
 
 

@@ -21,7 +21,7 @@ def shut_down(context: Context, counted: Counted, reason: str) -> None:
     context.closing.set()
     for worker in list(context.workers.values()):
         worker.kill()
-    for jobs in (context.runs, context.bases, context.datasets):
+    for jobs in (context.runs, context.bases, context.datasets, context.checks):
         jobs.stop(JOBS_END_S)
     try:
         with counted() as refusals:

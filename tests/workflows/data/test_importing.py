@@ -74,13 +74,13 @@ def test_an_import_cancelled_before_its_worker_could_be_found_does_not_run(
     context = context_of(site, home)
     inmates += ["inmates.spin"]
     requested = wanted(context, site, "first")
-    bounds = ingest._bounds
+    bounds = ingest.bounds_of
 
     def cancel(*given: Any) -> Any:
         site.cancel_import(requested)
         return bounds(*given)
 
-    monkeypatch.setattr(ingest, "_bounds", cancel)
+    monkeypatch.setattr(ingest, "bounds_of", cancel)
     ingest.import_base(context, order_of(requested))
     assert outcomes(context) == []
     told = context.progress.read(order_of(requested), 0, 0)
@@ -99,5 +99,5 @@ def test_what_an_import_may_take_grows_with_its_bytes(tmp_path: Path, gigabytes:
         file.truncate(gigabytes << 30)
     context = context_of(stage("staffed"), tmp_path)
     context.import_s, context.import_cpu_s = 600.0, 300.0
-    bounds = ingest._bounds(context, [tmp_path / "weights"], ingest._BASE_STEP)
+    bounds = ingest.bounds_of(context, [tmp_path / "weights"], ingest._BASE_STEP)
     assert (bounds.wall_s, bounds.cpu_s) == (minutes * 60, minutes * 30)
