@@ -288,6 +288,24 @@ def test_a_run_that_breaks_or_moves_nothing_fails_and_writes_no_adapter(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_check_finds_every_row_that_is_trained_on_and_held_out(
+    start: Start, places: dict[str, Path], tmp_path: Path
+) -> None:
+    lines = places["csv"].read_text().splitlines()
+    held_out = tmp_path / "held-out"
+    held_out.write_text("\n".join([lines[0], lines[2], lines[1], "one more,", "something else,new"]) + "\n")
+    task = dataset_task(places, task="check", held_out_source=str(held_out))
+    found = start("prepare").run(task)[0]
+    assert found["frame"] == "result", found
+    assert found["errors"][:3] == [
+        "held-out file, line 4, label: expected a text, got nothing",
+        "held-out file, line 2: expected a row that is not trained on, got that of dataset, line 3",
+        "held-out file, line 3: expected a row that is not trained on, got that of dataset, line 2",
+    ]
+    assert "dataset, label 'new': expected a row in the training split" in found["errors"][3]
+    assert found["labels"]["new"] == {"train": 0, "held-out": 1} and found["max_tokens"] <= found["context_length"]
+
+
 def test_evaluation_measures_base_and_adapter_on_the_held_out_rows(
     evaluated: tuple[Frame, list[Frame]], dataset: Frame
 ) -> None:
