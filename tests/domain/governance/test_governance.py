@@ -518,6 +518,8 @@ DEFAULTS = {
     "witnesses": (),
     "witness_quorum": 0,
     "witness_lifetime_s": 604_800,
+    "licences": (),
+    "classifications": ("public", "internal", "confidential", "restricted"),
 }
 
 

@@ -163,7 +163,9 @@ def test_the_parameters_of_a_policy_set_have_their_bounds() -> None:
         for cell, _, default in rows
         for name, one in zip(names(cell), (default.split("; ") * len(names(cell))), strict=False)
     }
-    assert defaults == {name: f"{value:,}" if value != () else "none" for name, value in Parameters()}
+    assert defaults == {
+        name: (", ".join(value) or "none") if isinstance(value, tuple) else f"{value:,}" for name, value in Parameters()
+    }
     assert found.keys() == Parameters.model_fields.keys()
     for name, field in Parameters.model_json_schema()["properties"].items():
         if name.endswith("_s") or name in ("reviewers", "distinct_fields"):
