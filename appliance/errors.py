@@ -62,8 +62,9 @@ class TooLarge(BadInput):
 
 
 class NotAuthenticated(ApplianceError):
-    """No key, session or token that holds here and now."""
+    """No key, session or token that holds here and now. `claimed`: by whom it said it was, and under which key id."""
 
+    claimed: tuple[str, str] | None = None
     code = "not-authenticated"
     exit_code = 3
     status = 401

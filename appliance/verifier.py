@@ -322,8 +322,9 @@ def _answer_lines(answer: CouldLoad) -> Iterator[str]:
         yield f"    released by {release.by}, entry {release.entry} ({release.kind})"
         for review in candidate.reviews:
             decided = {"approve": "approved", "reject": "rejected"}[review.decision]
-            said = f"{decided} by {review.reviewer} for {review.field}, entry {review.entry}"
-            yield f"    {said}, until {review.valid_until}{f'; {review.against}' if review.against else ''}"
+            until = "" if review.valid_until is None else f", until {review.valid_until}"
+            said = f"{decided} by {review.reviewer} for {review.field}, entry {review.entry}{until}"
+            yield f"    {said}{f'; {review.against}' if review.against else ''}"
         yield from (f"    against it: {reason}" for reason in candidate.reasons)
         if task.slot is not None and task.slot.entry is not None:
             yield f"    it had loaded {task.slot.adapter}, entry {task.slot.entry}"

@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from appliance.access.cedar import SitePolicies
 from appliance.access.request import Moment, Request, Thing, principal_thing
-from appliance.access.samples import SAMPLES
+from appliance.access.samples import REJECTION, SAMPLES
 from appliance.domain.core.names import Identifier, Value, explain, versioned
 from appliance.domain.core.policy import PolicySet
 from appliance.errors import BadInput
@@ -79,7 +79,8 @@ def _test(site: SitePolicies, case: PolicyCase) -> CaseResult:
 
 
 def request_of_case(case: PolicyCase) -> Request:
-    sample = SAMPLES.get(case.verb)
+    rejection = case.verb == REJECTION.verb and case.context.get("decision") == REJECTION.context["decision"]
+    sample = REJECTION if rejection else SAMPLES.get(case.verb)
     what = f"policy test case {case.name!r}"
     if sample is None:
         raise BadInput(f"{what}, verb: expected one of {', '.join(SAMPLES)}, got {case.verb!r}")

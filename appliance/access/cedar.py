@@ -19,7 +19,7 @@ from appliance.access.bounds import check_bounds
 from appliance.access.declared import Declared
 from appliance.access.lockout import at_worst
 from appliance.access.request import Moment, Request, Thing, pending_thing, principal_thing, request_of
-from appliance.access.samples import SAMPLES
+from appliance.access.samples import PROBES
 from appliance.access.trial import try_policies
 from appliance.domain.core.names import IDENTIFIER, NO_DIGEST, Time
 from appliance.domain.core.order import Order
@@ -75,7 +75,7 @@ class SitePolicies:
         sends for a verb, or where its text ends or holds up a process. What the next build sends beside that is left
         out."""
         site = cls.of_export(policy)
-        for request in SAMPLES.values():
+        for request in PROBES:
             site._probe(request)
         return site
 
@@ -84,7 +84,7 @@ class SitePolicies:
         """Those of a set that a stranger may have written: tried in a process of its own before Cedar reads it in this
         one. BadInput where its text ends or holds up that process, Unavailable where none can be started here."""
         check_bounds(policy)
-        try_policies(policy, [(_encode_request(request), _encode_entities(request)) for request in SAMPLES.values()])
+        try_policies(policy, [(_encode_request(request), _encode_entities(request)) for request in PROBES])
         return cls(policy)
 
     def decide(self, principal: Principal, order: Order, state: State, now: Time) -> tuple[str, ...]:

@@ -244,13 +244,9 @@ def _replay(known: state.State, order: ReplayRun, signer: Principal) -> Facts:
 
 
 def _review(known: state.State, order: Review, signer: Principal) -> Facts:
-    context = {
-        "unit": order.unit,
-        "field": order.field,
-        "decision": order.decision,
-        "valid_until": Moment(order.valid_until),
-    }
-    return _adapter(known, order), context
+    context = {"unit": order.unit, "field": order.field, "decision": order.decision}
+    until = {} if order.valid_until is None else {"valid_until": Moment(order.valid_until)}
+    return _adapter(known, order), {**context, **until}
 
 
 def _release(known: state.State, order: Activate | RollBack, signer: Principal) -> Facts:

@@ -3,6 +3,8 @@ cases start from."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from appliance.access.request import Moment, Request, Thing, import_thing, pending_thing, principal_thing
 
 _DIGEST = "sha256:" + "00" * 32
@@ -63,6 +65,7 @@ _REVIEW = {
     "decision": "approve",
     "valid_until": Moment("2026-12-31T00:00:00.000Z"),
 }
+_REJECTION = {"unit": "legal", "field": "privacy", "decision": "reject"}
 _RELEASE = {"unit": "legal", "task": "labels"}
 
 SAMPLES: dict[str, Request] = {
@@ -101,3 +104,9 @@ SAMPLES: dict[str, Request] = {
         Request(ADMINISTRATOR, "lift-hold", HOLD, _NOW),
     )
 }
+
+REJECTION = replace(SAMPLES["review"], context={**_NOW, **_REJECTION})
+"""A review too, which lacks the date."""
+
+PROBES = (*SAMPLES.values(), REJECTION)
+"""Every form of request that a set's schema must take."""

@@ -49,7 +49,7 @@ def init(
     """
     from appliance import wiring
     from appliance.client.policies import load_policy
-    from appliance.client.support.files import write_new
+    from appliance.client.support.files import check_place, write_new
     from appliance.formats.log.trust import encode_trust
 
     people = [_parse_administrator(text) for text in administrators]
@@ -58,6 +58,8 @@ def init(
             f"administrators: expected two or more, or one with --single-admin, got {len(people)}"
             f"{' with --single-admin' if single_admin else ''}"
         )
+    if trust_file is not None:
+        check_place(trust_file, "trust file")
     trust = wiring.init(
         caller.settings,
         [wiring.Person(name, spki) for name, spki in people],

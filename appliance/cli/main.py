@@ -140,8 +140,10 @@ def cli(
 
     The options below stand here or behind any command.
     """
-    caller = Caller(home, key, name, passphrase_fd, passphrase_file, trust, as_json, yes)
-    context.obj = caller
+    caller = context.ensure_object(Caller)
+    caller.home, caller.key, caller.name, caller.trust_file = home, key, name, trust
+    caller.passphrase_fd, caller.passphrase_file = passphrase_fd, passphrase_file
+    caller.json, caller.yes = as_json, yes
     context.call_on_close(caller.close)
 
 
@@ -152,9 +154,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(given: list[str]) -> int:
-    as_json = "--json" in given
+    as_json, caller = "--json" in given, Caller()
     try:
-        code = cli.main(args=given, prog_name="appliance", standalone_mode=False)
+        code = cli.main(args=given, prog_name="appliance", standalone_mode=False, obj=caller)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except ApplianceError as error:
@@ -162,7 +164,7 @@ def run(given: list[str]) -> int:
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return _fail(INTERRUPTED, "interrupted", "stopped by you; what was not signed was not sent", as_json)
+        return _fail(INTERRUPTED, "interrupted", caller.interrupted(), as_json)
     except click.ClickException as error:
         return _fail(2, "usage", _usage(error), as_json)
     except BrokenPipeError:
@@ -180,7 +182,7 @@ def _usage(error: click.ClickException) -> str:
     path = "appliance"
     if isinstance(error, click.UsageError) and error.ctx is not None:
         path = error.ctx.command_path
-    return f"{error.format_message().rstrip('.')}; type: {path} --help"
+    return f"{' '.join(error.format_message().split()).rstrip('.')}; type: {path} --help"
 
 
 def _fail(exit_code: int, code: str, message: str, as_json: bool, reasons: Sequence[str] = ()) -> int:

@@ -78,11 +78,9 @@ def _wait(caller: Caller, order: str) -> dict[str, Any]:
     from appliance.client.imports import wait_for_import
 
     display = ImportDisplay()
+    caller.go_on = f"the import goes on; look for its end with: appliance ledger log --subject order:{order}"
     try:
         return wait_for_import(caller.reading(), order, display.take)
-    except KeyboardInterrupt:
-        say("", f"The import goes on. Look for its end with: appliance ledger log --subject order:{order}")
-        raise
     finally:
         display.close()
 
@@ -257,11 +255,9 @@ def _follow(caller: Caller, name: str) -> Ended:
     from appliance.client.runs import follow
 
     display = Display(name)
+    caller.go_on = f"{name} goes on; follow it again with: appliance run show {name} --follow"
     try:
         return follow(caller.reading(), name, display.take)
-    except KeyboardInterrupt:
-        say("", f"{name} goes on. Follow it again with: appliance run show {name} --follow")
-        raise
     finally:
         display.close()
 

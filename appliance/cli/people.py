@@ -12,8 +12,8 @@ from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import command, group, keyed, reads, shares, signs
 from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
 from appliance.cli.support.signing import receipt_value, sign_and_submit, tell
+from appliance.cli.support.times import END_HELP, parse_end
 from appliance.errors import BadInput, Conflict
-from appliance.formats.core.typed_time import parse_end
 
 if TYPE_CHECKING:
     from appliance.formats.signatures.keys import Signer
@@ -100,7 +100,11 @@ def key_prove(caller: Caller, origin: str | None, output: Path | None) -> None:
 
 @key.command("rotate", example="appliance key rotate ada2.key --key ada.key --as ada --old-until 7d")
 @click.argument("new", type=_FILE, metavar="NEW")
-@click.option("--old-until", metavar="TIME", help="Until when the old key signs too; as long as policy lets it.")
+@click.option(
+    "--old-until",
+    metavar="TIME",
+    help=f"Until when the old key signs too, {END_HELP} As long as policy lets it, unless given.",
+)
 @click.option(
     "--new-passphrase-file", type=_FILE, metavar="FILE", help="The passphrase of NEW; that of the old key unless named."
 )
@@ -109,7 +113,7 @@ def key_prove(caller: Caller, origin: str | None, output: Path | None) -> None:
 def key_rotate(caller: Caller, new: Path, old_until: str | None, new_passphrase_file: Path | None) -> None:
     """Replace your own key by that in NEW, which is made unless it is there. Signed with the old key.
 
-    What the old key signed goes on counting. TIME is 2026-11-24, a whole time in UTC, 90m, 2h, 7d, 4w from now, or now.
+    What the old key signed goes on counting.
     """
     from appliance.client.people import propose_rotation
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -12,13 +12,16 @@ from appliance.cli.support.caller import Caller, is_interactive
 from appliance.cli.support.command import group, reads, signs
 from appliance.cli.support.output import plain, print_facts, print_json, print_line, print_table, say
 from appliance.cli.support.progress import Meter, show_bytes
+from appliance.cli.support.reviews import state_of, until_of
 from appliance.cli.support.signing import receipt_value, sign_and_submit
+from appliance.cli.support.times import END_HELP, parse_end
 from appliance.domain.evaluation.quality import list_measures, list_warnings
-from appliance.errors import BadInput
-from appliance.formats.core.typed_time import parse_moment
+from appliance.errors import BadInput, Denied
 
 if TYPE_CHECKING:
     from appliance.client.reviews import ReviewMaterial
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_VALID_DAYS = 90
 _MEANINGS = {
@@ -38,9 +41,11 @@ def review() -> None:
 @click.pass_obj
 def list_reviews(caller: Caller, unit: str | None) -> None:
     """Every sealed adapter that is not revoked, and the decisions it has."""
+    from appliance.client.people import check_unit
     from appliance.client.runs import sealed_metrics
 
     door = caller.reading()
+    check_unit(door, unit)
     measured = sealed_metrics(door)
     rows = [_judged(r, measured) for r in door.get("/v1/adapters") if r["revoked"] is None]
     if caller.json:
@@ -79,7 +84,11 @@ def _warn(row: dict[str, Any]) -> list[str]:
 
 def _decisions(row: dict[str, Any], decision: str, unit: str | None) -> str:
     found = [r for r in row["reviews"] if r["decision"] == decision and unit in (None, r["unit"])]
-    return ", ".join(f"{r['reviewer']} ({r['field']}, {r['unit']})" for r in found) or "-"
+    return ", ".join(f"{r['reviewer']} ({r['field']}, {r['unit']}{_unless_standing(r)})" for r in found) or "-"
+
+
+def _unless_standing(row: dict[str, Any]) -> str:
+    return "" if row["state"] == "standing" else f"; {state_of(row)}"
 
 
 def gather(caller: Caller, name: str) -> ReviewMaterial:
@@ -192,7 +201,8 @@ def _told(evidence: ReviewMaterial) -> list[tuple[str, object]]:
 
 def _review_line(row: dict[str, Any]) -> str:
     decision = {"approve": "approved", "reject": "rejected"}.get(row["decision"], row["decision"])
-    return f"{decision} for {row['unit']} by {row['reviewer']} ({row['field']}) until {row['valid_until']}"
+    who = f"{decision} for {row['unit']} by {row['reviewer']} ({row['field']})"
+    return f"entry {row['index']}: {who}{until_of(row)}; {state_of(row)}"
 
 
 def evidence_value(evidence: ReviewMaterial) -> dict[str, Any]:
@@ -222,20 +232,18 @@ def _decide(
     unit: str,
     field: str | None,
     meaning: str | None,
-    days: int | None,
-    until: str | None,
+    valid_until: str | None = None,
 ) -> None:
-    """What both decisions have in common: evidence, field, meaning, date, signature."""
+    """What both decisions have in common: evidence, field, meaning, signature."""
     from appliance.client.reviews import propose_review
 
     _check_meaning(caller, decision, meaning)
-    valid_until = _valid_until(days, until)
     evidence = gather(caller, adapter)
     print_evidence(evidence, err=True)
     chosen = field or _own_field(caller)
     text = _meaning(decision, unit, chosen, meaning)
     proposal = propose_review(caller.about, caller.signer, evidence, decision, unit, chosen, text, valid_until)
-    receipt = sign_and_submit(caller, proposal)
+    receipt = sign_and_submit(caller, proposal, _replaced(caller.signer, evidence, unit))
     if caller.json:
         print_json(receipt_value(receipt))
         return
@@ -244,21 +252,33 @@ def _decide(
             ("decision", f"{decision} {adapter} for {unit}"),
             ("field", chosen),
             ("meaning", text),
-            ("valid until", valid_until),
+            ("valid until", valid_until or "you replace it"),
             ("entry", receipt.index),
         ]
     )
+
+
+def _replaced(signer: str, evidence: ReviewMaterial, unit: str) -> list[str]:
+    """What of the signer's own this decision replaces."""
+    reviews = evidence.told["adapter"]["reviews"]
+    own = [r for r in reviews if (r["reviewer"], r["unit"], r["state"]) == (signer, unit, "standing")]
+    named = {"approve": "approval", "reject": "rejection"}
+    return [
+        f"Your {named[r['decision']]} of {evidence.name} for {unit} already stands{until_of(r)} "
+        f"(entry {r['index']}, field {r['field']}). What you sign now takes its place."
+        for r in own
+    ]
 
 
 def _own_field(caller: Caller) -> str:
     """The field of a reviewer who has one; the session says which roles the signer has."""
     roles = caller.session.opened().roles
     fields = [role.partition(":")[2] for role in roles if role.startswith("reviewer:")]
+    held = f"the roles of {caller.signer} are {', '.join(roles)}"
+    if not fields:
+        raise Denied(f"field: expected you to be a reviewer of a field, such as reviewer:privacy, got none; {held}")
     if len(fields) != 1:
-        raise BadInput(
-            f"field: expected --field with one of {', '.join(fields) or 'none that you have'}, got none; "
-            f"the roles of {caller.signer} are {', '.join(roles)}"
-        )
+        raise BadInput(f"field: expected --field with one of {', '.join(fields)}, got none; {held}")
     return fields[0]
 
 
@@ -286,28 +306,27 @@ def _valid_until(days: int | None, until: str | None) -> str:
         raise BadInput("valid until: expected --valid-days or --valid-until, got both")
     now = datetime.now(UTC)
     if until is not None:
-        return parse_moment(until, "valid until", now, end_of_day=True)
+        return parse_end(until, "valid until", now)
     from appliance.formats.core.timestamp import encode_time
 
     return encode_time(now + timedelta(days=days or DEFAULT_VALID_DAYS))
 
 
-def _options(function: Any) -> Any:
-    for option in (
+def _options(*others: Any) -> Callable[[F], F]:
+    """Of both decisions; `others` stand behind them."""
+    options = (
         click.option("--unit", required=True, metavar="NAME", help="The business unit that the decision is for."),
         click.option("--field", metavar="FIELD", help="The field you judge; needed when you have more than one."),
         click.option("--meaning", metavar="TEXT", help="What your signature means; asked for unless it is given."),
-        click.option(
-            "--valid-days",
-            "days",
-            type=click.IntRange(1, 3650),
-            metavar="N",
-            help=f"For how many days it counts; {DEFAULT_VALID_DAYS} unless said.",
-        ),
-        click.option("--valid-until", "until", metavar="DATE", help="Until when it counts, such as 2027-06-30."),
-    )[::-1]:
-        function = option(function)
-    return function
+        *others,
+    )
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 @review.command(
@@ -318,19 +337,31 @@ def _options(function: Any) -> Any:
     ),
 )
 @click.argument("adapter", metavar="NAME@VERSION")
-@_options
+@_options(
+    click.option(
+        "--valid-days",
+        "days",
+        type=click.IntRange(1, 3650),
+        metavar="N",
+        help=f"For how many days it counts; {DEFAULT_VALID_DAYS} unless said.",
+    ),
+    click.option("--valid-until", "until", metavar="TIME", help=f"Until when it counts, {END_HELP}"),
+)
 @signs
 @click.pass_obj
-def approve(caller: Caller, /, adapter: str, **terms: Any) -> None:
+def approve(caller: Caller, /, adapter: str, days: int | None, until: str | None, **terms: Any) -> None:
     """Sign that an adapter may answer for one unit, until a date. Shows what the signature binds first."""
-    _decide(caller, "approve", adapter, **terms)
+    _decide(caller, "approve", adapter, valid_until=_valid_until(days, until), **terms)
 
 
 @review.command("reject", example="appliance review reject clauses@1 --unit legal --meaning 'Accuracy is too low.'")
 @click.argument("adapter", metavar="NAME@VERSION")
-@_options
+@_options()
 @signs
 @click.pass_obj
 def reject(caller: Caller, /, adapter: str, **terms: Any) -> None:
-    """Sign that an adapter may not answer for one unit. A standing rejection outweighs approvals."""
+    """Sign that an adapter may not answer for one unit. A rejection outweighs approvals and has no date.
+
+    It stands until you replace it with an approval of your own.
+    """
     _decide(caller, "reject", adapter, **terms)

@@ -13,9 +13,8 @@ from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import command, group, keyed, reads, shares, signs
 from appliance.cli.support.output import plain, print_facts, print_json, print_line, print_table, say
 from appliance.cli.support.signing import receipt_value, sign_and_submit
-from appliance.errors import BadInput, Conflict
-from appliance.formats.core.timestamp import encode_time
-from appliance.formats.core.typed_time import parse_moment
+from appliance.cli.support.times import END_HELP, PAST_HELP, parse_end, parse_moment
+from appliance.errors import BadInput
 
 if TYPE_CHECKING:
     from appliance.client.questions import Step
@@ -73,7 +72,7 @@ def rollback(caller: Caller, unit: str, task: str, wanted: str | None) -> None:
 @click.argument("unit")
 @click.argument("task")
 @click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="A new folder.")
-@click.option("--until", metavar="TIME", help="At most as long as policy and approvals allow, which is the default.")
+@click.option("--until", metavar="TIME", help=f"{END_HELP} As long as policy and approvals allow it, unless given.")
 @signs
 @click.pass_obj
 def export(caller: Caller, unit: str, task: str, folder: Path, until: str | None) -> None:
@@ -82,11 +81,10 @@ def export(caller: Caller, unit: str, task: str, folder: Path, until: str | None
     There appliance.loader.load_approved checks it as the appliance does, for that unit and task alone. No revocation
     reaches it: it ends by its date.
     """
-    from appliance.client.exports import fetch_export, propose_export, write_export
+    from appliance.client.exports import check_free, fetch_export, propose_export, write_export
 
-    if folder.exists():
-        raise Conflict(f"export, {folder}: expected a new folder, got one that stands")
-    end = None if until is None else parse_moment(until, "until", datetime.now(UTC), end_of_day=True)
+    check_free(folder)
+    end = None if until is None else parse_end(until, "until", datetime.now(UTC))
     receipt = sign_and_submit(caller, propose_export(caller.reading(), caller.signer, unit, task, end))
     told, received = fetch_export(caller.reading(), receipt.order, lambda size: None)
     write_export(folder, received, caller.trust, unit=unit, task=task)
@@ -101,7 +99,17 @@ def export(caller: Caller, unit: str, task: str, folder: Path, until: str | None
 @click.pass_obj
 def history(caller: Caller, unit: str | None, task: str | None) -> None:
     """Every activation and rollback, oldest first; the last of each task is what answers."""
-    rows = [r for r in caller.reading().get("/v1/releases") if unit in (None, r["unit"]) and task in (None, r["task"])]
+    from appliance.client.people import check_unit
+    from appliance.domain.core.words import unknown_word
+
+    check_unit(caller.reading(), unit)
+    releases = caller.reading().get("/v1/releases")
+    tasks = {r["task"] for r in releases}
+    if task is not None and task not in tasks:
+        raise BadInput(unknown_word("task", task, tasks, "one that was released"))
+    rows = [r for r in releases if unit in (None, r["unit"]) and task in (None, r["task"])]
+    if not rows:
+        say("no entries")
     if caller.json:
         print_json(rows)
         return
@@ -265,7 +273,7 @@ def issue(caller: Caller, minutes: int, origin: str | None) -> None:
     metavar="FILE",
     help="This token alone: a file with it or its id; - reads it.",
 )
-@click.option("--before", metavar="TIME", help="Every token that was issued before it; `now` for all there are.")
+@click.option("--before", metavar="TIME", help=f"Every token that was issued before {PAST_HELP}")
 @click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
 @signs
 @click.pass_obj
@@ -281,7 +289,7 @@ def revoke_tokens(caller: Caller, unit: str, file: TextIO | None, before: str | 
         raise BadInput("token revoke: expected --token FILE or --before TIME, got both or neither")
     digest = None if file is None else token_digest(file.read(65_536).strip())
     now = datetime.now(UTC)
-    moment = None if before is None else encode_time(now) if before == "now" else parse_moment(before, "before", now)
+    moment = None if before is None else parse_moment(before, "before", now)
     proposal = propose_token_revocation(caller.about, caller.signer, unit, digest, moment, reason)
     what = ("token", digest) if digest else ("issued before", moment)
     _tell(caller, sign_and_submit(caller, proposal), [("unit", unit), what])

@@ -10,6 +10,7 @@ from typing import Any
 
 from appliance.client.reviews import find_release
 from appliance.client.support.door import Door
+from appliance.client.support.files import check_place
 from appliance.client.support.orders import Proposal, propose
 from appliance.domain.core.names import add_seconds, split_version
 from appliance.domain.releases.exports import ExportAdapter, ExportedAdapter, check_exported
@@ -46,7 +47,7 @@ def _latest(door: Door, adapter: str, unit: str) -> str:
     limit = add_seconds(now, int(rules["export_lifetime_s"]) - 60)
     reviews = door.get(f"/v1/adapters/{adapter}")["reviews"]
     last = {review["reviewer"]: review for review in reviews if review["unit"] == unit}
-    ends = [review["valid_until"] for review in last.values() if now < review["valid_until"]]
+    ends = [review["valid_until"] for review in last.values() if now < (review["valid_until"] or now)]
     return str(min([limit, *ends, *_witnessed(door, rules)]))
 
 
@@ -77,14 +78,21 @@ def fetch_export(door: Door, digest: str, progress: Callable[[int], None]) -> tu
     return told, ExportedAdapter(parts[0], parts[1], parts[2], files)
 
 
+def check_free(folder: Path) -> None:
+    """Asked before anything is signed, too."""
+    check_place(folder, "export")
+    if folder.exists():
+        raise Conflict(f"export, {folder}: expected a new folder, got one that stands")
+
+
 def write_export(folder: Path, received: ExportedAdapter, trust: Trust | None, *, unit: str, task: str) -> None:
     """A new folder, written once what is in it holds for the unit's task, where a trust file says what that is."""
     if trust is not None:
         check_exported(received, trust, encode_time(datetime.now(UTC)), unit=unit, task=task)
-    if folder.exists():
-        raise Conflict(f"export, {folder}: expected a new folder, got one that stands")
+    check_free(folder)
     try:
-        (folder / ADAPTER).mkdir(parents=True)
+        folder.mkdir()
+        (folder / ADAPTER).mkdir()
         beside = {PROOFS: received.proofs, STANDING: received.standing, SIGNATURE: received.signature}
         for path, data in {**beside, **{f"{ADAPTER}/{name}": data for name, data in received.files.items()}}.items():
             with open(folder / path, "xb") as file:

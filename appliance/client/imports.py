@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFoun
 
 ENDINGS = {f".{name}": name for name in FORMATS}
 _WAIT_S = 2
+_SHARE = re.compile(r"0\.[0-9]{1,12}")
+"""As `ml.data.rows` reads it."""
 
 
 @dataclass(frozen=True)

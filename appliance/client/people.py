@@ -20,6 +20,7 @@ from appliance.domain.core.credentials import (
     parse_token,
 )
 from appliance.domain.core.names import add_seconds
+from appliance.domain.core.words import unknown_word
 from appliance.domain.governance.keys import ReplaceKey, RevokeKey, RotateKey
 from appliance.domain.governance.people import Enroll
 from appliance.domain.serving.tokens import RevokeTokens
@@ -158,3 +159,10 @@ def _header(origin: str, name: str) -> dict[str, str]:
         "nonce": secrets.token_hex(16),
         "issued_at": encode_time(datetime.now(UTC)),
     }
+
+
+def check_unit(door: Door, name: str | None) -> None:
+    """BadInput where no unit of this name was ever enrolled; the nearest is named."""
+    units = [] if name is None else [row["name"] for row in door.get("/v1/principals") if "unit" in row["roles"]]
+    if name is not None and name not in units:
+        raise BadInput(unknown_word("unit", name, units, "an enrolled unit"))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.client.support.door import Door
+from appliance.client.support.files import check_place
 from appliance.client.support.log import Anchor, Proven, find_entries, read_entry
 from appliance.client.support.program import isolated
 from appliance.domain.rulebook.registry import ORDERS
@@ -59,8 +60,9 @@ def ordered_recipe(door: Door, anchor: Anchor, run: str) -> dict[str, Any]:
 
 
 def new_folder(path: Path, what: str) -> None:
+    check_place(path, what)
     try:
-        path.mkdir(parents=True)
+        path.mkdir()
     except FileExistsError:
         raise Conflict(f"{what}, {path}: expected a name that is free, got one that is taken") from None
     except OSError as error:

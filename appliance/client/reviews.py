@@ -160,7 +160,7 @@ def propose_review(
     unit: str,
     field: str,
     meaning: str,
-    valid_until: str,
+    valid_until: str | None,
 ) -> Proposal:
     values = {
         **_adapter(evidence),

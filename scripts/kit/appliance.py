@@ -391,7 +391,7 @@ class Appliance:
             "unit": unit,
             "field": ROLES.get(who, "reviewer:privacy").partition(":")[2] or "privacy",
             "meaning": meaning.commitment,
-            "valid_until": add_seconds(self.now(), 30 * 86_400),
+            "valid_until": None if changes.get("decision") == "reject" else add_seconds(self.now(), 30 * 86_400),
             **self.on(name),
             **self.terms(who),
             **changes,

@@ -583,7 +583,7 @@ class LogBuilder:
             "unit": "legal",
             "field": field,
             "meaning": self.text("I have examined this adapter."),
-            "valid_until": add_seconds(self.now, 86_400),
+            "valid_until": None if fields.get("decision") == "reject" else add_seconds(self.now, 86_400),
         }
         return self.order(Review, signer, **standing | fields)
 

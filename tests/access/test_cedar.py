@@ -174,7 +174,7 @@ SEEN = [
     ("replay", 'principal in Role::"auditor" && context.from_step == 0 && context.to_step == 2'),
     ("review", 'principal in Role::"reviewer" && principal in Role::"reviewer:privacy"'),
     ("review", 'context.unit == "legal" && context.field == "privacy" && context.decision == "approve"'),
-    ("review", 'context.valid_until.durationSince(context.now) == duration("1d")'),
+    ("review", 'context has valid_until && context.valid_until.durationSince(context.now) == duration("1d")'),
     ("review", 'resource.dataset.classification == "internal" && resource.ordered_by == Principal::"olga"'),
     ("activate", 'context.unit == "legal" && context.task == "labels" && resource == Adapter::"clauses@1"'),
     ("activate", 'principal in Role::"release-owner" && principal in Role::"release-owner:legal"'),
@@ -194,6 +194,17 @@ SEEN = [
     ("adopt-policy", "resource.digest like \"sha256:*\""),
     ("train", 'context.now > datetime("2026-01-15T00:00:00Z") && context.now < datetime("2026-01-16T00:00:00Z")'),
 ]  # fmt: skip
+
+
+def test_a_policy_sees_that_a_rejection_has_no_date() -> None:
+    site = stage("sealed")
+    forbid = '@id("dated") forbid (principal, action == Action::"review", resource) when { context has valid_until };'
+    rejection = site.review_order("rita", "privacy", decision="reject")
+    assert decide(site, rejection, PERMIT + forbid) == ()
+    assert decide(site, site.review_order("rita", "privacy"), PERMIT + forbid) != ()
+    unasked = forbid.replace("context has valid_until", "context.valid_until < context.now")
+    with pytest.raises(BadInput, match="expected them to fit the schema"):
+        SitePolicies(policy(PERMIT + unasked))
 
 
 @pytest.mark.family(keep=12)

@@ -311,6 +311,7 @@ def test_a_decision_without_a_meaning_is_not_signed_where_nobody_is_asked(
         (("--valid-days", "3", "--valid-until", "2027-01-01"), "got both"),
         (("--valid-until", "2027-02-30"), "expected a day that exists"),
         (("--valid-until", "2020-01-01"), "expected a time after"),
+        (("--valid-until", "9000d"), "expected at most"),
         (("--field", "law"), "expected rita to be reviewer:law"),
         (("--meaning", " "), "got an empty text"),
         (("--unit", "nobody"), "unit: expected an enrolled one"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from appliance.client.support import files
-from appliance.errors import Unavailable
+from appliance.errors import BadInput, Unavailable
 
 
 def full(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +40,13 @@ def test_a_full_disk_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    for write in (files.write_new, files.replace_private):
-        with pytest.raises(Unavailable, match=r"^proof, "):
-            write(tmp_path / "file" / "below" / "proof", b"bytes", "proof")
+    with pytest.raises(Unavailable, match=r"^proof, "):
+        files.replace_private(tmp_path / "file" / "below" / "proof", b"bytes", "proof")
+
+
+def test_a_new_file_is_not_written_to_a_folder_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(
+        BadInput, match=r"^proof, .*: expected the folder .*/missing to write to, got none; type: mkdir"
+    ):
+        files.write_new(tmp_path / "missing" / "proof", b"bytes", "proof")
+    assert list(tmp_path.iterdir()) == []

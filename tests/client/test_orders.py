@@ -12,13 +12,14 @@ from appliance.domain.core.names import encode_value
 from appliance.domain.core.order import Order
 from appliance.domain.governance.people import Enroll, Grant, RevokePrincipal
 from appliance.domain.governance.policies import AdoptPolicy
+from appliance.domain.releases.reviews import Review
 from appliance.domain.rulebook.registry import VERBS
 from appliance.domain.runs.cancellation import Cancel
 from appliance.errors import BadInput, Conflict, Denied, NotAuthenticated, Tampered
 from appliance.formats.core.commitment import commit
 from appliance.formats.core.timestamp import parse_time
 from appliance.formats.signatures.keys import generate_ed25519
-from scripts.kit.log_builder import ORIGIN, b64, policy_digest
+from scripts.kit.log_builder import ORIGIN, b64, policy_digest, stage
 from tests.client.conftest import Office
 from tests.kit.founded import policy_set
 
@@ -155,7 +156,16 @@ def test_what_is_shown_holds_every_value_of_the_order_and_the_text_behind_each_c
 
 
 def test_every_verb_says_what_its_signature_means() -> None:
-    assert all(row.meaning.endswith(".") for row in VERBS.values())
+    rows = [row for row in VERBS.values() if row.order != Review]
+    assert all(isinstance(row.meaning, str) and row.meaning.endswith(".") for row in rows)
+
+
+def test_a_rejections_meaning_names_no_date() -> None:
+    site = stage("sealed")
+    approval, rejection = (site.review_order("rita", "privacy", decision=how) for how in ("approve", "reject"))
+    assert "until this date" in VERBS["review"].means(approval)
+    assert VERBS["review"].means(rejection).endswith("It stands until you replace it.")
+    assert "date" not in VERBS["review"].means(rejection)
 
 
 def _pending(office: Office) -> None:

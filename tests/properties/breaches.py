@@ -29,7 +29,7 @@ from appliance.domain.governance.people import (
 )
 from appliance.domain.governance.policies import AdoptPolicy, PolicyAdopted
 from appliance.domain.governance.rules import RaiseRules, RulesRaised
-from appliance.domain.governance.sessions import SessionOpened
+from appliance.domain.governance.sessions import AuthRefused, SessionOpened
 from appliance.domain.operations.integrity import ArtifactsChecked
 from appliance.domain.releases.activations import Activate, ReleaseRolledBack, RollBack
 from appliance.domain.releases.adapters import AdapterQuarantined, AdapterRevoked, RevokeAdapter
@@ -220,13 +220,14 @@ TYPES: dict[str, Breach] = {
     "hold.lifted": ("staffed", lambda s: s.ordered(
         HoldLifted(policy=s.in_force), s.order(LiftHold, "anna", subject="unit:legal"))),
     "checkpoint.cosigned": ("staffed", cosigned),
+    "auth.refused": ("staffed", lambda s: s.add(
+        AuthRefused(count=1, since=s.now, principals=("nobody",), keys=()))),
 }  # fmt: skip
 
 WITHOUT_A_RULE = {
     "heartbeat",
     "service.started",
     "service.stopped",
-    "auth.refused",
     "admission.refused",
     "request.refused",
 }

@@ -4,21 +4,53 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from appliance.domain.core.credentials import SessionStatement, encode_credential
+from appliance.domain.core.entry import parse_entry
 from appliance.errors import NotAuthenticated, TooMany, Unavailable
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.signatures.dsse import encode_envelope, sign_envelope
 from appliance.formats.signatures.keys import generate_ed25519
 from appliance.web.core import auth
 from appliance.web.core.auth import Doorkeeper
-from appliance.workflows.governance.sessions import Refusals
-from scripts.kit.log_builder import stage
+from appliance.workflows.governance.sessions import Refusals, beat
+from scripts.kit.log_builder import ORIGIN, stage
 from tests.kit.ahead import DAY_S, reset_clock, run_ahead
+from tests.kit.service import running
+
+
+def test_an_attempt_that_was_refused_is_recorded_with_whom_and_which_key_it_claimed(home: Path) -> None:
+    with running("staffed", home) as service:
+        context, site = service.context, service.site
+        for name, key in (
+            ("rita", generate_ed25519()),
+            ("mallory", site.keys["olga"]),
+            ("mallory", generate_ed25519()),
+        ):
+            nonce = service.door.challenge()
+            now = datetime.now(UTC)
+            statement = SessionStatement(
+                origin=ORIGIN,
+                signer=name,
+                nonce=nonce,
+                issued_at=encode_time(now),
+                expires_at=encode_time(now + timedelta(seconds=600)),
+            )
+            with pytest.raises(NotAuthenticated) as refused:
+                service.door.open_session(encode_envelope(sign_envelope(encode_credential(statement), key)), "unix")
+            service.door.count(None, refused.value)
+        with service.door.counted() as refusals:
+            beat(context, refusals)
+        ((_, data),) = context.ledger.find(types=["auth.refused"])
+        entry = parse_entry(data)
+        assert entry.body["count"] == 3
+        assert (entry.body["principals"], entry.body["keys"]) == (["rita"], [site.keys["olga"].keyid])
+        assert "mallory" not in str(entry)
 
 
 def test_refusals_that_could_not_be_recorded_are_counted_on() -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pytest
 
 from appliance.access import cedar
-from appliance.access.samples import SAMPLES
+from appliance.access.samples import PROBES
 from appliance.domain.core.entry import Draft, Entry, parse_entry
 from appliance.domain.core.names import NO_DIGEST, encode_value
 from appliance.domain.core.order import Order
@@ -384,8 +384,8 @@ def test_a_set_that_was_ordered_under_an_earlier_release_is_not_adopted_under_th
 ) -> None:
     desk = found(policy())
     with monkeypatch.context() as earlier:
-        known = {verb: request for verb, request in SAMPLES.items() if verb != "revoke-tokens"}
-        earlier.setattr(cedar, "SAMPLES", known)
+        known = tuple(request for request in PROBES if request.verb != "revoke-tokens")
+        earlier.setattr(cedar, "PROBES", known)
         pending = desk.propose(policy(schema=OLDER))
     with pytest.raises(BadInput, match="action revoke-tokens: expected it to take a sample request"):
         desk.endorse(pending)

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +19,23 @@ from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import group, reads
 from appliance.cli.support.output import plain, print_bytes, print_facts, print_json, print_line, print_table, say
 from appliance.cli.support.progress import show_bytes
+from appliance.cli.support.reviews import decision_of
+from appliance.cli.support.times import PAST_HELP, parse_moment
 from appliance.errors import BadInput, Tampered, Unavailable
-from appliance.formats.core.typed_time import parse_moment
 
 if TYPE_CHECKING:
     from appliance.client.support.log import Proven
     from appliance.domain.core.entry import Entry
+
+    Told = tuple[Entry, dict[str, Any] | None]
+    """An entry, and what is told of it where it is a review."""
 
 OUTCOMES = ("success", "failure", "denied", "pending", "interrupted")
 TABLE = 200
 """Entries that a table shows unless it is told otherwise: it is written for a person."""
 
 _COLUMNS = ("index", "time", "type", "actor", "source", "outcome", "subjects", "prev", "leaf")
+_REVIEW_COLUMNS = ("decision", "unit", "field", "state", "superseded_by", "valid_until")
 
 
 @group("ledger", example="appliance ledger log --since 7d --outcome denied")
@@ -55,8 +60,8 @@ def ledger() -> None:
 )
 @click.option("--unit", metavar="NAME", help="The business unit that it is about.")
 @click.option("--outcome", type=click.Choice(OUTCOMES), help="How it ended.")
-@click.option("--since", metavar="TIME", help="2026-11-24, a whole time in UTC, or 90m, 2h, 7d, 4w ago.")
-@click.option("--until", metavar="TIME", help="The same; a date counts to its end.")
+@click.option("--since", metavar="TIME", help=f"From this time on: {PAST_HELP}")
+@click.option("--until", metavar="TIME", help="Up to this time, in the same words; a date counts to its end.")
 @click.option("--after", type=click.IntRange(0), metavar="ENTRY", help="Entries behind this one.")
 @click.option("--before", type=click.IntRange(0), metavar="ENTRY", help="Entries ahead of this one.")
 @click.option(
@@ -69,7 +74,8 @@ def ledger() -> None:
 def log(caller: Caller, /, as_csv: bool, limit: int | None, last: int | None, **filters: Any) -> None:
     """List entries. Every filter that is given must fit. With --json one entry a line.
 
-    What a limit cuts off is said, with the option that goes on.
+    A review's decision and what it counts for now are shown beside it, as the service tells them; `ledger show` proves
+    the decision. What a limit cuts off is said, with the option that goes on.
     """
     if as_csv and caller.json:
         raise BadInput("log: expected --csv or --json, got both")
@@ -77,17 +83,25 @@ def log(caller: Caller, /, as_csv: bool, limit: int | None, last: int | None, **
         raise BadInput("log: expected --limit or --last, got both")
     if limit is None and last is None and not as_csv and not caller.json:
         limit = TABLE
-    entries: Iterable[Entry] = _pages(_find(caller, limit=limit, last=last, **filters), limit, last)
+    entries: Iterable[Told] = _pages(_begin(_find(caller, limit=limit, last=last, **filters)), limit, last)
     if as_csv:
         _print_csv(entries)
     elif caller.json:
-        for entry in entries:
-            print_line(json.dumps(_value(entry), ensure_ascii=False, sort_keys=True))
+        for entry, review in entries:
+            value = _value(entry) if review is None else {**_value(entry), "review": review}
+            print_line(json.dumps(value, ensure_ascii=False, sort_keys=True))
     else:
-        print_table(
-            ("entry", "time", "type", "actor", "outcome", "subjects"),
-            [(e.index, e.time, e.type, e.actor, e.outcome, _subjects(e)) for e in entries],
-        )
+        _print_log(list(entries))
+
+
+def _print_log(entries: list[Told]) -> None:
+    """With a column for what reviews decided where one is among them."""
+    headers = ["entry", "time", "type", "actor", "outcome", "subjects"]
+    rows: list[list[object]] = [[e.index, e.time, e.type, e.actor, e.outcome, _subjects(e)] for e, _ in entries]
+    if any(review is not None for _, review in entries):
+        headers.append("decision")
+        rows = [[*row, None if r is None else decision_of(r)] for row, (_, r) in zip(rows, entries, strict=True)]
+    print_table(headers, rows)
 
 
 def _find(
@@ -101,12 +115,18 @@ def _find(
     types: tuple[str, ...],
     subjects: tuple[str, ...],
     **filters: str | None,
-) -> Iterator[Entry]:
+) -> Iterator[Told]:
     """Forwards, or with `last` backwards from the end; one entry more than asked for shows whether there are more."""
-    from appliance.client.support.log import PAGE, find_entries
+    from appliance.client.support.log import PAGE, find_told
 
     now, wanted = datetime.now(UTC), limit or last
-    return find_entries(
+    first = None if since is None else parse_moment(since, "since", now)
+    end = None if until is None else parse_moment(until, "until", now, end_of_day=True)
+    if first is not None and end is not None and first > end:
+        raise BadInput(f"log, since: expected a time before --until, got {first}, which is after {end}")
+    if after is not None and before is not None and after >= before:
+        raise BadInput(f"log, after: expected an entry before --before, got {after}, which is not before {before}")
+    return find_told(
         caller.reading(),
         after=after,
         before=before,
@@ -114,25 +134,35 @@ def _find(
         page=PAGE if wanted is None else wanted + 1,
         type=types,
         subject=subjects,
-        since=None if since is None else parse_moment(since, "since", now),
-        until=None if until is None else parse_moment(until, "until", now, end_of_day=True),
+        strict=True,
+        since=first,
+        until=end,
         **filters,
     )
 
 
-def _pages(entries: Iterator[Entry], limit: int | None, last: int | None) -> Iterator[Entry]:
+def _begin(entries: Iterator[Told]) -> Iterator[Told]:
+    """The same, once the first was found: what is refused is refused before anything is printed."""
+    first = next(entries, None)
+    if first is None:
+        say("no entries")
+        return entries
+    return chain((first,), entries)
+
+
+def _pages(entries: Iterator[Told], limit: int | None, last: int | None) -> Iterator[Told]:
     """The entries in the log's order, up to the limit; then how to go on where it cut them off."""
     if last is not None:
         found = list(islice(entries, last))
         yield from reversed(found)
         if next(entries, None) is not None:
-            say(f"There are more before them. Go on with: --before {found[-1].index} --last {last}")
+            say(f"There are more before them. Go on with: --before {found[-1][0].index} --last {last}")
         return
-    entry = None
-    for entry in islice(entries, limit):
-        yield entry
-    if limit is not None and entry is not None and next(entries, None) is not None:
-        say(f"There are more. Go on with: --after {entry.index}, or with --json or --csv for all of them.")
+    told = None
+    for told in islice(entries, limit):
+        yield told
+    if limit is not None and told is not None and next(entries, None) is not None:
+        say(f"There are more. Go on with: --after {told[0].index}, or with --json or --csv for all of them.")
 
 
 def _subjects(entry: Entry) -> str:
@@ -144,12 +174,14 @@ def _value(entry: Entry) -> dict[str, Any]:
     return {**entry.model_dump(mode="json"), "leaf": f"sha256:{entry.leaf.hex()}"}
 
 
-def _print_csv(entries: Iterable[Entry]) -> None:
+def _print_csv(entries: Iterable[Told]) -> None:
+    """The columns of reviews are empty for every other entry."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for entry in entries:
+    writer.writerow((*_COLUMNS, *_REVIEW_COLUMNS))
+    for entry, review in entries:
         value = {**_value(entry), "subjects": " ".join(entry.subjects)}
-        writer.writerow([value[column] for column in _COLUMNS])
+        told = review or {}
+        writer.writerow([*(value[column] for column in _COLUMNS), *(told.get(column) for column in _REVIEW_COLUMNS)])
 
 
 @ledger.command("show", example="appliance ledger show 12\nappliance ledger show 12 --document order > order.json")

@@ -12,10 +12,12 @@ import click
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import command, reads
 from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
-from appliance.formats.core.typed_time import parse_point
+from appliance.cli.support.times import PAST_HELP, parse_point
 
 _AT = click.option(
-    "--at", metavar="MOMENT", help="An entry's number or a time, as for --until; now, unless it is given."
+    "--at",
+    metavar="MOMENT",
+    help=f"An entry's number, or a time: {PAST_HELP} A date counts to its end. Now, unless it is given.",
 )
 _MOST_CHARACTERS = 100
 
@@ -40,8 +42,10 @@ def could_load(caller: Caller, unit: str, at: str | None) -> None:
     speaks for or against a released adapter is proved to be in the log before it is printed. That none was left out
     shows when the log is verified: `ledger verify`, or `appliance-verify` on an export.
     """
+    from appliance.client.people import check_unit
     from appliance.client.questions import could_load as ask
 
+    check_unit(caller.reading(), unit)
     proved = ask(caller.reading(), caller.anchor, unit, _moment(at))
     if caller.json:
         print_json(proved.answer)
@@ -101,10 +105,11 @@ def _candidate(candidate: dict[str, Any], names: dict[str, str], times: dict[int
         printed = names.get(review["printed_name"] or "")
         when = f", {times[review['entry']]}" if review["entry"] in times else ""
         who = review["reviewer"] if printed is None else f"{review['reviewer']} ({printed})"
+        until = "" if review["valid_until"] is None else f", until {review['valid_until']}"
         counted = "" if review["against"] is None else f"\ncounted no more: {review['against']}"
         yield (
             {"approve": "approved", "reject": "rejected"}[review["decision"]],
-            f"entry {review['entry']}{when}, by {who}, for {review['field']}, until {review['valid_until']}{counted}",
+            f"entry {review['entry']}{when}, by {who}, for {review['field']}{until}{counted}",
         )
     for reason in candidate["reasons"]:
         yield "against it", reason

@@ -73,6 +73,9 @@ def replay(caller: Caller, name: str, first: int, last: int, wait: bool) -> None
     if not wait:
         print_json(receipt_value(receipt)) if caller.json else print_facts([("order", receipt.order)])
         return
+    caller.go_on = (
+        f"the replay goes on; look for its verdict with: appliance ledger log --subject order:{receipt.order}"
+    )
     meter = Meter("trains", last - first, "steps")
 
     def told(state: dict[str, Any]) -> None:

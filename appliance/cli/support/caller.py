@@ -39,6 +39,12 @@ class Caller:
     trust_file: Path | None = None
     json: bool = False
     yes: bool = False
+    sending: str | None = None
+    """The order whose answer is awaited."""
+    signed: list[str] = field(default_factory=list)
+    """What was recorded of this person's orders, for who leaves before the end."""
+    go_on: str | None = None
+    """What goes on without this command, and how to see its end."""
     _closing: list[Callable[[], None]] = field(default_factory=list)
 
     @cached_property
@@ -62,6 +68,12 @@ class Caller:
 
     @property
     def about(self) -> About:
+        """What the service says of itself: of the appliance that the trust file is of, where one is given.
+
+        Every command asks for it first, so that none prints what another appliance answers.
+        """
+        if self.trust_file is not None:
+            _ = self.anchor
         return self.door.about
 
     @cached_property
@@ -93,11 +105,13 @@ class Caller:
         """The log that everything is proved against."""
         from appliance.client.support.log import anchor_of
 
-        if self.trust is not None and self.about.log_key != self.trust.log_key:
+        about = self.door.about
+        if self.trust is not None and about.log_key != self.trust.log_key:
             from appliance.client.support.succession import follow
 
-            return follow(self.reading(), self.about, self.trust)
-        return anchor_of(self.about, self.trust)
+            self.door.bearer = self.session
+            return follow(self.door, about, self.trust)
+        return anchor_of(about, self.trust)
 
     @property
     def signer(self) -> str:
@@ -145,6 +159,15 @@ class Caller:
         if not is_interactive():
             raise BadInput("confirmation: expected --yes, since there is no terminal to ask at, got none")
         click.confirm(question, abort=True, err=True)
+
+    def interrupted(self) -> str:
+        """What is true when a person leaves: nothing, or what was signed by then."""
+        told = [f"what you signed stays recorded: {', '.join(self.signed)}"] if self.signed else []
+        if self.sending is not None:
+            look = "look with: appliance ledger log --last 5"
+            told.append(f"whether the order {self.sending[:19]} was recorded is not known: {look}")
+        told += [] if self.go_on is None else [self.go_on]
+        return "; ".join(["stopped by you", *(told or ["nothing was signed"])])
 
     def close(self) -> None:
         while self._closing:

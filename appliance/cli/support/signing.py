@@ -40,7 +40,10 @@ def sign_all(
     receipts = []
     for proposal in proposals:
         signed = orders.sign(proposal, key)
+        caller.sending = signed.digest
         receipt = orders.submit(caller.door, signed, caller.anchor.log_key, successor=successor)
+        caller.sending = None
+        caller.signed.append(f"{receipt.type}, entry {receipt.index}")
         say(f"signed: {receipt.type} is entry {receipt.index} of the log ({receipt.outcome}).")
         receipts.append(receipt)
     return receipts
@@ -53,7 +56,7 @@ def show_proposal(proposal: Proposal, title: str = "You are about to sign:") -> 
 
     say("", title, "")
     print_facts([(f"  {label}", value) for label, value in orders.describe(proposal)], err=True)
-    say("", f"  What it means: {VERBS[proposal.order.verb].meaning}", "")
+    say("", f"  What it means: {VERBS[proposal.order.verb].means(proposal.order)}", "")
 
 
 def tell(caller: Caller, receipt: Receipt, done: str, then: Iterable[str] = (), *, second: str | None = None) -> None:

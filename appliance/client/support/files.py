@@ -44,10 +44,17 @@ def read_file(path: Path, what: str, limit: int) -> bytes:
         raise Unavailable(f"{what}, {path}: expected it to be readable, got {error.strerror}") from None
 
 
+def check_place(path: Path, what: str) -> None:
+    """BadInput where the folder around it is missing: none is made for a path that a person may have mistyped."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise BadInput(f"{what}, {path}: expected the folder {folder} to write to, got none; type: mkdir -p {folder}")
+
+
 def write_new(path: Path, data: bytes, what: str, mode: int = PRIVATE) -> None:
-    """Writes a file that was not there before, durably; Conflict where there is one."""
+    """Writes a file that was not there before, durably; Conflict where there is one, BadInput without its folder."""
+    check_place(path, what)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     except FileExistsError:
         raise Conflict(f"{what}, {path}: expected a name that is free, got an existing file") from None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.client.support.door import LONG_TIMEOUT_S, About, Door, Parameter
-from appliance.client.support.files import read_file
+from appliance.client.support.files import check_place, read_file
 from appliance.domain.core.entry import Entry, parse_entry
 from appliance.errors import BadInput, Conflict, NotFound, Tampered, Unavailable
 from appliance.formats.core.commitment import Disclosure, parse_disclosure_value, verify_disclosure
@@ -70,7 +70,10 @@ def anchor_of(about: About, trust: Trust | None) -> Anchor:
     expected, got = (trust.origin, trust.log_key, trust.genesis), (about.origin, about.log_key, about.genesis)
     for what, kept, told in zip(("origin", "log key", "first entry"), expected, got, strict=True):
         if kept != told:
-            raise Tampered(f"trust file, {what}: expected {kept}, got a service that says {told}", code="trust")
+            raise Tampered(
+                f"trust file, {what}: expected {kept}, got a service that says {told}; is it another appliance's?",
+                code="trust",
+            )
     return Anchor(trust.origin, trust.log_key, trust.genesis, "the trust file")
 
 
@@ -112,21 +115,33 @@ def adapter_key(door: Door, anchor: Anchor) -> bytes:
     return parse_base64(body.adapter_key, "entry 0, adapter key")
 
 
-def find_entries(
+def find_entries(door: Door, **wanted: Any) -> Iterator[Entry]:
+    """Every entry that fits, in the log's order or with `newest` backwards from its end, page by page."""
+    return (entry for entry, _ in find_told(door, **wanted))
+
+
+def find_told(
     door: Door,
     *,
     after: int | None = None,
     before: int | None = None,
     newest: bool = False,
     page: int = PAGE,
+    strict: bool = False,
     **filters: Parameter | None,
-) -> Iterator[Entry]:
-    """Every entry that fits, in the log's order or with `newest` backwards from its end, page by page."""
+) -> Iterator[tuple[Entry, dict[str, Any] | None]]:
+    """The same, each with what the service says of it where it is a review: its decision, and what that counts for.
+
+    `strict`: BadInput where a filter's word is not known, before anything is told.
+    """
     while True:
         bounds: dict[str, int | None] = {"after": after, "before": before, "limit": min(page, PAGE)}
         answer = door.get("/v1/ledger", newest="true" if newest else None, **bounds, **filters)
+        if strict and answer["unknown"]:
+            raise BadInput(f"log, {'; '.join(answer['unknown'])}")
         for row in answer["entries"]:
-            yield parse_entry(parse_base64(row["bytes"], "entry"))
+            entry = parse_entry(parse_base64(row["bytes"], "entry"))
+            yield entry, answer["reviews"].get(str(entry.index))
         if answer["next"] is None:
             return
         after, before = (after, answer["next"]) if newest else (answer["next"], before)
@@ -134,6 +149,7 @@ def find_entries(
 
 def export(door: Door, path: Path) -> tuple[str, int]:
     """Writes the whole log to a new file, under its name only once it is complete. Digest and bytes."""
+    check_place(path, "export")
     if path.exists():
         raise Conflict(f"export, {path}: expected a name that is free, got an existing file")
     part = path.with_name(f".{path.name}.part")

@@ -9,7 +9,7 @@ from typing import ClassVar, TypeVar
 
 from pydantic import Field
 
-from appliance.domain.core.names import Base64, Digest, Identifier, Time, Value, encode_value, parse_value
+from appliance.domain.core.names import Base64, Digest, Identifier, Nonce, Time, Value, encode_value, parse_value
 from appliance.errors import BadInput, NotAuthenticated
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.digest import digest_bytes
@@ -25,7 +25,7 @@ class Credential(Value):
 
     origin: str = Field(max_length=255)
     signer: Identifier
-    nonce: str = Field(pattern=r"^[0-9a-f]{32}$")
+    nonce: Nonce
     issued_at: Time
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from typing import Annotated, Any, TypeVar
 
@@ -15,6 +14,7 @@ from pydantic import (
     ValidationError,
 )
 
+from appliance.domain.core.words import form, problems
 from appliance.errors import BadInput
 from appliance.formats.core.canonical import MAX_DEPTH, MAX_INTEGER, encode_canonical, ordered
 from appliance.formats.core.fields import parse_base64
@@ -25,17 +25,19 @@ NO_DIGEST = "sha256:" + "0" * 64
 SERVICE = "service"
 """The actor of what the appliance does by itself, and nobody's name."""
 
-Identifier = Annotated[str, StringConstraints(pattern=rf"^{IDENTIFIER}$")]
+_NAME = "lower-case letters, digits and hyphens, at most 63, beginning and ending with a letter or digit"
+
+Identifier = Annotated[str, form(rf"^{IDENTIFIER}$", _NAME)]
 """A name people type: a principal, base, dataset, adapter, unit, task or field."""
 
-VersionedName = Annotated[str, StringConstraints(pattern=rf"^{IDENTIFIER}@[1-9][0-9]{{0,8}}$")]
+VersionedName = Annotated[str, form(rf"^{IDENTIFIER}@[1-9][0-9]{{0,8}}$", "NAME@VERSION such as clauses@1")]
 """`NAME@VERSION`, versions counted from 1."""
 
-RunId = Annotated[str, StringConstraints(pattern=r"^r-[0-9]{6,}$")]
+RunId = Annotated[str, form(r"^r-[0-9]{6,}$", "a run such as r-000001")]
 
-Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+Digest = Annotated[str, form(r"^sha256:[0-9a-f]{64}$", "a digest: sha256: and 64 hexadecimal digits")]
 
-Commitment = Annotated[str, StringConstraints(pattern=r"^hmac-sha256:[0-9a-f]{64}$")]
+Commitment = Annotated[str, form(r"^hmac-sha256:[0-9a-f]{64}$", "a commitment: hmac-sha256: and 64 hexadecimal digits")]
 """Binds a text without showing it (formats.commitment); text and salt travel beside and can be erased."""
 
 
@@ -48,18 +50,27 @@ def _check_time(text: str) -> str:
 
 Time = Annotated[
     str,
-    StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$"),
+    form(
+        r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$",
+        "a time such as 2026-11-24T10:30:00.000Z",
+    ),
     AfterValidator(_check_time),
 ]
 """UTC to the millisecond, a time that exists; of constant width, so that text order is time order."""
 
-Token = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}$")]
+Token = Annotated[
+    str,
+    form(
+        r"^[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}$",
+        "one word of at most 64 letters, digits and . + _ -, such as Apache-2.0",
+    ),
+]
 """A word of a closed vocabulary of others: an SPDX licence, a classification."""
 
-Decimal = Annotated[str, StringConstraints(pattern=r"^(?:0|[1-9][0-9]{0,8})\.[0-9]{1,12}$")]
+Decimal = Annotated[str, form(r"^(?:0|[1-9][0-9]{0,8})\.[0-9]{1,12}$", "a decimal fraction such as 0.2")]
 """A non-negative decimal fraction in text, since nothing signed holds a float (RFC 8785)."""
 
-SignedDecimal = Annotated[str, StringConstraints(pattern=r"^-?(?:0|[1-9][0-9]{0,8})\.[0-9]{1,17}$")]
+SignedDecimal = Annotated[str, form(r"^-?(?:0|[1-9][0-9]{0,8})\.[0-9]{1,17}$", "a decimal fraction such as -0.2")]
 
 
 def _check_base64(text: str) -> str:
@@ -70,13 +81,17 @@ def _check_base64(text: str) -> str:
     return text
 
 
+Nonce = Annotated[str, form(r"^[0-9a-f]{32}$", "32 hexadecimal digits")]
+
 Base64 = Annotated[str, StringConstraints(min_length=1, max_length=16384), AfterValidator(_check_base64)]
 """Standard base64 in its one spelling, so that whoever decodes it later cannot fail."""
 
 Role = Annotated[
     str,
-    StringConstraints(
-        pattern=rf"^(?:administrator|operator|auditor|unit|reviewer:{IDENTIFIER}|release-owner:{IDENTIFIER})$"
+    form(
+        rf"^(?:administrator|operator|auditor|unit|reviewer:{IDENTIFIER}|release-owner:{IDENTIFIER})$",
+        "administrator, operator, auditor, unit, reviewer:FIELD such as reviewer:privacy, "
+        "or release-owner:UNIT such as release-owner:legal",
     ),
 ]
 """What a principal may do; a reviewer's field and a release owner's unit stand behind the colon."""
@@ -152,55 +167,13 @@ def parse_value(model: type[V], data: bytes, what: str) -> V:
     return value
 
 
-_FORMS = {
-    rf"^{IDENTIFIER}$": "a name of a to z, 0 to 9 and hyphens between them, 63 characters at most",
-    rf"^{IDENTIFIER}@[1-9][0-9]{{0,8}}$": "a name and a version, such as clauses@1",
-    r"^r-[0-9]{6,}$": "a run such as r-000001",
-    r"^[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}$": "a word of letters, digits and . + _ -, such as Apache-2.0 or internal",
-    r"^(?:0|[1-9][0-9]{0,8})\.[0-9]{1,12}$": "a decimal fraction such as 0.2",
-    rf"^(?:administrator|operator|auditor|unit|reviewer:{IDENTIFIER}|release-owner:{IDENTIFIER})$": (
-        "administrator, operator, auditor, unit, reviewer:FIELD or release-owner:UNIT"
-    ),
-}
-"""What people are told in place of a pattern that they type against."""
-
-
-def say_expected(item: Any) -> str:
-    """What one of pydantic's errors expected, for people."""
-    if item["type"] == "string_pattern_mismatch" and item["ctx"]["pattern"] in _FORMS:
-        return _FORMS[item["ctx"]["pattern"]]
-    return str(item["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
-
-
 def list_problems(error: ValidationError) -> list[str]:
-    """Each of a pydantic error's findings: where, what was expected, what was got; in place of a pattern its words."""
-    parts = []
-    items = error.errors(include_url=False)
-    for item in items:
-        if any(
-            len(other["loc"]) > len(item["loc"]) > 0 and other["loc"][: len(item["loc"])] == item["loc"]
-            for other in items
-        ):
-            continue  # what is wrong inside says more: a list whose one item is wrong is no empty list
-        where = ".".join(str(step) for step in item["loc"]) or "value"
-        got = item.get("input")
-        shown = repr(got) if isinstance(got, str | int | bool | float) or got is None else type(got).__name__
-        pattern = item["type"] == "string_pattern_mismatch" and item["ctx"]["pattern"] in _FORMS
-        said = f"expected {say_expected(item)}" if pattern else item["msg"]
-        parts.append(f"{where}: {said}, got {shown[:120]}{_suggest(item) if pattern else ''}")
-    return parts
-
-
-def _suggest(item: Any) -> str:
-    """The name that somebody may have meant, where there is one in what was typed."""
-    typed = str(item["input"])
-    near = re.sub(r"[^a-z0-9]+", "-", typed.lower())[:63].strip("-")
-    fits = re.fullmatch(IDENTIFIER, near) is not None and item["ctx"]["pattern"] == rf"^{IDENTIFIER}$"
-    return f"; did you mean {near!r}?" if fits else ""
+    """Each of a pydantic error's findings in plain words: where, what was expected, what was got."""
+    return list(problems(dict(item) for item in error.errors(include_url=False)))
 
 
 def explain(error: ValidationError) -> str:
-    """A pydantic error as one line."""
+    """The same as one line."""
     return "; ".join(list_problems(error))
 
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from appliance.domain.core.names import Commitment, Identifier, Time, Value, encode_value, parse_value
+from appliance.domain.core.names import Commitment, Identifier, Nonce, Time, Value, encode_value, parse_value
 from appliance.errors import BadInput
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.digest import digest_bytes
@@ -39,7 +39,7 @@ class Order(Value):
 
     origin: str = Field(max_length=255, description="the log this order is for")
     signer: Identifier
-    nonce: str = Field(pattern=r"^[0-9a-f]{32}$")
+    nonce: Nonce
     issued_at: Time
     expires_at: Time
     reason: Commitment | None = Field(default=None, description="why, in the signer's words")

@@ -183,7 +183,8 @@ class ReviewRecord:
     field: str
     unit: str
     decision: Literal["approve", "reject"]
-    valid_until: Time
+    valid_until: Time | None
+    """None of a rejection."""
 
 
 class Adapter(Value):

@@ -32,11 +32,15 @@ def authenticate(state: State, envelope: Envelope, signer: str, now: Time) -> Ke
 
     The message never tells an outsider whether the principal exists.
     """
-    key = _key_of(state, envelope, signer)
-    principal = state.principals.get(signer)
-    if principal is None or principal.revoked is not None or not key.stands(now):
-        raise NotAuthenticated(f"signature by {signer}: expected a standing key, got {key.keyid}, which has ended")
-    _verify(envelope, key)
+    try:
+        key = _key_of(state, envelope, signer)
+        principal = state.principals.get(signer)
+        if principal is None or principal.revoked is not None or not key.stands(now):
+            raise NotAuthenticated(f"signature by {signer}: expected a standing key, got {key.keyid}, which has ended")
+        _verify(envelope, key)
+    except NotAuthenticated as error:
+        error.claimed = (signer, envelope.signatures[0].keyid)
+        raise
     return key
 
 
@@ -213,7 +217,9 @@ def _check_credential(
         check_since_reset(what, credential.issued_at, state)
         check_lifetime(what, credential.issued_at, expires, now, state, limit_s)
     except Denied as error:
-        raise NotAuthenticated(error.message, code=error.code) from None
+        refused = NotAuthenticated(error.message, code=error.code)
+        refused.claimed = (credential.signer, key.keyid)
+        raise refused from None
     principal = state.principals.get(credential.signer)
     if principal is None:
         raise NotAuthenticated(f"{what}: expected an enrolled principal")

@@ -39,8 +39,9 @@ class Verb:
 
     order: type[Order]
     may: Invariant
-    meaning: str
-    """What the signature means, as the signer is told before signing (21 CFR 11.50)."""
+    meaning: str | Callable[[Any], str]
+    """What the signature means, as the signer is told before signing (21 CFR 11.50); of the order where it depends on
+    the order."""
     event: type[Ordered] | None = None
     apply: Rule | None = None
     two_administrators: bool = False
@@ -58,6 +59,9 @@ class Verb:
     @property
     def name(self) -> str:
         return self.order.verb
+
+    def means(self, order: Order) -> str:
+        return self.meaning if isinstance(self.meaning, str) else self.meaning(order)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from typing import Annotated
 
 from pydantic import Field
 
@@ -12,6 +13,7 @@ from appliance.domain.core.names import SERVICE, Base64, Canonical, Digest, Iden
 from appliance.domain.core.policy import parse_policy
 from appliance.domain.core.records import LogKey, Site
 from appliance.domain.core.verb import EventRule, unchanged
+from appliance.domain.core.words import form
 from appliance.domain.governance.people import enrolled_person
 from appliance.domain.governance.policies import check_witnesses
 from appliance.formats.core.digest import digest_bytes
@@ -28,7 +30,13 @@ class Administrator(Canonical):
 class Initialized(Event):
     type = "appliance.initialized"
     documents = ("policy",)
-    origin: str = Field(pattern=r"^[a-z0-9][a-z0-9./-]{0,200}$")
+    origin: Annotated[
+        str,
+        form(
+            r"^[a-z0-9][a-z0-9./-]{0,200}$",
+            "lower-case letters, digits and . / -, at most 201, such as bank.example/log",
+        ),
+    ]
     log_key: str = Field(max_length=400)
     adapter_key: Base64
     administrators: tuple[Administrator, ...] = Field(min_length=1, max_length=8)

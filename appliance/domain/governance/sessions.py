@@ -6,9 +6,11 @@ from pydantic import Field
 
 from appliance.domain.core.case import Case, Puts
 from appliance.domain.core.event import Event
-from appliance.domain.core.names import Time
+from appliance.domain.core.names import Digest, Identifier, Time
 from appliance.domain.core.signatures import accept_session
-from appliance.domain.core.verb import EventRule, unchanged
+from appliance.domain.core.verb import EventRule
+
+MAX_NAMED = 16
 
 
 class SessionOpened(Event):
@@ -21,12 +23,21 @@ class SessionOpened(Event):
 
 
 class AuthRefused(Event):
-    """Unauthenticated attempts, counted, so that a flood is one entry a minute."""
+    """Unauthenticated attempts, counted, so that a flood is one entry a minute.
+
+    `principals`: whom they said they were, where the log knows them; `keys`: its keys under which they were signed. At
+    most 16 each: no stranger chooses what the log keeps.
+    """
 
     type = "auth.refused"
     outcomes = ("denied",)
     count: int = Field(ge=1)
     since: Time
+    principals: tuple[Identifier, ...] = Field(max_length=MAX_NAMED)
+    keys: tuple[Digest, ...] = Field(max_length=MAX_NAMED)
+
+    def about(self) -> tuple[str, ...]:
+        return tuple(f"principal:{name}" for name in self.principals)
 
 
 def session_opened(case: Case) -> Puts:
@@ -35,7 +46,15 @@ def session_opened(case: Case) -> Puts:
     return []
 
 
+def auth_refused(case: Case) -> Puts:
+    body, state = case.of(AuthRefused), case.state
+    for what, named, known in (("principals", body.principals, state.principals), ("keys", body.keys, state.keys)):
+        expected = tuple(sorted({name for name in named if name in known}))
+        case.require(named == expected, what, expected, named)
+    return []
+
+
 EVENTS = (
     EventRule(SessionOpened, session_opened),
-    EventRule(AuthRefused, unchanged),
+    EventRule(AuthRefused, auth_refused),
 )

@@ -15,12 +15,12 @@ from appliance.domain.core.roles import is_unit
 from appliance.domain.core.state import State
 from appliance.domain.governance.clock import ClockReset
 from appliance.domain.releases.approval import (
+    ReviewStanding,
+    ReviewState,
     inadmissible,
-    latest_reviews,
     release_lapsed,
     released,
-    review_lapsed,
-    standing_reviews,
+    review_standing,
 )
 from appliance.domain.rulebook.apply import apply
 from appliance.domain.witnesses.cosignatures import unwitnessed
@@ -44,7 +44,9 @@ class Signoff(Value):
     keyid: str
     field: str
     decision: Literal["approve", "reject"]
-    valid_until: Time
+    valid_until: Time | None
+    state: ReviewState
+    superseded_by: int | None
     against: str | None
 
 
@@ -216,15 +218,12 @@ def _exported(state: State, unit: str, now: Time) -> tuple[Exported, ...]:
 
 
 def _candidate(state: State, adapter: Adapter, unit: str, now: Time, *reasons: str) -> Candidate:
-    # A rejection counts until its own reviewer lifts it, an approval while it stands.
-    counted = [review for review in latest_reviews(state, adapter, unit) if review.decision == "reject"]
-    counted += standing_reviews(state, adapter, unit, now)
     return Candidate(
         adapter=versioned(adapter.name, adapter.version),
         manifest=adapter.manifest,
         sealed=adapter.index,
         reviews=tuple(
-            _signoff(state, review, _against(state, adapter, review, counted, now))
+            _signoff(state, review, review_standing(state, adapter, review, now))
             for review in adapter.reviews
             if review.unit == unit
         ),
@@ -232,16 +231,7 @@ def _candidate(state: State, adapter: Adapter, unit: str, now: Time, *reasons: s
     )
 
 
-def _against(
-    state: State, adapter: Adapter, review: ReviewRecord, counted: list[ReviewRecord], now: Time
-) -> str | None:
-    if review in counted:
-        return None
-    lapsed = review_lapsed(state, adapter, review, now)
-    return lapsed or f"review {review.index}: expected the latest of {review.reviewer}, got an earlier one"
-
-
-def _signoff(state: State, review: ReviewRecord, against: str | None) -> Signoff:
+def _signoff(state: State, review: ReviewRecord, standing: ReviewStanding) -> Signoff:
     person = state.principals.get(review.reviewer)
     return Signoff(
         entry=review.index,
@@ -252,7 +242,9 @@ def _signoff(state: State, review: ReviewRecord, against: str | None) -> Signoff
         field=review.field,
         decision=review.decision,
         valid_until=review.valid_until,
-        against=against,
+        state=standing.state,
+        superseded_by=standing.superseded_by,
+        against=standing.against,
     )
 
 

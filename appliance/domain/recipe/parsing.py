@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from appliance.domain.core.names import say_expected
+from appliance.domain.core.words import expected_of
 from appliance.domain.recipe.recipe import Recipe, ResolvedRecipe
 from appliance.errors import refuse
 
@@ -75,7 +75,7 @@ def _say(key: str, items: list[Any]) -> str:
     if item["type"] == "missing":
         return "expected a value, got none"
     alternative = " or auto" if any(i["type"] == "literal_error" and i["loc"][-1] != key for i in items) else ""
-    return f"expected {say_expected(item)}{alternative}, got {item.get('input')!r}"
+    return f"expected {expected_of(dict(item))}{alternative}, got {item.get('input')!r}"
 
 
 def _read_fraction(key: str, value: Any) -> tuple[str, list[str]]:

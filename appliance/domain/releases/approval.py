@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 from appliance.domain.core.names import Time
 from appliance.domain.core.records import Adapter, Release, ReviewRecord, Slot, release_key
 from appliance.domain.core.roles import Reasons, is_unit
@@ -62,12 +65,14 @@ def standing_reviews(state: State, adapter: Adapter, unit: str, now: Time) -> li
 
 
 def latest_reviews(state: State, adapter: Adapter, unit: str) -> list[ReviewRecord]:
-    """Each reviewer's last word on the adapter for the unit.
-
-    An approval under a key that does not count at its entry is nobody's word: whoever stole the key lifts no veto.
-    """
-    words = [r for r in adapter.reviews if r.unit == unit and (r.decision == "reject" or _is_own(state, r))]
+    """Each reviewer's last word on the adapter for the unit."""
+    words = [review for review in adapter.reviews if review.unit == unit and _is_word(state, review)]
     return list({review.reviewer: review for review in words}.values())
+
+
+def _is_word(state: State, review: ReviewRecord) -> bool:
+    """An approval under a key that does not count at its entry is not: whoever stole the key lifts no rejection."""
+    return review.decision == "reject" or _is_own(state, review)
 
 
 def _is_own(state: State, review: ReviewRecord) -> bool:
@@ -75,17 +80,48 @@ def _is_own(state: State, review: ReviewRecord) -> bool:
     return key is not None and key.principal == review.reviewer and key.counts(review.index)
 
 
+ReviewState = Literal["standing", "superseded", "lapsed", "key-distrusted", "reviewer-gone", "reviewer-is-maker"]
+"""What a recorded review counts for now; only one that is `standing` counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewStanding:
+    """`superseded_by`: the entry of the reviewer's next word; `against`: why it counts no more, None while it does."""
+
+    state: ReviewState
+    superseded_by: int | None = None
+    against: str | None = None
+
+
+def review_standing(state: State, adapter: Adapter, review: ReviewRecord, now: Time) -> ReviewStanding:
+    """As admission counts it: a rejection until its own reviewer replaces it, an approval while nothing ends it."""
+    if _is_word(state, review):
+        for later in adapter.reviews:
+            same = (later.reviewer, later.unit) == (review.reviewer, review.unit)
+            if same and later.index > review.index and _is_word(state, later):
+                words = f"review {review.index}: expected the latest of {review.reviewer}, got an earlier one"
+                return ReviewStanding("superseded", later.index, f"{words}, superseded by entry {later.index}")
+    lapse = None if review.decision == "reject" else _lapse(state, adapter, review, now)
+    return ReviewStanding("standing") if lapse is None else ReviewStanding(lapse[0], None, lapse[1])
+
+
 def review_lapsed(state: State, adapter: Adapter, review: ReviewRecord, now: Time) -> str | None:
     """Why a recorded review no longer counts, or None while it does."""
-    reviewer = state.principals.get(review.reviewer)
+    lapse = _lapse(state, adapter, review, now)
+    return None if lapse is None else lapse[1]
+
+
+def _lapse(state: State, adapter: Adapter, review: ReviewRecord, now: Time) -> tuple[ReviewState, str] | None:
+    what, reviewer = f"review {review.index}", state.principals.get(review.reviewer)
     if reviewer is None or not reviewer.has(f"reviewer:{review.field}"):
-        return f"review {review.index}: expected {review.reviewer} to be a standing reviewer of {review.field}"
+        return "reviewer-gone", f"{what}: expected {review.reviewer} to be a standing reviewer of {review.field}"
     if not _is_own(state, review):
-        return f"review {review.index}: expected a key that counts at that entry, got {review.keyid}"
-    if review.valid_until <= (now := state.site.time_for(review.index, now)):
-        return f"review {review.index}: expected one that stands at {now}, got one that expired at {review.valid_until}"
+        return "key-distrusted", f"{what}: expected a key that counts at that entry, got {review.keyid}"
+    now = state.site.time_for(review.index, now)
+    if review.valid_until is not None and review.valid_until <= now:
+        return "lapsed", f"{what}: expected one that stands at {now}, got one that expired at {review.valid_until}"
     if duties(adapter, review.reviewer):
-        return f"review {review.index}: expected a reviewer apart from the makers, got {review.reviewer}"
+        return "reviewer-is-maker", f"{what}: expected a reviewer apart from the makers, got {review.reviewer}"
     return None
 
 
@@ -109,7 +145,7 @@ def clear(state: State, release: Release, adapter: Adapter, now: Time) -> Cleara
     own = [r for r in adapter.reviews if r.unit == release.unit and r.decision == "approve"]
     # Those that their reviewers have renewed among them: what was admitted by one is not emptied for that.
     standing = [review for review in own if not review_lapsed(state, adapter, review, now)]
-    until = now if reasons else min(review.valid_until for review in standing)
+    until = now if reasons else min(review.valid_until for review in standing if review.valid_until is not None)
     approvals = frozenset(review.index for review in standing)
     return Clearance(reasons, release, adapter, state.revision, until, approvals)
 

@@ -81,7 +81,8 @@ def may_export(state: State, order: ExportAdapter, signer: Principal, now: Time)
         got = "none" if release is None else release.current.adapter
         return [*reasons, f"release: expected {order.name} to answer {order.unit}/{order.task}, got {got}"]
     reasons += barred(state, release, adapter, now) + unwitnessed(state, now)
-    ends = [review.valid_until for review in standing_reviews(state, adapter, order.unit, now)]
+    standing = standing_reviews(state, adapter, order.unit, now)
+    ends = [review.valid_until for review in standing if review.valid_until is not None]
     limit = min([add_seconds(now, state.parameters.export_lifetime_s), *ends, *witnessed_until(state)])
     if not now < order.valid_until <= limit:
         reasons.append(f"valid until: expected a time after {now} and not after {limit}, got {order.valid_until}")

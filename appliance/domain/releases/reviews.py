@@ -25,7 +25,7 @@ class Review(OnAdapter):
     unit: Identifier
     field: Identifier
     meaning: Commitment = Field(description="what the signature means, as shown to the signer (21 CFR 11.50)")
-    valid_until: Time
+    valid_until: Time | None = Field(description="until when an approval counts; a rejection has no date")
 
     def about(self) -> tuple[str, ...]:
         return (f"adapter:{self.name}", f"unit:{self.unit}")
@@ -46,12 +46,19 @@ def may_review(state: State, order: Review, signer: Principal, now: Time) -> Rea
         reasons.append(f"adapter {order.name}: expected one made for release, got one made as a {adapter.purpose}")
     if adapter.revoked is not None:
         reasons.append(f"adapter {order.name}: expected a standing one, got one revoked by entry {adapter.revoked}")
-    if order.valid_until <= now:
-        reasons.append(f"valid until: expected a time after {now}, got {order.valid_until}")
-    limit = add_seconds(now, state.parameters.approval_lifetime_s)
-    if order.valid_until > limit:
-        reasons.append(f"valid until: expected at most {limit}, got {order.valid_until}")
-    return reasons
+    return reasons + _dated(state, order, now)
+
+
+def _dated(state: State, order: Review, now: Time) -> Reasons:
+    """An approval ends; a rejection stands until its reviewer replaces it, so that a date would say what is not so."""
+    until, limit = order.valid_until, add_seconds(now, state.parameters.approval_lifetime_s)
+    if order.decision == "reject":
+        return [] if until is None else [f"valid until: expected none, since a rejection has no date, got {until}"]
+    if until is None:
+        return [f"valid until: expected a time after {now}, since an approval has a date, got none"]
+    if until <= now:
+        return [f"valid until: expected a time after {now}, got {until}"]
+    return [] if until <= limit else [f"valid until: expected at most {limit}, got {until}"]
 
 
 def review_recorded(case: Case) -> Puts:
@@ -73,11 +80,17 @@ def review_recorded(case: Case) -> Puts:
     return [(case.state.adapters, order.name, changed)]
 
 
+def _meaning(order: Review) -> str:
+    if order.decision == "reject":
+        return "Your rejection of exactly these bytes, for this unit. It stands until you replace it."
+    return "Your approval of exactly these bytes, for this unit, until this date."
+
+
 VERBS = (
     Verb(
         Review,
         may=may_review,
-        meaning="Your decision on exactly these bytes, for this unit, until this date.",
+        meaning=_meaning,
         event=ReviewRecorded,
         apply=review_recorded,
         changes_answers=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
 
 from appliance.domain.core.case import Case, Puts
 from appliance.domain.core.event import Endorsed, Ordered
@@ -12,13 +12,14 @@ from appliance.domain.core.records import Hold, Principal
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Verb
+from appliance.domain.core.words import form
 
 
 class PlaceHold(Order):
     """A legal hold: no text about the subject is erased while it stands."""
 
     verb = "place-hold"
-    subject: str = Field(pattern=r"^[a-z-]{1,20}:[a-z0-9@-]{1,100}$")
+    subject: Annotated[str, form(r"^[a-z-]{1,20}:[a-z0-9@-]{1,100}$", "KIND:NAME such as adapter:clauses@1")]
 
     def subjects(self) -> Subjects:
         return self._self(self.subject)

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from appliance.domain.core.case import Case, Puts
 from appliance.domain.core.event import Event
-from appliance.domain.core.names import Commitment, Digest, Identifier, Time, VersionedName
+from appliance.domain.core.names import Commitment, Digest, Identifier, Nonce, Time, VersionedName
 from appliance.domain.core.records import OpenRequest
 from appliance.domain.core.signatures import token_revoked
 from appliance.domain.core.verb import EventRule, unchanged
@@ -27,7 +27,7 @@ class _OfRequest(Event):
     """By what a unit is answered: `admitted` is the entry by which that was admitted, `release` and `approvals` are
     those that it rested on."""
 
-    request: str = Field(pattern=r"^[0-9a-f]{32}$")
+    request: Nonce
     unit: Identifier
     task: Identifier
     adapter: VersionedName

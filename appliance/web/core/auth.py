@@ -45,6 +45,7 @@ class Doorkeeper:
         self._sessions: dict[bytes, Session] = {}
         self._refused = 0
         self._refused_since = ""
+        self._claimed: set[tuple[str, str]] = set()
         self._limited: Counter[tuple[str, str]] = Counter()
 
     def challenge(self) -> str:
@@ -111,15 +112,22 @@ class Doorkeeper:
             if isinstance(error, NotAuthenticated):
                 self._refused += 1
                 self._refused_since = self._refused_since or encode_time(self._context.clock())
+                if error.claimed is not None and len(self._claimed) < _MOST and self._knows(*error.claimed):
+                    self._claimed.add(error.claimed)
             elif unit is not None:
                 self._limited[unit, error.code] += 1
+
+    def _knows(self, name: str, keyid: str) -> bool:
+        state = self._context.ledger.state
+        return name in state.principals or keyid in state.keys
 
     @contextmanager
     def counted(self) -> Iterator[Refusals]:
         """What was counted since the last time: it is counted on where it could not be recorded."""
         with self._lock:
-            taken = Refusals(self._refused, self._refused_since, dict(self._limited))
+            taken = Refusals(self._refused, self._refused_since, dict(self._limited), frozenset(self._claimed))
             self._refused, self._refused_since = 0, ""
+            self._claimed.clear()
             self._limited.clear()
         try:
             yield taken
@@ -127,6 +135,7 @@ class Doorkeeper:
             with self._lock:
                 self._refused += taken.strangers
                 self._refused_since = taken.since or self._refused_since
+                self._claimed |= taken.claimed
                 self._limited.update(taken.units)
             raise
 

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from appliance.domain.core.words import problems
 from appliance.errors import ApplianceError, BadInput, TooMany
 
 log = logging.getLogger(__name__)
@@ -21,9 +22,11 @@ class Malformed(BadInput):
     """What does not have the form of a request: refused before anything has looked at it."""
 
     def __init__(self, found: Iterable[Mapping[str, Any]]) -> None:
-        """`found`: pydantic's errors, each with its place."""
-        parts = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in found]
-        super().__init__("request: " + "; ".join(parts))
+        """`found`: pydantic's errors, each with its place. What was sent is not repeated: it may be a prompt."""
+        told = [{**item, "loc": tuple(item["loc"])[1:] or item["loc"]} for item in found]
+        for item in told:
+            item.pop("input", None)
+        super().__init__("request: " + "; ".join(problems(told, unknown="not supported")))
 
 
 Body = Callable[[str, str, tuple[str, ...], int], dict[str, Any]]

@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import parse_value
+from appliance.domain.core.records import Adapter
 from appliance.domain.recipe.parsing import parse_resolved
 from appliance.errors import BadInput, NotFound
 from appliance.formats.core.canonical import encode_canonical
@@ -35,6 +36,7 @@ from appliance.workflows.queries.log import LogFilters, show
 from appliance.workflows.queries.people import pending_orders
 from appliance.workflows.queries.work import import_status, recipe_facts, replay_status, run_progress, run_steps
 from appliance.workflows.releases import exports, review
+from appliance.workflows.releases.review import adapter_row
 from appliance.workflows.runs import planning
 from appliance.workflows.witnesses import sneakernet as witnesses
 
@@ -208,7 +210,7 @@ def _tables(router: APIRouter, context: Context) -> None:
 def _table(router: APIRouter, context: Context, name: str) -> None:
     @router.get(f"/v1/{name}", name=name)
     def rows() -> list[dict[str, Any]]:
-        return [row.model_dump(mode="json") for row in getattr(context.ledger.state, name).values()]
+        return [_row(context, row) for row in getattr(context.ledger.state, name).values()]
 
     if name in ("imports", "releases", "holds", "witnesses"):
         return
@@ -218,7 +220,11 @@ def _table(router: APIRouter, context: Context, name: str) -> None:
         found = getattr(context.ledger.state, name).get(key)
         if found is None:
             raise NotFound(f"{name}: expected a known one, got {key!r}")
-        return dict(found.model_dump(mode="json"))
+        return _row(context, found)
+
+
+def _row(context: Context, row: Any) -> dict[str, Any]:
+    return adapter_row(context, row) if isinstance(row, Adapter) else dict(row.model_dump(mode="json"))
 
 
 def _runs(router: APIRouter, context: Context, person: Callable[..., Session]) -> None:

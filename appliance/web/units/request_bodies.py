@@ -137,11 +137,11 @@ def parse_members(body: bytes) -> dict[str, Any]:
         raise _malformed(f"expected at most {MAX_VALUES} values, got signs of {got}")
     value = _JSON.validate_json(body)
     if not isinstance(value, dict):
-        raise _malformed("Input should be an object")
+        raise _malformed("expected an object, got another value")
     if len(value) > MAX_MEMBERS:
         raise _malformed(f"expected at most {MAX_MEMBERS} members, got {len(value)}")
     return value
 
 
 def _malformed(message: str) -> Malformed:
-    return Malformed([{"loc": ("body",), "msg": message}])
+    return Malformed([{"type": "value_error", "loc": ("body",), "msg": message}])

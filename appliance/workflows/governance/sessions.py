@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from appliance.domain.core.credentials import SessionStatement, parse_credential
 from appliance.domain.core.entry import Draft
 from appliance.domain.governance.service import Heartbeat, ServiceStopped
-from appliance.domain.governance.sessions import AuthRefused, SessionOpened
+from appliance.domain.governance.sessions import MAX_NAMED, AuthRefused, SessionOpened
 from appliance.domain.serving.requests import RequestRefused
 from appliance.formats.signatures.dsse import parse_envelope
 from appliance.workflows.core.context import Context
@@ -30,19 +30,31 @@ class Refusals:
     strangers: int = 0
     since: str = ""
     units: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    claimed: frozenset[tuple[str, str]] = frozenset()
+    """(name, key id) that the strangers' signatures claimed."""
 
 
 def beat(context: Context, refusals: Refusals) -> None:
     """One heartbeat, and the refusals counted since the last one: all of it, or nothing."""
-    append_all(context, [*_drafts(refusals), draft_of(Heartbeat())])
+    append_all(context, [*_drafts(context, refusals), draft_of(Heartbeat())])
 
 
 def record_stop(context: Context, reason: str, refusals: Refusals) -> None:
-    append_all(context, [*_drafts(refusals), draft_of(ServiceStopped(reason=reason))])
+    append_all(context, [*_drafts(context, refusals), draft_of(ServiceStopped(reason=reason))])
 
 
-def _drafts(refusals: Refusals) -> Iterator[Draft]:
+def _drafts(context: Context, refusals: Refusals) -> Iterator[Draft]:
     if refusals.strangers:
-        yield draft_of(AuthRefused(count=refusals.strangers, since=refusals.since))
+        state = context.ledger.state
+        names = sorted({name for name, _ in refusals.claimed if name in state.principals})
+        keys = sorted({keyid for _, keyid in refusals.claimed if keyid in state.keys})
+        yield draft_of(
+            AuthRefused(
+                count=refusals.strangers,
+                since=refusals.since,
+                principals=tuple(names[:MAX_NAMED]),
+                keys=tuple(keys[:MAX_NAMED]),
+            )
+        )
     for (unit, code), count in sorted(refusals.units.items()):
         yield draft_of(RequestRefused(unit=unit, code=code, message="refused at the door, and counted", count=count))

@@ -19,6 +19,8 @@ from appliance.formats.log.export import write_export
 from appliance.formats.signatures.dsse import parse_envelope
 from appliance.store.ledger.search import MAX_TYPES
 from appliance.workflows.core.context import Context
+from appliance.workflows.queries.filters import unknown_names, unknown_types
+from appliance.workflows.releases.review import reviews_among
 
 MAX_LIMIT = 1_000
 
@@ -60,11 +62,17 @@ def about(context: Context) -> dict[str, Any]:
 
 
 def find(context: Context, filters: LogFilters) -> dict[str, Any]:
+    """A page; `unknown`: what of the filters' words is not known, where that may be why nothing was found."""
     given = filters.model_dump(exclude={"type", "subject"})
     found = context.ledger.find(types=filters.type, subjects=filters.subject, **given)
     full = len(found) == filters.limit
+    unknown = list(unknown_types(filters.type))
+    if not found:
+        unknown += unknown_names(context, filters.actor, filters.unit, filters.subject)
     return {
+        "unknown": unknown,
         "entries": [{"index": index, "bytes": encode_base64(data)} for index, data in found],
+        "reviews": {str(index): review for index, review in reviews_among(context, found).items()},
         "next": found[-1][0] if full else None,
         "size": context.ledger.state.size,
     }

@@ -1,11 +1,16 @@
-"""What a reviewer's client fetches, to hash and judge by itself before it signs."""
+"""What a reviewer's client fetches, to hash and judge by itself before it signs; and what each review counts for."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
+from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.records import Adapter
 from appliance.domain.core.state import State
+from appliance.domain.releases.approval import review_standing
+from appliance.domain.releases.reviews import ReviewRecorded
 from appliance.errors import NotFound
 from appliance.formats.core.fields import encode_base64
 from appliance.workflows.core.context import Context
@@ -28,7 +33,7 @@ def review_packet(context: Context, name: str) -> dict[str, Any]:
     documents = context.ledger.documents_of(adapter.index)
     base, dataset = state.bases.get(run.base), state.datasets.get(run.dataset)
     return {
-        "adapter": adapter.model_dump(mode="json"),
+        "adapter": adapter_row(context, adapter),
         "run": run.model_dump(mode="json"),
         "base": None if base is None else base.model_dump(mode="json"),
         "dataset": None if dataset is None else dataset.model_dump(mode="json"),
@@ -42,3 +47,28 @@ def adapter_file(context: Context, name: str, path: str) -> bytes:
     """One file of the sealed folder, whatever its bytes are now: the client compares."""
     adapter = find_adapter(context.ledger.state, name)
     return context.artifacts.read(adapter.manifest, path)
+
+
+def adapter_row(context: Context, adapter: Adapter) -> dict[str, Any]:
+    """The adapter's row; each of its reviews with its state."""
+    return {**adapter.model_dump(mode="json"), "reviews": _reviews(context, adapter)}
+
+
+def _reviews(context: Context, adapter: Adapter) -> list[dict[str, Any]]:
+    state = context.ledger.state
+    now = context.now(state)
+    return [{**asdict(review), **asdict(review_standing(state, adapter, review, now))} for review in adapter.reviews]
+
+
+def reviews_among(context: Context, entries: Iterable[tuple[int, bytes]]) -> dict[int, dict[str, Any]]:
+    """By entry, the reviews among these entries; no other entry is parsed."""
+    marked = f'"type":"{ReviewRecorded.type}"'.encode()
+    found = {index: _adapter_of(context.ledger.state, data) for index, data in entries if marked in data}
+    rows = {adapter.index: _reviews(context, adapter) for adapter in found.values() if adapter is not None}
+    told = {row["index"]: row for reviews in rows.values() for row in reviews}
+    return {index: told[index] for index in found if index in told}
+
+
+def _adapter_of(state: State, data: bytes) -> Adapter | None:
+    names = (subject.removeprefix("adapter:") for subject in parse_entry(data).subjects if subject[:8] == "adapter:")
+    return next((adapter for name in names if (adapter := state.adapters.get(name)) is not None), None)

@@ -80,9 +80,9 @@ def test_what_was_taken_does_not_change_with_the_state() -> None:
         (lambda lines: lines[:-1], f"expected {len(ROWS)} tables, got {len(ROWS) - 1}"),
         (lambda lines: [b"[1]", *lines[1:]], "expected size, time and hash"),
         (lambda lines: [b"?", *lines[1:]], "expected size, time and hash"),
-        (lambda lines: [lines[0], b'{"site":{"origin":1}}', *lines[2:]], "site.log_keys: Field required"),
-        (lambda lines: [lines[0], b"[]", *lines[2:]], "should be an object, got list"),
-        (lambda lines: [*lines[:4], json.dumps({"sha256:00": "1"}).encode(), *lines[5:]], "valid integer"),
+        (lambda lines: [lines[0], b'{"site":{"origin":1}}', *lines[2:]], "site.log_keys: expected a value"),
+        (lambda lines: [lines[0], b"[]", *lines[2:]], "expected an object, got a list"),
+        (lambda lines: [*lines[:4], json.dumps({"sha256:00": "1"}).encode(), *lines[5:]], "expected a whole number"),
     ],
 )
 def test_bytes_that_are_no_snapshot_are_refused(change: object, words: str) -> None:

@@ -578,6 +578,8 @@ def test_a_review_is_kept_whole() -> None:
         ("rita", "privacy", {"version": 2}, "adapter: expected a sealed one, got clauses@2"),
         ("rita", "privacy", {"adapter": "other"}, "adapter: expected a sealed one, got other@1"),
         ("rita", "privacy", {"manifest": NO_DIGEST}, "adapter clauses@1: expected the manifest sha256:"),
+        ("rita", "privacy", {"valid_until": None}, "valid until: expected a time after"),
+        ("rita", "privacy", {"decision": "reject", "valid_until": "2026-01-16T09:30:00.000Z"}, "expected none, since"),
         ("rita", "privacy", {"valid_until": "2026-01-15T09:30:00.000Z"}, "valid until: expected a time after"),
         ("rita", "privacy", {"valid_until": "2027-02-15T09:30:00.000Z"}, "valid until: expected at most"),
         ("rita", "privacy", {"valid_until": "9999-12-31T23:59:59.999Z"}, "valid until: expected at most"),

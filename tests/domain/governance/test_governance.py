@@ -644,10 +644,21 @@ def test_the_services_own_entries_change_nothing_else() -> None:
     before = list(site.state.projections())
     site.add(Heartbeat())
     site.add(ServiceStopped(reason="idle"))
-    site.add(AuthRefused(count=3, since=site.now))
+    site.add(AuthRefused(count=3, since=site.now, principals=(), keys=()))
     assert list(site.state.projections()) == before
+
+
+@pytest.mark.parametrize(
+    ("principals", "keys"), [(("nobody",), ()), (("rita", "anna"), ()), (("anna", "anna"), ()), ((), (NO_DIGEST,))]
+)
+def test_refused_attempts_name_only_whom_the_log_knows(principals: tuple[str, ...], keys: tuple[str, ...]) -> None:
+    site = stage("staffed")
+    with refuses(site, Denied, "auth.refused"):
+        site.add(AuthRefused(count=1, since=site.now, principals=principals, keys=keys))
+    entry = site.add(AuthRefused(count=1, since=site.now, principals=("anna", "rita"), keys=(site.keys["rita"].keyid,)))
+    assert entry.subjects == ("principal:anna", "principal:rita")
 
 
 def test_refused_attempts_are_counted_from_one() -> None:
     with pytest.raises(ValueError, match="count"):
-        AuthRefused(count=0, since="2026-01-15T09:30:00.000Z")
+        AuthRefused(count=0, since="2026-01-15T09:30:00.000Z", principals=(), keys=())

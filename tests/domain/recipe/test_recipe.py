@@ -82,8 +82,8 @@ def test_long_rows_recompute_their_activations() -> None:
     [
         ({"lora_rank": 8}, "did you mean 'rank'"),
         ({"learning_rte": 1}, "did you mean 'learning_rate'"),
-        ({"rank": 0}, "rank: expected greater than or equal to 1 or auto, got 0"),
-        ({"rank": "big"}, "rank: expected integer or auto, got 'big'"),
+        ({"rank": 0}, "rank: expected at least 1 or auto, got 0"),
+        ({"rank": "big"}, "rank: expected a whole number or auto, got 'big'"),
         ({"rank": True}, "rank: expected"),
         ({"dropout": -0.1}, "dropout: expected a fraction of at least 0"),
         ({"dropout": float("nan")}, "dropout: expected a fraction"),

@@ -8,7 +8,7 @@ import pytest
 
 from appliance.domain.core.names import add_seconds
 from appliance.domain.releases import approval
-from appliance.domain.releases.approval import barred
+from appliance.domain.releases.approval import barred, review_standing, standing_reviews
 from scripts.kit.log_builder import LogBuilder, policy_set, stage
 
 
@@ -70,3 +70,51 @@ def test_a_clear_release_is_not_judged_again_for_every_request(monkeypatch: pyte
     site.add(site.request(7))
     site.add(site.answered(7))
     assert reasons(site) == []
+
+
+def standing_of(site: LogBuilder, name: str, now: str | None = None) -> list[tuple[str, int | None]]:
+    adapter = site.state.adapters.get("clauses@1")
+    assert adapter is not None
+    found = [review_standing(site.state, adapter, r, now or site.now) for r in adapter.reviews if r.reviewer == name]
+    return [(one.state, one.superseded_by) for one in found]
+
+
+STATES: dict[str, tuple[Callable[[LogBuilder], object], str]] = {
+    "a reviewer leaves": (lambda site: site.revoke("rita"), "reviewer-gone"),
+    "a key is distrusted": (lambda site: site.revoke_key("rita", since=first_review(site)), "key-distrusted"),
+    "nothing": (lambda site: None, "standing"),
+    "a rejection": (lambda site: site.review("rita", "privacy", decision="reject"), "superseded"),
+}
+
+
+@pytest.mark.parametrize(("act", "state"), STATES.values(), ids=STATES)
+def test_a_review_has_one_state_and_counts_only_while_it_stands(
+    act: Callable[[LogBuilder], object], state: str
+) -> None:
+    site = stage("approved")
+    act(site)
+    assert standing_of(site, "rita")[0][0] == state
+    adapter = site.state.adapters.get("clauses@1")
+    assert adapter is not None
+    counted = [
+        review for review in standing_reviews(site.state, adapter, "legal", site.now) if review.reviewer == "rita"
+    ]
+    stands = [review for review in counted if review.decision == "approve"]
+    assert bool(stands) == (state == "standing")
+
+
+def test_an_approval_lapses_and_a_rejection_does_not() -> None:
+    site = stage("approved")
+    later = add_seconds(site.now, 200 * 86_400)
+    assert standing_of(site, "rita", later) == [("lapsed", None)]
+    entry = site.review("rita", "privacy", decision="reject")
+    assert standing_of(site, "rita", later) == [("superseded", entry.index), ("standing", None)]
+
+
+def test_a_rejection_that_a_distrusted_key_lifted_stands_again() -> None:
+    site = stage("sealed")
+    site.review("rita", "privacy", decision="reject")
+    entry = site.review("rita", "privacy")
+    assert [state for state, _ in standing_of(site, "rita")] == ["superseded", "standing"]
+    site.revoke_key("rita", since=entry.index)
+    assert [state for state, _ in standing_of(site, "rita")] == ["standing", "key-distrusted"]

@@ -21,7 +21,7 @@ from scripts.kit.log_builder import WALLS, stage
 
 SITE = stage("serving")
 SITE.add(ServiceStarted(version="1", code="sha256:" + "1" * 64, layers={"seccomp": True, "landlock": False}))
-SITE.add(AuthRefused(count=2, since=SITE.now))
+SITE.add(AuthRefused(count=2, since=SITE.now, principals=(), keys=()))
 ENTRIES = [*SITE.entries, *stage("replayed").entries[len(stage("imported").entries) :]]
 
 

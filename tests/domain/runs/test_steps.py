@@ -74,7 +74,7 @@ def test_a_spike_names_the_rows_above_the_bar_the_worst_first() -> None:
         ({"loss": float("nan")}, "loss: expected a finite number, got nan"),
         ({"loss": "1.0"}, "loss: expected a finite number"),
         ({"loss": -1.0}, "loss: expected a decimal fraction"),
-        ({"tokens": 0}, "tokens: Input should be greater"),
+        ({"tokens": 0}, "tokens: expected at least"),
         ({"peak_bytes": 1.5}, "peak_bytes"),
         ({"row_losses": [[1]]}, "expected a list of row and loss"),
         ({"row_losses": [["a", 1.0]]}, "rows.0.0"),

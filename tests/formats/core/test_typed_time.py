@@ -21,6 +21,7 @@ NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
         ("2026-11-24T10:30:05.123Z", "2026-11-24T10:30:05.123Z"),
         ("90m", "2026-11-25T10:30:00.000Z"),
         ("7d", "2026-11-18T12:00:00.000Z"),
+        ("now", "2026-11-25T12:00:00.000Z"),
     ],
 )
 def test_a_moment_is_typed_in_any_of_the_usual_ways(typed: str, moment: str) -> None:

@@ -94,7 +94,7 @@ def test_a_job_waits_with_its_worker_frozen_until_its_outcome_is_an_entry(
 def test_an_entry_whose_commit_nobody_saw_the_end_of_is_not_written_twice(
     context: Any, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, errors: list[Exception]
 ) -> None:
-    body = AuthRefused(count=1, since=ledger.state.last_time)
+    body = AuthRefused(count=1, since=ledger.state.last_time, principals=(), keys=())
     for error in errors:
         failing(ledger, [error], monkeypatch, stands=error is UNKNOWN)
     appended = append_with_retry(context, body)
@@ -107,7 +107,7 @@ def test_an_entry_that_does_not_stand_is_written_after_all(
     context: Any, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing(ledger, [UNKNOWN, GONE], monkeypatch)
-    append_with_retry(context, AuthRefused(count=1, since=ledger.state.last_time))
+    append_with_retry(context, AuthRefused(count=1, since=ledger.state.last_time, principals=(), keys=()))
     assert ledger.state.size == 2
 
 

@@ -64,11 +64,11 @@ FRAME = {"frame": "checkpoint", "step": 2, "file": "state", "seconds": "1.5", "m
         ({"file": "../secret"}, Tampered, "expected a relative name below the folder"),
         ({"file": "holes"}, TooLarge, "expected at most 1000 bytes"),
         ({"file": None}, NotFound, "expected a file, got none"),
-        ({"step": 0}, BadInput, "step: Input should be greater than or equal to 1"),
-        ({"step": "2"}, BadInput, "step: Input should be a valid integer"),
-        ({"seconds": 1.5}, BadInput, "seconds: Input should be a valid string"),
+        ({"step": 0}, BadInput, "step: expected at least 1"),
+        ({"step": "2"}, BadInput, "step: expected a whole number"),
+        ({"seconds": 1.5}, BadInput, "seconds: expected text"),
         ({"machine": {"speed": 1.5}}, BadInput, "float"),
-        ({"machine": None}, BadInput, "machine: Input should be a valid dictionary"),
+        ({"machine": None}, BadInput, "machine: expected an object"),
     ],
 )
 def test_what_a_worker_says_of_a_checkpoint_is_not_believed(

@@ -1,0 +1,78 @@
+"""What the command line says of reviews: dates, decisions, and what each counts for."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+
+from appliance.domain.governance.people import Grant, RoleGranted
+from tests.cli.conftest import Desk
+
+_DECISIONS = ["reject", "approve", "approve"]
+
+
+def test_a_rejection_has_no_date_and_its_meaning_says_so(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("sealed")
+    words = ("review", "reject", "clauses@1", "--unit", "legal", "--yes")
+    dated = desk.as_("raul", *words, "--valid-until", "2027-01-01")
+    assert dated.code == 2 and "No such option '--valid-until'" in dated.err
+    told = desk.as_("raul", *words)
+    assert told.code == 0, told.err
+    assert "Your rejection of exactly these bytes, for this unit. It stands until you replace it." in told.err
+    assert "valid until:  you replace it" in told.out
+    row = desk.site.state.adapters.get("clauses@1")
+    assert row is not None and [(r.decision, r.valid_until) for r in row.reviews] == [("reject", None)]
+
+
+def test_every_reader_says_what_each_review_decided_and_what_it_counts_for(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("sealed")
+    unit = ("clauses@1", "--unit", "legal", "--yes")
+    assert desk.as_("rita", "review", "reject", *unit).code == 0
+    first = desk.as_("rita", "review", "approve", *unit)
+    assert "Your rejection of clauses@1 for legal already stands (entry" in first.err
+    again = desk.as_("rita", "review", "approve", *unit, "--valid-days", "9")
+    assert again.code == 0 and "Your approval of clauses@1 for legal already stands until 20" in again.err
+    row = desk.site.state.adapters.get("clauses@1")
+    assert row is not None
+    one, two, three = (review.index for review in row.reviews)
+    states = [f"superseded by entry {two}", f"superseded by entry {three}", "standing"]
+    log = ("ledger", "log", "--type", "review.recorded")
+    table = desk.as_("audrey", *log).out.splitlines()[1:]
+    decisions = [f"{how} for legal, privacy: {state}" for how, state in zip(_DECISIONS, states, strict=True)]
+    assert [line.endswith(decision) for line, decision in zip(table, decisions, strict=True)] == [True] * 3
+    read = list(csv.DictReader(io.StringIO(desk.as_("audrey", *log, "--csv").out)))
+    assert [line["decision"] for line in read] == _DECISIONS
+    assert [(line["state"], line["superseded_by"]) for line in read] == [
+        ("superseded", str(two)),
+        ("superseded", str(three)),
+        ("standing", ""),
+    ]
+    rows = [json.loads(line)["review"] for line in desk.as_("audrey", *log, "--json").out.splitlines()]
+    assert [(line["index"], line["state"]) for line in rows] == [
+        (one, "superseded"),
+        (two, "superseded"),
+        (three, "standing"),
+    ]
+    listed = desk.as_("rita", "review", "list").out
+    assert f"rita (privacy, legal; superseded by entry {two})" in listed and "rita (privacy, legal)" in listed
+    shown = desk.as_("rita", "review", "show", "clauses@1").out
+    assert all(state in shown for state in states)
+    answer = json.loads(desk.as_("audrey", "ledger", "could-load", "legal", "--json").out)
+    (candidate,) = answer["others"]
+    assert [(r["state"], r["superseded_by"]) for r in candidate["reviews"]] == [
+        (r["state"], r["superseded_by"]) for r in rows
+    ]
+
+
+def test_who_is_no_reviewer_is_told_so_and_who_has_two_fields_names_one(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("sealed")
+    words = ("review", "approve", "clauses@1", "--unit", "legal", "--yes")
+    told = desk.as_("olga", *words)
+    assert told.code == 3
+    assert "expected you to be a reviewer of a field, such as reviewer:privacy, got none; the roles of olga" in told.err
+    grant = desk.site.order(Grant, "anna", principal="rita", role="reviewer:safety")
+    desk.site.two(RoleGranted(policy=desk.site.in_force), grant)
+    told = desk.as_("rita", *words)
+    assert told.code == 2 and "expected --field with one of privacy, safety, got none" in told.err

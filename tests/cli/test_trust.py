@@ -1,0 +1,100 @@
+"""With another appliance's trust file no command answers: each ends with the same error before it prints anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from appliance.cli.main import cli
+from appliance.formats.log.note import vkey_of
+from appliance.formats.log.trust import encode_trust
+from appliance.formats.signatures.keys import generate_ed25519
+from scripts.kit.log_builder import ORIGIN
+from tests.cli.conftest import Desk
+from tests.kit.founded import copied_policy
+
+FOLDER, RECIPE, PROOF, TABLE, MODEL, NEW = "{folder}", "{recipe}", "{proof}", "{table}", "{model}", "{new}"
+IMPORT = ("--name", "other", "--licence", "MIT")
+RELEASE = ("--unit", "legal", "--task", "labels")
+ROWS = (*IMPORT, "--base", "smollm2", "--owner", "Legal", "--classification", "internal")
+
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "key list": ("rita",), "key revoke": ("rita",), "key rotate": (NEW,),
+    "principal enroll": ("new", "--proof", PROOF, "--printed-name", "New", "--role", "operator"),
+    "principal grant": ("rita", "reviewer:safety"), "principal list": (),
+    "principal replace-key": ("rita", "--proof", PROOF), "principal revoke": ("rita",),
+    "order endorse": ("012345",), "order list": (), "order show": ("012345",),
+    "policy adopt": (FOLDER,), "policy diff": (FOLDER,), "policy show": (), "policy test": (FOLDER,),
+    "log-key rotate": (), "text erase": ("--printed-name", "rita"),
+    "hold lift": ("adapter:clauses@1",), "hold list": (), "hold place": ("adapter:clauses@1",),
+    "base import": (MODEL, *IMPORT), "base list": (), "base revoke": ("smollm2",),
+    "dataset import": (TABLE, *ROWS), "dataset list": (), "dataset revoke": ("clauses@1",),
+    "dataset show": ("clauses@1",), "dataset used-by": ("clauses@1",),
+    "import cancel": ("012345",), "import list": (),
+    "run cancel": ("r-000001",), "run checkpoints": ("r-000001",),
+    "run export": ("r-000001", "--to", "wandb", "--folder", NEW), "run list": (), "run plan": (RECIPE,),
+    "run replay": ("r-000001", "--from", "0", "--to", "2"), "run report": ("r-000001", "--to", NEW),
+    "run resume": ("r-000001",), "run show": ("r-000001",), "run start": (RECIPE,),
+    "review approve": ("clauses@1", "--unit", "legal"), "review list": (),
+    "review reject": ("clauses@1", "--unit", "legal"), "review show": ("clauses@1",),
+    "release activate": ("clauses@1", *RELEASE), "release export": ("legal", "labels", "--to", NEW),
+    "release history": (), "release rollback": RELEASE,
+    "adapter list": (), "adapter revoke": ("clauses@1",), "adapter show": ("clauses@1",),
+    "token revoke": ("legal", "--before", "now"),
+    "ledger could-load": ("legal",), "ledger export": (NEW,), "ledger log": (),
+    "ledger request": ("0" * 32,), "ledger show": ("0",), "ledger state": (), "ledger verify": (),
+    "witness accept": (PROOF,), "witness list": (), "witness request": (NEW, "--witness", "w.example/1"),
+}  # fmt: skip
+
+
+def _taking_trust(command: click.Command, path: tuple[str, ...], context: click.Context) -> Iterator[str]:
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from _taking_trust(found, (*path, name), context)
+    elif any(parameter.name == "caller_trust_file" for parameter in command.params):
+        yield " ".join(path)
+
+
+def test_every_command_that_takes_a_trust_file_is_tried_here() -> None:
+    assert set(_taking_trust(cli, (), click.Context(cli))) == set(COMMANDS)
+
+
+def _files(folder: Path) -> dict[str, str]:
+    (folder / "recipe.yaml").write_text("name: clauses\nbase: smollm2\ndataset: clauses@1\n")
+    (folder / "table.csv").write_text("text,label\nA term.,Term\n")
+    (folder / "model.gguf").write_bytes(b"GGUF")
+    (folder / "proof").write_bytes(b"{}")
+    return {
+        FOLDER: str(copied_policy(folder / "policy")),
+        RECIPE: str(folder / "recipe.yaml"),
+        PROOF: str(folder / "proof"),
+        TABLE: str(folder / "table.csv"),
+        MODEL: str(folder / "model.gguf"),
+        NEW: str(folder / "new"),
+    }
+
+
+def test_another_appliances_trust_file_is_refused_by_every_command(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("sealed")
+    size, files = len(desk.site.entries), _files(desk.folder)
+    own, key, genesis = desk.site.trust, generate_ed25519(), "sha256:" + "ab" * 32
+    elsewhere = replace(own, origin="other.example/log", log_key=vkey_of("other.example/log", key), genesis=genesis)
+    for other in (
+        elsewhere,
+        replace(own, log_key=vkey_of(ORIGIN, key), genesis=genesis),
+        replace(own, genesis=genesis),
+    ):
+        desk.trust.write_bytes(encode_trust(other))
+        for command, words in COMMANDS.items():
+            given = [files.get(word, word) for word in words]
+            told = desk.as_("anna", *command.split(), *given, "--trust", str(desk.trust), "--json")
+            assert (told.code, told.out) == (6, ""), (command, told)
+            assert json.loads(told.err)["error"]["code"] == "trust", (command, told.err)
+            assert not Path(files[NEW]).exists(), command
+    assert len(desk.site.entries) == size, "nothing was signed, no session was opened"
