@@ -77,8 +77,8 @@ def test_an_import_that_will_be_refused_is_so_before_a_byte_is_sent_and_says_all
         assert said in told.err
     words = ("--name", "My Notes", "--base", "smollm2", "--licence", "MIT", "--classification", "internal")
     told = desk.as_("olga", *rows, *words, "--held-out", "20", "--column", "txt=clause")
-    assert told.code == 2 and "did you mean 'my-notes'?" in told.err and "pattern" not in told.err
-    assert "column 'txt'" in told.err and "held_out: expected a decimal fraction such as 0.2, got '20'" in told.err
+    assert told.code == 2 and "lower-case letters, digits and hyphens" in told.err and "pattern" not in told.err
+    assert "column 'txt'" in told.err and "held_out: expected a share above 0 and at most 0.9, such as 0.2, got '20'" in told.err
     base = ("base", "import", str(desk.folder / "m.gguf"), "--yes", "--licence", "apache-2.0", "--name")
     told = desk.as_("olga", *base, "smollm2")
     assert told.code == 3 and "a name never used here" in told.err and "did you mean Apache-2.0" in told.err

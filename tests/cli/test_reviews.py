@@ -15,7 +15,7 @@ _DECISIONS = ["reject", "approve", "approve"]
 
 def test_a_rejection_has_no_date_and_its_meaning_says_so(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("sealed")
-    words = ("review", "reject", "clauses@1", "--unit", "legal", "--yes")
+    words = ("review", "reject", "clauses@1", "--unit", "legal", "--meaning", "I read it.", "--yes")
     dated = desk.as_("raul", *words, "--valid-until", "2027-01-01")
     assert dated.code == 2 and "No such option '--valid-until'" in dated.err
     told = desk.as_("raul", *words)
@@ -28,7 +28,7 @@ def test_a_rejection_has_no_date_and_its_meaning_says_so(open_desk: Callable[[st
 
 def test_every_reader_says_what_each_review_decided_and_what_it_counts_for(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("sealed")
-    unit = ("clauses@1", "--unit", "legal", "--yes")
+    unit = ("clauses@1", "--unit", "legal", "--meaning", "I read it.", "--yes")
     assert desk.as_("rita", "review", "reject", *unit).code == 0
     first = desk.as_("rita", "review", "approve", *unit)
     assert "Your rejection of clauses@1 for legal already stands (entry" in first.err
@@ -68,7 +68,7 @@ def test_every_reader_says_what_each_review_decided_and_what_it_counts_for(open_
 
 def test_who_is_no_reviewer_is_told_so_and_who_has_two_fields_names_one(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("sealed")
-    words = ("review", "approve", "clauses@1", "--unit", "legal", "--yes")
+    words = ("review", "approve", "clauses@1", "--unit", "legal", "--meaning", "I read it.", "--yes")
     told = desk.as_("olga", *words)
     assert told.code == 3
     assert "expected you to be a reviewer of a field, such as reviewer:privacy, got none; the roles of olga" in told.err

@@ -130,8 +130,8 @@ def test_a_number_at_the_edge_of_the_allowed_is_taken_by_door_and_worker(member:
 def test_a_body_full_of_faults_is_refused_in_time_and_in_a_short_text(changes: dict[str, Any]) -> None:
     """Each was an error of its own: seconds of the event loop, and an answer longer than the body."""
     body = chat(**changes)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(BadInput) as refused:
         parse(ChatRequest, body)
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
     assert len(refused.value.message) < 100_000

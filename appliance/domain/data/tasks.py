@@ -54,7 +54,7 @@ MOST_HELD_OUT = Fraction(9, 10)
 def wrong_share(text: str) -> list[str]:
     """What is wrong with a held-out share: a decimal fraction in text, above 0 and at most 0.9."""
     if _SHARE.fullmatch(text) is None:
-        return [f"dataset, held_out: expected a decimal fraction such as 0.2, got {text!r:.40}"]
+        return [f"dataset, held_out: expected a share above 0 and at most 0.9, such as 0.2, got {text!r:.40}"]
     if not 0 < Fraction(text) <= MOST_HELD_OUT:
         return [f"dataset, held_out: expected above 0 and at most 0.9, got {text}"]
     return []

@@ -110,7 +110,7 @@ def test_every_problem_of_a_recipe_is_named_at_once() -> None:
         "recipe, name", "recipe, base", "recipe, method", "recipe, rank", "recipe, seed",
     ]  # fmt: skip
     assert "did you mean 'rank'?" in told[0] and "appliance recipe new prints every key" in told[1]
-    assert "a to z, 0 to 9 and hyphens" in refused.value.message and "pattern" not in refused.value.message
+    assert "lower-case letters, digits and hyphens" in refused.value.message and "pattern" not in refused.value.message
 
 
 def test_every_misfit_of_a_recipe_with_its_base_is_named_at_once() -> None:
