@@ -1,21 +1,7 @@
 """Settings: the environment and `<home>/appliance.toml`, read once, frozen. An unknown key is refused.
 
-home           APPLIANCE_HOME            where keys, artifacts and the SQLite ledger lie
-database_url   APPLIANCE_DATABASE_URL    default: SQLite at <home>/ledger.db
-migration_url  APPLIANCE_MIGRATION_URL   the owner's login, where it is not the service's (PostgreSQL)
-listen         APPLIANCE_LISTEN          HOST:PORT of the units' door, or "off"; loopback by default
-witnessed      APPLIANCE_WITNESSED       the folder of what witnesses have seen; by default <home>/witnessed
-certificate    APPLIANCE_CERTIFICATE     PEM: the units' door's certificate and its chain; with `certificate_key`, TLS
-certificate_key  APPLIANCE_CERTIFICATE_KEY  PEM: its private key, readable by the service alone
-client_ca      APPLIANCE_CLIENT_CA       PEM: only clients with a certificate of this CA are let in
-operations     APPLIANCE_OPERATIONS      HOST:PORT of /healthz, /readyz and /metrics, or "off", which it is by default
-operations_token  APPLIANCE_OPERATIONS_TOKEN  the file with the token for /metrics, readable by the service alone
-plaintext      APPLIANCE_PLAINTEXT       "accepted": the units' door may stand open beyond loopback without TLS
-rehash         APPLIANCE_REHASH          minutes between two checks of every sealed folder, or "off"; 60 by default
-import_minutes  APPLIANCE_IMPORT_MINUTES  what a small import may take by the clock; 10 by default, more with its bytes
-import_cpu_minutes  APPLIANCE_IMPORT_CPU_MINUTES  the same of the CPU; 5 by default
-[limits]       -                         what each unit may ask of its door; [limits.UNIT] for one alone. 0: no limit
-    concurrent, requests_per_minute, tokens_per_minute, tokens_per_day
+`SETTINGS` is the one list of them, with the variable, default and meaning of each; docs/configuration.md is written
+from it (`appliance config --markdown`).
 """
 
 from __future__ import annotations
@@ -27,29 +13,57 @@ import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit, urlunsplit
 
 from appliance.errors import BadInput
 
-DEFAULT_LISTEN = "127.0.0.1:8331"
-VARIABLES = {
-    "database_url": "APPLIANCE_DATABASE_URL",
-    "migration_url": "APPLIANCE_MIGRATION_URL",
-    "listen": "APPLIANCE_LISTEN",
-    "witnessed": "APPLIANCE_WITNESSED",
-    "certificate": "APPLIANCE_CERTIFICATE",
-    "certificate_key": "APPLIANCE_CERTIFICATE_KEY",
-    "client_ca": "APPLIANCE_CLIENT_CA",
-    "operations": "APPLIANCE_OPERATIONS",
-    "operations_token": "APPLIANCE_OPERATIONS_TOKEN",
-    "plaintext": "APPLIANCE_PLAINTEXT",
-    "rehash": "APPLIANCE_REHASH",
-    "import_minutes": "APPLIANCE_IMPORT_MINUTES",
-    "import_cpu_minutes": "APPLIANCE_IMPORT_CPU_MINUTES",
-}
+DEFAULT_HOME = "~/.local/share/appliance"
+
+
+class Setting(NamedTuple):
+    """A key of appliance.toml, and the environment's variable that stands over it. `default` None: nothing is set."""
+
+    name: str
+    variable: str
+    default: str | None
+    meaning: str
+
+
+SETTINGS = (
+    Setting(
+        "home", "APPLIANCE_HOME", DEFAULT_HOME, "the data folder: keys, artifacts and the SQLite ledger; not a key"
+    ),
+    Setting(
+        "database_url", "APPLIANCE_DATABASE_URL", None, "the ledger's database; SQLite at HOME/ledger.db unless set"
+    ),
+    Setting("migration_url", "APPLIANCE_MIGRATION_URL", None, "the owner's login, where it is not the service's"),
+    Setting("listen", "APPLIANCE_LISTEN", "127.0.0.1:8331", "HOST:PORT of the units' door, or `off`"),
+    Setting("witnessed", "APPLIANCE_WITNESSED", "witnessed", "the folder of what witnesses have seen"),
+    Setting(
+        "certificate", "APPLIANCE_CERTIFICATE", None, "PEM: the certificate of the site's CA and its chain; then TLS"
+    ),
+    Setting("certificate_key", "APPLIANCE_CERTIFICATE_KEY", None, "PEM: its private key, mode 0600, no passphrase"),
+    Setting("client_ca", "APPLIANCE_CLIENT_CA", None, "PEM: only hosts with a certificate of this CA are let in"),
+    Setting("operations", "APPLIANCE_OPERATIONS", "off", "HOST:PORT of /healthz, /readyz and /metrics, or `off`"),
+    Setting("operations_token", "APPLIANCE_OPERATIONS_TOKEN", None, "a 0600 file with the token for /metrics"),
+    Setting("plaintext", "APPLIANCE_PLAINTEXT", None, "`accepted`: a listener beyond loopback may do without TLS"),
+    Setting("rehash", "APPLIANCE_REHASH", "60", "minutes between two checks of every sealed folder, or `off`"),
+    Setting("import_minutes", "APPLIANCE_IMPORT_MINUTES", "10", "what a small import may take by the clock"),
+    Setting("import_cpu_minutes", "APPLIANCE_IMPORT_CPU_MINUTES", "5", "what a small import may take of the CPU"),
+)
+VARIABLES = {setting.name: setting.variable for setting in SETTINGS if setting.name != "home"}
 """Of each setting but the home: the environment's, which stands over the file's."""
+_DEFAULTS = {setting.name: setting.default for setting in SETTINGS if setting.default is not None}
 
 
-LIMITS = ("concurrent", "requests_per_minute", "tokens_per_minute", "tokens_per_day")
+LIMIT_MEANINGS = {
+    "concurrent": "requests at once",
+    "requests_per_minute": "requests that begin in a minute",
+    "tokens_per_minute": "tokens read and written in a minute",
+    "tokens_per_day": "tokens read and written in a day",
+}
+LIMITS = tuple(LIMIT_MEANINGS)
 _MOST = 10**12
 
 
@@ -116,10 +130,10 @@ def load_settings(home: Path | None = None, environment: Mapping[str, str] | Non
     env = os.environ if environment is None else environment
     place = home or Path(env.get("APPLIANCE_HOME") or _default_home(env))
     place = place.expanduser().absolute()
-    values, limits = _read_file(place / "appliance.toml")
-    values.update({key: env[name] for key, name in VARIABLES.items() if env.get(name)})
+    given, limits = _read_file(place / "appliance.toml")
+    values = _DEFAULTS | given | {key: env[name] for key, name in VARIABLES.items() if env.get(name)}
     database_url = values.get("database_url", f"sqlite:///{place / 'ledger.db'}")
-    listen, certificate = _parse_listen(values.get("listen", DEFAULT_LISTEN)), _certificate(values, place)
+    listen, certificate = _parse_listen(values["listen"]), _certificate(values, place)
     operations = _operations(values, place)
     for door in (listen, None if operations is None else operations.listen):
         _check_plaintext(values.get("plaintext"), door, certificate)
@@ -128,14 +142,96 @@ def load_settings(home: Path | None = None, environment: Mapping[str, str] | Non
         database_url=database_url,
         migration_url=values.get("migration_url", database_url),
         listen=listen,
-        witnessed=place / values.get("witnessed", "witnessed"),
+        witnessed=place / values["witnessed"],
         certificate=certificate,
         operations=operations,
-        rehash_s=_parse_minutes(values.get("rehash", "60"), "rehash"),
-        import_s=_parse_some_minutes(values.get("import_minutes", "10"), "import_minutes"),
-        import_cpu_s=_parse_some_minutes(values.get("import_cpu_minutes", "5"), "import_cpu_minutes"),
+        rehash_s=_parse_minutes(values["rehash"], "rehash"),
+        import_s=_parse_some_minutes(values["import_minutes"], "import_minutes"),
+        import_cpu_s=_parse_some_minutes(values["import_cpu_minutes"], "import_cpu_minutes"),
         limits=limits,
     )
+
+
+class Explained(NamedTuple):
+    """A setting as it stands. `source`: `environment`, `appliance.toml`, `option` or `default`."""
+
+    name: str
+    variable: str | None
+    default: str | None
+    value: str | None
+    source: str
+    meaning: str
+
+
+def explain_settings(home: Path | None = None, environment: Mapping[str, str] | None = None) -> list[Explained]:
+    """Every setting, and where its value comes from; a password in a database's URL is not shown. BadInput as
+    `load_settings` has it."""
+    env = os.environ if environment is None else environment
+    place = load_settings(home, env).home
+    given, limits = _read_file(place / "appliance.toml")
+    found = [_explain(setting, home, place, given, env) for setting in SETTINGS]
+    for unit, values in sorted(limits.items()):
+        table = f"limits.{unit}" if unit else "limits"
+        found += [
+            Explained(f"{table}.{key}", None, "0", str(value), "appliance.toml", LIMIT_MEANINGS[key])
+            for key, value in values.items()
+        ]
+    return found
+
+
+def _explain(
+    setting: Setting, home: Path | None, place: Path, given: Mapping[str, str], env: Mapping[str, str]
+) -> Explained:
+    name, variable, default, meaning = setting
+    if name == "home":
+        named = home is not None and str(home) != env.get(variable)
+        source = "option" if named else "environment" if env.get(variable) else "default"
+        return Explained(name, variable, default, str(place), source, meaning)
+    source = "environment" if env.get(variable) else "appliance.toml" if name in given else "default"
+    value = env.get(variable) or given.get(name, default)
+    return Explained(name, variable, default, _without_password(value), source, meaning)
+
+
+def _without_password(value: str | None) -> str | None:
+    if value is None or "://" not in value:
+        return value
+    parts = urlsplit(value)
+    if parts.password is None and "password" not in parts.query:
+        return value
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}", query="***" if parts.query else ""))
+
+
+def render_page() -> str:
+    """docs/configuration.md."""
+    rows = [
+        f"| `{name}` | `{variable}` | {'' if default is None else f'`{default}`'} | {meaning} |"
+        for name, variable, default, meaning in SETTINGS
+    ]
+    limits = [f"| `{name}` | {meaning} |" for name, meaning in LIMIT_MEANINGS.items()]
+    return _PAGE.format(rows="\n".join(rows), limits="\n".join(limits))
+
+
+_PAGE = """# Configuration
+
+Settings are keys of `<home>/appliance.toml`. A variable of the environment stands over the file, and
+the file over the default. An unknown key is refused. A relative path is below the home. `appliance
+config` prints the value of each setting and where it comes from. This page is written by `appliance
+config --markdown`; [operations.md](operations.md) says how the settings work together.
+
+| key | environment | default | meaning |
+| --- | --- | --- | --- |
+{rows}
+
+## Limits
+
+`[limits]` holds for every unit, `[limits.UNIT]` for one alone. 0 means no limit, and so does a limit
+that is not set.
+
+| key | meaning |
+| --- | --- |
+{limits}
+"""
 
 
 def _certificate(values: Mapping[str, str], place: Path) -> Certificate | None:
@@ -148,7 +244,7 @@ def _certificate(values: Mapping[str, str], place: Path) -> Certificate | None:
 
 
 def _operations(values: Mapping[str, str], place: Path) -> Operations | None:
-    listen, token = _parse_listen(values.get("operations", "off")), values.get("operations_token")
+    listen, token = _parse_listen(values["operations"]), values.get("operations_token")
     if listen is None:
         return None
     if token is None:

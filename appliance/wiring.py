@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
 import logging
 import os
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -17,14 +16,13 @@ from pathlib import Path
 
 from starlette.types import ASGIApp
 
-from appliance import __version__
 from appliance.config import Settings
 from appliance.domain.core.entry import Entry, parse_entry
 from appliance.domain.core.event import Event
 from appliance.domain.core.policy import parse_policy
 from appliance.domain.governance.service import Administrator, ServiceStarted
-from appliance.errors import BadInput, Conflict, NotFound, Tampered
-from appliance.formats.core.digest import digest_bytes, digest_file
+from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered
+from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import encode_base64
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.log.note import vkey_of
@@ -39,7 +37,7 @@ from appliance.store.files.calibrations import Calibrations
 from appliance.store.files.checkpoints import Checkpoints
 from appliance.store.files.disk import write_file
 from appliance.store.files.keyring import ADAPTER_KEY, Keyring
-from appliance.store.files.lock import lock_folder
+from appliance.store.files.lock import holder_of, lock_folder
 from appliance.store.files.steps import Steps
 from appliance.store.files.witnessed import Witnessed
 from appliance.store.ledger.ledger import Ledger
@@ -49,7 +47,7 @@ from appliance.web.core.auth import Doorkeeper
 from appliance.web.core.logs import configure_logs, log_entry
 from appliance.web.core.server import Door, Heart
 from appliance.web.core.server import serve as serve_doors
-from appliance.web.core.sockets import open_tcp, open_unix, raise_descriptors
+from appliance.web.core.sockets import listen, open_tcp, open_unix, raise_descriptors
 from appliance.web.core.tls import open_tls, read_private
 from appliance.web.operations.health import LEAST_TOKEN, Readiness, operations_app
 from appliance.web.operations.limits import Limits, Quotas
@@ -58,6 +56,7 @@ from appliance.web.people.api import people_app
 from appliance.web.people.waiting import wait_for_clock
 from appliance.web.units.gate import MOST
 from appliance.web.units.openai import units_app
+from appliance.workflows.core.code import describe_code
 from appliance.workflows.core.context import Code, Context
 from appliance.workflows.core.progress import Progress
 from appliance.workflows.integrity import rehash, snapshots, writeback
@@ -66,7 +65,10 @@ from appliance.workflows.lifecycle.collector import rest_collector
 from appliance.workflows.lifecycle.heartbeat import BEAT_S, beat, note_stall
 from appliance.workflows.lifecycle.recovery import recover
 from appliance.workflows.lifecycle.shutdown import shut_down
-from appliance.workflows.runs import steps
+from appliance.workflows.operations.doctor import diagnose
+from appliance.workflows.operations.findings import Finding
+from appliance.workflows.operations.installation import Installation
+from appliance.workflows.runs import checkpoints, steps
 from appliance.workflows.serving.serve import Serving
 from appliance.workflows.witnesses import sneakernet as witness
 
@@ -75,19 +77,6 @@ log = logging.getLogger("appliance")
 IDLE_S = 600.0
 LONGEST_PAUSE_DAYS = 31
 """Between two entries, where nobody says that it was longer."""
-_PACKAGES = (
-    "bitsandbytes",
-    "cryptography",
-    "gguf",
-    "numpy",
-    "peft",
-    "pydantic",
-    "safetensors",
-    "sqlalchemy",
-    "tokenizers",
-    "torch",
-    "transformers",
-)
 
 
 @dataclass(frozen=True)
@@ -303,27 +292,51 @@ def _probes(settings: Settings) -> Probes:
     return Probes(read=read, write={"write-outside": settings.home})
 
 
-def describe_code() -> Code:
-    """The service's version, a digest over its source files, and its packages by the digest of their RECORD."""
-    root = Path(__file__).parent
-    files = {str(path.relative_to(root)): digest_file(path) for path in sorted(root.rglob("*.py"))}
-    packages = {}
-    for name in _PACKAGES:
-        try:
-            distribution = importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        record = distribution.read_text("RECORD") or ""
-        packages[f"{name}@{distribution.version}"] = digest_bytes(record.encode())
-    return Code(__version__, digest_bytes(json.dumps(files, sort_keys=True).encode()), packages)
+def doctor(settings: Settings) -> Iterator[Finding]:
+    """What is in order for this appliance and what is not; beside its service, without one, and before `init`."""
+    unfit: str | None = None
+    try:
+        _tls(settings)
+    except ApplianceError as error:
+        unfit = error.message
+    private = [settings.home / "trust.json"]
+    if settings.database_url.startswith("sqlite:///"):
+        private.append(Path(settings.database_url.removeprefix("sqlite:///")))
+    certificate, operations = settings.certificate, settings.operations
+    private += [] if certificate is None else [certificate.key]
+    private += [] if operations is None else [operations.token]
+    listeners = [("units' door", *settings.listen)] if settings.listen is not None else []
+    listeners += [] if operations is None else [("operations", *operations.listen)]
+    place = Installation(
+        home=settings.home,
+        keys=settings.keys,
+        socket=settings.socket,
+        database_url=settings.database_url,
+        private=tuple(private),
+        certificates=() if certificate is None else (certificate.chain,),
+        listeners=tuple(listeners),
+        pid=holder_of(settings.lock),
+        settings=settings.home / "appliance.toml",
+        unfit=unfit,
+    )
+    return diagnose(place, os.environ, datetime.now(UTC))
 
 
-def serve(settings: Settings, *, embedded: bool, after_pause: bool = False, rebuild: bool = False) -> None:
-    """Runs the service until a signal; an embedded one ends after ten minutes without an open request."""
+def serve(
+    settings: Settings,
+    *,
+    embedded: bool,
+    after_pause: bool = False,
+    rebuild: bool = False,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Runs the service until a signal; an embedded one ends after ten minutes without an open request. `ready` is
+    called once nothing can refuse the start any more: the lock, certificates and ports are had first."""
     configure_logs()
     raise_descriptors()
     with (
         lock_folder(settings.lock) as lock,
+        _open_listeners(settings) as listeners,
         Claim(open_engine(settings.database_url)) as claim,
         service(settings, lock.say, after_pause=after_pause, rebuild=rebuild) as context,
     ):
@@ -350,15 +363,17 @@ def serve(settings: Settings, *, embedded: bool, after_pause: bool = False, rebu
         reason = "failed"
         writeback.start(context)
         snapshots.start(context)
+        checkpoints.start(context)
         if settings.rehash_s is not None:
             rehash.start(context, settings.rehash_s)
         try:
             units = activity.watching(units_app(serving, door, quotas, metrics))
-            doors = _doors(settings, context, units, metrics)
+            doors = _doors(listeners, context, units, metrics)
             # The people's last: where it is open, the service is up.
             with open_unix(settings.socket) as people:
                 doors.append(Door(people_door, people, guarded=False))
                 lock.say("")
+                ready()
                 reason = serve_doors(
                     doors,
                     heart=Heart(
@@ -377,21 +392,45 @@ def serve(settings: Settings, *, embedded: bool, after_pause: bool = False, rebu
                 )
         finally:
             serving.close()
-            lock.say("ends")
-            shut_down(context, door.counted, reason)
+            shut_down(context, door.counted, reason, lock.say)
 
 
-def _doors(settings: Settings, context: Context, units: ASGIApp, metrics: Metrics) -> list[Door]:
-    """Those that stand open to a network, as far as they are asked for."""
-    doors, tls = [], _tls(settings)
-    if settings.listen is not None:
-        doors.append(Door(units, open_tcp(settings.listen), tls))
-    if settings.operations is not None:
-        token = read_private(settings.operations.token, "operations token").strip()
-        if len(token) < LEAST_TOKEN:
-            raise BadInput(f"operations token: expected {LEAST_TOKEN} characters at least, got {len(token)}")
-        app = operations_app(Readiness(context), metrics, token)
-        doors.append(Door(app, open_tcp(settings.operations.listen, "operations"), tls))
+@dataclass(frozen=True)
+class _Listeners:
+    """What the doors to a network stand on, as far as they are asked for."""
+
+    tls: ssl.SSLContext | None
+    units: socket.socket | None
+    operations: socket.socket | None
+    token: bytes
+
+
+@contextmanager
+def _open_listeners(settings: Settings) -> Iterator[_Listeners]:
+    """Before the ledger is read: a port that is taken, or a certificate that does not fit, is told at once."""
+    tls, operations = _tls(settings), settings.operations
+    token = b"" if operations is None else _read_operations_token(operations.token)
+    with ExitStack() as opened:
+        units = None if settings.listen is None else opened.enter_context(open_tcp(settings.listen))
+        numbers = None if operations is None else opened.enter_context(open_tcp(operations.listen, "operations"))
+        yield _Listeners(tls, units, numbers, token)
+
+
+def _read_operations_token(path: Path) -> bytes:
+    token = read_private(path, "operations token").strip()
+    if len(token) < LEAST_TOKEN:
+        raise BadInput(f"operations token: expected {LEAST_TOKEN} characters at least, got {len(token)}")
+    return token
+
+
+def _doors(listeners: _Listeners, context: Context, units: ASGIApp, metrics: Metrics) -> list[Door]:
+    """Those that stand open to a network."""
+    doors = []
+    if listeners.units is not None:
+        doors.append(Door(units, listen(listeners.units), listeners.tls))
+    if listeners.operations is not None:
+        app = operations_app(Readiness(context), metrics, listeners.token)
+        doors.append(Door(app, listen(listeners.operations, "operations"), listeners.tls))
     return doors
 
 

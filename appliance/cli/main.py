@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import CommandGroup
+from appliance.cli.support.command import CommandGroup, be_wide
 from appliance.cli.support.output import plain
 from appliance.errors import ApplianceError
 
@@ -48,6 +48,12 @@ COMMANDS = {
     "log-key": Entry("Administrators", "retention", "The log's own key: rotate it."),
     "text": Entry("Administrators", "retention", "Texts beside the log: erase one; the log still verifies."),
     "hold": Entry("Administrators", "retention", "Legal holds: while one stands, no text about its subject is erased."),
+    "serve": Entry("Administrators", "units", "Run the service in the foreground."),
+    "stop": Entry("Administrators", "service", "End the running service in order, and wait for it."),
+    "status": Entry("Administrators", "service", "One screen: the service, its log, its jobs, what waits for whom."),
+    "doctor": Entry("Administrators", "service", "Look at everything an appliance needs; say what to do."),
+    "storage": Entry("Administrators", "service", "What lies where, in bytes."),
+    "config": Entry("Administrators", "service", "Every setting: value, source, default, meaning."),
     "base": Entry("Operators", "operators", "Base models: import and list."),
     "dataset": Entry("Operators", "operators", "Datasets: import, list, show."),
     "import": Entry("Operators", "imports", "Imports that were ordered: list, cancel."),
@@ -57,7 +63,6 @@ COMMANDS = {
     "release": Entry("Units", "units", "Which adapter answers a unit's task: activate, roll back, history."),
     "adapter": Entry("Units", "units", "Sealed adapters: list, show the whole history, revoke."),
     "token": Entry("Units", "units", "A unit's API key: signed by the unit, at most an hour long."),
-    "serve": Entry("Units", "units", "Run the service in the foreground."),
     "ledger": Entry("Auditors", "audit.auditors", "The log: read it, export it, verify it."),
     "witness": Entry("Witnesses", "audit.witnesses", "Watch a log: ask for cosignatures, give them, take them in."),
     "completion": Entry("Everyone", "people", "Print the shell's completion script."),
@@ -122,6 +127,9 @@ def _path(name: str, variable: str, help: str) -> Callable[[F], F]:
 )
 @_path("--trust", "APPLIANCE_TRUST", "The trust file that everything is checked against.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout; errors too, on stderr.")
+@click.option(
+    "--wide", is_flag=True, expose_value=False, callback=be_wide, help="Cut and wrap nothing to the terminal's width."
+)
 @click.option("--yes", is_flag=True, help="Sign without asking.")
 @click.version_option(package_name="appliance", prog_name="appliance")
 @click.pass_context
@@ -145,6 +153,12 @@ def cli(
     caller.passphrase_fd, caller.passphrase_file = passphrase_fd, passphrase_file
     caller.json, caller.yes = as_json, yes
     context.call_on_close(caller.close)
+
+
+@cli.result_callback()
+@click.pass_obj
+def _after(caller: Caller, *_: Any, **__: Any) -> None:
+    caller.tell_orders()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -178,8 +178,8 @@ def show_adapter(caller: Caller, name: str) -> None:
     if caller.json:
         print_json({"adapter": row, "history": [_step_value(step) for step in steps], "requests": requests})
         return
-    print_facts((key.replace("_", " "), value) for key, value in row.items() if key != "reviews")
-    print_facts((f"requests {how}", count) for how, count in requests.items())
+    facts = [(key.replace("_", " "), value) for key, value in row.items() if key != "reviews"]
+    print_facts([*facts, *((f"requests {how}", count) for how, count in requests.items())])
     print_line("")
     print_table(
         ("entry", "time", "what", "who", "outcome", "about"),
@@ -314,5 +314,10 @@ def serve(caller: Caller, embedded: bool, after_pause: bool, rebuild: bool) -> N
     settings = caller.settings
     scheme = "http" if settings.certificate is None else "https"
     listen = "off" if settings.listen is None else f"{scheme}://{settings.listen[0]}:{settings.listen[1]}/v1"
-    say(f"people: {settings.socket}", f"units: {listen}")
-    wiring.serve(settings, embedded=embedded, after_pause=after_pause, rebuild=rebuild)
+    wiring.serve(
+        settings,
+        embedded=embedded,
+        after_pause=after_pause,
+        rebuild=rebuild,
+        ready=lambda: say(f"people: {settings.socket}", f"units: {listen}"),
+    )

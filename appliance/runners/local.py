@@ -37,6 +37,8 @@ _MAX_HEADER_BYTES = 1 << 20
 _READ_BYTES = 1 << 16
 _KILL_S = 30.0
 TEMPORARY = ".tmp"
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+"""Variables by which libraries are told to ask no network, of which a worker has none."""
 
 Frame = tuple[dict[str, Any], bytes]
 
@@ -63,9 +65,7 @@ def _environment(sandbox: Sandbox) -> dict[str, str]:
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
+        **dict.fromkeys(OFFLINE, "1"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
         "DO_NOT_TRACK": "1",

@@ -99,3 +99,8 @@ def type_alone(capsys: pytest.CaptureFixture[str], *words: str) -> Told:
     code = main.run([str(word) for word in words])
     told = capsys.readouterr()
     return Told(code, told.out, told.err)
+
+
+def one_line(text: str) -> str:
+    """Without what wrapped it to the terminal's width."""
+    return " ".join(text.split())

@@ -19,7 +19,7 @@ from appliance.domain.core.credentials import parse_token
 from appliance.errors import BadInput
 from appliance.formats.core.canonical import encode_canonical
 from scripts.kit.log_builder import ORIGIN, order_of, policy_digest
-from tests.cli.conftest import Desk
+from tests.cli.conftest import Desk, one_line
 from tests.kit.founded import FILES, copied_policy, policy_set
 
 RECIPE = "name: clauses\nbase: smollm2\ndataset: clauses@1\nrank: 8\n"
@@ -78,7 +78,10 @@ def test_an_import_that_will_be_refused_is_so_before_a_byte_is_sent_and_says_all
     words = ("--name", "My Notes", "--base", "smollm2", "--licence", "MIT", "--classification", "internal")
     told = desk.as_("olga", *rows, *words, "--held-out", "20", "--column", "txt=clause")
     assert told.code == 2 and "lower-case letters, digits and hyphens" in told.err and "pattern" not in told.err
-    assert "column 'txt'" in told.err and "held_out: expected a share above 0 and at most 0.9, such as 0.2, got '20'" in told.err
+    assert (
+        "column 'txt'" in told.err
+        and "held_out: expected a share above 0 and at most 0.9, such as 0.2, got '20'" in told.err
+    )
     base = ("base", "import", str(desk.folder / "m.gguf"), "--yes", "--licence", "apache-2.0", "--name")
     told = desk.as_("olga", *base, "smollm2")
     assert told.code == 3 and "a name never used here" in told.err and "did you mean Apache-2.0" in told.err
@@ -274,7 +277,7 @@ def test_a_reviewer_reads_what_a_signature_binds_and_then_signs_it(open_desk: Ca
     words = ("review", "approve", "clauses@1", "--unit", "legal", "--meaning", "No personal data.")
     told = desk.as_("rita", *words, "--yes")
     assert told.code == 0, told.err
-    assert "No personal data." in told.out
+    assert "No personal data." in one_line(told.out)
     listed = desk.as_("rita", "review", "list", "--unit", "legal")
     assert "rita (privacy, legal)" in listed.out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -12,7 +13,8 @@ import pytest
 
 from appliance import errors
 from appliance.cli import main
-from tests.cli.conftest import type_alone
+from appliance.cli.support.caller import Caller
+from tests.cli.conftest import Desk, type_alone
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -140,3 +142,19 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     told = type_alone(capsys, "--version")
     assert told.code == 0
     assert told.out.startswith("appliance, version ")
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_ctrl_c_says_whether_an_order_stands(
+    ordered: bool, open_desk: Callable[[str], Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = open_desk("staffed")
+
+    def interrupt(caller: Caller) -> None:
+        raise KeyboardInterrupt
+
+    words = ("principal", "revoke", "olga") if ordered else ("principal", "list")
+    monkeypatch.setattr(Caller, "tell_orders", interrupt)
+    told = desk.as_("anna", *words, *(("--yes",) if ordered else ()))
+    assert told.code == 130
+    assert ("the order that you signed stands" if ordered else "nothing was signed or sent") in told.err

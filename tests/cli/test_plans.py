@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.cli.conftest import Desk
+from tests.cli.conftest import Desk, one_line
 
 RECIPE = "name: clauses\nbase: smollm2\ndataset: clauses@1\nrank: 8\n"
 
@@ -25,7 +25,7 @@ def test_a_plan_says_what_fits_what_it_costs_and_what_is_advised(open_desk: Call
     assert "fits this machine:  yes, with a margin of 10%" in told.out
     parts = ("weights", "adapter", "optimiser", "gradients", "activations", "logits", "context", "reserve")
     assert set(parts) <= {line.partition(" ")[0] for line in told.out.splitlines()}
-    for text in ("RTX 3060 (not measured)", "Advised: "):
+    for text in ("RTX 3060 *", "Advised: "):
         assert text in told.out
     assert desk.ordered() == 0, "nothing was signed"
 
@@ -84,5 +84,7 @@ def test_what_does_not_fit_is_said_before_anybody_signs(
     }
     told = desk.as_("olga", "run", "plan", _recipe(desk))
     assert told.code == 0, told.err
-    assert "fits this machine:  no: plan, memory: expected at most 600 MB, which this machine has, got" in told.out
+    assert "fits this machine: no: plan, memory: expected at most 600 MB, which this machine has, got" in one_line(
+        told.out
+    )
     assert "Advised: none of these methods" in told.out

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from appliance.cli.support.output import print_facts
-from tests.cli.conftest import Desk
+from tests.cli.conftest import Desk, one_line
 
 
 def test_a_log_that_a_limit_cuts_off_says_how_to_go_on(open_desk: Callable[[str], Desk]) -> None:
@@ -38,7 +38,7 @@ def test_could_load_names_adapter_reviewers_and_entries(open_desk: Callable[[str
     told = desk.as_("audrey", "ledger", "could-load", "legal", "--trust", str(desk.trust))
     assert told.code == 0, told.err
     assert "labels: could load clauses@1" in told.out
-    assert "by rita (Rita Example), for privacy, until" in told.out
+    assert "by rita (Rita Example), for privacy, until" in one_line(told.out)
     assert "asked for:  2 standing approvals of 2 different fields" in told.out
     assert "was loaded:  clauses@1, entry" in told.out
     assert "Proved here: the" in told.err and "the trust file" in told.err

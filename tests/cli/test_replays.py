@@ -56,6 +56,20 @@ def test_a_failed_run_is_resumed_and_a_window_of_it_is_replayed(open_desk: Calla
     assert json.loads(told.out)["verdict"] == "identical"
 
 
+def test_a_window_whose_beginning_was_swept_is_refused_before_it_is_recorded(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("imported")
+    site = desk.site
+    run = site.request_run()
+    site.add(site.started(run))
+    for step in (2, 4):
+        site.add(site.checkpointed(run, step))
+    site.add(RunFailed(run=run, code="worker-ended", message=site.text("it was killed")))
+    told = desk.as_("audrey", "run", "replay", run, "--from", "2", "--to", "4", "--yes")
+    assert told.code == 4
+    assert "policy's days for it are over" in told.err and "begins at 0" in told.err
+    assert site.state.replays.values() == ()
+
+
 @pytest.mark.parametrize(
     ("bend", "code", "words"),
     [

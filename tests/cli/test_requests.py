@@ -8,7 +8,7 @@ from collections.abc import Callable
 from appliance.domain.core.entry import parse_entry
 from appliance.formats.log.log_policy import quorum_policy
 from appliance.formats.log.proof import verify_proof
-from tests.cli.conftest import Desk
+from tests.cli.conftest import Desk, one_line
 
 
 def test_a_request_is_found_by_its_answers_id(open_desk: Callable[[str], Desk]) -> None:
@@ -20,7 +20,7 @@ def test_a_request_is_found_by_its_answers_id(open_desk: Callable[[str], Desk]) 
     lines = told.out.splitlines()
     slot = desk.site.state.slots.get("legal/labels")
     assert slot is not None
-    assert f"manifest:  {slot.manifest}" in lines
+    assert f"manifest: {slot.manifest}" in one_line(told.out)
     listed = [line.split()[:3:2] for line in lines if line[:1].isdigit() and len(line.split()) == 5]
     kinds = ["adapter.admitted", "release.activated", "review.recorded", "review.recorded"]
     indexes = [slot.admitted, slot.release, *slot.approvals]

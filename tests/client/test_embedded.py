@@ -225,7 +225,7 @@ def _onlookers(lock: Path) -> Iterator[None]:
 
     def look() -> None:
         while not ended.is_set():
-            embedded._is_locked(lock)
+            embedded.is_locked(lock)
 
     threads = [threading.Thread(target=look) for _ in range(4)]
     for thread in threads:
@@ -242,10 +242,10 @@ def test_a_service_starts_however_many_look_whether_one_runs(settings: Settings)
     with _onlookers(settings.lock):
         for _ in range(100):
             with lock_folder(settings.lock):
-                assert embedded._is_locked(settings.lock)
+                assert embedded.is_locked(settings.lock)
 
 
 def test_who_looks_is_not_taken_for_a_service_by_another_who_looks(settings: Settings) -> None:
     settings.lock.touch(0o600)
     with _onlookers(settings.lock):
-        assert not any(embedded._is_locked(settings.lock) for _ in range(2_000))
+        assert not any(embedded.is_locked(settings.lock) for _ in range(2_000))

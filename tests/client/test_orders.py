@@ -107,7 +107,7 @@ def test_an_order_stands_for_a_quarter_of_an_hour_and_one_for_two_as_long_as_pol
     alone = orders.propose(about, "anna", RevokePrincipal, {"principal": "sales"}).order
     two = orders.propose(about, "anna", Grant, {"principal": "olga", "role": "operator"}).order
     assert _lasts_s(alone) == 900
-    assert _lasts_s(two) == about.parameters["order_lifetime_s"] == 3600
+    assert _lasts_s(two) == about.parameters["order_lifetime_s"] == 172_800
 
 
 def _lasts_s(order: Order) -> float:

@@ -19,7 +19,6 @@ _AT = click.option(
     metavar="MOMENT",
     help=f"An entry's number, or a time: {PAST_HELP} A date counts to its end. Now, unless it is given.",
 )
-_MOST_CHARACTERS = 100
 
 
 def _moment(at: str | None) -> str | None:
@@ -136,11 +135,10 @@ def state(caller: Caller, at: str | None, kinds: tuple[str, ...]) -> None:
     if caller.json:
         print_json(answer)
         return
-    rows = [(thing["kind"], thing["id"], thing["since"], _short(thing["value"])) for thing in answer["things"]]
+    rows = [(thing["kind"], thing["id"], thing["since"], _text(thing["value"])) for thing in answer["things"]]
     print_table(("kind", "name", "since entry", "value"), rows)
     say(f"As of entry {answer['as_of']}, {answer['time']}. What made a thing so: appliance ledger show ENTRY")
 
 
-def _short(value: dict[str, Any]) -> str:
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True)
-    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
+def _text(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)

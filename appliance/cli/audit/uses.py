@@ -87,7 +87,7 @@ def _print_uses(uses: list[dict[str, Any]]) -> None:
                 )
             )
     columns = ("dataset", "entry", "run", "status", "adapter", "sealed", "taken away", "answers", "ever released to")
-    print_table(columns, rows)
+    print_table(columns, rows, least=("sealed", "entry", "taken away", "run", "status", "adapter", "answers"))
 
 
 def _print_row(answer: RowAnswer) -> None:

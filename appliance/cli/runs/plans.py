@@ -9,12 +9,13 @@ import click
 
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import command, reads
-from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
+from appliance.cli.support.output import print_facts, print_json, print_line, print_table, print_text, say
 
 if TYPE_CHECKING:
     from appliance.domain.planning.pace import Duration
     from appliance.domain.planning.plan import Choice, Offer, Plan
 
+_UNMEASURED = "*"
 PHASES = (("load", "loading"), ("train", "training"), ("save", "saving"), ("evaluate", "evaluating"))
 
 
@@ -104,28 +105,28 @@ def _print_offers(made: Plan) -> None:
         [_name(offer), show_bytes(offer.memory_bytes) if offer.memory_bytes else "?", *map(_cell, offer.choices)]
         for offer in made.offers
     ]
-    print_table(("machine", "memory", *methods), rows)
-    say(
-        "",
-        "Times are likely ones; where a machine is not measured, a run may take a third of them, or three times.",
+    print_table(("machine", "memory", *methods), rows, least=("memory",))
+    print_text(
+        f"Times are likely ones. A machine with {_UNMEASURED} was not measured: a run may take a third, or three times."
     )
 
 
 def _name(offer: Offer) -> str:
-    return offer.machine if offer.measured else f"{offer.machine} (not measured)"
+    return offer.machine if offer.measured else f"{offer.machine} {_UNMEASURED}"
 
 
 def _cell(choice: Choice) -> str:
     from appliance.domain.planning.plan import say_seconds, show_bytes
 
     if choice.fits is False:
-        return f"{show_bytes(choice.peak_bytes)}: too little memory"
-    return f"{show_bytes(choice.peak_bytes)}, {say_seconds(choice.duration.likely)}"
+        return f"{show_bytes(choice.peak_bytes)}: too much"
+    likely = say_seconds(choice.duration.likely).replace(" seconds", " s").replace(" minutes", " min")
+    return f"{show_bytes(choice.peak_bytes)}, {likely}"
 
 
 def _print_advice(made: Plan) -> None:
     from appliance.domain.planning.plan import name_method
 
-    print_line(f"Advised: {name_method(made.advised) if made.advised else 'none of these methods, on this machine'}")
+    print_text(f"Advised: {name_method(made.advised) if made.advised else 'none of these methods, on this machine'}")
     for reason in made.reasons:
-        print_line(f"- {reason}")
+        print_text(f"- {reason}", "  ")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING
 import click
 
 from appliance.cli.support.output import say
-from appliance.errors import BadInput, NotAuthenticated
+from appliance.errors import ApplianceError, BadInput, NotAuthenticated
 
 if TYPE_CHECKING:
     from appliance.client.support.door import About, Door
+    from appliance.client.support.embedded import Place
     from appliance.client.support.log import Anchor
     from appliance.client.support.session import SavedSession
     from appliance.config import Settings
@@ -53,16 +55,23 @@ class Caller:
 
         return load_settings(self.home)
 
+    @property
+    def place(self) -> Place:
+        """Where this appliance and its service are."""
+        from appliance.client.support.embedded import Place
+        from appliance.config import VARIABLES
+
+        settings = self.settings
+        return Place(settings.home, settings.socket, settings.lock, settings.logs, VARIABLES.values())
+
     @cached_property
     def door(self) -> Door:
         """The service's door; an embedded service is started behind it when none answers."""
         from appliance.client.support.door import Door
-        from appliance.client.support.embedded import Place, start_service
-        from appliance.config import VARIABLES
+        from appliance.client.support.embedded import start_service
 
-        settings = self.settings
-        place = Place(settings.home, settings.socket, settings.lock, settings.logs, VARIABLES.values())
-        door = Door(settings.socket, lambda: start_service(place, tell=_tell_waiting))
+        place = self.place
+        door = Door(place.socket, lambda: start_service(place, tell=_tell_waiting))
         self._closing.append(door.close)
         return door
 
@@ -168,6 +177,20 @@ class Caller:
             told.append(f"whether the order {self.sending[:19]} was recorded is not known: {look}")
         told += [] if self.go_on is None else [self.go_on]
         return "; ".join(["stopped by you", *(told or ["nothing was signed"])])
+
+    def tell_orders(self) -> None:
+        """On stderr, once a command: the orders that wait for this administrator's signature. Nothing is asked for it
+        that the command did not ask for: no session is opened and no key unlocked."""
+        if "door" not in self.__dict__:
+            return
+        count = self.door.waiting
+        granted = self.session.granted if count is None and "session" in self.__dict__ else None
+        if granted is not None and "administrator" in granted.roles:
+            with suppress(ApplianceError):
+                count = len(self.door.get("/v1/orders/waiting"))
+        if count:
+            waits = "1 order waits" if count == 1 else f"{count} orders wait"
+            say(f"{waits} for a second administrator: appliance order list")
 
     def close(self) -> None:
         while self._closing:

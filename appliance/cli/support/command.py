@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from appliance.cli.support.caller import Caller
+from appliance.cli.support.output import say_wide
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -108,6 +109,21 @@ _PASSPHRASE = _option(
 _TRUST = _option(
     "--trust", "trust_file", "Check against this trust file (APPLIANCE_TRUST).", metavar="FILE", type=_file()
 )
+
+
+def be_wide(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        say_wide()
+
+
+_WIDE = click.option(
+    "--wide",
+    cls=SharedOption,
+    is_flag=True,
+    expose_value=False,
+    callback=be_wide,
+    help="Cut and wrap nothing to the terminal's width.",
+)
 _YES = _option("--yes", "yes", "Sign without asking.", is_flag=True)
 
 
@@ -122,7 +138,7 @@ def _all(*decorators: Callable[[F], F]) -> Callable[[F], F]:
 
 def shares(function: F) -> F:
     """For a command that needs no key."""
-    return _all(_HOME, _JSON)(function)
+    return _all(_HOME, _WIDE, _JSON)(function)
 
 
 def keyed(function: F) -> F:
@@ -132,9 +148,9 @@ def keyed(function: F) -> F:
 
 def reads(function: F) -> F:
     """For a command that reads under a person's session."""
-    return _all(_KEY, _AS, _FD, _PASSPHRASE, _TRUST, _HOME, _JSON)(function)
+    return _all(_KEY, _AS, _FD, _PASSPHRASE, _TRUST, _HOME, _WIDE, _JSON)(function)
 
 
 def signs(function: F) -> F:
     """For a command by which a person signs."""
-    return _all(_YES, _KEY, _AS, _FD, _PASSPHRASE, _TRUST, _HOME, _JSON)(function)
+    return _all(_YES, _KEY, _AS, _FD, _PASSPHRASE, _TRUST, _HOME, _WIDE, _JSON)(function)

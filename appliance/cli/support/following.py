@@ -7,7 +7,7 @@ import time
 from typing import Any, TextIO
 
 from appliance.cli.support.output import plain, say
-from appliance.cli.support.progress import Meter
+from appliance.cli.support.progress import Meter, cut_line
 
 
 class Display:
@@ -86,7 +86,8 @@ class ImportDisplay:
     def take(self, state: dict[str, Any]) -> None:
         if self._stream.isatty():
             passed = round(time.monotonic() - self._began)
-            self._stream.write(f"\r\x1b[K{plain(state['subject'])}: the worker reads and checks it, {passed} s")
+            line = f"{plain(state['subject'])}: the worker reads and checks it, {passed} s"
+            self._stream.write(f"\r\x1b[K{cut_line(line)}")
             self._stream.flush()
         elif not self._told:
             self._stream.write(f"{plain(state['subject'])}: the worker reads and checks it.\n")

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
+
+from appliance.cli.support.fitting import fit
+from appliance.cli.support.fitting import widths as _widths
+
+DEFAULT_COLUMNS = 80
+_INDENT = 4
+_LEAST_VALUE = 20
+_WIDE = "appliance.wide"
 
 
 def plain(value: object) -> str:
@@ -31,23 +41,75 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
 
 
-def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Columns by spaces, no boxes: it can be read aloud, cut with awk and pasted into a letter."""
+def say_wide() -> None:
+    """From here on this command cuts and wraps nothing: `--wide`."""
+    click.get_current_context().meta[_WIDE] = True
+
+
+def width() -> int | None:
+    """How many columns a line may have; None with `--wide`. Where no terminal is, as many as most have."""
+    context = click.get_current_context(silent=True)
+    if context is not None and context.meta.get(_WIDE):
+        return None
+    return shutil.get_terminal_size((DEFAULT_COLUMNS, 24)).columns if sys.stdout.isatty() else DEFAULT_COLUMNS
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, least: Sequence[str] = ()) -> None:
+    """Columns by spaces, no boxes: it can be read aloud, cut with awk and pasted into a letter.
+
+    A table that is wider than the terminal says less, first in the columns of `least`, the least important one first.
+    """
     lines = [[plain(cell) for cell in row] for row in rows]
-    widths = [max(len(line[i]) for line in [list(headers), *lines]) for i in range(len(headers))]
-    for line in [list(headers), *lines]:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    shown, limit = [list(headers), *lines], width()
+    cut = shown if limit is None else fit(shown, limit, least)
+    for line in _padded(cut):
+        click.echo(line)
+    if cut != shown:
+        say("Columns were shortened to the terminal's width: --wide shows all of them.")
+
+
+def _padded(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = _widths(lines)
+    return ["  ".join(cell.ljust(size) for cell, size in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def print_facts(facts: Iterable[tuple[str, object]], *, err: bool = False) -> None:
-    """`label: value` lines, the values below one another; a text of several lines is indented, a mapping one line."""
+    """`label: value` lines, the values below one another; a text of several lines is indented, a mapping one line.
+
+    A value that is wider than the terminal goes on in the next line: nothing of it is left out.
+    """
     listed = [(label, _one_line(value) if isinstance(value, Mapping) else value) for label, value in facts]
-    width = max((len(label) for label, _ in listed), default=0) + 1
+    margin, limit = max((len(label) for label, _ in listed), default=0) + 3, width()
     for label, value in listed:
-        first, *rest = str("-" if value is None else value).splitlines() or [""]
-        click.echo(f"{label + ':':<{width}}  {plain(first)}".rstrip(), err=err)
-        for line in rest:
-            click.echo(f"{'':<{width}}  {plain(line)}", err=err)
+        lines = [plain(line) for line in str("-" if value is None else value).splitlines()] or [""]
+        for line in _beside(f"{label}:", lines, margin, limit):
+            click.echo(line.rstrip(), err=err)
+
+
+def _beside(label: str, lines: Sequence[str], margin: int, limit: int | None) -> Iterator[str]:
+    """The label and the lines, wrapped; where a digest is too wide beside its label, it stands below it and whole."""
+    longest = max((len(word) for line in lines for word in line.split(" ")), default=0)
+    if limit is not None and margin + longest > limit:
+        yield label
+        label, margin = "", len(label) - len(label.lstrip()) + _INDENT
+    for line in lines:
+        for part in [line] if limit is None else _wrap(line, max(limit - margin, _LEAST_VALUE)) or [""]:
+            yield f"{label:<{margin}}{part}"
+            label = ""
+
+
+def _wrap(line: str, size: int) -> list[str]:
+    return [line] if len(line) <= size else textwrap.wrap(line, size, break_on_hyphens=False, break_long_words=False)
+
+
+def print_text(text: str, indent: str = "") -> None:
+    """A paragraph: wrapped, its later lines indented."""
+    limit = width()
+    if limit is None:
+        click.echo(text)
+        return
+    for line in textwrap.wrap(text, limit, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False):
+        click.echo(line)
 
 
 def _one_line(value: Mapping[str, object]) -> str:

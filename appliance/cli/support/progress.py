@@ -6,7 +6,10 @@ import sys
 import time
 from typing import TextIO
 
+COLUMNS = 79
+"""Of a line that is drawn over: in a terminal of 80 the last one would move the cursor on."""
 _BAR = 24
+_LEAST_BAR = 6
 _REDRAW_S = 0.1
 _LINE_S = 10.0
 
@@ -64,12 +67,20 @@ class Meter:
         return (time.monotonic() - self._began) / counted * (self.total - self.done)
 
     def _draw(self) -> None:
+        """In a terminal the bar gives way to the text: a line that wraps cannot be drawn over."""
         if not self._moves:
-            self._stream.write(f"{self.text()}\n")
+            self._stream.write(f"{cut_line(self.text())}\n")
         else:
-            filled = _BAR * min(self.done, self.total) // max(self.total, 1)
-            self._stream.write(f"\r\x1b[K[{'#' * filled}{'.' * (_BAR - filled)}] {self.text()}")
+            text = self.text()
+            size = min(_BAR, COLUMNS - len(text) - 3)
+            filled = size * min(self.done, self.total) // max(self.total, 1)
+            bar = f"[{'#' * filled}{'.' * (size - filled)}] " if size >= _LEAST_BAR else ""
+            self._stream.write(f"\r\x1b[K{cut_line(bar + text)}")
         self._stream.flush()
+
+
+def cut_line(text: str) -> str:
+    return text if len(text) <= COLUMNS else f"{text[: COLUMNS - 1]}…"
 
 
 def _count(done: int, total: int, unit: str) -> str:

@@ -74,6 +74,8 @@ class Door:
     def __init__(self, path: Path, start: Callable[[], None] | None = None) -> None:
         self.socket = path
         self.bearer: Bearer | None = None
+        self.waiting: int | None = None
+        """Orders that wait for the signer of the last order's second signature, once one was handed in."""
         self._start = start
 
     @cached_property

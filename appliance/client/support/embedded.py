@@ -51,7 +51,7 @@ def start_service(
     deadline, next_word = time.monotonic() + timeout_s, time.monotonic() + _TELL_S
     while not is_answering(place.socket):
         # A service that is just starting or ending holds the lock: wait for it before another is started.
-        locked = _is_locked(place.lock)
+        locked = is_locked(place.lock)
         if process is None and not locked:
             process = _spawn(place)
             _started.append(process)
@@ -61,7 +61,7 @@ def start_service(
                 f"{_last_line(_log(place))}; see {_log(place)}"
             )
         now = time.monotonic()
-        if locked and (news := _says(place.lock)) != said:
+        if locked and (news := says(place.lock)) != said:
             said, deadline = news, now + timeout_s
         if said and now > next_word:
             tell(said)
@@ -74,7 +74,7 @@ def start_service(
         time.sleep(_POLL_S)
 
 
-def _says(lock: Path) -> str:
+def says(lock: Path) -> str:
     """What the holder of the lock says that it is doing: the file's second line."""
     with suppress(OSError):
         return lock.read_text("utf-8", "replace").partition("\n")[2].strip()
@@ -101,7 +101,7 @@ def _check_own(place: Place) -> None:
         )
 
 
-def _is_locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether a service holds the lock. Who looks shares it for a moment, which `lock_folder` waits out."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)

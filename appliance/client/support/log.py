@@ -155,6 +155,7 @@ def export(door: Door, path: Path) -> tuple[str, int]:
     part = path.with_name(f".{path.name}.part")
     hasher = Hasher()
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
             for chunk in door.stream("/v1/ledger/export"):
                 file.write(chunk)

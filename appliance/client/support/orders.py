@@ -134,6 +134,7 @@ def submit(door: Door, signed: Signed, log_key: str, *, successor: str | None = 
     }
     answer = door.post("/v1/orders", body, reading=False)
     try:
+        door.waiting = int(answer.get("waiting", 0))
         checkpoint = _open(answer["checkpoint"].encode("utf-8"), log_key, successor)
         receipt = Receipt(
             index=int(answer["index"]),

@@ -49,6 +49,11 @@ class SavedSession:
         self._unlock = unlock
         self._opened: Opened | None = None
 
+    @property
+    def granted(self) -> Opened | None:
+        """The session that this command has used; None while it has used none."""
+        return self._opened
+
     def token(self, *, renew: bool) -> str:
         return self.opened(renew=renew).token
 

@@ -35,7 +35,9 @@ class Parameters(Value):
     reviewers: int = Field(default=2, ge=1, le=16, description="standing approvals an adapter needs for a unit")
     distinct_fields: int = Field(default=2, ge=1, le=16, description="different fields among those reviewers")
     required_fields: tuple[Identifier, ...] = Field(default=())
-    order_lifetime_s: int = Field(default=3_600, ge=60, le=604_800)
+    order_lifetime_s: int = Field(
+        default=172_800, ge=60, le=604_800, description="how long an order may wait for a second administrator"
+    )
     approval_lifetime_s: int = Field(default=31_536_000, ge=3_600, le=315_360_000)
     session_lifetime_s: int = Field(default=900, ge=60, le=900)
     token_lifetime_s: int = Field(default=3_600, ge=60, le=3_600)
@@ -51,6 +53,12 @@ class Parameters(Value):
         description="a printed name stays so long after its owner has gone",
     )
     text_retention_s: int = Field(default=0, ge=0, le=3_153_600_000, description="free text stays this long")
+    training_checkpoint_retention_s: int = Field(
+        default=2_592_000,
+        ge=0,
+        le=3_153_600_000,
+        description="training checkpoints stay so long after the adapter was released or rejected",
+    )
     export_lifetime_s: int = Field(
         default=604_800,
         ge=60,

@@ -64,6 +64,14 @@ def may_endorse(state: State, order: Endorse, signer: Principal, now: Time) -> R
     return reasons
 
 
+def waiting_orders(state: State, now: Time, endorser: str | None = None) -> list[PendingOrder]:
+    """Orders that a second administrator can still sign; with `endorser`, those that this one can."""
+    person = None if endorser is None else state.principals.get(endorser)
+    if endorser is not None and (person is None or person.revoked is not None or not person.has("administrator")):
+        return []
+    return [one for one in state.pending.values() if one.expires_at > now and one.signer != endorser]
+
+
 def order_pending(case: Case) -> Puts:
     """An order for a change of power, allowed as far as one administrator can."""
     accepted = case.accepted

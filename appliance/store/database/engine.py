@@ -171,6 +171,16 @@ def _set_wait(connection: sqlite3.Connection, seconds: float) -> None:
     connection.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}").close()
 
 
+def stored_bytes(engine: Engine) -> int:
+    """What the database takes on disk: SQLite's file with what was written ahead, or all of PostgreSQL's database."""
+    if engine.dialect.name == "sqlite":
+        path = Path(os.path.abspath(str(engine.url.database)))
+        files = (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm"))
+        return sum(file.stat().st_size for file in files if file.exists())
+    with database_errors("database"), connect_reader(engine) as connection:
+        return int(connection.execute(text("SELECT pg_database_size(current_database())")).scalar_one())
+
+
 def is_current(connection: Connection) -> bool:
     """False once SQLite's file is no longer the one at its path: what is written into a removed file is lost."""
     return _is_same_file(connection.info)

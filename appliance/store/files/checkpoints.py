@@ -67,6 +67,13 @@ class Checkpoints:
         except NotFound:
             return None
 
+    def size(self, digest: str) -> int:
+        """In bytes; 0 where they are gone."""
+        try:
+            return self._path(digest).lstat().st_size
+        except FileNotFoundError:
+            return 0
+
     def sweep(self, keep: frozenset[str]) -> tuple[str, ...]:
         """Removes what `keep` does not hold, and what was half written; the digests of what was removed."""
         with disk.disk_errors("training checkpoints"):

@@ -80,6 +80,22 @@ def lock_folder(path: Path) -> FolderLock:
             os.close(descriptor)
 
 
+def holder_of(path: Path) -> int | None:
+    """The process that holds the lock, as it wrote itself; None while none does. Who looks shares the lock for a
+    moment, which `lock_folder` waits out."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, PermissionError):
+        return None
+    try:
+        if _is_shared(descriptor):
+            return None
+        said = os.pread(descriptor, 32, 0).decode("ascii", "replace").partition("\n")[0]
+        return int(said) if said.isdecimal() else None
+    finally:
+        os.close(descriptor)
+
+
 def _is_shared(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

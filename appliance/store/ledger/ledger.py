@@ -25,7 +25,13 @@ from appliance.formats.core.commitment import Disclosure, verify_disclosure
 from appliance.formats.core.merkle import hash_leaf
 from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
 from appliance.store.database.catalogue import check_catalogue
-from appliance.store.database.engine import connect_reader, connect_writer, database_errors, locate_database
+from appliance.store.database.engine import (
+    connect_reader,
+    connect_writer,
+    database_errors,
+    locate_database,
+    stored_bytes,
+)
 from appliance.store.database.reader import Reader
 from appliance.store.ledger import checks as audit
 from appliance.store.ledger import rows
@@ -81,6 +87,14 @@ class Ledger:
         """An append failed: before the next, a write that says nothing shows that the database can be written."""
         self._unsure = False
         """A commit's end was not seen: before anything is read from the fold, it is held against the head."""
+
+    @property
+    def dialect(self) -> str:
+        """Of its database: `sqlite` or `postgresql`."""
+        return self._engine.dialect.name
+
+    def stored_bytes(self) -> int:
+        return stored_bytes(self._engine)
 
     # --- the fold -------------------------------------------------------------------------------------------------
 

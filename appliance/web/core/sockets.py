@@ -80,6 +80,7 @@ def _bind_unix(path: Path) -> socket.socket:
 
 
 def open_tcp(listen: tuple[str, int], what: str = "units' door") -> socket.socket:
+    """Bound, and not listening before `listen`: until then who connects is refused instead of kept waiting."""
     host, port = listen
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -91,5 +92,13 @@ def open_tcp(listen: tuple[str, int], what: str = "units' door") -> socket.socke
     except OSError as error:
         door.close()
         raise Unavailable(f"{what}, {host}:{port}: expected to listen there, got {error.strerror}") from None
-    door.listen(128)
+    return door
+
+
+def listen(door: socket.socket, what: str = "units' door") -> socket.socket:
+    try:
+        door.listen(128)
+    except OSError as error:
+        host, port = door.getsockname()[:2]
+        raise Unavailable(f"{what}, {host}:{port}: expected to listen there, got {error.strerror}") from None
     return door

@@ -30,6 +30,8 @@ from appliance.workflows.core.context import Context
 from appliance.workflows.data import checks
 from appliance.workflows.data import uploads as upload
 from appliance.workflows.governance import administration
+from appliance.workflows.operations.status import status
+from appliance.workflows.operations.storage import storage
 from appliance.workflows.queries import log, people, verification, work
 from appliance.workflows.queries import past as questions
 from appliance.workflows.queries.log import LogFilters, show
@@ -141,7 +143,7 @@ def _sessions(router: APIRouter, context: Context, door: Doorkeeper) -> None:
 
 def _orders(public: APIRouter, private: APIRouter, context: Context, person: Callable[..., Session]) -> None:
     @public.post("/v1/orders")
-    def submit(body: OrderRequest) -> dict[str, Any]:
+    def submit(body: OrderRequest) -> dict[str, Any]:  # `waiting`: orders that its signer could endorse
         submission = orders.Submission(
             envelope=encode_canonical(body.envelope),
             disclosures=tuple(parse_disclosure_value(value) for value in body.disclosures),
@@ -157,6 +159,7 @@ def _orders(public: APIRouter, private: APIRouter, context: Context, person: Cal
             "order": submitted.digest,
             "checkpoint": submitted.appended.checkpoint.decode("utf-8"),
             "result": submitted.result,
+            "waiting": len(people.waiting_for(context, entry.actor)),
         }
 
     asking = Depends(person)
@@ -164,6 +167,10 @@ def _orders(public: APIRouter, private: APIRouter, context: Context, person: Cal
     @private.post("/v1/orders/check")
     def check(body: OrderCheck, session: Session = asking) -> dict[str, Any]:
         return {"reasons": orders.check(context, session.principal, _bytes(body.statement, "statement"))}
+
+    @private.get("/v1/orders/waiting")
+    def waiting(session: Session = asking) -> list[dict[str, Any]]:
+        return people.waiting_for(context, session.principal)
 
     @private.get("/v1/orders/pending")
     def pending() -> list[dict[str, Any]]:
@@ -187,6 +194,14 @@ def _orders(public: APIRouter, private: APIRouter, context: Context, person: Cal
 
 
 def _tables(router: APIRouter, context: Context) -> None:
+    @router.get("/v1/status")
+    def service_status() -> dict[str, Any]:
+        return status(context)
+
+    @router.get("/v1/storage")
+    def service_storage() -> dict[str, Any]:
+        return storage(context)
+
     @router.get("/v1/principals")
     def principals() -> list[dict[str, Any]]:
         return people.principals(context)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ class Context:
     ends, so that what its workers leave open goes on at the next start. `appended`: told of each entry once it is
     durable. `lost`: what witnesses have seen and
     the ledger does not hold; while there is anything, nothing is admitted. `stalled`: a heartbeat has not ended
-    in time. `import_s`, `import_cpu_s`: what a small import may take by the clock and of the CPU; a larger one may
+    in time. `began`: when this service started.
+    `import_s`, `import_cpu_s`: what a small import may take by the clock and of the CPU; a larger one may
     take more."""
 
     ledger: Ledger
@@ -79,6 +80,7 @@ class Context:
     appended: Callable[[Entry, Event], None] = lambda entry, body: None
     lost: list[Tampered] = field(default_factory=list)
     stalled: bool = False
+    began: str = field(default_factory=lambda: encode_time(datetime.now(UTC)))
     _site: tuple[str, SitePolicies] | None = None
 
     def site_policies(self) -> SitePolicies:

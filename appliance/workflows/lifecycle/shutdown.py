@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from appliance.errors import Unavailable
 from appliance.workflows.core.context import Context
@@ -16,13 +17,17 @@ JOBS_END_S = 10.0
 """So long a job may take to notice that its worker has ended."""
 
 
-def shut_down(context: Context, counted: Counted, reason: str) -> None:
-    """A run that is cut off here is resumed, or marked failed, by the next start."""
+def shut_down(context: Context, counted: Counted, reason: str, say: Callable[[str], None] = lambda _: None) -> None:
+    """A run that is cut off here is resumed, or marked failed, by the next start. `say` hears what it waits for."""
+    say("ends its workers")
     context.closing.set()
     for worker in list(context.workers.values()):
         worker.kill()
     for jobs in (context.runs, context.bases, context.datasets, context.checks):
+        if jobs.busy:
+            say(f"waits for its {jobs.name}, whose workers have ended")
         jobs.stop(JOBS_END_S)
+    say("records its end and seals its snapshot")
     try:
         with counted() as refusals:
             sessions.record_stop(context, reason, refusals)

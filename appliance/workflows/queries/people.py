@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +10,7 @@ from appliance.access.cases import parse_cases, test_cases
 from appliance.domain.core.policy import parse_policy
 from appliance.domain.core.records import PendingOrder
 from appliance.domain.governance.clock import ResetClock
+from appliance.domain.governance.endorsement import waiting_orders
 from appliance.domain.governance.rules import RulesRaised
 from appliance.domain.rulebook.registry import NEWEST_RULES
 from appliance.formats.core.canonical import parse_canonical
@@ -57,6 +59,19 @@ def clock(context: Context) -> dict[str, Any]:
         "behind": context.ledger.clock.read_behind(state) is not None,
         "waiting": [_pending_order(context, pending) for pending in waiting],
     }
+
+
+def shown_orders(waiting: Iterable[PendingOrder]) -> list[dict[str, Any]]:
+    """Which they are, without what they bind."""
+    return [
+        {"order": one.digest, "verb": one.verb, "signer": one.signer, "expires_at": one.expires_at} for one in waiting
+    ]
+
+
+def waiting_for(context: Context, administrator: str) -> list[dict[str, Any]]:
+    """Orders of others that this administrator can endorse; none for anybody else."""
+    state = context.ledger.state
+    return shown_orders(waiting_orders(state, context.now(state), administrator))
 
 
 def policy(context: Context) -> dict[str, Any]:

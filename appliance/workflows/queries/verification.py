@@ -13,7 +13,7 @@ from typing import Any
 from appliance.domain.audit.report import Report
 from appliance.domain.audit.summary import group_findings
 from appliance.domain.core.state import UNPROJECTED
-from appliance.errors import ApplianceError, TooMany, Unavailable
+from appliance.errors import ApplianceError, NotFound, TooMany, Unavailable
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.log.trust import Trust, parse_trust
@@ -108,11 +108,12 @@ def _check_artifacts(context: Context, cancelled: Callable[[], bool]) -> list[st
             context.artifacts.check(digest)
         except ApplianceError as error:
             findings.append(f"{what}: {error.message}")
-    for digest in sorted(checkpoints.kept(context.ledger.state)):
+    for digest in sorted(checkpoints.kept(context)):
         try:
             context.checkpoints.read(digest)
         except ApplianceError as error:
-            # Else its run has ended meanwhile, and it was swept.
-            if digest in checkpoints.kept(context.ledger.state):
+            # One that may have been swept before a hold was placed or a policy adopted is hashed where it is there.
+            may_be_gone = isinstance(error, NotFound) and digest not in checkpoints.needed(context.ledger.state)
+            if not may_be_gone and digest in checkpoints.kept(context):
                 findings.append(error.message)
     return findings

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from appliance.domain.core.names import explain
+from appliance.domain.core.entry import parse_entry
+from appliance.domain.core.names import Time, add_seconds, explain
+from appliance.domain.core.records import Adapter, Run
 from appliance.domain.core.state import State
 from appliance.domain.recipe.recipe import MOST_CHECKPOINTS
+from appliance.domain.retention.holds import keeps
 from appliance.domain.runs.checkpoints import RunCheckpointed
 from appliance.errors import BadInput
 from appliance.runners.output import open_output
+from appliance.workflows.core import rounds
 from appliance.workflows.core.context import Context, Frame
 from appliance.workflows.core.retry import append_with_retry
 
-REPLAYABLE_RUNS = 8
-"""Of so many runs that ended last the checkpoints are kept; of older ones only the digests, in the ledger."""
+SWEEP_S = 3600.0
 
 
 def take_frame(context: Context, run: str, folder: Path, max_bytes: int, frame: Frame) -> None:
@@ -59,16 +64,98 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
+@dataclass(frozen=True)
+class Keeping:
+    """Why a run's training checkpoints are kept. `until`: the day on which they may go; None where none is set."""
+
+    why: str
+    until: Time | None = None
+
+
+def start(context: Context) -> None:
+    """Sweeps every hour, in the queue of the runs: what a run hands over meanwhile is named by no entry yet."""
+    rounds.start(context, "training checkpoints", SWEEP_S, lambda: context.runs.put(partial(sweep, context)))
+
+
 def sweep(context: Context) -> None:
     """Removes the bytes that nothing will be trained from again."""
-    context.checkpoints.sweep(kept(context.ledger.state))
+    context.checkpoints.sweep(kept(context))
 
 
-def kept(state: State) -> frozenset[str]:
-    """All of every run that is under way, and of the last that ended; none of those that were cancelled."""
-    made = {checkpoint.run for checkpoint in state.training_checkpoints.values()}
-    runs = [run for run in state.runs.values() if run.id in made and run.status != "cancelled"]
-    ended = [run.id for run in runs if run.status in ("sealed", "failed")]
-    query = {replay.run for replay in state.replays.values() if replay.status == "requested"}
-    wanted = {run.id for run in runs} - set(ended[:-REPLAYABLE_RUNS]) | query
-    return frozenset(made.digest for made in state.training_checkpoints.values() if made.run in wanted)
+def kept(context: Context) -> frozenset[str]:
+    """The digests of all that is kept today."""
+    runs = list_kept(context)
+    return frozenset(made.digest for made in context.ledger.state.training_checkpoints.values() if made.run in runs)
+
+
+def needed(state: State) -> frozenset[str]:
+    """Of these the ones that were never allowed to go, whatever policies and holds came and went."""
+    ends = _Ends.of(state)
+    runs = {run.id for run in state.runs.values() if ends.needs(run) is not None}
+    return frozenset(made.digest for made in state.training_checkpoints.values() if made.run in runs)
+
+
+def list_kept(context: Context) -> dict[str, Keeping]:
+    """By run, of those that have training checkpoints: all of a run are kept, or none."""
+    state = context.ledger.state
+    last = {made.run: made.index for made in state.training_checkpoints.values()}
+    ends, found = _Ends.of(state), {}
+    for run in state.runs.values():
+        keeping = _keep_run(context, ends, run, last[run.id]) if run.id in last else None
+        if keeping is not None:
+            found[run.id] = keeping
+    return found
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """What became of runs. `adapters`: by run. `decided`: by adapter, the entry that first released, rejected or ended
+    it; what comes later takes no decision back. `replayed`: the runs that a replay waits for."""
+
+    adapters: Mapping[str, str]
+    decided: Mapping[str, int]
+    replayed: frozenset[str]
+
+    @classmethod
+    def of(cls, state: State) -> _Ends:
+        entries = [(name, index) for name, adapter in state.adapters.items() for index in _taken_away(adapter)]
+        entries += [(one.adapter, one.index) for release in state.releases.values() for one in release.history]
+        first: dict[str, int] = {}
+        for name, index in entries:
+            first[name] = min(index, first.get(name, index))
+        return cls(
+            {adapter.run: name for name, adapter in state.adapters.items()},
+            first,
+            frozenset(replay.run for replay in state.replays.values() if replay.status == "requested"),
+        )
+
+    def needs(self, run: Run) -> str | None:
+        """What will be trained or decided from them."""
+        if run.status in ("queued", "running", "trained"):
+            return "under way"
+        if run.id in self.replayed:
+            return "a replay waits"
+        adapter = self.adapters.get(run.id)
+        return "not decided" if adapter is not None and adapter not in self.decided else None
+
+
+def _taken_away(adapter: Adapter) -> list[int]:
+    rejected = [review.index for review in adapter.reviews if review.decision == "reject"]
+    return rejected if adapter.revoked is None else [*rejected, adapter.revoked]
+
+
+def _keep_run(context: Context, ends: _Ends, run: Run, last: int) -> Keeping | None:
+    """A hold wins over everything; then what is needed; then the days that policy gives, after the decision on the
+    adapter, or after the last training checkpoint of a run that failed and can be resumed."""
+    state, adapter = context.ledger.state, ends.adapters.get(run.id)
+    subjects = (f"run:{run.id}",) if adapter is None else (f"run:{run.id}", f"adapter:{adapter}")
+    for hold in state.holds.values():
+        if keeps(hold.subject, subjects):
+            return Keeping(f"legal hold on {hold.subject}")
+    if (why := ends.needs(run)) is not None:
+        return Keeping(why)
+    if run.status == "cancelled":
+        return None
+    since = parse_entry(context.ledger.entry_bytes(last if adapter is None else ends.decided[adapter])).time
+    until = add_seconds(since, state.parameters.training_checkpoint_retention_s)
+    return Keeping("policy", until) if context.now(state) < until else None

@@ -32,7 +32,7 @@ def describe_machine(context: Context, *, now: bool = False) -> Machine:
     if context.device == "cuda":
         memory = next((one.memory_bytes for one in calibrations), None) or _of_catalogue(host)
     else:
-        memory = _host_memory(now=now)
+        memory = host_memory(now=now)
     return Machine(
         host=host,
         device="cuda" if context.device == "cuda" else "cpu",
@@ -48,7 +48,7 @@ def _of_catalogue(host: str) -> int | None:
     return next((card.memory_bytes for card in CARDS if card.name.removeprefix("RTX ") in host), None)
 
 
-def _host_memory(*, now: bool) -> int:
+def host_memory(*, now: bool) -> int:
     """The smaller of what the machine has (or has left) and what the service's group may use."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for name in _LIMITS:

@@ -129,4 +129,14 @@ def _measure(context: Context, replay: Replay, folder: Path, scratch: Path) -> s
     return result.get("largest_difference")
 
 
-EFFECTS = (Effect(ReplayRun, start=lambda context, accepted: enqueue(context, accepted.digest)),)
+def _check_kept(context: Context, order: ReplayRun) -> None:
+    """Before the order is recorded: what the window begins from is still there."""
+    begin = context.ledger.state.training_checkpoints.get(checkpoint_key(order.run, order.from_step))
+    if begin is not None and not context.checkpoints.size(begin.digest):
+        raise NotFound(
+            f"replay of {order.run}, from step {order.from_step}: expected the bytes of its training checkpoint, got "
+            "none: policy's days for it are over (training_checkpoint_retention_s); replay a window that begins at 0"
+        )
+
+
+EFFECTS = (Effect(ReplayRun, ready=_check_kept, start=lambda context, accepted: enqueue(context, accepted.digest)),)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from appliance.domain.core.names import add_seconds
 from appliance.domain.recipe.recipe import MOST_CHECKPOINTS
+from appliance.domain.releases.adapters import AdapterRevoked, RevokeAdapter
 from appliance.domain.runs.cancellation import Cancel, RunCancelled
 from appliance.domain.runs.training import RunFailed
 from appliance.errors import ApplianceError, BadInput, NotFound, Tampered, TooLarge
 from appliance.formats.core.digest import digest_bytes
 from appliance.store.files.checkpoints import Checkpoints
-from appliance.workflows.runs.checkpoints import REPLAYABLE_RUNS, kept, take_frame
+from appliance.workflows.core.context import Context
+from appliance.workflows.runs import checkpoints
+from appliance.workflows.runs.checkpoints import kept, list_kept, needed, take_frame
 from scripts.kit.log_builder import LogBuilder, stage
 
 
@@ -31,26 +36,122 @@ def run(site: LogBuilder, end: str) -> str:
     return name
 
 
-def kept_of(site: LogBuilder, names: list[str]) -> list[str]:
-    found = kept(site.state)
+def context_of(site: LogBuilder, days: float = 0) -> Context:
+    """The log so many days after its last entry."""
+    now = add_seconds(site.state.last_time, round(days * 86_400))
+    ledger = SimpleNamespace(state=site.state, entry_bytes=lambda index: site.entries[index])
+    context: Any = SimpleNamespace(ledger=ledger, now=lambda state: now)
+    return context
+
+
+def kept_of(site: LogBuilder, names: list[str], days: float = 0) -> list[str]:
+    found = kept(context_of(site, days))
     return [name for name in names if digest_bytes(name.encode()) in found]
 
 
-def test_those_under_way_and_the_last_that_ended_are_kept() -> None:
+def sealed() -> tuple[LogBuilder, str]:
+    """A run with a training checkpoint whose adapter is sealed."""
     site = stage("imported")
-    running = run(site, "")
-    cancelled = run(site, "cancelled")
-    failed = [run(site, "failed") for _ in range(REPLAYABLE_RUNS + 2)]
-    assert kept_of(site, [running, cancelled, *failed]) == [running, *failed[2:]]
-    site.resume(failed[0])
-    assert kept_of(site, failed) == [failed[0], *failed[2:]], "what goes on is under way"
+    name = site.request_run()
+    site.add(site.started(name))
+    site.add(site.checkpointed(name, 2, checkpoint=digest_bytes(name.encode())))
+    site.add(site.finished(name))
+    site.seal(name)
+    return site, name
+
+
+def test_those_under_way_are_kept_and_of_a_cancelled_run_none() -> None:
+    site = stage("imported")
+    running, cancelled = run(site, ""), run(site, "cancelled")
+    assert kept_of(site, [running, cancelled], days=400) == [running]
+
+
+def test_those_of_a_failed_run_stay_for_the_days_of_policy_and_longer_once_it_goes_on() -> None:
+    site = stage("imported")
+    failed = run(site, "failed")
+    assert kept_of(site, [failed], days=29) == [failed]
+    assert kept_of(site, [failed], days=31) == []
+    site.resume(failed)
+    assert kept_of(site, [failed], days=31) == [failed], "what goes on is under way"
+
+
+def test_they_stay_for_ever_while_the_adapter_is_neither_released_nor_rejected() -> None:
+    site, name = sealed()
+    assert kept_of(site, [name], days=4_000) == [name]
+    site.review("rita", "privacy")
+    assert kept_of(site, [name], days=4_000) == [name], "an approval is no release"
+    assert list_kept(context_of(site))[name].why == "not decided"
+    assert digest_bytes(name.encode()) in needed(site.state)
+
+
+@pytest.mark.parametrize("decision", ["released", "rejected", "revoked"])
+def test_they_go_when_the_adapter_is_decided_and_the_days_of_policy_are_over(decision: str) -> None:
+    site, name = sealed()
+    if decision == "released":
+        site.review("rita", "privacy")
+        site.review("raul", "model-risk")
+        site.activate()
+    elif decision == "rejected":
+        site.review("rita", "privacy", decision="reject")
+    else:
+        site.ordered(AdapterRevoked(policy=site.in_force), site.order(RevokeAdapter, "anna", **site.on_adapter()))
+    decided = site.state.last_time
+    keeping = list_kept(context_of(site))[name]
+    assert (keeping.why, keeping.until) == ("policy", add_seconds(decided, 30 * 86_400))
+    assert kept_of(site, [name], days=29.9) == [name], "until then it can be replayed"
+    assert kept_of(site, [name], days=30) == []
+    assert digest_bytes(name.encode()) not in needed(site.state)
+
+
+def test_policy_says_for_how_many_days() -> None:
+    site, name = sealed()
+    site.review("rita", "privacy", decision="reject")
+    parameters = site.state.parameters.model_copy(update={"training_checkpoint_retention_s": 0})
+    site.adopt(site.policy.model_copy(update={"parameters": parameters}))
+    assert kept_of(site, [name]) == []
+
+
+@pytest.mark.parametrize("subject", ["run:{run}", "adapter:clauses@1", "adapter:clauses"])
+def test_a_legal_hold_wins_over_the_days_of_policy(subject: str) -> None:
+    site, name = sealed()
+    site.review("rita", "privacy", decision="reject")
+    subject = subject.format(run=name)
+    site.hold(subject)
+    assert kept_of(site, [name], days=4_000) == [name]
+    assert list_kept(context_of(site))[name].why == f"legal hold on {subject}"
+    site.lift(subject)
+    assert kept_of(site, [name], days=4_000) == []
 
 
 def test_those_of_a_replay_that_waits_are_kept() -> None:
-    site = stage("imported")
-    failed = [run(site, "failed") for _ in range(REPLAYABLE_RUNS + 1)]
-    site.replay(failed[0])
-    assert kept_of(site, failed) == failed
+    site, name = sealed()
+    site.review("rita", "privacy", decision="reject")
+    site.replay(name)
+    assert kept_of(site, [name], days=4_000) == [name]
+
+
+def test_a_round_sweeps_in_the_queue_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside it, what a run has handed over and no entry names yet would go."""
+    site, name = sealed()
+    site.review("rita", "privacy", decision="reject")
+    store = Checkpoints(tmp_path)
+    (tmp_path / "state").write_bytes(name.encode())
+    with (tmp_path / "state").open("rb") as source:
+        digest = store.keep(source.fileno())
+    context: Any = context_of(site, days=29)
+    queued: list[Callable[[], None]] = []
+    context.checkpoints, context.runs = store, SimpleNamespace(put=queued.append)
+    rounds: list[Callable[[], object]] = []
+    monkeypatch.setattr(checkpoints.rounds, "start", lambda context, name, every_s, work: rounds.append(work))
+    checkpoints.start(context)
+    rounds[0]()
+    queued.pop()()
+    assert store.find(digest) is not None
+    context.now = context_of(site, days=31).now
+    rounds[0]()
+    assert store.find(digest) is not None, "its turn has not come"
+    queued.pop()()
+    assert store.find(digest) is None
 
 
 FRAME = {"frame": "checkpoint", "step": 2, "file": "state", "seconds": "1.5", "machine": {"device": "cpu"}}

@@ -46,7 +46,7 @@ def test_a_run_is_held_against_all_memory_when_ordered_and_against_what_is_free_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = context(tmp_path)
-    monkeypatch.setattr(planning, "_host_memory", lambda *, now: 10**9 if now else 10**10)
+    monkeypatch.setattr(planning, "host_memory", lambda *, now: 10**9 if now else 10**10)
     planning.check_order(site, resolved())
     with pytest.raises(Conflict, match="memory: expected at most 1 GB, which this machine has") as raised:
         planning.check_start(site, resolved())

@@ -1,0 +1,41 @@
+"""Which code runs here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+import appliance
+from appliance import __version__
+from appliance.formats.core.digest import digest_bytes, digest_file
+from appliance.workflows.core.context import Code
+
+_PACKAGES = (
+    "bitsandbytes",
+    "cryptography",
+    "gguf",
+    "numpy",
+    "peft",
+    "pydantic",
+    "safetensors",
+    "sqlalchemy",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+
+
+def describe_code() -> Code:
+    """The service's version, a digest over its source files, and its packages by the digest of their RECORD."""
+    root = Path(appliance.__file__).parent
+    files = {str(path.relative_to(root)): digest_file(path) for path in sorted(root.rglob("*.py"))}
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        record = distribution.read_text("RECORD") or ""
+        packages[f"{name}@{distribution.version}"] = digest_bytes(record.encode())
+    return Code(__version__, digest_bytes(json.dumps(files, sort_keys=True).encode()), packages)

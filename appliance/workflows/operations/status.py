@@ -1,0 +1,164 @@
+"""What the service says of itself on one screen: what runs, what waits, and for whom."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from appliance.domain.core.names import Time
+from appliance.domain.core.records import Adapter
+from appliance.domain.core.state import State
+from appliance.domain.governance.endorsement import waiting_orders
+from appliance.domain.releases.approval import latest_reviews, standing_reviews
+from appliance.formats.core.timestamp import parse_time
+from appliance.formats.log.checkpoint import claimed_size
+from appliance.workflows.core.context import Context
+from appliance.workflows.lifecycle import watch
+from appliance.workflows.queries.people import shown_orders
+
+
+def status(context: Context) -> dict[str, Any]:
+    """As of the log's last entry. Nothing of it is a secret or a text of anybody's."""
+    with context.ledger.lock:
+        state = context.ledger.state
+        now = context.now(state)
+        return {
+            "service": _service(context),
+            "database": context.ledger.dialect,
+            "log": {
+                "origin": state.site.origin,
+                "size": state.size,
+                "last_entry": state.last_time,
+                "checkpoint": claimed_size(context.ledger.checkpoint()),
+            },
+            "witnesses": _witnesses(state, now),
+            "jobs": [*_imports(state), *_runs(context, state), *_replays(state)],
+            "engine": _engine(context, state),
+            "orders": shown_orders(waiting_orders(state, now)),
+            "reviews": [_review(state, adapter, now) for adapter in _unreviewed(state, now)],
+        }
+
+
+def _service(context: Context) -> dict[str, Any]:
+    """`warnings`: what is near its end, such as the disk; `ready`: whether the ledger holds all that it should."""
+    return {
+        "version": context.code.version,
+        "pid": os.getpid(),
+        "since": context.began,
+        "ready": not (context.lost or context.stalled or context.closing.is_set()),
+        "warnings": watch.warnings(context, context.logs),
+    }
+
+
+def _witnesses(state: State, now: Time) -> list[dict[str, Any]]:
+    """Those of the policy in force, also the ones that have not cosigned anything yet."""
+    seen = {witness.vkey: witness for witness in state.witnesses.values()}
+    found = []
+    for vkey in state.parameters.witnesses:
+        witness = seen.get(vkey)
+        age = None if witness is None else seconds_between(witness.time, now)
+        found.append(
+            {
+                "name": vkey.partition("+")[0],
+                "size": None if witness is None else witness.size,
+                "time": None if witness is None else witness.time,
+                "age_s": age,
+                "counts": age is not None and age <= state.parameters.witness_lifetime_s,
+            }
+        )
+    return found
+
+
+def seconds_between(earlier: Time, later: Time) -> int:
+    return round((parse_time(later) - parse_time(earlier)).total_seconds())
+
+
+def _imports(state: State) -> list[dict[str, Any]]:
+    """Two at once at most: the first of the bases and the first of the datasets are under way."""
+    going: set[str] = set()
+    found = []
+    for record in state.imports.values():
+        if record.status == "requested":
+            first = record.verb not in going
+            going.add(record.verb)
+            found.append(_job(record.verb, record.subject, "running" if first else "queued"))
+    return found
+
+
+def _runs(context: Context, state: State) -> list[dict[str, Any]]:
+    waiting = sorted(
+        (run for run in state.runs.values() if run.status in ("queued", "running", "trained")),
+        key=lambda run: (run.status == "queued", run.queued),
+    )
+    return [
+        _job("run", run.id, "queued" if run.status == "queued" else "running", _far(context, run.id)) for run in waiting
+    ]
+
+
+def _far(context: Context, run: str) -> str | None:
+    """`step 12 of 80`, while the run trains."""
+    for frame in reversed(list(context.progress.read(run, 0, 0).frames)):
+        if frame.get("frame") == "step":
+            return f"step {frame['step']} of {frame['steps']}"
+    return None
+
+
+def _replays(state: State) -> list[dict[str, Any]]:
+    return [
+        _job("replay", replay.run, "queued", f"steps {replay.from_step} to {replay.to_step}")
+        for replay in state.replays.values()
+        if replay.status == "requested"
+    ]
+
+
+def _job(kind: str, name: str, status: str, far: str | None = None) -> dict[str, Any]:
+    return {"kind": kind, "name": name, "status": status, "progress": far}
+
+
+def _engine(context: Context, state: State) -> dict[str, Any]:
+    slots = list(state.slots.values())
+    return {
+        "device": context.host,
+        "workers": len(context.workers),
+        "slots": len(slots),
+        "loaded": sum(slot.loaded is not None for slot in slots),
+        "requests": len(list(state.requests.values())),
+    }
+
+
+def _unreviewed(state: State, now: Time) -> list[Adapter]:
+    """Sealed adapters that no unit has enough approvals of, and that nobody has rejected."""
+    return [
+        adapter
+        for adapter in state.adapters.values()
+        if adapter.revoked is None
+        and adapter.quarantined is None
+        and _most(state, adapter, now)[1] < state.parameters.reviewers
+        and not any(
+            review.decision == "reject" for unit in _units(adapter) for review in latest_reviews(state, adapter, unit)
+        )
+    ]
+
+
+def _units(adapter: Adapter) -> list[str]:
+    return sorted({review.unit for review in adapter.reviews})
+
+
+def _most(state: State, adapter: Adapter, now: Time) -> tuple[str | None, int]:
+    """The unit that has most of the approvals, and how many stand."""
+    counted = [
+        (sum(review.decision == "approve" for review in standing_reviews(state, adapter, unit, now)), unit)
+        for unit in _units(adapter)
+    ]
+    approvals, unit = max(counted, default=(0, None))
+    return unit, approvals
+
+
+def _review(state: State, adapter: Adapter, now: Time) -> dict[str, Any]:
+    unit, approvals = _most(state, adapter, now)
+    return {
+        "adapter": f"{adapter.name}@{adapter.version}",
+        "unit": unit,
+        "approvals": approvals,
+        "needed": state.parameters.reviewers,
+    }

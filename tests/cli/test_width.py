@@ -1,0 +1,113 @@
+"""What is printed fits the terminal: tables say less, facts go on below, and `--wide` and JSON are whole."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+
+from appliance.cli.support.fitting import fit
+from appliance.cli.support.output import print_facts, print_table
+from appliance.cli.support.progress import Meter
+from tests.cli.conftest import Desk
+from tests.cli.test_plans import _recipe
+
+DIGEST = "sha256:" + "1f2e3d4c5b6a" + "0" * 52
+TIME = "2026-11-24T10:30:15.123Z"
+
+
+def widest(text: str) -> int:
+    return max(map(len, text.splitlines()))
+
+
+def test_a_table_that_fits_is_left_as_it_is() -> None:
+    table = [["key", "time"], [DIGEST, TIME]]
+    assert fit(table, 200) == table
+
+
+def test_digests_become_twelve_characters_and_times_minutes_before_anything_is_cut() -> None:
+    table = [["name", "key", "time", "text"], ["a", DIGEST, TIME, "free"]]
+    assert fit(table, 60)[1] == ["a", "1f2e3d4c5b6a", "2026-11-24T10:30Z", "free"]
+
+
+def test_columns_without_a_value_go_before_one_is_cut() -> None:
+    table = [["name", "revoked", "text"], ["a", "-", "x" * 20], ["b", "-", "y" * 20]]
+    assert fit(table, 28) == [["name", "text"], ["a", "x" * 20], ["b", "y" * 20]]
+
+
+def test_columns_of_least_importance_say_less_first_and_the_first_column_stays_whole() -> None:
+    table = [["name", "note", "text"], ["n" * 30, "o" * 30, "t" * 30]]
+    assert fit(table, 80, ["note"])[1] == ["n" * 30, "o" * 15 + "…", "t" * 30]
+    assert fit(table, 70, ["note"])[1] == ["n" * 30, "t" * 30], "12 characters say too little"
+    assert fit(table, 10, ["note"]) == [["name"], ["n" * 30]]
+
+
+def test_a_table_says_that_it_was_shortened(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("name", "text"), [("a", "x" * 100)])
+    told = capsys.readouterr()
+    assert widest(told.out) == 80 and "--wide shows all" in told.err
+    print_table(("name", "text"), [("a", "x")])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_long_fact_goes_on_below_and_a_digest_stays_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    print_facts([("why", "word " * 30), ("statement of it", DIGEST)])
+    out = capsys.readouterr().out
+    assert widest(out) <= 80
+    assert out.split() == ["why:", *["word"] * 30, "statement", "of", "it:", DIGEST]
+    assert f"\n    {DIGEST}\n" in out
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_line_of_progress_has_79_columns_at_most(moves: bool) -> None:
+    stream = io.StringIO()
+    stream.isatty = lambda: moves  # type: ignore[method-assign]
+    meter = Meter("trains", 100_000, "steps", stream)
+    meter.set(50_000, "loss 0.123, validation 0.456, 123456 tokens a second")
+    meter.close()
+    meter.set(50_001, "a note that is much longer than any line of a terminal, " * 3)
+    meter.close()
+    lines = stream.getvalue().replace("\r\x1b[K", "\n").splitlines()
+    assert len(lines) >= 2 and max(map(len, lines)) <= 79
+    assert any("50000 of 100000 steps, loss 0.123" in line for line in lines)
+
+
+COMMANDS = {
+    "adapter show": ("olga", "adapter", "show", "clauses@1"),
+    "ledger state": ("audrey", "ledger", "state"),
+    "ledger log": ("audrey", "ledger", "log", "--last", "20"),
+    "review list": ("rita", "review", "list"),
+    "run show": ("olga", "run", "show", "r-000001"),
+    "could-load": ("audrey", "ledger", "could-load", "legal"),
+    "principal list": ("anna", "principal", "list"),
+    "storage": ("anna", "storage"),
+}
+
+
+def test_no_list_is_wider_than_80_columns_and_wide_cuts_nothing(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("serving")
+    for name, (who, *words) in COMMANDS.items():
+        told = desk.as_(who, *words)
+        assert told.code == 0 and widest(told.out) <= 80, name
+        whole = desk.as_(who, *words, "--wide")
+        assert "…" not in whole.out, name
+        assert "--wide shows" not in whole.err, name
+        as_json = desk.as_(who, *words, "--json")
+        assert as_json.code == 0 and "--wide shows" not in as_json.err, name
+    before = desk.as_("audrey", "--wide", "ledger", "state")
+    assert before.out == desk.as_("audrey", "ledger", "state", "--wide").out
+    log = desk.as_("audrey", "ledger", "log", "--last", "1", "--wide")
+    day = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:")
+    assert day[:14] in log.out and "Z  session" in log.out
+    assert "rita (privacy, legal), raul (model-risk, legal)" in desk.as_("rita", "review", "list").out
+    csv = desk.as_("audrey", "ledger", "log", "--csv").out
+    assert widest(csv) > 80
+
+
+def test_a_plan_fits_80_columns(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("imported")
+    told = desk.as_("olga", "run", "plan", _recipe(desk))
+    assert told.code == 0 and widest(told.out) <= 80
+    assert "full fine-tuning" in told.out and "…" not in told.out
