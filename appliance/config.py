@@ -40,11 +40,16 @@ SETTINGS = (
     Setting("migration_url", "APPLIANCE_MIGRATION_URL", None, "the owner's login, where it is not the service's"),
     Setting("listen", "APPLIANCE_LISTEN", "127.0.0.1:8331", "HOST:PORT of the units' door, or `off`"),
     Setting("witnessed", "APPLIANCE_WITNESSED", "witnessed", "the folder of what witnesses have seen"),
+    Setting("socket_group", "APPLIANCE_SOCKET_GROUP", None, "the Unix group whose members reach the people's socket"),
     Setting(
         "certificate", "APPLIANCE_CERTIFICATE", None, "PEM: the certificate of the site's CA and its chain; then TLS"
     ),
     Setting("certificate_key", "APPLIANCE_CERTIFICATE_KEY", None, "PEM: its private key, mode 0600, no passphrase"),
     Setting("client_ca", "APPLIANCE_CLIENT_CA", None, "PEM: only hosts with a certificate of this CA are let in"),
+    Setting("people", "APPLIANCE_PEOPLE", "off", "HOST:PORT where people of other machines come in, or `off`"),
+    Setting(
+        "people_client_ca", "APPLIANCE_PEOPLE_CLIENT_CA", None, "PEM: only hosts with its certificate get in there"
+    ),
     Setting("operations", "APPLIANCE_OPERATIONS", "off", "HOST:PORT of /healthz, /readyz and /metrics, or `off`"),
     Setting("operations_token", "APPLIANCE_OPERATIONS_TOKEN", None, "a 0600 file with the token for /metrics"),
     Setting("plaintext", "APPLIANCE_PLAINTEXT", None, "`accepted`: a listener beyond loopback may do without TLS"),
@@ -77,9 +82,36 @@ class Certificate:
 
 
 @dataclass(frozen=True)
+class People:
+    """Where they come in over TCP, with the site's certificate; with `client_ca`, their hosts show one too."""
+
+    listen: tuple[str, int]
+    client_ca: Path | None
+
+
+@dataclass(frozen=True)
 class Operations:
     listen: tuple[str, int]
     token: Path
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a person's side knows of an appliance: where its folder is, which may be another account's."""
+
+    home: Path
+
+    @property
+    def socket(self) -> Path:
+        return self.home / "run" / "appliance.sock"
+
+    @property
+    def lock(self) -> Path:
+        return self.home / "appliance.lock"
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
 
 
 @dataclass(frozen=True)
@@ -89,7 +121,10 @@ class Settings:
     migration_url: str
     listen: tuple[str, int] | None
     witnessed: Path
+    socket_group: str | None = None
+    """Its members reach the people's socket."""
     certificate: Certificate | None = None
+    people: People | None = None
     operations: Operations | None = None
     rehash_s: float | None = 3600.0
     """Between two checks of every sealed folder; None: only when something is loaded."""
@@ -100,12 +135,12 @@ class Settings:
 
     @property
     def socket(self) -> Path:
-        """The people's door: a Unix socket, mode 0600."""
-        return self.home / "run" / "appliance.sock"
+        """The people's door: a Unix socket, mode 0600, or 0660 for a group."""
+        return Folder(self.home).socket
 
     @property
     def lock(self) -> Path:
-        return self.home / "appliance.lock"
+        return Folder(self.home).lock
 
     @property
     def keys(self) -> Path:
@@ -113,7 +148,7 @@ class Settings:
 
     @property
     def logs(self) -> Path:
-        return self.home / "logs"
+        return Folder(self.home).logs
 
     @property
     def snapshot(self) -> Path:
@@ -125,17 +160,23 @@ class Settings:
         return self.home / "trust.json"
 
 
+def find_folder(home: Path | None = None, environment: Mapping[str, str] | None = None) -> Folder:
+    """The folder that was named, or that of the environment, or the default; no file is read."""
+    env = os.environ if environment is None else environment
+    place = home or Path(env.get("APPLIANCE_HOME") or _default_home(env))
+    return Folder(place.expanduser().absolute())
+
+
 def load_settings(home: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
     """Environment over file over default; BadInput names an unknown key or a value that does not fit."""
     env = os.environ if environment is None else environment
-    place = home or Path(env.get("APPLIANCE_HOME") or _default_home(env))
-    place = place.expanduser().absolute()
+    place = find_folder(home, env).home
     given, limits = _read_file(place / "appliance.toml")
     values = _DEFAULTS | given | {key: env[name] for key, name in VARIABLES.items() if env.get(name)}
     database_url = values.get("database_url", f"sqlite:///{place / 'ledger.db'}")
     listen, certificate = _parse_listen(values["listen"]), _certificate(values, place)
-    operations = _operations(values, place)
-    for door in (listen, None if operations is None else operations.listen):
+    operations, people = _operations(values, place), _people(values, place, certificate)
+    for door in (listen, *(other.listen for other in (operations, people) if other is not None)):
         _check_plaintext(values.get("plaintext"), door, certificate)
     return Settings(
         home=place,
@@ -143,7 +184,9 @@ def load_settings(home: Path | None = None, environment: Mapping[str, str] | Non
         migration_url=values.get("migration_url", database_url),
         listen=listen,
         witnessed=place / values["witnessed"],
+        socket_group=values.get("socket_group"),
         certificate=certificate,
+        people=people,
         operations=operations,
         rehash_s=_parse_minutes(values["rehash"], "rehash"),
         import_s=_parse_some_minutes(values["import_minutes"], "import_minutes"),
@@ -241,6 +284,17 @@ def _certificate(values: Mapping[str, str], place: Path) -> Certificate | None:
     if chain is None or key is None:
         raise BadInput("settings, certificate: expected certificate and certificate_key, got one without the other")
     return Certificate(place / chain, place / key, None if client_ca is None else place / client_ca)
+
+
+def _people(values: Mapping[str, str], place: Path, certificate: Certificate | None) -> People | None:
+    listen, ca = _parse_listen(values["people"]), values.get("people_client_ca")
+    if listen is None:
+        return None
+    if ca is None:
+        return People(listen, None)
+    if certificate is None:
+        raise BadInput("settings, people_client_ca: expected certificate and certificate_key beside it, got neither")
+    return People(listen, place / ca)
 
 
 def _operations(values: Mapping[str, str], place: Path) -> Operations | None:

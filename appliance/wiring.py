@@ -31,7 +31,8 @@ from appliance.formats.signatures.keys import Signer, keyid_of
 from appliance.runners.decoys import Probes
 from appliance.runners.host import describe_host, multiplies_bfloat16
 from appliance.store.database.claim import Claim, claim_founding
-from appliance.store.database.engine import check_migrated, migrate, open_engine
+from appliance.store.database.engine import bring_up_to_date, check_migrated, migrate, open_engine
+from appliance.store.database.sessions import Sessions
 from appliance.store.files.artifacts import Artifacts
 from appliance.store.files.calibrations import Calibrations
 from appliance.store.files.checkpoints import Checkpoints
@@ -47,12 +48,13 @@ from appliance.web.core.auth import Doorkeeper
 from appliance.web.core.logs import configure_logs, log_entry
 from appliance.web.core.server import Door, Heart
 from appliance.web.core.server import serve as serve_doors
-from appliance.web.core.sockets import listen, open_tcp, open_unix, raise_descriptors
+from appliance.web.core.sockets import listen, open_people, open_tcp, raise_descriptors
 from appliance.web.core.tls import open_tls, read_private
 from appliance.web.operations.health import LEAST_TOKEN, Readiness, operations_app
 from appliance.web.operations.limits import Limits, Quotas
 from appliance.web.operations.metrics import Metrics
 from appliance.web.people.api import people_app
+from appliance.web.people.gate import Gate
 from appliance.web.people.waiting import wait_for_clock
 from appliance.web.units.gate import MOST
 from appliance.web.units.openai import units_app
@@ -226,6 +228,7 @@ def service(
     keyring = Keyring(settings.keys)
     adapter_signer = keyring.open_signer(ADAPTER_KEY)
     code = describe_code()
+    bring_up_to_date(settings.database_url, settings.migration_url, say)
     ledger = _open_ledger(settings, trust.origin, trust.log_key, keyring, code)
     ledger.load(lambda folded, size: say(f"reads its log: {folded:,} of {size:,} entries"))
     if after_pause:
@@ -240,6 +243,7 @@ def service(
     artifacts, run_steps = Artifacts(settings.home), Steps(settings.home)
     context = Context(
         ledger=ledger,
+        sessions=Sessions(open_engine(settings.database_url)),
         artifacts=artifacts,
         checkpoints=Checkpoints(settings.home),
         steps=run_steps,
@@ -267,6 +271,7 @@ def service(
     finally:
         for worker in list(context.workers.values()):
             worker.kill()
+        context.sessions.close()
         ledger.close()
 
 
@@ -297,6 +302,7 @@ def doctor(settings: Settings) -> Iterator[Finding]:
     unfit: str | None = None
     try:
         _tls(settings)
+        _people_tls(settings)
     except ApplianceError as error:
         unfit = error.message
     private = [settings.home / "trust.json"]
@@ -306,6 +312,8 @@ def doctor(settings: Settings) -> Iterator[Finding]:
     private += [] if certificate is None else [certificate.key]
     private += [] if operations is None else [operations.token]
     listeners = [("units' door", *settings.listen)] if settings.listen is not None else []
+    people = settings.people
+    listeners += [] if people is None else [("people's door", *people.listen)]
     listeners += [] if operations is None else [("operations", *operations.listen)]
     place = Installation(
         home=settings.home,
@@ -317,6 +325,7 @@ def doctor(settings: Settings) -> Iterator[Finding]:
         listeners=tuple(listeners),
         pid=holder_of(settings.lock),
         settings=settings.home / "appliance.toml",
+        passed=settings.socket_group is not None,
         unfit=unfit,
     )
     return diagnose(place, os.environ, datetime.now(UTC))
@@ -342,11 +351,12 @@ def serve(
     ):
         door, activity = Doorkeeper(context), Activity()
         people_door = activity.watching(people_app(context, door))
+        open_door = partial(open_people, settings.home, settings.socket, settings.socket_group)
         if wait_for_clock(
             context,
             settings.home,
-            settings.socket,
             people_door,
+            open_door=open_door,
             is_up=lambda: lock.say(""),
             hold_claim=claim.hold,
             ended=partial(_why_it_ends, context, activity, claim, embedded=embedded),
@@ -368,9 +378,9 @@ def serve(
             rehash.start(context, settings.rehash_s)
         try:
             units = activity.watching(units_app(serving, door, quotas, metrics))
-            doors = _doors(listeners, context, units, metrics)
-            # The people's last: where it is open, the service is up.
-            with open_unix(settings.socket) as people:
+            doors = _doors(listeners, context, units, Gate(people_door, door), metrics)
+            # The people's socket last: where it is open, the service is up.
+            with open_door() as people:
                 doors.append(Door(people_door, people, guarded=False))
                 lock.say("")
                 ready()
@@ -382,6 +392,7 @@ def serve(
                             context,
                             settings.home,
                             counted=door.counted,
+                            sweep=door.sweep,
                             hold_claim=claim.hold,
                             tend=serving.tend,
                         ),
@@ -401,6 +412,9 @@ class _Listeners:
 
     tls: ssl.SSLContext | None
     units: socket.socket | None
+    people_tls: ssl.SSLContext | None
+    people: socket.socket | None
+    """For people without an account on this machine."""
     operations: socket.socket | None
     token: bytes
 
@@ -408,12 +422,13 @@ class _Listeners:
 @contextmanager
 def _open_listeners(settings: Settings) -> Iterator[_Listeners]:
     """Before the ledger is read: a port that is taken, or a certificate that does not fit, is told at once."""
-    tls, operations = _tls(settings), settings.operations
+    tls, people_tls, people, operations = _tls(settings), _people_tls(settings), settings.people, settings.operations
     token = b"" if operations is None else _read_operations_token(operations.token)
     with ExitStack() as opened:
         units = None if settings.listen is None else opened.enter_context(open_tcp(settings.listen))
+        desks = None if people is None else opened.enter_context(open_tcp(people.listen, "people's door"))
         numbers = None if operations is None else opened.enter_context(open_tcp(operations.listen, "operations"))
-        yield _Listeners(tls, units, numbers, token)
+        yield _Listeners(tls, units, people_tls, desks, numbers, token)
 
 
 def _read_operations_token(path: Path) -> bytes:
@@ -423,11 +438,13 @@ def _read_operations_token(path: Path) -> bytes:
     return token
 
 
-def _doors(listeners: _Listeners, context: Context, units: ASGIApp, metrics: Metrics) -> list[Door]:
+def _doors(listeners: _Listeners, context: Context, units: ASGIApp, people: ASGIApp, metrics: Metrics) -> list[Door]:
     """Those that stand open to a network."""
     doors = []
     if listeners.units is not None:
         doors.append(Door(units, listen(listeners.units), listeners.tls))
+    if listeners.people is not None:
+        doors.append(Door(people, listen(listeners.people, "people's door"), listeners.people_tls))
     if listeners.operations is not None:
         app = operations_app(Readiness(context), metrics, listeners.token)
         doors.append(Door(app, listen(listeners.operations, "operations"), listeners.tls))
@@ -442,6 +459,13 @@ def _observe(metrics: Metrics, entry: Entry, body: Event) -> None:
 def _tls(settings: Settings) -> ssl.SSLContext | None:
     files = settings.certificate
     return None if files is None else open_tls(files.chain, files.key, files.client_ca)
+
+
+def _people_tls(settings: Settings) -> ssl.SSLContext | None:
+    files, people = settings.certificate, settings.people
+    if files is None or people is None:
+        return None
+    return open_tls(files.chain, files.key, people.client_ca, not_of=files.client_ca)
 
 
 def _limits(settings: Settings) -> dict[str, Limits]:

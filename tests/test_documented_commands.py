@@ -163,7 +163,7 @@ def test_a_documented_option_of_a_program_exists(shown: Shown) -> None:
 def test_a_documented_script_can_be_run(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     code = [m["body"] for m in FENCE.finditer(text)] + [m["body"] for m in INLINE.finditer(FENCE.sub("", text))]
-    named = {name for body in code for name in re.findall(r"(?<![\w/.-])scripts/[a-z][a-z_]*", body)}
+    named = {name for body in code for name in re.findall(r"(?<![\w/.-])scripts/[a-z][a-z_]*(?:\.py)?", body)}
     for name in named:
         if (ROOT / name).is_dir():
             continue

@@ -239,11 +239,14 @@ def show_order(caller: Caller, digest: str) -> None:
 
 
 @order.command("endorse", example="appliance order endorse sha256:1f2e3d4c")
-@click.argument("digest")
+@click.argument("digest", required=False)
 @signs
 @click.pass_obj
-def endorse(caller: Caller, digest: str) -> None:
-    """Sign another administrator's order, which then stands. DIGEST may be cut after 6 digits."""
+def endorse(caller: Caller, digest: str | None) -> None:
+    """Sign another administrator's order, which then stands.
+
+    DIGEST may be cut after 6 digits, and left out where one order waits. What it binds is shown before you sign.
+    """
     from appliance.client.support.orders import find_pending, pending_orders, propose_endorsement
 
     found = find_pending(pending_orders(caller.reading()), digest)

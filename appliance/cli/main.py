@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import CommandGroup, be_wide
+from appliance.cli.support.command import FOLDER, CommandGroup, be_wide
 from appliance.cli.support.output import plain
 from appliance.errors import ApplianceError
 
@@ -37,6 +37,9 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "init": Entry("Administrators", "administrators", "Make an appliance: keys, database, first policy set."),
+    "login": Entry("Everyone", "logins", "Remember who you are and where, so that no command needs --as and --key."),
+    "logout": Entry("Everyone", "logins", "Forget it, and end the session at the service."),
+    "whoami": Entry("Everyone", "logins", "Who you are to which appliance: roles, key, log and trust file."),
     "key": Entry("Everyone", "people", "A person's own key: make, show, prove, rotate, revoke."),
     "principal": Entry(
         "Administrators", "administrators", "People and units: enrol, list, grant, replace a key, revoke."
@@ -116,7 +119,7 @@ def _path(name: str, variable: str, help: str) -> Callable[[F], F]:
     envvar="APPLIANCE_HOME",
     show_envvar=True,
     metavar="FOLDER",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     help="The appliance's data folder.",
 )
 @_path("--key", "APPLIANCE_KEY", "Your key file.")

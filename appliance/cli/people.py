@@ -125,6 +125,8 @@ def key_rotate(caller: Caller, new: Path, old_until: str | None, new_passphrase_
     else:
         print_facts([("done", f"{name} has another key"), ("entry", receipt.index), ("key id", signer.keyid)])
     say(f"From now on sign with --key {new} (or APPLIANCE_KEY); {caller.key_file} signs until {until} and no longer.")
+    if caller.profile is not None and caller.profile.key == caller.key_file:
+        say(f"next: have the new one remembered: appliance login {name} --key {new}")
 
 
 def end_of_overlap(caller: Caller, text: str | None) -> str:

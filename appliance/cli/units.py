@@ -314,10 +314,13 @@ def serve(caller: Caller, embedded: bool, after_pause: bool, rebuild: bool) -> N
     settings = caller.settings
     scheme = "http" if settings.certificate is None else "https"
     listen = "off" if settings.listen is None else f"{scheme}://{settings.listen[0]}:{settings.listen[1]}/v1"
+    people = [f"people: {settings.socket}"]
+    if settings.people is not None:
+        people.append(f"people: {scheme}://{settings.people.listen[0]}:{settings.people.listen[1]}")
     wiring.serve(
         settings,
         embedded=embedded,
         after_pause=after_pause,
         rebuild=rebuild,
-        ready=lambda: say(f"people: {settings.socket}", f"units: {listen}"),
+        ready=lambda: say(*people, f"units: {listen}"),
     )

@@ -189,12 +189,16 @@ class Appliance:
     def get(self, path: str, who: str | None = "olga", **parameters: Any) -> Any:
         return self.ask("GET", path, who, params=parameters)
 
-    def session(self, who: str) -> str:
+    def session(self, who: str, lifetime_s: int = 900) -> str:
         if who not in self.sessions:
             nonce = self.ask("POST", "/v1/sessions/challenge", None)["nonce"]
             now = self.now()
             statement = credentials.SessionStatement(
-                origin=self.trust.origin, signer=who, nonce=nonce, issued_at=now, expires_at=add_seconds(now, 900)
+                origin=self.trust.origin,
+                signer=who,
+                nonce=nonce,
+                issued_at=now,
+                expires_at=add_seconds(now, lifetime_s),
             )
             envelope = sign_envelope(credentials.encode_credential(statement), self.keys[who])
             body = {"envelope": parse_canonical(encode_envelope(envelope))}

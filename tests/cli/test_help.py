@@ -50,6 +50,7 @@ def test_every_audience_has_its_commands() -> None:
         "token issue", "serve", "ledger log", "ledger show", "ledger export", "ledger verify", "completion",
         "key list", "key rotate", "key revoke", "principal replace-key", "log-key rotate", "text erase", "hold place",
         "hold lift", "hold list", "import list", "import cancel", "witness request", "witness accept", "witness list",
+        "login", "logout", "whoami",
     }  # fmt: skip
 
 

@@ -248,3 +248,7 @@ def test_a_digest_may_be_cut_but_not_so_far_that_it_fits_two(open_office: Callab
     for prefix, listed in ((found.digest[:20], [found, twin]), (found.digest[:12], [found]), ("sha256:ffffff", [])):
         with pytest.raises(BadInput, match="6 digits or more"):
             orders.find_pending(listed, prefix)
+    assert orders.find_pending([found], None) == found
+    for listed in ([], [found, twin]):
+        with pytest.raises(BadInput, match="one order that waits"):
+            orders.find_pending(listed, None)

@@ -69,8 +69,8 @@ class Service:
         return {digest_bytes(data): data for data in whole}
 
     def forget_sessions(self) -> None:
-        """As a service does that was started again."""
-        self.door._sessions.clear()
+        """As a service does of sessions that have ended."""
+        self.context.sessions.sweep(lambda row: False)
 
     def spoil(self, adapter: str, path: str, data: bytes | None) -> None:
         """Other bytes in a file of the sealed folder, or none: as who owns the disk can do it."""

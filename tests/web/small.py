@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 from appliance import wiring
 from appliance.config import load_settings
-from appliance.web.core import server
+from appliance.web.core import bodies, server
+from appliance.web.people import gate
 
 SMALL = "small.json"
 
@@ -26,6 +27,8 @@ def main() -> None:
     wiring.IDLE_S = said.get("idle_s", wiring.IDLE_S)
     wiring.BEAT_S = said.get("beat_s", wiring.BEAT_S)
     server.HEADER_S = said.get("header_s", server.HEADER_S)
+    bodies.BODY_S = said.get("body_s", bodies.BODY_S)
+    gate.STRANGERS = said.get("strangers", gate.STRANGERS)
     if said.get("failing_beat"):
         wiring.beat = fail
     if said.get("hanging_beat"):

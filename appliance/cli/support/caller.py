@@ -20,11 +20,12 @@ from appliance.cli.support.output import say
 from appliance.errors import ApplianceError, BadInput, NotAuthenticated
 
 if TYPE_CHECKING:
-    from appliance.client.support.door import About, Door
+    from appliance.client.support.door import About, Address, Door
     from appliance.client.support.embedded import Place
     from appliance.client.support.log import Anchor
+    from appliance.client.support.profile import Profile
     from appliance.client.support.session import SavedSession
-    from appliance.config import Settings
+    from appliance.config import Folder, Settings
     from appliance.formats.log.trust import Trust
     from appliance.formats.signatures.keys import Signer
 
@@ -47,13 +48,41 @@ class Caller:
     """What was recorded of this person's orders, for who leaves before the end."""
     go_on: str | None = None
     """What goes on without this command, and how to see its end."""
+    address: Address | None = None
+    """Elsewhere, instead of a home on this machine."""
     _closing: list[Callable[[], None]] = field(default_factory=list)
+
+    @cached_property
+    def profile(self) -> Profile | None:
+        """What `appliance login` remembered, of one appliance: where another folder is named, none of it counts."""
+        from appliance.client.support.profile import load_profile
+
+        found = load_profile()
+        if found is None or (self.home is not None and self.home.expanduser().resolve() != found.where):
+            return None
+        return found
 
     @cached_property
     def settings(self) -> Settings:
         from appliance.config import load_settings
 
-        return load_settings(self.home)
+        return load_settings(self.folder.home)
+
+    @cached_property
+    def folder(self) -> Folder:
+        """Its settings are the service's own: a person may be unable to read them."""
+        from appliance.config import find_folder
+
+        remembered = self.profile.where if self.profile and self.home is None else None
+        return find_folder(self.home or (remembered if isinstance(remembered, Path) else None))
+
+    @property
+    def where(self) -> Path | Address:
+        """The appliance: its folder here, or its address elsewhere."""
+        from appliance.client.support.door import Address
+
+        found = self.address or (self.profile.where if self.profile else None)
+        return found if isinstance(found, Address) else self.folder.home
 
     @property
     def place(self) -> Place:
@@ -61,8 +90,8 @@ class Caller:
         from appliance.client.support.embedded import Place
         from appliance.config import VARIABLES
 
-        settings = self.settings
-        return Place(settings.home, settings.socket, settings.lock, settings.logs, VARIABLES.values())
+        folder = self.folder
+        return Place(folder.home, folder.socket, folder.lock, folder.logs, VARIABLES.values())
 
     @cached_property
     def door(self) -> Door:
@@ -70,8 +99,12 @@ class Caller:
         from appliance.client.support.door import Door
         from appliance.client.support.embedded import start_service
 
-        place = self.place
-        door = Door(place.socket, lambda: start_service(place, tell=_tell_waiting))
+        where = self.where
+        if isinstance(where, Path):
+            place = self.place
+            door = Door(place.socket, lambda: start_service(place, tell=_tell_waiting))
+        else:
+            door = Door(where)
         self._closing.append(door.close)
         return door
 
@@ -107,7 +140,8 @@ class Caller:
     def trust(self) -> Trust | None:
         from appliance.client.support.log import load_trust
 
-        return None if self.trust_file is None else load_trust(self.trust_file)
+        path = self.trust_file or (self.profile.trust if self.profile else None)
+        return None if path is None else load_trust(path)
 
     @cached_property
     def anchor(self) -> Anchor:
@@ -124,17 +158,23 @@ class Caller:
 
     @property
     def signer(self) -> str:
-        if self.name is None:
-            raise NotAuthenticated("signer: expected --as NAME, or APPLIANCE_PRINCIPAL, got neither")
-        return self.name
+        if self.name is not None:
+            return self.name
+        if self.profile is None:
+            raise NotAuthenticated("signer: expected --as NAME, APPLIANCE_PRINCIPAL or a login, got none of them")
+        return self.profile.name
 
     @property
     def key_file(self) -> Path:
-        if self.key is None:
+        """That of the profile is its owner's: under another name it is not tried."""
+        if self.key is not None:
+            return self.key
+        if self.profile is None or self.name not in (None, self.profile.name):
             raise NotAuthenticated(
-                "key: expected --key FILE, or APPLIANCE_KEY, got neither; make one with: appliance key new FILE"
+                "key: expected --key FILE, APPLIANCE_KEY or a login, got none of them; "
+                "make one with: appliance key new FILE"
             )
-        return self.key
+        return self.profile.key
 
     @cached_property
     def unlocked(self) -> Signer:

@@ -96,7 +96,9 @@ def _file() -> click.Path:
     return click.Path(path_type=Path)
 
 
-_HOME = _option("--home", "home", "The appliance's data folder (APPLIANCE_HOME).", metavar="FOLDER", type=_file())
+# A member of the socket's group passes the folder and cannot read it.
+FOLDER = click.Path(path_type=Path, readable=False)
+_HOME = _option("--home", "home", "The appliance's data folder (APPLIANCE_HOME).", metavar="FOLDER", type=FOLDER)
 _JSON = _option("--json", "json", "Print JSON on stdout; errors too, on stderr.", is_flag=True)
 _KEY = _option("--key", "key", "Your key file (APPLIANCE_KEY).", metavar="FILE", type=_file())
 _AS = _option("--as", "name", "Your name here (APPLIANCE_PRINCIPAL).", metavar="NAME")

@@ -1,4 +1,4 @@
-"""HTTP over the service's Unix socket: requests go in, values or an error of our own tree come out.
+"""HTTP over the service's Unix socket or over TLS: requests go in, values or an error of our own tree come out.
 
 httpx is imported when the first request is made: it costs 0.1 s, which a command that asks nothing need not pay.
 """
@@ -6,7 +6,9 @@ httpx is imported when the first request is made: it costs 0.1 s, which a comman
 from __future__ import annotations
 
 import json
+import re
 import socket
+import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,11 +70,54 @@ class About:
     parameters: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Address:
+    """Where people come in over TCP: under a certificate of this CA and no other, or in the clear on this machine.
+    `certificate` is their own host's, where the site asks for one: PEM, and its key."""
+
+    host: str
+    port: int
+    ca: Path | None
+    certificate: tuple[Path, Path] | None = None
+
+    def __str__(self) -> str:
+        return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"{'http' if self.ca is None else 'https'}://{self}"
+
+    def tls(self) -> ssl.SSLContext:
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+            if self.certificate is not None:
+                context.load_cert_chain(*self.certificate)
+        except OSError as error:  # an SSLError is one too
+            files = ", ".join(map(str, (self.ca, *(self.certificate or ()))))
+            raise BadInput(f"service, {self}: expected PEM files that fit, got {files}: {error.args[-1]}") from None
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return context
+
+
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9a-fA-F:]+\]")
+
+
+def parse_address(text: str, ca: Path | None, certificate: tuple[Path, Path] | None = None) -> Address:
+    host, _, port = text.rpartition(":")
+    is_port = port.isascii() and port.isdigit() and 0 < int(port) <= 65_535
+    if not is_port or not _HOST.fullmatch(host):
+        raise BadInput(f"address: expected HOST:PORT, got {text!r}")
+    host = host.strip("[]")
+    if ca is None and host not in ("127.0.0.1", "::1", "localhost"):
+        raise BadInput(f"address, {text}: expected --ca FILE, the site's CA, beside it: it is not this machine")
+    return Address(host, int(port), ca, certificate)
+
+
 class Door:
     """`start` is called once when nobody answers; `bearer` once a read needs a session."""
 
-    def __init__(self, path: Path, start: Callable[[], None] | None = None) -> None:
-        self.socket = path
+    def __init__(self, where: Path | Address, start: Callable[[], None] | None = None) -> None:
+        self.where = where
         self.bearer: Bearer | None = None
         self.waiting: int | None = None
         """Orders that wait for the signer of the last order's second signature, once one was handed in."""
@@ -82,9 +127,14 @@ class Door:
     def _http(self) -> httpx.Client:
         import httpx
 
+        where = self.where
+        if isinstance(where, Path):
+            transport, url = httpx.HTTPTransport(uds=str(where)), "http://appliance"
+        else:
+            transport, url = httpx.HTTPTransport(verify=where.tls() if where.ca else False), where.url
         return httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(self.socket)),
-            base_url="http://appliance",
+            transport=transport,
+            base_url=url,
             timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             trust_env=False,
         )
@@ -96,15 +146,15 @@ class Door:
     @cached_property
     def about(self) -> About:
         """Asked first by every command: here an embedded service is started when none runs."""
-        if not is_answering(self.socket):
+        if isinstance(self.where, Path) and not is_answering(self.where):
             if self._start is None:
-                raise Unavailable(_nobody(self.socket))
+                raise Unavailable(_nobody(self.where))
             self._start()
         answer = self.call("GET", "/v1/about", reading=False)
         try:
             return About(**{name: answer[name] for name in About.__dataclass_fields__})
         except (KeyError, TypeError):
-            raise Unavailable(f"service, {self.socket}: expected it to describe itself, got another answer") from None
+            raise Unavailable(f"service, {self.where}: expected it to describe itself, got another answer") from None
 
     def get(self, path: str, **query: Parameter | None) -> Any:
         """A read, under the caller's session; parameters that are None are left out, a sequence is repeated."""
@@ -148,6 +198,15 @@ class Door:
                 return _value_of(answer.status_code, data, f"PUT {path}")
         raise AssertionError("unreachable: the second answer is returned or raised")
 
+    def end_session(self, token: str) -> None:
+        """Ends the session of this token; it is not renewed for that, and no service is started."""
+        if isinstance(self.where, Path) and not is_answering(self.where):
+            raise Unavailable(_nobody(self.where))
+        with self._exchange(
+            "DELETE", "/v1/sessions/own", None, None, {"Authorization": f"Bearer {token}"}, ANSWER_TIMEOUT_S
+        ) as answer:
+            _value_of(answer.status_code, answer.read(), "DELETE /v1/sessions/own")
+
     def stream(self, path: str) -> Iterator[bytes]:
         """The bytes of a read, as they come."""
         for renew in (False, True):
@@ -185,8 +244,8 @@ class Door:
                 method, path, params=query, content=content, headers=headers, timeout=timeout
             ) as answer:
                 yield answer
-        except (httpx.ConnectError, httpx.ConnectTimeout):
-            raise Unavailable(_nobody(self.socket)) from None
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise Unavailable(_nobody(self.where, str(error))) from None
         except httpx.HTTPError as error:
             raise Unavailable(
                 f"service, {method} {path}: expected an answer, got {type(error).__name__}; "
@@ -195,18 +254,26 @@ class Door:
 
 
 def is_answering(path: Path) -> bool:
-    """Whether anybody accepts a connection at the socket."""
+    """Whether anybody accepts a connection at the socket; Denied where this account may not try."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(CONNECT_TIMEOUT_S)
         try:
             probe.connect(str(path))
+        except PermissionError:
+            raise Denied(
+                f"service, {path}: expected your account to reach it, got none of its rights; ask who runs it to take "
+                "you into its socket_group, then log in anew"
+            ) from None
         except OSError:
             return False
     return True
 
 
-def _nobody(path: Path) -> str:
-    return f"service, {path}: expected it to answer, got nothing; start it with: appliance serve"
+def _nobody(where: Path | Address, why: str = "") -> str:
+    if isinstance(where, Path):
+        return f"service, {where}: expected it to answer, got nothing; start it with: appliance serve"
+    under = "in the clear" if where.ca is None else f"under a certificate of {where.ca}"
+    return f"service, {where}: expected it to answer {under}, got {why or 'nothing'}; ask who runs it"
 
 
 def _value_of(status: int, data: bytes, what: str) -> Any:

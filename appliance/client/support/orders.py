@@ -248,8 +248,13 @@ def propose_endorsement(about: About, signer: str, pending: Pending) -> Proposal
     return propose(about, signer, Endorse, {"order": pending.digest})
 
 
-def find_pending(pending: list[Pending], prefix: str) -> Pending:
-    """The one whose digest starts so; the algorithm's name may be left out."""
+def find_pending(pending: list[Pending], prefix: str | None) -> Pending:
+    """The one whose digest starts so; the algorithm's name may be left out. None: the only one that waits."""
+    if prefix is None:
+        if len(pending) != 1:
+            known = ", ".join(order.digest[:19] for order in pending) or "none"
+            raise BadInput(f"order: expected DIGEST, or one order that waits, got {len(pending)}; pending: {known}")
+        return pending[0]
     wanted = prefix.removeprefix("sha256:")
     found = [order for order in pending if order.digest.removeprefix("sha256:").startswith(wanted)]
     if len(found) != 1 or len(wanted) < 6:

@@ -40,6 +40,14 @@ class Opened:
         return self.expires_at > now
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a session was ended. `ends_at`: the service could not be told, and lets it end by itself then."""
+
+    was_open: bool
+    ends_at: str | None = None
+
+
 class SavedSession:
     """The token of one person at one door. `unlock` gives the person's key, and asks for the passphrase if it must."""
 
@@ -68,9 +76,27 @@ class SavedSession:
         replace_private(self._cache, json.dumps(asdict(self._opened)).encode("utf-8"), "session")
         return self._opened
 
+    def end(self) -> Ended:
+        """Forgets the token, and ends the session at the service where one answers; no service is started for it."""
+        kept = _load(self._cache)
+        self._opened = None
+        try:
+            self._cache.unlink(missing_ok=True)
+        except OSError as error:
+            raise Unavailable(f"session, {self._cache}: expected to remove it, got {error.strerror}") from None
+        if kept is None or not kept.stands(_now(0)):
+            return Ended(was_open=False)
+        try:
+            self.door.end_session(kept.token)
+        except NotAuthenticated:
+            return Ended(was_open=False)
+        except Unavailable:
+            return Ended(was_open=True, ends_at=kept.expires_at)
+        return Ended(was_open=True)
+
     @property
     def _cache(self) -> Path:
-        place = hashlib.sha256(str(self.door.socket).encode("utf-8")).hexdigest()[:16]
+        place = hashlib.sha256(str(self.door.where).encode("utf-8")).hexdigest()[:16]
         return state_folder() / "sessions" / f"{place}-{self.name}.json"
 
 

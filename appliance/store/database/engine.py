@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, Integr
 from appliance.errors import BadInput, Conflict, Tampered, Unavailable
 from appliance.store.database import prepared
 from appliance.store.database.catalogue import require_catalogue
-from appliance.store.database.tables import REVISION
+from appliance.store.database.tables import OLDER, REVISION
 
 BUSY_TIMEOUT_S = 10
 """How long a writer waits for another one before the database counts as unavailable."""
@@ -258,12 +258,35 @@ def check_migrated(engine: Engine) -> None:
     """Conflict when the database is not exactly at the revision that this code was written for; Tampered where it holds
     anything else than that revision's tables, triggers and rights."""
     with database_errors("migration"), connect_reader(engine) as connection:
-        got = None
-        if inspect(connection).has_table("alembic_version"):
-            got = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+        got = _revision_of(connection)
         if got != REVISION:
             raise Conflict(f"database, revision: expected {REVISION}, got {got or 'an empty database'}")
         require_catalogue(connection)
+
+
+def bring_up_to_date(url: str, owner_url: str, say: Callable[[str], None]) -> None:
+    """The tables of an earlier build, by who owns them; one that is older than the tables refuses them."""
+    with _opened(url) as engine, database_errors("migration"), connect_reader(engine) as connection:
+        revision = _revision_of(connection)
+    if revision in OLDER:
+        say("brings its tables up to date")
+        with _opened(owner_url) as engine:
+            migrate(engine)
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[Engine]:
+    engine = open_engine(url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _revision_of(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
 
 
 def _alembic_config(connection: Connection) -> Any:

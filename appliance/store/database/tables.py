@@ -129,8 +129,24 @@ Index(
 )
 Index(None, projections.c.kind, projections.c.since, projections.c.until)
 
-REVISION = "0001"
-"""The migration that makes these tables."""
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("principal", Text, nullable=False),
+    Column("keyid", Text, nullable=False),
+    Column("expires_at", Text, nullable=False),
+    Column("entry", BigInteger, nullable=False),
+    CheckConstraint("length(digest) = 32", name="digest"),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+"""Reading sessions of people, by the digest of their token: no part of the ledger, and removed when they have ended."""
+
+REVISION = "0002"
+"""The last migration that makes these tables."""
+OLDER = ("0001",)
+"""From which a start brings a database up to date."""
 
 APPEND_ONLY = (entries, entry_keys, documents, entry_documents)
 """Rows that are never changed and never removed."""

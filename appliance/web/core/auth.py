@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import threading
 import time
@@ -18,7 +17,14 @@ from appliance.formats.core.timestamp import encode_time, parse_time
 from appliance.formats.signatures.dsse import parse_envelope
 from appliance.workflows.core.context import Context
 from appliance.workflows.governance.callers import Caller, accept_caller
-from appliance.workflows.governance.sessions import Refusals, open_session
+from appliance.workflows.governance.sessions import (
+    NO_SESSION,
+    Refusals,
+    end_session,
+    find_session,
+    open_session,
+    sweep_sessions,
+)
 
 CHALLENGE_S = 60.0
 _MOST = 1_000
@@ -28,13 +34,11 @@ _MOST = 1_000
 class Session:
     principal: str
     expires_at: str
-    ends: float
-    size: int
-    """Of the log when it was opened."""
 
 
 class Doorkeeper:
-    """Challenges and sessions live in memory only: a restarted service knows nobody."""
+    """Challenges live in memory only. Sessions stand in the database, so that a service that was started again, or
+    another of the same database, knows them too."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -42,7 +46,7 @@ class Doorkeeper:
         """Told of each refusal that stands in no entry of its own."""
         self._lock = threading.Lock()
         self._challenges: dict[str, float] = {}
-        self._sessions: dict[bytes, Session] = {}
+        self._ends: dict[str, float] = {}
         self._refused = 0
         self._refused_since = ""
         self._claimed: set[tuple[str, str]] = set()
@@ -66,33 +70,47 @@ class Doorkeeper:
             answered_by = self._challenges.pop(statement.nonce, 0.0)
         if answered_by <= time.monotonic():
             raise NotAuthenticated("session: expected the nonce of a challenge of the last minute, got another")
-        size = self._context.ledger.state.size
         accept_session(self._context.ledger.state, data, encode_time(self._context.clock()))
-        principal = open_session(self._context, data, source)
+        principal, token = open_session(self._context, data, source)
         # A clock that was moved back meanwhile makes it no longer than it was signed for.
         ends = parse_time(statement.expires_at)
         lasts = min(ends - self._context.clock(), ends - parse_time(statement.issued_at)).total_seconds()
-        session = Session(principal, statement.expires_at, time.monotonic() + lasts, size)
-        token = secrets.token_urlsafe(32)
-        with self._lock:
-            self._sessions = {key: s for key, s in self._sessions.items() if s.ends > time.monotonic()}
-            self._sessions[_key(token)] = session
-        return token, session
+        self._remember(token, lasts)
+        return token, Session(principal, statement.expires_at)
 
     def person(self, authorization: str | None) -> Session:
-        """The standing session of a standing principal."""
-        session = self._sessions.get(_key(_bearer(authorization)))
-        if session is None or session.ends <= time.monotonic():
-            raise NotAuthenticated(
-                "session: expected a standing one, got none; a reading command with your key opens one"
-            )
+        """The standing session of a standing principal, by a key that stands."""
+        token = _bearer(authorization)
+        principal, expires_at = find_session(self._context, token)
+        if self._has_run_out(token, expires_at):
+            raise NotAuthenticated(NO_SESSION)
+        return Session(principal, expires_at)
+
+    def end_session(self, authorization: str | None) -> None:
+        """At once; whoever holds the token has to sign again."""
+        self.person(authorization)
+        end_session(self._context, _bearer(authorization))
+
+    def sweep(self) -> None:
+        """Forgets sessions that have ended."""
+        sweep_sessions(self._context)
+        with self._lock:
+            self._ends = {token: ends for token, ends in self._ends.items() if ends > time.monotonic()}
+
+    def _has_run_out(self, token: str, expires_at: str) -> bool:
+        """By the clock and by the time that has passed here: a clock that is moved back makes none longer."""
         state = self._context.ledger.state
-        if any(session.size <= reset.index for reset in state.site.resets):
-            raise NotAuthenticated("session: expected one opened since the clock was reset, got an earlier one")
-        principal = state.principals.get(session.principal)
-        if principal is None or principal.revoked is not None:
-            raise NotAuthenticated(f"session: expected a standing principal, got {session.principal}, who was revoked")
-        return session
+        left = (parse_time(expires_at) - parse_time(self._context.now(state))).total_seconds()
+        with self._lock:
+            ends = self._ends.get(token)
+        if ends is None:
+            ends = self._remember(token, left)
+        return left <= 0 or ends <= time.monotonic()
+
+    def _remember(self, token: str, lasts: float) -> float:
+        with self._lock:
+            ends = self._ends[token] = time.monotonic() + lasts
+        return ends
 
     def unit(self, authorization: str | None) -> Caller:
         """The unit whose key signed the token."""
@@ -138,11 +156,6 @@ class Doorkeeper:
                 self._claimed |= taken.claimed
                 self._limited.update(taken.units)
             raise
-
-
-def _key(token: str) -> bytes:
-    """Sessions are kept under a digest, so that looking one up leaks nothing of the token by its timing."""
-    return hashlib.sha256(token.encode()).digest()
 
 
 def _bearer(authorization: str | None) -> str:

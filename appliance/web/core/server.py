@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -75,6 +76,23 @@ class _Guarded(H11Protocol):
         super().connection_lost(exc)
         _cancel(self._owed)
         _cancel(self._unread)
+
+
+class _Local(H11Protocol):
+    """One connection at a Unix socket: who connected is the account, as the kernel says it."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if (peer := _peer(transport.get_extra_info("socket"))) is not None:
+            self.client = peer
+
+
+def _peer(connection: socket.socket) -> tuple[str, int] | None:
+    """As (unix:user id, process id), in the place of (host, port)."""
+    if connection.family != socket.AF_UNIX:
+        return None
+    pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return f"unix:{uid}", pid
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:
@@ -151,7 +169,7 @@ def _server(door: Door) -> _Server:
     """No header of a proxy is believed: where a request came from is who connected."""
     config = uvicorn.Config(
         door.app,
-        http=_Guarded if door.guarded else H11Protocol,
+        http=_Guarded if door.guarded else _Local,
         ws="none",
         log_config=None,
         access_log=False,

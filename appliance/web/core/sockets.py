@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import Conflict, Unavailable
+from appliance.web.core.reach import Group, find_group, give, let_pass
 
 CONNECTIONS = 512
 """At once, at one door of strangers."""
-SHARE = 4
-"""One door of strangers has at most this part of the descriptors: there are two, and half stays for everything else."""
+SHARE = 6
+"""One door of strangers has at most this part of the descriptors: three stand open, and half stays for the rest."""
 DESCRIPTORS = 4_096
 
 
@@ -50,11 +51,27 @@ class Bounded(socket.socket):
 
 
 @contextlib.contextmanager
-def open_unix(path: Path) -> Iterator[socket.socket]:
+def open_people(home: Path, path: Path, group: str | None) -> Iterator[socket.socket]:
+    """The people's door below the home, for the service's own account or for a group besides. The way to it is opened
+    last, and closed again where no group is named any more."""
+    folder = path.parent
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    found = None if group is None else find_group(group)
+    with open_unix(path, found) as door:
+        if found is not None:
+            let_pass(home, folder, found)
+        yield door
+
+
+@contextlib.contextmanager
+def open_unix(path: Path, group: Group | None = None) -> Iterator[socket.socket]:
     """The people's door, mode 0600 from its first moment, gone with the service; one that an ended service left is
-    replaced."""
+    replaced. With a group it is 0660 and the group's, as soon as it is bound."""
     door = _bind_unix(path)
     try:
+        if group is not None:
+            give(path, group, 0o660)
         yield door
     finally:
         door.close()

@@ -13,9 +13,10 @@ CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 _MAX_BYTES = 65_536
 
 
-def open_tls(chain: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:
+def open_tls(chain: Path, key: Path, client_ca: Path | None, not_of: Path | None = None) -> ssl.SSLContext:
     """BadInput for files that do not fit together; Denied for a key that others can read. With `client_ca` a client
-    that shows no certificate of it gets no answer at all."""
+    that shows no certificate of it gets no answer at all; it is not the CA in `not_of`, whose hosts come in elsewhere.
+    """
     read_private(key, "certificate key")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -26,6 +27,8 @@ def open_tls(chain: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:
         if client_ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
             context.load_verify_locations(client_ca)
+            if not_of is not None and client_ca.read_bytes() == not_of.read_bytes():
+                raise BadInput(f"certificate, {client_ca}: expected another CA than that of the units' hosts")
     except OSError as error:  # an SSLError is one too
         what = client_ca if context.verify_mode is ssl.CERT_REQUIRED else f"{chain} and {key}"
         raise BadInput(f"certificate, {what}: expected PEM files that fit together, got: {error.args[-1]}") from None

@@ -42,7 +42,6 @@ from appliance.workflows.releases.review import adapter_row
 from appliance.workflows.runs import planning
 from appliance.workflows.witnesses import sneakernet as witnesses
 
-SOURCE = "unix"
 WAIT_S = 25.0
 MAX_ROW_CHARACTERS = 1_000_000
 
@@ -120,6 +119,14 @@ def _bytes(text: str, what: str) -> bytes:
         raise BadInput(f"{what}: expected base64, got another text") from None
 
 
+def _source(request: Request) -> str:
+    """Where it came from, as entries have it: the account on this machine that connected, or the host."""
+    if request.client is None:
+        return "unix"
+    host = request.client.host
+    return host if host.startswith("unix:") else f"tcp:{host}"
+
+
 def _sessions(router: APIRouter, context: Context, door: Doorkeeper) -> None:
     @router.get("/v1/about")
     def about() -> dict[str, Any]:
@@ -134,21 +141,28 @@ def _sessions(router: APIRouter, context: Context, door: Doorkeeper) -> None:
         return {"nonce": door.challenge()}
 
     @router.post("/v1/sessions")
-    def open_session(body: SessionRequest) -> dict[str, Any]:
-        token, session = door.open_session(encode_canonical(body.envelope), SOURCE)
+    def open_session(body: SessionRequest, request: Request) -> dict[str, Any]:
+        token, session = door.open_session(encode_canonical(body.envelope), _source(request))
         principal = context.ledger.state.principals.get(session.principal)
         roles = () if principal is None else principal.roles
         return {"token": token, "principal": session.principal, "roles": roles, "expires_at": session.expires_at}
 
+    @router.delete("/v1/sessions/own")
+    def end_session(authorization: Annotated[str | None, Header()] = None) -> dict[str, Any]:
+        door.end_session(authorization)
+        return {}
+
 
 def _orders(public: APIRouter, private: APIRouter, context: Context, person: Callable[..., Session]) -> None:
     @public.post("/v1/orders")
-    def submit(body: OrderRequest) -> dict[str, Any]:  # `waiting`: orders that its signer could endorse
+    def submit(
+        body: OrderRequest, request: Request
+    ) -> dict[str, Any]:  # `waiting`: orders that its signer could endorse
         submission = orders.Submission(
             envelope=encode_canonical(body.envelope),
             disclosures=tuple(parse_disclosure_value(value) for value in body.disclosures),
             documents={role: _bytes(text, f"document {role}") for role, text in body.documents.items()},
-            source=SOURCE,
+            source=_source(request),
         )
         submitted = orders.submit(context, submission)
         entry = submitted.appended.entry
@@ -336,8 +350,8 @@ def _keeping(router: APIRouter, context: Context, person: Callable[..., Session]
         return Response(witnesses.request(context, witness, old), media_type="text/plain; charset=utf-8")
 
     @router.post("/v1/cosignatures")
-    def cosignature(body: CosignatureRequest) -> dict[str, Any]:
-        entry = parse_entry(witnesses.accept(context, body.note.encode(), SOURCE).entry_bytes)
+    def cosignature(body: CosignatureRequest, request: Request) -> dict[str, Any]:
+        entry = parse_entry(witnesses.accept(context, body.note.encode(), _source(request)).entry_bytes)
         return {"index": entry.index, **{name: entry.body[name] for name in ("witness", "size", "time")}}
 
     @router.post("/v1/log-keys")

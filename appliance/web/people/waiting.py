@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from socket import socket
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from appliance.errors import ApplianceError, Unavailable
 from appliance.web.core.errors import people_body, refusal
 from appliance.web.core.server import Door, Heart, serve
-from appliance.web.core.sockets import open_unix
 from appliance.workflows.core.context import Context
 from appliance.workflows.lifecycle.heartbeat import BEAT_S, note_stall
 from appliance.workflows.lifecycle.watch import warnings
@@ -25,9 +26,9 @@ _IS_RIGHT = "clock is right"
 def wait_for_clock(
     context: Context,
     home: Path,
-    socket: Path,
     people: ASGIApp,
     *,
+    open_door: Callable[[], AbstractContextManager[socket]],
     is_up: Callable[[], object],
     hold_claim: Callable[[], object],
     ended: Callable[[], str | None],
@@ -49,7 +50,7 @@ def wait_for_clock(
     if not is_behind():
         return None
     beat()
-    with open_unix(socket) as opened:
+    with open_door() as opened:
         is_up()
         reason = serve(
             [Door(_only_while(is_behind, people), opened, guarded=False)],

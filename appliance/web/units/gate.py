@@ -8,18 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from appliance.errors import ApplianceError, BadInput, TooLarge
+from appliance.errors import ApplianceError
 from appliance.web.core.auth import Doorkeeper
+from appliance.web.core.bodies import Body, authorization_of
 from appliance.web.core.errors import openai_body, refusal
 from appliance.web.operations.limits import Quotas
 
 MOST = 128
 """Requests at once, of all units together: each has one thread at most, and people have others."""
-BODY_BYTES = 2 * 1024 * 1024
-BODY_S = 30.0
-_DRAINED_BYTES = 16 * 1024 * 1024
 
 T = TypeVar("T")
 
@@ -51,10 +49,10 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = _Body(receive)
+        body = Body(receive)
         unit: str | None = None
         try:
-            caller = await self._threads.run(self._door.unit, _authorization(scope))
+            caller = await self._threads.run(self._door.unit, authorization_of(scope))
             unit = caller.unit
             place = self._quotas.enter(unit)
             with place:
@@ -76,59 +74,3 @@ async def _leave(scope: Scope) -> None:
     if frames is not None:
         frames.leave()
         await frames.ended.wait()
-
-
-def _authorization(scope: Scope) -> str | None:
-    found = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
-    return found[0] if len(found) == 1 else None
-
-
-class _Body:
-    """The request's body, whole and in time, or not at all."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._chunks: list[bytes] = []
-        self._size = 0
-        self._more = True
-        self._given = False
-
-    async def read(self, scope: Scope) -> None:
-        """TooLarge by what the header says, before anything is read, and by what comes."""
-        said = [value for name, value in scope["headers"] if name == b"content-length"]
-        if any(not value.isdigit() or int(value) > BODY_BYTES for value in said):
-            raise TooLarge(f"request: expected at most {BODY_BYTES} bytes")
-        try:
-            async with asyncio.timeout(BODY_S):
-                while self._more:
-                    await self._take()
-                    if self._size > BODY_BYTES:
-                        self._chunks.clear()
-                        raise TooLarge(f"request: expected at most {BODY_BYTES} bytes")
-        except TimeoutError:
-            raise BadInput(f"request: expected its body within {BODY_S:.0f} s", code="too-slow") from None
-
-    async def _take(self) -> None:
-        message = await self._receive()
-        if message["type"] != "http.request":
-            raise BadInput("request: expected its body whole, got its end", code="disconnected")
-        self._chunks.append(message.get("body", b""))
-        self._size += len(self._chunks[-1])
-        self._more = message.get("more_body", False)
-
-    async def replay(self) -> Message:
-        if not self._given:
-            self._given = True
-            return {"type": "http.request", "body": b"".join(self._chunks), "more_body": False}
-        return await self._receive()
-
-    async def drain(self) -> None:
-        """What a refused client still sends is thrown away, so that it reads why; for a short time, and not without
-        end."""
-        try:
-            async with asyncio.timeout(2.0):
-                while self._more and self._size < _DRAINED_BYTES:
-                    await self._take()
-                    self._chunks.clear()
-        except (TimeoutError, BadInput):
-            return

@@ -19,6 +19,7 @@ from appliance.formats.core.timestamp import encode_time
 from appliance.formats.signatures.keys import Signer
 from appliance.runners.decoys import Probes
 from appliance.runners.local import Worker
+from appliance.store.database.sessions import Sessions
 from appliance.store.files.artifacts import Artifacts
 from appliance.store.files.calibrations import Calibrations
 from appliance.store.files.checkpoints import Checkpoints
@@ -51,6 +52,7 @@ class Context:
     take more."""
 
     ledger: Ledger
+    sessions: Sessions
     artifacts: Artifacts
     checkpoints: Checkpoints
     steps: Steps

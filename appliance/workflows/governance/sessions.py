@@ -2,24 +2,69 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from appliance.domain.core.credentials import SessionStatement, parse_credential
 from appliance.domain.core.entry import Draft
+from appliance.domain.core.state import State
 from appliance.domain.governance.service import Heartbeat, ServiceStopped
 from appliance.domain.governance.sessions import MAX_NAMED, AuthRefused, SessionOpened
 from appliance.domain.serving.requests import RequestRefused
+from appliance.errors import NotAuthenticated
 from appliance.formats.signatures.dsse import parse_envelope
+from appliance.store.database.sessions import SessionRow
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.record import append, append_all, draft_of
 
+NO_SESSION = "session: expected a standing one, got none; a reading command with your key opens one"
 
-def open_session(context: Context, envelope: bytes, source: str) -> str:
-    """Records the session under its signer; the rules check signature, origin and lifetime."""
-    signer = parse_credential(SessionStatement, parse_envelope(envelope).payload).signer
-    append(context, SessionOpened(), actor=signer, source=source, documents={"session": envelope})
-    return signer
+
+def open_session(context: Context, envelope: bytes, source: str) -> tuple[str, str]:
+    """Records the session under its signer; the rules check signature, origin and lifetime. Who that is, and the
+    session's secret token, which nobody keeps."""
+    parsed = parse_envelope(envelope)
+    statement = parse_credential(SessionStatement, parsed.payload)
+    opened = append(context, SessionOpened(), actor=statement.signer, source=source, documents={"session": envelope})
+    token = secrets.token_urlsafe(32)
+    row = SessionRow(statement.signer, parsed.signature.keyid, statement.expires_at, opened.entry.index)
+    context.sessions.add(token, row)
+    return statement.signer, token
+
+
+def find_session(context: Context, token: str) -> tuple[str, str]:
+    """Whose session this opens, and until when; NotAuthenticated where it has ended."""
+    row = context.sessions.find(token)
+    state = context.ledger.state
+    if row is None or row.expires_at <= context.now(state):
+        raise NotAuthenticated(NO_SESSION)
+    if (why := _ended_by(state, row, context.now(state))) is not None:
+        raise NotAuthenticated(f"session: {why}")
+    return row.principal, row.expires_at
+
+
+def end_session(context: Context, token: str) -> None:
+    context.sessions.remove(token)
+
+
+def sweep_sessions(context: Context) -> None:
+    """Removes what has run out, and what was opened by a principal or a key that has ended."""
+    state = context.ledger.state
+    now = context.now(state)
+    context.sessions.sweep(lambda row: row.expires_at > now and _ended_by(state, row, now) is None)
+
+
+def _ended_by(state: State, row: SessionRow, now: str) -> str | None:
+    """Why it opens nothing any more, though its time has not run out."""
+    principal, key = state.principals.get(row.principal), state.keys.get(row.keyid)
+    if principal is None or principal.revoked is not None:
+        return f"expected a standing principal, got {row.principal}, who was revoked"
+    if key is None or not key.stands(now):
+        return f"expected one by a key that stands, got one by {row.keyid}, which has ended"
+    if any(row.entry <= reset.index for reset in state.site.resets):
+        return "expected one opened since the clock was reset, got an earlier one"
+    return None
 
 
 @dataclass(frozen=True)

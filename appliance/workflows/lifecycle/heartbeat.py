@@ -24,7 +24,13 @@ Counted = Callable[[], AbstractContextManager[Refusals]]
 
 
 def beat(
-    context: Context, home: Path, *, counted: Counted, hold_claim: Callable[[], object], tend: Callable[[], object]
+    context: Context,
+    home: Path,
+    *,
+    counted: Counted,
+    sweep: Callable[[], object],
+    hold_claim: Callable[[], object],
+    tend: Callable[[], object],
 ) -> None:
     """One heartbeat. Where it cannot be written, workers are frozen until it can: nothing acts unrecorded."""
     try:
@@ -33,6 +39,7 @@ def beat(
         hold_claim()
         with counted() as refusals:
             sessions.beat(context, refusals)
+        sweep()
         thaw(context)  # before anything is asked of a worker
         tend()
         take_up_forgotten(context)

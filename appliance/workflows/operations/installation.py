@@ -46,6 +46,8 @@ class Installation:
     pid: int | None
     settings: Path | None = None
     unfit: str | None = None
+    passed: bool = False
+    """By a group of the machine, on its way to the socket."""
 
 
 def check_home(place: Installation) -> Iterator[Finding]:
@@ -75,10 +77,12 @@ def check_home(place: Installation) -> Iterator[Finding]:
 
 
 def _rights(place: Installation) -> Iterator[Finding]:
-    folders = (place.home, place.keys, place.socket.parent)
-    files = (place.socket, *place.private, *sorted(place.keys.glob("*")))
+    private = (place.keys, *place.private, *sorted(place.keys.glob("*")))
     written = () if place.settings is None else (place.settings,)
-    for path, mask in [*((path, 0o077) for path in (*folders, *files)), *((path, 0o022) for path in written)]:
+    masks = dict.fromkeys(private, 0o077) | dict.fromkeys(written, 0o022)
+    masks |= dict.fromkeys((place.home, place.socket.parent), 0o067 if place.passed else 0o077)
+    masks[place.socket] = 0o017 if place.passed else 0o077
+    for path, mask in masks.items():
         try:
             found = path.lstat()
         except FileNotFoundError:

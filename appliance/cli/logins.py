@@ -1,0 +1,154 @@
+"""Who a person is on this machine: logged in once, then every command knows."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from appliance.cli.support.caller import Caller
+from appliance.cli.support.command import command, reads, shares
+from appliance.cli.support.output import print_facts, print_json, say
+from appliance.errors import BadInput, Denied, NotFound
+
+if TYPE_CHECKING:
+    from appliance.client.support.door import Address
+
+_FILE = click.Path(path_type=Path)
+
+
+@command("login", example="appliance login olga --key olga.key --trust trust.json")
+@click.argument("name", metavar="NAME")
+@click.option("--address", metavar="HOST:PORT", help="An appliance on another machine, instead of --home.")
+@click.option("--ca", type=_FILE, metavar="FILE", help="The site's CA in PEM, under which it answers there.")
+@click.option("--certificate", type=_FILE, metavar="FILE", help="Your own host's certificate, where one is asked for.")
+@click.option("--certificate-key", type=_FILE, metavar="FILE", help="Its private key in PEM.")
+@reads
+@click.pass_obj
+def login(
+    caller: Caller,
+    name: str,
+    address: str | None,
+    ca: Path | None,
+    certificate: Path | None,
+    certificate_key: Path | None,
+) -> None:
+    """Remember your name, --key, --home and --trust for every later command. Opens a session, which proves the key.
+
+    Nothing is remembered where the service, the trust file or the key does not fit; a passphrase never is. What a
+    command is told by an option, or by the environment, stands over what is remembered.
+    """
+    from appliance.client.support.profile import Profile, save_profile
+
+    caller.profile = None  # an earlier one says nothing about this one
+    caller.name = name
+    caller.address = _address(caller, address, ca, certificate, certificate_key)
+    key = caller.key_file.expanduser().absolute()
+    trust = None if caller.trust_file is None else caller.trust_file.expanduser().absolute()
+    opened = caller.session.opened(renew=True)
+    anchor = caller.anchor
+    where = caller.where.resolve() if isinstance(caller.where, Path) else caller.where
+    path = save_profile(Profile(name, key, where, trust))
+    if caller.json:
+        print_json({"name": name, "roles": opened.roles, "origin": anchor.origin, "profile": str(path)})
+    else:
+        print_facts(
+            [
+                ("logged in", f"{name}, {', '.join(opened.roles) or 'without a role'}"),
+                ("at", where),
+                ("log", anchor.origin),
+                ("according to", anchor.said_by),
+                ("remembered in", path),
+            ]
+        )
+    if trust is None:
+        say("Without a trust file nobody but the service says which log this is; add one with --trust FILE.")
+
+
+def _address(caller: Caller, text: str | None, ca: Path | None, chain: Path | None, key: Path | None) -> Address | None:
+    from appliance.client.support.door import parse_address
+
+    if text is None:
+        if ca or chain or key:
+            raise BadInput("login: expected --address beside --ca, --certificate or --certificate-key, got none")
+        return None
+    if caller.home is not None:
+        raise BadInput(f"login: expected --address or --home (APPLIANCE_HOME), got {text} and {caller.home}")
+    if (chain is None) != (key is None):
+        raise BadInput("login: expected --certificate and --certificate-key, got one without the other")
+    own = None if chain is None or key is None else (chain.absolute(), key.absolute())
+    return parse_address(text, None if ca is None else ca.absolute(), own)
+
+
+@command("logout", example="appliance logout")
+@shares
+@click.pass_obj
+def logout(caller: Caller) -> None:
+    """Forget what `appliance login` remembered, and end the session, here and at the service.
+
+    A profile that is damaged is removed, too.
+    """
+    from appliance.client.support.profile import forget_profile, load_profile
+
+    ended = name = None
+    with suppress(BadInput, Denied):
+        if (profile := load_profile()) is not None:
+            caller.profile, caller.home, name = profile, None, profile.name
+            caller.name = name
+            ended = caller.session.end()
+    if not forget_profile():
+        raise NotFound("login: expected one to forget, got none")
+    if caller.json:
+        print_json({"name": name, "session": ended is not None and ended.was_open})
+    else:
+        print_facts([("logged out", name)])
+    if ended is not None and ended.ends_at is not None:
+        say(f"The service did not answer, so it was not told: the session ends there at {ended.ends_at}.")
+
+
+@command("whoami", example="appliance whoami")
+@reads
+@click.pass_obj
+def whoami(caller: Caller) -> None:
+    """Your name, printed name and roles, your key and its end, the appliance, its log, and what the trust file says."""
+    from appliance.client.support.keys import read_public_key
+    from appliance.formats.signatures.keys import keyid_of
+
+    door, name = caller.reading(), caller.signer
+    row: dict[str, Any] = next((row for row in door.get("/v1/principals") if row["name"] == name), {})
+    keyid = keyid_of(read_public_key(caller.key_file))
+    facts = {
+        "name": name,
+        "printed_name": row.get("printed_name"),
+        "roles": row.get("roles", []),
+        "keyid": keyid,
+        "key": str(caller.key_file),
+        "key_until": _end_of_key(caller, name, keyid),
+        "session_until": caller.session.opened().expires_at,
+        "appliance": str(caller.where),
+        "origin": caller.anchor.origin,
+        "log_key": caller.anchor.log_key,
+        "according_to": caller.anchor.said_by,
+    }
+    if caller.json:
+        print_json(facts)
+        return
+    shown = {**facts, "roles": ", ".join(facts["roles"])}
+    print_facts([(_LABELS.get(label, label.replace("_", " ")), value) for label, value in shown.items()])
+
+
+_LABELS = {"keyid": "key id", "origin": "log"}
+
+
+def _end_of_key(caller: Caller, name: str, keyid: str) -> str:
+    """As the service has it; whoever it is, the key at hand may be another than the one that opened the session."""
+    from appliance.client.people import keys_of
+
+    row = next((key for key in keys_of(caller.door, name) if key["keyid"] == keyid), None)
+    if row is None:
+        return f"not a key of {name}"
+    if row["revoked"] is not None:
+        return f"revoked in entry {row['revoked']}"
+    return str(row["until"] or "it is replaced or revoked")

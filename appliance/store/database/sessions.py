@@ -1,0 +1,69 @@
+"""People's reading sessions: under the digest of their token, so that who reads the table opens nothing with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy import Engine, delete, insert, select
+
+from appliance.store.database.engine import connect_reader, connect_writer, database_errors
+from appliance.store.database.tables import sessions
+
+_WHAT = "sessions"
+
+
+@dataclass(frozen=True)
+class SessionRow:
+    """`expires_at`: the end that its opening signed. `keyid`: the key that signed it. `entry`: where the log has it."""
+
+    principal: str
+    keyid: str
+    expires_at: str
+    entry: int
+
+
+class Sessions:
+    """No part of the ledger: what stands here stands in no export, and is removed when it has ended."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def add(self, token: str, row: SessionRow) -> None:
+        values = {"digest": digest_of(token), **vars(row)}
+        with database_errors(_WHAT), connect_writer(self._engine) as connection, connection.begin():
+            connection.execute(insert(sessions), values)
+
+    def find(self, token: str) -> SessionRow | None:
+        columns = (sessions.c.principal, sessions.c.keyid, sessions.c.expires_at, sessions.c.entry)
+        wanted = select(*columns).where(sessions.c.digest == digest_of(token))
+        with database_errors(_WHAT), connect_reader(self._engine) as connection:
+            found = connection.execute(wanted).one_or_none()
+        return None if found is None else SessionRow(*found)
+
+    def remove(self, token: str) -> None:
+        self._remove([digest_of(token)])
+
+    def sweep(self, stands: Callable[[SessionRow], bool]) -> int:
+        """Removes every one that does not stand, and says how many."""
+        wanted = select(
+            sessions.c.digest, sessions.c.principal, sessions.c.keyid, sessions.c.expires_at, sessions.c.entry
+        )
+        with database_errors(_WHAT), connect_reader(self._engine) as connection:
+            ended = [digest for digest, *row in connection.execute(wanted) if not stands(SessionRow(*row))]
+        if ended:
+            self._remove(ended)
+        return len(ended)
+
+    def _remove(self, digests: list[bytes]) -> None:
+        with database_errors(_WHAT), connect_writer(self._engine) as connection, connection.begin():
+            connection.execute(delete(sessions).where(sessions.c.digest.in_(digests)))
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def digest_of(token: str) -> bytes:
+    """Also where one is looked up: that takes as long for any wrong token."""
+    return hashlib.sha256(token.encode()).digest()

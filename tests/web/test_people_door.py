@@ -1,0 +1,175 @@
+"""People of other machines: the same API over TLS, behind limits on what a stranger can send, and how slowly."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from appliance.client.support.profile import profile_path
+from appliance.config import load_settings
+from appliance.errors import BadInput
+from appliance.formats.core.digest import digest_bytes
+from scripts.kit.appliance import Appliance, free_port
+from scripts.kit.certificates import Authority
+from tests.cli.conftest import type_alone
+from tests.web.conftest import write_key
+
+Start = Callable[..., Appliance]
+
+
+@pytest.fixture
+def start(start_small: Start) -> Start:
+    """A service whose people come in over TLS, too."""
+
+    def started(environment: dict[str, str] | None = None, **said: Any) -> Appliance:
+        return start_small({"APPLIANCE_PEOPLE": f"127.0.0.1:{free_port()}", **(environment or {})}, tls=True, **said)
+
+    return started
+
+
+def address(site: Appliance) -> str:
+    return site.environment["APPLIANCE_PEOPLE"]
+
+
+def ca(site: Appliance) -> str:
+    assert site.authority is not None
+    return str(site.authority.file)
+
+
+def at(site: Appliance, context: ssl.SSLContext | None = None) -> httpx.Client:
+    assert site.authority is not None
+    return httpx.Client(verify=context or site.authority.trusting(), base_url=f"https://{address(site)}", timeout=20)
+
+
+def test_a_person_without_an_account_logs_in_and_works_over_tls(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = start()
+    options = write_key(site, "olga", tmp_path)
+    trust = ["--trust", str(site.settings.trust)]
+    told = type_alone(capsys, "login", "olga", *options, "--address", address(site), "--ca", ca(site), *trust)
+    assert told.code == 0, told.err
+    value = json.loads(type_alone(capsys, "whoami", "--json").out)
+    assert (value["name"], value["appliance"], value["according_to"]) == ("olga", address(site), "the trust file")
+    told = type_alone(capsys, "key", "revoke", "olga", "--yes", *options[2:])
+    assert told.code == 0, told.err
+    sources = {entry["source"] for entry in site.entries() if entry["actor"] == "olga"}
+    assert sources == {"tcp:127.0.0.1"}
+    assert type_alone(capsys, "logout").code == 0 and not profile_path().exists()
+
+
+def test_an_upload_passes_the_gate_with_a_session_alone(start: Start) -> None:
+    site = start()
+    token = site.session("olga")
+    data = bytes(5 * 1024 * 1024)
+    path = f"/v1/uploads/{digest_bytes(data)}"
+    with at(site) as client:
+        assert client.put(path, content=data).status_code == 401
+        assert client.put(path, content=data, headers={"Authorization": f"Bearer {token}"}).status_code == 200
+
+
+def test_another_certificate_is_not_spoken_to_and_nothing_is_remembered(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = start()
+    options = write_key(site, "olga", tmp_path)
+    other = Authority(tmp_path / "other")
+    told = type_alone(capsys, "login", "olga", *options, "--address", address(site), "--ca", str(other.file))
+    assert told.code == 7 and "CERTIFICATE_VERIFY_FAILED" in told.err
+    told = type_alone(capsys, "login", "olga", *options, "--address", address(site))
+    assert told.code == 7  # in the clear nothing is answered
+    told = type_alone(capsys, "login", "olga", *options, "--address", "10.0.0.7:1")
+    assert told.code == 2 and "--ca FILE" in told.err
+    assert not profile_path().exists()
+
+
+def test_a_hosts_certificate_is_asked_for_and_names_nobody(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts = Authority(tmp_path / "hosts")
+    site = start({"APPLIANCE_PEOPLE_CLIENT_CA": str(hosts.file)})
+    assert site.authority is not None
+    own, units = hosts.issue("olga", client=True), site.authority.issue("unit-host", client=True)
+    for context in (site.authority.trusting(), site.authority.trusting(units)):
+        with at(site, context) as client, pytest.raises(httpx.TransportError):
+            client.get("/v1/about")
+    with at(site, site.authority.trusting(own)) as client:
+        assert client.get("/v1/about").status_code == 200
+        assert client.get("/v1/principals").status_code == 401
+    options = [*write_key(site, "olga", tmp_path), "--address", address(site), "--ca", ca(site)]
+    assert type_alone(capsys, "login", "olga", *options).code == 7
+    own_files = ["--certificate", str(own.chain), "--certificate-key", str(own.key)]
+    told = type_alone(capsys, "login", "olga", *options, *own_files)
+    assert told.code == 0, told.err
+    assert type_alone(capsys, "whoami").code == 0  # the files are remembered, too
+
+
+def test_a_stranger_is_refused_before_a_body_is_taken_and_by_its_size(start: Start) -> None:
+    site = start()
+    with at(site) as client:
+        assert client.get("/v1/principals").status_code == 401
+        for path, size, status in (
+            ("/v1/orders", 2 * 1024 * 1024 + 1, 413),
+            ("/v1/sessions", 65_537, 413),
+            ("/v1/policy/test", 2 * 1024 * 1024 + 1, 401),
+        ):
+            answer = client.post(path, content=bytes(size))
+            assert answer.status_code == status, (path, answer.text)
+    with at(site) as client:
+        assert client.get("/v1/about", headers={"X": "x" * 400_000}).status_code == 400
+
+
+def _raw(site: Appliance) -> ssl.SSLSocket:
+    assert site.authority is not None
+    host, port = address(site).split(":")
+    plain = socket.create_connection((host, int(port)), timeout=20)
+    return site.authority.trusting().wrap_socket(plain, server_hostname=host)
+
+
+def test_a_slow_stranger_is_left_and_those_at_the_socket_are_answered(start: Start) -> None:
+    site = start(body_s=1.0, header_s=1.0, strangers=2)
+    head = b"POST /v1/orders HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+    with _raw(site) as first, _raw(site) as second, _raw(site) as third:
+        for connection in (first, second):
+            connection.sendall(head)
+        time.sleep(0.3)
+        third.sendall(head + bytes(99))
+        assert b" 429 " in third.recv(4096).splitlines()[0]
+        assert site.ask("GET", "/v1/about", None)["origin"]
+        for connection in (first, second):
+            answer = b""
+            while b"too-slow" not in answer:
+                answer += connection.recv(4096)
+            assert b" 400 " in answer.splitlines()[0]
+    with _raw(site) as slow:
+        slow.sendall(b"GET /v1/about HTTP/1.1\r\nHost")
+        assert slow.recv(10) == b""
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"APPLIANCE_PEOPLE": "0.0.0.0:8333"}, "in the clear"),
+        ({"APPLIANCE_PEOPLE": "8333"}, "HOST:PORT"),
+        ({"APPLIANCE_PEOPLE": "127.0.0.1:8333", "APPLIANCE_PEOPLE_CLIENT_CA": "ca.pem"}, "certificate_key beside it"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=words):
+        load_settings(tmp_path, settings)
+
+
+def test_the_units_ca_is_not_taken_for_the_peoples(start: Start, tmp_path: Path) -> None:
+    one = Authority(tmp_path / "one")
+    copy = tmp_path / "copy.pem"
+    copy.write_bytes(one.file.read_bytes())
+    with pytest.raises(RuntimeError, match="another CA than that of the units' hosts"):
+        start({"APPLIANCE_CLIENT_CA": str(one.file), "APPLIANCE_PEOPLE_CLIENT_CA": str(copy)})
