@@ -11,6 +11,7 @@ branch_labels = None
 depends_on = None
 
 APPLICATION_ROLE = "appliance_app"
+COUNTER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
 def upgrade() -> None:
@@ -20,7 +21,7 @@ def upgrade() -> None:
         sa.Column("principal", sa.Text, nullable=False),
         sa.Column("keyid", sa.Text, nullable=False),
         sa.Column("expires_at", sa.Text, nullable=False),
-        sa.Column("entry", sa.BigInteger, nullable=False),
+        sa.Column("entry", COUNTER, nullable=False),
         sa.PrimaryKeyConstraint("digest", name="pk_sessions"),
         sa.CheckConstraint("length(digest) = 32", name=op.f("ck_sessions_digest")),
         sqlite_strict=True,

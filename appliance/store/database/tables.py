@@ -136,7 +136,7 @@ sessions = Table(
     Column("principal", Text, nullable=False),
     Column("keyid", Text, nullable=False),
     Column("expires_at", Text, nullable=False),
-    Column("entry", BigInteger, nullable=False),
+    Column("entry", Counter, nullable=False),
     CheckConstraint("length(digest) = 32", name="digest"),
     sqlite_strict=True,
     sqlite_with_rowid=False,
