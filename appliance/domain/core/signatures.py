@@ -93,9 +93,10 @@ class OrderReader:
         # The order that sets time back waits under a time that it says is wrong; its own entry asks whether it stands.
         at = order.issued_at if order.sets_time and not is_back else now
         check_lifetime(what, order.issued_at, order.expires_at, at, state, limit_s)
-        check_since_reset(what, order.issued_at, state)
-        # It names the last entry, and its endorsement names it: neither was signed before its key was enrolled.
+        # What sets time back names the last entry, and its endorsement names it: neither was signed before its key was
+        # enrolled or before an earlier reset, which may have set a time that was still ahead.
         if not order.sets_time and not is_back:
+            check_since_reset(what, order.issued_at, state)
             check_enrolled(what, order.issued_at, state.keys.get(accepted.keyid), state)
         if accepted.digest in state.orders:
             seen = state.orders.get(accepted.digest)

@@ -17,6 +17,7 @@ from appliance.domain.governance.service import Heartbeat
 from appliance.domain.queries.could_load import could_load_then
 from appliance.domain.releases.approval import inadmissible
 from appliance.domain.releases.exports import Standing, standing_of
+from appliance.domain.retention.holds import PlaceHold
 from appliance.domain.rulebook.registry import ORDERS
 from appliance.domain.witnesses.cosignatures import unwitnessed, witnessed_until
 from appliance.errors import Conflict, Denied, NotAuthenticated, Tampered
@@ -300,7 +301,7 @@ def _cosign(site: LogBuilder) -> None:
 
 
 def _order(site: LogBuilder, issued_at: str) -> Callable[[State], object]:
-    envelope = site.sign(site.order(ResetClock, "anna", last=issued_at, issued_at=issued_at))
+    envelope = site.sign(site.order(PlaceHold, "anna", subject="unit:legal", issued_at=issued_at))
     return lambda state: ORDERS.accept(state, encode_envelope(envelope), site.now)
 
 
@@ -375,6 +376,18 @@ def test_a_clock_that_runs_ahead_again_is_set_back_again() -> None:
         right = run_ahead(site, AHEAD_S)
         reset_clock(site, right)
     assert [reset.reached for reset in site.state.site.resets] == sorted(r.reached for r in site.state.site.resets)
+    assert verify(site).verdict == "verified"
+
+
+def test_a_reset_to_a_time_that_was_still_ahead_is_set_right_by_another() -> None:
+    site = stage("approved")
+    right = run_ahead(site, 2 * AHEAD_S)
+    reset_clock(site, add_seconds(right, AHEAD_S))
+    site.add(Heartbeat())
+    reset_clock(site, right)
+    assert site.state.last_time < add_seconds(right, DAY_S)
+    assert any("quorum: expected 2" in reason for reason in against(site))
+    site.review("rita", "privacy")
     assert verify(site).verdict == "verified"
 
 
