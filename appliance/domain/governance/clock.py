@@ -56,25 +56,29 @@ def clock_reset(case: Case) -> Puts:
     check_lifetime(
         "order reset-clock", order.issued_at, order.expires_at, now, state, state.parameters.order_lifetime_s
     )
-    site = _set_right(state.site, Reset(index=case.entry.index, reached=reached, time=now))
-    return [(state.sites, "site", site), *_ended(state, now, reached), *_dated_ahead(state, now)]
+    reset = Reset(index=case.entry.index, reached=reached, time=now)
+    site = _set_right(state.site, reset, state.parameters.key_overlap_s)
+    return [(state.sites, "site", site), *_ended(state, reset), *_dated_ahead(state, now)]
 
 
-def _set_right(site: Site, reset: Reset) -> Site:
-    log_keys = tuple(_end(key, reset.time, reset.reached) for key in site.log_keys)
+def _set_right(site: Site, reset: Reset, overlap_s: int) -> Site:
+    log_keys = tuple(_end(key, reset, overlap_s) for key in site.log_keys)
     return site.model_copy(update={"resets": (*site.resets, reset), "log_keys": log_keys})
 
 
-def _end(key: K, now: Time, reached: Time) -> K:
-    """A key that had ended by the time that was reached ends now at the latest."""
-    if key.until is None or not now < key.until <= reached:
+def _end(key: K, reset: Reset, overlap_s: int) -> K:
+    """A key that had ended by the time that was reached ends now at the latest. One that was replaced under the time
+    ahead ends as if that were now: a key of the log could not be ended otherwise."""
+    if key.until is None or key.until <= reset.time:
         return key
-    return key.model_copy(update={"until": now})
+    latest = reset.time if key.until <= reset.reached else add_seconds(reset.time, overlap_s)
+    return key if key.until <= latest else key.model_copy(update={"until": latest})
 
 
-def _ended(state: State, now: Time, reached: Time) -> Puts:
+def _ended(state: State, reset: Reset) -> Puts:
     """Keys that had ended; and every order that waits, since it was issued before the reset."""
-    ends = ((key, _end(key, now, reached)) for key in state.keys.values())
+    now, overlap_s = reset.time, state.parameters.key_overlap_s
+    ends = ((key, _end(key, reset, overlap_s)) for key in state.keys.values())
     changed = ((key, _not_ahead(ended, "enrolled_at", now)) for key, ended in ends)
     puts: Puts = [(state.keys, key.keyid, ended) for key, ended in changed if ended is not key]
     return [*puts, *((state.pending, pending.digest, None) for pending in state.pending.values())]

@@ -261,6 +261,20 @@ def test_a_key_of_the_log_that_had_ended_signs_no_checkpoint_again() -> None:
     assert verify(site).verdict == "verified"
 
 
+def test_a_key_that_was_replaced_under_the_time_ahead_overlaps_no_longer_than_policy_lets_it() -> None:
+    site = stage("staffed")
+    old = site.keys["rita"]
+    right, overlap_s = run_ahead(site, AHEAD_S), site.state.parameters.key_overlap_s
+    site.rotate("rita", add_seconds(site.now, overlap_s))
+    site.rotate_log_key(add_seconds(site.now, overlap_s))
+    entry = reset_clock(site, right)
+    key, ends = site.state.keys.get(old.keyid), add_seconds(entry.time, overlap_s)
+    assert key is not None and key.until == ends
+    assert len(site.state.site.signing_keys(site.now)) == 2
+    assert site.state.site.signing_keys(ends) == (site.state.site.log_key,)
+    assert verify(site).verdict == "verified"
+
+
 def test_an_order_that_waited_waits_no_more() -> None:
     site = stage("staffed")
     order, documents = site.enrolment("eve", ("auditor",))
