@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from appliance.domain.rulebook.registry import BOOKS, NEWEST_RULES
+from appliance.domain.core.verb import NEWEST_RULES
+from appliance.domain.rulebook.registry import BOOKS
 from appliance.workflows.governance import administration
 from tests.cli.conftest import Desk
 

@@ -17,6 +17,7 @@ from appliance.domain.core.event import Event, Ordered
 from appliance.domain.core.names import NO_DIGEST, add_seconds, encode_value
 from appliance.domain.core.records import Key
 from appliance.domain.core.table import DigestTable, Table
+from appliance.domain.core.verb import NEWEST_RULES
 from appliance.domain.data.imports import ImportRequested
 from appliance.domain.governance import people
 from appliance.domain.governance.people import Grant, PrincipalEnrolled, RoleGranted
@@ -53,7 +54,7 @@ from tests.properties.breaches import (
     policy_with_a_witness,
 )
 
-RULES = registry.BOOKS[registry.NEWEST_RULES].rules
+RULES = registry.BOOKS[NEWEST_RULES].rules
 
 for name in ("initialized", "staffed", "imported", "trained", "sealed", "approved", "released", "serving"):
     stage(name)  # built once, by all the rules

@@ -18,13 +18,13 @@ from appliance.domain.core.entry import Draft, Entry, parse_entry
 from appliance.domain.core.names import NO_DIGEST, encode_value
 from appliance.domain.core.order import Order
 from appliance.domain.core.policy import Parameters, PolicySet
+from appliance.domain.core.verb import NEWEST_RULES
 from appliance.domain.governance.endorsement import Endorse
 from appliance.domain.governance.people import RevokePrincipal
 from appliance.domain.governance.policies import AdoptPolicy
 from appliance.domain.governance.rules import RaiseRules
 from appliance.domain.retention.holds import LiftHold, PlaceHold
 from appliance.domain.retention.texts import Erase
-from appliance.domain.rulebook.registry import NEWEST_RULES
 from appliance.domain.runs.cancellation import Cancel
 from appliance.domain.serving.tokens import RevokeTokens
 from appliance.errors import ApplianceError, BadInput, Denied, Unavailable

@@ -34,7 +34,7 @@ from appliance.domain.core.records import (
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.signatures import Accepted, OrderReader
 from appliance.domain.core.state import State
-from appliance.domain.core.verb import Verb
+from appliance.domain.core.verb import NEWEST_RULES, Verb
 from appliance.domain.releases.activations import OnRelease
 from appliance.domain.releases.adapters import find_adapter
 from appliance.domain.releases.admission import (
@@ -227,7 +227,8 @@ def check_exported(received: ExportedAdapter, trust: Trust, now: Time, *, unit: 
     first that does not hold.
 
     1. the log begins with the trusted entry, under a checkpoint that the trusted key signed
-    2. the export stands in that log, and binds these rows and the release owner's own order
+    2. the export stands in that log, and binds these rows and the release owner's own order; the log was under rules
+       that this build knows
     3. it was ordered for this unit and task
     4. it is neither too early nor too late
     5. admission, as the appliance decides it, over these rows and bytes
@@ -238,6 +239,7 @@ def check_exported(received: ExportedAdapter, trust: Trust, now: Time, *, unit: 
     checkpoint = _open_log(standing, logged, proofs.checkpoint.encode(), trust)
     entry = _proven(logged, proofs.exported, checkpoint)
     order = _read_order(state, entry, logged[proofs.exported], received.standing)
+    _check_rules(standing.site)
     _check_receiver(order, unit, task)
     adapter = released(state, order.unit, order.task)
     if adapter is None or adapter.manifest != order.manifest:
@@ -251,6 +253,13 @@ def check_exported(received: ExportedAdapter, trust: Trust, now: Time, *, unit: 
             raise Tampered(f"adapter {order.name} for {order.unit}: {'; '.join(reasons)}")
         raise Denied(f"adapter {order.name} for {order.unit}", reasons=reasons, code="not-admitted")
     return Approved(order.unit, order.task, adapter, order.valid_until)
+
+
+def _check_rules(site: Site) -> None:
+    """Rules of a later version may refuse what these would take."""
+    if site.rules > NEWEST_RULES:
+        known = f"expected version {NEWEST_RULES} at most, got {site.rules}"
+        raise BadInput(f"export, rules: {known}: this build is older than the log, so load it with a later one")
 
 
 def _check_receiver(order: ExportAdapter, unit: str, task: str) -> None:

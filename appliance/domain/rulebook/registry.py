@@ -11,7 +11,7 @@ from appliance.domain.core.order import Order
 from appliance.domain.core.roles import Reasons
 from appliance.domain.core.signatures import OrderReader
 from appliance.domain.core.state import State
-from appliance.domain.core.verb import EventRule, Rule, Verb
+from appliance.domain.core.verb import NEWEST_RULES, EventRule, Rule, Verb
 from appliance.domain.data import bases, datasets, imports
 from appliance.domain.governance import clock, endorsement, keys, log_keys, people, policies, rules, service, sessions
 from appliance.domain.operations import integrity
@@ -39,11 +39,6 @@ _EVENTS: tuple[EventRule, ...] = (
     *slots.EVENTS, *requests.EVENTS,
     *integrity.EVENTS,
 )  # fmt: skip
-
-
-NEWEST_RULES = 1
-"""The rules version that this build knows best (docs/adr/0014-versions-of-meaning.md). A log that was begun under an
-earlier one is judged by that, until two administrators put a later one in force."""
 
 
 @dataclass(frozen=True)

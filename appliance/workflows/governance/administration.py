@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from appliance.access.cedar import SitePolicies
 from appliance.domain.core.policy import parse_policy
+from appliance.domain.core.verb import NEWEST_RULES
 from appliance.domain.governance.log_keys import RotateLogKey
 from appliance.domain.governance.policies import AdoptPolicy
 from appliance.domain.governance.rules import RaiseRules
-from appliance.domain.rulebook.registry import NEWEST_RULES
 from appliance.errors import Conflict, Denied
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.effects import Effect

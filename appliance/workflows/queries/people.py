@@ -9,10 +9,10 @@ from typing import Any
 from appliance.access.cases import parse_cases, test_cases
 from appliance.domain.core.policy import parse_policy
 from appliance.domain.core.records import PendingOrder
+from appliance.domain.core.verb import NEWEST_RULES
 from appliance.domain.governance.clock import ResetClock
 from appliance.domain.governance.endorsement import waiting_orders
 from appliance.domain.governance.rules import RulesRaised
-from appliance.domain.rulebook.registry import NEWEST_RULES
 from appliance.formats.core.canonical import parse_canonical
 from appliance.formats.core.fields import encode_base64
 from appliance.formats.core.timestamp import encode_time

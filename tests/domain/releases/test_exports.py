@@ -11,6 +11,8 @@ import pytest
 
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import Time, add_seconds, encode_value
+from appliance.domain.core.verb import NEWEST_RULES
+from appliance.domain.governance.rules import RaiseRules, RulesRaised
 from appliance.domain.releases.activations import Activate, ReleaseActivated
 from appliance.domain.releases.adapters import AdapterRevoked, RevokeAdapter
 from appliance.domain.releases.admission import entries_needed
@@ -22,6 +24,7 @@ from appliance.domain.releases.exports import (
     ProvenEntry,
     check_exported,
 )
+from appliance.domain.rulebook.registry import BOOKS
 from appliance.errors import ApplianceError, BadInput, Denied, Tampered
 from appliance.formats.artifacts.manifest import MANIFEST_PATH
 from appliance.formats.core.merkle import hash_leaf, inclusion_proof, root_of
@@ -199,6 +202,18 @@ def test_rows_that_the_log_does_not_bind_are_not_believed() -> None:
     for standing in (rows, foreign):
         with pytest.raises(Tampered, match="of these rows"):
             check(site, replace(found, standing=standing))
+
+
+def test_an_export_under_later_rules_than_the_build_knows_is_not_judged_by_earlier_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    later = NEWEST_RULES + 1
+    monkeypatch.setitem(BOOKS, later, BOOKS[NEWEST_RULES])
+    site = stage("released")
+    site.two(RulesRaised(policy=site.in_force), site.order(RaiseRules, "anna", rules=later))
+    found = received(site, site.export().index)
+    with pytest.raises(BadInput, match=f"version {NEWEST_RULES} at most, got {later}: this build is older"):
+        check(site, found)
 
 
 def test_an_entry_that_is_left_out_is_missed() -> None:

@@ -12,11 +12,12 @@ from appliance.domain.core.names import Time
 from appliance.domain.core.records import Principal
 from appliance.domain.core.roles import Reasons
 from appliance.domain.core.state import State
+from appliance.domain.core.verb import NEWEST_RULES
 from appliance.domain.governance.people import Grant
 from appliance.domain.governance.rules import RaiseRules, RulesRaised
 from appliance.domain.retention.holds import HoldPlaced, PlaceHold, may_place_hold
 from appliance.domain.rulebook import registry
-from appliance.domain.rulebook.registry import BOOKS, NEWEST_RULES, VERBS, make_book
+from appliance.domain.rulebook.registry import BOOKS, VERBS, make_book
 from appliance.errors import BadInput, Denied
 from scripts.kit.log_builder import LogBuilder, stage
 from tests.domain.audit.test_verify import verify
