@@ -14,7 +14,7 @@ from appliance.domain.core.signatures import Accepted
 from appliance.domain.core.state import State
 from appliance.domain.governance.endorsement import Endorse, OrderPending, OrderRefused
 from appliance.domain.retention.texts import Erase
-from appliance.domain.rulebook.registry import ORDERS, VERBS, reasons_against
+from appliance.domain.rulebook.registry import ORDERS, VERBS, reasons_against, verb_of
 from appliance.domain.rulebook.subjects import Signed
 from appliance.errors import ApplianceError, BadInput, Denied, NotFound, Unavailable
 from appliance.formats.core.canonical import encode_canonical
@@ -159,7 +159,7 @@ def _check_ready(context: Context, order: Order) -> None:
 def _check_attached(context: Context, order: Order, documents: Mapping[str, bytes]) -> None:
     """The document beside the order can take effect: before it is signed, and again before it stands, when the
     appliance may be of another release and its administrators others."""
-    attachment, attached = VERBS[order.verb].attachment, _effect(order).attached
+    attachment, attached = verb_of(context.ledger.state, order).attachment, _effect(order).attached
     if attachment is not None and attached is not None:
         attached(context, documents[attachment.role])
 
@@ -200,7 +200,7 @@ def _record(context: Context, accepted: Accepted, submission: Submission) -> tup
 
 def _event(state: State, order: Order, final: Order) -> Ordered:
     """What is recorded: that the order waits for a second administrator, or that it stands."""
-    verb, policy = VERBS[final.verb], state.site.policy
+    verb, policy = verb_of(state, final), state.site.policy
     if verb.two_administrators and not isinstance(order, Endorse) and not state.site.single_administrator:
         return OrderPending(policy=policy)
     if verb.event is None:
@@ -211,7 +211,7 @@ def _event(state: State, order: Order, final: Order) -> Ordered:
 
 def _beside(context: Context, state: State, accepted: Accepted, attachments: dict[str, bytes]) -> dict[str, bytes]:
     """The documents beside the order: the one that it binds, taken out of `attachments`, and what the service adds."""
-    order, verb = accepted.order, VERBS[accepted.order.verb]
+    order, verb = accepted.order, verb_of(state, accepted.order)
     documents = {} if verb.evidence is None else dict(verb.evidence(state, accepted))
     if verb.attachment is None:
         return documents
@@ -270,7 +270,7 @@ def _set_in_motion(context: Context, accepted: Accepted) -> None:
     start = _effect(accepted.order).start
     if start is not None:
         start(context, accepted)
-    if VERBS[accepted.order.verb].changes_answers:
+    if verb_of(context.ledger.state, accepted.order).changes_answers:
         try:
             context.released()
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from appliance.domain.governance.policies import AdoptPolicy
 from appliance.domain.governance.rules import RaiseRules
 from appliance.domain.retention.holds import LiftHold, PlaceHold
 from appliance.domain.retention.texts import Erase
+from appliance.domain.rulebook.registry import BOOKS, VERBS, make_book
 from appliance.domain.runs.cancellation import Cancel
 from appliance.domain.serving.tokens import RevokeTokens
 from appliance.errors import ApplianceError, BadInput, Denied, Unavailable
@@ -270,6 +271,18 @@ def test_rules_that_this_build_does_not_know_are_refused_before_anything_is_reco
     reason = desk.refused(desk.order(RaiseRules, "anna", rules=NEWEST_RULES + 1))
     assert f"expected a version that this build knows, {NEWEST_RULES} at most" in reason
     assert (desk.ledger.state.size, len(desk.ledger.state.pending)) == (size + 1, 0)
+
+
+def test_an_order_becomes_what_the_rules_in_force_make_of_it_not_the_newest(
+    found: Found, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = replace(VERBS["lift-hold"], two_administrators=False)
+    rows = (*(row for row in VERBS.values() if row.name != "lift-hold"), alone)
+    monkeypatch.setitem(BOOKS, NEWEST_RULES, make_book(NEWEST_RULES, rows))
+    desk = found(policy())
+    desk.submit(desk.order(PlaceHold, "anna", subject="principal:ben"))
+    desk.submit(desk.order(LiftHold, "anna", subject="principal:ben"))
+    assert desk.last().type == "hold.lifted"
 
 
 def test_what_cannot_be_recorded_now_is_no_refusal(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:

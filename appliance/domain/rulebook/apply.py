@@ -19,9 +19,8 @@ from appliance.domain.core.order import Order
 from appliance.domain.core.signatures import Accepted
 from appliance.domain.core.state import State
 from appliance.domain.core.texts import Texts, bound_texts, check_unerased
-from appliance.domain.core.verb import Verb
 from appliance.domain.governance.endorsement import Endorse
-from appliance.domain.rulebook.registry import EVENTS, ORDERS, VERBS, book_of, events_of, reasons_against
+from appliance.domain.rulebook.registry import EVENTS, ORDERS, VERBS, book_of, events_of, reasons_against, verb_of
 from appliance.domain.rulebook.subjects import Signed, subjects_of
 from appliance.errors import BadInput, Conflict, Denied, Tampered
 from appliance.formats.core.digest import digest_bytes
@@ -71,10 +70,10 @@ def _take_order(case: Case, body: Ordered) -> tuple[Case, Puts]:
         puts.append((state.pending, order.order, None))
         order = _endorsed(case, order)
     elif isinstance(body, Endorsed):
-        alone = not _verb(case, order).two_administrators or state.site.single_administrator
+        alone = not verb_of(case.state, order).two_administrators or state.site.single_administrator
         case.require(alone, "administrators", "a second one's endorsement", "one order")
         case.require("endorsed" not in case.documents, "endorsed", "no document", "one")
-    verb = _verb(case, order)
+    verb = verb_of(case.state, order)
     if type(body) not in events_of(verb):
         expected = ", ".join(name for name, other in VERBS.items() if type(body) in events_of(other))
         raise Denied(f"{case.place}: order: expected {expected}, got {verb.name}")
@@ -94,14 +93,6 @@ def _endorsed(case: Case, endorse: Endorse) -> Order:
     return first.order
 
 
-def _verb(case: Case, order: Order) -> Verb:
-    """The order's verb under the rules in force."""
-    verb = book_of(case.state).verbs.get(order.verb)
-    if verb is None:
-        raise Denied(f"{case.place}: verb: expected one of rules version {case.state.site.rules}, got {order.verb}")
-    return verb
-
-
 def _check_allowed(case: Case, order: Order) -> None:
     reasons = reasons_against(case.state, order, case.entry.time)
     if reasons:
@@ -110,7 +101,7 @@ def _check_allowed(case: Case, order: Order) -> None:
 
 def _check_attachment(case: Case, order: Order) -> None:
     """What the order binds by digest lies beside it, and is what it must be."""
-    attachment = _verb(case, order).attachment
+    attachment = verb_of(case.state, order).attachment
     expected = [] if attachment is None else [attachment.role]
     got = sorted(_ATTACHED.intersection(case.documents))
     if got != expected:

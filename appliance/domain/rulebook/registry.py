@@ -20,7 +20,7 @@ from appliance.domain.retention import holds, texts
 from appliance.domain.runs import cancellation, checkpoints, replays, resumption, training
 from appliance.domain.serving import requests, slots, tokens
 from appliance.domain.witnesses import cosignatures
-from appliance.errors import BadInput
+from appliance.errors import BadInput, Denied
 
 _VERBS: tuple[Verb, ...] = (
     *people.VERBS, *keys.VERBS, *log_keys.VERBS, *policies.VERBS, *rules.VERBS, *clock.VERBS, *endorsement.VERBS,
@@ -104,6 +104,14 @@ def reasons_against(state: State, order: Order, now: Time) -> Reasons:
     if verb is None:
         return [f"verb: expected one of rules version {state.site.rules}, got {order.verb}, which a later one brings"]
     return verb.may(state, order, signer, now)
+
+
+def verb_of(state: State, order: Order) -> Verb:
+    """The order's row under the rules in force; Denied for one that a later version brings."""
+    verb = book_of(state).verbs.get(order.verb)
+    if verb is None:
+        raise Denied(f"verb: expected one of rules version {state.site.rules}, got {order.verb}")
+    return verb
 
 
 def events_of(verb: Verb) -> tuple[type[Event], ...]:
