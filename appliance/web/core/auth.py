@@ -65,7 +65,8 @@ class Doorkeeper:
 
     def open_session(self, data: bytes, source: str) -> tuple[str, Session]:
         """The session's secret token, once its opening is an entry."""
-        statement = parse_credential(SessionStatement, parse_envelope(data).payload)
+        envelope = parse_envelope(data)
+        statement = parse_credential(SessionStatement, envelope.payload)
         with self._lock:
             answered_by = self._challenges.pop(statement.nonce, 0.0)
         if answered_by <= time.monotonic():
