@@ -18,8 +18,8 @@ from appliance.domain.core.signatures import Accepted
 from appliance.domain.core.state import State
 
 NEWEST_RULES = 1
-"""The rules version that this build knows best (docs/adr/0014-versions-of-meaning.md). A log that was begun under an
-earlier one is judged by that, until two administrators put a later one in force."""
+"""The rules version that this build knows best (docs/adr/0014-versions-of-meaning.md). A log is judged by
+version 1, until two administrators put a later one in force."""
 
 Rule = Callable[[Case], Puts]
 """How an entry of one type changes the state; raises where it must not stand."""

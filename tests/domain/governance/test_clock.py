@@ -375,6 +375,17 @@ def test_a_unit_whose_tokens_were_revoked_under_the_time_ahead_asks_after_the_re
     site.add(site.request(7))
 
 
+def test_a_token_that_was_revoked_by_its_identity_stays_so_when_its_date_has_come() -> None:
+    site = stage("serving")
+    right = run_ahead(site, 3_600)
+    issued, token = site.now, f"sha256:{7:064x}"
+    site.revoke_tokens(token=token)
+    reset_clock(site, right)
+    site.now = issued
+    with refuses(site, NotAuthenticated, "expected one that counts, got one revoked", code="revoked"):
+        site.add(site.request(7, token=token, token_issued_at=issued))
+
+
 def test_a_slot_that_was_filled_under_the_time_ahead_is_emptied_after_the_reset() -> None:
     site = stage("released")
     right = site.now
