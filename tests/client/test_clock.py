@@ -39,6 +39,17 @@ def test_the_order_names_the_last_entrys_time_and_is_found_by_the_other_administ
     assert clock.find_reset(clock.read_clock(office.door)).digest == receipt.order
 
 
+def test_an_order_that_waits_under_a_clock_that_is_right_is_read_in_a_session_alone(
+    open_office: Callable[..., Office],
+) -> None:
+    office = open_office("staffed")
+    proposal = clock.propose_reset(office.door.about, "anna", clock.read_clock(office.door))
+    receipt = orders.submit(office.door, orders.sign(proposal, office.site.keys["anna"]), office.anchor.log_key)
+    assert clock.read_clock(office.door).waiting == ()
+    waiting: Any = office.as_("anna").get("/v1/orders/pending")
+    assert [row["digest"] for row in waiting] == [receipt.order]
+
+
 def test_another_order_is_taken_for_no_reset(open_office: Callable[..., Office]) -> None:
     office = open_office("staffed")
     order, documents = office.site.enrolment("eve", ("auditor",))

@@ -49,14 +49,15 @@ def _pending_order(context: Context, pending: PendingOrder) -> dict[str, Any]:
 
 
 def clock(context: Context) -> dict[str, Any]:
-    """The last entry's time and the host's; and the orders to reset the clock that wait, for who can open no session
-    while it is behind."""
+    """The last entry's time and the host's; and while the clock is behind, when nobody can open a session, the orders
+    to reset it that wait. Else they are read in a session, as all others: they hold people's reasons."""
     state = context.ledger.state
-    waiting = (pending for pending in state.pending.values() if pending.verb == ResetClock.verb)
+    is_behind = context.ledger.clock.read_behind(state) is not None
+    waiting = [one for one in state.pending.values() if is_behind and one.verb == ResetClock.verb]
     return {
         "last": state.last_time,
         "now": encode_time(context.clock()),
-        "behind": context.ledger.clock.read_behind(state) is not None,
+        "behind": is_behind,
         "waiting": [_pending_order(context, pending) for pending in waiting],
     }
 
