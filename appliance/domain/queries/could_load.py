@@ -23,6 +23,7 @@ from appliance.domain.releases.approval import (
     review_standing,
 )
 from appliance.domain.rulebook.apply import apply
+from appliance.domain.rulebook.registry import book_of
 from appliance.domain.witnesses.cosignatures import unwitnessed
 from appliance.errors import NotFound
 
@@ -116,7 +117,8 @@ class CouldLoad(Value):
 def could_load(state: State, unit: str, now: Time) -> CouldLoad:
     """For every task of the unit: the adapter that its release named and whether it was admissible. Then the folders
     that had been exported to it and had not expired, and the adapters that were reviewed for the unit or answered for
-    it before, which no release named."""
+    it before, which no release named. BadInput where the rules in force are later than this build knows."""
+    book_of(state)
     releases = [release for release in state.releases.values() if release.unit == unit]
     tasks = tuple(_task(state, release, now) for release in sorted(releases, key=lambda release: release.task))
     named = {task.candidate.adapter for task in tasks}

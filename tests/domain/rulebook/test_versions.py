@@ -15,6 +15,7 @@ from appliance.domain.core.state import State
 from appliance.domain.core.verb import NEWEST_RULES
 from appliance.domain.governance.people import Grant
 from appliance.domain.governance.rules import RaiseRules, RulesRaised
+from appliance.domain.queries.could_load import could_load
 from appliance.domain.retention.holds import HoldPlaced, PlaceHold, may_place_hold
 from appliance.domain.rulebook import registry
 from appliance.domain.rulebook.registry import BOOKS, VERBS, make_book
@@ -103,3 +104,10 @@ def test_two_rules_for_one_type_of_entry_are_a_mistake_that_is_found() -> None:
     verbs = (VERBS["replace-key"], replace(VERBS["rotate-key"], apply=twice.apply))
     with pytest.raises(TypeError, match=r"key\.enrolled: expected one rule"):
         make_book(NEWEST_RULES, verbs, ())
+
+
+def test_what_a_unit_could_load_under_rules_that_the_build_does_not_know_is_not_answered_by_earlier_ones() -> None:
+    site = stage("released")
+    raise_rules(site, rules=7)
+    with pytest.raises(BadInput, match="got 7: this build is older than the log"):
+        could_load(site.state, "legal", site.now)
