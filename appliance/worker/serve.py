@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,8 @@ TOGETHER = 4096
 SAID = 2000
 """Characters of an error's message: a chat template's own may quote a prompt."""
 READ = "read"
+SIGN_S = 10.0
+"""A server at work that has said nothing for so long says that it works: a prompt may take minutes before a token."""
 
 
 class Service:
@@ -47,6 +50,7 @@ class Service:
             READ: self._take_read,
         }
         self._reader = Reader(self._hear_read)
+        self._said_at = time.monotonic()
 
     def run(self) -> None:
         """Until the service closes the stream."""
@@ -56,6 +60,11 @@ class Service:
                     return
                 self._handle(*frame)
             self._tell(self._engine.step())
+            self._give_sign()
+
+    def _give_sign(self) -> None:
+        if self._engine.busy and time.monotonic() - self._said_at >= SIGN_S:
+            self._send({"frame": "working"})
 
     def _hear_read(self, name: str | None) -> None:
         """In the reader's thread; without a name it has ended, and so does the service."""
@@ -82,7 +91,7 @@ class Service:
     def _load(self, header: Header, blob: bytes) -> None:
         slot = take(header, "slot", str)
         self._engine.load(slot, take(header, "config", str).encode(), blob, take(header, "probe", dict))
-        self._session.send({"frame": "loaded", "slot": slot, "probe_ok": True})
+        self._send({"frame": "loaded", "slot": slot, "probe_ok": True})
 
     def _unload(self, header: Header, blob: bytes) -> None:
         from appliance.ml.serving.engine import Event, cut_off
@@ -90,7 +99,7 @@ class Service:
         slot = take(header, "slot", str)
         cut = [Event(name, cut_off()) for name in self._reader.cancel_slot(slot)]
         self._tell(cut + self._engine.unload(slot))
-        self._session.send({"frame": "unloaded", "slot": slot})
+        self._send({"frame": "unloaded", "slot": slot})
 
     def _ask(self, header: Header, blob: bytes) -> None:
         from appliance.ml.inference.request import parse_request
@@ -124,10 +133,14 @@ class Service:
         if len(frames) > 1 and all(len(frame.get("text", "")) <= TOGETHER for frame in frames):
             frames = [{"frame": "frames", "frames": frames}]
         for frame in frames:
-            self._session.send(frame)
+            self._send(frame)
+
+    def _send(self, frame: Header) -> None:
+        self._session.send(frame)
+        self._said_at = time.monotonic()
 
     def _refuse(self, named: Header, error: ApplianceError) -> None:
-        self._session.send(_failure(named, error))
+        self._send(_failure(named, error))
 
 
 def _describe(event: Event) -> Header:

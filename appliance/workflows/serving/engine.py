@@ -37,6 +37,9 @@ _LEAST_CHARACTERS = 2 << 20
 _EXCHANGE = ""
 """The name of a load or an unload among those who ask; no request has it."""
 
+_WORKING = "working"
+"""A sign of life, which names nobody."""
+
 Hear = Callable[[Frame | None], None]
 """Told each frame in turn, in the engine's own thread: it must not wait. None: the worker has ended."""
 
@@ -112,6 +115,8 @@ class Engine:
             with foreseen("engine"):
                 while (received := self._receive()) is not None:
                     for frame in _separate(received[0]):
+                        if frame.get("frame") == _WORKING:
+                            continue
                         wanted = self._pending.get(str(frame.get("id", _EXCHANGE)))
                         if wanted is not None:
                             wanted.check(frame)

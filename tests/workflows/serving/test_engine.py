@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,4 +177,34 @@ def test_an_answer_of_as_many_pieces_as_were_asked_for_and_its_rest_is_told(serv
     for frame in said:
         worker.frames.put(frame)
     assert [heard.get(timeout=10) for _ in said] == said and made.alive
+    worker.frames.put(None)
+
+
+def test_a_worker_that_says_that_it_works_is_not_taken_for_dead(serving: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads a long prompt, and for longer than a silence may last."""
+    monkeypatch.setattr(engine, "FRAME_S", 0.2)
+
+    def receive(worker: Serving, timeout_s: float) -> Any:
+        try:
+            frame = worker.frames.get(timeout=timeout_s)
+        except queue.Empty:
+            raise Unavailable("silent", code="worker-silent") from None
+        return None if frame is None else (frame, b"")
+
+    monkeypatch.setattr(Serving, "receive", receive)
+    made, worker = serving(Unavailable("not now"))
+    heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    made.ask("r-1", "slot", "generate", {}, heard.put)
+    load = threading.Thread(target=made.unload, args=("other",))
+    load.start()
+    for _ in range(12):
+        time.sleep(0.05)
+        worker.frames.put({"frame": "working"})
+    worker.frames.put({"frame": "unloaded", "slot": "other"})
+    load.join(10)
+    worker.frames.put(done())
+    assert heard.get(timeout=10)["frame"] == "done"
+    assert made.alive
+    assert heard.empty(), "a sign is told to nobody"
+    made.leave("r-1", ended=True)
     worker.frames.put(None)

@@ -1,0 +1,57 @@
+"""A server says that it works while it reads what takes minutes: a silent one would be taken for dead."""
+
+from __future__ import annotations
+
+import queue
+from typing import Any, cast
+
+import pytest
+
+from appliance.worker import serve
+
+
+class Reading:
+    """An engine that reads a long prompt, and tells nothing before the end."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    @property
+    def busy(self) -> bool:
+        return self.steps > 0
+
+    def step(self) -> list[Any]:
+        self.steps -= 1
+        return []
+
+
+class Frames:
+    """No frame comes in; the stream has ended where the engine waits for one."""
+
+    def get(self) -> None:
+        return None
+
+    def get_nowait(self) -> None:
+        raise queue.Empty
+
+
+class Session:
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def send(self, header: Any, blob: bytes = b"") -> None:
+        self.sent.append(header)
+
+    def listen(self) -> Frames:
+        return Frames()
+
+
+@pytest.mark.parametrize(("every_s", "signs"), [(0.0, 4), (60.0, 0)])
+def test_a_server_says_that_it_works_while_a_long_prompt_is_read(
+    monkeypatch: pytest.MonkeyPatch, every_s: float, signs: int
+) -> None:
+    monkeypatch.setattr(serve, "SIGN_S", every_s)
+    engine = Reading(5)
+    session = Session()
+    serve.Service(cast(Any, session), cast(Any, engine)).run()
+    assert session.sent == [{"frame": "working"}] * signs
