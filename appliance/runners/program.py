@@ -53,9 +53,10 @@ def run_program(
 
 
 def _start(module: str, log: Path) -> subprocess.Popen[bytes]:
-    log.parent.mkdir(mode=0o700, exist_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    # Not blocking: a pipe in the file's place would hold the caller until somebody reads it.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
+        log.parent.mkdir(mode=0o700, exist_ok=True)
         beside = os.open(log, flags, 0o600)
     except OSError as error:
         raise Unavailable(f"{module}, {log}: expected a log that can be written, got {error.strerror}") from None

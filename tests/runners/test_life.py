@@ -249,6 +249,23 @@ def test_a_loud_worker_leaves_its_first_and_its_last_words(service: Any, folder:
     assert b"bytes are left out here]" in kept and len(kept) < log.FIRST_BYTES + log.LAST_BYTES + 100
 
 
+@pytest.mark.parametrize("begins", [b"\x1b[", b"\x9b", "\x9b".encode(), b"\xc2\r\x9b", b"\x7f"])
+def test_no_log_has_a_control_sequence_in_any_encoding(tmp_path: Path, begins: bytes) -> None:
+    """U+009B alone begins one, where the terminal's encoding is UTF-8 or Latin-1."""
+    made = log.WorkerLog(tmp_path / "log")
+    os.write(made.inner, begins + b"2Jhidden\n")
+    made.release()
+    made.join(10)
+    kept = (tmp_path / "log").read_bytes()
+    assert kept.endswith(b"2Jhidden\n") and kept.decode("ascii").replace("\n", "").isprintable()
+
+
+def test_a_pipe_in_the_place_of_a_log_holds_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    with pytest.raises(BadInput, match="expected a file to append to"):
+        log.WorkerLog(tmp_path / "log")
+
+
 def test_a_log_that_cannot_be_written_holds_no_worker() -> None:
     full = log.WorkerLog(Path("/dev/full"))
     for _ in range(4):

@@ -195,6 +195,29 @@ def test_a_verification_ends_with_the_service_and_with_whoever_asked(
     assert started[-1].returncode == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("place", ["a pipe", "a link", "a folder", "a file for its folder"])
+def test_a_log_that_cannot_be_written_is_refused_at_once(
+    context: Context, trust: dict[str, Any], tmp_path: Path, place: str
+) -> None:
+    folder = tmp_path / "logs"
+    if place == "a file for its folder":
+        folder.touch()
+    else:
+        folder.mkdir()
+        path = folder / "verification.log"
+        make: dict[str, Callable[[], object]] = {
+            "a pipe": lambda: os.mkfifo(path),
+            "a link": lambda: path.symlink_to(tmp_path / "elsewhere"),
+            "a folder": path.mkdir,
+        }
+        make[place]()
+    with pytest.raises(Unavailable, match="expected a log that can be written"):
+        verification.verify(context, trust)
+    assert not (tmp_path / "elsewhere").exists()
+    (folder if folder.is_file() else folder / "verification.log").rename(tmp_path / "away")
+    assert verify(context, trust)["verdict"] == "verified", "the next one is not held up"
+
+
 def test_there_is_one_verification_at_a_time(context: Context, trust: dict[str, Any]) -> None:
     with context.verifying, pytest.raises(TooMany, match="another that is under way"):
         verification.verify(context, trust)
