@@ -67,7 +67,42 @@ def grown(step: str, start: str = "'0123456789'") -> str:
     return f"{{% set ns = namespace(x={start}) %}}{loop}{{{{ ns.x|length }}}}"
 
 
+def doubled(use: str, start: str = "[1]", step: str = "[X, X]") -> str:
+    """Two equal values, each of the one before twice, forty times: no longer than two, and 2^40 inside."""
+    steps = "".join(f"{{% set ns.{x} = {step.replace('X', f'ns.{x}')} %}}" for x in "ab")
+    return f"{{% set ns = namespace(a={start}, b={start}) %}}{{% for i in range(40) %}}{steps}{{% endfor %}}{use}"
+
+
+LONG = "'a' * 1000000"
+
 HOSTILE = {
+    "held-compared": doubled("{{ ns.a == ns.b }}"),
+    "held-ordered": doubled("{{ ns.a < ns.b }}"),
+    "held-searched": doubled("{{ ns.a in [ns.b] }}"),
+    "held-tested": doubled("{{ ns.a is eq(ns.b) }}"),
+    "held-selected": doubled("{{ [ns.a]|select('eq', ns.b)|list|length }}"),
+    "held-sorted": doubled("{{ [ns.a, ns.b]|sort|length }}"),
+    "held-counted": doubled("{{ [ns.a].count(ns.b) }}"),
+    "held-written": doubled("{{ ns.a }}"),
+    "held-joined": doubled("{{ ns.a ~ '' }}"),
+    "held-text": doubled("{{ ns.a|string|length }}"),
+    "held-json": doubled("{{ ns.a|tojson|length }}"),
+    "held-printed": doubled("{{ ns.a|pprint|length }}"),
+    "held-formatted": doubled("{{ ('%s' % ns.a)|length }}"),
+    "held-by-tuples": doubled("{{ {ns.a: 1}|length }}", "1", "(X, X)"),
+    "held-as-key": doubled("{{ {}[ns.a] }}", "1", "(X, X)"),
+    "held-by-dicts": doubled("{{ ns.a == ns.b }}", "{}", "{1: X, 2: X}"),
+    "held-by-namespaces": doubled("{{ ns.a }}", "1", "namespace(x=X, y=X)"),
+    "held-texts": f"{{% set x = {LONG} %}}{{{{ [x] * 90000 }}}}",
+    "held-later": "{% set ns = namespace(x=[1]) %}{% set g = [ns]|map(attribute='x')|map('upper') %}"
+    "{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ g|list|length }}",
+    "made-by-replace": f"{{{{ ({LONG}).replace('a', {LONG}) }}}}",
+    "made-by-the-filter": f"{{{{ ({LONG})|replace('a', 'b' * 10000) }}}}",
+    "made-by-join": f"{{{{ ({LONG}).join('a' * 20000)|length }}}}",
+    "made-by-join-of-what-comes": f"{{{{ ('a' * 20000)|map('upper')|join({LONG})|length }}}}",
+    "made-by-tabs": "{{ ('\t' * 20000).expandtabs(1000000)|length }}",
+    "made-by-indent": "{{ ('\n' * 20000)|indent(1000000, blank=true)|length }}",
+    "made-by-a-table": "{{ ('a' * 20000).translate({97: 'b' * 1000000})|length }}",
     "loops": "".join(f"{{% for x{n} in range(99999) %}}" for n in range(3)) + "{% endfor %}" * 3,
     "loops-over-text": "{% for a in text %}{% for b in text %}{% for c in text %}{% endfor %}{% endfor %}{% endfor %}",
     "filtered-loop": "{% for a in range(99999) if a in range(99999)|list %}{% endfor %}",
