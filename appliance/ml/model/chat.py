@@ -84,7 +84,8 @@ class Chat:
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """The same of several texts, without holding up the process's other threads."""
-        found = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        with _tokenizer_errors():
+            found = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
     def decode(self, ids: Sequence[int]) -> str:

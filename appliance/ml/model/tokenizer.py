@@ -7,6 +7,7 @@ panic. It is set off by the text, long after the import, so it is refused by how
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,8 +84,25 @@ def _check_part(part: Any, what: str) -> None:
             raise _refuse(f"a {what} that looks for some text", "an empty one")
         elif name in ("content", "prepend") and isinstance(value, str):
             growth *= max(1, len(value))
+        elif name == "precompiled_charsmap":
+            growth *= _longest_replacement(value, what)
     if growth > _MAX_GROWTH:
         raise _refuse(f"a {what} that makes a text at most {_MAX_GROWTH} times as long", str(growth))
+
+
+def _longest_replacement(charsmap: Any, what: str) -> int:
+    """Bytes that a character becomes at most: SentencePiece's map has the size of a trie, the trie, and what its values
+    point into, texts that end with a zero."""
+    if charsmap is None:
+        return 1
+    try:
+        data = b64decode(charsmap, validate=True)
+    except (ValueError, TypeError):
+        raise _refuse(f"a {what} whose map of characters is base64", "another value") from None
+    trie = int.from_bytes(data[:4], "little")
+    if len(data) < 4 + trie:
+        raise _refuse(f"a {what} whose map of characters is whole", f"{len(data)} bytes, of which a trie has {trie}")
+    return max(1, *map(len, data[4 + trie :].split(b"\0")))
 
 
 def _members(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -94,7 +112,7 @@ def _members(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, 
     if isinstance(value, dict):
         for key, member in value.items():
             # What the template of a post-processor writes is never asked for.
-            if key not in ("special_tokens", "precompiled_charsmap"):
+            if key != "special_tokens":
                 yield from _members(member, key, depth + 1)
     elif isinstance(value, list):
         for member in value:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+import unicodedata
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +88,12 @@ def token(content: str, number: int) -> dict[str, Any]:
     return {"id": number, "content": content, "special": True}
 
 
+def mapped(texts: bytes, trie: bytes = bytes(4)) -> dict[str, Any]:
+    """A map of characters as SentencePiece has it."""
+    data = len(trie).to_bytes(4, "little") + trie + texts
+    return {"type": "Precompiled", "precompiled_charsmap": b64encode(data).decode()}
+
+
 HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "split": (lambda t: t.update(pre_tokenizer=split_by("(a+)+$")), "cannot backtrack"),
     "in-a-sequence": (
@@ -102,6 +110,17 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "longer": (lambda t: t.update(normalizer=doubling(60)), "at most 64 times as long"),
     "prepended": (lambda t: t.update(normalizer={"type": "Prepend", "prepend": "a" * 100}), "64 times as long"),
+    "mapped": (lambda t: t.update(normalizer=mapped(b"a\0" + b"b" * 65 + b"\0")), "at most 64 times as long"),
+    "mapped-without-end": (lambda t: t.update(normalizer=mapped(b"a\0" + b"b" * 65)), "at most 64 times as long"),
+    "mapped-and-longer": (
+        lambda t: t.update(normalizer={"type": "Sequence", "normalizers": [mapped(b"b" * 60), doubling(1)]}),
+        "at most 64 times as long",
+    ),
+    "torn-map": (
+        lambda t: t.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "/////w=="}),
+        "map of characters is whole",
+    ),
+    "no-map": (lambda t: t.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "a"}), "is base64"),
     "empty-text": (
         lambda t: t.update(normalizer={"type": "Replace", "pattern": {"String": ""}, "content": "a"}),
         "some text",
@@ -133,4 +152,14 @@ def test_a_panic_of_the_tokenizer_is_that_texts_error_and_nobody_elses(base_fold
     spoilt = replace(chat, tokenizer=Tokenizer.from_str(json.dumps(value)))
     with pytest.raises(BadInput, match="expected to tokenize this text, got: Onig"):
         spoilt.encode("a" * 5_000 + "b")
-    assert spoilt.encode("a pay")
+    with pytest.raises(BadInput, match="expected to tokenize this text, got: Onig"):
+        spoilt.encode_all(["a pay", "a" * 5_000 + "b"])
+    assert spoilt.encode("a pay") == spoilt.encode_all(["a pay"])[0]
+
+
+def test_a_map_of_characters_as_published_models_have_it_is_taken() -> None:
+    """The longest text that a character becomes in NFKC, U+FDFA, has 33 bytes."""
+    longest = unicodedata.normalize("NFKC", "\ufdfa").encode()
+    value = json.loads(build_tokenizer().to_str())
+    spaces = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "\u2581"}
+    check_tokenizer(value | {"normalizer": {"type": "Sequence", "normalizers": [mapped(longest + b"\0"), spaces]}})
