@@ -157,4 +157,6 @@ def test_ctrl_c_says_whether_an_order_stands(
     monkeypatch.setattr(Caller, "tell_orders", interrupt)
     told = desk.as_("anna", *words, *(("--yes",) if ordered else ()))
     assert told.code == 130
-    assert ("the order that you signed stands" if ordered else "nothing was signed or sent") in told.err
+    assert (
+        "what you signed stays recorded: principal.revoked, entry" if ordered else "nothing was signed [interrupted]"
+    ) in told.err

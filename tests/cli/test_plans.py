@@ -44,7 +44,7 @@ def test_a_learning_rate_far_from_usual_is_warned_of_before_anybody_signs(open_d
     desk = open_desk("imported")
     path = _recipe(desk, RECIPE + "learning_rate: 50\n")
     said = "learning rate 50.0 is far above what qlora is usually trained with, 0.00001 to 0.01"
-    assert said in desk.as_("olga", "run", "plan", path).out
+    assert said in one_line(desk.as_("olga", "run", "plan", path).out)
     assert said in json.loads(desk.as_("olga", "run", "plan", path, "--json").out)["warnings"][0]
     told = desk.as_("olga", "run", "start", path, "--yes").err
     assert told.index(said) < told.index("signed:")

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 
 from appliance.domain.governance.people import Grant, RoleGranted
-from tests.cli.conftest import Desk
+from tests.cli.conftest import Desk, one_line
 
 _DECISIONS = ["reject", "approve", "approve"]
 
@@ -39,7 +39,7 @@ def test_every_reader_says_what_each_review_decided_and_what_it_counts_for(open_
     one, two, three = (review.index for review in row.reviews)
     states = [f"superseded by entry {two}", f"superseded by entry {three}", "standing"]
     log = ("ledger", "log", "--type", "review.recorded")
-    table = desk.as_("audrey", *log).out.splitlines()[1:]
+    table = desk.as_("audrey", *log, "--wide").out.splitlines()[1:]
     decisions = [f"{how} for legal, privacy: {state}" for how, state in zip(_DECISIONS, states, strict=True)]
     assert [line.endswith(decision) for line, decision in zip(table, decisions, strict=True)] == [True] * 3
     read = list(csv.DictReader(io.StringIO(desk.as_("audrey", *log, "--csv").out)))
@@ -55,10 +55,10 @@ def test_every_reader_says_what_each_review_decided_and_what_it_counts_for(open_
         (two, "superseded"),
         (three, "standing"),
     ]
-    listed = desk.as_("rita", "review", "list").out
+    listed = desk.as_("rita", "review", "list", "--wide").out
     assert f"rita (privacy, legal; superseded by entry {two})" in listed and "rita (privacy, legal)" in listed
     shown = desk.as_("rita", "review", "show", "clauses@1").out
-    assert all(state in shown for state in states)
+    assert all(state in one_line(shown) for state in states)
     answer = json.loads(desk.as_("audrey", "ledger", "could-load", "legal", "--json").out)
     (candidate,) = answer["others"]
     assert [(r["state"], r["superseded_by"]) for r in candidate["reviews"]] == [

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from appliance.client import checks
-from tests.cli.conftest import Desk
+from tests.cli.conftest import Desk, one_line
 
 FOUND: dict[str, Any] = {
     "rows": 9,
@@ -74,7 +74,7 @@ def test_a_check_tells_counts_lengths_and_what_is_odd(open_desk: Callable[[str],
         "1 row has a text that came before, case and spaces aside: dataset, line 5 is that of dataset, line 2",
         "label 'Billing' has no held-out row",
     ):
-        assert said in told.out, said
+        assert one_line(said) in one_line(told.out), said
     assert asked[0][0].base == "smollm2" and asked[0][1] is False
     value = json.loads(desk.as_("olga", "dataset", "check", _file(desk), "--json").out)
     assert value["labels"] == FOUND["labels"] and len(value["warnings"]) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Annotated, Any, TypeVar
 
@@ -27,7 +28,12 @@ SERVICE = "service"
 
 _NAME = "lower-case letters, digits and hyphens, at most 63, beginning and ending with a letter or digit"
 
-Identifier = Annotated[str, form(rf"^{IDENTIFIER}$", _NAME)]
+
+def _correct_name(typed: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", typed.lower())[:63].strip("-")
+
+
+Identifier = Annotated[str, form(rf"^{IDENTIFIER}$", _NAME, _correct_name)]
 """A name people type: a principal, base, dataset, adapter, unit, task or field."""
 
 VersionedName = Annotated[str, form(rf"^{IDENTIFIER}@[1-9][0-9]{{0,8}}$", "NAME@VERSION such as clauses@1")]

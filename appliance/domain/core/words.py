@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import StringConstraints
@@ -21,11 +22,15 @@ def unknown_word(what: str, got: str, known: Collection[str], kind: str = "a kno
 
 FORMS: dict[str, str] = {}
 """A text's form as people say it, by the pattern that checks it."""
+_CORRECTIONS: dict[str, Callable[[str], str]] = {}
 
 
-def form(pattern: str, words: str) -> StringConstraints:
-    """A text of this pattern; `words` say to people what it is, as no message shows a pattern."""
+def form(pattern: str, words: str, correct: Callable[[str], str] | None = None) -> StringConstraints:
+    """A text of this pattern; `words` say to people what it is, as no message shows a pattern. `correct`: what somebody
+    may have meant who typed another."""
     FORMS[pattern] = words
+    if correct is not None:
+        _CORRECTIONS[pattern] = correct
     return StringConstraints(pattern=pattern)
 
 
@@ -95,7 +100,13 @@ def _problem(those: list[Item], unknown: str) -> str:
         return str((first.get("ctx") or {}).get("error") or first["msg"])
     if first["type"] == "extra_forbidden":
         return unknown
-    return f"expected {' or '.join(dict.fromkeys(expected_of(item) for item in those))}{_got(first)}"
+    return f"expected {' or '.join(dict.fromkeys(expected_of(item) for item in those))}{_got(first)}{_suggest(first)}"
+
+
+def _suggest(item: Item) -> str:
+    pattern = str((item.get("ctx") or {}).get("pattern"))
+    near = _CORRECTIONS[pattern](str(item["input"])) if pattern in _CORRECTIONS else ""
+    return f"; did you mean {near!r}?" if near and re.fullmatch(pattern, near) else ""
 
 
 def _got(item: Item) -> str:

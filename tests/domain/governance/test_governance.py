@@ -505,7 +505,7 @@ DEFAULTS = {
     "reviewers": 2,
     "distinct_fields": 2,
     "required_fields": (),
-    "order_lifetime_s": 3_600,
+    "order_lifetime_s": 172_800,
     "approval_lifetime_s": 31_536_000,
     "session_lifetime_s": 900,
     "token_lifetime_s": 3_600,
@@ -520,6 +520,7 @@ DEFAULTS = {
     "witness_lifetime_s": 604_800,
     "licences": (),
     "classifications": ("public", "internal", "confidential", "restricted"),
+    "training_checkpoint_retention_s": 2_592_000,
 }
 
 
@@ -545,7 +546,7 @@ def test_a_set_that_lacks_a_parameter_has_its_default_and_the_digest_of_its_own_
         (lambda data: data.replace(b'"reviewers":2', b'"reviewers":2.0'), "expected an integer, got 2.0"),
         (lambda data: data.replace(b',"version":1', b""), "got none of version"),
         (lambda data: data.replace(b',"version":1', b',"version":1,"zones":[]'), "got zones: the set is of a later"),
-        (lambda data: data.replace(b'"version":1', b'"version":2'), "version: Input should be 1, got 2"),
+        (lambda data: data.replace(b'"version":1', b'"version":2'), "version: expected 1, got 2"),
         (lambda data: data.replace(b'"version":1', b'"version":true'), "got another encoding of what it says"),
         (lambda _: b"[]", "policy set: value"),
     ],
