@@ -47,8 +47,8 @@ def login(
     caller.address = _address(caller, address, ca, certificate, certificate_key)
     key = caller.key_file.expanduser().absolute()
     trust = None if caller.trust_file is None else caller.trust_file.expanduser().absolute()
+    anchor = caller.anchor  # before anything is signed for a log that is not the one that was meant
     opened = caller.session.opened(renew=True)
-    anchor = caller.anchor
     where = caller.where.resolve() if isinstance(caller.where, Path) else caller.where
     path = save_profile(Profile(name, key, where, trust))
     if caller.json:
