@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+# Two processes of tests share the cores: a thread of torch that waits in a loop takes the core of the one it waits for,
+# and a test of half a second took two minutes. Read when torch's OpenMP is loaded.
+os.environ["GOMP_SPINCOUNT"] = "2000"
+
 pytest_plugins = ["tests.kit.families"]
 
 LOOPBACK_NAMES = frozenset({"", "localhost", "localhost.localdomain", "ip6-localhost"})

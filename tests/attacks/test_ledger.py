@@ -157,7 +157,7 @@ def test_an_entry_changed_with_its_leaf_hash_is_named_by_its_place_in_the_tree(s
     site = stopped()
     with around_the_refusal(site) as connection:
         (data,) = connection.execute('SELECT bytes FROM entries WHERE "index" = 4').fetchone()
-        changed = data.replace(b'"source":"unix"', b'"source":"unit"')
+        changed = data.replace(b'"source":"unix:', b'"source":"unit:')
         assert changed != data
         leaf = hash_leaf(changed)
         connection.execute('UPDATE entries SET bytes = ?, nodes = ? WHERE "index" = 4', (changed, leaf))

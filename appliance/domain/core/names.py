@@ -76,8 +76,6 @@ Token = Annotated[
 Decimal = Annotated[str, form(r"^(?:0|[1-9][0-9]{0,8})\.[0-9]{1,12}$", "a decimal fraction such as 0.2")]
 """A non-negative decimal fraction in text, since nothing signed holds a float (RFC 8785)."""
 
-SignedDecimal = Annotated[str, form(r"^-?(?:0|[1-9][0-9]{0,8})\.[0-9]{1,17}$", "a decimal fraction such as -0.2")]
-
 
 def _check_base64(text: str) -> str:
     try:
