@@ -12,6 +12,8 @@ from appliance.store.database.engine import connect_reader, connect_writer, data
 from appliance.store.database.tables import sessions
 
 _WHAT = "sessions"
+_ROW = (sessions.c.principal, sessions.c.keyid, sessions.c.expires_at, sessions.c.entry)
+"""As `SessionRow` takes them."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,7 @@ class Sessions:
             connection.execute(insert(sessions), values)
 
     def find(self, token: str) -> SessionRow | None:
-        columns = (sessions.c.principal, sessions.c.keyid, sessions.c.expires_at, sessions.c.entry)
-        wanted = select(*columns).where(sessions.c.digest == digest_of(token))
+        wanted = select(*_ROW).where(sessions.c.digest == digest_of(token))
         with database_errors(_WHAT), connect_reader(self._engine) as connection:
             found = connection.execute(wanted).one_or_none()
         return None if found is None else SessionRow(*found)
@@ -47,9 +48,7 @@ class Sessions:
 
     def sweep(self, stands: Callable[[SessionRow], bool]) -> int:
         """Removes every one that does not stand, and says how many."""
-        wanted = select(
-            sessions.c.digest, sessions.c.principal, sessions.c.keyid, sessions.c.expires_at, sessions.c.entry
-        )
+        wanted = select(sessions.c.digest, *_ROW)
         with database_errors(_WHAT), connect_reader(self._engine) as connection:
             ended = [digest for digest, *row in connection.execute(wanted) if not stands(SessionRow(*row))]
         if ended:

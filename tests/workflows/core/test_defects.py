@@ -236,19 +236,24 @@ def inmates(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return modules
 
 
+def import_two_bases(context: Any, site: LogBuilder) -> None:
+    """One after the other, of the same bytes, to the end of both."""
+    with context.artifacts.receive(digest_bytes(b"gguf"), 4) as upload:
+        upload.write(b"gguf")
+        upload.finish()
+    for name in ("first", "second"):
+        context.bases.put(partial(ingest.import_base, context, ask_for_base(site, name)))
+    finish(context.bases)
+
+
 def test_a_worker_that_nests_folders_fails_alone(
     home: Path, inmates: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """What it left is gone, in its home and where it was to write; the next import and the next start go on."""
     site = stage("staffed")
     context = context_of(site, home)
-    with context.artifacts.receive(digest_bytes(b"gguf"), 4) as upload:
-        upload.write(b"gguf")
-        upload.finish()
     inmates += ["inmates.nest", "inmates.diligent"]
-    for name in ("first", "second"):
-        context.bases.put(partial(ingest.import_base, context, ask_for_base(site, name)))
-    finish(context.bases)
+    import_two_bases(context, site)
     assert outcomes(context) == [("import.failed", "bad-input"), ("base.imported", None)]
     assert not list((home / "artifacts").glob(".staging-*"))
     assert "ALARM" not in caplog.text
@@ -272,13 +277,8 @@ def test_a_worker_that_fills_the_disk_is_ended_before_it_is_full(
     monkeypatch.setattr(room, "os", SimpleNamespace(statvfs=small_disk(home, size)))
     site = stage("staffed")
     context = context_of(site, home)
-    with context.artifacts.receive(digest_bytes(b"gguf"), 4) as upload:
-        upload.write(b"gguf")
-        upload.finish()
     inmates += ["inmates.fill", "inmates.diligent"]
-    for name in ("first", "second"):
-        context.bases.put(partial(ingest.import_base, context, ask_for_base(site, name)))
-    finish(context.bases)
+    import_two_bases(context, site)
     assert outcomes(context) == [("import.failed", "disk"), ("base.imported", None)]
     assert f"worker, disk: expected {size // 20} bytes free" in caplog.text
 
