@@ -1,6 +1,6 @@
 """How much memory a run will take, by phase and part: arithmetic over base, dataset and recipe, before anything runs.
 
-What the training path keeps for each token is written out in `ml/model/decoder.py`, and counted here. What cannot be
+What the training path keeps for each token is written out in `ml/layers/decoder.py`, and counted here. What cannot be
 counted (the interpreter and its libraries, what an allocator leaves unused) is measured: the constants below say by
 what, and docs/planning.md holds predictions against measured peaks.
 """
@@ -26,9 +26,9 @@ CHUNK = 128
 HEAD_ROWS = 512
 """The same in evaluation (`ml/evaluation/evaluation.py`)."""
 LARGE = 1 << 18
-"""Queries times keys of a segment from which attention scores are not held whole (`ml/model/attention.py`)."""
+"""Queries times keys of a segment from which attention scores are not held whole (`ml/layers/attention.py`)."""
 KEPT_BYTES = 1_000_000_000
-"""Of dequantised weights that are kept between their uses, where nothing is computed again (`ml/model/decoder.py`)."""
+"""Of dequantised weights that are kept between their uses, where nothing is computed again (`ml/layers/decoder.py`)."""
 
 MB = 1_000_000
 LIBRARIES = 465 * MB
@@ -293,7 +293,7 @@ OTHER_LIBRARY_TIMES = 1.35
 
 
 def _quick(shape: Shape, recipe: ResolvedRecipe, pack: Pack, fragments: float) -> int:
-    """`ml/model/decoder.py`: what every layer keeps, and what one layer needs beside in its backward pass."""
+    """`ml/layers/decoder.py`: what every layer keeps, and what one layer needs beside in its backward pass."""
     size, rank, targets = compute_bytes(recipe), recipe.rank, recipe.target_modules
     low = {name: rank if name in targets else 0 for name in shape.linear}
     attention = shape.hidden + 2 * (shape.query + shape.key) + sum(low[f"{name}_proj"] for name in "qkvo")

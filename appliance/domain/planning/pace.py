@@ -1,7 +1,7 @@
 """How long a run will take: its operations over the machine's pace, and what every pack costs beside.
 
-The count follows `ml/model/decoder.py` and `ml/training/loss.py`. The pace is measured by `run plan --calibrate`; where
-it was not, it is an assumption, and the interval says so.
+The count follows `ml/layers/decoder.py` and `ml/training/loss.py`. The pace is measured by `run plan --calibrate`;
+where it was not, it is an assumption, and the interval says so.
 """
 
 from __future__ import annotations

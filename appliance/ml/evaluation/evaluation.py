@@ -21,8 +21,8 @@ from appliance.ml.inference.adapters import Slots
 from appliance.ml.inference.drawing import draw_tokens
 from appliance.ml.inference.request import Request
 from appliance.ml.inference.score import choose_labels, score_rows
+from appliance.ml.layers.packing import pack_sequences
 from appliance.ml.model.base import Base
-from appliance.ml.model.packing import pack_sequences
 
 PACK_TOKENS = 2048
 PACK_ROWS = 16

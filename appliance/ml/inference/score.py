@@ -17,8 +17,8 @@ import torch
 from appliance.ml.inference.cache import Cache, Held
 from appliance.ml.inference.drawing import PROMPT_CHUNK, read_after, read_chunk
 from appliance.ml.inference.trie import Node, build_trie, walk_trie
+from appliance.ml.layers.packing import Pack, Segment, count_common
 from appliance.ml.model.base import Base
-from appliance.ml.model.packing import Pack, Segment, count_common
 
 # Rows are scored in packs of about so many tokens.
 PACK_TOKENS = 1024

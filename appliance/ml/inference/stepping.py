@@ -16,7 +16,7 @@ from torch.nn.functional import linear, silu
 
 from appliance.ml.inference.cache import Drawing
 from appliance.ml.inference.mixing import ROWS, Mix, RowGroup, multiply_rows
-from appliance.ml.model.base import is_known_layer
+from appliance.ml.layers.architecture import is_known_layer
 
 _GROUPS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),

@@ -1,1 +1,1 @@
-"""Base models and their layers: loading, converting, templates, and the layers by hand."""
+"""Base models: what may be imported, converting, loading, templates."""

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from appliance.errors import BadInput
-from appliance.ml.model import packing
+from appliance.ml.layers import packing
 from appliance.ml.model.chat import Chat, load_chat
 from appliance.ml.model.folder import check_folder
 
@@ -26,13 +26,6 @@ QUANTISATIONS = ("nf4-double", "int8", "none")
 COMPUTE_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # bitsandbytes packs rows in blocks of this many for its bf16 kernel on the CPU.
 _PACKED_ROWS = 32
-
-
-def is_known_layer(layer: Any) -> bool:
-    """Whether a decoder's layer is one that is written out by hand, in training and in serving: what Llama, Qwen2 and
-    Qwen3 have in common, with full attention."""
-    known = type(layer).__name__ in ("LlamaDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
-    return known and not getattr(layer.self_attn, "sliding_window", None)
 
 
 @dataclass(frozen=True)

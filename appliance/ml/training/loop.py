@@ -15,11 +15,11 @@ import torch
 
 from appliance.errors import BadInput, Unavailable
 from appliance.ml.data.samples import Sample
-from appliance.ml.model.attention import lay_out
+from appliance.ml.layers.attention import lay_out
+from appliance.ml.layers.decoder import Decoder, fits_decoder
+from appliance.ml.layers.packing import pack_sequences
 from appliance.ml.model.base import Base
-from appliance.ml.model.decoder import Decoder, fits_decoder
 from appliance.ml.model.machine import measure_peak_bytes
-from appliance.ml.model.packing import pack_sequences
 from appliance.ml.training.checkpoint import Training, begin_training, restore_checkpoint
 from appliance.ml.training.loss import token_losses
 from appliance.ml.training.methods import Attached, is_changed

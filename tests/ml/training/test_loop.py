@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from appliance.errors import BadInput
 from appliance.ml.data import rows as data
 from appliance.ml.data.samples import Sample, tokenize_rows
-from appliance.ml.model import attention, machine, packing
+from appliance.ml.layers import attention, packing
+from appliance.ml.model import machine
 from appliance.ml.model.base import Base, load_base
 from appliance.ml.training import loop, loss, methods
 from scripts.kit.tiny_model import RECIPE, build_base

@@ -15,10 +15,10 @@ from peft.tuners.lora import LoraLayer
 from torch.nn.functional import silu
 
 from appliance.domain.recipe.recipe import Again
-from appliance.ml.model.attention import Attention, Layout
-from appliance.ml.model.base import is_known_layer
-from appliance.ml.model.norms import apply_weight, divide_by_rms, normalise, normalise_backward
-from appliance.ml.model.projections import Projections
+from appliance.ml.layers.architecture import is_known_layer
+from appliance.ml.layers.attention import Attention, Layout
+from appliance.ml.layers.norms import apply_weight, divide_by_rms, normalise, normalise_backward
+from appliance.ml.layers.projections import Projections
 
 # Dequantised weights are kept between their uses where they have no more than so many bytes altogether, and nothing is
 # to be computed again to save memory.

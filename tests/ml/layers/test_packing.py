@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from appliance.ml.model import machine, packing
+from appliance.ml.layers import packing
+from appliance.ml.layers.packing import Pack, count_common, pack_sequences
+from appliance.ml.model import machine
 from appliance.ml.model.base import Base, load_base
-from appliance.ml.model.packing import Pack, count_common, pack_sequences
 from scripts.kit.tiny_model import build_base
 
 PREFIX = [1, 50, 60, 70, 80]

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from appliance.ml.model.norms import divide_by_rms, normalise, normalise_backward
-from appliance.ml.model.packing import Segment
+from appliance.ml.layers.norms import divide_by_rms, normalise, normalise_backward
+from appliance.ml.layers.packing import Segment
 
 # Queries times keys of a segment from which scores are not held whole.
 LARGE = 1 << 18

@@ -1,0 +1,1 @@
+"""What decoders are made of: the table of architectures, and their arithmetic, forward and backward."""
