@@ -33,6 +33,7 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
         compute_dtype=recipe["compute_dtype"],
         device=recipe["device"],
         packs=METHODS[recipe["method"]].plain,
+        reads=METHODS[recipe["method"]].plain,
     )
     dataset, adapter = Path(take_path(task, "dataset")), Path(take_path(task, "adapter"))
     rows, about = data.load_rows(dataset, data.HELD_OUT), data.load_about(dataset)
@@ -44,7 +45,7 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
         done += more
         session.send({"frame": "progress", "done": done, "total": total})
 
-    slots, found, readings = adapters.Slots(base.model, base.device), {}, {}
+    slots, found, readings = adapters.Slots(base), {}, {}
     for subject in ("base", "adapter"):
         with nullcontext(slots) if subject == "base" else _trained(base, slots, recipe["method"], adapter) as wrapping:
             readings[subject] = probe.read_probe(base)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -68,11 +68,77 @@ _SHAPE = {
     "initializer_range": 0.2,
     "tie_word_embeddings": True,
 }
-_KINDS: dict[str, tuple[Any, Any]] = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+_SLIDING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+_LONG = {"rope_theta": 10000.0, "original_max_position_embeddings": 16, "partial_rotary_factor": 0.75}
+_YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 32}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "llama3": (
+        "Llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0]}),
+    "mistral": ("Mistral", {"sliding_window": 8}),
+    "ministral": ("Ministral", {"head_dim": 16, **_SLIDING}),
+    "ministral3": (
+        "Ministral3",
+        {"head_dim": 16, "sliding_window": None, "rope_parameters": {**_YARN, "llama_4_scaling_beta": 0.1}},
+    ),
+    "qwen2": ("Qwen2", {}),
+    "qwen2-sliding": ("Qwen2", {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 8}),
+    "qwen3": ("Qwen3", {"head_dim": 16}),
+    "qwen3-yarn": ("Qwen3", {"head_dim": 16, "rope_parameters": _YARN}),
+    "phi3": ("Phi3", {"sliding_window": 8}),
+    "phi4": (
+        "Phi3",
+        {
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "short_factor": [1.0 + number / 10 for number in range(6)],
+                "long_factor": [2.0 + number for number in range(6)],
+                **_LONG,
+            },
+        },
+    ),
+    "granite": (
+        "Granite",
+        {
+            "embedding_multiplier": 6.0,
+            "attention_multiplier": 0.1,
+            "residual_multiplier": 0.4,
+            "logits_scaling": 3.0,
+        },
+    ),
+    "granite4": (
+        "GraniteMoeHybrid",
+        {
+            "embedding_multiplier": 6.0,
+            "attention_multiplier": 0.1,
+            "residual_multiplier": 0.4,
+            "logits_scaling": 3.0,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 128,
+            "position_embedding_type": "rope",
+            "layer_types": ["attention", "attention"],
+        },
+    ),
+    "gemma2": ("Gemma2", {"head_dim": 16, "query_pre_attn_scalar": 24, "attn_logit_softcapping": 3.0, **_SLIDING}),
+    "gemma3": ("Gemma3", {"head_dim": 16, "query_pre_attn_scalar": 24, **_SLIDING}),
+    "olmo2": ("Olmo2", {}),
 }
+"""Tiny models of the table of architectures: the library's name, and what of the configuration is its own."""
 
 
 def clauses(count: int = 30) -> list[tuple[str, str]]:
@@ -104,13 +170,26 @@ def build_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def build_model(kind: str, words: int = 320) -> Any:
+    """Random weights, float32."""
+    name, own = KINDS[kind]
+    config_name = {"Gemma3": "Gemma3TextConfig"}.get(name, f"{name}Config")
+    config = getattr(transformers, config_name)(**{"vocab_size": words, **_SHAPE, **own})
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    with torch.no_grad():
+        # Norms begin as what changes nothing: that would hide where they stand.
+        for name, parameter in model.named_parameters():
+            if "norm" in name and kind not in ("llama", "qwen2", "qwen3"):
+                parameter.add_(torch.randn(parameter.shape) * 0.1)
+    return model
+
+
 def build_base(folder: Path, kind: str = "llama") -> Path:
     """A folder as a publisher would ship it; the same bytes every time."""
     folder.mkdir()
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
-    make_config, make_model = _KINDS[kind]
-    model = make_model(make_config(vocab_size=tokenizer.get_vocab_size(), **_SHAPE)).to(torch.bfloat16)
+    model = build_model(kind, tokenizer.get_vocab_size()).to(torch.bfloat16)
     model.save_pretrained(str(folder))
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"bos_token": SPECIAL[1], "eos_token": SPECIAL[2], "tokenizer_class": "PreTrainedTokenizerFast"}

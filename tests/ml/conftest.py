@@ -24,7 +24,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def base(base_folder: Path) -> Base:
     """Fresh for each test: adapters and kernels change a model."""
     machine.use_determinism(7)
-    return load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu")
+    return load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu", reads=True)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from appliance.domain.planning.shape import Shape, profile_lengths
 from appliance.domain.recipe.recipe import ResolvedRecipe
 from appliance.ml.data.samples import Sample
 from appliance.ml.evaluation import evaluation
-from appliance.ml.model import attention, decoder
+from appliance.ml.layers import attention, decoder
 from appliance.ml.model.base import load_base
 from appliance.ml.model.convert import describe_shape
 from appliance.ml.training import loop, loss, methods

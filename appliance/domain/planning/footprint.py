@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from appliance.domain.core.names import Value
-from appliance.domain.planning.shape import Lengths, Shape
+from appliance.domain.planning.shape import JOINED, Lengths, Shape
 from appliance.domain.recipe.methods import METHODS, STARTED
 from appliance.domain.recipe.recipe import ResolvedRecipe, count_steps
 
@@ -156,7 +156,7 @@ def count_trainable(shape: Shape, recipe: ResolvedRecipe) -> int:
     """Weights that are trained; for a method that begins elsewhere than at zero, those held still beside them too."""
     if recipe.method == "full":
         return shape.parameters
-    sizes = [shape.linear[name] for name in recipe.target_modules]
+    sizes = [(rows, columns) for _, rows, columns in shape.adapted(recipe.target_modules)]
     if recipe.method == "ia3":
         return shape.layers * (2 * shape.key + shape.inner)
     rank = recipe.rank * (2 if recipe.method in STARTED else 1)
@@ -178,7 +178,8 @@ def kept_weights(shape: Shape, recipe: ResolvedRecipe) -> int:
     if recipe.quantisation != "none":
         return size * shape.linear_weights
     # Those of layers that read one input are joined; the others are the base's own.
-    return size * shape.layers * sum(shape.hidden * shape.linear[name][1] for name in JOINED)
+    joined = [role for roles in JOINED if len(roles) > 1 for role in roles if not shape.fused]
+    return size * shape.layers * sum(shape.hidden * shape.linear[role][1] for role in joined)
 
 
 def plan_memory(subject: Subject, recipe: ResolvedRecipe) -> Footprint:
@@ -200,8 +201,6 @@ def compute_bytes(recipe: ResolvedRecipe) -> int:
 
 QUANTISED = {"nf4-double": 0.5 + 1 / 64, "int8": 1.0}
 """Bytes of a quantised weight, with its share of a block's scale."""
-JOINED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
-"""Layers that read one input with others, and are one matrix with them: the first three, and the last two."""
 SCALES = 4 / 64
 """Bytes of a weight's share of a block's scale in float32: what training over NF4 undoes once."""
 
@@ -229,13 +228,13 @@ def _weights(subject: Subject, recipe: ResolvedRecipe, *, host: bool) -> tuple[i
 
 def _cast_numbers(shape: Shape, recipe: ResolvedRecipe) -> int:
     """Of all A and B in the compute dtype: B's rows are as long as the ranks of all layers that share its matrix."""
-    sizes, rank, targets = shape.linear, recipe.rank, recipe.target_modules
-    down = sum(rank * sizes[name][0] for name in targets)
-    up = sum(
-        sum(sizes[name][1] for name in group) * rank * sum(name in targets for name in group)
-        for group in (JOINED[:3], JOINED[3:], ("o_proj",), ("down_proj",))
-    )
-    return shape.layers * (down + up)
+    numbers, rank = 0, recipe.rank
+    adapted = shape.adapted(recipe.target_modules)
+    for roles in JOINED:
+        some = [rows for own, rows, _ in adapted if own[0] in roles]
+        columns = sum(shape.linear[role][1] for role in roles)
+        numbers += rank * (sum(some) + columns * len(some))
+    return shape.layers * numbers
 
 
 def _train(subject: Subject, recipe: ResolvedRecipe, pack: Pack, context: int, weights: int) -> Parts:
@@ -295,7 +294,7 @@ OTHER_LIBRARY_TIMES = 1.35
 def _quick(shape: Shape, recipe: ResolvedRecipe, pack: Pack, fragments: float) -> int:
     """`ml/layers/decoder.py`: what every layer keeps, and what one layer needs beside in its backward pass."""
     size, rank, targets = compute_bytes(recipe), recipe.rank, recipe.target_modules
-    low = {name: rank if name in targets else 0 for name in shape.linear}
+    low = {name: 0 for name in shape.linear} | {roles[0]: rank for roles, _, _ in shape.adapted(targets)}
     attention = shape.hidden + 2 * (shape.query + shape.key) + sum(low[f"{name}_proj"] for name in "qkvo")
     wide = 2 * shape.inner + low["gate_proj"] + low["up_proj"] + low["down_proj"]
     again = {"none": 0, "mlp": wide, "layer": wide + attention}[recipe.gradient_checkpointing]

@@ -13,6 +13,9 @@ from pydantic import Field, ValidationError
 from appliance.domain.core.names import Value
 from appliance.errors import BadInput
 
+JOINED = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+"""Roles of linear layers that read one input: one matrix each in training, whether or not they are one layer."""
+
 QUANTILES = 33
 """So many lengths stand for all of a dataset's."""
 
@@ -21,7 +24,8 @@ T = TypeVar("T", bound=Value)
 
 
 class Shape(Value):
-    """A decoder's dimensions. `words`: entries of the vocabulary; `tied`: head and embeddings are one matrix."""
+    """A decoder's dimensions. `words`: entries of the vocabulary; `tied`: head and embeddings are one matrix; `fused`:
+    queries, keys and values are one linear layer, as are gate and up."""
 
     layers: Size = Field(ge=1)
     hidden: Size = Field(ge=1)
@@ -31,6 +35,7 @@ class Shape(Value):
     head_size: Size = Field(ge=1)
     words: Size = Field(ge=1)
     tied: bool
+    fused: bool = False
     parameters: Size = Field(ge=1)
 
     @property
@@ -55,6 +60,15 @@ class Shape(Value):
             "up_proj": (self.hidden, self.inner),
             "down_proj": (self.inner, self.hidden),
         }
+
+    def adapted(self, targets: Sequence[str]) -> list[tuple[tuple[str, ...], int, int]]:
+        """The layers of a decoder layer that get an adapter: their roles, inputs and outputs."""
+        layers = JOINED if self.fused else [(role,) for role in self.linear]
+        found: list[tuple[tuple[str, ...], int, int]] = []
+        for roles in layers:
+            if roles[0] in targets:
+                found.append((roles, self.linear[roles[0]][0], sum(self.linear[role][1] for role in roles)))
+        return found
 
     @property
     def linear_weights(self) -> int:

@@ -87,7 +87,7 @@ def _packs(samples: Sequence[Sample]) -> list[list[Sample]]:
 @torch.inference_mode()
 def _sum_loss(base: Base, samples: Sequence[Sample]) -> float:
     own = max(len(sample.ids) - sample.spans[0][0] for sample in samples) + 1
-    pack, segments = pack_sequences([sample.ids for sample in samples], keep=own)
+    pack, segments = pack_sequences([sample.ids for sample in samples], keep=own, longest_short=base.longest_short)
     places: list[int] = []
     targets: list[int] = []
     for sample, segment in zip(samples, segments, strict=True):
@@ -95,10 +95,10 @@ def _sum_loss(base: Base, samples: Sequence[Sample]) -> float:
         for start, stop in sample.spans:
             places += range(first + start - 1, first + stop - 1)
             targets += sample.ids[start:stop]
-    hidden, head = base.hidden(**pack.arguments(base.device))[0], base.head_weight()
+    hidden, head = base.read_pack(pack), base.head()
     total = 0.0
     for begin in range(0, len(places), HEAD_ROWS):
-        logits = hidden[places[begin : begin + HEAD_ROWS]] @ head.T
+        logits = head.logits(hidden[places[begin : begin + HEAD_ROWS]])
         expected = torch.tensor(targets[begin : begin + HEAD_ROWS], device=base.device)
         total += cross_entropy(logits.float(), expected, reduction="sum").item()
     return total

@@ -2,9 +2,10 @@
 
 peft switches adapters by state on the shared model, and a failed call has left that state behind (peft issue 3475).
 Here nothing is switched: a slot is a set of tensors, and which one applies is said for the length of one `with`, so
-that an exception cannot leave it on. With one adapter in use (`using`) the arithmetic is peft's, in its order and
-dtypes: a test compares the bits. With one a row (`mixing`) it is that of `ml/inference/mixing.py`, and of
-`ml/inference/stepping.py` for the layers that it knows.
+that an exception cannot leave it on. With one adapter in use (`using`) the arithmetic is that of
+`ml/layers/reader.py`; where the library's modules are at work it is peft's, in its order and dtypes: a test compares
+the bits. With one a row (`mixing`) it is that of `ml/inference/mixing.py`, and of `ml/inference/stepping.py` for the
+architectures of the table.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from appliance.errors import BadInput, Conflict, NotFound
 from appliance.ml.inference.lora import Rows
 from appliance.ml.inference.mixing import Adapter, Mix, Mixer, RowGroup, multiply_rows
 from appliance.ml.inference.stacking import Stacks
-from appliance.ml.inference.stepping import Stepper, fits_stepper
+from appliance.ml.inference.stepping import make_stepper
+from appliance.ml.layers.reader import ReadAdapter
+from appliance.ml.model.base import Base
 
 CONFIG_FILE = "adapter_config.json"
 _PREFIX = "base_model.model."
@@ -151,18 +154,20 @@ class AdaptedLinear(torch.nn.Module):
 
 
 class Slots:
-    """The adapters over one model. The model is the base's own; its linear layers are wrapped once, here."""
+    """The adapters over one base. The model is the base's own; its linear layers are wrapped once, here."""
 
-    def __init__(self, model: Any, device: str) -> None:
+    def __init__(self, base: Base) -> None:
+        model, device = base.model, base.device
         self.active: Adapter | None = None
         self.mix: Mix | None = None
         self._using: str | None = None
         self._alone: Mix | None = None
         self._device = device
-        self._model = model
+        self._model, self._reader = model, base.reader
         self._adapters: dict[str, Adapter] = {}
+        self._read: dict[str, ReadAdapter] = {}
         self._layers: dict[str, AdaptedLinear] = {}
-        self.stepper = Stepper(model) if fits_stepper(model) else None
+        self.stepper = make_stepper(model)
         head = model.get_output_embeddings()
         linears = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
         for name, module in linears:
@@ -178,18 +183,24 @@ class Slots:
         for name, layer in self._layers.items():
             self._model.set_submodule(name, layer.base)
         self._layers.clear()
-        self._adapters.clear()
+        for slot in list(self._adapters):
+            self.unload(slot)
         self._mixer.clear()
 
     def load(self, slot: str, config: bytes, weights: bytes) -> None:
         """Fills a slot from buffers; a slot is never filled twice."""
         if slot in self._adapters:
             raise Conflict(f"slot {slot}: expected an empty one, got one that holds an adapter")
-        self._adapters[slot] = parse_adapter(config, weights, self._layers, self._device)
+        adapter = parse_adapter(config, weights, self._layers, self._device)
+        if self._reader is not None:
+            self._read[slot] = self._reader.join(adapter.weights, adapter.scaling)
+        self._adapters[slot] = adapter
 
     def unload(self, slot: str) -> None:
         self.find(slot)
         del self._adapters[slot]
+        for low in (low for layer in self._read.pop(slot, ()) for low in layer if low is not None):
+            low.forget()
         self._mixer.forget(slot)
 
     def __contains__(self, slot: str) -> bool:
@@ -200,10 +211,14 @@ class Slots:
         """Within it the model answers as base plus this slot's adapter, or, for None, as the base."""
         self._check_idle()
         self.active, self._using = self.find(slot) if slot is not None else None, slot
+        if self._reader is not None and slot is not None:
+            self._reader.adapter = self._read[slot]
         try:
             yield
         finally:
             self.active = self._using = self._alone = None
+            if self._reader is not None:
+                self._reader.adapter = None
 
     @contextmanager
     def laying_out(self) -> Iterator[Mix]:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from appliance.errors import Unavailable
+from appliance.ml.layers.packing import attend_causal
+from appliance.ml.layers.scores import Scoring
 
 # Tokens in a block.
 BLOCK = 64
@@ -26,6 +27,8 @@ class Held:
 
     blocks: list[int] = field(default_factory=list)
     length: int = 0
+    long: bool = False
+    """Whether its positions are those of a long sequence (`ml/layers/positions.py`)."""
 
 
 class Cache:
@@ -69,9 +72,9 @@ class Cache:
         held.length = 0
 
     def layer(self, number: int, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of a layer; `key` [1, key heads, tokens, size] says their shape at the first use."""
+        """Keys and values of a layer; `key` [tokens, key heads, size] says their shape at the first use."""
         if number not in self._layers:
-            shape = (max(_FIRST_BLOCKS, self.used + 1), key.shape[1], BLOCK, key.shape[3])
+            shape = (max(_FIRST_BLOCKS, self.used + 1), key.shape[1], BLOCK, key.shape[2])
             self._layers[number] = (
                 torch.zeros(shape, device=self.device),
                 torch.zeros(shape, device=self.device),
@@ -99,24 +102,17 @@ class Filling:
         self._blocks, self._offsets = _places([(held, place) for place in places], cache)
 
     def attend(
-        self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+        self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
-        """Causal attention over what is held and the chunk; see `packing.attend`."""
+        """Causal attention over what is held and the chunk; see `Seen`."""
         keys, values = self._cache.layer(number, key)
-        keys[self._blocks, :, self._offsets] = key[0].transpose(0, 1).float()
-        values[self._blocks, :, self._offsets] = value[0].transpose(0, 1).float()
-        before, count = self._held.length, query.shape[2]
-        if before == 0:
-            # The very call of a pass without a cache, which is what was evaluated.
-            return scaled_dot_product_attention(
-                query, key, value, is_causal=count > 1, scale=scaling, enable_gqa=True
-            ).transpose(1, 2)
-        seen = [read_held(tensor, self._held, before + count, query.dtype)[None] for tensor in (keys, values)]
-        earlier = torch.ones(count, before + count, dtype=torch.bool, device=query.device).tril(before)
-        output = scaled_dot_product_attention(
-            query, seen[0], seen[1], attn_mask=earlier, scale=scaling, enable_gqa=True
-        )
-        return output.transpose(1, 2)
+        keys[self._blocks, :, self._offsets] = key.float()
+        values[self._blocks, :, self._offsets] = value.float()
+        before, count = self._held.length, len(query)
+        seen = [tensor.transpose(0, 1) for tensor in (key, value)]
+        if before:
+            seen = [read_held(tensor, self._held, before + count, query.dtype) for tensor in (keys, values)]
+        return attend_causal(query.transpose(0, 1), seen[0], seen[1], scoring).transpose(0, 1)
 
 
 class Following:
@@ -127,22 +123,16 @@ class Following:
         self._cache, self._held, self._sizes = cache, held, list(sizes)
 
     def attend(
-        self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+        self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
-        """Causal attention over what is held and the path itself; see `packing.attend`."""
-        before = self._held.length
-        held = [read_held(one, self._held, before, query.dtype) for one in self._cache.layer(number, key)]
-        parts = [torch.split(tensor[0], self._sizes, dim=1) for tensor in (query, key, value)]
-        outputs = []
-        for own, keys, values in zip(*parts, strict=True):
-            seen = [torch.cat(pair, dim=1)[None] for pair in ((held[0], keys), (held[1], values))]
-            earlier = torch.ones(own.shape[1], seen[0].shape[2], dtype=torch.bool, device=query.device).tril(before)
-            outputs.append(
-                scaled_dot_product_attention(
-                    own[None], seen[0], seen[1], attn_mask=earlier, scale=scaling, enable_gqa=True
-                )
-            )
-        return torch.cat(outputs, dim=2).transpose(1, 2)
+        """Causal attention over what is held and the path itself; see `Seen`."""
+        held = [read_held(one, self._held, self._held.length, query.dtype) for one in self._cache.layer(number, key)]
+        parts = [torch.split(tensor.transpose(0, 1), self._sizes, dim=1) for tensor in (query, key, value)]
+        outputs = [
+            attend_causal(own, torch.cat([held[0], keys], dim=1), torch.cat([held[1], values], dim=1), scoring)
+            for own, keys, values in zip(*parts, strict=True)
+        ]
+        return torch.cat(outputs, dim=1).transpose(0, 1)
 
 
 def read_held(tensor: torch.Tensor, held: Held, length: int, dtype: torch.dtype) -> torch.Tensor:
@@ -161,13 +151,14 @@ class Drawing:
         self._used = cache.used + 1
         self._blocks, self._offsets = _places([(held, held.length) for _, held in held_by], cache)
         # Nobody's block hides all of its keys, and whatever is read of it changes no sum.
-        owner, filled = [held_by[0][0]] * self._used, [0] * self._used
+        owner, filled, ends = [held_by[0][0]] * self._used, [0] * self._used, [0] * self._used
         steps = max(len(held.blocks) for _, held in held_by)
         # The block at each step of adding up, by row, and one of the row's own wherever there is none.
         order, own = ([[0] * len(rows) for _ in range(steps)] for _ in range(2))
         for row, held in held_by:
             for place, block in enumerate(held.blocks):
                 owner[block], filled[block] = row, min(BLOCK, held.length + 1 - place * BLOCK)
+                ends[block] = held.length - place * BLOCK
                 order[place][row] = block
             for place in range(steps):
                 own[place][row] = held.blocks[min(place, len(held.blocks) - 1)]
@@ -175,29 +166,29 @@ class Drawing:
         self._writing = None if len(held_by) == len(rows) else torch.tensor([row for row, _ in held_by], device=device)
         self._owner = torch.tensor(owner, device=device)
         hidden = torch.arange(BLOCK, device=device) >= torch.tensor(filled, device=device)[:, None]
-        self._hidden = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, float("-inf"))[:, None, None]
+        self._hidden = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, float("-inf"))
+        # How far behind its row's query a key stands, and the most that a row holds with it.
+        self._behind = torch.tensor(ends, device=device)[:, None] - torch.arange(BLOCK, device=device)
+        self._longest = max(held.length + 1 for _, held in held_by)
         self._order, self._own = (torch.tensor(one, device=device).flatten() for one in (order, own))
         self._steps = steps
-        self._masks: dict[int, torch.Tensor] = {}
+        self._masks: dict[tuple[int, int | None], torch.Tensor] = {}
 
     def attend(
-        self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+        self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
-        """For the library's modules, see `packing.attend`: query is [1, heads, rows, size]."""
-        wide = [tensor[0].transpose(0, 1).float() for tensor in (query, key, value)]
-        return self.read(number, wide[0], wide[1], wide[2], scaling)[None].to(query.dtype)
+        """For the library's modules, see `Seen`."""
+        return self.read(number, query.float(), key.float(), value.float(), scoring).to(query.dtype)
 
     def read(
-        self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+        self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
         """Each row's one query over its own keys: [rows, heads, size]; query [rows, heads, size], key and value
         [rows, key heads, size], all float32."""
         (count, heads, size), groups = query.shape, key.shape[1]
         keys, values = (tensor[: self._used] for tensor in self._write(number, key, value))
         shared = query.reshape(count, -1).index_select(0, self._owner).view(-1, heads // groups, size)
-        scores = torch.baddbmm(
-            self._mask(groups, heads // groups), shared, keys.flatten(0, 1).transpose(1, 2), alpha=scaling
-        )
+        scores = self._score(shared, keys.flatten(0, 1), self._mask(groups, heads // groups, scoring.window), scoring)
         best = scores.amax(-1).view(self._used, heads)
         best = best.index_select(0, self._own).view(self._steps, count, heads).amax(0)
         weights = scores.sub_(best.index_select(0, self._owner).view(-1, heads // groups, 1)).exp_()
@@ -206,18 +197,30 @@ class Drawing:
         total = total.view(count, heads, size + 1)
         return total[..., :-1] / total[..., -1:]
 
+    def _score(self, query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, scoring: Scoring) -> torch.Tensor:
+        if scoring.softcap is None:
+            return torch.baddbmm(mask, query, keys.transpose(1, 2), alpha=scoring.scaling)
+        scores = torch.bmm(query, keys.transpose(1, 2)).mul_(scoring.scaling / scoring.softcap)
+        return scores.tanh_().mul_(scoring.softcap).add_(mask)
+
     def _write(self, number: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = self._cache.layer(number, key[None].transpose(1, 2))
+        keys, values = self._cache.layer(number, key)
         for held, made in ((keys, key), (values, value)):
             own = made if self._writing is None else made.index_select(0, self._writing)
             held[self._blocks, :, self._offsets] = own
         return keys, values
 
-    def _mask(self, groups: int, shared: int) -> torch.Tensor:
+    def _mask(self, groups: int, shared: int, window: int | None) -> torch.Tensor:
         """What hides keys, for every head: [blocks * key heads, heads that share a key head, BLOCK]."""
-        if groups not in self._masks:
-            self._masks[groups] = self._hidden.expand(-1, groups, shared, -1).flatten(0, 1).contiguous()
-        return self._masks[groups]
+        if window is not None and window > self._longest:
+            window = None
+        if (groups, window) not in self._masks:
+            hidden = self._hidden
+            if window is not None:
+                hidden = hidden.masked_fill(self._behind >= window, float("-inf"))
+            made = hidden[:, None, None].expand(-1, groups, shared, -1).flatten(0, 1).contiguous()
+            self._masks[groups, window] = made
+        return self._masks[groups, window]
 
     def _add_up(self, blocks: torch.Tensor, count: int) -> torch.Tensor:
         """What was computed by block, added up by row, in the order of the row's own blocks."""

@@ -33,7 +33,7 @@ def read_prompt(base: Base, slots: Slots | None, cache: Cache, held: Held, chunk
 def read_chunk(base: Base, cache: Cache, held: Held, chunk: Sequence[int]) -> torch.Tensor:
     """Reads tokens of one request, alone in their batch: [tokens, hidden] behind the last norm."""
     places = range(held.length, held.length + len(chunk))
-    hidden = _pass(base, chunk, places, Filling(cache, held, len(chunk)))
+    hidden = base.read(chunk, places, Filling(cache, held, len(chunk)), [held.long] * len(chunk))
     held.length += len(chunk)
     return hidden
 
@@ -44,7 +44,7 @@ def read_after(base: Base, cache: Cache, held: Held, paths: Sequence[Sequence[in
     [tokens of all paths, hidden]."""
     ids = [token for path in paths for token in path]
     places = [held.length + place for path in paths for place in range(len(path))]
-    return _pass(base, ids, places, Following(cache, held, [len(path) for path in paths]))
+    return base.read(ids, places, Following(cache, held, [len(path) for path in paths]), [held.long] * len(ids))
 
 
 def read_drawn(base: Base, slots: Slots | None, cache: Cache, rows: Sequence[Held], ids: Sequence[int]) -> torch.Tensor:
@@ -55,7 +55,7 @@ def read_drawn(base: Base, slots: Slots | None, cache: Cache, rows: Sequence[Hel
         places = [0 if held is None else held.length for held in laid]
         drawing = Drawing(cache, laid)
         if slots is None or slots.stepper is None:
-            hidden = _pass(base, tokens, places, drawing)
+            hidden = base.read(tokens, places, drawing, [held is not None and held.long for held in laid])
         else:
             hidden = slots.stepper.read(tokens, places, drawing, mix)
     logits = _find_logits(base, slots, hidden.index_select(0, torch.tensor(mix.back, device=base.device)))
@@ -64,21 +64,11 @@ def read_drawn(base: Base, slots: Slots | None, cache: Cache, rows: Sequence[Hel
     return logits
 
 
-def _pass(base: Base, ids: Sequence[int], places: Sequence[int], rows: Filling | Following | Drawing) -> torch.Tensor:
-    """[tokens, hidden]."""
-    return base.hidden(
-        input_ids=torch.tensor([list(ids)], device=base.device),
-        position_ids=torch.tensor([list(places)], device=base.device),
-        use_cache=False,
-        rows=rows,
-    )[0]
-
-
 def _find_logits(base: Base, slots: Slots | None, hidden: torch.Tensor) -> torch.Tensor:
     if slots is not None and slots.stepper is not None:
         return slots.stepper.find_logits(hidden).cpu()
-    weight = base.head_weight()
-    return multiply_rows(lambda block: block @ weight.T, hidden).cpu()
+    head = base.head()
+    return head.finish(multiply_rows(lambda block: block @ head.weight.T, hidden)).cpu()
 
 
 @torch.inference_mode()

@@ -15,10 +15,13 @@ import torch
 
 from appliance.errors import BadInput, Tampered
 from appliance.formats.core.digest import digest_bytes
+from appliance.ml.layers.packing import Pack
 from appliance.ml.model.base import Base
 
 MESSAGES = ({"role": "user", "content": "State in one sentence what you were made for, and name the number 42."},)
 LOGITS = 8
+CLOSE = 0.1
+"""Of the largest logit that is read: how far off a probe may be through arithmetic in another order, in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +35,17 @@ class Reading:
 def find_probe(base: Base) -> tuple[str, list[int], list[int]]:
     """The prompt, its token ids, and the vocabulary's places that are read, spread evenly."""
     prompt = base.chat.render(MESSAGES)
-    size = base.head_weight().shape[0]
+    size = base.head().weight.shape[0]
     return prompt, base.chat.encode(prompt), [size * place // LOGITS for place in range(LOGITS)]
 
 
 def read_probe(base: Base) -> Reading:
     """One pass over the probe's prompt, alone in its batch, with whatever adapter is in use."""
     _, tokens, places = find_probe(base)
+    pack = Pack()
+    pack.add(tokens)
     with torch.inference_mode():
-        hidden = base.hidden(input_ids=torch.tensor([tokens], device=base.device), use_cache=False)[0]
-        logits = (hidden @ base.head_weight().T).float().cpu()
+        logits = base.head().logits(base.read_pack(pack)).float().cpu()
     data = logits.numpy().astype("<f4").tobytes()
     return Reading(tuple(encode_number(logits[-1, place].item()) for place in places), digest_bytes(data))
 
@@ -75,6 +79,17 @@ def verify_probe(base: Base, sealed: Mapping[str, Any], plain: Reading, adapted:
             raise Tampered(f"probe, {key}: expected {_show(sealed.get(key))}, got {_show(value)}", code="probe-differs")
     if plain.digest == adapted.digest:
         raise Tampered("probe: expected the adapter to change the logits, got the base's", code="adapter-inactive")
+
+
+def verify_close(sealed: Mapping[str, Any], found: Reading) -> None:
+    """Tampered where another arithmetic than the judged one (peft's own) gives logits that are not `CLOSE`."""
+    expected = [float(text) for text in sealed["adapter_logits"]]
+    most = CLOSE * max(map(abs, expected))
+    for place, (one, other) in enumerate(zip(expected, map(float, found.logits), strict=True)):
+        if not abs(one - other) <= most:
+            raise Tampered(
+                f"probe, adapter_logits, {place}: expected {one} within {most:.3g}, got {other}", code="probe-differs"
+            )
 
 
 def _show(value: Any) -> str:

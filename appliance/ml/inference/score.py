@@ -17,6 +17,7 @@ import torch
 from appliance.ml.inference.cache import Cache, Held
 from appliance.ml.inference.drawing import PROMPT_CHUNK, read_after, read_chunk
 from appliance.ml.inference.trie import Node, build_trie, walk_trie
+from appliance.ml.layers.head import Head
 from appliance.ml.layers.packing import Pack, Segment, count_common
 from appliance.ml.model.base import Base
 
@@ -81,13 +82,11 @@ def score_in_passes(
     for start in range(0, len(prompt), PROMPT_CHUNK):
         last = read_chunk(base, cache, held, prompt[start : start + PROMPT_CHUNK])[-1:]
         yield None
-    chosen = [_branch_scores(last, base.head_weight(), branch, [0]) for branch in branches if not branch.path]
+    chosen = [_branch_scores(last, base.head(), branch, [0]) for branch in branches if not branch.path]
     for some in _split([branch for branch in branches if branch.path], len(prompt)):
         ends = [end - 1 for end in accumulate(len(branch.path) for branch in some)]
         hidden = read_after(base, cache, held, [branch.path for branch in some])
-        chosen += [
-            _branch_scores(hidden, base.head_weight(), branch, [end]) for branch, end in zip(some, ends, strict=True)
-        ]
+        chosen += [_branch_scores(hidden, base.head(), branch, [end]) for branch, end in zip(some, ends, strict=True)]
         yield None
     yield _sum_scores(branches, chosen, 1, labels)[0]
 
@@ -132,10 +131,9 @@ def _score_batch(
         [(pack.add(branch.path, after=row) if branch.path else row).stop - 1 for branch in branches] for row in rows
     ]
     with torch.inference_mode():
-        hidden = base.hidden(**pack.arguments(base.device))[0]
-        weight = base.head_weight()
+        hidden, head = base.read_pack(pack), base.head()
         chosen = [
-            _branch_scores(hidden, weight, branch, [row[place] for row in decided])
+            _branch_scores(hidden, head, branch, [row[place] for row in decided])
             for place, branch in enumerate(branches)
         ]
     return _sum_scores(branches, chosen, len(prompts), labels)
@@ -161,8 +159,8 @@ def _pack_rows(prompts: Sequence[Sequence[int]]) -> tuple[Pack, list[Segment]]:
     return pack, [pack.add(prompt[max(shared, 0) :], after=root) for prompt in prompts]
 
 
-def _branch_scores(hidden: torch.Tensor, weight: torch.Tensor, branch: Branch, places: Sequence[int]) -> torch.Tensor:
+def _branch_scores(hidden: torch.Tensor, head: Head, branch: Branch, places: Sequence[int]) -> torch.Tensor:
     """[rows, choices], float64 on the CPU: log-probabilities of the next tokens that lead to a label."""
     tokens = [token for token, _ in branch.choices]
-    logits = hidden[list(places)].float() @ weight[tokens].float().T
+    logits = head.logits(hidden[list(places)].float(), tokens)
     return torch.log_softmax(logits.double(), dim=-1).cpu()

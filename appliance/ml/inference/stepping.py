@@ -1,8 +1,8 @@
 """One token more for each row of a batch: a decoder's layers by hand.
 
-It covers what Llama, Qwen2 and Qwen3 have in common, with the base's own weights; every other base goes through the
-library's modules, layer by layer. Layers that read one input are one product: their weights are laid one behind the
-other, and the modules, through which prompts go, look at their parts of it. Between two products everything is float32.
+It covers the table of architectures (`ml/layers/architecture.py`), with the base's own weights; every other base goes
+through the library's modules, layer by layer. Layers that read one input are one product: their weights are laid one
+behind the other, and the modules look at their parts of it. Between two products everything is float32.
 No row's bits depend on another's: every operation is by row, by `multiply_rows`, or by a kernel of which tests hold it.
 """
 
@@ -12,100 +12,149 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear
 
 from appliance.ml.inference.cache import Drawing
 from appliance.ml.inference.mixing import ROWS, Mix, RowGroup, multiply_rows
-from appliance.ml.layers.architecture import is_known_layer
-
-_GROUPS = (
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("self_attn.o_proj",),
-    ("mlp.gate_proj", "mlp.up_proj"),
-    ("mlp.down_proj",),
-)
+from appliance.ml.layers.activations import ACTIVATIONS
+from appliance.ml.layers.architecture import Architecture, LayerKind, Row, find_architecture
+from appliance.ml.layers.decoder import embed
+from appliance.ml.layers.head import make_head
+from appliance.ml.layers.positions import Positions, Rotation
+from appliance.ml.layers.scores import Scoring
 
 
-def fits_stepper(model: Any) -> bool:
-    """Whether every layer is one that this module knows."""
-    layers = list(getattr(model.get_decoder(), "layers", ()))
-    return bool(layers) and all(is_known_layer(layer) for layer in layers)
+def make_stepper(model: Any) -> Stepper | None:
+    """Of a base whose linear layers are not wrapped yet; None where the table does not cover it."""
+    architecture = find_architecture(model)
+    return None if architecture is None else Stepper(model, architecture)
 
 
 class Stepper:
     """The layers of a base whose linear layers are not wrapped yet."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model.get_decoder()
+    def __init__(self, model: Any, architecture: Architecture) -> None:
+        self._model, self._architecture = model.get_decoder(), architecture
         names = {module: name for name, module in model.named_modules()}
         # The dtype of norms, embeddings and head is the one that the linear layers multiply in.
         self._dtype = self._model.embed_tokens.weight.dtype
-        self._layers = [_Layer(layer, names[layer], self._dtype) for layer in self._model.layers]
-        self._norm = _Norm(self._model.norm)
-        self._output = model.get_output_embeddings()
+        self._layers = [
+            _Layer(layer, names[layer], kind, architecture, self._dtype)
+            for layer, kind in zip(self._model.layers, architecture.kinds, strict=True)
+        ]
+        self._positions = Positions(self._model, architecture)
+        self._norm = _WideNorm(self._model.norm, architecture.row)
+        self._output = make_head(model)
         self._head: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.groups = [group for layer in self._layers for group in layer.groups]
 
     def read(self, ids: Sequence[int], places: Sequence[int], rows: Drawing, mix: Mix) -> torch.Tensor:
         """[rows, hidden] behind the last norm; a row is a token at its place in its own request."""
-        hidden = self._model.embed_tokens(torch.tensor(ids, device=self._model.embed_tokens.weight.device)).float()
-        positions = torch.tensor([list(places)], device=hidden.device)
-        cosine, sine = (part[0, :, None].float() for part in self._model.rotary_emb(hidden[None], positions))
-        # The half that is turned away has the sign of the sine's other half.
-        sine[..., : sine.shape[-1] // 2].neg_()
+        device = self._model.embed_tokens.weight.device
+        hidden = embed(self._model, torch.tensor(ids, device=device), self._architecture).float()
+        long = [held is not None and held.long for held in rows.rows]
+        marks = torch.tensor(long, device=device) if any(long) else None
+        rotations = self._positions.rotations(torch.tensor(list(places), device=device), self._dtype, marks)
+        turns = {rope: None if one is None else _Turn(one) for rope, one in rotations.items()}
         for number, layer in enumerate(self._layers):
-            layer.read(number, hidden, (cosine, sine), rows, mix)
+            layer.read(number, hidden, turns[layer.rope], rows, mix)
         return self._norm(hidden).to(self._dtype)
 
     def find_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, vocabulary], in the compute dtype."""
         head = self._head = self._head or _pack_head(self._output.weight.data)
-        return multiply_rows(head, hidden)
+        return self._output.finish(multiply_rows(head, hidden))
+
+
+class _Turn:
+    """Rotary positions of a step's rows, float32."""
+
+    def __init__(self, rotation: Rotation) -> None:
+        self._cosine, self._sine = rotation.cosine[:, None].float(), rotation.sine[:, None].float()
+        # The half that is turned away has the sign of the sine's other half.
+        self._sine[..., : self._sine.shape[-1] // 2].neg_()
+        self._scale = rotation.query_scale
+
+    def __call__(self, heads: torch.Tensor, queries: int) -> torch.Tensor:
+        """[rows, heads, size], the first `queries` of which are queries."""
+        size = self._cosine.shape[-1]
+        part = heads[..., :size]
+        turned = (part * self._cosine).addcmul_(part.roll(size // 2, -1), self._sine)
+        if size < heads.shape[-1]:
+            turned = torch.cat([turned, heads[..., size:]], dim=-1)
+        if self._scale is not None:
+            turned[:, :queries] *= self._scale
+        return turned
 
 
 class _Layer:
-    """Norm, attention, norm, gated MLP, each half added to what came in."""
+    """Attention and a gated feed-forward part, each added to what came in; as `ml/layers/layer.py`, in float32."""
 
-    def __init__(self, layer: Any, name: str, dtype: torch.dtype) -> None:
-        attention = layer.self_attn
-        self._norms = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+    def __init__(self, layer: Any, name: str, kind: LayerKind, architecture: Architecture, dtype: torch.dtype) -> None:
+        attention, row = layer.self_attn, architecture.row
+        self.rope, self._multiplier = kind.rope, architecture.residual_multiplier
+        self._scoring = Scoring(float(attention.scaling), kind.window, architecture.softcap)
+        places = (row.before_attention, row.after_attention, row.before_mlp, row.after_mlp)
+        norms = [None if place is None else _WideNorm(layer.get_submodule(place), row) for place in places]
+        self._before, self._behind, self._before_mlp, self._behind_mlp = norms
         self._head_norms = [
-            _Norm(getattr(attention, part)) for part in ("q_norm", "k_norm") if hasattr(attention, part)
+            _WideNorm(getattr(attention, part), row) for part in ("q_norm", "k_norm") if row.head_norm != "none"
         ]
-        self._size, self._scaling = attention.head_dim, attention.scaling
-        parts = [_Projections(layer, name, group, dtype) for group in _GROUPS]
+        self._heads_together = row.head_norm == "row"
+        self._size, self._heads, self._key_heads = attention.head_dim, architecture.heads, architecture.key_heads
+        self._activation = ACTIVATIONS[architecture.activation].forward
+        groups = (row.reading, (row.writing,), row.widening, (row.narrowing,))
+        parts = [_Projections(layer, name, group, dtype) for group in groups]
         self._reading, self._writing, self._widening, self._narrowing = parts
         self.groups = [part.group for part in parts]
 
-    def read(
-        self, number: int, x: torch.Tensor, turns: tuple[torch.Tensor, torch.Tensor], rows: Drawing, mix: Mix
-    ) -> None:
+    def read(self, number: int, x: torch.Tensor, turn: _Turn | None, rows: Drawing, mix: Mix) -> None:
         """x is [rows, hidden], float32, and changed in place."""
-        normal, count = self._norms[0](x), len(x)
+        normal, count = _norm(self._before, x), len(x)
         made = self._reading.multiply(normal)
-        query, key, value = self._reading.add(normal, made, mix)
-        heads = query.shape[1] // self._size
-        if self._head_norms:
-            sides = zip((query, key), self._head_norms, strict=True)
-            turned = torch.cat([norm(side.view(count, -1, self._size)) for side, norm in sides], dim=1)
-        else:
-            # Queries and keys lie side by side, and are turned together.
-            turned = made[:, : query.shape[1] + key.shape[1]].view(count, -1, self._size)
-        turned = (turned * turns[0]).addcmul_(turned.roll(self._size // 2, -1), turns[1])
-        value = value.view(count, -1, self._size)
-        seen = rows.read(number, turned[:, :heads], turned[:, heads:], value, self._scaling).view(count, -1)
-        self._writing.add(seen, x.add_(self._writing.multiply(seen)), mix)
-        normal = self._norms[1](x)
-        gate, up = self._widening.add(normal, self._widening.multiply(normal), mix)
-        passed = silu(gate).mul_(up)
-        self._narrowing.add(passed, x.add_(self._narrowing.multiply(passed)), mix)
+        self._reading.add(normal, made, mix)
+        heads = made.view(count, -1, self._size)
+        both, value = torch.split(heads, [self._heads + self._key_heads, self._key_heads], dim=1)
+        turned = self._norm_heads(both)
+        turned = turned if turn is None else turn(turned, self._heads)
+        seen = rows.read(number, turned[:, : self._heads], turned[:, self._heads :], value, self._scoring)
+        self._add(self._writing, self._behind, seen.reshape(count, -1), x, mix)
+        normal = _norm(self._before_mlp, x)
+        wide = self._widening.multiply(normal)
+        self._widening.add(normal, wide, mix)
+        gate, up = wide.chunk(2, dim=1)
+        self._add(self._narrowing, self._behind_mlp, self._activation(gate).mul_(up), x, mix)
+
+    def _norm_heads(self, both: torch.Tensor) -> torch.Tensor:
+        if not self._head_norms:
+            return both
+        sides = zip(torch.split(both, [self._heads, self._key_heads], dim=1), self._head_norms, strict=True)
+        return torch.cat(
+            [norm(side.flatten(1) if self._heads_together else side).view(side.shape) for side, norm in sides], dim=1
+        )
+
+    def _add(self, part: _Projections, norm: _WideNorm | None, inner: torch.Tensor, x: torch.Tensor, mix: Mix) -> None:
+        """Adds to x, in place, what a half makes of its last product's input."""
+        made = part.multiply(inner)
+        if norm is None and self._multiplier == 1:
+            part.add(inner, x.add_(made), mix)
+            return
+        part.add(inner, made, mix)
+        made = _norm(norm, made)
+        x.add_(made, alpha=self._multiplier)
 
 
-class _Norm:
+def _norm(norm: _WideNorm | None, x: torch.Tensor) -> torch.Tensor:
+    return x if norm is None else norm(x)
+
+
+class _WideNorm:
     """RMSNorm (https://arxiv.org/abs/1910.07467) in float32."""
 
-    def __init__(self, norm: Any) -> None:
-        self._weight, self._epsilon = norm.weight.float(), norm.variance_epsilon
+    def __init__(self, norm: Any, row: Row) -> None:
+        self._weight = norm.weight.float() + (1.0 if row.norm_offset else 0.0)
+        epsilon = getattr(norm, "variance_epsilon", None)
+        self._epsilon = norm.eps if epsilon is None else epsilon
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         scale = x.square().mean(-1, keepdim=True).add_(self._epsilon).rsqrt_()
@@ -128,10 +177,9 @@ class _Projections:
         product = self._product = self._product or _join(self._modules)
         return product(x.to(self._dtype)).float()
 
-    def add(self, x: torch.Tensor, made: torch.Tensor, mix: Mix) -> Sequence[torch.Tensor]:
-        """Adds what the rows' adapters make of x, in place; each layer's part."""
+    def add(self, x: torch.Tensor, made: torch.Tensor, mix: Mix) -> None:
+        """Adds what the rows' adapters make of x, in place."""
         mix.add(self.group, x, made)
-        return torch.split(made, list(self.group.sizes), dim=1)
 
 
 def _pack_head(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -8,14 +8,17 @@ a fused kernel.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from appliance.ml.layers.norms import divide_by_rms, normalise, normalise_backward
-from appliance.ml.layers.packing import Segment
+from appliance.ml.layers.architecture import Architecture, LayerKind
+from appliance.ml.layers.norms import Norm
+from appliance.ml.layers.packing import CAPPED_QUERIES, Segment
+from appliance.ml.layers.positions import Rotation, turn, turn_back
+from appliance.ml.layers.scores import Scoring, cap_scores, fold, weigh
 
 # Queries times keys of a segment from which scores are not held whole.
 LARGE = 1 << 18
@@ -42,10 +45,24 @@ class SegmentGroup:
     padded: torch.Tensor
     own: torch.Tensor | None
     later: torch.Tensor
+    _windows: dict[int, torch.Tensor] = field(default_factory=dict, compare=False)
 
     @property
     def is_large(self) -> bool:
         return self.later.numel() > LARGE
+
+    def slides(self, window: int | None) -> bool:
+        """Whether a window of so many keys hides any."""
+        return window is not None and window < self.later.shape[1]
+
+    def hidden(self, window: int | None) -> torch.Tensor:
+        """`later`, and what lies before the window."""
+        if window is None or not self.slides(window):
+            return self.later
+        if window not in self._windows:
+            earlier = torch.ones_like(self.later).tril(self.shared - window)
+            self._windows[window] = self.later | earlier
+        return self._windows[window]
 
 
 Layout = tuple[SegmentGroup, ...]
@@ -94,26 +111,29 @@ def _lay_out_group(segments: Sequence[Segment], shared: int, device: str) -> Seg
 class Attention:
     """A layer's attention between its projections. Queries, keys and values of a token stand behind one another."""
 
-    def __init__(self, module: Any) -> None:
-        size = module.head_dim
-        self._query, self._key = module.q_proj.out_features // size, module.k_proj.out_features // size
-        self._size, self._scaling = size, module.scaling
-        # Qwen3 normalises queries and keys by head.
-        self._norms = [module.q_norm, module.k_norm] if hasattr(module, "q_norm") else [None]
+    def __init__(self, layer: Any, kind: LayerKind, architecture: Architecture) -> None:
+        module = layer.self_attn
+        self._query, self._key, self._size = architecture.heads, architecture.key_heads, module.head_dim
+        self.scoring = Scoring(float(module.scaling), kind.window, architecture.softcap)
+        self._row = architecture.row.head_norm == "row"
+        # Queries and keys have norms of their own, or none.
+        self._norms = (
+            [None]
+            if architecture.row.head_norm == "none"
+            else [Norm(module.q_norm, architecture.row), Norm(module.k_norm, architecture.row)]
+        )
 
-    def forward(self, flat: torch.Tensor, turns: Any, layout: Layout) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    def forward(
+        self, flat: torch.Tensor, rotation: Rotation | None, layout: Layout
+    ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
         """flat is [tokens, (heads + 2 key heads) * size]; the result [tokens, heads * size], and of each group what the
         fused kernel needs again: the logarithm of each query's sum."""
-        heads = self._turned(self._split(flat), turns)
+        heads = self._turned(self._split(flat), rotation)
         seen = flat.new_empty(len(flat), self._query, self._size)
         sums = []
         for group in layout:
             query, key, value = self._take(heads, group)
-            if group.is_large:
-                output, kept = _attend_fused(query, key, value, group, self._scaling)
-            else:
-                weights = _weigh(query, key, group.later, self._scaling)
-                output, kept = (_fold(weights, key) @ value.flatten(0, 1)).view_as(query), None
+            output, kept = attend_group(query, key, value, group, self.scoring)
             seen[group.start : group.stop] = _flatten(output, group)
             sums.append(kept)
         return seen.flatten(1), sums
@@ -124,27 +144,30 @@ class Attention:
         flat: torch.Tensor,
         seen: torch.Tensor,
         sums: Sequence[torch.Tensor | None],
-        turns: Any,
+        rotation: Rotation | None,
         layout: Layout,
     ) -> torch.Tensor:
         """The gradient of flat, of that of what was seen."""
         plain = self._split(flat)
-        heads = self._turned(plain, turns)
+        heads = self._turned(plain, rotation)
         grads = torch.empty_like(heads)
         parts = [tensor.view(len(flat), self._query, self._size) for tensor in (grad, seen)]
         for group, kept in zip(layout, sums, strict=True):
             taken = self._take(heads, group)
             grad_output, output = (_pad(part, group, fill) for part, fill in zip(parts, (False, True), strict=True))
-            if group.is_large:
-                found = _attend_fused_backward(grad_output, *taken, output, kept, group, self._scaling)
-            else:
-                found = _attend_backward(grad_output, *taken, group.later, self._scaling)
+            found = attend_group_backward(grad_output, *taken, output, kept, group, self.scoring)
             own = [found[0], *(one[:, :, group.shared :] for one in found[1:])]
             grads[group.start : group.stop] = _flatten(torch.cat(own, dim=1), group)
             if group.shared:
                 root = torch.cat([one[:, :, : group.shared].sum(0) for one in found[1:]])
                 grads[: group.shared, self._query :] += root.transpose(0, 1)
-        return self._turned_back(grads, plain, turns).flatten(1)
+        return self._turned_back(grads, plain, rotation).flatten(1)
+
+    def split(self, flat: torch.Tensor, rotation: Rotation | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Query [tokens, heads, size], key and value [tokens, key heads, size], turned to their positions."""
+        turned = self._turned(self._split(flat), rotation)
+        query, key, value = torch.split(turned, [self._query, self._key, self._key], dim=1)
+        return query, key, value
 
     def _split(self, flat: torch.Tensor) -> torch.Tensor:
         return flat.view(len(flat), -1, self._size)
@@ -154,24 +177,39 @@ class Attention:
         both = heads[:, : self._query + self._key]
         return [both] if self._norms == [None] else torch.split(both, [self._query, self._key], dim=1)
 
-    def _turned(self, plain: torch.Tensor, turns: Any) -> torch.Tensor:
+    def _turned(self, plain: torch.Tensor, rotation: Rotation | None) -> torch.Tensor:
         """Queries and keys with their positions; values as they are."""
         turned = torch.empty_like(plain)
         for part, into, norm in zip(self._parts(plain), self._parts(turned), self._norms, strict=True):
-            turn(part if norm is None else normalise(part, norm), *turns, out=into)
+            normal = part if norm is None else norm.forward(self._joined(part)).view(part.shape)
+            if rotation is None:
+                into.copy_(normal)
+            else:
+                turn(normal, rotation, out=into)
+        if rotation is not None and rotation.query_scale is not None:
+            turned[:, : self._query] *= rotation.query_scale
         turned[:, self._query + self._key :] = plain[:, self._query + self._key :]
         return turned
 
-    def _turned_back(self, grads: torch.Tensor, plain: torch.Tensor, turns: Any) -> torch.Tensor:
+    def _turned_back(self, grads: torch.Tensor, plain: torch.Tensor, rotation: Rotation | None) -> torch.Tensor:
         back = torch.empty_like(grads)
+        if rotation is not None and rotation.query_scale is not None:
+            grads[:, : self._query] *= rotation.query_scale
         for grad, into, part, norm in zip(
             self._parts(grads), self._parts(back), self._parts(plain), self._norms, strict=True
         ):
-            turn_back(grad, *turns, out=into)
+            if rotation is None:
+                into.copy_(grad)
+            else:
+                turn_back(grad, rotation, out=into)
             if norm is not None:
-                into.copy_(normalise_backward(into, *divide_by_rms(part, norm), norm))
+                into.copy_(norm.backward(self._joined(into), *norm.divide(self._joined(part))).view(into.shape))
         back[:, self._query + self._key :] = grads[:, self._query + self._key :]
         return back
+
+    def _joined(self, part: torch.Tensor) -> torch.Tensor:
+        """What a norm of queries or keys sees: each head by itself, or all of a token's in a row."""
+        return part.flatten(1) if self._row else part
 
     def _take(self, heads: torch.Tensor, group: SegmentGroup) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Query [segments, heads, longest, size], key and value [segments, key heads, shared + longest, size]."""
@@ -200,41 +238,81 @@ def _flatten(x: torch.Tensor, group: SegmentGroup) -> torch.Tensor:
     return rows if group.own is None else rows.index_select(0, group.own)
 
 
-def _fold(x: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """[segments, heads, queries, ...] as [segments * key heads, heads a key head * queries, ...]: they share a key."""
-    return x.reshape(key.shape[0] * key.shape[1], -1, x.shape[-1])
+def attend_group(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: SegmentGroup, scoring: Scoring
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What the group's queries see, [segments, heads, longest, size], and what the backward pass needs beside."""
+    if not group.is_large:
+        weights = weigh(query, key, group.hidden(scoring.window), scoring)
+        return (fold(weights, key) @ value.flatten(0, 1)).view_as(query), None
+    if scoring.softcap is None:
+        return _attend_fused(query, key, value, group, scoring)
+    hidden = group.hidden(scoring.window)
+    outputs = []
+    for start in range(0, query.shape[2], CAPPED_QUERIES):
+        part = slice(start, start + CAPPED_QUERIES)
+        some = query[:, :, part]
+        outputs.append((fold(weigh(some, key, hidden[part], scoring), key) @ value.flatten(0, 1)).view_as(some))
+    return torch.cat(outputs, dim=2), None
 
 
-def _weigh(query: torch.Tensor, key: torch.Tensor, later: torch.Tensor, scaling: float) -> torch.Tensor:
-    """Attention weights [segments, heads, queries, keys], their softmax in float32."""
-    scores = _fold(query * scaling, key) @ key.flatten(0, 1).transpose(1, 2)
-    wide = scores.view(*query.shape[:3], -1).float()
-    return wide.masked_fill_(later, float("-inf")).softmax(dim=-1).to(query.dtype)
+def attend_group_backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    output: torch.Tensor,
+    sums: torch.Tensor | None,
+    group: SegmentGroup,
+    scoring: Scoring,
+) -> tuple[torch.Tensor, ...]:
+    """The gradients of query, key and value."""
+    if group.is_large and scoring.softcap is None:
+        return _attend_fused_backward(grad, query, key, value, output, sums, group, scoring)
+    hidden = group.hidden(scoring.window)
+    if not group.is_large:
+        return _attend_backward(grad, query, key, value, hidden, scoring)
+    grads_query, totals = [], [torch.zeros_like(key), torch.zeros_like(value)]
+    for start in range(0, query.shape[2], CAPPED_QUERIES):
+        part = slice(start, start + CAPPED_QUERIES)
+        found = _attend_backward(grad[:, :, part], query[:, :, part], key, value, hidden[part], scoring)
+        grads_query.append(found[0])
+        for total, one in zip(totals, found[1:], strict=True):
+            total += one
+    return torch.cat(grads_query, dim=2), *totals
 
 
 def _attend_backward(
-    grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, later: torch.Tensor, scaling: float
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    hidden: torch.Tensor,
+    scoring: Scoring,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    weights, folded = _weigh(query, key, later, scaling), _fold(grad, key)
-    grad_value = _fold(weights, key).transpose(1, 2) @ folded
+    weights, folded = weigh(query, key, hidden, scoring), fold(grad, key)
+    grad_value = fold(weights, key).transpose(1, 2) @ folded
     grad_weights = (folded @ value.flatten(0, 1).transpose(1, 2)).view_as(weights)
-    scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(scaling)
-    grad_query = _fold(scores, key) @ key.flatten(0, 1)
-    grad_key = _fold(scores, key).transpose(1, 2) @ _fold(query, key)
+    scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+    if scoring.softcap is not None:
+        scores *= cap_scores(query, key, scoring).div_(scoring.softcap).square_().neg_().add_(1).to(scores.dtype)
+    scores.mul_(scoring.scaling)
+    grad_query = fold(scores, key) @ key.flatten(0, 1)
+    grad_key = fold(scores, key).transpose(1, 2) @ fold(query, key)
     return grad_query.view_as(query), grad_key.view_as(key), grad_value.view_as(value)
 
 
 def _attend_fused(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: SegmentGroup, scaling: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: SegmentGroup, scoring: Scoring
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """On the CPU torch's own kernel, whose sums are kept; elsewhere what torch chooses, done again when needed."""
     if query.device.type != "cpu":
+        mask = ~group.hidden(scoring.window)
         return scaled_dot_product_attention(
-            query, key, value, attn_mask=~group.later, scale=scaling, enable_gqa=True
+            query, key, value, attn_mask=mask, scale=scoring.scaling, enable_gqa=True
         ), None
-    output, sums = _forward(
-        query, *_repeat(query, key, value), 0.0, not group.shared, **_masked(query, group), scale=scaling
-    )
+    causal, added = _mask(query, group, scoring)
+    output, sums = _forward(query, *_repeat(query, key, value), 0.0, causal, **added, scale=scoring.scaling)
     return output, sums
 
 
@@ -246,46 +324,28 @@ def _attend_fused_backward(
     output: torch.Tensor,
     sums: torch.Tensor | None,
     group: SegmentGroup,
-    scaling: float,
+    scoring: Scoring,
 ) -> tuple[torch.Tensor, ...]:
     if sums is None:
         leaves = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
         with torch.enable_grad():
-            again, _ = _attend_fused(leaves[0], leaves[1], leaves[2], group, scaling)
+            again, _ = _attend_fused(leaves[0], leaves[1], leaves[2], group, scoring)
         return torch.autograd.grad(again, leaves, grad)
     keys, values = _repeat(query, key, value)
-    found = _backward(
-        grad, query, keys, values, output, sums, 0.0, not group.shared, **_masked(query, group), scale=scaling
-    )
+    causal, mask = _mask(query, group, scoring)
+    found = _backward(grad, query, keys, values, output, sums, 0.0, causal, **mask, scale=scoring.scaling)
     return found[0], *(one.view(*key.shape[:2], -1, *key.shape[2:]).sum(2) for one in found[1:])
 
 
-def _masked(query: torch.Tensor, group: SegmentGroup) -> dict[str, torch.Tensor]:
-    """What the kernel adds to the scores: where nothing is shared, it knows the causal mask itself."""
-    if not group.shared:
-        return {}
-    mask = torch.zeros(group.later.shape, dtype=query.dtype, device=query.device)
-    return {"attn_mask": mask.masked_fill_(group.later, float("-inf"))}
+def _mask(query: torch.Tensor, group: SegmentGroup, scoring: Scoring) -> tuple[bool, dict[str, torch.Tensor]]:
+    """Whether the kernel's own causal mask is enough, and otherwise what it adds to the scores."""
+    if not group.shared and not group.slides(scoring.window):
+        return True, {}
+    hidden = group.hidden(scoring.window)
+    mask = torch.zeros(hidden.shape, dtype=query.dtype, device=query.device)
+    return False, {"attn_mask": mask.masked_fill_(hidden, float("-inf"))}
 
 
 def _repeat(query: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor]:
     """Key heads as often as there are heads."""
     return [tensor.repeat_interleave(query.shape[1] // tensor.shape[1], dim=1) for tensor in tensors]
-
-
-def turn(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, *, out: torch.Tensor) -> None:
-    """Rotary positions (https://arxiv.org/abs/2104.09864): x [tokens, heads, size], cosine and sine [tokens, size]."""
-    torch.mul(x, cosine[:, None], out=out)
-    (first, second), (early, late) = x.chunk(2, dim=-1), sine[:, None].chunk(2, dim=-1)
-    into = out.chunk(2, dim=-1)
-    into[0].addcmul_(second, early, value=-1)
-    into[1].addcmul_(first, late)
-
-
-def turn_back(grad: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, *, out: torch.Tensor) -> None:
-    """The gradient of x: the same turn the other way."""
-    torch.mul(grad, cosine[:, None], out=out)
-    (first, second), (early, late) = grad.chunk(2, dim=-1), sine[:, None].chunk(2, dim=-1)
-    into = out.chunk(2, dim=-1)
-    into[0].addcmul_(second, late)
-    into[1].addcmul_(first, early, value=-1)

@@ -16,9 +16,13 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from appliance.ml.layers.scores import Scoring
+
 ATTENTION = "appliance_segments"
 # Queries times keys up to which all scores are held at once, for the backward pass too.
 SMALL = 1 << 16
+# Queries whose scores are held at once where a soft cap keeps them from the fused kernel.
+CAPPED_QUERIES = 256
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,21 @@ class Pack:
         self.segments.append(segment)
         return segment
 
+    def find_long(self, most: int) -> list[bool]:
+        """Of each token whether its sequence has more than so many tokens. A segment and all that share a beginning
+        with it are long together: the longest of them decides."""
+        long = [sum(b - a for a, b in segment.spans) > most for segment in self.segments]
+        places = {segment.start: place for place, segment in enumerate(self.segments)}
+        contexts = [[places[start] for start, _ in segment.context] for segment in self.segments]
+        for place in reversed(range(len(long))):
+            for before in contexts[place]:
+                long[before] |= long[place]
+        for place, context in enumerate(contexts):
+            long[place] |= any(long[before] for before in context)
+        return [
+            mark for segment, mark in zip(self.segments, long, strict=True) for _ in range(segment.stop - segment.start)
+        ]
+
     def arguments(self, device: str) -> dict[str, Any]:
         """What the model is called with."""
         return {
@@ -63,11 +82,17 @@ class Pack:
         }
 
 
-def pack_sequences(sequences: Sequence[Sequence[int]], *, keep: int = 1) -> tuple[Pack, list[Segment]]:
-    """One pack of all sequences, their common beginning once; at least `keep` last tokens of each are its own."""
+def pack_sequences(
+    sequences: Sequence[Sequence[int]], *, keep: int = 1, longest_short: int | None = None
+) -> tuple[Pack, list[Segment]]:
+    """One pack of all sequences, their common beginning once; at least `keep` last tokens of each are its own.
+
+    `longest_short`: tokens from which on a sequence has other positions, so that it shares nothing with shorter ones.
+    """
     pack = Pack()
     shared = 0
-    if len(sequences) > 1:
+    kinds = {longest_short is not None and len(sequence) > longest_short for sequence in sequences}
+    if len(sequences) > 1 and len(kinds) == 1:
         shared = min(count_common(sequences), min(len(sequence) for sequence in sequences) - keep)
     root = pack.add(sequences[0][:shared]) if shared > 0 else None
     return pack, [pack.add(sequence[max(shared, 0) :], after=root) for sequence in sequences]
@@ -91,28 +116,28 @@ def attend(
     attention_mask: torch.Tensor | None,
     *,
     scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
     segments: tuple[Segment, ...] = (),
     rows: Any = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention for one row: by segments, or by `rows` of a cache (`ml/inference/cache.py`), otherwise plain causal.
+    """Attention for one row: by segments, or by `rows` (see `Seen`), otherwise plain causal.
 
     query is [1, heads, tokens, size], key and value [1, key heads, tokens, size], the result [1, tokens, heads, size].
     """
     if query.shape[0] != 1 or attention_mask is not None:
         raise ValueError("one row without a mask is what this attention is for")
+    scoring = Scoring(scaling or query.shape[-1] ** -0.5, sliding_window, softcap)
     if rows is not None:
-        return rows.attend(module.layer_idx, query, key, value, scaling or query.shape[-1] ** -0.5).contiguous(), None
-    if segments:
-        output = _attend_segments(query, key, value, segments, scaling or query.shape[-1] ** -0.5)
-    else:
-        causal = query.shape[2] > 1
-        output = scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scaling, enable_gqa=True)
-    return output.transpose(1, 2).contiguous(), None
+        flat = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+        return rows.attend(module.layer_idx, *flat, scoring)[None].contiguous(), None
+    segments = segments or (Segment(0, query.shape[2]),)
+    return _attend_segments(query, key, value, segments, scoring).transpose(1, 2).contiguous(), None
 
 
 def _attend_segments(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: tuple[Segment, ...], scaling: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: tuple[Segment, ...], scoring: Scoring
 ) -> torch.Tensor:
     """Taken apart by `split`, whose backward pass is one concatenation; slices would each fill a whole tensor."""
     sizes = [segment.stop - segment.start for segment in segments]
@@ -122,25 +147,38 @@ def _attend_segments(
     for number, segment in enumerate(segments):
         spans = [places[start] for start, _ in segment.context] + [number]
         seen_keys, seen_values = (torch.cat([parts[span] for span in spans], dim=1) for parts in (keys, values))
-        outputs.append(_attend_own(queries[number], seen_keys, seen_values, scaling))
+        outputs.append(attend_causal(queries[number], seen_keys, seen_values, scoring))
     return torch.cat(outputs, dim=1)[None]
 
 
-def _attend_own(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+def attend_causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring) -> torch.Tensor:
     """Causal attention, the last query at the last key, in float32 where it is small: quicker than a fused kernel.
 
     query is [heads, queries, size], key and value [key heads, keys, size]; several heads share one key head.
     """
     (heads, queries, size), (groups, keys, _) = query.shape, key.shape
-    later = torch.ones(queries, keys, dtype=torch.bool, device=query.device).triu(keys - queries + 1)
-    if queries * keys > SMALL:
+    hidden = hide_keys(queries, keys, scoring.window, query.device)
+    if queries * keys > SMALL and scoring.softcap is None:
         rows = (query[None], key[None], value[None])
-        return scaled_dot_product_attention(*rows, attn_mask=~later, scale=scaling, enable_gqa=True)[0]
-    shared = query.float().reshape(groups, heads // groups * queries, size) * scaling
-    scores = (shared @ key.float().transpose(1, 2)).view(heads, queries, keys)
-    weights = scores.masked_fill(later, float("-inf")).softmax(dim=-1)
-    output = weights.view(groups, heads // groups * queries, keys) @ value.float()
-    return output.view(heads, queries, size).to(query.dtype)
+        return scaled_dot_product_attention(*rows, attn_mask=~hidden, scale=scoring.scaling, enable_gqa=True)[0]
+    parts = []
+    for some, unseen in zip(
+        torch.split(query, CAPPED_QUERIES, dim=1), torch.split(hidden, CAPPED_QUERIES), strict=True
+    ):
+        shared = some.float().reshape(groups, -1, size) * scoring.scaling
+        scores = (shared @ key.float().transpose(1, 2)).view(heads, -1, keys)
+        if scoring.softcap is not None:
+            scores = torch.tanh(scores / scoring.softcap) * scoring.softcap
+        weights = scores.masked_fill(unseen, float("-inf")).softmax(dim=-1)
+        parts.append((weights.view(groups, -1, keys) @ value.float()).view(heads, -1, size))
+    return torch.cat(parts, dim=1).to(query.dtype)
+
+
+def hide_keys(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """[queries, keys]: what the last `queries` of so many tokens do not see."""
+    all_keys = torch.ones(queries, keys, dtype=torch.bool, device=device)
+    later = all_keys.triu(keys - queries + 1)
+    return later if window is None or window >= keys else later | all_keys.tril(keys - queries - window)
 
 
 AttentionInterface.register(ATTENTION, attend)

@@ -8,7 +8,8 @@ y = W x + s B A x. Products are in the base's compute dtype; A, B and their grad
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import bitsandbytes
@@ -17,6 +18,21 @@ from bitsandbytes.functional import dequantize_blockwise
 from peft.tuners.lora import LoraLayer
 
 Tensors = list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What an adapter adds to layers that read one input: every A, [ranks, in], and every B, [out, ranks], each in its
+    own rows and columns."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+    scaling: float
+
+    def forget(self) -> None:
+        """Zeroes it."""
+        self.down.zero_()
+        self.up.zero_()
 
 
 class Projections:
@@ -43,6 +59,30 @@ class Projections:
             self._scaling, self._dropout = float(layer.scaling["default"]), _dropout(layer)
             rank += down.shape[0]
         self._shape = (out, rank)
+        self._sizes = [linear.out_features for linear in linears]
+
+    def multiply(self, x: torch.Tensor, low: LowRank | None) -> torch.Tensor:
+        """The layers' outputs with an adapter that is not trained, or with none; as `forward` computes them."""
+        output = torch.nn.functional.linear(x, self._frozen.weight(x.dtype), self._frozen.bias)
+        return output if low is None else output.addmm_(x @ low.down.T, low.up.T, alpha=low.scaling)
+
+    def join(
+        self, names: Sequence[str], weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]], scaling: float
+    ) -> LowRank | None:
+        """An adapter's A and B of these layers, by name, as `multiply` takes them; None where it has none of them."""
+        pairs = [weights.get(name) for name in names]
+        found = [pair for pair in pairs if pair is not None]
+        if not found:
+            return None
+        down = torch.cat([pair[0] for pair in found])
+        up = down.new_zeros(sum(self._sizes), len(down))
+        out = rank = 0
+        for pair, size in zip(pairs, self._sizes, strict=True):
+            if pair is not None:
+                up[out : out + size, rank : rank + len(pair[0])] = pair[1]
+                rank += len(pair[0])
+            out += size
+        return LowRank(down.to(self._frozen.dtype), up.to(self._frozen.dtype), scaling)
 
     @property
     def drops(self) -> bool:
@@ -112,6 +152,7 @@ class _Frozen:
 
     def __init__(self, linears: Sequence[Any], keeps: bool) -> None:
         self._linears, self._keeps = linears, keeps
+        self.dtype = _find_dtype(linears[0])
         self._kept: torch.Tensor | None = None
         self._blocks = _join_blocks(linears) if isinstance(linears[0], bitsandbytes.nn.Linear4bit) else None
         self.bias = _join_biases(linears)
@@ -135,6 +176,12 @@ class _Frozen:
             packed, scales, state.blocksize, state.quant_type, shape, dtype
         )
         return made
+
+
+def _find_dtype(linear: Any) -> torch.dtype:
+    """What the layer multiplies in."""
+    dtype: torch.dtype = getattr(linear, "compute_dtype", None) or linear.weight.dtype
+    return dtype
 
 
 def _join_blocks(linears: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:

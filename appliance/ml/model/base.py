@@ -8,6 +8,7 @@ evaluation on exactly this tuple.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,13 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from appliance.errors import BadInput
 from appliance.ml.layers import packing
+from appliance.ml.layers.architecture import find_architecture
+from appliance.ml.layers.decoder import KEPT_BYTES
+from appliance.ml.layers.head import Head, make_head
+from appliance.ml.layers.packing import Pack
+from appliance.ml.layers.positions import find_longest_short
+from appliance.ml.layers.reader import Reader, Seen
+from appliance.ml.layers.trees import TreeAttention
 from appliance.ml.model.chat import Chat, load_chat
 from appliance.ml.model.folder import check_folder
 
@@ -39,34 +47,65 @@ class Base:
     chat: Chat
     device: str
     autocast: torch.dtype | None = None
+    reader: Reader | None = None
+    """The layers by hand, for many rows without gradients; None where the library's modules are at work."""
 
     @property
     def context_length(self) -> int:
         return int(self.model.config.max_position_embeddings)
 
-    def head_weight(self) -> torch.Tensor:
-        """[vocabulary, hidden], in the compute dtype."""
-        weight: torch.Tensor = self.model.get_output_embeddings().weight
-        return weight
+    def head(self) -> Head:
+        """From what `hidden` and `read` give to logits; its weight is [vocabulary, hidden], in the compute dtype."""
+        return make_head(self.model)
+
+    @property
+    def longest_short(self) -> int | None:
+        """Tokens from which on a sequence has other positions (`Positions`); None where it never has."""
+        return find_longest_short(self.model.config)
 
     def hidden(self, **arguments: Any) -> torch.Tensor:
-        """The last layer's output, [1, tokens, hidden]: everything but the head."""
+        """The last layer's output, [1, tokens, hidden], by the library's modules: everything but the head."""
         with self._multiplying():
             output: torch.Tensor = self.model.get_decoder()(**arguments).last_hidden_state
         return output
+
+    def read_pack(self, pack: Pack) -> torch.Tensor:
+        """[tokens, hidden] of a pack, without gradients."""
+        long = [False] * len(pack.ids) if self.longest_short is None else pack.find_long(self.longest_short)
+        return self.read(pack.ids, pack.positions, TreeAttention(pack, self.device), long)
+
+    @torch.inference_mode()
+    def read(self, ids: Sequence[int], positions: Sequence[int], seen: Seen, long: Sequence[bool]) -> torch.Tensor:
+        """[tokens, hidden] of tokens at these positions, without gradients; `long` marks those of a long sequence."""
+        if self.reader is not None:
+            return self.reader.hidden(ids, positions, seen, long)
+        return self.hidden(
+            input_ids=torch.tensor([list(ids)], device=self.device),
+            position_ids=torch.tensor([list(positions)], device=self.device),
+            use_cache=False,
+            rows=seen,
+        )[0]
 
     def _multiplying(self) -> AbstractContextManager[object]:
         return nullcontext() if self.autocast is None else torch.autocast(self.device, self.autocast)
 
 
 def load_base(
-    folder: Path, *, quantisation: str, compute_dtype: str, device: str, trainable: bool = False, packs: bool = True
+    folder: Path,
+    *,
+    quantisation: str,
+    compute_dtype: str,
+    device: str,
+    trainable: bool = False,
+    packs: bool = True,
+    reads: bool = False,
 ) -> Base:
     """A base from a converted folder; BadInput for anything but local safetensors and the tuples we know.
 
     `trainable`: for training the weights themselves, which are float32 then: a step is lost in bfloat16's rounding.
     `packs`: whether bitsandbytes may repack a layer's weights when it first answers. A method that dequantises them
     again in every pass (DoRA) would read noise then, and nobody would say so.
+    `reads`: whether many rows go through the layers by hand, where the table of architectures covers them.
     """
     if quantisation not in QUANTISATIONS:
         raise BadInput(f"base, quantisation: expected {' or '.join(QUANTISATIONS)}, got {quantisation!r}")
@@ -87,7 +126,16 @@ def load_base(
     model.requires_grad_(False)
     model.eval()
     _choose_kernels(model, dtype, packs)
-    return Base(model, load_chat(folder), device, dtype if trainable and dtype != torch.float32 else None)
+    reader = _make_reader(model) if reads else None
+    return Base(model, load_chat(folder), device, dtype if trainable and dtype != torch.float32 else None, reader)
+
+
+def _make_reader(model: Any) -> Reader | None:
+    architecture = find_architecture(model)
+    kinds = {type(module).__name__ for module in model.get_decoder().layers.modules() if hasattr(module, "in_features")}
+    if architecture is None or not kinds <= {"Linear", "Linear4bit"}:
+        return None
+    return Reader(model, architecture, kept_bytes=KEPT_BYTES)
 
 
 def _quantise(quantisation: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:

@@ -82,7 +82,9 @@ def count_least_parameters(config: Mapping[str, Any]) -> int:
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     size = config.get("head_dim") or hidden // heads
     keys = config.get("num_key_value_heads") or heads
-    layer = 2 * hidden * size * (heads + keys) + 3 * hidden * config["intermediate_size"]
+    layer = 2 * hidden * size * (heads + keys) + 3 * hidden * (
+        config.get("shared_intermediate_size") or config["intermediate_size"]
+    )
     return int(config["vocab_size"] * hidden + config["num_hidden_layers"] * layer)
 
 

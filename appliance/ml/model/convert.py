@@ -22,6 +22,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from appliance.errors import BadInput
+from appliance.ml.layers.architecture import find_architecture
 from appliance.ml.model.chat import (
     TEMPLATE_FILE,
     TOKENIZER_CONFIG_FILE,
@@ -187,14 +188,15 @@ def _describe(output: Path, warnings: list[str]) -> dict[str, Any]:
 def describe_shape(model: Any) -> dict[str, Any]:
     """The dimensions that a plan needs (`domain/planning/shape.py`)."""
     config, head, words = model.config, model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    heads = int(config.num_attention_heads)
+    heads, architecture = int(config.num_attention_heads), find_architecture(model)
     return {
         "layers": int(config.num_hidden_layers),
         "hidden": int(config.hidden_size),
-        "inner": int(config.intermediate_size),
+        "inner": int(getattr(config, "shared_intermediate_size", None) or config.intermediate_size),
         "heads": heads,
         "key_heads": int(getattr(config, "num_key_value_heads", None) or heads),
         "head_size": int(getattr(config, "head_dim", None) or config.hidden_size // heads),
         "words": int(words.shape[0]),
         "tied": head is words,
+        "fused": architecture is not None and len(architecture.row.reading) == 1,
     }

@@ -15,6 +15,7 @@ from typing import Any
 
 from appliance.errors import BadInput, TooLarge
 from appliance.formats.artifacts.manifest import MANIFEST_PATH
+from appliance.ml.layers.architecture import find_gap
 from appliance.ml.model.bounds import check_claims, check_weights
 from appliance.ml.model.tokenizer import check_tokenizer
 
@@ -40,8 +41,6 @@ _SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 _MAX_JSON_BYTES = 64 << 20
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_WEIGHTS_HEADER_BYTES = 16 << 20
-
-ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 _REASONS = {
     ".bin": "a pickle, which runs code when it is read",
@@ -124,14 +123,12 @@ def _read_json(path: Path, most: int = _MAX_JSON_BYTES) -> Any:
 
 def _check_config(config: Any) -> None:
     architectures = config.get("architectures") if isinstance(config, dict) else None
-    if not isinstance(architectures, list) or len(architectures) != 1 or architectures[0] not in ARCHITECTURES:
-        raise BadInput(
-            f"base, {CONFIG_FILE}: expected one architecture of {', '.join(ARCHITECTURES)}, got {architectures}"
-        )
+    if not isinstance(architectures, list) or len(architectures) != 1:
+        raise BadInput(f"base, {CONFIG_FILE}, architectures: expected one name, got {architectures!r:.80}")
+    if (gap := find_gap(config)) is not None:
+        raise BadInput(f"base, {CONFIG_FILE}, {gap}")
     if "quantization_config" in config:
         raise BadInput(f"base, {CONFIG_FILE}: expected weights that are not quantised, got a quantization_config")
-    if config.get("use_sliding_window"):
-        raise BadInput(f"base, {CONFIG_FILE}: expected full attention, got a sliding window")
     check_claims(config, f"base, {CONFIG_FILE}")
 
 

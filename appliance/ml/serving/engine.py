@@ -97,7 +97,7 @@ class Engine:
 
     def __init__(self, base: Base) -> None:
         self.base = base
-        self.slots = Slots(base.model, base.device)
+        self.slots = Slots(base)
         self._plain: Reading = read_probe(base)
         self._tokens = max(_CACHE_TOKENS, base.context_length)
         # A block more for each row: its last one may be filled in part.

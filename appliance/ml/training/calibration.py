@@ -61,7 +61,7 @@ def calibrate(folder: Path, recipe: Mapping[str, Any], report: Callable[[int, in
 
 
 def _draw(base: Base, length: int) -> list[Sample]:
-    words, draw = base.head_weight().shape[0], random.Random(1)
+    words, draw = base.head().weight.shape[0], random.Random(1)
     rows = [tuple(draw.randrange(words) for _ in range(length)) for _ in range(ROWS * STEPS)]
     return [Sample(index, row, ((length - ANSWER, length),)) for index, row in enumerate(rows)]
 

@@ -15,7 +15,6 @@ import torch
 
 from appliance.errors import BadInput, Unavailable
 from appliance.ml.data.samples import Sample
-from appliance.ml.layers.attention import lay_out
 from appliance.ml.layers.decoder import Decoder, fits_decoder
 from appliance.ml.layers.packing import pack_sequences
 from appliance.ml.model.base import Base
@@ -147,7 +146,7 @@ def describe_step(
 def sample_losses(base: Base, decoder: Decoder | None, samples: Sequence[Sample]) -> torch.Tensor:
     """[samples], float32: the summed cross-entropy of each one's trained tokens."""
     own = max(len(sample.ids) - sample.spans[0][0] for sample in samples) + 1
-    pack, segments = pack_sequences([sample.ids for sample in samples], keep=own)
+    pack, segments = pack_sequences([sample.ids for sample in samples], keep=own, longest_short=base.longest_short)
     places: list[int] = []
     targets: list[int] = []
     rows: list[int] = []
@@ -158,13 +157,9 @@ def sample_losses(base: Base, decoder: Decoder | None, samples: Sequence[Sample]
             targets += sample.ids[start:stop]
             rows += [row] * (stop - start)
     device = base.device
-    if decoder is None:
-        hidden = base.hidden(**pack.arguments(device))[0]
-    else:
-        ids, positions = (torch.tensor(values, device=device) for values in (pack.ids, pack.positions))
-        hidden = decoder.hidden(ids, positions, lay_out(pack.segments, device))
+    hidden = base.hidden(**pack.arguments(device))[0] if decoder is None else decoder.hidden(pack, device)
     chosen = hidden[torch.tensor(places, device=device)]
-    losses = token_losses(chosen, base.head_weight(), torch.tensor(targets, device=device))
+    losses = token_losses(chosen, base.head(), torch.tensor(targets, device=device))
     return losses.new_zeros(len(samples)).index_add(0, torch.tensor(rows, device=device), losses)
 
 

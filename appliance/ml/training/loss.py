@@ -8,6 +8,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from appliance.ml.layers.head import Head
+
 # Positions whose logits stand in memory at once: with 49,152 words a chunk is 25 MB in float32.
 CHUNK = 128
 
@@ -16,18 +18,19 @@ class _TokenLosses(torch.autograd.Function):
     """Each position's loss; the gradient of hidden is computed in the forward pass, while the logits are there."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
         losses = torch.empty(len(targets), device=hidden.device)
         grad = torch.empty_like(hidden)
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)
-            logs = torch.log_softmax(hidden[part] @ weight.T, dim=-1, dtype=torch.float32)
+            logits = head.logits(hidden[part])
+            logs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
             rows, chosen = torch.arange(len(logs), device=hidden.device), targets[part]
             losses[part] = -logs[rows, chosen]
             # softmax minus the target: the gradient of the logits.
             shares = logs.exp_()
             shares[rows, chosen] -= 1
-            grad[part] = shares.to(weight.dtype) @ weight
+            grad[part] = head.finish_backward(shares, logits).to(head.weight.dtype) @ head.weight
         ctx.grad = grad
         return losses
 
@@ -36,18 +39,18 @@ class _TokenLosses(torch.autograd.Function):
         return ctx.grad * grad[:, None].to(ctx.grad.dtype), None, None
 
 
-def token_losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def token_losses(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
     """[positions], float32: the cross-entropy of each target.
 
-    hidden is [positions, size], weight [words, size] of the same dtype, targets [positions]. A head that is trained
+    hidden is [positions, size], of the dtype of the head's weight, targets [positions]. A head that is trained
     itself has its chunks computed again in the backward pass.
     """
-    if not weight.requires_grad:
-        losses: torch.Tensor = _TokenLosses.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
+    if not head.weight.requires_grad:
+        losses: torch.Tensor = _TokenLosses.apply(hidden, head, targets)  # type: ignore[no-untyped-call]
         return losses
     parts = [slice(start, start + CHUNK) for start in range(0, len(targets), CHUNK)]
-    return torch.cat([checkpoint(_plain, hidden[part], weight, targets[part], use_reentrant=False) for part in parts])
+    return torch.cat([checkpoint(_plain, hidden[part], head, targets[part], use_reentrant=False) for part in parts])
 
 
-def _plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return cross_entropy((hidden @ weight.T).float(), targets, reduction="none")
+def _plain(hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(head.logits(hidden).float(), targets, reduction="none")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from appliance.domain.recipe.methods import ADAPTER_WEIGHTS, METHODS
 from appliance.errors import BadInput
 from appliance.formats.core.digest import Hasher
 from appliance.ml.inference import adapters
+from appliance.ml.layers.architecture import find_architecture
 from appliance.ml.model import folder
 from appliance.ml.model.base import Base
 from appliance.ml.training import starts
@@ -54,7 +55,7 @@ def attach_adapter(base: Base, recipe: Mapping[str, Any]) -> Attached:
         model = base.model.requires_grad_(True)
         began = digest_weights(model)
     else:
-        model, began = _wrap(base.model, _configure(recipe)), None
+        model, began = _wrap(base.model, _configure(base.model, recipe)), None
         if method in starts.STARTS:
             starts.begin(model, method, seed=recipe["seed"])
     if recipe["gradient_checkpointing"] != "none":
@@ -63,11 +64,12 @@ def attach_adapter(base: Base, recipe: Mapping[str, Any]) -> Attached:
     return Attached(model, method, began, base.autocast or torch.float32)
 
 
-def _configure(recipe: Mapping[str, Any]) -> LoraConfig | IA3Config:
-    modules = list(recipe["target_modules"])
+def _configure(model: Any, recipe: Mapping[str, Any]) -> LoraConfig | IA3Config:
+    roles = list(recipe["target_modules"])
+    modules = name_modules(model, roles)
     if recipe["method"] == "ia3":
-        scaled = [name for name in modules if name in IA3_MODULES] or modules
-        inner = [name for name in scaled if name in FEED_FORWARD]
+        scaled = name_modules(model, [role for role in roles if role in IA3_MODULES] or roles)
+        inner = [name for name in name_modules(model, FEED_FORWARD) if name in scaled]
         return IA3Config(target_modules=scaled, feedforward_modules=inner, task_type="CAUSAL_LM")
     # Beside what is trained stands where it began; alpha / rank stays what it is.
     times = 2 if recipe["method"] in starts.STARTS else 1
@@ -81,6 +83,26 @@ def _configure(recipe: Mapping[str, Any]) -> LoraConfig | IA3Config:
         use_rslora=recipe["method"] == "rslora",
         use_dora=recipe["method"] == "dora",
     )
+
+
+def name_modules(model: Any, roles: Sequence[str]) -> list[str]:
+    """The model's own names for the roles of linear layers that a recipe names.
+
+    BadInput where one layer of the model plays several roles and a recipe names some of them.
+    """
+    architecture = find_architecture(model)
+    if architecture is None:
+        return list(roles)
+    names = architecture.row.modules
+    chosen = {names[role] for role in roles}
+    for role, name in names.items():
+        if name in chosen and role not in roles:
+            together = [other for other, same in names.items() if same == name]
+            raise BadInput(
+                f"recipe, target_modules: expected {', '.join(together)} together, which are one layer of this base, "
+                f"got {', '.join(roles)}"
+            )
+    return list(dict.fromkeys(names[role].rsplit(".", 1)[-1] for role in roles))
 
 
 def _wrap(model: Any, config: LoraConfig | IA3Config) -> Any:

@@ -43,7 +43,7 @@ def make_adapter(
 def test_a_slot_gives_the_bits_that_peft_gives(base_folder: Path, dtype: str) -> None:
     config, weights, _, theirs = make_adapter(base_folder, 1, dtype)
     ours = load_base(base_folder, quantisation="nf4-double", compute_dtype=dtype, device="cpu")
-    slots = Slots(ours.model, "cpu")
+    slots = Slots(ours)
     plain = read_probe(ours)
     slots.load("a", config, weights)
     with slots.using("a"):
@@ -54,7 +54,7 @@ def test_a_slot_gives_the_bits_that_peft_gives(base_folder: Path, dtype: str) ->
 
 def test_a_failed_call_leaves_no_adapter_behind(base: Base, base_folder: Path) -> None:
     """peft 0.21 answered the next call with the failed call's adapter (its issue 3475)."""
-    slots = Slots(base.model, "cpu")
+    slots = Slots(base)
     plain = read_probe(base)
     readings = {}
     for seed, slot in enumerate("ab"):
@@ -71,7 +71,7 @@ def test_a_failed_call_leaves_no_adapter_behind(base: Base, base_folder: Path) -
 
 
 def test_an_unloaded_slot_is_gone(base: Base, base_folder: Path) -> None:
-    slots = Slots(base.model, "cpu")
+    slots = Slots(base)
     config, weights, _, _ = make_adapter(base_folder, 1)
     slots.load("a", config, weights)
     with pytest.raises(Conflict, match="slot a: expected an empty one"):
@@ -85,7 +85,7 @@ def test_an_unloaded_slot_is_gone(base: Base, base_folder: Path) -> None:
 
 
 def test_two_slots_are_never_in_use_at_once(base: Base, base_folder: Path) -> None:
-    slots = Slots(base.model, "cpu")
+    slots = Slots(base)
     config, weights, _, _ = make_adapter(base_folder, 1)
     slots.load("a", config, weights)
     with slots.using("a"), pytest.raises(Conflict), slots.using("a"):
@@ -94,7 +94,7 @@ def test_two_slots_are_never_in_use_at_once(base: Base, base_folder: Path) -> No
 
 
 def test_the_head_and_the_embeddings_are_not_adapted(base: Base) -> None:
-    Slots(base.model, "cpu")
+    Slots(base)
     adapted = [name for name, module in base.model.named_modules() if isinstance(module, AdaptedLinear)]
     assert len(adapted) == 2 * 7
     assert not isinstance(base.model.get_output_embeddings(), AdaptedLinear)
@@ -181,7 +181,7 @@ _KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 )
 def test_weights_that_do_not_fit_are_refused(base: Base, base_folder: Path, edit: Any, message: str) -> None:
     config, weights, _, _ = make_adapter(base_folder, 1)
-    slots = Slots(base.model, "cpu")
+    slots = Slots(base)
     with pytest.raises(BadInput, match=message):
         slots.load("a", config, _edited(weights, edit))
     assert "a" not in slots
@@ -191,4 +191,4 @@ def test_weights_that_do_not_fit_are_refused(base: Base, base_folder: Path, edit
 def test_bytes_that_are_no_safetensors_are_refused(base: Base, base_folder: Path, weights: bytes) -> None:
     config = make_adapter(base_folder, 1)[0]
     with pytest.raises(BadInput, match="adapter weights: expected safetensors"):
-        Slots(base.model, "cpu").load("a", config, weights)
+        Slots(base).load("a", config, weights)

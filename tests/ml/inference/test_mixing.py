@@ -174,7 +174,7 @@ def test_a_row_of_a_mixed_batch_is_what_its_adapter_alone_computes(base: Base, l
         for count, logits in enumerate(watched.seen[name][:5]):
             with watched.slots.using(slot), torch.inference_mode():
                 hidden = base.hidden(input_ids=torch.tensor([ids]), use_cache=False)[0, -1]
-                expected = (hidden @ base.head_weight().T).float()
+                expected = (hidden @ base.head().weight.T).float()
             assert (logits - expected).abs().max() < 2e-3 * expected.abs().max(), (name, count)
             if request.temperature:
                 break
@@ -183,7 +183,7 @@ def test_a_row_of_a_mixed_batch_is_what_its_adapter_alone_computes(base: Base, l
 
 def test_a_rank_that_is_filled_up_changes_nothing(base: Base, layout: str) -> None:
     """What a mix adds to three layers that share an input is what each computes by itself; the base's row is left."""
-    slots = Slots(base.model, "cpu")
+    slots = Slots(base)
     slots.load("a", *plain_adapter(base, 1, 6, MODULES))
     attention = base.model.get_decoder().layers[0].self_attn
     layers = [attention.q_proj, attention.k_proj, attention.v_proj]

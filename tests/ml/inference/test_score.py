@@ -20,7 +20,7 @@ PROMPTS = [[1, 50, 60, 5, 6, 7], [1, 50, 60, 9], [1, 50, 60, 8, 8, 8, 8, 8, 8]]
 def _next(base: Base, ids: Sequence[int]) -> torch.Tensor:
     with torch.inference_mode():
         hidden = base.hidden(input_ids=torch.tensor([list(ids)]), use_cache=False)[0, -1]
-        return (hidden @ base.head_weight().T).double()
+        return (hidden @ base.head().weight.T).double()
 
 
 def _walk(base: Base, prompt: list[int], label: list[int]) -> float:

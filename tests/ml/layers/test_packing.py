@@ -39,7 +39,7 @@ def test_packed_equals_unpacked_at_the_logits(
     for ids, segment in zip(SEQUENCES, segments, strict=True):
         own = segment.stop - segment.start
         packed, alone = hidden[segment.start : segment.stop], _alone(base, ids)[-own:]
-        difference = ((packed - alone) @ base.head_weight().T).float().abs().max().item()
+        difference = ((packed - alone) @ base.head().weight.T).float().abs().max().item()
         assert difference < tolerance, f"{kind}: a neighbour moved the logits by {difference}"
 
 
@@ -49,7 +49,7 @@ def test_the_comparison_above_sees_a_leak(base: Base) -> None:
     with torch.inference_mode():
         leaked = base.hidden(input_ids=torch.tensor([pack.ids]), position_ids=torch.tensor([pack.positions]))[0]
     last = segments[-1]
-    difference = (leaked[last.stop - 1] - _alone(base, SEQUENCES[-1])[-1]) @ base.head_weight().T
+    difference = (leaked[last.stop - 1] - _alone(base, SEQUENCES[-1])[-1]) @ base.head().weight.T
     assert difference.abs().max().item() > 0.1
 
 

@@ -70,7 +70,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: _edit(f, "tokenizer_config.json", auto_map={"AutoTokenizer": ["x.Y", None]}),
         "auto_map",
     ),
-    "architecture": (lambda f: _edit(f, "config.json", architectures=["EvilForCausalLM"]), "expected one architecture"),
+    "architecture": (
+        lambda f: _edit(f, "config.json", architectures=["EvilForCausalLM"]),
+        "architectures: expected one of LlamaForCausalLM, ",
+    ),
     "quantised": (lambda f: _edit(f, "config.json", quantization_config={"x": 1}), "not quantised"),
     "index": (_index, "index.json: expected it to name the weights' files"),
     "no-config": (lambda f: (f / "config.json").unlink(), "config.json: expected this file"),

@@ -13,6 +13,7 @@ import torch
 
 from appliance.errors import ApplianceError, BadInput, Conflict, Denied, Tampered, TooLarge
 from appliance.ml.inference import score
+from appliance.ml.inference.adapters import Slots
 from appliance.ml.inference.drawing import draw_token, draw_tokens
 from appliance.ml.inference.probe import encode_number, encode_probe, read_probe
 from appliance.ml.inference.request import Request, parse_request
@@ -29,9 +30,13 @@ Sealed = tuple[bytes, bytes, dict[str, Any]]
 @pytest.fixture
 def sealed(base_folder: Path) -> Sealed:
     """(configuration, weights, probe) as evaluation would seal them, read in another model."""
-    config, weights, _, theirs = make_adapter(base_folder, 1)
-    plain = load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu")
-    return config, weights, encode_probe(theirs, read_probe(plain), read_probe(theirs))
+    config, weights, _, _ = make_adapter(base_folder, 1)
+    theirs = load_base(base_folder, quantisation="nf4-double", compute_dtype="float32", device="cpu", reads=True)
+    slots = Slots(theirs)
+    slots.load("evaluated", config, weights)
+    with slots.using("evaluated"):
+        adapted = read_probe(theirs)
+    return config, weights, encode_probe(theirs, read_probe(theirs), adapted)
 
 
 @pytest.fixture
@@ -74,7 +79,7 @@ def _greedy(base: Base, count: int) -> list[int]:
     with torch.inference_mode():
         for _ in range(count):
             hidden = base.hidden(input_ids=torch.tensor([ids + drawn]), use_cache=False)[0, -1]
-            drawn.append(int((hidden @ base.head_weight().T).argmax()))
+            drawn.append(int((hidden @ base.head().weight.T).argmax()))
     return drawn
 
 

@@ -16,6 +16,7 @@ from appliance.errors import BadInput
 from appliance.ml.data import rows as data
 from appliance.ml.data.samples import Sample, tokenize_rows
 from appliance.ml.layers import attention, packing
+from appliance.ml.layers.head import Head
 from appliance.ml.model import machine
 from appliance.ml.model.base import Base, load_base
 from appliance.ml.training import loop, loss, methods
@@ -160,12 +161,11 @@ def test_a_neighbour_moves_no_logit(
     for together in (sequences, sequences[:1], [tail[4:] for tail in sequences]):
         pack, segments = packing.pack_sequences(together)
         with torch.no_grad():
-            layout = attention.lay_out(pack.segments, "cpu")
-            hidden = decoder.hidden(torch.tensor(pack.ids), torch.tensor(pack.positions), layout)
+            hidden = decoder.hidden(pack, "cpu")
             for ids, segment in zip(together, segments, strict=True):
                 own = segment.stop - segment.start
                 alone = base.hidden(input_ids=torch.tensor([ids]), use_cache=False)[0][-own:]
-                difference = (hidden[segment.start : segment.stop] - alone) @ base.head_weight().T
+                difference = (hidden[segment.start : segment.stop] - alone) @ base.head().weight.T
                 assert difference.float().abs().max().item() < tolerance
 
 
@@ -177,7 +177,7 @@ def test_the_head_is_the_same_in_chunks_trained_or_not(monkeypatch: pytest.Monke
     gradients = []
     for trained in (False, True):
         one, head = hidden.clone().requires_grad_(), weight.clone().requires_grad_(trained)
-        losses = loss.token_losses(one, head, targets)
+        losses = loss.token_losses(one, Head(head), targets)
         assert torch.allclose(losses, torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="none"))
         (losses * torch.arange(8)).sum().backward()
         gradients.append(one.grad)
@@ -205,7 +205,7 @@ def test_the_logits_of_a_long_sequence_never_stand_in_memory_whole(trained: bool
     """Neither forward nor backward, whether or not the head is trained."""
     hidden, weight = torch.randn(5 * loss.CHUNK, 8, requires_grad=True), torch.randn(97, 8, requires_grad=trained)
     with _Logits(97) as seen:
-        loss.token_losses(hidden, weight, torch.zeros(len(hidden), dtype=torch.long)).sum().backward()
+        loss.token_losses(hidden, Head(weight), torch.zeros(len(hidden), dtype=torch.long)).sum().backward()
     assert 0 < seen.rows <= loss.CHUNK
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,14 +78,14 @@ def read_logits(base: Base) -> torch.Tensor:
     """At every token of a fixed text."""
     with torch.inference_mode():
         hidden = base.hidden(input_ids=torch.arange(3, 43)[None], use_cache=False)[0]
-        return (hidden.to(base.head_weight().dtype) @ base.head_weight().T).float()
+        return (hidden.to(base.head().weight.dtype) @ base.head().weight.T).float()
 
 
 def reload(trained: Trained, folder: Path, read: Callable[[Base], Any] = read_logits) -> tuple[Any, Any]:
     """What is read (the logits) of the base as it was imported, and with what was saved."""
     base = load(folder, trained.recipe)
     plain = read(base)
-    slots = Slots(base.model, "cpu")
+    slots = Slots(base)
     if METHODS[trained.recipe["method"]].plain:
         slots.load("a", trained.config, trained.weights)
         with slots.using("a"):
@@ -175,17 +175,22 @@ def test_a_start_is_held_still_and_served_to_the_bit_in_bfloat16(train: Train, b
         assert torch.equal(reload(trained, base_folder)[1], read_logits(trained.base))
 
 
+def _untouched(model: Any, recipe: Mapping[str, Any]) -> Any:
+    """As the library wraps it."""
+    return methods._wrap(model, methods._configure(model, recipe))
+
+
 @pytest.mark.parametrize("method", ["full", "olora", "qlora"])
 def test_nothing_hangs_on_the_model_that_its_library_did_not_put_there(base_folder: Path, method: str) -> None:
     base = load(base_folder, recipe_of(method, "none"), trainable=method == "full")
     before = set(vars(base.model))
-    slots = Slots(base.model, "cpu")
+    slots = Slots(base)
     assert set(vars(base.model)) == before
     slots.remove()
     attached = methods.attach_adapter(base, recipe_of(method, "none"))
     if method != "full":
         recipe = recipe_of(method, "none")
-        untouched = methods._wrap(load(base_folder, recipe).model, methods._configure(recipe))
+        untouched = _untouched(load(base_folder, recipe).model, recipe)
         assert set(vars(attached.model)) == set(vars(untouched))
         before = set(vars(untouched.get_base_model()))
     assert set(vars(base.model)) == before
@@ -267,7 +272,7 @@ def test_rank_stabilised_lora_says_so(train: Train) -> None:
 @pytest.mark.parametrize("method", ["dora", "ia3"])
 def test_no_slot_takes_what_is_no_plain_lora(train: Train, base_folder: Path, method: str) -> None:
     trained = train(method, "nf4-double")
-    slots = Slots(load(base_folder, trained.recipe).model, "cpu")
+    slots = Slots(load(base_folder, trained.recipe))
     with pytest.raises(BadInput) as refused:
         slots.load("a", trained.config, trained.weights)
     assert refused.value.code == "not-servable"

@@ -1,0 +1,44 @@
+"""A model's head: from the last norm's output to logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from appliance.ml.layers.architecture import find_architecture
+
+
+@dataclass(frozen=True)
+class Head:
+    """`weight` is [words, hidden]; logits are divided by `divisor`, then l becomes cap tanh(l / cap)."""
+
+    weight: torch.Tensor
+    divisor: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: torch.Tensor, words: Sequence[int] | None = None) -> torch.Tensor:
+        """[rows, words] of hidden [rows, size], in its dtype; of some words only where they are named."""
+        return self.finish(hidden @ (self.weight if words is None else self.weight[list(words)]).to(hidden.dtype).T)
+
+    def finish(self, logits: torch.Tensor) -> torch.Tensor:
+        """What is done to the product with the weight."""
+        if self.divisor != 1:
+            logits = logits / self.divisor
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    def finish_backward(self, grad: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """The gradient of the product, of that of finished logits, which are given too."""
+        if self.softcap is not None:
+            grad = grad * (1 - (logits / self.softcap).square())
+        return grad if self.divisor == 1 else grad / self.divisor
+
+
+def make_head(model: Any) -> Head:
+    """Of a loaded model, which may have adapters of peft's."""
+    architecture, weight = find_architecture(model), model.get_output_embeddings().weight
+    if architecture is None:
+        return Head(weight)
+    return Head(weight, architecture.logits_scaling, architecture.logits_softcap)
