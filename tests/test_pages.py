@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
     path for pattern in ("README.md", "SECURITY.md", "CHANGELOG.md", "docs/**/*.md") for path in ROOT.glob(pattern)
 )
+AUDIENCES = ("operators", "reviewers", "units", "auditors", "operations")
 COLUMNS = 100
 CELL = 200
 NOT_WRAPPED = frozenset(
@@ -117,8 +118,9 @@ def test_prose_has_at_most_a_hundred_columns(page: Path) -> None:
     assert long_lines(page.read_text(encoding="utf-8")) == []
 
 
-def test_a_cell_of_the_security_page_is_a_phrase() -> None:
-    assert long_cells((ROOT / "SECURITY.md").read_text(encoding="utf-8")) == []
+@pytest.mark.parametrize("name", ["README.md", "SECURITY.md", *(f"docs/{audience}.md" for audience in AUDIENCES)])
+def test_a_cell_is_a_phrase(name: str) -> None:
+    assert long_cells((ROOT / name).read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -132,7 +134,7 @@ def test_a_test_that_a_page_names_exists(page: Path) -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-@pytest.mark.parametrize("audience", ["operators", "reviewers", "units", "auditors", "operations"])
+@pytest.mark.parametrize("audience", AUDIENCES)
 def test_the_first_screen_leads_each_audience_to_its_page(audience: str) -> None:
     screen = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:40]
     assert f"(docs/{audience}.md)" in "\n".join(screen)
