@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -315,3 +316,18 @@ def test_a_log_that_was_exchanged_after_it_was_verified_answers_nothing(
     monkeypatch.setattr(verifier, "verify_export", exchanged)
     code, out, err = run(capsys, files.export, "--trust", files.trust, "--could-load", "legal", "--at", 3)
     assert (code, out) == (6, "") and "which was verified, got sha256:" in err
+
+
+def _without_values(line: str) -> str:
+    """Digests and times differ from log to log."""
+    return re.sub(r"sha256:[0-9a-f]+…?|[0-9-]{10}T[0-9:.]+Z", "VALUE", line)
+
+
+def test_the_auditors_page_shows_what_the_program_prints(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "auditors.md").read_text(encoding="utf-8")
+    shown = page.partition("```text\n")[2].partition("```")[0].splitlines()
+    moment = len(files.site.entries) - 1
+    _, out, _ = run(capsys, files.export, "--trust", files.trust, "--could-load", "legal", "--at", moment)
+    printed = [_without_values(line) for line in out.splitlines()]
+    assert len(shown) > 5
+    assert [line for line in shown if line != "…" and _without_values(line) not in printed] == []
