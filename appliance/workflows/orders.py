@@ -23,7 +23,7 @@ from appliance.formats.core.timestamp import encode_time
 from appliance.store.ledger.queue import Appended
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.effects import Effect
-from appliance.workflows.core.halt import halt_fallen
+from appliance.workflows.core.halt import halt_withdrawn
 from appliance.workflows.core.record import append
 from appliance.workflows.data import imports
 from appliance.workflows.governance import administration
@@ -272,6 +272,6 @@ def _set_in_motion(context: Context, accepted: Accepted) -> None:
         start(context, accepted)
     if verb_of(context.ledger.state, accepted.order).changes_answers:
         try:
-            context.released()
+            context.recheck_answers()
         finally:
-            halt_fallen(context)
+            halt_withdrawn(context)

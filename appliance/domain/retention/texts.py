@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Endorsed
 from appliance.domain.core.names import Commitment, Time, add_seconds
 from appliance.domain.core.order import Order, Subjects
@@ -66,7 +66,7 @@ def may_erase(state: State, order: Erase, signer: Principal, now: Time) -> Reaso
     return needs(signer, "administrator") + kept(state, order.commitment, now)
 
 
-def text_erased(case: Case) -> Puts:
+def text_erased(case: Case) -> Changes:
     order = case.order(Erase)
     text = case.state.texts.get(order.commitment)
     if text is None:

@@ -112,7 +112,7 @@ class Attention:
             if group.is_large:
                 output, kept = _attend_fused(query, key, value, group, self._scaling)
             else:
-                weights = _weigh(query, key, group.later, self._scaling)
+                weights = _attention_weights(query, key, group.later, self._scaling)
                 output, kept = (_fold(weights, key) @ value.flatten(0, 1)).view_as(query), None
             seen[group.start : group.stop] = _flatten(output, group)
             sums.append(kept)
@@ -158,7 +158,7 @@ class Attention:
         """Queries and keys with their positions; values as they are."""
         turned = torch.empty_like(plain)
         for part, into, norm in zip(self._parts(plain), self._parts(turned), self._norms, strict=True):
-            turn(part if norm is None else normalise(part, norm), *turns, out=into)
+            rotate(part if norm is None else normalise(part, norm), *turns, out=into)
         turned[:, self._query + self._key :] = plain[:, self._query + self._key :]
         return turned
 
@@ -167,7 +167,7 @@ class Attention:
         for grad, into, part, norm in zip(
             self._parts(grads), self._parts(back), self._parts(plain), self._norms, strict=True
         ):
-            turn_back(grad, *turns, out=into)
+            rotate_backward(grad, *turns, out=into)
             if norm is not None:
                 into.copy_(normalise_backward(into, *divide_by_rms(part, norm), norm))
         back[:, self._query + self._key :] = grads[:, self._query + self._key :]
@@ -205,7 +205,7 @@ def _fold(x: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     return x.reshape(key.shape[0] * key.shape[1], -1, x.shape[-1])
 
 
-def _weigh(query: torch.Tensor, key: torch.Tensor, later: torch.Tensor, scaling: float) -> torch.Tensor:
+def _attention_weights(query: torch.Tensor, key: torch.Tensor, later: torch.Tensor, scaling: float) -> torch.Tensor:
     """Attention weights [segments, heads, queries, keys], their softmax in float32."""
     scores = _fold(query * scaling, key) @ key.flatten(0, 1).transpose(1, 2)
     wide = scores.view(*query.shape[:3], -1).float()
@@ -215,7 +215,7 @@ def _weigh(query: torch.Tensor, key: torch.Tensor, later: torch.Tensor, scaling:
 def _attend_backward(
     grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, later: torch.Tensor, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    weights, folded = _weigh(query, key, later, scaling), _fold(grad, key)
+    weights, folded = _attention_weights(query, key, later, scaling), _fold(grad, key)
     grad_value = _fold(weights, key).transpose(1, 2) @ folded
     grad_weights = (folded @ value.flatten(0, 1).transpose(1, 2)).view_as(weights)
     scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(scaling)
@@ -273,7 +273,7 @@ def _repeat(query: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor]:
     return [tensor.repeat_interleave(query.shape[1] // tensor.shape[1], dim=1) for tensor in tensors]
 
 
-def turn(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, *, out: torch.Tensor) -> None:
+def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, *, out: torch.Tensor) -> None:
     """Rotary positions (https://arxiv.org/abs/2104.09864): x [tokens, heads, size], cosine and sine [tokens, size]."""
     torch.mul(x, cosine[:, None], out=out)
     (first, second), (early, late) = x.chunk(2, dim=-1), sine[:, None].chunk(2, dim=-1)
@@ -282,7 +282,7 @@ def turn(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, *, out: torc
     into[1].addcmul_(first, late)
 
 
-def turn_back(grad: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, *, out: torch.Tensor) -> None:
+def rotate_backward(grad: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, *, out: torch.Tensor) -> None:
     """The gradient of x: the same turn the other way."""
     torch.mul(grad, cosine[:, None], out=out)
     (first, second), (early, late) = grad.chunk(2, dim=-1), sine[:, None].chunk(2, dim=-1)

@@ -106,7 +106,7 @@ class _Now(Collector):
         yield GaugeMetricFamily("appliance_runs_queued", "Runs that wait.", value=_queued(state.runs.values()))
         yield GaugeMetricFamily("appliance_ledger_size", "Entries in the ledger.", value=state.size)
         yield GaugeMetricFamily(
-            "appliance_ledger_lost", "What witnesses saw and is lost.", value=len(self._context.lost)
+            "appliance_ledger_lost", "What witnesses saw and is lost.", value=len(self._context.missing_from_log)
         )
 
 

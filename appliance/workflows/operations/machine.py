@@ -10,7 +10,7 @@ from appliance.errors import ApplianceError
 from appliance.runners.local import OFFLINE
 from appliance.runners.sandbox import PACKAGE, detect_layers
 from appliance.runners.walls import landlock
-from appliance.workflows.core.room import RESERVE_BYTES, lacking
+from appliance.workflows.core.disk_reserve import RESERVE_BYTES, lacking
 from appliance.workflows.operations.findings import Finding, judge
 from appliance.workflows.runs.planning import host_memory
 

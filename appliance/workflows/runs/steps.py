@@ -62,7 +62,7 @@ def read(state: State, artifacts: Artifacts, steps: Steps, run: str) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
-def recall(state: State, artifacts: Artifacts, steps: Steps, key: str) -> list[dict[str, Any]]:
+def earlier_frames(state: State, artifacts: Artifacts, steps: Steps, key: str) -> list[dict[str, Any]]:
     """What those who follow were told before the service started: the steps, none for what is no run."""
     if key not in state.runs:
         return []

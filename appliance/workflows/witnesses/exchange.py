@@ -1,4 +1,4 @@
-"""Witnesses by sneakernet: what is carried to one, what comes back, and what it says of a log that has lost entries."""
+"""Witnesses without a network: files carried to one and back, and what they say of a log that has lost entries."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def accept(context: Context, data: bytes, source: str) -> Appended:
         time = "" if against else cosigned_at(state, time_s, context.now(state))
         if _is_news(context, key.name, seen, time, against=against is not None):
             context.witnessed.keep(key.name, encode_note(clean))
-        context.lost = compare(context)
-    if context.lost:
-        context.released()
-        raise context.lost[0]
+        context.missing_from_log = compare(context)
+    if context.missing_from_log:
+        context.recheck_answers()
+        raise context.missing_from_log[0]
     for _ in range(_ATTEMPTS):
         with suppress(_Moved):
             return _record(context, key.name, clean, seen.size, time, source)

@@ -57,7 +57,7 @@ def kept_free(started: Worker, folder: Path, *, engine: bool) -> Iterator[None]:
                 started.kill()
                 return
 
-    thread = threading.Thread(target=look, name=f"room-{started.pid}", daemon=True)
+    thread = threading.Thread(target=look, name=f"disk-reserve-{started.pid}", daemon=True)
     thread.start()
     try:
         yield
