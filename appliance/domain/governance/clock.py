@@ -13,7 +13,7 @@ from appliance.domain.core.event import Endorsed
 from appliance.domain.core.names import Time, add_seconds
 from appliance.domain.core.order import Order, Subjects
 from appliance.domain.core.records import ClockReset as Reset
-from appliance.domain.core.records import Key, LogKey, Principal, Site, Slot, Witness
+from appliance.domain.core.records import Key, LogKey, Principal, Slot, Witness
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.signatures import check_lifetime
 from appliance.domain.core.state import State
@@ -57,13 +57,9 @@ def clock_reset(case: Case) -> Changes:
         "order reset-clock", order.issued_at, order.expires_at, now, state, state.parameters.order_lifetime_s
     )
     reset = Reset(index=case.entry.index, reached=reached, time=now)
-    site = _reset_site(state.site, reset, state.parameters.key_overlap_s)
+    log_keys = tuple(_end(key, reset, state.parameters.key_overlap_s) for key in state.site.log_keys)
+    site = state.site.model_copy(update={"resets": (*state.site.resets, reset), "log_keys": log_keys})
     return [(state.sites, "site", site), *_ended(state, reset), *_redate(state, now)]
-
-
-def _reset_site(site: Site, reset: Reset, overlap_s: int) -> Site:
-    log_keys = tuple(_end(key, reset, overlap_s) for key in site.log_keys)
-    return site.model_copy(update={"resets": (*site.resets, reset), "log_keys": log_keys})
 
 
 def _end(key: K, reset: Reset, overlap_s: int) -> K:

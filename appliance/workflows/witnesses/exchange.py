@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 
-from appliance.domain.core.records import Witness
 from appliance.domain.core.state import State
 from appliance.domain.witnesses.cosignatures import CheckpointCosigned, cosigned_at
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered
@@ -142,19 +141,14 @@ def absent(context: Context) -> list[Tampered]:
     return [
         Tampered(
             f"witnessed checkpoints, {context.witnessed.folder}: expected the word of {seen.name} on {seen.size} "
-            f"entries or more, as entry {seen.index} has it, got {_told(notes, seen)}. Mount or put back the folder; "
-            "where it is lost for good, copy the state file from the witness's machine to "
+            f"entries or more, as entry {seen.index} has it, got {f'one on {size}' if size else 'none'}. Mount or put "
+            "back the folder; where it is lost for good, copy the state file from the witness's machine to "
             f"{context.witnessed.path(seen.name)}",
             code="witness-missing",
         )
         for seen in state.witnesses.values()
-        if seen.vkey in state.parameters.witnesses and _largest(notes, seen.vkey) < seen.size
+        if seen.vkey in state.parameters.witnesses and (size := _largest(notes, seen.vkey)) < seen.size
     ]
-
-
-def _told(notes: Iterable[bytes], seen: Witness) -> str:
-    size = _largest(notes, seen.vkey)
-    return f"one on {size}" if size else "none"
 
 
 def _largest(notes: Iterable[bytes], vkey: str) -> int:
