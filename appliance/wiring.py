@@ -262,7 +262,7 @@ def service(
         import_s=settings.import_s,
         import_cpu_s=settings.import_cpu_s,
     )
-    context.missing_from_log = witness.compare(context) or witness.absent(context)
+    context.missing_from_log = witness.compare(context) or witness.missing_cosignatures(context)
     if context.missing_from_log:
         ledger.close()
         raise context.missing_from_log[0]

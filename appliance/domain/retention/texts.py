@@ -31,7 +31,7 @@ class TextErased(Endorsed):
     type = "text.erased"
 
 
-def kept(state: State, commitment: str, now: Time) -> list[str]:
+def reasons_to_keep(state: State, commitment: str, now: Time) -> list[str]:
     """Why a text must not be erased yet."""
     text = state.texts.get(commitment)
     if text is None:
@@ -63,7 +63,7 @@ def _until(what: str, end: Time, now: Time) -> list[str]:
 
 
 def may_erase(state: State, order: Erase, signer: Principal, now: Time) -> Reasons:
-    return needs(signer, "administrator") + kept(state, order.commitment, now)
+    return needs(signer, "administrator") + reasons_to_keep(state, order.commitment, now)
 
 
 def text_erased(case: Case) -> Changes:

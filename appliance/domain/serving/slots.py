@@ -166,10 +166,10 @@ def unloaded(case: Case) -> Changes:
         since = slot.loaded_at or "a load, of which there was none"
         between = since <= body.last_token <= case.entry.time
         case.require(between, "last token", f"a time from {since} to {case.entry.time}", body.last_token)
-    return [(case.state.slots, release_key(body.unit, body.task), None), *cut(case.state, slot)]
+    return [(case.state.slots, release_key(body.unit, body.task), None), *cut_requests(case.state, slot)]
 
 
-def cut(state: State, slot: Slot) -> Changes:
+def cut_requests(state: State, slot: Slot) -> Changes:
     """Every request that the slot was answering."""
     return [
         (state.requests, request.id, request._replace(cut=True))

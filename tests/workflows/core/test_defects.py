@@ -290,7 +290,7 @@ def test_an_engine_is_ended_only_when_little_of_the_reserve_is_left(
     monkeypatch.setattr(disk_reserve, "os", SimpleNamespace(statvfs=lambda _: disk))
     got = []
     for disk.f_bavail in (1 << 30, (1 << 30) - 1, 1 << 27, (1 << 27) - 1):
-        got.append([disk_reserve.lacking(tmp_path, engine=engine) is None for engine in (False, True)])
+        got.append([disk_reserve.disk_shortage(tmp_path, engine=engine) is None for engine in (False, True)])
     assert got == [[True, True], [False, True], [False, True], [False, False]]
 
 
