@@ -71,8 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         without = given.without_site_policies
         report = verify_export(given.export, trust, encode_time(now), without_site_policies=without)
         # A log that does not hold answers no question.
-        asked = wanted if EXITS[report.verdict] == 0 else None
-        answer = None if asked is None else ask_export(given.export, *asked, encode_time(now), report)
+        question = wanted if EXITS[report.verdict] == 0 else None
+        answer = None if question is None else ask_export(given.export, *question, encode_time(now), report)
     except ApplianceError as error:
         code = _fail(error)
         sys.exit(code if code == Tampered.exit_code else BadInput.exit_code)

@@ -63,7 +63,7 @@ from appliance.workflows.core.context import Code, Context
 from appliance.workflows.core.progress import Progress
 from appliance.workflows.integrity import rehash, snapshots, writeback
 from appliance.workflows.lifecycle import founding
-from appliance.workflows.lifecycle.collector import rest_collector
+from appliance.workflows.lifecycle.garbage import tune_garbage_collector
 from appliance.workflows.lifecycle.heartbeat import BEAT_S, beat, note_stall
 from appliance.workflows.lifecycle.recovery import recover
 from appliance.workflows.lifecycle.shutdown import shut_down
@@ -72,7 +72,7 @@ from appliance.workflows.operations.findings import Finding
 from appliance.workflows.operations.installation import Installation
 from appliance.workflows.runs import checkpoints, steps
 from appliance.workflows.serving.serve import Serving
-from appliance.workflows.witnesses import sneakernet as witness
+from appliance.workflows.witnesses import exchange as witness
 
 log = logging.getLogger("appliance")
 
@@ -232,7 +232,7 @@ def service(
     ledger = _open_ledger(settings, trust.origin, trust.log_key, keyring, code)
     ledger.load(lambda folded, size: say(f"reads its log: {folded:,} of {size:,} entries"))
     if after_pause:
-        ledger.clock.believe_pause(ledger.state.last_time)
+        ledger.clock.accept_pause(ledger.state.last_time)
     if rebuild or _is_other_build(ledger, code):
         say("makes the projections anew")
         ledger.rebuild_projections()
@@ -248,7 +248,7 @@ def service(
         checkpoints=Checkpoints(settings.home),
         steps=run_steps,
         calibrations=Calibrations(settings.home),
-        progress=Progress(recall=lambda key: steps.recall(ledger.state, artifacts, run_steps, key)),
+        progress=Progress(earlier=lambda key: steps.earlier_frames(ledger.state, artifacts, run_steps, key)),
         keyring=keyring,
         witnessed=Witnessed(settings.witnessed),
         adapter_signer=adapter_signer,
@@ -262,10 +262,10 @@ def service(
         import_s=settings.import_s,
         import_cpu_s=settings.import_cpu_s,
     )
-    context.lost = witness.compare(context) or witness.absent(context)
-    if context.lost:
+    context.missing_from_log = witness.compare(context) or witness.missing_cosignatures(context)
+    if context.missing_from_log:
         ledger.close()
-        raise context.lost[0]
+        raise context.missing_from_log[0]
     try:
         yield context
     finally:
@@ -364,12 +364,12 @@ def serve(
             return
         lock.say("starts")
         serving = Serving(context)
-        context.released = serving.reconcile
+        context.recheck_answers = serving.reconcile
         quotas = Quotas(_limits(settings), MOST, time.monotonic)
         metrics = Metrics(context, quotas)
         context.appended, door.refused = partial(_observe, metrics), metrics.refused
         recover(context)
-        rest_collector()
+        tune_garbage_collector()
         reason = "failed"
         writeback.start(context)
         snapshots.start(context)
@@ -394,7 +394,7 @@ def serve(
                             counted=door.counted,
                             sweep=door.sweep,
                             hold_claim=claim.hold,
-                            tend=serving.tend,
+                            maintain=serving.maintain,
                         ),
                         BEAT_S,
                         partial(note_stall, context),

@@ -147,7 +147,7 @@ def print_evidence(evidence: ReviewMaterial, *, err: bool = False) -> None:
     )
     for title, facts in (
         ("Made of, by the signed provenance:", [(f"  {name}", digest) for name, digest in evidence.materials]),
-        ("Warnings, by metrics.json:", _warnings(evidence)),
+        ("Warnings, by metrics.json:", [("  warning", text) for text in warnings_of(evidence)]),
         ("Measured on the held-out rows, in metrics.json:", _metrics(evidence)),
         ("Trained with, in recipe.json:", _members(evidence.contents.get("recipe.json"))),
         ("Stands on, in base.json:", _members(evidence.contents.get("base.json"))),
@@ -172,10 +172,6 @@ def _metrics(evidence: ReviewMaterial) -> list[tuple[str, object]]:
     beside = [(f"  {name}", text) for name, text in list_measures(metrics)]
     found = [(f"  {who}", dict(sorted(found.items()))) for who, found in metrics.items() if isinstance(found, dict)]
     return [*beside, *found]
-
-
-def _warnings(evidence: ReviewMaterial) -> list[tuple[str, object]]:
-    return [("  warning", text) for text in warnings_of(evidence)]
 
 
 def warnings_of(evidence: ReviewMaterial) -> list[str]:

@@ -86,7 +86,8 @@ class Service:
                 raise BadInput(f"frame: expected one of {', '.join(self._handlers)}, got {kind!r:.40}")
             self._handlers[kind](header, blob)
         except ApplianceError as error:
-            self._refuse({key: header[key] for key in ("id", "slot") if key in header}, error)
+            named: Header = {key: header[key] for key in ("id", "slot") if key in header}
+            self._send(_failure(named, error))
 
     def _load(self, header: Header, blob: bytes) -> None:
         slot = take(header, "slot", str)
@@ -138,9 +139,6 @@ class Service:
     def _send(self, frame: Header) -> None:
         self._session.send(frame)
         self._said_at = time.monotonic()
-
-    def _refuse(self, named: Header, error: ApplianceError) -> None:
-        self._send(_failure(named, error))
 
 
 def _describe(event: Event) -> Header:

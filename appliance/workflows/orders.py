@@ -23,7 +23,7 @@ from appliance.formats.core.timestamp import encode_time
 from appliance.store.ledger.queue import Appended
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.effects import Effect
-from appliance.workflows.core.halt import halt_fallen
+from appliance.workflows.core.halt import halt_withdrawn
 from appliance.workflows.core.record import append
 from appliance.workflows.data import imports
 from appliance.workflows.governance import administration
@@ -78,7 +78,7 @@ def submit(context: Context, submission: Submission) -> Submitted:
                     raise
                 log.warning("order %s was refused and is no entry: %s", accepted.digest, error.code)
             raise
-    _set_in_motion(context, accepted)
+    _start_work(context, accepted)
     return Submitted(appended, accepted.digest, result)
 
 
@@ -239,7 +239,7 @@ def _endorsed(
 def _refuse(context: Context, accepted: Accepted, submission: Submission, error: ApplianceError) -> None:
     reasons = error.reasons if isinstance(error, Denied) and error.reasons else (error.message,)
     body = OrderRefused(order=accepted.digest, verb=accepted.order.verb, reasons=tuple(r[:500] for r in reasons[:32]))
-    kept = _kept(context.ledger.state, accepted.order, submission.disclosures)
+    kept = _keepable_disclosures(context.ledger.state, accepted.order, submission.disclosures)
     withheld = sorted(set(accepted.order.commitments().values()) - kept.keys())
     beside = {"withheld": encode_canonical(withheld)} if withheld else {}
     append(
@@ -252,7 +252,7 @@ def _refuse(context: Context, accepted: Accepted, submission: Submission, error:
     )
 
 
-def _kept(state: State, order: Order, disclosures: tuple[Disclosure, ...]) -> dict[str, Disclosure]:
+def _keepable_disclosures(state: State, order: Order, disclosures: tuple[Disclosure, ...]) -> dict[str, Disclosure]:
     """What was handed in of the order's texts and can be kept: it opens its commitment, and was not erased before."""
     given = {disclosure.commitment: disclosure for disclosure in disclosures}
     kept = {}
@@ -265,13 +265,13 @@ def _kept(state: State, order: Order, disclosures: tuple[Disclosure, ...]) -> di
     return kept
 
 
-def _set_in_motion(context: Context, accepted: Accepted) -> None:
+def _start_work(context: Context, accepted: Accepted) -> None:
     """What the recorded order asks for begins; nothing before the append was durable."""
     start = _effect(accepted.order).start
     if start is not None:
         start(context, accepted)
     if verb_of(context.ledger.state, accepted.order).changes_answers:
         try:
-            context.released()
+            context.recheck_answers()
         finally:
-            halt_fallen(context)
+            halt_withdrawn(context)

@@ -24,7 +24,7 @@ from appliance.formats.log.trust import encode_trust
 from appliance.store.database.engine import open_engine
 from appliance.store.ledger.ledger import Ledger
 from appliance.store.ledger.snapshots import Snapshots
-from appliance.workflows.lifecycle.collector import rest_collector
+from appliance.workflows.lifecycle.garbage import tune_garbage_collector
 from scripts.benches.kept import keep
 from scripts.benches.measure import wall_ms
 from scripts.benches.signed import Made
@@ -64,7 +64,7 @@ def open_log(folder: Path, size: int) -> Iterator[Log]:
             ledger.seal_snapshot(1)
             resume_us = wall_ms(next_one.load) * 1e3 / size
             next_one.close()
-            rest_collector()  # as the service does
+            tune_garbage_collector()  # as the service does
             for _ in range(WRITES):
                 ledger.probe()
             yield Log(size, export, trust, database, ledger, load_us, resume_us)

@@ -20,13 +20,14 @@ from appliance.domain.core.entry import Draft
 from appliance.store.ledger.ledger import Ledger
 from appliance.store.ledger.queue import Appended, Guard
 from appliance.store.ledger.staging import Batch
+from appliance.store.ledger.writer import Writer
 
 KILL = "kill"
 
 
 def wrap(order: Path) -> None:
     """Puts death around the two steps of the ledger that matter."""
-    append_all, commit = Ledger.append_all, Ledger._commit
+    append_all, commit = Ledger.append_all, Writer.commit
 
     def die_if(side: str, type_: str) -> None:
         if order.exists() and order.read_text() == f"{side}:{type_}":
@@ -40,13 +41,14 @@ def wrap(order: Path) -> None:
             die_if("after", draft.type)
         return appended
 
-    def deadly_commit(self: Ledger, connection: Connection, batch: Batch) -> None:
+    def deadly_commit(self: Writer, connection: Connection, batch: Batch) -> None:
         for staged in batch.staged:
             die_if("within", staged.draft.type)
         commit(self, connection, batch)
 
-    changed: Any = Ledger
-    changed.append_all, changed._commit = deadly_append, deadly_commit
+    ledger: Any = Ledger
+    writer: Any = Writer
+    ledger.append_all, writer.commit = deadly_append, deadly_commit
 
 
 def main() -> None:

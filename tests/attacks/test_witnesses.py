@@ -16,7 +16,7 @@ from appliance.formats.log.cosignature import cosign, witness_vkey_of
 from appliance.formats.log.note import add_signature, encode_note, parse_note
 from appliance.formats.signatures.keys import generate_ed25519
 from appliance.workflows.core.context import Context
-from appliance.workflows.witnesses import sneakernet as witness
+from appliance.workflows.witnesses import exchange as witness
 from scripts.kit.appliance import Appliance, found_site, free_port
 from tests.attacks.keeping import adopt
 from tests.kit.small_log import heartbeat
@@ -116,7 +116,7 @@ def test_a_log_that_a_witness_cosigned_does_not_start_without_its_word(
     site.settings.witnessed.mkdir(exist_ok=True)
     path.write_bytes(said)
     with wiring.service(site.settings) as context:
-        assert context.lost == []
+        assert context.missing_from_log == []
 
 
 def test_the_state_file_of_the_witness_in_the_place_of_what_was_lost_shows_an_older_database(site: Appliance) -> None:
@@ -159,7 +159,7 @@ def test_a_witness_that_policy_names_no_more_need_not_be_kept(site: Appliance) -
     site.stop()
     shutil.rmtree(site.settings.witnessed)
     with wiring.service(site.settings) as context:
-        assert context.lost == []
+        assert context.missing_from_log == []
 
 
 def test_a_word_that_is_dated_ahead_leaves_nothing(site: Appliance) -> None:
@@ -206,7 +206,7 @@ def test_what_shows_a_loss_gives_way_to_no_word_of_the_same_witness_that_does_no
         with pytest.raises(Tampered):
             witness.accept(context, word(context, ONE), "test")
         assert context.witnessed.notes() == [evidence]
-        assert context.lost
+        assert context.missing_from_log
     with pytest.raises(Tampered), wiring.service(site.settings):
         pass
 
@@ -235,7 +235,7 @@ def test_a_witness_that_lags_is_no_loss_and_the_other_one_shows_what_it_has_not_
         grow(context)
         seen(context, TWO)
     with wiring.service(site.settings) as context:
-        assert context.lost == [], "the first one lags"
+        assert context.missing_from_log == [], "the first one lags"
     restored(site)
     assert TWO in refused(site, "behind")
 

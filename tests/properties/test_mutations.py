@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from appliance.domain.audit.report import Findings, Report
 from appliance.domain.audit.verify import Audit
 from appliance.domain.core import signatures
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event, Ordered
 from appliance.domain.core.names import NO_DIGEST, add_seconds, encode_value
 from appliance.domain.core.records import Key
@@ -60,10 +60,10 @@ for name in ("initialized", "staffed", "imported", "trained", "sealed", "approve
     stage(name)  # built once, by all the rules
 
 
-def unchecked(rule: Callable[[Case], Puts]) -> Callable[[Case], Puts]:
+def unchecked(rule: Callable[[Case], Changes]) -> Callable[[Case], Changes]:
     """The rule with nothing that it requires; where it finds nothing to change, it changes nothing."""
 
-    def run(case: Case) -> Puts:
+    def run(case: Case) -> Changes:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Case, "require", lambda *_: None)
             try:
@@ -74,11 +74,11 @@ def unchecked(rule: Callable[[Case], Puts]) -> Callable[[Case], Puts]:
     return run
 
 
-def without_order_checks(kind: str) -> Callable[[Case, Ordered], tuple[Case, Puts]]:
+def without_order_checks(kind: str) -> Callable[[Case, Ordered], tuple[Case, Changes]]:
     """How an entry's order is taken, without what the entries of this one type are held to there."""
     whole = rules._take_order
 
-    def take(case: Case, body: Ordered) -> tuple[Case, Puts]:
+    def take(case: Case, body: Ordered) -> tuple[Case, Changes]:
         if case.entry.type != kind:
             return whole(case, body)
         with pytest.MonkeyPatch.context() as patch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import click
@@ -135,10 +136,7 @@ def state(caller: Caller, at: str | None, kinds: tuple[str, ...]) -> None:
     if caller.json:
         print_json(answer)
         return
-    rows = [(thing["kind"], thing["id"], thing["since"], _text(thing["value"])) for thing in answer["things"]]
+    encode = partial(json.dumps, ensure_ascii=False, sort_keys=True)
+    rows = [(thing["kind"], thing["id"], thing["since"], encode(thing["value"])) for thing in answer["things"]]
     print_table(("kind", "name", "since entry", "value"), rows)
     say(f"As of entry {answer['as_of']}, {answer['time']}. What made a thing so: appliance ledger show ENTRY")
-
-
-def _text(value: dict[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True)

@@ -24,7 +24,7 @@ def fit(lines: Sequence[Sequence[str]], limit: int, least: Sequence[str] = ()) -
     table = [list(line) for line in lines]
     if _total(table) <= limit:
         return table
-    table = [table[0], *([_shorten(cell) for cell in line] for line in table[1:])]
+    table = [table[0], *([_TIME.sub(r"\1Z", _DIGEST.sub(r"\1", cell)) for cell in line] for line in table[1:])]
     others = [header for header in reversed(table[0][1:]) if header not in least]
     for order in (least, others):
         table = _say_less(table, limit, order)
@@ -35,7 +35,7 @@ def _say_less(table: list[list[str]], limit: int, order: Sequence[str]) -> list[
     empty = [
         header
         for header in order
-        if header in table[0] and all(_of(line, table[0], header) in ("-", "") for line in table[1:])
+        if header in table[0] and all(line[table[0].index(header)] in ("-", "") for line in table[1:])
     ]
     table = _leave_out(table, limit, empty)
     for floor in FLOORS:
@@ -46,10 +46,6 @@ def _say_less(table: list[list[str]], limit: int, order: Sequence[str]) -> list[
                 size = max(widths(table)[at] - over, floor, len(header))
                 table = [[*line[:at], _cut(line[at], size), *line[at + 1 :]] for line in table]
     return _leave_out(table, limit, order)
-
-
-def _of(line: Sequence[str], headers: Sequence[str], header: str) -> str:
-    return line[headers.index(header)]
 
 
 def _leave_out(table: list[list[str]], limit: int, order: Sequence[str]) -> list[list[str]]:
@@ -68,10 +64,6 @@ def _total(lines: Sequence[Sequence[str]]) -> int:
     """Of the longest line: what pads its last cell is not printed."""
     sizes = widths(lines)
     return sum(sizes) + GAP * (len(sizes) - 1)
-
-
-def _shorten(cell: str) -> str:
-    return _TIME.sub(r"\1Z", _DIGEST.sub(r"\1", cell))
 
 
 def _cut(cell: str, size: int) -> str:

@@ -11,8 +11,7 @@ from typing import Any
 
 import click
 
-from appliance.cli.support.fitting import fit
-from appliance.cli.support.fitting import widths as _widths
+from appliance.cli.support.fitting import fit, widths
 
 DEFAULT_COLUMNS = 80
 _INDENT = 4
@@ -62,15 +61,11 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, lea
     lines = [[plain(cell) for cell in row] for row in rows]
     shown, limit = [list(headers), *lines], width()
     cut = shown if limit is None else fit(shown, limit, least)
-    for line in _padded(cut):
-        click.echo(line)
+    sizes = widths(cut)
+    for line in cut:
+        click.echo("  ".join(cell.ljust(size) for cell, size in zip(line, sizes, strict=True)).rstrip())
     if cut != shown:
         say("Columns were shortened to the terminal's width: --wide shows all of them.")
-
-
-def _padded(lines: Sequence[Sequence[str]]) -> list[str]:
-    widths = _widths(lines)
-    return ["  ".join(cell.ljust(size) for cell, size in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def print_facts(facts: Iterable[tuple[str, object]], *, err: bool = False) -> None:

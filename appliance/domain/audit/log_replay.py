@@ -119,7 +119,9 @@ class LogReplay:
         return True
 
     def _refuse(self, entry: Entry, error: ApplianceError) -> bool:
-        self._findings.add(entry.index, error.code, _named(entry, error))
+        start, said = f"entry {entry.index}", error.message
+        message = said if said.startswith(start) else f"{start} ({entry.type}): {said}"
+        self._findings.add(entry.index, error.code, message)
         self.miss(entry.index)
         self._step_over(entry)
         return False
@@ -183,8 +185,3 @@ class LogReplay:
                 text = f"entry {entry.index}: policy {site.policy}: {error.message}"
                 self._findings.add(entry.index, "site-policy", text)
         return self._decide[1]
-
-
-def _named(entry: Entry, error: ApplianceError) -> str:
-    start = f"entry {entry.index}"
-    return error.message if error.message.startswith(start) else f"{start} ({entry.type}): {error.message}"

@@ -69,7 +69,7 @@ def group_findings(findings: Sequence[Finding]) -> tuple[Group, ...]:
 def first_break(findings: Sequence[Finding]) -> int | None:
     """The first entry that was changed, is not in its place, or that the rules refuse: what comes after it is judged
     without it."""
-    places = [f.index for f in findings if f.index is not None and _breaks(_kind(f))]
+    places = [f.index for f in findings if f.index is not None and _kind(f) in (*_BREAKS, "refused", "time")]
     return min(places, default=None)
 
 
@@ -136,10 +136,6 @@ def _kind(finding: Finding) -> str:
     if finding.rule == "disclosure" and finding.message.endswith(UNBOUND):
         return _UNBOUND
     return finding.rule if finding.rule in _SENTENCES else "refused"
-
-
-def _breaks(kind: str) -> bool:
-    return kind in _BREAKS or kind in ("refused", "time")
 
 
 def _follows(finding: Finding, kind: str, first: int | None) -> bool:

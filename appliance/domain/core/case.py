@@ -13,7 +13,7 @@ from appliance.domain.core.state import State
 from appliance.domain.core.table import Table
 from appliance.errors import BadInput, Denied
 
-Puts = list[tuple[Table[Any], str, Any]]
+Changes = list[tuple[Table[Any], str, Any]]
 """(table, key, value or None to remove) of what an entry changes."""
 
 O = TypeVar("O", bound=Order)  # noqa: E741

@@ -129,7 +129,7 @@ class OrderReader:
         return envelope, order
 
 
-def heirs(state: State, keyid: str, since: int, spared: str = "") -> list[Key]:
+def keys_rotated_from(state: State, keyid: str, since: int, spared: str = "") -> list[Key]:
     """Keys that still count and that this one rotated to in the entry `since` or later, and so on from key to key:
     whoever held it then holds them. Neither the spared one nor what that rotated to."""
     found, held = [], [(keyid, since)]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event, Ordered
 from appliance.domain.core.order import Order
 from appliance.domain.core.roles import Reasons
@@ -21,7 +21,7 @@ NEWEST_RULES = 1
 """The rules version that this build knows best (docs/adr/0014-versions-of-meaning.md). A log is judged by
 version 1, until two administrators put a later one in force."""
 
-Rule = Callable[[Case], Puts]
+Rule = Callable[[Case], Changes]
 """How an entry of one type changes the state; raises where it must not stand."""
 
 Invariant = Callable[..., Reasons]
@@ -78,6 +78,6 @@ class EventRule:
     """The rules version from which this row counts; an earlier row of the event counts for entries before it."""
 
 
-def unchanged(case: Case) -> Puts:
+def unchanged(case: Case) -> Changes:
     """The rule of an event that changes nothing: it is only remembered."""
     return []

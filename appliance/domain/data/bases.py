@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event, Failed, Ordered
 from appliance.domain.core.names import Digest, Identifier, Time
 from appliance.domain.core.order import Order, Subjects
@@ -70,9 +70,9 @@ def may_revoke_base(state: State, order: RevokeBase, signer: Principal, now: Tim
     return may_take_away(signer) + revocable(f"base {order.base}", base.digest, base.revoked, order.digest)
 
 
-def base_imported(case: Case) -> Puts:
+def base_imported(case: Case) -> Changes:
     body = case.of(BaseImported)
-    record, puts = finish_import(case, body.order, "base", body.base)
+    record, changes = finish_import(case, body.order, "base", body.base)
     parse_manifest(case.documents["manifest"])
     base = Base(
         name=body.base,
@@ -83,10 +83,10 @@ def base_imported(case: Case) -> Puts:
         index=case.entry.index,
         facts=body.facts,
     )
-    return [*puts, (case.state.bases, body.base, base)]
+    return [*changes, (case.state.bases, body.base, base)]
 
 
-def base_quarantined(case: Case) -> Puts:
+def base_quarantined(case: Case) -> Changes:
     name = case.of(BaseQuarantined).base
     base = case.state.bases.get(name)
     if base is None or base.quarantined is not None:
@@ -94,7 +94,7 @@ def base_quarantined(case: Case) -> Puts:
     return [(case.state.bases, name, base.model_copy(update={"quarantined": case.entry.index}))]
 
 
-def base_revoked(case: Case) -> Puts:
+def base_revoked(case: Case) -> Changes:
     base = case.state.bases.get(case.order(RevokeBase).base)
     if base is None:
         raise Denied(f"entry {case.entry.index}: base: expected an imported one, got none")

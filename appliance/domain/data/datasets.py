@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event, Ordered
 from appliance.domain.core.names import Digest, Identifier, Time, VersionedName, split_version, versioned
 from appliance.domain.core.order import Order, Subjects
@@ -74,10 +74,10 @@ def next_dataset_version(state: State, name: str) -> int:
     return max(versions, default=0) + 1
 
 
-def dataset_imported(case: Case) -> Puts:
+def dataset_imported(case: Case) -> Changes:
     body = case.of(DatasetImported)
     name, version = split_version(body.dataset)
-    record, puts = finish_import(case, body.order, "dataset", name)
+    record, changes = finish_import(case, body.order, "dataset", name)
     expected = next_dataset_version(case.state, name)
     case.require(version == expected, "version", expected, version)
     base = case.state.bases.get(body.base)
@@ -100,10 +100,10 @@ def dataset_imported(case: Case) -> Puts:
         index=case.entry.index,
         facts=body.facts,
     )
-    return [*puts, (case.state.datasets, body.dataset, dataset)]
+    return [*changes, (case.state.datasets, body.dataset, dataset)]
 
 
-def dataset_revoked(case: Case) -> Puts:
+def dataset_revoked(case: Case) -> Changes:
     name = case.order(RevokeDataset).name
     dataset = case.state.datasets.get(name)
     if dataset is None:

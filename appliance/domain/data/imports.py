@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Failed, Ordered
 from appliance.domain.core.names import Commitment, Decimal, Digest, Identifier, Time, Token
 from appliance.domain.core.order import Order, Subjects
@@ -112,7 +112,7 @@ def may_cancel_import(state: State, order: CancelImport, signer: Principal, now:
     return reasons
 
 
-def import_requested(case: Case) -> Puts:
+def import_requested(case: Case) -> Changes:
     order: ImportBase | ImportDataset
     if isinstance(case.ordered, ImportBase):
         order = case.order(ImportBase)
@@ -144,17 +144,17 @@ def requested_import(case: Case, digest: str) -> Import:
     return record
 
 
-def import_failed(case: Case) -> Puts:
+def import_failed(case: Case) -> Changes:
     record = requested_import(case, case.of(ImportFailed).order)
     return [(case.state.imports, record.order, record.model_copy(update={"status": "failed"}))]
 
 
-def import_cancelled(case: Case) -> Puts:
+def import_cancelled(case: Case) -> Changes:
     record = requested_import(case, case.order(CancelImport).order)
     return [(case.state.imports, record.order, record.model_copy(update={"status": "cancelled"}))]
 
 
-def finish_import(case: Case, digest: str, kind: str, name: str) -> tuple[Import, Puts]:
+def finish_import(case: Case, digest: str, kind: str, name: str) -> tuple[Import, Changes]:
     record = requested_import(case, digest)
     case.require(record.subject == f"{kind}:{name}", "subject", record.subject, f"{kind}:{name}")
     return record, [(case.state.imports, digest, record.model_copy(update={"status": "finished"}))]

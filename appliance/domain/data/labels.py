@@ -14,7 +14,7 @@ def alike(labels: Iterable[str]) -> list[tuple[str, str]]:
 
     Numbers do not count as an edit: `level 1` and `level 2` are two labels.
     """
-    plain = [(label, _plain(label)) for label in sorted(set(labels))]
+    plain = [(label, "".join(label.casefold().split())) for label in sorted(set(labels))]
     return [(a, b) for (a, one), (b, other) in combinations(plain, 2) if _are_alike(one, other)]
 
 
@@ -24,10 +24,6 @@ def _are_alike(one: str, other: str) -> bool:
     if min(len(one), len(other)) < SHORTEST or abs(len(one) - len(other)) > 1:
         return False
     return _one_edit(one, other)
-
-
-def _plain(label: str) -> str:
-    return "".join(label.casefold().split())
 
 
 def _one_edit(a: str, b: str) -> bool:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Endorsed
 from appliance.domain.core.names import Time, add_seconds
 from appliance.domain.core.order import Order, Subjects
 from appliance.domain.core.records import ClockReset as Reset
-from appliance.domain.core.records import Key, LogKey, Principal, Site, Slot, Witness
+from appliance.domain.core.records import Key, LogKey, Principal, Slot, Witness
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.signatures import check_lifetime
 from appliance.domain.core.state import State
@@ -47,23 +47,19 @@ def may_reset_clock(state: State, order: ResetClock, signer: Principal, now: Tim
     return reasons
 
 
-def clock_reset(case: Case) -> Puts:
+def clock_reset(case: Case) -> Changes:
     """Both orders stand at the new time. The endorsement has been judged by it already."""
     state, order, now = case.state, case.order(ResetClock), case.entry.time
     reached, skew_s = state.last_time, state.parameters.clock_skew_s
-    ahead = add_seconds(now, skew_s) < reached
-    case.require(ahead, "clock", f"a time more than {skew_s} s before the last entry's, {reached}", now)
+    behind = add_seconds(now, skew_s) < reached
+    case.require(behind, "clock", f"a time more than {skew_s} s before the last entry's, {reached}", now)
     check_lifetime(
         "order reset-clock", order.issued_at, order.expires_at, now, state, state.parameters.order_lifetime_s
     )
     reset = Reset(index=case.entry.index, reached=reached, time=now)
-    site = _set_right(state.site, reset, state.parameters.key_overlap_s)
-    return [(state.sites, "site", site), *_ended(state, reset), *_dated_ahead(state, now)]
-
-
-def _set_right(site: Site, reset: Reset, overlap_s: int) -> Site:
-    log_keys = tuple(_end(key, reset, overlap_s) for key in site.log_keys)
-    return site.model_copy(update={"resets": (*site.resets, reset), "log_keys": log_keys})
+    log_keys = tuple(_end(key, reset, state.parameters.key_overlap_s) for key in state.site.log_keys)
+    site = state.site.model_copy(update={"resets": (*state.site.resets, reset), "log_keys": log_keys})
+    return [(state.sites, "site", site), *_ended(state, reset), *_redate(state, now)]
 
 
 def _end(key: K, reset: Reset, overlap_s: int) -> K:
@@ -75,32 +71,32 @@ def _end(key: K, reset: Reset, overlap_s: int) -> K:
     return key if key.until <= latest else key.model_copy(update={"until": latest})
 
 
-def _ended(state: State, reset: Reset) -> Puts:
+def _ended(state: State, reset: Reset) -> Changes:
     """Keys that had ended; and every order that waits, since it was issued before the reset."""
     now, overlap_s = reset.time, state.parameters.key_overlap_s
     ends = ((key, _end(key, reset, overlap_s)) for key in state.keys.values())
-    changed = ((key, _not_ahead(ended, "enrolled_at", now)) for key, ended in ends)
-    puts: Puts = [(state.keys, key.keyid, ended) for key, ended in changed if ended is not key]
-    return [*puts, *((state.pending, pending.digest, None) for pending in state.pending.values())]
+    changed = ((key, _at_latest(ended, "enrolled_at", now)) for key, ended in ends)
+    changes: Changes = [(state.keys, key.keyid, ended) for key, ended in changed if ended is not key]
+    return [*changes, *((state.pending, pending.digest, None) for pending in state.pending.values())]
 
 
-def _dated_ahead(state: State, now: Time) -> Puts:
+def _redate(state: State, now: Time) -> Changes:
     """What happened before the reset happened by now, whatever its entry says: otherwise who was enrolled meanwhile
     could sign nothing before that day, a unit whose tokens were revoked could ask nothing, a witness's word would count
     too long, and a text could not be erased."""
-    puts: Puts = []
+    changes: Changes = []
     for person in state.principals.values():
-        changed = _not_ahead(_not_ahead(person, "revoked_at", now), "tokens_since", now)
-        puts += [] if changed is person else [(state.principals, person.name, changed)]
+        changed = _at_latest(_at_latest(person, "revoked_at", now), "tokens_since", now)
+        changes += [] if changed is person else [(state.principals, person.name, changed)]
     for key, slot in state.slots.items():
-        puts += [] if (loaded := _not_ahead(slot, "loaded_at", now)) is slot else [(state.slots, key, loaded)]
+        changes += [] if (loaded := _at_latest(slot, "loaded_at", now)) is slot else [(state.slots, key, loaded)]
     for key, witness in state.witnesses.items():
-        puts += [] if (seen := _not_ahead(witness, "time", now)) is witness else [(state.witnesses, key, seen)]
-    puts += [(state.texts, key, text._replace(time=now)) for key, text in state.texts.items() if text.time > now]
-    return puts
+        changes += [] if (seen := _at_latest(witness, "time", now)) is witness else [(state.witnesses, key, seen)]
+    changes += [(state.texts, key, text._replace(time=now)) for key, text in state.texts.items() if text.time > now]
+    return changes
 
 
-def _not_ahead(row: R, name: str, now: Time) -> R:
+def _at_latest(row: R, name: str, now: Time) -> R:
     time = getattr(row, name)
     return row if time is None or time <= now else row.model_copy(update={name: now})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event, Ordered
 from appliance.domain.core.names import Digest, Time
 from appliance.domain.core.order import Order, Subjects
@@ -72,7 +72,7 @@ def waiting_orders(state: State, now: Time, endorser: str | None = None) -> list
     return [one for one in state.pending.values() if one.expires_at > now and one.signer != endorser]
 
 
-def order_pending(case: Case) -> Puts:
+def order_pending(case: Case) -> Changes:
     """An order for a change of power, allowed as far as one administrator can."""
     accepted = case.accepted
     order = accepted.order
@@ -87,7 +87,7 @@ def order_pending(case: Case) -> Puts:
     return [(case.state.pending, accepted.digest, pending)]
 
 
-def refused(case: Case) -> Puts:
+def refused(case: Case) -> Changes:
     """A refusal binds an authentic order, so that nobody's refusals can be invented by the service."""
     body = case.of(OrderRefused)
     accepted = case.reader.read(case.state, case.documents["order"], case.entry.time)

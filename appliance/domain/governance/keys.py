@@ -6,14 +6,14 @@ import base64
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.credentials import Possession, parse_credential
 from appliance.domain.core.event import Endorsed, Ordered
 from appliance.domain.core.names import Base64, Digest, Identifier, Time, add_seconds
 from appliance.domain.core.order import Order, Subjects
 from appliance.domain.core.records import Key, Principal
 from appliance.domain.core.roles import Reasons, needs, stands
-from appliance.domain.core.signatures import heirs
+from appliance.domain.core.signatures import keys_rotated_from
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Attachment, Verb
 from appliance.errors import ApplianceError, BadInput, Denied
@@ -117,7 +117,11 @@ def may_revoke_key(state: State, order: RevokeKey, signer: Principal, now: Time)
         return [*reasons, f"key: expected one of {order.principal}, got {order.keyid}"]
     start = key.distrusted
     # Once more, where that takes back more: a thief may have revoked it himself, with a key that he rotated to.
-    if start is not None and (order.since is None or order.since >= start) and not heirs(state, key.keyid, start):
+    if (
+        start is not None
+        and (order.since is None or order.since >= start)
+        and not keys_rotated_from(state, key.keyid, start)
+    ):
         reasons.append(f"key {order.keyid}: expected one that counts, got one revoked from entry {start} on")
     if order.since is not None and not key.enrolled < order.since <= state.size:
         reasons.append(f"since: expected an entry in {key.enrolled + 1} to {state.size}, got {order.since}")
@@ -134,9 +138,9 @@ def new_key(case: Case, name: str, spki: str, keyid: str) -> Key:
     return Key(keyid=keyid, spki=spki, principal=name, enrolled=entry.index, enrolled_at=entry.time)
 
 
-def key_enrolled(case: Case) -> Puts:
+def key_enrolled(case: Case) -> Changes:
     """A new key for a person: the old ones end at once, or stand for a while where the person rotates."""
-    puts: Puts = []
+    changes: Changes = []
     order = case.order(NewKey)
     until = order.old_until if isinstance(order, RotateKey) else None
     principal = _principal(case, order.principal)
@@ -144,11 +148,11 @@ def key_enrolled(case: Case) -> Puts:
         if key.principal == principal.name and key.stands(case.entry.time):
             # One that an earlier rotation ends is not prolonged by the next.
             ends = {"revoked": case.entry.index} if until is None else {"until": min(until, key.until or until)}
-            puts.append((case.state.keys, key.keyid, key.model_copy(update=ends)))
+            changes.append((case.state.keys, key.keyid, key.model_copy(update=ends)))
     rotated_from = case.accepted.keyid if isinstance(order, RotateKey) else None
     enrolled = new_key(case, order.principal, order.key, order.keyid).model_copy(update={"rotated_from": rotated_from})
-    puts.append((case.state.keys, order.keyid, enrolled))
-    return [*puts, (case.state.principals, principal.name, principal.model_copy(update={"keyid": order.keyid}))]
+    changes.append((case.state.keys, order.keyid, enrolled))
+    return [*changes, (case.state.principals, principal.name, principal.model_copy(update={"keyid": order.keyid}))]
 
 
 def _principal(case: Case, name: str) -> Principal:
@@ -158,7 +162,7 @@ def _principal(case: Case, name: str) -> Principal:
     return principal
 
 
-def key_revoked(case: Case) -> Puts:
+def key_revoked(case: Case) -> Changes:
     """What the key signed before stands, but for what the order takes back."""
     order, index = case.order(RevokeKey), case.entry.index
     key = case.state.keys.get(order.keyid)
@@ -167,10 +171,12 @@ def key_revoked(case: Case) -> Puts:
     since = index if order.since is None else order.since
     distrusted = since if key.distrusted is None else min(since, key.distrusted)
     # Else who rotated first, and then revokes the old key, would lock himself out.
-    fallen = heirs(case.state, key.keyid, distrusted, spared=case.accepted.keyid)
-    case.require(bool(fallen) or distrusted != key.distrusted, "key", "one that counts", f"{key.keyid}, which does not")
-    ends = {key.keyid: distrusted} | {heir.keyid: heir.enrolled for heir in fallen}
-    return [(case.state.keys, one.keyid, _ended(one, index, ends[one.keyid])) for one in (key, *fallen)]
+    also_ended = keys_rotated_from(case.state, key.keyid, distrusted, spared=case.accepted.keyid)
+    case.require(
+        bool(also_ended) or distrusted != key.distrusted, "key", "one that counts", f"{key.keyid}, which does not"
+    )
+    ends = {key.keyid: distrusted} | {later.keyid: later.enrolled for later in also_ended}
+    return [(case.state.keys, one.keyid, _ended(one, index, ends[one.keyid])) for one in (key, *also_ended)]
 
 
 def _ended(key: Key, index: int, distrusted: int) -> Key:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Endorsed
 from appliance.domain.core.names import Time
 from appliance.domain.core.order import Order, Subjects
@@ -51,7 +51,7 @@ def may_rotate_log_key(state: State, order: RotateLogKey, signer: Principal, now
     return needs(signer, "administrator") + against_log_key(state, order.log_key) + overlap(state, order.old_until, now)
 
 
-def log_key_rotated(case: Case) -> Puts:
+def log_key_rotated(case: Case) -> Changes:
     order, site = case.order(RotateLogKey), case.state.site
     old = tuple(
         key if key.until is not None else key.model_copy(update={"until": order.old_until}) for key in site.log_keys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Endorsed, Ordered
 from appliance.domain.core.names import SERVICE, Commitment, Identifier, Role, Time
 from appliance.domain.core.order import Order, Subjects
@@ -89,7 +89,7 @@ def may_revoke_principal(state: State, order: RevokePrincipal, signer: Principal
 
 def enrolled_person(
     case: Case, name: str, printed_name: str | None, roles: tuple[str, ...], spki: str, keyid: str
-) -> Puts:
+) -> Changes:
     index = case.entry.index
     return [
         (
@@ -101,12 +101,12 @@ def enrolled_person(
     ]
 
 
-def enrolled(case: Case) -> Puts:
+def enrolled(case: Case) -> Changes:
     order = case.order(Enroll)
     return enrolled_person(case, order.principal, order.printed_name, order.roles, order.key, order.keyid)
 
 
-def granted(case: Case) -> Puts:
+def granted(case: Case) -> Changes:
     grant = case.order(Grant)
     principal = case.state.principals.get(grant.principal)
     if principal is None:
@@ -115,7 +115,7 @@ def granted(case: Case) -> Puts:
     return [(case.state.principals, grant.principal, changed)]
 
 
-def revoked(case: Case) -> Puts:
+def revoked(case: Case) -> Changes:
     """Taking away needs one administrator; the name and the key stay taken for ever."""
     order = case.order(RevokePrincipal)
     state, index = case.state, case.entry.index
@@ -123,11 +123,11 @@ def revoked(case: Case) -> Puts:
     if principal is None:
         raise Denied(f"entry {index}: principal: expected a standing one, got {order.principal}")
     gone = principal.model_copy(update={"revoked": index, "revoked_at": case.entry.time})
-    puts: Puts = [(state.principals, principal.name, gone)]
+    changes: Changes = [(state.principals, principal.name, gone)]
     for key in state.keys.values():
         if key.principal == principal.name and key.revoked is None:
-            puts.append((state.keys, key.keyid, key.model_copy(update={"revoked": index})))
-    return puts
+            changes.append((state.keys, key.keyid, key.model_copy(update={"revoked": index})))
+    return changes
 
 
 VERBS = (

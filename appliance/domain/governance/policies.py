@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Endorsed
 from appliance.domain.core.names import Digest, Time
 from appliance.domain.core.order import Order, Subjects
@@ -43,7 +43,7 @@ def check_policy(case: Case, order: AdoptPolicy, data: bytes) -> None:
     check_witnesses([key.vkey for key in case.state.site.log_keys], parse_policy(data))
 
 
-def adopted(case: Case) -> Puts:
+def adopted(case: Case) -> Changes:
     policy = parse_policy(case.documents["policy"])
     digest = digest_bytes(case.documents["policy"])
     site = case.state.site.model_copy(update={"policy": digest, "parameters": policy.parameters})

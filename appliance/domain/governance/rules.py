@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Endorsed
 from appliance.domain.core.names import Time
 from appliance.domain.core.order import Order, Subjects
@@ -36,7 +36,7 @@ def may_raise_rules(state: State, order: RaiseRules, signer: Principal, now: Tim
     return reasons
 
 
-def rules_raised(case: Case) -> Puts:
+def rules_raised(case: Case) -> Changes:
     site = case.state.site.model_copy(update={"rules": case.order(RaiseRules).rules})
     return [(case.state.sites, "site", site)]
 

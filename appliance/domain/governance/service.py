@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
 from appliance.domain.core.names import SERVICE, Base64, Canonical, Digest, Identifier
 from appliance.domain.core.policy import parse_policy
@@ -59,7 +59,7 @@ class Heartbeat(Event):
     type = "heartbeat"
 
 
-def initialized(case: Case) -> Puts:
+def initialized(case: Case) -> Changes:
     """The log's first entry: its keys, its administrators, its first policy set."""
     body = case.of(Initialized)
     names = [person.name for person in body.administrators]
@@ -83,14 +83,14 @@ def initialized(case: Case) -> Puts:
         policy=digest_bytes(case.documents["policy"]),
         parameters=policy.parameters,
     )
-    puts: Puts = [(case.state.sites, "site", site)]
+    changes: Changes = [(case.state.sites, "site", site)]
     for person in body.administrators:
         case.require(keyid_of(base64.b64decode(person.key)) == person.keyid, "key", person.keyid, "another key")
-        puts += enrolled_person(case, person.name, None, ("administrator",), person.key, person.keyid)
-    return puts
+        changes += enrolled_person(case, person.name, None, ("administrator",), person.key, person.keyid)
+    return changes
 
 
-def service_started(case: Case) -> Puts:
+def service_started(case: Case) -> Changes:
     """A new process holds no slot; requests and runs that a crash left open are closed by entries of their own."""
     return [(case.state.slots, key, None) for key, _ in case.state.slots.items()]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
 from appliance.domain.core.names import Digest, Identifier, Time
 from appliance.domain.core.signatures import accept_session
@@ -40,13 +40,13 @@ class AuthRefused(Event):
         return tuple(f"principal:{name}" for name in self.principals)
 
 
-def session_opened(case: Case) -> Puts:
+def session_opened(case: Case) -> Changes:
     session, principal = accept_session(case.state, case.documents["session"], case.entry.time)
     case.require(case.entry.actor == principal.name == session.signer, "actor", session.signer, case.entry.actor)
     return []
 
 
-def auth_refused(case: Case) -> Puts:
+def auth_refused(case: Case) -> Changes:
     body, state = case.of(AuthRefused), case.state
     for what, named, known in (("principals", body.principals, state.principals), ("keys", body.keys, state.keys)):
         expected = tuple(sorted({name for name in named if name in known}))

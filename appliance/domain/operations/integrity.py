@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.entry import MAX_SUBJECTS
 from appliance.domain.core.event import Event
 from appliance.domain.core.records import Adapter, Base
@@ -29,7 +29,7 @@ class ArtifactsChecked(Event):
         return self.changed[:MAX_SUBJECTS]
 
 
-def artifacts_checked(case: Case) -> Puts:
+def artifacts_checked(case: Case) -> Changes:
     """What was found changed is out of use: an adapter or a base is in quarantine before this says so."""
     body = case.of(ArtifactsChecked)
     outcome = "failure" if body.changed else "success"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Ordered
 from appliance.domain.core.names import Identifier, Time
 from appliance.domain.core.records import Activation, Principal, Release, release_key
@@ -64,15 +64,15 @@ def may_roll_back(state: State, order: RollBack, signer: Principal, now: Time) -
     return reasons
 
 
-def activated(case: Case) -> Puts:
+def activated(case: Case) -> Changes:
     return _release(case, case.order(Activate), "activate")
 
 
-def rolled_back(case: Case) -> Puts:
+def rolled_back(case: Case) -> Changes:
     return _release(case, case.order(RollBack), "roll-back")
 
 
-def _release(case: Case, order: Activate | RollBack, kind: Literal["activate", "roll-back"]) -> Puts:
+def _release(case: Case, order: Activate | RollBack, kind: Literal["activate", "roll-back"]) -> Changes:
     key = release_key(order.unit, order.task)
     before = case.state.releases.get(key)
     activation = Activation(

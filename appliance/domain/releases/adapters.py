@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event, Failed, Ordered
 from appliance.domain.core.names import (
     Digest,
@@ -116,7 +116,7 @@ def next_version(state: State, name: str) -> int:
 SLSA_PROVENANCE = "https://slsa.dev/provenance/v1"
 
 
-def adapter_sealed(case: Case) -> Puts:
+def adapter_sealed(case: Case) -> Changes:
     """The manifest is signed by the appliance's adapter key, and lists the weights and the steps that the run ended
     with."""
     body = case.of(AdapterSealed)
@@ -178,7 +178,7 @@ def check_provenance(case: Case, run: Run) -> None:
         case.require(isinstance(found, list) and needed in found, "provenance, dependencies", needed, "none such")
 
 
-def adapter_quarantined(case: Case) -> Puts:
+def adapter_quarantined(case: Case) -> Changes:
     name = case.of(AdapterQuarantined).adapter
     adapter = case.state.adapters.get(name)
     if adapter is None or adapter.quarantined is not None:
@@ -186,7 +186,7 @@ def adapter_quarantined(case: Case) -> Puts:
     return [(case.state.adapters, name, adapter.model_copy(update={"quarantined": case.entry.index}))]
 
 
-def adapter_revoked(case: Case) -> Puts:
+def adapter_revoked(case: Case) -> Changes:
     order = case.order(RevokeAdapter)
     adapter = case.state.adapters.get(order.name)
     if adapter is None:

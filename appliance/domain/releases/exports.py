@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.entry import Entry
 from appliance.domain.core.event import Ordered
 from appliance.domain.core.names import Base64, Time, Value, add_seconds, encode_value, parse_value, versioned
@@ -97,7 +97,7 @@ def standing_evidence(state: State, accepted: Accepted) -> dict[str, bytes]:
     return {"standing": encode_value(standing_of(state, order, accepted.keyid))}
 
 
-def exported(case: Case) -> Puts:
+def exported(case: Case) -> Changes:
     """The rows beside the order are those of the state: whoever holds the log's key can decide over them.
 
     It is remembered until a later export finds it expired: it answers no question about that entry or one after it, but
@@ -108,7 +108,7 @@ def exported(case: Case) -> Puts:
     got = case.documents["standing"]
     case.require(got == expected, "standing", digest_bytes(expected), digest_bytes(got))
     exports, index = case.state.exports, case.entry.index
-    expired: Puts = [(exports, key, None) for key, row in exports.items() if row.valid_until <= case.entry.time]
+    expired: Changes = [(exports, key, None) for key, row in exports.items() if row.valid_until <= case.entry.time]
     export = Export(
         unit=order.unit,
         task=order.task,

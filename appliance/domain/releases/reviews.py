@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Ordered
 from appliance.domain.core.names import Commitment, Identifier, Time, add_seconds
 from appliance.domain.core.records import Principal, ReviewRecord
@@ -61,7 +61,7 @@ def _dated(state: State, order: Review, now: Time) -> Reasons:
     return [] if until <= limit else [f"valid until: expected at most {limit}, got {until}"]
 
 
-def review_recorded(case: Case) -> Puts:
+def review_recorded(case: Case) -> Changes:
     order = case.order(Review)
     adapter = case.state.adapters.get(order.name)
     if adapter is None:

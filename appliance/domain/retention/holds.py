@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Endorsed, Ordered
 from appliance.domain.core.names import Time
 from appliance.domain.core.order import Order, Subjects
@@ -76,13 +76,13 @@ def may_lift_hold(state: State, order: LiftHold, signer: Principal, now: Time) -
     return needs(signer, "administrator") + missing
 
 
-def hold_placed(case: Case) -> Puts:
+def hold_placed(case: Case) -> Changes:
     order = case.order(PlaceHold)
     hold = Hold(subject=order.subject, order=case.accepted.digest, signer=order.signer, index=case.entry.index)
     return [(case.state.holds, order.subject, hold)]
 
 
-def hold_lifted(case: Case) -> Puts:
+def hold_lifted(case: Case) -> Changes:
     return [(case.state.holds, case.order(LiftHold).subject, None)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Endorsed
 from appliance.domain.core.names import Commitment, Time, add_seconds
 from appliance.domain.core.order import Order, Subjects
@@ -31,7 +31,7 @@ class TextErased(Endorsed):
     type = "text.erased"
 
 
-def kept(state: State, commitment: str, now: Time) -> list[str]:
+def reasons_to_keep(state: State, commitment: str, now: Time) -> list[str]:
     """Why a text must not be erased yet."""
     text = state.texts.get(commitment)
     if text is None:
@@ -63,10 +63,10 @@ def _until(what: str, end: Time, now: Time) -> list[str]:
 
 
 def may_erase(state: State, order: Erase, signer: Principal, now: Time) -> Reasons:
-    return needs(signer, "administrator") + kept(state, order.commitment, now)
+    return needs(signer, "administrator") + reasons_to_keep(state, order.commitment, now)
 
 
-def text_erased(case: Case) -> Puts:
+def text_erased(case: Case) -> Changes:
     order = case.order(Erase)
     text = case.state.texts.get(order.commitment)
     if text is None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.entry import Entry
 from appliance.domain.core.event import Endorsed, Event, Failed, Ordered
 from appliance.domain.core.names import explain
@@ -40,34 +40,34 @@ def apply(state: State, entry: Entry, documents: Mapping[str, bytes]) -> None:
     check_documents(entry, body, documents)
     check_claims(entry, body)
     case = Case(state=state, entry=entry, body=body, documents=documents, reader=ORDERS)
-    puts: Puts = []
+    changes: Changes = []
     if isinstance(body, Ordered):
-        case, puts = _take_order(case, body)
+        case, changes = _take_order(case, body)
     rule = book_of(state).rules.get(entry.type)
     if rule is None:
         raise Denied(f"{case.place}: type: expected one of rules version {state.site.rules}, got a later one's")
     changed = rule(case)
     # What the entry binds before what it does: an erasure wins over an endorsement whose reason is that very text.
-    puts += [*_texts(case), *changed]
+    changes += [*_texts(case), *changed]
     check_subjects(case)
-    for table, key, value in puts:
+    for table, key, value in changes:
         table.put(key, value)
     state.size = entry.index + 1
     state.last_time = entry.time
     state.last_leaf = entry.link
 
 
-def _take_order(case: Case, body: Ordered) -> tuple[Case, Puts]:
+def _take_order(case: Case, body: Ordered) -> tuple[Case, Changes]:
     """The case with the order that the entry carries out: authentic, new, endorsed where that is needed, one that this
     type of entry comes of, with no invariant against it, and with the document beside it that it binds."""
     state, entry = case.state, case.entry
     accepted = ORDERS.accept(state, case.documents["order"], entry.time)
     case = case._replace(signed=accepted)
     _check_order_entry(case, body)
-    puts: Puts = [(state.orders, accepted.digest, entry.index)]
+    changes: Changes = [(state.orders, accepted.digest, entry.index)]
     order = accepted.order
     if isinstance(body, Endorsed) and isinstance(order, Endorse):
-        puts.append((state.pending, order.order, None))
+        changes.append((state.pending, order.order, None))
         order = _endorsed(case, order)
     elif isinstance(body, Endorsed):
         alone = not verb_of(case.state, order).two_administrators or state.site.single_administrator
@@ -79,7 +79,7 @@ def _take_order(case: Case, body: Ordered) -> tuple[Case, Puts]:
         raise Denied(f"{case.place}: order: expected {expected}, got {verb.name}")
     _check_allowed(case, order)
     _check_attachment(case, order)
-    return case._replace(ordered=order), puts
+    return case._replace(ordered=order), changes
 
 
 def _endorsed(case: Case, endorse: Endorse) -> Order:

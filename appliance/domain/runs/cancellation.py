@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Ordered
 from appliance.domain.core.names import RunId, Time
 from appliance.domain.core.order import Order, Subjects
@@ -35,7 +35,7 @@ def may_cancel(state: State, order: Cancel, signer: Principal, now: Time) -> Rea
     return reasons
 
 
-def run_cancelled(case: Case) -> Puts:
+def run_cancelled(case: Case) -> Changes:
     order = case.order(Cancel)
     return move(case.state, take_run(case, order.run, "queued", "running", "trained"), "cancelled")
 

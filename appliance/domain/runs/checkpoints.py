@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
 from appliance.domain.core.names import Decimal, Digest, RunId
 from appliance.domain.core.records import Run, TrainingCheckpoint, checkpoint_key
@@ -29,7 +29,7 @@ class RunCheckpointed(Event):
         return (f"run:{self.run}",)
 
 
-def run_checkpointed(case: Case) -> Puts:
+def run_checkpointed(case: Case) -> Changes:
     body = case.of(RunCheckpointed)
     run = take_run(case, body.run, "running")
     check_inputs(case, run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
 from appliance.domain.core.names import RunId
 from appliance.domain.core.records import Run
@@ -36,11 +36,11 @@ def take_run(case: Case, name: str, *statuses: str) -> Run:
     return run
 
 
-def move(state: State, run: Run, status: str) -> Puts:
+def move(state: State, run: Run, status: str) -> Changes:
     return [(state.runs, run.id, run.model_copy(update={"status": status}))]
 
 
-def fallen(state: State, run: Run) -> Denied | None:
+def inputs_withdrawn(state: State, run: Run) -> Denied | None:
     """Why nothing of the run is trained or sealed any more; the code says whether its base or dataset was revoked."""
     reasons = inputs_stand(state, run)
     if not reasons:
@@ -51,8 +51,8 @@ def fallen(state: State, run: Run) -> Denied | None:
 
 
 def check_inputs(case: Case, run: Run) -> None:
-    """After its base or its dataset has fallen, a run has no entry but its end."""
-    error = fallen(case.state, run)
+    """After its base or its dataset was withdrawn, a run has no entry but its end."""
+    error = inputs_withdrawn(case.state, run)
     if error is not None:
         raise error.within(f"entry {case.entry.index} ({case.entry.type})")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event, Failed, Ordered
 from appliance.domain.core.names import Decimal, Digest, RunId, Time
 from appliance.domain.core.order import Order, Subjects
@@ -85,7 +85,7 @@ def may_replay(state: State, order: ReplayRun, signer: Principal, now: Time) -> 
     return reasons + base_is(state, run.base, run.base_digest)
 
 
-def replay_requested(case: Case) -> Puts:
+def replay_requested(case: Case) -> Changes:
     order = case.order(ReplayRun)
     replay = Replay(
         order=case.accepted.digest,
@@ -108,7 +108,7 @@ def requested_replay(case: Case, body: ReplayFinished | ReplayFailed) -> Replay:
     return replay
 
 
-def replay_finished(case: Case) -> Puts:
+def replay_finished(case: Case) -> Changes:
     """The verdict is the one that the digests, the machines and the measured difference give."""
     body = case.of(ReplayFinished)
     replay = requested_replay(case, body)
@@ -131,7 +131,7 @@ def replay_finished(case: Case) -> Puts:
     return [(case.state.replays, replay.order, changed)]
 
 
-def replay_failed(case: Case) -> Puts:
+def replay_failed(case: Case) -> Changes:
     replay = requested_replay(case, case.of(ReplayFailed))
     return [(case.state.replays, replay.order, replay.model_copy(update={"status": "failed"}))]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Ordered
 from appliance.domain.core.names import Digest, RunId, Time
 from appliance.domain.core.order import Order, Subjects
@@ -58,12 +58,12 @@ MOST_RESUMES = 3
 """So often a run goes on by itself; then it failed, until somebody orders it to go on."""
 
 
-def resume_requested(case: Case) -> Puts:
+def resume_requested(case: Case) -> Changes:
     run = take_run(case, case.order(Resume).run, "failed")
     return move(case.state, run.model_copy(update={"resumes": 0, "queued": case.entry.index}), "queued")
 
 
-def run_resumed(case: Case) -> Puts:
+def run_resumed(case: Case) -> Changes:
     """From the last training checkpoint and no other; by itself only so often."""
     body = case.of(RunResumed)
     run = take_run(case, body.run, "queued", "running", "trained")

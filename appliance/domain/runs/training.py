@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event, Failed, Ordered
 from appliance.domain.core.names import Decimal, Digest, RunId, Time
 from appliance.domain.core.order import Order, Subjects
@@ -104,7 +104,7 @@ def name_run(state: State) -> dict[str, str]:
     return {"run": f"r-{len(state.runs) + 1:06d}"}
 
 
-def run_requested(case: Case) -> Puts:
+def run_requested(case: Case) -> Changes:
     order = case.order(Train)
     body = case.of(RunRequested)
     expected = name_run(case.state)["run"]
@@ -130,7 +130,7 @@ def run_requested(case: Case) -> Puts:
     return [(case.state.runs, run.id, run)]
 
 
-def run_started(case: Case) -> Puts:
+def run_started(case: Case) -> Changes:
     """Nothing trains behind a wall that a probe got through, or without a layer that policy does not do without."""
     body = case.of(RunStarted)
     run = take_run(case, body.run, "queued")
@@ -140,7 +140,7 @@ def run_started(case: Case) -> Puts:
     return move(case.state, run, "running")
 
 
-def run_finished(case: Case) -> Puts:
+def run_finished(case: Case) -> Changes:
     """No run ends without the training checkpoint of its last step: what is sealed can be replayed to its end."""
     body = case.of(RunFinished)
     run = take_run(case, body.run, "running")
@@ -165,7 +165,7 @@ def check_end(case: Case, run: Run, body: RunFinished) -> None:
     case.require(body.weights_step == best, "weights_step", best, body.weights_step)
 
 
-def run_failed(case: Case) -> Puts:
+def run_failed(case: Case) -> Changes:
     return move(case.state, take_run(case, case.of(RunFailed).run, "queued", "running", "trained"), "failed")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
 from appliance.domain.core.names import Commitment, Digest, Identifier, Nonce, Time, VersionedName
 from appliance.domain.core.records import OpenRequest
@@ -86,10 +86,10 @@ class RequestRefused(Event):
         return self.unit
 
 
-def request_admitted(case: Case) -> Puts:
+def request_admitted(case: Case) -> Changes:
     """Answered only by what is loaded for this unit and task, and admissible at this moment."""
     body = case.of(RequestAdmitted)
-    slot, puts = answering_slot(case, body.unit, body.task)
+    slot, changes = answering_slot(case, body.unit, body.task)
     case.require(slot.loaded is not None, "slot", "a loaded adapter", "one that is admitted only")
     expected, got = slot.answered_by, body.answered_by
     case.require(got == expected, "what answers", expected, got)
@@ -107,10 +107,10 @@ def request_admitted(case: Case) -> Puts:
         approvals=body.approvals,
         entry=case.entry.index,
     )
-    return [*puts, (case.state.requests, body.request, request)]
+    return [*changes, (case.state.requests, body.request, request)]
 
 
-def request_finished(case: Case) -> Puts:
+def request_finished(case: Case) -> Changes:
     body = case.of(RequestFinished)
     record = case.state.requests.get(body.request)
     if record is None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
 from appliance.domain.core.names import Digest, Identifier, Time, VersionedName
 from appliance.domain.core.records import Slot, release_key
@@ -95,7 +95,7 @@ def admissible(case: Case, unit: str, task: str) -> Clearance:
     return clearance
 
 
-def admitted(case: Case) -> Puts:
+def admitted(case: Case) -> Changes:
     body = case.of(AdapterAdmitted)
     clearance = admissible(case, body.unit, body.task)
     adapter = clearance.adapter
@@ -132,7 +132,7 @@ def find_slot(case: Case, unit: str, task: str) -> Slot:
     return slot
 
 
-def answering_slot(case: Case, unit: str, task: str) -> tuple[Slot, Puts]:
+def answering_slot(case: Case, unit: str, task: str) -> tuple[Slot, Changes]:
     """The slot of today's release, with nothing against it and with everything that it was admitted by; and what is
     kept of that, so that the next request need not ask again."""
     slot = find_slot(case, unit, task)
@@ -146,17 +146,17 @@ def answering_slot(case: Case, unit: str, task: str) -> tuple[Slot, Puts]:
     return slot, [(case.state.clearances, key, clearance)]
 
 
-def loaded(case: Case) -> Puts:
+def loaded(case: Case) -> Changes:
     """Only if what admission saw still holds: same release, same adapter, nothing against it."""
     body = case.of(AdapterLoaded)
-    slot, puts = answering_slot(case, body.unit, body.task)
+    slot, changes = answering_slot(case, body.unit, body.task)
     case.require(body.admitted == slot.admitted, "admitted", slot.admitted, body.admitted)
     case.require(body.adapter == slot.adapter, "adapter", slot.adapter, body.adapter)
     changed = slot.model_copy(update={"loaded": case.entry.index, "loaded_at": case.entry.time})
-    return [*puts, (case.state.slots, release_key(body.unit, body.task), changed)]
+    return [*changes, (case.state.slots, release_key(body.unit, body.task), changed)]
 
 
-def unloaded(case: Case) -> Puts:
+def unloaded(case: Case) -> Changes:
     """No token left after the slot was empty, and no answer under way in it can end well any more."""
     body = case.of(AdapterUnloaded)
     slot = find_slot(case, body.unit, body.task)
@@ -166,10 +166,10 @@ def unloaded(case: Case) -> Puts:
         since = slot.loaded_at or "a load, of which there was none"
         between = since <= body.last_token <= case.entry.time
         case.require(between, "last token", f"a time from {since} to {case.entry.time}", body.last_token)
-    return [(case.state.slots, release_key(body.unit, body.task), None), *cut(case.state, slot)]
+    return [(case.state.slots, release_key(body.unit, body.task), None), *cut_requests(case.state, slot)]
 
 
-def cut(state: State, slot: Slot) -> Puts:
+def cut_requests(state: State, slot: Slot) -> Changes:
     """Every request that the slot was answering."""
     return [
         (state.requests, request.id, request._replace(cut=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Ordered
 from appliance.domain.core.names import Digest, Identifier, Time, add_seconds
 from appliance.domain.core.order import Order, Subjects
@@ -48,7 +48,7 @@ def may_revoke_tokens(state: State, order: RevokeTokens, signer: Principal, now:
     return reasons
 
 
-def tokens_revoked(case: Case) -> Puts:
+def tokens_revoked(case: Case) -> Changes:
     order, state = case.order(RevokeTokens), case.state
     if order.token is not None:
         row = RevokedToken(digest=order.token, unit=order.unit, index=case.entry.index)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Puts
+from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
 from appliance.domain.core.names import Base64, Time, add_seconds
 from appliance.domain.core.records import Witness
@@ -66,7 +66,7 @@ def _lapsed(state: State, witness: Witness, now: Time) -> bool:
     return add_seconds(witness.time, state.parameters.witness_lifetime_s) < state.site.time_for(witness.index, now)
 
 
-def checkpoint_cosigned(case: Case) -> Puts:
+def checkpoint_cosigned(case: Case) -> Changes:
     """A witness of the policy in force has signed a checkpoint of this log, which the log's own key signed too.
 
     That the log begins with what the checkpoint says is not the fold's to check, which knows no tree: whoever holds the

@@ -17,8 +17,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from appliance.ml.layers.architecture import Architecture, LayerKind
 from appliance.ml.layers.norms import Norm
 from appliance.ml.layers.packing import CAPPED_QUERIES, Segment
-from appliance.ml.layers.positions import Rotation, turn, turn_back
-from appliance.ml.layers.scores import Scoring, cap_scores, fold, weigh
+from appliance.ml.layers.positions import Rotation, rotate, rotate_backward
+from appliance.ml.layers.scores import Scoring, attention_weights, cap_scores, fold
 
 # Queries times keys of a segment from which scores are not held whole.
 LARGE = 1 << 18
@@ -185,7 +185,7 @@ class Attention:
             if rotation is None:
                 into.copy_(normal)
             else:
-                turn(normal, rotation, out=into)
+                rotate(normal, rotation, out=into)
         if rotation is not None and rotation.query_scale is not None:
             turned[:, : self._query] *= rotation.query_scale
         turned[:, self._query + self._key :] = plain[:, self._query + self._key :]
@@ -201,7 +201,7 @@ class Attention:
             if rotation is None:
                 into.copy_(grad)
             else:
-                turn_back(grad, rotation, out=into)
+                rotate_backward(grad, rotation, out=into)
             if norm is not None:
                 into.copy_(norm.backward(self._joined(into), *norm.divide(self._joined(part))).view(into.shape))
         back[:, self._query + self._key :] = grads[:, self._query + self._key :]
@@ -243,7 +243,7 @@ def attend_group(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What the group's queries see, [segments, heads, longest, size], and what the backward pass needs beside."""
     if not group.is_large:
-        weights = weigh(query, key, group.hidden(scoring.window), scoring)
+        weights = attention_weights(query, key, group.hidden(scoring.window), scoring)
         return (fold(weights, key) @ value.flatten(0, 1)).view_as(query), None
     if scoring.softcap is None:
         return _attend_fused(query, key, value, group, scoring)
@@ -252,7 +252,9 @@ def attend_group(
     for start in range(0, query.shape[2], CAPPED_QUERIES):
         part = slice(start, start + CAPPED_QUERIES)
         some = query[:, :, part]
-        outputs.append((fold(weigh(some, key, hidden[part], scoring), key) @ value.flatten(0, 1)).view_as(some))
+        outputs.append(
+            (fold(attention_weights(some, key, hidden[part], scoring), key) @ value.flatten(0, 1)).view_as(some)
+        )
     return torch.cat(outputs, dim=2), None
 
 
@@ -290,7 +292,7 @@ def _attend_backward(
     hidden: torch.Tensor,
     scoring: Scoring,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    weights, folded = weigh(query, key, hidden, scoring), fold(grad, key)
+    weights, folded = attention_weights(query, key, hidden, scoring), fold(grad, key)
     grad_value = fold(weights, key).transpose(1, 2) @ folded
     grad_weights = (folded @ value.flatten(0, 1).transpose(1, 2)).view_as(weights)
     scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)

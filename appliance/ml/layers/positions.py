@@ -93,7 +93,7 @@ def _read_angles(model: Any, rope: str) -> _Angles:
     return _Angles(original.float(), long, float(getattr(rotary, f"{prefix}attention_scaling")))
 
 
-def turn(x: torch.Tensor, rotation: Rotation, *, out: torch.Tensor) -> None:
+def rotate(x: torch.Tensor, rotation: Rotation, *, out: torch.Tensor) -> None:
     """x [tokens, heads, size]; of each head the first `turned` numbers, the rest as it is."""
     x, out, cosine, sine = _narrow(x, rotation, out)
     torch.mul(x, cosine, out=out)
@@ -103,7 +103,7 @@ def turn(x: torch.Tensor, rotation: Rotation, *, out: torch.Tensor) -> None:
     into[1].addcmul_(first, late)
 
 
-def turn_back(grad: torch.Tensor, rotation: Rotation, *, out: torch.Tensor) -> None:
+def rotate_backward(grad: torch.Tensor, rotation: Rotation, *, out: torch.Tensor) -> None:
     """The gradient of x: the same turn the other way."""
     grad, out, cosine, sine = _narrow(grad, rotation, out)
     torch.mul(grad, cosine, out=out)

@@ -30,7 +30,7 @@ def cap_scores(query: torch.Tensor, key: torch.Tensor, scoring: Scoring) -> torc
     return wide if scoring.softcap is None else wide.div_(scoring.softcap).tanh_().mul_(scoring.softcap)
 
 
-def weigh(query: torch.Tensor, key: torch.Tensor, hidden: torch.Tensor, scoring: Scoring) -> torch.Tensor:
+def attention_weights(query: torch.Tensor, key: torch.Tensor, hidden: torch.Tensor, scoring: Scoring) -> torch.Tensor:
     """Attention weights, [rows, heads, queries, keys]: the scores' softmax in float32, 0 where `hidden` is true."""
     scores = cap_scores(query, key, scoring).masked_fill_(hidden, float("-inf"))
     return scores.softmax(dim=-1).to(query.dtype)

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from appliance.ml.layers.packing import Pack, Segment
-from appliance.ml.layers.scores import Scoring, fold, weigh
+from appliance.ml.layers.scores import Scoring, attention_weights, fold
 
 # Queries times keys of a family from which attention scores are not held whole.
 LARGE = 1 << 17
@@ -84,7 +84,7 @@ def _attend(
     most = max(1, LARGE // hidden.shape[-1])
     outputs = []
     for some, unseen in zip(torch.split(query, most, dim=2), torch.split(hidden, most, dim=2), strict=True):
-        weights = weigh(some, key, unseen, scoring)
+        weights = attention_weights(some, key, unseen, scoring)
         outputs.append((fold(weights, key) @ value.flatten(0, 1)).view_as(some))
     return torch.cat(outputs, dim=2)
 

@@ -185,7 +185,7 @@ def _bounded(name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
         passed = {"context": context, "eval_context": context.eval_ctx, "environment": context.environment}
         first = (passed[wanted],) if wanted in passed else ()
         made = _check_size(filter_(*first, value, *arguments, **named))
-        return _come(context, made) if isinstance(made, Generator) else made
+        return _spend_each(context, made) if isinstance(made, Generator) else made
 
     bounded.jinja_pass_arg = pass_context(lambda: None).jinja_pass_arg  # type: ignore[attr-defined]
     return bounded
@@ -212,7 +212,7 @@ def _each(context: Any, values: Iterable[Any]) -> _Turns:
     return _Turns(context, values)
 
 
-def _come(context: _Context, values: Iterable[Any]) -> Iterator[Any]:
+def _spend_each(context: _Context, values: Iterable[Any]) -> Iterator[Any]:
     """What a filter gives one by one, of which each may have grown since."""
     for value in values:
         context.spend()

@@ -167,11 +167,11 @@ class Engine:
         if any(row.name == name for row in self._rows + self._waiting):
             raise Conflict(f"request {name}: expected a new name, got one that is being answered")
         try:
-            self._waiting.append(self._seat(name, slot, question))
+            self._waiting.append(self._new_row(name, slot, question))
         except _FAULTS as error:
             raise as_refusal(error) from None
 
-    def _seat(self, name: str, slot: str | None, question: Question) -> Row:
+    def _new_row(self, name: str, slot: str | None, question: Question) -> Row:
         decode, prompt, request = self.base.chat.decode, question.prompt, question.request
         if question.branches is None:
             return Row(name, slot, question, self.base.context_length - len(prompt), Text(decode, request.stop))

@@ -21,7 +21,7 @@ class LogClock:
         self._longest_pause_days = longest_pause_days
         self._pause_after = ""
 
-    def believe_pause(self, last_time: str) -> None:
+    def accept_pause(self, last_time: str) -> None:
         """Somebody says that the clock is right, however long ago the last entry is, which has this time."""
         self._pause_after = last_time
 

@@ -211,7 +211,7 @@ class Ledger:
             root = frontier.root()
             rows.insert_keys(connection, self.unfiled.take_due(connection, batch.before.size, entries))
             note = self._write(connection, batch, completed, root, fold.state)
-            self._commit(connection, batch)
+            self._writer.commit(connection, batch)
         except BaseException:
             # Nothing of it is believed: the database has to show first that it can be written again, and what stands.
             fold.state.take_back(batch.mark)
@@ -273,9 +273,6 @@ class Ledger:
         rows.move_head(connection, batch.before, head, note)
         return note
 
-    def _commit(self, connection: Connection, batch: Batch) -> None:
-        self._writer.commit(connection, batch)
-
     def probe(self) -> None:
         """Unavailable unless a write can be made durable now; costs a commit, and says nothing in the log."""
         with self.lock:
@@ -317,7 +314,8 @@ class Ledger:
         if data is None:
             raise NotFound(f"entry {index}: expected one of the log's entries, got none")
         if hash_leaf(data) != leaf:
-            raise Tampered(f"entry {index}: leaf hash: expected {_hex(leaf)}, got {hash_leaf(data).hex()}")
+            expected = "none" if leaf is None else leaf.hex()
+            raise Tampered(f"entry {index}: leaf hash: expected {expected}, got {hash_leaf(data).hex()}")
         return data
 
     def entries(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
@@ -430,7 +428,3 @@ def _signed(note: bytes | None) -> bytes:
     if note is None:
         raise NotFound("log checkpoint: expected one, got an empty log")
     return note
-
-
-def _hex(value: bytes | None) -> str:
-    return "none" if value is None else value.hex()

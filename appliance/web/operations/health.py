@@ -38,7 +38,7 @@ class Readiness:
         """Why the service is not ready, in a word, or None while it is."""
         if self._context.closing.is_set():
             return "closing"
-        if self._context.lost:
+        if self._context.missing_from_log:
             return "ledger lost entries"
         if self._context.stalled:
             return "heartbeat stands still"

@@ -103,12 +103,9 @@ class _Now(Collector):
             running.add_metric((unit,), count)
         yield running
         yield GaugeMetricFamily("appliance_requests_open", "Admitted and not ended.", value=len(state.requests))
-        yield GaugeMetricFamily("appliance_runs_queued", "Runs that wait.", value=_queued(state.runs.values()))
+        queued = sum(run.status == "queued" for run in state.runs.values())
+        yield GaugeMetricFamily("appliance_runs_queued", "Runs that wait.", value=queued)
         yield GaugeMetricFamily("appliance_ledger_size", "Entries in the ledger.", value=state.size)
         yield GaugeMetricFamily(
-            "appliance_ledger_lost", "What witnesses saw and is lost.", value=len(self._context.lost)
+            "appliance_ledger_lost", "What witnesses saw and is lost.", value=len(self._context.missing_from_log)
         )
-
-
-def _queued(runs: tuple[Any, ...]) -> int:
-    return sum(run.status == "queued" for run in runs)

@@ -32,15 +32,14 @@ from appliance.workflows.data import uploads as upload
 from appliance.workflows.governance import administration
 from appliance.workflows.operations.status import status
 from appliance.workflows.operations.storage import storage
-from appliance.workflows.queries import log, people, verification, work
-from appliance.workflows.queries import past as questions
+from appliance.workflows.queries import log, people, questions, verification, work
 from appliance.workflows.queries.log import LogFilters, show
 from appliance.workflows.queries.people import pending_orders
 from appliance.workflows.queries.work import import_status, recipe_facts, replay_status, run_progress, run_steps
 from appliance.workflows.releases import exports, review
 from appliance.workflows.releases.review import adapter_row
 from appliance.workflows.runs import planning
-from appliance.workflows.witnesses import sneakernet as witnesses
+from appliance.workflows.witnesses import exchange as witnesses
 
 WAIT_S = 25.0
 MAX_ROW_CHARACTERS = 1_000_000

@@ -45,7 +45,7 @@ class Context:
     """`probes`: what a worker must fail to reach. `host`: the machine's kind, in words. `device`: where
     training runs. `closing`: set when the service
     ends, so that what its workers leave open goes on at the next start. `appended`: told of each entry once it is
-    durable. `lost`: what witnesses have seen and
+    durable. `missing_from_log`: what witnesses have seen and
     the ledger does not hold; while there is anything, nothing is admitted. `stalled`: a heartbeat has not ended
     in time. `began`: when this service started.
     `import_s`, `import_cpu_s`: what a small import may take by the clock and of the CPU; a larger one may
@@ -78,9 +78,9 @@ class Context:
     order_lock: threading.RLock = field(default_factory=threading.RLock)
     verifying: threading.Lock = field(default_factory=threading.Lock)
     closing: threading.Event = field(default_factory=threading.Event)
-    released: Callable[[], None] = lambda: None
+    recheck_answers: Callable[[], None] = lambda: None
     appended: Callable[[Entry, Event], None] = lambda entry, body: None
-    lost: list[Tampered] = field(default_factory=list)
+    missing_from_log: list[Tampered] = field(default_factory=list)
     stalled: bool = False
     began: str = field(default_factory=lambda: encode_time(datetime.now(UTC)))
     _site: tuple[str, SitePolicies] | None = None

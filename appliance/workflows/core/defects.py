@@ -13,7 +13,7 @@ DEFECT, DISK = "defect", "disk"
 
 
 @contextmanager
-def foreseen(what: str) -> Iterator[None]:
+def contain_defects(what: str) -> Iterator[None]:
     """Whatever is raised within leaves as an ApplianceError: the disk's as Unavailable (`disk`), and a defect of the
     appliance under the code `defect`, after an ALARM that has its traceback."""
     try:

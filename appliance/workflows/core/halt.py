@@ -1,9 +1,9 @@
-"""A run is halted: by a cancellation, or because what it is trained on has fallen. Its workers end at once."""
+"""A run is halted: by a cancellation, or because what it is trained on was withdrawn. Its workers end at once."""
 
 from __future__ import annotations
 
 from appliance.domain.core.records import Run
-from appliance.domain.runs.conditions import fallen
+from appliance.domain.runs.conditions import inputs_withdrawn
 from appliance.workflows.core.context import Context
 
 
@@ -15,18 +15,18 @@ def halt(context: Context, run: str) -> None:
             started.kill()
 
 
-def halt_fallen(context: Context) -> None:
+def halt_withdrawn(context: Context) -> None:
     """... of every run whose base or dataset has been revoked or put into quarantine. A worker that only now becomes
     findable has its entry, or `check_standing`, before it."""
     state = context.ledger.state
     for key in list(context.workers):
         run = state.runs.get(key.partition(":")[0])
-        if run is not None and fallen(state, run) is not None:
+        if run is not None and inputs_withdrawn(state, run) is not None:
             halt(context, run.id)
 
 
 def check_standing(context: Context, run: Run) -> None:
-    """Denied (`revoked`, `quarantined`) where the run's base or dataset has fallen."""
-    error = fallen(context.ledger.state, run)
+    """Denied (`revoked`, `quarantined`) where the run's base or dataset was withdrawn."""
+    error = inputs_withdrawn(context.ledger.state, run)
     if error is not None:
         raise error

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 
 from appliance.errors import ApplianceError
-from appliance.workflows.core.defects import foreseen
+from appliance.workflows.core.defects import contain_defects
 
 Job = Callable[[], None]
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Jobs:
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
             try:
-                with foreseen(self.name):
+                with contain_defects(self.name):
                     job()
             except ApplianceError as error:
                 log.error("%s: %s", self.name, error.message)

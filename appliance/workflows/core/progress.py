@@ -39,10 +39,10 @@ class Stream:
 
 
 class Progress:
-    """Streams by key (a run's id, an import's order). `recall`: what was said of it before this service started."""
+    """Streams by key (a run's id, an import's order). `earlier`: what was said of it before this service started."""
 
-    def __init__(self, recall: Callable[[str], list[dict[str, Any]]] = lambda key: []) -> None:
-        self._recall = recall
+    def __init__(self, earlier: Callable[[str], list[dict[str, Any]]] = lambda key: []) -> None:
+        self._earlier = earlier
         self._streams: OrderedDict[str, Stream] = OrderedDict()
         self._changed = threading.Condition()
 
@@ -79,7 +79,7 @@ class Progress:
         stream = self._streams.get(key)
         if stream is None:
             stream = self._streams[key] = Stream()
-            for frame in self._recall(key):
+            for frame in self._earlier(key):
                 stream.add(frame)
             while len(self._streams) > _KEPT_STREAMS:
                 self._streams.popitem(last=False)

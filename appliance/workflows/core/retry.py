@@ -53,13 +53,13 @@ def _with_retry(context: Context, act: Callable[[], Done], most_s: float) -> Don
         try:
             done = act()
         except Unavailable:
-            freeze(context)
+            pause_workers(context)
             frozen = True
             if time.monotonic() - began > most_s or context.closing.wait(RETRY_S):
                 raise
         else:
             if frozen:
-                thaw(context)
+                resume_workers(context)
             return done
 
 
@@ -74,12 +74,12 @@ def _find(context: Context, since: int, body: Event) -> Appended | None:
     return None
 
 
-def freeze(context: Context) -> None:
+def pause_workers(context: Context) -> None:
     """Nothing acts unrecorded: every worker stands still until the ledger can be written."""
     for worker in list(context.workers.values()):
         worker.pause()
 
 
-def thaw(context: Context) -> None:
+def resume_workers(context: Context) -> None:
     for worker in list(context.workers.values()):
         worker.resume()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from appliance.errors import ApplianceError
 from appliance.workflows.core.context import Context
-from appliance.workflows.core.defects import foreseen
+from appliance.workflows.core.defects import contain_defects
 
 log = logging.getLogger("appliance")
 
@@ -24,7 +24,7 @@ def start(context: Context, name: str, every_s: float, work: Callable[[], object
         while not context.closing.wait(pause_s):
             pause_s = every_s
             try:
-                with foreseen(name):
+                with contain_defects(name):
                     work()
             except ApplianceError as error:
                 pause_s = max(every_s, AFTER_FAILURE_S)

@@ -16,7 +16,7 @@ from appliance.errors import ApplianceError, BadInput, Denied, NotFound, Tampere
 from appliance.runners.local import Worker, start_worker
 from appliance.runners.sandbox import Limits, Sandbox
 from appliance.workflows.core.context import Context, Frame
-from appliance.workflows.core.room import kept_free
+from appliance.workflows.core.disk_reserve import kept_free
 
 SERVE = "appliance.worker.serve"
 WALLS_S = 120.0

@@ -15,7 +15,7 @@ from appliance.domain.data.standing import base_is
 from appliance.domain.data.tasks import Format, Task, wrong_share
 from appliance.errors import ApplianceError, Denied, NotFound, refuse
 from appliance.workflows.core.context import Context
-from appliance.workflows.core.defects import foreseen
+from appliance.workflows.core.defects import contain_defects
 from appliance.workflows.core.workers import carry_out, check_walls, worker
 from appliance.workflows.data.imports import DATASET_STEP, HELD_OUT, bounds_of, discard_unwanted
 
@@ -94,16 +94,16 @@ def _base(context: Context, name: str) -> Path:
     return context.artifacts.path(base.digest)
 
 
-def _carry_through(context: Context, key: str, rows: Rows, asked_at: float) -> None:
+def _carry_through(context: Context, key: str, rows: Rows, requested_at: float) -> None:
     try:
-        with foreseen("dataset check"):
+        with contain_defects("dataset check"):
             found = _check(context, key, rows)
     except ApplianceError as error:
-        discard_unwanted(context, rows.uploads, asked_at)
+        discard_unwanted(context, rows.uploads, requested_at)
         context.progress.end(key, error={"code": error.code, "message": error.message})
     else:
         if not rows.keep or found["error_count"]:
-            discard_unwanted(context, rows.uploads, asked_at)
+            discard_unwanted(context, rows.uploads, requested_at)
         context.progress.end(key, result=found)
 
 

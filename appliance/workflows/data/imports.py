@@ -27,7 +27,7 @@ from appliance.formats.artifacts.manifest import Manifest, ManifestFile, parse_m
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.timestamp import parse_time
 from appliance.workflows.core.context import Context, Frame
-from appliance.workflows.core.defects import foreseen
+from appliance.workflows.core.defects import contain_defects
 from appliance.workflows.core.effects import Effect
 from appliance.workflows.core.halt import halt
 from appliance.workflows.core.jobs import Jobs
@@ -247,7 +247,7 @@ def _carry_through(context: Context, digest: str, work: Callable[[Path, Path], d
         return  # taken up twice
     try:
         _check_wanted(context, digest)
-        with foreseen("import"), context.artifacts.staging() as staging, context.artifacts.staging() as source:
+        with contain_defects("import"), context.artifacts.staging() as staging, context.artifacts.staging() as source:
             result = work(staging, source)
     except ApplianceError as error:
         _fail(context, digest, error)
@@ -276,7 +276,7 @@ def _discard_uploads(context: Context, digest: str) -> None:
     somebody may be about to sign for that. The rest goes at the next start."""
     try:
         # The lock so that nobody's order has found them, and is not recorded yet.
-        with foreseen("uploads"), context.order_lock:
+        with contain_defects("uploads"), context.order_lock:
             state = context.ledger.state
             ordered = state.imports.get(digest)
             if ordered is None:

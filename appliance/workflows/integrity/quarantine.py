@@ -11,7 +11,7 @@ from appliance.domain.core.records import Adapter, Base
 from appliance.domain.data.bases import BaseQuarantined
 from appliance.domain.releases.adapters import AdapterQuarantined
 from appliance.workflows.core.context import Context
-from appliance.workflows.core.halt import halt_fallen
+from appliance.workflows.core.halt import halt_withdrawn
 from appliance.workflows.core.record import append, conceal
 
 
@@ -20,7 +20,7 @@ def quarantine_adapter(context: Context, adapter: Adapter, message: str) -> int:
     text = conceal(message)
     name = versioned(adapter.name, adapter.version)
     appended = append(context, AdapterQuarantined(adapter=name, message=text.commitment), disclosures=(text,))
-    context.released()
+    context.recheck_answers()
     context.artifacts.quarantine(adapter.manifest)
     return appended.entry.index
 
@@ -29,7 +29,7 @@ def quarantine_base(context: Context, base: Base, message: str) -> int:
     """The index of the entry."""
     text = conceal(message)
     appended = append(context, BaseQuarantined(base=base.name, message=text.commitment), disclosures=(text,))
-    context.released()
-    halt_fallen(context)
+    context.recheck_answers()
+    halt_withdrawn(context)
     context.artifacts.quarantine(base.digest)
     return appended.entry.index

@@ -47,7 +47,7 @@ def start(context: Context, every_s: float) -> None:
 def check_all(context: Context) -> tuple[str, ...]:
     """What has changed, by subject. Unavailable where the disk cannot be read: that says nothing of the bytes."""
     pace, folders, changed = Pace(context.closing), 0, []
-    for subject, digest in _named(context):
+    for subject, digest in _list_artifacts(context):
         try:
             context.artifacts.check(digest, pace)
         except Unavailable:
@@ -62,7 +62,7 @@ def check_all(context: Context) -> tuple[str, ...]:
     return tuple(changed)
 
 
-def _named(context: Context) -> list[tuple[str, str]]:
+def _list_artifacts(context: Context) -> list[tuple[str, str]]:
     """Bases and what is loaded first, then other adapters, then datasets."""
     state = context.ledger.state
     loaded = {slot.adapter for slot in state.slots.values()}

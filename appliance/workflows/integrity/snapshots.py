@@ -11,7 +11,7 @@ from functools import partial
 from appliance.errors import ApplianceError
 from appliance.workflows.core import rounds
 from appliance.workflows.core.context import Context
-from appliance.workflows.core.defects import foreseen
+from appliance.workflows.core.defects import contain_defects
 
 log = logging.getLogger("appliance")
 
@@ -32,7 +32,7 @@ def seal(context: Context, share: int | None = None) -> None:
     """While the service runs, once the log has grown by `LEAST` entries and by the share; at its end, without one, by a
     single entry: an older log in the place of this one is refused from then on, however short it is."""
     try:
-        with foreseen("snapshot"):
+        with contain_defects("snapshot"):
             grown = 1 if share is None else max(LEAST, context.ledger.state.size // share)
             context.ledger.seal_snapshot(grown)
     except ApplianceError as error:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from appliance.errors import ApplianceError
 from appliance.workflows.core.context import Context
-from appliance.workflows.core.retry import freeze, thaw
+from appliance.workflows.core.retry import pause_workers, resume_workers
 from appliance.workflows.governance import sessions
 from appliance.workflows.governance.sessions import Refusals
 from appliance.workflows.lifecycle import watch
-from appliance.workflows.lifecycle.recovery import take_up_forgotten
+from appliance.workflows.lifecycle.recovery import resume_forgotten
 
 log = logging.getLogger("appliance")
 
@@ -30,7 +30,7 @@ def beat(
     counted: Counted,
     sweep: Callable[[], object],
     hold_claim: Callable[[], object],
-    tend: Callable[[], object],
+    maintain: Callable[[], object],
 ) -> None:
     """One heartbeat. Where it cannot be written, workers are frozen until it can: nothing acts unrecorded."""
     try:
@@ -40,12 +40,12 @@ def beat(
         with counted() as refusals:
             sessions.beat(context, refusals)
         sweep()
-        thaw(context)  # before anything is asked of a worker
-        tend()
-        take_up_forgotten(context)
+        resume_workers(context)  # before anything is asked of a worker
+        maintain()
+        resume_forgotten(context)
     except ApplianceError as error:
         log.critical("ALARM: the ledger cannot be written, workers are frozen: %s", error.message)
-        freeze(context)
+        pause_workers(context)
 
 
 def note_stall(context: Context, seconds: float) -> None:

@@ -9,7 +9,7 @@ from appliance.domain.core.records import Run
 from appliance.domain.core.state import State
 from appliance.domain.data.imports import ImportFailed
 from appliance.domain.governance.service import ServiceStarted
-from appliance.domain.runs.conditions import fallen
+from appliance.domain.runs.conditions import inputs_withdrawn
 from appliance.domain.runs.training import RunFailed
 from appliance.domain.serving.requests import RequestFinished
 from appliance.runners.sandbox import detect_layers
@@ -32,7 +32,7 @@ def recover(context: Context) -> None:
     context.artifacts.sweep(named)
     checkpoints.sweep(context)
     steps.sweep(context)
-    take_up(context)
+    resume_work(context)
 
 
 def _left_open(state: State) -> Iterator[Draft]:
@@ -64,14 +64,14 @@ def _left_open(state: State) -> Iterator[Draft]:
 
 
 def _interrupted(state: State, run: Run) -> Draft:
-    """The failure of a run that does not go on: what it is trained on has fallen, or the service ended too early."""
-    error = fallen(state, run)
+    """The failure of a run that does not go on: what it is trained on was withdrawn, or the service ended too early."""
+    error = inputs_withdrawn(state, run)
     said = f"the service ended while the run was {run.status}; start it again" if error is None else error.message
     code, text = "interrupted" if error is None else error.code, conceal(said)
     return draft_of(RunFailed(run=run.id, code=code, message=text.commitment), disclosures=(text,))
 
 
-def take_up(context: Context) -> None:
+def resume_work(context: Context) -> None:
     """What was cut off goes on, then what waits, in the ledger's order."""
     for run in context.ledger.state.runs.values():
         if train.can_go_on(run):
@@ -84,10 +84,10 @@ def take_up(context: Context) -> None:
             replay.enqueue(context, wanted.order)
 
 
-def take_up_forgotten(context: Context) -> None:
+def resume_forgotten(context: Context) -> None:
     """What nobody carries although its order stands: the end of its commit was not seen, and the asker was told so."""
     if not context.runs.busy:
-        take_up(context)
+        resume_work(context)
     waiting = []
     for record in context.ledger.state.imports.values():
         if record.status == "requested" and not ingest.queue_of(context, record.verb).busy:

@@ -10,7 +10,7 @@ from appliance.errors import ApplianceError
 from appliance.runners.local import OFFLINE
 from appliance.runners.sandbox import PACKAGE, detect_layers
 from appliance.runners.walls import landlock
-from appliance.workflows.core.room import RESERVE_BYTES, lacking
+from appliance.workflows.core.disk_reserve import RESERVE_BYTES, disk_shortage
 from appliance.workflows.operations.findings import Finding, judge
 from appliance.workflows.runs.planning import host_memory
 
@@ -84,7 +84,7 @@ def _disk(folder: Path) -> Finding:
     while not folder.exists():
         folder = folder.parent
     found = os.statvfs(folder)
-    why = lacking(folder, engine=False)
+    why = disk_shortage(folder, engine=False)
     return judge(
         "disk",
         why is None,

@@ -45,7 +45,7 @@ def _service(context: Context) -> dict[str, Any]:
         "version": context.code.version,
         "pid": os.getpid(),
         "since": context.began,
-        "ready": not (context.lost or context.stalled or context.closing.is_set()),
+        "ready": not (context.missing_from_log or context.stalled or context.closing.is_set()),
         "warnings": watch.warnings(context, context.logs),
     }
 
@@ -91,11 +91,12 @@ def _runs(context: Context, state: State) -> list[dict[str, Any]]:
         key=lambda run: (run.status == "queued", run.queued),
     )
     return [
-        _job("run", run.id, "queued" if run.status == "queued" else "running", _far(context, run.id)) for run in waiting
+        _job("run", run.id, "queued" if run.status == "queued" else "running", _step_of(context, run.id))
+        for run in waiting
     ]
 
 
-def _far(context: Context, run: str) -> str | None:
+def _step_of(context: Context, run: str) -> str | None:
     """`step 12 of 80`, while the run trains."""
     for frame in reversed(list(context.progress.read(run, 0, 0).frames)):
         if frame.get("frame") == "step":
@@ -133,7 +134,7 @@ def _unreviewed(state: State, now: Time) -> list[Adapter]:
         for adapter in state.adapters.values()
         if adapter.revoked is None
         and adapter.quarantined is None
-        and _most(state, adapter, now)[1] < state.parameters.reviewers
+        and _most_approvals(state, adapter, now)[1] < state.parameters.reviewers
         and not any(
             review.decision == "reject" for unit in _units(adapter) for review in latest_reviews(state, adapter, unit)
         )
@@ -144,7 +145,7 @@ def _units(adapter: Adapter) -> list[str]:
     return sorted({review.unit for review in adapter.reviews})
 
 
-def _most(state: State, adapter: Adapter, now: Time) -> tuple[str | None, int]:
+def _most_approvals(state: State, adapter: Adapter, now: Time) -> tuple[str | None, int]:
     """The unit that has most of the approvals, and how many stand."""
     counted = [
         (sum(review.decision == "approve" for review in standing_reviews(state, adapter, unit, now)), unit)
@@ -155,7 +156,7 @@ def _most(state: State, adapter: Adapter, now: Time) -> tuple[str | None, int]:
 
 
 def _review(state: State, adapter: Adapter, now: Time) -> dict[str, Any]:
-    unit, approvals = _most(state, adapter, now)
+    unit, approvals = _most_approvals(state, adapter, now)
     return {
         "adapter": f"{adapter.name}@{adapter.version}",
         "unit": unit,

@@ -59,7 +59,11 @@ def _verify(context: Context, trust: Trust | None, cancelled: Callable[[], bool]
     said = run_program(PROGRAM, encode_moment(moment, texts), log=log, most_bytes=MOST_BYTES, cancelled=cancelled)
     report, local = _parse(said)
     local += _check_artifacts(context, cancelled)
-    return {**_state(report, local), "artifacts": len(_named(context)), "projections": len(list(_rows(context)))}
+    return {
+        **_state(report, local),
+        "artifacts": len(_named_folders(context)),
+        "projections": len(list(_rows(context))),
+    }
 
 
 def _parse(said: bytes) -> tuple[Report, list[str]]:
@@ -89,7 +93,7 @@ def _rows(context: Context) -> Iterator[tuple[str, str]]:
             yield kind, key
 
 
-def _named(context: Context) -> list[tuple[str, str]]:
+def _named_folders(context: Context) -> list[tuple[str, str]]:
     state = context.ledger.state
     return (
         [(f"base {b.name}", b.digest) for b in state.bases.values() if b.quarantined is None]
@@ -101,19 +105,19 @@ def _named(context: Context) -> list[tuple[str, str]]:
 def _check_artifacts(context: Context, cancelled: Callable[[], bool]) -> list[str]:
     """Every folder that an entry names, and every training checkpoint that is kept, hashed again."""
     findings = []
-    for what, digest in _named(context):
+    for what, digest in _named_folders(context):
         if cancelled():
             raise Unavailable("verification: expected somebody who waits for it, got nobody", code=CANCELLED)
         try:
             context.artifacts.check(digest)
         except ApplianceError as error:
             findings.append(f"{what}: {error.message}")
-    for digest in sorted(checkpoints.kept(context)):
+    for digest in sorted(checkpoints.kept_digests(context)):
         try:
             context.checkpoints.read(digest)
         except ApplianceError as error:
             # One that may have been swept before a hold was placed or a policy adopted is hashed where it is there.
             may_be_gone = isinstance(error, NotFound) and digest not in checkpoints.needed(context.ledger.state)
-            if not may_be_gone and digest in checkpoints.kept(context):
+            if not may_be_gone and digest in checkpoints.kept_digests(context):
                 findings.append(error.message)
     return findings

@@ -84,9 +84,9 @@ def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[st
     state = context.ledger.state
     base, dataset = state.bases.get(base_name), state.datasets.get(dataset_name)
     if base is None or dataset is None:
-        asked = (("base", base, base_name), ("dataset", dataset, dataset_name))
+        inputs = (("base", base, base_name), ("dataset", dataset, dataset_name))
         raise NotFound(
-            "; ".join(f"{kind}: expected an imported one, got {name!r}" for kind, one, name in asked if not one)
+            "; ".join(f"{kind}: expected an imported one, got {name!r}" for kind, one, name in inputs if not one)
         )
     facts = Facts(
         train_rows=dataset.facts["train_rows"],

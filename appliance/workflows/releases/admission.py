@@ -52,8 +52,10 @@ def admit(context: Context, unit: str, task: str) -> Admitted:
     not answer; Unavailable where disk or database cannot be read now. Bytes that changed are quarantined. Each outcome
     is an entry.
     """
-    if context.lost:
-        raise Denied(f"admission for {unit}", reasons=tuple(e.message for e in context.lost), code="not-admitted")
+    if context.missing_from_log:
+        raise Denied(
+            f"admission for {unit}", reasons=tuple(e.message for e in context.missing_from_log), code="not-admitted"
+        )
     while True:
         needed = _needed(context, unit, task)
         files, evidence = _gather(context, needed)

@@ -79,10 +79,10 @@ def start(context: Context) -> None:
 
 def sweep(context: Context) -> None:
     """Removes the bytes that nothing will be trained from again."""
-    context.checkpoints.sweep(kept(context))
+    context.checkpoints.sweep(kept_digests(context))
 
 
-def kept(context: Context) -> frozenset[str]:
+def kept_digests(context: Context) -> frozenset[str]:
     """The digests of all that is kept today."""
     runs = list_kept(context)
     return frozenset(made.digest for made in context.ledger.state.training_checkpoints.values() if made.run in runs)

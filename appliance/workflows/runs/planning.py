@@ -16,7 +16,7 @@ from appliance.domain.recipe.recipe import ResolvedRecipe
 from appliance.errors import ApplianceError, Denied, NotFound
 from appliance.store.files.checkpoints import MAX_BYTES
 from appliance.workflows.core.context import Context
-from appliance.workflows.core.defects import foreseen
+from appliance.workflows.core.defects import contain_defects
 from appliance.workflows.core.workers import carry_out, check_walls, worker
 from appliance.workflows.data.imports import checked_base
 
@@ -108,7 +108,7 @@ def calibration_status(context: Context, key: str, wait_s: float) -> dict[str, A
 
 def _carry_through(context: Context, key: str, recipe: ResolvedRecipe) -> None:
     try:
-        with foreseen("calibration"):
+        with contain_defects("calibration"):
             made = _calibrate(context, key, recipe)
             context.calibrations.keep(made)
     except ApplianceError as error:

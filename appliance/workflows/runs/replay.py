@@ -15,7 +15,7 @@ from appliance.formats.core.digest import digest_bytes
 from appliance.runners.output import read_output
 from appliance.store.files.checkpoints import MAX_BYTES
 from appliance.workflows.core.context import Context, Frame
-from appliance.workflows.core.defects import foreseen
+from appliance.workflows.core.defects import contain_defects
 from appliance.workflows.core.effects import Effect
 from appliance.workflows.core.record import conceal
 from appliance.workflows.core.retry import append_with_retry
@@ -37,7 +37,7 @@ def carry_through(context: Context, order_digest: str) -> None:
     if replay is None or replay.status != "requested" or context.closing.is_set():
         return
     try:
-        with foreseen(f"replay of {replay.run}"):
+        with contain_defects(f"replay of {replay.run}"):
             body = _replay(context, replay)
             append_with_retry(context, body)
     except ApplianceError as error:

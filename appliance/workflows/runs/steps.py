@@ -35,7 +35,7 @@ class Recorder:
         record = record_step(frame, self._losses)
         self._steps.append(self._run, write_canonical(record) + b"\n")
         self._losses.append(record.loss)
-        return told(record)
+        return step_frame(record)
 
     def close(self, folder: Path) -> str:
         """Puts the steps beside the weights, in the place of whatever a worker put there; their digest."""
@@ -46,7 +46,7 @@ class Recorder:
         return digest_bytes(data)
 
 
-def told(record: StepRecord) -> Frame:
+def step_frame(record: StepRecord) -> Frame:
     """A recorded step as the frame that followers get."""
     return {"frame": "step", **record.model_dump(mode="json", exclude={"rows"})}
 
@@ -62,11 +62,11 @@ def read(state: State, artifacts: Artifacts, steps: Steps, run: str) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
-def recall(state: State, artifacts: Artifacts, steps: Steps, key: str) -> list[dict[str, Any]]:
+def earlier_frames(state: State, artifacts: Artifacts, steps: Steps, key: str) -> list[dict[str, Any]]:
     """What those who follow were told before the service started: the steps, none for what is no run."""
     if key not in state.runs:
         return []
-    return [told(record) for record in parse_steps(read(state, artifacts, steps, key))]
+    return [step_frame(record) for record in parse_steps(read(state, artifacts, steps, key))]
 
 
 def sweep(context: Context) -> None:

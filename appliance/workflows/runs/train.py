@@ -14,14 +14,14 @@ from appliance.domain.recipe.methods import METHODS
 from appliance.domain.rulebook.registry import ORDERS
 from appliance.domain.runs.cancellation import Cancel
 from appliance.domain.runs.checkpoints import last_checkpoint
-from appliance.domain.runs.conditions import fallen, next_queued
+from appliance.domain.runs.conditions import inputs_withdrawn, next_queued
 from appliance.domain.runs.resumption import MOST_RESUMES, Resume, RunResumed
 from appliance.domain.runs.training import RunFailed, RunFinished, RunStarted, Train
 from appliance.errors import ApplianceError, Denied, NotFound, Tampered
 from appliance.formats.core.digest import digest_file
 from appliance.runners.local import Worker
 from appliance.workflows.core.context import Context
-from appliance.workflows.core.defects import foreseen
+from appliance.workflows.core.defects import contain_defects
 from appliance.workflows.core.effects import Effect
 from appliance.workflows.core.halt import check_standing, halt
 from appliance.workflows.core.record import conceal
@@ -121,7 +121,7 @@ def carry_through(context: Context, run_id: str) -> None:
     if run is None or context.closing.is_set() or not (run.status == "queued" or can_go_on(run)):
         return
     try:
-        with foreseen(f"run {run_id}"):
+        with contain_defects(f"run {run_id}"):
             adapter = _carry_through(context, run)
     except ApplianceError as error:
         if context.closing.is_set() and can_go_on(context.ledger.state.runs.get(run_id)):
@@ -207,7 +207,7 @@ def _fail(context: Context, run_id: str, error: ApplianceError) -> None:
         return
     if run is not None and not isinstance(error, Tampered):
         # Its worker's end, or what a rule refused, only follows from a revocation. Changed bytes say more.
-        error = fallen(state, run) or error
+        error = inputs_withdrawn(state, run) or error
     message = conceal(error.message)
     with suppress(Denied, Tampered):
         body = RunFailed(run=run_id, code=error.code, message=message.commitment)

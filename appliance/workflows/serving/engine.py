@@ -21,7 +21,7 @@ from typing import Any
 from appliance.errors import ApplianceError, BadInput, Tampered, TooMany, Unavailable
 from appliance.formats.core.canonical import MAX_INTEGER, parse_canonical
 from appliance.workflows.core.context import Context, Frame
-from appliance.workflows.core.defects import foreseen
+from appliance.workflows.core.defects import contain_defects
 from appliance.workflows.core.workers import SERVE, check_walls, failure, worker
 
 log = logging.getLogger("appliance")
@@ -112,7 +112,7 @@ class Engine:
     def _read(self) -> None:
         """Tells each frame to whom it names, until the worker ends; a frame for a request that has left is dropped."""
         try:
-            with foreseen("engine"):
+            with contain_defects("engine"):
                 while (received := self._receive()) is not None:
                     for frame in _separate(received[0]):
                         if frame.get("frame") == _WORKING:
@@ -239,7 +239,7 @@ class Engine:
             stack = self._stack.pop_all()
             waiting = list(self._pending.values())
         try:
-            with foreseen("engine, its end"):
+            with contain_defects("engine, its end"):
                 stack.close()
         except ApplianceError as error:
             log.critical("ALARM: an engine ended and left something behind: %s", error.message)

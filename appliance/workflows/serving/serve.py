@@ -186,7 +186,7 @@ class Serving:
                 answer.cut(against)
         self._slots.reconcile()
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Once a minute: what time alone has ended is taken out, and what is owed is recorded."""
         self.reconcile()
         self.settle()

@@ -31,7 +31,7 @@ from appliance.workflows.serving.engine import Engine
 log = logging.getLogger(__name__)
 
 EngineKey = tuple[str, str, str]
-HOT = 64
+MAX_LOADED = 64
 """Adapters that stand in slots at a time, however many are released."""
 
 
@@ -120,8 +120,8 @@ class Slots:
 
     def _against(self, loaded: Loaded) -> list[str]:
         """Why the slot may not answer any more; empty while it may."""
-        if self._context.lost:
-            return [self._context.lost[0].message]
+        if self._context.missing_from_log:
+            return [self._context.missing_from_log[0].message]
         state = self._context.ledger.state
         now = self._context.now(state)
         release = state.releases.get(release_key(loaded.unit, loaded.task))
@@ -143,7 +143,7 @@ class Slots:
         """Takes out what was asked for longest ago and answers nothing now; asked for, it is admitted again."""
         with self._lock:
             table = list(self._table.values())
-        over = len(table) - HOT + 1
+        over = len(table) - MAX_LOADED + 1
         for loaded in table:
             if over <= 0:
                 return
@@ -152,7 +152,7 @@ class Slots:
                 self._settle(release_key(loaded.unit, loaded.task))
                 over -= 1
         if over > 0:
-            raise TooMany(f"slots: expected one of {HOT} that answers nothing, got none")
+            raise TooMany(f"slots: expected one of {MAX_LOADED} that answers nothing, got none")
 
     def _fill(self, unit: str, task: str) -> Loaded:
         """By today's release; once more where that, or an approval, is another since it was admitted."""

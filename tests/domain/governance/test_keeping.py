@@ -268,8 +268,8 @@ def test_what_a_stolen_key_rotated_to_falls_with_it() -> None:
     site.keys["rita"] = first
     site.revoke_key("rita", since=stolen)
     assert any("quorum" in reason for reason in against(site))
-    fallen = [key for key in site.state.keys.values() if key.principal == "rita" and not key.counts(site.state.size)]
-    assert len(fallen) == 3 and thiefs is not None and thiefs.keyid in {key.keyid for key in fallen}
+    ended = [key for key in site.state.keys.values() if key.principal == "rita" and not key.counts(site.state.size)]
+    assert len(ended) == 3 and thiefs is not None and thiefs.keyid in {key.keyid for key in ended}
     standing = site.state.keys.get(own.keyid)
     assert standing is not None and standing.stands(site.now) and standing.counts(site.state.size)
 

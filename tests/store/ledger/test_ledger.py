@@ -128,7 +128,7 @@ def test_nothing_is_appended_under_a_clock_that_leapt_ahead_until_somebody_says_
             act()
         assert info.value.code == "clock" and "--after-pause" in info.value.message
     assert ledger.state.size == 2
-    ledger.clock.believe_pause(last)
+    ledger.clock.accept_pause(last)
     ledger.probe()
     assert ledger.append(heartbeat()).entry.time > last
     clock.now += timedelta(days=365)

@@ -28,8 +28,8 @@ from appliance.store.files.checkpoints import Checkpoints
 from appliance.store.files.keyring import Keyring
 from appliance.store.files.steps import Steps
 from appliance.store.ledger.staging import propose
-from appliance.workflows.core import room, rounds, workers
-from appliance.workflows.core.defects import foreseen
+from appliance.workflows.core import disk_reserve, rounds, workers
+from appliance.workflows.core.defects import contain_defects
 from appliance.workflows.core.jobs import Jobs
 from appliance.workflows.core.progress import Progress
 from appliance.workflows.core.record import conceal
@@ -86,7 +86,7 @@ def context_of(site: LogBuilder, home: Path) -> Any:
     return SimpleNamespace(
         ledger=ledger,
         appended=lambda *_: None,
-        released=lambda: None,
+        recheck_answers=lambda: None,
         artifacts=Artifacts(home),
         keyring=Keyring(home / "keys"),
         checkpoints=Checkpoints(home),
@@ -201,10 +201,10 @@ def test_a_job_that_cannot_even_record_its_failure_lets_the_next_one_run(
 
 def test_a_refusal_and_a_disk_pass_as_what_they_are(caplog: pytest.LogCaptureFixture) -> None:
     refusal = Unavailable("not now")
-    with pytest.raises(Unavailable) as raised, foreseen("job"):
+    with pytest.raises(Unavailable) as raised, contain_defects("job"):
         raise refusal
     assert raised.value is refusal
-    with pytest.raises(Unavailable, match="job, disk: expected it to work") as broken, foreseen("job"):
+    with pytest.raises(Unavailable, match="job, disk: expected it to work") as broken, contain_defects("job"):
         raise OSError(errno.EIO, "Input/output error")
     assert broken.value.code == "disk"
     assert "ALARM" not in caplog.text
@@ -274,7 +274,7 @@ def test_a_worker_that_fills_the_disk_is_ended_before_it_is_full(
 ) -> None:
     """The end of it can still be recorded, and the next import has the room."""
     size = 400 << 20
-    monkeypatch.setattr(room, "os", SimpleNamespace(statvfs=small_disk(home, size)))
+    monkeypatch.setattr(disk_reserve, "os", SimpleNamespace(statvfs=small_disk(home, size)))
     site = stage("staffed")
     context = context_of(site, home)
     inmates += ["inmates.fill", "inmates.diligent"]
@@ -287,10 +287,10 @@ def test_an_engine_is_ended_only_when_little_of_the_reserve_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = SimpleNamespace(f_blocks=100 << 30, f_frsize=1)
-    monkeypatch.setattr(room, "os", SimpleNamespace(statvfs=lambda _: disk))
+    monkeypatch.setattr(disk_reserve, "os", SimpleNamespace(statvfs=lambda _: disk))
     got = []
     for disk.f_bavail in (1 << 30, (1 << 30) - 1, 1 << 27, (1 << 27) - 1):
-        got.append([room.lacking(tmp_path, engine=engine) is None for engine in (False, True)])
+        got.append([disk_reserve.disk_shortage(tmp_path, engine=engine) is None for engine in (False, True)])
     assert got == [[True, True], [False, True], [False, True], [False, False]]
 
 

@@ -20,7 +20,7 @@ from appliance.formats.core.digest import digest_bytes
 from appliance.store.files.checkpoints import Checkpoints
 from appliance.workflows.core.context import Context
 from appliance.workflows.runs import checkpoints
-from appliance.workflows.runs.checkpoints import kept, list_kept, needed, take_frame
+from appliance.workflows.runs.checkpoints import kept_digests, list_kept, needed, take_frame
 from scripts.kit.log_builder import LogBuilder, stage
 
 
@@ -45,7 +45,7 @@ def context_of(site: LogBuilder, days: float = 0) -> Context:
 
 
 def kept_of(site: LogBuilder, names: list[str], days: float = 0) -> list[str]:
-    found = kept(context_of(site, days))
+    found = kept_digests(context_of(site, days))
     return [name for name in names if digest_bytes(name.encode()) in found]
 
 

@@ -16,7 +16,7 @@ from appliance.domain.runs.training import RunFailed, RunRequested
 from appliance.errors import ApplianceError, Denied, NotAuthenticated, Tampered, Unavailable
 from appliance.formats.core.digest import digest_bytes
 from appliance.store.ledger.staging import propose
-from appliance.workflows.core.halt import check_standing, halt_fallen
+from appliance.workflows.core.halt import check_standing, halt_withdrawn
 from appliance.workflows.core.progress import Progress
 from appliance.workflows.data.imports import checked_base
 from appliance.workflows.integrity.quarantine import quarantine_base
@@ -54,7 +54,7 @@ def context_of(site: LogBuilder, *keys: str) -> Any:
     return SimpleNamespace(
         ledger=SimpleNamespace(state=site.state, append_all=append_all, documents_of=documents_of),
         appended=lambda *_: None,
-        released=lambda: None,
+        recheck_answers=lambda: None,
         artifacts=SimpleNamespace(check=lambda _: None, path=lambda digest: digest, quarantine=lambda _: None),
         progress=Progress(),
         workers={key: Worker() for key in keys},
@@ -139,13 +139,13 @@ def test_the_workers_of_the_runs_concerned_are_ended_and_no_others() -> None:
     site.ordered(RunRequested(policy=site.in_force, run="r-000002"), order)
     keys = (RUN, f"{RUN}:evaluate", "r-000002", "replay-0123456789abcdef", digest_bytes(b"import"))
     context = context_of(site, *keys)
-    halt_fallen(context)
+    halt_withdrawn(context)
     assert not any(worker.killed for worker in context.workers.values())
     site.revoke_dataset()
-    halt_fallen(context)
+    halt_withdrawn(context)
     assert [worker.killed for worker in context.workers.values()] == [True, True, False, False, False]
     site.revoke_base()
-    halt_fallen(context)
+    halt_withdrawn(context)
     assert context.workers["r-000002"].killed
 
 

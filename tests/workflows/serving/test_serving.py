@@ -80,7 +80,7 @@ def _log(home: Home, since: int) -> list[tuple[str, str]]:
 
 
 def test_the_slot_that_was_asked_for_longest_ago_makes_room(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "HOT", 2)
+    monkeypatch.setattr(slots, "MAX_LOADED", 2)
     first, second, third = UNITS[:3]
     with closing(Serving(home.context)) as serving:
         told = {unit: _ask(home, serving, unit) for unit in (first, second, first)}
@@ -102,7 +102,7 @@ def test_the_slot_that_was_asked_for_longest_ago_makes_room(home: Home, monkeypa
 
 def test_a_slot_that_answers_is_not_taken(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody's answer is cut off for another unit's: where all slots answer, the new one waits outside."""
-    monkeypatch.setattr(slots, "HOT", 1)
+    monkeypatch.setattr(slots, "MAX_LOADED", 1)
     first, second = UNITS[:2]
     with closing(Serving(home.context)) as serving:
         going = serving.answer(
@@ -213,7 +213,7 @@ def test_an_answer_that_is_cut_before_it_was_begun_asks_nothing(home: Home) -> N
 
 def test_an_answer_that_is_cut_leaves_its_slot_free(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was not given yet is not given, and the slot makes room for another."""
-    monkeypatch.setattr(slots, "HOT", 1)
+    monkeypatch.setattr(slots, "MAX_LOADED", 1)
     first, second = UNITS[:2]
     with closing(Serving(home.context)) as serving:
         going = serving.answer(

@@ -27,7 +27,7 @@ _ENGINE_SHARE = 8
 _LOOK_S = 0.25
 
 
-def lacking(folder: Path, *, engine: bool) -> str | None:
+def disk_shortage(folder: Path, *, engine: bool) -> str | None:
     """Why a worker that writes below this folder is to end; None while there is room."""
     found = os.statvfs(folder)
     reserve = min(RESERVE_BYTES, found.f_blocks * found.f_frsize // _SHARE) // (_ENGINE_SHARE if engine else 1)
@@ -49,7 +49,7 @@ def kept_free(started: Worker, folder: Path, *, engine: bool) -> Iterator[None]:
         nonlocal why
         while not over.wait(_LOOK_S):
             try:
-                why = lacking(folder, engine=engine) or ""
+                why = disk_shortage(folder, engine=engine) or ""
             except OSError:
                 continue  # the disk is not there at all, and whoever uses it says so
             if why:
@@ -57,7 +57,7 @@ def kept_free(started: Worker, folder: Path, *, engine: bool) -> Iterator[None]:
                 started.kill()
                 return
 
-    thread = threading.Thread(target=look, name=f"room-{started.pid}", daemon=True)
+    thread = threading.Thread(target=look, name=f"disk-reserve-{started.pid}", daemon=True)
     thread.start()
     try:
         yield

@@ -49,7 +49,7 @@ def could_load_at(context: Context, unit: str, at: str | None) -> dict[str, Any]
         **answer.model_dump(mode="json"),
         "as_of": index,
         "policy_entry": policies[0][0],
-        "rests_on": [_named(data) for data in context.ledger.ask(partial(entries_at, indexes=rests_on))],
+        "rests_on": [_entry_summary(data) for data in context.ledger.ask(partial(entries_at, indexes=rests_on))],
         "disclosures": [disclosure_value(name) for name in context.ledger.disclosures(commitments).values()],
     }
 
@@ -64,7 +64,7 @@ def _moment(context: Context, at: str | None) -> tuple[int, str]:
     return context.ledger.ask(partial(last_at, unfiled=context.ledger.unfiled, time=time)), time
 
 
-def _named(data: bytes) -> dict[str, Any]:
+def _entry_summary(data: bytes) -> dict[str, Any]:
     entry = parse_entry(data)
     return {"entry": entry.index, "time": entry.time, "type": entry.type, "actor": entry.actor}
 
@@ -88,14 +88,14 @@ def dataset_uses(context: Context, name: str) -> list[dict[str, Any]]:
     return [uses.model_dump(mode="json") for uses in found]
 
 
-def dataset_row(context: Context, asker: str, name: str, text: str) -> list[dict[str, Any]]:
+def dataset_row(context: Context, person: str, name: str, text: str) -> list[dict[str, Any]]:
     """For each version of the dataset, the rows of this text, each with a proof that opens this row and no other.
 
     Whoever imports data may ask, and whoever audits. That there is none is the service's word alone.
     """
-    principal = context.ledger.state.principals.get(asker)
+    principal = context.ledger.state.principals.get(person)
     if principal is None or not any(principal.has(role) for role in ROW_ROLES):
-        raise Denied(f"row of a dataset: expected {asker} to be {' or '.join(ROW_ROLES)}, got another role")
+        raise Denied(f"row of a dataset: expected {person} to be {' or '.join(ROW_ROLES)}, got another role")
     datasets = [(key, row) for key, row in context.ledger.state.datasets.items() if name in (key, row.name)]
     if not datasets:
         raise NotFound(f"dataset: expected an imported one, got {name!r}")
@@ -147,7 +147,7 @@ def adapter_story(context: Context, name: str) -> dict[str, Any]:
         count_requests, unfiled=context.ledger.unfiled, adapter=name, size=size, open_requests=open_requests
     )
     counts = context.ledger.ask(wanted)
-    return {"entries": [_told(context, found[index]) for index in sorted(found)], "requests": counts}
+    return {"entries": [_entry_with_order(context, found[index]) for index in sorted(found)], "requests": counts}
 
 
 def _made_by(state: State, name: str) -> list[int]:
@@ -160,7 +160,7 @@ def _made_by(state: State, name: str) -> list[int]:
     return [row.index for row in (*sources, *ordered) if row is not None]
 
 
-def _told(context: Context, data: bytes) -> dict[str, Any]:
+def _entry_with_order(context: Context, data: bytes) -> dict[str, Any]:
     """An entry; with its order and the texts that it committed to, where it has one."""
     digest = parse_entry(data).documents.get("order")
     order = None if digest is None else context.ledger.document(digest)

@@ -1,11 +1,10 @@
-"""Witnesses by sneakernet: what is carried to one, what comes back, and what it says of a log that has lost entries."""
+"""Witnesses without a network: files carried to one and back, and what they say of a log that has lost entries."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
 
-from appliance.domain.core.records import Witness
 from appliance.domain.core.state import State
 from appliance.domain.witnesses.cosignatures import CheckpointCosigned, cosigned_at
 from appliance.errors import ApplianceError, BadInput, Conflict, NotFound, Tampered
@@ -46,18 +45,20 @@ def accept(context: Context, data: bytes, source: str) -> Appended:
     state = context.ledger.state
     key = _cosigner(state, note)
     time_s = verify_cosignature(note, key.vkey)
-    clean = Note(note.text, tuple(line for line in note.signatures if _ours(state, line) or line.name == key.name))
+    clean = Note(
+        note.text, tuple(line for line in note.signatures if _is_log_signature(state, line) or line.name == key.name)
+    )
     seen = _open(encode_note(clean), _log_keys(context))
     with context.order_lock:  # what one finds is not overwritten by another who has looked before
         # What shows a loss is kept whatever it is dated; of what is refused as an entry nothing is.
-        against = _against(context, encode_note(clean))
+        against = _find_loss(context, encode_note(clean))
         time = "" if against else cosigned_at(state, time_s, context.now(state))
         if _is_news(context, key.name, seen, time, against=against is not None):
             context.witnessed.keep(key.name, encode_note(clean))
-        context.lost = compare(context)
-    if context.lost:
-        context.released()
-        raise context.lost[0]
+        context.missing_from_log = compare(context)
+    if context.missing_from_log:
+        context.recheck_answers()
+        raise context.missing_from_log[0]
     for _ in range(_ATTEMPTS):
         with suppress(_Moved):
             return _record(context, key.name, clean, seen.size, time, source)
@@ -73,14 +74,14 @@ def _is_news(context: Context, witness: str, seen: Checkpoint, time: str, *, aga
         if any(line.name == witness for line in note.signatures):
             kept[data] = parse_checkpoint(note.text).size
     largest = max(kept.values(), default=0)
-    if any(_against(context, data) for data in kept):
+    if any(_find_loss(context, data) for data in kept):
         return against and seen.size > largest
     before = context.ledger.state.witnesses.get(witness)
     is_accepted = before is None or (before.size, before.time) < (seen.size, time)
     return against or (is_accepted and seen.size >= largest)
 
 
-def _against(context: Context, data: bytes) -> Tampered | None:
+def _find_loss(context: Context, data: bytes) -> Tampered | None:
     """What a witnessed checkpoint says that this log does not hold."""
     try:
         _compare_one(context, data)
@@ -95,7 +96,11 @@ def _record(context: Context, witness: str, note: Note, seen: int, time: str, so
     proof = tuple(encode_base64(step) for step in context.ledger.consistency_proof(seen, size))
     body = CheckpointCosigned(witness=witness, size=seen, time=time, proof=proof)
     return append(
-        context, body, source=source, documents={"note": encode_note(note)}, guard=lambda state, _: _still(state, size)
+        context,
+        body,
+        source=source,
+        documents={"note": encode_note(note)},
+        guard=lambda state, _: _check_size(state, size),
     )
 
 
@@ -103,7 +108,7 @@ class _Moved(Conflict):
     """Others were appended between the proof and its entry."""
 
 
-def _still(state: State, size: int) -> None:
+def _check_size(state: State, size: int) -> None:
     if state.size != size:
         raise _Moved(f"log: expected size {size}, got {state.size}")
 
@@ -125,36 +130,31 @@ def _cosigner(state: State, note: Note) -> WitnessKey:
     return keys[0]
 
 
-def _ours(state: State, line: NoteSignature) -> bool:
+def _is_log_signature(state: State, line: NoteSignature) -> bool:
     keys = map(parse_vkey, (key.vkey for key in state.site.log_keys))
     return any((line.name, line.key_id) == (key.name, key.key_id) for key in keys)
 
 
 def compare(context: Context) -> list[Tampered]:
     """What the witnesses have seen and this log does not hold: entries that were lost, or a log that forked."""
-    return [found for data in context.witnessed.notes() if (found := _against(context, data)) is not None]
+    return [found for data in context.witnessed.notes() if (found := _find_loss(context, data)) is not None]
 
 
-def absent(context: Context) -> list[Tampered]:
+def missing_cosignatures(context: Context) -> list[Tampered]:
     """The words of witnesses in force that this log holds, and that are not kept beside it: what was kept after them,
     of a longer log, would be missing too."""
     state, notes = context.ledger.state, context.witnessed.notes()
     return [
         Tampered(
             f"witnessed checkpoints, {context.witnessed.folder}: expected the word of {seen.name} on {seen.size} "
-            f"entries or more, as entry {seen.index} has it, got {_told(notes, seen)}. Mount or put back the folder; "
-            "where it is lost for good, copy the state file from the witness's machine to "
+            f"entries or more, as entry {seen.index} has it, got {f'one on {size}' if size else 'none'}. Mount or put "
+            "back the folder; where it is lost for good, copy the state file from the witness's machine to "
             f"{context.witnessed.path(seen.name)}",
             code="witness-missing",
         )
         for seen in state.witnesses.values()
-        if seen.vkey in state.parameters.witnesses and _largest(notes, seen.vkey) < seen.size
+        if seen.vkey in state.parameters.witnesses and (size := _largest(notes, seen.vkey)) < seen.size
     ]
-
-
-def _told(notes: Iterable[bytes], seen: Witness) -> str:
-    size = _largest(notes, seen.vkey)
-    return f"one on {size}" if size else "none"
 
 
 def _largest(notes: Iterable[bytes], vkey: str) -> int:
