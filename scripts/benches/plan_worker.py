@@ -35,7 +35,7 @@ def main() -> None:
         device=device,
         trainable=recipe["method"] == "full",
     )
-    samples = draw_samples(task["lengths"], task["shared"], task["answer"], base.head_weight().shape[0])
+    samples = draw_samples(task["lengths"], task["shared"], task["answer"], base.head().weight.shape[0])
     attached = methods.attach_adapter(base, recipe)
     peaks["load"] = machine.measure_peak_bytes(device)
     loaded = time.perf_counter() - began

@@ -36,7 +36,8 @@ class Ours:
 
         machine.use_determinism(0)
         before = memory(device)
-        loaded = load_base(Path(base), quantisation=quantisation, compute_dtype="bfloat16", device=device)
+        found = {"quantisation": quantisation, "compute_dtype": "bfloat16", "device": device}
+        loaded = load_base(Path(base), **found, reads=True)
         _own(loaded.model)
         self._engine = Engine(replace(loaded, chat=_endless(loaded.chat)))
         self._device, self._before, self._count = device, before, 0
@@ -113,7 +114,7 @@ class Ours:
     def read_bytes(self, adapter: str) -> Numbers:
         """Bytes of weights that one token of one stream needs: linear layers as they are stored, head, adapter."""
         engine = self._engine
-        model, head = engine.base.model, engine.base.head_weight()
+        model, head = engine.base.model, engine.base.head().weight
         linear = sum(
             parameter.numel() * parameter.element_size()
             for name, parameter in model.named_parameters()

@@ -35,6 +35,7 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
         quantisation=take(task, "quantisation", str),
         compute_dtype=take(task, "compute_dtype", str),
         device="cpu",
+        reads=True,
     )
     engine, questions = Engine(base), take(task, "questions", list)
     bare = list(_answers(engine, None, questions))

@@ -48,6 +48,7 @@ class Attached:
 
 def attach_adapter(base: Base, recipe: Mapping[str, Any]) -> Attached:
     """A model in training mode over the base, which starts as no change at all."""
+    _check_no_reader(base)
     method = recipe["method"]
     if method not in METHODS:
         raise BadInput(f"recipe, method: expected one of {', '.join(METHODS)}, got {method!r}")
@@ -62,6 +63,12 @@ def attach_adapter(base: Base, recipe: Mapping[str, Any]) -> Attached:
         _enable_checkpointing(base.model)
     model.train()
     return Attached(model, method, began, base.autocast or torch.float32)
+
+
+def _check_no_reader(base: Base) -> None:
+    """What is put on the library's modules is not seen by layers that were written out by hand before."""
+    if base.reader is not None:
+        raise ValueError("base: expected one that was loaded without a reader, got one that reads past its adapters")
 
 
 def _configure(model: Any, recipe: Mapping[str, Any]) -> LoraConfig | IA3Config:
@@ -216,6 +223,7 @@ def apply_trained(base: Base, config: bytes, weights: bytes) -> Any:
 
     The peft model; for `full` the base's own.
     """
+    _check_no_reader(base)
     try:
         tensors, stated = safetensors.torch.load(weights), json.loads(config)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:

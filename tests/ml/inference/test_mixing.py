@@ -121,7 +121,7 @@ def test_logits_are_the_same_bits_alone_and_in_a_full_mixed_batch(
     machine.use_determinism(0)
     monkeypatch.setattr(engine, "PROMPT_CHUNK", 40)
     monkeypatch.setattr(cache, "BLOCK", 16)
-    base = load_base(base_folder, quantisation=quantisation, compute_dtype=dtype, device="cpu")
+    base = load_base(base_folder, quantisation=quantisation, compute_dtype=dtype, device="cpu", reads=True)
     mixed = _mixed(base)
     mixed.slots.remove()
     for name, (slot, request) in REQUESTED.items():
@@ -144,7 +144,7 @@ def test_many_requests_on_one_adapter_are_the_same_bits_as_one(
     base_folder: Path, quantisation: str, dtype: str, layout: str
 ) -> None:
     machine.use_determinism(0)
-    base = load_base(base_folder, quantisation=quantisation, compute_dtype=dtype, device="cpu")
+    base = load_base(base_folder, quantisation=quantisation, compute_dtype=dtype, device="cpu", reads=True)
     watched = _loaded(base)
     query = {f"{number}": _request(f"pay in clause {number}", max_tokens=12) for number in range(7)}
     for name, request in query.items():

@@ -52,7 +52,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
 
 
 def _probe(folder: Path, adapter: Path) -> dict[str, Any]:
-    base = load_base(folder, quantisation="nf4-double", compute_dtype="bfloat16", device="cpu")
+    base = load_base(folder, quantisation="nf4-double", compute_dtype="bfloat16", device="cpu", reads=True)
     plain, held = read_probe(base), Slots(base)
     held.load("a", *((adapter / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")))
     with held.using("a"):
