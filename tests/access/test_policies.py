@@ -18,7 +18,7 @@ from appliance.domain.core.policy_files import ADOPTED, assemble_policy
 from appliance.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[2] / "policies"
-FOLDERS = sorted(path for path in ROOT.iterdir() if path.is_dir())
+FOLDERS = sorted(path for path in ROOT.iterdir() if (path / "parameters.json").is_file())
 
 
 def read(folder: Path) -> dict[str, bytes]:

@@ -20,6 +20,7 @@ DATASET_KEY_BYTES = 32
 _KEY_DOMAIN = b"appliance/row-key/v1\x00"
 _MEMBERS = frozenset({"index", "size", "row", "key", "path"})
 _DIGEST_DOMAIN = b"appliance/row-digest/v1\x00"
+_CLUSTER_DOMAIN = b"appliance/cluster/v1\x00"
 
 
 def row_key(dataset_key: bytes, index: int) -> bytes:
@@ -39,6 +40,13 @@ def row_digest(dataset_key: bytes, index: int, row: bytes) -> bytes:
 def digest_row(key: bytes, row: bytes) -> bytes:
     """The same, for whoever holds only this row's key."""
     return hmac.new(key, _DIGEST_DOMAIN + row, hashlib.sha256).digest()
+
+
+def cluster_digest(dataset_key: bytes, value: str) -> bytes:
+    """HMAC-SHA256(dataset key, domain ‖ value): what rows that belong together have in common, without saying it."""
+    if len(dataset_key) != DATASET_KEY_BYTES:
+        raise BadInput(f"dataset key: expected {DATASET_KEY_BYTES} bytes, got {len(dataset_key)}")
+    return hmac.new(dataset_key, _CLUSTER_DOMAIN + value.encode("utf-8"), hashlib.sha256).digest()
 
 
 def rows_root(row_digests: Iterable[bytes]) -> bytes:

@@ -16,6 +16,7 @@ from hypothesis import given
 
 from appliance.errors import BadInput, Tampered
 from appliance.formats.artifacts.rows import (
+    cluster_digest,
     digest_row,
     parse_row_proof_value,
     prove_row,
@@ -36,6 +37,7 @@ def test_keys_and_digests_are_the_hmacs_that_the_page_names() -> None:
     assert row_key(KEY, 7) == key
     assert row_digest(KEY, 7, b"row") == hmac.digest(key, b"appliance/row-digest/v1\0row", "sha256")
     assert digest_row(key, b"row") == row_digest(KEY, 7, b"row")
+    assert cluster_digest(KEY, "contract 7") == hmac.digest(KEY, b"appliance/cluster/v1\0contract 7", "sha256")
 
 
 def test_equal_rows_in_other_places_or_datasets_have_other_digests() -> None:
@@ -103,6 +105,9 @@ def test_a_value_that_is_no_proof_is_refused(changes: dict[str, Any]) -> None:
 def test_other_keys_and_indexes_are_refused(key: bytes, index: int) -> None:
     with pytest.raises(BadInput):
         row_digest(key, index, b"row")
+    if len(key) != len(KEY):
+        with pytest.raises(BadInput):
+            cluster_digest(key, "contract 7")
 
 
 def test_the_pages_proof_holds_under_the_pages_root() -> None:

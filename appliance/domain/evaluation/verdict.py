@@ -1,0 +1,293 @@
+"""The verdict over a gate set: is the task better, and is nothing else worse?
+
+A function of gate set, items and how often the sets were judged before: whoever has these computes the same bytes.
+docs/formats/evaluation.md is the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from pydantic import Field
+
+from appliance.domain.core.names import Canonical, Digest, Identifier, encode_value, parse_value
+from appliance.domain.evaluation.comparison import Pairs, Test, above_chance, find_unfit, pair_items, run_test
+from appliance.domain.evaluation.gates import Gate, GateSet
+from appliance.domain.evaluation.items import Item, ScoreName, encode_items
+from appliance.domain.evaluation.measures import PValue, Signed, show, show_p, write_bounds
+from appliance.domain.evaluation.slices import SliceResult, judge_slices
+from appliance.domain.evaluation.statistics import holm
+from appliance.domain.evaluation.statistics.numbers import write_down, write_near, write_up
+from appliance.errors import BadInput, Tampered
+from appliance.formats.core.digest import digest_bytes
+
+Outcome = Literal["failed", "not-applicable", "nothing-to-lose", "passed"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a run is judged on.
+
+    `sets`: the run's items by the name of their set. `others`: by comparison and set, the items of the run that made
+    the released version, or of full fine-tuning; None where no version is released. `judged_before`: by set, the runs
+    that were judged on it before this one; a set that is not named has none.
+    """
+
+    sets: Mapping[str, tuple[Item, ...]]
+    others: Mapping[tuple[str, str], tuple[Item, ...] | None]
+    judged_before: Mapping[str, int]
+
+
+class Judged(Canonical):
+    """A record that the verdict rests on. `model`: `run` for the items of the run itself."""
+
+    digest: Digest
+    items: int = Field(ge=1)
+    judged_before: int = Field(ge=0)
+    model: Literal["full-fine-tuning", "released", "run"]
+    set: Identifier
+
+
+class GateResult(Canonical):
+    """One gate. Numbers are null where nothing was tested.
+
+    `adjusted`: the p-value after luck and correction, which alpha is compared with. `lower` and `upper`: of the gain,
+    at the level that the gate was judged at; `confidence` is the interval's.
+    """
+
+    adjusted: PValue | None
+    confidence: PValue | None
+    gain: Signed | None
+    gate: Identifier
+    items: int = Field(ge=0)
+    lower: Signed | None
+    metric: ScoreName
+    ours: Signed | None
+    outcome: Outcome
+    p: PValue | None
+    reason: str
+    slices: tuple[SliceResult, ...]
+    theirs: Signed | None
+    units: int = Field(ge=0)
+    upper: Signed | None
+
+
+class Verdict(Canonical):
+    """`task`: the task is better. `rest`: nothing else is worse. `passed`: both. `why`: one sentence for people."""
+
+    gates: Digest
+    judged: tuple[Judged, ...]
+    passed: bool
+    rest: bool
+    results: tuple[GateResult, ...]
+    task: bool
+    version: Literal[1]
+    why: str
+
+
+def parse_verdict(data: bytes, what: str = "verdict") -> Verdict:
+    """The verdict of canonical bytes; that it follows from its evidence is for `verify_verdict` to say."""
+    return parse_value(Verdict, data, what)
+
+
+def verify_verdict(verdict: Verdict, gates: GateSet, evidence: Evidence) -> None:
+    """Tampered unless the same verdict is computed again, to the last byte."""
+    again = judge(gates, evidence)
+    if encode_value(again) != encode_value(verdict):
+        names = [name for name in Verdict.model_fields if getattr(again, name) != getattr(verdict, name)]
+        raise Tampered(f"verdict: expected what gates and items give ({again.why}), got other {', '.join(names)}")
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A gate before the correction. Without a test: `outcome` and `reason` say why."""
+
+    gate: Gate
+    times: int
+    pairs: Pairs | None = None
+    test: Test | None = None
+    outcome: Outcome = "failed"
+    reason: str = ""
+
+
+def judge(gates: GateSet, evidence: Evidence) -> Verdict:
+    """The verdict. A gate that cannot be judged has failed; only two things are no failure: that no version is
+    released yet, and that the other model is no better than guessing."""
+    trials = [_try(gates, gate, evidence) for gate in gates.gates]
+    results = tuple(_decide(gates, trials))
+    legs = {leg: _holds(gates, results, leg) for leg in ("task", "rest")}
+    passed = all(legs.values())
+    return Verdict(
+        gates=digest_bytes(encode_value(gates)),
+        judged=_judged(gates, evidence),
+        passed=passed,
+        rest=legs["rest"],
+        results=results,
+        task=legs["task"],
+        version=1,
+        why=_explain(gates, results, passed),
+    )
+
+
+def luck_of(gates: GateSet, judged_before: int) -> int:
+    """How many times a p-value counts on a set on which so many runs were judged before."""
+    number = judged_before + 1
+    return {"divide": number, "once": 1, "spend": number * (number + 1)}[gates.luck]
+
+
+def _try(gates: GateSet, gate: Gate, evidence: Evidence) -> _Trial:
+    before = evidence.judged_before.get(gate.set, 0)
+    times = luck_of(gates, before)
+    items = evidence.sets.get(gate.set)
+    if items is None:
+        return _Trial(gate, times, reason=f"expected items of the set {gate.set}, got none")
+    if gates.luck == "once" and before:
+        return _Trial(gate, times, reason=f"the set {gate.set} judges once, and {before} runs were judged on it before")
+    others = None
+    if gate.comparison != "base":
+        others = evidence.others.get((gate.comparison, gate.set))
+        if others is None:
+            return _without(gate, times, evidence)
+    try:
+        pairs = pair_items(items, others, gate.metric)
+    except BadInput as error:
+        return _Trial(gate, times, reason=error.message)
+    return _measure(gates, _Trial(gate, times, pairs))
+
+
+def _without(gate: Gate, times: int, evidence: Evidence) -> _Trial:
+    if gate.comparison == "released" and (gate.comparison, gate.set) in evidence.others:
+        return _Trial(gate, times, outcome="not-applicable", reason="no version is released to compare with")
+    return _Trial(gate, times, reason=f"expected items of {gate.comparison} on the set {gate.set}, got none")
+
+
+def _measure(gates: GateSet, trial: _Trial) -> _Trial:
+    gate, times, pairs = trial.gate, trial.times, trial.pairs
+    assert pairs is not None
+    if len(pairs.items) < gate.least_items:
+        reason = f"expected {gate.least_items} items or more, got {len(pairs.items)}"
+        return _Trial(gate, times, pairs, reason=reason)
+    if unfit := find_unfit(gate, pairs):
+        return _Trial(gate, times, pairs, reason=unfit)
+    if gate.chance is not None and above_chance(pairs, Fraction(gate.chance)) > Fraction(gates.alpha):
+        reason = f"nothing to lose here: {gate.comparison} is not shown to be above chance ({gate.chance})"
+        return _Trial(gate, times, pairs, outcome="nothing-to-lose", reason=reason)
+    return _Trial(gate, times, pairs, run_test(gate, pairs, gates.seed))
+
+
+def _decide(gates: GateSet, trials: list[_Trial]) -> list[GateResult]:
+    """After luck, and after the correction over all gates that could have failed a test."""
+    counted = [place for place, trial in enumerate(trials) if trial.test is not None or trial.outcome == "failed"]
+    values = [
+        Fraction(1) if (test := trials[place].test) is None else min(Fraction(1), test.p * trials[place].times)
+        for place in counted
+    ]
+    if gates.correction == "holm":
+        adjusted, factors = holm.adjust(values), dict(holm.rank(values))
+    else:
+        adjusted, factors = values, dict.fromkeys(range(len(values)), 1)
+    found = {place: (adjusted[number], factors[number]) for number, place in enumerate(counted)}
+    return [_result(gates, trial, *found.get(place, (Fraction(1), 1))) for place, trial in enumerate(trials)]
+
+
+def _result(gates: GateSet, trial: _Trial, adjusted: Fraction, factor: int) -> GateResult:
+    gate, pairs, test = trial.gate, trial.pairs, trial.test
+    outcome, reason = trial.outcome, trial.reason
+    level = Fraction(gates.alpha) / (trial.times * factor)
+    if test is not None:
+        outcome = "passed" if adjusted <= Fraction(gates.alpha) else "failed"
+        reason = _reason(gates, trial, adjusted, factor)
+    ours, theirs, gain = (None, None, None) if pairs is None else map(write_near, pairs.means)
+    lower, upper = (None, None) if test is None else write_bounds(test.interval(level))
+    return GateResult(
+        adjusted=None if test is None else write_up(adjusted),
+        confidence=None if test is None else write_down(1 - 2 * level),
+        gain=gain,
+        gate=gate.name,
+        items=0 if pairs is None else len(pairs.items),
+        lower=lower,
+        metric=gate.metric,
+        ours=ours,
+        outcome=outcome,
+        p=None if test is None else write_up(test.p),
+        reason=reason,
+        slices=() if pairs is None else judge_slices(gates, gate, pairs),
+        theirs=theirs,
+        units=0 if pairs is None else len(pairs.units.sums),
+        upper=upper,
+    )
+
+
+_CLAIMS = {"better": "better", "no-worse": "no worse", "equivalent": "equivalent"}
+
+
+def _reason(gates: GateSet, trial: _Trial, adjusted: Fraction, factor: int) -> str:
+    """`accuracy 0.8120, base 0.6400: better (p 0.0001)`."""
+    gate, pairs = trial.gate, trial.pairs
+    assert pairs is not None
+    ours, theirs, _ = pairs.means
+    claim = _CLAIMS[gate.claim] + (f" by the margin {gate.margin}" if gate.margin_value else "")
+    holds = adjusted <= Fraction(gates.alpha)
+    told = f"{gate.metric} {show(ours)}, {gate.comparison} {show(theirs)}: {'' if holds else 'not shown to be '}{claim}"
+    told += f" ({show_p(adjusted)} after correction, alpha {gates.alpha})"
+    if not holds and trial.times > 1:
+        told += f"; for the runs judged on {gate.set} before, p counts {trial.times} times"
+    if gate.draws and trial.times * factor > (gate.draws + 1) * Fraction(gates.alpha):
+        told += f"; {gate.draws} resamples can show nothing here: name more, or a set that was not judged on so often"
+    return told
+
+
+def _holds(gates: GateSet, results: tuple[GateResult, ...], leg: str) -> bool:
+    """Every gate of the leg; of the task, one at least is passed; of the rest, no part of any gate is worse."""
+    own = [result.outcome for gate, result in zip(gates.gates, results, strict=True) if gate.leg == leg]
+    if "failed" in own:
+        return False
+    if leg == "task":
+        return "passed" in own
+    return not any(part.worse for result in results for part in result.slices)
+
+
+def _explain(gates: GateSet, results: tuple[GateResult, ...], passed: bool) -> str:
+    """One sentence: the first thing in the way, or what was shown."""
+    if passed:
+        first = next(
+            result.reason
+            for gate, result in zip(gates.gates, results, strict=True)
+            if gate.leg == "task" and result.outcome == "passed"
+        )
+        parts = sum(part.p is not None for result in results for part in result.slices)
+        return f"Passed: {first}; no gate of {len(results)} failed and none of {parts} parts is shown to be worse."
+    against = [f"gate {result.gate}: {result.reason}" for result in results if result.outcome == "failed"]
+    against += [
+        f"gate {result.gate}: worse where {part.by} is {part.value!r} ({part.items} items, "
+        f"{show(part.ours)} against {show(part.theirs)})"
+        for result in results
+        for part in result.slices
+        if part.worse
+    ]
+    if not against:
+        against = ["no gate of leg task could be judged"]
+    more = f" ({len(against) - 1} more against it)" if len(against) > 1 else ""
+    return f"Not passed: {against[0]}{more}."
+
+
+def _judged(gates: GateSet, evidence: Evidence) -> tuple[Judged, ...]:
+    """The records that the gates name, by model and set."""
+    found: dict[tuple[str, str], Judged] = {}
+    for gate in gates.gates:
+        records = {("run", gate.set): evidence.sets.get(gate.set)}
+        if gate.comparison != "base":
+            records[(gate.comparison, gate.set)] = evidence.others.get((gate.comparison, gate.set))
+        for (model, name), items in records.items():
+            if items is not None and (model, name) not in found:
+                found[(model, name)] = Judged(
+                    digest=digest_bytes(encode_items(items)),
+                    items=len(items),
+                    judged_before=evidence.judged_before.get(name, 0),
+                    model=model,  # type: ignore[arg-type] # a comparison, or `run`
+                    set=name,
+                )
+    return tuple(found[key] for key in sorted(found))
