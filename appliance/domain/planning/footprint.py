@@ -24,7 +24,7 @@ PACK_TOKENS = 2048
 CHUNK = 128
 """Places whose logits stand in memory at once in training (`ml/training/loss.py`)."""
 HEAD_ROWS = 512
-"""The same in evaluation (`ml/evaluation/evaluation.py`)."""
+"""The same in evaluation (`ml/layers/head.py`)."""
 LARGE = 1 << 18
 """Queries times keys of a segment from which attention scores are not held whole (`ml/layers/attention.py`)."""
 KEPT_BYTES = 1_000_000_000

@@ -11,23 +11,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from appliance.errors import BadInput
 from appliance.ml.data.rows import About, Row
 from appliance.ml.data.samples import Sample
 from appliance.ml.evaluation import metrics
+from appliance.ml.evaluation.labels import judge_rows
 from appliance.ml.inference.adapters import Slots
 from appliance.ml.inference.drawing import draw_tokens
 from appliance.ml.inference.request import Request
-from appliance.ml.inference.score import choose_labels, score_rows
 from appliance.ml.layers.packing import pack_sequences
 from appliance.ml.model.base import Base
 
 PACK_TOKENS = 2048
 PACK_ROWS = 16
-# Places whose logits are held at once.
-HEAD_ROWS = 512
 MAX_ANSWERS = 64
 MAX_ANSWER_TOKENS = 256
 
@@ -39,9 +36,7 @@ Report = Callable[[int], None]
 
 
 def count_passes(about: About, rows: Sequence[Row]) -> int:
-    """How often a row goes through the model in one evaluation: for its loss, and again for its label or answer."""
-    if about.task == "classification":
-        return 2 * len(rows)
+    """How often a row goes through the model in one evaluation: for its loss and label, and again for its answer."""
     return len(rows) + (len(choose_rows(rows)) if about.task in COMPARED else 0)
 
 
@@ -52,9 +47,9 @@ def evaluate(
 
     `slots`: those that wrap the base's layers, None where none do.
     """
-    found: dict[str, Any] = {"rows": len(rows), **metrics.summarize_loss(*measure_loss(base, samples, report))}
     if about.task == "classification":
-        return found | classify(base, about.labels, rows, report)
+        return {"rows": len(rows), **classify(base, about.labels, rows, samples, report)}
+    found: dict[str, Any] = {"rows": len(rows), **metrics.summarize_loss(*measure_loss(base, samples, report))}
     if about.task in COMPARED:
         chosen = choose_rows(rows)
         expected, answers, cut = [row.answer for row in chosen], *write_answers(base, slots, chosen, report)
@@ -68,9 +63,13 @@ def measure_loss(base: Base, samples: Sequence[Sample], report: Report) -> tuple
     for pack in _packs(samples):
         total += _sum_loss(base, pack)
         report(len(pack))
+    return _check_finite(total), sum(sample.trained_tokens for sample in samples)
+
+
+def _check_finite(total: float) -> float:
     if not math.isfinite(total):
         raise BadInput(f"evaluation: expected a finite loss on the held-out rows, got {total}", code="diverged")
-    return total, sum(sample.trained_tokens for sample in samples)
+    return total
 
 
 def _packs(samples: Sequence[Sample]) -> list[list[Sample]]:
@@ -95,27 +94,20 @@ def _sum_loss(base: Base, samples: Sequence[Sample]) -> float:
         for start, stop in sample.spans:
             places += range(first + start - 1, first + stop - 1)
             targets += sample.ids[start:stop]
-    hidden, head = base.read_pack(pack), base.head()
-    total = 0.0
-    for begin in range(0, len(places), HEAD_ROWS):
-        logits = head.logits(hidden[places[begin : begin + HEAD_ROWS]])
-        expected = torch.tensor(targets[begin : begin + HEAD_ROWS], device=base.device)
-        total += cross_entropy(logits.float(), expected, reduction="sum").item()
-    return total
+    hidden = base.read_pack(pack)[places]
+    return base.head().token_losses(hidden, torch.tensor(targets, device=base.device)).sum().item()
 
 
-def classify(base: Base, labels: Sequence[str], rows: Sequence[Row], report: Report) -> dict[str, Any]:
-    """Accuracy and macro-F1, the model held to the dataset's labels."""
-    chat, done = base.chat, 0
-
-    def tell(count: int) -> None:
-        nonlocal done
-        report(count - done)
-        done = count
-
-    prompts = [chat.encode(row.parts[0][0]) for row in rows]
-    scores = score_rows(base, prompts, [chat.encode(chat.answer(label)) for label in labels], tell)
-    return metrics.summarize([row.answer for row in rows], choose_labels(scores, labels))
+def classify(
+    base: Base, labels: Sequence[str], rows: Sequence[Row], samples: Sequence[Sample], report: Report
+) -> dict[str, Any]:
+    """Loss, accuracy and macro-F1, the model held to the dataset's labels."""
+    chat = base.chat
+    answers = [chat.encode(chat.answer(label)) for label in labels]
+    judged = judge_rows(base, samples, [sample.spans[0][0] for sample in samples], answers, report)
+    total = _check_finite(math.fsum(one.loss for one in judged))
+    found = metrics.summarize_loss(total, sum(sample.trained_tokens for sample in samples))
+    return found | metrics.summarize([row.answer for row in rows], [labels[one.label] for one in judged])
 
 
 def choose_rows(rows: Sequence[Row]) -> list[Row]:

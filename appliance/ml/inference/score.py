@@ -82,11 +82,11 @@ def score_in_passes(
     for start in range(0, len(prompt), PROMPT_CHUNK):
         last = read_chunk(base, cache, held, prompt[start : start + PROMPT_CHUNK])[-1:]
         yield None
-    chosen = [_branch_scores(last, base.head(), branch, [0]) for branch in branches if not branch.path]
+    chosen = [branch_scores(last, base.head(), branch, [0]) for branch in branches if not branch.path]
     for some in _split([branch for branch in branches if branch.path], len(prompt)):
         ends = [end - 1 for end in accumulate(len(branch.path) for branch in some)]
         hidden = read_after(base, cache, held, [branch.path for branch in some])
-        chosen += [_branch_scores(hidden, base.head(), branch, [end]) for branch, end in zip(some, ends, strict=True)]
+        chosen += [branch_scores(hidden, base.head(), branch, [end]) for branch, end in zip(some, ends, strict=True)]
         yield None
     yield _sum_scores(branches, chosen, 1, labels)[0]
 
@@ -133,7 +133,7 @@ def _score_batch(
     with torch.inference_mode():
         hidden, head = base.read_pack(pack), base.head()
         chosen = [
-            _branch_scores(hidden, head, branch, [row[place] for row in decided])
+            branch_scores(hidden, head, branch, [row[place] for row in decided])
             for place, branch in enumerate(branches)
         ]
     return _sum_scores(branches, chosen, len(prompts), labels)
@@ -159,7 +159,7 @@ def _pack_rows(prompts: Sequence[Sequence[int]]) -> tuple[Pack, list[Segment]]:
     return pack, [pack.add(prompt[max(shared, 0) :], after=root) for prompt in prompts]
 
 
-def _branch_scores(hidden: torch.Tensor, head: Head, branch: Branch, places: Sequence[int]) -> torch.Tensor:
+def branch_scores(hidden: torch.Tensor, head: Head, branch: Branch, places: Sequence[int]) -> torch.Tensor:
     """[rows, choices], float64 on the CPU: log-probabilities of the next tokens that lead to a label."""
     tokens = [token for token, _ in branch.choices]
     logits = head.logits(hidden[list(places)].float(), tokens)

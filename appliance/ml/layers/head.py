@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from appliance.ml.layers.architecture import find_architecture
+
+# Rows whose logits are held at once.
+ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,12 @@ class Head:
     def logits(self, hidden: torch.Tensor, words: Sequence[int] | None = None) -> torch.Tensor:
         """[rows, words] of hidden [rows, size], in its dtype; of some words only where they are named."""
         return self.finish(hidden @ (self.weight if words is None else self.weight[list(words)]).to(hidden.dtype).T)
+
+    def token_losses(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """[rows], float64: the cross-entropy of each target, without gradients; some hundred rows' logits at once."""
+        parts = zip(torch.split(hidden, ROWS), torch.split(targets, ROWS), strict=True)
+        losses = [cross_entropy(self.logits(one).float(), target, reduction="none") for one, target in parts]
+        return torch.cat(losses).double()
 
     def finish(self, logits: torch.Tensor) -> torch.Tensor:
         """What is done to the product with the weight."""

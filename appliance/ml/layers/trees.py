@@ -23,11 +23,17 @@ SPREAD, SPARE = 1.2, 32
 
 @dataclass(frozen=True)
 class _Group:
-    """`places` [families, largest] are tokens of the pack, filled up with each family's last; `own` says where in it,
-    flattened, the families' tokens stand, and `tokens` which they are. `hidden`, [families, 1, largest, shared +
-    largest], is what a query does not see; `distance`, of the same shape, how far behind it a key stands."""
+    """Families that attend together.
 
-    places: torch.Tensor
+    `queries` [families, most] are new tokens of the pack, and `keys` [families, most of these] what they see behind the
+    beginning, each filled up with a family's last; `own` says where in `queries`, flattened, the families' tokens are,
+    and `tokens` which they are. `hidden` [families, 1, queries, shared + keys] is what a query does not see;
+    `distance`, of the same shape, is how far behind it a key is.
+    """
+
+    shared: int
+    queries: torch.Tensor
+    keys: torch.Tensor
     own: torch.Tensor
     tokens: torch.Tensor
     hidden: torch.Tensor
@@ -37,31 +43,41 @@ class _Group:
         return self.hidden if window is None else self.hidden | (self.distance >= window)
 
 
-class TreeAttention:
-    """See `Seen`."""
+Held = dict[int, tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of a pack's tokens by layer, [tokens, key heads, size]."""
 
-    def __init__(self, pack: Pack, device: str) -> None:
+
+class TreeAttention:
+    """See `Seen`. `start`: the first token that is read now; those before are in `held`, which takes the new ones too.
+    Without `held` all are read at once, and nothing is kept."""
+
+    def __init__(self, pack: Pack, device: str, *, start: int = 0, held: Held | None = None) -> None:
         segments = pack.segments
-        root = (
-            segments[0] if len(segments) > 1 and all(s.context[:1] == segments[0].spans for s in segments[1:]) else None
-        )
-        self._shared = root.stop if root else 0
+        begun = len(segments) > 1 and all(one.context[:1] == segments[0].spans for one in segments[1:])
+        root = segments[:1] if begun else []
+        shared = root[0].stop if root else 0
+        self._start, self._held = start, held
         positions = torch.tensor(pack.positions)
-        families = list(_families(segments[1:] if root else segments, len(root.spans) if root else 0))
-        groups = [_lay_out(group, self._shared, positions, device) for group in _gather(families)]
-        self._groups = ([_lay_out([[root]], 0, positions, device)] if root else []) + groups
-        self._shares = [0] * bool(root) + [self._shared] * len(groups)
+        families = [_Family.of(own, start) for own in _families(segments[len(root) :], len(root))]
+        self._groups = [_lay_out([_Family.of(root, start)], 0, positions, start, device)] if root and not start else []
+        grown = [family for family in families if family.new]
+        self._groups += [_lay_out(group, shared, positions, start, device) for group in _gather(grown)]
 
     def attend(
         self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
-        """[tokens, heads, size]."""
+        """[new tokens, heads, size]."""
+        if self._held is not None:
+            if self._start:
+                key, value = (torch.cat(pair) for pair in zip(self._held[number], (key, value), strict=True))
+            self._held[number] = key, value
         seen = torch.empty_like(query)
-        for group, shared in zip(self._groups, self._shares, strict=True):
-            queries, keys, values = (_take(tensor, group.places) for tensor in (query, key, value))
-            if shared:
+        for group in self._groups:
+            queries = _take(query, group.queries)
+            keys, values = (_take(tensor, group.keys) for tensor in (key, value))
+            if group.shared:
                 keys, values = (
-                    torch.cat([one[:shared].transpose(0, 1).expand(len(own), -1, -1, -1), own], dim=2)
+                    torch.cat([one[: group.shared].transpose(0, 1).expand(len(own), -1, -1, -1), own], dim=2)
                     for one, own in ((key, keys), (value, values))
                 )
             made = _attend(queries, keys.contiguous(), values.contiguous(), group.hide(scoring.window), scoring)
@@ -70,7 +86,7 @@ class TreeAttention:
 
 
 def _take(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """[families, heads, largest, size] of [tokens, heads, size]."""
+    """[families, heads, most, size] of [tokens, heads, size]."""
     return tensor[places.flatten()].view(*places.shape, *tensor.shape[1:]).transpose(1, 2)
 
 
@@ -89,56 +105,84 @@ def _attend(
     return torch.cat(outputs, dim=2)
 
 
-def _families(segments: Sequence[Segment], depth: int) -> Iterator[list[Segment]]:
+@dataclass(frozen=True)
+class _Family:
+    """Its segments that are new, and of the others those that these go on from, in the pack's order."""
+
+    new: list[Segment]
+    seen: list[Segment]
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], start: int) -> _Family:
+        new = [segment for segment in segments if segment.start >= start]
+        spans = {span for segment in new for span in segment.context}
+        earlier = [one for one in segments if one.start < start and (one.start, one.stop) in spans]
+        return cls(new, [*earlier, *new])
+
+    @property
+    def size(self) -> int:
+        return _count(self.seen)
+
+
+def _count(segments: Sequence[Segment]) -> int:
+    return sum(segment.stop - segment.start for segment in segments)
+
+
+def _families(segments: Sequence[Segment], depth: int) -> list[list[Segment]]:
     """Segments by the first of their context behind `depth` spans, in the order of these."""
     found: dict[tuple[int, int], list[Segment]] = {}
     for segment in segments:
         found.setdefault(segment.spans[depth], []).append(segment)
-    return iter(found.values())
+    return list(found.values())
 
 
-def _gather(families: Sequence[list[Segment]]) -> Iterator[list[list[Segment]]]:
+def _gather(families: Sequence[_Family]) -> Iterator[list[_Family]]:
     """Neighbours, as long as the largest is not much larger than the smallest: filling up costs by the square."""
-    group: list[list[Segment]] = []
+    group: list[_Family] = []
     for family in families:
-        sizes = [_size(other) for other in (*group, family)]
+        sizes = [other.size for other in (*group, family)]
         if group and max(sizes) > SPREAD * min(sizes) + SPARE:
             yield group
             group = []
         group.append(family)
-    yield group
+    if group:
+        yield group
 
 
-def _size(family: Sequence[Segment]) -> int:
-    return sum(segment.stop - segment.start for segment in family)
-
-
-def _lay_out(families: Sequence[Sequence[Segment]], shared: int, positions: torch.Tensor, device: str) -> _Group:
-    largest = max(map(_size, families))
-    places, hidden = [], torch.ones(len(families), largest, shared + largest, dtype=torch.bool)
+def _lay_out(families: Sequence[_Family], shared: int, positions: torch.Tensor, start: int, device: str) -> _Group:
+    most, most_keys = (max(sizes) for sizes in zip(*((_count(f.new), f.size) for f in families), strict=True))
+    hidden = torch.ones(len(families), most, shared + most_keys, dtype=torch.bool)
     hidden[:, :, :shared] = False
-    for row, family in zip(hidden, families, strict=True):
-        tokens = [token for segment in family for token in range(segment.start, segment.stop)]
-        columns = {token: column for column, token in enumerate(tokens)}
-        for segment in family:
-            first, size = columns[segment.start], segment.stop - segment.start
-            own = row[first : first + size]
-            for start, stop in segment.context:
-                if start in columns:
-                    own[:, shared + columns[start] : shared + columns[start] + stop - start] = False
-            later = torch.ones(size, size, dtype=torch.bool).triu(1)
-            own[:, shared + first : shared + first + size] = later
-        row[len(tokens) :] = row[len(tokens) - 1]
-        places.append(tokens + tokens[-1:] * (largest - len(tokens)))
-    place = torch.tensor(places)
-    own = [row * largest + column for row, family in enumerate(families) for column in range(_size(family))]
-    at = positions[place]
-    behind = torch.cat([positions[:shared].expand(len(families), -1), at], dim=1)
-    distance = at[:, :, None] - behind[:, None]
+    queries, keys, own = [], [], []
+    for number, family in enumerate(families):
+        columns: dict[int, int] = {}
+        for segment in family.seen:
+            columns[segment.start] = sum(one.stop - one.start for one in family.seen[: len(columns)])
+        row = 0
+        for segment in family.new:
+            size = segment.stop - segment.start
+            part = hidden[number, row : row + size]
+            for first, stop in segment.context:
+                if first in columns:
+                    column = shared + columns[first]
+                    part[:, column : column + stop - first] = False
+            column = shared + columns[segment.start]
+            part[:, column : column + size] = torch.ones(size, size, dtype=torch.bool).triu(1)
+            row += size
+        hidden[number, row:] = hidden[number, row - 1]
+        new, seen = ([t for s in some for t in range(s.start, s.stop)] for some in (family.new, family.seen))
+        queries.append(new + new[-1:] * (most - len(new)))
+        keys.append(seen + seen[-1:] * (most_keys - len(seen)))
+        own += [number * most + place for place in range(len(new))]
+    query, key = torch.tensor(queries), torch.tensor(keys)
+    behind = torch.cat([positions[:shared].expand(len(families), -1), positions[key]], dim=1)
+    distance = positions[query][:, :, None] - behind[:, None]
     return _Group(
-        place.to(device),
+        shared,
+        (query - start).to(device),
+        key.to(device),
         torch.tensor(own, device=device),
-        place.flatten()[own].to(device),
+        (query.flatten()[own] - start).to(device),
         hidden[:, None].to(device),
         distance[:, None].to(device),
     )

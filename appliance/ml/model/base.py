@@ -26,7 +26,7 @@ from appliance.ml.layers.head import Head, make_head
 from appliance.ml.layers.packing import Pack
 from appliance.ml.layers.positions import find_longest_short
 from appliance.ml.layers.reader import Reader, Seen
-from appliance.ml.layers.trees import TreeAttention
+from appliance.ml.layers.trees import Held, TreeAttention
 from appliance.ml.model.chat import Chat, load_chat
 from appliance.ml.model.folder import check_folder
 
@@ -69,10 +69,11 @@ class Base:
             output: torch.Tensor = self.model.get_decoder()(**arguments).last_hidden_state
         return output
 
-    def read_pack(self, pack: Pack) -> torch.Tensor:
-        """[tokens, hidden] of a pack, without gradients."""
+    def read_pack(self, pack: Pack, *, start: int = 0, held: Held | None = None) -> torch.Tensor:
+        """[tokens, hidden] of a pack from the token `start` on, without gradients; see `TreeAttention`."""
         long = [False] * len(pack.ids) if self.longest_short is None else pack.find_long(self.longest_short)
-        return self.read(pack.ids, pack.positions, TreeAttention(pack, self.device), long)
+        seen = TreeAttention(pack, self.device, start=start, held=held)
+        return self.read(pack.ids[start:], pack.positions[start:], seen, long[start:])
 
     @torch.inference_mode()
     def read(self, ids: Sequence[int], positions: Sequence[int], seen: Seen, long: Sequence[bool]) -> torch.Tensor:

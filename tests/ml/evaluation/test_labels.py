@@ -1,0 +1,69 @@
+"""One pass for loss and label: the very labels and losses of the long way."""
+
+from __future__ import annotations
+
+import json
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+
+from appliance.ml.data import rows as data
+from appliance.ml.data.samples import Sample, tokenize_rows
+from appliance.ml.data.sources import parse_source
+from appliance.ml.evaluation import labels as subject
+from appliance.ml.evaluation.labels import judge_rows
+from appliance.ml.inference.score import choose_labels, find_branches, score_rows
+from appliance.ml.model import machine
+from appliance.ml.model.base import Base, load_base
+from scripts.kit.tiny_model import build_base, clauses
+
+LABELS = ["zq a", "zq b", "zq b c", "zq b d", "zq b d e", "y", "y x", "payment"]
+
+
+def _rows(base: Base) -> tuple[list[data.Row], list[Sample]]:
+    lines = [{"text": text, "label": LABELS[n % len(LABELS)]} for n, (text, _) in enumerate(clauses(40))]
+    source = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    sources = parse_source(source, "jsonl", "classification", {"text": "text", "label": "label"})
+    sides = data.split_sources("classification", sources, 1, Fraction(1, 2))
+    rows = [row for row in data.render_rows(sides, base.chat, "classification", instruction="Say it.")]
+    return rows, tokenize_rows(rows, base.chat, max_length=256)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "phi4", "gemma2"])
+@pytest.mark.parametrize("tokens", [2048, 150, 1])
+def test_labels_probabilities_and_losses_are_those_of_every_label_and_row_by_itself(
+    kind: str, tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.use_determinism(5)
+    monkeypatch.setattr(subject, "PACK_TOKENS", tokens)
+    base = load_base(
+        build_base(tmp_path / kind, kind), quantisation="nf4-double", compute_dtype="float32", device="cpu", reads=True
+    )
+    rows, samples = _rows(base)
+    answers = [base.chat.encode(base.chat.answer(label)) for label in LABELS]
+    assert len(find_branches(answers)) > 3, "the labels begin alike"
+    told: list[int] = []
+    judged = judge_rows(base, samples, [sample.spans[0][0] for sample in samples], answers, told.append)
+    assert sum(told) == len(rows) == len(judged)
+    prompts = [sample.ids[: sample.spans[0][0]] for sample in samples]
+    scores = score_rows(base, prompts, answers, lambda done: None)
+    assert [LABELS[one.label] for one in judged] == choose_labels(scores, LABELS)
+    for one, sample, expected in zip(judged, samples, scores, strict=True):
+        assert one.index == sample.index
+        assert one.log_probability == pytest.approx(max(expected), abs=1e-4)
+        with torch.inference_mode():
+            logits = base.model(input_ids=torch.tensor([sample.ids]), use_cache=False).logits[0].float()
+        ((start, stop),) = sample.spans
+        chosen = logits[start - 1 : stop - 1].log_softmax(-1)[range(stop - start), list(sample.ids[start:stop])]
+        assert one.loss == pytest.approx(-chosen.sum().item(), rel=1e-4)
+    assert sum(math.exp(score) for score in scores[0]) == pytest.approx(1)
+
+
+def test_a_single_label_is_certain(base: Base) -> None:
+    _, samples = _rows(base)
+    answers = [base.chat.encode(base.chat.answer("payment"))]
+    judged = judge_rows(base, samples[:3], [sample.spans[0][0] for sample in samples[:3]], answers, lambda more: None)
+    assert [(one.label, one.log_probability) for one in judged] == [(0, 0.0)] * 3
