@@ -282,13 +282,18 @@ def _parser() -> argparse.ArgumentParser:
     for command in (new_key, vkey):
         command.add_argument("key", metavar="FILE", type=Path)
     for command in (new_key, sign):
-        command.add_argument("--passphrase-file", metavar="FILE", type=Path, help="its first line; else a prompt")
-    sign.add_argument("request", metavar="REQUEST", type=Path, help="what the log's operator brought")
+        command.add_argument(
+            "--passphrase-file",
+            metavar="FILE",
+            type=Path,
+            help="a file with the passphrase in its first line; else a prompt",
+        )
+    sign.add_argument("request", metavar="REQUEST", type=Path, help="the request file from the log's operator")
     sign.add_argument("--key", metavar="FILE", type=Path, required=True)
     sign.add_argument("--log", metavar="LOG", required=True, help="the log's vkey, or the trust file with it")
     sign.add_argument("--state", metavar="FILE", type=Path, required=True, help="what this witness saw last")
-    sign.add_argument("--out", metavar="FILE", type=Path, help="the cosigned checkpoint; else stdout")
-    sign.add_argument("--first", action="store_true", help="begin the state, and believe the log as it is now")
+    sign.add_argument("--out", metavar="FILE", type=Path, help="write the cosigned checkpoint here; else to stdout")
+    sign.add_argument("--first", action="store_true", help="create the state file, and trust the log as it is now")
     return parser
 
 

@@ -28,10 +28,14 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--administrator", "administrators", multiple=True, required=True, metavar="NAME=FILE", help="Name and public key."
 )
-@click.option("--single-admin", is_flag=True, help="For a trial: one administrator decides alone. Recorded for ever.")
-@click.option("--origin", metavar="LOG", help="The log's name for ever, such as appliance.example.org/1.")
-@click.option("--policy", type=_FILE, metavar="FOLDER", help="The first policy set; policies/default unless named.")
-@click.option("--trust-file", type=_FILE, help="Also write the trust file here: a place that is not this machine.")
+@click.option(
+    "--single-admin",
+    is_flag=True,
+    help="For trials: one administrator decides alone. The log records this permanently.",
+)
+@click.option("--origin", metavar="LOG", help="The log's permanent name, such as appliance.example.org/1.")
+@click.option("--policy", type=_FILE, metavar="FOLDER", help="The first policy set. Default: policies/default.")
+@click.option("--trust-file", type=_FILE, help="Also write the trust file here, on another machine or medium.")
 @shares
 @click.pass_obj
 def init(
@@ -102,8 +106,10 @@ def principal() -> None:
     example="appliance principal enroll ada --proof ada.proof --printed-name 'Ada Byron' --role reviewer:privacy",
 )
 @click.argument("name")
-@click.option("--proof", type=_FILE, required=True, help="What the person made with: appliance key prove")
-@click.option("--printed-name", required=True, metavar="TEXT", help="As it stands in signatures; can be erased later.")
+@click.option("--proof", type=_FILE, required=True, help="The person's proof, made with: appliance key prove")
+@click.option(
+    "--printed-name", required=True, metavar="TEXT", help="The name as signatures show it; can be erased later."
+)
 @click.option(
     "--role",
     "roles",
@@ -176,7 +182,7 @@ def revoke(caller: Caller, name: str, reason: str | None) -> None:
     "replace-key", example="appliance principal replace-key ada --proof ada2.proof --reason 'the old one was lost'"
 )
 @click.argument("name")
-@click.option("--proof", type=_FILE, required=True, help="What the person made with: appliance key prove")
+@click.option("--proof", type=_FILE, required=True, help="The person's proof, made with: appliance key prove")
 @click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
 @signs
 @click.pass_obj

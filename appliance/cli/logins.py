@@ -22,8 +22,8 @@ _FILE = click.Path(path_type=Path)
 @command("login", example="appliance login olga --key olga.key --trust trust.json")
 @click.argument("name", metavar="NAME")
 @click.option("--address", metavar="HOST:PORT", help="An appliance on another machine, instead of --home.")
-@click.option("--ca", type=_FILE, metavar="FILE", help="The site's CA in PEM, under which it answers there.")
-@click.option("--certificate", type=_FILE, metavar="FILE", help="Your own host's certificate, where one is asked for.")
+@click.option("--ca", type=_FILE, metavar="FILE", help="The CA file (PEM) that its certificate is signed under.")
+@click.option("--certificate", type=_FILE, metavar="FILE", help="Your host's certificate, if the service requires one.")
 @click.option("--certificate-key", type=_FILE, metavar="FILE", help="Its private key in PEM.")
 @reads
 @click.pass_obj

@@ -131,7 +131,11 @@ def _path(name: str, variable: str, help: str) -> Callable[[F], F]:
 @_path("--trust", "APPLIANCE_TRUST", "The trust file that everything is checked against.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout; errors too, on stderr.")
 @click.option(
-    "--wide", is_flag=True, expose_value=False, callback=be_wide, help="Cut and wrap nothing to the terminal's width."
+    "--wide",
+    is_flag=True,
+    expose_value=False,
+    callback=be_wide,
+    help="Do not cut or wrap lines to the terminal's width.",
 )
 @click.option("--yes", is_flag=True, help="Sign without asking.")
 @click.version_option(package_name="appliance", prog_name="appliance")

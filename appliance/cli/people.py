@@ -70,7 +70,7 @@ def key_show(caller: Caller, file: Path | None) -> None:
 
 
 @key.command("prove", example="appliance key prove --key ada.key --as ada --output ada.proof")
-@click.option("--origin", metavar="LOG", help="The log's origin; asked of the service unless it is named.")
+@click.option("--origin", metavar="LOG", help="The log's origin. Default: the service is asked.")
 @click.option("--output", type=_FILE, help="Write the proof to a new file instead of stdout.")
 @keyed
 @click.pass_obj
@@ -103,10 +103,10 @@ def key_prove(caller: Caller, origin: str | None, output: Path | None) -> None:
 @click.option(
     "--old-until",
     metavar="TIME",
-    help=f"Until when the old key signs too, {END_HELP} As long as policy lets it, unless given.",
+    help=f"Until when the old key also signs: {END_HELP} Default: as long as policy allows.",
 )
 @click.option(
-    "--new-passphrase-file", type=_FILE, metavar="FILE", help="The passphrase of NEW; that of the old key unless named."
+    "--new-passphrase-file", type=_FILE, metavar="FILE", help="The passphrase of NEW. Default: that of the old key."
 )
 @signs
 @click.pass_obj
@@ -169,7 +169,9 @@ def _new_key(caller: Caller, path: Path, passphrase_file: Path | None) -> Signer
 )
 @click.argument("principal", metavar="NAME")
 @click.argument("keyid", required=False)
-@click.option("--since", type=click.IntRange(1), metavar="ENTRY", help="What it signed in this entry or later: void.")
+@click.option(
+    "--since", type=click.IntRange(1), metavar="ENTRY", help="Its signatures in this entry or later become invalid."
+)
 @click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
 @signs
 @click.pass_obj

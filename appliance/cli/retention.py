@@ -20,7 +20,9 @@ def log_key() -> None:
 
 
 @log_key.command("rotate", example="appliance log-key rotate\nappliance log-key rotate --old-until 30d")
-@click.option("--old-until", metavar="TIME", help="Until when the old key signs too; as long as policy lets it.")
+@click.option(
+    "--old-until", metavar="TIME", help="Until when the old key also signs. Default: as long as policy allows."
+)
 @signs
 @click.pass_obj
 def rotate(caller: Caller, old_until: str | None) -> None:

@@ -36,7 +36,7 @@ def review() -> None:
 
 
 @review.command("list", example="appliance review list --unit legal")
-@click.option("--unit", metavar="NAME", help="Count the decisions for this unit alone.")
+@click.option("--unit", metavar="NAME", help="Count only the decisions for this unit.")
 @reads
 @click.pass_obj
 def list_reviews(caller: Caller, unit: str | None) -> None:
@@ -313,8 +313,8 @@ def _options(*others: Any) -> Callable[[F], F]:
     """Of both decisions; `others` stand behind them."""
     options = (
         click.option("--unit", required=True, metavar="NAME", help="The business unit that the decision is for."),
-        click.option("--field", metavar="FIELD", help="The field you judge; needed when you have more than one."),
-        click.option("--meaning", metavar="TEXT", help="What your signature means; asked for unless it is given."),
+        click.option("--field", metavar="FIELD", help="The field you review; needed when you have more than one."),
+        click.option("--meaning", metavar="TEXT", help="What your signature means. Default: you are asked."),
         *others,
     )
 
@@ -340,9 +340,9 @@ def _options(*others: Any) -> Callable[[F], F]:
         "days",
         type=click.IntRange(1, 3650),
         metavar="N",
-        help=f"For how many days it counts; {DEFAULT_VALID_DAYS} unless said.",
+        help=f"For how many days it is valid. Default: {DEFAULT_VALID_DAYS}.",
     ),
-    click.option("--valid-until", "until", metavar="TIME", help=f"Until when it counts, {END_HELP}"),
+    click.option("--valid-until", "until", metavar="TIME", help=f"Until when it is valid: {END_HELP}"),
 )
 @signs
 @click.pass_obj

@@ -34,29 +34,33 @@ def describes_rows(function: F) -> F:
             "columns",
             multiple=True,
             metavar="PART=COLUMN",
-            help="The file's own name for a part of the task's rows.",
+            help="The file's column for a part of the task's rows.",
         ),
         click.option(
             "--label",
             "labels",
             multiple=True,
             metavar="WORD",
-            help="One of the labels that there are; any, unless said.",
+            help="A label. Can be repeated. Default: all in the file.",
         ),
+        click.option("--instruction", default="", metavar="TEXT", help="The system message of every row."),
+        click.option("--seed", default=1, show_default=True, help="Selects which rows are held out."),
         click.option(
-            "--instruction", default="", metavar="TEXT", help="The system message, which every row then holds."
-        ),
-        click.option("--seed", default=1, show_default=True, help="Fixes which rows are held out."),
-        click.option(
-            "--held-out", default="0.2", show_default=True, metavar="FRACTION", help="The part kept for evaluation."
+            "--held-out",
+            default="0.2",
+            show_default=True,
+            metavar="FRACTION",
+            help="The share of rows kept for evaluation.",
         ),
         click.option(
             "--held-out-file",
             type=PATH,
             metavar="FILE",
-            help="Its rows are kept for evaluation instead, and no others.",
+            help="Keep this file's rows for evaluation instead of a share.",
         ),
-        click.option("--format", "kind", type=click.Choice(FORMATS), help="When the file's ending does not say."),
+        click.option(
+            "--format", "kind", type=click.Choice(FORMATS), help="Needed when the file's ending does not show it."
+        ),
     )[::-1]:
         function = option(function)
     return function
@@ -105,7 +109,7 @@ def check_before_import(caller: Caller, teaching: Teaching, sources: Sequence[So
 @command("check", example="appliance dataset check clauses.csv\nappliance dataset check clauses.csv --base smollm2")
 @click.argument("path", type=PATH)
 @describes_rows
-@click.option("--base", metavar="NAME", help="Counts tokens with its tokenizer and template, against its context.")
+@click.option("--base", metavar="NAME", help="Count tokens with this base, and compare with its context.")
 @reads
 @click.pass_obj
 def check(

@@ -142,7 +142,7 @@ def _review(one: dict[str, Any]) -> str:
     default=DEFAULT_STOP_S,
     show_default=True,
     metavar="SECONDS",
-    help="How long to wait for its end.",
+    help="How long to wait until it has ended.",
 )
 @shares
 @click.pass_obj

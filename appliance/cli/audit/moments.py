@@ -18,7 +18,7 @@ from appliance.cli.support.times import PAST_HELP, parse_point
 _AT = click.option(
     "--at",
     metavar="MOMENT",
-    help=f"An entry's number, or a time: {PAST_HELP} A date counts to its end. Now, unless it is given.",
+    help=f"An entry's number, or a time: {PAST_HELP} A date includes its whole day. Default: now.",
 )
 
 
@@ -125,7 +125,9 @@ def _slot(slot: dict[str, Any] | None) -> str:
 
 @command("state", example="appliance ledger state --at 41\nappliance ledger state --at 7d --kind adapter --json")
 @_AT
-@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Such as principal, adapter or release; several.")
+@click.option(
+    "--kind", "kinds", multiple=True, metavar="KIND", help="Such as principal, adapter or release. Can be repeated."
+)
 @reads
 @click.pass_obj
 def state(caller: Caller, at: str | None, kinds: tuple[str, ...]) -> None:

@@ -21,7 +21,7 @@ PHASES = (("load", "loading"), ("train", "training"), ("save", "saving"), ("eval
 
 @command("plan", example="appliance run plan recipe.yaml\nappliance run plan recipe.yaml --calibrate")
 @click.argument("path", metavar="RECIPE", type=click.Path(path_type=Path))
-@click.option("--calibrate", is_flag=True, help="First have this machine measured, by a few short steps of the recipe.")
+@click.option("--calibrate", is_flag=True, help="First measure this machine with a few short steps.")
 @reads
 @click.pass_obj
 def plan(caller: Caller, path: Path, calibrate: bool) -> None:

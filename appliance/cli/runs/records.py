@@ -113,9 +113,9 @@ def report(caller: Caller, name: str, folder: Path) -> None:
 
 @command("export", example="appliance run export r-000001 --to wandb --folder tracked")
 @click.argument("name", metavar="RUN")
-@click.option("--to", "kind", required=True, type=click.Choice(["wandb"]), help="For which tracker.")
+@click.option("--to", "kind", required=True, type=click.Choice(["wandb"]), help="The tracker to export to.")
 @click.option("--folder", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="A new folder.")
-@click.option("--python", default=sys.executable, metavar="FILE", help="A Python where wandb is installed.")
+@click.option("--python", default=sys.executable, metavar="FILE", help="A Python interpreter with wandb installed.")
 @reads
 @click.pass_obj
 def export(caller: Caller, name: str, kind: str, folder: Path, python: str) -> None:
