@@ -77,7 +77,7 @@ def init(
         write_new(trust_file, data, "trust file", 0o644)
     say(
         f"made the appliance {trust.origin} in {caller.settings.home}",
-        "The line on stdout is the trust file. Keep it away from this machine: whoever verifies starts from it.",
+        "The line on stdout is the trust file. Keep it on another machine: every verification starts from it.",
         "next: each person makes a key and proves it: appliance key new FILE, then: appliance key prove --as NAME",
     )
 

@@ -64,7 +64,7 @@ def login(
             ]
         )
     if trust is None:
-        say("Without a trust file nobody but the service says which log this is; add one with --trust FILE.")
+        say("Without a trust file only the service says which log this is; add one with --trust FILE.")
 
 
 def _address(caller: Caller, text: str | None, ca: Path | None, chain: Path | None, key: Path | None) -> Address | None:
@@ -105,7 +105,7 @@ def logout(caller: Caller) -> None:
     else:
         print_facts([("logged out", name)])
     if ended is not None and ended.ends_at is not None:
-        say(f"The service did not answer, so it was not told: the session ends there at {ended.ends_at}.")
+        say(f"The service did not answer and does not know of the logout: the session ends there at {ended.ends_at}.")
 
 
 @command("whoami", example="appliance whoami")

@@ -37,7 +37,9 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "init": Entry("Administrators", "administrators", "Make an appliance: keys, database, first policy set."),
-    "login": Entry("Everyone", "logins", "Remember who you are and where, so that no command needs --as and --key."),
+    "login": Entry(
+        "Everyone", "logins", "Remember your name, key and appliance, so that no command needs --as and --key."
+    ),
     "logout": Entry("Everyone", "logins", "Forget it, and end the session at the service."),
     "whoami": Entry("Everyone", "logins", "Who you are to which appliance: roles, key, log and trust file."),
     "key": Entry("Everyone", "people", "A person's own key: make, show, prove, rotate, revoke."),
@@ -53,7 +55,7 @@ COMMANDS = {
     "hold": Entry("Administrators", "retention", "Legal holds: while one stands, no text about its subject is erased."),
     "serve": Entry("Administrators", "units", "Run the service in the foreground."),
     "stop": Entry("Administrators", "service", "End the running service in order, and wait for it."),
-    "status": Entry("Administrators", "service", "One screen: the service, its log, its jobs, what waits for whom."),
+    "status": Entry("Administrators", "service", "One screen: the service, its log, its jobs, and pending decisions."),
     "doctor": Entry("Administrators", "service", "Look at everything an appliance needs; say what to do."),
     "storage": Entry("Administrators", "service", "What lies where, in bytes."),
     "config": Entry("Administrators", "service", "Every setting: value, source, default, meaning."),

@@ -188,7 +188,7 @@ def key_revoke(caller: Caller, principal: str, keyid: str | None, since: int | N
     proposal = propose_key_revocation(caller.about, caller.signer, principal, found, since, reason)
     receipt = sign_and_submit(caller, proposal)
     others = [key for key in keys if key["keyid"] != found and key["revoked"] is None]
-    then = [] if others else [f"{principal} has no key left; two administrators give another: principal replace-key"]
+    then = [] if others else [f"{principal} has no key left; two administrators enrol a new one: principal replace-key"]
     tell(caller, receipt, f"the key {found[:19]} of {principal} is revoked", then)
 
 

@@ -151,7 +151,7 @@ def print_evidence(evidence: ReviewMaterial, *, err: bool = False) -> None:
         ("Measured on the held-out rows, in metrics.json:", _metrics(evidence)),
         ("Trained with, in recipe.json:", _members(evidence.contents.get("recipe.json"))),
         ("Stands on, in base.json:", _members(evidence.contents.get("base.json"))),
-        ("Told by the service, bound by nobody's review:", _told(evidence)),
+        ("From the service; no review confirms it:", _told(evidence)),
     ):
         if facts:
             line("")

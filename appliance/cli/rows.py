@@ -83,7 +83,8 @@ def read_sources(path: Path, held_out_file: Path | None, kind: str | None) -> li
 
     sources = [read_rows(file, kind) for file in (path, held_out_file) if file is not None]
     if len({source.format for source in sources}) > 1:
-        raise BadInput(f"dataset, {held_out_file}: expected the format of {path}, got another")
+        first, second = (source.format for source in sources)
+        raise BadInput(f"dataset, {held_out_file}: expected {first}, the format of {path}, got {second}")
     return sources
 
 

@@ -82,7 +82,7 @@ def check_free(folder: Path) -> None:
     """Asked before anything is signed, too."""
     check_place(folder, "export")
     if folder.exists():
-        raise Conflict(f"export, {folder}: expected a new folder, got one that stands")
+        raise Conflict(f"export, {folder}: expected a new folder, got an existing one")
 
 
 def write_export(folder: Path, received: ExportedAdapter, trust: Trust | None, *, unit: str, task: str) -> None:

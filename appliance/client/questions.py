@@ -100,7 +100,9 @@ def _row_answer(door: Door, anchor: Anchor, version: Mapping[str, Any], text: st
         verify_row(proof, size, raw_digest(root))
         row = parse_canonical(proof.row)
         if not isinstance(row, dict) or (row.get("text"), row.get("index")) != (text, proof.index):
-            raise Tampered(f"row {proof.index} of {dataset}: expected the text that was asked for, got another")
+            raise Tampered(
+                f"row {proof.index} of {dataset}: expected the text that was asked for, got one of a different text"
+            )
         rows.append(FoundRow(dataset, index, root, str(row["split"]), str(row["answer"]), proof))
     if bool(rows) != bool(version["found"]):
         raise Unavailable(f"rows of {dataset}: expected a proof for what was found, got {len(rows)}")

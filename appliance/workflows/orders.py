@@ -86,7 +86,7 @@ def check(context: Context, principal: str, payload: bytes) -> tuple[str, ...]:
     """Every reason against an order that its signer has not signed yet; nothing is recorded, and nothing promised."""
     order, state = ORDERS.parse(payload), context.ledger.state
     if order.signer != principal:
-        raise Denied(f"order {order.verb}: expected {principal} to ask of an order of their own, got {order.signer}'s")
+        raise Denied(f"order {order.verb}: expected an order signed by {principal}, got one signed by {order.signer}")
     return _reasons(context, order, state, _decided_at(context, state, order))
 
 
@@ -204,7 +204,9 @@ def _event(state: State, order: Order, final: Order) -> Ordered:
     if verb.two_administrators and not isinstance(order, Endorse) and not state.site.single_administrator:
         return OrderPending(policy=policy)
     if verb.event is None:
-        raise BadInput(f"order {order.verb}: expected it to endorse an order that stands by itself, got {final.verb}")
+        raise BadInput(
+            f"order {order.verb}: expected it to endorse an order other than an endorsement, got {final.verb}"
+        )
     members: dict[str, Any] = {} if verb.body is None else dict(verb.body(state))
     return verb.event(policy=policy, **members)
 

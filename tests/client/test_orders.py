@@ -250,5 +250,5 @@ def test_a_digest_may_be_cut_but_not_so_far_that_it_fits_two(open_office: Callab
             orders.find_pending(listed, prefix)
     assert orders.find_pending([found], None) == found
     for listed in ([], [found, twin]):
-        with pytest.raises(BadInput, match="one order that waits"):
+        with pytest.raises(BadInput, match="exactly one pending order"):
             orders.find_pending(listed, None)

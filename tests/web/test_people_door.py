@@ -171,5 +171,5 @@ def test_the_units_ca_is_not_taken_for_the_peoples(start: Start, tmp_path: Path)
     one = Authority(tmp_path / "one")
     copy = tmp_path / "copy.pem"
     copy.write_bytes(one.file.read_bytes())
-    with pytest.raises(RuntimeError, match="another CA than that of the units' hosts"):
+    with pytest.raises(RuntimeError, match="a CA other than that of the units' hosts"):
         start({"APPLIANCE_CLIENT_CA": str(one.file), "APPLIANCE_PEOPLE_CLIENT_CA": str(copy)})

@@ -337,7 +337,7 @@ def _end(report: dict[str, Any]) -> None:
     """Only a verified log succeeds."""
     if report["verdict"] == "failed":
         count = len(report.get("findings") or ()) + len(report.get("local_findings") or ())
-        raise Tampered(f"ledger: expected it to hold, got findings: {count}", code="failed")
+        raise Tampered(f"ledger: expected no findings, got {count}", code="failed")
     if report["verdict"] != "verified":
         raise Unavailable(
             "ledger: expected everything to be checked, got the verdict unverifiable; "

@@ -80,7 +80,7 @@ def _text(record: Record, recipe: dict[str, Any], metrics: Mapping[str, Any]) ->
     lines += [f"- {name}: {value}" for name, value in facts]
     lines += ["", "![Loss, learning rate, gradient norm, pace and memory by step](training.svg)", ""]
     if record.finished is None:
-        lines += ["The run has not finished: nothing in the ledger binds these steps yet.", ""]
+        lines += ["The run has not finished: no entry of the ledger confirms these steps yet.", ""]
     else:
         index, digest = record.finished.entry.index, record.finished.entry.body["record"]
         lines += [

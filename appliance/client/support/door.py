@@ -28,6 +28,7 @@ from appliance.errors import (
     TooMany,
     Unavailable,
 )
+from appliance.formats.core.fields import show
 
 if TYPE_CHECKING:
     import httpx
@@ -109,7 +110,9 @@ def parse_address(text: str, ca: Path | None, certificate: tuple[Path, Path] | N
         raise BadInput(f"address: expected HOST:PORT, got {text!r}")
     host = host.strip("[]")
     if ca is None and host not in ("127.0.0.1", "::1", "localhost"):
-        raise BadInput(f"address, {text}: expected --ca FILE, the site's CA, beside it: it is not this machine")
+        raise BadInput(
+            f"address, {text}: expected --ca FILE with the site's CA, because it is not this machine, got none"
+        )
     return Address(host, int(port), ca, certificate)
 
 
@@ -154,7 +157,7 @@ class Door:
         try:
             return About(**{name: answer[name] for name in About.__dataclass_fields__})
         except (KeyError, TypeError):
-            raise Unavailable(f"service, {self.where}: expected it to describe itself, got another answer") from None
+            raise Unavailable(f"service, {self.where}: expected it to describe itself, got {show(answer)}") from None
 
     def get(self, path: str, **query: Parameter | None) -> Any:
         """A read, under the caller's session; parameters that are None are left out, a sequence is repeated."""
@@ -249,7 +252,7 @@ class Door:
         except httpx.HTTPError as error:
             raise Unavailable(
                 f"service, {method} {path}: expected an answer, got {type(error).__name__}; "
-                "whether it was carried out is not known: look before you repeat it, with: appliance ledger log"
+                "it may have been carried out; check before you repeat it: appliance ledger log"
             ) from None
 
 
@@ -261,7 +264,7 @@ def is_answering(path: Path) -> bool:
             probe.connect(str(path))
         except PermissionError:
             raise Denied(
-                f"service, {path}: expected your account to reach it, got none of its rights; ask who runs it to take "
+                f"service, {path}: expected access for your account, got permission denied; ask who runs it to take "
                 "you into its socket_group, then log in anew"
             ) from None
         except OSError:

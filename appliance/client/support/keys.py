@@ -71,7 +71,9 @@ def open_key(path: Path, ask: Ask) -> Ed25519Signer:
     try:
         return parse_key_file(data, ask())
     except NotAuthenticated:
-        raise NotAuthenticated(f"key file, {path}: expected the passphrase that locked it, got another") from None
+        raise NotAuthenticated(
+            f"key file, {path}: expected its passphrase, got a wrong one, or the file was changed"
+        ) from None
 
 
 def read_public_key(path: Path) -> bytes:

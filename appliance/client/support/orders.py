@@ -27,7 +27,7 @@ from appliance.formats.core.commitment import (
     verify_disclosure,
 )
 from appliance.formats.core.digest import digest_bytes
-from appliance.formats.core.fields import encode_base64, parse_base64
+from appliance.formats.core.fields import encode_base64, parse_base64, show
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.log.checkpoint import Checkpoint, open_checkpoint
 from appliance.formats.signatures.dsse import Envelope, parse_envelope, sign_envelope
@@ -145,7 +145,7 @@ def submit(door: Door, signed: Signed, log_key: str, *, successor: str | None = 
             size=checkpoint.size,
         )
     except (KeyError, TypeError, AttributeError):
-        raise Unavailable("service, order: expected a receipt, got another answer") from None
+        raise Unavailable(f"service, order: expected a receipt, got {show(answer)}") from None
     if receipt.order != signed.digest:
         raise Tampered(f"receipt, order: expected {signed.digest}, got {receipt.order}")
     if receipt.size <= receipt.index:
@@ -253,7 +253,9 @@ def find_pending(pending: list[Pending], prefix: str | None) -> Pending:
     if prefix is None:
         if len(pending) != 1:
             known = ", ".join(order.digest[:19] for order in pending) or "none"
-            raise BadInput(f"order: expected DIGEST, or one order that waits, got {len(pending)}; pending: {known}")
+            raise BadInput(
+                f"order: expected DIGEST, or exactly one pending order, got {len(pending)}; pending: {known}"
+            )
         return pending[0]
     wanted = prefix.removeprefix("sha256:")
     found = [order for order in pending if order.digest.removeprefix("sha256:").startswith(wanted)]

@@ -47,7 +47,7 @@ def stop_service(place: Place, timeout_s: float, tell: Callable[[str], None]) ->
     except ProcessLookupError:
         pass  # it has ended by itself
     except PermissionError:
-        raise Unavailable(f"service, process {pid}: expected one of your account's, got another's") from None
+        raise Unavailable(f"service, process {pid}: expected one of your account, got one of another account") from None
     finally:
         os.close(process)
     _wait(place, timeout_s, tell)

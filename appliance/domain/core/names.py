@@ -167,7 +167,7 @@ def parse_value(model: type[V], data: bytes, what: str) -> V:
     except ValidationError as error:
         raise BadInput(f"{what}: {explain(error)}") from None
     if encode_value(value) != data:
-        raise BadInput(f"{what}: expected canonical JSON (RFC 8785) with every field, got another encoding of it")
+        raise BadInput(f"{what}: expected canonical JSON (RFC 8785) with every field, got a different encoding")
     return value
 
 

@@ -177,7 +177,8 @@ def accept_token(state: State, envelope: Envelope, now: Time) -> tuple[UnitToken
     token = parse_credential(UnitToken, envelope.payload)
     unit = _check_credential(state, token, envelope, now, token.expires_at, state.parameters.token_lifetime_s)
     if not unit.has("unit"):
-        raise NotAuthenticated(f"token of {unit.name}: expected a principal with the role unit, got another role")
+        held = ", ".join(unit.roles)
+        raise NotAuthenticated(f"token of {unit.name}: expected a principal with the role unit, got {held}")
     if revoked := token_revoked(state, unit.name, envelope.pae_digest, token.issued_at):
         raise NotAuthenticated(revoked, code="revoked")
     return token, unit

@@ -258,7 +258,7 @@ def _quality(chosen: Choice) -> str:
             f"right and full fine-tuning {full}, so it kept {share}"
         )
     return (
-        f"Quality: {known}. For your own data nobody knows it before: train one run with `method: full` and `purpose: "
+        f"Quality: {known}. For your own data it is unknown: train one run with `method: full` and `purpose: "
         "baseline`, and name it as `baseline:` in this recipe; the report then says what share the adapter keeps."
     )
 

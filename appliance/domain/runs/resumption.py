@@ -81,7 +81,7 @@ VERBS = (
     Verb(
         Resume,
         may=may_resume,
-        meaning="The run goes on from its last training checkpoint, in the name of whoever ordered it.",
+        meaning="The run continues from its last training checkpoint, in the name of the person who ordered it.",
         event=ResumeRequested,
         apply=resume_requested,
     ),

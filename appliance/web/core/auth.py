@@ -58,7 +58,7 @@ class Doorkeeper:
         with self._lock:
             self._challenges = {nonce: ends for nonce, ends in self._challenges.items() if ends > now}
             if len(self._challenges) >= _MOST:
-                raise TooMany(f"challenges: expected fewer than {_MOST} open at a time")
+                raise TooMany(f"challenges: expected fewer than {_MOST} open at a time, got one more")
             nonce = secrets.token_hex(16)
             self._challenges[nonce] = now + CHALLENGE_S
             return nonce
@@ -70,7 +70,8 @@ class Doorkeeper:
         with self._lock:
             answered_by = self._challenges.pop(statement.nonce, 0.0)
         if answered_by <= time.monotonic():
-            raise NotAuthenticated("session: expected the nonce of a challenge of the last minute, got another")
+            expected = "the nonce of a challenge of the last minute"
+            raise NotAuthenticated(f"session: expected {expected}, got one that is unknown, used or expired")
         accept_session(self._context.ledger.state, data, encode_time(self._context.clock()))
         principal, token = open_session(self._context, data, source)
         # A clock that was moved back meanwhile makes it no longer than it was signed for.

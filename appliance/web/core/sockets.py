@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import Conflict, Unavailable
+from appliance.formats.core.digest import kind_of
 from appliance.web.core.reach import Group, find_group, give, let_pass
 
 CONNECTIONS = 512
@@ -83,8 +84,8 @@ def _bind_unix(path: Path) -> socket.socket:
     if len(os.fsencode(path)) > 100:
         raise Unavailable(f"socket {path}: expected a path of at most 100 bytes; choose a shorter APPLIANCE_HOME")
     with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise Conflict(f"socket {path}: expected nothing or a socket there, got another kind of file")
+        if not stat.S_ISSOCK(mode := path.lstat().st_mode):
+            raise Conflict(f"socket {path}: expected nothing or a socket there, got {kind_of(mode)}")
         path.unlink()
     door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)

@@ -41,7 +41,7 @@ class Readiness:
         if self._context.missing_from_log:
             return "ledger lost entries"
         if self._context.stalled:
-            return "heartbeat stands still"
+            return "no recent heartbeat"
         async with self._lock:
             if time.monotonic() - self._seen >= PROBE_S:
                 self._against = await self._probe()

@@ -65,7 +65,7 @@ def _only_while(is_behind: Callable[[], bool], app: ASGIApp) -> ASGIApp:
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not is_behind():
-            error = Unavailable("service: its clock is right again, and it starts; ask again", code="starting")
+            error = Unavailable("service: its clock was reset and it is starting; try again", code="starting")
             await refusal(people_body, error)(scope, receive, send)
             return
         await app(scope, receive, send)

@@ -28,5 +28,5 @@ def contain_defects(what: str) -> Iterator[None]:
         log.critical("ALARM: %s: a defect of the appliance", what, exc_info=True)
         got = type(error).__name__
         raise ApplianceError(
-            f"{what}: expected no defect of the appliance, got {got}; the service's log says more", code=DEFECT
+            f"{what}: expected no defect of the appliance, got {got}; see the service's log", code=DEFECT
         ) from error

@@ -73,7 +73,8 @@ def read_source_manifest(context: Context, order: ImportBase) -> Manifest:
     """The manifest of an uploaded model folder; every file it lists must have been uploaded."""
     path = context.artifacts.upload(order.source)
     if path.stat().st_size > _MAX_MANIFEST:
-        raise BadInput(f"base {order.base}, manifest: expected at most {_MAX_MANIFEST} bytes, got more")
+        size = path.stat().st_size
+        raise BadInput(f"base {order.base}, manifest: expected at most {_MAX_MANIFEST} bytes, got {size}")
     manifest = parse_manifest(path.read_bytes())
     for file in manifest.files:
         context.artifacts.upload(file.digest)
@@ -101,9 +102,7 @@ def _check_wanted(context: Context, digest: str) -> None:
     """Once the worker can be found and ended: a cancellation that was recorded before has not found it."""
     record = context.ledger.state.imports.get(digest)
     if record is not None and record.status == "cancelled":
-        raise Denied(
-            f"import of {record.subject}: expected one that is wanted, got one that was cancelled", code=CANCELLED
-        )
+        raise Denied(f"import of {record.subject}: expected an open one, got one that was cancelled", code=CANCELLED)
 
 
 def _prepare(
@@ -223,7 +222,7 @@ def checked_base(context: Context, name: str) -> Path:
         raise  # says nothing of the bytes
     except ApplianceError as error:
         index = quarantine_base(context, base, error.message)
-        said = f"base {name}: expected the bytes of its manifest, got others; entry {index} says which"
+        said = f"base {name}: expected the bytes of its manifest, got a file that differs; entry {index} names it"
         raise Tampered(said) from error
     return context.artifacts.path(base.digest)
 

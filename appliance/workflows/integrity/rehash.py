@@ -36,7 +36,7 @@ class Pace:
         self.size += size
         lead_s = self.size / BYTES_A_SECOND - (time.monotonic() - self._began)
         if self._closing.wait(max(0.0, lead_s)):
-            raise Unavailable("artifacts: expected the service to go on, it ends", code="closing")
+            raise Unavailable("artifacts: expected the service to keep running, got its shutdown", code="closing")
 
 
 def start(context: Context, every_s: float) -> None:

@@ -45,7 +45,7 @@ def _layers(accepted: tuple[str, ...]) -> Iterator[Finding]:
             f"kernel layer {name}",
             "warn" if name in accepted else "fail",
             "it cannot be built here" + (", which policy accepts" if name in accepted else ""),
-            "a wall that stands around each worker",
+            "this layer around each worker",
             f"use {_KERNEL_WORDS}, or have the policy set name it in accepted_missing_layers",
         )
     if not missing:

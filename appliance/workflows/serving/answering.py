@@ -198,4 +198,4 @@ class Answer:
 
 def lost() -> Unavailable:
     """Said where an answer came to its end and that end could not be recorded as one."""
-    return Unavailable("answer: expected its end recorded, it could not be", code="unrecorded")
+    return Unavailable("answer: expected its end to be recorded, got a failed append", code="unrecorded")

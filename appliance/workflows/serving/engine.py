@@ -62,13 +62,13 @@ class _Pending:
                 raise BadInput(f"engine, token: expected a text, got {type(text).__name__}")
             self.pieces, self.characters = self.pieces - 1, self.characters - len(text)
             if self.pieces < 0 or self.characters < 0:
-                raise BadInput("engine, token: expected no more than was asked for, got more")
+                raise BadInput("engine, token: expected no more tokens or characters than were requested, got more")
         elif frame.get("frame") == "done":
             if frame.get("finish_reason") not in _FINISHED:
-                raise BadInput(f"engine, done: expected one of {', '.join(_FINISHED)}, got another reason")
+                raise BadInput(f"engine, done: expected a finish_reason of {', '.join(_FINISHED)}, got an unknown one")
             counts = [frame.get(name) for name in ("prompt_tokens", "completion_tokens")]
             if not all(type(count) is int and 0 <= count <= MAX_INTEGER for count in counts):
-                raise BadInput("engine, done: expected two counts of tokens, got something else")
+                raise BadInput("engine, done: expected two counts of tokens, got a value that is no count")
 
 
 class Engine:
@@ -147,7 +147,7 @@ class Engine:
             if frame.get("probe_ok") is not True:
                 self._exchange({"frame": "unload", "slot": slot}, b"", "unloaded")
                 raise Tampered(
-                    f"adapter in slot {slot}: expected its probe's recorded logits, got others", code="probe"
+                    f"adapter in slot {slot}: expected its probe's recorded logits, got different ones", code="probe"
                 )
 
     def unload(self, slot: str) -> None:
@@ -254,14 +254,16 @@ def _separate(frame: Frame) -> list[Frame]:
         return [frame]
     frames = frame.get("frames")
     if not isinstance(frames, list) or not all(isinstance(one, dict) for one in frames):
-        raise BadInput("engine: expected the frames of a step, got something else")
+        raise BadInput(f"engine, frames: expected a list of objects, got {type(frames).__name__}")
     return frames
 
 
 def expect(frame: Frame | None, *kinds: str) -> Frame:
     """The frame, of one of these kinds; a failure is raised as what it names."""
     if frame is None:
-        raise Unavailable("engine: expected an answer, got its end; its log says more", code="engine-ended")
+        raise Unavailable(
+            "engine: expected an answer, got the end of its worker; see the worker's log", code="engine-ended"
+        )
     if frame.get("frame") == "failure":
         raise failure(frame)
     if frame.get("frame") not in kinds:

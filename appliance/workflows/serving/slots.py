@@ -127,7 +127,8 @@ class Slots:
         release = state.releases.get(release_key(loaded.unit, loaded.task))
         adapter = released(state, loaded.unit, loaded.task)
         if release is None or adapter is None or adapter.manifest != loaded.manifest:
-            return [f"release: expected {loaded.adapter} for {loaded.unit}/{loaded.task}, got another"]
+            got = "none" if adapter is None else versioned(adapter.name, adapter.version)
+            return [f"release of {loaded.unit}/{loaded.task}: expected {loaded.adapter}, got {got}"]
         clearance = clear(state, release, adapter, now)
         return list(clearance.reasons) or superseded(clearance, loaded.row)
 
@@ -152,7 +153,7 @@ class Slots:
                 self._settle(release_key(loaded.unit, loaded.task))
                 over -= 1
         if over > 0:
-            raise TooMany(f"slots: expected one of {MAX_LOADED} that answers nothing, got none")
+            raise TooMany(f"slots: expected one of {MAX_LOADED} that is idle, got none")
 
     def _fill(self, unit: str, task: str) -> Loaded:
         """By today's release; once more where that, or an approval, is another since it was admitted."""
@@ -182,7 +183,9 @@ class Slots:
         name, index = versioned(adapter.name, adapter.version), admitted.appended.entry.index
         slot, row = f"{unit}/{task}/{index}", self._context.ledger.state.slots.get(release_key(unit, task))
         if row is None or row.admitted != index:
-            raise Unavailable(f"slot {unit}/{task}: expected the one just admitted, got another", code="slot-emptied")
+            got = "an empty slot" if row is None else f"the adapter admitted by entry {row.admitted}"
+            message = f"slot {unit}/{task}: expected the adapter admitted by entry {index}, got {got}"
+            raise Unavailable(message, code="slot-emptied")
         loaded: Loaded | None = None
         try:
             loaded = self._begin(row, slot, admitted)

@@ -126,7 +126,7 @@ def test_a_load_whose_commit_nobody_saw_the_end_of_is_emptied_and_loaded_again(
         appended = append(context, body, **rest)
         if isinstance(body, AdapterLoaded) and seen:
             seen.clear()
-            raise Unavailable("ledger: expected to learn whether it was committed", code="commit-unknown")
+            raise Unavailable("ledger: expected to find out whether it was committed", code="commit-unknown")
         return appended
 
     monkeypatch.setattr(slots, "append", lose)
