@@ -134,7 +134,7 @@ def enroll(caller: Caller, name: str, proof: Path, printed_name: str, roles: tup
 @reads
 @click.pass_obj
 def list_principals(caller: Caller) -> None:
-    """Everybody who was ever enrolled, with roles and key ids."""
+    """All people and units that were ever enrolled, with roles and key ids."""
     rows = caller.reading().get("/v1/principals")
     if caller.json:
         print_json(rows)
@@ -187,10 +187,10 @@ def revoke(caller: Caller, name: str, reason: str | None) -> None:
 @signs
 @click.pass_obj
 def replace_key(caller: Caller, name: str, proof: Path, reason: str | None) -> None:
-    """Give a person another key, because theirs is lost; the old ones end at once. Needs two administrators.
+    """Give a person a new key, because theirs is lost; the old ones end at once. Needs two administrators.
 
-    Whoever still has their key replaces it alone: appliance key rotate. A key that somebody else may have used is
-    revoked as well: appliance key revoke.
+    People who still have their key replace it alone: appliance key rotate. If another person may have used a key,
+    revoke it too: appliance key revoke.
     """
     from appliance.client.people import propose_replacement
 

@@ -37,8 +37,8 @@ def login(
 ) -> None:
     """Remember your name, --key, --home and --trust for every later command. Opens a session, which proves the key.
 
-    Nothing is remembered where the service, the trust file or the key does not fit; a passphrase never is. What a
-    command is told by an option, or by the environment, stands over what is remembered.
+    Nothing is remembered where the service, the trust file or the key does not fit; a passphrase never is. Options and
+    environment variables override what is remembered.
     """
     from appliance.client.support.profile import Profile, save_profile
 

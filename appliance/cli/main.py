@@ -153,9 +153,10 @@ def cli(
     as_json: bool,
     yes: bool,
 ) -> None:
-    """Train, judge, release and serve adapters, with a signature for every decision and a log that anybody can check.
+    """Train, review, release and serve adapters, with a signature for every decision and a log that can be verified
+    independently.
 
-    The options below stand here or behind any command.
+    The options below may be given here or after any command.
     """
     caller = context.ensure_object(Caller)
     caller.home, caller.key, caller.name, caller.trust_file = home, key, name, trust

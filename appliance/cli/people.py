@@ -33,7 +33,7 @@ def key() -> None:
 def key_new(caller: Caller, file: Path) -> None:
     """Make an encrypted key in FILE, and its public key beside it: ada.key and ada.pub.
 
-    The passphrase, of 8 characters or more, comes from a prompt, a descriptor or a 0600 file. Nobody can recover it.
+    The passphrase, of 8 characters or more, comes from a prompt, a descriptor or a 0600 file. It cannot be recovered.
     """
     from appliance.client.support.keys import check_passphrase, create_key, public_path
 
@@ -141,7 +141,7 @@ def end_of_overlap(caller: Caller, text: str | None) -> str:
 
 
 def _new_key(caller: Caller, path: Path, passphrase_file: Path | None) -> Signer:
-    """The key in the file, or a new one written there; it is somebody's only once an order was accepted."""
+    """The key in the file, or a new one written there. It belongs to a person only once an order was accepted."""
     from appliance.client.support.keys import create_key, open_key, passphrase_of_file
 
     if path.resolve() == caller.key_file.resolve():
@@ -176,7 +176,7 @@ def _new_key(caller: Caller, path: Path, passphrase_file: Path | None) -> Signer
 @signs
 @click.pass_obj
 def key_revoke(caller: Caller, principal: str, keyid: str | None, since: int | None, reason: str | None) -> None:
-    """End a key at once: your own, or as an administrator anybody's. It cannot be taken back.
+    """End a key at once: your own, or as an administrator any key. This cannot be undone.
 
     KEYID may be cut after 6 digits, and left out where NAME has had one key only. With --since sign-offs and releases
     that it signed from that entry on stop counting, and what stood on them stops answering.

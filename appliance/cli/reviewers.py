@@ -280,7 +280,7 @@ def _own_field(caller: Caller) -> str:
 
 
 def _check_meaning(caller: Caller, decision: str, given: str | None) -> None:
-    """Before anything is downloaded: a meaning was given, or somebody can be asked for it."""
+    """Checks before any download that a meaning was given, or that there is a terminal to ask at."""
     if given is None and (caller.yes or not is_interactive()):
         why = "--yes answers no question about it" if caller.yes else "there is no terminal to ask at"
         raise BadInput(
@@ -310,7 +310,7 @@ def _valid_until(days: int | None, until: str | None) -> str:
 
 
 def _options(*others: Any) -> Callable[[F], F]:
-    """Of both decisions; `others` stand behind them."""
+    """The options of both decisions; `others` follow them."""
     options = (
         click.option("--unit", required=True, metavar="NAME", help="The business unit that the decision is for."),
         click.option("--field", metavar="FIELD", help="The field you review; needed when you have more than one."),

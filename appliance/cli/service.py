@@ -1,4 +1,4 @@
-"""Whoever keeps an appliance running: is it in order, what does it do, what does it store, how is it set, end it."""
+"""Commands for administrators of the service: its checks, status, storage, settings, and its end."""
 
 from __future__ import annotations
 

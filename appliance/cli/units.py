@@ -276,10 +276,10 @@ def issue(caller: Caller, minutes: int, origin: str | None) -> None:
 @signs
 @click.pass_obj
 def revoke_tokens(caller: Caller, unit: str, file: TextIO | None, before: str | None, reason: str | None) -> None:
-    """End one token of a unit, or all that were issued before a time. What they are being answered is cut off.
+    """End one token of a unit, or all that were issued before a time. Running answers to them are cut off.
 
-    Signed by the unit itself, by its release owner, or by an administrator. Whoever holds the unit's key signs another
-    token: a stolen key is ended by `appliance key revoke`.
+    Signed by the unit itself, by its release owner, or by an administrator. With the unit's key a new token can be
+    signed: end a stolen key with `appliance key revoke`.
     """
     from appliance.client.people import propose_token_revocation, token_digest
 

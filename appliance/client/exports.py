@@ -52,7 +52,7 @@ def _latest(door: Door, adapter: str, unit: str) -> str:
 
 
 def _witnessed(door: Door, rules: Mapping[str, Any]) -> list[str]:
-    """Until when the witnesses stand behind the log, where policy asks for them."""
+    """Until when enough cosignatures count, where policy asks for witnesses."""
     quorum = int(rules["witness_quorum"])
     if not quorum:
         return []

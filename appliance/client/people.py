@@ -1,4 +1,4 @@
-"""Statements about people and units: the proof that a key is somebody's, and a unit's token."""
+"""Statements about people and units: the proof of possession of a key, and a unit's token."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def read_possession(path: Path, origin: str, name: str) -> tuple[bytes, Possessi
 def propose_enrolment(
     about: About, signer: str, name: str, printed_name: str, roles: tuple[str, ...], possession: Path
 ) -> Proposal:
-    """Takes the key from the proof alone, so that nobody enrols a key that its owner did not offer."""
+    """Takes the key from the proof alone, so that no key is enrolled that its owner did not offer."""
     data, statement = read_possession(possession, about.origin, name)
     return propose(
         about,

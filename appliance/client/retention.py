@@ -157,7 +157,7 @@ def hand_in(door: Door, path: Path) -> dict[str, Any]:
 
 
 def witnesses(door: Door, about: About) -> tuple[int, list[dict[str, Any]]]:
-    """The log's size, and what each witness of the policy has seen of it; those of earlier policies behind them."""
+    """The log's size, and what each witness of the policy has seen of it, then those of earlier policies."""
     seen = {str(row["vkey"]): dict(row) for row in door.get("/v1/witnesses")}
     size = int(door.get("/v1/ledger", limit=1)["size"])
     rows = []

@@ -39,7 +39,7 @@ _EFFECTS = {
 
 @dataclass(frozen=True)
 class Submission:
-    """What came through the door: the envelope's bytes, texts behind its commitments, documents it binds."""
+    """What a client submitted: the envelope's bytes, the texts of its commitments, the documents it binds."""
 
     envelope: bytes
     disclosures: tuple[Disclosure, ...]
@@ -55,7 +55,8 @@ class Submitted:
 
 
 def submit(context: Context, submission: Submission) -> Submitted:
-    """The order's whole story. Each refusal of an authentic order is an entry, and an inauthentic one is nobody's.
+    """Handles an order from its bytes to its entry. Each refusal of an authentic order is an entry. An inauthentic one
+    is only counted.
 
     What could not be decided now, since the machine or the database failed, is no refusal: the order can come again.
     """
@@ -73,7 +74,7 @@ def submit(context: Context, submission: Submission) -> Submitted:
             try:
                 _refuse(context, accepted, submission, error)
             except Unavailable:
-                # Under a clock that is behind no refusal is an entry: who would set it right hears what is wrong.
+                # Under a clock that is behind no refusal is an entry: the administrators get the reason as an error.
                 if not _sets_time(context, accepted.order):
                     raise
                 log.warning("order %s was refused and is no entry: %s", accepted.digest, error.code)

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from appliance.domain.core.entry import Entry
 
     Told = tuple[Entry, dict[str, Any] | None]
-    """An entry, and what is told of it where it is a review."""
+    """An entry, and for a review what the service says of it."""
 
 OUTCOMES = ("success", "failure", "denied", "pending", "interrupted")
 TABLE = 200
-"""Entries that a table shows unless it is told otherwise: it is written for a person."""
+"""How many entries a table shows by default."""
 
 _COLUMNS = ("index", "time", "type", "actor", "source", "outcome", "subjects", "prev", "leaf")
 _REVIEW_COLUMNS = ("decision", "unit", "field", "state", "superseded_by", "valid_until")

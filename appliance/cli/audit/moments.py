@@ -35,12 +35,12 @@ def _moment(at: str | None) -> str | None:
 @reads
 @click.pass_obj
 def could_load(caller: Caller, unit: str, at: str | None) -> None:
-    """What a unit could have loaded at a moment, by whose sign-offs, and what stood against the rest.
+    """What a unit could have loaded at a moment, by whose sign-offs, and why not the rest.
 
     Decided by the rules that admit adapters, over the state as of the last entry at that moment or before it. A folder
-    that was exported for a host of the unit's own is named until its date, whatever was revoked since. Every entry that
-    speaks for or against a released adapter is proved to be in the log before it is printed. That none was left out
-    shows when the log is verified: `ledger verify`, or `appliance-verify` on an export.
+    that was exported for the unit's own host is named until its date, even if something was revoked since. Every entry
+    that counts for or against a released adapter is proved to be in the log before it is printed. That none was left
+    out shows when the log is verified: `ledger verify`, or `appliance-verify` on an export.
     """
     from appliance.client.people import check_unit
     from appliance.client.questions import could_load as ask

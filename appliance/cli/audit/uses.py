@@ -1,4 +1,4 @@
-"""What a dataset was used for, and whether a row was in it: asked by whoever brings data in and whoever audits."""
+"""What a dataset was used for, and whether a row was in it: for importers and auditors."""
 
 from __future__ import annotations
 

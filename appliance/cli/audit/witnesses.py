@@ -59,8 +59,8 @@ def vkey(caller: Caller, file: Path, name: str) -> None:
 def cosign(caller: Caller, request: Path, name: str, log: str, state: Path, out: Path | None, first: bool) -> None:
     """Cosign the checkpoint of REQUEST when it continues what was seen last; else refuse, and say why.
 
-    The state is on disk before the cosignature leaves. Whoever loses it does not begin it again: a witness that
-    forgot would cosign another history.
+    The state is on disk before the cosignature is output. Do not replace a lost state: a witness without it would
+    cosign a second history.
     """
     from appliance import witness as program
 

@@ -1,4 +1,4 @@
-"""What a run will cost, before it is ordered: read by whoever trains, and by whoever pays for it."""
+"""What a run will cost, before it is ordered: for those who train and those who pay for it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def print_plan(made: Plan) -> None:
 
 
 def summarise(made: Plan) -> list[tuple[str, object]]:
-    """What somebody who signs must know."""
+    """What a signer must know."""
     from appliance.domain.planning.plan import MARGIN, show_bytes
     from appliance.domain.recipe.rates import list_warnings
 

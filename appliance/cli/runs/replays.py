@@ -1,4 +1,4 @@
-"""Runs that go on, and runs that are trained again: a failed one by whoever ordered it, a window by an auditor."""
+"""Resuming a failed run, for the person who ordered it, and replaying a window of steps, for an auditor."""
 
 from __future__ import annotations
 

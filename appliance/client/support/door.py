@@ -117,7 +117,7 @@ def parse_address(text: str, ca: Path | None, certificate: tuple[Path, Path] | N
 
 
 class Door:
-    """`start` is called once when nobody answers; `bearer` once a read needs a session."""
+    """`start` is called once when no service answers, `bearer` once a read needs a session."""
 
     def __init__(self, where: Path | Address, start: Callable[[], None] | None = None) -> None:
         self.where = where
@@ -190,7 +190,7 @@ class Door:
         raise AssertionError("unreachable: the second answer is returned or raised")
 
     def put(self, path: str, chunks: Callable[[], Iterator[bytes]], size: int) -> Any:
-        """Sends a stream of `size` bytes; it is begun again once, when the service has refused the session."""
+        """Sends a stream of `size` bytes; it is sent again once when the service has refused the session."""
         headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
         for renew in (False, True):
             authority = self._authority(True, renew)
@@ -257,7 +257,7 @@ class Door:
 
 
 def is_answering(path: Path) -> bool:
-    """Whether anybody accepts a connection at the socket; Denied where this account may not try."""
+    """Whether a service accepts a connection at the socket; Denied where this account may not try."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(CONNECT_TIMEOUT_S)
         try:

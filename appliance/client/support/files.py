@@ -1,4 +1,4 @@
-"""Files that belong to one person: read and written so that nobody else reads them and no link leads elsewhere."""
+"""Files of one person, read and written so that no other account can read them and no link is followed."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Proven:
-    """An entry with its documents, proved to stand under a log checkpoint of `size` entries; `proof` proves it again
-    to anybody else (c2sp.org/tlog-proof)."""
+    """An entry with its documents, proved to stand under a log checkpoint of `size` entries; `proof` proves it without
+    the service (c2sp.org/tlog-proof)."""
 
     entry: Entry
     documents: Mapping[str, bytes]
@@ -132,7 +132,7 @@ def find_told(
 ) -> Iterator[tuple[Entry, dict[str, Any] | None]]:
     """The same, each with what the service says of it where it is a review: its decision, and what that counts for.
 
-    `strict`: BadInput where a filter's word is not known, before anything is told.
+    `strict`: BadInput where a filter's word is not known, before anything is returned.
     """
     while True:
         bounds: dict[str, int | None] = {"after": after, "before": before, "limit": min(page, PAGE)}

@@ -41,7 +41,7 @@ def profile_path() -> Path:
 
 
 def load_profile() -> Profile | None:
-    """None where nobody logged in; a file that is no profile, or that others can read, is refused."""
+    """None without a login; a file that is no profile, or that others can read, is refused."""
     path = profile_path()
     try:
         data = read_private(path, _WHAT, _MAX_BYTES)

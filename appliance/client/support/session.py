@@ -137,7 +137,7 @@ def _open(door: Door, name: str, key: Signer) -> Opened:
 
 
 def envelope_value(envelope: Envelope) -> dict[str, object]:
-    """An envelope as the JSON object that the door takes."""
+    """An envelope as the JSON object that the API takes."""
     signature = envelope.signature
     return {
         "payload": encode_base64(envelope.payload),

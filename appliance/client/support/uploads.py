@@ -17,7 +17,7 @@ Progress = Callable[[int], None]
 """Called with the bytes that went out since the last call."""
 
 _CHUNK_BYTES = 1 << 20
-# Named here so that nobody uploads gigabytes first; the service refuses whatever it does not know.
+# Refused here before gigabytes are uploaded; the service refuses every name that it does not know.
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 

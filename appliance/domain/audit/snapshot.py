@@ -1,6 +1,6 @@
 """The state as bytes, and back: what a service goes on from instead of the first entry.
 
-Nothing here says whether the bytes are to be believed: nobody exchanges them, and the state is the fold over the
+Nothing here checks whether the bytes can be trusted: they are not exchanged, and the state is the fold over the
 entries. `store/ledger/snapshots.py` keeps them under the service's own seal.
 """
 

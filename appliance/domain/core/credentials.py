@@ -30,7 +30,7 @@ class Credential(Value):
 
 
 class Possession(Credential):
-    """Signed by a key that is to be enrolled: whoever enrols it cannot enrol somebody else's."""
+    """Signed by a key that is to be enrolled, so that nobody can enrol another person's key."""
 
     kind = "possession"
     key: Base64

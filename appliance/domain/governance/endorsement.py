@@ -93,7 +93,7 @@ def order_pending(case: Case) -> Changes:
 
 
 def refused(case: Case) -> Changes:
-    """A refusal binds an authentic order, so that nobody's refusals can be invented by the service."""
+    """A refusal binds an authentic order, so that the service cannot invent refusals."""
     body = case.of(OrderRefused)
     accepted = case.reader.read(case.state, case.documents["order"], case.entry.time)
     case.require(accepted.digest == body.order, "order", body.order, accepted.digest)

@@ -22,7 +22,7 @@ from appliance.formats.signatures.keys import keyid_of
 
 
 class NewKey(Order):
-    """Brings in a person's key, which has proved that somebody holds it."""
+    """Enrols a person's key, with a proof of possession."""
 
     principal: Identifier
     key: Base64 = Field(description="SubjectPublicKeyInfo, DER")

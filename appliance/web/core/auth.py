@@ -89,7 +89,7 @@ class Doorkeeper:
         return Session(principal, expires_at)
 
     def end_session(self, authorization: str | None) -> None:
-        """At once; whoever holds the token has to sign again."""
+        """At once; the token's holder has to sign again."""
         self.person(authorization)
         end_session(self._context, _bearer(authorization))
 
@@ -125,8 +125,8 @@ class Doorkeeper:
             raise NotAuthenticated(f"token: {error.message}") from None
 
     def count(self, unit: str | None, error: ApplianceError) -> None:
-        """Attempts that nobody answers for, and a unit's that a limit refused, are counted here and appended as counts,
-        once a minute: no flood of them fills the ledger."""
+        """Attempts without a valid key, and requests that a limit refused, are counted here and appended as counts,
+        once a minute, so that no flood of them fills the ledger."""
         self.refused(unit, error)
         with self._lock:
             if isinstance(error, NotAuthenticated):

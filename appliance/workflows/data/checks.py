@@ -35,7 +35,7 @@ FOUND = (
     "errors",
     "error_count",
 )
-"""What is told of a worker's findings (ml/data/findings.py)."""
+"""What is reported of a worker's findings (ml/data/findings.py)."""
 
 
 class Rows(Value):
@@ -77,7 +77,7 @@ def order_check(context: Context, principal: str, rows: Rows) -> str:
 
 
 def check_status(context: Context, principal: str, key: str, wait_s: float) -> dict[str, Any]:
-    """What was found is told to who asked for it: it quotes rows."""
+    """The result is shown only to the principal who asked for it, since it quotes rows."""
     if not key.startswith(f"check:{principal}:"):
         raise NotFound(f"dataset check: expected the key of a check that {principal} started, got {show(key)}")
     stream = context.progress.read(key, 1 << 60, wait_s)

@@ -271,10 +271,10 @@ def _fail(context: Context, digest: str, error: ApplianceError) -> None:
 
 
 def _discard_uploads(context: Context, digest: str) -> None:
-    """What the import read goes, but for what another one is still to read, and for what was sent since it was ordered:
-    somebody may be about to sign for that. The rest goes at the next start."""
+    """Removes the uploads that the import read, except those that another import still has to read, and those sent
+    since it was ordered, for which an order may be about to be signed. The rest is removed at the next start."""
     try:
-        # The lock so that nobody's order has found them, and is not recorded yet.
+        # The lock, so that no order has found them and is not recorded yet.
         with contain_defects("uploads"), context.order_lock:
             state = context.ledger.state
             ordered = state.imports.get(digest)
@@ -288,7 +288,7 @@ def _discard_uploads(context: Context, digest: str) -> None:
 
 
 def discard_unwanted(context: Context, uploads: Iterable[str], sent_by: float) -> None:
-    """Those of these uploads that no import waits for and that nobody has sent again since."""
+    """Those of these uploads that no import waits for and that were not sent again since."""
     with context.order_lock:
         waiting = [record for record in context.ledger.state.imports.values() if record.status == "requested"]
         kept = [upload for record in waiting for upload in _uploads_of(context, record)]

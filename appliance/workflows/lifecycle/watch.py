@@ -1,4 +1,4 @@
-"""What an operator must hear before it stops the appliance: a disk that fills up, a clock that went back, something
+"""What an operator must know before it stops the appliance: a disk that fills up, a clock that went back, something
 planted in the database, over which the next start is refused.
 
 NIST 800-53 AU-5(1): warn before the audit trail can no longer be written.

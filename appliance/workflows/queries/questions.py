@@ -91,7 +91,7 @@ def dataset_uses(context: Context, name: str) -> list[dict[str, Any]]:
 def dataset_row(context: Context, person: str, name: str, text: str) -> list[dict[str, Any]]:
     """For each version of the dataset, the rows of this text, each with a proof that opens this row and no other.
 
-    Whoever imports data may ask, and whoever audits. That there is none is the service's word alone.
+    Importers and auditors may ask. That there is no such row cannot be proved.
     """
     principal = context.ledger.state.principals.get(person)
     if principal is None or not any(principal.has(role) for role in ROW_ROLES):

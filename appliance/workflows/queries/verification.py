@@ -32,7 +32,7 @@ _LIBPQ = "PG"
 def verify(context: Context, trust: dict[str, Any] | None, left: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """The service's own check of everything it holds. An auditor's check is made elsewhere, from an export.
 
-    One at a time; Unavailable (`cancelled`) as soon as whoever asked has `left`, or the service ends.
+    One at a time; Unavailable (`cancelled`) as soon as the asker has `left`, or the service ends.
     """
     trusted: Trust | None = None if trust is None else parse_trust(encode_canonical(trust) + b"\n")
     if not context.verifying.acquire(blocking=False):

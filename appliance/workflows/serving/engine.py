@@ -1,8 +1,8 @@
 """The serving worker as the service sees it: one base, adapters in slots, and many requests over one stream of frames.
 
-One thread reads what the worker says and tells each frame to whoever asked for it, in that thread: nobody else has to
-wake for a token. Loads and unloads take turns; they wait for no answer, so that a revocation cuts an answer at its next
-token.
+One thread reads what the worker says and passes each frame to the asker's function, in that thread: no other thread has
+to wake for a token. Loads and unloads take turns; they wait for no answer, so that a revocation cuts an answer at its
+next token.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger("appliance")
 
 START_S = 300.0
 FRAME_S = 120.0
-"""A worker that says nothing for so long, while somebody waits, is ended."""
+"""A worker that sends nothing for so long, while a request waits, is ended."""
 WAITING = 32
 _FINISHED = ("stop", "length", "cancelled", "classified")
 _PIECE_CHARACTERS = 1024
@@ -38,7 +38,7 @@ _EXCHANGE = ""
 """The name of a load or an unload among those who ask; no request has it."""
 
 _WORKING = "working"
-"""A sign of life, which names nobody."""
+"""A sign of life, which belongs to no request."""
 
 Hear = Callable[[Frame | None], None]
 """Told each frame in turn, in the engine's own thread: it must not wait. None: the worker has ended."""
@@ -46,7 +46,7 @@ Hear = Callable[[Frame | None], None]
 
 @dataclass
 class _Pending:
-    """Somebody who waits; `pieces` and `characters`: how many may still come of an answer."""
+    """A waiting request; `pieces` and `characters`: how many may still come of an answer."""
 
     hear: Hear
     slot: str
@@ -174,7 +174,7 @@ class Engine:
 
     def ask(self, request: str, slot: str, kind: str, parameters: Frame, hear: Hear) -> None:
         """Frames of tokens are told, then one that ends the answer: `done` or `failure`; `kind` is `generate` or
-        `classify`. Whoever has asked has to `leave`."""
+        `classify`. The caller must `leave`."""
         if not self._places.acquire(blocking=False):
             raise TooMany(f"engine: expected at most {WAITING} requests at a time, got more")
         try:
@@ -192,7 +192,7 @@ class Engine:
             raise
 
     def leave(self, request: str, *, ended: bool) -> None:
-        """Nobody listens any more; where it has not `ended` this cancels the request, and no other."""
+        """The caller has left; where the answer has not `ended` this cancels the request, and no other."""
         with self._lock:
             wanted = self._pending.pop(request, None)
             if wanted is None:
@@ -209,9 +209,8 @@ class Engine:
         return self._answering[slot] > 0
 
     def cut(self, request: str, why: str) -> None:
-        """Ends one request at once: what the worker still says of it is told to nobody.
-
-        The worker is told by a thread of its own: one that does not read must not hold up what else is revoked.
+        """Ends one request at once: later frames of it are dropped. A separate thread tells the worker, so that a
+        worker that does not read cannot delay other revocations.
         """
         with self._lock:
             wanted = self._pending.get(request)
@@ -232,8 +231,8 @@ class Engine:
         self._pending[name] = _Pending(hear, slot, time.monotonic(), pieces, characters)
 
     def close(self) -> None:
-        """Ends the worker, at once; every adapter it held is gone, and whoever waits for an answer is told so, whatever
-        becomes of what it left behind."""
+        """Ends the worker at once. Every adapter it held is gone, and every waiting request gets an error, even if
+        cleaning up after the worker fails."""
         with self._lock:
             self.alive = False
             stack = self._stack.pop_all()

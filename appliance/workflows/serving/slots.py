@@ -36,8 +36,8 @@ MAX_LOADED = 64
 
 
 class Slots:
-    """`_table` is looked into and changed under a lock that nobody holds while he works; who loads or empties a slot
-    holds the lock of its unit and task."""
+    """`_table` is read and changed under a lock that is never held during work. Loading or emptying a slot holds the
+    lock of its unit and task."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -88,7 +88,7 @@ class Slots:
             self._settle(key)
 
     def _settle(self, key: str) -> None:
-        """Waits for nobody: who has the turn comes here when he gives it back."""
+        """Does not wait: the thread that holds the turn comes here when it gives it back."""
         turn = self._turn(key)
         while self._leaving.get(key) and turn.acquire(blocking=False):
             try:
@@ -193,7 +193,7 @@ class Slots:
             append(self._context, AdapterLoaded(unit=unit, task=task, adapter=name, admitted=index, probe="identical"))
         except ApplianceError as error:
             if loaded is not None:
-                # Nobody may be able to tell whether its entry stands: if it does, its emptying is recorded.
+                # It may be unknown whether its entry was committed: if it was, its emptying is recorded.
                 loaded.close("its load failed")
                 with self._lock:
                     self._leaving.setdefault(release_key(unit, task), []).append(loaded)
@@ -228,12 +228,12 @@ class Slots:
         try:
             folder = checked_base(self._context, adapter.base)
         except Tampered as error:
-            # To a unit it is what a changed adapter is: not admitted, until somebody has looked into it.
+            # To a unit it is like a changed adapter: not admitted, until an administrator has looked into it.
             raise Denied(f"base {adapter.base}", reasons=(error.message,), code="not-admitted") from error
         return Engine(self._context, folder, adapter.base_digest, recipe)
 
     def _end_unneeded(self) -> None:
-        """Engines in which nothing is loaded make room for the next: nobody is released to their base any more."""
+        """Ends engines in which nothing is loaded, to make room for the next: no release uses their base any more."""
         with self._lock:
             needed = {loaded.engine for loaded in self._held}
             unneeded = [key for key, engine in self._engines.items() if engine not in needed]
@@ -244,7 +244,7 @@ class Slots:
     # --- emptying -----------------------------------------------------------------------------------------------------
 
     def _close(self, loaded: Loaded, reason: str) -> None:
-        """No token leaves from here on, and nobody finds the slot any more."""
+        """No token is sent from here on, and no request finds the slot any more."""
         loaded.close(reason)
         key = release_key(loaded.unit, loaded.task)
         with self._lock:
@@ -264,7 +264,7 @@ class Slots:
     def _record_emptied(self, loaded: Loaded) -> None:
         slot = self._context.ledger.state.slots.get(release_key(loaded.unit, loaded.task))
         if slot is None or slot.admitted != loaded.row.admitted or slot.loaded is None:
-            return  # recorded before, by an append whose end nobody saw; or never filled
+            return  # recorded before, by an append whose end was not seen; or never filled
         last = None if loaded.last_token is None else encode_time(loaded.last_token)
         if last is not None and slot.loaded_at is not None:
             # A clock that went back gives its tokens the time of what stands in the ledger; one that was reset, no
