@@ -157,7 +157,7 @@ def test_a_slow_stranger_is_left_and_those_at_the_socket_are_answered(start: Sta
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"APPLIANCE_PEOPLE": "0.0.0.0:8333"}, "in the clear"),
+        ({"APPLIANCE_PEOPLE": "0.0.0.0:8333"}, "without TLS"),
         ({"APPLIANCE_PEOPLE": "8333"}, "HOST:PORT"),
         ({"APPLIANCE_PEOPLE": "127.0.0.1:8333", "APPLIANCE_PEOPLE_CLIENT_CA": "ca.pem"}, "certificate_key beside it"),
     ],

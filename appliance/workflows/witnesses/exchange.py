@@ -147,8 +147,8 @@ def missing_cosignatures(context: Context) -> list[Tampered]:
     return [
         Tampered(
             f"witnessed checkpoints, {context.witnessed.folder}: expected a cosignature of {seen.name} over "
-            f"{seen.size} entries or more, as in entry {seen.index}, got {f'one over {size}' if size else 'none'}. Mount "
-            "or restore the folder; if it is lost for good, copy the state file from the witness's machine to "
+            f"{seen.size} entries or more, as in entry {seen.index}, got {f'one over {size}' if size else 'none'}. "
+            "Mount or restore the folder; if it is lost for good, copy the state file from the witness's machine to "
             f"{context.witnessed.path(seen.name)}",
             code="witness-missing",
         )
