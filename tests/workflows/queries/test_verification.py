@@ -189,7 +189,7 @@ def test_a_verification_ends_with_the_service_and_with_whoever_asked(
 ) -> None:
     left = threading.Event()
     meanwhile(monkeypatch, (context.closing if who == "service" else left).set)
-    with pytest.raises(Unavailable, match="expected a caller that waits for it, got none") as caught:
+    with pytest.raises(Unavailable, match="expected a caller that waits for its answer, got none") as caught:
         verification.verify(context, trust, left.is_set)
     assert caught.value.code == "cancelled"
     assert started[-1].returncode == -signal.SIGKILL
