@@ -109,7 +109,7 @@ def test_a_slot_that_answers_is_not_taken(home: Home, monkeypatch: pytest.Monkey
             _caller(home, first), "own", "generate", {**REQUESTED, "max_tokens": 200}, "tcp:127.0.0.1"
         )
         next(going)
-        with pytest.raises(TooMany, match="slots: expected one of 1 that answers nothing"):
+        with pytest.raises(TooMany, match="slots: expected one of 1 that is idle"):
             _ask(home, serving, second)
         going.close()
         assert _ask(home, serving, second)
