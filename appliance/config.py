@@ -302,7 +302,9 @@ def _operations(values: Mapping[str, str], place: Path) -> Operations | None:
     if listen is None:
         return None
     if token is None:
-        raise BadInput("settings, operations: expected operations_token beside it, since numbers are not for everybody")
+        raise BadInput(
+            "settings, operations: expected operations_token too, because the metrics need a token, got none"
+        )
     return Operations(listen, place / token)
 
 
@@ -313,7 +315,7 @@ def _check_plaintext(accepted: str | None, listen: tuple[str, int] | None, certi
     if listen is not None and certificate is None and accepted is None and not is_loopback(listen[0]):
         raise BadInput(
             f"settings, listen {listen[0]}: expected loopback, or certificate and certificate_key, "
-            'or plaintext = "accepted", got a door that is open to a network in the clear'
+            'or plaintext = "accepted", got an address on a network, without TLS'
         )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from appliance.domain.releases.exports import Approved, ExportedAdapter, check_exported
 from appliance.errors import BadInput, NotFound, Tampered, Unavailable
 from appliance.formats.artifacts.manifest import MANIFEST_PATH, parse_manifest
-from appliance.formats.core.digest import digest_bytes, digest_file
+from appliance.formats.core.digest import digest_bytes, digest_file, kind_of
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.log.trust import parse_trust
 
@@ -87,14 +87,14 @@ def _check_plain(path: Path) -> None:
     except OSError:
         raise NotFound(f"{path}: expected a file, got none") from None
     if not stat.S_ISREG(mode):
-        raise BadInput(f"{path}: expected a regular file, got another kind")
+        raise BadInput(f"{path}: expected a regular file, got {kind_of(mode)}")
 
 
 def _read(path: Path) -> bytes:
     _check_plain(path)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise BadInput(f"{path}: expected at most {MAX_BYTES} bytes, got more")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise BadInput(f"{path}: expected at most {MAX_BYTES} bytes, got {size}")
         return path.read_bytes()
     except OSError as error:
         raise Unavailable(f"{path}: expected to read it, got {error.strerror}") from None

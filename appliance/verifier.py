@@ -359,7 +359,7 @@ def _administrators(report: Report) -> str:
         case None:
             return "unknown"
         case True:
-            return "ONE ALONE (a trial): nobody else has to agree when roles and rules change"
+            return "ONE ADMINISTRATOR (a trial): roles and rules change without a second signature"
     return "two or more"
 
 

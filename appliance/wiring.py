@@ -234,7 +234,7 @@ def service(
     if after_pause:
         ledger.clock.accept_pause(ledger.state.last_time)
     if rebuild or _is_other_build(ledger, code):
-        say("makes the projections anew")
+        say("rebuilds the projections")
         ledger.rebuild_projections()
     say("starts")
     _check_keyring(keyring, ledger)
@@ -286,7 +286,7 @@ def _check_keyring(keyring: Keyring, ledger: Ledger) -> None:
     site, now = ledger.state.site, max(encode_time(datetime.now(UTC)), ledger.state.last_time)
     missing = sorted(set(site.signing_keys(now)) - set(keyring.log_signers(site.origin)))
     if missing:
-        raise Tampered(f"keyring: expected the log's keys {', '.join(missing)}, got others or none")
+        raise Tampered(f"keyring: expected the log's keys, got none of {', '.join(missing)}; put the keys folder back")
 
 
 def _probes(settings: Settings) -> Probes:

@@ -163,8 +163,8 @@ def _load_seen(state: Path, witness: Witness, first: bool) -> Seen:
         return parse_state(_read(state, "state file", MAX_REQUEST_BYTES + _MAX_FILE_BYTES), witness)
     if not first:
         raise NotFound(
-            f"state file, {state}: expected what this witness saw last, got nothing; a state that was lost must not be "
-            "begun again: whoever begins one with --first believes the log as it is now"
+            f"state file, {state}: expected what this witness saw last, got nothing; do not replace "
+            "a lost state: --first trusts the log as it is now"
         )
     return NOTHING_SEEN
 
@@ -181,7 +181,9 @@ def _locked(state: Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise Unavailable(f"lock, {path}: expected it to be free, got another run of this witness") from None
+        raise Unavailable(
+            f"lock, {path}: expected it to be free, got one held by another run of this witness"
+        ) from None
     finally:
         os.close(handle)
 
@@ -208,8 +210,8 @@ def _replace(path: Path, data: bytes, what: str) -> None:
 def _read(path: Path, what: str, limit: int, *, private: bool = False) -> bytes:
     try:
         with path.open("rb") as file:
-            if private and os.fstat(file.fileno()).st_mode & 0o077:
-                raise Denied(f"{what}, {path}: expected mode 0600, readable by its owner alone, got more")
+            if private and (mode := os.fstat(file.fileno()).st_mode & 0o777) & 0o077:
+                raise Denied(f"{what}, {path}: expected mode 0600, readable by its owner alone, got {mode:04o}")
             data = file.read(limit + 1)
     except FileNotFoundError:
         raise NotFound(f"{what}, {path}: expected a file, got nothing") from None
@@ -282,13 +284,18 @@ def _parser() -> argparse.ArgumentParser:
     for command in (new_key, vkey):
         command.add_argument("key", metavar="FILE", type=Path)
     for command in (new_key, sign):
-        command.add_argument("--passphrase-file", metavar="FILE", type=Path, help="its first line; else a prompt")
-    sign.add_argument("request", metavar="REQUEST", type=Path, help="what the log's operator brought")
+        command.add_argument(
+            "--passphrase-file",
+            metavar="FILE",
+            type=Path,
+            help="a file with the passphrase in its first line; else a prompt",
+        )
+    sign.add_argument("request", metavar="REQUEST", type=Path, help="the request file from the log's operator")
     sign.add_argument("--key", metavar="FILE", type=Path, required=True)
     sign.add_argument("--log", metavar="LOG", required=True, help="the log's vkey, or the trust file with it")
     sign.add_argument("--state", metavar="FILE", type=Path, required=True, help="what this witness saw last")
-    sign.add_argument("--out", metavar="FILE", type=Path, help="the cosigned checkpoint; else stdout")
-    sign.add_argument("--first", action="store_true", help="begin the state, and believe the log as it is now")
+    sign.add_argument("--out", metavar="FILE", type=Path, help="write the cosigned checkpoint here; else to stdout")
+    sign.add_argument("--first", action="store_true", help="create the state file, and trust the log as it is now")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The journey that scripts/demo shows: every line that starts with `$` is a command that anybody can type.
+"""The journey that scripts/demo shows. Every line that starts with `$` is a command that you can type.
 
 Standard library only: it drives the command line as a person would, and a unit's client over HTTP.
 """

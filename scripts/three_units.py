@@ -1,5 +1,5 @@
-"""The chapter that `scripts/demo --three-units` adds: three tasks for three units on one base, and what that holds in
-memory against three full models."""
+"""The part that `scripts/demo --three-units` adds: three tasks for three units on one base, and its memory compared
+with that of three full models."""
 
 from __future__ import annotations
 

@@ -134,6 +134,4 @@ def _tokens(text: str, what: str) -> Iterator[tuple[int, str]]:
 
 def _check(got: int, most: int, what: str, line: int, unit: str) -> None:
     if got > most:
-        raise TooLarge(
-            f"{what}, line {line}: expected at most {most} {unit}, got more: write it shorter, or as several"
-        )
+        raise TooLarge(f"{what}, line {line}: expected at most {most} {unit}, got {got}; shorten it, or split it")

@@ -132,9 +132,7 @@ class SitePolicies:
         if reasons:
             return reasons
         worst = self._at_worst()
-        rule = (
-            "its conditions read context or resource, so at some time, or for some set, nobody could replace this one"
-        )
+        rule = "its conditions read context or resource, so at some time, or for some set, it could not be replaced"
         return tuple(f"{reason}: {rule}" for reason in worst._reasons_against_adopting(people, single, now))
 
     def _reasons_against_adopting(self, people: Sequence[Principal], single: bool, now: Time) -> tuple[str, ...]:

@@ -28,10 +28,14 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--administrator", "administrators", multiple=True, required=True, metavar="NAME=FILE", help="Name and public key."
 )
-@click.option("--single-admin", is_flag=True, help="For a trial: one administrator decides alone. Recorded for ever.")
-@click.option("--origin", metavar="LOG", help="The log's name for ever, such as appliance.example.org/1.")
-@click.option("--policy", type=_FILE, metavar="FOLDER", help="The first policy set; policies/default unless named.")
-@click.option("--trust-file", type=_FILE, help="Also write the trust file here: a place that is not this machine.")
+@click.option(
+    "--single-admin",
+    is_flag=True,
+    help="For trials: one administrator decides alone. The log records this permanently.",
+)
+@click.option("--origin", metavar="LOG", help="The log's permanent name, such as appliance.example.org/1.")
+@click.option("--policy", type=_FILE, metavar="FOLDER", help="The first policy set. Default: policies/default.")
+@click.option("--trust-file", type=_FILE, help="Also write the trust file here, on another machine or medium.")
 @shares
 @click.pass_obj
 def init(
@@ -73,7 +77,7 @@ def init(
         write_new(trust_file, data, "trust file", 0o644)
     say(
         f"made the appliance {trust.origin} in {caller.settings.home}",
-        "The line on stdout is the trust file. Keep it away from this machine: whoever verifies starts from it.",
+        "The line on stdout is the trust file. Keep it on another machine: every verification starts from it.",
         "next: each person makes a key and proves it: appliance key new FILE, then: appliance key prove --as NAME",
     )
 
@@ -102,8 +106,10 @@ def principal() -> None:
     example="appliance principal enroll ada --proof ada.proof --printed-name 'Ada Byron' --role reviewer:privacy",
 )
 @click.argument("name")
-@click.option("--proof", type=_FILE, required=True, help="What the person made with: appliance key prove")
-@click.option("--printed-name", required=True, metavar="TEXT", help="As it stands in signatures; can be erased later.")
+@click.option("--proof", type=_FILE, required=True, help="The person's proof, made with: appliance key prove")
+@click.option(
+    "--printed-name", required=True, metavar="TEXT", help="The name as signatures show it; can be erased later."
+)
 @click.option(
     "--role",
     "roles",
@@ -128,7 +134,7 @@ def enroll(caller: Caller, name: str, proof: Path, printed_name: str, roles: tup
 @reads
 @click.pass_obj
 def list_principals(caller: Caller) -> None:
-    """Everybody who was ever enrolled, with roles and key ids."""
+    """All people and units that were ever enrolled, with roles and key ids."""
     rows = caller.reading().get("/v1/principals")
     if caller.json:
         print_json(rows)
@@ -176,15 +182,15 @@ def revoke(caller: Caller, name: str, reason: str | None) -> None:
     "replace-key", example="appliance principal replace-key ada --proof ada2.proof --reason 'the old one was lost'"
 )
 @click.argument("name")
-@click.option("--proof", type=_FILE, required=True, help="What the person made with: appliance key prove")
+@click.option("--proof", type=_FILE, required=True, help="The person's proof, made with: appliance key prove")
 @click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
 @signs
 @click.pass_obj
 def replace_key(caller: Caller, name: str, proof: Path, reason: str | None) -> None:
-    """Give a person another key, because theirs is lost; the old ones end at once. Needs two administrators.
+    """Give a person a new key, because theirs is lost; the old ones end at once. Needs two administrators.
 
-    Whoever still has their key replaces it alone: appliance key rotate. A key that somebody else may have used is
-    revoked as well: appliance key revoke.
+    People who still have their key replace it alone: appliance key rotate. If another person may have used a key,
+    revoke it too: appliance key revoke.
     """
     from appliance.client.people import propose_replacement
 

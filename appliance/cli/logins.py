@@ -22,8 +22,8 @@ _FILE = click.Path(path_type=Path)
 @command("login", example="appliance login olga --key olga.key --trust trust.json")
 @click.argument("name", metavar="NAME")
 @click.option("--address", metavar="HOST:PORT", help="An appliance on another machine, instead of --home.")
-@click.option("--ca", type=_FILE, metavar="FILE", help="The site's CA in PEM, under which it answers there.")
-@click.option("--certificate", type=_FILE, metavar="FILE", help="Your own host's certificate, where one is asked for.")
+@click.option("--ca", type=_FILE, metavar="FILE", help="The CA file (PEM) that its certificate is signed under.")
+@click.option("--certificate", type=_FILE, metavar="FILE", help="Your host's certificate, if the service requires one.")
 @click.option("--certificate-key", type=_FILE, metavar="FILE", help="Its private key in PEM.")
 @reads
 @click.pass_obj
@@ -37,8 +37,8 @@ def login(
 ) -> None:
     """Remember your name, --key, --home and --trust for every later command. Opens a session, which proves the key.
 
-    Nothing is remembered where the service, the trust file or the key does not fit; a passphrase never is. What a
-    command is told by an option, or by the environment, stands over what is remembered.
+    Nothing is remembered where the service, the trust file or the key does not fit; a passphrase never is. Options and
+    environment variables override what is remembered.
     """
     from appliance.client.support.profile import Profile, save_profile
 
@@ -64,7 +64,7 @@ def login(
             ]
         )
     if trust is None:
-        say("Without a trust file nobody but the service says which log this is; add one with --trust FILE.")
+        say("Without a trust file only the service says which log this is; add one with --trust FILE.")
 
 
 def _address(caller: Caller, text: str | None, ca: Path | None, chain: Path | None, key: Path | None) -> Address | None:
@@ -105,7 +105,7 @@ def logout(caller: Caller) -> None:
     else:
         print_facts([("logged out", name)])
     if ended is not None and ended.ends_at is not None:
-        say(f"The service did not answer, so it was not told: the session ends there at {ended.ends_at}.")
+        say(f"The service did not answer and does not know of the logout: the session ends there at {ended.ends_at}.")
 
 
 @command("whoami", example="appliance whoami")

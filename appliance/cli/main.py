@@ -37,7 +37,9 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "init": Entry("Administrators", "administrators", "Make an appliance: keys, database, first policy set."),
-    "login": Entry("Everyone", "logins", "Remember who you are and where, so that no command needs --as and --key."),
+    "login": Entry(
+        "Everyone", "logins", "Remember your name, key and appliance, so that no command needs --as and --key."
+    ),
     "logout": Entry("Everyone", "logins", "Forget it, and end the session at the service."),
     "whoami": Entry("Everyone", "logins", "Who you are to which appliance: roles, key, log and trust file."),
     "key": Entry("Everyone", "people", "A person's own key: make, show, prove, rotate, revoke."),
@@ -53,7 +55,7 @@ COMMANDS = {
     "hold": Entry("Administrators", "retention", "Legal holds: while one stands, no text about its subject is erased."),
     "serve": Entry("Administrators", "units", "Run the service in the foreground."),
     "stop": Entry("Administrators", "service", "End the running service in order, and wait for it."),
-    "status": Entry("Administrators", "service", "One screen: the service, its log, its jobs, what waits for whom."),
+    "status": Entry("Administrators", "service", "One screen: the service, its log, its jobs, and pending decisions."),
     "doctor": Entry("Administrators", "service", "Look at everything an appliance needs; say what to do."),
     "storage": Entry("Administrators", "service", "What lies where, in bytes."),
     "config": Entry("Administrators", "service", "Every setting: value, source, default, meaning."),
@@ -131,7 +133,11 @@ def _path(name: str, variable: str, help: str) -> Callable[[F], F]:
 @_path("--trust", "APPLIANCE_TRUST", "The trust file that everything is checked against.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout; errors too, on stderr.")
 @click.option(
-    "--wide", is_flag=True, expose_value=False, callback=be_wide, help="Cut and wrap nothing to the terminal's width."
+    "--wide",
+    is_flag=True,
+    expose_value=False,
+    callback=be_wide,
+    help="Do not cut or wrap lines to the terminal's width.",
 )
 @click.option("--yes", is_flag=True, help="Sign without asking.")
 @click.version_option(package_name="appliance", prog_name="appliance")
@@ -147,9 +153,10 @@ def cli(
     as_json: bool,
     yes: bool,
 ) -> None:
-    """Train, judge, release and serve adapters, with a signature for every decision and a log that anybody can check.
+    """Train, review, release and serve adapters, with a signature for every decision and a log that can be verified
+    independently.
 
-    The options below stand here or behind any command.
+    The options below may be given here or after any command.
     """
     caller = context.ensure_object(Caller)
     caller.home, caller.key, caller.name, caller.trust_file = home, key, name, trust

@@ -36,7 +36,7 @@ def base() -> None:
 
 @base.command("import", example="appliance base import SmolLM2.gguf --name smollm2 --licence Apache-2.0")
 @click.argument("path", type=_PATH)
-@click.option("--name", required=True, help="What the base is called here, once and for ever.")
+@click.option("--name", required=True, help="A name for the base; it cannot be changed.")
 @click.option("--licence", required=True, metavar="SPDX", help="The licence's SPDX identifier, such as Apache-2.0.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the import has ended.")
 @signs
@@ -127,8 +127,10 @@ def dataset() -> None:
     ),
 )
 @click.argument("path", type=_PATH)
-@click.option("--name", required=True, help="What the dataset is called here; each import counts its version up.")
-@click.option("--base", "base_name", required=True, metavar="NAME", help="Whose chat template renders the rows.")
+@click.option("--name", required=True, help="A name for the dataset; each import adds a version.")
+@click.option(
+    "--base", "base_name", required=True, metavar="NAME", help="The base whose chat template renders the rows."
+)
 @describes_rows
 @click.option("--owner", required=True, metavar="TEXT", help="Who owns the data; can be erased later.")
 @click.option("--licence", required=True, metavar="SPDX", help="The licence's SPDX identifier, or LicenseRef-NAME.")
@@ -224,7 +226,7 @@ def run() -> None:
     "start", example="appliance run start recipe.yaml --follow\nappliance run start first.yaml second.yaml --yes"
 )
 @click.argument("recipes", nargs=-1, required=True, type=_PATH)
-@click.option("--follow/--no-follow", default=False, help="Stay until the last run has ended.")
+@click.option("--follow/--no-follow", default=False, help="Wait until the last run has ended.")
 @signs
 @click.pass_obj
 def start(caller: Caller, recipes: tuple[Path, ...], follow: bool) -> None:
@@ -310,7 +312,7 @@ def list_runs(caller: Caller) -> None:
 
 @run.command("show", example="appliance run show r-000001 --follow")
 @click.argument("name", metavar="RUN")
-@click.option("--follow/--no-follow", default=False, help="Stay until the run has ended.")
+@click.option("--follow/--no-follow", default=False, help="Wait until the run has ended.")
 @reads
 @click.pass_obj
 def show_run(caller: Caller, name: str, follow: bool) -> None:

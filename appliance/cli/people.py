@@ -33,7 +33,7 @@ def key() -> None:
 def key_new(caller: Caller, file: Path) -> None:
     """Make an encrypted key in FILE, and its public key beside it: ada.key and ada.pub.
 
-    The passphrase, of 8 characters or more, comes from a prompt, a descriptor or a 0600 file. Nobody can recover it.
+    The passphrase, of 8 characters or more, comes from a prompt, a descriptor or a 0600 file. It cannot be recovered.
     """
     from appliance.client.support.keys import check_passphrase, create_key, public_path
 
@@ -70,7 +70,7 @@ def key_show(caller: Caller, file: Path | None) -> None:
 
 
 @key.command("prove", example="appliance key prove --key ada.key --as ada --output ada.proof")
-@click.option("--origin", metavar="LOG", help="The log's origin; asked of the service unless it is named.")
+@click.option("--origin", metavar="LOG", help="The log's origin. Default: the service is asked.")
 @click.option("--output", type=_FILE, help="Write the proof to a new file instead of stdout.")
 @keyed
 @click.pass_obj
@@ -103,10 +103,10 @@ def key_prove(caller: Caller, origin: str | None, output: Path | None) -> None:
 @click.option(
     "--old-until",
     metavar="TIME",
-    help=f"Until when the old key signs too, {END_HELP} As long as policy lets it, unless given.",
+    help=f"Until when the old key also signs: {END_HELP} Default: as long as policy allows.",
 )
 @click.option(
-    "--new-passphrase-file", type=_FILE, metavar="FILE", help="The passphrase of NEW; that of the old key unless named."
+    "--new-passphrase-file", type=_FILE, metavar="FILE", help="The passphrase of NEW. Default: that of the old key."
 )
 @signs
 @click.pass_obj
@@ -141,7 +141,7 @@ def end_of_overlap(caller: Caller, text: str | None) -> str:
 
 
 def _new_key(caller: Caller, path: Path, passphrase_file: Path | None) -> Signer:
-    """The key in the file, or a new one written there; it is somebody's only once an order was accepted."""
+    """The key in the file, or a new one written there. It belongs to a person only once an order was accepted."""
     from appliance.client.support.keys import create_key, open_key, passphrase_of_file
 
     if path.resolve() == caller.key_file.resolve():
@@ -169,12 +169,14 @@ def _new_key(caller: Caller, path: Path, passphrase_file: Path | None) -> Signer
 )
 @click.argument("principal", metavar="NAME")
 @click.argument("keyid", required=False)
-@click.option("--since", type=click.IntRange(1), metavar="ENTRY", help="What it signed in this entry or later: void.")
+@click.option(
+    "--since", type=click.IntRange(1), metavar="ENTRY", help="Its signatures in this entry or later become invalid."
+)
 @click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
 @signs
 @click.pass_obj
 def key_revoke(caller: Caller, principal: str, keyid: str | None, since: int | None, reason: str | None) -> None:
-    """End a key at once: your own, or as an administrator anybody's. It cannot be taken back.
+    """End a key at once: your own, or as an administrator any key. This cannot be undone.
 
     KEYID may be cut after 6 digits, and left out where NAME has had one key only. With --since sign-offs and releases
     that it signed from that entry on stop counting, and what stood on them stops answering.
@@ -186,7 +188,7 @@ def key_revoke(caller: Caller, principal: str, keyid: str | None, since: int | N
     proposal = propose_key_revocation(caller.about, caller.signer, principal, found, since, reason)
     receipt = sign_and_submit(caller, proposal)
     others = [key for key in keys if key["keyid"] != found and key["revoked"] is None]
-    then = [] if others else [f"{principal} has no key left; two administrators give another: principal replace-key"]
+    then = [] if others else [f"{principal} has no key left; two administrators enrol a new one: principal replace-key"]
     tell(caller, receipt, f"the key {found[:19]} of {principal} is revoked", then)
 
 

@@ -20,7 +20,9 @@ def log_key() -> None:
 
 
 @log_key.command("rotate", example="appliance log-key rotate\nappliance log-key rotate --old-until 30d")
-@click.option("--old-until", metavar="TIME", help="Until when the old key signs too; as long as policy lets it.")
+@click.option(
+    "--old-until", metavar="TIME", help="Until when the old key also signs. Default: as long as policy allows."
+)
 @signs
 @click.pass_obj
 def rotate(caller: Caller, old_until: str | None) -> None:
@@ -39,7 +41,7 @@ def rotate(caller: Caller, old_until: str | None) -> None:
 
 
 def after_rotation(vkey: str, old_until: str) -> list[str]:
-    """What people are told once the log has another key."""
+    """What people are told once the log has a new key."""
     return [
         "Trust files stay valid: appliance-verify follows the log from its first key to this one.",
         f"Two of you tell each witness the new key before {old_until}, not by the stick alone. From then on they type:",
@@ -49,7 +51,7 @@ def after_rotation(vkey: str, old_until: str) -> list[str]:
 
 @group("text", example="appliance text erase --printed-name mallory")
 def text() -> None:
-    """Printed names and free texts: they lie beside the log, behind commitments, and can go."""
+    """Printed names and free texts. The log has their commitments only, so they can be erased."""
 
 
 @text.command(

@@ -36,7 +36,7 @@ def review() -> None:
 
 
 @review.command("list", example="appliance review list --unit legal")
-@click.option("--unit", metavar="NAME", help="Count the decisions for this unit alone.")
+@click.option("--unit", metavar="NAME", help="Count only the decisions for this unit.")
 @reads
 @click.pass_obj
 def list_reviews(caller: Caller, unit: str | None) -> None:
@@ -151,7 +151,7 @@ def print_evidence(evidence: ReviewMaterial, *, err: bool = False) -> None:
         ("Measured on the held-out rows, in metrics.json:", _metrics(evidence)),
         ("Trained with, in recipe.json:", _members(evidence.contents.get("recipe.json"))),
         ("Stands on, in base.json:", _members(evidence.contents.get("base.json"))),
-        ("Told by the service, bound by nobody's review:", _told(evidence)),
+        ("From the service; no review confirms it:", _told(evidence)),
     ):
         if facts:
             line("")
@@ -280,7 +280,7 @@ def _own_field(caller: Caller) -> str:
 
 
 def _check_meaning(caller: Caller, decision: str, given: str | None) -> None:
-    """Before anything is downloaded: a meaning was given, or somebody can be asked for it."""
+    """Checks before any download that a meaning was given, or that there is a terminal to ask at."""
     if given is None and (caller.yes or not is_interactive()):
         why = "--yes answers no question about it" if caller.yes else "there is no terminal to ask at"
         raise BadInput(
@@ -310,11 +310,11 @@ def _valid_until(days: int | None, until: str | None) -> str:
 
 
 def _options(*others: Any) -> Callable[[F], F]:
-    """Of both decisions; `others` stand behind them."""
+    """The options of both decisions; `others` follow them."""
     options = (
         click.option("--unit", required=True, metavar="NAME", help="The business unit that the decision is for."),
-        click.option("--field", metavar="FIELD", help="The field you judge; needed when you have more than one."),
-        click.option("--meaning", metavar="TEXT", help="What your signature means; asked for unless it is given."),
+        click.option("--field", metavar="FIELD", help="The field you review; needed when you have more than one."),
+        click.option("--meaning", metavar="TEXT", help="What your signature means. Default: you are asked."),
         *others,
     )
 
@@ -340,9 +340,9 @@ def _options(*others: Any) -> Callable[[F], F]:
         "days",
         type=click.IntRange(1, 3650),
         metavar="N",
-        help=f"For how many days it counts; {DEFAULT_VALID_DAYS} unless said.",
+        help=f"For how many days it is valid. Default: {DEFAULT_VALID_DAYS}.",
     ),
-    click.option("--valid-until", "until", metavar="TIME", help=f"Until when it counts, {END_HELP}"),
+    click.option("--valid-until", "until", metavar="TIME", help=f"Until when it is valid: {END_HELP}"),
 )
 @signs
 @click.pass_obj

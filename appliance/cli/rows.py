@@ -34,29 +34,33 @@ def describes_rows(function: F) -> F:
             "columns",
             multiple=True,
             metavar="PART=COLUMN",
-            help="The file's own name for a part of the task's rows.",
+            help="The file's column for a part of the task's rows.",
         ),
         click.option(
             "--label",
             "labels",
             multiple=True,
             metavar="WORD",
-            help="One of the labels that there are; any, unless said.",
+            help="A label. Can be repeated. Default: all in the file.",
         ),
+        click.option("--instruction", default="", metavar="TEXT", help="The system message of every row."),
+        click.option("--seed", default=1, show_default=True, help="Selects which rows are held out."),
         click.option(
-            "--instruction", default="", metavar="TEXT", help="The system message, which every row then holds."
-        ),
-        click.option("--seed", default=1, show_default=True, help="Fixes which rows are held out."),
-        click.option(
-            "--held-out", default="0.2", show_default=True, metavar="FRACTION", help="The part kept for evaluation."
+            "--held-out",
+            default="0.2",
+            show_default=True,
+            metavar="FRACTION",
+            help="The share of rows kept for evaluation.",
         ),
         click.option(
             "--held-out-file",
             type=PATH,
             metavar="FILE",
-            help="Its rows are kept for evaluation instead, and no others.",
+            help="Keep this file's rows for evaluation instead of a share.",
         ),
-        click.option("--format", "kind", type=click.Choice(FORMATS), help="When the file's ending does not say."),
+        click.option(
+            "--format", "kind", type=click.Choice(FORMATS), help="Needed when the file's ending does not show it."
+        ),
     )[::-1]:
         function = option(function)
     return function
@@ -79,7 +83,8 @@ def read_sources(path: Path, held_out_file: Path | None, kind: str | None) -> li
 
     sources = [read_rows(file, kind) for file in (path, held_out_file) if file is not None]
     if len({source.format for source in sources}) > 1:
-        raise BadInput(f"dataset, {held_out_file}: expected the format of {path}, got another")
+        first, second = (source.format for source in sources)
+        raise BadInput(f"dataset, {held_out_file}: expected {first}, the format of {path}, got {second}")
     return sources
 
 
@@ -105,7 +110,7 @@ def check_before_import(caller: Caller, teaching: Teaching, sources: Sequence[So
 @command("check", example="appliance dataset check clauses.csv\nappliance dataset check clauses.csv --base smollm2")
 @click.argument("path", type=PATH)
 @describes_rows
-@click.option("--base", metavar="NAME", help="Counts tokens with its tokenizer and template, against its context.")
+@click.option("--base", metavar="NAME", help="Count tokens with this base, and compare with its context.")
 @reads
 @click.pass_obj
 def check(
@@ -117,10 +122,10 @@ def check(
     columns: tuple[str, ...],
     **given: Any,
 ) -> None:
-    """Say everything about a file of rows that an import would refuse, and what is odd in it. Nothing is recorded.
+    """Report everything in a file of rows that an import would refuse, and what is unusual. Nothing is recorded.
 
-    Every row that does not fit is named, labels are counted, and labels that are nearly the same, texts that come
-    again and, with --base, lengths are told. The service's sandboxed worker reads the file, which is not kept.
+    Every row that does not fit is named, labels are counted, and labels that are nearly the same, texts that come again
+    and, with --base, lengths are told. The service's sandboxed worker reads the file, which is not kept.
     """
     from appliance.client.checks import Teaching, check_rows, list_facts, list_warnings, refuse_errors
 

@@ -1,4 +1,4 @@
-"""Whoever keeps an appliance running: is it in order, what does it do, what does it store, how is it set, end it."""
+"""Commands for administrators of the service: its checks, status, storage, settings, and its end."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _end(found: list[dict[str, str]], as_json: bool) -> None:
         say(f"{counts['ok']} in order, {counts['warn']} to look at, {counts['fail']} that keep it from working")
     if worst == "fail":
         failed = ", ".join(finding["check"] for finding in found if finding["level"] == "fail")
-        raise Unavailable(f"appliance: expected everything in order, got: {failed}", code="not-in-order")
+        raise Unavailable(f"appliance: expected every check to pass, got failures: {failed}", code="not-in-order")
 
 
 @command("status", example="appliance status\nappliance status --as alice --key alice.key --json")
@@ -91,7 +91,7 @@ def status(caller: Caller) -> None:
         about = caller.about
         shown = {"state": "running", "pid": pid, "version": about.version}
         print_json({"service": shown}) if caller.json else print_facts(shown.items())
-        say("With --as NAME and --key FILE: log, witnesses, jobs, and what waits for whom.")
+        say("With --as NAME and --key FILE: log, witnesses, jobs, and pending decisions.")
         return
     told = caller.reading().get("/v1/status")
     told["service"]["state"] = "running"
@@ -142,7 +142,7 @@ def _review(one: dict[str, Any]) -> str:
     default=DEFAULT_STOP_S,
     show_default=True,
     metavar="SECONDS",
-    help="How long to wait for its end.",
+    help="How long to wait until it has ended.",
 )
 @shares
 @click.pass_obj

@@ -52,9 +52,7 @@ def activate(caller: Caller, adapter: str, unit: str, task: str) -> None:
 @release.command("rollback", example="appliance release rollback --unit legal --task labels")
 @click.option("--unit", required=True, metavar="NAME", help="The business unit.")
 @click.option("--task", required=True, metavar="NAME", help="The task's name.")
-@click.option(
-    "--to", "wanted", metavar="NAME@VERSION", help="The earlier adapter; the one before today's unless named."
-)
+@click.option("--to", "wanted", metavar="NAME@VERSION", help="The earlier adapter. Default: the one before today's.")
 @signs
 @click.pass_obj
 def rollback(caller: Caller, unit: str, task: str, wanted: str | None) -> None:
@@ -72,7 +70,7 @@ def rollback(caller: Caller, unit: str, task: str, wanted: str | None) -> None:
 @click.argument("unit")
 @click.argument("task")
 @click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="A new folder.")
-@click.option("--until", metavar="TIME", help=f"{END_HELP} As long as policy and approvals allow it, unless given.")
+@click.option("--until", metavar="TIME", help=f"{END_HELP} Default: as long as policy and approvals allow.")
 @signs
 @click.pass_obj
 def export(caller: Caller, unit: str, task: str, folder: Path, until: str | None) -> None:
@@ -93,8 +91,8 @@ def export(caller: Caller, unit: str, task: str, folder: Path, until: str | None
 
 
 @release.command("history", example="appliance release history --unit legal --task labels")
-@click.option("--unit", metavar="NAME", help="This unit alone.")
-@click.option("--task", metavar="NAME", help="This task alone.")
+@click.option("--unit", metavar="NAME", help="Only this unit.")
+@click.option("--task", metavar="NAME", help="Only this task.")
 @reads
 @click.pass_obj
 def history(caller: Caller, unit: str | None, task: str | None) -> None:
@@ -238,9 +236,9 @@ def token() -> None:
     type=click.IntRange(1, _MAX_TOKEN_MINUTES),
     default=_MAX_TOKEN_MINUTES,
     show_default=True,
-    help="How long it stands; policy may allow less.",
+    help="How long it is valid; policy may allow less.",
 )
-@click.option("--origin", metavar="LOG", help="The log's origin; asked of the service unless it is named.")
+@click.option("--origin", metavar="LOG", help="The log's origin. Default: the service is asked.")
 @keyed
 @click.pass_obj
 def issue(caller: Caller, minutes: int, origin: str | None) -> None:
@@ -271,17 +269,17 @@ def issue(caller: Caller, minutes: int, origin: str | None) -> None:
     "file",
     type=click.File("r"),
     metavar="FILE",
-    help="This token alone: a file with it or its id; - reads it.",
+    help="Only this token: a file with it, or its id; - reads stdin.",
 )
 @click.option("--before", metavar="TIME", help=f"Every token that was issued before {PAST_HELP}")
 @click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
 @signs
 @click.pass_obj
 def revoke_tokens(caller: Caller, unit: str, file: TextIO | None, before: str | None, reason: str | None) -> None:
-    """End one token of a unit, or all that were issued before a time. What they are being answered is cut off.
+    """End one token of a unit, or all that were issued before a time. Running answers to them are cut off.
 
-    Signed by the unit itself, by its release owner, or by an administrator. Whoever holds the unit's key signs another
-    token: a stolen key is ended by `appliance key revoke`.
+    Signed by the unit itself, by its release owner, or by an administrator. With the unit's key a new token can be
+    signed: end a stolen key with `appliance key revoke`.
     """
     from appliance.client.people import propose_token_revocation, token_digest
 
@@ -296,14 +294,14 @@ def revoke_tokens(caller: Caller, unit: str, file: TextIO | None, before: str | 
 
 
 @command("serve", example="appliance serve")
-@click.option("--embedded", is_flag=True, help="End after ten idle minutes; so it is started for the command line.")
+@click.option("--embedded", is_flag=True, help="End after ten idle minutes (used by the command line).")
 @click.option(
-    "--after-pause", is_flag=True, help="The host's clock is right, though the last entry is over 31 days old."
+    "--after-pause", is_flag=True, help="Start although the last entry is over 31 days old; the clock is right."
 )
 @click.option(
     "--rebuild",
     is_flag=True,
-    help="First make what is derived from the log anew, where `ledger verify` says it differs.",
+    help="First rebuild the tables derived from the log.",
 )
 @shares
 @click.pass_obj

@@ -52,7 +52,7 @@ def _latest(door: Door, adapter: str, unit: str) -> str:
 
 
 def _witnessed(door: Door, rules: Mapping[str, Any]) -> list[str]:
-    """Until when the witnesses stand behind the log, where policy asks for them."""
+    """Until when enough cosignatures count, where policy asks for witnesses."""
     quorum = int(rules["witness_quorum"])
     if not quorum:
         return []
@@ -82,7 +82,7 @@ def check_free(folder: Path) -> None:
     """Asked before anything is signed, too."""
     check_place(folder, "export")
     if folder.exists():
-        raise Conflict(f"export, {folder}: expected a new folder, got one that stands")
+        raise Conflict(f"export, {folder}: expected a new folder, got an existing one")
 
 
 def write_export(folder: Path, received: ExportedAdapter, trust: Trust | None, *, unit: str, task: str) -> None:

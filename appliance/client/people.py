@@ -1,4 +1,4 @@
-"""Statements about people and units: the proof that a key is somebody's, and a unit's token."""
+"""Statements about people and units: the proof of possession of a key, and a unit's token."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def read_possession(path: Path, origin: str, name: str) -> tuple[bytes, Possessi
     if statement.origin != origin:
         raise BadInput(
             f"proof of possession, log: expected {origin}, got {statement.origin}; "
-            f"the person makes another: appliance key prove --as {name} --origin {origin}"
+            f"make a new one with: appliance key prove --as {name} --origin {origin}"
         )
     if statement.signer != name:
         raise BadInput(f"proof of possession, principal: expected {name}, got {statement.signer}")
@@ -65,7 +65,7 @@ def read_possession(path: Path, origin: str, name: str) -> tuple[bytes, Possessi
 def propose_enrolment(
     about: About, signer: str, name: str, printed_name: str, roles: tuple[str, ...], possession: Path
 ) -> Proposal:
-    """Takes the key from the proof alone, so that nobody enrols a key that its owner did not offer."""
+    """Takes the key from the proof alone, so that no key is enrolled that its owner did not offer."""
     data, statement = read_possession(possession, about.origin, name)
     return propose(
         about,
@@ -127,7 +127,7 @@ def keys_of(door: Door, name: str) -> list[dict[str, Any]]:
     things = door.get("/v1/ledger/state", kind=("key",))["things"]
     found = [dict(thing["value"]) for thing in things if thing["value"]["principal"] == name]
     if not found:
-        raise NotFound(f"keys of {name}: expected somebody who was enrolled, got nobody of that name")
+        raise NotFound(f"keys of {name}: expected an enrolled name, got one that was never enrolled")
     return sorted(found, key=lambda key: int(key["enrolled"]))
 
 

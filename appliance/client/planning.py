@@ -12,6 +12,7 @@ from appliance.domain.planning.cards import Machine
 from appliance.domain.planning.plan import Plan, make_plan, read_subject
 from appliance.domain.recipe.recipe import Facts, Recipe, ResolvedRecipe
 from appliance.errors import BadInput, Unavailable
+from appliance.formats.core.fields import show
 
 WAIT_S = 20
 
@@ -41,4 +42,4 @@ def read_machine(value: object) -> Machine:
     try:
         return Machine.model_validate_json(json.dumps(value))
     except ValidationError:
-        raise Unavailable("service, machine: expected a description that a plan can use, got another") from None
+        raise Unavailable(f"service, machine: expected a description that a plan can use, got {show(value)}") from None

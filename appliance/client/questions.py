@@ -1,4 +1,4 @@
-"""Questions about the past: asked of the service, and what it answers is checked on this side as far as it can be."""
+"""Questions to the service about the past. The client checks the answers as far as it can."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Proved:
 
 
 def could_load(door: Door, anchor: Anchor, unit: str, at: str | None) -> Proved:
-    """What the unit could have loaded. That the named entries are as named is proved here; that no other entry speaks
-    against the answer is the service's word, until the log is verified."""
+    """What the unit could have loaded. The client proves that the named entries are as named. That no other entry
+    contradicts the answer is known only once the log is verified."""
     answer = dict(door.get(f"/v1/units/{unit}/could-load", at=at))
     size = 0
     for named in answer["rests_on"]:
@@ -100,7 +100,9 @@ def _row_answer(door: Door, anchor: Anchor, version: Mapping[str, Any], text: st
         verify_row(proof, size, raw_digest(root))
         row = parse_canonical(proof.row)
         if not isinstance(row, dict) or (row.get("text"), row.get("index")) != (text, proof.index):
-            raise Tampered(f"row {proof.index} of {dataset}: expected the text that was asked for, got another")
+            raise Tampered(
+                f"row {proof.index} of {dataset}: expected the text that was asked for, got one of a different text"
+            )
         rows.append(FoundRow(dataset, index, root, str(row["split"]), str(row["answer"]), proof))
     if bool(rows) != bool(version["found"]):
         raise Unavailable(f"rows of {dataset}: expected a proof for what was found, got {len(rows)}")

@@ -18,6 +18,7 @@ from appliance.domain.retention.texts import Erase
 from appliance.domain.rulebook.registry import ORDERS
 from appliance.errors import BadInput, NotFound, Unavailable
 from appliance.formats.core.commitment import Disclosure
+from appliance.formats.core.fields import show
 from appliance.formats.log.checkpoint import open_checkpoint
 from appliance.formats.log.cosignature import parse_witness_vkey
 from appliance.formats.log.witness_request import parse_request
@@ -28,10 +29,11 @@ _MAX_NOTE_BYTES = 65_536
 
 def next_log_key(door: Door) -> str:
     """The vkey of a key that the service has made to rotate to."""
+    answer = door.post("/v1/log-keys", {})
     try:
-        return str(door.post("/v1/log-keys", {})["vkey"])
+        return str(answer["vkey"])
     except (KeyError, TypeError):
-        raise Unavailable("service, log key: expected a vkey, got another answer") from None
+        raise Unavailable(f"service, log key: expected a vkey, got {show(answer)}") from None
 
 
 def propose_log_key(about: About, signer: str, vkey: str, old_until: str) -> Proposal:
@@ -86,7 +88,7 @@ def find_printed_name(door: Door, anchor: Anchor, name: str) -> FoundText:
     """Who a principal is in print, from the entry that enrolled them."""
     people = {str(row["name"]): row for row in door.get("/v1/principals")}
     if name not in people:
-        raise NotFound(f"printed name: expected that of somebody enrolled, got {name!r}")
+        raise NotFound(f"printed name: expected that of an enrolled name, got {name!r}")
     enrolled = int(people[name]["enrolled"])
     if enrolled == 0:
         raise NotFound(f"printed name of {name}: expected one, got an administrator of the first entry, who has none")
@@ -155,7 +157,7 @@ def hand_in(door: Door, path: Path) -> dict[str, Any]:
 
 
 def witnesses(door: Door, about: About) -> tuple[int, list[dict[str, Any]]]:
-    """The log's size, and what each witness of the policy has seen of it; those of earlier policies behind them."""
+    """The log's size, and what each witness of the policy has seen of it, then those of earlier policies."""
     seen = {str(row["vkey"]): dict(row) for row in door.get("/v1/witnesses")}
     size = int(door.get("/v1/ledger", limit=1)["size"])
     rows = []

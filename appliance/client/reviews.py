@@ -109,7 +109,7 @@ def _check_file(door: Door, name: str, file: ManifestFile, progress: Callable[[i
     for chunk in door.stream(f"/v1/adapters/{name}/files/{file.path}"):
         hasher.update(chunk)
         if hasher.size > file.size:
-            raise Tampered(f"adapter {name}, {file.path}: expected {file.size} bytes, got more")
+            raise Tampered(f"adapter {name}, {file.path}: expected {file.size} bytes, got at least {hasher.size}")
         if hasher.size <= _SHOWN_BYTES:
             kept += chunk
         progress(len(chunk))
@@ -121,8 +121,8 @@ def _check_file(door: Door, name: str, file: ManifestFile, progress: Callable[[i
 def _parse_content(data: bytes, what: str) -> Any:
     try:
         return json.loads(data)
-    except (ValueError, RecursionError):
-        raise BadInput(f"{what}: expected JSON, got something else") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{what}: expected JSON, got: {str(error)[:200]}") from None
 
 
 def _check_provenance(data: bytes, key: bytes, digest: str) -> tuple[tuple[str, str], ...]:

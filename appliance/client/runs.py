@@ -125,7 +125,7 @@ def metrics_of(door: Door, run: str) -> Mapping[str, Any]:
 
 
 def follow(door: Door, run: str, told: Frames) -> Ended:
-    """Returns when the run has ended, however it did. A session that ends on the way is renewed by the door."""
+    """Returns when the run has ended, in any way. A session that ends meanwhile is renewed."""
     after = 0
     while True:
         answer = door.get(f"/v1/runs/{run}/progress", after=after, wait_s=WAIT_S)

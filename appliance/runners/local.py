@@ -114,17 +114,21 @@ class Worker:
 
     def _write(self, data: memoryview, deadline: float) -> int:
         if self._stdin is None:
-            raise Unavailable(f"worker {self.pid}: expected it to read, it was closed")
+            raise Unavailable(f"worker {self.pid}: expected it to read its input, got a closed pipe")
         writing = select.poll()  # select takes no descriptor above 1023, and a service may have more
         writing.register(self._stdin, select.POLLOUT)
         if not writing.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise Unavailable(f"worker {self.pid}: expected it to read in time, it did not", code="worker-silent")
+            raise Unavailable(
+                f"worker {self.pid}: expected it to read its input in time, got no read", code="worker-silent"
+            )
         try:
             return os.write(self._stdin, data[: 1 << 16])
         except BlockingIOError:
             return 0
         except OSError:
-            raise Unavailable(f"worker {self.pid}: expected it to read, it has ended", code="worker-ended") from None
+            raise Unavailable(
+                f"worker {self.pid}: expected it to read its input, got its end", code="worker-ended"
+            ) from None
 
     def receive(self, timeout_s: float | None = None) -> Frame | None:
         """The next frame, None at the end. Unavailable (`worker-silent`) after `timeout_s`, BadInput if broken."""

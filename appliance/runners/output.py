@@ -7,6 +7,7 @@ import stat
 from pathlib import Path, PurePosixPath
 
 from appliance.errors import NotFound, Tampered, TooLarge
+from appliance.formats.core.digest import kind_of
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK_BYTES = 1 << 20
@@ -29,7 +30,8 @@ def open_output(folder: Path, name: str) -> int:
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
         os.close(descriptor)
-        raise Tampered(f"output, {name!r}: expected a plain file with one name, got another kind")
+        got = f"{kind_of(found.st_mode)} with {found.st_nlink} names"
+        raise Tampered(f"output, {name!r}: expected a regular file with one name, got {got}")
     return descriptor
 
 

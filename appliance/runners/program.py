@@ -99,7 +99,7 @@ def _exchange(
                 return bytes(said)
         if len(said) > most_bytes:
             raise TooLarge(f"program: expected an answer of at most {most_bytes} bytes, got more")
-    raise Unavailable("program: expected somebody who waits for its answer, got nobody", code=CANCELLED)
+    raise Unavailable("program: expected a caller that waits for its answer, got none", code=CANCELLED)
 
 
 class _Unsent:

@@ -39,7 +39,7 @@ _EFFECTS = {
 
 @dataclass(frozen=True)
 class Submission:
-    """What came through the door: the envelope's bytes, texts behind its commitments, documents it binds."""
+    """What a client submitted: the envelope's bytes, the texts of its commitments, the documents it binds."""
 
     envelope: bytes
     disclosures: tuple[Disclosure, ...]
@@ -55,7 +55,8 @@ class Submitted:
 
 
 def submit(context: Context, submission: Submission) -> Submitted:
-    """The order's whole story. Each refusal of an authentic order is an entry, and an inauthentic one is nobody's.
+    """Handles an order from its bytes to its entry. Each refusal of an authentic order is an entry. An inauthentic one
+    is only counted.
 
     What could not be decided now, since the machine or the database failed, is no refusal: the order can come again.
     """
@@ -73,7 +74,7 @@ def submit(context: Context, submission: Submission) -> Submitted:
             try:
                 _refuse(context, accepted, submission, error)
             except Unavailable:
-                # Under a clock that is behind no refusal is an entry: who would set it right hears what is wrong.
+                # Under a clock that is behind no refusal is an entry: the administrators get the reason as an error.
                 if not _sets_time(context, accepted.order):
                     raise
                 log.warning("order %s was refused and is no entry: %s", accepted.digest, error.code)
@@ -86,7 +87,7 @@ def check(context: Context, principal: str, payload: bytes) -> tuple[str, ...]:
     """Every reason against an order that its signer has not signed yet; nothing is recorded, and nothing promised."""
     order, state = ORDERS.parse(payload), context.ledger.state
     if order.signer != principal:
-        raise Denied(f"order {order.verb}: expected {principal} to ask of an order of their own, got {order.signer}'s")
+        raise Denied(f"order {order.verb}: expected an order signed by {principal}, got one signed by {order.signer}")
     return _reasons(context, order, state, _decided_at(context, state, order))
 
 
@@ -204,7 +205,9 @@ def _event(state: State, order: Order, final: Order) -> Ordered:
     if verb.two_administrators and not isinstance(order, Endorse) and not state.site.single_administrator:
         return OrderPending(policy=policy)
     if verb.event is None:
-        raise BadInput(f"order {order.verb}: expected it to endorse an order that stands by itself, got {final.verb}")
+        raise BadInput(
+            f"order {order.verb}: expected it to endorse an order other than an endorsement, got {final.verb}"
+        )
     members: dict[str, Any] = {} if verb.body is None else dict(verb.body(state))
     return verb.event(policy=policy, **members)
 

@@ -1,4 +1,4 @@
-"""Where a synthetic log is kept: the auditor's file, and the rows that the ledger itself would have written."""
+"""Stores a synthetic log: as the auditor's file, and as the rows that the ledger itself would have written."""
 
 from __future__ import annotations
 

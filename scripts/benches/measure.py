@@ -1,4 +1,4 @@
-"""What every bench shares: rows, medians of interleaved rounds, the machine in words, and the table."""
+"""What every bench shares: rows, medians of interleaved rounds, a description of the machine, and the table."""
 
 from __future__ import annotations
 

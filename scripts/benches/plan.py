@@ -1,7 +1,7 @@
-"""`scripts/bench plan`: what was planned beside what was measured, configuration by configuration, on this machine.
+"""`scripts/bench plan`: compares the plan with measured values, configuration by configuration, on this machine.
 
-Each is trained for a few steps in a process of its own, over a base that the reader names, with rows of many lengths.
-The plan knows what an import measures: the base's dimensions, quantiles of the lengths. Not the rows.
+Each is trained for a few steps in a process of its own, over a base named on the command line, with rows of many
+lengths. The plan uses what an import measures: the base's dimensions and quantiles of the lengths, not the rows.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One training run in a process of its own, by the functions that the training worker calls; prints its peaks.
 
-The rows are drawn: what a run holds in memory depends on how long they are, never on what they say.
+The rows are random: a run's memory depends on their lengths, not on their contents.
 """
 
 from __future__ import annotations

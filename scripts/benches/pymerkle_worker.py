@@ -3,7 +3,7 @@
 pymerkle is under the GPL, so it runs beside the appliance and nothing here imports it but this program. It reads one
 JSON command a line and answers each with a line of milliseconds. Times are taken in here, so the pipe costs it nothing.
 The tree commits as durably as the ledger: with the argument `wal` by a write-ahead log, as the ledger does, without
-it by the rollback journal that pymerkle leaves SQLite with; both with synchronous=FULL, SQLite's own default.
+it by SQLite's default rollback journal; both with synchronous=FULL, SQLite's own default.
 """
 
 from __future__ import annotations

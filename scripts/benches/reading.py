@@ -1,4 +1,4 @@
-"""Proofs and questions over a ledger that stands."""
+"""Proofs and questions over an existing ledger."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """What the record costs: a run through the service, in its sandbox, beside the same loop bare.
 
 Both read the same sealed base and dataset and train the same resolved recipe. The bare run is a process that does what
-the training worker does: base, rows, steps, weights written; it keeps no training checkpoint, and nobody watches it.
+the training worker does: base, rows, steps, weights written; it keeps no training checkpoint, and no service
+reads its output.
 
-Two equal runs of ten minutes, one after the other, differ by more than what is looked for. So both are under way at
-once and take turns of some seconds: while one goes on, every process of the other is stopped, and only its own turns
-count for each.
+Two equal runs of ten minutes, one after the other, differ by more than the cost to be measured. So both run at once and
+take turns of some seconds: while one runs, every process of the other is stopped. Only its own turns count for each.
 """
 
 from __future__ import annotations

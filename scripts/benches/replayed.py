@@ -1,10 +1,10 @@
-"""How far a window of steps, trained again on another kind of machine, ends from where it ended.
+"""Measures how far a window of steps, trained again on another kind of machine, ends from its recorded end.
 
     python -m scripts.benches.replayed BASE ROWS.csv --text COLUMN --label COLUMN
 
-BASE is a GGUF file or a folder of safetensors. Each column is a process of its own on this machine: another number of
-threads, another instruction set for torch and oneDNN; and, to be told from these, another training: one answer, the
-learning rate, the seed. The printed share is that of `compare_checkpoints`.
+BASE is a GGUF file or a folder of safetensors. Each column is a process of its own on this machine: with another number
+of threads, or another instruction set for torch and oneDNN. Other columns change the training, which must give a larger
+difference: one answer, the learning rate, the seed. The printed share is that of `compare_checkpoints`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A home with adapters that were signed for as real ones are, and that nobody trained.
+"""A home whose adapters have real signatures and were not trained.
 
 Base, dataset, runs, seals, reviews and releases are entries that the rules accepted one by one; the adapters' bytes are
-given. What is admitted, loaded and answered on it goes through the service as it is.
+given. Admissions, loads and answers on it go through the unchanged service.
 """
 
 from __future__ import annotations

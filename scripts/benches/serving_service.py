@@ -1,4 +1,4 @@
-"""What the service around the engine costs: tokens, times and memory through its door, beside its engine alone.
+"""What the service around the engine costs: tokens, times and memory through its API, compared with its engine alone.
 
 Two copies of one home: on one the service runs as it is and is asked over TCP by units with tokens of their own; the
 other's engine is called directly, without authentication, ledger or record. They take turns.

@@ -1,8 +1,7 @@
 """One program that answers, ours or a peer's, in a process of its own.
 
-Reads one JSON command a line and answers each with a line of numbers. Only the program that was told to do something
-works; the others wait for their turn. Every answer goes on to its last token, whatever the model would like, so that
-all programs draw as many.
+Reads one JSON command a line and answers each with a line of numbers. Only one program works at a time; the
+others wait for their turn. No token ends an answer early, so all programs draw the same number.
 """
 
 from __future__ import annotations

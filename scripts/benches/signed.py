@@ -1,4 +1,4 @@
-"""The signed part of a synthetic log: made one entry at a time through the rules, with real keys.
+"""The signed part of a synthetic log, made one entry at a time through the rules, with real keys.
 
 A cycle takes one adapter from its dataset to every unit: one session, 27 orders by four people (Ed25519 and ECDSA
 P-256), a run, a seal, and an admission and a load for each unit.

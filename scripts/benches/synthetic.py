@@ -1,8 +1,8 @@
 """Synthetic logs for benches and tests: fully valid, of any length, made as a stream.
 
 What people sign is made one by one through the rules (`signed`). What units and the service append between (requests,
-heartbeats, refusals) are copies of one entry a kind, chained and hashed as they go; the verifier and the ledger accept
-them as they would accept any others. Memory does not grow with the entries.
+heartbeats, refusals) are copies of one entry for each kind, chained and hashed in sequence. The verifier and the ledger
+accept them as any others. Memory does not grow with the entries.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The auditor's own program over an export: how long, and how much memory it and its children hold."""
+"""Time and memory of the auditor's own program over an export, its children included."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A whole appliance for tests: a real service process, real workers behind real walls, people with keys.
+"""A whole appliance for tests: a real service process, real workers in real sandboxes, people with keys.
 
-The base is a tiny model made on the spot, so that a run takes seconds; the real one is in tests/journeys.
+The base is a tiny random model, so that a run takes seconds. tests/journeys uses a real one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A site's own CA, made on the spot: what a bank's PKI hands out, with real keys and real chains."""
+"""A site's own CA, made when needed, with real keys and chains as a bank's PKI issues them."""
 
 from __future__ import annotations
 

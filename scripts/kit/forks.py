@@ -1,8 +1,8 @@
 """Services and workers that start at once: forks of a process that has imported the program already.
 
-To import it takes a second of each start, with torch three, and the suite starts some hundreds. A fork runs the same
-program with its own environment and streams; what it starts itself is started as ever. The process that forks ends with
-the one that uses it.
+The import takes a second of each start, with torch three, and the suite starts some hundreds. A fork runs the same
+program with its own environment and streams. Programs that it starts itself are started in the usual way. The process
+that forks ends with the one that uses it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A site whose ledger lies in memory: real keys, real envelopes, entries that the rules accept one by one.
+"""A site whose ledger is in memory: real keys, real envelopes, entries that the rules accept one by one.
 
 Stages of a whole journey are built once and forked for each test, so that a test states only what it breaks.
 """

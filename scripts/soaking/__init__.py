@@ -1,1 +1,1 @@
-"""Serving under churn: eight units ask all at once while everything around their adapters changes and fails."""
+"""Serving under change: eight units send requests at once while their adapters change and parts fail."""

@@ -1,4 +1,4 @@
-"""The serving worker, whose batches fail now and then: as a whole, in one row, with numbers that are none, for good."""
+"""The serving worker with injected faults: a whole batch fails, one row fails, logits are not finite, it dies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changes and breaks while the units ask: releases, revocations, the database, the worker, the service itself."""
+"""What changes and breaks while the units send requests: releases, revocations, database, worker, service."""
 
 from __future__ import annotations
 

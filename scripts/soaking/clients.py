@@ -1,4 +1,4 @@
-"""The units' clients: they ask, read quickly, slowly or not to the end, and hold every text against the marks."""
+"""The units' clients: they read answers fast, slowly or in part, and compare every text with the recorded ones."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A whole appliance with many units: each has adapters of its own, sealed, reviewed and released by signed orders.
 
-Everything is real but the training: a sandboxed worker draws the weights (`forge`), and this process, with the
-service's own rules, workflows and keys, records and seals what came of it, as the service does after a run.
+Everything is real except the training: a sandboxed worker draws the weights (`forge`). This process then records and
+seals them with the service's own rules, workflows and keys, as the service does after a run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A worker that draws adapters from random numbers instead of training them, and writes down what each one answers.
+"""A worker that draws adapters from random numbers instead of training them, and records what each one answers.
 
-An adapter's answers are its mark: the draws differ in nearly every token, so a text says which adapter gave it, and any
-other text is nobody's. They are drawn here one at a time, with nothing beside them; an adapter that answers a question
-as an earlier one does is drawn again.
+An adapter's answers identify it: the draws differ in nearly every token, so a text shows which adapter gave it. The
+answers are recorded one at a time, with no other request running. An adapter that answers a question as an earlier one
+does is drawn again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much memory the service and its workers hold, as the kernel counts it."""
+"""The memory of the service and its workers, as the kernel counts it."""
 
 from __future__ import annotations
 

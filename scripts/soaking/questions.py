@@ -1,4 +1,4 @@
-"""What the units ask. Every question has one answer an adapter: nothing is left to chance but what a seed fixes."""
+"""The questions of the units. Each question has one answer for each adapter: all randomness is fixed by a seed."""
 
 from __future__ import annotations
 

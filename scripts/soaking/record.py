@@ -1,4 +1,4 @@
-"""What happened: figures, and whatever must never happen."""
+"""The record of a run: its figures, and its violations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One soak: a deployment, its clients, the churn between them, and the judgement."""
+"""One soak: a deployment, its clients, the changes between them, and the final checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A unit that asks for the worst of everything that is allowed, and a little more, and what it costs the others."""
+"""A unit that sends the most expensive requests that are allowed, and some beyond, and what that costs the others."""
 
 from __future__ import annotations
 

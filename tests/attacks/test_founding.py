@@ -69,7 +69,7 @@ def test_two_inits_at_once_make_one_appliance(url: str, tmp_path: Path) -> None:
             assert entries(url) == 1
         else:
             assert out == "" and not home.exists(), list(home.iterdir())
-            assert "nothing was made here" in err or "got the log" in err, err
+            assert "nothing was created" in err or "got the log" in err, err
 
 
 def entries(url: str) -> int:
@@ -94,7 +94,7 @@ def test_who_comes_while_another_begins_makes_no_key_and_no_file(url: str, tmp_p
         )
 
     with claim_founding(open_engine(url)):
-        with pytest.raises(Conflict, match=r"another .* nothing was made here") as caught:
+        with pytest.raises(Conflict, match=r"another process .* nothing was created") as caught:
             init()
         assert caught.value.code == "locked"
         assert not settings.home.exists()

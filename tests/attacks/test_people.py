@@ -167,7 +167,7 @@ def test_one_administrator_enrols_nobody_alone(shared: Appliance) -> None:
         assert shared.send(envelope, printed, possession=proof)["type"] == "order.pending"
         error = refused(shared, lambda digest=envelope.pae_digest: shared.endorse(digest, by="anna"))
         assert error.reasons == [
-            "separation of duties: expected another administrator than anna, who ordered it",
+            "separation of duties: expected an administrator other than anna, who ordered it",
         ]
         order, meaning = shared.review_order(name, field=field)
         refused(shared, lambda o=order, m=meaning: shared.order(o, m), 401, recorded=False)

@@ -118,7 +118,7 @@ def _open_in_the_clear(site: Appliance) -> None:
         (_anothers_key, 2, "expected PEM files that fit together"),
         (_no_key, 2, "expected certificate and certificate_key"),
         (_lost_key, 2, "expected a file"),
-        (_open_in_the_clear, 2, "open to a network in the clear"),
+        (_open_in_the_clear, 2, "on a network, without TLS"),
     ],
 )
 def test_what_would_not_be_private_does_not_start(made: Appliance, spoiled: Any, code: int, words: str) -> None:

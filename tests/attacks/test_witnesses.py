@@ -106,7 +106,7 @@ def test_a_log_that_a_witness_cosigned_does_not_start_without_its_word(
     lose(site.settings.witnessed)
     message = refused(site, "witness-missing")
     assert (
-        f"expected the word of {ONE} on {known.size} entries or more, as entry {known.index} has it, got none"
+        f"expected a cosignature of {ONE} over {known.size} entries or more, as in entry {known.index}, got none"
         in message
     )
     assert f"copy the state file from the witness's machine to {path}" in message

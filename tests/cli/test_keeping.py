@@ -123,7 +123,7 @@ def test_which_of_several_keys_is_revoked_must_be_said(open_desk: Callable[[str]
     told = _order(desk, "key", "revoke", "rita", old.removeprefix("sha256:")[:8], by="rita")
     assert "is revoked" in told.out and "no key left" not in told.err
     told = desk.as_("anna", "key", "revoke", "nobody", "--yes")
-    assert (told.code, "got nobody of that name" in told.err) == (4, True)
+    assert (told.code, "got one that was never enrolled" in told.err) == (4, True)
 
 
 # The log's key.
@@ -221,7 +221,7 @@ def test_a_printed_name_is_erased_once_its_owner_has_gone(open_desk: Callable[[s
         (["--entry", "1", "--printed-name", "olga"], 2, "got both"),
         (["--entry", "0"], 2, "texts: none"),
         (["--entry", "1", "--field", "owner"], 2, "texts: printed_name"),
-        (["--printed-name", "nobody"], 4, "expected that of somebody enrolled"),
+        (["--printed-name", "nobody"], 4, "expected that of an enrolled name"),
     ],
 )
 def test_an_erasure_says_what_it_needs(

@@ -121,5 +121,5 @@ def test_a_logout_starts_no_service_and_says_that_it_was_not_told(
     _log_in(desk)
     desk.service.settings.socket.unlink()
     told = desk.type("logout")
-    assert told.code == 0 and "was not told" in told.err
+    assert told.code == 0 and "does not know of the logout" in told.err
     assert not profile_path().exists()

@@ -47,7 +47,7 @@ def test_a_failed_run_is_resumed_and_a_window_of_it_is_replayed(open_desk: Calla
     assert (refused.code, "expected olga to be auditor" in refused.err) == (3, True)
     told = desk.as_("olga", "run", "resume", "r-000001", "--yes")
     assert told.code == 0, told.err
-    assert "The run goes on from its last training checkpoint" in told.err
+    assert "The run continues from its last training checkpoint" in told.err
     assert "queued" in desk.as_("olga", "run", "list").out
     listed = desk.as_("audrey", "run", "checkpoints", "r-000001")
     assert listed.out.split()[4:6] == ["2", str(desk.site.state.training_checkpoints.values()[0].index)]
@@ -66,7 +66,7 @@ def test_a_window_whose_beginning_was_swept_is_refused_before_it_is_recorded(ope
     site.add(RunFailed(run=run, code="worker-ended", message=site.text("it was killed")))
     told = desk.as_("audrey", "run", "replay", run, "--from", "2", "--to", "4", "--yes")
     assert told.code == 4
-    assert "policy's days for it are over" in told.err and "begins at 0" in told.err
+    assert "its retention has ended" in told.err and "begins at 0" in told.err
     assert site.state.replays.values() == ()
 
 

@@ -60,7 +60,7 @@ def test_a_short_passphrase_is_refused_with_its_length(tmp_path: Path) -> None:
 
 def test_a_wrong_passphrase_names_the_file(tmp_path: Path) -> None:
     create_key(tmp_path / "ada.key", PASSPHRASE)
-    with pytest.raises(NotAuthenticated, match=r"ada\.key: expected the passphrase that locked it"):
+    with pytest.raises(NotAuthenticated, match=r"ada\.key: expected its passphrase"):
         open_key(tmp_path / "ada.key", lambda: b"another passphrase")
 
 

@@ -54,8 +54,8 @@ def _other_entry(answer: Any) -> Any:
         (lambda a: {**a, "documents": {}}, Tampered, "document"),
         (lambda a: {**a, "checkpoint": a["checkpoint"].replace(ORIGIN, "evil.example/log", 1)}, Tampered, "signature"),
         (lambda a: {**a, "checkpoint": "no note"}, Tampered, "note"),
-        (lambda a: {**a, "proof": ["zz"]}, Unavailable, "another answer"),
-        (lambda a: {}, Unavailable, "another answer"),
+        (lambda a: {**a, "proof": ["zz"]}, Unavailable, "expected an entry with its proof, got"),
+        (lambda a: {}, Unavailable, "expected an entry with its proof, got"),
     ],
 )
 def test_an_entry_that_is_not_proved_is_not_read(
@@ -178,7 +178,7 @@ def test_a_client_that_leaves_ends_its_verification(
         while not cancelled():
             time.sleep(0.01)
         ended.set()
-        raise Unavailable("program: expected somebody who waits for its answer, got nobody")
+        raise Unavailable("program: expected a caller that waits for its answer, got none")
 
     monkeypatch.setattr(verification, "run_program", wait)
     monkeypatch.setattr(log, "LONG_TIMEOUT_S", 0.3)

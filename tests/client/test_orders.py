@@ -56,7 +56,7 @@ def test_an_order_is_checked_before_it_is_signed_and_nothing_is_recorded(open_of
 
 def test_nobody_asks_of_an_order_of_somebody_else(open_office: Callable[..., Office]) -> None:
     office = open_office("staffed")
-    with pytest.raises(Denied, match="expected olga to ask of an order of their own, got anna's"):
+    with pytest.raises(Denied, match="expected an order signed by olga, got one signed by anna"):
         orders.check(office.as_("olga"), _revocation(office))
     with pytest.raises(NotAuthenticated):
         office.door.post("/v1/orders/check", {"statement": ""}, reading=False)
@@ -250,5 +250,5 @@ def test_a_digest_may_be_cut_but_not_so_far_that_it_fits_two(open_office: Callab
             orders.find_pending(listed, prefix)
     assert orders.find_pending([found], None) == found
     for listed in ([], [found, twin]):
-        with pytest.raises(BadInput, match="one order that waits"):
+        with pytest.raises(BadInput, match="exactly one pending order"):
             orders.find_pending(listed, None)

@@ -40,7 +40,7 @@ def test_a_person_is_enrolled_with_the_key_that_they_proved(open_office: Callabl
     ("name", "origin", "words"),
     [
         ("mallory", ORIGIN, "principal: expected dora, got mallory"),
-        ("dora", "other.example/log", "the person makes another: appliance key prove --as dora"),
+        ("dora", "other.example/log", "make a new one with: appliance key prove --as dora"),
     ],
 )
 def test_a_proof_for_another_name_or_another_log_is_refused(tmp_path: Path, name: str, origin: str, words: str) -> None:

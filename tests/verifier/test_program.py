@@ -141,7 +141,7 @@ def test_a_single_administrator_is_shouted(files: Files, capsys: pytest.CaptureF
     files.export.write_bytes(export_of(site))
     files.trust.write_bytes(encode_trust(site.trust))
     code, out, _ = run(capsys, files.export, "--trust", files.trust)
-    assert (code, "ONE ALONE" in out) == (0, True)
+    assert (code, "ONE ADMINISTRATOR" in out) == (0, True)
 
 
 @pytest.mark.parametrize("what", ["missing", "no tar", "empty", "trust missing", "trust wrong"])

@@ -157,7 +157,7 @@ def test_a_slow_stranger_is_left_and_those_at_the_socket_are_answered(start: Sta
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"APPLIANCE_PEOPLE": "0.0.0.0:8333"}, "in the clear"),
+        ({"APPLIANCE_PEOPLE": "0.0.0.0:8333"}, "without TLS"),
         ({"APPLIANCE_PEOPLE": "8333"}, "HOST:PORT"),
         ({"APPLIANCE_PEOPLE": "127.0.0.1:8333", "APPLIANCE_PEOPLE_CLIENT_CA": "ca.pem"}, "certificate_key beside it"),
     ],
@@ -171,5 +171,5 @@ def test_the_units_ca_is_not_taken_for_the_peoples(start: Start, tmp_path: Path)
     one = Authority(tmp_path / "one")
     copy = tmp_path / "copy.pem"
     copy.write_bytes(one.file.read_bytes())
-    with pytest.raises(RuntimeError, match="another CA than that of the units' hosts"):
+    with pytest.raises(RuntimeError, match="a CA other than that of the units' hosts"):
         start({"APPLIANCE_CLIENT_CA": str(one.file), "APPLIANCE_PEOPLE_CLIENT_CA": str(copy)})

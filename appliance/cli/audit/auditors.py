@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from appliance.domain.core.entry import Entry
 
     Told = tuple[Entry, dict[str, Any] | None]
-    """An entry, and what is told of it where it is a review."""
+    """An entry, and for a review what the service says of it."""
 
 OUTCOMES = ("success", "failure", "denied", "pending", "interrupted")
 TABLE = 200
-"""Entries that a table shows unless it is told otherwise: it is written for a person."""
+"""How many entries a table shows by default."""
 
 _COLUMNS = ("index", "time", "type", "actor", "source", "outcome", "subjects", "prev", "leaf")
 _REVIEW_COLUMNS = ("decision", "unit", "field", "state", "superseded_by", "valid_until")
@@ -52,22 +52,29 @@ def ledger() -> None:
     ),
 )
 @click.option(
-    "--type", "types", metavar="TYPE", multiple=True, help="Such as run.started; given several times, any of them."
+    "--type", "types", metavar="TYPE", multiple=True, help="Such as run.started. Repeat it to match any of several."
 )
 @click.option("--actor", metavar="NAME", help="Who did it; `service` for the appliance itself.")
 @click.option(
-    "--subject", "subjects", metavar="SUBJECT", multiple=True, help="Such as adapter:clauses@1; several: all of them."
+    "--subject",
+    "subjects",
+    metavar="SUBJECT",
+    multiple=True,
+    help="Such as adapter:clauses@1. Repeat it to match all of several.",
 )
 @click.option("--unit", metavar="NAME", help="The business unit that it is about.")
-@click.option("--outcome", type=click.Choice(OUTCOMES), help="How it ended.")
-@click.option("--since", metavar="TIME", help=f"From this time on: {PAST_HELP}")
-@click.option("--until", metavar="TIME", help="Up to this time, in the same words; a date counts to its end.")
-@click.option("--after", type=click.IntRange(0), metavar="ENTRY", help="Entries behind this one.")
-@click.option("--before", type=click.IntRange(0), metavar="ENTRY", help="Entries ahead of this one.")
+@click.option("--outcome", type=click.Choice(OUTCOMES), help="The outcome of the entry.")
+@click.option("--since", metavar="TIME", help=f"From this time: {PAST_HELP}")
+@click.option("--until", metavar="TIME", help="Up to this time, in the same form; a date includes its whole day.")
+@click.option("--after", type=click.IntRange(0), metavar="ENTRY", help="Only entries after this one.")
+@click.option("--before", type=click.IntRange(0), metavar="ENTRY", help="Only entries before this one.")
 @click.option(
-    "--limit", type=click.IntRange(1), metavar="N", help=f"At most N, from the first that fits; {TABLE} in a table."
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    help=f"At most N, from the first match. Default in a table: {TABLE}.",
 )
-@click.option("--last", type=click.IntRange(1), metavar="N", help="Only the last N that fit, read from the end.")
+@click.option("--last", type=click.IntRange(1), metavar="N", help="Only the last N matches.")
 @click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values with a header line.")
 @reads
 @click.pass_obj
@@ -186,7 +193,7 @@ def _print_csv(entries: Iterable[Told]) -> None:
 
 @ledger.command("show", example="appliance ledger show 12\nappliance ledger show 12 --document order > order.json")
 @click.argument("index", type=click.IntRange(0), metavar="ENTRY")
-@click.option("--document", "role", metavar="ROLE", help="Print this document's own bytes, and nothing else.")
+@click.option("--document", "role", metavar="ROLE", help="Print only the bytes of this document.")
 @reads
 @click.pass_obj
 def show(caller: Caller, index: int, role: str | None) -> None:
@@ -330,7 +337,7 @@ def _end(report: dict[str, Any]) -> None:
     """Only a verified log succeeds."""
     if report["verdict"] == "failed":
         count = len(report.get("findings") or ()) + len(report.get("local_findings") or ())
-        raise Tampered(f"ledger: expected it to hold, got findings: {count}", code="failed")
+        raise Tampered(f"ledger: expected no findings, got {count}", code="failed")
     if report["verdict"] != "verified":
         raise Unavailable(
             "ledger: expected everything to be checked, got the verdict unverifiable; "

@@ -18,7 +18,7 @@ from appliance.cli.support.times import PAST_HELP, parse_point
 _AT = click.option(
     "--at",
     metavar="MOMENT",
-    help=f"An entry's number, or a time: {PAST_HELP} A date counts to its end. Now, unless it is given.",
+    help=f"An entry's number, or a time: {PAST_HELP} A date includes its whole day. Default: now.",
 )
 
 
@@ -35,12 +35,12 @@ def _moment(at: str | None) -> str | None:
 @reads
 @click.pass_obj
 def could_load(caller: Caller, unit: str, at: str | None) -> None:
-    """What a unit could have loaded at a moment, by whose sign-offs, and what stood against the rest.
+    """What a unit could have loaded at a moment, by whose sign-offs, and why not the rest.
 
     Decided by the rules that admit adapters, over the state as of the last entry at that moment or before it. A folder
-    that was exported for a host of the unit's own is named until its date, whatever was revoked since. Every entry that
-    speaks for or against a released adapter is proved to be in the log before it is printed. That none was left out
-    shows when the log is verified: `ledger verify`, or `appliance-verify` on an export.
+    that was exported for the unit's own host is named until its date, even if something was revoked since. Every entry
+    that counts for or against a released adapter is proved to be in the log before it is printed. That none was left
+    out shows when the log is verified: `ledger verify`, or `appliance-verify` on an export.
     """
     from appliance.client.people import check_unit
     from appliance.client.questions import could_load as ask
@@ -125,7 +125,9 @@ def _slot(slot: dict[str, Any] | None) -> str:
 
 @command("state", example="appliance ledger state --at 41\nappliance ledger state --at 7d --kind adapter --json")
 @_AT
-@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Such as principal, adapter or release; several.")
+@click.option(
+    "--kind", "kinds", multiple=True, metavar="KIND", help="Such as principal, adapter or release. Can be repeated."
+)
 @reads
 @click.pass_obj
 def state(caller: Caller, at: str | None, kinds: tuple[str, ...]) -> None:

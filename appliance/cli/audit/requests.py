@@ -1,4 +1,4 @@
-"""Who was answered by what: one request, from the log, with the proof that anybody can check."""
+"""One request from the log: which unit, which adapter, and a proof that can be checked without the service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a dataset was used for, and whether a row was in it: asked by whoever brings data in and whoever audits."""
+"""What a dataset was used for, and whether a row was in it: for importers and auditors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ _MAX_ROW_BYTES = 4_000_000
 )
 @click.argument("name", metavar="NAME[@VERSION]")
 @click.option("--row", metavar="TEXT", help="Was this text one of its rows?")
-@click.option("--row-file", type=_PATH, metavar="FILE", help="The same, the text from a file but for its last newline.")
+@click.option(
+    "--row-file", type=_PATH, metavar="FILE", help="As --row, with the text from a file, without its last newline."
+)
 @click.option("--proof", type=_PATH, metavar="FILE", help="Write the rows' proofs to a new file.")
 @reads
 @click.pass_obj

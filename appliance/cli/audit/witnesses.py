@@ -52,15 +52,15 @@ def vkey(caller: Caller, file: Path, name: str) -> None:
 @_NAME
 @click.option("--log", required=True, metavar="LOG", help="The log's vkey, or a trust file that names it.")
 @click.option("--state", required=True, type=_FILE, metavar="FILE", help="What this witness saw last.")
-@click.option("--out", type=_FILE, metavar="FILE", help="The cosigned checkpoint, instead of stdout.")
-@click.option("--first", is_flag=True, help="Begin the state file, and believe the log as it is now.")
+@click.option("--out", type=_FILE, metavar="FILE", help="Write the cosigned checkpoint here instead of to stdout.")
+@click.option("--first", is_flag=True, help="Create the state file, and trust the log as it is now.")
 @keyed
 @click.pass_obj
 def cosign(caller: Caller, request: Path, name: str, log: str, state: Path, out: Path | None, first: bool) -> None:
     """Cosign the checkpoint of REQUEST when it continues what was seen last; else refuse, and say why.
 
-    The state is on disk before the cosignature leaves. Whoever loses it does not begin it again: a witness that
-    forgot would cosign another history.
+    The state is on disk before the cosignature is output. Do not replace a lost state: a witness without it would
+    cosign a second history.
     """
     from appliance import witness as program
 
@@ -75,8 +75,8 @@ def cosign(caller: Caller, request: Path, name: str, log: str, state: Path, out:
 
 @witness.command("request", example="appliance witness request /mnt/stick/request --witness witness.example/w1")
 @click.argument("file", type=_FILE)
-@click.option("--witness", "name", metavar="NAME", help="Whom to ask; where policy names one witness, that one.")
-@click.option("--old", type=click.IntRange(0), metavar="SIZE", help="What it saw last, where it says so in a refusal.")
+@click.option("--witness", "name", metavar="NAME", help="The witness to ask. Default: the policy's only witness.")
+@click.option("--old", type=click.IntRange(0), metavar="SIZE", help="The size that it saw last, as its refusal says.")
 @reads
 @click.pass_obj
 def request_cosignature(caller: Caller, file: Path, name: str | None, old: int | None) -> None:

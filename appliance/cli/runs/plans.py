@@ -1,4 +1,4 @@
-"""What a run will cost, before it is ordered: read by whoever trains, and by whoever pays for it."""
+"""What a run will cost, before it is ordered: for those who train and those who pay for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PHASES = (("load", "loading"), ("train", "training"), ("save", "saving"), ("eval
 
 @command("plan", example="appliance run plan recipe.yaml\nappliance run plan recipe.yaml --calibrate")
 @click.argument("path", metavar="RECIPE", type=click.Path(path_type=Path))
-@click.option("--calibrate", is_flag=True, help="First have this machine measured, by a few short steps of the recipe.")
+@click.option("--calibrate", is_flag=True, help="First measure this machine with a few short steps.")
 @reads
 @click.pass_obj
 def plan(caller: Caller, path: Path, calibrate: bool) -> None:
@@ -56,7 +56,7 @@ def print_plan(made: Plan) -> None:
 
 
 def summarise(made: Plan) -> list[tuple[str, object]]:
-    """What somebody who signs must know."""
+    """What a signer must know."""
     from appliance.domain.planning.plan import MARGIN, show_bytes
     from appliance.domain.recipe.rates import list_warnings
 

@@ -20,7 +20,13 @@ def recipe() -> None:
 @recipe.command(
     "new", example="appliance recipe new\nappliance recipe new --to recipe.yaml --base smollm2 --dataset clauses@1"
 )
-@click.option("--to", "path", metavar="FILE", type=click.Path(path_type=Path), help="A new file; else it is printed.")
+@click.option(
+    "--to",
+    "path",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write it to a new file instead of printing it.",
+)
 @click.option("--name", default="my-adapter", show_default=True, help="What the adapter is called.")
 @click.option("--base", default="my-base", show_default=True, metavar="NAME", help="The base it is trained on.")
 @click.option("--dataset", default="my-dataset@1", show_default=True, metavar="NAME@VERSION", help="What it learns.")

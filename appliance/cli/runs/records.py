@@ -80,7 +80,7 @@ def _text(record: Record, recipe: dict[str, Any], metrics: Mapping[str, Any]) ->
     lines += [f"- {name}: {value}" for name, value in facts]
     lines += ["", "![Loss, learning rate, gradient norm, pace and memory by step](training.svg)", ""]
     if record.finished is None:
-        lines += ["The run has not finished: nothing in the ledger binds these steps yet.", ""]
+        lines += ["The run has not finished: no entry of the ledger confirms these steps yet.", ""]
     else:
         index, digest = record.finished.entry.index, record.finished.entry.body["record"]
         lines += [
@@ -113,9 +113,9 @@ def report(caller: Caller, name: str, folder: Path) -> None:
 
 @command("export", example="appliance run export r-000001 --to wandb --folder tracked")
 @click.argument("name", metavar="RUN")
-@click.option("--to", "kind", required=True, type=click.Choice(["wandb"]), help="For which tracker.")
+@click.option("--to", "kind", required=True, type=click.Choice(["wandb"]), help="The tracker to export to.")
 @click.option("--folder", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="A new folder.")
-@click.option("--python", default=sys.executable, metavar="FILE", help="A Python where wandb is installed.")
+@click.option("--python", default=sys.executable, metavar="FILE", help="A Python interpreter with wandb installed.")
 @reads
 @click.pass_obj
 def export(caller: Caller, name: str, kind: str, folder: Path, python: str) -> None:

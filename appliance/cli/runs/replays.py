@@ -1,4 +1,4 @@
-"""Runs that go on, and runs that are trained again: a failed one by whoever ordered it, a window by an auditor."""
+"""Resuming a failed run, for the person who ordered it, and replaying a window of steps, for an auditor."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def checkpoints(caller: Caller, name: str) -> None:
 @click.argument("name", metavar="RUN")
 @click.option("--from", "first", type=click.IntRange(0), required=True, help="A recorded step; 0 is the beginning.")
 @click.option("--to", "last", type=click.IntRange(1), required=True, help="A later recorded step.")
-@click.option("--wait/--no-wait", default=True, help="Stay until there is a verdict.")
+@click.option("--wait/--no-wait", default=True, help="Wait until there is a verdict.")
 @signs
 @click.pass_obj
 def replay(caller: Caller, name: str, first: int, last: int, wait: bool) -> None:

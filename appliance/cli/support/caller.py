@@ -95,7 +95,7 @@ class Caller:
 
     @cached_property
     def door(self) -> Door:
-        """The service's door; an embedded service is started behind it when none answers."""
+        """The connection to the service; an embedded service is started when none answers."""
         from appliance.client.support.door import Door
         from appliance.client.support.embedded import start_service
 
@@ -202,7 +202,7 @@ class Caller:
         return text.encode("utf-8")
 
     def confirm(self, question: str) -> None:
-        """Goes on after a yes, or with --yes; without a terminal nobody can say it."""
+        """Continues after a yes, or with --yes, which is needed without a terminal."""
         if self.yes:
             return
         if not is_interactive():
@@ -242,5 +242,5 @@ def _tell_waiting(doing: str) -> None:
 
 
 def is_interactive() -> bool:
-    """Whether somebody can be asked."""
+    """Whether there is a terminal to ask at."""
     return sys.stdin.isatty()

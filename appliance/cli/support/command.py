@@ -124,7 +124,7 @@ _WIDE = click.option(
     is_flag=True,
     expose_value=False,
     callback=be_wide,
-    help="Cut and wrap nothing to the terminal's width.",
+    help="Do not cut or wrap lines to the terminal's width.",
 )
 _YES = _option("--yes", "yes", "Sign without asking.", is_flag=True)
 

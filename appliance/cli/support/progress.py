@@ -34,7 +34,7 @@ class Meter:
         self.set(self.done + count)
 
     def set(self, done: int, note: str = "") -> None:
-        """`note` stands behind the count: the loss, a name."""
+        """`note` follows the count: the loss, a name."""
         if self.done == 0 and done > 0:
             # The estimate counts from the first step on: what came before was loading.
             self._began, self._begun_at = time.monotonic(), done

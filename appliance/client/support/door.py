@@ -28,6 +28,7 @@ from appliance.errors import (
     TooMany,
     Unavailable,
 )
+from appliance.formats.core.fields import show
 
 if TYPE_CHECKING:
     import httpx
@@ -109,12 +110,14 @@ def parse_address(text: str, ca: Path | None, certificate: tuple[Path, Path] | N
         raise BadInput(f"address: expected HOST:PORT, got {text!r}")
     host = host.strip("[]")
     if ca is None and host not in ("127.0.0.1", "::1", "localhost"):
-        raise BadInput(f"address, {text}: expected --ca FILE, the site's CA, beside it: it is not this machine")
+        raise BadInput(
+            f"address, {text}: expected --ca FILE with the site's CA, because it is not this machine, got none"
+        )
     return Address(host, int(port), ca, certificate)
 
 
 class Door:
-    """`start` is called once when nobody answers; `bearer` once a read needs a session."""
+    """`start` is called once when no service answers, `bearer` once a read needs a session."""
 
     def __init__(self, where: Path | Address, start: Callable[[], None] | None = None) -> None:
         self.where = where
@@ -154,7 +157,7 @@ class Door:
         try:
             return About(**{name: answer[name] for name in About.__dataclass_fields__})
         except (KeyError, TypeError):
-            raise Unavailable(f"service, {self.where}: expected it to describe itself, got another answer") from None
+            raise Unavailable(f"service, {self.where}: expected it to describe itself, got {show(answer)}") from None
 
     def get(self, path: str, **query: Parameter | None) -> Any:
         """A read, under the caller's session; parameters that are None are left out, a sequence is repeated."""
@@ -187,7 +190,7 @@ class Door:
         raise AssertionError("unreachable: the second answer is returned or raised")
 
     def put(self, path: str, chunks: Callable[[], Iterator[bytes]], size: int) -> Any:
-        """Sends a stream of `size` bytes; it is begun again once, when the service has refused the session."""
+        """Sends a stream of `size` bytes; it is sent again once when the service has refused the session."""
         headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
         for renew in (False, True):
             authority = self._authority(True, renew)
@@ -249,19 +252,19 @@ class Door:
         except httpx.HTTPError as error:
             raise Unavailable(
                 f"service, {method} {path}: expected an answer, got {type(error).__name__}; "
-                "whether it was carried out is not known: look before you repeat it, with: appliance ledger log"
+                "it may have been carried out; check before you repeat it: appliance ledger log"
             ) from None
 
 
 def is_answering(path: Path) -> bool:
-    """Whether anybody accepts a connection at the socket; Denied where this account may not try."""
+    """Whether a service accepts a connection at the socket; Denied where this account may not try."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(CONNECT_TIMEOUT_S)
         try:
             probe.connect(str(path))
         except PermissionError:
             raise Denied(
-                f"service, {path}: expected your account to reach it, got none of its rights; ask who runs it to take "
+                f"service, {path}: expected access for your account, got permission denied; ask who runs it to take "
                 "you into its socket_group, then log in anew"
             ) from None
         except OSError:

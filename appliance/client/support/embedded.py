@@ -1,4 +1,4 @@
-"""Starts the embedded service, detached, when the socket does not answer and nobody else runs it."""
+"""Starts the embedded service, detached, when the socket does not answer and no other process runs it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def start_service(
 ) -> None:
     """Returns once the socket answers; Unavailable says why it does not, with the last line of the service's log.
 
-    A service that reads a long log says how far it is, and is waited for; `tell` hears it every few seconds.
+    A service that reads a long log reports its progress, and is waited for; `tell` gets it every few seconds.
     """
     _check_own(place)
     process: subprocess.Popen[bytes] | None = None

@@ -1,4 +1,4 @@
-"""Files that belong to one person: read and written so that nobody else reads them and no link leads elsewhere."""
+"""Files of one person, read and written so that no other account can read them and no link is followed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from appliance.errors import BadInput, Conflict, Denied, NotFound, TooLarge, Unavailable
+from appliance.formats.core.digest import kind_of
 
 PRIVATE = 0o600
 
@@ -18,7 +19,7 @@ def read_private(path: Path, what: str, limit: int) -> bytes:
     try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
-            raise BadInput(f"{what}, {path}: expected a regular file, got another kind")
+            raise BadInput(f"{what}, {path}: expected a regular file, got {kind_of(status.st_mode)}")
         if status.st_mode & 0o077:
             raise Denied(
                 f"{what}, {path}: expected mode 0600, readable by its owner alone, got {status.st_mode & 0o777:04o}; "
@@ -36,7 +37,7 @@ def read_file(path: Path, what: str, limit: int) -> bytes:
     if not path.exists():
         raise NotFound(f"{what}, {path}: expected a file, got nothing")
     if not path.is_file():
-        raise BadInput(f"{what}, {path}: expected a regular file, got another kind")
+        raise BadInput(f"{what}, {path}: expected a regular file, got {kind_of(path.stat().st_mode)}")
     try:
         with path.open("rb") as file:
             return _read(file.fileno(), path, what, limit)

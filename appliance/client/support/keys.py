@@ -65,13 +65,15 @@ def check_passphrase(passphrase: bytes) -> None:
 
 
 def open_key(path: Path, ask: Ask) -> Ed25519Signer:
-    """The unlocked key. The file is checked before anybody is asked for a passphrase."""
+    """The unlocked key. The file is checked before a passphrase is asked for."""
     data = read_private(path, "key file", _MAX_KEY_FILE_BYTES)
     parse_key_file_spki(data)
     try:
         return parse_key_file(data, ask())
     except NotAuthenticated:
-        raise NotAuthenticated(f"key file, {path}: expected the passphrase that locked it, got another") from None
+        raise NotAuthenticated(
+            f"key file, {path}: expected its passphrase, got a wrong one, or the file was changed"
+        ) from None
 
 
 def read_public_key(path: Path) -> bytes:
@@ -86,7 +88,7 @@ def read_public_key(path: Path) -> bytes:
 
 
 def passphrase_of_file(path: Path) -> bytes:
-    """The file's first line; refused when anybody but its owner can read it, or when it is a link."""
+    """The file's first line; refused when an account other than its owner's can read it, or when it is a link."""
     return _first_line(read_private(path, "passphrase file", _MAX_PASSPHRASE_BYTES), f"passphrase file, {path}")
 
 

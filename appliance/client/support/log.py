@@ -14,7 +14,7 @@ from appliance.domain.core.entry import Entry, parse_entry
 from appliance.errors import BadInput, Conflict, NotFound, Tampered, Unavailable
 from appliance.formats.core.commitment import Disclosure, parse_disclosure_value, verify_disclosure
 from appliance.formats.core.digest import Hasher, digest_bytes
-from appliance.formats.core.fields import parse_base64
+from appliance.formats.core.fields import parse_base64, show
 from appliance.formats.core.merkle import verify_inclusion
 from appliance.formats.log.checkpoint import open_checkpoint
 from appliance.formats.log.proof import Proof, encode_proof
@@ -36,8 +36,8 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Proven:
-    """An entry with its documents, proved to stand under a log checkpoint of `size` entries; `proof` proves it again
-    to anybody else (c2sp.org/tlog-proof)."""
+    """An entry with its documents, proved to stand under a log checkpoint of `size` entries; `proof` proves it without
+    the service (c2sp.org/tlog-proof)."""
 
     entry: Entry
     documents: Mapping[str, bytes]
@@ -87,7 +87,7 @@ def read_entry(door: Door, anchor: Anchor, index: int) -> Proven:
         proof = [bytes.fromhex(step) for step in answer["proof"]]
         note = answer["checkpoint"].encode("utf-8")
     except (KeyError, TypeError, AttributeError, ValueError):
-        raise Unavailable(f"service, entry {index}: expected an entry with its proof, got another answer") from None
+        raise Unavailable(f"service, entry {index}: expected an entry with its proof, got {show(answer)}") from None
     if entry.index != index:
         raise Tampered(f"entry {index}: expected this index, got {entry.index}")
     checkpoint = open_checkpoint(note, anchor.log_key)
@@ -132,7 +132,7 @@ def find_told(
 ) -> Iterator[tuple[Entry, dict[str, Any] | None]]:
     """The same, each with what the service says of it where it is a review: its decision, and what that counts for.
 
-    `strict`: BadInput where a filter's word is not known, before anything is told.
+    `strict`: BadInput where a filter's word is not known, before anything is returned.
     """
     while True:
         bounds: dict[str, int | None] = {"after": after, "before": before, "limit": min(page, PAGE)}
@@ -183,5 +183,5 @@ def verify(door: Door, trust: Trust | None) -> dict[str, Any]:
         }
     report = door.post("/v1/ledger/verify", {"trust": value}, timeout_s=LONG_TIMEOUT_S)
     if not isinstance(report, dict) or "verdict" not in report:
-        raise Unavailable("service, verify: expected a report with a verdict, got another answer")
+        raise Unavailable(f"service, verify: expected a report with a verdict, got {show(report)}")
     return report

@@ -27,7 +27,7 @@ from appliance.formats.core.commitment import (
     verify_disclosure,
 )
 from appliance.formats.core.digest import digest_bytes
-from appliance.formats.core.fields import encode_base64, parse_base64
+from appliance.formats.core.fields import encode_base64, parse_base64, show
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.log.checkpoint import Checkpoint, open_checkpoint
 from appliance.formats.signatures.dsse import Envelope, parse_envelope, sign_envelope
@@ -43,7 +43,7 @@ O = TypeVar("O", bound=Order)  # noqa: E741
 
 @dataclass(frozen=True)
 class Proposal:
-    """An order that nobody has signed yet, and what will lie beside it. `resolved`: the values that were `auto`."""
+    """An unsigned order, and the texts and documents that go with it. `resolved`: the values that were `auto`."""
 
     order: Order
     disclosures: tuple[Disclosure, ...] = ()
@@ -58,7 +58,7 @@ class Signed:
 
     @property
     def digest(self) -> str:
-        """What identifies the order in the ledger, whoever signed it."""
+        """What identifies the order in the ledger, independent of its signature."""
         return self.envelope.pae_digest
 
 
@@ -107,7 +107,7 @@ def propose(
 
 
 def reasons_against(door: Door, proposal: Proposal) -> tuple[str, ...]:
-    """What the service would say against the order, before anybody signs it; nothing is recorded."""
+    """Why the service would refuse the order, before it is signed; nothing is recorded."""
     statement = encode_base64(encode_order(proposal.order))
     return tuple(map(str, door.post("/v1/orders/check", {"statement": statement})["reasons"]))
 
@@ -123,9 +123,8 @@ def sign(proposal: Proposal, key: Signer) -> Signed:
 
 
 def submit(door: Door, signed: Signed, log_key: str, *, successor: str | None = None) -> Receipt:
-    """Hands the order in, and believes the answer only with a checkpoint of the log that covers the entry.
-
-    `successor`: the log's next key, where this very order puts it in the place of `log_key`.
+    """Submits the order, and accepts the answer only with a checkpoint of the log that covers the entry. `successor`:
+    the log's next key, where this order replaces `log_key`.
     """
     body = {
         "envelope": envelope_value(signed.envelope),
@@ -145,7 +144,7 @@ def submit(door: Door, signed: Signed, log_key: str, *, successor: str | None = 
             size=checkpoint.size,
         )
     except (KeyError, TypeError, AttributeError):
-        raise Unavailable("service, order: expected a receipt, got another answer") from None
+        raise Unavailable(f"service, order: expected a receipt, got {show(answer)}") from None
     if receipt.order != signed.digest:
         raise Tampered(f"receipt, order: expected {signed.digest}, got {receipt.order}")
     if receipt.size <= receipt.index:
@@ -183,7 +182,7 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
 
 
 def describe_recipe(recipe: Mapping[str, Any], resolved: frozenset[str]) -> list[tuple[str, str]]:
-    """The resolved recipe; values that were `auto` are marked, since nobody wrote them."""
+    """The resolved recipe; values that were `auto` are marked."""
     return [
         (label_of(name), f"{show_value(value)}{'  (auto)' if name in resolved else ''}")
         for name, value in recipe.items()
@@ -253,7 +252,9 @@ def find_pending(pending: list[Pending], prefix: str | None) -> Pending:
     if prefix is None:
         if len(pending) != 1:
             known = ", ".join(order.digest[:19] for order in pending) or "none"
-            raise BadInput(f"order: expected DIGEST, or one order that waits, got {len(pending)}; pending: {known}")
+            raise BadInput(
+                f"order: expected DIGEST, or exactly one pending order, got {len(pending)}; pending: {known}"
+            )
         return pending[0]
     wanted = prefix.removeprefix("sha256:")
     found = [order for order in pending if order.digest.removeprefix("sha256:").startswith(wanted)]

@@ -20,7 +20,7 @@ VERSION = 1
 _MAX_BYTES = 65_536
 _WHAT = "profile"
 _MEMBERS = ("name", "key", "home", "address", "ca", "certificate", "certificate_key", "trust")
-_AGAIN = "make it anew with: appliance login NAME --key FILE, or remove it with: appliance logout"
+_AGAIN = "write it again with: appliance login NAME --key FILE, or remove it with: appliance logout"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def profile_path() -> Path:
 
 
 def load_profile() -> Profile | None:
-    """None where nobody logged in; a file that is no profile, or that others can read, is refused."""
+    """None without a login; a file that is no profile, or that others can read, is refused."""
     path = profile_path()
     try:
         data = read_private(path, _WHAT, _MAX_BYTES)
@@ -95,8 +95,8 @@ def _parse(data: bytes, what: str) -> Profile:
         content = tomllib.loads(data.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{what}: expected TOML, got {error}; {_AGAIN}") from None
-    if content.pop("version", None) != VERSION:
-        raise BadInput(f"{what}, version: expected {VERSION}, got another; {_AGAIN}")
+    if (version := content.pop("version", None)) != VERSION:
+        raise BadInput(f"{what}, version: expected {VERSION}, got {version!r}; {_AGAIN}")
     for key, value in content.items():
         if key not in _MEMBERS or not isinstance(value, str):
             raise BadInput(f"{what}, {key}: expected {', '.join(_MEMBERS)}, as text, got {value!r}; {_AGAIN}")

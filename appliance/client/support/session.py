@@ -132,12 +132,12 @@ def _open(door: Door, name: str, key: Signer) -> Opened:
         ) from None
     try:
         return Opened(answer["token"], answer["principal"], tuple(answer["roles"]), answer["expires_at"])
-    except (KeyError, TypeError):
-        raise Unavailable("service, session: expected a token, got another answer") from None
+    except (KeyError, TypeError) as error:
+        raise Unavailable(f"service, session: expected a token, got an answer without {error.args[0]}") from None
 
 
 def envelope_value(envelope: Envelope) -> dict[str, object]:
-    """An envelope as the JSON object that the door takes."""
+    """An envelope as the JSON object that the API takes."""
     signature = envelope.signature
     return {
         "payload": encode_base64(envelope.payload),

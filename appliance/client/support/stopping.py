@@ -1,7 +1,7 @@
 """Asks the service of a data folder to end, and waits until it has: by the process that holds its lock.
 
-A number in a file is not believed: it may be of a process that has taken it since. The signal goes to a process that
-has this very lock file open, through a descriptor of the process itself.
+The process id in a file is not trusted, because a new process may have the same id. The signal goes only to a process
+that has this lock file open, through a descriptor of that process.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ def holder_of(place: Place) -> int | None:
 
 
 def stop_service(place: Place, timeout_s: float, tell: Callable[[str], None]) -> int | None:
-    """The process id of the service that has ended; None where none ran. `tell` hears what it waits for.
-
-    Unavailable where it has not ended in time: it goes on ending.
+    """The process id of the service that has ended; None where none ran. `tell` gets what it waits for. Unavailable
+    where it has not ended in time; it continues to end.
     """
     pid = holder_of(place)
     if pid is None:
@@ -47,7 +46,7 @@ def stop_service(place: Place, timeout_s: float, tell: Callable[[str], None]) ->
     except ProcessLookupError:
         pass  # it has ended by itself
     except PermissionError:
-        raise Unavailable(f"service, process {pid}: expected one of your account's, got another's") from None
+        raise Unavailable(f"service, process {pid}: expected one of your account, got one of another account") from None
     finally:
         os.close(process)
     _wait(place, timeout_s, tell)

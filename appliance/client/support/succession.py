@@ -1,5 +1,5 @@
-"""A log whose key was rotated, still believed from the trust file alone: what the first key no longer signs is verified
-here, entry for entry, and the key that it leads to is remembered.
+"""A log whose key was rotated, checked from the trust file alone: the entries up to the rotation are verified one by
+one, and the key that they lead to is remembered.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ _MAX_VKEY_BYTES = 1_024
 
 
 def follow(door: Door, about: About, trust: Trust) -> Anchor:
-    """The anchor of a service that says another log key than the trust file does.
-
-    While the trust file's own key signs too, it is believed as ever. Afterwards the whole log is verified once.
+    """The anchor of a service whose log key is not the trust file's. While the trust file's key also signs, it is used
+    as before. Afterwards the whole log is verified once.
     """
     anchor = anchor_of(replace(about, log_key=trust.log_key), trust)
     if _signs_still(door, trust.log_key):

@@ -17,7 +17,7 @@ Progress = Callable[[int], None]
 """Called with the bytes that went out since the last call."""
 
 _CHUNK_BYTES = 1 << 20
-# Named here so that nobody uploads gigabytes first; the service refuses whatever it does not know.
+# Refused here before gigabytes are uploaded; the service refuses every name that it does not know.
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -40,7 +40,8 @@ def read_base(path: Path, name: str) -> Source:
     if path.is_dir():
         return _read_folder(path, name)
     if path.suffix.lower() != ".gguf":
-        raise BadInput(f"base, {path}: expected a folder of safetensors or a .gguf file, got another file")
+        got = f"a file with the ending {path.suffix!r}"
+        raise BadInput(f"base, {path}: expected a folder of safetensors or a .gguf file, got {got}")
     return read_source(path, "gguf")
 
 
@@ -95,4 +96,4 @@ def _read(path: Path, size: int, progress: Progress) -> Iterator[bytes]:
             yield chunk
             progress(len(chunk))
     if hasher.size != size:
-        raise Unavailable(f"upload, {path}: expected {size} bytes, got another size: it changed while it was read")
+        raise Unavailable(f"upload, {path}: expected {size} bytes, got a different size: it changed while it was read")

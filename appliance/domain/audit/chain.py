@@ -38,7 +38,7 @@ class Chain:
         try:
             self._claimed = parse_checkpoint(parse_note(note).text)
         except ApplianceError:
-            return  # no checkpoint: whoever opens it will say so
+            return  # no checkpoint: opening it reports that
         self._keep_root()
 
     def _grow(self, leaf: bytes) -> None:

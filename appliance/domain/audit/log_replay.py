@@ -18,7 +18,7 @@ from appliance.errors import ApplianceError, BadInput, Unavailable
 from appliance.formats.core.commitment import Disclosure, verify_disclosure
 
 Documents = Callable[[str], bytes | None]
-"""The bytes kept under a digest, or None; they are hashed here, not believed."""
+"""The bytes kept under a digest, or None; they are hashed here."""
 
 Decide = Callable[[Principal, Order, State, Time], tuple[str, ...]]
 SitePolicy = Callable[[PolicySet], Decide]
@@ -37,7 +37,7 @@ class Disclosed:
     def __init__(self, findings: Findings, disclosures: Iterable[Disclosure]) -> None:
         self._findings = findings
         self._opened = bytearray()
-        """The commitments' 32 bytes, one behind the other."""
+        """The commitments' 32 bytes, concatenated."""
         for disclosure in disclosures:
             try:
                 verify_disclosure(disclosure)
@@ -114,7 +114,7 @@ class LogReplay:
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             # What no rule foresaw does not stand either, and the rest of the log is looked at all the same.
             return self._refuse(entry, BadInput(f"expected what a rule can judge, got {type(error).__name__}"))
-        state.keep()  # nobody writes projections here
+        state.keep()  # no projections are written here
         self._count(entry, documents, judged)
         return True
 

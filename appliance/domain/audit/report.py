@@ -11,7 +11,7 @@ MAX_FINDINGS = 1_000
 """Findings kept; those beyond are counted. A broken log may break at every entry."""
 
 Verdict = Literal["verified", "verified, without site policies", "failed", "unverifiable"]
-"""The second one only where whoever asked accepted it before (`judge_site_policies`)."""
+"""The second one only where the caller accepted it beforehand (`judge_site_policies`)."""
 
 
 SITE_POLICIES = "site policies: not replayed"

@@ -1,6 +1,6 @@
 """The state as bytes, and back: what a service goes on from instead of the first entry.
 
-Nothing here says whether the bytes are to be believed: nobody exchanges them, and the state is the fold over the
+Nothing here checks whether the bytes can be trusted: they are not exchanged, and the state is the fold over the
 entries. `store/ledger/snapshots.py` keeps them under the service's own seal.
 """
 
@@ -17,6 +17,7 @@ from appliance.domain.core.names import explain
 from appliance.domain.core.state import State
 from appliance.domain.core.table import Table
 from appliance.errors import BadInput
+from appliance.formats.core.fields import show
 
 _TABLES = {name: table for name, table in vars(State()).items() if isinstance(table, Table)}
 ROWS: dict[str, Any] = {name: table.row for name, table in _TABLES.items() if name != "clearances"}
@@ -56,7 +57,7 @@ def decode_snapshot(data: bytes) -> State:
     except ValidationError as error:
         raise BadInput(f"snapshot: {explain(error)[:500]}") from None
     except (ValueError, TypeError):
-        raise BadInput("snapshot: expected size, time and hash, got something else") from None
+        raise BadInput(f"snapshot: expected size, time and hash, got {show(place)}") from None
     return state
 
 

@@ -1,9 +1,9 @@
 """The verification of a whole log, from bytes alone: what the auditor's program and the service itself run.
 
-Nothing is believed but the trust file. Every entry is parsed again and hashed, chain and tree are rebuilt, the
-checkpoint's signature is checked under the trusted key, and every entry is replayed through `rulebook.apply`:
-signatures, documents, invariants. What stands against the log is a finding that names its entry; what could not be
-checked is said, and without it no log is verified.
+Only the trust file is trusted. Every entry is parsed again and hashed, chain and tree are rebuilt, the checkpoint's
+signature is checked under the trusted key, and every entry is replayed through `rulebook.apply`: signatures, documents,
+invariants. What stands against the log is a finding that names its entry; what could not be checked is said, and
+without it no log is verified.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Audit:
 
     def report(self, now: Time) -> Report:
         """The verdict over what was taken; asked once, at the end."""
-        # Whoever gave the log another key signed that as an administrator, and the trust file names the first of these.
+        # An administrator signed the rotation, and the trust file names the first administrators.
         # Without a trust file a signature is worth a finding when it fails, and proves nothing when it holds.
         site = self.state.sites.get("site")
         self._chain.close(self._log_keys())

@@ -13,7 +13,7 @@ from appliance.domain.core.names import Base64, Digest, Identifier, Nonce, Time,
 from appliance.errors import BadInput, NotAuthenticated
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.digest import digest_bytes
-from appliance.formats.core.fields import encode_base64url, parse_base64url
+from appliance.formats.core.fields import encode_base64url, parse_base64url, show
 from appliance.formats.signatures.dsse import Envelope, encode_envelope, parse_envelope
 from appliance.formats.signatures.statement import Statement, encode_statement, parse_statement
 
@@ -30,7 +30,7 @@ class Credential(Value):
 
 
 class Possession(Credential):
-    """Signed by a key that is to be enrolled: whoever enrols it cannot enrol somebody else's."""
+    """Signed by a key that is to be enrolled, so that nobody can enrol another person's key."""
 
     kind = "possession"
     key: Base64
@@ -67,7 +67,8 @@ def parse_credential(model: type[C], payload: bytes) -> C:
         raise BadInput(f"statement: expected predicateType {expected}, got {statement.predicate_type[:120]!r}")
     credential = parse_value(model, encode_canonical(statement.predicate), model.kind)
     if encode_credential(credential) != payload:
-        raise BadInput(f"{model.kind} statement: expected the subject to be its signer and digest, got another")
+        got = show(statement.subjects)
+        raise BadInput(f"{model.kind} statement: expected its signer and digest as the subject, got {got}")
     return credential
 
 
@@ -82,5 +83,5 @@ def parse_token(text: str) -> Envelope:
         return parse_envelope(parse_base64url(text, "token"))
     except BadInput:
         raise NotAuthenticated(
-            "token: expected a signed unit token (appliance token issue), got another text"
+            "token: expected a signed unit token (appliance token issue), got text that is not one"
         ) from None

@@ -103,7 +103,7 @@ def parse_entry(data: bytes) -> Entry:
 def entry_of(entry: E, data: bytes) -> E:
     """The entry with the bytes that it was read from and their hash; BadInput when it is written otherwise."""
     if write_canonical(entry) != data:
-        raise BadInput("entry: expected canonical JSON (RFC 8785) with every field, got another encoding of it")
+        raise BadInput("entry: expected canonical JSON (RFC 8785) with every field, got a different encoding")
     _keep(entry, data)
     return entry
 

@@ -24,7 +24,7 @@ from appliance.formats.core.timestamp import check_time, encode_time, parse_time
 IDENTIFIER = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 NO_DIGEST = "sha256:" + "0" * 64
 SERVICE = "service"
-"""The actor of what the appliance does by itself, and nobody's name."""
+"""The actor of what the appliance does by itself; no person or unit can have this name."""
 
 _NAME = "lower-case letters, digits and hyphens, at most 63, beginning and ending with a letter or digit"
 
@@ -88,7 +88,7 @@ def _check_base64(text: str) -> str:
 Nonce = Annotated[str, form(r"^[0-9a-f]{32}$", "32 hexadecimal digits")]
 
 Base64 = Annotated[str, StringConstraints(min_length=1, max_length=16384), AfterValidator(_check_base64)]
-"""Standard base64 in its one spelling, so that whoever decodes it later cannot fail."""
+"""Standard base64 in its one spelling, so that decoding it later cannot fail."""
 
 Role = Annotated[
     str,
@@ -98,10 +98,10 @@ Role = Annotated[
         "or release-owner:UNIT such as release-owner:legal",
     ),
 ]
-"""What a principal may do; a reviewer's field and a release owner's unit stand behind the colon."""
+"""What a principal may do; a reviewer's field and a release owner's unit follow the colon."""
 
 EXCLUSIVE_ROLES = ("administrator", "auditor", "unit")
-"""Roles that stand alone: whoever enrols, watches or consumes does not also make or approve."""
+"""Roles that cannot be combined: people who enrol, audit or consume do not also train or approve."""
 
 
 class Value(BaseModel):
@@ -167,7 +167,7 @@ def parse_value(model: type[V], data: bytes, what: str) -> V:
     except ValidationError as error:
         raise BadInput(f"{what}: {explain(error)}") from None
     if encode_value(value) != data:
-        raise BadInput(f"{what}: expected canonical JSON (RFC 8785) with every field, got another encoding of it")
+        raise BadInput(f"{what}: expected canonical JSON (RFC 8785) with every field, got a different encoding")
     return value
 
 

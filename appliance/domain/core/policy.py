@@ -129,7 +129,7 @@ def parse_policy(data: bytes) -> PolicySet:
     except ValidationError as error:
         raise BadInput(f"policy set: {explain(error)}") from None
     if encode_canonical(policy.model_dump(mode="json", exclude_unset=True)) != data:  # `true` would be version 1
-        raise BadInput("policy set: expected canonical JSON (RFC 8785), got another encoding of what it says")
+        raise BadInput("policy set: expected canonical JSON (RFC 8785), got a different encoding")
     return policy
 
 

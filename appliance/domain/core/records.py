@@ -144,7 +144,7 @@ class Run(Value):
     step: int = 0
     """Of its last training checkpoint; 0 while it has none."""
     resumes: int = 0
-    """How often it went on by itself since somebody last ordered it to."""
+    """How often it was resumed without an order since the last order to resume it."""
     seconds: str | None = None
     peak_bytes: int | None = None
     """What its training took: of its last worker's memory the most."""

@@ -71,8 +71,8 @@ class OrderReader:
         return cls({model.verb: model for model in models})
 
     def parse(self, payload: bytes) -> Order:
-        """The order of a statement's bytes; BadInput for an unknown verb, a member that does not fit or other
-        subjects. Whether anybody signed it is not asked."""
+        """The order of a statement's bytes; BadInput for an unknown verb, a member that does not fit or other subjects.
+        Its signature is not checked."""
         return parse_order(payload, self._models)
 
     def read(self, state: State, data: bytes, now: Time) -> Accepted:
@@ -161,7 +161,7 @@ def check_since_reset(what: str, issued: Time, state: State) -> None:
 
 
 def check_enrolled(what: str, issued: Time, key: Key | None, state: State) -> None:
-    """What was signed before its key was enrolled was signed by nobody known."""
+    """A signature from before its key was enrolled is refused, because the key had no owner then."""
     if key is None or key.enrolled_at > add_seconds(issued, state.parameters.clock_skew_s):
         since = "none" if key is None else key.enrolled_at
         raise Denied(f"{what}: expected one issued since its key was enrolled at {since}, got one issued at {issued}")
@@ -177,7 +177,8 @@ def accept_token(state: State, envelope: Envelope, now: Time) -> tuple[UnitToken
     token = parse_credential(UnitToken, envelope.payload)
     unit = _check_credential(state, token, envelope, now, token.expires_at, state.parameters.token_lifetime_s)
     if not unit.has("unit"):
-        raise NotAuthenticated(f"token of {unit.name}: expected a principal with the role unit, got another role")
+        held = ", ".join(unit.roles)
+        raise NotAuthenticated(f"token of {unit.name}: expected a principal with the role unit, got {held}")
     if revoked := token_revoked(state, unit.name, envelope.pae_digest, token.issued_at):
         raise NotAuthenticated(revoked, code="revoked")
     return token, unit

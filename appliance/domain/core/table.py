@@ -46,7 +46,7 @@ class Table(Generic[V]):
         self.set(key, value)
 
     def set(self, key: str, value: V | None) -> None:
-        """Like `put`, for whoever has noted the change, or will never take it back."""
+        """Like `put`, for a caller that has noted the change or will never undo it."""
         self._journal.revision += self._voids_clearances
         if value is None:
             self._rows.pop(key, None)

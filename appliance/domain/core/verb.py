@@ -44,8 +44,8 @@ class Verb:
     order: type[Order]
     may: Invariant
     meaning: str | Callable[[Any], str]
-    """What the signature means, as the signer is told before signing (21 CFR 11.50); of the order where it depends on
-    the order."""
+    """What the signature means, shown before signing (21 CFR 11.50); a function of the order where it depends on the
+    order."""
     event: type[Ordered] | None = None
     apply: Rule | None = None
     two_administrators: bool = False

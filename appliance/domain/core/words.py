@@ -113,7 +113,7 @@ def _got(item: Item) -> str:
     if item["type"] == "missing":
         return ", got none"
     if item["type"] == "json_invalid":
-        return f", got another text: {(item.get('ctx') or {}).get('error', 'it cannot be read')}"
+        return f", got text that is not JSON: {(item.get('ctx') or {}).get('error', 'it cannot be read')}"
     if "actual_length" in (item.get("ctx") or {}):
         return f", got {item['ctx']['actual_length']}"
     if "input" not in item:

@@ -61,5 +61,5 @@ def wrong_share(text: str) -> list[str]:
 
 
 def may_lack(task: Task, part: str, column: str) -> bool:
-    """Whether a file may do without this column: an optional part that nobody named otherwise."""
+    """Whether a file may lack this column: an optional part without a column name of its own."""
     return (task, part) in OPTIONAL and column == part

@@ -1,7 +1,7 @@
 """What an adapter keeps of the quality of the run that it is compared with, and at what share of its cost.
 
 Everything stands in the ledger: the order names the run, both were judged on the held-out rows of one dataset, and
-`run.finished` has time and memory. So whoever has the entries computes the same shares.
+`run.finished` has time and memory. So every reader of the entries computes the same shares.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the metrics of a sealed adapter, or the steps of a run, warn of: one judgement, wherever they are shown.
 
-A warning refuses nothing. People decide; nobody is to overlook that a run ruined what it was to improve.
+A warning refuses nothing. People decide, and must be able to see that a run made its task worse.
 """
 
 from __future__ import annotations

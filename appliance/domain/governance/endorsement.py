@@ -58,7 +58,7 @@ def may_endorse(state: State, order: Endorse, signer: Principal, now: Time) -> R
     if pending is None:
         return [*reasons, f"order: expected one that waits for a second administrator, got {order.order}"]
     if pending.signer == order.signer:
-        reasons.append(f"separation of duties: expected another administrator than {pending.signer}, who ordered it")
+        reasons.append(f"separation of duties: expected an administrator other than {pending.signer}, who ordered it")
     if pending.expires_at <= now:
         reasons.append(f"order: expected one that stands at {now}, got one that expired at {pending.expires_at}")
     return reasons
@@ -76,7 +76,12 @@ def order_pending(case: Case) -> Changes:
     """An order for a change of power, allowed as far as one administrator can."""
     accepted = case.accepted
     order = accepted.order
-    case.require(not case.state.site.single_administrator, "administrators", "two", "a single one, who needs no second")
+    case.require(
+        not case.state.site.single_administrator,
+        "administrators",
+        "two",
+        "a single one, who needs no second",
+    )
     pending = PendingOrder(
         digest=accepted.digest,
         verb=order.verb,
@@ -88,7 +93,7 @@ def order_pending(case: Case) -> Changes:
 
 
 def refused(case: Case) -> Changes:
-    """A refusal binds an authentic order, so that nobody's refusals can be invented by the service."""
+    """A refusal binds an authentic order, so that the service cannot invent refusals."""
     body = case.of(OrderRefused)
     accepted = case.reader.read(case.state, case.documents["order"], case.entry.time)
     case.require(accepted.digest == body.order, "order", body.order, accepted.digest)
@@ -112,7 +117,7 @@ VERBS = (
     Verb(
         Endorse,
         may=may_endorse,
-        meaning="You make the other administrator's order your own: with your signature it stands.",
+        meaning="You endorse the other administrator's order: with your signature it takes effect.",
         changes_answers=True,
     ),
 )

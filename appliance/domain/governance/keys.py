@@ -22,7 +22,7 @@ from appliance.formats.signatures.keys import keyid_of
 
 
 class NewKey(Order):
-    """Brings in a person's key, which has proved that somebody holds it."""
+    """Enrols a person's key, with a proof of possession."""
 
     principal: Identifier
     key: Base64 = Field(description="SubjectPublicKeyInfo, DER")
@@ -77,8 +77,9 @@ def check_possession(case: Case, order: NewKey, data: bytes) -> None:
     expected = (case.state.site.origin, order.principal, order.key, order.keyid, order.possession)
     if found != expected:
         raise BadInput(f"proof of possession of {order.principal}: expected {expected}, got {found}")
-    if envelope.signatures[0].keyid != order.keyid:
-        raise BadInput(f"proof of possession of {order.principal}: expected key {order.keyid}, got another")
+    if (keyid := envelope.signatures[0].keyid) != order.keyid:
+        what = f"proof of possession of {order.principal}"
+        raise BadInput(f"{what}: expected a signature by {order.keyid}, got one by {keyid}")
     verify_envelope(envelope, base64.b64decode(order.key))
 
 
@@ -198,7 +199,7 @@ VERBS = (
     Verb(
         RotateKey,
         may=may_rotate_key,
-        meaning="From now on you sign with this key; your older keys sign until the date, and then no more.",
+        meaning="From now on you sign with this key; your older keys are valid until the date.",
         event=KeyEnrolled,
         apply=key_enrolled,
         attachment=POSSESSION,

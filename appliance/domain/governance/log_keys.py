@@ -64,7 +64,7 @@ VERBS = (
     Verb(
         RotateLogKey,
         may=may_rotate_log_key,
-        meaning="This key signs the log's checkpoints; the ones before it sign beside it until the date.",
+        meaning="This key signs the log's checkpoints; earlier keys also sign until the date.",
         event=LogKeyRotated,
         apply=log_key_rotated,
         two_administrators=True,

@@ -61,7 +61,7 @@ def may_enroll(state: State, order: Enroll, signer: Principal, now: Time) -> Rea
 
 def unlike_service(name: str) -> Reasons:
     """No person's or unit's entries read as the appliance's own."""
-    return [f"principal: expected another name than the appliance's own actor, got {name}"] if name == SERVICE else []
+    return [f"principal: expected a name other than the appliance's own actor, got {name}"] if name == SERVICE else []
 
 
 def may_grant(state: State, order: Grant, signer: Principal, now: Time) -> Reasons:

@@ -1,4 +1,4 @@
-"""Reading sessions, and attempts that nobody signed for."""
+"""Reading sessions, and attempts without a valid signature."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The machines that a run can be planned for: this one, and a catalogue of cards by their makers' data sheets.
 
-Nobody has run the appliance on a card of the catalogue yet: every figure that follows from it is marked so.
+The appliance has not been run on any card of the catalogue: every figure that follows from it is marked so.
 """
 
 from __future__ import annotations

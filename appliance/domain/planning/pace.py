@@ -23,7 +23,7 @@ MEASURED = (0.85, 1.25)
 LIKE_MEASURED = (0.6, 1.8)
 """Another method or base than the one that was measured on this machine."""
 ASSUMED = (0.33, 3.0)
-"""Nobody measured the machine."""
+"""The machine was not measured."""
 
 THREAD_OPERATIONS = {True: 100e9, False: 45e9}
 """Assumed of a CPU's thread, with bf16 in hardware and without: about what two threads of a Xeon reached, halved."""
@@ -90,7 +90,7 @@ def _calibrated(one: Calibration, around: tuple[float, float], *, measured: bool
 
 
 def pace_of_card(card: Card | None, recipe: ResolvedRecipe, shape: Shape) -> Pace:
-    """Of a card that nobody measured; of an unknown one as of the slowest."""
+    """For a card that was not measured; for an unknown one as for the slowest."""
     rate = 25e12 if card is None else card.operations_a_second
     return Pace(
         pack_s=shape.layers * CARD_LAYER_S,

@@ -1,7 +1,7 @@
 """What a run will cost before it starts: memory, disk and time, here and on cards; what fits, and what is advised.
 
-Pure: the client computes it for whoever asks, and the service again before a run starts. Nothing here is a promise; how
-near the predictions came to what was measured is in docs/planning.md.
+Pure: the client computes it on request, and the service again before a run starts. Nothing here is a promise; how near
+the predictions came to what was measured is in docs/planning.md.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def show_bytes(size: int) -> str:
 
 
 def advise(choices: tuple[Choice, ...]) -> tuple[str | None, tuple[str, ...]]:
-    """The method that is advised on this machine, and why, for somebody who pays for it."""
+    """The method that is advised on this machine, and why, for those who pay for it."""
     by_name = {choice.method: choice for choice in choices}
     qlora, lora, full = (by_name[name] for name in COMPARED)
     if qlora.fits is False and lora.fits is False:
@@ -258,7 +258,7 @@ def _quality(chosen: Choice) -> str:
             f"right and full fine-tuning {full}, so it kept {share}"
         )
     return (
-        f"Quality: {known}. For your own data nobody knows it before: train one run with `method: full` and `purpose: "
+        f"Quality: {known}. For your own data it is unknown: train one run with `method: full` and `purpose: "
         "baseline`, and name it as `baseline:` in this recipe; the report then says what share the adapter keeps."
     )
 

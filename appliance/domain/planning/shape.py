@@ -1,6 +1,6 @@
 """What of a base and a dataset decides the cost of a run: the base's dimensions, and how long the rows are.
 
-Both are found by the preparing worker at import and stand in the entry; so whoever has the log can plan.
+Both are found by the preparing worker at import and stand in the entry; so a run can be planned from the log.
 """
 
 from __future__ import annotations

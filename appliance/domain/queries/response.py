@@ -1,7 +1,7 @@
 """The response record: what a unit keeps of an answer, and what a stranger can check of it without a service.
 
 It is the entry `request.finished`, its proof (c2sp.org/tlog-proof), whose log checkpoint is the signature, and the
-salts that open the entry's commitments to prompt and answer. Whoever has no salt learns nothing of the texts.
+salts that open the entry's commitments to prompt and answer. Without a salt nothing is known of the texts.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def parse_resolved(data: Mapping[str, Any]) -> ResolvedRecipe:
 def _unknown(key: str) -> str:
     near = difflib.get_close_matches(key, list(Recipe.model_fields), n=1)
     hint = f"did you mean {near[0]!r}?" if near else "appliance recipe new prints every key"
-    return f"recipe, key {key!r}: expected a key that a recipe has, got another; {hint}"
+    return f"recipe, key {key!r}: a recipe has no such key; {hint}"
 
 
 def _problems(error: ValidationError) -> list[str]:

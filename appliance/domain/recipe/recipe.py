@@ -1,7 +1,7 @@
 """The recipe an author writes, and the resolved recipe that an operator signs.
 
 An author may leave a value `auto`. Resolution is a pure function of the recipe and the facts about base, dataset and
-machine, so that whoever signs can resolve it again and compare.
+machine, so that the signer can resolve it again and compare.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ def _misaimed(recipe: ResolvedRecipe, method: Method) -> list[str]:
 
 
 def _unservable(recipe: ResolvedRecipe) -> list[str]:
-    """What answers for a unit is plain LoRA over a base that nobody changed; everything else is there to compare."""
+    """A unit is served only plain LoRA over an unchanged base; everything else is for comparison."""
     if recipe.purpose != "release" or is_servable(recipe.method, recipe.quantisation):
         return []
     return [

@@ -198,7 +198,7 @@ VERBS = (
     Verb(
         RevokeAdapter,
         may=may_revoke_adapter,
-        meaning="The adapter answers nobody any more. This cannot be taken back.",
+        meaning="The adapter no longer answers any request. This cannot be undone.",
         event=AdapterRevoked,
         apply=adapter_revoked,
         changes_answers=True,

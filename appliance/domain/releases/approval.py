@@ -13,7 +13,7 @@ from appliance.domain.data.standing import inputs_stand
 
 
 def duties(adapter: Adapter, name: str) -> Reasons:
-    """Whoever made an adapter does not judge it."""
+    """The people who made an adapter do not review it."""
     reasons = []
     if name == adapter.ordered_by:
         reasons.append(f"separation of duties: expected a reviewer who did not order the run, got {name}")
@@ -71,7 +71,7 @@ def latest_reviews(state: State, adapter: Adapter, unit: str) -> list[ReviewReco
 
 
 def _is_word(state: State, review: ReviewRecord) -> bool:
-    """An approval under a key that does not count at its entry is not: whoever stole the key lifts no rejection."""
+    """An approval under a key that does not count at its entry is not: a stolen key cannot replace a rejection."""
     return review.decision == "reject" or _is_own(state, review)
 
 
@@ -166,7 +166,7 @@ def superseded(clearance: Clearance, slot: Slot) -> Reasons:
 
 
 def release_lapsed(state: State, release: Release) -> Reasons:
-    """Why today's release no longer counts: whoever signed it has gone, or the key does not count."""
+    """Why today's release no longer counts: its signer was revoked or lost the role, or the key does not count."""
     activation = release.current
     owner, key = state.principals.get(activation.signer), state.keys.get(activation.keyid)
     if owner is None or not owner.has(f"release-owner:{release.unit}"):

@@ -48,7 +48,7 @@ from appliance.domain.releases.approval import barred, latest_reviews, released,
 from appliance.domain.witnesses.cosignatures import unwitnessed, witnessed_until
 from appliance.errors import BadInput, Denied, NotFound, Tampered
 from appliance.formats.core.digest import digest_bytes
-from appliance.formats.core.fields import parse_base64
+from appliance.formats.core.fields import parse_base64, show
 from appliance.formats.log.checkpoint import Checkpoint
 from appliance.formats.log.trust import Trust
 
@@ -288,8 +288,10 @@ def _open_log(standing: Standing, logged: Mapping[int, LoggedOrder], note: bytes
     if f"sha256:{first.leaf.hex()}" != trust.genesis:
         raise Tampered(f"export, first entry: expected {trust.genesis}, got sha256:{first.leaf.hex()}")
     body: Mapping[str, Any] = first.body
-    if body.get("adapter_key") != site.adapter_key:
-        raise Tampered("export, adapter key: expected that of the log's first entry, got another")
+    if (key := body.get("adapter_key")) != site.adapter_key:
+        raise Tampered(
+            f"export, adapter key: expected that of the log's first entry, {show(key)}, got {site.adapter_key}"
+        )
     return checkpoint
 
 
@@ -302,8 +304,9 @@ def _proven(logged: Mapping[int, LoggedOrder], index: int, checkpoint: Checkpoin
 
 def _read_order(state: State, entry: Entry, found: LoggedOrder, standing: bytes) -> ExportAdapter:
     bound = entry.documents
-    if (entry.type, bound.get("standing")) != ("adapter.exported", digest_bytes(standing)):
-        raise Tampered(f"export, entry {entry.index}: expected adapter.exported of these rows, got another")
+    expected, got = f"adapter.exported of {digest_bytes(standing)}", f"{entry.type} of {bound.get('standing')}"
+    if got != expected:
+        raise Tampered(f"export, entry {entry.index}: expected {expected}, got {got}")
     if found.envelope is None or digest_bytes(found.envelope) != bound.get("order"):
         raise Tampered(f"export, entry {entry.index}, order: expected {bound.get('order')}, got other bytes")
     order = _EXPORTS.read_logged(state, found.envelope, entry.index).order

@@ -45,7 +45,7 @@ def keeps(held: str, subjects: tuple[str, ...]) -> bool:
 
 
 def is_known(state: State, subject: str) -> bool:
-    """Whether the log knows what a hold is placed on: else it would keep nothing, and nobody would be told."""
+    """Whether the log knows what a hold is placed on. Otherwise the hold would keep nothing, without an error."""
     kind, _, name = subject.partition(":")
     match kind:
         case "principal" | "unit":

@@ -1,4 +1,4 @@
-"""A run goes on from its last training checkpoint: by itself, or because somebody ordered it."""
+"""A run resumes from its last training checkpoint, by itself or by an order."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def may_resume(state: State, order: Resume, signer: Principal, now: Time) -> Rea
 
 
 MOST_RESUMES = 3
-"""So often a run goes on by itself; then it failed, until somebody orders it to go on."""
+"""How often a run is resumed without an order. After that it has failed, until an order resumes it."""
 
 
 def resume_requested(case: Case) -> Changes:
@@ -81,7 +81,7 @@ VERBS = (
     Verb(
         Resume,
         may=may_resume,
-        meaning="The run goes on from its last training checkpoint, in the name of whoever ordered it.",
+        meaning="The run continues from its last training checkpoint, in the name of the person who ordered it.",
         event=ResumeRequested,
         apply=resume_requested,
     ),

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 
 from appliance.domain.core.names import Canonical, Decimal, explain, parse_value
 from appliance.errors import BadInput
+from appliance.formats.core.fields import show
 
 STEPS_FILE = "steps.jsonl"
 
@@ -72,7 +73,7 @@ def record_step(frame: Mapping[str, Any], losses: Sequence[str]) -> StepRecord:
 def _rows(frame: Mapping[str, Any]) -> tuple[tuple[int, str], ...]:
     found = frame.get("row_losses")
     if not isinstance(found, list) or any(not isinstance(one, list) or len(one) != 2 for one in found):
-        raise BadInput("worker, frame step, row_losses: expected a list of row and loss, got something else")
+        raise BadInput(f"worker, frame step, row_losses: expected a list of row and loss, got {show(found)}")
     return tuple((row, _decimal({"row_losses": loss}, "row_losses", 4)) for row, loss in found)
 
 

@@ -1,4 +1,4 @@
-"""When a run stops early: decided from the validation losses as they are recorded, so that anybody can decide it again.
+"""When a run stops early: decided from the recorded validation losses, so that every verifier can decide it again.
 
 The loop asks while it trains, the rule of `run.finished` asks again, and so does every verifier.
 """

@@ -92,7 +92,7 @@ def may_train(state: State, order: Train, signer: Principal, now: Time) -> Reaso
     base = state.bases.get(recipe.base)
     if base is None:
         return reasons
-    # What resolving the recipe would have refused: whoever signed it may not have resolved it.
+    # What resolving the recipe would have refused: the signer's client may not have resolved it.
     facts = dataset.facts
     context, longest, rows = base.facts.get("context_length"), facts.get("max_tokens"), facts.get("train_rows")
     reasons += incomparable(state, recipe, order.base_digest, order.dataset_digest)
@@ -131,7 +131,7 @@ def run_requested(case: Case) -> Changes:
 
 
 def run_started(case: Case) -> Changes:
-    """Nothing trains behind a wall that a probe got through, or without a layer that policy does not do without."""
+    """No run starts if a probe got through a wall, or if a layer is missing that policy does not accept as missing."""
     body = case.of(RunStarted)
     run = take_run(case, body.run, "queued")
     check_inputs(case, run)

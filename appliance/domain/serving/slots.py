@@ -110,7 +110,7 @@ def admitted(case: Case) -> Changes:
         raise Denied(f"admission of {name} for {body.unit}", reasons=tuple(reasons))
     before = case.state.slots.get(release_key(body.unit, body.task))
     if before is not None:
-        # Else nobody would have said when the last token of it left.
+        # Otherwise the time of its last token would not be recorded.
         filled = f"one that {before.adapter} fills since entry {before.admitted}"
         case.require(before.loaded is None, "slot", "one that is empty, or admitted only", filled)
     slot = Slot(

@@ -30,7 +30,7 @@ class TokensRevoked(Ordered):
 
 
 def may_revoke_tokens(state: State, order: RevokeTokens, signer: Principal, now: Time) -> Reasons:
-    """The unit itself, who owns its releases, or an administrator: whoever may take away does."""
+    """The unit itself, its release owner, or an administrator."""
     reasons = [] if signer.name == order.unit else needs(signer, "administrator", f"release-owner:{order.unit}")
     unit = state.principals.get(order.unit)
     if unit is None or not unit.has("unit"):

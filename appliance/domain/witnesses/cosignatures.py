@@ -36,8 +36,8 @@ class CheckpointCosigned(Event):
 
 
 def witnessed_until(state: State) -> list[Time]:
-    """Until when the witnesses stand behind the log, if nobody cosigns it again; nothing where policy asks for none, or
-    too few have."""
+    """Until when enough cosignatures count, without new ones; nothing where policy asks for none, or too few witnesses
+    have cosigned."""
     rules = state.parameters
     times = [w.time for w in state.witnesses.values() if w.vkey in rules.witnesses and not _lapsed(state, w, "")]
     return cosigned_until(times, rules.witness_quorum, rules.witness_lifetime_s)
@@ -50,7 +50,7 @@ def cosigned_until(times: Iterable[Time], quorum: int, lifetime_s: int) -> list[
 
 
 def unwitnessed(state: State, now: Time) -> list[str]:
-    """Why too few witnesses stand behind the log, where policy asks for them."""
+    """Why there are too few current cosignatures, where policy asks for witnesses."""
     rules = state.parameters
     if not rules.witness_quorum:
         return []

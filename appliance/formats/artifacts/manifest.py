@@ -65,7 +65,8 @@ class Manifest:
             raise BadInput(f"manifest, files: expected 1 to {MAX_FILES}, got {len(self.files)}")
         paths = [file.path for file in self.files]
         if paths != sorted(paths):
-            raise BadInput("manifest, files: expected them sorted by path, got another order")
+            first = next(path for path, place in zip(paths, sorted(paths), strict=True) if path != place)
+            raise BadInput(f"manifest, files: expected them sorted by path, got {show(first)} out of order")
         check_paths(paths, "manifest")
         if MANIFEST_PATH in {path.lower() for path in paths}:
             raise BadInput(f"manifest, files: expected all but {MANIFEST_PATH}, got it too")

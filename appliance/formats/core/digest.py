@@ -35,6 +35,22 @@ def digest_bytes(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
+_KINDS = {
+    stat.S_IFREG: "a regular file",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+}
+
+
+def kind_of(mode: int) -> str:
+    """The kind of a file, for a message, from its `st_mode`."""
+    return _KINDS.get(stat.S_IFMT(mode), "a file of an unknown kind")
+
+
 def digest_file(path: str | os.PathLike[str]) -> str:
     """The digest of a regular file. A link as the last step of the path is refused; a link before it is not seen."""
     name = show(os.fspath(path))
@@ -51,7 +67,7 @@ def digest_file(path: str | os.PathLike[str]) -> str:
         raise BadInput(f"file, {name}: expected a path, got a NUL or a lone surrogate in it") from None
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise BadInput(f"file, {name}: expected a regular file, got another kind")
+            raise BadInput(f"file, {name}: expected a regular file, got {kind_of(os.fstat(handle).st_mode)}")
         hasher = Hasher()
         while chunk := os.read(handle, _CHUNK_BYTES):
             hasher.update(chunk)

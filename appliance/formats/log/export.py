@@ -35,6 +35,7 @@ from appliance.formats.core.fields import (
     parse_count,
     parse_object,
     parse_text,
+    show,
 )
 from appliance.formats.signatures.dsse import parse_envelope
 
@@ -306,7 +307,8 @@ class Export:
                 yield number, line
                 number += 1
         if rest or place < stop:
-            raise BadInput(f"{name}, line {number}: expected at most {limit} bytes and a newline, got more or none")
+            expected = f"at most {limit} bytes and a newline"
+            raise BadInput(f"{name}, line {number}: expected {expected}, got a longer line or no newline")
 
     def _index_documents(self) -> _Places:
         place = self._spans["documents.jsonl"][0]
@@ -422,7 +424,7 @@ def _parse_header(block: bytes, name: str) -> int:
     except (tarfile.HeaderError, ValueError):
         size = -1
     if size < 0 or block != _encode_header(name, size):
-        raise BadInput(f"export: expected the tar header of {name}, got something else")
+        raise BadInput(f"export: expected the tar header of {name}, got {show(block[:100].rstrip(bytes(1)))}")
     return size
 
 

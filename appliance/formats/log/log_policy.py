@@ -109,7 +109,7 @@ def encode_log_policy(policy: LogPolicy) -> bytes:
 def parse_log_policy(data: bytes) -> LogPolicy:
     """A name stands on a line before the one that refers to it; what `encode_log_policy` wrote comes back as it was."""
     if _ALLOWED.fullmatch(data) is None or not data.endswith(b"\n"):
-        raise BadInput("policy: expected lines without control characters, got something else")
+        raise BadInput("policy: expected lines without control characters, got a control character or no line end")
     reader = _Reader([], [], [], [])
     for line in data.decode("utf-8", "surrogateescape").split("\n"):
         words = [word for word in _SPACE.split(line) if word]

@@ -92,7 +92,7 @@ def parse_note(data: bytes) -> Note:
         raise BadInput(f"note, byte {error.start}: expected UTF-8, got {error.reason}") from None
     middle = whole.rfind("\n\n")
     if middle < 0 or not whole.endswith("\n"):
-        raise BadInput("note: expected text, an empty line and signature lines, got something else")
+        raise BadInput("note: expected text, an empty line and signature lines, got no empty line or no line end")
     text, rest = whole[: middle + 1], whole[middle + 2 :]
     return Note(text, tuple(_parse_signature_line(line) for line in rest.split("\n")[:-1]))
 
@@ -175,7 +175,7 @@ def check_key_name(name: str) -> None:
 
 def _check_text(text: str) -> None:
     if not text.endswith("\n") or _NOT_IN_TEXT.search(text):
-        raise BadInput("note, text: expected lines without control characters, got something else")
+        raise BadInput("note, text: expected lines without control characters, got a control character or no line end")
 
 
 def _parse_signature_line(line: str) -> NoteSignature:

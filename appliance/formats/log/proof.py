@@ -44,8 +44,8 @@ def encode_proof(proof: Proof) -> bytes:
 
 def parse_proof(data: bytes) -> Proof:
     lines, checkpoint = split_head(data, "proof")
-    if lines.pop(0) != HEADER:
-        raise BadInput(f"proof, line 1: expected {HEADER}, got another")
+    if (first := lines.pop(0)) != HEADER:
+        raise BadInput(f"proof, line 1: expected {HEADER}, got {show(first)}")
     extra = None
     if lines and lines[0].startswith("extra "):
         extra = parse_base64(lines.pop(0)[6:], "proof, extra")
@@ -73,11 +73,12 @@ def split_head(data: bytes, what: str) -> tuple[list[str], bytes]:
     """The lines before the first empty one, at least one line, and the bytes behind it."""
     head, empty, rest = data.partition(b"\n\n")
     if not empty:
-        raise BadInput(f"{what}: expected lines, an empty line and a checkpoint, got something else")
+        raise BadInput(f"{what}: expected lines, an empty line and a checkpoint, got no empty line")
     try:
         return head.decode("ascii").split("\n"), rest
-    except UnicodeDecodeError:
-        raise BadInput(f"{what}: expected ASCII before the checkpoint, got something else") from None
+    except UnicodeDecodeError as error:
+        place = f"{what}, byte {error.start}"
+        raise BadInput(f"{place}: expected ASCII before the checkpoint, got {error.reason}") from None
 
 
 def encode_hashes(hashes: Sequence[bytes]) -> str:

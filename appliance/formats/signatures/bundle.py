@@ -45,7 +45,7 @@ def _verify_bundle(data: bytes, spki: bytes, files: Mapping[str, str]) -> None:
     envelope = parse_envelope(encode_canonical(bundle["dsseEnvelope"]))
     expected = _encode_bundle(envelope, spki)
     if data != expected:
-        raise Tampered("model signature, bundle: expected this key's bundle v0.3 and nothing beside it, got another")
+        raise Tampered("model signature, bundle: expected exactly this key's bundle v0.3, got one that differs")
     verify_envelope(envelope, spki)
     statement = parse_statement(envelope.payload)
     model_name, _ = statement.subjects[0]

@@ -130,7 +130,8 @@ def parse_spki(spki: bytes) -> PublicKey:
         raise BadInput("public key: expected a point on its curve, got none") from None
     if isinstance(key, Ed25519PublicKey):
         if not is_prime_order(spki[-32:]):
-            raise BadInput("public key, Ed25519: expected a point of prime order in its one encoding, got another")
+            got = spki[-32:].hex()
+            raise BadInput(f"public key, Ed25519: expected a point of prime order in its one encoding, got {got}")
     elif not isinstance(key, EllipticCurvePublicKey):
         raise BadInput(f"public key, kind: expected {', '.join(_SPKI_PREFIXES)}, got {type(key).__name__}")
     return key
@@ -162,7 +163,7 @@ def verify_signature(spki: bytes, data: bytes, sig: bytes) -> None:
         else:
             key.verify(sig, data, ECDSA(_hash_for(key)))
     except (InvalidSignature, ValueError):
-        raise Tampered(f"signature, key {digest_bytes(spki)}: expected one that holds, got one that does not") from None
+        raise Tampered(f"signature, key {digest_bytes(spki)}: expected a valid one, got an invalid one") from None
 
 
 def load_spki_pem(pem: bytes) -> bytes:
@@ -170,10 +171,11 @@ def load_spki_pem(pem: bytes) -> bytes:
     text = pem.decode("ascii", "replace").replace("\r\n", "\n").rstrip("\n")
     first, *lines, last = text.split("\n") if text.count("\n") > 1 else ("", "")
     if (first, last) != (_PEM_FIRST, _PEM_LAST):
-        raise BadInput("public key file: expected one PEM block PUBLIC KEY and nothing else, got something else")
+        got = show(first) if first.startswith("-----BEGIN ") else "none"  # other text may be a secret
+        raise BadInput(f"public key file: expected one PEM block PUBLIC KEY and nothing else, got {got}")
     spki = parse_base64("".join(lines), "public key file")
     if encode_spki_pem(spki).decode("ascii") != f"{text}\n":
-        raise BadInput("public key file: expected lines of 64 characters, got others")
+        raise BadInput("public key file: expected base64 in lines of 64 characters, got lines of different lengths")
     return spki
 
 
@@ -209,10 +211,11 @@ def parse_key_file(data: bytes, passphrase: bytes) -> Ed25519Signer:
     try:
         seed = cipher.decrypt(locked.nonce, locked.ciphertext, locked.associated)
     except InvalidTag:
-        raise NotAuthenticated("key file: expected the passphrase that locked it, got another") from None
+        raise NotAuthenticated("key file: expected its passphrase, got a wrong one, or the file was changed") from None
     signer = Ed25519Signer(Ed25519PrivateKey.from_private_bytes(seed))
     if signer.spki != locked.spki:
-        raise Tampered("key file, publicKey: expected the private key's own, got another")
+        got = digest_bytes(locked.spki)
+        raise Tampered(f"key file, publicKey: expected that of the private key, {signer.keyid}, got {got}")
     return signer
 
 

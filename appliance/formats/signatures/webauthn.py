@@ -62,7 +62,7 @@ def verify_assertion(spki: bytes, pae: bytes, sig: bytes, *, rp_id: str) -> None
     """Section 7.2 of WebAuthn level 3, the steps that need no server state."""
     key = parse_spki(spki)
     if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1):
-        raise Tampered("passkey signature, key: expected P-256, got another kind")
+        raise Tampered("passkey signature, key: expected P-256, got a key of a different kind or curve")
     try:
         authenticator_data, client_data_json, signature = parse_assertion(sig)
         client_data = _parse_client_data(client_data_json)
@@ -78,7 +78,7 @@ def _parse_client_data(data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError):
-        raise BadInput("passkey signature, clientDataJSON: expected JSON in UTF-8, got something else") from None
+        raise BadInput(f"passkey signature, clientDataJSON: expected JSON in UTF-8, got {show(data)}") from None
     if not isinstance(value, dict):
         raise BadInput(f"passkey signature, clientDataJSON: expected an object, got {type(value).__name__}")
     return value
@@ -97,7 +97,7 @@ def _check_client_data(value: dict[str, Any], challenge: str, rp_id: str) -> Non
             raise Tampered(f"passkey signature, {name}: expected {expected}, got {show(value.get(name))}")
     # Absent means false. A page of another origin that embeds ours must not collect signatures.
     if value.get("crossOrigin", False) is not False or "topOrigin" in value:
-        raise Tampered("passkey signature, crossOrigin: expected false, got a page inside another's")
+        raise Tampered("passkey signature, crossOrigin: expected false, got a page in a frame of another origin")
     if not _is_origin_of(value.get("origin"), rp_id):
         raise Tampered(f"passkey signature, origin: expected https of {show(rp_id)}, got {show(value.get('origin'))}")
 

@@ -68,10 +68,11 @@ def parse_adapter_config(data: bytes) -> LoraConfig:
     """BadInput names the member that makes it more than plain LoRA or rsLoRA."""
     try:
         config = json.loads(data)
-    except (ValueError, RecursionError):
-        raise BadInput("adapter configuration: expected JSON, got something else") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"adapter configuration: expected JSON, got: {str(error)[:80]}") from None
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise BadInput("adapter configuration, peft_type: expected LORA, got another method", code="not-servable")
+        got = repr(config.get("peft_type") if isinstance(config, dict) else config)[:40]
+        raise BadInput(f"adapter configuration, peft_type: expected LORA, got {got}", code="not-servable")
     for key, value in sorted(config.items()):
         if key not in _KNOWN and value not in _NEUTRAL:
             raise BadInput(f"adapter configuration, {key}: expected plain LoRA, got {value!r}", code="not-servable")
@@ -114,7 +115,7 @@ def _take_pair(
             got = "nothing" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
             raise BadInput(f"adapter weights, {key}: expected floating point {shape}, got {got}")
         if not bool(tensor.isfinite().all()):
-            raise BadInput(f"adapter weights, {key}: expected finite numbers, got others")
+            raise BadInput(f"adapter weights, {key}: expected finite numbers, got infinite ones or NaN")
         pair.append(tensor.to(device=device, dtype=torch.float32))
     return pair[0], pair[1]
 

@@ -55,7 +55,8 @@ def parse_request(value: Mapping[str, Any]) -> Request:
     """A request's members, checked; BadInput names the one that is off."""
     prompt = value.get("prompt")
     if prompt is not None and (not isinstance(prompt, str) or not prompt or "messages" in value):
-        raise BadInput("prompt: expected a text that is not empty, and no messages beside it, got another")
+        got = "messages too" if "messages" in value else "an empty text" if prompt == "" else type(prompt).__name__
+        raise BadInput(f"prompt: expected a text that is not empty, and no messages with it, got {got}")
     messages = _messages(value) if prompt is None else ()
     contents = [message["content"] for message in messages]
     _check_length("prompt" if prompt else "messages", contents or [prompt or ""], MAX_TEXT)
@@ -97,9 +98,9 @@ def _messages(value: Mapping[str, Any]) -> tuple[dict[str, str], ...]:
             or message.get("role") not in _ROLES
             or not isinstance(message.get("content"), str)
         ):
-            raise BadInput(
-                f"message {place}: expected a role of {', '.join(_ROLES)} and text content, got another shape"
-            )
+            expected = f"an object with a role of {', '.join(_ROLES)} and text content"
+            # The ledger keeps this message, and no text of a request.
+            raise BadInput(f"message {place}: expected {expected}, got one without them")
     return tuple({"role": message["role"], "content": message["content"]} for message in messages)
 
 

@@ -117,8 +117,8 @@ def _read_json(path: Path, most: int = _MAX_JSON_BYTES) -> Any:
         raise TooLarge(f"base, {path.name}: expected at most {most} bytes, got {path.stat().st_size}")
     try:
         return json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        raise BadInput(f"base, {path.name}: expected JSON, got something else") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"base, {path.name}: expected JSON, got: {str(error)[:200]}") from None
 
 
 def _check_config(config: Any) -> None:

@@ -75,8 +75,8 @@ class _Header:
 
     def begin(self) -> tuple[int, int]:
         """How many tensors, and how many pairs of a name and a value."""
-        if self._take(len(_MAGIC)) != _MAGIC:
-            raise self._refuse("another beginning", "a GGUF file")
+        if (start := self._take(len(_MAGIC))) != _MAGIC:
+            raise self._refuse(f"the first bytes {start.hex()}", "a GGUF file")
         if (version := self.number("<I")) not in _VERSIONS:
             raise self._refuse(f"version {version}")
         tensors, pairs = self.number("<Q"), self.number("<Q")

@@ -40,7 +40,7 @@ _KNOWN = (_O200K,)
 def check_tokenizer(value: Any) -> None:
     """BadInput names what in a tokenizer.json cannot be bounded."""
     if not isinstance(value, dict) or not isinstance(model := value.get("model"), dict):
-        raise _refuse("a tokenizer with a model", "another value")
+        raise _refuse("an object with a model", type(value).__name__)
     if model.get("dropout"):
         raise _refuse("tokens that do not depend on chance", "a dropout")
     # A file of an early release leaves out that it is BPE.
@@ -57,16 +57,17 @@ def check_tokenizer(value: Any) -> None:
 
 def _check_vocabulary(vocabulary: Any) -> None:
     if not isinstance(vocabulary, dict | list) or len(vocabulary) > MAX_VOCABULARY:
-        raise _refuse(f"a vocabulary of at most {MAX_VOCABULARY} tokens", "another")
+        size = len(vocabulary) if isinstance(vocabulary, dict | list) else type(vocabulary).__name__
+        raise _refuse(f"a vocabulary of at most {MAX_VOCABULARY} tokens", str(size))
     for token in vocabulary:
         text = token[0] if isinstance(token, list) and token else token
         if not isinstance(text, str) or len(text.encode("utf-8", "replace")) > MAX_TOKEN_BYTES:
-            raise _refuse(f"tokens of at most {MAX_TOKEN_BYTES} bytes", "another")
+            raise _refuse(f"tokens of at most {MAX_TOKEN_BYTES} bytes", repr(text)[:40])
 
 
 def _check_added(tokens: Any) -> None:
     if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
-        raise _refuse("a list of added tokens", "another value")
+        raise _refuse("a list of objects as added tokens", repr(tokens)[:40])
     _check_vocabulary([token.get("content") for token in tokens])
     control = [token for token in tokens if token.get("special")]
     if len(control) > MAX_CONTROL_TOKENS or not all(token["content"] for token in control):
@@ -98,7 +99,7 @@ def _longest_replacement(charsmap: Any, what: str) -> int:
     try:
         data = b64decode(charsmap, validate=True)
     except (ValueError, TypeError):
-        raise _refuse(f"a {what} whose map of characters is base64", "another value") from None
+        raise _refuse(f"a {what} whose map of characters is base64", repr(charsmap)[:40]) from None
     trie = int.from_bytes(data[:4], "little")
     if len(data) < 4 + trie:
         raise _refuse(f"a {what} whose map of characters is whole", f"{len(data)} bytes, of which a trie has {trie}")

@@ -261,7 +261,7 @@ class Engine:
             if isinstance(lookahead, ApplianceError):
                 raise lookahead
             if not lookahead.finite:
-                raise Unavailable("answer: expected finite logits, got others", code="not-finite")
+                raise Unavailable("answer: expected finite logits, got infinite ones or NaN", code="not-finite")
             row.last = row.draw(lookahead)
             row.completion_tokens += 1
             if row.last in self.base.chat.stop_ids():

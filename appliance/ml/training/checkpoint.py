@@ -22,6 +22,7 @@ import torch
 from appliance.domain.runs.stopping import count_readings
 from appliance.errors import BadInput
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
+from appliance.formats.core.fields import show
 from appliance.ml.training.methods import name_trainable
 from appliance.ml.training.optimisers import build_optimiser, like_state, read_state, restore_state
 
@@ -124,11 +125,11 @@ def parse_checkpoint(data: bytes) -> tuple[dict[str, int], dict[str, torch.Tenso
         raise BadInput(f"training checkpoint: expected safetensors with the member {STATE}, got: {error}") from None
     counts = parse_canonical(stated)
     if not isinstance(counts, dict) or sorted(counts) != sorted(_COUNTS):
-        raise BadInput(f"training checkpoint, metadata: expected {', '.join(_COUNTS)}, got other members")
+        raise BadInput(f"training checkpoint, metadata: expected {', '.join(_COUNTS)}, got {show(counts)}")
     if any(type(value) is not int or value < 0 for value in counts.values()) or counts["version"] != VERSION:
         raise BadInput(f"training checkpoint, metadata: expected counts of version {VERSION}, got {counts}")
     if _encode(tensors, counts) != data:
-        raise BadInput("training checkpoint: expected the one encoding of this state, got another")
+        raise BadInput("training checkpoint: expected the one encoding of this state, got different bytes")
     return counts, tensors
 
 
@@ -161,7 +162,7 @@ def _check_like(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
             f"got {tensor.dtype} {tuple(tensor.shape)}"
         )
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-        raise BadInput(f"training checkpoint, {name}: expected finite numbers, got others")
+        raise BadInput(f"training checkpoint, {name}: expected finite numbers, got infinite ones or NaN")
 
 
 def write_checkpoint(folder: Path, training: Training) -> str:

@@ -232,14 +232,15 @@ def apply_trained(base: Base, config: bytes, weights: bytes) -> Any:
         _apply_model(base.model, tensors)
         return base.model
     kinds: dict[str, type[LoraConfig] | type[IA3Config]] = {"LORA": LoraConfig, "IA3": IA3Config}
-    kind = kinds.get(stated.pop("peft_type"))
+    kind = kinds.get(method := stated.pop("peft_type"))
     stated.pop("base_model_name_or_path", None)
     if kind is None:
-        raise BadInput("trained weights, peft_type: expected LORA or IA3, got another method")
+        raise BadInput(f"trained weights, peft_type: expected LORA or IA3, got {str(method)[:40]}")
     model = _wrap(base.model, kind(**stated))
     result = set_peft_model_state_dict(model, tensors)
     if result.unexpected_keys or any(part in key for key in result.missing_keys for part in ("lora_", "ia3_")):
-        raise BadInput("trained weights: expected exactly the adapted layers' own, got others")
+        different = ", ".join(sorted({*result.unexpected_keys, *result.missing_keys})[:3])
+        raise BadInput(f"trained weights: expected those of the adapted layers, got a difference in {different}")
     model.eval()
     return model
 
@@ -248,8 +249,10 @@ def _apply_model(model: Any, tensors: Mapping[str, torch.Tensor]) -> None:
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     expected = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-    if shapes != {name: (tensor.dtype, tensor.shape) for name, tensor in expected.items()}:
-        raise BadInput("trained weights: expected this base's names, shapes and dtypes, got others")
+    wanted = {name: (tensor.dtype, tensor.shape) for name, tensor in expected.items()}
+    if different := sorted(name for name, _ in shapes.items() ^ wanted.items())[:3]:
+        found = ", ".join(different)
+        raise BadInput(f"trained weights: expected this base's names, shapes and dtypes, got a difference in {found}")
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(tensors[name])

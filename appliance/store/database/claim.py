@@ -47,7 +47,7 @@ class Claim:
             if not (_take(connection) or self._end_our_own(connection)):
                 connection.close()
                 self.is_lost = True
-                raise Conflict("database: expected no other service of its log, got one", code="locked")
+                raise Conflict("database: expected no other service on its log, got one that is running", code="locked")
             self._connection = connection
             self._backend = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
 
@@ -100,8 +100,8 @@ def claim_founding(engine: Engine) -> Iterator[None]:
             stack.enter_context(Claim(engine) if engine.dialect.name == "postgresql" else _claim_file(engine))
         except Conflict:
             raise Conflict(
-                "database: expected nobody else to begin an appliance in it or to serve one, got another who does; "
-                "nothing was made here: give this home a database of its own",
+                "database: expected one that no other process uses, got one in which another process starts or serves "
+                "an appliance; nothing was created: give this home a database of its own",
                 code="locked",
             ) from None
         yield
@@ -117,7 +117,7 @@ def _claim_file(engine: Engine) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise Conflict("database: expected nobody else, got another") from None
+        raise Conflict("database: expected one that no other process uses, got a locked one") from None
     finally:
         os.close(descriptor)
 

@@ -71,7 +71,7 @@ class Artifacts:
         A new artifact is pending until `settle` says that an entry names it; `discard_pending` removes it.
         """
         if staging.parent != self._folder or not staging.name.startswith(_STAGING):
-            raise BadInput(f"seal, {staging}: expected a staging folder of this store, got another folder")
+            raise BadInput(f"seal, {staging}: expected a staging folder below {self._folder}, got a folder outside")
         target = self._folder / _hex(digest)
         with disk.disk_errors(f"artifact {digest}"):
             with disk.open_folder(staging) as folder:
@@ -257,8 +257,8 @@ def _freeze(folder: int) -> None:
                 if os.fstat(file).st_nlink != 1:
                     raise BadInput(f"output, {path}: expected a file of one name, got one that is linked elsewhere")
                 _settle(file, 0o444)
-        except Tampered:
-            raise BadInput(f"output, {path}: expected a regular file, got another kind") from None
+        except Tampered as error:
+            raise BadInput(error.message) from None
     _settle(folder, 0o555)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from appliance.errors import BadInput, NotFound, Tampered, TooLarge, Unavailable
+from appliance.formats.core.digest import kind_of
 
 log = logging.getLogger("appliance")
 
@@ -105,8 +106,8 @@ def open_plain(folder: int, path: str, what: str) -> Iterator[int]:
     """
     descriptor = _open_plain(folder, path, what)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Tampered(f"{what}, {path}: expected a regular file, got another kind")
+        if not stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
+            raise Tampered(f"{what}, {path}: expected a regular file, got {kind_of(mode)}")
         yield descriptor
     finally:
         os.close(descriptor)
@@ -203,7 +204,7 @@ def _leave(here: int, way: list[_Level]) -> None:
     empty = way.pop()
     _go(here, "..")
     if _identity(here) != way[-1].identity:
-        raise OSError(errno.ESTALE, f"{empty.name}: somebody moved it while it was being removed")
+        raise OSError(errno.ESTALE, f"{empty.name}: it was moved while it was being removed")
     os.rmdir(empty.name, dir_fd=here)
 
 

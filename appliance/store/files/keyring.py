@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from appliance.errors import BadInput, Conflict, NotFound, Tampered
+from appliance.formats.core.digest import kind_of
 from appliance.formats.log.note import vkey_of
 from appliance.formats.signatures.keys import EcdsaSigner, Ed25519Signer, Signer
 from appliance.store.files import disk
@@ -79,7 +80,7 @@ class Keyring:
         try:
             key = load_pem_private_key(data, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm):
-            raise BadInput(f"key {uri}: expected an unencrypted PKCS#8 PEM file, got another") from None
+            raise BadInput(f"key {uri}: expected an unencrypted PKCS#8 PEM file, got one that does not parse") from None
         if isinstance(key, Ed25519PrivateKey):
             return Ed25519Signer(key)
         if isinstance(key, EllipticCurvePrivateKey):
@@ -131,7 +132,7 @@ class Keyring:
         except FileNotFoundError:
             raise NotFound(f"keys, {self._folder}: expected a folder with the service's keys, got none") from None
         if not stat.S_ISDIR(found.st_mode):
-            raise Tampered(f"keys, {self._folder}: expected a folder, got a link or another kind")
+            raise Tampered(f"keys, {self._folder}: expected a folder, got {kind_of(found.st_mode)}")
         _check_private(found, f"keys, {self._folder}")
 
 
@@ -153,7 +154,7 @@ def _log_key(number: int) -> str:
 def _name_of(uri: str) -> str:
     scheme, _, name = uri.partition(":")
     if scheme != "file":
-        raise BadInput(f"key {uri}: expected file:NAME, got another scheme")
+        raise BadInput(f"key {uri}: expected file:NAME, got the scheme {scheme!r}")
     return _check_name(name)
 
 

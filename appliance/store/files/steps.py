@@ -31,7 +31,9 @@ class Steps:
         lines = data.splitlines(keepends=True)
         kept = b"".join(lines[:count])
         if len(lines) < count or not kept.endswith(b"\n" * bool(count)):
-            raise Tampered(f"steps of {run}: expected {count}, those before its training checkpoint, got {len(lines)}")
+            raise Tampered(
+                f"steps of {run}: expected {count} lines, those before its training checkpoint, got {len(lines)}"
+            )
         with disk.disk_errors(f"steps of {run}"):
             disk.write_file(self._path(run), kept)
         return kept

@@ -150,5 +150,5 @@ def _read_keys(connection: Connection, start: int, stop: int) -> Iterator[tuple[
             value = json.loads(data)
             keys = keys_of(_Read(*(value[name] for name in _Read._fields)))
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise Tampered(f"entry {index}: expected an entry, got bytes that are none") from None
+            raise Tampered(f"entry {index}: expected an entry, got bytes that are not one") from None
         yield index, keys

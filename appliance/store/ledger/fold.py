@@ -184,7 +184,7 @@ def _parse(index: int, stored: StoredEntry) -> Entry:
         entry = parse_typed(stored.data)
     except BadInput as error:
         _check_leaf(index, hash_leaf(stored.data), stored)
-        raise Tampered(f"entry {index}: expected an entry, got bytes that are none: {error.message}") from None
+        raise Tampered(f"entry {index}: expected an entry, got bytes that are not one: {error.message}") from None
     _check_leaf(index, entry.leaf, stored)
     return entry
 
@@ -304,7 +304,9 @@ def _stray_key(connection: Connection, first_block: int, edge: int) -> Tampered:
         for key, _, bits in rows:
             if key not in expected:
                 return _name(block, key, 0, filing.decode_bits(bits))[1]
-    return Tampered("keys of entries: expected as many rows as blocks have keys, got others while they were read")
+    return Tampered(
+        "keys of entries: expected as many rows as blocks have keys, got rows that changed while being read"
+    )
 
 
 def check_checkpoint(connection: Connection, fold: Fold, log_key: str) -> None:

@@ -27,7 +27,7 @@ from appliance.domain.core.entry import Entry
 from appliance.errors import BadInput, Tampered
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import Disclosure
-from appliance.formats.core.digest import raw_digest
+from appliance.formats.core.digest import digest_bytes, raw_digest
 from appliance.formats.core.merkle import HASH_BYTES
 from appliance.store.database.prepared import Prepared
 from appliance.store.database.tables import (
@@ -154,7 +154,7 @@ def move_head(connection: Connection, expected: Head, new: Head, note: bytes) ->
         "new_note": note,
     }
     if _MOVE_HEAD.execute(connection, values).rowcount != 1:
-        raise Tampered(f"ledger, head: expected size {expected.size} and its leaf hash, got another one")
+        raise Tampered(f"ledger, head: expected size {expected.size} and its leaf hash, got a head that differs")
 
 
 def probe_head(connection: Connection) -> None:
@@ -190,7 +190,8 @@ def _insert_document(connection: Connection, digest: bytes, content: bytes) -> N
     if stored is None:
         _INSERT_DOCUMENT.execute(connection, {"digest": digest, "bytes": content})
     elif stored != content:
-        raise Tampered(f"document sha256:{digest.hex()}, stored bytes: expected those of its digest, got others")
+        what = f"document sha256:{digest.hex()}, stored bytes"
+        raise Tampered(f"{what}: expected those of its digest, got {digest_bytes(stored)}")
 
 
 def insert_disclosures(connection: Connection, opened: Iterable[Disclosure]) -> None:

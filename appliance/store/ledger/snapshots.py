@@ -19,7 +19,7 @@ from typing import NamedTuple
 from appliance.domain.audit.snapshot import Snapshot, decode_snapshot, encode_snapshot, take_snapshot
 from appliance.errors import ApplianceError, BadInput, NotFound, Tampered
 from appliance.formats.core.digest import digest_bytes
-from appliance.formats.core.fields import encode_base64, parse_base64, parse_decimal
+from appliance.formats.core.fields import encode_base64, parse_base64, parse_decimal, show
 from appliance.formats.core.merkle import Frontier
 from appliance.formats.log.note import parse_note, sign_note, verify_note, vkey_of
 from appliance.formats.signatures.keys import Signer
@@ -95,7 +95,7 @@ class Snapshots:
         size = parse_decimal(length[:8].decode("ascii", "replace"), f"{what}, note")
         seal, body = self._open(rest[: min(size, _MAX_NOTE)], what), rest[size:]
         if digest_bytes(body) != seal.body:
-            raise Tampered(f"{what}: expected the bytes of {seal.body}, got others")
+            raise Tampered(f"{what}: expected the bytes of {seal.body}, got those of {digest_bytes(body)}")
         is_taken = seal.code == self._code and seal.size >= self._least
         fold = _decode(body, seal, what) if is_taken else None
         self.size = 0 if fold is None else seal.size
@@ -106,7 +106,7 @@ class Snapshots:
         note = parse_note(data)
         lines = note.text.split("\n")
         if len(lines) != 7 or lines[0] != f"{self._origin}/fold":
-            raise Tampered(f"{what}: expected one of the log {self._origin}, got another")
+            raise Tampered(f"{what}: expected one of the log {self._origin}, got {show(lines[0])}")
         root = parse_base64(lines[3], f"{what}, root", size=32)
         seal = _Seal(self._origin, lines[1], parse_decimal(lines[2], f"{what}, size"), root, lines[4], lines[5])
         if vkey_of(self._origin, self._signers(seal.vkey)) != seal.vkey:
@@ -136,5 +136,5 @@ def _decode(body: bytes, seal: _Seal, what: str) -> Fold:
     frontier = Frontier(seal.size, tuple(bytes.fromhex(node) for node in edge.decode("ascii").split()))
     found = (state.size, frontier.root(), state.site.log_key)
     if found != (seal.size, seal.root, seal.vkey):
-        raise BadInput(f"{what}: expected the size, root and key that it was sealed with, got others")
+        raise BadInput(f"{what}: expected the size, root and key that it was sealed with, got size {state.size}")
     return Fold.restored(state, frontier)

@@ -67,7 +67,9 @@ class Writer:
         last = batch.staged[-1]
         what = f"ledger, entry {last.entry.index}"
         if not is_current(connection):
-            raise Unavailable(f"{what}: expected the database file to stand, got another one or none")
+            raise Unavailable(
+                f"{what}: expected the database file that was opened, found none or a new one at its path"
+            )
         self._removed = any(one.draft.erased for one in batch.staged)
         # Before the commit, whose end may never be seen.
         self._scrub_owed |= self._removed
@@ -86,7 +88,7 @@ class Writer:
                 return rows.read_entry_bytes(connection, last.entry.index) == last.data
         except SQLAlchemyError as error:
             raise Unavailable(
-                f"{what}: expected to learn whether it was committed, got no answer", code="commit-unknown"
+                f"{what}: expected to find out whether it was committed, got no answer", code="commit-unknown"
             ) from error
 
     def scrub_after(self) -> None:

@@ -1,4 +1,4 @@
-"""Whether anybody needs the service, so that an embedded one ends when nobody does."""
+"""Whether the service is in use, so that an embedded one ends when it is idle."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class Activity:
-    """Counts the requests that are open, at whichever doors it watches; all of them live in one event loop."""
+    """Counts the open requests of the listeners that it watches; all of them are in one event loop."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -58,7 +58,7 @@ class Doorkeeper:
         with self._lock:
             self._challenges = {nonce: ends for nonce, ends in self._challenges.items() if ends > now}
             if len(self._challenges) >= _MOST:
-                raise TooMany(f"challenges: expected fewer than {_MOST} open at a time")
+                raise TooMany(f"challenges: expected fewer than {_MOST} open at a time, got one more")
             nonce = secrets.token_hex(16)
             self._challenges[nonce] = now + CHALLENGE_S
             return nonce
@@ -70,7 +70,8 @@ class Doorkeeper:
         with self._lock:
             answered_by = self._challenges.pop(statement.nonce, 0.0)
         if answered_by <= time.monotonic():
-            raise NotAuthenticated("session: expected the nonce of a challenge of the last minute, got another")
+            expected = "the nonce of a challenge of the last minute"
+            raise NotAuthenticated(f"session: expected {expected}, got one that is unknown, used or expired")
         accept_session(self._context.ledger.state, data, encode_time(self._context.clock()))
         principal, token = open_session(self._context, data, source)
         # A clock that was moved back meanwhile makes it no longer than it was signed for.
@@ -88,7 +89,7 @@ class Doorkeeper:
         return Session(principal, expires_at)
 
     def end_session(self, authorization: str | None) -> None:
-        """At once; whoever holds the token has to sign again."""
+        """At once; the token's holder has to sign again."""
         self.person(authorization)
         end_session(self._context, _bearer(authorization))
 
@@ -124,8 +125,8 @@ class Doorkeeper:
             raise NotAuthenticated(f"token: {error.message}") from None
 
     def count(self, unit: str | None, error: ApplianceError) -> None:
-        """Attempts that nobody answers for, and a unit's that a limit refused, are counted here and appended as counts,
-        once a minute: no flood of them fills the ledger."""
+        """Attempts without a valid key, and requests that a limit refused, are counted here and appended as counts,
+        once a minute, so that no flood of them fills the ledger."""
         self.refused(unit, error)
         with self._lock:
             if isinstance(error, NotAuthenticated):

@@ -47,7 +47,7 @@ class Body:
     async def _take(self) -> None:
         message = await self._receive()
         if message["type"] != "http.request":
-            raise BadInput("request: expected its body whole, got its end", code="disconnected")
+            raise BadInput("request: expected its whole body, got the end of the connection", code="disconnected")
         self._chunks.append(message.get("body", b""))
         self._size += len(self._chunks[-1])
         self._more = message.get("more_body", False)

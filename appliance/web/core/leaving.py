@@ -23,7 +23,9 @@ async def run_while_awaited(request: Request, work: Callable[[Callable[[], bool]
         return await run_in_threadpool(work, left.is_set)
     except asyncio.CancelledError:
         # By the server, whose end waits no longer. The thread ends by itself.
-        raise Unavailable("service: expected it to go on until the answer, it ends", code="service-ends") from None
+        raise Unavailable(
+            "service: expected it to run until the answer, got its shutdown", code="service-ends"
+        ) from None
     finally:
         left.set()
         listening.cancel()

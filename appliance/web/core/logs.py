@@ -1,5 +1,5 @@
 """The service's log: a line of JSON for each thing that happened, on stderr. Requests are named as in the ledger, and
-no line has a text of anybody's."""
+no line has a text of a person or a request."""
 
 from __future__ import annotations
 

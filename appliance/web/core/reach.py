@@ -77,7 +77,7 @@ def _has_list(path: Path) -> bool:
 
 
 def _close(path: Path) -> None:
-    """What stood open behind the closed home is for the service alone now."""
+    """What others could open inside the closed home is now readable by the service alone."""
     mode = stat.S_IMODE(path.stat().st_mode)
     if not mode & 0o077:
         return

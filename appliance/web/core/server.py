@@ -1,4 +1,4 @@
-"""The doors are opened: a Unix socket for people, TCP for units, in one process and one event loop."""
+"""Opens the listeners: a Unix socket for people, TCP for units, in one process and one event loop."""
 
 from __future__ import annotations
 
@@ -147,8 +147,8 @@ class _Server(uvicorn.Server):
 
 @dataclass(frozen=True)
 class Heart:
-    """`beat` is called again `every_s` after it ended; what it raises ends the service. `stalled` hears how long one
-    has not ended, as often as another was due meanwhile, and 0 once it has."""
+    """`beat` is called again `every_s` after it ended; what it raises ends the service. `stalled` gets how long one has
+    not ended, each time that the next one was due meanwhile, and 0 once it has ended."""
 
     beat: Callable[[], None]
     every_s: float
@@ -166,7 +166,7 @@ def serve(doors: Sequence[Door], *, heart: Heart, ended: Callable[[], str | None
 
 
 def _server(door: Door) -> _Server:
-    """No header of a proxy is believed: where a request came from is who connected."""
+    """No header of a proxy is used: the source of a request is the connection's peer."""
     config = uvicorn.Config(
         door.app,
         http=_Guarded if door.guarded else _Local,
@@ -215,7 +215,7 @@ async def _serve(doors: Sequence[Door], heart: Heart, ended: Callable[[], str | 
 
 
 async def _beat(heart: Heart, stop: asyncio.Event) -> None:
-    """Returns never, and raises what a beat does: doors do not answer on over a heart that stands still."""
+    """Never returns, and raises what a beat raises: the listeners close when the heartbeat fails."""
     try:
         while True:
             await asyncio.sleep(heart.every_s)
@@ -232,8 +232,8 @@ async def _beat(heart: Heart, stop: asyncio.Event) -> None:
 
 
 def _run_apart(work: Callable[[], None]) -> asyncio.Future[None]:
-    """In a thread of its own that nobody waits for: one that hangs, on a disk or a database, does not hold up the end,
-    as asyncio's own threads would."""
+    """In a thread of its own that is not joined: one that hangs, on a disk or a database, does not hold up the end, as
+    asyncio's own threads would."""
     loop = asyncio.get_running_loop()
     running: asyncio.Future[None] = loop.create_future()
 

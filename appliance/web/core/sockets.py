@@ -1,5 +1,5 @@
-"""The sockets that the doors stand on. Strangers' connections are counted from their accept on: over TLS the protocol
-learns of one only once its handshake is done, and each has taken a descriptor of the whole service by then."""
+"""The sockets of the listeners. Connections are counted from their accept on. Over TLS the protocol sees one only after
+its handshake, when it has already taken a descriptor of the service."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import Conflict, Unavailable
+from appliance.formats.core.digest import kind_of
 from appliance.web.core.reach import Group, find_group, give, let_pass
 
 CONNECTIONS = 512
@@ -24,7 +25,7 @@ DESCRIPTORS = 4_096
 
 
 def raise_descriptors() -> None:
-    """As many descriptors as the doors can use, as far as the host's hard limit goes."""
+    """As many descriptors as the listeners can use, up to the host's hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -42,7 +43,7 @@ class Bounded(socket.socket):
     def accept(self) -> tuple[socket.socket, Any]:
         """ConnectionAbortedError, which an event loop passes over, for one too many."""
         connection, address = super().accept()
-        # Asked of the sockets themselves, since whoever closes one tells nobody.
+        # Counted from the sockets themselves, since nothing reports a closed one.
         if sum(one.fileno() >= 0 for one in self._accepted) >= self._most:
             connection.close()
             raise ConnectionAbortedError(f"connections: expected at most {self._most} at once, got one more")
@@ -83,8 +84,8 @@ def _bind_unix(path: Path) -> socket.socket:
     if len(os.fsencode(path)) > 100:
         raise Unavailable(f"socket {path}: expected a path of at most 100 bytes; choose a shorter APPLIANCE_HOME")
     with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise Conflict(f"socket {path}: expected nothing or a socket there, got another kind of file")
+        if not stat.S_ISSOCK(mode := path.lstat().st_mode):
+            raise Conflict(f"socket {path}: expected nothing or a socket there, got {kind_of(mode)}")
         path.unlink()
     door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)

@@ -28,7 +28,9 @@ def open_tls(chain: Path, key: Path, client_ca: Path | None, not_of: Path | None
             context.verify_mode = ssl.CERT_REQUIRED
             context.load_verify_locations(client_ca)
             if not_of is not None and client_ca.read_bytes() == not_of.read_bytes():
-                raise BadInput(f"certificate, {client_ca}: expected another CA than that of the units' hosts")
+                raise BadInput(
+                    f"certificate, {client_ca}: expected a CA other than that of the units' hosts, got the same one"
+                )
     except OSError as error:  # an SSLError is one too
         what = client_ca if context.verify_mode is ssl.CERT_REQUIRED else f"{chain} and {key}"
         raise BadInput(f"certificate, {what}: expected PEM files that fit together, got: {error.args[-1]}") from None

@@ -1,7 +1,7 @@
-"""For whoever keeps the service running: is it alive, is it ready, and its numbers.
+"""For operations: whether the service is alive, whether it is ready, and its metrics.
 
-Not at the units' door: a unit sees nothing of another's. A listener of its own, for scrapers, whose numbers need a
-token that stands in a file; whether it lives and is ready needs none, and says nothing else.
+A separate listener, so that units cannot see each other's numbers. The metrics need a token from a file. Liveness and
+readiness need none, and show nothing else.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Readiness:
         if self._context.missing_from_log:
             return "ledger lost entries"
         if self._context.stalled:
-            return "heartbeat stands still"
+            return "no recent heartbeat"
         async with self._lock:
             if time.monotonic() - self._seen >= PROBE_S:
                 self._against = await self._probe()

@@ -65,7 +65,8 @@ class Meter:
         """TooMany, with the time to wait, where anything is used up; then nothing is taken."""
         if self.limits.concurrent and self.running >= self.limits.concurrent:
             raise TooMany(
-                f"{unit}: expected at most {self.limits.concurrent} requests at once", code="concurrent-limit"
+                f"{unit}: expected at most {self.limits.concurrent} requests at once, got one more",
+                code="concurrent-limit",
             )
         waits = [("requests a minute", "rate-limit", self.requests)] if self.requests else []
         waits += [("tokens", "token-limit", bucket) for bucket in self.tokens]
@@ -73,7 +74,11 @@ class Meter:
             wait_s = bucket.wait_s(now)
             if wait_s > 0:
                 again = math.ceil(wait_s)
-                raise TooMany(f"{unit}, {what}: expected no more for {again} s", code=code, retry_after_s=again)
+                raise TooMany(
+                    f"{unit}, {what}: expected none within the next {again} s, since the limit is reached, got one",
+                    code=code,
+                    retry_after_s=again,
+                )
         if self.requests is not None:
             self.requests.take(1, now)
         self.running += 1
@@ -118,7 +123,7 @@ class Quotas:
                 limits = self._table.get(unit) or self._table.get(EVERYBODY) or Limits()
                 meter = self._meters[unit] = Meter(limits, now)
             if self.running >= self._most:
-                raise TooMany(f"units' door: expected at most {self._most} requests at once, got more")
+                raise TooMany(f"units' API: expected at most {self._most} requests at once, got one more")
             meter.enter(unit, now)
             self.running += 1
         return Place(self, meter)

@@ -73,7 +73,7 @@ class Metrics:
         return seconds
 
     def refused(self, unit: str | None, error: ApplianceError) -> None:
-        """What the door itself refused, at once; of strangers only how many."""
+        """What the listener itself refused, at once; of unauthenticated requests only how many."""
         code = NotAuthenticated.code if isinstance(error, NotAuthenticated) else error.code
         self.refusals.labels(unit or "", code).inc()
 

@@ -115,7 +115,7 @@ def _bytes(text: str, what: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise BadInput(f"{what}: expected base64, got another text") from None
+        raise BadInput(f"{what}: expected standard base64, got text that does not decode") from None
 
 
 def _source(request: Request) -> str:

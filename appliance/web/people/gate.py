@@ -19,9 +19,9 @@ from appliance.web.core.bodies import Body, authorization_of
 from appliance.web.core.errors import people_body, refusal
 
 MOST = 24
-"""Requests at once of people with a session, of 40 threads: whoever is at the Unix socket is answered."""
+"""Requests at once of people with a session, of 40 threads, so that the Unix socket is always answered."""
 STRANGERS = 32
-"""Requests at once without one: a session that is opened, an order that its own signature stands for."""
+"""Requests at once without one: opening a session, or submitting an order, which its own signature authenticates."""
 _SMALL_BYTES = 65_536
 PUBLIC = {
     "/v1/about": _SMALL_BYTES,

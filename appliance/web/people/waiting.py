@@ -1,4 +1,4 @@
-"""A service whose clock is behind its log: people alone are answered, of whom administrators can reset the clock."""
+"""A service whose clock is behind its log answers people only, so that administrators can reset the clock."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def wait_for_clock(
     hold_claim: Callable[[], object],
     ended: Callable[[], str | None],
 ) -> str | None:
-    """Under such a clock nothing can be recorded, and so nothing begins. Why the service is to end, or None once time
-    is right. `is_up` is called when the door is open."""
+    """Under such a clock nothing can be recorded, so nothing is started. Why the service is to end, or None once time
+    is right. `is_up` is called when the listener is open."""
 
     def is_behind() -> bool:
         return context.ledger.clock.read_behind(context.ledger.state) is not None
@@ -61,11 +61,11 @@ def wait_for_clock(
 
 
 def _only_while(is_behind: Callable[[], bool], app: ASGIApp) -> ASGIApp:
-    """The door until time is right: what could be recorded then waits until the service has begun."""
+    """The listener until the clock is right. Requests that must be recorded wait until the service has started."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not is_behind():
-            error = Unavailable("service: its clock is right again, and it starts; ask again", code="starting")
+            error = Unavailable("service: its clock was reset and it is starting; try again", code="starting")
             await refusal(people_body, error)(scope, receive, send)
             return
         await app(scope, receive, send)

@@ -69,7 +69,7 @@ class Gate:
 
 
 async def _leave(scope: Scope) -> None:
-    """The place is held until nothing of the request is under way, whoever has left it."""
+    """The place is held until no part of the request is running, even after its client has left."""
     frames = scope["state"].get("frames")
     if frames is not None:
         frames.leave()

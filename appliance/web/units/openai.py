@@ -46,7 +46,7 @@ def units_app(serving: Serving, door: Doorkeeper, quotas: Quotas, metrics: Metri
 
 
 class _Routes:
-    """What each route does. Whoever asks, and the place that the request holds, are known: the gate has set them."""
+    """What each route does. The gate has set the asker and the place that the request holds."""
 
     def __init__(self, serving: Serving, threads: Threads, metrics: Metrics) -> None:
         self._serving, self._threads, self._metrics = serving, threads, metrics
@@ -105,8 +105,8 @@ class _Routes:
         return answer
 
     def _gather(self, kind: str, body: AnyRequest, request: Request) -> tuple[Answer, str, Value]:
-        """One thread from the admission to the end, so that nobody has to wake between them; the answer, its whole
-        text, and the frame that ended it."""
+        """One thread from the admission to the end, so that no other thread has to wake between them; the answer, its
+        whole text, and the frame that ended it."""
         answer = self._ask(kind, body, request)
         text: list[str] = []
         done: Value = {}

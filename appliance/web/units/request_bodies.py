@@ -137,7 +137,7 @@ def parse_members(body: bytes) -> dict[str, Any]:
         raise _malformed(f"expected at most {MAX_VALUES} values, got signs of {got}")
     value = _JSON.validate_json(body)
     if not isinstance(value, dict):
-        raise _malformed("expected an object, got another value")
+        raise _malformed(f"expected an object, got {type(value).__name__}")
     if len(value) > MAX_MEMBERS:
         raise _malformed(f"expected at most {MAX_MEMBERS} members, got {len(value)}")
     return value

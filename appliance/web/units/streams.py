@@ -137,7 +137,7 @@ class Frames:
             yield frame
 
     def leave(self) -> None:
-        """Nobody listens any more."""
+        """The client has left."""
         self._begin_end(self._close)
 
     def _close(self) -> Frame:

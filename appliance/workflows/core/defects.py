@@ -1,4 +1,4 @@
-"""What nobody foresaw, where a thread has to go on all the same: said at once, and then an error like others."""
+"""Unexpected errors in threads that must continue: each is logged at once, and becomes an ordinary error."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def contain_defects(what: str) -> Iterator[None]:
         raise Unavailable(f"{what}, disk: expected it to work, got {error}", code=DISK) from error
     except Exception as error:
         # One place for all threads that carry jobs, make rounds or read an engine: one that died would let whatever
-        # waits behind it wait for ever, and nothing would say so.
+        # queued after it would wait for ever, without an error.
         log.critical("ALARM: %s: a defect of the appliance", what, exc_info=True)
         got = type(error).__name__
         raise ApplianceError(
-            f"{what}: expected no defect of the appliance, got {got}; the service's log says more", code=DEFECT
+            f"{what}: expected no defect of the appliance, got {got}; see the service's log", code=DEFECT
         ) from error

@@ -51,7 +51,7 @@ def kept_free(started: Worker, folder: Path, *, engine: bool) -> Iterator[None]:
             try:
                 why = disk_shortage(folder, engine=engine) or ""
             except OSError:
-                continue  # the disk is not there at all, and whoever uses it says so
+                continue  # the disk is missing, and the code that uses it reports that
             if why:
                 log.critical("ALARM: a worker is ended: %s", why)
                 started.kill()

@@ -58,7 +58,7 @@ def append_all(context: Context, drafts: Sequence[Draft], *, guard: Guard | None
 
 
 def conceal(text: str) -> Disclosure:
-    """Free text behind a fresh salt: the entry holds the commitment, the text can be erased.
+    """Free text with a fresh salt: the entry has the commitment, the text can be erased.
 
     A worker chooses the names of its files, and who uploads those of a row's members: what is no Unicode, or a NUL,
     which no database takes, must not keep a failure from being recorded.

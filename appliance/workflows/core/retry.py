@@ -1,6 +1,5 @@
-"""What a job records while the ledger cannot be written: its workers stand still, and it waits until it can be.
-
-Nobody waits for a job's answer, and what it has come to took hours; whoever asks for something else is told at once.
+"""What a job does while the ledger cannot be written: its workers are paused, and it waits. No client waits for a job's
+answer, and its result took hours. Other requests get an error at once.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def _with_retry(context: Context, act: Callable[[], Done], most_s: float) -> Don
 
 
 def _find(context: Context, since: int, body: Event) -> Appended | None:
-    """The entry that stands although nobody saw the end of its commit."""
+    """The entry that was committed although the end of its commit was not seen."""
     context.ledger.refresh()
     for data in context.ledger.entries(since):
         entry = parse_entry(data)
@@ -75,7 +74,7 @@ def _find(context: Context, since: int, body: Event) -> Appended | None:
 
 
 def pause_workers(context: Context) -> None:
-    """Nothing acts unrecorded: every worker stands still until the ledger can be written."""
+    """Nothing acts unrecorded: every worker is paused until the ledger can be written."""
     for worker in list(context.workers.values()):
         worker.pause()
 

@@ -77,7 +77,7 @@ def worker(
 
 
 def check_walls(started: Worker) -> dict[str, str]:
-    """The probes' results; Unavailable when any got through, so that nothing runs behind a broken wall."""
+    """The probes' results; Unavailable when any got through, so that nothing runs in a broken sandbox."""
     walls = started.check_walls(WALLS_S)
     through = sorted(name for name, result in walls.items() if result != "refused")
     if through:

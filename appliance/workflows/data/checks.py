@@ -14,6 +14,7 @@ from appliance.domain.core.names import Digest, Identifier, Value
 from appliance.domain.data.standing import base_is
 from appliance.domain.data.tasks import Format, Task, wrong_share
 from appliance.errors import ApplianceError, Denied, NotFound, refuse
+from appliance.formats.core.fields import show
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.defects import contain_defects
 from appliance.workflows.core.workers import carry_out, check_walls, worker
@@ -34,7 +35,7 @@ FOUND = (
     "errors",
     "error_count",
 )
-"""What is told of a worker's findings (ml/data/findings.py)."""
+"""What is reported of a worker's findings (ml/data/findings.py)."""
 
 
 class Rows(Value):
@@ -76,9 +77,9 @@ def order_check(context: Context, principal: str, rows: Rows) -> str:
 
 
 def check_status(context: Context, principal: str, key: str, wait_s: float) -> dict[str, Any]:
-    """What was found is told to who asked for it: it quotes rows."""
+    """The result is shown only to the principal who asked for it, since it quotes rows."""
     if not key.startswith(f"check:{principal}:"):
-        raise NotFound("dataset check: expected the key of one that you asked for, got another")
+        raise NotFound(f"dataset check: expected the key of a check that {principal} started, got {show(key)}")
     stream = context.progress.read(key, 1 << 60, wait_s)
     return {"result": stream.result, "error": stream.error, "ended": stream.ended}
 

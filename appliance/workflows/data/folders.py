@@ -11,7 +11,7 @@ from pathlib import Path
 
 from appliance.errors import ApplianceError, BadInput, Unavailable
 from appliance.formats.artifacts.manifest import MANIFEST_PATH, MAX_FILES, Manifest, ManifestFile, encode_manifest
-from appliance.formats.core.digest import digest_bytes, digest_file
+from appliance.formats.core.digest import digest_bytes, digest_file, kind_of
 from appliance.workflows.core.context import Context
 
 log = logging.getLogger("appliance")
@@ -22,7 +22,7 @@ def list_files(folder: Path, name: str, version: int) -> Manifest:
     files = []
     for path in _list_paths(folder):
         if path.is_symlink() or not path.is_file():
-            raise BadInput(f"output, {path.name}: expected a regular file, got another kind")
+            raise BadInput(f"output, {path.name}: expected a regular file, got {kind_of(path.lstat().st_mode)}")
         files.append(ManifestFile(path.name, path.lstat().st_size, digest_file(path)))
     return Manifest(name, version, tuple(files))
 

@@ -73,7 +73,8 @@ def read_source_manifest(context: Context, order: ImportBase) -> Manifest:
     """The manifest of an uploaded model folder; every file it lists must have been uploaded."""
     path = context.artifacts.upload(order.source)
     if path.stat().st_size > _MAX_MANIFEST:
-        raise BadInput(f"base {order.base}, manifest: expected at most {_MAX_MANIFEST} bytes, got more")
+        size = path.stat().st_size
+        raise BadInput(f"base {order.base}, manifest: expected at most {_MAX_MANIFEST} bytes, got {size}")
     manifest = parse_manifest(path.read_bytes())
     for file in manifest.files:
         context.artifacts.upload(file.digest)
@@ -101,9 +102,7 @@ def _check_wanted(context: Context, digest: str) -> None:
     """Once the worker can be found and ended: a cancellation that was recorded before has not found it."""
     record = context.ledger.state.imports.get(digest)
     if record is not None and record.status == "cancelled":
-        raise Denied(
-            f"import of {record.subject}: expected one that is wanted, got one that was cancelled", code=CANCELLED
-        )
+        raise Denied(f"import of {record.subject}: expected an open one, got one that was cancelled", code=CANCELLED)
 
 
 def _prepare(
@@ -223,7 +222,7 @@ def checked_base(context: Context, name: str) -> Path:
         raise  # says nothing of the bytes
     except ApplianceError as error:
         index = quarantine_base(context, base, error.message)
-        said = f"base {name}: expected the bytes of its manifest, got others; entry {index} says which"
+        said = f"base {name}: expected the bytes of its manifest, got a file that differs; entry {index} names it"
         raise Tampered(said) from error
     return context.artifacts.path(base.digest)
 
@@ -272,10 +271,10 @@ def _fail(context: Context, digest: str, error: ApplianceError) -> None:
 
 
 def _discard_uploads(context: Context, digest: str) -> None:
-    """What the import read goes, but for what another one is still to read, and for what was sent since it was ordered:
-    somebody may be about to sign for that. The rest goes at the next start."""
+    """Removes the uploads that the import read, except those that another import still has to read, and those sent
+    since it was ordered, for which an order may be about to be signed. The rest is removed at the next start."""
     try:
-        # The lock so that nobody's order has found them, and is not recorded yet.
+        # The lock, so that no order has found them and is not recorded yet.
         with contain_defects("uploads"), context.order_lock:
             state = context.ledger.state
             ordered = state.imports.get(digest)
@@ -289,7 +288,7 @@ def _discard_uploads(context: Context, digest: str) -> None:
 
 
 def discard_unwanted(context: Context, uploads: Iterable[str], sent_by: float) -> None:
-    """Those of these uploads that no import waits for and that nobody has sent again since."""
+    """Those of these uploads that no import waits for and that were not sent again since."""
     with context.order_lock:
         waiting = [record for record in context.ledger.state.imports.values() if record.status == "requested"]
         kept = [upload for record in waiting for upload in _uploads_of(context, record)]

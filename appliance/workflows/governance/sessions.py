@@ -1,4 +1,4 @@
-"""A person opens a reading session; the minute's heartbeat; attempts that nobody answers for, as a count."""
+"""A person opens a reading session; the minute's heartbeat; attempts without a valid key, as a count."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ NO_SESSION = "session: expected a standing one, got none; a reading command with
 
 
 def open_session(context: Context, envelope: bytes, source: str) -> tuple[str, str]:
-    """Records the session under its signer; the rules check signature, origin and lifetime. Who that is, and the
-    session's secret token, which nobody keeps."""
+    """Records the session under its signer; the rules check signature, origin and lifetime. Returns the signer, and the
+    session's secret token, which is not stored."""
     parsed = parse_envelope(envelope)
     statement = parse_credential(SessionStatement, parsed.payload)
     opened = append(context, SessionOpened(), actor=statement.signer, source=source, documents={"session": envelope})

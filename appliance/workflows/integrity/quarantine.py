@@ -1,7 +1,7 @@
 """What no longer hashes to its manifest is taken out of use: recorded, taken out of its slots, then moved aside.
 
-What differs may name what somebody put there: it stands behind the entry, where it can be erased, and nowhere else.
-Whoever speaks of it names the entry.
+What differs may contain names that an attacker chose. It is a text of the entry, which can be erased, and is kept
+nowhere else. Other messages name the entry.
 """
 
 from __future__ import annotations

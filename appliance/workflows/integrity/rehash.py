@@ -1,7 +1,7 @@
 """Every sealed folder is hashed again, on schedule and at a gentle pace: what has changed is taken out of use at once.
 
-A byte that changes under a running service is found without anybody asking for it, in what is loaded as in what waits.
-Adapters and bases go into quarantine, which empties their slots; a dataset fails the next run that reads it.
+A byte that changes under a running service is found without a request, in loaded adapters and in others. Adapters and
+bases go into quarantine, which empties their slots; a dataset fails the next run that reads it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Pace:
         self.size += size
         lead_s = self.size / BYTES_A_SECOND - (time.monotonic() - self._began)
         if self._closing.wait(max(0.0, lead_s)):
-            raise Unavailable("artifacts: expected the service to go on, it ends", code="closing")
+            raise Unavailable("artifacts: expected the service to keep running, got its shutdown", code="closing")
 
 
 def start(context: Context, every_s: float) -> None:
@@ -76,7 +76,7 @@ def _list_artifacts(context: Context) -> list[tuple[str, str]]:
 
 
 def _take_out(context: Context, subject: str, error: ApplianceError) -> str:
-    """Into quarantine, where somebody else has not found it meanwhile; where it is told what has changed."""
+    """Puts it into quarantine, unless it is there; returns where to read what has changed."""
     kind, _, name = subject.partition(":")
     state = context.ledger.state
     adapter, base = state.adapters.get(name), state.bases.get(name)

@@ -1,6 +1,5 @@
-"""The fold is sealed beside the database as the log grows, and when the service ends: the next one goes on from it.
-
-To fold a million entries again takes most of a minute, in which nobody is answered.
+"""The fold is sealed beside the database as the log grows, and when the service ends. The next start continues from it.
+Folding a million entries again takes most of a minute, in which nothing is answered.
 """
 
 from __future__ import annotations

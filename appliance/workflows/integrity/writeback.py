@@ -1,7 +1,7 @@
 """What SQLite has written ahead goes into the database between the appends.
 
-Whoever's commit finds a thousand pages in the write-ahead log has to copy them, which took one request in a hundred and
-fifty some 10 to 20 ms. Copied every second they are few, and nobody waits for it. PostgreSQL does the like by itself.
+A commit that finds a thousand pages in the write-ahead log has to copy them, which took one request in a hundred and
+fifty some 10 to 20 ms. Copied every second they are few, and no request waits for it. PostgreSQL does this by itself.
 
 Also while no entry comes: an erased text may still lie in that log, which somebody's reading kept from being emptied.
 """

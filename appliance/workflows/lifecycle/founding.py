@@ -106,8 +106,8 @@ def check_begun(first: Entry, wanted: FoundingRequest, keyring: Keyring) -> None
     others = [f"{what}: expected {stands}, got {given}" for what, stands, given in compared if stands != given]
     if others:
         raise Conflict(
-            f"appliance {body.origin}, begun before: {'; '.join(others)}. Nothing was changed: ask for what stands in "
-            "its first entry, or begin again with an empty database"
+            f"appliance {body.origin}, already initialised: {'; '.join(others)}. Nothing was changed: use the "
+            "values of its first entry, or an empty database"
         )
 
 

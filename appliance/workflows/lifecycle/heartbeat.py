@@ -20,7 +20,7 @@ log = logging.getLogger("appliance")
 BEAT_S = 60.0
 
 Counted = Callable[[], AbstractContextManager[Refusals]]
-"""Opens the count of what the doors refused; where its block ends well, the count begins again."""
+"""Gives the count of refused requests; where its block ends without an error, the count begins again."""
 
 
 def beat(
@@ -40,7 +40,7 @@ def beat(
         with counted() as refusals:
             sessions.beat(context, refusals)
         sweep()
-        resume_workers(context)  # before anything is asked of a worker
+        resume_workers(context)  # before a worker is used
         maintain()
         resume_forgotten(context)
     except ApplianceError as error:

@@ -36,7 +36,7 @@ def recover(context: Context) -> None:
 
 
 def _left_open(state: State) -> Iterator[Draft]:
-    """The end of everything that nobody works at any more."""
+    """The entries that end the work that was interrupted."""
     for request in state.requests.values():
         finished = RequestFinished(
             request=request.id,
@@ -85,7 +85,7 @@ def resume_work(context: Context) -> None:
 
 
 def resume_forgotten(context: Context) -> None:
-    """What nobody carries although its order stands: the end of its commit was not seen, and the asker was told so."""
+    """Ordered work that was never started: the end of its commit was not seen, and the asker got an error."""
     if not context.runs.busy:
         resume_work(context)
     waiting = []

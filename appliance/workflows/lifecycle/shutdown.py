@@ -18,7 +18,7 @@ JOBS_END_S = 10.0
 
 
 def shut_down(context: Context, counted: Counted, reason: str, say: Callable[[str], None] = lambda _: None) -> None:
-    """A run that is cut off here is resumed, or marked failed, by the next start. `say` hears what it waits for."""
+    """A run that is cut off here is resumed, or marked failed, by the next start. `say` gets what it waits for."""
     say("ends its workers")
     context.closing.set()
     for worker in list(context.workers.values()):

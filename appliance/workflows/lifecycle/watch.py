@@ -1,4 +1,4 @@
-"""What an operator must hear before it stops the appliance: a disk that fills up, a clock that went back, something
+"""What an operator must know before it stops the appliance: a disk that fills up, a clock that went back, something
 planted in the database, over which the next start is refused.
 
 NIST 800-53 AU-5(1): warn before the audit trail can no longer be written.
@@ -27,7 +27,7 @@ def _disk(folder: Path) -> list[str]:
     try:
         found = os.statvfs(folder)
     except OSError as error:
-        return [f"disk of {folder}: expected to be told what is free, got {error.strerror or error}"]
+        return [f"disk of {folder}: expected to read the free space, got {error.strerror or error}"]
     free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
     limit = min(LOW_BYTES, int(total * LOW_SHARE))
     if free >= limit:

@@ -11,8 +11,8 @@ Level = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """`fail`: the appliance does not start, or does not do its work, while it is so. `warn`: it works, and somebody
-    should look. No text of it is a secret."""
+    """`fail`: the appliance does not start, or does not do its work, while it is so. `warn`: it works, and an
+    administrator should look. No text in it is a secret."""
 
     check: str
     level: Level

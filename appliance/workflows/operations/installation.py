@@ -72,7 +72,7 @@ def check_home(place: Installation) -> Iterator[Finding]:
         otherwise="warn",
     )
     yield from together(
-        "permissions", "nobody else may read or change them", "0700 folders, 0600 files", _rights(place)
+        "permissions", "no other account may read or change them", "0700 folders, 0600 files", _rights(place)
     )
 
 
@@ -89,7 +89,7 @@ def _rights(place: Installation) -> Iterator[Finding]:
             continue
         except OSError as error:
             yield Finding(
-                "permissions", "fail", f"{path}: {error.strerror}", "to be told its rights", "look at its folder"
+                "permissions", "fail", f"{path}: {error.strerror}", "to read its permissions", "look at its folder"
             )
             continue
         mode, owner = stat.S_IMODE(found.st_mode), found.st_uid
@@ -205,7 +205,7 @@ def check_certificates(paths: Sequence[Path], now: datetime, unfit: str | None =
     if not paths:
         yield Finding("certificates", "ok", "none is configured", "those of the settings")
     for path in paths:
-        action = "have your CA issue another; it is read at the next start"
+        action = "have your CA issue a new one; it is read at the next start"
         try:
             end = read_end(path)
         except ApplianceError as error:
@@ -239,10 +239,10 @@ def check_listeners(place: Installation) -> Iterator[Finding]:
             "an answer" if running else "a free port",
             "see the service's log, and `appliance status`"
             if running
-            else "end what listens there, or set another port",
+            else "end the program that listens there, or set another port",
         )
     if not doors:
-        yield Finding("listeners", "ok", "none is configured beside the people's door", "those of the settings")
+        yield Finding("listeners", "ok", "none is configured besides the people's socket", "those of the settings")
 
 
 def _answers(family: int, address: object) -> bool:

@@ -45,7 +45,7 @@ def _layers(accepted: tuple[str, ...]) -> Iterator[Finding]:
             f"kernel layer {name}",
             "warn" if name in accepted else "fail",
             "it cannot be built here" + (", which policy accepts" if name in accepted else ""),
-            "a wall that stands around each worker",
+            "this layer around each worker",
             f"use {_KERNEL_WORDS}, or have the policy set name it in accepted_missing_layers",
         )
     if not missing:
@@ -116,7 +116,7 @@ def _kind_of(path: Path) -> tuple[bytes, bytes]:
 
 
 def _offline(environment: Mapping[str, str]) -> Finding:
-    """Workers have them whatever stands here; a library that somebody loads by hand reads these."""
+    """Workers always have them; these are for a library that is loaded outside a worker."""
     other = [name for name in OFFLINE if environment.get(name, "1") not in ("1", "ON", "YES", "TRUE")]
     unset = [name for name in OFFLINE if name not in environment]
     found = f"another value than 1: {', '.join(other)}" if other else "set here" if not unset else "not set here"

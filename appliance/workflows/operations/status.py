@@ -18,7 +18,7 @@ from appliance.workflows.queries.people import shown_orders
 
 
 def status(context: Context) -> dict[str, Any]:
-    """As of the log's last entry. Nothing of it is a secret or a text of anybody's."""
+    """As of the log's last entry. Nothing in it is a secret or a text of a person or a request."""
     with context.ledger.lock:
         state = context.ledger.state
         now = context.now(state)
@@ -128,7 +128,7 @@ def _engine(context: Context, state: State) -> dict[str, Any]:
 
 
 def _unreviewed(state: State, now: Time) -> list[Adapter]:
-    """Sealed adapters that no unit has enough approvals of, and that nobody has rejected."""
+    """Sealed adapters that have enough approvals for no unit, and no rejection."""
     return [
         adapter
         for adapter in state.adapters.values()

@@ -70,7 +70,7 @@ def shown_orders(waiting: Iterable[PendingOrder]) -> list[dict[str, Any]]:
 
 
 def waiting_for(context: Context, administrator: str) -> list[dict[str, Any]]:
-    """Orders of others that this administrator can endorse; none for anybody else."""
+    """Orders of others that this administrator can endorse; none for other principals."""
     state = context.ledger.state
     return shown_orders(waiting_orders(state, context.now(state), administrator))
 

@@ -91,11 +91,12 @@ def dataset_uses(context: Context, name: str) -> list[dict[str, Any]]:
 def dataset_row(context: Context, person: str, name: str, text: str) -> list[dict[str, Any]]:
     """For each version of the dataset, the rows of this text, each with a proof that opens this row and no other.
 
-    Whoever imports data may ask, and whoever audits. That there is none is the service's word alone.
+    Importers and auditors may ask. That there is no such row cannot be proved.
     """
     principal = context.ledger.state.principals.get(person)
     if principal is None or not any(principal.has(role) for role in ROW_ROLES):
-        raise Denied(f"row of a dataset: expected {person} to be {' or '.join(ROW_ROLES)}, got another role")
+        held = "none" if principal is None else ", ".join(principal.roles)
+        raise Denied(f"row of a dataset: expected {person} to have the role {' or '.join(ROW_ROLES)}, got {held}")
     datasets = [(key, row) for key, row in context.ledger.state.datasets.items() if name in (key, row.name)]
     if not datasets:
         raise NotFound(f"dataset: expected an imported one, got {name!r}")

@@ -32,11 +32,11 @@ _LIBPQ = "PG"
 def verify(context: Context, trust: dict[str, Any] | None, left: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """The service's own check of everything it holds. An auditor's check is made elsewhere, from an export.
 
-    One at a time; Unavailable (`cancelled`) as soon as whoever asked has `left`, or the service ends.
+    One at a time; Unavailable (`cancelled`) as soon as the asker has `left`, or the service ends.
     """
     trusted: Trust | None = None if trust is None else parse_trust(encode_canonical(trust) + b"\n")
     if not context.verifying.acquire(blocking=False):
-        raise TooMany("verification: expected one at a time, got another that is under way", retry_after_s=10)
+        raise TooMany("verification: expected one at a time, got a second one during the first", retry_after_s=10)
     try:
         return _verify(context, trusted, lambda: left() or context.closing.is_set())
     finally:
@@ -74,7 +74,9 @@ def _parse(said: bytes) -> tuple[Report, list[str]]:
             return Report.model_validate_json(json.dumps(value["report"])), [str(one) for one in value["local"]]
     except (ValueError, KeyError, TypeError) as error:
         got = type(error).__name__
-        raise Unavailable(f"verification: expected a report, got no whole one ({got})", code="program-ended") from None
+        raise Unavailable(
+            f"verification: expected a whole report, got an incomplete one ({got})", code="program-ended"
+        ) from None
     raise failure(value["failure"])
 
 
@@ -107,7 +109,7 @@ def _check_artifacts(context: Context, cancelled: Callable[[], bool]) -> list[st
     findings = []
     for what, digest in _named_folders(context):
         if cancelled():
-            raise Unavailable("verification: expected somebody who waits for it, got nobody", code=CANCELLED)
+            raise Unavailable("verification: expected a caller that waits for it, got none", code=CANCELLED)
         try:
             context.artifacts.check(digest)
         except ApplianceError as error:

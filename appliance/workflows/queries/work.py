@@ -17,7 +17,7 @@ def import_status(context: Context, order: str, wait_s: float) -> dict[str, Any]
         raise NotFound(f"import: expected one that was ordered, got {order}")
     stream = context.progress.read(order, 1 << 60, wait_s if record.status == "requested" else 0)
     current = context.ledger.state.imports.get(order) or record
-    # Its entry comes before its result: until that is there it is under way to whoever asks.
+    # Its entry comes before its result; until the result is there, it is reported as running.
     under_way = {"status": "requested"} if stream.frames and not stream.ended else {}
     return {
         **current.model_dump(mode="json"),
@@ -38,7 +38,7 @@ def replay_status(context: Context, order: str, wait_s: float) -> dict[str, Any]
 
 
 def _why(context: Context, stream: Stream) -> dict[str, str] | None:
-    """Why it failed; what was erased meanwhile is still in memory, and nobody is told it."""
+    """Why it failed; a text that was erased meanwhile is still in memory, and is not shown."""
     error = stream.error
     text = None if error is None else context.ledger.state.texts.get(error.get("commitment", ""))
     if error is None or text is None or text.erased is None:

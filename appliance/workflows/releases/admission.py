@@ -1,8 +1,7 @@
-"""Admission's evidence is gathered: bytes read once from the sealed folder, entries and proofs from the ledger.
+"""Gathers the evidence for an admission: bytes read once from the sealed folder, entries and proofs from the ledger.
 
-Files are read and hashed, and entries read, while nobody waits for it; under the ledger's lock stands the decision
-alone, over a state in which the same entries are needed still. Its time grows with the approvals and the logarithm of
-the ledger.
+Files are read and hashed, and entries read, without a lock. Under the ledger's lock only the decision is made, over a
+state that still needs the same entries. Its time grows with the approvals and the logarithm of the ledger.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ SWEEP_S = 3600.0
 
 
 def take_frame(context: Context, run: str, folder: Path, max_bytes: int, frame: Frame) -> None:
-    """What a training worker says on the way: a checkpoint becomes an entry, and everything is told to who follows."""
+    """What a training worker reports while it runs: a checkpoint becomes an entry, and followers get everything."""
     if frame.get("frame") == "checkpoint":
         _keep(context, run, folder, max_bytes, frame)
     context.progress.publish(run, frame)

@@ -90,7 +90,7 @@ def _subject(context: Context, recipe: ResolvedRecipe) -> Subject:
 def order_calibration(context: Context, principal: str, recipe: ResolvedRecipe) -> str:
     """Behind the runs that wait: one device, one queue. The key under which its end is asked for.
 
-    Nothing is recorded: nothing is made that anybody relies on, and an operator can have the machine work anyway.
+    Nothing is recorded: the result is used for no decision, and an operator can use the machine in any case.
     """
     person = context.ledger.state.principals.get(principal)
     if person is None or not person.has("operator"):

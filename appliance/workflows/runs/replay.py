@@ -135,7 +135,7 @@ def _check_kept(context: Context, order: ReplayRun) -> None:
     if begin is not None and not context.checkpoints.size(begin.digest):
         raise NotFound(
             f"replay of {order.run}, from step {order.from_step}: expected the bytes of its training checkpoint, got "
-            "none: policy's days for it are over (training_checkpoint_retention_s); replay a window that begins at 0"
+            "none: its retention has ended (training_checkpoint_retention_s); replay a window that begins at 0"
         )
 
 

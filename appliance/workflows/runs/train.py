@@ -79,7 +79,7 @@ def enqueue_ordered(context: Context, order_digest: str) -> None:
 
 
 def resume_ordered(context: Context, run_id: str) -> None:
-    """... a run that failed before; whoever follows it sees it going on."""
+    """... a run that failed before; followers see it continue."""
     context.progress.reopen(run_id)
     enqueue(context)
 
@@ -102,7 +102,7 @@ def can_go_on(run: Run | None) -> bool:
 def train_order(context: Context, run: Run, *, replayed: bool = False) -> Train:
     """The order of a run, read again from the ledger; NotAuthenticated where its key does not count there any more.
 
-    A replay does not ask that: nobody keeps an auditor from what a run made by taking back his own signature.
+    A replay does not check that: revoking one's own key must not keep an auditor from checking a run.
     """
     state, document = context.ledger.state, context.ledger.documents_of(run.index)["order"]
     accepted = ORDERS.read_recorded(state, document) if replayed else ORDERS.read_logged(state, document, run.index)

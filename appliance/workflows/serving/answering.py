@@ -89,8 +89,8 @@ class Ending:
 class Answer:
     """Frames of tokens and then `done`, which carries the response record: its entry is durable before it leaves.
 
-    Its reader iterates over it; or begins it with `start`, and gives it every frame that it is told, in turn: a token
-    to `give`, which never waits, and all else to `end`. `close` it, however it is left. `finish` records the end, once,
+    Its reader iterates over it; or starts it with `start`, and gives it every frame that it gets, in turn: a token to
+    `give`, which never waits, and all else to `end`. `close` it, however it is left. `finish` records the end, once,
     and gives what the last frame says of it.
     """
 
@@ -124,7 +124,7 @@ class Answer:
         self._came = came
 
     def cut(self, why: str) -> None:
-        """No token of it leaves from here on, whether its reader waits for one or has not begun."""
+        """No token of it is sent from here on, whether its reader waits for one or has not started."""
         self._cut = why
         self.loaded.engine.cut(self.request, why)
 
@@ -136,7 +136,7 @@ class Answer:
             if not self._over:
                 self.loaded.engine.ask(self.request, self.loaded.slot, self._kind, self._parameters, hear)
         if self._over:
-            # Closed while the engine was being asked: then nobody has taken it back.
+            # Closed while the engine was being asked: the request was not cancelled then.
             self.loaded.engine.leave(self.request, ended=False)
 
     def give(self, frame: Frame) -> None:
@@ -198,4 +198,4 @@ class Answer:
 
 def lost() -> Unavailable:
     """Said where an answer came to its end and that end could not be recorded as one."""
-    return Unavailable("answer: expected its end recorded, it could not be", code="unrecorded")
+    return Unavailable("answer: expected its end to be recorded, got a failed append", code="unrecorded")

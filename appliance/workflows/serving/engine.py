@@ -1,8 +1,8 @@
 """The serving worker as the service sees it: one base, adapters in slots, and many requests over one stream of frames.
 
-One thread reads what the worker says and tells each frame to whoever asked for it, in that thread: nobody else has to
-wake for a token. Loads and unloads take turns; they wait for no answer, so that a revocation cuts an answer at its next
-token.
+One thread reads what the worker says and passes each frame to the asker's function, in that thread: no other thread has
+to wake for a token. Loads and unloads take turns; they wait for no answer, so that a revocation cuts an answer at its
+next token.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger("appliance")
 
 START_S = 300.0
 FRAME_S = 120.0
-"""A worker that says nothing for so long, while somebody waits, is ended."""
+"""A worker that sends nothing for so long, while a request waits, is ended."""
 WAITING = 32
 _FINISHED = ("stop", "length", "cancelled", "classified")
 _PIECE_CHARACTERS = 1024
@@ -38,7 +38,7 @@ _EXCHANGE = ""
 """The name of a load or an unload among those who ask; no request has it."""
 
 _WORKING = "working"
-"""A sign of life, which names nobody."""
+"""A sign of life, which belongs to no request."""
 
 Hear = Callable[[Frame | None], None]
 """Told each frame in turn, in the engine's own thread: it must not wait. None: the worker has ended."""
@@ -46,7 +46,7 @@ Hear = Callable[[Frame | None], None]
 
 @dataclass
 class _Pending:
-    """Somebody who waits; `pieces` and `characters`: how many may still come of an answer."""
+    """A waiting request; `pieces` and `characters`: how many may still come of an answer."""
 
     hear: Hear
     slot: str
@@ -62,13 +62,13 @@ class _Pending:
                 raise BadInput(f"engine, token: expected a text, got {type(text).__name__}")
             self.pieces, self.characters = self.pieces - 1, self.characters - len(text)
             if self.pieces < 0 or self.characters < 0:
-                raise BadInput("engine, token: expected no more than was asked for, got more")
+                raise BadInput("engine, token: expected no more tokens or characters than were requested, got more")
         elif frame.get("frame") == "done":
             if frame.get("finish_reason") not in _FINISHED:
-                raise BadInput(f"engine, done: expected one of {', '.join(_FINISHED)}, got another reason")
+                raise BadInput(f"engine, done: expected a finish_reason of {', '.join(_FINISHED)}, got an unknown one")
             counts = [frame.get(name) for name in ("prompt_tokens", "completion_tokens")]
             if not all(type(count) is int and 0 <= count <= MAX_INTEGER for count in counts):
-                raise BadInput("engine, done: expected two counts of tokens, got something else")
+                raise BadInput("engine, done: expected two counts of tokens, got a value that is no count")
 
 
 class Engine:
@@ -147,7 +147,7 @@ class Engine:
             if frame.get("probe_ok") is not True:
                 self._exchange({"frame": "unload", "slot": slot}, b"", "unloaded")
                 raise Tampered(
-                    f"adapter in slot {slot}: expected its probe's recorded logits, got others", code="probe"
+                    f"adapter in slot {slot}: expected its probe's recorded logits, got different ones", code="probe"
                 )
 
     def unload(self, slot: str) -> None:
@@ -174,7 +174,7 @@ class Engine:
 
     def ask(self, request: str, slot: str, kind: str, parameters: Frame, hear: Hear) -> None:
         """Frames of tokens are told, then one that ends the answer: `done` or `failure`; `kind` is `generate` or
-        `classify`. Whoever has asked has to `leave`."""
+        `classify`. The caller must `leave`."""
         if not self._places.acquire(blocking=False):
             raise TooMany(f"engine: expected at most {WAITING} requests at a time, got more")
         try:
@@ -192,7 +192,7 @@ class Engine:
             raise
 
     def leave(self, request: str, *, ended: bool) -> None:
-        """Nobody listens any more; where it has not `ended` this cancels the request, and no other."""
+        """The caller has left; where the answer has not `ended` this cancels the request, and no other."""
         with self._lock:
             wanted = self._pending.pop(request, None)
             if wanted is None:
@@ -209,9 +209,8 @@ class Engine:
         return self._answering[slot] > 0
 
     def cut(self, request: str, why: str) -> None:
-        """Ends one request at once: what the worker still says of it is told to nobody.
-
-        The worker is told by a thread of its own: one that does not read must not hold up what else is revoked.
+        """Ends one request at once: later frames of it are dropped. A separate thread tells the worker, so that a
+        worker that does not read cannot delay other revocations.
         """
         with self._lock:
             wanted = self._pending.get(request)
@@ -232,8 +231,8 @@ class Engine:
         self._pending[name] = _Pending(hear, slot, time.monotonic(), pieces, characters)
 
     def close(self) -> None:
-        """Ends the worker, at once; every adapter it held is gone, and whoever waits for an answer is told so, whatever
-        becomes of what it left behind."""
+        """Ends the worker at once. Every adapter it held is gone, and every waiting request gets an error, even if
+        cleaning up after the worker fails."""
         with self._lock:
             self.alive = False
             stack = self._stack.pop_all()
@@ -254,14 +253,16 @@ def _separate(frame: Frame) -> list[Frame]:
         return [frame]
     frames = frame.get("frames")
     if not isinstance(frames, list) or not all(isinstance(one, dict) for one in frames):
-        raise BadInput("engine: expected the frames of a step, got something else")
+        raise BadInput(f"engine, frames: expected a list of objects, got {type(frames).__name__}")
     return frames
 
 
 def expect(frame: Frame | None, *kinds: str) -> Frame:
     """The frame, of one of these kinds; a failure is raised as what it names."""
     if frame is None:
-        raise Unavailable("engine: expected an answer, got its end; its log says more", code="engine-ended")
+        raise Unavailable(
+            "engine: expected an answer, got the end of its worker; see the worker's log", code="engine-ended"
+        )
     if frame.get("frame") == "failure":
         raise failure(frame)
     if frame.get("frame") not in kinds:

@@ -171,8 +171,8 @@ class Serving:
                 self._owed.pop(request, None)
 
     def _salt(self, request: str, role: str) -> bytes:
-        """The ledger holds no prompt and no answer; their digests are under keys that the unit is given and nobody can
-        guess."""
+        """The ledger has no prompt and no answer; their digests are under keys that only the unit gets and that cannot
+        be guessed."""
         return derive_salt(self._key, request, role)
 
     # --- what keeps it right ------------------------------------------------------------------------------------------

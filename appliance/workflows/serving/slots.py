@@ -36,8 +36,8 @@ MAX_LOADED = 64
 
 
 class Slots:
-    """`_table` is looked into and changed under a lock that nobody holds while he works; who loads or empties a slot
-    holds the lock of its unit and task."""
+    """`_table` is read and changed under a lock that is never held during work. Loading or emptying a slot holds the
+    lock of its unit and task."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -88,7 +88,7 @@ class Slots:
             self._settle(key)
 
     def _settle(self, key: str) -> None:
-        """Waits for nobody: who has the turn comes here when he gives it back."""
+        """Does not wait: the thread that holds the turn comes here when it gives it back."""
         turn = self._turn(key)
         while self._leaving.get(key) and turn.acquire(blocking=False):
             try:
@@ -127,7 +127,8 @@ class Slots:
         release = state.releases.get(release_key(loaded.unit, loaded.task))
         adapter = released(state, loaded.unit, loaded.task)
         if release is None or adapter is None or adapter.manifest != loaded.manifest:
-            return [f"release: expected {loaded.adapter} for {loaded.unit}/{loaded.task}, got another"]
+            got = "none" if adapter is None else versioned(adapter.name, adapter.version)
+            return [f"release of {loaded.unit}/{loaded.task}: expected {loaded.adapter}, got {got}"]
         clearance = clear(state, release, adapter, now)
         return list(clearance.reasons) or superseded(clearance, loaded.row)
 
@@ -152,7 +153,7 @@ class Slots:
                 self._settle(release_key(loaded.unit, loaded.task))
                 over -= 1
         if over > 0:
-            raise TooMany(f"slots: expected one of {MAX_LOADED} that answers nothing, got none")
+            raise TooMany(f"slots: expected one of {MAX_LOADED} that is idle, got none")
 
     def _fill(self, unit: str, task: str) -> Loaded:
         """By today's release; once more where that, or an approval, is another since it was admitted."""
@@ -182,7 +183,9 @@ class Slots:
         name, index = versioned(adapter.name, adapter.version), admitted.appended.entry.index
         slot, row = f"{unit}/{task}/{index}", self._context.ledger.state.slots.get(release_key(unit, task))
         if row is None or row.admitted != index:
-            raise Unavailable(f"slot {unit}/{task}: expected the one just admitted, got another", code="slot-emptied")
+            got = "an empty slot" if row is None else f"the adapter admitted by entry {row.admitted}"
+            message = f"slot {unit}/{task}: expected the adapter admitted by entry {index}, got {got}"
+            raise Unavailable(message, code="slot-emptied")
         loaded: Loaded | None = None
         try:
             loaded = self._begin(row, slot, admitted)
@@ -190,7 +193,7 @@ class Slots:
             append(self._context, AdapterLoaded(unit=unit, task=task, adapter=name, admitted=index, probe="identical"))
         except ApplianceError as error:
             if loaded is not None:
-                # Nobody may be able to tell whether its entry stands: if it does, its emptying is recorded.
+                # It may be unknown whether its entry was committed: if it was, its emptying is recorded.
                 loaded.close("its load failed")
                 with self._lock:
                     self._leaving.setdefault(release_key(unit, task), []).append(loaded)
@@ -225,12 +228,12 @@ class Slots:
         try:
             folder = checked_base(self._context, adapter.base)
         except Tampered as error:
-            # To a unit it is what a changed adapter is: not admitted, until somebody has looked into it.
+            # To a unit it is like a changed adapter: not admitted, until an administrator has looked into it.
             raise Denied(f"base {adapter.base}", reasons=(error.message,), code="not-admitted") from error
         return Engine(self._context, folder, adapter.base_digest, recipe)
 
     def _end_unneeded(self) -> None:
-        """Engines in which nothing is loaded make room for the next: nobody is released to their base any more."""
+        """Ends engines in which nothing is loaded, to make room for the next: no release uses their base any more."""
         with self._lock:
             needed = {loaded.engine for loaded in self._held}
             unneeded = [key for key, engine in self._engines.items() if engine not in needed]
@@ -241,7 +244,7 @@ class Slots:
     # --- emptying -----------------------------------------------------------------------------------------------------
 
     def _close(self, loaded: Loaded, reason: str) -> None:
-        """No token leaves from here on, and nobody finds the slot any more."""
+        """No token is sent from here on, and no request finds the slot any more."""
         loaded.close(reason)
         key = release_key(loaded.unit, loaded.task)
         with self._lock:
@@ -261,7 +264,7 @@ class Slots:
     def _record_emptied(self, loaded: Loaded) -> None:
         slot = self._context.ledger.state.slots.get(release_key(loaded.unit, loaded.task))
         if slot is None or slot.admitted != loaded.row.admitted or slot.loaded is None:
-            return  # recorded before, by an append whose end nobody saw; or never filled
+            return  # recorded before, by an append whose end was not seen; or never filled
         last = None if loaded.last_token is None else encode_time(loaded.last_token)
         if last is not None and slot.loaded_at is not None:
             # A clock that went back gives its tokens the time of what stands in the ledger; one that was reset, no

@@ -62,7 +62,7 @@ def accept(context: Context, data: bytes, source: str) -> Appended:
     for _ in range(_ATTEMPTS):
         with suppress(_Moved):
             return _record(context, key.name, clean, seen.size, time, source)
-    raise Conflict(f"cosignature of {key.name}: expected the log to stand still for one entry, got others first")
+    raise Conflict(f"cosignature of {key.name}: expected no other entry in between, got some; try again")
 
 
 def _is_news(context: Context, witness: str, seen: Checkpoint, time: str, *, against: bool) -> bool:
@@ -146,9 +146,9 @@ def missing_cosignatures(context: Context) -> list[Tampered]:
     state, notes = context.ledger.state, context.witnessed.notes()
     return [
         Tampered(
-            f"witnessed checkpoints, {context.witnessed.folder}: expected the word of {seen.name} on {seen.size} "
-            f"entries or more, as entry {seen.index} has it, got {f'one on {size}' if size else 'none'}. Mount or put "
-            "back the folder; where it is lost for good, copy the state file from the witness's machine to "
+            f"witnessed checkpoints, {context.witnessed.folder}: expected a cosignature of {seen.name} over "
+            f"{seen.size} entries or more, as in entry {seen.index}, got {f'one over {size}' if size else 'none'}. "
+            "Mount or restore the folder; if it is lost for good, copy the state file from the witness's machine to "
             f"{context.witnessed.path(seen.name)}",
             code="witness-missing",
         )

@@ -67,7 +67,7 @@ def test_a_flipped_bit_in_the_signature_is_found() -> None:
         sig = bytearray(good.signature.sig)
         sig[place] ^= 1
         forged = Envelope(good.payload_type, good.payload, (Signature(good.signature.keyid, bytes(sig)),))
-        with refuses(site, NotAuthenticated, "signature by rita", "expected one that holds"):
+        with refuses(site, NotAuthenticated, "signature by rita", "expected a valid one"):
             review(site, order, forged)
 
 
@@ -78,7 +78,7 @@ def test_a_signature_over_other_bytes_is_found() -> None:
     approval = rejection.model_copy(update={"decision": "approve"})
     signed = site.sign(rejection)
     forged = Envelope(signed.payload_type, encode_order(approval), signed.signatures)
-    with refuses(site, NotAuthenticated, "expected one that holds"):
+    with refuses(site, NotAuthenticated, "expected a valid one"):
         review(site, approval, forged)
 
 
@@ -278,12 +278,12 @@ def test_nobody_enrols_a_key_that_somebody_else_holds() -> None:
     statement = site.possession("olga", victim)
     by_mallory = sign_envelope(statement.payload, mallory)
     order, _ = site.enrolment("olga", ("operator",), possession=by_mallory.pae_digest)
-    with refuses(site, BadInput, "expected key", "got another"):
+    with refuses(site, BadInput, "expected a signature by", "got one by"):
         site.pend(order, {"possession": encode_envelope(by_mallory)})
     claimed = Envelope(
         by_mallory.payload_type, by_mallory.payload, (Signature(victim.keyid, by_mallory.signature.sig),)
     )
-    with refuses(site, Tampered, "expected one that holds"):
+    with refuses(site, Tampered, "expected a valid one"):
         site.pend(order, {"possession": encode_envelope(claimed)})
 
 

@@ -124,7 +124,7 @@ def test_an_administrator_does_not_endorse_her_own_order() -> None:
     site = stage("initialized")
     order, documents = site.enrolment("rita", ("reviewer:privacy",))
     envelope = site.pend(order, documents)
-    with refuses(site, Denied, "separation of duties: expected another administrator than anna"):
+    with refuses(site, Denied, "separation of duties: expected an administrator other than anna"):
         site.endorse(PrincipalEnrolled(policy=site.in_force), order, envelope, documents, second="anna")
 
 
@@ -547,7 +547,7 @@ def test_a_set_that_lacks_a_parameter_has_its_default_and_the_digest_of_its_own_
         (lambda data: data.replace(b',"version":1', b""), "got none of version"),
         (lambda data: data.replace(b',"version":1', b',"version":1,"zones":[]'), "got zones: the set is of a later"),
         (lambda data: data.replace(b'"version":1', b'"version":2'), "version: expected 1, got 2"),
-        (lambda data: data.replace(b'"version":1', b'"version":true'), "got another encoding of what it says"),
+        (lambda data: data.replace(b'"version":1', b'"version":true'), "got a different encoding"),
         (lambda _: b"[]", "policy set: value"),
     ],
 )

@@ -82,7 +82,7 @@ def test_a_rotation_does_not_prolong_what_an_earlier_one_ends() -> None:
 
 def test_nobody_is_called_as_the_appliance_itself() -> None:
     site = stage("staffed")
-    with refuses(site, Denied, "principal: expected another name than the appliance's own actor, got service"):
+    with refuses(site, Denied, "principal: expected a name other than the appliance's own actor, got service"):
         site.enroll("service", "operator")
 
 

@@ -215,5 +215,5 @@ def test_a_gguf_header_that_claims_more_than_there_is_is_refused_at_once(
 def test_a_pickle_called_gguf_is_refused(tmp_path: Path, output: Path) -> None:
     source = tmp_path / "model.gguf"
     source.write_bytes(b"\x80\x04\x95cposix\nsystem\n")
-    with pytest.raises(BadInput, match="expected a GGUF file, got another beginning"):
+    with pytest.raises(BadInput, match="expected a GGUF file, got the first bytes"):
         convert_base(source, output)

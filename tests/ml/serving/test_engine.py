@@ -320,7 +320,7 @@ def test_numbers_are_the_shortest_text_of_a_float32(value: float, text: str) -> 
         ({"stop": "text"}, "stop"),
         ({"stop": [""]}, "stop"),
         ({"stop": ["x"] * 17}, "stop"),
-        ({"prompt": "x"}, "no messages beside it"),
+        ({"prompt": "x"}, "no messages with it"),
         ({"labels": ["x", "x"]}, "labels"),
         ({"labels": [1]}, "labels"),
     ],

@@ -24,7 +24,7 @@ def test_the_second_service_is_refused_until_the_first_has_ended(url: str) -> No
     with Claim(open_engine(url)) as first:
         first.hold()
         with (
-            pytest.raises(Conflict, match="expected no other service of its log, got one") as info,
+            pytest.raises(Conflict, match="expected no other service on its log, got one") as info,
             Claim(open_engine(url)),
         ):
             pass

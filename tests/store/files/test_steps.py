@@ -27,10 +27,10 @@ def test_a_run_goes_on_behind_its_checkpoint(steps: Steps) -> None:
     steps.append(RUN, b"3\n")
     assert steps.read(RUN) == b"1\n2\n3\n"
     for count in (4, 9):
-        with pytest.raises(Tampered, match=f"steps of {RUN}: expected {count}, .* got 3"):
+        with pytest.raises(Tampered, match=f"steps of {RUN}: expected {count} lines, .* got 3"):
             steps.begin(RUN, count)
     steps.append(RUN, b"4")
-    with pytest.raises(Tampered, match="expected 4"):
+    with pytest.raises(Tampered, match="expected 4 lines"):
         steps.begin(RUN, 4)
     assert steps.begin(RUN, 0) == b"" == steps.read(RUN), "a run that begins anew"
 

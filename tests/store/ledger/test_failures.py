@@ -289,12 +289,12 @@ def test_nothing_is_committed_into_a_file_that_was_removed_or_set_aside_meanwhil
     sqlite_ledger: Ledger, sqlite_path: Path, site: SmallLog
 ) -> None:
     aside = sqlite_path.with_name("aside")
-    with pytest.raises(Unavailable, match="expected the database file to stand, got another one or none"):
+    with pytest.raises(Unavailable, match="expected the database file that was opened"):
         sqlite_ledger.append(heartbeat(), guard=lambda *_: sqlite_path.rename(aside) and None)
     aside.rename(sqlite_path)
     assert sqlite_ledger.append(heartbeat()).entry.index == 1
     check_whole(sqlite_ledger, reopen(site, sqlite_path))
-    with pytest.raises(Unavailable, match="expected the database file to stand, got another one or none"):
+    with pytest.raises(Unavailable, match="expected the database file that was opened"):
         sqlite_ledger.append(heartbeat(), guard=lambda *_: sqlite_path.unlink())
 
 

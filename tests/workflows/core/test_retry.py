@@ -28,7 +28,7 @@ from scripts.kit.log_builder import stage
 from tests.kit.small_log import SmallLog
 
 GONE = Unavailable("ledger: expected a database, got none")
-UNKNOWN = Unavailable("ledger: expected to learn whether it was committed, got no answer", code="commit-unknown")
+UNKNOWN = Unavailable("ledger: expected to find out whether it was committed, got no answer", code="commit-unknown")
 
 
 class Worker:

@@ -57,7 +57,7 @@ def test_a_disk_that_does_not_say_what_is_free_is_said_itself(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "statvfs", refuse)
-    expected = f"disk of {tmp_path}: expected to be told what is free, got {os.strerror(number)}"
+    expected = f"disk of {tmp_path}: expected to read the free space, got {os.strerror(number)}"
     assert watch.warnings(context(NOW), tmp_path) == [expected]
 
 

@@ -189,7 +189,7 @@ def test_a_verification_ends_with_the_service_and_with_whoever_asked(
 ) -> None:
     left = threading.Event()
     meanwhile(monkeypatch, (context.closing if who == "service" else left).set)
-    with pytest.raises(Unavailable, match="got nobody") as caught:
+    with pytest.raises(Unavailable, match="expected a caller that waits for its answer, got none") as caught:
         verification.verify(context, trust, left.is_set)
     assert caught.value.code == "cancelled"
     assert started[-1].returncode == -signal.SIGKILL
@@ -219,7 +219,7 @@ def test_a_log_that_cannot_be_written_is_refused_at_once(
 
 
 def test_there_is_one_verification_at_a_time(context: Context, trust: dict[str, Any]) -> None:
-    with context.verifying, pytest.raises(TooMany, match="another that is under way"):
+    with context.verifying, pytest.raises(TooMany, match="got a second one during the first"):
         verification.verify(context, trust)
     assert verify(context, trust)["verdict"] == "verified"
 

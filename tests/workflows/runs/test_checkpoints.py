@@ -161,7 +161,7 @@ FRAME = {"frame": "checkpoint", "step": 2, "file": "state", "seconds": "1.5", "m
     ("changes", "error", "words"),
     [
         ({"file": "link"}, Tampered, "expected plain folders and a plain file"),
-        ({"file": "twice"}, Tampered, "expected a plain file with one name"),
+        ({"file": "twice"}, Tampered, "expected a regular file with one name"),
         ({"file": "../secret"}, Tampered, "expected a relative name below the folder"),
         ({"file": "holes"}, TooLarge, "expected at most 1000 bytes"),
         ({"file": None}, NotFound, "expected a file, got none"),

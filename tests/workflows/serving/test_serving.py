@@ -109,7 +109,7 @@ def test_a_slot_that_answers_is_not_taken(home: Home, monkeypatch: pytest.Monkey
             _caller(home, first), "own", "generate", {**REQUESTED, "max_tokens": 200}, "tcp:127.0.0.1"
         )
         next(going)
-        with pytest.raises(TooMany, match="slots: expected one of 1 that answers nothing"):
+        with pytest.raises(TooMany, match="slots: expected one of 1 that is idle"):
             _ask(home, serving, second)
         going.close()
         assert _ask(home, serving, second)
@@ -126,7 +126,7 @@ def test_a_load_whose_commit_nobody_saw_the_end_of_is_emptied_and_loaded_again(
         appended = append(context, body, **rest)
         if isinstance(body, AdapterLoaded) and seen:
             seen.clear()
-            raise Unavailable("ledger: expected to learn whether it was committed", code="commit-unknown")
+            raise Unavailable("ledger: expected to find out whether it was committed", code="commit-unknown")
         return appended
 
     monkeypatch.setattr(slots, "append", lose)
