@@ -134,11 +134,11 @@ def _judge(
     wanted = [_list_known(row, answer, tree) for row, answer in zip(rows, answers, strict=True)]
     _learn(rows, wanted, hidden, 0, head, tree)
     losses = _sum_losses(rows, answers, hidden, head)
-    while open_rows := [(row, place) for row in rows if (place := row.search()) is not None]:
+    while open_rows := [(row, missing) for row in rows if (missing := row.search()) is not None]:
         start = len(pack.ids)
         asked = {
-            id(row): [(wanted_place, pack.add(tree.branches[wanted_place].path, after=row.prompt).stop - 1)]
-            for row, wanted_place in open_rows
+            id(row): [(missing, pack.add(tree.branches[missing].path, after=row.prompt).stop - 1)]
+            for row, missing in open_rows
         }
         hidden = base.read_pack(pack, start=start, held=held)
         _learn(rows, [asked.get(id(row), []) for row in rows], hidden, start, head, tree)
