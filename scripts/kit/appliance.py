@@ -74,7 +74,9 @@ class Refused(Exception):
     def __init__(self, answer: httpx.Response) -> None:
         self.status = answer.status_code
         error = answer.json()["error"]
-        self.code, self.message, self.reasons = error["code"], error["message"], error.get("reasons", [])
+        # A unit is told OpenAI's code, and ours behind it.
+        self.code, self.message = error.get("appliance_code", error["code"]), error["message"]
+        self.reasons = error.get("reasons", [])
         super().__init__(f"{self.status} {self.code}: {self.message}")
 
 

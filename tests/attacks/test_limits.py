@@ -69,9 +69,10 @@ def test_what_is_over_a_limit_is_refused_with_when_to_ask_again_and_counted(limi
     with pytest.raises(openai.RateLimitError) as tokens:
         for _ in range(200):
             client.completions.create(**wanted)  # type: ignore[call-overload]
-    assert tokens.value.code == "token-limit"
+    assert tokens.value.code == "rate_limit_exceeded"
     assert int(tokens.value.response.headers["Retry-After"]) > 60
-    assert tokens.value.body["type"] == "rate_limit_error"  # type: ignore[index]
+    assert tokens.value.type == "tokens"
+    assert tokens.value.body["appliance_code"] == "token-limit"  # type: ignore[index]
     for _ in range(20):
         with pytest.raises(openai.RateLimitError):
             client.models.list()

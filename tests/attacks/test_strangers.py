@@ -64,7 +64,7 @@ def models(site: Appliance, authorization: str | None) -> httpx.Response:
 
 def is_unknown(answer: httpx.Response) -> bool:
     """401 in the form that OpenAI's clients read."""
-    return answer.status_code == 401 and answer.json()["error"]["type"] == "authentication_error"
+    return answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
 
 
 # --- tokens -----------------------------------------------------------------------------------------------------------

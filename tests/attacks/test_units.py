@@ -193,3 +193,33 @@ def test_the_official_client_is_served_through_every_call_it_has(released: Appli
     assert [entry["outcome"] for entry in finished] == ["success"] * 4 + ["failure"] * 2
     assert released.types().count("request.admitted") == 6
     assert released.verify()["verdict"] == "verified"
+
+
+def test_the_official_client_reads_a_refusal_and_our_code_behind_it(shared: Appliance) -> None:
+    client = shared.openai("legal")
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.chat.completions.create(model="payroll", messages=[{"role": "user", "content": "x"}])
+    assert (unknown.value.code, unknown.value.param, unknown.value.type) == (
+        "model_not_found",
+        "model",
+        "invalid_request_error",
+    )
+    assert unknown.value.body["appliance_code"] == "model-not-found"  # type: ignore[index]
+    with pytest.raises(openai.BadRequestError) as foreign:
+        client.chat.completions.create(
+            model="labels", messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
+        )
+    assert (foreign.value.code, foreign.value.param) == ("invalid_value", "messages[0].content")
+    with pytest.raises(openai.AuthenticationError) as stranger:
+        shared.openai("legal", token="nobody").models.list()
+    assert stranger.value.code == "invalid_api_key"
+
+
+def test_parts_of_text_are_answered_as_the_text_that_they_make(released: Appliance) -> None:
+    client = released.openai("legal")
+    parts = [{"type": "text", "text": "the parties "}, {"type": "text", "text": "agree"}]
+    whole, parted = (
+        client.chat.completions.create(model="labels", messages=[{"role": "user", "content": content}])  # type: ignore[call-overload]
+        for content in ("the parties agree", parts)
+    )
+    assert parted.choices == whole.choices

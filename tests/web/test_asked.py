@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from typing import Any
 
 import pytest
 
-from appliance.errors import BadInput
+from appliance.errors import (
+    ApplianceError,
+    BadInput,
+    Denied,
+    NotAuthenticated,
+    NotFound,
+    TooLarge,
+    TooMany,
+    Unavailable,
+)
 from appliance.ml.inference import request as worker
+from appliance.web.core.errors import Malformed
 from appliance.web.units import request_bodies as door
 from appliance.web.units.openai import _parse
+from appliance.web.units.refusals import openai_body
 from appliance.web.units.request_bodies import ChatRequest, ClassifyRequest, CompletionRequest
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -41,6 +53,92 @@ def chat(**changes: Any) -> bytes:
 def chat_number(member: str, text: str) -> bytes:
     """With a number as it is written."""
     return f'{{"model": "labels", "messages": {json.dumps(HELLO)}, "{member}": {text}}}'.encode()
+
+
+def test_parts_of_type_text_are_joined_in_their_order_and_other_members_are_no_part() -> None:
+    parts = [{"type": "text", "text": "The par"}, {"type": "text", "text": "ties "}, {"type": "text", "text": "agree"}]
+    whole, parted = (
+        parse(ChatRequest, chat(messages=[{"role": "user", "content": content}])).parameters()
+        for content in ("The parties agree", parts)
+    )
+    assert parted == whole
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"type": "image_url", "image_url": {"url": "x"}}, "of type 'image_url', which is not supported"),
+        ({"type": "input_audio"}, "of type 'input_audio'"),
+        ({"type": "text"}, "the members type and text"),
+        ({"type": "text", "text": 1}, "the members type and text"),
+        ({"type": "text", "text": "x", "more": "y"}, "the members type and text"),
+        ({"text": "x"}, "without a type"),
+        ({"type": 1, "text": "x"}, "without a type"),
+        ("x", "without a type"),
+    ],
+)
+def test_a_part_that_is_no_text_is_refused_by_its_type(part: object, words: str) -> None:
+    with pytest.raises(Malformed, match=re.escape(words)) as refused:
+        parse(ChatRequest, chat(messages=[{"role": "user", "content": [{"type": "text", "text": "a"}, part]}]))
+    error = openai_body(refused.value)[1]["error"]
+    assert (error["param"], error["code"]) == ("messages[0].content", "invalid_value")
+
+
+def test_parts_are_bounded_as_the_text_that_they_make() -> None:
+    half = {"type": "text", "text": "x" * 100_001}
+    with pytest.raises(BadInput, match="at most 200000 characters"):
+        parse(ChatRequest, chat(messages=[{"role": "user", "content": [half, half]}]))
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code"),
+    [
+        (chat(tools=[]), "tools", "unknown_parameter"),
+        (b'{"model": "labels"}', "messages", "missing_required_parameter"),
+        (chat(messages=[{"role": "tool", "content": "x"}]), "messages[0].role", "invalid_value"),
+        (chat(messages=[{"role": "user", "content": 1}]), "messages[0].content", "invalid_type"),
+        (chat(temperature="warm"), "temperature", "invalid_type"),
+        (chat(max_tokens=0), "max_tokens", "invalid_value"),
+        (b"[]", None, "invalid_value"),
+        (b"{", None, "invalid_value"),
+    ],
+)
+def test_a_malformed_request_is_told_in_openais_words_with_ours_behind(
+    body: bytes, param: str | None, code: str
+) -> None:
+    with pytest.raises(Malformed) as refused:
+        parse(ChatRequest, body)
+    status, told = openai_body(refused.value)
+    assert status == 400
+    assert told["error"] == {
+        "message": refused.value.message,
+        "type": "invalid_request_error",
+        "param": param,
+        "code": code,
+        "appliance_code": "bad-input",
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind", "code"),
+    [
+        (NotAuthenticated("x"), 401, "invalid_request_error", "invalid_api_key"),
+        (NotAuthenticated("x", code="expired"), 401, "invalid_request_error", "invalid_api_key"),
+        (NotFound("x", code="model-not-found"), 404, "invalid_request_error", "model_not_found"),
+        (TooLarge("x", code="context-length"), 400, "invalid_request_error", "context_length_exceeded"),
+        (TooMany("x", code="rate-limit"), 429, "requests", "rate_limit_exceeded"),
+        (TooMany("x", code="token-limit"), 429, "tokens", "rate_limit_exceeded"),
+        (Denied("x", code="not-admitted"), 403, "invalid_request_error", "not-admitted"),
+        (TooLarge("x"), 413, "invalid_request_error", "too-large"),
+        (Unavailable("x", code="engine-ended"), 503, "server_error", "engine-ended"),
+    ],
+)
+def test_each_refusal_has_openais_type_and_code_where_there_is_one(
+    error: ApplianceError, status: int, kind: str, code: str
+) -> None:
+    got, told = openai_body(error)
+    assert (got, told["error"]["type"], told["error"]["code"]) == (status, kind, code)
+    assert told["error"]["appliance_code"] == error.code
 
 
 def test_the_door_and_the_worker_have_the_same_bounds() -> None:

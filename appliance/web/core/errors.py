@@ -24,31 +24,41 @@ class Malformed(BadInput):
     def __init__(self, found: Iterable[Mapping[str, Any]]) -> None:
         """`found`: pydantic's errors, each with its place. What was sent is not repeated: it may be a prompt."""
         told = [{**item, "loc": tuple(item["loc"])[1:] or item["loc"]} for item in found]
+        self.first: tuple[str, tuple[int | str, ...]] = ("", ()) if not told else (told[0]["type"], _place(told[0]))
+        """What is wrong with the first of the members, in pydantic's word, and the member's place."""
         for item in told:
             item.pop("input", None)
         super().__init__("request: " + "; ".join(problems(told, unknown="not supported")))
 
 
-Body = Callable[[str, str, tuple[str, ...], int], dict[str, Any]]
+def _place(item: Mapping[str, Any]) -> tuple[int | str, ...]:
+    """Where the request's whole body is meant, there is no member."""
+    return () if item["loc"] == ("body",) else tuple(item["loc"])
 
 
-def people_body(code: str, message: str, reasons: tuple[str, ...], status: int) -> dict[str, Any]:
-    return {"error": {"code": code, "message": message, "reasons": list(reasons)}}
+class Foreign(ApplianceError):
+    """What the web framework refuses by itself, and a defect that it caught: its status is its own."""
+
+    def __init__(self, message: str, code: str, status: int) -> None:
+        super().__init__(message, code=code)
+        self.status = status
 
 
-_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+Body = Callable[[ApplianceError], tuple[int, dict[str, Any]]]
+"""How a door says an error: the status and the body."""
 
 
-def openai_body(code: str, message: str, reasons: tuple[str, ...], status: int) -> dict[str, Any]:
-    """The form that OpenAI's clients read."""
-    kind = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+def people_body(error: ApplianceError) -> tuple[int, dict[str, Any]]:
+    told = {"code": error.code, "message": error.message, "reasons": list(error.reasons)}
+    return error.status, {"error": told}
 
 
-def refusal(body: Body, error: ApplianceError) -> JSONResponse:
+def refusal(body: Body, error: ApplianceError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The error in the form of that door, and when to ask again where only time is wanting."""
-    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, TooMany) else None
-    return JSONResponse(body(error.code, error.message, error.reasons, error.status), error.status, headers)
+    if isinstance(error, TooMany):
+        headers = {"Retry-After": str(error.retry_after_s)}
+    status, value = body(error)
+    return JSONResponse(value, status, headers)
 
 
 def install(app: Starlette, body: Body, count: Callable[[Request, ApplianceError], None]) -> None:
@@ -67,11 +77,11 @@ def install(app: Starlette, body: Body, count: Callable[[Request, ApplianceError
         assert isinstance(error, HTTPException)
         message = f"{request.method} {request.url.path}: {error.detail}"
         # Such as which methods there are.
-        return JSONResponse(body("http", message, (), error.status_code), error.status_code, error.headers)
+        return refusal(body, Foreign(message, "http", error.status_code), error.headers)
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         log.exception("%s %s", request.method, request.url.path, exc_info=error)
-        return JSONResponse(body("error", "the service failed; its log says more", (), 500), 500)
+        return refusal(body, Foreign("the service failed; its log says more", "error", 500))
 
     app.add_exception_handler(ApplianceError, appliance_error)
     app.add_exception_handler(RequestValidationError, bad_request)

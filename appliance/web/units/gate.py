@@ -13,8 +13,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from appliance.errors import ApplianceError
 from appliance.web.core.auth import Doorkeeper
 from appliance.web.core.bodies import Body, authorization_of
-from appliance.web.core.errors import openai_body, refusal
+from appliance.web.core.errors import refusal
 from appliance.web.operations.limits import Quotas
+from appliance.web.units.refusals import openai_body
 
 MOST = 128
 """Requests at once, of all units together: each has one thread at most, and people have others."""

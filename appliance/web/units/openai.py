@@ -18,10 +18,11 @@ from starlette.types import ASGIApp
 from appliance.domain.queries.response import MEMBER
 from appliance.errors import ApplianceError
 from appliance.web.core.auth import Doorkeeper
-from appliance.web.core.errors import Malformed, install, openai_body
+from appliance.web.core.errors import Malformed, install
 from appliance.web.operations.limits import Quotas
 from appliance.web.operations.metrics import Metrics
 from appliance.web.units.gate import Gate, Threads
+from appliance.web.units.refusals import openai_body
 from appliance.web.units.request_bodies import ChatRequest, ClassifyRequest, CompletionRequest, parse_members
 from appliance.web.units.streams import Events, Frames, Post
 from appliance.workflows.serving.answering import Answer
@@ -208,6 +209,6 @@ async def _stream(shape: Shape, answer: Answer, model: str, usage: bool, frames:
             if usage:
                 yield _event({**head, "choices": [], **_tail(frame)})
     except ApplianceError as error:
-        yield _event(openai_body(error.code, error.message, (), error.status))
+        yield _event(openai_body(error)[1])
         return
     yield _event("[DONE]")

@@ -38,9 +38,30 @@ def _within(most: int, length: Callable[[T], int]) -> Callable[[list[T]], list[T
 
 
 class Message(BaseModel):
+    """`content` is a text, or a list of parts of type text, which are joined in their order without anything between.
+
+    The joined text is what the model is given and what the ledger commits to.
+    """
+
     model_config = ConfigDict(extra="ignore")
     role: Literal["system", "user", "assistant"]
     content: str = Field(max_length=MAX_TEXT)
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _joined(cls, content: object) -> object:
+        return "".join(map(_text_of, content)) if isinstance(content, list) else content
+
+
+def _text_of(part: object) -> str:
+    """The text of one part; ValueError for a part of another type, whose type it names."""
+    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+        raise ValueError('expected parts such as {"type": "text", "text": "..."}, got one without a type')
+    if part["type"] != "text":
+        raise ValueError(f"expected parts of type text, got one of type {part['type'][:64]!r}, which is not supported")
+    if part.keys() != {"type", "text"} or not isinstance(part["text"], str):
+        raise ValueError("expected of a part of type text the members type and text, a text, got others")
+    return part["text"]
 
 
 def _length(message: Message) -> int:
