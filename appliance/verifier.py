@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, NoReturn
@@ -20,7 +20,14 @@ from appliance.domain.audit.report import SITE_POLICIES, Finding, Report, judge_
 from appliance.domain.audit.summary import MAX_LINES, group_findings, tell_findings, tell_verdict
 from appliance.domain.audit.verify import verify_log
 from appliance.domain.queries.could_load import CouldLoad, could_load_then
-from appliance.domain.queries.response import MAX_BYTES, Answered, parse_record, verify_answer, verify_record
+from appliance.domain.queries.response import (
+    MAX_BYTES,
+    Answered,
+    parse_record,
+    verify_answer,
+    verify_instruction,
+    verify_record,
+)
 from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
 from appliance.formats.core.merkle import Tree, hash_leaf
 from appliance.formats.core.timestamp import encode_time
@@ -130,6 +137,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--record", metavar="FILE", type=Path, help="instead of EXPORT: an answer's response record")
     parser.add_argument("--answer", metavar="FILE", type=Path, help="for --record: the text of the answer")
     parser.add_argument(
+        "--instruction", metavar="FILE", type=Path, help="for --record: the system message that the service put in"
+    )
+    parser.add_argument(
         "--log-key", metavar="VKEY", help="for --record: the log's current key, if it was rotated after `init`"
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -150,10 +160,15 @@ def _check_record(given: argparse.Namespace) -> int:
         record = parse_record(_read(given.record, "response record", MAX_BYTES))
         answered = verify_record(record, quorum_policy([log_key], [], 0))
         if given.answer is not None:
-            _check_answer(answered, given.answer)
+            _check_text(answered, given.answer, "answer", verify_answer)
+        if given.instruction is not None:
+            _check_text(answered, given.instruction, "instruction", verify_instruction)
     except ApplianceError as error:
         return _fail(error)
     facts = _record_facts(answered, checked=given.answer is not None or record.text is not None)
+    if answered.body.instruction is not None:
+        unchecked = "the release's own, put in; not checked: give --instruction FILE"
+        facts["instruction"] = unchecked if given.instruction is None else "is the one that was put in"
     if given.json:
         print(json.dumps({**answered.entry.model_dump(mode="json"), "log_size": answered.size, **facts}, indent=2))
     else:
@@ -161,21 +176,26 @@ def _check_record(given: argparse.Namespace) -> int:
     return 0
 
 
-def _check_answer(answered: Answered, path: Path) -> None:
-    """Tampered unless the file holds the answer's text and nothing else."""
-    text = _read(path, "answer", MAX_BYTES).decode("utf-8", "surrogateescape")
+Verify = Callable[[Answered, str], None]
+
+
+def _check_text(answered: Answered, path: Path, what: str, verify: Verify) -> None:
+    """Tampered unless the file holds the text that was committed to and nothing else."""
+    text = _read(path, what, MAX_BYTES).decode("utf-8", "surrogateescape")
     try:
-        verify_answer(answered, text)
+        verify(answered, text)
     except Tampered as error:
-        if not _is_answer(answered, text.removesuffix("\n").removesuffix("\r")):
+        if not _is_text(answered, text.removesuffix("\n").removesuffix("\r"), verify):
             raise
-        said = "the file has one newline more than the answer: write it without, such as with printf %s instead of echo"
-        raise Tampered(f"answer, {path}: {said}") from error
+        said = (
+            f"the file has one newline more than the {what}: write it without, such as with printf %s instead of echo"
+        )
+        raise Tampered(f"{what}, {path}: {said}") from error
 
 
-def _is_answer(answered: Answered, text: str) -> bool:
+def _is_text(answered: Answered, text: str, verify: Verify) -> bool:
     try:
-        verify_answer(answered, text)
+        verify(answered, text)
     except Tampered:
         return False
     return True

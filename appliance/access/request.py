@@ -250,7 +250,8 @@ def _review(known: state.State, order: Review, signer: Principal) -> Facts:
 
 
 def _release(known: state.State, order: Activate | RollBack, signer: Principal) -> Facts:
-    return _adapter(known, order), {"unit": order.unit, "task": order.task}
+    context = {"unit": order.unit, "task": order.task, "adds_instruction": order.adds_instruction}
+    return _adapter(known, order), context
 
 
 def _export(known: state.State, order: ExportAdapter, signer: Principal) -> Facts:

@@ -84,8 +84,8 @@ SAMPLES: dict[str, Request] = {
         Request(OPERATOR, "resume", RUN, _NOW),
         Request(AUDITOR, "replay", RUN, {**_NOW, "from_step": 0, "to_step": 10}),
         Request(REVIEWER, "review", ADAPTER, {**_NOW, **_REVIEW}),
-        Request(OWNER, "activate", ADAPTER, {**_NOW, **_RELEASE}),
-        Request(OWNER, "roll-back", ADAPTER, {**_NOW, **_RELEASE}),
+        Request(OWNER, "activate", ADAPTER, {**_NOW, **_RELEASE, "adds_instruction": False}),
+        Request(OWNER, "roll-back", ADAPTER, {**_NOW, **_RELEASE, "adds_instruction": False}),
         Request(REVIEWER, "revoke-adapter", ADAPTER, _NOW),
         Request(
             OWNER, "export-adapter", ADAPTER, {**_NOW, **_RELEASE, "valid_until": Moment("2026-12-31T00:00:00.000Z")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +16,7 @@ from appliance.cli.support.progress import Meter, show_bytes
 from appliance.cli.support.reviews import state_of, until_of
 from appliance.cli.support.signing import receipt_value, sign_and_submit
 from appliance.cli.support.times import END_HELP, parse_end
+from appliance.domain.data.teaching import example_request
 from appliance.domain.evaluation.quality import list_measures, list_warnings
 from appliance.errors import BadInput, Denied
 
@@ -150,6 +152,7 @@ def print_evidence(evidence: ReviewMaterial, *, err: bool = False) -> None:
         ("Warnings, by metrics.json:", [("  warning", text) for text in warnings_of(evidence)]),
         ("Measured on the held-out rows, in metrics.json:", _metrics(evidence)),
         ("Trained with, in recipe.json:", _members(evidence.contents.get("recipe.json"))),
+        ("Taught, by the dataset that the provenance names:", _taught(evidence)),
         ("Stands on, in base.json:", _members(evidence.contents.get("base.json"))),
         ("From the service; no review confirms it:", _told(evidence)),
     ):
@@ -174,6 +177,17 @@ def _metrics(evidence: ReviewMaterial) -> list[tuple[str, object]]:
     return [*beside, *found]
 
 
+def _taught(evidence: ReviewMaterial) -> list[tuple[str, object]]:
+    teaching = evidence.teaching
+    gone = "its text was erased, or the service withholds it"
+    told = gone if teaching.instruction is None else teaching.instruction or "none"
+    example = example_request("TASK", teaching, added=False)
+    facts: list[tuple[str, object]] = [("  task", teaching.about.task), ("  instruction", told)]
+    if teaching.about.labels:
+        facts.append(("  labels", ", ".join(teaching.about.labels)))
+    return [*facts, ("  example", f"POST {example['path']} {json.dumps(example['body'], ensure_ascii=False)}")]
+
+
 def warnings_of(evidence: ReviewMaterial) -> list[str]:
     """What the metrics that a signature binds warn of."""
     metrics = evidence.contents.get("metrics.json")
@@ -186,7 +200,6 @@ def _told(evidence: ReviewMaterial) -> list[tuple[str, object]]:
     reviews = told["adapter"]["reviews"]
     return [
         ("  base licence", base.get("licence")),
-        ("  dataset task", (dataset.get("facts") or {}).get("task")),
         ("  dataset licence", dataset.get("licence")),
         ("  dataset classification", dataset.get("classification")),
         ("  dataset imported by", dataset.get("imported_by")),
@@ -218,6 +231,12 @@ def evidence_value(evidence: ReviewMaterial) -> dict[str, Any]:
         "materials": dict(evidence.materials),
         "contents": dict(evidence.contents),
         "warnings": warnings_of(evidence),
+        "teaching": {
+            "task": evidence.teaching.about.task,
+            "instruction": evidence.teaching.instruction,
+            "labels": list(evidence.teaching.about.labels),
+            "example": example_request("TASK", evidence.teaching, added=False),
+        },
         "told": dict(evidence.told),
     }
 

@@ -32,19 +32,25 @@ def release() -> None:
 @click.argument("adapter", metavar="NAME@VERSION")
 @click.option("--unit", required=True, metavar="NAME", help="The business unit.")
 @click.option("--task", required=True, metavar="NAME", help="What the unit's clients send as `model`.")
+@click.option(
+    "--add-instruction", is_flag=True, help="Put the dataset's instruction into requests without a system message."
+)
 @signs
 @click.pass_obj
-def activate(caller: Caller, adapter: str, unit: str, task: str) -> None:
+def activate(caller: Caller, adapter: str, unit: str, task: str, add_instruction: bool) -> None:
     """Let an approved adapter answer a unit's task. Signed by the unit's release owner, who did not order the run.
 
-    The adapter is downloaded, hashed and checked first, like for a review.
+    The adapter is downloaded, hashed and checked first, like for a review. The order says whether the service puts the
+    dataset's instruction in; each answer's response record says whether it did.
     """
     from appliance.client.reviews import propose_release
     from appliance.domain.releases.activations import Activate
 
     evidence = gather(caller, adapter)
     print_evidence(evidence, err=True)
-    proposal = propose_release(caller.about, caller.signer, Activate, evidence, unit, task)
+    proposal = propose_release(
+        caller.about, caller.signer, Activate, evidence, unit, task, adds_instruction=add_instruction
+    )
     _tell(caller, sign_and_submit(caller, proposal), [("task", f"{unit}/{task}"), ("answered by", adapter)])
     say(f"next: the unit asks for {task}, with the token of: appliance token issue --as {unit} --key FILE")
 
@@ -53,16 +59,29 @@ def activate(caller: Caller, adapter: str, unit: str, task: str) -> None:
 @click.option("--unit", required=True, metavar="NAME", help="The business unit.")
 @click.option("--task", required=True, metavar="NAME", help="The task's name.")
 @click.option("--to", "wanted", metavar="NAME@VERSION", help="The earlier adapter. Default: the one before today's.")
+@click.option(
+    "--add-instruction/--no-add-instruction",
+    default=None,
+    help="Whether the dataset's instruction is put in. Default: as when this adapter last answered.",
+)
 @signs
 @click.pass_obj
-def rollback(caller: Caller, unit: str, task: str, wanted: str | None) -> None:
+def rollback(caller: Caller, unit: str, task: str, wanted: str | None, add_instruction: bool | None) -> None:
     """Let an adapter that answered before answer again. Its approvals must still stand."""
     from appliance.client.reviews import earlier_adapter, propose_release
     from appliance.domain.releases.activations import RollBack
 
-    adapter = earlier_adapter(caller.reading(), unit, task, wanted)
+    adapter, added = earlier_adapter(caller.reading(), unit, task, wanted)
     evidence = gather(caller, adapter)
-    proposal = propose_release(caller.about, caller.signer, RollBack, evidence, unit, task)
+    proposal = propose_release(
+        caller.about,
+        caller.signer,
+        RollBack,
+        evidence,
+        unit,
+        task,
+        adds_instruction=added if add_instruction is None else add_instruction,
+    )
     _tell(caller, sign_and_submit(caller, proposal), [("task", f"{unit}/{task}"), ("answered by", adapter)])
 
 

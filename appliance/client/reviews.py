@@ -13,6 +13,8 @@ from appliance.client.support.orders import Proposal, propose
 from appliance.domain.core.names import split_version, versioned
 from appliance.domain.data.bases import RevokeBase
 from appliance.domain.data.datasets import RevokeDataset
+from appliance.domain.data.imports import ImportDataset
+from appliance.domain.data.teaching import ABOUT_FILE, Teaching, parse_about
 from appliance.domain.releases.activations import Activate, RollBack
 from appliance.domain.releases.adapters import RevokeAdapter
 from appliance.domain.releases.reviews import Review
@@ -20,6 +22,7 @@ from appliance.domain.rulebook.registry import ORDERS
 from appliance.errors import BadInput, NotFound, Tampered
 from appliance.formats.artifacts.manifest import MANIFEST_PATH, Manifest, ManifestFile, parse_manifest
 from appliance.formats.core.digest import Hasher, digest_bytes
+from appliance.formats.core.fields import parse_base64
 from appliance.formats.signatures.bundle import verify_model
 from appliance.formats.signatures.dsse import parse_envelope, verify_envelope
 from appliance.formats.signatures.statement import parse_statement
@@ -32,7 +35,8 @@ _SHOWN = ("recipe.json", "metrics.json", "base.json")
 class ReviewMaterial:
     """An adapter, checked: every file hashed, the manifest signed, the sealing entry proved to be in the log.
 
-    `contents`: the folder's own small JSON files by name, from the bytes that were hashed. `told`: rows of the service
+    `contents`: the folder's own small JSON files by name, from the bytes that were hashed. `teaching`: what the dataset
+    says of its rows; its instruction is None where its text was erased, or is withheld. `told`: rows of the service
     that no signature of the reviewer binds.
     """
 
@@ -47,6 +51,7 @@ class ReviewMaterial:
     order: str
     contents: Mapping[str, Any]
     materials: tuple[tuple[str, str], ...]
+    teaching: Teaching
     said_by: str
     told: Mapping[str, Any]
 
@@ -59,6 +64,7 @@ def gather(door: Door, anchor: Anchor, name: str, progress: Callable[[int], None
     3. each file of the folder has the size and digest that the manifest lists
     4. the adapter key of the log's first entry signed manifest and files, and the provenance over the manifest
     5. the run's order in the log is the one that the provenance names
+    6. the dataset's labels and instruction are those of the dataset that the provenance names
     """
     told = door.get(f"/v1/adapters/{name}/review")
     row = told["adapter"]
@@ -77,6 +83,7 @@ def gather(door: Door, anchor: Anchor, name: str, progress: Callable[[int], None
     materials = _check_provenance(proven.document("provenance"), key, digest_bytes(data))
     run = read_entry(door, anchor, int(told["run"]["index"]))
     ordered_by, order = _check_order(run, str(entry.body["run"]), materials)
+    teaching = _check_teaching(door, anchor, told, materials)
     return ReviewMaterial(
         name=name,
         manifest=manifest,
@@ -89,6 +96,7 @@ def gather(door: Door, anchor: Anchor, name: str, progress: Callable[[int], None
         order=order,
         contents=contents,
         materials=materials,
+        teaching=teaching,
         said_by=anchor.said_by,
         told=told,
     )
@@ -152,6 +160,30 @@ def _check_order(requested: Proven, run: str, materials: tuple[tuple[str, str], 
     return order.signer, envelope.pae_digest
 
 
+def _check_teaching(
+    door: Door, anchor: Anchor, told: Mapping[str, Any], materials: tuple[tuple[str, str], ...]
+) -> Teaching:
+    """By the entry that imported the dataset, whose manifest the provenance names, and the order behind it."""
+    row, request = told["dataset"], told["import"]
+    name = versioned(row["name"], row["version"])
+    imported = read_entry(door, anchor, int(row["index"]))
+    manifest, named = imported.document("manifest"), dict(materials).get(f"dataset:{name}")
+    if (imported.entry.type, digest_bytes(manifest)) != ("dataset.imported", named):
+        raise Tampered(f"dataset {name}: expected the import of {named}, got another as entry {imported.entry.index}")
+    about = parse_base64(told[ABOUT_FILE], f"dataset {name}, {ABOUT_FILE}")
+    listed = {file.path: file.digest for file in parse_manifest(manifest).files}
+    if listed.get(ABOUT_FILE) != digest_bytes(about):
+        raise Tampered(f"dataset {name}, {ABOUT_FILE}: expected {listed.get(ABOUT_FILE)}, got other bytes")
+    requested = read_entry(door, anchor, int(request["index"]))
+    envelope = parse_envelope(requested.document("order"))
+    order = ORDERS.parse(envelope.payload)
+    if not isinstance(order, ImportDataset) or envelope.pae_digest != imported.entry.body["order"]:
+        expected = imported.entry.body["order"]
+        raise Tampered(f"dataset {name}, order: expected {expected}, got that of entry {requested.entry.index}")
+    texts = {disclosure.commitment: disclosure.text for disclosure in requested.disclosures}
+    return Teaching(parse_about(about), texts.get(order.instruction))
+
+
 def propose_review(
     about: About,
     signer: str,
@@ -173,9 +205,21 @@ def propose_review(
 
 
 def propose_release(
-    about: About, signer: str, model: type[Activate] | type[RollBack], evidence: ReviewMaterial, unit: str, task: str
+    about: About,
+    signer: str,
+    model: type[Activate] | type[RollBack],
+    evidence: ReviewMaterial,
+    unit: str,
+    task: str,
+    *,
+    adds_instruction: bool,
 ) -> Proposal:
-    return propose(about, signer, model, {**_adapter(evidence), "unit": unit, "task": task})
+    """BadInput where the dataset has no instruction that could be put in."""
+    if adds_instruction and not evidence.teaching.instruction:
+        got = "one that was erased" if evidence.teaching.instruction is None else "none"
+        raise BadInput(f"release of {evidence.name}, instruction: expected its dataset to have one, got {got}")
+    values = {**_adapter(evidence), "unit": unit, "task": task, "adds_instruction": adds_instruction}
+    return propose(about, signer, model, values)
 
 
 def propose_revocation(door: Door, anchor: Anchor, signer: str, name: str, reason: str | None) -> Proposal:
@@ -211,8 +255,9 @@ def _logged_manifest(door: Door, anchor: Anchor, index: int, kind: str, name: st
     return entry.documents["manifest"]
 
 
-def earlier_adapter(door: Door, unit: str, task: str, wanted: str | None) -> str:
-    """The adapter to go back to: the one named, or the one that answered before today's."""
+def earlier_adapter(door: Door, unit: str, task: str, wanted: str | None) -> tuple[str, bool]:
+    """The adapter to go back to, the one named or the one that answered before today's; and whether the service put in
+    the instruction when it last answered."""
     release = find_release(door, unit, task)
     current = release["history"][-1]["adapter"]
     earlier = [step["adapter"] for step in release["history"] if step["adapter"] != current]
@@ -220,7 +265,9 @@ def earlier_adapter(door: Door, unit: str, task: str, wanted: str | None) -> str
         raise NotFound(f"release {unit}/{task}: expected an earlier adapter than {current}, got none")
     if wanted is not None and wanted not in earlier:
         raise NotFound(f"release {unit}/{task}: expected one of {', '.join(dict.fromkeys(earlier))}, got {wanted}")
-    return wanted or str(earlier[-1])
+    chosen = wanted or str(earlier[-1])
+    last = [step for step in release["history"] if step["adapter"] == chosen][-1]
+    return chosen, bool(last["adds_instruction"])
 
 
 def find_release(door: Door, unit: str, task: str) -> dict[str, Any]:

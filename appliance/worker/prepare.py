@@ -41,6 +41,7 @@ def _prepare_base(task: Header, blob: bytes) -> Header:
 
 def _prepare_dataset(task: Header, blob: bytes) -> Header:
     # torch is not needed here, and not loaded: a dataset is imported in a second.
+    from appliance.domain.data.teaching import About
     from appliance.ml.data import rows as data
     from appliance.ml.data.samples import tokenize_row
     from appliance.ml.model.chat import load_chat, read_context_length
@@ -48,7 +49,7 @@ def _prepare_dataset(task: Header, blob: bytes) -> Header:
     (kind, columns), base, labels = _read_teaching(task), Path(take_path(task, "base")), take(task, "labels", list)
     chat = load_chat(base)
     sides = _read_sides(task, kind, columns)
-    about = data.About(kind, data.check_labels(sides, labels) if kind == "classification" else ())
+    about = About(kind, data.check_labels(sides, labels) if kind == "classification" else ())
     rows = data.render_rows(sides, chat, kind, instruction=take(task, "instruction", str))
     limit, context = read_context_length(base), "the base's context"
     samples = [

@@ -119,6 +119,7 @@ def convert(source: Path | None, folder: Path) -> Path:
 
 def _write_rows(source: Path, base: Path, folder: Path, sizes: Sizes) -> None:
     """banking77's own split: questions to train on from one file, to judge by from the other."""
+    from appliance.domain.data.teaching import About
     from appliance.ml.data import rows as data
     from appliance.ml.data.sources import parse_source
     from appliance.ml.model.chat import load_chat
@@ -132,7 +133,7 @@ def _write_rows(source: Path, base: Path, folder: Path, sizes: Sizes) -> None:
             sides += [(one, split) for one in [one for one in read if one.parts["label"] == name][:count]]
     rows = data.render_rows(sides, load_chat(base), "classification", instruction=INSTRUCTION)
     folder.mkdir()
-    data.write_rows(rows, data.About("classification", tuple(names)), folder, bytes(32))
+    data.write_rows(rows, About("classification", tuple(names)), folder, bytes(32))
 
 
 def _measure(places: dict[str, str], pairs: list[tuple[str, str, str]]) -> Iterator[Found]:

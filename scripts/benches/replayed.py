@@ -107,6 +107,7 @@ def _shown(share: float | str | None) -> str:
 
 
 def _prepare(given: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
+    from appliance.domain.data.teaching import About
     from appliance.ml.data import rows as data
     from appliance.ml.data.sources import parse_source
     from appliance.ml.model.chat import load_chat
@@ -123,7 +124,7 @@ def _prepare(given: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
     some = [row for name in names for row in [s for s in sources if s.parts["label"] == name][: given.count // LABELS]]
     sides = data.split_sources("classification", some, 1, Fraction(1, 10))
     rows = data.render_rows(sides, chat, "classification", instruction="Name the kind.")
-    about = data.About("classification", tuple(names))
+    about = About("classification", tuple(names))
     data.write_rows(rows, about, dataset, bytes(32))
     (folder / "relabelled").mkdir()
     first = next(row for row in rows if row.split == data.TRAIN)

@@ -152,7 +152,7 @@ class Home:
             self._order(order, meaning)
 
     def release(self, adapter: str, unit: str, task: str) -> None:
-        self._order(Activate(unit=unit, task=task, **self.on(adapter), **self._terms(OWNER)))
+        self._order(Activate(unit=unit, task=task, adds_instruction=False, **self.on(adapter), **self._terms(OWNER)))
 
     def on(self, adapter: str) -> dict[str, Any]:
         row = self.context.ledger.state.adapters.get(adapter)

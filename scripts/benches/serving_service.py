@@ -410,7 +410,8 @@ def _rollbacks(site: Appliance, plan: Plan) -> Iterator[Row]:
     for number in range(plan.rollbacks):
         door.ask(unit, 2, task=TURN)
         kind, version = (Activate, 2) if number % 2 else (RollBack, 1)
-        envelope = site.sign(kind(unit=unit, task=TURN, **site.on(f"{TURN}@{version}"), **site.terms(OWNER)))
+        terms = {"adds_instruction": False, **site.on(f"{TURN}@{version}"), **site.terms(OWNER)}
+        envelope = site.sign(kind(unit=unit, task=TURN, **terms))
         began = time.perf_counter()
         site.send(envelope)
         next(event for event in door.tell(unit, 4, task=TURN) if _content(event))

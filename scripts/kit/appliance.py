@@ -412,9 +412,12 @@ class Appliance:
         for who in ("rita", "rob"):
             self.review(who, unit, name)
 
-    def activate(self, unit: str = "legal", name: str = "clauses@1", task: str = "labels") -> dict[str, Any]:
+    def activate(
+        self, unit: str = "legal", name: str = "clauses@1", task: str = "labels", *, adds_instruction: bool = False
+    ) -> dict[str, Any]:
         owner = {"legal": "lou", "claims": "cleo"}[unit]
-        return self.order(Activate(unit=unit, task=task, **self.on(name), **self.terms(owner)))
+        terms = {"adds_instruction": adds_instruction, **self.on(name), **self.terms(owner)}
+        return self.order(Activate(unit=unit, task=task, **terms))
 
     # --- the ledger ---------------------------------------------------------------------------------------------------
 

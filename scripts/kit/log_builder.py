@@ -595,10 +595,11 @@ class LogBuilder:
 
     def release_order(self, model: type[O], signer: str = "otto", version: int = 1, **fields: Any) -> O:
         standing: dict[str, Any] = {**self.on_adapter(version), "unit": "legal", "task": "labels"}
-        return self.order(model, signer, **standing | fields)
+        return self.order(model, signer, **standing | {"adds_instruction": False} | fields)
 
-    def activate(self, version: int = 1) -> Entry:
-        return self.ordered(ReleaseActivated(policy=self.in_force), self.release_order(Activate, version=version))
+    def activate(self, version: int = 1, **fields: Any) -> Entry:
+        order = self.release_order(Activate, version=version, **fields)
+        return self.ordered(ReleaseActivated(policy=self.in_force), order)
 
     def admitted(self, version: int = 1, **fields: Any) -> AdapterAdmitted:
         row = self.state.adapters.get(f"clauses@{version}")
@@ -686,6 +687,7 @@ class LogBuilder:
             "token": "sha256:" + "0" * 64,
             "token_issued_at": self.now,
             "prompt": "hmac-sha256:" + "0" * 64,
+            "instruction": None,
         }
         return RequestAdmitted(**standing | fields)
 
@@ -700,6 +702,7 @@ class LogBuilder:
             "prompt_tokens": 3,
             "completion_tokens": 4,
             "answer": None,
+            "instruction": None,
         }
         return RequestFinished(**standing | fields)
 

@@ -63,10 +63,14 @@ class Deployment:
             self.site.review(reviewer, unit, name)
 
     def activate(self, unit: str, name: str) -> dict[str, Any]:
-        return self.site.order(Activate(unit=unit, task=TASK, **self.on(name), **self.terms(unit)))
+        return self.site.order(
+            Activate(unit=unit, task=TASK, adds_instruction=False, **self.on(name), **self.terms(unit))
+        )
 
     def roll_back(self, unit: str, name: str) -> dict[str, Any]:
-        return self.site.order(RollBack(unit=unit, task=TASK, **self.on(name), **self.terms(unit)))
+        return self.site.order(
+            RollBack(unit=unit, task=TASK, adds_instruction=False, **self.on(name), **self.terms(unit))
+        )
 
     def revoke(self, name: str) -> dict[str, Any]:
         return self.site.order(RevokeAdapter(**self.on(name), **self.site.terms("rita")))

@@ -223,7 +223,7 @@ def reviewed(site: Appliance) -> Act:
 
 def activated(site: Appliance) -> Act:
     envelope = site.sign(
-        Activate(unit="legal", task="labels", **site.on("clauses@1"), **site.terms("lou")),
+        Activate(unit="legal", task="labels", adds_instruction=False, **site.on("clauses@1"), **site.terms("lou")),
     )
     return lambda: site.send(envelope)
 

@@ -270,7 +270,11 @@ def test_a_row_flipped_to_approved_admits_nothing_and_verify_names_it(site: Appl
             site.stop()
             site.start()
         with pytest.raises(Refused) as refused:
-            site.order(Activate(unit="legal", task="labels", **site.on("clauses@1"), **site.terms("lou")))
+            site.order(
+                Activate(
+                    unit="legal", task="labels", adds_instruction=False, **site.on("clauses@1"), **site.terms("lou")
+                )
+            )
         assert any("standing approvals" in reason and "got 0" in reason for reason in refused.value.reasons)
         with pytest.raises(Refused) as unknown:
             site.chat("legal", "labels")

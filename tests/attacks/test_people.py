@@ -35,7 +35,7 @@ def enrol_unit(site: Appliance, unit: str) -> None:
 
 
 def activation(site: Appliance, unit: str, name: str = "clauses@1") -> Activate:
-    return Activate(unit=unit, task="labels", **site.on(name), **site.terms(f"{unit}-owner"))
+    return Activate(unit=unit, task="labels", adds_instruction=False, **site.on(name), **site.terms(f"{unit}-owner"))
 
 
 def grant(site: Appliance, principal: str, role: str) -> None:
@@ -268,7 +268,9 @@ def test_an_order_counts_for_as_long_as_it_says(shared: Appliance, issued_s: int
 
 def test_nobody_releases_to_a_unit_that_is_not_theirs(released: Appliance) -> None:
     for who in ("cleo", "olga", "rita", "anna"):
-        order = Activate(unit="legal", task="labels", **released.on("clauses@1"), **released.terms(who))
+        order = Activate(
+            unit="legal", task="labels", adds_instruction=False, **released.on("clauses@1"), **released.terms(who)
+        )
         error = refused(released, lambda o=order: released.order(o))
         assert error.reasons[0].startswith(f"role: expected {who} to be release-owner:legal"), error
     # Revoked by one reviewer alone: the adapter that answered a moment ago answers no more.

@@ -53,7 +53,7 @@ def test_a_rollback_is_one_order_to_what_answered_before_and_nothing_else(releas
     released.activate(name="clauses@2")
     second = released.chat("legal", "labels")["system_fingerprint"]
     assert second == released.adapter("clauses@2")["manifest"] != first
-    terms = {"unit": "legal", "task": "labels"}
+    terms = {"unit": "legal", "task": "labels", "adds_instruction": False}
     with pytest.raises(Refused, match="an earlier one than today's"):
         released.order(RollBack(**terms, **released.on("clauses@2"), **released.terms("lou")))
     with pytest.raises(Refused, match="release-owner:legal"):

@@ -9,8 +9,10 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from appliance.client import reviews
 from appliance.client.support import orders
 from appliance.domain.core.entry import Entry, encode_entry, parse_entry
+from appliance.domain.data.imports import ImportRequested
+from appliance.domain.data.teaching import ABOUT_FILE, About, Teaching, encode_about
 from appliance.domain.releases.activations import Activate
-from appliance.errors import Denied, NotFound, Tampered
+from appliance.errors import BadInput, Denied, NotFound, Tampered
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.merkle import hash_leaf, inclusion_proof, root_of
 from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
@@ -19,7 +21,7 @@ from appliance.formats.signatures.keys import EcdsaSigner
 from appliance.formats.signatures.statement import Statement, encode_statement
 from scripts.kit.log_builder import ORIGIN, b64
 from tests.client.conftest import Office
-from tests.kit.founded import FILES
+from tests.kit.founded import ABOUT, FILES
 
 VALID_UNTIL = "2999-01-01T00:00:00.000Z"
 
@@ -166,6 +168,43 @@ def test_a_run_row_that_points_to_another_runs_order_is_refused(open_office: Cal
         _gather(office)
 
 
+def test_what_the_dataset_teaches_is_read_from_proved_entries(open_office: Callable[..., Office]) -> None:
+    office = open_office("sealed")
+    assert _gather(office).teaching == Teaching(ABOUT, "Name the clause.")
+
+
+def test_an_instruction_that_was_erased_is_not_shown_and_no_release_adds_it(open_office: Callable[..., Office]) -> None:
+    office = open_office("sealed")
+    dataset = office.site.state.datasets.get("clauses@1")
+    assert dataset is not None
+    office.site.erase(dataset.instruction)
+    evidence = _gather(office)
+    assert evidence.teaching == Teaching(ABOUT, None)
+    with pytest.raises(BadInput, match="expected its dataset to have one, got one that was erased"):
+        reviews.propose_release(office.door.about, "otto", Activate, evidence, "legal", "labels", adds_instruction=True)
+
+
+def test_labels_that_are_not_the_manifests_are_refused(open_office: Callable[..., Office]) -> None:
+    office = open_office("sealed")
+    other = b64(encode_about(About("classification", ("A", "B", "C"))))
+    office.service.bend["/v1/adapters/clauses@1/review"] = lambda answer: {**answer, ABOUT_FILE: other}
+    with pytest.raises(Tampered, match=r"dataset clauses@1, dataset\.json: expected sha256"):
+        _gather(office)
+
+
+def test_another_datasets_import_is_not_taken_for_this_ones(open_office: Callable[..., Office]) -> None:
+    office = open_office("sealed")
+    site = office.site
+    requested = site.ordered(ImportRequested(policy=site.in_force), site.dataset_order(instruction=site.text("Other.")))
+
+    def bend(answer: Any) -> Any:
+        return {**answer, "import": {**answer["import"], "index": requested.index}}
+
+    office.service.bend["/v1/adapters/clauses@1/review"] = bend
+    with pytest.raises(Tampered, match="dataset clauses@1, order"):
+        _gather(office)
+
+
 def _review(office: Office, signer: str, field: str, decision: str = "approve") -> orders.Receipt:
     proposal = reviews.propose_review(
         office.door.about, signer, _gather(office), decision, "legal", field, "I read it.", _in_a_day(office)
@@ -198,7 +237,9 @@ def test_an_adapter_that_two_approved_is_activated_and_one_that_one_approved_is_
     _review(office, "rita", "privacy")
 
     def activate() -> orders.Receipt:
-        proposal = reviews.propose_release(office.door.about, "otto", Activate, _gather(office), "legal", "labels")
+        proposal = reviews.propose_release(
+            office.door.about, "otto", Activate, _gather(office), "legal", "labels", adds_instruction=True
+        )
         return orders.submit(office.door, orders.sign(proposal, office.site.keys["otto"]), office.anchor.log_key)
 
     with pytest.raises(Denied) as raised:
@@ -219,21 +260,21 @@ def test_a_revocation_needs_no_bytes_of_the_adapter(open_office: Callable[..., O
 
 
 def _released(office: Office, *history: str) -> None:
-    steps = [{"adapter": name} for name in history]
+    steps = [{"adapter": name, "adds_instruction": number % 2 == 0} for number, name in enumerate(history)]
     office.service.bend["/v1/releases"] = lambda rows: [{"unit": "legal", "task": "labels", "history": steps}]
 
 
 @pytest.mark.parametrize(
     ("history", "wanted", "found"),
     [
-        (("a@1", "a@2"), None, "a@1"),
-        (("a@1", "a@2", "a@3"), None, "a@2"),
-        (("a@1", "a@2", "a@1"), None, "a@2"),
-        (("a@1", "a@2", "a@3"), "a@1", "a@1"),
+        (("a@1", "a@2"), None, ("a@1", True)),
+        (("a@1", "a@2", "a@3"), None, ("a@2", False)),
+        (("a@1", "a@2", "a@1"), None, ("a@2", False)),
+        (("a@1", "a@2", "a@3"), "a@1", ("a@1", True)),
     ],
 )
 def test_a_rollback_goes_to_the_adapter_before_todays_or_to_the_one_named(
-    open_office: Callable[..., Office], history: tuple[str, ...], wanted: str | None, found: str
+    open_office: Callable[..., Office], history: tuple[str, ...], wanted: str | None, found: tuple[str, bool]
 ) -> None:
     office = open_office("staffed")
     _released(office, *history)

@@ -31,6 +31,7 @@ from appliance.domain.core.policy import Parameters, PolicySet
 from appliance.domain.core.policy_files import assemble_policy
 from appliance.domain.core.state import State
 from appliance.domain.data.imports import ImportBase, ImportRequested
+from appliance.domain.data.teaching import ABOUT_FILE, About, encode_about
 from appliance.domain.retention.texts import Erase, TextErased
 from appliance.domain.rulebook.subjects import subjects_of
 from appliance.domain.runs.training import Train
@@ -62,6 +63,7 @@ ROWS = [
     for n, text in enumerate(("one", "two", "zwei \N{GREEK SMALL LETTER PI}", "two", "five"))
 ]
 """Those of the dataset clauses@1."""
+ABOUT = About("classification", ("A", "B"))
 ROW_KEY = bytes(32)
 FILES = {
     "adapter_model.safetensors": b"weights",
@@ -180,7 +182,11 @@ class FoundedSite(LogBuilder):
         requested = self.ordered(ImportRequested(policy=self.in_force), self.dataset_order(**fields))
         lines = [encode_canonical(row) for row in ROWS]
         digests = [row_digest(ROW_KEY, index, line) for index, line in enumerate(lines)]
-        files = {"rows.jsonl": b"".join(line + b"\n" for line in lines), "row_digests.bin": b"".join(digests)}
+        files = {
+            "rows.jsonl": b"".join(line + b"\n" for line in lines),
+            "row_digests.bin": b"".join(digests),
+            ABOUT_FILE: encode_about(ABOUT),
+        }
         listed = self.lay(manifest("clauses", 1, files), files)
         self.keyring.keep_secret(f"dataset-{digest_bytes(listed).removeprefix('sha256:')}", ROW_KEY)
         root = f"sha256:{rows_root(digests).hex()}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.domain.data.teaching import About
 from appliance.ml.data import rows as data
 from appliance.ml.data.sources import parse_source
 from appliance.ml.model import machine
@@ -35,5 +36,5 @@ def dataset(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     sources = parse_source(source.read_bytes(), "csv", "classification", columns)
     sides = data.split_sources("classification", sources, 1, Fraction(1, 5))
     rendered = data.render_rows(sides, load_chat(base_folder), "classification", instruction="Name the kind.")
-    data.write_rows(rendered, data.About("classification", data.check_labels(sides, ())), folder, bytes(32))
+    data.write_rows(rendered, About("classification", data.check_labels(sides, ())), folder, bytes(32))
     return folder

@@ -100,13 +100,16 @@ class Dataset(Value):
     classification: str
     imported_by: str
     order: str
+    instruction: str
+    """The commitment of the system message that its rows were rendered with."""
     index: int
     facts: dict[str, Any]
     revoked: int | None = None
 
 
 class Import(Value):
-    """An import that was ordered; `verb` says of what. A base has no classification, and no base it is rendered for."""
+    """An import that was ordered; `verb` says of what. A base has no classification, no base it is rendered for, and no
+    instruction."""
 
     order: str
     verb: str
@@ -116,6 +119,7 @@ class Import(Value):
     classification: str
     base: str
     base_digest: str
+    instruction: str
     index: int
     status: Literal["requested", "finished", "failed", "cancelled"]
 
@@ -215,6 +219,8 @@ class Activation:
     signer: str
     keyid: str
     kind: Literal["activate", "roll-back"]
+    adds_instruction: bool
+    """The service puts the dataset's instruction in where a request has no system message."""
 
 
 class Release(Value):
@@ -275,6 +281,8 @@ class OpenRequest(NamedTuple):
     admitted: int
     release: int
     approvals: tuple[int, ...]
+    instruction: str | None
+    """The commitment of the system message that the service put in, if it did."""
     entry: int
     cut: bool = False
     """Its slot was emptied: it can end, and not well."""

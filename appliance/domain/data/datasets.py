@@ -97,6 +97,7 @@ def dataset_imported(case: Case) -> Changes:
         classification=record.classification,
         imported_by=record.signer,
         order=record.order,
+        instruction=record.instruction,
         index=case.entry.index,
         facts=body.facts,
     )

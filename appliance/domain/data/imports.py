@@ -116,11 +116,11 @@ def import_requested(case: Case) -> Changes:
     order: ImportBase | ImportDataset
     if isinstance(case.ordered, ImportBase):
         order = case.order(ImportBase)
-        subject, classification, base, digest = f"base:{order.base}", "", "", ""
+        subject, classification, base, digest, instruction = f"base:{order.base}", "", "", "", ""
     else:
         order = case.order(ImportDataset)
         subject, classification = f"dataset:{order.dataset}", order.classification
-        base, digest = order.base, order.base_digest
+        base, digest, instruction = order.base, order.base_digest, order.instruction
     record = Import(
         order=case.accepted.digest,
         verb=order.verb,
@@ -130,6 +130,7 @@ def import_requested(case: Case) -> Changes:
         classification=classification,
         base=base,
         base_digest=digest,
+        instruction=instruction,
         index=case.entry.index,
         status="requested",
     )

@@ -22,6 +22,16 @@ PARTS: Mapping[Task, tuple[str, ...]] = {
     "question-answering": ("context", "question", "answer"),
     "chat": ("messages",),
 }
+QUESTIONS: Mapping[Task, tuple[str, ...]] = {
+    "classification": ("text",),
+    "instruction": ("instruction", "input"),
+    "completion": ("prompt",),
+    "summarisation": ("text",),
+    "question-answering": ("context", "question"),
+    "chat": ("message",),
+}
+"""What the user's message of a row is made of: these parts in this order, an empty line between two. Of a completion it
+is the prompt, without a template; of a chat any message of the user."""
 OPTIONAL = frozenset({("instruction", "input"), ("completion", "prompt")})
 """Parts that a file need not have, and that a row may leave empty."""
 

@@ -31,12 +31,14 @@ MAX_BYTES = 1_000_000
 
 
 class ResponseRecord(Value):
-    """`text` stands where the answer does not show the committed text itself: of a classification."""
+    """`text` stands where the answer does not show the committed text itself: of a classification; `instruction_salt`
+    where the service put in the system message."""
 
     entry: str
     proof: str
     prompt_salt: Base64 | None = Field(default=None)
     answer_salt: Base64 | None = Field(default=None)
+    instruction_salt: Base64 | None = Field(default=None)
     text: str | None = None
 
 
@@ -107,3 +109,13 @@ def verify_answer(answered: Answered, text: str) -> None:
     got = commit(text, salt)
     if got != answered.body.answer:
         raise Tampered(f"answer: expected the text of {answered.body.answer}, got one of {got}")
+
+
+def verify_instruction(answered: Answered, text: str) -> None:
+    """Tampered unless this is the system message that the service put in; BadInput where the record cannot open its
+    commitment."""
+    salt = parse_base64(answered.record.instruction_salt or "", "response record, instruction_salt", size=SALT_BYTES)
+    got = commit(text, salt)
+    if got != answered.body.instruction:
+        expected = answered.body.instruction or "none put in"
+        raise Tampered(f"instruction: expected the text of {expected}, got one of {got}")

@@ -7,7 +7,7 @@ from typing import Literal
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Ordered
 from appliance.domain.core.names import Identifier, Time
-from appliance.domain.core.records import Activation, Principal, Release, release_key
+from appliance.domain.core.records import Activation, Adapter, Principal, Release, release_key
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Verb
@@ -24,13 +24,17 @@ class OnRelease(OnAdapter):
 
 
 class Activate(OnRelease):
+    """`adds_instruction`: where a request has no system message, the service puts in the dataset's instruction."""
+
     verb = "activate"
+    adds_instruction: bool
 
 
 class RollBack(OnRelease):
     """To an adapter that answered this task before."""
 
     verb = "roll-back"
+    adds_instruction: bool
 
 
 class ReleaseActivated(Ordered):
@@ -50,7 +54,27 @@ def may_activate(state: State, order: Activate | RollBack, signer: Principal, no
         reasons.append(f"separation of duties: expected a release owner who did not order the run, got {signer.name}")
     if adapter.purpose != "release":
         reasons.append(f"adapter {order.name}: expected one made for release, got one made as a {adapter.purpose}")
+    if order.adds_instruction:
+        reasons += instruction_is_there(state, adapter)
     return reasons + inadmissible(state, adapter, order.unit, now)
+
+
+def instruction_is_there(state: State, adapter: Adapter) -> Reasons:
+    """The text that a release would put into requests: it was not erased."""
+    dataset = state.datasets.get(adapter.dataset)
+    text = None if dataset is None else state.texts.get(dataset.instruction)
+    if text is not None and text.erased is not None:
+        return [f"instruction of dataset {adapter.dataset}: expected its text, got one erased by entry {text.erased}"]
+    return []
+
+
+def _meaning(order: Activate | RollBack) -> str:
+    again = " again" if isinstance(order, RollBack) else ""
+    which = "this earlier adapter" if again else "this adapter under this task's name"
+    added = (
+        " Where a request has no system message, it gets the dataset's instruction." if order.adds_instruction else ""
+    )
+    return f"From now on the unit's clients are answered by {which}{again}.{added}"
 
 
 def may_roll_back(state: State, order: RollBack, signer: Principal, now: Time) -> Reasons:
@@ -83,6 +107,7 @@ def _release(case: Case, order: Activate | RollBack, kind: Literal["activate", "
         signer=order.signer,
         keyid=case.accepted.keyid,
         kind=kind,
+        adds_instruction=order.adds_instruction,
     )
     history = (() if before is None else before.history) + (activation,)
     return [(case.state.releases, key, Release(unit=order.unit, task=order.task, history=history))]
@@ -92,7 +117,7 @@ VERBS = (
     Verb(
         Activate,
         may=may_activate,
-        meaning="From now on the unit's clients are answered by this adapter under this task's name.",
+        meaning=_meaning,
         event=ReleaseActivated,
         apply=activated,
         changes_answers=True,
@@ -100,7 +125,7 @@ VERBS = (
     Verb(
         RollBack,
         may=may_roll_back,
-        meaning="From now on the unit's clients are answered by this earlier adapter again.",
+        meaning=_meaning,
         event=ReleaseRolledBack,
         apply=rolled_back,
         changes_answers=True,

@@ -7,8 +7,9 @@ from pydantic import Field
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
 from appliance.domain.core.names import Commitment, Digest, Identifier, Nonce, Time, VersionedName
-from appliance.domain.core.records import OpenRequest
+from appliance.domain.core.records import OpenRequest, release_key
 from appliance.domain.core.signatures import token_revoked
+from appliance.domain.core.texts import check_unerased
 from appliance.domain.core.verb import EventRule, unchanged
 from appliance.domain.serving.slots import answering_slot, slot_subjects
 from appliance.errors import Denied, NotAuthenticated
@@ -35,6 +36,9 @@ class _OfRequest(Event):
     admitted: int = Field(ge=1)
     release: int = Field(ge=1)
     approvals: tuple[int, ...]
+    instruction: Commitment | None = Field(
+        description="of the dataset's instruction, where the service put it in as the system message"
+    )
 
     def about(self) -> tuple[str, ...]:
         return (f"request:{self.request}", *slot_subjects(self.unit, self.task, self.adapter))
@@ -54,7 +58,9 @@ class RequestAdmitted(_OfRequest):
     type = "request.admitted"
     token: Digest
     token_issued_at: Time
-    prompt: Commitment = Field(description="of the prompt or the messages, under a key of this request's own")
+    prompt: Commitment = Field(
+        description="of the prompt or the messages as the model is given them, under a key of this request's own"
+    )
 
 
 class RequestFinished(_OfRequest):
@@ -96,6 +102,7 @@ def request_admitted(case: Case) -> Changes:
     if revoked := token_revoked(case.state, body.unit, body.token, body.token_issued_at):
         raise NotAuthenticated(f"entry {case.entry.index}: {revoked}", code="revoked")
     case.require(body.request not in case.state.requests, "request", "a new one", body.request)
+    _check_instruction(case, body)
     request = OpenRequest(
         id=body.request,
         unit=body.unit,
@@ -105,9 +112,25 @@ def request_admitted(case: Case) -> Changes:
         admitted=body.admitted,
         release=body.release,
         approvals=body.approvals,
+        instruction=body.instruction,
         entry=case.entry.index,
     )
     return [*changes, (case.state.requests, body.request, request)]
+
+
+def _check_instruction(case: Case, body: RequestAdmitted) -> None:
+    """The service puts in nothing but the instruction of the adapter's own dataset, and only where the release says so
+    and the text stands."""
+    if body.instruction is None:
+        return
+    state = case.state
+    release = state.releases.get(release_key(body.unit, body.task))
+    adapter = state.adapters.get(body.adapter)
+    dataset = None if adapter is None else state.datasets.get(adapter.dataset)
+    adds = release is not None and release.current.adds_instruction
+    expected = dataset.instruction if adds and dataset is not None else None
+    case.require(body.instruction == expected, "instruction", expected, body.instruction)
+    check_unerased(state, case.entry, [body.instruction])
 
 
 def request_finished(case: Case) -> Changes:
@@ -117,6 +140,7 @@ def request_finished(case: Case) -> Changes:
         raise Denied(f"entry {case.entry.index}: request: expected an open one, got {body.request}")
     expected, got = record.answered_by, body.answered_by
     case.require(got == expected, "what answers", expected, got)
+    case.require(body.instruction == record.instruction, "instruction", record.instruction, body.instruction)
     if record.cut:
         ended = case.entry.outcome
         case.require(ended != "success", "outcome", "none but failure or interrupted: its slot was emptied", ended)

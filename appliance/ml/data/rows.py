@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from appliance.domain.data.tasks import Task, wrong_share
+from appliance.domain.data.tasks import QUESTIONS, Task, wrong_share
+from appliance.domain.data.teaching import ABOUT_FILE, About, encode_about, parse_about
 from appliance.errors import BadInput, refuse
 from appliance.formats.artifacts.rows import row_digest, rows_root
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
@@ -21,7 +22,6 @@ from appliance.ml.model.chat import Chat
 
 ROWS_FILE = "rows.jsonl"
 DIGESTS_FILE = "row_digests.bin"
-ABOUT_FILE = "dataset.json"
 TRAIN, HELD_OUT = "train", "held-out"
 
 MAX_LABEL_CHARACTERS = 200
@@ -43,14 +43,6 @@ class Row:
 
     def encode(self) -> bytes:
         return encode_canonical({**self.__dict__, "parts": [list(part) for part in self.parts]})
-
-
-@dataclass(frozen=True)
-class About:
-    """What lies beside the rows: their task, and for classification every label, sorted."""
-
-    task: Task
-    labels: tuple[str, ...]
 
 
 def parse_fraction(text: str) -> Fraction:
@@ -106,13 +98,7 @@ def known_by(task: Task, source: Source) -> str:
 
 
 def _question(task: Task, source: Source) -> str:
-    wanted = {
-        "classification": ("text",),
-        "instruction": ("instruction", "input"),
-        "summarisation": ("text",),
-        "question-answering": ("context", "question"),
-    }[task]
-    return "\n\n".join(text for part in wanted if (text := source.parts.get(part)))
+    return "\n\n".join(text for part in QUESTIONS[task] if (text := source.parts.get(part)))
 
 
 _ANSWERS = {
@@ -222,13 +208,12 @@ def write_rows(rows: Sequence[Row], about: About, folder: Path, dataset_key: byt
     digests = [row_digest(dataset_key, index, line) for index, line in enumerate(lines)]
     (folder / ROWS_FILE).write_bytes(b"".join(line + b"\n" for line in lines))
     (folder / DIGESTS_FILE).write_bytes(b"".join(digests))
-    (folder / ABOUT_FILE).write_bytes(encode_canonical({"task": about.task, "labels": list(about.labels)}))
+    (folder / ABOUT_FILE).write_bytes(encode_about(about))
     return f"sha256:{rows_root(digests).hex()}"
 
 
 def load_about(folder: Path) -> About:
-    value = parse_canonical((folder / ABOUT_FILE).read_bytes())
-    return About(value["task"], tuple(value["labels"]))
+    return parse_about((folder / ABOUT_FILE).read_bytes())
 
 
 def load_rows(folder: Path, split: str) -> list[Row]:

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from appliance.domain.data.teaching import About
 from appliance.errors import BadInput
-from appliance.ml.data.rows import About, Row
+from appliance.ml.data.rows import Row
 from appliance.ml.data.samples import Sample
 from appliance.ml.evaluation import metrics
 from appliance.ml.evaluation.labels import judge_rows

@@ -47,6 +47,7 @@ def _left_open(state: State) -> Iterator[Draft]:
             admitted=request.admitted,
             release=request.release,
             approvals=request.approvals,
+            instruction=request.instruction,
             finish_reason="interrupted",
             prompt_tokens=0,
             completion_tokens=0,

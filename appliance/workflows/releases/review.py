@@ -9,11 +9,13 @@ from typing import Any
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.records import Adapter
 from appliance.domain.core.state import State
+from appliance.domain.data.teaching import ABOUT_FILE
 from appliance.domain.releases.approval import review_standing
 from appliance.domain.releases.reviews import ReviewRecorded
 from appliance.errors import NotFound
 from appliance.formats.core.fields import encode_base64
 from appliance.workflows.core.context import Context
+from appliance.workflows.data.teaching import read_about
 
 
 def find_adapter(state: State, name: str) -> Adapter:
@@ -32,11 +34,14 @@ def review_packet(context: Context, name: str) -> dict[str, Any]:
         raise NotFound(f"run: expected {adapter.run}, got none")
     documents = context.ledger.documents_of(adapter.index)
     base, dataset = state.bases.get(run.base), state.datasets.get(run.dataset)
+    imported = None if dataset is None else state.imports.get(dataset.order)
     return {
         "adapter": adapter_row(context, adapter),
         "run": run.model_dump(mode="json"),
         "base": None if base is None else base.model_dump(mode="json"),
         "dataset": None if dataset is None else dataset.model_dump(mode="json"),
+        "import": None if imported is None else imported.model_dump(mode="json"),
+        ABOUT_FILE: None if dataset is None else encode_base64(read_about(context, dataset)),
         "entry": encode_base64(context.ledger.entry_bytes(adapter.index)),
         "order": encode_base64(context.ledger.documents_of(run.index)["order"]),
         **{role: encode_base64(documents[role]) for role in ("manifest", "signature", "provenance")},

@@ -12,6 +12,7 @@ from datetime import datetime
 from appliance.domain.core.entry import Outcome
 from appliance.domain.core.records import Slot
 from appliance.errors import ApplianceError, Denied, Unavailable
+from appliance.formats.core.commitment import Disclosure
 from appliance.workflows.core.context import Frame
 from appliance.workflows.serving.engine import Engine, Hear, expect
 
@@ -100,9 +101,12 @@ class Answer:
         loaded: Loaded,
         kind: str,
         parameters: Frame,
+        instruction: Disclosure | None,
         finish: Callable[[Answer, Ending], Frame],
     ) -> None:
         self.request, self.loaded = request, loaded
+        self.instruction = instruction
+        """What the service put into the request as its system message."""
         self._kind, self._parameters, self._finish = kind, parameters, finish
         self._heard: queue.SimpleQueue[Frame | None] | None = None
         self._text: list[str] = []

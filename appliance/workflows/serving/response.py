@@ -12,9 +12,12 @@ from appliance.store.ledger.queue import Appended
 
 
 def record_response(
-    ledger: Ledger, finished: Appended, prompt_salt: bytes, answer_salt: bytes, text: str | None
+    ledger: Ledger, finished: Appended, prompt_salt: bytes, answer_salt: bytes, text: str | None, added: bytes | None
 ) -> ResponseRecord:
-    """Under the very checkpoint that made the entry durable: nothing is signed again, and no lock is waited for."""
+    """`added`: the salt of the instruction that was put in, if one was.
+
+    Under the very checkpoint that made the entry durable: nothing is signed again, and no lock is waited for.
+    """
     size = parse_checkpoint(parse_note(finished.checkpoint).text).size
     index = finished.entry.index
     proof = Proof(index, tuple(ledger.inclusion_proof(index, size)), finished.checkpoint)
@@ -23,5 +26,6 @@ def record_response(
         proof=encode_proof(proof).decode(),
         prompt_salt=encode_base64(prompt_salt),
         answer_salt=encode_base64(answer_salt),
+        instruction_salt=None if added is None else encode_base64(added),
         text=text,
     )

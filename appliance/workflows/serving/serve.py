@@ -9,6 +9,8 @@ from contextlib import suppress
 from typing import Any
 
 from appliance.domain.core.entry import Outcome
+from appliance.domain.core.records import Release, release_key
+from appliance.domain.data.teaching import Teaching, example_request
 from appliance.domain.queries.response import commit_prompt, derive_salt
 from appliance.domain.releases.approval import barred, released
 from appliance.domain.serving.requests import RequestAdmitted, RequestFinished, RequestRefused, name_request
@@ -16,8 +18,10 @@ from appliance.errors import ApplianceError, Conflict, Denied, NotFound, Unavail
 from appliance.formats.core.commitment import commit
 from appliance.workflows.core.context import Context, Frame
 from appliance.workflows.core.record import append
+from appliance.workflows.data.teaching import read_teaching
 from appliance.workflows.governance.callers import Caller
-from appliance.workflows.serving.answering import Answer, Ending, Loaded, lost
+from appliance.workflows.serving.answering import Answer, Ending, lost
+from appliance.workflows.serving.instructions import add_instruction
 from appliance.workflows.serving.response import record_response
 from appliance.workflows.serving.slots import Slots
 
@@ -51,10 +55,14 @@ class Serving:
         return found
 
     def model(self, unit: str, task: str) -> dict[str, Any]:
-        """One of them; to a unit, what is not released to it is not there."""
+        """One of them, and how it wants to be asked; to a unit, what is not released to it is not there."""
+        state = self._context.ledger.state
+        release = state.releases.get(release_key(unit, task))
+        adapter = released(state, unit, task)
+        dataset = None if adapter is None else state.datasets.get(adapter.dataset)
         for model in self.models(unit):
-            if model["id"] == task:
-                return model
+            if model["id"] == task and release is not None and dataset is not None:
+                return {**model, **_taught(release, read_teaching(self._context, dataset))}
         raise NotFound(f"model: expected one released to {unit}, got {task!r}", code="model-not-found")
 
     def answer(self, caller: Caller, task: str, kind: str, parameters: Frame, source: str) -> Answer:
@@ -79,8 +87,13 @@ class Serving:
         """The answer, once the request is an entry; None where the slot was emptied before that: what stands now is to
         be found again."""
         loaded = self._slots.find(caller.unit, task)
+        parameters, instruction = add_instruction(self._context, loaded, parameters)
         loaded.enter()
-        answer = Answer(request, loaded, kind, parameters, lambda ended, ending: self._end(ended, ending, kind, source))
+
+        def finish(ended: Answer, ending: Ending) -> Frame:
+            return self._end(ended, ending, kind, source)
+
+        answer = Answer(request, loaded, kind, parameters, instruction, finish)
         prompt = commit_prompt(parameters, self._salt(request, "prompt"))
         body = RequestAdmitted(
             request=request,
@@ -88,6 +101,7 @@ class Serving:
             token=caller.token,
             token_issued_at=caller.issued_at,
             prompt=prompt,
+            instruction=_commitment(answer),
         )
         # Known before it is recorded: whatever is revoked from here on finds it.
         self._running[request] = (caller, answer)
@@ -98,7 +112,7 @@ class Serving:
             loaded.leave()
             if isinstance(error, Unavailable):
                 # Where the entry stands all the same, it is closed as soon as that shows.
-                self._owe(self._ended(request, loaded, Ending("", {}, "interrupted")), "interrupted", source)
+                self._owe(self._ended(answer, Ending("", {}, "interrupted")), "interrupted", source)
             if loaded.closed is None or not isinstance(error, Denied):
                 raise
             return None
@@ -123,12 +137,12 @@ class Serving:
     def _finish(self, answer: Answer, ending: Ending, kind: str, source: str) -> Frame:
         """Records the end, and gives the response record. Raises where an answer that came to its end cannot be told
         so: then its end is another."""
-        body = self._ended(answer.request, answer.loaded, ending)
+        body = self._ended(answer, ending)
         try:
             appended = append(self._context, body, source=source, outcome=ending.outcome)
         except Unavailable:
             # Its reader is not told the end, or has gone: it was interrupted, once that can be written.
-            cut = self._ended(answer.request, answer.loaded, Ending(ending.text, {}, "interrupted"))
+            cut = self._ended(answer, Ending(ending.text, {}, "interrupted"))
             self._owe(cut, "interrupted", source)
             if ending.outcome == "success":
                 raise lost() from None
@@ -138,23 +152,25 @@ class Serving:
                 log.critical("ALARM: request %s: its end is not an entry: %s", answer.request, error.message)
                 return {}
             # Its slot was emptied before this could be recorded.
-            cut = self._ended(answer.request, answer.loaded, Ending(ending.text, {}, "failure"))
+            cut = self._ended(answer, Ending(ending.text, {}, "failure"))
             self._owe(cut, "failure", source)
             with suppress(Unavailable):
                 self.settle()
             raise Denied("answer: cut off, its adapter was taken out", code="cut-off") from error
         salts = self._salt(answer.request, "prompt"), self._salt(answer.request, "answer")
         shown = ending.text if kind == "classify" else None
-        return {"record": record_response(self._context.ledger, appended, *salts, shown)}
+        added = None if answer.instruction is None else answer.instruction.salt
+        return {"record": record_response(self._context.ledger, appended, *salts, shown, added)}
 
-    def _ended(self, request: str, loaded: Loaded, ending: Ending) -> RequestFinished:
+    def _ended(self, answer: Answer, ending: Ending) -> RequestFinished:
         return RequestFinished(
-            request=request,
-            **loaded.row.answering,
+            request=answer.request,
+            **answer.loaded.row.answering,
+            instruction=_commitment(answer),
             finish_reason=str(ending.last.get("finish_reason", ending.outcome)),
             prompt_tokens=int(ending.last.get("prompt_tokens", 0)),
             completion_tokens=int(ending.last.get("completion_tokens", 0)),
-            answer=commit(ending.text, self._salt(request, "answer")),
+            answer=commit(ending.text, self._salt(answer.request, "answer")),
         )
 
     def _owe(self, body: RequestFinished, outcome: Outcome, source: str) -> None:
@@ -194,3 +210,19 @@ class Serving:
     def close(self) -> None:
         """Ends the engines; nothing answers any more."""
         self._slots.stop()
+
+
+def _commitment(answer: Answer) -> str | None:
+    return None if answer.instruction is None else answer.instruction.commitment
+
+
+def _taught(release: Release, teaching: Teaching) -> dict[str, Any]:
+    """What a unit is told of an adapter's training: nothing of a row, and no instruction that was erased."""
+    adds = release.current.adds_instruction
+    return {
+        "trained_for": teaching.about.task,
+        "instruction": teaching.instruction,
+        "adds_instruction": adds,
+        "labels": list(teaching.about.labels),
+        "example": example_request(release.task, teaching, added=adds),
+    }

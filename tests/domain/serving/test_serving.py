@@ -14,6 +14,7 @@ from appliance.domain.core.records import Adapter, Slot
 from appliance.domain.governance.people import Grant, RoleGranted
 from appliance.domain.releases.activations import Activate, ReleaseActivated, ReleaseRolledBack, RollBack
 from appliance.domain.releases.adapters import AdapterQuarantined, AdapterRevoked, RevokeAdapter
+from appliance.domain.rulebook.registry import VERBS
 from appliance.domain.serving.requests import RequestRefused, name_request
 from appliance.domain.serving.slots import AdapterLoaded, AdmissionRefused
 from appliance.errors import Denied
@@ -576,3 +577,62 @@ def test_refusals_change_nothing() -> None:
     site.add(RequestRefused(unit="sales", code="not-found", message="model: expected a released one", count=2))
     site.add(AdmissionRefused(unit="sales", task="labels", adapter=None, reasons=("release: expected one",)))
     assert list(site.state.projections()) == before
+
+
+# The instruction that a release puts in.
+
+
+def adding(site: LogBuilder) -> str:
+    """The release of the stage, once more, so that it puts the instruction in; its commitment."""
+    site.activate(adds_instruction=True)
+    site.load()
+    dataset = site.state.datasets.get("clauses@1")
+    assert dataset is not None
+    return dataset.instruction
+
+
+def test_a_request_names_the_instruction_that_its_release_put_in_and_its_end_the_same() -> None:
+    site = stage("serving")
+    instruction = adding(site)
+    site.add(site.request(3, instruction=instruction))
+    with refuses(site, Denied, "instruction"):
+        site.add(site.answered(3))
+    site.add(site.answered(3, instruction=instruction))
+    site.add(site.request(4))
+    with refuses(site, Denied, "instruction"):
+        site.add(site.answered(4, instruction=instruction))
+    site.add(site.answered(4))
+
+
+def test_nothing_is_put_in_where_the_release_does_not_say_so_and_nothing_but_the_instruction() -> None:
+    site = stage("serving")
+    dataset = site.state.datasets.get("clauses@1")
+    assert dataset is not None
+    with refuses(site, Denied, "instruction"):
+        site.add(site.request(3, instruction=dataset.instruction))
+    adding(site)
+    bound = [key for key, text in site.state.texts.items() if "dataset:clauses" in text.subjects]
+    (owner,) = (key for key in bound if key != dataset.instruction)
+    with refuses(site, Denied, "instruction"):
+        site.add(site.request(3, instruction=owner))
+
+
+def test_an_instruction_that_was_erased_is_put_in_no_more_and_no_release_can_ask_for_it() -> None:
+    site = stage("serving")
+    instruction = adding(site)
+    site.erase(instruction)
+    with refuses(site, Denied, "erased"):
+        site.add(site.request(3, instruction=instruction))
+    site.add(site.request(3))
+    with pytest.raises(Denied, match="instruction of dataset clauses@1: expected its text, got one erased by entry"):
+        site.activate(adds_instruction=True)
+    site.activate()
+
+
+def test_what_a_releases_signature_means_says_whether_the_instruction_is_put_in() -> None:
+    site = stage("approved")
+    for model in (Activate, RollBack):
+        plain, added = (
+            VERBS[model.verb].means(site.release_order(model, adds_instruction=adds)) for adds in (False, True)
+        )
+        assert added == f"{plain} Where a request has no system message, it gets the dataset's instruction."

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.domain.data.tasks import map_columns
+from appliance.domain.data.teaching import About
 from appliance.errors import BadInput, TooLarge
 from appliance.formats.artifacts.rows import row_digest, rows_root
 from appliance.formats.core.canonical import parse_canonical
@@ -178,7 +179,7 @@ def test_a_label_without_a_training_row_is_refused(base_folder: Path) -> None:
 def test_rows_are_canonical_lines_and_the_root_is_over_their_keyed_digests(base_folder: Path, tmp_path: Path) -> None:
     sources = _csv(b"text,label\n" + b"".join(f"text {n},{'ab'[n % 2]}\n".encode() for n in range(20)))
     rows = _rows(sources, load_chat(base_folder), "Say.", Fraction(1, 4))
-    root = data.write_rows(rows, data.About("classification", ("a", "b")), tmp_path, KEY)
+    root = data.write_rows(rows, About("classification", ("a", "b")), tmp_path, KEY)
     lines = (tmp_path / "rows.jsonl").read_bytes().splitlines()
     first = parse_canonical(lines[0])
     before = "<|im_start|>system\nSay.<|im_end|>\n<|im_start|>user\ntext 0<|im_end|>\n<|im_start|>assistant\n"
@@ -194,5 +195,5 @@ def test_rows_are_canonical_lines_and_the_root_is_over_their_keyed_digests(base_
     assert root == f"sha256:{rows_root(digests).hex()}"
     sides = data.load_rows(tmp_path, data.TRAIN) + data.load_rows(tmp_path, data.HELD_OUT)
     assert sorted(sides, key=lambda row: row.index) == rows
-    assert data.load_about(tmp_path) == data.About("classification", ("a", "b"))
+    assert data.load_about(tmp_path) == About("classification", ("a", "b"))
     assert json.loads(lines[1])["index"] == 1

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from appliance.domain.data.tasks import Task, map_columns
+from appliance.domain.data.teaching import About
 from appliance.ml.data import rows as data
 from appliance.ml.data.samples import Sample, tokenize_rows
 from appliance.ml.data.sources import parse_source
@@ -40,13 +41,13 @@ NAMES = {
 }
 
 
-def _rows(task: Task, base: Base) -> tuple[list[data.Row], list[Sample], data.About]:
+def _rows(task: Task, base: Base) -> tuple[list[data.Row], list[Sample], About]:
     lines = b"".join(json.dumps(record).encode() + b"\n" for record in RECORDS[task])
     sources = parse_source(lines, "jsonl", task, map_columns(task, {}))
     sides = data.split_sources(task, sources, 1, Fraction(1, 2))
     labels = data.check_labels(sides, ()) if task == "classification" else ()
     rows = [row for row in data.render_rows(sides, base.chat, task, instruction="") if row.split == data.HELD_OUT]
-    return rows, tokenize_rows(rows, base.chat, max_length=256), data.About(task, labels)
+    return rows, tokenize_rows(rows, base.chat, max_length=256), About(task, labels)
 
 
 def _plain_loss(base: Base, samples: list[Sample]) -> float:
