@@ -81,8 +81,8 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         *("queries", "", "lifecycle", "operations"),
     ),
     "web": ("core", "people", "operations", "units"),
-    "client": ("support", ""),
-    "cli": ("support", "runs", "audit", ""),
+    "client": ("support", "applications", ""),
+    "cli": ("support", "runs", "audit", "tokens", ""),
 }
 MOST_FILES = 16
 """In one folder of the appliance."""

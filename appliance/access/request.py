@@ -36,6 +36,7 @@ from appliance.domain.runs.cancellation import Cancel
 from appliance.domain.runs.replays import ReplayRun
 from appliance.domain.runs.resumption import Resume
 from appliance.domain.runs.training import Train
+from appliance.domain.serving.applications import EnrollApplication
 from appliance.domain.serving.tokens import RevokeTokens
 from appliance.errors import NotFound
 
@@ -278,6 +279,10 @@ def _tokens(known: state.State, order: RevokeTokens, signer: Principal) -> Facts
     return _principal(known, order.unit), {}
 
 
+def _application(known: state.State, order: EnrollApplication, signer: Principal) -> Facts:
+    return _principal(known, order.principal), {"application": order.application, "tasks": order.tasks}
+
+
 def _rotate_log_key(known: state.State, order: RotateLogKey, signer: Principal) -> Facts:
     return Thing("LogKey", order.log_key, {"vkey": order.log_key}), {}
 
@@ -322,6 +327,7 @@ _FACTS: dict[type[Order], Callable[..., Facts]] = {
     ReplaceKey: _key,
     RotateKey: _key,
     RevokeKey: _key,
+    EnrollApplication: _application,
     RevokeTokens: _tokens,
     RotateLogKey: _rotate_log_key,
     RaiseRules: _raise_rules,

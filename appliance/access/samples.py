@@ -14,6 +14,7 @@ OPERATOR = principal_thing("olga", ("operator",))
 REVIEWER = principal_thing("rita", ("reviewer:privacy",))
 OWNER = principal_thing("otto", ("release-owner:legal",))
 AUDITOR = principal_thing("audrey", ("auditor",))
+UNIT = principal_thing("legal", ("unit",))
 IMPORTER = principal_thing("ines", ("operator",))
 
 BASE = Thing("Base", "base", {"name": "base", "digest": _DIGEST, "licence": "Apache-2.0", "imported_by": IMPORTER})
@@ -95,7 +96,8 @@ SAMPLES: dict[str, Request] = {
         Request(ADMINISTRATOR, "replace-key", REVIEWER, _NOW),
         Request(REVIEWER, "rotate-key", REVIEWER, _NOW),
         Request(ADMINISTRATOR, "revoke-key", REVIEWER, _NOW),
-        Request(ADMINISTRATOR, "revoke-tokens", principal_thing("legal", ("unit",)), _NOW),
+        Request(UNIT, "enroll-application", UNIT, {**_NOW, "application": "indexer", "tasks": ("labels",)}),
+        Request(ADMINISTRATOR, "revoke-tokens", UNIT, _NOW),
         Request(ADMINISTRATOR, "rotate-log-key", LOG_KEY, _NOW),
         Request(ADMINISTRATOR, "raise-rules", RULES, _NOW),
         Request(ADMINISTRATOR, "reset-clock", CLOCK, _NOW),

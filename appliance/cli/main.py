@@ -67,7 +67,7 @@ COMMANDS = {
     "review": Entry("Reviewers", "reviewers", "Adapters to judge: show what a signature binds, approve, reject."),
     "release": Entry("Units", "units", "Which adapter answers a unit's task: activate, roll back, history."),
     "adapter": Entry("Units", "units", "Sealed adapters: list, show the whole history, revoke."),
-    "token": Entry("Units", "units", "A unit's API key: signed by the unit, at most an hour long."),
+    "token": Entry("Units", "tokens.applications", "A unit's API keys, at most an hour long, and who renews them."),
     "ledger": Entry("Auditors", "audit.auditors", "The log: read it, export it, verify it."),
     "witness": Entry("Witnesses", "audit.witnesses", "Watch a log: ask for cosignatures, give them, take them in."),
     "completion": Entry("Everyone", "people", "Print the shell's completion script."),

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.cli.reviewers import gather, print_evidence
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, group, keyed, reads, shares, signs
+from appliance.cli.support.command import command, group, reads, shares, signs
 from appliance.cli.support.output import plain, print_facts, print_json, print_line, print_table, say
-from appliance.cli.support.signing import receipt_value, sign_and_submit
-from appliance.cli.support.times import END_HELP, PAST_HELP, parse_end, parse_moment
+from appliance.cli.support.signing import sign_and_submit, tell_receipt
+from appliance.cli.support.times import END_HELP, parse_end
 from appliance.errors import BadInput
 
 if TYPE_CHECKING:
     from appliance.client.questions import Step
-    from appliance.client.support.orders import Receipt
-
-_MAX_TOKEN_MINUTES = 60
 
 
 @group("release", example="appliance release history --unit legal")
@@ -51,7 +48,7 @@ def activate(caller: Caller, adapter: str, unit: str, task: str, add_instruction
     proposal = propose_release(
         caller.about, caller.signer, Activate, evidence, unit, task, adds_instruction=add_instruction
     )
-    _tell(caller, sign_and_submit(caller, proposal), [("task", f"{unit}/{task}"), ("answered by", adapter)])
+    tell_receipt(caller, sign_and_submit(caller, proposal), [("task", f"{unit}/{task}"), ("answered by", adapter)])
     say(f"next: the unit asks for {task}, with the token of: appliance token issue --as {unit} --key FILE")
 
 
@@ -82,7 +79,7 @@ def rollback(caller: Caller, unit: str, task: str, wanted: str | None, add_instr
         task,
         adds_instruction=added if add_instruction is None else add_instruction,
     )
-    _tell(caller, sign_and_submit(caller, proposal), [("task", f"{unit}/{task}"), ("answered by", adapter)])
+    tell_receipt(caller, sign_and_submit(caller, proposal), [("task", f"{unit}/{task}"), ("answered by", adapter)])
 
 
 @release.command("export", example="appliance release export legal labels --to FOLDER")
@@ -105,7 +102,7 @@ def export(caller: Caller, unit: str, task: str, folder: Path, until: str | None
     receipt = sign_and_submit(caller, propose_export(caller.reading(), caller.signer, unit, task, end))
     told, received = fetch_export(caller.reading(), receipt.order, lambda size: None)
     write_export(folder, received, caller.trust, unit=unit, task=task)
-    _tell(caller, receipt, [("adapter", told["adapter"]), ("until", told["valid_until"]), ("folder", folder)])
+    tell_receipt(caller, receipt, [("adapter", told["adapter"]), ("until", told["valid_until"]), ("folder", folder)])
     say(f"next, on the unit's host: load_approved(FOLDER, BASE, TRUST, unit={unit!r}, task={task!r})")
 
 
@@ -232,84 +229,7 @@ def revoke(caller: Caller, name: str, reason: str | None) -> None:
     from appliance.client.reviews import propose_revocation
 
     proposal = propose_revocation(caller.reading(), caller.anchor, caller.signer, name, reason)
-    _tell(caller, sign_and_submit(caller, proposal), [("revoked", name)])
-
-
-def _tell(caller: Caller, receipt: Receipt, facts: list[tuple[str, object]]) -> None:
-    if caller.json:
-        print_json(receipt_value(receipt))
-        return
-    print_facts([*facts, ("entry", receipt.index)])
-
-
-@group("token", example="appliance token issue --as legal --key legal.key")
-def token() -> None:
-    """A unit's API key: signed by the unit, at most an hour long; issue, revoke."""
-
-
-@token.command(
-    "issue", example='OPENAI_API_KEY="$(appliance token issue --as legal --key legal.key --passphrase-file legal.pass)"'
-)
-@click.option(
-    "--minutes",
-    type=click.IntRange(1, _MAX_TOKEN_MINUTES),
-    default=_MAX_TOKEN_MINUTES,
-    show_default=True,
-    help="How long it is valid; policy may allow less.",
-)
-@click.option("--origin", metavar="LOG", help="The log's origin. Default: the service is asked.")
-@keyed
-@click.pass_obj
-def issue(caller: Caller, minutes: int, origin: str | None) -> None:
-    """Print a token, signed by the unit's key, for any OpenAI client to use as its API key."""
-    from appliance.client.people import issue_token, token_digest
-
-    unit, ttl_s = caller.signer, minutes * 60
-    if origin is None:
-        ttl_s = min(ttl_s, int(caller.about.parameters["token_lifetime_s"]))
-    text, expires = issue_token(origin or caller.about.origin, unit, caller.unlocked, ttl_s)
-    if caller.json:
-        print_json({"token": text, "id": token_digest(text), "unit": unit, "expires_at": expires})
-    else:
-        print_line(text)
-    say(f"A token of {unit}, until {expires}. Whoever has it speaks for the unit. Its id: {token_digest(text)}")
-
-
-@token.command(
-    "revoke",
-    example=(
-        "appliance token revoke legal --token leaked.txt --reason 'it stood in a log'\n"
-        "appliance token revoke legal --before now"
-    ),
-)
-@click.argument("unit", metavar="UNIT")
-@click.option(
-    "--token",
-    "file",
-    type=click.File("r"),
-    metavar="FILE",
-    help="Only this token: a file with it, or its id; - reads stdin.",
-)
-@click.option("--before", metavar="TIME", help=f"Every token that was issued before {PAST_HELP}")
-@click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
-@signs
-@click.pass_obj
-def revoke_tokens(caller: Caller, unit: str, file: TextIO | None, before: str | None, reason: str | None) -> None:
-    """End one token of a unit, or all that were issued before a time. Running answers to them are cut off.
-
-    Signed by the unit itself, by its release owner, or by an administrator. With the unit's key a new token can be
-    signed: end a stolen key with `appliance key revoke`.
-    """
-    from appliance.client.people import propose_token_revocation, token_digest
-
-    if (file is None) == (before is None):
-        raise BadInput("token revoke: expected --token FILE or --before TIME, got both or neither")
-    digest = None if file is None else token_digest(file.read(65_536).strip())
-    now = datetime.now(UTC)
-    moment = None if before is None else parse_moment(before, "before", now)
-    proposal = propose_token_revocation(caller.about, caller.signer, unit, digest, moment, reason)
-    what = ("token", digest) if digest else ("issued before", moment)
-    _tell(caller, sign_and_submit(caller, proposal), [("unit", unit), what])
+    tell_receipt(caller, sign_and_submit(caller, proposal), [("revoked", name)])
 
 
 @command("serve", example="appliance serve")

@@ -12,6 +12,7 @@ from appliance.client.support.door import About, Door
 from appliance.client.support.files import read_file
 from appliance.client.support.orders import Proposal, propose
 from appliance.domain.core.credentials import (
+    ISSUED,
     Possession,
     UnitToken,
     encode_credential,
@@ -23,8 +24,10 @@ from appliance.domain.core.names import add_seconds
 from appliance.domain.core.words import unknown_word
 from appliance.domain.governance.keys import ReplaceKey, RevokeKey, RotateKey
 from appliance.domain.governance.people import Enroll
+from appliance.domain.serving.applications import EnrollApplication
 from appliance.domain.serving.tokens import RevokeTokens
 from appliance.errors import BadInput, NotFound, Tampered
+from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.signatures.dsse import encode_envelope, parse_envelope, sign_envelope, verify_envelope
 from appliance.formats.signatures.keys import Signer
@@ -100,16 +103,35 @@ def propose_key_revocation(
 
 
 def propose_token_revocation(
-    about: About, signer: str, unit: str, token: str | None, issued_before: str | None, reason: str | None
+    about: About,
+    signer: str,
+    unit: str,
+    reason: str | None,
+    *,
+    token: str | None = None,
+    issued_before: str | None = None,
+    application: str | None = None,
 ) -> Proposal:
     texts = {} if reason is None else {"reason": reason}
-    values = {"unit": unit, "token": token, "issued_before": issued_before}
+    values = {"unit": unit, "token": token, "issued_before": issued_before, "application": application}
     return propose(about, signer, RevokeTokens, values, texts=texts)
 
 
 def token_digest(text: str) -> str:
-    """What identifies a token in the ledger: of the token itself, or this very digest."""
+    """What identifies a token in the ledger: of a token of the unit or of an application, or this very digest."""
+    if text.startswith(ISSUED):
+        return digest_bytes(text.encode())
     return text if text.startswith("sha256:") else parse_token(text).pae_digest
+
+
+def propose_application(
+    about: About, unit: str, name: str, tasks: tuple[str, ...], possession: Path
+) -> tuple[Proposal, str]:
+    """The unit's own order for an application, whose key is taken from its proof alone; and the key's id."""
+    data, statement = read_possession(possession, about.origin, unit)
+    values = {**_key_values(data, statement), "application": name, "tasks": tasks}
+    proposal = propose(about, unit, EnrollApplication, values, documents={"possession": data})
+    return proposal, statement.keyid
 
 
 def _key_values(data: bytes, statement: Possession) -> dict[str, str]:

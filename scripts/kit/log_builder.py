@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
-from appliance.domain.core.credentials import Possession, SessionStatement, encode_credential
+from appliance.domain.core.credentials import Possession, SessionStatement, TokenRequest, encode_credential
 from appliance.domain.core.entry import Entry, encode_entry, parse_entry
 from appliance.domain.core.event import Event, Ordered
 from appliance.domain.core.names import add_seconds, encode_value
@@ -45,6 +45,7 @@ from appliance.domain.runs.replays import ReplayFailed, ReplayFinished, ReplayRe
 from appliance.domain.runs.resumption import Resume, ResumeRequested, RunResumed
 from appliance.domain.runs.steps import StepRecord, encode_steps, record_step
 from appliance.domain.runs.training import RunFailed, RunFinished, RunRequested, RunStarted, Train
+from appliance.domain.serving.applications import ApplicationEnrolled, EnrollApplication, TokenIssued
 from appliance.domain.serving.requests import RequestAdmitted, RequestFinished
 from appliance.domain.serving.slots import AdapterAdmitted, AdapterLoaded, AdapterUnloaded
 from appliance.domain.serving.tokens import RevokeTokens, TokensRevoked
@@ -337,8 +338,52 @@ class LogBuilder:
         return self.ordered(KeyRevoked(policy=self.in_force), order)
 
     def revoke_tokens(self, unit: str = "legal", signer: str = "anna", **fields: Any) -> Entry:
-        order = self.order(RevokeTokens, signer, unit=unit, **{"token": None, "issued_before": None, **fields})
+        standing = {"token": None, "issued_before": None, "application": None}
+        order = self.order(RevokeTokens, signer, unit=unit, **standing | fields)
         return self.ordered(TokensRevoked(policy=self.in_force), order)
+
+    def application_order(
+        self, unit: str = "legal", **fields: Any
+    ) -> tuple[EnrollApplication, dict[str, bytes], Ed25519Signer]:
+        """The unit's order for an application `indexer`, the documents beside it, and the application's key."""
+        key = fields.pop("held", None) or generate_ed25519()
+        proof = self.possession(unit, key)
+        standing: dict[str, Any] = {
+            "principal": unit,
+            "application": "indexer",
+            "tasks": ("labels",),
+            "key": b64(key.spki),
+            "keyid": key.keyid,
+            "possession": proof.pae_digest,
+        }
+        by = fields.pop("by", unit)
+        return self.order(EnrollApplication, by, **standing | fields), {"possession": encode_envelope(proof)}, key
+
+    def enroll_application(self, unit: str = "legal", **fields: Any) -> Ed25519Signer:
+        order, documents, key = self.application_order(unit, **fields)
+        self.ordered(ApplicationEnrolled(policy=self.in_force), order, documents=documents)
+        return key
+
+    def token_request(self, key: Signer, unit: str = "legal", **fields: Any) -> Envelope:
+        """What an application signs for a token."""
+        self._count += 1
+        standing: dict[str, Any] = {
+            "origin": ORIGIN,
+            "signer": unit,
+            "application": "indexer",
+            "nonce": hashlib.sha256(b"request %d" % self._count).hexdigest()[:32],
+            "issued_at": self.now,
+            "expires_at": add_seconds(self.now, 600),
+        }
+        return sign_envelope(encode_credential(TokenRequest(**standing | fields)), key)
+
+    def issue(self, request: Envelope, **fields: Any) -> str:
+        """The service gives a token for the request; its digest."""
+        self._count += 1
+        digest = digest_bytes(b"token %d" % self._count)
+        body = TokenIssued(**{"unit": "legal", "application": "indexer", "token": digest, **fields})
+        self.add(body, documents={"token-request": encode_envelope(request)})
+        return digest
 
     def rotate_log_key(self, old_until: str | None = None) -> Ed25519Signer:
         """The site signs its checkpoints with the new key from here on."""
@@ -684,6 +729,7 @@ class LogBuilder:
             "task": "labels",
             "adapter": "clauses@1",
             **self.rests_on(fields),
+            "application": None,
             "token": "sha256:" + "0" * 64,
             "token_issued_at": self.now,
             "prompt": "hmac-sha256:" + "0" * 64,
@@ -813,7 +859,11 @@ def _serve(site: LogBuilder) -> None:
 
 
 def _keep(site: LogBuilder) -> None:
-    """Everything about keys, texts and witnesses happens once."""
+    """Everything about keys, texts and witnesses happens once, and an application's token is given and ended."""
+    token = site.issue(site.token_request(site.enroll_application()))
+    site.add(site.request(3, application="indexer", token=token))
+    site.add(site.answered(3))
+    site.revoke_tokens(application="indexer")
     witness = generate_ed25519()
     name = "witness.example/w1"
     site.adopt(policy_set(witnesses=(witness_vkey_of(name, witness),), witness_quorum=1))

@@ -21,7 +21,11 @@ def wire(request: pytest.FixtureRequest) -> str:
 
 
 def revoke(site: Appliance, by: str, **fields: Any) -> None:
-    site.order(RevokeTokens(**{"unit": "legal", "token": None, "issued_before": None, **fields}, **site.terms(by)))
+    site.order(
+        RevokeTokens(
+            **{"unit": "legal", "token": None, "issued_before": None, "application": None, **fields}, **site.terms(by)
+        )
+    )
 
 
 def is_revoked(site: Appliance, token: str) -> bool:

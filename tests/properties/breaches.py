@@ -41,6 +41,7 @@ from appliance.domain.runs.cancellation import Cancel, RunCancelled
 from appliance.domain.runs.replays import ReplayFailed, ReplayRun
 from appliance.domain.runs.resumption import Resume
 from appliance.domain.runs.training import RunFailed, RunRequested, Train
+from appliance.domain.serving.applications import EnrollApplication
 from appliance.domain.serving.tokens import RevokeTokens
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.log.cosignature import witness_vkey_of
@@ -107,6 +108,12 @@ def imported(site: LogBuilder) -> None:
 def sealed(site: LogBuilder) -> None:
     body, documents = site.sealing("r-000001", walls={"tcp": "open"})
     site.add(body, documents=documents)
+
+
+def issued_by_another(site: LogBuilder) -> None:
+    """By the unit's own key, which is no application's."""
+    site.enroll_application()
+    site.issue(site.token_request(site.keys["legal"]))
 
 
 def cosigned(site: LogBuilder) -> None:
@@ -210,6 +217,8 @@ TYPES: dict[str, Breach] = {
     "request.finished": ("serving", lambda s: s.add(s.answered(9))),
     "key.enrolled": ("staffed", lambda s: rekeyed(s, RotateKey, "raul", "rita", old_until=s.now)),
     "key.revoked": ("staffed", lambda s: s.revoke_key("rita", signer="olga")),
+    "application.enrolled": ("staffed", lambda s: s.enroll_application(by="olga")),
+    "token.issued": ("staffed", issued_by_another),
     "tokens.revoked": ("staffed", lambda s: s.revoke_tokens(signer="olga", token="sha256:" + "1" * 64)),
     "rules.raised": ("staffed", lambda s: s.ordered(
         RulesRaised(policy=s.in_force), s.order(RaiseRules, "anna", rules=2))),
@@ -259,6 +268,7 @@ VERBS: dict[type[Order], Breach] = {
     ReplaceKey: ("staffed", lambda s: rekeyed(s, ReplaceKey, "olga", "rita")),
     RotateKey: ("staffed", lambda s: rekeyed(s, RotateKey, "raul", "rita", old_until=s.now)),
     RevokeKey: TYPES["key.revoked"],
+    EnrollApplication: TYPES["application.enrolled"],
     RevokeTokens: TYPES["tokens.revoked"],
     RaiseRules: ("staffed", lambda s: s.two(
         RulesRaised(policy=s.in_force), s.order(RaiseRules, "olga", rules=2))),

@@ -306,7 +306,7 @@ def test_a_set_whose_schema_lacks_a_verb_refuses_that_verb_alone(found: Found) -
     desk = found(policy(schema=OLDER))
     desk.endorse(desk.propose_enrolment("legal", "unit"))
     assert desk.last().type == "principal.enrolled"
-    revocation = {"unit": "legal", "token": None, "issued_before": encode_time(START)}
+    revocation = {"unit": "legal", "token": None, "issued_before": encode_time(START), "application": None}
     with pytest.raises(Denied) as denied:
         desk.submit(desk.order(RevokeTokens, "anna", **revocation))
     (reason,) = denied.value.reasons

@@ -84,3 +84,11 @@ def receipt_value(receipt: Receipt) -> dict[str, Any]:
         "result": receipt.result,
         "log_size": receipt.size,
     }
+
+
+def tell_receipt(caller: Caller, receipt: Receipt, facts: list[tuple[str, object]]) -> None:
+    """What came of an order, with its entry."""
+    if caller.json:
+        print_json(receipt_value(receipt))
+        return
+    print_facts([*facts, ("entry", receipt.index)])

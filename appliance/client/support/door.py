@@ -293,7 +293,8 @@ def error_of(status: int, data: bytes, what: str) -> ApplianceError:
     branch = _BRANCHES.get(status, Unavailable)
     try:
         told = json.loads(data)["error"]
-        message, code = str(told["message"]), str(told["code"])
+        # The units' door says OpenAI's code first.
+        message, code = str(told["message"]), str(told.get("appliance_code") or told["code"])
         reasons = tuple(str(reason) for reason in told.get("reasons") or ())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return branch(f"service, {what}: expected an answer of ours, got HTTP {status}: {data[:200]!r}")

@@ -51,6 +51,14 @@ class UnitToken(Credential):
     expires_at: Time
 
 
+class TokenRequest(Credential):
+    """Answers the service's challenge (the nonce): an application of the unit `signer` asks for a token, by its key."""
+
+    kind = "token-request"
+    application: Identifier
+    expires_at: Time
+
+
 C = TypeVar("C", bound=Credential)
 
 
@@ -75,6 +83,10 @@ def parse_credential(model: type[C], payload: bytes) -> C:
 def encode_token(envelope: Envelope) -> str:
     """An envelope as one word that fits an Authorization header."""
     return encode_base64url(encode_envelope(envelope))
+
+
+ISSUED = "at_"
+"""How a token begins that the service gave to an application: 32 random bytes follow, which say nothing."""
 
 
 def parse_token(text: str) -> Envelope:

@@ -65,6 +65,32 @@ class RevokedToken(Value):
     index: int
 
 
+class Application(Value):
+    """A unit's application: its key asks for tokens of these tasks and does nothing else. `enrolled_by`: the unit's key
+    that signed for it."""
+
+    name: str
+    unit: str
+    tasks: tuple[str, ...]
+    keyid: str
+    spki: str
+    enrolled: int
+    enrolled_at: Time
+    enrolled_by: str
+    revoked: int | None = None
+
+
+class IssuedToken(Value):
+    """A token that an application was given, by the digest of its text; `request`: the digest of what it signed."""
+
+    unit: str
+    application: str
+    request: str
+    issued_at: Time
+    expires_at: Time
+    index: int
+
+
 class PendingOrder(Value):
     """An order that waits for a second administrator."""
 
@@ -383,6 +409,10 @@ def checkpoint_key(run: str, step: int) -> str:
 def token_key(unit: str, digest: str) -> str:
     """By unit first: what one revokes is none of another's."""
     return f"{unit}/{digest}"
+
+
+def application_key(unit: str, name: str) -> str:
+    return f"{unit}/{name}"
 
 
 def release_key(unit: str, task: str) -> str:

@@ -14,11 +14,13 @@ from appliance.domain.core.names import NO_DIGEST, Time
 from appliance.domain.core.policy import Parameters
 from appliance.domain.core.records import (
     Adapter,
+    Application,
     Base,
     Dataset,
     Export,
     Hold,
     Import,
+    IssuedToken,
     Key,
     OpenRequest,
     PendingOrder,
@@ -69,6 +71,9 @@ class State:
         self.orders: Table[int] = DigestTable("order", int, self._journal, "sha256:")
         """By the digest of its PAE, the entry that accepted it: as small as it can be, there are as many as orders."""
         self.tokens: Table[RevokedToken] = Table("token", RevokedToken, self._journal)
+        self.applications: Table[Application] = Table("application", Application, self._journal)
+        self.issued_tokens: Table[IssuedToken] = Table("issued-token", IssuedToken, self._journal)
+        """Those of applications that stand, or ended a short while ago."""
         self.pending: Table[PendingOrder] = Table("pending", PendingOrder, self._journal)
         self.imports: Table[Import] = Table("import", Import, self._journal)
         self.bases: Table[Base] = Table("base", Base, self._journal, voids_clearances=True)

@@ -91,6 +91,10 @@ def check_new_key(state: State, order: NewKey) -> Reasons:
     held = state.keys.get(order.keyid)
     if held is not None:
         reasons.append(f"key: expected one never enrolled here, got {order.keyid}, which belongs to {held.principal}")
+    of_application = next((row for row in state.applications.values() if row.keyid == order.keyid), None)
+    if of_application is not None:
+        owner = f"the application {of_application.name} of {of_application.unit}"
+        reasons.append(f"key: expected one never enrolled here, got {order.keyid}, which belongs to {owner}")
     try:
         keyid = keyid_of(base64.b64decode(order.key))
     except ApplianceError as error:

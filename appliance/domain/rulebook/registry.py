@@ -18,7 +18,7 @@ from appliance.domain.operations import integrity
 from appliance.domain.releases import activations, adapters, exports, reviews
 from appliance.domain.retention import holds, texts
 from appliance.domain.runs import cancellation, checkpoints, replays, resumption, training
-from appliance.domain.serving import requests, slots, tokens
+from appliance.domain.serving import applications, requests, slots, tokens
 from appliance.domain.witnesses import cosignatures
 from appliance.errors import BadInput, Denied
 
@@ -28,7 +28,7 @@ _VERBS: tuple[Verb, ...] = (
     *imports.VERBS, *bases.VERBS, *datasets.VERBS,
     *training.VERBS, *cancellation.VERBS, *resumption.VERBS, *replays.VERBS,
     *adapters.VERBS, *reviews.VERBS, *activations.VERBS, *exports.VERBS,
-    *tokens.VERBS,
+    *applications.VERBS, *tokens.VERBS,
 )  # fmt: skip
 _EVENTS: tuple[EventRule, ...] = (
     *service.EVENTS, *sessions.EVENTS, *endorsement.EVENTS,
@@ -36,7 +36,7 @@ _EVENTS: tuple[EventRule, ...] = (
     *imports.EVENTS, *bases.EVENTS, *datasets.EVENTS,
     *training.EVENTS, *checkpoints.EVENTS, *resumption.EVENTS, *replays.EVENTS,
     *adapters.EVENTS,
-    *slots.EVENTS, *requests.EVENTS,
+    *applications.EVENTS, *slots.EVENTS, *requests.EVENTS,
     *integrity.EVENTS,
 )  # fmt: skip
 

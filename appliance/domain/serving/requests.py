@@ -11,6 +11,7 @@ from appliance.domain.core.records import OpenRequest, release_key
 from appliance.domain.core.signatures import token_revoked
 from appliance.domain.core.texts import check_unerased
 from appliance.domain.core.verb import EventRule, unchanged
+from appliance.domain.serving.applications import check_asker
 from appliance.domain.serving.slots import answering_slot, slot_subjects
 from appliance.errors import Denied, NotAuthenticated
 
@@ -53,9 +54,10 @@ class _OfRequest(Event):
 
 
 class RequestAdmitted(_OfRequest):
-    """`token`: the digest of the PAE of the unit's token, by which it asked."""
+    """`token`: the digest of the PAE of the unit's token, by which it asked; of an application's, of its text."""
 
     type = "request.admitted"
+    application: Identifier | None = Field(description="the unit's application that the token was issued to, if any")
     token: Digest
     token_issued_at: Time
     prompt: Commitment = Field(
@@ -101,6 +103,7 @@ def request_admitted(case: Case) -> Changes:
     case.require(got == expected, "what answers", expected, got)
     if revoked := token_revoked(case.state, body.unit, body.token, body.token_issued_at):
         raise NotAuthenticated(f"entry {case.entry.index}: {revoked}", code="revoked")
+    check_asker(case, body.unit, body.application, body.token, body.task)
     case.require(body.request not in case.state.requests, "request", "a new one", body.request)
     _check_instruction(case, body)
     request = OpenRequest(

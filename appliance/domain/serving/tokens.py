@@ -6,7 +6,7 @@ from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Ordered
 from appliance.domain.core.names import Digest, Identifier, Time, add_seconds
 from appliance.domain.core.order import Order, Subjects
-from appliance.domain.core.records import Principal, RevokedToken, token_key
+from appliance.domain.core.records import Principal, RevokedToken, application_key, token_key
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Verb
@@ -14,12 +14,14 @@ from appliance.errors import Denied
 
 
 class RevokeTokens(Order):
-    """Ends one token of a unit, by the digest of its PAE, or every one that was issued before a time."""
+    """Ends one token of a unit, by its digest; or every one that was issued before a time; or an application, with all
+    its tokens."""
 
     verb = "revoke-tokens"
     unit: Identifier
     token: Digest | None
     issued_before: Time | None
+    application: Identifier | None
 
     def subjects(self) -> Subjects:
         return self._self(f"unit:{self.unit}")
@@ -35,8 +37,14 @@ def may_revoke_tokens(state: State, order: RevokeTokens, signer: Principal, now:
     unit = state.principals.get(order.unit)
     if unit is None or not unit.has("unit"):
         return [*reasons, f"unit: expected an enrolled one, got {order.unit}"]
-    if (order.token is None) == (order.issued_before is None):
-        reasons.append("tokens: expected one token or a time before which they were issued, got both or neither")
+    given = [member for member in (order.token, order.issued_before, order.application) if member is not None]
+    if len(given) != 1:
+        reasons.append(
+            "tokens: expected one token, a time before which they were issued, or an application, "
+            f"got {len(given)} of these"
+        )
+    if order.application is not None:
+        reasons += _stands(state, order.unit, order.application)
     revoked = None if order.token is None else state.tokens.get(token_key(order.unit, order.token))
     if revoked is not None:
         reasons.append(f"token {order.token}: expected one that counts, got one revoked by entry {revoked.index}")
@@ -48,8 +56,23 @@ def may_revoke_tokens(state: State, order: RevokeTokens, signer: Principal, now:
     return reasons
 
 
+def _stands(state: State, unit: str, name: str) -> Reasons:
+    row = state.applications.get(application_key(unit, name))
+    if row is None:
+        return [f"application: expected one that {unit} enrolled, got {name}"]
+    if row.revoked is not None:
+        return [f"application {name}: expected one that stands, got one ended by entry {row.revoked}"]
+    return []
+
+
 def tokens_revoked(case: Case) -> Changes:
     order, state = case.order(RevokeTokens), case.state
+    if order.application is not None:
+        key = application_key(order.unit, order.application)
+        application = state.applications.get(key)
+        if application is None:
+            raise Denied(f"entry {case.entry.index}: application: expected an enrolled one, got {order.application}")
+        return [(state.applications, key, application.model_copy(update={"revoked": case.entry.index}))]
     if order.token is not None:
         row = RevokedToken(digest=order.token, unit=order.unit, index=case.entry.index)
         return [(state.tokens, token_key(order.unit, order.token), row)]
@@ -59,11 +82,17 @@ def tokens_revoked(case: Case) -> Changes:
     return [(state.principals, unit.name, unit.model_copy(update={"tokens_since": order.issued_before}))]
 
 
+def _meaning(order: RevokeTokens) -> str:
+    if order.application is not None:
+        return "The application and all its tokens open nothing more; what they are being answered is cut off."
+    return "These tokens open nothing more; what they are being answered is cut off."
+
+
 VERBS = (
     Verb(
         RevokeTokens,
         may=may_revoke_tokens,
-        meaning="These tokens open nothing more; what they are being answered is cut off.",
+        meaning=_meaning,
         event=TokensRevoked,
         apply=tokens_revoked,
         changes_answers=True,

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from appliance.domain.core.credentials import SessionStatement, parse_credential, parse_token
+from appliance.domain.core.credentials import SessionStatement, TokenRequest, parse_credential
 from appliance.domain.core.signatures import accept_session
+from appliance.domain.serving.applications import accept_token_request
 from appliance.errors import ApplianceError, BadInput, NotAuthenticated, TooMany
 from appliance.formats.core.timestamp import encode_time, parse_time
 from appliance.formats.signatures.dsse import parse_envelope
@@ -115,14 +116,22 @@ class Doorkeeper:
         return ends
 
     def unit(self, authorization: str | None) -> Caller:
-        """The unit whose key signed the token."""
+        """The unit whose key signed the token, or its application that was given it."""
         state = self._context.ledger.state
         now = self._context.now(state)
         try:
-            return accept_caller(state, parse_token(_bearer(authorization)), now)
+            return accept_caller(state, _bearer(authorization), now)
         except BadInput as error:
             # An envelope with something else in it is no token either, and is counted as an attempt.
             raise NotAuthenticated(f"token: {error.message}") from None
+
+    def token_request(self, data: bytes) -> TokenRequest:
+        """What an application signed, if it may have a token now; whether it answers a challenge is not asked."""
+        state = self._context.ledger.state
+        try:
+            return accept_token_request(state, data, self._context.now(state))[0]
+        except BadInput as error:
+            raise NotAuthenticated(f"token request: {error.message}") from None
 
     def count(self, unit: str | None, error: ApplianceError) -> None:
         """Attempts without a valid key, and requests that a limit refused, are counted here and appended as counts,

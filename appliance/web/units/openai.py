@@ -22,6 +22,7 @@ from appliance.web.core.errors import Malformed, install
 from appliance.web.operations.limits import Quotas
 from appliance.web.operations.metrics import Metrics
 from appliance.web.units.gate import Gate, Threads
+from appliance.web.units.issuing import Issuing
 from appliance.web.units.refusals import openai_body
 from appliance.web.units.request_bodies import ChatRequest, ClassifyRequest, CompletionRequest, parse_members
 from appliance.web.units.streams import Events, Frames, Post
@@ -43,7 +44,7 @@ def units_app(serving: Serving, door: Doorkeeper, quotas: Quotas, metrics: Metri
 
     app = Starlette(routes=_Routes(serving, threads, metrics).listed())
     install(app, openai_body, count)
-    return Gate(app, door, quotas, threads)
+    return Issuing(Gate(app, door, quotas, threads), serving, door, quotas, threads)
 
 
 class _Routes:
@@ -63,12 +64,12 @@ class _Routes:
         ]
 
     async def models(self, request: Request) -> Response:
-        found = await self._threads.run(self._serving.models, request.state.caller.unit)
+        found = await self._threads.run(self._serving.models, request.state.caller)
         return JSONResponse({"object": "list", "data": found})
 
     async def model(self, request: Request) -> Response:
         task = request.path_params["model"]
-        return JSONResponse(await self._threads.run(self._serving.model, request.state.caller.unit, task))
+        return JSONResponse(await self._threads.run(self._serving.model, request.state.caller, task))
 
     async def chat(self, request: Request) -> Response:
         return await self._draw(CHAT, await _parse(ChatRequest, request), request)

@@ -8,6 +8,7 @@ import threading
 from contextlib import suppress
 from typing import Any
 
+from appliance.domain.core.credentials import TokenRequest
 from appliance.domain.core.entry import Outcome
 from appliance.domain.core.records import Release, release_key
 from appliance.domain.data.teaching import Teaching, example_request
@@ -24,6 +25,7 @@ from appliance.workflows.serving.answering import Answer, Ending, lost
 from appliance.workflows.serving.instructions import add_instruction
 from appliance.workflows.serving.response import record_response
 from appliance.workflows.serving.slots import Slots
+from appliance.workflows.serving.tokens import Granted, issue_token
 
 log = logging.getLogger(__name__)
 DIGEST_KEY = "request-digests"
@@ -43,27 +45,30 @@ class Serving:
 
     # --- what a unit sees ---------------------------------------------------------------------------------------------
 
-    def models(self, unit: str) -> list[dict[str, Any]]:
-        """The tasks released to the unit that may answer now."""
+    def models(self, caller: Caller) -> list[dict[str, Any]]:
+        """The tasks released to the unit that may answer now; to an application, those of them that are its own."""
+        unit = caller.unit
         state = self._context.ledger.state
         now = self._context.now(state)
         found = []
         for release in state.releases.values():
             adapter = released(state, unit, release.task)
-            if release.unit == unit and adapter is not None and not barred(state, release, adapter, now):
+            if release.unit != unit or not caller.may_ask(release.task):
+                continue
+            if adapter is not None and not barred(state, release, adapter, now):
                 found.append({"id": release.task, "object": "model", "created": 0, "owned_by": unit})
         return found
 
-    def model(self, unit: str, task: str) -> dict[str, Any]:
+    def model(self, caller: Caller, task: str) -> dict[str, Any]:
         """One of them, and how it wants to be asked; to a unit, what is not released to it is not there."""
-        state = self._context.ledger.state
+        state, unit = self._context.ledger.state, caller.unit
         release = state.releases.get(release_key(unit, task))
         adapter = released(state, unit, task)
         dataset = None if adapter is None else state.datasets.get(adapter.dataset)
-        for model in self.models(unit):
+        for model in self.models(caller):
             if model["id"] == task and release is not None and dataset is not None:
                 return {**model, **_taught(release, read_teaching(self._context, dataset))}
-        raise NotFound(f"model: expected one released to {unit}, got {task!r}", code="model-not-found")
+        raise _no_model(caller, task)
 
     def answer(self, caller: Caller, task: str, kind: str, parameters: Frame, source: str) -> Answer:
         """Admits the request or records why not; whatever cannot be recorded is not answered.
@@ -86,6 +91,8 @@ class Serving:
     ) -> Answer | None:
         """The answer, once the request is an entry; None where the slot was emptied before that: what stands now is to
         be found again."""
+        if not caller.may_ask(task):
+            raise _no_model(caller, task)
         loaded = self._slots.find(caller.unit, task)
         parameters, instruction = add_instruction(self._context, loaded, parameters)
         loaded.enter()
@@ -98,6 +105,7 @@ class Serving:
         body = RequestAdmitted(
             request=request,
             **loaded.row.answering,
+            application=caller.application,
             token=caller.token,
             token_issued_at=caller.issued_at,
             prompt=prompt,
@@ -117,6 +125,9 @@ class Serving:
                 raise
             return None
         return answer
+
+    def issue_token(self, request: TokenRequest, data: bytes, source: str) -> Granted:
+        return issue_token(self._context, request, data, source)
 
     def _refuse(self, unit: str, error: ApplianceError, source: str) -> None:
         """A refusal is an entry too; where even that cannot be written the caller is refused all the same."""
@@ -210,6 +221,11 @@ class Serving:
     def close(self) -> None:
         """Ends the engines; nothing answers any more."""
         self._slots.stop()
+
+
+def _no_model(caller: Caller, task: str) -> NotFound:
+    who = caller.unit if caller.application is None else f"{caller.application} of {caller.unit}"
+    return NotFound(f"model: expected one released to {who}, got {task!r}", code="model-not-found")
 
 
 def _commitment(answer: Answer) -> str | None:

@@ -17,6 +17,7 @@ from appliance.domain.core.credentials import (
     Credential,
     Possession,
     SessionStatement,
+    TokenRequest,
     UnitToken,
     encode_credential,
     encode_token,
@@ -69,6 +70,7 @@ _EXPIRY = {"expires_at": "2026-01-15T10:30:00.000Z"}
 CREDENTIALS: tuple[Credential, ...] = (
     SessionStatement(**_STANDING | _EXPIRY),
     UnitToken(**_STANDING | _EXPIRY),
+    TokenRequest(**_STANDING | _EXPIRY, application="indexer"),
     Possession(**_STANDING, key=encode_base64(KEY.spki), keyid=KEY.keyid),
 )
 TOKEN = encode_token(sign_envelope(encode_credential(CREDENTIALS[1]), KEY))
@@ -149,7 +151,7 @@ _TIME = re.compile(rb'"[0-9]{4}-[0-9]{2}-[0-9]{2}T[^"]*Z"')
 TIMED = {
     f"order {order.verb}": (ORDERS.parse, encode_order(order))
     for order in (
-        SITE.order(RevokeTokens, "anna", unit="legal", token=None, issued_before=SITE.now),
+        SITE.order(RevokeTokens, "anna", unit="legal", token=None, issued_before=SITE.now, application=None),
         SITE.new_key(RotateKey, "rita", "rita", old_until=SITE.now)[0],
         SITE.order(RotateLogKey, "anna", log_key="a", old_until=SITE.now),
         SITE.export_order(),

@@ -59,8 +59,8 @@ def test_nobody_else_revokes_a_units_tokens(signer: str) -> None:
 
 def test_an_order_says_one_thing_and_says_it_once() -> None:
     site = stage("serving")
-    for fields in ({}, {"token": ONE, "issued_before": site.now}):
-        with refuses(site, Denied, "expected one token or a time"):
+    for fields in ({}, {"token": ONE, "issued_before": site.now}, {"token": ONE, "application": "indexer"}):
+        with refuses(site, Denied, "expected one token, a time before which they were issued, or an application"):
             site.revoke_tokens(**fields)
     site.revoke_tokens(token=ONE)
     with refuses(site, Denied, "expected one that counts"):

@@ -1,0 +1,1 @@
+"""A unit's API keys, and the applications that renew them."""

@@ -1,0 +1,1 @@
+"""A unit's applications: the agent that renews their tokens."""
