@@ -307,7 +307,7 @@ def test_config_says_every_setting_and_where_it_comes_from(
 
 
 def test_the_page_of_settings_is_written_by_the_code(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
     assert page == render_page() == type_alone(capsys, "config", "--markdown").out
 
 

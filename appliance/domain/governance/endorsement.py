@@ -117,6 +117,7 @@ VERBS = (
     Verb(
         Endorse,
         may=may_endorse,
+        signers=("administrator",),
         meaning="You endorse the other administrator's order: with your signature it takes effect.",
         changes_answers=True,
     ),

@@ -190,6 +190,7 @@ VERBS = (
     Verb(
         ReplaceKey,
         may=may_replace_key,
+        signers=("administrator",),
         meaning="From now on the person signs with this key; older ones end at once. Compare the key id first.",
         event=KeyEnrolled,
         apply=key_enrolled,
@@ -199,6 +200,7 @@ VERBS = (
     Verb(
         RotateKey,
         may=may_rotate_key,
+        signers=("the key's owner",),
         meaning="From now on you sign with this key; your older keys are valid until the date.",
         event=KeyEnrolled,
         apply=key_enrolled,
@@ -207,6 +209,7 @@ VERBS = (
     Verb(
         RevokeKey,
         may=may_revoke_key,
+        signers=("the key's owner", "administrator"),
         meaning="The key signs nothing more. With `since`, what it signed in that entry or later does not count.",
         event=KeyRevoked,
         apply=key_revoked,

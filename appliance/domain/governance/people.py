@@ -134,6 +134,7 @@ VERBS = (
     Verb(
         Enroll,
         may=may_enroll,
+        signers=("administrator",),
         meaning="The key becomes this person's, for ever, with these roles. Compare the key id with the person first.",
         event=PrincipalEnrolled,
         apply=enrolled,
@@ -143,6 +144,7 @@ VERBS = (
     Verb(
         Grant,
         may=may_grant,
+        signers=("administrator",),
         meaning="This person gets one role more.",
         event=RoleGranted,
         apply=granted,
@@ -151,6 +153,7 @@ VERBS = (
     Verb(
         RevokePrincipal,
         may=may_revoke_principal,
+        signers=("administrator",),
         meaning="This person and their keys count for nothing from now on. The name and the keys stay taken.",
         event=PrincipalRevoked,
         apply=revoked,

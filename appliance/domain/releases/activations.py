@@ -92,6 +92,7 @@ VERBS = (
     Verb(
         Activate,
         may=may_activate,
+        signers=("release-owner:UNIT",),
         meaning="From now on the unit's clients are answered by this adapter under this task's name.",
         event=ReleaseActivated,
         apply=activated,
@@ -100,6 +101,7 @@ VERBS = (
     Verb(
         RollBack,
         may=may_roll_back,
+        signers=("release-owner:UNIT",),
         meaning="From now on the unit's clients are answered by this earlier adapter again.",
         event=ReleaseRolledBack,
         apply=rolled_back,

@@ -63,6 +63,7 @@ VERBS = (
     Verb(
         RevokeTokens,
         may=may_revoke_tokens,
+        signers=("the unit", "release-owner:UNIT", "administrator"),
         meaning="These tokens open nothing more; what they are being answered is cut off.",
         event=TokensRevoked,
         apply=tokens_revoked,
