@@ -22,7 +22,7 @@ _FILE = click.Path(path_type=Path)
 @command(
     "init",
     example=(
-        "appliance init --administrator alice=alice.pub --administrator bob=bob.pub --trust-file /media/usb/trust.json"
+        "appliance init --administrator alice=alice.pub --administrator bob=bob.pub --output /media/usb/trust.json"
     ),
 )
 @click.option(
@@ -35,7 +35,9 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--origin", metavar="LOG", help="The log's permanent name, such as appliance.example.org/1.")
 @click.option("--policy", type=_FILE, metavar="FOLDER", help="The first policy set. Default: policies/default.")
-@click.option("--trust-file", type=_FILE, help="Also write the trust file here, on another machine or medium.")
+@click.option(
+    "--output", type=_FILE, metavar="FILE", help="Also write the trust file here, on another machine or medium."
+)
 @shares
 @click.pass_obj
 def init(
@@ -44,7 +46,7 @@ def init(
     single_admin: bool,
     origin: str | None,
     policy: Path | None,
-    trust_file: Path | None,
+    output: Path | None,
 ) -> None:
     """Make an appliance in its data folder: the service's keys, the database, the first policy set.
 
@@ -62,8 +64,8 @@ def init(
             f"administrators: expected two or more, or one with --single-admin, got {len(people)}"
             f"{' with --single-admin' if single_admin else ''}"
         )
-    if trust_file is not None:
-        check_place(trust_file, "trust file")
+    if output is not None:
+        check_place(output, "trust file")
     trust = wiring.init(
         caller.settings,
         [wiring.Person(name, spki) for name, spki in people],
@@ -73,8 +75,8 @@ def init(
     )
     data = encode_trust(trust)
     print_line(data.decode("utf-8").rstrip("\n"))
-    if trust_file is not None:
-        write_new(trust_file, data, "trust file", 0o644)
+    if output is not None:
+        write_new(output, data, "trust file", 0o644)
     say(
         f"made the appliance {trust.origin} in {caller.settings.home}",
         "The line on stdout is the trust file. Keep it on another machine: every verification starts from it.",
@@ -106,7 +108,9 @@ def principal() -> None:
     example="appliance principal enroll ada --proof ada.proof --printed-name 'Ada Byron' --role reviewer:privacy",
 )
 @click.argument("name")
-@click.option("--proof", type=_FILE, required=True, help="The person's proof, made with: appliance key prove")
+@click.option(
+    "--proof", type=_FILE, metavar="FILE", required=True, help="The person's proof, made with: appliance key prove"
+)
 @click.option(
     "--printed-name", required=True, metavar="TEXT", help="The name as signatures show it; can be erased later."
 )
@@ -182,7 +186,9 @@ def revoke(caller: Caller, name: str, reason: str | None) -> None:
     "replace-key", example="appliance principal replace-key ada --proof ada2.proof --reason 'the old one was lost'"
 )
 @click.argument("name")
-@click.option("--proof", type=_FILE, required=True, help="The person's proof, made with: appliance key prove")
+@click.option(
+    "--proof", type=_FILE, metavar="FILE", required=True, help="The person's proof, made with: appliance key prove"
+)
 @click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
 @signs
 @click.pass_obj

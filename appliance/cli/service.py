@@ -134,9 +134,9 @@ def _review(one: dict[str, Any]) -> str:
     return f"{one['adapter']}: {one['approvals']} of {one['needed']} approvals{unit}"
 
 
-@command("stop", example="appliance stop\nappliance stop --wait 300")
+@command("stop", example="appliance stop\nappliance stop --timeout 300")
 @click.option(
-    "--wait",
+    "--timeout",
     "wait_s",
     type=click.IntRange(1, 86_400),
     default=DEFAULT_STOP_S,

@@ -66,10 +66,10 @@ def rollback(caller: Caller, unit: str, task: str, wanted: str | None) -> None:
     _tell(caller, sign_and_submit(caller, proposal), [("task", f"{unit}/{task}"), ("answered by", adapter)])
 
 
-@release.command("export", example="appliance release export legal labels --to FOLDER")
+@release.command("export", example="appliance release export legal labels --folder FOLDER")
 @click.argument("unit")
 @click.argument("task")
-@click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="A new folder.")
+@click.option("--folder", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="A new folder.")
 @click.option("--until", metavar="TIME", help=f"{END_HELP} Default: as long as policy and approvals allow.")
 @signs
 @click.pass_obj
@@ -233,6 +233,7 @@ def token() -> None:
 )
 @click.option(
     "--minutes",
+    metavar="N",
     type=click.IntRange(1, _MAX_TOKEN_MINUTES),
     default=_MAX_TOKEN_MINUTES,
     show_default=True,
@@ -260,7 +261,7 @@ def issue(caller: Caller, minutes: int, origin: str | None) -> None:
     "revoke",
     example=(
         "appliance token revoke legal --token leaked.txt --reason 'it stood in a log'\n"
-        "appliance token revoke legal --before now"
+        "appliance token revoke legal --issued-before now"
     ),
 )
 @click.argument("unit", metavar="UNIT")
@@ -271,11 +272,13 @@ def issue(caller: Caller, minutes: int, origin: str | None) -> None:
     metavar="FILE",
     help="Only this token: a file with it, or its id; - reads stdin.",
 )
-@click.option("--before", metavar="TIME", help=f"Every token that was issued before {PAST_HELP}")
+@click.option("--issued-before", metavar="TIME", help=f"Every token that was issued before {PAST_HELP}")
 @click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
 @signs
 @click.pass_obj
-def revoke_tokens(caller: Caller, unit: str, file: TextIO | None, before: str | None, reason: str | None) -> None:
+def revoke_tokens(
+    caller: Caller, unit: str, file: TextIO | None, issued_before: str | None, reason: str | None
+) -> None:
     """End one token of a unit, or all that were issued before a time. Running answers to them are cut off.
 
     Signed by the unit itself, by its release owner, or by an administrator. With the unit's key a new token can be
@@ -283,11 +286,11 @@ def revoke_tokens(caller: Caller, unit: str, file: TextIO | None, before: str | 
     """
     from appliance.client.people import propose_token_revocation, token_digest
 
-    if (file is None) == (before is None):
-        raise BadInput("token revoke: expected --token FILE or --before TIME, got both or neither")
+    if (file is None) == (issued_before is None):
+        raise BadInput("token revoke: expected --token FILE or --issued-before TIME, got both or neither")
     digest = None if file is None else token_digest(file.read(65_536).strip())
     now = datetime.now(UTC)
-    moment = None if before is None else parse_moment(before, "before", now)
+    moment = None if issued_before is None else parse_moment(issued_before, "issued before", now)
     proposal = propose_token_revocation(caller.about, caller.signer, unit, digest, moment, reason)
     what = ("token", digest) if digest else ("issued before", moment)
     _tell(caller, sign_and_submit(caller, proposal), [("unit", unit), what])

@@ -246,7 +246,7 @@ def test_stop_ends_the_process_that_holds_the_lock_and_waits_for_it(
 
 def test_stop_says_what_it_waits_for_when_its_time_is_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with holder(tmp_path, slow_s=30):
-        told = type_alone(capsys, "stop", "--home", str(tmp_path), "--wait", "1")
+        told = type_alone(capsys, "stop", "--home", str(tmp_path), "--timeout", "1")
         assert told.code == 7
         assert "expected it to end within 1 s; it records its end" in told.err
 

@@ -25,9 +25,9 @@ def test_a_unit_ends_its_own_token_by_the_token_or_by_its_id(open_desk: Callable
 
 def test_an_administrator_ends_all_before_a_time(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("serving")
-    told = desk.as_("anna", "token", "revoke", "legal", "--before", "2026-01-10", "--yes")
+    told = desk.as_("anna", "token", "revoke", "legal", "--issued-before", "2026-01-10", "--yes")
     assert told.code == 0, told.err
     unit = desk.site.state.principals.get("legal")
     assert unit is not None and unit.tokens_since == "2026-01-10T00:00:00.000Z"
-    assert desk.as_("sales", "token", "revoke", "legal", "--before", "2026-01-11", "--yes").code == 3
+    assert desk.as_("sales", "token", "revoke", "legal", "--issued-before", "2026-01-11", "--yes").code == 3
     assert desk.as_("anna", "token", "revoke", "legal", "--yes").code == 2
