@@ -186,6 +186,7 @@ def held(lock: Path, pid: int, doing: str = "") -> Iterator[None]:
         yield
 
 
+@pytest.mark.usefixtures("terminal")
 def test_status_shows_on_one_screen_what_runs_and_what_waits_for_whom(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("sealed")
     desk.site.request_run()
