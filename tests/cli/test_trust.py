@@ -23,7 +23,7 @@ RELEASE = ("--unit", "legal", "--task", "labels")
 ROWS = (*IMPORT, "--base", "smollm2", "--owner", "Legal", "--classification", "internal")
 
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "key list": ("rita",), "key revoke": ("rita",), "key rotate": (NEW,),
+    "agent start": (), "key list": ("rita",), "key revoke": ("rita",), "key rotate": (NEW,),
     "principal enroll": ("new", "--proof", PROOF, "--printed-name", "New", "--role", "operator"),
     "principal grant": ("rita", "reviewer:safety"), "principal list": (),
     "principal replace-key": ("rita", "--proof", PROOF), "principal revoke": ("rita",),
