@@ -105,33 +105,58 @@ def principal() -> None:
 
 @principal.command(
     "enroll",
-    example="appliance principal enroll ada --proof ada.proof --printed-name 'Ada Byron' --role reviewer:privacy",
+    example=(
+        "appliance principal enroll ada --proof ada.proof --printed-name 'Ada Byron' --role reviewer:privacy\n"
+        "appliance principal enroll --folder newcomers"
+    ),
 )
-@click.argument("name")
-@click.option(
-    "--proof", type=_FILE, metavar="FILE", required=True, help="The person's proof, made with: appliance key prove"
-)
-@click.option(
-    "--printed-name", required=True, metavar="TEXT", help="The name as signatures show it; can be erased later."
-)
+@click.argument("name", required=False)
+@click.option("--proof", type=_FILE, metavar="FILE", help="The person's proof, made with: appliance key prove")
+@click.option("--printed-name", metavar="TEXT", help="The name as signatures show it; can be erased later.")
 @click.option(
     "--role",
     "roles",
     multiple=True,
-    required=True,
     metavar="ROLE",
     help="administrator, operator, auditor, unit, reviewer:FIELD or release-owner:UNIT.",
 )
+@click.option("--folder", type=_FILE, metavar="FOLDER", help="Several by one order: people.csv and a NAME.proof each.")
 @signs
 @click.pass_obj
-def enroll(caller: Caller, name: str, proof: Path, printed_name: str, roles: tuple[str, ...]) -> None:
-    """Enrol a person or a unit with the key that they proved. Needs two administrators."""
-    from appliance.client.people import propose_enrolment
+def enroll(
+    caller: Caller,
+    name: str | None,
+    proof: Path | None,
+    printed_name: str | None,
+    roles: tuple[str, ...],
+    folder: Path | None,
+) -> None:
+    """Enrol a person or a unit with the key that they proved, or everybody in a folder. Needs two administrators.
 
-    proposal = propose_enrolment(caller.about, caller.signer, name, printed_name, roles, proof)
+    The folder's people.csv has the header name,printed_name,roles and a line for each; roles are divided by spaces.
+    All of them are enrolled, or none.
+    """
+    from appliance.client.people import propose_enrolment, propose_enrolments
+
+    if folder is not None:
+        _expect_folder_alone(name, proof, printed_name, roles)
+        proposal = propose_enrolments(caller.about, caller.signer, folder)
+    elif name is None or proof is None or printed_name is None or not roles:
+        raise BadInput("principal enroll: expected NAME with --proof, --printed-name and --role, or --folder")
+    else:
+        proposal = propose_enrolment(caller.about, caller.signer, name, printed_name, roles, proof)
     caller.reading()
-    receipt = sign_and_submit(caller, proposal, ["The key's own signature holds. Let the person read out the key id."])
-    tell(caller, receipt, f"{name} is enrolled")
+    receipt = sign_and_submit(
+        caller, proposal, ["Each key's own signature holds. Let each person read out the key id."]
+    )
+    tell(caller, receipt, f"{name} is enrolled" if folder is None else f"everybody in {folder} is enrolled")
+
+
+def _expect_folder_alone(*single: object) -> None:
+    if any(single):
+        raise BadInput(
+            "principal enroll: expected --folder alone, whose people.csv has names and roles, got another beside it"
+        )
 
 
 @principal.command("list", example="appliance principal list --json")

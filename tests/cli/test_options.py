@@ -15,7 +15,7 @@ from tests.cli.test_help import LEAVES
 from tests.cli.test_trust import COMMANDS, _files
 
 WRITTEN = {"--output": "FILE", "--folder": "FOLDER"}
-"""The options that name what is written."""
+"""The options that name what is written. Only `principal enroll --folder` reads one: several files, as others write."""
 READ = {
     **dict.fromkeys(("--home", "--policy"), "FOLDER"),
     **dict.fromkeys(("--key", "--trust", "--passphrase-file", "--new-passphrase-file", "--proof", "--token"), "FILE"),

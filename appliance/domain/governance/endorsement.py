@@ -48,7 +48,7 @@ class OrderRefused(Event):
 
 class OrderPending(Ordered):
     type = "order.pending"
-    optional = ("possession", "policy")
+    optional = ("possession", "possessions", "policy")
     outcomes = ("pending",)
 
 
