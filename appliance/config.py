@@ -257,10 +257,11 @@ def render_page() -> str:
 
 _PAGE = """# Configuration
 
-Settings are keys of `<home>/appliance.toml`. A variable of the environment stands over the file, and
-the file over the default. An unknown key is refused. A relative path is below the home. `appliance
-config` prints the value of each setting and where it comes from. This page is written by `appliance
-config --markdown`; [operations.md](../operations.md) says how the settings work together.
+Settings are keys of `<home>/appliance.toml`. A variable of the environment stands over the file,
+and the file over the default. An unknown key is refused. A relative path is below the home.
+`appliance config` prints the value of each setting and where it comes from. This page is written by
+`appliance config --markdown`; [operations.md](../operations.md) says how the settings work
+together.
 
 | key | environment | default | meaning |
 | --- | --- | --- | --- |
@@ -268,8 +269,8 @@ config --markdown`; [operations.md](../operations.md) says how the settings work
 
 ## Limits
 
-`[limits]` holds for every unit, `[limits.UNIT]` for one alone. 0 means no limit, and so does a limit
-that is not set.
+`[limits]` holds for every unit, `[limits.UNIT]` for one alone. 0 means no limit, and so does a
+limit that is not set.
 
 | key | meaning |
 | --- | --- |

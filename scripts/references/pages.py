@@ -144,9 +144,9 @@ def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 _RECIPE = """# Recipe keys
 
-A recipe says how an adapter is trained. Begin one with every key explained by `appliance recipe new`;
-see what it would cost with `appliance run plan recipe.yaml`; order it with `appliance run start
-recipe.yaml`. Three keys are required:
+A recipe says how an adapter is trained. Begin one with every key explained by
+`appliance recipe new`; see what it would cost with `appliance run plan recipe.yaml`; order it with
+`appliance run start recipe.yaml`. Three keys are required:
 
 ```yaml
 name: clauses
@@ -210,12 +210,12 @@ One table holds for every command.
 {exits}
 
 Some commands end with a code for their finding: a policy set whose test cases do not pass ends with
-3, `run replay` with the verdict `different` with 6. `ledger verify` ends with 6 if something does not
-hold, and with 7 if it could not check everything. `doctor` ends with 7 if a finding is `fail`, and
-`stop` if the service did not end in time.
+3, `run replay` with the verdict `different` with 6. `ledger verify` ends with 6 if something does
+not hold, and with 7 if it could not check everything. `doctor` ends with 7 if a finding is `fail`,
+and `stop` if the service did not end in time.
 
-An error code with two exit codes belongs to two kinds of errors: the message says which it is. A code
-that came from a worker is also in the entry that ends an import or a run.
+An error code with two exit codes belongs to two kinds of errors: the message says which it is. A
+code that came from a worker is also in the entry that ends an import or a run.
 
 {sections}
 """

@@ -116,7 +116,7 @@ def test_an_order_is_about_what_the_page_says(model: type[Order]) -> None:
 
 
 def test_the_members_of_each_person_that_an_order_of_several_enrols_are_named() -> None:
-    cell = ORDER_PAGE.partition("\n- `people` is")[2].partition("\n")[0]
+    cell = ORDER_PAGE.partition("\n- `people` is")[2].partition("\n- ")[0]
     assert set(names(cell)) == set(Enrolment.model_fields)
 
 
