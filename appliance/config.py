@@ -1,7 +1,7 @@
 """Settings: the environment and `<home>/appliance.toml`, read once, frozen. An unknown key is refused.
 
-`SETTINGS` is the one list of them, with the variable, default and meaning of each; docs/configuration.md is written
-from it (`appliance config --markdown`).
+`SETTINGS` is the one list of them, with the variable, default and meaning of each; docs/reference/configuration.md is
+written from it (`appliance config --markdown`).
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def _without_password(value: str | None) -> str | None:
 
 
 def render_page() -> str:
-    """docs/configuration.md."""
+    """docs/reference/configuration.md."""
     rows = [
         f"| `{name}` | `{variable}` | {'' if default is None else f'`{default}`'} | {meaning} |"
         for name, variable, default, meaning in SETTINGS
@@ -257,10 +257,11 @@ def render_page() -> str:
 
 _PAGE = """# Configuration
 
-Settings are keys of `<home>/appliance.toml`. A variable of the environment stands over the file, and
-the file over the default. An unknown key is refused. A relative path is below the home. `appliance
-config` prints the value of each setting and where it comes from. This page is written by `appliance
-config --markdown`; [operations.md](operations.md) says how the settings work together.
+Settings are keys of `<home>/appliance.toml`. A variable of the environment stands over the file,
+and the file over the default. An unknown key is refused. A relative path is below the home.
+`appliance config` prints the value of each setting and where it comes from. This page is written by
+`appliance config --markdown`; [operations.md](../operations.md) says how the settings work
+together.
 
 | key | environment | default | meaning |
 | --- | --- | --- | --- |
@@ -268,8 +269,8 @@ config --markdown`; [operations.md](operations.md) says how the settings work to
 
 ## Limits
 
-`[limits]` holds for every unit, `[limits.UNIT]` for one alone. 0 means no limit, and so does a limit
-that is not set.
+`[limits]` holds for every unit, `[limits.UNIT]` for one alone. 0 means no limit, and so does a
+limit that is not set.
 
 | key | meaning |
 | --- | --- |

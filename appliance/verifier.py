@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--at",
-        metavar="MOMENT",
+        metavar="TIME",
         help="for --could-load: after this entry (41) or at this time (2026-11-24, 2026-11-24T10:30Z, or 7d for seven "
         "days ago); now if not given",
     )

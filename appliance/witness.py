@@ -1,7 +1,7 @@
 """appliance-witness: for whoever watches a log from another machine. It cosigns what only grew since it last looked.
 
     appliance-witness new-key w1.key --name witness.example/w1
-    appliance-witness cosign REQUEST --key w1.key --name witness.example/w1 --log VKEY --state log.state --out COSIGNED
+    appliance-witness cosign REQUEST --key w1.key --name witness.example/w1 --log VKEY --state log.state --output FILE
 
 What it saw last is a file of its own, the state: the log checkpoint that it cosigned last, as it cosigned it. The new
 state is on disk before the cosignature leaves. It needs Python and `cryptography`: no database, no network.
@@ -280,7 +280,9 @@ def _parser() -> argparse.ArgumentParser:
     sign = commands.add_parser("cosign", help="cosign the checkpoint of a request")
     for command, run in ((new_key, _run_new_key), (vkey, _run_vkey), (sign, _run_cosign)):
         command.set_defaults(run=run)
-        command.add_argument("--name", required=True, help="the witness's name, such as witness.example/w1")
+        command.add_argument(
+            "--name", metavar="NAME", required=True, help="the witness's name, such as witness.example/w1"
+        )
     for command in (new_key, vkey):
         command.add_argument("key", metavar="FILE", type=Path)
     for command in (new_key, sign):
@@ -294,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
     sign.add_argument("--key", metavar="FILE", type=Path, required=True)
     sign.add_argument("--log", metavar="LOG", required=True, help="the log's vkey, or the trust file with it")
     sign.add_argument("--state", metavar="FILE", type=Path, required=True, help="what this witness saw last")
-    sign.add_argument("--out", metavar="FILE", type=Path, help="write the cosigned checkpoint here; else to stdout")
+    sign.add_argument("--output", metavar="FILE", type=Path, help="write the cosigned checkpoint here; else to stdout")
     sign.add_argument("--first", action="store_true", help="create the state file, and trust the log as it is now")
     return parser
 
@@ -313,10 +315,10 @@ def _run_cosign(given: argparse.Namespace) -> None:
     data = _read(given.key, "key file", _MAX_FILE_BYTES, private=True)
     parse_key_file_spki(data)
     witness = Witness(given.name, parse_key_file(data, _passphrase(given.passphrase_file)), log_vkey)
-    cosigned = cosign_file(given.request, given.state, given.out, witness, first=given.first)
+    cosigned = cosign_file(given.request, given.state, given.output, witness, first=given.first)
     for line in describe(cosigned, witness):
         print(line, file=sys.stderr)
-    if given.out is None:
+    if given.output is None:
         sys.stdout.write(cosigned.decode("utf-8"))
 
 

@@ -158,7 +158,7 @@ def found(demo: Demo) -> None:
     demo.title("Two administrators found the appliance; the trust file is kept elsewhere")
     pairs = [f"{name}={PEOPLE / name}.pub" for name in ("anna", "ben")]
     demo.run(
-        *("init", "--origin", "appliance.example/demo", "--trust-file", str(TRUST)),
+        *("init", "--origin", "appliance.example/demo", "--output", str(TRUST)),
         *(word for pair in pairs for word in ("--administrator", pair)),
     )
     demo.title("Enrolling takes two administrators and the newcomer's proof of possession")

@@ -219,7 +219,7 @@ def test_a_witness_runs_nothing_that_lies_beside_the_request(way: str, trap: Tra
 def test_the_command_line_runs_nothing_of_the_folder_that_it_is_started_in(way: str, trap: Trap, zipapps: Path) -> None:
     done = start(trap, [*ways("appliance", "appliance", zipapps)[way], "run", "report", "--help"])
     trap.check()
-    assert done.returncode == 0 and "--to" in done.stdout, done.stderr
+    assert done.returncode == 0 and "--folder" in done.stdout, done.stderr
 
 
 def test_a_report_is_drawn_by_nothing_that_lies_around(trap: Trap, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import cedarpy
 from appliance.access.bounds import check_bounds
 from appliance.access.declared import Declared
 from appliance.access.lockout import at_worst
-from appliance.access.request import Moment, Request, Thing, pending_thing, principal_thing, request_of
+from appliance.access.request import Moment, Request, Thing, pending_thing, principal_thing, requests_of
 from appliance.access.samples import PROBES
 from appliance.access.trial import try_policies
 from appliance.domain.core.names import IDENTIFIER, NO_DIGEST, Time
@@ -89,11 +89,13 @@ class SitePolicies:
 
     def decide(self, principal: Principal, order: Order, state: State, now: Time) -> tuple[str, ...]:
         """Every reason of the site's own against an authentic order; empty when its policies allow it."""
+        reasons: tuple[str, ...] = ()
         try:
-            request = request_of(principal, order, state, now)
+            for request in requests_of(principal, order, state, now):
+                reasons += self.reasons_against(request)
         except NotFound as error:
             return (f"site policies {self.name}, {order.verb} by {order.signer}: {error.message}",)
-        return self.reasons_against(request)
+        return tuple(dict.fromkeys(reasons))
 
     def reasons_against(self, request: Request) -> tuple[str, ...]:
         verdict = self.evaluate(request)

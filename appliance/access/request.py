@@ -23,7 +23,7 @@ from appliance.domain.governance.clock import ResetClock
 from appliance.domain.governance.endorsement import Endorse
 from appliance.domain.governance.keys import ReplaceKey, RevokeKey, RotateKey
 from appliance.domain.governance.log_keys import RotateLogKey
-from appliance.domain.governance.people import Enroll, Grant, RevokePrincipal
+from appliance.domain.governance.people import Enroll, EnrollSeveral, Grant, RevokePrincipal
 from appliance.domain.governance.policies import AdoptPolicy
 from appliance.domain.governance.rules import RaiseRules
 from appliance.domain.releases.activations import Activate, RollBack
@@ -68,6 +68,13 @@ class Request:
 
 Facts = tuple[Thing, Mapping[str, Any]]
 """The resource, and the context that this verb adds."""
+
+
+def requests_of(signer: Principal, order: Order, known: state.State, now: Time) -> tuple[Request, ...]:
+    """What the site's policies are asked about an order. Of one that enrols several: whether each may be enrolled, so
+    that a policy about `enroll` needs no second one."""
+    orders = order.each() if isinstance(order, EnrollSeveral) else (order,)
+    return tuple(request_of(signer, one, known, now) for one in orders)
 
 
 def request_of(signer: Principal, order: Order, known: state.State, now: Time) -> Request:

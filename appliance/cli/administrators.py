@@ -22,7 +22,7 @@ _FILE = click.Path(path_type=Path)
 @command(
     "init",
     example=(
-        "appliance init --administrator alice=alice.pub --administrator bob=bob.pub --trust-file /media/usb/trust.json"
+        "appliance init --administrator alice=alice.pub --administrator bob=bob.pub --output /media/usb/trust.json"
     ),
 )
 @click.option(
@@ -35,7 +35,9 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--origin", metavar="LOG", help="The log's permanent name, such as appliance.example.org/1.")
 @click.option("--policy", type=_FILE, metavar="FOLDER", help="The first policy set. Default: policies/default.")
-@click.option("--trust-file", type=_FILE, help="Also write the trust file here, on another machine or medium.")
+@click.option(
+    "--output", type=_FILE, metavar="FILE", help="Also write the trust file here, on another machine or medium."
+)
 @shares
 @click.pass_obj
 def init(
@@ -44,7 +46,7 @@ def init(
     single_admin: bool,
     origin: str | None,
     policy: Path | None,
-    trust_file: Path | None,
+    output: Path | None,
 ) -> None:
     """Make an appliance in its data folder: the service's keys, the database, the first policy set.
 
@@ -62,8 +64,8 @@ def init(
             f"administrators: expected two or more, or one with --single-admin, got {len(people)}"
             f"{' with --single-admin' if single_admin else ''}"
         )
-    if trust_file is not None:
-        check_place(trust_file, "trust file")
+    if output is not None:
+        check_place(output, "trust file")
     trust = wiring.init(
         caller.settings,
         [wiring.Person(name, spki) for name, spki in people],
@@ -73,8 +75,8 @@ def init(
     )
     data = encode_trust(trust)
     print_line(data.decode("utf-8").rstrip("\n"))
-    if trust_file is not None:
-        write_new(trust_file, data, "trust file", 0o644)
+    if output is not None:
+        write_new(output, data, "trust file", 0o644)
     say(
         f"made the appliance {trust.origin} in {caller.settings.home}",
         "The line on stdout is the trust file. Keep it on another machine: every verification starts from it.",
@@ -103,31 +105,58 @@ def principal() -> None:
 
 @principal.command(
     "enroll",
-    example="appliance principal enroll ada --proof ada.proof --printed-name 'Ada Byron' --role reviewer:privacy",
+    example=(
+        "appliance principal enroll ada --proof ada.proof --printed-name 'Ada Byron' --role reviewer:privacy\n"
+        "appliance principal enroll --folder newcomers"
+    ),
 )
-@click.argument("name")
-@click.option("--proof", type=_FILE, required=True, help="The person's proof, made with: appliance key prove")
-@click.option(
-    "--printed-name", required=True, metavar="TEXT", help="The name as signatures show it; can be erased later."
-)
+@click.argument("name", required=False)
+@click.option("--proof", type=_FILE, metavar="FILE", help="The person's proof, made with: appliance key prove")
+@click.option("--printed-name", metavar="TEXT", help="The name as signatures show it; can be erased later.")
 @click.option(
     "--role",
     "roles",
     multiple=True,
-    required=True,
     metavar="ROLE",
     help="administrator, operator, auditor, unit, reviewer:FIELD or release-owner:UNIT.",
 )
+@click.option("--folder", type=_FILE, metavar="FOLDER", help="Several by one order: people.csv and a NAME.proof each.")
 @signs
 @click.pass_obj
-def enroll(caller: Caller, name: str, proof: Path, printed_name: str, roles: tuple[str, ...]) -> None:
-    """Enrol a person or a unit with the key that they proved. Needs two administrators."""
-    from appliance.client.people import propose_enrolment
+def enroll(
+    caller: Caller,
+    name: str | None,
+    proof: Path | None,
+    printed_name: str | None,
+    roles: tuple[str, ...],
+    folder: Path | None,
+) -> None:
+    """Enrol a person or a unit with the key that they proved, or everybody in a folder. Needs two administrators.
 
-    proposal = propose_enrolment(caller.about, caller.signer, name, printed_name, roles, proof)
+    The folder's people.csv has the header name,printed_name,roles and a line for each; roles are divided by spaces.
+    All of them are enrolled, or none.
+    """
+    from appliance.client.people import propose_enrolment, propose_enrolments
+
+    if folder is not None:
+        _expect_folder_alone(name, proof, printed_name, roles)
+        proposal = propose_enrolments(caller.about, caller.signer, folder)
+    elif name is None or proof is None or printed_name is None or not roles:
+        raise BadInput("principal enroll: expected NAME with --proof, --printed-name and --role, or --folder")
+    else:
+        proposal = propose_enrolment(caller.about, caller.signer, name, printed_name, roles, proof)
     caller.reading()
-    receipt = sign_and_submit(caller, proposal, ["The key's own signature holds. Let the person read out the key id."])
-    tell(caller, receipt, f"{name} is enrolled")
+    receipt = sign_and_submit(
+        caller, proposal, ["Each key's own signature holds. Let each person read out the key id."]
+    )
+    tell(caller, receipt, f"{name} is enrolled" if folder is None else f"everybody in {folder} is enrolled")
+
+
+def _expect_folder_alone(*single: object) -> None:
+    if any(single):
+        raise BadInput(
+            "principal enroll: expected --folder alone, whose people.csv has names and roles, got another beside it"
+        )
 
 
 @principal.command("list", example="appliance principal list --json")
@@ -182,7 +211,9 @@ def revoke(caller: Caller, name: str, reason: str | None) -> None:
     "replace-key", example="appliance principal replace-key ada --proof ada2.proof --reason 'the old one was lost'"
 )
 @click.argument("name")
-@click.option("--proof", type=_FILE, required=True, help="The person's proof, made with: appliance key prove")
+@click.option(
+    "--proof", type=_FILE, metavar="FILE", required=True, help="The person's proof, made with: appliance key prove"
+)
 @click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
 @signs
 @click.pass_obj

@@ -1,4 +1,4 @@
-"""Who a person is on this machine: logged in once, then every command knows."""
+"""Who a person is on this machine: logged in once; an agent that holds the key for some minutes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.support.caller import Caller
-from appliance.cli.support.command import command, reads, shares
+from appliance.cli.support.command import command, group, keyed, reads, shares
 from appliance.cli.support.output import print_facts, print_json, say
-from appliance.errors import BadInput, Denied, NotFound
+from appliance.errors import ApplianceError, BadInput, Denied, NotFound
 
 if TYPE_CHECKING:
+    from appliance.client.support.agent import Held
     from appliance.client.support.door import Address
 
+DEFAULT_MINUTES = 30
+MOST_MINUTES = 480
+"""A working day: a key that is needed for longer is unlocked again."""
 _FILE = click.Path(path_type=Path)
 
 
@@ -86,7 +90,7 @@ def _address(caller: Caller, text: str | None, ca: Path | None, chain: Path | No
 @shares
 @click.pass_obj
 def logout(caller: Caller) -> None:
-    """Forget what `appliance login` remembered, and end the session, here and at the service.
+    """Forget what `appliance login` remembered; end the session, here and at the service, and the agent.
 
     A profile that is damaged is removed, too.
     """
@@ -98,6 +102,7 @@ def logout(caller: Caller) -> None:
             caller.profile, caller.home, name = profile, None, profile.name
             caller.name = name
             ended = caller.session.end()
+            _end_agent(caller)
     if not forget_profile():
         raise NotFound("login: expected one to forget, got none")
     if caller.json:
@@ -106,6 +111,13 @@ def logout(caller: Caller) -> None:
         print_facts([("logged out", name)])
     if ended is not None and ended.ends_at is not None:
         say(f"The service did not answer and does not know of the logout: the session ends there at {ended.ends_at}.")
+
+
+def _end_agent(caller: Caller) -> None:
+    from appliance.client.support.agent import stop_agent
+
+    with suppress(ApplianceError):  # there is none, most often; one that hangs ends by itself
+        stop_agent(_agent_socket(caller))
 
 
 @command("whoami", example="appliance whoami")
@@ -152,3 +164,88 @@ def _end_of_key(caller: Caller, name: str, keyid: str) -> str:
     if row["revoked"] is not None:
         return f"revoked in entry {row['revoked']}"
     return str(row["until"] or "it is replaced or revoked")
+
+
+@group("agent", example="appliance agent start --minutes 60")
+def agent() -> None:
+    """An agent: it holds your unlocked key for some minutes, so that reading asks for no passphrase."""
+
+
+@agent.command("start", example="appliance agent start\nappliance agent start --minutes 60")
+@click.option(
+    "--minutes",
+    type=click.IntRange(1, MOST_MINUTES),
+    default=DEFAULT_MINUTES,
+    show_default=True,
+    metavar="N",
+    help="How long it holds the key; then it ends by itself.",
+)
+@reads
+@click.pass_obj
+def start(caller: Caller, minutes: int) -> None:
+    """Unlock your key once, and let an agent open your reading sessions with it.
+
+    The agent signs nothing but the opening of a session at this appliance. An order asks for the passphrase each time.
+    """
+    from appliance.client.support.agent import start_agent
+
+    path, anchor = (
+        _agent_socket(caller),
+        caller.anchor,
+    )  # before a passphrase is given for a log that is not the one meant
+    key = caller.unlocked
+    caller.session.opened(renew=True)  # the key is enrolled under this name
+    lifetime_s = int(caller.about.parameters["session_lifetime_s"])
+    held = start_agent(path, key, caller.signer, anchor.origin, lifetime_s=lifetime_s, seconds=60 * minutes)
+    _print_agent(caller, held, path)
+    say("It opens sessions alone: an order asks for your passphrase. End it with: appliance agent stop")
+
+
+@agent.command("stop", example="appliance agent stop")
+@keyed
+@click.pass_obj
+def stop(caller: Caller) -> None:
+    """End your agent, which forgets the key. A session that it opened stands until its time; `logout` ends it."""
+    from appliance.client.support.agent import stop_agent
+
+    stop_agent(_agent_socket(caller))
+    if caller.json:
+        print_json({"name": caller.signer, "stopped": True})
+    else:
+        print_facts([("ended the agent of", caller.signer)])
+
+
+@agent.command("status", example="appliance agent status")
+@keyed
+@click.pass_obj
+def status(caller: Caller) -> None:
+    """Whether an agent holds your key, which key, for which log, and for how long."""
+    from appliance.client.support.agent import find_agent
+
+    path = _agent_socket(caller)
+    held = find_agent(path)
+    if held is None:
+        raise NotFound(f"agent of {caller.signer}: expected one that runs, got none; start it: appliance agent start")
+    _print_agent(caller, held, path)
+
+
+def _agent_socket(caller: Caller) -> Path:
+    from appliance.client.support.agent import socket_path
+
+    return socket_path(caller.where, caller.signer)
+
+
+def _print_agent(caller: Caller, held: Held, path: Path) -> None:
+    facts = {
+        "name": held.name,
+        "origin": held.origin,
+        "keyid": held.keyid,
+        "seconds_left": held.seconds_left,
+        "pid": held.pid,
+        "socket": str(path),
+    }
+    if caller.json:
+        print_json(facts)
+        return
+    shown = {"agent of": held.name, "log": held.origin, "key id": held.keyid, "ends in": f"{held.seconds_left} s"}
+    print_facts([*shown.items(), ("process", held.pid), ("socket", path)])

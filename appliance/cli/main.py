@@ -42,6 +42,9 @@ COMMANDS = {
     ),
     "logout": Entry("Everyone", "logins", "Forget it, and end the session at the service."),
     "whoami": Entry("Everyone", "logins", "Who you are to which appliance: roles, key, log and trust file."),
+    "agent": Entry(
+        "Everyone", "logins", "Hold your unlocked key for some minutes; reading then asks for no passphrase."
+    ),
     "key": Entry("Everyone", "people", "A person's own key: make, show, prove, rotate, revoke."),
     "principal": Entry(
         "Administrators", "administrators", "People and units: enrol, list, grant, replace a key, revoke."

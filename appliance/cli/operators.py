@@ -36,7 +36,7 @@ def base() -> None:
 
 @base.command("import", example="appliance base import SmolLM2.gguf --name smollm2 --licence Apache-2.0")
 @click.argument("path", type=_PATH)
-@click.option("--name", required=True, help="A name for the base; it cannot be changed.")
+@click.option("--name", metavar="NAME", required=True, help="A name for the base; it cannot be changed.")
 @click.option("--licence", required=True, metavar="SPDX", help="The licence's SPDX identifier, such as Apache-2.0.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the import has ended.")
 @signs
@@ -127,7 +127,7 @@ def dataset() -> None:
     ),
 )
 @click.argument("path", type=_PATH)
-@click.option("--name", required=True, help="A name for the dataset; each import adds a version.")
+@click.option("--name", metavar="NAME", required=True, help="A name for the dataset; each import adds a version.")
 @click.option(
     "--base", "base_name", required=True, metavar="NAME", help="The base whose chat template renders the rows."
 )

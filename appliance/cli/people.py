@@ -71,7 +71,7 @@ def key_show(caller: Caller, file: Path | None) -> None:
 
 @key.command("prove", example="appliance key prove --key ada.key --as ada --output ada.proof")
 @click.option("--origin", metavar="LOG", help="The log's origin. Default: the service is asked.")
-@click.option("--output", type=_FILE, help="Write the proof to a new file instead of stdout.")
+@click.option("--output", type=_FILE, metavar="FILE", help="Write the proof to a new file instead of stdout.")
 @keyed
 @click.pass_obj
 def key_prove(caller: Caller, origin: str | None, output: Path | None) -> None:
@@ -164,13 +164,17 @@ def _new_key(caller: Caller, path: Path, passphrase_file: Path | None) -> Signer
     "revoke",
     example=(
         "appliance key revoke ada\n"
-        "appliance key revoke ada 1f2e3d4c --since 120 --reason 'the laptop was stolen on Monday'"
+        "appliance key revoke ada 1f2e3d4c --since-entry 120 --reason 'the laptop was stolen on Monday'"
     ),
 )
 @click.argument("principal", metavar="NAME")
 @click.argument("keyid", required=False)
 @click.option(
-    "--since", type=click.IntRange(1), metavar="ENTRY", help="Its signatures in this entry or later become invalid."
+    "--since-entry",
+    "since",
+    type=click.IntRange(1),
+    metavar="ENTRY",
+    help="Its signatures in this entry or later become invalid.",
 )
 @click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
 @signs
@@ -178,8 +182,8 @@ def _new_key(caller: Caller, path: Path, passphrase_file: Path | None) -> Signer
 def key_revoke(caller: Caller, principal: str, keyid: str | None, since: int | None, reason: str | None) -> None:
     """End a key at once: your own, or as an administrator any key. This cannot be undone.
 
-    KEYID may be cut after 6 digits, and left out where NAME has had one key only. With --since sign-offs and releases
-    that it signed from that entry on stop counting, and what stood on them stops answering.
+    KEYID may be cut after 6 digits, and left out where NAME has had one key only. With --since-entry sign-offs and
+    releases that it signed from that entry on stop counting, and what stood on them stops answering.
     """
     from appliance.client.people import find_keyid, keys_of, propose_key_revocation
 

@@ -49,16 +49,16 @@ def after_rotation(vkey: str, old_until: str) -> list[str]:
     ]
 
 
-@group("text", example="appliance text erase --printed-name mallory")
+@group("text", example="appliance text erase --printed-name-of mallory")
 def text() -> None:
     """Printed names and free texts. The log has their commitments only, so they can be erased."""
 
 
 @text.command(
     "erase",
-    example="appliance text erase --printed-name mallory\nappliance text erase --entry 41 --field reason",
+    example="appliance text erase --printed-name-of mallory\nappliance text erase --entry 41 --field reason",
 )
-@click.option("--printed-name", "name", metavar="NAME", help="The printed name of this person or unit.")
+@click.option("--printed-name-of", "name", metavar="NAME", help="The printed name of this person or unit.")
 @click.option("--entry", type=click.IntRange(0), metavar="ENTRY", help="A text of this entry.")
 @click.option("--field", metavar="FIELD", help="Which of its texts, such as reason, meaning, owner or message.")
 @signs
@@ -71,7 +71,7 @@ def erase(caller: Caller, name: str | None, entry: int | None, field: str | None
     from appliance.client.retention import find_printed_name, find_text, propose_erasure
 
     if (name is None) == (entry is None):
-        raise BadInput(f"text: expected --printed-name or --entry, got {'neither' if name is None else 'both'}")
+        raise BadInput(f"text: expected --printed-name-of or --entry, got {'neither' if name is None else 'both'}")
     door = caller.reading()
     if name is not None:
         found = find_printed_name(door, caller.anchor, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -317,15 +317,8 @@ def _meaning(decision: str, unit: str, field: str, given: str | None) -> str:
     return str(click.prompt("What your signature means", default=usual, err=True)).strip() or usual
 
 
-def _valid_until(days: int | None, until: str | None) -> str:
-    if days is not None and until is not None:
-        raise BadInput("valid until: expected --valid-days or --valid-until, got both")
-    now = datetime.now(UTC)
-    if until is not None:
-        return parse_end(until, "valid until", now)
-    from appliance.formats.core.timestamp import encode_time
-
-    return encode_time(now + timedelta(days=days or DEFAULT_VALID_DAYS))
+def _valid_until(until: str | None) -> str:
+    return parse_end(until or f"{DEFAULT_VALID_DAYS}d", "valid until", datetime.now(UTC))
 
 
 def _options(*others: Any) -> Callable[[F], F]:
@@ -348,26 +341,24 @@ def _options(*others: Any) -> Callable[[F], F]:
 @review.command(
     "approve",
     example=(
-        "appliance review approve clauses@1 --unit legal --valid-days 90\n"
+        "appliance review approve clauses@1 --unit legal --valid-until 90d\n"
         "appliance review approve clauses@1 --unit legal --field privacy --meaning 'No personal data found.'"
     ),
 )
 @click.argument("adapter", metavar="NAME@VERSION")
 @_options(
     click.option(
-        "--valid-days",
-        "days",
-        type=click.IntRange(1, 3650),
-        metavar="N",
-        help=f"For how many days it is valid. Default: {DEFAULT_VALID_DAYS}.",
+        "--valid-until",
+        "until",
+        metavar="TIME",
+        help=f"Until when it is valid: {END_HELP} Default: {DEFAULT_VALID_DAYS}d.",
     ),
-    click.option("--valid-until", "until", metavar="TIME", help=f"Until when it is valid: {END_HELP}"),
 )
 @signs
 @click.pass_obj
-def approve(caller: Caller, /, adapter: str, days: int | None, until: str | None, **terms: Any) -> None:
+def approve(caller: Caller, /, adapter: str, until: str | None, **terms: Any) -> None:
     """Sign that an adapter may answer for one unit, until a date. Shows what the signature binds first."""
-    _decide(caller, "approve", adapter, valid_until=_valid_until(days, until), **terms)
+    _decide(caller, "approve", adapter, valid_until=_valid_until(until), **terms)
 
 
 @review.command("reject", example="appliance review reject clauses@1 --unit legal --meaning 'Accuracy is too low.'")

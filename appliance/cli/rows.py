@@ -44,7 +44,7 @@ def describes_rows(function: F) -> F:
             help="A label. Can be repeated. Default: all in the file.",
         ),
         click.option("--instruction", default="", metavar="TEXT", help="The system message of every row."),
-        click.option("--seed", default=1, show_default=True, help="Selects which rows are held out."),
+        click.option("--seed", metavar="N", default=1, show_default=True, help="Selects which rows are held out."),
         click.option(
             "--held-out",
             default="0.2",

@@ -44,7 +44,7 @@ def _unreadable(error: BadInput) -> dict[str, str]:
         "level": "fail",
         "found": error.message,
         "expected": "settings that can be read",
-        "action": "correct the setting; docs/configuration.md has all of them",
+        "action": "correct the setting; docs/reference/configuration.md has all of them",
     }
 
 
@@ -134,9 +134,9 @@ def _review(one: dict[str, Any]) -> str:
     return f"{one['adapter']}: {one['approvals']} of {one['needed']} approvals{unit}"
 
 
-@command("stop", example="appliance stop\nappliance stop --wait 300")
+@command("stop", example="appliance stop\nappliance stop --timeout 300")
 @click.option(
-    "--wait",
+    "--timeout",
     "wait_s",
     type=click.IntRange(1, 86_400),
     default=DEFAULT_STOP_S,
@@ -192,7 +192,7 @@ def storage(caller: Caller) -> None:
 
 
 @command("config", example="appliance config\nAPPLIANCE_LISTEN=off appliance config --json")
-@click.option("--markdown", is_flag=True, help="Print docs/configuration.md: every setting with its meaning.")
+@click.option("--markdown", is_flag=True, help="Print docs/reference/configuration.md: every setting with its meaning.")
 @shares
 @click.pass_obj
 def config(caller: Caller, markdown: bool) -> None:

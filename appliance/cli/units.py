@@ -82,10 +82,10 @@ def rollback(caller: Caller, unit: str, task: str, wanted: str | None, add_instr
     tell_receipt(caller, sign_and_submit(caller, proposal), [("task", f"{unit}/{task}"), ("answered by", adapter)])
 
 
-@release.command("export", example="appliance release export legal labels --to FOLDER")
+@release.command("export", example="appliance release export legal labels --folder FOLDER")
 @click.argument("unit")
 @click.argument("task")
-@click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="A new folder.")
+@click.option("--folder", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="A new folder.")
 @click.option("--until", metavar="TIME", help=f"{END_HELP} Default: as long as policy and approvals allow.")
 @signs
 @click.pass_obj

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import base64
+import csv
+import io
 import secrets
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from appliance.client.support.door import About, Door
 from appliance.client.support.files import read_file
@@ -20,19 +25,23 @@ from appliance.domain.core.credentials import (
     parse_credential,
     parse_token,
 )
-from appliance.domain.core.names import add_seconds
+from appliance.domain.core.names import add_seconds, list_problems
 from appliance.domain.core.words import unknown_word
 from appliance.domain.governance.keys import ReplaceKey, RevokeKey, RotateKey
-from appliance.domain.governance.people import Enroll
+from appliance.domain.governance.people import MOST_PEOPLE, Enroll, EnrollSeveral, Enrolment, join_proofs
 from appliance.domain.serving.applications import EnrollApplication
 from appliance.domain.serving.tokens import RevokeTokens
-from appliance.errors import BadInput, NotFound, Tampered
+from appliance.errors import ApplianceError, BadInput, NotFound, Tampered, refuse
+from appliance.formats.core.commitment import disclose
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.signatures.dsse import encode_envelope, parse_envelope, sign_envelope, verify_envelope
 from appliance.formats.signatures.keys import Signer
 
 _MAX_STATEMENT_BYTES = 65_536
+_MAX_TABLE_BYTES = 65_536
+TABLE, TABLE_COLUMNS = "people.csv", ("name", "printed_name", "roles")
+"""Of a folder whose people are enrolled together; several roles are divided by spaces."""
 
 
 def prove_possession(origin: str, name: str, key: Signer) -> bytes:
@@ -78,6 +87,75 @@ def propose_enrolment(
         texts={"printed_name": printed_name},
         documents={"possession": data},
     )
+
+
+@dataclass(frozen=True)
+class Newcomer:
+    """A line of a folder's table, and the proof that lies beside it."""
+
+    name: str
+    printed_name: str
+    roles: tuple[str, ...]
+    proof: Path
+
+
+def propose_enrolments(about: About, signer: str, folder: Path) -> Proposal:
+    """One order for everybody in the folder's table. BadInput names every fault of table and proofs at once."""
+    newcomers = read_newcomers(folder)
+    people, disclosures, proofs, problems = [], [], [], []
+    for one in newcomers:
+        try:
+            data, statement = read_possession(one.proof, about.origin, one.name)
+        except ApplianceError as error:
+            problems.append(f"{one.name}: {error.message}")
+            continue
+        printed = disclose(one.printed_name, secrets.token_bytes(32))
+        values = {**_key_values(data, statement), "printed_name": printed.commitment, "roles": one.roles}
+        try:
+            people.append(Enrolment.model_validate(values))
+        except ValidationError as error:
+            problems += [f"{one.name}: {problem}" for problem in list_problems(error)]
+        disclosures.append(printed)
+        proofs.append(data)
+    refuse(f"folder {folder}", problems)
+    proposal = propose(
+        about, signer, EnrollSeveral, {"people": tuple(people)}, documents={"possessions": join_proofs(proofs)}
+    )
+    return Proposal(proposal.order, tuple(disclosures), proposal.documents)
+
+
+def read_newcomers(folder: Path) -> list[Newcomer]:
+    """The folder's table, each line with a proof NAME.proof beside it. BadInput names every fault at once."""
+    text = read_file(folder / TABLE, "table of people", _MAX_TABLE_BYTES).decode("utf-8", "replace")
+    header, *lines = list(csv.reader(io.StringIO(text))) or [[]]
+    if header != list(TABLE_COLUMNS):
+        raise BadInput(f"{folder / TABLE}, line 1: expected {','.join(TABLE_COLUMNS)}, got {','.join(header)!r}")
+    rows = [(number, line) for number, line in enumerate(lines, 2) if line]
+    problems = [
+        f"{TABLE}, line {number}: expected {len(TABLE_COLUMNS)} values, got {len(line)}"
+        for number, line in rows
+        if len(line) != len(TABLE_COLUMNS)
+    ]
+    whole = [(number, line) for number, line in rows if len(line) == len(TABLE_COLUMNS)]
+    found = [Newcomer(n.strip(), p.strip(), tuple(r.split()), folder / f"{n.strip()}.proof") for _, (n, p, r) in whole]
+    problems += [
+        f"{TABLE}, line {number}: expected a printed name, got none"
+        for (number, _), one in zip(whole, found, strict=True)
+        if not one.printed_name
+    ]
+    names = [one.name for one in found]
+    problems += [
+        f"{TABLE}: expected {name!r} once, got it twice" for name in dict.fromkeys(names) if names.count(name) > 1
+    ]
+    problems += [
+        f"{path.name}: expected a line in {TABLE} for it, got none"
+        for path in sorted(folder.glob("*.proof"))
+        if path.stem not in names
+    ]
+    if not rows or len(rows) > MOST_PEOPLE:
+        problems.append(f"{TABLE}: expected 1 to {MOST_PEOPLE} people, got {len(rows)}")
+    refuse(f"folder {folder}", problems)
+    return found
 
 
 def propose_replacement(about: About, signer: str, name: str, possession: Path, reason: str | None) -> Proposal:

@@ -13,6 +13,7 @@ from appliance.client.support.files import read_file, replace_file
 from appliance.client.support.log import Anchor, Proven, read_entry
 from appliance.client.support.orders import Proposal, label_of, propose
 from appliance.domain.governance.log_keys import RotateLogKey
+from appliance.domain.governance.people import PrincipalsEnrolled
 from appliance.domain.retention.holds import LiftHold, PlaceHold
 from appliance.domain.retention.texts import Erase
 from appliance.domain.rulebook.registry import ORDERS
@@ -92,7 +93,8 @@ def find_printed_name(door: Door, anchor: Anchor, name: str) -> FoundText:
     enrolled = int(people[name]["enrolled"])
     if enrolled == 0:
         raise NotFound(f"printed name of {name}: expected one, got an administrator of the first entry, who has none")
-    return find_text(door, anchor, enrolled, "printed_name")
+    several = read_entry(door, anchor, enrolled).entry.type == PrincipalsEnrolled.type
+    return find_text(door, anchor, enrolled, f"printed_name.{name}" if several else "printed_name")
 
 
 def propose_erasure(about: About, signer: str, text: FoundText) -> Proposal:

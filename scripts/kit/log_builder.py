@@ -28,7 +28,15 @@ from appliance.domain.data.imports import CancelImport, ImportBase, ImportCancel
 from appliance.domain.governance.endorsement import Endorse, OrderPending
 from appliance.domain.governance.keys import KeyEnrolled, KeyRevoked, NewKey, ReplaceKey, RevokeKey, RotateKey
 from appliance.domain.governance.log_keys import LogKeyRotated, RotateLogKey
-from appliance.domain.governance.people import Enroll, PrincipalEnrolled, PrincipalRevoked, RevokePrincipal
+from appliance.domain.governance.people import (
+    Enroll,
+    EnrollSeveral,
+    Enrolment,
+    PrincipalEnrolled,
+    PrincipalRevoked,
+    RevokePrincipal,
+    join_proofs,
+)
 from appliance.domain.governance.policies import AdoptPolicy, PolicyAdopted
 from appliance.domain.governance.service import Administrator, Initialized
 from appliance.domain.recipe.recipe import LINEAR_LAYERS, ResolvedRecipe
@@ -296,6 +304,15 @@ class LogBuilder:
             "possession": proof.pae_digest,
         }
         return self.order(Enroll, "anna", **standing | fields), {"possession": encode_envelope(proof)}
+
+    def enrolments(
+        self, people: Mapping[str, tuple[str, ...]], /, by: str = "anna"
+    ) -> tuple[EnrollSeveral, dict[str, bytes]]:
+        """One order for several (name to roles), and the document beside it."""
+        made = [self.enrolment(name, roles) for name, roles in people.items()]
+        members = [{name: getattr(order, name) for name in Enrolment.model_fields} for order, _ in made]
+        order = self.order(EnrollSeveral, by, people=tuple(Enrolment(**one) for one in members))
+        return order, {"possessions": join_proofs(documents["possession"] for _, documents in made)}
 
     def enroll(self, name: str, *roles: str) -> Entry:
         order, documents = self.enrolment(name, roles)

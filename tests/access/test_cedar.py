@@ -79,8 +79,10 @@ def orders(site: LogBuilder) -> dict[str, Order]:
     wanted = site.state.imports.get(order_of(site.request_import()))
     assert wanted is not None
     enroll, _ = site.enrolment("newcomer", ("operator", "release-owner:legal"))
+    several, _ = site.enrolments({"mia": ("operator",), "max": ("release-owner:legal",)})
     made: list[Order] = [
         enroll,
+        several,
         site.order(Grant, "anna", principal="rita", role="reviewer:safety"),
         site.order(RevokePrincipal, "anna", principal="rita"),
         site.order(AdoptPolicy, "anna", policy=policy_digest(policy(PERMIT))),
@@ -125,17 +127,29 @@ ORDERED = orders(SITE)
 
 
 def test_every_verb_has_an_order_here_and_a_sample() -> None:
-    assert set(ORDERED) == set(SAMPLES) == set(VERBS)
+    assert set(ORDERED) == set(SAMPLES) | {"enroll-several"} == set(VERBS)
+
+
+def test_an_order_that_enrols_several_is_asked_of_each_as_an_enrolment() -> None:
+    order = ORDERED["enroll-several"]
+    assert decide(SITE, order, PERMIT) == ()
+    no_owners = (
+        '@id("no-owners") forbid (principal, action == Action::"enroll", resource) when { context.roles.contains'
+    )
+    assert decide(SITE, order, f'{PERMIT}{no_owners}("release-owner:legal") }};') == (
+        "site policy no-owners: forbids enroll by anna",
+    )
+    assert decide(SITE, order, f'{PERMIT}{no_owners}("auditor") }};') == ()
 
 
 @pytest.mark.family(keep=10)
-@pytest.mark.parametrize("verb", sorted(VERBS))
+@pytest.mark.parametrize("verb", sorted(SAMPLES))
 def test_every_verb_is_decided(verb: str) -> None:
     order = ORDERED[verb]
     assert decide(SITE, order, PERMIT) == ()
     forbid = f'{PERMIT}@id("no-{verb}") forbid (principal, action == Action::"{verb}", resource);'
     assert decide(SITE, order, forbid) == (f"site policy no-{verb}: forbids {verb} by {order.signer}",)
-    others = [other for name, other in ORDERED.items() if name != verb]
+    others = [other for name, other in ORDERED.items() if name.removesuffix("-several") != verb]
     assert all(decide(SITE, other, forbid) == () for other in others)
 
 
@@ -147,7 +161,7 @@ def shape(value: Any) -> Any:
 
 
 @pytest.mark.family(keep=12)
-@pytest.mark.parametrize("verb", sorted(VERBS))
+@pytest.mark.parametrize("verb", sorted(SAMPLES))
 def test_the_sample_of_a_verb_has_the_shape_of_the_real_request(verb: str) -> None:
     """Otherwise a schema would be tried against something that is never sent."""
     order, sample = ORDERED[verb], SAMPLES[verb]
@@ -314,7 +328,8 @@ def test_a_schema_of_any_earlier_release_takes_the_adoption_of_another_set_and_r
     assert locked_out(site, SITE) == ()
     signer = SITE.state.principals.get(ORDERED[verb].signer)
     assert signer is not None
-    lacks = f"site policies site, {verb} by {signer.name}: expected a schema with the action {verb}, got none: "
+    asked = verb.removesuffix("-several")
+    lacks = f"site policies site, {asked} by {signer.name}: expected a schema with the action {asked}, got none: "
     expected = () if verb in ("adopt-policy", "endorse") else (f"{lacks}adopt a set whose schema has it",)
     assert site.decide(signer, ORDERED[verb], SITE.state, SITE.now) == expected
 

@@ -137,7 +137,9 @@ def test_a_rotated_key_signs_off_and_a_back_dated_revocation_takes_its_word_back
     site.activate()
     assert site.chat("legal", "labels")["choices"]
     keyid = site.keys["rita"].keyid.removeprefix("sha256:")[:12]
-    told = desk.type("anna", "key", "revoke", "rita", keyid, "--since", str(signed), "--reason", "stolen", "--yes")
+    told = desk.type(
+        "anna", "key", "revoke", "rita", keyid, "--since-entry", str(signed), "--reason", "stolen", "--yes"
+    )
     assert told.code == 0, told.err
     answer = refused(lambda: site.chat("legal", "labels"))
     assert (answer.status, answer.code) == (403, "not-admitted")
@@ -214,7 +216,7 @@ def test_an_erased_name_is_in_no_file_and_what_must_be_kept_is_refused(
     site.order(PlaceHold(subject="principal:mia", **site.terms("axel")))
     erasing(site, printed, "expected no hold on principal:mia")
     two(site, LiftHold(subject="principal:mia", **site.terms("anna")))
-    told = desk_at(site).two("text", "erase", "--printed-name", "mia")
+    told = desk_at(site).two("text", "erase", "--printed-name-of", "mia")
     assert SECRET in told.err, "the second administrator reads what goes"
     assert "What was made of it stays" in told.err, "... and what does not"
     assert "text.erased" in site.types()
@@ -244,7 +246,7 @@ def cosign(desk: Desk, witness: Path, *more: str) -> Told:
     assert told.code == 0, told.err
     told = desk.type(
         "witness", "witness", "cosign", str(stick / "request"), "--name", WITNESS, "--log", str(site.settings.trust),
-        "--state", str(witness), "--out", str(stick / "cosigned"), *more,
+        "--state", str(witness), "--output", str(stick / "cosigned"), *more,
     )  # fmt: skip
     assert told.code == 0, told.err
     return desk.type("axel", "witness", "accept", str(stick / "cosigned"))

@@ -9,10 +9,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from appliance.cli import main
+from appliance.cli.support import output
 from appliance.formats.log.trust import encode_trust
 from appliance.formats.signatures import keys
 from appliance.formats.signatures.keys import Ed25519Signer, encode_key_file
@@ -91,6 +93,18 @@ def open_desk(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             return Desk(stack.enter_context(running(at, home)), tmp_path, capsys)
 
         yield opened
+
+
+class _Terminal:
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is printed goes to a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(output, "sys", SimpleNamespace(stdout=_Terminal(), stderr=_Terminal()))
 
 
 def type_alone(capsys: pytest.CaptureFixture[str], *words: str) -> Told:

@@ -172,7 +172,7 @@ def test_a_ruined_adapter_is_told_to_be_one_wherever_it_is_shown(open_desk: Call
         "list": desk.as_("rita", "review", "list").err,
         "review": desk.as_("rita", "review", "show", "clauses@1").out,
     }
-    assert desk.as_("olga", "run", "report", "r-000001", "--to", str(folder)).code == 0
+    assert desk.as_("olga", "run", "report", "r-000001", "--folder", str(folder)).code == 0
     shown["report"] = (folder / "report.md").read_text()
     for where, text in shown.items():
         for said in ("worse than its base", "the majority class", "rose from 2.000 to 9.500", "far above its base's"):
@@ -197,7 +197,7 @@ def test_a_run_shows_its_steps_and_its_report_is_what_the_ledger_binds(open_desk
     for text in ("2 of 2", "0.250, at first 1.500", "80 tokens a second over 1 s", "5.0 MB"):
         assert text in shown
     folder = desk.folder / "report"
-    told = desk.as_("olga", "run", "report", "r-000001", "--to", str(folder))
+    told = desk.as_("olga", "run", "report", "r-000001", "--folder", str(folder))
     assert told.code == 0, told.err
     assert "proved" in told.out
     data = (folder / "steps.jsonl").read_bytes()
@@ -206,14 +206,14 @@ def test_a_run_shows_its_steps_and_its_report_is_what_the_ledger_binds(open_desk
     ]  # fmt: skip
     text = (folder / "report.md").read_text()
     assert hashlib.sha256(data).hexdigest() in text and "| seed | 1 |" in text
-    assert desk.as_("olga", "run", "report", "r-000001", "--to", str(folder)).code == 5
+    assert desk.as_("olga", "run", "report", "r-000001", "--folder", str(folder)).code == 5
 
 
 def test_steps_that_the_ledger_does_not_bind_make_no_report(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("sealed")
     desk.service.spoil("clauses@1", "steps.jsonl", FILES["steps.jsonl"].replace(b'"1.500000"', b'"1.400000"'))
     folder = desk.folder / "report"
-    told = desk.as_("olga", "run", "report", "r-000001", "--to", str(folder))
+    told = desk.as_("olga", "run", "report", "r-000001", "--folder", str(folder))
     assert told.code == 6
     assert "steps.jsonl of r-000001: expected sha256:" in told.err
     assert desk.as_("olga", "run", "show", "r-000001").code == 6
@@ -311,7 +311,6 @@ def test_a_decision_without_a_meaning_is_not_signed_where_nobody_is_asked(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--valid-days", "3", "--valid-until", "2027-01-01"), "got both"),
         (("--valid-until", "2027-02-30"), "expected a day that exists"),
         (("--valid-until", "2020-01-01"), "expected a time after"),
         (("--valid-until", "9000d"), "expected at most"),
@@ -348,7 +347,7 @@ def test_a_changed_byte_stops_review_and_release_before_anything_is_signed(open_
 
 def _approve(desk: Desk) -> None:
     for name in ("rita", "raul"):
-        terms = ("--unit", "legal", "--meaning", "Fit.", "--valid-days", "9")
+        terms = ("--unit", "legal", "--meaning", "Fit.", "--valid-until", "9d")
         told = desk.as_(name, "review", "approve", "clauses@1", *terms, "--yes")
         assert told.code == 0, told.err
 

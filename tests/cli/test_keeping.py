@@ -103,13 +103,13 @@ def test_two_administrators_give_another_key_for_one_that_was_lost(open_desk: Ca
 def test_a_key_is_revoked_from_an_entry_on(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("approved")
     enrolled = json.loads(desk.as_("anna", "key", "list", "rita", "--json").out)[0]["enrolled"]
-    told = _order(desk, "key", "revoke", "rita", "--since", str(enrolled + 1), "--reason", "stolen")
+    told = _order(desk, "key", "revoke", "rita", "--since-entry", str(enrolled + 1), "--reason", "stolen")
     for text in ("revoke-key", "since:", "stolen", "rita has no key left"):
         assert text in told.err
     assert "counts before" in desk.as_("anna", "key", "list", "rita").out
     told = desk.as_("anna", "key", "revoke", "rita", "--yes")
     assert (told.code, "expected one that counts" in told.err) == (3, True)
-    told = desk.as_("anna", "key", "revoke", "raul", "--since", "1", "--yes")
+    told = desk.as_("anna", "key", "revoke", "raul", "--since-entry", "1", "--yes")
     assert (told.code, "since: expected an entry in" in told.err) == (3, True)
 
 
@@ -203,25 +203,25 @@ def test_two_administrators_erase_a_text_and_both_read_it_first(open_desk: Calla
 def test_a_printed_name_is_erased_once_its_owner_has_gone(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("staffed")
     desk.site.adopt(policy_set(name_retention_s=0))
-    told = desk.as_("anna", "text", "erase", "--printed-name", "olga", "--yes")
+    told = desk.as_("anna", "text", "erase", "--printed-name-of", "olga", "--yes")
     assert told.code == 3
     assert "printed name: expected that of a revoked principal, got olga, who stands" in told.err
     _order(desk, "principal", "revoke", "olga")
-    first = _order(desk, "text", "erase", "--printed-name", "olga")
+    first = _order(desk, "text", "erase", "--printed-name-of", "olga")
     assert "Olga Example" in first.err
     assert "erase stands" in _second(desk, first).out
-    told = desk.as_("anna", "text", "erase", "--printed-name", "anna", "--yes")
+    told = desk.as_("anna", "text", "erase", "--printed-name-of", "anna", "--yes")
     assert (told.code, "who has none" in told.err) == (4, True)
 
 
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        ([], 2, "text: expected --printed-name or --entry, got neither"),
-        (["--entry", "1", "--printed-name", "olga"], 2, "got both"),
+        ([], 2, "text: expected --printed-name-of or --entry, got neither"),
+        (["--entry", "1", "--printed-name-of", "olga"], 2, "got both"),
         (["--entry", "0"], 2, "texts: none"),
         (["--entry", "1", "--field", "owner"], 2, "texts: printed_name"),
-        (["--printed-name", "nobody"], 4, "expected that of an enrolled name"),
+        (["--printed-name-of", "nobody"], 4, "expected that of an enrolled name"),
     ],
 )
 def test_an_erasure_says_what_it_needs(
@@ -240,7 +240,7 @@ def test_a_hold_is_placed_by_an_auditor_listed_and_lifted_by_two_administrators(
     assert "principal:olga" in desk.as_("ben", "hold", "list").out
     desk.site.adopt(policy_set(name_retention_s=0))
     _order(desk, "principal", "revoke", "olga")
-    told = desk.as_("anna", "text", "erase", "--printed-name", "olga", "--yes")
+    told = desk.as_("anna", "text", "erase", "--printed-name-of", "olga", "--yes")
     assert (told.code, "expected no hold on principal:olga" in told.err) == (3, True)
     told = _second(desk, _order(desk, "hold", "lift", "principal:olga"))
     assert "lift-hold" in told.err and "principal:olga" in told.err

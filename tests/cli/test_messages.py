@@ -37,9 +37,9 @@ def test_no_command_makes_a_missing_folder(open_desk: Callable[[str], Desk]) -> 
     missing = desk.folder / "missing"
     for words in (
         ("ledger", "export", str(missing / "ledger.tar")),
-        ("run", "report", "r-000001", "--to", str(missing / "report")),
+        ("run", "report", "r-000001", "--folder", str(missing / "report")),
         ("run", "export", "r-000001", "--to", "wandb", "--folder", str(missing / "wandb")),
-        ("release", "export", "legal", "labels", "--to", str(missing / "export"), "--yes"),
+        ("release", "export", "legal", "labels", "--folder", str(missing / "export"), "--yes"),
         ("key", "rotate", str(missing / "new.key"), "--yes"),
         ("key", "new", str(missing / "new.key")),
     ):

@@ -66,7 +66,7 @@ def test_a_new_recipe_is_one_that_can_be_planned(
 ) -> None:
     desk = open_desk("imported")
     path = desk.folder / "new.yaml"
-    words = ("recipe", "new", "--to", str(path), "--base", "smollm2", "--dataset", "clauses@1")
+    words = ("recipe", "new", "--output", str(path), "--base", "smollm2", "--dataset", "clauses@1")
     assert desk.type(*words).code == 0
     assert desk.as_("olga", "run", "plan", str(path)).code == 0
     assert desk.type(*words).code == 5, "an existing file is left alone"

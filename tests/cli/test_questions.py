@@ -98,7 +98,7 @@ def test_a_row_is_proved_and_its_proof_is_written_once(open_desk: Callable[[str]
     desk = open_desk("imported")
     proof, file = desk.trust.parent / "proof.json", desk.trust.parent / "row.txt"
     file.write_text("two\n")
-    words = ("dataset", "used-by", "clauses@1", "--row-file", str(file), "--proof", str(proof))
+    words = ("dataset", "used-by", "clauses@1", "--row-file", str(file), "--output", str(proof))
     told = desk.as_("olga", *words)
     assert told.code == 0, told.err
     assert "found 2 times, 2 proved here under entry" in told.err
@@ -109,4 +109,4 @@ def test_a_row_is_proved_and_its_proof_is_written_once(open_desk: Callable[[str]
     absent = desk.as_("olga", "dataset", "used-by", "clauses@1", "--row", "three")
     assert absent.code == 0 and "not among its rows, says the service" in absent.err
     assert desk.as_("olga", "dataset", "used-by", "clauses@1", "--row", "a", "--row-file", str(file)).code == 2
-    assert desk.as_("olga", "dataset", "used-by", "clauses@1", "--proof", str(proof)).code == 2
+    assert desk.as_("olga", "dataset", "used-by", "clauses@1", "--output", str(proof)).code == 2

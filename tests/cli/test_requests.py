@@ -15,7 +15,9 @@ def test_a_request_is_found_by_its_answers_id(open_desk: Callable[[str], Desk]) 
     desk = open_desk("serving")
     name, file = f"{1:032x}", desk.folder / "answer.tlog-proof"
     desk.site.add(desk.site.request(7))
-    told = desk.as_("audrey", "ledger", "request", f"chatcmpl-{name}", "--proof", str(file), "--trust", str(desk.trust))
+    told = desk.as_(
+        "audrey", "ledger", "request", f"chatcmpl-{name}", "--output", str(file), "--trust", str(desk.trust)
+    )
     assert told.code == 0, told.err
     lines = told.out.splitlines()
     slot = desk.site.state.slots.get("legal/labels")
@@ -37,7 +39,7 @@ def test_a_request_is_found_by_its_answers_id(open_desk: Callable[[str], Desk]) 
 
     going = desk.as_("audrey", "ledger", "request", f"{7:032x}")
     assert (going.code, "The request has no end yet." in going.err) == (0, True)
-    assert desk.as_("audrey", "ledger", "request", name, "--proof", str(file)).code == 5
+    assert desk.as_("audrey", "ledger", "request", name, "--output", str(file)).code == 5
 
 
 def test_a_name_that_is_none_is_told_so(open_desk: Callable[[str], Desk]) -> None:

@@ -186,6 +186,7 @@ def held(lock: Path, pid: int, doing: str = "") -> Iterator[None]:
         yield
 
 
+@pytest.mark.usefixtures("terminal")
 def test_status_shows_on_one_screen_what_runs_and_what_waits_for_whom(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("sealed")
     desk.site.request_run()
@@ -246,7 +247,7 @@ def test_stop_ends_the_process_that_holds_the_lock_and_waits_for_it(
 
 def test_stop_says_what_it_waits_for_when_its_time_is_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with holder(tmp_path, slow_s=30):
-        told = type_alone(capsys, "stop", "--home", str(tmp_path), "--wait", "1")
+        told = type_alone(capsys, "stop", "--home", str(tmp_path), "--timeout", "1")
         assert told.code == 7
         assert "expected it to end within 1 s; it records its end" in told.err
 
@@ -307,7 +308,7 @@ def test_config_says_every_setting_and_where_it_comes_from(
 
 
 def test_the_page_of_settings_is_written_by_the_code(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
     assert page == render_page() == type_alone(capsys, "config", "--markdown").out
 
 

@@ -29,11 +29,11 @@ def test_a_unit_ends_its_own_token_by_the_token_or_by_its_id(open_desk: Callable
 
 def test_an_administrator_ends_all_before_a_time(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("serving")
-    told = desk.as_("anna", "token", "revoke", "legal", "--before", "2026-01-10", "--yes")
+    told = desk.as_("anna", "token", "revoke", "legal", "--issued-before", "2026-01-10", "--yes")
     assert told.code == 0, told.err
     unit = desk.site.state.principals.get("legal")
     assert unit is not None and unit.tokens_since == "2026-01-10T00:00:00.000Z"
-    assert desk.as_("sales", "token", "revoke", "legal", "--before", "2026-01-11", "--yes").code == 3
+    assert desk.as_("sales", "token", "revoke", "legal", "--issued-before", "2026-01-11", "--yes").code == 3
     assert desk.as_("anna", "token", "revoke", "legal", "--yes").code == 2
 
 
@@ -51,7 +51,7 @@ def test_a_unit_enrols_an_application_by_its_proof_lists_it_and_ends_it(open_des
     other = desk.as_("sales", *words)
     assert other.code == 2 and "principal: expected sales, got legal" in one_line(other.err)
     revoke = ("token", "revoke", "legal", "--application", "indexer")
-    assert desk.as_("legal", *revoke, "--before", "now", "--yes").code == 2
+    assert desk.as_("legal", *revoke, "--issued-before", "now", "--yes").code == 2
     ended = desk.as_("otto", *revoke, "--reason", "It is not used.", "--yes")
     assert ended.code == 0, ended.err
     assert "The application and all its tokens open nothing more" in one_line(ended.err)

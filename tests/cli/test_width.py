@@ -1,4 +1,4 @@
-"""What is printed fits the terminal: tables say less, facts go on below, and `--wide` and JSON are whole."""
+"""What is printed fits the terminal: tables say less, facts go on below. `--wide`, pipes and JSON are whole."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ def test_columns_of_least_importance_say_less_first_and_the_first_column_stays_w
     assert fit(table, 10, ["note"]) == [["name"], ["n" * 30]]
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_table_says_that_it_was_shortened(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("name", "text"), [("a", "x" * 100)])
     told = capsys.readouterr()
@@ -52,6 +53,7 @@ def test_a_table_says_that_it_was_shortened(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_long_fact_goes_on_below_and_a_digest_stays_whole(capsys: pytest.CaptureFixture[str]) -> None:
     print_facts([("why", "word " * 30), ("statement of it", DIGEST)])
     out = capsys.readouterr().out
@@ -86,7 +88,16 @@ COMMANDS = {
 }
 
 
-def test_no_list_is_wider_than_80_columns_and_wide_cuts_nothing(open_desk: Callable[[str], Desk]) -> None:
+def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("name", "key", "text"), [("a", DIGEST, "x" * 100)])
+    print_facts([("why", "word " * 30)])
+    told = capsys.readouterr()
+    assert DIGEST in told.out and "x" * 100 in told.out and len(told.out.splitlines()) == 3
+    assert told.err == ""
+
+
+@pytest.mark.usefixtures("terminal")
+def test_no_list_is_wider_than_the_terminal_and_wide_cuts_nothing(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("serving")
     for name, (who, *words) in COMMANDS.items():
         told = desk.as_(who, *words)
@@ -106,6 +117,7 @@ def test_no_list_is_wider_than_80_columns_and_wide_cuts_nothing(open_desk: Calla
     assert widest(csv) > 80
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_plan_fits_80_columns(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("imported")
     told = desk.as_("olga", "run", "plan", _recipe(desk))

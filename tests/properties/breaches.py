@@ -21,9 +21,11 @@ from appliance.domain.governance.keys import KeyEnrolled, ReplaceKey, RevokeKey,
 from appliance.domain.governance.log_keys import LogKeyRotated, RotateLogKey
 from appliance.domain.governance.people import (
     Enroll,
+    EnrollSeveral,
     Grant,
     PrincipalEnrolled,
     PrincipalRevoked,
+    PrincipalsEnrolled,
     RevokePrincipal,
     RoleGranted,
 )
@@ -67,6 +69,11 @@ def by_olga(event: type[Ordered], model: type[Order], **fields: Any) -> Callable
 def enrolled(site: LogBuilder, **fields: Any) -> None:
     order, documents = site.enrolment("eve", ("auditor",), **fields)
     site.two(PrincipalEnrolled(policy=site.in_force), order, documents)
+
+
+def several_enrolled(site: LogBuilder, by: str = "anna", second: str = "ben") -> None:
+    order, documents = site.enrolments({"eve": ("auditor",), "mia": ("operator",)}, by)
+    site.two(PrincipalsEnrolled(policy=site.in_force), order, documents, second=second)
 
 
 def endorsed_alone(site: LogBuilder) -> None:
@@ -169,6 +176,7 @@ TYPES: dict[str, Breach] = {
     "order.refused": ("staffed", refused),
     "order.pending": ("staffed", lambda s: s.pend(s.order(RevokePrincipal, "anna", principal="rita"))),
     "principal.enrolled": ("staffed", endorsed_alone),
+    "principals.enrolled": ("staffed", lambda s: several_enrolled(s, second="anna")),
     "principal.granted": ("staffed", lambda s: unendorsed(
         s, RoleGranted, Grant, principal="olga", role="reviewer:privacy")),
     "principal.revoked": ("staffed", by_olga(PrincipalRevoked, RevokePrincipal, principal="rita")),
@@ -245,6 +253,7 @@ WITHOUT_A_RULE = {
 # One for each verb: an order that its invariant stands against.
 VERBS: dict[type[Order], Breach] = {
     Enroll: ("staffed", lambda s: enrolled(s, signer="olga")),
+    EnrollSeveral: ("staffed", lambda s: several_enrolled(s, by="olga")),
     Grant: ("staffed", lambda s: pended_by_olga(
         s, RoleGranted, Grant, principal="olga", role="reviewer:privacy")),
     RevokePrincipal: TYPES["principal.revoked"],

@@ -138,7 +138,7 @@ def test_the_zipapp_cosigns_with_cryptography_alone(
 ) -> None:
     new_key(desk, capsys)
     desk.bring(LOG.request(0, 7))
-    done = run_zipapp(zipapp, (*OTHERS, "pydantic"), *typed(desk, "--first", "--out", str(desk.out)))
+    done = run_zipapp(zipapp, (*OTHERS, "pydantic"), *typed(desk, "--first", "--output", str(desk.out)))
     assert done.returncode == 0, done.stdout + done.stderr
     assert desk.out.read_bytes() == desk.state.read_bytes()
     modules, kept = done.stdout.splitlines()
@@ -167,5 +167,5 @@ def test_the_command_line_does_the_same_with_a_person_s_key(desk: Desk, capsys: 
     assert run_appliance(["witness", *typed(desk, "--first")]) == 0
     assert verify_cosignature(parse_note(capsys.readouterr().out.encode()), vkey) > 0
     desk.bring(LOG.request(7, 9))
-    assert run_appliance(["witness", *typed(desk, "--out", str(desk.out), "--json")]) == 0
+    assert run_appliance(["witness", *typed(desk, "--output", str(desk.out), "--json")]) == 0
     assert json.loads(capsys.readouterr().out)["checkpoint"] == desk.out.read_text(encoding="utf-8")

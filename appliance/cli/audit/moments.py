@@ -17,7 +17,7 @@ from appliance.cli.support.times import PAST_HELP, parse_point
 
 _AT = click.option(
     "--at",
-    metavar="MOMENT",
+    metavar="TIME",
     help=f"An entry's number, or a time: {PAST_HELP} A date includes its whole day. Default: now.",
 )
 

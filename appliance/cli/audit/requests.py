@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     "request",
     example=(
         "appliance ledger request chatcmpl-0f3a5c7e9b1d2f4a6c8e0b2d4f6a8c0e\n"
-        "appliance ledger request 0f3a5c7e9b1d2f4a6c8e0b2d4f6a8c0e --proof answer.tlog-proof"
+        "appliance ledger request 0f3a5c7e9b1d2f4a6c8e0b2d4f6a8c0e --output answer.tlog-proof"
     ),
 )
 @click.argument("identifier", metavar="ID")
 @click.option(
-    "--proof", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write the proof of its last entry here."
+    "--output", "file", type=click.Path(path_type=Path), metavar="FILE", help="Write the proof of its last entry here."
 )
 @reads
 @click.pass_obj
@@ -33,7 +33,7 @@ def request(caller: Caller, identifier: str, file: Path | None) -> None:
     """Find a unit's request by its answer's id: both entries, the adapter, and by whose word it answered.
 
     Each entry is proved to be in the log before it is printed; the proof itself is printed last, and written to a file
-    with --proof.
+    with --output.
     """
     from appliance.client.requests import find_request, parse_request_id
     from appliance.client.support.files import write_new

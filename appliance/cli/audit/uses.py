@@ -24,7 +24,7 @@ _MAX_ROW_BYTES = 4_000_000
     "used-by",
     example=(
         "appliance dataset used-by clauses\n"
-        "appliance dataset used-by clauses@1 --row 'The parties agree to keep it secret.' --proof proof.json"
+        "appliance dataset used-by clauses@1 --row 'The parties agree to keep it secret.' --output proof.json"
     ),
 )
 @click.argument("name", metavar="NAME[@VERSION]")
@@ -32,10 +32,10 @@ _MAX_ROW_BYTES = 4_000_000
 @click.option(
     "--row-file", type=_PATH, metavar="FILE", help="As --row, with the text from a file, without its last newline."
 )
-@click.option("--proof", type=_PATH, metavar="FILE", help="Write the rows' proofs to a new file.")
+@click.option("--output", type=_PATH, metavar="FILE", help="Write the rows' proofs to a new file.")
 @reads
 @click.pass_obj
-def used_by(caller: Caller, name: str, row: str | None, row_file: Path | None, proof: Path | None) -> None:
+def used_by(caller: Caller, name: str, row: str | None, row_file: Path | None, output: Path | None) -> None:
     """Which runs and adapters saw a dataset, and where they were released. Without a version: all of them.
 
     With a row's text, whether it was in the dataset, for operators and auditors: proved here, under the root that the
@@ -46,12 +46,12 @@ def used_by(caller: Caller, name: str, row: str | None, row_file: Path | None, p
     if row is not None and row_file is not None:
         raise BadInput("row: expected --row or --row-file, got both")
     text = _row_text(row_file) if row_file is not None else row
-    if proof is not None and text is None:
-        raise BadInput("proof: expected --row or --row-file with it, got neither")
+    if output is not None and text is None:
+        raise BadInput("output: expected --row or --row-file with it, got neither")
     uses = dataset_uses(caller.reading(), name)
     answers = [] if text is None else find_row(caller.reading(), caller.anchor, name, text)
-    if proof is not None:
-        _write_proofs(proof, caller.about.origin, answers)
+    if output is not None:
+        _write_proofs(output, caller.about.origin, answers)
     if caller.json:
         found = None if text is None else [_row_value(answer) for answer in answers]
         print_json({"datasets": uses, "row": found})

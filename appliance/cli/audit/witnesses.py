@@ -45,18 +45,18 @@ def vkey(caller: Caller, file: Path, name: str) -> None:
     "cosign",
     example=(
         "appliance witness cosign request --key w1.key --name witness.example/w1 --log trust.json \\\n"
-        "  --state bank.state --out cosigned"
+        "  --state bank.state --output cosigned"
     ),
 )
 @click.argument("request", type=_FILE)
 @_NAME
 @click.option("--log", required=True, metavar="LOG", help="The log's vkey, or a trust file that names it.")
 @click.option("--state", required=True, type=_FILE, metavar="FILE", help="What this witness saw last.")
-@click.option("--out", type=_FILE, metavar="FILE", help="Write the cosigned checkpoint here instead of to stdout.")
+@click.option("--output", type=_FILE, metavar="FILE", help="Write the cosigned checkpoint here instead of to stdout.")
 @click.option("--first", is_flag=True, help="Create the state file, and trust the log as it is now.")
 @keyed
 @click.pass_obj
-def cosign(caller: Caller, request: Path, name: str, log: str, state: Path, out: Path | None, first: bool) -> None:
+def cosign(caller: Caller, request: Path, name: str, log: str, state: Path, output: Path | None, first: bool) -> None:
     """Cosign the checkpoint of REQUEST when it continues what was seen last; else refuse, and say why.
 
     The state is on disk before the cosignature is output. Do not replace a lost state: a witness without it would
@@ -65,11 +65,11 @@ def cosign(caller: Caller, request: Path, name: str, log: str, state: Path, out:
     from appliance import witness as program
 
     who = program.Witness(name, caller.unlocked, program.load_log_key(log))
-    cosigned = program.cosign_file(request, state, out, who, first=first)
+    cosigned = program.cosign_file(request, state, output, who, first=first)
     say(*program.describe(cosigned, who))
     if caller.json:
         print_json({"checkpoint": cosigned.decode("utf-8"), "vkey": who.vkey})
-    elif out is None:
+    elif output is None:
         print_bytes(cosigned)
 
 

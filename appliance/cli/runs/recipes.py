@@ -12,22 +12,22 @@ from appliance.cli.support.output import print_json, print_line, say
 from appliance.errors import Conflict, Unavailable
 
 
-@group("recipe", example="appliance recipe new --to recipe.yaml")
+@group("recipe", example="appliance recipe new --output recipe.yaml")
 def recipe() -> None:
     """Recipes: begin a new one, with every key explained."""
 
 
 @recipe.command(
-    "new", example="appliance recipe new\nappliance recipe new --to recipe.yaml --base smollm2 --dataset clauses@1"
+    "new", example="appliance recipe new\nappliance recipe new --output recipe.yaml --base smollm2 --dataset clauses@1"
 )
 @click.option(
-    "--to",
+    "--output",
     "path",
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="Write it to a new file instead of printing it.",
 )
-@click.option("--name", default="my-adapter", show_default=True, help="What the adapter is called.")
+@click.option("--name", metavar="NAME", default="my-adapter", show_default=True, help="What the adapter is called.")
 @click.option("--base", default="my-base", show_default=True, metavar="NAME", help="The base it is trained on.")
 @click.option("--dataset", default="my-dataset@1", show_default=True, metavar="NAME@VERSION", help="What it learns.")
 @shares

@@ -94,9 +94,9 @@ def _text(record: Record, recipe: dict[str, Any], metrics: Mapping[str, Any]) ->
     return "\n".join([*lines, *rows]) + "\n"
 
 
-@command("report", example="appliance run report r-000001 --to r-000001-report")
+@command("report", example="appliance run report r-000001 --folder r-000001-report")
 @click.argument("name", metavar="RUN")
-@click.option("--to", "folder", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="A new folder.")
+@click.option("--folder", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="A new folder.")
 @reads
 @click.pass_obj
 def report(caller: Caller, name: str, folder: Path) -> None:

@@ -56,8 +56,15 @@ def checkpoints(caller: Caller, name: str) -> None:
 
 @command("replay", example="appliance run replay r-000001 --from 0 --to 40")
 @click.argument("name", metavar="RUN")
-@click.option("--from", "first", type=click.IntRange(0), required=True, help="A recorded step; 0 is the beginning.")
-@click.option("--to", "last", type=click.IntRange(1), required=True, help="A later recorded step.")
+@click.option(
+    "--from",
+    "first",
+    metavar="STEP",
+    type=click.IntRange(0),
+    required=True,
+    help="A recorded step; 0 is the beginning.",
+)
+@click.option("--to", "last", metavar="STEP", type=click.IntRange(1), required=True, help="A later recorded step.")
 @click.option("--wait/--no-wait", default=True, help="Wait until there is a verdict.")
 @signs
 @click.pass_obj

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from appliance.client.support.session import SavedSession
     from appliance.config import Folder, Settings
     from appliance.formats.log.trust import Trust
-    from appliance.formats.signatures.keys import Signer
+    from appliance.formats.signatures.dsse import Envelope
+    from appliance.formats.signatures.keys import Ed25519Signer
 
 
 @dataclass
@@ -122,7 +123,18 @@ class Caller:
     def session(self) -> SavedSession:
         from appliance.client.support.session import SavedSession
 
-        return SavedSession(self.door, self.signer, lambda: self.unlocked)
+        return SavedSession(self.door, self.signer, lambda: self.unlocked, self._ask_agent)
+
+    def _ask_agent(self, payload: bytes) -> Envelope | None:
+        """The session signed by this person's agent, where it holds the key that the command names."""
+        from appliance.client.support.agent import sign_session, socket_path
+        from appliance.client.support.keys import read_public_key
+        from appliance.formats.signatures.keys import keyid_of
+
+        if "unlocked" in self.__dict__:
+            return None
+        path = socket_path(self.where, self.signer)
+        return sign_session(path, payload, keyid_of(read_public_key(self.key_file))) if path.exists() else None
 
     def reading(self) -> Door:
         """The door, with this person's session for what is not told to strangers."""
@@ -177,7 +189,7 @@ class Caller:
         return self.profile.key
 
     @cached_property
-    def unlocked(self) -> Signer:
+    def unlocked(self) -> Ed25519Signer:
         """The person's key; the passphrase is asked for once."""
         from appliance.client.support.keys import open_key
 

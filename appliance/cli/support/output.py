@@ -7,7 +7,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -45,12 +45,12 @@ def say_wide() -> None:
     click.get_current_context().meta[_WIDE] = True
 
 
-def width() -> int | None:
-    """How many columns a line may have; None with `--wide`. Where no terminal is, as many as most have."""
+def width(stream: TextIO) -> int | None:
+    """How many columns a line may have; None with `--wide`, and where no terminal is: grep and awk get whole lines."""
     context = click.get_current_context(silent=True)
-    if context is not None and context.meta.get(_WIDE):
+    if not stream.isatty() or (context is not None and context.meta.get(_WIDE)):
         return None
-    return shutil.get_terminal_size((DEFAULT_COLUMNS, 24)).columns if sys.stdout.isatty() else DEFAULT_COLUMNS
+    return shutil.get_terminal_size((DEFAULT_COLUMNS, 24)).columns
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, least: Sequence[str] = ()) -> None:
@@ -59,7 +59,7 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, lea
     A table that is wider than the terminal says less, first in the columns of `least`, the least important one first.
     """
     lines = [[plain(cell) for cell in row] for row in rows]
-    shown, limit = [list(headers), *lines], width()
+    shown, limit = [list(headers), *lines], width(sys.stdout)
     cut = shown if limit is None else fit(shown, limit, least)
     sizes = widths(cut)
     for line in cut:
@@ -74,7 +74,7 @@ def print_facts(facts: Iterable[tuple[str, object]], *, err: bool = False) -> No
     A value that is wider than the terminal goes on in the next line: nothing of it is left out.
     """
     listed = [(label, _one_line(value) if isinstance(value, Mapping) else value) for label, value in facts]
-    margin, limit = max((len(label) for label, _ in listed), default=0) + 3, width()
+    margin, limit = max((len(label) for label, _ in listed), default=0) + 3, width(sys.stderr if err else sys.stdout)
     for label, value in listed:
         lines = [plain(line) for line in str("-" if value is None else value).splitlines()] or [""]
         for line in _beside(f"{label}:", lines, margin, limit):
@@ -99,7 +99,7 @@ def _wrap(line: str, size: int) -> list[str]:
 
 def print_text(text: str, indent: str = "") -> None:
     """A paragraph: wrapped, its later lines indented."""
-    limit = width()
+    limit = width(sys.stdout)
     if limit is None:
         click.echo(text)
         return

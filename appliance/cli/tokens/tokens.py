@@ -54,7 +54,7 @@ def issue(caller: Caller, minutes: int, origin: str | None) -> None:
     "revoke",
     example=(
         "appliance token revoke legal --token leaked.txt --reason 'it stood in a log'\n"
-        "appliance token revoke legal --before now"
+        "appliance token revoke legal --issued-before now"
     ),
 )
 @click.argument("unit", metavar="UNIT")
@@ -65,7 +65,7 @@ def issue(caller: Caller, minutes: int, origin: str | None) -> None:
     metavar="FILE",
     help="Only this token: a file with it, or its id; - reads stdin.",
 )
-@click.option("--before", metavar="TIME", help=f"Every token that was issued before {PAST_HELP}")
+@click.option("--issued-before", metavar="TIME", help=f"Every token that was issued before {PAST_HELP}")
 @click.option("--application", metavar="NAME", help="This application for ever, with all its tokens.")
 @click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
 @signs
@@ -74,7 +74,7 @@ def revoke_tokens(
     caller: Caller,
     unit: str,
     file: TextIO | None,
-    before: str | None,
+    issued_before: str | None,
     application: str | None,
     reason: str | None,
 ) -> None:
@@ -86,12 +86,13 @@ def revoke_tokens(
     """
     from appliance.client.people import propose_token_revocation, token_digest
 
-    given = [option for option in (file, before, application) if option is not None]
+    given = [option for option in (file, issued_before, application) if option is not None]
     if len(given) != 1:
-        raise BadInput(f"token revoke: expected --token FILE, --before TIME or --application NAME, got {len(given)}")
+        wanted = "--token FILE, --issued-before TIME or --application NAME"
+        raise BadInput(f"token revoke: expected {wanted}, got {len(given)}")
     digest = None if file is None else token_digest(file.read(65_536).strip())
     now = datetime.now(UTC)
-    moment = None if before is None else parse_moment(before, "before", now)
+    moment = None if issued_before is None else parse_moment(issued_before, "issued before", now)
     proposal = propose_token_revocation(
         caller.about, caller.signer, unit, reason, token=digest, issued_before=moment, application=application
     )

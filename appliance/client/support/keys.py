@@ -68,8 +68,9 @@ def open_key(path: Path, ask: Ask) -> Ed25519Signer:
     """The unlocked key. The file is checked before a passphrase is asked for."""
     data = read_private(path, "key file", _MAX_KEY_FILE_BYTES)
     parse_key_file_spki(data)
+    passphrase = ask()
     try:
-        return parse_key_file(data, ask())
+        return parse_key_file(data, passphrase)
     except NotAuthenticated:
         raise NotAuthenticated(
             f"key file, {path}: expected its passphrase, got a wrong one, or the file was changed"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from appliance.client.support.session import envelope_value
 from appliance.domain.core.names import add_seconds, list_problems
 from appliance.domain.core.order import Order, encode_order
 from appliance.domain.governance.endorsement import Endorse
+from appliance.domain.governance.people import EnrollSeveral, split_proofs
 from appliance.domain.rulebook.registry import ORDERS, VERBS
 from appliance.domain.runs.training import Train
 from appliance.errors import BadInput, Denied, Tampered, Unavailable, refuse
@@ -174,11 +175,26 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
             lines.append((name, value))
             lines.append(("text", texts.get(value, "not disclosed: nobody can show what goes")))
             continue
-        if name == "recipe" and isinstance(order, Train):
+        if isinstance(order, EnrollSeveral) and name == "people":
+            lines += describe_people(value, texts)
+        elif name == "recipe" and isinstance(order, Train):
             lines += describe_recipe(value, proposal.resolved)
         else:
             lines.append((label_of(name), show_value(texts.get(value, value) if isinstance(value, str) else value)))
     return [*lines, ("stands until", order.expires_at), ("statement", digest_bytes(encode_order(order)))]
+
+
+def describe_people(people: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Of an order that enrols several: every value of each person, under the person's name."""
+    return [
+        (
+            f"{person['principal']}, {label_of(name)}",
+            show_value(texts.get(value, value) if isinstance(value, str) else value),
+        )
+        for person in people
+        for name, value in person.items()
+        if name != "principal"
+    ]
 
 
 def describe_recipe(recipe: Mapping[str, Any], resolved: frozenset[str]) -> list[tuple[str, str]]:
@@ -237,8 +253,14 @@ def parse_pending(row: Mapping[str, Any]) -> Pending:
 def _check_documents(order: Order, documents: Mapping[str, bytes]) -> None:
     """What lies beside the order is what the order binds by digest."""
     predicate = order.model_dump(mode="json")
+    if isinstance(order, EnrollSeveral):
+        predicate["possessions"] = [person.possession for person in order.people]
     for role, data in documents.items():
-        got = parse_envelope(data).pae_digest if role == "possession" else digest_bytes(data)
+        got: object = digest_bytes(data)
+        if role == "possession":
+            got = parse_envelope(data).pae_digest
+        elif role == "possessions":
+            got = [parse_envelope(proof).pae_digest for proof in split_proofs(data)]
         if got != predicate.get(role):
             raise Tampered(f"pending order, document {role}: expected {predicate.get(role)}, got {got}")
 

@@ -49,12 +49,20 @@ class Ended:
 
 
 class SavedSession:
-    """The token of one person at one door. `unlock` gives the person's key, and asks for the passphrase if it must."""
+    """The token of one person at one door. `unlock` gives the person's key, and asks for the passphrase if it must.
+    `agent` signs the statement instead where one holds the key; None where it does not."""
 
-    def __init__(self, door: Door, name: str, unlock: Callable[[], Signer]) -> None:
+    def __init__(
+        self,
+        door: Door,
+        name: str,
+        unlock: Callable[[], Signer],
+        agent: Callable[[bytes], Envelope | None] = lambda _: None,
+    ) -> None:
         self.door = door
         self.name = name
         self._unlock = unlock
+        self._agent = agent
         self._opened: Opened | None = None
 
     @property
@@ -72,9 +80,14 @@ class SavedSession:
             self._opened = self._opened or _load(self._cache)
             if self._opened is not None and self._opened.stands(limit):
                 return self._opened
-        self._opened = _open(self.door, self.name, self._unlock())
+        self._opened = _open(self.door, self.name, self._sign)
         replace_private(self._cache, json.dumps(asdict(self._opened)).encode("utf-8"), "session")
         return self._opened
+
+    def _sign(self, payload: bytes) -> Envelope:
+        from appliance.formats.signatures.dsse import sign_envelope
+
+        return self._agent(payload) or sign_envelope(payload, self._unlock())
 
     def end(self) -> Ended:
         """Forgets the token, and ends the session at the service where one answers; no service is started for it."""
@@ -107,11 +120,10 @@ def state_folder() -> Path:
     return base / "appliance"
 
 
-def _open(door: Door, name: str, key: Signer) -> Opened:
+def _open(door: Door, name: str, sign: Callable[[bytes], Envelope]) -> Opened:
     from appliance.domain.core.credentials import SessionStatement as Statement
     from appliance.domain.core.credentials import encode_credential
     from appliance.domain.core.names import add_seconds
-    from appliance.formats.signatures.dsse import sign_envelope
 
     about = door.about
     challenge = door.post("/v1/sessions/challenge", {}, reading=False)
@@ -123,7 +135,7 @@ def _open(door: Door, name: str, key: Signer) -> Opened:
         issued_at=issued,
         expires_at=add_seconds(issued, int(about.parameters["session_lifetime_s"])),
     )
-    envelope = sign_envelope(encode_credential(statement), key)
+    envelope = sign(encode_credential(statement))
     try:
         answer = door.post("/v1/sessions", {"envelope": envelope_value(envelope)}, reading=False)
     except NotAuthenticated as error:

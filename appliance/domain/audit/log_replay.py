@@ -24,7 +24,7 @@ Decide = Callable[[Principal, Order, State, Time], tuple[str, ...]]
 SitePolicy = Callable[[PolicySet], Decide]
 """Builds the decider of a policy set's own policies: `lambda policy: SitePolicies(policy).decide` in `access`."""
 
-_SIGNED = ("order", "endorsed", "possession", "session", "signature", "provenance")
+_SIGNED = ("order", "endorsed", "possession", "possessions", "session", "signature", "provenance")
 """The roles of documents whose signature the rules verify."""
 
 

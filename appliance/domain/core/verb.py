@@ -46,6 +46,9 @@ class Verb:
     meaning: str | Callable[[Any], str]
     """What the signature means, shown before signing (21 CFR 11.50); a function of the order where it depends on the
     order."""
+    signers: tuple[str, ...]
+    """Who may sign it as far as `may` asks for a role: roles, and relations to what the order is about. For readers
+    (docs/reference/verbs.md); `may` decides, and a test compares both."""
     event: type[Ordered] | None = None
     apply: Rule | None = None
     two_administrators: bool = False

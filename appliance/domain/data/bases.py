@@ -105,6 +105,7 @@ VERBS = (
     Verb(
         RevokeBase,
         may=may_revoke_base,
+        signers=("administrator", "any reviewer"),
         meaning="No adapter on this base answers any more, and none is trained on it. This cannot be taken back.",
         event=BaseRevoked,
         apply=base_revoked,

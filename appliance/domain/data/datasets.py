@@ -116,6 +116,7 @@ VERBS = (
     Verb(
         RevokeDataset,
         may=may_revoke_dataset,
+        signers=("administrator", "any reviewer"),
         meaning="No adapter trained on this dataset answers any more. This cannot be taken back.",
         event=DatasetRevoked,
         apply=dataset_revoked,

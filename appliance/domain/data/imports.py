@@ -165,6 +165,7 @@ VERBS = (
     Verb(
         ImportBase,
         may=may_import_base,
+        signers=("operator",),
         meaning="You vouch for the source and the licence of this base model.",
         event=ImportRequested,
         apply=import_requested,
@@ -172,6 +173,7 @@ VERBS = (
     Verb(
         ImportDataset,
         may=may_import_dataset,
+        signers=("operator",),
         meaning="You vouch for the owner, the licence and the classification of this dataset.",
         event=ImportRequested,
         apply=import_requested,
@@ -179,6 +181,7 @@ VERBS = (
     Verb(
         CancelImport,
         may=may_cancel_import,
+        signers=("who ordered it", "administrator"),
         meaning="The import ends, and its record says that you ended it.",
         event=ImportCancelled,
         apply=import_cancelled,

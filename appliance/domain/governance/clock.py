@@ -105,6 +105,7 @@ VERBS = (
     Verb(
         ResetClock,
         may=may_reset_clock,
+        signers=("administrator",),
         meaning="The log's time goes back to the host's clock, which you have looked at and found right. Nothing that "
         "had lapsed by the last entry's time counts again.",
         event=ClockReset,

@@ -48,7 +48,7 @@ class OrderRefused(Event):
 
 class OrderPending(Ordered):
     type = "order.pending"
-    optional = ("possession", "policy")
+    optional = ("possession", "possessions", "policy")
     outcomes = ("pending",)
 
 
@@ -117,6 +117,7 @@ VERBS = (
     Verb(
         Endorse,
         may=may_endorse,
+        signers=("administrator",),
         meaning="You endorse the other administrator's order: with your signature it takes effect.",
         changes_answers=True,
     ),

@@ -9,7 +9,7 @@ from pydantic import Field
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.credentials import Possession, parse_credential
 from appliance.domain.core.event import Endorsed, Ordered
-from appliance.domain.core.names import Base64, Digest, Identifier, Time, add_seconds
+from appliance.domain.core.names import Base64, Digest, Identifier, Time, Value, add_seconds
 from appliance.domain.core.order import Order, Subjects
 from appliance.domain.core.records import Key, Principal
 from appliance.domain.core.roles import Reasons, needs, stands
@@ -19,6 +19,15 @@ from appliance.domain.core.verb import Attachment, Verb
 from appliance.errors import ApplianceError, BadInput, Denied
 from appliance.formats.signatures.dsse import parse_envelope, verify_envelope
 from appliance.formats.signatures.keys import keyid_of
+
+
+class ProvedKey(Value):
+    """A person's key beside others in one order, which has proved that somebody holds it."""
+
+    principal: Identifier
+    key: Base64 = Field(description="SubjectPublicKeyInfo, DER")
+    keyid: Digest
+    possession: Digest = Field(description="PAE digest of the statement by which the key proves possession")
 
 
 class NewKey(Order):
@@ -69,7 +78,7 @@ class KeyRevoked(Ordered):
     type = "key.revoked"
 
 
-def check_possession(case: Case, order: NewKey, data: bytes) -> None:
+def check_possession(case: Case, order: NewKey | ProvedKey, data: bytes) -> None:
     """The new key signed, for this log and this name, the statement that the order binds."""
     envelope = parse_envelope(data)
     possession = parse_credential(Possession, envelope.payload)
@@ -86,7 +95,7 @@ def check_possession(case: Case, order: NewKey, data: bytes) -> None:
 POSSESSION = Attachment("possession", check_possession)
 
 
-def check_new_key(state: State, order: NewKey) -> Reasons:
+def check_new_key(state: State, order: NewKey | ProvedKey) -> Reasons:
     reasons = []
     held = state.keys.get(order.keyid)
     if held is not None:
@@ -194,6 +203,7 @@ VERBS = (
     Verb(
         ReplaceKey,
         may=may_replace_key,
+        signers=("administrator",),
         meaning="From now on the person signs with this key; older ones end at once. Compare the key id first.",
         event=KeyEnrolled,
         apply=key_enrolled,
@@ -203,6 +213,7 @@ VERBS = (
     Verb(
         RotateKey,
         may=may_rotate_key,
+        signers=("the key's owner",),
         meaning="From now on you sign with this key; your older keys are valid until the date.",
         event=KeyEnrolled,
         apply=key_enrolled,
@@ -211,6 +222,7 @@ VERBS = (
     Verb(
         RevokeKey,
         may=may_revoke_key,
+        signers=("the key's owner", "administrator"),
         meaning="The key signs nothing more. With `since`, what it signed in that entry or later does not count.",
         event=KeyRevoked,
         apply=key_revoked,

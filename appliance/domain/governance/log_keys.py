@@ -64,6 +64,7 @@ VERBS = (
     Verb(
         RotateLogKey,
         may=may_rotate_log_key,
+        signers=("administrator",),
         meaning="This key signs the log's checkpoints; earlier keys also sign until the date.",
         event=LogKeyRotated,
         apply=log_key_rotated,

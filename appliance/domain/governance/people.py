@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 from pydantic import Field
 
 from appliance.domain.core.case import Case, Changes
@@ -11,15 +14,53 @@ from appliance.domain.core.order import Order, Subjects
 from appliance.domain.core.records import Principal
 from appliance.domain.core.roles import Reasons, exclusive_roles, is_unit, needs, stands
 from appliance.domain.core.state import State
-from appliance.domain.core.verb import Verb
-from appliance.domain.governance.keys import POSSESSION, NewKey, check_new_key, new_key
+from appliance.domain.core.verb import Attachment, Verb
+from appliance.domain.governance.keys import (
+    POSSESSION,
+    NewKey,
+    ProvedKey,
+    check_new_key,
+    check_possession,
+    new_key,
+)
 from appliance.errors import Denied
+from appliance.formats.core.canonical import encode_canonical, parse_canonical
+from appliance.formats.core.fields import parse_list
+
+MOST_PEOPLE = 24
+"""In one order: its entry is filed under each of them, and an entry has 32 subjects at most."""
 
 
 class Enroll(NewKey):
     verb = "enroll"
     printed_name: Commitment
     roles: tuple[Role, ...] = Field(min_length=1, max_length=8)
+
+
+class Enrolment(ProvedKey):
+    """One person or unit of an order that enrols several."""
+
+    printed_name: Commitment
+    roles: tuple[Role, ...] = Field(min_length=1, max_length=8)
+
+
+class EnrollSeveral(Order):
+    """People and units who come in together, or not at all."""
+
+    verb = "enroll-several"
+    people: tuple[Enrolment, ...] = Field(min_length=1, max_length=MOST_PEOPLE)
+
+    def subjects(self) -> Subjects:
+        return tuple((f"principal:{person.principal}", person.keyid) for person in self.people)
+
+    def commitments(self) -> dict[str, str]:
+        names = {f"printed_name.{person.principal}": person.printed_name for person in self.people}
+        return super().commitments() | names
+
+    def each(self) -> tuple[Enroll, ...]:
+        """The order that would enrol each of them alone."""
+        header = {name: getattr(self, name) for name in Order.model_fields}
+        return tuple(Enroll(**header, **person.__dict__) for person in self.people)
 
 
 class Grant(Order):
@@ -44,6 +85,13 @@ class PrincipalEnrolled(Endorsed):
     documents = ("order", "possession")
 
 
+class PrincipalsEnrolled(Endorsed):
+    """`possessions` is an array of the proofs, in the order of the order's `people`."""
+
+    type = "principals.enrolled"
+    documents = ("order", "possessions")
+
+
 class RoleGranted(Endorsed):
     type = "principal.granted"
 
@@ -52,11 +100,44 @@ class PrincipalRevoked(Ordered):
     type = "principal.revoked"
 
 
+def check_possessions(case: Case, order: EnrollSeveral, data: bytes) -> None:
+    """Each key proved itself, under its own name; one proof for each person and no other."""
+    proofs = split_proofs(data)
+    case.require(len(proofs) == len(order.people), "possessions", f"{len(order.people)} proofs", len(proofs))
+    for person, proof in zip(order.people, proofs, strict=True):
+        check_possession(case, person, proof)
+
+
+def split_proofs(data: bytes) -> list[bytes]:
+    """The envelopes of a document `possessions`, a canonical array."""
+    return [encode_canonical(proof) for proof in parse_list(parse_canonical(data), "possessions")]
+
+
+def join_proofs(proofs: Iterable[bytes]) -> bytes:
+    """The document `possessions` of these envelopes."""
+    return encode_canonical([parse_canonical(proof) for proof in proofs])
+
+
 def may_enroll(state: State, order: Enroll, signer: Principal, now: Time) -> Reasons:
-    reasons = needs(signer, "administrator") + exclusive_roles(order.roles)
-    if order.principal in state.principals:
-        reasons.append(f"principal: expected a name never used here, got {order.principal}")
-    return reasons + unlike_service(order.principal) + check_new_key(state, order) + _units_of(state, order.roles)
+    return needs(signer, "administrator") + _against_newcomer(state, order)
+
+
+def may_enroll_several(state: State, order: EnrollSeveral, signer: Principal, now: Time) -> Reasons:
+    """What stands against each of them, and a key that several would have."""
+    reasons = needs(signer, "administrator")
+    for person in order.people:
+        reasons += [f"{person.principal}: {reason}" for reason in _against_newcomer(state, person)]
+    # A name is there once, since it is a subject of the order's statement.
+    keys = Counter(person.keyid for person in order.people)
+    reasons += [f"key: expected each once in the order, got {key} more than once" for key in keys if keys[key] > 1]
+    return reasons
+
+
+def _against_newcomer(state: State, person: Enroll | Enrolment) -> Reasons:
+    reasons = exclusive_roles(person.roles)
+    if person.principal in state.principals:
+        reasons.append(f"principal: expected a name never used here, got {person.principal}")
+    return reasons + unlike_service(person.principal) + check_new_key(state, person) + _units_of(state, person.roles)
 
 
 def unlike_service(name: str) -> Reasons:
@@ -106,6 +187,14 @@ def enrolled(case: Case) -> Changes:
     return enrolled_person(case, order.principal, order.printed_name, order.roles, order.key, order.keyid)
 
 
+def several_enrolled(case: Case) -> Changes:
+    return [
+        change
+        for one in case.order(EnrollSeveral).people
+        for change in enrolled_person(case, one.principal, one.printed_name, one.roles, one.key, one.keyid)
+    ]
+
+
 def granted(case: Case) -> Changes:
     grant = case.order(Grant)
     principal = case.state.principals.get(grant.principal)
@@ -134,6 +223,7 @@ VERBS = (
     Verb(
         Enroll,
         may=may_enroll,
+        signers=("administrator",),
         meaning="The key becomes this person's, for ever, with these roles. Compare the key id with the person first.",
         event=PrincipalEnrolled,
         apply=enrolled,
@@ -141,8 +231,19 @@ VERBS = (
         attachment=POSSESSION,
     ),
     Verb(
+        EnrollSeveral,
+        may=may_enroll_several,
+        signers=("administrator",),
+        meaning="Each key becomes its person's, for ever, with these roles. Compare each key id with the person first.",
+        event=PrincipalsEnrolled,
+        apply=several_enrolled,
+        two_administrators=True,
+        attachment=Attachment("possessions", check_possessions),
+    ),
+    Verb(
         Grant,
         may=may_grant,
+        signers=("administrator",),
         meaning="This person gets one role more.",
         event=RoleGranted,
         apply=granted,
@@ -151,6 +252,7 @@ VERBS = (
     Verb(
         RevokePrincipal,
         may=may_revoke_principal,
+        signers=("administrator",),
         meaning="This person and their keys count for nothing from now on. The name and the keys stay taken.",
         event=PrincipalRevoked,
         apply=revoked,

@@ -54,6 +54,7 @@ VERBS = (
     Verb(
         AdoptPolicy,
         may=may_adopt_policy,
+        signers=("administrator",),
         meaning="From now on every decision is made under this policy set.",
         event=PolicyAdopted,
         apply=adopted,

@@ -45,6 +45,7 @@ VERBS = (
     Verb(
         RaiseRules,
         may=may_raise_rules,
+        signers=("administrator",),
         meaning="From now on entries are judged by this version of the rules. This cannot be taken back. Earlier "
         "entries keep their verdict.",
         event=RulesRaised,

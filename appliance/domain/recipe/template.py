@@ -42,6 +42,8 @@ def _say_option(schema: dict[str, Any]) -> str:
             return "a list such as [q_proj, v_proj]"
         case "null":
             return ""
+        case _ if "@" in schema.get("pattern", ""):
+            return "a name and a version, such as clauses@1"
         case _:
             return _TEXTS.get(str(schema.get("pattern", ""))[:8], "a decimal fraction, such as 0.1")
 

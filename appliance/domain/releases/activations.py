@@ -117,6 +117,7 @@ VERBS = (
     Verb(
         Activate,
         may=may_activate,
+        signers=("release-owner:UNIT",),
         meaning=_meaning,
         event=ReleaseActivated,
         apply=activated,
@@ -125,6 +126,7 @@ VERBS = (
     Verb(
         RollBack,
         may=may_roll_back,
+        signers=("release-owner:UNIT",),
         meaning=_meaning,
         event=ReleaseRolledBack,
         apply=rolled_back,

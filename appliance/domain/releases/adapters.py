@@ -198,6 +198,7 @@ VERBS = (
     Verb(
         RevokeAdapter,
         may=may_revoke_adapter,
+        signers=("administrator", "any reviewer", "release-owner:UNIT"),
         meaning="The adapter no longer answers any request. This cannot be undone.",
         event=AdapterRevoked,
         apply=adapter_revoked,

@@ -319,6 +319,7 @@ VERBS = (
     Verb(
         ExportAdapter,
         may=may_export,
+        signers=("release-owner:UNIT",),
         meaning="The unit may load it on a host of its own until the date, and no revocation reaches it there.",
         event=AdapterExported,
         apply=exported,

@@ -90,6 +90,7 @@ VERBS = (
     Verb(
         Review,
         may=may_review,
+        signers=("reviewer:FIELD",),
         meaning=_meaning,
         event=ReviewRecorded,
         apply=review_recorded,

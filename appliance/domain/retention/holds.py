@@ -90,6 +90,7 @@ VERBS = (
     Verb(
         PlaceHold,
         may=may_place_hold,
+        signers=("administrator", "auditor"),
         meaning="No text of an entry about this subject is erased while the hold stands.",
         event=HoldPlaced,
         apply=hold_placed,
@@ -97,6 +98,7 @@ VERBS = (
     Verb(
         LiftHold,
         may=may_lift_hold,
+        signers=("administrator",),
         meaning="Texts about this subject may be erased again, when their retention has ended.",
         event=HoldLifted,
         apply=hold_lifted,

@@ -78,6 +78,7 @@ VERBS = (
     Verb(
         Erase,
         may=may_erase,
+        signers=("administrator",),
         meaning="This text is destroyed here, for ever; every signature over its commitment holds. What was "
         "made of it stays: an instruction is in its dataset's rows and in what was trained on them. "
         "SECURITY.md says how these go.",

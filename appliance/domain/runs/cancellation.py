@@ -44,6 +44,7 @@ VERBS = (
     Verb(
         Cancel,
         may=may_cancel,
+        signers=("who ordered it", "administrator"),
         meaning="The run stops, and its record says that you stopped it.",
         event=RunCancelled,
         apply=run_cancelled,

@@ -155,6 +155,7 @@ VERBS = (
     Verb(
         ReplayRun,
         may=may_replay,
+        signers=("auditor",),
         meaning="The appliance trains these steps again and compares; the verdict is an entry, whatever it is.",
         event=ReplayRequested,
         apply=replay_requested,

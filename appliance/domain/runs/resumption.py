@@ -81,6 +81,7 @@ VERBS = (
     Verb(
         Resume,
         may=may_resume,
+        signers=("who ordered it", "administrator"),
         meaning="The run continues from its last training checkpoint, in the name of the person who ordered it.",
         event=ResumeRequested,
         apply=resume_requested,

@@ -173,6 +173,7 @@ VERBS = (
     Verb(
         Train,
         may=may_train,
+        signers=("operator",),
         meaning="The appliance trains with exactly these values, on exactly these bytes, in your name.",
         event=RunRequested,
         apply=run_requested,

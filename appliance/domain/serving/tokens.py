@@ -92,6 +92,7 @@ VERBS = (
     Verb(
         RevokeTokens,
         may=may_revoke_tokens,
+        signers=("the unit", "release-owner:UNIT", "administrator"),
         meaning=_meaning,
         event=TokensRevoked,
         apply=tokens_revoked,

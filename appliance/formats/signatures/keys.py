@@ -113,6 +113,11 @@ def generate_ed25519() -> Ed25519Signer:
     return Ed25519Signer(Ed25519PrivateKey.generate())
 
 
+def ed25519_signer(seed: bytes) -> Ed25519Signer:
+    """Of a private key's 32 raw bytes."""
+    return Ed25519Signer(Ed25519PrivateKey.from_private_bytes(seed))
+
+
 def keyid_of(spki: bytes) -> str:
     """The key's id; bytes that are no known public key have none."""
     parse_spki(spki)
@@ -212,7 +217,7 @@ def parse_key_file(data: bytes, passphrase: bytes) -> Ed25519Signer:
         seed = cipher.decrypt(locked.nonce, locked.ciphertext, locked.associated)
     except InvalidTag:
         raise NotAuthenticated("key file: expected its passphrase, got a wrong one, or the file was changed") from None
-    signer = Ed25519Signer(Ed25519PrivateKey.from_private_bytes(seed))
+    signer = ed25519_signer(seed)
     if signer.spki != locked.spki:
         got = digest_bytes(locked.spki)
         raise Tampered(f"key file, publicKey: expected that of the private key, {signer.keyid}, got {got}")

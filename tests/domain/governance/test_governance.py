@@ -8,17 +8,29 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from pydantic import ValidationError
 
+from appliance.domain.core.entry import MAX_SUBJECTS
 from appliance.domain.core.names import NO_DIGEST, add_seconds, encode_value
-from appliance.domain.core.order import Order
+from appliance.domain.core.order import Order, encode_order
 from appliance.domain.core.policy import LAYERS, Parameters, PolicySet, parse_policy
 from appliance.domain.core.state import State
 from appliance.domain.governance.endorsement import Endorse, OrderRefused
 from appliance.domain.governance.keys import ReplaceKey, RotateKey
-from appliance.domain.governance.people import Grant, PrincipalEnrolled, RevokePrincipal, RoleGranted
+from appliance.domain.governance.people import (
+    MOST_PEOPLE,
+    Grant,
+    PrincipalEnrolled,
+    PrincipalsEnrolled,
+    RevokePrincipal,
+    RoleGranted,
+    join_proofs,
+    split_proofs,
+)
 from appliance.domain.governance.policies import AdoptPolicy, PolicyAdopted
 from appliance.domain.governance.service import Administrator, Heartbeat, ServiceStarted, ServiceStopped
 from appliance.domain.governance.sessions import AuthRefused, SessionOpened
+from appliance.domain.retention.holds import HoldPlaced, PlaceHold
 from appliance.domain.rulebook.apply import apply
 from appliance.domain.rulebook.registry import reasons_against
 from appliance.errors import ApplianceError, BadInput, Denied, NotAuthenticated
@@ -233,6 +245,90 @@ def test_an_enrolment_that_breaks_an_invariant_is_refused(
         site.pend(order, documents)
 
 
+TWO: dict[str, tuple[str, ...]] = {"eve": ("auditor",), "mia": ("operator", "reviewer:cost")}
+
+
+def test_several_are_enrolled_by_one_order_and_one_endorsement() -> None:
+    site = stage("staffed")
+    order, documents = site.enrolments(TWO)
+    waiting = site.pend(order, documents)
+    assert site.state.principals.get("eve") is None, "it waits"
+    entry = site.endorse(PrincipalsEnrolled(policy=site.in_force), order, waiting, documents)
+    for name, roles in TWO.items():
+        person = site.state.principals.get(name)
+        assert person is not None and (person.roles, person.enrolled) == (roles, entry.index)
+        assert site.state.keys.get(site.keys[name].keyid) is not None
+        assert f"principal:{name}" in entry.subjects
+        assert site.state.texts.get(person.printed_name or "") is not None, "it can be held and erased"
+    site.ordered(HoldPlaced(policy=site.in_force), site.order(PlaceHold, "eve", subject="principal:mia"))
+
+
+@pytest.mark.parametrize(
+    ("people", "words"),
+    [
+        ({"eve": ("auditor",), "olga": ("operator",)}, ("olga: principal: expected a name never used here",)),
+        (
+            {"eve": ("auditor", "operator"), "service": ("operator",)},
+            ("eve: separation of duties", "service: principal: expected "),
+        ),
+        ({"law": ("unit",), "lou": ("release-owner:law",)}, ("lou: role: expected the release owner of an enrolled",)),
+    ],
+)
+def test_one_who_may_not_be_enrolled_keeps_all_of_them_out(
+    people: dict[str, tuple[str, ...]], words: tuple[str, ...]
+) -> None:
+    site = stage("staffed")
+    if "olga" in people:
+        site.keys.pop("olga")
+    order, documents = site.enrolments(people)
+    with refuses(site, Denied, *words):
+        site.pend(order, documents)
+
+
+def test_a_key_is_once_in_an_order_of_several() -> None:
+    site = stage("staffed")
+    site.keys["eve"] = site.keys["mia"] = generate_ed25519()
+    order, documents = site.enrolments(TWO)
+    with refuses(site, Denied, "key: expected each once in the order"):
+        site.pend(order, documents)
+
+
+def test_a_name_is_once_in_an_order_of_several() -> None:
+    order, _ = stage("staffed").enrolments(TWO)
+    with pytest.raises(BadInput, match="expected each once"):
+        encode_order(order.model_copy(update={"people": (order.people[0], order.people[0])}))
+
+
+@pytest.mark.parametrize("change", ["swapped", "fewer", "another", "no array"])
+def test_each_of_several_proved_the_own_key(change: str) -> None:
+    site = stage("staffed")
+    order, documents = site.enrolments(TWO)
+    first, second = split_proofs(documents["possessions"])
+    other = encode_envelope(site.possession("mia", generate_ed25519()))
+    proofs = {"swapped": [second, first], "fewer": [first], "another": [first, other]}.get(change)
+    changed = b"{}" if proofs is None else join_proofs(proofs)
+    with refuses(site, Denied if change == "fewer" else BadInput, "possession"):
+        site.pend(order, {"possessions": changed})
+
+
+def test_an_order_of_several_needs_its_proofs_beside_it() -> None:
+    site = stage("staffed")
+    order, documents = site.enrolments(TWO)
+    with refuses(site, BadInput, "documents beside the order: expected ['possessions'], got []"):
+        site.pend(order)
+    with refuses(site, BadInput, "documents beside the order: expected ['possessions'], got ['possession']"):
+        site.pend(order, {"possession": split_proofs(documents["possessions"])[0]})
+
+
+def test_as_many_as_an_entry_can_be_filed_under_are_enrolled_together() -> None:
+    site = stage("staffed")
+    order, documents = site.enrolments({f"p{number}": ("operator",) for number in range(MOST_PEOPLE)})
+    entry = site.two(PrincipalsEnrolled(policy=site.in_force), order, documents)
+    assert len(entry.subjects) <= MAX_SUBJECTS
+    with pytest.raises(ValidationError):
+        site.enrolments({f"q{number}": ("operator",) for number in range(MOST_PEOPLE + 1)})
+
+
 def test_a_key_belongs_to_one_principal_for_ever() -> None:
     site = stage("staffed")
     site.revoke("olga")
@@ -310,7 +406,7 @@ def test_the_invariants_hold_again_when_the_second_signs() -> None:
 
 def test_only_what_gives_power_waits_for_a_second() -> None:
     site = stage("staffed")
-    with refuses(site, Denied, "order: expected enroll, grant, ", "got revoke-principal"):
+    with refuses(site, Denied, "order: expected enroll, enroll-several, grant, ", "got revoke-principal"):
         site.pend(site.order(RevokePrincipal, "anna", principal="olga"))
 
 

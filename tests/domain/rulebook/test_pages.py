@@ -25,6 +25,7 @@ from appliance.domain.core.records import (
     Site,
     Witness,
 )
+from appliance.domain.governance.people import Enrolment
 from appliance.domain.operations.integrity import ArtifactsChecked
 from appliance.domain.recipe.methods import METHODS, is_servable
 from appliance.domain.recipe.recipe import ResolvedRecipe
@@ -107,10 +108,16 @@ def test_an_order_is_about_what_the_page_says(model: type[Order]) -> None:
     values: dict[str, Any] = {name: 1 if field.annotation is int else "x" for name, field in model.model_fields.items()}
     recipe: dict[str, Any] = dict.fromkeys(ResolvedRecipe.model_fields, "x")
     values |= {"recipe": ResolvedRecipe.model_construct(**recipe), "subject": "SUBJECT"}
+    values["people"] = (Enrolment.model_construct(principal="x", keyid="x"),)
     order = model.model_construct(**values)
     own, members = ORDER_ROWS[model.verb]
     assert kinds(order.about()) == own + ALSO.get(model.verb, [])
     assert members == model.model_fields.keys() - Order.model_fields.keys()
+
+
+def test_the_members_of_each_person_that_an_order_of_several_enrols_are_named() -> None:
+    cell = ORDER_PAGE.partition("\n- `people` is")[2].partition("\n- ")[0]
+    assert set(names(cell)) == set(Enrolment.model_fields)
 
 
 def test_the_rows_that_an_export_holds_have_the_members_of_the_state() -> None:

@@ -50,13 +50,14 @@ ENTRIES = {parse_entry(data).type: data for data in SITE.entries}
 
 
 def _orders() -> dict[str, bytes]:
-    """One payload for each verb that the journey of the builder uses."""
+    """One payload for each verb that the journey of the builder uses, and of one with people in it."""
     found = {}
     for data in SITE.documents.values():
         with suppress(BadInput):
             payload = parse_envelope(data).payload
             found[ORDERS.parse(payload).verb] = payload
-    return found
+    several, _ = SITE.enrolments({"eve": ("auditor",), "mia": ("operator",)})
+    return found | {several.verb: encode_order(several)}
 
 
 ORDER_PAYLOADS = _orders()

@@ -1,0 +1,261 @@
+"""Every stable error code in words, and the search for those that the code raises.
+
+`docs/reference/errors.md` is written from `CODES`. A test compares the table with `find_codes`.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from appliance import errors
+from appliance.errors import (
+    ApplianceError,
+    BadInput,
+    Conflict,
+    Denied,
+    NotAuthenticated,
+    NotFound,
+    Tampered,
+    TooLarge,
+    TooMany,
+    Unavailable,
+)
+
+_CODE = re.compile(r"[a-z][a-z0-9-]*")
+APPLIANCE = Path(errors.__file__).parent
+BRANCHES: dict[str, type[ApplianceError]] = {
+    name: value for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, ApplianceError)
+}
+
+
+class Code(NamedTuple):
+    """What a code means, what to do, and the classes that carry it: exit code and HTTP status are theirs."""
+
+    branches: tuple[type[ApplianceError], ...]
+    meaning: str
+    action: str
+
+
+GENERAL: dict[str, Code] = {
+    "error": Code((ApplianceError,), "a defect of the appliance", "report it, with the service's log"),
+    "bad-input": Code((BadInput,), "a value or a file is wrong", "correct what the message names"),
+    "too-large": Code((TooLarge,), "the input is over a limit", "send less; the message names the limit"),
+    "not-authenticated": Code(
+        (NotAuthenticated,), "no key, session or token that counts", "log in, or get a new token"
+    ),
+    "denied": Code((Denied,), "you may not do this", "read the reasons; each names a rule"),
+    "not-found": Code((NotFound,), "there is no such thing, as far as you may know", "correct the name"),
+    "conflict": Code((Conflict,), "it was done already, or the thing is in another state", "look at its state first"),
+    "tampered": Code((Tampered,), "bytes, a signature or the history do not hold", "stop, and call an auditor"),
+    "unavailable": Code((Unavailable,), "the machine, the database or a wall is not there now", "try again"),
+    "too-many": Code((TooMany,), "the appliance's rate limit is reached", "wait as long as `Retry-After` says"),
+}
+"""The code of each class, where nothing more precise is known."""
+
+COMMAND_LINE = {
+    "usage": Code((BadInput,), "the command line itself is wrong", "type the command with `--help`"),
+    "defect": Code(
+        (ApplianceError,), "an unforeseen error in the command, or in a job", "report it, with `APPLIANCE_DEBUG=1`"
+    ),
+    "failed": Code((Tampered,), "`ledger verify` has findings", "stop, and call an auditor"),
+    "unverifiable": Code((Unavailable,), "`ledger verify` could not check everything", "the report names what"),
+    "different": Code((Tampered,), "a replay did not come to the recorded training checkpoint", "call an auditor"),
+    "not-in-order": Code((Unavailable,), "`doctor` found something that fails", "do what the finding says"),
+    "run": Code((Conflict,), "a run that was followed was not sealed", "`ledger log --subject run:RUN` says why"),
+    "trust": Code((Tampered,), "the appliance is not the one of the trust file", "check `--home` and `--trust`"),
+}
+
+PEOPLE = {
+    "expired": Code((Denied, NotAuthenticated), "an order, session, token or export has expired", "make a new one"),
+    "not-yet-valid": Code(
+        (Denied, NotAuthenticated), "a statement or export is dated after now", "set this machine's clock"
+    ),
+    "too-long": Code(
+        (Denied, NotAuthenticated), "a statement is made for longer than policy allows", "make it shorter"
+    ),
+    "before-reset": Code(
+        (Denied, NotAuthenticated), "a statement is older than the clock's last reset", "make a new one"
+    ),
+    "revoked": Code(
+        (NotAuthenticated, Denied), "the token was revoked, or the run's base or dataset", "get a new token"
+    ),
+    "quarantined": Code((Denied,), "the run's base has changed on disk", "an administrator looks at `ledger verify`"),
+    "erased": Code((Denied,), "the text was erased", "nothing: it is gone"),
+    "does-not-fit": Code((Conflict,), "the run does not fit this machine", "change the recipe; `run plan` advises"),
+    "cancelled": Code(
+        (Denied, Unavailable), "the job was cancelled, or nothing waits for it", "order it again if needed"
+    ),
+    "too-slow": Code((BadInput,), "a request or upload did not arrive in time", "send it again"),
+    "disconnected": Code((BadInput,), "a request's connection ended before its body", "send it again"),
+    "starting": Code((Unavailable,), "the service starts after a clock was set right", "ask again"),
+    "service-ends": Code((Unavailable,), "the service ended while you waited", "ask again after its start"),
+}
+
+UNITS = {
+    "model-not-found": Code((NotFound,), "nothing of that name is released to the unit", "ask the release owner"),
+    "not-admitted": Code((Denied,), "the adapter may not answer now; the reasons say why", "ask the release owner"),
+    "cut-off": Code((Denied,), "adapter or token was revoked during the answer", "ask the release owner"),
+    "context-length": Code((TooLarge,), "the prompt does not fit the model's context", "send less"),
+    "concurrent-limit": Code((TooMany,), "the unit has too many requests at once", "wait for one to end"),
+    "rate-limit": Code((TooMany,), "the unit's requests of this minute are used up", "wait for `Retry-After`"),
+    "token-limit": Code((TooMany,), "the unit's tokens of this minute or day are used up", "wait for `Retry-After`"),
+    "answer-altered": Code((BadInput,), "the chat template changes the answer's text", "give other messages or rows"),
+    "cache-full": Code((Unavailable,), "the engine has no memory for another request", "ask again"),
+    "not-finite": Code((Unavailable,), "the model computed a number that is not finite", "ask again; then report it"),
+    "answer-failed": Code((Unavailable,), "one answer failed by a defect", "ask again; then report it"),
+    "unrecorded": Code((Unavailable,), "the answer's end could not be recorded", "ask again"),
+    "engine-ended": Code((Unavailable,), "the serving worker has ended", "ask again: it starts anew"),
+    "engine-broken": Code((Unavailable,), "the serving worker said something unexpected", "ask again: it starts anew"),
+    "slot-emptied": Code((Unavailable,), "the adapter was unloaded while it was loaded", "ask again"),
+    "another-unit": Code((Denied,), "an exported adapter is for another unit", "get the unit's own export"),
+    "another-task": Code((Denied,), "an exported adapter is for another task", "get the task's own export"),
+}
+
+TRAINING = {
+    "base-refused": Code((BadInput,), "the base's files are not what can be imported", "give the files that it names"),
+    "nothing-to-train": Code((BadInput,), "rows have nothing that can be trained", "correct the rows that it names"),
+    "nothing-trained": Code((Unavailable,), "no weight changed in training", "change the recipe, or report it"),
+    "diverged": Code((BadInput,), "the loss became too large or not finite", "lower the learning rate"),
+    "not-servable": Code((BadInput,), "the adapter is not one that can be served", "train it by another method"),
+    "probe": Code((Tampered,), "a loaded adapter does not answer its probe as recorded", "see `probe-differs`"),
+    "probe-differs": Code(
+        (Tampered,), "other logits than at sealing: other bytes, or another kind of machine", "train it on this kind"
+    ),
+    "adapter-inactive": Code((Tampered,), "the adapter does not change the base's logits", "train it again"),
+    "out-of-memory": Code((Unavailable,), "a worker needed more memory than there is", "use a smaller recipe, or wait"),
+    "time-limit": Code((TooLarge,), "a worker took longer than its limit", "give less, or raise the setting"),
+    "truncated-frame": Code((BadInput,), "a worker's message was cut off", "look at the worker's log"),
+    "worker-ended": Code((Unavailable,), "a worker has ended without a result", "look at its log; try again"),
+    "worker-silent": Code((Unavailable,), "a worker said nothing in time and was ended", "look at its log; try again"),
+    "worker-failed": Code((BadInput,), "a worker failed with a code that is none", "look at its log, and report it"),
+    "wall-missing": Code((Unavailable,), "the sandbox could not be built", "`appliance doctor` says what is missing"),
+    "wall-open": Code((Unavailable,), "a probe got through the sandbox", "stop, and look at `appliance doctor`"),
+    "interrupted": Code((), "the service ended during the job", "order it again, or `run resume`"),
+    "disk": Code((Unavailable,), "the disk is full or fails", "make room; `appliance storage` says what lies where"),
+    "program-ended": Code((Unavailable,), "a program of the appliance ended without an answer", "look at its log"),
+    "closing": Code((Unavailable,), "the service ends, so a check was left", "nothing: it is repeated"),
+}
+
+LOG = {
+    "clock": Code((Unavailable,), "the clock differs too much from the log's time", "set it; see `clock reset`"),
+    "locked": Code((Conflict,), "another service of this log runs", "stop it: `appliance stop`"),
+    "schema": Code((Tampered,), "the database is not what the migrations make", "see operations, *The database*"),
+    "commit-unknown": Code((Unavailable,), "the database did not say whether it committed", "nothing: it is looked up"),
+    "missing": Code((Tampered,), "the ledger lacks an entry", "stop, and restore a backup"),
+    "chain": Code((Tampered,), "an entry does not continue the one before", "stop, and call an auditor"),
+    "time": Code((Tampered,), "an entry is earlier than the one before", "stop, and call an auditor"),
+    "document": Code((Tampered,), "a document is missing or has other bytes", "stop, and call an auditor"),
+    "behind": Code((Tampered,), "a witness has seen a longer log than this one", "stop: the log was cut or restored"),
+    "fork": Code((Tampered,), "a witness has seen another log", "stop, and call an auditor"),
+    "witness-missing": Code((Tampered,), "the record of what a witness saw is gone", "restore it from its medium"),
+    "old-size": Code((Conflict,), "a request to a witness begins elsewhere than it saw", "make the request anew"),
+    "shorter-log": Code((Conflict,), "a request shows a witness less than it saw", "find out why the log is shorter"),
+}
+
+SECTIONS = {
+    "General": GENERAL,
+    "The command line": COMMAND_LINE,
+    "Orders and people": PEOPLE,
+    "Units and answers": UNITS,
+    "Imports, runs and workers": TRAINING,
+    "The log and its witnesses": LOG,
+}
+CODES = {name: code for section in SECTIONS.values() for name, code in section.items()}
+
+
+class Found(NamedTuple):
+    """A code where it is given. `branch`: the error class, where the place names one."""
+
+    code: str
+    branch: str | None
+    place: str
+
+
+@cache
+def find_codes(folder: Path = APPLIANCE) -> tuple[Found, ...]:
+    """Every code that a file gives as text: `code="…"` of a call, `{"code": "…"}`, `code = "…"` of a class, the second
+    value of the command line's `_fail`. A name counts for each value that its file gives it, and a constant of
+    another file for its own."""
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.py"))}
+    names = {path: _values_of_names(tree) for path, tree in trees.items()}
+    constants = {name: values for own in names.values() for name, values in own.items() if name.isupper()}
+    return tuple(
+        found
+        for path, tree in trees.items()
+        for found in _find_in(tree, constants | names[path], str(path.relative_to(folder)))
+    )
+
+
+def _find_in(tree: ast.Module, names: dict[str, list[ast.expr]], place: str) -> Iterator[Found]:
+    for node in ast.walk(tree):
+        for value, branch in _given(node):
+            for code in _texts(value, names):
+                if _CODE.fullmatch(code):
+                    yield Found(code, branch if branch in BRANCHES else None, f"{place}:{value.lineno}")
+
+
+def _given(node: ast.AST) -> Iterator[tuple[ast.expr, str | None]]:
+    match node:
+        case ast.Call(func=ast.Name(id="_fail"), args=[_, code, *_]):
+            yield code, None
+        case ast.Call(func=function, keywords=keywords):
+            yield from ((one.value, ast.unparse(function)) for one in keywords if one.arg == "code")
+        case ast.Dict(keys=keys, values=values):
+            yield from (
+                (value, None)
+                for key, value in zip(keys, values, strict=True)
+                if isinstance(key, ast.Constant) and key.value == "code"
+            )
+        case ast.ClassDef(name=name, body=body):
+            yield from ((one.value, name) for one in body if isinstance(one, ast.Assign) and _targets(one) == ["code"])
+
+
+def _values_of_names(tree: ast.Module) -> dict[str, list[ast.expr]]:
+    """What each name of the file is given, anywhere in it; loops over literal rows too."""
+    found: dict[str, list[ast.expr]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                _bind(target, node.value, found)
+        elif isinstance(node, ast.For) and isinstance(node.iter, ast.Name):
+            for rows in found.get(node.iter.id, []):
+                _bind_rows(node.target, rows, found)
+        elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+            found.setdefault(node.target.id, []).append(node.value)
+    return found
+
+
+def _bind(target: ast.expr, value: ast.expr, found: dict[str, list[ast.expr]]) -> None:
+    if isinstance(target, ast.Name):
+        found.setdefault(target.id, []).append(value)
+    elif isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        for one, its in zip(target.elts, value.elts, strict=False):
+            _bind(one, its, found)
+
+
+def _bind_rows(target: ast.expr, rows: ast.expr, found: dict[str, list[ast.expr]]) -> None:
+    for row in ast.walk(rows):
+        if isinstance(row, ast.Tuple):
+            _bind(target, row, found)
+
+
+def _targets(node: ast.Assign) -> list[str]:
+    return [target.id for target in node.targets if isinstance(target, ast.Name)]
+
+
+def _texts(value: ast.expr, names: dict[str, list[ast.expr]]) -> Iterator[str]:
+    match value:
+        case ast.Constant(value=str(text)):
+            yield text
+        case ast.IfExp(body=body, orelse=other):
+            yield from _texts(body, names)
+            yield from _texts(other, names)
+        case ast.Name(id=name):
+            for one in names.get(name, []):
+                if not (isinstance(one, ast.Name) and one.id == name):
+                    yield from _texts(one, names)

@@ -1,0 +1,186 @@
+"""The token agent: what it hands out, to whom, and what it does when no new token comes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from appliance.client.applications import agent as module
+from appliance.client.applications.agent import Agent, fetch, is_own, open_socket
+from appliance.client.applications.renewal import Granted
+from appliance.errors import ApplianceError, BadInput, Conflict, NotAuthenticated, TooMany, Unavailable
+
+FAR, PAST = "2999-01-01T00:00:00.000Z", "2020-01-01T00:00:00.000Z"
+WAIT_S = 20.0
+
+
+class Service:
+    """Gives what it is told to, in turn, and the last of it for ever."""
+
+    def __init__(self, *answers: Granted | ApplianceError) -> None:
+        self.answers = list(answers)
+        self.asked = 0
+
+    def __call__(self) -> Granted:
+        answer = self.answers[min(self.asked, len(self.answers) - 1)]
+        self.asked += 1
+        if isinstance(answer, ApplianceError):
+            raise answer
+        return answer
+
+
+def granted(name: str, expires_at: str = FAR) -> Granted:
+    return Granted(name, f"sha256:{name}", expires_at)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@contextmanager
+def running(agent: Agent, path: Path) -> Iterator[None]:
+    thread = threading.Thread(target=agent.run, args=(path,))
+    thread.start()
+    try:
+        until(path.exists)
+        yield
+    finally:
+        agent.stop()
+        thread.join(WAIT_S)
+    assert not thread.is_alive() and not path.exists()
+
+
+def told_at(path: Path) -> str | tuple[str, str]:
+    try:
+        return fetch(path)
+    except Unavailable as error:
+        return error.code, error.message
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(module, "LAST_RETRY_S", 0.02)
+    monkeypatch.setattr(module, "_POLL_S", 0.05)
+
+
+def test_a_token_is_handed_out_and_renewed_at_half_its_time(tmp_path: Path) -> None:
+    service, said = Service(granted("one"), granted("two")), []
+    agent = Agent(service, 1, said.append)
+    with running(agent, tmp_path / "s"):
+        until(lambda: told_at(tmp_path / "s") == "one")
+        until(lambda: told_at(tmp_path / "s") == "two")
+    assert said[:2] == [f"token sha256:one, until {FAR}", f"token sha256:two, until {FAR}"]
+
+
+def test_a_token_is_handed_out_as_long_as_it_stands_while_none_can_be_had(tmp_path: Path) -> None:
+    service, said = Service(granted("one"), Unavailable("service: gone"), granted("two")), []
+    service.answers[1:1] = [Unavailable("service: gone")] * 3
+    agent = Agent(service, 3_600, said.append)
+    with running(agent, tmp_path / "s"):
+        until(lambda: told_at(tmp_path / "s") == "one")
+        agent.renew_now()
+        until(lambda: service.asked >= 3)
+        assert told_at(tmp_path / "s") in ("one", "two")
+        until(lambda: told_at(tmp_path / "s") == "two")
+    assert [line for line in said if "gone" in line] == ["no new token: service: gone"], "said once"
+
+
+def test_where_none_stands_the_reason_is_told_and_it_goes_on_asking(tmp_path: Path) -> None:
+    service = Service(*[NotAuthenticated("challenge: another", code="challenge")] * 5, granted("old", PAST))
+    agent = Agent(service, 3_600, lambda line: None)
+    with running(agent, tmp_path / "s"):
+        told = told_at(tmp_path / "s")
+        assert told in (("no-token", told[1]), ("challenge", f"agent, {tmp_path / 's'}: challenge: another"))
+        until(lambda: service.asked == 6)
+        until(lambda: told_at(tmp_path / "s")[0] == "no-token")
+
+
+def test_a_limit_is_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float | None] = []
+    agent = Agent(Service(TooMany("requests", retry_after_s=7)), 3_600, lambda line: None)
+    monkeypatch.setattr(agent._wake, "wait", lambda seconds: (waited.append(seconds), agent._stopped.set()))
+    agent._keep()
+    assert waited == [7.0]
+
+
+def test_an_ended_application_ends_its_agent_and_its_token_with_the_services_words(tmp_path: Path) -> None:
+    gone = NotAuthenticated("application indexer of legal: ended by entry 9", code="revoked")
+    agent = Agent(Service(granted("one"), gone), 1, lambda line: None)
+    with pytest.raises(NotAuthenticated, match="ended by entry 9"):
+        agent.run(tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+    assert agent.answer() == {"error": {"code": "revoked", "message": gone.message}}
+
+
+def test_the_socket_is_its_owners_alone_from_its_first_moment_on(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with open_socket(tmp_path / "s"):
+            assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o600
+            assert os.umask(0) == 0, "the caller's own mask is as it was"
+    finally:
+        os.umask(before)
+
+
+def test_another_account_is_told_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Agent(Service(granted("one")), 3_600, lambda line: None)
+    with running(agent, tmp_path / "s"):
+        until(lambda: told_at(tmp_path / "s") == "one")
+        monkeypatch.setattr(module, "is_own", lambda connection: False)
+        assert told_at(tmp_path / "s")[0] == "denied"
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert is_own(ours)
+        for uid, own in ((0, True), (os.geteuid() + 1, False)):
+            monkeypatch.undo()
+            data = module._CREDENTIALS.pack(1, uid, uid)
+            fake = type("Fake", (), {"getsockopt": lambda self, *_, data=data: data})()
+            assert is_own(fake) is own
+
+
+def test_who_says_nothing_and_who_leaves_holds_nobody_up(tmp_path: Path) -> None:
+    agent = Agent(Service(granted("one")), 3_600, lambda line: None)
+    with running(agent, tmp_path / "s"):
+        until(lambda: told_at(tmp_path / "s") == "one")
+        idle = []
+        for _ in range(3):
+            idle.append(socket.socket(socket.AF_UNIX))
+            idle[-1].connect(str(tmp_path / "s"))
+        idle.pop().close()
+        assert told_at(tmp_path / "s") == "one"
+        assert json.loads(idle[0].makefile().read())["token"] == "one"
+        for one in idle:
+            one.close()
+
+
+def test_a_dead_agents_socket_makes_room_and_nothing_else_does(tmp_path: Path) -> None:
+    open_socket(tmp_path / "s").close()
+    assert (tmp_path / "s").exists()
+    with open_socket(tmp_path / "s"), pytest.raises(Conflict, match="one where an agent answers"):
+        open_socket(tmp_path / "s")
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(Conflict, match="something that is no socket"):
+        open_socket(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "kept"
+    with pytest.raises(BadInput, match="at most 107 bytes"):
+        open_socket(tmp_path / ("x" * 108))
+    with pytest.raises(Unavailable, match="expected to make a socket there"):
+        open_socket(tmp_path / "none" / "s")
+
+
+def test_where_no_agent_is_an_application_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="expected it to answer"):
+        fetch(tmp_path / "s")
