@@ -73,7 +73,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         *("governance", "retention", "witnesses", "data", "evaluation", "runs", "releases", "serving", "operations"),
         *("rulebook", "audit", "queries"),
     ),
-    "ml": ("", "layers", "model", "data", "inference", "training", "evaluation", "serving"),
+    "ml": ("", "quantised", "layers", "model", "data", "inference", "training", "evaluation", "serving"),
     "store": ("files", "database", "ledger"),
     "runners": ("walls", ""),
     "workflows": (

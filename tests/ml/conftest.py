@@ -14,11 +14,18 @@ from appliance.ml.model import machine
 from appliance.ml.model.base import Base, load_base
 from appliance.ml.model.chat import load_chat
 from scripts.kit.tiny_model import build_base, clauses, write_csv
+from tests.kit.gptq import packed_twin
 
 
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_base(tmp_path_factory.mktemp("tiny") / "base")
+
+
+@pytest.fixture(scope="session")
+def gptq_folder(base_folder: Path) -> Path:
+    """The same base packed by GPTQ, with inputs grouped by activation."""
+    return packed_twin(base_folder)
 
 
 @pytest.fixture

@@ -15,8 +15,10 @@ from appliance.ml.evaluation import evaluation
 from appliance.ml.layers import attention, decoder, head
 from appliance.ml.model.base import load_base
 from appliance.ml.model.convert import describe_shape
+from appliance.ml.quantised.loading import count_packed
 from appliance.ml.training import loop, loss, methods
 from scripts.kit.tiny_model import RECIPE
+from tests.kit.gptq import packed_twin
 
 
 def test_the_limits_of_packs_are_the_loops_own() -> None:
@@ -52,6 +54,7 @@ def test_the_largest_pack_is_found_from_the_lengths_alone() -> None:
         {},
         {"method": "lora", "quantisation": "none"},
         {"method": "olora"},
+        {"method": "lora", "quantisation": "gptq"},
         {"method": "dora"},
         {"method": "full", "quantisation": "none", "rank": 0, "alpha": 0, "target_modules": [], "dropout": "0.0"},
     ],
@@ -59,13 +62,14 @@ def test_the_largest_pack_is_found_from_the_lengths_alone() -> None:
 def test_trained_weights_are_counted_and_the_quick_way_is_foreseen(changes: dict[str, Any], base_folder: Path) -> None:
     recipe = {**RECIPE, **changes}
     base = load_base(
-        base_folder,
+        packed_twin(base_folder) if recipe["quantisation"] == "gptq" else base_folder,
         quantisation=recipe["quantisation"],
         compute_dtype="float32",
         device="cpu",
         trainable=recipe["method"] == "full",
     )
-    total = sum(parameter.numel() for parameter in {id(p): p for p in base.model.parameters()}.values())
+    parameters = {id(p): p for p in base.model.parameters()}.values()
+    total = sum(parameter.numel() for parameter in parameters) + count_packed(base.model)
     shape = Shape(**describe_shape(base.model), parameters=total)
     attached = methods.attach_adapter(base, recipe)
     trained = sum(weight.numel() for weight in methods.list_trainable(attached.model))

@@ -15,9 +15,10 @@ from typing import Any
 from pydantic import Field
 
 from appliance.domain.core.names import Value
-from appliance.domain.planning.shape import JOINED, Lengths, Shape
+from appliance.domain.planning.shape import JOINED, Lengths, Packed, Shape
 from appliance.domain.recipe.methods import METHODS, STARTED
 from appliance.domain.recipe.recipe import ResolvedRecipe, count_steps
+from appliance.errors import BadInput
 
 PACK_TOKENS = 2048
 """Tokens of a pack (`ml/training/loop.py`, `ml/evaluation/evaluation.py`). A test compares these, and the next two."""
@@ -143,13 +144,15 @@ def make_pack(rows: Sequence[int], lengths: Lengths) -> Pack:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a run is made of. `stored`: bytes of a weight in the base's files."""
+    """What a run is made of. `stored`: bytes of a weight in the base's files; `packed`: the linear layers' own there,
+    where they are GPTQ."""
 
     shape: Shape
     stored: int
     lengths: Lengths
     rows: int
     held_out: int
+    packed: Packed | None = None
 
 
 def count_trainable(shape: Shape, recipe: ResolvedRecipe) -> int:
@@ -185,7 +188,9 @@ def kept_weights(shape: Shape, recipe: ResolvedRecipe) -> int:
 def plan_memory(subject: Subject, recipe: ResolvedRecipe) -> Footprint:
     """The most of each phase, on the recipe's device."""
     host = recipe.device == "cpu"
-    context = LIBRARIES + LEFT_BY_LOADING if host else CARD_CONTEXT
+    # Loading GPTQ maps the file, and makes nothing that is left.
+    left = 0 if recipe.quantisation == "gptq" else LEFT_BY_LOADING
+    context = LIBRARIES + left if host else CARD_CONTEXT
     held, loading = _weights(subject, recipe, host=host)
     load = Parts(context=context, weights=held + loading)
     packs = set(draw_packs(subject.lengths, recipe, subject.rows))
@@ -205,6 +210,11 @@ SCALES = 4 / 64
 """Bytes of a weight's share of a block's scale in float32: what training over NF4 undoes once."""
 
 
+DEQUANTISING = 16 * MB
+"""What stands between packed and made where GPTQ is dequantised: a chunk in int32 and in float32, and their factors
+(`ml/quantised/linear.py`)."""
+
+
 def _weights(subject: Subject, recipe: ResolvedRecipe, *, host: bool) -> tuple[int, int]:
     """What the base holds, and what loading needs on top for a moment.
 
@@ -219,11 +229,21 @@ def _weights(subject: Subject, recipe: ResolvedRecipe, *, host: bool) -> tuple[i
     if recipe.quantisation == "none":
         same = host and size == subject.stored
         return (file, 0) if same else (size * shape.parameters, file)
+    if recipe.quantisation == "gptq":
+        return _weigh_packed(subject, others, size, host=host), 0
     share = QUANTISED[recipe.quantisation] + (SCALES if is_quick(recipe) else 0.0)
     packed = round(shape.linear_weights * share)
     if host and size == subject.stored:
         return packed + file, 0
     return packed + size * others, file
+
+
+def _weigh_packed(subject: Subject, others: int, size: int, *, host: bool) -> int:
+    """GPTQ's tensors are the mapped file's own on the CPU; what is not packed is float16 there, and made anew."""
+    if subject.packed is None:
+        raise BadInput("plan, base: expected one that was imported in GPTQ, got another")
+    stored, beside = subject.packed.count_bytes(subject.shape)
+    return stored + beside + (subject.stored * others if host else 0) + size * others + DEQUANTISING
 
 
 def _cast_numbers(shape: Shape, recipe: ResolvedRecipe) -> int:
@@ -325,6 +345,8 @@ def _evaluate(subject: Subject, recipe: ResolvedRecipe, context: int, *, host: b
     shape, size = subject.shape, compute_bytes(recipe)
     judged = recipe.model_copy(update={"method": "lora"}) if recipe.method == "full" else recipe
     weights, _ = _weights(subject, judged, host=host)
+    if subject.packed is not None:
+        weights += _beside_packed(subject.packed, shape, size, host=host)
     own = size * shape.parameters if recipe.method == "full" else 4 * count_trainable(shape, recipe)
     tokens = max(PACK_TOKENS, subject.lengths.longest)
     wide = tokens * (3 * shape.inner + 6 * shape.hidden) * size
@@ -335,6 +357,13 @@ def _evaluate(subject: Subject, recipe: ResolvedRecipe, context: int, *, host: b
         activations=wide + 4 * 3 * shape.heads * min(LARGE, subject.lengths.longest**2),
         logits=HEAD_ROWS * shape.words * (size + 4),
     )
+
+
+def _beside_packed(packed: Packed, shape: Shape, size: int, *, host: bool) -> int:
+    """What an evaluation makes of GPTQ: dequantised weights that are kept (`ml/layers/reader.py`), and on the CPU in
+    bfloat16 what few rows are multiplied by (`ml/quantised/few_rows.py`)."""
+    made = size * shape.linear_weights
+    return (made if made <= KEPT_BYTES else 0) + (sum(packed.count_bytes(shape)) if host and size == 2 else 0)
 
 
 def stored_bytes(facts: Any) -> int:

@@ -22,7 +22,7 @@ from appliance.domain.planning.footprint import (
     stored_bytes,
 )
 from appliance.domain.planning.pace import Duration, count_planned_steps, pace_of_card, pace_of_machine, plan_duration
-from appliance.domain.planning.shape import read_lengths, read_shape
+from appliance.domain.planning.shape import read_lengths, read_packed, read_shape
 from appliance.domain.recipe.methods import METHODS, is_servable
 from appliance.domain.recipe.recipe import Facts, Recipe, ResolvedRecipe, resolve_recipe
 from appliance.errors import Conflict
@@ -95,7 +95,7 @@ def read_subject(base: str, dataset: str, base_facts: Mapping[str, Any], dataset
     """BadInput where the entries are older than planning."""
     shape, lengths = read_shape(base, base_facts), read_lengths(dataset, dataset_facts)
     rows, held_out = int(dataset_facts["train_rows"]), int(dataset_facts["held_out_rows"])
-    return Subject(shape, stored_bytes(base_facts), lengths, rows, held_out)
+    return Subject(shape, stored_bytes(base_facts), lengths, rows, held_out, read_packed(base_facts))
 
 
 def make_plan(recipe: Recipe, facts: Facts, subject: Subject, machine: Machine) -> Plan:
@@ -128,6 +128,8 @@ def _others(recipe: Recipe, facts: Facts) -> list[ResolvedRecipe]:
     """The same recipe by each compared method; what only the written method has is left to the appliance."""
     found = []
     for method in COMPARED:
+        if facts.stored == "gptq" and facts.stored not in METHODS[method].quantisations:
+            continue
         changes: dict[str, Any] = dict.fromkeys(("quantisation", "rate_ratio", "learning_rate"), "auto")
         changes |= {"method": method, "purpose": "baseline"}
         if not METHODS[method].low_rank:
@@ -230,6 +232,8 @@ def show_bytes(size: int) -> str:
 def advise(choices: tuple[Choice, ...]) -> tuple[str | None, tuple[str, ...]]:
     """The method that is advised on this machine, and why, for those who pay for it."""
     by_name = {choice.method: choice for choice in choices}
+    if any(choice.quantisation == "gptq" for choice in choices):
+        return _advise_packed(by_name["lora"])
     qlora, lora, full = (by_name[name] for name in COMPARED)
     if qlora.fits is False and lora.fits is False:
         return None, ("No method fits this machine: take a smaller base, shorter rows or a smaller batch.",)
@@ -241,6 +245,17 @@ def advise(choices: tuple[Choice, ...]) -> tuple[str | None, tuple[str, ...]]:
         _cost(chosen, other, full),
         _memory(chosen, full),
         _serving(advised),
+    )
+
+
+def _advise_packed(lora: Choice) -> tuple[str | None, tuple[str, ...]]:
+    """On a base that was imported in GPTQ there is no other base to train on."""
+    if lora.fits is False:
+        return None, ("It does not fit this machine: take a smaller base, shorter rows or a smaller batch.",)
+    return "lora", (
+        "Base: it was imported in GPTQ and stays so; what trains every weight, or on NF4, needs the original weights.",
+        f"Cost: {say_seconds(lora.duration.likely)} on this machine.",
+        f"Memory: {show_bytes(lora.peak_bytes)}; the packed weights are dequantised layer by layer.",
     )
 
 

@@ -6,6 +6,7 @@ Both are found by the preparing worker at import and stand in the entry; so a ru
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError
@@ -80,6 +81,24 @@ class Shape(Value):
         return self.words * self.hidden
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A linear layer's weights as GPTQ stores them; `group`: inputs that share a scale, all of a layer's where None."""
+
+    bits: int
+    group: int | None
+
+    def count_bytes(self, shape: Shape) -> tuple[int, int]:
+        """Of all linear layers in the files, and of the scales and zeros that are kept in float32 beside them."""
+        stored = beside = 0.0
+        for inputs, outputs in shape.linear.values():
+            factors = (inputs // self.group if self.group else 1) * outputs
+            # A scale in two bytes, a zero in as many bits as a weight, and each input's group.
+            stored += inputs * outputs * self.bits / 8 + factors * (2 + self.bits / 8) + 4 * inputs
+            beside += 8 * factors
+        return shape.layers * round(stored), shape.layers * round(beside)
+
+
 class Lengths(Value):
     """How long the training rows are, in tokens: evenly spread quantiles, the shortest first. `shared`: the first
     tokens that all rows have in common; `trained`: tokens that carry a loss, of a row on average."""
@@ -122,6 +141,14 @@ def read_shape(name: str, facts: Mapping[str, Any]) -> Shape:
 def read_lengths(name: str, facts: Mapping[str, Any]) -> Lengths:
     """Of an imported dataset; BadInput where its entry has none."""
     return _read(Lengths, _plain(facts.get("lengths")), f"dataset {name}")
+
+
+def read_packed(facts: Any) -> Packed | None:
+    """How a base's linear layers are packed, by its entry; None where they are not."""
+    said = facts.get("gptq") if facts.get("quantisation") == "gptq" else None
+    if said is None:
+        return None
+    return Packed(int(said["bits"]), None if said["group_size"] == -1 else int(said["group_size"]))
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -21,8 +21,10 @@ from appliance.domain.recipe.methods import (
     MethodName,
     OptimiserName,
     Quantisation,
+    choose_quantisation,
     is_servable,
     list_servable,
+    misfits_base,
 )
 from appliance.errors import refuse
 
@@ -148,6 +150,7 @@ class Facts(Value):
     context_length: int = Field(ge=1)
     device: Literal["cpu", "cuda"]
     bfloat16: bool = Field(description="whether the machine multiplies bf16 in hardware")
+    stored: Literal["none", "gptq"] = Field("none", description="what the base was imported as")
 
 
 def resolve_recipe(recipe: Recipe, facts: Facts) -> ResolvedRecipe:
@@ -156,6 +159,7 @@ def resolve_recipe(recipe: Recipe, facts: Facts) -> ResolvedRecipe:
     max_length = min(facts.context_length, _round_up(facts.max_tokens, 32))
     defaults = {
         **_of_method(recipe, method),
+        "quantisation": choose_quantisation(recipe.method, facts.stored),
         "epochs": _epochs(facts.train_rows),
         "batch_size": 8,
         "accumulation": 1,
@@ -178,7 +182,7 @@ def resolve_recipe(recipe: Recipe, facts: Facts) -> ResolvedRecipe:
     if values["validate_every"] == "auto":
         values["validate_every"] = 0 if values["validation"] == "0.0" else -(-steps // READINGS)
     resolved = ResolvedRecipe.model_validate(values)
-    problems = untrainable(resolved, facts.context_length, facts.max_tokens, facts.train_rows)
+    problems = untrainable(resolved, facts.context_length, facts.max_tokens, facts.train_rows, facts.stored)
     if resolved.device == "cuda" and facts.device != "cuda":
         problems.append("recipe, device: expected cpu, since this machine has no CUDA device, got cuda")
     refuse("recipe", problems)
@@ -189,7 +193,6 @@ def _of_method(recipe: Recipe, method: Method) -> dict[str, Any]:
     """What the method decides where the author left it open."""
     rank = (16 if recipe.rank == "auto" else recipe.rank) if method.low_rank else 0
     return {
-        "quantisation": method.quantisations[0],
         "rank": rank,
         # The scale is alpha / rank, or alpha / sqrt(rank): 2 in both cases, whatever the rank.
         "alpha": round(2 * rank**0.5) if recipe.method == "rslora" else 2 * rank,
@@ -200,10 +203,12 @@ def _of_method(recipe: Recipe, method: Method) -> dict[str, Any]:
     }
 
 
-def untrainable(recipe: ResolvedRecipe, context_length: object, max_tokens: object, train_rows: object) -> list[str]:
+def untrainable(
+    recipe: ResolvedRecipe, context_length: object, max_tokens: object, train_rows: object, stored: object
+) -> list[str]:
     """What is wrong with a resolved recipe for this base and dataset, each as one sentence. Facts of an old import
-    that has none are passed over."""
-    problems = [*_misfits(recipe), *_unservable(recipe)]
+    that has none are passed over; `stored` is `gptq` for a base that was imported so."""
+    problems = [*_misfits(recipe), *misfits_base(recipe.method, recipe.quantisation, stored), *_unservable(recipe)]
     if isinstance(context_length, int) and recipe.max_length > context_length:
         problems.append(
             f"recipe, max_length: expected at most the base's context of {context_length} tokens, "

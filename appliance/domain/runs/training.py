@@ -96,7 +96,7 @@ def may_train(state: State, order: Train, signer: Principal, now: Time) -> Reaso
     facts = dataset.facts
     context, longest, rows = base.facts.get("context_length"), facts.get("max_tokens"), facts.get("train_rows")
     reasons += incomparable(state, recipe, order.base_digest, order.dataset_digest)
-    return reasons + untrainable(recipe, context, longest, rows)
+    return reasons + untrainable(recipe, context, longest, rows, base.facts.get("quantisation"))
 
 
 def name_run(state: State) -> dict[str, str]:

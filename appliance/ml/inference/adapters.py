@@ -27,6 +27,7 @@ from appliance.ml.inference.stacking import Stacks
 from appliance.ml.inference.stepping import make_stepper
 from appliance.ml.layers.reader import ReadAdapter
 from appliance.ml.model.base import Base
+from appliance.ml.quantised.linear import GptqLinear
 
 CONFIG_FILE = "adapter_config.json"
 _PREFIX = "base_model.model."
@@ -128,7 +129,7 @@ class AdaptedLinear(torch.nn.Module):
         self.base = base
         self._name = name
         self.group = RowGroup((name,), base.in_features, (base.out_features,))
-        self._quantised = type(base) is not torch.nn.Linear
+        self._rounds_first = type(base) not in (torch.nn.Linear, GptqLinear)
         # In a tuple, so that the module tree does not take it for a child.
         self._slots = (slots,)
 
@@ -143,8 +144,8 @@ class AdaptedLinear(torch.nn.Module):
             return result
         low = torch.nn.functional.linear(x.to(torch.float32), pair[0])
         added = torch.nn.functional.linear(low, pair[1]).mul_(adapter.scaling)
-        # peft rounds before the sum over a quantised layer, and after it over a plain one.
-        return result.add_(added.to(result.dtype)) if self._quantised else added.add_(result).to(result.dtype)
+        # peft rounds before the sum over bitsandbytes' layers, and after it over others.
+        return result.add_(added.to(result.dtype)) if self._rounds_first else added.add_(result).to(result.dtype)
 
     def _mixed(self, x: torch.Tensor, mix: Mix) -> torch.Tensor:
         """A batch whose rows use adapters of their own; x is [1, rows, in]."""

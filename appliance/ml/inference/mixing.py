@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch.nn.functional import pad
 
+from appliance.ml.quantised.few_rows import find_few_rows
+
 # Rows that a product sees whose bits depend on how many there are.
 ROWS = 16
 
@@ -104,9 +106,12 @@ class Mixer:
 def multiply_rows(linear: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """linear(x) for x [rows, in], each row's bits its own, however many rows there are.
 
-    The bf16 kernel for NF4 on the CPU does that by itself; every other product is only ever shown `ROWS` rows.
+    The bf16 kernels for NF4 and GPTQ on the CPU do that by themselves; every other product is only ever shown `ROWS`
+    rows.
     """
     if getattr(linear, "support_avx512bf16_for_cpu", False) and x.device.type == "cpu":
         return linear(x)
+    if (few := find_few_rows(linear, x)) is not None:
+        return few(x)
     blocks = [linear(pad(block, (0, 0, 0, ROWS - len(block))))[: len(block)] for block in torch.split(x, ROWS)]
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)

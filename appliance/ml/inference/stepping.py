@@ -22,6 +22,7 @@ from appliance.ml.layers.decoder import embed
 from appliance.ml.layers.head import make_head
 from appliance.ml.layers.positions import Positions, Rotation
 from appliance.ml.layers.scores import Scoring
+from appliance.ml.quantised.few_rows import fits_few_rows, join_few_rows
 
 
 def make_stepper(model: Any) -> Stepper | None:
@@ -174,7 +175,7 @@ class _Projections:
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """What the base makes of x, float32; it multiplies in its own dtype."""
         # Made at the first use: bitsandbytes packs weights when they first answer.
-        product = self._product = self._product or _join(self._modules)
+        product = self._product = self._product or _join(self._modules, self._dtype)
         return product(x.to(self._dtype)).float()
 
     def add(self, x: torch.Tensor, made: torch.Tensor, mix: Mix) -> None:
@@ -191,13 +192,15 @@ def _pack_head(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda x: multiply(x, packed, None, "none", [], "")
 
 
-def _join(modules: Sequence[Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+def _join(modules: Sequence[Any], dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
     """The modules as one product."""
     if all(type(module) is torch.nn.Linear for module in modules):
         return _Plain(modules)
     packs = all(getattr(module, "support_avx512bf16_for_cpu", False) for module in modules)
     if packs and modules[0].weight.device.type == "cpu":
         return _Packed(modules)
+    if fits_few_rows(modules, dtype):
+        return join_few_rows(modules)
     return lambda x: torch.cat([multiply_rows(module, x) for module in modules], dim=1)
 
 

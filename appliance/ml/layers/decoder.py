@@ -19,6 +19,7 @@ from appliance.ml.layers.attention import Layout, lay_out
 from appliance.ml.layers.layer import Layer
 from appliance.ml.layers.packing import Pack
 from appliance.ml.layers.positions import Positions, Rotation
+from appliance.ml.quantised.linear import GptqLinear
 
 # Dequantised weights are kept between their uses where they have no more than so many bytes altogether, and nothing is
 # to be computed again to save memory.
@@ -68,7 +69,7 @@ def count_bytes(model: Any) -> int:
         linear.in_features * linear.out_features
         for layer in model.layers
         for linear in layer.modules()
-        if isinstance(linear, torch.nn.Linear) and not linear.weight.requires_grad
+        if isinstance(linear, GptqLinear) or (isinstance(linear, torch.nn.Linear) and not linear.weight.requires_grad)
     ]
     return sum(sizes) * int(model.embed_tokens.weight.element_size())
 
@@ -88,7 +89,7 @@ def _fits(module: Any) -> bool:
 def _is_plain(linear: LoraLayer) -> bool:
     """Plain LoRA or rsLoRA on a 4-bit or an unquantised layer, alone and not merged."""
     base, variants = linear.get_base_layer(), getattr(linear, "lora_variant", {})
-    plain = type(base).__name__ in ("Linear", "Linear4bit") and not linear.merged
+    plain = type(base).__name__ in ("Linear", "Linear4bit", "GptqLinear") and not linear.merged
     return plain and list(linear.lora_A) == ["default"] and not variants and not linear.lora_bias["default"]
 
 

@@ -17,6 +17,8 @@ import torch
 from bitsandbytes.functional import dequantize_blockwise
 from peft.tuners.lora import LoraLayer
 
+from appliance.ml.quantised.linear import GptqLinear
+
 Tensors = list[torch.Tensor]
 
 
@@ -147,7 +149,7 @@ class _Frozen:
 
     4-bit weights are dequantised. Their blocks stand behind one another, so those of several layers are those of one;
     the layers' own become views of them. The double quantisation of the blocks' scales is undone once: they are a
-    hundredth of the weights.
+    hundredth of the weights. Layers packed by GPTQ are dequantised side by side.
     """
 
     def __init__(self, linears: Sequence[Any], keeps: bool) -> None:
@@ -166,8 +168,23 @@ class _Frozen:
         return made
 
     def _join(self, dtype: torch.dtype) -> torch.Tensor:
+        if any(isinstance(linear, GptqLinear) for linear in self._linears):
+            return self._join_packed(dtype)
         weights = [linear.weight.detach().to(dtype) for linear in self._linears]
         return weights[0] if len(weights) == 1 else torch.cat(weights)
+
+    def _join_packed(self, dtype: torch.dtype) -> torch.Tensor:
+        """In memory it stands as [in, out]."""
+        sizes = [linear.out_features for linear in self._linears]
+        first = self._linears[0]
+        device = first.qweight.device if isinstance(first, GptqLinear) else first.weight.device
+        made = torch.empty(first.in_features, sum(sizes), dtype=dtype, device=device)
+        for linear, part in zip(self._linears, torch.split(made, sizes, dim=1), strict=True):
+            if isinstance(linear, GptqLinear):
+                linear.dequantise_into(part)
+            else:
+                part.copy_(linear.weight.detach().t())
+        return made.t()
 
     def _dequantise(self, packed: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         state = self._linears[0].weight.quant_state
@@ -180,6 +197,8 @@ class _Frozen:
 
 def _find_dtype(linear: Any) -> torch.dtype:
     """What the layer multiplies in."""
+    if isinstance(linear, GptqLinear):
+        return linear.dtype
     dtype: torch.dtype = getattr(linear, "compute_dtype", None) or linear.weight.dtype
     return dtype
 

@@ -1,8 +1,8 @@
 """Loads a converted base from local files with every dtype stated: the same in training and serving.
 
 Norms, embeddings and head are kept in the compute dtype, as is the residual stream. The linear layers are NF4 with
-double quantisation, or LLM.int8, or as they are in the compute dtype, and multiply in it. An adapter is only worth its
-evaluation on exactly this tuple.
+double quantisation, or LLM.int8, or GPTQ as the folder has it, or as they are in the compute dtype, and multiply in it.
+An adapter is only worth its evaluation on exactly this tuple.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from appliance.ml.layers.positions import find_longest_short
 from appliance.ml.layers.reader import Reader, Seen
 from appliance.ml.layers.trees import Held, TreeAttention
 from appliance.ml.model.chat import Chat, load_chat
-from appliance.ml.model.folder import check_folder
+from appliance.ml.model.folder import check_folder, read_quantisation
+from appliance.ml.quantised.loading import load_arguments
 
-QUANTISATIONS = ("nf4-double", "int8", "none")
+QUANTISATIONS = ("nf4-double", "int8", "none", "gptq")
 COMPUTE_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # bitsandbytes packs rows in blocks of this many for its bf16 kernel on the CPU.
 _PACKED_ROWS = 32
@@ -113,6 +114,11 @@ def load_base(
     if compute_dtype not in COMPUTE_DTYPES:
         raise BadInput(f"base, compute dtype: expected {' or '.join(COMPUTE_DTYPES)}, got {compute_dtype!r}")
     check_folder(folder, sealed=True)
+    found = read_quantisation(folder)
+    gptq = None if found is None else found.gptq
+    if (gptq is not None) != (quantisation == "gptq"):
+        got = "a folder without it" if gptq is None else "a folder in GPTQ"
+        raise BadInput(f"base, quantisation: expected weights for {quantisation}, got {got}")
     dtype = COMPUTE_DTYPES[compute_dtype]
     model = AutoModelForCausalLM.from_pretrained(
         str(folder.absolute()),
@@ -122,7 +128,7 @@ def load_base(
         dtype=torch.float32 if trainable else dtype,
         device_map={"": device},
         attn_implementation=packing.ATTENTION,
-        quantization_config=_quantise(quantisation, dtype),
+        **(load_arguments(folder, gptq) or {"quantization_config": _quantise(quantisation, dtype)}),
     )
     model.requires_grad_(False)
     model.eval()
@@ -134,7 +140,7 @@ def load_base(
 def _make_reader(model: Any) -> Reader | None:
     architecture = find_architecture(model)
     kinds = {type(module).__name__ for module in model.get_decoder().layers.modules() if hasattr(module, "in_features")}
-    if architecture is None or not kinds <= {"Linear", "Linear4bit"}:
+    if architecture is None or not kinds <= {"Linear", "Linear4bit", "GptqLinear"}:
         return None
     return Reader(model, architecture, kept_bytes=KEPT_BYTES)
 

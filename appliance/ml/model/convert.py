@@ -31,8 +31,13 @@ from appliance.ml.model.chat import (
     digest_tokenizer,
     load_chat,
 )
-from appliance.ml.model.folder import check_folder
+from appliance.ml.model.folder import check_folder, read_quantisation
 from appliance.ml.model.gguf_header import check_gguf
+from appliance.ml.quantised.gptq import Gptq
+from appliance.ml.quantised.loading import count_packed, load_arguments
+from appliance.ml.quantised.settings import SETTINGS_FILE
+from appliance.ml.quantised.values import check_values
+from appliance.ml.quantised.widening import widen_folder
 
 _CHUNK_BYTES = 1 << 20
 _DTYPE = torch.bfloat16
@@ -55,11 +60,19 @@ def convert_base(source: Path, output: Path) -> dict[str, Any]:
 
 
 def _copy_folder(source: Path, output: Path) -> list[str]:
-    for name in check_folder(source):
-        _copy_file(source / name, output / name)
+    names, quantised = check_folder(source), read_quantisation(source)
+    warnings = []
+    if quantised is not None and quantised.widened:
+        weights = _weights(names)
+        warnings.append(widen_folder(source, output, weights, quantised.widened))
+        names = [name for name in names if name not in {*weights, SETTINGS_FILE}]
+    elif quantised is not None and quantised.gptq is not None:
+        check_values(source, _weights(names), quantised.gptq)
+    for name in names:
+        if not (output / name).exists():
+            _copy_file(source / name, output / name)
     # What the check saw may have been changed since; what counts is what was copied.
     check_folder(output)
-    warnings = []
     config = json.loads((output / TOKENIZER_CONFIG_FILE).read_bytes())
     if not (output / TEMPLATE_FILE).exists():
         template = config.get("chat_template")
@@ -70,6 +83,10 @@ def _copy_folder(source: Path, output: Path) -> list[str]:
         (output / TEMPLATE_FILE).write_text(template, encoding="utf-8")
         warnings.append(f"the chat template was taken from {TOKENIZER_CONFIG_FILE}")
     return warnings
+
+
+def _weights(names: list[str]) -> list[str]:
+    return [name for name in names if name.endswith(".safetensors")]
 
 
 def _copy_file(source: Path, target: Path) -> None:
@@ -154,9 +171,13 @@ def _check_weights(path: Path) -> None:
 
 def _describe(output: Path, warnings: list[str]) -> dict[str, Any]:
     """Loads what was written, whole, and says what it is; weights that are missing or over are refused."""
-    for name in check_folder(output):
-        if name.endswith(".safetensors"):
-            _check_weights(output / name)
+    names = check_folder(output, sealed=True)
+    for name in _weights(names):
+        _check_weights(output / name)
+    quantised = read_quantisation(output)
+    gptq = None if quantised is None else quantised.gptq
+    if gptq is not None:
+        check_values(output, _weights(names), gptq)
     model, loading = AutoModelForCausalLM.from_pretrained(
         str(output.absolute()),
         local_files_only=True,
@@ -164,6 +185,7 @@ def _describe(output: Path, warnings: list[str]) -> dict[str, Any]:
         use_safetensors=True,
         dtype="auto",
         output_loading_info=True,
+        **load_arguments(output, gptq),
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if loading.get(kind):
@@ -173,8 +195,9 @@ def _describe(output: Path, warnings: list[str]) -> dict[str, Any]:
     dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
     return {
         "architecture": model.config.architectures[0],
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()) + count_packed(model),
         "dtype": "+".join(dtypes),
+        **_describe_quantisation(gptq),
         "context_length": int(model.config.max_position_embeddings),
         "vocab_size": int(model.config.vocab_size),
         "shape": describe_shape(model),
@@ -183,6 +206,10 @@ def _describe(output: Path, warnings: list[str]) -> dict[str, Any]:
         "end_of_turn": chat.end_of_turn,
         "warnings": warnings,
     }
+
+
+def _describe_quantisation(gptq: Gptq | None) -> dict[str, Any]:
+    return {"quantisation": "none"} if gptq is None else {"quantisation": "gptq", "gptq": gptq.describe()}
 
 
 def describe_shape(model: Any) -> dict[str, Any]:

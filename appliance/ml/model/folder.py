@@ -18,6 +18,9 @@ from appliance.formats.artifacts.manifest import MANIFEST_PATH
 from appliance.ml.layers.architecture import find_gap
 from appliance.ml.model.bounds import check_claims, check_weights
 from appliance.ml.model.tokenizer import check_tokenizer
+from appliance.ml.quantised.gptq import find_layers
+from appliance.ml.quantised.headers import check_index, read_headers
+from appliance.ml.quantised.settings import SETTINGS_FILE, Quantised, read_quantised
 
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
@@ -29,6 +32,8 @@ ALLOWED_FILES = frozenset(
         *REQUIRED_FILES,
         WEIGHTS_FILE,
         WEIGHTS_INDEX_FILE,
+        SETTINGS_FILE,
+        "quant_log.csv",  # what gptqmodel writes beside: copied, never read
         "generation_config.json",
         "special_tokens_map.json",
         "chat_template.jinja",
@@ -74,14 +79,38 @@ def check_folder(folder: Path, *, sealed: bool = False) -> list[str]:
         raise BadInput("base: expected weights in safetensors, got none")
     config = _read_json(folder / CONFIG_FILE, _MAX_CONFIG_BYTES)
     _check_config(config)
-    check_weights(config, sum(_measure_weights(folder / name) for name in weights), f"base, {CONFIG_FILE}")
+    quantised = read_quantisation(folder)
+    if sealed and quantised is not None and quantised.widened:
+        raise BadInput(f"base, {CONFIG_FILE}: expected weights that an import has made bf16, got {quantised.widened}")
+    times = 1 if quantised is None else quantised.weights_a_byte
+    check_weights(config, times * sum(_measure_weights(folder / name) for name in weights), f"base, {CONFIG_FILE}")
     for name in names:
         if name.endswith(".json"):
             _check_no_code(_read_json(folder / name), name)
     check_tokenizer(_read_json(folder / "tokenizer.json"))
     if WEIGHTS_INDEX_FILE in names:
         _check_index(_read_json(folder / WEIGHTS_INDEX_FILE), set(weights))
+    _check_tensors(folder, weights, quantised)
     return names
+
+
+def read_quantisation(folder: Path) -> Quantised | None:
+    """What the folder says that its weights are; None for plain ones."""
+    config = _read_json(folder / CONFIG_FILE, _MAX_CONFIG_BYTES)
+    path = folder / SETTINGS_FILE
+    beside = _read_json(path, _MAX_CONFIG_BYTES) if path.exists() else None
+    if beside is not None and not isinstance(beside, dict):
+        raise BadInput(f"base, {SETTINGS_FILE}: expected a JSON object, got {type(beside).__name__}")
+    return read_quantised(config, beside, f"base, {CONFIG_FILE}")
+
+
+def _check_tensors(folder: Path, weights: list[str], quantised: Quantised | None) -> None:
+    """By the headers: each tensor in one file, the one that the index names, and packed ones that fit one another."""
+    headers = read_headers(folder, weights)
+    if (folder / WEIGHTS_INDEX_FILE).exists():
+        check_index(_read_json(folder / WEIGHTS_INDEX_FILE), headers, WEIGHTS_INDEX_FILE)
+    if quantised is not None and quantised.gptq is not None:
+        find_layers(quantised.gptq, headers)
 
 
 def _check_entry(folder: Path, name: str) -> None:
@@ -127,8 +156,6 @@ def _check_config(config: Any) -> None:
         raise BadInput(f"base, {CONFIG_FILE}, architectures: expected one name, got {architectures!r:.80}")
     if (gap := find_gap(config)) is not None:
         raise BadInput(f"base, {CONFIG_FILE}, {gap}")
-    if "quantization_config" in config:
-        raise BadInput(f"base, {CONFIG_FILE}: expected weights that are not quantised, got a quantization_config")
     check_claims(config, f"base, {CONFIG_FILE}")
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import bitsandbytes
 import torch
 
+from appliance.ml.quantised.linear import GptqLinear
+
 ADAPTER = "default"
 ITERATIONS = 8
 """Of the subspace: what it leaves over is within a hundredth of what the exact decomposition leaves, even of noise."""
@@ -54,6 +56,8 @@ def list_layers(model: Any) -> Iterator[Any]:
 
 def read_weight(layer: Any) -> torch.Tensor:
     """[out, in], float32: what the layer multiplies with."""
+    if isinstance(layer, GptqLinear):
+        return layer.dequantise(torch.float32)
     weight = layer.weight
     if isinstance(weight, bitsandbytes.nn.Params4bit):
         weight = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)

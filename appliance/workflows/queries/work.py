@@ -94,6 +94,7 @@ def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[st
         context_length=base.facts["context_length"],
         device="cuda" if context.device == "cuda" else "cpu",
         bfloat16=context.bfloat16,
+        stored="gptq" if base.facts.get("quantisation") == "gptq" else "none",
     )
     return {
         "base_digest": base.digest,

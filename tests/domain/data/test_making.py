@@ -243,6 +243,10 @@ def measured(site: LogBuilder, base: Any, dataset: Any) -> None:
         ({"method": "ia3", "rank": 0, "alpha": 0}, "got release of ia3 on nf4-double"),
         ({"method": "full", "quantisation": "none", "rank": 0, "alpha": 0, "target_modules": ()}, "release of full"),
         ({"quantisation": "none"}, "quantisation: expected nf4-double for qlora, got none"),
+        (
+            {"method": "lora", "quantisation": "gptq"},
+            "quantisation: expected another than gptq for this base, got gptq",
+        ),
         ({"method": "dora", "purpose": "baseline", "rank": 0}, "recipe, rank: expected at least 1, got 0"),
         ({"optimiser": "paged-adamw-8bit"}, "since bitsandbytes pages only on a CUDA device, got paged-adamw-8bit"),
         ({"warmup_ratio": "1.0"}, "warmup_ratio: expected a warm-up shorter than the run's"),

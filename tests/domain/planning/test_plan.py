@@ -8,10 +8,17 @@ from typing import Any
 import pytest
 
 from appliance.domain.planning.cards import Calibration, Machine
-from appliance.domain.planning.footprint import PACK_TOKENS, Subject, count_trainable, draw_packs, plan_memory
+from appliance.domain.planning.footprint import (
+    DEQUANTISING,
+    PACK_TOKENS,
+    Subject,
+    count_trainable,
+    draw_packs,
+    plan_memory,
+)
 from appliance.domain.planning.pace import pace_of_machine
 from appliance.domain.planning.plan import check_fits, make_plan, plan_disk, read_subject, say_seconds, show_bytes
-from appliance.domain.planning.shape import Lengths, Shape, profile_lengths
+from appliance.domain.planning.shape import Lengths, Packed, Shape, profile_lengths, read_packed
 from appliance.domain.recipe.parsing import parse_recipe
 from appliance.domain.recipe.recipe import Facts, ResolvedRecipe, resolve_recipe
 from appliance.errors import BadInput, Conflict
@@ -63,6 +70,29 @@ def test_the_weights_of_an_adapter_are_counted_as_they_lie_in_its_file() -> None
 )
 def test_what_holds_more_is_planned_with_more(less: dict[str, Any], more: dict[str, Any]) -> None:
     assert plan_memory(SUBJECT, resolved(**less)).training_peak < plan_memory(SUBJECT, resolved(**more)).training_peak
+
+
+def test_a_base_in_gptq_is_planned_as_its_file_and_compared_with_what_trains_on_it() -> None:
+    """4 bits, a scale and a zero for 128 inputs, an index for each input; embeddings in the file and in bfloat16."""
+    said = {"bits": 4, "group_size": 64, "sym": True, "desc_act": False, "checkpoint_format": "gptq"}
+    facts = {"dtype": "float16", "quantisation": "gptq", "gptq": said}
+    packed = read_packed(facts)
+    assert packed is not None and read_packed({"quantisation": "none"}) is None
+    inputs = 4 * 576 + 576 + 576 + 1536
+    factors = 106_168_320 // 64
+    stored = 106_168_320 // 2 + factors * 2 + factors // 2 + 30 * inputs * 4
+    assert packed.count_bytes(SHAPE) == (stored, 8 * factors)
+    assert Packed(4, None).count_bytes(SHAPE)[1] < packed.count_bytes(SHAPE)[1]
+    subject = Subject(SHAPE, 2, LENGTHS, 800, 200, packed)
+    gptq = FACTS.model_copy(update={"stored": "gptq"})
+    plan = make_plan(parse_recipe(WRITTEN | {"method": "lora"}), gptq, subject, MACHINE)
+    others = SHAPE.parameters - SHAPE.linear_weights
+    assert plan.memory.load.weights == stored + 8 * factors + 2 * 2 * others + DEQUANTISING
+    assert [choice.method for choice in plan.offers[0].choices] == ["lora"]
+    assert plan.advised == "lora" and "imported in GPTQ" in plan.reasons[0]
+    assert plan.memory.load.weights < plan_memory(SUBJECT, resolved(method="lora")).load.weights
+    with pytest.raises(BadInput, match="plan, base: expected one that was imported in GPTQ"):
+        plan_memory(SUBJECT, plan.recipe)
 
 
 def test_no_pack_is_larger_than_the_loop_makes_it_and_a_long_row_stands_alone() -> None:

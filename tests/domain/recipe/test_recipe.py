@@ -88,7 +88,7 @@ def test_long_rows_recompute_their_activations() -> None:
         ({"dropout": -0.1}, "dropout: expected a fraction of at least 0"),
         ({"dropout": float("nan")}, "dropout: expected a fraction"),
         ({"method": "vera"}, "method: expected 'qlora', 'lora', 'rslora', "),
-        ({"quantisation": "gptq"}, "quantisation: expected 'nf4-double', 'int8' or 'none' or auto, got 'gptq'"),
+        ({"quantisation": "awq"}, "quantisation: expected 'nf4-double', 'int8', 'none' or 'gptq' or auto, got 'awq'"),
         ({"optimiser": "adam"}, "optimiser: expected 'adamw', 'adamw-8bit' or 'paged-adamw-8bit', got 'adam'"),
         ({"dataset": "clauses"}, "dataset: expected"),
         ({"device": "tpu"}, "device: expected"),
@@ -162,10 +162,10 @@ def test_a_key_that_is_missing_is_named() -> None:
         ({"device": "cuda"}, "device: expected cpu, since this machine has no CUDA device"),
         (
             {"method": "dora"},
-            "since only these can be released: qlora on nf4-double, lora on none, rslora on nf4-double",
+            "since only these can be released: qlora on nf4-double, lora on none, lora on gptq, rslora on nf4-double",
         ),
         ({"method": "lora", "quantisation": "int8"}, "got release of lora on int8"),
-        ({"method": "lora", "quantisation": "nf4-double"}, "expected none or int8 for lora, got nf4-double"),
+        ({"method": "lora", "quantisation": "nf4-double"}, "expected none or int8 or gptq for lora, got nf4-double"),
         ({"method": "full", "purpose": "baseline", "rank": 8}, "rank: expected 0 or auto, since full has none, got 8"),
         ({"method": "full", "purpose": "baseline", "target_modules": ["q_proj"]}, "since full trains every weight"),
         ({"method": "ia3", "purpose": "baseline", "dropout": 0.1}, "dropout: expected 0.0 or auto, since ia3 has none"),
@@ -210,3 +210,36 @@ def test_validation_is_resolved_whole_or_not_at_all() -> None:
             resolve(**changes)
     with pytest.raises(BadInput, match=r"validation: expected at most 0\.9, got 0\.95"):
         resolve(validation=0.95)
+
+
+GPTQ = FACTS.model_copy(update={"stored": "gptq"})
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora", "lora-plus", "olora", "pissa"])
+def test_on_a_base_in_gptq_its_own_weights_are_what_is_trained_on_and_released(method: str) -> None:
+    found = resolve_recipe(parse_recipe(WRITTEN | {"method": method}), GPTQ)
+    assert (found.quantisation, found.purpose) == ("gptq", "release")
+
+
+@pytest.mark.parametrize(
+    ("written", "facts", "message"),
+    [
+        (
+            {},
+            GPTQ,
+            "recipe, method: expected one of lora, rslora, lora-plus, olora, pissa, since the base was imported in "
+            "GPTQ, got qlora",
+        ),
+        ({"method": "dora", "purpose": "baseline"}, GPTQ, "imported in GPTQ, got dora"),
+        ({"method": "ia3", "purpose": "baseline"}, GPTQ, "imported in GPTQ, got ia3"),
+        ({"method": "full", "purpose": "baseline"}, GPTQ, "imported in GPTQ, got full"),
+        ({"method": "lora", "quantisation": "none"}, GPTQ, "expected gptq, since the base was imported so, got none"),
+        ({"method": "lora", "quantisation": "gptq"}, FACTS, "expected another than gptq for this base, got gptq"),
+    ],
+)
+def test_what_does_not_go_with_how_a_base_was_imported_is_refused(
+    written: dict[str, Any], facts: Facts, message: str
+) -> None:
+    with pytest.raises(BadInput) as refused:
+        resolve_recipe(parse_recipe(WRITTEN | written), facts)
+    assert message in refused.value.message

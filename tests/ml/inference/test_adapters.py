@@ -26,10 +26,10 @@ DTYPES = ["float32", "bfloat16"]
 
 
 def make_adapter(
-    base_folder: Path, seed: int, dtype: str = "float32", **changes: Any
+    base_folder: Path, seed: int, dtype: str = "float32", quantisation: str = "nf4-double", **changes: Any
 ) -> tuple[bytes, bytes, Any, Base]:
     """(configuration, weights, the peft model itself, its base): random, so that it changes every logit."""
-    base = load_base(base_folder, quantisation="nf4-double", compute_dtype=dtype, device="cpu")
+    base = load_base(base_folder, quantisation=quantisation, compute_dtype=dtype, device="cpu")
     torch.manual_seed(seed)
     attached = methods.attach_adapter(base, {**RECIPE, **changes})
     with torch.no_grad():
@@ -39,10 +39,14 @@ def make_adapter(
     return config, weights, attached.model.eval(), base
 
 
+@pytest.mark.parametrize("quantisation", ["nf4-double", "gptq"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_slot_gives_the_bits_that_peft_gives(base_folder: Path, dtype: str) -> None:
-    config, weights, _, theirs = make_adapter(base_folder, 1, dtype)
-    ours = load_base(base_folder, quantisation="nf4-double", compute_dtype=dtype, device="cpu")
+def test_a_slot_gives_the_bits_that_peft_gives(
+    base_folder: Path, gptq_folder: Path, dtype: str, quantisation: str
+) -> None:
+    folder = gptq_folder if quantisation == "gptq" else base_folder
+    config, weights, _, theirs = make_adapter(folder, 1, dtype, quantisation)
+    ours = load_base(folder, quantisation=quantisation, compute_dtype=dtype, device="cpu")
     slots = Slots(ours)
     plain = read_probe(ours)
     slots.load("a", config, weights)

@@ -21,7 +21,10 @@ from appliance.ml.serving import engine
 from appliance.ml.serving.engine import Engine
 from scripts.kit.tiny_model import RECIPE
 
-TUPLES = [("nf4-double", "bfloat16"), ("nf4-double", "float32"), ("none", "bfloat16"), ("none", "float32")]
+TUPLES = [
+    *(("nf4-double", "bfloat16"), ("nf4-double", "float32"), ("none", "bfloat16")),
+    *(("gptq", "bfloat16"), ("gptq", "float32"), ("none", "float32")),
+]
 MODULES = list(RECIPE["target_modules"])
 
 
@@ -116,12 +119,13 @@ def same_bits(some: torch.Tensor, other: torch.Tensor) -> bool:
 @pytest.mark.family(keep=4)
 @pytest.mark.parametrize(("quantisation", "dtype"), TUPLES)
 def test_logits_are_the_same_bits_alone_and_in_a_full_mixed_batch(
-    base_folder: Path, quantisation: str, dtype: str, layout: str, monkeypatch: pytest.MonkeyPatch
+    base_folder: Path, gptq_folder: Path, quantisation: str, dtype: str, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.use_determinism(0)
     monkeypatch.setattr(engine, "PROMPT_CHUNK", 40)
     monkeypatch.setattr(cache, "BLOCK", 16)
-    base = load_base(base_folder, quantisation=quantisation, compute_dtype=dtype, device="cpu", reads=True)
+    folder = gptq_folder if quantisation == "gptq" else base_folder
+    base = load_base(folder, quantisation=quantisation, compute_dtype=dtype, device="cpu", reads=True)
     mixed = _mixed(base)
     mixed.slots.remove()
     for name, (slot, request) in REQUESTED.items():

@@ -21,6 +21,7 @@ from appliance.ml.model import machine
 from appliance.ml.model.base import Base, load_base
 from appliance.ml.training import loop, loss, methods
 from scripts.kit.tiny_model import RECIPE, build_base
+from tests.kit.gptq import Packing, quantise_folder
 
 Train = Callable[..., tuple[bytes, list[loop.Step]]]
 DTYPES = ["float32", "bfloat16"]
@@ -111,16 +112,18 @@ def _reference_loss(base: Base, samples: list[Sample]) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize(
-    ("method", "quantisation"), [("qlora", "nf4-double"), ("rslora", "none"), ("dora", "nf4-double")]
+    ("method", "quantisation"),
+    [("qlora", "nf4-double"), ("rslora", "none"), ("dora", "nf4-double"), ("lora", "gptq")],
 )
 def test_loss_and_gradients_are_those_of_the_answers_alone(
     tmp_path: Path, dataset: Path, kind: str, method: str, quantisation: str
 ) -> None:
     """Packed, head only where there is a loss, in two parts: the same as the plain sum over whole sequences."""
     machine.use_determinism(1)
-    base = load_base(
-        build_base(tmp_path / kind, kind), quantisation=quantisation, compute_dtype="float32", device="cpu"
-    )
+    folder = build_base(tmp_path / kind, kind)
+    if quantisation == "gptq":
+        folder = quantise_folder(folder, tmp_path / "gptq", Packing(sym=False, checkpoint_format="gptq_v2"))
+    base = load_base(folder, quantisation=quantisation, compute_dtype="float32", device="cpu")
     samples = tokenize_rows(data.load_rows(dataset, data.TRAIN), base.chat, max_length=128)
     recipe = {**RECIPE, "dropout": "0.0", "method": method, "target_modules": MODULES[kind]}
     model = methods.attach_adapter(base, recipe).model

@@ -22,6 +22,7 @@ from appliance.ml.model import machine
 from appliance.ml.model.base import Base, load_base
 from appliance.ml.training import loop, methods, starts
 from scripts.kit.tiny_model import RECIPE
+from tests.kit.gptq import packed_twin
 
 PAIRS = [(name, quantisation) for name, method in METHODS.items() for quantisation in method.quantisations]
 RATES = {"ia3": "0.1", "full": "0.003", "lora-plus": "0.002"}
@@ -70,6 +71,8 @@ def train(base_folder: Path, dataset: Path) -> Train:
 
 
 def load(folder: Path, recipe: dict[str, Any], *, trainable: bool = False) -> Base:
+    if recipe["quantisation"] == "gptq":
+        folder = packed_twin(folder)
     tuple_ = {key: recipe[key] for key in ("quantisation", "compute_dtype", "device")}
     return load_base(folder, **tuple_, trainable=trainable, packs=METHODS[recipe["method"]].plain)
 
@@ -129,7 +132,8 @@ def test_what_was_saved_is_evaluated_and_better_than_the_base(
 
 
 @pytest.mark.parametrize(
-    ("method", "quantisation"), [("dora", "nf4-double"), ("ia3", "nf4-double"), ("qlora", "nf4-double")]
+    ("method", "quantisation"),
+    [("dora", "nf4-double"), ("ia3", "nf4-double"), ("qlora", "nf4-double"), ("lora", "gptq")],
 )
 def test_in_bfloat16_too(train: Train, base_folder: Path, method: str, quantisation: str) -> None:
     """bitsandbytes repacks a layer that answers, and DoRA, which dequantises it again, would be judged on noise."""
@@ -144,7 +148,7 @@ def test_in_bfloat16_too(train: Train, base_folder: Path, method: str, quantisat
 
 
 @pytest.mark.parametrize("method", starts.STARTS)
-@pytest.mark.parametrize("quantisation", ["nf4-double", "none"])
+@pytest.mark.parametrize("quantisation", ["nf4-double", "none", "gptq"])
 def test_a_start_in_the_base_changes_nothing_at_first_and_writes_nothing(
     base_folder: Path, method: str, quantisation: str
 ) -> None:

@@ -1,0 +1,85 @@
+"""How transformers loads a folder packed by GPTQ: through its own door for quantisers of others, without a library.
+
+What `from_pretrained` must be given is `load_arguments`; the packed layers of what it loads are `GptqLinear`, and
+nothing else of the model or its configuration says that it is quantised.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from appliance.errors import BadInput
+from appliance.ml.quantised.gptq import Gptq, GptqLayer, find_layers
+from appliance.ml.quantised.headers import read_headers
+from appliance.ml.quantised.linear import GptqLinear
+from appliance.ml.quantised.settings import MEMBER
+
+_METHOD = "appliance-gptq"
+
+
+@register_quantization_config(_METHOD)
+class _Settings(QuantizationConfigMixin):  # type: ignore[misc]
+    """What the quantiser below is given: the settings, and each packed layer's dimensions."""
+
+    def __init__(self, gptq: Gptq, layers: dict[str, GptqLayer]) -> None:
+        self.quant_method = _METHOD
+        self.gptq, self.layers = gptq, layers
+
+
+@register_quantizer(_METHOD)
+class _Quantizer(HfQuantizer):  # type: ignore[misc]
+    """Puts packed layers where plain ones were, before weights are read."""
+
+    def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
+        settings = self.quantization_config
+        for name, layer in settings.layers.items():
+            plain = _find_linear(model, name, layer)
+            dtype, device = plain.weight.dtype, plain.weight.device
+            model.set_submodule(name, GptqLinear(settings.gptq, layer, dtype, device))
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        self.remove_quantization_config(model)
+        return model
+
+    def is_serializable(self) -> bool:
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def _find_linear(model: Any, name: str, layer: GptqLayer) -> torch.nn.Linear:
+    try:
+        found = model.get_submodule(name)
+    except AttributeError:
+        found = None
+    if not isinstance(found, torch.nn.Linear) or found is model.get_output_embeddings():
+        raise BadInput(f"base, {name}.qweight: expected a linear layer of the decoder, got none of this name")
+    if (found.in_features, found.out_features) != (layer.inputs, layer.outputs):
+        expected, got = f"{found.in_features} inputs and {found.out_features} outputs", (layer.inputs, layer.outputs)
+        raise BadInput(f"base, {name}.qweight: expected {expected} by config.json, got {got[0]} and {got[1]}")
+    return found
+
+
+def load_arguments(folder: Path, gptq: Gptq | None) -> dict[str, Any]:
+    """None: nothing is packed."""
+    if gptq is None:
+        return {}
+    config = AutoConfig.from_pretrained(str(folder.absolute()), local_files_only=True, trust_remote_code=False)
+    if hasattr(config, MEMBER):
+        delattr(config, MEMBER)
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    layers = find_layers(gptq, read_headers(folder, files))
+    return {"config": config, "quantization_config": _Settings(gptq, layers)}
+
+
+def count_packed(model: Any) -> int:
+    """Weights of the packed layers, which are no parameters of the model."""
+    return sum(module.in_features * module.out_features for module in model.modules() if isinstance(module, GptqLinear))
