@@ -97,6 +97,16 @@ PEOPLE = {
 }
 
 UNITS = {
+    "challenge": Code(
+        (NotAuthenticated,), "a token request answers no challenge of the last minute", "ask for a new challenge"
+    ),
+    "no-token": Code((Unavailable,), "the token agent has no token that is valid now", "wait, or read the agent's log"),
+    "too-many-tokens": Code(
+        (Denied,), "the application has as many valid tokens as it may", "use one of them, or wait until one ends"
+    ),
+    "instruction-erased": Code(
+        (Denied,), "the text that the release puts in was erased", "send a system message of your own"
+    ),
     "model-not-found": Code((NotFound,), "nothing of that name is released to the unit", "ask the release owner"),
     "not-admitted": Code((Denied,), "the adapter may not answer now; the reasons say why", "ask the release owner"),
     "cut-off": Code((Denied,), "adapter or token was revoked during the answer", "ask the release owner"),

@@ -37,7 +37,7 @@ class Challenges:
             self._answered = {known: end for known, end in self._answered.items() if end >= now}
             if not hmac.compare_digest(code, self._code(head)) or ends < now or nonce in self._answered:
                 raise NotAuthenticated(
-                    "token request: expected the nonce of a challenge of the last minute, once, got another",
+                    "token request: expected a nonce of the last minute that was not used, got one used or too old",
                     code="challenge",
                 )
             self._answered[nonce] = ends
