@@ -156,8 +156,9 @@ def cli(
     as_json: bool,
     yes: bool,
 ) -> None:
-    """Train, review, release and serve adapters, with a signature for every decision and a log that can be verified
-    independently.
+    """Train, review, release and serve adapters.
+
+    Every decision is signed, and the log of decisions can be verified independently of the service.
 
     The options below may be given here or after any command.
     """
