@@ -12,7 +12,7 @@ from appliance.domain.planning.shape import Shape, profile_lengths
 from appliance.domain.recipe.recipe import ResolvedRecipe
 from appliance.ml.data.samples import Sample
 from appliance.ml.evaluation import evaluation
-from appliance.ml.layers import attention, decoder, head
+from appliance.ml.layers import decoder, head, scores
 from appliance.ml.model.base import load_base
 from appliance.ml.model.convert import describe_shape
 from appliance.ml.quantised.loading import count_packed
@@ -24,7 +24,7 @@ from tests.kit.gptq import packed_twin
 def test_the_limits_of_packs_are_the_loops_own() -> None:
     assert footprint.PACK_TOKENS == loop.PACK_TOKENS == evaluation.PACK_TOKENS
     assert (footprint.CHUNK, footprint.HEAD_ROWS) == (loss.CHUNK, head.ROWS)
-    assert (footprint.LARGE, footprint.KEPT_BYTES) == (attention.LARGE, decoder.KEPT_BYTES)
+    assert (footprint.BLOCK, footprint.KEPT_BYTES) == (scores.BLOCK, decoder.KEPT_BYTES)
 
 
 def planned(**changes: Any) -> ResolvedRecipe:

@@ -26,8 +26,8 @@ CHUNK = 128
 """Places whose logits stand in memory at once in training (`ml/training/loss.py`)."""
 HEAD_ROWS = 512
 """The same in evaluation (`ml/layers/head.py`)."""
-LARGE = 1 << 18
-"""Queries times keys of a segment from which attention scores are not held whole (`ml/layers/attention.py`)."""
+BLOCK = 128
+"""Queries of a segment whose attention scores are held at once (`ml/layers/scores.py`)."""
 KEPT_BYTES = 1_000_000_000
 """Of dequantised weights that are kept between their uses, where nothing is computed again (`ml/layers/decoder.py`)."""
 
@@ -103,9 +103,10 @@ class Pack:
         return self.segments * self.longest * (self.root + self.longest) + self.root**2
 
     @property
-    def copies(self) -> int:
-        """How many of them stand beside one another in a backward pass: measured, written out here or fused."""
-        return 4 if self.longest * (self.root + self.longest) <= LARGE else 3
+    def held_scores(self) -> int:
+        """Those that are held at once."""
+        own = self.segments * min(BLOCK, self.longest) * (self.root + self.longest)
+        return max(own, min(BLOCK, self.root) * self.root)
 
 
 def draw_packs(lengths: Lengths, recipe: ResolvedRecipe, rows: int) -> Iterator[Pack]:
@@ -304,6 +305,8 @@ def _logits(shape: Shape, recipe: ResolvedRecipe, pack: Pack) -> int:
 FRAGMENTS = 0.1
 # And what more, where every step's tensors have other sizes.
 GAPS = 0.06
+# Attention scores that stand beside one another in a backward pass: measured.
+COPIES = 4
 # Of what a step has freed, what is in the way of a checkpoint's pieces; and what encoding an adapter takes. Measured.
 KEPT_SHARE, MOST_KEPT, SAVING = 0.8, 720 * MB, 30 * MB
 # What the library's own modules hold of what their operations save, measured for DoRA and LLM.int8.
@@ -320,7 +323,7 @@ def _quick(shape: Shape, recipe: ResolvedRecipe, pack: Pack, fragments: float) -
     again = {"none": 0, "mlp": wide, "layer": wide + attention}[recipe.gradient_checkpointing]
     kept = shape.hidden + attention + wide - again
     passing = again + 6 * shape.inner + 12 * shape.hidden
-    scores = pack.copies * pack.scores * shape.heads
+    scores = COPIES * pack.held_scores * shape.heads
     made = 0 if kept_weights(shape, recipe) else 2 * shape.hidden * shape.inner
     layers = round(shape.layers * kept * pack.tokens * (1 + fragments))
     return size * (layers + passing * pack.tokens + scores + made)
@@ -345,25 +348,28 @@ def _evaluate(subject: Subject, recipe: ResolvedRecipe, context: int, *, host: b
     shape, size = subject.shape, compute_bytes(recipe)
     judged = recipe.model_copy(update={"method": "lora"}) if recipe.method == "full" else recipe
     weights, _ = _weights(subject, judged, host=host)
-    if subject.packed is not None:
-        weights += _beside_packed(subject.packed, shape, size, host=host)
+    weights += _beside(subject.packed, recipe, shape, host=host)
     own = size * shape.parameters if recipe.method == "full" else 4 * count_trainable(shape, recipe)
     tokens = max(PACK_TOKENS, subject.lengths.longest)
     wide = tokens * (3 * shape.inner + 6 * shape.hidden) * size
+    # Keys and values of a pass, which the search for a label goes on from.
+    held = 2 * shape.layers * shape.key * tokens * size
     return Parts(
         context=context,
         weights=weights,
         adapter=2 * own,
-        activations=wide + 4 * 3 * shape.heads * min(LARGE, subject.lengths.longest**2),
+        activations=wide + held + 4 * 3 * shape.heads * min(BLOCK, subject.lengths.longest) * subject.lengths.longest,
         logits=HEAD_ROWS * shape.words * (size + 4),
     )
 
 
-def _beside_packed(packed: Packed, shape: Shape, size: int, *, host: bool) -> int:
-    """What an evaluation makes of GPTQ: dequantised weights that are kept (`ml/layers/reader.py`), and on the CPU in
-    bfloat16 what few rows are multiplied by (`ml/quantised/few_rows.py`)."""
-    made = size * shape.linear_weights
-    return (made if made <= KEPT_BYTES else 0) + (sum(packed.count_bytes(shape)) if host and size == 2 else 0)
+def _beside(packed: Packed | None, recipe: ResolvedRecipe, shape: Shape, *, host: bool) -> int:
+    """What an evaluation makes of quantised weights: dequantised ones that are kept (`ml/layers/reader.py`), and of
+    GPTQ on the CPU in bfloat16 what few rows are multiplied by (`ml/quantised/few_rows.py`)."""
+    size = compute_bytes(recipe)
+    made = size * shape.linear_weights if is_quick(recipe) and recipe.quantisation != "none" else 0
+    few = 0 if packed is None or not host or size != 2 else sum(packed.count_bytes(shape))
+    return (made if made <= KEPT_BYTES else 0) + few
 
 
 def stored_bytes(facts: Any) -> int:

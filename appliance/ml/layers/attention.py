@@ -1,8 +1,7 @@
 """Attention of a pack of one level, forward and backward by hand: what training goes through.
 
 A pack is a common beginning, which all segments see, and the segments. Neighbours of about one length attend together,
-in one batched product. Short ones hold their scores, which are made again in the backward pass; long ones go through
-a fused kernel.
+in batched products, a block of queries after the other; scores are made again in the backward pass.
 """
 
 from __future__ import annotations
@@ -16,17 +15,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from appliance.ml.layers.architecture import Architecture, LayerKind
 from appliance.ml.layers.norms import Norm
-from appliance.ml.layers.packing import CAPPED_QUERIES, Segment
+from appliance.ml.layers.packing import Segment
 from appliance.ml.layers.positions import Rotation, rotate, rotate_backward
-from appliance.ml.layers.scores import Scoring, attention_weights, cap_scores, fold
+from appliance.ml.layers.scores import Scoring, attend, attention_weights, cap_scores, fold, split_queries
 
-# Queries times keys of a segment from which scores are not held whole.
-LARGE = 1 << 18
 # Segments are filled up to one length where the longest is at most so much longer than the shortest.
 SPREAD, SPARE = 1.2, 32
-
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @dataclass(frozen=True)
@@ -46,10 +40,6 @@ class SegmentGroup:
     own: torch.Tensor | None
     later: torch.Tensor
     _windows: dict[int, torch.Tensor] = field(default_factory=dict, compare=False)
-
-    @property
-    def is_large(self) -> bool:
-        return self.later.numel() > LARGE
 
     def slides(self, window: int | None) -> bool:
         """Whether a window of so many keys hides any."""
@@ -123,27 +113,19 @@ class Attention:
             else [Norm(module.q_norm, architecture.row), Norm(module.k_norm, architecture.row)]
         )
 
-    def forward(
-        self, flat: torch.Tensor, rotation: Rotation | None, layout: Layout
-    ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-        """flat is [tokens, (heads + 2 key heads) * size]; the result [tokens, heads * size], and of each group what the
-        fused kernel needs again: the logarithm of each query's sum."""
+    def forward(self, flat: torch.Tensor, rotation: Rotation | None, layout: Layout) -> torch.Tensor:
+        """flat is [tokens, (heads + 2 key heads) * size]; the result [tokens, heads * size]."""
         heads = self._turned(self._split(flat), rotation)
         seen = flat.new_empty(len(flat), self._query, self._size)
-        sums = []
         for group in layout:
             query, key, value = self._take(heads, group)
-            output, kept = attend_group(query, key, value, group, self.scoring)
-            seen[group.start : group.stop] = _flatten(output, group)
-            sums.append(kept)
-        return seen.flatten(1), sums
+            seen[group.start : group.stop] = _flatten(attend_group(query, key, value, group, self.scoring), group)
+        return seen.flatten(1)
 
     def backward(
         self,
         grad: torch.Tensor,
         flat: torch.Tensor,
-        seen: torch.Tensor,
-        sums: Sequence[torch.Tensor | None],
         rotation: Rotation | None,
         layout: Layout,
     ) -> torch.Tensor:
@@ -151,11 +133,9 @@ class Attention:
         plain = self._split(flat)
         heads = self._turned(plain, rotation)
         grads = torch.empty_like(heads)
-        parts = [tensor.view(len(flat), self._query, self._size) for tensor in (grad, seen)]
-        for group, kept in zip(layout, sums, strict=True):
-            taken = self._take(heads, group)
-            grad_output, output = (_pad(part, group, fill) for part, fill in zip(parts, (False, True), strict=True))
-            found = attend_group_backward(grad_output, *taken, output, kept, group, self.scoring)
+        grad = grad.view(len(flat), self._query, self._size)
+        for group in layout:
+            found = attend_group_backward(_pad(grad, group, fill=False), *self._take(heads, group), group, self.scoring)
             own = [found[0], *(one[:, :, group.shared :] for one in found[1:])]
             grads[group.start : group.stop] = _flatten(torch.cat(own, dim=1), group)
             if group.shared:
@@ -240,22 +220,13 @@ def _flatten(x: torch.Tensor, group: SegmentGroup) -> torch.Tensor:
 
 def attend_group(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: SegmentGroup, scoring: Scoring
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What the group's queries see, [segments, heads, longest, size], and what the backward pass needs beside."""
-    if not group.is_large:
-        weights = attention_weights(query, key, group.hidden(scoring.window), scoring)
-        return (fold(weights, key) @ value.flatten(0, 1)).view_as(query), None
-    if scoring.softcap is None:
-        return _attend_fused(query, key, value, group, scoring)
+) -> torch.Tensor:
+    """What the group's queries see, [segments, heads, longest, size]: on the CPU block by block, elsewhere by what
+    torch chooses."""
     hidden = group.hidden(scoring.window)
-    outputs = []
-    for start in range(0, query.shape[2], CAPPED_QUERIES):
-        part = slice(start, start + CAPPED_QUERIES)
-        some = query[:, :, part]
-        outputs.append(
-            (fold(attention_weights(some, key, hidden[part], scoring), key) @ value.flatten(0, 1)).view_as(some)
-        )
-    return torch.cat(outputs, dim=2), None
+    if query.device.type == "cpu" or scoring.softcap is not None:
+        return attend(query, key, value, hidden, scoring, group.shared)
+    return scaled_dot_product_attention(query, key, value, attn_mask=~hidden, scale=scoring.scaling, enable_gqa=True)
 
 
 def attend_group_backward(
@@ -263,24 +234,26 @@ def attend_group_backward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    output: torch.Tensor,
-    sums: torch.Tensor | None,
     group: SegmentGroup,
     scoring: Scoring,
 ) -> tuple[torch.Tensor, ...]:
-    """The gradients of query, key and value."""
-    if group.is_large and scoring.softcap is None:
-        return _attend_fused_backward(grad, query, key, value, output, sums, group, scoring)
-    hidden = group.hidden(scoring.window)
-    if not group.is_large:
+    """The gradients of query, key and value; scores are made again."""
+    if query.device.type != "cpu" and scoring.softcap is None:
+        leaves = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
+        with torch.enable_grad():
+            again = attend_group(leaves[0], leaves[1], leaves[2], group, scoring)
+        return torch.autograd.grad(again, leaves, grad)
+    hidden, count = group.hidden(scoring.window), query.shape[2]
+    blocks = list(split_queries(count, group.shared, scoring.window))
+    if len(blocks) == 1:
         return _attend_backward(grad, query, key, value, hidden, scoring)
     grads_query, totals = [], [torch.zeros_like(key), torch.zeros_like(value)]
-    for start in range(0, query.shape[2], CAPPED_QUERIES):
-        part = slice(start, start + CAPPED_QUERIES)
-        found = _attend_backward(grad[:, :, part], query[:, :, part], key, value, hidden[part], scoring)
+    for part, seen in blocks:
+        own = query[:, :, part], key[:, :, seen].contiguous(), value[:, :, seen].contiguous()
+        found = _attend_backward(grad[:, :, part].contiguous(), *own, hidden[part, seen], scoring)
         grads_query.append(found[0])
         for total, one in zip(totals, found[1:], strict=True):
-            total += one
+            total[:, :, seen] += one
     return torch.cat(grads_query, dim=2), *totals
 
 
@@ -302,52 +275,3 @@ def _attend_backward(
     grad_query = fold(scores, key) @ key.flatten(0, 1)
     grad_key = fold(scores, key).transpose(1, 2) @ fold(query, key)
     return grad_query.view_as(query), grad_key.view_as(key), grad_value.view_as(value)
-
-
-def _attend_fused(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: SegmentGroup, scoring: Scoring
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """On the CPU torch's own kernel, whose sums are kept; elsewhere what torch chooses, done again when needed."""
-    if query.device.type != "cpu":
-        mask = ~group.hidden(scoring.window)
-        return scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=scoring.scaling, enable_gqa=True
-        ), None
-    causal, added = _mask(query, group, scoring)
-    output, sums = _forward(query, *_repeat(query, key, value), 0.0, causal, **added, scale=scoring.scaling)
-    return output, sums
-
-
-def _attend_fused_backward(
-    grad: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    output: torch.Tensor,
-    sums: torch.Tensor | None,
-    group: SegmentGroup,
-    scoring: Scoring,
-) -> tuple[torch.Tensor, ...]:
-    if sums is None:
-        leaves = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
-        with torch.enable_grad():
-            again, _ = _attend_fused(leaves[0], leaves[1], leaves[2], group, scoring)
-        return torch.autograd.grad(again, leaves, grad)
-    keys, values = _repeat(query, key, value)
-    causal, mask = _mask(query, group, scoring)
-    found = _backward(grad, query, keys, values, output, sums, 0.0, causal, **mask, scale=scoring.scaling)
-    return found[0], *(one.view(*key.shape[:2], -1, *key.shape[2:]).sum(2) for one in found[1:])
-
-
-def _mask(query: torch.Tensor, group: SegmentGroup, scoring: Scoring) -> tuple[bool, dict[str, torch.Tensor]]:
-    """Whether the kernel's own causal mask is enough, and otherwise what it adds to the scores."""
-    if not group.shared and not group.slides(scoring.window):
-        return True, {}
-    hidden = group.hidden(scoring.window)
-    mask = torch.zeros(hidden.shape, dtype=query.dtype, device=query.device)
-    return False, {"attn_mask": mask.masked_fill_(hidden, float("-inf"))}
-
-
-def _repeat(query: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor]:
-    """Key heads as often as there are heads."""
-    return [tensor.repeat_interleave(query.shape[1] // tensor.shape[1], dim=1) for tensor in tensors]

@@ -44,10 +44,10 @@ class Layer:
         self, x: torch.Tensor, rotation: Rotation | None, layout: Layout, seed: int
     ) -> tuple[torch.Tensor, Kept]:
         flat, low_read = self._reading.forward(_norm(self._before, x), seed)
-        seen, sums = self.attention.forward(flat, rotation, layout)
+        seen = self.attention.forward(flat, rotation, layout)
         made, low_write = self._writing.forward(seen, seed + 1)
         added, before = self._add(self._behind, made)
-        return added, (flat, seen, sums, low_read, low_write, before)
+        return added, (flat, seen, low_read, low_write, before)
 
     def attend_backward(
         self,
@@ -59,11 +59,11 @@ class Layer:
         seed: int,
         deep: bool,
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        flat, seen, sums, low_read, low_write, made = kept
+        flat, seen, low_read, low_write, made = kept
         grad = self._add_backward(self._behind, grad, made)
         grad_seen, grads_write = self._writing.backward(grad, seen, low_write, seed + 1, needs_x=True)
         assert grad_seen is not None
-        grad_flat = self.attention.backward(grad_seen, flat, seen, sums, rotation, layout)
+        grad_flat = self.attention.backward(grad_seen, flat, rotation, layout)
         normal, units = _divide(self._before, x)
         grad_x, grads_read = self._reading.backward(grad_flat, normal, low_read, seed, needs_x=deep)
         if grad_x is not None and self._before is not None:

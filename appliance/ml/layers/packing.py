@@ -13,16 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from appliance.ml.layers.scores import Scoring
+from appliance.ml.layers.scores import attend as attend_blocks
 
 ATTENTION = "appliance_segments"
-# Queries times keys up to which all scores are held at once, for the backward pass too.
-SMALL = 1 << 16
-# Queries whose scores are held at once where a soft cap keeps them from the fused kernel.
-CAPPED_QUERIES = 256
 
 
 @dataclass(frozen=True)
@@ -152,26 +148,11 @@ def _attend_segments(
 
 
 def attend_causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring) -> torch.Tensor:
-    """Causal attention, the last query at the last key, in float32 where it is small: quicker than a fused kernel.
-
-    query is [heads, queries, size], key and value [key heads, keys, size]; several heads share one key head.
-    """
-    (heads, queries, size), (groups, keys, _) = query.shape, key.shape
+    """Causal attention, the last query at the last key: query [heads, queries, size], key and value [key heads, keys,
+    size]; several heads share one key head."""
+    queries, keys = query.shape[1], key.shape[1]
     hidden = hide_keys(queries, keys, scoring.window, query.device)
-    if queries * keys > SMALL and scoring.softcap is None:
-        rows = (query[None], key[None], value[None])
-        return scaled_dot_product_attention(*rows, attn_mask=~hidden, scale=scoring.scaling, enable_gqa=True)[0]
-    parts = []
-    for some, unseen in zip(
-        torch.split(query, CAPPED_QUERIES, dim=1), torch.split(hidden, CAPPED_QUERIES), strict=True
-    ):
-        shared = some.float().reshape(groups, -1, size) * scoring.scaling
-        scores = (shared @ key.float().transpose(1, 2)).view(heads, -1, keys)
-        if scoring.softcap is not None:
-            scores = torch.tanh(scores / scoring.softcap) * scoring.softcap
-        weights = scores.masked_fill(unseen, float("-inf")).softmax(dim=-1)
-        parts.append((weights.view(groups, -1, keys) @ value.float()).view(heads, -1, size))
-    return torch.cat(parts, dim=1).to(query.dtype)
+    return attend_blocks(query[None], key[None], value[None], hidden, scoring, keys - queries)[0]
 
 
 def hide_keys(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:

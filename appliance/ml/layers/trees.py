@@ -10,13 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from appliance.ml.layers.packing import Pack, Segment
-from appliance.ml.layers.scores import Scoring, attention_weights, fold
+from appliance.ml.layers.scores import Scoring, attend
 
-# Queries times keys of a family from which attention scores are not held whole.
-LARGE = 1 << 17
 # Families are filled up to one size where the largest is at most so much larger than the smallest.
 SPREAD, SPARE = 1.2, 32
 
@@ -28,10 +25,11 @@ class _Group:
     `queries` [families, most] are new tokens of the pack, and `keys` [families, most of these] what they see behind the
     beginning, each filled up with a family's last; `own` says where in `queries`, flattened, the families' tokens are,
     and `tokens` which they are. `hidden` [families, 1, queries, shared + keys] is what a query does not see;
-    `distance`, of the same shape, is how far behind it a key is.
+    `distance`, of the same shape, is how far behind it a key is. `causal`: each family is one segment.
     """
 
     shared: int
+    causal: bool
     queries: torch.Tensor
     keys: torch.Tensor
     own: torch.Tensor
@@ -80,7 +78,8 @@ class TreeAttention:
                     torch.cat([one[: group.shared].transpose(0, 1).expand(len(own), -1, -1, -1), own], dim=2)
                     for one, own in ((key, keys), (value, values))
                 )
-            made = _attend(queries, keys.contiguous(), values.contiguous(), group.hide(scoring.window), scoring)
+            shared = group.shared if group.causal else None
+            made = attend(queries, keys, values, group.hide(scoring.window), scoring, shared)
             seen[group.tokens] = made.transpose(1, 2).flatten(0, 1)[group.own]
         return seen
 
@@ -88,21 +87,6 @@ class TreeAttention:
 def _take(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """[families, heads, most, size] of [tokens, heads, size]."""
     return tensor[places.flatten()].view(*places.shape, *tensor.shape[1:]).transpose(1, 2)
-
-
-def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, hidden: torch.Tensor, scoring: Scoring
-) -> torch.Tensor:
-    if hidden.shape[-2] * hidden.shape[-1] > LARGE and scoring.softcap is None:
-        return scaled_dot_product_attention(
-            query, key, value, attn_mask=~hidden, scale=scoring.scaling, enable_gqa=True
-        )
-    most = max(1, LARGE // hidden.shape[-1])
-    outputs = []
-    for some, unseen in zip(torch.split(query, most, dim=2), torch.split(hidden, most, dim=2), strict=True):
-        weights = attention_weights(some, key, unseen, scoring)
-        outputs.append((fold(weights, key) @ value.flatten(0, 1)).view_as(some))
-    return torch.cat(outputs, dim=2)
 
 
 @dataclass(frozen=True)
@@ -179,6 +163,7 @@ def _lay_out(families: Sequence[_Family], shared: int, positions: torch.Tensor, 
     distance = positions[query][:, :, None] - behind[:, None]
     return _Group(
         shared,
+        all(len(family.seen) == 1 for family in families),
         (query - start).to(device),
         key.to(device),
         torch.tensor(own, device=device),

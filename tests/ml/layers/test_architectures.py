@@ -12,7 +12,7 @@ from appliance.ml.data.samples import Sample
 from appliance.ml.inference import drawing
 from appliance.ml.inference.adapters import Slots
 from appliance.ml.inference.cache import Cache, Held
-from appliance.ml.layers import architecture, attention, packing, trees
+from appliance.ml.layers import architecture, scores
 from appliance.ml.layers.architecture import TABLE, describe, find_architecture, find_gap
 from appliance.ml.layers.decoder import Decoder, fits_decoder
 from appliance.ml.layers.packing import Pack, pack_sequences
@@ -58,13 +58,13 @@ def test_every_row_of_the_table_has_a_tiny_model() -> None:
     assert {f"{name}ForCausalLM" for name, _ in KINDS.values()} == set(TABLE)
 
 
-@pytest.mark.parametrize("large", [0, trees.LARGE])
+@pytest.mark.parametrize("block", [3, scores.BLOCK])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_logits_of_a_pack_are_those_of_each_sequence_in_the_library(
-    kind: str, large: int, monkeypatch: pytest.MonkeyPatch
+    kind: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows behind a common beginning, continuations of a row, and one long row alone."""
-    monkeypatch.setattr(trees, "LARGE", large)
+    monkeypatch.setattr(scores, "BLOCK", block)
     model = _load(kind)
     base = _base(model)
     for sequences in (SEQUENCES, [*SEQUENCES[:2], LONG], [LONG]):
@@ -86,13 +86,12 @@ def test_the_logits_of_a_pack_are_those_of_each_sequence_in_the_library(
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-@pytest.mark.parametrize("large", [0, attention.LARGE])
+@pytest.mark.parametrize("block", [3, scores.BLOCK])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gradient_of_a_training_step_is_the_library_s(
-    kind: str, large: int, monkeypatch: pytest.MonkeyPatch
+    kind: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "LARGE", large)
-    monkeypatch.setattr(packing, "CAPPED_QUERIES", 5)
+    monkeypatch.setattr(scores, "BLOCK", block)
     model = _load(kind)
     roles = TABLE[type(model).__name__].modules.values()
     targets = sorted({name.rsplit(".", 1)[-1] for name in roles})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from appliance.ml.layers import packing
+from appliance.ml.layers import scores
 from appliance.ml.layers.packing import Pack, count_common, pack_sequences
 from appliance.ml.model import machine
 from appliance.ml.model.base import Base, load_base
@@ -24,12 +24,12 @@ def _alone(base: Base, ids: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.15)])
-@pytest.mark.parametrize("small", [packing.SMALL, 0])
+@pytest.mark.parametrize("block", [scores.BLOCK, 2])
 def test_packed_equals_unpacked_at_the_logits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str, tolerance: float, small: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str, tolerance: float, block: int
 ) -> None:
     """With the scores of a segment held at once, and with the fused kernel that long segments take."""
-    monkeypatch.setattr(packing, "SMALL", small)
+    monkeypatch.setattr(scores, "BLOCK", block)
     machine.use_determinism(1)
     base = load_base(build_base(tmp_path / kind, kind), quantisation="nf4-double", compute_dtype=dtype, device="cpu")
     pack, segments = pack_sequences(SEQUENCES)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from appliance.errors import BadInput
 from appliance.ml.data import rows as data
 from appliance.ml.data.samples import Sample, tokenize_rows
-from appliance.ml.layers import attention, packing
+from appliance.ml.layers import packing, scores
 from appliance.ml.layers.head import Head
 from appliance.ml.model import machine
 from appliance.ml.model.base import Base, load_base
@@ -147,13 +147,13 @@ def test_loss_and_gradients_are_those_of_the_answers_alone(
         assert torch.allclose(mine, parameter.grad, atol=1e-5 + 1e-3 * parameter.grad.abs().max().item())
 
 
-@pytest.mark.parametrize("large", [attention.LARGE, 0])
+@pytest.mark.parametrize("block", [scores.BLOCK, 3])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.2)])
 def test_a_neighbour_moves_no_logit(
-    base_folder: Path, monkeypatch: pytest.MonkeyPatch, large: int, dtype: str, tolerance: float
+    base_folder: Path, monkeypatch: pytest.MonkeyPatch, block: int, dtype: str, tolerance: float
 ) -> None:
-    """By the quick way, with all scores at once and with the fused kernel: as each sequence alone, in the library."""
-    monkeypatch.setattr(attention, "LARGE", large)
+    """With all scores at once, and a block of queries after the other: as each sequence alone, in the library."""
+    monkeypatch.setattr(scores, "BLOCK", block)
     machine.use_determinism(1)
     base = load_base(base_folder, quantisation="nf4-double", compute_dtype=dtype, device="cpu")
     methods.attach_adapter(base, {**RECIPE, "dropout": "0.0"})
