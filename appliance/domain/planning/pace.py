@@ -19,11 +19,12 @@ from appliance.domain.recipe.recipe import ResolvedRecipe, count_steps
 from appliance.errors import BadInput
 
 MEASURED = (0.85, 1.25)
-"""Of what is likely: what a run took, of what its machine's calibration said, over the runs of docs/planning.md."""
+"""Shares of the likely time: for a base, method, quantisation and dtype that were calibrated on this machine. The three
+intervals are assumed; they were not compared with whole runs."""
 LIKE_MEASURED = (0.6, 1.8)
-"""Another method or base than the one that was measured on this machine."""
+"""For the base of a calibration on this machine, with another method, quantisation or dtype."""
 ASSUMED = (0.33, 3.0)
-"""The machine was not measured."""
+"""Without a calibration of the base on this machine."""
 
 THREAD_OPERATIONS = {True: 100e9, False: 45e9}
 """Assumed of a CPU's thread, with bf16 in hardware and without: about what two threads of a Xeon reached, halved."""
@@ -41,7 +42,8 @@ START_S = 8.0
 
 
 class Duration(Value):
-    """Seconds: the likely number, and the interval around it. `measured`: by a calibration of this machine."""
+    """Seconds: the likely number, and the interval around it. `measured`: this machine was calibrated for this base,
+    method, quantisation and dtype."""
 
     low: float
     likely: float = Field(ge=0)
@@ -58,7 +60,8 @@ class Pace(Value):
 
 
 def pace_of_machine(machine: Machine, recipe: ResolvedRecipe, shape: Shape) -> Pace:
-    """Of this machine: as it was measured for this base and method, else for another, else assumed."""
+    """Of this machine: from its last calibration for this base, method, quantisation and dtype; else from its last for
+    this base; else assumed."""
     wanted = (recipe.base, recipe.method, recipe.quantisation, recipe.compute_dtype)
     found = [one for one in machine.calibrations if one.host == machine.host]
     for one in reversed(found):
@@ -90,7 +93,7 @@ def _calibrated(one: Calibration, around: tuple[float, float], *, measured: bool
 
 
 def pace_of_card(card: Card | None, recipe: ResolvedRecipe, shape: Shape) -> Pace:
-    """For a card that was not measured; for an unknown one as for the slowest."""
+    """For a card that was not measured. An unknown card has the pace of the slowest known one."""
     rate = 25e12 if card is None else card.operations_a_second
     return Pace(
         pack_s=shape.layers * CARD_LAYER_S,
