@@ -38,7 +38,7 @@ def check_bounds(policy: PolicySet) -> None:
 
 @dataclass(slots=True)
 class _Level:
-    """What stands between two brackets. A path goes through its joins, then through one of the terms between them."""
+    """The text between two brackets. A path goes through its joins, then through one of the terms between them."""
 
     joins: int = 0
     operators: int = 0

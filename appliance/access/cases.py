@@ -1,6 +1,6 @@
-"""Test cases of a policy set: what a site expects its policies to say, kept beside them.
+"""Test cases of a policy set: the decisions that a site expects of its policies, kept with them.
 
-A case starts from the sample request of its verb (appliance/access/samples.py) and says only what it changes:
+A case starts from the sample request of its verb (appliance/access/samples.py) and has only what it changes:
 
     {"name": "who imported restricted data trains on it", "verb": "train", "expect": "allow",
      "principal": {"name": "ines", "roles": ["operator"]},

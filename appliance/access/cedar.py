@@ -49,7 +49,7 @@ class SitePolicies:
 
     def __init__(self, policy: PolicySet) -> None:
         """TooLarge for text that Cedar must not be given. BadInput, in Cedar's words, for text that does not parse,
-        does not fit the schema, or could not be told apart in a refusal: every policy carries an `@id` of its own."""
+        does not fit the schema, or that could not be identified in a refusal: every policy must have its own `@id`."""
         check_bounds(policy)
         self.name = policy.name
         what = f"policy set {policy.name}"
@@ -81,8 +81,9 @@ class SitePolicies:
 
     @classmethod
     def of_export(cls, policy: PolicySet) -> Self:
-        """Those of a set that a stranger may have written: tried in a process of its own before Cedar reads it in this
-        one. BadInput where its text ends or holds up that process, Unavailable where none can be started here."""
+        """The policies of a set from an untrusted author. They are tried in a separate process before Cedar reads them
+        in this one. BadInput where its text ends or holds up that process, Unavailable where none can be started
+        here."""
         check_bounds(policy)
         try_policies(policy, [(_encode_request(request), _encode_entities(request)) for request in PROBES])
         return cls(policy)
@@ -125,8 +126,8 @@ class SitePolicies:
         return Verdict(forbids, errors, permitted)
 
     def locked_out(self, people: Sequence[Principal], single: bool, now: Time) -> tuple[str, ...]:
-        """Why nobody could adopt another policy set once this one stands, now or at another time; empty when these
-        people always can.
+        """Why nobody could adopt another policy set once this one is in force, now or later; empty when these
+        administrators always can.
 
         Asked before adoption: a set that forbids its own replacement would be the last.
         """
@@ -218,7 +219,7 @@ def _encode_request(request: Request) -> dict[str, Any]:
 
 
 def _encode_entities(request: Request) -> str:
-    """Every thing that the request speaks of, each once, and the roles above them."""
+    """Every entity that the request names, each once, and the roles above them."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for thing in (*_things(request.principal), *_things(request.resource)):
         found[thing.type, thing.id] = {

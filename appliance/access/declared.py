@@ -1,8 +1,9 @@
 """What a policy set's own schema declares of a request. The rest is left out before Cedar sees it.
 
-A set that an earlier build adopted does not declare what came later. No policy of it can speak of that, since policies
-are validated against their schema. Cedar does not say what a schema declares, so it is asked by policies that are valid
-only where an attribute is not declared. What it does not answer so is sent, and Cedar's to refuse.
+A set that an earlier build adopted does not declare what came later. No policy of the set can use that, since policies
+are validated against their schema. Cedar cannot list what a schema declares. So each attribute is tested with a policy
+that is valid only where the attribute is not declared. An attribute for which this test gives no answer is sent, and
+Cedar decides.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Declared:
         }
 
     def _lacks(self, scope: str, owner: str, name: str) -> bool:
-        """Whether the schema says that the owner never has the attribute: only then Cedar does not look at `!0`, which
+        """Whether, by the schema, the owner never has the attribute: only then Cedar does not look at `!0`, which
         has no type."""
         question = f'permit ({scope}) when {{ if {owner} has "{name}" then !0 else true }};'
         known = self._known.get(question)

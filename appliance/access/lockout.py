@@ -1,10 +1,9 @@
 """Whether administrators can replace a policy set at any time, not only today.
 
-A policy can forbid by what changes: the time, the digest of the set to be adopted, the order to be endorsed. What it
-says then cannot be tried out for every value, so it is taken at its worst: a policy counts as one that always forbids
-from the first of its conditions on that reads something that changes. What does not change, and so is asked as it
-stands: the scope, `principal`, `context.single_administrator`, and of an order to be endorsed `resource.verb` and
-`resource.signer`.
+A policy can forbid by what changes: the time, the digest of the set to be adopted, the order to be endorsed. Such a
+policy cannot be tried with every value, so the worst is assumed: from its first condition that reads a changing value,
+the policy counts as one that always forbids. These do not change, and are evaluated as they are: the scope,
+`principal`, `context.single_administrator`, and of an order to be endorsed `resource.verb` and `resource.signer`.
 """
 
 from __future__ import annotations

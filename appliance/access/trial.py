@@ -1,7 +1,7 @@
-"""A policy set tried in a process of its own before it is put in force.
+"""A policy set is tried in a separate process before it is put in force.
 
-The bounds (appliance/access/bounds.py) are against what is known to end Cedar's process or to hold it up. What nobody
-foresaw ends, or holds up, this process instead of the service, or of the auditor's program.
+The bounds (appliance/access/bounds.py) refuse texts that are known to crash Cedar or to keep it busy. A text that they
+miss crashes this process, or keeps it busy, instead of the service or the auditor's program.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from appliance.errors import BadInput, Unavailable
 LIMIT_S = 20
 _MEMORY_BYTES = 4 << 30
 _LIBRARY = str(Path(cedarpy.__file__).resolve().parents[1])
-# What Cedar refuses in words is said by the caller, who asks it again.
+# Where Cedar refuses with an error, the caller calls Cedar again and reports that error.
 _PROGRAM = """
 import json, resource, sys
 cpu_s, memory = int(sys.argv[1]), int(sys.argv[2])
@@ -47,7 +47,7 @@ except ValueError:
 def try_policies(policy: PolicySet, requests: Sequence[tuple[dict[str, Any], str]]) -> None:
     """BadInput where a process that parses, validates and decides the requests ends otherwise than in order.
 
-    Unavailable where no such process could be started here: that says nothing against the text.
+    Unavailable where no such process could be started here: that is no evidence against the text.
     """
     given = json.dumps({"schema": policy.cedar_schema, "cedar": policy.cedar, "requests": requests})
     what = f"policy set {policy.name}: expected Cedar text that a process of its own can parse and decide"

@@ -1,7 +1,7 @@
 """The manifest of a sealed folder: every file with size and digest. Its own digest is the adapter's identity.
 
-The manifest lies in the folder it describes, as `manifest.json`, and so leaves itself out. Paths are narrower than any
-file system's: a name that one reader would hide, fold or follow elsewhere is refused.
+The manifest is in the folder that it describes, as `manifest.json`, and does not list itself. Paths are narrower than
+any file system allows: a name that some reader would hide, change or follow to another file is refused.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def row_digest(dataset_key: bytes, index: int, row: bytes) -> bytes:
 
 
 def digest_row(key: bytes, row: bytes) -> bytes:
-    """The same, for whoever holds only this row's key."""
+    """The same, for a caller that has only this row's key."""
     return hmac.new(key, _DIGEST_DOMAIN + row, hashlib.sha256).digest()
 
 
@@ -56,7 +56,8 @@ def rows_root(row_digests: Iterable[bytes]) -> bytes:
 
 @dataclass(frozen=True)
 class RowProof:
-    """That one row lies in a dataset of `size` rows: its bytes, its own key, the path from its digest to the root."""
+    """Proof that one row is in a dataset of `size` rows: its bytes, its own key, the path from its digest to the
+    root."""
 
     index: int
     size: int
@@ -73,7 +74,7 @@ def prove_row(dataset_key: bytes, row_digests: Sequence[bytes], index: int, row:
 
 
 def verify_row(proof: RowProof, size: int, root: bytes) -> None:
-    """Tampered unless exactly this row lies at its index in the dataset of this size and root."""
+    """Tampered unless exactly this row is at its index in the dataset of this size and root."""
     if proof.size != size:
         raise Tampered(f"row proof, size: expected {size} rows, got {proof.size}")
     verify_inclusion(hash_leaf(digest_row(proof.key, proof.row)), proof.index, size, proof.path, root)
@@ -91,7 +92,7 @@ def row_proof_value(proof: RowProof) -> dict[str, Any]:
 
 
 def parse_row_proof_value(value: Any) -> RowProof:
-    """The reverse of `row_proof_value`; what it says is for `verify_row` to check."""
+    """The reverse of `row_proof_value`. It does not verify the proof; `verify_row` does."""
     member = parse_object(value, "row proof", _MEMBERS)
     return RowProof(
         index=parse_count(member["index"], "row proof, index"),

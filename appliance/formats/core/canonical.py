@@ -25,7 +25,7 @@ def encode_canonical(value: Any) -> bytes:
 
 
 def parse_canonical(data: bytes) -> Any:
-    """The value of canonical bytes: whatever does not re-encode to exactly these bytes is refused."""
+    """The value of canonical bytes: bytes that do not re-encode to exactly the same bytes are refused."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,7 +1,7 @@
 """Salted commitments: what binds names and free text to a signature or an entry, so that they can be erased later.
 
-The commitment is HMAC-SHA256(key = salt, message = UTF-8 text). With a fresh salt of 32 bytes it says nothing about
-the text; erase text and salt, and every signature over the commitment still holds.
+The commitment is HMAC-SHA256(key = salt, message = UTF-8 text). With a fresh salt of 32 bytes it reveals nothing about
+the text. After text and salt are erased, every signature over the commitment is still valid.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MEMBERS = frozenset({"commitment", "salt", "text"})
 
 @dataclass(frozen=True, slots=True)
 class Disclosure:
-    """A text and the salt that opens its commitment; whether they fit is for `verify_disclosure` to say."""
+    """A text and the salt that opens its commitment; `verify_disclosure` checks whether they fit."""
 
     commitment: str
     # Out of every log and traceback: what can be erased must not have been copied.

@@ -55,7 +55,7 @@ def digest_file(path: str | os.PathLike[str]) -> str:
     """The digest of a regular file. A link as the last step of the path is refused; a link before it is not seen."""
     name = show(os.fspath(path))
     try:
-        # O_NONBLOCK: opening a FIFO that somebody put there must not hang.
+        # O_NONBLOCK: opening a FIFO in the file's place must not block.
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise NotFound(f"file, {name}: expected a regular file, got nothing") from None

@@ -1,7 +1,7 @@
 """Frames between the service and its workers: u32 length ‖ JSON header ‖ u64 length ‖ blob, all big-endian.
 
-A frame is not signed and not kept, so its header may hold fractions; NaN and infinities have no JSON and are refused.
-Whoever reads a frame does not trust whoever wrote it: nothing is allocated before a length is within its limit.
+A frame is not signed and not kept, so its header may hold fractions; NaN and infinities have no JSON and are refused. A
+reader does not trust the writer: it allocates nothing before it has checked a length against its limit.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _parse_header(data: bytes) -> dict[str, Any]:
         value = json.loads(
             data.decode("utf-8"), object_pairs_hook=_object, parse_float=_fraction, parse_constant=_refuse_constant
         )
-        # A lone surrogate passes json and breaks whoever prints it later.
+        # json accepts a lone surrogate, which cannot be printed later.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise BadInput(f"frame, header: expected JSON in UTF-8, got {type(error).__name__}") from None

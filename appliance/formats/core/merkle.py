@@ -38,7 +38,7 @@ def root_of(leaf_hashes: Iterable[bytes]) -> bytes:
 
 
 class Tree:
-    """A tree that only grows, and keeps its right edge alone: for whoever hashes a whole log."""
+    """A tree that only grows and keeps only its right edge, for hashing a whole log."""
 
     def __init__(self) -> None:
         self.size = 0

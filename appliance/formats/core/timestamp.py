@@ -31,7 +31,7 @@ def parse_time(value: Any, what: str = "time") -> datetime:
 
 
 def check_time(value: Any, what: str = "time") -> str:
-    """The text itself, when it is a time: for whoever compares times as text."""
+    """The text itself, checked to be a time; for callers that compare times as text."""
     text = parse_text(value, what)
     if _CLOCK.fullmatch(text, 10) is not None and _is_day(text[:10]):
         return text

@@ -19,8 +19,8 @@ _MINUTES = {"m": 1, "h": 60, "d": 1440, "w": 10080}
 def parse_moment(text: str, what: str, now: datetime, *, end_of_day: bool = False) -> str:
     """`2026-11-24`, a time with its zone such as `2026-11-24T10:30Z`, `now`, or `90m`, `2h`, `7d`, `4w` ago.
 
-    A date stands for its first moment in UTC, or with `end_of_day` for its last. A time without a zone is refused: two
-    readers would take it for two moments.
+    A date means its first moment in UTC, or its last with `end_of_day`. A time without a zone is refused: two
+    readers could understand it as two different times.
     """
     return _parse(text, what, now, -1, end_of_day=end_of_day)
 
@@ -31,7 +31,7 @@ def parse_point(text: str | None, what: str, now: datetime) -> str | None:
 
 
 def parse_end(text: str, what: str, now: datetime) -> str:
-    """The same words for a time to come: a date stands for its last moment, `7d` for seven days from now."""
+    """The same forms for a future time: a date means its last moment, `7d` seven days from now."""
     return _parse(text, what, now, 1, end_of_day=True)
 
 

@@ -48,7 +48,7 @@ def parse_checkpoint(text: str) -> Checkpoint:
 
 
 def claimed_size(data: bytes) -> int:
-    """The size that a note's checkpoint says; whether the note holds is not judged."""
+    """The size that a note's checkpoint has; the note's signatures are not checked."""
     return parse_checkpoint(parse_note(data).text).size
 
 

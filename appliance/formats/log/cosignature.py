@@ -1,7 +1,8 @@
-"""C2SP cosignatures (c2sp.org/tlog-cosignature): a witness says that it saw a log grow to a checkpoint, and when.
+"""C2SP cosignatures (c2sp.org/tlog-cosignature): a witness's statement that it saw a log grow to a checkpoint, and
+when.
 
-Type 0x04: an Ed25519 signature over `cosignature/v1`, the time and the note's text. A witness's vkey has a parser of
-its own, so that a log's key is never taken for a witness's. Type 0x06 (ML-DSA-44) is carried, not judged.
+Type 0x04: an Ed25519 signature over `cosignature/v1`, the time and the note's text. A witness's vkey has its own
+parser, so that a log's key is never taken for a witness's. Type 0x06 (ML-DSA-44) is kept and not checked.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def parse_witness_vkey(text: str) -> WitnessKey:
 def cosign(note: Note, name: str, signer: Signer, time_s: int) -> NoteSignature:
     """The witness's line for a log checkpoint, at `time_s` seconds since 1970.
 
-    It states that nothing larger was seen of this log, and everything before was consistent: whoever calls has checked.
+    It states that the witness saw no larger checkpoint of this log, and that all earlier ones were consistent. The
+    caller must have checked both.
     """
     parse_checkpoint(note.text)
     key = WitnessKey(name, signer.spki)
@@ -80,9 +82,9 @@ def cosign(note: Note, name: str, signer: Signer, time_s: int) -> NoteSignature:
 
 
 def verify_cosignature(note: Note, vkey: str) -> int:
-    """When the witness cosigned, in seconds since 1970: at least one of its lines stands, and every one holds.
+    """When the witness cosigned, in seconds since 1970: there is at least one line by it, and every such line is valid.
 
-    The time is the witness's word: whoever calls compares it with a clock.
+    The time is the witness's claim: the caller must compare it with a clock.
     """
     key = parse_witness_vkey(vkey)
     return max(_verify(note.text, key, line.sig) for line in signatures_by(note, key.name, key.key_id))

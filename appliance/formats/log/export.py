@@ -1,15 +1,15 @@
 """A whole log in one file: an uncompressed tar of five members, in this order, the same bytes for the same log.
 
-    export.json        {"origin", "size", "version": 1}, canonical: what the export says of itself
+    export.json        {"origin", "size", "version": 1}, canonical: the export's own description
     checkpoint         the signed note over `size` entries
     entries.jsonl      every entry's bytes and a newline, in order
     documents.jsonl    {"bytes": base64, "digest"} a line, in the order in which entries first bind them, each once
     disclosures.jsonl  {"commitment", "salt", "text"} a line, in the order of first use, each once
 
 A commitment is used by an entry whose bytes hold it, and by one that first binds a document whose bytes, or whose
-envelope's payload, hold it. The writer judges nothing: a document that is gone is left out and bytes are written as
-they are kept, so that whoever verifies the export finds what is wrong. The reader is as strict as encoding again, and
-holds one line at a time; its memory grows with the numbers of documents and of disclosures alone.
+envelope's payload, hold it. The writer checks nothing: it leaves a missing document out and writes bytes as they are
+stored, so that a verifier finds what is wrong. The reader accepts only what re-encodes to the same bytes. It keeps one
+line at a time; its memory grows only with the numbers of documents and of disclosures.
 """
 
 from __future__ import annotations
@@ -144,9 +144,9 @@ class _Survey:
 
 
 def _bound_by(data: bytes) -> list[str]:
-    """The digests of an entry's documents, in its own order. Bytes that are no entry are carried all the same: of them
-    it is whatever stands in this place."""
-    # Behind the member `documents` an entry holds no other object, so the last one of the name is the entry's own.
+    """The digests of an entry's documents, in its own order. Bytes that are no entry are exported too: for them, it is
+    whatever is in this place."""
+    # After the member `documents` an entry has no other object, so the last one of the name is the entry's own.
     start = data.rfind(_DOCUMENTS)
     if start < 0 or data.startswith(_NONE, start):
         return []
@@ -181,7 +181,7 @@ def _chunked(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _exactly(name: str, length: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The chunks, as many bytes as the header has promised; Conflict when the log changed under the export."""
+    """The chunks, exactly as many bytes as the header declares; Conflict when the log changed under the export."""
     written = 0
     for chunk in chunks:
         written += len(chunk)
@@ -200,7 +200,7 @@ def _encode_header(name: str, size: int) -> bytes:
 
 
 class Export:
-    """An export as read: nothing in it is believed, every line is given out as the bytes it holds."""
+    """An export as read. Nothing in it is trusted; every line is returned as its bytes."""
 
     def __init__(self, stream: BinaryIO) -> None:
         """`stream` is a seekable file, which closing the export closes. BadInput when it is no whole export."""
@@ -224,7 +224,7 @@ class Export:
         self._stream.close()
 
     def entries(self) -> Iterator[bytes]:
-        """Every entry's bytes, as many as there are, whatever export.json says."""
+        """Every entry's bytes, as many as there are, even if export.json has another number."""
         order = _Order(self)
         for _, line in self._lines("entries.jsonl", MAX_ENTRY_LINE):
             order.take(line)
@@ -327,8 +327,8 @@ class _Places:
 
     def __init__(self) -> None:
         self.names = bytearray()
-        """The whole digests, in the order of their lines: of the first bytes alone somebody can make as many the same
-        as they like."""
+        """The whole digests, in the order of their lines. An attacker could make any number of digests with the same
+        first bytes."""
         self._places = array("Q")
         self._sorted = array("Q")
 

@@ -1,4 +1,4 @@
-"""Trust policies (c2sp.org/tlog-policy): which logs are believed, and how many of which witnesses must have cosigned.
+"""Trust policies (c2sp.org/tlog-policy): which logs are trusted, and how many of which witnesses must have cosigned.
 
 People write these files, so a reader takes comments, white space and any order that the specification allows; one
 spelling is written. Names are opaque bytes, kept as text with surrogate escapes.
@@ -107,7 +107,8 @@ def encode_log_policy(policy: LogPolicy) -> bytes:
 
 
 def parse_log_policy(data: bytes) -> LogPolicy:
-    """A name stands on a line before the one that refers to it; what `encode_log_policy` wrote comes back as it was."""
+    """A name must be on a line before the one that refers to it. What `encode_log_policy` wrote is read back
+    unchanged."""
     if _ALLOWED.fullmatch(data) is None or not data.endswith(b"\n"):
         raise BadInput("policy: expected lines without control characters, got a control character or no line end")
     reader = _Reader([], [], [], [])
@@ -158,7 +159,7 @@ def satisfies(policy: LogPolicy, cosigned: Collection[str]) -> bool:
 def open_witnessed(data: bytes, policy: LogPolicy) -> Witnessed:
     """The checkpoint, signed by a log of the policy and cosigned by its quorum.
 
-    A line by a known key that does not hold spoils the whole note. Tampered for whatever is missing.
+    An invalid line by a known key makes the whole note invalid. Tampered names what is missing.
     """
     try:
         note = parse_note(data)

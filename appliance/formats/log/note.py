@@ -200,7 +200,7 @@ def _typed_key(spki: bytes) -> tuple[int, bytes]:
     key = parse_spki(spki)
     if isinstance(key, Ed25519PublicKey):
         return _ED25519, key.public_bytes(Encoding.Raw, PublicFormat.Raw)
-    # Other implementations hash with SHA-256 for every curve: P-256 is where everyone agrees.
+    # Other implementations hash with SHA-256 for every curve: only with P-256 do all implementations agree.
     if not isinstance(key.curve, SECP256R1):
         raise BadInput("vkey, key: expected Ed25519 or P-256, got P-384")
     return _ECDSA, spki

@@ -1,4 +1,5 @@
-"""Proofs that stand alone (c2sp.org/tlog-proof): one entry's place in a log, under a checkpoint that others cosigned.
+"""Proofs that can be verified alone (c2sp.org/tlog-proof): one entry's place in a log, under a checkpoint that others
+cosigned.
 
 A file `.tlog-proof`: a header, `extra` where there is some, `index N`, the inclusion proof's hashes, an empty line, and
 the log's checkpoint as a signed note.
@@ -22,7 +23,7 @@ _MAX_HASHES = 63
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """`hashes` lead from the entry's sibling to the root; nobody signs `extra`; nothing here is verified."""
+    """`hashes` lead from the entry's sibling to the root; `extra` is not signed; nothing here is verified."""
 
     index: int
     hashes: tuple[bytes, ...]
@@ -56,7 +57,7 @@ def parse_proof(data: bytes) -> Proof:
 
 
 def verify_proof(data: bytes, leaf_hash: bytes, policy: LogPolicy) -> Witnessed:
-    """The checkpoint under which the entry of this leaf hash stands, signed and cosigned as the policy asks.
+    """The checkpoint of the log that has the entry of this leaf hash, signed and cosigned as the policy asks.
 
     Bytes that are no proof are Tampered too.
     """
@@ -70,7 +71,7 @@ def verify_proof(data: bytes, leaf_hash: bytes, policy: LogPolicy) -> Witnessed:
 
 
 def split_head(data: bytes, what: str) -> tuple[list[str], bytes]:
-    """The lines before the first empty one, at least one line, and the bytes behind it."""
+    """The lines before the first empty one, at least one line, and the bytes after it."""
     head, empty, rest = data.partition(b"\n\n")
     if not empty:
         raise BadInput(f"{what}: expected lines, an empty line and a checkpoint, got no empty line")

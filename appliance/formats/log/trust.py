@@ -1,7 +1,7 @@
 """The trust file: what an auditor keeps elsewhere, and what every verification starts from.
 
-It names one log by its key and by its first entry, and the administrators who stood at its beginning. Canonical JSON
-and a newline.
+It names one log by its key and by its first entry, and the administrators at its beginning. Canonical JSON and a
+newline.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What a witness is asked (c2sp.org/tlog-witness, the body of `add-checkpoint`): from a size it knows to a checkpoint.
+"""The request to a witness (c2sp.org/tlog-witness, the body of `add-checkpoint`): from a size that it has seen to a
+checkpoint.
 
 `old N`, the hashes of the consistency proof, an empty line, and the log's checkpoint as a signed note.
 """

@@ -2,7 +2,8 @@
 
 A Sigstore bundle v0.3 holding one DSSE envelope over an in-toto statement of predicateType
 https://model_signing/signature/v1.0. `verify_model` takes exactly what `sign_model` writes: the bundle is rebuilt from
-the files found and compared whole, so nothing the signature says about itself (`ignore_paths`, say) is believed.
+the files found and compared whole, so nothing that the signature states about itself (such as `ignore_paths`) is
+trusted.
 """
 
 from __future__ import annotations

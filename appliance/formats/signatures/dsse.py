@@ -53,7 +53,7 @@ class Envelope:
 
     @property
     def pae_digest(self) -> str:
-        """The document's identity, whoever signed it and however often."""
+        """The document's identity. It does not depend on who signed it, or how often."""
         return digest_bytes(self.pae)
 
     @property

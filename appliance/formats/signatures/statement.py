@@ -1,4 +1,4 @@
-"""in-toto Statement v1, as canonical JSON: what an order, a sign-off or a provenance says about which digests."""
+"""in-toto Statement v1, as canonical JSON: what an order, a sign-off or a provenance states about which digests."""
 
 from __future__ import annotations
 

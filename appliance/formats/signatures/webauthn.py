@@ -1,4 +1,4 @@
-"""The passkey profile of an envelope's signature: WebAuthn level 3, ES256, checkable offline for ever.
+"""The passkey profile of an envelope's signature: WebAuthn level 3, ES256, which can always be verified offline.
 
 `sig` is canonical JSON {"authenticatorData", "clientDataJSON", "signature"}, each base64url without padding. The
 assertion's challenge is SHA-256 of the envelope's PAE; the authenticator signs authenticatorData ‖

@@ -25,7 +25,7 @@ _LONGEST = 400
 
 @dataclass
 class Errors:
-    """All are counted, and the first of them told."""
+    """All are counted, and the first ones are shown."""
 
     count: int = 0
     told: list[str] = field(default_factory=list)

@@ -12,7 +12,7 @@ from appliance.domain.data.tasks import Task, may_lack
 from appliance.errors import BadInput, TooLarge
 
 MAX_ROWS = 1_000_000
-# What the file's own footer says of the columns that are read; the worker's memory is bounded whatever it says.
+# By the file's own footer, for the columns that are read; the worker's memory is bounded in any case.
 MAX_BYTES = 2 << 30
 BATCH_ROWS = 1_024
 

@@ -1,6 +1,6 @@
 """Records become rows: rendered with the model's own template, split, digested. No torch.
 
-What every task has in common: a row is a list of parts, each what stands before and the answer that is trained.
+Every task has this in common: a row is a list of parts, each a prompt and the answer that is trained.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ MAX_LABELS = 1_000
 
 @dataclass(frozen=True)
 class Row:
-    """One rendered row: `parts` are (what stands before, what the model is to write), one behind the other.
+    """One rendered row: `parts` are (the text before, what the model is to write), in order.
 
-    `text` is what the row is known by, `answer` the last thing that the model is to say in it, in plain words.
+    `text` identifies the row. `answer` is the last answer that the model is to write in it, as plain text.
     """
 
     index: int
@@ -61,14 +61,14 @@ def split_sources(task: Task, sources: Sequence[Source], seed: int, share: Fract
 
 
 def join_sources(task: Task, train: Sequence[Source], held_out: Sequence[Source]) -> Sides:
-    """Two files, the second held out; a row of the first must not stand in the second."""
+    """Two files, the second held out; a row of the first must not be in the second."""
     for error in find_shared(task, train, held_out):
         raise error
     return [(source, TRAIN) for source in train] + [(source, HELD_OUT) for source in held_out]
 
 
 def find_shared(task: Task, train: Sequence[Source], held_out: Sequence[Source]) -> Iterator[BadInput]:
-    """Each row of the second file that stands in the first."""
+    """Each row of the second file that is also in the first."""
     seen = {same_key(known_by(task, source)): source for source in train}
     for source in held_out:
         if other := seen.get(same_key(known_by(task, source))):
@@ -76,7 +76,8 @@ def find_shared(task: Task, train: Sequence[Source], held_out: Sequence[Source])
 
 
 def assign_split(text: str, seed: int, share: Fraction) -> str:
-    """By the text's own hash: equal texts, case and spacing aside, stand on one side, and order means nothing."""
+    """By the text's own hash: texts that are equal apart from case and spacing are on one side, and the order does not
+    matter."""
     value = hashlib.sha256(f"split/v1\x00{seed}\x00{same_key(text)}".encode()).digest()
     return HELD_OUT if Fraction(int.from_bytes(value, "big"), 1 << 256) < share else TRAIN
 

@@ -37,8 +37,8 @@ def tokenize_rows(rows: Sequence[Row], chat: Chat, *, max_length: int) -> list[S
 def tokenize_row(row: Row, chat: Chat, max_length: int, place: str, limit: str = "max_length") -> Sample:
     """Each part's two texts are tokenised apart, as they are when the model answers.
 
-    Every trained span must give back exactly the answer it stands for, and the end of its turn. BadInput names the
-    `place`, and by `limit` what allows no more tokens.
+    Every trained span must give back exactly its answer and the end of its turn. BadInput names the `place`, and by
+    `limit` what allows no more tokens.
     """
     ids: list[int] = []
     spans = []

@@ -144,7 +144,7 @@ def _read_object(content: str, task: Task, columns: Mapping[str, str], place: st
 
 
 def parse_json(text: str, place: str) -> Any:
-    """A JSON value in which no key stands twice."""
+    """A JSON value without duplicate keys."""
     try:
         return json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError):

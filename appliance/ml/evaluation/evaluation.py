@@ -33,7 +33,7 @@ COMPARED = {"question-answering": metrics.summarize_answers, "summarisation": me
 """Tasks whose answers are written out and compared with the rows' own."""
 
 Report = Callable[[int], None]
-"""Told how many rows more have gone through the model."""
+"""Called with the number of further rows that went through the model."""
 
 
 def count_passes(about: About, rows: Sequence[Row]) -> int:

@@ -1,4 +1,4 @@
-"""The loss and the likeliest label of many rows in one pass, and short ones behind it where a row is not decided yet.
+"""The loss and the likeliest label of many rows in one pass, and then in short ones where a row is not decided yet.
 
 A label's score is that of `ml/inference/score.py`: the product of the model's probabilities along its path in the tree
 of labels, at each branching place over what leads to a label. The search keeps what is open and takes the likeliest
@@ -37,14 +37,14 @@ class Judged:
 
 
 class LabelTree:
-    """The labels' branching places, and which comes behind each choice of one."""
+    """The labels' branching places, and which follows each choice of one."""
 
     def __init__(self, labels: Sequence[Sequence[int]]) -> None:
         self.branches = find_branches(labels)
         by_labels = {
             frozenset().union(*(behind for _, behind in one.choices)): n for n, one in enumerate(self.branches)
         }
-        # A label, or the branching place behind a choice.
+        # A label, or the branching place after a choice.
         self.behind = [
             [(min(some), None) if len(some) == 1 else (None, by_labels[some]) for _, some in one.choices]
             for one in self.branches
@@ -65,7 +65,7 @@ class _Row:
             self._open.append((0.0, 0, 0, None))
 
     def search(self) -> int | None:
-        """The branching place that has to be known to go on; None where the best label is found."""
+        """The branching place whose probabilities are needed next; None where the best label is found."""
         while self._open[0][2] is None:
             cost, _, _, place = self._open[0]
             assert place is not None
@@ -91,7 +91,7 @@ def judge_rows(
     report: Callable[[int], None],
 ) -> list[Judged]:
     """Every row, in the order of the samples; `prompts` says how many of a sample's tokens come before its answer, and
-    `report` is told how many rows more are done."""
+    `report` is called with the number of further rows that are done."""
     tree = LabelTree(labels)
     found: dict[int, Judged] = {}
     for some in _split(base, samples, prompts):
@@ -146,7 +146,7 @@ def _judge(
 
 
 def _list_known(row: _Row, answer: Segment, tree: LabelTree) -> list[tuple[int, int]]:
-    """The branching places that the row's own answer leads past, and the token behind which each is decided."""
+    """The branching places that the row's own answer leads past, and the token after which each is decided."""
     ids = row.sample.ids[len(row.sample.ids) - (answer.stop - answer.start) :]
     return [
         (place, answer.start + len(one.path) - 1 if one.path else row.prompt.stop - 1)
@@ -163,7 +163,8 @@ def _learn(
     head: Head,
     tree: LabelTree,
 ) -> None:
-    """Fills in what rows want to know of places of the tree, each behind a token of the pack; all rows' together."""
+    """Fills in the probabilities that rows need at places of the tree, each after a token of the pack, for all rows
+    together."""
     by_place: dict[int, list[tuple[_Row, int]]] = {}
     for row, places in zip(rows, wanted, strict=True):
         for place, token in places:

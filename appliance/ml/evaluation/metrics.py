@@ -75,7 +75,7 @@ def summarize_loss(total: float, tokens: int) -> dict[str, str | int]:
     if tokens < 1:
         raise BadInput("metrics: expected trained tokens in the held-out rows, got none", code="nothing-to-train")
     loss = total / tokens
-    # Far beyond any vocabulary's size a perplexity says nothing more; the loss does.
+    # A perplexity far above any vocabulary's size has no meaning; the loss still has.
     return {"loss": f"{loss:.6f}", "perplexity": f"{math.exp(min(loss, _MOST_NATS)):.6f}", "trained_tokens": tokens}
 
 
@@ -107,7 +107,7 @@ def normalise(text: str) -> str:
 
 
 def token_f1(expected: str, answered: str) -> Fraction:
-    """F1 of the words in common, each as often as it stands in both; two empty answers agree."""
+    """F1 of the words in common, each as often as it is in both; two empty answers agree."""
     mine, theirs = normalise(expected).split(), normalise(answered).split()
     if not mine or not theirs:
         return Fraction(int(mine == theirs))

@@ -23,5 +23,5 @@ class Choices:
         return narrowed
 
     def take(self, token: int) -> None:
-        """Leaves the labels that go on with this token."""
+        """Keeps only the labels that continue with this token."""
         self._place = self._place.choices[token]

@@ -81,7 +81,7 @@ class _Pairs:
 
 
 class Rows:
-    """A layout: each request is a row, in the order in which they stand."""
+    """A layout: each request is a row, in the order of the requests."""
 
     def __init__(self, groups: Sequence[RowGroup], dtype: torch.dtype) -> None:
         self._dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
@@ -110,7 +110,7 @@ class Rows:
 
     @torch.inference_mode()
     def forget(self, slot: str) -> None:
-        """Zeroes what was packed: nothing of an adapter stays behind."""
+        """Zeroes what was packed, so that no value of the adapter remains in memory."""
         if (packed := self._packed.pop(slot, None)) is not None:
             packed.forget()
 

@@ -1,7 +1,7 @@
-"""A fixed question whose exact logits identify base, quantisation, dtypes, template and adapter together.
+"""A fixed prompt whose exact logits identify base, quantisation, dtypes, template and adapter together.
 
-Taken when an adapter is evaluated, sealed with it, and compared bit for bit before a slot answers: what is served is
-what was evaluated, and the adapter is at work.
+Taken when an adapter is evaluated, sealed with it, and compared bit for bit before a slot answers: this shows that what
+is served is what was evaluated, and that the adapter is in use.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ _ROLES = ("system", "user", "assistant")
 class Request:
     """What to answer and how. `temperature` 0, or next to it, takes the likeliest token; `seed` fixes every draw.
 
-    `prompt`: a text to go on with, in place of messages. `labels`: the answers there are; none: any.
+    `prompt`: a text to continue, in place of messages. `labels`: the allowed answers; none allows any.
     """
 
     messages: tuple[Mapping[str, str], ...]

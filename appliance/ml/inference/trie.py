@@ -10,7 +10,7 @@ from appliance.errors import BadInput
 
 @dataclass
 class Node:
-    """A place in the tree: how many tokens lead to it, the labels behind it, and what may come next."""
+    """A place in the tree: how many tokens lead to it, the labels below it, and which tokens may follow."""
 
     depth: int
     behind: list[int] = field(default_factory=list)

@@ -54,7 +54,7 @@ def check_claims(config: Mapping[str, Any], what: str) -> None:
 
 
 def _walk(value: Any, what: str, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Every value, under the name of the member that it stands in."""
+    """Every value, under the name of its member."""
     if depth > _MAX_DEPTH:
         raise BadInput(f"{what}, {name}: expected values at most {_MAX_DEPTH} deep, got more")
     if isinstance(value, dict):

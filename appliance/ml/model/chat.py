@@ -30,7 +30,7 @@ _SENTINEL = "the answer stands here"
 
 @dataclass(frozen=True)
 class Chat:
-    """A tokenizer and a template. `end_of_turn` is the control token that the template puts behind an answer."""
+    """A tokenizer and a template. `end_of_turn` is the control token that the template writes after an answer."""
 
     tokenizer: Tokenizer
     template: Template
@@ -45,7 +45,7 @@ class Chat:
         return _render(self.template, self.variables, messages, ask=True)
 
     def render_answered(self, messages: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
-        """An answered conversation as (what stands before, answer) for each of the assistant's turns, in order.
+        """An answered conversation as (the text before, answer) for each of the assistant's turns, in order.
 
         Each answer follows the very prompt that asks for it when served, and ends with the end of its turn. BadInput
         where the template drops or alters an answer, or writes an earlier turn otherwise once it is past.
@@ -71,7 +71,7 @@ class Chat:
         return parts
 
     def check_plain(self, text: str, what: str) -> None:
-        """Refuses text in which a control token stands: it would end the turn and speak in another's name."""
+        """Refuses text that contains a control token: it would end the turn and continue in another role's name."""
         for token in self.control_tokens:
             if token in text:
                 raise BadInput(f"{what}: expected text without control tokens, got {token!r}")
@@ -159,7 +159,7 @@ def _render(
 
 
 def _find_end_of_turn(template: Template, variables: Mapping[str, str], control: frozenset[str]) -> str:
-    """Renders an answered conversation and reads what the template wrote behind the answer."""
+    """Renders an answered conversation and reads what the template wrote after the answer."""
     question = {"role": "user", "content": "a question"}
     prompt = _render(template, variables, [question], ask=True)
     answer = {"role": "assistant", "content": _SENTINEL}

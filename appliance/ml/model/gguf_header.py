@@ -1,7 +1,7 @@
 """A GGUF file's header, read with every count held against the file before anything is allocated for it. No torch.
 
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. What stands here is read once more by the gguf library,
-which believes every count.
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The gguf library reads the header again afterwards, and
+trusts every count.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _check_dimensions(found: dict[str, Any], weights: int, what: str) -> None:
 
 
 class _Header:
-    """Reads forward. A list is skipped, and stands for how many it has."""
+    """Reads forward. A list is skipped, and its length is returned in its place."""
 
     def __init__(self, stream: BinaryIO, what: str) -> None:
         self.what = what

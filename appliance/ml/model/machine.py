@@ -75,6 +75,6 @@ def use_determinism(seed: int) -> None:
     """The same seed gives the same bytes on this machine with these libraries; an operation that cannot is an error."""
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
-    # Only hides the use of memory that nobody wrote, and costs a twentieth of the time.
+    # Filling only hides reads of uninitialised memory, and takes a twentieth of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(len(os.sched_getaffinity(0)))

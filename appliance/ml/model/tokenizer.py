@@ -1,7 +1,7 @@
 """What a tokenizer may do to a text: linear work, and not many times its length. No torch.
 
-A regular expression that backtracks holds whoever tokenizes for hours, or ends the process: Oniguruma gives up with a
-panic. It is set off by the text, long after the import, so it is refused by how it is written.
+A regular expression that backtracks can run for hours, or end the process: Oniguruma panics at its limit. The text
+triggers it, long after the import, so such an expression is refused at the import, by its form.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _longest_replacement(charsmap: Any, what: str) -> int:
 
 
 def _members(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Every text and number, under the name of the member that it stands in."""
+    """Every text and number, under the name of its member."""
     if depth > 16:
         raise _refuse("components at most 16 deep", "more")
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Whose prompt is read next, and when: nobody's long prompt holds up the others' short ones or their tokens."""
+"""Which prompt is read next, and when. A long prompt must not delay the short prompts or the tokens of other slots."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from itertools import count
 from typing import Protocol, TypeVar
 
 DRAWING = 2
-"""Others draw so many times as long as a long prompt is read."""
+"""While a long prompt is read, other requests get this many times its time to draw tokens."""
 
 
 class Reading(Protocol):
-    """A request at work, as far as turns ask: its slot, and whether its prompt takes more than one chunk."""
+    """What turns need of a running request: its slot, and whether its prompt takes more than one chunk."""
 
     slot: str | None
     is_long: bool
@@ -21,10 +21,10 @@ T = TypeVar("T", bound=Reading)
 
 
 class Turns:
-    """Slots take turns, each with its requests in the order they came.
+    """Slots take turns, and the requests of a slot are read in the order in which they came.
 
-    While requests of other slots draw tokens a long prompt is read for half as long as tokens are drawn, and no longer:
-    so it takes a third of the time at most, whatever its length.
+    While requests of other slots draw tokens, a long prompt is read for at most half the time in which they draw. So it
+    takes at most a third of the time, whatever its length.
     """
 
     def __init__(self) -> None:
