@@ -1,6 +1,7 @@
-"""Live targets for the worker's probes of its own walls: a refusal must not only mean that nobody was there.
+"""Live targets for the worker's probes of its own walls: a refused connection must not merely mean that nothing was
+listening.
 
-The service listens on loopback TCP and UDP and on two Unix sockets, and knows itself whether anything arrived.
+The service listens on loopback TCP and UDP and on two Unix sockets, and sees itself whether anything arrived.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ class Decoys:
         return reached | {name for name, folder in self.probes.write.items() if (folder / self._mark).exists()}
 
     def judge(self, reported: Mapping[str, Any]) -> dict[str, str]:
-        """The results for the record: what was not reported, or was seen here, is open, whatever the worker says."""
+        """The results for the record: a probe that was not reported, or whose attempt was seen here, counts as open,
+        whatever the worker reports."""
         reached = self.touched()
         return {
             name: "refused" if reported.get(name) == "refused" and name not in reached else "open"

@@ -1,4 +1,4 @@
-"""What the machine says of itself that a worker will run on."""
+"""What is known of the machine that a worker will run on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether the CPU says that it multiplies bf16 in hardware."""
+    """Whether the CPU reports that it multiplies bf16 in hardware."""
     return bool(set(_read_text(Path("/proc/cpuinfo")).split()) & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
@@ -26,7 +26,7 @@ def describe_host(cuda: bool) -> str:
 
 
 def _read_text(path: Path) -> str:
-    """What the system says there; nothing where it says nothing."""
+    """The file's text; empty where it cannot be read."""
     try:
         return path.read_text(encoding="ascii", errors="replace")
     except OSError:

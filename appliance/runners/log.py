@@ -19,7 +19,7 @@ LAST_BYTES = 64 << 10
 _CHUNK_BYTES = 64 << 10
 _SLOWED_S = 0.05
 _CUT = b"\n[%d bytes are left out here]\n"
-# No escape sequence reaches the terminal of whoever prints the file; the C1 controls begin one too (U+009B is ESC [),
+# No escape sequence may reach a terminal on which the file is printed; the C1 controls begin one too (U+009B is ESC [),
 # and which bytes they are depends on the terminal's encoding.
 _PLAIN = bytes(byte if 0x20 <= byte < 0x7F or byte in b"\t\n" else ord("?") for byte in range(256))
 
@@ -28,7 +28,7 @@ class WorkerLog:
     """The file and the pipe. `inner` goes to the worker, then `release` it; `join` once every process of it is gone."""
 
     def __init__(self, path: Path) -> None:
-        # Not blocking: a pipe in the file's place would hold the service until somebody reads it.
+        # Not blocking: a pipe in the file's place would block the service until the pipe is read.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
             self._file = os.open(path, flags, 0o600)

@@ -1,4 +1,4 @@
-"""Reads what a worker wrote, as bytes from a stranger: no link is followed, only plain files, no more than a limit."""
+"""Reads what a worker wrote, as untrusted bytes: it follows no link and reads only plain files, up to a limit."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def read_output(folder: Path, name: str, max_bytes: int) -> bytes:
 
 
 def list_output(folder: Path, *, max_names: int = 10_000, max_depth: int = 16) -> tuple[str, ...]:
-    """Names of all that lies below `folder`, sorted; folders end in a slash, links are named and not followed.
+    """Names of everything below `folder`, sorted; folders end in a slash, links are named and not followed.
 
     TooLarge over either limit: a worker could nest folders deeper than a recursion goes.
     """

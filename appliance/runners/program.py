@@ -1,8 +1,9 @@
-"""Runs one of the appliance's programs in a process of its own: what it computes holds up no thread of the service.
+"""Runs one of the appliance's programs in a separate process, so that its computation blocks no thread of the service.
 
-No walls: it reads what the service may read. But it holds nothing that the service holds. Its interpreter is isolated,
-its folder is neutral, its environment is empty, and what it needs comes through a pipe, which no other process can
-read. The pipe stays open while somebody waits: the program ends when it closes, however the service has died.
+It has no walls: it can read what the service can read. But it has nothing of the service's memory. Its interpreter is
+isolated, its folder is neutral, its environment is empty, and what it needs comes through a pipe, which no other
+process can read. The pipe stays open while the caller waits. When it closes, also because the service was killed, the
+program ends.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from appliance.errors import TooLarge, Unavailable
 from appliance.runners.sandbox import PACKAGE
 
 END = b"\n"
-"""The line behind the last one that the program is given."""
+"""The line after the last line of the program's input."""
 CANCELLED = "cancelled"
 _START = (
     "import runpy, sys; root, module = sys.argv[1:3]; del sys.argv[1:3]; "
@@ -31,10 +32,10 @@ _END_S = 30.0
 def run_program(
     module: str, lines: Iterable[bytes], *, log: Path, most_bytes: int, cancelled: Callable[[], bool]
 ) -> bytes:
-    """Gives the module these lines, none of them empty, and returns what it wrote, once it has ended in order.
+    """Gives the module these lines, none of them empty, and returns what it wrote, once it has ended without an error.
 
-    `log` is made anew with what it says beside. Unavailable where it ends otherwise (`program-ended`), or as soon as
-    the caller has `cancelled`; TooLarge where it writes more than `most_bytes`.
+    `log` is overwritten with its stderr. Unavailable where it ends otherwise (`program-ended`), or as soon as the
+    caller has `cancelled`; TooLarge where it writes more than `most_bytes`.
     """
     process = _start(module, log)
     try:
@@ -53,7 +54,7 @@ def run_program(
 
 
 def _start(module: str, log: Path) -> subprocess.Popen[bytes]:
-    # Not blocking: a pipe in the file's place would hold the caller until somebody reads it.
+    # Not blocking: a pipe in the file's place would block the caller until the pipe is read.
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         log.parent.mkdir(mode=0o700, exist_ok=True)

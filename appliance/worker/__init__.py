@@ -1,1 +1,1 @@
-"""Entry points of the processes that hold torch. Nobody imports them: runners start them by argv."""
+"""Entry points of the processes that hold torch. They are never imported: runners start them by argv."""

@@ -1,4 +1,4 @@
-"""The calibrating worker: a few short steps, to know what a plan may count on. Nothing of it is kept but the times."""
+"""The calibrating worker: a few short steps that measure the machine for plans. Only the times are kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparing worker: how far the end of a replayed window lies from the recorded one."""
+"""The comparing worker: how much the end of a replayed window differs from the recorded one."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""How every worker begins and ends: probe the walls, wait for the word, work, and say how it went.
+"""How every worker begins and ends: probe the walls, wait for the job, work, and report the result.
 
 Frames come in on descriptor 0 and go out on descriptor 1; whatever a library prints goes to the log. Nothing but the
-standard library is imported before the walls were probed, so a worker whose walls do not stand has read nothing. The
-log has an error's code alone: its message may quote a row, and becomes a text of the ledger, erased there only.
+standard library is imported before the walls were probed, so a worker whose walls are not in force has read nothing.
+The log has an error's code alone: its message may quote a row, and becomes a text of the ledger, erased there only.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def run_worker(work: Callable[[Link, Header, bytes], Header]) -> int:
     except MemoryError:
         return _fail(session, Unavailable("worker: expected enough memory, got too little", code="out-of-memory"))
     except RuntimeError as error:
-        # torch has no one class for it; whatever else it raises is a defect, and its trace belongs in the log.
+        # torch has no single class for it. Any other error is a defect, and its trace belongs in the log.
         if "memory" not in str(error):
             raise
         return _fail(session, Unavailable("worker: expected enough memory, got too little", code="out-of-memory"))
@@ -101,7 +101,7 @@ def run_worker(work: Callable[[Link, Header, bytes], Header]) -> int:
 
 def _fail(session: Link, error: ApplianceError) -> int:
     print(f"failed: {error.code}", file=sys.stderr)
-    # Where the service has gone, the exit code is all that is left to say.
+    # If the service has ended, only the exit code can report the error.
     with contextlib.suppress(ApplianceError):
         session.send({"frame": "failure", "code": error.code, "message": error.message})
     return 1

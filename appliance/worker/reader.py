@@ -1,4 +1,4 @@
-"""Long requests become tokens beside the engine's steps: one after the other, in a thread of its own."""
+"""Tokenizes long requests during the engine's steps: one after another, in a separate thread."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ class _Pending(NamedTuple):
 
 
 class Reader:
-    """Slots take turns, each with its requests in the order they came; so a slot with many holds up no other's.
+    """Slots take turns, and the requests of a slot are read in the order in which they came. So a slot with many
+    requests does not delay the others.
 
-    `tell` is called in the reader's thread, with the name of a request that was read, or with None after a defect.
-    What was cancelled meanwhile is told to nobody.
+    `tell` is called in the reader's thread, with the name of a request that was read, or with None after a defect. It
+    is not called for a request that was cancelled meanwhile.
     """
 
     def __init__(self, tell: Callable[[str | None], None]) -> None:
@@ -96,7 +97,7 @@ class Reader:
         self._tell(wanted.name)
 
     def _next(self) -> _Pending:
-        """The first of the slot whose turn it is; the slot goes behind all others."""
+        """The first request of the slot whose turn it is; the slot's next turn is after all others."""
         with self._changed:
             while not self._waiting:
                 self._changed.wait()

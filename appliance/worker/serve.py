@@ -31,7 +31,8 @@ SAID = 2000
 """Characters of an error's message: a chat template's own may quote a prompt."""
 READ = "read"
 SIGN_S = 10.0
-"""A server at work that has said nothing for so long says that it works: a prompt may take minutes before a token."""
+"""A busy server that has sent nothing for so long reports that it works: a prompt may take minutes before its first
+token."""
 
 
 class Service:

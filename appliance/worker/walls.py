@@ -174,7 +174,7 @@ def _seize(process: int) -> bool:
 
 
 def _ptrace_parent(targets: dict[str, Any]) -> bool:
-    """The parent (init, inside a PID namespace), and whatever has the service's process id in here."""
+    """The parent (init, inside a PID namespace), and the process that has the service's process id in here."""
     others = {os.getppid(), targets["service"]} - {0, os.getpid()}
     return any(_in_child(partial(_seize, process)) for process in sorted(others))
 

@@ -1,8 +1,8 @@
-"""A training checkpoint: everything that a run needs to go on as if it had never stopped, in one file.
+"""A training checkpoint: everything that a run needs to continue as if it had never stopped, in one file.
 
 docs/formats/training-checkpoint.md is the page. The bytes are a function of the state alone (no time, no place, no
-machine), so that whoever trains the same steps again gets the same digest. A stranger's file is data: nothing in it is
-run, and one that does not fit this run in every name, shape and dtype is refused whole.
+machine), so that training the same steps again gives the same digest. A file from elsewhere is only data: nothing in it
+is executed, and a file in which any name, shape or dtype differs from this run's is refused.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def restore_checkpoint(training: Training, data: bytes) -> None:
 
 
 def parse_checkpoint(data: bytes) -> tuple[dict[str, int], dict[str, torch.Tensor]]:
-    """Counts and tensors of a file; BadInput for whatever does not encode to exactly these bytes again."""
+    """Counts and tensors of a file; BadInput for what does not encode to exactly these bytes again."""
     try:
         tensors = safetensors.torch.load(data)
         # safetensors reads metadata from files alone. The header: its length (u64, little-endian), then JSON.

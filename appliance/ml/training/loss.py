@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from appliance.ml.layers.head import Head
 
-# Positions whose logits stand in memory at once: with 49,152 words a chunk is 25 MB in float32.
+# Positions whose logits are in memory at once: with 49,152 words a chunk is 25 MB in float32.
 CHUNK = 128
 
 

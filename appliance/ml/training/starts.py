@@ -89,7 +89,7 @@ STARTS: dict[str, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {"olora": 
 
 
 def is_moved(model: Any) -> bool:
-    """Whether any layer has left its beginning, which stands beside it."""
+    """Whether any layer differs from its beginning, which is kept beside it."""
     for layer in list_layers(model):
         (a, start_a), (b, start_b) = (weight.chunk(2, dim=dim) for dim, weight in enumerate(_take_pair(layer)))
         if not torch.equal(a, start_a) or not torch.equal(b, -start_b):

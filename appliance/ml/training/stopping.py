@@ -1,4 +1,4 @@
-"""Validation: rows of the training split that are not trained on, and when their loss says that enough was trained.
+"""Validation: rows of the training split that are not trained on, and when their loss shows that training can stop.
 
 Never the held-out rows: those judge the adapter.
 """
@@ -20,7 +20,7 @@ from appliance.ml.data.rows import Row
 from appliance.ml.training.checkpoint import Training
 
 MeanLoss = Callable[[], float]
-"""The mean loss over the validation rows' trained tokens, with the weights as they stand."""
+"""The mean loss over the validation rows' trained tokens, with the current weights."""
 
 
 def split_rows(rows: Sequence[Row], recipe: Mapping[str, Any]) -> tuple[list[Row], list[Row]]:

@@ -1,6 +1,6 @@
 """The first code of the worker after exec: repeats what exec undid, forbids another, runs the module as __main__.
 
-Arguments: the folder of the package that holds the module, the module, and what the module itself is told. Packages are
+Arguments: the folder of the package that holds the module, the module, and the module's own arguments. Packages are
 found by their folder: the folder around them cannot be listed in here.
 """
 
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 FILTERED = "APPLIANCE_FILTERED"
-"""The variable of the environment that says that the call filter stands; the worker's module does not see it."""
+"""The environment variable that shows that the call filter is in force; the worker's module does not see it."""
 
 
 def _register(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Landlock by raw system calls: what the worker may open, and nothing else (landlock(7), ABI 1 to 7).
 
-A rule grants rights below one path; every right the kernel knows is handled, so whatever has no rule is refused.
+A rule grants rights below one path; every right that the kernel has is handled, so what has no rule is refused.
 Landlock does not govern stat, chmod, chown, utimes and links' metadata: the call filter and the mount namespace do.
 """
 
@@ -36,7 +36,7 @@ _SCOPES = 0b11  # abstract Unix sockets and signals, ABI 6
 
 
 def abi() -> int:
-    """The kernel's Landlock ABI, at most the newest that this file speaks; OSError where there is none."""
+    """The kernel's Landlock ABI, at most the newest that this file supports; OSError where there is none."""
     return min(_NEWEST, kernel.call("landlock_create_ruleset", None, 0, _CREATE_VERSION))
 
 

@@ -1,7 +1,8 @@
-"""Starts the launcher, a small process of its own that builds the walls and then becomes the worker.
+"""Starts the launcher, a small separate process that builds the walls and then becomes the worker.
 
 The service is threaded and holds keys, so it never forks: it starts a fresh interpreter by argv. One pipe, the leash,
-carries the description in and then stays open; its end, which comes however the service dies, ends the worker.
+carries the description to the launcher and then stays open. When it closes, also because the service was killed, the
+worker ends.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _BUILD_TIMEOUT_S = 60
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher is told. `command` None builds the walls, reports and ends."""
+    """The launcher's input. `command` None builds the walls, reports and ends."""
 
     command: tuple[str, ...] | None
     environment: dict[str, str]
@@ -49,7 +50,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Report:
-    """What the launcher found: every layer and whether it stands, why one does not, and the Landlock ABI in use."""
+    """The launcher's report: whether each layer is in force, why one is not, and the Landlock ABI in use."""
 
     layers: dict[str, bool]
     reasons: dict[str, str]
@@ -95,7 +96,7 @@ def _describe(control: int, launch: Launch) -> None:
 
 
 def start(launch: Launch, *, stdin: int, stdout: int, log: int) -> Started:
-    """Starts the launcher and waits until the worker runs, or was refused (then `report.failure` says why)."""
+    """Starts the launcher and waits until the worker runs, or was refused (then `report.failure` has the reason)."""
     control_inner, control = os.pipe()
     status, status_inner = os.pipe()
     try:

@@ -1,6 +1,6 @@
 """Namespaces of its own for the worker: user, network, PID, IPC, mount, UTS. No helper program, root or not.
 
-With a user namespace nobody needs to be root. Where the kernel forbids one and the service is root, the others are made
+With a user namespace, root is not needed. Where the kernel forbids one and the service is root, the others are made
 without it. Each is tried alone, so that a missing one is named.
 """
 
@@ -20,7 +20,7 @@ FLAGS = {
     "pid-ns": 0x20000000,
     "network-ns": 0x40000000,
 }
-# The worker is an ordinary user inside, whoever the service is outside: no program treats it as root.
+# Inside, the worker is an ordinary user even if the service is root outside, so that no program treats it as root.
 INNER_ID = 1000
 _CAP_SETGID = 6
 
@@ -42,7 +42,7 @@ def _enter_user_namespace() -> None:
 
 
 def unshare(wanted: Iterable[str]) -> tuple[set[str], dict[str, str]]:
-    """Enters the wanted namespaces one by one: those that stand, and the reason for each that does not.
+    """Enters the wanted namespaces one by one: those that it entered, and the reason for each that it could not.
 
     The PID namespace begins with the next child.
     """

@@ -48,7 +48,7 @@ def forbid_new_privileges() -> None:
 
 
 def drop_capabilities() -> None:
-    """Empties the bounding, ambient, inheritable, permitted and effective sets, for ever."""
+    """Empties the bounding, ambient, inheritable, permitted and effective sets, irrevocably."""
     for number in range(_LAST_CAPABILITY + 1):
         try:
             kernel.prctl(_PR_CAPBSET_DROP, number)
@@ -69,7 +69,8 @@ def drop_capabilities() -> None:
 def limit(limits: dict[str, int | None]) -> None:
     """Sets hard and soft limits by their RLIMIT_ name; None leaves the service's own limit.
 
-    At its CPU limit a process gets SIGXCPU, whose exit code says why it ended; one that ignores it is killed after.
+    At its CPU limit a process gets SIGXCPU, whose exit code shows why it ended; a process that ignores it is killed
+    afterwards.
     """
     fixed: dict[str, int | None] = {"CORE": 0, "MSGQUEUE": 0, "RTPRIO": 0, "NICE": 0}
     for name, value in {**limits, **fixed}.items():

@@ -35,7 +35,7 @@ _NAMESPACE_FLAGS = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x1000000
 _PRCTL_OPTIONS = (2, 3, 15, 16, 21, 22, 23, 29, 30, 38, 39, 41, 42, 0x53564D41)
 _PR_SET_DUMPABLE = 4
 # DUPFD, GETFD, SETFD, GETFL, SETFL, GETLK, SETLK, SETLKW, the same three of open files, DUPFD_CLOEXEC, SETPIPE_SZ,
-# GETPIPE_SZ. No leases, which hold up whoever opens a file, no signals to others, no watching of folders.
+# GETPIPE_SZ. No leases, which block other processes that open the file, no signals to others, no watching of folders.
 _FCNTL_COMMANDS = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1031, 1032)
 _MAKES_FILE = 0o100 | 0o20000000  # O_CREAT, __O_TMPFILE
 _SPECIAL_MODE = 0o7000
@@ -65,7 +65,7 @@ def _when(number: int, steps: list[Instruction]) -> list[Instruction]:
 
 
 def _plain_mode(mode: int, flags: int | None = None) -> list[Instruction]:
-    """Allows no set-user-id, set-group-id or sticky bit in this argument, where the flags say that it counts."""
+    """Allows no set-user-id, set-group-id or sticky bit in this argument, where the flags make the kernel use it."""
     judge: list[Instruction] = [
         _argument(mode),
         (_ANY_BIT, 0, 1, _SPECIAL_MODE),
@@ -93,7 +93,7 @@ def _conditions(devices: bool) -> dict[str, list[Instruction]]:
             (_RETURN, 0, 0, REFUSE),
             (_RETURN, 0, 0, _ALLOW),
         ],
-        # Their flags lie behind a pointer, where no filter can look: glibc falls back to clone and openat.
+        # Their flags are behind a pointer, which no filter can follow: glibc falls back to clone and openat.
         "clone3": [(_RETURN, 0, 0, ABSENT)],
         "openat2": [(_RETURN, 0, 0, ABSENT)],
         "open": _plain_mode(2, flags=1),
@@ -170,7 +170,7 @@ def _encode(program: list[Instruction]) -> bytes:
 
 
 def install_filter(*, devices: bool) -> None:
-    """Binds this process and all it starts, for ever; needs no_new_privs. OSError where the kernel cannot."""
+    """Binds this process and all that it starts, irrevocably; needs no_new_privs. OSError where the kernel cannot."""
     if kernel.MACHINE not in _ARCHITECTURES:
         raise OSError(errno.ENOSYS, f"seccomp: no table for {kernel.MACHINE}")
     _install(assemble_filter(kernel.MACHINE, devices=devices))

@@ -11,7 +11,7 @@ from __future__ import annotations
 # A number above these is younger than this list: it answers ENOSYS, so that libraries fall back.
 LAST_KNOWN = {"x86_64": 462, "aarch64": 462}
 
-# Allowed for some arguments only, or refused from some moment on: seccomp.py says which.
+# Allowed for some arguments only, or refused from some moment on: seccomp.py has the rules.
 FILTERED = frozenset(
     {"clone", "clone3", "creat", "fcntl", "ioctl", "memfd_create", "mkdir", "mkdirat", "open", "openat", "openat2"}
     | {"prctl", "prlimit64", "renameat2"}

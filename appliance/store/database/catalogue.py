@@ -1,5 +1,5 @@
-"""What a database holds beside the rows, held against what the migrations make: a trigger or a table that somebody
-planted copies texts that are erased later, and a view or a rule answers in the place of a table.
+"""What a database has besides the rows, compared with what the migrations make. An attacker could plant a trigger or a
+table that copies texts before they are erased, or a view or a rule that answers in place of a table.
 
 `migrations/catalogue-*.json` has the catalogue as the migrations leave it; `scripts/catalogue` writes it from them, and
 a test compares the two. Definitions are the database's own words, with each run of white space as one space.

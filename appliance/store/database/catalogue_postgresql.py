@@ -2,8 +2,8 @@
 """PostgreSQL's catalogue as rows (what, definition): everything that is not the server's own (an oid from 16384 on),
 and what other roles may do with it.
 
-Owners are told apart from the appliance's alone: `owner` is whose the table `entries` is, whatever its name. Not looked
-at are the server's own objects, which only a superuser can change.
+Of owners, only the appliance's is distinguished: `owner` is the owner of the table `entries`, whatever its name. The
+server's own objects, which only a superuser can change, are left out.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_attrdef d ON d.adrelid = a.att
 WHERE c.oid >= 16384 AND a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'f') AND {_NOT_TEMPORARY}
 """
 
-# Those of NOT NULL (18 has them as constraints) stand at the columns.
+# Those of NOT NULL (18 has them as constraints) are with the columns.
 _CONSTRAINTS = f"""
 SELECT format('constraint %I on %s', k.conname, {_NAME}),
     pg_get_constraintdef(k.oid) || CASE WHEN k.convalidated THEN '' ELSE ', not validated' END
@@ -80,7 +80,7 @@ SELECT format('row security policy %I on %s', o.polname, {_NAME}), concat_ws(', 
 FROM pg_policy o JOIN pg_class c ON c.oid = o.polrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 """
 
-# What the owner may do is not said, nor who may use the schema, which says nothing of the tables.
+# The owner's rights are left out, and so is who may use the schema, which gives no right to the tables.
 _GRANTS = f"""
 SELECT format('grant on %s to %s', what, CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END),
     string_agg(DISTINCT privilege_type || CASE WHEN is_grantable THEN ' with grant option' ELSE '' END, ', ')

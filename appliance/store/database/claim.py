@@ -1,5 +1,6 @@
-"""One service a log. Appends are safe whoever else appends; slots, open requests and runs have one owner: the service
-that starts empties and closes what it finds, as the last one's leavings."""
+"""One service a log. Appends are safe while others append. But slots, open requests and runs have one owner: a service
+that starts empties the slots and closes the requests and runs that it finds, because it takes them for those of the
+last service."""
 
 from __future__ import annotations
 
@@ -26,15 +27,16 @@ _ENDED = text(
 
 
 class Claim:
-    """Held on PostgreSQL by a session of its own, which the server ends when the service dies, or within a minute when
-    its host does. A file of SQLite lies in the folder that is locked already, or is given to two services on purpose.
+    """On PostgreSQL a separate session has the claim. The server ends the session when the service ends, or within a
+    minute after its host fails. A SQLite file is in the folder that is locked already, or was given to two services on
+    purpose.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._connection: Connection | None = None
         self.is_lost = False
-        """Another service has it: whoever held it before must end."""
+        """Another service has the claim, so this one must end."""
         self._backend = 0
         """The server's process of the session that held it last: where only our end of it was lost, it holds it yet."""
 
@@ -93,8 +95,8 @@ class Claim:
 
 @contextmanager
 def claim_founding(engine: Engine) -> Iterator[None]:
-    """The database is this founder's alone, until the end or until it dies; Conflict, at once, while it is another's.
-    A SQLite file that is not there yet is made."""
+    """Only this founder has the database, until it is done or its process ends; Conflict, at once, while another has
+    it. A SQLite file that does not exist is made."""
     with ExitStack() as stack:
         try:
             stack.enter_context(Claim(engine) if engine.dialect.name == "postgresql" else _claim_file(engine))

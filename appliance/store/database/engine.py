@@ -29,12 +29,12 @@ _SQLITE_PRAGMAS = (
     "PRAGMA foreign_keys = ON",
     "PRAGMA trusted_schema = OFF",
     "PRAGMA cell_size_check = ON",
-    # An erased disclosure leaves no text behind in a free page.
+    # No text of an erased disclosure may remain in a free page.
     "PRAGMA secure_delete = ON",
     f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}",
 )
 _POSTGRESQL_OPTIONS = {
-    # A commit that was acknowledged is on disk, whatever the role's or the database's own settings say.
+    # A commit that was acknowledged is on disk, whatever the settings of the role or the database are.
     "synchronous_commit": "on",
     "lock_timeout": f"{BUSY_TIMEOUT_S}s",
     # A service that was stopped in the middle of an append must not hold the head against the others.
@@ -68,7 +68,7 @@ def open_engine(url: str, *, read_only: bool = False) -> Engine:
 
 
 def locate_database(engine: Engine) -> str:
-    """The URL of the same database for another process, in whatever folder; it holds the password."""
+    """The URL of the same database for another process in any folder; it contains the password."""
     url = engine.url
     if url.get_backend_name() == "sqlite":
         url = url.set(database=os.path.abspath(str(url.database)))
@@ -145,7 +145,7 @@ def connect_reader(engine: Engine) -> Connection:
 
 
 def discard(connection: Connection | None) -> None:
-    """Closes it for good, not back into the pool, whatever has become of it."""
+    """Closes it, in any state, without returning it to the pool."""
     if connection is not None:
         with suppress(SQLAlchemyError):
             connection.invalidate()
@@ -156,7 +156,7 @@ def discard(connection: Connection | None) -> None:
 def checkpoint_wal(connection: Connection, mode: str) -> bool:
     """SQLite's own, outside of every transaction (https://sqlite.org/pragma.html#pragma_wal_checkpoint).
 
-    False where it could not end: somebody reads an older moment, writes, or does the same.
+    False where it could not complete: another connection reads an older snapshot, writes, or checkpoints.
     """
     raw: Any = connection.connection.driver_connection
     _set_wait(raw, CHECKPOINT_WAIT_S)

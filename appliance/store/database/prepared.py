@@ -21,7 +21,7 @@ class Prepared:
     """One statement; its parameters are a mapping with all of its names. Values go to the driver as they are."""
 
     def __init__(self, statement: ClauseElement | Callable[[str], ClauseElement]) -> None:
-        """A function makes the statement for a dialect's name, where the dialects say it differently."""
+        """A function makes the statement for a dialect's name, where the dialects differ."""
         self._statement = statement
         self._compiled: dict[str, _Compiled] = {}
 
@@ -86,7 +86,7 @@ def _begin(connection: Connection) -> None:
 def run_raw(connection: Connection, method: str, sql: str, parameters: Any) -> Any:
     """One call of the driver's, without a look at the transaction; what it raises comes in SQLAlchemy's tree, as from
     any other statement."""
-    # The driver's own: nobody listens to the pool's.
+    # The driver's own: no listener uses the pool's.
     cursor = connection.connection.dbapi_connection.cursor()  # type: ignore[union-attr]
     try:
         getattr(cursor, method)(sql, parameters)
@@ -96,7 +96,7 @@ def run_raw(connection: Connection, method: str, sql: str, parameters: Any) -> A
 
 
 def commit(connection: Connection) -> None:
-    """Ends the driver's transaction. SQLAlchemy is not told: to it the connection is in one all the time.
+    """Ends the driver's transaction. SQLAlchemy does not see this: for it, the connection is always in a transaction.
 
     As a statement, which SQLite's driver has compiled already; its own `commit` compiles one each time.
     """

@@ -12,7 +12,7 @@ from appliance.store.database.engine import connect_reader, discard, is_current
 
 
 class Reader:
-    """Whoever comes while it is in use, and everybody on PostgreSQL, is given one of the pool's."""
+    """A caller that comes while it is in use, and every caller on PostgreSQL, gets one of the pool's."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -1,4 +1,4 @@
-"""People's reading sessions: under the digest of their token, so that who reads the table opens nothing with it."""
+"""People's reading sessions: stored under the digest of their token, so that a reader of the table cannot use them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SessionRow:
 
 
 class Sessions:
-    """No part of the ledger: what stands here stands in no export, and is removed when it has ended."""
+    """Not part of the ledger: these rows are in no export, and are removed after they end."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -47,7 +47,7 @@ class Sessions:
         self._remove([digest_of(token)])
 
     def sweep(self, stands: Callable[[SessionRow], bool]) -> int:
-        """Removes every one that does not stand, and says how many."""
+        """Removes every session that has ended; returns how many."""
         wanted = select(sessions.c.digest, *_ROW)
         with database_errors(_WHAT), connect_reader(self._engine) as connection:
             ended = [digest for digest, *row in connection.execute(wanted) if not stands(SessionRow(*row))]

@@ -29,7 +29,7 @@ metadata = MetaData(
 )
 
 Counter = BigInteger().with_variant(Integer, "sqlite")
-"""A 64-bit integer. As a single primary key it is SQLite's row id, so that entries lie in their order on disk."""
+"""A 64-bit integer. As a single primary key it is SQLite's row id, so that entries are in order on disk."""
 
 entries = Table(
     "entries",
@@ -43,8 +43,8 @@ entries = Table(
     CheckConstraint("length(bytes) <= 65535", name="bytes"),
     sqlite_strict=True,
 )
-"""`nodes`: the tree's nodes that this entry completes, from its own leaf hash upwards, 32 bytes each. They stand before
-the bytes, which may go on in other pages."""
+"""`nodes`: the tree's nodes that this entry completes, from its own leaf hash upwards, 32 bytes each. The column is
+before the bytes, which may continue in other pages."""
 
 entry_keys = Table(
     "entry_keys",
@@ -91,8 +91,8 @@ head = Table(
     CheckConstraint("id = 1", name="id"),
     sqlite_strict=True,
 )
-"""One row: the last entry, and the signed checkpoint over the log, NULL while it is empty. Whoever appends locks it and
-moves it by compare-and-swap; `probes` counts the writes that only asked whether the database can be written."""
+"""One row: the last entry, and the signed checkpoint over the log, NULL while it is empty. An append locks it and
+changes it by compare-and-swap; `probes` counts the writes that only test whether the database can be written."""
 
 disclosures = Table(
     "disclosures",
@@ -118,7 +118,8 @@ projections = Table(
     sqlite_with_rowid=False,
 )
 """The fold as rows, one for each value that a thing ever had: in canonical JSON, from the entry `since` that set it up
-to, not including, the entry `until` that changed or removed it; NULL while it stands. Nothing decides by this cache."""
+to, not including, the entry `until` that changed or removed it; NULL while it is in force. No decision uses this
+cache."""
 Index(
     "ix_projections_current",
     projections.c.kind,

@@ -1,15 +1,15 @@
 """Sealed folders, named by the digest of their manifest, read-only; and the staging folders that become them.
 
     artifacts/<hex>              a sealed folder, `manifest.json` in it
-    artifacts/<hex>.<name>       a file beside it: what signs the folder cannot lie in it
+    artifacts/<hex>.<name>       a file beside it: what signs the folder cannot be in it
     artifacts/.pending-<hex>     a mark: sealed, and no entry names it yet
-    artifacts/.staging-…         somebody works in it; swept at the next start
+    artifacts/.staging-…         in use; swept at the next start
     artifacts/.quarantined-…     did not hash to its manifest any more
     artifacts/.unnamed-…         sealed, without a mark and without an entry: the ledger is an older one
     uploads/<hex>                bytes that a client sent, until an import has read them; swept at the next start
 
-A folder appears under its digest by one rename, after everything in it and beside it is on disk: it is there whole, or
-not at all, whenever the power goes.
+A folder gets its digest as name by one rename, after everything in it and beside it is on disk. So after a power
+failure it is there completely, or not at all.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Artifacts:
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """A private, empty folder to work in; gone afterwards, unless it was sealed. Where it cannot be removed that is
-        said, and what came of the work stands."""
+        """A private, empty folder to work in; gone afterwards, unless it was sealed. Where it cannot be removed, that
+        is logged, and the result of the work is kept."""
         path = self._folder / f"{_STAGING}{secrets.token_hex(16)}"
         with disk.disk_errors("staging"):
             path.mkdir(mode=0o700)
@@ -66,7 +66,7 @@ class Artifacts:
         """Makes a staging folder the artifact `digest`, durably, with the files beside it; its path.
 
         BadInput for anything but plain files and folders; Tampered when what is on disk is not what its manifest says,
-        or that manifest is another. An artifact that stands already is checked and kept.
+        or that manifest is another. An artifact that exists already is checked and kept.
 
         A new artifact is pending until `settle` says that an entry names it; `discard_pending` removes it.
         """
@@ -101,9 +101,9 @@ class Artifacts:
         return tuple(sorted(f"sha256:{name}" for name in marks if _SEALED.fullmatch(name)))
 
     def discard_pending(self, digest: str) -> None:
-        """Removes a pending artifact and what lies beside it; one that is settled is left as it is.
+        """Removes a pending artifact and the files beside it; a settled one is not changed.
 
-        The mark goes last, so that the next start goes on with what was cut off here.
+        The mark goes last, so that the next start completes what was interrupted here.
         """
         if digest not in self.pending():
             return
@@ -128,7 +128,7 @@ class Artifacts:
     def check(self, digest: str, paced: Callable[[int], None] = lambda size: None) -> Manifest:
         """The manifest, once every byte of the folder has been hashed again; Tampered names the file that differs.
 
-        `paced` is told of every chunk that was read, by its size, and may take its time.
+        `paced` is called with the size of every chunk that was read, and may wait.
         """
         with self._open(digest) as folder:
             return _check(folder, digest, paced)

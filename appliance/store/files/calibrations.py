@@ -1,6 +1,7 @@
 """What was measured of this machine: `calibrations.json`, the last of each base and method.
 
-A measurement is no record: it judges nothing and is lost without harm. So it lies beside the ledger, not in it.
+A measurement is not a record: no decision depends on it, and losing it does no harm. So it is kept beside the ledger,
+not in it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ MOST = 64
 
 
 class Calibrations:
-    """Of a home. Errors of the disk are Unavailable; a file that nobody can read counts as none."""
+    """Of a home. Errors of the disk are Unavailable; an unreadable file counts as none."""
 
     def __init__(self, home: Path) -> None:
         self._path = home / "calibrations.json"

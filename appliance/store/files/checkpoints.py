@@ -1,7 +1,7 @@
 """Training checkpoints: files named by the digest of their bytes, `checkpoints/<hex>`.
 
-A file appears under its digest by one rename, after its bytes are on disk. It is believed no further than that: whoever
-reads it hashes it again.
+A file gets its digest as name by one rename, after its bytes are on disk. The name alone is not trusted: each reader
+hashes the file again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files that survive a power cut, written whole or not at all; and files of strangers, read without following links."""
+"""Files that survive a power cut, written whole or not at all; and untrusted files, read without following links."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHUNK_BYTES = 1 << 20
 MAX_DEPTH = 16
 """Of the folders that are walked through; a manifest names files at most eight deep."""
 PARTIAL = ".partial-"
-"""Begins the name of a file that is being written; whoever sweeps a folder removes what carries it."""
+"""Begins the name of a file that is being written; sweeping a folder removes files with it."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: a pipe in a file's place must not hold the reader.
@@ -68,7 +68,7 @@ def sync_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """A folder of the service's own, mode 0700, its name durable; one that stands is left as it is."""
+    """A folder of the service's own, mode 0700, its name durable; one that exists is not changed."""
     if not path.is_dir():
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         sync_folder(path.parent)
@@ -135,7 +135,7 @@ def _open_plain(folder: int, path: str, what: str) -> int:
 
 
 def read_all(descriptor: int, max_bytes: int, what: str) -> bytes:
-    """The file in one buffer, read once; TooLarge beyond the limit, whatever size it claimed to have."""
+    """The file in one buffer, read once; TooLarge beyond the limit, even if its stated size is smaller."""
     size = os.fstat(descriptor).st_size
     if size > max_bytes:
         raise TooLarge(f"{what}: expected at most {max_bytes} bytes, got {size}")

@@ -1,6 +1,7 @@
-"""The service's own keys and secrets: files below <home>/keys that nobody else can read. Signers are named by URI.
+"""The service's own keys and secrets: files below <home>/keys that no other account can read. Signers are named by URI.
 
-A signer's URI is `file:NAME`, a PKCS#8 PEM file `NAME.pem` in the folder; other schemes are for keys held elsewhere.
+A signer's URI is `file:NAME`, a PKCS#8 PEM file `NAME.pem` in the folder; other schemes are for keys that are kept
+elsewhere.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ class Keyring:
 
 
 def _check_private(found: os.stat_result, what: str) -> None:
-    """Ours, readable by nobody else, under one name only."""
+    """Owned by this account, readable by no other, with one name only."""
     mode = stat.S_IMODE(found.st_mode)
     if mode & 0o077:
         raise Tampered(f"{what}, mode: expected no rights for group and others, got {mode:04o}")

@@ -1,4 +1,4 @@
-"""One service a data folder: a lock that the kernel takes back when its holder dies, however it dies."""
+"""One service for a data folder: a lock that the kernel releases when its holder's process ends in any way."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from appliance.errors import Conflict
 from appliance.store.files.disk import disk_errors
 
 LOOKED_AT_S = 5.0
-"""How long those who only look may share the lock before its taker gives up; each look takes a moment."""
+"""How long `lock_folder` waits while checks (`holder_of`) share the lock; each check takes a moment."""
 _LOOK_S = 0.01
 
 
@@ -25,15 +25,15 @@ class FolderLock:
         self._descriptor = descriptor
 
     def say(self, text: str) -> None:
-        """What its holder is doing, behind its process id, for whoever waits for the service; nothing once it serves.
-        It is no more than a word, so no error."""
+        """Writes what the holder is doing after its process id, for clients that wait for the service; empty once it
+        serves. It is only information, so a failure is no error."""
         with suppress(OSError):
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, "".join(f"{line}\n" for line in (os.getpid(), text) if line).encode(), 0)
 
     def release(self) -> None:
         if self._descriptor >= 0:
-            # Not by closing alone: a child between fork and exec has the descriptor too, and would go on holding it.
+            # Not by closing alone: a child between fork and exec has the descriptor too, and would keep the lock.
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
             self._descriptor = -1
@@ -50,7 +50,7 @@ class FolderLock:
 def lock_folder(path: Path) -> FolderLock:
     """Takes the lock file at `path`, making it where there is none; Conflict names the process that holds it.
 
-    A holder has it alone; who only looks whether there is one (the client, before it starts a service) shares it.
+    The holder has it exclusively. A check for a holder (by the client, before it starts a service) shares it.
     """
     deadline = time.monotonic() + LOOKED_AT_S
     with disk_errors(f"lock, {path}"):
@@ -76,13 +76,13 @@ def lock_folder(path: Path) -> FolderLock:
             except BaseException:
                 os.close(descriptor)
                 raise
-            # Somebody removed the file between opening and locking it: what we hold is no longer the lock.
+            # The file was removed between opening and locking it: this descriptor is no longer the lock.
             os.close(descriptor)
 
 
 def holder_of(path: Path) -> int | None:
-    """The process that holds the lock, as it wrote itself; None while none does. Who looks shares the lock for a
-    moment, which `lock_folder` waits out."""
+    """The process that holds the lock, as it wrote itself; None while none does. The check shares the lock for a
+    moment, for which `lock_folder` waits."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (FileNotFoundError, PermissionError):

@@ -1,6 +1,6 @@
 """The steps of runs that are not sealed yet, a line each as they come: `steps/RUN.jsonl`.
 
-Lines are on disk for good when the training checkpoint after them is recorded; a power cut may lose those behind it,
+Lines are on disk for good when the training checkpoint after them is recorded; a power failure may lose those after it,
 which are trained again.
 """
 

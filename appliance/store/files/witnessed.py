@@ -1,6 +1,7 @@
-"""What witnesses have seen, kept beside the database: who restores an old database does not restore this with it.
+"""What witnesses have seen, kept outside the database, so that a restored old database does not bring back an old one
+of these.
 
-One file a witness, the last checkpoint that it cosigned, as a signed note. The folder may lie on another medium.
+One file a witness, the last checkpoint that it cosigned, as a signed note. The folder may be on another medium.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What stands beside the entries, held against them: the projections, and the database's own refusals."""
+"""Checks of what is stored besides the entries: the projections, and the database's own refusals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_projections(connection: Connection, seen: Seen) -> list[str]:
 
 
 class _Versions:
-    """The rows that the changes told so far amount to: (kind, id, since) to (until, value)."""
+    """The rows that result from the changes so far: (kind, id, since) to (until, value)."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str, int], tuple[int | None, str]] = {}

@@ -1,5 +1,5 @@
-"""The host's clock, as far as a log can believe it: time decreases there only where two administrators set it back, and
-no entry can be taken back."""
+"""The host's clock, as far as a log can trust it. In a log, time decreases only where two administrators set it back,
+and no entry can be removed."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class LogClock:
         self._pause_after = ""
 
     def accept_pause(self, last_time: str) -> None:
-        """Somebody says that the clock is right, however long ago the last entry is, which has this time."""
+        """A person confirms that the clock is right, however long ago the last entry (which has this time) is."""
         self._pause_after = last_time
 
     def read(self, state: State) -> str:
-        """The time now; Unavailable, with the code `clock`, where the next entry must not stand under it.
+        """The time now; Unavailable, with the code `clock`, where the next entry must not have it.
 
-        A clock that is behind the last entry by more than policy lets clocks differ would have the dates of approvals
-        and tokens stand still. One that is further ahead of it than a pause takes may have been set wrong, and an entry
-        that is dated ahead of the time would hold up all others until that time has come.
+        With a clock that is behind the last entry by more than `clock_skew_s`, approvals and tokens would not expire. A
+        clock that is ahead of it by more than the longest pause may be set wrong, and an entry with a future time would
+        block all later ones until that time.
         """
         now, last = encode_time(self._now()), state.last_time
         if is_behind(state, now):
@@ -53,7 +53,7 @@ class LogClock:
 
 
 def is_behind(state: State, now: str) -> bool:
-    """Whether this time is behind the last entry's by more than policy lets clocks differ."""
+    """Whether this time is behind the last entry's by more than the policy's `clock_skew_s`."""
     return now < state.last_time and add_seconds(now, state.parameters.clock_skew_s) < state.last_time
 
 

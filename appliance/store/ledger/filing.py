@@ -1,8 +1,8 @@
 """What entries are searched by: for each key, and each block of entries one after another, which of them have it.
 
 A commit costs the pages that it changes, and each key has a page of its own. So keys are filed by the block, by the
-commit that makes it whole (docs/adr/0010-filed-by-the-block.md). What the entries behind the last whole block are
-searched by is read from themselves and remembered: no entry ever changes.
+commit that makes it whole (docs/adr/0010-filed-by-the-block.md). For entries after the last whole block, the keys are
+read from the entries and remembered, because no entry ever changes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ USUAL: Outcome = "success"
 Bits = dict[str, int]
 """By key: which entries of one block have it."""
 Filed = tuple[str, int, bytes]
-"""(key, block, bits) of a row: bit n, from the lowest of the first byte on, stands for the block's entry n. Bytes that
+"""(key, block, bits) of a row: bit n, from the lowest of the first byte on, is for the block's entry n. Bytes that
 would be zero at the end are left out."""
 
 
@@ -78,7 +78,7 @@ def _file(bits: Bits, index: int, keys: Sequence[str]) -> None:
 
 
 def list_rows(block: int, bits: Bits) -> list[Filed]:
-    """In the order in which they lie."""
+    """In the order in which they are stored."""
     return [(key, block, encode_bits(bits[key])) for key in sorted(bits)]
 
 
@@ -96,12 +96,12 @@ class Unfiled:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._start = self._stop = 0
-        """The entries that are in `_bits`, or in `_added` until somebody asks."""
+        """The entries that are in `_bits`, or in `_added` until they are needed."""
         self._bits: Bits = {}
         self._added: list[Entry] = []
 
     def read(self, connection: Connection, size: int) -> Bits:
-        """Of the entries behind the last whole block of a log of this size; it may hold bits of later ones too."""
+        """Of the entries after the last whole block of a log of this size; it may hold bits of later ones too."""
         start = count_filed(size)
         with self._lock:
             if start < self._start:

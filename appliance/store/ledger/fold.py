@@ -195,7 +195,7 @@ def _check_leaf(index: int, leaf: bytes, stored: StoredEntry) -> None:
 
 
 def _check_documents(index: int, entry: Entry, stored: StoredEntry) -> None:
-    """Documents are filed as the entry's bytes say; each one's bytes are those of its digest."""
+    """Documents are filed as in the entry's bytes; each one's bytes are those of its digest."""
     if not entry.documents and not stored.documents:
         return  # as most entries
     filed = {role: f"sha256:{digest.hex()}" for role, (digest, _) in stored.documents.items()}
@@ -238,8 +238,8 @@ def _shown(value: Any) -> str:
 def load_fold(connection: Connection, begun: Fold | None, seen: Seen, log_key: str, tell: Tell) -> Fold:
     """The fold of the whole log, from one that was begun or else from nothing; Tampered names what does not hold.
 
-    One that was sealed under a key which the log has replaced since is not believed: whoever stole that key could have
-    sealed it.
+    One that was sealed under a key which the log has replaced since is not used: a thief of that key could have sealed
+    it.
     """
     if begun is not None:
         size, sealed_by = begun.state.size, begun.state.site.log_key
@@ -277,7 +277,7 @@ def check_bytes(connection: Connection, expected: Frontier, tell: Tell) -> None:
 
 
 def check_end(connection: Connection, fold: Fold, log_key: str) -> None:
-    """The log ends where the head and the signed checkpoint say; nothing lies behind them."""
+    """The log ends where the head and the signed checkpoint say; nothing is after them."""
     head, size = read_head(connection), fold.state.size
     last = max(size - 1, 0)
     expect(last, "head, size", size, head.size)

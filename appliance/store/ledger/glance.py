@@ -47,7 +47,7 @@ def glance(engine: Engine) -> Glance:
 
 
 def _values(connection: Connection, kind: str) -> list[str]:
-    """Of the projections of this kind that stand today."""
+    """Of the current projections of this kind."""
     found = connection.execute(
         select(projections.c.value).where(projections.c.kind == kind, projections.c.until.is_(None))
     )

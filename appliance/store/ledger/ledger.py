@@ -2,8 +2,8 @@
 
 An append is part of one transaction under one lock: the head is locked, entries of other services are folded in, guard
 and rules decide on each draft that waits, rows are written, the bytes are read back, and the checkpoint is signed.
-Nothing leaves before the commit. Whatever goes wrong, the fold is taken back to where the transaction began, and the
-database is asked what stands before anything else is believed.
+Nothing is returned before the commit. After any error, the fold is restored to its state before the transaction, and
+the head is read from the database again before the fold is used.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ class Ledger:
         self._reader = Reader(engine)
         self._queue = Queue(self.lock, self._commit_all)
         self._suspect = False
-        """An append failed: before the next, a write that says nothing shows that the database can be written."""
+        """An append failed: before the next one, a probe write must show that the database can be written."""
         self._unsure = False
-        """A commit's end was not seen: before anything is read from the fold, it is held against the head."""
+        """The outcome of a commit is unknown: before the fold is read, it is compared with the head."""
 
     @property
     def dialect(self) -> str:
@@ -104,7 +104,7 @@ class Ledger:
         Entries that a snapshot is of are hashed, and not folded again.
         """
         with self.lock, database_errors("ledger"):
-            self._writer.scrub()  # Of whoever was killed while they owed it.
+            self._writer.scrub()  # Owed by a process that was killed.
             self._fold = None
             kept = None if self._snapshots is None else self._snapshots.read()
             if kept is not None and kept.seen.size > self._seen.size:
@@ -129,7 +129,8 @@ class Ledger:
 
     @property
     def state(self) -> State:
-        """The fold over all entries known here; held against the database first where a commit's end was not seen."""
+        """The fold over all entries known here. If the outcome of a commit is unknown, it is compared with the database
+        first."""
         with self.lock:
             return self._current().state
 
@@ -163,9 +164,9 @@ class Ledger:
     def append(self, draft: Draft, *, guard: Guard | None = None) -> Appended:
         """Makes the entry durable, or raises having written nothing.
 
-        Appends that wait at the same time share one commit and one checkpoint. What the guard or the rules raise passes
-        on. Unavailable: the database cannot be written now; with the code `commit-unknown`, whether the entry stands
-        shows only when the database answers again.
+        Appends that wait at the same time share one commit and one checkpoint. Errors of the guard and the rules are
+        raised unchanged. Unavailable: the database cannot be written now; with the code `commit-unknown`, it is known
+        only when the database answers again whether the entry was committed.
         """
         (appended,) = self.append_all((draft,), guard=guard)
         return appended
@@ -213,7 +214,7 @@ class Ledger:
             note = self._write(connection, batch, completed, root, fold.state)
             self._writer.commit(connection, batch)
         except BaseException:
-            # Nothing of it is believed: the database has to show first that it can be written again, and what stands.
+            # The fold is not trusted until the database has shown that it can be written, and what was committed.
             fold.state.take_back(batch.mark)
             self._unsure = True
             self._writer.close()
@@ -242,7 +243,7 @@ class Ledger:
             return now, behind
 
     def _stage_all(self, batch: Batch, waiting: list[Waiting], state: State, now: str) -> None:
-        """What is refused is settled at once, and the others go on without it."""
+        """A refused append is settled at once, and the others continue without it."""
         for one in waiting:
             try:
                 stage(batch, one, state, now)
@@ -274,7 +275,7 @@ class Ledger:
         return note
 
     def probe(self) -> None:
-        """Unavailable unless a write can be made durable now; costs a commit, and says nothing in the log."""
+        """Unavailable unless a write can be made durable now; costs a commit, and adds no entry."""
         with self.lock:
             self.clock.read(self._current().state)
             self._probe()

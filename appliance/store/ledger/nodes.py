@@ -11,7 +11,7 @@ from appliance.errors import Tampered
 from appliance.formats.core.merkle import HASH_BYTES, Frontier, ReadNode
 
 _KEPT_LEVEL = 8
-"""From here on a node stands for 256 entries or more: ten million entries have 78,000 of them."""
+"""From this level on a node covers 256 entries or more: ten million entries have 78,000 of them."""
 _RECENT = 4_096
 """Entries whose nodes are in memory: about 2 MB."""
 
@@ -31,7 +31,7 @@ class Nodes:
     def add(self, before: Frontier, completed: Iterable[Sequence[bytes]]) -> None:
         """The nodes that each entry after `before` completes, one after another, once these entries are durable."""
         if before.size != self._stop or len(self._recent) >= _RECENT:
-            # With what stands at the tree's edge, they are whatever proves the entries that follow, in their tree.
+            # Together with the tree's edge, they are all that is needed to prove the entries that follow.
             self._edge, self._recent, self._stop = before.nodes(), {}, before.size
         for nodes in completed:
             self._recent[self._stop] = nodes

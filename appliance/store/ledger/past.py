@@ -79,8 +79,8 @@ def count_requests(
 ) -> dict[str, int]:
     """How many requests the adapter was given in the log of this size, and how they ended.
 
-    Every request has two entries about the adapter, but for those that are open: what is filed under it, less what is
-    told of it, is counted from two indexes, without a look at the entries.
+    Every request has two entries about the adapter, except open ones, which have one. So counts from the index are
+    enough, and no entry is read: all entries about the adapter, less those that are not of requests.
     """
     about: Filters = {"subjects": [f"adapter:{adapter}"], "before": size}
     filed = count_entries(connection, unfiled, about)

@@ -1,7 +1,7 @@
-"""Appends that wait for one durable commit: whoever comes first commits for all who have come meanwhile.
+"""Appends that wait for one durable commit: the first caller commits for all that came meanwhile.
 
-A lone append waits for nobody. While one commit is under way, those who come queue up; the first of them takes the next
-turn and commits the whole queue. Nobody whose entry is settled waits for anything but its own signal.
+A single append does not wait. While a commit runs, further appends queue up; the first of them runs the next commit,
+for the whole queue. A caller whose append is settled waits only for its own signal.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Waiting:
 
 
 class Queue:
-    """Who waits, and whose turn it is. `lock` is held by whoever commits, and re-entrant."""
+    """The appends that wait, and which thread commits next. The committing thread holds `lock`, which is re-entrant."""
 
     def __init__(self, lock: threading.RLock, commit: Callable[[list[Waiting]], None]) -> None:
         """`commit` settles every append that it is given; it is called with the lock held."""
@@ -76,7 +76,7 @@ class Queue:
         self._next_is_there = False
 
     def append(self, waiting: Waiting) -> list[Appended]:
-        # At once when nobody commits, or when this very thread holds the lock around its append.
+        # At once when no thread commits, or when this very thread holds the lock around its append.
         is_held = self._lock.acquire(blocking=False)
         with self._mutex:
             self._waiting.append(waiting)
@@ -94,7 +94,8 @@ class Queue:
         return waiting.outcome()
 
     def _take_turn(self) -> bool:
-        """True with the lock, for the first who comes while it is held; False for who can leave it to that one."""
+        """True, with the lock, for the first thread that comes while it is held; False for the others, whose appends
+        that thread commits."""
         with self._mutex:
             if self._next_is_there:
                 return False

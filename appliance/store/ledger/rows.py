@@ -127,7 +127,7 @@ def _nodes(count: int) -> Prepared:
 
 
 def lock_head(connection: Connection) -> Head:
-    """The head, held against every other writer until the transaction ends (SQLite: by BEGIN IMMEDIATE)."""
+    """The head, locked against every other writer until the transaction ends (SQLite: by BEGIN IMMEDIATE)."""
     return _head(connection, _LOCK_HEAD)
 
 
@@ -158,7 +158,7 @@ def move_head(connection: Connection, expected: Head, new: Head, note: bytes) ->
 
 
 def probe_head(connection: Connection) -> None:
-    """A write that says nothing: whoever commits it knows that the database can be written."""
+    """A write without content: its commit shows that the database can be written."""
     connection.execute(_PROBE_HEAD)
 
 
@@ -207,7 +207,7 @@ def delete_disclosures(connection: Connection, commitments: Iterable[str]) -> No
 
 
 def write_projections(connection: Connection, index: int, changes: Iterable[Change]) -> None:
-    """What the entry changed: the values that stood until it are closed, those that stand from it on are added."""
+    """What the entry changed: the values that were in force until it are closed, and those from it on are added."""
     closed, opened = [], []
     for kind, key, value in changes:
         closed.append({"of_kind": kind, "of_id": key, "at": index})
@@ -306,7 +306,8 @@ def _from_block(first: int) -> ColumnElement[bool]:
 
 
 def read_nodes(connection: Connection, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
-    """The stored nodes at these (level, index), read in one statement; each stands in the entry that completes it."""
+    """The stored nodes at these (level, index), read in one statement; each is in the row of the entry that completes
+    it."""
     wanted = list(places)
     if not wanted:
         return {}
@@ -317,7 +318,7 @@ def read_nodes(connection: Connection, places: Iterable[tuple[int, int]]) -> dic
 
 
 def read_extent(connection: Connection) -> dict[str, tuple[int | None, int | None]]:
-    """The lowest and highest key of the tables whose rows stand for entries."""
+    """The lowest and highest key of the tables with a row for each entry."""
     columns = {"entry": entries.c.index, "document of entry": entry_documents.c.index}
     return {
         name: (

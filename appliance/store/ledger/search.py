@@ -1,8 +1,7 @@
 """Finding entries: by the keys that they are filed under, in the order of the log, a page at a time.
 
-Of each block the bits of every key that is asked for are put together; those of the entries behind the last whole
-block are remembered or made on the spot. A search reads no more blocks than its page needs: a few at first, then more
-at a time.
+For each block, the bits of all wanted keys are combined. For the entries after the last whole block, the bits are
+remembered or computed. A search reads no more blocks than its page needs: a few at first, then more at a time.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The fold, kept in a file under the log's own seal: where the next start goes on, instead of at the first entry.
+"""The fold, kept in a file under the log's seal, so that the next start continues there instead of at the first entry.
 
     <decimal length of the note>
     <note>      text, an empty line, the log key's signature: of which log the rest is, and what it hashes to
     <body>      the tree's right edge as a line of hexadecimal hashes, then the state
 
-It is a cache, and believed by nobody but the service that wrote it: its key must be one that this service holds, its
-code this very code. A seal that holds is evidence all the same, whatever code made it: the log had that root at that
-size, and one that is shorter now, or another one, is refused (docs/adr/0012-a-start-from-a-sealed-fold.md).
+It is a cache, and only the service that wrote it uses it: the seal's key must be one of this service's, and the code
+the same. A valid seal is evidence whatever code made it: the log had that root at that size. A log that is shorter now,
+or different, is refused (docs/adr/0012-a-start-from-a-sealed-fold.md).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FindSigner = Callable[[str], Signer]
 
 
 class Kept(NamedTuple):
-    """What a seal that holds says: the log's root at a size, and the fold there; None where other code made it, or
+    """What a valid seal proves: the log's root at a size, and the fold there; None where other code made it, or
     where it is of too few entries to be worth it."""
 
     seen: Seen
@@ -126,7 +126,7 @@ class Snapshots:
 
 
 def copy_fold(fold: Fold) -> tuple[Snapshot, Frontier, str]:
-    """What `write` takes of a fold, which may go on changing meanwhile."""
+    """What `write` needs of a fold, which may change meanwhile."""
     return take_snapshot(fold.state), fold.frontier, fold.state.site.log_key
 
 

@@ -97,7 +97,7 @@ def _each(drafts: Sequence[Draft], act: Callable[[Draft], Made]) -> list[Made]:
 
 
 def check_drafts(drafts: Sequence[Draft]) -> None:
-    """What the rules do not see: sizes, and that texts behind commitments are those committed to."""
+    """What the rules do not see: sizes, and that texts match their commitments."""
     _each(drafts, _check_draft)
 
 

@@ -24,13 +24,13 @@ from appliance.store.ledger.staging import Batch, Staged
 
 
 class Writer:
-    """Opened when it is first needed, and again after whatever made it doubtful."""
+    """Opened when it is first needed, and again after an error on it."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._connection: Connection | None = None
         self._scrub_owed = False
-        """Removed rows may lie in SQLite's write-ahead log still."""
+        """Removed rows may still be in SQLite's write-ahead log."""
         self._removed = False
 
     def begin(self, lock: Callable[[Connection], None]) -> Connection:
@@ -59,8 +59,9 @@ class Writer:
         self._connection.rollback()
 
     def commit(self, connection: Connection, batch: Batch) -> None:
-        """Durable once this returns. Where the commit failed, the database is asked whether the batch stands: its
-        answer may have been lost, not the commit. Unavailable with the code `commit-unknown` where nobody can tell.
+        """Durable once this returns. Where the commit failed, the database is asked whether the batch was committed,
+        because perhaps only its answer was lost. Unavailable with the code `commit-unknown` where this cannot be found
+        out.
 
         Unavailable, and nothing was committed, where SQLite's file is no longer the one at its path.
         """
@@ -92,23 +93,24 @@ class Writer:
             ) from error
 
     def scrub_after(self) -> None:
-        """Scrubs where the last commit has removed anything: its entries stand, whatever becomes of that."""
+        """Scrubs where the last commit has removed anything: its entries are committed in any case."""
         if self._removed:
             self.scrub()
 
     def scrub(self) -> None:
-        """Leaves nothing of removed rows in SQLite's write-ahead log. Where a reader of an older moment or the disk is
-        in the way, that is owed, and raises nothing: `write_back` tries again."""
-        # First: a commit meanwhile owes a scrub of its own.
+        """Leaves nothing of removed rows in SQLite's write-ahead log. Where a reader of an older snapshot or the disk
+        prevents this, it raises nothing, and `write_back` tries again."""
+        # First: a commit meanwhile needs a scrub of its own.
         self._scrub_owed = False
         if not self._checkpoint("TRUNCATE"):
             self._scrub_owed = True
 
     def write_back(self) -> None:
         """Copies what SQLite has written ahead into the database itself, while others append and read, and scrubs where
-        that is owed; nothing on PostgreSQL. An append only has to do it where a thousand pages have come together.
+        a scrub is due; does nothing on PostgreSQL. An append only has to do it where a thousand pages have come
+        together.
 
-        Where the database does not answer, the next append says what is wrong.
+        Where the database does not answer, the next append raises the error.
         """
         if self._scrub_owed:
             self.scrub()
