@@ -740,6 +740,8 @@ class LogBuilder:
         return {name: getattr(slot, name) for name in ("manifest", "admitted", "release", "approvals")}
 
     def request(self, number: int = 1, **fields: Any) -> RequestAdmitted:
+        """With the issue time of an application's token, and the time now for any other."""
+        issued = self.state.issued_tokens.get(fields.get("token", ""))
         standing: dict[str, Any] = {
             "request": f"{number:032x}",
             "unit": "legal",
@@ -748,7 +750,7 @@ class LogBuilder:
             **self.rests_on(fields),
             "application": None,
             "token": "sha256:" + "0" * 64,
-            "token_issued_at": self.now,
+            "token_issued_at": self.now if issued is None else issued.issued_at,
             "prompt": "hmac-sha256:" + "0" * 64,
             "instruction": None,
         }

@@ -183,14 +183,16 @@ def accept_issued(state: State, digest: str, now: Time) -> tuple[IssuedToken, Ap
     return row, application
 
 
-def check_asker(case: Case, unit: str, application: str | None, token: str, task: str) -> None:
-    """A request names the application whose token it came with, and asks for one of its tasks."""
+def check_asker(case: Case, unit: str, application: str | None, token: str, issued_at: Time, task: str) -> None:
+    """A request names the application whose token it came with and the time of that token, and asks for one of its
+    tasks. A later time would get past a revocation of all tokens that were issued before some time."""
     row = case.state.issued_tokens.get(token)
     expected = None if row is None else row.application
     case.require(application == expected, "application", expected, application)
     if row is None:
         return
     case.require(unit == row.unit, "unit", row.unit, unit)
+    case.require(issued_at == row.issued_at, "token_issued_at", row.issued_at, issued_at)
     found = find_application(case.state, row.unit, row.application)
     case.require(task in found.tasks, "task", f"one of {', '.join(found.tasks)}", task)
 

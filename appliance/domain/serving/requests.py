@@ -103,7 +103,7 @@ def request_admitted(case: Case) -> Changes:
     case.require(got == expected, "what answers", expected, got)
     if revoked := token_revoked(case.state, body.unit, body.token, body.token_issued_at):
         raise NotAuthenticated(f"entry {case.entry.index}: {revoked}", code="revoked")
-    check_asker(case, body.unit, body.application, body.token, body.task)
+    check_asker(case, body.unit, body.application, body.token, body.token_issued_at, body.task)
     case.require(body.request not in case.state.requests, "request", "a new one", body.request)
     _check_instruction(case, body)
     request = OpenRequest(

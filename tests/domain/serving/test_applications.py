@@ -229,6 +229,19 @@ def test_a_request_names_the_application_whose_token_it_came_with_and_one_of_its
     asks(site, 3, token)
 
 
+def test_a_later_time_of_a_token_does_not_get_past_a_revocation_by_time() -> None:
+    site = stage("serving")
+    token = site.issue(site.token_request(site.enroll_application()))
+    row = site.state.issued_tokens.get(token)
+    assert row is not None
+    before = add_seconds(row.issued_at, 1)
+    site.revoke_tokens(issued_before=before)
+    with refuses(site, NotAuthenticated, "expected one issued since"):
+        asks(site, 3, token)
+    with refuses(site, Denied, f"token_issued_at: expected {row.issued_at}, got {before}"):
+        asks(site, 3, token, token_issued_at=before)
+
+
 def test_what_has_ended_is_forgotten_after_a_while_and_makes_room() -> None:
     site = stage("serving")
     key = site.enroll_application()
