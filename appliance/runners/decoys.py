@@ -39,10 +39,12 @@ class Probes:
     def __post_init__(self) -> None:
         for name, path in self.read.items():
             if not os.access(path, os.R_OK):
-                raise BadInput(f"probe {name}, {path}: expected something that the service can read")
+                raise BadInput(
+                    f"probe {name}, {path}: expected something that the service can read, got a path that it cannot"
+                )
         for name, path in self.write.items():
             if not (path.is_dir() and os.access(path, os.W_OK)):
-                raise BadInput(f"probe {name}, {path}: expected a folder that the service can write to")
+                raise BadInput(f"probe {name}, {path}: expected a folder that the service can write to, got another")
 
     @property
     def names(self) -> frozenset[str]:

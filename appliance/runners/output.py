@@ -20,7 +20,7 @@ def open_output(folder: Path, name: str) -> int:
     """
     parts = PurePosixPath(name).parts
     if not parts or any(part in ("/", "..") for part in parts):
-        raise Tampered(f"output, {name!r}: expected a relative name below the folder")
+        raise Tampered(f"output, {name!r}: expected a relative name below the folder, got another")
     try:
         descriptor = _descend(folder, parts)
     except FileNotFoundError:

@@ -194,7 +194,7 @@ def _parse_threshold(word: str, count: int) -> int:
 def _check_known(names: Iterable[str], known: Collection[str]) -> None:
     for name in names:
         if name not in known:
-            raise BadInput(f"policy, name: expected one that stands before it, got {show(name)}")
+            raise BadInput(f"policy, name: expected one that is defined before this line, got {show(name)}")
 
 
 def _check_once(what: str, values: Sequence[str] | Sequence[bytes]) -> None:

@@ -174,4 +174,4 @@ def _find_end_of_turn(template: Template, variables: Mapping[str, str], control:
         return max(found, key=len)
     if "eos_token" in variables and variables["eos_token"] in control:
         return variables["eos_token"]
-    raise BadInput(f"{TEMPLATE_FILE}: expected a control token behind an answer, got {tail[:40]!r} and no eos_token")
+    raise BadInput(f"{TEMPLATE_FILE}: expected a control token after an answer, got {tail[:40]!r} and no eos_token")

@@ -21,7 +21,7 @@ def _register(folder: Path) -> None:
         folder.name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
     if spec is None or spec.loader is None:
-        raise SystemExit(f"{folder}: expected a Python package")
+        raise SystemExit(f"{folder}: expected a Python package, got none")
     package = importlib.util.module_from_spec(spec)
     sys.modules[folder.name] = package
     spec.loader.exec_module(package)

@@ -41,7 +41,7 @@ def call(name: str, *arguments: Argument) -> int:
     """
     column = _COLUMNS.get(MACHINE)
     if column is None or sys.platform != "linux":
-        raise Unavailable(f"sandbox, {sys.platform} on {MACHINE}: expected Linux on x86_64 or aarch64")
+        raise Unavailable(f"sandbox: expected Linux on x86_64 or aarch64, got {sys.platform} on {MACHINE}")
     # A Python int would be passed as a 32-bit int: every argument register is filled whole.
     words = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
     result: int = _libc.syscall(ctypes.c_long(_NUMBERS[name][column]), *words)

@@ -96,7 +96,7 @@ class Keyring:
             self._write(f"{_check_name(name)}.secret", data)
             return
         if standing != data:
-            raise Conflict(f"secret {name}: expected a new name, got one that stands for another secret")
+            raise Conflict(f"secret {name}: expected a new name, got one that another secret has")
 
     def destroy_secret(self, name: str) -> None:
         """Removes a secret that nothing needs any more; one that is not there is nothing."""

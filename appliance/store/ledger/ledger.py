@@ -268,7 +268,7 @@ class Ledger:
         stored = dict(rows.read_bytes(connection, batch.before.size, head.size))
         for one in staged:
             if hash_leaf(stored.get(one.entry.index, b"")) != one.entry.leaf:
-                raise Tampered(f"entry {one.entry.index}: expected the bytes that were written, read different ones")
+                raise Tampered(f"entry {one.entry.index}: expected the bytes that were written, got different ones")
         signers = [self._signers(vkey) for vkey in state.site.signing_keys(state.last_time)]
         note = sign_checkpoint(Checkpoint(self._origin, head.size, root), *signers)
         rows.move_head(connection, batch.before, head, note)

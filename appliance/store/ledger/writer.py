@@ -68,9 +68,7 @@ class Writer:
         last = batch.staged[-1]
         what = f"ledger, entry {last.entry.index}"
         if not is_current(connection):
-            raise Unavailable(
-                f"{what}: expected the database file that was opened, found none or a new one at its path"
-            )
+            raise Unavailable(f"{what}: expected the database file that was opened, got none or a new one at its path")
         self._removed = any(one.draft.erased for one in batch.staged)
         # Before the commit, whose end may never be seen.
         self._scrub_owed |= self._removed
