@@ -1,7 +1,7 @@
 """Adapters of different rows on a GPU, in one operation a layer: A and B stacked, gathered by row.
 
 A row's bits must not depend on its neighbours, so no shape does either. A batch is laid out in chunks of a fixed number
-of rows of one adapter, filled up with empty rows; a stack takes adapters of one family (padded rank and adapted
+of rows of one adapter, filled up with rows of nobody; a stack takes adapters of one family (padded rank and adapted
 layers), so that neither a neighbour's rank nor its layers change what is computed; and a batched product computes each
 of its matrices as if it were alone. The last is a fact about libraries: tests hold the logits of mixed batches against
 those of each row alone.
@@ -69,7 +69,7 @@ class Stack:
 
     @torch.inference_mode()
     def forget(self, slot: str) -> None:
-        """Zeroes its places, so that no value of the adapter remains in memory."""
+        """Zeroes its places: nothing of an adapter stays behind."""
         for place, held in enumerate(self._held):
             if held == slot:
                 self._held[place] = None
@@ -144,7 +144,7 @@ class Chunks:
 
 
 class Stacks:
-    """A layout: chunks of rows, family by family; a stack is kept while the same adapters are in use."""
+    """A layout: chunks of rows, family by family; what is stacked stays so while the same adapters are at work."""
 
     def __init__(self, groups: Sequence[RowGroup], device: str) -> None:
         self._groups, self._device = groups, device
@@ -188,6 +188,6 @@ def _chunk(requests: Sequence[int]) -> list[list[int | None]]:
 
 
 def _family(adapter: Adapter) -> Family:
-    """Adapters of one family can share one stack: they have the same layers, and the same power of two at or above
+    """Adapters of one family can stand in one stack: they have the same layers, and the same power of two at or above
     their ranks."""
     return max(_LEAST_RANK, 1 << (adapter.rank - 1).bit_length()), frozenset(adapter.weights)
