@@ -60,7 +60,7 @@ class Cache:
 
     @torch.inference_mode()
     def release(self, held: Held) -> None:
-        """Zeroes what the request held, and gives it back."""
+        """Zeroes what the request held, and gives it back; whether it is long stays."""
         for block in held.blocks:
             self._taken[block - 1] = False
             for pair in self._layers.values():

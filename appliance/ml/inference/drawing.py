@@ -75,16 +75,34 @@ def _find_logits(base: Base, slots: Slots | None, hidden: torch.Tensor) -> torch
 def draw_tokens(base: Base, slots: Slots | None, prompt: Sequence[int], request: Request, limit: int) -> Iterator[int]:
     """One answer with whatever adapter is in use: the tokens that the engine would draw."""
     generator = torch.Generator().manual_seed(request.seed)
-    cache, held = Cache(base.device, len(prompt) + limit), Held()
-    *chunks, last = (prompt[start : start + PROMPT_CHUNK] for start in range(0, len(prompt), PROMPT_CHUNK))
+    cache, held, ids = Cache(base.device, len(prompt) + limit), Held(long=base.is_long(len(prompt))), list(prompt)
+    logits = _read_whole(base, slots, cache, held, ids)
+    for _ in range(limit - 1):
+        ids.append(draw_token(logits, request, generator))
+        yield ids[-1]
+        if begin_long(base, cache, held):
+            logits = _read_whole(base, slots, cache, held, ids)
+        else:
+            logits = read_drawn(base, slots, cache, [held], ids[-1:])[0]
+    yield draw_token(logits, request, generator)
+
+
+def _read_whole(base: Base, slots: Slots | None, cache: Cache, held: Held, ids: Sequence[int]) -> torch.Tensor:
+    """A prompt in chunks; the logits behind its last token."""
+    *chunks, last = (ids[start : start + PROMPT_CHUNK] for start in range(0, len(ids), PROMPT_CHUNK))
     for chunk in chunks:
         read_prompt(base, slots, cache, held, chunk)
-    logits = read_prompt(base, slots, cache, held, last)
-    for _ in range(limit - 1):
-        token = draw_token(logits, request, generator)
-        yield token
-        logits = read_drawn(base, slots, cache, [held], [token])[0]
-    yield draw_token(logits, request, generator)
+    return read_prompt(base, slots, cache, held, last)
+
+
+def begin_long(base: Base, cache: Cache, held: Held) -> bool:
+    """Whether one token more makes the sequence a long one. What is held was then turned by other angles: it is
+    released, and all tokens must be read again as a prompt (as the library does)."""
+    if held.long or not base.is_long(held.length + 1):
+        return False
+    cache.release(held)
+    held.long = True
+    return True
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 import torch
 
@@ -58,11 +58,13 @@ def score_rows(
     """For every prompt the log-probability of each label, in the labels' order; `report` is told the rows done."""
     branches = find_branches(labels)
     scores: dict[int, list[float]] = {}
-    extra = sum(len(branch.path) for branch in branches)
+    extra, longest = sum(len(branch.path) for branch in branches), _longest_path(branches)
     order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
-    for rows in _batches(order, prompts, extra):
-        scores |= zip(rows, _score_batch(base, [prompts[row] for row in rows], branches, len(labels)), strict=True)
-        report(len(scores))
+    # Rows whose sequences have positions of different kinds share no beginning.
+    for _, kind in groupby(order, key=lambda row: base.is_long(len(prompts[row]) + longest)):
+        for rows in _batches(list(kind), prompts, extra):
+            scores |= zip(rows, _score_batch(base, [prompts[row] for row in rows], branches, len(labels)), strict=True)
+            report(len(scores))
     return [scores[row] for row in range(len(prompts))]
 
 
@@ -79,6 +81,7 @@ def score_in_passes(
         yield _score_batch(base, [prompt], branches, labels)[0]
         return
     last = torch.empty(0)
+    held.long = base.is_long(len(prompt) + _longest_path(branches))
     for start in range(0, len(prompt), PROMPT_CHUNK):
         last = read_chunk(base, cache, held, prompt[start : start + PROMPT_CHUNK])[-1:]
         yield None
@@ -89,6 +92,11 @@ def score_in_passes(
         chosen += [branch_scores(hidden, base.head(), branch, [end]) for branch, end in zip(some, ends, strict=True)]
         yield None
     yield _sum_scores(branches, chosen, 1, labels)[0]
+
+
+def _longest_path(branches: Sequence[Branch]) -> int:
+    """Tokens that the model reads behind a prompt at most."""
+    return max((len(branch.path) for branch in branches), default=0)
 
 
 def _split(branches: Sequence[Branch], held: int) -> Iterator[list[Branch]]:

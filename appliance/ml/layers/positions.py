@@ -70,10 +70,6 @@ class Positions:
             long = torch.tensor(pack.find_long(self.longest_short), device=hidden.device)
         return self.rotations(positions, hidden.dtype, long)
 
-    def is_long(self, tokens: int) -> bool:
-        """Whether a sequence of so many tokens is turned by the second set."""
-        return self.longest_short is not None and tokens > self.longest_short
-
 
 def find_longest_short(config: Any) -> int | None:
     """Tokens up to which a sequence is turned by a model's first set of angles; None where it has no second."""

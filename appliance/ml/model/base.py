@@ -64,6 +64,10 @@ class Base:
         """Tokens from which on a sequence has other positions (`Positions`); None where it never has."""
         return find_longest_short(self.model.config)
 
+    def is_long(self, tokens: int) -> bool:
+        """Whether a sequence of so many tokens has the positions of a long one."""
+        return self.longest_short is not None and tokens > self.longest_short
+
     def hidden(self, **arguments: Any) -> torch.Tensor:
         """The last layer's output, [1, tokens, hidden], by the library's modules: everything but the head."""
         with self._multiplying():

@@ -21,7 +21,15 @@ import torch
 from appliance.errors import ApplianceError, Conflict, Denied, Unavailable
 from appliance.ml.inference.adapters import Slots
 from appliance.ml.inference.cache import BLOCK, Cache, Held
-from appliance.ml.inference.drawing import PROMPT_CHUNK, Lookahead, draw_token, make_lookahead, read_drawn, read_prompt
+from appliance.ml.inference.drawing import (
+    PROMPT_CHUNK,
+    Lookahead,
+    begin_long,
+    draw_token,
+    make_lookahead,
+    read_drawn,
+    read_prompt,
+)
 from appliance.ml.inference.probe import Reading, read_probe, verify_probe
 from appliance.ml.inference.reading import Question, read_answerable, read_classifiable
 from appliance.ml.inference.request import Request
@@ -64,16 +72,18 @@ class Row:
         question: Question,
         room: int,
         text: Text,
+        *,
+        long: bool = False,
     ) -> None:
         self.name, self.slot, self.request, self.text = name, slot, question.request, text
         self.limit = min(self.request.max_tokens, room)
         self.prompt_tokens, self.completion_tokens = len(question.prompt), 0
         self.unread, self.is_long = question.prompt, question.is_long
-        self.held = Held()
-        self.last = -1
+        self.held = Held(long=long)
+        self.drawn: list[int] = []
         # What a classification still has to do, pass by pass; its prompt stays unread until it ends.
         self.passes: Iterator[list[float] | None] | None = None
-        self._choices = question.choices
+        self._prompt, self._choices = question.prompt, question.choices
         self._generator = torch.Generator().manual_seed(self.request.seed)
 
     def draw(self, lookahead: Lookahead) -> int:
@@ -85,6 +95,11 @@ class Row:
         token = draw_token(self._choices.narrow(lookahead.logits), self.request, self._generator)
         self._choices.take(token)
         return token
+
+    def read_again(self) -> None:
+        """Its prompt, and what was drawn behind it, as a prompt."""
+        self.unread = [*self._prompt, *self.drawn]
+        self.is_long = len(self.unread) > PROMPT_CHUNK
 
     @property
     def most(self) -> int:
@@ -174,7 +189,8 @@ class Engine:
     def _new_row(self, name: str, slot: str | None, question: Question) -> Row:
         decode, prompt, request = self.base.chat.decode, question.prompt, question.request
         if question.branches is None:
-            return Row(name, slot, question, self.base.context_length - len(prompt), Text(decode, request.stop))
+            room, long = self.base.context_length - len(prompt), self.base.is_long(len(prompt))
+            return Row(name, slot, question, room, Text(decode, request.stop), long=long)
         row = Row(name, slot, question, 0, Text(decode, ()))
         row.passes = score_in_passes(self.base, self._cache, row.held, prompt, question.branches, len(request.labels))
         return row
@@ -248,7 +264,7 @@ class Engine:
         try:
             with self.slots.mixing([row.slot for row in rows]):
                 held = [row.held for row in rows]
-                last = [row.last for row in rows]
+                last = [row.drawn[-1] for row in rows]
                 return list(make_lookahead(read_drawn(self.base, self.slots, self._cache, held, last)))
         except _FAULTS as error:
             if len(rows) == 1:
@@ -262,14 +278,18 @@ class Engine:
                 raise lookahead
             if not lookahead.finite:
                 raise Unavailable("answer: expected finite logits, got infinite ones or NaN", code="not-finite")
-            row.last = row.draw(lookahead)
+            row.drawn.append(row.draw(lookahead))
             row.completion_tokens += 1
-            if row.last in self.base.chat.stop_ids():
+            if row.drawn[-1] in self.base.chat.stop_ids():
                 return self._end(row, "stop")
-            events = _pieces(row, row.text.push(row.last))
+            events = _pieces(row, row.text.push(row.drawn[-1]))
             if row.text.stopped:
                 return events + self._end(row, "stop")
-            return events + (self._end(row, "length") if row.completion_tokens == row.limit else [])
+            if row.completion_tokens == row.limit:
+                return events + self._end(row, "length")
+            if begin_long(self.base, self._cache, row.held):
+                row.read_again()
+            return events
         except _FAULTS as error:
             return self._fail(row, error)
 
