@@ -66,10 +66,11 @@ def _trained(base: Base, slots: Slots, method: str, folder: Path) -> Iterator[Sl
     """What was trained, at work: in a slot, as it would be served, or for a baseline that none can hold for good. Gives
     the slots that still wrap the base."""
     from appliance.domain.recipe.methods import METHODS
+    from appliance.ml.inference import adapters
     from appliance.ml.training import methods
 
     weights, config = ((folder / name).read_bytes() for name in methods.name_files(method))
-    if METHODS[method].plain:
+    if METHODS[method].plain and adapters.fits_slot(config):
         slots.load("adapter", config, weights)
         with slots.using("adapter"):
             yield slots

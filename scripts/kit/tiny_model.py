@@ -140,6 +140,40 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Tiny models of the table of architectures: the library's name, and what of the configuration is its own."""
 
+LIBRARY_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt_oss": (
+        "GptOss",
+        {
+            "head_dim": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+            **_SLIDING,
+        },
+    ),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    ),
+    "granite4-hybrid": (
+        "GraniteMoeHybrid",
+        {
+            "embedding_multiplier": 6.0,
+            "attention_multiplier": 0.1,
+            "residual_multiplier": 0.4,
+            "logits_scaling": 3.0,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 128,
+            "layer_types": ["mamba", "attention"],
+            "mamba_n_heads": 8,
+            "mamba_d_head": 16,
+            "mamba_d_state": 16,
+        },
+    ),
+}
+"""Tiny models that go through the library's modules: mixtures of experts, and a hybrid."""
+
 
 def clauses(count: int = 30) -> list[tuple[str, str]]:
     """Texts of two words of their label, with numbers that make each its own."""
@@ -172,7 +206,7 @@ def build_tokenizer() -> Tokenizer:
 
 def build_model(kind: str, words: int = 320) -> Any:
     """Random weights, float32."""
-    name, own = KINDS[kind]
+    name, own = (KINDS | LIBRARY_KINDS)[kind]
     config_name = {"Gemma3": "Gemma3TextConfig"}.get(name, f"{name}Config")
     config = getattr(transformers, config_name)(**{"vocab_size": words, **_SHAPE, **own})
     model = getattr(transformers, f"{name}ForCausalLM")(config)

@@ -17,7 +17,7 @@ from appliance.ml.model.base import load_base
 from appliance.ml.model.convert import describe_shape
 from appliance.ml.quantised.loading import count_packed
 from appliance.ml.training import loop, loss, methods
-from scripts.kit.tiny_model import RECIPE
+from scripts.kit.tiny_model import LIBRARY_KINDS, RECIPE, build_base
 from tests.kit.gptq import packed_twin
 
 
@@ -76,4 +76,27 @@ def test_trained_weights_are_counted_and_the_quick_way_is_foreseen(changes: dict
     if recipe["method"] != "full":
         assert footprint.count_trainable(shape, planned(**changes)) == trained
     decoder = loop.begin_decoder(base, recipe)
-    assert footprint.is_quick(planned(**changes)) == (decoder is not None)
+    assert footprint.is_quick(planned(**changes), shape) == (decoder is not None)
+
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+@pytest.mark.parametrize("roles", [ATTENTION, RECIPE["target_modules"]], ids=["attention", "experts"])
+@pytest.mark.parametrize("kind", LIBRARY_KINDS)
+def test_trained_weights_of_a_base_with_experts_are_counted(kind: str, roles: list[str], tmp_path: Path) -> None:
+    changes = {"method": "lora", "quantisation": "none", "dropout": "0.0", "target_modules": roles}
+    folder = build_base(tmp_path / "base", kind)
+    base = load_base(folder, quantisation="none", compute_dtype="float32", device="cpu")
+    total = sum(parameter.numel() for parameter in {id(p): p for p in base.model.parameters()}.values())
+    shape = Shape(**{**describe_shape(base.model), "roles": ()}, parameters=total)
+    assert shape.linear_weights + shape.experts * shape.expert_weights < total
+    attached = methods.attach_adapter(base, {**RECIPE, **changes})
+    trained = sum(weight.numel() for weight in methods.list_trainable(attached.model))
+    counted = footprint.count_trainable(shape, planned(**changes))
+    if kind == "granite4-hybrid":
+        # One of its two layers has no attention.
+        assert trained <= counted <= trained * 2
+    else:
+        assert counted == trained
+    assert loop.begin_decoder(base, {**RECIPE, **changes}) is None and not footprint.is_quick(planned(**changes), shape)

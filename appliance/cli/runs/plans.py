@@ -70,6 +70,7 @@ def summarise(made: Plan) -> list[tuple[str, object]]:
         ("memory", memory),
         ("time", say_duration(made.duration)),
         ("disk", f"{show_bytes(made.disk.total)}, of {show_bytes(made.machine.disk_free_bytes)} free"),
+        *(("note", text) for text in made.notes),
         *(("warning", text) for text in list_warnings(made.recipe)),
     ]
 

@@ -165,19 +165,24 @@ def count_trainable(shape: Shape, recipe: ResolvedRecipe) -> int:
         return shape.layers * (2 * shape.key + shape.inner)
     rank = recipe.rank * (2 if recipe.method in STARTED else 1)
     magnitude = sum(columns for _, columns in sizes) if recipe.method == "dora" else 0
-    return shape.layers * (magnitude + sum(rank * (rows + columns) for rows, columns in sizes))
+    linear = shape.layers * (magnitude + sum(rank * (rows + columns) for rows, columns in sizes))
+    return linear + shape.expert_adapter(recipe.target_modules, rank)
 
 
-def is_quick(recipe: ResolvedRecipe) -> bool:
+def is_quick(recipe: ResolvedRecipe, shape: Shape) -> bool:
     """Whether training uses the layers written out by hand, as `begin_decoder` in `ml/training/loop.py` decides."""
     plain = METHODS[recipe.method].plain and recipe.method not in STARTED
-    return plain and recipe.quantisation != "int8"
+    return plain and recipe.quantisation != "int8" and not shape.library
 
 
 def kept_weights(shape: Shape, recipe: ResolvedRecipe) -> int:
     """Bytes of frozen weights that training keeps in the compute dtype beside the base's own."""
     size = compute_bytes(recipe)
-    if not is_quick(recipe) or recipe.gradient_checkpointing != "none" or size * shape.linear_weights > KEPT_BYTES:
+    if (
+        not is_quick(recipe, shape)
+        or recipe.gradient_checkpointing != "none"
+        or size * shape.linear_weights > KEPT_BYTES
+    ):
         return 0
     if recipe.quantisation != "none":
         return size * shape.linear_weights
@@ -232,7 +237,7 @@ def _weights(subject: Subject, recipe: ResolvedRecipe, *, host: bool) -> tuple[i
         return (file, 0) if same else (size * shape.parameters, file)
     if recipe.quantisation == "gptq":
         return _weigh_packed(subject, others, size, host=host), 0
-    share = QUANTISED[recipe.quantisation] + (SCALES if is_quick(recipe) else 0.0)
+    share = QUANTISED[recipe.quantisation] + (SCALES if is_quick(recipe, shape) else 0.0)
     packed = round(shape.linear_weights * share)
     if host and size == subject.stored:
         return packed + file, 0
@@ -261,12 +266,12 @@ def _cast_numbers(shape: Shape, recipe: ResolvedRecipe) -> int:
 def _train(subject: Subject, recipe: ResolvedRecipe, pack: Pack, context: int, weights: int) -> Parts:
     shape, size, trainable = subject.shape, compute_bytes(recipe), count_trainable(subject.shape, recipe)
     full = recipe.method == "full"
-    cast = size * _cast_numbers(shape, recipe) if is_quick(recipe) else 0
+    cast = size * _cast_numbers(shape, recipe) if is_quick(recipe, shape) else 0
     eight_bit = recipe.optimiser != "adamw"
     copies = shape.linear_weights * size if full and size < 4 else 0
     varied = subject.lengths.quantiles[0] < subject.lengths.longest
     fragments = FRAGMENTS + (GAPS if varied else 0.0)
-    activations = _quick(shape, recipe, pack, fragments) if is_quick(recipe) else _plain(shape, recipe, pack)
+    activations = _quick(shape, recipe, pack, fragments) if is_quick(recipe, shape) else _plain(shape, recipe, pack)
     return Parts(
         context=context,
         weights=weights + copies + kept_weights(shape, recipe),
@@ -334,13 +339,17 @@ def _plain(shape: Shape, recipe: ResolvedRecipe, pack: Pack) -> int:
     size, stream = compute_bytes(recipe), 4 if recipe.method == "full" else compute_bytes(recipe)
     norms = shape.hidden * (stream + 4 + size) * 2
     attention = (2 * shape.query + 2 * shape.key) * (size + 4)
-    wide = 4 * shape.inner * size
+    wide = 4 * max(shape.inner, shape.chosen * shape.expert_inner) * size
     low = 0 if recipe.method in ("full", "ia3") else 4 * sum(rows for rows, _ in shape.linear.values())
     held = (norms + attention + wide + low) * pack.tokens + 4 * shape.heads * pack.scores
     layer = round(held * LIBRARY_TIMES.get(recipe.method, OTHER_LIBRARY_TIMES))
+    # With an adapter on them, a layer's experts are made anew, all of them, and kept for the backward pass.
+    made = 0
+    if shape.expert_adapter(recipe.target_modules, 1):
+        made = 2 * size * shape.experts * shape.expert_weights // max(1, shape.expert_layers)
     if recipe.gradient_checkpointing == "none":
-        return shape.layers * layer
-    return shape.layers * shape.hidden * stream * pack.tokens + 2 * layer
+        return shape.layers * layer + shape.expert_layers * made
+    return shape.layers * shape.hidden * stream * pack.tokens + 2 * (layer + made)
 
 
 def _evaluate(subject: Subject, recipe: ResolvedRecipe, context: int, *, host: bool) -> Parts:

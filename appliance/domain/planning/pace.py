@@ -70,16 +70,20 @@ def pace_of_machine(machine: Machine, recipe: ResolvedRecipe, shape: Shape) -> P
     for one in reversed(found):
         if one.base == recipe.base:
             like = recipe.model_copy(update={"method": one.method, "quantisation": one.quantisation})
-            return _calibrated(one, LIKE_MEASURED, measured=False, times=_share(recipe) / _share(like))
+            return _calibrated(one, LIKE_MEASURED, measured=False, times=_share(recipe, shape) / _share(like, shape))
     if machine.device == "cuda":
         return pace_of_card(None, recipe, shape)
-    rate = _share(recipe) * machine.threads * THREAD_OPERATIONS[machine.bfloat16 and recipe.compute_dtype == "bfloat16"]
+    rate = (
+        _share(recipe, shape)
+        * machine.threads
+        * THREAD_OPERATIONS[machine.bfloat16 and recipe.compute_dtype == "bfloat16"]
+    )
     pack_s = shape.layers * CPU_LAYER_S if recipe.quantisation != "none" else 0.0
     return Pace(pack_s=pack_s, operations_a_second=rate, load_s=shape.parameters / 50e6, around=ASSUMED, measured=False)
 
 
-def _share(recipe: ResolvedRecipe) -> float:
-    return 1.0 if is_quick(recipe) else LIBRARY_SHARE.get(recipe.method, OTHER_LIBRARY_SHARE)
+def _share(recipe: ResolvedRecipe, shape: Shape) -> float:
+    return 1.0 if is_quick(recipe, shape) else LIBRARY_SHARE.get(recipe.method, OTHER_LIBRARY_SHARE)
 
 
 def _calibrated(one: Calibration, around: tuple[float, float], *, measured: bool, times: float = 1.0) -> Pace:
@@ -97,7 +101,7 @@ def pace_of_card(card: Card | None, recipe: ResolvedRecipe, shape: Shape) -> Pac
     rate = 25e12 if card is None else card.operations_a_second
     return Pace(
         pack_s=shape.layers * CARD_LAYER_S,
-        operations_a_second=rate * CARD_SHARE * _share(recipe),
+        operations_a_second=rate * CARD_SHARE * _share(recipe, shape),
         load_s=shape.parameters * 2 / 1e9,
         around=ASSUMED,
         measured=False,
@@ -106,10 +110,10 @@ def pace_of_card(card: Card | None, recipe: ResolvedRecipe, shape: Shape) -> Pac
 
 def count_operations(shape: Shape, recipe: ResolvedRecipe, pack: Pack) -> float:
     """Of one pack, forward and backward; an addition and a multiplication are two."""
-    forward, trained = 2.0 * shape.linear_weights, 2.0 * count_trainable(shape, recipe)
-    again = {"none": 0.0, "layer": 1.0, "mlp": 2 * shape.hidden * shape.inner * shape.layers / shape.linear_weights}
+    forward, trained = 2.0 * shape.passed_weights, 2.0 * count_trainable(shape, recipe)
+    again = {"none": 0.0, "layer": 1.0, "mlp": 2 * shape.hidden * shape.inner * shape.layers / shape.passed_weights}
     repeats = again[recipe.gradient_checkpointing]
-    times = 2.0 + (repeats if is_quick(recipe) else float(repeats > 0))
+    times = 2.0 + (repeats if is_quick(recipe, shape) else float(repeats > 0))
     linear = forward * (times + 1) if recipe.method == "full" else forward * times + 3 * trained
     # Scores and their product with the values, forward, twice again for their gradients, and once more in between.
     seen = pack.segments * pack.longest * (pack.root + pack.longest)
@@ -139,7 +143,7 @@ def plan_duration(
     Held-out rows go through the model four times: for their loss and their labels, with the adapter and without.
     Answers that are written out, word by word, are not counted.
     """
-    judged = 4 * rows[1] * lengths.mean * 2.0 * shape.linear_weights / pace.operations_a_second
+    judged = 4 * rows[1] * lengths.mean * 2.0 * shape.passed_weights / pace.operations_a_second
     likely = 2 * (START_S + pace.load_s) + training_seconds(shape, lengths, recipe, rows[0], pace) + judged
     low, high = (likely * share for share in pace.around)
     return Duration(low=low, likely=likely, high=high, measured=pace.measured)

@@ -31,6 +31,7 @@ MARGIN = 0.1
 """So much more than planned must be there: the worst error of the published table."""
 COMPARED = ("qlora", "lora", "full")
 """The methods that a plan puts side by side, beside the recipe's own."""
+LIBRARY_NOTE = "this base goes through the library's modules, without packing: each row is computed by itself"
 MOST_CHECKPOINT_BYTES = 2 << 30
 """A larger training checkpoint is not kept (`store/files/checkpoints.py`)."""
 ROW_RECORD_BYTES, STEP_RECORD_BYTES = 24, 320
@@ -86,6 +87,7 @@ class Plan(Value):
     duration: Duration
     machine: Machine
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = Field((), description="what of this base costs more than usual")
     offers: tuple[Offer, ...]
     advised: str | None
     reasons: tuple[str, ...]
@@ -118,6 +120,7 @@ def make_plan(recipe: Recipe, facts: Facts, subject: Subject, machine: Machine) 
         duration=own.choices[0].duration,
         machine=machine,
         problems=tuple(find_problems(memory, disk, machine)),
+        notes=(LIBRARY_NOTE,) if subject.shape.library else (),
         offers=(own, *(_offer(card, compared, subject) for card in CARDS)),
         advised=advised,
         reasons=reasons,

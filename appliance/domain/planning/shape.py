@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError
 
 from appliance.domain.core.names import Value
+from appliance.domain.recipe.recipe import EXPERT_ROLES, LINEAR_LAYERS
 from appliance.errors import BadInput
 
 JOINED = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
@@ -26,7 +27,13 @@ T = TypeVar("T", bound=Value)
 
 class Shape(Value):
     """A decoder's dimensions. `words`: entries of the vocabulary; `tied`: head and embeddings are one matrix; `fused`:
-    queries, keys and values are one linear layer, as are gate and up."""
+    queries, keys and values are one linear layer, as are gate and up.
+
+    `library`: it goes through the library's modules, each sequence by itself. Only then are the rest stated:
+    `linear_total`, weights of all linear layers but the head; `roles`, those that its linear layers or experts play;
+    `experts` of a layer that has some, whose weights are parameters, `chosen` for a token, their inner width, how many
+    layers have them, and whether each has a `shared` part of linear layers beside them.
+    """
 
     layers: Size = Field(ge=1)
     hidden: Size = Field(ge=1)
@@ -37,6 +44,14 @@ class Shape(Value):
     words: Size = Field(ge=1)
     tied: bool
     fused: bool = False
+    library: bool = False
+    linear_total: Size = Field(ge=0, default=0)
+    roles: tuple[str, ...] = ()
+    experts: Size = Field(ge=0, default=0)
+    chosen: Size = Field(ge=0, default=0)
+    expert_inner: Size = Field(ge=0, default=0)
+    expert_layers: Size = Field(ge=0, default=0)
+    shared: bool = False
     parameters: Size = Field(ge=1)
 
     @property
@@ -67,14 +82,33 @@ class Shape(Value):
         layers = JOINED if self.fused else [(role,) for role in self.linear]
         found: list[tuple[tuple[str, ...], int, int]] = []
         for roles in layers:
-            if roles[0] in targets:
+            by_experts = self.experts and not self.shared and roles[0] in EXPERT_ROLES
+            if roles[0] in targets and not by_experts:
                 found.append((roles, self.linear[roles[0]][0], sum(self.linear[role][1] for role in roles)))
         return found
 
     @property
     def linear_weights(self) -> int:
         """Weights of all layers' linear layers: what is quantised."""
+        if self.library:
+            return self.linear_total
         return self.layers * sum(rows * columns for rows, columns in self.linear.values())
+
+    @property
+    def expert_weights(self) -> int:
+        """Of one expert in every layer that has some."""
+        return self.expert_layers * 3 * self.hidden * self.expert_inner
+
+    @property
+    def passed_weights(self) -> int:
+        """What a token is multiplied by."""
+        return self.linear_weights + self.chosen * self.expert_weights
+
+    def expert_adapter(self, targets: Sequence[str], rank: int) -> int:
+        """Weights of adapters of this rank on all experts whose roles are named."""
+        wide, narrow = self.hidden + 2 * self.expert_inner, self.expert_inner + self.hidden
+        sizes = wide * ("gate_proj" in targets) + narrow * ("down_proj" in targets)
+        return self.expert_layers * self.experts * rank * sizes
 
     @property
     def head_weights(self) -> int:
@@ -136,6 +170,13 @@ def read_shape(name: str, facts: Mapping[str, Any]) -> Shape:
     """Of an imported base; BadInput where its entry has none."""
     values = {**_plain(facts.get("shape")), "parameters": facts.get("parameters")}
     return _read(Shape, values, f"base {name}")
+
+
+def read_roles(facts: Mapping[str, Any]) -> tuple[tuple[str, ...], bool]:
+    """Of an imported base: the roles that its linear layers play, and whether it has experts. Those of the table of
+    architectures play all."""
+    shape = _plain(facts.get("shape"))
+    return shape.get("roles") or LINEAR_LAYERS, bool(shape.get("experts"))
 
 
 def read_lengths(name: str, facts: Mapping[str, Any]) -> Lengths:

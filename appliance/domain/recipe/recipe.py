@@ -6,10 +6,11 @@ machine, so that the signer can resolve it again and compare.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal as Number
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from appliance.domain.core.names import Decimal, Identifier, RunId, Value, VersionedName
 from appliance.domain.recipe.methods import (
@@ -29,6 +30,10 @@ from appliance.domain.recipe.methods import (
 from appliance.errors import refuse
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+EXPERT_ROLES = ("gate_proj", "up_proj", "down_proj")
+"""Of these, the ones that a layer's experts play where a base has some."""
+ON_EXPERTS = ("qlora", "lora", "rslora", "lora-plus")
+"""Methods whose adapters peft puts on experts."""
 
 SHORT_TOKENS = 512
 """Up to this length the activations of a batch cost less than computing them twice (measured on the 135M model)."""
@@ -151,6 +156,10 @@ class Facts(Value):
     device: Literal["cpu", "cuda"]
     bfloat16: bool = Field(description="whether the machine multiplies bf16 in hardware")
     stored: Literal["none", "gptq"] = Field("none", description="what the base was imported as")
+    roles: Annotated[Modules, BeforeValidator(tuple)] = Field(
+        LINEAR_LAYERS, description="of linear layers, those that the base has"
+    )
+    experts: bool = Field(False, description="whether gate_proj, up_proj and down_proj are of a layer's experts")
 
 
 def resolve_recipe(recipe: Recipe, facts: Facts) -> ResolvedRecipe:
@@ -158,7 +167,7 @@ def resolve_recipe(recipe: Recipe, facts: Facts) -> ResolvedRecipe:
     values, method = recipe.model_dump(), METHODS[recipe.method]
     max_length = min(facts.context_length, _round_up(facts.max_tokens, 32))
     defaults = {
-        **_of_method(recipe, method),
+        **_of_method(recipe, method, facts),
         "quantisation": choose_quantisation(recipe.method, facts.stored),
         "epochs": _epochs(facts.train_rows),
         "batch_size": 8,
@@ -182,14 +191,15 @@ def resolve_recipe(recipe: Recipe, facts: Facts) -> ResolvedRecipe:
     if values["validate_every"] == "auto":
         values["validate_every"] = 0 if values["validation"] == "0.0" else -(-steps // READINGS)
     resolved = ResolvedRecipe.model_validate(values)
-    problems = untrainable(resolved, facts.context_length, facts.max_tokens, facts.train_rows, facts.stored)
+    of_rows = (facts.context_length, facts.max_tokens, facts.train_rows)
+    problems = untrainable(resolved, *of_rows, facts.stored, facts.roles, facts.experts)
     if resolved.device == "cuda" and facts.device != "cuda":
         problems.append("recipe, device: expected cpu, since this machine has no CUDA device, got cuda")
     refuse("recipe", problems)
     return resolved
 
 
-def _of_method(recipe: Recipe, method: Method) -> dict[str, Any]:
+def _of_method(recipe: Recipe, method: Method, facts: Facts) -> dict[str, Any]:
     """What the method decides where the author left it open."""
     rank = (16 if recipe.rank == "auto" else recipe.rank) if method.low_rank else 0
     return {
@@ -197,18 +207,34 @@ def _of_method(recipe: Recipe, method: Method) -> dict[str, Any]:
         # The scale is alpha / rank, or alpha / sqrt(rank): 2 in both cases, whatever the rank.
         "alpha": round(2 * rank**0.5) if recipe.method == "rslora" else 2 * rank,
         "dropout": "0.0",
-        "target_modules": LINEAR_LAYERS if method.chooses_modules else (),
+        "target_modules": _choose_modules(facts) if method.chooses_modules else (),
         "learning_rate": method.learning_rate,
         "rate_ratio": RATE_RATIO if recipe.method == "lora-plus" else "1.0",
     }
 
 
+def _choose_modules(facts: Facts) -> tuple[str, ...]:
+    """All linear layers of the base that can be served: an adapter on experts cannot."""
+    return tuple(role for role in facts.roles if not (facts.experts and role in EXPERT_ROLES))
+
+
 def untrainable(
-    recipe: ResolvedRecipe, context_length: object, max_tokens: object, train_rows: object, stored: object
+    recipe: ResolvedRecipe,
+    context_length: object,
+    max_tokens: object,
+    train_rows: object,
+    stored: object,
+    roles: Sequence[str] = LINEAR_LAYERS,
+    experts: bool = False,
 ) -> list[str]:
     """What is wrong with a resolved recipe for this base and dataset, each as one sentence. Facts of an old import
     that has none are passed over; `stored` is `gptq` for a base that was imported so."""
-    problems = [*_misfits(recipe), *misfits_base(recipe.method, recipe.quantisation, stored), *_unservable(recipe)]
+    problems = [
+        *_misfits(recipe),
+        *misfits_base(recipe.method, recipe.quantisation, stored),
+        *_unservable(recipe),
+        *_misplaced(recipe, roles, experts),
+    ]
     if isinstance(context_length, int) and recipe.max_length > context_length:
         problems.append(
             f"recipe, max_length: expected at most the base's context of {context_length} tokens, "
@@ -280,6 +306,34 @@ def _unservable(recipe: ResolvedRecipe) -> list[str]:
         f"recipe, purpose: expected baseline, since only these can be released: {list_servable()}; "
         f"got release of {recipe.method} on {recipe.quantisation}"
     ]
+
+
+def _misplaced(recipe: ResolvedRecipe, roles: Sequence[str], experts: bool) -> list[str]:
+    """What of a recipe's layers this base has not, and what an adapter on its experts cannot be."""
+    named, method, problems = recipe.target_modules, METHODS[recipe.method], list[str]()
+    if missing := [role for role in named if role in LINEAR_LAYERS and role not in roles]:
+        problems.append(
+            f"recipe, target_modules: expected some of {', '.join(roles)}, which {recipe.base} has, "
+            f"got {', '.join(missing)}"
+        )
+    if not (experts and method.chooses_modules and set(named) & set(EXPERT_ROLES)):
+        return problems
+    served = [role for role in roles if role not in EXPERT_ROLES]
+    if recipe.purpose == "release":
+        problems.append(
+            f"recipe, target_modules: expected some of {', '.join(served)} for a release, since an adapter on the "
+            f"experts of {recipe.base} cannot be served, got {', '.join(named)}"
+        )
+    if not method.plain or recipe.method in STARTED:
+        problems.append(f"recipe, method: expected one of {', '.join(ON_EXPERTS)} on experts, got {recipe.method}")
+    if Number(recipe.dropout):
+        problems.append(f"recipe, dropout: expected 0.0 on experts, got {recipe.dropout}")
+    if ("gate_proj" in named) != ("up_proj" in named):
+        problems.append(
+            "recipe, target_modules: expected gate_proj and up_proj together, which are one parameter of the experts, "
+            f"got {', '.join(named)}"
+        )
+    return problems
 
 
 def _misplanned(recipe: ResolvedRecipe, rows: int) -> list[str]:

@@ -14,6 +14,7 @@ from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule, Verb
 from appliance.domain.data.standing import base_is, dataset_stands
 from appliance.domain.evaluation.baselines import incomparable
+from appliance.domain.planning.shape import read_roles
 from appliance.domain.recipe.recipe import ResolvedRecipe, untrainable
 from appliance.domain.runs.conditions import WorkerStarted, check_inputs, check_sandbox, move, take_run
 from appliance.domain.runs.stopping import best_step, read_steps, stops
@@ -96,7 +97,8 @@ def may_train(state: State, order: Train, signer: Principal, now: Time) -> Reaso
     facts = dataset.facts
     context, longest, rows = base.facts.get("context_length"), facts.get("max_tokens"), facts.get("train_rows")
     reasons += incomparable(state, recipe, order.base_digest, order.dataset_digest)
-    return reasons + untrainable(recipe, context, longest, rows, base.facts.get("quantisation"))
+    stored, of_base = base.facts.get("quantisation"), read_roles(base.facts)
+    return reasons + untrainable(recipe, context, longest, rows, stored, *of_base)
 
 
 def name_run(state: State) -> dict[str, str]:

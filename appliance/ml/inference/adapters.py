@@ -89,6 +89,12 @@ def parse_adapter_config(data: bytes) -> LoraConfig:
     return LoraConfig(rank, scaling, frozenset(modules))
 
 
+def fits_slot(data: bytes) -> bool:
+    """Whether an adapter is on linear layers alone; one on experts' parameters is applied by peft, and not served."""
+    config = json.loads(data)
+    return not (isinstance(config, dict) and config.get("target_parameters"))
+
+
 def parse_adapter(config_data: bytes, weights_data: bytes, layers: Mapping[str, AdaptedLinear], device: str) -> Adapter:
     """The adapter of two buffers, fitted to a base: every targeted layer has its A and B, and nothing is left over."""
     config = parse_adapter_config(config_data)
@@ -96,7 +102,12 @@ def parse_adapter(config_data: bytes, weights_data: bytes, layers: Mapping[str, 
         tensors = safetensors.torch.load(weights_data)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise BadInput(f"adapter weights: expected safetensors, got: {error}") from None
-    targeted = {name: layer for name, layer in layers.items() if name.rsplit(".", 1)[-1] in config.target_modules}
+    targeted = {
+        name: layer
+        for name, layer in layers.items()
+        # As peft does: the whole name, or its end.
+        if any(f".{name}".endswith(f".{target}") for target in config.target_modules)
+    }
     weights = {name: _take_pair(tensors, name, layer, config.rank, device) for name, layer in targeted.items()}
     if tensors or not weights:
         over = ", ".join(sorted(tensors)[:3]) or "no targeted layer"
@@ -165,7 +176,8 @@ class Slots:
         self._using: str | None = None
         self._alone: Mix | None = None
         self._device = device
-        self._model, self._reader = model, base.reader
+        self._model, self._reader, self._library = model, base.reader, base.library
+        self._rows: tuple[str | None, ...] = ()
         self._adapters: dict[str, Adapter] = {}
         self._read: dict[str, ReadAdapter] = {}
         self._layers: dict[str, AdaptedLinear] = {}
@@ -243,11 +255,25 @@ class Slots:
         for slot in rows:
             if slot is not None:
                 self.find(slot)
-        self.mix = self._mixer.mix(rows, self._adapters)
+        self.mix = Mix((), ()) if self._library else self._mixer.mix(rows, self._adapters)
+        self._rows = tuple(rows)
         try:
             yield
         finally:
-            self.mix = None
+            self.mix, self._rows = None, ()
+
+    @contextmanager
+    def picking(self, row: int) -> Iterator[None]:
+        """Within it one row of the batch of `mixing` is answered by itself; without a batch, what is in use is."""
+        if self.mix is None:
+            yield
+            return
+        mix, self.mix = self.mix, None
+        try:
+            with self.using(self._rows[row]):
+                yield
+        finally:
+            self.mix = mix
 
     def _check_idle(self) -> None:
         if self.active is not None or self.mix is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -29,6 +30,8 @@ class Held:
     length: int = 0
     long: bool = False
     """Whether its positions are those of a long sequence (`ml/layers/positions.py`)."""
+    own: Any = None
+    """The library's cache of this request, where the library's modules keep one (`ml/inference/alone.py`)."""
 
 
 class Cache:
@@ -70,6 +73,10 @@ class Cache:
             self._taken.pop()
         held.blocks.clear()
         held.length = 0
+        if held.own is not None:
+            for tensor in list_tensors(held.own):
+                tensor.zero_()
+            held.own = None
 
     def layer(self, number: int, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a layer; `key` [tokens, key heads, size] says their shape at the first use."""
@@ -86,6 +93,14 @@ class Cache:
             size = len(pair[0])
             if self.used + 1 > size:
                 self._layers[number] = (_doubled(pair[0]), _doubled(pair[1]))
+
+
+def list_tensors(own: Any) -> list[torch.Tensor]:
+    """Of a library's cache: keys and values, and what recurrent layers carry."""
+    members = [member for layer in own.layers for member in vars(layer).values()]
+    members += [one for member in members if isinstance(member, dict) for one in member.values()]
+    members += [one for member in members if isinstance(member, list | tuple) for one in member]
+    return [one for one in members if isinstance(one, torch.Tensor)]
 
 
 def _doubled(tensor: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from appliance.ml.inference.adapters import Slots
+from appliance.ml.inference.alone import read_alone, read_paths_alone
 from appliance.ml.inference.cache import Cache, Drawing, Filling, Following, Held
 from appliance.ml.inference.mixing import Mix, multiply_rows
 from appliance.ml.inference.request import Request
@@ -32,6 +33,8 @@ def read_prompt(base: Base, slots: Slots | None, cache: Cache, held: Held, chunk
 @torch.inference_mode()
 def read_chunk(base: Base, cache: Cache, held: Held, chunk: Sequence[int]) -> torch.Tensor:
     """Reads tokens of one request, alone in their batch: [tokens, hidden] behind the last norm."""
+    if base.library:
+        return read_alone(base, held, chunk)
     places = range(held.length, held.length + len(chunk))
     hidden = base.read(chunk, places, Filling(cache, held, len(chunk)), [held.long] * len(chunk))
     held.length += len(chunk)
@@ -42,6 +45,8 @@ def read_chunk(base: Base, cache: Cache, held: Held, chunk: Sequence[int]) -> to
 def read_after(base: Base, cache: Cache, held: Held, paths: Sequence[Sequence[int]]) -> torch.Tensor:
     """What would follow: each path behind all that a request holds, and none behind another; nothing of them is kept.
     [tokens of all paths, hidden]."""
+    if base.library:
+        return read_paths_alone(base, held, paths)
     ids = [token for path in paths for token in path]
     places = [held.length + place for path in paths for place in range(len(path))]
     return base.read(ids, places, Following(cache, held, [len(path) for path in paths]), [held.long] * len(ids))
@@ -49,6 +54,8 @@ def read_after(base: Base, cache: Cache, held: Held, paths: Sequence[Sequence[in
 
 def read_drawn(base: Base, slots: Slots | None, cache: Cache, rows: Sequence[Held], ids: Sequence[int]) -> torch.Tensor:
     """Reads the last drawn token of each request; the logits behind them, [rows, vocabulary], in the compute dtype."""
+    if base.library:
+        return torch.stack([_read_row(base, slots, row, held, ids[row]) for row, held in enumerate(rows)])
     with nullcontext(Mix(tuple(range(len(rows))), ())) if slots is None else slots.laying_out() as mix:
         laid = [None if row is None else rows[row] for row in mix.rows]
         tokens = [0 if row is None else ids[row] for row in mix.rows]
@@ -62,6 +69,12 @@ def read_drawn(base: Base, slots: Slots | None, cache: Cache, rows: Sequence[Hel
     for held in rows:
         held.length += 1
     return logits
+
+
+def _read_row(base: Base, slots: Slots | None, row: int, held: Held, token: int) -> torch.Tensor:
+    """The same for one request of a batch, whose base takes each by itself."""
+    with nullcontext() if slots is None else slots.picking(row):
+        return _find_logits(base, slots, read_alone(base, held, [token]))[0]
 
 
 def _find_logits(base: Base, slots: Slots | None, hidden: torch.Tensor) -> torch.Tensor:
@@ -89,10 +102,16 @@ def draw_tokens(base: Base, slots: Slots | None, prompt: Sequence[int], request:
 
 def _read_whole(base: Base, slots: Slots | None, cache: Cache, held: Held, ids: Sequence[int]) -> torch.Tensor:
     """A prompt in chunks; the logits behind its last token."""
-    *chunks, last = (ids[start : start + PROMPT_CHUNK] for start in range(0, len(ids), PROMPT_CHUNK))
+    size = chunk_size(base, len(ids))
+    *chunks, last = (ids[start : start + size] for start in range(0, len(ids), size))
     for chunk in chunks:
         read_prompt(base, slots, cache, held, chunk)
     return read_prompt(base, slots, cache, held, last)
+
+
+def chunk_size(base: Base, tokens: int) -> int:
+    """So many of a prompt's tokens are read at once."""
+    return tokens if base.reads_whole else PROMPT_CHUNK
 
 
 def begin_long(base: Base, cache: Cache, held: Held) -> bool:

@@ -15,7 +15,7 @@ from itertools import accumulate, groupby
 import torch
 
 from appliance.ml.inference.cache import Cache, Held
-from appliance.ml.inference.drawing import PROMPT_CHUNK, read_after, read_chunk
+from appliance.ml.inference.drawing import PROMPT_CHUNK, chunk_size, read_after, read_chunk
 from appliance.ml.inference.trie import Node, build_trie, walk_trie
 from appliance.ml.layers.head import Head
 from appliance.ml.layers.packing import Pack, Segment, count_common
@@ -82,8 +82,9 @@ def score_in_passes(
         return
     last = torch.empty(0)
     held.long = base.is_long(len(prompt) + _longest_path(branches))
-    for start in range(0, len(prompt), PROMPT_CHUNK):
-        last = read_chunk(base, cache, held, prompt[start : start + PROMPT_CHUNK])[-1:]
+    size = chunk_size(base, len(prompt))
+    for start in range(0, len(prompt), size):
+        last = read_chunk(base, cache, held, prompt[start : start + size])[-1:]
         yield None
     chosen = [branch_scores(last, base.head(), branch, [0]) for branch in branches if not branch.path]
     for some in _split([branch for branch in branches if branch.path], len(prompt)):

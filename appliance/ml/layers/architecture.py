@@ -143,7 +143,7 @@ def find_gap(config: Mapping[str, Any]) -> str | None:
             ("layer_types", (FULL, SLIDING), kind, kind in (FULL, SLIDING, "attention"))
             for kind in _list(config.get("layer_types", config.get("layers_block_type")))
         ),
-        *(("rope_type", ROPE_TYPES, kind, kind in ROPE_TYPES) for kind in _rope_types(config)),
+        *(("rope_type", ROPE_TYPES, kind, kind in ROPE_TYPES) for kind in read_rope_types(config)),
     )
     for member, expected, got, holds in checks:
         if not holds:
@@ -157,7 +157,7 @@ def _list(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list | tuple) else ()
 
 
-def _rope_types(config: Mapping[str, Any]) -> list[str]:
+def read_rope_types(config: Mapping[str, Any]) -> list[str]:
     """Of every set of angles; older configurations say `rope_scaling`, and `type` in it."""
     stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(stated, Mapping):

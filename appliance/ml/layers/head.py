@@ -13,6 +13,8 @@ from appliance.ml.layers.architecture import find_architecture
 
 # Rows whose logits are held at once.
 ROWS = 512
+_CLOSE = 0.02
+"""Of the largest logit: what bfloat16 may round otherwise."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,22 @@ class Head:
         return grad if self.divisor == 1 else grad / self.divisor
 
 
+@torch.no_grad()
+def check_head(model: Any) -> bool:
+    """Whether the library's own logits are what `make_head` makes of its last norm's output."""
+    ids = torch.tensor([[1, 2, 3]], device=model.device)
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
+    expected, got = model(input_ids=ids, use_cache=False).logits[0].float(), make_head(model).logits(hidden).float()
+    bias = getattr(model.get_output_embeddings(), "bias", None)
+    return bias is None and bool((got - expected).abs().max() <= _CLOSE * expected.abs().max())
+
+
 def make_head(model: Any) -> Head:
     """Of a loaded model, which may have adapters of peft's."""
     architecture, weight = find_architecture(model), model.get_output_embeddings().weight
     if architecture is None:
-        return Head(weight)
+        # What decoders of the library do to the product, by their configuration; `check_head` holds it against them.
+        config = model.config.to_dict()
+        divisor = float(config.get("logits_scaling") or 1) / float(config.get("logit_scale") or 1)
+        return Head(weight, divisor, config.get("final_logit_softcapping"))
     return Head(weight, architecture.logits_scaling, architecture.logits_softcap)

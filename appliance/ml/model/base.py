@@ -7,16 +7,19 @@ An adapter is only worth its evaluation on exactly this tuple.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import bitsandbytes
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from appliance.errors import BadInput
 from appliance.ml.layers import packing
@@ -28,7 +31,8 @@ from appliance.ml.layers.positions import find_longest_short
 from appliance.ml.layers.reader import Reader, Seen
 from appliance.ml.layers.trees import Held, TreeAttention
 from appliance.ml.model.chat import Chat, load_chat
-from appliance.ml.model.folder import check_folder, read_quantisation
+from appliance.ml.model.folder import CONFIG_FILE, check_folder, read_quantisation
+from appliance.ml.model.library import goes_through_library
 from appliance.ml.quantised.loading import load_arguments
 
 QUANTISATIONS = ("nf4-double", "int8", "none", "gptq")
@@ -69,13 +73,55 @@ class Base:
         return self.longest_short is not None and tokens > self.longest_short
 
     def hidden(self, **arguments: Any) -> torch.Tensor:
-        """The last layer's output, [1, tokens, hidden], by the library's modules: everything but the head."""
+        """The last norm's output, [1, tokens, hidden], by the library's modules: everything but the head."""
         with self._multiplying():
             output: torch.Tensor = self.model.get_decoder()(**arguments).last_hidden_state
         return output
 
+    def hidden_alone(self, ids: Sequence[int]) -> torch.Tensor:
+        """[tokens, hidden] of one sequence by the library's modules and its own attention."""
+        places = torch.arange(len(ids), device=self.device)
+        return self.hidden(
+            input_ids=torch.tensor([list(ids)], device=self.device), position_ids=places[None], use_cache=False
+        )[0]
+
+    @cached_property
+    def library(self) -> bool:
+        """Whether everything goes through the library's modules and its own attention: no table describes them."""
+        return find_architecture(self.model) is None
+
+    @cached_property
+    def apart(self) -> bool:
+        """Whether each sequence goes through the model by itself: in a pack the library would turn the positions of all
+        by the longest one's."""
+        return self.library or (self.reader is None and self.longest_short is not None)
+
+    @cached_property
+    def reads_whole(self) -> bool:
+        """Whether a prompt is read in one piece: what a recurrent layer holds goes on by a single token, and the
+        library chooses a long sequence's positions by what it is shown."""
+        kinds = {type(layer) for layer in DynamicCache(config=self.model.config).layers} if self.library else set()
+        return not kinds <= {DynamicLayer, DynamicSlidingWindowLayer} or (self.apart and not self.library)
+
+    @torch.inference_mode()
+    def _read_apart(self, pack: Pack, first: int) -> torch.Tensor:
+        """The tokens from `first` on: each chain of segments to its end, by itself."""
+        continued = {start for segment in pack.segments for start, _ in segment.context}
+        found: dict[int, torch.Tensor] = {}
+        for segment in pack.segments:
+            if segment.start in continued or segment.start < first:
+                continue
+            hidden = self.hidden_alone([token for start, stop in segment.spans for token in pack.ids[start:stop]])
+            for (start, _), part in zip(
+                segment.spans, torch.split(hidden, [stop - start for start, stop in segment.spans]), strict=True
+            ):
+                found.setdefault(start, part)
+        return torch.cat([found[segment.start] for segment in pack.segments if segment.start >= first])
+
     def read_pack(self, pack: Pack, *, start: int = 0, held: Held | None = None) -> torch.Tensor:
         """[tokens, hidden] of a pack from the token `start` on, without gradients; see `TreeAttention`."""
+        if self.apart:
+            return self._read_apart(pack, start)
         long = [False] * len(pack.ids) if self.longest_short is None else pack.find_long(self.longest_short)
         seen = TreeAttention(pack, self.device, start=start, held=held)
         return self.read(pack.ids[start:], pack.positions[start:], seen, long[start:])
@@ -123,6 +169,7 @@ def load_base(
     if (gptq is not None) != (quantisation == "gptq"):
         got = "a folder without it" if gptq is None else "a folder in GPTQ"
         raise BadInput(f"base, quantisation: expected weights for {quantisation}, got {got}")
+    config = json.loads((folder / CONFIG_FILE).read_bytes())
     dtype = COMPUTE_DTYPES[compute_dtype]
     model = AutoModelForCausalLM.from_pretrained(
         str(folder.absolute()),
@@ -131,7 +178,8 @@ def load_base(
         use_safetensors=True,
         dtype=torch.float32 if trainable else dtype,
         device_map={"": device},
-        attn_implementation=packing.ATTENTION,
+        # None is the library's own choice: ours knows neither its masks nor what some models add to their scores.
+        attn_implementation=None if goes_through_library(config) else packing.ATTENTION,
         **(load_arguments(folder, gptq) or {"quantization_config": _quantise(quantisation, dtype)}),
     )
     model.requires_grad_(False)

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from appliance.errors import BadInput
 from appliance.ml.layers.architecture import find_architecture
+from appliance.ml.layers.head import check_head
 from appliance.ml.model.chat import (
     TEMPLATE_FILE,
     TOKENIZER_CONFIG_FILE,
@@ -33,12 +34,14 @@ from appliance.ml.model.chat import (
 )
 from appliance.ml.model.folder import check_folder, read_quantisation
 from appliance.ml.model.gguf_header import check_gguf
+from appliance.ml.model.library import EXPERTS, check_modules, list_roles
 from appliance.ml.quantised.gptq import Gptq
 from appliance.ml.quantised.loading import count_packed, load_arguments
 from appliance.ml.quantised.settings import SETTINGS_FILE
 from appliance.ml.quantised.values import check_values
 from appliance.ml.quantised.widening import widen_folder
 
+LIBRARY_WARNING = "this architecture goes through the library's modules, without packing: see docs/models.md"
 _CHUNK_BYTES = 1 << 20
 _DTYPE = torch.bfloat16
 
@@ -61,6 +64,7 @@ def convert_base(source: Path, output: Path) -> dict[str, Any]:
 
 def _copy_folder(source: Path, output: Path) -> list[str]:
     names, quantised = check_folder(source), read_quantisation(source)
+    check_modules(source)
     warnings = []
     if quantised is not None and quantised.widened:
         weights = _weights(names)
@@ -191,6 +195,13 @@ def _describe(output: Path, warnings: list[str]) -> dict[str, Any]:
         if loading.get(kind):
             names = sorted(map(str, loading[kind]))[:3]
             raise BadInput(f"base, weights: expected exactly the architecture's own, got {kind}: {names}")
+    if find_architecture(model) is None:
+        if not check_head(model):
+            raise BadInput(
+                f"base, {model.config.architectures[0]}: expected logits that are the head's product with the last "
+                "norm's output, scaled or capped, got others"
+            )
+        warnings = [*warnings, LIBRARY_WARNING]
     chat = load_chat(output)
     dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
     return {
@@ -226,4 +237,30 @@ def describe_shape(model: Any) -> dict[str, Any]:
         "words": int(words.shape[0]),
         "tied": head is words,
         "fused": architecture is not None and len(architecture.row.reading) == 1,
+        **({} if architecture is not None else _describe_library(model)),
+    }
+
+
+def _describe_library(model: Any) -> dict[str, Any]:
+    """What a plan needs beside, of a model that goes through the library's modules."""
+    head = model.get_output_embeddings()
+    linear = sum(
+        module.in_features * module.out_features
+        for module in model.modules()
+        if hasattr(module, "in_features") and module is not head
+    )
+    stacks = [module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] == EXPERTS]
+    weights = [part for stack in stacks for part in stack.parameters(recurse=False) if part.dim() == 3]
+    experts = max((len(part) for part in weights), default=0)
+    chosen = int(getattr(model.config, "num_experts_per_tok", 0) or 0) if experts else 0
+    inner = next((part.numel() // (experts * int(model.config.hidden_size)) for part in reversed(weights)), 0)
+    return {
+        "library": True,
+        "roles": list_roles(model),
+        "linear_total": linear,
+        "experts": experts,
+        "chosen": chosen,
+        "expert_inner": inner,
+        "expert_layers": len(stacks),
+        "shared": bool(experts) and bool(getattr(model.config, "shared_intermediate_size", 0)),
     }

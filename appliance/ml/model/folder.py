@@ -15,8 +15,8 @@ from typing import Any
 
 from appliance.errors import BadInput, TooLarge
 from appliance.formats.artifacts.manifest import MANIFEST_PATH
-from appliance.ml.layers.architecture import find_gap
 from appliance.ml.model.bounds import check_claims, check_weights
+from appliance.ml.model.library import find_refusal
 from appliance.ml.model.tokenizer import check_tokenizer
 from appliance.ml.quantised.gptq import find_layers
 from appliance.ml.quantised.headers import check_index, read_headers
@@ -154,8 +154,8 @@ def _check_config(config: Any) -> None:
     architectures = config.get("architectures") if isinstance(config, dict) else None
     if not isinstance(architectures, list) or len(architectures) != 1:
         raise BadInput(f"base, {CONFIG_FILE}, architectures: expected one name, got {architectures!r:.80}")
-    if (gap := find_gap(config)) is not None:
-        raise BadInput(f"base, {CONFIG_FILE}, {gap}")
+    if (refusal := find_refusal(config)) is not None:
+        raise BadInput(f"base, {CONFIG_FILE}, {refusal}")
     check_claims(config, f"base, {CONFIG_FILE}")
 
 

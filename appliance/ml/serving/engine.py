@@ -25,6 +25,7 @@ from appliance.ml.inference.drawing import (
     PROMPT_CHUNK,
     Lookahead,
     begin_long,
+    chunk_size,
     draw_token,
     make_lookahead,
     read_drawn,
@@ -235,7 +236,8 @@ class Engine:
         """The next chunk of its prompt, alone in its batch as the probe is; or the next pass of a classification."""
         if row.passes is not None:
             return self._score(row, row.passes)
-        chunk, rest = row.unread[:PROMPT_CHUNK], row.unread[PROMPT_CHUNK:]
+        size = chunk_size(self.base, len(row.unread))
+        chunk, rest = row.unread[:size], row.unread[size:]
         try:
             with self.slots.using(row.slot):
                 logits = read_prompt(self.base, self.slots, self._cache, row.held, chunk)

@@ -145,6 +145,8 @@ def describe_step(
 
 def sample_losses(base: Base, decoder: Decoder | None, samples: Sequence[Sample]) -> torch.Tensor:
     """[samples], float32: the summed cross-entropy of each one's trained tokens."""
+    if decoder is None and base.apart:
+        return torch.cat([_sample_loss(base, sample) for sample in samples])
     own = max(len(sample.ids) - sample.spans[0][0] for sample in samples) + 1
     pack, segments = pack_sequences([sample.ids for sample in samples], keep=own, longest_short=base.longest_short)
     places: list[int] = []
@@ -161,6 +163,14 @@ def sample_losses(base: Base, decoder: Decoder | None, samples: Sequence[Sample]
     chosen = hidden[torch.tensor(places, device=device)]
     losses = token_losses(chosen, base.head(), torch.tensor(targets, device=device))
     return losses.new_zeros(len(samples)).index_add(0, torch.tensor(rows, device=device), losses)
+
+
+def _sample_loss(base: Base, sample: Sample) -> torch.Tensor:
+    """[1]: the same of one sample, which goes through the library's modules by itself."""
+    places = [place for start, stop in sample.spans for place in range(start - 1, stop - 1)]
+    targets = [token for start, stop in sample.spans for token in sample.ids[start:stop]]
+    chosen = base.hidden_alone(sample.ids)[torch.tensor(places, device=base.device)]
+    return token_losses(chosen, base.head(), torch.tensor(targets, device=base.device)).sum()[None]
 
 
 def mean_loss(base: Base, samples: Sequence[Sample], batch_size: int) -> float:

@@ -25,7 +25,7 @@ from appliance.ml.inference import adapters
 from appliance.ml.layers.architecture import find_architecture
 from appliance.ml.model import folder
 from appliance.ml.model.base import Base
-from appliance.ml.training import starts
+from appliance.ml.training import starts, targets
 
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 IA3_MODULES = ("k_proj", "v_proj", "down_proj")
@@ -89,6 +89,7 @@ def _configure(model: Any, recipe: Mapping[str, Any]) -> LoraConfig | IA3Config:
         task_type="CAUSAL_LM",
         use_rslora=recipe["method"] == "rslora",
         use_dora=recipe["method"] == "dora",
+        target_parameters=targets.name_parameters(model, recipe) or None,
     )
 
 
@@ -99,7 +100,7 @@ def name_modules(model: Any, roles: Sequence[str]) -> list[str]:
     """
     architecture = find_architecture(model)
     if architecture is None:
-        return list(roles)
+        return targets.name_modules(model, roles)
     names = architecture.row.modules
     chosen = {names[role] for role in roles}
     for role, name in names.items():
@@ -202,6 +203,7 @@ def _state_config(config: Any) -> dict[str, Any]:
         "r": config.r,
         "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
+        **({"target_parameters": sorted(config.target_parameters)} if config.target_parameters else {}),
     }
 
 

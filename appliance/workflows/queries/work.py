@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from appliance.domain.planning.shape import read_roles
 from appliance.domain.recipe.recipe import Facts
 from appliance.errors import NotFound
 from appliance.workflows.core.context import Context
@@ -88,6 +89,7 @@ def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[st
         raise NotFound(
             "; ".join(f"{kind}: expected an imported one, got {name!r}" for kind, one, name in inputs if not one)
         )
+    roles, experts = read_roles(base.facts)
     facts = Facts(
         train_rows=dataset.facts["train_rows"],
         max_tokens=dataset.facts["max_tokens"],
@@ -95,6 +97,8 @@ def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[st
         device="cuda" if context.device == "cuda" else "cpu",
         bfloat16=context.bfloat16,
         stored="gptq" if base.facts.get("quantisation") == "gptq" else "none",
+        roles=roles,
+        experts=experts,
     )
     return {
         "base_digest": base.digest,

@@ -197,3 +197,29 @@ def test_times_are_said_with_as_many_figures_as_they_deserve(value: float, said:
 )
 def test_sizes_are_said_in_powers_of_ten(size: int, said: str) -> None:
     assert show_bytes(size) == said
+
+
+def test_a_plan_says_when_a_base_goes_through_the_librarys_modules() -> None:
+    """And plans more time and memory for it, whose experts are not quantised."""
+    shape = SHAPE.model_copy(
+        update={
+            "library": True,
+            "linear_total": SHAPE.linear_weights,
+            "experts": 8,
+            "chosen": 2,
+            "expert_inner": 256,
+            "expert_layers": 30,
+        }
+    )
+    assert (shape.linear_weights, shape.expert_weights) == (SHAPE.linear_weights, 30 * 3 * 576 * 256)
+    table, library = (
+        make_plan(parse_recipe(WRITTEN), FACTS, Subject(one, 2, LENGTHS, 800, 200), MACHINE) for one in (SHAPE, shape)
+    )
+    assert table.notes == () and "without packing" in library.notes[0]
+    assert library.duration.likely > 2 * table.duration.likely
+    assert library.memory.train.activations > table.memory.train.activations
+    experts = resolved(target_modules=["gate_proj", "up_proj"], purpose="baseline")
+    plain = resolved(target_modules=["q_proj"], purpose="baseline")
+    adapted, other = (plan_memory(Subject(shape, 2, LENGTHS, 800, 200), one) for one in (experts, plain))
+    stack = 8 * shape.expert_weights
+    assert adapted.train.activations > other.train.activations + 2 * stack

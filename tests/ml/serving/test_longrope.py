@@ -11,6 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from appliance.ml.data.samples import Sample
+from appliance.ml.evaluation.evaluation import measure_loss
 from appliance.ml.inference import drawing, score
 from appliance.ml.inference.adapters import Slots
 from appliance.ml.inference.cache import Cache, Held
@@ -21,6 +23,7 @@ from appliance.ml.model import machine
 from appliance.ml.model.base import Base, load_base
 from appliance.ml.serving import engine as engine_module
 from appliance.ml.serving.engine import Done, Engine
+from appliance.ml.training.loop import sample_losses
 from scripts.kit.tiny_model import build_base
 
 MESSAGES = ({"role": "user", "content": "pay and due in clause 3"},)
@@ -88,6 +91,25 @@ def test_an_answer_that_becomes_long_is_the_library_s(
     engine.start("1", None, Request(MESSAGES, max_tokens=COUNT))
     assert _finish(engine) == {"1": base.chat.decode(expected)}
     assert list(draw_tokens(base, engine.slots, prompt, Request(MESSAGES, COUNT), COUNT)) == expected
+
+
+def test_the_library_s_modules_are_shown_each_sequence_by_itself(
+    folder: Path, likeliest: Callable[[list[int], int], list[int]]
+) -> None:
+    """For methods that go through them, whose base has no layers by hand: losses beside a longer row, and drawing."""
+    machine.use_determinism(7)
+    base = load_base(folder, quantisation="none", compute_dtype="float32", device="cpu")
+    assert base.apart and not base.library
+    prompt = base.chat.encode(base.chat.render(MESSAGES))
+    assert list(draw_tokens(base, None, prompt, Request(MESSAGES, COUNT), COUNT)) == likeliest(prompt, COUNT)
+    long = [7 * number % 300 + 3 for number in range(2 * (base.longest_short or 0))]
+    rows = [Sample(0, tuple(long[:20]), ((17, 20),)), Sample(1, tuple(long), ((len(long) - 3, len(long)),))]
+    together = sample_losses(base, None, rows)
+    for row, loss in zip(rows, together, strict=True):
+        logits = base.model(torch.tensor([row.ids]), use_cache=False).logits[0, -4:-1]
+        expected = torch.nn.functional.cross_entropy(logits, torch.tensor(row.ids[-3:]), reduction="sum")
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert measure_loss(base, rows, lambda done: None)[0] == pytest.approx(together.sum().item(), rel=1e-5)
 
 
 def test_without_reading_again_the_answer_would_be_another(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:

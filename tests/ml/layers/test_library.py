@@ -1,0 +1,222 @@
+"""Bases that only the library knows: a loss and its gradient, an evaluation, labels, and drawing, against itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from appliance.errors import BadInput
+from appliance.ml.data.samples import Sample
+from appliance.ml.evaluation.evaluation import measure_loss
+from appliance.ml.inference import drawing, score
+from appliance.ml.inference.adapters import Slots, fits_slot
+from appliance.ml.inference.cache import Cache, Held, list_tensors
+from appliance.ml.inference.probe import encode_probe, read_probe
+from appliance.ml.inference.request import Request
+from appliance.ml.inference.score import find_branches, score_in_passes, score_rows
+from appliance.ml.model import machine
+from appliance.ml.model.base import Base, load_base
+from appliance.ml.model.convert import LIBRARY_WARNING, convert_base
+from appliance.ml.serving.engine import Done, Engine
+from appliance.ml.training import loop, methods
+from scripts.kit.tiny_model import LIBRARY_KINDS, RECIPE, build_base
+
+COMMON = [7, 50, 60, 70, 80, 90, 100, 110, 33]
+# Below and beyond the window (8); the third shares nothing.
+SEQUENCES = [[*COMMON, 5, 6, 7], COMMON + list(range(20, 31)), [12, *COMMON[1:]]]
+LONG = [3 * number % 300 + 3 for number in range(40)]
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+LABELS = [[10, 11, 2], [10, 12, 2], [10, 12, 13, 2], [20, 2]]
+LOADED = {"quantisation": "none", "compute_dtype": "float32", "device": "cpu"}
+PLAIN = {**RECIPE, "method": "lora", "dropout": "0.0", "target_modules": ATTENTION}
+
+
+@pytest.fixture(scope="module", params=LIBRARY_KINDS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    machine.use_determinism(3)
+    return build_base(tmp_path_factory.mktemp("library") / "base", request.param)
+
+
+@pytest.fixture
+def base(folder: Path) -> Base:
+    machine.use_determinism(3)
+    return load_base(folder, **LOADED, reads=True)  # type: ignore[arg-type]
+
+
+def _expected(model: Any, ids: list[int]) -> torch.Tensor:
+    """[tokens, words], by the library, alone and without a cache."""
+    with torch.no_grad():
+        logits: torch.Tensor = model(torch.tensor([ids]), use_cache=False).logits[0]
+    return logits
+
+
+def _differ(some: torch.Tensor, other: torch.Tensor) -> float:
+    return float((some - other).abs().max() / other.abs().max())
+
+
+def _samples() -> list[Sample]:
+    return [Sample(place, tuple(ids), ((len(ids) - 3, len(ids)),)) for place, ids in enumerate([*SEQUENCES, LONG])]
+
+
+def _adapt(folder: Path, **changes: Any) -> tuple[methods.Attached, Base]:
+    """A random adapter on a fresh base, so that it changes every logit."""
+    machine.use_determinism(3)
+    base = load_base(folder, **LOADED)  # type: ignore[arg-type]
+    attached = methods.attach_adapter(base, {**PLAIN, **changes})
+    with torch.no_grad():
+        for parameter in methods.list_trainable(attached.model):
+            parameter.normal_(std=0.1)
+    return attached, base
+
+
+EXPERTS = {"target_modules": [*ATTENTION, "gate_proj", "up_proj", "down_proj"]}
+
+
+@pytest.mark.parametrize("changes", [{}, EXPERTS], ids=["attention", "experts"])
+def test_a_training_step_s_losses_and_gradient_are_the_library_s(folder: Path, changes: dict[str, Any]) -> None:
+    attached, base = _adapt(folder, **changes)
+    trained = methods.list_trainable(attached.model)
+    assert base.library and loop.begin_decoder(base, {**PLAIN, **changes}) is None
+    losses = loop.sample_losses(base, None, _samples())
+    got = torch.autograd.grad(losses.sum(), trained)
+    total = torch.zeros(())
+    for sample, ours in zip(_samples(), losses, strict=True):
+        logits = attached.model(torch.tensor([sample.ids]), use_cache=False).logits[0, -4:-1]
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(sample.ids[-3:]), reduction="sum")
+        assert ours.item() == pytest.approx(loss.item(), rel=1e-5)
+        total = total + loss
+    for ours, theirs in zip(got, torch.autograd.grad(total, trained), strict=True):
+        assert bool(theirs.any()) and _differ(ours, theirs) < 1e-3
+
+
+@pytest.mark.parametrize("quantisation", ["none", "nf4-double", "int8"])
+def test_an_evaluation_s_loss_is_the_library_s(folder: Path, quantisation: str) -> None:
+    base = load_base(folder, **{**LOADED, "quantisation": quantisation}, reads=True)  # type: ignore[arg-type]
+    expected = 0.0
+    for sample in _samples():
+        logits = _expected(base.model, list(sample.ids))[-4:-1]
+        expected += torch.nn.functional.cross_entropy(logits, torch.tensor(sample.ids[-3:]), reduction="sum").item()
+    total, tokens = measure_loss(base, _samples(), lambda done: None)
+    assert (total, tokens) == (pytest.approx(expected, rel=1e-5), 12)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("firsts", [(3, 20), (1, 7)])
+def test_decoding_token_by_token_is_the_whole_sequence(base: Base, firsts: tuple[int, int]) -> None:
+    slots, cache, rows = Slots(base), Cache("cpu", 512), [Held(), Held()]
+    for held, first in zip(rows, firsts, strict=True):
+        size = first if base.reads_whole else 7
+        for start in range(0, first, size):
+            drawing.read_prompt(base, slots, cache, held, LONG[start : min(start + size, first)])
+    for step in range(12):
+        with slots.mixing([None, None]):
+            got = drawing.read_drawn(base, slots, cache, rows, [LONG[first + step] for first in firsts])
+        for row, first in zip(got, firsts, strict=True):
+            assert _differ(row, _expected(base.model, LONG[: first + step + 1])[-1]) < 5e-5
+    tensors = list_tensors(rows[0].own)
+    assert any(bool(tensor.any()) for tensor in tensors)
+    cache.release(rows[0])
+    assert rows[0].own is None and not any(bool(tensor.any()) for tensor in tensors), "what was held is zeroed"
+
+
+def test_labels_are_scored_as_by_whole_sequences(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an evaluation, in one pass of the engine and in several."""
+
+    def walk(label: list[int]) -> float:
+        total = 0.0
+        for place, token in enumerate(label):
+            allowed = sorted({other[place] for other in LABELS if other[:place] == label[:place]})
+            logits = _expected(base.model, COMMON + label[:place])[-1, allowed].double()
+            total += torch.log_softmax(logits, dim=-1)[allowed.index(token)].item()
+        return total
+
+    expected = [walk(label) for label in LABELS]
+    scores = score_rows(base, [COMMON, LONG], LABELS, lambda done: None)
+    assert scores[0] == pytest.approx(expected, abs=1e-4)
+    branches = find_branches(LABELS)
+    (one,) = score_in_passes(base, Cache("cpu", 512), Held(), COMMON, branches, len(LABELS))
+    assert one == pytest.approx(expected, abs=1e-4)
+    monkeypatch.setattr(score, "PASS_TOKENS", 0)
+    *_, passes = score_in_passes(base, Cache("cpu", 512), Held(), COMMON, branches, len(LABELS))
+    assert passes == pytest.approx(expected, abs=1e-4)
+
+
+def test_adapters_are_served_side_by_side_with_the_bits_of_each_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the adapted logits are peft's."""
+    seen: dict[str, list[torch.Tensor]] = {}
+    plain = Engine._draw
+    monkeypatch.setattr(
+        Engine,
+        "_draw",
+        lambda self, row, found: seen.setdefault(row.name, []).append(found.logits.clone()) or plain(self, row, found),
+    )
+    sealed = {}
+    for slot, scale in (("a", 16), ("b", 160)):
+        attached, theirs = _adapt(folder, alpha=scale)
+        weights, config = methods.encode_adapter(attached, "tiny")
+        attached.model.eval()
+        sealed[slot] = config, weights, read_probe(theirs)
+    request = Request(({"role": "user", "content": "pay and due"},), max_tokens=8, temperature=1.0, seed=4)
+    runs: list[dict[str, list[torch.Tensor]]] = []
+    for names in ("ab", "a", "b"):
+        engine = Engine(load_base(folder, **LOADED, reads=True))  # type: ignore[arg-type]
+        for slot in names:
+            config, weights, adapted = sealed[slot]
+            engine.load(slot, config, weights, encode_probe(engine.base, engine._plain, adapted))
+            engine.start(slot, slot, request)
+        while engine.busy:
+            assert all(isinstance(event.told, str | Done) for event in engine.step())
+        runs.append(seen)
+        seen = {}
+    together, alone = runs[0], runs[1] | runs[2]
+    for name in "ab":
+        assert len(alone[name]) > 1
+        assert all(torch.equal(*pair) for pair in zip(alone[name], together[name], strict=True))
+    assert not torch.equal(together["a"][0], together["b"][0])
+
+
+def test_an_adapter_on_experts_is_saved_and_applied_but_fits_no_slot(folder: Path) -> None:
+    attached, theirs = _adapt(folder, **EXPERTS)
+    weights, config = methods.encode_adapter(attached, "tiny")
+    attached.model.eval()
+    named = json.loads(config)["target_parameters"]
+    assert all(name.endswith(("experts.gate_up_proj", "experts.down_proj")) for name in named) and len(named) == 2
+    base = load_base(folder, **LOADED)  # type: ignore[arg-type]
+    plain = read_probe(base)
+    assert not fits_slot(config)
+    with pytest.raises(BadInput, match="target_parameters: expected plain LoRA"):
+        Slots(base).load("a", config, weights)
+    base = load_base(folder, **LOADED)  # type: ignore[arg-type]
+    methods.apply_trained(base, config, weights)
+    assert read_probe(base) == read_probe(theirs) != plain
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dropout": "0.05"}, "dropout: expected 0.0 for experts"),
+        ({"method": "dora"}, "method: expected one of qlora, lora, rslora, lora-plus for experts, got dora"),
+        ({"target_modules": ["q_proj", "gate_proj"]}, "target_modules: expected gate_proj, up_proj together"),
+    ],
+)
+def test_what_peft_has_not_for_experts_is_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
+    base = load_base(folder, **LOADED)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=message):
+        methods.attach_adapter(base, {**PLAIN, **EXPERTS, **changes})
+
+
+def test_an_import_says_that_the_library_is_used_and_what_a_plan_needs(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    output.mkdir()
+    facts = convert_base(folder, output)
+    assert facts["warnings"] == [LIBRARY_WARNING]
+    shape = facts["shape"]
+    assert (shape["library"], shape["experts"], shape["chosen"], shape["expert_layers"]) == (True, 4, 2, 2)
+    assert set(shape["roles"]) == {*ATTENTION, "gate_proj", "up_proj", "down_proj"}
+    assert shape["expert_inner"] == (32 if facts["architecture"] == "Qwen3MoeForCausalLM" else 128)
