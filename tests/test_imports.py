@@ -49,7 +49,7 @@ LIBRARIES: dict[str, set[str]] = {
     "runners": {"pydantic"},
     "client": {"httpx", "pydantic", "yaml"},
     "ml": {
-        *("bitsandbytes", "gguf", "jinja2", "numpy", "peft", "pyarrow", "pydantic"),
+        *("bitsandbytes", "gguf", "huggingface_hub", "jinja2", "numpy", "peft", "pyarrow", "pydantic"),
         *("safetensors", "tokenizers", "torch", "transformers"),
     },
     "worker": {"bitsandbytes", "numpy", "peft", "pydantic", "safetensors", "torch", "transformers"},

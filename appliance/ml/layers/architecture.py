@@ -14,6 +14,9 @@ from typing import Any, Literal
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
 """Those whose angles depend on a token's position alone, and for longrope on its sequence's length."""
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+HYBRIDS = ("GraniteMoeHybridForCausalLM",)
+"""Of the table, those that are in it without experts and recurrent layers, and go through the library with them."""
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -132,7 +135,7 @@ def find_gap(config: Mapping[str, Any]) -> str | None:
     activation = config.get(row.activation, config.get("hidden_act"))
     checks = (
         (row.activation, ACTIVATIONS, activation, activation in (None, *ACTIVATIONS)),
-        ("num_local_experts", (0,), config.get("num_local_experts"), not config.get("num_local_experts")),
+        *((name, (0,), config.get(name), not config.get(name)) for name in EXPERT_COUNTS),
         (
             "use_bidirectional_attention",
             (False,),
@@ -145,11 +148,27 @@ def find_gap(config: Mapping[str, Any]) -> str | None:
         ),
         *(("rope_type", ROPE_TYPES, kind, kind in ROPE_TYPES) for kind in read_rope_types(config)),
     )
+    if (gap := find_odd_layers(config)) is not None:
+        return gap
     for member, expected, got, holds in checks:
         if not holds:
             return f"{member}: expected {' or '.join(map(str, expected))}, got {got!r:.40}"
     if row.rope == "position_embedding_type" and not _list(config.get("layer_types", config.get("layers_block_type"))):
         return f"layer_types: expected {FULL} for each layer, got none"
+    return None
+
+
+def find_odd_layers(config: Mapping[str, Any]) -> str | None:
+    """Of any decoder's configuration: a window that is no number of keys, or kinds of layers that are not as many as
+    its layers."""
+    window, layers = config.get("sliding_window"), config.get("num_hidden_layers")
+    if window is not None and (type(window) is not int or window < 1):
+        return f"sliding_window: expected a whole number above 0 or null, got {window!r:.40}"
+    for member in ("layer_types", "layers_block_type", "no_rope_layers"):
+        kinds = config.get(member)
+        if kinds is not None and (not isinstance(kinds, list | tuple) or (kinds and len(kinds) != layers)):
+            got = len(kinds) if isinstance(kinds, list | tuple) else repr(kinds)[:40]
+            return f"{member}: expected one for each of {layers} layers, got {got}"
     return None
 
 

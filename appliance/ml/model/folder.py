@@ -17,7 +17,7 @@ from appliance.errors import BadInput, TooLarge
 from appliance.formats.artifacts.manifest import MANIFEST_PATH
 from appliance.ml.model.bounds import check_claims, check_weights
 from appliance.ml.model.library import find_refusal
-from appliance.ml.model.tokenizer import check_tokenizer
+from appliance.ml.model.tokenizer import check_size, check_tokenizer
 from appliance.ml.quantised.gptq import find_layers
 from appliance.ml.quantised.headers import check_index, read_headers
 from appliance.ml.quantised.settings import SETTINGS_FILE, Quantised, read_quantised
@@ -87,7 +87,9 @@ def check_folder(folder: Path, *, sealed: bool = False) -> list[str]:
     for name in names:
         if name.endswith(".json"):
             _check_no_code(_read_json(folder / name), name)
-    check_tokenizer(_read_json(folder / "tokenizer.json"))
+    tokenizer = _read_json(folder / "tokenizer.json")
+    check_tokenizer(tokenizer)
+    check_size(tokenizer, config["vocab_size"])
     if WEIGHTS_INDEX_FILE in names:
         _check_index(_read_json(folder / WEIGHTS_INDEX_FILE), set(weights))
     _check_tensors(folder, weights, quantised)
@@ -107,7 +109,13 @@ def read_quantisation(folder: Path) -> Quantised | None:
 def _check_tensors(folder: Path, weights: list[str], quantised: Quantised | None) -> None:
     """By the headers: each tensor in one file, the one that the index names, and packed ones that fit one another."""
     headers = read_headers(folder, weights)
-    if (folder / WEIGHTS_INDEX_FILE).exists():
+    if not (folder / WEIGHTS_INDEX_FILE).exists():
+        if len(weights) > 1:
+            raise BadInput(
+                f"base, {WEIGHTS_INDEX_FILE}: expected it beside several files of weights, got none for "
+                f"{', '.join(weights[:3])}"
+            )
+    else:
         check_index(_read_json(folder / WEIGHTS_INDEX_FILE), headers, WEIGHTS_INDEX_FILE)
     if quantised is not None and quantised.gptq is not None:
         find_layers(quantised.gptq, headers)
@@ -176,3 +184,6 @@ def _check_index(index: Any, weights: set[str]) -> None:
         raise BadInput(
             f"base, {WEIGHTS_INDEX_FILE}: expected it to name the weights' files, got {', '.join(different)}"
         )
+    # The library reads it, and fails without.
+    if not isinstance(index.get("metadata"), dict):
+        raise BadInput(f"base, {WEIGHTS_INDEX_FILE}, metadata: expected an object, got {index.get('metadata')!r:.40}")

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import BadInput
-from appliance.ml.layers.architecture import ROLES, ROPE_TYPES, TABLE, find_gap, read_rope_types
+from appliance.ml.layers.architecture import (
+    EXPERT_COUNTS,
+    HYBRIDS,
+    ROLES,
+    ROPE_TYPES,
+    TABLE,
+    find_gap,
+    find_odd_layers,
+    read_rope_types,
+)
 
 ATTENTION_ROLES = ("q_proj", "k_proj", "v_proj", "o_proj")
 EXPERTS = "experts"
@@ -20,17 +29,21 @@ EXPERTS = "experts"
 EXPERT_PARAMETERS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 """Of that module, and the roles that they play."""
 MAX_EXPERTS = 1_024
-_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _RECURRENT = ("mamba", "linear_attention")
 # Those whose angles depend on a token's position alone.
 _ROPE_TYPES = tuple(kind for kind in ROPE_TYPES if kind != "longrope")
+# What a strange configuration makes the library raise.
+_BUILDING = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 _WRAPPER = "ForConditionalGeneration"
 
 
 def goes_through_library(config: Mapping[str, Any]) -> bool:
     """Whether a configuration is of another architecture than the table's, or has experts or recurrent layers."""
-    if str((config.get("architectures") or [""])[0]) not in TABLE:
+    name = str((config.get("architectures") or [""])[0])
+    if name not in TABLE:
         return True
+    if name not in HYBRIDS:
+        return False
     layers = config.get("layer_types") or config.get("layers_block_type") or ()
     recurrent = isinstance(layers, list | tuple) and any(kind in _RECURRENT for kind in layers)
     return bool(count_experts(config)) or recurrent
@@ -38,7 +51,7 @@ def goes_through_library(config: Mapping[str, Any]) -> bool:
 
 def count_experts(config: Mapping[str, Any]) -> int:
     """Of a layer; 0 where it has none."""
-    found = next((config[name] for name in _EXPERT_COUNTS if config.get(name)), 0)
+    found = next((config[name] for name in EXPERT_COUNTS if config.get(name)), 0)
     return found if type(found) is int else MAX_EXPERTS + 1
 
 
@@ -70,10 +83,15 @@ def _find_unknown(config: Mapping[str, Any], name: str) -> str | None:
 
 def _find_odd_member(config: Mapping[str, Any]) -> str | None:
     if (experts := count_experts(config)) > MAX_EXPERTS:
-        member = next(name for name in _EXPERT_COUNTS if config.get(name))
+        member = next(name for name in EXPERT_COUNTS if config.get(name))
         return f"{member}: expected a whole number up to {MAX_EXPERTS}, got {config[member]!r:.40} ({experts})"
+    chosen = config.get("num_experts_per_tok")
+    if experts and not (type(chosen) is int and 1 <= chosen <= experts):
+        return f"num_experts_per_tok: expected a whole number from 1 to {experts}, got {chosen!r:.40}"
     if config.get("is_encoder_decoder"):
         return "is_encoder_decoder: expected a decoder alone, got true"
+    if (gap := find_odd_layers(config)) is not None:
+        return gap
     for kind in read_rope_types(config):
         if kind not in _ROPE_TYPES:
             return f"rope_type: expected {' or '.join(_ROPE_TYPES)}, got {kind!r:.40}"
@@ -104,21 +122,44 @@ def list_experts(model: Any) -> list[str]:
 
 
 def check_modules(folder: Path) -> None:
-    """BadInput for an architecture whose linear layers have not the names that adapters are put on.
+    """BadInput for a configuration that the library cannot read and, where its modules are to be used, for one whose
+    linear layers have not the names that adapters are put on.
 
     Of a checked folder; the model is built without weights, so that this takes no memory.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.activations import ACT2FN
 
-    if not goes_through_library(json.loads((folder / "config.json").read_bytes())):
+    config = json.loads((folder / "config.json").read_bytes())
+    through_library = goes_through_library(config)
+    for member in ("hidden_act", "hidden_activation", "mlp_hidden_act"):
+        if (stated := config.get(member)) is not None and stated not in ACT2FN:
+            raise BadInput(f"base, config.json, {member}: expected an activation of transformers, got {stated!r:.40}")
+    model = _build(folder, modules=through_library)
+    if not through_library:
         return
-    config = AutoConfig.from_pretrained(str(folder.absolute()), local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
     names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if type(module) is torch.nn.Linear}
     if missing := [role for role in ATTENTION_ROLES if role not in names]:
         raise BadInput(
             f"base, config.json, architectures: expected attention of linear layers {', '.join(ATTENTION_ROLES)}, "
             f"got {type(model).__name__} without {', '.join(missing)}"
         )
+
+
+def _build(folder: Path, *, modules: bool) -> Any:
+    """The library's reading of a configuration, or its modules without weights."""
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        read = AutoConfig.from_pretrained(str(folder.absolute()), local_files_only=True, trust_remote_code=False)
+        if not modules:
+            return read
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(read)
+    except (StrictDataclassError, *_BUILDING) as error:
+        said = " ".join(str(error).split())
+        raise BadInput(
+            f"base, config.json: expected a configuration that transformers can build, got {said:.200}"
+        ) from None

@@ -55,6 +55,20 @@ def check_tokenizer(value: Any) -> None:
         _check_part(value.get(part), part)
 
 
+def check_size(value: Any, words: int) -> None:
+    """BadInput where a text can become a token that the model has no embedding for.
+
+    A control token may be one: none is in a text, and Gemma 3 has one for images.
+    """
+    vocabulary, added = value["model"].get("vocab"), value.get("added_tokens") or []
+    ids = dict(vocabulary) if isinstance(vocabulary, dict) else {str(place): place for place in range(len(vocabulary))}
+    ids |= {token.get("content"): token.get("id") for token in added}
+    control = {token.get("content") for token in added if token.get("special")}
+    for content, place in ids.items():
+        if type(place) is not int or not (0 <= place < words or content in control):
+            raise _refuse(f"token ids below the embedding's {words} (vocab_size)", f"{place!r:.40} for {content!r:.40}")
+
+
 def _check_vocabulary(vocabulary: Any) -> None:
     if not isinstance(vocabulary, dict | list) or len(vocabulary) > MAX_VOCABULARY:
         size = len(vocabulary) if isinstance(vocabulary, dict | list) else type(vocabulary).__name__

@@ -145,7 +145,7 @@ def test_a_configuration_beyond_the_table_is_told_by_its_member() -> None:
         "hidden_act: expected silu or gelu_pytorch_tanh, got 'relu'": {"hidden_act": "relu"},
         "num_local_experts: expected 0, got 8": {"num_local_experts": 8},
         "rope_type: expected default or linear": {"rope_parameters": {"rope_type": "dynamic"}},
-        "layer_types: expected full_attention or sliding_attention, got 'mamba'": {"layer_types": ["mamba"]},
+        "layer_types: expected full_attention or sliding_attention, got 'mamba'": {"layer_types": ["mamba", "mamba"]},
     }
     assert find_gap(plain) is None
     for message, change in cases.items():

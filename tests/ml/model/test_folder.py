@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 
 from appliance.errors import BadInput
 from appliance.ml.model.base import load_base
@@ -79,6 +80,95 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no-config": (lambda f: (f / "config.json").unlink(), "config.json: expected this file"),
     "no-weights": (lambda f: (f / "model.safetensors").unlink(), "expected weights in safetensors, got none"),
     "not-json": (lambda f: (f / "config.json").write_text("{"), "config.json: expected JSON"),
+}
+
+
+def _split(folder: Path) -> tuple[dict[str, Any], Path, Path]:
+    """Two shards of the folder's weights and their index; the parts that tests spoil."""
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    shards = {f"model-0000{n}-of-00002.safetensors": names[n - 1 :: 2] for n in (1, 2)}
+    for shard, some in shards.items():
+        safetensors.torch.save_file({name: tensors[name] for name in some}, folder / shard, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: shard for shard, some in shards.items() for name in some}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    first, second = (folder / shard for shard in shards)
+    return index, first, second
+
+
+def _overlap(folder: Path) -> None:
+    _, first, second = _split(folder)
+    second_tensors = safetensors.torch.load_file(second)
+    one = next(iter(safetensors.torch.load_file(first).items()))
+    safetensors.torch.save_file({**second_tensors, one[0]: one[1]}, second, metadata={"format": "pt"})
+
+
+def _lack(folder: Path) -> None:
+    _, _, second = _split(folder)
+    tensors = safetensors.torch.load_file(second)
+    del tensors[sorted(tensors)[0]]
+    safetensors.torch.save_file(tensors, second, metadata={"format": "pt"})
+
+
+def _no_metadata(folder: Path) -> None:
+    index, _, _ = _split(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index["weight_map"]}))
+
+
+def _no_index(folder: Path) -> None:
+    _split(folder)
+    (folder / "model.safetensors.index.json").unlink()
+
+
+def _grow_tokenizer(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_bytes())
+    tokenizer["model"]["vocab"]["beyond"] = 320
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def _config(**members: Any) -> Callable[[Path], None]:
+    return lambda folder: _edit(folder, "config.json", **members)
+
+
+_MOE = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2}
+BAD |= {
+    "overlap": (
+        _overlap,
+        "expected this tensor in one file, got it in model-00001-of-00002.safetensors and model-0000",
+    ),
+    "shard-without-a-tensor": (
+        _lack,
+        "expected it in 'model-00002-of-00002.safetensors', as .* says, got none that has it",
+    ),
+    "no-metadata": (_no_metadata, "index.json, metadata: expected an object, got None"),
+    "no-index": (_no_index, "index.json: expected it beside several files of weights, got none"),
+    "tokenizer-beyond-the-embedding": (_grow_tokenizer, r"expected token ids below the embedding's 320 \(vocab_size\)"),
+    "rope-type": (
+        _config(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4}),
+        "rope_type: expected default or",
+    ),
+    "window": (_config(sliding_window=0), "sliding_window: expected a whole number above 0 or null, got 0"),
+    "window-text": (_config(sliding_window="8"), "sliding_window: expected a whole number above 0 or null, got '8'"),
+    "layer-types": (_config(layer_types=["full_attention"]), "layer_types: expected one for each of 2 layers, got 1"),
+    "activation": (_config(hidden_act="swoosh"), "hidden_act: expected silu or gelu_pytorch_tanh, got 'swoosh'"),
+    "experts": (_config(num_experts=8), "num_experts: expected 0, got 8"),
+    "wrapper": (
+        _config(architectures=["Gemma3ForConditionalGeneration"]),
+        "architectures: expected a text model, as Gemma3ForCausalLM, got .* bring its text model",
+    ),
+    "encoder": (_config(architectures=["BertLMHeadModel"]), "or another decoder that transformers has, got BertLM"),
+    "model-type": (_config(**_MOE | {"model_type": "llama"}), "model_type: expected qwen3_moe for Qwen3MoeForCausalLM"),
+    "library-rope": (
+        _config(**_MOE, rope_parameters={"rope_type": "longrope", "rope_theta": 1e4}),
+        "rope_type: expected default or linear or llama3 or yarn, got 'longrope'",
+    ),
+    "chosen-experts": (
+        _config(**_MOE | {"num_experts_per_tok": 5}),
+        "num_experts_per_tok: expected a whole number from",
+    ),
+    "many-experts": (_config(**_MOE | {"num_experts": 10**6}), "num_experts: expected a whole number up to 1024"),
+    "library-window": (_config(**_MOE, sliding_window=-1), "sliding_window: expected a whole number above 0"),
 }
 
 
@@ -207,14 +297,58 @@ def test_a_template_inside_the_tokenizers_configuration_is_taken_out(folder: Pat
 
 def test_missing_weights_are_refused(folder: Path, tmp_path: Path) -> None:
     """transformers would fill them with random numbers and go on."""
-    import safetensors.torch
-
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "output").mkdir()
     with pytest.raises(BadInput, match=r"missing_keys.*up_proj"):
         convert_base(folder, tmp_path / "output")
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (
+            {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_experts": 0, "rms_norm_eps": "small"},
+            "expected a configuration that transformers can build, got .*rms_norm_eps",
+        ),
+        ({"hidden_act": "swoosh"}, "hidden_act: expected an activation of transformers, got 'swoosh'"),
+        ({"moe_intermediate_size": "wide"}, "expected a configuration that transformers can build, got"),
+        (
+            {"architectures": ["BloomForCausalLM"], "model_type": "bloom"},
+            "expected attention of linear layers q_proj, k_proj, v_proj, o_proj, got BloomForCausalLM without q_proj",
+        ),
+    ],
+)
+def test_modules_that_adapters_cannot_be_put_on_are_refused_before_weights_are_copied(
+    folder: Path, tmp_path: Path, members: dict[str, Any], message: str
+) -> None:
+    _edit(folder, "config.json", **_MOE | members)
+    output = tmp_path / "output"
+    output.mkdir()
+    with pytest.raises(BadInput, match=f"base, config.json.*{message}"):
+        convert_base(folder, output)
+    assert not list(output.iterdir())
+
+
+def test_shards_that_fit_their_index_are_a_base(folder: Path, tmp_path: Path) -> None:
+    _split(folder)
+    (tmp_path / "output").mkdir()
+    assert convert_base(folder, tmp_path / "output")["parameters"] > 0
+
+
+def test_a_control_token_may_be_beyond_the_embedding(folder: Path) -> None:
+    """Gemma 3 has one for images, which no text can hold."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_bytes())
+    extra = {**tokenizer["added_tokens"][0], "id": 320, "content": "<image>"}
+    for special in (True, False):
+        changed = {**tokenizer, "added_tokens": [*tokenizer["added_tokens"], {**extra, "special": special}]}
+        (folder / "tokenizer.json").write_text(json.dumps(changed))
+        if special:
+            check_folder(folder)
+        else:
+            with pytest.raises(BadInput, match="expected token ids below the embedding's 320"):
+                check_folder(folder)
 
 
 def test_a_link_as_the_source_itself_is_refused(folder: Path, tmp_path: Path) -> None:
