@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from appliance.ml.model.chat import (
     load_chat,
 )
 from appliance.ml.model.folder import check_folder, read_quantisation
+from appliance.ml.model.gguf_fields import complete_config
 from appliance.ml.model.gguf_header import check_gguf
 from appliance.ml.model.library import EXPERTS, check_modules, list_roles
 from appliance.ml.quantised.gptq import Gptq
@@ -108,8 +109,12 @@ def _convert_gguf(source: Path, output: Path) -> list[str]:
     try:
         with _read_once():
             pre_type = _read_pre_type(source)
-            model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, local_files_only=True, dtype=_DTYPE)
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=name, local_files_only=True, dtype=_DTYPE, output_loading_info=True
+            )
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
+            _check_loaded(loading)
+            complete_config(source, model)
     except (ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
         raise BadInput(f"base, {source.name}: expected a GGUF model that transformers can read, got: {error}") from None
     if not isinstance(tokenizer.chat_template, str):
@@ -173,6 +178,14 @@ def _check_weights(path: Path) -> None:
         raise BadInput(f"base, weights: expected safetensors in {path.name}, got: {error}") from None
 
 
+def _check_loaded(loading: Mapping[str, Any]) -> None:
+    """The library fills in random numbers for weights that are missing."""
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if loading.get(kind):
+            names = sorted(map(str, loading[kind]))[:3]
+            raise BadInput(f"base, weights: expected exactly the architecture's own, got {kind}: {names}")
+
+
 def _describe(output: Path, warnings: list[str]) -> dict[str, Any]:
     """Loads what was written, whole, and says what it is; weights that are missing or over are refused."""
     names = check_folder(output, sealed=True)
@@ -191,10 +204,7 @@ def _describe(output: Path, warnings: list[str]) -> dict[str, Any]:
         output_loading_info=True,
         **load_arguments(output, gptq),
     )
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if loading.get(kind):
-            names = sorted(map(str, loading[kind]))[:3]
-            raise BadInput(f"base, weights: expected exactly the architecture's own, got {kind}: {names}")
+    _check_loaded(loading)
     if find_architecture(model) is None:
         if not check_head(model):
             raise BadInput(

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 from appliance.errors import BadInput
 from appliance.ml.model.bounds import MAX_TOKEN_BYTES, MAX_VOCABULARY, check_claims, check_weights
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "phi3", "gemma2", "gemma3")
+"""As GGUF names them; Mistral is a llama there."""
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _MAX_PAIRS = 4_096
