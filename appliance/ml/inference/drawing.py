@@ -102,16 +102,16 @@ def draw_tokens(base: Base, slots: Slots | None, prompt: Sequence[int], request:
 
 def _read_whole(base: Base, slots: Slots | None, cache: Cache, held: Held, ids: Sequence[int]) -> torch.Tensor:
     """A prompt in chunks; the logits behind its last token."""
-    size = chunk_size(base, len(ids))
+    size = chunk_size(base, len(ids), PROMPT_CHUNK)
     *chunks, last = (ids[start : start + size] for start in range(0, len(ids), size))
     for chunk in chunks:
         read_prompt(base, slots, cache, held, chunk)
     return read_prompt(base, slots, cache, held, last)
 
 
-def chunk_size(base: Base, tokens: int) -> int:
-    """So many of a prompt's tokens are read at once."""
-    return tokens if base.reads_whole else PROMPT_CHUNK
+def chunk_size(base: Base, tokens: int, most: int) -> int:
+    """So many of a prompt's tokens are read at once: at most so many, unless it must be read in one piece."""
+    return tokens if base.reads_whole else most
 
 
 def begin_long(base: Base, cache: Cache, held: Held) -> bool:

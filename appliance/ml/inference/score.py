@@ -82,7 +82,7 @@ def score_in_passes(
         return
     last = torch.empty(0)
     held.long = base.is_long(len(prompt) + _longest_path(branches))
-    size = chunk_size(base, len(prompt))
+    size = chunk_size(base, len(prompt), PROMPT_CHUNK)
     for start in range(0, len(prompt), size):
         last = read_chunk(base, cache, held, prompt[start : start + size])[-1:]
         yield None

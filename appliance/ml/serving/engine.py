@@ -236,7 +236,7 @@ class Engine:
         """The next chunk of its prompt, alone in its batch as the probe is; or the next pass of a classification."""
         if row.passes is not None:
             return self._score(row, row.passes)
-        size = chunk_size(self.base, len(row.unread))
+        size = chunk_size(self.base, len(row.unread), PROMPT_CHUNK)
         chunk, rest = row.unread[:size], row.unread[size:]
         try:
             with self.slots.using(row.slot):

@@ -12,6 +12,7 @@ import torch
 from appliance.errors import BadInput
 from appliance.ml.data.samples import Sample
 from appliance.ml.evaluation.evaluation import measure_loss
+from appliance.ml.evaluation.labels import judge_rows
 from appliance.ml.inference import drawing, score
 from appliance.ml.inference.adapters import Slots, fits_slot
 from appliance.ml.inference.cache import Cache, Held, list_tensors
@@ -137,9 +138,20 @@ def test_labels_are_scored_as_by_whole_sequences(base: Base, monkeypatch: pytest
     expected = [walk(label) for label in LABELS]
     scores = score_rows(base, [COMMON, LONG], LABELS, lambda done: None)
     assert scores[0] == pytest.approx(expected, abs=1e-4)
+    rows = [
+        Sample(place, (*COMMON, *label), ((len(COMMON), len(COMMON) + len(label)),))
+        for place, label in enumerate(LABELS)
+    ]
+    judged = judge_rows(base, rows, [len(COMMON)] * len(rows), LABELS, lambda done: None)
+    best = max(range(len(LABELS)), key=expected.__getitem__)
+    for row, one in zip(rows, judged, strict=True):
+        logits = _expected(base.model, list(row.ids))[len(COMMON) - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(row.ids[len(COMMON) :]), reduction="sum").item()
+        assert (one.loss, one.label) == (pytest.approx(loss, rel=1e-4), best)
+        assert one.log_probability == pytest.approx(expected[best], abs=1e-4)
     branches = find_branches(LABELS)
-    (one,) = score_in_passes(base, Cache("cpu", 512), Held(), COMMON, branches, len(LABELS))
-    assert one == pytest.approx(expected, abs=1e-4)
+    (passed,) = score_in_passes(base, Cache("cpu", 512), Held(), COMMON, branches, len(LABELS))
+    assert passed == pytest.approx(expected, abs=1e-4)
     monkeypatch.setattr(score, "PASS_TOKENS", 0)
     *_, passes = score_in_passes(base, Cache("cpu", 512), Held(), COMMON, branches, len(LABELS))
     assert passes == pytest.approx(expected, abs=1e-4)

@@ -212,7 +212,8 @@ def test_an_fp8_folder_that_does_not_fit_is_refused_by_tensor(
         factors = {"more": torch.ones(1)}
     safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})
     safetensors.torch.save_file(factors, scales, metadata={"format": "pt"})
-    (source / "model.safetensors.index.json").unlink()
+    named = dict.fromkeys(tensors, weights.name) | dict.fromkeys(factors, scales.name)
+    (source / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": named}))
     (tmp_path / "output").mkdir()
     with pytest.raises(BadInput, match=message):
         convert_base(source, tmp_path / "output")
