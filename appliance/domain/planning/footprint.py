@@ -376,7 +376,7 @@ def _beside(packed: Packed | None, recipe: ResolvedRecipe, shape: Shape, *, host
     """What an evaluation makes of quantised weights: dequantised ones that are kept (`ml/layers/reader.py`), and of
     GPTQ on the CPU in bfloat16 what few rows are multiplied by (`ml/quantised/few_rows.py`)."""
     size = compute_bytes(recipe)
-    made = size * shape.linear_weights if is_quick(recipe) and recipe.quantisation != "none" else 0
+    made = size * shape.linear_weights if is_quick(recipe, shape) and recipe.quantisation != "none" else 0
     few = 0 if packed is None or not host or size != 2 else sum(packed.count_bytes(shape))
     return (made if made <= KEPT_BYTES else 0) + few
 
