@@ -6,11 +6,7 @@ prompts on the same base with the same adapters, which are random numbers large 
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,11 +18,11 @@ from typing import Any
 from scripts.benches import serving_llama, serving_service
 from scripts.benches.measure import Found, Row, interleaved, row
 from scripts.benches.methods import convert
+from scripts.benches.programs import Program, start_program
 from scripts.benches.serving_worker import make_adapters
 from scripts.fetch_base import fetch
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKER = Path(__file__).with_name("serving_worker.py")
 VLLM = ROOT / ".venv-bench-vllm" / "bin" / "python"
 """The environment that `scripts/bench` makes from the extra `bench-vllm`."""
 STREAMS, ADAPTERS, RANK = 16, 8, 16
@@ -87,7 +83,7 @@ def _prepare(folder: Path) -> tuple[Path, Path, list[str]]:
 
 
 def _through_service(folder: Path, base: Path, adapters: list[str], plan: Plan) -> Iterator[Row]:
-    with _program(base, plan.device, "ours") as ours:
+    with start_program(base, plan.device, "ours") as ours:
         paths = [Path(name) for name in adapters]
 
         def probe(path: Path) -> dict[str, Any]:
@@ -211,29 +207,6 @@ def _rated(turn: Any) -> Any:
     return rate
 
 
-class Program:
-    """A serving_worker in its own process."""
-
-    def __init__(self, process: subprocess.Popen[str], kind: str) -> None:
-        self._process, self._kind = process, kind
-
-    def __call__(self, do: str, **arguments: Any) -> list[float]:
-        found: list[float] = self.told(do, **arguments)
-        return found
-
-    def told(self, do: str, **arguments: Any) -> Any:
-        assert self._process.stdin is not None
-        print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
-        return json.loads(self.hear(do))
-
-    def hear(self, what: str) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self._kind}, {what}: expected an answer, got the end of its process")
-        return line
-
-
 Server = Program | serving_llama.Server
 
 
@@ -257,7 +230,7 @@ def _servers(model: Path, base: Path, adapters: list[str], plan: Plan) -> Iterat
 
 @contextmanager
 def _vllm(base: Path, adapters: list[str]) -> Iterator[Program]:
-    with _program(base, "cpu", "vllm", VLLM) as program:
+    with start_program(base, "cpu", "vllm", VLLM) as program:
         program("load", folders=adapters)
         yield program
 
@@ -266,29 +239,4 @@ def _vllm(base: Path, adapters: list[str]) -> Iterator[Program]:
 def _programs(base: Path, device: str, *kinds: str) -> Iterator[dict[str, Program]]:
     """Started one after the other, each once it is ready."""
     with ExitStack() as stack:
-        yield {kind: stack.enter_context(_program(base, device, kind)) for kind in kinds}
-
-
-@contextmanager
-def _program(base: Path, device: str, kind: str, python: Path = Path(sys.executable)) -> Iterator[Program]:
-    task = json.dumps({"kind": kind, "base": str(base), "device": device, "quantisation": "nf4-double"})
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
-    }
-    with subprocess.Popen(
-        [str(python), str(WORKER), task], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            program = Program(process, kind)
-            program.hear("start")
-            yield program
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            deadline = time.monotonic() + 20
-            while process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.05)
-            process.kill()
+        yield {kind: stack.enter_context(start_program(base, device, kind)) for kind in kinds}

@@ -15,6 +15,7 @@ from typing import Any
 
 from scripts.benches import recorded
 from scripts.benches.measure import Row, row
+from scripts.benches.recipe import RECIPE
 from scripts.fetch_base import fetch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,34 +33,6 @@ RECORDED = 8_000
 """Rows: two epochs of them take about ten minutes on two cores."""
 JUDGED = 32
 """Rows that nobody trains on: what the final losses are of."""
-
-RECIPE: dict[str, Any] = {
-    "method": "qlora",
-    "baseline": None,
-    "purpose": "release",
-    "rank": 16,
-    "alpha": 32,
-    "dropout": "0.0",
-    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    "optimiser": "adamw",
-    "learning_rate": "0.001",
-    "rate_ratio": "1.0",
-    "epochs": 1,
-    "batch_size": 16,
-    "accumulation": 1,
-    "max_length": 1024,
-    "warmup_ratio": "0.1",
-    "weight_decay": "0.0",
-    "max_grad_norm": "1.0",
-    "gradient_checkpointing": "none",
-    "checkpoint_every": 1_000_000,
-    "early_stopping": 0,
-    "validation": "0.0",
-    "validate_every": 0,
-    "seed": 1,
-    "compute_dtype": "bfloat16",
-    "quantisation": "nf4-double",
-}
 
 
 @dataclass(frozen=True)

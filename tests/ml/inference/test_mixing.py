@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 
 from appliance.ml.inference import adapters, cache
 from appliance.ml.inference.adapters import Slots
-from appliance.ml.inference.drawing import Lookahead
-from appliance.ml.inference.request import Request
 from appliance.ml.inference.stacking import Stacks
 from appliance.ml.model import machine
 from appliance.ml.model.base import Base, load_base
 from appliance.ml.serving import engine
-from appliance.ml.serving.engine import Engine
-from scripts.kit.tiny_model import RECIPE
+from tests.kit.mixes import MODULES, REQUESTED, answer_mixed, ask, load_adapters, plain_adapter, same_bits
 
 TUPLES = [
     *(("nf4-double", "bfloat16"), ("nf4-double", "float32"), ("none", "bfloat16")),
     *(("gptq", "bfloat16"), ("gptq", "float32"), ("none", "float32")),
 ]
-MODULES = list(RECIPE["target_modules"])
 
 
 @pytest.fixture(params=["rows", "stacks"])
@@ -34,86 +28,6 @@ def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     if request.param == "stacks":
         monkeypatch.setattr(adapters, "Rows", lambda groups, dtype: Stacks(groups, "cpu"))
     return str(request.param)
-
-
-def plain_adapter(base: Base, seed: int, rank: int, modules: list[str], scale: float = 0.1) -> tuple[bytes, bytes]:
-    """Configuration and weights of an adapter of random numbers that are large enough to be seen."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, module in base.model.named_modules():
-        layer = getattr(module, "base", module)
-        if name.rsplit(".", 1)[-1] in modules and hasattr(layer, "in_features"):
-            key = f"base_model.model.{name.removesuffix('.base')}"
-            tensors[f"{key}.lora_A.weight"] = torch.randn(rank, layer.in_features, generator=generator) * scale
-            tensors[f"{key}.lora_B.weight"] = torch.randn(layer.out_features, rank, generator=generator) * scale
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": modules}
-    return json.dumps(config).encode(), safetensors.torch.save(tensors)
-
-
-class Watched(Engine):
-    """An engine that keeps the logits that each request's tokens were drawn from."""
-
-    def __init__(self, base: Base) -> None:
-        super().__init__(base)
-        self.seen: dict[str, list[torch.Tensor]] = {}
-        self.widest = 0
-
-    def _draw(self, row: Any, lookahead: Any) -> Any:
-        if isinstance(lookahead, Lookahead):
-            self.seen.setdefault(row.name, []).append(lookahead.logits.clone())
-        return super()._draw(row, lookahead)
-
-    def _compute(self, rows: Any) -> Any:
-        self.widest = max(self.widest, len(rows))
-        return super()._compute(rows)
-
-
-def _request(text: str, **changes: Any) -> Request:
-    return Request(({"role": "user", "content": text},), **{"max_tokens": 12, **changes})
-
-
-def _loaded(base: Base) -> Watched:
-    """Three adapters: two of one family, one of another rank on other layers."""
-    watched = Watched(base)
-    for name, seed, rank, modules in (
-        ("a", 1, 8, MODULES),
-        ("b", 2, 6, MODULES),
-        ("c", 3, 12, ["q_proj", "down_proj"]),
-    ):
-        watched.slots.load(name, *plain_adapter(base, seed, rank, modules))
-    return watched
-
-
-REQUESTED: dict[str, tuple[str | None, Request]] = {
-    "1": ("a", _request("pay", max_tokens=40)),
-    "2": ("b", _request("pay and due in clause 3 " * 4, max_tokens=40)),
-    "3": ("c", _request("secret", temperature=1.0, seed=5, max_tokens=30)),
-    "4": ("a", _request("fee and fee in clause 12 " * 9, max_tokens=20)),
-    "5": (None, _request("hidden and close", max_tokens=30)),
-    "6": ("b", _request("expire", max_tokens=4)),
-    "7": ("a", _request("end and end", temperature=0.7, top_p=0.9, seed=9, max_tokens=30)),
-    "8": ("c", _request("cancel and price in clause 7 " * 3, max_tokens=25)),
-    "9": ("b", _request("what is cut off in the middle", max_tokens=40)),
-}
-
-
-def _mixed(base: Base) -> Watched:
-    """Requests that join and leave in the middle, one of them cancelled."""
-    watched = _loaded(base)
-    joining = [["9", "1", "2"], ["3"], [], ["4", "5"], ["6", "7", "8"]]
-    for step in range(80):
-        for name in joining[step] if step < len(joining) else []:
-            watched.start(name, *REQUESTED[name])
-        if step == 22:
-            watched.cancel("9")
-        watched.step()
-    assert not watched.busy
-    assert watched.widest >= 8
-    return watched
-
-
-def same_bits(some: torch.Tensor, other: torch.Tensor) -> bool:
-    return torch.equal(some.view(torch.int32), other.view(torch.int32))
 
 
 @pytest.mark.family(keep=4)
@@ -126,10 +40,10 @@ def test_logits_are_the_same_bits_alone_and_in_a_full_mixed_batch(
     monkeypatch.setattr(cache, "BLOCK", 16)
     folder = gptq_folder if quantisation == "gptq" else base_folder
     base = load_base(folder, quantisation=quantisation, compute_dtype=dtype, device="cpu", reads=True)
-    mixed = _mixed(base)
+    mixed = answer_mixed(base)
     mixed.slots.remove()
     for name, (slot, request) in REQUESTED.items():
-        alone = _loaded(base)
+        alone = load_adapters(base)
         alone.start(name, slot, request)
         while alone.busy:
             alone.step()
@@ -149,11 +63,11 @@ def test_many_requests_on_one_adapter_are_the_same_bits_as_one(
 ) -> None:
     machine.use_determinism(0)
     base = load_base(base_folder, quantisation=quantisation, compute_dtype=dtype, device="cpu", reads=True)
-    watched = _loaded(base)
-    query = {f"{number}": _request(f"pay in clause {number}", max_tokens=12) for number in range(7)}
+    watched = load_adapters(base)
+    query = {f"{number}": ask(f"pay in clause {number}", max_tokens=12) for number in range(7)}
     for name, request in query.items():
         watched.start(name, "a", request)
-    watched.start("base", None, _request("hidden", max_tokens=12))
+    watched.start("base", None, ask("hidden", max_tokens=12))
     while watched.busy:
         watched.step()
     assert watched.widest == 8
@@ -167,7 +81,7 @@ def test_many_requests_on_one_adapter_are_the_same_bits_as_one(
 
 def test_a_row_of_a_mixed_batch_is_what_its_adapter_alone_computes(base: Base, layout: str) -> None:
     """Near the pass with one adapter in use, and far from the base and from the other adapters."""
-    watched = _loaded(base)
+    watched = load_adapters(base)
     for name in ("1", "3", "5", "8"):
         watched.start(name, REQUESTED[name][0], REQUESTED[name][1])
     while watched.busy:
@@ -211,7 +125,7 @@ def test_a_rank_that_is_filled_up_changes_nothing(base: Base, layout: str) -> No
 
 def test_what_fails_in_one_row_ends_that_row_alone(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both in the batch itself and in what is made of a row's own token; the others' bits are those of before."""
-    undisturbed = _mixed(base)
+    undisturbed = answer_mixed(base)
     undisturbed.slots.remove()
     told: dict[str, Any] = {}
     read = cache.Drawing.read
@@ -222,7 +136,7 @@ def test_what_fails_in_one_row_ends_that_row_alone(base: Base, monkeypatch: pyte
         return read(self, number, *rest)
 
     monkeypatch.setattr(cache.Drawing, "read", spoilt)
-    watched = _loaded(base)
+    watched = load_adapters(base)
     for name in ("1", "2", "3", "4", "5", "7", "8"):
         watched.start(name, *REQUESTED[name])
     while watched.busy:
@@ -247,7 +161,7 @@ def _broken(token: int) -> str:
 
 
 def test_emptying_a_slot_cuts_its_answers_off_and_no_other(base: Base) -> None:
-    watched = _loaded(base)
+    watched = load_adapters(base)
     for name in ("1", "2", "4"):
         watched.start(name, *REQUESTED[name])
     for _ in range(3):

@@ -1,0 +1,123 @@
+"""Workers as the service starts them, behind their walls, on the card; a base, its rows and an adapter of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.runners.local import Worker, start_worker
+from appliance.runners.sandbox import Sandbox
+from scripts.kit.tiny_model import RECIPE, build_base, clauses, write_csv
+
+Frame = dict[str, Any]
+KEY = bytes(range(32))
+DEVICE = os.environ.get("GPU_TESTS_DEVICE", "cuda")
+"""`cpu` in the dry run of scripts/gpu: the same tests, of everything but the card."""
+TUPLE = {"device": DEVICE, "compute_dtype": "bfloat16", "quantisation": "nf4-double"}
+
+
+def receive(worker: Worker) -> Frame:
+    """The next frame; it must come."""
+    received = worker.receive(120.0)
+    assert received is not None, "expected a frame, got the worker's end"
+    return received[0]
+
+
+@dataclass
+class Site:
+    """Folders under one root, and the logs of the workers that read and wrote them."""
+
+    root: Path
+    recipe: Frame = field(default_factory=lambda: RECIPE | TUPLE | {"checkpoint_every": 4})
+
+    def folder(self, name: str) -> Path:
+        path = self.root / name
+        path.mkdir(exist_ok=True)
+        return path
+
+    def start(self, name: str, read: tuple[str, ...], write: tuple[str, ...] = ()) -> Worker:
+        """A worker behind every wall, which it has tried to get through and could not."""
+        read_paths = tuple(self.root / one for one in read)
+        write_paths = (self.folder(f"scratch-{name}"), *(self.folder(one) for one in write))
+        sandbox = Sandbox(read=read_paths, write=write_paths, devices=DEVICE == "cuda" and name != "prepare")
+        worker = start_worker(f"appliance.worker.{name}", sandbox, log=self.root / f"{name}.log")
+        through = {probe: result for probe, result in worker.check_walls().items() if result != "refused"}
+        assert not through, through
+        return worker
+
+    def run(self, name: str, task: Frame, blob: bytes = b"", **paths: tuple[str, ...]) -> tuple[Frame, list[Frame]]:
+        """The task's last frame, which must be a result, and those before it."""
+        with self.start(name, **paths) as worker:
+            worker.send({"frame": "go", **task}, blob)
+            frames = [receive(worker)]
+            while frames[-1]["frame"] not in ("result", "failure"):
+                frames.append(receive(worker))
+        assert frames[-1]["frame"] == "result", (frames[-1], (self.root / f"{name}.log").read_text()[-2000:])
+        return frames[-1], frames[:-1]
+
+    def task(self, *names: str, **more: Any) -> Frame:
+        return {"recipe": self.recipe, **{name: str(self.root / name) for name in names}, **more}
+
+    def train(self, output: str, blob: bytes = b"") -> tuple[Frame, list[Frame]]:
+        """A run into a folder of its own; `blob` is the training checkpoint to go on from."""
+        kept = f"{output}-checkpoints"
+        task = self.task("base", "dataset", output=str(self.root / output), checkpoints=str(self.root / kept))
+        return self.run("train", task | {"seconds": 0.0}, blob, read=("base", "dataset"), write=(output, kept))
+
+    def evaluate(self, adapter: str) -> Frame:
+        task = self.task("base", "dataset", adapter=str(self.root / adapter))
+        return self.run("evaluate", task, read=("base", "dataset", adapter))[0]
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """With a base and a dataset, each made by its worker, which sees no card."""
+    site = Site(tmp_path_factory.mktemp("gpu"))
+    source = build_base(site.root / "source")
+    write_csv(site.root / "clauses.csv", clauses(60))
+    task = {"task": "base", "source": str(source), "output": str(site.root / "base")}
+    site.run("prepare", task, read=("source",), write=("base",))
+    rows = {
+        "task": "dataset",
+        "source": str(site.root / "clauses.csv"),
+        "format": "csv",
+        "teaches": "classification",
+        "columns": {"text": "text", "label": "label"},
+        "labels": [],
+        "instruction": "Name the kind.",
+        "base": str(site.root / "base"),
+        "seed": 1,
+        "held_out": "0.2",
+        "output": str(site.root / "dataset"),
+    }
+    site.run("prepare", rows, KEY, read=("clauses.csv", "base"), write=("dataset",))
+    return site
+
+
+@pytest.fixture(scope="session")
+def trained(site: Site) -> tuple[Frame, list[Frame]]:
+    return site.train("adapter")
+
+
+@pytest.fixture(scope="session")
+def evaluated(site: Site, trained: tuple[Frame, list[Frame]]) -> Frame:
+    return site.evaluate("adapter")
+
+
+@pytest.fixture
+def server(site: Site, evaluated: Frame) -> Iterator[Worker]:
+    """The serving worker with the adapter in two slots, each let in by its probe."""
+    with site.start("serve", read=("base",)) as worker:
+        worker.send({"frame": "go", "base": str(site.root / "base"), **TUPLE})
+        assert receive(worker)["frame"] == "ready"
+        config = (site.root / "adapter" / "adapter_config.json").read_text()
+        weights = (site.root / "adapter" / "adapter_model.safetensors").read_bytes()
+        for slot in ("one", "two"):
+            worker.send({"frame": "load", "slot": slot, "config": config, "probe": evaluated["probe"]}, weights)
+            assert receive(worker) == {"frame": "loaded", "slot": slot, "probe_ok": True}
+        yield worker
