@@ -27,7 +27,7 @@ from appliance.errors import ApplianceError, BadInput, Unavailable
 from appliance.formats.core.frame import FrameBuffer, write_frame
 from appliance.runners.decoys import Decoys, Probes
 from appliance.runners.log import WorkerLog
-from appliance.runners.sandbox import PACKAGE, Sandbox, places_of
+from appliance.runners.sandbox import DRIVER_LIBRARIES, PACKAGE, Sandbox, places_of
 from appliance.runners.walls import inside, launcher
 from appliance.runners.walls.inside import LAYERS
 from appliance.runners.walls.launcher import Launch, Started
@@ -48,7 +48,9 @@ def _environment(sandbox: Sandbox) -> dict[str, str]:
     home = str(sandbox.write[0])
     threads = str(sandbox.threads or len(os.sched_getaffinity(0)))
     temporary = f"{home}/{TEMPORARY}"
+    drivers = [path for path in DRIVER_LIBRARIES if os.path.isdir(path)] if sandbox.devices else []
     return {
+        **({"LD_LIBRARY_PATH": ":".join(drivers)} if drivers else {}),
         "PATH": os.path.dirname(sys.executable),
         "HOME": home,
         "TMPDIR": temporary,

@@ -6,6 +6,7 @@ A sandbox names paths; the interpreter, the libraries and the appliance's own co
 from __future__ import annotations
 
 import os
+import site
 import sys
 import sysconfig
 import tempfile
@@ -29,6 +30,8 @@ _LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache", "/
 _FACTS = ("/etc/localtime", "/sys/devices/system/cpu", "/sys/devices/system/node")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 _GPU_LIBRARIES = ("/usr/local/cuda", "/usr/local/nvidia")
+DRIVER_LIBRARIES = ("/usr/local/nvidia/lib64", "/usr/local/nvidia/lib")
+"""Where containers mount a GPU's driver without telling the linker."""
 _GPU_FACTS = ("/sys/bus/pci", "/sys/devices", "/sys/module")
 
 
@@ -93,6 +96,10 @@ def _interpreter() -> Iterator[str]:
         for name in ("stdlib", "platstdlib", "purelib", "platlib"):
             yield sysconfig.get_path(name, vars=variables)
     yield sysconfig.get_config_var("LIBDIR")
+    # Packages beside the prefixes: Debian's dist-packages, or another environment's whose torch this one uses.
+    for path in sys.path:
+        if path.endswith(("/site-packages", "/dist-packages")) and path != site.getusersitepackages():
+            yield path
 
 
 def _shown(sandbox: Sandbox, code: Path) -> Iterator[Place]:

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from appliance.errors import BadInput, Unavailable
+from appliance.runners import local, sandbox
 from appliance.runners.local import start_worker
-from appliance.runners.sandbox import Sandbox, detect_layers, places_of
+from appliance.runners.sandbox import PACKAGE, Sandbox, detect_layers, places_of
 from appliance.runners.walls import inside, launcher
 from appliance.runners.walls.inside import LAYERS
 from appliance.runners.walls.launcher import Launch
@@ -71,9 +72,32 @@ def test_an_old_landlock_stands_only_beside_a_root_of_its_own(
 ) -> None:
     """Before ABI 3 it lets a file be emptied that it would not let be written."""
     monkeypatch.setattr(inside.landlock, "restrict", lambda rules: abi)
-    walls = inside.Walls({"layers": ["landlock"], "places": []}, {"mount-ns"} if root else set(), {})
+    walls = inside.Walls({"layers": ["landlock"], "places": [], "devices": False}, {"mount-ns"} if root else set(), {})
     inside._restrict(walls)
     assert ("landlock" in walls.standing) is stands
+
+
+def test_packages_beside_the_prefixes_are_shown_and_a_person_s_own_are_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian's dist-packages, or those of the environment whose torch this one uses."""
+    shared, own = folder / "lib" / "dist-packages", folder / "home" / "site-packages"
+    for path in (shared, own):
+        path.mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(shared), str(own)])
+    monkeypatch.setattr(sandbox.site, "getusersitepackages", lambda: str(own))
+    shown = {place.path: place.kind for place in places_of(Sandbox(read=(), write=(folder / "output",)), PACKAGE)}
+    assert shown.get(str(shared)) == "run"
+    assert str(own) not in shown
+
+
+def test_a_card_s_worker_finds_the_driver_where_containers_mount_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a path of our own: nothing of the service's environment passes."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/somewhere")
+    monkeypatch.setattr(os.path, "isdir", lambda path: path == "/usr/local/nvidia/lib64")
+    for devices, expected in ((True, "/usr/local/nvidia/lib64"), (False, None)):
+        made = local._environment(Sandbox(read=(), write=(Path("/output"),), devices=devices))
+        assert made.get("LD_LIBRARY_PATH") == expected
 
 
 @pytest.mark.parametrize("missing", sorted(LAYERS - {"no-new-privs", "user-ns"}))

@@ -248,6 +248,29 @@ def test_the_kernels_settings_are_read_only(attempt: Attempt) -> None:
     assert attempt("change_kernel_setting", without=frozenset({"mount-ns"})) == "EACCES"
 
 
+@pytest.mark.parametrize("ordinary", [False, True], ids=["root", "ordinary"])
+def test_only_with_a_card_a_worker_names_its_threads(run_service: Callable[..., Any], ordinary: bool) -> None:
+    """cuInit fails where the driver cannot. Nothing else of /proc can be written then, whatever a file's mode says."""
+    attempts = [
+        ["name_thread", []],
+        ["write_to", ["/proc/self/oom_score_adj", "600"]],
+        ["write_to", ["/proc/self/comm", "named"]],
+        ["write_to", ["/proc/1/comm", "named"]],
+        ["change_kernel_setting", []],
+        ["find_writable_kernel", []],
+    ]
+    name, *others, covered = run_service(attempts=attempts, ordinary=ordinary, devices=True)
+    assert (name, covered) == ("open", "EROFS")
+    assert set(others) <= {"EACCES", "EROFS", "EPERM"}
+    assert run_service(attempts=attempts[:1], ordinary=ordinary) == ["EROFS"]
+
+
+@pytest.mark.parametrize("missing", ["landlock", "mount-ns", "pid-ns"])
+def test_a_card_opens_no_kernel_setting_where_a_wall_is_missing(attempt: Attempt, missing: str) -> None:
+    without = frozenset({missing})
+    assert attempt("change_kernel_setting", without=without, devices=True) in {"EROFS", "EACCES"}
+
+
 @pytest.mark.parametrize(
     ("attack", "amount", "limits", "refusal"),
     [

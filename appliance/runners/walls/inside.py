@@ -128,7 +128,19 @@ def _make_root(walls: Walls) -> None:
         return
     places = [mounts.Place(*place) for place in walls.description["places"]]
     with _layer(walls, "mount-ns"):
-        mounts.enter_root(places, walls.description["folder"], fresh_proc="pid-ns" in walls.standing)
+        fresh = "pid-ns" in walls.standing
+        mounts.enter_root(places, walls.description["folder"], fresh_proc=fresh, names_threads=_names_threads(walls))
+
+
+def _names_threads(walls: Walls) -> bool:
+    """Whether a card's driver is to name its threads, by writing to /proc/self/task/*/comm: cuInit fails where it
+    cannot. Only Landlock can allow that and nothing beside it."""
+    if not walls.description["devices"] or not walls.wants("landlock"):
+        return False
+    try:
+        return landlock.abi() >= _LEAST_ABI_ALONE
+    except OSError:
+        return False
 
 
 def _hold_control(control: int, woken: int, worker: int) -> int:
@@ -202,6 +214,9 @@ def _restrict(walls: Walls) -> None:
     description = walls.description
     if walls.wants("landlock"):
         rules = [(path, _RIGHTS[kind]) for path, kind in description["places"]]
+        if _names_threads(walls):
+            # This process's own, which its exec does not change; other processes' are no part of it.
+            rules.append(("/proc/self/task", landlock.WRITE_FILE))
         with _layer(walls, "landlock"):
             walls.landlock_abi = landlock.restrict([*rules, ("/proc", landlock.READ)])
             if walls.landlock_abi < _LEAST_ABI_ALONE and "mount-ns" not in walls.standing:

@@ -84,14 +84,21 @@ def _attach(tree: int, target: str) -> None:
     kernel.call("move_mount", tree, b"", _AT_FDCWD, target.encode(), _MOVE_MOUNT_F_EMPTY_PATH)
 
 
-def _attach_proc(root: str, *, fresh: bool) -> None:
-    """A /proc of this PID namespace; where the kernel refuses one (a masked /proc, in containers) the host's own."""
+def _attach_proc(root: str, *, fresh: bool, names_threads: bool) -> None:
+    """A /proc of this PID namespace; where the kernel refuses one (a masked /proc, in containers) the host's own.
+
+    All of it is read-only. Only in one of the namespace's own, and where `names_threads`, the mount lets the folders of
+    its processes be written: which files of them, Landlock says.
+    """
     target = f"{root}/proc"
     os.mkdir(target)
     if fresh:
         with contextlib.suppress(OSError):
             flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
             kernel.call("mount", b"proc", target.encode(), b"proc", flags, None)
+            if names_threads:
+                _protect_kernel(target)
+                return
             tree = os.open(target, os.O_PATH | os.O_CLOEXEC)
             _set_attributes(tree, ATTRIBUTES["read"], recursive=False)
             os.close(tree)
@@ -101,8 +108,21 @@ def _attach_proc(root: str, *, fresh: bool) -> None:
     os.close(tree)
 
 
-def _populate(root: str, trees: list[tuple[str, int]], links: dict[str, str], *, fresh_proc: bool) -> None:
-    _attach_proc(root, fresh=fresh_proc)
+def _protect_kernel(proc: str) -> None:
+    """Covers everything of /proc that is no process's with itself, read-only."""
+    for name in os.listdir(proc):
+        path = f"{proc}/{name}"
+        if name.isdigit() or os.path.islink(path):
+            continue
+        tree = _clone(path, "read")
+        kernel.call("move_mount", tree, b"", _AT_FDCWD, path.encode(), _MOVE_MOUNT_F_EMPTY_PATH)
+        os.close(tree)
+
+
+def _populate(
+    root: str, trees: list[tuple[str, int]], links: dict[str, str], *, fresh_proc: bool, names_threads: bool
+) -> None:
+    _attach_proc(root, fresh=fresh_proc, names_threads=names_threads)
     for target, tree in trees:
         _attach(tree, root + target)
         os.close(tree)
@@ -128,14 +148,14 @@ def _needed(places: list[Place]) -> tuple[dict[str, str], dict[str, str]]:
     return kept, links
 
 
-def enter_root(places: list[Place], base: str, *, fresh_proc: bool) -> None:
+def enter_root(places: list[Place], base: str, *, fresh_proc: bool, names_threads: bool = False) -> None:
     """Makes the tree over the folder `base` (any folder will do: it is hidden, not changed) and moves into it."""
     kernel.call("mount", None, b"/", None, _MS_REC | _MS_PRIVATE, None)
     kinds, links = _needed(places)
     trees = [(path, _clone(path, kind)) for path, kind in kinds.items()]
     kernel.call("mount", b"tmpfs", base.encode(), b"tmpfs", _MS_NOSUID | _MS_NODEV, b"mode=0755,size=1m,nr_inodes=4096")
     try:
-        _populate(base, trees, links, fresh_proc=fresh_proc)
+        _populate(base, trees, links, fresh_proc=fresh_proc, names_threads=names_threads)
         root = os.open(base, os.O_PATH | os.O_CLOEXEC)
         _set_attributes(root, ATTRIBUTES["run"], recursive=False)
         os.fchdir(root)
