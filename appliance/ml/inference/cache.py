@@ -7,8 +7,9 @@ never on its neighbours. A block is zeroed before it goes to another request; th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from appliance.ml.layers.scores import Scoring
 # Tokens in a block.
 BLOCK = 64
 _FIRST_BLOCKS = 8
+# Blocks that a batched product on a GPU sees: a library chooses its kernel, and with it the bits, by their number.
+GPU_BLOCKS = 64
 
 
 @dataclass
@@ -39,6 +42,8 @@ class Cache:
 
     def __init__(self, device: str, max_tokens: int) -> None:
         self.device = device
+        self.step = 1 if device == "cpu" else GPU_BLOCKS
+        """A multiple of so many blocks is multiplied, so many at once; 1 where their number changes no bit."""
         self._most = -(-max_tokens // BLOCK)
         self._taken: list[bool] = []
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -81,7 +86,8 @@ class Cache:
     def layer(self, number: int, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a layer; `key` [tokens, key heads, size] says their shape at the first use."""
         if number not in self._layers:
-            shape = (max(_FIRST_BLOCKS, self.used + 1), key.shape[1], BLOCK, key.shape[2])
+            blocks = max(_FIRST_BLOCKS, self.used + 1)
+            shape = (blocks + -blocks % self.step, key.shape[1], BLOCK, key.shape[2])
             self._layers[number] = (
                 torch.zeros(shape, device=self.device),
                 torch.zeros(shape, device=self.device),
@@ -163,7 +169,7 @@ class Drawing:
         held_by = [(row, held) for row, held in enumerate(rows) if held is not None]
         for _, held in held_by:
             cache.reserve(held, held.length + 1)
-        self._used = cache.used + 1
+        self._used = cache.used + 1 + -(cache.used + 1) % cache.step
         self._blocks, self._offsets = _places([(held, held.length) for _, held in held_by], cache)
         # Nobody's block hides all of its keys, and whatever is read of it changes no sum.
         owner, filled, ends = [held_by[0][0]] * self._used, [0] * self._used, [0] * self._used
@@ -203,14 +209,22 @@ class Drawing:
         (count, heads, size), groups = query.shape, key.shape[1]
         keys, values = (tensor[: self._used] for tensor in self._write(number, key, value))
         shared = query.reshape(count, -1).index_select(0, self._owner).view(-1, heads // groups, size)
-        scores = self._score(shared, keys.flatten(0, 1), self._mask(groups, heads // groups, scoring.window), scoring)
+        mask = self._mask(groups, heads // groups, scoring.window)
+        scores = self._in_steps(partial(self._score, scoring=scoring), shared, keys.flatten(0, 1), mask)
         best = scores.amax(-1).view(self._used, heads)
         best = best.index_select(0, self._own).view(self._steps, count, heads).amax(0)
         weights = scores.sub_(best.index_select(0, self._owner).view(-1, heads // groups, 1)).exp_()
-        sums, parts = weights.sum(-1, keepdim=True), torch.bmm(weights, values.flatten(0, 1))
-        total = self._add_up(torch.cat([parts, sums], dim=-1).view(self._used, -1), count)
+        total = self._add_up(self._in_steps(_weigh, weights, values.flatten(0, 1)).view(self._used, -1), count)
         total = total.view(count, heads, size + 1)
         return total[..., :-1] / total[..., -1:]
+
+    def _in_steps(self, multiply: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+        """What is multiplied by block, so many blocks at once as the cache says."""
+        if self._cache.step == 1:
+            return multiply(*tensors)
+        size = len(tensors[0]) // self._used * self._cache.step
+        parts = [multiply(*some) for some in zip(*(torch.split(one, size) for one in tensors), strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _score(self, query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, scoring: Scoring) -> torch.Tensor:
         if scoring.softcap is None:
@@ -245,6 +259,11 @@ class Drawing:
             total = total + step
         # Nobody's zero turns a negative zero into a positive one; so does this, where it was not added.
         return total + 0.0
+
+
+def _weigh(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """[blocks * key heads, heads that share one, size + 1]: the weighted values, and behind them the weights' sum."""
+    return torch.cat([torch.bmm(weights, values), weights.sum(-1, keepdim=True)], dim=-1)
 
 
 def _places(tokens: Sequence[tuple[Held, int]], cache: Cache) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,9 +2,10 @@
 
 A row's bits must not depend on its neighbours, so no shape does either. A batch is laid out in chunks of a fixed number
 of rows of one adapter, filled up with rows of nobody; a stack takes adapters of one family (padded rank and adapted
-layers), so that neither a neighbour's rank nor its layers change what is computed; and a batched product computes each
-of its matrices as if it were alone. The last is a fact about libraries: tests hold the logits of mixed batches against
-those of each row alone.
+layers), so that neither a neighbour's rank nor its layers change what is computed; and a batched product has always
+the same number of matrices, since a library chooses its kernel by that. So have all rows together, by which it chooses
+how a sum over one of them is divided. Tests hold the shapes and the logits of mixed batches against those of each row
+alone.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 
-from appliance.ml.inference.mixing import Adapter, Mix, RowGroup
+from appliance.ml.inference.mixing import GPU_ROWS, Adapter, Mix, RowGroup
 
 # Rows of one adapter that are multiplied at once.
 CHUNK = 2
+# Chunks of one batched product; what fills up the last is nobody's.
+CHUNKS = 4
 _LEAST_RANK = 8
 
 Family = tuple[int, frozenset[str]]
@@ -95,6 +99,7 @@ class Stack:
     def _grow(self) -> None:
         """Half as many places more, all in one piece of memory, layer by layer as they are read."""
         size = len(self._held) + max(1, len(self._held) // 2)
+        size += -size % CHUNKS
         shapes: dict[RowGroup, list[tuple[int, int]]] = {}
         for group, layers in self._named.items():
             ups = [(self._rank, group.sizes[layer]) for layer in layers]
@@ -118,9 +123,10 @@ class Chunks:
 
     def __init__(self, start: int, chunks: int, stack: Stack, places: int) -> None:
         self._rows, self._chunks = slice(start, start + chunks * CHUNK), chunks
+        self._filled = chunks + -chunks % CHUNKS
 
         def cut(stacked: torch.Tensor) -> torch.Tensor:
-            return stacked[:places].expand(chunks, -1, -1)
+            return stacked[:1].expand(self._filled, -1, -1) if places == 1 else stacked[: self._filled]
 
         self._stacked = {
             group: Stacked(one.layers, cut(one.down), [cut(up) for up in one.ups])
@@ -132,15 +138,19 @@ class Chunks:
         stacked = self._stacked.get(group)
         if stacked is None:
             return
-        low = torch.bmm(x[self._rows].view(self._chunks, CHUNK, -1), stacked.down)
+        filled = pad(x[self._rows], (0, 0, 0, (self._filled - self._chunks) * CHUNK))
+        low = _multiply(filled.view(self._filled, CHUNK, -1), stacked.down)
         lows = [low] if len(stacked.ups) == 1 else low.chunk(len(stacked.ups), dim=2)
         results = torch.split(made, list(group.sizes), dim=1)
         for layer, own, up in zip(stacked.layers, lows, stacked.ups, strict=True):
-            rows = results[layer][self._rows]
-            if rows.is_contiguous():
-                rows.view(self._chunks, CHUNK, -1).baddbmm_(own, up)
-            else:
-                rows += torch.bmm(own, up).flatten(0, 1)
+            results[layer][self._rows] += _multiply(own, up)[: self._chunks].flatten(0, 1)
+
+
+def _multiply(x: torch.Tensor, stacked: torch.Tensor) -> torch.Tensor:
+    """Chunk by chunk with its own matrix, in batched products of one size."""
+    pairs = zip(torch.split(x, CHUNKS), torch.split(stacked, CHUNKS), strict=True)
+    parts = [torch.bmm(some, matrices) for some, matrices in pairs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class Stacks:
@@ -167,7 +177,8 @@ class Stacks:
             parts.append(Chunks(len(rows), len(needed), stack, len(order)))
             for slot in needed if len(chunks) == 1 else order:
                 rows += chunks[slot].pop()
-        return Mix((*rows, *(request for request, slot in enumerate(slots) if slot is None)), tuple(parts))
+        rows += [request for request, slot in enumerate(slots) if slot is None]
+        return Mix((*rows, *[None] * (-len(rows) % GPU_ROWS)), tuple(parts))
 
     def forget(self, slot: str) -> None:
         """Nothing of an adapter stays behind."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import bitsandbytes
 import torch
 from torch.nn.functional import linear
 
@@ -21,8 +22,10 @@ from appliance.ml.layers.architecture import Architecture, LayerKind, Row, find_
 from appliance.ml.layers.decoder import embed
 from appliance.ml.layers.head import make_head
 from appliance.ml.layers.positions import Positions, Rotation
+from appliance.ml.layers.projections import Projections
 from appliance.ml.layers.scores import Scoring
 from appliance.ml.quantised.few_rows import fits_few_rows, join_few_rows
+from appliance.ml.quantised.linear import GptqLinear
 
 
 def make_stepper(model: Any) -> Stepper | None:
@@ -201,7 +204,19 @@ def _join(modules: Sequence[Any], dtype: torch.dtype) -> Callable[[torch.Tensor]
         return _Packed(modules)
     if fits_few_rows(modules, dtype):
         return join_few_rows(modules)
+    if all(isinstance(module, bitsandbytes.nn.Linear4bit | GptqLinear) for module in modules) and _on_gpu(modules[0]):
+        return _dequantise(modules)
     return lambda x: torch.cat([multiply_rows(module, x) for module in modules], dim=1)
+
+
+def _on_gpu(module: Any) -> bool:
+    return any(tensor.device.type != "cpu" for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _dequantise(modules: Sequence[Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """4-bit weights, made for each product, as the layers by hand make them; on a GPU that is quick."""
+    made = Projections(modules, keeps=False)
+    return lambda x: multiply_rows(lambda block: made.multiply(block, None), x)
 
 
 def _join_rows(modules: Sequence[Any]) -> torch.Tensor:

@@ -226,7 +226,11 @@ def attend_group(
     hidden = group.hidden(scoring.window)
     if query.device.type == "cpu" or scoring.softcap is not None:
         return attend(query, key, value, hidden, scoring, group.shared)
-    return scaled_dot_product_attention(query, key, value, attn_mask=~hidden, scale=scoring.scaling, enable_gqa=True)
+    # No kernel of CUDA takes both a mask and key heads that several heads share: torch would hold all scores then.
+    key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], dim=1) for one in (key, value))
+    if group.shared or group.slides(scoring.window):
+        return scaled_dot_product_attention(query, key, value, attn_mask=~hidden, scale=scoring.scaling)
+    return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scoring.scaling)
 
 
 def attend_group_backward(

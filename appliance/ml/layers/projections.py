@@ -213,6 +213,9 @@ def _join_blocks(linears: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
     scales = torch.cat([_scales(state) for state in states])
     if len(linears) == 1:
         return linears[0].weight.data, scales
+    if _stand_together([linear.weight.data for linear in linears]):
+        whole = sum(linear.weight.numel() for linear in linears)
+        return linears[0].weight.data.as_strided((whole, 1), (1, 1)), scales
     packed = torch.cat([linear.weight.data.flatten() for linear in linears])[:, None]
     start = 0
     for linear in linears:
@@ -220,6 +223,18 @@ def _join_blocks(linears: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
         linear.weight.data = packed[start:stop]
         start = stop
     return packed, scales
+
+
+def _stand_together(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether they were joined before, for another reader of the same layers."""
+    place = tensors[0].storage_offset()
+    for tensor in tensors:
+        if tensor.untyped_storage().data_ptr() != tensors[0].untyped_storage().data_ptr():
+            return False
+        if tensor.storage_offset() != place or not tensor.is_contiguous():
+            return False
+        place += tensor.numel()
+    return True
 
 
 def _scales(state: Any) -> torch.Tensor:

@@ -77,4 +77,7 @@ def use_determinism(seed: int) -> None:
     torch.use_deterministic_algorithms(True)
     # Filling only hides reads of uninitialised memory, and takes a twentieth of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # On a GPU, parts of a product are added up in float32 before they are rounded, and float32 stays what it is.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.set_float32_matmul_precision("highest")
     torch.set_num_threads(len(os.sched_getaffinity(0)))

@@ -17,7 +17,7 @@ from appliance.ml.model import machine
 from appliance.ml.model.base import Base, load_base
 from appliance.ml.model.convert import convert_base
 from tests.journeys.test_banking77 import fetch_base
-from tests.ml.inference.test_mixing import MODULES, Watched, plain_adapter, same_bits
+from tests.kit.mixes import MODULES, Watched, plain_adapter, same_bits
 
 RANKS = (1, 4, 8, 8, 16, 16, 16, 32, 64)
 TEXT = "the customer asks why a payment that was due has not arrived and what it costs to send another"
