@@ -13,6 +13,7 @@ import pytest
 from appliance.runners.local import Worker, start_worker
 from appliance.runners.sandbox import Sandbox
 from scripts.kit.tiny_model import RECIPE, build_base, clauses, write_csv
+from tests.kit.gptq import Packing, quantise_folder
 
 Frame = dict[str, Any]
 KEY = bytes(range(32))
@@ -34,6 +35,8 @@ class Site:
 
     root: Path
     recipe: Frame = field(default_factory=lambda: RECIPE | TUPLE | {"checkpoint_every": 4})
+
+    base: str = "base"
 
     def folder(self, name: str) -> Path:
         path = self.root / name
@@ -61,17 +64,22 @@ class Site:
         return frames[-1], frames[:-1]
 
     def task(self, *names: str, **more: Any) -> Frame:
-        return {"recipe": self.recipe, **{name: str(self.root / name) for name in names}, **more}
+        return {
+            "recipe": self.recipe,
+            "base": str(self.root / self.base),
+            **{name: str(self.root / name) for name in names},
+            **more,
+        }
 
     def train(self, output: str, blob: bytes = b"") -> tuple[Frame, list[Frame]]:
         """A run into a folder of its own; `blob` is the training checkpoint to go on from."""
         kept = f"{output}-checkpoints"
-        task = self.task("base", "dataset", output=str(self.root / output), checkpoints=str(self.root / kept))
-        return self.run("train", task | {"seconds": 0.0}, blob, read=("base", "dataset"), write=(output, kept))
+        task = self.task("dataset", output=str(self.root / output), checkpoints=str(self.root / kept), seconds=0.0)
+        return self.run("train", task, blob, read=(self.base, "dataset"), write=(output, kept))
 
     def evaluate(self, adapter: str) -> Frame:
-        task = self.task("base", "dataset", adapter=str(self.root / adapter))
-        return self.run("evaluate", task, read=("base", "dataset", adapter))[0]
+        task = self.task("dataset", adapter=str(self.root / adapter))
+        return self.run("evaluate", task, read=(self.base, "dataset", adapter))[0]
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +105,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     }
     site.run("prepare", rows, KEY, read=("clauses.csv", "base"), write=("dataset",))
     return site
+
+
+@pytest.fixture(scope="session")
+def gptq_site(site: Site) -> Site:
+    """The same with the base packed by GPTQ, in 4 bits and groups of 32, and imported as it is."""
+    quantise_folder(site.root / "source", site.root / "gptq-source", Packing(4, 32, True, False, "gptq"))
+    task = {"task": "base", "source": str(site.root / "gptq-source"), "output": str(site.root / "gptq-base")}
+    site.run("prepare", task, read=("gptq-source",), write=("gptq-base",))
+    return Site(site.root, site.recipe | {"method": "lora", "quantisation": "gptq"}, "gptq-base")
 
 
 @pytest.fixture(scope="session")

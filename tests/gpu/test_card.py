@@ -53,10 +53,26 @@ def test_an_evaluation_finds_the_adapter_better_and_repeats_bit_for_bit(site: Si
     assert evaluated["base"] != evaluated["adapter"]
 
 
-@pytest.mark.parametrize("quantisation", ["nf4-double", "none"])
-def test_a_row_s_logits_are_the_same_bits_alone_and_in_a_mixed_batch(site: Site, quantisation: str) -> None:
+def test_an_adapter_of_a_gptq_base_is_trained_resumed_and_evaluated(gptq_site: Site) -> None:
+    first, frames = gptq_site.train("gptq-0")
+    kept = next(frame for frame in frames if frame["frame"] == "checkpoint")
+    data = (gptq_site.root / "gptq-0-checkpoints" / kept["file"]).read_bytes()
+    resumed, _ = gptq_site.train("gptq-1", data)
+    assert first["losses"] == resumed["losses"]
+    assert float(first["losses"][-1]) < 0.8 * float(first["losses"][0])
+    weights = {(gptq_site.root / f"gptq-{number}" / ADAPTER).read_bytes() for number in range(2)}
+    assert len(weights) == 1
+    found = gptq_site.evaluate("gptq-0")
+    assert found["probe"]["base_digest"] != found["probe"]["adapter_digest"]
+
+
+@pytest.mark.parametrize("quantisation", ["nf4-double", "gptq", "none"])
+def test_a_row_s_logits_are_the_same_bits_alone_and_in_a_mixed_batch(
+    site: Site, gptq_site: Site, quantisation: str
+) -> None:
     machine.use_determinism(0)
-    base = load_base(site.root / "base", quantisation=quantisation, compute_dtype="bfloat16", device=DEVICE, reads=True)
+    folder = site.root / (gptq_site.base if quantisation == "gptq" else site.base)
+    base = load_base(folder, quantisation=quantisation, compute_dtype="bfloat16", device=DEVICE, reads=True)
     mixed = answer_mixed(base)
     mixed.slots.remove()
     for name, (slot, asked) in REQUESTED.items():
