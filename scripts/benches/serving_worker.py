@@ -135,6 +135,7 @@ class Peft:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         self._model, self._device = _load_model(base, device, quantisation), device
         self._tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+        self._tokenizer.pad_token = self._tokenizer.pad_token or self._tokenizer.eos_token
 
     def load(self, folders: list[str]) -> Numbers:
         from peft import PeftModel
