@@ -228,7 +228,7 @@ def _weights(subject: Subject, recipe: ResolvedRecipe, *, host: bool) -> tuple[i
     resident, also where others were made from it.
     """
     shape, size = subject.shape, compute_bytes(recipe)
-    others = shape.parameters - shape.linear_weights
+    others = max(0, shape.parameters - shape.linear_weights)
     file = subject.stored * shape.parameters if host else 0
     if recipe.method == "full":
         return 4 * shape.parameters, file
@@ -237,6 +237,11 @@ def _weights(subject: Subject, recipe: ResolvedRecipe, *, host: bool) -> tuple[i
         return (file, 0) if same else (size * shape.parameters, file)
     if recipe.quantisation == "gptq":
         return _weigh_packed(subject, others, size, host=host), 0
+    if recipe.quantisation == "nf4-double" and host and not shape.library:
+        # Made at import and mapped (`ml/quantised/nf4.py`); layers by hand join them in a copy.
+        share = QUANTISED["nf4-double"] + (0.5 + SCALES if is_quick(recipe, shape) else 0.0)
+        cast = 0 if size == subject.stored else size * others
+        return round(shape.linear_weights * share) + subject.stored * others + cast, 0
     share = QUANTISED[recipe.quantisation] + (SCALES if is_quick(recipe, shape) else 0.0)
     packed = round(shape.linear_weights * share)
     if host and size == subject.stored:

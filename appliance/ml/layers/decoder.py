@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 
 from appliance.domain.recipe.recipe import Again
 from appliance.ml.layers.architecture import Architecture, find_architecture
@@ -19,6 +18,7 @@ from appliance.ml.layers.attention import Layout, lay_out
 from appliance.ml.layers.layer import Layer
 from appliance.ml.layers.packing import Pack
 from appliance.ml.layers.positions import Positions, Rotation
+from appliance.ml.layers.projections import is_adapted
 from appliance.ml.quantised.linear import GptqLinear
 
 # Dequantised weights are kept between their uses where they have no more than so many bytes altogether, and nothing is
@@ -82,11 +82,11 @@ def fits_decoder(base_model: Any) -> bool:
 
 
 def _fits(module: Any) -> bool:
-    linears = [child for child in module.modules() if isinstance(child, LoraLayer)]
+    linears = [child for child in module.modules() if is_adapted(child)]
     return bool(linears) and all(_is_plain(linear) for linear in linears)
 
 
-def _is_plain(linear: LoraLayer) -> bool:
+def _is_plain(linear: Any) -> bool:
     """Plain LoRA or rsLoRA on a 4-bit or an unquantised layer, alone and not merged."""
     base, variants = linear.get_base_layer(), getattr(linear, "lora_variant", {})
     plain = type(base).__name__ in ("Linear", "Linear4bit", "GptqLinear") and not linear.merged

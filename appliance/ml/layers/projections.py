@@ -15,7 +15,6 @@ from typing import Any
 import bitsandbytes
 import torch
 from bitsandbytes.functional import dequantize_blockwise
-from peft.tuners.lora import LoraLayer
 
 from appliance.ml.quantised.linear import GptqLinear
 
@@ -41,7 +40,7 @@ class Projections:
     """Some of a decoder layer's linear layers. x is [tokens, in]; what they give stands side by side, [tokens, out]."""
 
     def __init__(self, modules: Sequence[torch.nn.Module], *, keeps: bool) -> None:
-        adapted = [module if isinstance(module, LoraLayer) else None for module in modules]
+        adapted: list[Any] = [module if is_adapted(module) else None for module in modules]
         linears: list[Any] = [
             module if one is None else one.get_base_layer() for module, one in zip(modules, adapted, strict=True)
         ]
@@ -140,7 +139,12 @@ class Projections:
         return x * kept.mul_(1 / (1 - self._dropout))
 
 
-def _dropout(layer: LoraLayer) -> float:
+def is_adapted(module: torch.nn.Module) -> bool:
+    """Whether peft has put LoRA on it: asked without peft, which serving does not load."""
+    return hasattr(module, "lora_A")
+
+
+def _dropout(layer: Any) -> float:
     return float(getattr(layer.lora_dropout["default"], "p", 0.0))
 
 

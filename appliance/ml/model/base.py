@@ -34,6 +34,8 @@ from appliance.ml.model.chat import Chat, load_chat
 from appliance.ml.model.folder import CONFIG_FILE, check_folder, read_quantisation
 from appliance.ml.model.library import goes_through_library
 from appliance.ml.quantised.loading import load_arguments
+from appliance.ml.quantised.nf4 import load_nf4, make_config
+from appliance.ml.quantised.settings import NF4_FILE
 
 QUANTISATIONS = ("nf4-double", "int8", "none", "gptq")
 COMPUTE_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -171,17 +173,21 @@ def load_base(
         raise BadInput(f"base, quantisation: expected weights for {quantisation}, got {got}")
     config = json.loads((folder / CONFIG_FILE).read_bytes())
     dtype = COMPUTE_DTYPES[compute_dtype]
-    model = AutoModelForCausalLM.from_pretrained(
-        str(folder.absolute()),
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        dtype=torch.float32 if trainable else dtype,
-        device_map={"": device},
-        # None is the library's own choice: ours knows neither its masks nor what some models add to their scores.
-        attn_implementation=None if goes_through_library(config) else packing.ATTENTION,
-        **(load_arguments(folder, gptq) or {"quantization_config": _quantise(quantisation, dtype)}),
-    )
+    # None is the library's own choice: ours knows neither its masks nor what some models add to their scores.
+    attention = None if goes_through_library(config) else packing.ATTENTION
+    if quantisation == "nf4-double" and (folder / NF4_FILE).exists():
+        model = load_nf4(folder, dtype, device, attention)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder.absolute()),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32 if trainable else dtype,
+            device_map={"": device},
+            attn_implementation=attention,
+            **(load_arguments(folder, gptq) or {"quantization_config": _quantise(quantisation, dtype)}),
+        )
     model.requires_grad_(False)
     model.eval()
     _choose_kernels(model, dtype, packs)
@@ -204,12 +210,7 @@ def _quantise(quantisation: str, dtype: torch.dtype) -> BitsAndBytesConfig | Non
         # Said at every call: between int8 and the compute dtype it goes through float16.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+    return make_config(dtype)
 
 
 def _choose_kernels(model: Any, dtype: torch.dtype, packs: bool) -> None:

@@ -38,6 +38,7 @@ from appliance.ml.model.gguf_header import check_gguf
 from appliance.ml.model.library import EXPERTS, check_modules, list_roles
 from appliance.ml.quantised.gptq import Gptq
 from appliance.ml.quantised.loading import count_packed, load_arguments
+from appliance.ml.quantised.nf4 import write_nf4
 from appliance.ml.quantised.settings import SETTINGS_FILE
 from appliance.ml.quantised.values import check_values
 from appliance.ml.quantised.widening import widen_folder
@@ -212,6 +213,8 @@ def _describe(output: Path, warnings: list[str]) -> dict[str, Any]:
                 "norm's output, scaled or capped, got others"
             )
         warnings = [*warnings, LIBRARY_WARNING]
+    elif gptq is None:
+        write_nf4(output)
     chat = load_chat(output)
     dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
     return {

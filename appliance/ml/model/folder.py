@@ -20,7 +20,7 @@ from appliance.ml.model.library import find_refusal
 from appliance.ml.model.tokenizer import check_size, check_tokenizer
 from appliance.ml.quantised.gptq import find_layers
 from appliance.ml.quantised.headers import check_index, read_headers
-from appliance.ml.quantised.settings import SETTINGS_FILE, Quantised, read_quantised
+from appliance.ml.quantised.settings import NF4_FILE, SETTINGS_FILE, Quantised, read_quantised
 
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
@@ -66,9 +66,10 @@ def is_allowed(name: str) -> bool:
 def check_folder(folder: Path, *, sealed: bool = False) -> list[str]:
     """The names of the folder's files, sorted. BadInput names the first entry that may not be there.
 
-    A `sealed` folder is one of ours and may carry the manifest of its own files; a stranger's may not.
+    A `sealed` folder is one of ours and may carry the manifest of its own files, and `NF4_FILE`; a stranger's may not.
     """
-    names = sorted(name for name in os.listdir(folder) if not (sealed and name == MANIFEST_PATH))
+    ours = (MANIFEST_PATH, NF4_FILE) if sealed else ()
+    names = sorted(name for name in os.listdir(folder) if name not in ours)
     for name in names:
         _check_entry(folder, name)
     for name in REQUIRED_FILES:

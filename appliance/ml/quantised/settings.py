@@ -9,6 +9,8 @@ from typing import Any
 from appliance.errors import BadInput
 from appliance.ml.quantised.gptq import Gptq, parse_gptq
 
+NF4_FILE = "nf4-double.safetensors"
+"""What an import makes of plain weights (`nf4.py`); in a stranger's folder it is refused."""
 SETTINGS_FILE = "quantize_config.json"
 """What AutoGPTQ wrote beside config.json, before its settings stood in there."""
 MEMBER = "quantization_config"

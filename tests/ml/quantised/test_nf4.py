@@ -1,0 +1,63 @@
+"""Weights that were quantised once at import are, bit for bit, those that loading would make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from appliance.errors import BadInput
+from appliance.ml.inference.probe import read_probe
+from appliance.ml.model import machine
+from appliance.ml.model.base import load_base
+from appliance.ml.model.convert import convert_base
+from appliance.ml.model.folder import check_folder
+from appliance.ml.quantised.nf4 import write_nf4
+from appliance.ml.quantised.settings import NF4_FILE
+from scripts.kit.tiny_model import KINDS, build_base
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_made_once_is_what_loading_makes(kind: str, dtype: str, tmp_path: Path) -> None:
+    machine.use_determinism(1)
+    folder = build_base(tmp_path / kind, kind)
+
+    def read() -> tuple[object, torch.Tensor]:
+        base = load_base(folder, quantisation="nf4-double", compute_dtype=dtype, device="cpu", reads=True)
+        with torch.inference_mode():
+            library = base.hidden(input_ids=torch.tensor([[5, 6, 7]]), use_cache=False)
+        return read_probe(base), library
+
+    expected = read()
+    write_nf4(folder)
+    got = read()
+    if dtype == "bfloat16":
+        assert got[0] == expected[0]
+        assert torch.equal(got[1], expected[1]), "through the library's modules, too"
+    else:
+        # Weights that are widened before they are quantised can round to the neighbouring code.
+        assert float((got[1] - expected[1]).abs().max()) < 0.1 * float(expected[1].abs().max())
+        again = read()
+        assert got[0] == again[0] and torch.equal(got[1], again[1]), "the same each time"
+
+
+def test_an_import_makes_them_and_they_are_read_instead_of_the_weights(tmp_path: Path) -> None:
+    source, output = build_base(tmp_path / "source"), tmp_path / "base"
+    output.mkdir()
+    convert_base(source, output)
+    first = (output / NF4_FILE).read_bytes()
+    (output / NF4_FILE).unlink()
+    write_nf4(output)
+    assert (output / NF4_FILE).read_bytes() == first, "the same bytes every time"
+    base = load_base(output, quantisation="nf4-double", compute_dtype="bfloat16", device="cpu")
+    weight = base.model.get_decoder().layers[0].mlp.up_proj.weight
+    assert weight.dtype == torch.uint8
+
+
+def test_a_stranger_s_folder_may_not_bring_them(tmp_path: Path) -> None:
+    source = build_base(tmp_path / "source")
+    write_nf4(source)
+    with pytest.raises(BadInput, match=NF4_FILE):
+        check_folder(source)
