@@ -48,12 +48,12 @@ def write_nf4(folder: Path) -> None:
 
 
 def load_nf4(folder: Path, dtype: torch.dtype, device: str, attention: str | None) -> Any:
-    """The model whose linear layers are those of `NF4_FILE`, the rest in `dtype`; files are mapped, and copied only to cast."""
+    """The model whose linear layers are those of `NF4_FILE`, the rest in `dtype`; files are mapped, not copied."""
     config = AutoConfig.from_pretrained(str(folder.absolute()), local_files_only=True, trust_remote_code=False)
     config.quantization_config = make_config(dtype).to_dict()
     state = safetensors.torch.load_file(folder / NF4_FILE)
     for path in sorted(folder.glob("model*.safetensors")):
-        # Cast here: what is given as a state is not cast by the library.
+        # The library does not cast what it is given as a state; a cast to the same dtype copies nothing.
         state |= {name: one.to(dtype) for name, one in safetensors.torch.load_file(path).items() if name not in state}
     model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
         None, config=config, state_dict=state, dtype=dtype, device_map={"": device}, attn_implementation=attention
