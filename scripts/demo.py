@@ -171,10 +171,10 @@ def found(demo: Demo) -> None:
     demo.run("principal", "list", person="axel")
 
 
-def make(demo: Demo, gguf: Path) -> None:
+def make(demo: Demo, source: Path) -> None:
     """Import, train in the sandbox, evaluate, seal."""
     demo.title("The operator brings in the base: hashed here, converted in a sandbox without a network")
-    demo.run("base", "import", str(gguf), "--name", "smollm2", "--licence", "Apache-2.0", person="olga")
+    demo.run("base", "import", str(source), "--name", "smollm2", "--licence", "Apache-2.0", person="olga")
     demo.title("... and the dataset: 424 contract clauses in eight classes")
     demo.run(
         *("dataset", "import", str(ROOT / "examples" / "contracts" / "clauses.csv"), "--name", "clauses"),
@@ -308,16 +308,18 @@ def summary(demo: Demo) -> None:
 
 
 def main() -> None:
-    extended = sys.argv[1:] == ["--three-units"]
-    if sys.argv[1:] and not extended:
-        sys.exit(f"demo: expected --three-units or nothing, got {' '.join(sys.argv[1:])}")
-    demo = Demo()
+    given = set(sys.argv[1:])
+    if not given <= {"--three-units", "--mistral"}:
+        sys.exit(f"demo: expected --three-units, --mistral or nothing, got {' '.join(sys.argv[1:])}")
+    extended, demo = "--three-units" in given, Demo()
     if extended:
         PEOPLE_ROLES.update(three_units.PEOPLE_ROLES)
-    gguf = prepare(demo)
+    source = prepare(demo)
+    if "--mistral" in given:
+        source = three_units.shape_as_mistral(source, DOWNLOADS / "mistral-shaped")
     try:
         found(demo)
-        make(demo, gguf)
+        make(demo, source)
         judge(demo)
         token = answer(demo)
         attack(demo, token)

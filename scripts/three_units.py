@@ -4,6 +4,7 @@ with that of three full models."""
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,19 +15,19 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "three-units"
 PEOPLE_ROLES = {
-    "service": ("unit", "Customer service"),
+    "support": ("unit", "Customer service"),
     "branches": ("unit", "The branches"),
     "sam": ("release-owner:service", "Sam Okoye"),
     "pia": ("release-owner:branches", "Pia Lund"),
 }
 # unit, its release owner, task, dataset's task, system message
 TASKS = (
-    ("service", "sam", "sentiment", "classification", "Is the customer's sentence positive or negative?"),
+    ("support", "sam", "sentiment", "classification", "Is the customer's sentence positive or negative?"),
     ("branches", "pia", "summaries", "instruction", "Summarise the note."),
 )
 QUESTIONS = {
     "legal": ("labels", "This Agreement shall be governed by and construed in accordance with the laws of Norway."),
-    "service": ("sentiment", "The delivery took far too long."),
+    "support": ("sentiment", "The delivery took far too long."),
     "branches": ("summaries", "Summarise in one line: A teacher in Lund changed address and signed the form there."),
 }
 # One full model in a process of its own, loaded as a service would hold it: bfloat16, one answer given.
@@ -38,6 +39,22 @@ FULL_MODEL = """
     model.generate(**words, max_new_tokens=8, do_sample=False)
     print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS:")))
 """
+
+
+def shape_as_mistral(gguf: Path, folder: Path) -> Path:
+    """The same weights as a publisher of Mistral would ship them: another architecture, and a window of 256 keys."""
+    from appliance.ml.model.convert import convert_base
+    from appliance.ml.quantised.settings import NF4_FILE
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    convert_base(gguf, folder)
+    (folder / NF4_FILE).unlink()
+    path = folder / "config.json"
+    config = json.loads(path.read_bytes())
+    config |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 256}
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+    return folder
 
 
 def show(demo: Any, home: Path) -> None:
@@ -61,7 +78,7 @@ def show(demo: Any, home: Path) -> None:
         print(f"    {unit}, model {task!r}: {question}\n    -> {text!r}, by adapter {body['system_fingerprint'][:19]}…")
     if len({body["system_fingerprint"] for _, body in answers.values()}) != len(QUESTIONS):
         sys.exit("demo: expected three adapters, got fewer")
-    status, _ = demo.ask(tokens["service"], "labels", QUESTIONS["legal"][1])
+    status, _ = demo.ask(tokens["support"], "labels", QUESTIONS["legal"][1])
     demo.prove("A unit that asks for another's task", f"is told that there is none (HTTP {status})")
     compare(demo, home)
 

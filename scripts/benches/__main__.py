@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.benches import ledger, methods, serving, training
+from scripts.benches import ledger, methods, models, serving, training
 from scripts.benches import plan as plans
 from scripts.benches.measure import Row, describe_machine, markdown_table, plain_table, write_json
 
@@ -40,12 +40,12 @@ def main() -> None:
 def _measure(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
     if given.name == "train":
         make = training.quick if given.quick else training.full
-        planned = make(given.data, given.device)
+        planned = make(models.MODELS[given.model], given.data, given.device)
         return training.measure(folder, replace(planned, rounds=given.rounds or planned.rounds))
     if given.name == "serve":
         make_serving = serving.quick if given.quick else serving.full
         measure = serving.measure_service if given.service else serving.measure
-        return measure(folder, make_serving(given.device, given.llama_server))
+        return measure(folder, make_serving(models.MODELS[given.model], given.device, given.llama_server))
     plan = ledger.QUICK if given.quick else ledger.FULL
     if given.largest is not None and not given.quick:
         plan = replace(plan, largest=given.largest)
@@ -70,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", metavar="DIR", type=Path, default=training.DATA, help="train: the public datasets")
     parser.add_argument(
         "--rounds", metavar="N", type=int, help="train: rounds beside the peers (default: 3; 1 with --quick)"
+    )
+    parser.add_argument(
+        "--model",
+        choices=[*models.MODELS],
+        default="smollm2",
+        help="serve, train: SmolLM2, or a random Llama of 1.1 billion",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="serve, train: where to compute")
     parser.add_argument(

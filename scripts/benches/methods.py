@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.domain.recipe.methods import METHODS
+from scripts.benches import models
 from scripts.benches.measure import describe_machine
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "banking77"
@@ -97,24 +98,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _prepare(given: argparse.Namespace, folder: Path, sizes: Sizes) -> dict[str, str]:
     """The converted base and the rendered rows."""
-    base, dataset = convert(given.base, folder), folder / f"rows-{sizes.labels}-{sizes.train}-{sizes.held_out}"
+    base = models.convert(given.base, folder) if given.base else models.SMOLLM2.convert(folder)
+    dataset = folder / f"rows-{sizes.labels}-{sizes.train}-{sizes.held_out}"
     if not dataset.is_dir():
         _write_rows(given.data, base, dataset, sizes)
     return {"base": str(base), "dataset": str(dataset)}
-
-
-def convert(source: Path | None, folder: Path) -> Path:
-    """The base as an import leaves it, in the folder; made once. Without a source it is fetched."""
-    from appliance.ml.model.convert import convert_base
-
-    base = folder / "base"
-    if not base.is_dir():
-        if source is None:
-            command = [sys.executable, "scripts/fetch_base.py", str(folder / "fetched")]
-            source = Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
-        base.mkdir(parents=True)
-        convert_base(source, base)
-    return base
 
 
 def _write_rows(source: Path, base: Path, folder: Path, sizes: Sizes) -> None:

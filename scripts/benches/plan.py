@@ -23,8 +23,8 @@ from appliance.domain.planning.shape import Shape, profile_lengths
 from appliance.domain.recipe.methods import METHODS
 from appliance.domain.recipe.parsing import parse_recipe
 from appliance.domain.recipe.recipe import Facts, ResolvedRecipe, resolve_recipe
+from scripts.benches import models
 from scripts.benches.measure import Row, describe_machine, markdown_table, plain_table, row, write_json
-from scripts.benches.methods import convert
 
 STEPS, SHARED, ANSWER = 4, 16, 6
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +64,21 @@ FULL = (
     Configuration(128, {"method": "full"}),
     Configuration(128, {"method": "full", "gradient_checkpointing": "layer"}),
 )
+BILLION_QUICK = (
+    Configuration(64, {"batch_size": 4}),
+    Configuration(64, {"batch_size": 4, "gradient_checkpointing": "layer"}),
+    Configuration(128, {"batch_size": 2, "gradient_checkpointing": "mlp"}),
+    Configuration(64, {"method": "lora", "batch_size": 2}),
+)
+BILLION = (
+    *BILLION_QUICK,
+    Configuration(256, {"batch_size": 4}),
+    Configuration(512, {"batch_size": 2, "gradient_checkpointing": "layer"}),
+    Configuration(128, {"batch_size": 4, "rank": 64}),
+    Configuration(256, {"method": "lora", "batch_size": 2, "gradient_checkpointing": "layer"}),
+)
+"""Without full fine-tuning: weights, gradients and the optimiser's state would take 19 GB."""
+CONFIGURATIONS = {"smollm2": (QUICK, FULL), "1b": (BILLION_QUICK, BILLION)}
 
 
 def main(arguments: list[str]) -> None:
@@ -71,12 +86,17 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--quick", action="store_true", help="four configurations: two minutes")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows as JSON")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    parser.add_argument("--base", metavar="FILE", type=Path, help="a GGUF file or a folder (default: fetch_base.py's)")
+    parser.add_argument(
+        "--model", choices=[*CONFIGURATIONS], default="smollm2", help="which base, and its configurations"
+    )
+    parser.add_argument("--base", metavar="FILE", type=Path, help="another base: a GGUF file or a folder")
     parser.add_argument("--folder", metavar="DIR", type=Path, help="keep the converted base there, and use it again")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="appliance-bench-") as scratch:
-        base, rows = convert(given.base, given.folder or Path(scratch)), []
-        for found in measure(base, QUICK if given.quick else FULL):
+        folder, rows = given.folder or Path(scratch), []
+        base = models.convert(given.base, folder) if given.base else models.MODELS[given.model].convert(folder)
+        quick, full = CONFIGURATIONS[given.model]
+        for found in measure(base, quick if given.quick else full):
             rows.append(found)
             print(f"bench: {plain_table([found]).splitlines()[1]}", file=sys.stderr, flush=True)
     if given.json:
@@ -126,8 +146,8 @@ def prepare(base: Path, one: Configuration) -> tuple[Subject, ResolvedRecipe, li
 
 
 def read_shape(base: Path, config: dict[str, Any]) -> Shape:
-    """The dimensions by the base's configuration; the weights by the header of its file."""
-    files = sorted(base.glob("*.safetensors"))
+    """The dimensions by the base's configuration; the weights by the headers of its files, of which NF4's is none."""
+    files = sorted(base.glob("model*.safetensors"))
     headers = [json.loads(_header(path)) for path in files]
     shapes = [one["shape"] for header in headers for name, one in header.items() if name != "__metadata__"]
     return Shape(

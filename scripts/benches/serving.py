@@ -1,4 +1,4 @@
-"""`scripts/bench serve`: the engine beside peft and transformers, and what the service around it costs.
+"""`scripts/bench serve`: the engine beside peft, transformers and llama.cpp, and what the service around it costs.
 
 Every program runs in a process of its own and they take turns; only one works at a time. All of them answer the same
 prompts on the same base with the same adapters, which are random numbers large enough to change every answer.
@@ -9,20 +9,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from scripts.benches import serving_llama, serving_service
+from scripts.benches import models, serving_llama, serving_prompts, serving_service, serving_start
 from scripts.benches.measure import Found, Row, interleaved, row
-from scripts.benches.methods import convert
-from scripts.benches.programs import Program, start_program
+from scripts.benches.programs import ROOT, Program, start_program
 from scripts.benches.serving_worker import make_adapters
-from scripts.fetch_base import fetch
 
-ROOT = Path(__file__).resolve().parents[2]
 VLLM = ROOT / ".venv-bench-vllm" / "bin" / "python"
 """The environment that `scripts/bench` makes from the extra `bench-vllm`."""
 STREAMS, ADAPTERS, RANK = 16, 8, 16
@@ -37,49 +34,73 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """`tokens` are drawn for each stream in each round. `vllm`: whether it is waited for, a minute."""
+    """`tokens` are drawn for each stream in each round."""
 
+    model: models.Model
     device: str
     rounds: int
     tokens: int
     service: serving_service.Plan
     llama_server: str
-    vllm: bool
+    peers: bool = True
+    """Whether peft, transformers and other servers are measured beside, and the memory of three tasks."""
+    vllm: bool = False
+    """Whether vLLM is waited for, a minute."""
+    reads: int = 3
+    """Prompts of 512 tokens a turn."""
+    starts: int = 1
+    """Engines that are started, to time it."""
 
 
-def quick(device: str, llama_server: str) -> Plan:
-    return Plan(device, rounds=1, tokens=24, service=serving_service.QUICK, llama_server=llama_server, vllm=False)
+def quick(model: models.Model, device: str, llama_server: str) -> Plan:
+    if model is models.BILLION:
+        plan = Plan(model, device, 1, 8, serving_service.BILLION_QUICK, llama_server, peers=False, reads=1)
+    else:
+        plan = Plan(model, device, 1, 24, serving_service.QUICK, llama_server)
+    return replace(plan, service=replace(plan.service, start_s=model.start_s))
 
 
-def full(device: str, llama_server: str) -> Plan:
-    return Plan(device, rounds=3, tokens=96, service=serving_service.FULL, llama_server=llama_server, vllm=True)
+def full(model: models.Model, device: str, llama_server: str) -> Plan:
+    if model is models.BILLION:
+        plan = Plan(model, device, 3, 24, serving_service.BILLION_FULL, llama_server, starts=3)
+    else:
+        plan = Plan(model, device, 3, 96, serving_service.FULL, llama_server, vllm=True, starts=5)
+    return replace(plan, service=replace(plan.service, start_s=model.start_s))
 
 
 def measure(folder: Path, plan: Plan) -> Iterator[Row]:
     """Every row, as it is found."""
-    model, base, adapters = _prepare(folder)
-    with _programs(base, plan.device, "ours", "peft", "batching", "machine") as programs:
-        for name in ("ours", "peft", "batching"):
-            programs[name]("load", folders=adapters)
-        with _servers(model, base, adapters, plan) as servers:
-            yield from _beside_peers(programs, servers, adapters, plan)
-        yield from _alone(programs["ours"], programs["machine"], adapters, plan)
-        yield from _load_cost(programs["ours"], adapters[0], plan)
-    yield from _memory(base, adapters, plan)
+    base, adapters = _prepare(folder, plan)
+    kinds = ("ours", "peft", "batching") if plan.peers else ("ours",)
+    with _programs(base, plan.device, *kinds, "machine") as running:
+        for name in kinds:
+            running[name]("load", folders=adapters)
+        if plan.peers:
+            with _servers(base, adapters, plan) as servers:
+                yield from _beside_peers(running, servers, adapters, plan)
+        yield from _alone(running["ours"], running["machine"], adapters, plan)
+        yield from _load_cost(running["ours"], adapters[0], plan)
+    with start_program(base, plan.device, "ours") as ours:
+        if plan.device == "cpu":
+            gguf = plan.model.find_gguf()
+            yield from serving_prompts.measure(ours, gguf, rounds=plan.rounds, reads=plan.reads)
+        first = Path(adapters[0])
+        yield from serving_start.measure(ours, base, first, folder, device=plan.device, rounds=plan.starts)
+    if plan.peers:
+        yield from _memory(base, adapters, plan)
     yield from _through_service(folder, base, adapters, plan)
 
 
 def measure_service(folder: Path, plan: Plan) -> Iterator[Row]:
     """What the service around the engine costs, alone."""
-    _, base, adapters = _prepare(folder)
+    base, adapters = _prepare(folder, plan)
     yield from _through_service(folder, base, adapters, plan)
 
 
-def _prepare(folder: Path) -> tuple[Path, Path, list[str]]:
-    """The model's file, the base that it was converted to, and the adapters' folders."""
-    model = fetch(ROOT / ".cache")
-    base = convert(model, folder)
-    return model, base, [str(path) for path in make_adapters(str(base), folder, [RANK] * ADAPTERS)]
+def _prepare(folder: Path, plan: Plan) -> tuple[Path, list[str]]:
+    """The base as an import leaves it, and the adapters' folders."""
+    base = plan.model.convert(folder)
+    return base, [str(path) for path in make_adapters(str(base), folder, [RANK] * ADAPTERS)]
 
 
 def _through_service(folder: Path, base: Path, adapters: list[str], plan: Plan) -> Iterator[Row]:
@@ -93,13 +114,13 @@ def _through_service(folder: Path, base: Path, adapters: list[str], plan: Plan) 
 
 
 def _beside_peers(
-    programs: dict[str, Program], servers: dict[str, Server], adapters: list[str], plan: Plan
+    running: dict[str, Program], servers: dict[str, Server], adapters: list[str], plan: Plan
 ) -> Iterator[Row]:
     slots = [Path(adapters[stream % ADAPTERS]).name for stream in range(STREAMS)]
     prompts = [PROMPTS[stream % len(PROMPTS)] for stream in range(STREAMS)]
-    ours, peft, batching = programs["ours"], programs["peft"], programs["batching"]
-    for program in (ours, *servers.values()):
-        _check_adapters(program, slots)
+    ours, peft, batching = running["ours"], running["peft"], running["batching"]
+    for one in (ours, *servers.values()):
+        _check_adapters(one, slots)
 
     def turns(tokens: int) -> dict[str, Callable[[], list[float]]]:
         wanted: dict[str, Any] = {"prompts": prompts, "tokens": tokens}
@@ -128,7 +149,7 @@ def _rates(found: Found) -> Iterator[Row]:
         "names": ("PEFT, mixed batch (adapter_names)", 1.8),
         "base": ("the bare base in the same engine", 0.85),
         "batching": ("transformers' continuous batching, one adapter", 1.0),
-        "llama": ("llama.cpp's server, Q4_1", None),
+        "llama": ("llama.cpp's server, 4-bit", None),
         "vllm": ("vLLM on the CPU, bf16", None),
     }
     for theirs, (said, goal) in against.items():
@@ -170,17 +191,17 @@ def _load_cost(ours: Program, adapter: str, plan: Plan) -> Iterator[Row]:
 
 def _memory(base: Path, adapters: list[str], plan: Plan) -> Iterator[Row]:
     """What three tasks add to a process, and what three full models do."""
-    with _programs(base, plan.device, "ours", "full") as programs:
+    with _programs(base, plan.device, "ours", "full") as running:
 
         def grown(some: list[str]) -> float:
             """With these adapters more, each of which has answered."""
-            programs["ours"]("load", folders=some)
+            running["ours"]("load", folders=some)
             slots = [Path(name).name for name in some]
-            programs["ours"]("answer", prompts=[PROMPTS[0]] * len(some), slots=slots, tokens=8)
-            return programs["ours"]("grown")[0]
+            running["ours"]("answer", prompts=[PROMPTS[0]] * len(some), slots=slots, tokens=8)
+            return running["ours"]("grown")[0]
 
         three, eight = grown(adapters[:3]), grown(adapters[3:])
-        (theirs,) = programs["full"]("grown")
+        (theirs,) = running["full"]("grown")
     yield row(
         *("memory of three tasks", three / MB, "MB"),
         against="three full models, bf16",
@@ -190,9 +211,9 @@ def _memory(base: Path, adapters: list[str], plan: Plan) -> Iterator[Row]:
     yield row("memory of a hot adapter more", (eight - three) / MB / (len(adapters) - 3), "MB")
 
 
-def _check_adapters(program: Server, slots: Sequence[str]) -> None:
+def _check_adapters(one: Server, slots: Sequence[str]) -> None:
     """Every adapter answers in words of its own: a bench of adapters that do nothing would measure the base."""
-    told = [program.told("text", prompt=PROMPTS[0], slot=slot, tokens=16) for slot in [None, *dict.fromkeys(slots)]]
+    told = [one.told("text", prompt=PROMPTS[0], slot=slot, tokens=16) for slot in [None, *dict.fromkeys(slots)]]
     if len(set(told)) < len(told):
         raise RuntimeError(f"adapters: expected {len(told)} different answers with the base's, got {len(set(told))}")
 
@@ -211,10 +232,12 @@ Server = Program | serving_llama.Server
 
 
 @contextmanager
-def _servers(model: Path, base: Path, adapters: list[str], plan: Plan) -> Iterator[dict[str, Server]]:
+def _servers(base: Path, adapters: list[str], plan: Plan) -> Iterator[dict[str, Server]]:
     """Other servers of adapters, on a CPU. One that does not start costs its own row, not the table; which is said."""
     starting: dict[str, AbstractContextManager[Server]] = {
-        "llama": serving_llama.serving(plan.llama_server, model, base, [Path(name) for name in adapters], STREAMS),
+        "llama": serving_llama.serving(
+            plan.llama_server, plan.model.find_gguf(), base, [Path(name) for name in adapters], STREAMS
+        ),
     }
     if plan.vllm:
         starting["vllm"] = _vllm(base, adapters)
@@ -230,9 +253,9 @@ def _servers(model: Path, base: Path, adapters: list[str], plan: Plan) -> Iterat
 
 @contextmanager
 def _vllm(base: Path, adapters: list[str]) -> Iterator[Program]:
-    with start_program(base, "cpu", "vllm", VLLM) as program:
-        program("load", folders=adapters)
-        yield program
+    with start_program(base, "cpu", "vllm", VLLM) as one:
+        one("load", folders=adapters)
+        yield one
 
 
 @contextmanager

@@ -15,12 +15,11 @@ from typing import Any
 
 import gguf
 import httpx
-import numpy as np
 import safetensors.numpy
 
+from scripts.benches.llama_file import LLAMA, permute
 from scripts.kit.appliance import free_port
 
-LLAMA = gguf.MODEL_ARCH.LLAMA
 START_S = 120
 
 
@@ -44,12 +43,6 @@ def write_adapter(adapter: Path, base: Path, output: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def permute(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
-    """Rows (output, …) of q or k in llama.cpp's order: it rotates a head's neighbours, transformers its halves."""
-    paired = weight.reshape(heads, 2, len(weight) // heads // 2, *weight.shape[1:])
-    return np.ascontiguousarray(paired.swapaxes(1, 2)).reshape(weight.shape)
 
 
 class Server:

@@ -8,15 +8,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from scripts.benches import recorded
+from scripts.benches import models, recorded
 from scripts.benches.measure import Row, row
 from scripts.benches.recipe import RECIPE
-from scripts.fetch_base import fetch
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("training_worker.py")
@@ -25,20 +24,23 @@ PEERS = {"trl": ROOT / ".venv-bench-trl", "soup": ROOT / ".venv-bench-soup"}
 UNBOUND = ("trainer", "soup")
 """Peers against which there is no goal: they run in the first round alone."""
 DATASETS = {
-    "banking77": ("banking77/train.csv", "text", "category"),
+    # The held-out questions: what an evaluation reads. Its speed is compared with that of training on the same rows.
+    "banking77": ("banking77/test.csv", "text", "category"),
     "CUAD": ("cuad/clauses_train.csv", "text", "category"),
 }
 DATA = ROOT.parent / "shared" / "data"
+RECORDED_FILE = "banking77/train.csv"
 RECORDED = 8_000
-"""Rows: two epochs of them take about ten minutes on two cores."""
+"""Rows of it: two epochs of them take about ten minutes on two cores."""
 JUDGED = 32
 """Rows that nobody trains on: what the final losses are of."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`steps` are optimiser steps of sixteen rows by dataset, the first two of which are not counted."""
+    """`steps` are optimiser steps of sixteen rows by dataset, of which the first `warm_up` are not counted."""
 
+    model: models.Model
     data: Path
     device: str
     rounds: int
@@ -53,10 +55,20 @@ class Plan:
     """Epochs of a run with its record on `RECORDED` rows of banking77, beside the bare loop; 0 for none."""
     lengths: tuple[int, ...]
     ranks: tuple[int, ...]
+    warm_up: int = 2
+    plain: bool = True
+    """Also TRL as it comes: every token trained, nothing packed."""
+    judged: int = JUDGED
+    """Rows that the final losses are of; 0 for no losses."""
+    packed_goal: float = 2.2
+    """Times the tokens a second of TRL, packed, answers only."""
 
 
-def quick(data: Path, device: str) -> Plan:
+def quick(model: models.Model, data: Path, device: str) -> Plan:
+    if model is models.BILLION:
+        return replace(_billion(data, device), rounds=1, steps={"banking77": 2}, warm_up=1)
     return Plan(
+        model,
         data,
         device,
         rounds=1,
@@ -70,8 +82,11 @@ def quick(data: Path, device: str) -> Plan:
     )
 
 
-def full(data: Path, device: str) -> Plan:
+def full(model: models.Model, data: Path, device: str) -> Plan:
+    if model is models.BILLION:
+        return _billion(data, device)
     return Plan(
+        model,
         data,
         device,
         rounds=3,
@@ -82,6 +97,26 @@ def full(data: Path, device: str) -> Plan:
         recorded=2,
         lengths=(128, 512, 1024, 2048, 4096),
         ranks=(4, 16, 64),
+    )
+
+
+def _billion(data: Path, device: str) -> Plan:
+    """Beside TRL at its best alone, and without losses: random weights learn nothing that says something."""
+    return Plan(
+        models.BILLION,
+        data,
+        device,
+        rounds=3,
+        steps={"banking77": 6},
+        checkpointing=False,
+        peers=False,
+        starts=0,
+        recorded=0,
+        lengths=(),
+        ranks=(),
+        plain=False,
+        judged=0,
+        packed_goal=2.5,
     )
 
 
@@ -106,7 +141,7 @@ class Runs:
 
 def measure(folder: Path, plan: Plan) -> Iterator[Row]:
     """Every row, as it is found."""
-    base = _convert(folder)
+    base = plan.model.convert(folder)
     bench = _Bench(base, folder, plan)
     limit = bench.run("limit", "limit")
     assert limit is not None
@@ -116,26 +151,14 @@ def measure(folder: Path, plan: Plan) -> Iterator[Row]:
     yield from _first_step(bench)
     yield from _shape(bench)
     if plan.recorded:
-        yield from recorded.measure(folder, base, bench.read("banking77")[:RECORDED], epochs=plan.recorded, rounds=1)
+        rows = bench.read_file(RECORDED_FILE, "text", "category")[:RECORDED]
+        yield from recorded.measure(folder, base, rows, epochs=plan.recorded, rounds=1)
 
 
 def _beside_peers(bench: _Bench, dataset: str, limit: float) -> Iterator[Row]:
     rows, judged = bench.cut(dataset)
     data = {"rows": str(rows), "judged": str(judged)}
-    again = {"recipe": {"gradient_checkpointing": "layer"}}
-    programs: dict[str, tuple[str, dict[str, Any]]] = {
-        "ours": ("ours", {}),
-        "TRL": ("trl", {"best": False}),
-        "TRL, packed, answers only": ("trl", {"best": True}),
-    }
-    if bench.plan.checkpointing:
-        programs |= {
-            "ours again": ("ours", again),
-            "TRL, gradient checkpointing": ("trl", {"best": False, **again}),
-        }
-    if bench.plan.peers:
-        programs |= {"transformers' Trainer": ("trainer", {}), "soup-cli": ("soup", {})}
-    runs = Runs()
+    programs, runs = _list_programs(bench, dataset), Runs()
     for number in range(bench.plan.rounds):
         for name in list(programs)[:: -1 if number % 2 else 1]:
             kind, more = programs[name]
@@ -144,18 +167,53 @@ def _beside_peers(bench: _Bench, dataset: str, limit: float) -> Iterator[Row]:
             runs.take(name, bench.run(name, kind, **data, **more))
     if "ours" not in runs.found:
         return
-    yield from _compare(runs, dataset)
+    yield from _compare(runs, dataset, bench.plan.packed_goal)
+    yield from _evaluation(runs, dataset)
     share = runs.median("ours", "tokens_a_second") * bench.operations / limit
     yield row(f"{dataset}: operations over the matrix limit", share, "", at_least=0.4)
     for name, found in runs.found.items():
         if found[0]["loss"] is not None:
-            yield row(f"{dataset}: loss of {JUDGED} other rows afterwards, {name}", runs.median(name, "loss"), "nats")
+            said = f"{dataset}: loss of {bench.plan.judged} other rows afterwards, {name}"
+            yield row(said, runs.median(name, "loss"), "nats")
 
 
-def _compare(runs: Runs, dataset: str) -> Iterator[Row]:
+def _list_programs(bench: _Bench, dataset: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """What runs in each round, by the name in the table: the worker's kind, and what its task has of its own."""
+    again = {"recipe": {"gradient_checkpointing": "layer"}}
+    programs: dict[str, tuple[str, dict[str, Any]]] = {"ours": ("ours", {})}
+    if dataset == "banking77":
+        programs["evaluation"] = ("evaluate", {"labels": sorted({one["label"] for one in bench.read(dataset)})})
+    if bench.plan.plain:
+        programs["TRL"] = ("trl", {"best": False})
+    programs["TRL, packed, answers only"] = ("trl", {"best": True})
+    if bench.plan.checkpointing:
+        programs |= {
+            "ours again": ("ours", again),
+            "TRL, gradient checkpointing": ("trl", {"best": False, **again}),
+        }
+    if bench.plan.peers:
+        programs |= {"transformers' Trainer": ("trainer", {}), "soup-cli": ("soup", {})}
+    return programs
+
+
+def _evaluation(runs: Runs, dataset: str) -> Iterator[Row]:
+    if len(runs.found.get("evaluation", ())) != len(runs.found["ours"]):
+        return
+    yield row(
+        f"{dataset}: evaluation, tokens a second",
+        *(runs.median("evaluation", "tokens_a_second"), "1/s"),
+        against="training on the same rows",
+        theirs=runs.median("ours", "tokens_a_second"),
+        ratio=runs.ratio("evaluation", "ours", "tokens_a_second"),
+        ratio_at_least=2.5,
+    )
+    yield row(f"{dataset}: evaluation, peak memory", runs.median("evaluation", "peak_bytes") / 1e6, "MB")
+
+
+def _compare(runs: Runs, dataset: str, packed_goal: float) -> Iterator[Row]:
     goals = {
         "TRL": ("ours", 2.5, 0.55),
-        "TRL, packed, answers only": ("ours", 2.2, 0.65),
+        "TRL, packed, answers only": ("ours", packed_goal, 0.65),
         "TRL, gradient checkpointing": ("ours again", 2.0, 0.6),
         "transformers' Trainer": ("ours", None, None),
         "soup-cli": ("ours", None, None),
@@ -184,6 +242,8 @@ def _compare(runs: Runs, dataset: str) -> Iterator[Row]:
 
 
 def _first_step(bench: _Bench) -> Iterator[Row]:
+    if not bench.plan.starts:
+        return
     rows, judged = bench.cut("banking77", steps=1)
     runs = Runs()
     for _ in range(bench.plan.starts):
@@ -225,16 +285,19 @@ class _Bench:
         self.operations = 4 * config["num_hidden_layers"] * (attention + 3 * width * wide)
 
     def read(self, dataset: str) -> list[dict[str, str]]:
-        name, text, label = DATASETS[dataset]
+        return self.read_file(*DATASETS[dataset])
+
+    def read_file(self, name: str, text: str, label: str) -> list[dict[str, str]]:
         with (self.plan.data / name).open(encoding="utf-8-sig", newline="") as stream:
             return [{"text": one[text], "label": one[label]} for one in csv.DictReader(stream)]
 
     def cut(self, dataset: str, steps: int | None = None) -> tuple[Path, Path]:
-        """The rows to train on and those to judge by, spread over the whole file."""
+        """The rows to train on and those that losses are of, spread over the whole file."""
         rows = self.read(dataset)
         count = (steps or self.plan.steps[dataset]) * RECIPE["batch_size"]
-        rows = rows[:: len(rows) // (count + JUDGED)]
-        return self._write("rows", rows[JUDGED : JUDGED + count]), self._write("judged", rows[:JUDGED])
+        judged = self.plan.judged
+        rows = rows[:: len(rows) // (count + judged)]
+        return self._write("rows", rows[judged : judged + count]), self._write("judged", rows[:judged])
 
     def _write(self, name: str, rows: list[dict[str, str]]) -> Path:
         path = self._folder / f"{name}.jsonl"
@@ -260,6 +323,7 @@ class _Bench:
         if not python.exists():
             return None
         task = {"kind": kind, "base": str(self._base), "device": self.plan.device, **more}
+        task["warm_up"] = self.plan.warm_up
         task["recipe"] = RECIPE | {"device": self.plan.device} | (recipe or {})
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": _threads()}
         command = [str(python), str(WORKER), json.dumps(task)]
@@ -273,12 +337,3 @@ class _Bench:
 
 def _threads() -> str:
     return str(len(os.sched_getaffinity(0)))
-
-
-def _convert(folder: Path) -> Path:
-    """The base, converted as an import does it; in a process of its own, whose memory is not ours."""
-    source, base = fetch(ROOT / ".cache"), folder / "base"
-    base.mkdir()
-    code = "import sys, pathlib, appliance.ml.model.convert as c; c.convert_base(*map(pathlib.Path, sys.argv[1:]))"
-    subprocess.run([sys.executable, "-c", code, str(source), str(base)], cwd=ROOT, check=True, capture_output=True)
-    return base

@@ -23,7 +23,7 @@ Task = dict[str, Any]
 
 def main() -> None:
     task: Task = json.loads(sys.argv[1])
-    kinds = {"ours": ours, "first": ours, "bare": bare, "load": load, "limit": limit}
+    kinds = {"ours": ours, "first": ours, "evaluate": evaluate, "bare": bare, "load": load, "limit": limit}
     found = (kinds | {"trl": trl, "trainer": trainer, "soup": soup})[task["kind"]](task)
     print(json.dumps({**found, "peak_bytes": peak_bytes(task)}), flush=True)
 
@@ -43,34 +43,11 @@ def ours(task: Task) -> dict[str, Any]:
     from appliance.ml.training import methods  # isort: skip
     import torch
 
-    from appliance.ml.data.rows import Row
-    from appliance.ml.data.samples import Sample, tokenize_row
-    from appliance.ml.model.base import load_base
     from appliance.ml.training.loop import Step, begin_decoder, sample_losses, train
 
     recipe = task["recipe"]
     machine.hold_memory()
-    machine.use_determinism(recipe["seed"])
-    base = load_base(
-        Path(task["base"]),
-        quantisation=recipe["quantisation"],
-        compute_dtype=recipe["compute_dtype"],
-        device=recipe["device"],
-    )
-    chat = base.chat
-
-    def tokenize(index: int, row: dict[str, str]) -> Sample:
-        if cut := task.get("cut"):
-            # A row of just so many tokens, an eighth of them trained.
-            return Sample(index, tuple(chat.encode(row["text"])[:cut]), ((cut - cut // 8, cut),))
-        prompt = chat.render([{"role": "user", "content": row["text"]}])
-        parts = ((prompt, chat.answer(row["label"])),)
-        return tokenize_row(Row(index, "train", row["text"], row["label"], parts), chat, recipe["max_length"], "row")
-
-    def read(path: str) -> list[Sample]:
-        lines = Path(path).read_text("utf-8").splitlines()
-        return [tokenize(index, json.loads(line)) for index, line in enumerate(lines)]
-
+    base = _load_base(recipe, task["base"])
     attached = methods.attach_adapter(base, recipe)
     times, tokens = [time.perf_counter()], [0]
 
@@ -78,15 +55,72 @@ def ours(task: Task) -> dict[str, Any]:
         times.append(time.perf_counter())
         tokens.append(step.tokens)
 
-    train(base, attached, read(task["rows"]), recipe, report)
+    train(base, attached, _read_samples(base.chat, task, task["rows"]), recipe, report)
     if task["kind"] == "first":
         return {"first_step_s": times[1] - BEGAN}
-    samples = read(task["judged"])
+    samples = _read_samples(base.chat, task, task["judged"])
+    if not samples:
+        return _describe(task, times, tokens, None)
     with torch.no_grad():
         loss = sum(float(sample_losses(base, begin_decoder(base, recipe), [sample])[0]) for sample in samples) / sum(
             sample.trained_tokens for sample in samples
         )
-    return _describe(times, tokens, loss)
+    return _describe(task, times, tokens, loss)
+
+
+def evaluate(task: Task) -> dict[str, Any]:
+    """Loss and likeliest label of every row, by the function of an evaluation, on the base without an adapter.
+
+    One pass over as many rows as a step has comes first and is not counted.
+    """
+    from appliance.ml.evaluation.labels import judge_rows
+
+    recipe = task["recipe"]
+    base = _load_base(recipe, task["base"], reads=True)
+    samples = _read_samples(base.chat, task, task["rows"])
+    labels = [base.chat.encode(base.chat.answer(label)) for label in task["labels"]]
+
+    def judge(some: list[Any]) -> int:
+        """Tokens of the rows, each counted once."""
+        judged = judge_rows(base, some, [one.spans[0][0] for one in some], labels, lambda rows: None)
+        assert [one.index for one in judged] == [one.index for one in some]
+        return sum(len(one.ids) for one in some)
+
+    judge(samples[: recipe["batch_size"]])
+    began = time.perf_counter()
+    tokens = judge(samples)
+    return {"tokens_a_second": tokens / (time.perf_counter() - began), "loss": None}
+
+
+def _load_base(recipe: dict[str, Any], folder: str, *, reads: bool = False) -> Any:
+    from appliance.ml.model import machine
+    from appliance.ml.model.base import load_base
+
+    machine.use_determinism(recipe["seed"])
+    return load_base(
+        Path(folder),
+        quantisation=recipe["quantisation"],
+        compute_dtype=recipe["compute_dtype"],
+        device=recipe["device"],
+        reads=reads,
+    )
+
+
+def _read_samples(chat: Any, task: Task, path: str) -> list[Any]:
+    from appliance.ml.data.rows import Row
+    from appliance.ml.data.samples import Sample, tokenize_row
+
+    def tokenize(index: int, row: dict[str, str]) -> Sample:
+        if cut := task.get("cut"):
+            # A row of just so many tokens, an eighth of them trained.
+            return Sample(index, tuple(chat.encode(row["text"])[:cut]), ((cut - cut // 8, cut),))
+        prompt = chat.render([{"role": "user", "content": row["text"]}])
+        parts = ((prompt, chat.answer(row["label"])),)
+        read = Row(index, "train", row["text"], row["label"], parts)
+        return tokenize_row(read, chat, task["recipe"]["max_length"], "row")
+
+    lines = Path(path).read_text("utf-8").splitlines()
+    return [tokenize(index, json.loads(line)) for index, line in enumerate(lines)]
 
 
 def bare(task: Task) -> dict[str, Any]:
@@ -148,7 +182,7 @@ def trl(task: Task) -> dict[str, Any]:
             peft_config=_lora(task),
         )
         made.train()
-    return recorder.describe(_judge(made.model, task))
+    return recorder.describe(task, _judge(made.model, task))
 
 
 def trainer(task: Task) -> dict[str, Any]:
@@ -167,7 +201,7 @@ def trainer(task: Task) -> dict[str, Any]:
         collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
         Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator).train()
     torch.set_grad_enabled(False)
-    return recorder.describe(_judge(model, task))
+    return recorder.describe(task, _judge(model, task))
 
 
 def soup(task: Task) -> dict[str, Any]:
@@ -199,7 +233,7 @@ def soup(task: Task) -> dict[str, Any]:
         (folder / "soup.yaml").write_text(yaml.safe_dump(settings), "utf-8")
         recorder = _Recorder()
         app(["--no-telemetry", "--no-audit-log", "train", "--config", "soup.yaml", "--yes"], standalone_mode=False)
-    return recorder.describe(None)
+    return recorder.describe(task, None)
 
 
 class _Recorder:
@@ -226,16 +260,19 @@ class _Recorder:
         transformers.Trainer.training_step = training_step
         transformers.trainer_callback.CallbackHandler.on_step_end = on_step_end
 
-    def describe(self, loss: float | None) -> dict[str, Any]:
-        return _describe(self._times, self._tokens, loss)
+    def describe(self, task: Task, loss: float | None) -> dict[str, Any]:
+        return _describe(task, self._times, self._tokens, loss)
 
 
 WARM_UP = 2
-"""Steps that are not counted: allocators and caches fill."""
 
 
-def _describe(times: list[float], tokens: list[int], loss: float | None) -> dict[str, Any]:
-    rate = (tokens[-1] - tokens[WARM_UP]) / (times[-1] - times[WARM_UP])
+def _describe(task: Task, times: list[float], tokens: list[int], loss: float | None) -> dict[str, Any]:
+    # Steps that are not counted: allocators and caches fill.
+    first = task.get("warm_up", WARM_UP)
+    if len(times) - 1 <= first:
+        raise RuntimeError(f"steps: expected more than the {first} that are not counted, got {len(times) - 1}")
+    rate = (tokens[-1] - tokens[first]) / (times[-1] - times[first])
     return {"tokens_a_second": rate, "first_step_s": times[1] - BEGAN, "loss": loss, "steps": len(times) - 1}
 
 
@@ -308,10 +345,12 @@ def _tokenize(turns: list[dict[str, str]], tokenizer: Any) -> dict[str, list[int
     }
 
 
-def _judge(model: Any, task: Task) -> float:
-    """The mean loss over the answers' tokens of rows that nobody trained on."""
+def _judge(model: Any, task: Task) -> float | None:
+    """The mean loss over the answers' tokens of rows that nobody trained on; None without such rows."""
     import torch
 
+    if not _conversations(task["judged"]):
+        return None
     tokenizer, total, count = _tokenizer(task), 0.0, 0
     model.eval()
     with torch.no_grad():

@@ -1,0 +1,66 @@
+"""The models of `scripts/bench train|serve|plan --model`: as an import leaves them, and as llama.cpp reads them.
+
+What takes long to get or make is kept in `.cache`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.benches.llama_file import write_model
+from scripts.fetch_base import fetch
+from scripts.kit.random_llama import build_llama
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / ".cache"
+
+
+@dataclass(frozen=True)
+class Model:
+    """`start_s`: the goal from an activation to the first answer while no engine runs, in seconds."""
+
+    name: str
+    said: str
+    start_s: float
+
+    def convert(self, folder: Path) -> Path:
+        """The base as an import leaves it, in the folder; made once."""
+        return convert(self._source(), folder)
+
+    def find_gguf(self) -> Path:
+        """The same weights in 4 bits, for llama.cpp."""
+        if self.name == "smollm2":
+            return fetch(CACHE)
+        return write_model(self._source(), fetch(CACHE), CACHE / "llama-1b.Q4_0.gguf")
+
+    def _source(self) -> Path:
+        """What a publisher would ship: a GGUF file or a folder."""
+        if self.name == "smollm2":
+            return fetch(CACHE)
+        made = CACHE / "llama-1b"
+        if made.is_dir():
+            return made
+        with tempfile.TemporaryDirectory(prefix="appliance-bench-") as scratch:
+            return build_llama(made, convert(fetch(CACHE), Path(scratch)))
+
+
+SMOLLM2 = Model("smollm2", "SmolLM2, 135 million", start_s=3)
+BILLION = Model("1b", "a random Llama, 1.1 billion", start_s=5)
+MODELS = {one.name: one for one in (SMOLLM2, BILLION)}
+
+
+def convert(source: Path, folder: Path) -> Path:
+    """`base` in the folder, converted as an import does it, in a process of its own: its memory is not the bench's."""
+    base = folder / "base"
+    if not base.is_dir():
+        base.mkdir(parents=True)
+        code = "import sys, pathlib, appliance.ml.model.convert as c; c.convert_base(*map(pathlib.Path, sys.argv[1:]))"
+        command = [sys.executable, "-c", code, str(source), str(base)]
+        done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"bench: {source.name}: expected a base that can be imported, got: {done.stderr[-2000:]}")
+    return base

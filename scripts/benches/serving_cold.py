@@ -1,0 +1,39 @@
+"""From the order of an activation to the first answer of what it released, through a service without an engine yet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from statistics import median
+
+from appliance.domain.releases.activations import Activate
+from scripts.benches.measure import Row, row
+from scripts.benches.serving_door import Door, find_text
+from scripts.benches.serving_home import OWNER, UNITS
+from scripts.kit.appliance import Appliance
+
+COLD = "cold"
+"""The adapter's name and the unit's task: each version of it is approved, and activated once."""
+
+
+def measure(site: Appliance, count: int, *, at_most_s: float) -> Iterator[Row]:
+    """As many activations as there are versions. The service is started for each: no engine starts before a request."""
+    found = [_activate(site, version) for version in range(1, count + 1)]
+    if found:
+        name = "from an activation to the first answer, no engine running, through the service"
+        yield row(name, median(found), "s", at_most=at_most_s)
+
+
+def _activate(site: Appliance, version: int) -> float:
+    """Seconds from sending the order to the first text that the unit gets, asked for right after it."""
+    site.start()
+    try:
+        door, unit = Door(site), UNITS[0]
+        terms = {"adds_instruction": False, **site.on(f"{COLD}@{version}"), **site.terms(OWNER)}
+        envelope = site.sign(Activate(unit=unit, task=COLD, **terms))
+        began = time.perf_counter()
+        site.send(envelope)
+        next(event for event in door.tell(unit, 4, task=COLD) if find_text(event))
+        return time.perf_counter() - began
+    finally:
+        site.stop()

@@ -1,0 +1,44 @@
+"""A prompt of 512 tokens: our engine beside llama.cpp, which reads the same weights in 4 bits."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from scripts.benches.measure import Row, interleaved, row
+from scripts.benches.programs import ROOT, Program, start_program
+
+LLAMA = ROOT / ".venv-bench-llama" / "bin" / "python"
+"""The environment that `scripts/bench` makes from the extra `bench-llama`."""
+TOKENS, WORDS = 512, 10_000
+
+
+def measure(ours: Program, gguf: Path, *, rounds: int, reads: int) -> Iterator[Row]:
+    """`reads` of the prompt a turn. Without llama.cpp the row has nothing beside it, which is said."""
+    draw = random.Random(1)
+    # Ordinary tokens of any vocabulary: the first ones may have a meaning of their own.
+    ids = [draw.randrange(100, WORDS) for _ in range(TOKENS)]
+    name = f"a prompt of {TOKENS} tokens: tokens a second"
+    if not LLAMA.exists():
+        print(f"bench: {name}: no row compares with llama.cpp: there is no {LLAMA.parents[1].name}", file=sys.stderr)
+        found = interleaved(rounds, ours=lambda: _rate(ours, ids, reads))
+        yield row(name, found["ours"], "1/s")
+        return
+    with start_program(gguf, "cpu", "llama", LLAMA) as llama:
+        for one in (ours, llama):
+            one("read", ids=ids, count=1)
+        found = interleaved(rounds, ours=lambda: _rate(ours, ids, reads), llama=lambda: _rate(llama, ids, reads))
+    yield row(
+        *(name, found["ours"], "1/s"),
+        against=f"llama.cpp, {gguf.stem.rpartition('.')[2]}",
+        theirs=found["llama"],
+        ratio=found.ratio("ours", "llama"),
+        ratio_at_least=0.8,
+        note="mark 1.0×",
+    )
+
+
+def _rate(one: Program, ids: list[int], reads: int) -> list[float]:
+    return [len(ids) / seconds for seconds in one("read", ids=ids, count=reads)]

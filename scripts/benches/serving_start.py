@@ -1,0 +1,54 @@
+"""An engine's start, step by step: from the start of its process to the first token of the first answer.
+
+The steps are those of the serving worker, in a process without walls, frames and service.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from scripts.benches.measure import Row, row
+from scripts.benches.programs import ROOT, Program
+from scripts.benches.serving_door import PROMPT
+
+PARTS = {
+    "process": "the process",
+    "libraries": "libraries",
+    "base": "the base",
+    "engine": "the engine around it",
+    "adapter": "the adapter, its probe compared",
+    "token": "the first token",
+}
+
+
+def measure(ours: Program, base: Path, adapter: Path, folder: Path, *, device: str, rounds: int) -> Iterator[Row]:
+    """`ours` gives the adapter's probe, as an evaluation seals it."""
+    probe = folder / "start-probe.json"
+    probe.write_text(json.dumps(ours.told("probe", folder=str(adapter))), encoding="utf-8")
+    task = {"base": str(base), "adapter": str(adapter), "probe": str(probe), "device": device, "prompt": PROMPT}
+    found = [start(task) for _ in range(rounds)]
+    yield row("an engine's start, to the first token", median(sum(one.values()) for one in found), "s")
+    for name, said in PARTS.items():
+        yield row(f"an engine's start: {said}", median(one[name] for one in found), "s")
+
+
+def start(task: dict[str, Any]) -> dict[str, float]:
+    """Seconds of each part, in their order."""
+    threads = str(len(os.sched_getaffinity(0)))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads}
+    # The monotonic clock is the machine's: both processes read the same one.
+    began = time.monotonic()
+    command = [sys.executable, "-m", "scripts.benches.serving_start_worker", json.dumps(task | {"began": began})]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"an engine's start: expected a first token, got: {done.stderr[-2000:]}")
+    told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return told
