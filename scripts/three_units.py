@@ -17,7 +17,7 @@ EXAMPLE = ROOT / "examples" / "three-units"
 PEOPLE_ROLES = {
     "support": ("unit", "Customer service"),
     "branches": ("unit", "The branches"),
-    "sam": ("release-owner:service", "Sam Okoye"),
+    "sam": ("release-owner:support", "Sam Okoye"),
     "pia": ("release-owner:branches", "Pia Lund"),
 }
 # unit, its release owner, task, dataset's task, system message
