@@ -8,6 +8,7 @@ and an HTTP `status`. A message reads "what, which: expected X, got Y".
     │   └── TooLarge      2 / 413   the input is over a stated limit
     ├── NotAuthenticated  3 / 401   no key, session or token that holds
     ├── Denied            3 / 403   known, and not allowed: carries every reason
+    │   └── UsedUp        3 / 429   allowed again later: a day's answers are used up
     ├── NotFound          4 / 404   no such thing, for this caller
     ├── Conflict          5 / 409   true once, or already: replay, duplicate, wrong state
     ├── Tampered          6 / 422   bytes, signature or history do not hold
@@ -76,6 +77,13 @@ class Denied(ApplianceError):
     code = "denied"
     exit_code = 3
     status = 403
+
+
+class UsedUp(Denied):
+    """What was allowed for a time is used up; another request is allowed after it."""
+
+    code = "used-up"
+    status = 429
 
 
 class NotFound(ApplianceError):

@@ -341,7 +341,7 @@ def _answer_lines(answer: CouldLoad) -> Iterator[str]:
         yield f"  {task.task}: {verb} {candidate.adapter} ({candidate.manifest}), sealed by entry {candidate.sealed}"
         yield f"    released by {release.by}, entry {release.entry} ({release.kind})"
         for review in candidate.reviews:
-            decided = {"approve": "approved", "reject": "rejected"}[review.decision]
+            decided = {"approve": "approved", "reject": "rejected"}.get(review.decision, review.decision)
             until = "" if review.valid_until is None else f", until {review.valid_until}"
             said = f"{decided} by {review.reviewer} for {review.field}, entry {review.entry}{until}"
             yield f"    {said}{f'; {review.against}' if review.against else ''}"

@@ -82,7 +82,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     ),
     "web": ("core", "people", "operations", "units"),
     "client": ("support", "applications", ""),
-    "cli": ("support", "runs", "audit", "tokens", ""),
+    "cli": ("support", "runs", "audit", "tokens", "reviews", ""),
 }
 MOST_FILES = 16
 """In one folder of the appliance."""

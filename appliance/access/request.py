@@ -20,6 +20,7 @@ from appliance.domain.data.bases import RevokeBase
 from appliance.domain.data.datasets import RevokeDataset, next_dataset_version
 from appliance.domain.data.imports import CancelImport, ImportBase, ImportDataset
 from appliance.domain.governance.clock import ResetClock
+from appliance.domain.governance.delegations import Delegate
 from appliance.domain.governance.endorsement import Endorse
 from appliance.domain.governance.keys import ReplaceKey, RevokeKey, RotateKey
 from appliance.domain.governance.log_keys import RotateLogKey
@@ -27,8 +28,12 @@ from appliance.domain.governance.people import Enroll, EnrollSeveral, Grant, Rev
 from appliance.domain.governance.policies import AdoptPolicy
 from appliance.domain.governance.rules import RaiseRules
 from appliance.domain.releases.activations import Activate, RollBack
-from appliance.domain.releases.adapters import RevokeAdapter
+from appliance.domain.releases.adapters import OnAdapter, RevokeAdapter
+from appliance.domain.releases.blocking import find_finding
+from appliance.domain.releases.emergencies import BreakGlass
 from appliance.domain.releases.exports import ExportAdapter
+from appliance.domain.releases.findings import AddFinding, CloseFinding
+from appliance.domain.releases.requests_for_release import RequestRelease, WithdrawRequest
 from appliance.domain.releases.reviews import Review
 from appliance.domain.retention.holds import LiftHold, PlaceHold
 from appliance.domain.retention.texts import Erase
@@ -133,7 +138,7 @@ def _dataset(known: state.State, name: str) -> Thing:
 
 def _adapter(
     known: state.State,
-    order: Review | Activate | RollBack | RevokeAdapter | ExportAdapter,
+    order: OnAdapter,
 ) -> Thing:
     row = _find(known.adapters, order.name)
     return Thing(
@@ -254,7 +259,39 @@ def _replay(known: state.State, order: ReplayRun, signer: Principal) -> Facts:
 def _review(known: state.State, order: Review, signer: Principal) -> Facts:
     context = {"unit": order.unit, "field": order.field, "decision": order.decision}
     until = {} if order.valid_until is None else {"valid_until": Moment(order.valid_until)}
-    return _adapter(known, order), {**context, **until}
+    place = {} if order.on_behalf_of is None else {"on_behalf_of": order.on_behalf_of}
+    return _adapter(known, order), {**context, **until, **place}
+
+
+def _request_release(known: state.State, order: RequestRelease, signer: Principal) -> Facts:
+    context = {"unit": order.unit, "exposure": order.exposure, "purpose": order.purpose, "tier": order.tier}
+    return _adapter(known, order), context
+
+
+def _withdraw_request(known: state.State, order: WithdrawRequest, signer: Principal) -> Facts:
+    return _adapter(known, order), {"unit": order.unit}
+
+
+def _add_finding(known: state.State, order: AddFinding, signer: Principal) -> Facts:
+    context = {"field": order.field, "kind": order.kind, "severity": order.severity, "blocks": order.blocks}
+    return _adapter(known, order), {**context, "owner": order.owner, "due": Moment(order.due)}
+
+
+def _close_finding(known: state.State, order: CloseFinding, signer: Principal) -> Facts:
+    found = find_finding(_find(known.adapters, order.name), order.entry)
+    if found is None:
+        raise NotFound(f"finding: expected one of {order.name}, got {order.entry}")
+    context = {"field": found.field, "kind": found.kind, "severity": found.severity, "finder": found.finder}
+    return _adapter(known, order), context
+
+
+def _delegate(known: state.State, order: Delegate, signer: Principal) -> Facts:
+    until = {} if order.until is None else {"until": Moment(order.until)}
+    return _principal(known, order.principal), {"field": order.field, **until}
+
+
+def _break_glass(known: state.State, order: BreakGlass, signer: Principal) -> Facts:
+    return _adapter(known, order), {"unit": order.unit, "task": order.task, "until": Moment(order.until)}
 
 
 def _release(known: state.State, order: Activate | RollBack, signer: Principal) -> Facts:
@@ -324,6 +361,12 @@ _FACTS: dict[type[Order], Callable[..., Facts]] = {
     CancelImport: _cancel_import,
     Resume: _on_run,
     ReplayRun: _replay,
+    RequestRelease: _request_release,
+    WithdrawRequest: _withdraw_request,
+    AddFinding: _add_finding,
+    CloseFinding: _close_finding,
+    Delegate: _delegate,
+    BreakGlass: _break_glass,
     Review: _review,
     Activate: _release,
     RollBack: _release,

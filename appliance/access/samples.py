@@ -57,6 +57,7 @@ LOG_KEY = Thing("LogKey", "bank.example/log+00000000+AQ==", {"vkey": "bank.examp
 TEXT = Thing("Text", "hmac-" + _DIGEST, {"signer": "olga", "subjects": ("run:r-000001",)})
 HOLD = Thing("Hold", "adapter:adapter@1", {"subject": "adapter:adapter@1"})
 NEWCOMER = principal_thing("nina", ())
+STANDING_IN = principal_thing("dana", ("reviewer:legal-risk",))
 
 _NOW = {"now": Moment("2026-01-15T09:30:00.000Z"), "single_administrator": False}
 _RECIPE = {"method": "qlora", "purpose": "release", "device": "cpu", "rank": 16, "epochs": 3}
@@ -68,6 +69,9 @@ _REVIEW = {
 }
 _REJECTION = {"unit": "legal", "field": "privacy", "decision": "reject"}
 _RELEASE = {"unit": "legal", "task": "labels"}
+_LATER = Moment("2026-12-31T00:00:00.000Z")
+_ASKED = {"unit": "legal", "exposure": "internal", "purpose": "assist", "tier": "low"}
+_FOUND = {"field": "privacy", "kind": "issue", "severity": "high"}
 
 SAMPLES: dict[str, Request] = {
     request.verb: request
@@ -84,6 +88,12 @@ SAMPLES: dict[str, Request] = {
         Request(OPERATOR, "cancel-import", IMPORT, _NOW),
         Request(OPERATOR, "resume", RUN, _NOW),
         Request(AUDITOR, "replay", RUN, {**_NOW, "from_step": 0, "to_step": 10}),
+        Request(OPERATOR, "request-release", ADAPTER, {**_NOW, **_ASKED}),
+        Request(OPERATOR, "withdraw-request", ADAPTER, {**_NOW, "unit": "legal"}),
+        Request(REVIEWER, "add-finding", ADAPTER, {**_NOW, **_FOUND, "blocks": True, "owner": "olga", "due": _LATER}),
+        Request(REVIEWER, "close-finding", ADAPTER, {**_NOW, **_FOUND, "finder": "rita"}),
+        Request(REVIEWER, "delegate", STANDING_IN, {**_NOW, "field": "privacy", "until": _LATER}),
+        Request(OWNER, "break-glass", ADAPTER, {**_NOW, **_RELEASE, "until": _LATER}),
         Request(REVIEWER, "review", ADAPTER, {**_NOW, **_REVIEW}),
         Request(OWNER, "activate", ADAPTER, {**_NOW, **_RELEASE, "adds_instruction": False}),
         Request(OWNER, "roll-back", ADAPTER, {**_NOW, **_RELEASE, "adds_instruction": False}),
@@ -109,6 +119,10 @@ SAMPLES: dict[str, Request] = {
 
 REJECTION = replace(SAMPLES["review"], context={**_NOW, **_REJECTION})
 """A review too, which lacks the date."""
+IN_ANOTHERS_PLACE = replace(SAMPLES["review"], context={**_NOW, **_REVIEW, "on_behalf_of": "raul"})
+"""A review too, by a delegate."""
+END_OF_DELEGATION = replace(SAMPLES["delegate"], context={**_NOW, "field": "privacy"})
+"""A delegation's end has no date."""
 
-PROBES = (*SAMPLES.values(), REJECTION)
+PROBES = (*SAMPLES.values(), REJECTION, IN_ANOTHERS_PLACE, END_OF_DELEGATION)
 """Every form of request that a set's schema must take."""

@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from appliance.cli.reviews.conditions import CONDITIONS, parse_conditions
+from appliance.cli.reviews.evidence import conditions_text, evidence_value, gather, print_evidence
 from appliance.cli.support.caller import Caller, is_interactive
 from appliance.cli.support.command import group, reads, signs
-from appliance.cli.support.output import plain, print_facts, print_json, print_line, print_table, say
-from appliance.cli.support.progress import Meter, show_bytes
+from appliance.cli.support.output import plain, print_facts, print_json, print_table, say
 from appliance.cli.support.reviews import state_of, until_of
 from appliance.cli.support.signing import receipt_value, sign_and_submit
 from appliance.cli.support.times import END_HELP, parse_end
-from appliance.domain.data.teaching import example_request
 from appliance.domain.evaluation.quality import list_measures, list_warnings
 from appliance.errors import BadInput, Denied
 
 if TYPE_CHECKING:
     from appliance.client.reviews import ReviewMaterial
+    from appliance.domain.core.decisions import Conditions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_VALID_DAYS = 90
 _MEANINGS = {
     "approve": "I reviewed what this signature binds and approve it for {unit}, for the field {field}.",
+    "approve-with-conditions": "I reviewed what this signature binds and approve it for {unit}, for the field {field}, "
+    "while the conditions hold.",
+    "request-changes": "I reviewed what this signature binds and ask for changes before {unit} uses it, for the field "
+    "{field}.",
     "reject": "I reviewed what this signature binds and reject it for {unit}, for the field {field}.",
+    "withdraw": "I take back my last decision on it for {unit}, for the field {field}.",
+}
+_NAMES = {
+    "approve": "approval",
+    "approve-with-conditions": "approval with conditions",
+    "request-changes": "request for changes",
+    "reject": "rejection",
 }
 
 
@@ -61,8 +72,8 @@ def list_reviews(caller: Caller, unit: str | None) -> None:
                 r["run"],
                 r["ordered_by"],
                 r["index"],
-                _decisions(r, "approve", unit),
-                _decisions(r, "reject", unit),
+                _decisions(r, ("approve", "approve-with-conditions"), unit),
+                _decisions(r, ("reject", "request-changes"), unit),
                 r["quarantined"],
             )
             for r in rows
@@ -85,28 +96,13 @@ def _warn(row: dict[str, Any]) -> list[str]:
     return [*(f"warning: {name}: {plain(text)}" for text in row["warnings"]), f"  measured: {plain(measures)}"]
 
 
-def _decisions(row: dict[str, Any], decision: str, unit: str | None) -> str:
-    found = [r for r in row["reviews"] if r["decision"] == decision and unit in (None, r["unit"])]
+def _decisions(row: dict[str, Any], decisions: tuple[str, ...], unit: str | None) -> str:
+    found = [r for r in row["reviews"] if r["decision"] in decisions and unit in (None, r["unit"])]
     return ", ".join(f"{r['reviewer']} ({r['field']}, {r['unit']}{_unless_standing(r)})" for r in found) or "-"
 
 
 def _unless_standing(row: dict[str, Any]) -> str:
     return "" if row["state"] == "standing" else f"; {state_of(row)}"
-
-
-def gather(caller: Caller, name: str) -> ReviewMaterial:
-    """Downloads, hashes and checks an adapter, with a meter."""
-    from appliance.client.reviews import gather as gather_evidence
-
-    door, meter = caller.reading(), Meter(f"hashes {name}", 0, "bytes")
-
-    def advance(count: int) -> None:
-        meter.total += count
-        meter.advance(count)
-
-    evidence = gather_evidence(door, caller.anchor, name, advance)
-    meter.close()
-    return evidence
 
 
 @review.command("show", example="appliance review show clauses@1")
@@ -126,121 +122,6 @@ def show(caller: Caller, adapter: str) -> None:
     say("", f"next: appliance review approve {adapter} --unit UNIT, or: appliance review reject {adapter} --unit UNIT")
 
 
-def print_evidence(evidence: ReviewMaterial, *, err: bool = False) -> None:
-    """The signed part first: the manifest and its files. Then what they say. Then what only the service says."""
-
-    def line(text: str) -> None:
-        say(text) if err else print_line(text)
-
-    line(f"Adapter {evidence.name}. A signature binds this manifest, and through it every byte below:")
-    print_facts([("  manifest", evidence.digest)], err=err)
-    for file in evidence.manifest.files:
-        line(f"    {file.digest}  {show_bytes(file.size):>9}  {file.path}")
-    line("")
-    line("Checked here: every file by its digest, the appliance's signature over them, the provenance, the log.")
-    print_facts(
-        [
-            ("  sealed", f"entry {evidence.sealed}, {evidence.sealed_at}, under a log of {evidence.log_size} entries"),
-            ("  log vouched for by", evidence.said_by),
-            ("  run", f"{evidence.run}, ordered by {evidence.ordered_by}"),
-            ("  order", evidence.order),
-        ],
-        err=err,
-    )
-    for title, facts in (
-        ("Made of, by the signed provenance:", [(f"  {name}", digest) for name, digest in evidence.materials]),
-        ("Warnings, by metrics.json:", [("  warning", text) for text in warnings_of(evidence)]),
-        ("Measured on the held-out rows, in metrics.json:", _metrics(evidence)),
-        ("Trained with, in recipe.json:", _members(evidence.contents.get("recipe.json"))),
-        ("Taught, by the dataset that the provenance names:", _taught(evidence)),
-        ("Stands on, in base.json:", _members(evidence.contents.get("base.json"))),
-        ("From the service; no review confirms it:", _told(evidence)),
-    ):
-        if facts:
-            line("")
-            line(title)
-            print_facts(facts, err=err)
-
-
-def _members(value: Any) -> list[tuple[str, object]]:
-    from appliance.client.support.orders import label_of, show_value
-
-    return [(f"  {label_of(str(k))}", show_value(v)) for k, v in value.items()] if isinstance(value, dict) else []
-
-
-def _metrics(evidence: ReviewMaterial) -> list[tuple[str, object]]:
-    metrics = evidence.contents.get("metrics.json")
-    if not isinstance(metrics, dict):
-        return []
-    beside = [(f"  {name}", text) for name, text in list_measures(metrics)]
-    found = [(f"  {who}", dict(sorted(found.items()))) for who, found in metrics.items() if isinstance(found, dict)]
-    return [*beside, *found]
-
-
-def _taught(evidence: ReviewMaterial) -> list[tuple[str, object]]:
-    teaching = evidence.teaching
-    gone = "its text was erased, or the service withholds it"
-    told = gone if teaching.instruction is None else teaching.instruction or "none"
-    example = example_request("TASK", teaching, added=False)
-    facts: list[tuple[str, object]] = [("  task", teaching.about.task), ("  instruction", told)]
-    if teaching.about.labels:
-        facts.append(("  labels", ", ".join(teaching.about.labels)))
-    return [*facts, ("  example", f"POST {example['path']} {json.dumps(example['body'], ensure_ascii=False)}")]
-
-
-def warnings_of(evidence: ReviewMaterial) -> list[str]:
-    """What the metrics that a signature binds warn of."""
-    metrics = evidence.contents.get("metrics.json")
-    return list_warnings(metrics) if isinstance(metrics, dict) else []
-
-
-def _told(evidence: ReviewMaterial) -> list[tuple[str, object]]:
-    told = evidence.told
-    dataset, base = told.get("dataset") or {}, told.get("base") or {}
-    reviews = told["adapter"]["reviews"]
-    return [
-        ("  base licence", base.get("licence")),
-        ("  dataset licence", dataset.get("licence")),
-        ("  dataset classification", dataset.get("classification")),
-        ("  dataset imported by", dataset.get("imported_by")),
-        ("  reviews", "\n".join(_review_line(r) for r in reviews) or "none yet"),
-        ("  revoked", told["adapter"]["revoked"]),
-        ("  quarantined", told["adapter"]["quarantined"]),
-    ]
-
-
-def _review_line(row: dict[str, Any]) -> str:
-    decision = {"approve": "approved", "reject": "rejected"}.get(row["decision"], row["decision"])
-    who = f"{decision} for {row['unit']} by {row['reviewer']} ({row['field']})"
-    return f"entry {row['index']}: {who}{until_of(row)}; {state_of(row)}"
-
-
-def evidence_value(evidence: ReviewMaterial) -> dict[str, Any]:
-    """The same as JSON."""
-    return {
-        "adapter": evidence.name,
-        "manifest": evidence.digest,
-        "files": [{"path": f.path, "size": f.size, "digest": f.digest} for f in evidence.manifest.files],
-        "sealed": evidence.sealed,
-        "sealed_at": evidence.sealed_at,
-        "log_size": evidence.log_size,
-        "log_vouched_for_by": evidence.said_by,
-        "run": evidence.run,
-        "ordered_by": evidence.ordered_by,
-        "order": evidence.order,
-        "materials": dict(evidence.materials),
-        "contents": dict(evidence.contents),
-        "warnings": warnings_of(evidence),
-        "teaching": {
-            "task": evidence.teaching.about.task,
-            "instruction": evidence.teaching.instruction,
-            "labels": list(evidence.teaching.about.labels),
-            "example": example_request("TASK", evidence.teaching, added=False),
-        },
-        "told": dict(evidence.told),
-    }
-
-
 def _decide(
     caller: Caller,
     decision: str,
@@ -248,39 +129,45 @@ def _decide(
     unit: str,
     field: str | None,
     meaning: str | None,
+    reason: str | None,
+    on_behalf_of: str | None,
     valid_until: str | None = None,
+    conditions: Conditions | None = None,
 ) -> None:
-    """What both decisions have in common: evidence, field, meaning, signature."""
+    """What all decisions have in common: evidence, field, meaning, reason, signature."""
     from appliance.client.reviews import propose_review
 
     _check_meaning(caller, decision, meaning)
     evidence = gather(caller, adapter)
     print_evidence(evidence, err=True)
-    chosen = field or _own_field(caller)
+    chosen = field or (_own_field(caller) if on_behalf_of is None else _delegated_field(caller, on_behalf_of))
     text = _meaning(decision, unit, chosen, meaning)
-    proposal = propose_review(caller.about, caller.signer, evidence, decision, unit, chosen, text, valid_until)
-    receipt = sign_and_submit(caller, proposal, _replaced(caller.signer, evidence, unit))
+    why = _reason(caller, decision, reason, asked=evidence.request_for(unit) is not None)
+    terms: dict[str, Any] = {"reason": why, "conditions": conditions, "on_behalf_of": on_behalf_of}
+    proposal = propose_review(caller.about, caller.signer, evidence, decision, unit, chosen, text, valid_until, **terms)
+    receipt = sign_and_submit(caller, proposal, _replaced(caller.signer, evidence, unit, on_behalf_of))
     if caller.json:
         print_json(receipt_value(receipt))
         return
-    print_facts(
-        [
-            ("decision", f"{decision} {adapter} for {unit}"),
-            ("field", chosen),
-            ("meaning", text),
-            ("valid until", valid_until or "you replace it"),
-            ("entry", receipt.index),
-        ]
-    )
+    facts: list[tuple[str, object]] = [("decision", f"{decision} {adapter} for {unit}"), ("field", chosen)]
+    if conditions is not None:
+        facts.append(("conditions", conditions_text(conditions.model_dump(mode="json"))))
+    until = [] if decision == "withdraw" else [("valid until", valid_until or "you replace it")]
+    print_facts([*facts, ("meaning", text), *until, ("entry", receipt.index)])
 
 
-def _replaced(signer: str, evidence: ReviewMaterial, unit: str) -> list[str]:
+def _replaced(signer: str, evidence: ReviewMaterial, unit: str, on_behalf_of: str | None) -> list[str]:
     """What of the signer's own this decision replaces."""
     reviews = evidence.told["adapter"]["reviews"]
-    own = [r for r in reviews if (r["reviewer"], r["unit"], r["state"]) == (signer, unit, "standing")]
-    named = {"approve": "approval", "reject": "rejection"}
+    own = [
+        r
+        for r in reviews
+        if (r["reviewer"], r["unit"], r["state"]) == (signer, unit, "standing")
+        and r["decision"] in _NAMES
+        and (r["on_behalf_of"] or {}).get("principal") == on_behalf_of
+    ]
     return [
-        f"Your {named[r['decision']]} of {evidence.name} for {unit} already stands{until_of(r)} "
+        f"Your {_NAMES[r['decision']]} of {evidence.name} for {unit} already stands{until_of(r)} "
         f"(entry {r['index']}, field {r['field']}). What you sign now takes its place."
         for r in own
     ]
@@ -296,6 +183,27 @@ def _own_field(caller: Caller) -> str:
     if len(fields) != 1:
         raise BadInput(f"field: expected --field with one of {', '.join(fields)}, got none; {held}")
     return fields[0]
+
+
+def _delegated_field(caller: Caller, delegator: str) -> str:
+    """The one field that this person delegated to the signer."""
+    rows = caller.reading().get("/v1/delegations")
+    fields = [r["field"] for r in rows if (r["delegator"], r["delegate"]) == (delegator, caller.signer)]
+    if len(fields) != 1:
+        told = f"expected --field with one that {delegator} delegated to {caller.signer}"
+        raise BadInput(f"field: {told}, got none; delegated: {', '.join(fields) or 'none'}")
+    return str(fields[0])
+
+
+def _reason(caller: Caller, decision: str, given: str | None, *, asked: bool) -> str | None:
+    """Needed for every decision on a request, and for those on which somebody must act."""
+    if given is not None and given.strip():
+        return given.strip()
+    if given is None and not asked and decision in ("approve", "reject"):
+        return None
+    if given is None and not caller.yes and is_interactive():
+        return str(click.prompt("Your reason", err=True)).strip()
+    raise BadInput(f"review {decision}, reason: expected --reason TEXT with why you decide so, got none")
 
 
 def _check_meaning(caller: Caller, decision: str, given: str | None) -> None:
@@ -322,11 +230,13 @@ def _valid_until(until: str | None) -> str:
 
 
 def _options(*others: Any) -> Callable[[F], F]:
-    """The options of both decisions; `others` follow them."""
+    """The options of every decision; `others` follow them."""
     options = (
         click.option("--unit", required=True, metavar="NAME", help="The business unit that the decision is for."),
         click.option("--field", metavar="FIELD", help="The field you review; needed when you have more than one."),
         click.option("--meaning", metavar="TEXT", help="What your signature means. Default: you are asked."),
+        click.option("--reason", metavar="TEXT", help="Why. Needed where a release was requested."),
+        click.option("--on-behalf-of", metavar="NAME", help="Decide for a reviewer who delegated the field to you."),
         *others,
     )
 
@@ -353,12 +263,28 @@ def _options(*others: Any) -> Callable[[F], F]:
         metavar="TIME",
         help=f"Until when it is valid: {END_HELP} Default: {DEFAULT_VALID_DAYS}d.",
     ),
+    *CONDITIONS,
 )
 @signs
 @click.pass_obj
-def approve(caller: Caller, /, adapter: str, until: str | None, **terms: Any) -> None:
-    """Sign that an adapter may answer for one unit, until a date. Shows what the signature binds first."""
-    _decide(caller, "approve", adapter, valid_until=_valid_until(until), **terms)
+def approve(
+    caller: Caller,
+    /,
+    adapter: str,
+    until: str | None,
+    not_before: str | None,
+    not_after: str | None,
+    tasks: tuple[str, ...],
+    answers_a_day: int | None,
+    **terms: Any,
+) -> None:
+    """Sign that an adapter may answer for one unit, until a date. Shows what the signature binds first.
+
+    With a condition it is an approval with conditions. The service enforces them.
+    """
+    conditions = parse_conditions(not_before, not_after, tasks, answers_a_day)
+    decision = "approve" if conditions is None else "approve-with-conditions"
+    _decide(caller, decision, adapter, valid_until=_valid_until(until), conditions=conditions, **terms)
 
 
 @review.command("reject", example="appliance review reject clauses@1 --unit legal --meaning 'Accuracy is too low.'")
@@ -372,3 +298,26 @@ def reject(caller: Caller, /, adapter: str, **terms: Any) -> None:
     It stands until you replace it with an approval of your own.
     """
     _decide(caller, "reject", adapter, **terms)
+
+
+@review.command(
+    "request-changes",
+    example="appliance review request-changes clauses@1 --unit legal --reason 'Show the recall of rare clauses.'",
+)
+@click.argument("adapter", metavar="NAME@VERSION")
+@_options()
+@signs
+@click.pass_obj
+def request_changes(caller: Caller, /, adapter: str, **terms: Any) -> None:
+    """Sign that you do not approve what is asked for. It stands until it is asked for again, or you decide again."""
+    _decide(caller, "request-changes", adapter, **terms)
+
+
+@review.command("withdraw", example="appliance review withdraw clauses@1 --unit legal --reason 'I was mistaken.'")
+@click.argument("adapter", metavar="NAME@VERSION")
+@_options()
+@signs
+@click.pass_obj
+def withdraw(caller: Caller, /, adapter: str, **terms: Any) -> None:
+    """Sign that your last decision on an adapter for one unit no longer counts."""
+    _decide(caller, "withdraw", adapter, **terms)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from appliance.cli.reviewers import gather, print_evidence
+from appliance.cli.reviews.evidence import gather, print_evidence
+from appliance.cli.reviews.releasing import break_glass, request, withdraw_request
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import command, group, reads, shares, signs
 from appliance.cli.support.output import plain, print_facts, print_json, print_line, print_table, say
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 
 @group("release", example="appliance release history --unit legal")
 def release() -> None:
-    """Which adapter answers a unit's task: activate, roll back, export, history."""
+    """Which adapter answers a unit's task: request, activate, roll back, export, history."""
+
+
+for _command in (request, withdraw_request, break_glass):
+    release.add_command(_command)
 
 
 @release.command("activate", example="appliance release activate clauses@1 --unit legal --task labels")

@@ -45,10 +45,13 @@ def _latest(door: Door, adapter: str, unit: str) -> str:
     """A minute less than the service lets it, so that the order may travel."""
     rules, now = door.about.parameters, encode_time(datetime.now(UTC))
     limit = add_seconds(now, int(rules["export_lifetime_s"]) - 60)
-    reviews = door.get(f"/v1/adapters/{adapter}")["reviews"]
-    last = {review["reviewer"]: review for review in reviews if review["unit"] == unit}
-    ends = [review["valid_until"] for review in last.values() if now < (review["valid_until"] or now)]
-    return str(min([limit, *ends, *_witnessed(door, rules)]))
+    row = door.get(f"/v1/adapters/{adapter}")
+    last = {review["reviewer"]: review for review in row["reviews"] if review["unit"] == unit}
+    asked = [one["request"] for one in row["asked"] if one["request"]["unit"] == unit]
+    dates = [review[name] for review in last.values() for name in ("valid_until", "again_by")]
+    dates += [(one["conditions"] or {}).get("not_after") for one in (*last.values(), *asked)]
+    dates += [one["due"] for one in row["findings"] if one["kind"] == "exception" and one["open"]]
+    return str(min([limit, *(date for date in dates if now < (date or now)), *_witnessed(door, rules)]))
 
 
 def _witnessed(door: Door, rules: Mapping[str, Any]) -> list[str]:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from appliance.client.decisions import AskedRelease, FoundTexts, read_finding, read_request, with_reason
 from appliance.client.support.door import About, Door
 from appliance.client.support.log import Anchor, Proven, adapter_key, read_entry
 from appliance.client.support.orders import Proposal, propose
+from appliance.domain.core.decisions import Conditions
 from appliance.domain.core.names import split_version, versioned
 from appliance.domain.data.bases import RevokeBase
 from appliance.domain.data.datasets import RevokeDataset
@@ -52,8 +54,14 @@ class ReviewMaterial:
     contents: Mapping[str, Any]
     materials: tuple[tuple[str, str], ...]
     teaching: Teaching
+    asked: tuple[AskedRelease, ...]
+    found: tuple[FoundTexts, ...]
     said_by: str
     told: Mapping[str, Any]
+
+    def request_for(self, unit: str) -> str | None:
+        """The request that a decision for the unit is made on, by its order."""
+        return next((one.order for one in self.asked if one.unit == unit), None)
 
 
 def gather(door: Door, anchor: Anchor, name: str, progress: Callable[[int], None]) -> ReviewMaterial:
@@ -65,6 +73,7 @@ def gather(door: Door, anchor: Anchor, name: str, progress: Callable[[int], None
     4. the adapter key of the log's first entry signed manifest and files, and the provenance over the manifest
     5. the run's order in the log is the one that the provenance names
     6. the dataset's labels and instruction are those of the dataset that the provenance names
+    7. the release requests and the findings are those of entries in the log
     """
     told = door.get(f"/v1/adapters/{name}/review")
     row = told["adapter"]
@@ -97,6 +106,8 @@ def gather(door: Door, anchor: Anchor, name: str, progress: Callable[[int], None
         contents=contents,
         materials=materials,
         teaching=teaching,
+        asked=tuple(read_request(door, anchor, name, one) for one in row["asked"]),
+        found=tuple(read_finding(door, anchor, name, one) for one in row["findings"]),
         said_by=anchor.said_by,
         told=told,
     )
@@ -193,15 +204,23 @@ def propose_review(
     field: str,
     meaning: str,
     valid_until: str | None,
+    *,
+    reason: str | None = None,
+    conditions: Conditions | None = None,
+    on_behalf_of: str | None = None,
 ) -> Proposal:
+    """On the request that stands for the unit, by what was read of the log."""
     values = {
         **_adapter(evidence),
         "decision": decision,
         "unit": unit,
         "field": field,
         "valid_until": valid_until,
+        "request": evidence.request_for(unit),
+        "conditions": conditions,
+        "on_behalf_of": on_behalf_of,
     }
-    return propose(about, signer, Review, values, texts={"meaning": meaning})
+    return propose(about, signer, Review, values, texts=with_reason({"meaning": meaning}, reason))
 
 
 def propose_release(

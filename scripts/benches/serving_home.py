@@ -146,6 +146,9 @@ class Home:
                 field={"rita": "privacy", "rob": "model-risk"}[who],
                 meaning=meaning.commitment,
                 valid_until=add_seconds(self._site.now(), 30 * 86_400),
+                request=None,
+                conditions=None,
+                on_behalf_of=None,
                 **self.on(adapter),
                 **self._terms(who),
             )

@@ -27,10 +27,10 @@ from appliance.config import Settings, load_settings
 from appliance.domain.core import credentials
 from appliance.domain.core.names import add_seconds, encode_value
 from appliance.domain.core.order import Order, encode_order
-from appliance.domain.core.policy_files import assemble_policy
 from appliance.domain.data.imports import ImportBase, ImportDataset
 from appliance.domain.governance.endorsement import Endorse
 from appliance.domain.governance.people import Enroll
+from appliance.domain.governance.policy_files import assemble_policy
 from appliance.domain.recipe.parsing import parse_recipe
 from appliance.domain.recipe.recipe import Facts, resolve_recipe
 from appliance.domain.releases.activations import Activate
@@ -398,6 +398,9 @@ class Appliance:
             "field": ROLES.get(who, "reviewer:privacy").partition(":")[2] or "privacy",
             "meaning": meaning.commitment,
             "valid_until": None if changes.get("decision") == "reject" else add_seconds(self.now(), 30 * 86_400),
+            "request": None,
+            "conditions": None,
+            "on_behalf_of": None,
             **self.on(name),
             **self.terms(who),
             **changes,

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
 from appliance.domain.core.credentials import Possession, SessionStatement, TokenRequest, encode_credential
+from appliance.domain.core.decisions import APPROVALS, Conditions
 from appliance.domain.core.entry import Entry, encode_entry, parse_entry
 from appliance.domain.core.event import Event, Ordered
 from appliance.domain.core.names import add_seconds, encode_value
@@ -25,6 +26,7 @@ from appliance.domain.core.state import State
 from appliance.domain.data.bases import BaseImported, BaseRevoked, RevokeBase
 from appliance.domain.data.datasets import DatasetImported, DatasetRevoked, RevokeDataset
 from appliance.domain.data.imports import CancelImport, ImportBase, ImportCancelled, ImportDataset, ImportRequested
+from appliance.domain.governance.delegations import Delegate, FieldDelegated
 from appliance.domain.governance.endorsement import Endorse, OrderPending
 from appliance.domain.governance.keys import KeyEnrolled, KeyRevoked, NewKey, ReplaceKey, RevokeKey, RotateKey
 from appliance.domain.governance.log_keys import LogKeyRotated, RotateLogKey
@@ -42,8 +44,17 @@ from appliance.domain.governance.service import Administrator, Initialized
 from appliance.domain.recipe.recipe import LINEAR_LAYERS, ResolvedRecipe
 from appliance.domain.releases.activations import Activate, ReleaseActivated
 from appliance.domain.releases.adapters import SLSA_PROVENANCE, AdapterSealed
+from appliance.domain.releases.emergencies import BreakGlass, EmergencyDeclared
 from appliance.domain.releases.exports import AdapterExported, ExportAdapter, standing_of
+from appliance.domain.releases.findings import AddFinding, CloseFinding, FindingAdded, FindingClosed
+from appliance.domain.releases.requests_for_release import (
+    ReleaseRequested,
+    RequestRelease,
+    RequestWithdrawn,
+    WithdrawRequest,
+)
 from appliance.domain.releases.reviews import Review, ReviewRecorded
+from appliance.domain.releases.tiers import current_request
 from appliance.domain.retention.holds import HoldLifted, HoldPlaced, LiftHold, PlaceHold
 from appliance.domain.retention.texts import Erase, TextErased
 from appliance.domain.rulebook.apply import apply
@@ -639,19 +650,96 @@ class LogBuilder:
         }
 
     def review_order(self, signer: str, field: str, version: int = 1, **fields: Any) -> Review:
+        """On the request that stands; approved for a day, unless told otherwise."""
+        decision = fields.get("decision", "approve")
+        approves, usual = decision in APPROVALS, decision in ("approve", "reject")
+        row = self.state.adapters.get(f"clauses@{version}")
+        request = None if row is None else current_request(self.state, row, fields.get("unit", "legal"))
         standing: dict[str, Any] = {
             **self.on_adapter(version),
             "decision": "approve",
             "unit": "legal",
             "field": field,
             "meaning": self.text("I have examined this adapter."),
-            "valid_until": None if fields.get("decision") == "reject" else add_seconds(self.now, 86_400),
+            "valid_until": add_seconds(self.now, 86_400) if approves else None,
+            "request": None if request is None else request.order,
+            "conditions": None,
+            "on_behalf_of": None,
+            "reason": self.text("Because.") if request is not None or not usual else None,
         }
         return self.order(Review, signer, **standing | fields)
 
     def review(self, signer: str, field: str, version: int = 1, **fields: Any) -> Entry:
         order = self.review_order(signer, field, version, **fields)
         return self.ordered(ReviewRecorded(policy=self.in_force), order)
+
+    def request_order(self, by: str = "olga", version: int = 1, **fields: Any) -> RequestRelease:
+        standing: dict[str, Any] = {
+            **self.on_adapter(version),
+            "unit": "legal",
+            "exposure": "internal",
+            "purpose": "assist",
+            "tier": "low",
+            "verdict": None,
+            "intended_use": self.text("Sorting of clauses."),
+            "limits": self.text("Not for advice."),
+            "conditions": None,
+        }
+        return self.order(RequestRelease, by, **standing | fields)
+
+    def request_release(self, by: str = "olga", **fields: Any) -> Entry:
+        return self.ordered(ReleaseRequested(policy=self.in_force), self.request_order(by, **fields))
+
+    def withdrawal_order(self, by: str = "olga", version: int = 1, **fields: Any) -> WithdrawRequest:
+        row = self.state.adapters.get(f"clauses@{version}")
+        request = None if row is None else current_request(self.state, row, fields.get("unit", "legal"))
+        standing: dict[str, Any] = {
+            **self.on_adapter(version),
+            "unit": "legal",
+            "request": digest_bytes(b"none") if request is None else request.order,
+        }
+        return self.order(WithdrawRequest, by, **standing | fields)
+
+    def withdraw_request(self, by: str = "olga", **fields: Any) -> Entry:
+        return self.ordered(RequestWithdrawn(policy=self.in_force), self.withdrawal_order(by, **fields))
+
+    def finding_order(self, by: str = "rita", version: int = 1, **fields: Any) -> AddFinding:
+        """A reviewer's finding; one that blocks, unless told otherwise."""
+        standing: dict[str, Any] = {
+            **self.on_adapter(version),
+            "kind": "issue",
+            "severity": "high",
+            "blocks": True,
+            "field": "privacy",
+            "owner": "olga",
+            "due": add_seconds(self.now, 86_400),
+            "finding": self.text("A name is answered."),
+            "remedy": self.text("Train without names."),
+            "retest": self.text("Ask for names again."),
+        }
+        return self.order(AddFinding, by, **standing | fields)
+
+    def find(self, by: str = "rita", **fields: Any) -> Entry:
+        return self.ordered(FindingAdded(policy=self.in_force), self.finding_order(by, **fields))
+
+    def closing_order(self, entry: int, by: str = "rita", version: int = 1) -> CloseFinding:
+        evidence = self.text("No name is answered.")
+        return self.order(CloseFinding, by, **self.on_adapter(version), entry=entry, evidence=evidence)
+
+    def close(self, entry: int, by: str = "rita") -> Entry:
+        return self.ordered(FindingClosed(policy=self.in_force), self.closing_order(entry, by))
+
+    def delegation_order(self, to: str, by: str = "rita", **fields: Any) -> Delegate:
+        standing: dict[str, Any] = {"principal": to, "field": "privacy", "until": add_seconds(self.now, 86_400)}
+        return self.order(Delegate, by, **standing | fields)
+
+    def delegate(self, to: str, by: str = "rita", **fields: Any) -> Entry:
+        return self.ordered(FieldDelegated(policy=self.in_force), self.delegation_order(to, by, **fields))
+
+    def break_glass(self, version: int = 1, second: str = "ben", **fields: Any) -> Entry:
+        standing = {"until": add_seconds(self.now, 3_600), "reason": self.text("The newer one fails.")}
+        order = self.release_order(BreakGlass, version=version, **standing | fields)
+        return self.two(EmergencyDeclared(policy=self.in_force), order, second=second)
 
     # Serving.
 
@@ -701,12 +789,12 @@ class LogBuilder:
         order = self.order(RevokeDataset, by, **{"dataset": "clauses", "version": 1, "digest": digest, **fields})
         return self.ordered(DatasetRevoked(policy=self.in_force), order)
 
-    def load(self, version: int = 1) -> Entry:
+    def load(self, version: int = 1, **fields: Any) -> Entry:
         """Into an empty slot: what was loaded before is taken out."""
         slot = self.state.slots.get("legal/labels")
         if slot is not None and slot.loaded is not None:
             self.add(self.unloaded(adapter=slot.adapter))
-        admitted = self.add(self.admitted(version))
+        admitted = self.add(self.admitted(version, **fields))
         return self.add(self.loaded(admitted.index, version))
 
     def loaded(self, admitted: int, version: int = 1, **fields: Any) -> AdapterLoaded:
@@ -843,6 +931,7 @@ def _stage(name: str, policy: PolicySet | None) -> LogBuilder:
         "serving": "released",
         "kept": "serving",
         "replayed": "imported",
+        "decided": "sealed",
     }[name]
     site = _stage(before, policy).fork()
     _STEPS[name](site)
@@ -851,7 +940,8 @@ def _stage(name: str, policy: PolicySet | None) -> LogBuilder:
 
 def stage(name: str, policy: PolicySet | None = None) -> LogBuilder:
     """A site of one's own at a point of the journey: initialized, staffed, imported, trained, sealed, approved,
-    released, serving, kept; and, from imported, replayed. Its policy set has no Cedar policies unless one is given."""
+    released, serving, kept; and, from imported, replayed; and, from sealed, decided. Its policy set has no Cedar
+    policies unless one is given."""
     return _stage(name, policy).fork()
 
 
@@ -916,6 +1006,24 @@ def _replay(site: LogBuilder) -> None:
     site.add(ReplayFailed(order=order, run=run, code="tampered", message=site.text("Other bytes.")))
 
 
+def _decide(site: LogBuilder) -> None:
+    """Everything about a decision happens once: asked, found, delegated, approved under conditions, taken back, and
+    released in an emergency."""
+    conditions = Conditions(not_before=site.now, not_after=None, tasks=("labels",), answers_a_day=9)
+    site.enroll("dana", "reviewer:legal-risk")
+    site.delegate("dana")
+    site.request_release(conditions=conditions)
+    site.close(site.find().index)
+    site.review("dana", "privacy", on_behalf_of="rita", decision="approve-with-conditions", conditions=conditions)
+    site.review("raul", "model-risk")
+    site.activate()
+    site.load()
+    site.add(site.request(1))
+    site.add(site.answered(1))
+    site.withdraw_request()
+    site.break_glass()
+
+
 _STEPS: dict[str, Any] = {
     "staffed": _staff,
     "imported": _import,
@@ -926,4 +1034,5 @@ _STEPS: dict[str, Any] = {
     "serving": _serve,
     "kept": _keep,
     "replayed": _replay,
+    "decided": _decide,
 }

@@ -24,6 +24,7 @@ from appliance.errors import (
     TooLarge,
     TooMany,
     Unavailable,
+    UsedUp,
 )
 
 _CODE = re.compile(r"[a-z][a-z0-9-]*")
@@ -53,6 +54,7 @@ GENERAL: dict[str, Code] = {
     "conflict": Code((Conflict,), "it was done already, or the thing is in another state", "look at its state first"),
     "tampered": Code((Tampered,), "bytes, a signature or the history do not hold", "stop, and call an auditor"),
     "unavailable": Code((Unavailable,), "the machine, the database or a wall is not there now", "try again"),
+    "used-up": Code((UsedUp,), "what was allowed for a time is used up", "ask again after it"),
     "too-many": Code((TooMany,), "the appliance's rate limit is reached", "wait as long as `Retry-After` says"),
 }
 """The code of each class, where nothing more precise is known."""
@@ -113,6 +115,9 @@ UNITS = {
     "context-length": Code((TooLarge,), "the prompt does not fit the model's context", "send less"),
     "concurrent-limit": Code((TooMany,), "the unit has too many requests at once", "wait for one to end"),
     "rate-limit": Code((TooMany,), "the unit's requests of this minute are used up", "wait for `Retry-After`"),
+    "answers-a-day": Code(
+        (UsedUp,), "a condition of the approval: the day's answers are used up", "ask again after 00:00 UTC"
+    ),
     "token-limit": Code((TooMany,), "the unit's tokens of this minute or day are used up", "wait for `Retry-After`"),
     "answer-altered": Code((BadInput,), "the chat template changes the answer's text", "give other messages or rows"),
     "cache-full": Code((Unavailable,), "the engine has no memory for another request", "ask again"),

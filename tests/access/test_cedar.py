@@ -29,7 +29,7 @@ from appliance.access.samples import (
 )
 from appliance.domain.audit.log_replay import Decide, SitePolicy
 from appliance.domain.audit.verify import verify_log
-from appliance.domain.core.names import NO_DIGEST
+from appliance.domain.core.names import NO_DIGEST, add_seconds
 from appliance.domain.core.order import Order
 from appliance.domain.core.policy import Parameters, PolicySet
 from appliance.domain.data.bases import RevokeBase
@@ -44,6 +44,7 @@ from appliance.domain.governance.policies import AdoptPolicy
 from appliance.domain.governance.rules import RaiseRules
 from appliance.domain.releases.activations import Activate, RollBack
 from appliance.domain.releases.adapters import RevokeAdapter
+from appliance.domain.releases.emergencies import BreakGlass
 from appliance.domain.retention.holds import LiftHold, PlaceHold
 from appliance.domain.retention.texts import Erase
 from appliance.domain.rulebook.registry import VERBS, reasons_against
@@ -78,6 +79,8 @@ def orders(site: LogBuilder) -> dict[str, Order]:
     run = site.request_run()
     wanted = site.state.imports.get(order_of(site.request_import()))
     assert wanted is not None
+    site.enroll("dana", "reviewer:legal-risk")
+    site.request_release(unit="sales")
     enroll, _ = site.enrolment("newcomer", ("operator", "release-owner:legal"))
     several, _ = site.enrolments({"mia": ("operator",), "max": ("release-owner:legal",)})
     made: list[Order] = [
@@ -94,6 +97,12 @@ def orders(site: LogBuilder) -> dict[str, Order]:
         site.order(CancelImport, "ines", order=wanted.order),
         site.order(Resume, "olga", run=run),
         site.order(ReplayRun, "audrey", run=run, from_step=0, to_step=2),
+        site.request_order(),
+        site.withdrawal_order(unit="sales"),
+        site.finding_order(),
+        site.closing_order(site.find(blocks=False).index),
+        site.delegation_order("dana"),
+        site.release_order(BreakGlass, until=add_seconds(site.now, 600)),
         site.review_order("rita", "privacy"),
         site.release_order(Activate),
         site.release_order(RollBack),
@@ -191,6 +200,13 @@ SEEN = [
     ("review", 'context.unit == "legal" && context.field == "privacy" && context.decision == "approve"'),
     ("review", 'context has valid_until && context.valid_until.durationSince(context.now) == duration("1d")'),
     ("review", 'resource.dataset.classification == "internal" && resource.ordered_by == Principal::"olga"'),
+    ("review", "!(context has on_behalf_of)"),
+    ("request-release", 'context.exposure == "internal" && context.purpose == "assist" && context.tier == "low"'),
+    ("withdraw-request", 'context.unit == "sales"'),
+    ("add-finding", 'context.severity == "high" && context.blocks && context.owner == "olga"'),
+    ("close-finding", 'context.finder == "rita" && context.field == "privacy" && context.kind == "issue"'),
+    ("delegate", 'resource in Role::"reviewer:legal-risk" && context has until && context.field == "privacy"'),
+    ("break-glass", 'context.task == "labels" && context.until.durationSince(context.now) == duration("10m")'),
     ("activate", 'context.unit == "legal" && context.task == "labels" && resource == Adapter::"clauses@1"'),
     ("activate", 'principal in Role::"release-owner" && principal in Role::"release-owner:legal"'),
     ("roll-back", "resource.version == 1"),

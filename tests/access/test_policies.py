@@ -14,7 +14,7 @@ from appliance.access.cedar import SitePolicies
 from appliance.access.samples import SAMPLES
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.policy import Parameters, PolicySet, parse_policy
-from appliance.domain.core.policy_files import ADOPTED, assemble_policy
+from appliance.domain.governance.policy_files import ADOPTED, assemble_policy
 from appliance.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[2] / "policies"

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.order import Order
-from appliance.domain.core.policy_files import assemble_policy
 from appliance.domain.governance.keys import NewKey, RotateKey
 from appliance.domain.governance.policies import AdoptPolicy
+from appliance.domain.governance.policy_files import assemble_policy
 from appliance.domain.retention.texts import Erase
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.timestamp import parse_time

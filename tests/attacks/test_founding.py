@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from appliance import wiring
 from appliance.config import load_settings
 from appliance.domain.core.names import encode_value
-from appliance.domain.core.policy_files import assemble_policy
+from appliance.domain.governance.policy_files import assemble_policy
 from appliance.errors import Conflict
 from appliance.formats.signatures.keys import generate_ed25519
 from appliance.store.database.claim import claim_founding

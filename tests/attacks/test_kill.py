@@ -22,12 +22,12 @@ import httpx
 import pytest
 
 from appliance.domain.core.names import add_seconds, encode_value
-from appliance.domain.core.policy_files import assemble_policy
 from appliance.domain.governance.endorsement import Endorse
 from appliance.domain.governance.keys import RevokeKey
 from appliance.domain.governance.log_keys import RotateLogKey
 from appliance.domain.governance.people import Grant, RevokePrincipal
 from appliance.domain.governance.policies import AdoptPolicy
+from appliance.domain.governance.policy_files import assemble_policy
 from appliance.domain.releases.activations import Activate
 from appliance.domain.releases.adapters import RevokeAdapter
 from appliance.domain.runs.cancellation import Cancel
@@ -391,7 +391,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from appliance import wiring
 from appliance.config import load_settings
 from appliance.domain.core.names import encode_value
-from appliance.domain.core.policy_files import assemble_policy
+from appliance.domain.governance.policy_files import assemble_policy
 from appliance.formats.signatures.keys import Ed25519Signer
 from appliance.store.ledger.ledger import Ledger
 

@@ -9,8 +9,8 @@ import pytest
 from appliance import wiring
 from appliance.config import load_settings
 from appliance.domain.core.names import encode_value
-from appliance.domain.core.policy_files import assemble_policy
 from appliance.domain.governance.policies import AdoptPolicy
+from appliance.domain.governance.policy_files import assemble_policy
 from appliance.errors import BadInput, Denied
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.keys import generate_ed25519

@@ -13,7 +13,7 @@ import pytest
 from appliance import wiring
 from appliance.domain.core import credentials
 from appliance.domain.core.names import add_seconds, encode_value
-from appliance.domain.core.policy_files import assemble_policy
+from appliance.domain.governance.policy_files import assemble_policy
 from appliance.errors import Tampered
 from appliance.formats.core.canonical import parse_canonical
 from appliance.formats.signatures.dsse import encode_envelope, sign_envelope

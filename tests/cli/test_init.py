@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from appliance import wiring
 from appliance.config import load_settings
 from appliance.domain.core.names import encode_value
-from appliance.domain.core.policy_files import assemble_policy
+from appliance.domain.governance.policy_files import assemble_policy
 from appliance.errors import Unavailable
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.log.trust import parse_trust

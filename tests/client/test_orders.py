@@ -10,9 +10,11 @@ import pytest
 from appliance.client.support import orders
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.order import Order
+from appliance.domain.governance.delegations import Delegate
 from appliance.domain.governance.people import Enroll, Grant, RevokePrincipal
 from appliance.domain.governance.policies import AdoptPolicy
 from appliance.domain.releases.activations import Activate, RollBack
+from appliance.domain.releases.findings import AddFinding
 from appliance.domain.releases.reviews import Review
 from appliance.domain.rulebook.registry import VERBS
 from appliance.domain.runs.cancellation import Cancel
@@ -160,7 +162,7 @@ def test_what_is_shown_holds_every_value_of_the_order_and_the_text_behind_each_c
 def test_every_verb_says_what_its_signature_means() -> None:
     """By a text of its own, or by one of the order; each of these has a test of its own."""
     of_the_order = {row.order for row in VERBS.values() if not isinstance(row.meaning, str)}
-    assert of_the_order == {Review, Activate, RollBack, RevokeTokens}
+    assert of_the_order == {Review, Activate, RollBack, RevokeTokens, AddFinding, Delegate}
     assert all(row.meaning.endswith(".") for row in VERBS.values() if isinstance(row.meaning, str))
 
 
@@ -170,6 +172,22 @@ def test_a_rejections_meaning_names_no_date() -> None:
     assert "until this date" in VERBS["review"].means(approval)
     assert VERBS["review"].means(rejection).endswith("It stands until you replace it.")
     assert "date" not in VERBS["review"].means(rejection)
+
+
+def test_a_findings_meaning_says_whether_it_stops_releases_and_from_when() -> None:
+    site = stage("sealed")
+    blocks, issue = (VERBS["add-finding"].means(site.finding_order(blocks=how)) for how in (True, False))
+    exception = VERBS["add-finding"].means(site.finding_order(blocks=False, kind="exception"))
+    assert "No release of it answers until the finding is closed." in blocks
+    assert issue.endswith("it stops no release.")
+    assert exception.endswith("Open after it, it stops every release.")
+
+
+def test_a_delegations_meaning_says_what_its_end_leaves() -> None:
+    site = stage("sealed")
+    given, ended = (VERBS["delegate"].means(site.delegation_order("raul", **how)) for how in ({}, {"until": None}))
+    assert given.startswith("Until then this person decides on adapters in your place")
+    assert ended.endswith("What they decided so far stands.")
 
 
 def _pending(office: Office) -> None:

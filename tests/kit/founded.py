@@ -28,10 +28,10 @@ from appliance.domain.core.event import Event
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.order import Order
 from appliance.domain.core.policy import Parameters, PolicySet
-from appliance.domain.core.policy_files import assemble_policy
 from appliance.domain.core.state import State
 from appliance.domain.data.imports import ImportBase, ImportRequested
 from appliance.domain.data.teaching import ABOUT_FILE, About, encode_about
+from appliance.domain.governance.policy_files import assemble_policy
 from appliance.domain.retention.texts import Erase, TextErased
 from appliance.domain.rulebook.subjects import subjects_of
 from appliance.domain.runs.training import Train

@@ -16,6 +16,7 @@ from appliance.domain.data.bases import BaseImported, BaseQuarantined, RevokeBas
 from appliance.domain.data.datasets import RevokeDataset
 from appliance.domain.data.imports import CancelImport, ImportBase, ImportDataset, ImportFailed, ImportRequested
 from appliance.domain.governance.clock import ResetClock
+from appliance.domain.governance.delegations import Delegate
 from appliance.domain.governance.endorsement import Endorse, OrderRefused
 from appliance.domain.governance.keys import KeyEnrolled, ReplaceKey, RevokeKey, RotateKey
 from appliance.domain.governance.log_keys import LogKeyRotated, RotateLogKey
@@ -35,7 +36,10 @@ from appliance.domain.governance.sessions import AuthRefused, SessionOpened
 from appliance.domain.operations.integrity import ArtifactsChecked
 from appliance.domain.releases.activations import Activate, ReleaseRolledBack, RollBack
 from appliance.domain.releases.adapters import AdapterQuarantined, AdapterRevoked, RevokeAdapter
+from appliance.domain.releases.emergencies import BreakGlass
 from appliance.domain.releases.exports import ExportAdapter
+from appliance.domain.releases.findings import AddFinding, CloseFinding
+from appliance.domain.releases.requests_for_release import RequestRelease, WithdrawRequest
 from appliance.domain.releases.reviews import Review
 from appliance.domain.retention.holds import HoldLifted, LiftHold, PlaceHold
 from appliance.domain.retention.texts import Erase, TextErased
@@ -169,6 +173,11 @@ def resumed_by_another(site: LogBuilder) -> None:
     site.resume(run, "ines")
 
 
+def request_withdrawn_by_another(site: LogBuilder) -> None:
+    site.request_release()
+    site.withdraw_request("ines")
+
+
 # One for each handler of an entry's type.
 TYPES: dict[str, Breach] = {
     "session.opened": ("staffed", lambda s: s.add(
@@ -208,6 +217,12 @@ TYPES: dict[str, Breach] = {
         AdapterQuarantined(adapter="clauses@9", message=s.text("why")))),
     "base.quarantined": ("sealed", lambda s: s.add(BaseQuarantined(base="none", message=s.text("why")))),
     "review.recorded": ("sealed", lambda s: s.review("olga", "privacy")),
+    "release.requested": ("sealed", lambda s: s.request_release("ines")),
+    "request.withdrawn": ("sealed", request_withdrawn_by_another),
+    "finding.added": ("sealed", lambda s: s.find("olga")),
+    "finding.closed": ("sealed", lambda s: s.close(s.find().index, "raul")),
+    "field.delegated": ("sealed", lambda s: s.delegate("olga")),
+    "release.emergency": ("released", lambda s: s.break_glass()),
     "release.activated": ("sealed", lambda s: s.activate()),
     "release.rolled-back": ("released", lambda s: s.ordered(
         ReleaseRolledBack(policy=s.in_force), s.release_order(RollBack))),
@@ -268,6 +283,12 @@ VERBS: dict[type[Order], Breach] = {
     Resume: ("imported", resumed_by_another),
     ReplayRun: TYPES["replay.requested"],
     Review: ("sealed", lambda s: s.review("olga", "privacy")),
+    RequestRelease: TYPES["release.requested"],
+    WithdrawRequest: TYPES["request.withdrawn"],
+    AddFinding: TYPES["finding.added"],
+    CloseFinding: TYPES["finding.closed"],
+    Delegate: TYPES["field.delegated"],
+    BreakGlass: TYPES["release.emergency"],
     Activate: ("sealed", lambda s: s.activate()),
     RollBack: TYPES["release.rolled-back"],
     RevokeAdapter: TYPES["adapter.revoked"],

@@ -25,6 +25,31 @@ LAYERS = ("user-ns", "network-ns", "pid-ns", "ipc-ns", "mount-ns", "uts-ns", "se
 """The sandbox's layers that a policy may accept as missing; no-new-privs is never optional."""
 
 
+class Tier(Value):
+    """What a release of this materiality needs: at least what every release needs, and more where this says so. Its
+    score, the exposure's place times the purpose's, is `from_score` or more."""
+
+    name: Identifier
+    from_score: int = Field(ge=1, le=256)
+    reviewers: int = Field(ge=1, le=16)
+    distinct_fields: int = Field(ge=1, le=16)
+    required_fields: tuple[Identifier, ...] = Field(max_length=16)
+    review_s: int = Field(ge=60, le=31_536_000, description="how long a request may be approved")
+    reattest_s: int = Field(ge=60, le=315_360_000, description="how long an approval counts before it is made again")
+
+
+def _tier(name: str, from_score: int, reviewers: int, review_days: int, reattest_days: int) -> Tier:
+    return Tier(
+        name=name,
+        from_score=from_score,
+        reviewers=reviewers,
+        distinct_fields=2,
+        required_fields=(),
+        review_s=review_days * 86_400,
+        reattest_s=reattest_days * 86_400,
+    )
+
+
 class Parameters(Value):
     """Numbers the invariants count with. All durations in seconds.
 
@@ -77,6 +102,25 @@ class Parameters(Value):
         max_length=64,
         description="what a dataset may be classified as",
     )
+    requests_required: bool = Field(default=False, description="an approval counts only on a release request")
+    exposures: tuple[Token, ...] = Field(
+        default=("internal", "customers", "public"), min_length=1, max_length=16, description="the least first"
+    )
+    purposes: tuple[Token, ...] = Field(
+        default=("draft", "assist", "decide"), min_length=1, max_length=16, description="the least first"
+    )
+    tiers: tuple[Tier, ...] = Field(
+        default=(_tier("low", 1, 2, 30, 365), _tier("medium", 3, 2, 30, 365), _tier("high", 6, 3, 14, 180)),
+        min_length=1,
+        max_length=16,
+        description="by rising score; the first from 1",
+    )
+    delegation_lifetime_s: int = Field(
+        default=2_592_000, ge=60, le=31_536_000, description="how long a reviewer may delegate a field"
+    )
+    break_glass_lifetime_s: int = Field(
+        default=28_800, ge=60, le=259_200, description="how long a version may answer in an emergency"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -87,8 +131,24 @@ class Parameters(Value):
         unknown = sorted(set(self.accepted_missing_layers) - set(LAYERS))
         if unknown:
             raise ValueError(f"accepted_missing_layers: expected some of {', '.join(LAYERS)}, got {', '.join(unknown)}")
+        self._check_tiers()
         self._check_witnesses()
         return self
+
+    def _check_tiers(self) -> None:
+        for name in ("exposures", "purposes"):
+            words = getattr(self, name)
+            if len(set(words)) != len(words):
+                raise ValueError(f"{name}: expected each word once, got {', '.join(words)}")
+        names, scores = [tier.name for tier in self.tiers], [tier.from_score for tier in self.tiers]
+        if len(set(names)) != len(names):
+            raise ValueError(f"tiers: expected each name once, got {', '.join(names)}")
+        if scores[0] != 1 or sorted(set(scores)) != scores:
+            raise ValueError(f"tiers, from_score: expected 1 first and then rising numbers, got {scores}")
+        for tier in self.tiers:
+            if tier.distinct_fields > tier.reviewers:
+                got = f"at most reviewers ({tier.reviewers}), got {tier.distinct_fields}"
+                raise ValueError(f"tier {tier.name}, distinct_fields: expected {got}")
 
     def _check_witnesses(self) -> None:
         try:

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
+from appliance.domain.core.decisions import Finding, ReleaseRequest, ReviewRecord
 from appliance.domain.core.names import Time, Value
 from appliance.domain.core.policy import Parameters
 
@@ -204,19 +205,6 @@ class Replay(Value):
     verdict: ReplayVerdict | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ReviewRecord:
-    index: int
-    order: str
-    reviewer: str
-    keyid: str
-    field: str
-    unit: str
-    decision: Literal["approve", "reject"]
-    valid_until: Time | None
-    """None of a rejection."""
-
-
 class Adapter(Value):
     name: str
     version: int
@@ -231,7 +219,11 @@ class Adapter(Value):
     measured: dict[str, Any]
     """Of the adapter, on the held-out rows."""
     index: int
+    verdict: str | None = None
+    """The digest of the verdict that was sealed with it, where its run's order bound gates."""
+    requests: tuple[ReleaseRequest, ...] = ()
     reviews: tuple[ReviewRecord, ...] = ()
+    findings: tuple[Finding, ...] = ()
     revoked: int | None = None
     quarantined: int | None = None
 
@@ -244,9 +236,13 @@ class Activation:
     manifest: str
     signer: str
     keyid: str
-    kind: Literal["activate", "roll-back"]
+    kind: Literal["activate", "roll-back", "break-glass"]
     adds_instruction: bool
     """The service puts the dataset's instruction in where a request has no system message."""
+    until: Time | None = None
+    """Of an emergency: it answers until then, whatever has become of its approvals."""
+    endorsed_keyid: str | None = None
+    """Of an emergency: the second person's key."""
 
 
 class Release(Value):

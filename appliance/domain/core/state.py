@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from appliance.domain.core.decisions import DailyAnswers, Delegation
 from appliance.domain.core.names import NO_DIGEST, Time
 from appliance.domain.core.policy import Parameters
 from appliance.domain.core.records import (
@@ -37,7 +38,7 @@ from appliance.domain.core.records import (
 )
 from appliance.domain.core.table import DigestTable, Journal, Mark, Table
 
-UNPROJECTED = frozenset({"clearance", "order", "request", "text"})
+UNPROJECTED = frozenset({"answers", "clearance", "order", "request", "text"})
 """Kinds that are never projected: they change with each order and each request, and the log finds them by subject."""
 
 
@@ -51,6 +52,8 @@ class Clearance(NamedTuple):
     revision: int
     until: Time
     approvals: frozenset[int]
+    answers_a_day: int | None
+    """The least of the daily counts that it is under."""
 
 
 class State:
@@ -84,11 +87,13 @@ class State:
         )
         self.replays: Table[Replay] = Table("replay", Replay, self._journal)
         self.adapters: Table[Adapter] = Table("adapter", Adapter, self._journal)
+        self.delegations: Table[Delegation] = Table("delegation", Delegation, self._journal)
         self.releases: Table[Release] = Table("release", Release, self._journal)
         self.exports: Table[Export] = Table("export", Export, self._journal)
         """Those that were good when the last one was made, and that one."""
         self.slots: Table[Slot] = Table("slot", Slot, self._journal)
         self.requests: Table[OpenRequest] = Table("request", OpenRequest, self._journal)
+        self.answers: Table[DailyAnswers] = Table("answers", DailyAnswers, self._journal)
         self.texts: Table[Text] = DigestTable("text", Text, self._journal, "hmac-sha256:")
         self.holds: Table[Hold] = Table("hold", Hold, self._journal)
         self.witnesses: Table[Witness] = Table("witness", Witness, self._journal)

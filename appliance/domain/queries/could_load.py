@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Literal
 
+from appliance.domain.core.decisions import Decision, ReviewRecord
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import Time, Value, versioned
-from appliance.domain.core.records import Adapter, Release, ReviewRecord, release_key
+from appliance.domain.core.records import Adapter, Release, release_key
 from appliance.domain.core.roles import is_unit
 from appliance.domain.core.state import State
 from appliance.domain.governance.clock import ClockReset
 from appliance.domain.releases.approval import (
     ReviewStanding,
     ReviewState,
+    barred,
     inadmissible,
-    release_lapsed,
     released,
     review_standing,
 )
@@ -44,7 +45,7 @@ class Signoff(Value):
     printed_name: str | None
     keyid: str
     field: str
-    decision: Literal["approve", "reject"]
+    decision: Decision
     valid_until: Time | None
     state: ReviewState
     superseded_by: int | None
@@ -66,7 +67,7 @@ class Activated(Value):
     order: str
     by: str
     keyid: str
-    kind: Literal["activate", "roll-back"]
+    kind: Literal["activate", "roll-back", "break-glass"]
 
 
 class Loaded(Value):
@@ -127,7 +128,8 @@ def could_load(state: State, unit: str, now: Time) -> CouldLoad:
     for key, adapter in state.adapters.items():
         if key not in named and (key in before or any(review.unit == unit for review in adapter.reviews)):
             unnamed = f"release: expected one that names {key} for {unit}, got none"
-            others.append(_candidate(state, adapter, unit, now, unnamed))
+            reasons = (*inadmissible(state, adapter, unit, now), unnamed)
+            others.append(_candidate(state, adapter, unit, now, reasons))
     rules, principal = state.parameters, state.principals.get(unit)
     answer = CouldLoad(
         unit=unit,
@@ -188,9 +190,9 @@ def _task(state: State, release: Release, now: Time) -> TaskAnswer:
     adapter = released(state, release.unit, release.task)
     if adapter is None:
         raise LookupError(f"release {release.unit}/{release.task}: {release.current.adapter} was never sealed")
-    # What admission holds against the release itself, and the log, beside what it holds against the adapter.
-    against = (*release_lapsed(state, release), *unwitnessed(state, now))
-    candidate = _candidate(state, adapter, release.unit, now, *against)
+    # What admission holds against the release, by whatever it rests on, and against the log.
+    reasons = (*barred(state, release, adapter, now), *unwitnessed(state, now))
+    candidate = _candidate(state, adapter, release.unit, now, reasons)
     slot = state.slots.get(release_key(release.unit, release.task))
     current = release.current
     return TaskAnswer(
@@ -219,7 +221,7 @@ def _exported(state: State, unit: str, now: Time) -> tuple[Exported, ...]:
     )
 
 
-def _candidate(state: State, adapter: Adapter, unit: str, now: Time, *reasons: str) -> Candidate:
+def _candidate(state: State, adapter: Adapter, unit: str, now: Time, reasons: tuple[str, ...]) -> Candidate:
     return Candidate(
         adapter=versioned(adapter.name, adapter.version),
         manifest=adapter.manifest,
@@ -229,7 +231,7 @@ def _candidate(state: State, adapter: Adapter, unit: str, now: Time, *reasons: s
             for review in adapter.reviews
             if review.unit == unit
         ),
-        reasons=(*inadmissible(state, adapter, unit, now), *reasons),
+        reasons=reasons,
     )
 
 

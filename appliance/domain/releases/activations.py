@@ -12,7 +12,7 @@ from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Verb
 from appliance.domain.releases.adapters import OnAdapter, find_adapter
-from appliance.domain.releases.approval import inadmissible
+from appliance.domain.releases.approval import conditions_against, inadmissible
 
 
 class OnRelease(OnAdapter):
@@ -56,7 +56,8 @@ def may_activate(state: State, order: Activate | RollBack, signer: Principal, no
         reasons.append(f"adapter {order.name}: expected one made for release, got one made as a {adapter.purpose}")
     if order.adds_instruction:
         reasons += instruction_is_there(state, adapter)
-    return reasons + inadmissible(state, adapter, order.unit, now)
+    reasons += inadmissible(state, adapter, order.unit, now)
+    return reasons + conditions_against(state, adapter, order.unit, order.task, now)
 
 
 def instruction_is_there(state: State, adapter: Adapter) -> Reasons:

@@ -155,6 +155,7 @@ def adapter_sealed(case: Case) -> Changes:
         purpose=run.purpose,
         measured=measured,
         index=case.entry.index,
+        verdict=case.entry.documents.get("verdict"),
     )
     return [*move(case.state, run, "sealed"), (case.state.adapters, body.adapter, adapter)]
 

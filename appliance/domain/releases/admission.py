@@ -11,14 +11,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 
+from appliance.domain.core.decisions import Delegated, ReleaseRequest, ReviewRecord
 from appliance.domain.core.entry import Entry, parse_entry
 from appliance.domain.core.names import Time, versioned
-from appliance.domain.core.records import Activation, Adapter, ReviewRecord, release_key
-from appliance.domain.core.signatures import OrderReader
+from appliance.domain.core.records import Activation, Adapter, release_key
+from appliance.domain.core.signatures import Accepted, OrderReader
 from appliance.domain.core.state import State
+from appliance.domain.governance.delegations import Delegate
+from appliance.domain.governance.endorsement import Endorse
 from appliance.domain.releases.activations import Activate, RollBack
 from appliance.domain.releases.approval import barred, released, standing_reviews
+from appliance.domain.releases.emergencies import BreakGlass
+from appliance.domain.releases.requests_for_release import RequestRelease
 from appliance.domain.releases.reviews import Review
+from appliance.domain.releases.tiers import current_request
 from appliance.domain.witnesses.cosignatures import unwitnessed
 from appliance.errors import ApplianceError, NotAuthenticated, Tampered
 from appliance.formats.artifacts.manifest import MANIFEST_PATH, parse_manifest
@@ -27,17 +33,19 @@ from appliance.formats.core.merkle import verify_inclusion
 from appliance.formats.log.checkpoint import Checkpoint, open_checkpoint
 from appliance.formats.signatures.bundle import verify_model
 
-_APPROVALS = OrderReader.of(Review, Activate, RollBack)
+_APPROVALS = OrderReader.of(Review, Activate, RollBack, BreakGlass, RequestRelease, Delegate, Endorse)
 """The orders that an approval rests on."""
 
 
 @dataclass(frozen=True)
 class LoggedOrder:
-    """An entry as read from the store, its inclusion proof and its order's envelope."""
+    """An entry as read from the store, its inclusion proof and its order's envelope; `endorsed`: the envelope that this
+    one endorses."""
 
     entry: bytes
     proof: tuple[bytes, ...]
     envelope: bytes | None
+    endorsed: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -71,10 +79,20 @@ class Admission:
 
 
 def entries_needed(state: State, unit: str, adapter: Adapter, task: str, now: Time) -> tuple[int, ...]:
-    """Indexes of the entries that the proof rests on: sealing, standing reviews and today's release."""
+    """Indexes of the entries that the proof rests on: sealing, standing reviews, what they were made on and delegated
+    by, and today's release."""
     release = state.releases.get(release_key(unit, task))
-    reviews = [review.index for review in standing_reviews(state, adapter, unit, now)]
-    return (adapter.index, *reviews, *(() if release is None else (release.current.index,)))
+    reviews = standing_reviews(state, adapter, unit, now)
+    delegated = [review.on_behalf_of.index for review in reviews if review.on_behalf_of is not None]
+    asked = [request.index for request in _requests(state, adapter, unit)]
+    current = () if release is None else (release.current.index,)
+    return (adapter.index, *(review.index for review in reviews), *dict.fromkeys((*asked, *delegated)), *current)
+
+
+def _requests(state: State, adapter: Adapter, unit: str) -> list[ReleaseRequest]:
+    """The request that a person signed, if one stands. What an emergency opened is proved by its own release."""
+    request = current_request(state, adapter, unit)
+    return [] if request is None or request.kind == "break-glass" else [request]
 
 
 def decide_admission(state: State, unit: str, task: str, evidence: AdmissionInputs, now: Time) -> Admission | None:
@@ -88,6 +106,7 @@ def decide_admission(state: State, unit: str, task: str, evidence: AdmissionInpu
     checks: list[Callable[[], None]] = [
         partial(check_sealed, state, adapter, evidence),
         partial(check_release, state, adapter, unit, task, release.current, evidence),
+        *(partial(check_request, state, adapter, request, evidence) for request in _requests(state, adapter, unit)),
         *(partial(check_review, state, adapter, review, evidence) for review in reviews),
     ]
     failures = [error for error in (changed, *map(_failure, checks)) if error is not None]
@@ -166,17 +185,44 @@ def check_review(state: State, adapter: Adapter, review: ReviewRecord, evidence:
     order = _logged_order(state, review.index, review.order, review.keyid, evidence)
     if not isinstance(order, Review):
         raise Tampered(f"entry {review.index}: expected a review, got {order}")
-    found = (order.signer, order.manifest, order.unit, order.field, order.decision, order.valid_until)
+    delegated = review.on_behalf_of
+    found = (
+        *(order.signer, order.manifest, order.unit, order.field, order.decision, order.valid_until),
+        *(order.request, order.conditions, order.on_behalf_of),
+    )
     expected = (
-        review.reviewer,
-        adapter.manifest,
-        review.unit,
-        review.field,
-        review.decision,
-        review.valid_until,
+        *(review.reviewer, adapter.manifest, review.unit, review.field, review.decision, review.valid_until),
+        *(review.request, review.conditions, None if delegated is None else delegated.principal),
     )
     if found != expected:
         raise Tampered(f"entry {review.index}, review: expected {expected}, got {found}")
+    if delegated is not None:
+        check_delegation(state, review, delegated, evidence)
+
+
+def check_delegation(state: State, review: ReviewRecord, delegated: Delegated, evidence: AdmissionInputs) -> None:
+    """The delegator's own signature gave this field to this reviewer, until a time after the review."""
+    order = _logged_order(state, delegated.index, None, delegated.keyid, evidence)
+    if not isinstance(order, Delegate):
+        raise Tampered(f"entry {delegated.index}: expected a delegation, got {order}")
+    found, expected = (order.signer, order.principal, order.field), (delegated.principal, review.reviewer, review.field)
+    if found != expected or order.until is None or order.until <= review.time:
+        named = (*expected, f"until after {review.time}")
+        raise Tampered(f"entry {delegated.index}, delegation: expected {named}, got {(*found, order.until)}")
+
+
+def check_request(state: State, adapter: Adapter, request: ReleaseRequest, evidence: AdmissionInputs) -> None:
+    """The signature of who asked says what the record says."""
+    order = _logged_order(state, request.index, request.order, request.keyid, evidence)
+    if not isinstance(order, RequestRelease):
+        raise Tampered(f"entry {request.index}: expected a release request, got {order}")
+    found = (order.signer, order.manifest, order.unit, order.exposure, order.purpose, order.verdict, order.conditions)
+    expected = (
+        *(request.requested_by, adapter.manifest, request.unit, request.exposure, request.purpose),
+        *(request.verdict, request.conditions),
+    )
+    if found != expected:
+        raise Tampered(f"entry {request.index}, request: expected {expected}, got {found}")
 
 
 def check_release(
@@ -184,20 +230,30 @@ def check_release(
 ) -> None:
     """The release owner's own signature names this adapter's bytes for this unit and task."""
     order = _logged_order(state, activation.index, activation.order, activation.keyid, evidence)
-    if not isinstance(order, Activate | RollBack):
+    if not isinstance(order, Activate | RollBack | BreakGlass):
         raise Tampered(f"entry {activation.index}: expected a release, got {order}")
-    found = (order.signer, order.manifest, order.unit, order.task)
-    expected = (activation.signer, adapter.manifest, unit, task)
+    found = (order.signer, order.manifest, order.unit, order.task, getattr(order, "until", None))
+    expected = (activation.signer, adapter.manifest, unit, task, activation.until)
     if found != expected:
         raise Tampered(f"entry {activation.index}, release: expected {expected}, got {found}")
 
 
-def _logged_order(state: State, index: int, digest: str, keyid: str, evidence: AdmissionInputs) -> object:
+def _logged_order(state: State, index: int, digest: str | None, keyid: str, evidence: AdmissionInputs) -> object:
+    """The order that the entry carries out; with no digest, whichever it is under that key. The one that was endorsed
+    where the entry's own endorses it."""
     logged = _open(state, index, evidence)
-    entry = parse_entry(logged.entry)
-    if logged.envelope is None or digest_bytes(logged.envelope) != entry.documents.get("order"):
-        raise Tampered(f"entry {index}, order: expected {entry.documents.get('order')}, got other bytes")
-    accepted = _APPROVALS.read_logged(state, logged.envelope, index)
-    if (accepted.digest, accepted.keyid) != (digest, keyid):
+    bound = parse_entry(logged.entry).documents
+    accepted = _read(state, index, bound.get("order"), logged.envelope)
+    if isinstance(accepted.order, Endorse):
+        endorsed, accepted = accepted.order.order, _read(state, index, bound.get("endorsed"), logged.endorsed)
+        if accepted.digest != endorsed:
+            raise Tampered(f"entry {index}, order: expected the endorsed one, {endorsed}, got {accepted.digest}")
+    if (accepted.digest, accepted.keyid) != (digest or accepted.digest, keyid):
         raise Tampered(f"entry {index}, order: expected {digest} under {keyid}, got {accepted.digest}")
     return accepted.order
+
+
+def _read(state: State, index: int, bound: str | None, envelope: bytes | None) -> Accepted:
+    if envelope is None or digest_bytes(envelope) != bound:
+        raise Tampered(f"entry {index}, order: expected {bound}, got other bytes")
+    return _APPROVALS.read_logged(state, envelope, index)

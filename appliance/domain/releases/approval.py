@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from appliance.domain.core.decisions import Delegated, ReviewRecord
 from appliance.domain.core.names import Time
-from appliance.domain.core.records import Adapter, Release, ReviewRecord, Slot, release_key
+from appliance.domain.core.policy import Parameters, Tier
+from appliance.domain.core.records import Adapter, Release, Slot, release_key
 from appliance.domain.core.roles import Reasons, is_unit
 from appliance.domain.core.state import Clearance, State
 from appliance.domain.data.standing import inputs_stand
+from appliance.domain.releases.blocking import blocked, exceptions_end
+from appliance.domain.releases.conditions import against, binding_conditions, daily_limit, ends
+from appliance.domain.releases.tiers import current_request, reattested_by, stale, tier_of
 
 
 def duties(adapter: Adapter, name: str) -> Reasons:
@@ -24,6 +29,11 @@ def duties(adapter: Adapter, name: str) -> Reasons:
 
 def inadmissible(state: State, adapter: Adapter, unit: str, now: Time) -> Reasons:
     """Everything that keeps the adapter from answering for the unit now."""
+    return objections(state, adapter, unit, now) + quorum(state, adapter, unit, now)
+
+
+def objections(state: State, adapter: Adapter, unit: str, now: Time) -> Reasons:
+    """What keeps it from answering whoever approves: an emergency does not lift it either."""
     name = f"{adapter.name}@{adapter.version}"
     reasons = []
     if adapter.revoked is not None:
@@ -32,19 +42,45 @@ def inadmissible(state: State, adapter: Adapter, unit: str, now: Time) -> Reason
         reasons.append(f"adapter {name}: expected its bytes whole, got quarantine by entry {adapter.quarantined}")
     if not is_unit(state, unit):
         reasons.append(f"unit: expected an enrolled one, got {unit}")
-    reasons += inputs_stand(state, adapter)
+    reasons += inputs_stand(state, adapter) + blocked(state, adapter, now)
     # A rejection has no date and needs no standing reviewer: only its own reviewer lifts it, by a key that counts.
-    latest = latest_reviews(state, adapter, unit)
-    rejected = [r for r in latest if r.decision == "reject"]
-    approved = [r for r in latest if r.decision == "approve" and not review_lapsed(state, adapter, r, now)]
-    reasons += [f"review {r.index}: expected an approval, got a rejection by {r.reviewer}" for r in rejected]
-    return reasons + _quorum(state, name, unit, approved)
+    for review in latest_reviews(state, adapter, unit):
+        if review.decision == "reject":
+            reasons.append(f"review {review.index}: expected an approval, got a rejection by {review.reviewer}")
+        elif review.decision == "request-changes" and not stale(state, adapter, review, now):
+            by = review.reviewer
+            reasons.append(f"review {review.index}: expected an approval, got a request for changes by {by}")
+    return reasons
 
 
-def _quorum(state: State, name: str, unit: str, approved: list[ReviewRecord]) -> Reasons:
-    rules = state.parameters
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """What a release needs of reviewers: by policy, and more where the tier of its request asks for more."""
+
+    reviewers: int
+    distinct_fields: int
+    required_fields: tuple[str, ...]
+
+
+def needed(parameters: Parameters, tier: Tier | None) -> Needed:
+    if tier is None:
+        return Needed(parameters.reviewers, parameters.distinct_fields, parameters.required_fields)
+    return Needed(
+        max(parameters.reviewers, tier.reviewers),
+        max(parameters.distinct_fields, tier.distinct_fields),
+        tuple(dict.fromkeys((*parameters.required_fields, *tier.required_fields))),
+    )
+
+
+def quorum(state: State, adapter: Adapter, unit: str, now: Time) -> Reasons:
+    """What is missing of the approvals that the unit's request needs, or policy where there is none."""
+    name, request = f"{adapter.name}@{adapter.version}", current_request(state, adapter, unit)
+    rules = needed(state.parameters, None if request is None else tier_of(state.parameters, request))
+    approved = counted(state, adapter, unit, now)
     fields = {review.field for review in approved}
     reasons = []
+    if request is None and state.parameters.requests_required:
+        reasons.append(f"request: expected a standing one to release {name} to {unit}, as policy requires, got none")
     if len(approved) < rules.reviewers:
         reasons.append(
             f"quorum: expected {rules.reviewers} standing approvals of {name} for {unit}, got {len(approved)}"
@@ -58,21 +94,56 @@ def _quorum(state: State, name: str, unit: str, approved: list[ReviewRecord]) ->
     return reasons
 
 
+def could_decide(state: State, adapter: Adapter, unit: str, now: Time) -> tuple[tuple[str, str], ...]:
+    """(field, name) of every reviewer who made nothing of the adapter and is counted for no approval yet, in order."""
+    counts = {review.reviewer for review in counted(state, adapter, unit, now)}
+    return tuple(
+        sorted(
+            (role.partition(":")[2], person.name)
+            for person in state.principals.values()
+            if person.revoked is None and person.name not in counts and not duties(adapter, person.name)
+            for role in person.roles
+            if role.startswith("reviewer:")
+        )
+    )
+
+
+def counted(state: State, adapter: Adapter, unit: str, now: Time) -> list[ReviewRecord]:
+    """The standing approvals that a quorum counts: one of each person, and one in each person's place, their own
+    first."""
+    standing = [review for review in standing_reviews(state, adapter, unit, now) if review.approves]
+    found: list[ReviewRecord] = []
+    people: set[str] = set()
+    for review in sorted(standing, key=lambda review: review.on_behalf_of is not None):
+        place = review.reviewer if review.on_behalf_of is None else review.on_behalf_of.principal
+        if not {review.reviewer, place} & people:
+            found.append(review)
+            people |= {review.reviewer, place}
+    return found
+
+
 def standing_reviews(state: State, adapter: Adapter, unit: str, now: Time) -> list[ReviewRecord]:
-    """Each reviewer's latest decision for the unit, where reviewer, key, role, duties and date still hold."""
-    latest = latest_reviews(state, adapter, unit)
+    """Each reviewer's latest decision for the unit, where reviewer, key, role, duties, date and request still hold. One
+    who has withdrawn has none."""
+    latest = [review for review in latest_reviews(state, adapter, unit) if review.decision != "withdraw"]
     return [review for review in latest if not review_lapsed(state, adapter, review, now)]
 
 
 def latest_reviews(state: State, adapter: Adapter, unit: str) -> list[ReviewRecord]:
-    """Each reviewer's last word on the adapter for the unit."""
+    """Each reviewer's last word on the adapter for the unit: their own, and one in each person's place."""
     words = [review for review in adapter.reviews if review.unit == unit and _is_word(state, review)]
-    return list({review.reviewer: review for review in words}.values())
+    return list({_voice(review): review for review in words}.values())
+
+
+def _voice(review: ReviewRecord) -> tuple[str, str]:
+    """A delegate's word replaces none of the delegator's, nor the other way round: each lifts only what it said."""
+    return review.reviewer, "" if review.on_behalf_of is None else review.on_behalf_of.principal
 
 
 def _is_word(state: State, review: ReviewRecord) -> bool:
-    """An approval under a key that does not count at its entry is not: a stolen key cannot replace a rejection."""
-    return review.decision == "reject" or _is_own(state, review)
+    """Nothing but a refusal is one under a key that does not count at its entry: a stolen key cannot lift a
+    rejection."""
+    return review.decision in ("reject", "request-changes") or _is_own(state, review)
 
 
 def _is_own(state: State, review: ReviewRecord) -> bool:
@@ -80,7 +151,16 @@ def _is_own(state: State, review: ReviewRecord) -> bool:
     return key is not None and key.principal == review.reviewer and key.counts(review.index)
 
 
-ReviewState = Literal["standing", "superseded", "lapsed", "key-distrusted", "reviewer-gone", "reviewer-is-maker"]
+ReviewState = Literal[
+    "standing",
+    "superseded",
+    "lapsed",
+    "key-distrusted",
+    "reviewer-gone",
+    "reviewer-is-maker",
+    "delegator-gone",
+    "stale",
+]
 """What a recorded review counts for now; only one that is `standing` counts."""
 
 
@@ -97,7 +177,7 @@ def review_standing(state: State, adapter: Adapter, review: ReviewRecord, now: T
     """As admission counts it: a rejection until its own reviewer replaces it, an approval while nothing ends it."""
     if _is_word(state, review):
         for later in adapter.reviews:
-            same = (later.reviewer, later.unit) == (review.reviewer, review.unit)
+            same = (_voice(later), later.unit) == (_voice(review), review.unit)
             if same and later.index > review.index and _is_word(state, later):
                 words = f"review {review.index}: expected the latest of {review.reviewer}, got an earlier one"
                 return ReviewStanding("superseded", later.index, f"{words}, superseded by entry {later.index}")
@@ -113,16 +193,29 @@ def review_lapsed(state: State, adapter: Adapter, review: ReviewRecord, now: Tim
 
 def _lapse(state: State, adapter: Adapter, review: ReviewRecord, now: Time) -> tuple[ReviewState, str] | None:
     what, reviewer = f"review {review.index}", state.principals.get(review.reviewer)
-    if reviewer is None or not reviewer.has(f"reviewer:{review.field}"):
+    delegated = review.on_behalf_of
+    if reviewer is None or not (reviewer.revoked is None if delegated else reviewer.has(f"reviewer:{review.field}")):
         return "reviewer-gone", f"{what}: expected {review.reviewer} to be a standing reviewer of {review.field}"
+    if delegated is not None and not _delegator_stands(state, delegated, review.field):
+        who = delegated.principal
+        return "delegator-gone", f"{what}: expected {who} to be a standing reviewer of {review.field} who delegated it"
     if not _is_own(state, review):
         return "key-distrusted", f"{what}: expected a key that counts at that entry, got {review.keyid}"
     now = state.site.time_for(review.index, now)
     if review.valid_until is not None and review.valid_until <= now:
         return "lapsed", f"{what}: expected one that stands at {now}, got one that expired at {review.valid_until}"
-    if duties(adapter, review.reviewer):
-        return "reviewer-is-maker", f"{what}: expected a reviewer apart from the makers, got {review.reviewer}"
-    return None
+    for name in (review.reviewer, *(() if delegated is None else (delegated.principal,))):
+        if duties(adapter, name):
+            return "reviewer-is-maker", f"{what}: expected a reviewer apart from the makers, got {name}"
+    reason = stale(state, adapter, review, now)
+    return None if reason is None else ("stale", reason)
+
+
+def _delegator_stands(state: State, delegated: Delegated, field: str) -> bool:
+    """Still a reviewer of the field, and the delegation was under a key of their own that counts at its entry."""
+    person, key = state.principals.get(delegated.principal), state.keys.get(delegated.keyid)
+    signed = key is not None and key.principal == delegated.principal and key.counts(delegated.index)
+    return signed and person is not None and person.has(f"reviewer:{field}")
 
 
 def clear(state: State, release: Release, adapter: Adapter, now: Time) -> Clearance:
@@ -141,13 +234,43 @@ def clear(state: State, release: Release, adapter: Adapter, now: Time) -> Cleara
         and now < known.until
     ):
         return known
-    reasons = tuple(inadmissible(state, adapter, release.unit, now) + release_lapsed(state, release))
-    own = [r for r in adapter.reviews if r.unit == release.unit and r.decision == "approve"]
+    emergency, unit = release.current.kind == "break-glass", release.unit
+    judge = objections if emergency else inadmissible
+    latest = {_voice(r): r for r in latest_reviews(state, adapter, unit) if r.approves}
+    own = [r for r in adapter.reviews if r.unit == unit and r.approves and _voice(r) in latest]
     # Those that their reviewers have renewed among them: what was admitted by one is not emptied for that.
     standing = [review for review in own if not review_lapsed(state, adapter, review, now)]
-    until = now if reasons else min(review.valid_until for review in standing if review.valid_until is not None)
+    # What an emergency lets answer is under the conditions of whatever approved it, lapsed or not.
+    words = list(latest.values()) if emergency else [review for review in latest.values() if review in standing]
+    binding = binding_conditions(state, adapter, unit, words)
+    reasons = judge(state, adapter, unit, now) + release_lapsed(state, release)
+    reasons += emergency_over(state, release, now) + against(state, binding, release.task, now)
+    dates = [date for r in standing for date in (r.valid_until, reattested_by(state, adapter, r)) if date is not None]
+    dates += [*ends(binding), *exceptions_end(state, adapter), *filter(None, [release.current.until])]
+    until = now if reasons or not dates else min(dates)
     approvals = frozenset(review.index for review in standing)
-    return Clearance(reasons, release, adapter, state.revision, until, approvals)
+    return Clearance(tuple(reasons), release, adapter, state.revision, until, approvals, daily_limit(binding))
+
+
+def emergency_over(state: State, release: Release, now: Time) -> Reasons:
+    """Why an emergency no longer lets the version answer: its hours have passed, or its second person's key does not
+    count."""
+    activation = release.current
+    if activation.until is None:
+        return []
+    if activation.until <= state.site.time_for(activation.index, now):
+        return [f"release {activation.index}: expected an emergency that lasts, got one that ended {activation.until}"]
+    key = state.keys.get(activation.endorsed_keyid or "")
+    if key is None or not key.counts(activation.index):
+        who = f"a second person's key that counts at that entry, got {activation.endorsed_keyid}"
+        return [f"release {activation.index}: expected {who}"]
+    return []
+
+
+def conditions_against(state: State, adapter: Adapter, unit: str, task: str, now: Time) -> Reasons:
+    """What the dates and tasks refuse to which it would be released."""
+    standing = [review for review in standing_reviews(state, adapter, unit, now) if review.approves]
+    return against(state, binding_conditions(state, adapter, unit, standing), task, now)
 
 
 def barred(state: State, release: Release, adapter: Adapter, now: Time) -> Reasons:

@@ -33,7 +33,7 @@ from appliance.domain.core.records import (
 )
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.signatures import Accepted, OrderReader
-from appliance.domain.core.state import State
+from appliance.domain.core.state import Clearance, State
 from appliance.domain.core.verb import NEWEST_RULES, Verb
 from appliance.domain.releases.activations import OnRelease
 from appliance.domain.releases.adapters import find_adapter
@@ -44,7 +44,7 @@ from appliance.domain.releases.admission import (
     open_log_checkpoint,
     prove_entry,
 )
-from appliance.domain.releases.approval import barred, latest_reviews, released, standing_reviews
+from appliance.domain.releases.approval import barred, clear, latest_reviews, released
 from appliance.domain.witnesses.cosignatures import unwitnessed, witnessed_until
 from appliance.errors import BadInput, Denied, NotFound, Tampered
 from appliance.formats.core.digest import digest_bytes
@@ -81,11 +81,22 @@ def may_export(state: State, order: ExportAdapter, signer: Principal, now: Time)
         got = "none" if release is None else release.current.adapter
         return [*reasons, f"release: expected {order.name} to answer {order.unit}/{order.task}, got {got}"]
     reasons += barred(state, release, adapter, now) + unwitnessed(state, now)
-    standing = standing_reviews(state, adapter, order.unit, now)
-    ends = [review.valid_until for review in standing if review.valid_until is not None]
+    clearance = clear(state, release, adapter, now)
+    reasons += unexportable(clearance)
+    ends = [] if clearance.reasons else [clearance.until]
     limit = min([add_seconds(now, state.parameters.export_lifetime_s), *ends, *witnessed_until(state)])
     if not now < order.valid_until <= limit:
         reasons.append(f"valid until: expected a time after {now} and not after {limit}, got {order.valid_until}")
+    return reasons
+
+
+def unexportable(clearance: Clearance) -> Reasons:
+    """What holds only while the log goes on: a day's count, and an emergency's hours."""
+    reasons = []
+    if clearance.answers_a_day is not None:
+        reasons.append("condition: expected none on answers a day, which are counted in the log alone, got one")
+    if clearance.release.current.kind == "break-glass":
+        reasons.append("release: expected one that was approved, got that of an emergency")
     return reasons
 
 
@@ -158,16 +169,21 @@ def standing_of(state: State, order: ExportAdapter, keyid: str) -> Standing:
     if adapter is None or release is None or base is None or dataset is None:
         raise NotFound(f"release: expected one for {order.unit}/{order.task}, got none")
     reviews = latest_reviews(state, adapter, order.unit)
-    names = {order.unit, order.signer, release.current.signer, *(review.reviewer for review in reviews)}
-    keyids = {keyid, release.current.keyid, *(review.keyid for review in reviews)}
     own = tuple(review for review in adapter.reviews if review.unit == order.unit)
+    asked = tuple(request for request in adapter.requests if request.unit == order.unit)
+    delegated = [review.on_behalf_of for review in reviews if review.on_behalf_of is not None]
+    names = {order.unit, order.signer, release.current.signer, *(review.reviewer for review in reviews)}
+    names |= {one.principal for one in delegated}
+    keyids = {keyid, release.current.keyid, *(review.keyid for review in reviews)}
+    keyids |= {one.keyid for one in delegated} | {one.keyid for one in asked}
+    keyids |= {one.closed_keyid for one in adapter.findings if one.closed_keyid is not None}
     return Standing(
         site=state.site,
         principals=tuple(person for name in sorted(names) if (person := state.principals.get(name)) is not None),
         keys=tuple(key for one in sorted(keyids) if (key := state.keys.get(one)) is not None),
         base=base.model_copy(update={"facts": {}}),
         dataset=dataset.model_copy(update={"facts": {}}),
-        adapter=adapter.model_copy(update={"reviews": own, "measured": {}}),
+        adapter=adapter.model_copy(update={"reviews": own, "requests": asked, "measured": {}}),
         release=release.model_copy(update={"history": (release.current,)}),
         witnesses=state.witnesses.values(),
     )

@@ -13,9 +13,28 @@ from appliance.domain.core.signatures import OrderReader
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import NEWEST_RULES, EventRule, Rule, Verb
 from appliance.domain.data import bases, datasets, imports
-from appliance.domain.governance import clock, endorsement, keys, log_keys, people, policies, rules, service, sessions
+from appliance.domain.governance import (
+    clock,
+    delegations,
+    endorsement,
+    keys,
+    log_keys,
+    people,
+    policies,
+    rules,
+    service,
+    sessions,
+)
 from appliance.domain.operations import integrity
-from appliance.domain.releases import activations, adapters, exports, reviews
+from appliance.domain.releases import (
+    activations,
+    adapters,
+    emergencies,
+    exports,
+    findings,
+    requests_for_release,
+    reviews,
+)
 from appliance.domain.retention import holds, texts
 from appliance.domain.runs import cancellation, checkpoints, replays, resumption, training
 from appliance.domain.serving import applications, requests, slots, tokens
@@ -24,10 +43,12 @@ from appliance.errors import BadInput, Denied
 
 _VERBS: tuple[Verb, ...] = (
     *people.VERBS, *keys.VERBS, *log_keys.VERBS, *policies.VERBS, *rules.VERBS, *clock.VERBS, *endorsement.VERBS,
+    *delegations.VERBS,
     *texts.VERBS, *holds.VERBS,
     *imports.VERBS, *bases.VERBS, *datasets.VERBS,
     *training.VERBS, *cancellation.VERBS, *resumption.VERBS, *replays.VERBS,
-    *adapters.VERBS, *reviews.VERBS, *activations.VERBS, *exports.VERBS,
+    *adapters.VERBS, *requests_for_release.VERBS, *findings.VERBS, *reviews.VERBS, *activations.VERBS,
+    *emergencies.VERBS, *exports.VERBS,
     *applications.VERBS, *tokens.VERBS,
 )  # fmt: skip
 _EVENTS: tuple[EventRule, ...] = (

@@ -11,6 +11,7 @@ from appliance.domain.core.records import OpenRequest, release_key
 from appliance.domain.core.signatures import token_revoked
 from appliance.domain.core.texts import check_unerased
 from appliance.domain.core.verb import EventRule, unchanged
+from appliance.domain.releases.conditions import count_answer
 from appliance.domain.serving.applications import check_asker
 from appliance.domain.serving.slots import answering_slot, slot_subjects
 from appliance.errors import Denied, NotAuthenticated
@@ -95,9 +96,9 @@ class RequestRefused(Event):
 
 
 def request_admitted(case: Case) -> Changes:
-    """Answered only by what is loaded for this unit and task, and admissible at this moment."""
+    """Answered only by what is loaded for this unit and task, admissible at this moment, and within the day's count."""
     body = case.of(RequestAdmitted)
-    slot, changes = answering_slot(case, body.unit, body.task)
+    slot, clearance, changes = answering_slot(case, body.unit, body.task)
     case.require(slot.loaded is not None, "slot", "a loaded adapter", "one that is admitted only")
     expected, got = slot.answered_by, body.answered_by
     case.require(got == expected, "what answers", expected, got)
@@ -118,7 +119,7 @@ def request_admitted(case: Case) -> Changes:
         instruction=body.instruction,
         entry=case.entry.index,
     )
-    return [*changes, (case.state.requests, body.request, request)]
+    return [*changes, *count_answer(case, clearance), (case.state.requests, body.request, request)]
 
 
 def _check_instruction(case: Case, body: RequestAdmitted) -> None:

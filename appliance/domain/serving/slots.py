@@ -132,9 +132,9 @@ def find_slot(case: Case, unit: str, task: str) -> Slot:
     return slot
 
 
-def answering_slot(case: Case, unit: str, task: str) -> tuple[Slot, Changes]:
-    """The slot of today's release, with nothing against it and with everything that it was admitted by; and what is
-    kept of that, so that the next request need not ask again."""
+def answering_slot(case: Case, unit: str, task: str) -> tuple[Slot, Clearance, Changes]:
+    """The slot of today's release, with nothing against it and with everything that it was admitted by; what was found
+    of that, and what is kept of it, so that the next request need not ask again."""
     slot = find_slot(case, unit, task)
     clearance, key = admissible(case, unit, task), release_key(unit, task)
     expected, got = slot.manifest, clearance.adapter.manifest
@@ -142,14 +142,14 @@ def answering_slot(case: Case, unit: str, task: str) -> tuple[Slot, Changes]:
     if reasons := superseded(clearance, slot):
         raise Denied(f"slot of {slot.adapter} for {unit}", reasons=tuple(reasons))
     if clearance is case.state.clearances.get(key):
-        return slot, []
-    return slot, [(case.state.clearances, key, clearance)]
+        return slot, clearance, []
+    return slot, clearance, [(case.state.clearances, key, clearance)]
 
 
 def loaded(case: Case) -> Changes:
     """Only if what admission saw still holds: same release, same adapter, nothing against it."""
     body = case.of(AdapterLoaded)
-    slot, changes = answering_slot(case, body.unit, body.task)
+    slot, _, changes = answering_slot(case, body.unit, body.task)
     case.require(body.admitted == slot.admitted, "admitted", slot.admitted, body.admitted)
     case.require(body.adapter == slot.adapter, "adapter", slot.adapter, body.adapter)
     changed = slot.model_copy(update={"loaded": case.entry.index, "loaded_at": case.entry.time})

@@ -18,6 +18,7 @@ _CODES = {
     "rate-limit": "rate_limit_exceeded",
     "token-limit": "rate_limit_exceeded",
     "too-many": "rate_limit_exceeded",
+    "answers-a-day": "rate_limit_exceeded",
 }
 _OF_MEMBERS = {"extra_forbidden": "unknown_parameter", "missing": "missing_required_parameter"}
 """By pydantic's type of an error. One that ends in `_type` or `_parsing` says that the value has another type."""

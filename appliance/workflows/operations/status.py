@@ -9,7 +9,8 @@ from appliance.domain.core.names import Time
 from appliance.domain.core.records import Adapter
 from appliance.domain.core.state import State
 from appliance.domain.governance.endorsement import waiting_orders
-from appliance.domain.releases.approval import latest_reviews, standing_reviews
+from appliance.domain.releases.approval import counted, latest_reviews, needed
+from appliance.domain.releases.tiers import current_request, tier_of
 from appliance.formats.core.timestamp import parse_time
 from appliance.formats.log.checkpoint import claimed_size
 from appliance.workflows.core.context import Context
@@ -134,7 +135,7 @@ def _unreviewed(state: State, now: Time) -> list[Adapter]:
         for adapter in state.adapters.values()
         if adapter.revoked is None
         and adapter.quarantined is None
-        and _most_approvals(state, adapter, now)[1] < state.parameters.reviewers
+        and (found := _most_approvals(state, adapter, now))[1] < _needed(state, adapter, found[0])
         and not any(
             review.decision == "reject" for unit in _units(adapter) for review in latest_reviews(state, adapter, unit)
         )
@@ -142,17 +143,20 @@ def _unreviewed(state: State, now: Time) -> list[Adapter]:
 
 
 def _units(adapter: Adapter) -> list[str]:
-    return sorted({review.unit for review in adapter.reviews})
+    return sorted({review.unit for review in adapter.reviews} | {request.unit for request in adapter.requests})
 
 
 def _most_approvals(state: State, adapter: Adapter, now: Time) -> tuple[str | None, int]:
     """The unit that has most of the approvals, and how many stand."""
-    counted = [
-        (sum(review.decision == "approve" for review in standing_reviews(state, adapter, unit, now)), unit)
-        for unit in _units(adapter)
-    ]
-    approvals, unit = max(counted, default=(0, None))
+    found = [(len(counted(state, adapter, unit, now)), unit) for unit in _units(adapter)]
+    approvals, unit = max(found, default=(0, None))
     return unit, approvals
+
+
+def _needed(state: State, adapter: Adapter, unit: str | None) -> int:
+    """How many approvals, by policy and the tier of the unit's request."""
+    request = None if unit is None else current_request(state, adapter, unit)
+    return needed(state.parameters, None if request is None else tier_of(state.parameters, request)).reviewers
 
 
 def _review(state: State, adapter: Adapter, now: Time) -> dict[str, Any]:
@@ -161,5 +165,5 @@ def _review(state: State, adapter: Adapter, now: Time) -> dict[str, Any]:
         "adapter": f"{adapter.name}@{adapter.version}",
         "unit": unit,
         "approvals": approvals,
-        "needed": state.parameters.reviewers,
+        "needed": _needed(state, adapter, unit),
     }

@@ -103,10 +103,12 @@ def _gather(context: Context, needed: _Needed) -> tuple[dict[str, bytes], Admiss
     logged = {}
     for index in needed.entries:
         try:
+            documents = ledger.documents_of(index)
             logged[index] = LoggedOrder(
                 entry=ledger.entry_bytes(index),
                 proof=tuple(ledger.inclusion_proof(index, size)),
-                envelope=ledger.documents_of(index).get("order"),
+                envelope=documents.get("order"),
+                endorsed=documents.get("endorsed"),
             )
         except Unavailable:
             raise  # says nothing of the bytes

@@ -7,11 +7,14 @@ from dataclasses import asdict
 from typing import Any
 
 from appliance.domain.core.entry import parse_entry
+from appliance.domain.core.names import Time
 from appliance.domain.core.records import Adapter
 from appliance.domain.core.state import State
 from appliance.domain.data.teaching import ABOUT_FILE
-from appliance.domain.releases.approval import review_standing
+from appliance.domain.releases.approval import could_decide, counted, needed, quorum, review_standing
+from appliance.domain.releases.blocking import is_open
 from appliance.domain.releases.reviews import ReviewRecorded
+from appliance.domain.releases.tiers import current_request, reattested_by, reviewed_until, tier_of
 from appliance.errors import NotFound
 from appliance.formats.core.fields import encode_base64
 from appliance.workflows.core.context import Context
@@ -55,14 +58,50 @@ def adapter_file(context: Context, name: str, path: str) -> bytes:
 
 
 def adapter_row(context: Context, adapter: Adapter) -> dict[str, Any]:
-    """The adapter's row; each of its reviews with its state."""
-    return {**adapter.model_dump(mode="json"), "reviews": _reviews(context, adapter)}
+    """The adapter's row; each of its reviews with its state, each finding with whether it is open, and what is asked
+    of whom for each unit."""
+    state = context.ledger.state
+    return {
+        **adapter.model_dump(mode="json"),
+        "reviews": _reviews(context, adapter),
+        "findings": [{**one.model_dump(mode="json"), "open": is_open(state, one)} for one in adapter.findings],
+        "asked": [
+            _asked(state, adapter, unit, context.now(state))
+            for unit in sorted({request.unit for request in adapter.requests})
+            if current_request(state, adapter, unit) is not None
+        ],
+    }
+
+
+def _asked(state: State, adapter: Adapter, unit: str, now: Time) -> dict[str, Any]:
+    """The request that stands for the unit, its tier by the policy in force, and what is missing of its approvals."""
+    request = current_request(state, adapter, unit)
+    if request is None:
+        raise NotFound(f"request: expected a standing one for {unit}, got none")
+    tier = tier_of(state.parameters, request)
+    return {
+        "request": request.model_dump(mode="json"),
+        "tier": None if tier is None else tier.name,
+        "needed": asdict(needed(state.parameters, tier)),
+        "approvals": [review.index for review in counted(state, adapter, unit, now)],
+        "missing": quorum(state, adapter, unit, now),
+        "could_decide": [list(pair) for pair in could_decide(state, adapter, unit, now)],
+        "until": reviewed_until(state.parameters, request),
+    }
 
 
 def _reviews(context: Context, adapter: Adapter) -> list[dict[str, Any]]:
     state = context.ledger.state
     now = context.now(state)
-    return [{**asdict(review), **asdict(review_standing(state, adapter, review, now))} for review in adapter.reviews]
+    return [
+        {
+            **asdict(review),
+            "conditions": None if review.conditions is None else review.conditions.model_dump(mode="json"),
+            "again_by": reattested_by(state, adapter, review),
+            **asdict(review_standing(state, adapter, review, now)),
+        }
+        for review in adapter.reviews
+    ]
 
 
 def reviews_among(context: Context, entries: Iterable[tuple[int, bytes]]) -> dict[int, dict[str, Any]]:

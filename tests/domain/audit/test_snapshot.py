@@ -13,7 +13,19 @@ from scripts.kit.log_builder import LogBuilder, stage
 from tests.kit.ahead import reset_clock, run_ahead
 
 STAGES = (
-    *("initialized", "staffed", "imported", "trained", "sealed", "approved", "released", "serving", "kept", "replayed"),
+    *(
+        "initialized",
+        "staffed",
+        "imported",
+        "trained",
+        "sealed",
+        "approved",
+        "released",
+        "serving",
+        "kept",
+        "replayed",
+        "decided",
+    ),
     "crowded",
 )
 

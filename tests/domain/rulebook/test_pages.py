@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from appliance.domain.core.decisions import Conditions, Delegated, Finding, ReleaseRequest, ReviewRecord
 from appliance.domain.core.entry import Entry
 from appliance.domain.core.event import Event
 from appliance.domain.core.order import Order
-from appliance.domain.core.policy import LAYERS, Parameters, PolicySet
+from appliance.domain.core.policy import LAYERS, Parameters, PolicySet, Tier
 from appliance.domain.core.records import (
     Activation,
     Adapter,
@@ -21,7 +22,6 @@ from appliance.domain.core.records import (
     LogKey,
     Principal,
     Release,
-    ReviewRecord,
     Site,
     Witness,
 )
@@ -126,6 +126,7 @@ def test_the_rows_that_an_export_holds_have_the_members_of_the_state() -> None:
     models = {
         "site": Site, "log key": LogKey, "principal": Principal, "key": Key,
         "base": Base, "dataset": Dataset, "adapter": Adapter, "review": ReviewRecord,
+        "delegated": Delegated, "request": ReleaseRequest, "conditions": Conditions, "finding": Finding,
         "release": Release, "activation": Activation, "witness": Witness,
     }  # fmt: skip
     assert rows == {row: list(model.__annotations__) for row, model in models.items()}
@@ -161,6 +162,27 @@ def test_the_members_of_an_entry_and_a_policy_set_are_all_named() -> None:
         assert f"`{name}`" in section("## Types of entries"), name
 
 
+def shown(value: Any) -> str:
+    """A parameter's default as the page says it; a tier by its name."""
+    if isinstance(value, tuple):
+        return ", ".join(one.name if isinstance(one, Tier) else one for one in value) or "none"
+    return str(value).lower() if isinstance(value, bool) else f"{value:,}"
+
+
+def test_the_default_tiers_are_those_of_the_page() -> None:
+    _, _, table = section("## Types of entries").partition("| name | from score |")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:5]]
+    assert rows == [
+        [
+            *(tier.name, str(tier.from_score), str(tier.reviewers), str(tier.distinct_fields)),
+            *(", ".join(tier.required_fields) or "none", f"{tier.review_s // 86_400} days"),
+            f"{tier.reattest_s // 86_400} days",
+        ]
+        for tier in Parameters().tiers
+    ]
+    assert all(f"`{name}`" in section("## Types of entries") for name in Tier.model_fields)
+
+
 def test_the_parameters_of_a_policy_set_have_their_bounds() -> None:
     _, _, table = section("## Types of entries").partition("| parameter | value | default |")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:3] == "| `"]
@@ -171,9 +193,7 @@ def test_the_parameters_of_a_policy_set_have_their_bounds() -> None:
         for cell, _, default in rows
         for name, one in zip(names(cell), (default.split("; ") * len(names(cell))), strict=False)
     }
-    assert defaults == {
-        name: (", ".join(value) or "none") if isinstance(value, tuple) else f"{value:,}" for name, value in Parameters()
-    }
+    assert defaults == {name: shown(value) for name, value in Parameters()}
     assert found.keys() == Parameters.model_fields.keys()
     for name, field in Parameters.model_json_schema()["properties"].items():
         if name.endswith("_s") or name in ("reviewers", "distinct_fields"):

@@ -46,13 +46,14 @@ from tests.kit.mutations import mutated, reshaped
 
 SITE = stage("kept")
 EXAMPLES = settings(deadline=None, max_examples=60)
-ENTRIES = {parse_entry(data).type: data for data in SITE.entries}
+DECIDED = stage("decided")
+ENTRIES = {parse_entry(data).type: data for data in (*SITE.entries, *DECIDED.entries)}
 
 
 def _orders() -> dict[str, bytes]:
     """One payload for each verb that the journey of the builder uses, and of one with people in it."""
     found = {}
-    for data in SITE.documents.values():
+    for data in (*SITE.documents.values(), *DECIDED.documents.values()):
         with suppress(BadInput):
             payload = parse_envelope(data).payload
             found[ORDERS.parse(payload).verb] = payload

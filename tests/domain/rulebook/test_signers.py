@@ -17,6 +17,7 @@ RELATED = {
     "cancel": "olga",
     "cancel-import": "ines",
     "revoke-tokens": "legal",
+    "withdraw-request": "olga",
 }
 """Who the relation of the verb's row is, in the orders here."""
 REASONS = ("role: expected ", "principal: expected the signer", "unit: expected the signer's own name ")

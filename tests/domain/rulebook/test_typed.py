@@ -22,7 +22,11 @@ from scripts.kit.log_builder import WALLS, stage
 SITE = stage("serving")
 SITE.add(ServiceStarted(version="1", code="sha256:" + "1" * 64, layers={"seccomp": True, "landlock": False}))
 SITE.add(AuthRefused(count=2, since=SITE.now, principals=(), keys=()))
-ENTRIES = [*SITE.entries, *stage("replayed").entries[len(stage("imported").entries) :]]
+ENTRIES = [
+    *SITE.entries,
+    *stage("replayed").entries[len(stage("imported").entries) :],
+    *stage("decided").entries[len(stage("sealed").entries) :],
+]
 
 
 def step_by_step(data: bytes) -> tuple[Entry, Event]:

@@ -1,0 +1,1 @@
+"""What reviewers decide on: evidence, release requests, findings, delegations."""

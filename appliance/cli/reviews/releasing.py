@@ -1,0 +1,125 @@
+"""Release requests, and a release in an emergency."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import click
+
+from appliance.cli.reviews.conditions import CONDITIONS, parse_conditions
+from appliance.cli.support.caller import Caller
+from appliance.cli.support.command import command, signs
+from appliance.cli.support.output import say
+from appliance.cli.support.signing import sign_and_submit, tell, tell_receipt
+from appliance.cli.support.times import END_HELP, parse_end
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _conditions(function: F) -> F:
+    for option in reversed(CONDITIONS):
+        function = option(function)
+    return function
+
+
+@command(
+    "request",
+    example=(
+        "appliance release request clauses@1 --unit legal --exposure internal --purpose assist \\\n"
+        "    --intended-use 'Sort clauses for a lawyer.' --limits 'Not for advice to clients.'"
+    ),
+)
+@click.argument("adapter", metavar="NAME@VERSION")
+@click.option("--unit", required=True, metavar="NAME", help="The business unit that would use it.")
+@click.option("--exposure", required=True, metavar="WORD", help="Whom its answers reach: a word of the policy.")
+@click.option("--purpose", required=True, metavar="WORD", help="What its answers are for: a word of the policy.")
+@click.option("--intended-use", required=True, metavar="TEXT", help="What it is to be used for.")
+@click.option("--limits", required=True, metavar="TEXT", help="What it is not to be used for.")
+@_conditions
+@signs
+@click.pass_obj
+def request(
+    caller: Caller,
+    adapter: str,
+    unit: str,
+    exposure: str,
+    purpose: str,
+    intended_use: str,
+    limits: str,
+    not_before: str | None,
+    not_after: str | None,
+    tasks: tuple[str, ...],
+    answers_a_day: int | None,
+) -> None:
+    """Ask that reviewers release an adapter to a unit. Signed by who ordered its run.
+
+    Policy makes a tier of exposure and purpose. The tier decides how many reviewers it needs, of which fields, and how
+    long. A later request replaces this one, and the approvals of it.
+    """
+    from appliance.client.decisions import propose_request
+
+    terms = {
+        "unit": unit,
+        "exposure": exposure,
+        "purpose": purpose,
+        "conditions": parse_conditions(not_before, not_after, tasks, answers_a_day),
+    }
+    texts = {"intended_use": intended_use, "limits": limits}
+    proposal = propose_request(caller.reading(), caller.anchor, caller.signer, adapter, texts=texts, **terms)
+    receipt = sign_and_submit(caller, proposal)
+    tier = proposal.order.model_dump()["tier"]
+    tell_receipt(caller, receipt, [("requested", f"{adapter} for {unit}"), ("tier", tier)])
+    say(f"next: reviewers read appliance review show {adapter}")
+
+
+@command("withdraw-request", example="appliance release withdraw-request clauses@1 --unit legal")
+@click.argument("adapter", metavar="NAME@VERSION")
+@click.option("--unit", required=True, metavar="NAME", help="The business unit that it was requested for.")
+@click.option("--reason", metavar="TEXT", help="Why.")
+@signs
+@click.pass_obj
+def withdraw_request(caller: Caller, adapter: str, unit: str, reason: str | None) -> None:
+    """Take back a release request, and with it the approvals of it. Signed by who asked, or an administrator."""
+    from appliance.client.decisions import propose_request_withdrawal
+
+    proposal = propose_request_withdrawal(caller.reading(), caller.anchor, caller.signer, adapter, unit, reason)
+    tell_receipt(caller, sign_and_submit(caller, proposal), [("withdrawn", f"{adapter} for {unit}")])
+
+
+@command(
+    "break-glass",
+    example=(
+        "appliance release break-glass clauses@1 --unit legal --task labels --until 4h \\\n"
+        "    --reason 'clauses@2 answers nothing.'"
+    ),
+)
+@click.argument("adapter", metavar="NAME@VERSION")
+@click.option("--unit", required=True, metavar="NAME", help="The business unit.")
+@click.option("--task", required=True, metavar="NAME", help="The task that it answered before.")
+@click.option("--until", required=True, metavar="TIME", help=f"{END_HELP} Policy limits it.")
+@click.option("--reason", required=True, metavar="TEXT", help="What the emergency is.")
+@click.option(
+    "--add-instruction", is_flag=True, help="Put the dataset's instruction into requests without a system message."
+)
+@signs
+@click.pass_obj
+def break_glass(
+    caller: Caller, adapter: str, unit: str, task: str, until: str, reason: str, add_instruction: bool
+) -> None:
+    """In an emergency let a version answer that answered the task before, though its approvals lack something.
+
+    Signed by the unit's release owner and endorsed by an administrator. It lasts some hours, and a review opens by
+    itself. It lifts no revocation, rejection, blocking finding or condition.
+    """
+    from appliance.client.decisions import propose_emergency
+
+    terms = {
+        "unit": unit,
+        "task": task,
+        "until": parse_end(until, "until", datetime.now(UTC)),
+        "adds_instruction": add_instruction,
+    }
+    proposal = propose_emergency(caller.reading(), caller.anchor, caller.signer, adapter, reason, **terms)
+    tell(caller, sign_and_submit(caller, proposal), f"{adapter} answers {unit}/{task}")

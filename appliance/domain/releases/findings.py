@@ -1,0 +1,138 @@
+"""Findings: what a reviewer found of an adapter, who removes it until when, and what keeps it from every release."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from appliance.domain.core.case import Case, Changes
+from appliance.domain.core.decisions import Finding, FindingKind, Severity
+from appliance.domain.core.event import Ordered
+from appliance.domain.core.names import Commitment, Identifier, Time
+from appliance.domain.core.records import Adapter, Principal
+from appliance.domain.core.roles import Reasons, needs, stands
+from appliance.domain.core.state import State
+from appliance.domain.core.verb import Verb
+from appliance.domain.releases.adapters import OnAdapter, find_adapter
+from appliance.domain.releases.approval import duties
+from appliance.domain.releases.blocking import find_finding, is_open
+from appliance.errors import Denied
+
+
+class AddFinding(OnAdapter):
+    """`kind`: an issue to be removed, an exception to a policy until its due date, or a limitation of what the adapter
+    is good for. `blocks`: no release answers while it is open."""
+
+    verb = "add-finding"
+    kind: FindingKind
+    severity: Severity
+    blocks: bool
+    field: Identifier
+    owner: Identifier = Field(description="who removes it")
+    due: Time
+    finding: Commitment = Field(description="what was found")
+    remedy: Commitment = Field(description="what removes it")
+    retest: Commitment = Field(description="what shows that it is removed")
+
+
+class CloseFinding(OnAdapter):
+    """`evidence`: what the retest showed."""
+
+    verb = "close-finding"
+    entry: int = Field(ge=1, description="the entry that recorded the finding")
+    evidence: Commitment
+
+
+class FindingAdded(Ordered):
+    type = "finding.added"
+
+
+class FindingClosed(Ordered):
+    type = "finding.closed"
+
+
+def may_add_finding(state: State, order: AddFinding, signer: Principal, now: Time) -> Reasons:
+    adapter = find_adapter(state, order)
+    if isinstance(adapter, list):
+        return adapter
+    reasons = needs(signer, f"reviewer:{order.field}") + duties(adapter, signer.name)
+    reasons += [f"owner: {reason}" for reason in stands(state, order.owner)]
+    if order.due <= now:
+        reasons.append(f"due: expected a time after {now}, got {order.due}")
+    return reasons
+
+
+def may_close_finding(state: State, order: CloseFinding, signer: Principal, now: Time) -> Reasons:
+    """The finder, or another reviewer of that field; never who made the adapter."""
+    adapter = find_adapter(state, order)
+    if isinstance(adapter, list):
+        return adapter
+    finding = find_finding(adapter, order.entry)
+    if finding is None:
+        known = ", ".join(str(one.index) for one in adapter.findings if is_open(state, one)) or "none"
+        return [f"finding: expected the entry of one of {order.name} that is open ({known}), got {order.entry}"]
+    reasons = needs(signer, f"reviewer:{finding.field}") + duties(adapter, signer.name)
+    if not is_open(state, finding):
+        reasons.append(f"finding {finding.index}: expected an open one, got one closed by entry {finding.closed}")
+    return reasons
+
+
+def finding_added(case: Case) -> Changes:
+    order = case.order(AddFinding)
+    adapter = _adapter(case, order)
+    found = Finding(
+        index=case.entry.index,
+        order=case.accepted.digest,
+        kind=order.kind,
+        severity=order.severity,
+        blocks=order.blocks,
+        field=order.field,
+        finder=order.signer,
+        owner=order.owner,
+        due=order.due,
+    )
+    changed = adapter.model_copy(update={"findings": (*adapter.findings, found)})
+    return [(case.state.adapters, order.name, changed)]
+
+
+def finding_closed(case: Case) -> Changes:
+    order = case.order(CloseFinding)
+    adapter = _adapter(case, order)
+    closed = {"closed": case.entry.index, "closed_by": order.signer, "closed_keyid": case.accepted.keyid}
+    findings = tuple(one.model_copy(update=closed) if one.index == order.entry else one for one in adapter.findings)
+    return [(case.state.adapters, order.name, adapter.model_copy(update={"findings": findings}))]
+
+
+def _adapter(case: Case, order: OnAdapter) -> Adapter:
+    adapter = case.state.adapters.get(order.name)
+    if adapter is None:
+        raise Denied(f"entry {case.entry.index}: adapter: expected a sealed one, got {order.name}")
+    return adapter
+
+
+def _meaning(order: AddFinding) -> str:
+    if order.blocks:
+        return "You found this of the adapter. No release of it answers until the finding is closed."
+    if order.kind == "exception":
+        return "You found this of the adapter and accept it until its due date. Open after it, it stops every release."
+    return "You found this of the adapter. Reviewers see it; it stops no release."
+
+
+VERBS = (
+    Verb(
+        AddFinding,
+        may=may_add_finding,
+        meaning=_meaning,
+        signers=("reviewer:FIELD",),
+        event=FindingAdded,
+        apply=finding_added,
+        changes_answers=True,
+    ),
+    Verb(
+        CloseFinding,
+        may=may_close_finding,
+        meaning="The retest shows that this finding is removed. It no longer stops a release.",
+        signers=("reviewer:FIELD",),
+        event=FindingClosed,
+        apply=finding_closed,
+    ),
+)

@@ -1,0 +1,70 @@
+"""The tier of materiality of a release request, which request stands, and which approvals went stale."""
+
+from __future__ import annotations
+
+from appliance.domain.core.decisions import ReleaseRequest, ReviewRecord
+from appliance.domain.core.names import Time, add_seconds
+from appliance.domain.core.policy import Parameters, Tier
+from appliance.domain.core.records import Adapter
+from appliance.domain.core.state import State
+
+
+def tier_for(parameters: Parameters, exposure: str, purpose: str) -> Tier | None:
+    """Exposure times purpose, each by its place in the policy's list, counted from 1; None for a word that is not in
+    it."""
+    if exposure not in parameters.exposures or purpose not in parameters.purposes:
+        return None
+    score = (parameters.exposures.index(exposure) + 1) * (parameters.purposes.index(purpose) + 1)
+    return [tier for tier in parameters.tiers if tier.from_score <= score][-1]
+
+
+def tier_of(parameters: Parameters, request: ReleaseRequest) -> Tier | None:
+    """By the policy in force. What an emergency opened has the highest."""
+    if request.exposure is None or request.purpose is None:
+        return parameters.tiers[-1]
+    return tier_for(parameters, request.exposure, request.purpose)
+
+
+def current_request(state: State, adapter: Adapter, unit: str) -> ReleaseRequest | None:
+    """The unit's last request under a key that counts, unless it was withdrawn: an earlier one does not stand again."""
+    for request in reversed(adapter.requests):
+        if request.unit == unit and _counts(state, request):
+            return request if request.withdrawn is None else None
+    return None
+
+
+def _counts(state: State, request: ReleaseRequest) -> bool:
+    key = state.keys.get(request.keyid)
+    return key is not None and key.principal == request.requested_by and key.counts(request.index)
+
+
+def reviewed_until(parameters: Parameters, request: ReleaseRequest) -> Time | None:
+    """Until when it may be approved; None where policy no longer knows its tier."""
+    tier = tier_of(parameters, request)
+    return None if tier is None else add_seconds(request.time, tier.review_s)
+
+
+def reattested_by(state: State, adapter: Adapter, review: ReviewRecord) -> Time | None:
+    """When an approval on the standing request has to be made again; None of one that was made on none."""
+    request = current_request(state, adapter, review.unit)
+    tier = None if request is None else tier_of(state.parameters, request)
+    return None if tier is None or review.request is None else add_seconds(review.time, tier.reattest_s)
+
+
+def stale(state: State, adapter: Adapter, review: ReviewRecord, now: Time) -> str | None:
+    """Why an approval is of something else than what is asked for now, or too old; None where it is neither."""
+    what, request = f"review {review.index}", current_request(state, adapter, review.unit)
+    if request is None:
+        return None if review.request is None else f"{what}: expected its release request to stand, got none that does"
+    if review.request != request.order:
+        got = "one made on none" if review.request is None else f"one of {review.request}"
+        return f"{what}: expected one on the release request of entry {request.index}, got {got}"
+    if request.verdict != adapter.verdict and request.kind == "request":
+        return f"{what}: expected a release request of the verdict {adapter.verdict}, got {request.verdict}"
+    if tier_of(state.parameters, request) is None:
+        asked = f"{request.exposure} and {request.purpose}"
+        return f"{what}: expected a release request by words of the policy in force, got {asked}"
+    again = reattested_by(state, adapter, review)
+    if again is not None and again <= now:
+        return f"{what}: expected one that was made again by {again}, got one of {review.time}"
+    return None

@@ -1,0 +1,172 @@
+"""Conditions of an approval are rules: dates and tasks at admission, a day's count at each request's admission."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from appliance.domain.core.decisions import Conditions
+from appliance.domain.core.entry import parse_entry
+from appliance.domain.core.names import add_seconds
+from appliance.domain.core.state import State
+from appliance.domain.rulebook.apply import apply
+from appliance.errors import Denied
+from scripts.kit.log_builder import LogBuilder, stage
+from tests.kit.judged_release import adapter_of, conditions, reasons
+
+WITH = "approve-with-conditions"
+
+
+def approved(**fields: Any) -> LogBuilder:
+    """One reviewer sets conditions, the other does not."""
+    site = stage("sealed")
+    if "not_after_s" in fields:
+        fields["not_after"] = add_seconds(site.now, fields.pop("not_after_s"))
+    if "not_before_s" in fields:
+        fields["not_before"] = add_seconds(site.now, fields.pop("not_before_s"))
+    site.review("rita", "privacy", decision=WITH, conditions=conditions(**fields))
+    site.review("raul", "model-risk")
+    return site
+
+
+def answering(**fields: Any) -> LogBuilder:
+    site = approved(**fields)
+    site.activate()
+    site.load()
+    return site
+
+
+def ask(site: LogBuilder, number: int, **fields: Any) -> None:
+    site.add(site.request(number, **fields))
+    site.add(site.answered(number, **fields))
+
+
+def test_a_task_outside_the_conditions_is_not_released() -> None:
+    site = approved(tasks=("labels", "routes"))
+    site.activate()
+    with pytest.raises(Denied, match="expected the task labels or routes, got advice"):
+        site.activate(task="advice")
+
+
+def test_nothing_answers_before_the_first_date_or_from_the_last_on() -> None:
+    with pytest.raises(Denied, match="expected no answer before"):
+        approved(not_before_s=600).activate()
+    site = answering(not_after_s=600)
+    end = adapter_of(site).reviews[0].conditions
+    assert end is not None and end.not_after is not None
+    assert reasons(site, add_seconds(end.not_after, -1)) == []
+    site.now = end.not_after
+    with pytest.raises(Denied, match="expected no answer from"):
+        site.add(site.request(1))
+
+
+def test_a_day_s_answers_are_counted_and_the_next_day_begins_anew() -> None:
+    site = answering(answers_a_day=2)
+    ask(site, 1)
+    ask(site, 2)
+    with pytest.raises(Denied, match="expected at most 2, by a condition") as caught:
+        site.add(site.request(3))
+    assert caught.value.code == "answers-a-day"
+    site.now = "2026-01-16T00:00:00.000Z"
+    ask(site, 3)
+
+
+def test_a_request_that_was_not_answered_well_is_counted_too() -> None:
+    site = answering(answers_a_day=1)
+    site.add(site.request(1))
+    site.add(site.answered(1, finish_reason="failure"), outcome="failure")
+    with pytest.raises(Denied, match="expected at most 1"):
+        site.add(site.request(2))
+
+
+def test_two_tasks_of_a_unit_have_one_count() -> None:
+    site = answering(answers_a_day=2)
+    site.activate(task="routes")
+    admitted = site.add(site.admitted(task="routes"))
+    site.add(site.loaded(admitted.index, task="routes"))
+    ask(site, 1)
+    ask(site, 2, task="routes")
+    for task in ("labels", "routes"):
+        with pytest.raises(Denied, match="expected at most 2"):
+            site.add(site.request(3, task=task))
+
+
+def test_of_two_daily_counts_the_least_holds() -> None:
+    site = stage("sealed")
+    site.request_release(conditions=conditions(answers_a_day=5))
+    for name, field, most in (("rita", "privacy", 1), ("raul", "model-risk", 3)):
+        site.review(name, field, decision=WITH, conditions=conditions(answers_a_day=most))
+    site.activate()
+    site.load()
+    ask(site, 1)
+    with pytest.raises(Denied, match="expected at most 1"):
+        site.add(site.request(2))
+
+
+def test_the_conditions_of_the_request_hold_where_approvals_have_none() -> None:
+    site = stage("sealed")
+    site.request_release(conditions=conditions(tasks=("routes",)))
+    site.review("rita", "privacy")
+    site.review("raul", "model-risk")
+    with pytest.raises(Denied, match=r"condition of request .* expected the task routes, got labels"):
+        site.activate()
+
+
+def test_a_reviewer_s_later_approval_replaces_the_conditions_of_the_earlier() -> None:
+    site = answering(answers_a_day=1)
+    ask(site, 1)
+    site.review("rita", "privacy")
+    ask(site, 2)
+
+
+def test_an_approval_again_in_the_same_day_does_not_reset_the_count() -> None:
+    site = answering(answers_a_day=2)
+    ask(site, 1)
+    site.review("rita", "privacy", decision=WITH, conditions=conditions(answers_a_day=2))
+    ask(site, 2)
+    with pytest.raises(Denied, match="expected at most 2"):
+        site.add(site.request(3))
+
+
+def test_without_a_daily_count_nothing_is_remembered_of_a_request() -> None:
+    site = stage("serving")
+    assert len(site.state.answers) == 0
+
+
+def test_whoever_folds_the_log_counts_the_same() -> None:
+    site = answering(answers_a_day=2)
+    ask(site, 1)
+    state = State()
+    for data in site.entries:
+        entry = parse_entry(data)
+        apply(state, entry, {role: site.documents[digest] for role, digest in entry.documents.items()})
+    (row,) = state.answers.values()
+    assert (row.unit, row.adapter, row.day, row.count) == ("legal", "clauses@1", "2026-01-15", 1)
+    assert state.answers.values() == site.state.answers.values()
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "conditions of a plain approval": ({"decision": "approve", "conditions": conditions(answers_a_day=1)}, "none of"),
+    "no conditions": ({"decision": WITH}, "conditions: expected some, got none"),
+    "conditions that say nothing": ({"decision": WITH, "conditions": conditions()}, "expected some, got others"),
+    "no reason": ({"decision": WITH, "conditions": conditions(answers_a_day=1), "reason": None}, "reason: expected"),
+    "no date": ({"decision": WITH, "conditions": conditions(answers_a_day=1), "valid_until": None}, "valid until"),
+}
+
+
+@pytest.mark.parametrize(("fields", "why"), WRONG.values(), ids=WRONG)
+def test_a_decision_is_refused_with(fields: dict[str, Any], why: str) -> None:
+    with pytest.raises(Denied, match=why):
+        stage("sealed").review("rita", "privacy", **fields)
+
+
+def test_a_count_of_nothing_is_no_condition() -> None:
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        Conditions(not_before=None, not_after=None, tasks=(), answers_a_day=0)
+
+
+def test_what_is_counted_a_day_is_not_exported() -> None:
+    site = answering(answers_a_day=2)
+    with pytest.raises(Denied, match="expected none on answers a day"):
+        site.export()
