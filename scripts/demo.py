@@ -201,17 +201,41 @@ def entry_of(value: dict[str, object]) -> dict[str, dict[str, dict[str, str]]]:
 
 
 def judge(demo: Demo) -> None:
-    """Two reviewers of different fields approve; the maker may not."""
+    """The maker asks, a reviewer finds something, two reviewers of different fields approve; the maker may not."""
     demo.title("The operator tries to approve their own run")
     words = ("review", "approve", "clauses@1", "--unit", "legal", "--field", "privacy", "--meaning", "It is fine.")
     demo.run(*words, person="olga", expect=3)
     demo.prove("Who made an adapter cannot approve it", "refused, and the refusal is an entry")
-    demo.title("A reviewer sees exactly what a signature would bind, hashed on their side")
-    demo.run("review", "show", "clauses@1", person="rita")
-    demo.title("Two reviewers of different fields sign; the unit's release owner activates")
-    for name, meaning in (("rita", "No personal data found."), ("rob", "Accuracy is sufficient for triage.")):
-        demo.run("review", "approve", "clauses@1", "--unit", "legal", "--meaning", meaning, person=name, quiet=True)
-    demo.run("release", "activate", "clauses@1", "--unit", "legal", "--task", "labels", person="lou", quiet=True)
+    demo.title("They ask for its release instead: what it is for, and what it is not for")
+    demo.run(
+        *("release", "request", "clauses@1", "--unit", "legal", "--exposure", "internal", "--purpose", "assist"),
+        *("--intended-use", "Sort clauses for a lawyer.", "--limits", "Not for advice to clients."),
+        person="olga",
+        quiet=True,
+    )
+    demo.title("A reviewer finds something that blocks every release")
+    found = demo.run(
+        *("finding", "add", "clauses@1", "--field", "privacy", "--kind", "issue", "--severity", "high", "--blocks"),
+        *("--owner", "olga", "--due", "14d", "--text", "Nobody looked for names in the dataset."),
+        *("--remedy", "Look for names.", "--retest", "Search the rows for the parties' names.", "--json"),
+        person="rita",
+        quiet=True,
+    )
+    entry = str(json.loads(found)["index"])
+    demo.title("A reviewer sees what is asked, what was found, and what a signature would bind, hashed on their side")
+    demo.run("review", "show", "clauses@1", person="rob")
+    demo.title("Two reviewers of different fields sign; the finding still stops the release")
+    reasons = ("The rows are public contracts.", "Better than its base on the held-out rows.")
+    meanings = ("No personal data found.", "Accuracy is sufficient for triage.")
+    for name, meaning, reason in zip(("rita", "rob"), meanings, reasons, strict=True):
+        words = ("review", "approve", "clauses@1", "--unit", "legal", "--meaning", meaning, "--reason", reason)
+        demo.run(*words, person=name, quiet=True)
+    activate = ("release", "activate", "clauses@1", "--unit", "legal", "--task", "labels")
+    demo.run(*activate, person="lou", expect=3)
+    demo.prove("An open finding that blocks", "stops the release that everybody approved")
+    demo.title("The finder closes it with what the retest showed, and the unit's release owner activates")
+    demo.run("finding", "close", "clauses@1", entry, "--evidence", "No name in 424 rows.", person="rita", quiet=True)
+    demo.run(*activate, person="lou", quiet=True)
     demo.run("release", "history", "--unit", "legal", person="axel")
 
 

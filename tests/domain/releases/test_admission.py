@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from appliance.domain.core.entry import parse_entry
+from appliance.domain.core.records import Adapter
 from appliance.domain.releases.admission import (
     Admission,
     AdmissionInputs,
@@ -18,6 +21,7 @@ from appliance.domain.releases.admission import (
 from appliance.formats.artifacts.manifest import MANIFEST_PATH
 from appliance.formats.core.merkle import hash_leaf, inclusion_proof, root_of
 from scripts.kit.log_builder import STEPS, LogBuilder, stage
+from tests.kit.judged_release import adapter_of, conditions
 
 FILES = {"adapter_model.safetensors": b"weights", "recipe.json": b"{}", "steps.jsonl": STEPS}
 
@@ -37,8 +41,8 @@ def evidence(site: LogBuilder) -> AdmissionInputs:
     for index in entries_needed(site.state, "legal", adapter, "labels", site.now):
         entry = parse_entry(site.entries[index])
         proof = inclusion_proof(index, size, lambda level, place: node(site, level, place))
-        order = entry.documents.get("order")
-        logged[index] = LoggedOrder(site.entries[index], tuple(proof), None if order is None else site.documents[order])
+        envelopes = (site.documents.get(entry.documents.get(role, "")) for role in ("order", "endorsed"))
+        logged[index] = LoggedOrder(site.entries[index], tuple(proof), *envelopes)
     return AdmissionInputs(
         files={**FILES, MANIFEST_PATH: site.documents[sealed.documents["manifest"]]},
         signature=site.documents[sealed.documents["signature"]],
@@ -152,3 +156,105 @@ def test_a_release_owner_who_was_revoked_is_a_refusal_and_no_tampering() -> None
     admission = decide(site, evidence(site))
     assert any("expected otto to be a standing release owner" in reason for reason in admission.reasons)
     assert not admission.tampered
+
+
+def asked_and_delegated() -> LogBuilder:
+    """On a request, with an approval in another's place."""
+    site = stage("sealed")
+    site.enroll("dana", "reviewer:legal-risk")
+    site.delegate("dana")
+    site.request_release()
+    site.review("dana", "privacy", on_behalf_of="rita")
+    site.review("raul", "model-risk")
+    site.activate()
+    return site
+
+
+def in_an_emergency() -> LogBuilder:
+    site = stage("released")
+    site.review("rita", "privacy", decision="withdraw")
+    site.break_glass()
+    return site
+
+
+@pytest.mark.parametrize("make", [asked_and_delegated, in_an_emergency])
+def test_requests_delegations_and_emergencies_are_admitted_by_their_own_orders(make: Callable[[], LogBuilder]) -> None:
+    site = make()
+    admission = decide(site, evidence(site))
+    assert (admission.reasons, admission.tampered) == ((), False)
+
+
+ROWS: dict[str, tuple[Callable[[], LogBuilder], Callable[[Adapter], Adapter], str]] = {
+    "a request for another exposure": (
+        asked_and_delegated,
+        lambda row: row.model_copy(
+            update={"requests": (row.requests[0].model_copy(update={"exposure": "public", "purpose": "draft"}),)}
+        ),
+        "request: expected",
+    ),
+    "a request without its conditions": (
+        asked_and_delegated,
+        lambda row: row.model_copy(
+            update={"requests": (row.requests[0].model_copy(update={"conditions": conditions(answers_a_day=9)}),)}
+        ),
+        "request: expected",
+    ),
+    "an approval in nobody's place": (
+        asked_and_delegated,
+        lambda row: row.model_copy(
+            update={
+                "reviews": (dataclasses.replace(row.reviews[0], field="legal-risk", on_behalf_of=None), row.reviews[1])
+            }
+        ),
+        "review: expected",
+    ),
+    "an approval without its conditions": (
+        asked_and_delegated,
+        lambda row: row.model_copy(
+            update={
+                "reviews": (
+                    row.reviews[0],
+                    dataclasses.replace(row.reviews[1], conditions=conditions(tasks=("labels",))),
+                )
+            }
+        ),
+        "review: expected",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "change", "why"), ROWS.values(), ids=ROWS)
+def test_a_row_that_says_otherwise_than_the_signed_order_is_refused(
+    make: Callable[[], LogBuilder], change: Callable[[Adapter], Adapter], why: str
+) -> None:
+    site = make()
+    found = evidence(site)
+    site.state.adapters.put("clauses@1", change(adapter_of(site)))
+    admission = decide(site, found)
+    assert admission.tampered and any(why in reason for reason in admission.reasons)
+
+
+def test_an_emergency_needs_both_orders_and_lasts_no_longer_than_they_say() -> None:
+    site = in_an_emergency()
+    found, release = evidence(site), site.state.releases.get("legal/labels")
+    assert release is not None
+    index = release.current.index
+    alone = replace(found, logged={**found.logged, index: replace(found.logged[index], endorsed=None)})
+    assert decide(site, alone).tampered
+    longer = dataclasses.replace(release.current, until="2030-01-01T00:00:00.000Z")
+    site.state.releases.put("legal/labels", release.model_copy(update={"history": (*release.history[:-1], longer)}))
+    assert any("release: expected" in reason for reason in decide(site, found).reasons)
+
+
+def test_a_delegation_of_another_field_admits_nothing() -> None:
+    """The row names an entry that delegates something else."""
+    site = asked_and_delegated()
+    row = adapter_of(site)
+    other = site.delegate("dana", "raul", field="model-risk")
+    approval = row.reviews[0]
+    assert approval.on_behalf_of is not None
+    moved = dataclasses.replace(approval.on_behalf_of, index=other.index)
+    changed = dataclasses.replace(approval, on_behalf_of=moved)
+    site.state.adapters.put("clauses@1", row.model_copy(update={"reviews": (changed, row.reviews[1])}))
+    admission = decide(site, evidence(site))
+    assert admission.tampered

@@ -33,6 +33,7 @@ from appliance.formats.log.note import vkey_of
 from appliance.formats.signatures.keys import generate_ed25519
 from scripts.kit.log_builder import ORIGIN, LogBuilder, policy_set, stage
 from tests.domain.releases.test_admission import FILES, node
+from tests.kit.judged_release import conditions
 from tests.kit.refusals import refuses
 
 
@@ -286,3 +287,48 @@ def test_the_rows_beside_an_export_are_those_of_the_state() -> None:
     site = stage("released")
     with refuses(site, Denied, "standing: expected"):
         site.export(standing=b"{}")
+
+
+def by_request_and_delegate() -> LogBuilder:
+    """Released on a request with conditions, by a delegate among others, after a finding was closed."""
+    site = stage("sealed")
+    site.enroll("dana", "reviewer:legal-risk")
+    site.delegate("dana")
+    site.request_release(conditions=conditions(not_after=add_seconds(site.now, 7_200)))
+    site.close(site.find().index)
+    site.review("dana", "privacy", on_behalf_of="rita")
+    site.review("raul", "model-risk")
+    site.activate()
+    return site
+
+
+def test_a_release_on_a_request_and_by_a_delegate_is_judged_by_its_receiver() -> None:
+    site = by_request_and_delegate()
+    exported = site.export()
+    found = received(site, exported.index)
+    assert check(site, found).adapter.name == "clauses"
+
+
+def test_an_export_ends_with_the_conditions_of_its_release() -> None:
+    site = by_request_and_delegate()
+    with pytest.raises(Denied, match="valid until: expected a time after"):
+        site.export(valid_until=add_seconds(site.now, 8_000))
+
+
+@pytest.mark.parametrize("kind", ["release.requested", "field.delegated"])
+def test_an_export_without_the_proof_of_a_request_or_a_delegation_is_refused(kind: str) -> None:
+    site = by_request_and_delegate()
+    found = received(site, site.export().index)
+    proofs = Proofs.model_validate_json(found.proofs)
+    rest = tuple(one for one in proofs.entries if parse_entry(base64.b64decode(one.entry)).type != kind)
+    assert len(rest) == len(proofs.entries) - 1
+    lacking = replace(found, proofs=encode_value(proofs.model_copy(update={"entries": rest})))
+    with pytest.raises(Tampered, match="expected it in the ledger, got none"):
+        check(site, lacking)
+
+
+def test_an_export_after_a_request_was_withdrawn_is_refused() -> None:
+    site = by_request_and_delegate()
+    site.withdraw_request()
+    with pytest.raises(Denied, match="quorum"):
+        site.export()
