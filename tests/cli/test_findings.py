@@ -90,6 +90,8 @@ def test_a_finding_is_added_listed_shown_and_closed(open_desk: Callable[[str], D
     shown = one_line(done(desk, "raul", "review", "show", "clauses@1"))
     assert f"entry {index}: open: high issue, blocks; found by rita (privacy); owner olga" in shown
     assert "found: It answers names. remedy: Train without them. retest: Ask for them." in shown
+    answer = json.loads(done(desk, "audrey", "ledger", "could-load", "legal", "--json"))
+    assert any(f"finding {index}" in reason for reason in answer["others"][0]["reasons"])
     (listed,) = json.loads(done(desk, "olga", "finding", "list", "--open", "--json"))
     assert (listed["adapter"], listed["index"], listed["open"]) == ("clauses@1", index, True)
     close = ("finding", "close", "clauses@1", str(index), "--evidence", "None in 200.", "--yes")

@@ -263,6 +263,7 @@ def _rests_on(state: State, answer: CouldLoad) -> tuple[int, ...]:
         found |= set() if base is None else {base.index, base.quarantined, base.revoked}
         dataset = None if adapter is None else state.datasets.get(adapter.dataset)
         found |= set() if dataset is None else {dataset.index, dataset.revoked}
+        found |= set() if adapter is None else _decided(state, adapter, answer.unit)
         for review in candidate.reviews:
             found |= {review.entry, *_person(state, review.reviewer, review.keyid)}
     for task in answer.tasks:
@@ -271,6 +272,20 @@ def _rests_on(state: State, answer: CouldLoad) -> tuple[int, ...]:
     if state.parameters.witness_quorum:
         found |= {witness.index for witness in state.witnesses.values()}
     return tuple(sorted(index for index in found if index is not None))
+
+
+def _decided(state: State, adapter: Adapter, unit: str) -> set[int | None]:
+    """The entries of what was asked for the unit, of what was found, and of the delegations that it was decided by."""
+    found: set[int | None] = set()
+    for request in adapter.requests:
+        found |= {request.index, request.withdrawn} if request.unit == unit else set()
+    for finding in adapter.findings:
+        found |= {finding.index, finding.closed}
+    for review in adapter.reviews:
+        if review.unit == unit and review.on_behalf_of is not None:
+            delegated = review.on_behalf_of
+            found |= {delegated.index, *_person(state, delegated.principal, delegated.keyid)}
+    return found
 
 
 def _person(state: State, name: str, keyid: str) -> set[int | None]:

@@ -11,7 +11,7 @@ from appliance.domain.core.names import Time
 from appliance.domain.core.records import Adapter
 from appliance.domain.core.state import State
 from appliance.domain.data.teaching import ABOUT_FILE
-from appliance.domain.releases.approval import could_decide, counted, needed, quorum, review_standing
+from appliance.domain.releases.approval import could_decide, counted, inadmissible, needed, review_standing
 from appliance.domain.releases.blocking import is_open
 from appliance.domain.releases.reviews import ReviewRecorded
 from appliance.domain.releases.tiers import current_request, reattested_by, reviewed_until, tier_of
@@ -74,7 +74,7 @@ def adapter_row(context: Context, adapter: Adapter) -> dict[str, Any]:
 
 
 def _asked(state: State, adapter: Adapter, unit: str, now: Time) -> dict[str, Any]:
-    """The request that stands for the unit, its tier by the policy in force, and what is missing of its approvals."""
+    """The request that stands for the unit, its tier by the policy in force, and what keeps the adapter from it."""
     request = current_request(state, adapter, unit)
     if request is None:
         raise NotFound(f"request: expected a standing one for {unit}, got none")
@@ -84,7 +84,7 @@ def _asked(state: State, adapter: Adapter, unit: str, now: Time) -> dict[str, An
         "tier": None if tier is None else tier.name,
         "needed": asdict(needed(state.parameters, tier)),
         "approvals": [review.index for review in counted(state, adapter, unit, now)],
-        "missing": quorum(state, adapter, unit, now),
+        "missing": inadmissible(state, adapter, unit, now),
         "could_decide": [list(pair) for pair in could_decide(state, adapter, unit, now)],
         "until": reviewed_until(state.parameters, request),
     }

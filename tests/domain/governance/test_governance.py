@@ -578,6 +578,9 @@ def test_what_is_no_policy_set_does_not_wait_for_a_second() -> None:
         site.pend(order, {"policy": b"{}"})
 
 
+TIER: dict[str, Any] = Parameters().tiers[0].model_dump(mode="json")
+
+
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
@@ -587,6 +590,14 @@ def test_what_is_no_policy_set_does_not_wait_for_a_second() -> None:
         ({"token_lifetime_s": 3601}, "token_lifetime_s"),
         ({"approval_lifetime_s": 10**12}, "approval_lifetime_s"),
         ({"accepted_missing_layers": ["no-new-privs"]}, "accepted_missing_layers: expected some of"),
+        ({"exposures": ["internal", "internal"]}, "exposures: expected each word once"),
+        ({"purposes": []}, "purposes"),
+        ({"tiers": []}, "tiers"),
+        ({"tiers": [TIER | {"from_score": 2}]}, "tiers, from_score: expected 1 first and then rising numbers, got"),
+        ({"tiers": [TIER, TIER | {"name": "high"}]}, "expected 1 first and then rising numbers, got"),
+        ({"tiers": [TIER, TIER | {"from_score": 2}]}, "tiers: expected each name once, got low, low"),
+        ({"tiers": [TIER | {"distinct_fields": 3}]}, "tier low, distinct_fields: expected at most reviewers"),
+        ({"break_glass_lifetime_s": 259_201}, "break_glass_lifetime_s"),
         ({"quorum": 1}, "got parameters.quorum: the set is of a later build"),
     ],
 )
@@ -617,6 +628,27 @@ DEFAULTS = {
     "licences": (),
     "classifications": ("public", "internal", "confidential", "restricted"),
     "training_checkpoint_retention_s": 2_592_000,
+    "requests_required": False,
+    "exposures": ("internal", "customers", "public"),
+    "purposes": ("draft", "assist", "decide"),
+    "tiers": tuple(
+        {
+            "name": name,
+            "from_score": score,
+            "reviewers": reviewers,
+            "distinct_fields": 2,
+            "required_fields": (),
+            "review_s": review_s,
+            "reattest_s": reattest_s,
+        }
+        for name, score, reviewers, review_s, reattest_s in (
+            ("low", 1, 2, 2_592_000, 31_536_000),
+            ("medium", 3, 2, 2_592_000, 31_536_000),
+            ("high", 6, 3, 1_209_600, 15_552_000),
+        )
+    ),
+    "delegation_lifetime_s": 2_592_000,
+    "break_glass_lifetime_s": 28_800,
 }
 
 

@@ -217,3 +217,14 @@ def test_a_dataset_is_used_by_the_runs_that_named_it_and_by_what_came_of_them() 
     )
     assert (waiting.run, waiting.status, waiting.adapter, waiting.released_to) == (run, "queued", None, ())
     assert used_by(site.state, "clauses@1") == (uses,) and used_by(site.state, "clauses@2") == ()
+
+
+def test_what_an_emergency_released_could_be_loaded_and_everything_decided_is_named() -> None:
+    site = stage("decided")
+    (task,) = (answer := ask(site)).tasks
+    assert (task.could_load, task.release.kind, task.candidate.reasons) == (True, "break-glass", ())
+    types = {parse_entry(site.entries[index]).type for index in answer.rests_on}
+    assert {
+        *("release.requested", "request.withdrawn", "finding.added", "finding.closed", "field.delegated"),
+        "release.emergency",
+    } <= types
