@@ -85,6 +85,10 @@ class UsedUp(Denied):
     code = "used-up"
     status = 429
 
+    def __init__(self, message: str, *, code: str | None = None, retry_after_s: int = 1) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_s = retry_after_s
+
 
 class NotFound(ApplianceError):
     """No such thing, as far as this caller may know."""

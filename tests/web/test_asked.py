@@ -19,6 +19,7 @@ from appliance.errors import (
     TooLarge,
     TooMany,
     Unavailable,
+    UsedUp,
 )
 from appliance.ml.inference import request as worker
 from appliance.web.core.errors import Malformed
@@ -128,6 +129,7 @@ def test_a_malformed_request_is_told_in_openais_words_with_ours_behind(
         (TooLarge("x", code="context-length"), 400, "invalid_request_error", "context_length_exceeded"),
         (TooMany("x", code="rate-limit"), 429, "requests", "rate_limit_exceeded"),
         (TooMany("x", code="token-limit"), 429, "tokens", "rate_limit_exceeded"),
+        (UsedUp("x", code="answers-a-day"), 429, "requests", "rate_limit_exceeded"),
         (Denied("x", code="not-admitted"), 403, "invalid_request_error", "not-admitted"),
         (TooLarge("x"), 413, "invalid_request_error", "too-large"),
         (Unavailable("x", code="engine-ended"), 503, "server_error", "engine-ended"),

@@ -16,6 +16,7 @@ from appliance.domain.core.roles import Reasons
 from appliance.domain.core.state import Clearance, State
 from appliance.domain.releases.tiers import current_request
 from appliance.errors import UsedUp
+from appliance.formats.core.timestamp import parse_time
 
 Binding = list[tuple[str, int, Conditions]]
 """Whose they are, as an error names it, the entry that set them, and the conditions."""
@@ -67,5 +68,12 @@ def count_answer(case: Case, clearance: Clearance) -> Changes:
             f"{case.place}: answers of {name} for {unit} on {day}: expected at most {most}, by a condition of its "
             f"approval, got one more; the next day begins at 00:00 UTC",
             code="answers-a-day",
+            retry_after_s=_left_of_day(case.entry.time),
         )
     return [(case.state.answers, key, DailyAnswers(unit=unit, adapter=name, day=day, count=count + 1))]
+
+
+def _left_of_day(time: Time) -> int:
+    """Seconds until the next day of UTC, rounded up."""
+    now = parse_time(time)
+    return 86_400 - (now.hour * 3_600 + now.minute * 60 + now.second)

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from appliance.domain.core.words import problems
-from appliance.errors import ApplianceError, BadInput, TooMany
+from appliance.errors import ApplianceError, BadInput, TooMany, UsedUp
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def people_body(error: ApplianceError) -> tuple[int, dict[str, Any]]:
 
 def refusal(body: Body, error: ApplianceError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The error in the form of that door, and when to ask again where only time is wanting."""
-    if isinstance(error, TooMany):
+    if isinstance(error, TooMany | UsedUp):
         headers = {"Retry-After": str(error.retry_after_s)}
     status, value = body(error)
     return JSONResponse(value, status, headers)

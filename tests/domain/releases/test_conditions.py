@@ -11,7 +11,7 @@ from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import add_seconds
 from appliance.domain.core.state import State
 from appliance.domain.rulebook.apply import apply
-from appliance.errors import Denied
+from appliance.errors import Denied, UsedUp
 from scripts.kit.log_builder import LogBuilder, stage
 from tests.kit.judged_release import adapter_of, conditions, reasons
 
@@ -67,7 +67,9 @@ def test_a_day_s_answers_are_counted_and_the_next_day_begins_anew() -> None:
     ask(site, 2)
     with pytest.raises(Denied, match="expected at most 2, by a condition") as caught:
         site.add(site.request(3))
-    assert caught.value.code == "answers-a-day"
+    assert (caught.value.code, caught.value.status) == ("answers-a-day", 429)
+    assert isinstance(caught.value, UsedUp)
+    assert add_seconds(f"{site.now[:19]}.000Z", caught.value.retry_after_s) == "2026-01-16T00:00:00.000Z"
     site.now = "2026-01-16T00:00:00.000Z"
     ask(site, 3)
 
