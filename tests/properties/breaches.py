@@ -173,6 +173,12 @@ def resumed_by_another(site: LogBuilder) -> None:
     site.resume(run, "ines")
 
 
+def broken_by_one_person(site: LogBuilder) -> None:
+    """The release owner endorses their own order."""
+    site.review("rita", "privacy", decision="withdraw")
+    site.break_glass(second="otto")
+
+
 def request_withdrawn_by_another(site: LogBuilder) -> None:
     site.request_release()
     site.withdraw_request("ines")
@@ -222,7 +228,7 @@ TYPES: dict[str, Breach] = {
     "finding.added": ("sealed", lambda s: s.find("olga")),
     "finding.closed": ("sealed", lambda s: s.close(s.find().index, "raul")),
     "field.delegated": ("sealed", lambda s: s.delegate("olga")),
-    "release.emergency": ("released", lambda s: s.break_glass()),
+    "release.emergency": ("released", broken_by_one_person),
     "release.activated": ("sealed", lambda s: s.activate()),
     "release.rolled-back": ("released", lambda s: s.ordered(
         ReleaseRolledBack(policy=s.in_force), s.release_order(RollBack))),
@@ -288,7 +294,7 @@ VERBS: dict[type[Order], Breach] = {
     AddFinding: TYPES["finding.added"],
     CloseFinding: TYPES["finding.closed"],
     Delegate: TYPES["field.delegated"],
-    BreakGlass: TYPES["release.emergency"],
+    BreakGlass: ("released", lambda s: s.break_glass()),
     Activate: ("sealed", lambda s: s.activate()),
     RollBack: TYPES["release.rolled-back"],
     RevokeAdapter: TYPES["adapter.revoked"],

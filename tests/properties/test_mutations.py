@@ -22,7 +22,7 @@ from appliance.domain.data.imports import ImportRequested
 from appliance.domain.governance import people
 from appliance.domain.governance.people import Grant, PrincipalEnrolled, RoleGranted
 from appliance.domain.governance.service import Heartbeat
-from appliance.domain.releases import adapters, approval
+from appliance.domain.releases import adapters, approval, blocking
 from appliance.domain.releases.adapters import AdapterRevoked, RevokeAdapter
 from appliance.domain.releases.reviews import ReviewRecorded
 from appliance.domain.retention import texts
@@ -31,7 +31,7 @@ from appliance.domain.rulebook import apply as rules
 from appliance.domain.rulebook import registry, typed
 from appliance.domain.rulebook.registry import EVENTS
 from appliance.domain.runs import training
-from appliance.domain.serving import slots
+from appliance.domain.serving import requests, slots
 from appliance.errors import ApplianceError
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.formats.core.commitment import Disclosure
@@ -42,6 +42,7 @@ from appliance.formats.signatures.keys import EcdsaSigner, generate_ed25519
 from appliance.formats.signatures.statement import encode_statement
 from scripts.kit.log_builder import ORIGIN, START, LogBuilder, manifest, stage
 from tests.domain.audit.test_verify import reforged, signed_over, verify
+from tests.kit.judged_release import approve, conditions
 from tests.properties.breaches import (
     NOTHING,
     TYPES,
@@ -228,6 +229,44 @@ def add(event: Event, **changes: Any) -> Callable[[LogBuilder], Any]:
     return lambda site: site.add(event, **changes)
 
 
+def over_another_request(site: LogBuilder) -> None:
+    """Approved on one request, activated on the next."""
+    site.request_release()
+    approve(site)
+    site.request_release()
+    site.activate()
+
+
+def released_under(site: LogBuilder, **terms: Any) -> None:
+    site.request_release(conditions=conditions(**terms))
+    approve(site)
+    site.activate()
+
+
+def over_the_days_answers(site: LogBuilder) -> None:
+    released_under(site, answers_a_day=1)
+    site.load()
+    for number in (1, 2):
+        site.add(site.request(number))
+        site.add(site.answered(number))
+
+
+def twice_by_one_person(site: LogBuilder) -> None:
+    """By a delegate alone, once in the delegator's place."""
+    site.enroll("dana", "reviewer:legal-risk")
+    site.delegate("dana")
+    site.review("dana", "privacy", on_behalf_of="rita")
+    site.review("dana", "legal-risk")
+    site.activate()
+
+
+def after_an_emergency(site: LogBuilder) -> None:
+    site.review("rita", "privacy", decision="withdraw")
+    site.break_glass()
+    site.now = add_seconds(site.now, 3_700)
+    site.add(site.admitted(approvals=()))
+
+
 def contains(table: Table[Any], key: str) -> bool:
     return table.kind != "order" and table.get(key) is not None
 
@@ -261,14 +300,21 @@ PARTS: dict[str, tuple[Any, str, Any, Breach]] = {
         s.revoke_dataset(), s.seal("r-000001")))),
     "review lapsed": (approval, "review_lapsed", nothing, ("approved", lambda s: late(s, LogBuilder.activate))),
     "release lapsed": (approval, "release_lapsed", no_reasons, ("released", lambda s: (s.revoke("otto"), s.load()))),
-    "quorum": (approval, "_quorum", no_reasons, ("sealed", LogBuilder.activate)),
+    "quorum": (approval, "quorum", no_reasons, ("sealed", LogBuilder.activate)),
     "duties": (approval, "duties", no_reasons, ("sealed", judged_by_its_maker)),
     "admissible": (approval, "inadmissible", no_reasons, ("serving", lambda s: (
         s.ordered(AdapterRevoked(policy=s.in_force), s.order(RevokeAdapter, "rita", **s.on_adapter())),
         s.add(s.request(7))))),
+    "blocking findings": (approval, "blocked", no_reasons, ("serving", lambda s: (s.find(), s.add(s.request(7))))),
+    "stale approvals": (approval, "stale", nothing, ("sealed", over_another_request)),
+    "tasks and dates": (approval, "against", no_reasons, ("sealed", lambda s: released_under(s, tasks=("advice",)))),
+    "answers a day": (requests, "count_answer", lambda *_: [], ("sealed", over_the_days_answers)),
+    "one voice for each person": (approval, "counted", approval.standing_reviews, ("sealed", twice_by_one_person)),
+    "open findings": (blocking, "is_open", lambda *_: False, ("serving", lambda s: (s.find(), s.add(s.request(7))))),
+    "an emergency's end": (approval, "emergency_over", no_reasons, ("released", after_an_emergency)),
     "roles that stand alone": (people, "exclusive_roles", no_reasons, ("staffed", lambda s: s.enroll(
         "eve", "auditor", "operator"))),
-    "retention": (texts, "kept", no_reasons, VERBS[Erase]),
+    "retention": (texts, "reasons_to_keep", no_reasons, VERBS[Erase]),
     "witnesses": (slots, "unwitnessed", no_reasons, ("released", unwitnessed)),
 }  # fmt: skip
 
