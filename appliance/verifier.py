@@ -19,7 +19,7 @@ from appliance.domain.audit.log_replay import SitePolicy
 from appliance.domain.audit.report import SITE_POLICIES, Finding, Report, judge_site_policies, with_findings
 from appliance.domain.audit.summary import MAX_LINES, group_findings, tell_findings, tell_verdict
 from appliance.domain.audit.verify import verify_log
-from appliance.domain.queries.could_load import CouldLoad, could_load_then
+from appliance.domain.queries.could_load import BeforeLog, CouldLoad, could_load_then
 from appliance.domain.queries.response import (
     MAX_BYTES,
     Answered,
@@ -255,7 +255,7 @@ def _verify_stream(stream: BinaryIO, trust: Trust | None, now: str, replay: Site
         return with_findings(report, tuple(_check_export(export, report)))
 
 
-def ask_export(path: Path, unit: str, at: str | None, now: str, report: Report) -> CouldLoad:
+def ask_export(path: Path, unit: str, at: str | None, now: str, report: Report) -> CouldLoad | BeforeLog:
     """What the unit could have loaded, from the export alone, folded again up to the moment.
 
     Tampered where its entries are not those of the report, as when somebody changed the file meanwhile.
@@ -332,9 +332,15 @@ def _site_policies(report: Report) -> str:
     return f"replayed; orders that they allow: {report.counts.decisions}"
 
 
-def _answer_lines(answer: CouldLoad) -> Iterator[str]:
+def _answer_lines(answer: CouldLoad | BeforeLog) -> Iterator[str]:
     """Which adapter each task of the unit could load, by whose word; each with the entry that says so."""
+    if isinstance(answer, BeforeLog):
+        yield f"could load     {answer.unit} at {answer.at}"
+        yield f"  nothing: the log begins on {answer.log_begins}"
+        return
     yield f"could load     {answer.unit} at {answer.at}, under policy {answer.policy}"
+    if answer.enrolled is None:
+        yield "  it was no enrolled unit then"
     for task in answer.tasks:
         candidate, release = task.candidate, task.release
         verb = "could load" if task.could_load else "could not load"

@@ -39,11 +39,20 @@ def could_load(door: Door, anchor: Anchor, unit: str, at: str | None) -> Proved:
         got = {"entry": entry.index, "time": entry.time, "type": entry.type, "actor": entry.actor}
         if got != named:
             raise Tampered(f"entry {entry.index}: expected {named}, as the answer says, got {got}")
+    if "log_begins" in answer:
+        _check_begins(answer)
     names = [parse_disclosure_value(value) for value in answer.pop("disclosures")]
     for name in names:
         verify_disclosure(name)
     answer["names"] = {name.commitment: name.text for name in names}
     return Proved(answer, len(answer["rests_on"]), size)
+
+
+def _check_begins(answer: Mapping[str, Any]) -> None:
+    """The first entry, which was proved, is later than the moment; Tampered otherwise."""
+    firsts = [named["time"] for named in answer["rests_on"] if named["entry"] == 0]
+    if firsts != [answer["log_begins"]] or firsts[0] <= answer["at"]:
+        raise Tampered(f"entry 0: expected one later than {answer['at']}, as the answer says, got {firsts}")
 
 
 def _entry(door: Door, anchor: Anchor, index: int) -> tuple[Entry, int]:

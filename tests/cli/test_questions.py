@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 
 import pytest
 
 from appliance.cli.support.output import print_facts
+from appliance.domain.core.entry import parse_entry
 from tests.cli.conftest import Desk, one_line
 
 
@@ -47,7 +49,7 @@ def test_could_load_names_adapter_reviewers_and_entries(open_desk: Callable[[str
     desk.site.revoke("raul")
     gone = desk.as_("audrey", "ledger", "could-load", "legal").out
     assert "labels: could not load clauses@1" in gone
-    assert "against it:" in gone and "counted no more: review" in gone
+    assert "against it:" in gone and "no longer counts: review" in gone
 
 
 def test_could_load_names_the_folder_that_no_revocation_reaches(open_desk: Callable[[str], Desk]) -> None:
@@ -63,6 +65,30 @@ def test_could_load_names_the_folder_that_no_revocation_reaches(open_desk: Calla
     value = json.loads(desk.as_("audrey", "ledger", "could-load", "legal", "--json").out)
     assert [one["entry"] for one in value["exported"]] == [exported.index]
     assert exported.index in [named["entry"] for named in value["rests_on"]]
+
+
+def test_every_entry_that_could_load_names_is_proved(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("approved")
+    last = str(desk.site.state.size - 1)
+    told = desk.as_("audrey", "ledger", "could-load", "legal", "--at", last)
+    named = {int(number) for number in re.findall(r"entr(?:y|ies) (\d+)", told.out)}
+    rests = told.out.partition("rests on entries:")[2]
+    assert "not released: could not load clauses@1" in told.out and int(last) in named
+    assert named <= {int(number) for number in re.findall(r"\d+", rests)}
+
+
+def test_before_the_first_entry_a_unit_could_load_nothing(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("serving")
+    first = parse_entry(desk.site.entries[0]).time
+    told = desk.as_("audrey", "ledger", "could-load", "legal", "--at", "2020-11-24")
+    assert told.code == 0 and f"\nnothing: the log begins on {first}\n" in told.out
+    assert "Proved here: the 1 entries" not in told.err and "Proved here: the 1 entry" in told.err
+    assert (
+        json.loads(desk.as_("audrey", "ledger", "could-load", "legal", "--at", "2020-11-24", "--json").out)[
+            "log_begins"
+        ]
+        == first
+    )
 
 
 def test_a_unit_that_could_load_nothing_is_told_so_in_words(open_desk: Callable[[str], Desk]) -> None:

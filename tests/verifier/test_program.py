@@ -267,8 +267,18 @@ def test_an_auditor_learns_from_the_export_alone_what_a_unit_could_load(
     assert run(capsys, *query, "--at", "1h")[0] == 0
     assert run(capsys, *query, "--at", "2026-01-15T09:30:00")[0] == 2, "without a zone it is two times"
     assert run(capsys, *query, "--at", "yesterday")[0] == 2
-    assert run(capsys, *query, "--at", "2020-01-01T00:00:00.000Z")[0] == 2
+    code, out, _ = run(capsys, *query, "--at", "2020-11-24")
+    first = parse_entry(files.site.entries[0]).time
+    assert code == 0 and out.startswith("verdict        verified") and f"  nothing: the log begins on {first}\n" in out
     assert run(capsys, *query, "--at", 10_000)[0] == 2
+
+
+def test_a_unit_that_the_log_never_had_is_an_error_and_the_nearest_is_named(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for at in ((), ("--at", "2020-11-24")):
+        code, out, err = run(capsys, files.export, "--trust", files.trust, "--could-load", "lgal", *at)
+        assert (code, out) == (2, "") and "got 'lgal'; did you mean legal?" in err
 
 
 def test_an_auditor_learns_of_the_folder_that_no_revocation_reaches(

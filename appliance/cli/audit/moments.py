@@ -39,8 +39,8 @@ def could_load(caller: Caller, unit: str, at: str | None) -> None:
 
     Decided by the rules that admit adapters, over the state as of the last entry at that moment or before it. A folder
     that was exported for the unit's own host is named until its date, even if something was revoked since. Every entry
-    that counts for or against a released adapter is proved to be in the log before it is printed. That none was left
-    out shows when the log is verified: `ledger verify`, or `appliance-verify` on an export.
+    that is named is proved to be in the log before it is printed. That none was left out shows when the log is
+    verified: `ledger verify`, or `appliance-verify` on an export.
     """
     from appliance.client.people import check_unit
     from appliance.client.questions import could_load as ask
@@ -49,19 +49,32 @@ def could_load(caller: Caller, unit: str, at: str | None) -> None:
     proved = ask(caller.reading(), caller.anchor, unit, _moment(at))
     if caller.json:
         print_json(proved.answer)
+    elif "log_begins" in proved.answer:
+        print_facts([("unit", proved.answer["unit"]), ("at", proved.answer["at"])])
+        print_line("")
+        print_line(f"nothing: the log begins on {proved.answer['log_begins']}")
     else:
         _print_answer(proved.answer)
     say(
-        f"Proved here: the {proved.entries} entries that this rests on are in the log of {proved.log_size} entries; "
+        f"Proved here: {_counted(proved.entries)} in the log of {proved.log_size} entries; "
         f"its key: {caller.anchor.said_by}. One of them whole: appliance ledger show ENTRY"
     )
+
+
+def _counted(entries: int) -> str:
+    return "the 1 entry that this rests on is" if entries == 1 else f"the {entries} entries that this rests on are"
 
 
 def _print_answer(answer: dict[str, Any]) -> None:
     times = {named["entry"]: named["time"] for named in answer["rests_on"]}
     print_facts(
         [
-            ("unit", answer["unit"] if answer["enrolled"] is not None else f"{answer['unit']}, which was none"),
+            (
+                "unit",
+                answer["unit"]
+                if answer["enrolled"] is not None
+                else f"{answer['unit']}, which was no enrolled unit then",
+            ),
             ("at", f"{answer['at']}, as of entry {answer['as_of']}"),
             ("policy", f"{answer['policy']}, entry {answer['policy_entry']}"),
             ("asked for", _pending(answer)),
@@ -106,7 +119,7 @@ def _candidate(candidate: dict[str, Any], names: dict[str, str], times: dict[int
         when = f", {times[review['entry']]}" if review["entry"] in times else ""
         who = review["reviewer"] if printed is None else f"{review['reviewer']} ({printed})"
         until = "" if review["valid_until"] is None else f", until {review['valid_until']}"
-        counted = "" if review["against"] is None else f"\ncounted no more: {review['against']}"
+        counted = "" if review["against"] is None else f"\nno longer counts: {review['against']}"
         yield (
             {"approve": "approved", "reject": "rejected"}[review["decision"]],
             f"entry {review['entry']}{when}, by {who}, for {review['field']}{until}{counted}",

@@ -5,7 +5,7 @@ The state may be the fold itself, or one rebuilt from rows as of an earlier entr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Literal
 
 from appliance.domain.core.decisions import Decision, ReviewRecord
@@ -14,6 +14,7 @@ from appliance.domain.core.names import Time, Value, versioned
 from appliance.domain.core.records import Adapter, Release, release_key
 from appliance.domain.core.roles import is_unit
 from appliance.domain.core.state import State
+from appliance.domain.core.words import unknown_word
 from appliance.domain.governance.clock import ClockReset
 from appliance.domain.releases.approval import (
     ReviewStanding,
@@ -26,7 +27,7 @@ from appliance.domain.releases.approval import (
 from appliance.domain.rulebook.apply import apply
 from appliance.domain.rulebook.registry import book_of
 from appliance.domain.witnesses.cosignatures import unwitnessed
-from appliance.errors import NotFound
+from appliance.errors import BadInput, NotFound
 
 JUDGED_BY = ("site", "principal", "key", "base", "dataset", "adapter", "release", "export", "slot", "witness")
 """The kinds that decide what may be loaded."""
@@ -115,6 +116,14 @@ class CouldLoad(Value):
     rests_on: tuple[int, ...]
 
 
+class BeforeLog(Value):
+    """The answer for a moment before the log's first entry: nothing. `log_begins`: the time of that entry."""
+
+    unit: str
+    at: Time
+    log_begins: Time
+
+
 def could_load(state: State, unit: str, now: Time) -> CouldLoad:
     """For every task of the unit: the adapter that its release named and whether it was admissible. Then the folders
     that had been exported to it and had not expired, and the adapters that were reviewed for the unit or answered for
@@ -153,26 +162,35 @@ def could_load_then(
     unit: str,
     at: str | None,
     now: Time,
-) -> tuple[CouldLoad, int]:
+) -> tuple[CouldLoad | BeforeLog, int | None]:
     """The same from a log's own bytes, and the last entry it is as of. They are read twice: to find the moment's entry,
-    and to be folded again up to it. `at` is an entry's number or a time, and None or a time to come is now. For a log
-    that was verified."""
+    and to be folded again. `at` is an entry's number or a time, and None or a time to come is now. BadInput where no
+    entry, later ones included, enrolled the unit. For a log that was verified."""
     is_number = at is not None and at.isdecimal()
     moment = now if at is None or is_number else min(at, now)
     last = int(at or 0) if is_number else _last_at(entries(), moment)
-    if last is None:
-        raise NotFound(f"entry at {at}: expected one at this moment or before it, got a log that begins later")
-    state = State()
+    state, begins = State(), moment
+    answer: CouldLoad | BeforeLog | None = None
     for index, data in enumerate(entries()):
-        if index > last:
-            continue
         entry = parse_entry(data)
+        begins = entry.time if index == 0 else begins
         found = {role: documents(digest) for role, digest in entry.documents.items()}
         apply(state, entry, {role: content for role, content in found.items() if content is not None})
         state.keep()
-    if state.size != last + 1:
+        if index == last:
+            answer = could_load(state, unit, state.last_time if is_number else moment)
+    check_unit_name(unit, [row.name for row in state.principals.values() if "unit" in row.roles])
+    if last is None:
+        return BeforeLog(unit=unit, at=moment, log_begins=begins), None
+    if answer is None:
         raise NotFound(f"entry {at}: expected one of the log's entries, got none")
-    return could_load(state, unit, state.last_time if is_number else moment), last
+    return answer, last
+
+
+def check_unit_name(name: str, units: Collection[str]) -> None:
+    """BadInput unless it is one of all units that were ever enrolled; the nearest is named."""
+    if name not in units:
+        raise BadInput(unknown_word("unit", name, units, "an enrolled unit"))
 
 
 def _last_at(entries: Iterable[bytes], time: Time) -> int | None:
@@ -253,10 +271,10 @@ def _signoff(state: State, review: ReviewRecord, standing: ReviewStanding) -> Si
 
 
 def _rests_on(state: State, answer: CouldLoad) -> tuple[int, ...]:
-    """Every entry that the rules looked up for a released adapter, and those of the exports. Of the others nothing is
-    claimed but that no release named them, which no entry can show."""
+    """Every entry that the answer names, and every one that the rules looked up for its adapters. That no release named
+    one of the others is claimed too, and no entry can show it."""
     found: set[int | None] = {answer.enrolled, *(export.entry for export in answer.exported)}
-    for candidate in (task.candidate for task in answer.tasks):
+    for candidate in (*(task.candidate for task in answer.tasks), *answer.others):
         adapter = state.adapters.get(candidate.adapter)
         base = None if adapter is None else state.bases.get(adapter.base)
         found |= {candidate.sealed, *(() if adapter is None else (adapter.revoked, adapter.quarantined))}

@@ -10,7 +10,7 @@ from typing import Any
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.records import Dataset
 from appliance.domain.core.state import State
-from appliance.domain.queries.could_load import JUDGED_BY, could_load
+from appliance.domain.queries.could_load import JUDGED_BY, BeforeLog, could_load
 from appliance.domain.queries.rows import MODELS
 from appliance.domain.queries.uses import TOLD_OF_ADAPTERS, used_by
 from appliance.errors import Denied, NotFound, Tampered
@@ -36,9 +36,13 @@ _DIGEST_BYTES = 32
 def could_load_at(context: Context, unit: str, at: str | None) -> dict[str, Any]:
     """What the unit could have loaded, and the time, type and actor of every entry that the answer rests on."""
     index, now = _moment(context, at)
+    if index is None:
+        first = _entry_summary(context.ledger.entry_bytes(0))
+        before = BeforeLog(unit=unit, at=now, log_begins=first["time"])
+        return {**before.model_dump(mode="json"), "rests_on": [first], "disclosures": []}
     answer = could_load(context.ledger.ask(partial(state_at, index=index, kinds=JUDGED_BY, unit=unit)), unit, now)
     policies = context.ledger.find(types=_POLICIES, before=index + 1, newest=True, limit=1)
-    rests_on = sorted({*answer.rests_on, *(adopted for adopted, _ in policies)})
+    rests_on = sorted({*answer.rests_on, index, *(adopted for adopted, _ in policies)})
     commitments = {
         review.printed_name
         for candidate in (*(task.candidate for task in answer.tasks), *answer.others)
@@ -54,8 +58,9 @@ def could_load_at(context: Context, unit: str, at: str | None) -> dict[str, Any]
     }
 
 
-def _moment(context: Context, at: str | None) -> tuple[int, str]:
-    """The last entry of a moment, and the time that rules count with: an entry's own, or a time that is not to come."""
+def _moment(context: Context, at: str | None) -> tuple[int | None, str]:
+    """The last entry of a moment, None where the log begins later, and the time that rules count with: an entry's own,
+    or a time that is not to come."""
     now = context.now(context.ledger.state)
     if at is not None and at.isdecimal():
         index = parse_decimal(at, "at, entry")
@@ -71,7 +76,10 @@ def _entry_summary(data: bytes) -> dict[str, Any]:
 
 def state_as_of(context: Context, at: str | None, kinds: list[str]) -> dict[str, Any]:
     """Every thing of the state after an entry, each since which entry it is as it is."""
-    index, _ = _moment(context, at)
+    index, moment = _moment(context, at)
+    if index is None:
+        begins = parse_entry(context.ledger.entry_bytes(0)).time
+        raise NotFound(f"entry at {moment}: expected a time since {begins}, when the log begins, got an earlier one")
     values = context.ledger.ask(partial(values_at, index=index, kinds=kinds or tuple(MODELS)))
     return {
         "as_of": index,

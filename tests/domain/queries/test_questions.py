@@ -9,14 +9,14 @@ import pytest
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import Time, add_seconds
 from appliance.domain.core.state import State
-from appliance.domain.queries.could_load import CouldLoad, could_load, could_load_then
+from appliance.domain.queries.could_load import BeforeLog, CouldLoad, could_load, could_load_then
 from appliance.domain.queries.uses import COUNTED_OF_ADAPTERS, TOLD_OF_ADAPTERS, used_by
 from appliance.domain.releases.adapters import AdapterRevoked, RevokeAdapter
 from appliance.domain.releases.approval import inadmissible, release_lapsed
 from appliance.domain.rulebook.apply import apply
 from appliance.domain.rulebook.registry import EVENTS
 from appliance.domain.witnesses.cosignatures import unwitnessed
-from appliance.errors import NotFound
+from appliance.errors import BadInput, NotFound
 from appliance.formats.log.cosignature import witness_vkey_of
 from appliance.formats.signatures.keys import generate_ed25519
 from scripts.kit.log_builder import LogBuilder, policy_set, stage
@@ -199,9 +199,22 @@ def test_folding_a_log_up_to_a_moment_gives_what_stood_then() -> None:
             known = [row.entry for row in answer.exported]
             assert known == [i for i, until in exported.items() if i <= index and entry.time < until]
     assert could_load_then(lambda: site.entries, site.documents.get, "legal", None, now)[0] == ask(site, seconds=3_600)
-    for at in ("2020-01-01T00:00:00.000Z", str(len(site.entries))):
-        with pytest.raises(NotFound):
-            could_load_then(lambda: site.entries, site.documents.get, "legal", at, now)
+    with pytest.raises(NotFound):
+        could_load_then(lambda: site.entries, site.documents.get, "legal", str(len(site.entries)), now)
+
+
+def test_before_the_first_entry_the_answer_says_when_the_log_begins() -> None:
+    site, at = stage("serving"), "2020-01-01T00:00:00.000Z"
+    first = parse_entry(site.entries[0]).time
+    answer = could_load_then(lambda: site.entries, site.documents.get, "legal", at, site.now)
+    assert answer == (BeforeLog(unit="legal", at=at, log_begins=first), None)
+
+
+@pytest.mark.parametrize("at", [None, "0", "2020-01-01T00:00:00.000Z"])
+def test_a_unit_that_no_entry_enrolled_is_an_error_that_names_the_nearest(at: str | None) -> None:
+    site = stage("serving")
+    with pytest.raises(BadInput, match=r"unit: expected one of legal, .*got 'lgal'; did you mean legal"):
+        could_load_then(lambda: site.entries, site.documents.get, "lgal", at, site.now)
 
 
 def test_a_dataset_is_used_by_the_runs_that_named_it_and_by_what_came_of_them() -> None:
