@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -86,13 +87,22 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if given.json:
         value = report.model_dump(mode="json")
         value["groups"] = [group.model_dump(mode="json") for group in group_findings(report.findings)]
-        print(
+        _print_out(
             json.dumps(value if answer is None else {**value, "could_load": answer.model_dump(mode="json")}, indent=2)
         )
     else:
         lines = _lines(report, whole=given.all)
-        print("\n".join(_plain(line) for line in [*lines, *([] if answer is None else _answer_lines(answer))]))
+        _print_out("\n".join(_plain(line) for line in [*lines, *([] if answer is None else _answer_lines(answer))]))
     sys.exit(EXITS[report.verdict])
+
+
+def _print_out(text: str) -> None:
+    """On stdout. A reader that leaves before the end, such as `head`, changes no verdict and no exit code."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes stdout again at its end: what is left goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error: ApplianceError) -> int:
@@ -170,9 +180,9 @@ def _check_record(given: argparse.Namespace) -> int:
         unchecked = "the release's own, put in; not checked: give --instruction FILE"
         facts["instruction"] = unchecked if given.instruction is None else "is the one that was put in"
     if given.json:
-        print(json.dumps({**answered.entry.model_dump(mode="json"), "log_size": answered.size, **facts}, indent=2))
+        _print_out(json.dumps({**answered.entry.model_dump(mode="json"), "log_size": answered.size, **facts}, indent=2))
     else:
-        print("\n".join(f"{label:<14} {_plain(str(value))}" for label, value in facts.items()))
+        _print_out("\n".join(f"{label:<14} {_plain(str(value))}" for label, value in facts.items()))
     return 0
 
 

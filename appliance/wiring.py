@@ -210,7 +210,7 @@ def _read_trust(settings: Settings) -> Trust:
     try:
         return parse_trust(settings.trust.read_bytes())
     except FileNotFoundError:
-        raise NotFound(f"appliance in {settings.home}: expected one, got none; run appliance init first") from None
+        raise NotFound(f"appliance in {settings.home}: expected one, got none; make it with: appliance init") from None
 
 
 @contextmanager
@@ -341,6 +341,7 @@ def serve(
 ) -> None:
     """Runs the service until a signal; an embedded one ends after ten minutes without an open request. `ready` is
     called once nothing can refuse the start any more: the lock, certificates and ports are had first."""
+    _read_trust(settings)  # before init there is nothing to lock
     configure_logs()
     raise_descriptors()
     with (

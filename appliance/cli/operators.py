@@ -322,7 +322,7 @@ def show_run(caller: Caller, name: str, follow: bool) -> None:
 
     door = caller.reading()
     if follow:
-        _ = caller.unlocked  # asked for now: a session that ends on the way is renewed without a question
+        caller.session.opened()  # the passphrase is asked for now, and only where no session is open
         _report(caller, [_follow(caller, name)])
         return
     row = door.get(f"/v1/runs/{name}")

@@ -11,10 +11,10 @@ from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import command, reads, shares
 from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
 from appliance.cli.support.progress import show_bytes
-from appliance.errors import BadInput, Unavailable
+from appliance.errors import BadInput, NotAuthenticated, Unavailable
 
 if TYPE_CHECKING:
-    from appliance.config import Explained
+    from appliance.config import Explained, Settings
 
 DEFAULT_STOP_S = 60
 
@@ -75,7 +75,7 @@ def _end(found: list[dict[str, str]], as_json: bool) -> None:
 def status(caller: Caller) -> None:
     """Say whether the service runs, and on one screen what it does and what waits for whom.
 
-    Starts no service. Without your key only what needs no session is printed: whether it runs, and its process.
+    Starts no service. Without a login or a key only what needs no session is printed: whether it runs, and its process.
     """
     from appliance.client.support.door import is_answering
     from appliance.client.support.stopping import holder_of
@@ -85,17 +85,34 @@ def status(caller: Caller) -> None:
     if pid is None or not is_answering(settings.socket):
         doing = "not running" if pid is None else "starting or ending"
         print_json({"service": {"state": doing, "pid": pid}}) if caller.json else print_facts([("service", doing)])
-        say("next: appliance doctor, appliance serve" if pid is None else f"process {pid} holds {settings.lock}")
+        start = "appliance serve" if _is_made(settings) else "appliance init"
+        say(f"next: appliance doctor, {start}" if pid is None else f"process {pid} holds {settings.lock}")
         return
-    if caller.name is None:
-        about = caller.about
-        shown = {"state": "running", "pid": pid, "version": about.version}
+    try:
+        told = None if caller.name is None and caller.profile is None else caller.reading().get("/v1/status")
+        lacking = "With a login, or --as NAME and --key FILE: log, witnesses, jobs, and pending decisions."
+    except NotAuthenticated as error:
+        if caller.name is not None:
+            raise
+        told, lacking = None, f"As {caller.signer}, log, witnesses, jobs and decisions are not shown: {error.message}"
+    if told is None:
+        shown = {"state": "running", "pid": pid, "version": caller.about.version}
         print_json({"service": shown}) if caller.json else print_facts(shown.items())
-        say("With --as NAME and --key FILE: log, witnesses, jobs, and pending decisions.")
+        say(lacking)
         return
-    told = caller.reading().get("/v1/status")
     told["service"]["state"] = "running"
     print_json(told) if caller.json else print_facts(_facts(told))
+
+
+def _is_made(settings: Settings) -> bool:
+    """Whether `init` made an appliance there; one that this account may not look into counts."""
+    try:
+        settings.trust.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _facts(told: dict[str, Any]) -> Iterator[tuple[str, object]]:
@@ -115,7 +132,7 @@ def _facts(told: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield (
         "engine",
         f"{engine['loaded']} of {engine['slots']} slots loaded, {engine['requests']} requests open, "
-        f"{engine['workers']} workers; {engine['device']}",
+        f"{'1 worker' if engine['workers'] == 1 else str(engine['workers']) + ' workers'}; {engine['device']}",
     )
     yield "orders", "\n".join(_order(one) for one in told["orders"]) or "none waits for a second administrator"
     yield "reviews", "\n".join(_review(one) for one in told["reviews"]) or "none waits for a reviewer"

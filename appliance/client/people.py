@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -259,6 +260,18 @@ def _header(origin: str, name: str) -> dict[str, str]:
         "nonce": secrets.token_hex(16),
         "issued_at": encode_time(datetime.now(UTC)),
     }
+
+
+def unreleased_tasks(door: Door, unit: str, tasks: Sequence[str]) -> list[str]:
+    """For each task that is not released to the unit now, what is; the nearest is named."""
+    things = door.get("/v1/ledger/state", kind=("release",))["things"]
+    released = [thing["value"]["task"] for thing in things if thing["value"]["unit"] == unit]
+    return [
+        unknown_word("task", task, released, f"one released to {unit}")
+        + f"; requests for it are refused until it is released to {unit}"
+        for task in tasks
+        if task not in released
+    ]
 
 
 def check_unit(door: Door, name: str | None) -> None:

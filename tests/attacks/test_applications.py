@@ -115,7 +115,9 @@ def test_tasks_that_are_not_its_own_are_as_unknown_as_none(released: Appliance) 
     given = token(released, enroll(released))
     assert [row.id for row in released.openai(token=given).models.list()] == ["labels"]
     client = released.openai(token=given)
-    with pytest.raises(Exception, match="expected one released to indexer of legal, got 'payroll'"):
+    with pytest.raises(
+        Exception, match="expected one released to indexer of legal, got 'payroll'; it was enrolled for labels"
+    ):
         client.models.retrieve("payroll")
     with pytest.raises(Refused) as unknown:
         released.chat("legal", "payroll", token=given)

@@ -142,6 +142,14 @@ def test_one_recipe_that_is_off_starts_none(open_desk: Callable[[str], Desk]) ->
     assert len(desk.site.state.runs) == 0
 
 
+def test_a_follow_asks_for_no_passphrase_while_a_session_is_open(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("sealed")
+    assert desk.as_("olga", "run", "list").code == 0, "opens a session"
+    told = desk.type("run", "show", "r-000001", "--follow", "--as", "olga", "--key", str(desk.key("olga")))
+    assert told.code == 0, told.err
+    assert "Passphrase" not in told.err and "sealed" in told.out
+
+
 def test_a_run_is_followed_to_its_seal(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("sealed")
     told = desk.as_("olga", "run", "show", "r-000001", "--follow")

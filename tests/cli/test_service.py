@@ -174,6 +174,15 @@ def test_status_starts_nothing_and_says_that_nothing_runs(tmp_path: Path, capsys
     told = type_alone(capsys, "status", "--home", str(tmp_path), "--json")
     assert (told.code, json.loads(told.out)) == (0, {"service": {"state": "not running", "pid": None}})
     assert list(tmp_path.iterdir()) == []
+    plain = type_alone(capsys, "status", "--home", str(tmp_path))
+    assert "next: appliance doctor, appliance init" in plain.err
+
+
+def test_serve_before_init_names_init_and_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for home in (tmp_path, tmp_path / "none"):
+        told = type_alone(capsys, "serve", "--home", str(home))
+        assert told.code == 4 and "make it with: appliance init" in told.err
+    assert list(tmp_path.iterdir()) == []
 
 
 @contextmanager
@@ -206,6 +215,9 @@ def test_status_shows_on_one_screen_what_runs_and_what_waits_for_whom(open_desk:
         assert "grant by anna" in told.out and "clauses@1: 0 of 2 approvals" in told.out
         plain = desk.type("status", "--json")
         assert set(json.loads(plain.out)["service"]) == {"state", "pid", "version"}
+        login = ("login", "ben", "--key", str(desk.key("ben")), "--passphrase-file", str(desk.passphrase))
+        assert desk.type(*login).code == 0
+        assert json.loads(desk.type("status", "--json").out)["log"]["size"] == desk.site.state.size
 
 
 HOLDER = """

@@ -125,6 +125,26 @@ def test_an_ended_application_ends_its_agent_and_its_token_with_the_services_wor
     assert agent.answer() == {"error": {"code": "revoked", "message": gone.message}}
 
 
+def test_a_token_that_counts_no_longer_is_renewed_before_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHECK_S", 0.01)
+    said: list[str] = []
+    agent = Agent(Service(granted("one"), granted("two")), 3_600, said.append, lambda token: token != "one")
+    with running(agent, tmp_path / "s"):
+        until(lambda: told_at(tmp_path / "s") == "two")
+    assert said[1] == "token sha256:one counts no longer"
+
+
+def test_an_agent_notices_within_a_check_that_its_application_was_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHECK_S", 0.01)
+    gone = NotAuthenticated("application indexer of legal: ended by entry 9", code="revoked")
+    with pytest.raises(NotAuthenticated, match="ended by entry 9"):
+        Agent(Service(granted("one"), gone), 3_600, lambda line: None, lambda token: False).run(tmp_path / "s")
+
+
 def test_the_socket_is_its_owners_alone_from_its_first_moment_on(tmp_path: Path) -> None:
     before = os.umask(0)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -279,6 +280,15 @@ def test_a_unit_that_the_log_never_had_is_an_error_and_the_nearest_is_named(
     for at in ((), ("--at", "2020-11-24")):
         code, out, err = run(capsys, files.export, "--trust", files.trust, "--could-load", "lgal", *at)
         assert (code, out) == (2, "") and "got 'lgal'; did you mean legal?" in err
+
+
+def test_a_reader_that_leaves_early_changes_no_exit_code_and_causes_no_traceback(files: Files) -> None:
+    program = (sys.executable, "-m", "appliance.verifier", str(files.export), "--trust", str(files.trust))
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as closed:
+        done = subprocess.run(program, stdout=closed, stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_an_auditor_learns_of_the_folder_that_no_revocation_reaches(

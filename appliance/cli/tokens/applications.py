@@ -9,7 +9,7 @@ import click
 
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import keyed, reads, signs
-from appliance.cli.support.output import print_json, print_table, say
+from appliance.cli.support.output import plain, print_json, print_table, say
 from appliance.cli.support.signing import sign_and_submit, tell_receipt
 from appliance.cli.tokens.tokens import MAX_TOKEN_MINUTES, token
 from appliance.errors import BadInput
@@ -34,13 +34,16 @@ _FILE = click.Path(path_type=Path)
 def enroll(caller: Caller, application: str, tasks: tuple[str, ...], proof: Path) -> None:
     """Let an application of your unit renew its tokens by a key of its own. Signed by the unit.
 
-    The key gets tokens for these tasks and can do nothing else. `token revoke UNIT --application NAME` ends it.
+    The key gets tokens for these tasks and can do nothing else. `token revoke UNIT --application NAME` ends it. A task
+    that is not released to the unit is warned of before you sign: an enrolment cannot be changed.
     """
-    from appliance.client.people import propose_application
+    from appliance.client.people import propose_application, unreleased_tasks
 
     unit = caller.signer
     proposal, keyid = propose_application(caller.about, unit, application, tasks, proof)
-    receipt = sign_and_submit(caller, proposal)
+    receipt = sign_and_submit(
+        caller, proposal, [f"warning: {plain(t)}" for t in unreleased_tasks(caller.reading(), unit, tasks)]
+    )
     facts: list[tuple[str, object]] = [("application", application), ("tasks", ", ".join(tasks)), ("key id", keyid)]
     tell_receipt(caller, receipt, facts)
     say(f"next, beside the application: appliance token agent {application} --as {unit} --key FILE --socket PATH")
@@ -101,8 +104,8 @@ def agent(
     """Run beside an application: hold its key, renew its token, and hand the token out at a socket.
 
     --as is the unit, --key the application's key. Who opens the socket gets one line of JSON: `token`, `id`,
-    `expires_at`, or `error`. SIGHUP renews at once; SIGTERM and SIGINT end it. It ends by itself, with exit code 3,
-    once the application was ended.
+    `expires_at`, or `error`. SIGHUP renews at once; SIGTERM and SIGINT end it. Every minute it asks whether its token
+    still counts, and renews one that was revoked. If the application was ended, it ends itself, with exit code 3.
     """
     from appliance.client.applications.agent import Agent
     from appliance.client.applications.renewal import Renewal
@@ -113,7 +116,7 @@ def agent(
     own = None if certificate is None or certificate_key is None else (certificate, certificate_key)
     where = parse_address(address, ca, own)
     renewal = Renewal(where, origin, caller.signer, application, caller.unlocked, minutes * 60)
-    made = Agent(renewal, minutes * 60, say)
+    made = Agent(renewal, minutes * 60, say, renewal.stands)
     signal.signal(signal.SIGHUP, lambda *_: made.renew_now())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: made.stop())

@@ -23,6 +23,8 @@ from appliance.errors import ApplianceError, BadInput, Conflict, NotAuthenticate
 from appliance.formats.core.timestamp import encode_time
 
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 30.0
+CHECK_S = 60.0
+"""So often the service is asked whether the token still counts, as it may have been revoked."""
 _POLL_S = 0.5
 _SEND_S = 5.0
 _CREDENTIALS = struct.Struct("iII")
@@ -32,11 +34,14 @@ _NONE: ApplianceError = Unavailable("token: expected one that stands, got none y
 
 
 class Agent:
-    """`renew` asks for a token; `tell` says on the terminal what changed. A token is renewed when half of its time has
-    passed. One that could not be renewed is handed out as long as it stands."""
+    """`renew` asks for a token; `tell` says on the terminal what changed; `stands` says whether the service still takes
+    a token. A token is renewed when half of its time has passed, and when it counts no longer. One that could not be
+    renewed is handed out as long as it stands."""
 
-    def __init__(self, renew: Renew, ttl_s: int, tell: Callable[[str], None]) -> None:
-        self._renew, self._ttl_s, self._tell = renew, ttl_s, tell
+    def __init__(
+        self, renew: Renew, ttl_s: int, tell: Callable[[str], None], stands: Callable[[str], bool] = lambda _: True
+    ) -> None:
+        self._renew, self._ttl_s, self._tell, self._stands = renew, ttl_s, tell, stands
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopped = threading.Event()
@@ -80,12 +85,24 @@ class Agent:
                 granted = self._renew()
             except ApplianceError as error:
                 self._fail(error)
-                wait_s = float(error.retry_after_s) if isinstance(error, TooMany) else retry_s
+                self._wake.wait(float(error.retry_after_s) if isinstance(error, TooMany) else retry_s)
                 retry_s = min(2 * retry_s, LAST_RETRY_S)
             else:
                 self._take(granted)
-                wait_s, retry_s = self._ttl_s / 2, FIRST_RETRY_S
-            self._wake.wait(wait_s)
+                retry_s = FIRST_RETRY_S
+                self._hold(granted)
+
+    def _hold(self, granted: Granted) -> None:
+        """Returns when the token is to be renewed: at half of its time, when asked, or when it counts no longer."""
+        renew_at = time.monotonic() + self._ttl_s / 2
+        while (left_s := renew_at - time.monotonic()) > 0:
+            if self._wake.wait(min(CHECK_S, left_s)):
+                return
+            if time.monotonic() < renew_at and not self._stands(granted.token):
+                self._tell(f"token {granted.id} counts no longer")
+                with self._lock:
+                    self._granted = None
+                return
 
     def _take(self, granted: Granted) -> None:
         with self._lock:

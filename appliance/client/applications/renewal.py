@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from appliance.client.support.door import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, Address, error_of
@@ -42,15 +43,29 @@ class Renewal:
 
     def __call__(self) -> Granted:
         """Asks anew, over a connection of its own. What the service refuses is the error that it was there."""
+        with self._client() as http:
+            nonce = str(_member(self._post(http, "/v1/tokens/challenge", b""), "nonce"))
+            answer = self._post(http, "/v1/tokens", self._request(nonce))
+        return Granted(*(str(_member(answer, name)) for name in ("token", "id", "expires_at")))
+
+    def stands(self, token: str) -> bool:
+        """False where the service says that the token counts no longer; a service that does not answer says nothing."""
+        import httpx
+
+        headers = {"Authorization": f"Bearer {token}"}
+        with self._client() as http:
+            try:
+                return http.get("/v1/models", headers=headers).status_code != HTTPStatus.UNAUTHORIZED
+            except httpx.HTTPError:
+                return True
+
+    def _client(self) -> httpx.Client:
         import httpx
 
         address = self._address
         transport = httpx.HTTPTransport(verify=address.tls() if address.ca else False)
         timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-        with httpx.Client(transport=transport, base_url=address.url, timeout=timeout, trust_env=False) as http:
-            nonce = str(_member(self._post(http, "/v1/tokens/challenge", b""), "nonce"))
-            answer = self._post(http, "/v1/tokens", self._request(nonce))
-        return Granted(*(str(_member(answer, name)) for name in ("token", "id", "expires_at")))
+        return httpx.Client(transport=transport, base_url=address.url, timeout=timeout, trust_env=False)
 
     def _request(self, nonce: str) -> bytes:
         issued = encode_time(datetime.now(UTC))

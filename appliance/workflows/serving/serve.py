@@ -224,8 +224,10 @@ class Serving:
 
 
 def _no_model(caller: Caller, task: str) -> NotFound:
-    who = caller.unit if caller.application is None else f"{caller.application} of {caller.unit}"
-    return NotFound(f"model: expected one released to {who}, got {task!r}", code="model-not-found")
+    who, may = caller.unit, ""
+    if caller.application is not None:
+        who, may = f"{caller.application} of {caller.unit}", f"; it was enrolled for {', '.join(caller.tasks)}"
+    return NotFound(f"model: expected one released to {who}, got {task!r}{may}", code="model-not-found")
 
 
 def _commitment(answer: Answer) -> str | None:
