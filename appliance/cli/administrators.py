@@ -9,7 +9,7 @@ import click
 
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import command, group, reads, shares, signs
-from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
+from appliance.cli.support.output import plain, print_facts, print_json, print_line, print_table, say
 from appliance.cli.support.signing import show_proposal, sign_and_submit, tell
 from appliance.errors import BadInput
 
@@ -239,13 +239,21 @@ def order() -> None:
 @reads
 @click.pass_obj
 def list_orders(caller: Caller) -> None:
-    """What waits, who ordered it, and until when it stands."""
+    """What waits, who ordered it, and until when it stands; and what can no longer be carried out, with the reason."""
     from appliance.client.support.orders import pending_orders
 
     waiting = pending_orders(caller.reading())
     if caller.json:
         print_json(
-            [{"digest": p.digest, "index": p.index, **p.proposal.order.model_dump(mode="json")} for p in waiting]
+            [
+                {
+                    "digest": p.digest,
+                    "index": p.index,
+                    "against": list(p.against),
+                    **p.proposal.order.model_dump(mode="json"),
+                }
+                for p in waiting
+            ]
         )
         return
     print_table(
@@ -256,6 +264,8 @@ def list_orders(caller: Caller) -> None:
             for o in (p.proposal.order,)
         ],
     )
+    for one in waiting:
+        say(*(f"{one.digest[:19]} cannot be endorsed any more: {plain(reason)}" for reason in one.against))
 
 
 @order.command("show", example="appliance order show sha256:1f2e3d4c")
@@ -282,7 +292,8 @@ def show_order(caller: Caller, digest: str) -> None:
 def endorse(caller: Caller, digest: str | None) -> None:
     """Sign another administrator's order, which then stands.
 
-    DIGEST may be cut after 6 digits, and left out where one order waits. What it binds is shown before you sign.
+    DIGEST may be cut after 6 digits, and left out where one order waits that can still be carried out. What it binds is
+    shown before you sign.
     """
     from appliance.client.support.orders import find_pending, pending_orders, propose_endorsement
 
@@ -291,7 +302,7 @@ def endorse(caller: Caller, digest: str | None) -> None:
     order = found.proposal.order
     endorsement = propose_endorsement(caller.about, caller.signer, found)
     receipt = sign_and_submit(caller, endorsement, successor=getattr(order, "log_key", None))
-    tell(caller, receipt, f"{order.verb} stands", _follows(order))
+    tell(caller, receipt, f"the order {order.verb} of {order.signer} took effect", _follows(order))
 
 
 def _follows(order: Order) -> list[str]:

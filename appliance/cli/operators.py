@@ -19,6 +19,7 @@ from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import group, reads, signs
 from appliance.cli.support.following import Display, ImportDisplay
 from appliance.cli.support.output import plain, print_facts, print_json, print_table, say
+from appliance.cli.support.reviews import GONE
 from appliance.cli.support.signing import receipt_value, sign_all, sign_and_submit
 from appliance.errors import BadInput, Conflict
 
@@ -202,13 +203,25 @@ def list_datasets(caller: Caller) -> None:
 @reads
 @click.pass_obj
 def show_dataset(caller: Caller, name: str) -> None:
-    """One dataset: digests, the root over its rows, and what the import measured."""
-    row = caller.reading().get(f"/v1/datasets/{name}")
+    """One dataset: its owner, digests, the root over its rows, what the import measured, and each label's rows."""
+    from appliance.client.checks import tell_label
+    from appliance.client.reviews import dataset_owner
+
+    door = caller.reading()
+    row = door.get(f"/v1/datasets/{name}")
+    owner, labels = dataset_owner(door, caller.anchor, row), door.get(f"/v1/datasets/{name}/labels")
     if caller.json:
-        print_json(row)
+        print_json({**row, "owner": owner, "labels": labels})
         return
     facts = _told(row.pop("facts"))
-    print_facts([*((key.replace("_", " "), value) for key, value in row.items()), *facts])
+    print_facts(
+        [
+            ("owner", GONE if owner is None else owner),
+            *((key.replace("_", " "), value) for key, value in row.items()),
+            *facts,
+            *((f"label {label}", tell_label(sides)) for label, sides in labels.items()),
+        ]
+    )
 
 
 base.add_command(revoke_base)

@@ -18,6 +18,7 @@ from appliance.cli.support.signing import receipt_value, sign_and_submit
 from appliance.cli.support.times import END_HELP, parse_end
 from appliance.domain.evaluation.quality import list_measures, list_warnings
 from appliance.errors import BadInput, Denied
+from appliance.formats.core.timestamp import encode_time
 
 if TYPE_CHECKING:
     from appliance.client.reviews import ReviewMaterial
@@ -135,12 +136,15 @@ def _decide(
     conditions: Conditions | None = None,
 ) -> None:
     """What all decisions have in common: evidence, field, meaning, reason, signature."""
+    from appliance.client.people import check_unit
     from appliance.client.reviews import propose_review
 
     _check_meaning(caller, decision, meaning)
+    check_unit(caller.reading(), unit)
+    own = on_behalf_of is None
+    chosen = _own_field(caller, field) if own else field or _delegated_field(caller, str(on_behalf_of))
     evidence = gather(caller, adapter)
     print_evidence(evidence, err=True)
-    chosen = field or (_own_field(caller) if on_behalf_of is None else _delegated_field(caller, on_behalf_of))
     text = _meaning(decision, unit, chosen, meaning)
     why = _reason(caller, decision, reason, asked=evidence.request_for(unit) is not None)
     terms: dict[str, Any] = {"reason": why, "conditions": conditions, "on_behalf_of": on_behalf_of}
@@ -173,13 +177,18 @@ def _replaced(signer: str, evidence: ReviewMaterial, unit: str, on_behalf_of: st
     ]
 
 
-def _own_field(caller: Caller) -> str:
-    """The field of a reviewer who has one; the session says which roles the signer has."""
+def _own_field(caller: Caller, field: str | None) -> str:
+    """The field that was named, if the signer reviews it, or else the only one of the signer; the session says which
+    roles the signer has."""
     roles = caller.session.opened().roles
     fields = [role.partition(":")[2] for role in roles if role.startswith("reviewer:")]
     held = f"the roles of {caller.signer} are {', '.join(roles)}"
     if not fields:
         raise Denied(f"field: expected you to be a reviewer of a field, such as reviewer:privacy, got none; {held}")
+    if field is not None and field not in fields:
+        raise Denied(f"field: expected one that you review, {' or '.join(fields)}, got {field}; {held}")
+    if field is not None:
+        return field
     if len(fields) != 1:
         raise BadInput(f"field: expected --field with one of {', '.join(fields)}, got none; {held}")
     return fields[0]
@@ -226,7 +235,11 @@ def _meaning(decision: str, unit: str, field: str, given: str | None) -> str:
 
 
 def _valid_until(until: str | None) -> str:
-    return parse_end(until or f"{DEFAULT_VALID_DAYS}d", "valid until", datetime.now(UTC))
+    now = datetime.now(UTC)
+    end = parse_end(until or f"{DEFAULT_VALID_DAYS}d", "valid until", now)
+    if end <= encode_time(now):
+        raise BadInput(f"valid until: expected a time after {encode_time(now)}, got {until}, which is {end}")
+    return end
 
 
 def _options(*others: Any) -> Callable[[F], F]:

@@ -20,6 +20,9 @@ from appliance.errors import BadInput
 if TYPE_CHECKING:
     from appliance.client.questions import Step
 
+_ENDED = {"failure": "failed"}
+"""How requests ended, where the ledger's word is no adjective."""
+
 
 @group("release", example="appliance release history --unit legal")
 def release() -> None:
@@ -198,7 +201,7 @@ def show_adapter(caller: Caller, name: str) -> None:
         print_json({"adapter": row, "history": [_step_value(step) for step in steps], "requests": requests})
         return
     facts = [(key.replace("_", " "), value) for key, value in row.items() if key != "reviews"]
-    print_facts([*facts, *((f"requests {how}", count) for how, count in requests.items())])
+    print_facts([*facts, *((f"requests {_ENDED.get(how, how)}", count) for how, count in requests.items())])
     print_line("")
     print_table(
         ("entry", "time", "what", "who", "outcome", "about"),

@@ -74,14 +74,18 @@ def list_warnings(found: Mapping[str, Any]) -> list[str]:
     return warnings
 
 
+def tell_label(sides: Mapping[str, int]) -> str:
+    """How many rows have a label: all, to train on, and held out."""
+    return f"{sides['train'] + sides['held-out']}, {sides['train']} to train on, {sides['held-out']} held out"
+
+
 def list_facts(found: Mapping[str, Any]) -> list[tuple[str, object]]:
     """What was counted: rows, labels, lengths."""
     facts: list[tuple[str, object]] = [
         ("rows", f"{found['rows']}, {found['train_rows']} to train on, {found['held_out_rows']} held out")
     ]
     for label, sides in found["labels"].items():
-        total = sides["train"] + sides["held-out"]
-        facts.append((f"label {label}", f"{total}, {sides['train']} to train on, {sides['held-out']} held out"))
+        facts.append((f"label {label}", tell_label(sides)))
     if found["max_tokens"] is not None:
         lengths = f"{found['max_tokens']} tokens at most, {found['mean_tokens']} in the mean"
         facts.append(("length", f"{lengths}, of the base's context of {found['context_length']}"))

@@ -38,8 +38,8 @@ class ReviewMaterial:
     """An adapter, checked: every file hashed, the manifest signed, the sealing entry proved to be in the log.
 
     `contents`: the folder's own small JSON files by name, from the bytes that were hashed. `teaching`: what the dataset
-    says of its rows; its instruction is None where its text was erased, or is withheld. `told`: rows of the service
-    that no signature of the reviewer binds.
+    says of its rows; its instruction is None where its text was erased, or is withheld; so is `owner`. `told`: rows of the
+    service that no signature of the reviewer binds.
     """
 
     name: str
@@ -56,6 +56,7 @@ class ReviewMaterial:
     teaching: Teaching
     asked: tuple[AskedRelease, ...]
     found: tuple[FoundTexts, ...]
+    owner: str | None
     said_by: str
     told: Mapping[str, Any]
 
@@ -92,7 +93,7 @@ def gather(door: Door, anchor: Anchor, name: str, progress: Callable[[int], None
     materials = _check_provenance(proven.document("provenance"), key, digest_bytes(data))
     run = read_entry(door, anchor, int(told["run"]["index"]))
     ordered_by, order = _check_order(run, str(entry.body["run"]), materials)
-    teaching = _check_teaching(door, anchor, told, materials)
+    teaching, owner = _check_teaching(door, anchor, told, materials)
     return ReviewMaterial(
         name=name,
         manifest=manifest,
@@ -108,6 +109,7 @@ def gather(door: Door, anchor: Anchor, name: str, progress: Callable[[int], None
         teaching=teaching,
         asked=tuple(read_request(door, anchor, name, one) for one in row["asked"]),
         found=tuple(read_finding(door, anchor, name, one) for one in row["findings"]),
+        owner=owner,
         said_by=anchor.said_by,
         told=told,
     )
@@ -173,8 +175,9 @@ def _check_order(requested: Proven, run: str, materials: tuple[tuple[str, str], 
 
 def _check_teaching(
     door: Door, anchor: Anchor, told: Mapping[str, Any], materials: tuple[tuple[str, str], ...]
-) -> Teaching:
-    """By the entry that imported the dataset, whose manifest the provenance names, and the order behind it."""
+) -> tuple[Teaching, str | None]:
+    """What it teaches and who owns it, by the entry that imported the dataset, whose manifest the provenance names, and
+    by the order behind it."""
     row, request = told["dataset"], told["import"]
     name = versioned(row["name"], row["version"])
     imported = read_entry(door, anchor, int(row["index"]))
@@ -185,14 +188,27 @@ def _check_teaching(
     listed = {file.path: file.digest for file in parse_manifest(manifest).files}
     if listed.get(ABOUT_FILE) != digest_bytes(about):
         raise Tampered(f"dataset {name}, {ABOUT_FILE}: expected {listed.get(ABOUT_FILE)}, got other bytes")
-    requested = read_entry(door, anchor, int(request["index"]))
+    order, texts = _read_import(door, anchor, name, int(request["index"]), str(imported.entry.body["order"]))
+    return Teaching(parse_about(about), texts.get(order.instruction)), texts.get(order.owner)
+
+
+def _read_import(
+    door: Door, anchor: Anchor, name: str, index: int, digest: str
+) -> tuple[ImportDataset, dict[str, str]]:
+    """The order that this entry holds, which must be the one of this digest, and its texts that are disclosed."""
+    requested = read_entry(door, anchor, index)
     envelope = parse_envelope(requested.document("order"))
     order = ORDERS.parse(envelope.payload)
-    if not isinstance(order, ImportDataset) or envelope.pae_digest != imported.entry.body["order"]:
-        expected = imported.entry.body["order"]
-        raise Tampered(f"dataset {name}, order: expected {expected}, got that of entry {requested.entry.index}")
-    texts = {disclosure.commitment: disclosure.text for disclosure in requested.disclosures}
-    return Teaching(parse_about(about), texts.get(order.instruction))
+    if not isinstance(order, ImportDataset) or envelope.pae_digest != digest:
+        raise Tampered(f"dataset {name}, order: expected {digest}, got that of entry {index}")
+    return order, {disclosure.commitment: disclosure.text for disclosure in requested.disclosures}
+
+
+def dataset_owner(door: Door, anchor: Anchor, row: Mapping[str, Any]) -> str | None:
+    """Who owns a dataset, by the proved order of its import; None where the text was erased, or is withheld."""
+    index = next(int(one["index"]) for one in door.get("/v1/imports") if one["order"] == row["order"])
+    order, texts = _read_import(door, anchor, versioned(row["name"], row["version"]), index, str(row["order"]))
+    return texts.get(order.owner)
 
 
 def propose_review(

@@ -44,7 +44,7 @@ def test_two_administrators_enrol_everybody_in_a_folder(desk: Desk, folder: Path
     assert told.code == 0 and "outcome:  pending" in told.out, told.err
     second = told.err.splitlines()[-1]
     told = desk.as_("ben", *second.partition("appliance ")[2].split(), "--yes")
-    assert told.code == 0 and "done:   enroll-several stands" in told.out, told.err
+    assert told.code == 0 and "the order enroll-several of anna took effect" in told.out, told.err
     rows = {row["name"]: row for row in json.loads(desk.as_("dora", "principal", "list", "--json").out)}
     assert (rows["dora"]["printed_name"], rows["dora"]["roles"]) == ("Dora Example", ["operator", "reviewer:privacy"])
     assert (rows["emil"]["printed_name"], rows["emil"]["roles"]) == ("Example, Emil", ["auditor"])

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from appliance.cli import main
 from appliance.cli.support import caller
-from tests.cli.conftest import PASSPHRASE, Desk, type_alone
+from tests.cli.conftest import PASSPHRASE, Desk, one_line, type_alone
 
 
 def _passphrase(tmp_path: Path) -> Path:
@@ -94,7 +94,32 @@ def _enrol(desk: Desk, name: str = "dora", role: str = "operator") -> None:
     assert second.startswith("next: another administrator types: appliance order endorse sha256:")
     told = desk.as_("ben", *second.partition("appliance ")[2].split(), "--yes")
     assert told.code == 0, told.err
-    assert "done:   enroll stands" in told.out
+    assert "the order enroll of anna took effect" in told.out
+
+
+def test_an_order_that_waits_already_is_said_before_it_is_signed_twice(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("staffed")
+    words = ("principal", "grant", "olga", "reviewer:cost", "--yes")
+    assert "already waits" not in desk.as_("anna", *words).err
+    again = desk.as_("anna", *words)
+    assert again.code == 0 and "warning: the same order by anna already waits (entry" in one_line(again.err)
+    assert again.err.index("already waits") < again.err.index("signed: ")
+    assert "already waits" not in desk.as_("anna", "principal", "grant", "olga", "reviewer:safety", "--yes").err
+
+
+def test_an_order_that_cannot_be_carried_out_any_more_is_named_and_skipped(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("staffed")
+    words = ("principal", "grant", "olga", "reviewer:cost", "--yes")
+    digests = []
+    for _ in range(2):
+        assert desk.as_("anna", *words).code == 0
+        digests.append(json.loads(desk.as_("ben", "order", "list", "--json").out)[-1]["digest"])
+    assert desk.as_("ben", "order", "endorse", digests[0], "--yes").code == 0
+    told = desk.as_("ben", "order", "list")
+    assert f"{digests[1][:19]} cannot be endorsed any more: " in told.err
+    assert desk.as_("anna", "principal", "grant", "olga", "reviewer:safety", "--yes").code == 0
+    told = desk.as_("ben", "order", "endorse", "--yes")
+    assert told.code == 0 and "reviewer:safety" in told.err, told.err
 
 
 def test_two_administrators_enrol_a_person_by_typing_what_they_are_told(open_desk: Callable[[str], Desk]) -> None:

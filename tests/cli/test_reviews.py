@@ -7,6 +7,8 @@ import io
 import json
 from collections.abc import Callable
 
+import pytest
+
 from appliance.domain.governance.people import Grant, RoleGranted
 from tests.cli.conftest import Desk, one_line
 
@@ -64,6 +66,37 @@ def test_every_reader_says_what_each_review_decided_and_what_it_counts_for(open_
     assert [(r["state"], r["superseded_by"]) for r in candidate["reviews"]] == [
         (r["state"], r["superseded_by"]) for r in rows
     ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "code", "said"),
+    [
+        ({"--unit": "lgal"}, 2, "unit: expected one of legal, sales, got 'lgal'; did you mean legal?"),
+        ({"--valid-until": "2020-01-01"}, 2, "valid until: expected a time after 20"),
+        ({"--field": "privcy"}, 3, "field: expected one that you review, privacy, got privcy"),
+    ],
+)
+def test_what_would_be_refused_is_refused_before_the_evidence_is_printed(
+    open_desk: Callable[[str], Desk], changed: dict[str, str], code: int, said: str
+) -> None:
+    options = {"--unit": "legal", "--meaning": "I read it.", **changed}
+    words = [word for pair in options.items() for word in pair]
+    told = open_desk("sealed").as_("rita", "review", "approve", "clauses@1", *words, "--yes")
+    assert told.code == code and said in told.err
+    assert "manifest" not in told.err
+
+
+def test_owner_labels_and_the_few_rows_of_a_score_are_shown(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("sealed")
+    shown = one_line(desk.as_("rita", "dataset", "show", "clauses@1").out)
+    assert "owner:" in shown and "label A: 0, 0 to train on, 0 held out" in shown
+    assert "label B: 5, 5 to train on, 0 held out" in shown
+    value = json.loads(desk.as_("rita", "dataset", "show", "clauses@1", "--json").out)
+    assert value["labels"]["B"] == {"train": 5, "held-out": 0}
+    review = json.loads(desk.as_("rita", "review", "show", "clauses@1", "--json").out)
+    assert value["owner"] == review["owner"] is not None
+    assert f"owner: {value['owner']}" in shown
+    assert f"owner: {value['owner']}" in one_line(desk.as_("rita", "review", "show", "clauses@1").out)
 
 
 def test_who_is_no_reviewer_is_told_so_and_who_has_two_fields_names_one(open_desk: Callable[[str], Desk]) -> None:

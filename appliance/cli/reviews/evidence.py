@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.output import print_facts, print_line, say
 from appliance.cli.support.progress import Meter, show_bytes
-from appliance.cli.support.reviews import state_of, until_of
+from appliance.cli.support.reviews import GONE, state_of, until_of
 from appliance.domain.data.teaching import example_request
 from appliance.domain.evaluation.quality import list_measures, list_warnings
+
+FEW_ROWS = 100
+"""Held-out rows, below which a score is said to rest on few."""
 
 if TYPE_CHECKING:
     from appliance.client.decisions import AskedRelease
@@ -136,15 +139,17 @@ def _metrics(evidence: ReviewMaterial) -> list[tuple[str, object]]:
         return []
     beside = [(f"  {name}", text) for name, text in list_measures(metrics)]
     found = [(f"  {who}", dict(sorted(found.items()))) for who, found in metrics.items() if isinstance(found, dict)]
-    return [*beside, *found]
+    rows = metrics["adapter"].get("rows") if isinstance(metrics.get("adapter"), dict) else None
+    few = isinstance(rows, int) and rows < FEW_ROWS
+    return [*beside, *([("  rests on", f"{rows} rows: one answer changes much")] if few else []), *found]
 
 
 def _taught(evidence: ReviewMaterial) -> list[tuple[str, object]]:
     teaching = evidence.teaching
-    gone = "its text was erased, or the service withholds it"
-    told = gone if teaching.instruction is None else teaching.instruction or "none"
+    told = GONE if teaching.instruction is None else teaching.instruction or "none"
     example = example_request("TASK", teaching, added=False)
-    facts: list[tuple[str, object]] = [("  task", teaching.about.task), ("  instruction", told)]
+    owner = GONE if evidence.owner is None else evidence.owner
+    facts: list[tuple[str, object]] = [("  owner", owner), ("  task", teaching.about.task), ("  instruction", told)]
     if teaching.about.labels:
         facts.append(("  labels", ", ".join(teaching.about.labels)))
     return [*facts, ("  example", f"POST {example['path']} {json.dumps(example['body'], ensure_ascii=False)}")]
@@ -215,6 +220,7 @@ def evidence_value(evidence: ReviewMaterial) -> dict[str, Any]:
             {**row, "finding": text.finding, "remedy": text.remedy, "retest": text.retest}
             for row, text in zip(evidence.told["adapter"]["findings"], evidence.found, strict=True)
         ],
+        "owner": evidence.owner,
         "teaching": {
             "task": evidence.teaching.about.task,
             "instruction": evidence.teaching.instruction,

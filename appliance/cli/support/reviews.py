@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+GONE = "its text was erased, or the service withholds it"
+
 
 def state_of(review: Mapping[str, Any]) -> str:
     """`standing`, `superseded by entry 14`, `lapsed at ...`, `key distrusted` and the like."""

@@ -31,6 +31,7 @@ def sign_all(
     if caller.has_session:
         for proposal in proposals:
             orders.check(caller.reading(), proposal)
+        notes = [*notes, *_twins(caller, proposals)]
     for proposal in proposals:
         show_proposal(proposal)
     say(*notes)
@@ -47,6 +48,18 @@ def sign_all(
         say(f"signed: {receipt.type} is entry {receipt.index} of the log ({receipt.outcome}).")
         receipts.append(receipt)
     return receipts
+
+
+def _twins(caller: Caller, proposals: Sequence[Proposal]) -> list[str]:
+    """A warning for each order that says what another says, which waits for a second administrator."""
+    from appliance.client.support import orders
+
+    return [
+        f"warning: the same order by {twin.proposal.order.signer} already waits (entry {twin.index}); another "
+        f"administrator endorses it with: appliance order endorse {twin.digest[:19]}"
+        for proposal in proposals
+        for twin in orders.waiting_twins(caller.reading(), proposal)
+    ]
 
 
 def show_proposal(proposal: Proposal, title: str = "You are about to sign:") -> None:

@@ -212,6 +212,8 @@ def label_of(name: str) -> str:
 def show_value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if value is None:
+        return "none"
     if isinstance(value, dict):
         return ", ".join(f"{key} = {show_value(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
@@ -226,6 +228,8 @@ class Pending:
     digest: str
     index: int
     proposal: Proposal
+    against: tuple[str, ...] = ()
+    """Why it cannot be carried out any more, as the service says: an endorsement would be refused."""
 
 
 def pending_orders(door: Door) -> list[Pending]:
@@ -247,7 +251,22 @@ def parse_pending(row: Mapping[str, Any]) -> Pending:
         if role != "order"
     }
     _check_documents(order, documents)
-    return Pending(envelope.pae_digest, int(row["index"]), Proposal(order, disclosures, documents))
+    against = tuple(map(str, row.get("against", ())))
+    return Pending(envelope.pae_digest, int(row["index"]), Proposal(order, disclosures, documents), against)
+
+
+def waiting_twins(door: Door, proposal: Proposal) -> list[Pending]:
+    """Orders that wait for a second administrator and say the same, their texts and header aside."""
+    if not VERBS[proposal.order.verb].two_administrators:
+        return []
+    said = _said(proposal.order)
+    return [one for one in pending_orders(door) if not one.against and _said(one.proposal.order) == said]
+
+
+def _said(order: Order) -> dict[str, Any]:
+    """What an order says, without its header and the commitments, which differ by their salt alone."""
+    hidden = {*_HEADER, *order.commitments()}
+    return {"verb": order.verb} | {n: v for n, v in order.model_dump(mode="json").items() if n not in hidden}
 
 
 def _check_documents(order: Order, documents: Mapping[str, bytes]) -> None:
@@ -270,8 +289,10 @@ def propose_endorsement(about: About, signer: str, pending: Pending) -> Proposal
 
 
 def find_pending(pending: list[Pending], prefix: str | None) -> Pending:
-    """The one whose digest starts so; the algorithm's name may be left out. None: the only one that waits."""
+    """The one whose digest starts so; the algorithm's name may be left out. None: the only one that waits and can still
+    be carried out."""
     if prefix is None:
+        pending = [order for order in pending if not order.against]
         if len(pending) != 1:
             known = ", ".join(order.digest[:19] for order in pending) or "none"
             raise BadInput(

@@ -331,6 +331,10 @@ def _questions(router: APIRouter, context: Context, person: Callable[..., Sessio
     def uses(name: str) -> list[dict[str, Any]]:
         return questions.dataset_uses(context, name)
 
+    @router.get("/v1/datasets/{name}/labels")
+    def labels(name: str) -> dict[str, dict[str, int]]:
+        return questions.dataset_labels(context, name)
+
     @router.post("/v1/datasets/{name}/row")
     def row(name: str, body: RowRequest, session: Session = asking) -> list[dict[str, Any]]:
         return questions.dataset_row(context, session.principal, name, body.text)

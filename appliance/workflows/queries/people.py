@@ -13,9 +13,11 @@ from appliance.domain.core.verb import NEWEST_RULES
 from appliance.domain.governance.clock import ResetClock
 from appliance.domain.governance.endorsement import waiting_orders
 from appliance.domain.governance.rules import RulesRaised
+from appliance.domain.rulebook.registry import ORDERS, reasons_against
 from appliance.formats.core.canonical import parse_canonical
 from appliance.formats.core.fields import encode_base64
 from appliance.formats.core.timestamp import encode_time
+from appliance.formats.signatures.dsse import parse_envelope
 from appliance.workflows.core.context import Context
 from appliance.workflows.queries.log import disclosed
 
@@ -42,10 +44,23 @@ def _pending_order(context: Context, pending: PendingOrder) -> dict[str, Any]:
     envelope = documents.pop("order")
     return {
         **pending.model_dump(mode="json"),
+        "against": _against(context, pending, envelope),
         "envelope": parse_canonical(envelope),
         "disclosures": disclosed(context, [envelope]),
         "documents": {role: encode_base64(data) for role, data in documents.items()},
     }
+
+
+def _against(context: Context, pending: PendingOrder, envelope: bytes) -> list[str]:
+    """Why an endorsement would be refused whoever signs it: the order has expired, or may not be carried out any more.
+    Of one that sets the log's time nothing is said here, as it is judged by the host's clock."""
+    state = context.ledger.state
+    order, now = ORDERS.parse(parse_envelope(envelope).payload), context.now(state)
+    if order.sets_time:
+        return []
+    if pending.expires_at <= now:
+        return [f"order: expected one that stands at {now}, got one that expired at {pending.expires_at}"]
+    return reasons_against(state, order, now)
 
 
 def clock(context: Context) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.records import Dataset
 from appliance.domain.core.state import State
+from appliance.domain.data.teaching import parse_about
 from appliance.domain.queries.could_load import JUDGED_BY, BeforeLog, could_load
 from appliance.domain.queries.rows import MODELS
 from appliance.domain.queries.uses import TOLD_OF_ADAPTERS, used_by
@@ -22,6 +23,7 @@ from appliance.formats.core.timestamp import encode_time, parse_time
 from appliance.store.ledger.past import count_requests, entries_at, last_at, state_at, values_at
 from appliance.workflows.core.context import Context
 from appliance.workflows.data.folders import secret_name
+from appliance.workflows.data.teaching import read_about
 from appliance.workflows.queries.log import disclosed
 from appliance.workflows.releases.review import find_adapter
 
@@ -94,6 +96,21 @@ def dataset_uses(context: Context, name: str) -> list[dict[str, Any]]:
     if not found:
         raise NotFound(f"dataset: expected an imported one, got {name!r}")
     return [uses.model_dump(mode="json") for uses in found]
+
+
+def dataset_labels(context: Context, name: str) -> dict[str, dict[str, int]]:
+    """For each label of a classification, how many rows of each split have it; empty for another task."""
+    dataset = context.ledger.state.datasets.get(name)
+    if dataset is None:
+        raise NotFound(f"dataset: expected an imported one, got {name!r}")
+    counts = {label: {"train": 0, "held-out": 0} for label in parse_about(read_about(context, dataset)).labels}
+    if not counts:
+        return {}
+    for line in context.artifacts.read(dataset.digest, "rows.jsonl").splitlines():
+        row = json.loads(line)
+        if row["answer"] in counts:
+            counts[row["answer"]][row["split"]] += 1
+    return counts
 
 
 def dataset_row(context: Context, person: str, name: str, text: str) -> list[dict[str, Any]]:
