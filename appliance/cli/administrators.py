@@ -77,6 +77,7 @@ def init(
     print_line(data.decode("utf-8").rstrip("\n"))
     if output is not None:
         write_new(output, data, "trust file", 0o644)
+        say(f"wrote the trust file to {output}")
     say(
         f"made the appliance {trust.origin} in {caller.settings.home}",
         "The line on stdout is the trust file. Keep it on another machine: every verification starts from it.",

@@ -195,6 +195,7 @@ def list_datasets(caller: Caller) -> None:
             )
             for r in rows
         ],
+        least=("entry", "imported by", "base", "task"),
     )
 
 
@@ -364,6 +365,7 @@ def cancel(caller: Caller, name: str) -> None:
 
     if not name.startswith("r-"):
         raise BadInput(f"run: expected a name such as r-000001, got {name}; list them with: appliance run list")
+    caller.reading().get(f"/v1/runs/{name}")  # an unknown run is refused before anything is signed
     _print_receipt(caller, sign_and_submit(caller, propose_cancel(caller.about, caller.signer, name)))
 
 

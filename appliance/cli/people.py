@@ -35,12 +35,14 @@ def key_new(caller: Caller, file: Path) -> None:
 
     The passphrase, of 8 characters or more, comes from a prompt, a descriptor or a 0600 file. It cannot be recovered.
     """
-    from appliance.client.support.keys import check_passphrase, create_key, public_path
+    from appliance.client.support.keys import MIN_PASSPHRASE_CHARACTERS, check_passphrase, create_key, public_path
 
     for path in (file, public_path(file)):
         if path.exists():
             raise Conflict(f"key file, {path}: expected a name that is free, got an existing file")
-    passphrase = caller.ask_passphrase(f"New passphrase for {file}", confirm=True)
+    passphrase = caller.ask_passphrase(
+        f"New passphrase for {file} ({MIN_PASSPHRASE_CHARACTERS} characters or more)", confirm=True
+    )
     check_passphrase(passphrase)
     signer = create_key(file, passphrase)
     if caller.json:
@@ -94,7 +96,9 @@ def key_prove(caller: Caller, origin: str | None, output: Path | None) -> None:
         print_json({"proof": str(output), "principal": name, "keyid": signer.keyid, "origin": log})
     say(
         f"next: an administrator types: appliance principal enroll {name} --proof {output} "
-        "--printed-name TEXT --role ROLE"
+        "--printed-name TEXT --role ROLE",
+        f"or, if it is an application's key: the unit {name} types: appliance token enroll NAME --task TASK "
+        f"--proof {output}",
     )
 
 

@@ -79,7 +79,7 @@ def list_reviews(caller: Caller, unit: str | None) -> None:
             )
             for r in rows
         ],
-        least=("run", "ordered by", "entry"),
+        least=("quarantined", "run", "ordered by", "entry"),
     )
     warned = [row for row in rows if row["warnings"]]
     say(*([""] if warned else []), *(line for row in warned for line in _warn(row)))

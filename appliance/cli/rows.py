@@ -104,7 +104,7 @@ def check_before_import(caller: Caller, teaching: Teaching, sources: Sequence[So
     found = check_rows(caller.reading(), teaching, sources, keep=True)
     print_facts(list_facts(found), err=True)
     say(*(f"warning: {plain(text)}" for text in list_warnings(found)))
-    refuse_errors(found, str(path))
+    refuse_errors(found, str(path), ", nothing was imported")
 
 
 @command("check", example="appliance dataset check clauses.csv\nappliance dataset check clauses.csv --base smollm2")

@@ -51,17 +51,21 @@ def check_rows(door: Door, teaching: Teaching, sources: Sequence[Source], *, kee
     return dict(state["result"])
 
 
-def refuse_errors(found: Mapping[str, Any], what: str) -> None:
-    """BadInput with every row that does not fit, as many of them as were told."""
+def refuse_errors(found: Mapping[str, Any], what: str, then: str = "") -> None:
+    """BadInput with every row that does not fit, as many of them as were told. `then`: what follows from them."""
     told, count = tuple(map(str, found["errors"])), int(found["error_count"])
     if count:
         more = (f"and {count - len(told)} more",) if count > len(told) else ()
-        raise BadInput(f"dataset, {what}: {count} problems, nothing was imported", reasons=(*told, *more))
+        problems = "1 problem" if count == 1 else f"{count} problems"
+        raise BadInput(f"dataset, {what}: {problems}{then}", reasons=(*told, *more))
 
 
 def list_warnings(found: Mapping[str, Any]) -> list[str]:
     """What fits and is odd: nearly equal labels, texts that come again."""
-    warnings = [f"labels {one!r} and {other!r} are nearly the same" for one, other in found["similar_labels"]]
+    warnings = [
+        f"labels {one!r} and {other!r} are nearly the same" + (f"; {rarer!r} is the rarer: {places}" if places else "")
+        for one, other, rarer, places in found["similar_labels"]
+    ]
     pairs, count = found["duplicates"], int(found["duplicate_count"])
     if count:
         shown = "; ".join(f"{place} is that of {first}" for place, first in pairs[:SHOWN])

@@ -38,8 +38,8 @@ class ReviewMaterial:
     """An adapter, checked: every file hashed, the manifest signed, the sealing entry proved to be in the log.
 
     `contents`: the folder's own small JSON files by name, from the bytes that were hashed. `teaching`: what the dataset
-    says of its rows; its instruction is None where its text was erased, or is withheld; so is `owner`. `told`: rows of the
-    service that no signature of the reviewer binds.
+    says of its rows; its instruction is None where its text was erased, or is withheld; so is `owner`. `told`: rows of
+    the service that no signature of the reviewer binds.
     """
 
     name: str

@@ -146,6 +146,18 @@ def test_a_follow_asks_for_no_passphrase_while_a_session_is_open(open_desk: Call
     assert "Passphrase" not in told.err and "sealed" in told.out
 
 
+def test_an_unknown_run_is_not_cancelled_and_the_nearest_is_named(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("sealed")
+    told = desk.as_("olga", "run", "cancel", "r-000002", "--yes")
+    assert told.code == 4 and told.err.count("r-000002") == 1, told.err
+    assert "expected one of r-000001" in told.err and "did you mean r-000001?" in told.err
+    assert "You are about to sign" not in told.err and desk.ordered() == 0
+    told = desk.as_("olga", "dataset", "show", "clause@1")
+    assert told.code == 4 and "did you mean clauses@1?" in told.err
+    told = desk.as_("rita", "review", "show", "clause@1")
+    assert told.code == 4 and "did you mean clauses@1?" in told.err
+
+
 def test_a_run_is_followed_to_its_seal(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("sealed")
     told = desk.as_("olga", "run", "show", "r-000001", "--follow")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 
@@ -87,3 +88,14 @@ def test_a_run_is_told_in_stages(capsys: pytest.CaptureFixture[str]) -> None:
         "evaluates: 5 of 5 answers",
         "r-000001: sealed.",
     ]
+
+
+def test_who_follows_again_is_told_no_time_left_from_steps_that_came_in_at_once() -> None:
+    display = Display("r-000001")
+    steps = [{"frame": "step", "step": n, "steps": 100, "loss": "0.5"} for n in range(1, 41)]
+    display.take("running", steps)
+    meter = display._meter
+    assert meter is not None and meter.left_s() is None
+    display.take("running", [{"frame": "step", "step": 41, "steps": 100, "loss": "0.5"}])
+    left, since = meter.left_s(), meter._began
+    assert left is not None and meter._begun_at == 40 and since <= time.monotonic()

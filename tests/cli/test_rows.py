@@ -21,7 +21,7 @@ FOUND: dict[str, Any] = {
         "card": {"train": 3, "held-out": 1},
     },
     "label_count": 3,
-    "similar_labels": [["Billing", "billing"]],
+    "similar_labels": [["Billing", "billing", "Billing", "dataset, line 9"]],
     "duplicates": [["dataset, line 5", "dataset, line 2"]],
     "duplicate_count": 1,
     "max_tokens": 40,
@@ -70,7 +70,7 @@ def test_a_check_tells_counts_lengths_and_what_is_odd(open_desk: Callable[[str],
         "9, 7 to train on, 2 held out",
         "label billing:  4, 3 to train on, 1 held out",
         "40 tokens at most, 12 in the mean, of the base's context of 2048",
-        "labels 'Billing' and 'billing' are nearly the same",
+        "labels 'Billing' and 'billing' are nearly the same; 'Billing' is the rarer: dataset, line 9",
         "1 row has a text that came before, case and spaces aside: dataset, line 5 is that of dataset, line 2",
         "label 'Billing' has no held-out row",
     ):
@@ -85,12 +85,19 @@ def test_a_check_fails_with_every_row_that_does_not_fit(open_desk: Callable[[str
     desk = open_desk("imported")
     checked(WRONG)
     told = desk.as_("olga", "dataset", "check", _file(desk))
-    assert told.code == 2
+    assert told.code == 2 and "7 problems" in told.err and "nothing was imported" not in told.err
     assert told.err.splitlines()[-3:] == [
         "  dataset, line 3: expected 2 fields, got 1",
         "  dataset, line 4: a",
         "  and 5 more",
     ]
+
+
+def test_one_problem_is_one(open_desk: Callable[[str], Desk], checked: Checked) -> None:
+    desk = open_desk("imported")
+    checked(FOUND | {"errors": ["dataset, line 3: expected 2 fields, got 1"], "error_count": 1})
+    told = desk.as_("olga", "dataset", "import", _file(desk), *TERMS)
+    assert told.code == 2 and "1 problem, nothing was imported" in told.err
 
 
 def test_an_import_shows_the_findings_before_it_is_signed(open_desk: Callable[[str], Desk], checked: Checked) -> None:

@@ -17,11 +17,16 @@ class Display:
         self.run = run
         self._status = ""
         self._validation = ""
+        self._is_live = False
+        """Whether the frames that were there before somebody followed have been taken."""
         self._meter: Meter | None = None
 
     def take(self, status: str, frames: list[dict[str, Any]]) -> None:
         for frame in frames:
             self._frame(frame)
+        if self._meter is not None and not self._is_live:
+            self._meter.count_from_here()
+        self._is_live = True
         if status != self._status:
             self._status = status
             if status == "queued":

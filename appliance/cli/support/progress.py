@@ -44,6 +44,10 @@ class Meter:
             self._drawn = now
             self._draw()
 
+    def count_from_here(self) -> None:
+        """The estimate counts from now on: what is done came in at once, as where somebody follows again."""
+        self._began, self._begun_at = time.monotonic(), self.done
+
     def close(self) -> None:
         """Draws the end and leaves the line."""
         self._draw()

@@ -5,6 +5,7 @@ An import refuses what is listed as an error here, by the same code; the rest is
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from appliance.ml.model.chat import Chat
 
 MOST_ERRORS = 200
 MOST_PAIRS = 50
+MOST_PLACES = 5
 _LONGEST = 400
 
 
@@ -63,9 +65,10 @@ def examine(
     task: Task, sides: data.Sides, errors: Errors, declared: Sequence[str], rendering: Rendering | None
 ) -> dict[str, Any]:
     """The findings over the rows that could be read; `errors` has what was wrong with the others."""
-    if task == "classification":
-        errors.add(data.find_wrong_labels(sides, declared))
-    errors.add(data.find_empty_splits(sides))
+    if sides or not errors.count:  # where no row could be read, that is what is wrong, and nothing else
+        if task == "classification":
+            errors.add(data.find_wrong_labels(sides, declared))
+        errors.add(data.find_empty_splits(sides))
     lengths = [] if rendering is None else _measure(task, sides, errors, rendering)
     counts = _count_labels(sides) if task == "classification" else {}
     similar = alike({*list(counts)[: data.MAX_LABELS], *declared})
@@ -76,13 +79,13 @@ def examine(
         "held_out_rows": sum(side == data.HELD_OUT for _, side in sides),
         "labels": dict(list(counts.items())[: data.MAX_LABELS]),
         "label_count": len(counts),
-        "similar_labels": [list(pair) for pair in similar[:MOST_PAIRS]],
+        "similar_labels": [[*pair, *_find_rarer(sides, pair)] for pair in similar[:MOST_PAIRS]],
         "duplicates": [list(pair) for pair in repeated[:MOST_PAIRS]],
         "duplicate_count": len(repeated),
         "max_tokens": max(lengths, default=None),
         "mean_tokens": round(sum(lengths) / len(lengths)) if lengths else None,
         "context_length": None if rendering is None else rendering.context_length,
-        "errors": errors.told,
+        "errors": sorted(errors.told, key=_line_of),
         "error_count": errors.count,
     }
 
@@ -91,6 +94,26 @@ def _count_labels(sides: data.Sides) -> dict[str, dict[str, int]]:
     counted = Counter((source.parts["label"][: data.MAX_LABEL_CHARACTERS], side) for source, side in sides)
     labels = sorted({label for label, _ in counted})
     return {label: {side: counted[label, side] for side in (data.TRAIN, data.HELD_OUT)} for label in labels}
+
+
+def _find_rarer(sides: data.Sides, pair: tuple[str, str]) -> tuple[str, str]:
+    """The rarer of two labels, which may be the slip, and where its first rows are."""
+    places: dict[str, list[str]] = {label: [] for label in pair}
+    for source, _ in sides:
+        if source.parts.get("label") in places:
+            places[source.parts["label"]].append(source.place)
+    rarer = min(pair, key=lambda label: len(places[label]))
+    more = f" and {len(places[rarer]) - MOST_PLACES} more" if len(places[rarer]) > MOST_PLACES else ""
+    return rarer, "; ".join(places[rarer][:MOST_PLACES]) + more
+
+
+_LINE = re.compile(r"^(.*?), (?:line|row) ([0-9]+)")
+
+
+def _line_of(message: str) -> tuple[bool, str, int]:
+    """Sorts what is said of a line by its file and line, and what is said of the whole file behind."""
+    found = _LINE.match(message)
+    return (True, "", 0) if found is None else (False, found[1], int(found[2]))
 
 
 def _find_repeated(task: Task, sides: data.Sides) -> list[tuple[str, str]]:

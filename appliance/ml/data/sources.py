@@ -6,6 +6,7 @@ An import stops at the first record that does not fit; a check goes on. Each is 
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -92,9 +93,9 @@ def _parse_table(reader: Any, kind: str, task: Task, columns: Mapping[str, str],
     line = 1
     try:
         header: list[str] = next(reader, [])
-        places = {
-            part: _find_column(header, name, file) for part, name in columns.items() if _has(header, task, part, name)
-        }
+        wanted = {part: name for part, name in columns.items() if _has(header, task, part, name)}
+        _check_header(header, wanted, file)
+        places = {part: header.index(name) for part, name in wanted.items()}
         line = reader.line_num + 1
         for fields in reader:
             where = f"{file}, line {line}"
@@ -111,10 +112,30 @@ def _has(header: list[str], task: Task, part: str, name: str) -> bool:
     return name in header or not may_lack(task, part, name)
 
 
-def _find_column(header: list[str], name: str, file: str) -> int:
-    if header.count(name) != 1:
-        raise BadInput(f"{file}, line 1: expected one column {name!r}, got the columns {', '.join(header)!r}")
-    return header.index(name)
+def _check_header(header: list[str], wanted: Mapping[str, str], file: str) -> None:
+    """One BadInput for all columns that are missing or there twice; it says how to name the file's own."""
+    wrong = {part: name for part, name in wanted.items() if header.count(name) != 1}
+    if not wrong:
+        return
+    said = [f"--column {part}={name}" for part, name in _guess_columns(header, wanted, list(wrong)).items()]
+    hints = f"; if yours has another name: {' '.join(said)}" if said else ""
+    columns = " and ".join(f"one column {name!r}" for name in wrong.values())
+    raise BadInput(f"{file}, line 1: expected {columns}, got the columns {', '.join(header)!r}{hints}")
+
+
+def _guess_columns(header: list[str], wanted: Mapping[str, str], parts: list[str]) -> dict[str, str]:
+    """A column of the file for each of these parts: one of a like name, else the next that no part has. Nothing where
+    there are too few, as in a file of another separator."""
+    free = [name for name in header if name and name not in wanted.values()]
+    if len(free) < len(parts):
+        return {}
+    guessed = {}
+    for part in parts:
+        near = difflib.get_close_matches(part, free, n=1, cutoff=0.5)
+        if near:
+            guessed[part] = near[0]
+            free.remove(near[0])
+    return {part: guessed[part] if part in guessed else free.pop(0) for part in parts}
 
 
 def _parse_jsonl(text: str, task: Task, columns: Mapping[str, str], file: str) -> Records:

@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import parse_value
 from appliance.domain.core.records import Adapter
+from appliance.domain.core.words import unknown_word
 from appliance.domain.recipe.parsing import parse_resolved
 from appliance.errors import BadInput, NotFound
 from appliance.formats.core.canonical import encode_canonical
@@ -245,9 +246,10 @@ def _table(router: APIRouter, context: Context, name: str) -> None:
 
     @router.get(f"/v1/{name}/{{key}}", name=f"one of {name}")
     def row(key: str) -> dict[str, Any]:
-        found = getattr(context.ledger.state, name).get(key)
+        table = getattr(context.ledger.state, name)
+        found = table.get(key)
         if found is None:
-            raise NotFound(f"{name}: expected a known one, got {key!r}")
+            raise NotFound(unknown_word(name, key, [known for known, _ in table.items()]))
         return _row(context, found)
 
 

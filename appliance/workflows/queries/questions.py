@@ -10,6 +10,7 @@ from typing import Any
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.records import Dataset
 from appliance.domain.core.state import State
+from appliance.domain.core.words import unknown_word
 from appliance.domain.data.teaching import parse_about
 from appliance.domain.queries.could_load import JUDGED_BY, BeforeLog, could_load
 from appliance.domain.queries.rows import MODELS
@@ -94,15 +95,20 @@ def dataset_uses(context: Context, name: str) -> list[dict[str, Any]]:
     with context.ledger.lock:
         found = used_by(context.ledger.state, name)
     if not found:
-        raise NotFound(f"dataset: expected an imported one, got {name!r}")
+        raise _no_dataset(context, name)
     return [uses.model_dump(mode="json") for uses in found]
+
+
+def _no_dataset(context: Context, name: str) -> NotFound:
+    known = [key for key, _ in context.ledger.state.datasets.items()]
+    return NotFound(unknown_word("dataset", name, known, "an imported one"))
 
 
 def dataset_labels(context: Context, name: str) -> dict[str, dict[str, int]]:
     """For each label of a classification, how many rows of each split have it; empty for another task."""
     dataset = context.ledger.state.datasets.get(name)
     if dataset is None:
-        raise NotFound(f"dataset: expected an imported one, got {name!r}")
+        raise _no_dataset(context, name)
     counts = {label: {"train": 0, "held-out": 0} for label in parse_about(read_about(context, dataset)).labels}
     if not counts:
         return {}
@@ -124,7 +130,7 @@ def dataset_row(context: Context, person: str, name: str, text: str) -> list[dic
         raise Denied(f"row of a dataset: expected {person} to have the role {' or '.join(ROW_ROLES)}, got {held}")
     datasets = [(key, row) for key, row in context.ledger.state.datasets.items() if name in (key, row.name)]
     if not datasets:
-        raise NotFound(f"dataset: expected an imported one, got {name!r}")
+        raise _no_dataset(context, name)
     return [_rows(context, key, dataset, text) for key, dataset in datasets]
 
 

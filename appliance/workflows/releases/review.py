@@ -10,6 +10,7 @@ from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import Time
 from appliance.domain.core.records import Adapter
 from appliance.domain.core.state import State
+from appliance.domain.core.words import unknown_word
 from appliance.domain.data.teaching import ABOUT_FILE
 from appliance.domain.releases.approval import could_decide, counted, inadmissible, needed, review_standing
 from appliance.domain.releases.blocking import is_open
@@ -24,7 +25,8 @@ from appliance.workflows.data.teaching import read_about
 def find_adapter(state: State, name: str) -> Adapter:
     adapter = state.adapters.get(name)
     if adapter is None:
-        raise NotFound(f"adapter: expected a sealed one, got {name!r}")
+        known = [key for key, _ in state.adapters.items()]
+        raise NotFound(unknown_word("adapter", name, known, "a sealed one"))
     return adapter
 
 

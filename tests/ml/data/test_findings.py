@@ -62,7 +62,9 @@ def test_labels_are_counted_and_nearly_equal_ones_and_repeated_texts_are_told() 
     assert {label: sum(sides.values()) for label, sides in found["labels"].items()} == {
         "Billing": 1, "biling": 1, "billing": 1, "card": 2,
     }  # fmt: skip
-    assert ["Billing", "billing"] in found["similar_labels"] and ["biling", "billing"] in found["similar_labels"]
+    rarer = {tuple(pair): told for *pair, _, told in found["similar_labels"]}
+    assert {("Billing", "billing"), ("biling", "billing")} <= set(rarer)
+    assert all(place.startswith("dataset, line ") for place in rarer.values()), "where the rarer one is"
     assert found["duplicates"] == [
         ["dataset, line 5", "dataset, line 2"],
         ["dataset, line 6", "dataset, line 2"],
@@ -105,3 +107,23 @@ def test_a_file_that_cannot_be_read_on_is_one_error_more() -> None:
 @pytest.mark.parametrize("rows", [b"", b"\xff\xfe", b"text,other\na,b\n"])
 def test_what_is_no_table_at_all_is_an_error(rows: bytes) -> None:
     assert _examine(rows)["error_count"] >= 1
+
+
+def test_findings_come_in_the_order_of_the_lines_and_those_of_the_whole_file_last() -> None:
+    errors = Errors()
+    for place in ("dataset, line 12", "dataset, label 'a'", "dataset, line 3, text", "held-out file, line 1"):
+        errors.add([BadInput(f"{place}: wrong")])
+    told = examine("classification", [], errors, (), None)["errors"]
+    assert [line.partition(":")[0] for line in told] == [
+        "dataset, line 3, text", "dataset, line 12", "held-out file, line 1", "dataset, label 'a'",
+    ]  # fmt: skip
+
+
+def test_where_no_row_could_be_read_nothing_is_said_of_labels_and_splits() -> None:
+    errors = Errors()
+    columns = {"text": "text", "label": "label"}
+    kept = errors.keep_rows(read_records(b"message,kind\none,a\n", "csv", "classification", columns, "dataset"))
+    assert kept == [] and examine("classification", [], errors, (), None)["error_count"] == 1
+    (told,) = errors.told
+    assert "expected one column 'text' and one column 'label', got the columns 'message, kind'" in told
+    assert told.endswith("if yours has another name: --column text=message --column label=kind")

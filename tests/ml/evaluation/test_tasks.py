@@ -111,7 +111,10 @@ def test_every_task_is_read_from_a_table_as_from_lines_of_json(task: Task, kind:
         (b"text\tlabel\none\ta\ntwo\n", "dataset, line 3: expected 2 fields, got 1"),
         (b"text\tlabel\none\ta\ttwo\n", "dataset, line 2: expected 2 fields, got 3"),
         (b"text\tlabel\none\ta\ntwo\t\n", "dataset, line 3, label: expected a text, got nothing"),
-        (b"text,label\none,a\n", "dataset, line 1: expected one column 'text', got the columns 'text,label'"),
+        (
+            b"text,label\none,a\n",
+            "dataset, line 1: expected one column 'text' and one column 'label', got the columns 'text,label'",
+        ),
     ],
 )
 def test_a_broken_tsv_is_refused_naming_the_line(content: bytes, message: str) -> None:
