@@ -84,7 +84,7 @@ def say_duration(duration: Duration) -> str:
     from appliance.domain.planning.plan import say_seconds
 
     text = f"about {say_seconds(duration.likely)}, between {say_seconds(duration.low)} and {say_seconds(duration.high)}"
-    return text if duration.measured else f"{text} (not measured on this machine)"
+    return text if duration.measured else f"{text} (not measured here: appliance run plan RECIPE --calibrate)"
 
 
 def _print_memory(made: Plan) -> None:
