@@ -22,11 +22,13 @@ READ = {
     **dict.fromkeys(
         ("--ca", "--certificate", "--certificate-key", "--state", "--python", "--record", "--answer"), "FILE"
     ),
-    **dict.fromkeys(("--held-out-file", "--row-file"), "FILE"),
+    **dict.fromkeys(("--held-out-file", "--row-file", "--instruction"), "FILE"),
+    "--socket": "PATH",
 }
 """The options that name what is read. A witness's state is both, and never anything else."""
-SEVERAL = {"--task", "--to"}
-"""Options with several kinds of values: a task's name or its kind; a later step, an earlier version, a tracker."""
+SEVERAL = {"--task", "--to", "--kind", "--owner", "--instruction"}
+"""Options with several kinds of values: a task's name or its kind; a later step, an earlier version, a tracker; the kind
+of an adapter or of a finding; an owner by name or in words; an instruction as text, or for a verifier as a file."""
 
 
 def _kind(option: click.Option) -> str:
@@ -91,7 +93,8 @@ TIMED = [(command, name) for command, name, kind in OPTIONS if kind == "TIME"]
 
 def test_every_time_is_an_option_of_the_same_kind() -> None:
     assert {name for _, name in TIMED} == {
-        *("--at", "--since", "--until", "--valid-until", "--old-until", "--issued-before")
+        *("--at", "--since", "--until", "--valid-until", "--old-until", "--issued-before"),
+        *("--due", "--not-before", "--not-after"),
     }
 
 

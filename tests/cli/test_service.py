@@ -117,7 +117,7 @@ def test_little_memory_an_old_landlock_and_an_online_library_are_told(monkeypatc
     monkeypatch.setattr(machine, "detect_layers", lambda: {"seccomp": True})
     monkeypatch.setattr(machine, "host_memory", lambda *, now: 1 << 20)
     monkeypatch.setattr(machine.landlock, "abi", lambda: 1)
-    monkeypatch.setattr(machine, "lacking", lambda folder, *, engine: "too little")
+    monkeypatch.setattr(machine, "disk_shortage", lambda folder, *, engine: "too little")
     found = {one.check: one for one in machine.check_machine(ROOT, (), {"HF_HUB_OFFLINE": "0"})}
     levels = {name: found[name].level for name in ("memory", "Landlock", "disk", "offline variables")}
     assert levels == {"memory": "warn", "Landlock": "warn", "disk": "fail", "offline variables": "warn"}

@@ -83,6 +83,7 @@ def list_applications(caller: Caller) -> None:
 @click.option("--certificate-key", type=_FILE, metavar="FILE", help="Its private key in PEM.")
 @click.option(
     "--minutes",
+    metavar="N",
     type=click.IntRange(1, MAX_TOKEN_MINUTES),
     default=MAX_TOKEN_MINUTES,
     show_default=True,
