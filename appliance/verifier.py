@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from appliance import __version__
+from appliance.domain.audit.folders import Folder, verify_folders
 from appliance.domain.audit.log_replay import SitePolicy
 from appliance.domain.audit.report import SITE_POLICIES, Finding, Report, judge_site_policies, with_findings
 from appliance.domain.audit.summary import MAX_LINES, group_findings, tell_findings, tell_verdict
@@ -44,6 +45,7 @@ EXITS = {
     "unverifiable": Unavailable.exit_code,
 }
 _MAX_TRUST_BYTES = 65_536
+MAX_FOLDER_FILE_BYTES = 4 << 30
 _BEGINNING = MEMBERS[0].encode() + b"\0"
 """Of a tar whose first member is an export's."""
 _HELP = """\
@@ -77,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         now = datetime.now(UTC)
         wanted = None if given.could_load is None else (given.could_load, parse_point(given.at, "at", now))
         without = given.without_site_policies
-        report = verify_export(given.export, trust, encode_time(now), without_site_policies=without)
+        report = verify_export(given.export, trust, encode_time(now), given.folder, without_site_policies=without)
         # A log that does not hold answers no question.
         question = wanted if EXITS[report.verdict] == 0 else None
         answer = None if question is None else ask_export(given.export, *question, encode_time(now), report)
@@ -132,6 +134,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--trust", metavar="FILE", type=Path, help="the trust file that `appliance init` printed")
     parser.add_argument(
         "--without-site-policies", action="store_true", help="accept that the site's own policies are not replayed"
+    )
+    parser.add_argument(
+        "--folder",
+        metavar="FOLDER",
+        type=Path,
+        action="append",
+        default=[],
+        help="a sealed adapter's folder: compute its verdict again from its items; or its dataset's, for their rows",
     )
     parser.add_argument("--all", action="store_true", help="print every finding; otherwise a summary")
     parser.add_argument("--json", action="store_true", help="print the whole report as JSON")
@@ -241,14 +251,17 @@ def _read(path: Path, what: str, limit: int) -> bytes:
     return data
 
 
-def verify_export(path: Path, trust: Trust | None, now: str, *, without_site_policies: bool = False) -> Report:
-    """The report on an export. BadInput when the file is none, Tampered when it begins as one and is not whole."""
+def verify_export(
+    path: Path, trust: Trust | None, now: str, folders: Sequence[Path] = (), *, without_site_policies: bool = False
+) -> Report:
+    """The report on an export, and on sealed folders beside it. BadInput when the file is none, Tampered when it begins
+    as one and is not whole."""
     replay = None if without_site_policies else load_site_policy()
     try:
         with path.open("rb") as stream:
             begins = stream.read(len(_BEGINNING)) == _BEGINNING
             try:
-                report = _verify_stream(stream, trust, now, replay)
+                report = _verify_stream(stream, trust, now, replay, folders)
                 return judge_site_policies(report, accepted=without_site_policies)
             except BadInput as error:
                 if begins:
@@ -258,11 +271,21 @@ def verify_export(path: Path, trust: Trust | None, now: str, *, without_site_pol
         raise BadInput(f"export, {path}: expected a readable file, got {error.strerror}") from None
 
 
-def _verify_stream(stream: BinaryIO, trust: Trust | None, now: str, replay: SitePolicy | None) -> Report:
+def _verify_stream(
+    stream: BinaryIO, trust: Trust | None, now: str, replay: SitePolicy | None, folders: Sequence[Path]
+) -> Report:
     with Export(stream) as export:
         texts = export.disclosures()
         report = verify_log(export.entries(), export.document, texts, export.checkpoint, trust, now=now, replay=replay)
-        return with_findings(report, tuple(_check_export(export, report)))
+        report = with_findings(report, tuple(_check_export(export, report)))
+        if not folders:
+            return report
+        return verify_folders(report, export.entries(), export.document, map(_open_folder, folders))
+
+
+def _open_folder(path: Path) -> Folder:
+    """A sealed folder; what lies beside its manifest is read when it is asked for."""
+    return Folder(str(path), lambda name: _read(path / name, f"folder {path}", MAX_FOLDER_FILE_BYTES))
 
 
 def ask_export(path: Path, unit: str, at: str | None, now: str, report: Report) -> CouldLoad | BeforeLog:

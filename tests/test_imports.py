@@ -77,11 +77,11 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "store": ("files", "database", "ledger"),
     "runners": ("walls", ""),
     "workflows": (
-        *("core", "integrity", "governance", "witnesses", "data", "runs", "releases", "serving"),
+        *("core", "integrity", "governance", "witnesses", "data", "evaluation", "runs", "releases", "serving"),
         *("queries", "", "lifecycle", "operations"),
     ),
     "web": ("core", "people", "operations", "units"),
-    "client": ("support", "applications", ""),
+    "client": ("support", "applications", "evaluation", ""),
     "cli": ("support", "runs", "audit", "tokens", "reviews", ""),
 }
 MOST_FILES = 16

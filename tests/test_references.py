@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from appliance.cli import main
+from appliance.cli.runs import gates
 from appliance.domain.recipe.recipe import Recipe
 from appliance.domain.rulebook.registry import VERBS
 from scripts.references.error_codes import BRANCHES, CODES, GENERAL, SECTIONS, find_codes
@@ -72,7 +73,13 @@ def test_a_code_is_found_however_it_is_given(tmp_path: Path) -> None:
 
 
 def test_every_exit_code_is_described() -> None:
-    codes = {branch.exit_code for branch in BRANCHES.values()} | {0, main.INTERRUPTED, main.BROKEN_PIPE}
+    codes = {branch.exit_code for branch in BRANCHES.values()} | {
+        0,
+        main.INTERRUPTED,
+        main.BROKEN_PIPE,
+        gates.FAILED,
+        gates.NOT_JUDGED,
+    }
     assert {code for code, _, _ in EXIT_CODES} == codes
 
 

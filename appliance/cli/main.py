@@ -67,6 +67,7 @@ COMMANDS = {
     "import": Entry("Operators", "imports", "Imports that were ordered: list, cancel."),
     "recipe": Entry("Operators", "runs.recipes", "Recipes: begin a new one, with every key explained."),
     "run": Entry("Operators", "operators", "Training runs: start, follow, list, cancel."),
+    "gate": Entry("Reviewers", "runs.gates", "Gates: the sets at hand; check and explain what they decided."),
     "review": Entry("Reviewers", "reviewers", "Adapters to judge: show what a signature binds, approve, reject."),
     "finding": Entry("Reviewers", "reviews.findings", "What reviewers found of adapters: add, list, close."),
     "delegation": Entry("Reviewers", "reviews.delegations", "Who decides in a reviewer's place: add, list, end."),

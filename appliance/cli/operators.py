@@ -12,7 +12,8 @@ import click
 from appliance.cli.audit.uses import used_by
 from appliance.cli.revoking import revoke_base, revoke_dataset
 from appliance.cli.rows import check, check_before_import, describes_rows, read_columns, read_sources, send
-from appliance.cli.runs.plans import list_costs, plan
+from appliance.cli.runs.gates import judged_facts, judged_value
+from appliance.cli.runs.plans import GATES, list_costs, plan, promise
 from appliance.cli.runs.records import export, facts_of, judge, report, warnings_in
 from appliance.cli.runs.replays import checkpoints, replay, resume
 from appliance.cli.support.caller import Caller
@@ -241,20 +242,27 @@ def run() -> None:
 )
 @click.argument("recipes", nargs=-1, required=True, type=_PATH)
 @click.option("--follow/--no-follow", default=False, help="Wait until the last run has ended.")
+@GATES
 @signs
 @click.pass_obj
-def start(caller: Caller, recipes: tuple[Path, ...], follow: bool) -> None:
+def start(caller: Caller, recipes: tuple[Path, ...], follow: bool, gates: str | None) -> None:
     """Order one training run for each recipe; they queue and train one after another.
 
-    Every value that a recipe leaves to the appliance (auto) is resolved here, shown, and part of what you sign.
+    Every value that a recipe leaves to the appliance (auto) is resolved here, shown, and part of what you sign. So is
+    the gate set that decides on the adapter, before anybody knows its results.
     """
+    from appliance.client.evaluation.gates import choose_gates
     from appliance.client.planning import plan_run
     from appliance.client.runs import load_recipe, propose_run
 
     loaded = [(str(path), load_recipe(path)) for path in recipes]
     door = caller.reading()
-    proposals = [propose_run(door, caller.anchor, caller.signer, recipe, what) for what, recipe in loaded]
-    planned = [line for what, recipe in loaded for line in list_costs(plan_run(door, recipe, what))]
+    proposals, planned = [], list[str]()
+    for what, recipe in loaded:
+        chosen = choose_gates(door, gates, recipe.purpose)
+        bound = None if chosen is None else chosen.data
+        proposals.append(propose_run(door, caller.anchor, caller.signer, recipe, what, bound))
+        planned += list_costs(plan_run(door, recipe, what), promise(door, chosen, recipe).lines)
     runs = [str(receipt.result["run"]) for receipt in sign_all(caller, proposals, planned)]
     if not follow:
         if caller.json:
@@ -294,6 +302,7 @@ def _report(caller: Caller, ended: Sequence[Ended]) -> None:
     unsealed = [one for one in ended if one.status != "sealed"]
     for one in ended:
         if one.adapter is not None:
+            say(*(f"{one.run}: {name}: {plain(text)}" for name, text in judged_facts(caller, one.run)[:1]))
             say(f"next: a reviewer types: appliance review show {one.adapter}")
     if unsealed:
         told = "; ".join(
@@ -347,12 +356,13 @@ def show_run(caller: Caller, name: str, follow: bool) -> None:
     judged = judge(metrics, record.steps)
     if caller.json:
         told = {"adapter": state["adapter"], "detail": state["detail"]}
+        told |= {"verdict": judged_value(caller, name)}
         print_json({**row, **told, "metrics": metrics, "warnings": warnings_in(judged)})
         return
     ended = None if record.finished is None else record.finished.entry.body
     facts = [(key.replace("_", " "), value) for key, value in row.items()]
     shown = [("adapter", state["adapter"]), ("detail", state["detail"]), *facts_of(record.steps, ended)]
-    print_facts([*facts, *shown, *judged])
+    print_facts([*facts, *shown, *judged, *judged_facts(caller, name)])
 
 
 @run.command("cancel", example="appliance run cancel r-000002")

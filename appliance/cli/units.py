@@ -10,6 +10,7 @@ import click
 
 from appliance.cli.reviews.evidence import gather, print_evidence
 from appliance.cli.reviews.releasing import break_glass, request, withdraw_request
+from appliance.cli.runs.gates import judged_facts, judged_value
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import command, group, reads, shares, signs
 from appliance.cli.support.output import plain, print_facts, print_json, print_line, print_table, say
@@ -198,10 +199,12 @@ def show_adapter(caller: Caller, name: str) -> None:
 
     row, steps, requests = adapter_story(caller.reading(), name)
     if caller.json:
-        print_json({"adapter": row, "history": [_step_value(step) for step in steps], "requests": requests})
+        value = {"adapter": row, "history": [_step_value(step) for step in steps], "requests": requests}
+        print_json({**value, "verdict": judged_value(caller, name)})
         return
     facts = [(key.replace("_", " "), value) for key, value in row.items() if key != "reviews"]
-    print_facts([*facts, *((f"requests {_ENDED.get(how, how)}", count) for how, count in requests.items())])
+    counted = [(f"requests {_ENDED.get(how, how)}", count) for how, count in requests.items()]
+    print_facts([*facts, *counted, *judged_facts(caller, name)])
     print_line("")
     print_table(
         ("entry", "time", "what", "who", "outcome", "about"),

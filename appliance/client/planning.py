@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,7 +20,15 @@ WAIT_S = 20
 
 def plan_run(door: Door, recipe: Recipe, what: str) -> Plan:
     """BadInput names the file, here `what`, and the value that cannot be trained."""
-    answer = door.get("/v1/recipes/facts", base=recipe.base, dataset=recipe.dataset)
+    return plan_from(read_facts(door, recipe), recipe, what)
+
+
+def read_facts(door: Door, recipe: Recipe) -> dict[str, Any]:
+    """What the service says of the recipe's base and dataset, of its machine, and of runs that were judged before."""
+    return dict(door.get("/v1/recipes/facts", base=recipe.base, dataset=recipe.dataset))
+
+
+def plan_from(answer: Mapping[str, Any], recipe: Recipe, what: str) -> Plan:
     try:
         facts, machine = Facts.model_validate(answer["facts"]), read_machine(answer["machine"])
         subject = read_subject(recipe.base, recipe.dataset, answer["base_facts"], answer["dataset_facts"])

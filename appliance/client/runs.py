@@ -19,6 +19,7 @@ from appliance.domain.recipe.recipe import Facts, Recipe, resolve_recipe
 from appliance.domain.runs.cancellation import Cancel
 from appliance.domain.runs.training import Train
 from appliance.errors import BadInput, Tampered
+from appliance.formats.core.digest import digest_bytes
 
 WAIT_S = 20
 FINAL = ("sealed", "failed", "cancelled")
@@ -75,8 +76,11 @@ def load_recipe(path: Path) -> Recipe:
         raise error.within(str(path)) from None
 
 
-def propose_run(door: Door, anchor: Anchor, signer: str, recipe: Recipe, what: str) -> Proposal:
-    """The order with every value resolved by the rules, over digests that the log itself binds."""
+def propose_run(
+    door: Door, anchor: Anchor, signer: str, recipe: Recipe, what: str, gates: bytes | None = None
+) -> Proposal:
+    """The order with every value resolved by the rules, over digests that the log itself binds. `gates`: the canonical
+    bytes of the gate set that it binds."""
     answer = door.get("/v1/recipes/facts", base=recipe.base, dataset=recipe.dataset)
     base_digest = proven_digest(door, anchor, "base", recipe.base)
     dataset_digest = proven_digest(door, anchor, "dataset", recipe.dataset)
@@ -94,7 +98,13 @@ def propose_run(door: Door, anchor: Anchor, signer: str, recipe: Recipe, what: s
         door.about,
         signer,
         Train,
-        {"recipe": resolved, "base_digest": base_digest, "dataset_digest": dataset_digest},
+        {
+            "recipe": resolved,
+            "base_digest": base_digest,
+            "dataset_digest": dataset_digest,
+            "gates": None if gates is None else digest_bytes(gates),
+        },
+        documents={} if gates is None else {"gates": gates},
         resolved=unwritten,
     )
 

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 
 def work(session: Link, task: Header, blob: bytes) -> Header:
+    from appliance.domain.evaluation.items import ITEMS_FILE
     from appliance.domain.recipe.methods import METHODS
     from appliance.ml.data import rows as data
     from appliance.ml.data.samples import tokenize_rows
     from appliance.ml.evaluation import evaluation, metrics
+    from appliance.ml.evaluation.items import write_items
     from appliance.ml.inference import adapters, probe
     from appliance.ml.model import machine
     from appliance.ml.model.base import load_base
@@ -45,11 +47,14 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
         done += more
         session.send({"frame": "progress", "done": done, "total": total})
 
-    slots, found, readings = adapters.Slots(base), {}, {}
+    slots, found, readings, answers = adapters.Slots(base), {}, {}, {}
     for subject in ("base", "adapter"):
         with nullcontext(slots) if subject == "base" else _trained(base, slots, recipe["method"], adapter) as wrapping:
             readings[subject] = probe.read_probe(base)
-            found[subject] = evaluation.evaluate(base, wrapping, about, rows, samples, report)
+            judged = evaluation.evaluate(base, wrapping, about, rows, samples, report)
+            found[subject], answers[subject] = judged.metrics, judged.answers
+    items = write_items(dataset, about, rows, samples, answers["base"], answers["adapter"])
+    (Path(take_path(task, "output")) / ITEMS_FILE).write_bytes(items)
     if about.task == "classification":
         found["majority"] = metrics.summarize_majority([row.answer for row in rows])
     return {

@@ -160,7 +160,7 @@ def _check_ready(context: Context, order: Order) -> None:
 def _check_attached(context: Context, order: Order, documents: Mapping[str, bytes]) -> None:
     """The document beside the order can take effect: before it is signed, and again before it stands, when the
     appliance may be of another release and its administrators others."""
-    attachment, attached = verb_of(context.ledger.state, order).attachment, _effect(order).attached
+    attachment, attached = verb_of(context.ledger.state, order).attachment_of(order), _effect(order).attached
     if attachment is not None and attached is not None:
         attached(context, documents[attachment.role])
 
@@ -216,9 +216,10 @@ def _beside(context: Context, state: State, accepted: Accepted, attachments: dic
     """The documents beside the order: the one that it binds, taken out of `attachments`, and what the service adds."""
     order, verb = accepted.order, verb_of(state, accepted.order)
     documents = {} if verb.evidence is None else dict(verb.evidence(state, accepted))
-    if verb.attachment is None:
+    attachment = verb.attachment_of(order)
+    if attachment is None:
         return documents
-    role = verb.attachment.role
+    role = attachment.role
     if role not in attachments:
         raise BadInput(f"order {verb.name}, documents: expected {role}, got none")
     documents[role] = attachments.pop(role)

@@ -20,6 +20,7 @@ from appliance.domain.core.order import Order
 from appliance.domain.data.bases import BaseImported
 from appliance.domain.data.datasets import DatasetImported
 from appliance.domain.data.imports import ImportBase, ImportDataset, ImportRequested
+from appliance.domain.evaluation.items import encode_items
 from appliance.domain.recipe.recipe import ResolvedRecipe
 from appliance.domain.releases.activations import Activate, ReleaseActivated
 from appliance.domain.releases.reviews import Review, ReviewRecorded
@@ -33,10 +34,14 @@ from appliance.workflows.core.record import append
 from appliance.workflows.data.folders import seal_folder
 from appliance.workflows.runs.seal import seal
 from scripts.kit.appliance import Appliance
+from scripts.kit.judged import Group, make_items
 from scripts.kit.log_builder import LAYERS, MACHINE, RECIPE, STEPS, WALLS
 
 BASE, DATASET, UNITS = "smollm2", "clauses", tuple(f"unit-{number}" for number in range(8))
 OWNER = "otto"
+
+(_ITEM,) = make_items([Group(1, adapter=True, base=False)])
+"""Of the one row that the adapters are judged on."""
 
 
 def enroll(site: Appliance) -> None:
@@ -88,7 +93,8 @@ class Home:
         )
         requested = self._order(order, told, owner)
         with self.context.artifacts.staging() as staging:
-            (staging / "rows.jsonl").write_bytes(b"{}\n")
+            (staging / "rows.jsonl").write_bytes(b'{"split":"held-out"}\n')
+            (staging / "row_digests.bin").write_bytes(bytes.fromhex(_ITEM.row))
             manifest = seal_folder(self.context, staging, DATASET, 1)
         body = DatasetImported(
             order=requested,
@@ -113,7 +119,7 @@ class Home:
         self._train(run, folder)
         row = self.context.ledger.state.runs.get(run)
         assert row is not None
-        evaluation = {"base": {}, "adapter": {}, "probe": probe, "walls": WALLS}
+        evaluation = {"base": {}, "adapter": {}, "probe": probe, "walls": WALLS, "items": encode_items([_ITEM])}
         with self._staged(folder) as staging:
             (staging / "steps.jsonl").write_bytes(STEPS)
             return seal(self.context, row, order, staging, {"device": "cpu", "record": row.record}, evaluation)

@@ -26,6 +26,11 @@ from appliance.domain.core.state import State
 from appliance.domain.data.bases import BaseImported, BaseRevoked, RevokeBase
 from appliance.domain.data.datasets import DatasetImported, DatasetRevoked, RevokeDataset
 from appliance.domain.data.imports import CancelImport, ImportBase, ImportCancelled, ImportDataset, ImportRequested
+from appliance.domain.evaluation.evidence import conclude
+from appliance.domain.evaluation.gates import GateSet, parse_gates
+from appliance.domain.evaluation.items import ITEMS_FILE, encode_items, parse_items
+from appliance.domain.evaluation.judging import HELD_OUT, find_basis
+from appliance.domain.evaluation.verdict import Evidence
 from appliance.domain.governance.delegations import Delegate, FieldDelegated
 from appliance.domain.governance.endorsement import Endorse, OrderPending
 from appliance.domain.governance.keys import KeyEnrolled, KeyRevoked, NewKey, ReplaceKey, RevokeKey, RotateKey
@@ -41,6 +46,7 @@ from appliance.domain.governance.people import (
 )
 from appliance.domain.governance.policies import AdoptPolicy, PolicyAdopted
 from appliance.domain.governance.service import Administrator, Initialized
+from appliance.domain.recipe.methods import METHODS
 from appliance.domain.recipe.recipe import LINEAR_LAYERS, ResolvedRecipe
 from appliance.domain.releases.activations import Activate, ReleaseActivated
 from appliance.domain.releases.adapters import SLSA_PROVENANCE, AdapterSealed
@@ -83,6 +89,7 @@ from appliance.formats.signatures.bundle import sign_model
 from appliance.formats.signatures.dsse import Envelope, encode_envelope, sign_envelope
 from appliance.formats.signatures.keys import EcdsaSigner, Ed25519Signer, Signer, generate_ed25519
 from appliance.formats.signatures.statement import Statement, encode_statement
+from scripts.kit.judged import Group, make_items
 
 ORIGIN = "bank.example/log"
 START = "2026-01-15T09:30:00.000Z"
@@ -131,6 +138,8 @@ class LogBuilder:
         self.entries: list[bytes] = []
         self.documents: dict[str, bytes] = {}
         self.disclosures: list[Disclosure] = []
+        self.items: dict[str, bytes] = {}
+        """Of the sealed adapters, by digest."""
         self._count = 0
         self._initialize(["anna"] if single else ["anna", "ben"])
 
@@ -138,7 +147,7 @@ class LogBuilder:
         """The same site, apart from here on; keys are shared."""
         other = copy.copy(self)
         other.state = copy.deepcopy(self.state)
-        for name in ("keys", "entries", "documents", "disclosures"):
+        for name in ("keys", "entries", "documents", "disclosures", "items"):
             setattr(other, name, copy.copy(getattr(self, name)))
         return other
 
@@ -531,17 +540,23 @@ class LogBuilder:
         return DatasetImported(**standing | fields)
 
     def train_order(self, signer: str = "olga", recipe: Mapping[str, Any] | None = None, **fields: Any) -> Train:
-        dataset = self.state.datasets.get("clauses@1")
+        resolved = ResolvedRecipe(**RECIPE | dict(recipe or {}))
+        dataset = self.state.datasets.get(resolved.dataset)
         standing: dict[str, Any] = {
-            "recipe": ResolvedRecipe(**RECIPE | dict(recipe or {})),
+            "recipe": resolved,
             "base_digest": self.base_digest,
             "dataset_digest": digest_bytes(b"none") if dataset is None else dataset.digest,
         }
         return self.order(Train, signer, **standing | fields)
 
-    def request_run(self, signer: str = "olga") -> str:
+    def request_run(
+        self, signer: str = "olga", recipe: Mapping[str, Any] | None = None, gates: GateSet | None = None
+    ) -> str:
         run = f"r-{len(self.state.runs) + 1:06d}"
-        self.ordered(RunRequested(policy=self.in_force, run=run), self.train_order(signer))
+        document = None if gates is None else encode_value(gates)
+        order = self.train_order(signer, recipe, gates=None if document is None else digest_bytes(document))
+        beside = {} if document is None else {"gates": document}
+        self.ordered(RunRequested(policy=self.in_force, run=run), order, documents=beside)
         return run
 
     def started(self, run: str, **fields: Any) -> RunStarted:
@@ -601,19 +616,24 @@ class LogBuilder:
         }
         return RunFinished(**standing | fields)
 
-    def train(self) -> str:
+    def train(self, recipe: Mapping[str, Any] | None = None, gates: GateSet | None = None) -> str:
         """A run that is trained and waits for its seal."""
-        run = self.request_run()
+        run = self.request_run(recipe=recipe, gates=gates)
         self.add(self.started(run))
         self.add(self.checkpointed(run))
         self.add(self.finished(run))
         return run
 
     def sealing(self, run: str, version: int = 1, **fields: Any) -> tuple[AdapterSealed, dict[str, bytes]]:
-        """The body and its documents; `files` and `name` change the sealed folder."""
-        files = {"adapter_model.safetensors": b"weights", "recipe.json": b"{}", "steps.jsonl": STEPS} | fields.pop(
-            "files", {}
-        )
+        """The body and its documents; `files` (None takes one out) and `name` change the sealed folder, `items` is what
+        was judged, `verdict` what the appliance would say of it."""
+        row, items = self.state.runs.get(run), fields.pop("items", ITEMS)
+        judged = self.judge(run, items) | fields.pop("verdict", {})
+        weights = METHODS["qlora" if row is None else row.method].weights
+        files: dict[str, Any] = {weights: b"weights", "recipe.json": b"{}", "steps.jsonl": STEPS, ITEMS_FILE: items}
+        files |= {f"{role}.json": data for role, data in judged.items()} | fields.pop("files", {})
+        files = {path: data for path, data in files.items() if data is not None}
+        self.items[digest_bytes(items)] = items
         listed = manifest(fields.pop("name", "clauses"), version, files)
         signed = {path: digest_bytes(data) for path, data in files.items()} | {MANIFEST_PATH: digest_bytes(listed)}
         key = fields.pop("key", self.adapter_key)
@@ -621,9 +641,26 @@ class LogBuilder:
             "manifest": listed,
             "signature": sign_model(signed, "clauses", key),
             "provenance": encode_envelope(sign_envelope(encode_statement(self.provenance(run, listed)), key)),
+            **judged,
         }
         standing: dict[str, Any] = {"run": run, "adapter": f"clauses@{version}", "metrics": {}, "walls": WALLS}
         return AdapterSealed(**standing | fields), documents
+
+    def judge(self, run: str, items: bytes) -> dict[str, bytes]:
+        """Gates and verdict of a run that is sealed next; nothing where its order bound no gates."""
+        row = self.state.runs.get(run)
+        if row is None or row.gates is None:
+            return {}
+        document, basis = self.documents[row.gates], find_basis(self.state, row)
+        others = {
+            (name, HELD_OUT): None if one is None else parse_items(self.items[one.items])
+            for name, one in basis.others.items()
+        }
+        own = parse_items(items)
+        evidence = Evidence({HELD_OUT: own}, others, {HELD_OUT: basis.judged_before})
+        verdict = conclude(parse_gates(document), own, evidence).verdict
+        assert verdict is not None
+        return {"gates": document, "verdict": verdict}
 
     def provenance(self, run: str, listed: bytes, **changes: str) -> Statement:
         """SLSA provenance of a run; `changes` are other digests of its dependencies."""
@@ -637,8 +674,8 @@ class LogBuilder:
         predicate = {"buildDefinition": {"resolvedDependencies": resources}, "runDetails": {}}
         return Statement((("clauses", digest_bytes(listed)),), SLSA_PROVENANCE, predicate)
 
-    def seal(self, run: str, version: int = 1) -> Entry:
-        body, documents = self.sealing(run, version)
+    def seal(self, run: str, version: int = 1, **fields: Any) -> Entry:
+        body, documents = self.sealing(run, version, **fields)
         return self.add(body, documents=documents)
 
     def on_adapter(self, version: int = 1) -> dict[str, Any]:
@@ -905,6 +942,7 @@ def _steps() -> bytes:
 
 
 STEPS = _steps()
+ITEMS = encode_items(make_items([Group(2, adapter=True, base=False), Group(1, adapter=True, base=True)]))
 
 
 def manifest(name: str, version: int, files: Mapping[str, bytes]) -> bytes:

@@ -67,6 +67,7 @@ COMMAND_LINE = {
     "failed": Code((Tampered,), "`ledger verify` has findings", "stop, and call an auditor"),
     "unverifiable": Code((Unavailable,), "`ledger verify` could not check everything", "the report names what"),
     "different": Code((Tampered,), "a replay did not come to the recorded training checkpoint", "call an auditor"),
+    "not-judged": Code((Unavailable,), "there is no verdict: not sealed, or no gates", "`gate check` ends with 9 then"),
     "not-in-order": Code((Unavailable,), "`doctor` found something that fails", "do what the finding says"),
     "run": Code((Conflict,), "a run that was followed was not sealed", "`ledger log --subject run:RUN` says why"),
     "trust": Code((Tampered,), "the appliance is not the one of the trust file", "check `--home` and `--trust`"),

@@ -41,6 +41,8 @@ EXIT_CODES = (
     (5, "it was done already, or the thing is in another state", "you"),
     (6, "bytes, a signature or the history do not hold", "stop, and call an auditor"),
     (7, "service, database, machine or a check was not available", "try again; then an administrator"),
+    (8, "`gate check`: a gate failed", "who ordered the run: the verdict says why"),
+    (9, "`gate check`: there is no verdict, or its gates could not be judged", "who ordered the run"),
     (130, "you stopped it, or said no", "nothing is to be done"),
     (141, "the program that read the output has ended", "nothing is to be done"),
 )

@@ -53,6 +53,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
                         "--intended-use", "x", "--limits", "y"),
     "release withdraw-request": ("clauses@1", "--unit", "legal"),
     "release break-glass": ("clauses@1", *RELEASE, "--until", "1h", "--reason", "x"),
+    "gate check": ("clauses@1",), "gate explain": ("clauses@1",), "gate list": (), "gate show": ("classification",),
     "release activate": ("clauses@1", *RELEASE), "release export": ("legal", "labels", "--folder", NEW),
     "release history": (), "release rollback": RELEASE,
     "rules raise": ("2",), "rules show": (), "clock reset": (), "clock endorse": (),

@@ -78,8 +78,9 @@ class Site:
         return self.run("train", task, blob, read=(self.base, "dataset"), write=(output, kept))
 
     def evaluate(self, adapter: str) -> Frame:
-        task = self.task("dataset", adapter=str(self.root / adapter))
-        return self.run("evaluate", task, read=(self.base, "dataset", adapter))[0]
+        items = f"{adapter}-items"
+        task = self.task("dataset", adapter=str(self.root / adapter), output=str(self.root / items))
+        return self.run("evaluate", task, read=(self.base, "dataset", adapter), write=(items,))[0]
 
 
 @pytest.fixture(scope="session")

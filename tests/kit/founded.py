@@ -31,6 +31,7 @@ from appliance.domain.core.policy import Parameters, PolicySet
 from appliance.domain.core.state import State
 from appliance.domain.data.imports import ImportBase, ImportRequested
 from appliance.domain.data.teaching import ABOUT_FILE, About, encode_about
+from appliance.domain.evaluation.items import encode_items
 from appliance.domain.governance.policy_files import assemble_policy
 from appliance.domain.retention.texts import Erase, TextErased
 from appliance.domain.rulebook.subjects import subjects_of
@@ -47,6 +48,7 @@ from appliance.store.files.artifacts import Artifacts
 from appliance.store.files.keyring import ADAPTER_KEY, LOG_KEY, Keyring
 from appliance.store.ledger.ledger import Ledger
 from appliance.workflows.core.context import Context
+from scripts.kit.judged import Group, make_items
 from scripts.kit.log_builder import _STEPS as STEPS_OF_STAGES
 from scripts.kit.log_builder import ORIGIN, STEPS, LogBuilder, manifest
 
@@ -62,14 +64,31 @@ ROWS = [
     {"answer": "B", "index": n, "parts": [["p", " B"]], "split": "train", "text": text}
     for n, text in enumerate(("one", "two", "zwei \N{GREEK SMALL LETTER PI}", "two", "five"))
 ]
-"""Those of the dataset clauses@1."""
+"""Those of the dataset clauses@1 that are trained on."""
+HELD_OUT = [
+    {
+        "answer": "AB"[n % 2],
+        "index": len(ROWS) + n,
+        "parts": [["p", " B"]],
+        "split": "held-out",
+        "text": f"held out {n}",
+    }
+    for n in range(100)
+]
 ABOUT = About("classification", ("A", "B"))
 ROW_KEY = bytes(32)
+LINES = [encode_canonical(row) for row in (*ROWS, *HELD_OUT)]
+DIGESTS = [row_digest(ROW_KEY, index, line) for index, line in enumerate(LINES)]
+JUDGED = [digest.hex() for digest in DIGESTS[len(ROWS) :]]
+"""The rows that an adapter is judged on, by their keyed digests."""
 FILES = {
     "adapter_model.safetensors": b"weights",
     "metrics.json": b'{"adapter":{"accuracy":"0.900000"},"base":{"accuracy":"0.400000"}}',
     "recipe.json": b'{"rank":8}',
     "steps.jsonl": STEPS,
+    "items.jsonl": encode_items(
+        make_items([Group(60, adapter=True, base=False), Group(30, True, True), Group(10, False, True)], rows=JUDGED)
+    ),
 }
 """Of the adapter clauses@1."""
 STAGES = ("initialized", "staffed", "imported", "trained", "sealed", "approved", "released", "serving")
@@ -104,6 +123,7 @@ class FoundedSite(LogBuilder):
         self.keys, self.policy = dict(keys), policy
         self.artifacts = Artifacts(home)
         self._texts: dict[str, Disclosure] = {}
+        self.items = {digest_bytes(FILES["items.jsonl"]): FILES["items.jsonl"]}
         self._count = count
 
     # What the builder keeps in memory lies in the ledger.
@@ -180,18 +200,16 @@ class FoundedSite(LogBuilder):
 
     def import_dataset(self, **fields: Any) -> Entry:
         requested = self.ordered(ImportRequested(policy=self.in_force), self.dataset_order(**fields))
-        lines = [encode_canonical(row) for row in ROWS]
-        digests = [row_digest(ROW_KEY, index, line) for index, line in enumerate(lines)]
         files = {
-            "rows.jsonl": b"".join(line + b"\n" for line in lines),
-            "row_digests.bin": b"".join(digests),
+            "rows.jsonl": b"".join(line + b"\n" for line in LINES),
+            "row_digests.bin": b"".join(DIGESTS),
             ABOUT_FILE: encode_about(ABOUT),
         }
         listed = self.lay(manifest("clauses", 1, files), files)
         self.keyring.keep_secret(f"dataset-{digest_bytes(listed).removeprefix('sha256:')}", ROW_KEY)
-        root = f"sha256:{rows_root(digests).hex()}"
+        root = f"sha256:{rows_root(DIGESTS).hex()}"
         return self.add(
-            self.dataset_imported(requested, root=root, facts={**DATASET_FACTS, "rows": len(ROWS)}),
+            self.dataset_imported(requested, root=root, facts={**DATASET_FACTS, "rows": len(LINES)}),
             documents={"manifest": listed},
         )
 
@@ -199,9 +217,10 @@ class FoundedSite(LogBuilder):
         """Long enough for the longest row of the dataset."""
         return super().train_order(signer, {"max_length": 128, **(recipe or {})}, **fields)
 
-    def seal(self, run: str = "r-000001", version: int = 1) -> Entry:
-        body, documents = self.sealing(run, version, files=FILES)
-        self.lay(documents["manifest"], FILES)
+    def seal(self, run: str = "r-000001", version: int = 1, **fields: Any) -> Entry:
+        body, documents = self.sealing(run, version, **{"files": FILES, "items": FILES["items.jsonl"], **fields})
+        beside = {f"{role}.json": documents[role] for role in ("gates", "verdict") if role in documents}
+        self.lay(documents["manifest"], fields.get("files", FILES) | beside)
         return self.add(body, documents=documents)
 
     def lay(self, listed: bytes, files: Mapping[str, bytes]) -> bytes:

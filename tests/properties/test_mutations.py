@@ -19,6 +19,9 @@ from appliance.domain.core.records import Key
 from appliance.domain.core.table import DigestTable, Table
 from appliance.domain.core.verb import NEWEST_RULES
 from appliance.domain.data.imports import ImportRequested
+from appliance.domain.evaluation import judging
+from appliance.domain.evaluation.items import encode_items
+from appliance.domain.evaluation.verdict import Verdict, parse_verdict
 from appliance.domain.governance import people
 from appliance.domain.governance.people import Grant, PrincipalEnrolled, RoleGranted
 from appliance.domain.governance.service import Heartbeat
@@ -40,8 +43,9 @@ from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
 from appliance.formats.signatures.dsse import Envelope, Signature, encode_envelope, sign_envelope
 from appliance.formats.signatures.keys import EcdsaSigner, generate_ed25519
 from appliance.formats.signatures.statement import encode_statement
-from scripts.kit.log_builder import ORIGIN, START, LogBuilder, manifest, stage
+from scripts.kit.log_builder import ORIGIN, START, LogBuilder, manifest, policy_set, stage
 from tests.domain.audit.test_verify import reforged, signed_over, verify
+from tests.domain.evaluation.test_judging import ALIKE, GATES, change, change_judged, gate_set, one_gate
 from tests.kit.judged_release import approve, conditions
 from tests.properties.breaches import (
     NOTHING,
@@ -191,6 +195,17 @@ def sealed_from_another_order(site: LogBuilder) -> None:
     site.add(body, documents={**documents, "provenance": encode_envelope(signed)})
 
 
+def judged(typed: Callable[[Verdict], bytes]) -> Callable[[LogBuilder], None]:
+    """An adapter that is no better than its base, sealed with a verdict that was typed in."""
+
+    def act(site: LogBuilder) -> None:
+        run = site.train(gates=GATES)
+        right = parse_verdict(site.judge(run, encode_items(ALIKE))["verdict"])
+        site.seal(run, items=encode_items(ALIKE), verdict={"verdict": typed(right)})
+
+    return act
+
+
 def by_a_revoked_key(site: LogBuilder) -> None:
     site.revoke_key("rita")
     site.review("rita", "privacy")
@@ -294,6 +309,14 @@ PARTS: dict[str, tuple[Any, str, Any, Breach]] = {
     "provenance signature": (adapters, "verify_envelope", nothing, ("trained", sealed_with("provenance"))),
     "provenance": (adapters, "check_provenance", nothing, ("trained", sealed_from_another_order)),
     "walls": (adapters, "check_walls", nothing, TYPES["adapter.sealed"]),
+    "conclusion of a verdict": (judging, "check_conclusion", nothing, ("imported", judged(
+        lambda verdict: change(verdict, passed=True, task=True)))),
+    "records of a verdict": (judging, "_check_judged", nothing, ("imported", judged(
+        lambda verdict: change_judged(verdict, judged_before=7, digest=NOTHING)))),
+    "gates that policy requires": (training, "unjudgeable", no_reasons, ("imported", lambda s: (
+        s.adopt(policy_set(required_gates=(NOTHING,))), s.request_run()))),
+    "sets of gates": (training, "check_sets", nothing, ("imported", lambda s: s.request_run(
+        gates=gate_set(gates=[one_gate(set="outside")])))),
     "standing inputs of a run": (training, "check_inputs", nothing, ("imported", lambda s: (
         s.request_run(), s.revoke_dataset(), s.add(s.started("r-000001"))))),
     "standing inputs of an adapter": (adapters, "check_inputs", nothing, ("trained", lambda s: (

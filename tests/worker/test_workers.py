@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from appliance.domain.evaluation.items import parse_items
 from appliance.formats.core.canonical import encode_canonical
 from appliance.ml.inference.adapters import parse_adapter_config
 from scripts.kit.tiny_model import TEMPLATE
@@ -307,7 +308,7 @@ def test_a_check_finds_every_row_that_is_trained_on_and_held_out(
 
 
 def test_evaluation_measures_base_and_adapter_on_the_held_out_rows(
-    evaluated: tuple[Frame, list[Frame]], dataset: Frame
+    evaluated: tuple[Frame, list[Frame]], dataset: Frame, places: dict[str, Path]
 ) -> None:
     result, progress = evaluated
     assert result["frame"] == "result", result
@@ -322,6 +323,14 @@ def test_evaluation_measures_base_and_adapter_on_the_held_out_rows(
         "total": 2 * result["base"]["rows"],
     }
     encode_canonical(result)
+    lines = (places["evaluation"] / "items.jsonl").read_bytes()
+    items = parse_items(lines)
+    assert len(items) == dataset["held_out_rows"]
+    for subject in ("base", "adapter"):
+        right = sum(bool(getattr(item, subject).right) for item in items) / len(items)
+        assert right == pytest.approx(float(result[subject]["accuracy"]), abs=1e-6)
+    texts = [json.loads(line)["text"] for line in (places["dataset"] / "rows.jsonl").read_bytes().splitlines()]
+    assert not [text for text in texts if text.encode() in lines], "no row's text"
     probe = result["probe"]
     assert len(probe["indices"]) == len(probe["base_logits"]) == len(probe["adapter_logits"]) == 8
     assert probe["base_digest"] != probe["adapter_digest"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -12,41 +13,77 @@ from appliance.cli.support.command import command, reads
 from appliance.cli.support.output import print_facts, print_json, print_line, print_table, print_text, say
 
 if TYPE_CHECKING:
+    from appliance.client.evaluation.gates import AtHand
+    from appliance.client.support.door import Door
     from appliance.domain.planning.pace import Duration
     from appliance.domain.planning.plan import Choice, Offer, Plan
+    from appliance.domain.recipe.recipe import Recipe
 
 _UNMEASURED = "*"
+GATES = click.option(
+    "--gates",
+    metavar="SET",
+    help="The gate set that decides on the adapter: a file, a name or a digest. Default: policy's, or none.",
+)
 PHASES = (("load", "loading"), ("train", "training"), ("save", "saving"), ("evaluate", "evaluating"))
 
 
 @command("plan", example="appliance run plan recipe.yaml\nappliance run plan recipe.yaml --calibrate")
 @click.argument("path", metavar="RECIPE", type=click.Path(path_type=Path))
 @click.option("--calibrate", is_flag=True, help="First measure this machine with a few short steps.")
+@GATES
 @reads
 @click.pass_obj
-def plan(caller: Caller, path: Path, calibrate: bool) -> None:
+def plan(caller: Caller, path: Path, calibrate: bool, gates: str | None) -> None:
     """What a run would cost: memory, time and disk, here and on other machines, and which method is advised.
+
+    With gates also the smallest effect that each of them can show on the held-out rows.
 
     Nothing is signed and nothing runs. A run that does not fit by this plan is refused when it is ordered.
     """
     from appliance.client import planning
+    from appliance.client.evaluation.gates import choose_gates
     from appliance.client.runs import load_recipe
     from appliance.domain.recipe.rates import list_warnings
 
     door, recipe = caller.reading(), load_recipe(path)
+    chosen = choose_gates(door, gates, recipe.purpose)
     made = planning.plan_run(door, recipe, str(path))
     if calibrate:
         say("This machine is measured now, behind the runs that wait: a minute for a small base.")
         planning.calibrate(door, made.recipe)
         made = planning.plan_run(door, recipe, str(path))
+    promised = promise(door, chosen, recipe)
     if caller.json:
-        print_json({**made.model_dump(mode="json"), "warnings": list_warnings(made.recipe)})
+        value = {**made.model_dump(mode="json"), "warnings": list_warnings(made.recipe)}
+        print_json({**value, "gates": promised.value})
         return
-    print_plan(made)
+    print_plan(made, promised.lines)
 
 
-def print_plan(made: Plan) -> None:
-    print_facts(summarise(made))
+class Promise(NamedTuple):
+    """What a run's gates can show, for people and for programs."""
+
+    lines: list[tuple[str, str]]
+    value: dict[str, Any] | None
+
+
+def promise(door: Door, chosen: AtHand | None, recipe: Recipe) -> Promise:
+    from appliance.client.evaluation.gates import list_effects, tell_effects
+    from appliance.client.planning import read_facts
+
+    facts = read_facts(door, recipe)
+    before = int(facts["judged_before"])
+    if chosen is None:
+        return Promise(list(tell_effects(None, [], before)), None)
+    effects = list_effects(chosen.gates, facts)
+    value = {"name": chosen.gates.name, "digest": chosen.digest, "judged_before": before}
+    shown = [effect.model_dump(mode="json") for effect in effects]
+    return Promise(list(tell_effects(chosen, effects, before)), {**value, "can_show": shown})
+
+
+def print_plan(made: Plan, promised: Sequence[tuple[str, str]] = ()) -> None:
+    print_facts([*summarise(made), *promised])
     print_line("")
     _print_memory(made)
     print_line("")
@@ -75,9 +112,10 @@ def summarise(made: Plan) -> list[tuple[str, object]]:
     ]
 
 
-def list_costs(made: Plan) -> list[str]:
-    """What stands before a signature: what was just shown will cost so much."""
-    return [f"Planned for {made.recipe.name}:", *(f"  {label}: {value}" for label, value in summarise(made)), ""]
+def list_costs(made: Plan, promised: Sequence[tuple[str, str]] = ()) -> list[str]:
+    """What stands before a signature: what was just shown will cost so much, and can show so much."""
+    facts = [*summarise(made), *promised]
+    return [f"Planned for {made.recipe.name}:", *(f"  {label}: {value}" for label, value in facts), ""]
 
 
 def say_duration(duration: Duration) -> str:

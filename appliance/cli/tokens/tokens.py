@@ -27,6 +27,7 @@ def token() -> None:
 )
 @click.option(
     "--minutes",
+    metavar="N",
     type=click.IntRange(1, MAX_TOKEN_MINUTES),
     default=MAX_TOKEN_MINUTES,
     show_default=True,

@@ -14,6 +14,7 @@ from appliance.client.support.door import About, Door
 from appliance.client.support.session import envelope_value
 from appliance.domain.core.names import add_seconds, list_problems
 from appliance.domain.core.order import Order, encode_order
+from appliance.domain.evaluation.gates import parse_gates
 from appliance.domain.governance.endorsement import Endorse
 from appliance.domain.governance.people import EnrollSeveral, split_proofs
 from appliance.domain.rulebook.registry import ORDERS, VERBS
@@ -168,6 +169,9 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
     texts = {disclosure.commitment: disclosure.text for disclosure in proposal.disclosures}
     lines = [("verb", order.verb), ("signer", order.signer), ("log", order.origin)]
     for name, value in order.model_dump(mode="json").items():
+        if name == "gates":
+            lines += describe_gates(proposal)
+            continue
         if name in _HEADER or value is None:
             continue
         if name == "commitment":
@@ -203,6 +207,17 @@ def describe_recipe(recipe: Mapping[str, Any], resolved: frozenset[str]) -> list
         (label_of(name), f"{show_value(value)}{'  (auto)' if name in resolved else ''}")
         for name, value in recipe.items()
     ]
+
+
+def describe_gates(proposal: Proposal) -> list[tuple[str, str]]:
+    """The gate set that an order to train binds, gate by gate from its bytes; or that it binds none."""
+    data = proposal.documents.get("gates")
+    if data is None:
+        return [("gates", "none: no gate decides on this adapter")]
+    gates = parse_gates(data)
+    rules = f"alpha {gates.alpha}, correction {gates.correction}, luck {gates.luck}, seed {gates.seed}"
+    lines = [("gates", f"{gates.name}, {digest_bytes(data)}"), ("gates, rules", rules)]
+    return lines + [(f"gate {gate.name}", f"{gate.leg}: {gate.describe()}") for gate in gates.gates]
 
 
 def label_of(name: str) -> str:

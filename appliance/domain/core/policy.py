@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from appliance.domain.core.names import Identifier, Token, Value, explain
+from appliance.domain.core.names import Digest, Identifier, Token, Value, explain
 from appliance.errors import BadInput
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.formats.log.cosignature import parse_witness_vkey
@@ -120,6 +120,10 @@ class Parameters(Value):
     )
     break_glass_lifetime_s: int = Field(
         default=28_800, ge=60, le=259_200, description="how long a version may answer in an emergency"
+    )
+
+    required_gates: tuple[Digest, ...] = Field(
+        default=(), max_length=64, description="gate sets, one of which a run for release must be judged by"
     )
 
     @model_validator(mode="after")

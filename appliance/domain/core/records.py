@@ -135,8 +135,8 @@ class Dataset(Value):
 
 
 class Import(Value):
-    """An import that was ordered; `verb` says of what. A base has no classification, no base it is rendered for, and no
-    instruction."""
+    """An import that was ordered; `verb` says of what. A base has no classification, no base it is rendered for, no
+    instruction and no `held_out_of`: the digest of the file whose rows are held out."""
 
     order: str
     verb: str
@@ -147,6 +147,7 @@ class Import(Value):
     base: str
     base_digest: str
     instruction: str
+    held_out_of: str
     index: int
     status: Literal["requested", "finished", "failed", "cancelled"]
 
@@ -179,6 +180,8 @@ class Run(Value):
     seconds: str | None = None
     peak_bytes: int | None = None
     """What its training took: of its last worker's memory the most."""
+    gates: str | None = None
+    """The digest of the gate set that its order bound; None where it bound none."""
 
 
 class TrainingCheckpoint(Value):
@@ -226,6 +229,22 @@ class Adapter(Value):
     findings: tuple[Finding, ...] = ()
     revoked: int | None = None
     quarantined: int | None = None
+
+
+class Judgement(Value):
+    """What was found of a sealed adapter: the digest of its items, and where its run's order bound a gate set, of that
+    and of the verdict. `index`: the entry that sealed it."""
+
+    adapter: str
+    run: str
+    dataset: str
+    items: str
+    gates: str | None
+    verdict: str | None
+    task: bool | None
+    rest: bool | None
+    passed: bool | None
+    index: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from appliance.domain.core.records import (
     Hold,
     Import,
     IssuedToken,
+    Judgement,
     Key,
     OpenRequest,
     PendingOrder,
@@ -88,6 +89,8 @@ class State:
         self.replays: Table[Replay] = Table("replay", Replay, self._journal)
         self.adapters: Table[Adapter] = Table("adapter", Adapter, self._journal)
         self.delegations: Table[Delegation] = Table("delegation", Delegation, self._journal)
+        self.judgements: Table[Judgement] = Table("judgement", Judgement, self._journal)
+        """By adapter."""
         self.releases: Table[Release] = Table("release", Release, self._journal)
         self.exports: Table[Export] = Table("export", Export, self._journal)
         """Those that were good when the last one was made, and that one."""

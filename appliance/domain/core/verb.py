@@ -35,6 +35,12 @@ class Attachment:
     role: str
     check: Callable[[Case, Any, bytes], None]
     """(case, order, document): raises where the document is not what the order binds, or not what it must be."""
+    optional: bool = False
+    """The order's member can be null; then there is no document."""
+
+    def of(self, order: Order) -> bool:
+        """Whether this order binds one."""
+        return not self.optional or getattr(order, self.role) is not None
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,10 @@ class Verb:
     @property
     def name(self) -> str:
         return self.order.verb
+
+    def attachment_of(self, order: Order) -> Attachment | None:
+        """What must lie beside this order."""
+        return self.attachment if self.attachment is not None and self.attachment.of(order) else None
 
     def means(self, order: Order) -> str:
         return self.meaning if isinstance(self.meaning, str) else self.meaning(order)

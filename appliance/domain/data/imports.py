@@ -116,11 +116,12 @@ def import_requested(case: Case) -> Changes:
     order: ImportBase | ImportDataset
     if isinstance(case.ordered, ImportBase):
         order = case.order(ImportBase)
-        subject, classification, base, digest, instruction = f"base:{order.base}", "", "", "", ""
+        subject, classification, base, digest, instruction, file = f"base:{order.base}", "", "", "", "", ""
     else:
         order = case.order(ImportDataset)
         subject, classification = f"dataset:{order.dataset}", order.classification
         base, digest, instruction = order.base, order.base_digest, order.instruction
+        file = order.held_out if order.held_out.startswith("sha256:") else order.file
     record = Import(
         order=case.accepted.digest,
         verb=order.verb,
@@ -131,6 +132,7 @@ def import_requested(case: Case) -> Changes:
         base=base,
         base_digest=digest,
         instruction=instruction,
+        held_out_of=file,
         index=case.entry.index,
         status="requested",
     )

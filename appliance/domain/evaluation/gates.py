@@ -92,6 +92,15 @@ class Gate(Value):
             )
         return None
 
+    def describe(self) -> str:
+        """What it asks, as one sentence without its end."""
+        claim = {"better": "better than", "no-worse": "no worse than", "equivalent": "equivalent to"}[self.claim]
+        margin = f" by the margin {self.margin}" if self.margin_value else ""
+        told = f"{self.metric} on {self.set} is {claim} {self.comparison}{margin}, by {self.test}"
+        told += f", with {self.least_items} items at least"
+        told += f"; no {' or '.join(self.slices)} is worse" if self.slices else ""
+        return told if self.chance is None else f"{told}; nothing to lose where it is at chance ({self.chance})"
+
     @property
     def margin_value(self) -> Fraction:
         return Fraction(self.margin)

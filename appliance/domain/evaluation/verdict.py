@@ -101,6 +101,52 @@ def verify_verdict(verdict: Verdict, gates: GateSet, evidence: Evidence) -> None
         raise Tampered(f"verdict: expected what gates and items give ({again.why}), got other {', '.join(names)}")
 
 
+def check_conclusion(gates: GateSet, verdict: Verdict) -> None:
+    """Tampered where the verdict contradicts itself or its gate set: what can be said without the items.
+
+    Outcomes follow from the p-values, no p-value counts fewer times than luck asks, legs and sentence follow from the
+    outcomes.
+    """
+    if verdict.gates != digest_bytes(encode_value(gates)):
+        raise Tampered(f"verdict, gates: expected {digest_bytes(encode_value(gates))}, got {verdict.gates}")
+    named = [(result.gate, result.metric) for result in verdict.results]
+    if named != (wanted := [(gate.name, gate.metric) for gate in gates.gates]):
+        raise Tampered(f"verdict, results: expected {wanted}, got {named}")
+    before = {one.set: one.judged_before for one in verdict.judged}
+    for gate, result in zip(gates.gates, verdict.results, strict=True):
+        allowed = _allowed(gates, gate, result, luck_of(gates, before.get(gate.set, 0)))
+        if result.outcome not in allowed:
+            raise Tampered(f"verdict, gate {gate.name}: expected {' or '.join(allowed)}, got {result.outcome}")
+        for part in result.slices:
+            worse = part.adjusted is not None and Fraction(part.adjusted) <= Fraction(gates.alpha)
+            if part.worse != worse:
+                where = f"verdict, gate {gate.name}, {part.by} {part.value!r}"
+                raise Tampered(f"{where}, worse: expected {worse}, by its p-value, got {part.worse}")
+    legs = {leg: _holds(gates, verdict.results, leg) for leg in ("task", "rest")}
+    concluded = (legs["task"], legs["rest"], all(legs.values()))
+    if (verdict.task, verdict.rest, verdict.passed) != concluded:
+        got = (verdict.task, verdict.rest, verdict.passed)
+        raise Tampered(f"verdict, task, rest, passed: expected {concluded}, got {got}")
+    if verdict.why != (why := _explain(gates, verdict.results, verdict.passed)):
+        raise Tampered(f"verdict, why: expected {why!r}, got {verdict.why!r}")
+
+
+def _allowed(gates: GateSet, gate: Gate, result: GateResult, times: int) -> tuple[Outcome, ...]:
+    """The outcomes that a result's numbers allow."""
+    if result.p is None or result.adjusted is None:
+        found: tuple[Outcome, ...] = ("failed",)
+        found += ("nothing-to-lose",) if gate.chance is not None else ()
+        return found + (("not-applicable",) if gate.comparison == "released" else ())
+    # Written upwards, to nine places: the p-value itself is less than one unit of the last place below.
+    least = min(Fraction(1), (Fraction(result.p) - Fraction(1, 10**9)) * times)
+    if Fraction(result.adjusted) < least:
+        raise Tampered(
+            f"verdict, gate {gate.name}, adjusted: expected {write_up(least)} at least, since p counts {times} times, "
+            f"got {result.adjusted}"
+        )
+    return ("passed",) if Fraction(result.adjusted) <= Fraction(gates.alpha) else ("failed",)
+
+
 @dataclass(frozen=True)
 class _Trial:
     """A gate before the correction. Without a test: `outcome` and `reason` say why."""

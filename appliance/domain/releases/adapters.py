@@ -24,6 +24,7 @@ from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule, Verb
 from appliance.domain.evaluation.baselines import compare
+from appliance.domain.evaluation.judging import check_judgement
 from appliance.domain.recipe.methods import METHODS
 from appliance.domain.runs.conditions import check_inputs, check_walls, move, take_run
 from appliance.domain.runs.steps import STEPS_FILE
@@ -53,7 +54,8 @@ class RevokeAdapter(OnAdapter):
 
 
 class AdapterSealed(Event):
-    """The manifest's digest is the adapter's identity; `signature` is OpenSSF Model Signing, `provenance` SLSA.
+    """The manifest's digest is the adapter's identity; `signature` is OpenSSF Model Signing, `provenance` SLSA. `gates`
+    and `verdict` are there where the run's order bound a gate set.
 
     `metrics`: of `base` and `adapter` on the held-out rows, of the `majority` class there, of `training`, and what
     `baseline` that the order named makes of them.
@@ -61,6 +63,7 @@ class AdapterSealed(Event):
 
     type = "adapter.sealed"
     documents = ("manifest", "signature", "provenance")
+    optional = ("gates", "verdict")
     run: RunId
     adapter: VersionedName
     metrics: dict[str, dict[str, Any]]
@@ -136,6 +139,7 @@ def adapter_sealed(case: Case) -> Changes:
     signed = files | {MANIFEST_PATH: digest_bytes(case.documents["manifest"])}
     verify_model(case.documents["signature"], base64.b64decode(case.state.site.adapter_key), signed)
     check_provenance(case, run)
+    judgement = check_judgement(case, run, body.adapter, files)
     measured = body.metrics.get("adapter", {})
     compared = compare(case.state, run, measured)
     case.require(body.metrics.get("baseline") == compared, "metrics, baseline", compared, body.metrics.get("baseline"))
@@ -157,7 +161,11 @@ def adapter_sealed(case: Case) -> Changes:
         index=case.entry.index,
         verdict=case.entry.documents.get("verdict"),
     )
-    return [*move(case.state, run, "sealed"), (case.state.adapters, body.adapter, adapter)]
+    return [
+        *move(case.state, run, "sealed"),
+        (case.state.adapters, body.adapter, adapter),
+        (case.state.judgements, body.adapter, judgement),
+    ]
 
 
 def check_provenance(case: Case, run: Run) -> None:

@@ -101,7 +101,7 @@ def _check_allowed(case: Case, order: Order) -> None:
 
 def _check_attachment(case: Case, order: Order) -> None:
     """What the order binds by digest lies beside it, and is what it must be."""
-    attachment = verb_of(case.state, order).attachment
+    attachment = verb_of(case.state, order).attachment_of(order)
     expected = [] if attachment is None else [attachment.role]
     got = sorted(_ATTACHED.intersection(case.documents))
     if got != expected:

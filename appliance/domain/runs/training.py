@@ -11,13 +11,16 @@ from appliance.domain.core.order import Order, Subjects
 from appliance.domain.core.records import Principal, Run
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
-from appliance.domain.core.verb import EventRule, Verb
+from appliance.domain.core.verb import Attachment, EventRule, Verb
 from appliance.domain.data.standing import base_is, dataset_stands
 from appliance.domain.evaluation.baselines import incomparable
+from appliance.domain.evaluation.gates import parse_gates
+from appliance.domain.evaluation.judging import check_sets, unjudgeable
 from appliance.domain.planning.shape import read_roles
 from appliance.domain.recipe.recipe import ResolvedRecipe, untrainable
 from appliance.domain.runs.conditions import WorkerStarted, check_inputs, check_sandbox, move, take_run
 from appliance.domain.runs.stopping import best_step, read_steps, stops
+from appliance.formats.core.digest import digest_bytes
 
 
 class Train(Order):
@@ -25,6 +28,8 @@ class Train(Order):
     recipe: ResolvedRecipe
     base_digest: Digest
     dataset_digest: Digest
+    gates: Digest | None = None
+    """The gate set that decides on the adapter; null where none does."""
 
     def subjects(self) -> Subjects:
         return (
@@ -35,6 +40,7 @@ class Train(Order):
 
 class RunRequested(Ordered):
     type = "run.requested"
+    optional = ("gates",)
     run: RunId
 
     def about(self) -> tuple[str, ...]:
@@ -97,6 +103,7 @@ def may_train(state: State, order: Train, signer: Principal, now: Time) -> Reaso
     facts = dataset.facts
     context, longest, rows = base.facts.get("context_length"), facts.get("max_tokens"), facts.get("train_rows")
     reasons += incomparable(state, recipe, order.base_digest, order.dataset_digest)
+    reasons += unjudgeable(state, recipe.purpose, dataset, order.gates)
     stored, of_base = base.facts.get("quantisation"), read_roles(base.facts)
     return reasons + untrainable(recipe, context, longest, rows, stored, *of_base)
 
@@ -128,8 +135,15 @@ def run_requested(case: Case) -> Changes:
         queued=case.entry.index,
         early_stopping=order.recipe.early_stopping,
         validate_every=order.recipe.validate_every,
+        gates=order.gates,
     )
     return [(case.state.runs, run.id, run)]
+
+
+def check_gates(case: Case, order: Train, document: bytes) -> None:
+    """The gate set that the order binds, and one that a run can be judged by."""
+    case.require(digest_bytes(document) == order.gates, "gates", order.gates, digest_bytes(document))
+    check_sets(parse_gates(document))
 
 
 def run_started(case: Case) -> Changes:
@@ -179,6 +193,7 @@ VERBS = (
         meaning="The appliance trains with exactly these values, on exactly these bytes, in your name.",
         event=RunRequested,
         apply=run_requested,
+        attachment=Attachment("gates", check_gates, optional=True),
         body=name_run,
     ),
 )

@@ -17,6 +17,7 @@ from appliance.formats.core.fields import encode_base64, parse_base64, parse_cou
 from appliance.formats.core.merkle import hash_leaf, inclusion_proof, root_of, verify_inclusion
 
 DATASET_KEY_BYTES = 32
+DIGEST_BYTES = 32
 _KEY_DOMAIN = b"appliance/row-key/v1\x00"
 _MEMBERS = frozenset({"index", "size", "row", "key", "path"})
 _DIGEST_DOMAIN = b"appliance/row-digest/v1\x00"
@@ -47,6 +48,13 @@ def cluster_digest(dataset_key: bytes, value: str) -> bytes:
     if len(dataset_key) != DATASET_KEY_BYTES:
         raise BadInput(f"dataset key: expected {DATASET_KEY_BYTES} bytes, got {len(dataset_key)}")
     return hmac.new(dataset_key, _CLUSTER_DOMAIN + value.encode("utf-8"), hashlib.sha256).digest()
+
+
+def split_digests(data: bytes) -> list[bytes]:
+    """The digests of row_digests.bin, in the rows' order."""
+    if len(data) % DIGEST_BYTES:
+        raise BadInput(f"row digests: expected {DIGEST_BYTES} bytes for each row, got {len(data)} in all")
+    return [data[at : at + DIGEST_BYTES] for at in range(0, len(data), DIGEST_BYTES)]
 
 
 def rows_root(row_digests: Iterable[bytes]) -> bytes:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
 
 from appliance.domain.data.teaching import About
+from appliance.domain.evaluation.items import MOST_SCORE, SCALE, Answer
+from appliance.domain.evaluation.judging import choose_judged
 from appliance.errors import BadInput
 from appliance.ml.data.rows import Row
 from appliance.ml.data.samples import Sample
@@ -26,7 +30,6 @@ from appliance.ml.model.base import Base
 
 PACK_TOKENS = 2048
 PACK_ROWS = 16
-MAX_ANSWERS = 64
 MAX_ANSWER_TOKENS = 256
 
 COMPARED = {"question-answering": metrics.summarize_answers, "summarisation": metrics.summarize_summaries}
@@ -36,35 +39,69 @@ Report = Callable[[int], None]
 """Called with the number of further rows that went through the model."""
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """`metrics`: what a record holds of it, by name: counts, and fractions as decimal text. `answers`: of each row that
+    `choose_judged` gives, in its order."""
+
+    metrics: dict[str, Any]
+    answers: list[Answer]
+
+
 def count_passes(about: About, rows: Sequence[Row]) -> int:
     """How often a row goes through the model in one evaluation: for its loss and label, and again for its answer."""
-    return len(rows) + (len(choose_rows(rows)) if about.task in COMPARED else 0)
+    return len(rows) + (len(choose_judged(about.task, rows)) if about.task in COMPARED else 0)
 
 
 def evaluate(
     base: Base, slots: Slots | None, about: About, rows: Sequence[Row], samples: Sequence[Sample], report: Report
-) -> dict[str, Any]:
-    """What a record holds of one evaluation, by the metric's name: counts, and fractions as decimal text.
-
-    `slots`: those that wrap the base's layers, None where none do.
-    """
+) -> Evaluation:
+    """What one model makes of the rows. `slots`: those that wrap the base's layers, None where none do."""
     if about.task == "classification":
-        return {"rows": len(rows), **classify(base, about.labels, rows, samples, report)}
-    found: dict[str, Any] = {"rows": len(rows), **metrics.summarize_loss(*measure_loss(base, samples, report))}
-    if about.task in COMPARED:
-        chosen = choose_rows(rows)
-        expected, answers, cut = [row.answer for row in chosen], *write_answers(base, slots, chosen, report)
-        return found | COMPARED[about.task](expected, answers) | {"answers": len(chosen), "answers_cut": cut}
-    return found
+        return classify(base, about.labels, rows, samples, report)
+    losses = measure_losses(base, samples, report)
+    tokens = sum(sample.trained_tokens for sample in samples)
+    metrics_found: dict[str, Any] = {
+        "rows": len(rows),
+        **metrics.summarize_loss(_check_finite(math.fsum(losses)), tokens),
+    }
+    chosen = choose_judged(about.task, list(zip(rows, samples, losses, strict=True)))
+    scores = [{"loss": _scale(loss / sample.trained_tokens)} for _, sample, loss in chosen]
+    if about.task not in COMPARED:
+        return Evaluation(metrics_found, [_answer(one) for one in scores])
+    expected = [row.answer for row, _, _ in chosen]
+    written, cut = write_answers(base, slots, [row for row, _, _ in chosen], report)
+    metrics_found |= COMPARED[about.task](expected, written) | {"answers": len(chosen), "answers_cut": cut}
+    answers = [
+        _judge(about.task, ours, theirs, one) for ours, theirs, one in zip(expected, written, scores, strict=True)
+    ]
+    return Evaluation(metrics_found, answers)
 
 
-def measure_loss(base: Base, samples: Sequence[Sample], report: Report) -> tuple[float, int]:
-    """The summed cross-entropy of the rows' trained tokens, and how many they are."""
-    total = 0.0
+def _judge(task: str, expected: str, written: str, scores: dict[str, int]) -> Answer:
+    """One written answer; of question answering it is right where it matches exactly."""
+    if task == "summarisation":
+        return _answer({**scores, "rouge_l": _scale(metrics.rouge_l(expected, written))})
+    right = metrics.normalise(expected) == metrics.normalise(written)
+    return _answer({**scores, "token_f1": _scale(metrics.token_f1(expected, written))}, right=right)
+
+
+def _answer(scores: dict[str, int], right: bool | None = None) -> Answer:
+    return Answer(confidence=None, label=None, right=right, scores=scores)
+
+
+def _scale(value: float | Fraction) -> int:
+    """In millionths, half to even."""
+    return max(-MOST_SCORE, min(MOST_SCORE, round(value * SCALE)))
+
+
+def measure_losses(base: Base, samples: Sequence[Sample], report: Report) -> list[float]:
+    """The summed cross-entropy of each row's trained tokens."""
+    found: dict[int, float] = {}
     for pack in _packs(samples):
-        total += _sum_loss(base, pack)
+        found |= zip((sample.index for sample in pack), _sum_losses(base, pack), strict=True)
         report(len(pack))
-    return _check_finite(total), sum(sample.trained_tokens for sample in samples)
+    return [found[sample.index] for sample in samples]
 
 
 def _check_finite(total: float) -> float:
@@ -85,36 +122,44 @@ def _packs(samples: Sequence[Sample]) -> list[list[Sample]]:
 
 
 @torch.inference_mode()
-def _sum_loss(base: Base, samples: Sequence[Sample]) -> float:
+def _sum_losses(base: Base, samples: Sequence[Sample]) -> list[float]:
     own = max(len(sample.ids) - sample.spans[0][0] for sample in samples) + 1
     pack, segments = pack_sequences([sample.ids for sample in samples], keep=own, longest_short=base.longest_short)
-    places: list[int] = []
-    targets: list[int] = []
-    for sample, segment in zip(samples, segments, strict=True):
+    places, targets, owners = list[int](), list[int](), list[int]()
+    for number, (sample, segment) in enumerate(zip(samples, segments, strict=True)):
         first = segment.stop - len(sample.ids)
         for start, stop in sample.spans:
             places += range(first + start - 1, first + stop - 1)
             targets += sample.ids[start:stop]
+            owners += [number] * (stop - start)
     hidden = base.read_pack(pack)[places]
-    return base.head().token_losses(hidden, torch.tensor(targets, device=base.device)).sum().item()
+    losses = base.head().token_losses(hidden, torch.tensor(targets, device=base.device))
+    total = losses.new_zeros(len(samples)).index_add(0, torch.tensor(owners, device=base.device), losses)
+    found: list[float] = total.tolist()
+    return found
 
 
 def classify(
     base: Base, labels: Sequence[str], rows: Sequence[Row], samples: Sequence[Sample], report: Report
-) -> dict[str, Any]:
+) -> Evaluation:
     """Loss, accuracy and macro-F1, the model held to the dataset's labels."""
     chat = base.chat
-    answers = [chat.encode(chat.answer(label)) for label in labels]
-    judged = judge_rows(base, samples, [sample.spans[0][0] for sample in samples], answers, report)
+    encoded = [chat.encode(chat.answer(label)) for label in labels]
+    judged = judge_rows(base, samples, [sample.spans[0][0] for sample in samples], encoded, report)
     total = _check_finite(math.fsum(one.loss for one in judged))
     found = metrics.summarize_loss(total, sum(sample.trained_tokens for sample in samples))
-    return found | metrics.summarize([row.answer for row in rows], [labels[one.label] for one in judged])
-
-
-def choose_rows(rows: Sequence[Row]) -> list[Row]:
-    """At most MAX_ANSWERS, spread evenly over all."""
-    count = min(len(rows), MAX_ANSWERS)
-    return [rows[number * len(rows) // count] for number in range(count)]
+    chosen = [labels[one.label] for one in judged]
+    found |= metrics.summarize([row.answer for row in rows], chosen)
+    answers = [
+        Answer(
+            confidence=min(SCALE, round(math.exp(one.log_probability) * SCALE)),
+            label=label,
+            right=label == row.answer,
+            scores={"loss": _scale(one.loss / sample.trained_tokens)},
+        )
+        for row, sample, one, label in zip(rows, samples, judged, chosen, strict=True)
+    ]
+    return Evaluation({"rows": len(rows), **found}, answers)
 
 
 def write_answers(base: Base, slots: Slots | None, rows: Sequence[Row], report: Report) -> tuple[list[str], int]:

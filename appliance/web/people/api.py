@@ -232,7 +232,8 @@ def _tables(router: APIRouter, context: Context) -> None:
     def an_import(order: str, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0) -> dict[str, Any]:
         return import_status(context, parse_digest(order), wait_s)
 
-    for name in ("bases", "datasets", "imports", "runs", "adapters", "releases", "holds", "witnesses", "delegations"):
+    kinds = ("bases", "datasets", "imports", "runs", "adapters", "judgements", "releases", "holds", "witnesses")
+    for name in (*kinds, "delegations"):
         _table(router, context, name)
 
 
@@ -241,7 +242,7 @@ def _table(router: APIRouter, context: Context, name: str) -> None:
     def rows() -> list[dict[str, Any]]:
         return [_row(context, row) for row in getattr(context.ledger.state, name).values()]
 
-    if name in ("imports", "releases", "holds", "witnesses", "delegations"):
+    if name in ("imports", "judgements", "releases", "holds", "witnesses", "delegations"):
         return
 
     @router.get(f"/v1/{name}/{{key}}", name=f"one of {name}")

@@ -16,7 +16,7 @@ from appliance.domain.queries.could_load import JUDGED_BY, BeforeLog, could_load
 from appliance.domain.queries.rows import MODELS
 from appliance.domain.queries.uses import TOLD_OF_ADAPTERS, used_by
 from appliance.errors import Denied, NotFound, Tampered
-from appliance.formats.artifacts.rows import prove_row, row_proof_value
+from appliance.formats.artifacts.rows import prove_row, row_proof_value, split_digests
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.formats.core.commitment import disclosure_value
 from appliance.formats.core.fields import encode_base64, parse_decimal
@@ -33,7 +33,6 @@ MAX_ROW_PROOFS = 16
 
 ROW_ROLES = ("auditor", "operator")
 _POLICIES = ("appliance.initialized", "policy.adopted")
-_DIGEST_BYTES = 32
 
 
 def could_load_at(context: Context, unit: str, at: str | None) -> dict[str, Any]:
@@ -150,8 +149,7 @@ def _rows(context: Context, key: str, dataset: Dataset, text: str) -> dict[str, 
 
 def _prove(context: Context, dataset: Dataset, rows: list[bytes]) -> list[dict[str, Any]]:
     secret = context.keyring.read_secret(secret_name(dataset.digest))
-    data = context.artifacts.read(dataset.digest, "row_digests.bin")
-    digests = [data[at : at + _DIGEST_BYTES] for at in range(0, len(data), _DIGEST_BYTES)]
+    digests = split_digests(context.artifacts.read(dataset.digest, "row_digests.bin"))
     proofs = []
     for row in rows:
         index = parse_canonical(row)["index"]

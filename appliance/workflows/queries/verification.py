@@ -20,6 +20,7 @@ from appliance.formats.log.trust import Trust, parse_trust
 from appliance.runners.program import CANCELLED, run_program
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.workers import failure
+from appliance.workflows.evaluation.judging import verify_judgement
 from appliance.workflows.queries.verification_program import Moment, encode_moment
 from appliance.workflows.runs import checkpoints
 
@@ -59,9 +60,11 @@ def _verify(context: Context, trust: Trust | None, cancelled: Callable[[], bool]
     said = run_program(PROGRAM, encode_moment(moment, texts), log=log, most_bytes=MOST_BYTES, cancelled=cancelled)
     report, local = _parse(said)
     local += _check_artifacts(context, cancelled)
+    local += _check_judgements(context, cancelled)
     return {
         **_state(report, local),
         "artifacts": len(_named_folders(context)),
+        "verdicts": sum(one.verdict is not None for one in context.ledger.state.judgements.values()),
         "projections": len(list(_rows(context))),
     }
 
@@ -122,4 +125,20 @@ def _check_artifacts(context: Context, cancelled: Callable[[], bool]) -> list[st
             may_be_gone = isinstance(error, NotFound) and digest not in checkpoints.needed(context.ledger.state)
             if not may_be_gone and digest in checkpoints.kept_digests(context):
                 findings.append(error.message)
+    return findings
+
+
+def _check_judgements(context: Context, cancelled: Callable[[], bool]) -> list[str]:
+    """Every verdict computed again from the items that are sealed; an adapter in quarantine has no folder."""
+    findings, state = [], context.ledger.state
+    for judgement in state.judgements.values():
+        adapter = state.adapters.get(judgement.adapter)
+        if adapter is None or adapter.quarantined is not None:
+            continue
+        try:
+            verify_judgement(context, judgement, cancelled)
+        except ApplianceError as error:
+            if cancelled():
+                raise
+            findings.append(error.message)
     return findings

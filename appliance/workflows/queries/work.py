@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from appliance.domain.evaluation.judging import count_judged
 from appliance.domain.planning.shape import read_roles
 from appliance.domain.recipe.recipe import Facts
 from appliance.errors import NotFound
@@ -106,5 +107,6 @@ def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[st
         "facts": facts.model_dump(mode="json"),
         "base_facts": base.facts,
         "dataset_facts": dataset.facts,
+        "judged_before": count_judged(state, dataset_name),
         "machine": planning.describe_machine(context).model_dump(mode="json"),
     }

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from appliance.domain.core.records import Run
+from appliance.domain.evaluation.items import ITEMS_FILE, MOST_BYTES
 from appliance.domain.runs.training import Train
+from appliance.runners.output import read_output
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.halt import check_standing
 from appliance.workflows.core.workers import carry_out, check_walls, worker
@@ -16,7 +18,8 @@ from appliance.workflows.core.workers import carry_out, check_walls, worker
 def evaluate(
     context: Context, run: Run, order: Train, base: Path, dataset: Path, adapter: Path, scratch: Path
 ) -> dict[str, Any]:
-    """The result frame (metrics of base and adapter, probe), with the walls that this worker probed."""
+    """The result frame (metrics of base and adapter, probe), with the walls that this worker probed, and the bytes of
+    its `items`, which nobody has checked."""
     with worker(
         context,
         f"{run.id}:evaluate",
@@ -36,4 +39,4 @@ def evaluate(
         }
         publish = partial(context.progress.publish, run.id)
         result = carry_out(started, task, on_frame=lambda frame: publish({**frame, "stage": "evaluate"}))
-    return {**result, "walls": walls}
+    return {**result, "walls": walls, "items": read_output(scratch, ITEMS_FILE, MOST_BYTES)}

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from appliance.domain.core.names import encode_value, versioned
 from appliance.domain.core.records import Run
 from appliance.domain.evaluation.baselines import compare
+from appliance.domain.evaluation.items import ITEMS_FILE
+from appliance.domain.evaluation.judging import CALIBRATION_FILE, GATES_FILE, VERDICT_FILE
 from appliance.domain.evaluation.quality import summarize_training
 from appliance.domain.releases.adapters import AdapterSealed, next_version
 from appliance.domain.runs.steps import STEPS_FILE, parse_steps
 from appliance.domain.runs.training import Train
-from appliance.errors import NotFound
+from appliance.errors import NotFound, Tampered
 from appliance.formats.artifacts.manifest import MANIFEST_PATH, encode_manifest
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.bundle import sign_model
 from appliance.formats.signatures.dsse import encode_envelope, sign_envelope
 from appliance.formats.signatures.statement import Statement, encode_statement
+from appliance.store.files import disk
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.halt import check_standing
 from appliance.workflows.core.retry import append_with_retry
 from appliance.workflows.data.folders import list_files, recording
+from appliance.workflows.evaluation.judging import Findings, judge_run
 
 RECIPE, METRICS, PROBE, ORIGIN = "recipe.json", "metrics.json", "probe.json", "base.json"
 BUILD_TYPE = "urn:appliance:build:train:v1"
@@ -44,7 +49,9 @@ def seal(
     trained_run = context.ledger.state.runs.get(run.id)
     compared = None if trained_run is None else compare(context.ledger.state, trained_run, metrics["adapter"])
     metrics |= {} if compared is None else {"baseline": compared}
+    findings = judge_run(context, run, evaluation["items"])
     _write_documents(context, run, order, output, metrics, evaluation["probe"])
+    _write_findings(output, findings)
     listed = list_files(output, run.name, version)
     manifest = encode_manifest(listed)
     (output / MANIFEST_PATH).write_bytes(manifest)
@@ -60,7 +67,7 @@ def seal(
         append_with_retry(
             context,
             AdapterSealed(run=run.id, adapter=name, metrics=metrics, walls=evaluation["walls"]),
-            documents={"manifest": manifest, "signature": signature, "provenance": provenance},
+            documents={"manifest": manifest, "signature": signature, "provenance": provenance, **findings.documents},
         )
     return name
 
@@ -90,6 +97,17 @@ def _write_documents(
     (output / METRICS).write_bytes(encode_canonical(metrics))
     (output / PROBE).write_bytes(encode_canonical(probe))
     (output / ORIGIN).write_bytes(encode_canonical(standing))
+
+
+def _write_findings(output: Path, findings: Findings) -> None:
+    """What was found of the adapter, and nothing of that kind that a worker put there."""
+    for name in (ITEMS_FILE, GATES_FILE, VERDICT_FILE, CALIBRATION_FILE):
+        path = output / name
+        if name in findings.files:
+            with disk.disk_errors(f"{name} of the run"):
+                disk.write_file(path, findings.files[name])
+        elif os.path.lexists(path):
+            raise Tampered(f"output, {name}: expected none from the training worker, got one")
 
 
 def _provenance(context: Context, run: Run, order: Train, digest: str, trained: dict[str, Any]) -> bytes:

@@ -21,7 +21,7 @@ from appliance.domain.evaluation.items import (
 )
 from appliance.errors import BadInput, Tampered, TooLarge
 from appliance.formats.core.canonical import encode_canonical
-from tests.kit.judged import Group, digest, make_items
+from scripts.kit.judged import Group, digest, make_items
 from tests.kit.mutations import mutated, reshaped
 
 ITEMS = make_items([Group(2, True, False), Group(1, False, True, length="long")], cluster=2)

@@ -31,7 +31,7 @@ from appliance.domain.evaluation.verdict import (
     verify_verdict,
 )
 from appliance.errors import BadInput, Tampered
-from tests.kit.judged import Group, digest, make_items
+from scripts.kit.judged import Group, digest, make_items
 
 ROOT = Path(__file__).resolve().parents[3]
 VECTORS = json.loads((ROOT / "tests" / "vectors" / "evaluation.json").read_text(encoding="utf-8"))

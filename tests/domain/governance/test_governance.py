@@ -649,6 +649,7 @@ DEFAULTS = {
     ),
     "delegation_lifetime_s": 2_592_000,
     "break_glass_lifetime_s": 28_800,
+    "required_gates": (),
 }
 
 

@@ -20,10 +20,10 @@ from appliance.domain.releases.admission import (
 )
 from appliance.formats.artifacts.manifest import MANIFEST_PATH
 from appliance.formats.core.merkle import hash_leaf, inclusion_proof, root_of
-from scripts.kit.log_builder import STEPS, LogBuilder, stage
+from scripts.kit.log_builder import ITEMS, STEPS, LogBuilder, stage
 from tests.kit.judged_release import adapter_of, conditions
 
-FILES = {"adapter_model.safetensors": b"weights", "recipe.json": b"{}", "steps.jsonl": STEPS}
+FILES = {"adapter_model.safetensors": b"weights", "recipe.json": b"{}", "steps.jsonl": STEPS, "items.jsonl": ITEMS}
 
 
 def node(site: LogBuilder, level: int, index: int) -> bytes:

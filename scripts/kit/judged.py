@@ -26,8 +26,9 @@ def answer(right: bool, label: str = "billing", score: int | None = None) -> Ans
     return Answer(confidence=900_000, label=label if right else "other", right=right, scores={"token_f1": points})
 
 
-def make_items(groups: Sequence[Group], *, cluster: int = 1) -> tuple[Item, ...]:
-    """Sorted by row; with `cluster`, so many items of one group after the other belong together."""
+def make_items(groups: Sequence[Group], *, cluster: int = 1, rows: Sequence[str] | None = None) -> tuple[Item, ...]:
+    """Sorted by row; with `cluster`, so many items of one group after the other belong together. `rows`: the keyed
+    digests, one for each item."""
     found = []
     for group in groups:
         for _ in range(group.items):
@@ -37,7 +38,7 @@ def make_items(groups: Sequence[Group], *, cluster: int = 1) -> tuple[Item, ...]
                     adapter=answer(group.adapter, group.label),
                     base=answer(group.base, group.label),
                     cluster=None if cluster == 1 else digest(f"cluster {number // cluster}"),
-                    row=digest(f"row {number}"),
+                    row=digest(f"row {number}") if rows is None else rows[number],
                     slices=Slices(column=group.column, label=group.label, length=group.length),
                 )
             )

@@ -1,0 +1,1 @@
+"""Gate sets at hand, what they can show, and verdicts proved and computed again."""

@@ -1,0 +1,120 @@
+"""Gate sets at hand: those that came with the appliance, those of files, and those that orders of the log bound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from appliance.client.support.door import Door
+from appliance.client.support.files import read_file
+from appliance.domain.core.names import encode_value
+from appliance.domain.evaluation.detectable import Detectable, list_detectable
+from appliance.domain.evaluation.gates import GateSet, parse_gate_file, parse_gates
+from appliance.domain.evaluation.judging import HELD_OUT, check_sets, count_items
+from appliance.errors import BadInput, NotFound, Tampered
+from appliance.formats.core.digest import digest_bytes
+
+SHIPPED = Path(__file__).resolve().parents[3] / "policies" / "gates"
+_MAX_BYTES = 262_144
+_LEAST_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class AtHand:
+    """A gate set, its canonical bytes, which orders bind, and where it was found."""
+
+    gates: GateSet
+    data: bytes
+    source: str
+
+    @property
+    def digest(self) -> str:
+        return digest_bytes(self.data)
+
+
+def load_gates(path: Path) -> AtHand:
+    """The gate set of a file; BadInput names the file and the member that is off."""
+    data = read_file(path, "gate set", _MAX_BYTES)
+    gates = parse_gate_file(data, f"gate set, {path}")
+    return AtHand(gates, encode_value(gates), str(path))
+
+
+def list_shipped() -> list[AtHand]:
+    return [load_gates(path) for path in sorted(SHIPPED.glob("*.json"))]
+
+
+def list_bound(door: Door) -> list[AtHand]:
+    """Those that orders to train bound, and those that the policy set in force requires; each checked by its digest."""
+    digests = [str(row["gates"]) for row in door.get("/v1/runs") if row["gates"] is not None]
+    return [_fetch(door, digest) for digest in dict.fromkeys(digests)]
+
+
+def _fetch(door: Door, digest: str) -> AtHand:
+    data = b"".join(door.stream(f"/v1/documents/{digest}"))
+    if digest_bytes(data) != digest:
+        raise Tampered(f"gate set {digest}: expected these bytes, got {digest_bytes(data)}")
+    return AtHand(parse_gates(data), data, "the log")
+
+
+def find_gates(door: Door, given: str) -> AtHand:
+    """By a file's path, by the name of one that came with the appliance, or by the start of a digest."""
+    if given.endswith(".json") or "/" in given:
+        return load_gates(Path(given))
+    shipped = list_shipped()
+    named = [one for one in shipped if one.gates.name == given]
+    if named:
+        return named[0]
+    wanted, everywhere = given.removeprefix("sha256:"), [*shipped, *list_bound(door)]
+    if len(wanted) >= _LEAST_DIGITS:
+        found = {one.digest: one for one in everywhere if one.digest.removeprefix("sha256:").startswith(wanted)}
+        if len(found) == 1:
+            return next(iter(found.values()))
+    known = ", ".join(dict.fromkeys(f"{one.gates.name} ({one.digest[:19]})" for one in everywhere)) or "none"
+    raise BadInput(
+        f"gates: expected a file such as gates.json, or the name or digest of a set at hand ({known}), got {given!r}"
+    )
+
+
+def choose_gates(door: Door, given: str | None, purpose: str) -> AtHand | None:
+    """What an order to train binds: the set that was named, else the first that policy requires; None where neither is.
+
+    BadInput where a gate of it is judged on rows that no run is judged on.
+    """
+    if given is None:
+        required = tuple(map(str, door.about.parameters.get("required_gates", ())))
+        chosen = _find_required(door, required) if required and purpose == "release" else None
+    else:
+        chosen = find_gates(door, given)
+    if chosen is not None:
+        check_sets(chosen.gates)
+    return chosen
+
+
+def _find_required(door: Door, required: tuple[str, ...]) -> AtHand:
+    for one in (*list_shipped(), *list_bound(door)):
+        if one.digest in required:
+            return one
+    raise NotFound(
+        f"gates: expected one of the sets that policy requires ({', '.join(required)}) at hand, got none: "
+        "name its file with --gates"
+    )
+
+
+def list_effects(gates: GateSet, facts: Mapping[str, Any]) -> list[Detectable]:
+    """What each gate can show on a dataset, by the service's facts of recipe and dataset."""
+    items = count_items(facts["dataset_facts"])
+    return list_detectable(gates, {HELD_OUT: items or 0}, {HELD_OUT: int(facts["judged_before"])})
+
+
+def tell_effects(chosen: AtHand | None, effects: list[Detectable], judged_before: int) -> Iterator[tuple[str, str]]:
+    """What who orders a run must know of its gates, as (label, text)."""
+    if chosen is None:
+        yield "gates", "none: no gate decides on this adapter"
+        return
+    gates = chosen.gates
+    yield "gates", f"{gates.name} ({chosen.digest[:19]}), alpha {gates.alpha}, {gates.correction}, luck {gates.luck}"
+    yield "judged before", f"{judged_before} runs on the held-out rows of this dataset"
+    for effect in effects:
+        yield f"gate {effect.gate}", effect.told

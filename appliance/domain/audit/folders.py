@@ -1,0 +1,168 @@
+"""Sealed folders beside a log: what the log says of an adapter's evaluation is computed again from its folder.
+
+An adapter's folder holds its items; a dataset's folder, where it is given too, says which rows they must be of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from appliance.domain.audit.report import Finding, Report, with_findings
+from appliance.domain.core.entry import Entry, parse_entry
+from appliance.domain.evaluation.evidence import Conclusion, conclude, read_evidence
+from appliance.domain.evaluation.gates import parse_gates
+from appliance.domain.evaluation.items import ITEMS_FILE, check_rows, parse_items
+from appliance.domain.evaluation.judging import CALIBRATION_FILE, HELD_OUT, list_judged_rows
+from appliance.domain.evaluation.verdict import Evidence, Judged, parse_verdict
+from appliance.errors import ApplianceError, NotFound, Tampered
+from appliance.formats.artifacts.manifest import MANIFEST_PATH, Manifest, parse_manifest
+from appliance.formats.artifacts.rows import rows_root, split_digests
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.signatures.dsse import parse_envelope
+from appliance.formats.signatures.statement import parse_statement
+
+ROWS_FILE, DIGESTS_FILE = "rows.jsonl", "row_digests.bin"
+RULE = "evaluation"
+_SEALING = {"adapter.sealed": "adapter", "dataset.imported": "dataset"}
+
+Documents = Callable[[str], bytes | None]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """`name` for people; `read`: a file's bytes by its path, whoever wrote them."""
+
+    name: str
+    read: Callable[[str], bytes]
+
+
+@dataclass
+class _Sealed:
+    """A folder and the entry that binds its manifest."""
+
+    folder: Folder
+    manifest: Manifest
+    entry: Entry
+    read: dict[str, bytes] = field(default_factory=dict)
+
+    def file(self, path: str) -> bytes:
+        """The bytes that the manifest lists under this path."""
+        if path not in self.read:
+            listed = {one.path: one.digest for one in self.manifest.files}
+            data = self.folder.read(path)
+            if (got := digest_bytes(data)) != listed.get(path):
+                raise Tampered(f"folder {self.folder.name}, {path}: expected {listed.get(path)}, got {got}")
+            self.read[path] = data
+        return self.read[path]
+
+    @property
+    def subject(self) -> str:
+        return str(self.entry.body[_SEALING[self.entry.type]])
+
+
+def verify_folders(report: Report, entries: Iterable[bytes], document: Documents, folders: Iterable[Folder]) -> Report:
+    """The report on a log with what its sealed folders say: a finding for each that is not what an entry binds, or does
+    not give the verdict that the log has."""
+    found, findings = _match(entries, list(folders))
+    told, unchecked, essential = list[str](), list[str](), list[str]()
+    adapters = [one for one in found if one.entry.type == "adapter.sealed"]
+    for one in adapters:
+        try:
+            told.append(_verify(one, found, document))
+            if not _has_rows(one, found, document):
+                unchecked.append(f"rows of {one.subject}: give the folder of its dataset, too")
+        except NotFound as error:
+            essential.append(error.message)
+        except ApplianceError as error:
+            findings.append(Finding(index=one.entry.index, rule=RULE, message=error.message))
+    changes: dict[str, object] = {"remarks": (*report.remarks, *told), "unchecked": (*report.unchecked, *unchecked)}
+    if essential:
+        changes |= {"essential": (*report.essential, *essential)}
+        changes |= {} if report.verdict == "failed" else {"verdict": "unverifiable"}
+    return with_findings(report.model_copy(update=changes), tuple(findings))
+
+
+def _match(entries: Iterable[bytes], folders: list[Folder]) -> tuple[list[_Sealed], list[Finding]]:
+    """Each folder with its entry, by the digest of its manifest."""
+    wanted, findings = dict[str, tuple[Folder, Manifest]](), list[Finding]()
+    for folder in folders:
+        try:
+            data = folder.read(MANIFEST_PATH)
+            wanted[digest_bytes(data)] = (folder, parse_manifest(data))
+        except ApplianceError as error:
+            findings.append(Finding(index=None, rule=RULE, message=f"folder {folder.name}: {error.message}"))
+    found = []
+    for line in entries:
+        if not any(f'"type":"{kind}"'.encode() in line for kind in _SEALING):
+            continue
+        entry = parse_entry(line)
+        if entry.type in _SEALING and (digest := entry.documents.get("manifest", "")) in wanted:
+            found.append(_Sealed(*wanted.pop(digest), entry))
+    for digest, (folder, _) in wanted.items():
+        said = f"folder {folder.name}: expected a manifest that an adapter or dataset of this log has, got {digest}"
+        findings.append(Finding(index=None, rule=RULE, message=said))
+    return found, findings
+
+
+def _verify(one: _Sealed, found: list[_Sealed], document: Documents) -> str:
+    """What was computed again, for people. NotFound where the folder of another adapter is needed."""
+    items, bound = parse_items(one.file(ITEMS_FILE)), one.entry.documents
+    gates, evidence = None, Evidence({HELD_OUT: items}, {}, {})
+    if "verdict" in bound:
+        gates = parse_gates(_document(document, bound["gates"]))
+        evidence = read_evidence(
+            parse_verdict(_document(document, bound["verdict"])), gates, lambda judged: _find_items(one, found, judged)
+        )
+    computed = conclude(gates, items, evidence)
+    stored = Conclusion(
+        verdict=_document(document, bound["verdict"]) if "verdict" in bound else None,
+        calibration=one.file(CALIBRATION_FILE) if computed.calibration is not None else None,
+    )
+    for name, data, again in zip(Conclusion._fields, stored, computed, strict=True):
+        if data != again:
+            raise Tampered(f"{one.subject}, {name}: expected what its items give, got another one, {one.folder.name}")
+    what = "verdict and items" if gates is not None else "items, without gates"
+    return f"{one.subject}: {what} hold, computed again from {one.folder.name}"
+
+
+def _document(document: Documents, digest: str) -> bytes:
+    data = document(digest)
+    if data is None or digest_bytes(data) != digest:
+        raise Tampered(f"document {digest}: expected it beside the log, got none")
+    return data
+
+
+def _find_items(one: _Sealed, found: list[_Sealed], judged: Judged) -> bytes:
+    if judged.model == "run":
+        return one.file(ITEMS_FILE)
+    for other in found:
+        if judged.digest in {file.digest for file in other.manifest.files if file.path == ITEMS_FILE}:
+            return other.file(ITEMS_FILE)
+    raise NotFound(
+        f"verdict of {one.subject}: give the folder of the adapter that it is compared with ({judged.model}), too, "
+        f"whose {ITEMS_FILE} is {judged.digest}"
+    )
+
+
+def _has_rows(one: _Sealed, found: list[_Sealed], document: Documents) -> bool:
+    """Whether the dataset's folder is there; Tampered where the items are not of exactly its rows."""
+    listed = {f"dataset:{other.subject}": other for other in found if other.entry.type == "dataset.imported"}
+    dataset = listed.get(_dataset_of(one, document))
+    if dataset is None:
+        return False
+    digests = split_digests(dataset.file(DIGESTS_FILE))
+    root = f"sha256:{rows_root(digests).hex()}"
+    if root != dataset.entry.body["root"]:
+        raise Tampered(f"{dataset.subject}, rows: expected the root {dataset.entry.body['root']}, got {root}")
+    facts = dataset.entry.body["facts"]
+    rows = list_judged_rows(dataset.file(ROWS_FILE), digests, str(facts.get("task")))
+    check_rows(parse_items(one.file(ITEMS_FILE)), rows, f"{one.subject}, {ITEMS_FILE}")
+    return True
+
+
+def _dataset_of(one: _Sealed, document: Documents) -> str:
+    """By the adapter's provenance, whose signature the rules have checked."""
+    statement = parse_statement(parse_envelope(_document(document, one.entry.documents["provenance"])).payload)
+    names = [str(item["name"]) for item in statement.predicate["buildDefinition"]["resolvedDependencies"]]
+    return next((name for name in names if name.startswith("dataset:")), "")
