@@ -27,8 +27,8 @@ READ = {
 }
 """The options that name what is read. A witness's state is both, and never anything else."""
 SEVERAL = {"--task", "--to", "--kind", "--owner", "--instruction"}
-"""Options with several kinds of values: a task's name or its kind; a later step, an earlier version, a tracker; the kind
-of an adapter or of a finding; an owner by name or in words; an instruction as text, or for a verifier as a file."""
+"""Options with several kinds of values: a task or its kind; a later step, an earlier version, a tracker; the kind of an
+adapter or of a finding; an owner by name or in words; an instruction as text, or for a verifier as a file."""
 
 
 def _kind(option: click.Option) -> str:
