@@ -46,7 +46,7 @@ def test_a_malformed_body_is_refused_by_the_place_of_its_fault(
 ) -> None:
     answer = shared.units().post(path, headers=_head(shared), **sent)
     error = answer.json()["error"]
-    assert (answer.status_code, error["type"], error["code"]) == (400, "invalid_request_error", "bad-input")
+    assert (answer.status_code, error["type"], error["appliance_code"]) == (400, "invalid_request_error", "bad-input")
     assert words in error["message"]
 
 
