@@ -92,10 +92,10 @@ def test_what_would_be_refused_is_refused_before_the_evidence_is_printed(
 def test_owner_and_labels_are_shown(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("sealed")
     shown = one_line(desk.as_("rita", "dataset", "show", "clauses@1").out)
-    assert "owner:" in shown and "label A: 0, 0 to train on, 0 held out" in shown
-    assert "label B: 5, 5 to train on, 0 held out" in shown
+    assert "owner:" in shown and "label A: 50, 0 to train on, 50 held out" in shown
+    assert "label B: 55, 5 to train on, 50 held out" in shown
     value = json.loads(desk.as_("rita", "dataset", "show", "clauses@1", "--json").out)
-    assert value["labels"]["B"] == {"train": 5, "held-out": 0}
+    assert value["labels"]["B"] == {"train": 5, "held-out": 50}
     review = json.loads(desk.as_("rita", "review", "show", "clauses@1", "--json").out)
     assert value["owner"] == review["owner"] is not None
     assert f"owner: {value['owner']}" in shown
