@@ -40,12 +40,13 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
     dataset, adapter = Path(take_path(task, "dataset")), Path(take_path(task, "adapter"))
     rows, about = data.load_rows(dataset, data.HELD_OUT), data.load_about(dataset)
     samples = tokenize_rows(rows, base.chat, max_length=base.context_length)
-    total, done = 2 * evaluation.count_passes(about, rows), 0
+    total, done, read, began = 2 * evaluation.count_passes(about, rows), 0, 0, time.monotonic()
 
-    def report(more: int) -> None:
-        nonlocal done
-        done += more
-        session.send({"frame": "progress", "done": done, "total": total})
+    def report(more: int, tokens: int) -> None:
+        nonlocal done, read
+        done, read = done + more, read + tokens
+        seconds = round(time.monotonic() - began, 3)
+        session.send({"frame": "progress", "done": done, "total": total, "tokens": read, "seconds": seconds})
 
     slots, found, readings, answers = adapters.Slots(base), {}, {}, {}
     for subject in ("base", "adapter"):

@@ -82,7 +82,7 @@ def evaluate(task: Task) -> dict[str, Any]:
 
     def judge(some: list[Any]) -> int:
         """Tokens of the rows, each counted once."""
-        judged = judge_rows(base, some, [one.spans[0][0] for one in some], labels, lambda rows: None)
+        judged = judge_rows(base, some, [one.spans[0][0] for one in some], labels, lambda rows, tokens: None)
         assert [one.index for one in judged] == [one.index for one in some]
         return sum(len(one.ids) for one in some)
 

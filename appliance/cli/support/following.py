@@ -50,7 +50,7 @@ class Display:
                 loss = f"{float(frame['loss']):.3f}"
                 say(f"{self.run}: the loss spiked at step {int(frame['step'])} to {loss}, rows {rows}.")
         elif kind == "progress":
-            self._measure("evaluates", int(frame["total"]), "answers").set(int(frame["done"]))
+            self._measure("evaluates", int(frame["total"]), "rows").set(int(frame["done"]), _pace(frame))
 
     def _started(self, frame: dict[str, Any]) -> None:
         walls, layers = frame.get("walls") or {}, frame.get("layers") or {}

@@ -35,8 +35,8 @@ MAX_ANSWER_TOKENS = 256
 COMPARED = {"question-answering": metrics.summarize_answers, "summarisation": metrics.summarize_summaries}
 """Tasks whose answers are written out and compared with the rows' own."""
 
-Report = Callable[[int], None]
-"""Called with the number of further rows that went through the model."""
+Report = Callable[[int, int], None]
+"""Called with how many rows more have gone through the model, and their tokens."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def measure_losses(base: Base, samples: Sequence[Sample], report: Report) -> lis
     found: dict[int, float] = {}
     for pack in _packs(samples):
         found |= zip((sample.index for sample in pack), _sum_losses(base, pack), strict=True)
-        report(len(pack))
+        report(len(pack), sum(len(sample.ids) for sample in pack))
     return [found[sample.index] for sample in samples]
 
 
@@ -173,11 +173,12 @@ def write_answers(base: Base, slots: Slots | None, rows: Sequence[Row], report: 
     for row in rows:
         ids: list[int] = []
         ended = False
-        for token in draw_tokens(base, slots, chat.encode(row.parts[0][0]), Request((), limit), limit):
+        prompt = chat.encode(row.parts[0][0])
+        for token in draw_tokens(base, slots, prompt, Request((), limit), limit):
             if ended := token in chat.stop_ids():
                 break
             ids.append(token)
         answers.append(chat.decode(ids))
         cut += not ended
-        report(1)
+        report(1, len(prompt) + len(ids))
     return answers, cut

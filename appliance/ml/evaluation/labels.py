@@ -88,15 +88,15 @@ def judge_rows(
     samples: Sequence[Sample],
     prompts: Sequence[int],
     labels: Sequence[Sequence[int]],
-    report: Callable[[int], None],
+    report: Callable[[int, int], None],
 ) -> list[Judged]:
     """Every row, in the order of the samples; `prompts` says how many of a sample's tokens come before its answer, and
-    `report` is called with the number of further rows that are done."""
+    `report` is called with how many rows more are done, and their tokens."""
     tree = LabelTree(labels)
     found: dict[int, Judged] = {}
     for some in _split(base, samples, prompts):
         found |= {place: one for place, one in zip(some, _judge(base, samples, prompts, some, tree), strict=True)}
-        report(len(some))
+        report(len(some), sum(len(samples[place].ids) for place in some))
     return [found[place] for place in range(len(samples))]
 
 

@@ -67,14 +67,16 @@ def _plain_loss(base: Base, samples: list[Sample]) -> float:
 def test_every_task_is_measured_by_its_loss_and_by_what_is_its_own(task: Task, base: Base) -> None:
     rows, samples, about = _rows(task, base)
     told: list[int] = []
-    found = evaluation.evaluate(base, None, about, rows, samples, told.append).metrics
+    found = evaluation.evaluate(base, None, about, rows, samples, lambda more, tokens: told.append(more)).metrics
     assert found.keys() == {"rows", "loss", "perplexity", "trained_tokens", *NAMES.get(task, set())}
     assert sum(told) == evaluation.count_passes(about, rows)
     expected = _plain_loss(base, samples)
     assert float(found["loss"]) == pytest.approx(expected, rel=1e-4)
     assert float(found["perplexity"]) == pytest.approx(math.exp(expected), rel=1e-2)
     assert found["rows"] == len(rows) > 3
-    assert found == evaluation.evaluate(base, None, about, rows, samples, told.append).metrics, "the same again"
+    assert (
+        found == evaluation.evaluate(base, None, about, rows, samples, lambda more, tokens: told.append(more)).metrics
+    ), "the same again"
 
 
 def test_what_was_learnt_by_heart_is_answered_and_measured_so(base: Base) -> None:
@@ -83,10 +85,10 @@ def test_what_was_learnt_by_heart_is_answered_and_measured_so(base: Base) -> Non
         base.head().weight[base.chat.encode("<|im_end|>")] = torch.randn(64) / 5
     base = replace(base, reader=None)  # it has adapters of peft's from here on
     rows, samples, about = _rows("summarisation", base)
-    before = evaluation.evaluate(base, None, about, rows, samples, lambda more: None).metrics
+    before = evaluation.evaluate(base, None, about, rows, samples, lambda more, tokens: None).metrics
     attached = methods.attach_adapter(base, {**RECIPE, "dropout": "0.0"})
     loop.train(base, attached, samples, {**RECIPE, "dropout": "0.0", "epochs": 40}, lambda step: None)
-    after = evaluation.evaluate(base, None, about, rows, samples, lambda more: None).metrics
+    after = evaluation.evaluate(base, None, about, rows, samples, lambda more, tokens: None).metrics
     assert float(before["rouge_l"]) < 0.2
     assert (after["rouge_l"], after["answers"], after["answers_cut"]) == ("1.000000", len(rows), 0)
     assert float(after["loss"]) < 0.1 < float(before["loss"])
@@ -104,7 +106,7 @@ def test_answers_are_bounded_in_rows_and_in_tokens(base: Base, monkeypatch: pyte
             yield token
 
     monkeypatch.setattr(evaluation, "draw_tokens", draw)
-    found = evaluation.evaluate(base, None, about, rows, samples, lambda more: None).metrics
+    found = evaluation.evaluate(base, None, about, rows, samples, lambda more, tokens: None).metrics
     assert found["answers"] == found["answers_cut"] == 3 < found["rows"]
     assert len(drawn) == 3 * 2
     chosen = [row.index for row in judging.choose_judged(about.task, rows)]

@@ -31,7 +31,7 @@ def test_every_judged_row_has_its_line(task: Task, base: Base, tmp_path: Path, m
     rows, samples, about = _rows(task, base)
     every = [data.Row(n, "train", "", "", ()) for n in range(max(row.index for row in rows) + 1)]
     data.write_rows(every, about, tmp_path, bytes(32))
-    found = evaluation.evaluate(base, None, about, rows, samples, lambda more: None)
+    found = evaluation.evaluate(base, None, about, rows, samples, lambda more, tokens: None)
     lines = write_items(tmp_path, about, rows, samples, found.answers, found.answers)
     items = parse_items(lines)
     digests = split_digests((tmp_path / "row_digests.bin").read_bytes())

@@ -46,7 +46,9 @@ def test_labels_probabilities_and_losses_are_those_of_every_label_and_row_by_its
     answers = [base.chat.encode(base.chat.answer(label)) for label in LABELS]
     assert len(find_branches(answers)) > 3, "the labels begin alike"
     told: list[int] = []
-    judged = judge_rows(base, samples, [sample.spans[0][0] for sample in samples], answers, told.append)
+    judged = judge_rows(
+        base, samples, [sample.spans[0][0] for sample in samples], answers, lambda more, tokens: told.append(more)
+    )
     assert sum(told) == len(rows) == len(judged)
     prompts = [sample.ids[: sample.spans[0][0]] for sample in samples]
     scores = score_rows(base, prompts, answers, lambda done: None)
@@ -65,5 +67,7 @@ def test_labels_probabilities_and_losses_are_those_of_every_label_and_row_by_its
 def test_a_single_label_is_certain(base: Base) -> None:
     _, samples = _rows(base)
     answers = [base.chat.encode(base.chat.answer("payment"))]
-    judged = judge_rows(base, samples[:3], [sample.spans[0][0] for sample in samples[:3]], answers, lambda more: None)
+    judged = judge_rows(
+        base, samples[:3], [sample.spans[0][0] for sample in samples[:3]], answers, lambda more, tokens: None
+    )
     assert [(one.label, one.log_probability) for one in judged] == [(0, 0.0)] * 3
