@@ -299,9 +299,9 @@ def test_a_check_finds_every_row_that_is_trained_on_and_held_out(
     found = start("prepare").run(task)[0]
     assert found["frame"] == "result", found
     assert found["errors"][:3] == [
-        "held-out file, line 4, label: expected a text, got nothing",
         "held-out file, line 2: expected a row that is not trained on, got that of dataset, line 3",
         "held-out file, line 3: expected a row that is not trained on, got that of dataset, line 2",
+        "held-out file, line 4, label: expected a text, got nothing",
     ]
     assert "dataset, label 'new': expected a row in the training split" in found["errors"][3]
     assert found["labels"]["new"] == {"train": 0, "held-out": 1} and found["max_tokens"] <= found["context_length"]

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from appliance.ml.data.samples import Sample
-from appliance.ml.evaluation.evaluation import measure_loss
+from appliance.ml.evaluation.evaluation import measure_losses
 from appliance.ml.inference import drawing, score
 from appliance.ml.inference.adapters import Slots
 from appliance.ml.inference.cache import Cache, Held
@@ -109,7 +109,8 @@ def test_the_library_s_modules_are_shown_each_sequence_by_itself(
         logits = base.model(torch.tensor([row.ids]), use_cache=False).logits[0, -4:-1]
         expected = torch.nn.functional.cross_entropy(logits, torch.tensor(row.ids[-3:]), reduction="sum")
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert measure_loss(base, rows, lambda done: None)[0] == pytest.approx(together.sum().item(), rel=1e-5)
+    losses = measure_losses(base, rows, lambda rows, tokens: None)
+    assert sum(losses) == pytest.approx(together.sum().item(), rel=1e-5)
 
 
 def test_without_reading_again_the_answer_would_be_another(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ def test_what_was_saved_is_evaluated_and_better_than_the_base(
 
     def evaluate(base: Base) -> dict[str, Any]:
         samples = tokenize_rows(rows, base.chat, max_length=128)
-        return evaluation.evaluate(base, None, about, rows, samples, lambda more: None).metrics
+        return evaluation.evaluate(base, None, about, rows, samples, lambda more, tokens: None).metrics
 
     before, after = reload(trained, base_folder, evaluate)
     assert before["rows"] == after["rows"] == len(rows)
