@@ -14,6 +14,7 @@ from typing import Any
 
 from appliance import wiring
 from appliance.domain.core.names import versioned
+from appliance.domain.evaluation.items import encode_items
 from appliance.domain.recipe.parsing import parse_recipe
 from appliance.domain.recipe.recipe import Facts, ResolvedRecipe, resolve_recipe
 from appliance.domain.releases.activations import Activate, RollBack
@@ -29,9 +30,11 @@ from appliance.store.files.lock import lock_folder
 from appliance.workflows.core.context import Context, Frame
 from appliance.workflows.core.record import append
 from appliance.workflows.core.workers import carry_out, check_walls
+from appliance.workflows.evaluation.judging import list_rows
 from appliance.workflows.queries.work import recipe_facts
 from appliance.workflows.runs.seal import seal
 from scripts.kit.appliance import QUICK, Appliance, found_site
+from scripts.kit.judged import Group, make_items
 from scripts.kit.tiny_model import build_base, clauses, write_csv
 from scripts.soaking.forge import BARE
 from scripts.soaking.questions import QUESTIONS, Question
@@ -188,7 +191,9 @@ def _seal(context: Context, site: Appliance, unit: str, output: Path, probe: Fra
     append(context, RunFinished(run=run_id, weights=weights, record=record, seconds="0.0", peak_bytes=1, **MADE))
     run = context.ledger.state.runs.get(run_id)
     assert run is not None
-    evaluation = {"base": {}, "adapter": {}, "probe": probe, "walls": walls}
+    rows = list_rows(context, run.dataset)
+    items = encode_items(make_items([Group(len(rows), adapter=True, base=False)], rows=rows))
+    evaluation = {"base": {}, "adapter": {}, "probe": probe, "walls": walls, "items": items}
     with context.artifacts.staging() as staging:
         for path in output.iterdir():
             path.rename(staging / path.name)

@@ -124,7 +124,7 @@ def test_an_erased_instruction_stays_in_the_rows_that_were_made_with_it_until_th
     report = site.verify()
     assert report["findings"] == [], report
     named = [finding for finding in report["local_findings"] if finding.startswith(("dataset told@1: ", "adapter "))]
-    assert (len(named), len(report["local_findings"])) == (2, 2 + len(destroyed)), report
+    assert (len(named), len(report["local_findings"])) == (2, 2 + len(destroyed)), report["local_findings"]
 
 
 def destroy(site: Appliance, digest: str) -> None:

@@ -430,7 +430,7 @@ def test_an_init_that_was_cut_off_is_made_anew_or_found(tmp_path: Path, side: st
     if side == "after":
         other = init("never", "anna", "carl")
         assert other.returncode != 0
-        assert "Conflict: appliance bank.example/k, begun before: administrators: expected anna" in other.stderr
+        assert "Conflict: appliance bank.example/k, already initialised: administrators: expected anna" in other.stderr
     assert not (tmp_path / "h" / "trust.json").exists()
     again = init("never")
     assert again.returncode == 0, again.stderr

@@ -133,7 +133,11 @@ class Caller:
 
         if "unlocked" in self.__dict__:
             return None
-        path = socket_path(self.where, self.signer)
+        try:
+            path = socket_path(self.where, self.signer)
+        except BadInput:
+            # No agent can have a socket of that name: only `agent start` says so.
+            return None
         return sign_session(path, payload, keyid_of(read_public_key(self.key_file))) if path.exists() else None
 
     def reading(self) -> Door:

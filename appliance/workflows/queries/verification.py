@@ -140,5 +140,7 @@ def _check_judgements(context: Context, cancelled: Callable[[], bool]) -> list[s
         except ApplianceError as error:
             if cancelled():
                 raise
-            findings.append(error.message)
+            # A folder that is missing is a finding already.
+            if not isinstance(error, NotFound):
+                findings.append(error.message)
     return findings
