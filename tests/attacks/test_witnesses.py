@@ -148,7 +148,7 @@ def test_an_older_word_on_another_medium_is_not_enough(site: Appliance) -> None:
         seen(context)
         path = context.witnessed.path(ONE)
     path.write_bytes(older)
-    assert "got one on" in refused(site, "witness-missing")
+    assert "got one over" in refused(site, "witness-missing")
 
 
 def test_a_witness_that_policy_names_no_more_need_not_be_kept(site: Appliance) -> None:
