@@ -97,6 +97,14 @@ def find_adapter(state: State, order: OnAdapter) -> Adapter | Reasons:
     return adapter
 
 
+def take_adapter(case: Case, order: OnAdapter) -> Adapter:
+    """The adapter that an entry's order names; Denied where there is none."""
+    adapter = case.state.adapters.get(order.name)
+    if adapter is None:
+        raise Denied(f"entry {case.entry.index}: adapter: expected a sealed one, got {order.name}")
+    return adapter
+
+
 def may_revoke_adapter(state: State, order: RevokeAdapter, signer: Principal, now: Time) -> Reasons:
     adapter = find_adapter(state, order)
     if isinstance(adapter, list):
@@ -197,9 +205,7 @@ def adapter_quarantined(case: Case) -> Changes:
 
 def adapter_revoked(case: Case) -> Changes:
     order = case.order(RevokeAdapter)
-    adapter = case.state.adapters.get(order.name)
-    if adapter is None:
-        raise Denied(f"entry {case.entry.index}: adapter: expected a sealed one, got {order.name}")
+    adapter = take_adapter(case, order)
     return [(case.state.adapters, order.name, adapter.model_copy(update={"revoked": case.entry.index}))]
 
 

@@ -8,14 +8,13 @@ from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.decisions import Finding, FindingKind, Severity
 from appliance.domain.core.event import Ordered
 from appliance.domain.core.names import Commitment, Identifier, Time
-from appliance.domain.core.records import Adapter, Principal
+from appliance.domain.core.records import Principal
 from appliance.domain.core.roles import Reasons, needs, stands
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Verb
-from appliance.domain.releases.adapters import OnAdapter, find_adapter
+from appliance.domain.releases.adapters import OnAdapter, find_adapter, take_adapter
 from appliance.domain.releases.approval import duties
 from appliance.domain.releases.blocking import find_finding, is_open
-from appliance.errors import Denied
 
 
 class AddFinding(OnAdapter):
@@ -78,7 +77,7 @@ def may_close_finding(state: State, order: CloseFinding, signer: Principal, now:
 
 def finding_added(case: Case) -> Changes:
     order = case.order(AddFinding)
-    adapter = _adapter(case, order)
+    adapter = take_adapter(case, order)
     found = Finding(
         index=case.entry.index,
         order=case.accepted.digest,
@@ -96,17 +95,10 @@ def finding_added(case: Case) -> Changes:
 
 def finding_closed(case: Case) -> Changes:
     order = case.order(CloseFinding)
-    adapter = _adapter(case, order)
+    adapter = take_adapter(case, order)
     closed = {"closed": case.entry.index, "closed_by": order.signer, "closed_keyid": case.accepted.keyid}
     findings = tuple(one.model_copy(update=closed) if one.index == order.entry else one for one in adapter.findings)
     return [(case.state.adapters, order.name, adapter.model_copy(update={"findings": findings}))]
-
-
-def _adapter(case: Case, order: OnAdapter) -> Adapter:
-    adapter = case.state.adapters.get(order.name)
-    if adapter is None:
-        raise Denied(f"entry {case.entry.index}: adapter: expected a sealed one, got {order.name}")
-    return adapter
 
 
 def _meaning(order: AddFinding) -> str:

@@ -12,9 +12,8 @@ from appliance.domain.core.records import Adapter, Principal
 from appliance.domain.core.roles import Reasons, is_unit, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Verb
-from appliance.domain.releases.adapters import OnAdapter, find_adapter
+from appliance.domain.releases.adapters import OnAdapter, find_adapter, take_adapter
 from appliance.domain.releases.tiers import current_request, tier_for
-from appliance.errors import Denied
 
 
 class RequestRelease(OnAdapter):
@@ -114,7 +113,7 @@ def may_withdraw_request(state: State, order: WithdrawRequest, signer: Principal
 
 def release_requested(case: Case) -> Changes:
     order = case.order(RequestRelease)
-    adapter = _adapter(case, order)
+    adapter = take_adapter(case, order)
     request = ReleaseRequest(
         order=case.accepted.digest,
         unit=order.unit,
@@ -134,19 +133,12 @@ def release_requested(case: Case) -> Changes:
 
 def request_withdrawn(case: Case) -> Changes:
     order = case.order(WithdrawRequest)
-    adapter = _adapter(case, order)
+    adapter = take_adapter(case, order)
     requests = tuple(
         one.model_copy(update={"withdrawn": case.entry.index}) if one.order == order.request else one
         for one in adapter.requests
     )
     return [(case.state.adapters, order.name, adapter.model_copy(update={"requests": requests}))]
-
-
-def _adapter(case: Case, order: OnAdapter) -> Adapter:
-    adapter = case.state.adapters.get(order.name)
-    if adapter is None:
-        raise Denied(f"entry {case.entry.index}: adapter: expected a sealed one, got {order.name}")
-    return adapter
 
 
 VERBS = (

@@ -23,9 +23,8 @@ from appliance.domain.core.roles import Reasons, is_unit, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Verb
 from appliance.domain.releases import approval
-from appliance.domain.releases.adapters import OnAdapter, find_adapter
+from appliance.domain.releases.adapters import OnAdapter, find_adapter, take_adapter
 from appliance.domain.releases.tiers import current_request, reviewed_until
-from appliance.errors import Denied
 
 
 class Review(OnAdapter):
@@ -138,9 +137,7 @@ def _dated(state: State, order: Review, now: Time) -> Reasons:
 
 def review_recorded(case: Case) -> Changes:
     order = case.order(Review)
-    adapter = case.state.adapters.get(order.name)
-    if adapter is None:
-        raise Denied(f"entry {case.entry.index}: adapter: expected a sealed one, got {order.name}")
+    adapter = take_adapter(case, order)
     delegation = _delegation(case.state, order)
     record = ReviewRecord(
         index=case.entry.index,

@@ -6,7 +6,7 @@ in batched products, a block of queries after the other; scores are made again i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +15,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from appliance.ml.layers.architecture import Architecture, LayerKind
 from appliance.ml.layers.norms import Norm
-from appliance.ml.layers.packing import Segment
+from appliance.ml.layers.packing import Segment, count_tokens, group_alike, hide_keys
 from appliance.ml.layers.positions import Rotation, rotate, rotate_backward
 from appliance.ml.layers.scores import Scoring, attend, attention_weights, cap_scores, fold, split_queries
-
-# Segments are filled up to one length where the longest is at most so much longer than the shortest.
-SPREAD, SPARE = 1.2, 32
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class SegmentGroup:
     `padded` is [segments, longest]: each segment's places in the pack, filled up with its last. `own` says where in it,
     flattened, the segments' own tokens stand; None where nothing is filled up. What fills up comes later than all it is
     filled up to, so the causal mask hides it, and its own rows are never read. `shared`: first tokens of the pack that
-    each segment sees before its own; `later`, [longest, shared + longest], hides keys.
+    each segment sees before its own.
     """
 
     start: int
@@ -38,21 +35,19 @@ class SegmentGroup:
     shared: int
     padded: torch.Tensor
     own: torch.Tensor | None
-    later: torch.Tensor
-    _windows: dict[int, torch.Tensor] = field(default_factory=dict, compare=False)
+    _hidden: dict[int | None, torch.Tensor] = field(default_factory=dict, compare=False)
 
     def slides(self, window: int | None) -> bool:
         """Whether a window of so many keys hides any."""
-        return window is not None and window < self.later.shape[1]
+        return window is not None and window < self.shared + self.padded.shape[1]
 
     def hidden(self, window: int | None) -> torch.Tensor:
-        """`later`, and what lies before the window."""
-        if window is None or not self.slides(window):
-            return self.later
-        if window not in self._windows:
-            earlier = torch.ones_like(self.later).tril(self.shared - window)
-            self._windows[window] = self.later | earlier
-        return self._windows[window]
+        """[longest, shared + longest]: what no query of a segment sees, for what comes later or before the window."""
+        window = window if self.slides(window) else None
+        if window not in self._hidden:
+            longest = self.padded.shape[1]
+            self._hidden[window] = hide_keys(longest, self.shared + longest, window, self.padded.device)
+        return self._hidden[window]
 
 
 Layout = tuple[SegmentGroup, ...]
@@ -65,19 +60,7 @@ def lay_out(segments: Sequence[Segment], device: str) -> Layout:
     if any(leaf.context != (segments[0].spans if root else ()) for leaf in leaves):
         raise ValueError("a pack of one level is what this layout is for")
     first = [_lay_out_group(segments[:1], 0, device)] if root else []
-    return (*first, *(_lay_out_group(group, root, device) for group in _group(leaves)))
-
-
-def _group(leaves: Sequence[Segment]) -> Iterator[list[Segment]]:
-    """Neighbours, as long as the longest is not much longer than the shortest: filling up costs by the square."""
-    group: list[Segment] = []
-    for leaf in leaves:
-        sizes = [other.stop - other.start for other in (*group, leaf)]
-        if group and max(sizes) > SPREAD * min(sizes) + SPARE:
-            yield group
-            group = []
-        group.append(leaf)
-    yield group
+    return (*first, *(_lay_out_group(group, root, device) for group in group_alike(leaves, count_tokens)))
 
 
 def _lay_out_group(segments: Sequence[Segment], shared: int, device: str) -> SegmentGroup:
@@ -94,7 +77,6 @@ def _lay_out_group(segments: Sequence[Segment], shared: int, device: str) -> Seg
         shared,
         torch.tensor(padded, device=device),
         torch.tensor(own, device=device) if min(sizes) < longest else None,
-        torch.ones(longest, shared + longest, dtype=torch.bool, device=device).triu(shared + 1),
     )
 
 

@@ -8,9 +8,9 @@ itself takes the segments apart, and a test compares the logits with those of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import AttentionInterface
@@ -19,6 +19,8 @@ from appliance.ml.layers.scores import Scoring
 from appliance.ml.layers.scores import attend as attend_blocks
 
 ATTENTION = "appliance_segments"
+# What attends together is filled up to one size where the largest is at most so much larger than the smallest.
+SPREAD, SPARE = 1.2, 32
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,27 @@ def pack_sequences(
         shared = min(count_common(sequences), min(len(sequence) for sequence in sequences) - keep)
     root = pack.add(sequences[0][:shared]) if shared > 0 else None
     return pack, [pack.add(sequence[max(shared, 0) :], after=root) for sequence in sequences]
+
+
+T = TypeVar("T")
+
+
+def group_alike(items: Sequence[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Neighbours, as long as the largest is not much larger than the smallest: filling up costs by the square."""
+    group: list[T] = []
+    for item in items:
+        sizes = [size(other) for other in (*group, item)]
+        if group and max(sizes) > SPREAD * min(sizes) + SPARE:
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group
+
+
+def count_tokens(segment: Segment) -> int:
+    """Of its own, without its context."""
+    return segment.stop - segment.start
 
 
 def count_common(sequences: Sequence[Sequence[int]]) -> int:

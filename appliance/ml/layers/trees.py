@@ -6,16 +6,13 @@ answer it. All families of about one size attend together, in one batched produc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from appliance.ml.layers.packing import Pack, Segment
+from appliance.ml.layers.packing import Pack, Segment, group_alike
 from appliance.ml.layers.scores import Scoring, attend
-
-# Families are filled up to one size where the largest is at most so much larger than the smallest.
-SPREAD, SPARE = 1.2, 32
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,10 @@ class TreeAttention:
         families = [_Family.of(own, start) for own in _families(segments[len(root) :], len(root))]
         self._groups = [_lay_out([_Family.of(root, start)], 0, positions, start, device)] if root and not start else []
         grown = [family for family in families if family.new]
-        self._groups += [_lay_out(group, shared, positions, start, device) for group in _gather(grown)]
+        self._groups += [
+            _lay_out(group, shared, positions, start, device)
+            for group in group_alike(grown, lambda family: family.size)
+        ]
 
     def attend(
         self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring
@@ -118,19 +118,6 @@ def _families(segments: Sequence[Segment], depth: int) -> list[list[Segment]]:
     for segment in segments:
         found.setdefault(segment.spans[depth], []).append(segment)
     return list(found.values())
-
-
-def _gather(families: Sequence[_Family]) -> Iterator[list[_Family]]:
-    """Neighbours, as long as the largest is not much larger than the smallest: filling up costs by the square."""
-    group: list[_Family] = []
-    for family in families:
-        sizes = [other.size for other in (*group, family)]
-        if group and max(sizes) > SPREAD * min(sizes) + SPARE:
-            yield group
-            group = []
-        group.append(family)
-    if group:
-        yield group
 
 
 def _lay_out(families: Sequence[_Family], shared: int, positions: torch.Tensor, start: int, device: str) -> _Group:

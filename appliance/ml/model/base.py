@@ -63,6 +63,10 @@ class Base:
 
     def head(self) -> Head:
         """From what `hidden` and `read` give to logits; its weight is [vocabulary, hidden], in the compute dtype."""
+        return self._head
+
+    @cached_property
+    def _head(self) -> Head:
         return make_head(self.model)
 
     @property
