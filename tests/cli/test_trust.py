@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "principal replace-key": ("rita", "--proof", PROOF), "principal revoke": ("rita",),
     "order endorse": ("012345",), "order list": (), "order show": ("012345",),
     "policy adopt": (FOLDER,), "policy diff": (FOLDER,), "policy show": (), "policy test": (FOLDER,),
-    "login": ("anna",), "whoami": (), "status": (), "storage": (),
+    "console": (), "login": ("anna",), "whoami": (), "status": (), "storage": (),
     "log-key rotate": (), "text erase": ("--printed-name-of", "rita"),
     "hold lift": ("adapter:clauses@1",), "hold list": (), "hold place": ("adapter:clauses@1",),
     "base import": (MODEL, *IMPORT), "base list": (), "base revoke": ("smollm2",),
