@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from urllib.parse import urlencode
 import httpx
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
+from uvicorn.lifespan.off import LifespanOff
 
 from appliance.domain.core.credentials import SessionStatement, encode_credential
 from appliance.formats.core.timestamp import encode_time
@@ -20,6 +23,8 @@ from appliance.formats.signatures.dsse import encode_envelope, sign_envelope
 from appliance.web.console.app import console_app
 from appliance.web.console.core.events import Changes
 from appliance.web.core.auth import Doorkeeper
+from appliance.web.core.server import Door, _server
+from appliance.web.core.sockets import listen, open_tcp
 from appliance.workflows.core.context import Context
 from scripts.kit.log_builder import ORIGIN
 from tests.kit.founded import FoundedSite, context_of, template
@@ -102,3 +107,30 @@ def console(stage: str, home: Path, url: str = URL) -> Iterator[Console]:
         yield Console(
             context, made.site(home, context.ledger), door, changes, console_app(context, door, url, changes), url
         )
+
+
+@contextmanager
+def listening(desk: Console, port: int) -> Iterator[None]:
+    """The console on a real socket of this machine, by the service's own server."""
+    sockets = listen(open_tcp(("127.0.0.1", port), "console"), "console")
+    server = _server(Door(desk.app, sockets))
+    server.lifespan = LifespanOff(server.config)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="console", daemon=True)
+    thread.start()
+
+    async def end() -> None:
+        for opened in server.servers:
+            opened.close()
+        for connection in list(server.server_state.connections):
+            connection.transport.abort()
+
+    asyncio.run_coroutine_threadsafe(server.startup([sockets]), loop).result(10)
+    try:
+        yield
+    finally:
+        asyncio.run_coroutine_threadsafe(end(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+        sockets.close()
