@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from appliance.domain.core.names import Time, versioned
 from appliance.domain.core.records import Adapter
 from appliance.domain.core.state import State
 from appliance.domain.releases.approval import counted, duties, latest_reviews, needed, quorum
 from appliance.domain.releases.blocking import is_open
-from appliance.domain.releases.tiers import current_request, reviewed_until, tier_of
+from appliance.domain.releases.tiers import current_request, reattested_by, reviewed_until, tier_of
 from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, Page, Query, Table, Value, Viewer
 from appliance.workflows.core.context import Context
 
@@ -51,34 +53,65 @@ def queue(context: Context, viewer: Viewer, query: QueueQuery) -> Queue:
     return Queue(waiting=tuple(shown), next=shown[-1].entry if len(found) > PAGE_ROWS else None)
 
 
+class _Settled(NamedTuple):
+    """Nobody had to decide on it: that holds for this very value of the adapter, in this revision of the state, until
+    then."""
+
+    adapter: Adapter
+    revision: int
+    until: Time
+
+
+_NEVER = "9999"
+_SETTLED: WeakKeyDictionary[State, dict[int, _Settled]] = WeakKeyDictionary()
+"""Of each state, by the adapter's entry: most adapters of a site were decided on long ago, and are not judged again at
+each look."""
+
+
 def waiting_for(state: State, now: Time, viewer: Viewer, query: QueueQuery) -> Iterator[Waiting]:
     """The newest first. With `everyone` also what waits for others."""
+    known, revision = _SETTLED.setdefault(state, {}), state.revision
     for adapter in reversed(state.adapters.values()):
+        found = known.get(adapter.index)
+        if found is not None and found.adapter is adapter and found.revision == revision and now < found.until:
+            continue
         if adapter.revoked is not None or adapter.quarantined is not None:
             continue
-        if query.before is not None and adapter.index >= query.before:
-            continue
-        units: list[str | None] = [*_requested(state, adapter)]
-        for unit in units or [None]:
-            if (one := _waiting(state, now, viewer, adapter, unit)) is not None and (one.mine or query.everyone):
-                yield one
+        units = _units(state, adapter)
+        waiting = [unit for unit in units if _waits(state, adapter, unit, now)]
+        if not waiting:
+            ends = [end for unit in units if unit is not None for end in _ends(state, adapter, unit, now)]
+            known[adapter.index] = _Settled(adapter, revision, min(ends, default=_NEVER))
+        elif query.before is None or adapter.index < query.before:
+            told = (_tell(state, now, viewer, adapter, unit) for unit in waiting)
+            yield from (one for one in told if one.mine or query.everyone)
 
 
-def _requested(state: State, adapter: Adapter) -> list[str]:
-    units = sorted({request.unit for request in adapter.requests})
-    return [unit for unit in units if current_request(state, adapter, unit) is not None]
+def _units(state: State, adapter: Adapter) -> list[str | None]:
+    """Those that a release was requested for; else those of its reviews, or None while nobody has said for whom."""
+    requested = {request.unit for request in adapter.requests}
+    standing = sorted(unit for unit in requested if current_request(state, adapter, unit) is not None)
+    found: list[str | None] = [*(standing or sorted({review.unit for review in adapter.reviews} - requested))]
+    return found or ([] if requested else [None])
 
 
-def _waiting(state: State, now: Time, viewer: Viewer, adapter: Adapter, unit: str | None) -> Waiting | None:
+def _waits(state: State, adapter: Adapter, unit: str | None, now: Time) -> bool:
+    """Whether approvals are missing, and nobody has refused it."""
+    if unit is None:
+        return True
+    refused = any(review.decision == "reject" for review in latest_reviews(state, adapter, unit))
+    return not refused and bool(quorum(state, adapter, unit, now))
+
+
+def _ends(state: State, adapter: Adapter, unit: str, now: Time) -> Iterator[Time]:
+    """When approvals that count end."""
+    for review in counted(state, adapter, unit, now):
+        yield from (end for end in (review.valid_until, reattested_by(state, adapter, review)) if end is not None)
+
+
+def _tell(state: State, now: Time, viewer: Viewer, adapter: Adapter, unit: str | None) -> Waiting:
     request = None if unit is None else current_request(state, adapter, unit)
     tier = None if request is None else tier_of(state.parameters, request)
-    reviewed = {review.unit for review in adapter.reviews}
-    if unit is None and len(reviewed) == 1:
-        (unit,) = reviewed
-    if unit is not None and not quorum(state, adapter, unit, now):
-        return None
-    if unit is not None and any(review.decision == "reject" for review in latest_reviews(state, adapter, unit)):
-        return None
     approved = [] if unit is None else counted(state, adapter, unit, now)
     decided = any(review.reviewer == viewer.name for review in approved)
     return Waiting(
