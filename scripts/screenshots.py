@@ -33,6 +33,7 @@ PAGES = (
     ("rita", "adapter-reviews", "/adapters/clauses@1?tab=reviews"),
     ("rita", "adapter-findings", "/adapters/clauses@1?tab=findings"),
     ("rita", "adapter-history", "/adapters/clauses@1?tab=history"),
+    ("lou", "candidates", "/candidates"),
     ("lou", "releases", "/releases"),
     ("lou", "release", "/releases/legal/labels"),
     ("legal", "release-of-a-unit", "/releases/legal/labels"),

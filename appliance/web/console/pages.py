@@ -6,7 +6,7 @@ from appliance.web.console.administrators import health, orders, people, policy
 from appliance.web.console.auditors import checkpoint, could_load, entry, log, past
 from appliance.web.console.home import home
 from appliance.web.console.operators import curves, data, imports, run, runs
-from appliance.web.console.releases import releases
+from appliance.web.console.releases import candidates, releases
 from appliance.web.console.reviewers import adapter, adapters, queue
 
 PAGES = (
@@ -14,6 +14,7 @@ PAGES = (
     queue.PAGE,
     adapters.PAGE,
     adapter.PAGE,
+    candidates.PAGE,
     releases.PAGE,
     releases.RELEASE,
     runs.PAGE,

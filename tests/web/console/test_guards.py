@@ -42,7 +42,9 @@ def test_under_tls_the_cookie_is_bound_to_the_host_and_browsers_are_told_to_keep
         answer = browser.post(desk.link("audrey"), Origin="https://desk.example:8330")
         assert answer.status_code == 303, answer.text
         cookie = answer.headers["set-cookie"]
-        assert cookie.startswith("__Host-appliance=") and cookie.endswith("; Path=/; HttpOnly; SameSite=Strict; Secure")
+        assert cookie.startswith("__Host-appliance-8330=") and cookie.endswith(
+            "; Path=/; HttpOnly; SameSite=Strict; Secure"
+        )
         assert answer.headers["strict-transport-security"] == "max-age=31536000"
         assert browser.get("/home").status_code == 200
 
@@ -66,7 +68,8 @@ def test_a_link_signs_one_browser_in_once_after_a_click(desk: Console) -> None:
     answer = first.post(link)
     assert (answer.status_code, answer.headers["location"]) == (303, "/home")
     assert re.fullmatch(
-        r"appliance=[A-Za-z0-9_-]{43}; Max-Age=\d+; Path=/; HttpOnly; SameSite=Strict", answer.headers["set-cookie"]
+        r"appliance-8330=[A-Za-z0-9_-]{43}; Max-Age=\d+; Path=/; HttpOnly; SameSite=Strict",
+        answer.headers["set-cookie"],
     )
     assert first.get("/home").status_code == 200
     again = second.post(link)
@@ -94,18 +97,18 @@ def test_a_session_that_went_to_a_browser_opens_nothing_for_the_program_that_ope
     browser = desk.browser()
     assert browser.post(f"/sign-in/{code}").status_code == 303
     with pytest.raises(auth.NotAuthenticated):
-        desk.door.person(f"Bearer {browser.http.cookies['appliance']}")
+        desk.door.person(f"Bearer {browser.secret}")
 
 
 def test_a_programs_token_is_no_cookie(desk: Console) -> None:
     browser = desk.browser()
-    browser.http.cookies.set("appliance", desk.token("rita"))
+    browser.take(desk.token("rita"))
     assert browser.get("/home").status_code == 401
 
 
 def test_a_cookie_is_worth_nothing_after_sign_out_wherever_it_was_copied(desk: Console) -> None:
     browser, thief = desk.signed_in("rita"), desk.browser()
-    thief.http.cookies.set("appliance", browser.http.cookies["appliance"])
+    thief.take(browser.secret)
     assert thief.get("/home").status_code == 200
     answer = browser.post("/sign-out", {"csrf": browser.csrf})
     assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in")
@@ -117,8 +120,8 @@ def test_a_cookie_is_worth_nothing_after_sign_out_wherever_it_was_copied(desk: C
 
 def test_two_cookies_of_the_name_open_nothing(desk: Console) -> None:
     """A neighbour on another port of localhost can set one, too."""
-    mine = desk.signed_in("rita").http.cookies["appliance"]
-    answer = desk.browser().get("/home", Cookie=f"appliance={mine}; appliance=another")
+    mine = desk.signed_in("rita").secret
+    answer = desk.browser().get("/home", Cookie=f"appliance-8330={mine}; appliance-8330=another")
     assert answer.status_code == 401
 
 
@@ -134,7 +137,7 @@ def test_a_revoked_key_ends_its_sessions_in_browsers(desk: Console) -> None:
 
 def test_a_new_sign_in_ends_the_session_that_the_browser_had(desk: Console) -> None:
     browser, copy = desk.signed_in("rita"), desk.browser()
-    copy.http.cookies.set("appliance", browser.http.cookies["appliance"])
+    copy.take(browser.secret)
     assert browser.post(desk.link("olga")).status_code == 303
     assert "olga" in browser.get("/home").text
     assert copy.get("/home").status_code == 401
@@ -219,7 +222,7 @@ def test_attempts_with_a_cookie_or_a_link_that_does_not_hold_are_counted_and_loo
     browser.get("/home")
     with desk.door.counted() as refused:
         assert refused.strangers == 0
-    browser.http.cookies.set("appliance", "x" * 43)
+    browser.take("x" * 43)
     browser.get("/home")
     browser.post("/sign-in/guessed")
     with desk.door.counted() as refused:

@@ -63,7 +63,7 @@ def test_under_tls_the_console_has_the_hosts_name(
     with closing(_sign_in(site, "olga", tmp_path, capsys, verify=site.authority.trusting())) as client:
         answer = client.get("/home")
         assert answer.status_code == 200 and "strict-transport-security" in answer.headers
-        assert [cookie.name for cookie in client.cookies.jar] == ["__Host-appliance"]
+        assert [cookie.name for cookie in client.cookies.jar] == [f"__Host-appliance-{port}"]
         assert all(cookie.secure for cookie in client.cookies.jar)
 
 

@@ -76,7 +76,7 @@ def _table(value: CheckpointPage) -> Table:
 
 
 PAGE = Page(
-    *("/checkpoint", "Checkpoint and witnesses", PEOPLE, Query, checkpoint, "auditors/checkpoint.html", _table),
+    *("/checkpoint", "Checkpoint", PEOPLE, Query, checkpoint, "auditors/checkpoint.html", _table),
     group="Audit",
     symbol="seal",
 )

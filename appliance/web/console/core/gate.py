@@ -23,6 +23,8 @@ STREAMS = 128
 FORM_BYTES = 65_536
 FORM_S = 5.0
 EVENTS = "/events"
+DOWNLOADS = "/exports/"
+"""These take as long as their reader likes, too."""
 
 
 class Gate:
@@ -55,7 +57,7 @@ class Gate:
             raise BadInput(f"address: expected {self._desk.site.url}, got another host", code="wrong-host")
 
     def _places(self, scope: Scope) -> Places:
-        if scope["path"].endswith(EVENTS):
+        if scope["path"].endswith(EVENTS) or scope["path"].startswith(DOWNLOADS):
             return self._streams
         return self._pages if scope["method"] in ("GET", "HEAD") else self._forms
 

@@ -92,7 +92,10 @@ class Page:
         if not viewer.has(*self.seen_by):
             held = ", ".join(viewer.roles) or "none"
             wanted = " or ".join(self.seen_by)
-            raise Denied(f"page {self.path}", reasons=(f"role: expected {viewer.name} to be {wanted}, got {held}",))
+            raise Denied(
+                f"page {self.path}, which none of your roles opens",
+                reasons=(f"role: expected {viewer.name} to be {wanted}, got {held}",),
+            )
 
 
 def parse_query(model: type[Query], path: dict[str, Any], parameters: QueryParams) -> Query:

@@ -26,7 +26,17 @@ def make_environment(assets: Assets) -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    made.filters.update(when=when, age=age, size=size, number=number, words=words, decimal=decimal, json=pretty)
+    made.filters.update(
+        when=when,
+        age=age,
+        size=size,
+        number=number,
+        words=words,
+        decimal=decimal,
+        json=pretty,
+        label=label,
+        subject=subject,
+    )
     made.globals.update(asset=assets.url, link=link)
     return made
 
@@ -48,6 +58,17 @@ def age(seconds: float | None) -> str:
 
 def seconds_since(earlier: str, later: str) -> float:
     return (parse_time(later) - parse_time(earlier)).total_seconds()
+
+
+def label(name: str) -> str:
+    """A member's name as words; durations say their unit themselves."""
+    return name.removesuffix("_s").replace("_", " ")
+
+
+def subject(text: str) -> str:
+    """A subject of an entry with its digest cut."""
+    kind, digest, rest = text.partition("sha256:")
+    return f"{kind}{rest[:12]}…" if digest else text
 
 
 def size(count: int | None) -> str:

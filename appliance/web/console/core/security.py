@@ -46,7 +46,9 @@ class Site:
         parts = urlsplit(url)
         self.host = parts.netloc
         self.is_tls = parts.scheme == "https"
-        self.cookie = f"__Host-{COOKIE}" if self.is_tls else COOKIE
+        # Browsers keep the cookies of all ports of a host together: each console has a name of its own.
+        name = COOKIE if parts.port is None else f"{COOKIE}-{parts.port}"
+        self.cookie = f"__Host-{name}" if self.is_tls else name
 
     @property
     def headers(self) -> dict[str, str]:
