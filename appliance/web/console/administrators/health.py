@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from appliance.web.console.core.page import PEOPLE, Page, Query, Table, Value, Viewer
 from appliance.workflows.core.context import Context
 from appliance.workflows.operations.findings import Finding
-from appliance.workflows.operations.status import status
+from appliance.workflows.operations.status import work
 from appliance.workflows.operations.storage import storage
 
 Tab = Literal["service", "storage", "checks"]
@@ -50,7 +50,7 @@ class Health(Value):
 
 
 def health(context: Context, viewer: Viewer, query: HealthQuery) -> Health:
-    told = status(context) if query.tab == "service" else {}
+    told = work(context) if query.tab == "service" else {}
     stored: dict[str, Any] = storage(context) if query.tab == "storage" else {"kinds": {}, "bytes": 0, "disk": {}}
     return Health(
         tab=query.tab,

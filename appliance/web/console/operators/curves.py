@@ -58,7 +58,7 @@ def compare(context: Context, viewer: Viewer, query: CompareQuery) -> Comparison
         raise BadInput("comparison: expected each run once, got one twice")
     rows = [find_run(context, name) for name in names]
     recipes = [_recipe(context, row) for row in rows]
-    steps = [read_steps(context, row.id) for row in rows]
+    steps = [read_steps(context, row.id).shown for row in rows]
     metrics = [read_metrics(context, adapter_of(context, row.id)) for row in rows]
     results: list[dict[str, Any]] = [
         {

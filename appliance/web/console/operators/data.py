@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
+from appliance.domain.core.state import State
 from appliance.errors import NotFound
 from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, VERSIONED, Page, Query, Table, Value, Viewer
 from appliance.workflows.core.context import Context
 from appliance.workflows.queries.questions import dataset_labels
+
+Labels = dict[str, dict[str, int]]
 
 
 class PagedQuery(Query):
@@ -93,6 +97,17 @@ def _gone(revoked: int | None, quarantined: int | None) -> str | None:
     return None if quarantined is None else f"in quarantine by entry {quarantined}"
 
 
+_LABELS: WeakKeyDictionary[State, dict[str, Labels]] = WeakKeyDictionary()
+"""Of each state, by the dataset's digest: counting reads the whole file, which never changes."""
+
+
+def _labels(context: Context, name: str, digest: str) -> Labels:
+    known = _LABELS.setdefault(context.ledger.state, {})
+    if digest not in known:
+        known[digest] = dataset_labels(context, name)
+    return known[digest]
+
+
 def _table(value: Data) -> Table:
     headers = tuple(Imported.model_fields)
     rows = [[kind, *(getattr(one, name) for name in headers)] for kind, one in _both(value)]
@@ -124,7 +139,7 @@ def dataset(context: Context, viewer: Viewer, query: DatasetQuery) -> DatasetPag
     row = found.model_dump(mode="json")
     facts = row.pop("facts")
     runs = [run for run in context.ledger.state.runs.values() if run.dataset == query.name]
-    labels = dataset_labels(context, query.name)
+    labels = _labels(context, query.name, found.digest)
     return DatasetPage(
         name=query.name,
         row=row,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 from appliance.domain.core.records import Run
 from appliance.domain.recipe.recipe import ResolvedRecipe
@@ -12,10 +13,14 @@ from appliance.domain.runs.training import Train
 from appliance.errors import ApplianceError, NotFound
 from appliance.formats.signatures.dsse import parse_envelope
 from appliance.web.console.core.page import Value
-from appliance.web.console.operators.live import Point, point_of, thin
+from appliance.web.console.operators.live import MOST_POINTS, Point, point_of, thin
 from appliance.workflows.core.context import Context
 from appliance.workflows.queries.work import run_steps
 from appliance.workflows.releases.review import adapter_file
+
+_ENDS = 20
+"""Steps at both ends, by which pace and progress are judged."""
+_LOSS = re.compile(rb'"loss":"([0-9.]+)"')
 
 RUN = r"^r-[0-9]{6,}$"
 
@@ -50,12 +55,31 @@ def adapter_of(context: Context, run: str) -> str | None:
     return next((key for key, one in context.ledger.state.adapters.items() if one.run == run), None)
 
 
-def read_steps(context: Context, run: str) -> list[dict[str, Any]]:
-    """The lines that were recorded so far; none where its file is gone."""
+class Steps(NamedTuple):
+    """Of a run's steps so far those that a page shows: the first and the last ones, those that validated or spiked, and
+    of the rest as many as a curve has points. `losses`: of all of them."""
+
+    shown: list[dict[str, Any]]
+    losses: list[str]
+
+
+def read_steps(context: Context, run: str) -> Steps:
+    """Nothing where their file is gone. A run can have a million: most lines are not parsed."""
     try:
-        return [json.loads(line) for line in run_steps(context, run).splitlines()]
+        data = run_steps(context, run)
     except ApplianceError:
-        return []
+        return Steps([], [])
+    lines = data.splitlines()
+    every = -(-len(lines) // MOST_POINTS) or 1
+    shown = [
+        json.loads(line)
+        for place, line in enumerate(lines)
+        if place % every == 0
+        or min(place, len(lines) - 1 - place) < _ENDS
+        or b'"validation_loss":null' not in line
+        or b'"spike":null' not in line
+    ]
+    return Steps(shown, [loss.decode() for loss in _LOSS.findall(data)])
 
 
 def curves_of(steps: list[dict[str, Any]]) -> Curves:

@@ -78,12 +78,13 @@ class RunPage(Value):
 
 def run(context: Context, viewer: Viewer, query: RunQuery) -> RunPage:
     row = find_run(context, query.run)
-    steps, recipe, adapter = read_steps(context, row.id), read_recipe(context, row), adapter_of(context, row.id)
+    recipe, adapter = read_recipe(context, row), adapter_of(context, row.id)
+    steps, losses = read_steps(context, row.id)
     frames = [{**step, "frame": "step"} for step in steps]
     far, found = progress_of(frames), run_progress(context, row.id, 0, 0)
     metrics = read_metrics(context, adapter)
     if "training" not in metrics:
-        metrics = {**metrics, "training": summarize_training([step["loss"] for step in steps])}
+        metrics = {**metrics, "training": summarize_training(losses)}
     return RunPage(
         id=row.id,
         name=row.name,
