@@ -61,6 +61,8 @@ PAGES = (
     ("", "sign-in", "/sign-in"),
 )
 """(Who looks, the picture's name, the address)."""
+README = {"run": "/runs/r-000001", "adapter": "/adapters/clauses@1", "entry": "/log/47"}
+"""Pictures in docs/pictures by their names."""
 
 
 def free_port() -> int:
@@ -136,10 +138,23 @@ def _shoot_page(page: Page, url: str, file: Path) -> None:
             page.screenshot(path=f"{file}-{width}-{scheme}.png", full_page=True)
 
 
+def shoot_readme(browser: Browser, service: Service, folder: Path) -> None:
+    """What README.md shows: as much of each page as a window does."""
+    context = browser.new_context(viewport={"width": 1180, "height": 860}, reduced_motion="reduce")
+    page = context.new_page()
+    sign_in(page, service.link("axel"))
+    for picture, path in README.items():
+        page.goto(f"{service.url}{path}", wait_until="load")
+        page.wait_for_timeout(700)
+        page.screenshot(path=f"{folder / picture}.png")
+    context.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pictures", nargs="*", help="only these; without any all of them")
     parser.add_argument("--folder", type=Path, default=ROOT / ".screenshots", help="where they are written")
+    parser.add_argument("--readme", action="store_true", help="only those of README.md, into docs/pictures")
     parser.add_argument("--chromium", default=shutil.which("chromium"), help="the browser's program")
     asked: Any = parser.parse_args()
     if asked.chromium is None:
@@ -150,7 +165,12 @@ def main() -> None:
     service = Service(PLACE / "home")
     with service.running(), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=asked.chromium, args=["--no-sandbox"])
-        shoot(browser, service, asked.folder, set(asked.pictures))
+        if asked.readme:
+            asked.folder = ROOT / "docs" / "pictures"
+            asked.folder.mkdir(exist_ok=True)
+            shoot_readme(browser, service, asked.folder)
+        else:
+            shoot(browser, service, asked.folder, set(asked.pictures))
         browser.close()
     print(f"{len(list(asked.folder.glob('*.png')))} pictures in {asked.folder}")
 

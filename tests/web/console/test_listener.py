@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import httpx
 import pytest
 
 from appliance.config import load_settings
+from appliance.domain.governance.people import RevokePrincipal
 from appliance.errors import BadInput
 from scripts.kit.appliance import Appliance, free_port
 from tests.cli.conftest import type_alone
@@ -65,6 +68,28 @@ def test_under_tls_the_console_has_the_hosts_name(
         assert answer.status_code == 200 and "strict-transport-security" in answer.headers
         assert [cookie.name for cookie in client.cookies.jar] == [f"__Host-appliance-{port}"]
         assert all(cookie.secure for cookie in client.cookies.jar)
+
+
+def test_an_open_page_is_told_of_an_entry_within_a_second_and_of_nothing_after_the_sign_out(
+    start_small: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = start_small({"APPLIANCE_CONSOLE": f"127.0.0.1:{free_port()}"})
+    with closing(_sign_in(site, "olga", tmp_path, capsys)) as client, client.stream("GET", "/changes/events") as stream:
+        lines = stream.iter_lines()
+        _skip_to(lines, "event: changed")
+        site.order(RevokePrincipal(principal="rita", **site.terms("anna")))
+        began = time.monotonic()
+        _skip_to(lines, "event: changed")
+        assert time.monotonic() - began < 1.0
+        csrf = re.search(r'name="csrf" value="([^"]+)"', client.get("/home").text)
+        assert csrf is not None
+        assert client.post("/sign-out", data={"csrf": csrf[1]}, headers=FORM).status_code == 303
+        site.order(RevokePrincipal(principal="rob", **site.terms("anna")))
+        assert [line for line in lines if line.startswith("event")] == ["event: end"]
+
+
+def _skip_to(lines: Iterator[str], wanted: str) -> None:
+    assert wanted in lines, "the stream ended"
 
 
 def test_without_the_setting_there_is_no_console_and_no_session_is_left(

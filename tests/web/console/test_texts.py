@@ -114,6 +114,12 @@ def test_vendored_files_are_those_that_were_published() -> None:
     assert found == listed | own
 
 
+def test_the_accessibility_rules_are_those_that_were_published() -> None:
+    """axe-core 4.14.1 (MPL-2.0), dist file axe.min.js; only tests use it."""
+    data = (Path(__file__).parent / "vendor" / "axe.min.js").read_bytes()
+    assert hashlib.sha256(data).hexdigest() == "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c"
+
+
 def test_the_first_page_is_light() -> None:
     """What a browser without anything in its cache is sent, beside the page itself."""
     sizes = {name: (STATIC / name).stat().st_size for name in ("console.css", "htmx.js", "live.js", "symbols.svg")}

@@ -9,7 +9,7 @@
     const axis = { stroke: style("--quiet"), grid: { stroke: style("--line"), width: 1 }, ticks: { stroke: style("--line"), width: 1 }, font: `12px ${style("--sans")}` };
     const plot = new uPlot({
       width: node.clientWidth, height, legend: { show: false }, scales: { x: { time: false } },
-      axes: [{ ...axis, size: 32 }, { ...axis, size: 56, values: (_, all) => all.map(short) }],
+      axes: [{ ...axis, size: 32, incrs: [1, 2, 5].flatMap((n) => [0, 1, 2, 3, 4, 5].map((p) => n * 10 ** p)).sort((a, b) => a - b) }, { ...axis, size: 56, values: (_, all) => all.map(short) }],
       cursor: { points: { size: 6 } },
       series: [{ label: "step" }, ...series],
     }, data, node);
