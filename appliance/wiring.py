@@ -153,7 +153,7 @@ def _found(settings: Settings, name: str, wanted: founding.FoundingRequest) -> T
 
 
 def _first_entry(ledger: Ledger) -> Entry | None:
-    """That of the database's log, whoever's it is."""
+    """That of the log in the database, also where it is another installation's."""
     try:
         return parse_entry(ledger.entry_bytes(0))
     except NotFound:

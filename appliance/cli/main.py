@@ -199,7 +199,7 @@ def run(given: list[str]) -> int:
     except click.ClickException as error:
         return _fail(2, "usage", _usage(error), as_json)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone
         return BROKEN_PIPE
     except Exception as error:
         if os.environ.get("APPLIANCE_DEBUG"):

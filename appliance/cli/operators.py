@@ -53,7 +53,7 @@ def import_base(caller: Caller, path: Path, name: str, licence: str, wait: bool)
 
     check_base(caller.reading(), caller.signer, name, licence)
     source = read_base(path, name)
-    _ = caller.unlocked
+    _ = caller.unlock("to sign the import")
     send(caller, source)
     proposal = propose_base(caller.about, caller.signer, name, licence, source)
     _finish_import(caller, sign_and_submit(caller, proposal), wait)
@@ -163,7 +163,7 @@ def import_dataset(
     terms = DatasetTerms(base=base_name, columns=read_columns(columns), **given)
     digest = check_dataset(caller.reading(), caller.anchor, caller.signer, terms)
     sources = read_sources(path, held_out_file, kind)
-    _ = caller.unlocked
+    _ = caller.unlock("to sign the import")
     for source in sources:
         send(caller, source)
     teaching = Teaching(**{member.name: getattr(terms, member.name) for member in fields(Teaching)})

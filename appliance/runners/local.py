@@ -1,6 +1,6 @@
 """Starts a worker on this machine, inside its walls, and speaks frames with it.
 
-Whoever receives a frame reads the pipe itself: no thread and no queue stands between. What nobody receives stays in the
+The receiver of a frame reads the pipe itself, with no thread or queue between. What is not received stays in the
 pipe, and a worker that goes on writing waits.
 
 The worker has three descriptors, all of them pipes: frames in on 0, frames out on 1, its log on 2. It ends with this

@@ -167,6 +167,7 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
         compute_dtype=take(task, "compute_dtype", str),
         device=take(task, "device", str),
         reads=True,
+        keeps=False,
     )
     engine = Engine(base)
     session.send({"frame": "ready", "context_length": base.context_length, "packages": machine.list_packages()})

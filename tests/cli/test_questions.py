@@ -101,13 +101,18 @@ def test_a_mapping_among_facts_is_a_line_of_words(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == "measured:  accuracy 0.9, macro f1 0.8\n"
 
 
-def test_the_state_is_a_table_or_whole_in_json(open_desk: Callable[[str], Desk]) -> None:
+def test_the_state_is_facts_or_whole_in_json(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("serving")
     slot = desk.site.state.slots.get("legal/labels")
     assert slot is not None
     released = str(slot.release)
     told = desk.as_("audrey", "ledger", "state", "--kind", "release")
-    assert told.out.splitlines()[1].split()[:3] == ["release", "legal/labels", released]
+    first, *facts = told.out.splitlines()
+    assert first == "release:  legal/labels"
+    assert [line.split() for line in facts if "task" in line or "since" in line] == [
+        ["since", "entry:", released],
+        ["task:", "labels"],
+    ]
     assert "As of entry" in told.err
     things = json.loads(desk.as_("audrey", "ledger", "state", "--json").out)["things"]
     assert {"principal", "adapter", "slot"} <= {thing["kind"] for thing in things}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import click
 
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import command, reads
-from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
+from appliance.cli.support.output import print_facts, print_json, print_line, say
 from appliance.cli.support.times import PAST_HELP, parse_point
 
 _AT = click.option(
@@ -136,6 +135,14 @@ def _slot(slot: dict[str, Any] | None) -> str:
     return f"{slot['adapter']}, entry {slot['entry']}, admitted by entry {slot['admitted']}"
 
 
+def _members(value: Any) -> Iterator[tuple[str, object]]:
+    """The members of a row that say something; one of several parts as JSON."""
+    for name, member in value.items() if isinstance(value, dict) else (("value", value),):
+        if member not in (None, [], {}, ""):
+            text = isinstance(member, str | int)
+            yield name, member if text else json.dumps(member, ensure_ascii=False, sort_keys=True)
+
+
 @command("state", example="appliance ledger state --at 41\nappliance ledger state --at 7d --kind adapter --json")
 @_AT
 @click.option(
@@ -151,7 +158,9 @@ def state(caller: Caller, at: str | None, kinds: tuple[str, ...]) -> None:
     if caller.json:
         print_json(answer)
         return
-    encode = partial(json.dumps, ensure_ascii=False, sort_keys=True)
-    rows = [(thing["kind"], thing["id"], thing["since"], encode(thing["value"])) for thing in answer["things"]]
-    print_table(("kind", "name", "since entry", "value"), rows)
+    for thing in answer["things"]:
+        print_facts([(thing["kind"], thing["id"])])
+        members = [("since entry", thing["since"]), *_members(thing["value"])]
+        print_facts((f"  {name.replace('_', ' ')}", told) for name, told in members)
+        print_line("")
     say(f"As of entry {answer['as_of']}, {answer['time']}. What made a thing so: appliance ledger show ENTRY")

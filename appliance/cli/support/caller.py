@@ -52,6 +52,7 @@ class Caller:
     address: Address | None = None
     """Elsewhere, instead of a home on this machine."""
     _closing: list[Callable[[], None]] = field(default_factory=list)
+    _unlocked: Ed25519Signer | None = None
 
     @cached_property
     def profile(self) -> Profile | None:
@@ -123,7 +124,7 @@ class Caller:
     def session(self) -> SavedSession:
         from appliance.client.support.session import SavedSession
 
-        return SavedSession(self.door, self.signer, lambda: self.unlocked, self._ask_agent)
+        return SavedSession(self.door, self.signer, lambda: self.unlock("to open a session"), self._ask_agent)
 
     def _ask_agent(self, payload: bytes) -> Envelope | None:
         """The session signed by this person's agent, where it holds the key that the command names."""
@@ -131,7 +132,7 @@ class Caller:
         from appliance.client.support.keys import read_public_key
         from appliance.formats.signatures.keys import keyid_of
 
-        if "unlocked" in self.__dict__:
+        if self._unlocked is not None:
             return None
         try:
             path = socket_path(self.where, self.signer)
@@ -192,13 +193,14 @@ class Caller:
             )
         return self.profile.key
 
-    @cached_property
-    def unlocked(self) -> Ed25519Signer:
-        """The person's key; the passphrase is asked for once."""
+    def unlock(self, purpose: str) -> Ed25519Signer:
+        """The person's key. The passphrase is asked for once a command, with what it is needed for first."""
         from appliance.client.support.keys import open_key
 
-        path = self.key_file
-        return open_key(path, lambda: self.ask_passphrase(f"Passphrase of {path}"))
+        if self._unlocked is None:
+            path = self.key_file
+            self._unlocked = open_key(path, lambda: self.ask_passphrase(f"Passphrase of {path}, {purpose}"))
+        return self._unlocked
 
     def ask_passphrase(self, prompt: str, *, confirm: bool = False) -> bytes:
         """From the descriptor or the file that was named, else from the terminal."""

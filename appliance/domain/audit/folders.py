@@ -31,7 +31,7 @@ Documents = Callable[[str], bytes | None]
 
 @dataclass(frozen=True)
 class Folder:
-    """`name` for people; `read`: a file's bytes by its path, whoever wrote them."""
+    """`name` for people; `read`: a file's bytes by its path."""
 
     name: str
     read: Callable[[str], bytes]

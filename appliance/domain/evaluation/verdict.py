@@ -1,6 +1,6 @@
 """The verdict over a gate set: is the task better, and is nothing else worse?
 
-A function of gate set, items and how often the sets were judged before: whoever has these computes the same bytes.
+A function of gate set, items and how often the sets were judged before: the same three give the same bytes.
 docs/formats/evaluation.md is the page.
 """
 

@@ -1,7 +1,7 @@
-"""An approved adapter that leaves the appliance: what goes with it, and how whoever receives it decides by himself.
+"""An approved adapter that leaves the appliance: what goes with it, and how its receiver decides without the service.
 
 The entry of the export binds, beside the order, the rows of the state that admission rests on. A rule compares them
-with the fold, so every verifier of the log has; whoever holds the log's key decides over them as the appliance does.
+with the fold, so every verifier of the log has; a holder of the log's key decides over them as the appliance does.
 What was revoked since cannot reach the folder: so it is good until a date, which policy bounds.
 """
 
@@ -109,7 +109,7 @@ def standing_evidence(state: State, accepted: Accepted) -> dict[str, bytes]:
 
 
 def exported(case: Case) -> Changes:
-    """The rows beside the order are those of the state: whoever holds the log's key can decide over them.
+    """The rows beside the order are those of the state: a holder of the log's key can decide over them.
 
     It is remembered until a later export finds it expired: it answers no question about that entry or one after it, but
     where the clock ran ahead then and was reset since (docs/operations.md).
@@ -239,7 +239,7 @@ class Approved:
 
 
 def check_exported(received: ExportedAdapter, trust: Trust, now: Time, *, unit: str, task: str) -> Approved:
-    """For whoever loads as this unit, and asks for this task. In this order; Tampered, Denied or BadInput names the
+    """Called by a loader of this unit and task. In this order; Tampered, Denied or BadInput names the
     first that does not hold.
 
     1. the log begins with the trusted entry, under a checkpoint that the trusted key signed
