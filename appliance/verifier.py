@@ -141,7 +141,8 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         action="append",
         default=[],
-        help="a sealed adapter's folder: compute its verdict again from its items; or its dataset's, for their rows",
+        help="a sealed adapter's folder: compute its verdict again from its items; or, for their rows, that of its "
+        "dataset or of a validation set",
     )
     parser.add_argument("--all", action="store_true", help="print every finding; otherwise a summary")
     parser.add_argument("--json", action="store_true", help="print the whole report as JSON")

@@ -82,7 +82,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     ),
     "web": ("core", "people", "operations", "units"),
     "client": ("support", "applications", "evaluation", ""),
-    "cli": ("support", "runs", "audit", "tokens", "reviews", ""),
+    "cli": ("support", "data", "runs", "audit", "tokens", "reviews", ""),
 }
 MOST_FILES = 16
 """In one folder of the appliance."""

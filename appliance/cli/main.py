@@ -64,7 +64,10 @@ COMMANDS = {
     "config": Entry("Administrators", "service", "Every setting: value, source, default, meaning."),
     "base": Entry("Operators", "operators", "Base models: import and list."),
     "dataset": Entry("Operators", "operators", "Datasets: import, list, show."),
-    "import": Entry("Operators", "imports", "Imports that were ordered: list, cancel."),
+    "import": Entry("Operators", "data.imports", "Imports that were ordered: list, cancel."),
+    "validation-set": Entry(
+        "Validators", "data.validation_sets", "Rows that judge adapters: import, list, show, revoke."
+    ),
     "recipe": Entry("Operators", "runs.recipes", "Recipes: begin a new one, with every key explained."),
     "run": Entry("Operators", "operators", "Training runs: start, follow, list, cancel."),
     "gate": Entry("Reviewers", "runs.gates", "Gates: the sets at hand; check and explain what they decided."),

@@ -80,7 +80,7 @@ def test_a_verdict_is_computed_again_from_its_folder(desk: Desk, capsys: pytest.
     assert code == 0, out
     assert "clauses@1: verdict and items hold, computed again from" in out and "not checked" not in out
     code, out = desk.verify(capsys, "clauses-1")
-    assert code == 0 and "not checked rows of clauses@1: give the folder of its dataset, too" in out
+    assert code == 0 and "not checked rows of clauses@1: give the folder of its dataset clauses@1, too" in out
 
 
 def test_a_verdict_that_the_items_do_not_give_fails(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,6 +148,6 @@ def test_a_folder_of_another_log_is_named(desk: Desk, capsys: pytest.CaptureFixt
     desk.seal(encode_items(ITEMS))
     desk.lay("other", {MANIFEST_PATH: manifest("clauses", 1, {"w": b"others"})})
     code, out = desk.verify(capsys, "other")
-    assert code == 6 and "expected a manifest that an adapter or dataset of this log has" in out
+    assert code == 6 and "expected a manifest that an adapter, a dataset or a validation set of this log has" in out
     code, out = desk.verify(capsys, "nowhere")
     assert code == 6 and "expected a readable file, got No such file" in out

@@ -93,8 +93,8 @@ Base64 = Annotated[str, StringConstraints(min_length=1, max_length=16384), After
 Role = Annotated[
     str,
     form(
-        rf"^(?:administrator|operator|auditor|unit|reviewer:{IDENTIFIER}|release-owner:{IDENTIFIER})$",
-        "administrator, operator, auditor, unit, reviewer:FIELD such as reviewer:privacy, "
+        rf"^(?:administrator|operator|auditor|unit|validator|reviewer:{IDENTIFIER}|release-owner:{IDENTIFIER})$",
+        "administrator, operator, auditor, unit, validator, reviewer:FIELD such as reviewer:privacy, "
         "or release-owner:UNIT such as release-owner:legal",
     ),
 ]
@@ -102,6 +102,8 @@ Role = Annotated[
 
 EXCLUSIVE_ROLES = ("administrator", "auditor", "unit")
 """Roles that cannot be combined: people who enrol, audit or consume do not also train or approve."""
+PARTED_ROLES = ("operator", "validator")
+"""Roles that one person does not have both of: who trains does not choose the rows that judge it."""
 
 
 class Value(BaseModel):

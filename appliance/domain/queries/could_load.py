@@ -29,7 +29,19 @@ from appliance.domain.rulebook.registry import book_of
 from appliance.domain.witnesses.cosignatures import unwitnessed
 from appliance.errors import BadInput, NotFound
 
-JUDGED_BY = ("site", "principal", "key", "base", "dataset", "adapter", "release", "export", "slot", "witness")
+JUDGED_BY = (
+    "site",
+    "principal",
+    "key",
+    "base",
+    "dataset",
+    "validation-set",
+    "adapter",
+    "release",
+    "export",
+    "slot",
+    "witness",
+)
 """The kinds that decide what may be loaded."""
 
 

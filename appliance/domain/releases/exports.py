@@ -27,6 +27,7 @@ from appliance.domain.core.records import (
     Principal,
     Release,
     Site,
+    ValidationSet,
     Witness,
     export_key,
     release_key,
@@ -139,6 +140,7 @@ class Standing(Value):
     keys: tuple[Key, ...]
     base: Base
     dataset: Dataset
+    validation_sets: tuple[ValidationSet, ...]
     adapter: Adapter
     release: Release
     witnesses: tuple[Witness, ...]
@@ -155,6 +157,8 @@ class Standing(Value):
             state.witnesses.put(witness.name, witness)
         state.bases.put(self.base.name, self.base)
         state.datasets.put(versioned(self.dataset.name, self.dataset.version), self.dataset)
+        for one in self.validation_sets:
+            state.validation_sets.put(versioned(one.name, one.version), one)
         state.adapters.put(versioned(adapter.name, adapter.version), adapter)
         state.releases.put(release_key(self.release.unit, self.release.task), self.release)
         state.keep()
@@ -177,12 +181,14 @@ def standing_of(state: State, order: ExportAdapter, keyid: str) -> Standing:
     keyids = {keyid, release.current.keyid, *(review.keyid for review in reviews)}
     keyids |= {one.keyid for one in delegated} | {one.keyid for one in asked}
     keyids |= {one.closed_keyid for one in adapter.findings if one.closed_keyid is not None}
+    sets = [state.validation_sets.get(bound.validation_set) for bound in adapter.sets]
     return Standing(
         site=state.site,
         principals=tuple(person for name in sorted(names) if (person := state.principals.get(name)) is not None),
         keys=tuple(key for one in sorted(keyids) if (key := state.keys.get(one)) is not None),
         base=base.model_copy(update={"facts": {}}),
         dataset=dataset.model_copy(update={"facts": {}}),
+        validation_sets=tuple(one.model_copy(update={"facts": {}}) for one in sets if one is not None),
         adapter=adapter.model_copy(update={"reviews": own, "requests": asked, "measured": {}}),
         release=release.model_copy(update={"history": (release.current,)}),
         witnesses=state.witnesses.values(),

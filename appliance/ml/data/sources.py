@@ -13,13 +13,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.domain.data.tasks import FORMATS, OPTIONAL, Task, may_lack
+from appliance.domain.data.tasks import FORMATS, GROUPS, OPTIONAL, Task, may_lack
 from appliance.errors import BadInput, TooLarge
 from appliance.ml.data.parquet import read_parquet
 
 MAX_ROWS = 1_000_000
 MAX_TEXT_CHARACTERS = 200_000
 MAX_MESSAGES = 1_000
+MAX_GROUP_CHARACTERS = 256
 MESSAGES = "messages"
 
 Message = dict[str, str]
@@ -181,12 +182,25 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read(task: Task, place: str, values: Mapping[str, Any]) -> Source:
     """The record with every part checked by itself."""
-    parts = {}
+    parts, messages = dict[str, str](), tuple[Message, ...]()
     for part, value in values.items():
         if part == MESSAGES:
-            return Source(place, {}, _read_messages(value, place))
-        parts[part] = _check_text(value, f"{place}, {part}", may_be_empty=(task, part) in OPTIONAL)
-    return Source(place, parts)
+            messages = _read_messages(value, place)
+        elif part in GROUPS:
+            parts |= _read_group(part, value, f"{place}, {part}")
+        else:
+            parts[part] = _check_text(value, f"{place}, {part}", may_be_empty=(task, part) in OPTIONAL)
+    return Source(place, parts, messages)
+
+
+def _read_group(part: str, value: Any, place: str) -> dict[str, str]:
+    """A group's value as text, an integer in decimal digits; nothing where the row has none."""
+    if value is None or value == "":
+        return {}
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _check_text(value, place)
+    if len(text) > MAX_GROUP_CHARACTERS:
+        raise TooLarge(f"{place}: expected at most {MAX_GROUP_CHARACTERS} characters, got {len(text)}")
+    return {part: text}
 
 
 def _read_messages(value: Any, place: str) -> tuple[Message, ...]:

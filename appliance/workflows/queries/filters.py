@@ -20,6 +20,7 @@ _NAMES: dict[str, Callable[[State], Collection[str]]] = {
     "run": lambda state: [key for key, _ in state.runs.items()],
     "task": lambda state: {release.task for release in state.releases.values()},
     "unit": lambda state: [person.name for person in state.principals.values() if "unit" in person.roles],
+    "validation-set": lambda state: [key for key, _ in state.validation_sets.items()],
     "witness": lambda state: [witness.name for witness in state.witnesses.values()],
 }
 """What the state holds of each kind of subject."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from appliance.domain.evaluation.judging import count_judged
+from appliance.domain.core.state import State
+from appliance.domain.evaluation.basis import count_judged, count_judged_on, find_sets
 from appliance.domain.planning.shape import read_roles
 from appliance.domain.recipe.recipe import Facts
 from appliance.errors import NotFound
@@ -81,6 +82,13 @@ def run_steps(context: Context, run: str) -> bytes:
     return steps.read(context.ledger.state, context.artifacts, context.steps, run)
 
 
+def _standing_sets(state: State, base_digest: str, task: str) -> list[dict[str, Any]]:
+    """The validation sets that a run on this base and task could be judged on, each in its newest version."""
+    names = [one.name for one in state.validation_sets.values() if one.task == task]
+    found = find_sets(state, names, base_digest).values()
+    return [{**one.model_dump(mode="json"), "judged_before": count_judged_on(state, one)} for one in found]
+
+
 def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[str, Any]:
     """What a client needs to resolve a recipe by itself."""
     state = context.ledger.state
@@ -108,5 +116,6 @@ def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[st
         "base_facts": base.facts,
         "dataset_facts": dataset.facts,
         "judged_before": count_judged(state, dataset_name),
+        "validation_sets": _standing_sets(state, base.digest, str(dataset.facts.get("task"))),
         "machine": planning.describe_machine(context).model_dump(mode="json"),
     }
