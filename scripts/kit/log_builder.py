@@ -574,9 +574,13 @@ class LogBuilder:
             self.enroll("vera", "validator")
         order = self.set_order(**fields)
         requested = self.ordered(ImportRequested(policy=self.in_force), order)
-        body = self.set_imported(requested, validation_set=f"{order.validation_set}@{version}")
-        listed = manifest(order.validation_set, version, {"rows": order.file.encode()})
+        listed, measured = self.lay_set(order, version)
+        body = self.set_imported(requested, validation_set=f"{order.validation_set}@{version}", **measured)
         return self.add(body, documents={"manifest": listed})
+
+    def lay_set(self, order: ImportValidationSet, version: int) -> tuple[bytes, dict[str, Any]]:
+        """The manifest of its folder, and what was measured in it."""
+        return manifest(order.validation_set, version, {"rows": order.file.encode()}), {}
 
     def set_imported(self, requested: Entry, **fields: Any) -> ValidationSetImported:
         standing: dict[str, Any] = {

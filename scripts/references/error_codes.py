@@ -137,6 +137,9 @@ TRAINING = {
     "nothing-to-train": Code((BadInput,), "rows have nothing that can be trained", "correct the rows that it names"),
     "nothing-trained": Code((Unavailable,), "no weight changed in training", "change the recipe, or report it"),
     "diverged": Code((BadInput,), "the loss became too large or not finite", "lower the learning rate"),
+    "noisy": Code(
+        (BadInput,), "the adapter's answers depend on what is evaluated beside them", "evaluate on another machine"
+    ),
     "not-servable": Code((BadInput,), "the adapter is not one that can be served", "train it by another method"),
     "probe": Code((Tampered,), "a loaded adapter does not answer its probe as recorded", "see `probe-differs`"),
     "probe-differs": Code(

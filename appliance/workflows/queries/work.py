@@ -82,9 +82,9 @@ def run_steps(context: Context, run: str) -> bytes:
     return steps.read(context.ledger.state, context.artifacts, context.steps, run)
 
 
-def _standing_sets(state: State, base_digest: str, task: str) -> list[dict[str, Any]]:
+def _standing_sets(state: State, base_digest: str, task: object) -> list[dict[str, Any]]:
     """The validation sets that a run on this base and task could be judged on, each in its newest version."""
-    names = [one.name for one in state.validation_sets.values() if one.task == task]
+    names = [one.name for one in state.validation_sets.values() if task in (None, one.task)]
     found = find_sets(state, names, base_digest).values()
     return [{**one.model_dump(mode="json"), "judged_before": count_judged_on(state, one)} for one in found]
 
@@ -116,6 +116,6 @@ def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[st
         "base_facts": base.facts,
         "dataset_facts": dataset.facts,
         "judged_before": count_judged(state, dataset_name),
-        "validation_sets": _standing_sets(state, base.digest, str(dataset.facts.get("task"))),
+        "validation_sets": _standing_sets(state, base.digest, dataset.facts.get("task")),
         "machine": planning.describe_machine(context).model_dump(mode="json"),
     }
