@@ -21,7 +21,7 @@ from appliance.errors import BadInput
 from appliance.ml.data.rows import Row
 from appliance.ml.data.samples import Sample
 from appliance.ml.evaluation import metrics
-from appliance.ml.evaluation.labels import judge_rows
+from appliance.ml.evaluation.labels import LabelTree, judge_rows
 from appliance.ml.inference.adapters import Slots
 from appliance.ml.inference.drawing import draw_tokens
 from appliance.ml.inference.request import Request
@@ -66,7 +66,7 @@ def evaluate(
         **metrics.summarize_loss(_check_finite(math.fsum(losses)), tokens),
     }
     chosen = choose_judged(about.task, list(zip(rows, samples, losses, strict=True)))
-    scores = [{"loss": _scale(loss / sample.trained_tokens)} for _, sample, loss in chosen]
+    scores = [{"loss": scale(loss / sample.trained_tokens)} for _, sample, loss in chosen]
     if about.task not in COMPARED:
         return Evaluation(metrics_found, [_answer(one) for one in scores])
     expected = [row.answer for row, _, _ in chosen]
@@ -81,16 +81,16 @@ def evaluate(
 def _judge(task: str, expected: str, written: str, scores: dict[str, int]) -> Answer:
     """One written answer; of question answering it is right where it matches exactly."""
     if task == "summarisation":
-        return _answer({**scores, "rouge_l": _scale(metrics.rouge_l(expected, written))})
+        return _answer({**scores, "rouge_l": scale(metrics.rouge_l(expected, written))})
     right = metrics.normalise(expected) == metrics.normalise(written)
-    return _answer({**scores, "token_f1": _scale(metrics.token_f1(expected, written))}, right=right)
+    return _answer({**scores, "token_f1": scale(metrics.token_f1(expected, written))}, right=right)
 
 
 def _answer(scores: dict[str, int], right: bool | None = None) -> Answer:
     return Answer(confidence=None, label=None, right=right, scores=scores)
 
 
-def _scale(value: float | Fraction) -> int:
+def scale(value: float | Fraction) -> int:
     """In millionths, half to even."""
     return max(-MOST_SCORE, min(MOST_SCORE, round(value * SCALE)))
 
@@ -144,8 +144,8 @@ def classify(
 ) -> Evaluation:
     """Loss, accuracy and macro-F1, the model held to the dataset's labels."""
     chat = base.chat
-    encoded = [chat.encode(chat.answer(label)) for label in labels]
-    judged = judge_rows(base, samples, [sample.spans[0][0] for sample in samples], encoded, report)
+    tree = LabelTree([chat.encode(chat.answer(label)) for label in labels])
+    judged = judge_rows(base, samples, [sample.spans[0][0] for sample in samples], [tree] * len(samples), report)
     total = _check_finite(math.fsum(one.loss for one in judged))
     found = metrics.summarize_loss(total, sum(sample.trained_tokens for sample in samples))
     chosen = [labels[one.label] for one in judged]
@@ -155,7 +155,7 @@ def classify(
             confidence=min(SCALE, round(math.exp(one.log_probability) * SCALE)),
             label=label,
             right=label == row.answer,
-            scores={"loss": _scale(one.loss / sample.trained_tokens)},
+            scores={"loss": scale(one.loss / sample.trained_tokens)},
         )
         for row, sample, one, label in zip(rows, samples, judged, chosen, strict=True)
     ]
