@@ -37,7 +37,7 @@ _MAX_HEADER_BYTES = 1 << 20
 _READ_BYTES = 1 << 16
 _KILL_S = 30.0
 TEMPORARY = ".tmp"
-OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
 """Variables by which libraries are told to ask no network, of which a worker has none."""
 
 Frame = tuple[dict[str, Any], bytes]

@@ -93,7 +93,7 @@ def _evaluate_run(
     from appliance.ml.evaluation import sets
     from appliance.ml.inference import adapters, probe
 
-    base, dataset = _load_base(task, recipe), Path(take_path(task, "dataset"))
+    base, dataset = load_task_base(task, recipe), Path(take_path(task, "dataset"))
     about = data.load_about(dataset)
     judged = {found.own: sets.load_set(found.own, dataset, base, about)}
     for one in take(task, "sets", list):
@@ -105,7 +105,7 @@ def _evaluate_run(
     slots, readings, answers = adapters.Slots(base), {}, dict[str, Answers]()
     for subject in ("base", "adapter"):
         folder = Path(take_path(task, "adapter"))
-        with nullcontext(slots) if subject == "base" else _trained(base, slots, recipe["method"], folder) as wrapping:
+        with nullcontext(slots) if subject == "base" else trained(base, slots, recipe["method"], folder) as wrapping:
             readings[subject] = probe.read_probe(base)
             answers[subject] = found.evaluate(base, wrapping, judged.values(), subject)
             if subject == "adapter":
@@ -121,13 +121,13 @@ def _evaluate_released(task: Header, released: Header, sets: list[JudgedSet], fo
     from appliance.ml.inference import adapters
 
     recipe = take(released, "recipe", dict)
-    base = _load_base(task, {**task["recipe"], **{name: recipe[name] for name in HELD_AS}})
+    base = load_task_base(task, {**task["recipe"], **{name: recipe[name] for name in HELD_AS}})
     slots = adapters.Slots(base)
-    with _trained(base, slots, recipe["method"], Path(take_path(released, "folder"))) as wrapping:
+    with trained(base, slots, recipe["method"], Path(take_path(released, "folder"))) as wrapping:
         return found.evaluate(base, wrapping, sets, "released")
 
 
-def _load_base(task: Header, recipe: Mapping[str, Any]) -> Base:
+def load_task_base(task: Header, recipe: Mapping[str, Any]) -> Base:
     from appliance.domain.recipe.methods import METHODS
     from appliance.ml.model.base import load_base
 
@@ -142,7 +142,7 @@ def _load_base(task: Header, recipe: Mapping[str, Any]) -> Base:
 
 
 @contextmanager
-def _trained(base: Base, slots: Slots, method: str, folder: Path) -> Iterator[Slots | None]:
+def trained(base: Base, slots: Slots, method: str, folder: Path) -> Iterator[Slots | None]:
     """What was trained, at work: in a slot, as it would be served, or for a baseline that none can hold for good. Gives
     the slots that still wrap the base."""
     from appliance.domain.recipe.methods import METHODS

@@ -121,6 +121,9 @@ UNITS = {
     ),
     "token-limit": Code((TooMany,), "the unit's tokens of this minute or day are used up", "wait for `Retry-After`"),
     "answer-altered": Code((BadInput,), "the chat template changes the answer's text", "give other messages or rows"),
+    "harness-missing": Code(
+        (Unavailable,), "lm-eval or evaluate is not installed", "install it, and set `harness_packages`"
+    ),
     "cache-full": Code((Unavailable,), "the engine has no memory for another request", "ask again"),
     "not-finite": Code((Unavailable,), "the model computed a number that is not finite", "ask again; then report it"),
     "answer-failed": Code((Unavailable,), "one answer failed by a defect", "ask again; then report it"),

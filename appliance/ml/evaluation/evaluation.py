@@ -97,9 +97,18 @@ def scale(value: float | Fraction) -> int:
 
 def measure_losses(base: Base, samples: Sequence[Sample], report: Report) -> list[float]:
     """The summed cross-entropy of each row's trained tokens."""
-    found: dict[int, float] = {}
+    return [loss for loss, _ in _measure(base, samples, report, False)]
+
+
+def measure_continuations(base: Base, samples: Sequence[Sample], report: Report) -> list[tuple[float, bool]]:
+    """The same, and whether each of these tokens is the likeliest where it is."""
+    return _measure(base, samples, report, True)
+
+
+def _measure(base: Base, samples: Sequence[Sample], report: Report, ranks: bool) -> list[tuple[float, bool]]:
+    found: dict[int, tuple[float, bool]] = {}
     for pack in _packs(samples):
-        found |= zip((sample.index for sample in pack), _sum_losses(base, pack), strict=True)
+        found |= zip((sample.index for sample in pack), _read_pack(base, pack, ranks), strict=True)
         report(len(pack), sum(len(sample.ids) for sample in pack))
     return [found[sample.index] for sample in samples]
 
@@ -122,7 +131,8 @@ def _packs(samples: Sequence[Sample]) -> list[list[Sample]]:
 
 
 @torch.inference_mode()
-def _sum_losses(base: Base, samples: Sequence[Sample]) -> list[float]:
+def _read_pack(base: Base, samples: Sequence[Sample], ranks: bool) -> list[tuple[float, bool]]:
+    """Each row's loss, and with `ranks` whether its trained tokens are all the likeliest."""
     own = max(len(sample.ids) - sample.spans[0][0] for sample in samples) + 1
     pack, segments = pack_sequences([sample.ids for sample in samples], keep=own, longest_short=base.longest_short)
     places, targets, owners = list[int](), list[int](), list[int]()
@@ -133,10 +143,14 @@ def _sum_losses(base: Base, samples: Sequence[Sample]) -> list[float]:
             targets += sample.ids[start:stop]
             owners += [number] * (stop - start)
     hidden = base.read_pack(pack)[places]
-    losses = base.head().token_losses(hidden, torch.tensor(targets, device=base.device))
+    wanted = torch.tensor(targets, device=base.device)
+    losses = base.head().token_losses(hidden, wanted)
     total = losses.new_zeros(len(samples)).index_add(0, torch.tensor(owners, device=base.device), losses)
-    found: list[float] = total.tolist()
-    return found
+    missed = set[int]()
+    if ranks:
+        likeliest = base.head().find_likeliest(hidden) == wanted
+        missed = {owner for owner, hit in zip(owners, likeliest.tolist(), strict=True) if not hit}
+    return [(loss, number not in missed) for number, loss in enumerate(total.tolist())]
 
 
 def classify(

@@ -30,7 +30,7 @@ _ERRORS: dict[str, type[ApplianceError]] = {
     **{error.code: error for error in (BadInput, NotFound, Tampered, Unavailable)},
     "probe-differs": Tampered,
     "adapter-inactive": Tampered,
-    **dict.fromkeys(("out-of-memory", "cache-full", "not-finite", "answer-failed"), Unavailable),
+    **dict.fromkeys(("out-of-memory", "cache-full", "not-finite", "answer-failed", "harness-missing"), Unavailable),
     "context-length": TooLarge,
     "cut-off": Denied,
 }
