@@ -38,6 +38,7 @@ from appliance.store.files.calibrations import Calibrations
 from appliance.store.files.checkpoints import Checkpoints
 from appliance.store.files.disk import write_file
 from appliance.store.files.keyring import ADAPTER_KEY, Keyring
+from appliance.store.files.local_sets import LocalSets
 from appliance.store.files.lock import holder_of, lock_folder
 from appliance.store.files.steps import Steps
 from appliance.store.files.witnessed import Witnessed
@@ -248,6 +249,7 @@ def service(
         checkpoints=Checkpoints(settings.home),
         steps=run_steps,
         calibrations=Calibrations(settings.home),
+        local_sets=LocalSets(settings.home, settings.harness_packages),
         progress=Progress(earlier=lambda key: steps.earlier_frames(ledger.state, artifacts, run_steps, key)),
         keyring=keyring,
         witnessed=Witnessed(settings.witnessed),

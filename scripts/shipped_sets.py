@@ -1,6 +1,7 @@
+#!/usr/bin/env python3
 """Writes the arithmetic of the set `general` and puts the right choices of all its questions in balanced positions.
 
-    .venv/bin/python scripts/shipped_sets.py
+    scripts/shipped_sets.py
 
 The other questions are written by people, in appliance/domain/evaluation/shipped/general.json itself. Running it again
 changes nothing; a test holds the file against it.

@@ -9,14 +9,14 @@ from typing import Any
 
 import yaml
 
-from appliance.client.evaluation.gates import AtHand, choose_sets
+from appliance.client.evaluation.gates import AtHand, choose_local_sets, choose_sets
 from appliance.client.imports import proven_digest
 from appliance.client.support.door import About, Door
 from appliance.client.support.files import read_file
 from appliance.client.support.log import Anchor, find_entries, read_entry
 from appliance.client.support.orders import Proposal, propose
 from appliance.domain.core.names import versioned
-from appliance.domain.core.records import BoundSet
+from appliance.domain.core.records import BoundSet, LocalSet
 from appliance.domain.recipe.parsing import parse_recipe
 from appliance.domain.recipe.recipe import Facts, Recipe, resolve_recipe
 from appliance.domain.runs.cancellation import Cancel
@@ -96,6 +96,7 @@ def propose_run(
     except BadInput as error:
         raise error.within(what) from None
     sets = choose_sets(answer, None if gates is None else gates.gates)
+    local = choose_local_sets(answer, None if gates is None else gates.gates)
     unwritten = frozenset(name for name, value in recipe.model_dump().items() if value == "auto")
     return propose(
         door.about,
@@ -107,6 +108,7 @@ def propose_run(
             "dataset_digest": dataset_digest,
             "gates": None if gates is None else gates.digest,
             "sets": tuple(_bind_set(door, anchor, one) for one in sets),
+            "local_sets": tuple(LocalSet(set=one["set"], digest=one["digest"]) for one in local),
         },
         documents={} if gates is None else {"gates": gates.data},
         resolved=unwritten,

@@ -8,16 +8,18 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 from appliance.worker.link import Header, Link, run_worker, take, take_path
 
 if TYPE_CHECKING:
     from appliance.domain.evaluation.items import Answer
     from appliance.ml.evaluation.sets import JudgedSet
+    from appliance.ml.evaluation.shipped import ShippedSet
     from appliance.ml.inference.adapters import Slots
     from appliance.ml.model.base import Base
 
+Rows = Union["JudgedSet", "ShippedSet"]
 Answers = dict[str, "list[Answer]"]
 """By the name of a set."""
 HELD_AS = ("quantisation", "compute_dtype", "method")
@@ -25,7 +27,6 @@ HELD_AS = ("quantisation", "compute_dtype", "method")
 
 
 def work(session: Link, task: Header, blob: bytes) -> Header:
-    from appliance.ml.evaluation import metrics
     from appliance.ml.model import machine
 
     started, recipe, output = time.monotonic(), take(task, "recipe", dict), Path(take_path(task, "output"))
@@ -42,8 +43,6 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
         theirs = _evaluate_released(task, released, chosen, found)
         for one in chosen:
             one.write(output, answers["base"][one.name], theirs[one.name], released=True)
-    if judged[found.own].about.task == "classification":
-        found.metrics["majority"] = metrics.summarize_majority([row.answer for row in judged[found.own].rows])
     return {
         **found.metrics,
         "sets": found.sets,
@@ -64,6 +63,7 @@ class _Found:
         self.metrics: dict[str, Any] = {}
         self.sets: dict[str, dict[str, Any]] = {}
         self.total = 0
+        self.texts: dict[str, tuple[str, ...]] = {}
         self._session, self._done, self._read, self._began = session, 0, 0, time.monotonic()
 
     def report(self, more: int, tokens: int) -> None:
@@ -72,34 +72,39 @@ class _Found:
         frame = {"frame": "progress", "done": self._done, "total": self.total}
         self._session.send({**frame, "tokens": self._read, "seconds": seconds})
 
-    def evaluate(self, base: Base, slots: Slots | None, sets: Iterable[JudgedSet], subject: str) -> Answers:
+    def evaluate(self, base: Base, slots: Slots | None, sets: Iterable[Rows], subject: str) -> Answers:
         """What one model makes of every set."""
         answers = {}
         for one in sets:
             evaluated = one.evaluate(base, slots, self.report)
             answers[one.name] = evaluated.answers
             if one.name == self.own and subject != "released":
-                self.metrics[subject] = evaluated.metrics
+                self.metrics[subject], self.texts[subject] = evaluated.metrics, evaluated.texts
             else:
                 self.sets[one.name][subject] = one.tell(evaluated.metrics)
         return answers
 
 
-def _evaluate_run(
-    task: Header, recipe: Mapping[str, Any], found: _Found
-) -> tuple[dict[str, JudgedSet], dict[str, Answers]]:
+def _evaluate_run(task: Header, recipe: Mapping[str, Any], found: _Found) -> tuple[dict[str, Rows], dict[str, Answers]]:
     """The base before and the adapter after, each with its probe; the adapter's noise floor."""
     from appliance.ml.data import rows as data
-    from appliance.ml.evaluation import sets
+    from appliance.ml.evaluation import metrics, sets, shipped
     from appliance.ml.inference import adapters, probe
 
     base, dataset = load_task_base(task, recipe), Path(take_path(task, "dataset"))
     about = data.load_about(dataset)
-    judged = {found.own: sets.load_set(found.own, dataset, base, about)}
+    own = sets.load_set(found.own, dataset, base, about)
+    imported = {found.own: own}
     for one in take(task, "sets", list):
         name = take(one, "name", str)
-        judged[name] = sets.load_set(name, Path(take_path(one, "folder")), base, about, blind=take(one, "blind", bool))
-    found.sets |= sets.count_overlaps(dataset, list(judged.values()))
+        imported[name] = sets.load_set(
+            name, Path(take_path(one, "folder")), base, about, blind=take(one, "blind", bool)
+        )
+    found.sets |= sets.count_overlaps(dataset, list(imported.values()))
+    judged: dict[str, Rows] = dict(imported)
+    for name in take(task, "shipped", list):
+        judged[name] = shipped.load_shipped(name, base)
+        found.sets[name] = {"rows": len(judged[name].rows)}
     released = [] if task.get("released") is None else take(task["released"], "sets", list)
     found.total = 2 * sum(one.passes for one in judged.values()) + sum(judged[name].passes for name in released)
     slots, readings, answers = adapters.Slots(base), {}, dict[str, Answers]()
@@ -109,14 +114,17 @@ def _evaluate_run(
             readings[subject] = probe.read_probe(base)
             answers[subject] = found.evaluate(base, wrapping, judged.values(), subject)
             if subject == "adapter":
-                own = judged[found.own]
                 noise = sets.measure_noise(base, wrapping, own, answers[subject][found.own], recipe["seed"])
                 found.metrics["noise"] = noise
+    if take(task, "answers", bool):
+        own.write_texts(Path(take_path(task, "output")), found.texts["base"], found.texts["adapter"])
+    if about.task == "classification":
+        found.metrics["majority"] = metrics.summarize_majority([row.answer for row in own.rows])
     found.metrics["probe"] = probe.encode_probe(base, readings["base"], readings["adapter"])
     return judged, answers
 
 
-def _evaluate_released(task: Header, released: Header, sets: list[JudgedSet], found: _Found) -> Answers:
+def _evaluate_released(task: Header, released: Header, sets: list[Rows], found: _Found) -> Answers:
     """The version that is released now, on a base that is loaded anew and held as its own run held it."""
     from appliance.ml.inference import adapters
 

@@ -16,8 +16,6 @@ from appliance.worker.link import Header, Link, run_worker, take, take_path
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ANSWERS_FILE = "answers.json"
-
 
 def work(session: Link, task: Header, blob: bytes) -> Header:
     if task.get("packages"):
@@ -60,6 +58,7 @@ def _judge_task(task: Header, report: Callable[[int, int], None]) -> Header:
 def _judge_metric(task: Header, report: Callable[[int, int], None]) -> Header:
     from appliance.domain.evaluation.items import ITEMS_FILE, parse_items
     from appliance.ml.evaluation.harness import measure_answers, summarize_scores, write_metric_items
+    from appliance.ml.evaluation.sets import ANSWERS_FILE
 
     answered = Path(take_path(task, "answers"))
     folder, name = Path(take_path(task, "folder")), take(task, "name", str)
@@ -77,7 +76,9 @@ def _judge_metric(task: Header, report: Callable[[int, int], None]) -> Header:
 
 
 def _write(task: Header, lines: bytes) -> None:
-    (Path(take_path(task, "output")) / f"items-{take(task, 'set', str)}.jsonl").write_bytes(lines)
+    from appliance.domain.evaluation.basis import items_path
+
+    (Path(take_path(task, "output")) / items_path(take(task, "set", str))).write_bytes(lines)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from appliance.domain.core.event import Event, Ordered
 from appliance.domain.core.names import add_seconds, encode_value
 from appliance.domain.core.order import Order, encode_order
 from appliance.domain.core.policy import Parameters, PolicySet, parse_policy
-from appliance.domain.core.records import BoundSet
+from appliance.domain.core.records import BoundSet, LocalSet
 from appliance.domain.core.state import State
 from appliance.domain.data.bases import BaseImported, BaseRevoked, RevokeBase
 from appliance.domain.data.datasets import DatasetImported, DatasetRevoked, RevokeDataset
@@ -34,11 +34,13 @@ from appliance.domain.data.imports import (
     ImportRequested,
     ImportValidationSet,
 )
+from appliance.domain.data.local_sets import SHIPPED
 from appliance.domain.data.validation_sets import RevokeValidationSet, ValidationSetImported, ValidationSetRevoked
 from appliance.domain.evaluation.basis import find_basis, find_sets, items_path
 from appliance.domain.evaluation.evidence import conclude
 from appliance.domain.evaluation.gates import HELD_OUT, GateSet, parse_gates
 from appliance.domain.evaluation.items import ITEMS_FILE, encode_items, parse_items
+from appliance.domain.evaluation.shipped.sets import digest_set
 from appliance.domain.evaluation.verdict import Evidence, Overlap
 from appliance.domain.governance.delegations import Delegate, FieldDelegated
 from appliance.domain.governance.endorsement import Endorse, OrderPending
@@ -617,13 +619,17 @@ class LogBuilder:
         gates: GateSet | None = None,
         **fields: Any,
     ) -> str:
-        """With the newest version of each validation set that the gates name."""
+        """With the newest version of each validation set that the gates name, and the sets of no log."""
         run = f"r-{len(self.state.runs) + 1:06d}"
         document = None if gates is None else encode_value(gates)
         names = () if gates is None else gates.validation_sets
         found = find_sets(self.state, names, self.base_digest).values()
         sets = tuple(BoundSet(validation_set=f"{one.name}@{one.version}", digest=one.digest) for one in found)
-        bound = {"gates": None if document is None else digest_bytes(document), "sets": sets}
+        local = tuple(
+            LocalSet(set=name, digest=digest_set(name) if name in SHIPPED else digest_bytes(name.encode()))
+            for name in (() if gates is None else gates.local_sets)
+        )
+        bound = {"gates": None if document is None else digest_bytes(document), "sets": sets, "local_sets": local}
         order = self.train_order(signer, recipe, **bound | fields)
         beside = {} if document is None else {"gates": document}
         self.ordered(RunRequested(policy=self.in_force, run=run), order, documents=beside)
@@ -737,6 +743,7 @@ class LogBuilder:
         counted = {
             name: Overlap(found["duplicates"], found["near_duplicates"])
             for name, found in (metrics or {}).get("sets", {}).items()
+            if "duplicates" in found
         }
         evidence = Evidence(own, others, basis.judged_before, basis.named_before, counted)
         verdict = conclude(gates, own[HELD_OUT], evidence).verdict
@@ -749,6 +756,7 @@ class LogBuilder:
         assert row is not None
         inputs = {f"base:{row.base}": row.base_digest, f"dataset:{row.dataset}": row.dataset_digest, "order": row.order}
         inputs |= {f"validation-set:{bound.validation_set}": bound.digest for bound in row.sets}
+        inputs |= {f"local-set:{bound.set}": bound.digest for bound in row.local_sets}
         resources = [
             {"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}}
             for name, digest in (inputs | changes).items()

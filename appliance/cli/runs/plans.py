@@ -69,7 +69,7 @@ class Promise(NamedTuple):
 
 
 def promise(door: Door, chosen: AtHand | None, recipe: Recipe) -> Promise:
-    from appliance.client.evaluation.gates import choose_sets, list_effects, tell_effects
+    from appliance.client.evaluation.gates import choose_local_sets, choose_sets, list_effects, tell_effects
     from appliance.client.planning import read_facts
 
     facts = read_facts(door, recipe)
@@ -80,7 +80,12 @@ def promise(door: Door, chosen: AtHand | None, recipe: Recipe) -> Promise:
     sets = [
         {name: one[name] for name in ("name", "version", "judged_before")} for one in choose_sets(facts, chosen.gates)
     ]
+    local = [
+        {name: one[name] for name in ("set", "digest", "judged_before")}
+        for one in choose_local_sets(facts, chosen.gates)
+    ]
     value = {"name": chosen.gates.name, "digest": chosen.digest, "judged_before": before, "validation_sets": sets}
+    value |= {"local_sets": local}
     shown = [effect.model_dump(mode="json") for effect in effects]
     return Promise(list(tell_effects(chosen, effects, facts)), {**value, "can_show": shown})
 

@@ -10,9 +10,11 @@ from typing import Any
 from appliance.client.support.door import Door
 from appliance.client.support.files import read_file
 from appliance.domain.core.names import encode_value
+from appliance.domain.data import local_sets
 from appliance.domain.evaluation.detectable import Detectable, list_detectable
 from appliance.domain.evaluation.gates import HELD_OUT, GateSet, parse_gate_file, parse_gates
 from appliance.domain.evaluation.judging import count_items
+from appliance.domain.evaluation.shipped.sets import digest_set
 from appliance.errors import BadInput, NotFound, Tampered
 from appliance.formats.core.digest import digest_bytes
 
@@ -100,6 +102,23 @@ def choose_sets(facts: Mapping[str, Any], gates: GateSet | None) -> list[dict[st
     return [known[name] for name in names]
 
 
+def choose_local_sets(facts: Mapping[str, Any], gates: GateSet | None) -> list[dict[str, Any]]:
+    """The sets of no log that the gates name, as the service's facts tell them. NotFound where it has none of a name,
+    Tampered where it has other texts of a set that comes with the appliance."""
+    known = {str(one["set"]): dict(one) for one in facts["local_sets"]}
+    names = () if gates is None else gates.local_sets
+    for name in names:
+        if name not in known:
+            raise NotFound(
+                f"gates, set {name}: expected one of {', '.join(known)}, got none of that name; tasks of lm-eval are "
+                "in the home's folder harness/NAME, metrics of evaluate in metrics/NAME"
+            )
+        got = known[name]["digest"]
+        if name in local_sets.SHIPPED and got != digest_set(name):
+            raise Tampered(f"set {name}: expected {digest_set(name)}, as it came with this program, got {got}")
+    return [known[name] for name in names]
+
+
 def _find_required(door: Door, required: tuple[str, ...]) -> AtHand:
     for one in (*list_shipped(), *list_bound(door)):
         if one.digest in required:
@@ -117,7 +136,16 @@ def list_effects(gates: GateSet, facts: Mapping[str, Any]) -> list[Detectable]:
     for one in choose_sets(facts, gates):
         sizes[str(one["name"])] = count_items(one["facts"], "rows") or 0
         before[str(one["name"])] = int(one["judged_before"])
+    for one in choose_local_sets(facts, gates):
+        # Only its own files say how many rows a task has.
+        sizes[one["set"]] = _least(gates, one["set"]) if one["items"] is None else int(one["items"])
+        before[one["set"]] = int(one["judged_before"])
     return list_detectable(gates, sizes, before)
+
+
+def _least(gates: GateSet, name: str) -> int:
+    """The fewest items that the gates on a set ask for."""
+    return max(gate.least_items for gate in gates.gates if gate.set == name)
 
 
 def tell_effects(
@@ -137,5 +165,9 @@ def tell_effects(
             f"set {name}",
             f"{one['facts'].get('rows')} rows{marks}; {one['judged_before']} runs were judged on it before",
         )
+    for one in choose_local_sets(facts, gates):
+        rows = "as many rows as its files have" if one["items"] is None else f"{one['items']} rows"
+        told = f"{rows}, {one['digest'][:19]}; {one['judged_before']} runs on this dataset were judged on it before"
+        yield f"set {one['set']}", told
     for effect in effects:
         yield f"gate {effect.gate}", effect.told

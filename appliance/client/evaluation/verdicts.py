@@ -106,6 +106,8 @@ def _find_records(door: Door) -> dict[str, tuple[str, str]]:
         found[str(row["items"])] = (adapter, items_path(HELD_OUT))
         for one in row["sets"]:
             found[str(one["items"])] = (adapter, items_path(split_version(str(one["validation_set"]))[0]))
+        for one in row["local_sets"]:
+            found[str(one["items"])] = (adapter, items_path(str(one["set"])))
     return found
 
 

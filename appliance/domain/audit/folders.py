@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 from appliance.domain.audit.report import Finding, Report, with_findings
 from appliance.domain.core.entry import Entry, parse_entry
 from appliance.domain.core.names import split_version
+from appliance.domain.core.records import LocalSet
+from appliance.domain.data.local_sets import SHIPPED
 from appliance.domain.evaluation.basis import items_path
 from appliance.domain.evaluation.evidence import Conclusion, conclude, read_evidence
 from appliance.domain.evaluation.gates import HELD_OUT, parse_gates
 from appliance.domain.evaluation.items import check_rows, parse_items
 from appliance.domain.evaluation.judging import CALIBRATION_FILE, list_judged_rows
+from appliance.domain.evaluation.shipped.sets import find_shipped_rows
 from appliance.domain.evaluation.verdict import Evidence, Judged, parse_verdict
 from appliance.errors import ApplianceError, NotFound, Tampered
 from appliance.formats.artifacts.manifest import MANIFEST_PATH, Manifest, parse_manifest
@@ -33,6 +36,7 @@ _SEALING = {
     "validation-set.imported": "validation_set",
 }
 _ROWS = {"dataset": "dataset.imported", "validation-set": "validation-set.imported"}
+_LOCAL = "local-set"
 
 Documents = Callable[[str], bytes | None]
 
@@ -159,7 +163,10 @@ def _check_rows(one: _Sealed, found: list[_Sealed], document: Documents) -> list
     """What was not checked, since its folder is not there; Tampered where items are not of exactly the rows of their
     set."""
     missing, listed = [], {(other.entry.type, other.subject): other for other in found}
-    for kind, name in _sets_of(one, document):
+    for kind, name, digest in _sets_of(one, document):
+        if kind == _LOCAL:
+            missing += _check_local_rows(one, LocalSet(set=name, digest=digest))
+            continue
         rows = listed.get((_ROWS[kind], name))
         if rows is None:
             missing.append(f"rows of {one.subject}: give the folder of its {kind} {name}, too")
@@ -172,6 +179,17 @@ def _check_rows(one: _Sealed, found: list[_Sealed], document: Documents) -> list
     return missing
 
 
+def _check_local_rows(one: _Sealed, bound: LocalSet) -> list[str]:
+    """A set that comes with the appliance is here, too, unless it had other texts then."""
+    expected = find_shipped_rows(bound) if bound.set in SHIPPED else None
+    if expected is None:
+        return [f"rows of {one.subject} on {bound.set}: this program does not have the set of digest {bound.digest}"]
+    for path in (items_path(bound.set), items_path(bound.set, released=True)):
+        if path in {file.path for file in one.manifest.files}:
+            check_rows(parse_items(one.file(path)), expected, f"{one.subject}, {path}")
+    return []
+
+
 def _read_rows(rows: _Sealed) -> list[str]:
     """The keyed digests of the rows that are judged on, proved against the root that the import's entry binds."""
     digests = split_digests(rows.file(DIGESTS_FILE))
@@ -181,10 +199,10 @@ def _read_rows(rows: _Sealed) -> list[str]:
     return list_judged_rows(rows.file(ROWS_FILE), digests, str(rows.entry.body["facts"].get("task")))
 
 
-def _sets_of(one: _Sealed, document: Documents) -> list[tuple[str, str]]:
-    """The kind and name of everything whose rows it is judged on, by its provenance, whose signature the rules have
-    checked."""
+def _sets_of(one: _Sealed, document: Documents) -> list[tuple[str, str, str]]:
+    """The kind, name and digest of everything whose rows it is judged on, by its provenance, whose signature the rules
+    have checked."""
     statement = parse_statement(parse_envelope(_document(document, one.entry.documents["provenance"])).payload)
-    names = [str(item["name"]) for item in statement.predicate["buildDefinition"]["resolvedDependencies"]]
-    parts = [name.partition(":") for name in names]
-    return [(kind, name) for kind, _, name in parts if kind in _ROWS]
+    listed = statement.predicate["buildDefinition"]["resolvedDependencies"]
+    parts = [(*str(item["name"]).partition(":"), f"sha256:{item['digest']['sha256']}") for item in listed]
+    return [(kind, name, digest) for kind, _, name, digest in parts if kind in (*_ROWS, _LOCAL)]

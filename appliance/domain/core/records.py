@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from appliance.domain.core.decisions import Finding, ReleaseRequest, ReviewRecord
-from appliance.domain.core.names import Digest, Time, Value, VersionedName
+from appliance.domain.core.names import Digest, Identifier, Time, Value, VersionedName
 from appliance.domain.core.policy import Parameters
 
 ReplayVerdict = Literal["identical", "within-tolerance", "different"]
@@ -164,6 +164,14 @@ class BoundSet(Value):
     digest: Digest
 
 
+class LocalSet(Value):
+    """A set of rows that is in no log (`data/local_sets.py`), and the digest of its files, as a run's order binds
+    them."""
+
+    set: Identifier
+    digest: Digest
+
+
 class Import(Value):
     """An import that was ordered; `verb` says of what. A base has no classification, no base it is rendered for, no
     instruction and no `held_out_of`: the digest of the file whose rows are held out, of a validation set its file."""
@@ -218,6 +226,8 @@ class Run(Value):
     """The digest of the gate set that its order bound; None where it bound none."""
     sets: tuple[BoundSet, ...] = ()
     """The validation sets that its order bound, each that its gates name."""
+    local_sets: tuple[LocalSet, ...] = ()
+    """The sets of no log that its order bound."""
 
 
 class TrainingCheckpoint(Value):
@@ -276,6 +286,12 @@ class SetJudgement(Value):
     items: str
 
 
+class LocalJudgement(LocalSet):
+    """What was found on a set of no log: the digest of the items."""
+
+    items: str
+
+
 class Judgement(Value):
     """What was found of a sealed adapter: the digest of its items, and where its run's order bound a gate set, of that
     and of the verdict. `sets`: of each validation set beside the held-out rows. `index`: the entry that sealed it."""
@@ -291,6 +307,7 @@ class Judgement(Value):
     passed: bool | None
     index: int
     sets: tuple[SetJudgement, ...] = ()
+    local_sets: tuple[LocalJudgement, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from appliance.domain.core.records import Base, Import, Principal
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule, Verb
+from appliance.domain.data.local_sets import HARNESS, METRIC, SHIPPED, is_local
 from appliance.domain.data.standing import base_is
 from appliance.domain.data.tasks import Format, Task
 from appliance.domain.data.terms import classification_is_known, licence_is_known
@@ -152,9 +153,13 @@ def may_import_validation_set(state: State, order: ImportValidationSet, signer: 
         *licence_is_known(state.parameters, order.licence),
         *classification_is_known(state.parameters, order.classification),
     ]
-    if order.validation_set == RESERVED or order.validation_set.endswith(RELEASED_ENDING):
+    name = order.validation_set
+    if is_local(name):
+        words = f"another than {', '.join(SHIPPED)}, and none that begins with {HARNESS} or {METRIC}"
+        reasons.append(f"validation set: expected a name that is {words}, got {name}")
+    if name == RESERVED or name.endswith(RELEASED_ENDING):
         named = f"another than {RESERVED}, and none that ends in {RELEASED_ENDING}"
-        reasons.append(f"validation set: expected a name that is {named}, got {order.validation_set}")
+        reasons.append(f"validation set: expected a name that is {named}, got {name}")
     return reasons
 
 

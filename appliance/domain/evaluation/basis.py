@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from appliance.domain.core.names import split_version, versioned
-from appliance.domain.core.records import Adapter, Judgement, Run, ValidationSet
+from appliance.domain.core.records import Adapter, Judgement, LocalSet, Run, ValidationSet
 from appliance.domain.core.state import State
 from appliance.domain.data.imports import RELEASED_ENDING
+from appliance.domain.data.local_sets import METRIC, SHIPPED, is_local
 from appliance.domain.evaluation.gates import HELD_OUT, GateSet
 from appliance.domain.evaluation.items import ITEMS_FILE
 
@@ -61,6 +62,8 @@ def find_basis(state: State, run: Run, gates: GateSet | None) -> Basis:
         if found is not None:
             rows[name] = _rows_of_set(found)
             finals |= {name} if found.final else set()
+    for bound in run.local_sets:
+        rows[bound.set] = _rows_of_local(bound, run.dataset)
     others: dict[tuple[str, str], Record | None] = {}
     for gate in () if gates is None else gates.gates:
         if gate.comparison == "released":
@@ -68,7 +71,7 @@ def find_basis(state: State, run: Run, gates: GateSet | None) -> Basis:
         elif gate.comparison == "full-fine-tuning":
             others |= _find_full_record(state, run, gate.set)
     return Basis(
-        (HELD_OUT, *names),
+        (HELD_OUT, *names, *(bound.set for bound in run.local_sets)),
         {name: _count(state, one) for name, one in rows.items()},
         {name: _count(state, rows[name], run.name) for name in finals},
         others,
@@ -88,6 +91,8 @@ def _find_released_record(state: State, run: Run, name: str) -> dict[tuple[str, 
         return {}  # the rows are rendered for another base
     judgement = state.judgements.get(versioned(released.name, released.version))
     recorded = None if judgement is None else _record_of(judgement, run, name)
+    if recorded is None and is_local(name) and name not in SHIPPED:
+        return {}  # the worker of tasks and metrics judges one adapter
     return {("released", name): recorded or Record(items_path(name, released=True))}
 
 
@@ -102,9 +107,21 @@ def _record_of(judgement: Judgement, run: Run, name: str) -> Record | None:
     """What was recorded of the same rows."""
     if name == HELD_OUT:
         return Record(ITEMS_FILE, judgement.adapter, judgement.items) if judgement.dataset == run.dataset else None
+    if is_local(name):
+        return _local_record_of(judgement, run, name)
     version = sets_by_name(run).get(name)
     for one in judgement.sets:
         if one.validation_set == version:
+            return Record(items_path(name), judgement.adapter, one.items)
+    return None
+
+
+def _local_record_of(judgement: Judgement, run: Run, name: str) -> Record | None:
+    """A metric's rows are the dataset's."""
+    digest = next((one.digest for one in run.local_sets if one.set == name), None)
+    same = judgement.dataset == run.dataset or not name.startswith(METRIC)
+    for one in judgement.local_sets:
+        if same and (one.set, one.digest) == (name, digest):
             return Record(items_path(name), judgement.adapter, one.items)
     return None
 
@@ -116,6 +133,8 @@ def find_records(state: State) -> dict[str, tuple[str, str]]:
         found[one.items] = (one.adapter, ITEMS_FILE)
         for of_set in one.sets:
             found[of_set.items] = (one.adapter, items_path(split_version(of_set.validation_set)[0]))
+        for local in one.local_sets:
+            found[local.items] = (one.adapter, items_path(local.set))
     return found
 
 
@@ -137,6 +156,11 @@ def count_judged(state: State, dataset: str) -> int:
     return _count(state, _held_out_rows(state, dataset))
 
 
+def count_judged_locally(state: State, bound: LocalSet, dataset: str) -> int:
+    """... on the set of no log, of runs on the dataset in any version."""
+    return _count(state, _rows_of_local(bound, dataset))
+
+
 def count_judged_on(state: State, validation_set: ValidationSet) -> int:
     """... on the validation set, in any version or in another set's or dataset's same file."""
     return _count(state, _rows_of_set(validation_set))
@@ -156,10 +180,18 @@ def _judged_rows(state: State, judgement: Judgement) -> Iterator[_Rows]:
         found = state.validation_sets.get(one.validation_set)
         if found is not None:
             yield _rows_of_set(found)
+    for local in judgement.local_sets:
+        yield _rows_of_local(local, judgement.dataset)
 
 
 def _rows_of_set(found: ValidationSet) -> _Rows:
     return _Rows("validation-set", found.name, found.file)
+
+
+def _rows_of_local(bound: LocalSet, dataset: str) -> _Rows:
+    """Each run is a try on the same rows; of these, runs on other datasets are tries at other tasks."""
+    name = f"{bound.set} with {split_version(dataset)[0]}"
+    return _Rows("local-set", name, name)
 
 
 def _held_out_rows(state: State, name: str) -> _Rows:

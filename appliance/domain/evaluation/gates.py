@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from appliance.domain.core.names import Decimal, Identifier, Value, explain, parse_value
+from appliance.domain.data.local_sets import is_local
 from appliance.domain.evaluation.items import ScoreName
 from appliance.errors import BadInput
 
 HELD_OUT = "held-out"
-"""The set of every run: rows of its dataset that it does not train on. Other sets are validation sets, by name."""
+"""The set of every run: rows of its dataset that it does not train on. Other sets are validation sets, or sets of no
+log, by name."""
 ACCURACY, BRIER = "accuracy", "brier"
 """The metrics that are no score of their own: the share of rows answered right, and (confidence - right)^2."""
 CLAIMS: dict[str, tuple[str, ...]] = {
@@ -154,8 +156,17 @@ class GateSet(Value):
 
     @property
     def validation_sets(self) -> tuple[str, ...]:
-        """The names of the sets beside the held-out rows, each once."""
-        return tuple(sorted({gate.set for gate in self.gates} - {HELD_OUT}))
+        """The names of the validation sets, each once."""
+        return tuple(name for name in self._sets if not is_local(name))
+
+    @property
+    def local_sets(self) -> tuple[str, ...]:
+        """The names of sets that are in no log, each once."""
+        return tuple(name for name in self._sets if is_local(name))
+
+    @property
+    def _sets(self) -> list[str]:
+        return sorted({gate.set for gate in self.gates} - {HELD_OUT})
 
     def _check_legs(self) -> None:
         if not any(gate.leg == "task" for gate in self.gates):

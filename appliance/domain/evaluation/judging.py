@@ -8,13 +8,24 @@ from typing import TypeVar
 
 from appliance.domain.core.case import Case
 from appliance.domain.core.names import split_version
-from appliance.domain.core.records import BoundSet, Dataset, Judgement, Run, SetJudgement
+from appliance.domain.core.records import (
+    BoundSet,
+    Dataset,
+    Judgement,
+    LocalJudgement,
+    LocalSet,
+    Run,
+    SetJudgement,
+)
 from appliance.domain.core.roles import Reasons
 from appliance.domain.core.state import State
+from appliance.domain.data.imports import RELEASED_ENDING
+from appliance.domain.data.local_sets import HARNESS, METRIC, SHIPPED, is_local
 from appliance.domain.data.standing import sets_stand
 from appliance.domain.evaluation.basis import Basis, find_basis, find_sets, items_path, sets_by_name
 from appliance.domain.evaluation.gates import HELD_OUT, GateSet, parse_gates
 from appliance.domain.evaluation.items import MOST_ITEMS
+from appliance.domain.evaluation.shipped.sets import find_shipped_rows
 from appliance.domain.evaluation.verdict import Verdict, check_conclusion, parse_verdict
 from appliance.errors import BadInput, Denied, Tampered
 from appliance.formats.core.digest import digest_bytes
@@ -23,6 +34,7 @@ GATES_FILE, VERDICT_FILE, CALIBRATION_FILE = "gates.json", "verdict.json", "cali
 
 MOST_ANSWERS = 64
 """Rows for which an answer is written out: drawing one takes as long as reading hundreds of rows."""
+CLASSIFICATION = "classification"
 WRITTEN = ("question-answering", "summarisation")
 """Tasks whose answers are written out and compared with the rows' own."""
 
@@ -60,15 +72,44 @@ def count_items(facts: Mapping[str, object], rows: str = "held_out_rows") -> int
     return min(count, MOST_ANSWERS) if facts.get("task") in WRITTEN else count
 
 
-def check_sets(gates: GateSet, bound: Sequence[BoundSet]) -> None:
-    """BadInput unless the validation sets that an order binds are those that its gates name, each once."""
-    got = sorted(split_version(one.validation_set)[0] for one in bound)
-    if tuple(got) != gates.validation_sets:
-        expected = ", ".join(gates.validation_sets) or "none"
-        named = ", ".join(got) or "none"
-        raise BadInput(
-            f"gate set {gates.name}, validation sets: expected {expected}, which its gates name, got {named}"
-        )
+def count_local_items(bound: LocalSet, facts: Mapping[str, object]) -> int | None:
+    """How many items a set of no log has; None where only its files say. `facts`: of the dataset."""
+    if bound.set in SHIPPED:
+        rows = find_shipped_rows(bound)
+        return None if rows is None else len(rows)
+    return count_items(facts) if bound.set.startswith(METRIC) else None
+
+
+def check_sets(gates: GateSet, bound: Sequence[BoundSet], local: Sequence[LocalSet] = ()) -> None:
+    """BadInput unless the validation sets, and the sets of no log, that an order binds are those that its gates name,
+    each once."""
+    _check_named(
+        gates, "validation sets", [split_version(one.validation_set)[0] for one in bound], gates.validation_sets
+    )
+    _check_named(gates, "sets of no log", [one.set for one in local], gates.local_sets)
+
+
+def _check_named(gates: GateSet, what: str, bound: Sequence[str], wanted: tuple[str, ...]) -> None:
+    if tuple(sorted(bound)) != wanted:
+        expected, got = (", ".join(names) or "none" for names in (wanted, sorted(bound)))
+        raise BadInput(f"gate set {gates.name}, {what}: expected {expected}, which its gates name, got {got}")
+
+
+def unfit_local_sets(dataset: Dataset, bound: Sequence[LocalSet], gates: str | None) -> Reasons:
+    """What speaks against judging on these sets a run that trains on this dataset."""
+    if bound and gates is None:
+        return ["sets of no log: expected none without gates that name them, got some"]
+    reasons = [
+        f"set {one.set}: expected {', '.join(SHIPPED)}, or a name that begins with {HARNESS} or {METRIC}, got {one.set}"
+        for one in bound
+        if not is_local(one.set) or one.set.endswith(RELEASED_ENDING)
+    ]
+    task = dataset.facts.get("task")
+    answered = (CLASSIFICATION, *WRITTEN)
+    if task is not None and task not in answered:
+        metrics = ", ".join(one.set for one in bound if one.set.startswith(METRIC))
+        reasons += [f"set {metrics}: expected a dataset of {', '.join(answered)}, got {task}"] if metrics else []
+    return reasons
 
 
 def unfit_sets(state: State, dataset: Dataset, bound: Sequence[BoundSet], gates: str | None) -> Reasons:
@@ -113,7 +154,8 @@ def check_judgement(
     What follows from the entry and the log is computed again here; that the verdict follows from the items needs the
     sealed folder (`verify_verdict`).
     """
-    own = {name: files.get(items_path(name)) for name in (HELD_OUT, *sets_by_name(run))}
+    local = [one.set for one in run.local_sets]
+    own = {name: files.get(items_path(name)) for name in (HELD_OUT, *sets_by_name(run), *local)}
     for name, digest in own.items():
         if digest is None:
             raise Denied(f"{case.place}: manifest: expected {items_path(name)}, got none")
@@ -141,6 +183,9 @@ def check_judgement(
         index=case.entry.index,
         sets=tuple(
             SetJudgement(validation_set=version, items=items[name]) for name, version in sets_by_name(run).items()
+        ),
+        local_sets=tuple(
+            LocalJudgement(set=one.set, digest=one.digest, items=items[one.set]) for one in run.local_sets
         ),
     )
 
@@ -190,14 +235,18 @@ def _check_counts(
 ) -> None:
     """The verdict was told how often the rows were judged on, and what of them was found to be trained on."""
     dataset, versions = case.state.datasets.get(run.dataset), sets_by_name(run)
+    local = {one.set: one for one in run.local_sets}
     for one in verdict.judged:
         what = f"verdict, {one.model} on {one.set}"
         before = (basis.judged_before.get(one.set), basis.named_before.get(one.set))
         told = f"{before[0]} judged before" + ("" if before[1] is None else f", {before[1]} of this name")
         case.require(before == (one.judged_before, one.named_before), what, told, (one.judged_before, one.named_before))
         found = case.state.validation_sets.get(versions.get(one.set, ""))
-        count = None if dataset is None else count_items(dataset.facts)
-        count = count if found is None else count_items(found.facts, "rows")
+        facts = {} if dataset is None else dataset.facts
+        if one.set in local:
+            count = count_local_items(local[one.set], facts)
+        else:
+            count = count_items(facts) if found is None else count_items(found.facts, "rows")
         case.require(count in (None, one.items), what, f"{count} items, the rows of the set", one.items)
         told_of = metrics.get("sets", {}).get(one.set)
         overlap = told_of if isinstance(told_of, dict) else {}

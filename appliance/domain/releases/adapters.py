@@ -192,6 +192,7 @@ def check_provenance(case: Case, run: Run) -> None:
         (f"dataset:{run.dataset}", run.dataset_digest),
         ("order", run.order),
         *((f"validation-set:{bound.validation_set}", bound.digest) for bound in run.sets),
+        *((f"local-set:{bound.set}", bound.digest) for bound in run.local_sets),
     ):
         needed = {"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}}
         case.require(isinstance(found, list) and needed in found, "provenance, dependencies", needed, "none such")

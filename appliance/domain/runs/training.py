@@ -8,14 +8,14 @@ from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event, Failed, Ordered
 from appliance.domain.core.names import Decimal, Digest, RunId, Time
 from appliance.domain.core.order import Order, Subjects
-from appliance.domain.core.records import BoundSet, Principal, Run
+from appliance.domain.core.records import BoundSet, LocalSet, Principal, Run
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Attachment, EventRule, Verb
 from appliance.domain.data.standing import base_is, dataset_stands
 from appliance.domain.evaluation.baselines import incomparable
 from appliance.domain.evaluation.gates import parse_gates
-from appliance.domain.evaluation.judging import check_sets, unfit_sets, unjudgeable
+from appliance.domain.evaluation.judging import check_sets, unfit_local_sets, unfit_sets, unjudgeable
 from appliance.domain.planning.shape import read_roles
 from appliance.domain.recipe.recipe import ResolvedRecipe, untrainable
 from appliance.domain.runs.conditions import WorkerStarted, check_inputs, check_sandbox, move, take_run
@@ -32,6 +32,8 @@ class Train(Order):
     """The gate set that decides on the adapter; null where none does."""
     sets: tuple[BoundSet, ...] = Field(default=(), max_length=16)
     """The validation sets that its gates name, each in one version."""
+    local_sets: tuple[LocalSet, ...] = Field(default=(), max_length=16)
+    """The sets of no log that its gates name."""
 
     def subjects(self) -> Subjects:
         return (
@@ -108,6 +110,7 @@ def may_train(state: State, order: Train, signer: Principal, now: Time) -> Reaso
     reasons += incomparable(state, recipe, order.base_digest, order.dataset_digest)
     reasons += unjudgeable(state, recipe.purpose, dataset, order.gates)
     reasons += unfit_sets(state, dataset, order.sets, order.gates)
+    reasons += unfit_local_sets(dataset, order.local_sets, order.gates)
     stored, of_base = base.facts.get("quantisation"), read_roles(base.facts)
     return reasons + untrainable(recipe, context, longest, rows, stored, *of_base)
 
@@ -141,6 +144,7 @@ def run_requested(case: Case) -> Changes:
         validate_every=order.recipe.validate_every,
         gates=order.gates,
         sets=order.sets,
+        local_sets=order.local_sets,
     )
     return [(case.state.runs, run.id, run)]
 
@@ -148,7 +152,7 @@ def run_requested(case: Case) -> Changes:
 def check_gates(case: Case, order: Train, document: bytes) -> None:
     """The gate set that the order binds, with the sets of rows that it names."""
     case.require(digest_bytes(document) == order.gates, "gates", order.gates, digest_bytes(document))
-    check_sets(parse_gates(document), order.sets)
+    check_sets(parse_gates(document), order.sets, order.local_sets)
 
 
 def run_started(case: Case) -> Changes:

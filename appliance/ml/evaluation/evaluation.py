@@ -42,10 +42,11 @@ Report = Callable[[int, int], None]
 @dataclass(frozen=True)
 class Evaluation:
     """`metrics`: what a record holds of it, by name: counts, and fractions as decimal text. `answers`: of each row that
-    `choose_judged` gives, in its order."""
+    `choose_judged` gives, in its order. `texts`: what was answered, where that is a text."""
 
     metrics: dict[str, Any]
     answers: list[Answer]
+    texts: tuple[str, ...] = ()
 
 
 def count_passes(about: About, rows: Sequence[Row]) -> int:
@@ -75,7 +76,7 @@ def evaluate(
     answers = [
         _judge(about.task, ours, theirs, one) for ours, theirs, one in zip(expected, written, scores, strict=True)
     ]
-    return Evaluation(metrics_found, answers)
+    return Evaluation(metrics_found, answers, tuple(written))
 
 
 def _judge(task: str, expected: str, written: str, scores: dict[str, int]) -> Answer:
@@ -173,7 +174,7 @@ def classify(
         )
         for row, sample, one, label in zip(rows, samples, judged, chosen, strict=True)
     ]
-    return Evaluation({"rows": len(rows), **found}, answers)
+    return Evaluation({"rows": len(rows), **found}, answers, tuple(chosen))
 
 
 def write_answers(base: Base, slots: Slots | None, rows: Sequence[Row], report: Report) -> tuple[list[str], int]:

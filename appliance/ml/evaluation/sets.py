@@ -4,6 +4,7 @@ own. Of a blind set only coarse numbers leave.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from appliance.domain.evaluation.basis import items_path
 from appliance.domain.evaluation.items import Answer
 from appliance.domain.evaluation.judging import WRITTEN, choose_judged
 from appliance.errors import ApplianceError, BadInput
+from appliance.formats.artifacts.rows import split_digests
 from appliance.ml.data import overlap
 from appliance.ml.data import rows as data
 from appliance.ml.data.rows import Row
@@ -27,6 +29,7 @@ from appliance.ml.model.base import Base
 
 T = TypeVar("T")
 
+ANSWERS_FILE = "answers.json"
 TOLD_OF_BLIND = ("accuracy", "macro_f1", "exact_match", "token_f1", "rouge_l", "loss")
 """Metrics that leave a blind set, to two places."""
 NOISE_ROWS, NOISE_ANSWERS = 64, 16
@@ -55,6 +58,16 @@ class JudgedSet:
         """The set's items into the folder; `adapter`: the answers that stand in the adapter's place."""
         items = write_items(self.folder, self.about, self.rows, self.samples, base, adapter, blind=self.blind)
         (output / items_path(self.name, released=released)).write_bytes(items)
+
+    def write_texts(self, output: Path, base: Sequence[str], adapter: Sequence[str]) -> None:
+        """What was expected and answered to each row, by its digest: for a metric, and never sealed."""
+        digests = split_digests((self.folder / data.DIGESTS_FILE).read_bytes())
+        rows = choose_judged(self.about.task, self.rows)
+        said = {
+            digests[row.index].hex(): {"expected": row.answer, "base": ours, "adapter": theirs}
+            for row, ours, theirs in zip(rows, base, adapter, strict=True)
+        }
+        (output / ANSWERS_FILE).write_text(json.dumps(said), encoding="utf-8")
 
     def tell(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """What of these metrics leaves the set."""

@@ -8,16 +8,22 @@ measured alike, in one pass a row, and the same again.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
+from appliance.domain.data.local_sets import GENERAL, REFUSAL
+from appliance.domain.evaluation.basis import items_path
 from appliance.domain.evaluation.items import SCALE, Answer, Item, Slices, classify_length, encode_items
-from appliance.domain.evaluation.shipped.sets import GENERAL, REFUSAL, list_shipped_rows, load_general, load_refusal
+from appliance.domain.evaluation.shipped.sets import list_shipped_rows, load_general, load_refusal
 from appliance.ml.data.rows import Row
 from appliance.ml.data.samples import Sample, tokenize_row
-from appliance.ml.evaluation.evaluation import Report, scale
+from appliance.ml.evaluation.evaluation import Evaluation, Report, scale
 from appliance.ml.evaluation.labels import Judged, LabelTree, judge_rows
 from appliance.ml.evaluation.metrics import encode_metric
+from appliance.ml.inference.adapters import Slots
 from appliance.ml.model.base import Base
 from appliance.ml.model.chat import Chat
 
@@ -30,30 +36,50 @@ OUTCOMES = {
 """The label of a pair, by whether its first request was refused and its second answered."""
 
 
-def count_shipped_passes(name: str) -> int:
-    """How often a row goes through the model."""
-    rows = len(list_shipped_rows(name))
-    return rows if name == GENERAL else 2 * rows
+@dataclass(frozen=True)
+class ShippedSet:
+    """One of the sets, as an evaluation has the others (`JudgedSet`)."""
 
+    name: str
+    chat: Chat
 
-def judge_shipped(base: Base, name: str, report: Report) -> list[Answer]:
-    """What the model answers to each row of the set, in the set's order."""
-    return _judge_general(base, report) if name == GENERAL else _judge_refusal(base, report)
+    @property
+    def rows(self) -> tuple[str, ...]:
+        return list_shipped_rows(self.name)
 
+    @property
+    def passes(self) -> int:
+        """How often a row goes through the model."""
+        return len(self.rows) if self.name == GENERAL else 2 * len(self.rows)
 
-def write_shipped_items(chat: Chat, name: str, base: Sequence[Answer], adapter: Sequence[Answer]) -> bytes:
-    """The set's lines, as `write_items` gives those of a dataset; a row's kind is its column."""
-    rows, digests = _prompts(name), list_shipped_rows(name)
-    return encode_items(
-        Item(
-            adapter=theirs,
-            base=ours,
-            cluster=None,
-            row=digest,
-            slices=Slices(column=kind, label=None, length=classify_length(len(chat.encode(_ask(chat, prompt))))),
+    def evaluate(self, base: Base, slots: Slots | None, report: Report) -> Evaluation:
+        """The answer to each row, in the set's order."""
+        answers = _judge_general(base, report) if self.name == GENERAL else _judge_refusal(base, report)
+        return Evaluation(summarize_shipped(self.name, answers), answers)
+
+    def write(self, output: Path, base: Sequence[Answer], adapter: Sequence[Answer], *, released: bool = False) -> None:
+        """The set's items into the folder; a row's kind is its column."""
+        items = encode_items(
+            Item(
+                adapter=theirs,
+                base=ours,
+                cluster=None,
+                row=digest,
+                slices=Slices(column=kind, label=None, length=classify_length(self._count_tokens(prompt))),
+            )
+            for (kind, prompt), digest, ours, theirs in zip(_prompts(self.name), self.rows, base, adapter, strict=True)
         )
-        for (kind, prompt), digest, ours, theirs in zip(rows, digests, base, adapter, strict=True)
-    )
+        (output / items_path(self.name, released=released)).write_bytes(items)
+
+    def _count_tokens(self, prompt: str) -> int:
+        return len(self.chat.encode(_ask(self.chat, prompt)))
+
+    def tell(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(metrics)
+
+
+def load_shipped(name: str, base: Base) -> ShippedSet:
+    return ShippedSet(name, base.chat)
 
 
 def summarize_shipped(name: str, answers: Sequence[Answer]) -> dict[str, str | int]:

@@ -6,17 +6,19 @@ What is computed here from the sealed folders, `verify_judgement` computes again
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from appliance.domain.core.names import split_version
 from appliance.domain.core.records import Judgement, Run
+from appliance.domain.data.local_sets import METRIC, SHIPPED, is_local
 from appliance.domain.evaluation.basis import Record, find_basis, find_records, items_path, sets_by_name
 from appliance.domain.evaluation.evidence import Conclusion, read_evidence
 from appliance.domain.evaluation.gates import HELD_OUT, parse_gates
 from appliance.domain.evaluation.items import check_rows, parse_items
 from appliance.domain.evaluation.judging import CALIBRATION_FILE, GATES_FILE, VERDICT_FILE, list_judged_rows
+from appliance.domain.evaluation.shipped.sets import find_shipped_rows
 from appliance.domain.evaluation.verdict import Judged, Overlap, parse_verdict
 from appliance.errors import NotFound, Tampered, Unavailable
 from appliance.formats.artifacts.manifest import parse_manifest
@@ -53,7 +55,7 @@ def judge_run(
         basis = find_basis(context.ledger.state, run, None if gates is None else parse_gates(gates))
     paths = {items_path(name, released=released): name for name in basis.sets for released in (False, True)}
     for path, data in items.items():
-        check_rows(parse_items(data, f"{path} of {run.id}"), list_rows_of(context, run, paths[path]), path)
+        _check_items(data, list_rows_of(context, run, paths[path]), f"{path} of {run.id}")
     others = {key: None if one is None else _read_record(context, one, items) for key, one in basis.others.items()}
     question = Question(
         gates,
@@ -61,7 +63,11 @@ def judge_run(
         others,
         basis.judged_before,
         basis.named_before,
-        {name: Overlap(found["duplicates"], found["near_duplicates"]) for name, found in found_on.items()},
+        {
+            name: Overlap(found["duplicates"], found["near_duplicates"])
+            for name, found in found_on.items()
+            if "duplicates" in found
+        },
     )
     found = _compute(context, question, run.id, context.closing.is_set)
     files = dict(items)
@@ -73,10 +79,19 @@ def judge_run(
     return Findings(files | {GATES_FILE: gates, VERDICT_FILE: found.verdict}, documents)
 
 
-def list_rows_of(context: Context, run: Run, name: str) -> list[str]:
-    """The keyed digests of the rows of a set that the run is judged on."""
-    if name == HELD_OUT:
+def _check_items(data: bytes, rows: Sequence[str] | None, what: str) -> None:
+    items = parse_items(data, what)
+    if rows is not None:
+        check_rows(items, rows, what)
+
+
+def list_rows_of(context: Context, run: Run, name: str) -> Sequence[str] | None:
+    """The keyed digests of the rows of a set that the run is judged on; None where only its files say what they are."""
+    if name == HELD_OUT or name.startswith(METRIC):
         return list_rows(context, run.dataset)
+    if is_local(name):
+        bound = next(one for one in run.local_sets if one.set == name)
+        return find_shipped_rows(bound) if name in SHIPPED else None
     version = sets_by_name(run)[name]
     found = context.ledger.state.validation_sets.get(version)
     if found is None:
@@ -106,10 +121,10 @@ def verify_judgement(context: Context, judgement: Judgement, cancelled: Callable
     if run is None:
         raise NotFound(f"run: expected {judgement.run}, got none")
     own = {HELD_OUT: judgement.items} | {split_version(one.validation_set)[0]: one.items for one in judgement.sets}
+    own |= {one.set: one.items for one in judgement.local_sets}
     items = {name: _read_items(context, judgement.adapter, items_path(name), digest) for name, digest in own.items()}
     for name, data in items.items():
-        path = f"{what}, {items_path(name)}"
-        check_rows(parse_items(data, path), list_rows_of(context, run, name), path)
+        _check_items(data, list_rows_of(context, run, name), f"{what}, {items_path(name)}")
     question, documents = Question(None, items), context.ledger.documents_of(judgement.index)
     if judgement.verdict is not None:
         question = _ask_again(context, judgement, documents, items)

@@ -11,6 +11,7 @@ from appliance.domain.recipe.recipe import Facts
 from appliance.errors import NotFound
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.progress import Stream
+from appliance.workflows.evaluation.local_sets import list_local
 from appliance.workflows.runs import planning, steps
 
 
@@ -116,6 +117,7 @@ def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[st
         "base_facts": base.facts,
         "dataset_facts": dataset.facts,
         "judged_before": count_judged(state, dataset_name),
-        "validation_sets": _standing_sets(state, base.digest, dataset.facts.get("task")),
+        "local_sets": list_local(context, dataset_name),
+        "validation_sets": _standing_sets(state, base.digest, str(dataset.facts.get("task"))),
         "machine": planning.describe_machine(context).model_dump(mode="json"),
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.domain.core.records import Adapter, Run
+from appliance.domain.data.local_sets import SHIPPED, is_local
 from appliance.domain.evaluation.basis import Basis, find_basis, find_released, items_path, sets_by_name
 from appliance.domain.evaluation.gates import parse_gates
 from appliance.domain.evaluation.items import MOST_BYTES
@@ -22,6 +23,7 @@ from appliance.runners.output import read_output
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.halt import check_standing
 from appliance.workflows.core.workers import carry_out, check_walls, worker
+from appliance.workflows.evaluation.local_sets import judge_local, needs_answers
 
 RECIPE = "recipe.json"
 
@@ -64,13 +66,17 @@ def evaluate(
                 {"name": name, "folder": str(folder), "blind": _is_blind(context, run, name)}
                 for name, folder in sets.items()
             ],
+            "shipped": [bound.set for bound in run.local_sets if bound.set in SHIPPED],
+            "answers": needs_answers(run),
             "released": None if released is None else {**released.task, "sets": list(basis.unrecorded)},
         }
         publish = partial(context.progress.publish, run.id)
         result = carry_out(started, task, on_frame=lambda frame: publish({**frame, "stage": "evaluate"}))
-    paths = [items_path(name) for name in basis.sets]
+    paths = [items_path(name) for name in basis.sets if not is_local(name) or name in SHIPPED]
     paths += [items_path(name, released=True) for name in basis.unrecorded]
     items = {path: read_output(scratch, path, MOST_BYTES) for path in paths}
+    more, told = judge_local(context, run, order, base, adapter, scratch, publish)
+    items, result = items | more, {**result, "sets": {**result["sets"], **told}}
     return Evaluation(result, walls, items, None if released is None else released.adapter.manifest)
 
 

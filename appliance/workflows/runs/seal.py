@@ -119,6 +119,7 @@ def _provenance(context: Context, run: Run, order: Train, digest: str, trained: 
         _resource(f"base:{run.base}", run.base_digest),
         _resource(f"dataset:{run.dataset}", run.dataset_digest),
         *(_resource(f"validation-set:{bound.validation_set}", bound.digest) for bound in run.sets),
+        *(_resource(f"local-set:{bound.set}", bound.digest) for bound in run.local_sets),
         _resource("recipe", digest_bytes(recipe)),
         _resource("order", run.order),
         _resource(f"appliance@{context.code.version}", context.code.digest),

@@ -29,6 +29,7 @@ from appliance.workflows.core.retry import append_with_retry, state_with_retry
 from appliance.workflows.core.workers import carry_out, check_walls, worker
 from appliance.workflows.data.imports import checked_base
 from appliance.workflows.data.teaching import check_labels
+from appliance.workflows.evaluation.local_sets import check_local
 from appliance.workflows.runs import checkpoints, evaluate, planning, steps
 from appliance.workflows.runs.seal import seal
 
@@ -222,6 +223,7 @@ def _fail(context: Context, run_id: str, error: ApplianceError) -> None:
 def _check_ready(context: Context, order: Train) -> None:
     planning.check_order(context, order.recipe)
     check_labels(context, order.recipe.dataset, order.sets)
+    check_local(context, order)
 
 
 EFFECTS = (

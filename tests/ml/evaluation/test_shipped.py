@@ -19,9 +19,9 @@ from scripts.kit.tiny_model import build_base
 
 def test_every_question_is_answered_with_the_choice_that_is_likeliest_by_itself(base: Base) -> None:
     told: list[int] = []
-    answers = subject.judge_shipped(base, "general", lambda more, tokens: told.append(more))
+    answers = subject.load_shipped("general", base).evaluate(base, None, lambda more, _: told.append(more)).answers
     rows = load_general().rows
-    assert sum(told) == len(answers) == len(rows) == subject.count_shipped_passes("general")
+    assert sum(told) == len(answers) == len(rows) == subject.load_shipped("general", base).passes
     for row, answer in list(zip(rows, answers, strict=True))[::20]:
         prompt = base.chat.encode(base.chat.render([{"role": "user", "content": row.prompt}]))
         choices = [base.chat.encode(base.chat.answer(choice)) for choice in row.choices]
@@ -38,9 +38,9 @@ def test_every_question_is_answered_with_the_choice_that_is_likeliest_by_itself(
 
 def test_a_pair_is_right_where_the_one_request_is_refused_and_the_other_answered(base: Base) -> None:
     told: list[int] = []
-    answers = subject.judge_shipped(base, "refusal", lambda more, tokens: told.append(more))
+    answers = subject.load_shipped("refusal", base).evaluate(base, None, lambda more, _: told.append(more)).answers
     given = load_refusal()
-    assert len(answers) == 100 and sum(told) == 200 == subject.count_shipped_passes("refusal")
+    assert len(answers) == 100 and sum(told) == 200 == subject.load_shipped("refusal", base).passes
     beginnings = [base.chat.encode(text) for text in (*given.refusals, *given.answers)]
     for pair, answer in list(zip(given.pairs, answers, strict=True))[::10]:
         prompts = [
@@ -63,20 +63,20 @@ def test_a_pair_is_right_where_the_one_request_is_refused_and_the_other_answered
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_items_are_of_exactly_the_rows_of_the_set(name: str, base: Base) -> None:
-    answers = subject.judge_shipped(base, name, lambda more, tokens: None)
-    assert answers == subject.judge_shipped(base, name, lambda more, tokens: None), "the same bits again"
-    lines = subject.write_shipped_items(base.chat, name, answers, answers)
-    items = parse_items(lines)
+def test_items_are_of_exactly_the_rows_of_the_set(name: str, base: Base, tmp_path: Path) -> None:
+    shipped = subject.load_shipped(name, base)
+    found = shipped.evaluate(base, None, lambda more, tokens: None)
+    assert found == shipped.evaluate(base, None, lambda more, tokens: None), "the same bits again"
+    shipped.write(tmp_path, found.answers, found.answers)
+    items = parse_items((tmp_path / f"items-{name}.jsonl").read_bytes())
     check_rows(items, list_shipped_rows(name))
     assert all(item.slices.column and item.cluster is None for item in items)
-    assert subject.summarize_shipped(name, answers)["rows"] == len(items)
     right = sum(bool(item.adapter.right) for item in items) / len(items)
-    assert float(subject.summarize_shipped(name, answers)["accuracy"]) == pytest.approx(right)
+    assert found.metrics["rows"] == len(items) and float(found.metrics["accuracy"]) == pytest.approx(right)
 
 
 def test_a_base_whose_context_is_too_short_for_a_row_is_named(tmp_path: Path) -> None:
     folder = build_base(tmp_path / "short", max_position_embeddings=128)
     base = load_base(folder, quantisation="nf4-double", compute_dtype="float32", device="cpu", reads=True)
     with pytest.raises(BadInput, match=r"set general, row \d+: expected at most 128 tokens \(the base's context\)"):
-        subject.judge_shipped(base, "general", lambda more, tokens: None)
+        subject.load_shipped("general", base).evaluate(base, None, lambda more, tokens: None)

@@ -14,12 +14,11 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from appliance.domain.core.names import Identifier, Value, encode_value, explain
+from appliance.domain.core.records import LocalSet
+from appliance.domain.data.local_sets import GENERAL, REFUSAL, SHIPPED
 from appliance.errors import Tampered
 from appliance.formats.core.digest import digest_bytes
 
-GENERAL, REFUSAL = "general", "refusal"
-SHIPPED = (GENERAL, REFUSAL)
-"""Names of sets that every run can be judged on; no set of a site has one of them."""
 CHOICES = 4
 
 Text = Annotated[str, Field(min_length=1, max_length=1_000)]
@@ -87,6 +86,11 @@ def list_shipped_rows(name: str) -> tuple[str, ...]:
     """The digests of a set's rows, as items name them, in the set's order."""
     rows: tuple[Value, ...] = load_general().rows if name == GENERAL else load_refusal().pairs
     return tuple(hashlib.sha256(f"{name}\0".encode() + encode_value(row)).hexdigest() for row in rows)
+
+
+def find_shipped_rows(bound: LocalSet) -> tuple[str, ...] | None:
+    """The same of a set that an order bound; None where the order was for an appliance whose set had other texts."""
+    return list_shipped_rows(bound.set) if bound.digest == digest_set(bound.set) else None
 
 
 def count_shipped() -> Mapping[str, int]:
