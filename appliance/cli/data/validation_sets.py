@@ -56,7 +56,7 @@ def import_set(
     terms = SetTerms(columns=read_columns(columns), **given)
     digest = check_set(caller.reading(), caller.anchor, caller.signer, terms)
     sources = read_sources(path, None, kind)
-    _ = caller.unlocked
+    _ = caller.unlock("to sign the import")
     send(caller, sources[0])
     said = {member.name for member in fields(Teaching)} & {member.name for member in fields(SetTerms)}
     check_before_import(caller, Teaching(judges=True, **{name: getattr(terms, name) for name in said}), sources, path)

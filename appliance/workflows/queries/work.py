@@ -118,6 +118,6 @@ def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[st
         "dataset_facts": dataset.facts,
         "judged_before": count_judged(state, dataset_name),
         "local_sets": list_local(context, dataset_name),
-        "validation_sets": _standing_sets(state, base.digest, str(dataset.facts.get("task"))),
+        "validation_sets": _standing_sets(state, base.digest, dataset.facts.get("task")),
         "machine": planning.describe_machine(context).model_dump(mode="json"),
     }
