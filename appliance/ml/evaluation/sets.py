@@ -112,9 +112,11 @@ def count_overlaps(dataset: Path, sets: Sequence[JudgedSet]) -> dict[str, dict[s
 def measure_noise(
     base: Base, slots: Slots | None, judged: JudgedSet, answers: Sequence[Answer], seed: int
 ) -> dict[str, int]:
-    """A sample of rows evaluated again, in another order and in other batches: of how many the answer is another one.
+    """A sample of rows evaluated again, in another order and in other batches: how many answers are `different`, and
+    the `largest` difference of a score, in millionths.
 
-    By construction of none: BadInput (`noisy`) where it is, since then no difference between two models means much.
+    On a CPU none is, by construction: BadInput (`noisy`) where one is. A GPU may add in another order in other batches:
+    there, only an answer that is right once and wrong once is refused.
     """
     chosen = choose_judged(judged.about.task, list(zip(judged.rows, judged.samples, strict=True)))
     places = _sample_places(judged.about.task, [row.answer for row, _ in chosen])
@@ -123,14 +125,17 @@ def measure_noise(
     rows = [chosen[place][0] for place in places]
     samples = [replace(chosen[place][1], index=number) for place, number in zip(places, order, strict=True)]
     again = evaluation.evaluate(base, slots, judged.about, rows, samples, lambda more, tokens: None).answers
-    different = sum(one != answers[place] for one, place in zip(again, places, strict=True))
-    if different:
+    pairs = [(answers[place], one) for place, one in zip(places, again, strict=True)]
+    different = sum(first != second for first, second in pairs)
+    refused = different if base.device == "cpu" else sum(first.right != second.right for first, second in pairs)
+    if refused:
         raise BadInput(
             f"evaluation, noise floor: expected the same answers to {len(places)} rows in another order and in other "
-            f"batches, got {different} others: this machine's arithmetic depends on them",
+            f"batches, got {refused} others: this machine's arithmetic depends on them",
             code="noisy",
         )
-    return {"rows": len(places), "different": different}
+    largest = max(abs(first.scores[name] - second.scores[name]) for first, second in pairs for name in first.scores)
+    return {"rows": len(places), "different": different, "largest": largest}
 
 
 def _sample_places(task: str, expected: Sequence[str]) -> list[int]:

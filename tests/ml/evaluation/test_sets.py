@@ -36,7 +36,7 @@ def test_an_answer_is_the_same_in_another_order_and_in_other_batches(task: Task,
     judged = _judged(task, base, tmp_path)
     found = judged.evaluate(base, None, quiet)
     noise = sets.measure_noise(base, None, judged, found.answers, seed=7)
-    assert noise["different"] == 0 and noise["rows"] >= 1
+    assert (noise["different"], noise["largest"]) == (0, 0) and noise["rows"] >= 1
 
 
 def test_an_answer_that_depends_on_its_neighbours_fails_the_evaluation(base: Base, tmp_path: Path) -> None:
@@ -46,6 +46,21 @@ def test_an_answer_that_depends_on_its_neighbours_fails_the_evaluation(base: Bas
     with pytest.raises(BadInput, match=r"noise floor: expected the same answers to .* got 1 others") as caught:
         sets.measure_noise(base, None, judged, [other, *answers[1:]], seed=7)
     assert caught.value.code == "noisy"
+
+
+def test_on_a_gpu_a_small_difference_is_shown_and_another_answer_is_refused(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged, evaluate = _judged("classification", base, tmp_path), evaluation.evaluate
+    answers = judged.evaluate(base, None, quiet).answers
+    monkeypatch.setattr(evaluation, "evaluate", lambda _, *given: evaluate(base, *given))
+    gpu = replace(base, device="cuda")
+    near = answers[0].model_copy(update={"scores": {"loss": answers[0].scores["loss"] - 7}})
+    noise = sets.measure_noise(gpu, None, judged, [near, *answers[1:]], seed=7)
+    assert (noise["different"], noise["largest"]) == (1, 7)
+    wrong = answers[0].model_copy(update={"right": not answers[0].right})
+    with pytest.raises(BadInput, match="got 1 others"):
+        sets.measure_noise(gpu, None, judged, [wrong, *answers[1:]], seed=7)
 
 
 @pytest.mark.parametrize("task", RECORDS)
