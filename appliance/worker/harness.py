@@ -31,7 +31,7 @@ def _reporter(session: Link) -> Callable[[int, int], None]:
     def report(more: int, tokens: int) -> None:
         nonlocal done
         done += more
-        session.send({"frame": "progress", "done": done, "tokens": tokens})
+        session.send({"frame": "judging", "done": done, "tokens": tokens})
 
     return report
 

@@ -13,6 +13,7 @@ from appliance.domain.data.imports import ImportRequested
 from appliance.domain.evaluation.evidence import conclude
 from appliance.domain.evaluation.gates import GateSet
 from appliance.domain.evaluation.items import encode_items, parse_items
+from appliance.domain.evaluation.shipped.sets import list_shipped_rows
 from appliance.domain.evaluation.verdict import Evidence, parse_verdict
 from appliance.formats.artifacts.manifest import MANIFEST_PATH
 from appliance.formats.artifacts.rows import row_digest, rows_root, split_digests
@@ -21,6 +22,7 @@ from appliance.formats.log.trust import encode_trust
 from scripts.kit.judged import Group, make_items
 from scripts.kit.log_builder import STEPS, LogBuilder, manifest, stage
 from tests.domain.evaluation.test_judging import AGAINST_RELEASED, GATES
+from tests.domain.evaluation.test_local_sets import GATES as ON_GENERAL
 from tests.domain.evaluation.test_sets import AGAINST_RELEASED as SET_AGAINST_RELEASED
 from tests.domain.evaluation.test_sets import CLEAN
 from tests.domain.evaluation.test_sets import ON_EXAM as SET_GATES
@@ -214,3 +216,15 @@ def test_a_folder_of_another_log_is_named(desk: Desk, capsys: pytest.CaptureFixt
     assert code == 6 and "expected a manifest that an adapter, a dataset or a validation set of this log has" in out
     code, out = desk.verify(capsys, "nowhere")
     assert code == 6 and "expected a readable file, got No such file" in out
+
+
+def test_items_of_a_set_that_comes_with_the_appliance_must_be_of_its_rows(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for version, rows in enumerate((list_shipped_rows("general"), [f"{number:064x}" for number in range(200)]), 1):
+        general = encode_items(make_items([Group(200, adapter=True, base=True)], rows=rows))
+        desk.seal(encode_items(ITEMS), version, gates=ON_GENERAL, sets={"items-general.jsonl": general})
+    code, out = desk.verify(capsys, "clauses-1", "rows")
+    assert code == 0 and "not checked" not in out, out
+    code, out = desk.verify(capsys, "clauses-2", "rows")
+    assert code != 0 and "clauses@2, items-general.jsonl: expected the 200 rows of the set" in out

@@ -140,7 +140,7 @@ def run_walled(task: Frame, tmp_path: Path) -> Frame:
     """The last frame of the worker, behind every wall that the service has."""
     with _walled(task, tmp_path) as worker:
         while (received := worker.receive(110)) is not None:
-            if received[0]["frame"] != "progress":
+            if received[0]["frame"] != "judging":
                 return dict(received[0])
     raise AssertionError((tmp_path / "log").read_text())
 

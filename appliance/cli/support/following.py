@@ -20,6 +20,8 @@ class Display:
         self._is_live = False
         """Whether the frames that were there before somebody followed have been taken."""
         self._meter: Meter | None = None
+        self._set: str | None = None
+        """The task or metric that is judged on; how many rows it has is not known before."""
 
     def take(self, status: str, frames: list[dict[str, Any]]) -> None:
         for frame in frames:
@@ -51,6 +53,11 @@ class Display:
                 say(f"{self.run}: the loss spiked at step {int(frame['step'])} to {loss}, rows {rows}.")
         elif kind == "progress":
             self._measure("evaluates", int(frame["total"]), "rows").set(int(frame["done"]), _pace(frame))
+
+        elif kind == "judging" and frame["set"] != self._set:
+            self._set = frame["set"]
+            self.close()
+            say(f"{self.run}: is judged on {plain(str(self._set))}.")
 
     def _started(self, frame: dict[str, Any]) -> None:
         walls, layers = frame.get("walls") or {}, frame.get("layers") or {}

@@ -8,9 +8,12 @@ An order binds such a folder by its digest, and its worker gets a copy that has 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from appliance.domain.core.records import LocalSet
 from appliance.domain.data.local_sets import HARNESS, METRIC
@@ -18,6 +21,8 @@ from appliance.errors import BadInput, NotFound, Tampered, TooLarge
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.digest import digest_bytes
 from appliance.store.files import disk
+
+log = logging.getLogger("appliance")
 
 MOST_FILES, MOST_BYTES = 1_000, 256 << 20
 _PLACES = {HARNESS: ("harness", "yaml"), METRIC: ("metrics", "py")}
@@ -30,8 +35,16 @@ class LocalSets:
         self._home, self.packages = home, packages
 
     def list(self) -> list[LocalSet]:
-        """Those that can be read; of each the digest that its files have now."""
-        return [LocalSet(set=name, digest=digest_files(self._read(name))) for name in self._names()]
+        """Those that can be read; of each the digest that its files have now. The log says why another is left out."""
+        found = []
+        for name in self._names():
+            try:
+                found.append(LocalSet(set=name, digest=digest_files(self._read(name))))
+            except (BadInput, TooLarge) as error:
+                log.warning("set left out: %s", error.message)
+            except ValidationError:
+                log.warning("set left out, %s: expected a name of lower-case letters, digits and hyphens", name)
+        return found
 
     def copy(self, bound: LocalSet, folder: Path) -> None:
         """The set's files into a folder. NotFound where there is none, Tampered where it has another digest."""

@@ -130,7 +130,9 @@ def _judge(
         ) as started:
             check_walls(started)
             check_standing(context, run)
-            result = carry_out(started, task, on_frame=lambda frame: publish({**frame, "stage": bound.set}))
+            # Its own words alone: the code of a task could say anything.
+            said = {"frame": "judging", "set": bound.set}
+            result = carry_out(started, task, on_frame=lambda frame: publish(said))
         return read_output(output, items_path(bound.set), MOST_BYTES), {
             subject: result[subject] for subject in ("base", "adapter")
         }
