@@ -260,6 +260,7 @@ def _report(caller: Caller, ended: Sequence[Ended]) -> None:
         if one.adapter is not None:
             say(*(f"{one.run}: {name}: {plain(text)}" for name, text in judged_facts(caller, one.run)[:1]))
             say(f"next: a reviewer types: appliance review show {one.adapter}")
+            say(f"or ask for its release to a unit first: appliance release request {one.adapter} --help")
     if unsealed:
         told = "; ".join(
             f"{one.run}: expected it sealed, got {one.status}: {one.detail or 'see the log'}" for one in unsealed

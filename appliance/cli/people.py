@@ -161,7 +161,8 @@ def _new_key(caller: Caller, path: Path, passphrase_file: Path | None) -> Signer
             f"{'Passphrase of' if exists else 'New passphrase for'} {path}", confirm=not exists
         )
 
-    return open_key(path, ask) if exists else create_key(path, ask())
+    again = caller.again if passphrase_file is None else lambda tries: False
+    return open_key(path, ask, again) if exists else create_key(path, ask())
 
 
 @key.command(

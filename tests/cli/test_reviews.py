@@ -61,7 +61,7 @@ def test_every_reader_says_what_each_review_decided_and_what_it_counts_for(open_
         (three, "standing"),
     ]
     listed = desk.as_("rita", "review", "list", "--wide").out
-    assert f"rita (privacy, legal; superseded by entry {two})" in listed and "rita (privacy, legal)" in listed
+    assert f"by rita (privacy, legal): superseded by entry {two}" in listed and "rita (privacy, legal)" in listed
     shown = desk.as_("rita", "review", "show", "clauses@1").out
     assert all(state in one_line(shown) for state in states)
     answer = json.loads(desk.as_("audrey", "ledger", "could-load", "legal", "--json").out)

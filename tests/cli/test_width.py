@@ -91,6 +91,7 @@ COMMANDS = {
     "ledger state": ("audrey", "ledger", "state"),
     "ledger log": ("audrey", "ledger", "log", "--last", "20"),
     "review list": ("rita", "review", "list"),
+    "finding list": ("rita", "finding", "list"),
     "run show": ("olga", "run", "show", "r-000001"),
     "could-load": ("audrey", "ledger", "could-load", "legal"),
     "principal list": ("anna", "principal", "list"),

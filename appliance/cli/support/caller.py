@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from appliance.formats.signatures.dsse import Envelope
     from appliance.formats.signatures.keys import Ed25519Signer
 
+PASSPHRASE_TRIES = 3
+"""How often a command asks at a terminal for the passphrase of a key."""
+
 
 @dataclass
 class Caller:
@@ -199,7 +202,8 @@ class Caller:
 
         if self._unlocked is None:
             path = self.key_file
-            self._unlocked = open_key(path, lambda: self.ask_passphrase(f"Passphrase of {path}, {purpose}"))
+            prompt = f"Passphrase of {path}, {purpose}"
+            self._unlocked = open_key(path, lambda: self.ask_passphrase(prompt), self.again)
         return self._unlocked
 
     def ask_passphrase(self, prompt: str, *, confirm: bool = False) -> bytes:
@@ -216,8 +220,14 @@ class Caller:
             raise NotAuthenticated(
                 "passphrase: expected a terminal to ask at, --passphrase-fd N or --passphrase-file FILE, got none"
             )
-        text: str = click.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True)
-        return text.encode("utf-8")
+        return _ask_new(prompt) if confirm else _ask(prompt)
+
+    def again(self, tries: int) -> bool:
+        """Whether a person at a terminal may try another passphrase after so many wrong ones."""
+        if self.passphrase_fd is not None or self.passphrase_file is not None or tries >= PASSPHRASE_TRIES:
+            return False
+        say("That is not its passphrase. Try again.")
+        return True
 
     def confirm(self, question: str) -> None:
         """Continues after a yes, or with --yes, which is needed without a terminal."""
@@ -257,6 +267,27 @@ class Caller:
 
 def _tell_waiting(doing: str) -> None:
     say(f"waiting for the service, which {doing}")
+
+
+def _ask(prompt: str) -> bytes:
+    text: str = click.prompt(prompt, hide_input=True, err=True)
+    return text.encode("utf-8")
+
+
+def _ask_new(prompt: str) -> bytes:
+    """A passphrase for a new key: checked before it is repeated, and asked for until both are the same."""
+    from appliance.client.support.keys import check_passphrase
+
+    while True:
+        passphrase = _ask(prompt)
+        try:
+            check_passphrase(passphrase)
+        except BadInput as error:
+            say(f"{error.message}. Try again.")
+            continue
+        if _ask("Repeat for confirmation") == passphrase:
+            return passphrase
+        say("The two differ. Try again.")
 
 
 def is_interactive() -> bool:

@@ -65,8 +65,8 @@ class Display:
         without = f", without {', '.join(missing)}, which policy accepts" if missing else ""
         refused = sum(result == "refused" for result in walls.values())
         say(
-            f"{self.run}: sandboxed, layers that stand: {sum(map(bool, layers.values()))}{plain(without)}; "
-            f"ways out that were tried and refused: {refused} of {len(walls)}."
+            f"{self.run}: the worker is in its sandbox: {sum(map(bool, layers.values()))} layers{plain(without)}; "
+            f"{refused} of {len(walls)} attempts to break out were refused."
         )
 
     def _measure(self, label: str, total: int, unit: str) -> Meter:

@@ -36,6 +36,14 @@ def _correct_name(typed: str) -> str:
 Identifier = Annotated[str, form(rf"^{IDENTIFIER}$", _NAME, _correct_name)]
 """A name people type: a principal, base, dataset, adapter, unit, task or field."""
 
+
+def check_name(what: str, text: str) -> None:
+    """BadInput unless it is an Identifier."""
+    if re.fullmatch(IDENTIFIER, text) is None:
+        near = _correct_name(text)
+        raise BadInput(f"{what}: expected {_NAME}, got {text!r:.80}" + (f"; did you mean {near!r}?" if near else ""))
+
+
 VersionedName = Annotated[str, form(rf"^{IDENTIFIER}@[1-9][0-9]{{0,8}}$", "NAME@VERSION such as clauses@1")]
 """`NAME@VERSION`, versions counted from 1."""
 

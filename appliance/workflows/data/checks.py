@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from appliance.domain.core.names import Digest, Identifier, Value
+from appliance.domain.core.words import unknown_word
 from appliance.domain.data.imports import judges_only
 from appliance.domain.data.standing import base_is
 from appliance.domain.data.tasks import Format, Task, wrong_share
@@ -97,7 +98,7 @@ def _base(context: Context, name: str) -> Path:
     state = context.ledger.state
     base = state.bases.get(name)
     if base is None:
-        raise NotFound(f"base: expected an imported one, got {name}")
+        raise NotFound(unknown_word("base", name, [key for key, _ in state.bases.items()], "an imported one"))
     if reasons := base_is(state, name, base.digest):
         raise Denied(reasons[0])
     return context.artifacts.path(base.digest)

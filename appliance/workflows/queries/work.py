@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from appliance.domain.core.state import State
+from appliance.domain.core.words import unknown_word
 from appliance.domain.evaluation.basis import count_judged, count_judged_on, find_sets
 from appliance.domain.planning.shape import read_roles
 from appliance.domain.recipe.recipe import Facts
@@ -95,9 +96,12 @@ def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[st
     state = context.ledger.state
     base, dataset = state.bases.get(base_name), state.datasets.get(dataset_name)
     if base is None or dataset is None:
-        inputs = (("base", base, base_name), ("dataset", dataset, dataset_name))
+        inputs = (("base", base_name, state.bases), ("dataset", dataset_name, state.datasets))
+        known = ((kind, name, [key for key, _ in table.items()]) for kind, name, table in inputs)
         raise NotFound(
-            "; ".join(f"{kind}: expected an imported one, got {name!r}" for kind, one, name in inputs if not one)
+            "; ".join(
+                unknown_word(kind, name, keys, "an imported one") for kind, name, keys in known if name not in keys
+            )
         )
     roles, experts = read_roles(base.facts)
     facts = Facts(
