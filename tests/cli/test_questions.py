@@ -52,6 +52,28 @@ def test_could_load_names_adapter_reviewers_and_entries(open_desk: Callable[[str
     assert "against it:" in gone and "no longer counts: review" in gone
 
 
+def test_a_span_has_each_answer_and_whose_approvals_it_rests_on(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("serving")
+    (reviewed, released) = (
+        next(e.index for e in map(parse_entry, desk.site.entries) if e.type == kind)
+        for kind in ("review.recorded", "release.activated")
+    )
+    revoked = desk.site.revoke("raul").index
+    told = desk.as_("audrey", "ledger", "could-load", "legal", "--since", "0")
+    assert told.code == 0, told.err
+    text = one_line(told.out)
+    assert "as of entry 0: nothing: no adapter was released to it" in text
+    assert f"as of entry {released}: labels: could load clauses@1; released by otto, entry {released};" in text
+    assert f"approved by rita (privacy), entry {reviewed}, raul (model-risk)" in text
+    assert f"as of entry {revoked}: labels: could not load clauses@1: " in text
+    periods = json.loads(desk.as_("audrey", "ledger", "could-load", "legal", "--since", "0", "--json").out)["periods"]
+    assert [period["as_of"] for period in periods if period["tasks"]] == [released, revoked]
+    later = desk.as_("audrey", "ledger", "could-load", "legal", "--since", str(released), "--until", str(revoked - 1))
+    assert "could not" not in later.out and later.out.count("could load") == 1
+    for words in (("--until", "now"), ("--since", "1h", "--at", "1h"), ("--since", "2199-01-01")):
+        assert desk.as_("audrey", "ledger", "could-load", "legal", *words).code == 2
+
+
 def test_could_load_names_the_folder_that_no_revocation_reaches(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("serving")
     exported = desk.site.export()

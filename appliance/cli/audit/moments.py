@@ -13,6 +13,7 @@ from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import command, reads
 from appliance.cli.support.output import print_facts, print_json, print_line, say
 from appliance.cli.support.times import PAST_HELP, parse_point
+from appliance.errors import BadInput
 
 _AT = click.option(
     "--at",
@@ -27,14 +28,22 @@ def _moment(at: str | None) -> str | None:
 
 @command(
     "could-load",
-    example="appliance ledger could-load legal\nappliance ledger could-load legal --at 2026-11-24T15:00:00.000Z",
+    example=(
+        "appliance ledger could-load legal\n"
+        "appliance ledger could-load legal --at 2026-11-24T15:00:00.000Z\n"
+        "appliance ledger could-load legal --since 1h"
+    ),
 )
 @click.argument("unit")
 @_AT
+@click.option(
+    "--since", metavar="TIME", help="Instead of --at: every answer from this point on. Also an entry's number."
+)
+@click.option("--until", metavar="TIME", help="With --since: up to this point. Default: now.")
 @reads
 @click.pass_obj
-def could_load(caller: Caller, unit: str, at: str | None) -> None:
-    """What a unit could have loaded at a moment, by whose sign-offs, and why not the rest.
+def could_load(caller: Caller, unit: str, at: str | None, since: str | None, until: str | None) -> None:
+    """What a unit could have loaded at a moment or in a span of time, by whose sign-offs, and why not the rest.
 
     Decided by the rules that admit adapters, over the state as of the last entry at that moment or before it. A folder
     that was exported for the unit's own host is named until its date, even if something was revoked since. Every entry
@@ -45,6 +54,9 @@ def could_load(caller: Caller, unit: str, at: str | None) -> None:
     from appliance.client.questions import could_load as ask
 
     check_unit(caller.reading(), unit)
+    if since is not None or until is not None:
+        _tell_span(caller, unit, at, since, until)
+        return
     proved = ask(caller.reading(), caller.anchor, unit, _moment(at))
     if caller.json:
         print_json(proved.answer)
@@ -54,10 +66,59 @@ def could_load(caller: Caller, unit: str, at: str | None) -> None:
         print_line(f"nothing: the log begins on {proved.answer['log_begins']}")
     else:
         _print_answer(proved.answer)
+    _say_proved(caller, proved.entries, proved.log_size)
+
+
+def _say_proved(caller: Caller, entries: int, log_size: int) -> None:
     say(
-        f"Proved here: {_counted(proved.entries)} in the log of {proved.log_size} entries; "
+        f"Proved here: {_counted(entries)} in the log of {log_size} entries; "
         f"its key: {caller.anchor.said_by}. One of them whole: appliance ledger show ENTRY"
     )
+
+
+def _tell_span(caller: Caller, unit: str, at: str | None, since: str | None, until: str | None) -> None:
+    from appliance.client.questions import could_load_between
+
+    if since is None or at is not None:
+        raise BadInput("could-load: expected --at, or --since with or without --until, got others")
+    now = datetime.now(UTC)
+    begin = parse_point(since, "since", now)
+    assert begin is not None
+    told = could_load_between(caller.reading(), caller.anchor, unit, begin, parse_point(until, "until", now))
+    periods = told.pop("periods")
+    if caller.json:
+        print_json({**told, "periods": [proved.answer for proved in periods]})
+    else:
+        print_facts([("unit", unit), ("from", told["since"]), ("until", told["until"])])
+        for proved in periods:
+            print_line("")
+            _print_period(proved.answer)
+    named = {entry["entry"] for proved in periods for entry in proved.answer["rests_on"]}
+    _say_proved(caller, len(named), max(proved.log_size for proved in periods))
+    say(f"An answer with all its reasons: appliance ledger could-load {unit} --at TIME")
+
+
+def _print_period(answer: dict[str, Any]) -> None:
+    """Since when it was so, what could be loaded and whose approvals that rested on; in a line what could not."""
+    print_line(f"from {answer['at']}, as of entry {answer['as_of']}:")
+    for task in answer["tasks"]:
+        candidate, release = task["candidate"], task["release"]
+        if not task["could_load"]:
+            print_facts([(f"  {task['task']}", f"could not load {candidate['adapter']}: {candidate['reasons'][0]}")])
+            continue
+        approved = [
+            f"{review['reviewer']} ({review['field']}), entry {review['entry']}"
+            for review in candidate["reviews"]
+            if review["decision"].startswith("approve") and review["against"] is None
+        ]
+        released = f"released by {release['by']}, entry {release['entry']}"
+        text = f"could load {candidate['adapter']}; {released}; approved by {', '.join(approved) or 'nobody'}"
+        print_facts([(f"  {task['task']}", text)])
+    for one in answer["exported"]:
+        text = f"could load {one['adapter']} from an exported folder, entry {one['entry']}, until {one['valid_until']}"
+        print_facts([(f"  {one['task']}", text)])
+    if not answer["tasks"] and not answer["exported"]:
+        print_line("  nothing: no adapter was released to it")
 
 
 def _counted(entries: int) -> str:

@@ -329,7 +329,13 @@ def _questions(router: APIRouter, context: Context, person: Callable[..., Sessio
     asking = Depends(person)
 
     @router.get("/v1/units/{unit}/could-load")
-    def could_load(unit: str, at: str | None = None) -> dict[str, Any]:
+    def could_load(
+        unit: str, at: str | None = None, since: str | None = None, until: str | None = None
+    ) -> dict[str, Any]:
+        if since is not None and at is None:
+            return questions.could_load_between(context, unit, since, until)
+        if since is not None or until is not None:
+            raise BadInput("could-load: expected `at`, or `since` with or without `until`, got others")
         return questions.could_load_at(context, unit, at)
 
     @router.get("/v1/datasets/{name}/uses")
