@@ -197,7 +197,7 @@ def storage(caller: Caller) -> None:
         + [("together", "", show_bytes(told["bytes"])), ("free", "", show_bytes(told["disk"]["free_bytes"]))],
     )
     print_line("")
-    things = [(kind, thing) for kind, found in told["kinds"].items() for thing in found["things"]]
+    things = [(kind, thing) for kind, found in told["kinds"].items() for thing in found["things"] if thing["bytes"]]
     largest = sorted(things, key=lambda one: -int(one[1]["bytes"]))
     print_table(
         ("size", "kind", "name", "kept for", "until"),

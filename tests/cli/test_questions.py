@@ -10,6 +10,7 @@ import pytest
 
 from appliance.cli.support.output import print_facts
 from appliance.domain.core.entry import parse_entry
+from appliance.domain.queries.periods import could_load_during
 from tests.cli.conftest import Desk, one_line
 
 
@@ -68,6 +69,11 @@ def test_a_span_has_each_answer_and_whose_approvals_it_rests_on(open_desk: Calla
     assert f"as of entry {revoked}: labels: could not load clauses@1: " in text
     periods = json.loads(desk.as_("audrey", "ledger", "could-load", "legal", "--since", "0", "--json").out)["periods"]
     assert [period["as_of"] for period in periods if period["tasks"]] == [released, revoked]
+    points = ("0", str(revoked))
+    offline = could_load_during(lambda: desk.site.entries, desk.site.documents.get, "legal", points, desk.site.now)
+    words = ("--since", "0", "--until", str(revoked), "--json")
+    online = json.loads(desk.as_("audrey", "ledger", "could-load", "legal", *words).out)["periods"]
+    assert [(one.as_of, one.answer.at) for one in offline.periods] == [(one["as_of"], one["at"]) for one in online]
     later = desk.as_("audrey", "ledger", "could-load", "legal", "--since", str(released), "--until", str(revoked - 1))
     assert "could not" not in later.out and later.out.count("could load") == 1
     for words in (("--until", "now"), ("--since", "1h", "--at", "1h"), ("--since", "2199-01-01")):

@@ -299,8 +299,10 @@ def test_storage_says_what_lies_where(open_desk: Callable[[str], Desk]) -> None:
     ]
     assert kinds["database"]["bytes"] > 0 and kinds["adapters"]["things"][0]["bytes"] > 0
     assert shown["bytes"] == sum(kind["bytes"] for kind in kinds.values())
+    (context.logs / "empty.log").touch()
     told = desk.as_("anna", "storage")
     assert "under way" in told.out and "1.0 kB" in told.out
+    assert "empty.log" not in told.out and "empty.log" in desk.as_("anna", "storage", "--json").out
 
 
 def test_config_says_every_setting_and_where_it_comes_from(
