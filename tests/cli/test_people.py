@@ -185,6 +185,9 @@ def test_nothing_is_signed_without_a_yes(open_desk: Callable[[str], Desk], monke
     assert agreed.exit_code == 0
     assert desk.ordered() == 1
     assert "Sign this? [y/N]" in agreed.stderr
+    unsure = CliRunner().invoke(main.cli, words, input="correct horse\n\n")
+    assert unsure.exit_code == 1 and "Type y or n." in unsure.stderr
+    assert desk.ordered() == 1, "an empty line is a no"
 
 
 def test_a_wrong_passphrase_signs_nothing(open_desk: Callable[[str], Desk]) -> None:

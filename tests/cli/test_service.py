@@ -24,7 +24,7 @@ from appliance.workflows.core.context import Context
 from appliance.workflows.operations import installation, machine
 from appliance.workflows.operations.status import status
 from scripts.kit.certificates import Authority
-from tests.cli.conftest import Desk, Told, type_alone
+from tests.cli.conftest import Desk, Told, one_line, type_alone
 from tests.kit.founded import policy_set
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -218,6 +218,17 @@ def test_status_shows_on_one_screen_what_runs_and_what_waits_for_whom(open_desk:
         login = ("login", "ben", "--key", str(desk.key("ben")), "--passphrase-file", str(desk.passphrase))
         assert desk.type(*login).code == 0
         assert json.loads(desk.type("status", "--json").out)["log"]["size"] == desk.site.state.size
+
+
+def test_status_says_which_approved_adapter_waits_for_a_release_owner(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("approved")
+    with held(desk.service.settings.lock, os.getpid()):
+        shown = json.loads(desk.as_("ben", "status", "--json").out)
+        assert shown["releases"] == [{"adapter": "clauses@1", "unit": "legal", "owners": ["otto"]}]
+        said = "clauses@1 is approved for legal and was never released; release owner: otto"
+        assert said in one_line(desk.as_("ben", "status").out)
+        desk.site.activate()
+        assert "none waits for a release owner" in desk.as_("ben", "status").out
 
 
 HOLDER = """

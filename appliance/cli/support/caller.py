@@ -235,7 +235,13 @@ class Caller:
             return
         if not is_interactive():
             raise BadInput("confirmation: expected --yes, since there is no terminal to ask at, got none")
-        click.confirm(question, abort=True, err=True)
+        while True:
+            answer: str = click.prompt(f"{question} [y/N]", default="n", show_default=False, err=True)
+            if answer.strip().lower() in ("y", "yes"):
+                return
+            if answer.strip().lower() in ("n", "no"):
+                raise click.Abort
+            say("Type y or n. A passphrase is asked for by its name, and is not shown as you type.")
 
     def interrupted(self) -> str:
         """What is true when a person leaves: nothing, or what was signed by then."""
