@@ -303,7 +303,8 @@ def test_storage_says_what_lies_where(open_desk: Callable[[str], Desk]) -> None:
     shown = json.loads(desk.as_("anna", "storage", "--json").out)
     kinds = shown["kinds"]
     assert set(kinds) == {
-        "bases", "datasets", "adapters", "training checkpoints", "uploads", "logs", "steps", "database",
+        "bases", "datasets", "validation sets", "adapters", "training checkpoints", "uploads", "logs", "steps",
+        "database",
     }  # fmt: skip
     assert kinds["training checkpoints"]["things"] == [
         {"name": run, "bytes": 1000, "files": 1, "kept_for": "under way", "kept_until": None}
