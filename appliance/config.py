@@ -59,6 +59,9 @@ SETTINGS = (
     Setting("rehash", "APPLIANCE_REHASH", "60", "minutes between two checks of every sealed folder, or `off`"),
     Setting("import_minutes", "APPLIANCE_IMPORT_MINUTES", "10", "what a small import may take by the clock"),
     Setting("import_cpu_minutes", "APPLIANCE_IMPORT_CPU_MINUTES", "5", "what a small import may take of the CPU"),
+    Setting(
+        "harness_packages", "APPLIANCE_HARNESS_PACKAGES", None, "the folder where lm-eval and evaluate are installed"
+    ),
 )
 VARIABLES = {setting.name: setting.variable for setting in SETTINGS if setting.name != "home"}
 """Of each setting but the home: the environment's, which stands over the file's."""
@@ -143,6 +146,8 @@ class Settings:
     """Between two checks of every sealed folder; None: only when something is loaded."""
     import_s: float = 600.0
     import_cpu_s: float = 300.0
+    harness_packages: Path | None = None
+    """A folder of Python packages that the worker of tasks and metrics alone is shown."""
     limits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """By unit, and under "" for every other, those that were given."""
 
@@ -206,6 +211,7 @@ def load_settings(home: Path | None = None, environment: Mapping[str, str] | Non
         rehash_s=_parse_minutes(values["rehash"], "rehash"),
         import_s=_parse_some_minutes(values["import_minutes"], "import_minutes"),
         import_cpu_s=_parse_some_minutes(values["import_cpu_minutes"], "import_cpu_minutes"),
+        harness_packages=place / values["harness_packages"] if "harness_packages" in values else None,
         limits=limits,
     )
 

@@ -22,6 +22,7 @@ from appliance.domain.audit.report import SITE_POLICIES, Finding, Report, judge_
 from appliance.domain.audit.summary import MAX_LINES, group_findings, tell_findings, tell_verdict
 from appliance.domain.audit.verify import verify_log
 from appliance.domain.queries.could_load import BeforeLog, CouldLoad, could_load_then
+from appliance.domain.queries.periods import Span, could_load_during
 from appliance.domain.queries.response import (
     MAX_BYTES,
     Answered,
@@ -30,6 +31,7 @@ from appliance.domain.queries.response import (
     verify_instruction,
     verify_record,
 )
+from appliance.domain.queries.telling import tell_answer
 from appliance.errors import ApplianceError, BadInput, Tampered, Unavailable
 from appliance.formats.core.merkle import Tree, hash_leaf
 from appliance.formats.core.timestamp import encode_time
@@ -52,6 +54,7 @@ _HELP = """\
 examples:
   appliance-verify ledger.tar --trust trust.json
   appliance-verify ledger.tar --trust trust.json --could-load legal --at 2026-11-24
+  appliance-verify ledger.tar --trust trust.json --could-load legal --since 30d
   appliance-verify --record answer.json --trust trust.json --answer answer.txt
 
 exit codes:
@@ -77,12 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         trust = None if given.trust is None else load_trust(given.trust)
         now = datetime.now(UTC)
-        wanted = None if given.could_load is None else (given.could_load, parse_point(given.at, "at", now))
+        wanted = _question(given, now)
         without = given.without_site_policies
         report = verify_export(given.export, trust, encode_time(now), given.folder, without_site_policies=without)
         # A log that does not hold answers no question.
         question = wanted if EXITS[report.verdict] == 0 else None
-        answer = None if question is None else ask_export(given.export, *question, encode_time(now), report)
+        answer = None if question is None else ask_export(given.export, question, report)
     except ApplianceError as error:
         code = _fail(error)
         sys.exit(code if code == Tampered.exit_code else BadInput.exit_code)
@@ -94,8 +97,28 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         )
     else:
         lines = _lines(report, whole=given.all)
-        _print_out("\n".join(_plain(line) for line in [*lines, *([] if answer is None else _answer_lines(answer))]))
+        _print_out("\n".join(_plain(line) for line in [*lines, *([] if answer is None else tell_answer(answer))]))
     sys.exit(EXITS[report.verdict])
+
+
+Question = Callable[[Callable[[], Iterator[bytes]], Callable[[str], bytes | None]], CouldLoad | BeforeLog | Span]
+"""What is asked of a log's entries and documents."""
+
+
+def _question(given: argparse.Namespace, now: datetime) -> Question | None:
+    """What --could-load asks: of a moment, or of a span with --since."""
+    unit, at, since, until = (getattr(given, name) for name in ("could_load", "at", "since", "until"))
+    if (unit, at, since, until) == (None, None, None, None):
+        return None
+    if unit is None or (since is not None and at is not None) or (since is None and until is not None):
+        raise BadInput("--could-load UNIT: expected --at, or --since with or without --until, got others")
+    time = encode_time(now)
+    begin = parse_point(since, "since", now)
+    if begin is not None:
+        points = (begin, parse_point(until, "until", now))
+        return lambda entries, documents: could_load_during(entries, documents, unit, points, time)
+    moment = parse_point(at, "at", now)
+    return lambda entries, documents: could_load_then(entries, documents, unit, moment, time)[0]
 
 
 def _print_out(text: str) -> None:
@@ -141,7 +164,8 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         action="append",
         default=[],
-        help="a sealed adapter's folder: compute its verdict again from its items; or its dataset's, for their rows",
+        help="a sealed adapter's folder: compute its verdict again from its items; or, for their rows, that of its "
+        "dataset or of a validation set",
     )
     parser.add_argument("--all", action="store_true", help="print every finding; otherwise a summary")
     parser.add_argument("--json", action="store_true", help="print the whole report as JSON")
@@ -154,6 +178,10 @@ def _parser() -> argparse.ArgumentParser:
         help="for --could-load: after this entry (41) or at this time (2026-11-24, 2026-11-24T10:30Z, or 7d for seven "
         "days ago); now if not given",
     )
+    parser.add_argument(
+        "--since", metavar="TIME", help="for --could-load: every answer from this point on, in place of --at"
+    )
+    parser.add_argument("--until", metavar="TIME", help="for --since: up to this point; now if not given")
     parser.add_argument("--record", metavar="FILE", type=Path, help="instead of EXPORT: an answer's response record")
     parser.add_argument("--answer", metavar="FILE", type=Path, help="for --record: the text of the answer")
     parser.add_argument(
@@ -288,8 +316,8 @@ def _open_folder(path: Path) -> Folder:
     return Folder(str(path), lambda name: _read(path / name, f"folder {path}", MAX_FOLDER_FILE_BYTES))
 
 
-def ask_export(path: Path, unit: str, at: str | None, now: str, report: Report) -> CouldLoad | BeforeLog:
-    """What the unit could have loaded, from the export alone, folded again up to the moment.
+def ask_export(path: Path, question: Question, report: Report) -> CouldLoad | BeforeLog | Span:
+    """What the unit could have loaded, from the export alone, folded again.
 
     Tampered where its entries are not those of the report, as when somebody changed the file meanwhile.
     """
@@ -303,7 +331,7 @@ def ask_export(path: Path, unit: str, at: str | None, now: str, report: Report) 
                 yield data
             roots.add(f"sha256:{tree.root().hex()}")
 
-        answer = could_load_then(entries, export.document, unit, at, now)[0]
+        answer = question(entries, export.document)
     if roots != {report.root}:
         got = ", ".join(sorted(roots))
         raise Tampered(
@@ -363,37 +391,6 @@ def _site_policies(report: Report) -> str:
     if report.site_policies == "not replayed":
         return "not replayed"
     return f"replayed; orders that they allow: {report.counts.decisions}"
-
-
-def _answer_lines(answer: CouldLoad | BeforeLog) -> Iterator[str]:
-    """Which adapter each task of the unit could load, by whose word; each with the entry that says so."""
-    if isinstance(answer, BeforeLog):
-        yield f"could load     {answer.unit} at {answer.at}"
-        yield f"  nothing: the log begins on {answer.log_begins}"
-        return
-    yield f"could load     {answer.unit} at {answer.at}, under policy {answer.policy}"
-    if answer.enrolled is None:
-        yield "  it was no enrolled unit then"
-    for task in answer.tasks:
-        candidate, release = task.candidate, task.release
-        verb = "could load" if task.could_load else "could not load"
-        yield f"  {task.task}: {verb} {candidate.adapter} ({candidate.manifest}), sealed by entry {candidate.sealed}"
-        yield f"    released by {release.by}, entry {release.entry} ({release.kind})"
-        for review in candidate.reviews:
-            decided = {"approve": "approved", "reject": "rejected"}.get(review.decision, review.decision)
-            until = "" if review.valid_until is None else f", until {review.valid_until}"
-            said = f"{decided} by {review.reviewer} for {review.field}, entry {review.entry}{until}"
-            yield f"    {said}{f'; {review.against}' if review.against else ''}"
-        yield from (f"    against it: {reason}" for reason in candidate.reasons)
-        if task.slot is not None and task.slot.entry is not None:
-            yield f"    it had loaded {task.slot.adapter}, entry {task.slot.entry}"
-    for one in answer.exported:
-        yield f"  {one.task}: could load {one.adapter} ({one.manifest}) until {one.valid_until}"
-        yield f"    from an exported folder, entry {one.entry}; no revocation reaches it"
-    for other in answer.others:
-        yield f"  could not load {other.adapter}: {'; '.join(other.reasons)}"
-    if not answer.tasks:
-        yield "  nothing: no adapter was released to it"
 
 
 def _plain(text: str) -> str:

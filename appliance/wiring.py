@@ -38,6 +38,7 @@ from appliance.store.files.calibrations import Calibrations
 from appliance.store.files.checkpoints import Checkpoints
 from appliance.store.files.disk import write_file
 from appliance.store.files.keyring import ADAPTER_KEY, Keyring
+from appliance.store.files.local_sets import LocalSets
 from appliance.store.files.lock import holder_of, lock_folder
 from appliance.store.files.steps import Steps
 from appliance.store.files.witnessed import Witnessed
@@ -155,7 +156,7 @@ def _found(settings: Settings, name: str, wanted: founding.FoundingRequest) -> T
 
 
 def _first_entry(ledger: Ledger) -> Entry | None:
-    """That of the database's log, whoever's it is."""
+    """That of the log in the database, also where it is another installation's."""
     try:
         return parse_entry(ledger.entry_bytes(0))
     except NotFound:
@@ -250,6 +251,7 @@ def service(
         checkpoints=Checkpoints(settings.home),
         steps=run_steps,
         calibrations=Calibrations(settings.home),
+        local_sets=LocalSets(settings.home, settings.harness_packages),
         progress=Progress(earlier=lambda key: steps.earlier_frames(ledger.state, artifacts, run_steps, key)),
         keyring=keyring,
         witnessed=Witnessed(settings.witnessed),

@@ -1,4 +1,4 @@
-"""appliance-witness: for whoever watches a log from another machine. It cosigns what only grew since it last looked.
+"""appliance-witness: watches a log from another machine. It cosigns what only grew since it last looked.
 
     appliance-witness new-key w1.key --name witness.example/w1
     appliance-witness cosign REQUEST --key w1.key --name witness.example/w1 --log VKEY --state log.state --output FILE
@@ -80,7 +80,7 @@ def answer(data: bytes, seen: Seen, witness: Witness, now_s: int) -> bytes:
     """The request's checkpoint with the witness's line, a signed note's bytes: it continues what was seen.
 
     A checkpoint that was seen already is cosigned again, whatever size the request starts from: nothing is new but the
-    time, and whoever lost the last answer gets one.
+    time, and a caller that lost the last answer gets one.
     """
     request = parse_request(data)
     checkpoint = _open(request, witness)

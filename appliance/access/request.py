@@ -18,7 +18,8 @@ from appliance.domain.core.records import Principal
 from appliance.domain.core.table import Table, V
 from appliance.domain.data.bases import RevokeBase
 from appliance.domain.data.datasets import RevokeDataset, next_dataset_version
-from appliance.domain.data.imports import CancelImport, ImportBase, ImportDataset
+from appliance.domain.data.imports import CancelImport, ImportBase, ImportDataset, ImportValidationSet
+from appliance.domain.data.validation_sets import RevokeValidationSet, next_set_version
 from appliance.domain.governance.clock import ResetClock
 from appliance.domain.governance.delegations import Delegate
 from appliance.domain.governance.endorsement import Endorse
@@ -136,6 +137,25 @@ def _dataset(known: state.State, name: str) -> Thing:
     )
 
 
+def _validation_set(known: state.State, name: str) -> Thing:
+    row = _find(known.validation_sets, name)
+    return Thing(
+        "ValidationSet",
+        name,
+        {
+            "name": row.name,
+            "version": row.version,
+            "digest": row.digest,
+            "licence": row.licence,
+            "classification": row.classification,
+            "blind": row.blind,
+            "final": row.final,
+            "imported_by": _principal(known, row.imported_by),
+            "base": _base(known, row.base),
+        },
+    )
+
+
 def _adapter(
     known: state.State,
     order: OnAdapter,
@@ -202,6 +222,22 @@ def _import_dataset(known: state.State, order: ImportDataset, signer: Principal)
         "base": _base(known, order.base),
     }
     return Thing("Dataset", versioned(order.dataset, version), attributes), {"format": order.format}
+
+
+def _import_validation_set(known: state.State, order: ImportValidationSet, signer: Principal) -> Facts:
+    version = next_set_version(known, order.validation_set)
+    attributes = {
+        "name": order.validation_set,
+        "version": version,
+        "digest": order.file,
+        "licence": order.licence,
+        "classification": order.classification,
+        "blind": order.blind,
+        "final": order.final,
+        "imported_by": principal_thing(signer.name, signer.roles),
+        "base": _base(known, order.base),
+    }
+    return Thing("ValidationSet", versioned(order.validation_set, version), attributes), {"format": order.format}
 
 
 def _train(known: state.State, order: Train, signer: Principal) -> Facts:
@@ -315,6 +351,10 @@ def _revoke_dataset(known: state.State, order: RevokeDataset, signer: Principal)
     return _dataset(known, order.name), {}
 
 
+def _revoke_validation_set(known: state.State, order: RevokeValidationSet, signer: Principal) -> Facts:
+    return _validation_set(known, order.name), {}
+
+
 def _key(known: state.State, order: ReplaceKey | RotateKey | RevokeKey, signer: Principal) -> Facts:
     return _principal(known, order.principal), {}
 
@@ -356,6 +396,7 @@ _FACTS: dict[type[Order], Callable[..., Facts]] = {
     Endorse: _endorse,
     ImportBase: _import_base,
     ImportDataset: _import_dataset,
+    ImportValidationSet: _import_validation_set,
     Train: _train,
     Cancel: _on_run,
     CancelImport: _cancel_import,
@@ -374,6 +415,7 @@ _FACTS: dict[type[Order], Callable[..., Facts]] = {
     ExportAdapter: _export,
     RevokeBase: _revoke_base,
     RevokeDataset: _revoke_dataset,
+    RevokeValidationSet: _revoke_validation_set,
     ReplaceKey: _key,
     RotateKey: _key,
     RevokeKey: _key,

@@ -16,6 +16,7 @@ OWNER = principal_thing("otto", ("release-owner:legal",))
 AUDITOR = principal_thing("audrey", ("auditor",))
 UNIT = principal_thing("legal", ("unit",))
 IMPORTER = principal_thing("ines", ("operator",))
+VALIDATOR = principal_thing("vera", ("validator",))
 
 BASE = Thing("Base", "base", {"name": "base", "digest": _DIGEST, "licence": "Apache-2.0", "imported_by": IMPORTER})
 DATASET = Thing(
@@ -31,6 +32,7 @@ DATASET = Thing(
         "base": BASE,
     },
 )
+VALIDATION_SET = Thing("ValidationSet", "exam@1", {**DATASET.attributes, "name": "exam", "blind": True, "final": False})
 RUN = Thing(
     "Run",
     "r-000001",
@@ -83,6 +85,7 @@ SAMPLES: dict[str, Request] = {
         Request(principal_thing("ben", ("administrator",)), "endorse", PENDING, _NOW),
         Request(OPERATOR, "import-base", BASE, {**_NOW, "format": "safetensors"}),
         Request(OPERATOR, "import-dataset", DATASET, {**_NOW, "format": "csv"}),
+        Request(VALIDATOR, "import-validation-set", VALIDATION_SET, {**_NOW, "format": "csv"}),
         Request(OPERATOR, "train", RUN, {**_NOW, **_RECIPE}),
         Request(OPERATOR, "cancel", RUN, _NOW),
         Request(OPERATOR, "cancel-import", IMPORT, _NOW),
@@ -103,6 +106,7 @@ SAMPLES: dict[str, Request] = {
         ),
         Request(REVIEWER, "revoke-base", BASE, _NOW),
         Request(REVIEWER, "revoke-dataset", DATASET, _NOW),
+        Request(VALIDATOR, "revoke-validation-set", VALIDATION_SET, _NOW),
         Request(ADMINISTRATOR, "replace-key", REVIEWER, _NOW),
         Request(REVIEWER, "rotate-key", REVIEWER, _NOW),
         Request(ADMINISTRATOR, "revoke-key", REVIEWER, _NOW),

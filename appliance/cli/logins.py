@@ -155,7 +155,7 @@ _LABELS = {"keyid": "key id", "origin": "log"}
 
 
 def _end_of_key(caller: Caller, name: str, keyid: str) -> str:
-    """As the service has it; whoever it is, the key at hand may be another than the one that opened the session."""
+    """As the service has it. The key at hand may differ from the one that opened the session."""
     from appliance.client.people import keys_of
 
     row = next((key for key in keys_of(caller.door, name) if key["keyid"] == keyid), None)
@@ -193,7 +193,7 @@ def start(caller: Caller, minutes: int) -> None:
         _agent_socket(caller),
         caller.anchor,
     )  # before a passphrase is given for a log that is not the one meant
-    key = caller.unlocked
+    key = caller.unlock("for the agent to hold")
     caller.session.opened(renew=True)  # the key is enrolled under this name
     lifetime_s = int(caller.about.parameters["session_lifetime_s"])
     held = start_agent(path, key, caller.signer, anchor.origin, lifetime_s=lifetime_s, seconds=60 * minutes)

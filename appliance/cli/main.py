@@ -65,7 +65,10 @@ COMMANDS = {
     "config": Entry("Administrators", "service", "Every setting: value, source, default, meaning."),
     "base": Entry("Operators", "operators", "Base models: import and list."),
     "dataset": Entry("Operators", "operators", "Datasets: import, list, show."),
-    "import": Entry("Operators", "imports", "Imports that were ordered: list, cancel."),
+    "import": Entry("Operators", "data.imports", "Imports that were ordered: list, cancel."),
+    "validation-set": Entry(
+        "Validators", "data.validation_sets", "Rows that judge adapters: import, list, show, revoke."
+    ),
     "recipe": Entry("Operators", "runs.recipes", "Recipes: begin a new one, with every key explained."),
     "run": Entry("Operators", "operators", "Training runs: start, follow, list, cancel."),
     "gate": Entry("Reviewers", "runs.gates", "Gates: the sets at hand; check and explain what they decided."),
@@ -200,7 +203,7 @@ def run(given: list[str]) -> int:
     except click.ClickException as error:
         return _fail(2, "usage", _usage(error), as_json)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone
         return BROKEN_PIPE
     except Exception as error:
         if os.environ.get("APPLIANCE_DEBUG"):

@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.audit.uses import used_by
-from appliance.cli.revoking import revoke_base, revoke_dataset
-from appliance.cli.rows import check, check_before_import, describes_rows, read_columns, read_sources, send
+from appliance.cli.data.imports import finish_import, print_receipt, tell_facts
+from appliance.cli.data.revoking import revoke_base, revoke_dataset
+from appliance.cli.data.rows import check, check_before_import, describes_rows, read_columns, read_sources, send
 from appliance.cli.runs.gates import judged_facts, judged_value
 from appliance.cli.runs.plans import GATES, list_costs, plan, promise
 from appliance.cli.runs.records import export, facts_of, judge, report, warnings_in
 from appliance.cli.runs.replays import checkpoints, replay, resume
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import group, reads, signs
-from appliance.cli.support.following import Display, ImportDisplay
+from appliance.cli.support.following import Display
 from appliance.cli.support.output import plain, print_facts, print_json, print_table, say
 from appliance.cli.support.reviews import GONE
-from appliance.cli.support.signing import receipt_value, sign_all, sign_and_submit
+from appliance.cli.support.signing import sign_all, sign_and_submit
 from appliance.errors import BadInput, Conflict
 
 if TYPE_CHECKING:
     from appliance.client.runs import Ended
-    from appliance.client.support.orders import Receipt
 
 _PATH = click.Path(path_type=Path)
 
@@ -53,54 +53,10 @@ def import_base(caller: Caller, path: Path, name: str, licence: str, wait: bool)
 
     check_base(caller.reading(), caller.signer, name, licence)
     source = read_base(path, name)
-    _ = caller.unlocked
+    _ = caller.unlock("to sign the import")
     send(caller, source)
     proposal = propose_base(caller.about, caller.signer, name, licence, source)
-    _finish_import(caller, sign_and_submit(caller, proposal), wait)
-
-
-def _finish_import(caller: Caller, receipt: Receipt, wait: bool) -> None:
-    if not wait:
-        _print_receipt(caller, receipt)
-        return
-    result = _wait(caller, receipt.order)
-    if caller.json:
-        print_json({**receipt_value(receipt), "result": result})
-        return
-    measured = dict(result.get("facts") or {})
-    facts = [(key, value) for key, value in _told(measured) if key not in result]
-    listed = [(name, value) for name, value in result.items() if name not in ("facts", "sample")]
-    print_facts([*((name, _joined(value)) for name, value in [*listed, *facts]), ("ordered by entry", receipt.index)])
-    if "sample" in result:
-        say("", "The first row as the model sees it:", *(f"  {plain(line)}" for line in result["sample"].splitlines()))
-
-
-def _wait(caller: Caller, order: str) -> dict[str, Any]:
-    """The import's result. Leaving does not stop it."""
-    from appliance.client.imports import wait_for_import
-
-    display = ImportDisplay()
-    caller.go_on = f"the import goes on; look for its end with: appliance ledger log --subject order:{order}"
-    try:
-        return wait_for_import(caller.reading(), order, display.take)
-    finally:
-        display.close()
-
-
-def _told(facts: dict[str, Any]) -> list[tuple[str, Any]]:
-    """What an import measured, without what only a plan reads."""
-    return [(key.replace("_", " "), value) for key, value in facts.items() if not isinstance(value, dict)]
-
-
-def _joined(value: Any) -> str:
-    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
-
-
-def _print_receipt(caller: Caller, receipt: Receipt) -> None:
-    if caller.json:
-        print_json(receipt_value(receipt))
-        return
-    print_facts([("order", receipt.order), ("entry", receipt.index), ("outcome", receipt.outcome)])
+    finish_import(caller, sign_and_submit(caller, proposal), wait)
 
 
 @base.command("list", example="appliance base list --json")
@@ -163,13 +119,14 @@ def import_dataset(
     terms = DatasetTerms(base=base_name, columns=read_columns(columns), **given)
     digest = check_dataset(caller.reading(), caller.anchor, caller.signer, terms)
     sources = read_sources(path, held_out_file, kind)
-    _ = caller.unlocked
+    _ = caller.unlock("to sign the import")
     for source in sources:
         send(caller, source)
-    teaching = Teaching(**{member.name: getattr(terms, member.name) for member in fields(Teaching)})
+    said = {member.name for member in fields(Teaching)} & {member.name for member in fields(DatasetTerms)}
+    teaching = Teaching(**{name: getattr(terms, name) for name in said})
     check_before_import(caller, teaching, sources, path)
     proposal = propose_dataset(caller.about, caller.signer, terms, sources[0], digest, *sources[1:])
-    _finish_import(caller, sign_and_submit(caller, proposal), wait)
+    finish_import(caller, sign_and_submit(caller, proposal), wait)
 
 
 @dataset.command("list", example="appliance dataset list")
@@ -215,7 +172,7 @@ def show_dataset(caller: Caller, name: str) -> None:
     if caller.json:
         print_json({**row, "owner": owner, "labels": labels})
         return
-    facts = _told(row.pop("facts"))
+    facts = tell_facts(row.pop("facts"))
     print_facts(
         [
             ("owner", GONE if owner is None else owner),
@@ -260,8 +217,7 @@ def start(caller: Caller, recipes: tuple[Path, ...], follow: bool, gates: str | 
     proposals, planned = [], list[str]()
     for what, recipe in loaded:
         chosen = choose_gates(door, gates, recipe.purpose)
-        bound = None if chosen is None else chosen.data
-        proposals.append(propose_run(door, caller.anchor, caller.signer, recipe, what, bound))
+        proposals.append(propose_run(door, caller.anchor, caller.signer, recipe, what, chosen))
         planned += list_costs(plan_run(door, recipe, what), promise(door, chosen, recipe).lines)
     runs = [str(receipt.result["run"]) for receipt in sign_all(caller, proposals, planned)]
     if not follow:
@@ -304,6 +260,7 @@ def _report(caller: Caller, ended: Sequence[Ended]) -> None:
         if one.adapter is not None:
             say(*(f"{one.run}: {name}: {plain(text)}" for name, text in judged_facts(caller, one.run)[:1]))
             say(f"next: a reviewer types: appliance review show {one.adapter}")
+            say(f"or ask for its release to a unit first: appliance release request {one.adapter} --help")
     if unsealed:
         told = "; ".join(
             f"{one.run}: expected it sealed, got {one.status}: {one.detail or 'see the log'}" for one in unsealed
@@ -376,7 +333,7 @@ def cancel(caller: Caller, name: str) -> None:
     if not name.startswith("r-"):
         raise BadInput(f"run: expected a name such as r-000001, got {name}; list them with: appliance run list")
     caller.reading().get(f"/v1/runs/{name}")  # an unknown run is refused before anything is signed
-    _print_receipt(caller, sign_and_submit(caller, propose_cancel(caller.about, caller.signer, name)))
+    print_receipt(caller, sign_and_submit(caller, propose_cancel(caller.about, caller.signer, name)))
 
 
 run.add_command(resume)

@@ -85,7 +85,7 @@ def key_prove(caller: Caller, origin: str | None, output: Path | None) -> None:
     from appliance.client.support.files import write_new
 
     name, log = caller.signer, origin or caller.about.origin
-    signer = caller.unlocked
+    signer = caller.unlock("to prove that the key is yours")
     proof = prove_possession(log, name, signer) + b"\n"
     say(f"{name} proves the key {signer.keyid} for the log {log}.")
     if output is None:
@@ -161,7 +161,8 @@ def _new_key(caller: Caller, path: Path, passphrase_file: Path | None) -> Signer
             f"{'Passphrase of' if exists else 'New passphrase for'} {path}", confirm=not exists
         )
 
-    return open_key(path, ask) if exists else create_key(path, ask())
+    again = caller.again if passphrase_file is None else lambda tries: False
+    return open_key(path, ask, again) if exists else create_key(path, ask())
 
 
 @key.command(

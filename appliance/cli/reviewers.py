@@ -66,7 +66,7 @@ def list_reviews(caller: Caller, unit: str | None) -> None:
         print_json(rows)
         return
     print_table(
-        ("adapter", "run", "ordered by", "entry", "approved", "rejected", "quarantined"),
+        ("adapter", "run", "ordered by", "entry", "approved", "rejected", "no longer counts", "quarantined"),
         [
             (
                 f"{r['name']}@{r['version']}",
@@ -75,11 +75,12 @@ def list_reviews(caller: Caller, unit: str | None) -> None:
                 r["index"],
                 _decisions(r, ("approve", "approve-with-conditions"), unit),
                 _decisions(r, ("reject", "request-changes"), unit),
+                _obsolete(r, unit),
                 r["quarantined"],
             )
             for r in rows
         ],
-        least=("quarantined", "run", "ordered by", "entry"),
+        least=("quarantined", "no longer counts", "run", "ordered by", "entry"),
     )
     warned = [row for row in rows if row["warnings"]]
     say(*([""] if warned else []), *(line for row in warned for line in _warn(row)))
@@ -98,12 +99,21 @@ def _warn(row: dict[str, Any]) -> list[str]:
 
 
 def _decisions(row: dict[str, Any], decisions: tuple[str, ...], unit: str | None) -> str:
-    found = [r for r in row["reviews"] if r["decision"] in decisions and unit in (None, r["unit"])]
-    return ", ".join(f"{r['reviewer']} ({r['field']}, {r['unit']}{_unless_standing(r)})" for r in found) or "-"
+    """Those that count: a shortened cell must not show a decision without the words that it was superseded."""
+    found = [r for r in _standing(row, unit, True) if r["decision"] in decisions]
+    return ", ".join(f"{r['reviewer']} ({r['field']}, {r['unit']})" for r in found) or "-"
 
 
-def _unless_standing(row: dict[str, Any]) -> str:
-    return "" if row["state"] == "standing" else f"; {state_of(row)}"
+def _obsolete(row: dict[str, Any], unit: str | None) -> str:
+    found = _standing(row, unit, False)
+    return (
+        "; ".join(f"{r['decision']} by {r['reviewer']} ({r['field']}, {r['unit']}): {state_of(r)}" for r in found)
+        or "-"
+    )
+
+
+def _standing(row: dict[str, Any], unit: str | None, standing: bool) -> list[dict[str, Any]]:
+    return [r for r in row["reviews"] if (r["state"] == "standing") is standing and unit in (None, r["unit"])]
 
 
 @review.command("show", example="appliance review show clauses@1")

@@ -136,6 +136,7 @@ def _facts(told: dict[str, Any]) -> Iterator[tuple[str, object]]:
     )
     yield "orders", "\n".join(_order(one) for one in told["orders"]) or "none waits for a second administrator"
     yield "reviews", "\n".join(_review(one) for one in told["reviews"]) or "none waits for a reviewer"
+    yield "releases", "\n".join(map(_release, told["releases"])) or "none waits for a release owner"
 
 
 def _job(job: dict[str, Any]) -> str:
@@ -149,6 +150,11 @@ def _order(one: dict[str, Any]) -> str:
 def _review(one: dict[str, Any]) -> str:
     unit = f" for {one['unit']}" if one["unit"] else ""
     return f"{one['adapter']}: {one['approvals']} of {one['needed']} approvals{unit}"
+
+
+def _release(one: dict[str, Any]) -> str:
+    who = ", ".join(one["owners"]) or "nobody: enrol a release owner"
+    return f"{one['adapter']} is approved for {one['unit']} and was never released; release owner: {who}"
 
 
 @command("stop", example="appliance stop\nappliance stop --timeout 300")
@@ -197,7 +203,7 @@ def storage(caller: Caller) -> None:
         + [("together", "", show_bytes(told["bytes"])), ("free", "", show_bytes(told["disk"]["free_bytes"]))],
     )
     print_line("")
-    things = [(kind, thing) for kind, found in told["kinds"].items() for thing in found["things"]]
+    things = [(kind, thing) for kind, found in told["kinds"].items() for thing in found["things"] if thing["bytes"]]
     largest = sorted(things, key=lambda one: -int(one[1]["bytes"]))
     print_table(
         ("size", "kind", "name", "kept for", "until"),

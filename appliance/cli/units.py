@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.reviews.evidence import gather, print_evidence
-from appliance.cli.reviews.releasing import break_glass, request, withdraw_request
+from appliance.cli.reviews.findings import finding_facts
+from appliance.cli.reviews.releasing import break_glass, request, request_facts, withdraw_request
 from appliance.cli.runs.gates import judged_facts, judged_value
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import command, group, reads, shares, signs
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _ENDED = {"failure": "failed"}
 """How requests ended, where the ledger's word is no adjective."""
+_TOLD_OTHERWISE = ("reviews", "requests", "asked", "findings", "verdict")
+"""Members of an adapter that are not one value: the history has the reviews, and other lines have the rest."""
 
 
 @group("release", example="appliance release history --unit legal")
@@ -49,9 +52,13 @@ def activate(caller: Caller, adapter: str, unit: str, task: str, add_instruction
     The adapter is downloaded, hashed and checked first, like for a review. The order says whether the service puts the
     dataset's instruction in; each answer's response record says whether it did.
     """
+    from appliance.client.people import check_unit
     from appliance.client.reviews import propose_release
+    from appliance.domain.core.names import check_name
     from appliance.domain.releases.activations import Activate
 
+    check_unit(caller.reading(), unit)
+    check_name("task", task)
     evidence = gather(caller, adapter)
     print_evidence(evidence, err=True)
     proposal = propose_release(
@@ -202,9 +209,9 @@ def show_adapter(caller: Caller, name: str) -> None:
         value = {"adapter": row, "history": [_step_value(step) for step in steps], "requests": requests}
         print_json({**value, "verdict": judged_value(caller, name)})
         return
-    facts = [(key.replace("_", " "), value) for key, value in row.items() if key != "reviews"]
+    facts = [(key.replace("_", " "), value) for key, value in row.items() if key not in _TOLD_OTHERWISE]
     counted = [(f"requests {_ENDED.get(how, how)}", count) for how, count in requests.items()]
-    print_facts([*facts, *counted, *judged_facts(caller, name)])
+    print_facts([*facts, *request_facts(row), *finding_facts(row), *counted, *judged_facts(caller, name)])
     print_line("")
     print_table(
         ("entry", "time", "what", "who", "outcome", "about"),

@@ -23,8 +23,10 @@ class Teaching:
     labels: Sequence[str]
     instruction: str
     base: str | None
-    seed: int
-    held_out: str
+    seed: int = 1
+    held_out: str = "0.2"
+    judges: bool = False
+    """They are for a validation set: all of them judge."""
 
 
 def check_rows(door: Door, teaching: Teaching, sources: Sequence[Source], *, keep: bool) -> dict[str, Any]:
@@ -39,6 +41,7 @@ def check_rows(door: Door, teaching: Teaching, sources: Sequence[Source], *, kee
         "base": teaching.base,
         "seed": teaching.seed,
         "held_out": teaching.held_out,
+        "judges": teaching.judges,
         "held_out_file": sources[1].digest if len(sources) > 1 else None,
         "keep": keep,
     }

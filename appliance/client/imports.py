@@ -14,8 +14,8 @@ from appliance.client.support.log import Anchor, read_entry
 from appliance.client.support.orders import Proposal, check, propose, reasons_against
 from appliance.client.support.uploads import Source, read_source
 from appliance.domain.core.names import NO_DIGEST
-from appliance.domain.data.imports import CancelImport, ImportBase, ImportDataset
-from appliance.domain.data.tasks import FORMATS, PARTS, Task, wrong_parts, wrong_share
+from appliance.domain.data.imports import CancelImport, ImportBase, ImportDataset, ImportValidationSet
+from appliance.domain.data.tasks import FORMATS, Task, map_columns, wrong_parts, wrong_share
 from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound, Tampered, refuse
 
 ENDINGS = {f".{name}": name for name in FORMATS}
@@ -42,14 +42,38 @@ class DatasetTerms:
 
     def problems(self) -> list[str]:
         """What does not fit the task, or cannot be."""
-        found = [*wrong_parts(self.task, self.columns), *wrong_share(self.held_out)]
-        if self.labels and self.task != "classification":
-            found.append(f"dataset, labels: expected none for {self.task}, got {', '.join(self.labels)}")
-        if self.instruction and self.task == "completion":
-            found.append("dataset, instruction: expected none for completion, which has no template, got one")
-        twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
-        found += [f"dataset, label {label!r}: expected it once, got it twice" for label in twice]
-        return found
+        return [*_wrong_rows(self), *wrong_share(self.held_out)]
+
+
+@dataclass(frozen=True)
+class SetTerms:
+    """What the validator says of a validation set; the rest is found by the worker."""
+
+    name: str
+    base: str
+    task: Task
+    columns: Mapping[str, str]
+    labels: tuple[str, ...]
+    instruction: str
+    owner: str
+    licence: str
+    classification: str
+    blind: bool
+    final: bool
+
+    def problems(self) -> list[str]:
+        """What does not fit the task, or cannot be."""
+        return _wrong_rows(self)
+
+
+def _wrong_rows(terms: DatasetTerms | SetTerms) -> list[str]:
+    found = wrong_parts(terms.task, terms.columns)
+    if terms.labels and terms.task != "classification":
+        found.append(f"dataset, labels: expected none for {terms.task}, got {', '.join(terms.labels)}")
+    if terms.instruction and terms.task == "completion":
+        found.append("dataset, instruction: expected none for completion, which has no template, got one")
+    twice = sorted({label for label in terms.labels if terms.labels.count(label) > 1})
+    return found + [f"dataset, label {label!r}: expected it once, got it twice" for label in twice]
 
 
 def check_base(door: Door, signer: str, name: str, licence: str) -> None:
@@ -60,18 +84,43 @@ def check_base(door: Door, signer: str, name: str, licence: str) -> None:
 
 def check_dataset(door: Door, anchor: Anchor, signer: str, terms: DatasetTerms) -> str:
     """... and of a dataset, all problems at once; the base's digest, as the log binds it."""
+    return _check_rows(
+        door,
+        anchor,
+        f"dataset:{terms.name} by {signer}",
+        terms,
+        lambda base: _propose_dataset(door.about, signer, terms, _NOTHING, base, "0.2"),
+    )
+
+
+def check_set(door: Door, anchor: Anchor, signer: str, terms: SetTerms) -> str:
+    """... and of a validation set."""
+    return _check_rows(
+        door,
+        anchor,
+        f"validation-set:{terms.name} by {signer}",
+        terms,
+        lambda base: _propose_set(door.about, signer, terms, _NOTHING, base),
+    )
+
+
+_NOTHING = Source("csv", NO_DIGEST, (), None)
+
+
+def _check_rows(
+    door: Door, anchor: Anchor, what: str, terms: DatasetTerms | SetTerms, propose_it: Callable[[str], Proposal]
+) -> str:
     problems, base_digest = terms.problems(), NO_DIGEST
     reasons: tuple[str, ...] = ()
     with suppress(NotFound):  # the invariants say so, beside the rest
         base_digest = proven_digest(door, anchor, "base", terms.base)
-    named = Source("csv", NO_DIGEST, (), None)
     try:
-        reasons = reasons_against(door, _propose_dataset(door.about, signer, terms, named, base_digest, "0.2"))
+        reasons = reasons_against(door, propose_it(base_digest))
     except BadInput as error:
         problems += error.reasons or (error.message,)
     if reasons and not problems:
-        raise Denied(f"import of dataset:{terms.name} by {signer}", reasons=reasons)
-    refuse(f"dataset {terms.name}", [*problems, *reasons])
+        raise Denied(f"import of {what}", reasons=reasons)
+    refuse(f"import of {what}", [*problems, *reasons])
     return base_digest
 
 
@@ -99,32 +148,46 @@ def propose_dataset(
     )
 
 
+def propose_set(about: About, signer: str, terms: SetTerms, source: Source, base_digest: str) -> Proposal:
+    refuse(f"validation set {terms.name}", terms.problems())
+    return _propose_set(about, signer, terms, source, base_digest)
+
+
+def _propose_set(about: About, signer: str, terms: SetTerms, source: Source, base_digest: str) -> Proposal:
+    values: dict[str, Any] = {"validation_set": terms.name, "blind": terms.blind, "final": terms.final}
+    values |= _say_rows(terms, source, base_digest)
+    texts = {"instruction": terms.instruction, "owner": terms.owner}
+    return propose(about, signer, ImportValidationSet, values, texts=texts)
+
+
 def _propose_dataset(
     about: About, signer: str, terms: DatasetTerms, source: Source, base_digest: str, held_out: str
 ) -> Proposal:
-    columns = {part: terms.columns.get(part, part) for part in PARTS[terms.task]}
-    values = {
-        "dataset": terms.name,
-        "task": terms.task,
-        "format": source.format,
-        "file": source.digest,
-        "columns": columns,
-        "labels": terms.labels,
-        "base": terms.base,
-        "base_digest": base_digest,
-        "seed": terms.seed,
-        "held_out": held_out,
-        "licence": terms.licence,
-        "classification": terms.classification,
-    }
+    values: dict[str, Any] = {"dataset": terms.name, "seed": terms.seed, "held_out": held_out}
+    values |= _say_rows(terms, source, base_digest)
     return propose(about, signer, ImportDataset, values, texts={"instruction": terms.instruction, "owner": terms.owner})
 
 
+def _say_rows(terms: DatasetTerms | SetTerms, source: Source, base_digest: str) -> dict[str, Any]:
+    return {
+        "task": terms.task,
+        "format": source.format,
+        "file": source.digest,
+        "columns": map_columns(terms.task, terms.columns),
+        "labels": terms.labels,
+        "base": terms.base,
+        "base_digest": base_digest,
+        "licence": terms.licence,
+        "classification": terms.classification,
+    }
+
+
 def proven_digest(door: Door, anchor: Anchor, kind: str, name: str) -> str:
-    """The digest of an imported base or dataset, as the log's own entry binds it, not as a row says it."""
+    """The digest of an imported base, dataset or validation set, as the log's own entry binds it, not as a row says
+    it."""
     row = door.get(f"/v1/{kind}s/{name}")
     entry = read_entry(door, anchor, int(row["index"])).entry
-    if (entry.type, entry.body.get(kind)) != (f"{kind}.imported", name):
+    if (entry.type, entry.body.get(kind.replace("-", "_"))) != (f"{kind}.imported", name):
         raise Tampered(f"{kind} {name}: expected its import as entry {entry.index}, got {entry.type}")
     digest = entry.documents["manifest"]
     if digest != row["digest"]:

@@ -32,7 +32,16 @@ class Proved:
 def could_load(door: Door, anchor: Anchor, unit: str, at: str | None) -> Proved:
     """What the unit could have loaded. The client proves that the named entries are as named. That no other entry
     contradicts the answer is known only once the log is verified."""
-    answer = dict(door.get(f"/v1/units/{unit}/could-load", at=at))
+    return _prove_could_load(door, anchor, dict(door.get(f"/v1/units/{unit}/could-load", at=at)))
+
+
+def could_load_between(door: Door, anchor: Anchor, unit: str, since: str, until: str | None) -> dict[str, Any]:
+    """The same for a span: `since`, `until` and `periods`, each a Proved answer that held until the next one's."""
+    answer = dict(door.get(f"/v1/units/{unit}/could-load", since=since, until=until))
+    return {**answer, "periods": [_prove_could_load(door, anchor, dict(one)) for one in answer["periods"]]}
+
+
+def _prove_could_load(door: Door, anchor: Anchor, answer: dict[str, Any]) -> Proved:
     size = 0
     for named in answer["rests_on"]:
         entry, size = _entry(door, anchor, int(named["entry"]))

@@ -17,6 +17,7 @@ from appliance.domain.data.bases import RevokeBase
 from appliance.domain.data.datasets import RevokeDataset
 from appliance.domain.data.imports import ImportDataset
 from appliance.domain.data.teaching import ABOUT_FILE, Teaching, parse_about
+from appliance.domain.data.validation_sets import RevokeValidationSet
 from appliance.domain.releases.activations import Activate, RollBack
 from appliance.domain.releases.adapters import RevokeAdapter
 from appliance.domain.releases.reviews import Review
@@ -282,10 +283,18 @@ def propose_dataset_revocation(door: Door, anchor: Anchor, signer: str, name: st
     return propose(door.about, signer, RevokeDataset, values, texts={} if reason is None else {"reason": reason})
 
 
+def propose_set_revocation(door: Door, anchor: Anchor, signer: str, name: str, reason: str | None) -> Proposal:
+    row = door.get(f"/v1/validation-sets/{name}")
+    digest = _logged_manifest(door, anchor, int(row["index"]), "validation-set", name)
+    found, version = split_version(name)
+    values = {"validation_set": found, "version": version, "digest": digest}
+    return propose(door.about, signer, RevokeValidationSet, values, texts={} if reason is None else {"reason": reason})
+
+
 def _logged_manifest(door: Door, anchor: Anchor, index: int, kind: str, name: str) -> str:
     """By the proved entry that imported it."""
     entry = read_entry(door, anchor, index).entry
-    if (entry.type, entry.body.get(kind)) != (f"{kind}.imported", name):
+    if (entry.type, entry.body.get(kind.replace("-", "_"))) != (f"{kind}.imported", name):
         raise Tampered(f"{kind} {name}: expected its import as entry {entry.index}, got {entry.type}")
     return entry.documents["manifest"]
 

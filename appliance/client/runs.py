@@ -9,17 +9,19 @@ from typing import Any
 
 import yaml
 
+from appliance.client.evaluation.gates import AtHand, choose_local_sets, choose_sets
 from appliance.client.imports import proven_digest
 from appliance.client.support.door import About, Door
 from appliance.client.support.files import read_file
 from appliance.client.support.log import Anchor, find_entries, read_entry
 from appliance.client.support.orders import Proposal, propose
+from appliance.domain.core.names import versioned
+from appliance.domain.core.records import BoundSet, LocalSet
 from appliance.domain.recipe.parsing import parse_recipe
 from appliance.domain.recipe.recipe import Facts, Recipe, resolve_recipe
 from appliance.domain.runs.cancellation import Cancel
 from appliance.domain.runs.training import Train
 from appliance.errors import BadInput, Tampered
-from appliance.formats.core.digest import digest_bytes
 
 WAIT_S = 20
 FINAL = ("sealed", "failed", "cancelled")
@@ -77,10 +79,10 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def propose_run(
-    door: Door, anchor: Anchor, signer: str, recipe: Recipe, what: str, gates: bytes | None = None
+    door: Door, anchor: Anchor, signer: str, recipe: Recipe, what: str, gates: AtHand | None = None
 ) -> Proposal:
-    """The order with every value resolved by the rules, over digests that the log itself binds. `gates`: the canonical
-    bytes of the gate set that it binds."""
+    """The order with every value resolved by the rules, over digests that the log itself binds: the gate set's, and
+    that of each validation set which it names, in the newest version."""
     answer = door.get("/v1/recipes/facts", base=recipe.base, dataset=recipe.dataset)
     base_digest = proven_digest(door, anchor, "base", recipe.base)
     dataset_digest = proven_digest(door, anchor, "dataset", recipe.dataset)
@@ -93,6 +95,8 @@ def propose_run(
         resolved = resolve_recipe(recipe, Facts.model_validate(answer["facts"]))
     except BadInput as error:
         raise error.within(what) from None
+    sets = choose_sets(answer, None if gates is None else gates.gates)
+    local = choose_local_sets(answer, None if gates is None else gates.gates)
     unwritten = frozenset(name for name, value in recipe.model_dump().items() if value == "auto")
     return propose(
         door.about,
@@ -102,11 +106,18 @@ def propose_run(
             "recipe": resolved,
             "base_digest": base_digest,
             "dataset_digest": dataset_digest,
-            "gates": None if gates is None else digest_bytes(gates),
+            "gates": None if gates is None else gates.digest,
+            "sets": tuple(_bind_set(door, anchor, one) for one in sets),
+            "local_sets": tuple(LocalSet(set=one["set"], digest=one["digest"]) for one in local),
         },
-        documents={} if gates is None else {"gates": gates},
+        documents={} if gates is None else {"gates": gates.data},
         resolved=unwritten,
     )
+
+
+def _bind_set(door: Door, anchor: Anchor, found: Mapping[str, Any]) -> BoundSet:
+    name = versioned(str(found["name"]), int(found["version"]))
+    return BoundSet(validation_set=name, digest=proven_digest(door, anchor, "validation-set", name))
 
 
 def propose_cancel(about: About, signer: str, run: str) -> Proposal:

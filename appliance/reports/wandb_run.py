@@ -31,7 +31,7 @@ def row(step: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, 
 
 def write(run: Mapping[str, Any], folder: Path) -> None:
     """`run`: id, name, config, summary, steps (the lines of steps.jsonl)."""
-    # No server is asked, no machine or code of whoever exports is described, nothing is said on the terminal.
+    # No server is asked, no machine or code is described, nothing is printed.
     os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
     try:
         import wandb

@@ -1,6 +1,6 @@
 """Starts a worker on this machine, inside its walls, and speaks frames with it.
 
-Whoever receives a frame reads the pipe itself: no thread and no queue stands between. What nobody receives stays in the
+The receiver of a frame reads the pipe itself, with no thread or queue between. What is not received stays in the
 pipe, and a worker that goes on writing waits.
 
 The worker has three descriptors, all of them pipes: frames in on 0, frames out on 1, its log on 2. It ends with this
@@ -37,7 +37,7 @@ _MAX_HEADER_BYTES = 1 << 20
 _READ_BYTES = 1 << 16
 _KILL_S = 30.0
 TEMPORARY = ".tmp"
-OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
 """Variables by which libraries are told to ask no network, of which a worker has none."""
 
 Frame = tuple[dict[str, Any], bytes]

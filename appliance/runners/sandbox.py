@@ -68,7 +68,8 @@ class Limits:
 class Sandbox:
     """The paths a worker sees: `read` (files or folders), `write` (folders; the first is its HOME), all else nothing.
 
-    `devices` shows the GPU; `threads` is for OpenMP and its like (None: as many as this process may use).
+    `devices` shows the GPU; `threads` is for OpenMP and its like (None: as many as this process may use). `libraries`:
+    folders of Python packages that this worker alone may run.
     """
 
     read: tuple[Path, ...]
@@ -76,11 +77,12 @@ class Sandbox:
     devices: bool = False
     limits: Limits = field(default_factory=Limits)
     threads: int | None = None
+    libraries: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.write:
             raise BadInput("sandbox, write paths: expected at least the worker's output folder, got none")
-        for path in (*self.read, *self.write):
+        for path in (*self.read, *self.write, *self.libraries):
             if not path.is_absolute() or path != Path(os.path.normpath(path)):
                 raise BadInput(f"sandbox, {path}: expected an absolute path without '..'")
 
@@ -105,7 +107,7 @@ def _interpreter() -> Iterator[str]:
 def _shown(sandbox: Sandbox, code: Path) -> Iterator[Place]:
     """Everything that is not the caller's own data; what this machine lacks is left out."""
     libraries = [*_LIBRARIES, *(_GPU_LIBRARIES if sandbox.devices else ())]
-    for path in (*libraries, *_interpreter(), str(PACKAGE), str(code)):
+    for path in (*libraries, *_interpreter(), str(PACKAGE), str(code), *map(str, sandbox.libraries)):
         if path and os.path.exists(path):
             yield Place(os.path.normpath(path), "run")
     for path in (*_FACTS, *(_GPU_FACTS if sandbox.devices else ())):
@@ -120,9 +122,10 @@ def _shown(sandbox: Sandbox, code: Path) -> Iterator[Place]:
 def places_of(sandbox: Sandbox, code: Path) -> list[Place]:
     """All that the worker will see. BadInput where a path is missing, or a write path holds what is only read."""
     shown = list(_shown(sandbox, code))
-    for path in sandbox.read:
+    for path in (*sandbox.read, *sandbox.libraries):
         if not path.exists():
             raise BadInput(f"sandbox, {path}: expected a file or folder to read, got nothing there")
+    for path in sandbox.read:
         shown.append(Place(str(path), "read"))
     real_shown = [Path(follow(place.path)[0]) for place in shown]
     for path in sandbox.write:

@@ -78,11 +78,15 @@ def open_session() -> Link:
     return Link(reader, writer)
 
 
-def run_worker(work: Callable[[Link, Header, bytes], Header]) -> int:
-    """The whole life of a worker; the exit code. `work` returns the members of the result."""
+def run_worker(work: Callable[[Link, Header, bytes], Header], prepare: Callable[[], None] = lambda: None) -> int:
+    """The whole life of a worker; the exit code. `work` returns the members of the result.
+
+    `prepare` runs behind the walls before the task comes, while the service checks what the task will name.
+    """
     session = open_session()
     try:
         session.send({"frame": "walls", "results": run_probes(_receive_targets(session))})
+        prepare()
         header, blob = session.expect("go")
         session.send({"frame": "result", **work(session, header, blob)})
     except ApplianceError as error:

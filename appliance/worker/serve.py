@@ -155,6 +155,11 @@ def _failure(named: Header, error: ApplianceError) -> Header:
     return {"frame": "failure", **named, "code": error.code, "message": error.message[:SAID]}
 
 
+def load_libraries() -> None:
+    """What takes longest of a start."""
+    import appliance.ml.serving.engine  # noqa: F401
+
+
 def work(session: Link, task: Header, blob: bytes) -> Header:
     from appliance.ml.model import machine
     from appliance.ml.model.base import load_base
@@ -167,6 +172,7 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
         compute_dtype=take(task, "compute_dtype", str),
         device=take(task, "device", str),
         reads=True,
+        keeps=False,
     )
     engine = Engine(base)
     session.send({"frame": "ready", "context_length": base.context_length, "packages": machine.list_packages()})
@@ -175,4 +181,4 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
 
 
 if __name__ == "__main__":
-    sys.exit(run_worker(work))
+    sys.exit(run_worker(work, load_libraries))

@@ -56,7 +56,7 @@ class Side:
 
 
 def _signal(pid: int, number: int) -> None:
-    """Parents first: whoever is stopped starts nobody more."""
+    """Parents first, so that a stopped one starts no other."""
     with suppress(ProcessLookupError, FileNotFoundError):
         os.kill(pid, number)
         for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -160,7 +160,7 @@ def _train(site: Appliance, order: Any) -> list[tuple[float, float]]:
     """From when to when the run was trained and sealed; between the two spans its adapter was evaluated: from
     `run.finished` to what its worker says last."""
     run, after, evaluated = site.order(order)["result"]["run"], 0, 0.0
-    # Whoever looks more often takes time from the run. A session lasts a quarter of an hour.
+    # Looking more often takes time from the run. A session lasts a quarter of an hour.
     began = time.monotonic()
     while site.get(f"/v1/runs/{run}")["status"] in ("queued", "running"):
         if time.monotonic() - began > 600:

@@ -20,7 +20,7 @@ from appliance.domain.core.order import Order
 from appliance.domain.data.bases import BaseImported
 from appliance.domain.data.datasets import DatasetImported
 from appliance.domain.data.imports import ImportBase, ImportDataset, ImportRequested
-from appliance.domain.evaluation.items import encode_items
+from appliance.domain.evaluation.items import ITEMS_FILE, encode_items
 from appliance.domain.recipe.recipe import ResolvedRecipe
 from appliance.domain.releases.activations import Activate, ReleaseActivated
 from appliance.domain.releases.reviews import Review, ReviewRecorded
@@ -32,6 +32,7 @@ from appliance.formats.signatures.dsse import encode_envelope
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.record import append
 from appliance.workflows.data.folders import seal_folder
+from appliance.workflows.runs.evaluate import Evaluation
 from appliance.workflows.runs.seal import seal
 from scripts.kit.appliance import Appliance
 from scripts.kit.judged import Group, make_items
@@ -119,7 +120,8 @@ class Home:
         self._train(run, folder)
         row = self.context.ledger.state.runs.get(run)
         assert row is not None
-        evaluation = {"base": {}, "adapter": {}, "probe": probe, "walls": WALLS, "items": encode_items([_ITEM])}
+        found = {"base": {}, "adapter": {}, "sets": {}, "probe": probe}
+        evaluation = Evaluation(found, WALLS, {ITEMS_FILE: encode_items([_ITEM])}, None)
         with self._staged(folder) as staging:
             (staging / "steps.jsonl").write_bytes(STEPS)
             return seal(self.context, row, order, staging, {"device": "cpu", "record": row.record}, evaluation)

@@ -143,7 +143,7 @@ def _engine(home: Home) -> Engine:
     base = home.context.ledger.state.bases.get(BASE)
     assert base is not None
     recipe = {"quantisation": "nf4-double", "compute_dtype": "bfloat16"}
-    return Engine(home.context, home.context.artifacts.path(base.digest), base.digest, recipe)
+    return Engine(home.context, home.context.artifacts.path(base.digest), base.digest, recipe, lambda: None)
 
 
 class Given:

@@ -38,7 +38,7 @@ class Ours:
         machine.use_determinism(0)
         before = memory(device)
         found = {"quantisation": quantisation, "compute_dtype": "bfloat16", "device": device}
-        loaded = load_base(Path(base), **found, reads=True)
+        loaded = load_base(Path(base), **found, reads=True, keeps=False)
         _own(loaded.model)
         self._engine = Engine(replace(loaded, chat=_endless(loaded.chat)))
         self._device, self._before, self._count = device, before, 0

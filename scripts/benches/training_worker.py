@@ -73,16 +73,18 @@ def evaluate(task: Task) -> dict[str, Any]:
 
     One pass over as many rows as a step has comes first and is not counted.
     """
-    from appliance.ml.evaluation.labels import judge_rows
+    from appliance.ml.evaluation.labels import LabelTree, judge_rows
 
     recipe = task["recipe"]
     base = _load_base(recipe, task["base"], reads=True)
     samples = _read_samples(base.chat, task, task["rows"])
-    labels = [base.chat.encode(base.chat.answer(label)) for label in task["labels"]]
+    tree = LabelTree([base.chat.encode(base.chat.answer(label)) for label in task["labels"]])
 
     def judge(some: list[Any]) -> int:
         """Tokens of the rows, each counted once."""
-        judged = judge_rows(base, some, [one.spans[0][0] for one in some], labels, lambda rows, tokens: None)
+        judged = judge_rows(
+            base, some, [one.spans[0][0] for one in some], [tree] * len(some), lambda rows, tokens: None
+        )
         assert [one.index for one in judged] == [one.index for one in some]
         return sum(len(one.ids) for one in some)
 

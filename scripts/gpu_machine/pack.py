@@ -58,7 +58,7 @@ def _copy_checkout(folder: Path) -> None:
     folder.mkdir(parents=True)
     archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True).stdout
     subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
-    for built in (ROOT / "appliance" / "ml").glob("_lora*.so"):
+    for built in (ROOT / "appliance" / "ml").glob("_kernels*.so"):
         shutil.copy2(built, folder / "appliance" / "ml")
 
 

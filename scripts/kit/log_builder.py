@@ -22,15 +22,26 @@ from appliance.domain.core.event import Event, Ordered
 from appliance.domain.core.names import add_seconds, encode_value
 from appliance.domain.core.order import Order, encode_order
 from appliance.domain.core.policy import Parameters, PolicySet, parse_policy
+from appliance.domain.core.records import BoundSet, LocalSet
 from appliance.domain.core.state import State
 from appliance.domain.data.bases import BaseImported, BaseRevoked, RevokeBase
 from appliance.domain.data.datasets import DatasetImported, DatasetRevoked, RevokeDataset
-from appliance.domain.data.imports import CancelImport, ImportBase, ImportCancelled, ImportDataset, ImportRequested
+from appliance.domain.data.imports import (
+    CancelImport,
+    ImportBase,
+    ImportCancelled,
+    ImportDataset,
+    ImportRequested,
+    ImportValidationSet,
+)
+from appliance.domain.data.local_sets import SHIPPED
+from appliance.domain.data.validation_sets import RevokeValidationSet, ValidationSetImported, ValidationSetRevoked
+from appliance.domain.evaluation.basis import find_basis, find_sets, items_path
 from appliance.domain.evaluation.evidence import conclude
-from appliance.domain.evaluation.gates import GateSet, parse_gates
+from appliance.domain.evaluation.gates import HELD_OUT, GateSet, parse_gates
 from appliance.domain.evaluation.items import ITEMS_FILE, encode_items, parse_items
-from appliance.domain.evaluation.judging import HELD_OUT, find_basis
-from appliance.domain.evaluation.verdict import Evidence
+from appliance.domain.evaluation.shipped.sets import digest_set
+from appliance.domain.evaluation.verdict import Evidence, Overlap
 from appliance.domain.governance.delegations import Delegate, FieldDelegated
 from appliance.domain.governance.endorsement import Endorse, OrderPending
 from appliance.domain.governance.keys import KeyEnrolled, KeyRevoked, NewKey, ReplaceKey, RevokeKey, RotateKey
@@ -539,6 +550,58 @@ class LogBuilder:
         }
         return DatasetImported(**standing | fields)
 
+    def set_order(self, signer: str = "vera", **fields: Any) -> ImportValidationSet:
+        """Of a validation set `exam`, that is neither blind nor final unless told otherwise."""
+        standing: dict[str, Any] = {
+            "validation_set": "exam",
+            "format": "csv",
+            "file": digest_bytes(b"exam"),
+            "task": "classification",
+            "columns": {"text": "text", "label": "label"},
+            "labels": (),
+            "instruction": self.text("Name the clause."),
+            "base": "smollm2",
+            "base_digest": self.base_digest,
+            "blind": False,
+            "final": False,
+            "owner": self.text("Legal Example"),
+            "licence": "CC-BY-4.0",
+            "classification": "internal",
+        }
+        return self.order(ImportValidationSet, signer, **standing | fields)
+
+    def import_set(self, version: int = 1, **fields: Any) -> Entry:
+        """By a validator, who is enrolled where there is none."""
+        if "vera" not in self.state.principals:
+            self.enroll("vera", "validator")
+        order = self.set_order(**fields)
+        requested = self.ordered(ImportRequested(policy=self.in_force), order)
+        listed, measured = self.lay_set(order, version)
+        body = self.set_imported(requested, validation_set=f"{order.validation_set}@{version}", **measured)
+        return self.add(body, documents={"manifest": listed})
+
+    def lay_set(self, order: ImportValidationSet, version: int) -> tuple[bytes, dict[str, Any]]:
+        """The manifest of its folder, and what was measured in it."""
+        return manifest(order.validation_set, version, {"rows": order.file.encode()}), {}
+
+    def set_imported(self, requested: Entry, **fields: Any) -> ValidationSetImported:
+        standing: dict[str, Any] = {
+            "order": order_of(requested),
+            "validation_set": "exam@1",
+            "base": "smollm2",
+            "root": digest_bytes(b"root"),
+            "facts": {"task": "classification"},
+            "walls": WALLS,
+        }
+        return ValidationSetImported(**standing | fields)
+
+    def revoke_set(self, by: str = "vera", name: str = "exam", version: int = 1, **fields: Any) -> Entry:
+        row = self.state.validation_sets.get(f"{name}@{version}")
+        digest = digest_bytes(b"no set") if row is None else row.digest
+        standing: dict[str, Any] = {"validation_set": name, "version": version, "digest": digest}
+        order = self.order(RevokeValidationSet, by, **standing | fields)
+        return self.ordered(ValidationSetRevoked(policy=self.in_force), order)
+
     def train_order(self, signer: str = "olga", recipe: Mapping[str, Any] | None = None, **fields: Any) -> Train:
         resolved = ResolvedRecipe(**RECIPE | dict(recipe or {}))
         dataset = self.state.datasets.get(resolved.dataset)
@@ -550,11 +613,24 @@ class LogBuilder:
         return self.order(Train, signer, **standing | fields)
 
     def request_run(
-        self, signer: str = "olga", recipe: Mapping[str, Any] | None = None, gates: GateSet | None = None
+        self,
+        signer: str = "olga",
+        recipe: Mapping[str, Any] | None = None,
+        gates: GateSet | None = None,
+        **fields: Any,
     ) -> str:
+        """With the newest version of each validation set that the gates name, and the sets of no log."""
         run = f"r-{len(self.state.runs) + 1:06d}"
         document = None if gates is None else encode_value(gates)
-        order = self.train_order(signer, recipe, gates=None if document is None else digest_bytes(document))
+        names = () if gates is None else gates.validation_sets
+        found = find_sets(self.state, names, self.base_digest).values()
+        sets = tuple(BoundSet(validation_set=f"{one.name}@{one.version}", digest=one.digest) for one in found)
+        local = tuple(
+            LocalSet(set=name, digest=digest_set(name) if name in SHIPPED else digest_bytes(name.encode()))
+            for name in (() if gates is None else gates.local_sets)
+        )
+        bound = {"gates": None if document is None else digest_bytes(document), "sets": sets, "local_sets": local}
+        order = self.train_order(signer, recipe, **bound | fields)
         beside = {} if document is None else {"gates": document}
         self.ordered(RunRequested(policy=self.in_force, run=run), order, documents=beside)
         return run
@@ -626,14 +702,16 @@ class LogBuilder:
 
     def sealing(self, run: str, version: int = 1, **fields: Any) -> tuple[AdapterSealed, dict[str, bytes]]:
         """The body and its documents; `files` (None takes one out) and `name` change the sealed folder, `items` is what
-        was judged, `verdict` what the appliance would say of it."""
-        row, items = self.state.runs.get(run), fields.pop("items", ITEMS)
-        judged = self.judge(run, items) | fields.pop("verdict", {})
+        was judged, `sets` what was on other sets, by file, `metrics` what was counted there, `verdict` what the
+        appliance would say of it."""
+        row, own, sets = self.state.runs.get(run), fields.pop("items", ITEMS), fields.pop("sets", {})
+        judged = self.judge(run, own, sets, fields.get("metrics", {})) | fields.pop("verdict", {})
+        items = {ITEMS_FILE: own, **sets}
         weights = METHODS["qlora" if row is None else row.method].weights
-        files: dict[str, Any] = {weights: b"weights", "recipe.json": b"{}", "steps.jsonl": STEPS, ITEMS_FILE: items}
+        files: dict[str, Any] = {weights: b"weights", "recipe.json": b"{}", "steps.jsonl": STEPS, **items}
         files |= {f"{role}.json": data for role, data in judged.items()} | fields.pop("files", {})
         files = {path: data for path, data in files.items() if data is not None}
-        self.items[digest_bytes(items)] = items
+        self.items |= {digest_bytes(data): data for data in items.values()}
         listed = manifest(fields.pop("name", "clauses"), version, files)
         signed = {path: digest_bytes(data) for path, data in files.items()} | {MANIFEST_PATH: digest_bytes(listed)}
         key = fields.pop("key", self.adapter_key)
@@ -646,19 +724,29 @@ class LogBuilder:
         standing: dict[str, Any] = {"run": run, "adapter": f"clauses@{version}", "metrics": {}, "walls": WALLS}
         return AdapterSealed(**standing | fields), documents
 
-    def judge(self, run: str, items: bytes) -> dict[str, bytes]:
-        """Gates and verdict of a run that is sealed next; nothing where its order bound no gates."""
+    def judge(
+        self, run: str, items: bytes, sets: Mapping[str, bytes] | None = None, metrics: Mapping[str, Any] | None = None
+    ) -> dict[str, bytes]:
+        """Gates and verdict of a run that is sealed next; nothing where its order bound no gates. `sets`: the items of
+        other sets, by file; `metrics`: what was counted on them."""
         row = self.state.runs.get(run)
         if row is None or row.gates is None:
             return {}
-        document, basis = self.documents[row.gates], find_basis(self.state, row)
+        document, files = self.documents[row.gates], {ITEMS_FILE: items, **(sets or {})}
+        basis = find_basis(self.state, row, gates := parse_gates(document))
         others = {
-            (name, HELD_OUT): None if one is None else parse_items(self.items[one.items])
-            for name, one in basis.others.items()
+            key: None if one is None else parse_items(self.items[one.digest] if one.digest else files[one.path])
+            for key, one in basis.others.items()
+            if one is None or one.digest or one.path in files
         }
-        own = parse_items(items)
-        evidence = Evidence({HELD_OUT: own}, others, {HELD_OUT: basis.judged_before})
-        verdict = conclude(parse_gates(document), own, evidence).verdict
+        own = {name: parse_items(files[path]) for name in basis.sets if (path := items_path(name)) in files}
+        counted = {
+            name: Overlap(found["duplicates"], found["near_duplicates"])
+            for name, found in (metrics or {}).get("sets", {}).items()
+            if "duplicates" in found
+        }
+        evidence = Evidence(own, others, basis.judged_before, basis.named_before, counted)
+        verdict = conclude(gates, own[HELD_OUT], evidence).verdict
         assert verdict is not None
         return {"gates": document, "verdict": verdict}
 
@@ -667,6 +755,8 @@ class LogBuilder:
         row = self.state.runs.get(run)
         assert row is not None
         inputs = {f"base:{row.base}": row.base_digest, f"dataset:{row.dataset}": row.dataset_digest, "order": row.order}
+        inputs |= {f"validation-set:{bound.validation_set}": bound.digest for bound in row.sets}
+        inputs |= {f"local-set:{bound.set}": bound.digest for bound in row.local_sets}
         resources = [
             {"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}}
             for name, digest in (inputs | changes).items()

@@ -38,15 +38,19 @@ BILLION = Shape(layers=22, hidden=2048, inner=5632, heads=32, key_heads=4, conte
 LAYERS_A_SHARD = 6
 
 
-def build_llama(folder: Path, tokenizer: Path, shape: Shape = BILLION) -> Path:
-    """The folder, made where it does not exist yet; the same weights every time. `tokenizer`: another base's folder."""
+def build_llama(folder: Path, tokenizer: Path, shape: Shape = BILLION, device: str = "cpu") -> Path:
+    """The folder, made where it does not exist yet; the same weights every time on the same kind of device.
+
+    `tokenizer`: a folder with a tokenizer's files, and a `config.json` that says its size and its special tokens.
+    `device`: where the weights are drawn; a GPU is quicker.
+    """
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Renamed when it is whole: one that was broken off is not taken for it.
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
-        _write(part, tokenizer, shape)
+        _write(part, tokenizer, shape, device)
         os.replace(part, folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -54,7 +58,7 @@ def build_llama(folder: Path, tokenizer: Path, shape: Shape = BILLION) -> Path:
     return folder
 
 
-def _write(folder: Path, tokenizer: Path, shape: Shape) -> None:
+def _write(folder: Path, tokenizer: Path, shape: Shape, device: str) -> None:
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer / name, folder / name)
     config = json.loads((tokenizer / "config.json").read_bytes())
@@ -73,7 +77,7 @@ def _write(folder: Path, tokenizer: Path, shape: Shape) -> None:
         dtype="bfloat16",
         **{key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config},
     ).save_pretrained(str(folder))
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(device).manual_seed(1)
     shards = list(_list_shards(shape, words))
     total, places = 0, {}
     for number, shapes in enumerate(shards, start=1):
@@ -89,7 +93,8 @@ def _write(folder: Path, tokenizer: Path, shape: Shape) -> None:
 def _draw(name: str, size: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     if name.endswith("norm.weight"):
         return torch.ones(size, dtype=torch.bfloat16)
-    return torch.empty(size, dtype=torch.bfloat16).normal_(0, _SPREAD, generator=generator)
+    drawn = torch.empty(size, dtype=torch.bfloat16, device=generator.device)
+    return drawn.normal_(0, _SPREAD, generator=generator).cpu()
 
 
 def _list_shards(shape: Shape, words: int) -> Iterator[dict[str, tuple[int, ...]]]:

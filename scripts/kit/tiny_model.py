@@ -204,11 +204,11 @@ def build_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def build_model(kind: str, words: int = 320) -> Any:
-    """Random weights, float32."""
+def build_model(kind: str, words: int = 320, **shape: int) -> Any:
+    """Random weights, float32. `shape`: members of the configuration that differ."""
     name, own = (KINDS | LIBRARY_KINDS)[kind]
     config_name = {"Gemma3": "Gemma3TextConfig"}.get(name, f"{name}Config")
-    config = getattr(transformers, config_name)(**{"vocab_size": words, **_SHAPE, **own})
+    config = getattr(transformers, config_name)(**{"vocab_size": words, **_SHAPE, **own, **shape})
     model = getattr(transformers, f"{name}ForCausalLM")(config)
     with torch.no_grad():
         # Norms begin as what changes nothing: that would hide where they stand.
@@ -218,12 +218,12 @@ def build_model(kind: str, words: int = 320) -> Any:
     return model
 
 
-def build_base(folder: Path, kind: str = "llama") -> Path:
+def build_base(folder: Path, kind: str = "llama", **shape: int) -> Path:
     """A folder as a publisher would ship it; the same bytes every time."""
     folder.mkdir()
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
-    model = build_model(kind, tokenizer.get_vocab_size()).to(torch.bfloat16)
+    model = build_model(kind, tokenizer.get_vocab_size(), **shape).to(torch.bfloat16)
     model.save_pretrained(str(folder))
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"bos_token": SPECIAL[1], "eos_token": SPECIAL[2], "tokenizer_class": "PreTrainedTokenizerFast"}

@@ -128,6 +128,9 @@ UNITS = {
     ),
     "token-limit": Code((TooMany,), "the unit's tokens of this minute or day are used up", "wait for `Retry-After`"),
     "answer-altered": Code((BadInput,), "the chat template changes the answer's text", "give other messages or rows"),
+    "harness-missing": Code(
+        (Unavailable,), "lm-eval or evaluate is not installed", "install it, and set `harness_packages`"
+    ),
     "cache-full": Code((Unavailable,), "the engine has no memory for another request", "ask again"),
     "not-finite": Code((Unavailable,), "the model computed a number that is not finite", "ask again; then report it"),
     "answer-failed": Code((Unavailable,), "one answer failed by a defect", "ask again; then report it"),
@@ -144,6 +147,9 @@ TRAINING = {
     "nothing-to-train": Code((BadInput,), "rows have nothing that can be trained", "correct the rows that it names"),
     "nothing-trained": Code((Unavailable,), "no weight changed in training", "change the recipe, or report it"),
     "diverged": Code((BadInput,), "the loss became too large or not finite", "lower the learning rate"),
+    "noisy": Code(
+        (BadInput,), "the adapter's answers depend on what is evaluated beside them", "evaluate on another machine"
+    ),
     "not-servable": Code((BadInput,), "the adapter is not one that can be served", "train it by another method"),
     "probe": Code((Tampered,), "a loaded adapter does not answer its probe as recorded", "see `probe-differs`"),
     "probe-differs": Code(

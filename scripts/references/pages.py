@@ -17,6 +17,7 @@ from scripts.references.error_codes import COMMAND_LINE, SECTIONS, Code
 ROLES = {
     "administrator": "enrols people and units, adopts policy, keeps the appliance",
     "operator": "imports bases and datasets, trains",
+    "validator": "imports the rows that adapters are judged on",
     "auditor": "reads the log, has runs replayed",
     "unit": "asks its released adapters for answers",
     "reviewer:FIELD": "judges adapters in one field, such as `reviewer:privacy`",

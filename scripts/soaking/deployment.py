@@ -14,7 +14,7 @@ from typing import Any
 
 from appliance import wiring
 from appliance.domain.core.names import versioned
-from appliance.domain.evaluation.items import encode_items
+from appliance.domain.evaluation.items import ITEMS_FILE, encode_items
 from appliance.domain.recipe.parsing import parse_recipe
 from appliance.domain.recipe.recipe import Facts, ResolvedRecipe, resolve_recipe
 from appliance.domain.releases.activations import Activate, RollBack
@@ -32,6 +32,7 @@ from appliance.workflows.core.record import append
 from appliance.workflows.core.workers import carry_out, check_walls
 from appliance.workflows.evaluation.judging import list_rows
 from appliance.workflows.queries.work import recipe_facts
+from appliance.workflows.runs.evaluate import Evaluation
 from appliance.workflows.runs.seal import seal
 from scripts.kit.appliance import QUICK, Appliance, found_site
 from scripts.kit.judged import Group, make_items
@@ -193,7 +194,8 @@ def _seal(context: Context, site: Appliance, unit: str, output: Path, probe: Fra
     assert run is not None
     rows = list_rows(context, run.dataset)
     items = encode_items(make_items([Group(len(rows), adapter=True, base=False)], rows=rows))
-    evaluation = {"base": {}, "adapter": {}, "probe": probe, "walls": walls, "items": items}
+    found = {"base": {}, "adapter": {}, "sets": {}, "probe": probe}
+    evaluation = Evaluation(found, walls, {ITEMS_FILE: items}, None)
     with context.artifacts.staging() as staging:
         for path in output.iterdir():
             path.rename(staging / path.name)

@@ -26,6 +26,7 @@ from appliance.access.samples import (
     RUN,
     SAMPLES,
     TEXT,
+    VALIDATION_SET,
 )
 from appliance.domain.audit.log_replay import Decide, SitePolicy
 from appliance.domain.audit.verify import verify_log
@@ -35,6 +36,7 @@ from appliance.domain.core.policy import Parameters, PolicySet
 from appliance.domain.data.bases import RevokeBase
 from appliance.domain.data.datasets import RevokeDataset
 from appliance.domain.data.imports import CancelImport, ImportBase
+from appliance.domain.data.validation_sets import RevokeValidationSet
 from appliance.domain.governance.clock import ResetClock
 from appliance.domain.governance.endorsement import Endorse
 from appliance.domain.governance.keys import ReplaceKey, RevokeKey, RotateKey
@@ -80,6 +82,7 @@ def orders(site: LogBuilder) -> dict[str, Order]:
     wanted = site.state.imports.get(order_of(site.request_import()))
     assert wanted is not None
     site.enroll("dana", "reviewer:legal-risk")
+    site.import_set()
     site.request_release(unit="sales")
     enroll, _ = site.enrolment("newcomer", ("operator", "release-owner:legal"))
     several, _ = site.enrolments({"mia": ("operator",), "max": ("release-owner:legal",)})
@@ -92,6 +95,8 @@ def orders(site: LogBuilder) -> dict[str, Order]:
         site.order(Endorse, "ben", order=pending.pae_digest),
         site.order(ImportBase, "ines", base="other", format="gguf", source=site.base_digest, licence="Apache-2.0"),
         site.dataset_order(),
+        site.set_order(),
+        site.order(RevokeValidationSet, "vera", validation_set="exam", version=1, digest=set_digest(site)),
         site.train_order(),
         site.order(Cancel, "olga", run=run),
         site.order(CancelImport, "ines", order=wanted.order),
@@ -123,6 +128,12 @@ def orders(site: LogBuilder) -> dict[str, Order]:
         site.order(LiftHold, "anna", subject="principal:olga"),
     ]
     return {order.verb: order for order in made}
+
+
+def set_digest(site: LogBuilder) -> str:
+    found = site.state.validation_sets.get("exam@1")
+    assert found is not None
+    return found.digest
 
 
 def enroll_of(site: LogBuilder, name: str) -> str:
@@ -354,7 +365,21 @@ def test_a_schema_of_any_earlier_release_takes_the_adoption_of_another_set_and_r
 
 DECLARED = [
     (thing.type, name)
-    for thing in (BASE, DATASET, RUN, ADAPTER, IMPORT, PENDING, TEXT, HOLD, LOG_KEY, RULES, POLICY, NEWCOMER)
+    for thing in (
+        BASE,
+        DATASET,
+        VALIDATION_SET,
+        RUN,
+        ADAPTER,
+        IMPORT,
+        PENDING,
+        TEXT,
+        HOLD,
+        LOG_KEY,
+        RULES,
+        POLICY,
+        NEWCOMER,
+    )
     for name in thing.attributes
 ]
 

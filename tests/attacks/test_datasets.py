@@ -57,8 +57,8 @@ def test_a_row_that_is_trained_on_and_held_out_is_named_and_nothing_is_imported(
 def _check(shared: Appliance, rows: bytes, who: str = "olga", **changes: Any) -> dict[str, Any]:
     body = {
         "task": "classification", "format": "csv", "file": shared.upload(rows), "columns": {}, "labels": [],
-        "instruction": "", "base": "tiny", "seed": 1, "held_out": "0.25", "held_out_file": None, "keep": False,
-        **changes,
+        "instruction": "", "base": "tiny", "seed": 1, "held_out": "0.25", "held_out_file": None,
+        "judges": False, "keep": False, **changes,
     }  # fmt: skip
     key = shared.ask("POST", "/v1/dataset-checks", who, json=body)["key"]
     while not (found := shared.get(f"/v1/dataset-checks/{key}", wait_s=5))["ended"]:
@@ -81,7 +81,7 @@ def test_rows_are_checked_in_the_sandbox_and_nothing_is_recorded_or_kept(shared:
 
 
 def test_only_an_operator_has_rows_checked_and_nobody_else_reads_what_was_found(shared: Appliance) -> None:
-    with pytest.raises(Refused, match="expected an operator, got rita"):
+    with pytest.raises(Refused, match="expected an operator or a validator, got rita"):
         _check(shared, b"text,label\na,b\n", who="rita")
     with pytest.raises(Refused, match=r"that .* started"):
         shared.get("/v1/dataset-checks/check:olga:00", who="rita")

@@ -14,6 +14,8 @@ from tests.cli.conftest import Desk
     [
         (("--type", "base.importd"), "type: expected a type of entry, got 'base.importd'; did you mean base.imported?"),
         (("--type", "base.imported", "--type", "x"), "type: expected a type of entry, got 'x'"),
+        (("--type", "review"), "got 'review'; did you mean review.recorded?"),
+        (("--type", "dataset"), "got 'dataset'; did you mean dataset.imported, dataset.revoked?"),
         (("--actor", "riat"), "actor: expected one of anna, audrey,"),
         (("--actor", "riat"), "did you mean rita?"),
         (("--unit", "lgal"), "unit: expected one of legal, sales, got 'lgal'; did you mean legal?"),

@@ -48,6 +48,22 @@ def test_a_review_shows_first_what_is_asked_by_whom_and_who_is_missing(open_desk
     assert asked["until"] is not None
 
 
+def test_an_adapter_s_history_says_what_was_asked_and_found_in_sentences(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("sealed")
+    done(desk, "olga", *REQUEST)
+    done(desk, "rita", *FINDING)
+    shown = one_line(done(desk, "olga", "adapter", "show", "clauses@1"))
+    first = adapter_of(desk.site).requests[0]
+    said = f"release request {first.index}: for legal by olga (internal, assist)"
+    assert f"{said}; tier low; approvals by entry: none; missing: finding" in shown
+    assert "open: high issue, blocks; found by rita (privacy); owner olga" in shown
+    assert "{'" not in shown and "[{" not in shown, "no value of Python is printed"
+    done(desk, "olga", *REQUEST)
+    assert f"{said}; replaced by a later one" in one_line(done(desk, "olga", "adapter", "show", "clauses@1"))
+    done(desk, "olga", "release", "withdraw-request", "clauses@1", "--unit", "legal", "--yes")
+    assert "; withdrawn by entry" in one_line(done(desk, "olga", "adapter", "show", "clauses@1"))
+
+
 def test_a_decision_on_a_request_needs_a_reason_and_is_made_on_it(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("sealed")
     done(desk, "olga", *REQUEST)
@@ -100,6 +116,7 @@ def test_a_finding_is_added_listed_shown_and_closed(open_desk: Callable[[str], D
     done(desk, "rita", *close)
     assert json.loads(done(desk, "olga", "finding", "list", "--open", "--json")) == []
     assert "closed by rita" in done(desk, "olga", "finding", "list", "--wide")
+    assert f"finding {index}: closed by rita" in one_line(done(desk, "olga", "adapter", "show", "clauses@1"))
     done(desk, "otto", "release", "activate", "clauses@1", "--unit", "legal", "--task", "labels", "--yes")
 
 

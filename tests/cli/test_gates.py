@@ -13,6 +13,7 @@ import pytest
 from appliance.client.evaluation.gates import load_gates
 from appliance.domain.core.names import encode_value
 from appliance.domain.evaluation.items import encode_items
+from appliance.domain.evaluation.shipped.sets import digest_set
 from appliance.formats.core.digest import digest_bytes
 from scripts.kit.judged import Group, make_items
 from tests.cli.conftest import Desk, one_line
@@ -204,3 +205,31 @@ def test_a_service_that_lies_about_a_verdict_is_caught(open_desk: Callable[[str]
     desk.service.bend[f"/v1/ledger/{adapter.index}"] = lie
     told = desk.as_("rita", "gate", "check", "clauses@1")
     assert told.code == 6 and "document verdict: expected sha256:" in one_line(told.err)
+
+
+def test_sets_that_come_with_the_appliance_are_told_and_bound_by_their_digests(
+    open_desk: Callable[[str], Desk], tmp_path: Path
+) -> None:
+    desk = open_desk("imported")
+    kept = one_gate(name="kept", leg="rest", set="general", claim="no-worse", test="tango", margin="0.1")
+    recipe, path = str(recipe_file(tmp_path)), gate_file(tmp_path, gates=[one_gate(), kept])
+    told = one_line(desk.as_("olga", "run", "plan", recipe, "--gates", str(path)).out)
+    assert "set general: 200 rows, sha256:" in told and "0 runs on this dataset were judged on it before" in told
+    value = json.loads(desk.as_("olga", "run", "plan", recipe, "--gates", str(path), "--json").out)["gates"]
+    assert value["local_sets"] == [{"set": "general", "digest": digest_set("general"), "judged_before": 0}]
+    assert [one["items"] for one in value["can_show"]] == [100, 200]
+    told = desk.as_("olga", "run", "start", recipe, "--gates", str(path), "--yes")
+    assert told.code == 0, told.err
+    assert digest_set("general")[:19] in one_line(told.err)
+    run = desk.site.state.runs.get("r-000001")
+    assert run is not None and [(one.set, one.digest) for one in run.local_sets] == [("general", digest_set("general"))]
+
+
+def test_a_set_that_is_in_no_home_is_refused_before_anything_is_signed(
+    open_desk: Callable[[str], Desk], tmp_path: Path
+) -> None:
+    desk = open_desk("imported")
+    path = gate_file(tmp_path, gates=[one_gate(set="harness-colours")])
+    told = desk.as_("olga", "run", "start", str(recipe_file(tmp_path)), "--gates", str(path), "--yes")
+    assert (told.code, desk.ordered()) == (4, 0)
+    assert "set harness-colours: expected one of general, refusal, got none of that name" in one_line(told.err)

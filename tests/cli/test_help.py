@@ -63,7 +63,29 @@ def test_every_help_has_a_sentence_and_an_example_that_names_the_command(
     assert command.help is not None and command.help.strip().split("\n")[0].endswith((".", ":"))
     assert isinstance(command, _WithExample)
     assert " ".join(("appliance", *path)) in command.example
-    assert command.example.splitlines()[0] in told.out
+    example, shown = (re.sub(r" \\\n +", " ", text) for text in (command.example, told.out))
+    assert example.splitlines()[0] in shown
+
+
+@pytest.mark.parametrize(("path", "command"), ALL, ids=_names(ALL))
+def test_a_help_fits_80_columns_and_cuts_no_sentence(
+    path: tuple[str, ...],
+    command: click.Command,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    told = type_alone(capsys, *path, "--help")
+    listed = re.sub(r"(?s).*\nCommands:\n|\nExample:\n.*", "", told.out.partition("\n")[2])
+    assert not re.search(r"\.\.\.$", listed, re.MULTILINE)
+    _, _, example = told.out.partition("\nExample:\n")
+    assert [line for line in example.splitlines() if len(line) > 80] == []
+
+
+def test_every_option_that_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    told = type_alone(capsys, "finding", "add", "clauses@1", "--field", "privacy", "--kind", "issue", "--text", "x")
+    assert told.code == 2
+    assert "Missing options --severity, --owner, --due, --remedy, --retest; type: appliance finding" in told.err
 
 
 @pytest.mark.parametrize(("path", "command"), ALL, ids=_names(ALL))

@@ -79,13 +79,15 @@ def test_a_run_is_told_in_stages(capsys: pytest.CaptureFixture[str]) -> None:
     )
     display.take("running", [step, {"frame": "unknown"}])
     display.take("trained", [{"frame": "progress", "done": 5, "total": 5, "tokens": 300, "seconds": 1.5}])
+    display.take("trained", [{"frame": "judging", "set": "harness-colours"}] * 2)
     display.take("sealed", [])
     assert capsys.readouterr().err.splitlines() == [
         "r-000001: waits for its turn.",
-        "r-000001: sandboxed, layers that stand: 1, without landlock, which policy accepts; "
-        "ways out that were tried and refused: 1 of 1.",
+        "r-000001: the worker is in its sandbox: 1 layers, without landlock, which policy accepts; "
+        "1 of 1 attempts to break out were refused.",
         "trains: 2 of 2 steps, loss 0.250, 5 tokens a second",
         "evaluates: 5 of 5 rows, 200 tokens a second",
+        "r-000001: is judged on harness-colours.",
         "r-000001: sealed.",
     ]
 

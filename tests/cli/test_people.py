@@ -68,6 +68,18 @@ def test_a_passphrase_is_asked_for_twice_and_not_shown(tmp_path: Path, monkeypat
     assert "correct horse" not in result.output
 
 
+def test_a_passphrase_that_is_too_short_or_differs_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caller, "is_interactive", lambda: True)
+    typed = ["short", "correct horse", "correct house", "correct horse", "correct horse"]
+    result = CliRunner().invoke(main.cli, ["key", "new", str(tmp_path / "a.key")], input="\n".join([*typed, ""]))
+    assert result.exit_code == 0
+    assert "at least 8 characters, got 5. Try again." in result.stderr
+    assert "The two differ. Try again." in result.stderr
+    assert result.stderr.count("Repeat for confirmation") == 2, "a short one is not repeated"
+
+
 def test_an_existing_key_is_refused_before_a_passphrase_is_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +185,9 @@ def test_nothing_is_signed_without_a_yes(open_desk: Callable[[str], Desk], monke
     assert agreed.exit_code == 0
     assert desk.ordered() == 1
     assert "Sign this? [y/N]" in agreed.stderr
+    unsure = CliRunner().invoke(main.cli, words, input="correct horse\n\n")
+    assert unsure.exit_code == 1 and "Type y or n." in unsure.stderr
+    assert desk.ordered() == 1, "an empty line is a no"
 
 
 def test_a_wrong_passphrase_signs_nothing(open_desk: Callable[[str], Desk]) -> None:
@@ -181,6 +196,21 @@ def test_a_wrong_passphrase_signs_nothing(open_desk: Callable[[str], Desk]) -> N
     told = desk.as_("anna", "principal", "revoke", "sales", "--yes")
     assert told.code == 3
     assert "anna.key: expected its passphrase" in told.err
+
+
+def test_a_wrong_passphrase_is_asked_for_again_at_a_terminal_three_times_in_all(
+    open_desk: Callable[[str], Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = open_desk("staffed")
+    monkeypatch.setattr(caller, "is_interactive", lambda: True)
+    words = ["principal", "revoke", "sales", "--yes", "--as", "anna", "--key", str(desk.key("anna"))]
+    right, wrong = PASSPHRASE.decode(), "another passphrase"
+    refused = CliRunner().invoke(main.cli, words, input="\n".join([wrong, wrong, wrong, right, ""]))
+    assert refused.exit_code != 0 and desk.ordered() == 0
+    assert refused.stderr.count("That is not its passphrase. Try again.") == 2
+    agreed = CliRunner().invoke(main.cli, words, input="\n".join([wrong, right, ""]))
+    assert agreed.exit_code == 0, agreed.stderr
+    assert desk.ordered() == 1
 
 
 def test_options_may_stand_before_the_command_or_in_the_environment(

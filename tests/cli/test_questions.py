@@ -10,6 +10,7 @@ import pytest
 
 from appliance.cli.support.output import print_facts
 from appliance.domain.core.entry import parse_entry
+from appliance.domain.queries.periods import could_load_during
 from tests.cli.conftest import Desk, one_line
 
 
@@ -50,6 +51,33 @@ def test_could_load_names_adapter_reviewers_and_entries(open_desk: Callable[[str
     gone = desk.as_("audrey", "ledger", "could-load", "legal").out
     assert "labels: could not load clauses@1" in gone
     assert "against it:" in gone and "no longer counts: review" in gone
+
+
+def test_a_span_has_each_answer_and_whose_approvals_it_rests_on(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("serving")
+    (reviewed, released) = (
+        next(e.index for e in map(parse_entry, desk.site.entries) if e.type == kind)
+        for kind in ("review.recorded", "release.activated")
+    )
+    revoked = desk.site.revoke("raul").index
+    told = desk.as_("audrey", "ledger", "could-load", "legal", "--since", "0")
+    assert told.code == 0, told.err
+    text = one_line(told.out)
+    assert "as of entry 0: nothing: no adapter was released to it" in text
+    assert f"as of entry {released}: labels: could load clauses@1; released by otto, entry {released};" in text
+    assert f"approved by rita (privacy), entry {reviewed}, raul (model-risk)" in text
+    assert f"as of entry {revoked}: labels: could not load clauses@1: " in text
+    periods = json.loads(desk.as_("audrey", "ledger", "could-load", "legal", "--since", "0", "--json").out)["periods"]
+    assert [period["as_of"] for period in periods if period["tasks"]] == [released, revoked]
+    points = ("0", str(revoked))
+    offline = could_load_during(lambda: desk.site.entries, desk.site.documents.get, "legal", points, desk.site.now)
+    words = ("--since", "0", "--until", str(revoked), "--json")
+    online = json.loads(desk.as_("audrey", "ledger", "could-load", "legal", *words).out)["periods"]
+    assert [(one.as_of, one.answer.at) for one in offline.periods] == [(one["as_of"], one["at"]) for one in online]
+    later = desk.as_("audrey", "ledger", "could-load", "legal", "--since", str(released), "--until", str(revoked - 1))
+    assert "could not" not in later.out and later.out.count("could load") == 1
+    for words in (("--until", "now"), ("--since", "1h", "--at", "1h"), ("--since", "2199-01-01")):
+        assert desk.as_("audrey", "ledger", "could-load", "legal", *words).code == 2
 
 
 def test_could_load_names_the_folder_that_no_revocation_reaches(open_desk: Callable[[str], Desk]) -> None:
@@ -101,13 +129,18 @@ def test_a_mapping_among_facts_is_a_line_of_words(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == "measured:  accuracy 0.9, macro f1 0.8\n"
 
 
-def test_the_state_is_a_table_or_whole_in_json(open_desk: Callable[[str], Desk]) -> None:
+def test_the_state_is_facts_or_whole_in_json(open_desk: Callable[[str], Desk]) -> None:
     desk = open_desk("serving")
     slot = desk.site.state.slots.get("legal/labels")
     assert slot is not None
     released = str(slot.release)
     told = desk.as_("audrey", "ledger", "state", "--kind", "release")
-    assert told.out.splitlines()[1].split()[:3] == ["release", "legal/labels", released]
+    first, *facts = told.out.splitlines()
+    assert first == "release:  legal/labels"
+    assert [line.split() for line in facts if "task" in line or "since" in line] == [
+        ["since", "entry:", released],
+        ["task:", "labels"],
+    ]
     assert "As of entry" in told.err
     things = json.loads(desk.as_("audrey", "ledger", "state", "--json").out)["things"]
     assert {"principal", "adapter", "slot"} <= {thing["kind"] for thing in things}

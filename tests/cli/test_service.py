@@ -24,7 +24,7 @@ from appliance.workflows.core.context import Context
 from appliance.workflows.operations import installation, machine
 from appliance.workflows.operations.status import status
 from scripts.kit.certificates import Authority
-from tests.cli.conftest import Desk, Told, type_alone
+from tests.cli.conftest import Desk, Told, one_line, type_alone
 from tests.kit.founded import policy_set
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -220,6 +220,17 @@ def test_status_shows_on_one_screen_what_runs_and_what_waits_for_whom(open_desk:
         assert json.loads(desk.type("status", "--json").out)["log"]["size"] == desk.site.state.size
 
 
+def test_status_says_which_approved_adapter_waits_for_a_release_owner(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("approved")
+    with held(desk.service.settings.lock, os.getpid()):
+        shown = json.loads(desk.as_("ben", "status", "--json").out)
+        assert shown["releases"] == [{"adapter": "clauses@1", "unit": "legal", "owners": ["otto"]}]
+        said = "clauses@1 is approved for legal and was never released; release owner: otto"
+        assert said in one_line(desk.as_("ben", "status").out)
+        desk.site.activate()
+        assert "none waits for a release owner" in desk.as_("ben", "status").out
+
+
 HOLDER = """
 import os, signal, sys, time
 from pathlib import Path
@@ -292,15 +303,18 @@ def test_storage_says_what_lies_where(open_desk: Callable[[str], Desk]) -> None:
     shown = json.loads(desk.as_("anna", "storage", "--json").out)
     kinds = shown["kinds"]
     assert set(kinds) == {
-        "bases", "datasets", "adapters", "training checkpoints", "uploads", "logs", "steps", "database",
+        "bases", "datasets", "validation sets", "adapters", "training checkpoints", "uploads", "logs", "steps",
+        "database",
     }  # fmt: skip
     assert kinds["training checkpoints"]["things"] == [
         {"name": run, "bytes": 1000, "files": 1, "kept_for": "under way", "kept_until": None}
     ]
     assert kinds["database"]["bytes"] > 0 and kinds["adapters"]["things"][0]["bytes"] > 0
     assert shown["bytes"] == sum(kind["bytes"] for kind in kinds.values())
+    (context.logs / "empty.log").touch()
     told = desk.as_("anna", "storage")
     assert "under way" in told.out and "1.0 kB" in told.out
+    assert "empty.log" not in told.out and "empty.log" in desk.as_("anna", "storage", "--json").out
 
 
 def test_config_says_every_setting_and_where_it_comes_from(

@@ -36,6 +36,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "dataset import": (TABLE, *ROWS), "dataset list": (), "dataset revoke": ("clauses@1",),
     "dataset show": ("clauses@1",), "dataset used-by": ("clauses@1",),
     "import cancel": ("012345",), "import list": (),
+    "validation-set import": (TABLE, *ROWS), "validation-set list": (), "validation-set revoke": ("exam@1",),
+    "validation-set show": ("exam@1",),
     "run cancel": ("r-000001",), "run checkpoints": ("r-000001",),
     "run export": ("r-000001", "--to", "wandb", "--folder", NEW), "run list": (), "run plan": (RECIPE,),
     "run replay": ("r-000001", "--from", "0", "--to", "2"), "run report": ("r-000001", "--folder", NEW),

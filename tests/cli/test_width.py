@@ -54,6 +54,16 @@ def test_a_table_says_that_it_was_shortened(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.usefixtures("terminal")
+def test_the_last_column_of_the_log_goes_on_below_instead_of_being_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    about = [f"adapter:clauses@{number}" for number in range(6)]
+    row = ("1234", TIME, "review.recorded", "rita", "success", ", ".join(about))
+    print_table(("entry", "time", "type", "actor", "outcome", "about"), [row], wraps=True)
+    out = capsys.readouterr().out
+    assert widest(out) <= 80 and [word.strip(",") for word in out.split() if ":c" in word] == about
+    assert out.splitlines()[1].startswith("1234   2026-11-24T10:30Z")
+
+
+@pytest.mark.usefixtures("terminal")
 def test_a_long_fact_goes_on_below_and_a_digest_stays_whole(capsys: pytest.CaptureFixture[str]) -> None:
     print_facts([("why", "word " * 30), ("statement of it", DIGEST)])
     out = capsys.readouterr().out
@@ -81,6 +91,7 @@ COMMANDS = {
     "ledger state": ("audrey", "ledger", "state"),
     "ledger log": ("audrey", "ledger", "log", "--last", "20"),
     "review list": ("rita", "review", "list"),
+    "finding list": ("rita", "finding", "list"),
     "run show": ("olga", "run", "show", "r-000001"),
     "could-load": ("audrey", "ledger", "could-load", "legal"),
     "principal list": ("anna", "principal", "list"),

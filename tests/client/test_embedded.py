@@ -173,6 +173,7 @@ SETTINGS = {
     "APPLIANCE_REHASH": "5",
     "APPLIANCE_IMPORT_MINUTES": "20",
     "APPLIANCE_IMPORT_CPU_MINUTES": "10",
+    "APPLIANCE_HARNESS_PACKAGES": "/opt/harness/site-packages",
 }
 PERSONAL = {
     "APPLIANCE_KEY": "/home/ada/ada.key",

@@ -29,7 +29,7 @@ from appliance.domain.core.names import encode_value
 from appliance.domain.core.order import Order
 from appliance.domain.core.policy import Parameters, PolicySet
 from appliance.domain.core.state import State
-from appliance.domain.data.imports import ImportBase, ImportRequested
+from appliance.domain.data.imports import ImportBase, ImportRequested, ImportValidationSet
 from appliance.domain.data.teaching import ABOUT_FILE, About, encode_about
 from appliance.domain.evaluation.items import encode_items
 from appliance.domain.governance.policy_files import assemble_policy
@@ -213,6 +213,18 @@ class FoundedSite(LogBuilder):
             documents={"manifest": listed},
         )
 
+    def lay_set(self, order: ImportValidationSet, version: int) -> tuple[bytes, dict[str, Any]]:
+        """Of the rows that the dataset holds out."""
+        held_out, digests = LINES[len(ROWS) :], DIGESTS[len(ROWS) :]
+        files = {
+            "rows.jsonl": b"".join(line + b"\n" for line in held_out),
+            "row_digests.bin": b"".join(digests),
+            ABOUT_FILE: encode_about(ABOUT),
+        }
+        listed = self.lay(manifest(order.validation_set, version, files), files)
+        facts = {"task": order.task, "rows": len(held_out), "max_tokens": 80}
+        return listed, {"root": f"sha256:{rows_root(digests).hex()}", "facts": facts}
+
     def train_order(self, signer: str = "olga", recipe: Mapping[str, Any] | None = None, **fields: Any) -> Train:
         """Long enough for the longest row of the dataset."""
         return super().train_order(signer, {"max_length": 128, **(recipe or {})}, **fields)
@@ -220,7 +232,7 @@ class FoundedSite(LogBuilder):
     def seal(self, run: str = "r-000001", version: int = 1, **fields: Any) -> Entry:
         body, documents = self.sealing(run, version, **{"files": FILES, "items": FILES["items.jsonl"], **fields})
         beside = {f"{role}.json": documents[role] for role in ("gates", "verdict") if role in documents}
-        self.lay(documents["manifest"], fields.get("files", FILES) | beside)
+        self.lay(documents["manifest"], fields.get("files", FILES) | fields.get("sets", {}) | beside)
         return self.add(body, documents=documents)
 
     def lay(self, listed: bytes, files: Mapping[str, bytes]) -> bytes:

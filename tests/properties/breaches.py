@@ -14,7 +14,15 @@ from appliance.domain.core.names import add_seconds, encode_value
 from appliance.domain.core.order import Order
 from appliance.domain.data.bases import BaseImported, BaseQuarantined, RevokeBase
 from appliance.domain.data.datasets import RevokeDataset
-from appliance.domain.data.imports import CancelImport, ImportBase, ImportDataset, ImportFailed, ImportRequested
+from appliance.domain.data.imports import (
+    CancelImport,
+    ImportBase,
+    ImportDataset,
+    ImportFailed,
+    ImportRequested,
+    ImportValidationSet,
+)
+from appliance.domain.data.validation_sets import RevokeValidationSet
 from appliance.domain.governance.clock import ResetClock
 from appliance.domain.governance.delegations import Delegate
 from appliance.domain.governance.endorsement import Endorse, OrderRefused
@@ -116,6 +124,11 @@ def imported(site: LogBuilder) -> None:
     site.add(body, documents={"manifest": manifest("clauses", 5, {"rows": b"rows"})})
 
 
+def set_imported(site: LogBuilder) -> None:
+    """In another version than the next."""
+    site.import_set(version=5)
+
+
 def sealed(site: LogBuilder) -> None:
     body, documents = site.sealing("r-000001", walls={"tcp": "open"})
     site.add(body, documents=documents)
@@ -205,6 +218,7 @@ TYPES: dict[str, Breach] = {
         BaseImported(order=NOTHING, base="b", facts={}, walls={}),
         documents={"manifest": manifest("b", 1, {"w": b"w"})})),
     "dataset.imported": ("imported", imported),
+    "validation-set.imported": ("imported", set_imported),
     "run.requested": ("imported", lambda s: s.ordered(
         RunRequested(policy=s.in_force, run="r-000001"), s.train_order("audrey"))),
     "run.started": ("imported", lambda s: s.add(s.started(s.request_run(), walls={"tcp": "open"}))),
@@ -239,6 +253,7 @@ TYPES: dict[str, Breach] = {
     "adapter.exported": ("released", lambda s: s.export(standing=b"{}")),
     "base.revoked": ("sealed", lambda s: s.revoke_base("olga")),
     "dataset.revoked": ("sealed", lambda s: s.revoke_dataset("olga")),
+    "validation-set.revoked": ("sealed", lambda s: (s.import_set(), s.revoke_set("olga"))),
     "adapter.admitted": ("released", lambda s: s.add(s.admitted(approvals=()))),
     "adapter.loaded": ("released", lambda s: s.add(s.loaded(s.add(s.admitted()).index - 1))),
     "adapter.unloaded": ("released", lambda s: s.add(s.unloaded())),
@@ -282,6 +297,7 @@ VERBS: dict[type[Order], Breach] = {
     Endorse: ("staffed", endorsed_alone),
     ImportBase: TYPES["import.requested"],
     ImportDataset: ("imported", lambda s: s.ordered(ImportRequested(policy=s.in_force), s.dataset_order("audrey"))),
+    ImportValidationSet: ("imported", lambda s: s.ordered(ImportRequested(policy=s.in_force), s.set_order("olga"))),
     Train: TYPES["run.requested"],
     Cancel: ("imported", lambda s: s.ordered(
         RunCancelled(policy=s.in_force), s.order(Cancel, "ines", run=s.request_run()))),
@@ -301,6 +317,7 @@ VERBS: dict[type[Order], Breach] = {
     ExportAdapter: ("released", lambda s: s.export("olga")),
     RevokeBase: TYPES["base.revoked"],
     RevokeDataset: TYPES["dataset.revoked"],
+    RevokeValidationSet: TYPES["validation-set.revoked"],
     ReplaceKey: ("staffed", lambda s: rekeyed(s, ReplaceKey, "olga", "rita")),
     RotateKey: ("staffed", lambda s: rekeyed(s, RotateKey, "raul", "rita", old_until=s.now)),
     RevokeKey: TYPES["key.revoked"],

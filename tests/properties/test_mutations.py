@@ -15,7 +15,7 @@ from appliance.domain.core import signatures
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event, Ordered
 from appliance.domain.core.names import NO_DIGEST, add_seconds, encode_value
-from appliance.domain.core.records import Key
+from appliance.domain.core.records import BoundSet, Key
 from appliance.domain.core.table import DigestTable, Table
 from appliance.domain.core.verb import NEWEST_RULES
 from appliance.domain.data.imports import ImportRequested
@@ -25,7 +25,7 @@ from appliance.domain.evaluation.verdict import Verdict, parse_verdict
 from appliance.domain.governance import people
 from appliance.domain.governance.people import Grant, PrincipalEnrolled, RoleGranted
 from appliance.domain.governance.service import Heartbeat
-from appliance.domain.releases import adapters, approval, blocking
+from appliance.domain.releases import adapters, approval, blocking, tiers
 from appliance.domain.releases.adapters import AdapterRevoked, RevokeAdapter
 from appliance.domain.releases.reviews import ReviewRecorded
 from appliance.domain.retention import texts
@@ -46,6 +46,7 @@ from appliance.formats.signatures.statement import encode_statement
 from scripts.kit.log_builder import ORIGIN, START, LogBuilder, manifest, policy_set, stage
 from tests.domain.audit.test_verify import reforged, signed_over, verify
 from tests.domain.evaluation.test_judging import ALIKE, GATES, change, change_judged, gate_set, one_gate
+from tests.domain.evaluation.test_sets import CLEAN, ON_EXAM
 from tests.kit.judged_release import approve, conditions
 from tests.properties.breaches import (
     NOTHING,
@@ -206,6 +207,28 @@ def judged(typed: Callable[[Verdict], bytes]) -> Callable[[LogBuilder], None]:
     return act
 
 
+def on_exam(site: LogBuilder) -> str:
+    """A run that is trained and judged on a validation set."""
+    site.import_set()
+    return site.train(gates=ON_EXAM)
+
+
+def trained_for_a_revoked_set(site: LogBuilder) -> None:
+    site.import_set()
+    found = site.state.validation_sets.get("exam@1")
+    assert found is not None
+    site.revoke_set()
+    site.request_run(gates=ON_EXAM, sets=(BoundSet(validation_set="exam@1", digest=found.digest),))
+
+
+def released_on_a_revoked_set(site: LogBuilder) -> None:
+    site.seal(on_exam(site), sets={"items-exam.jsonl": encode_items(ALIKE)}, metrics=CLEAN)
+    site.review("rita", "privacy")
+    site.review("raul", "model-risk")
+    site.revoke_set()
+    site.activate()
+
+
 def by_a_revoked_key(site: LogBuilder) -> None:
     site.revoke_key("rita")
     site.review("rita", "privacy")
@@ -311,12 +334,16 @@ PARTS: dict[str, tuple[Any, str, Any, Breach]] = {
     "walls": (adapters, "check_walls", nothing, TYPES["adapter.sealed"]),
     "conclusion of a verdict": (judging, "check_conclusion", nothing, ("imported", judged(
         lambda verdict: change(verdict, passed=True, task=True)))),
-    "records of a verdict": (judging, "_check_judged", nothing, ("imported", judged(
-        lambda verdict: change_judged(verdict, judged_before=7, digest=NOTHING)))),
+    "records of a verdict": (judging, "_check_records", nothing, ("imported", judged(
+        lambda verdict: change_judged(verdict, digest=NOTHING)))),
+    "counts of a verdict": (judging, "_check_counts", nothing, ("imported", judged(
+        lambda verdict: change_judged(verdict, judged_before=7)))),
     "gates that policy requires": (training, "unjudgeable", no_reasons, ("imported", lambda s: (
         s.adopt(policy_set(required_gates=(NOTHING,))), s.request_run()))),
     "sets of gates": (training, "check_sets", nothing, ("imported", lambda s: s.request_run(
         gates=gate_set(gates=[one_gate(set="outside")])))),
+    "validation sets of a run": (training, "unfit_sets", no_reasons, ("imported", trained_for_a_revoked_set)),
+    "validation sets of an approval": (tiers, "sets_stand", no_reasons, ("imported", released_on_a_revoked_set)),
     "standing inputs of a run": (training, "check_inputs", nothing, ("imported", lambda s: (
         s.request_run(), s.revoke_dataset(), s.add(s.started("r-000001"))))),
     "standing inputs of an adapter": (adapters, "check_inputs", nothing, ("trained", lambda s: (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,13 +13,19 @@ from appliance.domain.data.imports import ImportRequested
 from appliance.domain.evaluation.evidence import conclude
 from appliance.domain.evaluation.gates import GateSet
 from appliance.domain.evaluation.items import encode_items, parse_items
+from appliance.domain.evaluation.shipped.sets import list_shipped_rows
 from appliance.domain.evaluation.verdict import Evidence, parse_verdict
 from appliance.formats.artifacts.manifest import MANIFEST_PATH
-from appliance.formats.artifacts.rows import rows_root
+from appliance.formats.artifacts.rows import row_digest, rows_root, split_digests
+from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.log.trust import encode_trust
 from scripts.kit.judged import Group, make_items
 from scripts.kit.log_builder import STEPS, LogBuilder, manifest, stage
 from tests.domain.evaluation.test_judging import AGAINST_RELEASED, GATES
+from tests.domain.evaluation.test_local_sets import GATES as ON_GENERAL
+from tests.domain.evaluation.test_sets import AGAINST_RELEASED as SET_AGAINST_RELEASED
+from tests.domain.evaluation.test_sets import CLEAN
+from tests.domain.evaluation.test_sets import ON_EXAM as SET_GATES
 from tests.kit.site_policies import permitting
 from tests.verifier.test_program import export_of, run
 from tests.workflows.evaluation.test_judging import DIGESTS, ITEMS, LINES
@@ -39,21 +46,41 @@ class Desk:
         self.site.add(body, documents={"manifest": listed})
         self.lay("rows", {**ROWS, MANIFEST_PATH: listed})
 
-    def seal(self, items: bytes, version: int = 1, verdict: bytes | None = None, gates: GateSet = GATES) -> str:
+    def seal(
+        self,
+        items: bytes,
+        version: int = 1,
+        verdict: bytes | None = None,
+        gates: GateSet = GATES,
+        sets: dict[str, bytes] | None = None,
+        metrics: dict[str, Any] | None = None,
+    ) -> str:
         own = parse_items(items)
         calibration = conclude(
             gates, own, Evidence({"held-out": own}, {("released", "held-out"): None}, {})
         ).calibration
         assert calibration is not None
         run = self.site.train(gates=gates)
-        judged = self.site.judge(run, items) | ({} if verdict is None else {"verdict": verdict})
+        sets, metrics = sets or {}, metrics or {}
+        judged = self.site.judge(run, items, sets, metrics) | ({} if verdict is None else {"verdict": verdict})
         beside = {"calibration.json": calibration}
-        entry = self.site.seal(run, version, items=items, verdict=judged, files=beside)
-        files = {"items.jsonl": items, **beside, "steps.jsonl": STEPS, "recipe.json": b"{}"}
+        entry = self.site.seal(run, version, items=items, verdict=judged, files=beside, sets=sets, metrics=metrics)
+        files = {"items.jsonl": items, **sets, **beside, "steps.jsonl": STEPS, "recipe.json": b"{}"}
         files |= {f"{role}.json": data for role, data in judged.items()}
         listed = self.site.documents[parse_entry(entry.encoded).documents["manifest"]]
         self.lay(f"clauses-{version}", {**files, MANIFEST_PATH: listed})
         return run
+
+    def import_set(self, rows: dict[str, bytes]) -> None:
+        """The validation set exam@1, in the folder exam."""
+        self.site.enroll("vera", "validator")
+        requested = self.site.ordered(ImportRequested(policy=self.site.in_force), self.site.set_order())
+        facts = {"task": "classification", "rows": len(rows["rows.jsonl"].splitlines())}
+        root = f"sha256:{rows_root(split_digests(rows['row_digests.bin'])).hex()}"
+        listed = manifest("exam", 1, rows)
+        body = self.site.set_imported(requested, root=root, facts=facts)
+        self.site.add(body, documents={"manifest": listed})
+        self.lay("exam", {**rows, MANIFEST_PATH: listed})
 
     def lay(self, name: str, files: dict[str, bytes]) -> None:
         (self.folder / name).mkdir()
@@ -80,7 +107,7 @@ def test_a_verdict_is_computed_again_from_its_folder(desk: Desk, capsys: pytest.
     assert code == 0, out
     assert "clauses@1: verdict and items hold, computed again from" in out and "not checked" not in out
     code, out = desk.verify(capsys, "clauses-1")
-    assert code == 0 and "not checked rows of clauses@1: give the folder of its dataset, too" in out
+    assert code == 0 and "not checked rows of clauses@1: give the folder of its dataset clauses@1, too" in out
 
 
 def test_a_verdict_that_the_items_do_not_give_fails(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,6 +165,44 @@ def test_what_it_was_compared_with_is_asked_for_and_without_it_nothing_is_verifi
     assert code == 0, out
 
 
+EXAM = [encode_canonical({"split": "held-out", "text": f"exam {n}"}) for n in range(60)]
+EXAM_DIGESTS = [row_digest(bytes(32), n, line) for n, line in enumerate(EXAM)]
+EXAM_ROWS = {"rows.jsonl": b"".join(line + b"\n" for line in EXAM), "row_digests.bin": b"".join(EXAM_DIGESTS)}
+ON_EXAM = encode_items(
+    make_items([Group(30, adapter=True, base=False), Group(30, True, True)], rows=[one.hex() for one in EXAM_DIGESTS])
+)
+"""Items of the rows of a validation set."""
+
+
+def test_a_verdict_on_a_validation_set_is_computed_again_and_its_rows_are_those_of_the_set(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk.import_set(EXAM_ROWS)
+    desk.seal(encode_items(ITEMS))
+    _release(desk.site)
+    sets = {"items-exam.jsonl": ON_EXAM, "items-exam-released.jsonl": ON_EXAM}
+    desk.seal(encode_items(ITEMS), 2, gates=SET_AGAINST_RELEASED, sets=sets, metrics=CLEAN)
+    code, out = desk.verify(capsys, "clauses-2", "rows", "exam")
+    assert code == 0, out
+    assert "clauses@2: verdict and items hold" in out and "not checked" not in out
+    code, out = desk.verify(capsys, "clauses-2", "rows")
+    assert code == 0 and "rows of clauses@2: give the folder of its validation-set exam@1, too" in out
+    (desk.folder / "clauses-2" / "items-exam-released.jsonl").write_bytes(ON_EXAM[:-1])
+    code, out = desk.verify(capsys, "clauses-2", "rows", "exam")
+    assert code == 6 and "items-exam-released.jsonl: expected sha256:" in out
+
+
+def test_items_that_are_not_of_the_rows_of_a_validation_set_fail(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk.import_set(EXAM_ROWS)
+    other = encode_items(make_items([Group(60, adapter=True, base=False)]))
+    desk.seal(encode_items(ITEMS), gates=SET_GATES, sets={"items-exam.jsonl": other}, metrics=CLEAN)
+    assert desk.verify(capsys, "clauses-1", "rows")[0] == 0
+    code, out = desk.verify(capsys, "clauses-1", "rows", "exam")
+    assert code == 6 and "items-exam.jsonl: expected the 60 rows of the set, got 60 of them missing" in out
+
+
 def _release(site: LogBuilder) -> None:
     site.review("rita", "privacy")
     site.review("raul", "model-risk")
@@ -148,6 +213,18 @@ def test_a_folder_of_another_log_is_named(desk: Desk, capsys: pytest.CaptureFixt
     desk.seal(encode_items(ITEMS))
     desk.lay("other", {MANIFEST_PATH: manifest("clauses", 1, {"w": b"others"})})
     code, out = desk.verify(capsys, "other")
-    assert code == 6 and "expected a manifest that an adapter or dataset of this log has" in out
+    assert code == 6 and "expected a manifest that an adapter, a dataset or a validation set of this log has" in out
     code, out = desk.verify(capsys, "nowhere")
     assert code == 6 and "expected a readable file, got No such file" in out
+
+
+def test_items_of_a_set_that_comes_with_the_appliance_must_be_of_its_rows(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for version, rows in enumerate((list_shipped_rows("general"), [f"{number:064x}" for number in range(200)]), 1):
+        general = encode_items(make_items([Group(200, adapter=True, base=True)], rows=rows))
+        desk.seal(encode_items(ITEMS), version, gates=ON_GENERAL, sets={"items-general.jsonl": general})
+    code, out = desk.verify(capsys, "clauses-1", "rows")
+    assert code == 0 and "not checked" not in out, out
+    code, out = desk.verify(capsys, "clauses-2", "rows")
+    assert code != 0 and "clauses@2, items-general.jsonl: expected the 200 rows of the set" in out

@@ -21,6 +21,7 @@ from appliance.errors import NotFound
 from appliance.formats.log.export import write_export
 from appliance.formats.log.trust import encode_trust
 from scripts.kit.log_builder import ORIGIN, LogBuilder, stage
+from tests.kit.judged_release import adapter_of
 from tests.kit.site_policies import permitting
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -274,6 +275,30 @@ def test_an_auditor_learns_from_the_export_alone_what_a_unit_could_load(
     assert run(capsys, *query, "--at", 10_000)[0] == 2
 
 
+def test_an_export_answers_for_a_span_and_names_the_date_that_ended_an_approval(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = (files.export, "--trust", files.trust, "--could-load", "legal")
+    entries = [parse_entry(data) for data in files.site.entries]
+    released = next(entry for entry in entries if entry.type == "release.activated")
+    ends = [review.valid_until for review in adapter_of(files.site).reviews]
+    code, out, _ = run(capsys, *query, "--since", 0)
+    assert code == 0 and f"from {entries[0].time}, as of entry 0:\n    nothing: no adapter was released" in out
+    assert (
+        f"from {released.time}, as of entry {released.index}:\n    labels: could load clauses@1; released by otto"
+        in out
+    )
+    assert (
+        f"from {min(filter(None, ends))}, as of entry {len(entries) - 1}:\n    labels: could not load clauses@1" in out
+    )
+    code, out, _ = run(capsys, *query, "--since", released.index, "--until", len(entries) - 1, "--json")
+    (period,) = json.loads(out)["could_load"]["periods"]
+    assert (code, period["as_of"]) == (0, released.index)
+    for words in (("--until", "now"), ("--since", 0, "--at", 3), ("--since", 10_000), ("--since", "2199-01-01")):
+        assert run(capsys, *query, *words)[0] == 2, words
+    assert run(capsys, files.export, "--since", 0)[0] == 2, "without a unit"
+
+
 def test_a_unit_that_the_log_never_had_is_an_error_and_the_nearest_is_named(
     files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -345,9 +370,9 @@ def _without_values(line: str) -> str:
 
 def test_the_auditors_page_shows_what_the_program_prints(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / "docs" / "auditors.md").read_text(encoding="utf-8")
-    shown = page.partition("```text\n")[2].partition("```")[0].splitlines()
+    shown = ("verdict" + page.partition("```text\nverdict")[2].partition("```")[0]).splitlines()
     moment = len(files.site.entries) - 1
     _, out, _ = run(capsys, files.export, "--trust", files.trust, "--could-load", "legal", "--at", moment)
-    printed = [_without_values(line) for line in out.splitlines()]
+    printed = [_without_values(line) for line in out.replace("otto", "lou").replace("raul", "rob").splitlines()]
     assert len(shown) > 5
     assert [line for line in shown if line != "…" and _without_values(line) not in printed] == []

@@ -38,7 +38,7 @@ def test_an_adapter_on_a_base_with_experts_is_trained_and_evaluated(
     config = json.loads((places["adapter"] / "adapter_config.json").read_bytes())
     assert ("target_parameters" in config) == ("gate_proj" in roles)
     paths = {name: str(places[name]) for name in ("base", "dataset", "adapter")}
-    wanted = {"recipe": task["recipe"], **paths, "output": str(tmp_path)}
+    wanted = {"recipe": task["recipe"], **paths, "output": str(tmp_path), "sets": [], "shipped": [], "answers": False}
     evaluated, _ = start("evaluate").run(wanted)
     assert evaluated["frame"] == "result", evaluated
     assert evaluated["adapter"]["rows"] == prepared["held_out_rows"]

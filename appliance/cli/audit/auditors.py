@@ -102,13 +102,9 @@ def log(caller: Caller, /, as_csv: bool, limit: int | None, last: int | None, **
 
 
 def _print_log(entries: list[Told]) -> None:
-    """With a column for what reviews decided where one is among them."""
-    headers = ["entry", "time", "type", "actor", "outcome", "subjects"]
-    rows: list[list[object]] = [[e.index, e.time, e.type, e.actor, e.outcome, _subjects(e)] for e, _ in entries]
-    if any(review is not None for _, review in entries):
-        headers.append("decision")
-        rows = [[*row, None if r is None else decision_of(r)] for row, (_, r) in zip(rows, entries, strict=True)]
-    print_table(headers, rows)
+    headers = ["entry", "time", "type", "actor", "outcome", "about"]
+    rows = [[e.index, e.time, e.type, e.actor, e.outcome, _about(e, review)] for e, review in entries]
+    print_table(headers, rows, least=("outcome",), wraps=True)
 
 
 def _find(
@@ -172,9 +168,10 @@ def _pages(entries: Iterator[Told], limit: int | None, last: int | None) -> Iter
         say(f"There are more. Go on with: --after {told[0].index}, or with --json or --csv for all of them.")
 
 
-def _subjects(entry: Entry) -> str:
-    """Without the orders' whole digests, which would push everything else off the line."""
-    return ", ".join(s[:25] if s.startswith("order:") else s for s in entry.subjects)
+def _about(entry: Entry, review: dict[str, Any] | None) -> str:
+    """The subjects, without the orders' whole digests; of a review what it decided first."""
+    subjects = ", ".join(s[:25] if s.startswith("order:") else s for s in entry.subjects)
+    return subjects if review is None else f"{decision_of(review)}: {subjects}"
 
 
 def _value(entry: Entry) -> dict[str, Any]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import click
 
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import command, reads
-from appliance.cli.support.output import print_facts, print_json, print_line, print_table, say
+from appliance.cli.support.output import print_facts, print_json, print_line, say
 from appliance.cli.support.times import PAST_HELP, parse_point
+from appliance.errors import BadInput
 
 _AT = click.option(
     "--at",
@@ -28,14 +28,22 @@ def _moment(at: str | None) -> str | None:
 
 @command(
     "could-load",
-    example="appliance ledger could-load legal\nappliance ledger could-load legal --at 2026-11-24T15:00:00.000Z",
+    example=(
+        "appliance ledger could-load legal\n"
+        "appliance ledger could-load legal --at 2026-11-24T15:00:00.000Z\n"
+        "appliance ledger could-load legal --since 1h"
+    ),
 )
 @click.argument("unit")
 @_AT
+@click.option(
+    "--since", metavar="TIME", help="Instead of --at: every answer from this point on. Also an entry's number."
+)
+@click.option("--until", metavar="TIME", help="With --since: up to this point. Default: now.")
 @reads
 @click.pass_obj
-def could_load(caller: Caller, unit: str, at: str | None) -> None:
-    """What a unit could have loaded at a moment, by whose sign-offs, and why not the rest.
+def could_load(caller: Caller, unit: str, at: str | None, since: str | None, until: str | None) -> None:
+    """What a unit could have loaded at a moment or in a span of time, by whose sign-offs, and why not the rest.
 
     Decided by the rules that admit adapters, over the state as of the last entry at that moment or before it. A folder
     that was exported for the unit's own host is named until its date, even if something was revoked since. Every entry
@@ -46,6 +54,9 @@ def could_load(caller: Caller, unit: str, at: str | None) -> None:
     from appliance.client.questions import could_load as ask
 
     check_unit(caller.reading(), unit)
+    if since is not None or until is not None:
+        _tell_span(caller, unit, at, since, until)
+        return
     proved = ask(caller.reading(), caller.anchor, unit, _moment(at))
     if caller.json:
         print_json(proved.answer)
@@ -55,10 +66,59 @@ def could_load(caller: Caller, unit: str, at: str | None) -> None:
         print_line(f"nothing: the log begins on {proved.answer['log_begins']}")
     else:
         _print_answer(proved.answer)
+    _say_proved(caller, proved.entries, proved.log_size)
+
+
+def _say_proved(caller: Caller, entries: int, log_size: int) -> None:
     say(
-        f"Proved here: {_counted(proved.entries)} in the log of {proved.log_size} entries; "
+        f"Proved here: {_counted(entries)} in the log of {log_size} entries; "
         f"its key: {caller.anchor.said_by}. One of them whole: appliance ledger show ENTRY"
     )
+
+
+def _tell_span(caller: Caller, unit: str, at: str | None, since: str | None, until: str | None) -> None:
+    from appliance.client.questions import could_load_between
+
+    if since is None or at is not None:
+        raise BadInput("could-load: expected --at, or --since with or without --until, got others")
+    now = datetime.now(UTC)
+    begin = parse_point(since, "since", now)
+    assert begin is not None
+    told = could_load_between(caller.reading(), caller.anchor, unit, begin, parse_point(until, "until", now))
+    periods = told.pop("periods")
+    if caller.json:
+        print_json({**told, "periods": [proved.answer for proved in periods]})
+    else:
+        print_facts([("unit", unit), ("from", told["since"]), ("until", told["until"])])
+        for proved in periods:
+            print_line("")
+            _print_period(proved.answer)
+    named = {entry["entry"] for proved in periods for entry in proved.answer["rests_on"]}
+    _say_proved(caller, len(named), max(proved.log_size for proved in periods))
+    say(f"An answer with all its reasons: appliance ledger could-load {unit} --at TIME")
+
+
+def _print_period(answer: dict[str, Any]) -> None:
+    """Since when it was so, what could be loaded and whose approvals that rested on; in a line what could not."""
+    print_line(f"from {answer['at']}, as of entry {answer['as_of']}:")
+    for task in answer["tasks"]:
+        candidate, release = task["candidate"], task["release"]
+        if not task["could_load"]:
+            print_facts([(f"  {task['task']}", f"could not load {candidate['adapter']}: {candidate['reasons'][0]}")])
+            continue
+        approved = [
+            f"{review['reviewer']} ({review['field']}), entry {review['entry']}"
+            for review in candidate["reviews"]
+            if review["decision"].startswith("approve") and review["against"] is None
+        ]
+        released = f"released by {release['by']}, entry {release['entry']}"
+        text = f"could load {candidate['adapter']}; {released}; approved by {', '.join(approved) or 'nobody'}"
+        print_facts([(f"  {task['task']}", text)])
+    for one in answer["exported"]:
+        text = f"could load {one['adapter']} from an exported folder, entry {one['entry']}, until {one['valid_until']}"
+        print_facts([(f"  {one['task']}", text)])
+    if not answer["tasks"] and not answer["exported"]:
+        print_line("  nothing: no adapter was released to it")
 
 
 def _counted(entries: int) -> str:
@@ -136,6 +196,14 @@ def _slot(slot: dict[str, Any] | None) -> str:
     return f"{slot['adapter']}, entry {slot['entry']}, admitted by entry {slot['admitted']}"
 
 
+def _members(value: Any) -> Iterator[tuple[str, object]]:
+    """The members of a row that say something; one of several parts as JSON."""
+    for name, member in value.items() if isinstance(value, dict) else (("value", value),):
+        if member not in (None, [], {}, ""):
+            text = isinstance(member, str | int)
+            yield name, member if text else json.dumps(member, ensure_ascii=False, sort_keys=True)
+
+
 @command("state", example="appliance ledger state --at 41\nappliance ledger state --at 7d --kind adapter --json")
 @_AT
 @click.option(
@@ -151,7 +219,9 @@ def state(caller: Caller, at: str | None, kinds: tuple[str, ...]) -> None:
     if caller.json:
         print_json(answer)
         return
-    encode = partial(json.dumps, ensure_ascii=False, sort_keys=True)
-    rows = [(thing["kind"], thing["id"], thing["since"], encode(thing["value"])) for thing in answer["things"]]
-    print_table(("kind", "name", "since entry", "value"), rows)
+    for thing in answer["things"]:
+        print_facts([(thing["kind"], thing["id"])])
+        members = [("since entry", thing["since"]), *_members(thing["value"])]
+        print_facts((f"  {name.replace('_', ' ')}", told) for name, told in members)
+        print_line("")
     say(f"As of entry {answer['as_of']}, {answer['time']}. What made a thing so: appliance ledger show ENTRY")

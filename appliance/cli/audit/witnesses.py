@@ -64,7 +64,7 @@ def cosign(caller: Caller, request: Path, name: str, log: str, state: Path, outp
     """
     from appliance import witness as program
 
-    who = program.Witness(name, caller.unlocked, program.load_log_key(log))
+    who = program.Witness(name, caller.unlock("to cosign"), program.load_log_key(log))
     cosigned = program.cosign_file(request, state, output, who, first=first)
     say(*program.describe(cosigned, who))
     if caller.json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 
@@ -18,6 +19,11 @@ from appliance.errors import BadInput
 @group("finding", example="appliance finding list")
 def finding() -> None:
     """What reviewers found of adapters: add, list, close."""
+
+
+def finding_facts(row: dict[str, Any]) -> list[tuple[str, object]]:
+    """A line for each finding of an adapter."""
+    return [(f"finding {one['index']}", finding_text(one)) for one in row["findings"]]
 
 
 @finding.command(
@@ -86,7 +92,22 @@ def list_findings(caller: Caller, adapter: str | None, only_open: bool) -> None:
     if caller.json:
         print_json(found)
         return
-    print_table(("adapter", "entry", "finding"), [(one["adapter"], one["index"], finding_text(one)) for one in found])
+    print_table(
+        ("adapter", "entry", "status", "finding", "owner", "due", "found by"),
+        [
+            (
+                one["adapter"],
+                one["index"],
+                "open" if one["open"] else f"closed by {one['closed_by']}, entry {one['closed']}",
+                f"{one['severity']} {one['kind']}{', blocks' if one['blocks'] else ''}",
+                one["owner"],
+                one["due"],
+                f"{one['finder']} ({one['field']})",
+            )
+            for one in found
+        ],
+        least=("found by",),
+    )
 
 
 @finding.command("close", example="appliance finding close clauses@1 45 --evidence 'No name in 200 answers.'")

@@ -18,6 +18,27 @@ from appliance.cli.support.times import END_HELP, parse_end
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def request_facts(row: dict[str, Any]) -> list[tuple[str, object]]:
+    """A line for each release request of an adapter: the current ones with what they still lack."""
+    current = {one["request"]["index"]: one for one in row["asked"]}
+    return [
+        (f"release request {one['index']}", _request_text(one, current.get(one["index"]))) for one in row["requests"]
+    ]
+
+
+def _request_text(request: dict[str, Any], current: dict[str, Any] | None) -> str:
+    how = "in an emergency" if request["exposure"] is None else f"{request['exposure']}, {request['purpose']}"
+    asked = f"for {request['unit']} by {request['requested_by']} ({how})"
+    if request["withdrawn"] is not None:
+        return f"{asked}; withdrawn by entry {request['withdrawn']}"
+    if current is None:
+        return f"{asked}; replaced by a later one"
+    approvals = ", ".join(str(entry) for entry in current["approvals"]) or "none"
+    missing = "; ".join(current["missing"]) or "nothing"
+    until = "" if current["until"] is None else f"; until {current['until']}"
+    return f"{asked}; tier {current['tier']}; approvals by entry: {approvals}; missing: {missing}{until}"
+
+
 def _conditions(function: F) -> F:
     for option in reversed(CONDITIONS):
         function = option(function)
@@ -33,8 +54,18 @@ def _conditions(function: F) -> F:
 )
 @click.argument("adapter", metavar="NAME@VERSION")
 @click.option("--unit", required=True, metavar="NAME", help="The business unit that would use it.")
-@click.option("--exposure", required=True, metavar="WORD", help="Whom its answers reach: a word of the policy.")
-@click.option("--purpose", required=True, metavar="WORD", help="What its answers are for: a word of the policy.")
+@click.option(
+    "--exposure",
+    required=True,
+    metavar="WORD",
+    help="Whom its answers reach. Words of the default policy: internal, customers, public.",
+)
+@click.option(
+    "--purpose",
+    required=True,
+    metavar="WORD",
+    help="What its answers are for. Words of the default policy: draft, assist, decide.",
+)
 @click.option("--intended-use", required=True, metavar="TEXT", help="What it is to be used for.")
 @click.option("--limits", required=True, metavar="TEXT", help="What it is not to be used for.")
 @_conditions

@@ -121,7 +121,7 @@ def _legs(decided: Decided) -> dict[str, Any]:
 
 def verdict_facts(decided: Decided) -> list[tuple[str, object]]:
     """A verdict in lines, as `run show` and `adapter show` print it too."""
-    from appliance.client.evaluation.verdicts import tell_luck
+    from appliance.client.evaluation.verdicts import tell_luck, tell_overlaps
 
     verdict = decided.verdict
     return [
@@ -129,6 +129,7 @@ def verdict_facts(decided: Decided) -> list[tuple[str, object]]:
         ("the task is better", "yes" if verdict.task else "no"),
         ("nothing else is worse", "yes" if verdict.rest else "no"),
         ("luck", tell_luck(decided)),
+        *tell_overlaps(decided),
         ("gate set", f"{decided.gates.name} ({verdict.gates}), fixed by the order of {decided.run}"),
         ("recorded", f"entry {decided.entry.entry.index}"),
     ]

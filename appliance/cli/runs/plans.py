@@ -37,7 +37,7 @@ PHASES = (("load", "loading"), ("train", "training"), ("save", "saving"), ("eval
 def plan(caller: Caller, path: Path, calibrate: bool, gates: str | None) -> None:
     """What a run would cost: memory, time and disk, here and on other machines, and which method is advised.
 
-    With gates also the smallest effect that each of them can show on the held-out rows.
+    With gates also the smallest effect that each of them can show on its rows.
 
     Nothing is signed and nothing runs. A run that does not fit by this plan is refused when it is ordered.
     """
@@ -69,17 +69,25 @@ class Promise(NamedTuple):
 
 
 def promise(door: Door, chosen: AtHand | None, recipe: Recipe) -> Promise:
-    from appliance.client.evaluation.gates import list_effects, tell_effects
+    from appliance.client.evaluation.gates import choose_local_sets, choose_sets, list_effects, tell_effects
     from appliance.client.planning import read_facts
 
     facts = read_facts(door, recipe)
     before = int(facts["judged_before"])
     if chosen is None:
-        return Promise(list(tell_effects(None, [], before)), None)
+        return Promise(list(tell_effects(None, [], facts)), None)
     effects = list_effects(chosen.gates, facts)
-    value = {"name": chosen.gates.name, "digest": chosen.digest, "judged_before": before}
+    sets = [
+        {name: one[name] for name in ("name", "version", "judged_before")} for one in choose_sets(facts, chosen.gates)
+    ]
+    local = [
+        {name: one[name] for name in ("set", "digest", "judged_before")}
+        for one in choose_local_sets(facts, chosen.gates)
+    ]
+    value = {"name": chosen.gates.name, "digest": chosen.digest, "judged_before": before, "validation_sets": sets}
+    value |= {"local_sets": local}
     shown = [effect.model_dump(mode="json") for effect in effects]
-    return Promise(list(tell_effects(chosen, effects, before)), {**value, "can_show": shown})
+    return Promise(list(tell_effects(chosen, effects, facts)), {**value, "can_show": shown})
 
 
 def print_plan(made: Plan, promised: Sequence[tuple[str, str]] = ()) -> None:

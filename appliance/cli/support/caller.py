@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from appliance.formats.signatures.dsse import Envelope
     from appliance.formats.signatures.keys import Ed25519Signer
 
+PASSPHRASE_TRIES = 3
+"""How often a command asks at a terminal for the passphrase of a key."""
+
 
 @dataclass
 class Caller:
@@ -52,6 +55,7 @@ class Caller:
     address: Address | None = None
     """Elsewhere, instead of a home on this machine."""
     _closing: list[Callable[[], None]] = field(default_factory=list)
+    _unlocked: Ed25519Signer | None = None
 
     @cached_property
     def profile(self) -> Profile | None:
@@ -123,7 +127,7 @@ class Caller:
     def session(self) -> SavedSession:
         from appliance.client.support.session import SavedSession
 
-        return SavedSession(self.door, self.signer, lambda: self.unlocked, self._ask_agent)
+        return SavedSession(self.door, self.signer, lambda: self.unlock("to open a session"), self._ask_agent)
 
     def _ask_agent(self, payload: bytes) -> Envelope | None:
         """The session signed by this person's agent, where it holds the key that the command names."""
@@ -131,7 +135,7 @@ class Caller:
         from appliance.client.support.keys import read_public_key
         from appliance.formats.signatures.keys import keyid_of
 
-        if "unlocked" in self.__dict__:
+        if self._unlocked is not None:
             return None
         try:
             path = socket_path(self.where, self.signer)
@@ -192,13 +196,15 @@ class Caller:
             )
         return self.profile.key
 
-    @cached_property
-    def unlocked(self) -> Ed25519Signer:
-        """The person's key; the passphrase is asked for once."""
+    def unlock(self, purpose: str) -> Ed25519Signer:
+        """The person's key. The passphrase is asked for once a command, with what it is needed for first."""
         from appliance.client.support.keys import open_key
 
-        path = self.key_file
-        return open_key(path, lambda: self.ask_passphrase(f"Passphrase of {path}"))
+        if self._unlocked is None:
+            path = self.key_file
+            prompt = f"Passphrase of {path}, {purpose}"
+            self._unlocked = open_key(path, lambda: self.ask_passphrase(prompt), self.again)
+        return self._unlocked
 
     def ask_passphrase(self, prompt: str, *, confirm: bool = False) -> bytes:
         """From the descriptor or the file that was named, else from the terminal."""
@@ -214,8 +220,14 @@ class Caller:
             raise NotAuthenticated(
                 "passphrase: expected a terminal to ask at, --passphrase-fd N or --passphrase-file FILE, got none"
             )
-        text: str = click.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True)
-        return text.encode("utf-8")
+        return _ask_new(prompt) if confirm else _ask(prompt)
+
+    def again(self, tries: int) -> bool:
+        """Whether a person at a terminal may try another passphrase after so many wrong ones."""
+        if self.passphrase_fd is not None or self.passphrase_file is not None or tries >= PASSPHRASE_TRIES:
+            return False
+        say("That is not its passphrase. Try again.")
+        return True
 
     def confirm(self, question: str) -> None:
         """Continues after a yes, or with --yes, which is needed without a terminal."""
@@ -223,7 +235,13 @@ class Caller:
             return
         if not is_interactive():
             raise BadInput("confirmation: expected --yes, since there is no terminal to ask at, got none")
-        click.confirm(question, abort=True, err=True)
+        while True:
+            answer: str = click.prompt(f"{question} [y/N]", default="n", show_default=False, err=True)
+            if answer.strip().lower() in ("y", "yes"):
+                return
+            if answer.strip().lower() in ("n", "no"):
+                raise click.Abort
+            say("Type y or n. A passphrase is asked for by its name, and is not shown as you type.")
 
     def interrupted(self) -> str:
         """What is true when a person leaves: nothing, or what was signed by then."""
@@ -255,6 +273,27 @@ class Caller:
 
 def _tell_waiting(doing: str) -> None:
     say(f"waiting for the service, which {doing}")
+
+
+def _ask(prompt: str) -> bytes:
+    text: str = click.prompt(prompt, hide_input=True, err=True)
+    return text.encode("utf-8")
+
+
+def _ask_new(prompt: str) -> bytes:
+    """A passphrase for a new key: checked before it is repeated, and asked for until both are the same."""
+    from appliance.client.support.keys import check_passphrase
+
+    while True:
+        passphrase = _ask(prompt)
+        try:
+            check_passphrase(passphrase)
+        except BadInput as error:
+            say(f"{error.message}. Try again.")
+            continue
+        if _ask("Repeat for confirmation") == passphrase:
+            return passphrase
+        say("The two differ. Try again.")
 
 
 def is_interactive() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,12 +45,47 @@ class _WithExample(click.Command):
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         if self.example:
             with formatter.section("Example"):
-                for line in self.example.splitlines():
-                    formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+                indent = " " * formatter.current_indent
+                for line in re.sub(_CONTINUES, " ", self.example).splitlines():
+                    for part in _continued(line, formatter.width - len(indent)):
+                        formatter.write(f"{indent}{part}\n")
+
+
+_CONTINUES = r" \\\n +"
+"""Where a shell reads on in the next line."""
+
+
+def _continued(line: str, width: int) -> list[str]:
+    """A line of an example within the width, as a shell takes it: it goes on before an option."""
+    if len(line) <= width:
+        return [line]
+    lines = [""]
+    for part in re.split(r" (?=--)", line):
+        joined = f"{lines[-1]} {part}" if lines[-1] else part
+        if len(joined) + len(" \\") > width and lines[-1]:
+            lines.append(f"    {part.strip()}")
+        else:
+            lines[-1] = joined
+    return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
 
 
 class Command(_WithExample):
-    pass
+    """Names every option that is missing, not only the first."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            return super().parse_args(context, args)
+        except click.MissingParameter as error:
+            missing = self._missing(context, given) if isinstance(error.param, click.Option) else []
+            if len(missing) < 2:
+                raise
+            raise click.UsageError(f"Missing options {', '.join(missing)}", ctx=context) from None
+
+    def _missing(self, context: click.Context, given: list[str]) -> list[str]:
+        found, _, _ = self.make_parser(context).parse_args(given)
+        options = (option for option in self.get_params(context) if isinstance(option, click.Option))
+        return [option.opts[0] for option in options if option.required and option.name not in found]
 
 
 class CommandGroup(_WithExample, click.Group):
@@ -59,6 +95,13 @@ class CommandGroup(_WithExample, click.Group):
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(context, args or ["--help"])
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each with the whole first sentence of its help: click would cut it to the line."""
+        listed = [(name, self.get_command(context, name)) for name in self.list_commands(context)]
+        rows = [(name, found.get_short_help_str(limit=1_000)) for name, found in listed if found is not None]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 def group(name: str, *, example: str) -> Callable[[Callable[..., Any]], CommandGroup]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 
 GAP = 2
@@ -29,6 +30,20 @@ def fit(lines: Sequence[Sequence[str]], limit: int, least: Sequence[str] = ()) -
     for order in (least, others):
         table = _say_less(table, limit, order)
     return table
+
+
+def fit_wrapped(lines: Sequence[Sequence[str]], limit: int, least: Sequence[str] = ()) -> list[list[str]]:
+    """The lines as `fit` gives them, but for the last column: its cells go on in lines of their own."""
+    if _total(lines) <= limit:
+        return [list(line) for line in lines]
+    last = max(len(line[-1]) for line in lines)
+    table = fit([line[:-1] for line in lines], max(limit - GAP - min(last, FLOORS[0]), FLOORS[0]), least)
+    room = max(limit - sum(widths(table)) - GAP * len(table[0]), FLOORS[1])
+    found = []
+    for line, (*_, text) in zip(table, lines, strict=True):
+        first, *more = textwrap.wrap(text, room, break_on_hyphens=False) or [""]
+        found += [[*line, first], *([""] * len(line) + [part] for part in more)]
+    return found
 
 
 def _say_less(table: list[list[str]], limit: int, order: Sequence[str]) -> list[list[str]]:

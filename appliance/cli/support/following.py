@@ -20,6 +20,8 @@ class Display:
         self._is_live = False
         """Whether the frames that were there before somebody followed have been taken."""
         self._meter: Meter | None = None
+        self._set: str | None = None
+        """The task or metric that is judged on; how many rows it has is not known before."""
 
     def take(self, status: str, frames: list[dict[str, Any]]) -> None:
         for frame in frames:
@@ -52,14 +54,19 @@ class Display:
         elif kind == "progress":
             self._measure("evaluates", int(frame["total"]), "rows").set(int(frame["done"]), _pace(frame))
 
+        elif kind == "judging" and frame["set"] != self._set:
+            self._set = frame["set"]
+            self.close()
+            say(f"{self.run}: is judged on {plain(str(self._set))}.")
+
     def _started(self, frame: dict[str, Any]) -> None:
         walls, layers = frame.get("walls") or {}, frame.get("layers") or {}
         missing = sorted(name for name, stands in layers.items() if not stands)
         without = f", without {', '.join(missing)}, which policy accepts" if missing else ""
         refused = sum(result == "refused" for result in walls.values())
         say(
-            f"{self.run}: sandboxed, layers that stand: {sum(map(bool, layers.values()))}{plain(without)}; "
-            f"ways out that were tried and refused: {refused} of {len(walls)}."
+            f"{self.run}: the worker is in its sandbox: {sum(map(bool, layers.values()))} layers{plain(without)}; "
+            f"{refused} of {len(walls)} attempts to break out were refused."
         )
 
     def _measure(self, label: str, total: int, unit: str) -> Meter:

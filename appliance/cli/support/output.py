@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import click
 
-from appliance.cli.support.fitting import fit, widths
+from appliance.cli.support.fitting import fit, fit_wrapped, widths
 
 DEFAULT_COLUMNS = 80
 _INDENT = 4
@@ -53,14 +53,22 @@ def width(stream: TextIO) -> int | None:
     return shutil.get_terminal_size((DEFAULT_COLUMNS, 24)).columns
 
 
-def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, least: Sequence[str] = ()) -> None:
+def print_table(
+    headers: Sequence[str], rows: Iterable[Sequence[object]], *, least: Sequence[str] = (), wraps: bool = False
+) -> None:
     """Columns by spaces, no boxes: it can be read aloud, cut with awk and pasted into a letter.
 
     A table that is wider than the terminal says less, first in the columns of `least`, the least important one first.
+    `wraps`: the last column goes on in the next lines instead of being cut.
     """
     lines = [[plain(cell) for cell in row] for row in rows]
     shown, limit = [list(headers), *lines], width(sys.stdout)
-    cut = shown if limit is None else fit(shown, limit, least)
+    if limit is None:
+        cut = shown
+    elif wraps:
+        cut = fit_wrapped(shown, limit, least)
+    else:
+        cut = fit(shown, limit, least)
     sizes = widths(cut)
     for line in cut:
         click.echo("  ".join(cell.ljust(size) for cell, size in zip(line, sizes, strict=True)).rstrip())
@@ -94,7 +102,8 @@ def _beside(label: str, lines: Sequence[str], margin: int, limit: int | None) ->
 
 
 def _wrap(line: str, size: int) -> list[str]:
-    return [line] if len(line) <= size else textwrap.wrap(line, size, break_on_hyphens=False, break_long_words=False)
+    """Between words; a word that no line could hold, such as a key, is broken."""
+    return [line] if len(line) <= size else textwrap.wrap(line, size, break_on_hyphens=False)
 
 
 def print_text(text: str, indent: str = "") -> None:

@@ -37,7 +37,7 @@ def sign_all(
     say(*notes)
     count = len(proposals)
     caller.confirm("Sign this?" if count == 1 else f"Sign these {count} orders?")
-    key = caller.unlocked
+    key = caller.unlock("to sign this" if count == 1 else f"to sign these {count} orders")
     receipts = []
     for proposal in proposals:
         signed = orders.sign(proposal, key)

@@ -116,7 +116,7 @@ def agent(
         raise BadInput("token agent: expected --certificate and --certificate-key, got one without the other")
     own = None if certificate is None or certificate_key is None else (certificate, certificate_key)
     where = parse_address(address, ca, own)
-    renewal = Renewal(where, origin, caller.signer, application, caller.unlocked, minutes * 60)
+    renewal = Renewal(where, origin, caller.signer, application, caller.unlock("to renew tokens"), minutes * 60)
     made = Agent(renewal, minutes * 60, say, renewal.stands)
     signal.signal(signal.SIGHUP, lambda *_: made.renew_now())
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -43,12 +43,12 @@ def issue(caller: Caller, minutes: int, origin: str | None) -> None:
     unit, ttl_s = caller.signer, minutes * 60
     if origin is None:
         ttl_s = min(ttl_s, int(caller.about.parameters["token_lifetime_s"]))
-    text, expires = issue_token(origin or caller.about.origin, unit, caller.unlocked, ttl_s)
+    text, expires = issue_token(origin or caller.about.origin, unit, caller.unlock("to sign the token"), ttl_s)
     if caller.json:
         print_json({"token": text, "id": token_digest(text), "unit": unit, "expires_at": expires})
     else:
         print_line(text)
-    say(f"A token of {unit}, until {expires}. Whoever has it speaks for the unit. Its id: {token_digest(text)}")
+    say(f"A token of {unit}, until {expires}. It acts for the unit: keep it secret. Its id: {token_digest(text)}")
 
 
 @token.command(
@@ -81,8 +81,8 @@ def revoke_tokens(
 ) -> None:
     """End one token of a unit, all that were issued before a time, or an application. Their answers are cut off.
 
-    Signed by the unit itself, by its release owner, or by an administrator. Whoever holds the unit's key signs another
-    token, and an application that stands renews its own: a stolen key is ended by `appliance key revoke`, an
+    Signed by the unit itself, by its release owner, or by an administrator. The unit's key can sign another token,
+    and an application that stands renews its own: a stolen key is ended by `appliance key revoke`, an
     application by --application.
     """
     from appliance.client.people import propose_token_revocation, token_digest

@@ -1,7 +1,8 @@
 """The token agent: a small process beside an application, which holds its key and hands out a token that stands.
 
-Whoever opens the socket is told one line of JSON and the end: `{"token", "id", "expires_at"}`, or `{"error": {"code",
-"message"}}`. Nothing is read of them. The socket is 0600, and its other end must be this account or root.
+A program that opens the socket gets one line of JSON and the end: `{"token", "id", "expires_at"}`, or
+`{"error": {"code", "message"}}`. Nothing is read of them. The socket is 0600, and its other end must be this account or
+root.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class Agent:
             try:
                 connection.sendall(json.dumps(told).encode() + b"\n")
             except OSError:
-                return  # whoever asked has gone
+                return  # the caller has gone
 
 
 _STRANGER: dict[str, object] = {

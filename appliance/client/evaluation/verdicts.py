@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from appliance.client.support.door import Door
 from appliance.client.support.log import Anchor, Proven, find_entries, read_entry
+from appliance.domain.core.names import split_version
+from appliance.domain.evaluation.basis import items_path
 from appliance.domain.evaluation.evidence import read_evidence
-from appliance.domain.evaluation.gates import GateSet, parse_gates
-from appliance.domain.evaluation.items import ITEMS_FILE, MOST_BYTES
-from appliance.domain.evaluation.judging import HELD_OUT
+from appliance.domain.evaluation.gates import HELD_OUT, GateSet, parse_gates
+from appliance.domain.evaluation.items import MOST_BYTES
 from appliance.domain.evaluation.verdict import Judged, Verdict, luck_of, parse_verdict, verify_verdict
 from appliance.errors import BadInput, NotFound, Tampered, TooLarge, Unavailable
 from appliance.formats.artifacts.manifest import parse_manifest
@@ -74,30 +75,64 @@ def recompute(door: Door, decided: Decided, progress: Callable[[int], None] = la
     its manifest lists.
     """
     listed = {file.path: file.digest for file in parse_manifest(decided.entry.document("manifest")).files}
-    own = [one.digest for one in decided.verdict.judged if one.model == "run"]
-    if own != [listed.get(ITEMS_FILE)]:
-        raise Tampered(f"adapter {decided.adapter}, verdict: expected items {listed.get(ITEMS_FILE)}, got {own}")
-    rows = {str(row["items"]): str(row["adapter"]) for row in door.get("/v1/judgements")}
+    for one in decided.verdict.judged:
+        path = items_path(one.set)
+        if one.model == "run" and listed.get(path) != one.digest:
+            said = f"expected items {listed.get(path)} on {one.set}, got {one.digest}"
+            raise Tampered(f"adapter {decided.adapter}, verdict: {said}")
+    places = _find_records(door)
 
     def read(one: Judged) -> bytes:
-        adapter = decided.adapter if one.model == "run" else rows.get(one.digest)
-        if adapter is None:
+        path = items_path(one.set, released=one.model == "released")
+        found = (decided.adapter, path) if listed.get(path) == one.digest else places.get(one.digest)
+        if found is None:
             raise NotFound(f"items of {one.model}: expected a sealed adapter with {one.digest}, got none")
         data = bytearray()
-        for chunk in door.stream(f"/v1/adapters/{adapter}/files/{ITEMS_FILE}"):
+        for chunk in door.stream(f"/v1/adapters/{found[0]}/files/{found[1]}"):
             data += chunk
             progress(len(chunk))
             if len(data) > MOST_BYTES:
-                raise TooLarge(f"items of {adapter}: expected at most {MOST_BYTES} bytes, got more")
+                raise TooLarge(f"items of {found[0]}: expected at most {MOST_BYTES} bytes, got more")
         return bytes(data)
 
     verify_verdict(decided.verdict, decided.gates, read_evidence(decided.verdict, decided.gates, read))
 
 
+def _find_records(door: Door) -> dict[str, tuple[str, str]]:
+    """By the digest of their items, the adapter and the file of every record that the service names."""
+    found = {}
+    for row in door.get("/v1/judgements"):
+        adapter = str(row["adapter"])
+        found[str(row["items"])] = (adapter, items_path(HELD_OUT))
+        for one in row["sets"]:
+            found[str(one["items"])] = (adapter, items_path(split_version(str(one["validation_set"]))[0]))
+        for one in row["local_sets"]:
+            found[str(one["items"])] = (adapter, items_path(str(one["set"])))
+    return found
+
+
 def tell_luck(decided: Decided) -> str:
-    """What the runs cost that were judged on the rows before."""
-    before = decided.judged_before
-    if decided.gates.luck == "once":
-        return f"{HELD_OUT} judges once; {before} runs were judged on it before"
-    counts = "once" if decided.times == 1 else f"{decided.times} times"
-    return f"{before} runs were judged on {HELD_OUT} before this one: each p-value counts {counts}"
+    """What the runs cost that were judged on the rows of each set before."""
+    told = [_tell_luck(decided.gates, one) for one in decided.verdict.judged if one.model == "run"]
+    return "; ".join(told)
+
+
+def _tell_luck(gates: GateSet, judged: Judged) -> str:
+    before = judged.judged_before
+    if gates.luck == "once":
+        return f"{judged.set} judges once; {before} runs were judged on it before"
+    times = luck_of(gates, before)
+    counts = "once" if times == 1 else f"{times} times"
+    return f"{before} runs were judged on {judged.set} before this one: each p-value counts {counts}"
+
+
+def tell_overlaps(decided: Decided) -> list[tuple[str, str]]:
+    """Of each set of rows: how many of them are trained on."""
+    return [
+        (
+            f"set {one.set}",
+            f"{one.items} items; {one.duplicates} of the rows are trained on, {one.near_duplicates} nearly",
+        )
+        for one in decided.verdict.judged
+        if one.model == "run" and one.overlap is not None
+    ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 from appliance.client.support.files import read_file, read_private, write_new
@@ -64,17 +65,19 @@ def check_passphrase(passphrase: bytes) -> None:
         raise BadInput(f"passphrase: expected at least {MIN_PASSPHRASE_CHARACTERS} characters, got {length}")
 
 
-def open_key(path: Path, ask: Ask) -> Ed25519Signer:
-    """The unlocked key. The file is checked before a passphrase is asked for."""
+def open_key(path: Path, ask: Ask, again: Callable[[int], bool] = lambda tries: False) -> Ed25519Signer:
+    """The unlocked key. The file is checked before a passphrase is asked for. `again`: whether to ask once more after
+    so many wrong passphrases."""
     data = read_private(path, "key file", _MAX_KEY_FILE_BYTES)
     parse_key_file_spki(data)
-    passphrase = ask()
-    try:
-        return parse_key_file(data, passphrase)
-    except NotAuthenticated:
-        raise NotAuthenticated(
-            f"key file, {path}: expected its passphrase, got a wrong one, or the file was changed"
-        ) from None
+    for tries in count(1):
+        passphrase = ask()
+        try:
+            return parse_key_file(data, passphrase)
+        except NotAuthenticated:
+            if not again(tries):
+                break
+    raise NotAuthenticated(f"key file, {path}: expected its passphrase, got a wrong one, or the file was changed")
 
 
 def read_public_key(path: Path) -> bytes:

@@ -1,6 +1,7 @@
 """Sealed folders beside a log: what the log says of an adapter's evaluation is computed again from its folder.
 
-An adapter's folder holds its items; a dataset's folder, where it is given too, says which rows they must be of.
+An adapter's folder holds its items; the folder of a dataset or validation set, where it is given too, says which rows
+they must be of.
 """
 
 from __future__ import annotations
@@ -10,10 +11,15 @@ from dataclasses import dataclass, field
 
 from appliance.domain.audit.report import Finding, Report, with_findings
 from appliance.domain.core.entry import Entry, parse_entry
+from appliance.domain.core.names import split_version
+from appliance.domain.core.records import LocalSet
+from appliance.domain.data.local_sets import SHIPPED
+from appliance.domain.evaluation.basis import items_path
 from appliance.domain.evaluation.evidence import Conclusion, conclude, read_evidence
-from appliance.domain.evaluation.gates import parse_gates
-from appliance.domain.evaluation.items import ITEMS_FILE, check_rows, parse_items
-from appliance.domain.evaluation.judging import CALIBRATION_FILE, HELD_OUT, list_judged_rows
+from appliance.domain.evaluation.gates import HELD_OUT, parse_gates
+from appliance.domain.evaluation.items import check_rows, parse_items
+from appliance.domain.evaluation.judging import CALIBRATION_FILE, list_judged_rows
+from appliance.domain.evaluation.shipped.sets import find_shipped_rows
 from appliance.domain.evaluation.verdict import Evidence, Judged, parse_verdict
 from appliance.errors import ApplianceError, NotFound, Tampered
 from appliance.formats.artifacts.manifest import MANIFEST_PATH, Manifest, parse_manifest
@@ -24,14 +30,20 @@ from appliance.formats.signatures.statement import parse_statement
 
 ROWS_FILE, DIGESTS_FILE = "rows.jsonl", "row_digests.bin"
 RULE = "evaluation"
-_SEALING = {"adapter.sealed": "adapter", "dataset.imported": "dataset"}
+_SEALING = {
+    "adapter.sealed": "adapter",
+    "dataset.imported": "dataset",
+    "validation-set.imported": "validation_set",
+}
+_ROWS = {"dataset": "dataset.imported", "validation-set": "validation-set.imported"}
+_LOCAL = "local-set"
 
 Documents = Callable[[str], bytes | None]
 
 
 @dataclass(frozen=True)
 class Folder:
-    """`name` for people; `read`: a file's bytes by its path, whoever wrote them."""
+    """`name` for people; `read`: a file's bytes by its path."""
 
     name: str
     read: Callable[[str], bytes]
@@ -70,8 +82,7 @@ def verify_folders(report: Report, entries: Iterable[bytes], document: Documents
     for one in adapters:
         try:
             told.append(_verify(one, found, document))
-            if not _has_rows(one, found, document):
-                unchecked.append(f"rows of {one.subject}: give the folder of its dataset, too")
+            unchecked += _check_rows(one, found, document)
         except NotFound as error:
             essential.append(error.message)
         except ApplianceError as error:
@@ -100,14 +111,15 @@ def _match(entries: Iterable[bytes], folders: list[Folder]) -> tuple[list[_Seale
         if entry.type in _SEALING and (digest := entry.documents.get("manifest", "")) in wanted:
             found.append(_Sealed(*wanted.pop(digest), entry))
     for digest, (folder, _) in wanted.items():
-        said = f"folder {folder.name}: expected a manifest that an adapter or dataset of this log has, got {digest}"
+        kinds = "an adapter, a dataset or a validation set"
+        said = f"folder {folder.name}: expected a manifest that {kinds} of this log has, got {digest}"
         findings.append(Finding(index=None, rule=RULE, message=said))
     return found, findings
 
 
 def _verify(one: _Sealed, found: list[_Sealed], document: Documents) -> str:
     """What was computed again, for people. NotFound where the folder of another adapter is needed."""
-    items, bound = parse_items(one.file(ITEMS_FILE)), one.entry.documents
+    items, bound = parse_items(one.file(items_path(HELD_OUT))), one.entry.documents
     gates, evidence = None, Evidence({HELD_OUT: items}, {}, {})
     if "verdict" in bound:
         gates = parse_gates(_document(document, bound["gates"]))
@@ -134,35 +146,63 @@ def _document(document: Documents, digest: str) -> bytes:
 
 
 def _find_items(one: _Sealed, found: list[_Sealed], judged: Judged) -> bytes:
-    if judged.model == "run":
-        return one.file(ITEMS_FILE)
+    path = items_path(judged.set)
+    own = path if judged.model == "run" else items_path(judged.set, released=judged.model == "released")
+    if judged.model == "run" or judged.digest in {file.digest for file in one.manifest.files if file.path == own}:
+        return one.file(own)
     for other in found:
-        if judged.digest in {file.digest for file in other.manifest.files if file.path == ITEMS_FILE}:
-            return other.file(ITEMS_FILE)
+        if judged.digest in {file.digest for file in other.manifest.files if file.path == path}:
+            return other.file(path)
     raise NotFound(
         f"verdict of {one.subject}: give the folder of the adapter that it is compared with ({judged.model}), too, "
-        f"whose {ITEMS_FILE} is {judged.digest}"
+        f"whose {path} is {judged.digest}"
     )
 
 
-def _has_rows(one: _Sealed, found: list[_Sealed], document: Documents) -> bool:
-    """Whether the dataset's folder is there; Tampered where the items are not of exactly its rows."""
-    listed = {f"dataset:{other.subject}": other for other in found if other.entry.type == "dataset.imported"}
-    dataset = listed.get(_dataset_of(one, document))
-    if dataset is None:
-        return False
-    digests = split_digests(dataset.file(DIGESTS_FILE))
+def _check_rows(one: _Sealed, found: list[_Sealed], document: Documents) -> list[str]:
+    """What was not checked, since its folder is not there; Tampered where items are not of exactly the rows of their
+    set."""
+    missing, listed = [], {(other.entry.type, other.subject): other for other in found}
+    for kind, name, digest in _sets_of(one, document):
+        if kind == _LOCAL:
+            missing += _check_local_rows(one, LocalSet(set=name, digest=digest))
+            continue
+        rows = listed.get((_ROWS[kind], name))
+        if rows is None:
+            missing.append(f"rows of {one.subject}: give the folder of its {kind} {name}, too")
+            continue
+        own = HELD_OUT if kind == "dataset" else split_version(name)[0]
+        expected = _read_rows(rows)
+        for each in (items_path(own), items_path(own, released=True)):
+            if each in {file.path for file in one.manifest.files}:
+                check_rows(parse_items(one.file(each)), expected, f"{one.subject}, {each}")
+    return missing
+
+
+def _check_local_rows(one: _Sealed, bound: LocalSet) -> list[str]:
+    """A set that comes with the appliance is here, too, unless it had other texts then."""
+    expected = find_shipped_rows(bound) if bound.set in SHIPPED else None
+    if expected is None:
+        return [f"rows of {one.subject} on {bound.set}: this program does not have the set of digest {bound.digest}"]
+    for path in (items_path(bound.set), items_path(bound.set, released=True)):
+        if path in {file.path for file in one.manifest.files}:
+            check_rows(parse_items(one.file(path)), expected, f"{one.subject}, {path}")
+    return []
+
+
+def _read_rows(rows: _Sealed) -> list[str]:
+    """The keyed digests of the rows that are judged on, proved against the root that the import's entry binds."""
+    digests = split_digests(rows.file(DIGESTS_FILE))
     root = f"sha256:{rows_root(digests).hex()}"
-    if root != dataset.entry.body["root"]:
-        raise Tampered(f"{dataset.subject}, rows: expected the root {dataset.entry.body['root']}, got {root}")
-    facts = dataset.entry.body["facts"]
-    rows = list_judged_rows(dataset.file(ROWS_FILE), digests, str(facts.get("task")))
-    check_rows(parse_items(one.file(ITEMS_FILE)), rows, f"{one.subject}, {ITEMS_FILE}")
-    return True
+    if root != rows.entry.body["root"]:
+        raise Tampered(f"{rows.subject}, rows: expected the root {rows.entry.body['root']}, got {root}")
+    return list_judged_rows(rows.file(ROWS_FILE), digests, str(rows.entry.body["facts"].get("task")))
 
 
-def _dataset_of(one: _Sealed, document: Documents) -> str:
-    """By the adapter's provenance, whose signature the rules have checked."""
+def _sets_of(one: _Sealed, document: Documents) -> list[tuple[str, str, str]]:
+    """The kind, name and digest of everything whose rows it is judged on, by its provenance, whose signature the rules
+    have checked."""
     statement = parse_statement(parse_envelope(_document(document, one.entry.documents["provenance"])).payload)
-    names = [str(item["name"]) for item in statement.predicate["buildDefinition"]["resolvedDependencies"]]
-    return next((name for name in names if name.startswith("dataset:")), "")
+    listed = statement.predicate["buildDefinition"]["resolvedDependencies"]
+    parts = [(*str(item["name"]).partition(":"), f"sha256:{item['digest']['sha256']}") for item in listed]
+    return [(kind, name, digest) for kind, _, name, digest in parts if kind in (*_ROWS, _LOCAL)]

@@ -36,6 +36,14 @@ def _correct_name(typed: str) -> str:
 Identifier = Annotated[str, form(rf"^{IDENTIFIER}$", _NAME, _correct_name)]
 """A name people type: a principal, base, dataset, adapter, unit, task or field."""
 
+
+def check_name(what: str, text: str) -> None:
+    """BadInput unless it is an Identifier."""
+    if re.fullmatch(IDENTIFIER, text) is None:
+        near = _correct_name(text)
+        raise BadInput(f"{what}: expected {_NAME}, got {text!r:.80}" + (f"; did you mean {near!r}?" if near else ""))
+
+
 VersionedName = Annotated[str, form(rf"^{IDENTIFIER}@[1-9][0-9]{{0,8}}$", "NAME@VERSION such as clauses@1")]
 """`NAME@VERSION`, versions counted from 1."""
 
@@ -93,8 +101,8 @@ Base64 = Annotated[str, StringConstraints(min_length=1, max_length=16384), After
 Role = Annotated[
     str,
     form(
-        rf"^(?:administrator|operator|auditor|unit|reviewer:{IDENTIFIER}|release-owner:{IDENTIFIER})$",
-        "administrator, operator, auditor, unit, reviewer:FIELD such as reviewer:privacy, "
+        rf"^(?:administrator|operator|auditor|unit|validator|reviewer:{IDENTIFIER}|release-owner:{IDENTIFIER})$",
+        "administrator, operator, auditor, unit, validator, reviewer:FIELD such as reviewer:privacy, "
         "or release-owner:UNIT such as release-owner:legal",
     ),
 ]
@@ -102,6 +110,8 @@ Role = Annotated[
 
 EXCLUSIVE_ROLES = ("administrator", "auditor", "unit")
 """Roles that cannot be combined: people who enrol, audit or consume do not also train or approve."""
+PARTED_ROLES = ("operator", "validator")
+"""Roles that one person does not have both of: who trains does not choose the rows that judge it."""
 
 
 class Value(BaseModel):

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from appliance.domain.core.decisions import Finding, ReleaseRequest, ReviewRecord
-from appliance.domain.core.names import Time, Value
+from appliance.domain.core.names import Digest, Identifier, Time, Value, VersionedName
 from appliance.domain.core.policy import Parameters
 
 ReplayVerdict = Literal["identical", "within-tolerance", "different"]
@@ -134,9 +134,47 @@ class Dataset(Value):
     revoked: int | None = None
 
 
+class ValidationSet(Value):
+    """Rows of the site's own that adapters are judged on and nothing is trained on. `file`: the digest of the file that
+    they came in. `blind`: only digests, scores and counts leave it; `final`: it judges each adapter name once."""
+
+    name: str
+    version: int
+    digest: str
+    root: str
+    file: str
+    task: str
+    base: str
+    base_digest: str
+    licence: str
+    classification: str
+    blind: bool
+    final: bool
+    imported_by: str
+    order: str
+    index: int
+    facts: dict[str, Any]
+    revoked: int | None = None
+
+
+class BoundSet(Value):
+    """A version of a validation set, and the digest of its manifest, as a run's order binds them."""
+
+    validation_set: VersionedName
+    digest: Digest
+
+
+class LocalSet(Value):
+    """A set of rows that is in no log (`data/local_sets.py`), and the digest of its files, as a run's order binds
+    them."""
+
+    set: Identifier
+    digest: Digest
+
+
 class Import(Value):
     """An import that was ordered; `verb` says of what. A base has no classification, no base it is rendered for, no
-    instruction and no `held_out_of`: the digest of the file whose rows are held out."""
+    instruction and no `held_out_of`: the digest of the file whose rows are held out, of a validation set its file."""
 
     order: str
     verb: str
@@ -150,6 +188,10 @@ class Import(Value):
     held_out_of: str
     index: int
     status: Literal["requested", "finished", "failed", "cancelled"]
+    task: str = ""
+    blind: bool = False
+    final: bool = False
+    """Of a validation set."""
 
 
 class Run(Value):
@@ -182,6 +224,10 @@ class Run(Value):
     """What its training took: of its last worker's memory the most."""
     gates: str | None = None
     """The digest of the gate set that its order bound; None where it bound none."""
+    sets: tuple[BoundSet, ...] = ()
+    """The validation sets that its order bound, each that its gates name."""
+    local_sets: tuple[LocalSet, ...] = ()
+    """The sets of no log that its order bound."""
 
 
 class TrainingCheckpoint(Value):
@@ -224,6 +270,8 @@ class Adapter(Value):
     index: int
     verdict: str | None = None
     """The digest of the verdict that was sealed with it, where its run's order bound gates."""
+    sets: tuple[BoundSet, ...] = ()
+    """The validation sets that it was judged on beside the held-out rows."""
     requests: tuple[ReleaseRequest, ...] = ()
     reviews: tuple[ReviewRecord, ...] = ()
     findings: tuple[Finding, ...] = ()
@@ -231,9 +279,22 @@ class Adapter(Value):
     quarantined: int | None = None
 
 
+class SetJudgement(Value):
+    """What was found on a validation set: its version, and the digest of the items."""
+
+    validation_set: str
+    items: str
+
+
+class LocalJudgement(LocalSet):
+    """What was found on a set of no log: the digest of the items."""
+
+    items: str
+
+
 class Judgement(Value):
     """What was found of a sealed adapter: the digest of its items, and where its run's order bound a gate set, of that
-    and of the verdict. `index`: the entry that sealed it."""
+    and of the verdict. `sets`: of each validation set beside the held-out rows. `index`: the entry that sealed it."""
 
     adapter: str
     run: str
@@ -245,6 +306,8 @@ class Judgement(Value):
     rest: bool | None
     passed: bool | None
     index: int
+    sets: tuple[SetJudgement, ...] = ()
+    local_sets: tuple[LocalJudgement, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.domain.core.names import EXCLUSIVE_ROLES
+from appliance.domain.core.names import EXCLUSIVE_ROLES, PARTED_ROLES
 from appliance.domain.core.records import Principal
 from appliance.domain.core.state import State
 
@@ -29,11 +29,16 @@ def stands(state: State, name: str) -> Reasons:
 
 
 def exclusive_roles(roles: tuple[str, ...]) -> Reasons:
-    """Separation of duties at enrolment: administrators, auditors and units hold no second role."""
+    """Separation of duties at enrolment: administrators, auditors and units hold no second role, and no operator is a
+    validator."""
+    reasons = []
     if len(set(roles)) > 1:
-        return [
+        reasons = [
             f"separation of duties: expected the role {role} to stand alone, got {', '.join(roles)}"
             for role in EXCLUSIVE_ROLES
             if role in roles
         ]
-    return []
+    if set(PARTED_ROLES) <= set(roles):
+        parted = " or ".join(PARTED_ROLES)
+        reasons.append(f"separation of duties: expected {parted}, not both, got {', '.join(roles)}")
+    return reasons

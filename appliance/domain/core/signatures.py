@@ -114,7 +114,7 @@ class OrderReader:
 
     def read_recorded(self, state: State, data: bytes) -> Accepted:
         """The order of an entry as it was recorded, whether its signature counts still or not: for a proof of what came
-        of it, which whoever signed it cannot take back."""
+        of it, which its signer cannot take back."""
         envelope, order = self._open(state, data)
         key = _key_of(state, envelope, order.signer)
         _verify(envelope, key)
@@ -131,7 +131,7 @@ class OrderReader:
 
 def keys_rotated_from(state: State, keyid: str, since: int, spared: str = "") -> list[Key]:
     """Keys that still count and that this one rotated to in the entry `since` or later, and so on from key to key:
-    whoever held it then holds them. Neither the spared one nor what that rotated to."""
+    a thief of the key then holds them. Neither the spared one nor what that rotated to."""
     found, held = [], [(keyid, since)]
     for old, start in held:
         for key in state.keys.values():

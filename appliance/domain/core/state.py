@@ -35,6 +35,7 @@ from appliance.domain.core.records import (
     Slot,
     Text,
     TrainingCheckpoint,
+    ValidationSet,
     Witness,
 )
 from appliance.domain.core.table import DigestTable, Journal, Mark, Table
@@ -82,6 +83,9 @@ class State:
         self.imports: Table[Import] = Table("import", Import, self._journal)
         self.bases: Table[Base] = Table("base", Base, self._journal, voids_clearances=True)
         self.datasets: Table[Dataset] = Table("dataset", Dataset, self._journal, voids_clearances=True)
+        self.validation_sets: Table[ValidationSet] = Table(
+            "validation-set", ValidationSet, self._journal, voids_clearances=True
+        )
         self.runs: Table[Run] = Table("run", Run, self._journal)
         self.training_checkpoints: Table[TrainingCheckpoint] = Table(
             "training-checkpoint", TrainingCheckpoint, self._journal

@@ -14,7 +14,7 @@ from appliance.domain.core.records import Dataset, Principal
 from appliance.domain.core.roles import Reasons
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule, Verb
-from appliance.domain.data.imports import finish_import
+from appliance.domain.data.imports import check_rendered_for, finish_import
 from appliance.domain.data.standing import may_take_away, revocable
 from appliance.errors import Denied
 from appliance.formats.artifacts.manifest import parse_manifest
@@ -80,18 +80,14 @@ def dataset_imported(case: Case) -> Changes:
     record, changes = finish_import(case, body.order, "dataset", name)
     expected = next_dataset_version(case.state, name)
     case.require(version == expected, "version", expected, version)
-    base = case.state.bases.get(body.base)
-    if base is None:
-        raise Denied(f"entry {case.entry.index}: base: expected an imported one, got {body.base}")
-    rendered_for = (base.name, base.digest)
-    case.require(rendered_for == (record.base, record.base_digest), "base", record.base, body.base)
+    base = check_rendered_for(case, record, body.base)
     parse_manifest(case.documents["manifest"])
     dataset = Dataset(
         name=name,
         version=version,
         digest=digest_bytes(case.documents["manifest"]),
         root=body.root,
-        base=body.base,
+        base=base.name,
         base_digest=base.digest,
         licence=record.licence,
         classification=record.classification,

@@ -1,8 +1,8 @@
-"""Imports: a base or a dataset is ordered, and its worker may fail."""
+"""Imports: a base, a dataset or a validation set is ordered, and its worker may fail."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -10,14 +10,18 @@ from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Failed, Ordered
 from appliance.domain.core.names import Commitment, Decimal, Digest, Identifier, Time, Token
 from appliance.domain.core.order import Order, Subjects
-from appliance.domain.core.records import Import, Principal
+from appliance.domain.core.records import Base, Import, Principal
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule, Verb
+from appliance.domain.data.local_sets import HARNESS, METRIC, SHIPPED, is_local
 from appliance.domain.data.standing import base_is
 from appliance.domain.data.tasks import Format, Task
 from appliance.domain.data.terms import classification_is_known, licence_is_known
 from appliance.errors import Denied
+
+RESERVED, RELEASED_ENDING = "held-out", "-released"
+"""A set of every run, and what the name of the released version's items ends in: names that no validation set has."""
 
 ColumnName = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -36,9 +40,9 @@ class ImportBase(Order):
         return ((f"base:{self.base}", self.source),)
 
 
-class ImportDataset(Order):
-    verb = "import-dataset"
-    dataset: Identifier
+class ImportRows(Order):
+    """What is said of a file of rows, whatever they are for."""
+
     task: Task
     format: Format
     file: Digest
@@ -47,14 +51,45 @@ class ImportDataset(Order):
     instruction: Commitment = Field(description="the system message rows are rendered with; may be the empty text")
     base: Identifier = Field(description="whose chat template renders the rows")
     base_digest: Digest
-    seed: int = Field(ge=0, le=2**31 - 1)
-    held_out: Decimal | Digest = Field(description="a share of the rows, or a file of its own, in the same format")
     owner: Commitment
     licence: Token
     classification: Token
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The digests of what is uploaded for it."""
+        return (self.file,)
+
+
+class ImportDataset(ImportRows):
+    verb = "import-dataset"
+    dataset: Identifier
+    seed: int = Field(ge=0, le=2**31 - 1)
+    held_out: Decimal | Digest = Field(description="a share of the rows, or a file of its own, in the same format")
+
+    @property
+    def held_out_file(self) -> str | None:
+        """The digest of the file whose rows are held out, where they are one of their own."""
+        return self.held_out if self.held_out.startswith("sha256:") else None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.file,) if self.held_out_file is None else (self.file, self.held_out_file)
+
     def subjects(self) -> Subjects:
         return ((f"dataset:{self.dataset}", self.file), (f"base:{self.base}", self.base_digest))
+
+
+class ImportValidationSet(ImportRows):
+    """All its rows judge, and none is trained on."""
+
+    verb = "import-validation-set"
+    validation_set: Identifier
+    blind: bool = Field(description="nobody reads a row: only digests, scores and counts leave it")
+    final: bool = Field(description="it judges each adapter name once")
+
+    def subjects(self) -> Subjects:
+        return ((f"validation-set:{self.validation_set}", self.file), (f"base:{self.base}", self.base_digest))
 
 
 class CancelImport(Order):
@@ -99,7 +134,33 @@ def may_import_dataset(state: State, order: ImportDataset, signer: Principal, no
         *base_is(state, order.base, order.base_digest),
         *licence_is_known(state.parameters, order.licence),
         *classification_is_known(state.parameters, order.classification),
+        *(reason for file in order.files for reason in judges_only(state, file)),
     ]
+
+
+def judges_only(state: State, file: str) -> Reasons:
+    """Against bringing in a file as rows to train on, or looking into it: it was ordered as a validation set."""
+    for row in state.imports.values():
+        if row.verb == ImportValidationSet.verb and row.held_out_of == file:
+            return [f"file {file}: expected one that is no validation set's, got that of {row.subject}"]
+    return []
+
+
+def may_import_validation_set(state: State, order: ImportValidationSet, signer: Principal, now: Time) -> Reasons:
+    reasons = [
+        *needs(signer, "validator"),
+        *base_is(state, order.base, order.base_digest),
+        *licence_is_known(state.parameters, order.licence),
+        *classification_is_known(state.parameters, order.classification),
+    ]
+    name = order.validation_set
+    if is_local(name):
+        words = f"another than {', '.join(SHIPPED)}, and none that begins with {HARNESS} or {METRIC}"
+        reasons.append(f"validation set: expected a name that is {words}, got {name}")
+    if name == RESERVED or name.endswith(RELEASED_ENDING):
+        named = f"another than {RESERVED}, and none that ends in {RELEASED_ENDING}"
+        reasons.append(f"validation set: expected a name that is {named}, got {name}")
+    return reasons
 
 
 def may_cancel_import(state: State, order: CancelImport, signer: Principal, now: Time) -> Reasons:
@@ -113,19 +174,21 @@ def may_cancel_import(state: State, order: CancelImport, signer: Principal, now:
 
 
 def import_requested(case: Case) -> Changes:
-    order: ImportBase | ImportDataset
+    order: ImportBase | ImportRows
+    marks: dict[str, Any] = {}
     if isinstance(case.ordered, ImportBase):
         order = case.order(ImportBase)
-        subject, classification, base, digest, instruction, file = f"base:{order.base}", "", "", "", "", ""
+        classification, base, digest, instruction, file = "", "", "", "", ""
     else:
-        order = case.order(ImportDataset)
-        subject, classification = f"dataset:{order.dataset}", order.classification
+        order = case.order(ImportRows)
+        classification, file = order.classification, order.files[-1]
         base, digest, instruction = order.base, order.base_digest, order.instruction
-        file = order.held_out if order.held_out.startswith("sha256:") else order.file
+        if isinstance(order, ImportValidationSet):
+            marks = {"task": order.task, "blind": order.blind, "final": order.final}
     record = Import(
         order=case.accepted.digest,
         verb=order.verb,
-        subject=subject,
+        subject=order.subjects()[0][0],
         signer=order.signer,
         licence=order.licence,
         classification=classification,
@@ -135,6 +198,7 @@ def import_requested(case: Case) -> Changes:
         held_out_of=file,
         index=case.entry.index,
         status="requested",
+        **marks,
     )
     return [(case.state.imports, record.order, record)]
 
@@ -163,6 +227,16 @@ def finish_import(case: Case, digest: str, kind: str, name: str) -> tuple[Import
     return record, [(case.state.imports, digest, record.model_copy(update={"status": "finished"}))]
 
 
+def check_rendered_for(case: Case, record: Import, name: str) -> Base:
+    """The base that rows were rendered for: an imported one, and the order's."""
+    base = case.state.bases.get(name)
+    if base is None:
+        raise Denied(f"entry {case.entry.index}: base: expected an imported one, got {name}")
+    rendered_for = (base.name, base.digest)
+    case.require(rendered_for == (record.base, record.base_digest), "base", record.base, name)
+    return base
+
+
 VERBS = (
     Verb(
         ImportBase,
@@ -177,6 +251,15 @@ VERBS = (
         may=may_import_dataset,
         signers=("operator",),
         meaning="You vouch for the owner, the licence and the classification of this dataset.",
+        event=ImportRequested,
+        apply=import_requested,
+    ),
+    Verb(
+        ImportValidationSet,
+        may=may_import_validation_set,
+        signers=("validator",),
+        meaning="You vouch for the owner, the licence and the classification of these rows, and that they are for "
+        "judging alone.",
         event=ImportRequested,
         apply=import_requested,
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.domain.core.records import Adapter, Principal, Run
+from appliance.domain.core.records import Adapter, BoundSet, Principal, Run
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 
@@ -27,6 +27,23 @@ def dataset_stands(state: State, name: str) -> Reasons:
     if dataset.revoked is not None:
         return [f"dataset {name}: expected a standing one, got one revoked by entry {dataset.revoked}"]
     return []
+
+
+def set_stands(state: State, bound: BoundSet) -> Reasons:
+    found = state.validation_sets.get(bound.validation_set)
+    if found is None:
+        return [f"validation set: expected an imported one, got {bound.validation_set}"]
+    what = f"validation set {bound.validation_set}"
+    if found.digest != bound.digest:
+        return [f"{what}: expected {found.digest}, got {bound.digest}"]
+    if found.revoked is not None:
+        return [f"{what}: expected a standing one, got one revoked by entry {found.revoked}"]
+    return []
+
+
+def sets_stand(state: State, sets: tuple[BoundSet, ...]) -> Reasons:
+    """What adapters are judged on, of which none may be revoked."""
+    return [reason for bound in sets for reason in set_stands(state, bound)]
 
 
 def inputs_stand(state: State, made: Run | Adapter) -> Reasons:

@@ -34,20 +34,26 @@ QUESTIONS: Mapping[Task, tuple[str, ...]] = {
 is the prompt, without a template; of a chat any message of the user."""
 OPTIONAL = frozenset({("instruction", "input"), ("completion", "prompt")})
 """Parts that a file need not have, and that a row may leave empty."""
+GROUPS = ("cluster", "slice")
+"""Parts that rows of every task may have, where their column is named: what rows that belong together have in common,
+and a value by which an evaluation divides the rows. No model sees them."""
 
 
 def map_columns(task: Task, named: Mapping[str, str]) -> dict[str, str]:
-    """The file's column for every part of the task: its own name unless it is named otherwise."""
+    """The file's column for every part of the task: its own name unless it is named otherwise. Groups only where they
+    are named."""
     check_parts(task, named)
-    return {part: named.get(part, part) for part in PARTS[task]}
+    groups = {part: named[part] for part in GROUPS if part in named}
+    return {part: named.get(part, part) for part in PARTS[task]} | groups
 
 
 def wrong_parts(task: Task, columns: Mapping[str, str]) -> list[str]:
     """Each part that the task does not have."""
+    known = (*PARTS[task], *GROUPS)
     return [
-        f"dataset, column {part!r}: expected one of {', '.join(PARTS[task])} for {task}, got it"
+        f"dataset, column {part!r}: expected one of {', '.join(known)} for {task}, got it"
         for part in columns
-        if part not in PARTS[task]
+        if part not in known
     ]
 
 

@@ -1,4 +1,4 @@
-"""What an adapter was taught, as whoever asks it must know: its task, the system message and the labels.
+"""What an adapter was taught, as its callers must know: its task, the system message and the labels.
 
 No row of the dataset is in it: an example is made of the names of a row's parts. The instruction is a text that the
 dataset's importer signed behind a commitment, and can be erased; labels are the dataset's own words for its answers.

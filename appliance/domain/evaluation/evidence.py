@@ -62,4 +62,10 @@ def read_evidence(verdict: Verdict, gates: GateSet, read: Callable[[Judged], byt
     for gate, result in zip(gates.gates, verdict.results, strict=True):
         if result.outcome == "not-applicable":
             others.setdefault((gate.comparison, gate.set), None)
-    return Evidence(sets, others, {one.set: one.judged_before for one in verdict.judged})
+    return Evidence(
+        sets,
+        others,
+        {one.set: one.judged_before for one in verdict.judged},
+        {one.set: one.named_before for one in verdict.judged if one.named_before is not None},
+        {one.set: one.overlap for one in verdict.judged if one.overlap is not None},
+    )

@@ -12,9 +12,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from appliance.domain.core.names import Decimal, Identifier, Value, explain, parse_value
+from appliance.domain.data.local_sets import is_local
 from appliance.domain.evaluation.items import ScoreName
 from appliance.errors import BadInput
 
+HELD_OUT = "held-out"
+"""The set of every run: rows of its dataset that it does not train on. Other sets are validation sets, or sets of no
+log, by name."""
 ACCURACY, BRIER = "accuracy", "brier"
 """The metrics that are no score of their own: the share of rows answered right, and (confidence - right)^2."""
 CLAIMS: dict[str, tuple[str, ...]] = {
@@ -116,7 +120,8 @@ class GateSet(Value):
 
     `correction`: over the gates. `luck`: what the runs that were judged on a set before cost. `spend` divides alpha by
     k (k + 1) for the k-th run, so that the chance of a lucky pass is below alpha over any number of runs; `divide` by
-    k alone; `once` judges the first run only. `power` and `discordance` are assumed for what a set can show.
+    k alone; `once` judges the first run only. `most_overlap`, `most_near_overlap`: the share of a set's rows that may
+    be trained on, the same ones and nearly the same. `power` and `discordance` are assumed for what a set can show.
     """
 
     alpha: Decimal = "0.05"
@@ -125,6 +130,8 @@ class GateSet(Value):
     gates: Annotated[tuple[Gate, ...], Field(min_length=1, max_length=32)]
     least_slice: int = Field(default=20, ge=5, le=100_000)
     luck: Literal["divide", "once", "spend"] = "spend"
+    most_near_overlap: Decimal = "1.0"
+    most_overlap: Decimal = "0.0"
     name: Identifier
     power: Decimal = "0.8"
     seed: int = Field(ge=0)
@@ -140,9 +147,26 @@ class GateSet(Value):
         for what, value in (("power", self.power), ("discordance", self.discordance)):
             if not 0 < Fraction(value) < 1:
                 raise ValueError(f"{what}: expected a fraction between 0 and 1, got {value}")
+        for what, value in (("most_overlap", self.most_overlap), ("most_near_overlap", self.most_near_overlap)):
+            if Fraction(value) > 1:
+                raise ValueError(f"{what}: expected a share of the rows, at most 1.0, got {value}")
         self._check_legs()
         self._check_resamples()
         return self
+
+    @property
+    def validation_sets(self) -> tuple[str, ...]:
+        """The names of the validation sets, each once."""
+        return tuple(name for name in self._sets if not is_local(name))
+
+    @property
+    def local_sets(self) -> tuple[str, ...]:
+        """The names of sets that are in no log, each once."""
+        return tuple(name for name in self._sets if is_local(name))
+
+    @property
+    def _sets(self) -> list[str]:
+        return sorted({gate.set for gate in self.gates} - {HELD_OUT})
 
     def _check_legs(self) -> None:
         if not any(gate.leg == "task" for gate in self.gates):

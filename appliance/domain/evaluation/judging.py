@@ -1,32 +1,40 @@
-"""What a run is judged on: its gate set, the rows, the records that it is compared with, and how often the rows were
-judged on before. All of it follows from the log, so every reader of the log finds the same.
-"""
+"""What a run is judged on, its gate set and the rows, and the rules that its judgement is checked by."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from appliance.domain.core.case import Case
-from appliance.domain.core.names import split_version, versioned
-from appliance.domain.core.records import Adapter, Dataset, Judgement, Run
+from appliance.domain.core.names import split_version
+from appliance.domain.core.records import (
+    BoundSet,
+    Dataset,
+    Judgement,
+    LocalJudgement,
+    LocalSet,
+    Run,
+    SetJudgement,
+)
 from appliance.domain.core.roles import Reasons
 from appliance.domain.core.state import State
-from appliance.domain.evaluation.gates import GateSet, parse_gates
-from appliance.domain.evaluation.items import ITEMS_FILE, MOST_ITEMS
+from appliance.domain.data.imports import RELEASED_ENDING
+from appliance.domain.data.local_sets import HARNESS, METRIC, SHIPPED, is_local
+from appliance.domain.data.standing import sets_stand
+from appliance.domain.evaluation.basis import Basis, find_basis, find_sets, items_path, sets_by_name
+from appliance.domain.evaluation.gates import HELD_OUT, GateSet, parse_gates
+from appliance.domain.evaluation.items import MOST_ITEMS
+from appliance.domain.evaluation.shipped.sets import find_shipped_rows
 from appliance.domain.evaluation.verdict import Verdict, check_conclusion, parse_verdict
 from appliance.errors import BadInput, Denied, Tampered
 from appliance.formats.core.digest import digest_bytes
 
-HELD_OUT = "held-out"
-"""The set of every run: rows of its dataset that it does not train on."""
 GATES_FILE, VERDICT_FILE, CALIBRATION_FILE = "gates.json", "verdict.json", "calibration.json"
-FULL = "full"
 
 MOST_ANSWERS = 64
 """Rows for which an answer is written out: drawing one takes as long as reading hundreds of rows."""
+CLASSIFICATION = "classification"
 WRITTEN = ("question-answering", "summarisation")
 """Tasks whose answers are written out and compared with the rows' own."""
 
@@ -55,19 +63,73 @@ def _split_of(line: bytes) -> object:
         raise Tampered(f"dataset: expected rows with a split, got {line[:40]!r}") from None
 
 
-def count_items(facts: Mapping[str, object]) -> int | None:
-    """How many rows of a dataset with these facts are judged on; None where they do not say."""
-    held_out = facts.get("held_out_rows")
-    if not isinstance(held_out, int) or held_out < 1:
+def count_items(facts: Mapping[str, object], rows: str = "held_out_rows") -> int | None:
+    """How many rows of a dataset with these facts are judged on; None where they do not say. `rows`: the fact that
+    counts them, of a validation set `rows`."""
+    count = facts.get(rows)
+    if not isinstance(count, int) or count < 1:
         return None
-    return min(held_out, MOST_ANSWERS) if facts.get("task") in WRITTEN else held_out
+    return min(count, MOST_ANSWERS) if facts.get("task") in WRITTEN else count
 
 
-def check_sets(gates: GateSet) -> None:
-    """BadInput where a gate is judged on rows that no run is judged on."""
-    for gate in gates.gates:
-        if gate.set != HELD_OUT:
-            raise BadInput(f"gate set {gates.name}, gate {gate.name}, set: expected {HELD_OUT}, got {gate.set}")
+def count_local_items(bound: LocalSet, facts: Mapping[str, object]) -> int | None:
+    """How many items a set of no log has; None where only its files say. `facts`: of the dataset."""
+    if bound.set in SHIPPED:
+        rows = find_shipped_rows(bound)
+        return None if rows is None else len(rows)
+    return count_items(facts) if bound.set.startswith(METRIC) else None
+
+
+def check_sets(gates: GateSet, bound: Sequence[BoundSet], local: Sequence[LocalSet] = ()) -> None:
+    """BadInput unless the validation sets, and the sets of no log, that an order binds are those that its gates name,
+    each once."""
+    _check_named(
+        gates, "validation sets", [split_version(one.validation_set)[0] for one in bound], gates.validation_sets
+    )
+    _check_named(gates, "sets of no log", [one.set for one in local], gates.local_sets)
+
+
+def _check_named(gates: GateSet, what: str, bound: Sequence[str], wanted: tuple[str, ...]) -> None:
+    if tuple(sorted(bound)) != wanted:
+        expected, got = (", ".join(names) or "none" for names in (wanted, sorted(bound)))
+        raise BadInput(f"gate set {gates.name}, {what}: expected {expected}, which its gates name, got {got}")
+
+
+def unfit_local_sets(dataset: Dataset, bound: Sequence[LocalSet], gates: str | None) -> Reasons:
+    """What speaks against judging on these sets a run that trains on this dataset."""
+    if bound and gates is None:
+        return ["sets of no log: expected none without gates that name them, got some"]
+    reasons = [
+        f"set {one.set}: expected {', '.join(SHIPPED)}, or a name that begins with {HARNESS} or {METRIC}, got {one.set}"
+        for one in bound
+        if not is_local(one.set) or one.set.endswith(RELEASED_ENDING)
+    ]
+    task = dataset.facts.get("task")
+    answered = (CLASSIFICATION, *WRITTEN)
+    if task is not None and task not in answered:
+        metrics = ", ".join(one.set for one in bound if one.set.startswith(METRIC))
+        reasons += [f"set {metrics}: expected a dataset of {', '.join(answered)}, got {task}"] if metrics else []
+    return reasons
+
+
+def unfit_sets(state: State, dataset: Dataset, bound: Sequence[BoundSet], gates: str | None) -> Reasons:
+    """What speaks against judging on these validation sets a run that trains on this dataset."""
+    if bound and gates is None:
+        return ["validation sets: expected none without gates that name them, got some"]
+    reasons = sets_stand(state, tuple(bound))
+    task = dataset.facts.get("task")
+    for one in bound:
+        found, what = state.validation_sets.get(one.validation_set), f"validation set {one.validation_set}"
+        if found is None:
+            continue
+        if found.base_digest != dataset.base_digest:
+            reasons.append(f"{what}: expected one rendered for base {dataset.base}, got {found.base}")
+        if task is not None and found.task != task:
+            reasons.append(f"{what}: expected one of the task {task}, got {found.task}")
+        newest = find_sets(state, (found.name,), dataset.base_digest).get(found.name)
+        if newest is not None and newest.version > found.version:
+            reasons.append(f"{what}: expected the newest that stands, version {newest.version}, got {found.version}")
+    return reasons
 
 
 def unjudgeable(state: State, purpose: str, dataset: Dataset, gates: str | None) -> Reasons:
@@ -84,93 +146,57 @@ def unjudgeable(state: State, purpose: str, dataset: Dataset, gates: str | None)
     return reasons
 
 
-@dataclass(frozen=True)
-class Basis:
-    """What a verdict rests on beside the run's own items. `judged_before`: the runs that were judged on these rows.
-    `others`: by comparison, whose items it is compared with; None where no version is released, and missing where
-    there is no record of the same rows."""
-
-    judged_before: int
-    others: Mapping[str, Judgement | None]
-
-
-def find_basis(state: State, run: Run) -> Basis:
-    """That of a run which is sealed next."""
-    others: dict[str, Judgement | None] = {}
-    released = find_released(state, run.name)
-    found = None if released is None else state.judgements.get(versioned(released.name, released.version))
-    if released is None:
-        others["released"] = None
-    elif found is not None and found.dataset == run.dataset:
-        others["released"] = found
-    full = [one for one in state.judgements.values() if one.dataset == run.dataset and _method(state, one) == FULL]
-    if full:
-        others["full-fine-tuning"] = max(full, key=lambda one: one.index)
-    return Basis(count_judged(state, run.dataset), others)
-
-
-def count_judged(state: State, dataset: str) -> int:
-    """The runs that were evaluated on the dataset's held-out rows and sealed: each showed its metrics, with gates or
-    without. Every version of the dataset counts, and one of another name whose rows are held out of the same file."""
-    name, file = split_version(dataset)[0], _held_out_of(state, dataset)
-    return sum(
-        split_version(one.dataset)[0] == name or _held_out_of(state, one.dataset) == file
-        for one in state.judgements.values()
-    )
-
-
-def _held_out_of(state: State, name: str) -> str:
-    """The digest of the file that the dataset's held-out rows came in."""
-    dataset = state.datasets.get(name)
-    ordered = None if dataset is None else state.imports.get(dataset.order)
-    return name if ordered is None else ordered.held_out_of
-
-
-def find_released(state: State, name: str) -> Adapter | None:
-    """The version of this adapter name that answers a unit now; of several the one that was released last."""
-    current = [release.current for release in state.releases.values()]
-    for activation in sorted(current, key=lambda one: one.index, reverse=True):
-        adapter = state.adapters.get(activation.adapter)
-        if adapter is not None and adapter.name == name and adapter.revoked is None and adapter.quarantined is None:
-            return adapter
-    return None
-
-
-def _method(state: State, judgement: Judgement) -> str | None:
-    run = state.runs.get(judgement.run)
-    return None if run is None else run.method
-
-
-def check_judgement(case: Case, run: Run, adapter: str, files: Mapping[str, str]) -> Judgement:
+def check_judgement(
+    case: Case, run: Run, adapter: str, files: Mapping[str, str], metrics: Mapping[str, Mapping[str, object]]
+) -> Judgement:
     """The judgement that an `adapter.sealed` records. `files`: the digests of the manifest's files, by path.
 
     What follows from the entry and the log is computed again here; that the verdict follows from the items needs the
     sealed folder (`verify_verdict`).
     """
-    items = files.get(ITEMS_FILE)
-    if items is None:
-        raise Denied(f"{case.place}: manifest: expected {ITEMS_FILE}, got none")
-    verdict = None if run.gates is None else _check_verdict(case, run, files, items)
+    local = [one.set for one in run.local_sets]
+    own = {name: files.get(items_path(name)) for name in (HELD_OUT, *sets_by_name(run), *local)}
+    for name, digest in own.items():
+        if digest is None:
+            raise Denied(f"{case.place}: manifest: expected {items_path(name)}, got none")
+    items = {name: digest for name, digest in own.items() if digest is not None}
+    verdict = None if run.gates is None else _check_verdict(case, run, files, items, metrics)
     bound = sorted(role for role in ("gates", "verdict") if role in case.documents)
     expected = [] if verdict is None else ["gates", "verdict"]
     case.require(bound == expected, "documents", f"{expected}, as the run's order bound gates or none", bound)
     typed = [path for path in (GATES_FILE, VERDICT_FILE) if path in files and verdict is None]
     case.require(not typed, "manifest", "no verdict, since the run's order bound no gates", typed)
+    named = {items_path(name) for name in items}
+    named |= set() if verdict is None else {items_path(one.set, released=True) for one in verdict.judged}
+    typed = sorted(path for path in files if path.startswith("items") and path not in named)
+    case.require(not typed, "manifest", "no other items than those that were judged", typed)
     return Judgement(
         adapter=adapter,
         run=run.id,
         dataset=run.dataset,
-        items=items,
+        items=items[HELD_OUT],
         gates=run.gates,
         verdict=None if verdict is None else digest_bytes(case.documents["verdict"]),
         task=None if verdict is None else verdict.task,
         rest=None if verdict is None else verdict.rest,
         passed=None if verdict is None else verdict.passed,
         index=case.entry.index,
+        sets=tuple(
+            SetJudgement(validation_set=version, items=items[name]) for name, version in sets_by_name(run).items()
+        ),
+        local_sets=tuple(
+            LocalJudgement(set=one.set, digest=one.digest, items=items[one.set]) for one in run.local_sets
+        ),
     )
 
 
-def _check_verdict(case: Case, run: Run, files: Mapping[str, str], items: str) -> Verdict:
+def _check_verdict(
+    case: Case,
+    run: Run,
+    files: Mapping[str, str],
+    items: Mapping[str, str],
+    metrics: Mapping[str, Mapping[str, object]],
+) -> Verdict:
     for role, path in (("gates", GATES_FILE), ("verdict", VERDICT_FILE)):
         if role not in case.documents:
             raise Denied(f"{case.place}: document {role}: expected one, since the run's order bound gates, got none")
@@ -180,28 +206,53 @@ def _check_verdict(case: Case, run: Run, files: Mapping[str, str], items: str) -
     case.require(digest == run.gates, "gates", f"{run.gates}, which the run's order bound", digest)
     gates, verdict = parse_gates(case.documents["gates"]), parse_verdict(case.documents["verdict"])
     check_conclusion(gates, verdict)
-    _check_judged(case, run, gates, verdict, items)
+    basis = find_basis(case.state, run, gates)
+    _check_records(case, gates, verdict, basis, items, files)
+    _check_counts(case, run, verdict, basis, metrics)
     return verdict
 
 
-def _check_judged(case: Case, run: Run, gates: GateSet, verdict: Verdict, items: str) -> None:
-    """The records that the verdict names are those of the log, and it was told how often the rows were judged on."""
-    basis = find_basis(case.state, run)
-    unreleased = "released" in basis.others and basis.others["released"] is None
-    expected = {("run", HELD_OUT): items}
+def _check_records(
+    case: Case, gates: GateSet, verdict: Verdict, basis: Basis, items: Mapping[str, str], files: Mapping[str, str]
+) -> None:
+    """The records that the verdict names are those of the log and of the sealed folder."""
+    expected: dict[tuple[str, str], str | None] = {
+        ("run", gate.set): items[gate.set] for gate in gates.gates if gate.set in items
+    }
+    for key, one in basis.others.items():
+        if one is not None:
+            expected[key] = files.get(one.path) if one.adapter is None else one.digest
     for gate, result in zip(gates.gates, verdict.results, strict=True):
-        other = basis.others.get(gate.comparison)
-        if other is not None:
-            expected[(gate.comparison, HELD_OUT)] = other.items
-        stands = result.outcome != "not-applicable" or (unreleased and gate.comparison == "released")
+        unreleased = basis.others.get((gate.comparison, gate.set), ...) is None
+        stands = result.outcome != "not-applicable" or unreleased
         case.require(stands, f"gate {gate.name}", "another outcome, since a version is released", result.outcome)
     got = {(one.model, one.set): one.digest for one in verdict.judged}
     case.require(got == expected and len(got) == len(verdict.judged), "verdict, judged", expected, got)
-    dataset = case.state.datasets.get(run.dataset)
-    count = None if dataset is None else count_items(dataset.facts)
+
+
+def _check_counts(
+    case: Case, run: Run, verdict: Verdict, basis: Basis, metrics: Mapping[str, Mapping[str, object]]
+) -> None:
+    """The verdict was told how often the rows were judged on, and what of them was found to be trained on."""
+    dataset, versions = case.state.datasets.get(run.dataset), sets_by_name(run)
+    local = {one.set: one for one in run.local_sets}
     for one in verdict.judged:
         what = f"verdict, {one.model} on {one.set}"
-        case.require(
-            one.judged_before == basis.judged_before, what, f"{basis.judged_before} judged before", one.judged_before
-        )
+        before = (basis.judged_before.get(one.set), basis.named_before.get(one.set))
+        told = f"{before[0]} judged before" + ("" if before[1] is None else f", {before[1]} of this name")
+        case.require(before == (one.judged_before, one.named_before), what, told, (one.judged_before, one.named_before))
+        found = case.state.validation_sets.get(versions.get(one.set, ""))
+        facts = {} if dataset is None else dataset.facts
+        if one.set in local:
+            count = count_local_items(local[one.set], facts)
+        else:
+            count = count_items(facts) if found is None else count_items(found.facts, "rows")
         case.require(count in (None, one.items), what, f"{count} items, the rows of the set", one.items)
+        told_of = metrics.get("sets", {}).get(one.set)
+        overlap = told_of if isinstance(told_of, dict) else {}
+        expected = (overlap.get("duplicates"), overlap.get("near_duplicates"))
+        got = (one.duplicates, one.near_duplicates)
+        case.require(got == expected, f"{what}, duplicates", f"{expected}, as the metrics say", got)
+        case.require(
+            found is None or one.overlap is not None, f"{what}, duplicates", "a count of a validation set", got
+        )

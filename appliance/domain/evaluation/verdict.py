@@ -1,15 +1,15 @@
 """The verdict over a gate set: is the task better, and is nothing else worse?
 
-A function of gate set, items and how often the sets were judged before: whoever has these computes the same bytes.
+A function of gate set, items and how often the sets were judged before: the same three give the same bytes.
 docs/formats/evaluation.md is the page.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
@@ -27,28 +27,51 @@ from appliance.formats.core.digest import digest_bytes
 Outcome = Literal["failed", "not-applicable", "nothing-to-lose", "passed"]
 
 
+class Overlap(NamedTuple):
+    """How many rows of a set are also trained on: the same ones, and others nearly the same."""
+
+    duplicates: int
+    near_duplicates: int
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What a run is judged on.
 
     `sets`: the run's items by the name of their set. `others`: by comparison and set, the items of the run that made
     the released version, or of full fine-tuning; None where no version is released. `judged_before`: by set, the runs
-    that were judged on it before this one; a set that is not named has none.
+    that were judged on it before this one; a set that is not named has none. `named_before`: of each final set, those
+    of them whose adapter has the same name. `overlaps`: by set, what of it is trained on, where that was counted.
     """
 
     sets: Mapping[str, tuple[Item, ...]]
     others: Mapping[tuple[str, str], tuple[Item, ...] | None]
     judged_before: Mapping[str, int]
+    named_before: Mapping[str, int] = field(default_factory=dict)
+    overlaps: Mapping[str, Overlap] = field(default_factory=dict)
 
 
 class Judged(Canonical):
-    """A record that the verdict rests on. `model`: `run` for the items of the run itself."""
+    """A record that the verdict rests on. `model`: `run` for the items of the run itself.
+
+    `duplicates`, `near_duplicates`: rows of the set that are trained on, null where they were not counted.
+    `named_before`: null of a set that is not final.
+    """
 
     digest: Digest
+    duplicates: int | None = Field(ge=0)
     items: int = Field(ge=1)
     judged_before: int = Field(ge=0)
     model: Literal["full-fine-tuning", "released", "run"]
+    named_before: int | None = Field(ge=0)
+    near_duplicates: int | None = Field(ge=0)
     set: Identifier
+
+    @property
+    def overlap(self) -> Overlap | None:
+        if self.duplicates is None or self.near_duplicates is None:
+            return None
+        return Overlap(self.duplicates, self.near_duplicates)
 
 
 class GateResult(Canonical):
@@ -112,9 +135,12 @@ def check_conclusion(gates: GateSet, verdict: Verdict) -> None:
     named = [(result.gate, result.metric) for result in verdict.results]
     if named != (wanted := [(gate.name, gate.metric) for gate in gates.gates]):
         raise Tampered(f"verdict, results: expected {wanted}, got {named}")
-    before = {one.set: one.judged_before for one in verdict.judged}
+    own = {one.set: one for one in verdict.judged if one.model == "run"}
     for gate, result in zip(gates.gates, verdict.results, strict=True):
-        allowed = _allowed(gates, gate, result, luck_of(gates, before.get(gate.set, 0)))
+        judged = own.get(gate.set)
+        allowed = _allowed(gates, gate, result, luck_of(gates, 0 if judged is None else judged.judged_before))
+        if judged is None or _find_spent(gates, gate.set, judged.items, judged.named_before, judged.overlap):
+            allowed = ("failed",)
         if result.outcome not in allowed:
             raise Tampered(f"verdict, gate {gate.name}: expected {' or '.join(allowed)}, got {result.outcome}")
         for part in result.slices:
@@ -184,12 +210,31 @@ def luck_of(gates: GateSet, judged_before: int) -> int:
     return {"divide": number, "once": 1, "spend": number * (number + 1)}[gates.luck]
 
 
+def _find_spent(gates: GateSet, name: str, rows: int, named_before: int | None, overlap: Overlap | None) -> str | None:
+    """Why a set can show nothing of this run: it is final and judged the adapter before, or too much of it is trained
+    on."""
+    if named_before:
+        return f"the set {name} is final, and judged {named_before} runs of this adapter's name before"
+    if overlap is None:
+        return None
+    for count, most, what in (
+        (overlap.duplicates, gates.most_overlap, "trained on"),
+        (overlap.near_duplicates, gates.most_near_overlap, "nearly the same as one that is trained on"),
+    ):
+        if count > Fraction(most) * rows:
+            return f"{count} of {rows} rows of {name} are {what}, and at most a share of {most} may be"
+    return None
+
+
 def _try(gates: GateSet, gate: Gate, evidence: Evidence) -> _Trial:
     before = evidence.judged_before.get(gate.set, 0)
     times = luck_of(gates, before)
     items = evidence.sets.get(gate.set)
     if items is None:
         return _Trial(gate, times, reason=f"expected items of the set {gate.set}, got none")
+    named, overlap = evidence.named_before.get(gate.set), evidence.overlaps.get(gate.set)
+    if spent := _find_spent(gates, gate.set, len(items), named, overlap):
+        return _Trial(gate, times, reason=spent)
     if gates.luck == "once" and before:
         return _Trial(gate, times, reason=f"the set {gate.set} judges once, and {before} runs were judged on it before")
     others = None
@@ -329,11 +374,15 @@ def _judged(gates: GateSet, evidence: Evidence) -> tuple[Judged, ...]:
             records[(gate.comparison, gate.set)] = evidence.others.get((gate.comparison, gate.set))
         for (model, name), items in records.items():
             if items is not None and (model, name) not in found:
+                overlap = evidence.overlaps.get(name)
                 found[(model, name)] = Judged(
                     digest=digest_bytes(encode_items(items)),
+                    duplicates=None if overlap is None else overlap.duplicates,
                     items=len(items),
                     judged_before=evidence.judged_before.get(name, 0),
                     model=model,  # type: ignore[arg-type] # a comparison, or `run`
+                    named_before=evidence.named_before.get(name),
+                    near_duplicates=None if overlap is None else overlap.near_duplicates,
                     set=name,
                 )
     return tuple(found[key] for key in sorted(found))

@@ -37,7 +37,12 @@ def artifacts_checked(case: Case) -> Changes:
     for subject in body.changed:
         kind, _, name = subject.partition(":")
         state = case.state
-        rows: dict[str, Table[Any]] = {"adapter": state.adapters, "base": state.bases, "dataset": state.datasets}
+        rows: dict[str, Table[Any]] = {
+            "adapter": state.adapters,
+            "base": state.bases,
+            "dataset": state.datasets,
+            "validation-set": state.validation_sets,
+        }
         row = rows[kind].get(name) if kind in rows else None
         if row is None:
             raise Denied(f"entry {case.entry.index}: changed: expected what the ledger knows, got {subject}")

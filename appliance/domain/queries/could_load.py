@@ -29,7 +29,19 @@ from appliance.domain.rulebook.registry import book_of
 from appliance.domain.witnesses.cosignatures import unwitnessed
 from appliance.errors import BadInput, NotFound
 
-JUDGED_BY = ("site", "principal", "key", "base", "dataset", "adapter", "release", "export", "slot", "witness")
+JUDGED_BY = (
+    "site",
+    "principal",
+    "key",
+    "base",
+    "dataset",
+    "validation-set",
+    "adapter",
+    "release",
+    "export",
+    "slot",
+    "witness",
+)
 """The kinds that decide what may be loaded."""
 
 
@@ -168,7 +180,7 @@ def could_load_then(
     entry, later ones included, enrolled the unit. For a log that was verified."""
     is_number = at is not None and at.isdecimal()
     moment = now if at is None or is_number else min(at, now)
-    last = int(at or 0) if is_number else _last_at(entries(), moment)
+    last = int(at or 0) if is_number else last_at(map(dated, entries()), moment)
     state, begins = State(), moment
     answer: CouldLoad | BeforeLog | None = None
     for index, data in enumerate(entries()):
@@ -193,14 +205,19 @@ def check_unit_name(name: str, units: Collection[str]) -> None:
         raise BadInput(unknown_word("unit", name, units, "an enrolled unit"))
 
 
-def _last_at(entries: Iterable[bytes], time: Time) -> int | None:
-    """The last entry at this time or before it. Where the clock was reset, that is one before the reset only for a time
-    before that of the reset."""
+def dated(data: bytes) -> tuple[Time, bool]:
+    """An entry's time, and whether it resets the clock."""
+    entry = parse_entry(data)
+    return entry.time, entry.type == ClockReset.type
+
+
+def last_at(entries: Iterable[tuple[Time, bool]], time: Time) -> int | None:
+    """The last entry at this time or before it, of a log's entries as `dated`. Where the clock was reset, that is one
+    before the reset only for a time before that of the reset."""
     last, is_open = None, True
-    for data in entries:
-        entry = parse_entry(data)
-        is_open = (is_open or entry.type == ClockReset.type) and entry.time <= time
-        last = entry.index if is_open else last
+    for index, (when, is_reset) in enumerate(entries):
+        is_open = (is_open or is_reset) and when <= time
+        last = index if is_open else last
     return last
 
 

@@ -57,8 +57,8 @@ class AdapterSealed(Event):
     """The manifest's digest is the adapter's identity; `signature` is OpenSSF Model Signing, `provenance` SLSA. `gates`
     and `verdict` are there where the run's order bound a gate set.
 
-    `metrics`: of `base` and `adapter` on the held-out rows, of the `majority` class there, of `training`, and what
-    `baseline` that the order named makes of them.
+    `metrics`: of `base` and `adapter` on the held-out rows, of the `majority` class there, of `training`, what
+    `baseline` that the order named makes of them, and of `sets` by name: what was found on each set of rows.
     """
 
     type = "adapter.sealed"
@@ -147,7 +147,7 @@ def adapter_sealed(case: Case) -> Changes:
     signed = files | {MANIFEST_PATH: digest_bytes(case.documents["manifest"])}
     verify_model(case.documents["signature"], base64.b64decode(case.state.site.adapter_key), signed)
     check_provenance(case, run)
-    judgement = check_judgement(case, run, body.adapter, files)
+    judgement = check_judgement(case, run, body.adapter, files, body.metrics)
     measured = body.metrics.get("adapter", {})
     compared = compare(case.state, run, measured)
     case.require(body.metrics.get("baseline") == compared, "metrics, baseline", compared, body.metrics.get("baseline"))
@@ -168,6 +168,7 @@ def adapter_sealed(case: Case) -> Changes:
         measured=measured,
         index=case.entry.index,
         verdict=case.entry.documents.get("verdict"),
+        sets=run.sets,
     )
     return [
         *move(case.state, run, "sealed"),
@@ -190,6 +191,8 @@ def check_provenance(case: Case, run: Run) -> None:
         (f"base:{run.base}", run.base_digest),
         (f"dataset:{run.dataset}", run.dataset_digest),
         ("order", run.order),
+        *((f"validation-set:{bound.validation_set}", bound.digest) for bound in run.sets),
+        *((f"local-set:{bound.set}", bound.digest) for bound in run.local_sets),
     ):
         needed = {"name": name, "digest": {"sha256": digest.removeprefix("sha256:")}}
         case.require(isinstance(found, list) and needed in found, "provenance, dependencies", needed, "none such")

@@ -59,7 +59,7 @@ class AdmissionInputs:
 
     @cached_property
     def digests(self) -> Mapping[str, str]:
-        """Of every file, hashed once, whoever asks first."""
+        """Of every file; each is hashed once."""
         return {path: digest_bytes(data) for path, data in self.files.items()}
 
 

@@ -33,7 +33,7 @@ def inadmissible(state: State, adapter: Adapter, unit: str, now: Time) -> Reason
 
 
 def objections(state: State, adapter: Adapter, unit: str, now: Time) -> Reasons:
-    """What keeps it from answering whoever approves: an emergency does not lift it either."""
+    """What keeps it from answering in spite of every approval; an emergency does not lift it either."""
     name = f"{adapter.name}@{adapter.version}"
     reasons = []
     if adapter.revoked is not None:

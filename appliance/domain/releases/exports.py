@@ -1,7 +1,7 @@
-"""An approved adapter that leaves the appliance: what goes with it, and how whoever receives it decides by himself.
+"""An approved adapter that leaves the appliance: what goes with it, and how its receiver decides without the service.
 
 The entry of the export binds, beside the order, the rows of the state that admission rests on. A rule compares them
-with the fold, so every verifier of the log has; whoever holds the log's key decides over them as the appliance does.
+with the fold, so every verifier of the log has; a holder of the log's key decides over them as the appliance does.
 What was revoked since cannot reach the folder: so it is good until a date, which policy bounds.
 """
 
@@ -27,6 +27,7 @@ from appliance.domain.core.records import (
     Principal,
     Release,
     Site,
+    ValidationSet,
     Witness,
     export_key,
     release_key,
@@ -109,7 +110,7 @@ def standing_evidence(state: State, accepted: Accepted) -> dict[str, bytes]:
 
 
 def exported(case: Case) -> Changes:
-    """The rows beside the order are those of the state: whoever holds the log's key can decide over them.
+    """The rows beside the order are those of the state: a holder of the log's key can decide over them.
 
     It is remembered until a later export finds it expired: it answers no question about that entry or one after it, but
     where the clock ran ahead then and was reset since (docs/operations.md).
@@ -139,6 +140,7 @@ class Standing(Value):
     keys: tuple[Key, ...]
     base: Base
     dataset: Dataset
+    validation_sets: tuple[ValidationSet, ...]
     adapter: Adapter
     release: Release
     witnesses: tuple[Witness, ...]
@@ -155,6 +157,8 @@ class Standing(Value):
             state.witnesses.put(witness.name, witness)
         state.bases.put(self.base.name, self.base)
         state.datasets.put(versioned(self.dataset.name, self.dataset.version), self.dataset)
+        for one in self.validation_sets:
+            state.validation_sets.put(versioned(one.name, one.version), one)
         state.adapters.put(versioned(adapter.name, adapter.version), adapter)
         state.releases.put(release_key(self.release.unit, self.release.task), self.release)
         state.keep()
@@ -177,12 +181,14 @@ def standing_of(state: State, order: ExportAdapter, keyid: str) -> Standing:
     keyids = {keyid, release.current.keyid, *(review.keyid for review in reviews)}
     keyids |= {one.keyid for one in delegated} | {one.keyid for one in asked}
     keyids |= {one.closed_keyid for one in adapter.findings if one.closed_keyid is not None}
+    sets = [state.validation_sets.get(bound.validation_set) for bound in adapter.sets]
     return Standing(
         site=state.site,
         principals=tuple(person for name in sorted(names) if (person := state.principals.get(name)) is not None),
         keys=tuple(key for one in sorted(keyids) if (key := state.keys.get(one)) is not None),
         base=base.model_copy(update={"facts": {}}),
         dataset=dataset.model_copy(update={"facts": {}}),
+        validation_sets=tuple(one.model_copy(update={"facts": {}}) for one in sets if one is not None),
         adapter=adapter.model_copy(update={"reviews": own, "requests": asked, "measured": {}}),
         release=release.model_copy(update={"history": (release.current,)}),
         witnesses=state.witnesses.values(),
@@ -239,7 +245,7 @@ class Approved:
 
 
 def check_exported(received: ExportedAdapter, trust: Trust, now: Time, *, unit: str, task: str) -> Approved:
-    """For whoever loads as this unit, and asks for this task. In this order; Tampered, Denied or BadInput names the
+    """Called by a loader of this unit and task. In this order; Tampered, Denied or BadInput names the
     first that does not hold.
 
     1. the log begins with the trusted entry, under a checkpoint that the trusted key signed

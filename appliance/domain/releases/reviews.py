@@ -22,6 +22,7 @@ from appliance.domain.core.records import Adapter, Principal
 from appliance.domain.core.roles import Reasons, is_unit, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Verb
+from appliance.domain.data.standing import sets_stand
 from appliance.domain.releases import approval
 from appliance.domain.releases.adapters import OnAdapter, find_adapter, take_adapter
 from appliance.domain.releases.tiers import current_request, reviewed_until
@@ -61,6 +62,7 @@ def may_review(state: State, order: Review, signer: Principal, now: Time) -> Rea
         reasons.append(f"adapter {order.name}: expected one made for release, got one made as a {adapter.purpose}")
     if adapter.revoked is not None:
         reasons.append(f"adapter {order.name}: expected a standing one, got one revoked by entry {adapter.revoked}")
+    reasons += sets_stand(state, adapter.sets) if order.decision in APPROVALS else []
     reasons += _on_request(state, adapter, order, now) + _worded(adapter, order)
     return reasons + _dated(state, order, now)
 

@@ -7,6 +7,7 @@ from appliance.domain.core.names import Time, add_seconds
 from appliance.domain.core.policy import Parameters, Tier
 from appliance.domain.core.records import Adapter
 from appliance.domain.core.state import State
+from appliance.domain.data.standing import sets_stand
 
 
 def tier_for(parameters: Parameters, exposure: str, purpose: str) -> Tier | None:
@@ -52,8 +53,11 @@ def reattested_by(state: State, adapter: Adapter, review: ReviewRecord) -> Time 
 
 
 def stale(state: State, adapter: Adapter, review: ReviewRecord, now: Time) -> str | None:
-    """Why an approval is of something else than what is asked for now, or too old; None where it is neither."""
+    """Why an approval is of something else than what is asked for now, too old, or rests on a validation set that was
+    revoked; None where it is none of these."""
     what, request = f"review {review.index}", current_request(state, adapter, review.unit)
+    if review.approves and (revoked := sets_stand(state, adapter.sets)):
+        return f"{what}: {revoked[0]}"
     if request is None:
         return None if review.request is None else f"{what}: expected its release request to stand, got none that does"
     if review.request != request.order:

@@ -50,8 +50,9 @@ def is_known(state: State, subject: str) -> bool:
     match kind:
         case "principal" | "unit":
             return name in state.principals
-        case "base" | "dataset":
-            return name in state.datasets or any(row.subject == subject for row in state.imports.values())
+        case "base" | "dataset" | "validation-set":
+            known = name in (state.validation_sets if kind == "validation-set" else state.datasets)
+            return known or any(row.subject == subject for row in state.imports.values())
         case "adapter":
             return name in state.adapters or any(run.name == name for run in state.runs.values())
         case "run":
@@ -66,7 +67,7 @@ def may_place_hold(state: State, order: PlaceHold, signer: Principal, now: Time)
     if (hold := state.holds.get(order.subject)) is not None:
         reasons.append(f"hold: expected none on {order.subject}, got that of entry {hold.index}")
     if not is_known(state, order.subject):
-        kinds = "principal, unit, base, dataset, adapter, run or task"
+        kinds = "principal, unit, base, dataset, validation-set, adapter, run or task"
         reasons.append(f"hold: expected a {kinds} that the log knows, got {order.subject}")
     return reasons
 

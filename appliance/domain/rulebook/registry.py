@@ -12,7 +12,7 @@ from appliance.domain.core.roles import Reasons
 from appliance.domain.core.signatures import OrderReader
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import NEWEST_RULES, EventRule, Rule, Verb
-from appliance.domain.data import bases, datasets, imports
+from appliance.domain.data import bases, datasets, imports, validation_sets
 from appliance.domain.governance import (
     clock,
     delegations,
@@ -45,7 +45,7 @@ _VERBS: tuple[Verb, ...] = (
     *people.VERBS, *keys.VERBS, *log_keys.VERBS, *policies.VERBS, *rules.VERBS, *clock.VERBS, *endorsement.VERBS,
     *delegations.VERBS,
     *texts.VERBS, *holds.VERBS,
-    *imports.VERBS, *bases.VERBS, *datasets.VERBS,
+    *imports.VERBS, *bases.VERBS, *datasets.VERBS, *validation_sets.VERBS,
     *training.VERBS, *cancellation.VERBS, *resumption.VERBS, *replays.VERBS,
     *adapters.VERBS, *requests_for_release.VERBS, *findings.VERBS, *reviews.VERBS, *activations.VERBS,
     *emergencies.VERBS, *exports.VERBS,
@@ -54,7 +54,7 @@ _VERBS: tuple[Verb, ...] = (
 _EVENTS: tuple[EventRule, ...] = (
     *service.EVENTS, *sessions.EVENTS, *endorsement.EVENTS,
     *cosignatures.EVENTS,
-    *imports.EVENTS, *bases.EVENTS, *datasets.EVENTS,
+    *imports.EVENTS, *bases.EVENTS, *datasets.EVENTS, *validation_sets.EVENTS,
     *training.EVENTS, *checkpoints.EVENTS, *resumption.EVENTS, *replays.EVENTS,
     *adapters.EVENTS,
     *applications.EVENTS, *slots.EVENTS, *requests.EVENTS,

@@ -7,7 +7,7 @@ from appliance.domain.core.event import Event
 from appliance.domain.core.names import RunId
 from appliance.domain.core.records import Run
 from appliance.domain.core.state import State
-from appliance.domain.data.standing import inputs_stand
+from appliance.domain.data.standing import inputs_stand, sets_stand
 from appliance.errors import Denied
 
 
@@ -41,17 +41,19 @@ def move(state: State, run: Run, status: str) -> Changes:
 
 
 def inputs_withdrawn(state: State, run: Run) -> Denied | None:
-    """Why nothing of the run is trained or sealed any more; the code says whether its base or dataset was revoked."""
-    reasons = inputs_stand(state, run)
+    """Why nothing of the run is trained or sealed any more; the code says whether its base, its dataset
+    or a validation set was revoked."""
+    reasons = inputs_stand(state, run) + sets_stand(state, run.sets)
     if not reasons:
         return None
-    rows = (state.bases.get(run.base), state.datasets.get(run.dataset))
+    sets = [state.validation_sets.get(bound.validation_set) for bound in run.sets]
+    rows = (state.bases.get(run.base), state.datasets.get(run.dataset), *sets)
     revoked = any(row is not None and row.revoked is not None for row in rows)
     return Denied(f"run {run.id}", reasons=tuple(reasons), code="revoked" if revoked else "quarantined")
 
 
 def check_inputs(case: Case, run: Run) -> None:
-    """After its base or its dataset was withdrawn, a run has no entry but its end."""
+    """After its base, its dataset or a validation set was withdrawn, a run has no entry but its end."""
     error = inputs_withdrawn(case.state, run)
     if error is not None:
         raise error.within(f"entry {case.entry.index} ({case.entry.type})")

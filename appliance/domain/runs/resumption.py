@@ -12,7 +12,7 @@ from appliance.domain.core.records import Principal
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule, Verb
-from appliance.domain.data.standing import inputs_stand
+from appliance.domain.data.standing import inputs_stand, sets_stand
 from appliance.domain.runs.checkpoints import last_checkpoint
 from appliance.domain.runs.conditions import WorkerStarted, check_inputs, check_sandbox, move, take_run
 
@@ -51,7 +51,7 @@ def may_resume(state: State, order: Resume, signer: Principal, now: Time) -> Rea
         reasons.append(f"run {run.id}: expected one that failed, got one that is {run.status}")
     if not run.step:
         reasons.append(f"run {run.id}: expected one that has a training checkpoint, got one that has none")
-    return reasons + inputs_stand(state, run)
+    return reasons + inputs_stand(state, run) + sets_stand(state, run.sets)
 
 
 MOST_RESUMES = 3

@@ -8,14 +8,14 @@ from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event, Failed, Ordered
 from appliance.domain.core.names import Decimal, Digest, RunId, Time
 from appliance.domain.core.order import Order, Subjects
-from appliance.domain.core.records import Principal, Run
+from appliance.domain.core.records import BoundSet, LocalSet, Principal, Run
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Attachment, EventRule, Verb
 from appliance.domain.data.standing import base_is, dataset_stands
 from appliance.domain.evaluation.baselines import incomparable
 from appliance.domain.evaluation.gates import parse_gates
-from appliance.domain.evaluation.judging import check_sets, unjudgeable
+from appliance.domain.evaluation.judging import check_sets, unfit_local_sets, unfit_sets, unjudgeable
 from appliance.domain.planning.shape import read_roles
 from appliance.domain.recipe.recipe import ResolvedRecipe, untrainable
 from appliance.domain.runs.conditions import WorkerStarted, check_inputs, check_sandbox, move, take_run
@@ -30,11 +30,16 @@ class Train(Order):
     dataset_digest: Digest
     gates: Digest | None = None
     """The gate set that decides on the adapter; null where none does."""
+    sets: tuple[BoundSet, ...] = Field(default=(), max_length=16)
+    """The validation sets that its gates name, each in one version."""
+    local_sets: tuple[LocalSet, ...] = Field(default=(), max_length=16)
+    """The sets of no log that its gates name."""
 
     def subjects(self) -> Subjects:
         return (
             (f"base:{self.recipe.base}", self.base_digest),
             (f"dataset:{self.recipe.dataset}", self.dataset_digest),
+            *((f"validation-set:{bound.validation_set}", bound.digest) for bound in self.sets),
         )
 
 
@@ -104,6 +109,8 @@ def may_train(state: State, order: Train, signer: Principal, now: Time) -> Reaso
     context, longest, rows = base.facts.get("context_length"), facts.get("max_tokens"), facts.get("train_rows")
     reasons += incomparable(state, recipe, order.base_digest, order.dataset_digest)
     reasons += unjudgeable(state, recipe.purpose, dataset, order.gates)
+    reasons += unfit_sets(state, dataset, order.sets, order.gates)
+    reasons += unfit_local_sets(dataset, order.local_sets, order.gates)
     stored, of_base = base.facts.get("quantisation"), read_roles(base.facts)
     return reasons + untrainable(recipe, context, longest, rows, stored, *of_base)
 
@@ -136,14 +143,16 @@ def run_requested(case: Case) -> Changes:
         early_stopping=order.recipe.early_stopping,
         validate_every=order.recipe.validate_every,
         gates=order.gates,
+        sets=order.sets,
+        local_sets=order.local_sets,
     )
     return [(case.state.runs, run.id, run)]
 
 
 def check_gates(case: Case, order: Train, document: bytes) -> None:
-    """The gate set that the order binds, and one that a run can be judged by."""
+    """The gate set that the order binds, with the sets of rows that it names."""
     case.require(digest_bytes(document) == order.gates, "gates", order.gates, digest_bytes(document))
-    check_sets(parse_gates(document))
+    check_sets(parse_gates(document), order.sets, order.local_sets)
 
 
 def run_started(case: Case) -> Changes:

@@ -202,7 +202,7 @@ VERBS = (
         EnrollApplication,
         may=may_enroll_application,
         signers=("the unit",),
-        meaning="Whoever holds this key gets tokens of your unit for these tasks until you end it. Compare the key id.",
+        meaning="The holder of this key gets tokens of your unit for these tasks until you end it. Compare the key id.",
         event=ApplicationEnrolled,
         apply=application_enrolled,
         attachment=POSSESSION,

@@ -69,7 +69,7 @@ def _lapsed(state: State, witness: Witness, now: Time) -> bool:
 def checkpoint_cosigned(case: Case) -> Changes:
     """A witness of the policy in force has signed a checkpoint of this log, which the log's own key signed too.
 
-    That the log begins with what the checkpoint says is not the fold's to check, which knows no tree: whoever holds the
+    That the log begins with what the checkpoint says is not the fold's to check, which knows no tree: a holder of the
     tree holds the proof against it.
     """
     body, site = case.of(CheckpointCosigned), case.state.site

@@ -22,6 +22,8 @@ _KEY_DOMAIN = b"appliance/row-key/v1\x00"
 _MEMBERS = frozenset({"index", "size", "row", "key", "path"})
 _DIGEST_DOMAIN = b"appliance/row-digest/v1\x00"
 _CLUSTER_DOMAIN = b"appliance/cluster/v1\x00"
+_SLICE_DOMAIN = b"appliance/slice/v1\x00"
+_SLICE_BYTES = 8
 
 
 def row_key(dataset_key: bytes, index: int) -> bytes:
@@ -45,9 +47,19 @@ def digest_row(key: bytes, row: bytes) -> bytes:
 
 def cluster_digest(dataset_key: bytes, value: str) -> bytes:
     """HMAC-SHA256(dataset key, domain ‖ value): what rows that belong together have in common, without saying it."""
+    return _digest_group(dataset_key, _CLUSTER_DOMAIN, value)
+
+
+def slice_digest(dataset_key: bytes, value: str) -> bytes:
+    """The first 8 bytes of HMAC-SHA256(dataset key, domain ‖ value): the value that rows of a blind set are divided
+    by."""
+    return _digest_group(dataset_key, _SLICE_DOMAIN, value)[:_SLICE_BYTES]
+
+
+def _digest_group(dataset_key: bytes, domain: bytes, value: str) -> bytes:
     if len(dataset_key) != DATASET_KEY_BYTES:
         raise BadInput(f"dataset key: expected {DATASET_KEY_BYTES} bytes, got {len(dataset_key)}")
-    return hmac.new(dataset_key, _CLUSTER_DOMAIN + value.encode("utf-8"), hashlib.sha256).digest()
+    return hmac.new(dataset_key, domain + value.encode("utf-8"), hashlib.sha256).digest()
 
 
 def split_digests(data: bytes) -> list[bytes]:

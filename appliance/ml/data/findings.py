@@ -62,13 +62,19 @@ class Rendering:
 
 
 def examine(
-    task: Task, sides: data.Sides, errors: Errors, declared: Sequence[str], rendering: Rendering | None
+    task: Task,
+    sides: data.Sides,
+    errors: Errors,
+    declared: Sequence[str],
+    rendering: Rendering | None,
+    *,
+    judges: bool = False,
 ) -> dict[str, Any]:
     """The findings over the rows that could be read; `errors` has what was wrong with the others."""
     if sides or not errors.count:  # where no row could be read, that is what is wrong, and nothing else
         if task == "classification":
-            errors.add(data.find_wrong_labels(sides, declared))
-        errors.add(data.find_empty_splits(sides))
+            errors.add(data.find_wrong_labels(sides, declared, judges=judges))
+        errors.add(() if judges else data.find_empty_splits(sides))
     lengths = [] if rendering is None else _measure(task, sides, errors, rendering)
     counts = _count_labels(sides) if task == "classification" else {}
     similar = alike({*list(counts)[: data.MAX_LABELS], *declared})

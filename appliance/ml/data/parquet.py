@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from appliance.domain.data.tasks import Task, may_lack
+from appliance.domain.data.tasks import GROUPS, Task, may_lack
 from appliance.errors import BadInput, TooLarge
 
 MAX_ROWS = 1_000_000
@@ -48,11 +48,19 @@ def _find_columns(schema: Any, task: Task, columns: Mapping[str, str], file: str
         if schema.names.count(name) != 1:
             raise BadInput(f"{file}: expected one column {name!r}, got the columns {', '.join(schema.names)!r}")
         kind = schema.field(name).type
-        if not (_is_text(kind) or (part == "messages" and _is_messages(kind))):
-            expected = "text or a list of {role, content}" if part == "messages" else "text"
-            raise BadInput(f"{file}, column {name!r}: expected {expected}, got {str(kind)[:80]}")
+        if not _fits(part, kind):
+            expected = {"messages": "text or a list of {role, content}"} | dict.fromkeys(GROUPS, "text or integers")
+            raise BadInput(f"{file}, column {name!r}: expected {expected.get(part, 'text')}, got {str(kind)[:80]}")
         found[part] = name
     return found
+
+
+def _fits(part: str, kind: Any) -> bool:
+    from pyarrow import types
+
+    if _is_text(kind):
+        return True
+    return _is_messages(kind) if part == "messages" else part in GROUPS and bool(types.is_integer(kind))
 
 
 def _is_text(kind: Any) -> bool:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-from appliance.domain.data.tasks import QUESTIONS, Task, wrong_share
+from appliance.domain.data.tasks import GROUPS, QUESTIONS, Task, wrong_share
 from appliance.domain.data.teaching import ABOUT_FILE, About, encode_about, parse_about
 from appliance.errors import BadInput, refuse
-from appliance.formats.artifacts.rows import row_digest, rows_root
+from appliance.formats.artifacts.rows import cluster_digest, row_digest, rows_root, slice_digest
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.ml.data.sources import Message, Source
 from appliance.ml.model.chat import Chat
@@ -32,7 +32,8 @@ MAX_LABELS = 1_000
 class Row:
     """One rendered row: `parts` are (the text before, what the model is to write), in order.
 
-    `text` identifies the row. `answer` is the last answer that the model is to write in it, as plain text.
+    `text` identifies the row. `answer` is the last answer that the model is to write in it, as plain text. `cluster`:
+    what rows that belong together have in common, in the file as a keyed digest; `slice`: a value to divide rows by.
     """
 
     index: int
@@ -40,9 +41,13 @@ class Row:
     text: str
     answer: str
     parts: tuple[tuple[str, str], ...]
+    cluster: str | None = None
+    slice: str | None = None
 
     def encode(self) -> bytes:
-        return encode_canonical({**self.__dict__, "parts": [list(part) for part in self.parts]})
+        """A row without cluster or slice has no such member."""
+        value = {name: value for name, value in self.__dict__.items() if value is not None}
+        return encode_canonical({**value, "parts": [list(part) for part in self.parts]})
 
 
 def parse_fraction(text: str) -> Fraction:
@@ -58,6 +63,11 @@ Sides = list[tuple[Source, str]]
 def split_sources(task: Task, sources: Sequence[Source], seed: int, share: Fraction) -> Sides:
     """Each to the side that its own text decides."""
     return [(source, assign_split(known_by(task, source), seed, share)) for source in sources]
+
+
+def judge_sources(sources: Sequence[Source]) -> Sides:
+    """All held out: those of a validation set."""
+    return [(source, HELD_OUT) for source in sources]
 
 
 def join_sources(task: Task, train: Sequence[Source], held_out: Sequence[Source]) -> Sides:
@@ -111,13 +121,13 @@ _ANSWERS = {
 }
 
 
-def render_rows(sides: Sides, chat: Chat, task: Task, *, instruction: str) -> list[Row]:
-    """The rows, rendered; something must be trained on, and something held out."""
+def render_rows(sides: Sides, chat: Chat, task: Task, *, instruction: str, judges: bool = False) -> list[Row]:
+    """The rows, rendered; something must be trained on, and something held out, unless all of them only judge."""
     if task == "completion" and instruction:
         raise BadInput("dataset, instruction: expected none for completion, which has no template, got one")
     chat.check_plain(instruction, "dataset, instruction")
     rows = [render_row(index, *side, chat, task, instruction) for index, side in enumerate(sides)]
-    for error in find_empty_splits(sides):
+    for error in () if judges else find_empty_splits(sides):
         raise error
     return rows
 
@@ -131,10 +141,11 @@ def find_empty_splits(sides: Sides) -> Iterator[BadInput]:
 
 
 def render_row(index: int, source: Source, split: str, chat: Chat, task: Task, instruction: str) -> Row:
+    groups = {part: source.parts.get(part) for part in GROUPS}
     if task == "completion":
         before, text = source.parts.get("prompt", ""), source.parts["text"]
         chat.check_plain(before + text, source.place)
-        return Row(index, split, before + text, text, ((before, chat.answer(text)),))
+        return Row(index, split, before + text, text, ((before, chat.answer(text)),), **groups)
     messages = compose_messages(task, source, instruction)
     for number, message in enumerate(messages):
         chat.check_plain(message["content"], f"{source.place}, message {number}" if task == "chat" else source.place)
@@ -142,7 +153,7 @@ def render_row(index: int, source: Source, split: str, chat: Chat, task: Task, i
         parts = tuple(chat.render_answered(messages))
     except BadInput as error:
         raise BadInput(f"{source.place}: {error.message}", code=error.code) from None
-    return Row(index, split, known_by(task, source), messages[-1]["content"], parts)
+    return Row(index, split, known_by(task, source), messages[-1]["content"], parts, **groups)
 
 
 def compose_messages(task: Task, source: Source, instruction: str) -> list[Message]:
@@ -158,12 +169,12 @@ def compose_messages(task: Task, source: Source, instruction: str) -> list[Messa
     return [*system, *turns]
 
 
-def check_labels(sides: Sides, declared: Sequence[str]) -> tuple[str, ...]:
+def check_labels(sides: Sides, declared: Sequence[str], *, judges: bool = False) -> tuple[str, ...]:
     """Every label of a classification, sorted. BadInput for a row whose label is none, or another than its text has.
 
     `declared` are the labels there are; where it is empty, those that occur.
     """
-    for error in find_wrong_labels(sides, declared):
+    for error in find_wrong_labels(sides, declared, judges=judges):
         raise error
     return tuple(sorted(_all_labels(sides, declared)))
 
@@ -172,8 +183,8 @@ def _all_labels(sides: Sides, declared: Sequence[str]) -> set[str]:
     return set(declared) | {source.parts["label"] for source, _ in sides}
 
 
-def find_wrong_labels(sides: Sides, declared: Sequence[str]) -> Iterator[BadInput]:
-    """Each row whose label is none, then what is wrong with the labels as a whole."""
+def find_wrong_labels(sides: Sides, declared: Sequence[str], *, judges: bool = False) -> Iterator[BadInput]:
+    """Each row whose label is none, then what is wrong with the labels as a whole. `judges`: none is trained on."""
     seen: dict[str, Source] = {}
     known = set(declared)
     for source, _ in sides:
@@ -189,6 +200,8 @@ def find_wrong_labels(sides: Sides, declared: Sequence[str]) -> Iterator[BadInpu
                 f"which the same text has in {other.place}, got {label!r}"
             )
     labels = _all_labels(sides, declared)
+    if judges:
+        return
     if not 2 <= len(labels) <= MAX_LABELS:
         yield BadInput(f"dataset, labels: expected 2 to {MAX_LABELS} different ones, got {len(labels)}")
     for missing in sorted(labels - {source.parts["label"] for source, split in sides if split == TRAIN}):
@@ -203,14 +216,28 @@ def _wrong_label(label: str, place: str) -> BadInput | None:
     return None
 
 
-def write_rows(rows: Sequence[Row], about: About, folder: Path, dataset_key: bytes) -> str:
-    """Writes rows.jsonl, row_digests.bin and dataset.json; the RFC 6962 root over the digests, as `sha256:…`."""
-    lines = [row.encode() for row in rows]
+def write_rows(rows: Sequence[Row], about: About, folder: Path, dataset_key: bytes, *, blind: bool = False) -> str:
+    """Writes rows.jsonl, row_digests.bin and dataset.json; the RFC 6962 root over the digests, as `sha256:…`.
+
+    Clusters, and in a blind set slices too, are written as keyed digests."""
+    lines = [_conceal_groups(row, dataset_key, blind=blind).encode() for row in rows]
     digests = [row_digest(dataset_key, index, line) for index, line in enumerate(lines)]
     (folder / ROWS_FILE).write_bytes(b"".join(line + b"\n" for line in lines))
     (folder / DIGESTS_FILE).write_bytes(b"".join(digests))
     (folder / ABOUT_FILE).write_bytes(encode_about(about))
     return f"sha256:{rows_root(digests).hex()}"
+
+
+def _conceal_groups(row: Row, dataset_key: bytes, *, blind: bool) -> Row:
+    cluster = None if row.cluster is None else cluster_digest(dataset_key, row.cluster).hex()
+    part = row.slice if row.slice is None or not blind else slice_digest(dataset_key, row.slice).hex()
+    return replace(row, cluster=cluster, slice=part)
+
+
+def count_groups(rows: Sequence[Row]) -> dict[str, int]:
+    """How many values each group has, of those that the rows have."""
+    counts = {f"{name}s": len({getattr(row, name) for row in rows} - {None}) for name in GROUPS}
+    return {name: count for name, count in counts.items() if count}
 
 
 def load_about(folder: Path) -> About:

@@ -13,13 +13,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.domain.data.tasks import FORMATS, OPTIONAL, Task, may_lack
+from appliance.domain.data.tasks import FORMATS, GROUPS, OPTIONAL, Task, may_lack
 from appliance.errors import BadInput, TooLarge
 from appliance.ml.data.parquet import read_parquet
 
 MAX_ROWS = 1_000_000
 MAX_TEXT_CHARACTERS = 200_000
 MAX_MESSAGES = 1_000
+MAX_GROUP_CHARACTERS = 256
 MESSAGES = "messages"
 
 Message = dict[str, str]
@@ -117,25 +118,36 @@ def _check_header(header: list[str], wanted: Mapping[str, str], file: str) -> No
     wrong = {part: name for part, name in wanted.items() if header.count(name) != 1}
     if not wrong:
         return
-    said = [f"--column {part}={name}" for part, name in _guess_columns(header, wanted, list(wrong)).items()]
-    hints = f"; if yours has another name: {' '.join(said)}" if said else ""
+    separator = next((c for c in SEPARATORS if len(header) == 1 and c in header[0]), None)
+    if separator is None:
+        said = [f"--column {part}={name}" for part, name in _guess_columns(header, wanted, list(wrong)).items()]
+        hints = f"; if yours has another name: {' '.join(said)}"
+    else:
+        hints = f"; the fields seem to be separated by {separator!r}: {SEPARATORS[separator]}"
     columns = " and ".join(f"one column {name!r}" for name in wrong.values())
     raise BadInput(f"{file}, line 1: expected {columns}, got the columns {', '.join(header)!r}{hints}")
 
 
+SEPARATORS = {
+    ";": "save the file as CSV with commas",
+    "\t": "name the format with --format tsv",
+    "|": "save the file as CSV with commas",
+}
+"""What separates the fields of a file that is no CSV, and what to do."""
+
+
 def _guess_columns(header: list[str], wanted: Mapping[str, str], parts: list[str]) -> dict[str, str]:
-    """A column of the file for each of these parts: one of a like name, else the next that no part has. Nothing where
-    there are too few, as in a file of another separator."""
+    """A column of the file for each of these parts: one of a like name. Where two columns are left for two parts, in
+    their order. Else NAME, since any of the file's could be meant."""
     free = [name for name in header if name and name not in wanted.values()]
-    if len(free) < len(parts):
-        return {}
+    alone = len(free) == len(parts)
     guessed = {}
     for part in parts:
-        near = difflib.get_close_matches(part, free, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(part, free, n=1, cutoff=0.7)
         if near:
             guessed[part] = near[0]
             free.remove(near[0])
-    return {part: guessed[part] if part in guessed else free.pop(0) for part in parts}
+    return {part: guessed[part] if part in guessed else free.pop(0) if alone else "NAME" for part in parts}
 
 
 def _parse_jsonl(text: str, task: Task, columns: Mapping[str, str], file: str) -> Records:
@@ -181,12 +193,25 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read(task: Task, place: str, values: Mapping[str, Any]) -> Source:
     """The record with every part checked by itself."""
-    parts = {}
+    parts, messages = dict[str, str](), tuple[Message, ...]()
     for part, value in values.items():
         if part == MESSAGES:
-            return Source(place, {}, _read_messages(value, place))
-        parts[part] = _check_text(value, f"{place}, {part}", may_be_empty=(task, part) in OPTIONAL)
-    return Source(place, parts)
+            messages = _read_messages(value, place)
+        elif part in GROUPS:
+            parts |= _read_group(part, value, f"{place}, {part}")
+        else:
+            parts[part] = _check_text(value, f"{place}, {part}", may_be_empty=(task, part) in OPTIONAL)
+    return Source(place, parts, messages)
+
+
+def _read_group(part: str, value: Any, place: str) -> dict[str, str]:
+    """A group's value as text, an integer in decimal digits; nothing where the row has none."""
+    if value is None or value == "":
+        return {}
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _check_text(value, place)
+    if len(text) > MAX_GROUP_CHARACTERS:
+        raise TooLarge(f"{place}: expected at most {MAX_GROUP_CHARACTERS} characters, got {len(text)}")
+    return {part: text}
 
 
 def _read_messages(value: Any, place: str) -> tuple[Message, ...]:

@@ -21,7 +21,7 @@ from appliance.errors import BadInput
 from appliance.ml.data.rows import Row
 from appliance.ml.data.samples import Sample
 from appliance.ml.evaluation import metrics
-from appliance.ml.evaluation.labels import judge_rows
+from appliance.ml.evaluation.labels import LabelTree, judge_rows
 from appliance.ml.inference.adapters import Slots
 from appliance.ml.inference.drawing import draw_tokens
 from appliance.ml.inference.request import Request
@@ -42,10 +42,11 @@ Report = Callable[[int, int], None]
 @dataclass(frozen=True)
 class Evaluation:
     """`metrics`: what a record holds of it, by name: counts, and fractions as decimal text. `answers`: of each row that
-    `choose_judged` gives, in its order."""
+    `choose_judged` gives, in its order. `texts`: what was answered, where that is a text."""
 
     metrics: dict[str, Any]
     answers: list[Answer]
+    texts: tuple[str, ...] = ()
 
 
 def count_passes(about: About, rows: Sequence[Row]) -> int:
@@ -66,7 +67,7 @@ def evaluate(
         **metrics.summarize_loss(_check_finite(math.fsum(losses)), tokens),
     }
     chosen = choose_judged(about.task, list(zip(rows, samples, losses, strict=True)))
-    scores = [{"loss": _scale(loss / sample.trained_tokens)} for _, sample, loss in chosen]
+    scores = [{"loss": scale(loss / sample.trained_tokens)} for _, sample, loss in chosen]
     if about.task not in COMPARED:
         return Evaluation(metrics_found, [_answer(one) for one in scores])
     expected = [row.answer for row, _, _ in chosen]
@@ -75,31 +76,40 @@ def evaluate(
     answers = [
         _judge(about.task, ours, theirs, one) for ours, theirs, one in zip(expected, written, scores, strict=True)
     ]
-    return Evaluation(metrics_found, answers)
+    return Evaluation(metrics_found, answers, tuple(written))
 
 
 def _judge(task: str, expected: str, written: str, scores: dict[str, int]) -> Answer:
     """One written answer; of question answering it is right where it matches exactly."""
     if task == "summarisation":
-        return _answer({**scores, "rouge_l": _scale(metrics.rouge_l(expected, written))})
+        return _answer({**scores, "rouge_l": scale(metrics.rouge_l(expected, written))})
     right = metrics.normalise(expected) == metrics.normalise(written)
-    return _answer({**scores, "token_f1": _scale(metrics.token_f1(expected, written))}, right=right)
+    return _answer({**scores, "token_f1": scale(metrics.token_f1(expected, written))}, right=right)
 
 
 def _answer(scores: dict[str, int], right: bool | None = None) -> Answer:
     return Answer(confidence=None, label=None, right=right, scores=scores)
 
 
-def _scale(value: float | Fraction) -> int:
+def scale(value: float | Fraction) -> int:
     """In millionths, half to even."""
     return max(-MOST_SCORE, min(MOST_SCORE, round(value * SCALE)))
 
 
 def measure_losses(base: Base, samples: Sequence[Sample], report: Report) -> list[float]:
     """The summed cross-entropy of each row's trained tokens."""
-    found: dict[int, float] = {}
+    return [loss for loss, _ in _measure(base, samples, report, False)]
+
+
+def measure_continuations(base: Base, samples: Sequence[Sample], report: Report) -> list[tuple[float, bool]]:
+    """The same, and whether each of these tokens is the likeliest where it is."""
+    return _measure(base, samples, report, True)
+
+
+def _measure(base: Base, samples: Sequence[Sample], report: Report, ranks: bool) -> list[tuple[float, bool]]:
+    found: dict[int, tuple[float, bool]] = {}
     for pack in _packs(samples):
-        found |= zip((sample.index for sample in pack), _sum_losses(base, pack), strict=True)
+        found |= zip((sample.index for sample in pack), _read_pack(base, pack, ranks), strict=True)
         report(len(pack), sum(len(sample.ids) for sample in pack))
     return [found[sample.index] for sample in samples]
 
@@ -122,7 +132,8 @@ def _packs(samples: Sequence[Sample]) -> list[list[Sample]]:
 
 
 @torch.inference_mode()
-def _sum_losses(base: Base, samples: Sequence[Sample]) -> list[float]:
+def _read_pack(base: Base, samples: Sequence[Sample], ranks: bool) -> list[tuple[float, bool]]:
+    """Each row's loss, and with `ranks` whether its trained tokens are all the likeliest."""
     own = max(len(sample.ids) - sample.spans[0][0] for sample in samples) + 1
     pack, segments = pack_sequences([sample.ids for sample in samples], keep=own, longest_short=base.longest_short)
     places, targets, owners = list[int](), list[int](), list[int]()
@@ -133,10 +144,14 @@ def _sum_losses(base: Base, samples: Sequence[Sample]) -> list[float]:
             targets += sample.ids[start:stop]
             owners += [number] * (stop - start)
     hidden = base.read_pack(pack)[places]
-    losses = base.head().token_losses(hidden, torch.tensor(targets, device=base.device))
+    wanted = torch.tensor(targets, device=base.device)
+    losses = base.head().token_losses(hidden, wanted)
     total = losses.new_zeros(len(samples)).index_add(0, torch.tensor(owners, device=base.device), losses)
-    found: list[float] = total.tolist()
-    return found
+    missed = set[int]()
+    if ranks:
+        likeliest = base.head().find_likeliest(hidden) == wanted
+        missed = {owner for owner, hit in zip(owners, likeliest.tolist(), strict=True) if not hit}
+    return [(loss, number not in missed) for number, loss in enumerate(total.tolist())]
 
 
 def classify(
@@ -144,8 +159,8 @@ def classify(
 ) -> Evaluation:
     """Loss, accuracy and macro-F1, the model held to the dataset's labels."""
     chat = base.chat
-    encoded = [chat.encode(chat.answer(label)) for label in labels]
-    judged = judge_rows(base, samples, [sample.spans[0][0] for sample in samples], encoded, report)
+    tree = LabelTree([chat.encode(chat.answer(label)) for label in labels])
+    judged = judge_rows(base, samples, [sample.spans[0][0] for sample in samples], [tree] * len(samples), report)
     total = _check_finite(math.fsum(one.loss for one in judged))
     found = metrics.summarize_loss(total, sum(sample.trained_tokens for sample in samples))
     chosen = [labels[one.label] for one in judged]
@@ -155,11 +170,11 @@ def classify(
             confidence=min(SCALE, round(math.exp(one.log_probability) * SCALE)),
             label=label,
             right=label == row.answer,
-            scores={"loss": _scale(one.loss / sample.trained_tokens)},
+            scores={"loss": scale(one.loss / sample.trained_tokens)},
         )
         for row, sample, one, label in zip(rows, samples, judged, chosen, strict=True)
     ]
-    return Evaluation({"rows": len(rows), **found}, answers)
+    return Evaluation({"rows": len(rows), **found}, answers, tuple(chosen))
 
 
 def write_answers(base: Base, slots: Slots | None, rows: Sequence[Row], report: Report) -> tuple[list[str], int]:

@@ -2,7 +2,7 @@
 
 A row attends to its own blocks and to nothing else. All rows' blocks are multiplied in one batched product of fixed
 shape, and a row's partial sums are added up in the order of its own blocks: so its bits depend on its own length only,
-never on its neighbours. A block is zeroed before it goes to another request; the first is nobody's, and stays empty.
+never on its neighbours. A block is zeroed before it goes to another request; the first is padding, and stays empty.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Cache:
                 self._taken.append(False)
                 self._grow()
             self._taken[free] = True
-            # The first one is nobody's.
+            # The first one is padding.
             held.blocks.append(free + 1)
 
     @torch.inference_mode()
@@ -162,7 +162,7 @@ def read_held(tensor: torch.Tensor, held: Held, length: int, dtype: torch.dtype)
 
 
 class Drawing:
-    """One token more for each of these rows; None is nobody's row, which sees nothing."""
+    """One token more for each of these rows; None is a row of padding, which sees nothing."""
 
     def __init__(self, cache: Cache, rows: Sequence[Held | None]) -> None:
         self._cache, self.rows = cache, rows

@@ -27,16 +27,17 @@ LIKELIEST = 256
 
 def read_prompt(base: Base, slots: Slots | None, cache: Cache, held: Held, chunk: Sequence[int]) -> torch.Tensor:
     """Reads tokens of one request, alone in their batch; the logits behind the last one, [vocabulary]."""
-    return _find_logits(base, slots, read_chunk(base, cache, held, chunk)[-1:])[0]
+    return _find_logits(base, slots, read_chunk(base, cache, held, chunk, short=True)[-1:])[0]
 
 
 @torch.inference_mode()
-def read_chunk(base: Base, cache: Cache, held: Held, chunk: Sequence[int]) -> torch.Tensor:
-    """Reads tokens of one request, alone in their batch: [tokens, hidden] behind the last norm."""
+def read_chunk(base: Base, cache: Cache, held: Held, chunk: Sequence[int], *, short: bool = False) -> torch.Tensor:
+    """Reads tokens of one request, alone in their batch: [tokens, hidden] behind the last norm; `short` is the
+    reader's."""
     if base.library:
         return read_alone(base, held, chunk)
     places = range(held.length, held.length + len(chunk))
-    hidden = base.read(chunk, places, Filling(cache, held, len(chunk)), [held.long] * len(chunk))
+    hidden = base.read(chunk, places, Filling(cache, held, len(chunk)), [held.long] * len(chunk), short=short)
     held.length += len(chunk)
     return hidden
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.util import find_spec
 from itertools import accumulate
 
 import torch
 from torch.nn.functional import pad
 
-from appliance.errors import Unavailable
 from appliance.ml.inference.mixing import Adapter, Mix, RowGroup
+from appliance.ml.quantised.kernels import load_kernels
 
 # As in _lora.c.
 _LANES, _RANKS, _COLUMNS, _BLOCK = 16, 4, 32, 64
@@ -24,11 +23,7 @@ _PAIR = struct.Struct("@PPqqqd")
 
 
 def _load_kernel() -> Callable[[bytes, int, bytes, int, int], None]:
-    """The compiled function. It runs in the threads of torch's OpenMP, which is loaded by now."""
-    found = find_spec("appliance.ml._lora")
-    if found is None or found.origin is None:
-        raise Unavailable("appliance.ml._lora: expected the compiled kernel beside its source, got none: install again")
-    function = ctypes.CDLL(found.origin).add_lora
+    function = load_kernels().add_lora
     function.argtypes = (ctypes.c_char_p, ctypes.c_int64, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p)
     function.restype = None
     return function

@@ -51,7 +51,7 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class Mix:
-    """How a batch is laid out: which request each row is (None: nobody's), and its parts."""
+    """How a batch is laid out: which request each row belongs to (None: padding), and its parts."""
 
     rows: tuple[int | None, ...]
     parts: tuple[Part, ...]

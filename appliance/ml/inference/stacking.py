@@ -21,7 +21,7 @@ from appliance.ml.inference.mixing import GPU_ROWS, Adapter, Mix, RowGroup
 
 # Rows of one adapter that are multiplied at once.
 CHUNK = 2
-# Chunks of one batched product; what fills up the last is nobody's.
+# Chunks of one batched product; the last is filled up with padding.
 CHUNKS = 4
 _LEAST_RANK = 8
 

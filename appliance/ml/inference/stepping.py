@@ -26,6 +26,7 @@ from appliance.ml.layers.projections import Projections
 from appliance.ml.layers.scores import Scoring
 from appliance.ml.quantised.few_rows import fits_few_rows, join_few_rows
 from appliance.ml.quantised.linear import GptqLinear
+from appliance.ml.quantised.product import fits_nf4_rows, make_bf16_rows, make_nf4_rows
 
 
 def make_stepper(model: Any) -> Stepper | None:
@@ -67,7 +68,7 @@ class Stepper:
     def find_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, vocabulary], in the compute dtype."""
         head = self._head = self._head or _pack_head(self._output.weight.data)
-        return self._output.finish(multiply_rows(head, hidden))
+        return self._output.finish(head(hidden))
 
 
 class _Turn:
@@ -177,9 +178,9 @@ class _Projections:
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """What the base makes of x, float32; it multiplies in its own dtype."""
-        # Made at the first use: bitsandbytes packs weights when they first answer.
+        # Made at the first use: layers packed by GPTQ are packed anew for their kernel.
         product = self._product = self._product or _join(self._modules, self._dtype)
-        return product(x.to(self._dtype)).float()
+        return product(x)
 
     def add(self, x: torch.Tensor, made: torch.Tensor, mix: Mix) -> None:
         """Adds what the rows' adapters make of x, in place."""
@@ -187,21 +188,27 @@ class _Projections:
 
 
 def _pack_head(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The product with the head. On the CPU bf16 weights are laid out once as the library's kernel reads them, in a
-    copy: it would do so again in every product, which takes as long as the product."""
+    """The product with the head. Where our kernel does not fit, bf16 weights on the CPU are laid out once as the
+    library reads them, in a copy: it would do so again in every product, which takes as long as the product."""
+    if (few := make_bf16_rows(weight)) is not None:
+        return lambda x: few(x.float()).to(x.dtype)
     if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
-        return lambda x: linear(x, weight)
+        return lambda x: multiply_rows(lambda block: linear(block, weight), x)
     packed, multiply = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS), torch.ops.mkldnn._linear_pointwise
-    return lambda x: multiply(x, packed, None, "none", [], "")
+    return lambda x: multiply_rows(lambda block: multiply(block, packed, None, "none", [], ""), x)
 
 
 def _join(modules: Sequence[Any], dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The modules as one product."""
+    """The modules as one product, from float32 to float32; it multiplies in `dtype`."""
+    if fits_nf4_rows(modules, dtype):
+        return make_nf4_rows(modules)
+    product = _join_others(modules, dtype)
+    return lambda x: product(x.to(dtype)).float()
+
+
+def _join_others(modules: Sequence[Any], dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
     if all(type(module) is torch.nn.Linear for module in modules):
         return _Plain(modules)
-    packs = all(getattr(module, "support_avx512bf16_for_cpu", False) for module in modules)
-    if packs and modules[0].weight.device.type == "cpu":
-        return _Packed(modules)
     if fits_few_rows(modules, dtype):
         return join_few_rows(modules)
     if all(isinstance(module, bitsandbytes.nn.Linear4bit | GptqLinear) for module in modules) and _on_gpu(modules[0]):
@@ -242,23 +249,3 @@ class _Plain:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return multiply_rows(lambda block: linear(block, self._weight, self._bias), x)
-
-
-class _Packed:
-    """NF4 weights as bitsandbytes packs them for its bf16 kernel on the CPU, whose rows are independent."""
-
-    def __init__(self, modules: Sequence[Any]) -> None:
-        for module in modules:
-            if not getattr(module.weight.quant_state, "packing_format_for_cpu", False):
-                module(torch.zeros(1, module.in_features, dtype=torch.bfloat16))
-        states = [module.weight.quant_state for module in modules]
-        self._weight, self._bias = _join_rows(modules), _join_bias(modules, torch.bfloat16)
-        # [in / block, out]: a scale for each block of a row, side by side.
-        self._scales = torch.cat([state.absmax for state in states], dim=1)
-        self._code, self._block = states[0].code, states[0].blocksize
-        self._shape = (sum(module.out_features for module in modules), modules[0].in_features)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        multiply = torch.ops.bitsandbytes.gemv_4bit.default
-        result: torch.Tensor = multiply(x, self._weight, self._shape, self._scales, self._code, self._block)
-        return result if self._bias is None else result + self._bias

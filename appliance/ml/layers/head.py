@@ -35,6 +35,10 @@ class Head:
         losses = [cross_entropy(self.logits(one).float(), target, reduction="none") for one, target in parts]
         return torch.cat(losses).double()
 
+    def find_likeliest(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[rows]: the likeliest token behind each; some hundred rows' logits at once."""
+        return torch.cat([self.logits(one).argmax(dim=-1) for one in torch.split(hidden, ROWS)])
+
     def finish(self, logits: torch.Tensor) -> torch.Tensor:
         """What is done to the product with the weight."""
         if self.divisor != 1:

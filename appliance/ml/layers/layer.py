@@ -98,16 +98,23 @@ class Layer:
         return grad_x, grads_wide + grads_narrow
 
     def read(
-        self, number: int, x: torch.Tensor, rotation: Rotation | None, seen: Any, lows: tuple[LowRank | None, ...]
+        self,
+        number: int,
+        x: torch.Tensor,
+        rotation: Rotation | None,
+        seen: Any,
+        lows: tuple[LowRank | None, ...],
+        *,
+        short: bool,
     ) -> torch.Tensor:
         """Both halves without gradients, with what an adapter adds to each of the four products; `seen` as in
-        `reader.py`."""
-        flat = self._reading.multiply(_norm(self._before, x), lows[0])
+        `reader.py`, `short` as in `Projections.multiply`."""
+        flat = self._reading.multiply(_norm(self._before, x), lows[0], short=short)
         heads = seen.attend(number, *self.attention.split(flat, rotation), self.attention.scoring)
-        added, _ = self._add(self._behind, self._writing.multiply(heads.flatten(1), lows[1]))
+        added, _ = self._add(self._behind, self._writing.multiply(heads.flatten(1), lows[1], short=short))
         middle = added.add_(x)
-        gate, up = self._widening.multiply(_norm(self._before_mlp, middle), lows[2]).chunk(2, dim=1)
-        made = self._narrowing.multiply(self._activation.forward(gate).mul_(up), lows[3])
+        gate, up = self._widening.multiply(_norm(self._before_mlp, middle), lows[2], short=short).chunk(2, dim=1)
+        made = self._narrowing.multiply(self._activation.forward(gate).mul_(up), lows[3], short=short)
         return self._add(self._behind_mlp, made)[0].add_(middle)
 
     def _add(self, norm: Norm | None, made: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -7,18 +7,20 @@ y = W x + s B A x. Products are in the base's compute dtype; A, B and their grad
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import bitsandbytes
 import torch
-from bitsandbytes.functional import dequantize_blockwise
 
+from appliance.ml.quantised.blocks import join_blocks
 from appliance.ml.quantised.linear import GptqLinear
+from appliance.ml.quantised.product import FewRows, fits_nf4_rows, make_nf4_rows
 
 Tensors = list[torch.Tensor]
+FEW_ROWS = 64
+"""Rows up to which dequantising takes longer than the kernel for few rows needs for all."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,16 @@ class Projections:
         self._shape = (out, rank)
         self._sizes = [linear.out_features for linear in linears]
 
-    def multiply(self, x: torch.Tensor, low: LowRank | None) -> torch.Tensor:
-        """The layers' outputs with an adapter that is not trained, or with none; as `forward` computes them."""
-        output = torch.nn.functional.linear(x, self._frozen.weight(x.dtype), self._frozen.bias)
+    def multiply(self, x: torch.Tensor, low: LowRank | None, *, short: bool = False) -> torch.Tensor:
+        """The layers' outputs with an adapter that is not trained, or with none; as `forward` computes them.
+
+        `short`: few rows may go through the kernel for them, which computes other bits.
+        """
+        few = self._frozen.find_few_rows() if short and len(x) <= FEW_ROWS else None
+        if few is not None:
+            output = few(x.float()).to(x.dtype)
+        else:
+            output = torch.nn.functional.linear(x, self._frozen.weight(x.dtype), self._frozen.bias)
         return output if low is None else output.addmm_(x @ low.down.T, low.up.T, alpha=low.scaling)
 
     def join(
@@ -160,8 +169,15 @@ class _Frozen:
         self._linears, self._keeps = linears, keeps
         self.dtype = _find_dtype(linears[0])
         self._kept: torch.Tensor | None = None
-        self._blocks = _join_blocks(linears) if isinstance(linears[0], bitsandbytes.nn.Linear4bit) else None
+        self._few_rows: FewRows | None = None
+        self._blocks = join_blocks(linears) if isinstance(linears[0], bitsandbytes.nn.Linear4bit) else None
         self.bias = _join_biases(linears)
+
+    def find_few_rows(self) -> FewRows | None:
+        """The product of few rows, if there is a kernel for these layers."""
+        if self._few_rows is None and fits_nf4_rows(self._linears, self.dtype):
+            self._few_rows = make_nf4_rows(self._linears)
+        return self._few_rows
 
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
         if self._kept is not None:
@@ -205,46 +221,6 @@ def _find_dtype(linear: Any) -> torch.dtype:
         return linear.dtype
     dtype: torch.dtype = getattr(linear, "compute_dtype", None) or linear.weight.dtype
     return dtype
-
-
-def _join_blocks(linears: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The packed weights of 4-bit layers behind one another, and the scale of each block, float32."""
-    states = [linear.weight.quant_state for linear in linears]
-    if any(getattr(state, "packing_format_for_cpu", False) for state in states):
-        raise ValueError("a layer that was used in evaluation mode has its weights packed, and is trained no more")
-    if any(math.prod(state.shape) % state.blocksize for state in states[:-1]):
-        raise ValueError("a layer whose weights are no whole number of blocks is not joined with others")
-    scales = torch.cat([_scales(state) for state in states])
-    if len(linears) == 1:
-        return linears[0].weight.data, scales
-    if _stand_together([linear.weight.data for linear in linears]):
-        whole = sum(linear.weight.numel() for linear in linears)
-        return linears[0].weight.data.as_strided((whole, 1), (1, 1)), scales
-    packed = torch.cat([linear.weight.data.flatten() for linear in linears])[:, None]
-    start = 0
-    for linear in linears:
-        stop = start + linear.weight.numel()
-        linear.weight.data = packed[start:stop]
-        start = stop
-    return packed, scales
-
-
-def _stand_together(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether they were joined before, for another reader of the same layers."""
-    place = tensors[0].storage_offset()
-    for tensor in tensors:
-        if tensor.untyped_storage().data_ptr() != tensors[0].untyped_storage().data_ptr():
-            return False
-        if tensor.storage_offset() != place or not tensor.is_contiguous():
-            return False
-        place += tensor.numel()
-    return True
-
-
-def _scales(state: Any) -> torch.Tensor:
-    if not state.nested:
-        return state.absmax.float()  # type: ignore[no-any-return]
-    return (dequantize_blockwise(state.absmax, state.state2) + state.offset).float()  # type: ignore[no-any-return]
 
 
 def _join_biases(linears: Sequence[Any]) -> torch.Tensor | None:

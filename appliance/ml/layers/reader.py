@@ -1,7 +1,7 @@
 """Many rows through a base and at most one adapter, without gradients: prompts, probes and evaluations.
 
-The same layers as in training, and the same products: few rows have a kernel of their own
-(`ml/inference/stepping.py`), which is ruinous for many.
+The same layers as in training, and the same products. Few rows have a kernel of their own
+(`ml/quantised/nf4_rows.py`), which is slow for many: a short prompt takes it.
 """
 
 from __future__ import annotations
@@ -64,8 +64,14 @@ class Reader:
         ]
 
     @torch.inference_mode()
-    def hidden(self, ids: Sequence[int], positions: Sequence[int], seen: Seen, long: Sequence[bool]) -> torch.Tensor:
-        """[tokens, hidden] behind the last norm; `long` says which tokens are of a long sequence (`Positions`)."""
+    def hidden(
+        self, ids: Sequence[int], positions: Sequence[int], seen: Seen, long: Sequence[bool], *, short: bool = False
+    ) -> torch.Tensor:
+        """[tokens, hidden] behind the last norm; `long` says which tokens are of a long sequence (`Positions`).
+
+        `short`: few tokens may go through the kernel for few rows. What is compared bit for bit with other passes (an
+        evaluation, a probe) does not.
+        """
         device = self._model.embed_tokens.weight.device
         x = embed(self._model, torch.tensor(list(ids), device=device), self._architecture)
         marks = torch.tensor(list(long), device=device) if any(long) else None
@@ -73,5 +79,5 @@ class Reader:
         none = (None,) * 4
         for number, layer in enumerate(self._layers):
             lows = none if self.adapter is None else self.adapter[number]
-            x = layer.read(number, x, rotations[layer.rope], seen, lows)
+            x = layer.read(number, x, rotations[layer.rope], seen, lows, short=short)
         return self._norm.forward(x)

@@ -133,10 +133,13 @@ class Base:
         return self.read(pack.ids[start:], pack.positions[start:], seen, long[start:])
 
     @torch.inference_mode()
-    def read(self, ids: Sequence[int], positions: Sequence[int], seen: Seen, long: Sequence[bool]) -> torch.Tensor:
-        """[tokens, hidden] of tokens at these positions, without gradients; `long` marks those of a long sequence."""
+    def read(
+        self, ids: Sequence[int], positions: Sequence[int], seen: Seen, long: Sequence[bool], *, short: bool = False
+    ) -> torch.Tensor:
+        """[tokens, hidden] of tokens at these positions, without gradients; `long` marks those of a long sequence,
+        `short` is the reader's."""
         if self.reader is not None:
-            return self.reader.hidden(ids, positions, seen, long)
+            return self.reader.hidden(ids, positions, seen, long, short=short)
         return self.hidden(
             input_ids=torch.tensor([list(ids)], device=self.device),
             position_ids=torch.tensor([list(positions)], device=self.device),
@@ -157,13 +160,15 @@ def load_base(
     trainable: bool = False,
     packs: bool = True,
     reads: bool = False,
+    keeps: bool = True,
 ) -> Base:
     """A base from a converted folder; BadInput for anything but local safetensors and the tuples we know.
 
     `trainable`: for training the weights themselves, which are float32 then: a step is lost in bfloat16's rounding.
     `packs`: whether bitsandbytes may repack a layer's weights when it first answers. A method that dequantises them
     again in every pass (DoRA) would read noise then, and nobody would say so.
-    `reads`: whether many rows go through the layers by hand, where the table of architectures covers them.
+    `reads`: whether many rows go through the layers by hand, where the table of architectures covers them. `keeps`:
+    whether they keep a small model's weights dequantised, which takes four times the memory of its 4-bit weights.
     """
     if quantisation not in QUANTISATIONS:
         raise BadInput(f"base, quantisation: expected {' or '.join(QUANTISATIONS)}, got {quantisation!r}")
@@ -195,16 +200,16 @@ def load_base(
     model.requires_grad_(False)
     model.eval()
     _choose_kernels(model, dtype, packs)
-    reader = _make_reader(model) if reads else None
+    reader = _make_reader(model, KEPT_BYTES if keeps else 0) if reads else None
     return Base(model, load_chat(folder), device, dtype if trainable and dtype != torch.float32 else None, reader)
 
 
-def _make_reader(model: Any) -> Reader | None:
+def _make_reader(model: Any, kept_bytes: int) -> Reader | None:
     architecture = find_architecture(model)
     kinds = {type(module).__name__ for module in model.get_decoder().layers.modules() if hasattr(module, "in_features")}
     if architecture is None or not kinds <= {"Linear", "Linear4bit", "GptqLinear"}:
         return None
-    return Reader(model, architecture, kept_bytes=KEPT_BYTES)
+    return Reader(model, architecture, kept_bytes=kept_bytes)
 
 
 def _quantise(quantisation: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:

@@ -60,6 +60,24 @@ def page_at(connection: Connection, index: int, kind: str, past: str, limit: int
     return [Version(*row) for row in connection.execute(rows)]
 
 
+def versions_between(
+    connection: Connection, after: int, last: int, kinds: Iterable[str], unit: str | None = None
+) -> tuple[list[str], list[int]]:
+    """Every value of these kinds that stood at some entry from `after` to `last`; and the entries after `after` that
+    changed one. With `unit`, of what belongs to units only what is its."""
+    column = projections.c
+    stood = (column.since <= last, or_(column.until.is_(None), column.until > after))
+    values, changed = [], set[int]()
+    for kind in kinds:
+        rows = select(column.since, column.until, column.value).where(column.kind == kind, *stood)
+        if unit is not None and kind in OF_UNITS:
+            rows = rows.where(column.id.startswith(release_key(unit, ""), autoescape=True))
+        for since, until, value in connection.execute(rows):
+            values.append(value)
+            changed |= {index for index in (since, until) if index is not None and after < index <= last}
+    return values, sorted(changed)
+
+
 def state_at(connection: Connection, index: int, kinds: Iterable[str], unit: str | None = None) -> State:
     """The state after this entry, as far as these kinds go, and this unit."""
     data = read_entry_bytes(connection, index)

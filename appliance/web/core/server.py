@@ -34,7 +34,7 @@ HEADER_BYTES = 16_384
 @dataclass(frozen=True)
 class Door:
     """Who stands behind it, where it is open, and under which certificate. Only a `guarded` one has limits of time:
-    behind the people's stands whoever may read the service's own socket."""
+    behind the people's is every account that may open the service's socket."""
 
     app: ASGIApp
     socket: socket.socket

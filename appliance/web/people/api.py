@@ -246,21 +246,23 @@ def _tables(router: APIRouter, context: Context) -> None:
         return import_status(context, parse_digest(order), wait_s)
 
     kinds = ("bases", "datasets", "imports", "runs", "adapters", "judgements", "releases", "holds", "witnesses")
-    for name in (*kinds, "delegations"):
+    for name in (*kinds, "delegations", "validation-sets"):
         _table(router, context, name)
 
 
 def _table(router: APIRouter, context: Context, name: str) -> None:
+    member = name.replace("-", "_")
+
     @router.get(f"/v1/{name}", name=name)
     def rows() -> list[dict[str, Any]]:
-        return [_row(context, row) for row in getattr(context.ledger.state, name).values()]
+        return [_row(context, row) for row in getattr(context.ledger.state, member).values()]
 
     if name in ("imports", "judgements", "releases", "holds", "witnesses", "delegations"):
         return
 
     @router.get(f"/v1/{name}/{{key}}", name=f"one of {name}")
     def row(key: str) -> dict[str, Any]:
-        table = getattr(context.ledger.state, name)
+        table = getattr(context.ledger.state, member)
         found = table.get(key)
         if found is None:
             raise NotFound(unknown_word(name, key, [known for known, _ in table.items()]))
@@ -340,7 +342,13 @@ def _questions(router: APIRouter, context: Context, person: Callable[..., Sessio
     asking = Depends(person)
 
     @router.get("/v1/units/{unit}/could-load")
-    def could_load(unit: str, at: str | None = None) -> dict[str, Any]:
+    def could_load(
+        unit: str, at: str | None = None, since: str | None = None, until: str | None = None
+    ) -> dict[str, Any]:
+        if since is not None and at is None:
+            return questions.could_load_between(context, unit, since, until)
+        if since is not None or until is not None:
+            raise BadInput("could-load: expected `at`, or `since` with or without `until`, got others")
         return questions.could_load_at(context, unit, at)
 
     @router.get("/v1/datasets/{name}/uses")

@@ -56,7 +56,7 @@ class Issuing:
             return refusal(openai_body, Foreign(said, "http", 405), {"Allow": "POST"})
         if scope["path"] == CHALLENGE:
             return JSONResponse({"nonce": self._challenges.make()})
-        # Before a place is taken: whoever sends slowly keeps nobody out.
+        # Read before a place is taken, so that a slow sender blocks no other.
         await body.read(scope)
         data = (await body.replay())["body"]
         if self._running >= MOST:

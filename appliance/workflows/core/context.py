@@ -24,6 +24,7 @@ from appliance.store.files.artifacts import Artifacts
 from appliance.store.files.calibrations import Calibrations
 from appliance.store.files.checkpoints import Checkpoints
 from appliance.store.files.keyring import Keyring
+from appliance.store.files.local_sets import LocalSets
 from appliance.store.files.steps import Steps
 from appliance.store.files.witnessed import Witnessed
 from appliance.store.ledger.ledger import Ledger
@@ -57,6 +58,7 @@ class Context:
     checkpoints: Checkpoints
     steps: Steps
     calibrations: Calibrations
+    local_sets: LocalSets
     keyring: Keyring
     witnessed: Witnessed
     adapter_signer: Signer

@@ -30,7 +30,7 @@ _ERRORS: dict[str, type[ApplianceError]] = {
     **{error.code: error for error in (BadInput, NotFound, Tampered, Unavailable)},
     "probe-differs": Tampered,
     "adapter-inactive": Tampered,
-    **dict.fromkeys(("out-of-memory", "cache-full", "not-finite", "answer-failed"), Unavailable),
+    **dict.fromkeys(("out-of-memory", "cache-full", "not-finite", "answer-failed", "harness-missing"), Unavailable),
     "context-length": TooLarge,
     "cut-off": Denied,
 }
@@ -54,6 +54,7 @@ def worker(
     write: tuple[Path, ...] = (),
     gpu: bool = False,
     cpu_s: int | None = None,
+    libraries: tuple[Path, ...] = (),
 ) -> Iterator[Worker]:
     """A started worker, findable by `key` while it lives, so that it can be stopped; ended on the way out.
 
@@ -62,7 +63,8 @@ def worker(
     accepted = frozenset(context.ledger.state.parameters.accepted_missing_layers)
     name = f"{key.replace(':', '-')}-{module.rpartition('.')[2]}.log"
     with context.artifacts.staging() as scratch:
-        sandbox = Sandbox(read=read, write=(scratch, *write), devices=gpu, limits=Limits(cpu_s=cpu_s))
+        limits = Limits(cpu_s=cpu_s)
+        sandbox = Sandbox(read=read, write=(scratch, *write), devices=gpu, limits=limits, libraries=libraries)
         started = start_worker(
             module, sandbox, log=context.logs / name, accepted_missing=accepted, probes=context.probes
         )

@@ -11,6 +11,8 @@ from typing import Any
 from pydantic import Field
 
 from appliance.domain.core.names import Digest, Identifier, Value
+from appliance.domain.core.words import unknown_word
+from appliance.domain.data.imports import judges_only
 from appliance.domain.data.standing import base_is
 from appliance.domain.data.tasks import Format, Task, wrong_share
 from appliance.errors import ApplianceError, Denied, NotFound, refuse
@@ -51,6 +53,8 @@ class Rows(Value):
     seed: int = Field(default=1, ge=0, le=2**31 - 1)
     held_out: str = "0.2"
     held_out_file: Digest | None = None
+    judges: bool = False
+    """Whether they are for a validation set, of which no row is trained on."""
     keep: bool = False
     """Whether the uploads stay where nothing is wrong with them: an import follows."""
 
@@ -63,8 +67,13 @@ def order_check(context: Context, principal: str, rows: Rows) -> str:
     """In a queue of its own, so that it holds up no import. The key under which its end is asked for, by the same
     person."""
     person = context.ledger.state.principals.get(principal)
-    if person is None or not person.has("operator"):
-        raise Denied(f"dataset check: expected an operator, got {principal}")
+    if person is None or not (person.has("operator") or person.has("validator")):
+        raise Denied(f"dataset check: expected an operator or a validator, got {principal}")
+    if not person.has("validator"):
+        with context.ledger.lock:
+            against = [reason for digest in rows.uploads for reason in judges_only(context.ledger.state, digest)]
+        if against:
+            raise Denied("dataset check", reasons=tuple(against))
     if rows.held_out_file is None:
         refuse("dataset", wrong_share(rows.held_out))
     for digest in rows.uploads:
@@ -89,7 +98,7 @@ def _base(context: Context, name: str) -> Path:
     state = context.ledger.state
     base = state.bases.get(name)
     if base is None:
-        raise NotFound(f"base: expected an imported one, got {name}")
+        raise NotFound(unknown_word("base", name, [key for key, _ in state.bases.items()], "an imported one"))
     if reasons := base_is(state, name, base.digest):
         raise Denied(reasons[0])
     return context.artifacts.path(base.digest)
@@ -121,6 +130,7 @@ def _check(context: Context, key: str, rows: Rows) -> dict[str, Any]:
             "labels": rows.labels,
             "seed": rows.seed,
             "held_out": rows.held_out,
+            "judges": rows.judges,
         }
         if rows.held_out_file is not None:
             os.link(context.artifacts.upload(rows.held_out_file), source / HELD_OUT)

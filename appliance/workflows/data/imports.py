@@ -1,4 +1,5 @@
-"""A base or a dataset is taken in: uploaded bytes, a sandboxed worker that parses them, an entry that binds them."""
+"""A base, a dataset or a validation set is taken in: uploaded bytes, a sandboxed worker that parses them, an entry that
+binds them."""
 
 from __future__ import annotations
 
@@ -19,8 +20,16 @@ from appliance.domain.core.signatures import Accepted
 from appliance.domain.core.state import State
 from appliance.domain.data.bases import BaseImported
 from appliance.domain.data.datasets import DatasetImported, next_dataset_version
-from appliance.domain.data.imports import CancelImport, ImportBase, ImportDataset, ImportFailed
+from appliance.domain.data.imports import (
+    CancelImport,
+    ImportBase,
+    ImportDataset,
+    ImportFailed,
+    ImportRows,
+    ImportValidationSet,
+)
 from appliance.domain.data.standing import base_is
+from appliance.domain.data.validation_sets import ValidationSetImported, next_set_version
 from appliance.domain.rulebook.registry import ORDERS
 from appliance.errors import ApplianceError, BadInput, Denied, NotFound, Tampered, Unavailable
 from appliance.formats.artifacts.manifest import Manifest, ManifestFile, parse_manifest
@@ -47,7 +56,11 @@ _BASE_STEP, DATASET_STEP = 2 << 30, 4 << 20
 compressed one is many times its size."""
 _RETRY_FOR_S = 60.0
 """No more for what it imported, which may be what fills the disk; why it failed is recorded once that is gone."""
-MEASURED = ("rows", "train_rows", "held_out_rows", "max_tokens", "mean_tokens", "mean_trained_tokens", "lengths")
+BLIND_FAILURE = "{subject}: its rows cannot be used; what is wrong is not recorded of a blind set: check the file first"
+MEASURED = ("rows", "max_tokens", "mean_tokens", "mean_trained_tokens")
+_OF_A_DATASET = ("train_rows", "held_out_rows", "lengths")
+_GROUPED = ("clusters", "slices")
+"""Facts of rows, those of a dataset alone, and those of rows whose import named such a column."""
 
 
 def check_base_uploaded(context: Context, order: ImportBase) -> None:
@@ -57,16 +70,10 @@ def check_base_uploaded(context: Context, order: ImportBase) -> None:
         read_source_manifest(context, order)
 
 
-def check_dataset_uploaded(context: Context, order: ImportDataset) -> None:
+def check_rows_uploaded(context: Context, order: ImportRows) -> None:
     """The files that the order binds were uploaded; NotFound names the digest that was not."""
-    context.artifacts.upload(order.file)
-    if _holds_out_file(order):
-        context.artifacts.upload(order.held_out)
-
-
-def _holds_out_file(order: ImportDataset) -> bool:
-    """Whether the rows held out are a file of their own, named by its digest."""
-    return order.held_out.startswith("sha256:")
+    for digest in order.files:
+        context.artifacts.upload(digest)
 
 
 def read_source_manifest(context: Context, order: ImportBase) -> Manifest:
@@ -83,7 +90,7 @@ def read_source_manifest(context: Context, order: ImportBase) -> Manifest:
 
 def enqueue(context: Context, digest: str, verb: str) -> None:
     """The import that the order of this digest asked for is carried through when its turn comes."""
-    carry = {ImportBase.verb: import_base, ImportDataset.verb: import_dataset}[verb]
+    carry = {ImportBase.verb: import_base}.get(verb, import_rows)
     queue_of(context, verb).put(partial(carry, context, digest))
 
 
@@ -145,46 +152,64 @@ def import_base(context: Context, digest: str) -> None:
     _carry_through(context, digest, work)
 
 
-def import_dataset(context: Context, digest: str) -> None:
-    """Parses, splits and renders the uploaded file and records the dataset, or why not (with the line)."""
+def import_rows(context: Context, digest: str) -> None:
+    """Parses, splits and renders the uploaded file and records the dataset or validation set, or why not (with the
+    line; of a blind set without)."""
 
     def work(staging: Path, source: Path) -> dict[str, Any]:
-        order: ImportDataset = _order(context, digest, ImportDataset)
+        order: ImportRows = _order(context, digest, ImportRows)
         given = source / f"rows.{order.format}"
-        os.link(context.artifacts.upload(order.file), given)
-        if _holds_out_file(order):
-            os.link(context.artifacts.upload(order.held_out), source / HELD_OUT)
-        base = _checked_base(context, order)
+        for upload, path in zip(order.files, (given, source / HELD_OUT), strict=False):
+            os.link(context.artifacts.upload(upload), path)
+        base = checked_base(context, order.base)
         key = secrets.token_bytes(32)
         bounds = bounds_of(context, source.iterdir(), DATASET_STEP)
-        task = _dataset_task(context, order, given, base, staging)
+        task = _rows_task(context, order, given, base, staging)
         result, walls = _prepare(context, digest, bounds, task, key, read=(source, base), write=staging)
-        name = versioned(order.dataset, next_dataset_version(context.ledger.state, order.dataset))
-        facts = {"task": order.task, **{name: result[name] for name in MEASURED}, "labels": len(result["labels"])}
-        manifest = seal_folder(context, staging, order.dataset, int(name.rpartition("@")[2]))
-        sealed = digest_bytes(manifest)
-        body = DatasetImported(
-            order=digest, dataset=name, base=order.base, root=result["root"], facts=facts, walls=walls
-        )
+        named = _name_rows(context.ledger.state, order)
+        facts = _measure(order, result)
+        sealed = digest_bytes(manifest := seal_folder(context, staging, *named))
+        body = _imported(digest, order, versioned(*named), result["root"], facts, walls)
         with recording(context, sealed):
             # The key is durable before the entry: without it no row could ever be proved to be in the dataset.
             context.keyring.keep_secret(secret_name(sealed), key)
             append_with_retry(context, body, most_s=_RETRY_FOR_S, documents={"manifest": manifest})
-        shown = {"labels": result["labels"], "sample": result["sample"]}
-        return {"dataset": name, "digest": sealed, "facts": facts, **shown}
+        told = {"digest": sealed, "facts": facts}
+        if isinstance(order, ImportValidationSet):
+            return {"validation_set": versioned(*named), **told}
+        return {"dataset": versioned(*named), **told, "labels": result["labels"], "sample": result["sample"]}
 
     _carry_through(context, digest, work)
 
 
-def _dataset_task(context: Context, order: ImportDataset, given: Path, base: Path, staging: Path) -> dict[str, Any]:
+def _name_rows(state: State, order: ImportRows) -> tuple[str, int]:
+    """Its name and the next version."""
+    kind, _, name = order.subjects()[0][0].partition(":")
+    following = next_set_version if kind == "validation-set" else next_dataset_version
+    return name, following(state, name)
+
+
+def _measure(order: ImportRows, result: Frame) -> dict[str, Any]:
+    """What the entry says of the rows: numbers alone."""
+    names = (*MEASURED, *(() if isinstance(order, ImportValidationSet) else _OF_A_DATASET))
+    grouped = {name: result[name] for name in _GROUPED if name in result}
+    return {"task": order.task, **{name: result[name] for name in names}, "labels": len(result["labels"]), **grouped}
+
+
+def _imported(
+    digest: str, order: ImportRows, name: str, root: str, facts: dict[str, Any], walls: dict[str, str]
+) -> DatasetImported | ValidationSetImported:
+    said: dict[str, Any] = {"order": digest, "base": order.base, "root": root, "facts": facts, "walls": walls}
+    if isinstance(order, ImportValidationSet):
+        return ValidationSetImported(validation_set=name, **said)
+    return DatasetImported(dataset=name, **said)
+
+
+def _rows_task(context: Context, order: ImportRows, given: Path, base: Path, staging: Path) -> dict[str, Any]:
     texts = context.ledger.disclosures([order.instruction])
     if order.instruction not in texts:
-        raise BadInput(f"dataset {order.dataset}, instruction: expected its text beside the order, got none")
-    held_out = {"held_out": order.held_out}
-    if _holds_out_file(order):
-        held_out = {"held_out_source": str(given.parent / HELD_OUT)}
+        raise BadInput(f"{order.subjects()[0][0]}, instruction: expected its text beside the order, got none")
     return {
-        "task": "dataset",
         "teaches": order.task,
         "source": str(given),
         "format": order.format,
@@ -192,17 +217,20 @@ def _dataset_task(context: Context, order: ImportDataset, given: Path, base: Pat
         "labels": list(order.labels),
         "instruction": texts[order.instruction].text,
         "base": str(base),
-        "seed": order.seed,
         "output": str(staging),
-        **held_out,
+        **_divide(order, given),
     }
 
 
-def _checked_base(context: Context, order: ImportDataset) -> Path:
-    base = context.ledger.state.bases.get(order.base)
-    if base is None:
-        raise NotFound(f"base: expected an imported one, got {order.base}")
-    return checked_base(context, base.name)
+def _divide(order: ImportRows, given: Path) -> dict[str, Any]:
+    """Which worker's task it is, and which rows are held out."""
+    if isinstance(order, ImportValidationSet):
+        return {"task": "validation-set", "blind": order.blind}
+    if not isinstance(order, ImportDataset):
+        raise BadInput(f"import: expected rows of a dataset or a validation set, got {order.verb}")
+    if order.held_out_file is not None:
+        return {"task": "dataset", "seed": order.seed, "held_out_source": str(given.parent / HELD_OUT)}
+    return {"task": "dataset", "seed": order.seed, "held_out": order.held_out}
 
 
 def checked_base(context: Context, name: str) -> Path:
@@ -262,7 +290,8 @@ def _fail(context: Context, digest: str, error: ApplianceError) -> None:
         _discard_uploads(context, digest)
         context.progress.end(digest, error={"code": CANCELLED, "message": f"import of {record.subject} was cancelled"})
         return
-    message = conceal(error.message)
+    hidden = record is not None and record.blind
+    message = conceal(BLIND_FAILURE.format(subject=record.subject) if record and hidden else error.message)
     with suppress(Denied):
         body = ImportFailed(order=digest, code=error.code, message=message.commitment)
         append_with_retry(context, body, disclosures=(message,))
@@ -299,8 +328,8 @@ def discard_unwanted(context: Context, uploads: Iterable[str], sent_by: float) -
 def _uploads_of(context: Context, record: Import) -> list[str]:
     """The digests of what the import reads, whether its order counts still or not."""
     order = ORDERS.read_recorded(context.ledger.state, context.ledger.documents_of(record.index)["order"]).order
-    if isinstance(order, ImportDataset):
-        return [order.file, order.held_out] if _holds_out_file(order) else [order.file]
+    if isinstance(order, ImportRows):
+        return list(order.files)
     if not isinstance(order, ImportBase):
         return []
     files: tuple[ManifestFile, ...] = ()
@@ -321,6 +350,7 @@ def _cancel(context: Context, accepted: Accepted) -> None:
 
 EFFECTS = (
     Effect(ImportBase, ready=check_base_uploaded, start=_start),
-    Effect(ImportDataset, ready=check_dataset_uploaded, start=_start),
+    Effect(ImportDataset, ready=check_rows_uploaded, start=_start),
+    Effect(ImportValidationSet, ready=check_rows_uploaded, start=_start),
     Effect(CancelImport, start=_cancel),
 )

@@ -3,10 +3,12 @@ texts, where it is as long as nobody has erased it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from appliance.domain.core.names import versioned
-from appliance.domain.core.records import Dataset
+from appliance.domain.core.records import BoundSet, Dataset, ValidationSet
 from appliance.domain.data.teaching import ABOUT_FILE, Teaching, parse_about
-from appliance.errors import Tampered
+from appliance.errors import Denied, Tampered
 from appliance.formats.artifacts.manifest import parse_manifest
 from appliance.formats.core.commitment import Disclosure
 from appliance.formats.core.digest import digest_bytes
@@ -21,15 +23,31 @@ def read_teaching(context: Context, dataset: Dataset) -> Teaching:
     return Teaching(parse_about(read_about(context, dataset)), None if found is None else found.text)
 
 
-def read_about(context: Context, dataset: Dataset) -> bytes:
+def read_about(context: Context, dataset: Dataset | ValidationSet) -> bytes:
     """The bytes of the folder's dataset.json, compared with the manifest that the dataset's entry binds."""
     data = context.artifacts.read(dataset.digest, ABOUT_FILE, _MAX_ABOUT_BYTES)
     manifest = parse_manifest(context.ledger.documents_of(dataset.index)["manifest"])
     expected = next((file.digest for file in manifest.files if file.path == ABOUT_FILE), "none in its manifest")
     if (got := digest_bytes(data)) != expected:
         name = versioned(dataset.name, dataset.version)
-        raise Tampered(f"dataset {name}, {ABOUT_FILE}: expected {expected}, got {got}")
+        raise Tampered(f"{name}, {ABOUT_FILE}: expected {expected}, got {got}")
     return data
+
+
+def check_labels(context: Context, name: str, sets: Iterable[BoundSet]) -> None:
+    """Denied where a validation set has a label that the dataset of this name does not: no answer could be right. Only
+    how many there are is said: the set may be blind."""
+    state = context.ledger.state
+    dataset = state.datasets.get(name)
+    known = set() if dataset is None else set(parse_about(read_about(context, dataset)).labels)
+    for bound in sets:
+        found = state.validation_sets.get(bound.validation_set)
+        if found is None:
+            continue  # the rules say so
+        others = set(parse_about(read_about(context, found)).labels) - known
+        if others:
+            said = f"expected labels of the dataset {name} alone, got {len(others)} others"
+            raise Denied(f"validation set {bound.validation_set}: {said}")
 
 
 def disclosed_instruction(context: Context, commitment: str) -> Disclosure | None:

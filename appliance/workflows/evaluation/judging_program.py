@@ -11,14 +11,13 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from appliance.domain.evaluation.evidence import Conclusion, conclude
-from appliance.domain.evaluation.gates import parse_gates
+from appliance.domain.evaluation.gates import HELD_OUT, parse_gates
 from appliance.domain.evaluation.items import Item, parse_items
-from appliance.domain.evaluation.judging import HELD_OUT
-from appliance.domain.evaluation.verdict import Evidence
+from appliance.domain.evaluation.verdict import Evidence, Overlap
 from appliance.errors import ApplianceError
 from appliance.runners.program import END
 from appliance.runners.walls.privileges import forbid_dumps
@@ -29,27 +28,33 @@ POLITENESS = 10
 
 @dataclass(frozen=True)
 class Question:
-    """`gates`: canonical bytes, None where none are bound. `items`: of the run. `others`: by comparison the items of
-    another run; None where no version is released, and missing where there are none of the same rows."""
+    """`gates`: canonical bytes, None where none are bound. `sets`: the run's items by set. `others`: by comparison and
+    set the items of another record; None where no version is released, and missing where there are none of the same
+    rows. The rest is as `Evidence` has it."""
 
     gates: bytes | None
-    items: bytes
-    others: Mapping[str, bytes | None]
-    judged_before: int
+    sets: Mapping[str, bytes]
+    others: Mapping[tuple[str, str], bytes | None] = field(default_factory=dict)
+    judged_before: Mapping[str, int] = field(default_factory=dict)
+    named_before: Mapping[str, int] = field(default_factory=dict)
+    overlaps: Mapping[str, Overlap] = field(default_factory=dict)
 
 
 def encode_question(question: Question) -> Iterator[bytes]:
     """Lines for `run_program`."""
-    others = sorted(question.others.items())
+    sets, others = sorted(question.sets.items()), sorted(question.others.items())
     value = {
         "gates": None if question.gates is None else question.gates.decode(),
-        "lines": question.items.count(b"\n"),
-        "others": [[name, None if items is None else items.count(b"\n")] for name, items in others],
-        "judged_before": question.judged_before,
+        "sets": [[name, items.count(b"\n")] for name, items in sets],
+        "others": [[*key, None if items is None else items.count(b"\n")] for key, items in others],
+        "judged_before": dict(question.judged_before),
+        "named_before": dict(question.named_before),
+        "overlaps": {name: list(found) for name, found in question.overlaps.items()},
     }
     yield json.dumps(value).encode() + b"\n"
-    for data in (question.items, *(items for _, items in others if items is not None)):
-        yield from data.splitlines(keepends=True)
+    for _, data in (*sets, *others):
+        if data is not None:
+            yield from data.splitlines(keepends=True)
 
 
 def answer(given: BinaryIO) -> Conclusion:
@@ -58,13 +63,15 @@ def answer(given: BinaryIO) -> Conclusion:
     def read(lines: int) -> tuple[Item, ...]:
         return parse_items(b"".join(given.readline() for _ in range(lines)))
 
-    items = read(value["lines"])
-    others = {(name, HELD_OUT): None if lines is None else read(lines) for name, lines in value["others"]}
+    sets = {name: read(lines) for name, lines in value["sets"]}
+    others = {(model, name): None if lines is None else read(lines) for model, name, lines in value["others"]}
     if given.readline() != END:
         os._exit(1)  # the service has died
     threading.Thread(target=_end_with_service, name="end-with-service", daemon=True).start()
     gates = None if value["gates"] is None else parse_gates(value["gates"].encode())
-    return conclude(gates, items, Evidence({HELD_OUT: items}, others, {HELD_OUT: value["judged_before"]}))
+    overlaps = {name: Overlap(*found) for name, found in value["overlaps"].items()}
+    evidence = Evidence(sets, others, value["judged_before"], value["named_before"], overlaps)
+    return conclude(gates, sets[HELD_OUT], evidence)
 
 
 def main() -> int:

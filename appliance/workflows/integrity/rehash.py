@@ -63,7 +63,7 @@ def check_all(context: Context) -> tuple[str, ...]:
 
 
 def _list_artifacts(context: Context) -> list[tuple[str, str]]:
-    """Bases and what is loaded first, then other adapters, then datasets."""
+    """Bases and what is loaded first, then other adapters, then datasets and validation sets."""
     state = context.ledger.state
     loaded = {slot.adapter for slot in state.slots.values()}
     standing = [(key, adapter) for key, adapter in state.adapters.items() if adapter.quarantined is None]
@@ -72,6 +72,7 @@ def _list_artifacts(context: Context) -> list[tuple[str, str]]:
         *((f"base:{base.name}", base.digest) for base in state.bases.values() if base.quarantined is None),
         *((f"adapter:{key}", adapter.manifest) for key, adapter in standing),
         *((f"dataset:{key}", dataset.digest) for key, dataset in state.datasets.items()),
+        *((f"validation-set:{key}", found.digest) for key, found in state.validation_sets.items()),
     ]
 
 

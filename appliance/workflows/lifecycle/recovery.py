@@ -102,5 +102,6 @@ def named_artifacts(state: State) -> frozenset[str]:
     return frozenset(
         [base.digest for base in state.bases.values()]
         + [dataset.digest for dataset in state.datasets.values()]
+        + [found.digest for found in state.validation_sets.values()]
         + [adapter.manifest for adapter in state.adapters.values()]
     )

@@ -97,13 +97,13 @@ def _disk(folder: Path) -> Finding:
 
 def _compiled() -> Finding:
     """The kernel for adapters: it needs torch's libraries to be loaded, so its header alone is looked at."""
-    files = sorted((PACKAGE / "ml").glob("_lora*.so"))
+    files = sorted((PACKAGE / "ml").glob("_kernels*.so"))
     fits = [path.name for path in files if _kind_of(path) == _kind_of(Path("/proc/self/exe"))]
     return judge(
         "compiled kernel",
         bool(fits),
         fits[0] if fits else f"{files[0].name}, for another processor" if files else "none",
-        "the compiled appliance.ml._lora for this processor",
+        "the compiled appliance.ml._kernels for this processor",
         "install the appliance's wheel for this machine",
     )
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from appliance.domain.core.names import Time
 from appliance.domain.core.records import Adapter
+from appliance.domain.core.roles import is_unit
 from appliance.domain.core.state import State
 from appliance.domain.governance.endorsement import waiting_orders
-from appliance.domain.releases.approval import counted, latest_reviews, needed
+from appliance.domain.releases.approval import counted, inadmissible, latest_reviews, needed
 from appliance.domain.releases.tiers import current_request, tier_of
 from appliance.formats.core.timestamp import parse_time
 from appliance.formats.log.checkpoint import claimed_size
@@ -34,6 +35,7 @@ def status(context: Context) -> dict[str, Any]:
             "witnesses": _witnesses(state, now),
             "orders": shown_orders(waiting_orders(state, now)),
             "reviews": [_review(state, adapter, now) for adapter in _unreviewed(state, now)],
+            "releases": _unreleased(state, now),
         }
 
 
@@ -149,6 +151,24 @@ def _unreviewed(state: State, now: Time) -> list[Adapter]:
             review.decision == "reject" for unit in _units(adapter) for review in latest_reviews(state, adapter, unit)
         )
     ]
+
+
+def _unreleased(state: State, now: Time) -> list[dict[str, Any]]:
+    """Approved adapters that no release of the unit ever named, and who could release them."""
+    named = {(release.unit, past.adapter) for release in state.releases.values() for past in release.history}
+    waiting = [
+        (f"{adapter.name}@{adapter.version}", unit)
+        for adapter in state.adapters.values()
+        for unit in _units(adapter)
+        if (unit, f"{adapter.name}@{adapter.version}") not in named
+        and not inadmissible(state, adapter, unit, now)
+        and is_unit(state, unit)
+    ]
+    owners = {
+        unit: sorted(p.name for p in state.principals.values() if p.has(f"release-owner:{unit}"))
+        for unit in {unit for _, unit in waiting}
+    }
+    return [{"adapter": adapter, "unit": unit, "owners": owners[unit]} for adapter, unit in waiting]
 
 
 def _units(adapter: Adapter) -> list[str]:

@@ -18,6 +18,7 @@ def storage(context: Context) -> dict[str, Any]:
     kinds = {
         "bases": [(name, size_of(folder(base.digest))) for name, base in state.bases.items()],
         "datasets": [(name, size_of(folder(dataset.digest))) for name, dataset in state.datasets.items()],
+        "validation sets": [(name, size_of(folder(one.digest))) for name, one in state.validation_sets.items()],
         "adapters": [(name, size_of(folder(adapter.manifest))) for name, adapter in state.adapters.items()],
         "uploads": _files(home / "uploads"),
         "logs": _files(home / "logs"),

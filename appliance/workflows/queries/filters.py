@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from appliance.domain.core.names import SERVICE
@@ -19,11 +20,13 @@ _NAMES: dict[str, Callable[[State], Collection[str]]] = {
     "run": lambda state: [key for key, _ in state.runs.items()],
     "task": lambda state: {release.task for release in state.releases.values()},
     "unit": lambda state: [person.name for person in state.principals.values() if "unit" in person.roles],
+    "validation-set": lambda state: [key for key, _ in state.validation_sets.items()],
     "witness": lambda state: [witness.name for witness in state.witnesses.values()],
 }
 """What the state holds of each kind of subject."""
 _OTHERS = ("order", "policy", "request", "text")
 """Kinds of subjects that are known by the log's entries alone."""
+_WORD = re.compile(r"[^a-z]+")
 _ALONE = ("log-key", "rules")
 """Subjects that have no name."""
 
@@ -31,7 +34,16 @@ _ALONE = ("log-key", "rules")
 def unknown_types(types: Sequence[str]) -> Iterator[str]:
     for kind in types:
         if kind not in EVENTS:
-            yield unknown_word("type", kind, EVENTS.keys(), "a type of entry")
+            near = "" if "." in kind else _alike(kind)
+            told = unknown_word("type", kind, EVENTS.keys() if not near else (), "a type of entry")
+            yield told + near
+
+
+def _alike(kind: str) -> str:
+    """The types that share a word with one that is unknown."""
+    words = {word for word in _WORD.split(kind) if len(word) > 2}
+    alike = [known for known in sorted(EVENTS) if words & set(_WORD.split(known))]
+    return f"; did you mean {', '.join(alike)}?" if alike else ""
 
 
 def unknown_names(context: Context, actor: str | None, unit: str | None, subjects: Sequence[str]) -> Iterator[str]:

@@ -52,7 +52,7 @@ def _pending_order(context: Context, pending: PendingOrder) -> dict[str, Any]:
 
 
 def _against(context: Context, pending: PendingOrder, envelope: bytes) -> list[str]:
-    """Why an endorsement would be refused whoever signs it: the order has expired, or may not be carried out any more.
+    """Why an endorsement would be refused for every signer: the order has expired, or may not be carried out any more.
     Of one that sets the log's time nothing is said here, as it is judged by the host's clock."""
     state = context.ledger.state
     order, now = ORDERS.parse(parse_envelope(envelope).payload), context.now(state)

@@ -12,16 +12,25 @@ from appliance.domain.core.records import Dataset
 from appliance.domain.core.state import State
 from appliance.domain.core.words import unknown_word
 from appliance.domain.data.teaching import parse_about
-from appliance.domain.queries.could_load import JUDGED_BY, BeforeLog, could_load
+from appliance.domain.queries.could_load import JUDGED_BY, BeforeLog, CouldLoad, could_load
+from appliance.domain.queries.periods import dates_between, is_same
 from appliance.domain.queries.rows import MODELS
 from appliance.domain.queries.uses import TOLD_OF_ADAPTERS, used_by
-from appliance.errors import Denied, NotFound, Tampered
+from appliance.errors import BadInput, Denied, NotFound, Tampered
 from appliance.formats.artifacts.rows import prove_row, row_proof_value, split_digests
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.formats.core.commitment import disclosure_value
 from appliance.formats.core.fields import encode_base64, parse_decimal
 from appliance.formats.core.timestamp import encode_time, parse_time
-from appliance.store.ledger.past import count_requests, entries_at, last_at, page_at, state_at, values_at
+from appliance.store.ledger.past import (
+    count_requests,
+    entries_at,
+    last_at,
+    page_at,
+    state_at,
+    values_at,
+    versions_between,
+)
 from appliance.workflows.core.context import Context
 from appliance.workflows.data.folders import secret_name
 from appliance.workflows.data.teaching import read_about
@@ -32,6 +41,8 @@ MAX_ROW_PROOFS = 16
 """Rows of one text that are proved; a dataset may hold a text many times."""
 
 ROW_ROLES = ("auditor", "operator")
+MAX_MOMENTS = 400
+"""How often one question about a span is answered."""
 _POLICIES = ("appliance.initialized", "policy.adopted")
 
 
@@ -42,7 +53,43 @@ def could_load_at(context: Context, unit: str, at: str | None) -> dict[str, Any]
         first = _entry_summary(context.ledger.entry_bytes(0))
         before = BeforeLog(unit=unit, at=now, log_begins=first["time"])
         return {**before.model_dump(mode="json"), "rests_on": [first], "disclosures": []}
-    answer = could_load(context.ledger.ask(partial(state_at, index=index, kinds=JUDGED_BY, unit=unit)), unit, now)
+    state = context.ledger.ask(partial(state_at, index=index, kinds=JUDGED_BY, unit=unit))
+    return _told(context, could_load(state, unit, now), index)
+
+
+def could_load_between(context: Context, unit: str, since: str, until: str | None) -> dict[str, Any]:
+    """The same for a span: the answer at its beginning, and each later one that differs from the one before.
+
+    It is asked after each entry that changed what decides, and at each date that the rules count with. BadInput where
+    that is more than MAX_MOMENTS times.
+    """
+    last, end = _moment(context, until)
+    first, begin = _moment(context, since)
+    if last is None or begin >= end:
+        raise BadInput(f"since: expected a moment before {end} and after the log's beginning, got {begin}")
+    if first is None:
+        first, begin = 0, parse_entry(context.ledger.entry_bytes(0)).time
+    between = partial(versions_between, after=first, last=last, kinds=JUDGED_BY, unit=unit)
+    values, changed = context.ledger.ask(between)
+    dates = dates_between(values, begin, end)
+    if len(changed) + len(dates) > MAX_MOMENTS:
+        got = f"{len(changed)} entries and {len(dates)} dates"
+        raise BadInput(f"span: expected at most {MAX_MOMENTS} moments at which an answer may change, got {got}")
+    moments = {(index, parse_entry(context.ledger.entry_bytes(index)).time) for index in changed}
+    for date in dates:
+        index, time = _moment(context, date)
+        moments |= set() if index is None else {(index, time)}
+    periods: list[dict[str, Any]] = []
+    before: CouldLoad | None = None
+    for index, now in [(first, begin), *sorted(moments)]:
+        answer = could_load(context.ledger.ask(partial(state_at, index=index, kinds=JUDGED_BY, unit=unit)), unit, now)
+        if before is None or not is_same(answer, before):
+            periods.append(_told(context, answer, index))
+        before = answer
+    return {"unit": unit, "since": begin, "until": end, "periods": periods}
+
+
+def _told(context: Context, answer: CouldLoad, index: int) -> dict[str, Any]:
     policies = context.ledger.find(types=_POLICIES, before=index + 1, newest=True, limit=1)
     rests_on = sorted({*answer.rests_on, index, *(adopted for adopted, _ in policies)})
     commitments = {

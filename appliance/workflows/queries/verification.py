@@ -103,6 +103,7 @@ def _named_folders(context: Context) -> list[tuple[str, str]]:
     return (
         [(f"base {b.name}", b.digest) for b in state.bases.values() if b.quarantined is None]
         + [(f"dataset {key}", d.digest) for key, d in state.datasets.items()]
+        + [(f"validation set {key}", found.digest) for key, found in state.validation_sets.items()]
         + [(f"adapter {key}", a.manifest) for key, a in state.adapters.items() if a.quarantined is None]
     )
 

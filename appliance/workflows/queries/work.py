@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from appliance.domain.evaluation.judging import count_judged
+from appliance.domain.core.state import State
+from appliance.domain.core.words import unknown_word
+from appliance.domain.evaluation.basis import count_judged, count_judged_on, find_sets
 from appliance.domain.planning.shape import read_roles
 from appliance.domain.recipe.recipe import Facts
 from appliance.errors import NotFound
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.progress import Stream
+from appliance.workflows.evaluation.local_sets import list_local
 from appliance.workflows.runs import planning, steps
 
 
@@ -81,14 +84,24 @@ def run_steps(context: Context, run: str) -> bytes:
     return steps.read(context.ledger.state, context.artifacts, context.steps, run)
 
 
+def _standing_sets(state: State, base_digest: str, task: object) -> list[dict[str, Any]]:
+    """The validation sets that a run on this base and task could be judged on, each in its newest version."""
+    names = [one.name for one in state.validation_sets.values() if task in (None, one.task)]
+    found = find_sets(state, names, base_digest).values()
+    return [{**one.model_dump(mode="json"), "judged_before": count_judged_on(state, one)} for one in found]
+
+
 def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[str, Any]:
     """What a client needs to resolve a recipe by itself."""
     state = context.ledger.state
     base, dataset = state.bases.get(base_name), state.datasets.get(dataset_name)
     if base is None or dataset is None:
-        inputs = (("base", base, base_name), ("dataset", dataset, dataset_name))
+        inputs = (("base", base_name, state.bases), ("dataset", dataset_name, state.datasets))
+        known = ((kind, name, [key for key, _ in table.items()]) for kind, name, table in inputs)
         raise NotFound(
-            "; ".join(f"{kind}: expected an imported one, got {name!r}" for kind, one, name in inputs if not one)
+            "; ".join(
+                unknown_word(kind, name, keys, "an imported one") for kind, name, keys in known if name not in keys
+            )
         )
     roles, experts = read_roles(base.facts)
     facts = Facts(
@@ -108,5 +121,7 @@ def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[st
         "base_facts": base.facts,
         "dataset_facts": dataset.facts,
         "judged_before": count_judged(state, dataset_name),
+        "local_sets": list_local(context, dataset_name),
+        "validation_sets": _standing_sets(state, base.digest, dataset.facts.get("task")),
         "machine": planning.describe_machine(context).model_dump(mode="json"),
     }

@@ -9,7 +9,6 @@ from typing import Any
 from appliance.domain.core.names import encode_value, versioned
 from appliance.domain.core.records import Run
 from appliance.domain.evaluation.baselines import compare
-from appliance.domain.evaluation.items import ITEMS_FILE
 from appliance.domain.evaluation.judging import CALIBRATION_FILE, GATES_FILE, VERDICT_FILE
 from appliance.domain.evaluation.quality import summarize_training
 from appliance.domain.releases.adapters import AdapterSealed, next_version
@@ -28,13 +27,16 @@ from appliance.workflows.core.halt import check_standing
 from appliance.workflows.core.retry import append_with_retry
 from appliance.workflows.data.folders import list_files, recording
 from appliance.workflows.evaluation.judging import Findings, judge_run
+from appliance.workflows.runs.evaluate import RECIPE, Evaluation
 
-RECIPE, METRICS, PROBE, ORIGIN = "recipe.json", "metrics.json", "probe.json", "base.json"
+METRICS, PROBE, ORIGIN = "metrics.json", "probe.json", "base.json"
+MEASURED = ("base", "adapter", "majority", "noise", "sets")
+"""What of an evaluation is sealed as its metrics."""
 BUILD_TYPE = "urn:appliance:build:train:v1"
 
 
 def seal(
-    context: Context, run: Run, order: Train, output: Path, trained: dict[str, Any], evaluation: dict[str, Any]
+    context: Context, run: Run, order: Train, output: Path, trained: dict[str, Any], evaluation: Evaluation
 ) -> str:
     """The sealed adapter's name and version.
 
@@ -43,14 +45,14 @@ def seal(
     """
     check_standing(context, run)
     version = next_version(context.ledger.state, run.name)
-    metrics: dict[str, Any] = {name: evaluation[name] for name in ("base", "adapter", "majority") if name in evaluation}
+    metrics: dict[str, Any] = {name: evaluation.result[name] for name in MEASURED if name in evaluation.result}
     metrics |= _training(output, run.id)
     # As it stands after `run.finished`.
     trained_run = context.ledger.state.runs.get(run.id)
     compared = None if trained_run is None else compare(context.ledger.state, trained_run, metrics["adapter"])
     metrics |= {} if compared is None else {"baseline": compared}
-    findings = judge_run(context, run, evaluation["items"])
-    _write_documents(context, run, order, output, metrics, evaluation["probe"])
+    findings = judge_run(context, run, evaluation.items, metrics["sets"])
+    _write_documents(context, run, order, output, metrics, evaluation.result["probe"])
     _write_findings(output, findings)
     listed = list_files(output, run.name, version)
     manifest = encode_manifest(listed)
@@ -66,7 +68,7 @@ def seal(
     with recording(context, digest):
         append_with_retry(
             context,
-            AdapterSealed(run=run.id, adapter=name, metrics=metrics, walls=evaluation["walls"]),
+            AdapterSealed(run=run.id, adapter=name, metrics=metrics, walls=evaluation.walls),
             documents={"manifest": manifest, "signature": signature, "provenance": provenance, **findings.documents},
         )
     return name
@@ -101,13 +103,13 @@ def _write_documents(
 
 def _write_findings(output: Path, findings: Findings) -> None:
     """What was found of the adapter, and nothing of that kind that a worker put there."""
-    for name in (ITEMS_FILE, GATES_FILE, VERDICT_FILE, CALIBRATION_FILE):
-        path = output / name
-        if name in findings.files:
-            with disk.disk_errors(f"{name} of the run"):
-                disk.write_file(path, findings.files[name])
-        elif os.path.lexists(path):
+    own = (GATES_FILE, VERDICT_FILE, CALIBRATION_FILE)
+    for name in sorted(os.listdir(output)):
+        if (name in own or name.startswith("items")) and name not in findings.files:
             raise Tampered(f"output, {name}: expected none from the training worker, got one")
+    for name, data in findings.files.items():
+        with disk.disk_errors(f"{name} of the run"):
+            disk.write_file(output / name, data)
 
 
 def _provenance(context: Context, run: Run, order: Train, digest: str, trained: dict[str, Any]) -> bytes:
@@ -116,6 +118,8 @@ def _provenance(context: Context, run: Run, order: Train, digest: str, trained: 
     dependencies = [
         _resource(f"base:{run.base}", run.base_digest),
         _resource(f"dataset:{run.dataset}", run.dataset_digest),
+        *(_resource(f"validation-set:{bound.validation_set}", bound.digest) for bound in run.sets),
+        *(_resource(f"local-set:{bound.set}", bound.digest) for bound in run.local_sets),
         _resource("recipe", digest_bytes(recipe)),
         _resource("order", run.order),
         _resource(f"appliance@{context.code.version}", context.code.digest),

@@ -28,6 +28,8 @@ from appliance.workflows.core.record import conceal
 from appliance.workflows.core.retry import append_with_retry, state_with_retry
 from appliance.workflows.core.workers import carry_out, check_walls, worker
 from appliance.workflows.data.imports import checked_base
+from appliance.workflows.data.teaching import check_labels
+from appliance.workflows.evaluation.local_sets import check_local
 from appliance.workflows.runs import checkpoints, evaluate, planning, steps
 from appliance.workflows.runs.seal import seal
 
@@ -144,6 +146,9 @@ def _carry_through(context: Context, run: Run) -> str:
         output, states, scratch = (stack.enter_context(context.artifacts.staging()) for _ in range(3))
         trained = _train(context, run.id, order, Places(base, dataset, output, states))
         evaluation = evaluate.evaluate(context, run, order, base, dataset, output, scratch)
+        if not evaluate.still_compares(context, run, evaluation):
+            # Another version was released meanwhile. A second such case fails the run.
+            evaluation = evaluate.evaluate(context, run, order, base, dataset, output, scratch)
         return seal(context, run, order, output, trained, evaluation)
 
 
@@ -215,10 +220,16 @@ def _fail(context: Context, run_id: str, error: ApplianceError) -> None:
     context.progress.fail(run_id, error.code, message)
 
 
+def _check_ready(context: Context, order: Train) -> None:
+    planning.check_order(context, order.recipe)
+    check_labels(context, order.recipe.dataset, order.sets)
+    check_local(context, order)
+
+
 EFFECTS = (
     Effect(
         Train,
-        ready=lambda context, order: planning.check_order(context, order.recipe),
+        ready=_check_ready,
         start=lambda context, accepted: enqueue_ordered(context, accepted.digest),
     ),
     Effect(Cancel, start=_cancel),

@@ -74,7 +74,11 @@ class _Pending:
 class Engine:
     """Started at the first load. A broken stream ends the worker: nothing of it is used again."""
 
-    def __init__(self, context: Context, base: Path, base_digest: str, recipe: Mapping[str, Any]) -> None:
+    def __init__(
+        self, context: Context, base: Path, base_digest: str, recipe: Mapping[str, Any], check: Callable[[], object]
+    ) -> None:
+        """`check` raises where the base's files are not those of its digest. It runs while the worker loads its
+        libraries; the worker reads no file of the base before."""
         self._stack = ExitStack()
         self._turn = threading.Lock()
         self._places = threading.BoundedSemaphore(WAITING)
@@ -95,6 +99,7 @@ class Engine:
                 )
             )
             self.walls = check_walls(self._worker)
+            check()
             task = {
                 "base": str(base),
                 "quantisation": recipe["quantisation"],

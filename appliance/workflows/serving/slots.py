@@ -12,6 +12,8 @@ import logging
 import threading
 from collections import defaultdict
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from appliance.domain.core.names import versioned
@@ -226,11 +228,18 @@ class Slots:
 
     def _start(self, adapter: Adapter, recipe: dict[str, Any]) -> Engine:
         try:
-            folder = checked_base(self._context, adapter.base)
+            folder = self._context.artifacts.path(adapter.base_digest)
+        except NotFound:
+            folder = self._check_base(adapter)
+        return Engine(self._context, folder, adapter.base_digest, recipe, partial(self._check_base, adapter))
+
+    def _check_base(self, adapter: Adapter) -> Path:
+        """The base's folder, hashed again. To a unit a changed one is like a changed adapter: not admitted, until an
+        administrator has looked into it."""
+        try:
+            return checked_base(self._context, adapter.base)
         except Tampered as error:
-            # To a unit it is like a changed adapter: not admitted, until an administrator has looked into it.
             raise Denied(f"base {adapter.base}", reasons=(error.message,), code="not-admitted") from error
-        return Engine(self._context, folder, adapter.base_digest, recipe)
 
     def _end_unneeded(self) -> None:
         """Ends engines in which nothing is loaded, to make room for the next: no release uses their base any more."""

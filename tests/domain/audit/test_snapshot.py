@@ -36,6 +36,7 @@ def _site(name: str) -> LogBuilder:
     site = stage("kept")
     site.revoke_tokens(token=f"sha256:{'a' * 64}")
     site.hold("dataset:clauses")
+    site.import_set()
     site.export()
     reset_clock(site, run_ahead(site, 3_600))
     site.pend(*site.enrolment("nina", ("operator",)))

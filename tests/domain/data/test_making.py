@@ -124,7 +124,7 @@ def test_a_dataset_is_rendered_for_a_base_that_is_there() -> None:
 
 def test_a_train_order_requests_no_import() -> None:
     site = stage("imported")
-    with refuses(site, Denied, "order: expected import-base, import-dataset, got train"):
+    with refuses(site, Denied, "order: expected import-base, import-dataset, import-validation-set, got train"):
         request(site, site.train_order())
 
 

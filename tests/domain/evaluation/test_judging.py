@@ -258,14 +258,18 @@ def test_a_version_is_compared_with_the_one_that_is_released() -> None:
     assert "gate no-worse-than-released: accuracy 0.8000, released 1.0000: not shown to be no worse" in found.why
 
 
-def test_a_released_version_that_was_judged_on_other_rows_is_a_failure_and_not_passed_over() -> None:
+def test_a_released_version_that_was_judged_on_other_rows_is_evaluated_on_these() -> None:
     site = stage("imported").fork()
     release(site)
     import_more(site)
     run = site.train(recipe={"dataset": "clauses@2"}, gates=AGAINST_RELEASED)
-    site.seal(run, 2, items=encode_items(BETTER))
+    told = refused(site, run, version=2, items=encode_items(BETTER))
+    assert "expected {('run', 'held-out'):" in told and "('released', 'held-out'): None" in told
+    theirs = encode_items(ALIKE)
+    site.seal(run, 2, items=encode_items(BETTER), sets={"items-held-out-released.jsonl": theirs})
     found = verdict_of(site, 2)
-    assert not found.passed and "expected items of released on the set held-out, got none" in found.why
+    assert found.passed and found.judged[0].digest == digest_bytes(theirs)
+    assert [(one.model, one.judged_before) for one in found.judged] == [("released", 1), ("run", 1)]
 
 
 def test_a_revoked_version_is_not_the_released_one() -> None:
@@ -325,7 +329,7 @@ def test_the_gate_set_beside_an_order_is_the_one_that_it_binds() -> None:
 
 def test_a_gate_on_rows_that_no_run_is_judged_on_is_refused_with_the_order() -> None:
     site = stage("imported").fork()
-    with pytest.raises(BadInput, match="gate better-than-base, set: expected held-out, got outside"):
+    with pytest.raises(BadInput, match="validation sets: expected outside, which its gates name, got none"):
         site.request_run(gates=gate_set(gates=[one_gate(set="outside")]))
 
 

@@ -10,6 +10,7 @@ from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import Time, add_seconds
 from appliance.domain.core.state import State
 from appliance.domain.queries.could_load import BeforeLog, CouldLoad, could_load, could_load_then
+from appliance.domain.queries.periods import dates_between, is_same
 from appliance.domain.queries.uses import COUNTED_OF_ADAPTERS, TOLD_OF_ADAPTERS, used_by
 from appliance.domain.releases.adapters import AdapterRevoked, RevokeAdapter
 from appliance.domain.releases.approval import inadmissible, release_lapsed
@@ -165,6 +166,32 @@ def test_a_sign_off_counts_until_its_last_day() -> None:
         (task,) = could_load(site.state, "legal", now).tasks
         assert task.could_load is standing
         assert [r.against is None for r in task.candidate.reviews] == [standing, True], "the other ends a second later"
+
+
+def test_an_answer_changes_at_no_other_moment_than_at_an_entry_or_a_date_of_the_state() -> None:
+    """Whatever date ends an approval or an exported folder, the millisecond before and after it differ, and it is one
+    of the moments at which a question about a span is answered again."""
+    site = stage("serving")
+    site.export()
+    state, start = site.state, site.state.last_time
+    values = [row.model_dump_json() for table in (state.adapters, state.exports, state.keys) for row in table.values()]
+    values.append(state.parameters.model_dump_json())
+    end = add_seconds(start, 400 * 86_400)
+    dates = dates_between(values, start, end)
+    answers = [could_load(state, "legal", moment) for moment in (start, *dates)]
+    changes = [now for now, one, two in zip(dates, answers[:-1], answers[1:], strict=True) if not is_same(one, two)]
+    (folder,), (task,) = state.exports.values(), ask(site).tasks
+    ends = {folder.valid_until, *(review.valid_until for review in task.candidate.reviews)}
+    assert {now for now in changes} == {moment for moment in ends if moment is not None and moment < end}
+    assert len(changes) >= 2
+
+
+def test_a_date_after_a_length_of_the_policy_is_a_moment_too() -> None:
+    values = ['{"time":"2026-11-24T10:00:00.000Z"}', '{"witness_lifetime_s":3600}']
+    assert dates_between(values, "2026-11-24T10:30:00.000Z", "2026-11-24T12:00:00.000Z") == [
+        "2026-11-24T11:00:00.000Z",
+        "2026-11-24T11:00:00.001Z",
+    ]
 
 
 def test_every_type_of_entry_about_an_adapter_is_told_or_counted() -> None:

@@ -17,12 +17,14 @@ from appliance.domain.core.records import (
     Activation,
     Adapter,
     Base,
+    BoundSet,
     Dataset,
     Key,
     LogKey,
     Principal,
     Release,
     Site,
+    ValidationSet,
     Witness,
 )
 from appliance.domain.governance.people import Enrolment
@@ -93,7 +95,7 @@ def test_a_type_is_filed_under_what_the_page_says(model: type[Event]) -> None:
     special = [member for kind, member in OF_A_TYPE if kind == model.type]
     usual = [member for member in BODY_MEMBERS if member in model.model_fields and member not in special]
     named = [{"principals": "principal"}.get(member, member) for member in special if member not in BODY_MEMBERS]
-    assert kinds(body.about()) == usual + named
+    assert kinds(body.about()) == [member.replace("_", "-") for member in usual + named]
 
 
 def test_of_what_has_changed_as_many_are_subjects_as_the_page_says() -> None:
@@ -108,6 +110,7 @@ def test_an_order_is_about_what_the_page_says(model: type[Order]) -> None:
     values: dict[str, Any] = {name: 1 if field.annotation is int else "x" for name, field in model.model_fields.items()}
     recipe: dict[str, Any] = dict.fromkeys(ResolvedRecipe.model_fields, "x")
     values |= {"recipe": ResolvedRecipe.model_construct(**recipe), "subject": "SUBJECT"}
+    values["sets"] = ()
     values["people"] = (Enrolment.model_construct(principal="x", keyid="x"),)
     order = model.model_construct(**values)
     own, members = ORDER_ROWS[model.verb]
@@ -125,12 +128,13 @@ def test_the_rows_that_an_export_holds_have_the_members_of_the_state() -> None:
     rows = {row: names(cell) for row, cell in re.findall(r"^\| ([a-z ]+) \| (`.*) \|$", page, re.MULTILINE)}
     models = {
         "site": Site, "log key": LogKey, "principal": Principal, "key": Key,
-        "base": Base, "dataset": Dataset, "adapter": Adapter, "review": ReviewRecord,
+        "base": Base, "dataset": Dataset, "validation set": ValidationSet, "bound set": BoundSet,
+        "adapter": Adapter, "review": ReviewRecord,
         "delegated": Delegated, "request": ReleaseRequest, "conditions": Conditions, "finding": Finding,
         "release": Release, "activation": Activation, "witness": Witness,
     }  # fmt: skip
     assert rows == {row: list(model.__annotations__) for row, model in models.items()}
-    found = re.findall(r"^\| (`[a-z`, ]+) \| ", page, re.MULTILINE)
+    found = re.findall(r"^\| (`[a-z_`, ]+) \| ", page, re.MULTILINE)
     assert [name for cell in found for name in names(cell)] == list(Standing.model_fields)
 
 

@@ -127,3 +127,18 @@ def test_where_no_row_could_be_read_nothing_is_said_of_labels_and_splits() -> No
     (told,) = errors.told
     assert "expected one column 'text' and one column 'label', got the columns 'message, kind'" in told
     assert told.endswith("if yours has another name: --column text=message --column label=kind")
+
+
+@pytest.mark.parametrize(
+    ("file", "hint"),
+    [
+        (b"ticket,received,body,queue\n", "if yours has another name: --column text=NAME --column label=NAME"),
+        (b"ticket,texts,labels,queue\n", "if yours has another name: --column text=texts --column label=labels"),
+        (b"ticket;body;queue\n", "the fields seem to be separated by ';': save the file as CSV with commas"),
+        (b"ticket\tbody\tqueue\n", r"the fields seem to be separated by '\t': name the format with --format tsv"),
+    ],
+)
+def test_a_file_without_the_columns_gets_a_hint_that_is_no_guess(file: bytes, hint: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        list(read_records(file, "csv", "classification", {"text": "text", "label": "label"}, "dataset"))
+    assert caught.value.message.endswith(hint)

@@ -14,7 +14,7 @@ from appliance.ml.data import rows as data
 from appliance.ml.data.samples import Sample, tokenize_rows
 from appliance.ml.data.sources import parse_source
 from appliance.ml.evaluation import labels as subject
-from appliance.ml.evaluation.labels import judge_rows
+from appliance.ml.evaluation.labels import LabelTree, judge_rows
 from appliance.ml.inference.score import choose_labels, find_branches, score_rows
 from appliance.ml.model import machine
 from appliance.ml.model.base import Base, load_base
@@ -46,8 +46,9 @@ def test_labels_probabilities_and_losses_are_those_of_every_label_and_row_by_its
     answers = [base.chat.encode(base.chat.answer(label)) for label in LABELS]
     assert len(find_branches(answers)) > 3, "the labels begin alike"
     told: list[int] = []
+    trees = [LabelTree(answers)] * len(samples)
     judged = judge_rows(
-        base, samples, [sample.spans[0][0] for sample in samples], answers, lambda more, tokens: told.append(more)
+        base, samples, [sample.spans[0][0] for sample in samples], trees, lambda more, tokens: told.append(more)
     )
     assert sum(told) == len(rows) == len(judged)
     prompts = [sample.ids[: sample.spans[0][0]] for sample in samples]
@@ -67,7 +68,49 @@ def test_labels_probabilities_and_losses_are_those_of_every_label_and_row_by_its
 def test_a_single_label_is_certain(base: Base) -> None:
     _, samples = _rows(base)
     answers = [base.chat.encode(base.chat.answer("payment"))]
+    trees = [LabelTree(answers)] * 3
     judged = judge_rows(
-        base, samples[:3], [sample.spans[0][0] for sample in samples[:3]], answers, lambda more, tokens: None
+        base, samples[:3], [sample.spans[0][0] for sample in samples[:3]], trees, lambda more, tokens: None
     )
     assert [(one.label, one.log_probability) for one in judged] == [(0, 0.0)] * 3
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "phi4", "gemma2"])
+@pytest.mark.parametrize("tokens", [2048, 150, 1])
+def test_rows_with_labels_of_their_own_are_judged_by_those_alone_and_whole(
+    kind: str, tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.use_determinism(5)
+    monkeypatch.setattr(subject, "PACK_TOKENS", tokens)
+    base = load_base(
+        build_base(tmp_path / kind, kind), quantisation="nf4-double", compute_dtype="float32", device="cpu", reads=True
+    )
+    rows, samples = _rows(base)
+    answers = [base.chat.encode(base.chat.answer(label)) for label in LABELS]
+    # The row's own label, and two others that begin like it or not.
+    numbers = [sorted({LABELS.index(row.answer), n % 8, (n + 3) % 8, (n + 5) % 8}) for n, row in enumerate(rows)]
+    trees = [LabelTree([answers[number] for number in some]) for some in numbers]
+    prompts = [sample.spans[0][0] for sample in samples]
+    whole = judge_rows(base, samples, prompts, trees, lambda more, tokens: None, whole=True)
+    parts = judge_rows(base, samples, prompts, trees, lambda more, tokens: None)
+    for sample, some, one, other in zip(samples, numbers, whole, parts, strict=True):
+        (expected,) = score_rows(
+            base, [sample.ids[: sample.spans[0][0]]], [answers[number] for number in some], lambda done: None
+        )
+        assert one.every == pytest.approx(expected, abs=1e-4)
+        assert one.label == other.label == max(range(len(some)), key=expected.__getitem__)
+        assert one.log_probability == pytest.approx(one.every[one.label], abs=1e-9)
+        assert (one.log_probability, one.loss) == pytest.approx((other.log_probability, other.loss), abs=1e-4)
+
+
+def test_the_order_in_which_rows_are_given_changes_no_bit(base: Base) -> None:
+    rows, samples = _rows(base)
+    answers = [base.chat.encode(base.chat.answer(label)) for label in LABELS]
+    trees = {row.index: LabelTree(answers[: 3 + row.index % 5]) for row in rows}
+
+    def judge(some: list[Sample]) -> dict[int, subject.Judged]:
+        prompts = [sample.spans[0][0] for sample in some]
+        given = [trees[sample.index] for sample in some]
+        return {one.index: one for one in judge_rows(base, some, prompts, given, lambda *_: None, whole=True)}
+
+    assert judge(samples) == judge(samples[::-1]) == judge(samples[7:] + samples[:7])

@@ -174,7 +174,7 @@ def test_a_column_that_was_named_must_be_there_and_a_part_must_be_the_tasks() ->
     columns = map_columns("instruction", {"input": "given"})
     with pytest.raises(BadInput, match="line 1: expected one column 'given', got the columns 'instruction, output'"):
         parse_source(b"instruction,output\na,b\n", "csv", "instruction", columns)
-    with pytest.raises(BadInput, match="column 'label': expected one of messages for chat"):
+    with pytest.raises(BadInput, match="column 'label': expected one of messages, cluster, slice for chat"):
         check_parts("chat", {"label": "x"})
 
 

@@ -12,7 +12,7 @@ import torch
 from appliance.errors import BadInput
 from appliance.ml.data.samples import Sample
 from appliance.ml.evaluation.evaluation import measure_losses
-from appliance.ml.evaluation.labels import judge_rows
+from appliance.ml.evaluation.labels import LabelTree, judge_rows
 from appliance.ml.inference import drawing, score
 from appliance.ml.inference.adapters import Slots, fits_slot
 from appliance.ml.inference.cache import Cache, Held, list_tensors
@@ -142,7 +142,9 @@ def test_labels_are_scored_as_by_whole_sequences(base: Base, monkeypatch: pytest
         Sample(place, (*COMMON, *label), ((len(COMMON), len(COMMON) + len(label)),))
         for place, label in enumerate(LABELS)
     ]
-    judged = judge_rows(base, rows, [len(COMMON)] * len(rows), LABELS, lambda rows, tokens: None)
+    judged = judge_rows(
+        base, rows, [len(COMMON)] * len(rows), [LabelTree(LABELS)] * len(rows), lambda rows, tokens: None
+    )
     best = max(range(len(LABELS)), key=expected.__getitem__)
     for row, one in zip(rows, judged, strict=True):
         logits = _expected(base.model, list(row.ids))[len(COMMON) - 1 : -1]

@@ -151,7 +151,7 @@ def test_what_nobody_carries_though_its_order_stands_is_taken_up(monkeypatch: py
     wanted = site.ordered(ImportRequested(policy=site.in_force), site.dataset_order())
     carried: list[str] = []
     monkeypatch.setattr(train, "carry_through", lambda _, run_id: carried.append(run_id))
-    monkeypatch.setattr(ingest, "import_dataset", lambda _, digest: carried.append(digest))
+    monkeypatch.setattr(ingest, "import_rows", lambda _, digest: carried.append(digest))
     context: Any = SimpleNamespace(
         ledger=SimpleNamespace(state=site.state), runs=Jobs("runs"), bases=Jobs("bases"), datasets=Jobs("datasets")
     )

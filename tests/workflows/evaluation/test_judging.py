@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from threading import Event
+from threading import Event, RLock
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,7 +45,7 @@ def context_of(site: LogBuilder, logs: Path) -> Any:
         return {role: site.documents[digest] for role, digest in parse_entry(site.entries[index]).documents.items()}
 
     return SimpleNamespace(
-        ledger=SimpleNamespace(state=site.state, documents_of=documents_of),
+        ledger=SimpleNamespace(state=site.state, documents_of=documents_of, lock=RLock()),
         artifacts=SimpleNamespace(read=lambda digest, path: files[(digest, path)]),
         files=files,
         logs=logs,
@@ -83,7 +83,7 @@ def test_the_rows_of_a_dataset_are_those_that_are_held_out_whatever_their_text_s
 def test_the_program_gives_what_is_computed_here(tmp_path: Path) -> None:
     site = stage("imported").fork()
     run, context = trained(site), context_of(site, tmp_path)
-    found = judge_run(context, run, encode_items(ITEMS))
+    found = judge_run(context, run, {ITEMS_FILE: encode_items(ITEMS)}, {})
     here = conclude(GATES, ITEMS, Evidence({"held-out": ITEMS}, {("released", "held-out"): None}, {"held-out": 0}))
     assert (found.documents["verdict"], found.files["calibration.json"]) == here
     assert found.documents["gates"] == found.files["gates.json"] == encode_value(GATES)
@@ -94,7 +94,7 @@ def test_the_program_gives_what_is_computed_here(tmp_path: Path) -> None:
 def test_without_gates_items_and_calibration_are_sealed_and_hold(tmp_path: Path) -> None:
     site = stage("imported").fork()
     run, context = trained(site, None), context_of(site, tmp_path)
-    found = judge_run(context, run, encode_items(ITEMS))
+    found = judge_run(context, run, {ITEMS_FILE: encode_items(ITEMS)}, {})
     assert found.files.keys() == {ITEMS_FILE, "calibration.json"} and not found.documents
     judgement = seal(site, context, run, found)
     verify_judgement(context, judgement, never)
@@ -116,7 +116,7 @@ def test_the_released_version_is_compared_with_from_its_own_folder(tmp_path: Pat
     context = context_of(site, tmp_path)
     context.files[(_manifest(site), ITEMS_FILE)] = encode_items(before)
     run = trained(site, AGAINST_RELEASED)
-    found = judge_run(context, run, encode_items(ITEMS))
+    found = judge_run(context, run, {ITEMS_FILE: encode_items(ITEMS)}, {})
     verdict = parse_verdict(found.documents["verdict"])
     assert [one.model for one in verdict.judged] == ["released", "run"]
     assert verdict.judged[0].judged_before == 1
@@ -124,7 +124,7 @@ def test_the_released_version_is_compared_with_from_its_own_folder(tmp_path: Pat
     verify_judgement(context, judgement, never)
     context.files[(_manifest(site), ITEMS_FILE)] = encode_items(ITEMS[1:])
     for work in (
-        lambda: judge_run(context, run, encode_items(ITEMS)),
+        lambda: judge_run(context, run, {ITEMS_FILE: encode_items(ITEMS)}, {}),
         lambda: verify_judgement(context, judgement, never),
     ):
         with pytest.raises(Tampered, match=r"adapter clauses@1, items.jsonl: expected sha256:"):
@@ -169,7 +169,7 @@ def test_what_a_worker_wrote_is_no_record_unless_it_is_whole(
     site = stage("imported").fork()
     run, context = trained(site), context_of(site, tmp_path)
     with pytest.raises(kind) as refused:
-        judge_run(context, run, spoilt())
+        judge_run(context, run, {ITEMS_FILE: spoilt()}, {})
     assert message in refused.value.message
 
 
@@ -182,7 +182,7 @@ def test_what_was_changed_with_the_disk_and_the_database_is_found(change: str, t
     """Who owns the machine seals items, or a verdict, of their own: the entry stands, and does not follow."""
     site = stage("imported").fork()
     run, context = trained(site), context_of(site, tmp_path)
-    found = judge_run(context, run, encode_items(ITEMS))
+    found = judge_run(context, run, {ITEMS_FILE: encode_items(ITEMS)}, {})
     files, documents = dict(found.files), dict(found.documents)
     if change == "items":
         files[ITEMS_FILE] = encode_items([better(ITEMS[-1]), *ITEMS[:-1]])

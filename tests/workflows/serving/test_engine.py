@@ -53,7 +53,7 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[BaseException
         monkeypatch.setattr(engine, "check_walls", lambda _: {})
         recipe = {"quantisation": "none", "compute_dtype": "float32"}
         context: Any = SimpleNamespace(device="cpu")
-        return engine.Engine(context, Path("/base"), digest_bytes(b"base"), recipe), worker
+        return engine.Engine(context, Path("/base"), digest_bytes(b"base"), recipe, lambda: None), worker
 
     yield begin
 

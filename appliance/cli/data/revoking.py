@@ -47,6 +47,21 @@ def revoke_dataset(caller: Caller, name: str, reason: str | None) -> None:
     _sign(caller, name, propose_dataset_revocation(caller.reading(), caller.anchor, caller.signer, name, reason))
 
 
+@command("revoke", example="appliance validation-set revoke exam@1 --reason 'Two of its labels are wrong.'")
+@click.argument("name", metavar="NAME@VERSION")
+@_REASON
+@signs
+@click.pass_obj
+def revoke_set(caller: Caller, name: str, reason: str | None) -> None:
+    """Take a validation set out of use at once: runs that it was to judge fail, and approvals that rest on it go stale.
+
+    One validator, administrator or reviewer is enough: taking away is always easier than giving.
+    """
+    from appliance.client.reviews import propose_set_revocation
+
+    _sign(caller, name, propose_set_revocation(caller.reading(), caller.anchor, caller.signer, name, reason))
+
+
 def _sign(caller: Caller, name: str, proposal: Proposal) -> None:
     receipt = sign_and_submit(caller, proposal)
     if caller.json:

@@ -25,45 +25,57 @@ PATH = click.Path(path_type=Path)
 
 def describes_rows(function: F) -> F:
     """The options that say what a file's rows teach and how they are divided."""
-    for option in (
-        click.option(
-            "--task", type=click.Choice(TASKS), default="classification", show_default=True, help="What the rows teach."
-        ),
-        click.option(
-            "--column",
-            "columns",
-            multiple=True,
-            metavar="PART=COLUMN",
-            help="The file's column for a part of the task's rows.",
-        ),
-        click.option(
-            "--label",
-            "labels",
-            multiple=True,
-            metavar="WORD",
-            help="A label. Can be repeated. Default: all in the file.",
-        ),
-        click.option("--instruction", default="", metavar="TEXT", help="The system message of every row."),
-        click.option("--seed", metavar="N", default=1, show_default=True, help="Selects which rows are held out."),
-        click.option(
-            "--held-out",
-            default="0.2",
-            show_default=True,
-            metavar="FRACTION",
-            help="The share of rows kept for evaluation.",
-        ),
-        click.option(
-            "--held-out-file",
-            type=PATH,
-            metavar="FILE",
-            help="Keep this file's rows for evaluation instead of a share.",
-        ),
-        click.option(
-            "--format", "kind", type=click.Choice(FORMATS), help="Needed when the file's ending does not show it."
-        ),
-    )[::-1]:
+    for option in (*_TEACHES, *_DIVIDES)[::-1]:
         function = option(function)
     return function
+
+
+def describes_set(function: F) -> F:
+    """Those of rows that all judge."""
+    for option in _TEACHES[::-1]:
+        function = option(function)
+    return function
+
+
+_TEACHES = (
+    click.option(
+        "--task", type=click.Choice(TASKS), default="classification", show_default=True, help="What the rows teach."
+    ),
+    click.option(
+        "--column",
+        "columns",
+        multiple=True,
+        metavar="PART=COLUMN",
+        help="The file's column for a part of the task's rows, or for a cluster or slice.",
+    ),
+    click.option(
+        "--label",
+        "labels",
+        multiple=True,
+        metavar="WORD",
+        help="A label. Can be repeated. Default: all in the file.",
+    ),
+    click.option("--instruction", default="", metavar="TEXT", help="The system message of every row."),
+    click.option(
+        "--format", "kind", type=click.Choice(FORMATS), help="Needed when the file's ending does not show it."
+    ),
+)
+_DIVIDES = (
+    click.option("--seed", metavar="N", default=1, show_default=True, help="Selects which rows are held out."),
+    click.option(
+        "--held-out",
+        default="0.2",
+        show_default=True,
+        metavar="FRACTION",
+        help="The share of rows kept for evaluation.",
+    ),
+    click.option(
+        "--held-out-file",
+        type=PATH,
+        metavar="FILE",
+        help="Keep this file's rows for evaluation instead of a share.",
+    ),
+)
 
 
 def read_columns(pairs: tuple[str, ...]) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""Rows and what is made of them: checked, imported, taken out of use."""

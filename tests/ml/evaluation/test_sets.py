@@ -1,0 +1,105 @@
+"""Sets beside the held-out rows: labels of the dataset, errors without words of a blind row, and a noise floor of
+nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.domain.data.tasks import Task
+from appliance.domain.data.teaching import About
+from appliance.domain.evaluation.items import Answer, parse_items
+from appliance.errors import BadInput
+from appliance.ml.data import rows as data
+from appliance.ml.evaluation import evaluation, sets
+from appliance.ml.evaluation.items import blur
+from appliance.ml.model.base import Base
+from tests.ml.evaluation.test_evaluation import RECORDS, _rows
+
+
+def _judged(task: Task, base: Base, folder: Path, **changes: Any) -> sets.JudgedSet:
+    rows, samples, about = _rows(task, base)
+    every = [data.Row(n, "held-out", "", "", ()) for n in range(max(row.index for row in rows) + 1)]
+    data.write_rows(every, about, folder, bytes(32))
+    return replace(sets.JudgedSet("exam", folder, True, about, rows, samples), **changes)
+
+
+def quiet(more: int, tokens: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize("task", RECORDS)
+def test_an_answer_is_the_same_in_another_order_and_in_other_batches(task: Task, base: Base, tmp_path: Path) -> None:
+    judged = _judged(task, base, tmp_path)
+    found = judged.evaluate(base, None, quiet)
+    noise = sets.measure_noise(base, None, judged, found.answers, seed=7)
+    assert (noise["different"], noise["largest"]) == (0, 0) and noise["rows"] >= 1
+
+
+def test_an_answer_that_depends_on_its_neighbours_fails_the_evaluation(base: Base, tmp_path: Path) -> None:
+    judged = _judged("classification", base, tmp_path)
+    answers = judged.evaluate(base, None, quiet).answers
+    other = answers[0].model_copy(update={"scores": {"loss": answers[0].scores["loss"] + 1}})
+    with pytest.raises(BadInput, match=r"noise floor: expected the same answers to .* got 1 others") as caught:
+        sets.measure_noise(base, None, judged, [other, *answers[1:]], seed=7)
+    assert caught.value.code == "noisy"
+
+
+def test_on_a_gpu_a_small_difference_is_shown_and_another_answer_is_refused(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged, evaluate = _judged("classification", base, tmp_path), evaluation.evaluate
+    answers = judged.evaluate(base, None, quiet).answers
+    monkeypatch.setattr(evaluation, "evaluate", lambda _, *given: evaluate(base, *given))
+    gpu = replace(base, device="cuda")
+    near = answers[0].model_copy(update={"scores": {"loss": answers[0].scores["loss"] - 7}})
+    noise = sets.measure_noise(gpu, None, judged, [near, *answers[1:]], seed=7)
+    assert (noise["different"], noise["largest"]) == (1, 7)
+    wrong = answers[0].model_copy(update={"right": not answers[0].right})
+    with pytest.raises(BadInput, match="got 1 others"):
+        sets.measure_noise(gpu, None, judged, [wrong, *answers[1:]], seed=7)
+
+
+@pytest.mark.parametrize("task", RECORDS)
+def test_the_items_of_a_blind_set_are_coarse_and_its_metrics_too(task: Task, base: Base, tmp_path: Path) -> None:
+    judged = _judged(task, base, tmp_path)
+    found = judged.evaluate(base, None, quiet)
+    judged.write(tmp_path, found.answers, found.answers)
+    items = parse_items((tmp_path / "items-exam.jsonl").read_bytes())
+    for item in items:
+        assert item.adapter.label is None and item.adapter.confidence is None
+        assert all(score % 50_000 == 0 for score in item.adapter.scores.values())
+    told = judged.tell(found.metrics)
+    assert told and all(len(value.partition(".")[2]) == 2 for value in told.values())
+    assert "perplexity" not in told and replace(judged, blind=False).tell(found.metrics) == found.metrics
+
+
+def test_a_blurred_score_is_the_nearest_of_its_steps() -> None:
+    answer = Answer(confidence=900_000, label="x", right=True, scores={"loss": 1_234_567, "token_f1": 24_999})
+    assert blur(answer).scores == {"loss": 1_250_000, "token_f1": 0} and blur(answer).right is True
+
+
+def test_a_label_that_the_dataset_does_not_have_is_counted_and_not_named(base: Base, tmp_path: Path) -> None:
+    rows, _, about = _rows("classification", base)
+    data.write_rows(rows, about, tmp_path, bytes(32))
+    with pytest.raises(BadInput, match="expected labels of the dataset alone, got 1 others") as caught:
+        sets.load_set("exam", tmp_path, base, About("classification", about.labels[1:]), blind=True)
+    assert caught.value.message == "validation set exam: expected labels of the dataset alone, got 1 others"
+
+
+@pytest.mark.parametrize("blind", [True, False])
+def test_an_error_about_a_row_says_its_code_alone_where_the_set_is_blind(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blind: bool
+) -> None:
+    def fail(*given: Any) -> Any:
+        raise BadInput("dataset, row 3: got 'a secret text'", code="answer-altered")
+
+    judged = _judged("classification", base, tmp_path, blind=blind)
+    monkeypatch.setattr(evaluation, "evaluate", fail)
+    with pytest.raises(BadInput) as caught:
+        judged.evaluate(base, None, quiet)
+    assert caught.value.code == "answer-altered" and ("secret" in caught.value.message) is not blind
+    assert not blind or caught.value.__suppress_context__
