@@ -14,8 +14,9 @@ import pytest
 from appliance.domain.core.entry import Draft
 from appliance.domain.governance.endorsement import OrderRefused
 from appliance.formats.signatures.dsse import encode_envelope
-from appliance.web.console.core.page import Page
+from appliance.web.console.core.page import EVERYBODY, PEOPLE, Page
 from appliance.web.console.pages import PAGES
+from scripts.references.pages import ROLES
 from tests.kit.console import Browser, Console, console
 
 PATHS = {
@@ -79,6 +80,11 @@ def test_a_page_is_shown_to_whoever_may_see_it_in_each_form_and_to_nobody_else(
             assert isinstance(answers["json"].json(), dict)
             if "csv" in answers:
                 assert next(csv.reader(io.StringIO(answers["csv"].text)))
+
+
+def test_every_role_is_a_persons_or_a_units() -> None:
+    """A role that came later would see nothing."""
+    assert {role.partition(":")[0] for role in ROLES} == set(EVERYBODY) == {*PEOPLE, "unit"}
 
 
 def test_every_link_of_every_page_leads_somewhere(desk: Console, browsers: dict[str, Browser]) -> None:
@@ -175,3 +181,13 @@ def test_a_refused_order_is_explained_on_the_page_of_its_entry(tmp_path: Path) -
         ).entry
         text = desk.signed_in("audrey").get(f"/log/{refused.index}").text
     assert reason in text and "Another person does it" in text
+
+
+def test_a_blind_validation_set_is_listed_with_its_counts_and_no_row_of_it(tmp_path: Path) -> None:
+    with console("imported", tmp_path / "h") as desk:
+        desk.site.import_set()
+        browser = desk.signed_in("vera")
+        (one,) = browser.get("/data.json").json()["validation_sets"]
+        assert one["name"] == "exam@1" and one["state"] is None
+        assert browser.get("/data.csv").text.count("validation-set,exam@1") == 1
+        assert "exam@1" in browser.get("/data").text and "exam" in browser.get("/imports").text

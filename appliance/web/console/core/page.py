@@ -18,7 +18,7 @@ from appliance.errors import BadInput, Denied
 from appliance.web.core.errors import Malformed
 from appliance.workflows.core.context import Context
 
-PEOPLE = ("administrator", "auditor", "operator", "release-owner", "reviewer")
+PEOPLE = ("administrator", "auditor", "operator", "release-owner", "reviewer", "validator")
 """Every role but a unit's."""
 EVERYBODY = (*PEOPLE, "unit")
 PAGE_ROWS = 50

@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
+from appliance.domain.core.names import versioned
 from appliance.domain.core.state import State
 from appliance.errors import NotFound
 from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, VERSIONED, Page, Query, Table, Value, Viewer
@@ -37,6 +38,8 @@ class Imported(Value):
 class Data(Value):
     bases: tuple[Imported, ...]
     datasets: tuple[Imported, ...]
+    validation_sets: tuple[Imported, ...]
+    """The last ones."""
     next: int | None
 
 
@@ -77,6 +80,20 @@ def data(context: Context, viewer: Viewer, query: PagedQuery) -> Data:
             )
             for key, one in shown
         ),
+        validation_sets=tuple(
+            Imported(
+                name=versioned(one.name, one.version),
+                about=", ".join([one.task, *(word for word in ("blind", "final") if getattr(one, word))]),
+                licence=one.licence,
+                classification=one.classification,
+                rows=one.facts.get("rows"),
+                imported_by=one.imported_by,
+                entry=one.index,
+                digest=one.digest,
+                state=_gone(one.revoked, None),
+            )
+            for one in reversed(state.validation_sets.values()[-PAGE_ROWS:])
+        ),
         next=shown[-1][1].index if len(fitting) > PAGE_ROWS else None,
     )
 
@@ -115,7 +132,8 @@ def _table(value: Data) -> Table:
 
 
 def _both(value: Data) -> list[tuple[str, Imported]]:
-    return [("base", one) for one in value.bases] + [("dataset", one) for one in value.datasets]
+    kinds = (("base", value.bases), ("dataset", value.datasets), ("validation-set", value.validation_sets))
+    return [(kind, one) for kind, listed in kinds for one in listed]
 
 
 class DatasetQuery(Query):

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from appliance.domain.core.records import Base, Dataset, Import
+from appliance.domain.core.records import Base, Dataset, Import, ValidationSet
 from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, Page, Query, Table, Value, Viewer
 from appliance.workflows.core.context import Context
 
@@ -38,13 +38,14 @@ def imports(context: Context, viewer: Viewer, query: ImportsQuery) -> Imports:
     state = context.ledger.state
     every = state.imports.values()
     found = [one for one in reversed(every) if query.before is None or one.index < query.before][: PAGE_ROWS + 1]
-    made: dict[str, Base | Dataset] = {one.order: one for one in state.bases.values()}
+    made: dict[str, Base | Dataset | ValidationSet] = {one.order: one for one in state.bases.values()}
     made.update({one.order: one for one in state.datasets.values()})
+    made.update({one.order: one for one in state.validation_sets.values()})
     rows = tuple(_row(one, made.get(one.order)) for one in found[:PAGE_ROWS])
     return Imports(imports=rows, next=rows[-1].entry if len(found) > PAGE_ROWS else None)
 
 
-def _row(one: Import, made: Base | Dataset | None) -> ImportRow:
+def _row(one: Import, made: Base | Dataset | ValidationSet | None) -> ImportRow:
     facts = {} if made is None else made.facts
     return ImportRow(
         subject=one.subject,
