@@ -15,7 +15,7 @@ from appliance.client.support.orders import Proposal, check, propose, reasons_ag
 from appliance.client.support.uploads import Source, read_source
 from appliance.domain.core.names import NO_DIGEST
 from appliance.domain.data.imports import CancelImport, ImportBase, ImportDataset, ImportValidationSet
-from appliance.domain.data.tasks import FORMATS, Task, map_columns, wrong_parts, wrong_share
+from appliance.domain.data.tasks import FORMATS, GROUPS, PARTS, Task, map_columns, wrong_parts, wrong_share
 from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound, Tampered, refuse
 
 ENDINGS = {f".{name}": name for name in FORMATS}
@@ -87,7 +87,8 @@ def check_dataset(door: Door, anchor: Anchor, signer: str, terms: DatasetTerms) 
     return _check_rows(
         door,
         anchor,
-        f"dataset:{terms.name} by {signer}",
+        f"dataset {terms.name}",
+        f"import of dataset:{terms.name} by {signer}",
         terms,
         lambda base: _propose_dataset(door.about, signer, terms, _NOTHING, base, "0.2"),
     )
@@ -98,7 +99,8 @@ def check_set(door: Door, anchor: Anchor, signer: str, terms: SetTerms) -> str:
     return _check_rows(
         door,
         anchor,
-        f"validation-set:{terms.name} by {signer}",
+        f"validation set {terms.name}",
+        f"import of validation-set:{terms.name} by {signer}",
         terms,
         lambda base: _propose_set(door.about, signer, terms, _NOTHING, base),
     )
@@ -108,7 +110,12 @@ _NOTHING = Source("csv", NO_DIGEST, (), None)
 
 
 def _check_rows(
-    door: Door, anchor: Anchor, what: str, terms: DatasetTerms | SetTerms, propose_it: Callable[[str], Proposal]
+    door: Door,
+    anchor: Anchor,
+    what: str,
+    act: str,
+    terms: DatasetTerms | SetTerms,
+    propose_it: Callable[[str], Proposal],
 ) -> str:
     problems, base_digest = terms.problems(), NO_DIGEST
     reasons: tuple[str, ...] = ()
@@ -119,8 +126,8 @@ def _check_rows(
     except BadInput as error:
         problems += error.reasons or (error.message,)
     if reasons and not problems:
-        raise Denied(f"import of {what}", reasons=reasons)
-    refuse(f"import of {what}", [*problems, *reasons])
+        raise Denied(act, reasons=reasons)
+    refuse(what, [*problems, *reasons])
     return base_digest
 
 
@@ -169,11 +176,13 @@ def _propose_dataset(
 
 
 def _say_rows(terms: DatasetTerms | SetTerms, source: Source, base_digest: str) -> dict[str, Any]:
+    # What the task does not have is among the problems that are named together.
+    known = {part: name for part, name in terms.columns.items() if part in (*PARTS[terms.task], *GROUPS)}
     return {
         "task": terms.task,
         "format": source.format,
         "file": source.digest,
-        "columns": map_columns(terms.task, terms.columns),
+        "columns": map_columns(terms.task, known),
         "labels": terms.labels,
         "base": terms.base,
         "base_digest": base_digest,

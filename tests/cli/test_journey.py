@@ -400,7 +400,7 @@ def test_a_unit_gets_a_token_on_stdout_and_nothing_else(open_desk: Callable[[str
     told = desk.as_("legal", "token", "issue", "--minutes", "5")
     assert told.code == 0
     assert parse_token(told.out.removesuffix("\n")).payload
-    assert "Whoever has it speaks for the unit." in told.err
+    assert "It acts for the unit: keep it secret." in told.err
     offline = desk.type("token", "issue", "--origin", ORIGIN, *desk.options("legal"), "--home", "/nowhere")
     assert offline.code == 0
     assert desk.as_("legal", "token", "issue", "--minutes", "61").code == 2

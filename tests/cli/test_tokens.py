@@ -46,7 +46,7 @@ def test_a_unit_enrols_an_application_by_its_proof_lists_it_and_ends_it(open_des
     assert told.code == 0, told.err
     assert "warning: task: expected one of labels, got 'payroll'" in one_line(told.err), "said before it is signed"
     assert "got 'labels'" not in told.err and told.err.index("warning: task") < told.err.index("signed: ")
-    assert "Whoever holds this key gets tokens of your unit for these tasks until you end it." in one_line(told.err)
+    assert "The holder of this key gets tokens of your unit for these tasks until you end it." in one_line(told.err)
     assert key.keyid in one_line(told.err + told.out)
     row = desk.site.state.applications.get("legal/indexer")
     assert row is not None and (row.keyid, row.tasks) == (key.keyid, ("labels", "payroll"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.domain.core.names import add_seconds
+from appliance.domain.data.validation_sets import RevokeValidationSet
 from appliance.domain.governance.log_keys import RotateLogKey
 from appliance.domain.governance.people import RevokePrincipal
 from appliance.formats.core.commitment import disclose
@@ -48,6 +49,7 @@ def journey(postgres: Server, database: str, tmp_path: Path) -> None:
         rows = write_csv(tmp_path / "rows.csv", clauses())
         assert site.import_dataset(rows.read_bytes())["status"] == "finished"
         assert site.train()["adapter"] == "clauses@1"
+        check_sets(site, rows.read_bytes())
         with pytest.raises(Refused, match="denied"):
             site.activate()
         site.approve()
@@ -64,6 +66,20 @@ def journey(postgres: Server, database: str, tmp_path: Path) -> None:
         if site.service is not None:
             site.stop()
         postgres.drop_database(database)
+
+
+def check_sets(site: Appliance, rows: bytes) -> None:
+    """A validation set is remembered over a start, and revoked."""
+    site.enroll("vera", "validator")
+    assert site.import_set(rows, blind=True)["status"] == "finished"
+    site.kill()
+    site.start()
+    row = site.get("/v1/validation-sets/exam@1")
+    assert (row["blind"], row["final"], row["facts"]["rows"], row["revoked"]) == (True, False, 30, None)
+    with pytest.raises(Refused, match="expected one that is no validation set's"):
+        site.order_dataset(rows, "again")
+    site.order(RevokeValidationSet(validation_set="exam", version=1, digest=row["digest"], **site.terms("vera")))
+    assert site.get("/v1/validation-sets/exam@1")["revoked"] is not None
 
 
 def check_kept(site: Appliance, postgres: Server, database: str) -> None:

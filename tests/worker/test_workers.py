@@ -34,7 +34,8 @@ def trained(start: Start, places: dict[str, Path], dataset: Frame) -> tuple[Fram
 @pytest.fixture(scope="session")
 def evaluated(start: Start, places: dict[str, Path], trained: Any) -> tuple[Frame, list[Frame]]:
     assert trained[0]["frame"] == "result", trained[0]
-    task = {**train_task(places, "evaluation"), "adapter": str(places["adapter"]), "sets": [], "shipped": [], "answers": False}
+    judged = {"sets": [], "shipped": [], "answers": False}
+    task = {**train_task(places, "evaluation"), "adapter": str(places["adapter"]), **judged}
     return start("evaluate").run(task)
 
 

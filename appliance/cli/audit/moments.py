@@ -79,12 +79,11 @@ def _say_proved(caller: Caller, entries: int, log_size: int) -> None:
 def _tell_span(caller: Caller, unit: str, at: str | None, since: str | None, until: str | None) -> None:
     from appliance.client.questions import could_load_between
 
-    if since is None or at is not None:
-        raise BadInput("could-load: expected --at, or --since with or without --until, got others")
     now = datetime.now(UTC)
-    begin = parse_point(since, "since", now)
-    assert begin is not None
-    told = could_load_between(caller.reading(), caller.anchor, unit, begin, parse_point(until, "until", now))
+    begin, end = parse_point(since, "since", now), parse_point(until, "until", now)
+    if begin is None or at is not None:
+        raise BadInput("could-load: expected --at, or --since with or without --until, got others")
+    told = could_load_between(caller.reading(), caller.anchor, unit, begin, end)
     periods = told.pop("periods")
     if caller.json:
         print_json({**told, "periods": [proved.answer for proved in periods]})

@@ -138,7 +138,10 @@ def _metrics(evidence: ReviewMaterial) -> list[tuple[str, object]]:
     if not isinstance(metrics, dict):
         return []
     beside = [(f"  {name}", text) for name, text in list_measures(metrics)]
-    found = [(f"  {who}", dict(sorted(found.items()))) for who, found in metrics.items() if isinstance(found, dict)]
+    of_sets = metrics.get("sets")
+    shown = {who: found for who, found in metrics.items() if who != "sets"}
+    shown |= {f"set {name}": found for name, found in of_sets.items()} if isinstance(of_sets, dict) else {}
+    found = [(f"  {who}", dict(sorted(found.items()))) for who, found in shown.items() if isinstance(found, dict)]
     rows = metrics["adapter"].get("rows") if isinstance(metrics.get("adapter"), dict) else None
     few = isinstance(rows, int) and rows < FEW_ROWS
     return [*beside, *([("  rests on", f"{rows} rows: one answer changes much")] if few else []), *found]
