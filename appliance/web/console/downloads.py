@@ -28,6 +28,8 @@ def download_routes(desk: Desk) -> list[Route]:
     def document(request: Request) -> Response:
         check(request, "document of an entry")
         index, role = int(request.path_params["index"]), request.path_params["role"]
+        if index >= (size := desk.context.ledger.state.size):
+            raise NotFound(f"entry: expected one of the log's {size} entries, got none")
         documents = desk.context.ledger.documents_of(index)
         if role not in documents:
             raise NotFound(f"entry {index}, document: expected {' or '.join(documents) or 'none'}, got {role:.40}")

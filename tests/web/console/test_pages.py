@@ -6,6 +6,7 @@ import csv
 import html
 import io
 import re
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,6 +144,11 @@ def test_a_search_for_a_name_that_the_log_does_not_know_says_so(browsers: dict[s
         ("/adapters/clauses@9", "clauses@9"),
         ("/past?kind=wether", "a kind of thing"),
         ("/log/999999", "expected one of the log"),
+        ("/log/99999999999999999999999999", "index"),
+        ("/log/99999999999999999999999999/documents/order", "expected one of the log"),
+        ("/log/0/documents/nothing", "expected policy, got nothing"),
+        ("/past?at=99999999999999999999999999", "at"),
+        ("/could-load?unit=legal&at=99999999999999999999999999", "at"),
         ("/runs/r-000001?run=r-000002", "in the path alone"),
         ("/compare?run=r-000001&run=r-000001", "each run once"),
         ("/nowhere", "expected a page"),
@@ -154,6 +160,29 @@ def test_an_address_that_does_not_fit_is_answered_with_what_does_not(
     answer = browsers["auditor"].get(path)
     assert answer.status_code in (400, 404), answer.text
     assert words in answer.text and "What would allow it" in answer.text
+
+
+def test_a_number_beyond_the_log_is_only_the_end_of_it(browsers: dict[str, Browser]) -> None:
+    far = 10**26
+    assert browsers["auditor"].get(f"/log.json?after={far}").json()["entries"] == []
+    assert browsers["auditor"].get(f"/log.json?before={far}").json()["entries"] != []
+    assert browsers["auditor"].get(f"/runs.json?before={far}").json()["runs"] != []
+
+
+def test_a_document_is_downloaded_as_the_bytes_that_the_entry_binds(
+    desk: Console, browsers: dict[str, Browser]
+) -> None:
+    answer = browsers["auditor"].get("/log/0/documents/policy")
+    assert answer.content == desk.context.ledger.documents_of(0)["policy"]
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-disposition"] == 'attachment; filename="entry-0-policy"'
+
+
+def test_the_whole_log_is_downloaded_as_an_export(browsers: dict[str, Browser]) -> None:
+    answer = browsers["auditor"].get("/exports/ledger.tar")
+    assert answer.headers["content-type"] == "application/x-tar"
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as export:
+        assert len(export.getnames()) > 2
 
 
 def test_a_refused_page_names_the_invariant_and_what_would_allow_it(browsers: dict[str, Browser]) -> None:
