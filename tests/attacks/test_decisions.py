@@ -44,8 +44,8 @@ def request_release(site: Appliance, who: str = "olga", **values: Any) -> str:
 
 def find(site: Appliance, who: str = "rita", **values: Any) -> int:
     standing: dict[str, Any] = {
-        **site.on("clauses@1"), "kind": "issue", "severity": "high", "blocks": True, "field": "privacy",
-        "owner": "olga", "due": add_seconds(site.now(), 86_400),
+        **site.on("clauses@1"), "kind": "issue", "severity": "high", "blocks": True, "accepts_verdict": False,
+        "field": "privacy", "owner": "olga", "due": add_seconds(site.now(), 86_400),
     }  # fmt: skip
     return int(signed(site, AddFinding, who, texts=("finding", "remedy", "retest"), **standing | values)["index"])
 

@@ -640,6 +640,7 @@ DEFAULTS = {
             "required_fields": (),
             "review_s": review_s,
             "reattest_s": reattest_s,
+            "authorise_runs": False,
         }
         for name, score, reviewers, review_s, reattest_s in (
             ("low", 1, 2, 2_592_000, 31_536_000),
@@ -650,6 +651,7 @@ DEFAULTS = {
     "delegation_lifetime_s": 2_592_000,
     "break_glass_lifetime_s": 28_800,
     "required_gates": (),
+    "failed_verdict": "shown",
 }
 
 
