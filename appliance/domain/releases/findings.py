@@ -7,7 +7,7 @@ from pydantic import Field
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.decisions import Finding, FindingKind, Severity
 from appliance.domain.core.event import Ordered
-from appliance.domain.core.names import Commitment, Identifier, Time
+from appliance.domain.core.names import Commitment, Identifier, Time, add_seconds
 from appliance.domain.core.records import Adapter, Principal
 from appliance.domain.core.roles import Reasons, needs, stands
 from appliance.domain.core.state import State
@@ -59,12 +59,16 @@ def may_add_finding(state: State, order: AddFinding, signer: Principal, now: Tim
     reasons += [f"owner: {reason}" for reason in stands(state, order.owner)]
     if order.due <= now:
         reasons.append(f"due: expected a time after {now}, got {order.due}")
-    return reasons + (_acceptance(state, adapter, order) if order.accepts_verdict else [])
+    return reasons + (_acceptance(state, adapter, order, now) if order.accepts_verdict else [])
 
 
-def _acceptance(state: State, adapter: Adapter, order: AddFinding) -> Reasons:
-    """Only an exception has an end; one that blocks would permit and refuse at once."""
+def _acceptance(state: State, adapter: Adapter, order: AddFinding, now: Time) -> Reasons:
+    """Only an exception has an end, no later than an approval could have; one that blocks would permit and refuse at
+    once."""
     reasons, required = [], state.parameters.required_gates
+    limit = add_seconds(now, state.parameters.approval_lifetime_s)
+    if order.due > limit:
+        reasons.append(f"due: expected at most {limit}, since it accepts a verdict, got {order.due}")
     if order.kind != "exception" or order.blocks:
         got = f"a finding of kind {order.kind}{' that blocks' if order.blocks else ''}"
         reasons.append(f"accepts verdict: expected an exception that does not block, got {got}")

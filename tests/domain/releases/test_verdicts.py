@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.core.names import add_seconds, encode_value
+from appliance.domain.core.names import add_seconds, encode_value, parse_value
 from appliance.domain.core.policy import Parameters, Tier
 from appliance.domain.evaluation.items import ITEMS_FILE, encode_items
 from appliance.domain.evaluation.judging import VERDICT_FILE
@@ -15,12 +15,14 @@ from appliance.domain.evaluation.verdict import parse_verdict
 from appliance.domain.governance.people import Grant, RoleGranted
 from appliance.domain.releases.admission import AdmissionInputs
 from appliance.domain.releases.approval import inadmissible, review_standing
-from appliance.errors import Denied
+from appliance.domain.releases.exports import ExportedAdapter, Proofs
+from appliance.errors import Denied, Tampered
 from appliance.formats.core.digest import digest_bytes
 from scripts.kit.judged import Group, make_items
 from scripts.kit.log_builder import LogBuilder, policy_set, stage
 from tests.domain.evaluation.test_judging import ALIKE, BETTER, GATES, gate_set, one_gate
 from tests.domain.releases.test_admission import decide, evidence
+from tests.domain.releases.test_exports import check, received
 from tests.kit.judged_release import adapter_of, approve, reasons
 
 DAY_S = 86_400
@@ -148,6 +150,29 @@ def test_admission_finds_another_verdict_in_the_folder_and_a_lost_exception() ->
     assert told.tampered and told.reasons == (f"entry {exception}: expected it in the ledger, got none",)
 
 
+def test_an_export_ends_with_the_exception_and_proves_it_to_its_receiver() -> None:
+    site = judged()
+    due = add_seconds(site.now, 1_800)
+    accept(site, due=due)
+    approve(site)
+    site.activate()
+    with pytest.raises(Denied, match=f"valid until: expected a time after .* and not after {due}"):
+        site.export(valid_until=add_seconds(due, 1))
+    exported = site.export(valid_until=due)
+    found = received(site, exported.index, files=whole(site).files)
+    assert check(site, found).adapter.passed is False
+    entry = adapter_of(site).findings[0].index
+    with pytest.raises(Tampered, match=f"entry {entry}: expected it in the ledger, got none"):
+        check(site, without(found, entry))
+
+
+def without(found: ExportedAdapter, index: int) -> ExportedAdapter:
+    """With no proof of this entry."""
+    proofs = parse_value(Proofs, found.proofs, "proofs")
+    kept = tuple(entry for entry in proofs.entries if entry.index != index)
+    return replace(found, proofs=encode_value(proofs.model_copy(update={"entries": kept})))
+
+
 def test_at_its_due_date_the_approvals_go_stale_and_nothing_answers() -> None:
     site, exception = accepted()
     due = adapter_of(site).findings[0].due
@@ -189,6 +214,7 @@ def test_an_exception_about_something_else_accepts_no_verdict() -> None:
         ({"kind": "issue"}, "expected an exception that does not block, got a finding of kind issue"),
         ({"kind": "limitation"}, "got a finding of kind limitation"),
         ({"blocks": True}, "got a finding of kind exception that blocks"),
+        ({"due": "2030-01-01T00:00:00.000Z"}, "due: expected at most 2027-01-15T.*, since it accepts a verdict"),
         ({"by": "raul"}, "role: expected raul to be reviewer:privacy"),
         ({"by": "otto"}, "role: expected otto"),
         ({"by": "olga"}, "did not order the run, got olga"),

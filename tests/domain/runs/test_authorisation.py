@@ -16,6 +16,7 @@ from appliance.errors import Denied
 from appliance.formats.core.digest import digest_bytes
 from scripts.kit.log_builder import LogBuilder, policy_set, stage
 from tests.domain.releases.test_admission import decide, evidence
+from tests.domain.releases.test_exports import check, received
 from tests.kit.judged_release import adapter_of, approve, reasons
 
 
@@ -182,6 +183,8 @@ def test_admission_proves_the_authorisation_by_its_own_signature() -> None:
     assert made is not None and reasons(site) == [] and decide(site, evidence(site)).reasons == ()
     found = evidence(site)
     assert made.index in found.logged
+    exported = site.export()
+    assert check(site, received(site, exported.index)).adapter.authorised == made
     row = adapter_of(site).model_copy(update={"authorised": made.model_copy(update={"by": "raul"})})
     site.state.adapters.put("clauses@1", row)
     told = decide(site, found)
