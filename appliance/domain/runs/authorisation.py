@@ -10,7 +10,7 @@ from appliance.domain.core.records import Authorisation, Principal, Run
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Verb
-from appliance.domain.data.standing import inputs_stand
+from appliance.domain.data.standing import inputs_stand, sets_stand
 from appliance.domain.runs.conditions import check_inputs, move, take_run
 
 
@@ -51,7 +51,7 @@ def may_authorise_run(state: State, order: AuthoriseRun | RefuseRun, signer: Pri
     if order.order != run.order:
         reasons.append(f"run {run.id}, order: expected {run.order}, got {order.order}")
     if isinstance(order, AuthoriseRun):
-        return reasons + inputs_stand(state, run)
+        return reasons + inputs_stand(state, run) + sets_stand(state, run.sets)
     return reasons if order.reason is not None else [*reasons, "reason: expected why the run is refused, got none"]
 
 
