@@ -670,6 +670,18 @@ def test_a_set_that_lacks_a_parameter_has_its_default_and_the_digest_of_its_own_
     site.enroll("olga", "operator")
 
 
+def test_a_set_whose_tiers_lack_a_member_has_its_default_and_the_digest_of_its_own_bytes() -> None:
+    value = policy_set().model_dump(mode="json")
+    for tier in value["parameters"]["tiers"]:
+        del tier["authorise_runs"]
+    document = encode_canonical(value)
+    site = LogBuilder(policy=document)
+    assert (site.state.site.policy, site.state.site.parameters) == (digest_bytes(document), Parameters())
+    value["parameters"]["tiers"][0]["later"] = True
+    with pytest.raises(BadInput, match="later"):
+        parse_policy(encode_canonical(value))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
