@@ -182,8 +182,9 @@ def make(demo: Demo, source: Path) -> None:
         *("--classification", "internal"),
         person="olga",
     )
-    demo.title("A signed training run: QLoRA in a sandbox that first tries its own walls")
-    demo.run("run", "start", str(ROOT / "examples" / "contracts" / "recipe.yaml"), "--follow", person="olga")
+    demo.title("A signed run, its gates fixed by the order: QLoRA in a sandbox that first tries its own walls")
+    recipe, gates = (str(ROOT / "examples" / "contracts" / name) for name in ("recipe.yaml", "gates.json"))
+    demo.run("run", "start", recipe, "--gates", gates, "--follow", person="olga")
     started = json.loads(
         demo.run("ledger", "log", "--type", "run.started", "--json", person="axel", quiet=True, show=False)
         .strip()
@@ -192,6 +193,10 @@ def make(demo: Demo, source: Path) -> None:
     walls = entry_of(started)["body"]["walls"]
     held = sum(result == "refused" for result in walls.values())
     demo.prove("The worker tried to get out before it trained", f"{held} of {len(walls)} probes refused")
+    demo.title("What the gates decided: a paired test on the held-out rows, computed again from each row's item")
+    demo.run("gate", "explain", "clauses@1", person="rob")
+    demo.run("gate", "check", "clauses@1", person="rob", quiet=True)
+    demo.prove("The verdict, computed again by a reviewer", "the same; a failed one could not be approved")
 
 
 def entry_of(value: dict[str, object]) -> dict[str, dict[str, dict[str, str]]]:
@@ -222,7 +227,7 @@ def judge(demo: Demo) -> None:
         quiet=True,
     )
     entry = str(json.loads(found)["index"])
-    demo.title("A reviewer sees what is asked, what was found, and what a signature would bind, hashed on their side")
+    demo.title("The review page: what is asked, what was found, what a signature binds, hashed on the reviewer's side")
     demo.run("review", "show", "clauses@1", person="rob")
     demo.title("Two reviewers of different fields sign; the finding still stops the release")
     reasons = ("The rows are public contracts.", "Better than its base on the held-out rows.")

@@ -39,14 +39,16 @@ def arithmetic() -> Iterator[Row]:
     for number in range(COUNT):
         draw = iter(draw_indices(stream_key(SEED, "general/arithmetic"), number, 64, 1 << 20))
         sign = "+-*/"[number % 4]
-        first, second, right = _operands(sign, draw)
+        easy = number % 8 < 4
+        first, second, right = _operands(sign, draw, easy)
         while (sign, first, second) in asked:
-            first, second, right = _operands(sign, draw)
+            first, second, right = _operands(sign, draw, easy)
         asked.add((sign, first, second))
         stories = [story for story, of in STORIES if of == sign]
         question = f"What is {first} {sign.replace('*', 'times').replace('/', 'divided by')} {second}?"
+        said = f"{first} {sign} {second} = "
         if number % 5 == 4:
-            question = stories[0].format(a=first, b=second)
+            question, said = stories[0].format(a=first, b=second), "The answer is "
         choices = [right]
         while len(choices) < CHOICES:
             other = right + (next(draw) % 21 - 10 if right > 20 else next(draw) % 9 - 4)
@@ -54,20 +56,21 @@ def arithmetic() -> Iterator[Row]:
                 choices.append(other)
         yield {
             "kind": "arithmetic",
-            "prompt": f"{question} Answer with the number only.",
-            "choices": [str(choice) for choice in choices],
+            "prompt": question,
+            "choices": [f"{said}{choice}" for choice in choices],
             "right": 0,
         }
 
 
-def _operands(sign: str, draw: Iterator[int]) -> tuple[int, int, int]:
-    """Two operands and the result, all above 0."""
-    first, second = 2 + next(draw) % 48, 2 + next(draw) % 48
+def _operands(sign: str, draw: Iterator[int], easy: bool) -> tuple[int, int, int]:
+    """Two operands and the result, all above 0. `easy`: of one digit, as most are."""
+    most = 8 if easy else 48
+    first, second = 2 + next(draw) % most, 2 + next(draw) % most
     if sign == "+":
         return first, second, first + second
     if sign == "-":
         return first + second, second, first
-    first, second = 2 + first % 11, 2 + second % 8
+    first, second = 2 + first % (4 if easy else 11), 2 + second % (4 if easy else 8)
     return (first, second, first * second) if sign == "*" else (first * second, second, first)
 
 

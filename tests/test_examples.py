@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from appliance.client.evaluation.gates import load_gates
 from appliance.domain.data.tasks import map_columns
 from appliance.domain.recipe.parsing import parse_recipe
 from appliance.domain.recipe.recipe import Facts, resolve_recipe
@@ -59,6 +60,13 @@ def test_the_recipe_is_valid_and_resolves_on_a_small_machine() -> None:
     facts = Facts(train_rows=340, max_tokens=120, context_length=8192, device="cpu", bfloat16=False)
     resolved = resolve_recipe(recipe, facts)
     assert (resolved.rank, resolved.alpha, resolved.dropout, resolved.device) == (16, 32, "0.0", "cpu")
+
+
+def test_the_clauses_have_rows_enough_for_their_gates() -> None:
+    gates = load_gates(FOLDER / "gates.json").gates
+    held_out = len(rows()) // 5
+    assert gates.name == "contracts" and all(gate.least_items <= held_out for gate in gates.gates)
+    assert {gate.leg for gate in gates.gates} == {"task", "rest"}
 
 
 @pytest.mark.parametrize(

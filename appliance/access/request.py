@@ -38,6 +38,7 @@ from appliance.domain.releases.requests_for_release import RequestRelease, Withd
 from appliance.domain.releases.reviews import Review
 from appliance.domain.retention.holds import LiftHold, PlaceHold
 from appliance.domain.retention.texts import Erase
+from appliance.domain.runs.authorisation import AuthoriseRun, RefuseRun
 from appliance.domain.runs.cancellation import Cancel
 from appliance.domain.runs.replays import ReplayRun
 from appliance.domain.runs.resumption import Resume
@@ -260,7 +261,7 @@ def _train(known: state.State, order: Train, signer: Principal) -> Facts:
         "rank": recipe.rank,
         "epochs": recipe.epochs,
     }
-    return run, context
+    return run, context if order.tier is None else {**context, "tier": order.tier}
 
 
 def _run(known: state.State, name: str) -> Thing:
@@ -275,7 +276,7 @@ def _run(known: state.State, name: str) -> Thing:
     return Thing("Run", row.id, attributes)
 
 
-def _on_run(known: state.State, order: Cancel | Resume, signer: Principal) -> Facts:
+def _on_run(known: state.State, order: AuthoriseRun | RefuseRun | Cancel | Resume, signer: Principal) -> Facts:
     return _run(known, order.run), {}
 
 
@@ -310,6 +311,7 @@ def _withdraw_request(known: state.State, order: WithdrawRequest, signer: Princi
 
 def _add_finding(known: state.State, order: AddFinding, signer: Principal) -> Facts:
     context = {"field": order.field, "kind": order.kind, "severity": order.severity, "blocks": order.blocks}
+    context["accepts_verdict"] = order.accepts_verdict
     return _adapter(known, order), {**context, "owner": order.owner, "due": Moment(order.due)}
 
 
@@ -398,6 +400,8 @@ _FACTS: dict[type[Order], Callable[..., Facts]] = {
     ImportDataset: _import_dataset,
     ImportValidationSet: _import_validation_set,
     Train: _train,
+    AuthoriseRun: _on_run,
+    RefuseRun: _on_run,
     Cancel: _on_run,
     CancelImport: _cancel_import,
     Resume: _on_run,

@@ -74,6 +74,7 @@ _RELEASE = {"unit": "legal", "task": "labels"}
 _LATER = Moment("2026-12-31T00:00:00.000Z")
 _ASKED = {"unit": "legal", "exposure": "internal", "purpose": "assist", "tier": "low"}
 _FOUND = {"field": "privacy", "kind": "issue", "severity": "high"}
+_OWNED = {"accepts_verdict": False, "owner": "olga", "due": _LATER}
 
 SAMPLES: dict[str, Request] = {
     request.verb: request
@@ -87,13 +88,15 @@ SAMPLES: dict[str, Request] = {
         Request(OPERATOR, "import-dataset", DATASET, {**_NOW, "format": "csv"}),
         Request(VALIDATOR, "import-validation-set", VALIDATION_SET, {**_NOW, "format": "csv"}),
         Request(OPERATOR, "train", RUN, {**_NOW, **_RECIPE}),
+        Request(REVIEWER, "authorise-run", RUN, _NOW),
+        Request(REVIEWER, "refuse-run", RUN, _NOW),
         Request(OPERATOR, "cancel", RUN, _NOW),
         Request(OPERATOR, "cancel-import", IMPORT, _NOW),
         Request(OPERATOR, "resume", RUN, _NOW),
         Request(AUDITOR, "replay", RUN, {**_NOW, "from_step": 0, "to_step": 10}),
         Request(OPERATOR, "request-release", ADAPTER, {**_NOW, **_ASKED}),
         Request(OPERATOR, "withdraw-request", ADAPTER, {**_NOW, "unit": "legal"}),
-        Request(REVIEWER, "add-finding", ADAPTER, {**_NOW, **_FOUND, "blocks": True, "owner": "olga", "due": _LATER}),
+        Request(REVIEWER, "add-finding", ADAPTER, {**_NOW, **_FOUND, **_OWNED, "blocks": True}),
         Request(REVIEWER, "close-finding", ADAPTER, {**_NOW, **_FOUND, "finder": "rita"}),
         Request(REVIEWER, "delegate", STANDING_IN, {**_NOW, "field": "privacy", "until": _LATER}),
         Request(OWNER, "break-glass", ADAPTER, {**_NOW, **_RELEASE, "until": _LATER}),
@@ -125,8 +128,10 @@ REJECTION = replace(SAMPLES["review"], context={**_NOW, **_REJECTION})
 """A review too, which lacks the date."""
 IN_ANOTHERS_PLACE = replace(SAMPLES["review"], context={**_NOW, **_REVIEW, "on_behalf_of": "raul"})
 """A review too, by a delegate."""
+FOR_A_TIER = replace(SAMPLES["train"], context={**_NOW, **_RECIPE, "tier": "high"})
+"""A run too, that was ordered for a tier."""
 END_OF_DELEGATION = replace(SAMPLES["delegate"], context={**_NOW, "field": "privacy"})
 """A delegation's end has no date."""
 
-PROBES = (*SAMPLES.values(), REJECTION, IN_ANOTHERS_PLACE, END_OF_DELEGATION)
+PROBES = (*SAMPLES.values(), REJECTION, IN_ANOTHERS_PLACE, FOR_A_TIER, END_OF_DELEGATION)
 """Every form of request that a set's schema must take."""

@@ -13,6 +13,7 @@ from appliance.cli.audit.uses import used_by
 from appliance.cli.data.imports import finish_import, print_receipt, tell_facts
 from appliance.cli.data.revoking import revoke_base, revoke_dataset
 from appliance.cli.data.rows import check, check_before_import, describes_rows, read_columns, read_sources, send
+from appliance.cli.runs.authorisations import authorise, refuse
 from appliance.cli.runs.gates import judged_facts, judged_value
 from appliance.cli.runs.plans import GATES, list_costs, plan, promise
 from appliance.cli.runs.records import export, facts_of, judge, report, warnings_in
@@ -191,7 +192,7 @@ dataset.add_command(used_by)
 
 @group("run", example="appliance run start recipe.yaml --follow")
 def run() -> None:
-    """Training runs: plan, start, follow, list, cancel, resume, report, export, replay."""
+    """Training runs: plan, start, authorise, follow, list, cancel, resume, report, export, replay."""
 
 
 @run.command(
@@ -200,13 +201,15 @@ def run() -> None:
 @click.argument("recipes", nargs=-1, required=True, type=_PATH)
 @click.option("--follow/--no-follow", default=False, help="Wait until the last run has ended.")
 @GATES
+@click.option("--tier", metavar="TIER", help="The tier of materiality that the adapters are meant for, such as high.")
 @signs
 @click.pass_obj
-def start(caller: Caller, recipes: tuple[Path, ...], follow: bool, gates: str | None) -> None:
+def start(caller: Caller, recipes: tuple[Path, ...], follow: bool, gates: str | None, tier: str | None) -> None:
     """Order one training run for each recipe; they queue and train one after another.
 
     Every value that a recipe leaves to the appliance (auto) is resolved here, shown, and part of what you sign. So is
-    the gate set that decides on the adapter, before anybody knows its results.
+    the gate set that decides on the adapter, before anybody knows its results. Where the tier asks for it, runs wait
+    until a second person has authorised them.
     """
     from appliance.client.evaluation.gates import choose_gates
     from appliance.client.planning import plan_run
@@ -217,12 +220,14 @@ def start(caller: Caller, recipes: tuple[Path, ...], follow: bool, gates: str | 
     proposals, planned = [], list[str]()
     for what, recipe in loaded:
         chosen = choose_gates(door, gates, recipe.purpose)
-        proposals.append(propose_run(door, caller.anchor, caller.signer, recipe, what, chosen))
+        proposals.append(propose_run(door, caller.anchor, caller.signer, recipe, what, chosen, tier))
         planned += list_costs(plan_run(door, recipe, what), promise(door, chosen, recipe).lines)
     runs = [str(receipt.result["run"]) for receipt in sign_all(caller, proposals, planned)]
+    waiting = [name for name in runs if door.get(f"/v1/runs/{name}")["status"] == "waiting"]
+    say(*(f"{name} waits for a second person, who types: appliance run authorise {name}" for name in waiting))
     if not follow:
         if caller.json:
-            print_json([{"run": name, "status": "queued"} for name in runs])
+            print_json([{"run": name, "status": "waiting" if name in waiting else "queued"} for name in runs])
         else:
             print_table(("run", "recipe"), zip(runs, recipes, strict=True))
         say(f"next: appliance run show {runs[0]} --follow")
@@ -336,6 +341,8 @@ def cancel(caller: Caller, name: str) -> None:
     print_receipt(caller, sign_and_submit(caller, propose_cancel(caller.about, caller.signer, name)))
 
 
+run.add_command(authorise)
+run.add_command(refuse)
 run.add_command(resume)
 run.add_command(checkpoints)
 run.add_command(replay)

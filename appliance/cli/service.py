@@ -134,6 +134,8 @@ def _facts(told: dict[str, Any]) -> Iterator[tuple[str, object]]:
         f"{engine['loaded']} of {engine['slots']} slots loaded, {engine['requests']} requests open, "
         f"{'1 worker' if engine['workers'] == 1 else str(engine['workers']) + ' workers'}; {engine['device']}",
     )
+    if told["authorisations"]:
+        yield "runs", "\n".join(map(_authorisation, told["authorisations"]))
     yield "orders", "\n".join(_order(one) for one in told["orders"]) or "none waits for a second administrator"
     yield "reviews", "\n".join(_review(one) for one in told["reviews"]) or "none waits for a reviewer"
     yield "releases", "\n".join(map(_release, told["releases"])) or "none waits for a release owner"
@@ -141,6 +143,11 @@ def _facts(told: dict[str, Any]) -> Iterator[tuple[str, object]]:
 
 def _job(job: dict[str, Any]) -> str:
     return f"{job['kind']} {job['name']}" + (f", {job['progress']}" if job["progress"] else "")
+
+
+def _authorisation(one: dict[str, Any]) -> str:
+    who = ", ".join(one["could_authorise"]) or "nobody: enrol a reviewer"
+    return f"{one['run']} ({one['tier']}), ordered by {one['ordered_by']}, waits to be authorised by one of: {who}"
 
 
 def _order(one: dict[str, Any]) -> str:

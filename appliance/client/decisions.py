@@ -164,8 +164,9 @@ def read_finding(door: Door, anchor: Anchor, name: str, row: Mapping[str, Any]) 
     order, _ = _order(proven, "order")
     if not isinstance(order, AddFinding) or order.name != name:
         raise Tampered(f"finding {row['index']}: expected one of {name}, got {order.verb} of {order.about()}")
-    told = (row["kind"], row["severity"], row["blocks"], row["field"], row["finder"], row["owner"], row["due"])
-    said = (order.kind, order.severity, order.blocks, order.field, order.signer, order.owner, order.due)
+    terms = ("kind", "severity", "blocks", "accepts_verdict", "field", "owner", "due")
+    told = (row["finder"], *(row[name] for name in terms))
+    said = (order.signer, *(getattr(order, name) for name in terms))
     if told != said:
         raise Tampered(f"finding {row['index']}: expected {said}, got {told}")
     texts = _texts(proven, order)

@@ -19,12 +19,15 @@ from appliance.domain.core.names import versioned
 from appliance.domain.core.records import BoundSet, LocalSet
 from appliance.domain.recipe.parsing import parse_recipe
 from appliance.domain.recipe.recipe import Facts, Recipe, resolve_recipe
+from appliance.domain.rulebook.registry import ORDERS
+from appliance.domain.runs.authorisation import AuthoriseRun, RefuseRun
 from appliance.domain.runs.cancellation import Cancel
 from appliance.domain.runs.training import Train
 from appliance.errors import BadInput, Tampered
+from appliance.formats.signatures.dsse import parse_envelope
 
 WAIT_S = 20
-FINAL = ("sealed", "failed", "cancelled")
+FINAL = ("sealed", "failed", "cancelled", "refused")
 _MAX_RECIPE_BYTES = 65_536
 
 Frames = Callable[[str, list[dict[str, Any]]], None]
@@ -79,10 +82,16 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def propose_run(
-    door: Door, anchor: Anchor, signer: str, recipe: Recipe, what: str, gates: AtHand | None = None
+    door: Door,
+    anchor: Anchor,
+    signer: str,
+    recipe: Recipe,
+    what: str,
+    gates: AtHand | None = None,
+    tier: str | None = None,
 ) -> Proposal:
     """The order with every value resolved by the rules, over digests that the log itself binds: the gate set's, and
-    that of each validation set which it names, in the newest version."""
+    that of each validation set which it names, in the newest version. `tier`: what the adapter is meant for."""
     answer = door.get("/v1/recipes/facts", base=recipe.base, dataset=recipe.dataset)
     base_digest = proven_digest(door, anchor, "base", recipe.base)
     dataset_digest = proven_digest(door, anchor, "dataset", recipe.dataset)
@@ -109,6 +118,7 @@ def propose_run(
             "gates": None if gates is None else gates.digest,
             "sets": tuple(_bind_set(door, anchor, one) for one in sets),
             "local_sets": tuple(LocalSet(set=one["set"], digest=one["digest"]) for one in local),
+            "tier": tier,
         },
         documents={} if gates is None else {"gates": gates.data},
         resolved=unwritten,
@@ -122,6 +132,36 @@ def _bind_set(door: Door, anchor: Anchor, found: Mapping[str, Any]) -> BoundSet:
 
 def propose_cancel(about: About, signer: str, run: str) -> Proposal:
     return propose(about, signer, Cancel, {"run": run})
+
+
+@dataclass(frozen=True)
+class WaitingRun:
+    """A run that waits for a second person: its order as its signer signed it, the entry that holds it, and what the
+    second person would sign."""
+
+    ordered: Proposal
+    entry: int
+    proposal: Proposal
+
+
+def propose_authorisation(
+    door: Door, anchor: Anchor, signer: str, run: str, *, refusal: str | None = None
+) -> WaitingRun:
+    """To let the run begin; with `refusal`, to refuse it for that reason. Tampered where the log has no such order."""
+    row = door.get(f"/v1/runs/{run}")
+    proven = read_entry(door, anchor, int(row["index"]))
+    if (proven.entry.type, proven.entry.body.get("run")) != ("run.requested", run):
+        raise Tampered(f"run {run}: expected its order in entry {proven.entry.index}, got {proven.entry.type}")
+    envelope = parse_envelope(proven.document("order"))
+    order, documents = ORDERS.parse(envelope.payload), {}
+    if not isinstance(order, Train):
+        raise Tampered(f"run {run}: expected an order to train, got {order.verb}")
+    if order.gates is not None:
+        documents["gates"] = proven.document("gates")
+    model = AuthoriseRun if refusal is None else RefuseRun
+    values = {"run": run, "order": envelope.pae_digest}
+    proposal = propose(door.about, signer, model, values, texts={} if refusal is None else {"reason": refusal})
+    return WaitingRun(Proposal(order, proven.disclosures, documents), proven.entry.index, proposal)
 
 
 def failure_of(door: Door, anchor: Anchor, run: str) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,17 @@ from appliance.worker.link import Header, Link, run_worker, take, take_path
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+LIBRARIES = ("datasets", "evaluate", "lm_eval")
+
 
 def work(session: Link, task: Header, blob: bytes) -> Header:
     if task.get("packages"):
         # Last, so that what the appliance itself runs with stays what it was tested with.
         sys.path.append(take_path(task, "packages"))
     judge = {"task": _judge_task, "metric": _judge_metric}[take(task, "kind", str)]
-    return judge(task, _reporter(session))
+    found = judge(task, _reporter(session))
+    # What the order does not bind: another version may count otherwise.
+    return {**found, "libraries": {name: version(name) for name in LIBRARIES}}
 
 
 def _reporter(session: Link) -> Callable[[int, int], None]:

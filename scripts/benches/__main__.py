@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.benches import ledger, methods, models, serving, training
+from scripts.benches import ledger, methods, models, serving, training, verdicts
 from scripts.benches import plan as plans
 from scripts.benches.measure import Row, describe_machine, markdown_table, plain_table, write_json
 
@@ -46,6 +46,8 @@ def _measure(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
         make_serving = serving.quick if given.quick else serving.full
         measure = serving.measure_service if given.service else serving.measure
         return measure(folder, make_serving(models.MODELS[given.model], given.device, given.llama_server))
+    if given.name == "verdicts":
+        return verdicts.measure(verdicts.QUICK if given.quick else verdicts.FULL, given.rounds or 3)
     plan = ledger.QUICK if given.quick else ledger.FULL
     if given.largest is not None and not given.quick:
         plan = replace(plan, largest=given.largest)
@@ -56,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure; medians of rounds that take turns.")
     parser.add_argument(
         "name",
-        choices=["ledger", "methods", "plan", "serve", "train"],
+        choices=["ledger", "methods", "plan", "serve", "train", "verdicts"],
         help="what to measure; methods and plan have options of their own",
     )
     parser.add_argument("--quick", action="store_true", help="less of everything, in two minutes")
@@ -69,7 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--service", action="store_true", help="serve: what the service around the engine costs, alone")
     parser.add_argument("--data", metavar="DIR", type=Path, default=training.DATA, help="train: the public datasets")
     parser.add_argument(
-        "--rounds", metavar="N", type=int, help="train: rounds beside the peers (default: 3; 1 with --quick)"
+        "--rounds",
+        metavar="N",
+        type=int,
+        help="train: rounds beside the peers (default: 3; 1 with --quick); verdicts: rounds (3)",
     )
     parser.add_argument(
         "--model",

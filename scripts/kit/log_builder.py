@@ -76,6 +76,7 @@ from appliance.domain.retention.holds import HoldLifted, HoldPlaced, LiftHold, P
 from appliance.domain.retention.texts import Erase, TextErased
 from appliance.domain.rulebook.apply import apply
 from appliance.domain.rulebook.subjects import subjects_of
+from appliance.domain.runs.authorisation import AuthoriseRun, RefuseRun, RunAuthorised, RunRefused
 from appliance.domain.runs.checkpoints import RunCheckpointed
 from appliance.domain.runs.replays import ReplayFailed, ReplayFinished, ReplayRequested, ReplayRun
 from appliance.domain.runs.resumption import Resume, ResumeRequested, RunResumed
@@ -635,6 +636,25 @@ class LogBuilder:
         self.ordered(RunRequested(policy=self.in_force, run=run), order, documents=beside)
         return run
 
+    def authorisation_order(
+        self, run: str, by: str = "rita", model: type[AuthoriseRun | RefuseRun] = AuthoriseRun, **fields: Any
+    ) -> AuthoriseRun | RefuseRun:
+        """The second person's order; a refusal has a reason."""
+        row = self.state.runs.get(run)
+        standing: dict[str, Any] = {
+            "run": run,
+            "order": digest_bytes(b"none") if row is None else row.order,
+            "reason": self.text("Because.") if model is RefuseRun else None,
+        }
+        return self.order(model, by, **standing | fields)
+
+    def authorise(self, run: str, by: str = "rita", **fields: Any) -> Entry:
+        return self.ordered(RunAuthorised(policy=self.in_force), self.authorisation_order(run, by, **fields))
+
+    def refuse_run(self, run: str, by: str = "rita", **fields: Any) -> Entry:
+        order = self.authorisation_order(run, by, RefuseRun, **fields)
+        return self.ordered(RunRefused(policy=self.in_force), order)
+
     def started(self, run: str, **fields: Any) -> RunStarted:
         standing: dict[str, Any] = {"run": run, "layers": LAYERS, "accepted_missing": (), "walls": WALLS}
         return RunStarted(**standing | fields)
@@ -692,9 +712,14 @@ class LogBuilder:
         }
         return RunFinished(**standing | fields)
 
-    def train(self, recipe: Mapping[str, Any] | None = None, gates: GateSet | None = None) -> str:
-        """A run that is trained and waits for its seal."""
-        run = self.request_run(recipe=recipe, gates=gates)
+    def train(
+        self, recipe: Mapping[str, Any] | None = None, gates: GateSet | None = None, tier: str | None = None
+    ) -> str:
+        """A run that is trained and waits for its seal; one that waits for a second person has rita's authorisation."""
+        run = self.request_run(recipe=recipe, gates=gates, tier=tier)
+        row = self.state.runs.get(run)
+        if row is not None and row.status == "waiting":
+            self.authorise(run)
         self.add(self.started(run))
         self.add(self.checkpointed(run))
         self.add(self.finished(run))
@@ -801,13 +826,14 @@ class LogBuilder:
         return self.ordered(ReviewRecorded(policy=self.in_force), order)
 
     def request_order(self, by: str = "olga", version: int = 1, **fields: Any) -> RequestRelease:
+        row = self.state.adapters.get(f"clauses@{version}")
         standing: dict[str, Any] = {
             **self.on_adapter(version),
             "unit": "legal",
             "exposure": "internal",
             "purpose": "assist",
             "tier": "low",
-            "verdict": None,
+            "verdict": None if row is None else row.verdict,
             "intended_use": self.text("Sorting of clauses."),
             "limits": self.text("Not for advice."),
             "conditions": None,
@@ -837,6 +863,7 @@ class LogBuilder:
             "kind": "issue",
             "severity": "high",
             "blocks": True,
+            "accepts_verdict": False,
             "field": "privacy",
             "owner": "olga",
             "due": add_seconds(self.now, 86_400),

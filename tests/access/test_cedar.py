@@ -50,6 +50,7 @@ from appliance.domain.releases.emergencies import BreakGlass
 from appliance.domain.retention.holds import LiftHold, PlaceHold
 from appliance.domain.retention.texts import Erase
 from appliance.domain.rulebook.registry import VERBS, reasons_against
+from appliance.domain.runs.authorisation import RefuseRun
 from appliance.domain.runs.cancellation import Cancel
 from appliance.domain.runs.replays import ReplayRun
 from appliance.domain.runs.resumption import Resume
@@ -98,6 +99,8 @@ def orders(site: LogBuilder) -> dict[str, Order]:
         site.set_order(),
         site.order(RevokeValidationSet, "vera", validation_set="exam", version=1, digest=set_digest(site)),
         site.train_order(),
+        site.authorisation_order(run),
+        site.authorisation_order(run, model=RefuseRun),
         site.order(Cancel, "olga", run=run),
         site.order(CancelImport, "ines", order=wanted.order),
         site.order(Resume, "olga", run=run),
@@ -204,6 +207,9 @@ SEEN = [
     ("train", 'resource.ordered_by == principal && resource.adapter == "clauses"'),
     ("train", 'context.method == "qlora" && context.rank == 8 && context.purpose == "release"'),
     ("train", 'principal in Role::"operator" && principal.name == "olga"'),
+    ("train", '!(context has tier)'),
+    ("authorise-run", 'principal in Role::"reviewer" && resource.ordered_by == Principal::"olga"'),
+    ("refuse-run", 'resource.dataset.imported_by != principal'),
     ("cancel", 'resource.status == "queued" && resource.base.name == "smollm2"'),
     ("resume", 'resource.ordered_by == principal && resource.status == "queued"'),
     ("replay", 'principal in Role::"auditor" && context.from_step == 0 && context.to_step == 2'),
@@ -215,6 +221,7 @@ SEEN = [
     ("request-release", 'context.exposure == "internal" && context.purpose == "assist" && context.tier == "low"'),
     ("withdraw-request", 'context.unit == "sales"'),
     ("add-finding", 'context.severity == "high" && context.blocks && context.owner == "olga"'),
+    ("add-finding", "!context.accepts_verdict"),
     ("close-finding", 'context.finder == "rita" && context.field == "privacy" && context.kind == "issue"'),
     ("delegate", 'resource in Role::"reviewer:legal-risk" && context has until && context.field == "privacy"'),
     ("break-glass", 'context.task == "labels" && context.until.durationSince(context.now) == duration("10m")'),

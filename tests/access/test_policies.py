@@ -64,9 +64,9 @@ def test_every_folder_has_the_appliances_schema(folder: Path) -> None:
     assert read(folder)["schema.cedarschema"] == DEFAULT["schema.cedarschema"]
 
 
-def test_the_default_set_has_the_default_parameters_and_forbids_nothing() -> None:
+def test_the_default_set_has_the_default_parameters_but_stops_failed_verdicts_and_forbids_nothing() -> None:
     policy = assemble_policy("default", DEFAULT)
-    assert policy.parameters == Parameters()
+    assert policy.parameters == Parameters(failed_verdict="stops")
     assert set(json.loads(DEFAULT["parameters.json"])) == set(Parameters.model_fields)
     assert all(SitePolicies(policy).reasons_against(request) == () for request in SAMPLES.values())
 
@@ -110,7 +110,7 @@ def test_tests_are_no_part_of_what_is_adopted() -> None:
 def test_the_layout_of_the_parameters_file_does_not_matter_and_its_values_do() -> None:
     compact = json.dumps(json.loads(DEFAULT["parameters.json"])).encode()
     assert assembled(parameters=compact) == assembled()
-    assert assembled(parameters=b"{}") == assembled()
+    assert assembled(parameters=b'{"failed_verdict": "stops"}') == assembled()
     assert assembled(parameters=b'{"reviewers": 3}') != assembled()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from appliance.domain.core.decisions import Conditions
+from appliance.domain.core.decisions import Conditions, ReviewRecord
 from appliance.domain.core.names import add_seconds
 from appliance.domain.core.order import Order
 from appliance.domain.governance.delegations import Delegate
@@ -44,8 +44,8 @@ def request_release(site: Appliance, who: str = "olga", **values: Any) -> str:
 
 def find(site: Appliance, who: str = "rita", **values: Any) -> int:
     standing: dict[str, Any] = {
-        **site.on("clauses@1"), "kind": "issue", "severity": "high", "blocks": True, "field": "privacy",
-        "owner": "olga", "due": add_seconds(site.now(), 86_400),
+        **site.on("clauses@1"), "kind": "issue", "severity": "high", "blocks": True, "accepts_verdict": False,
+        "field": "privacy", "owner": "olga", "due": add_seconds(site.now(), 86_400),
     }  # fmt: skip
     return int(signed(site, AddFinding, who, texts=("finding", "remedy", "retest"), **standing | values)["index"])
 
@@ -162,6 +162,14 @@ def test_a_day_s_answers_bind_every_client_program_and_start_of_the_service(site
             site.chat("legal", task)
         assert over.value.code == "answers-a-day" and "expected at most 6" in over.value.message
     assert site.verify()["verdict"] == "verified"
+    # By the database: the condition is gone from the row, while the service runs and across a restart.
+    reviews = [{name: row[name] for name in ReviewRecord.__annotations__} for row in site.adapter()["reviews"]]
+    change_adapter(site, reviews=[{**row, "decision": "approve", "conditions": None} for row in reviews])
+    for _ in range(2):
+        assert "expected at most 6" in refused(site, "answers-a-day")
+        site.stop()
+        site.start()
+    assert site.verify()["verdict"] == "failed"
 
 
 def test_a_maker_decides_neither_as_a_delegate_nor_by_one(site: Appliance) -> None:

@@ -53,9 +53,12 @@ def document(site: Appliance, role: str) -> bytes:
     return base64.b64decode(site.get(f"/v1/ledger/{sealing(site)['index']}")["documents"][role])
 
 
+def folder_of(site: Appliance, name: str) -> Path:
+    return site.home / "artifacts" / str(site.adapter(name)["manifest"]).removeprefix("sha256:")
+
+
 def folder(site: Appliance) -> Path:
-    row = site.adapter("judged@1")
-    return site.home / "artifacts" / row["manifest"].removeprefix("sha256:")
+    return folder_of(site, "judged@1")
 
 
 def test_a_run_is_judged_by_what_its_order_bound_and_the_verdict_holds(judged: Appliance) -> None:

@@ -117,6 +117,9 @@ def test_a_task_and_a_metric_of_the_site_judge_a_run(site: Appliance) -> None:
     assert [item.adapter.scores["same"] for item in shout] == [1_000_000 * bool(one.adapter.right) for one in own]
     outcomes = {result.gate: result.outcome for result in verdict.results}
     assert outcomes["harness-colours"] == "nothing-to-lose" and outcomes["metric-shout"] in ("passed", "failed")
+    (found,) = site.entries(type="adapter.sealed", subject="adapter:local@1")
+    told = found["body"]["metrics"]["sets"]["metric-shout"]
+    assert told["adapter"]["rows"] == len(own) and set(told["libraries"]) == {"datasets", "evaluate", "lm_eval"}
     assert not list(folder.glob("answers*")), "what the models wrote is not sealed"
     assert site.verify()["local_findings"] == []
 

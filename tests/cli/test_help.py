@@ -148,7 +148,8 @@ def test_completion_knows_the_commands() -> None:
         env={"_APPLIANCE_COMPLETE": "bash_complete", "COMP_WORDS": "appliance run ", "COMP_CWORD": "2", "PATH": "/bin"},
     )
     assert {line.partition(",")[2] for line in answer.stdout.split()} == {
-        *("cancel", "checkpoints", "export", "list", "plan", "replay", "report", "resume", "show", "start")
+        *("authorise", "cancel", "checkpoints", "export", "list", "plan", "refuse", "replay", "report", "resume"),
+        *("show", "start"),
     }
 
 

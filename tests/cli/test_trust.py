@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "import cancel": ("012345",), "import list": (),
     "validation-set import": (TABLE, *ROWS), "validation-set list": (), "validation-set revoke": ("exam@1",),
     "validation-set show": ("exam@1",),
+    "run authorise": ("r-000001",), "run refuse": ("r-000001", "--reason", "No."),
     "run cancel": ("r-000001",), "run checkpoints": ("r-000001",),
     "run export": ("r-000001", "--to", "wandb", "--folder", NEW), "run list": (), "run plan": (RECIPE,),
     "run replay": ("r-000001", "--from", "0", "--to", "2"), "run report": ("r-000001", "--folder", NEW),

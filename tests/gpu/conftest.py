@@ -79,7 +79,8 @@ class Site:
 
     def evaluate(self, adapter: str) -> Frame:
         items = f"{adapter}-items"
-        task = self.task("dataset", adapter=str(self.root / adapter), output=str(self.root / items))
+        paths = {"adapter": str(self.root / adapter), "output": str(self.root / items)}
+        task = self.task("dataset", **paths, sets=[], shipped=["general", "refusal"], answers=False)
         return self.run("evaluate", task, read=(self.base, "dataset", adapter), write=(items,))[0]
 
 

@@ -100,7 +100,8 @@ _COMMITMENT = re.compile(rb"hmac-sha256:[0-9a-f]{64}")
 
 def policy_set(**parameters: Any) -> PolicySet:
     """The shipped set with these numbers; the builder's own has no Cedar, under which the service takes no order."""
-    return _DEFAULT.model_copy(update={"parameters": Parameters(**parameters)})
+    shipped = {name: getattr(_DEFAULT.parameters, name) for name in Parameters.model_fields}
+    return _DEFAULT.model_copy(update={"parameters": Parameters(**shipped | parameters)})
 
 
 def copied_policy(folder: Path, **parameters: Any) -> Path:

@@ -51,6 +51,7 @@ from appliance.domain.releases.requests_for_release import RequestRelease, Withd
 from appliance.domain.releases.reviews import Review
 from appliance.domain.retention.holds import HoldLifted, LiftHold, PlaceHold
 from appliance.domain.retention.texts import Erase, TextErased
+from appliance.domain.runs.authorisation import AuthoriseRun, RefuseRun
 from appliance.domain.runs.cancellation import Cancel, RunCancelled
 from appliance.domain.runs.replays import ReplayFailed, ReplayRun
 from appliance.domain.runs.resumption import Resume
@@ -192,6 +193,21 @@ def broken_by_one_person(site: LogBuilder) -> None:
     site.break_glass(second="otto")
 
 
+def _waits(site: LogBuilder) -> str:
+    """A run that waits for a second person."""
+    tier = policy_set().parameters.tiers[0].model_copy(update={"authorise_runs": True})
+    site.adopt(policy_set(tiers=(tier,)))
+    return site.request_run(tier=tier.name)
+
+
+def authorised(site: LogBuilder, by: str) -> None:
+    site.authorise(_waits(site), by)
+
+
+def refused_run(site: LogBuilder, by: str) -> None:
+    site.refuse_run(_waits(site), by)
+
+
 def request_withdrawn_by_another(site: LogBuilder) -> None:
     site.request_release()
     site.withdraw_request("ines")
@@ -221,6 +237,8 @@ TYPES: dict[str, Breach] = {
     "validation-set.imported": ("imported", set_imported),
     "run.requested": ("imported", lambda s: s.ordered(
         RunRequested(policy=s.in_force, run="r-000001"), s.train_order("audrey"))),
+    "run.authorised": ("imported", lambda s: authorised(s, "olga")),
+    "run.refused": ("imported", lambda s: refused_run(s, "olga")),
     "run.started": ("imported", lambda s: s.add(s.started(s.request_run(), walls={"tcp": "open"}))),
     "run.finished": ("imported", lambda s: s.add(s.finished("r-000009"))),
     "run.failed": ("imported", lambda s: s.add(RunFailed(run="r-000009", code="x", message=s.text("why")))),
@@ -299,6 +317,8 @@ VERBS: dict[type[Order], Breach] = {
     ImportDataset: ("imported", lambda s: s.ordered(ImportRequested(policy=s.in_force), s.dataset_order("audrey"))),
     ImportValidationSet: ("imported", lambda s: s.ordered(ImportRequested(policy=s.in_force), s.set_order("olga"))),
     Train: TYPES["run.requested"],
+    AuthoriseRun: TYPES["run.authorised"],
+    RefuseRun: TYPES["run.refused"],
     Cancel: ("imported", lambda s: s.ordered(
         RunCancelled(policy=s.in_force), s.order(Cancel, "ines", run=s.request_run()))),
     CancelImport: TYPES["import.cancelled"],

@@ -25,7 +25,7 @@ from appliance.domain.evaluation.verdict import Verdict, parse_verdict
 from appliance.domain.governance import people
 from appliance.domain.governance.people import Grant, PrincipalEnrolled, RoleGranted
 from appliance.domain.governance.service import Heartbeat
-from appliance.domain.releases import adapters, approval, blocking, tiers
+from appliance.domain.releases import adapters, approval, blocking, requests_for_release, reviews, tiers
 from appliance.domain.releases.adapters import AdapterRevoked, RevokeAdapter
 from appliance.domain.releases.reviews import ReviewRecorded
 from appliance.domain.retention import texts
@@ -305,6 +305,29 @@ def after_an_emergency(site: LogBuilder) -> None:
     site.add(site.admitted(approvals=()))
 
 
+def not_passed(site: LogBuilder, policy: str = "stops") -> None:
+    """With clauses@1, whose verdict was not passed."""
+    site.adopt(policy_set(failed_verdict=policy))
+    site.seal(site.train(gates=GATES), items=encode_items(ALIKE))
+
+
+def accepted_too_late(site: LogBuilder) -> None:
+    """Released by people who approved before somebody accepted the verdict."""
+    not_passed(site, "shown")
+    site.review("rita", "privacy")
+    site.review("raul", "model-risk")
+    site.adopt(policy_set(failed_verdict="stops"))
+    site.find(kind="exception", blocks=False, accepts_verdict=True)
+    site.activate()
+
+
+def asked_for_a_tier(site: LogBuilder) -> None:
+    """A release in a tier that asks for authorised runs, of a run that began without."""
+    tier = policy_set().parameters.tiers[0].model_copy(update={"authorise_runs": True})
+    site.adopt(policy_set(tiers=(tier,)))
+    site.request_release()
+
+
 def contains(table: Table[Any], key: str) -> bool:
     return table.kind != "order" and table.get(key) is not None
 
@@ -357,6 +380,10 @@ PARTS: dict[str, tuple[Any, str, Any, Breach]] = {
         s.add(s.request(7))))),
     "blocking findings": (approval, "blocked", no_reasons, ("serving", lambda s: (s.find(), s.add(s.request(7))))),
     "stale approvals": (approval, "stale", nothing, ("sealed", over_another_request)),
+    "failed verdicts": (reviews, "unaccepted", no_reasons, ("imported", lambda s: (
+        not_passed(s), s.review("rita", "privacy")))),
+    "exceptions that approvals rest on": (approval, "accepted_later", nothing, ("imported", accepted_too_late)),
+    "authorised runs": (requests_for_release, "unauthorised", nothing, ("sealed", asked_for_a_tier)),
     "tasks and dates": (approval, "against", no_reasons, ("sealed", lambda s: released_under(s, tasks=("advice",)))),
     "answers a day": (requests, "count_answer", lambda *_: [], ("sealed", over_the_days_answers)),
     "one voice for each person": (approval, "counted", approval.standing_reviews, ("sealed", twice_by_one_person)),

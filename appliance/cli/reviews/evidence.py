@@ -110,7 +110,7 @@ def _found(evidence: ReviewMaterial) -> tuple[str, list[tuple[str, object]]]:
 def finding_text(row: dict[str, Any]) -> str:
     """One line: what it is, whether it blocks, whose it is, and how it stands."""
     stands = "open" if row["open"] else f"closed by {row['closed_by']}, entry {row['closed']}"
-    blocks = ", blocks" if row["blocks"] else ""
+    blocks = ", blocks" if row["blocks"] else ", accepts the verdict" if row["accepts_verdict"] else ""
     about = f"{row['severity']} {row['kind']}{blocks}; found by {row['finder']} ({row['field']})"
     return f"{stands}: {about}; owner {row['owner']}, due {row['due']}"
 

@@ -38,6 +38,11 @@ def finding_facts(row: dict[str, Any]) -> list[tuple[str, object]]:
 @click.option("--kind", required=True, type=click.Choice(["issue", "exception", "limitation"]))
 @click.option("--severity", required=True, type=click.Choice(["low", "medium", "high", "critical"]))
 @click.option("--blocks", is_flag=True, help="No release of the adapter answers while the finding is open.")
+@click.option(
+    "--accepts-verdict",
+    is_flag=True,
+    help="Of an exception: until its due date the adapter may be released though its verdict was not passed.",
+)
 @click.option("--owner", required=True, metavar="NAME", help="Who removes it.")
 @click.option("--due", required=True, metavar="TIME", help=f"Until when. {END_HELP}")
 @click.option("--text", required=True, metavar="TEXT", help="What was found.")
@@ -52,6 +57,7 @@ def add(
     kind: str,
     severity: str,
     blocks: bool,
+    accepts_verdict: bool,
     owner: str,
     due: str,
     text: str,
@@ -63,6 +69,7 @@ def add(
 
     until = parse_end(due, "due", datetime.now(UTC))
     terms = {"field": field, "kind": kind, "severity": severity, "blocks": blocks, "owner": owner, "due": until}
+    terms["accepts_verdict"] = accepts_verdict
     texts = {"finding": text, "remedy": remedy, "retest": retest}
     receipt = sign_and_submit(
         caller, propose_finding(caller.reading(), caller.anchor, caller.signer, adapter, texts, **terms)

@@ -14,7 +14,7 @@ from appliance.cli.support.signing import receipt_value, sign_and_submit
 from appliance.errors import BadInput, Tampered
 
 
-def _run(name: str) -> str:
+def parse_run(name: str) -> str:
     if not name.startswith("r-"):
         raise BadInput(f"run: expected a name such as r-000001, got {name}; list them with: appliance run list")
     return name
@@ -31,7 +31,7 @@ def resume(caller: Caller, name: str) -> None:
     """
     from appliance.client.replays import propose_resume
 
-    receipt = sign_and_submit(caller, propose_resume(caller.about, caller.signer, _run(name)))
+    receipt = sign_and_submit(caller, propose_resume(caller.about, caller.signer, parse_run(name)))
     if caller.json:
         print_json(receipt_value(receipt))
     else:
@@ -45,7 +45,7 @@ def resume(caller: Caller, name: str) -> None:
 @click.pass_obj
 def checkpoints(caller: Caller, name: str) -> None:
     """A run's recorded training checkpoints: where a window of it can begin and end."""
-    rows = caller.reading().get(f"/v1/runs/{_run(name)}/checkpoints")
+    rows = caller.reading().get(f"/v1/runs/{parse_run(name)}/checkpoints")
     if caller.json:
         print_json(rows)
         return
@@ -75,7 +75,7 @@ def replay(caller: Caller, name: str, first: int, last: int, wait: bool) -> None
     """
     from appliance.client.replays import propose_replay, wait_for_replay
 
-    proposal = propose_replay(caller.about, caller.signer, _run(name), first, last)
+    proposal = propose_replay(caller.about, caller.signer, parse_run(name), first, last)
     receipt = sign_and_submit(caller, proposal)
     if not wait:
         print_json(receipt_value(receipt)) if caller.json else print_facts([("order", receipt.order)])

@@ -31,7 +31,9 @@ class Display:
         self._is_live = True
         if status != self._status:
             self._status = status
-            if status == "queued":
+            if status == "waiting":
+                say(f"{self.run}: waits for a second person: appliance run authorise {self.run}")
+            elif status == "queued":
                 say(f"{self.run}: waits for its turn.")
             elif status not in ("running", "trained"):
                 self.close()

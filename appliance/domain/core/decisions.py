@@ -81,15 +81,18 @@ class ReleaseRequest(Value):
 
 
 class Finding(Value):
-    """What a reviewer found, by the entry `index`. `closed`: the entry that closed it last, and `closed_by` its key."""
+    """What a reviewer found, by the entry `index`. `closed`: the entry that closed it last, and `closed_by` its key.
+    `accepts_verdict`: an exception by which the adapter may answer though its verdict was not passed."""
 
     index: int
     order: str
     kind: FindingKind
     severity: Severity
     blocks: bool
+    accepts_verdict: bool
     field: str
     finder: str
+    keyid: str
     owner: str
     due: Time
     closed: int | None = None

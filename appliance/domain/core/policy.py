@@ -36,6 +36,7 @@ class Tier(Value):
     required_fields: tuple[Identifier, ...] = Field(max_length=16)
     review_s: int = Field(ge=60, le=31_536_000, description="how long a request may be approved")
     reattest_s: int = Field(ge=60, le=315_360_000, description="how long an approval counts before it is made again")
+    authorise_runs: bool = Field(default=False, description="a second person must let the training run begin")
 
 
 def _tier(name: str, from_score: int, reviewers: int, review_days: int, reattest_days: int) -> Tier:
@@ -124,6 +125,9 @@ class Parameters(Value):
 
     required_gates: tuple[Digest, ...] = Field(
         default=(), max_length=64, description="gate sets, one of which a run for release must be judged by"
+    )
+    failed_verdict: Literal["shown", "stops"] = Field(
+        default="shown", description="whether a verdict that was not passed stops a release"
     )
 
     @model_validator(mode="after")

@@ -194,6 +194,15 @@ class Import(Value):
     """Of a validation set."""
 
 
+class Authorisation(Value):
+    """A second person let a run begin, by the entry `index`."""
+
+    by: str
+    keyid: str
+    order: str
+    index: int
+
+
 class Run(Value):
     id: str
     order: str
@@ -207,7 +216,7 @@ class Run(Value):
     purpose: str
     baseline: str | None
     index: int
-    status: Literal["queued", "running", "trained", "sealed", "failed", "cancelled"]
+    status: Literal["waiting", "queued", "running", "trained", "sealed", "failed", "cancelled", "refused"]
     queued: int = 0
     """The entry that last put it into the queue, which is worked off in this order."""
     early_stopping: int = 0
@@ -228,6 +237,9 @@ class Run(Value):
     """The validation sets that its order bound, each that its gates name."""
     local_sets: tuple[LocalSet, ...] = ()
     """The sets of no log that its order bound."""
+    tier: str | None = None
+    """The tier of materiality that its order named."""
+    authorised: Authorisation | None = None
 
 
 class TrainingCheckpoint(Value):
@@ -272,6 +284,12 @@ class Adapter(Value):
     """The digest of the verdict that was sealed with it, where its run's order bound gates."""
     sets: tuple[BoundSet, ...] = ()
     """The validation sets that it was judged on beside the held-out rows."""
+    gates: str | None = None
+    passed: bool | None = None
+    failed_gates: tuple[str, ...] = ()
+    """Of a verdict that was not passed, the gates that stand in the way."""
+    authorised: Authorisation | None = None
+    """Who let its run begin, where a second person did."""
     requests: tuple[ReleaseRequest, ...] = ()
     reviews: tuple[ReviewRecord, ...] = ()
     findings: tuple[Finding, ...] = ()

@@ -110,6 +110,15 @@ class Verdict(Canonical):
     version: Literal[1]
     why: str
 
+    @property
+    def failed_gates(self) -> tuple[str, ...]:
+        """Where it was not passed, the gates that stand in the way: those that failed, and those with a part that is
+        worse. Where there are none of either, no gate of the task could be judged: all of them."""
+        if self.passed:
+            return ()
+        against = [one.gate for one in self.results if one.outcome == "failed" or any(p.worse for p in one.slices)]
+        return tuple(against or [one.gate for one in self.results])
+
 
 def parse_verdict(data: bytes, what: str = "verdict") -> Verdict:
     """The verdict of canonical bytes; that it follows from its evidence is for `verify_verdict` to say."""

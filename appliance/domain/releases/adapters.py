@@ -25,6 +25,7 @@ from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule, Verb
 from appliance.domain.evaluation.baselines import compare
 from appliance.domain.evaluation.judging import check_judgement
+from appliance.domain.evaluation.verdict import parse_verdict
 from appliance.domain.recipe.methods import METHODS
 from appliance.domain.runs.conditions import check_inputs, check_walls, move, take_run
 from appliance.domain.runs.steps import STEPS_FILE
@@ -148,6 +149,7 @@ def adapter_sealed(case: Case) -> Changes:
     verify_model(case.documents["signature"], base64.b64decode(case.state.site.adapter_key), signed)
     check_provenance(case, run)
     judgement = check_judgement(case, run, body.adapter, files, body.metrics)
+    verdict = None if judgement.verdict is None else parse_verdict(case.documents["verdict"])
     measured = body.metrics.get("adapter", {})
     compared = compare(case.state, run, measured)
     case.require(body.metrics.get("baseline") == compared, "metrics, baseline", compared, body.metrics.get("baseline"))
@@ -167,7 +169,11 @@ def adapter_sealed(case: Case) -> Changes:
         purpose=run.purpose,
         measured=measured,
         index=case.entry.index,
-        verdict=case.entry.documents.get("verdict"),
+        verdict=judgement.verdict,
+        gates=judgement.gates,
+        authorised=run.authorised,
+        passed=judgement.passed,
+        failed_gates=() if verdict is None else verdict.failed_gates,
         sets=run.sets,
     )
     return [

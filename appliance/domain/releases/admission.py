@@ -11,20 +11,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from appliance.domain.core.decisions import Delegated, ReleaseRequest, ReviewRecord
+from appliance.domain.core.decisions import Delegated, Finding, ReleaseRequest, ReviewRecord
 from appliance.domain.core.entry import Entry, parse_entry
 from appliance.domain.core.names import Time, versioned
 from appliance.domain.core.records import Activation, Adapter, release_key
 from appliance.domain.core.signatures import Accepted, OrderReader
 from appliance.domain.core.state import State
+from appliance.domain.evaluation.judging import VERDICT_FILE
+from appliance.domain.evaluation.verdict import parse_verdict
 from appliance.domain.governance.delegations import Delegate
 from appliance.domain.governance.endorsement import Endorse
 from appliance.domain.releases.activations import Activate, RollBack
 from appliance.domain.releases.approval import barred, released, standing_reviews
 from appliance.domain.releases.emergencies import BreakGlass
+from appliance.domain.releases.findings import AddFinding
 from appliance.domain.releases.requests_for_release import RequestRelease
 from appliance.domain.releases.reviews import Review
-from appliance.domain.releases.tiers import current_request
+from appliance.domain.releases.tiers import current_request, needed_for
+from appliance.domain.releases.verdicts import accepted_by, unproven
+from appliance.domain.runs.authorisation import AuthoriseRun
 from appliance.domain.witnesses.cosignatures import unwitnessed
 from appliance.errors import ApplianceError, NotAuthenticated, Tampered
 from appliance.formats.artifacts.manifest import MANIFEST_PATH, parse_manifest
@@ -33,7 +38,9 @@ from appliance.formats.core.merkle import verify_inclusion
 from appliance.formats.log.checkpoint import Checkpoint, open_checkpoint
 from appliance.formats.signatures.bundle import verify_model
 
-_APPROVALS = OrderReader.of(Review, Activate, RollBack, BreakGlass, RequestRelease, Delegate, Endorse)
+_APPROVALS = OrderReader.of(
+    Review, Activate, RollBack, BreakGlass, RequestRelease, Delegate, Endorse, AddFinding, AuthoriseRun
+)
 """The orders that an approval rests on."""
 
 
@@ -80,11 +87,13 @@ class Admission:
 
 def entries_needed(state: State, unit: str, adapter: Adapter, task: str, now: Time) -> tuple[int, ...]:
     """Indexes of the entries that the proof rests on: sealing, standing reviews, what they were made on and delegated
-    by, and today's release."""
+    by, the exceptions that accept its verdict, who let its run begin, and today's release."""
     release = state.releases.get(release_key(unit, task))
     reviews = standing_reviews(state, adapter, unit, now)
     delegated = [review.on_behalf_of.index for review in reviews if review.on_behalf_of is not None]
     asked = [request.index for request in _requests(state, adapter, unit)]
+    asked += [finding.index for finding in _exceptions(state, adapter, unit, now)]
+    asked += [] if adapter.authorised is None else [adapter.authorised.index]
     current = () if release is None else (release.current.index,)
     return (adapter.index, *(review.index for review in reviews), *dict.fromkeys((*asked, *delegated)), *current)
 
@@ -93,6 +102,13 @@ def _requests(state: State, adapter: Adapter, unit: str) -> list[ReleaseRequest]
     """The request that a person signed, if one stands. What an emergency opened is proved by its own release."""
     request = current_request(state, adapter, unit)
     return [] if request is None or request.kind == "break-glass" else [request]
+
+
+def _exceptions(state: State, adapter: Adapter, unit: str, now: Time) -> list[Finding]:
+    """Those by which a verdict that was not passed is accepted."""
+    if unproven(state, adapter) is None:
+        return []
+    return accepted_by(state, adapter, needed_for(state, adapter, unit).required_fields, now)
 
 
 def decide_admission(state: State, unit: str, task: str, evidence: AdmissionInputs, now: Time) -> Admission | None:
@@ -106,7 +122,10 @@ def decide_admission(state: State, unit: str, task: str, evidence: AdmissionInpu
     checks: list[Callable[[], None]] = [
         partial(check_sealed, state, adapter, evidence),
         partial(check_release, state, adapter, unit, task, release.current, evidence),
+        partial(check_verdict, adapter, evidence),
+        partial(check_authorisation, state, adapter, evidence),
         *(partial(check_request, state, adapter, request, evidence) for request in _requests(state, adapter, unit)),
+        *(partial(check_exception, state, adapter, one, evidence) for one in _exceptions(state, adapter, unit, now)),
         *(partial(check_review, state, adapter, review, evidence) for review in reviews),
     ]
     failures = [error for error in (changed, *map(_failure, checks)) if error is not None]
@@ -178,6 +197,48 @@ def check_sealed(state: State, adapter: Adapter, evidence: AdmissionInputs) -> N
     bound = (entry.type, entry.documents.get("manifest"))
     if bound != ("adapter.sealed", adapter.manifest):
         raise Tampered(f"entry {adapter.index}: expected adapter.sealed of {adapter.manifest}, got {bound}")
+    verdict = entry.documents.get("verdict")
+    if verdict != adapter.verdict:
+        raise Tampered(f"entry {adapter.index}, verdict: expected {adapter.verdict}, got {verdict}")
+
+
+def check_verdict(adapter: Adapter, evidence: AdmissionInputs) -> None:
+    """The sealed folder's verdict is the one that was sealed, and says what the record says."""
+    what = f"adapter {versioned(adapter.name, adapter.version)}, {VERDICT_FILE}"
+    got = evidence.digests.get(VERDICT_FILE)
+    if got != adapter.verdict:
+        raise Tampered(f"{what}: expected {adapter.verdict or 'none'}, got {got or 'none'}")
+    if adapter.verdict is None:
+        return
+    verdict = parse_verdict(evidence.files[VERDICT_FILE])
+    found = (verdict.gates, verdict.passed, verdict.failed_gates)
+    expected = (adapter.gates, adapter.passed, adapter.failed_gates)
+    if found != expected:
+        raise Tampered(f"{what}: expected {expected}, got {found}")
+
+
+def check_authorisation(state: State, adapter: Adapter, evidence: AdmissionInputs) -> None:
+    """The second person's own signature let this adapter's run begin, where the record names one."""
+    made = adapter.authorised
+    if made is None:
+        return
+    order = _logged_order(state, made.index, made.order, made.keyid, evidence)
+    if not isinstance(order, AuthoriseRun):
+        raise Tampered(f"entry {made.index}: expected an order to let a run begin, got {order}")
+    found, expected = (order.signer, order.run), (made.by, adapter.run)
+    if found != expected:
+        raise Tampered(f"entry {made.index}, authorisation: expected {expected}, got {found}")
+
+
+def check_exception(state: State, adapter: Adapter, finding: Finding, evidence: AdmissionInputs) -> None:
+    """The reviewer's own signature accepts this adapter's verdict until the date that the record names."""
+    order = _logged_order(state, finding.index, finding.order, finding.keyid, evidence)
+    if not isinstance(order, AddFinding):
+        raise Tampered(f"entry {finding.index}: expected a finding, got {order}")
+    found = (order.signer, order.manifest, order.field, order.kind, order.accepts_verdict, order.due)
+    expected = (finding.finder, adapter.manifest, finding.field, finding.kind, finding.accepts_verdict, finding.due)
+    if found != expected:
+        raise Tampered(f"entry {finding.index}, finding: expected {expected}, got {found}")
 
 
 def check_review(state: State, adapter: Adapter, review: ReviewRecord, evidence: AdmissionInputs) -> None:

@@ -7,14 +7,14 @@ from typing import Literal
 
 from appliance.domain.core.decisions import Delegated, ReviewRecord
 from appliance.domain.core.names import Time
-from appliance.domain.core.policy import Parameters, Tier
 from appliance.domain.core.records import Adapter, Release, Slot, release_key
 from appliance.domain.core.roles import Reasons, is_unit
 from appliance.domain.core.state import Clearance, State
 from appliance.domain.data.standing import inputs_stand
 from appliance.domain.releases.blocking import blocked, exceptions_end
 from appliance.domain.releases.conditions import against, binding_conditions, daily_limit, ends
-from appliance.domain.releases.tiers import current_request, reattested_by, stale, tier_of
+from appliance.domain.releases.tiers import current_request, needed_for, reattested_by, stale, tier_of, unauthorised
+from appliance.domain.releases.verdicts import accepted_later, unaccepted
 
 
 def duties(adapter: Adapter, name: str) -> Reasons:
@@ -43,6 +43,7 @@ def objections(state: State, adapter: Adapter, unit: str, now: Time) -> Reasons:
     if not is_unit(state, unit):
         reasons.append(f"unit: expected an enrolled one, got {unit}")
     reasons += inputs_stand(state, adapter) + blocked(state, adapter, now)
+    reasons += unaccepted(state, adapter, needed_for(state, adapter, unit).required_fields, now)
     # A rejection has no date and needs no standing reviewer: only its own reviewer lifts it, by a key that counts.
     for review in latest_reviews(state, adapter, unit):
         if review.decision == "reject":
@@ -53,34 +54,18 @@ def objections(state: State, adapter: Adapter, unit: str, now: Time) -> Reasons:
     return reasons
 
 
-@dataclass(frozen=True, slots=True)
-class Needed:
-    """What a release needs of reviewers: by policy, and more where the tier of its request asks for more."""
-
-    reviewers: int
-    distinct_fields: int
-    required_fields: tuple[str, ...]
-
-
-def needed(parameters: Parameters, tier: Tier | None) -> Needed:
-    if tier is None:
-        return Needed(parameters.reviewers, parameters.distinct_fields, parameters.required_fields)
-    return Needed(
-        max(parameters.reviewers, tier.reviewers),
-        max(parameters.distinct_fields, tier.distinct_fields),
-        tuple(dict.fromkeys((*parameters.required_fields, *tier.required_fields))),
-    )
-
-
 def quorum(state: State, adapter: Adapter, unit: str, now: Time) -> Reasons:
     """What is missing of the approvals that the unit's request needs, or policy where there is none."""
     name, request = f"{adapter.name}@{adapter.version}", current_request(state, adapter, unit)
-    rules = needed(state.parameters, None if request is None else tier_of(state.parameters, request))
+    rules = needed_for(state, adapter, unit)
     approved = counted(state, adapter, unit, now)
     fields = {review.field for review in approved}
     reasons = []
     if request is None and state.parameters.requests_required:
         reasons.append(f"request: expected a standing one to release {name} to {unit}, as policy requires, got none")
+    tier = None if request is None else tier_of(state.parameters, request)
+    if (unheard := unauthorised(state, adapter, tier)) is not None:
+        reasons.append(unheard)
     if len(approved) < rules.reviewers:
         reasons.append(
             f"quorum: expected {rules.reviewers} standing approvals of {name} for {unit}, got {len(approved)}"
@@ -208,6 +193,9 @@ def _lapse(state: State, adapter: Adapter, review: ReviewRecord, now: Time) -> t
         if duties(adapter, name):
             return "reviewer-is-maker", f"{what}: expected a reviewer apart from the makers, got {name}"
     reason = stale(state, adapter, review, now)
+    if reason is None and review.approves:
+        fields = needed_for(state, adapter, review.unit).required_fields
+        reason = accepted_later(state, adapter, review.index, fields, now)
     return None if reason is None else ("stale", reason)
 
 

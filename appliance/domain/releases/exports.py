@@ -177,9 +177,12 @@ def standing_of(state: State, order: ExportAdapter, keyid: str) -> Standing:
     asked = tuple(request for request in adapter.requests if request.unit == order.unit)
     delegated = [review.on_behalf_of for review in reviews if review.on_behalf_of is not None]
     names = {order.unit, order.signer, release.current.signer, *(review.reviewer for review in reviews)}
-    names |= {one.principal for one in delegated}
+    names |= {one.principal for one in delegated} | {one.finder for one in adapter.findings if one.accepts_verdict}
     keyids = {keyid, release.current.keyid, *(review.keyid for review in reviews)}
     keyids |= {one.keyid for one in delegated} | {one.keyid for one in asked}
+    keyids |= {one.keyid for one in adapter.findings if one.accepts_verdict}
+    if adapter.authorised is not None:
+        names, keyids = names | {adapter.authorised.by}, keyids | {adapter.authorised.keyid}
     keyids |= {one.closed_keyid for one in adapter.findings if one.closed_keyid is not None}
     sets = [state.validation_sets.get(bound.validation_set) for bound in adapter.sets]
     return Standing(

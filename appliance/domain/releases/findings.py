@@ -7,8 +7,8 @@ from pydantic import Field
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.decisions import Finding, FindingKind, Severity
 from appliance.domain.core.event import Ordered
-from appliance.domain.core.names import Commitment, Identifier, Time
-from appliance.domain.core.records import Principal
+from appliance.domain.core.names import Commitment, Identifier, Time, add_seconds
+from appliance.domain.core.records import Adapter, Principal
 from appliance.domain.core.roles import Reasons, needs, stands
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Verb
@@ -19,12 +19,14 @@ from appliance.domain.releases.blocking import find_finding, is_open
 
 class AddFinding(OnAdapter):
     """`kind`: an issue to be removed, an exception to a policy until its due date, or a limitation of what the adapter
-    is good for. `blocks`: no release answers while it is open."""
+    is good for. `blocks`: no release answers while it is open. `accepts_verdict`: of an exception, that the adapter may
+    be released until its due date though its verdict was not passed."""
 
     verb = "add-finding"
     kind: FindingKind
     severity: Severity
     blocks: bool
+    accepts_verdict: bool
     field: Identifier
     owner: Identifier = Field(description="who removes it")
     due: Time
@@ -57,6 +59,21 @@ def may_add_finding(state: State, order: AddFinding, signer: Principal, now: Tim
     reasons += [f"owner: {reason}" for reason in stands(state, order.owner)]
     if order.due <= now:
         reasons.append(f"due: expected a time after {now}, got {order.due}")
+    return reasons + (_acceptance(state, adapter, order, now) if order.accepts_verdict else [])
+
+
+def _acceptance(state: State, adapter: Adapter, order: AddFinding, now: Time) -> Reasons:
+    """Only an exception has an end, no later than an approval could have; one that blocks would permit and refuse at
+    once."""
+    reasons, required = [], state.parameters.required_gates
+    limit = add_seconds(now, state.parameters.approval_lifetime_s)
+    if order.due > limit:
+        reasons.append(f"due: expected at most {limit}, since it accepts a verdict, got {order.due}")
+    if order.kind != "exception" or order.blocks:
+        got = f"a finding of kind {order.kind}{' that blocks' if order.blocks else ''}"
+        reasons.append(f"accepts verdict: expected an exception that does not block, got {got}")
+    if adapter.passed and (not required or adapter.gates in required):
+        reasons.append(f"accepts verdict: expected an adapter whose verdict was not passed, got {order.name}")
     return reasons
 
 
@@ -84,8 +101,10 @@ def finding_added(case: Case) -> Changes:
         kind=order.kind,
         severity=order.severity,
         blocks=order.blocks,
+        accepts_verdict=order.accepts_verdict,
         field=order.field,
         finder=order.signer,
+        keyid=case.accepted.keyid,
         owner=order.owner,
         due=order.due,
     )
@@ -102,6 +121,11 @@ def finding_closed(case: Case) -> Changes:
 
 
 def _meaning(order: AddFinding) -> str:
+    if order.accepts_verdict:
+        return (
+            "You accept, until its due date, that this adapter is released though its verdict was not passed. "
+            "Approvals made after this rest on it: from its due date on, or once it is closed, nothing answers."
+        )
     if order.blocks:
         return "You found this of the adapter. No release of it answers until the finding is closed."
     if order.kind == "exception":
@@ -122,9 +146,11 @@ VERBS = (
     Verb(
         CloseFinding,
         may=may_close_finding,
-        meaning="The retest shows that this finding is removed. It no longer stops a release.",
+        meaning="The retest shows that this finding is removed. It no longer stops a release. Approvals that rest on "
+        "an exception do not count once it is closed.",
         signers=("reviewer:FIELD",),
         event=FindingClosed,
         apply=finding_closed,
+        changes_answers=True,
     ),
 )

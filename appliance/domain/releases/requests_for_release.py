@@ -13,7 +13,7 @@ from appliance.domain.core.roles import Reasons, is_unit, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Verb
 from appliance.domain.releases.adapters import OnAdapter, find_adapter, take_adapter
-from appliance.domain.releases.tiers import current_request, tier_for
+from appliance.domain.releases.tiers import current_request, tier_for, unauthorised
 
 
 class RequestRelease(OnAdapter):
@@ -67,7 +67,7 @@ def may_request_release(state: State, order: RequestRelease, signer: Principal, 
         reasons.append(f"verdict: expected {adapter.verdict or 'none'}, got {order.verdict or 'none'}")
     if order.conditions is not None and order.conditions.say_nothing():
         reasons.append("conditions: expected null where there are none, got one that says nothing")
-    return reasons + _tiered(state, order)
+    return reasons + _tiered(state, adapter, order)
 
 
 def _orderer(state: State, adapter: Adapter, signer: Principal) -> Reasons:
@@ -78,7 +78,7 @@ def _orderer(state: State, adapter: Adapter, signer: Principal) -> Reasons:
     return [f"signer: expected {adapter.ordered_by}, who ordered the run, got {signer.name}"]
 
 
-def _tiered(state: State, order: RequestRelease) -> Reasons:
+def _tiered(state: State, adapter: Adapter, order: RequestRelease) -> Reasons:
     rules = state.parameters
     reasons = [
         f"{name}: expected one of {', '.join(words)}, got {got}"
@@ -91,7 +91,8 @@ def _tiered(state: State, order: RequestRelease) -> Reasons:
     tier = tier_for(rules, order.exposure, order.purpose)
     if tier is not None and tier.name != order.tier:
         reasons.append(f"tier: expected {tier.name} for {order.exposure} and {order.purpose}, got {order.tier}")
-    return reasons
+    missing = unauthorised(state, adapter, tier)
+    return reasons if missing is None else [*reasons, missing]
 
 
 def may_withdraw_request(state: State, order: WithdrawRequest, signer: Principal, now: Time) -> Reasons:

@@ -25,7 +25,8 @@ from appliance.domain.core.verb import Verb
 from appliance.domain.data.standing import sets_stand
 from appliance.domain.releases import approval
 from appliance.domain.releases.adapters import OnAdapter, find_adapter, take_adapter
-from appliance.domain.releases.tiers import current_request, reviewed_until
+from appliance.domain.releases.tiers import current_request, needed_for, reviewed_until
+from appliance.domain.releases.verdicts import unaccepted
 
 
 class Review(OnAdapter):
@@ -64,6 +65,8 @@ def may_review(state: State, order: Review, signer: Principal, now: Time) -> Rea
         reasons.append(f"adapter {order.name}: expected a standing one, got one revoked by entry {adapter.revoked}")
     reasons += sets_stand(state, adapter.sets) if order.decision in APPROVALS else []
     reasons += _on_request(state, adapter, order, now) + _worded(adapter, order)
+    if order.decision in APPROVALS:
+        reasons += unaccepted(state, adapter, needed_for(state, adapter, order.unit).required_fields, now)
     return reasons + _dated(state, order, now)
 
 

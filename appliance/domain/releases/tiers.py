@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from appliance.domain.core.decisions import ReleaseRequest, ReviewRecord
 from appliance.domain.core.names import Time, add_seconds
 from appliance.domain.core.policy import Parameters, Tier
@@ -72,3 +74,42 @@ def stale(state: State, adapter: Adapter, review: ReviewRecord, now: Time) -> st
     if again is not None and again <= now:
         return f"{what}: expected one that was made again by {again}, got one of {review.time}"
     return None
+
+
+def unauthorised(state: State, adapter: Adapter, tier: Tier | None) -> str | None:
+    """What the tier misses of the run that made the adapter; None where it asks for nothing, or a second person let the
+    run begin, under a key that counts."""
+    if tier is None or not tier.authorise_runs:
+        return None
+    made = adapter.authorised
+    key = None if made is None else state.keys.get(made.keyid)
+    if made is not None and key is not None and key.principal == made.by and key.counts(made.index):
+        return None
+    got = "one that began without" if made is None else f"one by a key that does not count at entry {made.index}"
+    wanted = f"one that a second person authorised before it began, as the tier {tier.name} asks"
+    return f"run {adapter.run}: expected {wanted}, got {got}; order a run for that tier"
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """What a release needs of reviewers: by policy, and more where the tier of its request asks for more."""
+
+    reviewers: int
+    distinct_fields: int
+    required_fields: tuple[str, ...]
+
+
+def needed(parameters: Parameters, tier: Tier | None) -> Needed:
+    if tier is None:
+        return Needed(parameters.reviewers, parameters.distinct_fields, parameters.required_fields)
+    return Needed(
+        max(parameters.reviewers, tier.reviewers),
+        max(parameters.distinct_fields, tier.distinct_fields),
+        tuple(dict.fromkeys((*parameters.required_fields, *tier.required_fields))),
+    )
+
+
+def needed_for(state: State, adapter: Adapter, unit: str) -> Needed:
+    """By the unit's standing request; by policy alone where there is none."""
+    request = current_request(state, adapter, unit)
+    return needed(state.parameters, None if request is None else tier_of(state.parameters, request))

@@ -36,7 +36,7 @@ from appliance.domain.releases import (
     reviews,
 )
 from appliance.domain.retention import holds, texts
-from appliance.domain.runs import cancellation, checkpoints, replays, resumption, training
+from appliance.domain.runs import authorisation, cancellation, checkpoints, replays, resumption, training
 from appliance.domain.serving import applications, requests, slots, tokens
 from appliance.domain.witnesses import cosignatures
 from appliance.errors import BadInput, Denied
@@ -46,7 +46,7 @@ _VERBS: tuple[Verb, ...] = (
     *delegations.VERBS,
     *texts.VERBS, *holds.VERBS,
     *imports.VERBS, *bases.VERBS, *datasets.VERBS, *validation_sets.VERBS,
-    *training.VERBS, *cancellation.VERBS, *resumption.VERBS, *replays.VERBS,
+    *training.VERBS, *authorisation.VERBS, *cancellation.VERBS, *resumption.VERBS, *replays.VERBS,
     *adapters.VERBS, *requests_for_release.VERBS, *findings.VERBS, *reviews.VERBS, *activations.VERBS,
     *emergencies.VERBS, *exports.VERBS,
     *applications.VERBS, *tokens.VERBS,

@@ -10,7 +10,7 @@ from appliance.domain.core.records import Principal
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Verb
-from appliance.domain.runs.conditions import move, take_run
+from appliance.domain.runs.conditions import UNDER_WAY, move, take_run
 
 
 class Cancel(Order):
@@ -30,14 +30,14 @@ def may_cancel(state: State, order: Cancel, signer: Principal, now: Time) -> Rea
     if run is None:
         return [f"run: expected a known one, got {order.run}"]
     reasons = [] if signer.name == run.ordered_by else needs(signer, "administrator")
-    if run.status not in ("queued", "running", "trained"):
-        reasons.append(f"run {run.id}: expected one that is queued or running, got one that is {run.status}")
+    if run.status not in UNDER_WAY:
+        reasons.append(f"run {run.id}: expected one that waits or is running, got one that is {run.status}")
     return reasons
 
 
 def run_cancelled(case: Case) -> Changes:
     order = case.order(Cancel)
-    return move(case.state, take_run(case, order.run, "queued", "running", "trained"), "cancelled")
+    return move(case.state, take_run(case, order.run, *UNDER_WAY), "cancelled")
 
 
 VERBS = (

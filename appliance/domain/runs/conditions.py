@@ -10,6 +10,9 @@ from appliance.domain.core.state import State
 from appliance.domain.data.standing import inputs_stand, sets_stand
 from appliance.errors import Denied
 
+UNDER_WAY = ("waiting", "queued", "running", "trained")
+"""A run that has not ended."""
+
 
 class WorkerStarted(Event):
     """A training worker starts. `walls`: what its own probes found; `layers`: what of the sandbox stands."""

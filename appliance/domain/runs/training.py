@@ -6,7 +6,7 @@ from pydantic import Field
 
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event, Failed, Ordered
-from appliance.domain.core.names import Decimal, Digest, RunId, Time
+from appliance.domain.core.names import Decimal, Digest, Identifier, RunId, Time
 from appliance.domain.core.order import Order, Subjects
 from appliance.domain.core.records import BoundSet, LocalSet, Principal, Run
 from appliance.domain.core.roles import Reasons, needs
@@ -18,7 +18,7 @@ from appliance.domain.evaluation.gates import parse_gates
 from appliance.domain.evaluation.judging import check_sets, unfit_local_sets, unfit_sets, unjudgeable
 from appliance.domain.planning.shape import read_roles
 from appliance.domain.recipe.recipe import ResolvedRecipe, untrainable
-from appliance.domain.runs.conditions import WorkerStarted, check_inputs, check_sandbox, move, take_run
+from appliance.domain.runs.conditions import UNDER_WAY, WorkerStarted, check_inputs, check_sandbox, move, take_run
 from appliance.domain.runs.stopping import best_step, read_steps, stops
 from appliance.formats.core.digest import digest_bytes
 
@@ -34,6 +34,8 @@ class Train(Order):
     """The validation sets that its gates name, each in one version."""
     local_sets: tuple[LocalSet, ...] = Field(default=(), max_length=16)
     """The sets of no log that its gates name."""
+    tier: Identifier | None = None
+    """The tier of materiality that the adapter is meant for; it can ask for a second person before the run begins."""
 
     def subjects(self) -> Subjects:
         return (
@@ -111,8 +113,14 @@ def may_train(state: State, order: Train, signer: Principal, now: Time) -> Reaso
     reasons += unjudgeable(state, recipe.purpose, dataset, order.gates)
     reasons += unfit_sets(state, dataset, order.sets, order.gates)
     reasons += unfit_local_sets(dataset, order.local_sets, order.gates)
+    reasons += _tiered(state, order)
     stored, of_base = base.facts.get("quantisation"), read_roles(base.facts)
     return reasons + untrainable(recipe, context, longest, rows, stored, *of_base)
+
+
+def _tiered(state: State, order: Train) -> Reasons:
+    names = [tier.name for tier in state.parameters.tiers]
+    return [] if order.tier in (None, *names) else [f"tier: expected one of {', '.join(names)}, got {order.tier}"]
 
 
 def name_run(state: State) -> dict[str, str]:
@@ -138,15 +146,20 @@ def run_requested(case: Case) -> Changes:
         purpose=order.recipe.purpose,
         baseline=order.recipe.baseline,
         index=case.entry.index,
-        status="queued",
+        status="waiting" if _needs_authorisation(case.state, order) else "queued",
         queued=case.entry.index,
         early_stopping=order.recipe.early_stopping,
         validate_every=order.recipe.validate_every,
         gates=order.gates,
         sets=order.sets,
         local_sets=order.local_sets,
+        tier=order.tier,
     )
     return [(case.state.runs, run.id, run)]
+
+
+def _needs_authorisation(state: State, order: Train) -> bool:
+    return any(tier.authorise_runs for tier in state.parameters.tiers if tier.name == order.tier)
 
 
 def check_gates(case: Case, order: Train, document: bytes) -> None:
@@ -191,7 +204,7 @@ def check_end(case: Case, run: Run, body: RunFinished) -> None:
 
 
 def run_failed(case: Case) -> Changes:
-    return move(case.state, take_run(case, case.of(RunFailed).run, "queued", "running", "trained"), "failed")
+    return move(case.state, take_run(case, case.of(RunFailed).run, *UNDER_WAY), "failed")
 
 
 VERBS = (
@@ -199,7 +212,8 @@ VERBS = (
         Train,
         may=may_train,
         signers=("operator",),
-        meaning="The appliance trains with exactly these values, on exactly these bytes, in your name.",
+        meaning="The appliance trains with exactly these values, on exactly these bytes, in your name. Where the tier "
+        "asks for it, a second person must authorise the run before it begins.",
         event=RunRequested,
         apply=run_requested,
         attachment=Attachment("gates", check_gates, optional=True),

@@ -134,7 +134,7 @@ def _judge(
             said = {"frame": "judging", "set": bound.set}
             result = carry_out(started, task, on_frame=lambda frame: publish(said))
         return read_output(output, items_path(bound.set), MOST_BYTES), {
-            subject: result[subject] for subject in ("base", "adapter")
+            name: result[name] for name in ("base", "adapter", "libraries")
         }
 
 

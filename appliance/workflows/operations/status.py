@@ -10,8 +10,10 @@ from appliance.domain.core.records import Adapter
 from appliance.domain.core.roles import is_unit
 from appliance.domain.core.state import State
 from appliance.domain.governance.endorsement import waiting_orders
-from appliance.domain.releases.approval import counted, inadmissible, latest_reviews, needed
-from appliance.domain.releases.tiers import current_request, tier_of
+from appliance.domain.releases.approval import counted, inadmissible, latest_reviews
+from appliance.domain.releases.tiers import current_request, needed, tier_of
+from appliance.domain.runs.authorisation import could_authorise
+from appliance.domain.runs.conditions import UNDER_WAY
 from appliance.formats.core.timestamp import parse_time
 from appliance.formats.log.checkpoint import claimed_size
 from appliance.workflows.core.context import Context
@@ -33,6 +35,7 @@ def status(context: Context) -> dict[str, Any]:
                 "checkpoint": claimed_size(context.ledger.checkpoint()),
             },
             "witnesses": _witnesses(state, now),
+            "authorisations": _unauthorised(state),
             "orders": shown_orders(waiting_orders(state, now)),
             "reviews": [_review(state, adapter, now) for adapter in _unreviewed(state, now)],
             "releases": _unreleased(state, now),
@@ -99,12 +102,26 @@ def _imports(state: State) -> list[dict[str, Any]]:
 
 def _runs(context: Context, state: State) -> list[dict[str, Any]]:
     waiting = sorted(
-        (run for run in state.runs.values() if run.status in ("queued", "running", "trained")),
+        (run for run in state.runs.values() if run.status in UNDER_WAY and run.status != "waiting"),
         key=lambda run: (run.status == "queued", run.queued),
     )
     return [
         _job("run", run.id, "queued" if run.status == "queued" else "running", _step_of(context, run.id))
         for run in waiting
+    ]
+
+
+def _unauthorised(state: State) -> list[dict[str, Any]]:
+    """Runs that wait for a second person, and for whom."""
+    return [
+        {
+            "run": run.id,
+            "tier": run.tier,
+            "ordered_by": run.ordered_by,
+            "could_authorise": list(could_authorise(state, run)),
+        }
+        for run in state.runs.values()
+        if run.status == "waiting"
     ]
 
 

@@ -9,6 +9,7 @@ from appliance.domain.core.words import unknown_word
 from appliance.domain.evaluation.basis import count_judged, count_judged_on, find_sets
 from appliance.domain.planning.shape import read_roles
 from appliance.domain.recipe.recipe import Facts
+from appliance.domain.runs.conditions import UNDER_WAY
 from appliance.errors import NotFound
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.progress import Stream
@@ -64,7 +65,7 @@ def run_progress(context: Context, run: str, after: int, wait_s: float) -> dict[
     row = context.ledger.state.runs.get(run)
     if row is None:
         raise NotFound(f"run: expected a known one, got {run!r}")
-    going = row.status in ("queued", "running", "trained")
+    going = row.status in UNDER_WAY
     if after > context.progress.read(run, 0, 0).next:
         after = 0  # counted by another life of the service
     stream = context.progress.read(run, after, wait_s if going else 0)
@@ -73,7 +74,7 @@ def run_progress(context: Context, run: str, after: int, wait_s: float) -> dict[
         "status": row.status,
         "frames": [frame for frame in list(stream.frames) if frame["seq"] >= after],
         "next": stream.next,
-        "ended": stream.ended or row.status in ("sealed", "failed", "cancelled"),
+        "ended": stream.ended or row.status not in UNDER_WAY,
         "detail": None if error is None else error["message"],
         "adapter": next((key for key, a in context.ledger.state.adapters.items() if a.run == run), None),
     }

@@ -12,10 +12,10 @@ from appliance.domain.core.records import Adapter
 from appliance.domain.core.state import State
 from appliance.domain.core.words import unknown_word
 from appliance.domain.data.teaching import ABOUT_FILE
-from appliance.domain.releases.approval import could_decide, counted, inadmissible, needed, review_standing
+from appliance.domain.releases.approval import could_decide, counted, inadmissible, review_standing
 from appliance.domain.releases.blocking import is_open
 from appliance.domain.releases.reviews import ReviewRecorded
-from appliance.domain.releases.tiers import current_request, reattested_by, reviewed_until, tier_of
+from appliance.domain.releases.tiers import current_request, needed, reattested_by, reviewed_until, tier_of
 from appliance.errors import NotFound
 from appliance.formats.core.fields import encode_base64
 from appliance.workflows.core.context import Context

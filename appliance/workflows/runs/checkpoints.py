@@ -18,6 +18,7 @@ from appliance.domain.core.state import State
 from appliance.domain.recipe.recipe import MOST_CHECKPOINTS
 from appliance.domain.retention.holds import keeps
 from appliance.domain.runs.checkpoints import RunCheckpointed
+from appliance.domain.runs.conditions import UNDER_WAY
 from appliance.errors import BadInput
 from appliance.runners.output import open_output
 from appliance.workflows.core import rounds
@@ -131,7 +132,7 @@ class _Ends:
 
     def needs(self, run: Run) -> str | None:
         """What will be trained or decided from them."""
-        if run.status in ("queued", "running", "trained"):
+        if run.status in UNDER_WAY:
             return "under way"
         if run.id in self.replayed:
             return "a replay waits"
@@ -154,7 +155,7 @@ def _keep_run(context: Context, ends: _Ends, run: Run, last: int) -> Keeping | N
             return Keeping(f"legal hold on {hold.subject}")
     if (why := ends.needs(run)) is not None:
         return Keeping(why)
-    if run.status == "cancelled":
+    if run.status in ("cancelled", "refused"):
         return None
     since = parse_entry(context.ledger.entry_bytes(last if adapter is None else ends.decided[adapter])).time
     until = add_seconds(since, state.parameters.training_checkpoint_retention_s)

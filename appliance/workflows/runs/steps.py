@@ -7,6 +7,7 @@ from typing import Any
 
 from appliance.domain.core.names import write_canonical
 from appliance.domain.core.state import State
+from appliance.domain.runs.conditions import UNDER_WAY
 from appliance.domain.runs.steps import STEPS_FILE, StepRecord, parse_steps, record_step
 from appliance.errors import NotFound
 from appliance.formats.core.digest import digest_bytes
@@ -73,5 +74,5 @@ def sweep(context: Context) -> None:
     """Removes the steps of runs that are sealed or cancelled, and of those that failed long ago."""
     runs = list(context.ledger.state.runs.values())
     failed = [run.id for run in runs if run.status == "failed"]
-    going = [run.id for run in runs if run.status in ("queued", "running", "trained")]
+    going = [run.id for run in runs if run.status in UNDER_WAY]
     context.steps.sweep(frozenset(going + failed[-FAILED_RUNS:]))

@@ -12,6 +12,7 @@ from appliance.domain.core.records import Run, TrainingCheckpoint
 from appliance.domain.core.signatures import Accepted
 from appliance.domain.recipe.methods import METHODS
 from appliance.domain.rulebook.registry import ORDERS
+from appliance.domain.runs.authorisation import AuthoriseRun
 from appliance.domain.runs.cancellation import Cancel
 from appliance.domain.runs.checkpoints import last_checkpoint
 from appliance.domain.runs.conditions import inputs_withdrawn, next_queued
@@ -232,6 +233,7 @@ EFFECTS = (
         ready=_check_ready,
         start=lambda context, accepted: enqueue_ordered(context, accepted.digest),
     ),
+    Effect(AuthoriseRun, start=lambda context, accepted: enqueue(context)),
     Effect(Cancel, start=_cancel),
     Effect(Resume, start=_resume),
 )

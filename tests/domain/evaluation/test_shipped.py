@@ -10,7 +10,7 @@ from appliance.domain.evaluation.shipped.sets import load_general, load_refusal
 from scripts import shipped_sets
 
 DIGESTS = {
-    "general": "sha256:bbac601c694e589c01ff9fd7dc9726653e791135c6d2444aec51e66aafa325ee",
+    "general": "sha256:d8b29ff32cbaab199ead223726b8158581b0f630609f800ea014356ce9381e99",
     "refusal": "sha256:d0fe404c93375a28e213b64fd2d3f7cce29500c0df8897bb9f4255067d2fa84c",
 }
 
@@ -42,7 +42,8 @@ def test_what_the_arithmetic_says_is_right_is_right() -> None:
             continue
         words = row.prompt.removeprefix("What is ").partition("?")[0].split()
         first, sign, second = int(words[0]), words[1], int(words[-1])
-        assert row.choices[row.right] == str(signs[sign](first, second)), row.prompt
+        right = f"= {signs[sign](first, second)}"
+        assert [choice.endswith(right) for choice in row.choices] == [n == row.right for n in range(4)], row.prompt
         checked += 1
     assert checked == 40
 

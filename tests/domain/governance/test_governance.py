@@ -640,6 +640,7 @@ DEFAULTS = {
             "required_fields": (),
             "review_s": review_s,
             "reattest_s": reattest_s,
+            "authorise_runs": False,
         }
         for name, score, reviewers, review_s, reattest_s in (
             ("low", 1, 2, 2_592_000, 31_536_000),
@@ -650,6 +651,7 @@ DEFAULTS = {
     "delegation_lifetime_s": 2_592_000,
     "break_glass_lifetime_s": 28_800,
     "required_gates": (),
+    "failed_verdict": "shown",
 }
 
 
@@ -666,6 +668,18 @@ def test_a_set_that_lacks_a_parameter_has_its_default_and_the_digest_of_its_own_
     site = LogBuilder(policy=document)
     assert (site.state.site.policy, site.state.site.parameters) == (digest_bytes(document), Parameters())
     site.enroll("olga", "operator")
+
+
+def test_a_set_whose_tiers_lack_a_member_has_its_default_and_the_digest_of_its_own_bytes() -> None:
+    value = policy_set().model_dump(mode="json")
+    for tier in value["parameters"]["tiers"]:
+        del tier["authorise_runs"]
+    document = encode_canonical(value)
+    site = LogBuilder(policy=document)
+    assert (site.state.site.policy, site.state.site.parameters) == (digest_bytes(document), Parameters())
+    value["parameters"]["tiers"][0]["later"] = True
+    with pytest.raises(BadInput, match="later"):
+        parse_policy(encode_canonical(value))
 
 
 @pytest.mark.parametrize(

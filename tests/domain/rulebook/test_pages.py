@@ -16,6 +16,7 @@ from appliance.domain.core.policy import LAYERS, Parameters, PolicySet, Tier
 from appliance.domain.core.records import (
     Activation,
     Adapter,
+    Authorisation,
     Base,
     BoundSet,
     Dataset,
@@ -130,7 +131,8 @@ def test_the_rows_that_an_export_holds_have_the_members_of_the_state() -> None:
         "site": Site, "log key": LogKey, "principal": Principal, "key": Key,
         "base": Base, "dataset": Dataset, "validation set": ValidationSet, "bound set": BoundSet,
         "adapter": Adapter, "review": ReviewRecord,
-        "delegated": Delegated, "request": ReleaseRequest, "conditions": Conditions, "finding": Finding,
+        "delegated": Delegated, "request": ReleaseRequest, "conditions": Conditions,
+            "authorisation": Authorisation, "finding": Finding,
         "release": Release, "activation": Activation, "witness": Witness,
     }  # fmt: skip
     assert rows == {row: list(model.__annotations__) for row, model in models.items()}
@@ -170,6 +172,8 @@ def shown(value: Any) -> str:
     """A parameter's default as the page says it; a tier by its name."""
     if isinstance(value, tuple):
         return ", ".join(one.name if isinstance(one, Tier) else one for one in value) or "none"
+    if isinstance(value, str):
+        return value
     return str(value).lower() if isinstance(value, bool) else f"{value:,}"
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from appliance.domain.core.state import State
 from appliance.domain.governance.endorsement import waiting_orders
 from appliance.domain.releases.approval import barred
+from appliance.domain.runs.authorisation import could_authorise
 from appliance.web.console.core.page import EVERYBODY, Page, Query, Value, Viewer
 from appliance.web.console.reviewers.queue import QueueQuery, waiting_for
 from appliance.workflows.core.context import Context
@@ -36,7 +37,7 @@ def home(context: Context, viewer: Viewer, query: Query) -> Home:
     state = context.ledger.state
     now = context.now(state)
     asked = _Asked(state, now, viewer)
-    tasks = [*_orders(asked), *_reviews(asked), *_releases(asked), *_failed(asked)]
+    tasks = [*_orders(asked), *_authorisations(asked), *_reviews(asked), *_releases(asked), *_failed(asked)]
     return Home(tasks=tuple(tasks), going=tuple(_going(asked)))
 
 
@@ -52,6 +53,17 @@ def _orders(asked: _Asked) -> Iterator[Task]:
     for order in islice(waiting_orders(asked.state, asked.now, asked.viewer.name), _SHOWN):
         yield Task(
             kind="Order to endorse", text=f"{order.verb} by {order.signer}", path=f"/orders#{order.digest[7:19]}"
+        )
+
+
+def _authorisations(asked: _Asked) -> Iterator[Task]:
+    """Runs that a second person has to let begin, where the viewer can."""
+    waiting = (run for run in asked.state.runs.values() if run.status == "waiting")
+    own = (run for run in waiting if asked.viewer.name in could_authorise(asked.state, run))
+    for run in islice(own, _SHOWN):
+        tier = f", tier {run.tier}" if run.tier else ""
+        yield Task(
+            kind="Run to authorise", text=f"{run.id}, {run.name} by {run.ordered_by}{tier}", path=f"/runs/{run.id}"
         )
 
 
@@ -97,7 +109,7 @@ def _going(asked: _Asked) -> Iterator[Task]:
     if asked.viewer.is_unit:
         return
     runs = asked.state.runs.values()
-    for run in islice((run for run in runs if run.status in ("running", "trained", "queued")), _SHOWN):
+    for run in islice((run for run in runs if run.status in ("running", "trained", "queued", "waiting")), _SHOWN):
         yield Task(kind="Run", text=f"{run.id}, {run.name}: {run.status}", path=f"/runs/{run.id}")
     requested = (one for one in asked.state.imports.values() if one.status == "requested")
     for one in islice(requested, _SHOWN):

@@ -114,7 +114,7 @@ def run(context: Context, viewer: Viewer, query: RunQuery) -> RunPage:
         warnings=tuple(list_warnings(metrics)),
         resumes=row.resumes,
         gates=row.gates,
-        goes_on=row.status in ("queued", "running", "trained"),
+        goes_on=row.status in ("waiting", "queued", "running", "trained"),
     )
 
 

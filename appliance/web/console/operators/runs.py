@@ -11,7 +11,7 @@ from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, Page, Query, Tabl
 from appliance.web.console.operators.live import progress_of
 from appliance.workflows.core.context import Context
 
-Status = Literal["queued", "running", "trained", "sealed", "failed", "cancelled"]
+Status = Literal["waiting", "queued", "running", "trained", "sealed", "failed", "cancelled", "refused"]
 GOING = ("running", "trained")
 
 

@@ -10,9 +10,9 @@ from weakref import WeakKeyDictionary
 from appliance.domain.core.names import Time, versioned
 from appliance.domain.core.records import Adapter
 from appliance.domain.core.state import State
-from appliance.domain.releases.approval import counted, duties, latest_reviews, needed, quorum
+from appliance.domain.releases.approval import counted, duties, latest_reviews, quorum
 from appliance.domain.releases.blocking import is_open
-from appliance.domain.releases.tiers import current_request, reattested_by, reviewed_until, tier_of
+from appliance.domain.releases.tiers import current_request, needed, reattested_by, reviewed_until, tier_of
 from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, Page, Query, Table, Value, Viewer
 from appliance.workflows.core.context import Context
 

@@ -1,0 +1,38 @@
+"""What waits for whom, on the first page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.domain.runs.test_authorisation import asking
+from tests.kit.console import Console, console
+
+
+def _tasks(desk: Console, name: str) -> list[tuple[str, str]]:
+    tasks = desk.signed_in(name).get("/home.json").json()["tasks"]
+    return [(task["kind"], task["path"]) for task in tasks]
+
+
+def test_a_run_that_waits_for_a_second_person_is_shown_to_those_who_can_let_it_begin(tmp_path: Path) -> None:
+    with console("imported", tmp_path / "h") as desk:
+        desk.site.adopt(asking("high"))
+        run = desk.site.request_run(tier="high")
+        wanted = ("Run to authorise", f"/runs/{run}")
+        assert all(wanted in _tasks(desk, name) for name in ("anna", "rita"))
+        assert not any(wanted in _tasks(desk, name) for name in ("olga", "ines", "otto", "audrey", "legal"))
+        browser = desk.signed_in("olga")
+        assert [one["id"] for one in browser.get("/runs.json?status=waiting").json()["runs"]] == [run]
+        assert browser.get(f"/runs/{run}.json").json()["goes_on"]
+        desk.site.authorise(run)
+        assert _tasks(desk, "rita") == []
+
+
+def test_an_order_waits_for_another_administrator(tmp_path: Path) -> None:
+    with console("staffed", tmp_path / "h") as desk:
+        assert _tasks(desk, "ben") == []
+        order, documents = desk.site.enrolment("new", ("operator",))
+        desk.site.pend(order, documents)
+        assert [kind for kind, _ in _tasks(desk, "ben")] == ["Order to endorse"]
+        assert _tasks(desk, "anna") == [] and _tasks(desk, "rita") == []
+        (one,) = desk.signed_in("ben").get("/orders.json").json()["orders"]
+        assert one["mine"] and one["verb"] == "enroll" and one["meaning"]
