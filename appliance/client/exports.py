@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from appliance.client.reviews import find_release
+from appliance.client.releases.reviews import find_release
 from appliance.client.support.door import Door
 from appliance.client.support.files import check_place
 from appliance.client.support.orders import Proposal, propose

@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "run resume": ("r-000001",), "run show": ("r-000001",), "run start": (RECIPE,),
     "review approve": ("clauses@1", "--unit", "legal", "--meaning", "I read it."), "review list": (),
     "review reject": ("clauses@1", "--unit", "legal", "--meaning", "I read it."), "review show": ("clauses@1",),
+    "review report": ("clauses@1", "--folder", NEW),
     "review request-changes": ("clauses@1", "--unit", "legal", "--meaning", "I read it.", "--reason", "Why."),
     "review withdraw": ("clauses@1", "--unit", "legal", "--meaning", "I read it.", "--reason", "Why."),
     "finding add": ("clauses@1", "--field", "privacy", "--kind", "issue", "--severity", "low", "--owner", "olga",

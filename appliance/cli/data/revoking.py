@@ -27,7 +27,7 @@ def revoke_base(caller: Caller, name: str, reason: str | None) -> None:
 
     One administrator or reviewer is enough: taking away is always easier than giving.
     """
-    from appliance.client.reviews import propose_base_revocation
+    from appliance.client.releases.reviews import propose_base_revocation
 
     _sign(caller, name, propose_base_revocation(caller.reading(), caller.anchor, caller.signer, name, reason))
 
@@ -42,7 +42,7 @@ def revoke_dataset(caller: Caller, name: str, reason: str | None) -> None:
 
     One administrator or reviewer is enough: taking away is always easier than giving.
     """
-    from appliance.client.reviews import propose_dataset_revocation
+    from appliance.client.releases.reviews import propose_dataset_revocation
 
     _sign(caller, name, propose_dataset_revocation(caller.reading(), caller.anchor, caller.signer, name, reason))
 

@@ -38,6 +38,7 @@ from appliance.workflows.queries.log import LogFilters, show
 from appliance.workflows.queries.people import pending_orders
 from appliance.workflows.queries.work import import_status, recipe_facts, replay_status, run_progress, run_steps
 from appliance.workflows.releases import exports, review
+from appliance.workflows.releases.page import review_page
 from appliance.workflows.releases.review import adapter_row
 from appliance.workflows.runs import planning
 from appliance.workflows.witnesses import exchange as witnesses
@@ -311,6 +312,10 @@ def _adapters(router: APIRouter, context: Context) -> None:
     @router.get("/v1/adapters/{name}/review")
     def packet(name: str) -> dict[str, Any]:
         return review.review_packet(context, name)
+
+    @router.get("/v1/adapters/{name}/page")
+    def page(name: str) -> dict[str, Any]:
+        return review_page(context, name).model_dump(mode="json")
 
     @router.get("/v1/adapters/{name}/files/{path:path}")
     def file(name: str, path: str) -> Response:
