@@ -34,6 +34,7 @@ from appliance.domain.releases.blocking import find_finding
 from appliance.domain.releases.emergencies import BreakGlass
 from appliance.domain.releases.exports import ExportAdapter
 from appliance.domain.releases.findings import AddFinding, CloseFinding
+from appliance.domain.releases.looks import TryAdapter, ViewSamples
 from appliance.domain.releases.requests_for_release import RequestRelease, WithdrawRequest
 from appliance.domain.releases.reviews import Review
 from appliance.domain.retention.holds import LiftHold, PlaceHold
@@ -323,6 +324,14 @@ def _close_finding(known: state.State, order: CloseFinding, signer: Principal) -
     return _adapter(known, order), context
 
 
+def _view_samples(known: state.State, order: ViewSamples, signer: Principal) -> Facts:
+    return _adapter(known, order), {"count": order.count}
+
+
+def _try_adapter(known: state.State, order: TryAdapter, signer: Principal) -> Facts:
+    return _adapter(known, order), {"prompts": len(order.prompts)}
+
+
 def _delegate(known: state.State, order: Delegate, signer: Principal) -> Facts:
     until = {} if order.until is None else {"until": Moment(order.until)}
     return _principal(known, order.principal), {"field": order.field, **until}
@@ -410,6 +419,8 @@ _FACTS: dict[type[Order], Callable[..., Facts]] = {
     WithdrawRequest: _withdraw_request,
     AddFinding: _add_finding,
     CloseFinding: _close_finding,
+    ViewSamples: _view_samples,
+    TryAdapter: _try_adapter,
     Delegate: _delegate,
     BreakGlass: _break_glass,
     Review: _review,

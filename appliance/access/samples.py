@@ -96,6 +96,8 @@ SAMPLES: dict[str, Request] = {
         Request(AUDITOR, "replay", RUN, {**_NOW, "from_step": 0, "to_step": 10}),
         Request(OPERATOR, "request-release", ADAPTER, {**_NOW, **_ASKED}),
         Request(OPERATOR, "withdraw-request", ADAPTER, {**_NOW, "unit": "legal"}),
+        Request(REVIEWER, "view-samples", ADAPTER, {**_NOW, "count": 5}),
+        Request(REVIEWER, "try-adapter", ADAPTER, {**_NOW, "prompts": 1}),
         Request(REVIEWER, "add-finding", ADAPTER, {**_NOW, **_FOUND, **_OWNED, "blocks": True}),
         Request(REVIEWER, "close-finding", ADAPTER, {**_NOW, **_FOUND, "finder": "rita"}),
         Request(REVIEWER, "delegate", STANDING_IN, {**_NOW, "field": "privacy", "until": _LATER}),

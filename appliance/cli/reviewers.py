@@ -11,6 +11,7 @@ import click
 
 from appliance.cli.reviews.conditions import CONDITIONS, parse_conditions
 from appliance.cli.reviews.evidence import evidence_value, gather, print_evidence
+from appliance.cli.reviews.looks import samples, try_adapter
 from appliance.cli.reviews.page import conditions_text
 from appliance.cli.support.caller import Caller, is_interactive
 from appliance.cli.support.command import group, reads, signs
@@ -155,6 +156,10 @@ def report(caller: Caller, adapter: str, folder: Path) -> None:
         return
     print_facts([("folder", folder), ("files", ", ".join(files))])
     say(f"next: open {folder / 'review.html'}")
+
+
+review.add_command(samples)
+review.add_command(try_adapter)
 
 
 def _decide(

@@ -64,6 +64,15 @@ from appliance.domain.releases.adapters import SLSA_PROVENANCE, AdapterSealed
 from appliance.domain.releases.emergencies import BreakGlass, EmergencyDeclared
 from appliance.domain.releases.exports import AdapterExported, ExportAdapter, standing_of
 from appliance.domain.releases.findings import AddFinding, CloseFinding, FindingAdded, FindingClosed
+from appliance.domain.releases.looks import (
+    SamplesRequested,
+    SamplesShown,
+    TriedAnswer,
+    TryAdapter,
+    TryFinished,
+    TryRequested,
+    ViewSamples,
+)
 from appliance.domain.releases.requests_for_release import (
     ReleaseRequested,
     RequestRelease,
@@ -89,7 +98,7 @@ from appliance.domain.serving.tokens import RevokeTokens, TokensRevoked
 from appliance.domain.witnesses.cosignatures import CheckpointCosigned
 from appliance.formats.artifacts.manifest import MANIFEST_PATH, Manifest, ManifestFile, encode_manifest
 from appliance.formats.core.canonical import encode_canonical
-from appliance.formats.core.commitment import Disclosure, disclose
+from appliance.formats.core.commitment import Disclosure, commit, disclose
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.merkle import consistency_proof, hash_leaf, root_of
 from appliance.formats.core.timestamp import encode_time, parse_time
@@ -883,6 +892,29 @@ class LogBuilder:
     def close(self, entry: int, by: str = "rita") -> Entry:
         return self.ordered(FindingClosed(policy=self.in_force), self.closing_order(entry, by))
 
+    def samples_order(self, by: str = "rita", version: int = 1, count: int = 5) -> ViewSamples:
+        return self.order(ViewSamples, by, **self.on_adapter(version), count=count)
+
+    def view_samples(self, by: str = "rita", **fields: Any) -> Entry:
+        return self.ordered(SamplesRequested(policy=self.in_force), self.samples_order(by, **fields))
+
+    def samples_shown(self, order: str, **fields: Any) -> SamplesShown:
+        standing: dict[str, Any] = {"adapter": "clauses@1", "by": "rita", "code": None, "rows": 5, "released": None}
+        return SamplesShown(order=order, **standing | fields)
+
+    def try_order(self, by: str = "rita", version: int = 1, **fields: Any) -> TryAdapter:
+        standing = {"prompts": (commit("Is it 7?", bytes(32)),), "max_tokens": 16, "adds_instruction": True}
+        return self.order(TryAdapter, by, **self.on_adapter(version), **standing | fields)
+
+    def try_adapter(self, by: str = "rita", **fields: Any) -> Entry:
+        return self.ordered(TryRequested(policy=self.in_force), self.try_order(by, **fields))
+
+    def try_finished(self, order: str, **fields: Any) -> TryFinished:
+        answer = {"answer": commit("Yes.", bytes(32)), "completion_tokens": 2, "finish_reason": "stop"}
+        answers = (TriedAnswer(**answer, prompt_tokens=9),)
+        standing: dict[str, Any] = {"adapter": "clauses@1", "by": "rita", "code": None, "answers": answers}
+        return TryFinished(order=order, **standing | fields)
+
     def delegation_order(self, to: str, by: str = "rita", **fields: Any) -> Delegate:
         standing: dict[str, Any] = {"principal": to, "field": "privacy", "until": add_seconds(self.now, 86_400)}
         return self.order(Delegate, by, **standing | fields)
@@ -1169,6 +1201,8 @@ def _decide(site: LogBuilder) -> None:
     site.delegate("dana")
     site.request_release(conditions=conditions)
     site.close(site.find().index)
+    site.add(site.samples_shown(order_of(site.view_samples())))
+    site.add(site.try_finished(order_of(site.try_adapter())))
     site.review("dana", "privacy", on_behalf_of="rita", decision="approve-with-conditions", conditions=conditions)
     site.review("raul", "model-risk")
     site.activate()

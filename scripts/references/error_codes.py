@@ -113,6 +113,9 @@ UNITS = {
     "model-not-found": Code((NotFound,), "nothing of that name is released to the unit", "ask the release owner"),
     "not-admitted": Code((Denied,), "the adapter may not answer now; the reasons say why", "ask the release owner"),
     "cut-off": Code((Denied,), "adapter or token was revoked during the answer", "ask the release owner"),
+    "no-prompt": Code(
+        (BadInput,), "a row of a look has no prompt: it is written whole", "look at another adapter's rows"
+    ),
     "context-length": Code((TooLarge,), "the prompt does not fit the model's context", "send less"),
     "concurrent-limit": Code((TooMany,), "the unit has too many requests at once", "wait for one to end"),
     "rate-limit": Code((TooMany,), "the unit's requests of this minute are used up", "wait for `Retry-After`"),

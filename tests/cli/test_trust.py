@@ -46,6 +46,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "review approve": ("clauses@1", "--unit", "legal", "--meaning", "I read it."), "review list": (),
     "review reject": ("clauses@1", "--unit", "legal", "--meaning", "I read it."), "review show": ("clauses@1",),
     "review report": ("clauses@1", "--folder", NEW),
+    "review samples": ("clauses@1",), "review try": ("clauses@1", "--prompt", "Is it?"),
     "review request-changes": ("clauses@1", "--unit", "legal", "--meaning", "I read it.", "--reason", "Why."),
     "review withdraw": ("clauses@1", "--unit", "legal", "--meaning", "I read it.", "--reason", "Why."),
     "finding add": ("clauses@1", "--field", "privacy", "--kind", "issue", "--severity", "low", "--owner", "olga",

@@ -47,6 +47,7 @@ from appliance.domain.releases.adapters import AdapterQuarantined, AdapterRevoke
 from appliance.domain.releases.emergencies import BreakGlass
 from appliance.domain.releases.exports import ExportAdapter
 from appliance.domain.releases.findings import AddFinding, CloseFinding
+from appliance.domain.releases.looks import TryAdapter, ViewSamples
 from appliance.domain.releases.requests_for_release import RequestRelease, WithdrawRequest
 from appliance.domain.releases.reviews import Review
 from appliance.domain.retention.holds import HoldLifted, LiftHold, PlaceHold
@@ -63,7 +64,7 @@ from appliance.formats.log.cosignature import witness_vkey_of
 from appliance.formats.log.note import vkey_of
 from appliance.formats.signatures.dsse import encode_envelope
 from appliance.formats.signatures.keys import generate_ed25519
-from scripts.kit.log_builder import ORIGIN, LogBuilder, manifest, policy_digest, policy_set, stage
+from scripts.kit.log_builder import ORIGIN, LogBuilder, manifest, order_of, policy_digest, policy_set, stage
 from tests.kit.ahead import DAY_S, reset_clock, run_ahead
 
 Breach = tuple[str, Callable[[LogBuilder], Any]]
@@ -259,6 +260,10 @@ TYPES: dict[str, Breach] = {
     "request.withdrawn": ("sealed", request_withdrawn_by_another),
     "finding.added": ("sealed", lambda s: s.find("olga")),
     "finding.closed": ("sealed", lambda s: s.close(s.find().index, "raul")),
+    "samples.requested": ("sealed", lambda s: s.view_samples("olga")),
+    "samples.shown": ("sealed", lambda s: s.add(s.samples_shown(order_of(s.view_samples()), rows=6))),
+    "try.requested": ("sealed", lambda s: s.try_adapter("audrey")),
+    "try.finished": ("sealed", lambda s: s.add(s.try_finished(order_of(s.try_adapter()), by="raul"))),
     "field.delegated": ("sealed", lambda s: s.delegate("olga")),
     "release.emergency": ("released", broken_by_one_person),
     "release.activated": ("sealed", lambda s: s.activate()),
@@ -329,6 +334,8 @@ VERBS: dict[type[Order], Breach] = {
     WithdrawRequest: TYPES["request.withdrawn"],
     AddFinding: TYPES["finding.added"],
     CloseFinding: TYPES["finding.closed"],
+    ViewSamples: TYPES["samples.requested"],
+    TryAdapter: TYPES["try.requested"],
     Delegate: TYPES["field.delegated"],
     BreakGlass: ("released", lambda s: s.break_glass()),
     Activate: ("sealed", lambda s: s.activate()),

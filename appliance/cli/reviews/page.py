@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from appliance.cli.support.output import plain, print_facts, print_line, print_table, print_text, say
 from appliance.cli.support.progress import show_bytes
 from appliance.cli.support.reviews import GONE, state_of, until_of
-from appliance.domain.evaluation.measures import show
 
 if TYPE_CHECKING:
     from appliance.domain.evaluation.calibration import Calibration
@@ -24,6 +23,13 @@ SHOWN = 8
 
 Facts = list[tuple[str, object]]
 _TOPICS = ("data", "recipe", "base", "teaching", "code")
+
+
+def show(value: str) -> str:
+    """Four places. What is imported here takes time that no help text should."""
+    from appliance.domain.evaluation import measures
+
+    return measures.show(value)
 
 
 class PagePrinter:

@@ -123,6 +123,9 @@ class Parameters(Value):
         default=28_800, ge=60, le=259_200, description="how long a version may answer in an emergency"
     )
 
+    tries_a_day: int = Field(
+        default=100, ge=0, le=100_000, description="prompts that a reviewer may put to adapters that are not released"
+    )
     required_gates: tuple[Digest, ...] = Field(
         default=(), max_length=64, description="gate sets, one of which a run for release must be judged by"
     )

@@ -32,6 +32,7 @@ from appliance.domain.releases import (
     emergencies,
     exports,
     findings,
+    looks,
     requests_for_release,
     reviews,
 )
@@ -47,7 +48,7 @@ _VERBS: tuple[Verb, ...] = (
     *texts.VERBS, *holds.VERBS,
     *imports.VERBS, *bases.VERBS, *datasets.VERBS, *validation_sets.VERBS,
     *training.VERBS, *authorisation.VERBS, *cancellation.VERBS, *resumption.VERBS, *replays.VERBS,
-    *adapters.VERBS, *requests_for_release.VERBS, *findings.VERBS, *reviews.VERBS, *activations.VERBS,
+    *adapters.VERBS, *requests_for_release.VERBS, *findings.VERBS, *looks.VERBS, *reviews.VERBS, *activations.VERBS,
     *emergencies.VERBS, *exports.VERBS,
     *applications.VERBS, *tokens.VERBS,
 )  # fmt: skip
@@ -56,7 +57,7 @@ _EVENTS: tuple[EventRule, ...] = (
     *cosignatures.EVENTS,
     *imports.EVENTS, *bases.EVENTS, *datasets.EVENTS, *validation_sets.EVENTS,
     *training.EVENTS, *checkpoints.EVENTS, *resumption.EVENTS, *replays.EVENTS,
-    *adapters.EVENTS,
+    *adapters.EVENTS, *looks.EVENTS,
     *applications.EVENTS, *slots.EVENTS, *requests.EVENTS,
     *integrity.EVENTS,
 )  # fmt: skip

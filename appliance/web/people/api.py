@@ -18,6 +18,7 @@ from appliance.domain.core.names import parse_value
 from appliance.domain.core.records import Adapter
 from appliance.domain.core.words import unknown_word
 from appliance.domain.recipe.parsing import parse_resolved
+from appliance.domain.releases.looks import MOST_PROMPTS
 from appliance.errors import BadInput, NotFound
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import parse_disclosure_value
@@ -41,6 +42,7 @@ from appliance.workflows.releases import exports, review
 from appliance.workflows.releases.page import review_page
 from appliance.workflows.releases.review import adapter_row
 from appliance.workflows.runs import planning
+from appliance.workflows.serving import looks
 from appliance.workflows.witnesses import exchange as witnesses
 
 WAIT_S = 25.0
@@ -77,6 +79,13 @@ class RowRequest(BaseModel):
     text: str = Field(max_length=MAX_ROW_CHARACTERS)
 
 
+class PromptsRequest(BaseModel):
+    """What a reviewer is about to put to an adapter: kept in memory until the order that binds them."""
+
+    model_config = ConfigDict(extra="forbid")
+    prompts: list[dict[str, Any]] = Field(max_length=MOST_PROMPTS)
+
+
 class CalibrationRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     recipe: dict[str, Any]
@@ -106,6 +115,7 @@ def people_app(context: Context, door: Doorkeeper) -> FastAPI:
     _runs(private, context, person)
     _adapters(private, context)
     _questions(private, context, person)
+    _looks(private, context, person)
     _ledger(private, context)
     _keeping(private, context, person)
     app.include_router(public)
@@ -358,6 +368,22 @@ def _questions(router: APIRouter, context: Context, person: Callable[..., Sessio
     @router.get("/v1/ledger/state")
     def state(at: str | None = None, kind: Annotated[list[str], Query()] = []) -> dict[str, Any]:  # noqa: B006
         return questions.state_as_of(context, at, kind)
+
+
+def _looks(router: APIRouter, context: Context, person: Callable[..., Session]) -> None:
+    """Samples and tries. Prompts are sent before their order, and what was answered goes to who ordered it alone."""
+    asking = Depends(person)
+
+    @router.post("/v1/prompts")
+    def put_prompts(body: PromptsRequest, session: Session = asking) -> dict[str, Any]:
+        found = [parse_disclosure_value(value) for value in body.prompts]
+        return {"held": looks.hold_prompts(context, session.principal, found)}
+
+    @router.get("/v1/looks/{order}")
+    def look(
+        order: str, session: Session = asking, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0
+    ) -> dict[str, Any]:
+        return looks.look_status(context, session.principal, parse_digest(order), wait_s)
 
 
 def _keeping(router: APIRouter, context: Context, person: Callable[..., Session]) -> None:
