@@ -1211,6 +1211,7 @@ def _decide(site: LogBuilder) -> None:
     site.add(site.answered(1))
     site.withdraw_request()
     site.break_glass()
+    site.view_samples("raul")
 
 
 _STEPS: dict[str, Any] = {

@@ -104,14 +104,14 @@ def may_view_samples(state: State, order: ViewSamples, signer: Principal, now: T
     adapter = find_adapter(state, order)
     if isinstance(adapter, list):
         return adapter
-    return needs(signer, *_reviewer_roles(signer), "auditor") + usable(state, adapter)
+    return needs(signer, *_reviewer_roles(signer), "auditor") + usable(state, adapter) + _one_at_a_time(state, signer)
 
 
 def may_try_adapter(state: State, order: TryAdapter, signer: Principal, now: Time) -> Reasons:
     adapter = find_adapter(state, order)
     if isinstance(adapter, list):
         return adapter
-    reasons = needs(signer, *_reviewer_roles(signer)) + usable(state, adapter)
+    reasons = needs(signer, *_reviewer_roles(signer)) + usable(state, adapter) + _one_at_a_time(state, signer)
     if len(set(order.prompts)) != len(order.prompts):
         reasons.append("prompts: expected a key of its own for each, got the same commitment twice")
     most, tried = state.parameters.tries_a_day, _tried(state, signer.name, now)
@@ -126,6 +126,15 @@ def may_try_adapter(state: State, order: TryAdapter, signer: Principal, now: Tim
 def _reviewer_roles(signer: Principal) -> tuple[str, ...]:
     """Those of the signer, of whatever field; else the word that a refusal names."""
     return tuple(role for role in signer.roles if role.startswith("reviewer:")) or ("reviewer",)
+
+
+def _one_at_a_time(state: State, signer: Principal) -> Reasons:
+    """Each starts a worker: nobody fills the queue."""
+    return [
+        f"looks of {signer.name}: expected the one of entry {look.index} to have ended, got it open"
+        for look in state.looks.values()
+        if look.by == signer.name
+    ]
 
 
 def usable(state: State, adapter: Adapter) -> Reasons:

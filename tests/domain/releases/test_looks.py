@@ -67,7 +67,8 @@ def test_another_manifest_is_refused() -> None:
 
 def test_prompts_are_counted_by_reviewer_and_day() -> None:
     site = stage("sealed", policy_set(tries_a_day=3)).fork()
-    site.try_adapter(prompts=_prompts(2))
+    tried = site.try_adapter(prompts=_prompts(2))
+    site.add(site.try_finished(order_of(tried), answers=(), code="x"), outcome="failure")
     assert _may(site, "rita", "try", prompts=_prompts(1)) == []
     (reason,) = _may(site, "rita", "try", prompts=_prompts(2))
     assert "expected at most 3 prompts a day, by policy, got 2 more after 2" in reason
@@ -76,6 +77,16 @@ def test_prompts_are_counted_by_reviewer_and_day() -> None:
     assert signer is not None
     tomorrow = add_seconds(site.now, 86_400)
     assert may_try_adapter(site.state, site.try_order(prompts=_prompts(3)), signer, tomorrow) == []
+
+
+def test_a_person_has_one_look_at_a_time() -> None:
+    site = stage("sealed")
+    order = order_of(site.view_samples())
+    for verb in ("samples", "try"):
+        assert any("to have ended, got it open" in reason for reason in _may(site, "rita", verb))
+        assert _may(site, "raul", verb) == []
+    site.add(site.samples_shown(order))
+    assert _may(site, "rita", "try") == []
 
 
 def test_no_prompts_are_tried_where_policy_says_none() -> None:
