@@ -17,7 +17,7 @@ from appliance.formats.signatures.dsse import parse_envelope
 from appliance.workflows.core.jobs import Jobs
 from appliance.workflows.serving import looks
 from tests.cli.conftest import Desk, one_line
-from tests.kit.founded import HELD_OUT
+from tests.kit.founded import FILES, HELD_OUT
 
 PROMPT = "May the tenant of Zyxwolf sublet?"
 
@@ -55,6 +55,33 @@ def test_samples_are_printed_side_by_side_and_the_rows_are_drawn(desk: Desk, ter
     assert all(len(line) <= 80 for line in told.out.splitlines())
     assert "Shown to rita alone" in told.err
     assert _types(desk)[-2:] == ["samples.requested", "samples.shown"]
+
+
+def _released_first(open_desk: Callable[[str], Desk], monkeypatch: pytest.MonkeyPatch, recipe: bytes) -> dict[str, Any]:
+    """What is shown of a second version, of this recipe, while the first one answers legal."""
+    desk = open_desk("released")
+    desk.service.context.looks = Jobs("looks")
+    monkeypatch.setattr(looks, "_ask", _answered)
+    desk.site.seal(desk.site.train({"epochs": 2}), 2, files={**FILES, "recipe.json": recipe})
+    told = desk.as_("rita", "review", "samples", "clauses@2", "--json", "--yes")
+    assert told.code == 0, told.err
+    return dict(json.loads(told.out))
+
+
+def test_the_version_that_answers_now_is_asked_too(
+    open_desk: Callable[[str], Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = _released_first(open_desk, monkeypatch, b'{"rank":16}')
+    assert (found["released"], found["released_missing"]) == ("clauses@1", None)
+    assert [one["model"] for one in found["rows"][0]["answers"]] == ["adapter", "released", "base"]
+
+
+def test_a_version_on_another_form_of_the_base_is_left_out_and_that_is_said(
+    open_desk: Callable[[str], Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = _released_first(open_desk, monkeypatch, b'{"quantisation":"none"}')
+    assert found["released"] is None
+    assert found["released_missing"] == "clauses@1, which answers now, is on another base, or in another form of it"
 
 
 def test_the_same_rows_are_drawn_for_everybody(desk: Desk) -> None:

@@ -345,7 +345,7 @@ def _changes(changes: Changes) -> Markup:
 
 
 def _folded(heading: str, content: Markup) -> Markup:
-    return tag("details", tag("summary", heading), content) if content else Markup("")
+    return tag("details", tag("summary", heading), content, open="") if content else Markup("")
 
 
 def _conditions(conditions: Conditions | None) -> str:
