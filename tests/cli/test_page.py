@@ -81,6 +81,7 @@ def test_the_page_is_read_in_its_order(open_desk: Callable[[str], Desk]) -> None
         "recipe: rank: 16, was 8",
         "Gates: passed",
         "better: passed",
+        "on held-out: 100 rows; judged on before: 1 run; each p-value counts 6 times",
         "Parts: 1, none shown to be worse; the least gain first",
         "Measured on the held-out rows accuracy: 0.800, its base 0.050",
         "Confusions on held-out: 75 of 100 right, the base 5",

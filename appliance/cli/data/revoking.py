@@ -57,7 +57,7 @@ def revoke_set(caller: Caller, name: str, reason: str | None) -> None:
 
     One validator, administrator or reviewer is enough: taking away is always easier than giving.
     """
-    from appliance.client.reviews import propose_set_revocation
+    from appliance.client.releases.reviews import propose_set_revocation
 
     _sign(caller, name, propose_set_revocation(caller.reading(), caller.anchor, caller.signer, name, reason))
 

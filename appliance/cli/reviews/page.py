@@ -276,13 +276,25 @@ def _runs(count: int) -> str:
 
 
 def _luck(judged: Judged) -> Facts:
-    before, times = judged.judged_before, judged.times
-    counts = "once" if times == 1 else f"{times} times"
-    if judged.gates.luck == "once":
-        told = f"judged on these rows before: {_runs(before)}; the set judges once"
-    else:
-        told = f"judged on these rows before: {_runs(before)}; each p-value counts {counts}"
-    return [("  luck", told), ("  gate set", f"{judged.gates.name}, {judged.gates_digest}")]
+    """How often each set was judged on before, and what of a validation set is trained on."""
+    from appliance.domain.evaluation.verdict import luck_of
+
+    facts: Facts = []
+    for one in judged.records:
+        if one.model != "run":
+            continue
+        told = f"{one.items} rows; judged on before: {_runs(one.judged_before)}; "
+        if judged.gates.luck == "once":
+            told += "the set judges once"
+        else:
+            times = luck_of(judged.gates, one.judged_before)
+            told += f"each p-value counts {'once' if times == 1 else f'{times} times'}"
+        if one.named_before is not None:
+            told += f"; final, {_runs(one.named_before)} of this name before"
+        if one.duplicates is not None:
+            told += f"; trained on: {one.duplicates} of them, {one.near_duplicates} nearly"
+        facts.append((f"  on {one.set}", told))
+    return [*facts, ("  gate set", f"{judged.gates.name}, {judged.gates_digest}")]
 
 
 def _gain(gain: str | None, lower: str | None, upper: str | None, confidence: str | None) -> str:

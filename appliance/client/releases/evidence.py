@@ -17,12 +17,12 @@ from appliance.domain.releases.activations import Activate, RollBack
 from appliance.domain.releases.emergencies import BreakGlass
 from appliance.domain.releases.page.material import (
     COMPARED_FILES,
-    PAGE_FILES,
     DatasetFacts,
     PageMaterial,
     Released,
     SealedVersion,
     count_rows,
+    is_page_file,
     materials_of,
 )
 from appliance.domain.releases.page.page import make_page
@@ -171,8 +171,8 @@ def _download(
     contents = {}
     for file in manifest.files:
         if wanted is None or file.path in wanted:
-            kept = _check_file(door, name, file, progress, keep=file.path in PAGE_FILES)
-            if file.path in PAGE_FILES:
+            kept = _check_file(door, name, file, progress, keep=is_page_file(file.path))
+            if is_page_file(file.path):
                 contents[file.path] = kept
     return contents
 

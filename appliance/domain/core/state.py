@@ -62,14 +62,13 @@ class State:
     """The fold. Only `rulebook.apply` changes it."""
 
     def __init__(self) -> None:
-        self.size = 0
+        self.size, self._taken = 0, 0
         self.last_time: str = ""
         self.last_leaf: str = NO_DIGEST
         self._journal = Journal()
         self.clearances: Table[Clearance] = Table("clearance", Clearance, self._journal)
         """By release: that nothing barred it, so that not every request asks again. No part of what `tables` names:
         it follows from them."""
-        self._taken = 0
         self.sites: Table[Site] = Table("site", Site, self._journal, voids_clearances=True)
         self.principals: Table[Principal] = Table("principal", Principal, self._journal, voids_clearances=True)
         self.keys: Table[Key] = Table("key", Key, self._journal, voids_clearances=True)

@@ -10,6 +10,7 @@ from appliance.domain.core.decisions import Conditions
 from appliance.domain.evaluation.calibration import Calibration
 from appliance.domain.evaluation.confusion import Confusion
 from appliance.domain.evaluation.measures import show
+from appliance.domain.evaluation.verdict import luck_of
 from appliance.domain.releases.page.value import Asked, Changes, Found, Judged, ReviewPage
 from appliance.reports.review.markup import Content, Markup, facts, join, lines, section, table, tag
 
@@ -168,19 +169,35 @@ class Document:
                     self._figure("gates"),
                     facts(
                         [
-                            (
-                                "runs judged before",
-                                f"{judged.judged_before} on these rows; each p-value counts {judged.times} times",
-                            ),
                             ("alpha", f"{judged.gates.alpha}, {judged.gates.correction}, luck {judged.gates.luck}"),
                             ("gate set", join((f"{judged.gates.name} ", self._digest(judged.gates_digest)))),
                             ("verdict", self._digest(judged.verdict_digest)),
                         ]
                     ),
                 ),
+                self._records(judged),
                 self._parts(judged),
             )
         )
+
+    def _records(self, judged: Judged) -> Markup:
+        """The items that were compared, and how often each set was judged on."""
+        rows = [
+            (
+                one.set,
+                one.model,
+                one.items,
+                one.judged_before,
+                luck_of(judged.gates, one.judged_before),
+                one.named_before,
+                one.duplicates,
+                one.near_duplicates,
+                self._digest(one.digest),
+            )
+            for one in judged.records
+        ]
+        headers = ("set", "of", "rows", "runs before", "p counts", "of this name", "trained on", "nearly", "items")
+        return section("Judged on", table(headers, rows))
 
     def _gates(self, judged: Judged) -> Markup:
         asks = {gate.name: gate.describe() for gate in judged.gates.gates}

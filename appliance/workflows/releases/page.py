@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import versioned
@@ -12,12 +12,12 @@ from appliance.domain.data.imports import ImportDataset
 from appliance.domain.releases.emergencies import BreakGlass
 from appliance.domain.releases.page.material import (
     COMPARED_FILES,
-    PAGE_FILES,
     DatasetFacts,
     PageMaterial,
     Released,
     SealedVersion,
     count_rows,
+    is_page_file,
     materials_of,
 )
 from appliance.domain.releases.page.page import make_page
@@ -48,7 +48,7 @@ def review_page(context: Context, name: str) -> ReviewPage:
     row = adapter_row(context, adapter)
     return make_page(
         PageMaterial(
-            version=_version(context, adapter, PAGE_FILES),
+            version=_version(context, adapter, is_page_file),
             revoked=adapter.revoked,
             quarantined=adapter.quarantined,
             answers=tuple(list_answers(state, name)),
@@ -56,7 +56,7 @@ def review_page(context: Context, name: str) -> ReviewPage:
             findings=tuple(_found(context, one) for one in row["findings"]),
             decisions=tuple(map(show_decision, row["reviews"])),
             released=tuple(
-                Released(units, entry, _version(context, find_adapter(state, other), COMPARED_FILES))
+                Released(units, entry, _version(context, find_adapter(state, other), COMPARED_FILES.__contains__))
                 for other, entry, units in list_released(state, adapter)
             ),
             judged_before=tuple(Run.model_validate(one) for one in list_judged_before(state, adapter)),
@@ -64,7 +64,7 @@ def review_page(context: Context, name: str) -> ReviewPage:
     )
 
 
-def _version(context: Context, adapter: Adapter, wanted: Iterable[str]) -> SealedVersion:
+def _version(context: Context, adapter: Adapter, wanted: Callable[[str], bool]) -> SealedVersion:
     state, name = context.ledger.state, versioned(adapter.name, adapter.version)
     run, base = state.runs.get(adapter.run), state.bases.get(adapter.base)
     if run is None or base is None:
@@ -73,7 +73,7 @@ def _version(context: Context, adapter: Adapter, wanted: Iterable[str]) -> Seale
     manifest = parse_manifest(documents["manifest"])
     provenance = parse_statement(parse_envelope(documents["provenance"]).payload)
     listed = {file.path: file.digest for file in manifest.files}
-    files = {path: context.artifacts.read(adapter.manifest, path) for path in wanted if path in listed}
+    files = {path: context.artifacts.read(adapter.manifest, path) for path in listed if wanted(path)}
     for path, data in files.items():
         if digest_bytes(data) != listed[path]:
             raise Tampered(f"adapter {name}, {path}: expected {listed[path]}, got {digest_bytes(data)}")

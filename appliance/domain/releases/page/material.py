@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from appliance.domain.data.imports import RELEASED_ENDING
 from appliance.domain.data.teaching import Teaching
 from appliance.domain.evaluation.items import ITEMS_FILE
 from appliance.domain.evaluation.judging import CALIBRATION_FILE, GATES_FILE, VERDICT_FILE
@@ -19,6 +20,12 @@ COMPARED_FILES = (RECIPE_FILE, ORIGIN_FILE)
 """The files that another version is compared by."""
 PAGE_FILES = (*COMPARED_FILES, METRICS_FILE, GATES_FILE, VERDICT_FILE, CALIBRATION_FILE, ITEMS_FILE)
 """The files of a sealed folder that the page is made of; the manifest lists those that are there."""
+
+
+def is_page_file(path: str) -> bool:
+    """Whether the page is made of this file: beside `PAGE_FILES`, the items of each set that the run was judged on."""
+    items = path.startswith("items-") and path.endswith(".jsonl") and not path.endswith(f"{RELEASED_ENDING}.jsonl")
+    return path in PAGE_FILES or items
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,8 @@ class DatasetFacts:
 class SealedVersion:
     """A sealed adapter whose bytes, signature and provenance were checked.
 
-    `entry`: its sealing. `files`: by path, those of `PAGE_FILES` that its manifest lists, or of `COMPARED_FILES` where
-    it is only compared with. `materials`: (name, digest) of its provenance. `run_entry`: the request for its run.
+    `entry`: its sealing. `files`: by path, those of its manifest that the page is made of, or `COMPARED_FILES` where it
+    is only compared with. `materials`: (name, digest) of its provenance. `run_entry`: the request for its run.
     """
 
     name: str

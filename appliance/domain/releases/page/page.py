@@ -9,9 +9,9 @@ from appliance.domain.core.names import parse_value
 from appliance.domain.data.teaching import example_request
 from appliance.domain.evaluation.confusion import Confusion, count_confusions
 from appliance.domain.evaluation.evidence import Calibrations
-from appliance.domain.evaluation.gates import parse_gates
+from appliance.domain.evaluation.gates import HELD_OUT, parse_gates
 from appliance.domain.evaluation.items import ITEMS_FILE, parse_items
-from appliance.domain.evaluation.judging import CALIBRATION_FILE, GATES_FILE, HELD_OUT, VERDICT_FILE
+from appliance.domain.evaluation.judging import CALIBRATION_FILE, GATES_FILE, VERDICT_FILE
 from appliance.domain.evaluation.quality import list_measures, list_warnings
 from appliance.domain.evaluation.verdict import Verdict, check_conclusion, luck_of, parse_verdict
 from appliance.domain.releases.page.changes import compare_versions, read_object
@@ -79,6 +79,7 @@ def _judged(version: SealedVersion) -> Judged | None:
         why=verdict.why,
         judged_before=before,
         times=luck_of(gates, before),
+        records=verdict.judged,
         results=verdict.results,
         parts=tuple(_parts(verdict)),
     )
@@ -103,12 +104,14 @@ def _parts(verdict: Verdict) -> Iterator[Part]:
 
 
 def _confusion(version: SealedVersion) -> Iterator[Confusion]:
-    data = version.files.get(ITEMS_FILE)
-    if data is None:
-        return
-    found = count_confusions(parse_items(data, f"adapter {version.name}, {ITEMS_FILE}"), HELD_OUT)
-    if found is not None:
-        yield found
+    """Of each set that the run was judged on and whose answers are labels, the held-out rows first."""
+    for path in sorted(version.files, key=lambda path: (path != ITEMS_FILE, path)):
+        if path != ITEMS_FILE and not path.startswith("items-"):
+            continue
+        name = HELD_OUT if path == ITEMS_FILE else path.removeprefix("items-").removesuffix(".jsonl")
+        found = count_confusions(parse_items(version.files[path], f"adapter {version.name}, {path}"), name)
+        if found is not None:
+            yield found
 
 
 def _calibration(version: SealedVersion) -> Calibrations | None:

@@ -12,6 +12,7 @@ from appliance.domain.evaluation.confusion import Confusion
 from appliance.domain.evaluation.evidence import Calibrations
 from appliance.domain.evaluation.gates import GateSet
 from appliance.domain.evaluation.verdict import GateResult
+from appliance.domain.evaluation.verdict import Judged as Record
 
 
 class Person(Value):
@@ -123,7 +124,11 @@ class Part(Value):
 
 
 class Judged(Value):
-    """What the gates decided. `parts`: of all gates, the worse ones first, then by what was gained, the least first."""
+    """What the gates decided.
+
+    `times`: how often a p-value counts on the set that was judged on most. `records`: the items that were compared, and
+    how often each set was judged on. `parts`: of all gates, the worse ones first, then by gain, the least first.
+    """
 
     gates: GateSet
     gates_digest: Digest
@@ -134,6 +139,7 @@ class Judged(Value):
     why: str
     judged_before: int
     times: int
+    records: tuple[Record, ...]
     results: tuple[GateResult, ...]
     parts: tuple[Part, ...]
 
