@@ -67,7 +67,8 @@ def page(text: str = "plain", labels: tuple[str, ...] = ("billing", "other")) ->
         ),
         findings=(
             value.Found(
-                entry=10, open=True, kind="issue", severity="high", blocks=True, accepts_verdict=False, field=text, finder=text, owner=text,
+                entry=10, open=True, kind="issue", severity="high", blocks=True, accepts_verdict=False,
+                field=text, finder=text, owner=text,
                 due=TIME, finding=text, remedy=text, retest=None, closed=None, closed_by=None,
             ),
         ),

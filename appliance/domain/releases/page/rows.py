@@ -41,7 +41,19 @@ def show_request(
 
 
 def show_finding(row: Mapping[str, Any], texts: Mapping[str, str]) -> Found:
-    names = ("kind", "severity", "blocks", "accepts_verdict", "field", "finder", "owner", "due", "open", "closed", "closed_by")
+    names = (
+        "kind",
+        "severity",
+        "blocks",
+        "accepts_verdict",
+        "field",
+        "finder",
+        "owner",
+        "due",
+        "open",
+        "closed",
+        "closed_by",
+    )
     return Found(
         entry=row["index"],
         finding=texts.get("finding"),
