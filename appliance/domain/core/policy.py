@@ -125,6 +125,10 @@ class Parameters(Value):
     required_gates: tuple[Digest, ...] = Field(
         default=(), max_length=64, description="gate sets, one of which a run for release must be judged by"
     )
+    passkeys_synced: bool = Field(default=False, description="passkeys that can be copied, such as to a cloud, count")
+    passkeys_on_localhost: bool = Field(
+        default=False, description="passkeys of localhost count, where every user of the machine can listen"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -650,6 +650,8 @@ DEFAULTS = {
     "delegation_lifetime_s": 2_592_000,
     "break_glass_lifetime_s": 28_800,
     "required_gates": (),
+    "passkeys_synced": False,
+    "passkeys_on_localhost": False,
 }
 
 
