@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from appliance.client.support.door import About, Door
 from appliance.client.support.log import Anchor, Proven, read_entry
-from appliance.client.support.orders import Proposal, propose
+from appliance.client.support.orders import propose
 from appliance.domain.core.decisions import Conditions
 from appliance.domain.core.names import list_problems, split_version
 from appliance.domain.core.order import Order
@@ -20,6 +20,7 @@ from appliance.domain.releases.emergencies import BreakGlass
 from appliance.domain.releases.findings import AddFinding, CloseFinding
 from appliance.domain.releases.requests_for_release import RequestRelease, WithdrawRequest
 from appliance.domain.releases.tiers import tier_for
+from appliance.domain.rulebook.proposals import Proposal
 from appliance.domain.rulebook.registry import ORDERS
 from appliance.errors import BadInput, NotFound, Tampered, refuse
 from appliance.formats.core.canonical import encode_canonical

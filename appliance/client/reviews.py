@@ -10,7 +10,7 @@ from typing import Any
 from appliance.client.decisions import AskedRelease, FoundTexts, read_finding, read_request, with_reason
 from appliance.client.support.door import About, Door
 from appliance.client.support.log import Anchor, Proven, adapter_key, read_entry
-from appliance.client.support.orders import Proposal, propose
+from appliance.client.support.orders import propose
 from appliance.domain.core.decisions import Conditions
 from appliance.domain.core.names import split_version, versioned
 from appliance.domain.data.bases import RevokeBase
@@ -21,6 +21,7 @@ from appliance.domain.data.validation_sets import RevokeValidationSet
 from appliance.domain.releases.activations import Activate, RollBack
 from appliance.domain.releases.adapters import RevokeAdapter
 from appliance.domain.releases.reviews import Review
+from appliance.domain.rulebook.proposals import Proposal
 from appliance.domain.rulebook.registry import ORDERS
 from appliance.errors import BadInput, NotFound, Tampered
 from appliance.formats.artifacts.manifest import MANIFEST_PATH, Manifest, ManifestFile, parse_manifest

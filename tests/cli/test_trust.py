@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "principal enroll": ("new", "--proof", PROOF, "--printed-name", "New", "--role", "operator"),
     "principal grant": ("rita", "reviewer:safety"), "principal list": (),
     "principal replace-key": ("rita", "--proof", PROOF), "principal revoke": ("rita",),
+    "principal enroll-passkey": ("rita", "--proof", PROOF), "order check": (PROOF,),
     "order endorse": ("012345",), "order list": (), "order show": ("012345",),
     "policy adopt": (FOLDER,), "policy diff": (FOLDER,), "policy show": (), "policy test": (FOLDER,),
     "console": (), "login": ("anna",), "whoami": (), "status": (), "storage": (),

@@ -128,7 +128,7 @@ def conditions_text(value: dict[str, Any] | None) -> str:
 
 
 def _members(value: Any) -> list[tuple[str, object]]:
-    from appliance.client.support.orders import label_of, show_value
+    from appliance.domain.rulebook.showing import label_of, show_value
 
     return [(f"  {label_of(str(k))}", show_value(v)) for k, v in value.items()] if isinstance(value, dict) else []
 

@@ -38,7 +38,8 @@ class PasskeyEnrolled(Endorsed):
     documents = ("order", "possession")
 
 
-_PROVED = ("key", "keyid", "passkey", "credential_id", "rp_id", "origins", "backup_eligible")
+PASSKEY_MEMBERS = ("passkey", "credential_id", "rp_id", "origins", "backup_eligible")
+_PROVED = ("key", "keyid", *PASSKEY_MEMBERS)
 """What the passkey signed of itself, and the order repeats."""
 
 
