@@ -101,6 +101,9 @@ PEOPLE = {
     "used-link": Code(
         (NotAuthenticated,), "a sign-in link was used, is too old or never was", "type `appliance console` again"
     ),
+    "not-signed": Code(
+        (BadInput,), "a form came without a passkey's assertion", "open the order's page again, and sign it there"
+    ),
     "cross-site": Code((Denied,), "a form did not come from a page of the console", "open the page, and send it there"),
     "wrong-host": Code((BadInput,), "the console was asked for under another name", "use the setting `console_url`"),
     "service-ends": Code((Unavailable,), "the service ended while you waited", "ask again after its start"),

@@ -36,6 +36,8 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
             lines.append((name, value))
             lines.append(("text", texts.get(value, "not disclosed: nobody can show what goes")))
             continue
+        if name == "columns":
+            value = dict(sorted(value.items()))  # as the signed bytes have them
         if isinstance(order, EnrollSeveral) and name == "people":
             lines += describe_people(value, texts)
         elif name == "recipe" and isinstance(order, Train):
