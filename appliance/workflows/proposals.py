@@ -19,6 +19,7 @@ from appliance.domain.data.bases import RevokeBase
 from appliance.domain.data.datasets import RevokeDataset
 from appliance.domain.governance.keys import NewKey
 from appliance.domain.governance.passkeys import PASSKEY_MEMBERS, EnrollPasskey
+from appliance.domain.governance.policies import AdoptPolicy
 from appliance.domain.recipe.parsing import parse_recipe
 from appliance.domain.recipe.recipe import Facts, resolve_recipe
 from appliance.domain.releases.adapters import OnAdapter
@@ -123,6 +124,10 @@ def _key(context: Context, model: type[Order], draft: Draft) -> None:
         draft.values |= {name: getattr(proof, name) for name in PASSKEY_MEMBERS}
 
 
+def _policy(context: Context, model: type[Order], draft: Draft) -> None:
+    draft.values["policy"] = digest_bytes(draft.documents.get("policy", b""))
+
+
 def _training(context: Context, model: type[Order], draft: Draft) -> None:
     """`recipe` was given as a recipe's own keys; every `auto` of it is decided here, and said so."""
     recipe = parse_recipe(draft.values.pop("recipe"))
@@ -142,5 +147,6 @@ _COMPLETIONS: dict[type[Order], Callable[[Context, type[Order], Draft], None]] =
     RevokeBase: _base,
     RevokeDataset: _dataset,
     NewKey: _key,
+    AdoptPolicy: _policy,
     Train: _training,
 }

@@ -101,6 +101,11 @@ PEOPLE = {
     "used-link": Code(
         (NotAuthenticated,), "a sign-in link was used, is too old or never was", "type `appliance console` again"
     ),
+    "wrong-signature": Code(
+        (Denied,),
+        "a passkey's assertion does not hold for this order, person or address",
+        "sign with a passkey that is enrolled for this address",
+    ),
     "not-signed": Code(
         (BadInput,), "a form came without a passkey's assertion", "open the order's page again, and sign it there"
     ),

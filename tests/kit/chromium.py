@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,45 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
-from tests.kit.console import Console, console
+from scripts.kit.appliance import free_port
+from tests.kit.console import Console, console, listening
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or "/usr/bin/chromium"
 
 
 @contextmanager
-def open_port() -> Iterator[tuple[socket.socket, str]]:
-    """A port of loopback that listens, and the address under which browsers know it."""
-    with socket.socket() as made:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(("127.0.0.1", 0))
-        made.listen()
-        yield made, f"http://localhost:{made.getsockname()[1]}"
-
-
-@contextmanager
 def served(stage: str, home: Path) -> Iterator[Console]:
     """The console at that stage, on a real port."""
-    with open_port() as (port, url), console(stage, home, url) as made, serving(made.app, port):
+    port = free_port()
+    with console(stage, home, f"http://localhost:{port}") as made, listening(made, port):
         yield made
-
-
-@contextmanager
-def serving(app: Any, port: socket.socket) -> Iterator[None]:
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [port]}, daemon=True)
-    thread.start()
-    ends = time.monotonic() + 20
-    while not server.started:
-        assert time.monotonic() < ends, "the console did not start"
-        time.sleep(0.02)
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        server.force_exit = True
-        thread.join(10)
 
 
 @dataclass
@@ -88,7 +59,7 @@ class Tab:
 @contextmanager
 def browser() -> Iterator[Any]:
     """Chromium, headless; skipped where it is not there."""
-    playwright = pytest.importorskip("playwright.sync_api")
+    playwright = pytest.importorskip("playwright.sync_api", reason="scripts/setup --browser installs it")
     if not Path(PROGRAM).exists():
         pytest.skip(f"expected Chromium at {PROGRAM}, such as Debian's package chromium")
     with playwright.sync_playwright() as started:

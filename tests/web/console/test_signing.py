@@ -19,13 +19,14 @@ from appliance.domain.governance.keys import KeyRevoked, RevokeKey
 from appliance.domain.rulebook.proposals import parse_proposal
 from appliance.domain.rulebook.registry import ORDERS, VERBS
 from appliance.formats.core.fields import encode_base64url, parse_base64
-from appliance.formats.signatures.dsse import PAYLOAD_TYPE, pae, parse_envelope, verify_envelope
+from appliance.formats.signatures.dsse import PAYLOAD_TYPE, encode_envelope, pae, parse_envelope, verify_envelope
+from appliance.formats.signatures.keys import generate_ed25519
 from appliance.formats.signatures.webauthn import parse_assertion
 from appliance.web.console.signing.forms import COMMAND_LINE, fields_of
 from scripts.kit.authenticator import Authenticator, new_passkey
 from tests.domain.audit.test_verify import verify
 from tests.kit.console import URL, Browser, Console, console
-from tests.kit.founded import policy_set
+from tests.kit.founded import POLICY_FOLDER, policy_set
 
 HERE = {"rp_id": "localhost", "origin": URL}
 REVIEW = {
@@ -147,7 +148,7 @@ def test_an_assertion_of_another_place_or_kind_signs_nothing(desk: Console, wron
     answer = shown(browser, "review", REVIEW)
     size = desk.context.ledger.state.size
     refused = signed(browser, answer, passkey.wrong(**wrong))
-    assert (refused.status_code, words in html.unescape(refused.text)) == (401, True), refused.text
+    assert (refused.status_code, words in html.unescape(refused.text)) == (403, True), refused.text
     assert last_types(desk, size) == []
 
 
@@ -158,7 +159,7 @@ def test_an_assertion_for_another_statement_signs_nothing(desk: Console) -> None
     one, other = shown(browser, "review", REVIEW), shown(browser, "review", {**REVIEW, "valid_until": "4d"})
     size = desk.context.ledger.state.size
     refused = signed(browser, one, passkey, file=hidden(other, "file"))
-    assert (refused.status_code, "challenge" in refused.text) == (401, True)
+    assert (refused.status_code, "challenge" in refused.text) == (403, True)
     assert last_types(desk, size) == []
     assert entry_of(desk, signed(browser, other, passkey)).type == "review.recorded"
 
@@ -180,7 +181,7 @@ def test_a_revoked_passkey_signs_nothing(desk: Console) -> None:
     order = desk.site.order(RevokeKey, "anna", principal="rita", keyid=passkey.keyid, since=None)
     desk.site.ordered(KeyRevoked(policy=desk.site.in_force), order)
     refused = signed(browser, answer, passkey)
-    assert (refused.status_code, "has ended" in refused.text) == (401, True)
+    assert (refused.status_code, "has ended" in refused.text) == (403, True)
     assert told(shown(browser, "review", REVIEW))["allowed"] == []
 
 
@@ -202,7 +203,7 @@ def test_another_person_s_passkey_or_order_signs_nothing(desk: Console) -> None:
     browser, other = desk.signed_in("rita"), desk.signed_in("raul")
     answer = shown(browser, "review", REVIEW)
     refused = signed(browser, answer, rauls)
-    assert (refused.status_code, "expected a passkey enrolled for this principal" in refused.text) == (401, True)
+    assert (refused.status_code, "expected a passkey enrolled for this principal" in refused.text) == (403, True)
     refused = other.post("/signed", {"csrf": other.csrf, **asserted(answer, ritas)})
     assert (refused.status_code, "expected one signed by raul" in refused.text) == (403, True)
 
@@ -356,6 +357,14 @@ def desk_of_forms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]
         yield made.signed_in("anna")
 
 
+POLICY = {
+    "policy.name": "stricter",
+    "policy.parameters": '{"reviewers": 3}',
+    "policy.cedar": '@id("all") permit (principal, action, resource);',
+    "policy.schema": (POLICY_FOLDER / "schema.cedarschema").read_text(),
+}
+
+
 @pytest.mark.parametrize(
     ("name", "verb", "fields", "members"),
     [
@@ -390,6 +399,7 @@ def desk_of_forms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]
         ("anna", "revoke-principal", {"principal": "rita", "reason": "Left."}, {"principal": "rita"}),
         ("rita", "revoke-dataset", {"dataset": "clauses@1"}, {"version": 1}),
         ("rita", "revoke-base", {"base": "smollm2"}, {"base": "smollm2"}),
+        ("anna", "adopt-policy", POLICY, {}),
         ("anna", "raise-rules", {"rules": "2"}, {"rules": 2}),
         ("audrey", "place-hold", {"subject": "adapter:clauses@1"}, {"subject": "adapter:clauses@1"}),
         ("anna", "revoke-tokens", {"unit": "legal", "issued_before": "now"}, {"token": None, "application": None}),
@@ -416,6 +426,29 @@ def test_a_form_makes_the_order_that_its_fields_say(
     }
 
 
+def test_a_policy_set_begins_as_the_one_in_force_and_is_adopted_by_two(desk: Console) -> None:
+    passkeys = {name: desk.site.enroll_passkey(name, new_passkey(**HERE)) for name in ("anna", "ben")}
+    first, second = desk.signed_in("anna"), desk.signed_in("ben")
+    fields = {one["name"]: one["value"] for one in first.get("/sign/adopt-policy.json").json()["fields"]}
+    assert json.loads(fields["policy.parameters"])["passkeys_on_localhost"] is True
+    changed = {**json.loads(fields["policy.parameters"]), "reviewers": 3}
+    fields["policy.parameters"] = json.dumps(changed)
+    pending = entry_of(desk, signed(first, shown(first, "adopt-policy", fields), passkeys["anna"]))
+    order = pending.subjects[0].removeprefix("order:")
+    adopted = entry_of(desk, signed(second, shown(second, "endorse", {"order": order}), passkeys["ben"]))
+    assert adopted.type == "policy.adopted"
+    assert desk.context.ledger.state.parameters.reviewers == 3
+
+
+def test_a_person_rotates_to_a_key_file_that_proved_itself(desk: Console) -> None:
+    passkey = desk.site.enroll_passkey("rita", new_passkey(**HERE))
+    browser, key = desk.signed_in("rita"), generate_ed25519()
+    proof = encode_envelope(desk.site.possession("rita", key)).decode()
+    answer = shown(browser, "rotate-key", {"proof": proof, "old_until": "1h"})
+    assert entry_of(desk, signed(browser, answer, passkey)).type == "key.enrolled"
+    assert told(shown(browser, "review", REVIEW))["allowed"] == [encode_base64url(passkey.credential_id)]
+
+
 def test_what_a_recipe_leaves_to_auto_is_resolved_by_the_service_and_said_so(desk: Console) -> None:
     fields = {"recipe.name": "other", "recipe.base": "smollm2", "recipe.dataset": "clauses@1", "recipe.rank": "8"}
     proposal, _ = parse_proposal(hidden(shown(desk.signed_in("olga"), "train", fields), "file").encode())
@@ -430,6 +463,9 @@ def test_what_a_recipe_leaves_to_auto_is_resolved_by_the_service_and_said_so(des
         ("review", {**REVIEW, "adapter": "nothing@1"}, "adapter: expected one of clauses@1"),
         ("review", {**REVIEW, "valid_until": "soon"}, "valid until: expected"),
         ("review", {**REVIEW, "meaning": ""}, "meaning: expected a value, got none"),
+        ("review", {**REVIEW, "conditions.tasks": "No Task!"}, "conditions: tasks"),
+        ("review", {**REVIEW, "conditions.answers_a_day": "0"}, "conditions: answers"),
+        ("adopt-policy", {**POLICY, "policy.parameters": "{"}, "parameters.json: expected JSON"),
         ("review", {**REVIEW, "colour": "red"}, "expected the fields of review"),
         ("add-finding", {"adapter": "clauses@1", "kind": "lie"}, "expected a value, got none"),
         ("revoke-key", {"principal": "rita", "keyid": "x", "since": "-1"}, "since: expected a whole number"),

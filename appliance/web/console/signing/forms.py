@@ -6,15 +6,21 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from appliance.domain.core.decisions import Conditions
+from appliance.domain.core.names import encode_value, list_problems
 from appliance.domain.core.order import Order
 from appliance.domain.governance.keys import NewKey
+from appliance.domain.governance.policies import AdoptPolicy
+from appliance.domain.governance.policy_files import assemble_policy
 from appliance.domain.recipe.recipe import Recipe
 from appliance.domain.releases.adapters import OnAdapter
 from appliance.domain.rulebook.proposals import HEADER
 from appliance.domain.rulebook.registry import VERBS
 from appliance.errors import BadInput, NotFound
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
+from appliance.formats.core.fields import parse_identifier
 from appliance.formats.core.typed_time import parse_end, parse_moment
 from appliance.web.console.core.page import Value
 from appliance.workflows.proposals import Draft
@@ -22,8 +28,8 @@ from appliance.workflows.proposals import Draft
 COMMAND_LINE = frozenset(
     {
         *("import-base", "import-dataset", "export-adapter"),  # files of any size
-        *("enroll-several", "adopt-policy"),  # folders
-        *("enroll-application", "rotate-key"),  # a key that only the command line holds
+        "enroll-several",  # a folder
+        "enroll-application",  # signed by a unit, which has no session here
         *("rotate-log-key", "reset-clock"),  # the trust of the client itself changes
     }
 )
@@ -53,6 +59,9 @@ _HINTS = {
 }
 
 
+_FILES = {"parameters": "parameters.json", "cedar": "policies.cedar", "schema": "schema.cedarschema"}
+
+
 class Field(Value):
     name: str
     label: str
@@ -61,6 +70,13 @@ class Field(Value):
     optional: bool = False
     hint: str = ""
     value: str = ""
+    suggestions: tuple[str, ...] = ()
+
+
+_POLICY = (
+    Field(name="policy.name", label="name of the set", kind="line"),
+    *(Field(name=f"policy.{part}", label=file, kind="text") for part, file in _FILES.items()),
+)
 
 
 def model_of(verb: str) -> type[Order]:
@@ -86,6 +102,8 @@ def fields_of(verb: str, given: Mapping[str, str]) -> tuple[Field, ...]:
             found.append(Field(name=name, label="gates", kind="document", optional=True, hint=_HINTS[name]))
         else:
             found.append(_field(name, member))
+    if model is AdoptPolicy:
+        found = list(_POLICY)
     if issubclass(model, NewKey):
         found.insert(0, Field(name="proof", label="proof", kind="document", hint=_HINTS["proof"]))
     found.append(_field("reason", schema["reason"]))
@@ -124,7 +142,7 @@ def _field(name: str, member: dict[str, Any]) -> Field:
     last = name.rpartition(".")[2]
     return Field(
         name=name,
-        label=last.replace("_", " "),
+        label=name.replace("conditions.", "condition: ").replace("_", " "),
         kind=kind,
         choices=choices,
         optional=optional or kind == "yes" or name.startswith("conditions."),
@@ -157,6 +175,8 @@ def read_draft(verb: str, form: Mapping[str, str], now: datetime) -> Draft:
     conditions = {name: draft.values.pop(f"conditions.{name}", None) for name in Conditions.model_fields}
     if any(name.name.startswith("conditions.") for name in known):
         draft.values["conditions"] = _conditions(conditions)
+    if model_of(verb) is AdoptPolicy:
+        draft.documents["policy"] = _policy(draft)
     recipe = {
         name: draft.values.pop(f"recipe.{name}") for name in Recipe.model_fields if f"recipe.{name}" in draft.values
     }
@@ -172,13 +192,19 @@ def _take(draft: Draft, one: Field, text: str, now: datetime) -> None:
             draft.documents[role] = encode_canonical(parse_canonical(text.encode("utf-8")))
     elif one.kind == "text" and one.name != "commitment":
         if text:
-            draft.texts[one.name] = text
+            draft.texts[one.name] = text.replace("\r\n", "\n")
         else:
             draft.values[one.name] = None
     elif one.name.startswith("recipe."):
         draft.values[one.name] = _recipe_value(text)
     else:
         draft.values[one.name] = _value(one, text, now)
+
+
+def _policy(draft: Draft) -> bytes:
+    """The policy set of the form's files, as the command line makes it of a folder's."""
+    files = {file: draft.texts.pop(f"policy.{part}").encode("utf-8") for part, file in _FILES.items()}
+    return encode_value(assemble_policy(parse_identifier(draft.values.pop("policy.name"), "name of the set"), files))
 
 
 def _value(one: Field, text: str, now: datetime) -> Any:
@@ -209,5 +235,8 @@ def _recipe_value(text: str) -> Any:
 
 def _conditions(values: Mapping[str, Any]) -> Conditions | None:
     tasks = values["tasks"] or ()
-    found = Conditions.model_validate({**values, "tasks": tasks})
+    try:
+        found = Conditions.model_validate({**values, "tasks": tasks})
+    except ValidationError as error:
+        raise BadInput(f"conditions: {'; '.join(list_problems(error))}") from None
     return None if found.say_nothing() else found

@@ -6,6 +6,7 @@ their digest. What comes back is an envelope like any other: the same rules deci
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from starlette.concurrency import run_in_threadpool
@@ -15,9 +16,10 @@ from starlette.routing import Route
 
 from appliance.domain.core.order import encode_order
 from appliance.domain.governance.endorsement import Endorse
+from appliance.domain.governance.policies import AdoptPolicy
 from appliance.domain.rulebook.proposals import Proposal, check_documents, encode_proposal, parse_proposal
 from appliance.domain.rulebook.registry import ORDERS, VERBS
-from appliance.errors import Denied, NotFound
+from appliance.errors import Denied, NotAuthenticated, NotFound
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import parse_disclosure_value
 from appliance.formats.core.fields import parse_base64
@@ -38,6 +40,7 @@ from appliance.web.console.signing.statements import (
 from appliance.workflows import orders
 from appliance.workflows.core.context import Context
 from appliance.workflows.proposals import propose
+from appliance.workflows.queries import people
 from appliance.workflows.queries.people import pending_orders
 
 
@@ -95,12 +98,50 @@ class Form(Value):
 def form(context: Context, viewer: Viewer, query: FormQuery) -> Form:
     row = VERBS[model_of(query.verb).verb]
     given = {name: value for name, _, value in (one.partition(":") for one in query.given)}
+    if query.verb == AdoptPolicy.verb:
+        given = policy_in_force(context)
+    known = _suggestions(context, viewer)
+    fields = [one.model_copy(update={"suggestions": known.get(one.name, ())}) for one in fields_of(query.verb, given)]
     return Form(
         verb=query.verb,
         meaning=row.meaning if isinstance(row.meaning, str) else None,
         signers=row.signers,
-        fields=fields_of(query.verb, given),
+        fields=tuple(fields),
     )
+
+
+def policy_in_force(context: Context) -> dict[str, str]:
+    """The set that is changed into another, as its folder's files have it."""
+    held = people.policy(context)["policy"]
+    return {
+        "policy.name": held["name"],
+        "policy.parameters": json.dumps(held["parameters"], indent=2),
+        "policy.cedar": held["cedar"],
+        "policy.schema": held["cedar_schema"],
+    }
+
+
+def _suggestions(context: Context, viewer: Viewer) -> dict[str, tuple[str, ...]]:
+    """Names that fit a field; another can be typed."""
+    state = context.ledger.state
+    names = {row.name: row.roles for row in state.principals.values() if row.revoked is None}
+    people_ = tuple(name for name, roles in names.items() if "unit" not in roles)
+    adapters = tuple(name for name, row in state.adapters.items() if row.revoked is None)
+    found = {
+        "adapter": adapters,
+        "dataset": tuple(name for name, _ in state.datasets.items()),
+        "base": tuple(name for name, _ in state.bases.items()),
+        "run": tuple(name for name, _ in state.runs.items()),
+        "unit": tuple(name for name, roles in names.items() if "unit" in roles),
+        "principal": people_,
+        "owner": people_,
+        "field": viewer.places("reviewer"),
+    }
+    found |= {f"recipe.{name}": found[name] for name in ("base", "dataset")}
+    return {name: values[-MOST_SUGGESTED:] for name, values in found.items()}
+
+
+MOST_SUGGESTED = 100
 
 
 class Endorsed(Value):
@@ -206,14 +247,19 @@ class _Submit:
         order = proposal.order
         if order.signer != viewer.name:
             raise Denied(f"order {order.verb}: expected one signed by {viewer.name}, got one signed by {order.signer}")
-        envelope = read_envelope(encode_order(order), fields, desk.context.ledger.state, viewer.name)
-        submission = orders.Submission(
-            envelope=encode_envelope(envelope),
-            disclosures=proposal.disclosures,
-            documents=proposal.documents,
-            source=source_of(request),
-        )
-        submitted = orders.submit(desk.context, submission)
+        try:
+            envelope = read_envelope(encode_order(order), fields, desk.context.ledger.state, viewer.name)
+            submission = orders.Submission(
+                envelope=encode_envelope(envelope),
+                disclosures=proposal.disclosures,
+                documents=proposal.documents,
+                source=source_of(request),
+            )
+            submitted = orders.submit(desk.context, submission)
+        except NotAuthenticated as error:
+            # The session stands: what does not hold is the signature.
+            desk.door.count(None, error)
+            raise Denied(error.message, code="wrong-signature") from None
         return RedirectResponse(f"/log/{submitted.appended.entry.index}", 303)
 
 
