@@ -113,13 +113,15 @@ def parse_proposal(data: bytes) -> tuple[Proposal, Envelope | None]:
     disclosures = tuple(map(parse_disclosure_value, parse_list(found["disclosures"], "order file, disclosures")))
     for one in disclosures:
         verify_disclosure(one)
-    roles = found["documents"] if isinstance(found["documents"], dict) else {}
-    documents = {role: parse_base64(text, f"order file, document {role}") for role, text in roles.items()}
+    if not isinstance(found["documents"], dict):
+        raise BadInput(f"order file, documents: expected an object, got {type(found['documents']).__name__}")
+    documents = {role: parse_base64(text, f"order file, document {role}") for role, text in found["documents"].items()}
     check_documents(order, documents)
     names = [parse_text(one, "order file, resolved") for one in parse_list(found["resolved"], "order file, resolved")]
     envelope = None if found["envelope"] is None else parse_envelope(encode_canonical(found["envelope"]))
     if envelope is not None and envelope.payload != encode_order(order):
         raise Tampered("order file, envelope: expected one over the statement beside it, got one over another")
-    if found["version"] != 1:
-        raise BadInput(f"order file, version: expected 1, got {found['version']!r:.40}")
-    return Proposal(order, disclosures, documents, frozenset(names)), envelope
+    proposal = Proposal(order, disclosures, documents, frozenset(names))
+    if encode_proposal(proposal, envelope) != data:
+        raise BadInput("order file: expected version 1 in its one spelling, got another")
+    return proposal, envelope
