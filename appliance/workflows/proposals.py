@@ -12,11 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from appliance.domain.core.credentials import PasskeyPossession, Possession, parse_credential
-from appliance.domain.core.names import split_version
+from appliance.domain.core.names import split_version, versioned
 from appliance.domain.core.order import Order
+from appliance.domain.core.records import BoundSet, LocalSet
 from appliance.domain.core.state import State
+from appliance.domain.core.table import Table
 from appliance.domain.data.bases import RevokeBase
 from appliance.domain.data.datasets import RevokeDataset
+from appliance.domain.data.validation_sets import RevokeValidationSet
+from appliance.domain.evaluation.gates import GateSet, parse_gates
 from appliance.domain.governance.keys import NewKey
 from appliance.domain.governance.passkeys import PASSKEY_MEMBERS, EnrollPasskey
 from appliance.domain.governance.policies import AdoptPolicy
@@ -99,13 +103,21 @@ def _base(context: Context, model: type[Order], draft: Draft) -> None:
 
 
 def _dataset(context: Context, model: type[Order], draft: Draft) -> None:
-    """`dataset` was given as NAME@VERSION."""
-    name = str(draft.values.get("dataset"))
-    row = context.ledger.state.datasets.get(name)
+    _rows(context.ledger.state.datasets, "dataset", draft)
+
+
+def _validation_set(context: Context, model: type[Order], draft: Draft) -> None:
+    _rows(context.ledger.state.validation_sets, "validation_set", draft)
+
+
+def _rows(table: Table[Any], member: str, draft: Draft) -> None:
+    """The member was given as NAME@VERSION."""
+    name = str(draft.values.get(member))
+    row = table.get(name)
     if row is None:
-        raise NotFound(f"dataset: expected an imported one as NAME@VERSION, got {name!r:.80}")
-    dataset, version = split_version(name)
-    draft.values |= {"dataset": dataset, "version": version, "digest": row.digest}
+        raise NotFound(f"{table.kind}: expected an imported one as NAME@VERSION, got {name!r:.80}")
+    short, version = split_version(name)
+    draft.values |= {member: short, "version": version, "digest": row.digest}
 
 
 def _key(context: Context, model: type[Order], draft: Draft) -> None:
@@ -139,13 +151,31 @@ def _training(context: Context, model: type[Order], draft: Draft) -> None:
         "dataset_digest": found["dataset_digest"],
         "gates": None if gates is None else digest_bytes(gates),
     }
+    if gates is not None:
+        draft.values |= _sets(context, found, parse_gates(gates))
     draft.resolved = frozenset(name for name, value in recipe.model_dump().items() if value == "auto")
+
+
+def _sets(context: Context, found: Mapping[str, Any], gates: GateSet) -> dict[str, Any]:
+    """The newest version of each validation set that the gates name, and the sets of no log."""
+    newest = {str(one["name"]): versioned(str(one["name"]), int(one["version"])) for one in found["validation_sets"]}
+    local = {str(one["set"]): str(one["digest"]) for one in found["local_sets"]}
+    for name, known in [(one, newest) for one in gates.validation_sets] + [(one, local) for one in gates.local_sets]:
+        if name not in known:
+            raise NotFound(f"gates, set {name}: expected one of {', '.join(known) or 'none'}, got none of that name")
+    rows = [context.ledger.state.validation_sets.get(newest[name]) for name in gates.validation_sets]
+    bound = zip(gates.validation_sets, rows, strict=True)
+    return {
+        "sets": tuple(BoundSet(validation_set=newest[name], digest=row.digest) for name, row in bound if row),
+        "local_sets": tuple(LocalSet(set=name, digest=local[name]) for name in gates.local_sets),
+    }
 
 
 _COMPLETIONS: dict[type[Order], Callable[[Context, type[Order], Draft], None]] = {
     OnAdapter: _on_adapter,
     RevokeBase: _base,
     RevokeDataset: _dataset,
+    RevokeValidationSet: _validation_set,
     NewKey: _key,
     AdoptPolicy: _policy,
     Train: _training,

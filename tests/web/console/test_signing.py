@@ -14,10 +14,12 @@ import pytest
 
 from appliance.domain.core.credentials import PasskeyPossession, parse_credential
 from appliance.domain.core.entry import parse_entry
+from appliance.domain.core.names import encode_value
 from appliance.domain.core.order import encode_order
 from appliance.domain.governance.keys import KeyRevoked, RevokeKey
 from appliance.domain.rulebook.proposals import parse_proposal
 from appliance.domain.rulebook.registry import ORDERS, VERBS
+from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import encode_base64url, parse_base64
 from appliance.formats.signatures.dsse import PAYLOAD_TYPE, encode_envelope, pae, parse_envelope, verify_envelope
 from appliance.formats.signatures.keys import generate_ed25519
@@ -25,6 +27,7 @@ from appliance.formats.signatures.webauthn import parse_assertion
 from appliance.web.console.signing.forms import COMMAND_LINE, fields_of
 from scripts.kit.authenticator import Authenticator, new_passkey
 from tests.domain.audit.test_verify import verify
+from tests.domain.evaluation.test_judging import gate_set, one_gate
 from tests.kit.console import URL, Browser, Console, console
 from tests.kit.founded import POLICY_FOLDER, policy_set
 
@@ -424,6 +427,18 @@ def test_a_form_makes_the_order_that_its_fields_say(
     assert {texts[order[key]] for key in proposal.order.commitments()} == {
         fields[key] for key in proposal.order.commitments()
     }
+
+
+def test_a_run_is_bound_to_the_gates_that_were_pasted(desk: Console) -> None:
+    gates = encode_value(gate_set(gates=[one_gate()]))
+    fields = {"recipe.name": "other", "recipe.base": "smollm2", "recipe.dataset": "clauses@1", "gates": gates.decode()}
+    browser = desk.signed_in("olga")
+    proposal, _ = parse_proposal(hidden(shown(browser, "train", fields), "file").encode())
+    assert proposal.documents == {"gates": gates}
+    assert proposal.order.model_dump(mode="json")["gates"] == digest_bytes(gates)
+    fields["gates"] = encode_value(gate_set(gates=[one_gate(set="nowhere")])).decode()
+    answer = browser.post("/sign/train", {"csrf": browser.csrf, **fields})
+    assert (answer.status_code, "gates, set nowhere: expected one of" in answer.text) == (404, True)
 
 
 def test_a_policy_set_begins_as_the_one_in_force_and_is_adopted_by_two(desk: Console) -> None:

@@ -27,7 +27,7 @@ from appliance.workflows.proposals import Draft
 
 COMMAND_LINE = frozenset(
     {
-        *("import-base", "import-dataset", "export-adapter"),  # files of any size
+        *("import-base", "import-dataset", "import-validation-set", "export-adapter"),  # files of any size
         "enroll-several",  # a folder
         "enroll-application",  # signed by a unit, which has no session here
         *("rotate-log-key", "reset-clock"),  # the trust of the client itself changes
@@ -37,7 +37,13 @@ COMMAND_LINE = frozenset(
 
 Kind = Literal["line", "text", "number", "time", "yes", "choice", "words", "document"]
 
-_DERIVED = frozenset({"version", "manifest", "digest", "base_digest", "dataset_digest", "request", "verdict", "tier"})
+_DERIVED = frozenset(
+    {
+        *("version", "manifest", "digest", "base_digest", "dataset_digest", "request", "verdict", "tier"),
+        *("sets", "local_sets"),
+    }
+)
+_LOOKED_UP = ("revoke-base", "revoke-dataset", "revoke-validation-set", "train")
 _OF_PROOF = frozenset(
     {
         *("principal", "key", "keyid", "possession", "passkey", "credential_id", "rp_id", "origins"),
@@ -48,6 +54,7 @@ _PAST = ("issued_before",)
 _HINTS = {
     "adapter": "NAME@VERSION",
     "dataset": "NAME@VERSION",
+    "validation_set": "NAME@VERSION",
     "valid_until": "a day, or 30d",
     "until": "a day, or 7d",
     "due": "a day, or 7d",
@@ -118,7 +125,7 @@ def _is_derived(model: type[Order], name: str) -> bool:
     if issubclass(model, NewKey) and name in _OF_PROOF:
         return True
     of_adapter = issubclass(model, OnAdapter) and name in _DERIVED
-    return of_adapter or (model.verb in ("revoke-base", "revoke-dataset", "train") and name in _DERIVED)
+    return of_adapter or (model.verb in _LOOKED_UP and name in _DERIVED)
 
 
 def _of_recipe(name: str, member: dict[str, Any]) -> Field:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from appliance.domain.core.decisions import Conditions
 from appliance.domain.core.order import Order
-from appliance.domain.core.records import Key
+from appliance.domain.core.records import BoundSet, Key, LocalSet
 from appliance.domain.core.signatures import key_ended
 from appliance.domain.core.state import State
 from appliance.domain.governance.passkeys import passkeys_of
@@ -58,7 +58,13 @@ def make_signing(
 
 def members_of(model: type[Any] | None) -> dict[str, list[str]]:
     """In which order the command line shows the members; the script shows every other one after them."""
-    nested: dict[str, type[BaseModel]] = {"recipe": ResolvedRecipe, "conditions": Conditions, "people": Enrolment}
+    nested: dict[str, type[BaseModel]] = {
+        "recipe": ResolvedRecipe,
+        "conditions": Conditions,
+        "people": Enrolment,
+        "sets": BoundSet,
+        "local_sets": LocalSet,
+    }
     found = {name: list(one.model_fields) for name, one in nested.items()}
     return found | {"": [] if model is None else list(model.model_fields)}
 

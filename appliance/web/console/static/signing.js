@@ -87,10 +87,10 @@ function ordered(object, names = []) {
 const told = (opened, value) => (typeof value === "string" ? opened.texts.get(value) ?? value : value);
 const label = (name) => name.replaceAll("_", " ");
 
-function show(value, members, name = "") {
+function show(value, members, name) {
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (value === null) return "none";
-  if (Array.isArray(value)) return value.map((item) => show(item, members)).join(", ") || "none";
+  if (Array.isArray(value)) return value.map((item) => show(item, members, name)).join(", ") || "none";
   if (typeof value === "object") return ordered(value, members[name]).map(([key, item]) => `${key} = ${show(item, members)}`).join(", ");
   return String(value);
 }
