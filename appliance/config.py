@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -50,6 +51,8 @@ SETTINGS = (
     Setting(
         "people_client_ca", "APPLIANCE_PEOPLE_CLIENT_CA", None, "PEM: only hosts with its certificate get in there"
     ),
+    Setting("console", "APPLIANCE_CONSOLE", "off", "HOST:PORT of the console, such as 127.0.0.1:8330, or `off`"),
+    Setting("console_url", "APPLIANCE_CONSOLE_URL", None, "its address in browsers, such as https://desk.example:8330"),
     Setting("operations", "APPLIANCE_OPERATIONS", "off", "HOST:PORT of /healthz, /readyz and /metrics, or `off`"),
     Setting("operations_token", "APPLIANCE_OPERATIONS_TOKEN", None, "a 0600 file with the token for /metrics"),
     Setting("plaintext", "APPLIANCE_PLAINTEXT", None, "`accepted`: a listener beyond loopback may do without TLS"),
@@ -93,6 +96,15 @@ class People:
 
 
 @dataclass(frozen=True)
+class Console:
+    """Where browsers come in. `url`: the one address that they use, without a path; `client_ca` as for people."""
+
+    listen: tuple[str, int]
+    url: str
+    client_ca: Path | None
+
+
+@dataclass(frozen=True)
 class Operations:
     listen: tuple[str, int]
     token: Path
@@ -128,6 +140,7 @@ class Settings:
     """Its members reach the people's socket."""
     certificate: Certificate | None = None
     people: People | None = None
+    console: Console | None = None
     operations: Operations | None = None
     rehash_s: float | None = 3600.0
     """Between two checks of every sealed folder; None: only when something is loaded."""
@@ -181,7 +194,8 @@ def load_settings(home: Path | None = None, environment: Mapping[str, str] | Non
     database_url = values.get("database_url", f"sqlite:///{place / 'ledger.db'}")
     listen, certificate = _parse_listen(values["listen"]), _certificate(values, place)
     operations, people = _operations(values, place), _people(values, place, certificate)
-    for door in (listen, *(other.listen for other in (operations, people) if other is not None)):
+    console = _console(values, place, certificate)
+    for door in (listen, *(other.listen for other in (operations, people, console) if other is not None)):
         _check_plaintext(values.get("plaintext"), door, certificate)
     return Settings(
         home=place,
@@ -192,6 +206,7 @@ def load_settings(home: Path | None = None, environment: Mapping[str, str] | Non
         socket_group=values.get("socket_group"),
         certificate=certificate,
         people=people,
+        console=console,
         operations=operations,
         rehash_s=_parse_minutes(values["rehash"], "rehash"),
         import_s=_parse_some_minutes(values["import_minutes"], "import_minutes"),
@@ -302,6 +317,28 @@ def _people(values: Mapping[str, str], place: Path, certificate: Certificate | N
     if certificate is None:
         raise BadInput("settings, people_client_ca: expected certificate and certificate_key beside it, got neither")
     return People(listen, place / ca)
+
+
+_URL = re.compile(r"(https?)://([a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)(?::([1-9][0-9]{0,4}))?")
+
+
+def _console(values: Mapping[str, str], place: Path, certificate: Certificate | None) -> Console | None:
+    """Passkeys take no IP address, so without TLS browsers use localhost, and under it the host's name."""
+    listen, url, ca = _parse_listen(values["console"]), values.get("console_url"), values.get("people_client_ca")
+    if listen is None:
+        return None
+    scheme = "http" if certificate is None else "https"
+    if url is None:
+        if certificate is not None or not is_loopback(listen[0]):
+            example = f"{scheme}://appliance.example:{listen[1]}"
+            raise BadInput(f"settings, console: expected console_url beside it, such as {example}, got none")
+        url = f"http://localhost:{listen[1]}"
+    found = _URL.fullmatch(url)
+    # Behind a proxy that ends TLS, browsers say https though the listener has no certificate.
+    if found is None or (found[1] == "http" and (certificate is not None or not is_loopback(found[2]))):
+        expected = "https://NAME:PORT in lower case without a path, or http://localhost:PORT without TLS"
+        raise BadInput(f"settings, console_url: expected {expected}, got {url!r}")
+    return Console(listen, url, None if ca is None or certificate is None else place / ca)
 
 
 def _operations(values: Mapping[str, str], place: Path) -> Operations | None:

@@ -44,6 +44,8 @@ from appliance.store.files.steps import Steps
 from appliance.store.files.witnessed import Witnessed
 from appliance.store.ledger.ledger import Ledger
 from appliance.store.ledger.snapshots import FindSigner, Snapshots
+from appliance.web.console.app import console_app
+from appliance.web.console.core.events import Changes
 from appliance.web.core.activity import Activity
 from appliance.web.core.auth import Doorkeeper
 from appliance.web.core.logs import configure_logs, log_entry
@@ -305,6 +307,7 @@ def doctor(settings: Settings) -> Iterator[Finding]:
     try:
         _tls(settings)
         _people_tls(settings)
+        _console_tls(settings)
     except ApplianceError as error:
         unfit = error.message
     private = [settings.home / "trust.json"]
@@ -316,6 +319,7 @@ def doctor(settings: Settings) -> Iterator[Finding]:
     listeners = [("units' door", *settings.listen)] if settings.listen is not None else []
     people = settings.people
     listeners += [] if people is None else [("people's door", *people.listen)]
+    listeners += [] if settings.console is None else [("console", *settings.console.listen)]
     listeners += [] if operations is None else [("operations", *operations.listen)]
     place = Installation(
         home=settings.home,
@@ -353,7 +357,8 @@ def serve(
         service(settings, lock.say, after_pause=after_pause, rebuild=rebuild) as context,
     ):
         door, activity = Doorkeeper(context), Activity()
-        people_door = activity.watching(people_app(context, door))
+        url = None if settings.console is None else settings.console.url
+        people_door = activity.watching(people_app(context, door, url))
         open_door = partial(open_people, settings.home, settings.socket, settings.socket_group)
         if wait_for_clock(
             context,
@@ -368,9 +373,10 @@ def serve(
         lock.say("starts")
         serving = Serving(context)
         context.recheck_answers = serving.reconcile
-        quotas = Quotas(_limits(settings), MOST, time.monotonic)
+        quotas, changes = Quotas(_limits(settings), MOST, time.monotonic), Changes()
         metrics = Metrics(context, quotas)
-        context.appended, door.refused = partial(_observe, metrics), metrics.refused
+        context.appended, context.examine = partial(_observe, metrics, changes), partial(doctor, settings)
+        door.refused = metrics.refused
         recover(context)
         tune_garbage_collector()
         reason = "failed"
@@ -381,7 +387,8 @@ def serve(
             rehash.start(context, settings.rehash_s)
         try:
             units = activity.watching(units_app(serving, door, quotas, metrics))
-            doors = _doors(listeners, context, units, Gate(people_door, door), metrics)
+            pages = None if url is None else activity.watching(console_app(context, door, url, changes))
+            doors = _doors(listeners, context, units, Gate(people_door, door), pages, metrics)
             # The people's socket last: where it is open, the service is up.
             with open_door() as people:
                 doors.append(Door(people_door, people, guarded=False))
@@ -418,6 +425,8 @@ class _Listeners:
     people_tls: ssl.SSLContext | None
     people: socket.socket | None
     """For people without an account on this machine."""
+    console_tls: ssl.SSLContext | None
+    console: socket.socket | None
     operations: socket.socket | None
     token: bytes
 
@@ -425,13 +434,15 @@ class _Listeners:
 @contextmanager
 def _open_listeners(settings: Settings) -> Iterator[_Listeners]:
     """Before the ledger is read: a port that is taken, or a certificate that does not fit, is told at once."""
-    tls, people_tls, people, operations = _tls(settings), _people_tls(settings), settings.people, settings.operations
+    tls, people_tls, console_tls = _tls(settings), _people_tls(settings), _console_tls(settings)
+    people, console, operations = settings.people, settings.console, settings.operations
     token = b"" if operations is None else _read_operations_token(operations.token)
     with ExitStack() as opened:
         units = None if settings.listen is None else opened.enter_context(open_tcp(settings.listen))
         desks = None if people is None else opened.enter_context(open_tcp(people.listen, "people's door"))
+        pages = None if console is None else opened.enter_context(open_tcp(console.listen, "console"))
         numbers = None if operations is None else opened.enter_context(open_tcp(operations.listen, "operations"))
-        yield _Listeners(tls, units, people_tls, desks, numbers, token)
+        yield _Listeners(tls, units, people_tls, desks, console_tls, pages, numbers, token)
 
 
 def _read_operations_token(path: Path) -> bytes:
@@ -441,20 +452,30 @@ def _read_operations_token(path: Path) -> bytes:
     return token
 
 
-def _doors(listeners: _Listeners, context: Context, units: ASGIApp, people: ASGIApp, metrics: Metrics) -> list[Door]:
+def _doors(
+    listeners: _Listeners,
+    context: Context,
+    units: ASGIApp,
+    people: ASGIApp,
+    console: ASGIApp | None,
+    metrics: Metrics,
+) -> list[Door]:
     """Those that stand open to a network."""
     doors = []
     if listeners.units is not None:
         doors.append(Door(units, listen(listeners.units), listeners.tls))
     if listeners.people is not None:
         doors.append(Door(people, listen(listeners.people, "people's door"), listeners.people_tls))
+    if listeners.console is not None and console is not None:
+        doors.append(Door(console, listen(listeners.console, "console"), listeners.console_tls))
     if listeners.operations is not None:
         app = operations_app(Readiness(context), metrics, listeners.token)
         doors.append(Door(app, listen(listeners.operations, "operations"), listeners.tls))
     return doors
 
 
-def _observe(metrics: Metrics, entry: Entry, body: Event) -> None:
+def _observe(metrics: Metrics, changes: Changes, entry: Entry, body: Event) -> None:
+    changes.note(entry.type)
     values = vars(body)
     log_entry(entry, values, metrics.observe(entry, values))
 
@@ -469,6 +490,13 @@ def _people_tls(settings: Settings) -> ssl.SSLContext | None:
     if files is None or people is None:
         return None
     return open_tls(files.chain, files.key, people.client_ca, not_of=files.client_ca)
+
+
+def _console_tls(settings: Settings) -> ssl.SSLContext | None:
+    files, console = settings.certificate, settings.console
+    if files is None or console is None:
+        return None
+    return open_tls(files.chain, files.key, console.client_ca, not_of=files.client_ca)
 
 
 def _limits(settings: Settings) -> dict[str, Limits]:

@@ -333,6 +333,8 @@ def summary(demo: Demo) -> None:
     print(f"    export APPLIANCE_HOME={HOME} APPLIANCE_TRUST={TRUST}")
     for command in ("ledger log --last 20", "ledger show 0", "adapter show clauses@1", "ledger verify"):
         print(f"    .venv/bin/appliance {command} {person}")
+    print("In a browser, once the service has stopped or was ended (appliance stop):")
+    print(f"    APPLIANCE_CONSOLE=127.0.0.1:8330 .venv/bin/appliance console --open {person}")
     print(f"\nThe demo ended well, after {time.monotonic() - demo.started:.0f} s.")
 
 

@@ -54,7 +54,7 @@ LIBRARIES: dict[str, set[str]] = {
     },
     "worker": {"bitsandbytes", "numpy", "peft", "pydantic", "safetensors", "torch", "transformers"},
     "workflows": {"pydantic"},
-    "web": {"fastapi", "h11", "prometheus_client", "pydantic", "starlette", "structlog", "uvicorn"},
+    "web": {"fastapi", "h11", "jinja2", "prometheus_client", "pydantic", "starlette", "structlog", "uvicorn"},
     "wiring": {"pydantic", "starlette"},
     "cli": {"click", "yaml"},
     "reports": {"matplotlib", "wandb"},
@@ -80,7 +80,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         *("core", "integrity", "governance", "witnesses", "data", "evaluation", "runs", "releases", "serving"),
         *("queries", "", "lifecycle", "operations"),
     ),
-    "web": ("core", "people", "operations", "units"),
+    "web": ("core", "people", "operations", "units", "console"),
     "client": ("support", "applications", "evaluation", "releases", ""),
     "cli": ("support", "data", "runs", "audit", "tokens", "reviews", ""),
 }

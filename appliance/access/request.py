@@ -25,6 +25,7 @@ from appliance.domain.governance.delegations import Delegate
 from appliance.domain.governance.endorsement import Endorse
 from appliance.domain.governance.keys import ReplaceKey, RevokeKey, RotateKey
 from appliance.domain.governance.log_keys import RotateLogKey
+from appliance.domain.governance.passkeys import EnrollPasskey
 from appliance.domain.governance.people import Enroll, EnrollSeveral, Grant, RevokePrincipal
 from appliance.domain.governance.policies import AdoptPolicy
 from appliance.domain.governance.rules import RaiseRules
@@ -370,6 +371,11 @@ def _key(known: state.State, order: ReplaceKey | RotateKey | RevokeKey, signer: 
     return _principal(known, order.principal), {}
 
 
+def _passkey(known: state.State, order: EnrollPasskey, signer: Principal) -> Facts:
+    place = {"rp_id": order.rp_id, "origins": order.origins}
+    return _principal(known, order.principal), {"backup_eligible": order.backup_eligible, **place}
+
+
 def _tokens(known: state.State, order: RevokeTokens, signer: Principal) -> Facts:
     return _principal(known, order.unit), {}
 
@@ -434,6 +440,7 @@ _FACTS: dict[type[Order], Callable[..., Facts]] = {
     ReplaceKey: _key,
     RotateKey: _key,
     RevokeKey: _key,
+    EnrollPasskey: _passkey,
     EnrollApplication: _application,
     RevokeTokens: _tokens,
     RotateLogKey: _rotate_log_key,

@@ -73,6 +73,7 @@ _REJECTION = {"unit": "legal", "field": "privacy", "decision": "reject"}
 _RELEASE = {"unit": "legal", "task": "labels"}
 _LATER = Moment("2026-12-31T00:00:00.000Z")
 _ASKED = {"unit": "legal", "exposure": "internal", "purpose": "assist", "tier": "low"}
+_PASSKEY = {"backup_eligible": False, "rp_id": "appliance.example", "origins": ("https://appliance.example",)}
 _FOUND = {"field": "privacy", "kind": "issue", "severity": "high"}
 _OWNED = {"accepts_verdict": False, "owner": "olga", "due": _LATER}
 
@@ -115,6 +116,7 @@ SAMPLES: dict[str, Request] = {
         Request(ADMINISTRATOR, "replace-key", REVIEWER, _NOW),
         Request(REVIEWER, "rotate-key", REVIEWER, _NOW),
         Request(ADMINISTRATOR, "revoke-key", REVIEWER, _NOW),
+        Request(ADMINISTRATOR, "enroll-passkey", REVIEWER, {**_NOW, **_PASSKEY}),
         Request(UNIT, "enroll-application", UNIT, {**_NOW, "application": "indexer", "tasks": ("labels",)}),
         Request(ADMINISTRATOR, "revoke-tokens", UNIT, _NOW),
         Request(ADMINISTRATOR, "rotate-log-key", LOG_KEY, _NOW),

@@ -42,6 +42,7 @@ COMMANDS = {
     ),
     "logout": Entry("Everyone", "logins", "Forget it, and end the session at the service."),
     "whoami": Entry("Everyone", "logins", "Who you are to which appliance: roles, key, log and trust file."),
+    "console": Entry("Everyone", "console", "Sign a browser in: print an address that works once."),
     "agent": Entry(
         "Everyone", "logins", "Hold your unlocked key for some minutes; reading then asks for no passphrase."
     ),

@@ -15,7 +15,13 @@ from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
-from appliance.domain.core.credentials import Possession, SessionStatement, TokenRequest, encode_credential
+from appliance.domain.core.credentials import (
+    PasskeyPossession,
+    Possession,
+    SessionStatement,
+    TokenRequest,
+    encode_credential,
+)
 from appliance.domain.core.decisions import APPROVALS, Conditions
 from appliance.domain.core.entry import Entry, encode_entry, parse_entry
 from appliance.domain.core.event import Event, Ordered
@@ -46,6 +52,7 @@ from appliance.domain.governance.delegations import Delegate, FieldDelegated
 from appliance.domain.governance.endorsement import Endorse, OrderPending
 from appliance.domain.governance.keys import KeyEnrolled, KeyRevoked, NewKey, ReplaceKey, RevokeKey, RotateKey
 from appliance.domain.governance.log_keys import LogKeyRotated, RotateLogKey
+from appliance.domain.governance.passkeys import EnrollPasskey, PasskeyEnrolled
 from appliance.domain.governance.people import (
     Enroll,
     EnrollSeveral,
@@ -100,6 +107,7 @@ from appliance.formats.artifacts.manifest import MANIFEST_PATH, Manifest, Manife
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import Disclosure, commit, disclose
 from appliance.formats.core.digest import digest_bytes
+from appliance.formats.core.fields import encode_base64url
 from appliance.formats.core.merkle import consistency_proof, hash_leaf, root_of
 from appliance.formats.core.timestamp import encode_time, parse_time
 from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
@@ -110,6 +118,7 @@ from appliance.formats.signatures.bundle import sign_model
 from appliance.formats.signatures.dsse import Envelope, encode_envelope, sign_envelope
 from appliance.formats.signatures.keys import EcdsaSigner, Ed25519Signer, Signer, generate_ed25519
 from appliance.formats.signatures.statement import Statement, encode_statement
+from scripts.kit.authenticator import Authenticator, new_passkey
 from scripts.kit.judged import Group, make_items
 
 ORIGIN = "bank.example/log"
@@ -390,6 +399,32 @@ class LogBuilder:
         order, documents, key = self.new_key(ReplaceKey, "anna", name)
         self.two(KeyEnrolled(policy=self.in_force), order, documents)
         return key
+
+    def passkey_order(
+        self, name: str, passkey: Authenticator, by: str = "anna", /, **fields: Any
+    ) -> tuple[EnrollPasskey, dict[str, bytes]]:
+        """The order that enrols it as the person's `blue`, and the document beside it; both say `fields`."""
+        said: dict[str, Any] = {
+            "key": b64(passkey.spki),
+            "keyid": passkey.keyid,
+            "passkey": "blue",
+            "credential_id": encode_base64url(passkey.credential_id),
+            "rp_id": passkey.rp_id,
+            "origins": (passkey.origin,),
+            "backup_eligible": passkey.is_backup_eligible,
+            **fields,
+        }
+        header = {"origin": ORIGIN, "signer": name, "nonce": "0" * 32, "issued_at": self.now}
+        proof = sign_envelope(encode_credential(PasskeyPossession(**header, **said)), passkey)
+        order = self.order(EnrollPasskey, by, principal=name, possession=proof.pae_digest, **said)
+        return order, {"possession": encode_envelope(proof)}
+
+    def enroll_passkey(self, name: str, passkey: Authenticator | None = None, /, **fields: Any) -> Authenticator:
+        """The person goes on signing with their key file until a test says otherwise."""
+        passkey = passkey or new_passkey()
+        order, documents = self.passkey_order(name, passkey, **fields)
+        self.two(PasskeyEnrolled(policy=self.in_force), order, documents)
+        return passkey
 
     def revoke_key(self, name: str, since: int | None = None, signer: str = "anna") -> Entry:
         order = self.order(RevokeKey, signer, principal=name, keyid=self.keys[name].keyid, since=since)
@@ -1166,6 +1201,7 @@ def _keep(site: LogBuilder) -> None:
     body, documents = site.cosigned(witness, name)
     site.add(body, documents=documents)
     site.keys["rita"] = site.rotate("rita", add_seconds(site.now, 3_600))
+    site.keys["audrey"] = site.enroll_passkey("audrey")
     site.keys["raul"] = site.replace("raul")
     site.revoke_key("olga")
     site.hold("dataset:clauses")

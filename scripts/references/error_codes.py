@@ -96,6 +96,21 @@ PEOPLE = {
     "too-slow": Code((BadInput,), "a request or upload did not arrive in time", "send it again"),
     "disconnected": Code((BadInput,), "a request's connection ended before its body", "send it again"),
     "starting": Code((Unavailable,), "the service starts after a clock was set right", "ask again"),
+    "console-off": Code((Unavailable,), "the console is not switched on", "set `console`, and start the service again"),
+    "no-session": Code((NotAuthenticated,), "this browser has no session", "type `appliance console`"),
+    "used-link": Code(
+        (NotAuthenticated,), "a sign-in link was used, is too old or never was", "type `appliance console` again"
+    ),
+    "wrong-signature": Code(
+        (Denied,),
+        "a passkey's assertion does not hold for this order, person or address",
+        "sign with a passkey that is enrolled for this address",
+    ),
+    "not-signed": Code(
+        (BadInput,), "a form came without a passkey's assertion", "open the order's page again, and sign it there"
+    ),
+    "cross-site": Code((Denied,), "a form did not come from a page of the console", "open the page, and send it there"),
+    "wrong-host": Code((BadInput,), "the console was asked for under another name", "use the setting `console_url`"),
     "service-ends": Code((Unavailable,), "the service ended while you waited", "ask again after its start"),
 }
 

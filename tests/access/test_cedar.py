@@ -58,6 +58,7 @@ from appliance.domain.serving.tokens import RevokeTokens
 from appliance.errors import BadInput, Denied
 from appliance.formats.log.note import vkey_of
 from appliance.formats.signatures.keys import generate_ed25519
+from scripts.kit.authenticator import new_passkey
 from scripts.kit.log_builder import ORIGIN, LogBuilder, order_of, policy_digest, stage
 from tests.kit.refusals import refuses
 
@@ -121,6 +122,7 @@ def orders(site: LogBuilder) -> dict[str, Order]:
         site.order(RevokeBase, "rita", base="smollm2", digest=site.base_digest),
         site.order(RevokeDataset, "rita", dataset="clauses", version=1, digest=site.base_digest),
         site.new_key(ReplaceKey, "anna", "rita")[0],
+        site.passkey_order("rita", new_passkey())[0],
         site.new_key(RotateKey, "rita", "rita", old_until=site.now)[0],
         site.order(RevokeKey, "anna", principal="rita", keyid=site.keys["rita"].keyid, since=None),
         site.application_order()[0],

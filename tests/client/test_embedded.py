@@ -165,6 +165,8 @@ SETTINGS = {
     "APPLIANCE_CLIENT_CA": "tls/ca.pem",
     "APPLIANCE_PEOPLE": "127.0.0.1:9002",
     "APPLIANCE_PEOPLE_CLIENT_CA": "tls/people.pem",
+    "APPLIANCE_CONSOLE": "127.0.0.1:9003",
+    "APPLIANCE_CONSOLE_URL": "https://desk.example:9003",
     "APPLIANCE_OPERATIONS": "127.0.0.1:9001",
     "APPLIANCE_OPERATIONS_TOKEN": "operations.token",
     "APPLIANCE_PLAINTEXT": "accepted",

@@ -28,6 +28,7 @@ from appliance.domain.governance.delegations import Delegate
 from appliance.domain.governance.endorsement import Endorse, OrderRefused
 from appliance.domain.governance.keys import KeyEnrolled, ReplaceKey, RevokeKey, RotateKey
 from appliance.domain.governance.log_keys import LogKeyRotated, RotateLogKey
+from appliance.domain.governance.passkeys import EnrollPasskey, PasskeyEnrolled
 from appliance.domain.governance.people import (
     Enroll,
     EnrollSeveral,
@@ -64,6 +65,7 @@ from appliance.formats.log.cosignature import witness_vkey_of
 from appliance.formats.log.note import vkey_of
 from appliance.formats.signatures.dsse import encode_envelope
 from appliance.formats.signatures.keys import generate_ed25519
+from scripts.kit.authenticator import new_passkey
 from scripts.kit.log_builder import ORIGIN, LogBuilder, manifest, order_of, policy_digest, policy_set, stage
 from tests.kit.ahead import DAY_S, reset_clock, run_ahead
 
@@ -154,6 +156,11 @@ def rekeyed(site: LogBuilder, model: type[Any], by: str, name: str, **fields: An
         site.ordered(body, order, documents=documents)
     else:
         site.two(body, order, documents)
+
+
+def passkey(site: LogBuilder, by: str = "anna", second: str = "ben") -> None:
+    order, documents = site.passkey_order("rita", new_passkey(), by)
+    site.two(PasskeyEnrolled(policy=site.in_force), order, documents, second=second)
 
 
 def adopted(site: LogBuilder, **signed: str) -> None:
@@ -283,6 +290,7 @@ TYPES: dict[str, Breach] = {
     "request.admitted": ("serving", lambda s: s.add(s.request(2))),
     "request.finished": ("serving", lambda s: s.add(s.answered(9))),
     "key.enrolled": ("staffed", lambda s: rekeyed(s, RotateKey, "raul", "rita", old_until=s.now)),
+    "passkey.enrolled": ("staffed", lambda s: passkey(s, second="anna")),
     "key.revoked": ("staffed", lambda s: s.revoke_key("rita", signer="olga")),
     "application.enrolled": ("staffed", lambda s: s.enroll_application(by="olga")),
     "token.issued": ("staffed", issued_by_another),
@@ -346,6 +354,7 @@ VERBS: dict[type[Order], Breach] = {
     RevokeDataset: TYPES["dataset.revoked"],
     RevokeValidationSet: TYPES["validation-set.revoked"],
     ReplaceKey: ("staffed", lambda s: rekeyed(s, ReplaceKey, "olga", "rita")),
+    EnrollPasskey: ("staffed", lambda s: passkey(s, by="olga")),
     RotateKey: ("staffed", lambda s: rekeyed(s, RotateKey, "raul", "rita", old_until=s.now)),
     RevokeKey: TYPES["key.revoked"],
     EnrollApplication: TYPES["application.enrolled"],

@@ -12,7 +12,7 @@ from appliance.cli.support.output import print_facts, print_json
 from appliance.cli.support.signing import receipt_value, sign_and_submit
 
 if TYPE_CHECKING:
-    from appliance.client.support.orders import Proposal
+    from appliance.domain.rulebook.proposals import Proposal
 
 _REASON = click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
 

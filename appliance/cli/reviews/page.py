@@ -329,7 +329,7 @@ def _taught(page: ReviewPage) -> Facts:
 
 
 def _made(page: ReviewPage) -> Facts:
-    from appliance.client.support.orders import label_of, show_value
+    from appliance.domain.rulebook.showing import label_of, show_value
 
     taught, base = page.taught, page.base
     rows = ", ".join(f"{count} {name.removesuffix('_rows').replace('_', ' ')}" for name, count in taught.rows.items())

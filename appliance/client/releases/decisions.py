@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from appliance.client.support.door import About, Door
 from appliance.client.support.log import Anchor, Proven, read_entry
-from appliance.client.support.orders import Proposal, propose
+from appliance.client.support.orders import propose
 from appliance.domain.core.decisions import Conditions
 from appliance.domain.core.names import list_problems, split_version
 from appliance.domain.core.order import Order
@@ -21,6 +21,7 @@ from appliance.domain.releases.page.rows import show_finding, show_request
 from appliance.domain.releases.page.value import Asked, Found
 from appliance.domain.releases.requests_for_release import RequestRelease, WithdrawRequest
 from appliance.domain.releases.tiers import tier_for
+from appliance.domain.rulebook.proposals import Proposal
 from appliance.domain.rulebook.registry import ORDERS
 from appliance.errors import BadInput, NotFound, Tampered, refuse
 from appliance.formats.core.canonical import encode_canonical

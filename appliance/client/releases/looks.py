@@ -10,8 +10,9 @@ from typing import Any
 from appliance.client.releases.decisions import on_sealed
 from appliance.client.support.door import Door
 from appliance.client.support.log import Anchor
-from appliance.client.support.orders import Proposal, propose
+from appliance.client.support.orders import propose
 from appliance.domain.releases.looks import MOST_PROMPTS, TryAdapter, ViewSamples
+from appliance.domain.rulebook.proposals import Proposal
 from appliance.errors import BadInput, Tampered, Unavailable
 from appliance.formats.core.commitment import Disclosure, disclose, disclosure_value
 

@@ -8,7 +8,7 @@ from appliance.client.releases.decisions import with_reason
 from appliance.client.releases.evidence import ReviewMaterial
 from appliance.client.support.door import About, Door
 from appliance.client.support.log import Anchor, read_entry
-from appliance.client.support.orders import Proposal, propose
+from appliance.client.support.orders import propose
 from appliance.domain.core.decisions import Conditions
 from appliance.domain.core.names import split_version
 from appliance.domain.data.bases import RevokeBase
@@ -17,6 +17,7 @@ from appliance.domain.data.validation_sets import RevokeValidationSet
 from appliance.domain.releases.activations import Activate, RollBack
 from appliance.domain.releases.adapters import RevokeAdapter
 from appliance.domain.releases.reviews import Review
+from appliance.domain.rulebook.proposals import Proposal
 from appliance.errors import BadInput, NotFound, Tampered
 
 

@@ -19,6 +19,7 @@ from appliance.domain.governance import (
     endorsement,
     keys,
     log_keys,
+    passkeys,
     people,
     policies,
     rules,
@@ -43,8 +44,8 @@ from appliance.domain.witnesses import cosignatures
 from appliance.errors import BadInput, Denied
 
 _VERBS: tuple[Verb, ...] = (
-    *people.VERBS, *keys.VERBS, *log_keys.VERBS, *policies.VERBS, *rules.VERBS, *clock.VERBS, *endorsement.VERBS,
-    *delegations.VERBS,
+    *people.VERBS, *keys.VERBS, *passkeys.VERBS, *log_keys.VERBS, *policies.VERBS, *rules.VERBS, *clock.VERBS,
+    *endorsement.VERBS, *delegations.VERBS,
     *texts.VERBS, *holds.VERBS,
     *imports.VERBS, *bases.VERBS, *datasets.VERBS, *validation_sets.VERBS,
     *training.VERBS, *authorisation.VERBS, *cancellation.VERBS, *resumption.VERBS, *replays.VERBS,

@@ -45,6 +45,21 @@ def values_at(connection: Connection, index: int, kinds: Iterable[str], unit: st
     return found
 
 
+def page_at(connection: Connection, index: int, kind: str, past: str, limit: int) -> list[Version]:
+    """Of one kind, what stood after this entry: so many, from the first identifier after `past` on."""
+    column = projections.c
+    if kind not in MODELS:
+        raise BadInput(f"state, kind: expected one of {', '.join(MODELS)}, got {kind!r}")
+    rows = (
+        select(column.kind, column.id, column.since, column.value)
+        .where(column.kind == kind, column.id > past)
+        .where(column.since <= index, or_(column.until.is_(None), column.until > index))
+        .order_by(column.id)
+        .limit(limit)
+    )
+    return [Version(*row) for row in connection.execute(rows)]
+
+
 def versions_between(
     connection: Connection, after: int, last: int, kinds: Iterable[str], unit: str | None = None
 ) -> tuple[list[str], list[int]]:

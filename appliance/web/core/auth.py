@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import threading
 import time
@@ -20,14 +21,19 @@ from appliance.workflows.core.context import Context
 from appliance.workflows.governance.callers import Caller, accept_caller
 from appliance.workflows.governance.sessions import (
     NO_SESSION,
+    HandedOver,
+    Kind,
     Refusals,
+    admit_browser,
     end_session,
     find_session,
+    hand_over,
     open_session,
     sweep_sessions,
 )
 
 CHALLENGE_S = 60.0
+LINK_S = 60
 _MOST = 1_000
 
 
@@ -47,6 +53,7 @@ class Doorkeeper:
         """Told of each refusal that stands in no entry of its own."""
         self._lock = threading.Lock()
         self._challenges: dict[str, float] = {}
+        self._links: dict[bytes, tuple[HandedOver, float]] = {}
         self._ends: dict[str, float] = {}
         self._refused = 0
         self._refused_since = ""
@@ -83,11 +90,45 @@ class Doorkeeper:
 
     def person(self, authorization: str | None) -> Session:
         """The standing session of a standing principal, by a key that stands."""
-        token = _bearer(authorization)
-        principal, expires_at = find_session(self._context, token)
+        return self._standing(_bearer(authorization), "program")
+
+    def browser(self, cookie: str) -> Session:
+        """The same of a browser, by the cookie that it was given when it came in."""
+        return self._standing(cookie, "browser")
+
+    def _standing(self, token: str, kind: Kind) -> Session:
+        principal, expires_at = find_session(self._context, token, kind)
         if self._has_run_out(token, expires_at):
             raise NotAuthenticated(NO_SESSION)
         return Session(principal, expires_at)
+
+    def link(self, authorization: str | None) -> str:
+        """A code that lets one browser take over this session, once, within a minute. The session's own token opens
+        nothing from here on."""
+        self.person(authorization)
+        row, now = hand_over(self._context, _bearer(authorization)), time.monotonic()
+        code = secrets.token_urlsafe(32)
+        with self._lock:
+            self._links = {key: link for key, link in self._links.items() if link[1] > now}
+            self._links[_digest(code)] = row, now + LINK_S
+        return code
+
+    def whose_link(self, code: str) -> str:
+        """Who would come in by it; NotAuthenticated for one that is unknown, used or expired."""
+        with self._lock:
+            return _unused(self._links.get(_digest(code))).principal
+
+    def admit(self, code: str) -> tuple[str, Session]:
+        """The cookie and the session of a browser that came by a link, which is used up."""
+        with self._lock:
+            row = _unused(self._links.pop(_digest(code), None))
+        cookie = admit_browser(self._context, row)
+        return cookie, self.browser(cookie)
+
+    def sign_out(self, cookie: str) -> None:
+        """At once, for every page and stream of this browser."""
+        self.browser(cookie)
+        end_session(self._context, cookie, "browser")
 
     def end_session(self, authorization: str | None) -> None:
         """At once; the token's holder has to sign again."""
@@ -167,6 +208,18 @@ class Doorkeeper:
                 self._claimed |= taken.claimed
                 self._limited.update(taken.units)
             raise
+
+
+def _digest(code: str) -> bytes:
+    """Also where one is looked up: that takes as long for any wrong code."""
+    return hashlib.sha256(code.encode()).digest()
+
+
+def _unused(link: tuple[HandedOver, float] | None) -> HandedOver:
+    if link is None or link[1] <= time.monotonic():
+        said = f"expected a link of the last {LINK_S} s that was not used, got another; type: appliance console"
+        raise NotAuthenticated(f"sign-in: {said}", code="used-link")
+    return link[0]
 
 
 def _bearer(authorization: str | None) -> str:

@@ -19,8 +19,8 @@ from appliance.web.core.reach import Group, find_group, give, let_pass
 
 CONNECTIONS = 512
 """At once, at one door of strangers."""
-SHARE = 6
-"""One door of strangers has at most this part of the descriptors: three stand open, and half stays for the rest."""
+SHARE = 8
+"""One door of strangers has at most this part of the descriptors: four can be open, and half stays for the rest."""
 DESCRIPTORS = 4_096
 
 

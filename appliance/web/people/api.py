@@ -19,12 +19,12 @@ from appliance.domain.core.records import Adapter
 from appliance.domain.core.words import unknown_word
 from appliance.domain.recipe.parsing import parse_resolved
 from appliance.domain.releases.looks import MOST_PROMPTS
-from appliance.errors import BadInput, NotFound
+from appliance.errors import BadInput, NotFound, Unavailable
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import parse_disclosure_value
 from appliance.formats.core.digest import parse_digest
 from appliance.formats.core.fields import MAX_DECIMAL
-from appliance.web.core.auth import Doorkeeper, Session
+from appliance.web.core.auth import LINK_S, Doorkeeper, Session
 from appliance.web.core.errors import install, people_body
 from appliance.web.core.leaving import run_while_awaited
 from appliance.workflows import orders
@@ -101,7 +101,7 @@ class VerifyRequest(BaseModel):
     trust: dict[str, Any] | None = None
 
 
-def people_app(context: Context, door: Doorkeeper) -> FastAPI:
+def people_app(context: Context, door: Doorkeeper, console_url: str | None = None) -> FastAPI:
     app = FastAPI(title="appliance, the people's door", docs_url=None, redoc_url=None, openapi_url=None)
     install(app, people_body, lambda request, error: door.count(None, error))
 
@@ -110,6 +110,7 @@ def people_app(context: Context, door: Doorkeeper) -> FastAPI:
 
     public, private = APIRouter(), APIRouter(dependencies=[Depends(person)])
     _sessions(public, context, door)
+    _console(private, door, console_url)
     _orders(public, private, context, person)
     _tables(private, context)
     _runs(private, context, person)
@@ -162,6 +163,18 @@ def _sessions(router: APIRouter, context: Context, door: Doorkeeper) -> None:
     def end_session(authorization: Annotated[str | None, Header()] = None) -> dict[str, Any]:
         door.end_session(authorization)
         return {}
+
+
+def _console(router: APIRouter, door: Doorkeeper, url: str | None) -> None:
+    @router.post("/v1/console/links")
+    def link(authorization: Annotated[str | None, Header()] = None) -> dict[str, Any]:
+        if url is None:
+            raise Unavailable(
+                'console: expected the setting console, such as "127.0.0.1:8330", got off; '
+                "set it in appliance.toml and start the service again",
+                code="console-off",
+            )
+        return {"url": f"{url}/sign-in/{door.link(authorization)}", "seconds": LINK_S}
 
 
 def _orders(public: APIRouter, private: APIRouter, context: Context, person: Callable[..., Session]) -> None:

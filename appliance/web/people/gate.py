@@ -6,17 +6,16 @@ The Unix socket has no such gate: who may open it is an account of this machine.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from appliance.errors import ApplianceError, BadInput, TooMany
+from appliance.errors import ApplianceError, BadInput
 from appliance.web.core import bodies
 from appliance.web.core.auth import Doorkeeper
 from appliance.web.core.bodies import Body, authorization_of
 from appliance.web.core.errors import people_body, refusal
+from appliance.web.core.places import Places
 
 MOST = 24
 """Requests at once of people with a session, of 40 threads, so that the Unix socket is always answered."""
@@ -39,8 +38,8 @@ class Gate:
     def __init__(self, app: ASGIApp, door: Doorkeeper) -> None:
         self._app = app
         self._door = door
-        self._strangers = _Places(STRANGERS)
-        self._people = _Places(MOST)
+        self._strangers = Places(STRANGERS)
+        self._people = Places(MOST)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -79,21 +78,3 @@ def _paced(receive: Receive) -> Receive:
             ) from None
 
     return part
-
-
-class _Places:
-    """So many at once; all of them live in one event loop."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._taken = 0
-
-    @contextmanager
-    def take(self) -> Iterator[None]:
-        if self._taken >= self._most:
-            raise TooMany(f"requests: expected fewer than {self._most} at once, got one more")
-        self._taken += 1
-        try:
-            yield
-        finally:
-            self._taken -= 1

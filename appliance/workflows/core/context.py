@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,6 +85,8 @@ class Context:
     closing: threading.Event = field(default_factory=threading.Event)
     recheck_answers: Callable[[], None] = lambda: None
     appended: Callable[[Entry, Event], None] = lambda entry, body: None
+    examine: Callable[[], Iterable[Any]] = tuple
+    """The findings of `appliance doctor`, made when they are asked for."""
     missing_from_log: list[Tampered] = field(default_factory=list)
     stalled: bool = False
     began: str = field(default_factory=lambda: encode_time(datetime.now(UTC)))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from appliance.domain.core.credentials import SessionStatement, parse_credential
 from appliance.domain.core.entry import Draft
+from appliance.domain.core.signatures import key_ended
 from appliance.domain.core.state import State
 from appliance.domain.governance.service import Heartbeat, ServiceStopped
 from appliance.domain.governance.sessions import MAX_NAMED, AuthRefused, SessionOpened
@@ -17,6 +19,13 @@ from appliance.formats.signatures.dsse import parse_envelope
 from appliance.store.database.sessions import SessionRow
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.record import append, append_all, draft_of
+
+Kind = Literal["program", "browser"]
+"""Who holds a session's token. Each kind is stored under a name of its own: a browser's cookie opens nothing for a
+program, and a program's token nothing in a browser."""
+
+HandedOver = SessionRow
+"""A session between its command, whose token opens nothing any more, and the browser that will get another."""
 
 NO_SESSION = "session: expected a standing one, got none; a reading command with your key opens one"
 
@@ -29,23 +38,53 @@ def open_session(context: Context, envelope: bytes, source: str) -> tuple[str, s
     opened = append(context, SessionOpened(), actor=statement.signer, source=source, documents={"session": envelope})
     token = secrets.token_urlsafe(32)
     row = SessionRow(statement.signer, parsed.signature.keyid, statement.expires_at, opened.entry.index)
-    context.sessions.add(token, row)
+    context.sessions.add(_stored(token, "program"), row)
     return statement.signer, token
 
 
-def find_session(context: Context, token: str) -> tuple[str, str]:
+def hand_over(context: Context, token: str) -> HandedOver:
+    """Takes a program's session from it, for a browser: one entry opens one session, whoever holds it."""
+    row = _find(context, token, "program")
+    context.sessions.remove(_stored(token, "program"))
+    return row
+
+
+def admit_browser(context: Context, row: HandedOver) -> str:
+    """The cookie's secret, which is not stored. NotAuthenticated where the session has ended meanwhile."""
+    _check(context, row)
+    token = secrets.token_urlsafe(32)
+    context.sessions.add(_stored(token, "browser"), row)
+    return token
+
+
+def find_session(context: Context, token: str, kind: Kind = "program") -> tuple[str, str]:
     """Whose session this opens, and until when; NotAuthenticated where it has ended."""
-    row = context.sessions.find(token)
-    state = context.ledger.state
-    if row is None or row.expires_at <= context.now(state):
-        raise NotAuthenticated(NO_SESSION)
-    if (why := _ended_by(state, row, context.now(state))) is not None:
-        raise NotAuthenticated(f"session: {why}")
+    row = _find(context, token, kind)
     return row.principal, row.expires_at
 
 
-def end_session(context: Context, token: str) -> None:
-    context.sessions.remove(token)
+def _find(context: Context, token: str, kind: Kind) -> SessionRow:
+    row = context.sessions.find(_stored(token, kind))
+    if row is None:
+        raise NotAuthenticated(NO_SESSION)
+    _check(context, row)
+    return row
+
+
+def _stored(token: str, kind: Kind) -> str:
+    return f"{kind}:{token}"
+
+
+def _check(context: Context, row: SessionRow) -> None:
+    state = context.ledger.state
+    if row.expires_at <= context.now(state):
+        raise NotAuthenticated(NO_SESSION)
+    if (why := _ended_by(state, row, context.now(state))) is not None:
+        raise NotAuthenticated(f"session: {why}")
+
+
+def end_session(context: Context, token: str, kind: Kind = "program") -> None:
+    context.sessions.remove(_stored(token, kind))
 
 
 def sweep_sessions(context: Context) -> None:
@@ -60,7 +99,7 @@ def _ended_by(state: State, row: SessionRow, now: str) -> str | None:
     principal, key = state.principals.get(row.principal), state.keys.get(row.keyid)
     if principal is None or principal.revoked is not None:
         return f"expected a standing principal, got {row.principal}, who was revoked"
-    if key is None or not key.stands(now):
+    if key is None or key_ended(state, key, now) is not None:
         return f"expected one by a key that stands, got one by {row.keyid}, which has ended"
     if any(row.entry <= reset.index for reset in state.site.resets):
         return "expected one opened since the clock was reset, got an earlier one"

@@ -27,8 +27,7 @@ def status(context: Context) -> dict[str, Any]:
         state = context.ledger.state
         now = context.now(state)
         return {
-            "service": _service(context),
-            "database": context.ledger.dialect,
+            **work(context),
             "log": {
                 "origin": state.site.origin,
                 "size": state.size,
@@ -36,12 +35,22 @@ def status(context: Context) -> dict[str, Any]:
                 "checkpoint": claimed_size(context.ledger.checkpoint()),
             },
             "witnesses": _witnesses(state, now),
-            "jobs": [*_imports(state), *_runs(context, state), *_replays(state)],
-            "engine": _engine(context, state),
             "authorisations": _unauthorised(state),
             "orders": shown_orders(waiting_orders(state, now)),
             "reviews": [_review(state, adapter, now) for adapter in _unreviewed(state, now)],
             "releases": _unreleased(state, now),
+        }
+
+
+def work(context: Context) -> dict[str, Any]:
+    """What the service does now, without what waits for people."""
+    with context.ledger.lock:
+        state = context.ledger.state
+        return {
+            "service": _service(context),
+            "database": context.ledger.dialect,
+            "jobs": [*_imports(state), *_runs(context, state), *_replays(state)],
+            "engine": _engine(context, state),
         }
 
 

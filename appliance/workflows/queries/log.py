@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -61,14 +61,26 @@ def about(context: Context) -> dict[str, Any]:
     }
 
 
-def find(context: Context, filters: LogFilters) -> dict[str, Any]:
-    """A page; `unknown`: what of the filters' words is not known, where that may be why nothing was found."""
+class Found(NamedTuple):
+    """`entries` by index; `unknown`: what of the filters' words is not known, where that may be why there is none."""
+
+    entries: list[tuple[int, bytes]]
+    unknown: list[str]
+
+
+def search(context: Context, filters: LogFilters) -> Found:
     given = filters.model_dump(exclude={"type", "subject"})
     found = context.ledger.find(types=filters.type, subjects=filters.subject, **given)
-    full = len(found) == filters.limit
     unknown = list(unknown_types(filters.type))
     if not found:
         unknown += unknown_names(context, filters.actor, filters.unit, filters.subject)
+    return Found(found, unknown)
+
+
+def find(context: Context, filters: LogFilters) -> dict[str, Any]:
+    """A page, as programs read it."""
+    found, unknown = search(context, filters)
+    full = len(found) == filters.limit
     return {
         "unknown": unknown,
         "entries": [{"index": index, "bytes": encode_base64(data)} for index, data in found],

@@ -26,6 +26,7 @@ from appliance.store.ledger.past import (
     count_requests,
     entries_at,
     last_at,
+    page_at,
     state_at,
     values_at,
     versions_between,
@@ -129,6 +130,20 @@ def state_as_of(context: Context, at: str | None, kinds: list[str]) -> dict[str,
         begins = parse_entry(context.ledger.entry_bytes(0)).time
         raise NotFound(f"entry at {moment}: expected a time since {begins}, when the log begins, got an earlier one")
     values = context.ledger.ask(partial(values_at, index=index, kinds=kinds or tuple(MODELS)))
+    return {
+        "as_of": index,
+        "time": parse_entry(context.ledger.entry_bytes(index)).time,
+        "things": [{**asdict(value), "value": json.loads(value.value)} for value in values],
+    }
+
+
+def things_as_of(context: Context, at: str | None, kind: str, past: str, limit: int) -> dict[str, Any]:
+    """The same of one kind, a page at a time: `limit` things from the first identifier after `past` on."""
+    index, moment = _moment(context, at)
+    if index is None:
+        begins = parse_entry(context.ledger.entry_bytes(0)).time
+        raise NotFound(f"entry at {moment}: expected a time since {begins}, when the log begins, got an earlier one")
+    values = context.ledger.ask(partial(page_at, index=index, kind=kind, past=past, limit=limit))
     return {
         "as_of": index,
         "time": parse_entry(context.ledger.entry_bytes(index)).time,

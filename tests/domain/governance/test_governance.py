@@ -653,6 +653,8 @@ DEFAULTS = {
     "required_gates": (),
     "failed_verdict": "shown",
     "tries_a_day": 100,
+    "passkeys_synced": False,
+    "passkeys_on_localhost": False,
 }
 
 

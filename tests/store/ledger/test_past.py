@@ -18,7 +18,7 @@ from appliance.domain.rulebook.apply import apply
 from appliance.errors import BadInput, NotFound
 from appliance.store.ledger import filing
 from appliance.store.ledger.ledger import Ledger
-from appliance.store.ledger.past import count_requests, last_at, state_at, values_at
+from appliance.store.ledger.past import Version, count_requests, last_at, page_at, state_at, values_at
 from scripts.kit.log_builder import LogBuilder, stage
 from tests.store.retold import retell
 
@@ -96,6 +96,21 @@ def test_of_what_belongs_to_units_only_the_one_units_is_read(past: Ledger, told:
     for unit, found in (("legal", ["legal/labels"]), ("lega", []), ("sales", []), ("l%", []), ("_egal", [])):
         values = past.ask(lambda connection, unit=unit: values_at(connection, last, ["release"], unit))
         assert [value.id for value in values] == found
+
+
+def test_pages_of_a_kind_are_the_whole_of_it_at_any_entry(past: Ledger, told: LogBuilder) -> None:
+    for at in (5, len(told.entries) // 2, len(told.entries) - 1):
+        whole = past.ask(lambda connection, at=at: values_at(connection, at, ["key"]))
+        paged: list[Version] = []
+        while True:
+            after = paged[-1].id if paged else ""
+            page = past.ask(lambda connection, at=at, after=after: page_at(connection, at, "key", after, 2))
+            paged += page
+            if len(page) < 2:
+                break
+        assert paged == whole and len(whole) >= 2
+    with pytest.raises(BadInput, match="expected one of"):
+        past.ask(lambda connection: page_at(connection, 1, "wether", "", 2))
 
 
 def test_every_kind_that_is_projected_can_be_read_back(told: LogBuilder) -> None:

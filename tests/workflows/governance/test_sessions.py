@@ -18,7 +18,7 @@ def test_a_session_of_before_a_reset_of_the_clock_reads_nothing_after_it() -> No
     site = stage("staffed")
     keyid = site.keys["rita"].keyid
     rows = {
-        token: SessionRow("rita", keyid, "9999-01-01T00:00:00.000Z", entry)
+        f"program:{token}": SessionRow("rita", keyid, "9999-01-01T00:00:00.000Z", entry)
         for token, entry in (("before", site.state.size - 1), ("after", site.state.size + 3))
     }
     context: Any = SimpleNamespace(

@@ -1,0 +1,43 @@
+"""A session of its own for a browser, handed over by a link."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from appliance.client.support.door import Door
+from appliance.client.support.session import Opened, SavedSession
+from appliance.errors import ApplianceError, Unavailable
+from appliance.formats.core.fields import show
+
+
+@dataclass(frozen=True)
+class Link:
+    """Where a browser takes over the session, once and within so many seconds."""
+
+    url: str
+    seconds: int
+
+
+def open_link(door: Door, session: SavedSession) -> Link:
+    """Opens a session that is not kept here, and hands it over; one that could not be handed over is ended."""
+    opened = session.open_another()
+    door.bearer = _Bearer(opened)
+    try:
+        answer = door.post("/v1/console/links", {})
+    except ApplianceError:
+        with suppress(ApplianceError):
+            door.end_session(opened.token)
+        raise
+    try:
+        return Link(str(answer["url"]), int(answer["seconds"]))
+    except (KeyError, TypeError, ValueError):
+        raise Unavailable(f"service, console: expected a link, got {show(answer)}") from None
+
+
+@dataclass(frozen=True)
+class _Bearer:
+    opened: Opened
+
+    def token(self, *, renew: bool) -> str:
+        return self.opened.token

@@ -1,0 +1,1 @@
+"""The console: pages for browsers, rendered here, by audience."""

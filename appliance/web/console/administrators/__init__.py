@@ -1,0 +1,1 @@
+"""Pages of administrators: people, orders, policy, health."""

@@ -1,0 +1,1 @@
+"""Pages of auditors: the log, an entry, the past, checkpoints."""

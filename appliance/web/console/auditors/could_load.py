@@ -1,0 +1,128 @@
+"""What a unit could have loaded at a moment, by whose word, and what kept the rest from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from appliance.web.console.auditors.log import parse_moment
+from appliance.web.console.core.page import PEOPLE, Page, Query, Table, Value, Viewer
+from appliance.web.console.core.why import Reason, explain_reasons
+from appliance.workflows.core.context import Context
+from appliance.workflows.queries.questions import could_load_at
+
+
+class CouldLoadQuery(Query):
+    unit: str | None = None
+    at: str | None = None
+
+
+class Signoff(Value):
+    entry: int
+    reviewer: str
+    printed_name: str | None
+    field: str
+    decision: str
+    state: str
+    valid_until: str | None
+    against: str | None
+
+
+class Candidate(Value):
+    """`task` is None for an adapter that no release named."""
+
+    task: str | None
+    adapter: str
+    could_load: bool
+    released_by: str | None
+    release_entry: int | None
+    loaded: str | None
+    reviews: tuple[Signoff, ...]
+    reasons: tuple[Reason, ...]
+
+
+class Exported(Value):
+    task: str
+    adapter: str
+    entry: int
+    valid_until: str
+
+
+class CouldLoadPage(Value):
+    """`asked`: whether a unit was named. `as_of` is None for a moment before the log begins."""
+
+    units: tuple[str, ...]
+    size: int
+    asked: bool
+    at: str | None
+    as_of: int | None
+    candidates: tuple[Candidate, ...]
+    exported: tuple[Exported, ...]
+    rests_on: tuple[tuple[int, str, str, str], ...]
+
+
+def could_load(context: Context, viewer: Viewer, query: CouldLoadQuery) -> CouldLoadPage:
+    state = context.ledger.state
+    units = tuple(sorted(one.name for one in state.principals.values() if "unit" in one.roles))
+    if query.unit is None:
+        return _page(units, state.size, None, {})
+    at = query.at if query.at is None or query.at.isdecimal() else parse_moment(query.at, "at", end_of_day=True)
+    return _page(units, state.size, query.unit, could_load_at(context, query.unit, at))
+
+
+def _page(units: tuple[str, ...], size: int, unit: str | None, found: dict[str, Any]) -> CouldLoadPage:
+    names = {one["commitment"]: one["text"] for one in found.get("disclosures", ())}
+    tasks = [
+        _candidate(task["candidate"], names, task=task, could=task["could_load"]) for task in found.get("tasks", ())
+    ]
+    others = [_candidate(one, names, task=None, could=False) for one in found.get("others", ())]
+    return CouldLoadPage(
+        units=units,
+        size=size,
+        asked=unit is not None,
+        at=found.get("at"),
+        as_of=found.get("as_of"),
+        candidates=(*tasks, *others),
+        exported=tuple(
+            Exported(**{name: one[name] for name in Exported.model_fields}) for one in found.get("exported", ())
+        ),
+        rests_on=tuple((one["entry"], one["time"], one["type"], one["actor"]) for one in found.get("rests_on", ())),
+    )
+
+
+def _candidate(value: dict[str, Any], names: dict[str, str], *, task: dict[str, Any] | None, could: bool) -> Candidate:
+    release, slot = (None, None) if task is None else (task["release"], task["slot"])
+    return Candidate(
+        task=None if task is None else task["task"],
+        adapter=value["adapter"],
+        could_load=could,
+        released_by=None if release is None else release["by"],
+        release_entry=None if release is None else release["entry"],
+        loaded=None if slot is None else slot["adapter"],
+        reviews=tuple(_signoff(review, names) for review in value["reviews"]),
+        reasons=explain_reasons(tuple(value["reasons"])),
+    )
+
+
+def _signoff(review: dict[str, Any], names: dict[str, str]) -> Signoff:
+    kept = {name: review[name] for name in Signoff.model_fields if name != "printed_name"}
+    return Signoff(printed_name=names.get(review["printed_name"] or ""), **kept)
+
+
+def _table(value: CouldLoadPage) -> Table:
+    headers = ("task", "adapter", "could_load", "released_by", "release_entry", "loaded", "reviews", "reasons")
+    rows = [
+        [
+            *(one.task, one.adapter, "yes" if one.could_load else "no", one.released_by, one.release_entry, one.loaded),
+            "; ".join(f"{review.reviewer} {review.decision} {review.state}" for review in one.reviews),
+            "; ".join(reason.text for reason in one.reasons),
+        ]
+        for one in value.candidates
+    ]
+    return Table(headers, rows)
+
+
+PAGE = Page(
+    *("/could-load", "Who could load what", PEOPLE, CouldLoadQuery, could_load, "auditors/could_load.html", _table),
+    group="Audit",
+    symbol="load",
+)

@@ -1,0 +1,88 @@
+"""Before the console: under which name it is asked, how much, how slowly, and how many at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from appliance.errors import ApplianceError, BadInput
+from appliance.web.console.core.desk import Desk
+from appliance.web.core.bodies import Body
+from appliance.web.core.places import Places
+
+PAGES = 24
+"""Pages at once, of the 40 threads that all listeners share, so that the people's socket is always answered."""
+FORMS = 16
+"""Forms at once: whoever sends one slowly keeps nobody from a page."""
+STREAMS = 128
+"""Streams of events at once; each waits in the event loop and holds no thread."""
+FORM_BYTES = 65_536
+FORM_S = 5.0
+EVENTS = "/events"
+DOWNLOADS = "/exports/"
+"""These take as long as their reader likes, too."""
+
+
+class Gate:
+    """Every answer that leaves here has the security headers, refusals and defects too."""
+
+    def __init__(self, app: ASGIApp, desk: Desk) -> None:
+        self._app, self._desk = app, desk
+        self._pages, self._forms = Places(PAGES, "pages"), Places(FORMS, "forms")
+        self._streams = Places(STREAMS, "streams")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sending = _with_headers(send, self._desk.site.headers)
+        body = Body(receive, FORM_BYTES)
+        try:
+            self._check_host(Headers(scope=scope))
+            with self._places(scope).take():
+                await _read(body, scope)
+                await self._app(scope, body.replay, sending)
+                return
+        except ApplianceError as error:
+            response = await self._desk.refuse(Request(scope), error)
+        await body.drain()
+        await response(scope, receive, sending)
+
+    def _check_host(self, headers: Headers) -> None:
+        if not self._desk.site.is_named_by(headers):
+            raise BadInput(f"address: expected {self._desk.site.url}, got another host", code="wrong-host")
+
+    def _places(self, scope: Scope) -> Places:
+        if scope["path"].endswith(EVENTS) or scope["path"].startswith(DOWNLOADS):
+            return self._streams
+        return self._pages if scope["method"] in ("GET", "HEAD") else self._forms
+
+
+async def _read(body: Body, scope: Scope) -> None:
+    """A form's body, or that there is none."""
+    headers = Headers(scope=scope)
+    if scope["method"] in ("GET", "HEAD") and (
+        "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+    ):
+        raise BadInput("request: expected no body, got one")
+    try:
+        async with asyncio.timeout(FORM_S):
+            await body.read(scope)
+    except TimeoutError:
+        raise BadInput(f"form: expected it within {FORM_S:.0f} s", code="too-slow") from None
+
+
+def _with_headers(send: Send, added: Mapping[str, str]) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in added.items():
+                headers[name] = value
+            headers.setdefault("Cache-Control", "no-store")
+        await send(message)
+
+    return sending

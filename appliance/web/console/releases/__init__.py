@@ -1,0 +1,1 @@
+"""Pages of units and release owners: what is released to whom."""

@@ -1,0 +1,1 @@
+"""Pages of reviewers: what waits for them, and an adapter under review."""

@@ -1,0 +1,139 @@
+"""The console's own listener, in a real service: a link from the command line, a browser, an end."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from appliance.config import load_settings
+from appliance.domain.governance.people import RevokePrincipal
+from appliance.errors import BadInput
+from scripts.kit.appliance import Appliance, free_port
+from tests.cli.conftest import type_alone
+from tests.web.conftest import write_key
+
+Start = Callable[..., Appliance]
+FORM = {"Content-Type": "application/x-www-form-urlencoded", "Sec-Fetch-Site": "same-origin", "Origin": "null"}
+
+
+def _sign_in(
+    site: Appliance, name: str, folder: Path, capsys: pytest.CaptureFixture[str], *more: str, verify: Any = True
+) -> httpx.Client:
+    told = type_alone(
+        capsys, "console", "--json", "--as", name, *write_key(site, name, folder), "--home", str(site.home), *more
+    )
+    assert told.code == 0, told.err
+    assert f"signed in as {name}" in told.err
+    url = json.loads(told.out)["url"]
+    client = httpx.Client(base_url=url.partition("/sign-in/")[0], verify=verify, timeout=20)
+    assert client.post(url, headers=FORM).status_code == 303
+    return client
+
+
+def test_the_command_signs_a_browser_in_and_keeps_nothing(
+    start_small: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    site = start_small({"APPLIANCE_CONSOLE": f"127.0.0.1:{port}"})
+    with closing(_sign_in(site, "olga", tmp_path, capsys)) as client:
+        assert client.base_url == f"http://localhost:{port}"
+        answer = client.get("/home")
+        assert answer.status_code == 200 and "olga" in answer.text
+        assert httpx.get(f"http://127.0.0.1:{port}/home").status_code == 400, "one name, and not the address"
+        # The session is the browser's alone, and outlives the service.
+        site.stop()
+        site.start()
+        assert client.get("/home").status_code == 200
+    assert site.verify()["verdict"] == "verified"
+
+
+def test_under_tls_the_console_has_the_hosts_name(
+    start_small: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    url = f"https://localhost:{port}"
+    site = start_small({"APPLIANCE_CONSOLE": f"127.0.0.1:{port}", "APPLIANCE_CONSOLE_URL": url}, tls=True)
+    assert site.authority is not None
+    with closing(_sign_in(site, "olga", tmp_path, capsys, verify=site.authority.trusting())) as client:
+        answer = client.get("/home")
+        assert answer.status_code == 200 and "strict-transport-security" in answer.headers
+        assert [cookie.name for cookie in client.cookies.jar] == [f"__Host-appliance-{port}"]
+        assert all(cookie.secure for cookie in client.cookies.jar)
+
+
+def test_an_open_page_is_told_of_an_entry_within_a_second_and_of_nothing_after_the_sign_out(
+    start_small: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = start_small({"APPLIANCE_CONSOLE": f"127.0.0.1:{free_port()}"})
+    with closing(_sign_in(site, "olga", tmp_path, capsys)) as client, client.stream("GET", "/changes/events") as stream:
+        lines = stream.iter_lines()
+        _skip_to(lines, "event: changed")
+        site.order(RevokePrincipal(principal="rita", **site.terms("anna")))
+        began = time.monotonic()
+        _skip_to(lines, "event: changed")
+        assert time.monotonic() - began < 1.0
+        csrf = re.search(r'name="csrf" value="([^"]+)"', client.get("/home").text)
+        assert csrf is not None
+        assert client.post("/sign-out", data={"csrf": csrf[1]}, headers=FORM).status_code == 303
+        site.order(RevokePrincipal(principal="rob", **site.terms("anna")))
+        assert [line for line in lines if line.startswith("event")] == ["event: end"]
+
+
+def _skip_to(lines: Iterator[str], wanted: str) -> None:
+    assert wanted in lines, "the stream ended"
+
+
+def test_without_the_setting_there_is_no_console_and_no_session_is_left(
+    start_small: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = start_small()
+    told = type_alone(capsys, "console", "--as", "olga", *write_key(site, "olga", tmp_path), "--home", str(site.home))
+    assert told.code == 7 and "[console-off]" in told.err and 'such as "127.0.0.1:8330"' in told.err
+    with sqlite3.connect(site.settings.database_url.removeprefix("sqlite:///")) as database:
+        assert database.execute("SELECT principal FROM sessions").fetchall() == []
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"APPLIANCE_CONSOLE": "0.0.0.0:8330"}, "expected console_url beside it"),
+        ({"APPLIANCE_CONSOLE": "0.0.0.0:8330", "APPLIANCE_CONSOLE_URL": "https://desk.example"}, "without TLS"),
+        ({"APPLIANCE_CONSOLE": "127.0.0.1:8330", "APPLIANCE_CONSOLE_URL": "http://desk.example:8330"}, "https://NAME"),
+        ({"APPLIANCE_CONSOLE": "127.0.0.1:8330", "APPLIANCE_CONSOLE_URL": "http://localhost:8330/"}, "without a path"),
+        ({"APPLIANCE_CONSOLE": "127.0.0.1:8330", "APPLIANCE_CONSOLE_URL": "https://Desk.example"}, "lower case"),
+        ({"APPLIANCE_CONSOLE": "8330"}, "HOST:PORT"),
+    ],
+)
+def test_settings_under_which_browsers_would_be_refused_are_refused_first(
+    home: Path, given: dict[str, str], words: str
+) -> None:
+    with pytest.raises(BadInput, match=words):
+        load_settings(home, given)
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ({}, None),
+        ({"APPLIANCE_CONSOLE": "127.0.0.1:8330"}, "http://localhost:8330"),
+        (
+            {"APPLIANCE_CONSOLE": "127.0.0.1:8330", "APPLIANCE_CONSOLE_URL": "https://desk.example"},
+            "https://desk.example",
+        ),
+    ],
+)
+def test_without_tls_the_console_is_at_localhost_or_behind_a_proxy(
+    home: Path, given: dict[str, str], url: str | None
+) -> None:
+    console = load_settings(home, given).console
+    assert (None if console is None else console.url) == url

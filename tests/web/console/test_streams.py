@@ -1,0 +1,161 @@
+"""Events for open pages: told within a second, gone on with after a break, and ended with the session."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.errors import NotAuthenticated
+from appliance.web.console.core import events
+from appliance.web.console.core.events import Changes, Event, stream
+from appliance.web.console.operators import live
+from tests.kit.console import Console, console
+
+RUN = "r-000001"
+
+
+@pytest.fixture
+def desk(home: Path) -> Iterator[Console]:
+    with console("trained", home) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "TICK_S", 0.005)
+    monkeypatch.setattr(events, "QUIET_S", 0.02)
+
+
+def _frame(step: int, **more: Any) -> dict[str, Any]:
+    told = {
+        **{"frame": "step", "step": step, "steps": 40, "loss": "1.5", "learning_rate": "0.0002", "grad_norm": "0.5"},
+        **{"tokens": 100 * step, "trained_tokens": 10 * step, "spike": None, "validation_loss": None},
+        **{"seconds": f"{step}.0", "peak_bytes": 1 << 30},
+    }
+    return {**told, **more}
+
+
+def _parse(text: str) -> list[dict[str, Any]]:
+    found = []
+    for block in text.split("\n\n"):
+        fields = dict(line.partition(": ")[::2] for line in block.splitlines() if not line.startswith(":"))
+        if "event" in fields:
+            found.append({**fields, "data": json.loads(fields["data"])})
+    return found
+
+
+def _follow(desk: Console, after: str = "") -> Event | None:
+    return live.follow(desk.context, RUN)(after)
+
+
+def test_a_run_is_followed_from_its_first_step_and_each_step_is_told_once(desk: Console) -> None:
+    first = _follow(desk)
+    assert first is not None and first.data["points"] == []
+    for step in (1, 2):
+        desk.context.progress.publish(RUN, _frame(step))
+    second = _follow(desk, first.id)
+    assert second is not None and [point[0] for point in second.data["points"]] == [1, 2]
+    assert _follow(desk, second.id) is None
+    desk.context.progress.publish(RUN, _frame(3, validation_loss="1.25"))
+    third = _follow(desk, second.id)
+    assert third is not None and third.data["points"] == [(3, 1.5, 1.25, 0.0002, 0.5, 3.0, 1 << 30)]
+    assert (third.data["step"], third.data["steps"], third.data["left_s"]) == (3, 40, 37.0)
+    assert third.data["tokens_s"] == 100.0 and not third.data["fresh"]
+
+
+def test_an_id_of_another_life_of_the_service_begins_from_the_first_step(desk: Console) -> None:
+    first = _follow(desk)
+    assert first is not None
+    desk.context.began = "2030-01-01T00:00:00.000Z"
+    again = _follow(desk, first.id)
+    assert again is not None and again.data["fresh"]
+    assert _follow(desk, "../../etc") is not None
+
+
+def test_the_stream_of_an_ended_run_ends_with_its_last_event(desk: Console) -> None:
+    for step in range(1, 4):
+        desk.context.progress.publish(RUN, _frame(step))
+    desk.context.progress.end(RUN)
+    browser = desk.signed_in("olga")
+    answer = browser.get(f"/runs/{RUN}/events")
+    (event,) = _parse(answer.text)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert event["data"]["last"] and [point[0] for point in event["data"]["points"]][-3:] == [1, 2, 3]
+    resumed = browser.get(f"/runs/{RUN}/events", **{"Last-Event-ID": event["id"]})
+    assert _parse(resumed.text)[0]["data"]["points"] == []
+    assert browser.get("/runs/r-999999/events").status_code == 404
+
+
+def test_a_long_curve_is_thinned_to_what_a_screen_shows() -> None:
+    steps = [_frame(step, validation_loss="1.0" if step == 777 else None) for step in range(1, 10_001)]
+    told = live.progress_of(steps)
+    assert len(told["points"]) <= live.MOST_POINTS + 2
+    assert told["points"][0][0] == 1 and told["points"][-1][0] == 10_000
+    assert 777 in [point[0] for point in told["points"]]
+
+
+async def _take(answer: Any, until: int) -> list[str]:
+    found = []
+    async for text in answer.body_iterator:
+        found.append(text)
+        if len(found) >= until:
+            break
+    return found
+
+
+def test_nothing_is_sent_after_the_session_has_ended() -> None:
+    """Not even the event that was due: the session is looked at before it."""
+    changes, stands = Changes(), [True]
+
+    def check() -> None:
+        if not stands[0]:
+            raise NotAuthenticated("session: ended")
+
+    def find(after: str) -> Event | None:
+        count = str(changes.count)
+        return None if after == count else Event(count, "changed", {})
+
+    async def run() -> list[str]:
+        answer = stream("", find, check)
+        iterator = answer.body_iterator
+        told = [await anext(iterator), await anext(iterator)]
+        stands[0] = False
+        changes.note("adapter.revoked")
+        told += [text async for text in iterator]
+        return told
+
+    told = asyncio.run(run())
+    assert told[1].startswith("id: 0\nevent: changed") and told[2:] == ["event: end\ndata: {}\n\n"]
+
+
+def test_a_quiet_stream_looks_at_its_session_too() -> None:
+    def check() -> None:
+        raise NotAuthenticated("session: ended")
+
+    async def run() -> list[str]:
+        return [text async for text in stream("", lambda after: None, check).body_iterator]
+
+    assert asyncio.run(run())[-1] == "event: end\ndata: {}\n\n"
+
+
+def test_a_quiet_stream_is_kept_open_and_ends_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "KEPT_S", 0.05)
+
+    async def run() -> list[str]:
+        return [text async for text in stream("", lambda after: None, lambda: None).body_iterator]
+
+    told = asyncio.run(run())
+    assert told[0] == "retry: 2000\n\n" and set(told[1:]) == {": open\n\n"}
+
+
+def test_entries_that_no_open_page_shows_wake_nobody(desk: Console) -> None:
+    before = desk.changes.count
+    desk.signed_in("olga")
+    assert desk.changes.count == before
+    desk.changes.note("adapter.revoked")
+    assert desk.changes.count == before + 1

@@ -1,0 +1,126 @@
+"""Texts that anybody can set, shown in pages and tables: nothing of them runs, whatever it is."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from appliance.domain.governance.people import PrincipalEnrolled
+from appliance.web.console.core.assets import STATIC, Assets
+from appliance.web.console.core.csvs import write_csv
+from appliance.web.console.core.page import Table
+from appliance.web.console.core.render import make_environment, words
+from appliance.web.console.pages import PAGES
+from tests.kit.console import Console, console
+
+HOSTILE = "<img src=x onerror=alert(1)>\"'`--><script>alert(2)</script>{{7*7}}"
+PLAIN = "&lt;img src=x onerror=alert(1)&gt;"
+
+
+@pytest.fixture
+def desk(home: Path) -> Iterator[Console]:
+    with console("sealed", home) as made:
+        yield made
+
+
+def test_a_meaning_and_a_finding_of_a_reviewer_are_shown_as_text(desk: Console) -> None:
+    site = desk.site
+    site.review("rita", "privacy", meaning=site.text(HOSTILE))
+    site.find("rita", finding=site.text(HOSTILE), remedy=site.text(HOSTILE))
+    browser = desk.signed_in("audrey")
+    for tab in ("reviews", "findings"):
+        text = browser.get(f"/adapters/clauses@1?tab={tab}").text
+        assert PLAIN in text and "<img" not in text and "<script>alert" not in text and "{{7*7}}" in text
+    size = desk.context.ledger.state.size
+    for index in range(size - 4, size):
+        assert "<img" not in browser.get(f"/log/{index}").text
+
+
+def test_a_printed_name_is_shown_as_text(desk: Console) -> None:
+    site = desk.site
+    order, documents = site.enrolment("mallory", ("operator",), printed_name=site.text(HOSTILE))
+    site.two(PrincipalEnrolled(policy=site.in_force), order, documents)
+    browser = desk.signed_in("audrey")
+    for path in ("/people", "/people/mallory"):
+        text = browser.get(path).text
+        assert PLAIN in text and "<img" not in text
+
+
+@pytest.mark.parametrize("path", ["/log?actor=", "/log?subject=", "/log?unit=", "/past?at=", "/could-load?at=", "/"])
+def test_what_stands_in_an_address_is_shown_as_text(desk: Console, path: str) -> None:
+    answer = desk.signed_in("audrey").get(path + quote(HOSTILE, safe=""))
+    assert "<img" not in answer.text and "<script>alert" not in answer.text
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+
+
+def test_a_file_of_the_sealed_folder_is_shown_as_text(desk: Console) -> None:
+    """As labels and rows of a dataset are, which come from files."""
+    environment = make_environment(Assets())
+    template = environment.from_string("{{ value | json }} {{ value | words }} {{ link('/log', subject=HOSTILE) }}")
+    shown = template.render(value={HOSTILE: [HOSTILE]}, HOSTILE=HOSTILE)
+    assert "<img" not in shown and "<script" not in shown and '"' not in shown.replace("&#34;", "")
+    assert HOSTILE in words({HOSTILE: 1})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "=1+1",
+        "+1",
+        "-1",
+        "@SUM(A1)",
+        "\t=1",
+        "\r=1",
+        "\n=1",
+        " =1",
+        '=HYPERLINK("http://evil.example","x")',
+        "=cmd|' /C calc'!A0",
+    ],
+)
+def test_no_text_is_a_formula_in_a_spreadsheet(text: str) -> None:
+    rows = list(csv.reader(io.StringIO(write_csv(Table(("a", "b"), [[text, (text, "x")]])), newline="")))
+    assert rows[1][0] == f"'{text}" and rows[1][1] == f"'{text} x"
+
+
+def test_numbers_and_nothing_stay_what_they_are_in_csv() -> None:
+    table = Table(("a", "b", "c", "d"), [[-1, 2.5, None, True]])
+    assert write_csv(table) == "a,b,c,d\r\n-1,2.5,,True\r\n"
+
+
+def test_a_template_that_lacks_a_value_is_an_error() -> None:
+    environment = make_environment(Assets())
+    with pytest.raises(Exception, match="no attribute"):
+        environment.from_string("{{ value.nothing }}").render(value={})
+    for page in PAGES:
+        environment.get_template(page.template)
+
+
+def test_vendored_files_are_those_that_were_published() -> None:
+    listed: set[str] = set()
+    for package in json.loads((STATIC / "vendored.json").read_text()):
+        assert package["integrity"].startswith("sha512-") and package["licence"] in ("0BSD", "MIT")
+        for name, file in package["files"].items():
+            assert f"sha256:{hashlib.sha256((STATIC / name).read_bytes()).hexdigest()}" == file["digest"], name
+            listed.add(name)
+    own = {"console.css", "live.js", "curves.js", "signing.js", "symbols.svg", "icon.svg", "vendored.json"}
+    found = {str(path.relative_to(STATIC)) for path in STATIC.rglob("*") if path.is_file()}
+    assert found == listed | own
+
+
+def test_the_accessibility_rules_are_those_that_were_published() -> None:
+    """axe-core 4.14.1 (MPL-2.0), dist file axe.min.js; only tests use it."""
+    data = (Path(__file__).parent / "vendor" / "axe.min.js").read_bytes()
+    assert hashlib.sha256(data).hexdigest() == "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c"
+
+
+def test_the_first_page_is_light() -> None:
+    """What a browser without anything in its cache is sent, beside the page itself."""
+    sizes = {name: (STATIC / name).stat().st_size for name in ("console.css", "htmx.js", "live.js", "symbols.svg")}
+    assert sum(sizes.values()) < 90_000, sizes
