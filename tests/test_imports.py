@@ -81,7 +81,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         *("queries", "", "lifecycle", "operations"),
     ),
     "web": ("core", "people", "operations", "units", "console"),
-    "client": ("support", "applications", "evaluation", ""),
+    "client": ("support", "applications", "evaluation", "releases", ""),
     "cli": ("support", "data", "runs", "audit", "tokens", "reviews", ""),
 }
 MOST_FILES = 16

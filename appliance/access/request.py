@@ -25,6 +25,7 @@ from appliance.domain.governance.delegations import Delegate
 from appliance.domain.governance.endorsement import Endorse
 from appliance.domain.governance.keys import ReplaceKey, RevokeKey, RotateKey
 from appliance.domain.governance.log_keys import RotateLogKey
+from appliance.domain.governance.passkeys import EnrollPasskey
 from appliance.domain.governance.people import Enroll, EnrollSeveral, Grant, RevokePrincipal
 from appliance.domain.governance.policies import AdoptPolicy
 from appliance.domain.governance.rules import RaiseRules
@@ -34,6 +35,7 @@ from appliance.domain.releases.blocking import find_finding
 from appliance.domain.releases.emergencies import BreakGlass
 from appliance.domain.releases.exports import ExportAdapter
 from appliance.domain.releases.findings import AddFinding, CloseFinding
+from appliance.domain.releases.looks import TryAdapter, ViewSamples
 from appliance.domain.releases.requests_for_release import RequestRelease, WithdrawRequest
 from appliance.domain.releases.reviews import Review
 from appliance.domain.retention.holds import LiftHold, PlaceHold
@@ -323,6 +325,14 @@ def _close_finding(known: state.State, order: CloseFinding, signer: Principal) -
     return _adapter(known, order), context
 
 
+def _view_samples(known: state.State, order: ViewSamples, signer: Principal) -> Facts:
+    return _adapter(known, order), {"count": order.count}
+
+
+def _try_adapter(known: state.State, order: TryAdapter, signer: Principal) -> Facts:
+    return _adapter(known, order), {"prompts": len(order.prompts)}
+
+
 def _delegate(known: state.State, order: Delegate, signer: Principal) -> Facts:
     until = {} if order.until is None else {"until": Moment(order.until)}
     return _principal(known, order.principal), {"field": order.field, **until}
@@ -359,6 +369,11 @@ def _revoke_validation_set(known: state.State, order: RevokeValidationSet, signe
 
 def _key(known: state.State, order: ReplaceKey | RotateKey | RevokeKey, signer: Principal) -> Facts:
     return _principal(known, order.principal), {}
+
+
+def _passkey(known: state.State, order: EnrollPasskey, signer: Principal) -> Facts:
+    place = {"rp_id": order.rp_id, "origins": order.origins}
+    return _principal(known, order.principal), {"backup_eligible": order.backup_eligible, **place}
 
 
 def _tokens(known: state.State, order: RevokeTokens, signer: Principal) -> Facts:
@@ -410,6 +425,8 @@ _FACTS: dict[type[Order], Callable[..., Facts]] = {
     WithdrawRequest: _withdraw_request,
     AddFinding: _add_finding,
     CloseFinding: _close_finding,
+    ViewSamples: _view_samples,
+    TryAdapter: _try_adapter,
     Delegate: _delegate,
     BreakGlass: _break_glass,
     Review: _review,
@@ -423,6 +440,7 @@ _FACTS: dict[type[Order], Callable[..., Facts]] = {
     ReplaceKey: _key,
     RotateKey: _key,
     RevokeKey: _key,
+    EnrollPasskey: _passkey,
     EnrollApplication: _application,
     RevokeTokens: _tokens,
     RotateLogKey: _rotate_log_key,

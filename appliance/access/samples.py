@@ -73,6 +73,7 @@ _REJECTION = {"unit": "legal", "field": "privacy", "decision": "reject"}
 _RELEASE = {"unit": "legal", "task": "labels"}
 _LATER = Moment("2026-12-31T00:00:00.000Z")
 _ASKED = {"unit": "legal", "exposure": "internal", "purpose": "assist", "tier": "low"}
+_PASSKEY = {"backup_eligible": False, "rp_id": "appliance.example", "origins": ("https://appliance.example",)}
 _FOUND = {"field": "privacy", "kind": "issue", "severity": "high"}
 _OWNED = {"accepts_verdict": False, "owner": "olga", "due": _LATER}
 
@@ -96,6 +97,8 @@ SAMPLES: dict[str, Request] = {
         Request(AUDITOR, "replay", RUN, {**_NOW, "from_step": 0, "to_step": 10}),
         Request(OPERATOR, "request-release", ADAPTER, {**_NOW, **_ASKED}),
         Request(OPERATOR, "withdraw-request", ADAPTER, {**_NOW, "unit": "legal"}),
+        Request(REVIEWER, "view-samples", ADAPTER, {**_NOW, "count": 5}),
+        Request(REVIEWER, "try-adapter", ADAPTER, {**_NOW, "prompts": 1}),
         Request(REVIEWER, "add-finding", ADAPTER, {**_NOW, **_FOUND, **_OWNED, "blocks": True}),
         Request(REVIEWER, "close-finding", ADAPTER, {**_NOW, **_FOUND, "finder": "rita"}),
         Request(REVIEWER, "delegate", STANDING_IN, {**_NOW, "field": "privacy", "until": _LATER}),
@@ -113,6 +116,7 @@ SAMPLES: dict[str, Request] = {
         Request(ADMINISTRATOR, "replace-key", REVIEWER, _NOW),
         Request(REVIEWER, "rotate-key", REVIEWER, _NOW),
         Request(ADMINISTRATOR, "revoke-key", REVIEWER, _NOW),
+        Request(ADMINISTRATOR, "enroll-passkey", REVIEWER, {**_NOW, **_PASSKEY}),
         Request(UNIT, "enroll-application", UNIT, {**_NOW, "application": "indexer", "tasks": ("labels",)}),
         Request(ADMINISTRATOR, "revoke-tokens", UNIT, _NOW),
         Request(ADMINISTRATOR, "rotate-log-key", LOG_KEY, _NOW),

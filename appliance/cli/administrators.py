@@ -231,9 +231,73 @@ def replace_key(caller: Caller, name: str, proof: Path, reason: str | None) -> N
     tell(caller, receipt, f"{name} has another key")
 
 
+@principal.command("enroll-passkey", example="appliance principal enroll-passkey rita --proof rita-blue.proof")
+@click.argument("name")
+@click.option(
+    "--proof", type=_FILE, metavar="FILE", required=True, help="The proof that the person downloaded in the console."
+)
+@signs
+@click.pass_obj
+def enroll_passkey(caller: Caller, name: str, proof: Path) -> None:
+    """Let a person also sign with a passkey, at the addresses that its proof names. Needs two administrators.
+
+    The person makes the passkey and its proof in the console. Their other keys stay.
+    """
+    from appliance.client.people import propose_passkey
+
+    proposal = propose_passkey(caller.about, caller.signer, name, proof)
+    caller.reading()
+    notes = ["The passkey's own assertion holds. Let the person read out the key id."]
+    tell(caller, sign_and_submit(caller, proposal, notes), f"{name} has another passkey")
+
+
 @group("order", example="appliance order list")
 def order() -> None:
-    """Orders that wait for a second administrator."""
+    """Orders: those that wait for a second administrator, and those in a file."""
+
+
+@order.command(
+    "check",
+    example="appliance order check review.order.json\nappliance order check review.order.json --proof rita.proof",
+)
+@click.argument("file", type=_FILE)
+@click.option(
+    "--proof", type=_FILE, metavar="FILE", help="The proof of the key that signed it: then no service is asked."
+)
+@reads
+@click.pass_obj
+def check_order(caller: Caller, file: Path, proof: Path | None) -> None:
+    """Show what a file from the console binds, as before signing. Run it on a machine that you trust.
+
+    FILE is what the signing page saves, or the text of a statement. Compare `order` with the page before you sign. Of a
+    signed order the signature is checked, too, under the key that --proof proves or, without it, that the service
+    names. With --as, what a recipe left to the appliance is resolved again.
+    """
+    from appliance.client.support import order_files
+    from appliance.errors import Tampered
+
+    if caller.trust_file is not None:
+        _ = caller.about
+    proposal, envelope = order_files.read_order_file(file)
+    order, facts = proposal.order, order_files.identity_of(proposal.order)
+    if not caller.json:
+        show_proposal(proposal, "This file asks for a signature:" if envelope is None else "This file was signed:")
+    if envelope is not None:
+        holder = (
+            order_files.enrolled_key(caller.reading(), envelope, order)
+            if proof is None
+            else order_files.proved_key(proof, order)
+        )
+        facts |= order_files.check_signature(envelope, holder)
+    if proposal.resolved and caller.name is not None:
+        problems = order_files.resolve_again(caller.reading(), proposal)
+        if problems:
+            raise Tampered(f"recipe, resolved again: {'; '.join(problems)}")
+        facts |= {"resolved again": "every (auto) value is what this machine makes of it"}
+    if caller.json:
+        print_json({"verb": order.verb, "statement": order.model_dump(mode="json"), **facts})
+    else:
+        print_facts(list(facts.items()))
 
 
 @order.command("list", example="appliance order list")
@@ -275,7 +339,8 @@ def list_orders(caller: Caller) -> None:
 @click.pass_obj
 def show_order(caller: Caller, digest: str) -> None:
     """Everything that one waiting order binds, from the bytes that its signer signed."""
-    from appliance.client.support.orders import describe, find_pending, pending_orders
+    from appliance.client.support.orders import find_pending, pending_orders
+    from appliance.domain.rulebook.showing import describe
 
     found = find_pending(pending_orders(caller.reading()), digest)
     if caller.json:

@@ -165,7 +165,7 @@ def list_datasets(caller: Caller) -> None:
 def show_dataset(caller: Caller, name: str) -> None:
     """One dataset: its owner, digests, the root over its rows, what the import measured, and each label's rows."""
     from appliance.client.checks import tell_label
-    from appliance.client.reviews import dataset_owner
+    from appliance.client.releases.evidence import dataset_owner
 
     door = caller.reading()
     row = door.get(f"/v1/datasets/{name}")

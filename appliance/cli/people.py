@@ -187,8 +187,9 @@ def _new_key(caller: Caller, path: Path, passphrase_file: Path | None) -> Signer
 def key_revoke(caller: Caller, principal: str, keyid: str | None, since: int | None, reason: str | None) -> None:
     """End a key at once: your own, or as an administrator any key. This cannot be undone.
 
-    KEYID may be cut after 6 digits, and left out where NAME has had one key only. With --since-entry sign-offs and
-    releases that it signed from that entry on stop counting, and what stood on them stops answering.
+    KEYID may be cut after 6 digits, be a passkey's name, and be left out where NAME has had one key only. With
+    --since-entry sign-offs and releases that it signed from that entry on stop counting, and what stood on them stops
+    answering.
     """
     from appliance.client.people import find_keyid, keys_of, propose_key_revocation
 
@@ -214,8 +215,11 @@ def key_list(caller: Caller, principal: str) -> None:
         print_json(keys)
         return
     print_table(
-        ("key id", "enrolled", "stands until", "revoked", "counts before"),
-        [(k["keyid"], k["enrolled"], k["until"], k["revoked"], k["distrusted"]) for k in keys],
+        ("key id", "passkey", "enrolled", "stands until", "revoked", "counts before"),
+        [
+            (k["keyid"], k.get("passkey", {}).get("name"), k["enrolled"], k["until"], k["revoked"], k["distrusted"])
+            for k in keys
+        ],
     )
 
 

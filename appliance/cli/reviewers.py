@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from appliance.cli.reviews.conditions import CONDITIONS, parse_conditions
-from appliance.cli.reviews.evidence import conditions_text, evidence_value, gather, print_evidence
+from appliance.cli.reviews.evidence import evidence_value, gather, print_evidence
+from appliance.cli.reviews.looks import samples, try_adapter
+from appliance.cli.reviews.page import conditions_text
 from appliance.cli.support.caller import Caller, is_interactive
 from appliance.cli.support.command import group, reads, signs
 from appliance.cli.support.output import plain, print_facts, print_json, print_table, say
@@ -21,7 +24,7 @@ from appliance.errors import BadInput, Denied
 from appliance.formats.core.timestamp import encode_time
 
 if TYPE_CHECKING:
-    from appliance.client.reviews import ReviewMaterial
+    from appliance.client.releases.evidence import ReviewMaterial
     from appliance.domain.core.decisions import Conditions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -133,6 +136,32 @@ def show(caller: Caller, adapter: str) -> None:
     say("", f"next: appliance review approve {adapter} --unit UNIT, or: appliance review reject {adapter} --unit UNIT")
 
 
+@review.command("report", example="appliance review report clauses@1 --folder clauses-1-review")
+@click.argument("adapter", metavar="NAME@VERSION")
+@click.option("--folder", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="A new folder.")
+@reads
+@click.pass_obj
+def report(caller: Caller, adapter: str, folder: Path) -> None:
+    """Write the same page as HTML with plots, to print or to keep. No row of the dataset is in it.
+
+    review.html opens without a server. Beside it lie page.json with all values, and each plot as SVG and PNG.
+    """
+    from appliance.client.releases.report import write_review_report
+
+    evidence = gather(caller, adapter)
+    write_review_report(evidence, folder)
+    files = sorted(path.name for path in folder.iterdir())
+    if caller.json:
+        print_json({"folder": str(folder), "files": files})
+        return
+    print_facts([("folder", folder), ("files", ", ".join(files))])
+    say(f"next: open {folder / 'review.html'}")
+
+
+review.add_command(samples)
+review.add_command(try_adapter)
+
+
 def _decide(
     caller: Caller,
     decision: str,
@@ -147,7 +176,7 @@ def _decide(
 ) -> None:
     """What all decisions have in common: evidence, field, meaning, reason, signature."""
     from appliance.client.people import check_unit
-    from appliance.client.reviews import propose_review
+    from appliance.client.releases.reviews import propose_review
 
     _check_meaning(caller, decision, meaning)
     check_unit(caller.reading(), unit)

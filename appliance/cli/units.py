@@ -53,7 +53,7 @@ def activate(caller: Caller, adapter: str, unit: str, task: str, add_instruction
     dataset's instruction in; each answer's response record says whether it did.
     """
     from appliance.client.people import check_unit
-    from appliance.client.reviews import propose_release
+    from appliance.client.releases.reviews import propose_release
     from appliance.domain.core.names import check_name
     from appliance.domain.releases.activations import Activate
 
@@ -81,7 +81,7 @@ def activate(caller: Caller, adapter: str, unit: str, task: str, add_instruction
 @click.pass_obj
 def rollback(caller: Caller, unit: str, task: str, wanted: str | None, add_instruction: bool | None) -> None:
     """Let an adapter that answered before answer again. Its approvals must still stand."""
-    from appliance.client.reviews import earlier_adapter, propose_release
+    from appliance.client.releases.reviews import earlier_adapter, propose_release
     from appliance.domain.releases.activations import RollBack
 
     adapter, added = earlier_adapter(caller.reading(), unit, task, wanted)
@@ -244,7 +244,7 @@ def revoke(caller: Caller, name: str, reason: str | None) -> None:
 
     One administrator, reviewer or release owner is enough: taking away is always easier than giving.
     """
-    from appliance.client.reviews import propose_revocation
+    from appliance.client.releases.reviews import propose_revocation
 
     proposal = propose_revocation(caller.reading(), caller.anchor, caller.signer, name, reason)
     tell_receipt(caller, sign_and_submit(caller, proposal), [("revoked", name)])

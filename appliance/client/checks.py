@@ -75,6 +75,10 @@ def list_warnings(found: Mapping[str, Any]) -> list[str]:
         more = f"; and {count - SHOWN} more" if count > SHOWN else ""
         have = "1 row has" if count == 1 else f"{count} rows have"
         warnings.append(f"{have} a text that came before, case and spaces aside: {shown}{more}")
+    for name, one in found.get("overlaps", {}).items():
+        if one["duplicates"] or one["near_duplicates"]:
+            told = f"{one['duplicates']} of {one['rows']} rows are among those to train on"
+            warnings.append(f"validation set {name}: {told}, and {one['near_duplicates']} nearly")
     for label, sides in found["labels"].items():
         if sides["train"] and not sides["held-out"]:
             warnings.append(f"label {label!r} has no held-out row: nothing will measure it")

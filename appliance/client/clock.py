@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.client.support.door import About, Door
-from appliance.client.support.orders import Pending, Proposal, parse_pending, propose
+from appliance.client.support.orders import Pending, parse_pending, propose
 from appliance.domain.governance.clock import ResetClock
+from appliance.domain.rulebook.proposals import Proposal
 from appliance.errors import NotFound, Tampered
 
 

@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from appliance.client.reviews import find_release
+from appliance.client.releases.reviews import find_release
 from appliance.client.support.door import Door
 from appliance.client.support.files import check_place
-from appliance.client.support.orders import Proposal, propose
+from appliance.client.support.orders import propose
 from appliance.domain.core.names import add_seconds, split_version
 from appliance.domain.releases.exports import ExportAdapter, ExportedAdapter, check_exported
+from appliance.domain.rulebook.proposals import Proposal
 from appliance.domain.witnesses.cosignatures import cosigned_until
 from appliance.errors import Conflict, Tampered, Unavailable
 from appliance.formats.artifacts.manifest import MANIFEST_PATH, parse_manifest

@@ -11,11 +11,12 @@ from typing import Any
 
 from appliance.client.support.door import About, Door
 from appliance.client.support.log import Anchor, read_entry
-from appliance.client.support.orders import Proposal, check, propose, reasons_against
+from appliance.client.support.orders import check, propose, reasons_against
 from appliance.client.support.uploads import Source, read_source
 from appliance.domain.core.names import NO_DIGEST
 from appliance.domain.data.imports import CancelImport, ImportBase, ImportDataset, ImportValidationSet
 from appliance.domain.data.tasks import FORMATS, GROUPS, PARTS, Task, map_columns, wrong_parts, wrong_share
+from appliance.domain.rulebook.proposals import Proposal
 from appliance.errors import ApplianceError, BadInput, Conflict, Denied, NotFound, Tampered, refuse
 
 ENDINGS = {f".{name}": name for name in FORMATS}

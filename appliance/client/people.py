@@ -16,9 +16,10 @@ from pydantic import ValidationError
 
 from appliance.client.support.door import About, Door
 from appliance.client.support.files import read_file
-from appliance.client.support.orders import Proposal, propose
+from appliance.client.support.orders import propose
 from appliance.domain.core.credentials import (
     ISSUED,
+    PasskeyPossession,
     Possession,
     UnitToken,
     encode_credential,
@@ -29,7 +30,9 @@ from appliance.domain.core.credentials import (
 from appliance.domain.core.names import add_seconds, list_problems
 from appliance.domain.core.words import unknown_word
 from appliance.domain.governance.keys import ReplaceKey, RevokeKey, RotateKey
+from appliance.domain.governance.passkeys import PASSKEY_MEMBERS, EnrollPasskey, scope_of
 from appliance.domain.governance.people import MOST_PEOPLE, Enroll, EnrollSeveral, Enrolment, join_proofs
+from appliance.domain.rulebook.proposals import Proposal
 from appliance.domain.serving.applications import EnrollApplication
 from appliance.domain.serving.tokens import RevokeTokens
 from appliance.errors import ApplianceError, BadInput, NotFound, Tampered, refuse
@@ -166,6 +169,26 @@ def propose_replacement(about: About, signer: str, name: str, possession: Path, 
     return propose(about, signer, ReplaceKey, _key_values(data, statement), texts=texts, documents={"possession": data})
 
 
+def read_passkey_proof(path: Path, origin: str, name: str) -> tuple[bytes, PasskeyPossession]:
+    """The envelope's bytes and its statement, once the passkey's own assertion holds, for this log and this name."""
+    data = read_file(path, "proof of a passkey", _MAX_STATEMENT_BYTES).removesuffix(b"\n")
+    envelope = parse_envelope(data)
+    statement = parse_credential(PasskeyPossession, envelope.payload)
+    for what, expected, got in (("log", origin, statement.origin), ("principal", name, statement.signer)):
+        if got != expected:
+            raise BadInput(f"proof of a passkey, {what}: expected {expected}, got {got}; make another in the console")
+    verify_envelope(envelope, base64.b64decode(statement.key), scope_of(statement))
+    return data, statement
+
+
+def propose_passkey(about: About, signer: str, name: str, possession: Path) -> Proposal:
+    """One more key of a person; everything is taken from the passkey's own proof."""
+    data, statement = read_passkey_proof(possession, about.origin, name)
+    said = {member: getattr(statement, member) for member in PASSKEY_MEMBERS}
+    values = {**_key_values(data, statement), **said}
+    return propose(about, signer, EnrollPasskey, values, documents={"possession": data})
+
+
 def propose_rotation(about: About, name: str, new: Signer, old_until: str) -> Proposal:
     """A person's own: the new key proves itself here, the order is signed with the old one."""
     data = prove_possession(about.origin, name, new)
@@ -233,7 +256,11 @@ def keys_of(door: Door, name: str) -> list[dict[str, Any]]:
 
 
 def find_keyid(keys: list[dict[str, Any]], prefix: str | None) -> str:
-    """The one key whose id starts so (the algorithm's name may be left out); without a prefix the only one."""
+    """The one key whose id starts so (the algorithm's name may be left out), or the passkey of this name; without a
+    prefix the only one."""
+    named = [str(key["keyid"]) for key in keys if prefix is not None and key.get("passkey", {}).get("name") == prefix]
+    if named:
+        return named[0]
     wanted = "" if prefix is None else prefix.removeprefix("sha256:")
     found = [str(key["keyid"]) for key in keys if str(key["keyid"]).removeprefix("sha256:").startswith(wanted)]
     if len(found) != 1 or (prefix is not None and len(wanted) < 6):

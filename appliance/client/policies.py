@@ -11,11 +11,12 @@ from typing import Any
 
 from appliance.client.support.door import About, Door
 from appliance.client.support.files import read_file
-from appliance.client.support.orders import Proposal, propose
+from appliance.client.support.orders import propose
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.policy import PolicySet, parse_policy
 from appliance.domain.governance.policies import AdoptPolicy
 from appliance.domain.governance.policy_files import ADOPTED, PARAMETERS, POLICIES, SCHEMA, TESTS, assemble_policy
+from appliance.domain.rulebook.proposals import Proposal
 from appliance.errors import BadInput, NotFound, Tampered
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import encode_base64, parse_base64

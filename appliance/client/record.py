@@ -6,26 +6,20 @@ What draws and exports are programs of their own: they get files, no key, no ses
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from appliance.client.support.door import Door
-from appliance.client.support.files import check_place
 from appliance.client.support.log import Anchor, Proven, find_entries, read_entry
-from appliance.client.support.program import isolated
+from appliance.client.support.program import new_folder, run_report_program
 from appliance.domain.rulebook.registry import ORDERS
 from appliance.domain.runs.steps import STEPS_FILE, StepRecord, parse_steps
 from appliance.domain.runs.training import Train
 from appliance.errors import Conflict, NotFound, Tampered, Unavailable
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.dsse import parse_envelope
-
-_PROGRAM_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -59,16 +53,6 @@ def ordered_recipe(door: Door, anchor: Anchor, run: str) -> dict[str, Any]:
     raise NotFound(f"run: expected a known one, got {run}")
 
 
-def new_folder(path: Path, what: str) -> None:
-    check_place(path, what)
-    try:
-        path.mkdir()
-    except FileExistsError:
-        raise Conflict(f"{what}, {path}: expected a name that is free, got one that is taken") from None
-    except OSError as error:
-        raise Unavailable(f"{what}, {path}: expected it to be writable, got {error.strerror}") from None
-
-
 def write_report(record: Record, title: str, text: str, folder: Path) -> None:
     """A new folder: report.md, steps.jsonl, training.svg and training.png. Conflict where it is there already."""
     if not record.steps:
@@ -77,7 +61,7 @@ def write_report(record: Record, title: str, text: str, folder: Path) -> None:
     (folder / STEPS_FILE).write_bytes(record.data)
     (folder / "report.md").write_text(text, encoding="utf-8")
     place = folder.absolute()
-    _run_program(sys.executable, "plot", [str(place / STEPS_FILE), str(place), title], b"")
+    run_report_program(sys.executable, "plot", [str(place / STEPS_FILE), str(place), title], b"")
 
 
 def export_wandb(record: Record, name: str, config: dict[str, Any], folder: Path, python: str) -> None:
@@ -95,31 +79,8 @@ def export_wandb(record: Record, name: str, config: dict[str, Any], folder: Path
         "steps": [step.model_dump(mode="json") for step in record.steps],
     }
     try:
-        _run_program(python, "wandb_run", [str(folder.absolute())], json.dumps(value).encode())
+        run_report_program(python, "wandb_run", [str(folder.absolute())], json.dumps(value).encode())
     except Unavailable:
         if not any(folder.iterdir()):
             folder.rmdir()
         raise
-
-
-def _run_program(python: str, name: str, words: list[str], data: bytes) -> None:
-    """Runs one of `appliance.reports` in a scratch home, with nothing of this process's environment or folder."""
-    # A path means another file in another folder; a bare name is looked up in PATH.
-    python = os.path.abspath(python) if os.sep in python else python
-    with tempfile.TemporaryDirectory() as scratch:
-        environment = {"HOME": scratch, "MPLCONFIGDIR": scratch, "PATH": os.environ.get("PATH", os.defpath)}
-        try:
-            done = subprocess.run(
-                isolated(python, f"appliance.reports.{name}", *words),
-                input=data,
-                env=environment,
-                cwd=scratch,
-                capture_output=True,
-                timeout=_PROGRAM_S,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise Unavailable(f"{name}, {python}: expected it to run to its end, got {type(error).__name__}") from None
-    if done.returncode:
-        last = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-        raise Unavailable(f"{name}: expected the program to succeed, got: {last[-1]}")

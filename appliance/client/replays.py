@@ -7,7 +7,8 @@ from typing import Any
 
 from appliance.client.support.door import About, Door
 from appliance.client.support.log import Anchor, Proven, find_entries, read_entry
-from appliance.client.support.orders import Proposal, propose
+from appliance.client.support.orders import propose
+from appliance.domain.rulebook.proposals import Proposal
 from appliance.domain.runs.replays import ReplayRun
 from appliance.domain.runs.resumption import Resume
 from appliance.errors import Conflict, Tampered, Unavailable

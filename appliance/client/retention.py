@@ -11,12 +11,14 @@ from urllib.parse import urlencode
 from appliance.client.support.door import About, Door
 from appliance.client.support.files import read_file, replace_file
 from appliance.client.support.log import Anchor, Proven, read_entry
-from appliance.client.support.orders import Proposal, label_of, propose
+from appliance.client.support.orders import propose
 from appliance.domain.governance.log_keys import RotateLogKey
 from appliance.domain.governance.people import PrincipalsEnrolled
 from appliance.domain.retention.holds import LiftHold, PlaceHold
 from appliance.domain.retention.texts import Erase
+from appliance.domain.rulebook.proposals import Proposal
 from appliance.domain.rulebook.registry import ORDERS
+from appliance.domain.rulebook.showing import label_of
 from appliance.errors import BadInput, NotFound, Unavailable
 from appliance.formats.core.commitment import Disclosure
 from appliance.formats.core.fields import show

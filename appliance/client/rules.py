@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from appliance.client.support.door import About, Door
-from appliance.client.support.orders import Proposal, propose
+from appliance.client.support.orders import propose
 from appliance.domain.governance.rules import RaiseRules
+from appliance.domain.rulebook.proposals import Proposal
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from appliance.client.imports import proven_digest
 from appliance.client.support.door import About, Door
 from appliance.client.support.files import read_file
 from appliance.client.support.log import Anchor, find_entries, read_entry
-from appliance.client.support.orders import Proposal, propose
+from appliance.client.support.orders import propose
 from appliance.domain.core.names import versioned
 from appliance.domain.core.records import BoundSet, LocalSet
 from appliance.domain.recipe.parsing import parse_recipe
 from appliance.domain.recipe.recipe import Facts, Recipe, resolve_recipe
+from appliance.domain.rulebook.proposals import Proposal
 from appliance.domain.rulebook.registry import ORDERS
 from appliance.domain.runs.authorisation import AuthoriseRun, RefuseRun
 from appliance.domain.runs.cancellation import Cancel

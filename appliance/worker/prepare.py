@@ -92,7 +92,20 @@ def _check_dataset(task: Header, blob: bytes) -> Header:
         base = Path(take_path(task, "base"))
         instruction = take(task, "instruction", str)
         rendering = findings.Rendering(load_chat(base), read_context_length(base), instruction)
-    return findings.examine(kind, sides, errors, take(task, "labels", list), rendering, judges=judges)
+    found = findings.examine(kind, sides, errors, take(task, "labels", list), rendering, judges=judges)
+    return found | {"overlaps": _count_overlaps(task, kind, sides)}
+
+
+def _count_overlaps(task: Header, kind: Any, sides: Any) -> dict[str, dict[str, int]]:
+    """Of each validation set that was named, how many of its rows are among those to train on."""
+    from appliance.ml.data import overlap
+    from appliance.ml.data import rows as data
+
+    trained, found = [data.known_by(kind, source) for source, side in sides if side == data.TRAIN], {}
+    for one in task.get("sets", []):
+        texts = [row.text for row in data.load_rows(Path(take_path(one, "folder")), data.HELD_OUT)]
+        found[take(one, "name", str)] = {"rows": len(texts), **overlap.count_overlap(trained, texts)._asdict()}
+    return found
 
 
 def _read_teaching(task: Header) -> tuple[Any, dict[str, str]]:

@@ -28,12 +28,14 @@ from appliance.workflows.core.record import append
 from appliance.workflows.data import imports
 from appliance.workflows.governance import administration
 from appliance.workflows.runs import replay, train
+from appliance.workflows.serving import looks
 
 log = logging.getLogger("appliance")
 
 _NOTHING = Effect(Order)
 _EFFECTS = {
-    effect.order.verb: effect for effect in (*imports.EFFECTS, *train.EFFECTS, *replay.EFFECTS, *administration.EFFECTS)
+    effect.order.verb: effect
+    for effect in (*imports.EFFECTS, *train.EFFECTS, *replay.EFFECTS, *looks.EFFECTS, *administration.EFFECTS)
 }
 
 

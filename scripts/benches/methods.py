@@ -191,7 +191,7 @@ def _work(task: dict[str, Any]) -> None:
 
     session: Any = _Quiet()
     if task["work"] == "evaluate":
-        print(json.dumps(evaluate.work(session, task | {"sets": []}, b"")))
+        print(json.dumps(evaluate.work(session, task | {"sets": [], "shipped": [], "answers": False}, b"")))
         return
     counted, begin = [0], checkpoint.begin_training
 

@@ -15,7 +15,13 @@ from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
-from appliance.domain.core.credentials import Possession, SessionStatement, TokenRequest, encode_credential
+from appliance.domain.core.credentials import (
+    PasskeyPossession,
+    Possession,
+    SessionStatement,
+    TokenRequest,
+    encode_credential,
+)
 from appliance.domain.core.decisions import APPROVALS, Conditions
 from appliance.domain.core.entry import Entry, encode_entry, parse_entry
 from appliance.domain.core.event import Event, Ordered
@@ -46,6 +52,7 @@ from appliance.domain.governance.delegations import Delegate, FieldDelegated
 from appliance.domain.governance.endorsement import Endorse, OrderPending
 from appliance.domain.governance.keys import KeyEnrolled, KeyRevoked, NewKey, ReplaceKey, RevokeKey, RotateKey
 from appliance.domain.governance.log_keys import LogKeyRotated, RotateLogKey
+from appliance.domain.governance.passkeys import EnrollPasskey, PasskeyEnrolled
 from appliance.domain.governance.people import (
     Enroll,
     EnrollSeveral,
@@ -64,6 +71,15 @@ from appliance.domain.releases.adapters import SLSA_PROVENANCE, AdapterSealed
 from appliance.domain.releases.emergencies import BreakGlass, EmergencyDeclared
 from appliance.domain.releases.exports import AdapterExported, ExportAdapter, standing_of
 from appliance.domain.releases.findings import AddFinding, CloseFinding, FindingAdded, FindingClosed
+from appliance.domain.releases.looks import (
+    SamplesRequested,
+    SamplesShown,
+    TriedAnswer,
+    TryAdapter,
+    TryFinished,
+    TryRequested,
+    ViewSamples,
+)
 from appliance.domain.releases.requests_for_release import (
     ReleaseRequested,
     RequestRelease,
@@ -89,8 +105,9 @@ from appliance.domain.serving.tokens import RevokeTokens, TokensRevoked
 from appliance.domain.witnesses.cosignatures import CheckpointCosigned
 from appliance.formats.artifacts.manifest import MANIFEST_PATH, Manifest, ManifestFile, encode_manifest
 from appliance.formats.core.canonical import encode_canonical
-from appliance.formats.core.commitment import Disclosure, disclose
+from appliance.formats.core.commitment import Disclosure, commit, disclose
 from appliance.formats.core.digest import digest_bytes
+from appliance.formats.core.fields import encode_base64url
 from appliance.formats.core.merkle import consistency_proof, hash_leaf, root_of
 from appliance.formats.core.timestamp import encode_time, parse_time
 from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
@@ -101,6 +118,7 @@ from appliance.formats.signatures.bundle import sign_model
 from appliance.formats.signatures.dsse import Envelope, encode_envelope, sign_envelope
 from appliance.formats.signatures.keys import EcdsaSigner, Ed25519Signer, Signer, generate_ed25519
 from appliance.formats.signatures.statement import Statement, encode_statement
+from scripts.kit.authenticator import Authenticator, new_passkey
 from scripts.kit.judged import Group, make_items
 
 ORIGIN = "bank.example/log"
@@ -381,6 +399,32 @@ class LogBuilder:
         order, documents, key = self.new_key(ReplaceKey, "anna", name)
         self.two(KeyEnrolled(policy=self.in_force), order, documents)
         return key
+
+    def passkey_order(
+        self, name: str, passkey: Authenticator, by: str = "anna", /, **fields: Any
+    ) -> tuple[EnrollPasskey, dict[str, bytes]]:
+        """The order that enrols it as the person's `blue`, and the document beside it; both say `fields`."""
+        said: dict[str, Any] = {
+            "key": b64(passkey.spki),
+            "keyid": passkey.keyid,
+            "passkey": "blue",
+            "credential_id": encode_base64url(passkey.credential_id),
+            "rp_id": passkey.rp_id,
+            "origins": (passkey.origin,),
+            "backup_eligible": passkey.is_backup_eligible,
+            **fields,
+        }
+        header = {"origin": ORIGIN, "signer": name, "nonce": "0" * 32, "issued_at": self.now}
+        proof = sign_envelope(encode_credential(PasskeyPossession(**header, **said)), passkey)
+        order = self.order(EnrollPasskey, by, principal=name, possession=proof.pae_digest, **said)
+        return order, {"possession": encode_envelope(proof)}
+
+    def enroll_passkey(self, name: str, passkey: Authenticator | None = None, /, **fields: Any) -> Authenticator:
+        """The person goes on signing with their key file until a test says otherwise."""
+        passkey = passkey or new_passkey()
+        order, documents = self.passkey_order(name, passkey, **fields)
+        self.two(PasskeyEnrolled(policy=self.in_force), order, documents)
+        return passkey
 
     def revoke_key(self, name: str, since: int | None = None, signer: str = "anna") -> Entry:
         order = self.order(RevokeKey, signer, principal=name, keyid=self.keys[name].keyid, since=since)
@@ -883,6 +927,29 @@ class LogBuilder:
     def close(self, entry: int, by: str = "rita") -> Entry:
         return self.ordered(FindingClosed(policy=self.in_force), self.closing_order(entry, by))
 
+    def samples_order(self, by: str = "rita", version: int = 1, count: int = 5) -> ViewSamples:
+        return self.order(ViewSamples, by, **self.on_adapter(version), count=count)
+
+    def view_samples(self, by: str = "rita", **fields: Any) -> Entry:
+        return self.ordered(SamplesRequested(policy=self.in_force), self.samples_order(by, **fields))
+
+    def samples_shown(self, order: str, **fields: Any) -> SamplesShown:
+        standing: dict[str, Any] = {"adapter": "clauses@1", "by": "rita", "code": None, "rows": 5, "released": None}
+        return SamplesShown(order=order, **standing | fields)
+
+    def try_order(self, by: str = "rita", version: int = 1, **fields: Any) -> TryAdapter:
+        standing = {"prompts": (commit("Is it 7?", bytes(32)),), "max_tokens": 16, "adds_instruction": True}
+        return self.order(TryAdapter, by, **self.on_adapter(version), **standing | fields)
+
+    def try_adapter(self, by: str = "rita", **fields: Any) -> Entry:
+        return self.ordered(TryRequested(policy=self.in_force), self.try_order(by, **fields))
+
+    def try_finished(self, order: str, **fields: Any) -> TryFinished:
+        answer = {"answer": commit("Yes.", bytes(32)), "completion_tokens": 2, "finish_reason": "stop"}
+        answers = (TriedAnswer(**answer, prompt_tokens=9),)
+        standing: dict[str, Any] = {"adapter": "clauses@1", "by": "rita", "code": None, "answers": answers}
+        return TryFinished(order=order, **standing | fields)
+
     def delegation_order(self, to: str, by: str = "rita", **fields: Any) -> Delegate:
         standing: dict[str, Any] = {"principal": to, "field": "privacy", "until": add_seconds(self.now, 86_400)}
         return self.order(Delegate, by, **standing | fields)
@@ -1134,6 +1201,7 @@ def _keep(site: LogBuilder) -> None:
     body, documents = site.cosigned(witness, name)
     site.add(body, documents=documents)
     site.keys["rita"] = site.rotate("rita", add_seconds(site.now, 3_600))
+    site.keys["audrey"] = site.enroll_passkey("audrey")
     site.keys["raul"] = site.replace("raul")
     site.revoke_key("olga")
     site.hold("dataset:clauses")
@@ -1169,6 +1237,8 @@ def _decide(site: LogBuilder) -> None:
     site.delegate("dana")
     site.request_release(conditions=conditions)
     site.close(site.find().index)
+    site.add(site.samples_shown(order_of(site.view_samples())))
+    site.add(site.try_finished(order_of(site.try_adapter())))
     site.review("dana", "privacy", on_behalf_of="rita", decision="approve-with-conditions", conditions=conditions)
     site.review("raul", "model-risk")
     site.activate()
@@ -1177,6 +1247,7 @@ def _decide(site: LogBuilder) -> None:
     site.add(site.answered(1))
     site.withdraw_request()
     site.break_glass()
+    site.view_samples("raul")
 
 
 _STEPS: dict[str, Any] = {

@@ -101,6 +101,14 @@ PEOPLE = {
     "used-link": Code(
         (NotAuthenticated,), "a sign-in link was used, is too old or never was", "type `appliance console` again"
     ),
+    "wrong-signature": Code(
+        (Denied,),
+        "a passkey's assertion does not hold for this order, person or address",
+        "sign with a passkey that is enrolled for this address",
+    ),
+    "not-signed": Code(
+        (BadInput,), "a form came without a passkey's assertion", "open the order's page again, and sign it there"
+    ),
     "cross-site": Code((Denied,), "a form did not come from a page of the console", "open the page, and send it there"),
     "wrong-host": Code((BadInput,), "the console was asked for under another name", "use the setting `console_url`"),
     "service-ends": Code((Unavailable,), "the service ended while you waited", "ask again after its start"),
@@ -120,6 +128,9 @@ UNITS = {
     "model-not-found": Code((NotFound,), "nothing of that name is released to the unit", "ask the release owner"),
     "not-admitted": Code((Denied,), "the adapter may not answer now; the reasons say why", "ask the release owner"),
     "cut-off": Code((Denied,), "adapter or token was revoked during the answer", "ask the release owner"),
+    "no-prompt": Code(
+        (BadInput,), "a row of a look has no prompt: it is written whole", "look at another adapter's rows"
+    ),
     "context-length": Code((TooLarge,), "the prompt does not fit the model's context", "send less"),
     "concurrent-limit": Code((TooMany,), "the unit has too many requests at once", "wait for one to end"),
     "rate-limit": Code((TooMany,), "the unit's requests of this minute are used up", "wait for `Retry-After`"),

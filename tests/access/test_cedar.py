@@ -58,6 +58,7 @@ from appliance.domain.serving.tokens import RevokeTokens
 from appliance.errors import BadInput, Denied
 from appliance.formats.log.note import vkey_of
 from appliance.formats.signatures.keys import generate_ed25519
+from scripts.kit.authenticator import new_passkey
 from scripts.kit.log_builder import ORIGIN, LogBuilder, order_of, policy_digest, stage
 from tests.kit.refusals import refuses
 
@@ -109,6 +110,8 @@ def orders(site: LogBuilder) -> dict[str, Order]:
         site.withdrawal_order(unit="sales"),
         site.finding_order(),
         site.closing_order(site.find(blocks=False).index),
+        site.samples_order(),
+        site.try_order(),
         site.delegation_order("dana"),
         site.release_order(BreakGlass, until=add_seconds(site.now, 600)),
         site.review_order("rita", "privacy"),
@@ -119,6 +122,7 @@ def orders(site: LogBuilder) -> dict[str, Order]:
         site.order(RevokeBase, "rita", base="smollm2", digest=site.base_digest),
         site.order(RevokeDataset, "rita", dataset="clauses", version=1, digest=site.base_digest),
         site.new_key(ReplaceKey, "anna", "rita")[0],
+        site.passkey_order("rita", new_passkey())[0],
         site.new_key(RotateKey, "rita", "rita", old_until=site.now)[0],
         site.order(RevokeKey, "anna", principal="rita", keyid=site.keys["rita"].keyid, since=None),
         site.application_order()[0],
@@ -223,6 +227,8 @@ SEEN = [
     ("add-finding", 'context.severity == "high" && context.blocks && context.owner == "olga"'),
     ("add-finding", "!context.accepts_verdict"),
     ("close-finding", 'context.finder == "rita" && context.field == "privacy" && context.kind == "issue"'),
+    ("view-samples", 'context.count == 5 && resource.name == "clauses"'),
+    ("try-adapter", 'context.prompts == 1 && resource.name == "clauses"'),
     ("delegate", 'resource in Role::"reviewer:legal-risk" && context has until && context.field == "privacy"'),
     ("break-glass", 'context.task == "labels" && context.until.durationSince(context.now) == duration("10m")'),
     ("activate", 'context.unit == "legal" && context.task == "labels" && resource == Adapter::"clauses@1"'),

@@ -76,7 +76,7 @@ def test_the_commented_examples_are_policies_that_work() -> None:
     lines = [line[3:] for line in examples.splitlines() if re.match(r"// (@id|forbid|when|unless)", line)]
     site = SitePolicies(assembled(policies=DEFAULT["policies.cedar"] + "\n".join(lines).encode()))
     assert site.reasons_against(SAMPLES["review"]) == ("site policy approve-for-90-days: forbids review by rita",)
-    assert len(re.findall("@id", "\n".join(lines))) == 5
+    assert len(re.findall("@id", "\n".join(lines))) == 6
 
 
 def test_the_strict_example_tightens_and_never_loosens() -> None:

@@ -220,6 +220,17 @@ def test_an_operator_neither_imports_nor_checks_the_file_of_a_validation_set(jud
     assert "stolen@1" not in {f"{row['name']}@{row['version']}" for row in judged.get("/v1/datasets")}
 
 
+def test_a_check_says_of_open_sets_what_is_among_the_rows_and_of_blind_ones_nothing(judged: Appliance) -> None:
+    rows = "text,label\n" + "".join(f"{text},{label}\n" for text, label in [*clauses(30), *OWN])
+    body = {**CHECK, "base": "tiny", "file": judged.upload(rows.encode())}
+    key = judged.ask("POST", "/v1/dataset-checks", "olga", json=body)["key"]
+    while not (found := judged.get(f"/v1/dataset-checks/{key}", wait_s=5))["ended"]:
+        continue
+    overlaps = found["result"]["overlaps"]
+    assert "open@1" in overlaps and not any(name.startswith("exam") for name in overlaps)
+    assert overlaps["open@1"]["rows"] == len(SHARED) + len(OWN) and overlaps["open@1"]["duplicates"] > len(OWN) // 2
+
+
 def test_what_is_wrong_with_a_blind_file_is_told_to_its_validator_alone(judged: Appliance) -> None:
     wrong = "text,label\n" + "".join(f"{text},{label}\n" for text, label in OWN) + "a hidden row,  ,too many\n"
     body = {**CHECK, "judges": True, "file": judged.upload(wrong.encode(), "vera")}

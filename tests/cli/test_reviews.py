@@ -6,12 +6,9 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from appliance.cli.reviews import evidence
 from appliance.domain.governance.people import Grant, RoleGranted
 from tests.cli.conftest import Desk, one_line
 
@@ -97,7 +94,7 @@ def test_owner_and_labels_are_shown(open_desk: Callable[[str], Desk]) -> None:
     value = json.loads(desk.as_("rita", "dataset", "show", "clauses@1", "--json").out)
     assert value["labels"]["B"] == {"train": 5, "held-out": 50}
     review = json.loads(desk.as_("rita", "review", "show", "clauses@1", "--json").out)
-    assert value["owner"] == review["owner"] is not None
+    assert value["owner"] == review["taught"]["owner"] is not None
     assert f"owner: {value['owner']}" in shown
     assert f"owner: {value['owner']}" in one_line(desk.as_("rita", "review", "show", "clauses@1").out)
 
@@ -112,10 +109,3 @@ def test_who_is_no_reviewer_is_told_so_and_who_has_two_fields_names_one(open_des
     desk.site.two(RoleGranted(policy=desk.site.in_force), grant)
     told = desk.as_("rita", *words)
     assert told.code == 2 and "expected --field with one of privacy, safety, got none" in told.err
-
-
-@pytest.mark.parametrize(("rows", "said"), [(99, True), (100, False)])
-def test_a_score_on_few_rows_says_on_how_many_it_rests(rows: int, said: bool) -> None:
-    material: Any = SimpleNamespace(contents={"metrics.json": {"adapter": {"accuracy": "0.9", "rows": rows}}})
-    told = dict(evidence._metrics(material))
-    assert ("  rests on" in told) is said and (not said or str(told["  rests on"]).startswith(f"{rows} rows"))

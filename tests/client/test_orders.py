@@ -16,7 +16,9 @@ from appliance.domain.governance.policies import AdoptPolicy
 from appliance.domain.releases.activations import Activate, RollBack
 from appliance.domain.releases.findings import AddFinding
 from appliance.domain.releases.reviews import Review
+from appliance.domain.rulebook.proposals import Proposal
 from appliance.domain.rulebook.registry import VERBS
+from appliance.domain.rulebook.showing import describe
 from appliance.domain.runs.cancellation import Cancel
 from appliance.domain.serving.tokens import RevokeTokens
 from appliance.errors import BadInput, Conflict, Denied, NotAuthenticated, Tampered
@@ -28,12 +30,12 @@ from tests.client.conftest import Office
 from tests.kit.founded import policy_set
 
 
-def _revocation(office: Office, name: str = "sales", signer: str = "anna") -> orders.Proposal:
+def _revocation(office: Office, name: str = "sales", signer: str = "anna") -> Proposal:
     about = office.door.about
     return orders.propose(about, signer, RevokePrincipal, {"principal": name}, texts={"reason": "left the firm"})
 
 
-def _submit(office: Office, proposal: orders.Proposal) -> orders.Receipt:
+def _submit(office: Office, proposal: Proposal) -> orders.Receipt:
     signed = orders.sign(proposal, office.site.keys[proposal.order.signer])
     return orders.submit(office.door, signed, office.anchor.log_key)
 
@@ -150,7 +152,7 @@ def test_what_is_shown_holds_every_value_of_the_order_and_the_text_behind_each_c
     open_office: Callable[..., Office],
 ) -> None:
     proposal = _revocation(open_office("staffed"))
-    shown = dict(orders.describe(proposal))
+    shown = dict(describe(proposal))
     assert shown["verb"] == "revoke-principal"
     assert shown["signer"] == "anna"
     assert shown["log"] == ORIGIN
@@ -200,7 +202,7 @@ def test_a_pending_order_is_read_from_its_own_bytes(open_office: Callable[..., O
     _pending(office)
     (found,) = orders.pending_orders(office.as_("ben"))
     assert isinstance(found.proposal.order, Enroll)
-    assert dict(orders.describe(found.proposal))["printed name"] == "Dora Example"
+    assert dict(describe(found.proposal))["printed name"] == "Dora Example"
 
 
 def test_the_second_administrator_endorses_the_digest_that_was_hashed_here(open_office: Callable[..., Office]) -> None:
@@ -232,7 +234,7 @@ def _swap_document(rows: Any) -> Any:
     [
         (_swap_text, "disclosure, commitment"),
         (_swap_digest, "pending order, digest"),
-        (_swap_document, "pending order, document policy"),
+        (_swap_document, "order, document policy"),
     ],
 )
 def test_a_pending_order_shown_as_something_else_is_refused(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
-from appliance.client import reviews
+from appliance.client.releases import evidence, reviews
 from appliance.client.support import orders
 from appliance.domain.core.entry import Entry, encode_entry, parse_entry
 from appliance.domain.data.imports import ImportRequested
@@ -26,8 +26,8 @@ from tests.kit.founded import ABOUT, FILES
 VALID_UNTIL = "2999-01-01T00:00:00.000Z"
 
 
-def _gather(office: Office, name: str = "clauses@1") -> reviews.ReviewMaterial:
-    return reviews.gather(office.as_("rita"), office.anchor, name, lambda count: None)
+def _gather(office: Office, name: str = "clauses@1") -> evidence.ReviewMaterial:
+    return evidence.gather(office.as_("rita"), office.anchor, name, lambda count: None)
 
 
 def test_the_evidence_is_hashed_here_and_names_what_a_signature_would_bind(open_office: Callable[..., Office]) -> None:
@@ -37,14 +37,15 @@ def test_the_evidence_is_hashed_here_and_names_what_a_signature_would_bind(open_
     assert row is not None
     assert found.digest == row.manifest
     assert {file.path: file.digest for file in found.manifest.files} == {p: digest_bytes(d) for p, d in FILES.items()}
-    assert found.contents["metrics.json"]["adapter"] == {"accuracy": "0.900000"}
-    assert (found.run, found.ordered_by, found.sealed) == ("r-000001", "olga", row.index)
+    assert [(one.name, one.told) for one in found.page.measures] == [("accuracy", "0.900, its base 0.400")]
+    bound = found.page.bound
+    assert (bound.run, bound.ordered_by, bound.sealed) == ("r-000001", "olga", row.index)
 
 
 def test_every_byte_counts_on_the_meter(open_office: Callable[..., Office]) -> None:
     office = open_office("sealed")
     counts: list[int] = []
-    reviews.gather(office.as_("rita"), office.anchor, "clauses@1", counts.append)
+    evidence.gather(office.as_("rita"), office.anchor, "clauses@1", counts.append)
     assert sum(counts) == sum(map(len, FILES.values()))
 
 
@@ -178,10 +179,10 @@ def test_an_instruction_that_was_erased_is_not_shown_and_no_release_adds_it(open
     dataset = office.site.state.datasets.get("clauses@1")
     assert dataset is not None
     office.site.erase(dataset.instruction)
-    evidence = _gather(office)
-    assert evidence.teaching == Teaching(ABOUT, None)
+    found = _gather(office)
+    assert found.teaching == Teaching(ABOUT, None) and found.page.taught.instruction is None
     with pytest.raises(BadInput, match="expected its dataset to have one, got one that was erased"):
-        reviews.propose_release(office.door.about, "otto", Activate, evidence, "legal", "labels", adds_instruction=True)
+        reviews.propose_release(office.door.about, "otto", Activate, found, "legal", "labels", adds_instruction=True)
 
 
 def test_labels_that_are_not_the_manifests_are_refused(open_office: Callable[..., Office]) -> None:

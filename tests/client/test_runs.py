@@ -9,6 +9,8 @@ import pytest
 from appliance.client import runs
 from appliance.client.support import orders
 from appliance.domain.recipe.parsing import parse_recipe
+from appliance.domain.rulebook.proposals import Proposal
+from appliance.domain.rulebook.showing import describe
 from appliance.domain.runs.training import Train
 from appliance.errors import BadInput, NotFound, Tampered
 from tests.client.conftest import Office
@@ -57,7 +59,7 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
         runs.load_recipe(tmp_path / "none.yaml")
 
 
-def _propose(office: Office, **values: Any) -> orders.Proposal:
+def _propose(office: Office, **values: Any) -> Proposal:
     recipe = parse_recipe({"name": "clauses", "base": "smollm2", "dataset": "clauses@1", **values})
     return runs.propose_run(office.as_("olga"), office.anchor, "olga", recipe, "recipe.yaml")
 
@@ -68,7 +70,7 @@ def test_every_auto_value_is_resolved_and_marked_and_what_was_written_is_not(
     proposal = _propose(open_office("imported"), rank=8)
     assert isinstance(proposal.order, Train)
     assert proposal.order.recipe.epochs == 2
-    shown = dict(orders.describe(proposal))
+    shown = dict(describe(proposal))
     assert shown["epochs"] == "2  (auto)"
     assert shown["rank"] == "8"
     assert shown["base digest"] == proposal.order.base_digest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +13,16 @@ import pytest
 from appliance.formats.artifacts.manifest import Manifest, ManifestFile, encode_manifest, parse_manifest
 from appliance.formats.artifacts.rows import row_digest, row_key, rows_root
 from appliance.formats.core.commitment import disclose, encode_disclosure, parse_disclosure, verify_disclosure
+from appliance.formats.core.fields import encode_base64url, parse_base64url
 from appliance.formats.core.frame import read_frame, write_frame
 from appliance.formats.log.checkpoint import Checkpoint, open_checkpoint, sign_checkpoint
 from appliance.formats.log.note import vkey_of
 from appliance.formats.log.trust import Trust, encode_trust, parse_trust
+from appliance.formats.signatures.authenticator_data import parse_authenticator_data
 from appliance.formats.signatures.bundle import verify_model
 from appliance.formats.signatures.dsse import encode_envelope, parse_envelope, sign_envelope, verify_envelope
 from appliance.formats.signatures.keys import EcdsaSigner, Ed25519Signer, encode_key_file, parse_key_file
+from appliance.formats.signatures.relying_party import PasskeyScope
 from appliance.formats.signatures.statement import Statement, encode_statement, parse_statement
 
 ORIGIN = "appliance.example/log"
@@ -54,8 +58,18 @@ def test_a_statement_and_an_envelope(recorded: Any, ed25519: Ed25519Signer) -> N
 
 def test_a_passkey_s_envelope_still_holds(recorded: Any, p256: EcdsaSigner) -> None:
     envelope = parse_envelope(recorded["passkey_envelope"].encode())
-    verify_envelope(envelope, p256.spki, rp_id="appliance.example")
+    known = recorded["passkey"]
+    scope = PasskeyScope(known["rp_id"], tuple(known["origins"]), known["backup_eligible"])
+    verify_envelope(envelope, p256.spki, scope)
     assert envelope.pae_digest == recorded["pae_digest"]
+
+
+def test_a_new_passkey(recorded: Any, p256: EcdsaSigner) -> None:
+    known = recorded["passkey"]
+    made = parse_authenticator_data(parse_base64url(known["creation"], "creation"))
+    assert (made.spki, made.backup_eligible) == (p256.spki, known["backup_eligible"])
+    assert encode_base64url(made.credential_id) == known["credential_id"]
+    assert made.rp_id_hash == hashlib.sha256(known["rp_id"].encode()).digest()
 
 
 def test_a_manifest(recorded: Any) -> None:

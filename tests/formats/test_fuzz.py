@@ -18,9 +18,9 @@ from appliance.errors import BadInput, Tampered
 from appliance.formats.artifacts import manifest
 from appliance.formats.core import canonical, commitment, digest, fields, frame, timestamp
 from appliance.formats.core.canonical import encode_canonical
-from appliance.formats.core.fields import parse_base64
+from appliance.formats.core.fields import parse_base64, parse_base64url
 from appliance.formats.log import checkpoint, cosignature, log_policy, note, proof, trust, witness_request
-from appliance.formats.signatures import dsse, keys, statement, webauthn
+from appliance.formats.signatures import authenticator_data, dsse, keys, relying_party, statement, webauthn
 from appliance.formats.signatures.bundle import verify_model
 from tests.kit.mutations import mutated, reshaped
 
@@ -65,6 +65,12 @@ def _written(data: bytes) -> bytes:
     return data
 
 
+def _read_passkey(data: bytes) -> tuple[authenticator_data.NewCredential, bytes]:
+    """Beside the bytes: of the authenticator's number and extensions nothing is kept to encode it from."""
+    return authenticator_data.parse_authenticator_data(data), data
+
+
+PASSKEY_SCOPE = relying_party.PasskeyScope("appliance.example", ("https://appliance.example",), False)
 PASSKEY_ENVELOPE = dsse.parse_envelope(OWN["passkey_envelope"].encode())
 PASSKEY_SIG = PASSKEY_ENVELOPE.signature.sig
 FORMATS = {
@@ -75,7 +81,12 @@ FORMATS = {
     "disclosure": Format(commitment.parse_disclosure, commitment.encode_disclosure, OWN["disclosure"].encode()),
     "trust": Format(trust.parse_trust, trust.encode_trust, OWN["trust"].encode()),
     "note": Format(note.parse_note, note.encode_note, OWN["checkpoint"].encode()),
-    "assertion": Format(webauthn.parse_assertion, lambda parts: webauthn.encode_assertion(*parts), PASSKEY_SIG),
+    "assertion": Format(webauthn.parse_assertion, webauthn.encode_assertion, PASSKEY_SIG),
+    "new passkey": Format(_read_passkey, lambda value: value[1], parse_base64url(OWN["passkey"]["creation"], "data")),
+    "rp id": _of_text(relying_party.parse_rp_id, str, "appliance.example"),
+    "origin": _of_text(
+        lambda text: relying_party.parse_origin(text, "appliance.example"), str, "https://appliance.example:8330"
+    ),
     "spki": Format(lambda data: (keys.parse_spki(data), data), lambda value: value[1], P256),
     "checkpoint": _of_text(
         checkpoint.parse_checkpoint, checkpoint.encode_checkpoint, note.parse_note(OWN["checkpoint"].encode()).text
@@ -225,7 +236,7 @@ def test_a_mutated_assertion_is_tampered(data: bytes) -> None:
     if data == PASSKEY_SIG:
         return
     with pytest.raises(Tampered):
-        webauthn.verify_assertion(P256, PASSKEY_ENVELOPE.pae, data, rp_id="appliance.example")
+        webauthn.verify_assertion(P256, PASSKEY_ENVELOPE.pae, data, PASSKEY_SCOPE)
 
 
 @EXAMPLES

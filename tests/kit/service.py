@@ -60,6 +60,7 @@ class Service:
         context.bases = HeldJobs("bases", lambda key: self.work(key))
         context.datasets = HeldJobs("datasets", lambda key: self.work(key))
         context.runs = HeldJobs("runs", lambda key: self.work(key))
+        context.looks = HeldJobs("looks", lambda key: self.work(key))
 
     @property
     def uploads(self) -> dict[str, bytes]:

@@ -28,6 +28,7 @@ from appliance.domain.governance.delegations import Delegate
 from appliance.domain.governance.endorsement import Endorse, OrderRefused
 from appliance.domain.governance.keys import KeyEnrolled, ReplaceKey, RevokeKey, RotateKey
 from appliance.domain.governance.log_keys import LogKeyRotated, RotateLogKey
+from appliance.domain.governance.passkeys import EnrollPasskey, PasskeyEnrolled
 from appliance.domain.governance.people import (
     Enroll,
     EnrollSeveral,
@@ -47,6 +48,7 @@ from appliance.domain.releases.adapters import AdapterQuarantined, AdapterRevoke
 from appliance.domain.releases.emergencies import BreakGlass
 from appliance.domain.releases.exports import ExportAdapter
 from appliance.domain.releases.findings import AddFinding, CloseFinding
+from appliance.domain.releases.looks import TryAdapter, ViewSamples
 from appliance.domain.releases.requests_for_release import RequestRelease, WithdrawRequest
 from appliance.domain.releases.reviews import Review
 from appliance.domain.retention.holds import HoldLifted, LiftHold, PlaceHold
@@ -63,7 +65,8 @@ from appliance.formats.log.cosignature import witness_vkey_of
 from appliance.formats.log.note import vkey_of
 from appliance.formats.signatures.dsse import encode_envelope
 from appliance.formats.signatures.keys import generate_ed25519
-from scripts.kit.log_builder import ORIGIN, LogBuilder, manifest, policy_digest, policy_set, stage
+from scripts.kit.authenticator import new_passkey
+from scripts.kit.log_builder import ORIGIN, LogBuilder, manifest, order_of, policy_digest, policy_set, stage
 from tests.kit.ahead import DAY_S, reset_clock, run_ahead
 
 Breach = tuple[str, Callable[[LogBuilder], Any]]
@@ -153,6 +156,11 @@ def rekeyed(site: LogBuilder, model: type[Any], by: str, name: str, **fields: An
         site.ordered(body, order, documents=documents)
     else:
         site.two(body, order, documents)
+
+
+def passkey(site: LogBuilder, by: str = "anna", second: str = "ben") -> None:
+    order, documents = site.passkey_order("rita", new_passkey(), by)
+    site.two(PasskeyEnrolled(policy=site.in_force), order, documents, second=second)
 
 
 def adopted(site: LogBuilder, **signed: str) -> None:
@@ -259,6 +267,10 @@ TYPES: dict[str, Breach] = {
     "request.withdrawn": ("sealed", request_withdrawn_by_another),
     "finding.added": ("sealed", lambda s: s.find("olga")),
     "finding.closed": ("sealed", lambda s: s.close(s.find().index, "raul")),
+    "samples.requested": ("sealed", lambda s: s.view_samples("olga")),
+    "samples.shown": ("sealed", lambda s: s.add(s.samples_shown(order_of(s.view_samples()), rows=6))),
+    "try.requested": ("sealed", lambda s: s.try_adapter("audrey")),
+    "try.finished": ("sealed", lambda s: s.add(s.try_finished(order_of(s.try_adapter()), by="raul"))),
     "field.delegated": ("sealed", lambda s: s.delegate("olga")),
     "release.emergency": ("released", broken_by_one_person),
     "release.activated": ("sealed", lambda s: s.activate()),
@@ -278,6 +290,7 @@ TYPES: dict[str, Breach] = {
     "request.admitted": ("serving", lambda s: s.add(s.request(2))),
     "request.finished": ("serving", lambda s: s.add(s.answered(9))),
     "key.enrolled": ("staffed", lambda s: rekeyed(s, RotateKey, "raul", "rita", old_until=s.now)),
+    "passkey.enrolled": ("staffed", lambda s: passkey(s, second="anna")),
     "key.revoked": ("staffed", lambda s: s.revoke_key("rita", signer="olga")),
     "application.enrolled": ("staffed", lambda s: s.enroll_application(by="olga")),
     "token.issued": ("staffed", issued_by_another),
@@ -329,6 +342,8 @@ VERBS: dict[type[Order], Breach] = {
     WithdrawRequest: TYPES["request.withdrawn"],
     AddFinding: TYPES["finding.added"],
     CloseFinding: TYPES["finding.closed"],
+    ViewSamples: TYPES["samples.requested"],
+    TryAdapter: TYPES["try.requested"],
     Delegate: TYPES["field.delegated"],
     BreakGlass: ("released", lambda s: s.break_glass()),
     Activate: ("sealed", lambda s: s.activate()),
@@ -339,6 +354,7 @@ VERBS: dict[type[Order], Breach] = {
     RevokeDataset: TYPES["dataset.revoked"],
     RevokeValidationSet: TYPES["validation-set.revoked"],
     ReplaceKey: ("staffed", lambda s: rekeyed(s, ReplaceKey, "olga", "rita")),
+    EnrollPasskey: ("staffed", lambda s: passkey(s, by="olga")),
     RotateKey: ("staffed", lambda s: rekeyed(s, RotateKey, "raul", "rita", old_until=s.now)),
     RevokeKey: TYPES["key.revoked"],
     EnrollApplication: TYPES["application.enrolled"],

@@ -43,6 +43,7 @@ from appliance.formats.log.checkpoint import Checkpoint, sign_checkpoint
 from appliance.formats.signatures.dsse import Envelope, Signature, encode_envelope, sign_envelope
 from appliance.formats.signatures.keys import EcdsaSigner, generate_ed25519
 from appliance.formats.signatures.statement import encode_statement
+from scripts.kit.authenticator import new_passkey
 from scripts.kit.log_builder import ORIGIN, START, LogBuilder, manifest, policy_set, stage
 from tests.domain.audit.test_verify import reforged, signed_over, verify
 from tests.domain.evaluation.test_judging import ALIKE, GATES, change, change_judged, gate_set, one_gate
@@ -332,6 +333,13 @@ def contains(table: Table[Any], key: str) -> bool:
     return table.kind != "order" and table.get(key) is not None
 
 
+def by_a_passkey_that_policy_took_back(site: LogBuilder) -> None:
+    site.adopt(policy_set(passkeys_synced=True))
+    site.keys["rita"] = site.enroll_passkey("rita", new_passkey(flags=0x0D))
+    site.adopt(policy_set())
+    site.review("rita", "privacy")
+
+
 PARTS: dict[str, tuple[Any, str, Any, Breach]] = {
     "sequence": (rules, "check_sequence", nothing, ("staffed", add(Heartbeat(), time=START))),
     "documents": (rules, "check_documents", nothing, ("imported", other_bytes)),
@@ -344,6 +352,7 @@ PARTS: dict[str, tuple[Any, str, Any, Breach]] = {
         ReviewRecorded(policy=NOTHING), s.review_order("rita", "privacy")))),
     "signature": (signatures, "verify_envelope", nothing, ("sealed", forged)),
     "standing key": (Key, "stands", lambda *_: True, ("sealed", by_a_revoked_key)),
+    "kind of passkey": (signatures, "against_scope", no_reasons, ("sealed", by_a_passkey_that_policy_took_back)),
     "counting key": (Key, "counts", lambda *_: True, ("approved", over_a_distrusted_review)),
     "lifetime": (signatures, "check_lifetime", nothing, ("sealed", lambda s: s.ordered(
         ReviewRecorded(policy=s.in_force), s.review_order("rita", "privacy", expires_at=s.now)))),

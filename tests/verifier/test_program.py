@@ -14,12 +14,14 @@ import pytest
 
 from appliance import verifier
 from appliance.domain.audit.report import Report
+from appliance.domain.core import signatures
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import add_seconds
 from appliance.domain.releases.adapters import AdapterRevoked, RevokeAdapter
 from appliance.errors import NotFound
 from appliance.formats.log.export import write_export
 from appliance.formats.log.trust import encode_trust
+from scripts.kit.authenticator import PLACE
 from scripts.kit.log_builder import ORIGIN, LogBuilder, stage
 from tests.kit.judged_release import adapter_of
 from tests.kit.site_policies import permitting
@@ -217,6 +219,29 @@ def test_the_zipapp_verifies_with_cryptography_and_pydantic_alone(zipapp: Path, 
     rooms = {name.split(".")[1] for name in modules.split()[1:] if "." in name}
     assert rooms == {"errors", "formats", "domain", "verifier"}
     assert all(name.startswith(str(zipapp)) for name in kept.split()[1:]), "nothing came from another place"
+
+
+@pytest.mark.parametrize("origin", [PLACE, f"{PLACE}:9999"])
+def test_the_zipapp_checks_a_passkeys_assertion_without_another_library(
+    zipapp: Path, tmp_path: Path, origin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One at the enrolled origin, and one at another port, which a service recorded that did not look."""
+    site = stage("sealed", SITE_POLICIES)
+    passkey = site.enroll_passkey("rita")
+    with monkeypatch.context() as patch:
+        if origin != PLACE:
+            patch.setattr(signatures, "verify_envelope", lambda *_: None)
+        site.keys["rita"] = passkey.wrong(origin=origin)
+        site.review("rita", "privacy")
+    export, trust = tmp_path / "ledger.tar", tmp_path / "trust.json"
+    export.write_bytes(export_of(site))
+    trust.write_bytes(encode_trust(site.trust))
+    done = run_zipapp(zipapp, (*OTHERS, "webauthn"), export, "--trust", trust, "--without-site-policies")
+    if origin == PLACE:
+        assert done.returncode == 0, done.stdout + done.stderr
+    else:
+        assert done.returncode == 6
+        assert f"passkey signature, origin: expected {PLACE}, got '{origin}'" in " ".join(done.stdout.split())
 
 
 def test_the_zipapp_without_cedar_says_what_was_not_checked(zipapp: Path, files: Files) -> None:

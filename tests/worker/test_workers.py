@@ -79,7 +79,7 @@ def test_walls_are_tried_before_torch_is_there() -> None:
     import subprocess
     import sys
 
-    modules = "appliance.worker.train, appliance.worker.evaluate, appliance.worker.serve, appliance.worker.prepare"
+    modules = ", ".join(f"appliance.worker.{name}" for name in ("train", "evaluate", "serve", "prepare", "look"))
     code = f"import sys, {modules}; print([m for m in ('torch', 'transformers', 'appliance.ml') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "[]\n"

@@ -240,15 +240,18 @@ def _print_proven(proven: Proven) -> None:
 
 def _order_text(proven: Proven, data: bytes) -> str:
     """An order in words, where the document is one; committed texts are shown while they are disclosed."""
-    from appliance.client.support.orders import Proposal, describe
+    from appliance.domain.rulebook.proposals import Proposal
     from appliance.domain.rulebook.registry import ORDERS
+    from appliance.domain.rulebook.showing import describe, describe_signature
     from appliance.formats.signatures.dsse import parse_envelope
 
     try:
-        order = ORDERS.parse(parse_envelope(data).payload)
+        envelope = parse_envelope(data)
+        order = ORDERS.parse(envelope.payload)
     except BadInput:
         return ""
-    return "\n".join(f"{label}: {plain(value)}" for label, value in describe(Proposal(order, proven.disclosures)))
+    lines = [*describe(Proposal(order, proven.disclosures)), ("signed", describe_signature(envelope))]
+    return "\n".join(f"{label}: {plain(value)}" for label, value in lines)
 
 
 @ledger.command("export", example="appliance ledger export ledger.tar\nappliance-verify ledger.tar --trust trust.json")

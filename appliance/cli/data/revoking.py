@@ -12,7 +12,7 @@ from appliance.cli.support.output import print_facts, print_json
 from appliance.cli.support.signing import receipt_value, sign_and_submit
 
 if TYPE_CHECKING:
-    from appliance.client.support.orders import Proposal
+    from appliance.domain.rulebook.proposals import Proposal
 
 _REASON = click.option("--reason", metavar="TEXT", help="Why, in your words; can be erased later.")
 
@@ -27,7 +27,7 @@ def revoke_base(caller: Caller, name: str, reason: str | None) -> None:
 
     One administrator or reviewer is enough: taking away is always easier than giving.
     """
-    from appliance.client.reviews import propose_base_revocation
+    from appliance.client.releases.reviews import propose_base_revocation
 
     _sign(caller, name, propose_base_revocation(caller.reading(), caller.anchor, caller.signer, name, reason))
 
@@ -42,7 +42,7 @@ def revoke_dataset(caller: Caller, name: str, reason: str | None) -> None:
 
     One administrator or reviewer is enough: taking away is always easier than giving.
     """
-    from appliance.client.reviews import propose_dataset_revocation
+    from appliance.client.releases.reviews import propose_dataset_revocation
 
     _sign(caller, name, propose_dataset_revocation(caller.reading(), caller.anchor, caller.signer, name, reason))
 
@@ -57,7 +57,7 @@ def revoke_set(caller: Caller, name: str, reason: str | None) -> None:
 
     One validator, administrator or reviewer is enough: taking away is always easier than giving.
     """
-    from appliance.client.reviews import propose_set_revocation
+    from appliance.client.releases.reviews import propose_set_revocation
 
     _sign(caller, name, propose_set_revocation(caller.reading(), caller.anchor, caller.signer, name, reason))
 

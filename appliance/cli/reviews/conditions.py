@@ -32,7 +32,7 @@ def parse_conditions(
     not_before: str | None, not_after: str | None, tasks: tuple[str, ...], answers_a_day: int | None
 ) -> Conditions | None:
     """None where no condition is given."""
-    from appliance.client.decisions import make_conditions
+    from appliance.client.releases.decisions import make_conditions
 
     now = datetime.now(UTC)
     values = {

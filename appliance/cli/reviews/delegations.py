@@ -40,7 +40,7 @@ def end(caller: Caller, principal: str, field: str) -> None:
 
 
 def _delegate(caller: Caller, principal: str, field: str, until: str | None) -> None:
-    from appliance.client.decisions import propose_delegation
+    from appliance.client.releases.decisions import propose_delegation
 
     receipt = sign_and_submit(caller, propose_delegation(caller.about, caller.signer, principal, field, until))
     tell_receipt(caller, receipt, [("delegate", principal), ("field", field), ("until", until or "ended")])

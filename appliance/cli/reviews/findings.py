@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from appliance.cli.reviews.evidence import finding_text
+from appliance.cli.reviews.page import finding_text
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import group, reads, signs
 from appliance.cli.support.output import print_json, print_table
@@ -65,7 +65,7 @@ def add(
     retest: str,
 ) -> None:
     """Record what you found of an adapter. An exception to a policy blocks from its due date on."""
-    from appliance.client.decisions import propose_finding
+    from appliance.client.releases.decisions import propose_finding
 
     until = parse_end(due, "due", datetime.now(UTC))
     terms = {"field": field, "kind": kind, "severity": severity, "blocks": blocks, "owner": owner, "due": until}
@@ -125,7 +125,7 @@ def list_findings(caller: Caller, adapter: str | None, only_open: bool) -> None:
 @click.pass_obj
 def close(caller: Caller, adapter: str, entry: int, evidence: str) -> None:
     """Close a finding. Signed by its finder, or by another reviewer of that field who did not make the adapter."""
-    from appliance.client.decisions import propose_closing
+    from appliance.client.releases.decisions import propose_closing
 
     proposal = propose_closing(caller.reading(), caller.anchor, caller.signer, adapter, entry, evidence)
     tell_receipt(caller, sign_and_submit(caller, proposal), [("closed", f"{adapter} {entry}")])

@@ -89,7 +89,7 @@ def request(
     Policy makes a tier of exposure and purpose. The tier decides how many reviewers it needs, of which fields, and how
     long. A later request replaces this one, and the approvals of it.
     """
-    from appliance.client.decisions import propose_request
+    from appliance.client.releases.decisions import propose_request
 
     terms = {
         "unit": unit,
@@ -113,7 +113,7 @@ def request(
 @click.pass_obj
 def withdraw_request(caller: Caller, adapter: str, unit: str, reason: str | None) -> None:
     """Take back a release request, and with it the approvals of it. Signed by who asked, or an administrator."""
-    from appliance.client.decisions import propose_request_withdrawal
+    from appliance.client.releases.decisions import propose_request_withdrawal
 
     proposal = propose_request_withdrawal(caller.reading(), caller.anchor, caller.signer, adapter, unit, reason)
     tell_receipt(caller, sign_and_submit(caller, proposal), [("withdrawn", f"{adapter} for {unit}")])
@@ -144,7 +144,7 @@ def break_glass(
     Signed by the unit's release owner and endorsed by an administrator. It lasts some hours, and a review opens by
     itself. It lifts no revocation, rejection, blocking finding or condition.
     """
-    from appliance.client.decisions import propose_emergency
+    from appliance.client.releases.decisions import propose_emergency
 
     terms = {
         "unit": unit,

@@ -54,7 +54,12 @@ def width(stream: TextIO) -> int | None:
 
 
 def print_table(
-    headers: Sequence[str], rows: Iterable[Sequence[object]], *, least: Sequence[str] = (), wraps: bool = False
+    headers: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    least: Sequence[str] = (),
+    wraps: bool = False,
+    err: bool = False,
 ) -> None:
     """Columns by spaces, no boxes: it can be read aloud, cut with awk and pasted into a letter.
 
@@ -62,7 +67,7 @@ def print_table(
     `wraps`: the last column goes on in the next lines instead of being cut.
     """
     lines = [[plain(cell) for cell in row] for row in rows]
-    shown, limit = [list(headers), *lines], width(sys.stdout)
+    shown, limit = [list(headers), *lines], width(sys.stderr if err else sys.stdout)
     if limit is None:
         cut = shown
     elif wraps:
@@ -71,7 +76,7 @@ def print_table(
         cut = fit(shown, limit, least)
     sizes = widths(cut)
     for line in cut:
-        click.echo("  ".join(cell.ljust(size) for cell, size in zip(line, sizes, strict=True)).rstrip())
+        click.echo("  ".join(cell.ljust(size) for cell, size in zip(line, sizes, strict=True)).rstrip(), err=err)
     if cut != shown:
         say("Columns were shortened to the terminal's width: --wide shows all of them.")
 
@@ -106,14 +111,14 @@ def _wrap(line: str, size: int) -> list[str]:
     return [line] if len(line) <= size else textwrap.wrap(line, size, break_on_hyphens=False)
 
 
-def print_text(text: str, indent: str = "") -> None:
+def print_text(text: str, indent: str = "", *, err: bool = False) -> None:
     """A paragraph: wrapped, its later lines indented."""
-    limit = width(sys.stdout)
+    limit = width(sys.stderr if err else sys.stdout)
     if limit is None:
-        click.echo(text)
+        click.echo(text, err=err)
         return
     for line in textwrap.wrap(text, limit, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False):
-        click.echo(line)
+        click.echo(line, err=err)
 
 
 def _one_line(value: Mapping[str, object]) -> str:

@@ -9,7 +9,8 @@ from appliance.cli.support.caller import Caller
 from appliance.cli.support.output import print_facts, print_json, say
 
 if TYPE_CHECKING:
-    from appliance.client.support.orders import Proposal, Receipt
+    from appliance.client.support.orders import Receipt
+    from appliance.domain.rulebook.proposals import Proposal
 
 
 def sign_and_submit(
@@ -64,11 +65,11 @@ def _twins(caller: Caller, proposals: Sequence[Proposal]) -> list[str]:
 
 def show_proposal(proposal: Proposal, title: str = "You are about to sign:") -> None:
     """On stderr, the way it is signed: no value is left out."""
-    from appliance.client.support import orders
     from appliance.domain.rulebook.registry import VERBS
+    from appliance.domain.rulebook.showing import describe
 
     say("", title, "")
-    print_facts([(f"  {label}", value) for label, value in orders.describe(proposal)], err=True)
+    print_facts([(f"  {label}", value) for label, value in describe(proposal)], err=True)
     say("", f"  What it means: {VERBS[proposal.order.verb].means(proposal.order)}", "")
 
 

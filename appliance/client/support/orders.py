@@ -3,54 +3,32 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
 from appliance.client.support.door import About, Door
 from appliance.client.support.session import envelope_value
-from appliance.domain.core.names import add_seconds, list_problems
 from appliance.domain.core.order import Order, encode_order
-from appliance.domain.evaluation.gates import parse_gates
 from appliance.domain.governance.endorsement import Endorse
-from appliance.domain.governance.people import EnrollSeveral, split_proofs
+from appliance.domain.rulebook.proposals import HEADER, Proposal, check_documents, make_proposal
 from appliance.domain.rulebook.registry import ORDERS, VERBS
-from appliance.domain.runs.training import Train
-from appliance.errors import BadInput, Denied, Tampered, Unavailable, refuse
+from appliance.errors import BadInput, Denied, Tampered, Unavailable
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import (
-    Disclosure,
     disclose,
     disclosure_value,
     parse_disclosure_value,
     verify_disclosure,
 )
-from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import encode_base64, parse_base64, show
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.log.checkpoint import Checkpoint, open_checkpoint
 from appliance.formats.signatures.dsse import Envelope, parse_envelope, sign_envelope
 from appliance.formats.signatures.keys import Signer
 
-ORDER_TTL_S = 900
-"""How long an order may travel; one that waits for a second administrator stands as long as policy allows."""
-
-_HEADER = ("origin", "signer", "nonce", "issued_at", "expires_at")
-
 O = TypeVar("O", bound=Order)  # noqa: E741
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """An unsigned order, and the texts and documents that go with it. `resolved`: the values that were `auto`."""
-
-    order: Order
-    disclosures: tuple[Disclosure, ...] = ()
-    documents: Mapping[str, bytes] = field(default_factory=dict)
-    resolved: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -87,25 +65,18 @@ def propose(
     resolved: frozenset[str] = frozenset(),
 ) -> Proposal:
     """`texts` go into the order as salted commitments and travel beside it; BadInput names a value that cannot be."""
-    limit_s = int(about.parameters["order_lifetime_s"])
-    issued = encode_time(datetime.now(UTC))
-    ttl_s = limit_s if VERBS[model.verb].two_administrators else min(limit_s, ORDER_TTL_S)
-    disclosures = {name: disclose(text, secrets.token_bytes(32)) for name, text in (texts or {}).items()}
-    header = {
-        "origin": about.origin,
-        "signer": signer,
-        "nonce": secrets.token_hex(16),
-        "issued_at": issued,
-        "expires_at": add_seconds(issued, ttl_s),
-    }
-    committed = {name: disclosure.commitment for name, disclosure in disclosures.items()}
-    try:
-        order = model.model_validate({**header, **committed, **values})
-    except ValidationError as error:
-        problems = [f"order {model.verb}: {problem}" for problem in list_problems(error)]
-        refuse(f"order {model.verb}", problems)
-        raise AssertionError("unreachable: an invalid order has a problem") from None
-    return Proposal(order, tuple(disclosures.values()), dict(documents or {}), resolved)
+    return make_proposal(
+        model,
+        values,
+        origin=about.origin,
+        signer=signer,
+        lifetime_s=int(about.parameters["order_lifetime_s"]),
+        now=encode_time(datetime.now(UTC)),
+        nonce=secrets.token_hex(16),
+        disclosures={name: disclose(text, secrets.token_bytes(32)) for name, text in (texts or {}).items()},
+        documents=documents,
+        resolved=resolved,
+    )
 
 
 def reasons_against(door: Door, proposal: Proposal) -> tuple[str, ...]:
@@ -163,79 +134,6 @@ def _open(note: bytes, log_key: str, successor: str | None) -> Checkpoint:
         return open_checkpoint(note, successor)
 
 
-def describe(proposal: Proposal) -> list[tuple[str, str]]:
-    """Every value that the signature binds, in order, as (label, text); committed texts are shown as they read."""
-    order = proposal.order
-    texts = {disclosure.commitment: disclosure.text for disclosure in proposal.disclosures}
-    lines = [("verb", order.verb), ("signer", order.signer), ("log", order.origin)]
-    for name, value in order.model_dump(mode="json").items():
-        if name == "gates":
-            lines += describe_gates(proposal)
-            continue
-        if name in _HEADER or value is None:
-            continue
-        if name == "commitment":
-            # What an erasure names; the text behind it is shown while it is there.
-            lines.append((name, value))
-            lines.append(("text", texts.get(value, "not disclosed: nobody can show what goes")))
-            continue
-        if isinstance(order, EnrollSeveral) and name == "people":
-            lines += describe_people(value, texts)
-        elif name == "recipe" and isinstance(order, Train):
-            lines += describe_recipe(value, proposal.resolved)
-        else:
-            lines.append((label_of(name), show_value(texts.get(value, value) if isinstance(value, str) else value)))
-    return [*lines, ("stands until", order.expires_at), ("statement", digest_bytes(encode_order(order)))]
-
-
-def describe_people(people: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Of an order that enrols several: every value of each person, under the person's name."""
-    return [
-        (
-            f"{person['principal']}, {label_of(name)}",
-            show_value(texts.get(value, value) if isinstance(value, str) else value),
-        )
-        for person in people
-        for name, value in person.items()
-        if name != "principal"
-    ]
-
-
-def describe_recipe(recipe: Mapping[str, Any], resolved: frozenset[str]) -> list[tuple[str, str]]:
-    """The resolved recipe; values that were `auto` are marked."""
-    return [
-        (label_of(name), f"{show_value(value)}{'  (auto)' if name in resolved else ''}")
-        for name, value in recipe.items()
-    ]
-
-
-def describe_gates(proposal: Proposal) -> list[tuple[str, str]]:
-    """The gate set that an order to train binds, gate by gate from its bytes; or that it binds none."""
-    data = proposal.documents.get("gates")
-    if data is None:
-        return [("gates", "none: no gate decides on this adapter")]
-    gates = parse_gates(data)
-    rules = f"alpha {gates.alpha}, correction {gates.correction}, luck {gates.luck}, seed {gates.seed}"
-    lines = [("gates", f"{gates.name}, {digest_bytes(data)}"), ("gates, rules", rules)]
-    return lines + [(f"gate {gate.name}", f"{gate.leg}: {gate.describe()}") for gate in gates.gates]
-
-
-def label_of(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def show_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None:
-        return "none"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} = {show_value(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(show_value(item) for item in value) or "none"
-    return str(value)
-
-
 @dataclass(frozen=True)
 class Pending:
     """Another administrator's order that waits for a second signature, as this side read and hashed it."""
@@ -265,7 +163,7 @@ def parse_pending(row: Mapping[str, Any]) -> Pending:
         for role, data in row["documents"].items()
         if role != "order"
     }
-    _check_documents(order, documents)
+    check_documents(order, documents)
     against = tuple(map(str, row.get("against", ())))
     return Pending(envelope.pae_digest, int(row["index"]), Proposal(order, disclosures, documents), against)
 
@@ -280,23 +178,8 @@ def waiting_twins(door: Door, proposal: Proposal) -> list[Pending]:
 
 def _said(order: Order) -> dict[str, Any]:
     """What an order says, without its header and the commitments, which differ by their salt alone."""
-    hidden = {*_HEADER, *order.commitments()}
+    hidden = {*HEADER, *order.commitments()}
     return {"verb": order.verb} | {n: v for n, v in order.model_dump(mode="json").items() if n not in hidden}
-
-
-def _check_documents(order: Order, documents: Mapping[str, bytes]) -> None:
-    """What lies beside the order is what the order binds by digest."""
-    predicate = order.model_dump(mode="json")
-    if isinstance(order, EnrollSeveral):
-        predicate["possessions"] = [person.possession for person in order.people]
-    for role, data in documents.items():
-        got: object = digest_bytes(data)
-        if role == "possession":
-            got = parse_envelope(data).pae_digest
-        elif role == "possessions":
-            got = [parse_envelope(proof).pae_digest for proof in split_proofs(data)]
-        if got != predicate.get(role):
-            raise Tampered(f"pending order, document {role}: expected {predicate.get(role)}, got {got}")
 
 
 def propose_endorsement(about: About, signer: str, pending: Pending) -> Proposal:

@@ -5,9 +5,9 @@ They share the order's envelope (DSSE over an in-toto statement) and its encodin
 
 from __future__ import annotations
 
-from typing import ClassVar, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, StringConstraints
 
 from appliance.domain.core.names import Base64, Digest, Identifier, Nonce, Time, Value, encode_value, parse_value
 from appliance.errors import BadInput, NotAuthenticated
@@ -18,6 +18,19 @@ from appliance.formats.signatures.dsse import Envelope, encode_envelope, parse_e
 from appliance.formats.signatures.statement import Statement, encode_statement, parse_statement
 
 PREFIX = "urn:appliance:statement:"
+
+
+def _check_credential_id(text: str) -> str:
+    try:
+        parse_base64url(text, "credential id")
+    except BadInput as error:
+        raise ValueError(error.message) from None
+    return text
+
+
+CredentialId = Annotated[str, StringConstraints(min_length=1, max_length=1_364), AfterValidator(_check_credential_id)]
+"""What an authenticator calls a passkey: at most 1,023 bytes, as base64url in its one spelling."""
+Origin = Annotated[str, StringConstraints(min_length=1, max_length=300)]
 
 
 class Credential(Value):
@@ -35,6 +48,17 @@ class Possession(Credential):
     kind = "possession"
     key: Base64
     keyid: Digest
+
+
+class PasskeyPossession(Possession):
+    """Signed by a passkey that is to be enrolled: its owner names where it signs, and the administrators see it."""
+
+    kind = "passkey"
+    passkey: Identifier = Field(description="the owner's own name for it")
+    credential_id: CredentialId
+    rp_id: str = Field(max_length=253)
+    origins: tuple[Origin, ...] = Field(min_length=1, max_length=8)
+    backup_eligible: bool
 
 
 class SessionStatement(Credential):

@@ -120,6 +120,26 @@ class DailyAnswers(Value):
     count: int
 
 
+class Look(Value):
+    """A look at a sealed adapter that has not ended: `count` rows, or prompts, as the order says. `index`: the entry
+    that it was ordered by."""
+
+    order: str
+    kind: Literal["samples", "try"]
+    adapter: str
+    by: str
+    count: int
+    index: int
+
+
+class DailyTries(Value):
+    """Prompts that a reviewer put to adapters that are not released, on the last day of UTC on which they put any."""
+
+    by: str
+    day: str
+    count: int
+
+
 def delegation_key(delegator: str, delegate: str, field: str) -> str:
     return f"{delegator}/{delegate}/{field}"
 

@@ -123,11 +123,18 @@ class Parameters(Value):
         default=28_800, ge=60, le=259_200, description="how long a version may answer in an emergency"
     )
 
+    tries_a_day: int = Field(
+        default=100, ge=0, le=100_000, description="prompts that a reviewer may put to adapters that are not released"
+    )
     required_gates: tuple[Digest, ...] = Field(
         default=(), max_length=64, description="gate sets, one of which a run for release must be judged by"
     )
     failed_verdict: Literal["shown", "stops"] = Field(
         default="shown", description="whether a verdict that was not passed stops a release"
+    )
+    passkeys_synced: bool = Field(default=False, description="passkeys that can be copied, such as to a cloud, count")
+    passkeys_on_localhost: bool = Field(
+        default=False, description="passkeys of localhost count, where every user of the machine can listen"
     )
 
     @model_validator(mode="after")

@@ -10,8 +10,23 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer
 from appliance.domain.core.decisions import Finding, ReleaseRequest, ReviewRecord
 from appliance.domain.core.names import Digest, Identifier, Time, Value, VersionedName
 from appliance.domain.core.policy import Parameters
+from appliance.formats.signatures.relying_party import PasskeyScope
 
 ReplayVerdict = Literal["identical", "within-tolerance", "different"]
+
+
+class Passkey(Value):
+    """What enrolment bound of a key that is in a person's authenticator. `name` is the person's own word for it."""
+
+    name: str
+    credential_id: str
+    rp_id: str
+    origins: tuple[str, ...]
+    backup_eligible: bool
+
+    @property
+    def scope(self) -> PasskeyScope:
+        return PasskeyScope(self.rp_id, self.origins, self.backup_eligible)
 
 
 class Key(Value):
@@ -27,12 +42,20 @@ class Key(Value):
     """What it signed in this entry or later does not count, whenever it was revoked."""
     rotated_from: str | None = None
     """The key by which its owner rotated to it: where that one did not count any more, nor does this one."""
+    passkey: Passkey | None = None
+    """Of a key in an authenticator: it signs by assertions alone, and only there."""
 
     @model_serializer(mode="wrap")
     def _encode(self, encode: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `rotated_from` where there is none."""
+        """Without `rotated_from` and `passkey` where there is none."""
         value: dict[str, Any] = encode(self)
-        return value if self.rotated_from is not None else {k: v for k, v in value.items() if k != "rotated_from"}
+        absent = {name for name in ("rotated_from", "passkey") if getattr(self, name) is None}
+        return {name: one for name, one in value.items() if name not in absent}
+
+    @property
+    def scope(self) -> PasskeyScope | None:
+        """Of a passkey: where its assertions count."""
+        return None if self.passkey is None else self.passkey.scope
 
     def stands(self, now: Time) -> bool:
         """Whether it may sign something new."""

@@ -10,10 +10,12 @@ from typing import TypeVar
 from appliance.domain.core.credentials import Credential, SessionStatement, UnitToken, parse_credential
 from appliance.domain.core.names import Time, add_seconds
 from appliance.domain.core.order import Order, parse_order
+from appliance.domain.core.policy import Parameters
 from appliance.domain.core.records import Key, Principal, token_key
 from appliance.domain.core.state import State
 from appliance.errors import Conflict, Denied, NotAuthenticated, Tampered
 from appliance.formats.signatures.dsse import Envelope, parse_envelope, verify_envelope
+from appliance.formats.signatures.relying_party import PasskeyScope
 
 C = TypeVar("C", bound=Credential)
 
@@ -35,13 +37,34 @@ def authenticate(state: State, envelope: Envelope, signer: str, now: Time) -> Ke
     try:
         key = _key_of(state, envelope, signer)
         principal = state.principals.get(signer)
-        if principal is None or principal.revoked is not None or not key.stands(now):
-            raise NotAuthenticated(f"signature by {signer}: expected a standing key, got {key.keyid}, which has ended")
+        why = key_ended(state, key, now)
+        if principal is None or principal.revoked is not None or why is not None:
+            why = why or f"expected a standing key, got {key.keyid}, which has ended"
+            raise NotAuthenticated(f"signature by {signer}: {why}")
         _verify(envelope, key)
     except NotAuthenticated as error:
         error.claimed = (signer, envelope.signatures[0].keyid)
         raise
     return key
+
+
+def key_ended(state: State, key: Key, now: Time) -> str | None:
+    """Why the key signs nothing new, or None while it may. What it signed before is not asked about."""
+    if not key.stands(now):
+        return f"expected a standing key, got {key.keyid}, which has ended"
+    reasons = [] if key.scope is None else against_scope(state.parameters, key.scope)
+    return reasons[0] if reasons else None
+
+
+def against_scope(parameters: Parameters, scope: PasskeyScope) -> list[str]:
+    """What policy has against passkeys of this kind, at this place."""
+    reasons = []
+    if scope.backup_eligible and not parameters.passkeys_synced:
+        reasons.append("passkey: expected a key that cannot be copied (policy: passkeys_synced), got one that can")
+    if scope.is_local and not parameters.passkeys_on_localhost:
+        expected = "expected another place than localhost (policy: passkeys_on_localhost)"
+        reasons.append(f"passkey: {expected}, got {', '.join(scope.origins)}")
+    return reasons
 
 
 def _key_of(state: State, envelope: Envelope, signer: str) -> Key:
@@ -54,7 +77,7 @@ def _key_of(state: State, envelope: Envelope, signer: str) -> Key:
 
 def _verify(envelope: Envelope, key: Key) -> None:
     try:
-        verify_envelope(envelope, base64.b64decode(key.spki))
+        verify_envelope(envelope, base64.b64decode(key.spki), key.scope)
     except Tampered as error:
         raise NotAuthenticated(f"signature by {key.principal}: {error.message}") from None
 

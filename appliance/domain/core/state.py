@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from appliance.domain.core.decisions import DailyAnswers, Delegation
+from appliance.domain.core.decisions import DailyAnswers, DailyTries, Delegation, Look
 from appliance.domain.core.names import NO_DIGEST, Time
 from appliance.domain.core.policy import Parameters
 from appliance.domain.core.records import (
@@ -62,14 +62,13 @@ class State:
     """The fold. Only `rulebook.apply` changes it."""
 
     def __init__(self) -> None:
-        self.size = 0
+        self.size, self._taken = 0, 0
         self.last_time: str = ""
         self.last_leaf: str = NO_DIGEST
         self._journal = Journal()
         self.clearances: Table[Clearance] = Table("clearance", Clearance, self._journal)
         """By release: that nothing barred it, so that not every request asks again. No part of what `tables` names:
         it follows from them."""
-        self._taken = 0
         self.sites: Table[Site] = Table("site", Site, self._journal, voids_clearances=True)
         self.principals: Table[Principal] = Table("principal", Principal, self._journal, voids_clearances=True)
         self.keys: Table[Key] = Table("key", Key, self._journal, voids_clearances=True)
@@ -101,6 +100,10 @@ class State:
         self.slots: Table[Slot] = Table("slot", Slot, self._journal)
         self.requests: Table[OpenRequest] = Table("request", OpenRequest, self._journal)
         self.answers: Table[DailyAnswers] = Table("answers", DailyAnswers, self._journal)
+        self.looks: Table[Look] = Table("look", Look, self._journal)
+        """By order, those that have not ended."""
+        self.tries: Table[DailyTries] = Table("tries", DailyTries, self._journal)
+        """By reviewer."""
         self.texts: Table[Text] = DigestTable("text", Text, self._journal, "hmac-sha256:")
         self.holds: Table[Hold] = Table("hold", Hold, self._journal)
         self.witnesses: Table[Witness] = Table("witness", Witness, self._journal)

@@ -166,12 +166,23 @@ def count_judged_on(state: State, validation_set: ValidationSet) -> int:
     return _count(state, _rows_of_set(validation_set))
 
 
+def list_judged(state: State, dataset: str) -> list[Judgement]:
+    """Those that `count_judged` counts."""
+    return _list(state, _held_out_rows(state, dataset))
+
+
 def _count(state: State, rows: _Rows, adapter: str | None = None) -> int:
-    return sum(
-        any(rows.same(other) for other in _judged_rows(state, one))
+    return len(_list(state, rows, adapter))
+
+
+def _list(state: State, rows: _Rows, adapter: str | None = None) -> list[Judgement]:
+    """`adapter`: only those of this name."""
+    return [
+        one
         for one in state.judgements.values()
-        if adapter is None or split_version(one.adapter)[0] == adapter
-    )
+        if (adapter is None or split_version(one.adapter)[0] == adapter)
+        and any(rows.same(other) for other in _judged_rows(state, one))
+    ]
 
 
 def _judged_rows(state: State, judgement: Judgement) -> Iterator[_Rows]:

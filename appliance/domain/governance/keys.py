@@ -153,13 +153,16 @@ def new_key(case: Case, name: str, spki: str, keyid: str) -> Key:
 
 
 def key_enrolled(case: Case) -> Changes:
-    """A new key for a person: the old ones end at once, or stand for a while where the person rotates."""
+    """A new key for a person: the old ones end at once, or stand for a while where the person rotates. A rotation ends
+    no passkey."""
     changes: Changes = []
     order = case.order(NewKey)
     until = order.old_until if isinstance(order, RotateKey) else None
     principal = _principal(case, order.principal)
     for key in case.state.keys.values():
-        if key.principal == principal.name and key.stands(case.entry.time):
+        if key.principal != principal.name or (until is not None and key.passkey is not None):
+            continue
+        if key.stands(case.entry.time):
             # One that an earlier rotation ends is not prolonged by the next.
             ends = {"revoked": case.entry.index} if until is None else {"until": min(until, key.until or until)}
             changes.append((case.state.keys, key.keyid, key.model_copy(update=ends)))
@@ -214,7 +217,7 @@ VERBS = (
         RotateKey,
         may=may_rotate_key,
         signers=("the key's owner",),
-        meaning="From now on you sign with this key; your older keys are valid until the date.",
+        meaning="From now on you sign with this key; your older keys are valid until the date, but passkeys stay.",
         event=KeyEnrolled,
         apply=key_enrolled,
         attachment=POSSESSION,

@@ -19,6 +19,7 @@ from appliance.domain.governance import (
     endorsement,
     keys,
     log_keys,
+    passkeys,
     people,
     policies,
     rules,
@@ -32,6 +33,7 @@ from appliance.domain.releases import (
     emergencies,
     exports,
     findings,
+    looks,
     requests_for_release,
     reviews,
 )
@@ -42,12 +44,12 @@ from appliance.domain.witnesses import cosignatures
 from appliance.errors import BadInput, Denied
 
 _VERBS: tuple[Verb, ...] = (
-    *people.VERBS, *keys.VERBS, *log_keys.VERBS, *policies.VERBS, *rules.VERBS, *clock.VERBS, *endorsement.VERBS,
-    *delegations.VERBS,
+    *people.VERBS, *keys.VERBS, *passkeys.VERBS, *log_keys.VERBS, *policies.VERBS, *rules.VERBS, *clock.VERBS,
+    *endorsement.VERBS, *delegations.VERBS,
     *texts.VERBS, *holds.VERBS,
     *imports.VERBS, *bases.VERBS, *datasets.VERBS, *validation_sets.VERBS,
     *training.VERBS, *authorisation.VERBS, *cancellation.VERBS, *resumption.VERBS, *replays.VERBS,
-    *adapters.VERBS, *requests_for_release.VERBS, *findings.VERBS, *reviews.VERBS, *activations.VERBS,
+    *adapters.VERBS, *requests_for_release.VERBS, *findings.VERBS, *looks.VERBS, *reviews.VERBS, *activations.VERBS,
     *emergencies.VERBS, *exports.VERBS,
     *applications.VERBS, *tokens.VERBS,
 )  # fmt: skip
@@ -56,7 +58,7 @@ _EVENTS: tuple[EventRule, ...] = (
     *cosignatures.EVENTS,
     *imports.EVENTS, *bases.EVENTS, *datasets.EVENTS, *validation_sets.EVENTS,
     *training.EVENTS, *checkpoints.EVENTS, *resumption.EVENTS, *replays.EVENTS,
-    *adapters.EVENTS,
+    *adapters.EVENTS, *looks.EVENTS,
     *applications.EVENTS, *slots.EVENTS, *requests.EVENTS,
     *integrity.EVENTS,
 )  # fmt: skip

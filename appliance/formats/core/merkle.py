@@ -101,6 +101,11 @@ class Frontier:
         return {(level, (self.size >> level) - 1): hash_ for level, hash_ in zip(levels, self.hashes, strict=True)}
 
 
+def root_at(size: int, node: ReadNode) -> bytes:
+    """MTH(D[size]); reads O(log size) stored nodes."""
+    return _range_root(0, size, node) if size else EMPTY_ROOT
+
+
 def inclusion_proof(index: int, size: int, node: ReadNode) -> list[bytes]:
     """PATH(index, D[size]), leaf's sibling first; reads O(log size) stored nodes."""
     if not 0 <= index < size:

@@ -21,6 +21,7 @@ from appliance.formats.core.fields import (
     show,
 )
 from appliance.formats.signatures.keys import Signer, is_ecdsa, keyid_of, verify_signature
+from appliance.formats.signatures.relying_party import PasskeyScope
 from appliance.formats.signatures.webauthn import is_assertion, verify_assertion
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -102,19 +103,20 @@ def sign_envelope(payload: bytes, key: Signer) -> Envelope:
     return Envelope(PAYLOAD_TYPE, payload, (Signature(key.keyid, sig),))
 
 
-def verify_envelope(envelope: Envelope, spki: bytes, *, rp_id: str | None = None) -> None:
-    """The one signature holds under this key: plain, or a passkey's assertion for the relying party `rp_id`.
+def verify_envelope(envelope: Envelope, spki: bytes, scope: PasskeyScope | None = None) -> None:
+    """The one signature holds under this key: plain, or where the key is a passkey, its assertion within its `scope`.
 
-    Without `rp_id` no passkey signature is accepted. Which key may sign what is not decided here.
+    A passkey makes no plain signature that counts, and no other key an assertion. Which key may sign what is not
+    decided here.
     """
     signature = envelope.signature
     keyid = keyid_of(spki)
     if signature.keyid != keyid:
         raise Tampered(f"envelope, keyid: expected {keyid}, got {show(signature.keyid)}")
-    # By the key's kind first: one Ed25519 signature in 256 begins with the byte that marks an assertion.
-    if not (is_ecdsa(spki) and is_assertion(signature.sig)):
-        verify_signature(spki, envelope.pae, signature.sig)
-    elif rp_id is None:
-        raise Tampered(f"envelope, signature by {keyid}: expected a plain signature, got a passkey's without its rp id")
+    if scope is not None:
+        verify_assertion(spki, envelope.pae, signature.sig, scope)
+    elif is_ecdsa(spki) and is_assertion(signature.sig):
+        # By the key's kind first: one Ed25519 signature in 256 begins with the byte that marks an assertion.
+        raise Tampered(f"envelope, signature by {keyid}: expected a plain signature, got a passkey's assertion")
     else:
-        verify_assertion(spki, envelope.pae, signature.sig, rp_id=rp_id)
+        verify_signature(spki, envelope.pae, signature.sig)

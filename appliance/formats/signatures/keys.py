@@ -147,6 +147,13 @@ def ed25519_spki(public: bytes) -> bytes:
     return _SPKI_PREFIXES["Ed25519"][0] + public
 
 
+def p256_spki(x: bytes, y: bytes) -> bytes:
+    """The SPKI of a point of P-256, uncompressed, from its coordinates of 32 bytes each; BadInput where it is none."""
+    spki = _SPKI_PREFIXES["P-256"][0] + x + y
+    parse_spki(spki)
+    return spki
+
+
 def ed25519_raw(spki: bytes) -> bytes:
     """The 32 raw key bytes; BadInput for a key of another kind."""
     if is_ecdsa(spki):

@@ -363,6 +363,11 @@ class Ledger:
         """That the log of `new` entries begins with the log of `old`."""
         return self._prove(new, lambda node: merkle.consistency_proof(old, new, node))
 
+    def root_at(self, size: int) -> bytes:
+        """The root of the log of its first `size` entries."""
+        (root,) = self._prove(size, lambda node: [merkle.root_at(size, node)])
+        return root
+
     def _prove(self, size: int, proof: Callable[[merkle.ReadNode], list[bytes]]) -> list[bytes]:
         # A log never becomes shorter than this process has seen it.
         if size > self._seen.size:

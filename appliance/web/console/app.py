@@ -19,9 +19,12 @@ from appliance.web.console.core.gate import Gate
 from appliance.web.console.core.page import Page
 from appliance.web.console.core.render import make_environment
 from appliance.web.console.core.security import Site
-from appliance.web.console.core.signing_in import sign_in_routes
+from appliance.web.console.core.signing_in import admit, sign_in_routes
 from appliance.web.console.downloads import download_routes
 from appliance.web.console.pages import PAGES
+from appliance.web.console.signing.orders import order_routes
+from appliance.web.console.signing.passkeys import passkey_routes
+from appliance.web.console.signing.sign_in import passkey_sign_in_routes
 from appliance.web.console.streams import stream_routes
 from appliance.web.core.auth import Doorkeeper
 from appliance.workflows.core.context import Context
@@ -35,7 +38,10 @@ def console_app(
     desk = Desk(context, door, Site(url), make_environment(assets), pages)
     routes = [
         Route("/", _home),
+        *passkey_sign_in_routes(desk, admit),
         *sign_in_routes(desk),
+        *order_routes(desk),
+        *passkey_routes(desk),
         *stream_routes(desk, changes),
         *download_routes(desk),
         *(route for page in pages for route in _routes(desk, page)),

@@ -8,6 +8,8 @@ from appliance.web.console.home import home
 from appliance.web.console.operators import curves, data, imports, run, runs
 from appliance.web.console.releases import candidates, releases
 from appliance.web.console.reviewers import adapter, adapters, queue
+from appliance.web.console.signing import orders as sign
+from appliance.web.console.signing import passkeys
 
 PAGES = (
     home.PAGE,
@@ -28,6 +30,9 @@ PAGES = (
     past.PAGE,
     could_load.PAGE,
     checkpoint.PAGE,
+    sign.VERBS_PAGE,
+    sign.PAGE,
+    passkeys.PAGE,
     people.PAGE,
     people.PERSON,
     orders.PAGE,

@@ -18,6 +18,7 @@ from appliance.domain.core.names import parse_value
 from appliance.domain.core.records import Adapter
 from appliance.domain.core.words import unknown_word
 from appliance.domain.recipe.parsing import parse_resolved
+from appliance.domain.releases.looks import MOST_PROMPTS
 from appliance.errors import BadInput, NotFound, Unavailable
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import parse_disclosure_value
@@ -38,8 +39,10 @@ from appliance.workflows.queries.log import LogFilters, show
 from appliance.workflows.queries.people import pending_orders
 from appliance.workflows.queries.work import import_status, recipe_facts, replay_status, run_progress, run_steps
 from appliance.workflows.releases import exports, review
+from appliance.workflows.releases.page import review_page
 from appliance.workflows.releases.review import adapter_row
 from appliance.workflows.runs import planning
+from appliance.workflows.serving import looks
 from appliance.workflows.witnesses import exchange as witnesses
 
 WAIT_S = 25.0
@@ -76,6 +79,13 @@ class RowRequest(BaseModel):
     text: str = Field(max_length=MAX_ROW_CHARACTERS)
 
 
+class PromptsRequest(BaseModel):
+    """What a reviewer is about to put to an adapter: kept in memory until the order that binds them."""
+
+    model_config = ConfigDict(extra="forbid")
+    prompts: list[dict[str, Any]] = Field(max_length=MOST_PROMPTS)
+
+
 class CalibrationRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     recipe: dict[str, Any]
@@ -106,6 +116,7 @@ def people_app(context: Context, door: Doorkeeper, console_url: str | None = Non
     _runs(private, context, person)
     _adapters(private, context)
     _questions(private, context, person)
+    _looks(private, context, person)
     _ledger(private, context)
     _keeping(private, context, person)
     app.include_router(public)
@@ -325,6 +336,10 @@ def _adapters(router: APIRouter, context: Context) -> None:
     def packet(name: str) -> dict[str, Any]:
         return review.review_packet(context, name)
 
+    @router.get("/v1/adapters/{name}/page")
+    def page(name: str) -> dict[str, Any]:
+        return review_page(context, name).model_dump(mode="json")
+
     @router.get("/v1/adapters/{name}/files/{path:path}")
     def file(name: str, path: str) -> Response:
         return Response(review.adapter_file(context, name, path), media_type="application/octet-stream")
@@ -366,6 +381,22 @@ def _questions(router: APIRouter, context: Context, person: Callable[..., Sessio
     @router.get("/v1/ledger/state")
     def state(at: str | None = None, kind: Annotated[list[str], Query()] = []) -> dict[str, Any]:  # noqa: B006
         return questions.state_as_of(context, at, kind)
+
+
+def _looks(router: APIRouter, context: Context, person: Callable[..., Session]) -> None:
+    """Samples and tries. Prompts are sent before their order, and what was answered goes to who ordered it alone."""
+    asking = Depends(person)
+
+    @router.post("/v1/prompts")
+    def put_prompts(body: PromptsRequest, session: Session = asking) -> dict[str, Any]:
+        found = [parse_disclosure_value(value) for value in body.prompts]
+        return {"held": looks.hold_prompts(context, session.principal, found)}
+
+    @router.get("/v1/looks/{order}")
+    def look(
+        order: str, session: Session = asking, wait_s: Annotated[float, Query(ge=0, le=WAIT_S)] = 0
+    ) -> dict[str, Any]:
+        return looks.look_status(context, session.principal, parse_digest(order), wait_s)
 
 
 def _keeping(router: APIRouter, context: Context, person: Callable[..., Session]) -> None:

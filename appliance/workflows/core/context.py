@@ -30,6 +30,7 @@ from appliance.store.files.witnessed import Witnessed
 from appliance.store.ledger.ledger import Ledger
 from appliance.workflows.core.jobs import Jobs
 from appliance.workflows.core.progress import Progress
+from appliance.workflows.core.prompts import Prompts
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Context:
     datasets: Jobs = field(default_factory=lambda: Jobs("datasets"))
     checks: Jobs = field(default_factory=lambda: Jobs("checks"))
     runs: Jobs = field(default_factory=lambda: Jobs("runs"))
+    looks: Jobs = field(default_factory=lambda: Jobs("looks"))
+    prompts: Prompts = field(default_factory=Prompts)
     workers: dict[str, Worker] = field(default_factory=dict)
     order_lock: threading.RLock = field(default_factory=threading.RLock)
     verifying: threading.Lock = field(default_factory=threading.Lock)
@@ -103,8 +106,13 @@ class Context:
 
     @property
     def busy(self) -> bool:
-        """Whether an import or a run is under way or waits."""
-        return self.bases.busy or self.datasets.busy or self.checks.busy or self.runs.busy
+        """Whether an import, a run or a look is under way or waits."""
+        return any(jobs.busy for jobs in self.jobs)
+
+    @property
+    def jobs(self) -> tuple[Jobs, ...]:
+        """Every queue, in the order in which the service's end waits for them."""
+        return self.runs, self.bases, self.datasets, self.checks, self.looks
 
 
 Frame = dict[str, Any]

@@ -62,6 +62,16 @@ class Progress:
         """Ended for a reason that the ledger holds as a text, which can be erased there."""
         self.end(key, error={"code": code, "message": why.text, "commitment": why.commitment})
 
+    def has(self, key: str) -> bool:
+        """Whether there is such a stream: to read one makes it."""
+        with self._changed:
+            return key in self._streams
+
+    def forget(self, key: str) -> None:
+        """Nothing of the stream is kept any longer."""
+        with self._changed:
+            self._streams.pop(key, None)
+
     def reopen(self, key: str) -> None:
         """What had ended goes on."""
         with self._changed:

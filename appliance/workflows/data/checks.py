@@ -10,11 +10,12 @@ from typing import Any
 
 from pydantic import Field
 
-from appliance.domain.core.names import Digest, Identifier, Value
+from appliance.domain.core.names import Digest, Identifier, Value, versioned
 from appliance.domain.core.words import unknown_word
 from appliance.domain.data.imports import judges_only
 from appliance.domain.data.standing import base_is
 from appliance.domain.data.tasks import Format, Task, wrong_share
+from appliance.domain.evaluation.basis import find_sets
 from appliance.errors import ApplianceError, Denied, NotFound, refuse
 from appliance.formats.core.fields import show
 from appliance.workflows.core.context import Context
@@ -31,6 +32,7 @@ FOUND = (
     "similar_labels",
     "duplicates",
     "duplicate_count",
+    "overlaps",
     "max_tokens",
     "mean_tokens",
     "context_length",
@@ -104,6 +106,17 @@ def _base(context: Context, name: str) -> Path:
     return context.artifacts.path(base.digest)
 
 
+def _open_sets(context: Context, rows: Rows) -> list[tuple[str, Path]]:
+    """The validation sets that a run on these rows could be judged on, but blind ones: what a check says of them would
+    say what they hold."""
+    state = context.ledger.state
+    base = state.bases.get(rows.base or "")
+    with context.ledger.lock:
+        known = [one.name for one in state.validation_sets.values() if one.task == rows.task and not one.blind]
+        found = [] if base is None else find_sets(state, known, base.digest).values()
+    return [(versioned(one.name, one.version), context.artifacts.path(one.digest)) for one in found if not one.blind]
+
+
 def _carry_through(context: Context, key: str, rows: Rows, requested_at: float) -> None:
     try:
         with contain_defects("dataset check"):
@@ -140,6 +153,9 @@ def _check(context: Context, key: str, rows: Rows) -> dict[str, Any]:
             base = _base(context, rows.base)
             task |= {"base": str(base), "instruction": rows.instruction}
             read = (source, base)
+            sets = [] if rows.judges else _open_sets(context, rows)
+            task["sets"] = [{"name": name, "folder": str(folder)} for name, folder in sets]
+            read = (*read, *(folder for _, folder in sets))
         bounds = bounds_of(context, source.iterdir(), DATASET_STEP)
         with worker(context, key, "appliance.worker.prepare", read=read, cpu_s=bounds.cpu_s) as started:
             check_walls(started)

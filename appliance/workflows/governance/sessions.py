@@ -9,6 +9,7 @@ from typing import Literal
 
 from appliance.domain.core.credentials import SessionStatement, parse_credential
 from appliance.domain.core.entry import Draft
+from appliance.domain.core.signatures import key_ended
 from appliance.domain.core.state import State
 from appliance.domain.governance.service import Heartbeat, ServiceStopped
 from appliance.domain.governance.sessions import MAX_NAMED, AuthRefused, SessionOpened
@@ -98,7 +99,7 @@ def _ended_by(state: State, row: SessionRow, now: str) -> str | None:
     principal, key = state.principals.get(row.principal), state.keys.get(row.keyid)
     if principal is None or principal.revoked is not None:
         return f"expected a standing principal, got {row.principal}, who was revoked"
-    if key is None or not key.stands(now):
+    if key is None or key_ended(state, key, now) is not None:
         return f"expected one by a key that stands, got one by {row.keyid}, which has ended"
     if any(row.entry <= reset.index for reset in state.site.resets):
         return "expected one opened since the clock was reset, got an earlier one"

@@ -9,6 +9,7 @@ from appliance.domain.core.records import Run
 from appliance.domain.core.state import State
 from appliance.domain.data.imports import ImportFailed
 from appliance.domain.governance.service import ServiceStarted
+from appliance.domain.releases.looks import SamplesShown, TryFinished
 from appliance.domain.runs.conditions import inputs_withdrawn
 from appliance.domain.runs.training import RunFailed
 from appliance.domain.serving.requests import RequestFinished
@@ -54,6 +55,11 @@ def _left_open(state: State) -> Iterator[Draft]:
             answer=None,
         )
         yield draft_of(finished, outcome="interrupted")
+    for look in state.looks.values():
+        over = {"order": look.order, "adapter": look.adapter, "by": look.by, "code": "interrupted"}
+        samples = look.kind == "samples"
+        shown = SamplesShown(**over, rows=0, released=None) if samples else TryFinished(**over, answers=())
+        yield draft_of(shown, outcome="interrupted")
     for record in state.imports.values():
         if record.status == "requested":
             text = conceal("the service ended while it imported; import it again")

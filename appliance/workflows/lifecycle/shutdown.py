@@ -23,7 +23,7 @@ def shut_down(context: Context, counted: Counted, reason: str, say: Callable[[st
     context.closing.set()
     for worker in list(context.workers.values()):
         worker.kill()
-    for jobs in (context.runs, context.bases, context.datasets, context.checks):
+    for jobs in context.jobs:
         if jobs.busy:
             say(f"waits for its {jobs.name}, whose workers have ended")
         jobs.stop(JOBS_END_S)

@@ -12,6 +12,7 @@ from appliance.domain.core.records import Adapter
 from appliance.domain.core.state import State
 from appliance.domain.core.words import unknown_word
 from appliance.domain.data.teaching import ABOUT_FILE
+from appliance.domain.evaluation.basis import list_judged
 from appliance.domain.releases.approval import could_decide, counted, inadmissible, review_standing
 from appliance.domain.releases.blocking import is_open
 from appliance.domain.releases.reviews import ReviewRecorded
@@ -40,10 +41,17 @@ def review_packet(context: Context, name: str) -> dict[str, Any]:
     documents = context.ledger.documents_of(adapter.index)
     base, dataset = state.bases.get(run.base), state.datasets.get(run.dataset)
     imported = None if dataset is None else state.imports.get(dataset.order)
+    base_import = None if base is None else state.imports.get(base.order)
     return {
         "adapter": adapter_row(context, adapter),
+        "answers": list_answers(state, name),
+        "released": [
+            {"adapter": other, "entry": entry, "units": units} for other, entry, units in list_released(state, adapter)
+        ],
+        "judged_before": list_judged_before(state, adapter),
         "run": run.model_dump(mode="json"),
         "base": None if base is None else base.model_dump(mode="json"),
+        "base_import": None if base_import is None else base_import.model_dump(mode="json"),
         "dataset": None if dataset is None else dataset.model_dump(mode="json"),
         "import": None if imported is None else imported.model_dump(mode="json"),
         ABOUT_FILE: None if dataset is None else encode_base64(read_about(context, dataset)),
@@ -51,6 +59,41 @@ def review_packet(context: Context, name: str) -> dict[str, Any]:
         "order": encode_base64(context.ledger.documents_of(run.index)["order"]),
         **{role: encode_base64(documents[role]) for role in ("manifest", "signature", "provenance")},
     }
+
+
+def list_answers(state: State, name: str) -> list[str]:
+    """UNIT/TASK of each release that has this version answer now."""
+    return sorted(key for key, release in state.releases.items() if release.current.adapter == name)
+
+
+def list_released(state: State, adapter: Adapter) -> list[tuple[str, int, tuple[str, ...]]]:
+    """Other versions of the adapter that answer units now: name, entry of the last release, and the units.
+
+    A unit to which several are released has the one that was released last.
+    """
+    last: dict[str, tuple[int, str]] = {}
+    for release in state.releases.values():
+        found = state.adapters.get(release.current.adapter)
+        if found is not None and found.name == adapter.name and found.index != adapter.index:
+            last[release.unit] = max(last.get(release.unit, (0, "")), (release.current.index, release.current.adapter))
+    versions = sorted({name for _, name in last.values()})
+    return [
+        (
+            name,
+            max(entry for entry, other in last.values() if other == name),
+            tuple(sorted(unit for unit, (_, other) in last.items() if other == name)),
+        )
+        for name in versions
+    ]
+
+
+def list_judged_before(state: State, adapter: Adapter) -> list[dict[str, Any]]:
+    """The runs that were judged on its rows before it, the last one first."""
+    earlier = [one for one in list_judged(state, adapter.dataset) if one.index < adapter.index]
+    return [
+        {"run": one.run, "adapter": one.adapter, "entry": one.index, "passed": one.passed}
+        for one in sorted(earlier, key=lambda one: one.index, reverse=True)
+    ]
 
 
 def adapter_file(context: Context, name: str, path: str) -> bytes:

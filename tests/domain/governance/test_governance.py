@@ -652,6 +652,9 @@ DEFAULTS = {
     "break_glass_lifetime_s": 28_800,
     "required_gates": (),
     "failed_verdict": "shown",
+    "tries_a_day": 100,
+    "passkeys_synced": False,
+    "passkeys_on_localhost": False,
 }
 
 

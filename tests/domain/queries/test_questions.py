@@ -203,7 +203,20 @@ def test_every_type_of_entry_about_an_adapter_is_told_or_counted() -> None:
     site.export()
     revoke_adapter(site)
     filed = {entry.type for entry in map(parse_entry, site.entries) if "adapter:clauses@1" in entry.subjects}
-    assert filed <= served and {"review.recorded", "adapter.revoked", "release.activated", "adapter.exported"} <= filed
+    decided = stage("decided")
+    filed |= {entry.type for entry in map(parse_entry, decided.entries) if "adapter:clauses@1" in entry.subjects}
+    assert (
+        filed <= served
+        and {
+            "finding.closed",
+            "try.finished",
+            "review.recorded",
+            "adapter.revoked",
+            "release.activated",
+            "adapter.exported",
+        }
+        <= filed
+    )
 
 
 def test_another_unit_could_load_nothing_and_an_unknown_one_is_said_to_be_none() -> None:

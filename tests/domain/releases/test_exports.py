@@ -87,6 +87,22 @@ def check(
     return check_exported(found, site.trust, now or site.now, unit=unit, task=task)
 
 
+def test_what_passkeys_approved_and_released_is_loaded_without_the_appliance() -> None:
+    """The folder holds where each passkey signs; an assertion of another place is tampered with."""
+    site = stage("sealed")
+    for name in ("rita", "otto"):
+        site.keys[name] = site.enroll_passkey(name)
+    site.review("rita", "privacy")
+    site.review("raul", "model-risk")
+    site.activate()
+    found = received(site, site.export().index)
+    assert (check(site, found).unit, check(site, found).adapter.name) == ("legal", "clauses")
+    other = found.standing.replace(b"https://appliance.example", b"https://appliance.example:9")
+    assert other != found.standing
+    with pytest.raises(Tampered):
+        check(site, replace(found, standing=other))
+
+
 def test_what_was_exported_is_approved_until_its_date() -> None:
     site, found = made()
     approved = check(site, found)

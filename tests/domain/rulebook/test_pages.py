@@ -22,6 +22,7 @@ from appliance.domain.core.records import (
     Dataset,
     Key,
     LogKey,
+    Passkey,
     Principal,
     Release,
     Site,
@@ -128,7 +129,7 @@ def test_the_rows_that_an_export_holds_have_the_members_of_the_state() -> None:
     page = (PAGES / "exported-adapter.md").read_text()
     rows = {row: names(cell) for row, cell in re.findall(r"^\| ([a-z ]+) \| (`.*) \|$", page, re.MULTILINE)}
     models = {
-        "site": Site, "log key": LogKey, "principal": Principal, "key": Key,
+        "site": Site, "log key": LogKey, "principal": Principal, "key": Key, "passkey": Passkey,
         "base": Base, "dataset": Dataset, "validation set": ValidationSet, "bound set": BoundSet,
         "adapter": Adapter, "review": ReviewRecord,
         "delegated": Delegated, "request": ReleaseRequest, "conditions": Conditions,

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from appliance.domain.core.credentials import (
     Credential,
+    PasskeyPossession,
     Possession,
     SessionStatement,
     TokenRequest,
@@ -74,6 +75,16 @@ CREDENTIALS: tuple[Credential, ...] = (
     UnitToken(**_STANDING | _EXPIRY),
     TokenRequest(**_STANDING | _EXPIRY, application="indexer"),
     Possession(**_STANDING, key=encode_base64(KEY.spki), keyid=KEY.keyid),
+    PasskeyPossession(
+        **_STANDING,
+        key=encode_base64(KEY.spki),
+        keyid=KEY.keyid,
+        passkey="blue",
+        credential_id="AAAA",
+        rp_id="appliance.example",
+        origins=("https://appliance.example",),
+        backup_eligible=False,
+    ),
 )
 TOKEN = encode_token(sign_envelope(encode_credential(CREDENTIALS[1]), KEY))
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -14,8 +12,6 @@ from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.fields import encode_base64url
 from appliance.formats.signatures.dsse import (
     PAYLOAD_TYPE,
-    Envelope,
-    Signature,
     encode_envelope,
     pae,
     parse_envelope,
@@ -23,64 +19,54 @@ from appliance.formats.signatures.dsse import (
     verify_envelope,
 )
 from appliance.formats.signatures.keys import EcdsaSigner, Ed25519Signer
-from appliance.formats.signatures.webauthn import challenge_of, encode_assertion, parse_assertion, verify_assertion
+from appliance.formats.signatures.relying_party import PasskeyScope
+from appliance.formats.signatures.webauthn import (
+    MAX_AUTHENTICATOR_DATA_BYTES,
+    MAX_CLIENT_DATA_BYTES,
+    Assertion,
+    challenge_of,
+    parse_assertion,
+    verify_assertion,
+)
+from scripts.kit.authenticator import PLACE, RP_ID, Authenticator
 
 PAYLOAD = b"payload"
 PAE = pae(PAYLOAD_TYPE, PAYLOAD)
-RP_ID = "appliance.example"
-
-
-@dataclass
-class Authenticator:
-    """Signs as a browser and its authenticator do; every part can be set wrong."""
-
-    key: EcdsaSigner
-    rp_id: str = RP_ID
-    flags: int = 0x05
-    after: bytes = b""
-    client: dict[str, Any] = field(default_factory=dict)
-
-    def sign(self, signed: bytes = PAE) -> bytes:
-        client_data = {
-            "type": "webauthn.get",
-            "challenge": encode_base64url(challenge_of(signed)),
-            "origin": f"https://{RP_ID}",
-            "crossOrigin": False,
-        } | self.client
-        client_data_json = json.dumps({k: v for k, v in client_data.items() if v is not None}).encode()
-        return self.assert_over(client_data_json)
-
-    def assert_over(self, client_data_json: bytes) -> bytes:
-        data = hashlib.sha256(self.rp_id.encode()).digest() + bytes([self.flags]) + bytes(4) + self.after
-        signature = self.key.sign(data + hashlib.sha256(client_data_json).digest())
-        return encode_assertion(data, client_data_json, signature)
+SCOPE = PasskeyScope(RP_ID, (PLACE,), backup_eligible=False)
+SYNCED = PasskeyScope(RP_ID, (PLACE,), backup_eligible=True)
 
 
 def test_an_assertion_signs_an_envelope(p256: EcdsaSigner) -> None:
-    envelope = Envelope(PAYLOAD_TYPE, PAYLOAD, (Signature(p256.keyid, Authenticator(p256).sign()),))
+    envelope = sign_envelope(PAYLOAD, Authenticator(p256))
     assert parse_envelope(encode_envelope(envelope)) == envelope
-    verify_envelope(envelope, p256.spki, rp_id=RP_ID)
+    verify_envelope(envelope, p256.spki, SCOPE)
 
 
-def test_an_assertion_needs_the_relying_party(p256: EcdsaSigner) -> None:
-    envelope = Envelope(PAYLOAD_TYPE, PAYLOAD, (Signature(p256.keyid, Authenticator(p256).sign()),))
-    with pytest.raises(Tampered, match="rp id"):
+def test_an_assertion_counts_where_it_was_enrolled_alone(p256: EcdsaSigner) -> None:
+    envelope = sign_envelope(PAYLOAD, Authenticator(p256))
+    with pytest.raises(Tampered, match="expected a plain signature, got a passkey's assertion"):
         verify_envelope(envelope, p256.spki)
     with pytest.raises(Tampered, match="origin"):
-        verify_envelope(envelope, p256.spki, rp_id="other.example")
+        verify_envelope(envelope, p256.spki, PasskeyScope("other.example", ("https://other.example",), False))
+    with pytest.raises(Tampered, match="origin"):
+        verify_envelope(envelope, p256.spki, PasskeyScope(RP_ID, (f"{PLACE}:8443",), False))
+
+
+def test_a_passkey_makes_no_plain_signature_that_counts(p256: EcdsaSigner) -> None:
+    with pytest.raises(Tampered, match="expected a passkey's assertion, got a plain signature"):
+        verify_envelope(sign_envelope(PAYLOAD, p256), p256.spki, SCOPE)
 
 
 def test_the_identity_is_the_same_for_both_signature_kinds(p256: EcdsaSigner) -> None:
-    passkey = Envelope(PAYLOAD_TYPE, PAYLOAD, (Signature(p256.keyid, Authenticator(p256).sign()),))
-    assert passkey.pae_digest == sign_envelope(PAYLOAD, p256).pae_digest
+    assert sign_envelope(PAYLOAD, Authenticator(p256)).pae_digest == sign_envelope(PAYLOAD, p256).pae_digest
 
 
 def test_an_assertion_holds_for_no_other_payload_or_key(p256: EcdsaSigner, other_p256: EcdsaSigner) -> None:
-    sig = Authenticator(p256).sign()
+    sig = Authenticator(p256).sign(PAE)
     with pytest.raises(Tampered, match="challenge"):
-        verify_assertion(p256.spki, pae(PAYLOAD_TYPE, b"Payload"), sig, rp_id=RP_ID)
+        verify_assertion(p256.spki, pae(PAYLOAD_TYPE, b"Payload"), sig, SCOPE)
     with pytest.raises(Tampered, match="signature"):
-        verify_assertion(other_p256.spki, PAE, sig, rp_id=RP_ID)
+        verify_assertion(other_p256.spki, PAE, sig, SCOPE)
 
 
 @pytest.mark.parametrize(
@@ -98,26 +84,31 @@ def test_an_assertion_holds_for_no_other_payload_or_key(p256: EcdsaSigner, other
         ({"client": {"origin": f"http://{RP_ID}"}}, "origin"),
         ({"client": {"origin": "https://evil.example"}}, "origin"),
         ({"client": {"origin": f"https://evil{RP_ID}"}}, "origin"),
-        ({"client": {"origin": f"https://{RP_ID}.evil.example"}}, "origin"),
-        ({"client": {"origin": f"https://{RP_ID}/"}}, "origin"),
-        ({"client": {"origin": f"https://user@{RP_ID}"}}, "origin"),
-        ({"client": {"origin": f"https://{RP_ID}:x"}}, "origin"),
-        ({"client": {"origin": "https://[::1"}}, "origin"),
+        ({"client": {"origin": f"https://console.{RP_ID}"}}, "origin"),
+        ({"client": {"origin": f"{PLACE}.evil.example"}}, "origin"),
+        ({"client": {"origin": f"{PLACE}/"}}, "origin"),
+        ({"client": {"origin": f"{PLACE}:8443"}}, "origin"),
+        ({"client": {"origin": f"{PLACE}:443"}}, "origin"),
+        ({"client": {"origin": PLACE.upper()}}, "origin"),
         ({"client": {"origin": "null"}}, "origin"),
-        ({"client": {"origin": "http://localhost"}}, "origin"),
         ({"client": {"origin": 5}}, "origin"),
+        ({"client": {"origin": [PLACE]}}, "origin"),
         ({"rp_id": "other.example"}, "rpIdHash"),
         ({"flags": 0x00}, "flags"),
         ({"flags": 0x01}, "flags"),
         ({"flags": 0x04}, "flags"),
+        ({"flags": 0x0D}, "a key that cannot be copied, as enrolled"),
         ({"flags": 0x15}, "backup"),
         ({"flags": 0x45}, "attested"),
-        ({"after": b"x"}, "authenticatorData"),
+        ({"flags": 0x85}, "expected more than 37 bytes"),
+        ({"after": b"x"}, "expected 37 bytes, got 38"),
+        ({"flags": 0x85, "after": bytes(MAX_AUTHENTICATOR_DATA_BYTES)}, "authenticatorData"),
+        ({"client": {"padding": "x" * MAX_CLIENT_DATA_BYTES}}, "clientDataJSON"),
     ],
 )
 def test_each_wrong_part_is_refused_even_when_signed(wrong: dict[str, Any], match: str, p256: EcdsaSigner) -> None:
-    with pytest.raises(Tampered, match=match):
-        verify_assertion(p256.spki, PAE, Authenticator(p256, **wrong).sign(), rp_id=RP_ID)
+    with pytest.raises((Tampered, BadInput), match=match):
+        verify_assertion(p256.spki, PAE, Authenticator(p256, **wrong).sign(PAE), SCOPE)
 
 
 @pytest.mark.parametrize(
@@ -125,43 +116,53 @@ def test_each_wrong_part_is_refused_even_when_signed(wrong: dict[str, Any], matc
     [
         {"client": {"crossOrigin": None}},
         {"client": {"later": ["added", {"by": "browsers"}]}},
-        {"client": {"origin": f"https://{RP_ID}:8443"}},
-        {"client": {"origin": f"https://console.{RP_ID}"}},
-        {"flags": 0x1D},
         {"flags": 0x85, "after": b"\xa0"},
+        {"counter": 7},
     ],
 )
 def test_what_browsers_may_add_is_accepted(right: dict[str, Any], p256: EcdsaSigner) -> None:
-    verify_assertion(p256.spki, PAE, Authenticator(p256, **right).sign(), rp_id=RP_ID)
+    verify_assertion(p256.spki, PAE, Authenticator(p256, **right).sign(PAE), SCOPE)
 
 
-def test_localhost_needs_no_tls(p256: EcdsaSigner) -> None:
-    local = Authenticator(p256, rp_id="localhost", client={"origin": "http://localhost:8443"})
-    verify_assertion(p256.spki, PAE, local.sign(), rp_id="localhost")
+@pytest.mark.parametrize("flags", [0x0D, 0x1D])
+def test_a_key_that_can_be_copied_signs_as_one(flags: int, p256: EcdsaSigner) -> None:
+    verify_assertion(p256.spki, PAE, Authenticator(p256, flags=flags).sign(PAE), SYNCED)
+    with pytest.raises(Tampered, match="a key that can be copied, as enrolled"):
+        verify_assertion(p256.spki, PAE, Authenticator(p256).sign(PAE), SYNCED)
+
+
+def test_another_port_of_localhost_is_another_origin(p256: EcdsaSigner) -> None:
+    scope = PasskeyScope("localhost", ("http://localhost:8330",), backup_eligible=False)
+    local = Authenticator(p256, rp_id="localhost", origin="http://localhost:8330")
+    verify_assertion(p256.spki, PAE, local.sign(PAE), scope)
+    with pytest.raises(Tampered, match="origin: expected http://localhost:8330, got 'http://localhost:9999'"):
+        verify_assertion(p256.spki, PAE, local.wrong(origin="http://localhost:9999").sign(PAE), scope)
+
+
+def test_an_assertion_says_its_counter_which_no_check_rests_on(p256: EcdsaSigner) -> None:
+    counted = Authenticator(p256, counter=4_294_967_295)
+    assert verify_assertion(p256.spki, PAE, counted.sign(PAE), SCOPE).counter == 4_294_967_295
+    assert verify_assertion(p256.spki, PAE, counted.wrong(counter=1).sign(PAE), SCOPE).counter == 1
 
 
 def test_only_p256_signs_assertions(p256: EcdsaSigner, p384: EcdsaSigner, ed25519: Ed25519Signer) -> None:
     with pytest.raises(Tampered, match="P-256"):
-        verify_assertion(p384.spki, PAE, Authenticator(p384).sign(), rp_id=RP_ID)
+        verify_assertion(p384.spki, PAE, Authenticator(p256).sign(PAE), SCOPE)
     with pytest.raises(Tampered, match="P-256"):
-        verify_assertion(ed25519.spki, PAE, Authenticator(p256).sign(), rp_id=RP_ID)
-
-
-def test_a_plain_signature_is_no_assertion(p256: EcdsaSigner) -> None:
-    with pytest.raises(Tampered):
-        verify_assertion(p256.spki, PAE, p256.sign(PAE), rp_id=RP_ID)
+        verify_assertion(ed25519.spki, PAE, Authenticator(p256).sign(PAE), SCOPE)
 
 
 def test_client_data_must_be_one_object_without_double_members(p256: EcdsaSigner) -> None:
     challenge = encode_base64url(challenge_of(PAE))
-    twice = f'{{"type":"webauthn.get","challenge":"x","challenge":"{challenge}","origin":"https://{RP_ID}"}}'
-    for client_data in (b"", b"[]", b"\xff", b"[" * 100_000, twice.encode()):
+    twice = f'{{"type":"webauthn.get","challenge":"x","challenge":"{challenge}","origin":"{PLACE}"}}'
+    number = f'{{"type":"webauthn.get","challenge":"{challenge}","origin":"{PLACE}","n":NaN}}'
+    for client_data in (b"[]", b"\xff", b"[" * 4_000, b"{} {}", twice.encode(), number.encode()):
         with pytest.raises(Tampered, match="clientDataJSON"):
-            verify_assertion(p256.spki, PAE, Authenticator(p256).assert_over(client_data), rp_id=RP_ID)
+            verify_assertion(p256.spki, PAE, Authenticator(p256).assert_over(client_data), SCOPE)
 
 
 def test_the_wrapping_has_one_spelling(p256: EcdsaSigner) -> None:
-    good = json.loads(Authenticator(p256).sign())
+    good = json.loads(Authenticator(p256).sign(PAE))
     parse_assertion(encode_canonical(good))
     variants: list[Any] = [
         [],
@@ -173,12 +174,20 @@ def test_the_wrapping_has_one_spelling(p256: EcdsaSigner) -> None:
         good | {"signature": "A"},
         good | {"signature": "AB"},
         good | {"authenticatorData": ""},
+        good | {"clientDataJSON": ""},
+        good | {"signature": encode_base64url(bytes(73))},
     ]
-    for variant in variants[:-1]:
+    for variant in variants:
         with pytest.raises(BadInput):
             parse_assertion(encode_canonical(variant))
-    for variant in variants:
         with pytest.raises(Tampered):
-            verify_assertion(p256.spki, PAE, encode_canonical(variant), rp_id=RP_ID)
+            verify_assertion(p256.spki, PAE, encode_canonical(variant), SCOPE)
     with pytest.raises(BadInput):
         parse_assertion(json.dumps(good).encode())
+
+
+@pytest.mark.parametrize("part", ["authenticator_data", "client_data_json", "signature"])
+def test_each_part_has_a_least_size(part: str) -> None:
+    parts = {"authenticator_data": bytes(37), "client_data_json": b"{}", "signature": bytes(70)}
+    with pytest.raises(BadInput, match="bytes, got 0"):
+        Assertion(**parts | {part: b""})

@@ -28,6 +28,7 @@ PATHS = {
     "/adapters/{name}": [
         f"/adapters/clauses@1?tab={tab}" for tab in ("summary", "quality", "data", "reviews", "findings", "history")
     ],
+    "/sign/{verb}": ["/sign/review", "/sign/train?given=recipe.rank:8", "/sign/endorse"],
     "/releases/{unit}/{task}": ["/releases/legal/labels"],
     "/people/{name}": ["/people/rita", "/people/legal"],
     "/could-load": ["/could-load", "/could-load?unit=legal", "/could-load?unit=legal&at=3"],

@@ -36,7 +36,7 @@ class Desk:
     ) -> None:
         self.context, self.door, self.site = context, door, site
         self._environment = environment
-        self._pages = pages
+        self.pages = pages
 
     # --- who looks ------------------------------------------------------------------------------------------------
 
@@ -66,7 +66,7 @@ class Desk:
     def html(self, page: Page) -> Callable[[Request], Response]:
         def answer(request: Request) -> Response:
             viewer, query, value = self._value(page, request)
-            shell = make_shell(self.context, viewer, self._pages)
+            shell = make_shell(self.context, viewer, self.pages)
             return self.render(page.template, page=page, shell=shell, query=query, value=value, path=request.url.path)
 
         return answer
@@ -133,7 +133,7 @@ class Desk:
 
     def _shell(self, request: Request) -> Any:
         try:
-            return make_shell(self.context, self.viewer(request), self._pages)
+            return make_shell(self.context, self.viewer(request), self.pages)
         except ApplianceError:
             return None
 

@@ -1,7 +1,7 @@
 """How a browser gets a session, and gives it back.
 
-A link that the command line was given is one way. A passkey will be another: it ends in `_admit` too, with a session
-that its assertion opened.
+A link that the command line was given is one way. A passkey is another (console/signing/sign_in.py): it ends in `admit`
+too, with a session that its assertion opened.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _Link(_Page):
     async def take(self, request: Request) -> Response:
         await self._desk.form(request, in_session=False)
         cookie, session = await run_in_threadpool(self._desk.door.admit, request.path_params["code"])
-        return await run_in_threadpool(_admit, self._desk, request, cookie, session)
+        return await run_in_threadpool(admit, self._desk, request, cookie, session)
 
 
 class _SignOut(_Page):
@@ -61,7 +61,7 @@ class _SignOut(_Page):
         return RedirectResponse("/sign-in", 303, {"Set-Cookie": site.set_cookie("", 0)})
 
 
-def _admit(desk: Desk, request: Request, cookie: str, session: Session) -> Response:
+def admit(desk: Desk, request: Request, cookie: str, session: Session) -> Response:
     """The first page, with the session's cookie; a session that this browser had before ends."""
     with suppress(ApplianceError):
         if (before := desk.site.read_cookie(request)) is not None:

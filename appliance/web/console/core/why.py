@@ -59,6 +59,8 @@ _CODES: dict[str, str] = {
     "no-session": "Sign in: type appliance console on the machine where your key is.",
     "not-authenticated": "Sign in again: type appliance console. A session lasts as long as policy says.",
     "used-link": "A link works once and for a minute. Type appliance console again.",
+    "wrong-signature": "Sign with a passkey of yours that is enrolled for this address. Nothing was recorded.",
+    "not-signed": "Open the order's page again and sign it with your passkey.",
     "cross-site": "Open the page again and send the form from there. Nothing was done.",
     "not-found": "Look for it on the page that lists such things. What you may not see is not found either.",
     "bad-input": "Correct the address or the form; the message names what does not fit.",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
 from appliance.client.support.door import About, Door
 from appliance.client.support.log import Anchor, Proven, read_entry
-from appliance.client.support.orders import Proposal, propose
+from appliance.client.support.orders import propose
 from appliance.domain.core.decisions import Conditions
 from appliance.domain.core.names import list_problems, split_version
 from appliance.domain.core.order import Order
@@ -18,43 +17,15 @@ from appliance.domain.core.policy import Parameters
 from appliance.domain.governance.delegations import Delegate
 from appliance.domain.releases.emergencies import BreakGlass
 from appliance.domain.releases.findings import AddFinding, CloseFinding
+from appliance.domain.releases.page.rows import show_finding, show_request
+from appliance.domain.releases.page.value import Asked, Found
 from appliance.domain.releases.requests_for_release import RequestRelease, WithdrawRequest
 from appliance.domain.releases.tiers import tier_for
+from appliance.domain.rulebook.proposals import Proposal
 from appliance.domain.rulebook.registry import ORDERS
 from appliance.errors import BadInput, NotFound, Tampered, refuse
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.signatures.dsse import parse_envelope
-
-ERASED = "its text was erased, or the service withholds it"
-
-
-@dataclass(frozen=True)
-class AskedRelease:
-    """A request for release, as its signer's order in the log says it. `told`: what only the service says of it. One
-    that an emergency opened has neither exposure nor purpose."""
-
-    unit: str
-    order: str
-    entry: int
-    by: str
-    exposure: str | None
-    purpose: str | None
-    tier: str | None
-    verdict: str | None
-    conditions: Conditions | None
-    intended_use: str
-    limits: str
-    told: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class FoundTexts:
-    """A finding's texts, by the order in the log."""
-
-    entry: int
-    finding: str
-    remedy: str
-    retest: str
 
 
 def with_reason(texts: Mapping[str, str], reason: str | None) -> dict[str, str]:
@@ -130,8 +101,11 @@ def propose_emergency(door: Door, anchor: Anchor, signer: str, name: str, reason
     return propose(door.about, signer, BreakGlass, values, texts={"reason": reason})
 
 
-def read_request(door: Door, anchor: Anchor, name: str, told: Mapping[str, Any]) -> AskedRelease:
-    """Tampered where the entry that the service names holds no such request for this adapter and unit."""
+def read_request(door: Door, anchor: Anchor, name: str, told: Mapping[str, Any]) -> Asked:
+    """By its signer's order in the log; tier, what is missing and who could decide are the service's word.
+
+    Tampered where the entry that the service names holds no such request for this adapter and unit.
+    """
     row = told["request"]
     proven = read_entry(door, anchor, int(row["index"]))
     emergency = proven.entry.type == "release.emergency"
@@ -141,25 +115,11 @@ def read_request(door: Door, anchor: Anchor, name: str, told: Mapping[str, Any])
         raise Tampered(f"{what}: expected one for {name} and {row['unit']}, got {order.verb} of {order.about()}")
     if digest != row["order"]:
         raise Tampered(f"{what}, order: expected {digest}, got {row['order']}")
-    asked = order if isinstance(order, RequestRelease) else None
-    texts = _texts(proven, order)
-    return AskedRelease(
-        unit=order.unit,
-        order=digest,
-        entry=proven.entry.index,
-        by=order.signer,
-        exposure=None if asked is None else asked.exposure,
-        purpose=None if asked is None else asked.purpose,
-        tier=told["tier"],
-        verdict=None if asked is None else asked.verdict,
-        conditions=None if asked is None else asked.conditions,
-        intended_use=texts.get("reason", ERASED) if asked is None else texts.get("intended_use", ERASED),
-        limits="none: an emergency opened it" if asked is None else texts.get("limits", ERASED),
-        told=told,
-    )
+    return show_request(order, digest, proven.entry.index, _texts(proven, order), told)
 
 
-def read_finding(door: Door, anchor: Anchor, name: str, row: Mapping[str, Any]) -> FoundTexts:
+def read_finding(door: Door, anchor: Anchor, name: str, row: Mapping[str, Any]) -> Found:
+    """By its signer's order in the log; whether it is open is the service's word."""
     proven = read_entry(door, anchor, int(row["index"]))
     order, _ = _order(proven, "order")
     if not isinstance(order, AddFinding) or order.name != name:
@@ -169,13 +129,7 @@ def read_finding(door: Door, anchor: Anchor, name: str, row: Mapping[str, Any]) 
     said = (order.signer, *(getattr(order, name) for name in terms))
     if told != said:
         raise Tampered(f"finding {row['index']}: expected {said}, got {told}")
-    texts = _texts(proven, order)
-    return FoundTexts(
-        entry=proven.entry.index,
-        finding=texts.get("finding", ERASED),
-        remedy=texts.get("remedy", ERASED),
-        retest=texts.get("retest", ERASED),
-    )
+    return show_finding(row, _texts(proven, order))
 
 
 def _order(proven: Proven, role: str) -> tuple[Order, str]:

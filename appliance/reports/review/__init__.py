@@ -1,0 +1,1 @@
+"""The review page as HTML with plots, drawn from its JSON alone."""

@@ -1,0 +1,1 @@
+"""Signing in the browser: the form of an order, what is signed, passkeys, and sign-in by one."""

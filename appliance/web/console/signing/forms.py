@@ -1,0 +1,249 @@
+"""The form of an order: its fields follow from the order's own members, so that a new verb needs none of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from appliance.domain.core.decisions import Conditions
+from appliance.domain.core.names import encode_value, list_problems
+from appliance.domain.core.order import Order
+from appliance.domain.governance.keys import NewKey
+from appliance.domain.governance.policies import AdoptPolicy
+from appliance.domain.governance.policy_files import assemble_policy
+from appliance.domain.recipe.recipe import Recipe
+from appliance.domain.releases.adapters import OnAdapter
+from appliance.domain.rulebook.proposals import HEADER
+from appliance.domain.rulebook.registry import VERBS
+from appliance.errors import BadInput, NotFound
+from appliance.formats.core.canonical import encode_canonical, parse_canonical
+from appliance.formats.core.fields import parse_identifier
+from appliance.formats.core.typed_time import parse_end, parse_moment
+from appliance.web.console.core.page import Value
+from appliance.workflows.proposals import Draft
+
+COMMAND_LINE = frozenset(
+    {
+        *("import-base", "import-dataset", "import-validation-set", "export-adapter"),  # files of any size
+        "enroll-several",  # a folder
+        "enroll-application",  # signed by a unit, which has no session here
+        *("rotate-log-key", "reset-clock"),  # the trust of the client itself changes
+    }
+)
+"""Verbs that need more than a form."""
+
+Kind = Literal["line", "text", "number", "time", "yes", "choice", "words", "document"]
+
+_DERIVED = frozenset(
+    {
+        *("version", "manifest", "digest", "base_digest", "dataset_digest", "request", "verdict", "tier"),
+        *("sets", "local_sets"),
+    }
+)
+_LOOKED_UP = ("revoke-base", "revoke-dataset", "revoke-validation-set", "train")
+_OF_PROOF = frozenset(
+    {
+        *("principal", "key", "keyid", "possession", "passkey", "credential_id", "rp_id", "origins"),
+        "backup_eligible",
+    }
+)
+_PAST = ("issued_before",)
+_HINTS = {
+    "adapter": "NAME@VERSION",
+    "dataset": "NAME@VERSION",
+    "validation_set": "NAME@VERSION",
+    "valid_until": "a day, or 30d",
+    "until": "a day, or 7d",
+    "due": "a day, or 7d",
+    "proof": "the whole text of the proof's file",
+    "gates": "the whole text of a gate set's file; empty: none",
+    "roles": "divided by spaces",
+    "tasks": "divided by spaces",
+    "subject": "adapter:NAME@VERSION, dataset:NAME …",
+}
+
+
+_FILES = {"parameters": "parameters.json", "cedar": "policies.cedar", "schema": "schema.cedarschema"}
+
+
+class Field(Value):
+    name: str
+    label: str
+    kind: Kind
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+    hint: str = ""
+    value: str = ""
+    suggestions: tuple[str, ...] = ()
+
+
+_POLICY = (
+    Field(name="policy.name", label="name of the set", kind="line"),
+    *(Field(name=f"policy.{part}", label=file, kind="text") for part, file in _FILES.items()),
+)
+
+
+def model_of(verb: str) -> type[Order]:
+    """NotFound for a verb that no form can ask for."""
+    if verb not in VERBS or verb in COMMAND_LINE:
+        raise NotFound(f"order: expected a verb that a form can ask for, got {verb!r:.60}; use the command line")
+    return VERBS[verb].order
+
+
+def fields_of(verb: str, given: Mapping[str, str]) -> tuple[Field, ...]:
+    """In the order of the members; `given` fills some in."""
+    model = model_of(verb)
+    schema = model.model_json_schema()["properties"]
+    found: list[Field] = []
+    for name, member in schema.items():
+        if name in HEADER or name == "reason" or _is_derived(model, name):
+            continue
+        if name == "conditions":
+            found += [_field(f"conditions.{one}", part) for one, part in _properties(Conditions).items()]
+        elif name == "recipe":
+            found += [_of_recipe(one, part) for one, part in _properties(Recipe).items()]
+        elif name == "gates":
+            found.append(Field(name=name, label="gates", kind="document", optional=True, hint=_HINTS[name]))
+        else:
+            found.append(_field(name, member))
+    if model is AdoptPolicy:
+        found = list(_POLICY)
+    if issubclass(model, NewKey):
+        found.insert(0, Field(name="proof", label="proof", kind="document", hint=_HINTS["proof"]))
+    found.append(_field("reason", schema["reason"]))
+    return tuple(one.model_copy(update={"value": given.get(one.name, one.value)}) for one in found)
+
+
+def _properties(model: type[Any]) -> dict[str, Any]:
+    return dict(model.model_json_schema()["properties"])
+
+
+def _is_derived(model: type[Order], name: str) -> bool:
+    if issubclass(model, NewKey) and name in _OF_PROOF:
+        return True
+    of_adapter = issubclass(model, OnAdapter) and name in _DERIVED
+    return of_adapter or (model.verb in _LOOKED_UP and name in _DERIVED)
+
+
+def _of_recipe(name: str, member: dict[str, Any]) -> Field:
+    default = member.get("default")
+    value = "" if default is None else str(default)
+    return Field(
+        name=f"recipe.{name}",
+        label=name.replace("_", " "),
+        kind="line",
+        optional="default" in member,
+        hint=str(member.get("description", ""))[:120],
+        value=value,
+    )
+
+
+def _field(name: str, member: dict[str, Any]) -> Field:
+    parts = member.get("anyOf", [member])
+    real = next(part for part in parts if part.get("type") != "null")
+    optional = any(part.get("type") == "null" for part in parts)
+    kind, choices = _kind(real)
+    last = name.rpartition(".")[2]
+    return Field(
+        name=name,
+        label=name.replace("conditions.", "condition: ").replace("_", " "),
+        kind=kind,
+        choices=choices,
+        optional=optional or kind == "yes" or name.startswith("conditions."),
+        hint=_HINTS.get(last, ""),
+    )
+
+
+def _kind(member: dict[str, Any]) -> tuple[Kind, tuple[str, ...]]:
+    pattern = str(member.get("pattern", ""))
+    if "enum" in member:
+        return "choice", tuple(member["enum"])
+    if pattern.startswith("^hmac-sha256"):
+        return "text", ()
+    if pattern.startswith("^[0-9]{4}-"):
+        return "time", ()
+    kinds: dict[str, Kind] = {"boolean": "yes", "integer": "number", "array": "words"}
+    return kinds.get(str(member.get("type")), "line"), ()
+
+
+def read_draft(verb: str, form: Mapping[str, str], now: datetime) -> Draft:
+    """What the fields say; BadInput names one that says nothing where it must, or cannot be read."""
+    draft, known = Draft({}), fields_of(verb, {})
+    if unknown := sorted(form.keys() - {one.name for one in known}):
+        raise BadInput(f"form: expected the fields of {verb}, got {unknown[0]!r:.60} too")
+    for one in known:
+        text = form.get(one.name, "").strip() if one.kind != "text" else form.get(one.name, "")
+        if not text and not one.optional and one.kind != "yes":
+            raise BadInput(f"{one.label}: expected a value, got none")
+        _take(draft, one, text, now)
+    conditions = {name: draft.values.pop(f"conditions.{name}", None) for name in Conditions.model_fields}
+    if any(name.name.startswith("conditions.") for name in known):
+        draft.values["conditions"] = _conditions(conditions)
+    if model_of(verb) is AdoptPolicy:
+        draft.documents["policy"] = _policy(draft)
+    recipe = {
+        name: draft.values.pop(f"recipe.{name}") for name in Recipe.model_fields if f"recipe.{name}" in draft.values
+    }
+    if recipe:
+        draft.values["recipe"] = {name: value for name, value in recipe.items() if value is not None}
+    return draft
+
+
+def _take(draft: Draft, one: Field, text: str, now: datetime) -> None:
+    if one.kind == "document":
+        if text:
+            role = "possession" if one.name == "proof" else one.name
+            draft.documents[role] = encode_canonical(parse_canonical(text.encode("utf-8")))
+    elif one.kind == "text" and one.name != "commitment":
+        if text:
+            draft.texts[one.name] = text.replace("\r\n", "\n")
+        else:
+            draft.values[one.name] = None
+    elif one.name.startswith("recipe."):
+        draft.values[one.name] = _recipe_value(text)
+    else:
+        draft.values[one.name] = _value(one, text, now)
+
+
+def _policy(draft: Draft) -> bytes:
+    """The policy set of the form's files, as the command line makes it of a folder's."""
+    files = {file: draft.texts.pop(f"policy.{part}").encode("utf-8") for part, file in _FILES.items()}
+    return encode_value(assemble_policy(parse_identifier(draft.values.pop("policy.name"), "name of the set"), files))
+
+
+def _value(one: Field, text: str, now: datetime) -> Any:
+    if one.kind == "yes":
+        return text == "yes"
+    if one.kind == "words":
+        return tuple(text.replace(",", " ").split())
+    if not text:
+        return None
+    if one.kind == "number":
+        if not text.isascii() or not text.isdecimal() or len(text) > 12:
+            raise BadInput(f"{one.label}: expected a whole number, got {text!r:.40}")
+        return int(text)
+    if one.kind == "time":
+        reads = parse_moment if one.name in _PAST else parse_end
+        return reads(text, one.label, now)
+    return text
+
+
+def _recipe_value(text: str) -> Any:
+    """As YAML would read it: a whole number, a list divided by commas, or a word."""
+    if not text:
+        return None
+    if text.isascii() and text.isdecimal() and len(text) < 12:
+        return int(text)
+    return [part.strip() for part in text.split(",")] if "," in text else text
+
+
+def _conditions(values: Mapping[str, Any]) -> Conditions | None:
+    tasks = values["tasks"] or ()
+    try:
+        found = Conditions.model_validate({**values, "tasks": tasks})
+    except ValidationError as error:
+        raise BadInput(f"conditions: {'; '.join(list_problems(error))}") from None
+    return None if found.say_nothing() else found

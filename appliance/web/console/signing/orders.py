@@ -1,0 +1,268 @@
+"""An order signed in the browser: its form, what is signed, and its entry.
+
+The service makes the statement from the form. The page's script shows it from its bytes, and asks a passkey to sign
+their digest. What comes back is an envelope like any other: the same rules decide on it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from appliance.domain.core.order import encode_order
+from appliance.domain.governance.endorsement import Endorse
+from appliance.domain.governance.policies import AdoptPolicy
+from appliance.domain.rulebook.proposals import Proposal, check_documents, encode_proposal, parse_proposal
+from appliance.domain.rulebook.registry import ORDERS, VERBS
+from appliance.errors import Denied, NotAuthenticated, NotFound
+from appliance.formats.core.canonical import encode_canonical
+from appliance.formats.core.commitment import parse_disclosure_value
+from appliance.formats.core.fields import parse_base64
+from appliance.formats.signatures.dsse import encode_envelope, parse_envelope
+from appliance.web.console.core.desk import Desk
+from appliance.web.console.core.page import PEOPLE, Page, Query, Value, Viewer
+from appliance.web.console.core.shell import make_shell
+from appliance.web.console.core.why import Reason, explain_reasons
+from appliance.web.console.signing.forms import COMMAND_LINE, Field, fields_of, model_of, read_draft
+from appliance.web.console.signing.statements import (
+    ASSERTION_FIELDS,
+    Signing,
+    make_signing,
+    members_json,
+    read_envelope,
+    standing_passkeys,
+)
+from appliance.workflows import orders
+from appliance.workflows.core.context import Context
+from appliance.workflows.proposals import propose
+from appliance.workflows.queries import people
+from appliance.workflows.queries.people import pending_orders
+
+
+class VerbsQuery(Query):
+    pass
+
+
+class VerbRow(Value):
+    verb: str
+    signers: tuple[str, ...]
+    meaning: str
+    here: bool
+
+
+class Verbs(Value):
+    verbs: tuple[VerbRow, ...]
+
+
+def verbs(context: Context, viewer: Viewer, query: VerbsQuery) -> Verbs:
+    """Every verb that one of the viewer's roles may sign, and those that need no role."""
+    rows = [
+        VerbRow(
+            verb=row.name,
+            signers=row.signers,
+            meaning=row.meaning if isinstance(row.meaning, str) else "What it means depends on what you decide.",
+            here=row.name not in COMMAND_LINE,
+        )
+        for row in VERBS.values()
+        if row.name != Endorse.verb and _may(viewer, row.signers)
+    ]
+    return Verbs(verbs=tuple(rows))
+
+
+def _may(viewer: Viewer, signers: tuple[str, ...]) -> bool:
+    kinds = {signer.partition(":")[0] for signer in signers}
+    return viewer.has(*kinds) or ("any reviewer" in kinds and viewer.has("reviewer")) or bool(kinds & _RELATIONS)
+
+
+_RELATIONS = {"the key's owner", "who ordered it"}
+
+
+class FormQuery(Query):
+    verb: str
+    given: tuple[str, ...] = ()
+    """`name:value` of fields that are filled in."""
+
+
+class Form(Value):
+    verb: str
+    meaning: str | None
+    signers: tuple[str, ...]
+    fields: tuple[Field, ...]
+
+
+def form(context: Context, viewer: Viewer, query: FormQuery) -> Form:
+    row = VERBS[model_of(query.verb).verb]
+    given = {name: value for name, _, value in (one.partition(":") for one in query.given)}
+    if query.verb == AdoptPolicy.verb:
+        given = policy_in_force(context)
+    known = _suggestions(context, viewer)
+    fields = [one.model_copy(update={"suggestions": known.get(one.name, ())}) for one in fields_of(query.verb, given)]
+    return Form(
+        verb=query.verb,
+        meaning=row.meaning if isinstance(row.meaning, str) else None,
+        signers=row.signers,
+        fields=tuple(fields),
+    )
+
+
+def policy_in_force(context: Context) -> dict[str, str]:
+    """The set that is changed into another, as its folder's files have it."""
+    held = people.policy(context)["policy"]
+    return {
+        "policy.name": held["name"],
+        "policy.parameters": json.dumps(held["parameters"], indent=2),
+        "policy.cedar": held["cedar"],
+        "policy.schema": held["cedar_schema"],
+    }
+
+
+def _suggestions(context: Context, viewer: Viewer) -> dict[str, tuple[str, ...]]:
+    """Names that fit a field; another can be typed."""
+    state = context.ledger.state
+    names = {row.name: row.roles for row in state.principals.values() if row.revoked is None}
+    people_ = tuple(name for name, roles in names.items() if "unit" not in roles)
+    adapters = tuple(name for name, row in state.adapters.items() if row.revoked is None)
+    found = {
+        "adapter": adapters,
+        "dataset": tuple(name for name, _ in state.datasets.items()),
+        "base": tuple(name for name, _ in state.bases.items()),
+        "run": tuple(name for name, _ in state.runs.items()),
+        "unit": tuple(name for name, roles in names.items() if "unit" in roles),
+        "principal": people_,
+        "owner": people_,
+        "field": viewer.places("reviewer"),
+    }
+    found |= {f"recipe.{name}": found[name] for name in ("base", "dataset")}
+    return {name: values[-MOST_SUGGESTED:] for name, values in found.items()}
+
+
+MOST_SUGGESTED = 100
+
+
+class Endorsed(Value):
+    verb: str
+    signer: str
+    entry: int
+    meaning: str
+    file: str
+    members: str
+
+
+class ToSign(Value):
+    """`endorsed`: the other order, where this one endorses it. `against`: why it would be refused now."""
+
+    verb: str
+    meaning: str
+    signing: Signing
+    endorsed: Endorsed | None
+    against: tuple[Reason, ...]
+    text: str
+
+
+VERBS_PAGE = Page(
+    "/sign", "Sign an order", PEOPLE, VerbsQuery, verbs, "signing/verbs.html", group="Orders", symbol="seal"
+)
+PAGE = Page("/sign/{verb}", "Sign an order", PEOPLE, FormQuery, form, "signing/form.html")
+
+
+def order_routes(desk: Desk) -> list[Route]:
+    return [
+        Route("/sign/{verb}", _Prepare(desk).take, methods=["POST"]),
+        Route("/signed", _Submit(desk).take, methods=["POST"]),
+    ]
+
+
+class _Prepare:
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def take(self, request: Request) -> Response:
+        fields = await self._desk.form(request)
+        return await run_in_threadpool(self._show, request, fields)
+
+    def _show(self, request: Request, fields: Mapping[str, str]) -> Response:
+        desk, verb = self._desk, request.path_params["verb"]
+        viewer = desk.viewer(request)
+        PAGE.check(viewer)
+        draft = read_draft(verb, fields, desk.context.clock())
+        proposal = propose(desk.context, viewer.name, verb, draft)
+        value = to_sign(desk.context, viewer, proposal, desk.site.url)
+        shell = make_shell(desk.context, viewer, desk.pages)
+        return desk.render(
+            "signing/sign.html", page=PAGE, shell=shell, value=value, path=request.url.path, empty=ASSERTION_FIELDS
+        )
+
+
+def to_sign(context: Context, viewer: Viewer, proposal: Proposal, url: str) -> ToSign:
+    state, order = context.ledger.state, proposal.order
+    keys = standing_passkeys(state, viewer.name, url, context.now(state))
+    allowed = tuple(key.passkey.credential_id for key in keys if key.passkey is not None)
+    endorsed = _endorsed(context, order.order) if isinstance(order, Endorse) else None
+    return ToSign(
+        verb=order.verb,
+        meaning=VERBS[order.verb].means(order),
+        signing=make_signing(encode_proposal(proposal), "order:", viewer.name, url, allowed, type(order)),
+        endorsed=endorsed,
+        against=explain_reasons(orders.check(context, viewer.name, encode_order(order))),
+        text=encode_order(order).decode("utf-8"),
+    )
+
+
+def _endorsed(context: Context, digest: str) -> Endorsed:
+    """The order that waits, from the bytes that its signer signed."""
+    for row in pending_orders(context):
+        if row["digest"] == digest:
+            order = ORDERS.parse(parse_envelope(encode_canonical(row["envelope"])).payload)
+            documents = {role: parse_base64(text, role) for role, text in row["documents"].items()}
+            check_documents(order, documents)
+            texts = tuple(parse_disclosure_value(one) for one in row["disclosures"])
+            return Endorsed(
+                verb=order.verb,
+                signer=order.signer,
+                entry=row["index"],
+                meaning=VERBS[order.verb].means(order),
+                file=encode_proposal(Proposal(order, texts, documents)).decode("utf-8"),
+                members=members_json(type(order)),
+            )
+    raise NotFound(f"order: expected one that waits for a second administrator, got {digest!r:.90}")
+
+
+class _Submit:
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def take(self, request: Request) -> Response:
+        fields = await self._desk.form(request)
+        return await run_in_threadpool(self._submit, request, fields)
+
+    def _submit(self, request: Request, fields: Mapping[str, str]) -> Response:
+        desk = self._desk
+        viewer = desk.viewer(request)
+        proposal, _ = parse_proposal(fields.get("file", "").encode("utf-8"))
+        order = proposal.order
+        if order.signer != viewer.name:
+            raise Denied(f"order {order.verb}: expected one signed by {viewer.name}, got one signed by {order.signer}")
+        try:
+            envelope = read_envelope(encode_order(order), fields, desk.context.ledger.state, viewer.name)
+            submission = orders.Submission(
+                envelope=encode_envelope(envelope),
+                disclosures=proposal.disclosures,
+                documents=proposal.documents,
+                source=source_of(request),
+            )
+            submitted = orders.submit(desk.context, submission)
+        except NotAuthenticated as error:
+            # The session stands: what does not hold is the signature.
+            desk.door.count(None, error)
+            raise Denied(error.message, code="wrong-signature") from None
+        return RedirectResponse(f"/log/{submitted.appended.entry.index}", 303)
+
+
+def source_of(request: Request) -> str:
+    """Where it came from, as entries have it."""
+    return "tcp" if request.client is None else f"tcp:{request.client.host}"

@@ -1,0 +1,511 @@
+"""Orders, sessions and passkeys in the console: what a browser with an authenticator sends, and what is refused."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from appliance.domain.core.credentials import PasskeyPossession, parse_credential
+from appliance.domain.core.entry import parse_entry
+from appliance.domain.core.names import encode_value
+from appliance.domain.core.order import encode_order
+from appliance.domain.governance.keys import KeyRevoked, RevokeKey
+from appliance.domain.rulebook.proposals import parse_proposal
+from appliance.domain.rulebook.registry import ORDERS, VERBS
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.core.fields import encode_base64url, parse_base64
+from appliance.formats.signatures.dsse import PAYLOAD_TYPE, encode_envelope, pae, parse_envelope, verify_envelope
+from appliance.formats.signatures.keys import generate_ed25519
+from appliance.formats.signatures.webauthn import parse_assertion
+from appliance.web.console.signing.forms import COMMAND_LINE, fields_of
+from scripts.kit.authenticator import Authenticator, new_passkey
+from tests.domain.audit.test_verify import verify
+from tests.domain.evaluation.test_judging import gate_set, one_gate
+from tests.kit.console import URL, Browser, Console, console
+from tests.kit.founded import POLICY_FOLDER, policy_set
+
+HERE = {"rp_id": "localhost", "origin": URL}
+REVIEW = {
+    "adapter": "clauses@1",
+    "decision": "approve",
+    "unit": "legal",
+    "field": "privacy",
+    "meaning": "I read it.",
+    "valid_until": "5d",
+}
+
+
+@pytest.fixture
+def desk(home: Path) -> Iterator[Console]:
+    with console("sealed", home) as made:
+        made.site.adopt(policy_set(passkeys_on_localhost=True))
+        yield made
+
+
+def hidden(answer: httpx.Response, name: str) -> str:
+    found = re.search(rf'name="{name}" value="([^"]*)"', answer.text)
+    assert found is not None, answer.text
+    return html.unescape(found[1])
+
+
+def told(answer: httpx.Response) -> dict[str, Any]:
+    found = re.search(r'data-signing="([^"]*)"', answer.text)
+    assert found is not None, answer.text
+    return dict(json.loads(html.unescape(found[1])))
+
+
+def shown(browser: Browser, verb: str, fields: dict[str, str]) -> httpx.Response:
+    """The page that shows what is signed."""
+    answer = browser.post(f"/sign/{verb}", {"csrf": browser.csrf, **fields})
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def asserted(answer: httpx.Response, passkey: Authenticator) -> dict[str, str]:
+    """The fields that the page's script fills in."""
+    file = hidden(answer, "file")
+    payload = parse_base64(json.loads(file)["statement"], "statement")
+    one = parse_assertion(passkey.sign(pae(PAYLOAD_TYPE, payload)))
+    return {
+        "file": file,
+        "credential_id": encode_base64url(passkey.credential_id),
+        "authenticator_data": encode_base64url(one.authenticator_data),
+        "client_data": encode_base64url(one.client_data_json),
+        "signature": encode_base64url(one.signature),
+    }
+
+
+def signed(browser: Browser, answer: httpx.Response, passkey: Authenticator, **changes: str) -> httpx.Response:
+    return browser.post("/signed", {"csrf": browser.csrf, **asserted(answer, passkey), **changes})
+
+
+def entry_of(desk: Console, answer: httpx.Response) -> Any:
+    assert answer.status_code == 303, answer.text
+    return parse_entry(desk.context.ledger.entry_bytes(int(answer.headers["location"].removeprefix("/log/"))))
+
+
+def last_types(desk: Console, size: int) -> list[str]:
+    return [parse_entry(desk.context.ledger.entry_bytes(n)).type for n in range(size, desk.context.ledger.state.size)]
+
+
+# Signing.
+
+
+def test_a_reviewer_approves_with_a_passkey_and_the_log_is_verified_offline(desk: Console) -> None:
+    passkey = desk.site.enroll_passkey("rita", new_passkey(**HERE))
+    browser = desk.signed_in("rita")
+    answer = shown(browser, "review", REVIEW)
+    assert told(answer)["allowed"] == [encode_base64url(passkey.credential_id)]
+    assert told(answer)["rpId"] == "localhost"
+    entry = entry_of(desk, signed(browser, answer, passkey))
+    assert (entry.type, entry.actor, entry.source) == ("review.recorded", "rita", "tcp:testclient")
+    envelope = parse_envelope(desk.context.ledger.documents_of(entry.index)["order"])
+    assert envelope.signature.keyid == passkey.keyid
+    assert verify(desk.site).verdict in ("verified", "unverifiable")
+    assert verify(desk.site).findings == ()
+
+
+def test_the_page_shows_what_the_command_line_shows_and_where_to_check_it(desk: Console) -> None:
+    answer = shown(desk.signed_in("rita"), "review", REVIEW)
+    proposal, envelope = parse_proposal(hidden(answer, "file").encode())
+    assert envelope is None and proposal.order.signer == "rita"
+    assert html.unescape(answer.text).count(encode_order(proposal.order).decode()) == 1
+    assert "appliance order check FILE" in answer.text
+    assert told(answer)["members"][""] == list(type(proposal.order).model_fields)
+
+
+def test_a_decision_in_one_click_is_none(desk: Console) -> None:
+    """Whatever order it is: a form without an assertion signs nothing."""
+    desk.site.enroll_passkey("rita", new_passkey(**HERE))
+    browser = desk.signed_in("rita")
+    file = hidden(shown(browser, "review", REVIEW), "file")
+    size = desk.context.ledger.state.size
+    for fields in ({"file": file}, {"file": file, "confirm": "yes"}, {"file": file, "credential_id": "AAAA"}):
+        answer = browser.post("/signed", {"csrf": browser.csrf, **fields})
+        assert (answer.status_code, "not-signed" in answer.text) == (400, True)
+    assert last_types(desk, size) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"origin": "http://localhost:9999"}, "origin"),
+        ({"origin": "http://127.0.0.1:8330"}, "origin"),
+        ({"origin": "https://evil.example"}, "origin"),
+        ({"flags": 0x01}, "user present and verified"),
+        ({"client": {"crossOrigin": True}}, "crossOrigin"),
+        ({"client": {"type": "webauthn.create"}}, "type"),
+        ({"rp_id": "evil.example"}, "rpIdHash"),
+    ],
+)
+def test_an_assertion_of_another_place_or_kind_signs_nothing(desk: Console, wrong: dict[str, Any], words: str) -> None:
+    passkey = desk.site.enroll_passkey("rita", new_passkey(**HERE))
+    browser = desk.signed_in("rita")
+    answer = shown(browser, "review", REVIEW)
+    size = desk.context.ledger.state.size
+    refused = signed(browser, answer, passkey.wrong(**wrong))
+    assert (refused.status_code, words in html.unescape(refused.text)) == (403, True), refused.text
+    assert last_types(desk, size) == []
+
+
+def test_an_assertion_for_another_statement_signs_nothing(desk: Console) -> None:
+    """One tab cannot sign what another showed."""
+    passkey = desk.site.enroll_passkey("rita", new_passkey(**HERE))
+    browser = desk.signed_in("rita")
+    one, other = shown(browser, "review", REVIEW), shown(browser, "review", {**REVIEW, "valid_until": "4d"})
+    size = desk.context.ledger.state.size
+    refused = signed(browser, one, passkey, file=hidden(other, "file"))
+    assert (refused.status_code, "challenge" in refused.text) == (403, True)
+    assert last_types(desk, size) == []
+    assert entry_of(desk, signed(browser, other, passkey)).type == "review.recorded"
+
+
+def test_an_assertion_is_taken_once(desk: Console) -> None:
+    passkey = desk.site.enroll_passkey("rita", new_passkey(**HERE))
+    browser = desk.signed_in("rita")
+    answer = shown(browser, "review", REVIEW)
+    fields = {"csrf": browser.csrf, **asserted(answer, passkey)}
+    assert browser.post("/signed", fields).status_code == 303
+    again = browser.post("/signed", fields)
+    assert (again.status_code, "accepted as entry" in again.text) == (409, True)
+
+
+def test_a_revoked_passkey_signs_nothing(desk: Console) -> None:
+    passkey = desk.site.enroll_passkey("rita", new_passkey(**HERE))
+    browser = desk.signed_in("rita")
+    answer = shown(browser, "review", REVIEW)
+    order = desk.site.order(RevokeKey, "anna", principal="rita", keyid=passkey.keyid, since=None)
+    desk.site.ordered(KeyRevoked(policy=desk.site.in_force), order)
+    refused = signed(browser, answer, passkey)
+    assert (refused.status_code, "has ended" in refused.text) == (403, True)
+    assert told(shown(browser, "review", REVIEW))["allowed"] == []
+
+
+def test_a_page_that_went_stale_is_refused_and_the_refusal_is_an_entry(desk: Console) -> None:
+    """The release is requested between show and sign: the approval would be on none."""
+    passkey = desk.site.enroll_passkey("rita", new_passkey(**HERE))
+    browser = desk.signed_in("rita")
+    answer = shown(browser, "review", REVIEW)
+    desk.site.request_release()
+    size = desk.context.ledger.state.size
+    refused = signed(browser, answer, passkey)
+    assert refused.status_code == 403, refused.text
+    assert "request: expected" in html.unescape(refused.text)
+    assert last_types(desk, size) == ["order.refused"]
+
+
+def test_another_person_s_passkey_or_order_signs_nothing(desk: Console) -> None:
+    ritas, rauls = (desk.site.enroll_passkey(name, new_passkey(**HERE)) for name in ("rita", "raul"))
+    browser, other = desk.signed_in("rita"), desk.signed_in("raul")
+    answer = shown(browser, "review", REVIEW)
+    refused = signed(browser, answer, rauls)
+    assert (refused.status_code, "expected a passkey enrolled for this principal" in refused.text) == (403, True)
+    refused = other.post("/signed", {"csrf": other.csrf, **asserted(answer, ritas)})
+    assert (refused.status_code, "expected one signed by raul" in refused.text) == (403, True)
+
+
+def test_a_changed_text_is_refused(desk: Console) -> None:
+    passkey = desk.site.enroll_passkey("rita", new_passkey(**HERE))
+    browser = desk.signed_in("rita")
+    answer = shown(browser, "review", REVIEW)
+    value = json.loads(hidden(answer, "file"))
+    value["disclosures"][0]["text"] = "I read nothing."
+    refused = signed(browser, answer, passkey, file=json.dumps(value, separators=(",", ":"), sort_keys=True))
+    assert (refused.status_code, "disclosure" in refused.text) == (422, True)
+    assert "I read nothing" not in str(desk.site.disclosures)
+
+
+def test_a_second_administrator_sees_the_order_and_endorses_it(desk: Console) -> None:
+    passkey = desk.site.enroll_passkey("ben", new_passkey(**HERE))
+    order, documents = desk.site.enrolment("eve", ("auditor",))
+    pending = desk.site.pend(order, documents)
+    browser = desk.signed_in("ben")
+    answer = shown(browser, "endorse", {"order": pending.pae_digest})
+    other = re.search(r'data-endorsed="([^"]*)"', answer.text)
+    assert other is not None
+    proposal, _ = parse_proposal(html.unescape(other[1]).encode())
+    assert proposal.order == order
+    assert entry_of(desk, signed(browser, answer, passkey)).type == "principal.enrolled"
+
+
+def test_a_passkey_is_made_proved_and_enrolled_in_the_console(desk: Console) -> None:
+    for name in ("anna", "ben"):
+        desk.site.keys[name + "-passkey"] = desk.site.enroll_passkey(name, new_passkey(**HERE))
+    made, browser = new_passkey(**HERE), desk.signed_in("rita")
+    fields = {"csrf": browser.csrf, "name": "blue", "data": encode_base64url(made.creation_data)}
+    answer = browser.post("/passkeys/new", fields)
+    assert answer.status_code == 200, answer.text
+    proof = browser.post("/passkeys/proof", {"csrf": browser.csrf, **asserted(answer, made)})
+    assert proof.headers["content-disposition"] == 'attachment; filename="rita-blue.proof"'
+    envelope = parse_envelope(proof.content.removesuffix(b"\n"))
+    statement = parse_credential(PasskeyPossession, envelope.payload)
+    assert (statement.origins, statement.rp_id, statement.keyid) == ((URL,), "localhost", made.keyid)
+    first, second = desk.signed_in("anna"), desk.signed_in("ben")
+    asked = shown(first, "enroll-passkey", {"proof": proof.text})
+    pending = entry_of(desk, signed(first, asked, desk.site.keys["anna-passkey"]))  # type: ignore[arg-type]
+    assert pending.outcome == "pending"
+    order = pending.subjects[0].removeprefix("order:")
+    endorsed = shown(second, "endorse", {"order": order})
+    assert entry_of(desk, signed(second, endorsed, desk.site.keys["ben-passkey"])).type == "passkey.enrolled"  # type: ignore[arg-type]
+    assert "blue" in browser.get("/passkeys").text
+
+
+def test_a_proof_that_does_not_hold_is_no_file(desk: Console) -> None:
+    made, browser = new_passkey(**HERE), desk.signed_in("rita")
+    fields = {"csrf": browser.csrf, "name": "blue", "data": encode_base64url(made.creation_data)}
+    answer = browser.post("/passkeys/new", fields)
+    refused = browser.post("/passkeys/proof", {"csrf": browser.csrf, **asserted(answer, made.wrong(flags=0x01))})
+    assert refused.status_code >= 400 and "user present and verified" in refused.text
+    other = desk.signed_in("raul")
+    refused = other.post("/passkeys/proof", {"csrf": other.csrf, **asserted(answer, made)})
+    assert (refused.status_code, "expected one of raul, got one of rita" in refused.text) == (403, True)
+
+
+def test_what_policy_refuses_is_refused_before_it_is_made(home: Path) -> None:
+    with console("staffed", home) as desk:
+        browser = desk.signed_in("rita")
+        assert "passkeys_on_localhost" in browser.get("/passkeys/new").text
+        made = new_passkey(**HERE)
+        fields = {"csrf": browser.csrf, "name": "blue", "data": encode_base64url(made.creation_data)}
+        assert browser.post("/passkeys/new", fields).status_code == 403
+
+
+def test_a_synced_passkey_is_refused_when_it_is_made(desk: Console) -> None:
+    browser, made = desk.signed_in("rita"), new_passkey(**HERE, flags=0x0D)
+    fields = {"csrf": browser.csrf, "name": "blue", "data": encode_base64url(made.creation_data)}
+    answer = browser.post("/passkeys/new", fields)
+    assert (answer.status_code, "passkeys_synced" in answer.text) == (403, True)
+
+
+# Signing in.
+
+
+def test_a_passkey_signs_its_person_in(desk: Console) -> None:
+    passkey = desk.site.enroll_passkey("rita", new_passkey(**HERE))
+    browser = desk.browser()
+    answer = browser.get("/sign-in/passkey?name=rita")
+    assert told(answer)["kind"] == "statement:session" and told(answer)["allowed"] == []
+    size = desk.context.ledger.state.size
+    assert browser.post("/sign-in/passkey", asserted(answer, passkey)).status_code == 303
+    assert browser.get("/home").status_code == 200
+    assert last_types(desk, size) == ["session.opened"]
+
+
+def test_the_page_of_a_sign_in_does_not_say_who_is_enrolled(desk: Console) -> None:
+    desk.site.enroll_passkey("rita", new_passkey(**HERE))
+
+    def page(name: str) -> str:
+        text = desk.browser().get(f"/sign-in/passkey?name={name}").text
+        return re.sub(r'name="file" value="[^"]*"', "", text).replace(name, "NAME")
+
+    assert page("rita") == page("nobody") == page("raul")
+
+
+@pytest.mark.parametrize("wrong", [{"origin": "http://localhost:9999"}, {"flags": 0x01}, {"rp_id": "evil.example"}])
+def test_a_wrong_assertion_signs_nobody_in(desk: Console, wrong: dict[str, Any]) -> None:
+    passkey = desk.site.enroll_passkey("rita", new_passkey(**HERE))
+    browser = desk.browser()
+    answer = browser.get("/sign-in/passkey?name=rita")
+    size = desk.context.ledger.state.size
+    assert browser.post("/sign-in/passkey", asserted(answer, passkey.wrong(**wrong))).status_code == 401
+    assert last_types(desk, size) == []
+
+
+def test_a_sign_in_cannot_be_replayed_and_is_no_order(desk: Console) -> None:
+    passkey = desk.site.enroll_passkey("rita", new_passkey(**HERE))
+    browser = desk.browser()
+    fields = asserted(browser.get("/sign-in/passkey?name=rita"), passkey)
+    assert browser.post("/sign-in/passkey", fields).status_code == 303
+    assert desk.browser().post("/sign-in/passkey", fields).status_code == 401
+    refused = browser.post("/signed", {"csrf": browser.csrf, **fields})
+    assert refused.status_code == 400
+    order = asserted(shown(browser, "review", REVIEW), passkey)
+    assert desk.browser().post("/sign-in/passkey", order).status_code == 400
+
+
+def test_a_session_ends_with_the_passkey_that_opened_it(desk: Console) -> None:
+    passkey = desk.site.enroll_passkey("rita", new_passkey(**HERE))
+    browser = desk.browser()
+    browser.post("/sign-in/passkey", asserted(browser.get("/sign-in/passkey?name=rita"), passkey))
+    assert browser.get("/home").status_code == 200
+    desk.site.ordered(
+        KeyRevoked(policy=desk.site.in_force),
+        desk.site.order(RevokeKey, "anna", principal="rita", keyid=passkey.keyid, since=None),
+    )
+    assert browser.get("/home").status_code == 401
+
+
+# Forms.
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_has_a_form_or_is_named_as_one_of_the_command_line(desk_of_forms: Browser, verb: str) -> None:
+    answer = desk_of_forms.get(f"/sign/{verb}")
+    assert answer.status_code == (404 if verb in COMMAND_LINE else 200), answer.text
+    if verb not in COMMAND_LINE:
+        names = {one.name for one in fields_of(verb, {})}
+        assert all(f'name="{name}"' in answer.text for name in names)
+
+
+@pytest.fixture(scope="module")
+def desk_of_forms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with console("staffed", tmp_path_factory.mktemp("f") / "h") as made:
+        yield made.signed_in("anna")
+
+
+POLICY = {
+    "policy.name": "stricter",
+    "policy.parameters": '{"reviewers": 3}',
+    "policy.cedar": '@id("all") permit (principal, action, resource);',
+    "policy.schema": (POLICY_FOLDER / "schema.cedarschema").read_text(),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "verb", "fields", "members"),
+    [
+        ("rita", "review", {**REVIEW, "decision": "reject", "valid_until": ""}, {"decision": "reject", "version": 1}),
+        (
+            "rita",
+            "review",
+            {**REVIEW, "decision": "approve-with-conditions", "conditions.tasks": "labels, advice", "reason": "Few."},
+            {"decision": "approve-with-conditions"},
+        ),
+        (
+            "rita",
+            "add-finding",
+            {
+                **{"adapter": "clauses@1", "kind": "issue", "severity": "high", "blocks": "yes", "field": "privacy"},
+                **{"owner": "olga", "due": "7d", "finding": "A name.", "remedy": "None.", "retest": "Ask."},
+            },
+            {"blocks": True, "severity": "high"},
+        ),
+        ("rita", "delegate", {"principal": "raul", "field": "privacy", "until": "7d"}, {"principal": "raul"}),
+        (
+            "olga",
+            "request-release",
+            {
+                **{"adapter": "clauses@1", "unit": "legal", "exposure": "public", "purpose": "decide"},
+                **{"intended_use": "Sorting.", "limits": "No advice."},
+            },
+            {"tier": "high"},
+        ),
+        ("otto", "activate", {"adapter": "clauses@1", "unit": "legal", "task": "labels"}, {"adds_instruction": False}),
+        ("anna", "grant", {"principal": "rita", "role": "reviewer:safety"}, {"role": "reviewer:safety"}),
+        ("anna", "revoke-principal", {"principal": "rita", "reason": "Left."}, {"principal": "rita"}),
+        ("rita", "revoke-dataset", {"dataset": "clauses@1"}, {"version": 1}),
+        ("rita", "revoke-base", {"base": "smollm2"}, {"base": "smollm2"}),
+        ("anna", "adopt-policy", POLICY, {}),
+        ("anna", "raise-rules", {"rules": "2"}, {"rules": 2}),
+        ("audrey", "place-hold", {"subject": "adapter:clauses@1"}, {"subject": "adapter:clauses@1"}),
+        ("anna", "revoke-tokens", {"unit": "legal", "issued_before": "now"}, {"token": None, "application": None}),
+        (
+            "olga",
+            "train",
+            {"recipe.name": "other", "recipe.base": "smollm2", "recipe.dataset": "clauses@1", "recipe.rank": "8"},
+            {"gates": None},
+        ),
+    ],
+)
+def test_a_form_makes_the_order_that_its_fields_say(
+    desk: Console, name: str, verb: str, fields: dict[str, str], members: dict[str, Any]
+) -> None:
+    answer = shown(desk.signed_in(name), verb, fields)
+    proposal, _ = parse_proposal(hidden(answer, "file").encode())
+    order = proposal.order.model_dump(mode="json")
+    assert (order["signer"], proposal.order.verb) == (name, verb)
+    assert {key: order[key] for key in members} == members
+    assert ORDERS.parse(encode_order(proposal.order)) == proposal.order
+    texts = {one.commitment: one.text for one in proposal.disclosures}
+    assert {texts[order[key]] for key in proposal.order.commitments()} == {
+        fields[key] for key in proposal.order.commitments()
+    }
+
+
+def test_a_run_is_bound_to_the_gates_that_were_pasted(desk: Console) -> None:
+    gates = encode_value(gate_set(gates=[one_gate()]))
+    fields = {"recipe.name": "other", "recipe.base": "smollm2", "recipe.dataset": "clauses@1", "gates": gates.decode()}
+    browser = desk.signed_in("olga")
+    proposal, _ = parse_proposal(hidden(shown(browser, "train", fields), "file").encode())
+    assert proposal.documents == {"gates": gates}
+    assert proposal.order.model_dump(mode="json")["gates"] == digest_bytes(gates)
+    fields["gates"] = encode_value(gate_set(gates=[one_gate(set="nowhere")])).decode()
+    answer = browser.post("/sign/train", {"csrf": browser.csrf, **fields})
+    assert (answer.status_code, "gates, set nowhere: expected one of" in answer.text) == (404, True)
+
+
+def test_a_policy_set_begins_as_the_one_in_force_and_is_adopted_by_two(desk: Console) -> None:
+    passkeys = {name: desk.site.enroll_passkey(name, new_passkey(**HERE)) for name in ("anna", "ben")}
+    first, second = desk.signed_in("anna"), desk.signed_in("ben")
+    fields = {one["name"]: one["value"] for one in first.get("/sign/adopt-policy.json").json()["fields"]}
+    assert json.loads(fields["policy.parameters"])["passkeys_on_localhost"] is True
+    changed = {**json.loads(fields["policy.parameters"]), "reviewers": 3}
+    fields["policy.parameters"] = json.dumps(changed)
+    pending = entry_of(desk, signed(first, shown(first, "adopt-policy", fields), passkeys["anna"]))
+    order = pending.subjects[0].removeprefix("order:")
+    adopted = entry_of(desk, signed(second, shown(second, "endorse", {"order": order}), passkeys["ben"]))
+    assert adopted.type == "policy.adopted"
+    assert desk.context.ledger.state.parameters.reviewers == 3
+
+
+def test_a_person_rotates_to_a_key_file_that_proved_itself(desk: Console) -> None:
+    passkey = desk.site.enroll_passkey("rita", new_passkey(**HERE))
+    browser, key = desk.signed_in("rita"), generate_ed25519()
+    proof = encode_envelope(desk.site.possession("rita", key)).decode()
+    answer = shown(browser, "rotate-key", {"proof": proof, "old_until": "1h"})
+    assert entry_of(desk, signed(browser, answer, passkey)).type == "key.enrolled"
+    assert told(shown(browser, "review", REVIEW))["allowed"] == [encode_base64url(passkey.credential_id)]
+
+
+def test_what_a_recipe_leaves_to_auto_is_resolved_by_the_service_and_said_so(desk: Console) -> None:
+    fields = {"recipe.name": "other", "recipe.base": "smollm2", "recipe.dataset": "clauses@1", "recipe.rank": "8"}
+    proposal, _ = parse_proposal(hidden(shown(desk.signed_in("olga"), "train", fields), "file").encode())
+    recipe = proposal.order.model_dump(mode="json")["recipe"]
+    assert recipe["rank"] == 8 and recipe["batch_size"] == 8
+    assert {"alpha", "batch_size", "device"} <= proposal.resolved and "rank" not in proposal.resolved
+
+
+@pytest.mark.parametrize(
+    ("verb", "fields", "words"),
+    [
+        ("review", {**REVIEW, "adapter": "nothing@1"}, "adapter: expected one of clauses@1"),
+        ("review", {**REVIEW, "valid_until": "soon"}, "valid until: expected"),
+        ("review", {**REVIEW, "meaning": ""}, "meaning: expected a value, got none"),
+        ("review", {**REVIEW, "conditions.tasks": "No Task!"}, "conditions: tasks"),
+        ("review", {**REVIEW, "conditions.answers_a_day": "0"}, "conditions: answers"),
+        ("adopt-policy", {**POLICY, "policy.parameters": "{"}, "parameters.json: expected JSON"),
+        ("review", {**REVIEW, "colour": "red"}, "expected the fields of review"),
+        ("add-finding", {"adapter": "clauses@1", "kind": "lie"}, "expected a value, got none"),
+        ("revoke-key", {"principal": "rita", "keyid": "x", "since": "-1"}, "since: expected a whole number"),
+        ("enroll-passkey", {"proof": "{}"}, "envelope"),
+        ("endorse", {"order": "sha256:" + "0" * 64}, "expected one that waits"),
+    ],
+)
+def test_a_form_that_does_not_fit_says_which_field(
+    desk: Console, verb: str, fields: dict[str, str], words: str
+) -> None:
+    browser = desk.signed_in("rita")
+    answer = browser.post(f"/sign/{verb}", {"csrf": browser.csrf, **fields})
+    assert 400 <= answer.status_code < 500, answer.text
+    assert words in html.unescape(answer.text)
+
+
+def test_what_would_be_refused_is_said_before_it_is_signed(desk: Console) -> None:
+    answer = shown(desk.signed_in("olga"), "review", REVIEW)
+    assert "It would be refused now" in answer.text
+    assert "role: expected olga to be" in html.unescape(answer.text)
+
+
+def test_the_envelope_is_one_like_any_other(desk: Console) -> None:
+    passkey = desk.site.enroll_passkey("rita", new_passkey(**HERE))
+    browser = desk.signed_in("rita")
+    entry = entry_of(desk, signed(browser, shown(browser, "review", REVIEW), passkey))
+    envelope = parse_envelope(desk.context.ledger.documents_of(entry.index)["order"])
+    verify_envelope(envelope, passkey.spki, passkey.scope)
