@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-SHOWN = ("loss", "learning_rate", "grad_norm", "validation_loss", "seconds")
+SHOWN = ("loss", "learning_rate", "grad_norm", "validation_loss", "margin", "accuracy", "seconds")
 COUNTED = ("tokens", "trained_tokens", "peak_bytes")
 
 
 def row(step: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
     """A step's values under the names that they have in the record, and its pace."""
-    values: dict[str, Any] = {name: float(step[name]) for name in SHOWN if step[name] is not None}
+    values: dict[str, Any] = {name: float(step[name]) for name in SHOWN if step.get(name) is not None}
     values |= {name: step[name] for name in COUNTED}
     passed = float(step["seconds"]) - (float(before["seconds"]) if before else 0.0)
     if passed > 0:

@@ -155,7 +155,7 @@ def _read_sides(task: Header, kind: Any, columns: dict[str, str]) -> Any:
 def _describe_rows(rows: list[Any], samples: list[Any], about: Any, root: str) -> Header:
     from appliance.ml.data.rows import count_groups
 
-    lengths = [len(sample.ids) for sample in samples]
+    lengths = [sample.longest for sample in samples]
     return {
         "rows": len(rows),
         "labels": list(about.labels),
@@ -189,8 +189,10 @@ def _profile_training(rows: list[Any], samples: list[Any], trained: int) -> Any:
     from appliance.domain.planning.shape import profile_lengths
     from appliance.ml.data.rows import TRAIN
 
-    ids = [sample.ids for row, sample in zip(rows, samples, strict=True) if row.split == TRAIN]
-    return profile_lengths([len(one) for one in ids], shared=_count_shared(ids), trained=trained)
+    train = [sample for row, sample in zip(rows, samples, strict=True) if row.split == TRAIN]
+    # Preferences share their own prompt, each row with itself, and nothing with another.
+    shared = 0 if train[0].rejected else _count_shared([sample.ids for sample in train])
+    return profile_lengths([sample.tokens for sample in train], shared=shared, trained=trained)
 
 
 def _count_shared(rows: list[tuple[int, ...]]) -> int:

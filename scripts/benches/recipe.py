@@ -15,6 +15,7 @@ RECIPE: dict[str, Any] = {
     "optimiser": "adamw",
     "learning_rate": "0.001",
     "rate_ratio": "1.0",
+    "beta": "0.0",
     "epochs": 1,
     "batch_size": 16,
     "accumulation": 1,

@@ -25,6 +25,7 @@ RECIPE: dict[str, Any] = {
     "method": "qlora",
     "optimiser": "adamw",
     "rate_ratio": "1.0",
+    "beta": "0.0",
     "rank": 16,
     "alpha": 32,
     "dropout": "0.05",

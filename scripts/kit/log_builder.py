@@ -1089,6 +1089,7 @@ RECIPE: dict[str, Any] = {
     "baseline": None,
     "optimiser": "adamw",
     "rate_ratio": "1.0",
+    "beta": "0.0",
     "purpose": "release",
     "rank": 8,
     "alpha": 16,

@@ -36,6 +36,7 @@ RECIPE: dict[str, Any] = {
     "optimiser": "adamw",
     "learning_rate": "0.01",
     "rate_ratio": "1.0",
+    "beta": "0.0",
     "epochs": 2,
     "batch_size": 4,
     "accumulation": 2,

@@ -30,6 +30,8 @@ def facts_of(steps: Sequence[StepRecord], finished: dict[str, Any] | None) -> li
     last, spikes = steps[-1], [step for step in steps if step.spike is not None]
     facts: list[tuple[str, object]] = [("steps done", f"{last.step} of {last.steps}{_why(steps, finished)}")]
     facts.append(("loss", f"{float(last.loss):.3f}, at first {float(steps[0].loss):.3f}"))
+    if last.margin is not None and last.accuracy is not None:
+        facts.append(("margin", f"{float(last.margin):.3f} at last, {float(last.accuracy):.0%} of rows above 0"))
     if read := [(step.step, step.validation_loss) for step in steps if step.validation_loss is not None]:
         best = best_step(read)
         lowest = f"lowest {float(dict(read)[best]):.3f} after step {best}"

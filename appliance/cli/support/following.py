@@ -46,7 +46,8 @@ class Display:
         elif kind == "step":
             if frame.get("validation_loss") is not None:
                 self._validation = f", validation {float(frame['validation_loss']):.3f}"
-            note = f"loss {float(frame['loss']):.3f}{self._validation}, {_pace(frame)}"
+            margin = "" if frame.get("margin") is None else f", margin {float(frame['margin']):.3f}"
+            note = f"loss {float(frame['loss']):.3f}{margin}{self._validation}, {_pace(frame)}"
             self._measure("trains", int(frame["steps"]), "steps").set(int(frame["step"]), note)
             if frame.get("spike") is not None:
                 rows = ", ".join(str(int(row)) for row in frame["spike"])

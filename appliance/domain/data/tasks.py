@@ -9,7 +9,9 @@ from typing import Literal, get_args
 
 from appliance.errors import refuse
 
-Task = Literal["classification", "instruction", "completion", "summarisation", "question-answering", "chat"]
+Task = Literal[
+    "classification", "instruction", "completion", "summarisation", "question-answering", "chat", "preference"
+]
 Format = Literal["csv", "tsv", "jsonl", "parquet"]
 TASKS: tuple[Task, ...] = get_args(Task)
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -21,6 +23,7 @@ PARTS: Mapping[Task, tuple[str, ...]] = {
     "summarisation": ("text", "summary"),
     "question-answering": ("context", "question", "answer"),
     "chat": ("messages",),
+    "preference": ("prompt", "chosen", "rejected"),
 }
 QUESTIONS: Mapping[Task, tuple[str, ...]] = {
     "classification": ("text",),
@@ -29,11 +32,14 @@ QUESTIONS: Mapping[Task, tuple[str, ...]] = {
     "summarisation": ("text",),
     "question-answering": ("context", "question"),
     "chat": ("message",),
+    "preference": ("prompt",),
 }
 """What the user's message of a row is made of: these parts in this order, an empty line between two. Of a completion it
 is the prompt, without a template; of a chat any message of the user."""
-OPTIONAL = frozenset({("instruction", "input"), ("completion", "prompt")})
-"""Parts that a file need not have, and that a row may leave empty."""
+OPTIONAL = frozenset({("instruction", "input"), ("completion", "prompt"), ("preference", "prompt")})
+"""Parts that a file need not have, and that a row may leave empty. A preference without a prompt has the common
+beginning of both answers as its prompt."""
+PREFERENCE: Task = "preference"
 GROUPS = ("cluster", "slice")
 """Parts that rows of every task may have, where their column is named: what rows that belong together have in common,
 and a value by which an evaluation divides the rows. No model sees them."""

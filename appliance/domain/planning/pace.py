@@ -114,6 +114,8 @@ def count_operations(shape: Shape, recipe: ResolvedRecipe, pack: Pack) -> float:
     again = {"none": 0.0, "layer": 1.0, "mlp": 2 * shape.hidden * shape.inner * shape.layers / shape.passed_weights}
     repeats = again[recipe.gradient_checkpointing]
     times = 2.0 + (repeats if is_quick(recipe, shape) else float(repeats > 0))
+    # Of preferences the base with the adapter switched off reads every token too.
+    times += float(recipe.beta) > 0
     linear = forward * (times + 1) if recipe.method == "full" else forward * times + 3 * trained
     # Scores and their product with the values, forward, twice again for their gradients, and once more in between.
     seen = pack.segments * pack.longest * (pack.root + pack.longest)

@@ -18,6 +18,7 @@ _FRACTIONS = (
     "dropout",
     "learning_rate",
     "rate_ratio",
+    "beta",
     "warmup_ratio",
     "weight_decay",
     "max_grad_norm",

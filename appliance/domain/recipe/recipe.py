@@ -27,6 +27,7 @@ from appliance.domain.recipe.methods import (
     list_servable,
     misfits_base,
 )
+from appliance.domain.recipe.preferences import BETA, lower_rate, misfits_rows
 from appliance.errors import refuse
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -81,6 +82,9 @@ class Recipe(Value):
     optimiser: OptimiserName = Field("adamw", description="paged-adamw-8bit needs CUDA")
     learning_rate: Decimal | Auto = Field("auto", description="step size, above 0; auto: the method's own")
     rate_ratio: Decimal | Auto = Field("auto", description="lora-plus only: how much faster B learns than A")
+    beta: Decimal | Auto = Field(
+        "auto", description="preferences only: how closely DPO holds the adapter to its base; auto: 0.1"
+    )
     epochs: Count | Auto = Field("auto", description="passes over the training rows; auto: about 700 rows in all")
     batch_size: Count | Auto = Field("auto", description="rows that are computed at once; auto: 8")
     accumulation: Count | Auto = Field("auto", description="batches for each optimiser step; auto: 1")
@@ -128,6 +132,7 @@ class ResolvedRecipe(Value):
     optimiser: OptimiserName
     learning_rate: Decimal
     rate_ratio: Decimal = Field(description="how much faster B learns than A: LoRA+, else 1.0")
+    beta: Decimal = Field(description="how closely DPO holds the adapter to its base: preferences, else 0.0")
     epochs: Count
     batch_size: Count
     accumulation: Count
@@ -160,6 +165,7 @@ class Facts(Value):
         LINEAR_LAYERS, description="of linear layers, those that the base has"
     )
     experts: bool = Field(False, description="whether gate_proj, up_proj and down_proj are of a layer's experts")
+    preferences: bool = Field(False, description="whether the rows are preferences, which are trained by DPO")
 
 
 def resolve_recipe(recipe: Recipe, facts: Facts) -> ResolvedRecipe:
@@ -192,7 +198,7 @@ def resolve_recipe(recipe: Recipe, facts: Facts) -> ResolvedRecipe:
         values["validate_every"] = 0 if values["validation"] == "0.0" else -(-steps // READINGS)
     resolved = ResolvedRecipe.model_validate(values)
     of_rows = (facts.context_length, facts.max_tokens, facts.train_rows)
-    problems = untrainable(resolved, *of_rows, facts.stored, facts.roles, facts.experts)
+    problems = untrainable(resolved, *of_rows, facts.stored, facts.roles, facts.experts, preferences=facts.preferences)
     if resolved.device == "cuda" and facts.device != "cuda":
         problems.append("recipe, device: expected cpu, since this machine has no CUDA device, got cuda")
     refuse("recipe", problems)
@@ -208,7 +214,8 @@ def _of_method(recipe: Recipe, method: Method, facts: Facts) -> dict[str, Any]:
         "alpha": round(2 * rank**0.5) if recipe.method == "rslora" else 2 * rank,
         "dropout": "0.0",
         "target_modules": _choose_modules(facts) if method.chooses_modules else (),
-        "learning_rate": method.learning_rate,
+        "learning_rate": lower_rate(method.learning_rate) if facts.preferences else method.learning_rate,
+        "beta": BETA if facts.preferences else "0.0",
         "rate_ratio": RATE_RATIO if recipe.method == "lora-plus" else "1.0",
     }
 
@@ -226,6 +233,8 @@ def untrainable(
     stored: object,
     roles: Sequence[str] = LINEAR_LAYERS,
     experts: bool = False,
+    *,
+    preferences: bool = False,
 ) -> list[str]:
     """What is wrong with a resolved recipe for this base and dataset, each as one sentence. Facts of an old import
     that has none are passed over; `stored` is `gptq` for a base that was imported so."""
@@ -234,6 +243,7 @@ def untrainable(
         *misfits_base(recipe.method, recipe.quantisation, stored),
         *_unservable(recipe),
         *_misplaced(recipe, roles, experts),
+        *misfits_rows(recipe.method, recipe.beta, recipe.dataset, preferences=preferences),
     ]
     if isinstance(context_length, int) and recipe.max_length > context_length:
         problems.append(

@@ -10,11 +10,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal as Number
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
 from appliance.domain.core.names import Canonical, Decimal, explain, parse_value
+from appliance.domain.core.words import form
 from appliance.errors import BadInput
 from appliance.formats.core.fields import show
 
@@ -30,9 +31,14 @@ SPIKE_ROWS = 8
 """So many rows a spike names at most."""
 
 
+Signed = Annotated[str, form(r"^-?(?:0|[1-9][0-9]{0,8})\.[0-9]{6}$", "a decimal of six places such as -0.012000")]
+
+
 class StepRecord(Canonical):
     """One step. `loss`: the mean over its trained tokens; `rows`: that of each row of the step, by its index in the
-    dataset. Tokens (prompts too), trained tokens and seconds are those of the run so far."""
+    dataset. Tokens (prompts too), trained tokens and seconds are those of the run so far. Of preferences, else null:
+    `margin`, the mean over its rows of the chosen answer's reward above the rejected one's, and `accuracy`, the share
+    of rows where it is above 0."""
 
     step: int = Field(ge=1)
     steps: int = Field(ge=1)
@@ -44,6 +50,8 @@ class StepRecord(Canonical):
     rows: tuple[tuple[int, Decimal], ...]
     spike: tuple[int, ...] | None
     validation_loss: Decimal | None
+    margin: Signed | None
+    accuracy: Decimal | None
     seconds: Decimal
     peak_bytes: int = Field(ge=0)
 
@@ -53,7 +61,7 @@ def record_step(frame: Mapping[str, Any], losses: Sequence[str]) -> StepRecord:
     if frame.get("step") != len(losses) + 1:
         raise BadInput(f"worker, frame step: expected step {len(losses) + 1}, got {frame.get('step')!r}")
     loss, rows = _decimal(frame, "loss", 6), _rows(frame)
-    validation = None if frame.get("validation_loss") is None else _decimal(frame, "validation_loss", 6)
+    validation = _perhaps(frame, "validation_loss")
     counts = {name: frame.get(name) for name in ("step", "steps", "tokens", "trained_tokens", "peak_bytes")}
     try:
         return StepRecord(
@@ -64,6 +72,8 @@ def record_step(frame: Mapping[str, Any], losses: Sequence[str]) -> StepRecord:
             rows=rows,
             spike=find_spike(losses, loss, rows),
             validation_loss=validation,
+            margin=_perhaps(frame, "margin"),
+            accuracy=_perhaps(frame, "accuracy"),
             seconds=_decimal(frame, "seconds", 3),
         )
     except ValidationError as error:
@@ -75,6 +85,10 @@ def _rows(frame: Mapping[str, Any]) -> tuple[tuple[int, str], ...]:
     if not isinstance(found, list) or any(not isinstance(one, list) or len(one) != 2 for one in found):
         raise BadInput(f"worker, frame step, row_losses: expected a list of row and loss, got {show(found)}")
     return tuple((row, _decimal({"row_losses": loss}, "row_losses", 4)) for row, loss in found)
+
+
+def _perhaps(frame: Mapping[str, Any], name: str) -> str | None:
+    return None if frame.get(name) is None else _decimal(frame, name, 6)
 
 
 def _decimal(frame: Mapping[str, Any], name: str, digits: int) -> str:

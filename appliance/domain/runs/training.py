@@ -13,6 +13,7 @@ from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Attachment, EventRule, Verb
 from appliance.domain.data.standing import base_is, dataset_stands
+from appliance.domain.data.tasks import PREFERENCE
 from appliance.domain.evaluation.baselines import incomparable
 from appliance.domain.evaluation.gates import parse_gates
 from appliance.domain.evaluation.judging import check_sets, unfit_local_sets, unfit_sets, unjudgeable
@@ -115,7 +116,8 @@ def may_train(state: State, order: Train, signer: Principal, now: Time) -> Reaso
     reasons += unfit_local_sets(dataset, order.local_sets, order.gates)
     reasons += _tiered(state, order)
     stored, of_base = base.facts.get("quantisation"), read_roles(base.facts)
-    return reasons + untrainable(recipe, context, longest, rows, stored, *of_base)
+    preferences = facts.get("task") == PREFERENCE
+    return reasons + untrainable(recipe, context, longest, rows, stored, *of_base, preferences=preferences)
 
 
 def _tiered(state: State, order: Train) -> Reasons:

@@ -148,5 +148,5 @@ def _measure(task: Task, sides: data.Sides, errors: Errors, rendering: Rendering
         except BadInput as error:
             errors.add([error])
         else:
-            lengths.append(len(sample.ids))
+            lengths.append(sample.longest)
     return lengths

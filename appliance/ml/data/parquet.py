@@ -40,6 +40,10 @@ def read_parquet(
         raise BadInput(f"{file}: expected Parquet, got: {' '.join(str(error).split())[:200]}") from None
 
 
+_MESSAGES: Mapping[Task, tuple[str, ...]] = {"chat": ("messages",), "preference": ("prompt", "chosen", "rejected")}
+"""Parts that may be lists of messages."""
+
+
 def _find_columns(schema: Any, task: Task, columns: Mapping[str, str], file: str) -> dict[str, str]:
     found = {}
     for part, name in columns.items():
@@ -48,19 +52,21 @@ def _find_columns(schema: Any, task: Task, columns: Mapping[str, str], file: str
         if schema.names.count(name) != 1:
             raise BadInput(f"{file}: expected one column {name!r}, got the columns {', '.join(schema.names)!r}")
         kind = schema.field(name).type
-        if not _fits(part, kind):
-            expected = {"messages": "text or a list of {role, content}"} | dict.fromkeys(GROUPS, "text or integers")
+        if not _fits(task, part, kind):
+            expected = dict.fromkeys(_MESSAGES.get(task, ()), "text or a list of {role, content}") | dict.fromkeys(
+                GROUPS, "text or integers"
+            )
             raise BadInput(f"{file}, column {name!r}: expected {expected.get(part, 'text')}, got {str(kind)[:80]}")
         found[part] = name
     return found
 
 
-def _fits(part: str, kind: Any) -> bool:
+def _fits(task: Task, part: str, kind: Any) -> bool:
     from pyarrow import types
 
     if _is_text(kind):
         return True
-    return _is_messages(kind) if part == "messages" else part in GROUPS and bool(types.is_integer(kind))
+    return _is_messages(kind) if part in _MESSAGES.get(task, ()) else part in GROUPS and bool(types.is_integer(kind))
 
 
 def _is_text(kind: Any) -> bool:

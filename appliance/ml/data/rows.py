@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-from appliance.domain.data.tasks import GROUPS, QUESTIONS, Task, wrong_share
+from appliance.domain.data.tasks import GROUPS, PREFERENCE, QUESTIONS, Task, wrong_share
 from appliance.domain.data.teaching import ABOUT_FILE, About, encode_about, parse_about
 from appliance.errors import BadInput, refuse
 from appliance.formats.artifacts.rows import cluster_digest, row_digest, rows_root, slice_digest
@@ -34,6 +34,7 @@ class Row:
 
     `text` identifies the row. `answer` is the last answer that the model is to write in it, as plain text. `cluster`:
     what rows that belong together have in common, in the file as a keyed digest; `slice`: a value to divide rows by.
+    `rejected`: of a preference the other answer, as the model would write it behind the same prompt.
     """
 
     index: int
@@ -43,9 +44,10 @@ class Row:
     parts: tuple[tuple[str, str], ...]
     cluster: str | None = None
     slice: str | None = None
+    rejected: str | None = None
 
     def encode(self) -> bytes:
-        """A row without cluster or slice has no such member."""
+        """A row without cluster, slice or rejected answer has no such member."""
         value = {name: value for name, value in self.__dict__.items() if value is not None}
         return encode_canonical({**value, "parts": [list(part) for part in self.parts]})
 
@@ -102,7 +104,7 @@ def known_by(task: Task, source: Source) -> str:
     match task:
         case "completion":
             return source.parts.get("prompt", "") + source.parts["text"]
-        case "chat":
+        case "chat" | "preference":
             return "\n\n".join(message["content"] for message in source.messages)
         case _:
             return _question(task, source)
@@ -147,19 +149,33 @@ def render_row(index: int, source: Source, split: str, chat: Chat, task: Task, i
         chat.check_plain(before + text, source.place)
         return Row(index, split, before + text, text, ((before, chat.answer(text)),), **groups)
     messages = compose_messages(task, source, instruction)
+    if task == PREFERENCE:
+        chat.check_plain(source.parts["rejected"], f"{source.place}, rejected")
     for number, message in enumerate(messages):
         chat.check_plain(message["content"], f"{source.place}, message {number}" if task == "chat" else source.place)
     try:
         parts = tuple(chat.render_answered(messages))
+        rejected = _render_rejected(messages, source, chat) if task == PREFERENCE else None
     except BadInput as error:
         raise BadInput(f"{source.place}: {error.message}", code=error.code) from None
-    return Row(index, split, known_by(task, source), messages[-1]["content"], parts, **groups)
+    if task == PREFERENCE:
+        # One answer is trained, behind all that came before: an earlier turn of the assistant is part of the prompt.
+        parts = (("".join(before + answer for before, answer in parts[:-1]) + parts[-1][0], parts[-1][1]),)
+    return Row(index, split, known_by(task, source), messages[-1]["content"], parts, rejected=rejected, **groups)
+
+
+def _render_rejected(messages: Sequence[Message], source: Source, chat: Chat) -> str:
+    """The rejected answer behind the same prompt. BadInput where the template alters it."""
+    other = {"role": "assistant", "content": source.parts["rejected"]}
+    return chat.render_answered([*messages[:-1], other])[-1][1]
 
 
 def compose_messages(task: Task, source: Source, instruction: str) -> list[Message]:
     """How a row is put to the model, answers included: the instruction, if any, as the system's message."""
     if task == "chat":
         turns = list(source.messages)
+    elif task == PREFERENCE:
+        turns = [*source.messages, {"role": "assistant", "content": source.parts["chosen"]}]
     else:
         turns = [
             {"role": "user", "content": _question(task, source)},

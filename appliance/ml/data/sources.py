@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.domain.data.tasks import FORMATS, GROUPS, OPTIONAL, Task, may_lack
+from appliance.domain.data.tasks import FORMATS, GROUPS, OPTIONAL, PARTS, PREFERENCE, Task, may_lack
 from appliance.errors import BadInput, TooLarge
 from appliance.ml.data.parquet import read_parquet
+from appliance.ml.data.preferences import read_sides
 
 MAX_ROWS = 1_000_000
 MAX_TEXT_CHARACTERS = 200_000
@@ -28,7 +29,10 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Source:
-    """One record as it stood in the file: its parts by name, and its `place` in words, for an error to name."""
+    """One record as it stood in the file: its parts by name, and its `place` in words, for an error to name.
+
+    `messages` of a chat are all of it, of a preference those before the answers.
+    """
 
     place: str
     parts: Mapping[str, str]
@@ -194,6 +198,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _read(task: Task, place: str, values: Mapping[str, Any]) -> Source:
     """The record with every part checked by itself."""
     parts, messages = dict[str, str](), tuple[Message, ...]()
+    if task == PREFERENCE:
+        messages, parts = _read_preference(place, values)
+        values = {part: value for part, value in values.items() if part in GROUPS}
     for part, value in values.items():
         if part == MESSAGES:
             messages = _read_messages(value, place)
@@ -202,6 +209,25 @@ def _read(task: Task, place: str, values: Mapping[str, Any]) -> Source:
         else:
             parts[part] = _check_text(value, f"{place}, {part}", may_be_empty=(task, part) in OPTIONAL)
     return Source(place, parts, messages)
+
+
+def _read_preference(place: str, values: Mapping[str, Any]) -> tuple[tuple[Message, ...], dict[str, str]]:
+    """The messages before the answers, and both answers."""
+    given: dict[str, str | list[Message]] = {}
+    for part in PARTS[PREFERENCE]:
+        value, where = values.get(part), f"{place}, {part}"
+        if isinstance(value, list):
+            if not 1 <= len(value) <= MAX_MESSAGES:
+                raise BadInput(f"{where}: expected 1 to {MAX_MESSAGES} messages, got {len(value)}")
+            given[part] = [_read_message(item, f"{where}, message {n}") for n, item in enumerate(value)]
+        elif part in values and not (part == "prompt" and value is None):
+            given[part] = _check_text(value, where)
+    sides = read_sides(given, place)
+    asked = sides.messages
+    if asked[-1]["role"] != "user":
+        raise BadInput(f"{place}, prompt: expected the user's turn at the end, got the {asked[-1]['role']}'s")
+    _check_turns([*asked, {"role": "assistant", "content": sides.chosen}], place)
+    return tuple(asked), {"chosen": sides.chosen, "rejected": sides.rejected}
 
 
 def _read_group(part: str, value: Any, place: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from appliance.domain.data.tasks import PREFERENCE
 from appliance.domain.data.teaching import About
 from appliance.domain.evaluation.items import MOST_SCORE, SCALE, Answer
 from appliance.domain.evaluation.judging import choose_judged
@@ -27,6 +28,7 @@ from appliance.ml.inference.drawing import draw_tokens
 from appliance.ml.inference.request import Request
 from appliance.ml.layers.packing import pack_sequences
 from appliance.ml.model.base import Base
+from appliance.ml.training.preferences import adapter_off, has_adapter
 
 PACK_TOKENS = 2048
 PACK_ROWS = 16
@@ -50,7 +52,10 @@ class Evaluation:
 
 
 def count_passes(about: About, rows: Sequence[Row]) -> int:
-    """How often a row goes through the model in one evaluation: for its loss and label, and again for its answer."""
+    """How often a row goes through the model in one evaluation: for its loss and label, and again for its answer; of a
+    preference for both answers."""
+    if about.task == PREFERENCE:
+        return 2 * len(rows)
     return len(rows) + (len(choose_judged(about.task, rows)) if about.task in COMPARED else 0)
 
 
@@ -60,6 +65,8 @@ def evaluate(
     """What one model makes of the rows. `slots`: those that wrap the base's layers, None where none do."""
     if about.task == "classification":
         return classify(base, about.labels, rows, samples, report)
+    if about.task == PREFERENCE:
+        return prefer(base, slots, samples, report)
     losses = measure_losses(base, samples, report)
     tokens = sum(sample.trained_tokens for sample in samples)
     metrics_found: dict[str, Any] = {
@@ -175,6 +182,41 @@ def classify(
         for row, sample, one, label in zip(rows, samples, judged, chosen, strict=True)
     ]
     return Evaluation({"rows": len(rows), **found}, answers, tuple(chosen))
+
+
+def prefer(base: Base, slots: Slots | None, samples: Sequence[Sample], report: Report) -> Evaluation:
+    """Which answer of each pair a model prefers. The base: the one that is likelier to it. What was trained: the one
+    whose reward is higher, so how much likelier it made it than its reference, the base, has it.
+
+    `margin`: the mean of the chosen answer's log-probability (or reward, without beta) above the rejected one's.
+    """
+    sides = [one for sample in samples for one in _divide(sample)]
+    losses = measure_losses(base, sides, report)
+    chosen = losses[::2]
+    margins = [other - own for own, other in zip(chosen, losses[1::2], strict=True)]
+    if has_adapter(base.model) if slots is None else slots.active is not None:
+        with adapter_off(base.model) if slots is None else slots.bare():
+            theirs = measure_losses(base, sides, lambda rows, tokens: None)
+        before = [other - own for own, other in zip(theirs[::2], theirs[1::2], strict=True)]
+        margins = [margin - one for margin, one in zip(margins, before, strict=True)]
+    lengths = [one.trained_tokens for one in sides[::2]]
+    found = metrics.summarize_loss(_check_finite(math.fsum(chosen)), sum(lengths))
+    found |= metrics.summarize_margins([scale(margin) for margin in margins], SCALE)
+    answers = [
+        _answer({"loss": scale(loss / count), "margin": scale(margin)}, right=scale(margin) > 0)
+        for loss, count, margin in zip(chosen, lengths, margins, strict=True)
+    ]
+    return Evaluation({"rows": len(samples), **found}, answers)
+
+
+def _divide(sample: Sample) -> tuple[Sample, Sample]:
+    """Both answers of a preference, each behind the prompt, as rows of their own."""
+    start = sample.spans[0][0]
+    ids = sample.ids[:start] + sample.rejected
+    return (
+        Sample(2 * sample.index, sample.ids, sample.spans),
+        Sample(2 * sample.index + 1, ids, ((start, len(ids)),)),
+    )
 
 
 def write_answers(base: Base, slots: Slots | None, rows: Sequence[Row], report: Report) -> tuple[list[str], int]:

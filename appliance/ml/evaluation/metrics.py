@@ -79,6 +79,14 @@ def summarize_loss(total: float, tokens: int) -> dict[str, str | int]:
     return {"loss": f"{loss:.6f}", "perplexity": f"{math.exp(min(loss, _MOST_NATS)):.6f}", "trained_tokens": tokens}
 
 
+def summarize_margins(margins: Sequence[int], scale: int) -> dict[str, str | int]:
+    """Preferences: the share of rows whose margin is above 0, and the mean margin; `margins` are in `scale`ths."""
+    return {
+        "accuracy": encode_metric(Fraction(sum(margin > 0 for margin in margins), len(margins))),
+        "margin": encode_metric(Fraction(sum(margins), len(margins) * scale)),
+    }
+
+
 def summarize_answers(expected: Sequence[str], answered: Sequence[str]) -> dict[str, str | int]:
     """Question answering as SQuAD counts it: exact matches, and the mean F1 of the words."""
     pairs = _pairs(expected, answered)

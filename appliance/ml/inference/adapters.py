@@ -235,6 +235,20 @@ class Slots:
                 self._reader.adapter = None
 
     @contextmanager
+    def bare(self) -> Iterator[None]:
+        """Within `using`: the model answers as the base for a while."""
+        active, using, read = self.active, self._using, None if self._reader is None else self._reader.adapter
+        self.active = self._using = self._alone = None
+        if self._reader is not None:
+            self._reader.adapter = None
+        try:
+            yield
+        finally:
+            self.active, self._using, self._alone = active, using, None
+            if self._reader is not None:
+                self._reader.adapter = read
+
+    @contextmanager
     def laying_out(self) -> Iterator[Mix]:
         """Within it a step of a batch is computed: the one of `mixing`, or one row that uses what is in use."""
         if self.mix is not None:

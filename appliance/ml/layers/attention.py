@@ -1,6 +1,7 @@
 """Attention of a pack of one level, forward and backward by hand: what training goes through.
 
-A pack is a common beginning, which all segments see, and the segments. Neighbours of about one length attend together,
+A pack is segments, of which some continue another one: the beginning that all rows share, or the prompt of two answers.
+Neighbours of about one length attend together,
 in batched products, a block of queries after the other; scores are made again in the backward pass.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -26,8 +28,8 @@ class SegmentGroup:
 
     `padded` is [segments, longest]: each segment's places in the pack, filled up with its last. `own` says where in it,
     flattened, the segments' own tokens stand; None where nothing is filled up. What fills up comes later than all it is
-    filled up to, so the causal mask hides it, and its own rows are never read. `shared`: first tokens of the pack that
-    each segment sees before its own.
+    filled up to, so the causal mask hides it, and its own rows are never read. `shared`: how many tokens of the
+    pack, from `first` on, each segment sees before its own.
     """
 
     start: int
@@ -35,6 +37,7 @@ class SegmentGroup:
     shared: int
     padded: torch.Tensor
     own: torch.Tensor | None
+    first: int = 0
     _hidden: dict[int | None, torch.Tensor] = field(default_factory=dict, compare=False)
 
     def slides(self, window: int | None) -> bool:
@@ -54,16 +57,17 @@ Layout = tuple[SegmentGroup, ...]
 
 
 def lay_out(segments: Sequence[Segment], device: str) -> Layout:
-    """The layout of `pack_sequences`, the common beginning a group of its own; ValueError for a pack of more levels."""
-    root = segments[0].stop if len(segments) > 1 and segments[1].context else 0
-    leaves = segments[1:] if root else segments
-    if any(leaf.context != (segments[0].spans if root else ()) for leaf in leaves):
-        raise ValueError("a pack of one level is what this layout is for")
-    first = [_lay_out_group(segments[:1], 0, device)] if root else []
-    return (*first, *(_lay_out_group(group, root, device) for group in group_alike(leaves, count_tokens)))
+    """The layout of a pack, what is continued before what continues it; ValueError for a pack of more levels."""
+    groups = []
+    for context, some in groupby(segments, key=lambda segment: segment.context):
+        if len(context) > 1:
+            raise ValueError("a pack of one level is what this layout is for")
+        span = context[0] if context else (0, 0)
+        groups += [_lay_out_group(group, span, device) for group in group_alike(list(some), count_tokens)]
+    return tuple(groups)
 
 
-def _lay_out_group(segments: Sequence[Segment], shared: int, device: str) -> SegmentGroup:
+def _lay_out_group(segments: Sequence[Segment], span: tuple[int, int], device: str) -> SegmentGroup:
     sizes = [segment.stop - segment.start for segment in segments]
     longest = max(sizes)
     padded = [
@@ -74,9 +78,10 @@ def _lay_out_group(segments: Sequence[Segment], shared: int, device: str) -> Seg
     return SegmentGroup(
         segments[0].start,
         segments[-1].stop,
-        shared,
+        span[1] - span[0],
         torch.tensor(padded, device=device),
         torch.tensor(own, device=device) if min(sizes) < longest else None,
+        span[0],
     )
 
 
@@ -122,8 +127,18 @@ class Attention:
             grads[group.start : group.stop] = _flatten(torch.cat(own, dim=1), group)
             if group.shared:
                 root = torch.cat([one[:, :, : group.shared].sum(0) for one in found[1:]])
-                grads[: group.shared, self._query :] += root.transpose(0, 1)
+                grads[group.first : group.first + group.shared, self._query :] += root.transpose(0, 1)
         return self._turned_back(grads, plain, rotation).flatten(1)
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """[tokens, heads, size] of what `split` gives."""
+        heads = torch.cat([query, key, value], dim=1)
+        seen = torch.empty_like(query)
+        for group in layout:
+            seen[group.start : group.stop] = _flatten(
+                attend_group(*self._take(heads, group), group, self.scoring), group
+            )
+        return seen
 
     def split(self, flat: torch.Tensor, rotation: Rotation | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Query [tokens, heads, size], key and value [tokens, key heads, size], turned to their positions."""
@@ -178,7 +193,11 @@ class Attention:
         own = _pad(heads, group, fill=True)
         query, *seen = torch.split(own, [self._query, self._key, self._key], dim=1)
         if group.shared:
-            root = heads[: group.shared, self._query :].transpose(0, 1).expand(len(own), -1, -1, -1)
+            root = (
+                heads[group.first : group.first + group.shared, self._query :]
+                .transpose(0, 1)
+                .expand(len(own), -1, -1, -1)
+            )
             seen = [torch.cat(pair, dim=2) for pair in zip(torch.split(root, self._key, dim=1), seen, strict=True)]
         return query.contiguous(), seen[0].contiguous(), seen[1].contiguous()
 

@@ -8,17 +8,19 @@ for everything else training goes through the library's own modules, and a test 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from appliance.domain.recipe.recipe import Again
 from appliance.ml.layers.architecture import Architecture, find_architecture
-from appliance.ml.layers.attention import Layout, lay_out
+from appliance.ml.layers.attention import Attention, Layout, lay_out
 from appliance.ml.layers.layer import Layer
 from appliance.ml.layers.packing import Pack
 from appliance.ml.layers.positions import Positions, Rotation
 from appliance.ml.layers.projections import is_adapted
+from appliance.ml.layers.scores import Scoring
 from appliance.ml.quantised.linear import GptqLinear
 
 # Dequantised weights are kept between their uses where they have no more than so many bytes altogether, and nothing is
@@ -54,6 +56,30 @@ class Decoder:
             )
         result: torch.Tensor = self._model.norm(hidden)
         return result
+
+    @torch.no_grad()
+    def bare(self, pack: Pack, device: str) -> torch.Tensor:
+        """The same with the adapter switched off, and without gradients: nothing of it is kept."""
+        seen = _Grouped(lay_out(pack.segments, device), [layer.attention for layer in self._layers])
+        hidden = embed(self._model, torch.tensor(pack.ids, device=device), self._architecture)
+        rotations = self._positions.rotations_of(pack, hidden)
+        for number, layer in enumerate(self._layers):
+            hidden = layer.read(number, hidden, rotations[layer.rope], seen, (None,) * 4, short=False)
+        result: torch.Tensor = self._model.norm(hidden)
+        return result
+
+
+@dataclass(frozen=True)
+class _Grouped:
+    """What the tokens of a pack see in a layer, as `Layer.read` asks for it."""
+
+    layout: Layout
+    attentions: list[Attention]
+
+    def attend(
+        self, number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring
+    ) -> torch.Tensor:
+        return self.attentions[number].attend(query, key, value, self.layout)
 
 
 def embed(decoder: Any, ids: torch.Tensor, architecture: Architecture) -> torch.Tensor:

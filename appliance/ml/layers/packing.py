@@ -96,6 +96,18 @@ def pack_sequences(
     return pack, [pack.add(sequence[max(shared, 0) :], after=root) for sequence in sequences]
 
 
+def pack_pairs(
+    pairs: Sequence[tuple[Sequence[int], Sequence[int], Sequence[int]]],
+) -> tuple[Pack, list[tuple[Segment, Segment, Segment]]]:
+    """One pack of (prompt, answer, other answer): each prompt is computed once, and both its answers continue it."""
+    pack = Pack()
+    prompts = [pack.add(prompt) for prompt, _, _ in pairs]
+    return pack, [
+        (prompt, pack.add(one, after=prompt), pack.add(other, after=prompt))
+        for prompt, (_, one, other) in zip(prompts, pairs, strict=True)
+    ]
+
+
 T = TypeVar("T")
 
 

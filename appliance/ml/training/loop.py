@@ -22,6 +22,7 @@ from appliance.ml.model.machine import measure_peak_bytes
 from appliance.ml.training.checkpoint import Training, begin_training, restore_checkpoint
 from appliance.ml.training.loss import token_losses
 from appliance.ml.training.methods import Attached, is_changed
+from appliance.ml.training.preferences import preference_losses
 from appliance.ml.training.starts import STARTS
 from appliance.ml.training.stopping import has_ended, take_reading
 
@@ -33,9 +34,11 @@ MOST_NAMED = 8
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step: `loss` is the mean over its trained tokens, `tokens` counts prompts too.
+    """One optimiser step: `loss` is the mean over its trained tokens, or over its preferences; `tokens` counts prompts.
 
     `seconds` are those of this process; `row_losses` has each row's index and the mean over its own trained tokens.
+    Of preferences, `margin` is the mean of how far the chosen answer's reward is above the rejected one's, and
+    `accuracy` the share of rows where it is.
     """
 
     step: int
@@ -50,6 +53,8 @@ class Step:
     row_losses: tuple[tuple[int, float], ...]
     """(row of the dataset, mean loss of its trained tokens), for each row of the step."""
     validation_loss: float | None = None
+    margin: float | None = None
+    accuracy: float | None = None
 
 
 def train(
@@ -81,13 +86,15 @@ def train(
         learning_rate = float(recipe["learning_rate"]) * schedule(number, len(plan), warmup)
         for group in training.optimizer.param_groups:
             group["lr"] = learning_rate * group["ratio"]
-        answers = sum(sample.trained_tokens for sample in batch)
+        weight = sum(sample.weight for sample in batch)
         row_losses: dict[int, float] = {}
+        margins: list[float] = []
         for part in split_batch(batch, recipe["batch_size"]):
-            losses = sample_losses(base, decoder, part)
-            torch.autograd.backward(losses.sum() / answers)
+            losses, found = part_losses(base, decoder, part, recipe)
+            torch.autograd.backward(losses.sum() / weight)
             row_losses |= zip((sample.index for sample in part), losses.tolist(), strict=True)
-        loss = math.fsum(row_losses.values()) / answers
+            margins += found
+        loss = math.fsum(row_losses.values()) / weight
         weights = training.weights.values()
         norm = torch.nn.utils.clip_grad_norm_(weights, float(recipe["max_grad_norm"])).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -96,12 +103,13 @@ def train(
         training.optimizer.zero_grad()
         training.step = number + 1
         training.losses.append(loss)
-        training.tokens += sum(len(sample.ids) for sample in batch)
-        training.trained_tokens += answers
-        means = tuple((sample.index, row_losses[sample.index] / sample.trained_tokens) for sample in batch)
-        reading = take_reading(training, attached.model, lambda: mean_loss(base, validation, recipe["batch_size"]))
+        training.tokens += sum(sample.tokens for sample in batch)
+        training.trained_tokens += sum(sample.trained_tokens for sample in batch)
+        means = tuple((sample.index, row_losses[sample.index] / sample.weight) for sample in batch)
+        reading = take_reading(training, attached.model, lambda: mean_loss(base, validation, recipe))
         step = describe_step(training, learning_rate, norm, time.monotonic() - began, means)
-        report(replace(step, validation_loss=reading))
+        margin, accuracy = summarise_margins(margins)
+        report(replace(step, validation_loss=reading, margin=margin, accuracy=accuracy))
         if is_due(training, recipe["checkpoint_every"]):
             keep(training)
     if has_ended(training) and not (training.trained_tokens and is_changed(attached)):
@@ -143,6 +151,22 @@ def describe_step(
     return Step(training.step, training.steps, training.losses[-1], learning_rate, norm, *counts, row_losses)
 
 
+def summarise_margins(margins: Sequence[float]) -> tuple[float | None, float | None]:
+    """Of a step's preferences: the mean margin, and the share above 0; None where it has none."""
+    if not margins:
+        return None, None
+    return math.fsum(margins) / len(margins), sum(margin > 0 for margin in margins) / len(margins)
+
+
+def part_losses(
+    base: Base, decoder: Decoder | None, samples: Sequence[Sample], recipe: Mapping[str, Any]
+) -> tuple[torch.Tensor, list[float]]:
+    """[samples], float32: each one's loss, and of preferences its margin."""
+    if samples[0].rejected:
+        return preference_losses(base, decoder, samples, float(recipe["beta"]))
+    return sample_losses(base, decoder, samples), []
+
+
 def sample_losses(base: Base, decoder: Decoder | None, samples: Sequence[Sample]) -> torch.Tensor:
     """[samples], float32: the summed cross-entropy of each one's trained tokens."""
     if decoder is None and base.apart:
@@ -173,10 +197,12 @@ def _sample_loss(base: Base, sample: Sample) -> torch.Tensor:
     return token_losses(chosen, base.head(), torch.tensor(targets, device=base.device)).sum()[None]
 
 
-def mean_loss(base: Base, samples: Sequence[Sample], batch_size: int) -> float:
-    """The mean over all trained tokens of these samples; through the library's own modules, which drop nothing then."""
-    total = sum(sample_losses(base, None, part).sum().item() for part in split_batch(samples, batch_size))
-    return total / sum(sample.trained_tokens for sample in samples)
+def mean_loss(base: Base, samples: Sequence[Sample], recipe: Mapping[str, Any]) -> float:
+    """The mean over all trained tokens of these samples, or all preferences; through the library's own modules, which
+    drop nothing then."""
+    parts = split_batch(samples, recipe["batch_size"])
+    total = sum(part_losses(base, None, part, recipe)[0].sum().item() for part in parts)
+    return total / sum(sample.weight for sample in samples)
 
 
 def plan_steps(samples: Sequence[Sample], recipe: Mapping[str, Any]) -> Iterator[list[Sample]]:
@@ -192,8 +218,8 @@ def plan_steps(samples: Sequence[Sample], recipe: Mapping[str, Any]) -> Iterator
 def split_batch(batch: Sequence[Sample], batch_size: int) -> Iterator[list[Sample]]:
     """The step's samples in parts of at most `batch_size` that fit into memory, long samples with long ones."""
     part: list[Sample] = []
-    for sample in sorted(batch, key=lambda sample: (len(sample.ids), sample.index)):
-        full = sum(len(other.ids) for other in part) + len(sample.ids) > PACK_TOKENS
+    for sample in sorted(batch, key=lambda sample: (sample.tokens, sample.index)):
+        full = sum(other.tokens for other in part) + sample.tokens > PACK_TOKENS
         if part and (full or len(part) == batch_size):
             yield part
             part = []

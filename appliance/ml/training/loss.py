@@ -20,13 +20,15 @@ class _TokenLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
         losses = torch.empty(len(targets), device=hidden.device)
-        grad = torch.empty_like(hidden)
+        grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)
             logits = head.logits(hidden[part])
             logs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
             rows, chosen = torch.arange(len(logs), device=hidden.device), targets[part]
             losses[part] = -logs[rows, chosen]
+            if grad is None:
+                continue
             # softmax minus the target: the gradient of the logits.
             shares = logs.exp_()
             shares[rows, chosen] -= 1

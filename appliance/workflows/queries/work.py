@@ -6,6 +6,7 @@ from typing import Any
 
 from appliance.domain.core.state import State
 from appliance.domain.core.words import unknown_word
+from appliance.domain.data.tasks import PREFERENCE
 from appliance.domain.evaluation.basis import count_judged, count_judged_on, find_sets
 from appliance.domain.planning.shape import read_roles
 from appliance.domain.recipe.recipe import Facts
@@ -114,6 +115,7 @@ def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[st
         stored="gptq" if base.facts.get("quantisation") == "gptq" else "none",
         roles=roles,
         experts=experts,
+        preferences=dataset.facts.get("task") == PREFERENCE,
     )
     return {
         "base_digest": base.digest,

@@ -41,9 +41,11 @@ def test_lines_are_read_as_they_were_written() -> None:
     data = encode_steps(steps)
     assert parse_steps(data) == tuple(steps)
     assert json.loads(data.splitlines()[1]) == {
+        "accuracy": None,
         "grad_norm": "0.500000",
         "learning_rate": "0.0010000000",
         "loss": "1.500000",
+        "margin": None,
         "peak_bytes": 1_000_000,
         "rows": [[3, "0.7500"], [8, "2.2500"]],
         "seconds": "0.500",
@@ -54,6 +56,14 @@ def test_lines_are_read_as_they_were_written() -> None:
         "trained_tokens": 18,
         "validation_loss": None,
     }
+
+
+def test_a_step_of_preferences_has_its_margin_and_accuracy() -> None:
+    step = record_step(frame(1, 0.5) | {"margin": -0.0125, "accuracy": 0.25}, [])
+    assert (step.margin, step.accuracy) == ("-0.012500", "0.250000")
+    assert parse_steps(encode_steps([step])) == (step,)
+    with pytest.raises(BadInput, match="margin: expected a finite number"):
+        record_step(frame(1, 0.5) | {"margin": float("nan"), "accuracy": 0.25}, [])
 
 
 def test_a_spike_names_the_rows_above_the_bar_the_worst_first() -> None:

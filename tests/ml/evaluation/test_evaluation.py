@@ -34,8 +34,10 @@ RECORDS: dict[Task, list[dict[str, Any]]] = {
         {"messages": [{"role": role, "content": text} for role in ("user", "assistant", "user", "assistant")]}
         for text in WORDS
     ],
+    "preference": [{"prompt": text, "chosen": "pay", "rejected": text.split()[-1] + "!"} for text in WORDS],
 }
 NAMES = {
+    "preference": {"accuracy", "margin"},
     "classification": {"accuracy", "macro_f1"},
     "summarisation": {"rouge_l", "answers", "answers_cut"},
     "question-answering": {"exact_match", "token_f1", "answers", "answers_cut"},

@@ -18,11 +18,12 @@ from appliance.ml.model.base import Base
 from tests.ml.evaluation.test_evaluation import RECORDS, _rows
 
 KINDS = {
+    "preference": {"right", "loss", "margin"},
     "classification": {"right", "confidence", "loss"},
     "question-answering": {"right", "loss", "token_f1"},
     "summarisation": {"loss", "rouge_l"},
 }
-METRICS = {"question-answering": "token_f1", "summarisation": "rouge_l"}
+METRICS = {"preference": "margin", "question-answering": "token_f1", "summarisation": "rouge_l"}
 
 
 @pytest.mark.parametrize("task", RECORDS)

@@ -35,6 +35,10 @@ RECORDS: dict[Task, list[dict[str, Any]]] = {
     "summarisation": [{"text": "A long story", "summary": "Short"}],
     "question-answering": [{"context": "It is late.", "question": "What is it?", "answer": "late"}],
     "chat": [{"messages": TURNS}],
+    "preference": [
+        {"prompt": "Hi.", "chosen": "Yes?", "rejected": "No."},
+        {"chosen": TURNS, "rejected": [*TURNS[:3], {"role": "assistant", "content": "Soon."}]},
+    ],
 }
 PARTS: dict[Task, list[list[tuple[str, str]]]] = {
     "classification": [[(REQUESTED.format("one"), "a<|im_end|>")]],
@@ -50,6 +54,15 @@ PARTS: dict[Task, list[list[tuple[str, str]]]] = {
             (REQUESTED.format("Hi."), "Yes?<|im_end|>"),
             ("\n<|im_start|>user\nPay me<|im_end|>\n<|im_start|>assistant\n", "No.<|im_end|>"),
         ]
+    ],
+    "preference": [
+        [(REQUESTED.format("Hi."), "Yes?<|im_end|>")],
+        [
+            (
+                REQUESTED.format("Hi.") + "Yes?<|im_end|>\n<|im_start|>user\nPay me<|im_end|>\n<|im_start|>assistant\n",
+                "No.<|im_end|>",
+            )
+        ],
     ],
 }
 

@@ -1,0 +1,56 @@
+"""The life of an adapter that learnt preferences: imported, trained, replayed, judged, approved and answering."""
+
+from __future__ import annotations
+
+import json
+
+from appliance.domain.evaluation.items import parse_items
+from appliance.domain.runs.steps import parse_steps
+from scripts.kit.appliance import Appliance
+from scripts.kit.tiny_model import clauses
+from tests.attacks.test_kill import check_whole
+from tests.attacks.test_training import replay
+
+RECIPE = {"epochs": 4, "checkpoint_every": 5, "learning_rate": "0.005"}
+
+
+def _pairs() -> bytes:
+    texts = [text for text, _ in clauses(40)]
+    rows = [{"prompt": text, "chosen": "pay the fee now", "rejected": "never " + text} for text in texts]
+    return "\n".join(map(json.dumps, rows)).encode()
+
+
+def test_an_adapter_of_preferences_is_trained_replayed_approved_and_answers(site: Appliance) -> None:
+    found = site.import_dataset(_pairs(), "pairs", task="preference", format="jsonl")
+    assert found["status"] == "finished", found
+    assert site.get("/v1/datasets/pairs@1")["facts"]["task"] == "preference"
+    run = site.train("pleasing", dataset="pairs@1", **RECIPE)
+    assert run["status"] == "sealed", run
+    requested = site.entries(type="run.requested")[-1]["body"]["run"]
+    with site.http() as client:
+        told = client.get(f"/v1/runs/{requested}/steps", headers={"Authorization": f"Bearer {site.session('olga')}"})
+    steps = parse_steps(told.content)
+    assert (steps[0].margin, steps[0].loss) == ("0.000000", "0.693147")
+    assert steps[-1].accuracy == "1.000000" and float(steps[-1].margin or 0) > 0.1
+    metrics = site.entries(type="adapter.sealed")[-1]["body"]["metrics"]
+    assert metrics["adapter"].keys() == {
+        "rows", "loss", "perplexity", "trained_tokens", "accuracy", "margin"
+    }  # fmt: skip
+    assert metrics["adapter"]["accuracy"] == "1.000000" and float(metrics["adapter"]["margin"]) > 1
+    folder = site.home / "artifacts" / site.adapter("pleasing@1")["manifest"].removeprefix("sha256:")
+    items = parse_items((folder / "items.jsonl").read_bytes())
+    assert len(items) == metrics["adapter"]["rows"] and all(item.adapter.right for item in items)
+    assert replay(site, "pleasing", (0, 5))["verdict"] == "identical"
+    site.approve(name="pleasing@1")
+    site.activate(name="pleasing@1")
+    answer = site.chat("legal", "labels")
+    assert answer["usage"]["completion_tokens"] > 0
+    check_whole(site)
+
+
+def test_equal_answers_stop_an_import_and_are_named_by_line(site: Appliance) -> None:
+    rows = _pairs() + b'\n{"prompt": "x", "chosen": "y", "rejected": "y"}'
+    found = site.import_dataset(rows, "pairs", task="preference", format="jsonl")
+    assert found["status"] == "failed" and found["error"]["message"] == (
+        "dataset, line 41: expected two different answers, got one text as chosen and as rejected"
+    )
