@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.benches import ledger, methods, models, serving, training, verdicts
+from scripts.benches import ledger, methods, models, preferring, serving, training, verdicts
 from scripts.benches import plan as plans
 from scripts.benches.measure import Row, describe_machine, markdown_table, plain_table, write_json
 
@@ -38,10 +38,13 @@ def main() -> None:
 
 
 def _measure(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
-    if given.name == "train":
+    if given.name in ("train", "dpo"):
         make = training.quick if given.quick else training.full
         planned = make(models.MODELS[given.model], given.data, given.device)
-        return training.measure(folder, replace(planned, rounds=given.rounds or planned.rounds))
+        planned = replace(planned, rounds=given.rounds or planned.rounds)
+        if given.name == "dpo":
+            return preferring.measure(folder, planned, quick=given.quick)
+        return training.measure(folder, planned)
     if given.name == "serve":
         make_serving = serving.quick if given.quick else serving.full
         measure = serving.measure_service if given.service else serving.measure
@@ -58,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure; medians of rounds that take turns.")
     parser.add_argument(
         "name",
-        choices=["ledger", "methods", "plan", "serve", "train", "verdicts"],
+        choices=["dpo", "ledger", "methods", "plan", "serve", "train", "verdicts"],
         help="what to measure; methods and plan have options of their own",
     )
     parser.add_argument("--quick", action="store_true", help="less of everything, in two minutes")

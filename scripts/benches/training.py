@@ -319,20 +319,26 @@ class _Bench:
     def run(self, name: str, kind: str, *, recipe: dict[str, Any] | None = None, **more: Any) -> dict[str, Any] | None:
         """One run; None where the environment is missing or the program ends otherwise than well, which is said."""
         peer = {"trl": "trl", "trainer": "trl", "soup": "soup"}.get(kind)
-        python = PEERS[peer] / "bin" / "python" if peer else Path(sys.executable)
-        if not python.exists():
-            return None
         task = {"kind": kind, "base": str(self._base), "device": self.plan.device, **more}
         task["warm_up"] = self.plan.warm_up
-        task["recipe"] = RECIPE | {"device": self.plan.device} | (recipe or {})
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": _threads()}
-        command = [str(python), str(WORKER), json.dumps(task)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(f"bench: {name}: ended with {done.returncode}: {done.stderr[-2000:]}", file=sys.stderr)
-            return None
-        result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-        return result
+        return run_worker(WORKER, name, peer, task, {"device": self.plan.device} | (recipe or {}))
+
+
+def run_worker(
+    worker: Path, name: str, peer: str | None, task: dict[str, Any], recipe: dict[str, Any]
+) -> dict[str, Any] | None:
+    """One run of a worker's program in a peer's environment, or in ours; as `_Bench.run` says."""
+    python = PEERS[peer] / "bin" / "python" if peer else Path(sys.executable)
+    if not python.exists():
+        return None
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": _threads()}
+    command = [str(python), str(worker), json.dumps(task | {"recipe": RECIPE | recipe})]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"bench: {name}: ended with {done.returncode}: {done.stderr[-2000:]}", file=sys.stderr)
+        return None
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
 
 
 def _threads() -> str:

@@ -47,7 +47,7 @@ def ours(task: Task) -> dict[str, Any]:
 
     recipe = task["recipe"]
     machine.hold_memory()
-    base = _load_base(recipe, task["base"])
+    base = load_base_of(recipe, task["base"])
     attached = methods.attach_adapter(base, recipe)
     times, tokens = [time.perf_counter()], [0]
 
@@ -60,12 +60,12 @@ def ours(task: Task) -> dict[str, Any]:
         return {"first_step_s": times[1] - BEGAN}
     samples = _read_samples(base.chat, task, task["judged"])
     if not samples:
-        return _describe(task, times, tokens, None)
+        return describe_run(task, times, tokens, None)
     with torch.no_grad():
         loss = sum(float(sample_losses(base, begin_decoder(base, recipe), [sample])[0]) for sample in samples) / sum(
             sample.trained_tokens for sample in samples
         )
-    return _describe(task, times, tokens, loss)
+    return describe_run(task, times, tokens, loss)
 
 
 def evaluate(task: Task) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def evaluate(task: Task) -> dict[str, Any]:
     from appliance.ml.evaluation.labels import LabelTree, judge_rows
 
     recipe = task["recipe"]
-    base = _load_base(recipe, task["base"], reads=True)
+    base = load_base_of(recipe, task["base"], reads=True)
     samples = _read_samples(base.chat, task, task["rows"])
     tree = LabelTree([base.chat.encode(base.chat.answer(label)) for label in task["labels"]])
 
@@ -94,7 +94,7 @@ def evaluate(task: Task) -> dict[str, Any]:
     return {"tokens_a_second": tokens / (time.perf_counter() - began), "loss": None}
 
 
-def _load_base(recipe: dict[str, Any], folder: str, *, reads: bool = False) -> Any:
+def load_base_of(recipe: dict[str, Any], folder: str, *, reads: bool = False) -> Any:
     from appliance.ml.model import machine
     from appliance.ml.model.base import load_base
 
@@ -141,7 +141,7 @@ def bare(task: Task) -> dict[str, Any]:
 
 def load(task: Task) -> dict[str, Any]:
     """The base, as transformers loads it: what every trainer must do before its first step."""
-    _load_model(task)
+    load_model(task)
     return {"load_s": time.perf_counter() - BEGAN}
 
 
@@ -174,14 +174,14 @@ def trl(task: Task) -> dict[str, Any]:
         {"prompt": turns[:1], "completion": turns[1:]} if task["best"] else {"messages": turns}
         for turns in _conversations(task["rows"])
     ]
-    model, recorder = _load_model(task), _Recorder()
+    model, recorder = load_model(task), Recorder()
     with tempfile.TemporaryDirectory() as output:
         made = SFTTrainer(
             model=model,
-            args=SFTConfig(**_arguments(task, output), per_device_train_batch_size=size, **packed),
+            args=SFTConfig(**make_arguments(task, output), per_device_train_batch_size=size, **packed),
             train_dataset=Dataset.from_list(rows),
-            processing_class=_tokenizer(task),
-            peft_config=_lora(task),
+            processing_class=load_tokenizer(task),
+            peft_config=make_lora(task),
         )
         made.train()
     return recorder.describe(task, _judge(made.model, task))
@@ -193,12 +193,12 @@ def trainer(task: Task) -> dict[str, Any]:
     from peft import get_peft_model
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-    tokenizer = _tokenizer(task)
+    tokenizer = load_tokenizer(task)
     rows = [_tokenize(turns, tokenizer) for turns in _conversations(task["rows"])]
-    model, recorder = get_peft_model(_load_model(task), _lora(task)), _Recorder()
+    model, recorder = get_peft_model(load_model(task), make_lora(task)), Recorder()
     with tempfile.TemporaryDirectory() as output:
         arguments = TrainingArguments(
-            **_arguments(task, output), per_device_train_batch_size=task["recipe"]["batch_size"]
+            **make_arguments(task, output), per_device_train_batch_size=task["recipe"]["batch_size"]
         )
         collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
         Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator).train()
@@ -233,12 +233,12 @@ def soup(task: Task) -> dict[str, Any]:
             "output": "output",
         }
         (folder / "soup.yaml").write_text(yaml.safe_dump(settings), "utf-8")
-        recorder = _Recorder()
+        recorder = Recorder()
         app(["--no-telemetry", "--no-audit-log", "train", "--config", "soup.yaml", "--yes"], standalone_mode=False)
     return recorder.describe(task, None)
 
 
-class _Recorder:
+class Recorder:
     """When each optimiser step ended, and how many tokens that are no padding had gone in by then."""
 
     def __init__(self) -> None:
@@ -263,13 +263,13 @@ class _Recorder:
         transformers.trainer_callback.CallbackHandler.on_step_end = on_step_end
 
     def describe(self, task: Task, loss: float | None) -> dict[str, Any]:
-        return _describe(task, self._times, self._tokens, loss)
+        return describe_run(task, self._times, self._tokens, loss)
 
 
 WARM_UP = 2
 
 
-def _describe(task: Task, times: list[float], tokens: list[int], loss: float | None) -> dict[str, Any]:
+def describe_run(task: Task, times: list[float], tokens: list[int], loss: float | None) -> dict[str, Any]:
     # Steps that are not counted: allocators and caches fill.
     first = task.get("warm_up", WARM_UP)
     if len(times) - 1 <= first:
@@ -283,7 +283,7 @@ def _conversations(path: str) -> list[list[dict[str, str]]]:
     return [[{"role": "user", "content": row["text"]}, {"role": "assistant", "content": row["label"]}] for row in rows]
 
 
-def _load_model(task: Task) -> Any:
+def load_model(task: Task) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -301,7 +301,7 @@ def _load_model(task: Task) -> Any:
     )
 
 
-def _tokenizer(task: Task) -> Any:
+def load_tokenizer(task: Task) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(task["base"], local_files_only=True)
@@ -309,7 +309,7 @@ def _tokenizer(task: Task) -> Any:
     return tokenizer
 
 
-def _lora(task: Task) -> Any:
+def make_lora(task: Task) -> Any:
     from peft import LoraConfig
 
     recipe = task["recipe"]
@@ -318,7 +318,7 @@ def _lora(task: Task) -> Any:
     )
 
 
-def _arguments(task: Task, output: str) -> dict[str, Any]:
+def make_arguments(task: Task, output: str) -> dict[str, Any]:
     recipe = task["recipe"]
     return {
         "output_dir": output,
@@ -353,7 +353,7 @@ def _judge(model: Any, task: Task) -> float | None:
 
     if not _conversations(task["judged"]):
         return None
-    tokenizer, total, count = _tokenizer(task), 0.0, 0
+    tokenizer, total, count = load_tokenizer(task), 0.0, 0
     model.eval()
     with torch.no_grad():
         for turns in _conversations(task["judged"]):

@@ -193,7 +193,7 @@ def test_training_reports_its_steps_and_writes_an_adapter(
     assert [step["step"] for step in steps] == list(range(1, result["steps"] + 1))
     assert set(steps[0]) == {
         *("frame", "step", "steps", "loss", "learning_rate", "grad_norm"),
-        *("tokens", "trained_tokens", "seconds", "peak_bytes", "validation_loss", "row_losses"),
+        *("tokens", "trained_tokens", "seconds", "peak_bytes", "validation_loss", "row_losses", "margin", "accuracy"),
     }
     assert result["losses"] == [f"{step['loss']:.6f}" for step in steps]
     assert result["trained_tokens"] == steps[-1]["trained_tokens"] > 0
