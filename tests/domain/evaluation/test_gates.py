@@ -50,7 +50,7 @@ def test_the_pages_example_is_good_and_its_tables_name_every_member() -> None:
 
 
 def test_the_sets_are_there() -> None:
-    assert {path.stem for path in FILES} == {"answers", "classification", "thorough"}
+    assert {path.stem for path in FILES} == {"answers", "classification", "preferences", "thorough"}
 
 
 def test_what_is_left_out_has_the_defaults_of_the_page() -> None:

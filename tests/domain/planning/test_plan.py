@@ -16,7 +16,7 @@ from appliance.domain.planning.footprint import (
     draw_packs,
     plan_memory,
 )
-from appliance.domain.planning.pace import pace_of_machine
+from appliance.domain.planning.pace import count_operations, pace_of_machine
 from appliance.domain.planning.plan import check_fits, make_plan, plan_disk, read_subject, say_seconds, show_bytes
 from appliance.domain.planning.shape import Lengths, Packed, Shape, profile_lengths, read_packed
 from appliance.domain.recipe.parsing import parse_recipe
@@ -223,3 +223,12 @@ def test_a_plan_says_when_a_base_goes_through_the_librarys_modules() -> None:
     adapted, other = (plan_memory(Subject(shape, 2, LENGTHS, 800, 200), one) for one in (experts, plain))
     stack = 8 * shape.expert_weights
     assert adapted.train.activations > other.train.activations + 2 * stack
+
+
+def test_preferences_take_the_pass_of_their_reference_and_no_second_model() -> None:
+    plain = resolved(method="qlora")
+    preferring = plain.model_copy(update={"beta": "0.1"})
+    pack = next(draw_packs(LENGTHS, plain, 800))
+    forward = 2.0 * SHAPE.passed_weights * pack.tokens
+    assert count_operations(SHAPE, preferring, pack) - count_operations(SHAPE, plain, pack) == pytest.approx(forward)
+    assert plan_memory(SUBJECT, preferring) == plan_memory(SUBJECT, plain)
