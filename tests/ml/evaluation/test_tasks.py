@@ -126,7 +126,8 @@ def test_every_task_is_read_from_a_table_as_from_lines_of_json(task: Task, kind:
         (b"text\tlabel\none\ta\ntwo\t\n", "dataset, line 3, label: expected a text, got nothing"),
         (
             b"text,label\none,a\n",
-            "dataset, line 1: expected one column 'text' and one column 'label', got the columns 'text,label'",
+            "dataset, line 1: expected one column 'text' and one column 'label', got the columns 'text,label'; "
+            "if yours has another name: --column text=NAME --column label=NAME",
         ),
     ],
 )
