@@ -31,3 +31,8 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="ascii", errors="replace")
     except OSError:
         return ""
+
+
+def visible_cards() -> list[str]:
+    """The cards that a worker may see, as CUDA names them: those that the site gave the service, else the first."""
+    return [card.strip() for card in os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",") if card.strip()]

@@ -26,6 +26,7 @@ from typing import Any
 from appliance.errors import ApplianceError, BadInput, Unavailable
 from appliance.formats.core.frame import FrameBuffer, write_frame
 from appliance.runners.decoys import Decoys, Probes
+from appliance.runners.host import visible_cards
 from appliance.runners.log import WorkerLog
 from appliance.runners.sandbox import DRIVER_LIBRARIES, PACKAGE, Sandbox, places_of
 from appliance.runners.walls import inside, launcher
@@ -62,7 +63,7 @@ def _environment(sandbox: Sandbox) -> dict[str, str]:
         "XDG_CACHE_HOME": temporary,
         "CUDA_CACHE_PATH": temporary,
         # Not a GPU more than asked for; which ones is the site's own setting.
-        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0") if sandbox.devices else "",
+        "CUDA_VISIBLE_DEVICES": ",".join(visible_cards()) if sandbox.devices else "",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,

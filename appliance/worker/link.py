@@ -40,6 +40,11 @@ class Link:
         with self._lock:
             write_frame(self._writer, header, blob)
 
+    def close(self) -> None:
+        """Leaves both streams to other processes that have them."""
+        self._reader.close()
+        self._writer.close()
+
     def receive(self) -> Frame | None:
         """The next frame; None when the service has gone."""
         return read_frame(self._reader, MAX_HEADER_BYTES, MAX_BLOB_BYTES)

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from appliance.worker.link import Header, Link, run_worker, take, take_path
-from appliance.worker.train import prepare
+from appliance.worker.ranks import Ends, start_ranks
+from appliance.worker.train import follow, prepare, take_recipe
 
 
 def work(session: Link, task: Header, blob: bytes) -> Header:
     """`blob` is the training checkpoint that the window begins with; without one it begins with the run."""
+    with start_ranks(session, take_recipe(task), partial(follow, task, blob, take(task, "stop", int))) as ends:
+        return lead(session, task, blob, ends)
+
+
+def lead(session: Link, task: Header, blob: bytes, ends: Ends) -> Header:
     from appliance.ml.model import machine
     from appliance.ml.training.checkpoint import encode_checkpoint
     from appliance.ml.training.loop import Step, train
+    from appliance.ml.training.ranks import Ranks
 
-    recipe, stop = take(task, "recipe", dict), take(task, "stop", int)
+    recipe, stop = take_recipe(task), take(task, "stop", int)
+    ranks, start = Ranks(0, recipe["processes"], ends), blob or None
     before, got = Path(take_path(task, "before")), Path(take_path(task, "got"))
     base, model, samples, validation = prepare(task)
 
@@ -25,7 +34,7 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
 
     if not blob:
         before.write_bytes(encode_checkpoint(train(base, model, samples, recipe, report, stop=0)))
-    training = train(base, model, samples, recipe, report, start=blob or None, stop=stop, validation=validation)
+    training = train(base, model, samples, recipe, report, start=start, stop=stop, validation=validation, ranks=ranks)
     got.write_bytes(encode_checkpoint(training))
     return {"step": training.step, "machine": machine.describe_kind(recipe["device"])}
 

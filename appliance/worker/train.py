@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from appliance.worker.link import Header, Link, run_worker, take, take_path
+from appliance.worker.ranks import Ends, start_ranks
 
 if TYPE_CHECKING:
     from appliance.ml.data.samples import Sample
@@ -17,13 +19,33 @@ if TYPE_CHECKING:
 
 def work(session: Link, task: Header, blob: bytes) -> Header:
     """`blob` is the training checkpoint to go on from, `seconds` the time that it took to come there."""
+    with start_ranks(session, take_recipe(task), partial(follow, task, blob, None)) as ends:
+        return lead(session, task, blob, ends)
+
+
+def follow(task: Header, blob: bytes, stop: int | None, rank: int, ends: Ends) -> None:
+    """What another rank does: the same steps, and nothing is written."""
+    from appliance.ml.training.loop import train
+    from appliance.ml.training.ranks import Ranks
+
+    recipe = take_recipe(task)
+    base, attached, samples, validation = prepare(task)
+    ranks, start = Ranks(rank, recipe["processes"], ends), blob or None
+    train(
+        base, attached, samples, recipe, lambda step: None, start=start, stop=stop, validation=validation, ranks=ranks
+    )
+
+
+def lead(session: Link, task: Header, blob: bytes, ends: Ends) -> Header:
+    """What the first rank does."""
     from appliance.ml.model import machine
     from appliance.ml.training import methods
     from appliance.ml.training.checkpoint import Training, write_checkpoint
     from appliance.ml.training.loop import Step, train
+    from appliance.ml.training.ranks import Ranks
     from appliance.ml.training.stopping import list_readings, use_best
 
-    recipe, output, earlier = take(task, "recipe", dict), Path(take_path(task, "output")), take(task, "seconds", float)
+    recipe, output, earlier = take_recipe(task), Path(take_path(task, "output")), take(task, "seconds", float)
     folder, started = Path(take_path(task, "checkpoints")), prepare(task)
     last: list[Step] = []
 
@@ -37,7 +59,10 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
         session.send({"frame": "checkpoint", **facts, "machine": machine.describe_kind(recipe["device"])})
 
     base, attached, samples, validation = started
-    training = train(base, attached, samples, recipe, report, keep=keep, start=blob or None, validation=validation)
+    ranks, start = Ranks(0, recipe["processes"], ends), blob or None
+    training = train(
+        base, attached, samples, recipe, report, keep=keep, start=start, validation=validation, ranks=ranks
+    )
     weights_step = use_best(training)
     made = methods.encode_adapter(attached, recipe["base"])
     for name, data in zip(methods.name_files(recipe["method"]), made, strict=True):
@@ -50,13 +75,18 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
         "tokens": training.tokens,
         "trained_tokens": training.trained_tokens,
         "seconds": f"{last[0].seconds if last else earlier:.3f}",
-        "peak_bytes": machine.measure_peak_bytes(recipe["device"]),
+        "peak_bytes": ranks.total_peak(machine.measure_peak_bytes(recipe["device"]), recipe["device"]),
         "final_loss": f"{training.losses[-1]:.6f}",
         "losses": [f"{loss:.6f}" for loss in training.losses],
         "device": recipe["device"],
         "threads": machine.describe_machine()["threads"],
         "packages": machine.list_packages(),
     }
+
+
+def take_recipe(task: Header) -> dict[str, Any]:
+    recipe: dict[str, Any] = take(task, "recipe", dict)
+    return recipe
 
 
 def prepare(task: Header) -> tuple[Base, Attached, list[Sample], list[Sample]]:
@@ -69,9 +99,9 @@ def prepare(task: Header) -> tuple[Base, Attached, list[Sample], list[Sample]]:
     from appliance.ml.training import methods
     from appliance.ml.training.stopping import split_rows
 
-    recipe = take(task, "recipe", dict)
+    recipe = take_recipe(task)
     machine.hold_memory()
-    machine.use_determinism(recipe["seed"])
+    machine.use_determinism(recipe["seed"], recipe["processes"] if recipe["device"] == "cpu" else 1)
     base = load_base(
         Path(take_path(task, "base")),
         quantisation=recipe["quantisation"],

@@ -30,5 +30,6 @@ RECIPE: dict[str, Any] = {
     "validate_every": 0,
     "seed": 1,
     "compute_dtype": "bfloat16",
+    "processes": 1,
     "quantisation": "nf4-double",
 }

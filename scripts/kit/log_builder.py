@@ -1111,6 +1111,7 @@ RECIPE: dict[str, Any] = {
     "seed": 1,
     "device": "cpu",
     "compute_dtype": "bfloat16",
+    "processes": 1,
     "quantisation": "nf4-double",
 }
 

@@ -52,6 +52,7 @@ RECIPE: dict[str, Any] = {
     "seed": 7,
     "device": "cpu",
     "compute_dtype": "float32",
+    "processes": 1,
     "quantisation": "nf4-double",
 }
 

@@ -171,6 +171,7 @@ TRAINING = {
     "time-limit": Code((TooLarge,), "a worker took longer than its limit", "give less, or raise the setting"),
     "truncated-frame": Code((BadInput,), "a worker's message was cut off", "look at the worker's log"),
     "worker-ended": Code((Unavailable,), "a worker has ended without a result", "look at its log; try again"),
+    "rank-ended": Code((Unavailable,), "a process of a training run has ended", "look at its log; `run resume`"),
     "worker-silent": Code((Unavailable,), "a worker said nothing in time and was ended", "look at its log; try again"),
     "worker-failed": Code((BadInput,), "a worker failed with a code that is none", "look at its log, and report it"),
     "wall-missing": Code((Unavailable,), "the sandbox could not be built", "`appliance doctor` says what is missing"),

@@ -121,8 +121,9 @@ def draw_packs(lengths: Lengths, recipe: ResolvedRecipe, rows: int) -> Iterator[
         if not order:
             order = draw.sample(spread, rows)
         step, order = sorted(order[:size]), order[size:]
-        for part in _split(step, recipe.batch_size):
-            yield make_pack(part, lengths)
+        for rank in range(recipe.processes):
+            for part in _split(step[rank :: recipe.processes], recipe.batch_size):
+                yield make_pack(part, lengths)
     yield make_pack([lengths.longest], lengths)
 
 
@@ -134,7 +135,8 @@ def _split(step: Sequence[int], batch_size: int) -> Iterator[list[int]]:
             yield part
             part = []
         part.append(length)
-    yield part
+    if part:
+        yield part
 
 
 def make_pack(rows: Sequence[int], lengths: Lengths) -> Pack:
@@ -202,7 +204,15 @@ def plan_memory(subject: Subject, recipe: ResolvedRecipe) -> Footprint:
     packs = set(draw_packs(subject.lengths, recipe, subject.rows))
     largest = max((_train(subject, recipe, pack, context, held) for pack in packs), key=lambda parts: parts.total)
     save = _save(subject, recipe, largest, host=host)
+    if host and recipe.processes > 1:
+        # Each process holds its own of everything; the first alone writes a training checkpoint.
+        load, largest, save = (_of_processes(parts, recipe.processes) for parts in (load, largest, save))
     return Footprint(load=load, train=largest, save=save, evaluate=_evaluate(subject, recipe, context, host=host))
+
+
+def _of_processes(parts: Parts, count: int) -> Parts:
+    each = {name: count * size for name, size in parts.model_dump(exclude={"checkpoint"}).items()}
+    return Parts(**each, checkpoint=parts.checkpoint)
 
 
 def compute_bytes(recipe: ResolvedRecipe) -> int:

@@ -28,6 +28,7 @@ from appliance.domain.recipe.methods import (
     misfits_base,
 )
 from appliance.domain.recipe.preferences import BETA, lower_rate, misfits_rows
+from appliance.domain.recipe.processes import Processes, misfits_machine
 from appliance.errors import refuse
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -113,6 +114,9 @@ class Recipe(Value):
     compute_dtype: Literal["bfloat16", "float32", "auto"] = Field(
         "auto", description="what it is computed in; auto: bfloat16 where the machine multiplies it in hardware"
     )
+    processes: Processes = Field(
+        1, description="ranks that share each step: on CUDA at most the cards, on the CPU a divisor of the threads"
+    )
 
 
 class ResolvedRecipe(Value):
@@ -150,6 +154,7 @@ class ResolvedRecipe(Value):
     seed: Seed
     device: Literal["cpu", "cuda"]
     compute_dtype: Literal["bfloat16", "float32"]
+    processes: Processes = Field(description="ranks that share each step; another number gives other bits")
 
 
 class Facts(Value):
@@ -160,6 +165,8 @@ class Facts(Value):
     context_length: int = Field(ge=1)
     device: Literal["cpu", "cuda"]
     bfloat16: bool = Field(description="whether the machine multiplies bf16 in hardware")
+    threads: int = Field(1, ge=1, description="of the machine, for a run on its CPU")
+    cards: int = Field(1, ge=1, description="that a worker may see, for a run on CUDA")
     stored: Literal["none", "gptq"] = Field("none", description="what the base was imported as")
     roles: Annotated[Modules, BeforeValidator(tuple)] = Field(
         LINEAR_LAYERS, description="of linear layers, those that the base has"
@@ -201,6 +208,7 @@ def resolve_recipe(recipe: Recipe, facts: Facts) -> ResolvedRecipe:
     problems = untrainable(resolved, *of_rows, facts.stored, facts.roles, facts.experts, preferences=facts.preferences)
     if resolved.device == "cuda" and facts.device != "cuda":
         problems.append("recipe, device: expected cpu, since this machine has no CUDA device, got cuda")
+    problems += misfits_machine(resolved.processes, resolved.device, facts.threads, facts.cards)
     refuse("recipe", problems)
     return resolved
 

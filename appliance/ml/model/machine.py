@@ -71,8 +71,10 @@ def hold_memory() -> None:
             ctypes.CDLL(None).mallopt(option, bytes_)
 
 
-def use_determinism(seed: int) -> None:
-    """The same seed gives the same bytes on this machine with these libraries; an operation that cannot is an error."""
+def use_determinism(seed: int, processes: int = 1) -> None:
+    """The same seed gives the same bytes on this machine with these libraries; an operation that cannot is an error.
+
+    `processes`: so many share this machine's threads."""
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
     # Filling only hides reads of uninitialised memory, and takes a twentieth of the time.
@@ -80,4 +82,4 @@ def use_determinism(seed: int) -> None:
     # On a GPU, parts of a product are added up in float32 before they are rounded, and float32 stays what it is.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.set_float32_matmul_precision("highest")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))

@@ -23,6 +23,7 @@ from appliance.ml.training.checkpoint import Training, begin_training, restore_c
 from appliance.ml.training.loss import token_losses
 from appliance.ml.training.methods import Attached, is_changed
 from appliance.ml.training.preferences import preference_losses
+from appliance.ml.training.ranks import ALONE, Ranks
 from appliance.ml.training.starts import STARTS
 from appliance.ml.training.stopping import has_ended, take_reading
 
@@ -68,10 +69,12 @@ def train(
     start: bytes | None = None,
     stop: int | None = None,
     validation: Sequence[Sample] = (),
+    ranks: Ranks = ALONE,
 ) -> Training:
     """Trains the adapter in place; a loss that is not a number is an error, not a result.
 
     `keep` is called whenever a training checkpoint is due. `start` is one to go on from, `stop` the step to end at.
+    Every rank of a run calls this with the same arguments, and ends with the same weights.
     """
     plan = list(plan_steps(samples, recipe))
     warmup = round(float(recipe["warmup_ratio"]) * len(plan))
@@ -87,15 +90,11 @@ def train(
         for group in training.optimizer.param_groups:
             group["lr"] = learning_rate * group["ratio"]
         weight = sum(sample.weight for sample in batch)
-        row_losses: dict[int, float] = {}
-        margins: list[float] = []
-        for part in split_batch(batch, recipe["batch_size"]):
-            losses, found = part_losses(base, decoder, part, recipe)
-            torch.autograd.backward(losses.sum() / weight)
-            row_losses |= zip((sample.index for sample in part), losses.tolist(), strict=True)
-            margins += found
-        loss = math.fsum(row_losses.values()) / weight
         weights = training.weights.values()
+        ranks.begin_step(recipe["seed"], number)
+        row_losses, margins = map(ranks.merge, compute_gradients(base, decoder, batch, recipe, ranks))
+        ranks.add_gradients(weights)
+        loss = math.fsum(row_losses.values()) / weight
         norm = torch.nn.utils.clip_grad_norm_(weights, float(recipe["max_grad_norm"])).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise BadInput(f"training, step {number + 1}: {describe_break(row_losses, norm, recipe)}", code="diverged")
@@ -106,9 +105,10 @@ def train(
         training.tokens += sum(sample.tokens for sample in batch)
         training.trained_tokens += sum(sample.trained_tokens for sample in batch)
         means = tuple((sample.index, row_losses[sample.index] / sample.weight) for sample in batch)
-        reading = take_reading(training, attached.model, lambda: mean_loss(base, validation, recipe))
-        step = describe_step(training, learning_rate, norm, time.monotonic() - began, means)
-        margin, accuracy = summarise_margins(margins)
+        reading = take_reading(training, attached.model, lambda: mean_loss(base, validation, recipe, ranks))
+        peak = ranks.exchange_peaks(measure_peak_bytes(training.device), training.device)
+        step = describe_step(training, learning_rate, norm, time.monotonic() - began, peak, means)
+        margin, accuracy = summarise_margins(list(margins.values()))
         report(replace(step, validation_loss=reading, margin=margin, accuracy=accuracy))
         if is_due(training, recipe["checkpoint_every"]):
             keep(training)
@@ -119,6 +119,23 @@ def train(
             code="nothing-trained",
         )
     return training
+
+
+def compute_gradients(
+    base: Base, decoder: Decoder | None, batch: Sequence[Sample], recipe: Mapping[str, Any], ranks: Ranks
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Adds the gradients of this rank's rows of a step, of a mean over all its rows; the loss of each row, and of each
+    preference its margin."""
+    weight = sum(sample.weight for sample in batch)
+    row_losses: dict[int, float] = {}
+    margins: dict[int, float] = {}
+    for part in split_batch(ranks.share(sort_batch(batch)), recipe["batch_size"]):
+        losses, found = part_losses(base, decoder, part, recipe)
+        torch.autograd.backward(losses.sum() / weight)
+        row_losses |= zip((sample.index for sample in part), losses.tolist(), strict=True)
+        # Other rows have none.
+        margins |= zip((sample.index for sample in part), found, strict=False)
+    return row_losses, margins
 
 
 def describe_break(row_losses: Mapping[int, float], norm: float, recipe: Mapping[str, Any]) -> str:
@@ -144,10 +161,15 @@ def is_due(training: Training, every: int) -> bool:
 
 
 def describe_step(
-    training: Training, learning_rate: float, norm: float, seconds: float, row_losses: tuple[tuple[int, float], ...]
+    training: Training,
+    learning_rate: float,
+    norm: float,
+    seconds: float,
+    peak: int,
+    row_losses: tuple[tuple[int, float], ...],
 ) -> Step:
     """The step just done, for those who follow."""
-    counts = (training.tokens, training.trained_tokens, seconds, measure_peak_bytes(training.device))
+    counts = (training.tokens, training.trained_tokens, seconds, peak)
     return Step(training.step, training.steps, training.losses[-1], learning_rate, norm, *counts, row_losses)
 
 
@@ -197,12 +219,12 @@ def _sample_loss(base: Base, sample: Sample) -> torch.Tensor:
     return token_losses(chosen, base.head(), torch.tensor(targets, device=base.device)).sum()[None]
 
 
-def mean_loss(base: Base, samples: Sequence[Sample], recipe: Mapping[str, Any]) -> float:
+def mean_loss(base: Base, samples: Sequence[Sample], recipe: Mapping[str, Any], ranks: Ranks = ALONE) -> float:
     """The mean over all trained tokens of these samples, or all preferences; through the library's own modules, which
     drop nothing then."""
-    parts = split_batch(samples, recipe["batch_size"])
-    total = sum(part_losses(base, None, part, recipe)[0].sum().item() for part in parts)
-    return total / sum(sample.weight for sample in samples)
+    parts = ranks.share(list(enumerate(split_batch(samples, recipe["batch_size"]))))
+    losses = ranks.merge({number: part_losses(base, None, part, recipe)[0].sum().item() for number, part in parts})
+    return sum(losses[number] for number in sorted(losses)) / sum(sample.weight for sample in samples)
 
 
 def plan_steps(samples: Sequence[Sample], recipe: Mapping[str, Any]) -> Iterator[list[Sample]]:
@@ -215,16 +237,22 @@ def plan_steps(samples: Sequence[Sample], recipe: Mapping[str, Any]) -> Iterator
             yield [samples[place] for place in order[start : start + size]]
 
 
+def sort_batch(batch: Sequence[Sample]) -> list[Sample]:
+    """Long samples with long ones."""
+    return sorted(batch, key=lambda sample: (sample.tokens, sample.index))
+
+
 def split_batch(batch: Sequence[Sample], batch_size: int) -> Iterator[list[Sample]]:
-    """The step's samples in parts of at most `batch_size` that fit into memory, long samples with long ones."""
+    """Samples in parts of at most `batch_size` that fit into memory; none of no samples."""
     part: list[Sample] = []
-    for sample in sorted(batch, key=lambda sample: (sample.tokens, sample.index)):
+    for sample in sort_batch(batch):
         full = sum(other.tokens for other in part) + sample.tokens > PACK_TOKENS
         if part and (full or len(part) == batch_size):
             yield part
             part = []
         part.append(sample)
-    yield part
+    if part:
+        yield part
 
 
 def schedule(number: int, steps: int, warmup: int) -> float:

@@ -12,6 +12,7 @@ from appliance.domain.planning.shape import read_roles
 from appliance.domain.recipe.recipe import Facts
 from appliance.domain.runs.conditions import UNDER_WAY
 from appliance.errors import NotFound
+from appliance.runners.host import visible_cards
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.progress import Stream
 from appliance.workflows.evaluation.local_sets import list_local
@@ -106,12 +107,15 @@ def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[st
             )
         )
     roles, experts = read_roles(base.facts)
+    machine = planning.describe_machine(context)
     facts = Facts(
         train_rows=dataset.facts["train_rows"],
         max_tokens=dataset.facts["max_tokens"],
         context_length=base.facts["context_length"],
         device="cuda" if context.device == "cuda" else "cpu",
         bfloat16=context.bfloat16,
+        threads=machine.threads,
+        cards=max(1, len(visible_cards())),
         stored="gptq" if base.facts.get("quantisation") == "gptq" else "none",
         roles=roles,
         experts=experts,
@@ -126,5 +130,5 @@ def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[st
         "judged_before": count_judged(state, dataset_name),
         "local_sets": list_local(context, dataset_name),
         "validation_sets": _standing_sets(state, base.digest, dataset.facts.get("task")),
-        "machine": planning.describe_machine(context).model_dump(mode="json"),
+        "machine": machine.model_dump(mode="json"),
     }

@@ -12,8 +12,10 @@ from appliance.domain.planning.cards import CARDS, Calibration, Machine
 from appliance.domain.planning.footprint import Subject
 from appliance.domain.planning.pace import read_calibration
 from appliance.domain.planning.plan import check_fits, plan_disk, read_subject
+from appliance.domain.recipe.processes import misfits_machine
 from appliance.domain.recipe.recipe import ResolvedRecipe
-from appliance.errors import ApplianceError, Denied, NotFound
+from appliance.errors import ApplianceError, Denied, NotFound, refuse
+from appliance.runners.host import visible_cards
 from appliance.store.files.checkpoints import MAX_BYTES
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.defects import contain_defects
@@ -65,12 +67,17 @@ def host_memory(*, now: bool) -> int:
 
 def check_order(context: Context, recipe: ResolvedRecipe) -> None:
     """Conflict where a run of this recipe could not fit this machine, whatever else it does."""
-    check_fits(_subject(context, recipe), recipe, describe_machine(context))
+    _check_fits(context, recipe, describe_machine(context))
 
 
 def check_start(context: Context, recipe: ResolvedRecipe) -> None:
     """... or does not fit beside what it does now."""
-    check_fits(_subject(context, recipe), recipe, describe_machine(context, now=True))
+    _check_fits(context, recipe, describe_machine(context, now=True))
+
+
+def _check_fits(context: Context, recipe: ResolvedRecipe, machine: Machine) -> None:
+    refuse("recipe", misfits_machine(recipe.processes, recipe.device, machine.threads, max(1, len(visible_cards()))))
+    check_fits(_subject(context, recipe), recipe, machine)
 
 
 def max_checkpoint_bytes(context: Context, recipe: ResolvedRecipe) -> int:

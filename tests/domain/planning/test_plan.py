@@ -136,6 +136,19 @@ def test_a_run_that_does_not_fit_is_refused_with_part_and_figure() -> None:
     check_fits(SUBJECT, resolved(), MACHINE)
 
 
+def test_each_process_on_the_cpu_counts_its_own_memory_and_one_writes_the_checkpoint() -> None:
+    one, recipe = plan_memory(SUBJECT, resolved()), resolved().model_copy(update={"processes": 2})
+    two = plan_memory(SUBJECT, recipe)
+    assert two.load.total == 2 * one.load.total
+    assert (two.train.weights, two.train.context) == (2 * one.train.weights, 2 * one.train.context)
+    # A process has half of a step's rows, so its packs may be smaller.
+    assert one.train.total < two.train.total <= 2 * one.train.total
+    assert two.save.checkpoint >= one.save.checkpoint > 0
+    assert two.evaluate == one.evaluate
+    card = plan_memory(SUBJECT, recipe.model_copy(update={"device": "cuda"}))
+    assert card.load == plan_memory(SUBJECT, resolved().model_copy(update={"device": "cuda"})).load
+
+
 def test_disk_is_what_the_recipes_checkpoints_and_steps_add_up_to() -> None:
     recipe = resolved(epochs=1, checkpoint_every=50)
     disk = plan_disk(SUBJECT, recipe)

@@ -51,6 +51,23 @@ def test_a_run_writes_about_eight_checkpoints_and_never_more_than_it_may() -> No
         resolve_recipe(parse_recipe(WRITTEN | {"epochs": 2, "checkpoint_every": 1}), FACTS)
 
 
+def test_processes_divide_the_threads_of_a_cpu_and_have_a_card_each() -> None:
+    shared = FACTS.model_copy(update={"threads": 4})
+    cards = FACTS.model_copy(update={"device": "cuda", "cards": 2})
+    for facts, count in ((FACTS, 1), (shared, 2), (shared, 4), (cards, 2)):
+        assert resolve_recipe(parse_recipe(WRITTEN | {"processes": count}), facts).processes == count
+    for facts, count, message in (
+        (shared, 3, "processes: expected a divisor of this machine's 4 threads, got 3"),
+        (shared, 8, "processes: expected a divisor of this machine's 4 threads, got 8"),
+        (cards, 3, "processes: expected at most 2, the cards that a worker may see, got 3"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            resolve_recipe(parse_recipe(WRITTEN | {"processes": count}), facts)
+    for bad in (0, -1, 65, 1.5, True, "two", "auto"):
+        with pytest.raises(BadInput, match="processes"):
+            parse_recipe(WRITTEN | {"processes": bad})
+
+
 @pytest.mark.parametrize(
     ("method", "resolved"),
     [

@@ -1,0 +1,214 @@
+"""Two processes train one run: behind every wall, to the same bytes each time, and to those of one process nearly."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from appliance.ml.training.checkpoint import parse_checkpoint
+from appliance.ml.training.ranks import Ranks
+from appliance.runners.decoys import Probes
+from appliance.runners.local import Worker, start_worker
+from appliance.runners.sandbox import Sandbox
+from tests.worker.conftest import Frame, Start, dataset_task, train_task
+
+KEY = bytes(range(32))
+TOLERANCE = 1e-3
+"""Of docs/training.md: how far the weights of two processes may be from those of one, of what training moved them."""
+pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) % 2 != 0, reason="two processes share an even number")
+
+Made = tuple[Frame, list[Frame], Path]
+
+
+@pytest.fixture(scope="module")
+def dataset(start: Start, places: dict[str, Path]) -> None:
+    assert start("prepare").run(dataset_task(places), KEY)[0]["frame"] == "result"
+
+
+@pytest.fixture(scope="module")
+def run(start: Start, places: dict[str, Path], dataset: None, tmp_path_factory: Any) -> Callable[..., Made]:
+    """A run of two processes into a folder of its own, without walls unless `walled`: result, frames and folder."""
+
+    def train(*, walled: bool = False, blob: bytes = b"", **changes: Any) -> Made:
+        task, folder = task_of(places, tmp_path_factory.mktemp("run"), **changes)
+        if not walled:
+            return (*start("train").run(task, blob), folder)
+        with walled_worker(task, folder) as worker:
+            worker.send({"frame": "go", **task}, blob)
+            frames = [receive(worker, folder)]
+            while frames[-1]["frame"] not in ("result", "failure"):
+                frames.append(receive(worker, folder))
+        return frames[-1], frames[:-1], folder
+
+    return train
+
+
+def task_of(places: dict[str, Path], folder: Path, **changes: Any) -> tuple[Frame, Path]:
+    for name in ("output", "checkpoints", "home"):
+        (folder / name).mkdir()
+    own = {**places, "output": folder / "output", "checkpoints": folder / "checkpoints"}
+    recipe = {"processes": 2, "epochs": 1, "checkpoint_every": 2, "validation": "0.2", "validate_every": 2, **changes}
+    return train_task(own, "output", **recipe), folder
+
+
+@contextmanager
+def walled_worker(task: Frame, folder: Path) -> Iterator[Worker]:
+    sandbox = Sandbox(
+        read=(Path(task["base"]), Path(task["dataset"])),
+        write=(folder / "home", folder / "output", folder / "checkpoints"),
+    )
+    with start_worker("appliance.worker.train", sandbox, log=folder / "log", probes=Probes()) as worker:
+        assert all(worker.layers.values()), worker.reasons
+        assert set(worker.check_walls(120).values()) == {"refused"}
+        yield worker
+
+
+def receive(worker: Worker, folder: Path) -> Frame:
+    received = worker.receive(120)
+    assert received is not None, (folder / "log").read_text()[-2000:]
+    return received[0]
+
+
+@pytest.fixture(scope="module")
+def walled(run: Callable[..., Made]) -> Made:
+    made = run(walled=True)
+    assert made[0]["frame"] == "result", made[0]
+    return made
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")}
+
+
+def told(frames: list[Frame]) -> list[Frame]:
+    """What the steps said, but for what was measured."""
+    measured = ("seconds", "peak_bytes")
+    return [
+        {name: value for name, value in frame.items() if name not in measured}
+        for frame in frames
+        if frame["frame"] == "step"
+    ]
+
+
+def test_two_processes_behind_every_wall_give_the_same_bytes_as_two_without(
+    walled: Made, run: Callable[..., Made]
+) -> None:
+    again = run()
+    assert sorted(files(walled[2])) == [
+        *(f"checkpoints/step-{step:07d}.safetensors" for step in range(2, walled[0]["steps"] + 1, 2)),
+        *(["checkpoints/step-0000005.safetensors"] if walled[0]["steps"] == 5 else []),
+        "output/adapter_model.safetensors",
+    ]
+    assert files(again[2]) == files(walled[2])
+    assert told(again[1]) == told(walled[1])
+
+
+def test_a_run_of_two_processes_goes_on_and_is_replayed_bit_for_bit(
+    walled: Made, run: Callable[..., Made], start: Start, places: dict[str, Path], tmp_path: Path
+) -> None:
+    """With dropout, so that each rank's random numbers are those of its step."""
+    kept = files(walled[2])
+    blob = kept["checkpoints/step-0000002.safetensors"]
+    resumed = run(walled=True, blob=blob)
+    assert resumed[0]["frame"] == "result", resumed[0]
+    assert files(resumed[2]) == {name: data for name, data in kept.items() if "0000002" not in name}
+    task, _ = task_of(places, tmp_path)
+    window = {"stop": 4, "before": str(tmp_path / "before"), "got": str(tmp_path / "got")}
+    assert start("replay").run(task | window, blob)[0]["frame"] == "result"
+    assert (tmp_path / "got").read_bytes() == kept["checkpoints/step-0000004.safetensors"]
+    assert start("replay").run(task | window | {"stop": 2})[0]["frame"] == "result"
+    assert (tmp_path / "got").read_bytes() == blob
+
+
+def test_two_processes_agree_with_one(run: Callable[..., Made]) -> None:
+    """Without dropout, whose random numbers are other ones: the losses, and what training moved the weights by."""
+    plain = {"dropout": "0.0", "compute_dtype": "float32"}
+    (one, alone, folder), (two, together, other) = run(processes=1, **plain), run(processes=2, **plain)
+    losses = [[frame["loss"] for frame in frames if frame["frame"] == "step"] for frames in (alone, together)]
+    assert losses[1] == pytest.approx(losses[0], rel=TOLERANCE)
+    assert losses[1] != losses[0], "one process alone has computed this"
+    assert (two["tokens"], two["trained_tokens"]) == (one["tokens"], one["trained_tokens"])
+    assert [float(loss) for _, loss in two["validation"]] == pytest.approx(
+        [float(loss) for _, loss in one["validation"]], rel=TOLERANCE
+    )
+    assert two["peak_bytes"] > 1.5 * one["peak_bytes"], "the memory of both is told"
+    weights = [safetensors.torch.load_file(at / "output/adapter_model.safetensors") for at in (folder, other)]
+    began = 0.0
+    for name, weight in weights[0].items():
+        if "lora_B" in name:  # begins at zero, so that all of it was moved
+            began = max(began, ((weights[1][name] - weight).norm() / weight.norm()).item())
+    assert 0 < began < 20 * TOLERANCE
+
+
+def test_a_rank_that_dies_ends_the_run_and_leaves_nothing_half_written(
+    places: dict[str, Path], dataset: None, tmp_path: Path
+) -> None:
+    task, folder = task_of(places, tmp_path, epochs=60, checkpoint_every=6, validate_every=100)
+    with walled_worker(task, folder) as worker:
+        worker.send({"frame": "go", **task})
+        while receive(worker, folder)["frame"] != "step":
+            pass
+        os.kill(descendants(worker.pid)[-1], signal.SIGKILL)
+        while (last := receive(worker, folder))["frame"] != "failure":
+            assert last["frame"] in ("step", "checkpoint"), last
+        assert worker.wait(60) == 1
+    assert last["code"] == "rank-ended"
+    assert re.search(r"rank 1: expected it to train to the last step, got its end by signal 9", last["message"])
+    assert list((folder / "output").iterdir()) == []
+    for path in (folder / "checkpoints").iterdir():
+        parse_checkpoint(path.read_bytes())
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below this one, each the child of the one before it."""
+    chain = []
+    while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        pid = int(children[-1])
+        chain.append(pid)
+    return chain
+
+
+def test_a_number_of_processes_that_does_not_divide_the_threads_is_refused(
+    places: dict[str, Path], dataset: None, start: Start, tmp_path: Path
+) -> None:
+    threads = len(os.sched_getaffinity(0))
+    task, _ = task_of(places, tmp_path, processes=threads + 1)
+    failure, frames = start("train").run(task)
+    assert frames == [] and failure["code"] == "bad-input"
+    assert failure["message"] == (
+        f"recipe, processes: expected a divisor of this machine's {threads} threads, got {threads + 1}"
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_are_added_in_float32_in_the_order_of_the_ranks(dtype: torch.dtype) -> None:
+    """The three numbers have another sum in any other order; a rank without a gradient adds none."""
+    parts = [torch.tensor([value, value], dtype=dtype) for value in (1.0, 2.0**24, -(2.0**24))]
+    weights = [torch.nn.Parameter(torch.zeros(2, dtype=dtype)) for _ in range(3)]
+    for weight, part in zip(weights, parts, strict=True):
+        weight.grad = part
+    lonely = [torch.nn.Parameter(torch.zeros(70_000)) for _ in range(3)]
+    lonely[1].grad = torch.full((70_000,), 3.0)
+    ends = [(os.pipe(), os.pipe()) for _ in range(2)]
+    ranks = [Ranks(0, 3, [(up[0], down[1]) for up, down in ends])]
+    ranks += [Ranks(number, 3, [(down[0], up[1])]) for number, (up, down) in enumerate(ends, start=1)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda rank: rank.add_gradients([weights[rank.rank], lonely[rank.rank]]), ranks))
+        merged = list(pool.map(lambda rank: rank.merge({rank.rank: rank.rank / 3}), ranks))
+    expected = (parts[0].float() + parts[1].float() + parts[2].float()).to(dtype)
+    for weight, other in zip(weights, lonely, strict=True):
+        assert weight.grad is not None and torch.equal(weight.grad, expected)
+        assert other.grad is not None and torch.equal(other.grad, torch.full((70_000,), 3.0))
+    assert merged == [{0: 0.0, 1: 1 / 3, 2: 2 / 3}] * 3
+    for descriptor in (one for pairs in ends for pair in pairs for one in pair):
+        os.close(descriptor)
