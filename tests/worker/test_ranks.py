@@ -23,8 +23,8 @@ from appliance.runners.sandbox import Sandbox
 from tests.worker.conftest import Frame, Start, dataset_task, train_task
 
 KEY = bytes(range(32))
-TOLERANCE = 1e-3
-"""Of docs/training.md: how far the weights of two processes may be from those of one, of what training moved them."""
+LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-5, 1e-3
+"""Of docs/training.md: by which share two processes may differ from one in a loss, and in what training moved."""
 pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) % 2 != 0, reason="two processes share an even number")
 
 Made = tuple[Frame, list[Frame], Path]
@@ -103,10 +103,10 @@ def told(frames: list[Frame]) -> list[Frame]:
 def test_two_processes_behind_every_wall_give_the_same_bytes_as_two_without(
     walled: Made, run: Callable[..., Made]
 ) -> None:
-    again = run()
+    again, steps = run(), walled[0]["steps"]
+    kept = sorted({*range(2, steps + 1, 2), steps})
     assert sorted(files(walled[2])) == [
-        *(f"checkpoints/step-{step:07d}.safetensors" for step in range(2, walled[0]["steps"] + 1, 2)),
-        *(["checkpoints/step-0000005.safetensors"] if walled[0]["steps"] == 5 else []),
+        *(f"checkpoints/step-{step:07d}.safetensors" for step in kept),
         "output/adapter_model.safetensors",
     ]
     assert files(again[2]) == files(walled[2])
@@ -135,19 +135,19 @@ def test_two_processes_agree_with_one(run: Callable[..., Made]) -> None:
     plain = {"dropout": "0.0", "compute_dtype": "float32"}
     (one, alone, folder), (two, together, other) = run(processes=1, **plain), run(processes=2, **plain)
     losses = [[frame["loss"] for frame in frames if frame["frame"] == "step"] for frames in (alone, together)]
-    assert losses[1] == pytest.approx(losses[0], rel=TOLERANCE)
+    assert losses[1] == pytest.approx(losses[0], rel=LOSS_TOLERANCE)
     assert losses[1] != losses[0], "one process alone has computed this"
     assert (two["tokens"], two["trained_tokens"]) == (one["tokens"], one["trained_tokens"])
     assert [float(loss) for _, loss in two["validation"]] == pytest.approx(
-        [float(loss) for _, loss in one["validation"]], rel=TOLERANCE
+        [float(loss) for _, loss in one["validation"]], rel=LOSS_TOLERANCE
     )
     assert two["peak_bytes"] > 1.5 * one["peak_bytes"], "the memory of both is told"
     weights = [safetensors.torch.load_file(at / "output/adapter_model.safetensors") for at in (folder, other)]
-    began = 0.0
+    apart = 0.0
     for name, weight in weights[0].items():
         if "lora_B" in name:  # begins at zero, so that all of it was moved
-            began = max(began, ((weights[1][name] - weight).norm() / weight.norm()).item())
-    assert 0 < began < 20 * TOLERANCE
+            apart = max(apart, ((weights[1][name] - weight).norm() / weight.norm()).item())
+    assert 0 < apart < WEIGHT_TOLERANCE
 
 
 def test_a_rank_that_dies_ends_the_run_and_leaves_nothing_half_written(

@@ -1,0 +1,62 @@
+"""A run of two processes through the service: its record, a rank that dies in the middle, going on, a replay."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from appliance.domain.runs.resumption import Resume
+from appliance.errors import BadInput
+from scripts.kit.appliance import Appliance
+from tests.attacks.test_kill import check_whole, copy_of, end, workers
+from tests.attacks.test_training import TRAIN, await_step, bodies, replay, run_named, weights
+
+LONG = {"epochs": 60, "batch_size": 8, "checkpoint_every": 20, "dropout": "0.1", "processes": 2}
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) % 2 != 0, reason="two processes share an even number of threads"),
+]
+
+
+@pytest.fixture(scope="module")
+def site(golden: Appliance, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
+    """With a run of two processes that nobody disturbed."""
+    site = copy_of(golden, tmp_path_factory.mktemp("ranks"))
+    assert site.train("whole", **LONG)["adapter"] == "whole@1"
+    yield site
+    end(site)
+
+
+def test_a_run_of_two_processes_has_the_walls_of_one(site: Appliance) -> None:
+    """What is recorded of its sandbox is what is recorded of a usual worker's."""
+    assert site.train("usual")["adapter"] == "usual@1"
+    (two,), (one,) = (bodies(site, "run.started", run_named(site, name)["id"]) for name in ("whole", "usual"))
+    assert two | {"run": one["run"]} == one
+    assert all(two["layers"].values()) and set(two["walls"].values()) == {"refused"}
+
+
+def test_a_rank_that_dies_fails_the_run_which_goes_on_to_the_same_bytes(site: Appliance) -> None:
+    assert site.service is not None
+    run = str(site.order(site.train_order("cut", **LONG))["result"]["run"])
+    await_step(site, run, 25)
+    found = workers(site.service.pid, TRAIN)
+    os.kill(found[-1], signal.SIGKILL)
+    assert site.wait_run(run)["status"] == "failed"
+    assert bodies(site, "run.failed", run)[-1]["code"] == "rank-ended"
+    site.order(Resume(run=run, **site.terms("olga")))
+    assert site.wait_run(run)["adapter"] == "cut@1"
+    assert weights(site, "cut") == weights(site, "whole")
+    check_whole(site)
+
+
+def test_a_window_of_two_processes_trained_again_is_identical(site: Appliance) -> None:
+    assert replay(site, "whole", (20, 40))["verdict"] == "identical"
+
+
+def test_an_order_for_more_processes_than_threads_is_refused(site: Appliance) -> None:
+    threads = len(os.sched_getaffinity(0))
+    with pytest.raises(BadInput, match=f"divisor of this machine's {threads} threads, got {2 * threads}"):
+        site.train_order("many", processes=2 * threads)
