@@ -32,6 +32,7 @@ from appliance.formats.signatures.dsse import parse_envelope
 from appliance.formats.signatures.statement import parse_statement
 from appliance.workflows.core.context import Context
 from appliance.workflows.data.teaching import read_teaching
+from appliance.workflows.releases.counts import COUNTS
 from appliance.workflows.releases.review import (
     adapter_row,
     find_adapter,
@@ -60,7 +61,8 @@ def review_page(context: Context, name: str) -> ReviewPage:
                 for other, entry, units in list_released(state, adapter)
             ),
             judged_before=tuple(Run.model_validate(one) for one in list_judged_before(state, adapter)),
-        )
+        ),
+        COUNTS,
     )
 
 

@@ -9,6 +9,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -17,6 +18,7 @@ from appliance.domain.governance.endorsement import OrderRefused
 from appliance.formats.signatures.dsse import encode_envelope
 from appliance.web.console.core.page import EVERYBODY, PEOPLE, Page
 from appliance.web.console.pages import PAGES
+from appliance.web.console.reviewers.adapter import Tab
 from scripts.references.pages import ROLES
 from tests.kit.console import Browser, Console, console
 
@@ -25,9 +27,7 @@ PATHS = {
     "/runs/{run}": ["/runs/r-000001"],
     "/compare": ["/compare", "/compare?run=r-000001"],
     "/datasets/{name}": ["/datasets/clauses@1"],
-    "/adapters/{name}": [
-        f"/adapters/clauses@1?tab={tab}" for tab in ("summary", "quality", "data", "reviews", "findings", "history")
-    ],
+    "/adapters/{name}": [f"/adapters/clauses@1?tab={tab}" for tab in get_args(Tab)],
     "/sign/{verb}": ["/sign/review", "/sign/train?given=recipe.rank:8", "/sign/endorse"],
     "/releases/{unit}/{task}": ["/releases/legal/labels"],
     "/people/{name}": ["/people/rita", "/people/legal"],

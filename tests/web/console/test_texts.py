@@ -30,12 +30,13 @@ def desk(home: Path) -> Iterator[Console]:
         yield made
 
 
-def test_a_meaning_and_a_finding_of_a_reviewer_are_shown_as_text(desk: Console) -> None:
+def test_a_request_a_meaning_and_a_finding_are_shown_as_text(desk: Console) -> None:
     site = desk.site
+    site.request_release(intended_use=site.text(HOSTILE), limits=site.text(HOSTILE))
     site.review("rita", "privacy", meaning=site.text(HOSTILE))
     site.find("rita", finding=site.text(HOSTILE), remedy=site.text(HOSTILE))
     browser = desk.signed_in("audrey")
-    for tab in ("reviews", "findings"):
+    for tab in ("summary", "history", "findings"):
         text = browser.get(f"/adapters/clauses@1?tab={tab}").text
         assert PLAIN in text and "<img" not in text and "<script>alert" not in text and "{{7*7}}" in text
     size = desk.context.ledger.state.size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 from appliance.domain.core.names import parse_value
@@ -30,8 +30,17 @@ from appliance.domain.releases.page.value import (
 )
 from appliance.formats.core.digest import digest_bytes
 
+Count = Callable[[SealedVersion, str], Confusion | None]
+"""Counts the confusions of the set whose items this file of the version holds."""
 
-def make_page(material: PageMaterial) -> ReviewPage:
+
+def count_items(version: SealedVersion, path: str) -> Confusion | None:
+    """None where its answers are no labels."""
+    name = HELD_OUT if path == ITEMS_FILE else path.removeprefix("items-").removesuffix(".jsonl")
+    return count_confusions(parse_items(version.files[path], f"adapter {version.name}, {path}"), name)
+
+
+def make_page(material: PageMaterial, count: Count = count_items) -> ReviewPage:
     """Tampered where the sealed verdict contradicts its gate set; BadInput names a sealed file that cannot be read.
 
     That the verdict follows from the items is for `appliance gate check` to say, which computes it again.
@@ -52,7 +61,7 @@ def make_page(material: PageMaterial) -> ReviewPage:
         measures=tuple(Measure(name=name, told=told) for name, told in list_measures(metrics)),
         metrics=metrics,
         judged=_judged(version),
-        confusion=tuple(_confusion(version)),
+        confusion=tuple(_confusion(version, count)),
         calibration=_calibration(version),
         taught=_taught(version),
         base=_base(version),
@@ -103,15 +112,13 @@ def _parts(verdict: Verdict) -> Iterator[Part]:
         )
 
 
-def _confusion(version: SealedVersion) -> Iterator[Confusion]:
+def _confusion(version: SealedVersion, count: Count) -> Iterator[Confusion]:
     """Of each set that the run was judged on and whose answers are labels, the held-out rows first."""
     for path in sorted(version.files, key=lambda path: (path != ITEMS_FILE, path)):
-        if path != ITEMS_FILE and not path.startswith("items-"):
-            continue
-        name = HELD_OUT if path == ITEMS_FILE else path.removeprefix("items-").removesuffix(".jsonl")
-        found = count_confusions(parse_items(version.files[path], f"adapter {version.name}, {path}"), name)
-        if found is not None:
-            yield found
+        if path == ITEMS_FILE or path.startswith("items-"):
+            found = count(version, path)
+            if found is not None:
+                yield found
 
 
 def _calibration(version: SealedVersion) -> Calibrations | None:

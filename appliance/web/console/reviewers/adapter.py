@@ -1,29 +1,28 @@
-"""An adapter under review, in tabs that can be linked: each is a part of one value."""
+"""An adapter under review: the review page in tabs that can be linked, and its history."""
 
 from __future__ import annotations
 
 import base64
-import json
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_serializer
 
 from appliance.domain.core.entry import parse_entry
-from appliance.domain.data.teaching import ABOUT_FILE
-from appliance.domain.evaluation.quality import list_measures, list_warnings
-from appliance.errors import ApplianceError
+from appliance.domain.releases.page.value import Found, ReviewPage
+from appliance.domain.releases.reviews import ReviewRecorded
+from appliance.errors import BadInput, NotFound, Tampered
 from appliance.web.console.auditors.entry import read_order
 from appliance.web.console.core.page import PEOPLE, VERSIONED, Page, Query, Table, Value, Viewer
 from appliance.web.console.core.why import Reason, explain_reasons
-from appliance.web.console.operators.records import read_metrics
+from appliance.web.console.reviewers.adapter_plots import Plots, plot_quality
 from appliance.web.console.reviewers.adapters import state_of
 from appliance.workflows.core.context import Context
 from appliance.workflows.queries.log import disclosed
 from appliance.workflows.queries.questions import adapter_story
-from appliance.workflows.releases.review import adapter_file, find_adapter, review_packet
+from appliance.workflows.releases.page import review_page
+from appliance.workflows.releases.review import find_adapter
 
-Tab = Literal["summary", "quality", "data", "reviews", "findings", "history"]
-TABS: tuple[Tab, ...] = ("summary", "quality", "data", "reviews", "findings", "history")
+Tab = Literal["summary", "changes", "quality", "data", "findings", "history", "signature"]
 
 
 class AdapterQuery(Query):
@@ -31,217 +30,148 @@ class AdapterQuery(Query):
     tab: Tab = "summary"
 
 
-class Asked(Value):
-    """What is asked for a unit, and what keeps the adapter from it."""
-
-    unit: str
-    requested_by: str
-    exposure: str | None
-    purpose: str | None
-    tier: str | None
-    until: str | None
-    approvals: int
-    needed: int
-    conditions: dict[str, Any] | None
-    missing: tuple[Reason, ...]
-    could_decide: tuple[tuple[str, str], ...]
-
-
-class ReviewRow(Value):
-    entry: int
-    time: str
-    reviewer: str
-    field: str
-    unit: str
-    decision: str
-    state: str
-    against: str | None
-    valid_until: str | None
-    again_by: str | None
-    conditions: dict[str, Any] | None
-    meaning: str | None
-    on_behalf_of: str | None
-
-
-class FindingRow(Value):
-    entry: int
-    kind: str
-    severity: str
-    blocks: bool
-    field: str
-    finder: str
-    owner: str
-    due: str
-    open: bool
-    closed: int | None
-    text: str | None
-    remedy: str | None
-
-
-class GateRow(Value):
-    gate: str
-    metric: str
-    outcome: str
-    ours: str | None
-    theirs: str | None
-    gain: str | None
-    lower: str | None
-    upper: str | None
-    p: str | None
-    reason: str
-
-
 class Happened(Value):
+    """`words`: of a decision, what its reviewer said it means."""
+
     entry: int
     time: str
     type: str
     actor: str
     outcome: str
+    words: str | None
 
 
 class AdapterPage(Value):
-    """`tabs`: all of them; what the chosen one shows is filled, and the rest of the value is small."""
+    """`review`: the value of docs/formats/review-page.md, which is this page's JSON. It is None where the sealed folder
+    cannot be read; `problem` then says why. `missing`: of each request, why it is not met. Beside the review, only what
+    the chosen tab shows is filled."""
 
     name: str
-    tab: str
-    tabs: tuple[str, ...]
+    tab: Tab
     state: str
-    manifest: str
-    entry: int
-    run: str
-    ordered_by: str
-    dataset_by: str
-    base: str
-    dataset: str
-    purpose: str
-    passed: bool | None
-    verdict_why: str | None
-    asked: tuple[Asked, ...]
-    measures: tuple[tuple[str, str], ...]
-    warnings: tuple[str, ...]
-    gates: tuple[GateRow, ...]
-    data: tuple[tuple[str, str], ...]
-    reviews: tuple[ReviewRow, ...]
-    findings: tuple[FindingRow, ...]
+    review: ReviewPage | None
+    problem: str | None
+    missing: tuple[tuple[Reason, ...], ...]
+    plots: Plots | None
     history: tuple[Happened, ...]
+
+    @model_serializer
+    def _as_review(self) -> dict[str, Any]:
+        if self.review is None:
+            return {"adapter": self.name, "problem": self.problem}
+        return self.review.model_dump(mode="json")
+
+    @property
+    def tabs(self) -> tuple[str, ...]:
+        """Of an adapter whose folder cannot be read, what the log alone tells."""
+        return get_args(Tab) if self.review is not None else ("history",)
+
+    @property
+    def findings(self) -> tuple[Found, ...]:
+        """The open ones first, then by what is due first."""
+        found = () if self.review is None else self.review.findings
+        return tuple(sorted(found, key=lambda one: (not one.open, one.due, one.entry)))
+
+    @property
+    def bound_by(self) -> dict[str, int]:
+        """The entry that binds a digest."""
+        return {} if self.review is None else {one.digest: one.entry for one in self.review.entries}
 
 
 def adapter(context: Context, viewer: Viewer, query: AdapterQuery) -> AdapterPage:
     found = find_adapter(context.ledger.state, query.name)
-    packet = review_packet(context, query.name)
-    row, judgement = packet["adapter"], context.ledger.state.judgements.get(query.name)
-    metrics, verdict = read_metrics(context, query.name), _read_json(context, query.name, "verdict.json")
+    problem, review = None, None
+    try:
+        review = review_page(context, query.name)
+    except (BadInput, NotFound, Tampered) as error:
+        problem = error.message
+    judged = None if review is None else review.judged
+    tab: Tab = "history" if review is None else query.tab
     return AdapterPage(
         name=query.name,
-        tab=query.tab,
-        tabs=TABS,
+        tab=tab,
         state=state_of(found),
-        manifest=found.manifest,
-        entry=found.index,
-        run=found.run,
-        ordered_by=found.ordered_by,
-        dataset_by=found.dataset_by,
-        base=found.base,
-        dataset=found.dataset,
-        purpose=found.purpose,
-        passed=None if judgement is None else judgement.passed,
-        verdict_why=verdict.get("why"),
-        asked=tuple(_asked(one) for one in row["asked"]),
-        measures=tuple(list_measures(metrics)),
-        warnings=tuple(list_warnings(metrics)),
-        gates=_gates(verdict) if query.tab == "quality" else (),
-        data=_data(packet) if query.tab == "data" else (),
-        reviews=tuple(_review(context, one) for one in row["reviews"]),
-        findings=tuple(_finding(context, one) for one in row["findings"]),
-        history=_history(context, query.name) if query.tab == "history" else (),
+        review=review,
+        problem=problem,
+        missing=() if review is None else tuple(explain_reasons(one.missing) for one in review.asked),
+        plots=plot_quality(judged, review.calibration) if review is not None and tab == "quality" else None,
+        history=_history(context, query.name) if tab == "history" else (),
     )
-
-
-def _read_json(context: Context, name: str, path: str) -> dict[str, Any]:
-    """A file of the sealed folder; nothing where the adapter has none of this name."""
-    try:
-        value = json.loads(adapter_file(context, name, path))
-    except (ApplianceError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _asked(one: dict[str, Any]) -> Asked:
-    request = one["request"]
-    return Asked(
-        unit=request["unit"],
-        requested_by=request["requested_by"],
-        exposure=request["exposure"],
-        purpose=request["purpose"],
-        tier=one["tier"],
-        until=one["until"],
-        approvals=len(one["approvals"]),
-        needed=one["needed"]["reviewers"],
-        conditions=request["conditions"],
-        missing=explain_reasons(tuple(one["missing"])),
-        could_decide=tuple((field, name) for field, name in one["could_decide"]),
-    )
-
-
-def _review(context: Context, one: dict[str, Any]) -> ReviewRow:
-    behalf = one["on_behalf_of"]
-    return ReviewRow(
-        entry=one["index"],
-        time=one["time"],
-        reviewer=one["reviewer"],
-        field=one["field"],
-        unit=one["unit"],
-        decision=one["decision"],
-        state=one["state"],
-        against=one["against"],
-        valid_until=one["valid_until"],
-        again_by=one["again_by"],
-        conditions=one["conditions"],
-        meaning=_texts_of(context, one["index"]).get("meaning"),
-        on_behalf_of=None if behalf is None else behalf["principal"],
-    )
-
-
-def _finding(context: Context, one: dict[str, Any]) -> FindingRow:
-    kept = {name: one[name] for name in FindingRow.model_fields if name in one}
-    texts = _texts_of(context, one["index"])
-    return FindingRow(entry=one["index"], text=texts.get("finding"), remedy=texts.get("remedy"), **kept)
-
-
-def _texts_of(context: Context, index: int) -> dict[str, str]:
-    """The members of the entry's order by their labels; one whose text was erased says so."""
-    content = context.ledger.documents_of(index).get("order")
-    if content is None:
-        return {}
-    texts = {one["commitment"]: one["text"] for one in disclosed(context, [content])}
-    return dict(read_order(content, texts)[1])
-
-
-def _gates(verdict: dict[str, Any]) -> tuple[GateRow, ...]:
-    rows = ({name: one.get(name) for name in GateRow.model_fields} for one in verdict.get("results", ()))
-    return tuple(GateRow.model_validate(row) for row in rows)
-
-
-def _data(packet: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    dataset = packet["dataset"] or {}
-    facts = {name: value for name, value in dict(dataset.pop("facts", {})).items() if not isinstance(value, dict)}
-    about = json.loads(base64.b64decode(packet[ABOUT_FILE])) if packet[ABOUT_FILE] else {}
-    shown = {**{name: dataset[name] for name in ("name", "version", "licence", "classification", "root")}, **facts}
-    lines = [(name.replace("_", " "), str(value)) for name, value in shown.items() if value is not None]
-    return (*lines, *((f"what it teaches: {name}", json.dumps(value)) for name, value in about.items()))
 
 
 def _history(context: Context, name: str) -> tuple[Happened, ...]:
     story = adapter_story(context, name)
     entries = [parse_entry(base64.b64decode(one["entry"])) for one in story["entries"]]
     return tuple(
-        Happened(entry=one.index, time=one.time, type=one.type, actor=one.actor, outcome=one.outcome) for one in entries
+        Happened(
+            entry=one.index,
+            time=one.time,
+            type=one.type,
+            actor=one.actor,
+            outcome=one.outcome,
+            words=_meaning(context, one.index) if one.type == ReviewRecorded.type else None,
+        )
+        for one in entries
     )
 
 
+def _meaning(context: Context, index: int) -> str | None:
+    """A text that was erased says so."""
+    content = context.ledger.documents_of(index).get("order")
+    if content is None:
+        return None
+    texts = {one["commitment"]: one["text"] for one in disclosed(context, [content])}
+    return dict(read_order(content, texts)[1]).get("meaning")
+
+
+_CHANGES = ("data", "recipe", "base", "teaching", "code")
+_ROWS: dict[str, tuple[str, ...]] = {
+    "summary": (
+        *("entry", "decision", "unit", "field", "reviewer", "on_behalf_of"),
+        *("valid_until", "again_by", "state", "superseded_by"),
+    ),
+    "changes": ("since", "of", "what", "before", "now"),
+    "quality": (
+        *("gate", "by", "value", "outcome", "items", "ours", "theirs"),
+        *("gain", "lower", "upper", "adjusted", "worse"),
+    ),
+    "data": ("set", "model", "items", "judged_before", "named_before", "duplicates", "near_duplicates", "digest"),
+    "findings": (
+        *("entry", "open", "kind", "severity", "blocks", "field", "finder", "owner", "due"),
+        *("finding", "remedy", "retest", "closed", "closed_by"),
+    ),
+    "history": tuple(Happened.model_fields),
+    "signature": ("path", "size", "digest"),
+}
+"""The columns of each tab's CSV."""
+
+
 def _table(value: AdapterPage) -> Table:
-    headers = tuple(name for name in ReviewRow.model_fields if name != "conditions")
-    return Table(headers, [[getattr(one, name) for name in headers] for one in value.reviews])
+    headers = _ROWS[value.tab]
+    return Table(headers, [[row.get(name) for name in headers] for row in _rows(value)])
+
+
+def _rows(value: AdapterPage) -> list[dict[str, Any]]:
+    """Of quality the gates, then their parts."""
+    review = value.review
+    if value.tab == "history" or review is None:
+        return [one.model_dump() for one in value.history]
+    if value.tab == "changes":
+        return [
+            {"since": changes.since, "of": topic, **change.model_dump()}
+            for changes in review.changes
+            for topic in _CHANGES
+            for change in getattr(changes, topic)
+        ]
+    judged = review.judged
+    listed: dict[str, tuple[Any, ...]] = {
+        "summary": review.decisions,
+        "quality": () if judged is None else (*judged.results, *judged.parts),
+        "data": () if judged is None else judged.records,
+        "findings": value.findings,
+        "signature": review.bound.files,
+    }
+    return [one.model_dump() for one in listed[value.tab]]
 
 
 PAGE = Page("/adapters/{name}", "Adapter", PEOPLE, AdapterQuery, adapter, "reviewers/adapter.html", _table)
