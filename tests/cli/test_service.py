@@ -312,8 +312,11 @@ def test_storage_says_what_lies_where(open_desk: Callable[[str], Desk]) -> None:
     assert kinds["database"]["bytes"] > 0 and kinds["adapters"]["things"][0]["bytes"] > 0
     assert shown["bytes"] == sum(kind["bytes"] for kind in kinds.values())
     (context.logs / "empty.log").touch()
+    (context.logs.parent / "uploads" / ("ab" * 32)).write_bytes(data)
     told = desk.as_("anna", "storage")
     assert "under way" in told.out and "1.0 kB" in told.out
+    # Nobody learns the digest of a file that another is about to import: who knows it could have it checked.
+    assert "upload 1" in told.out and "abab" not in desk.as_("olga", "storage", "--json").out
     assert "empty.log" not in told.out and "empty.log" in desk.as_("anna", "storage", "--json").out
 
 

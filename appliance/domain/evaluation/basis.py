@@ -63,7 +63,7 @@ def find_basis(state: State, run: Run, gates: GateSet | None) -> Basis:
             rows[name] = _rows_of_set(found)
             finals |= {name} if found.final else set()
     for bound in run.local_sets:
-        rows[bound.set] = _rows_of_local(bound, run.dataset)
+        rows[bound.set] = _rows_of_local(state, bound, run.dataset)
     others: dict[tuple[str, str], Record | None] = {}
     for gate in () if gates is None else gates.gates:
         if gate.comparison == "released":
@@ -158,7 +158,7 @@ def count_judged(state: State, dataset: str) -> int:
 
 def count_judged_locally(state: State, bound: LocalSet, dataset: str) -> int:
     """... on the set of no log, of runs on the dataset in any version."""
-    return _count(state, _rows_of_local(bound, dataset))
+    return _count(state, _rows_of_local(state, bound, dataset))
 
 
 def count_judged_on(state: State, validation_set: ValidationSet) -> int:
@@ -192,17 +192,18 @@ def _judged_rows(state: State, judgement: Judgement) -> Iterator[_Rows]:
         if found is not None:
             yield _rows_of_set(found)
     for local in judgement.local_sets:
-        yield _rows_of_local(local, judgement.dataset)
+        yield _rows_of_local(state, local, judgement.dataset)
 
 
 def _rows_of_set(found: ValidationSet) -> _Rows:
     return _Rows("validation-set", found.name, found.file)
 
 
-def _rows_of_local(bound: LocalSet, dataset: str) -> _Rows:
-    """Each run is a try on the same rows; of these, runs on other datasets are tries at other tasks."""
-    name = f"{bound.set} with {split_version(dataset)[0]}"
-    return _Rows("local-set", name, name)
+def _rows_of_local(state: State, bound: LocalSet, dataset: str) -> _Rows:
+    """Each run is a try on the same rows; of these, runs on other datasets are tries at other tasks. A dataset under
+    another name is none where its held-out rows came in the same file."""
+    task = _held_out_rows(state, dataset)
+    return _Rows("local-set", f"{bound.set} with {task.name}", f"{bound.set} with {task.file}")
 
 
 def _held_out_rows(state: State, name: str) -> _Rows:

@@ -42,10 +42,11 @@ def may_delegate(state: State, order: Delegate, signer: Principal, now: Time) ->
         reasons.append(f"until: expected a time after {now} and not after {limit}, got {order.until}")
     if order.principal == signer.name:
         reasons.append(f"principal: expected another person than the signer, got {order.principal}")
-    return reasons + stands(state, order.principal) + _apart(state, order.principal)
+    return reasons + stands(state, order.principal) + apart(state, order.principal)
 
 
-def _apart(state: State, name: str) -> Reasons:
+def apart(state: State, name: str) -> Reasons:
+    """What keeps a person from deciding in another's place: asked when a field is delegated, and at each decision."""
     person = state.principals.get(name)
     held = () if person is None else person.roles
     return [

@@ -23,6 +23,7 @@ from appliance.domain.core.roles import Reasons, is_unit, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Verb
 from appliance.domain.data.standing import sets_stand
+from appliance.domain.governance.delegations import apart
 from appliance.domain.releases import approval
 from appliance.domain.releases.adapters import OnAdapter, find_adapter, take_adapter
 from appliance.domain.releases.tiers import current_request, needed_for, reviewed_until
@@ -79,6 +80,8 @@ def _authority(state: State, order: Review, signer: Principal, now: Time) -> Rea
         got = "none" if delegation is None else f"one that ended at {delegation.until}"
         by = f"a delegation of {order.field} by {order.on_behalf_of} to {signer.name} that stands at {now}"
         return [f"on behalf of: expected {by}, got {got}"]
+    if reasons := apart(state, signer.name):
+        return [f"on behalf of: {reason}" for reason in reasons]  # a role that was granted since
     delegator, key = state.principals.get(order.on_behalf_of), state.keys.get(delegation.keyid)
     if delegator is None or not delegator.has(f"reviewer:{order.field}"):
         return [f"on behalf of: expected {order.on_behalf_of} to be a standing reviewer of {order.field}"]

@@ -27,6 +27,7 @@ from appliance.formats.core.fields import MAX_DECIMAL
 from appliance.web.core.auth import LINK_S, Doorkeeper, Session
 from appliance.web.core.errors import install, people_body
 from appliance.web.core.leaving import run_while_awaited
+from appliance.web.people.units import check_unit
 from appliance.workflows import orders
 from appliance.workflows.core.context import Context
 from appliance.workflows.data import checks
@@ -105,8 +106,10 @@ def people_app(context: Context, door: Doorkeeper, console_url: str | None = Non
     app = FastAPI(title="appliance, the people's door", docs_url=None, redoc_url=None, openapi_url=None)
     install(app, people_body, lambda request, error: door.count(None, error))
 
-    def person(authorization: Annotated[str | None, Header()] = None) -> Session:
-        return door.person(authorization)
+    def person(request: Request, authorization: Annotated[str | None, Header()] = None) -> Session:
+        session = door.person(authorization)
+        check_unit(context, session, request.scope["path"])
+        return session
 
     public, private = APIRouter(), APIRouter(dependencies=[Depends(person)])
     _sessions(public, context, door)

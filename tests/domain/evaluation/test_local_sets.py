@@ -117,6 +117,20 @@ def test_runs_on_the_same_dataset_count_as_tries_and_no_others(site: LogBuilder)
     assert [one.judged_before for one in verdict_of(site, 3).judged] == [1, 2]
 
 
+def test_a_dataset_under_another_name_is_no_first_try_where_its_held_out_rows_came_in_the_same_file(
+    site: LogBuilder,
+) -> None:
+    bound = LocalSet(set="general", digest=digest_set("general"))
+    seal(site)
+    for name, file in (("copy", b"csv"), ("other", b"another csv")):
+        order = site.dataset_order(dataset=name, file=digest_bytes(file))
+        requested = site.ordered(ImportRequested(policy=site.in_force), order)
+        body = site.dataset_imported(requested, dataset=f"{name}@1")
+        site.add(body, documents={"manifest": manifest(name, 1, {"rows": b"rows"})})
+    assert count_judged_locally(site.state, bound, "copy@1") == 1
+    assert count_judged_locally(site.state, bound, "other@1") == 0
+
+
 def test_a_task_of_lm_eval_is_judged_by_the_digest_of_its_folder(site: LogBuilder) -> None:
     sets = {items_path("harness-colours"): encode_items(BETTER)}
     site.seal(site.train(gates=TASK), items=encode_items(BETTER), sets=sets)

@@ -61,6 +61,14 @@ def test_a_delegate_who_became_a_maker_decides_nothing_of_what_they_made() -> No
         site.review("dana", "privacy", on_behalf_of="rita")
 
 
+def test_a_delegate_who_became_an_operator_decides_in_nobody_s_place() -> None:
+    site = delegated()
+    site.two(RoleGranted(policy=site.in_force), site.order(Grant, "anna", principal="dana", role="operator"))
+    with pytest.raises(Denied, match=r"on behalf of: .*a delegate who does not make adapters.*got dana"):
+        site.review("dana", "privacy", on_behalf_of="rita")
+    site.review("dana", "legal-risk")
+
+
 def test_a_maker_who_is_a_reviewer_too_decides_by_no_delegate() -> None:
     site = stage("sealed")
     site.two(RoleGranted(policy=site.in_force), site.order(Grant, "anna", principal="olga", role="reviewer:privacy"))

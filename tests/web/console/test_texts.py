@@ -6,6 +6,8 @@ import csv
 import hashlib
 import io
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -125,3 +127,22 @@ def test_the_first_page_is_light() -> None:
     """What a browser without anything in its cache is sent, beside the page itself."""
     sizes = {name: (STATIC / name).stat().st_size for name in ("console.css", "htmx.js", "live.js", "symbols.svg")}
     assert sum(sizes.values()) < 90_000, sizes
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node to run the page's script")
+def test_what_is_signed_is_shown_with_every_character_that_has_no_shape_written_out() -> None:
+    """No text of another person turns its direction round, or hides a part of itself, above a signature."""
+    shown = {
+        "no \u202elairt a\u202c": r"no \u{202e}lairt a\u{202c}",
+        "a\u200bb\u2066c\x1bd\u2028e\nf": r"a\u{200b}b\u{2066}c\u{001b}d\u{2028}e\u{000a}f",
+        "Zürich, 東京: 5 %, العربية": "Zürich, 東京: 5 %, العربية",
+        "\U000e0041": r"\u{e0041}",
+    }
+    program = f"""import {{ plain }} from {json.dumps((STATIC / "signing.js").as_uri())};
+    console.log(JSON.stringify({json.dumps(list(shown))}.map(plain)));"""
+    done = subprocess.run(
+        ["node", "--input-type=module", "-e", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert json.loads(done.stdout) == list(shown.values())
+    script = (STATIC / "signing.js").read_text()
+    assert "said.textContent = plain(text);" in script and script.count(".textContent = text") == 1, "a problem's"

@@ -87,6 +87,11 @@ function ordered(object, names = []) {
 const told = (opened, value) => (typeof value === "string" ? opened.texts.get(value) ?? value : value);
 const label = (name) => name.replaceAll("_", " ");
 
+/** Characters that have no shape of their own are written out, as the command line does: no text of another person
+ * turns its own direction round, or hides a part of itself, above a signature. */
+export const plain = (text) =>
+  text.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (c) => `\\u{${c.codePointAt(0).toString(16).padStart(4, "0")}}`);
+
 function show(value, members, name) {
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (value === null) return "none";
@@ -145,8 +150,8 @@ export async function create(form, { rpId, signer, known }) {
 function draw(list, lines) {
   for (const [name, text] of lines) {
     const row = document.createElement("div"), term = document.createElement("dt"), said = document.createElement("dd");
-    term.textContent = name;
-    said.textContent = text;
+    term.textContent = plain(name);
+    said.textContent = plain(text);
     row.append(term, said);
     list.append(row);
   }
