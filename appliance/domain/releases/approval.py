@@ -116,8 +116,11 @@ def standing_reviews(state: State, adapter: Adapter, unit: str, now: Time) -> li
 
 def latest_reviews(state: State, adapter: Adapter, unit: str) -> list[ReviewRecord]:
     """Each reviewer's last word on the adapter for the unit: their own, and one in each person's place."""
-    words = [review for review in adapter.reviews if review.unit == unit and _is_word(state, review)]
-    return list({_voice(review): review for review in words}.values())
+    latest: dict[tuple[str, str], ReviewRecord] = {}
+    for review in adapter.reviews:
+        if review.unit == unit and _replaces(state, review, latest.get(_voice(review))):
+            latest[_voice(review)] = review
+    return list(latest.values())
 
 
 def _voice(review: ReviewRecord) -> tuple[str, str]:
@@ -129,6 +132,11 @@ def _is_word(state: State, review: ReviewRecord) -> bool:
     """Nothing but a refusal is one under a key that does not count at its entry: a stolen key cannot lift a
     rejection."""
     return review.decision in ("reject", "request-changes") or _is_own(state, review)
+
+
+def _replaces(state: State, review: ReviewRecord, word: ReviewRecord | None) -> bool:
+    """A withdrawal under such a key still ends an approval: one administrator who revokes the key gives none back."""
+    return _is_word(state, review) or (review.decision == "withdraw" and word is not None and word.approves)
 
 
 def _is_own(state: State, review: ReviewRecord) -> bool:
@@ -163,7 +171,7 @@ def review_standing(state: State, adapter: Adapter, review: ReviewRecord, now: T
     if _is_word(state, review):
         for later in adapter.reviews:
             same = (_voice(later), later.unit) == (_voice(review), review.unit)
-            if same and later.index > review.index and _is_word(state, later):
+            if same and later.index > review.index and _replaces(state, later, review):
                 words = f"review {review.index}: expected the latest of {review.reviewer}, got an earlier one"
                 return ReviewStanding("superseded", later.index, f"{words}, superseded by entry {later.index}")
     lapse = None if review.decision == "reject" else _lapse(state, adapter, review, now)

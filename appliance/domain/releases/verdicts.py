@@ -13,7 +13,6 @@ from appliance.domain.core.names import Time
 from appliance.domain.core.records import Adapter
 from appliance.domain.core.roles import Reasons
 from appliance.domain.core.state import State
-from appliance.domain.releases.blocking import is_open
 
 
 def unproven(state: State, adapter: Adapter) -> str | None:
@@ -46,7 +45,8 @@ def _stands(state: State, finding: Finding, now: Time) -> bool:
     signed = key is not None and key.principal == finding.finder and key.counts(finding.index)
     standing = finder is not None and finder.has(f"reviewer:{finding.field}")
     due = finding.due <= state.site.time_for(finding.index, now)
-    return signed and standing and is_open(state, finding) and not due
+    # Closing takes away, so it lasts under a key that counts no more, too: nobody gives it back by revoking that key.
+    return signed and standing and finding.closed is None and not due
 
 
 def unaccepted(state: State, adapter: Adapter, fields: Sequence[str], now: Time) -> Reasons:

@@ -209,6 +209,19 @@ def test_a_withdrawal_under_a_distrusted_key_lifts_no_rejection() -> None:
     assert any("rejection" in r for r in inadmissible(site.state, adapter_of(site), "legal", site.now))
 
 
+def test_a_withdrawn_approval_does_not_come_back_with_the_revocation_of_the_key_that_withdrew_it() -> None:
+    """One administrator alone would give an approval otherwise."""
+    site = stage("approved")
+    withdrawal = site.review("rita", "privacy", decision="withdraw")
+    before = inadmissible(site.state, adapter_of(site), "legal", site.now)
+    assert any("quorum" in reason for reason in before)
+    site.revoke_key("rita", since=withdrawal.index)
+    assert inadmissible(site.state, adapter_of(site), "legal", site.now) == before
+    approval = next(one for one in adapter_of(site).reviews if one.reviewer == "rita")
+    found = review_standing(site.state, adapter_of(site), approval, site.now)
+    assert (found.state, found.superseded_by) == ("superseded", withdrawal.index)
+
+
 def test_nothing_is_withdrawn_twice() -> None:
     site = stage("approved")
     site.review("rita", "privacy", decision="withdraw")

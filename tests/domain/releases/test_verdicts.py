@@ -266,6 +266,14 @@ def test_an_exception_counts_only_while_its_finder_is_a_reviewer_and_the_key_cou
     assert any(FAILED in reason for reason in reasons(site))
 
 
+def test_a_closed_exception_does_not_come_back_with_the_revocation_of_the_key_that_closed_it() -> None:
+    site, exception = accepted()
+    site.enroll("rolf", "reviewer:privacy")
+    closing = site.close(exception, "rolf")
+    site.revoke_key("rolf", since=closing.index)
+    assert any(FAILED in reason for reason in reasons(site))
+
+
 def test_an_emergency_lifts_no_failed_verdict() -> None:
     site, exception = accepted()
     site.close(exception)
