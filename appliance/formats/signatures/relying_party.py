@@ -39,7 +39,7 @@ class PasskeyScope:
     @property
     def is_local(self) -> bool:
         """Whether every user of the machine can listen where this passkey signs."""
-        return self.rp_id == LOCALHOST
+        return self.rp_id == LOCALHOST or self.rp_id.endswith(f".{LOCALHOST}")  # browsers resolve both to loopback
 
 
 def parse_rp_id(text: str) -> str:

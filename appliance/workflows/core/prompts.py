@@ -11,6 +11,8 @@ from appliance.formats.core.commitment import Disclosure, verify_disclosure
 
 MOST = 256
 """Prompts that are held at a time, of all people."""
+MOST_OF_ONE = 32
+"""Of one person, so that nobody fills the room of all."""
 KEPT_S = 900.0
 MOST_CHARACTERS = 20_000
 
@@ -33,10 +35,13 @@ class Prompts:
         with self._lock:
             now = self._clock()
             self._held = {key: found for key, found in self._held.items() if now - found[0] < KEPT_S}
-            if len(self._held) + len(prompts) > MOST:
-                raise TooMany(f"prompts: expected at most {MOST} at a time, got more; try again in a few minutes")
-            self._held |= {(person, prompt.commitment): (now, prompt) for prompt in prompts}
-            return sum(owner == person for owner, _ in self._held)
+            held = self._held | {(person, prompt.commitment): (now, prompt) for prompt in prompts}
+            own = sum(owner == person for owner, _ in held)
+            for most, got, of in ((MOST, len(held), "at a time"), (MOST_OF_ONE, own, "of one person at a time")):
+                if got > most:
+                    raise TooMany(f"prompts: expected at most {most} {of}, got {got}; try again in a few minutes")
+            self._held = held
+            return own
 
     def missing(self, person: str, commitments: Sequence[str]) -> list[str]:
         """Those of these that are not held for this person."""

@@ -81,4 +81,6 @@ def test_origins_are_sorted_and_few(origins: tuple[str, ...]) -> None:
 
 def test_every_user_of_a_machine_can_listen_on_its_localhost() -> None:
     assert PasskeyScope("localhost", ("http://localhost:8330",), backup_eligible=False).is_local
+    assert PasskeyScope("app.localhost", ("https://app.localhost:8330",), backup_eligible=False).is_local
     assert not PasskeyScope("bank.example", ("https://bank.example",), backup_eligible=False).is_local
+    assert not PasskeyScope("notlocalhost", ("https://notlocalhost",), backup_eligible=False).is_local
