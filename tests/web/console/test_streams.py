@@ -6,13 +6,19 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
-from appliance.errors import NotAuthenticated
+from appliance.errors import NotAuthenticated, TooMany
 from appliance.web.console.core import events
 from appliance.web.console.core.events import Changes, Event, stream
+from appliance.web.console.core.gate import STREAMS_OF_ONE, Gate
+from appliance.web.console.core.security import Site
 from appliance.web.console.operators import live
 from tests.kit.console import Console, console
 
@@ -159,3 +165,49 @@ def test_entries_that_no_open_page_shows_wake_nobody(desk: Console) -> None:
     assert desk.changes.count == before
     desk.changes.note("adapter.revoked")
     assert desk.changes.count == before + 1
+
+
+def test_one_session_does_not_take_the_streams_of_all() -> None:
+    """Whose cookie it is is not asked before: strangers, who have none, share what one session has."""
+
+    async def run() -> None:
+        release = asyncio.Event()
+
+        async def follow(scope: Scope, receive: Receive, send: Send) -> None:
+            await release.wait()
+            await Response("followed")(scope, receive, send)
+
+        desk: Any = SimpleNamespace(site=Site("http://localhost:8330"), refuse=_refuse)
+        gate = Gate(follow, desk)
+        open_ones = [asyncio.create_task(_ask(gate, "hers")) for _ in range(STREAMS_OF_ONE)]
+        await asyncio.sleep(0)
+        assert await _ask(gate, "hers") == 429
+        his = asyncio.create_task(_ask(gate, "his"))
+        await asyncio.sleep(0)
+        release.set()
+        assert await asyncio.gather(*open_ones, his) == [200] * (STREAMS_OF_ONE + 1)
+        assert await _ask(gate, "hers") == 200
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, TooMany), error
+    return Response(error.message, 429)
+
+
+async def _ask(gate: Gate, cookie: str) -> int:
+    """The status of a request for the stream of changes."""
+    found: list[int] = []
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            found.append(message["status"])
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    headers = [(b"host", b"localhost:8330"), (b"cookie", f"appliance-8330={cookie}".encode())]
+    scope = {"type": "http", "method": "GET", "path": "/changes/events", "headers": headers, "query_string": b""}
+    await gate(scope, receive, send)
+    return found[0]

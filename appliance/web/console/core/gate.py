@@ -20,6 +20,8 @@ FORMS = 16
 """Forms at once: whoever sends one slowly keeps nobody from a page."""
 STREAMS = 128
 """Streams of events at once; each waits in the event loop and holds no thread."""
+STREAMS_OF_ONE = 16
+"""Of one session, so that nobody takes those of all."""
 FORM_BYTES = 65_536
 FORM_S = 5.0
 EVENTS = "/events"
@@ -33,7 +35,7 @@ class Gate:
     def __init__(self, app: ASGIApp, desk: Desk) -> None:
         self._app, self._desk = app, desk
         self._pages, self._forms = Places(PAGES, "pages"), Places(FORMS, "forms")
-        self._streams = Places(STREAMS, "streams")
+        self._streams = Places(STREAMS, "streams", STREAMS_OF_ONE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,7 +45,9 @@ class Gate:
         body = Body(receive, FORM_BYTES)
         try:
             self._check_host(Headers(scope=scope))
-            with self._places(scope).take():
+            places = self._places(scope)
+            who = self._desk.site.read_cookie(Request(scope)) if places is self._streams else None
+            with places.take(who or ""):
                 await _read(body, scope)
                 await self._app(scope, body.replay, sending)
                 return
