@@ -33,6 +33,7 @@ def make_environment(assets: Assets) -> Environment:
         number=number,
         words=words,
         decimal=decimal,
+        p_value=p_value,
         json=pretty,
         label=label,
         subject=subject,
@@ -90,6 +91,12 @@ def decimal(value: object, places: int = 3) -> str:
         return "–" if value is None else f"{float(str(value)):.{places}f}"
     except ValueError:
         return str(value)
+
+
+def p_value(value: object) -> str:
+    """With four places; a smaller one is not shown as nothing."""
+    shown = decimal(value, 4)
+    return "below 0.0001" if shown == "0.0000" and float(str(value)) > 0 else shown
 
 
 def pretty(value: object) -> str:

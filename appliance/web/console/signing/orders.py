@@ -65,7 +65,9 @@ def verbs(context: Context, viewer: Viewer, query: VerbsQuery) -> Verbs:
         VerbRow(
             verb=row.name,
             signers=row.signers,
-            meaning=row.meaning if isinstance(row.meaning, str) else "What it means depends on what you decide.",
+            meaning=row.meaning
+            if isinstance(row.meaning, str)
+            else "It depends on what you fill in. You see it before you sign.",
             here=row.name not in COMMAND_LINE,
         )
         for row in VERBS.values()
