@@ -56,7 +56,7 @@ _RULES: tuple[tuple[str, str, str], ...] = (
 """(How a reason begins, the kind of rule, what would allow it). The first that fits counts."""
 
 _CODES: dict[str, str] = {
-    "no-session": "Sign in: type appliance console on the machine where your key is.",
+    "no-session": "Sign in with a passkey, or type appliance console on the machine where your key is.",
     "not-authenticated": "Sign in again: type appliance console. The policy says how long a session lasts.",
     "used-link": "A link works once and for a minute. Type appliance console again.",
     "wrong-signature": "Sign with a passkey of yours that is enrolled for this address. Nothing was recorded.",
