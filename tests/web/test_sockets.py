@@ -47,7 +47,7 @@ def test_a_socket_counts_what_it_accepted_until_that_is_closed() -> None:
 def test_a_door_has_its_share_of_few_descriptors_and_no_more_than_it_needs_of_many(
     limits: list[tuple[int, int]],
 ) -> None:
-    for descriptors, most in ((256, 42), (1024, 170), (65_536, 512), (resource.RLIM_INFINITY, 512)):
+    for descriptors, most in ((256, 32), (1024, 128), (65_536, 512), (resource.RLIM_INFINITY, 512)):
         limits.append((descriptors, descriptors))
         with open_tcp(("127.0.0.1", 0)) as door:
             assert isinstance(door, Bounded) and door._most == most

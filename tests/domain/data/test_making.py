@@ -341,7 +341,7 @@ def test_a_sealed_run_neither_fails_nor_is_cancelled() -> None:
     with refuses(site, Denied, "got sealed"):
         site.add(RunFailed(run="r-000001", code="x", message=TEXT))
     order = site.order(Cancel, "olga", run="r-000001")
-    with refuses(site, Denied, "expected one that is queued or running, got one that is sealed"):
+    with refuses(site, Denied, "expected one that waits or is running, got one that is sealed"):
         site.ordered(RunCancelled(policy=site.in_force), order)
 
 
