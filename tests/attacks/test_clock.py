@@ -12,6 +12,7 @@ import pytest
 from appliance import wiring
 from appliance.domain.core.entry import Draft
 from appliance.domain.governance.clock import ResetClock
+from appliance.domain.queries.could_load import could_load_then
 from appliance.domain.retention.holds import PlaceHold
 from appliance.store.files.keyring import Keyring
 from appliance.store.ledger.clock import LogClock
@@ -105,7 +106,11 @@ def _check_export(site: Appliance, last: str, pending: int) -> None:
     assert (report.verdict, report.findings) == ("verified", ())
     assert any(f"entry {pending + 1} set it back from {last}" in text for text in report.remarks)
     now = site.now()
-    assert ask_export(path, "legal", now, now, report).at == now
+
+    def ask(entries: Any, documents: Any) -> Any:
+        return could_load_then(entries, documents, "legal", now, now)[0]
+
+    assert ask_export(path, ask, report).at == now
     path.unlink()
 
 
