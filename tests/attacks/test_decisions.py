@@ -186,6 +186,7 @@ def test_a_maker_decides_neither_as_a_delegate_nor_by_one(site: Appliance) -> No
     site.activate()
     site.chat("legal", "labels")
     # Whoever holds the database cannot hand the field to the maker.
+    site.stop()
     path = Path(site.settings.database_url.removeprefix("sqlite:///"))
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         (value,) = connection.execute("SELECT value FROM projections WHERE kind = 'delegation'").fetchone()
@@ -193,7 +194,6 @@ def test_a_maker_decides_neither_as_a_delegate_nor_by_one(site: Appliance) -> No
         connection.execute(
             "UPDATE projections SET value = ?, id = ? WHERE kind = 'delegation'", (edited, "rita/olga/privacy")
         )
-    site.stop()
     site.start()
     with pytest.raises(Refused) as edited_in:
         decide(site, "olga", field="privacy", on_behalf_of="rita")
