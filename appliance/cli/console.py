@@ -31,4 +31,7 @@ def console(caller: Caller, opens: bool) -> None:
         print_line(link.url)
     if opens and not webbrowser.open(link.url):
         say("No browser was found here; open the address yourself.")
-    say(f"The address works once, within {link.seconds} s. Whoever opens it is signed in as {caller.signer}.")
+    say(
+        f"The address works once, within {link.seconds} s. Keep it secret: opening it signs a browser in as "
+        f"{caller.signer}."
+    )

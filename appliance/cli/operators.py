@@ -12,7 +12,15 @@ import click
 from appliance.cli.audit.uses import used_by
 from appliance.cli.data.imports import finish_import, print_receipt, tell_facts
 from appliance.cli.data.revoking import revoke_base, revoke_dataset
-from appliance.cli.data.rows import check, check_before_import, describes_rows, read_columns, read_sources, send
+from appliance.cli.data.rows import (
+    check,
+    check_before_import,
+    describes_rows,
+    describes_terms,
+    read_columns,
+    read_sources,
+    send,
+)
 from appliance.cli.runs.authorisations import authorise, refuse
 from appliance.cli.runs.gates import judged_facts, judged_value
 from appliance.cli.runs.plans import GATES, list_costs, plan, promise
@@ -91,9 +99,7 @@ def dataset() -> None:
     "--base", "base_name", required=True, metavar="NAME", help="The base whose chat template renders the rows."
 )
 @describes_rows
-@click.option("--owner", required=True, metavar="TEXT", help="Who owns the data; can be erased later.")
-@click.option("--licence", required=True, metavar="SPDX", help="The licence's SPDX identifier, or LicenseRef-NAME.")
-@click.option("--classification", required=True, metavar="WORD", help="Such as public, internal or restricted.")
+@describes_terms
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the import has ended.")
 @signs
 @click.pass_obj

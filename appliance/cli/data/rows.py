@@ -37,6 +37,13 @@ def describes_set(function: F) -> F:
     return function
 
 
+def describes_terms(function: F) -> F:
+    """Those that say whose the data is, and under which terms."""
+    for option in _TERMS[::-1]:
+        function = option(function)
+    return function
+
+
 _TEACHES = (
     click.option(
         "--task", type=click.Choice(TASKS), default="classification", show_default=True, help="What the rows teach."
@@ -75,6 +82,11 @@ _DIVIDES = (
         metavar="FILE",
         help="Keep this file's rows for evaluation instead of a share.",
     ),
+)
+_TERMS = (
+    click.option("--owner", required=True, metavar="TEXT", help="Who owns the data; can be erased later."),
+    click.option("--licence", required=True, metavar="SPDX", help="The licence's SPDX identifier, or LicenseRef-NAME."),
+    click.option("--classification", required=True, metavar="WORD", help="Such as public, internal or restricted."),
 )
 
 

@@ -10,7 +10,15 @@ import click
 
 from appliance.cli.data.imports import finish_import, tell_facts
 from appliance.cli.data.revoking import revoke_set
-from appliance.cli.data.rows import PATH, check_before_import, describes_set, read_columns, read_sources, send
+from appliance.cli.data.rows import (
+    PATH,
+    check_before_import,
+    describes_set,
+    describes_terms,
+    read_columns,
+    read_sources,
+    send,
+)
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import group, reads, signs
 from appliance.cli.support.output import print_facts, print_json, print_table
@@ -35,9 +43,7 @@ def validation_set() -> None:
 @describes_set
 @click.option("--blind", is_flag=True, help="Nobody reads a row: only digests, scores and counts leave the set.")
 @click.option("--final", is_flag=True, help="The set judges each adapter name once.")
-@click.option("--owner", required=True, metavar="TEXT", help="Who owns the data; can be erased later.")
-@click.option("--licence", required=True, metavar="SPDX", help="The licence's SPDX identifier, or LicenseRef-NAME.")
-@click.option("--classification", required=True, metavar="WORD", help="Such as public, internal or restricted.")
+@describes_terms
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until the import has ended.")
 @signs
 @click.pass_obj

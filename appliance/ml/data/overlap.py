@@ -39,7 +39,7 @@ def count_overlap(trained: Iterable[str], judged: Sequence[str]) -> Overlap:
 
 
 def blur(overlap: Overlap) -> Overlap:
-    """What is told of a blind set."""
+    """What is said of a blind set."""
     return Overlap(*(count - count % BLIND_STEP for count in overlap))
 
 

@@ -110,7 +110,7 @@ class Desk:
 
     def _refuse(self, request: Request, error: Exception) -> Response:
         told = _own(request, error)
-        # Whoever shows no cookie at all has tried nothing.
+        # A request without a cookie is no attempt.
         if told.code != "no-session":
             self.door.count(None, told)
         if request.url.path.endswith((".json", ".csv")):
