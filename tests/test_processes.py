@@ -37,10 +37,11 @@ STARTS = frozenset({"Popen", "run", "call", "check_call", "check_output"})
 """Of `subprocess`."""
 WITHIN = {
     "os.execve": {"appliance.runners.walls.inside"},
-    "os.fork": {"appliance.runners.walls.inside", "appliance.worker.walls"},
+    "os.fork": {"appliance.runners.walls.inside", "appliance.worker.walls", "appliance.worker.ranks"},
     "os.execv": {"appliance.worker.walls"},  # a probe: that nothing is started is what it finds
 }
-"""What starts a process without `subprocess`, and who may: the launcher becomes the worker, whose command is below."""
+"""What starts a process without `subprocess`, and who may: the launcher becomes the worker, whose command is below; a
+worker's ranks are copies of it behind the same walls, and start nothing else."""
 OTHERS = ("os.exec", "os.spawn", "os.posix_spawn", "os.system", "os.popen", "os.fork", "pty.", "asyncio.create_sub")
 LIBRARIES = frozenset({"multiprocessing", "pty", "code", "concurrent.futures.process"})
 

@@ -32,7 +32,7 @@ def _sign_in(
         capsys, "console", "--json", "--as", name, *write_key(site, name, folder), "--home", str(site.home), *more
     )
     assert told.code == 0, told.err
-    assert f"signed in as {name}" in told.err
+    assert f"signs a browser in as {name}" in told.err
     url = json.loads(told.out)["url"]
     client = httpx.Client(base_url=url.partition("/sign-in/")[0], verify=verify, timeout=20)
     assert client.post(url, headers=FORM).status_code == 303
