@@ -116,7 +116,9 @@ PEOPLE = {
 
 UNITS = {
     "challenge": Code(
-        (NotAuthenticated,), "a token request answers no challenge of the last minute", "ask for a new challenge"
+        (NotAuthenticated,),
+        "a token request, or a person's sign-in, answers no challenge of the last minute",
+        "ask for a new challenge: load the page again, or type the command again",
     ),
     "no-token": Code((Unavailable,), "the token agent has no token that is valid now", "wait, or read the agent's log"),
     "too-many-tokens": Code(

@@ -113,7 +113,7 @@ def _verb_row(verb: Verb) -> tuple[str, ...]:
         "yes" if verb.two_administrators else "no",
         "that of the endorsed order" if verb.event is None else f"`{verb.event.type}`",
         ", ".join(f"`{name}`" for name in verb.order.model_fields if name in members),
-        verb.meaning if isinstance(verb.meaning, str) else "depends on the decision, and is shown before signing",
+        verb.told,
     )
 
 

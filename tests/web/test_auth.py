@@ -73,6 +73,31 @@ def test_refusals_that_could_not_be_recorded_are_counted_on() -> None:
         assert counted == Refusals()
 
 
+def test_no_number_of_open_challenges_keeps_a_person_out(home: Path) -> None:
+    """Nor do they use memory up; each is answered once."""
+    with running("staffed", home) as service:
+        door = service.door
+
+        def opened(nonce: str) -> bytes:
+            now = datetime.now(UTC)
+            statement = SessionStatement(
+                origin=ORIGIN,
+                signer="rita",
+                nonce=nonce,
+                issued_at=encode_time(now),
+                expires_at=encode_time(now + timedelta(seconds=600)),
+            )
+            return encode_envelope(sign_envelope(encode_credential(statement), service.site.keys["rita"]))
+
+        first = opened(door.challenge())
+        for _ in range(5_000):
+            door.challenge()
+        assert door.open_session(first, "unix")[1].principal == "rita"
+        door.open_session(opened(door.challenge()), "unix")
+        with pytest.raises(NotAuthenticated, match="unknown, used or too old"):
+            door.open_session(first, "unix")
+
+
 @pytest.mark.parametrize(("moved_s", "stands_s"), [(0, 599), (-30 * 86_400, 600), (300, 299)])
 def test_a_session_outlives_its_own_lifetime_by_no_move_of_the_clock(
     monkeypatch: pytest.MonkeyPatch, moved_s: float, stands_s: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from appliance.errors import NotAuthenticated
-from appliance.web.units.challenges import CHALLENGE_S, Challenges
+from appliance.web.core.challenges import CHALLENGE_S, Challenges
 
 
 class Clock:

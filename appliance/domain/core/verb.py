@@ -55,6 +55,8 @@ class Verb:
     signers: tuple[str, ...]
     """Who may sign it as far as `may` asks for a role: roles, and relations to what the order is about. For readers
     (docs/reference/verbs.md); `may` decides, and a test compares both."""
+    summary: str = ""
+    """What an order of it does, for a reader who chooses one; empty where `meaning` is one text and says it."""
     event: type[Ordered] | None = None
     apply: Rule | None = None
     two_administrators: bool = False
@@ -76,6 +78,16 @@ class Verb:
     def attachment_of(self, order: Order) -> Attachment | None:
         """What must lie beside this order."""
         return self.attachment if self.attachment is not None and self.attachment.of(order) else None
+
+    @property
+    def title(self) -> str:
+        """Its name as words."""
+        return self.name.replace("-", " ").capitalize()
+
+    @property
+    def told(self) -> str:
+        """What an order of it does, before any is filled in."""
+        return self.meaning if isinstance(self.meaning, str) else self.summary
 
     def means(self, order: Order) -> str:
         return self.meaning if isinstance(self.meaning, str) else self.meaning(order)

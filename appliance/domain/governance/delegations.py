@@ -84,6 +84,7 @@ VERBS = (
         Delegate,
         may=may_delegate,
         meaning=_meaning,
+        summary="Another reviewer decides on adapters in your place, for one field, until a date; or no longer does.",
         signers=("reviewer:FIELD",),
         event=FieldDelegated,
         apply=field_delegated,

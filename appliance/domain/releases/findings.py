@@ -138,6 +138,7 @@ VERBS = (
         AddFinding,
         may=may_add_finding,
         meaning=_meaning,
+        summary="You record what you found of an adapter. It can stop releases, be accepted until a date, or be noted.",
         signers=("reviewer:FIELD",),
         event=FindingAdded,
         apply=finding_added,

@@ -188,6 +188,7 @@ VERBS = (
         may=may_review,
         signers=("reviewer:FIELD",),
         meaning=_meaning,
+        summary="Your decision on an adapter for a unit: approve, ask for changes, reject, or take a decision back.",
         event=ReviewRecorded,
         apply=review_recorded,
         changes_answers=True,

@@ -94,6 +94,7 @@ VERBS = (
         may=may_revoke_tokens,
         signers=("the unit", "release-owner:UNIT", "administrator"),
         meaning=_meaning,
+        summary="Tokens of a unit, or an application with all of its tokens, open nothing more.",
         event=TokensRevoked,
         apply=tokens_revoked,
         changes_answers=True,

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from appliance.domain.core.credentials import SessionStatement, TokenRequest, parse_credential
 from appliance.domain.core.signatures import accept_session
 from appliance.domain.serving.applications import accept_token_request
-from appliance.errors import ApplianceError, BadInput, NotAuthenticated, TooMany
+from appliance.errors import ApplianceError, BadInput, NotAuthenticated
 from appliance.formats.core.timestamp import encode_time, parse_time
 from appliance.formats.signatures.dsse import parse_envelope
+from appliance.web.core.challenges import Challenges
 from appliance.workflows.core.context import Context
 from appliance.workflows.governance.callers import Caller, accept_caller
 from appliance.workflows.governance.sessions import (
@@ -32,7 +33,6 @@ from appliance.workflows.governance.sessions import (
     sweep_sessions,
 )
 
-CHALLENGE_S = 60.0
 LINK_S = 60
 _MOST = 1_000
 
@@ -44,7 +44,7 @@ class Session:
 
 
 class Doorkeeper:
-    """Challenges live in memory only. Sessions stand in the database, so that a service that was started again, or
+    """Challenges end with this process. Sessions stand in the database, so that a service that was started again, or
     another of the same database, knows them too."""
 
     def __init__(self, context: Context) -> None:
@@ -52,7 +52,7 @@ class Doorkeeper:
         self.refused: Callable[[str | None, ApplianceError], None] = lambda unit, error: None
         """Told of each refusal that stands in no entry of its own."""
         self._lock = threading.Lock()
-        self._challenges: dict[str, float] = {}
+        self._challenges = Challenges(what="session")
         self._links: dict[bytes, tuple[HandedOver, float]] = {}
         self._ends: dict[str, float] = {}
         self._refused = 0
@@ -61,26 +61,18 @@ class Doorkeeper:
         self._limited: Counter[tuple[str, str]] = Counter()
 
     def challenge(self) -> str:
-        """A nonce that can be answered once, within a minute."""
-        now = time.monotonic()
-        with self._lock:
-            self._challenges = {nonce: ends for nonce, ends in self._challenges.items() if ends > now}
-            if len(self._challenges) >= _MOST:
-                raise TooMany(f"challenges: expected fewer than {_MOST} open at a time, got one more")
-            nonce = secrets.token_hex(16)
-            self._challenges[nonce] = now + CHALLENGE_S
-            return nonce
+        """A nonce that can be answered once, within a minute. Nothing is kept of it, so that no number of open ones
+        stands in another person's way."""
+        return self._challenges.make()
 
     def open_session(self, data: bytes, source: str) -> tuple[str, Session]:
         """The session's secret token, once its opening is an entry."""
         envelope = parse_envelope(data)
         statement = parse_credential(SessionStatement, envelope.payload)
-        with self._lock:
-            answered_by = self._challenges.pop(statement.nonce, 0.0)
-        if answered_by <= time.monotonic():
-            expected = "the nonce of a challenge of the last minute"
-            raise NotAuthenticated(f"session: expected {expected}, got one that is unknown, used or expired")
+        self._challenges.check(statement.nonce)
         accept_session(self._context.ledger.state, data, encode_time(self._context.clock()))
+        # What is kept of an answer is kept for a signer of the log alone.
+        self._challenges.take(statement.nonce)
         principal, token = open_session(self._context, data, source)
         # A clock that was moved back meanwhile makes it no longer than it was signed for.
         ends = parse_time(statement.expires_at)

@@ -12,9 +12,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from appliance.errors import ApplianceError, TooMany
 from appliance.web.core.auth import Doorkeeper
 from appliance.web.core.bodies import Body
+from appliance.web.core.challenges import Challenges
 from appliance.web.core.errors import Foreign, refusal
 from appliance.web.operations.limits import Quotas
-from appliance.web.units.challenges import Challenges
 from appliance.web.units.gate import Threads
 from appliance.web.units.refusals import openai_body
 from appliance.workflows.serving.serve import Serving

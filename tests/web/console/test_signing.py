@@ -17,7 +17,7 @@ from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.order import encode_order
 from appliance.domain.governance.keys import KeyRevoked, RevokeKey
-from appliance.domain.rulebook.proposals import parse_proposal
+from appliance.domain.rulebook.proposals import Proposal, encode_proposal, parse_proposal
 from appliance.domain.rulebook.registry import ORDERS, VERBS
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import encode_base64url, parse_base64
@@ -25,7 +25,9 @@ from appliance.formats.signatures.dsse import PAYLOAD_TYPE, encode_envelope, pae
 from appliance.formats.signatures.keys import generate_ed25519
 from appliance.formats.signatures.webauthn import parse_assertion
 from appliance.web.console.signing.forms import COMMAND_LINE, fields_of
+from appliance.web.console.signing.orders import GROUPS
 from scripts.kit.authenticator import Authenticator, new_passkey
+from tests.access.test_cedar import ORDERED
 from tests.domain.audit.test_verify import verify
 from tests.domain.evaluation.test_judging import gate_set, one_gate
 from tests.kit.console import URL, Browser, Console, console
@@ -131,6 +133,34 @@ def test_a_decision_in_one_click_is_none(desk: Console) -> None:
         answer = browser.post("/signed", {"csrf": browser.csrf, **fields})
         assert (answer.status_code, "not-signed" in answer.text) == (400, True)
     assert last_types(desk, size) == []
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
+    """One that nothing is recorded in."""
+    with console("staffed", tmp_path_factory.mktemp("s") / "h") as made:
+        yield made
+
+
+def test_a_click_signs_no_order_of_any_verb(shared: Console) -> None:
+    browser, size = shared.signed_in("rita"), shared.context.ledger.state.size
+    csrf = browser.csrf
+    for verb in VERBS:
+        order = ORDERED[verb].model_copy(update={"signer": "rita"})
+        file = encode_proposal(Proposal(order)).decode()
+        answer = browser.post("/signed", {"csrf": csrf, "file": file})
+        assert (answer.status_code, "not-signed" in answer.text) == (400, True), (verb, answer.text)
+    assert last_types(shared, size) == []
+
+
+def test_orders_are_listed_by_subject_in_words_with_what_each_does(shared: Console) -> None:
+    browser = shared.signed_in("anna")
+    page = html.unescape(browser.get("/sign").text)
+    listed = {row["verb"]: row for row in browser.get("/sign.json").json()["verbs"]}
+    assert "<h2>People, keys and policy</h2>" in page and ">Adopt policy</a>" in page
+    for row in listed.values():
+        assert row["title"] in page and row["meaning"] in page and "depends on" not in row["meaning"]
+    assert all(verb.told and verb.order.__module__.split(".")[2] in GROUPS for verb in VERBS.values())
 
 
 @pytest.mark.parametrize(

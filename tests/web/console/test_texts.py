@@ -146,3 +146,23 @@ def test_what_is_signed_is_shown_with_every_character_that_has_no_shape_written_
     assert json.loads(done.stdout) == list(shown.values())
     script = (STATIC / "signing.js").read_text()
     assert "said.textContent = plain(text);" in script and script.count(".textContent = text") == 1, "a problem's"
+
+
+HIDDEN = "a\u202eb\u2066c\u200bd\u2028e\x1bf\ufeffg"
+WRITTEN = r"a\u{202e}b\u{2066}c\u{200b}d\u{2028}e\u{001b}f\u{feff}g"
+
+
+def test_no_text_turns_its_direction_round_or_hides_a_part_of_itself(desk: Console) -> None:
+    """A page writes out what has no shape of its own, as the signing page does; a form sends back what it was given."""
+    site = desk.site
+    order, documents = site.enrolment("mallory", ("operator",), printed_name=site.text(HIDDEN))
+    site.two(PrincipalEnrolled(policy=site.in_force), order, documents)
+    site.request_release(intended_use=site.text(HIDDEN), limits=site.text(HIDDEN))
+    browser = desk.signed_in("audrey")
+    for path in ("/people", "/people/mallory", "/adapters/clauses@1"):
+        text = browser.get(path).text
+        assert WRITTEN in text and not set(HIDDEN) & set(text) - set("abcdefg"), path
+    assert any(row["printed_name"] == HIDDEN for row in browser.get("/people.json").json()["people"])
+    environment = make_environment(Assets())
+    assert environment.from_string("{{ x | exact }}").render(x=HIDDEN + "<") == HIDDEN + "&lt;"
+    assert environment.from_string("{{ x }}").render(x="Zoë, 日本,\nعربي\t✓") == "Zoë, 日本,\nعربي\t✓"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ def make_environment(assets: Assets) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         auto_reload=False,
+        finalize=_shown,
     )
     made.filters.update(
         when=when,
@@ -37,9 +39,29 @@ def make_environment(assets: Assets) -> Environment:
         json=pretty,
         label=label,
         subject=subject,
+        # Of a form's field, which is sent back: escaped, and every character as it is.
+        exact=made.filters["escape"],
     )
     made.globals.update(asset=assets.url, link=link)
     return made
+
+
+def plain(text: str) -> str:
+    """A text of somebody's with every character that has no shape of its own written out, but ends of lines and tabs:
+    none turns the direction of what follows, or hides a part of it. The signing page's script does the same."""
+    if text.isprintable():
+        return text
+    return "".join(_written(c) for c in text)
+
+
+def _written(character: str) -> str:
+    hidden = unicodedata.category(character)[0] == "C" or character in "\u2028\u2029"
+    return f"\\u{{{ord(character):04x}}}" if hidden and character not in "\n\t" else character
+
+
+def _shown(value: object) -> object:
+    """What a template puts out; of what it has marked as safe, the texts came by here already."""
+    return plain(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def when(time: str) -> str:

@@ -59,6 +59,7 @@ _CODES: dict[str, str] = {
     "no-session": "Sign in with a passkey, or type appliance console on the machine where your key is.",
     "not-authenticated": "Sign in again: type appliance console. The policy says how long a session lasts.",
     "used-link": "A link works once and for a minute. Type appliance console again.",
+    "challenge": "Load the sign-in page again. It asks for an answer within a minute, once.",
     "wrong-signature": "Sign with a passkey of yours that is enrolled for this address. Nothing was recorded.",
     "not-signed": "Open the order's page again and sign it with your passkey.",
     "cross-site": "Open the page again and send the form from there. Nothing was done.",

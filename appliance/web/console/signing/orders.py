@@ -49,7 +49,11 @@ class VerbsQuery(Query):
 
 
 class VerbRow(Value):
+    """`here`: whether it can be signed in the browser."""
+
     verb: str
+    title: str
+    group: str
     signers: tuple[str, ...]
     meaning: str
     here: bool
@@ -58,16 +62,33 @@ class VerbRow(Value):
 class Verbs(Value):
     verbs: tuple[VerbRow, ...]
 
+    @property
+    def groups(self) -> tuple[tuple[str, tuple[VerbRow, ...]], ...]:
+        """What the viewer may sign, by subject."""
+        found = {name: tuple(row for row in self.verbs if row.group == name) for name in GROUPS.values()}
+        return tuple((name, rows) for name, rows in found.items() if rows)
+
+
+GROUPS = {
+    "data": "Data",
+    "runs": "Training",
+    "releases": "Reviews and releases",
+    "serving": "Applications and tokens",
+    "governance": "People, keys and policy",
+    "retention": "Texts and holds",
+}
+"""The subjects that have verbs, in words."""
+
 
 def verbs(context: Context, viewer: Viewer, query: VerbsQuery) -> Verbs:
     """Every verb that one of the viewer's roles may sign, and those that need no role."""
     rows = [
         VerbRow(
             verb=row.name,
+            title=row.title,
+            group=GROUPS[row.order.__module__.split(".")[2]],
             signers=row.signers,
-            meaning=row.meaning
-            if isinstance(row.meaning, str)
-            else "It depends on what you fill in. You see it before you sign.",
+            meaning=row.told,
             here=row.name not in COMMAND_LINE,
         )
         for row in VERBS.values()
@@ -92,7 +113,8 @@ class FormQuery(Query):
 
 class Form(Value):
     verb: str
-    meaning: str | None
+    title: str
+    meaning: str
     signers: tuple[str, ...]
     fields: tuple[Field, ...]
 
@@ -106,7 +128,8 @@ def form(context: Context, viewer: Viewer, query: FormQuery) -> Form:
     fields = [one.model_copy(update={"suggestions": known.get(one.name, ())}) for one in fields_of(query.verb, given)]
     return Form(
         verb=query.verb,
-        meaning=row.meaning if isinstance(row.meaning, str) else None,
+        title=row.title,
+        meaning=row.told,
         signers=row.signers,
         fields=tuple(fields),
     )
@@ -159,6 +182,7 @@ class ToSign(Value):
     """`endorsed`: the other order, where this one endorses it. `against`: why it would be refused now."""
 
     verb: str
+    title: str
     meaning: str
     signing: Signing
     endorsed: Endorsed | None
@@ -207,6 +231,7 @@ def to_sign(context: Context, viewer: Viewer, proposal: Proposal, url: str) -> T
     endorsed = _endorsed(context, order.order) if isinstance(order, Endorse) else None
     return ToSign(
         verb=order.verb,
+        title=VERBS[order.verb].title,
         meaning=VERBS[order.verb].means(order),
         signing=make_signing(encode_proposal(proposal), "order:", viewer.name, url, allowed, type(order)),
         endorsed=endorsed,
