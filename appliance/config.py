@@ -55,6 +55,7 @@ SETTINGS = (
     Setting("console_url", "APPLIANCE_CONSOLE_URL", None, "its address in browsers, such as https://desk.example:8330"),
     Setting("operations", "APPLIANCE_OPERATIONS", "off", "HOST:PORT of /healthz, /readyz and /metrics, or `off`"),
     Setting("operations_token", "APPLIANCE_OPERATIONS_TOKEN", None, "a 0600 file with the token for /metrics"),
+    Setting("traces", "APPLIANCE_TRACES", "off", "URL of a collector that takes traces by OTLP over HTTP, or `off`"),
     Setting("plaintext", "APPLIANCE_PLAINTEXT", None, "`accepted`: a listener beyond loopback may do without TLS"),
     Setting("rehash", "APPLIANCE_REHASH", "60", "minutes between two checks of every sealed folder, or `off`"),
     Setting("import_minutes", "APPLIANCE_IMPORT_MINUTES", "10", "what a small import may take by the clock"),
@@ -142,6 +143,8 @@ class Settings:
     people: People | None = None
     console: Console | None = None
     operations: Operations | None = None
+    traces: str | None = None
+    """The address of a collector, without a path."""
     rehash_s: float | None = 3600.0
     """Between two checks of every sealed folder; None: only when something is loaded."""
     import_s: float = 600.0
@@ -208,6 +211,7 @@ def load_settings(home: Path | None = None, environment: Mapping[str, str] | Non
         people=people,
         console=console,
         operations=operations,
+        traces=_traces(values["traces"]),
         rehash_s=_parse_minutes(values["rehash"], "rehash"),
         import_s=_parse_some_minutes(values["import_minutes"], "import_minutes"),
         import_cpu_s=_parse_some_minutes(values["import_cpu_minutes"], "import_cpu_minutes"),
@@ -350,6 +354,20 @@ def _operations(values: Mapping[str, str], place: Path) -> Operations | None:
             "settings, operations: expected operations_token too, because the metrics need a token, got none"
         )
     return Operations(listen, place / token)
+
+
+_COLLECTOR = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[A-Za-z0-9.-]+)(?::[1-9][0-9]{0,4})?")
+
+
+def _traces(value: str) -> str | None:
+    """Names of units and adapters cross a network under TLS alone."""
+    if value == "off":
+        return None
+    found = _COLLECTOR.fullmatch(value.removesuffix("/"))
+    if found is None or (found[1] == "http" and not is_loopback(found[2].strip("[]"))):
+        expected = "https://HOST:PORT without a path, or http://127.0.0.1:4318 on this machine"
+        raise BadInput(f"settings, traces: expected {expected}, or off, got {value!r}")
+    return found[0]
 
 
 def _check_plaintext(accepted: str | None, listen: tuple[str, int] | None, certificate: Certificate | None) -> None:

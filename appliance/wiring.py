@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
 
@@ -76,6 +77,9 @@ from appliance.workflows.operations.installation import Installation
 from appliance.workflows.runs import checkpoints, steps
 from appliance.workflows.serving.serve import Serving
 from appliance.workflows.witnesses import exchange as witness
+
+if TYPE_CHECKING:
+    from appliance.web.operations.traces import Traces
 
 log = logging.getLogger("appliance")
 
@@ -374,8 +378,8 @@ def serve(
         serving = Serving(context)
         context.recheck_answers = serving.reconcile
         quotas, changes = Quotas(_limits(settings), MOST, time.monotonic), Changes()
-        metrics = Metrics(context, quotas)
-        context.appended, context.examine = partial(_observe, metrics, changes), partial(doctor, settings)
+        metrics, traces = Metrics(context, quotas), _open_traces(settings, context)
+        context.appended, context.examine = partial(_observe, metrics, changes, traces), partial(doctor, settings)
         door.refused = metrics.refused
         recover(context)
         tune_garbage_collector()
@@ -386,7 +390,7 @@ def serve(
         if settings.rehash_s is not None:
             rehash.start(context, settings.rehash_s)
         try:
-            units = activity.watching(units_app(serving, door, quotas, metrics))
+            units = activity.watching(units_app(serving, door, quotas, metrics, traces))
             pages = None if url is None else activity.watching(console_app(context, door, url, changes))
             doors = _doors(listeners, context, units, Gate(people_door, door), pages, metrics)
             # The people's socket last: where it is open, the service is up.
@@ -414,6 +418,7 @@ def serve(
         finally:
             serving.close()
             shut_down(context, door.counted, reason, lock.say)
+            _close_traces(traces)
 
 
 @dataclass(frozen=True)
@@ -474,10 +479,29 @@ def _doors(
     return doors
 
 
-def _observe(metrics: Metrics, changes: Changes, entry: Entry, body: Event) -> None:
+def _observe(metrics: Metrics, changes: Changes, traces: Traces | None, entry: Entry, body: Event) -> None:
     changes.note(entry.type)
     values = vars(body)
     log_entry(entry, values, metrics.observe(entry, values))
+    if traces is not None:
+        traces.observe(entry, values)
+
+
+def _open_traces(settings: Settings, context: Context) -> Traces | None:
+    """The library is loaded only where it is used."""
+    if settings.traces is None:
+        return None
+    from appliance.web.operations.traces import Collector, Traces
+
+    return Traces(
+        Collector(settings.traces),
+        {"service.name": "appliance", "service.instance.id": context.ledger.state.site.origin},
+    )
+
+
+def _close_traces(traces: Traces | None) -> None:
+    if traces is not None:
+        traces.close()
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:

@@ -15,19 +15,27 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from scripts.kit.appliance import Appliance, Refused, free_port
 from tests.attacks.test_failures import moved_away
+from tests.kit.collector import Collected, collecting
 
 TOKEN = "operations-" + "t" * 20
 MARK = "Zyxwvut-Marked-Prompt-7719"
 
 
 @pytest.fixture
-def watched(spoil: Callable[[], Appliance]) -> Iterator[Appliance]:
-    """A running site whose operations listener is open, and whose adapter answers legal/labels."""
+def collector() -> Iterator[Collected]:
+    with collecting() as found:
+        yield found
+
+
+@pytest.fixture
+def watched(spoil: Callable[[], Appliance], collector: Collected) -> Iterator[Appliance]:
+    """A running site whose operations listener is open, whose adapter answers legal/labels, and which sends traces."""
     site = spoil()
     token = site.home / "operations.token"
     token.touch(0o600)
     token.write_text(TOKEN + "\n")
     text = f'operations = "127.0.0.1:{free_port()}"\noperations_token = "operations.token"\n'
+    text += f'traces = "{collector.address}"\n'
     (site.home / "appliance.toml").write_text(text)
     site.start()
     site.approve()
@@ -140,7 +148,7 @@ def test_a_listener_without_a_private_token_does_not_start(spoil: Callable[[], A
     assert "operations" in site.log()
 
 
-def test_no_prompt_and_no_answer_is_in_any_log_or_database(watched: Appliance) -> None:
+def test_no_prompt_and_no_answer_is_in_any_log_trace_or_database(watched: Appliance, collector: Collected) -> None:
     """However it came in, and whatever became of it."""
     client, head = watched.openai(), {"Authorization": f"Bearer {watched.token('legal')}"}
     wanted = [{"role": "user", "content": f"{MARK} agree"}]
@@ -171,6 +179,7 @@ def test_no_prompt_and_no_answer_is_in_any_log_or_database(watched: Appliance) -
     files = [path for path in watched.home.rglob("*") if path.is_file() and not path.is_symlink()]
     assert {"service.log", "ledger.db"} <= {path.name for path in files}
     assert any(path.parent.name == "logs" for path in files)
-    for path in files:
-        data = path.read_bytes()
-        assert not [form for form in forms if form in data], path
+    traces = b"".join(data for _, data in collector.sent)
+    assert traces.count(b"first token") >= 3 and b"clauses@1" in traces
+    for place, data in (("traces", traces), *((path, path.read_bytes()) for path in files)):
+        assert not [form for form in forms if form in data], place

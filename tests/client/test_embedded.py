@@ -169,6 +169,7 @@ SETTINGS = {
     "APPLIANCE_CONSOLE_URL": "https://desk.example:9003",
     "APPLIANCE_OPERATIONS": "127.0.0.1:9001",
     "APPLIANCE_OPERATIONS_TOKEN": "operations.token",
+    "APPLIANCE_TRACES": "http://127.0.0.1:4318",
     "APPLIANCE_PLAINTEXT": "accepted",
     "APPLIANCE_REHASH": "5",
     "APPLIANCE_IMPORT_MINUTES": "20",

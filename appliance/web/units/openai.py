@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
@@ -29,12 +29,17 @@ from appliance.web.units.streams import Events, Frames, Post
 from appliance.workflows.serving.answering import Answer
 from appliance.workflows.serving.serve import Serving
 
+if TYPE_CHECKING:
+    from appliance.web.operations.traces import Traces
+
 Value = dict[str, Any]
 AnyRequest = ChatRequest | CompletionRequest | ClassifyRequest
 T = TypeVar("T", bound=BaseModel)
 
 
-def units_app(serving: Serving, door: Doorkeeper, quotas: Quotas, metrics: Metrics) -> ASGIApp:
+def units_app(
+    serving: Serving, door: Doorkeeper, quotas: Quotas, metrics: Metrics, traces: Traces | None = None
+) -> ASGIApp:
     """Every request passes the gate first; what the app itself refuses unseen is counted like what the gate refuses."""
     threads = Threads()
 
@@ -42,7 +47,7 @@ def units_app(serving: Serving, door: Doorkeeper, quotas: Quotas, metrics: Metri
         if isinstance(error, Malformed) or request.method == "GET":
             door.count(request.state.caller.unit, error)
 
-    app = Starlette(routes=_Routes(serving, threads, metrics).listed())
+    app = Starlette(routes=_Routes(serving, threads, metrics, traces).listed())
     install(app, openai_body, count)
     return Issuing(Gate(app, door, quotas, threads), serving, door, quotas, threads)
 
@@ -50,8 +55,8 @@ def units_app(serving: Serving, door: Doorkeeper, quotas: Quotas, metrics: Metri
 class _Routes:
     """What each route does. The gate has set the asker and the place that the request holds."""
 
-    def __init__(self, serving: Serving, threads: Threads, metrics: Metrics) -> None:
-        self._serving, self._threads, self._metrics = serving, threads, metrics
+    def __init__(self, serving: Serving, threads: Threads, metrics: Metrics, traces: Traces | None) -> None:
+        self._serving, self._threads, self._metrics, self._traces = serving, threads, metrics, traces
         self._post = Post()
 
     def listed(self) -> list[Route]:
@@ -102,8 +107,16 @@ class _Routes:
         source = f"tcp:{request.client.host}" if request.client else "unix"
         caller, begun = request.state.caller, time.monotonic()
         answer = self._serving.answer(caller, body.model, kind, body.parameters(), source)
-        first = self._metrics.first.labels(caller.unit, body.model, answer.adapter)
-        answer.when_first(lambda: first.observe(time.monotonic() - begun))
+        seconds, traces = self._metrics.first.labels(caller.unit, body.model, answer.adapter), self._traces
+
+        def first() -> None:
+            seconds.observe(time.monotonic() - begun)
+            if traces is not None:
+                traces.first(answer.request)
+
+        answer.when_first(first)
+        if traces is not None:
+            traces.join(answer.request, request.headers)
         return answer
 
     def _gather(self, kind: str, body: AnyRequest, request: Request) -> tuple[Answer, str, Value]:
