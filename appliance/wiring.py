@@ -47,6 +47,7 @@ from appliance.store.ledger.ledger import Ledger
 from appliance.store.ledger.snapshots import FindSigner, Snapshots
 from appliance.web.console.app import console_app
 from appliance.web.console.core.events import Changes
+from appliance.web.console.units.ask import Asks
 from appliance.web.core.activity import Activity
 from appliance.web.core.auth import Doorkeeper
 from appliance.web.core.logs import configure_logs, log_entry
@@ -60,6 +61,7 @@ from appliance.web.operations.metrics import Metrics
 from appliance.web.people.api import people_app
 from appliance.web.people.gate import Gate
 from appliance.web.people.waiting import wait_for_clock
+from appliance.web.units.asking import Asking
 from appliance.web.units.gate import MOST
 from appliance.web.units.openai import units_app
 from appliance.workflows.core.code import describe_code
@@ -380,6 +382,7 @@ def serve(
         quotas, changes = Quotas(_limits(settings), MOST, time.monotonic), Changes()
         metrics, traces = Metrics(context, quotas), _open_traces(settings, context)
         context.appended, context.examine = partial(_observe, metrics, changes, traces), partial(doctor, settings)
+        context.usage = lambda unit: (quotas.usage(unit), metrics.answered(unit))
         door.refused = metrics.refused
         recover(context)
         tune_garbage_collector()
@@ -391,7 +394,8 @@ def serve(
             rehash.start(context, settings.rehash_s)
         try:
             units = activity.watching(units_app(serving, door, quotas, metrics, traces))
-            pages = None if url is None else activity.watching(console_app(context, door, url, changes))
+            asks = Asks(Asking(serving, metrics, traces), quotas)
+            pages = None if url is None else activity.watching(console_app(context, door, url, changes, asks))
             doors = _doors(listeners, context, units, Gate(people_door, door), pages, metrics)
             # The people's socket last: where it is open, the service is up.
             with open_door() as people:

@@ -25,8 +25,10 @@ from appliance.web.console.core.events import Changes
 from appliance.web.core.auth import Doorkeeper
 from appliance.web.core.server import Door, _server
 from appliance.web.core.sockets import listen, open_tcp
+from appliance.web.operations.limits import Limits
 from appliance.workflows.core.context import Context
 from scripts.kit.log_builder import ORIGIN
+from tests.kit.answering import Answers
 from tests.kit.founded import FoundedSite, context_of, template
 
 URL = "http://localhost:8330"
@@ -75,6 +77,7 @@ class Console:
     door: Doorkeeper
     changes: Changes
     app: ASGIApp
+    answers: Answers
     url: str = URL
 
     def browser(self) -> Browser:
@@ -106,16 +109,16 @@ class Console:
 
 
 @contextmanager
-def console(stage: str, home: Path, url: str = URL) -> Iterator[Console]:
+def console(stage: str, home: Path, url: str = URL, limits: Limits | None = None) -> Iterator[Console]:
     """A console over a log at that stage of the journey, in a home that is empty yet."""
     made = template(stage)
     made.copy(home)
     with context_of(home) as context:
         door, changes = Doorkeeper(context), Changes()
         context.appended = lambda entry, body: changes.note(entry.type)
-        yield Console(
-            context, made.site(home, context.ledger), door, changes, console_app(context, door, url, changes), url
-        )
+        answers = Answers(context, limits)
+        app = console_app(context, door, url, changes, answers.asks)
+        yield Console(context, made.site(home, context.ledger), door, changes, app, answers, url)
 
 
 @contextmanager

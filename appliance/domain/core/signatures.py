@@ -202,6 +202,9 @@ def accept_token(state: State, envelope: Envelope, now: Time) -> tuple[UnitToken
     if not unit.has("unit"):
         held = ", ".join(unit.roles)
         raise NotAuthenticated(f"token of {unit.name}: expected a principal with the role unit, got {held}")
+    key = state.keys.get(envelope.signature.keyid)
+    if key is None or key.passkey is not None:
+        raise NotAuthenticated(f"token of {unit.name}: expected one signed by its key file, got one by a passkey")
     if revoked := token_revoked(state, unit.name, envelope.pae_digest, token.issued_at):
         raise NotAuthenticated(revoked, code="revoked")
     return token, unit

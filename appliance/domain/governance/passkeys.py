@@ -1,4 +1,9 @@
-"""Passkeys: further keys of a person, each in an authenticator, which sign by assertions at the origins enrolled."""
+"""Passkeys: further keys of a person or a unit, each in an authenticator, which sign by assertions at the origins
+enrolled.
+
+A unit's passkeys are for its people, who sign in to the console with them: its programs hold its key file, and a
+passkey signs no token.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ from appliance.domain.core.credentials import CredentialId, Origin, PasskeyPosse
 from appliance.domain.core.event import Endorsed
 from appliance.domain.core.names import Identifier, Time
 from appliance.domain.core.records import Key, Passkey, Principal
-from appliance.domain.core.roles import Reasons, is_unit, needs, stands
+from appliance.domain.core.roles import Reasons, needs, stands
 from appliance.domain.core.signatures import against_scope
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Attachment, Verb
@@ -23,7 +28,7 @@ from appliance.formats.signatures.webauthn import is_passkey_key
 
 
 class EnrollPasskey(NewKey):
-    """One more key of an enrolled person; the others stay."""
+    """One more key of an enrolled person, or of somebody in a unit; the others stay."""
 
     verb = "enroll-passkey"
     passkey: Identifier = Field(description="the owner's own name for it")
@@ -65,8 +70,6 @@ def scope_of(order: EnrollPasskey | PasskeyPossession) -> PasskeyScope:
 
 def may_enroll_passkey(state: State, order: EnrollPasskey, signer: Principal, now: Time) -> Reasons:
     reasons = needs(signer, "administrator") + stands(state, order.principal) + check_new_key(state, order)
-    if is_unit(state, order.principal):
-        reasons.append(f"principal: expected a person, got the unit {order.principal}, whose programs hold its key")
     reasons += _against_kind(order) + _against_twins(state, order)
     try:
         return reasons + against_scope(state.parameters, scope_of(order))
@@ -122,7 +125,8 @@ VERBS = (
         may=may_enroll_passkey,
         signers=("administrator",),
         meaning=(
-            "The person also signs with this passkey, at these origins only. Compare the key id with the person first."
+            "The person or unit also signs with this passkey, at these origins only. "
+            "Compare the key id with its holder first."
         ),
         event=PasskeyEnrolled,
         apply=passkey_enrolled,

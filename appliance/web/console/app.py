@@ -26,14 +26,20 @@ from appliance.web.console.signing.orders import order_routes
 from appliance.web.console.signing.passkeys import passkey_routes
 from appliance.web.console.signing.sign_in import passkey_sign_in_routes
 from appliance.web.console.streams import stream_routes
+from appliance.web.console.units.ask import Asks, ask_routes
 from appliance.web.core.auth import Doorkeeper
 from appliance.workflows.core.context import Context
 
 
 def console_app(
-    context: Context, door: Doorkeeper, url: str, changes: Changes, pages: Sequence[Page] = PAGES
+    context: Context,
+    door: Doorkeeper,
+    url: str,
+    changes: Changes,
+    asks: Asks | None = None,
+    pages: Sequence[Page] = PAGES,
 ) -> ASGIApp:
-    """`url`: the one address under which browsers come."""
+    """`url`: the one address under which browsers come. `asks`: how a unit's person is answered; None: not at all."""
     assets = Assets()
     desk = Desk(context, door, Site(url), make_environment(assets), pages)
     routes = [
@@ -42,6 +48,7 @@ def console_app(
         *sign_in_routes(desk),
         *order_routes(desk),
         *passkey_routes(desk),
+        *ask_routes(desk, asks),
         *stream_routes(desk, changes),
         *download_routes(desk),
         *(route for page in pages for route in _routes(desk, page)),

@@ -10,6 +10,7 @@ from appliance.web.console.releases import candidates, releases
 from appliance.web.console.reviewers import adapter, adapters, queue
 from appliance.web.console.signing import orders as sign
 from appliance.web.console.signing import passkeys
+from appliance.web.console.units import ask, requests, usage
 
 PAGES = (
     home.PAGE,
@@ -19,6 +20,9 @@ PAGES = (
     candidates.PAGE,
     releases.PAGE,
     releases.RELEASE,
+    ask.PAGE,
+    requests.PAGE,
+    usage.PAGE,
     runs.PAGE,
     run.PAGE,
     curves.PAGE,

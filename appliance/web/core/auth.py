@@ -27,6 +27,7 @@ from appliance.workflows.governance.sessions import (
     Refusals,
     admit_browser,
     end_session,
+    find_caller,
     find_session,
     hand_over,
     open_session,
@@ -157,6 +158,11 @@ class Doorkeeper:
         except BadInput as error:
             # An envelope with something else in it is no token either, and is counted as an attempt.
             raise NotAuthenticated(f"token: {error.message}") from None
+
+    def browser_unit(self, cookie: str) -> Caller:
+        """The unit whose key opened this browser's session, as the one who asks for an answer."""
+        self.browser(cookie)
+        return find_caller(self._context, cookie)
 
     def token_request(self, data: bytes) -> TokenRequest:
         """What an application signed, if it may have a token now; whether it answers a challenge is not asked."""

@@ -9,7 +9,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from appliance.errors import TooMany
 
@@ -46,6 +46,11 @@ class Bucket:
         self._fill(now)
         return max(0.0, (amount - self._level) / self._per_s)
 
+    def left(self, now: float) -> int:
+        """What may be taken now; nothing while a debt is paid back."""
+        self._fill(now)
+        return max(0, int(self._level))
+
     def _fill(self, now: float) -> None:
         self._level = min(float(self._most), self._level + (now - self._at) * self._per_s)
         self._at = now
@@ -59,7 +64,29 @@ class Meter:
         self.running = 0
         wanted, minute, day = limits.requests_per_minute, limits.tokens_per_minute, limits.tokens_per_day
         self.requests = Bucket(wanted, MINUTE_S, now) if wanted else None
-        self.tokens = [Bucket(most, seconds, now) for most, seconds in ((minute, MINUTE_S), (day, DAY_S)) if most]
+        self.minute = Bucket(minute, MINUTE_S, now) if minute else None
+        self.day = Bucket(day, DAY_S, now) if day else None
+
+    @property
+    def tokens(self) -> list[Bucket]:
+        return [bucket for bucket in (self.minute, self.day) if bucket is not None]
+
+    def usage(self, now: float) -> tuple[Usage, ...]:
+        limits = self.limits
+        return (
+            Usage("requests at once", limits.concurrent, self._places()),
+            *(
+                Usage(name, most, None if bucket is None else bucket.left(now))
+                for name, most, bucket in (
+                    ("requests in a minute", limits.requests_per_minute, self.requests),
+                    ("tokens in a minute", limits.tokens_per_minute, self.minute),
+                    ("tokens in a day", limits.tokens_per_day, self.day),
+                )
+            ),
+        )
+
+    def _places(self) -> int | None:
+        return max(0, self.limits.concurrent - self.running) if self.limits.concurrent else None
 
     def enter(self, unit: str, now: float) -> None:
         """TooMany, with the time to wait, where anything is used up; then nothing is taken."""
@@ -82,6 +109,14 @@ class Meter:
         if self.requests is not None:
             self.requests.take(1, now)
         self.running += 1
+
+
+class Usage(NamedTuple):
+    """One limit of a unit: `most` is 0 where there is none, and `left` is then None."""
+
+    name: str
+    most: int
+    left: int | None
 
 
 class Place:
@@ -118,15 +153,26 @@ class Quotas:
     def enter(self, unit: str) -> Place:
         with self._lock:
             now = self._clock()
-            meter = self._meters.get(unit)
-            if meter is None:
-                limits = self._table.get(unit) or self._table.get(EVERYBODY) or Limits()
-                meter = self._meters[unit] = Meter(limits, now)
+            meter = self._meter(unit, now)
             if self.running >= self._most:
                 raise TooMany(f"units' API: expected at most {self._most} requests at once, got one more")
             meter.enter(unit, now)
             self.running += 1
         return Place(self, meter)
+
+    def _meter(self, unit: str, now: float) -> Meter:
+        """With the lock held."""
+        meter = self._meters.get(unit)
+        if meter is None:
+            limits = self._table.get(unit) or self._table.get(EVERYBODY) or Limits()
+            meter = self._meters[unit] = Meter(limits, now)
+        return meter
+
+    def usage(self, unit: str) -> tuple[Usage, ...]:
+        """The unit's limits, and what is left of each now."""
+        with self._lock:
+            now = self._clock()
+            return self._meter(unit, now).usage(now)
 
     def running_by_unit(self) -> dict[str, int]:
         with self._lock:

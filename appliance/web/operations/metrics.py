@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -19,6 +20,17 @@ from appliance.workflows.core.context import Context
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class Answered(NamedTuple):
+    """Answers of one adapter for one task: given whole, and cut off or failed; tokens read and written."""
+
+    task: str
+    adapter: str
+    whole: int
+    broken: int
+    tokens_read: int
+    tokens_written: int
 
 
 class Metrics:
@@ -76,6 +88,22 @@ class Metrics:
         """What the listener itself refused, at once; of unauthenticated requests only how many."""
         code = NotAuthenticated.code if isinstance(error, NotAuthenticated) else error.code
         self.refusals.labels(unit or "", code).inc()
+
+    def answered(self, unit: str) -> list[Answered]:
+        """What this service has answered the unit since its start, by task and adapter."""
+        found: dict[tuple[str, str], Tally[str]] = {}
+        for counter, name in ((self.requests, "outcome"), (self.tokens, "kind")):
+            for sample in (one for metric in counter.collect() for one in metric.samples):
+                labels = sample.labels
+                if labels["unit"] == unit and sample.name.endswith("_total"):
+                    row = found.setdefault((labels["task"], labels["adapter"]), Tally())
+                    row[labels[name]] += int(sample.value)
+        return [
+            Answered(
+                task, adapter, row["success"], row["failure"] + row["interrupted"], row["prompt"], row["completion"]
+            )
+            for (task, adapter), row in sorted(found.items())
+        ]
 
     def encode(self) -> bytes:
         return generate_latest(self._registry)

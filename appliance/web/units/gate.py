@@ -24,10 +24,10 @@ T = TypeVar("T")
 
 
 class Threads:
-    """The threads of the units' door, apart from the people's: whatever units do, people are answered."""
+    """Threads in which units are answered, apart from the people's: whatever units do, people are answered."""
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(MOST, thread_name_prefix="unit")
+    def __init__(self, most: int = MOST) -> None:
+        self._pool = ThreadPoolExecutor(most, thread_name_prefix="unit")
 
     async def run(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *arguments))

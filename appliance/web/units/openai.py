@@ -21,6 +21,7 @@ from appliance.web.core.auth import Doorkeeper
 from appliance.web.core.errors import Malformed, install
 from appliance.web.operations.limits import Quotas
 from appliance.web.operations.metrics import Metrics
+from appliance.web.units.asking import Asker, Asking, read_shares
 from appliance.web.units.gate import Gate, Threads
 from appliance.web.units.issuing import Issuing
 from appliance.web.units.refusals import openai_body
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from appliance.web.operations.traces import Traces
 
 Value = dict[str, Any]
-AnyRequest = ChatRequest | CompletionRequest | ClassifyRequest
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -56,7 +56,7 @@ class _Routes:
     """What each route does. The gate has set the asker and the place that the request holds."""
 
     def __init__(self, serving: Serving, threads: Threads, metrics: Metrics, traces: Traces | None) -> None:
-        self._serving, self._threads, self._metrics, self._traces = serving, threads, metrics, traces
+        self._serving, self._threads, self._asking = serving, threads, Asking(serving, metrics, traces)
         self._post = Post()
 
     def listed(self) -> list[Route]:
@@ -84,56 +84,27 @@ class _Routes:
 
     async def classify(self, request: Request) -> Response:
         body = await _parse(ClassifyRequest, request)
-        answer, text, done = await self._threads.run(self._gather, "classify", body, request)
-        found = {label: float(share) for label, share in json.loads(text).items()}
+        answer, text, done = await self._threads.run(self._asking.gather, "classify", body, _asker(request))
+        found = read_shares(text)
         best = max(found, key=lambda label: found[label])
         data = {"index": 0, "label": best, "probabilities": found}
         return JSONResponse({**_head("list", answer, body.model), "data": [data], **_tail(done)})
 
     async def _draw(self, shape: Shape, body: ChatRequest | CompletionRequest, request: Request) -> Response:
         if body.stream:
-            answer = await self._threads.run(self._ask, "generate", body, request)
+            answer = await self._threads.run(self._asking.ask, "generate", body, _asker(request))
             usage = bool((body.stream_options or {}).get("include_usage"))
             frames = Frames(self._threads, self._post, answer, request.state.place.spend_frame)
             request.state.frames = frames
             return Events(_stream(shape, answer, body.model, usage, frames), frames.leave)
-        answer, text, done = await self._threads.run(self._gather, "generate", body, request)
+        answer, text, done = await self._threads.run(self._asking.gather, "generate", body, _asker(request))
         choice = {"index": 0, **shape.whole(text), "finish_reason": done["finish_reason"], "logprobs": None}
         return JSONResponse({**_head(shape.name, answer, body.model), "choices": [choice], **_tail(done)})
 
-    # In threads.
 
-    def _ask(self, kind: str, body: AnyRequest, request: Request) -> Answer:
-        source = f"tcp:{request.client.host}" if request.client else "unix"
-        caller, begun = request.state.caller, time.monotonic()
-        answer = self._serving.answer(caller, body.model, kind, body.parameters(), source)
-        seconds, traces = self._metrics.first.labels(caller.unit, body.model, answer.adapter), self._traces
-
-        def first() -> None:
-            seconds.observe(time.monotonic() - begun)
-            if traces is not None:
-                traces.first(answer.request)
-
-        answer.when_first(first)
-        if traces is not None:
-            traces.join(answer.request, request.headers)
-        return answer
-
-    def _gather(self, kind: str, body: AnyRequest, request: Request) -> tuple[Answer, str, Value]:
-        """One thread from the admission to the end, so that no other thread has to wake between them; the answer, its
-        whole text, and the frame that ended it."""
-        answer = self._ask(kind, body, request)
-        text: list[str] = []
-        done: Value = {}
-        try:
-            for frame in answer:
-                if frame["frame"] == "done":
-                    done = frame
-                else:
-                    text.append(frame["text"])
-        finally:
-            request.state.place.spend_frame(done, len(text))
-        return answer, "".join(text), done
+def _asker(request: Request) -> Asker:
+    source = f"tcp:{request.client.host}" if request.client else "unix"
+    return Asker(request.state.caller, request.state.place, source, request.headers)
 
 
 async def _parse(kind: type[T], request: Request) -> T:

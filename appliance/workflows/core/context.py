@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,6 +87,8 @@ class Context:
     appended: Callable[[Entry, Event], None] = lambda entry, body: None
     examine: Callable[[], Iterable[Any]] = tuple
     """The findings of `appliance doctor`, made when they are asked for."""
+    usage: Callable[[str], tuple[Sequence[Any], Sequence[Any]]] = lambda unit: ((), ())
+    """A unit's limits and what is left of them, and what it was answered since the start."""
     missing_from_log: list[Tampered] = field(default_factory=list)
     stalled: bool = False
     began: str = field(default_factory=lambda: encode_time(datetime.now(UTC)))

@@ -9,16 +9,17 @@ from typing import Literal
 
 from appliance.domain.core.credentials import SessionStatement, parse_credential
 from appliance.domain.core.entry import Draft
-from appliance.domain.core.signatures import key_ended
+from appliance.domain.core.signatures import accept_session, key_ended
 from appliance.domain.core.state import State
 from appliance.domain.governance.service import Heartbeat, ServiceStopped
 from appliance.domain.governance.sessions import MAX_NAMED, AuthRefused, SessionOpened
 from appliance.domain.serving.requests import RequestRefused
 from appliance.errors import NotAuthenticated
-from appliance.formats.signatures.dsse import parse_envelope
+from appliance.formats.signatures.dsse import encode_envelope, parse_envelope
 from appliance.store.database.sessions import SessionRow
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.record import append, append_all, draft_of
+from appliance.workflows.governance.callers import Caller
 
 Kind = Literal["program", "browser"]
 """Who holds a session's token. Each kind is stored under a name of its own: a browser's cookie opens nothing for a
@@ -61,6 +62,21 @@ def find_session(context: Context, token: str, kind: Kind = "program") -> tuple[
     """Whose session this opens, and until when; NotAuthenticated where it has ended."""
     row = _find(context, token, kind)
     return row.principal, row.expires_at
+
+
+def find_caller(context: Context, cookie: str) -> Caller:
+    """The unit that asks for an answer from a browser: what its key signed to open the session counts as its token
+    does. NotAuthenticated where that has ended, was revoked like a token, or is not what the session's row says."""
+    row, state = _find(context, cookie, "browser"), context.ledger.state
+    envelope = parse_envelope(context.ledger.documents_of(row.entry).get("session", b""))
+    statement, _ = accept_session(state, encode_envelope(envelope), context.now(state))
+    # Who can write to the database makes rows, but no key's signature.
+    if (statement.signer, envelope.signature.keyid, statement.expires_at) != (row.principal, row.keyid, row.expires_at):
+        raise NotAuthenticated(NO_SESSION)
+    caller = Caller(row.principal, envelope.pae_digest, statement.issued_at, row.keyid)
+    if against := caller.against(state):
+        raise NotAuthenticated(against, code="revoked")
+    return caller
 
 
 def _find(context: Context, token: str, kind: Kind) -> SessionRow:

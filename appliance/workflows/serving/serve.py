@@ -10,21 +10,18 @@ from typing import Any
 
 from appliance.domain.core.credentials import TokenRequest
 from appliance.domain.core.entry import Outcome
-from appliance.domain.core.records import Release, release_key
-from appliance.domain.data.teaching import Teaching, example_request
 from appliance.domain.queries.response import commit_prompt, derive_salt
-from appliance.domain.releases.approval import barred, released
 from appliance.domain.serving.requests import RequestAdmitted, RequestFinished, RequestRefused, name_request
-from appliance.errors import ApplianceError, Conflict, Denied, NotFound, Unavailable
+from appliance.errors import ApplianceError, Conflict, Denied, Unavailable
 from appliance.formats.core.commitment import commit
 from appliance.workflows.core.context import Context, Frame
 from appliance.workflows.core.record import append
-from appliance.workflows.data.teaching import read_teaching
 from appliance.workflows.governance.callers import Caller
 from appliance.workflows.serving.answering import Answer, Ending, lost
 from appliance.workflows.serving.instructions import add_instruction
 from appliance.workflows.serving.response import record_response
 from appliance.workflows.serving.slots import Slots
+from appliance.workflows.serving.tasks import describe_task, list_tasks, no_model
 from appliance.workflows.serving.tokens import Granted, issue_token
 
 log = logging.getLogger(__name__)
@@ -46,29 +43,10 @@ class Serving:
     # --- what a unit sees ---------------------------------------------------------------------------------------------
 
     def models(self, caller: Caller) -> list[dict[str, Any]]:
-        """The tasks released to the unit that may answer now; to an application, those of them that are its own."""
-        unit = caller.unit
-        state = self._context.ledger.state
-        now = self._context.now(state)
-        found = []
-        for release in state.releases.values():
-            adapter = released(state, unit, release.task)
-            if release.unit != unit or not caller.may_ask(release.task):
-                continue
-            if adapter is not None and not barred(state, release, adapter, now):
-                found.append({"id": release.task, "object": "model", "created": 0, "owned_by": unit})
-        return found
+        return list_tasks(self._context, caller)
 
     def model(self, caller: Caller, task: str) -> dict[str, Any]:
-        """One of them, and how it wants to be asked; to a unit, what is not released to it is not there."""
-        state, unit = self._context.ledger.state, caller.unit
-        release = state.releases.get(release_key(unit, task))
-        adapter = released(state, unit, task)
-        dataset = None if adapter is None else state.datasets.get(adapter.dataset)
-        for model in self.models(caller):
-            if model["id"] == task and release is not None and dataset is not None:
-                return {**model, **_taught(release, read_teaching(self._context, dataset))}
-        raise _no_model(caller, task)
+        return describe_task(self._context, caller, task)
 
     def answer(self, caller: Caller, task: str, kind: str, parameters: Frame, source: str) -> Answer:
         """Admits the request or records why not; whatever cannot be recorded is not answered.
@@ -92,7 +70,7 @@ class Serving:
         """The answer, once the request is an entry; None where the slot was emptied before that: what stands now is to
         be found again."""
         if not caller.may_ask(task):
-            raise _no_model(caller, task)
+            raise no_model(caller, task)
         loaded = self._slots.find(caller.unit, task)
         parameters, instruction = add_instruction(self._context, loaded, parameters)
         loaded.enter()
@@ -223,24 +201,5 @@ class Serving:
         self._slots.stop()
 
 
-def _no_model(caller: Caller, task: str) -> NotFound:
-    who, may = caller.unit, ""
-    if caller.application is not None:
-        who, may = f"{caller.application} of {caller.unit}", f"; it was enrolled for {', '.join(caller.tasks)}"
-    return NotFound(f"model: expected one released to {who}, got {task!r}{may}", code="model-not-found")
-
-
 def _commitment(answer: Answer) -> str | None:
     return None if answer.instruction is None else answer.instruction.commitment
-
-
-def _taught(release: Release, teaching: Teaching) -> dict[str, Any]:
-    """What a unit is told of an adapter's training: nothing of a row, and no instruction that was erased."""
-    adds = release.current.adds_instruction
-    return {
-        "trained_for": teaching.about.task,
-        "instruction": teaching.instruction,
-        "adds_instruction": adds,
-        "labels": list(teaching.about.labels),
-        "example": example_request(release.task, teaching, added=adds),
-    }

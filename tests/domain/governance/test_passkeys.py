@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from appliance.domain.core import signatures
+from appliance.domain.core.credentials import SessionStatement, UnitToken, encode_credential
 from appliance.domain.core.names import add_seconds
-from appliance.domain.core.signatures import accept_session
+from appliance.domain.core.signatures import accept_session, accept_token
 from appliance.domain.governance.keys import KeyEnrolled, KeyRevoked, ReplaceKey, RevokeKey
 from appliance.domain.governance.passkeys import PasskeyEnrolled, passkeys_of
 from appliance.domain.releases.reviews import ReviewRecorded
@@ -19,7 +20,7 @@ from appliance.formats.core.fields import encode_base64url
 from appliance.formats.signatures.dsse import Envelope, Signature, encode_envelope, parse_envelope, sign_envelope
 from appliance.formats.signatures.keys import EcdsaSigner, Signer, generate_ed25519
 from scripts.kit.authenticator import PLACE, RP_ID, Authenticator, new_passkey
-from scripts.kit.log_builder import LogBuilder, b64, policy_set, stage
+from scripts.kit.log_builder import ORIGIN, LogBuilder, b64, policy_set, stage
 from tests.domain.audit.test_verify import verify
 from tests.domain.governance.test_keeping import against
 from tests.kit.refusals import refuses
@@ -62,10 +63,9 @@ def test_a_passkey_needs_two_administrators() -> None:
         site.fork().two(PasskeyEnrolled(policy=site.in_force), order, documents, second="anna")
 
 
-def test_a_passkey_of_a_stranger_or_a_unit_is_refused() -> None:
+def test_a_passkey_of_a_stranger_is_refused() -> None:
     site = stage("staffed")
     assert "principal: expected a standing one, got nobody" in reasons(site, new_passkey(), "nobody")
-    assert "expected a person, got the unit legal, whose programs hold its key" in reasons(site, new_passkey(), "legal")
     site.revoke("raul")
     assert "principal: expected a standing one, got raul" in reasons(site, new_passkey(), "raul")
 
@@ -101,6 +101,21 @@ def test_a_key_a_name_and_a_credential_id_are_taken_for_ever() -> None:
     taken = encode_base64url(first.credential_id)
     assert "credential id" in reasons(site, new_passkey(), "raul", credential_id=taken)
     assert reasons(site, new_passkey(), "raul") == ""
+
+
+def test_a_passkey_of_a_unit_opens_sessions_and_signs_no_token() -> None:
+    """Its programs hold the key file: a token that a browser made would leave with a page."""
+    site = stage("staffed")
+    passkey = site.enroll_passkey("legal")
+    times = {"issued_at": site.now, "expires_at": add_seconds(site.now, 60)}
+    header = {"origin": ORIGIN, "signer": "legal", "nonce": "0" * 32, **times}
+    session = encode_credential(SessionStatement(**header))
+    opened = encode_envelope(sign_envelope(session, passkey))
+    assert accept_session(site.state, opened, site.now)[1].name == "legal"
+    token = encode_credential(UnitToken(**header))
+    assert accept_token(site.state, sign_envelope(token, site.keys["legal"]), site.now)[1].name == "legal"
+    with pytest.raises(NotAuthenticated, match="expected one signed by its key file, got one by a passkey"):
+        accept_token(site.state, sign_envelope(token, passkey), site.now)
 
 
 def of(name: str, passkey: Authenticator) -> dict[str, Any]:

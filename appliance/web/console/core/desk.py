@@ -26,6 +26,8 @@ from appliance.workflows.core.context import Context
 log = logging.getLogger(__name__)
 
 MAX_FIELDS = 64
+COUNTED_FOR = "counted_for"
+"""Member of a request's state: the unit for which a refusal counts like one at the units' door."""
 
 
 class Desk:
@@ -112,7 +114,7 @@ class Desk:
         told = _own(request, error)
         # A request without a cookie is no attempt.
         if told.code != "no-session":
-            self.door.count(None, told)
+            self.door.count(getattr(request.state, COUNTED_FOR, None), told)
         if request.url.path.endswith((".json", ".csv")):
             return refusal(people_body, told)
         # What failed may be what a shell is made of.

@@ -25,6 +25,10 @@ STREAMS_OF_ONE = 16
 FORM_BYTES = 65_536
 FORM_S = 5.0
 EVENTS = "/events"
+ASKS = 4
+"""Answers that people of units wait for at once: each holds a thread of its own until its last token."""
+ASKS_OF_ONE = 1
+ASK = "/ask"
 DOWNLOADS = "/exports/"
 """These take as long as their reader likes, too."""
 
@@ -36,6 +40,7 @@ class Gate:
         self._app, self._desk = app, desk
         self._pages, self._forms = Places(PAGES, "pages"), Places(FORMS, "forms")
         self._streams = Places(STREAMS, "streams", STREAMS_OF_ONE)
+        self._asks = Places(ASKS, "answers in the console", ASKS_OF_ONE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,7 +51,8 @@ class Gate:
         try:
             self._check_host(Headers(scope=scope))
             places = self._places(scope)
-            who = self._desk.site.read_cookie(Request(scope)) if places is self._streams else None
+            is_one_s = places is self._streams or places is self._asks
+            who = self._desk.site.read_cookie(Request(scope)) if is_one_s else None
             with places.take(who or ""):
                 await _read(body, scope)
                 await self._app(scope, body.replay, sending)
@@ -63,7 +69,9 @@ class Gate:
     def _places(self, scope: Scope) -> Places:
         if scope["path"].endswith(EVENTS) or scope["path"].startswith(DOWNLOADS):
             return self._streams
-        return self._pages if scope["method"] in ("GET", "HEAD") else self._forms
+        if scope["method"] in ("GET", "HEAD"):
+            return self._pages
+        return self._asks if scope["path"] == ASK else self._forms
 
 
 async def _read(body: Body, scope: Scope) -> None:

@@ -1,4 +1,4 @@
-"""A person's passkeys: those that were enrolled, and a new one, whose proof two administrators enrol it with."""
+"""A person's or a unit's passkeys: those enrolled, and a new one, whose proof two administrators enrol it with."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from appliance.formats.signatures.dsse import PAYLOAD_TYPE, Envelope, Signature,
 from appliance.formats.signatures.relying_party import PasskeyScope
 from appliance.formats.signatures.webauthn import Assertion, encode_assertion
 from appliance.web.console.core.desk import Desk
-from appliance.web.console.core.page import PEOPLE, Page, Query, Value, Viewer
+from appliance.web.console.core.page import EVERYBODY, Page, Query, Value, Viewer
 from appliance.web.console.core.shell import make_shell
 from appliance.web.console.signing.statements import ASSERTION_FIELDS, make_signing, rp_id_of, statement_file
 from appliance.workflows.core.context import Context
@@ -70,7 +70,7 @@ def passkeys(context: Context, viewer: Viewer, query: Query) -> Passkeys:
 
 
 PAGE = Page(
-    "/passkeys", "Your passkeys", PEOPLE, Query, passkeys, "signing/passkeys.html", group="Orders", symbol="check"
+    "/passkeys", "Your passkeys", EVERYBODY, Query, passkeys, "signing/passkeys.html", group="Orders", symbol="check"
 )
 
 

@@ -1,0 +1,1 @@
+"""Pages of a unit: asking its adapters, its requests, its limits."""

@@ -1,0 +1,198 @@
+"""A unit's person asks an adapter, sees what was asked and what is left: through the rules of the units' door."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from appliance.domain.core.entry import parse_entry
+from appliance.domain.data.teaching import About, Teaching
+from appliance.domain.queries.response import parse_record, verify_answer, verify_record
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.log.log_policy import quorum_policy
+from appliance.formats.signatures.dsse import parse_envelope
+from appliance.store.database.sessions import SessionRow
+from appliance.web.console.core import gate
+from appliance.web.operations.limits import Limits
+from appliance.workflows.serving import tasks
+from tests.kit.console import Browser, Console, console
+
+SECRET = "Who pays for the broken lamp?"
+
+
+@pytest.fixture
+def desk(home: Path) -> Iterator[Console]:
+    with console("serving", home) as made:
+        yield made
+
+
+@pytest.fixture
+def speaking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task's answers are texts; the log's own dataset has labels."""
+    teaching = Teaching(About("instruction", ()), "Be brief.")
+    monkeypatch.setattr(tasks, "read_teaching", lambda context, dataset: teaching)
+
+
+def _ask(browser: Browser, text: str = SECRET, **fields: str) -> httpx.Response:
+    return browser.post("/ask", {"csrf": browser.csrf, "task": "labels", "text": text, **fields})
+
+
+def _file(answer: httpx.Response, name: str) -> bytes:
+    found = re.search(rf'href="data:[^,]*,([^"]+)" download="[^"]*{name}"', answer.text)
+    assert found is not None, answer.text
+    return base64.b64decode(html.unescape(found[1]))
+
+
+def _entries(desk: Console, since: int) -> list[Any]:
+    ledger = desk.context.ledger
+    return [parse_entry(ledger.entry_bytes(index)) for index in range(since, ledger.state.size)]
+
+
+def test_a_classification_shows_the_likeliest_label_and_its_record_holds(desk: Console) -> None:
+    browser, size = desk.signed_in("legal"), desk.context.ledger.state.size
+    answer = _ask(browser)
+    assert answer.status_code == 200 and "<h2>A</h2>" in answer.text
+    record = parse_record(_file(answer, "record.json"))
+    answered = verify_record(record, quorum_policy([desk.context.ledger.state.site.log_key], [], 0))
+    assert (answered.body.unit, answered.body.task, answered.body.adapter) == ("legal", "labels", "clauses@1")
+    assert desk.answers.engine.asked[0]["labels"] == ["A", "B"]
+    admitted, finished = _entries(desk, size)
+    assert (admitted.type, finished.type) == ("request.admitted", "request.finished")
+    assert answered.entry.index == finished.index
+
+
+def test_an_answer_in_words_is_saved_with_the_record_that_opens_it(desk: Console, speaking: None) -> None:
+    browser = desk.signed_in("legal")
+    answer = _ask(browser, system="Be brief.", max_tokens="9")
+    assert "The parties agree." in answer.text
+    answered = verify_record(
+        parse_record(_file(answer, "record.json")), quorum_policy([desk.context.ledger.state.site.log_key], [], 0)
+    )
+    verify_answer(answered, _file(answer, "answer.txt").decode())
+    (asked,) = desk.answers.engine.asked
+    assert asked["max_tokens"] == 9 and asked["kind"] == "generate"
+    assert [message["content"] for message in asked["messages"]] == ["Be brief.", SECRET]
+
+
+def test_the_log_says_which_session_asked_and_no_text(desk: Console) -> None:
+    browser, size = desk.signed_in("legal"), desk.context.ledger.state.size
+    assert _ask(browser).status_code == 200
+    admitted = _entries(desk, size)[0]
+    opened = next(parse_entry(data) for _, data in desk.context.ledger.find(types=["session.opened"], newest=True))
+    session = parse_envelope(desk.context.ledger.documents_of(opened.index)["session"])
+    assert admitted.body["token"] == session.pae_digest and admitted.body["application"] is None
+    assert digest_bytes(browser.secret.encode()) != admitted.body["token"]
+    log = b"".join(desk.context.ledger.entry_bytes(index) for index in range(desk.context.ledger.state.size))
+    assert SECRET.encode() not in log
+    for form in ("", ".json", ".csv"):
+        assert SECRET not in browser.get(f"/requests{form}").text
+
+
+def test_an_answer_counts_against_the_limits_of_the_units_programs(home: Path) -> None:
+    with console("serving", home, limits=Limits(concurrent=2, requests_per_minute=2, tokens_per_day=20)) as desk:
+        browser = desk.signed_in("legal")
+        left = {one["name"]: one["left"] for one in browser.get("/usage.json").json()["limits"]}
+        assert left == {
+            "requests at once": 2, "requests in a minute": 2, "tokens in a minute": None, "tokens in a day": 20
+        }  # fmt: skip
+        assert _ask(browser).status_code == 200
+        value = browser.get("/usage.json").json()
+        left = {one["name"]: one["left"] for one in value["limits"]}
+        assert (left["requests at once"], left["requests in a minute"], left["tokens in a day"]) == (2, 1, 12)
+        (row,) = value["answered"]
+        assert (row["task"], row["whole"], row["tokens_read"], row["tokens_written"]) == ("labels", 1, 7, 1)
+        assert _ask(browser).status_code == 200
+        size = desk.context.ledger.state.size
+        refused = _ask(browser)
+        assert refused.status_code == 429 and "limit is reached" in refused.text and "retry-after" in refused.headers
+        assert desk.context.ledger.state.size == size and len(desk.answers.engine.asked) == 2
+        with desk.door.counted() as counted:
+            assert counted.units == {("legal", "rate-limit"): 1}
+
+
+def test_what_is_malformed_counts_as_at_the_units_door_and_is_never_asked(desk: Console, speaking: None) -> None:
+    browser = desk.signed_in("legal")
+    for fields, words in (
+        ({"text": " "}, "your text: expected one"),
+        ({"max_tokens": "0"}, "from 1 to 1024"),
+        ({"max_tokens": "1e3"}, "from 1 to 1024"),
+        ({"colour": "red"}, "colour"),
+        ({"task": "payroll"}, "expected one released to legal"),
+    ):
+        answer = _ask(browser, **fields)
+        assert answer.status_code in (400, 404) and words in answer.text, fields
+        assert SECRET not in answer.text
+    assert desk.answers.engine.asked == []
+
+
+def test_nobody_but_the_unit_asks_and_no_other_site_makes_it(desk: Console) -> None:
+    for name in ("rita", "anna", "audrey", "otto"):
+        assert _ask(desk.signed_in(name)).status_code == 403
+    browser = desk.signed_in("legal")
+    fields = {"task": "labels", "text": SECRET}
+    assert browser.post("/ask", fields).status_code == 403
+    csrf = browser.csrf
+    foreign = browser.post("/ask", {**fields, "csrf": csrf}, **{"Sec-Fetch-Site": "cross-site"})
+    assert foreign.status_code == 403 and desk.answers.engine.asked == []
+
+
+def test_a_revoked_session_or_adapter_answers_nothing(desk: Console) -> None:
+    browser = desk.signed_in("legal")
+    csrf = browser.csrf
+    desk.site.revoke_tokens("legal", issued_before=desk.context.now(desk.context.ledger.state))
+    refused = browser.post("/ask", {"csrf": csrf, "task": "labels", "text": SECRET})
+    assert refused.status_code == 401 and desk.answers.engine.asked == []
+    later = desk.signed_in("legal")
+    desk.site.revoke("raul")
+    assert _ask(later).status_code == 404
+    assert "Nothing that is released to you answers now" in later.get("/ask").text
+
+
+def test_a_made_up_row_of_the_database_asks_for_nothing(desk: Console) -> None:
+    """Who can write to the sessions' table reads as anybody, but has no key's signature."""
+    ledger, browser = desk.context.ledger, desk.browser()
+    desk.signed_in("audrey")
+    ((opened, _),) = ledger.find(types=["session.opened"], newest=True, limit=1)
+    unit = ledger.state.principals.get("legal")
+    assert unit is not None
+    for entry in (opened, 0):
+        row = SessionRow("legal", unit.keyid, "2099-01-01T00:00:00.000Z", entry)
+        desk.context.sessions.add(f"browser:made-up-{entry}", row)
+        browser.take(f"made-up-{entry}")
+        assert browser.get("/ask").status_code == 200
+        assert _ask(browser).status_code in (400, 401)
+    assert desk.answers.engine.asked == []
+
+
+def test_the_history_is_the_units_own_a_page_at_a_time(desk: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    import appliance.web.console.units.requests as page
+
+    monkeypatch.setattr(page, "PAGE_ROWS", 2)
+    browser = desk.signed_in("legal")
+    for _ in range(3):
+        _ask(browser)
+    first = browser.get("/requests.json").json()
+    assert len(first["requests"]) == 2 and first["running"] == 1, "the log has one that nobody ended"
+    second = browser.get(f"/requests.json?before={first['next']}").json()
+    names = [one["request"] for one in first["requests"] + second["requests"]]
+    assert len(set(names)) == len(names) >= 3 and second["next"] is None
+    rows = list(csv.DictReader(io.StringIO(browser.get("/requests.csv").text)))
+    assert [row["request"] for row in rows] == names[:2] and rows[0]["outcome"] == "success"
+
+
+def test_one_browser_waits_for_one_answer_at_a_time() -> None:
+    """Each holds a thread until its last token: pages and streams have theirs all the same."""
+    places = gate.Places(gate.ASKS, "answers in the console", gate.ASKS_OF_ONE)
+    with places.take("hers"), places.take("his"):
+        with pytest.raises(gate.ApplianceError, match="fewer than 1 of one session"), places.take("hers"):
+            pass
+        assert gate.ASKS < gate.PAGES
