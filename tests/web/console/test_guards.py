@@ -262,3 +262,13 @@ def test_a_defect_is_told_without_its_text(desk: Console, monkeypatch: pytest.Mo
     answer = browser.get("/home")
     assert answer.status_code == 500 and "a secret" not in answer.text
     assert answer.headers["content-security-policy"] == HEADERS["Content-Security-Policy"]
+
+
+def test_a_file_is_sent_with_gzip_to_browsers_that_take_it(desk: Console) -> None:
+    browser = desk.browser()
+    found = re.search(r'"(/static/htmx\.[0-9a-f]{16}\.js)"', browser.get("/sign-in").text)
+    assert found is not None
+    packed, plain = browser.get(found[1]), browser.get(found[1], **{"Accept-Encoding": "identity"})
+    assert packed.headers["content-encoding"] == "gzip" and "content-encoding" not in plain.headers
+    assert packed.content == plain.content and packed.headers["vary"] == "Accept-Encoding"
+    assert int(packed.headers["content-length"]) < len(plain.content) / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,12 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Asset:
+    """`packed`: the same with gzip, as every browser takes it."""
+
     name: str
     kind: str
     content: bytes
+    packed: bytes
 
 
 class Assets:
@@ -39,7 +43,7 @@ class Assets:
                 digest = hashlib.sha256(content).hexdigest()[:16]
                 name = f"{path.stem}.{digest}{path.suffix}"
                 self._names[path.name] = f"/static/{name}"
-                self._assets[name] = Asset(name, KINDS[path.suffix], content)
+                self._assets[name] = Asset(name, KINDS[path.suffix], content, gzip.compress(content, 9, mtime=0))
 
     def url(self, name: str) -> str:
         """Of a file by its plain name; KeyError for one that is not there."""
@@ -49,4 +53,8 @@ class Assets:
         asset = self._assets.get(request.path_params["name"])
         if asset is None:
             raise NotFound("file: expected one of the console, got another name")
-        return Response(asset.content, media_type=asset.kind, headers={"Cache-Control": FOREVER})
+        headers = {"Cache-Control": FOREVER, "Vary": "Accept-Encoding"}
+        taken = {part.partition(";")[0].strip() for part in request.headers.get("accept-encoding", "").split(",")}
+        if "gzip" in taken:
+            return Response(asset.packed, media_type=asset.kind, headers={**headers, "Content-Encoding": "gzip"})
+        return Response(asset.content, media_type=asset.kind, headers=headers)
