@@ -394,8 +394,13 @@ def serve(
             rehash.start(context, settings.rehash_s)
         try:
             units = activity.watching(units_app(serving, door, quotas, metrics, traces))
-            asks = Asks(Asking(serving, metrics, traces), quotas)
-            pages = None if url is None else activity.watching(console_app(context, door, url, changes, asks))
+            pages = (
+                None
+                if url is None
+                else activity.watching(
+                    console_app(context, door, url, changes, Asks(Asking(serving, metrics, traces), quotas))
+                )
+            )
             doors = _doors(listeners, context, units, Gate(people_door, door), pages, metrics)
             # The people's socket last: where it is open, the service is up.
             with open_door() as people:
