@@ -21,6 +21,7 @@ from appliance.domain.audit.log_replay import SitePolicy
 from appliance.domain.audit.report import SITE_POLICIES, Finding, Report, judge_site_policies, with_findings
 from appliance.domain.audit.summary import MAX_LINES, group_findings, tell_findings, tell_verdict
 from appliance.domain.audit.verify import verify_log
+from appliance.domain.queries import entry_proof
 from appliance.domain.queries.could_load import BeforeLog, CouldLoad, could_load_then
 from appliance.domain.queries.periods import Span, could_load_during
 from appliance.domain.queries.response import (
@@ -37,7 +38,7 @@ from appliance.formats.core.merkle import Tree, hash_leaf
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.core.typed_time import parse_point
 from appliance.formats.log.export import MEMBERS, Export
-from appliance.formats.log.log_policy import quorum_policy
+from appliance.formats.log.log_policy import LogPolicy, parse_log_policy, quorum_policy
 from appliance.formats.log.trust import Trust, parse_trust
 
 EXITS = {
@@ -50,12 +51,17 @@ _MAX_TRUST_BYTES = 65_536
 MAX_FOLDER_FILE_BYTES = 4 << 30
 _BEGINNING = MEMBERS[0].encode() + b"\0"
 """Of a tar whose first member is an export's."""
+_TRUST = (
+    "the trust file that `appliance init` printed; for --record and --proof also a trust policy, which can name "
+    "witnesses (c2sp.org/tlog-policy)"
+)
 _HELP = """\
 examples:
   appliance-verify ledger.tar --trust trust.json
   appliance-verify ledger.tar --trust trust.json --could-load legal --at 2026-11-24
   appliance-verify ledger.tar --trust trust.json --could-load legal --since 30d
   appliance-verify --record answer.json --trust trust.json --answer answer.txt
+  appliance-verify --proof entry-26-proof.json --trust trust.json
 
 exit codes:
   0  verified
@@ -73,10 +79,12 @@ site policies:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     parser = _parser()
     given = parser.parse_args(arguments)
-    if (given.export is None) == (given.record is None):
-        parser.error("expected EXPORT or --record FILE, got both or neither")
+    if [given.export, given.record, given.proof].count(None) != 2:
+        parser.error("expected one of EXPORT, --record FILE and --proof FILE, got none or several")
     if given.record is not None:
         sys.exit(_check_record(given))
+    if given.proof is not None:
+        sys.exit(_check_proof(given))
     try:
         trust = None if given.trust is None else load_trust(given.trust)
         now = datetime.now(UTC)
@@ -154,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("export", metavar="EXPORT", nargs="?", type=Path, help="what `appliance ledger export` wrote")
-    parser.add_argument("--trust", metavar="FILE", type=Path, help="the trust file that `appliance init` printed")
+    parser.add_argument("--trust", metavar="FILE", type=Path, help=_TRUST)
     parser.add_argument(
         "--without-site-policies", action="store_true", help="accept that the site's own policies are not replayed"
     )
@@ -183,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--until", metavar="TIME", help="for --since: up to this point; now if not given")
     parser.add_argument("--record", metavar="FILE", type=Path, help="instead of EXPORT: an answer's response record")
+    parser.add_argument("--proof", metavar="FILE", type=Path, help="instead of EXPORT: the proof of one entry")
     parser.add_argument("--answer", metavar="FILE", type=Path, help="for --record: the text of the answer")
     parser.add_argument(
         "--instruction", metavar="FILE", type=Path, help="for --record: the system message that the service put in"
@@ -199,14 +208,42 @@ def load_trust(path: Path) -> Trust:
     return parse_trust(_read(path, "trust file", _MAX_TRUST_BYTES))
 
 
+def load_policy(path: Path, log_key: str | None = None) -> tuple[LogPolicy, str | None]:
+    """What is trusted, and the first entry of the log where that is named: of a trust file, whose log's key is
+    `log_key` where one is given, or of a trust policy."""
+    data = _read(path, "trust file", _MAX_TRUST_BYTES)
+    if not data.startswith(b"{") and log_key is None:
+        return parse_log_policy(data), None
+    trust = parse_trust(data)
+    return quorum_policy([log_key or trust.log_key], [], 0), trust.genesis
+
+
+def _check_proof(given: argparse.Namespace) -> int:
+    """Says what the proof of an entry proves; its exit code."""
+    try:
+        if given.trust is None:
+            raise Unavailable("proof: expected --trust FILE, under which it can be checked, got none")
+        policy, genesis = load_policy(given.trust, given.log_key)
+        proof = entry_proof.parse_entry_proof(_read(given.proof, "proof", entry_proof.MAX_BYTES))
+        proven = entry_proof.verify_entry_proof(proof, policy, genesis)
+    except ApplianceError as error:
+        return _fail(error)
+    facts = entry_proof.tell_proven(proven)
+    if given.json:
+        _print_out(json.dumps({**proven.entry.model_dump(mode="json"), **dict(facts)}, indent=2))
+    else:
+        _print_out("\n".join(f"{label:<14} {_plain(text)}" for label, text in facts))
+    return 0
+
+
 def _check_record(given: argparse.Namespace) -> int:
     """Says what the record proves; its exit code."""
     try:
         if given.trust is None:
             raise Unavailable("response record: expected --trust FILE, under which it can be checked, got none")
-        log_key = given.log_key or load_trust(given.trust).log_key
+        policy, _ = load_policy(given.trust, given.log_key)
         record = parse_record(_read(given.record, "response record", MAX_BYTES))
-        answered = verify_record(record, quorum_policy([log_key], [], 0))
+        answered = verify_record(record, policy)
         if given.answer is not None:
             _check_text(answered, given.answer, "answer", verify_answer)
         if given.instruction is not None:

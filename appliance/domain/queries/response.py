@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hmac
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -18,11 +19,11 @@ from appliance.domain.core.entry import Entry, parse_entry
 from appliance.domain.core.names import Base64, Value, explain
 from appliance.domain.rulebook.apply import parse_body
 from appliance.domain.serving.requests import RequestFinished
-from appliance.errors import BadInput, Tampered
+from appliance.errors import BadInput, Tampered, Unavailable
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import SALT_BYTES, commit
 from appliance.formats.core.fields import parse_base64
-from appliance.formats.log.log_policy import LogPolicy
+from appliance.formats.log.log_policy import NONE, LogPolicy, satisfies
 from appliance.formats.log.proof import parse_proof, verify_proof
 
 MEMBER = "response_record"
@@ -69,23 +70,25 @@ def parse_record(data: bytes) -> ResponseRecord:
     if len(data) > MAX_BYTES:
         raise BadInput(f"response record: expected at most {MAX_BYTES} bytes, got {len(data)}")
     try:
-        return ResponseRecord.model_validate(json.loads(data.decode("utf-8"), object_pairs_hook=_once))
+        return ResponseRecord.model_validate(json.loads(data.decode("utf-8"), object_pairs_hook=once))
     except ValidationError as error:
         raise BadInput(f"response record: {explain(error)}") from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"response record: expected JSON in UTF-8, got {error}") from None
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; BadInput where it has a member twice."""
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise BadInput("response record: expected each member once, got one twice")
+        raise BadInput("JSON object: expected each member once, got one twice")
     return value
 
 
 def verify_record(record: ResponseRecord, policy: LogPolicy) -> Answered:
     """Tampered unless the record's entry stands in a log of the policy, at its own index, and ends a request, and the
-    record's own text, where it has one, is what was answered; BadInput where that has no salt."""
+    record's own text, where it has one, is what was answered; BadInput where that has no salt. Unavailable where too
+    few witnesses cosigned it."""
     try:
         entry = parse_entry(record.entry.encode())
         body = parse_body(entry)
@@ -96,11 +99,19 @@ def verify_record(record: ResponseRecord, policy: LogPolicy) -> Answered:
         raise Tampered(f"response record, entry: expected {RequestFinished.type}, got {entry.type}")
     if index != entry.index:
         raise Tampered(f"response record, proof: expected one of entry {entry.index}, got one of entry {index}")
-    witnessed = verify_proof(record.proof.encode(), entry.leaf, policy)
+    witnessed = verify_proof(record.proof.encode(), entry.leaf, replace(policy, groups=(), quorum=NONE))
     answered = Answered(record, entry, body, witnessed.checkpoint.size)
     if record.text is not None:
         verify_answer(answered, record.text)
+    check_quorum(policy, witnessed.times_s)
     return answered
+
+
+def check_quorum(policy: LogPolicy, times_s: Mapping[str, int]) -> None:
+    """Unavailable where fewer witnesses cosigned what holds than the policy asks for."""
+    if not satisfies(policy, times_s):
+        got = ", ".join(times_s) or "none"
+        raise Unavailable(f"witnesses: expected the quorum {policy.quorum!r:.80} of the trust policy, got {got}")
 
 
 def verify_answer(answered: Answered, text: str) -> None:

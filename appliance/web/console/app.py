@@ -12,6 +12,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from appliance.errors import ApplianceError
+from appliance.web.console.auditors.proof import proof_routes
 from appliance.web.console.core.assets import Assets
 from appliance.web.console.core.desk import Desk
 from appliance.web.console.core.events import Changes
@@ -51,6 +52,7 @@ def console_app(
         *ask_routes(desk, asks),
         *stream_routes(desk, changes),
         *download_routes(desk),
+        *proof_routes(desk),
         *(route for page in pages for route in _routes(desk, page)),
         Route("/static/{name}", assets.respond),
     ]

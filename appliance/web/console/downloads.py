@@ -6,37 +6,30 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from appliance.errors import Denied, NotFound
+from appliance.errors import NotFound
 from appliance.web.console.core.desk import Desk
 from appliance.web.console.core.page import PEOPLE
 from appliance.workflows.queries import log
 
 
 def download_routes(desk: Desk) -> list[Route]:
-    def check(request: Request, what: str) -> None:
-        viewer = desk.viewer(request)
-        if not viewer.has(*PEOPLE):
-            raise Denied(what, reasons=(f"role: expected {viewer.name} to be a person, got {', '.join(viewer.roles)}",))
-
     def export(request: Request) -> Response:
-        check(request, "export of the log")
+        desk.check(request, "export of the log", PEOPLE)
         size = desk.context.ledger.state.size
         return StreamingResponse(
-            log.export(desk.context), media_type="application/x-tar", headers=_named(f"ledger-{size}.tar")
+            log.export(desk.context), media_type="application/x-tar", headers=desk.named(f"ledger-{size}.tar")
         )
 
     def document(request: Request) -> Response:
-        check(request, "document of an entry")
+        desk.check(request, "document of an entry", PEOPLE)
         index, role = int(request.path_params["index"]), request.path_params["role"]
         if index >= (size := desk.context.ledger.state.size):
             raise NotFound(f"entry: expected one of the log's {size} entries, got none")
         documents = desk.context.ledger.documents_of(index)
         if role not in documents:
             raise NotFound(f"entry {index}, document: expected {' or '.join(documents) or 'none'}, got {role:.40}")
-        return Response(documents[role], media_type="application/octet-stream", headers=_named(f"entry-{index}-{role}"))
+        return Response(
+            documents[role], media_type="application/octet-stream", headers=desk.named(f"entry-{index}-{role}")
+        )
 
     return [Route("/exports/ledger.tar", export), Route("/log/{index:int}/documents/{role}", document)]
-
-
-def _named(name: str) -> dict[str, str]:
-    return {"Content-Disposition": f'attachment; filename="{name}"'}

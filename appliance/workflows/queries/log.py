@@ -10,12 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from appliance import __version__
 from appliance.domain.core.entry import parse_entry
+from appliance.domain.queries.entry_proof import EntryProof
 from appliance.errors import ApplianceError, Conflict
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.formats.core.commitment import Disclosure, disclosure_value
 from appliance.formats.core.fields import encode_base64
 from appliance.formats.log.checkpoint import claimed_size
 from appliance.formats.log.export import write_export
+from appliance.formats.log.note import parse_note
+from appliance.formats.log.proof import Proof, encode_proof
 from appliance.formats.signatures.dsse import parse_envelope
 from appliance.store.ledger.search import MAX_TYPES
 from appliance.workflows.core.context import Context
@@ -105,6 +108,36 @@ def show(context: Context, index: int) -> dict[str, Any]:
         "proof": [step.hex() for step in proof],
         "checkpoint": checkpoint.decode("utf-8"),
     }
+
+
+def entry_proof(context: Context, index: int) -> EntryProof:
+    """The entry with what proves it without the service: under the log's own checkpoint, and under the last one that
+    each witness in force cosigned, where that has the entry."""
+    ledger = context.ledger
+    own = ledger.checkpoint()
+    data, documents = ledger.entry_bytes(index), ledger.documents_of(index)
+    notes = [own, *(note for note in _cosigned(context) if _log_lines(own) <= _log_lines(note))]
+    sized = [(claimed_size(note), note) for note in notes]
+    proofs = [Proof(index, tuple(ledger.inclusion_proof(index, size)), note) for size, note in sized if index < size]
+    return EntryProof(
+        entry=data.decode(),
+        proofs=tuple(encode_proof(proof).decode() for proof in proofs),
+        documents={role: encode_base64(content) for role, content in documents.items()},
+        disclosures=tuple(disclosed(context, [data, *documents.values()])),
+    )
+
+
+def _cosigned(context: Context) -> list[bytes]:
+    state = context.ledger.state
+    seen = [one for one in state.witnesses.values() if one.vkey in state.parameters.witnesses]
+    return [context.ledger.documents_of(one.index)["note"] for one in sorted(seen, key=lambda one: one.name)]
+
+
+def _log_lines(note: bytes) -> set[bytes]:
+    """By which keys the log signed it: whoever trusts the keys of now cannot check a note of older ones alone."""
+    parsed = parse_note(note)
+    origin = parsed.text.partition("\n")[0]
+    return {line.key_id for line in parsed.signatures if line.name == origin}
 
 
 def commitments_in(data: bytes) -> list[str]:

@@ -14,6 +14,7 @@ from appliance.errors import ApplianceError, NotFound
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.fields import MAX_DECIMAL
 from appliance.formats.signatures.dsse import parse_envelope
+from appliance.web.console.auditors.proof import PROOF_PAGE_DIGEST
 from appliance.web.console.core.page import PEOPLE, Page, Query, Value, Viewer
 from appliance.web.console.core.why import Reason, explain_reasons
 from appliance.workflows.core.context import Context
@@ -59,6 +60,8 @@ class EntryPage(Value):
     proof: tuple[str, ...]
     checkpoint: str
     size: int
+    proof_page: str
+    """Digest of the page that checks the proof."""
 
 
 def entry(context: Context, viewer: Viewer, query: EntryQuery) -> EntryPage:
@@ -87,6 +90,7 @@ def entry(context: Context, viewer: Viewer, query: EntryQuery) -> EntryPage:
         proof=tuple(found["proof"]),
         checkpoint=found["checkpoint"],
         size=size,
+        proof_page=PROOF_PAGE_DIGEST,
     )
 
 

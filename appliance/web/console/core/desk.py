@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from appliance.errors import ApplianceError, BadInput, NotAuthenticated, TooMany
+from appliance.errors import ApplianceError, BadInput, Denied, NotAuthenticated, TooMany
 from appliance.web.console.core.csvs import write_csv
 from appliance.web.console.core.page import Page, Viewer, parse_query
 from appliance.web.console.core.security import Site, check_csrf, csrf_of
@@ -54,6 +54,18 @@ class Desk:
         principal = self.context.ledger.state.principals.get(session.principal)
         roles = () if principal is None else principal.roles
         return Viewer(session.principal, roles, session.expires_at, csrf_of(secret))
+
+    def check(self, request: Request, what: str, roles: Sequence[str]) -> None:
+        """Denied unless whoever asks for a file has one of the roles."""
+        viewer = self.viewer(request)
+        if not viewer.has(*roles):
+            got = ", ".join(viewer.roles) or "none"
+            raise Denied(what, reasons=(f"role: expected {viewer.name} to be {' or '.join(roles)}, got {got}",))
+
+    @staticmethod
+    def named(name: str) -> dict[str, str]:
+        """Headers of a file to keep."""
+        return {"Content-Disposition": f'attachment; filename="{name}"'}
 
     async def form(self, request: Request, *, in_session: bool = True) -> dict[str, str]:
         """The fields of a form that a page of this console sent, in this very session."""
