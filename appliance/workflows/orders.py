@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +47,8 @@ class Submission:
     disclosures: tuple[Disclosure, ...]
     documents: Mapping[str, bytes]
     source: str
+    against: Callable[[Order], tuple[str, ...]] = lambda order: ()
+    """What the door by which it came has against it; its refusal is an entry, as every one."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def submit(context: Context, submission: Submission) -> Submitted:
         try:
             check_disclosures(accepted.order, submission.disclosures)
             _decide(context, accepted.order)
+            _refuse_for(accepted.order, submission.against(accepted.order))
             _check_ready(context, accepted.order)
             appended, result = _record(context, accepted, submission)
         except Unavailable:

@@ -81,6 +81,8 @@ def _on_adapter(context: Context, model: type[Order], draft: Draft) -> None:
         if request is None and model is WithdrawRequest:
             raise NotFound(f"request: expected one that stands for {row.name}@{row.version}, got none")
         draft.values["request"] = None if request is None else request.order
+    if model is Review:
+        draft.values.setdefault("opened", ())
     if model is RequestRelease:
         draft.values |= {"verdict": row.verdict, "tier": _tier(context.ledger.state, draft.values)}
 

@@ -157,6 +157,7 @@ class Home:
                 request=None,
                 conditions=None,
                 on_behalf_of=None,
+                opened=(),
                 **self.on(adapter),
                 **self._terms(who),
             )

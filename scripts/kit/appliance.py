@@ -425,6 +425,7 @@ class Appliance:
             "request": None,
             "conditions": None,
             "on_behalf_of": None,
+            "opened": (),
             **self.on(name),
             **self.terms(who),
             **changes,

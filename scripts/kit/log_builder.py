@@ -861,6 +861,7 @@ class LogBuilder:
             "request": None if request is None else request.order,
             "conditions": None,
             "on_behalf_of": None,
+            "opened": (),
             "reason": self.text("Because.") if request is not None or not usual else None,
         }
         return self.order(Review, signer, **standing | fields)

@@ -106,6 +106,11 @@ PEOPLE = {
         "a passkey's assertion does not hold for this order, person or address",
         "sign with a passkey that is enrolled for this address",
     ),
+    "not-opened": Code(
+        (Denied,),
+        "an approval was asked for in the console before its session opened the parts of the review page",
+        "open the tabs Changes, Quality and Findings of the adapter's page, then decide",
+    ),
     "not-signed": Code(
         (BadInput,), "a form came without a passkey's assertion", "open the order's page again, and sign it there"
     ),

@@ -16,6 +16,7 @@ from appliance.domain.data.datasets import RevokeDataset
 from appliance.domain.data.validation_sets import RevokeValidationSet
 from appliance.domain.releases.activations import Activate, RollBack
 from appliance.domain.releases.adapters import RevokeAdapter
+from appliance.domain.releases.page.parts import open_parts
 from appliance.domain.releases.reviews import Review
 from appliance.domain.rulebook.proposals import Proposal
 from appliance.errors import BadInput, NotFound, Tampered
@@ -35,7 +36,7 @@ def propose_review(
     conditions: Conditions | None = None,
     on_behalf_of: str | None = None,
 ) -> Proposal:
-    """On the request that stands for the unit, by what was read of the log."""
+    """On the request that stands for the unit, by what was read of the log. The caller has shown the whole page."""
     values = {
         **_adapter(evidence),
         "decision": decision,
@@ -45,6 +46,7 @@ def propose_review(
         "request": evidence.request_for(unit),
         "conditions": conditions,
         "on_behalf_of": on_behalf_of,
+        "opened": open_parts(evidence.page),
     }
     return propose(about, signer, Review, values, texts=with_reason({"meaning": meaning}, reason))
 

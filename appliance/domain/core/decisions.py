@@ -8,14 +8,25 @@ from typing import Literal
 
 from pydantic import Field
 
-from appliance.domain.core.names import Identifier, Time, Value
+from appliance.domain.core.names import Digest, Identifier, Time, Value
 
 Decision = Literal["approve", "approve-with-conditions", "request-changes", "reject", "withdraw"]
 """A reviewer's decision."""
 APPROVALS: tuple[Decision, ...] = ("approve", "approve-with-conditions")
 """The decisions that approve, and have a date."""
+Part = Literal["changes", "findings", "quality"]
+"""A part of the review page that a reviewer opens before an approval in the console."""
+PARTS: tuple[Part, ...] = ("changes", "findings", "quality")
 FindingKind = Literal["issue", "exception", "limitation"]
 Severity = Literal["low", "medium", "high", "critical"]
+
+
+class Opened(Value):
+    """A part of the review page that the signer's browser session fetched, or their command line printed, before the
+    decision. `digest`: of the part's value (docs/formats/review-page.md). It does not say that anybody read it."""
+
+    part: Part
+    digest: Digest
 
 
 class Conditions(Value):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from sys import intern
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.decisions import (
     APPROVALS,
+    PARTS,
     Conditions,
     Decision,
     Delegated,
     Delegation,
+    Opened,
     ReviewRecord,
     delegation_key,
 )
@@ -31,7 +33,8 @@ from appliance.domain.releases.verdicts import unaccepted
 
 
 class Review(OnAdapter):
-    """`request`: the release request that it is made on. `on_behalf_of`: who delegated the field to the signer."""
+    """`request`: the release request that it is made on. `on_behalf_of`: who delegated the field to the signer.
+    `opened`: what of the review page was shown to the signer before, as the program says with which they signed."""
 
     verb = "review"
     decision: Decision
@@ -42,6 +45,15 @@ class Review(OnAdapter):
     request: Digest | None
     conditions: Conditions | None
     on_behalf_of: Identifier | None
+    opened: tuple[Opened, ...] = Field(max_length=len(PARTS), description="by part, each once; empty: nothing is said")
+
+    @field_validator("opened")
+    @classmethod
+    def _in_one_order(cls, opened: tuple[Opened, ...]) -> tuple[Opened, ...]:
+        names = [one.part for one in opened]
+        if names != sorted(set(names)):
+            raise ValueError(f"expected each part once, by name, got {', '.join(names)}")
+        return opened
 
     def about(self) -> tuple[str, ...]:
         return (f"adapter:{self.name}", f"unit:{self.unit}")

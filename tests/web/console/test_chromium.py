@@ -80,7 +80,9 @@ def enroll(desk: Console, proof: bytes) -> None:
 
 
 def show_review(tab: Tab, decision: str = "approve", **fields: str) -> None:
-    """The page that shows what is signed."""
+    """The page that shows what is signed, once the review page was opened."""
+    for part in ("changes", "quality", "findings"):
+        tab.page.goto(f"/adapters/clauses@1?tab={part}")
     tab.page.goto("/sign/review?given=adapter:clauses@1&given=unit:legal&given=field:privacy")
     tab.page.get_by_label("decision").select_option(decision)
     tab.page.get_by_label("meaning").fill(fields.get("meaning", "I read it."))

@@ -17,6 +17,8 @@ from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.order import encode_order
 from appliance.domain.governance.keys import KeyRevoked, RevokeKey
+from appliance.domain.releases.page.parts import open_parts
+from appliance.domain.releases.reviews import Review
 from appliance.domain.rulebook.proposals import Proposal, encode_proposal, parse_proposal
 from appliance.domain.rulebook.registry import ORDERS, VERBS
 from appliance.formats.core.digest import digest_bytes
@@ -26,6 +28,7 @@ from appliance.formats.signatures.keys import generate_ed25519
 from appliance.formats.signatures.webauthn import parse_assertion
 from appliance.web.console.signing.forms import COMMAND_LINE, fields_of
 from appliance.web.console.signing.orders import GROUPS
+from appliance.workflows.releases.page import review_page
 from scripts.kit.authenticator import Authenticator, new_passkey
 from tests.access.test_cedar import ORDERED
 from tests.domain.audit.test_verify import verify
@@ -64,7 +67,9 @@ def told(answer: httpx.Response) -> dict[str, Any]:
 
 
 def shown(browser: Browser, verb: str, fields: dict[str, str]) -> httpx.Response:
-    """The page that shows what is signed."""
+    """The page that shows what is signed; of a review, once its page was opened."""
+    if verb == "review":
+        assert browser.get(f"/adapters/{fields['adapter']}.json").status_code == 200
     answer = browser.post(f"/sign/{verb}", {"csrf": browser.csrf, **fields})
     assert answer.status_code == 200, answer.text
     return answer
@@ -195,6 +200,69 @@ def test_an_assertion_for_another_statement_signs_nothing(desk: Console) -> None
     assert (refused.status_code, "challenge" in refused.text) == (403, True)
     assert last_types(desk, size) == []
     assert entry_of(desk, signed(browser, other, passkey)).type == "review.recorded"
+
+
+TABS = ("changes", "findings", "quality")
+
+
+def asked(browser: Browser, **changes: str) -> httpx.Response:
+    return browser.post("/sign/review", {"csrf": browser.csrf, **REVIEW, **changes})
+
+
+def test_an_approval_is_prepared_once_its_session_opened_changes_gates_and_findings(desk: Console) -> None:
+    browser, other = desk.signed_in("rita"), desk.signed_in("rita")
+    desk.site.request_release()
+    for count, tab in enumerate(TABS):
+        refused = asked(browser)
+        assert (refused.status_code, "not-opened" in refused.text) == (403, True)
+        assert [f"opened, {name}: expected" in refused.text for name in TABS] == [n >= count for n in range(3)]
+        page = browser.get("/adapters/clauses@1").text
+        assert f'/adapters/clauses@1?tab={tab}">{tab.capitalize()}</a>' in page[page.index("Before you approve") :]
+        browser.get(f"/adapters/clauses@1?tab={tab}")
+    assert asked(browser).status_code == 200
+    assert "Before you approve" not in browser.get("/adapters/clauses@1").text
+    assert asked(other).status_code == 403, "another session of the same person opened nothing"
+    assert asked(other, decision="reject", valid_until="").status_code == 200, "a rejection needs none"
+
+
+def test_a_decision_says_what_was_opened_with_the_digest_of_what_it_said(desk: Console) -> None:
+    passkey = desk.site.enroll_passkey("rita", new_passkey(**HERE))
+    browser = desk.signed_in("rita")
+    entry = entry_of(desk, signed(browser, shown(browser, "review", REVIEW), passkey))
+    order = ORDERS.parse(parse_envelope(desk.context.ledger.documents_of(entry.index)["order"]).payload)
+    assert isinstance(order, Review)
+    assert order.opened == open_parts(review_page(desk.context, "clauses@1"))
+    assert [one.part for one in order.opened] == list(TABS)
+    page = html.unescape(browser.get(f"/log/{entry.index}").text)
+    assert all(one.digest in page for one in order.opened)
+    assert verify(desk.site).findings == ()
+
+
+def test_what_changed_since_it_was_opened_is_opened_again(desk: Console) -> None:
+    """Before it is prepared, and between show and sign; that refusal is an entry."""
+    passkey = desk.site.enroll_passkey("rita", new_passkey(**HERE))
+    browser = desk.signed_in("rita")
+    answer = shown(browser, "review", REVIEW)
+    desk.site.find()
+    refused = asked(browser)
+    assert (refused.status_code, "opened, findings" in refused.text, "has changed" in refused.text) == (403, True, True)
+    size = desk.context.ledger.state.size
+    refused = signed(browser, answer, passkey)
+    assert (refused.status_code, "opened, findings" in refused.text) == (403, True)
+    assert last_types(desk, size) == ["order.refused"]
+
+
+def test_an_order_that_says_more_than_its_session_opened_is_refused(desk: Console) -> None:
+    """A page that lies, or a statement made elsewhere."""
+    passkey = desk.site.enroll_passkey("rita", new_passkey(**HERE))
+    answer = shown(desk.signed_in("rita"), "review", REVIEW)
+    another, size = desk.signed_in("rita"), desk.context.ledger.state.size
+    refused = signed(another, answer, passkey)
+    assert (refused.status_code, "opened, changes" in refused.text) == (403, True)
+    answer = shown(desk.signed_in("rita"), "review", {**REVIEW, "decision": "reject", "valid_until": ""})
+    refused = signed(another, answer, passkey)
+    assert (refused.status_code, "opened, changes" in refused.text) == (403, True)
+    assert last_types(desk, size) == ["order.refused", "session.opened", "order.refused"]
 
 
 def test_an_assertion_is_taken_once(desk: Console) -> None:

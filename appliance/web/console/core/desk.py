@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from appliance.errors import ApplianceError, BadInput, Denied, NotAuthenticated, TooMany
 from appliance.web.console.core.csvs import write_csv
+from appliance.web.console.core.opened import OpenedParts
 from appliance.web.console.core.page import Page, Viewer, parse_query
 from appliance.web.console.core.security import Site, check_csrf, csrf_of
 from appliance.web.console.core.shell import make_shell
@@ -39,6 +40,7 @@ class Desk:
         self.context, self.door, self.site = context, door, site
         self._environment = environment
         self.pages = pages
+        self.opened = OpenedParts()
 
     # --- who looks ------------------------------------------------------------------------------------------------
 
@@ -81,13 +83,20 @@ class Desk:
         def answer(request: Request) -> Response:
             viewer, query, value = self._value(page, request)
             shell = make_shell(self.context, viewer, self.pages)
-            return self.render(page.template, page=page, shell=shell, query=query, value=value, path=request.url.path)
+            told: dict[str, Any] = (
+                {"opened": self._open(page, request, value, whole=False)} if page.opens is not None else {}
+            )
+            return self.render(
+                page.template, page=page, shell=shell, query=query, value=value, path=request.url.path, **told
+            )
 
         return answer
 
     def json(self, page: Page) -> Callable[[Request], Response]:
         def answer(request: Request) -> Response:
-            return JSONResponse(self._value(page, request)[2].model_dump(mode="json"))
+            value = self._value(page, request)[2]
+            self._open(page, request, value, whole=True)
+            return JSONResponse(value.model_dump(mode="json"))
 
         return answer
 
@@ -105,6 +114,15 @@ class Desk:
             )
 
         return answer
+
+    def _open(self, page: Page, request: Request, value: Any, *, whole: bool) -> dict[str, str]:
+        """Notes what of a review page this answer shows; the parts that this session has fetched so far."""
+        if page.opens is None:
+            return {}
+        adapter, parts = page.opens(value, whole)
+        secret = self.site.read_cookie(request) or ""
+        self.opened.note(secret, adapter, parts)
+        return self.opened.of(secret, adapter)
 
     def _value(self, page: Page, request: Request) -> tuple[Viewer, Any, Any]:
         """The rights are the page's, whatever form it is asked for in."""

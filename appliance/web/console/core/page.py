@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.datastructures import QueryParams
 
+from appliance.domain.core.decisions import Opened
 from appliance.domain.core.names import IDENTIFIER
 from appliance.errors import BadInput, Denied
 from appliance.web.core.errors import Malformed
@@ -74,8 +75,9 @@ class Viewer:
 
 @dataclass(frozen=True)
 class Page:
-    """`value` is called with the context, the viewer and the parsed query. `stream`: a path below it that sends events.
-    `group` and `symbol`: where the navigation lists it; a page without a group is reached from another one."""
+    """`value` is called with the context, the viewer and the parsed query. `group` and `symbol`: where the navigation
+    lists it; a page without a group is reached from another one. `opens`: of a value, and whether it goes out whole,
+    the adapter whose review page it shows and the parts of it that it shows."""
 
     path: str
     title: str
@@ -86,6 +88,7 @@ class Page:
     table: Callable[[Any], Table] | None = None
     group: str = ""
     symbol: str = ""
+    opens: Callable[[Any, bool], tuple[str, tuple[Opened, ...]]] | None = None
 
     def check(self, viewer: Viewer) -> None:
         """Denied unless the viewer has one of the roles."""

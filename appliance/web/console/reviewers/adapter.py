@@ -7,7 +7,9 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, model_serializer
 
+from appliance.domain.core.decisions import PARTS, Opened
 from appliance.domain.core.entry import parse_entry
+from appliance.domain.releases.page.parts import open_parts
 from appliance.domain.releases.page.value import Found, ReviewPage
 from appliance.domain.releases.reviews import ReviewRecorded
 from appliance.errors import BadInput, NotFound, Tampered
@@ -65,6 +67,11 @@ class AdapterPage(Value):
     def tabs(self) -> tuple[str, ...]:
         """Of an adapter whose folder cannot be read, what the log alone tells."""
         return get_args(Tab) if self.review is not None else ("history",)
+
+    @property
+    def to_open(self) -> tuple[str, ...]:
+        """The tabs to be opened before an approval can be signed in the browser."""
+        return PARTS
 
     @property
     def findings(self) -> tuple[Found, ...]:
@@ -174,4 +181,11 @@ def _rows(value: AdapterPage) -> list[dict[str, Any]]:
     return [one.model_dump() for one in listed[value.tab]]
 
 
-PAGE = Page("/adapters/{name}", "Adapter", PEOPLE, AdapterQuery, adapter, "reviewers/adapter.html", _table)
+def _opens(value: AdapterPage, whole: bool) -> tuple[str, tuple[Opened, ...]]:
+    parts = PARTS if whole else tuple(part for part in PARTS if part == value.tab)
+    return value.name, () if value.review is None else open_parts(value.review, parts)
+
+
+PAGE = Page(
+    "/adapters/{name}", "Adapter", PEOPLE, AdapterQuery, adapter, "reviewers/adapter.html", _table, opens=_opens
+)

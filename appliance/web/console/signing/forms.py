@@ -40,7 +40,7 @@ Kind = Literal["line", "text", "number", "time", "yes", "choice", "words", "docu
 _DERIVED = frozenset(
     {
         *("version", "manifest", "digest", "base_digest", "dataset_digest", "request", "verdict", "tier"),
-        *("sets", "local_sets"),
+        *("sets", "local_sets", "opened"),
     }
 )
 _LOOKED_UP = ("revoke-base", "revoke-dataset", "revoke-validation-set", "train")

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from appliance.domain.core.order import encode_order
+from appliance.domain.core.order import Order, encode_order
 from appliance.domain.governance.endorsement import Endorse
 from appliance.domain.governance.policies import AdoptPolicy
+from appliance.domain.releases.reviews import Review
 from appliance.domain.rulebook.proposals import Proposal, check_documents, encode_proposal, parse_proposal
 from appliance.domain.rulebook.registry import ORDERS, VERBS
 from appliance.errors import Denied, NotAuthenticated, NotFound
@@ -29,6 +31,7 @@ from appliance.web.console.core.page import PEOPLE, Page, Query, Value, Viewer
 from appliance.web.console.core.shell import make_shell
 from appliance.web.console.core.why import Reason, explain_reasons
 from appliance.web.console.signing.forms import COMMAND_LINE, Field, fields_of, model_of, read_draft
+from appliance.web.console.signing.opened import against_opened, opened_by
 from appliance.web.console.signing.statements import (
     ASSERTION_FIELDS,
     Signing,
@@ -216,6 +219,10 @@ class _Prepare:
         viewer = desk.viewer(request)
         PAGE.check(viewer)
         draft = read_draft(verb, fields, desk.context.clock())
+        if verb == Review.verb:
+            adapter, decision = str(draft.values.get("adapter")), str(draft.values.get("decision"))
+            fetched = desk.opened.of(desk.site.read_cookie(request) or "", adapter)
+            draft.values["opened"] = opened_by(desk.context, adapter, decision, fetched)
         proposal = propose(desk.context, viewer.name, verb, draft)
         value = to_sign(desk.context, viewer, proposal, desk.site.url)
         shell = make_shell(desk.context, viewer, desk.pages)
@@ -281,6 +288,7 @@ class _Submit:
                 disclosures=proposal.disclosures,
                 documents=proposal.documents,
                 source=source_of(request),
+                against=partial(_unopened, desk, desk.site.read_cookie(request) or ""),
             )
             submitted = orders.submit(desk.context, submission)
         except NotAuthenticated as error:
@@ -288,6 +296,12 @@ class _Submit:
             desk.door.count(None, error)
             raise Denied(error.message, code="wrong-signature") from None
         return RedirectResponse(f"/log/{submitted.appended.entry.index}", 303)
+
+
+def _unopened(desk: Desk, secret: str, order: Order) -> tuple[str, ...]:
+    if not isinstance(order, Review):
+        return ()
+    return against_opened(desk.context, order, desk.opened.of(secret, order.name))
 
 
 def source_of(request: Request) -> str:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
-from appliance.domain.core.decisions import Conditions
+from appliance.domain.core.decisions import Conditions, Opened
 from appliance.domain.core.order import Order
 from appliance.domain.core.records import BoundSet, Key, LocalSet
 from appliance.domain.core.signatures import key_ended
@@ -61,6 +61,7 @@ def members_of(model: type[Any] | None) -> dict[str, list[str]]:
     nested: dict[str, type[BaseModel]] = {
         "recipe": ResolvedRecipe,
         "conditions": Conditions,
+        "opened": Opened,
         "people": Enrolment,
         "sets": BoundSet,
         "local_sets": LocalSet,
