@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.kit.warm import find_workers
+
 LEAST_READINGS = 20
 MOST_GROWTH_BYTES = 48 << 20
 """What allocators and caches may still take once everything has been asked for once; a leak of a request passes it."""
@@ -62,20 +64,4 @@ def resident_bytes(pid: int) -> int:
 
 def find_worker(service: int, module: str) -> int:
     """The process below the service that runs the module and holds the most memory; 0 where there is none."""
-    parents, named = {}, []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(place.name)] = int(place.joinpath("stat").read_text().rpartition(")")[2].split()[1])
-            if module.encode() in place.joinpath("cmdline").read_bytes().split(b"\0"):
-                named.append(int(place.name))
-        except OSError:
-            continue
-    below = [pid for pid in named if service in _ancestors(pid, parents)]
-    return max(below, key=resident_bytes, default=0)
-
-
-def _ancestors(pid: int, parents: dict[int, int]) -> list[int]:
-    found = []
-    while pid := parents.get(pid, 0):
-        found.append(pid)
-    return found
+    return max(find_workers(service, module), key=resident_bytes, default=0)

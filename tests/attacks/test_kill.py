@@ -36,6 +36,7 @@ from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.keys import generate_ed25519
 from scripts.kit.appliance import ROOT, Appliance, Refused, free_port
 from scripts.kit.tiny_model import build_base, clauses
+from scripts.kit.warm import find_workers
 from tests.attacks.keeping import cosigned, erase_order, files_with, hand_in, watched
 from tests.attacks.killer import KILL
 
@@ -148,7 +149,7 @@ def await_no_staging(site: Appliance) -> None:
     deadline = time.monotonic() + 10
     while True:
         left = [name for name in os.listdir(site.home / "artifacts") if name.startswith(".staging-")]
-        if len(left) <= (workers(site.service.pid, "appliance.worker.serve") != []):
+        if len(left) <= (find_workers(site.service.pid, "appliance.worker.serve") != []):
             return
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
@@ -634,24 +635,6 @@ def test_a_service_that_dies_while_it_recovers_recovers_next_time(deployment: Ap
 # --- workers ----------------------------------------------------------------------------------------------------------
 
 
-def workers(pid: int, module: str) -> list[int]:
-    """The service's living descendants that run the module, the outermost first."""
-    found, level = [], [pid]
-    while level:
-        level = [child for parent in level for child in children(parent)]
-        found += [child for child in level if module in command(child)]
-    return found
-
-
-def children(pid: int) -> list[int]:
-    found: list[int] = []
-    with suppress(OSError):
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with suppress(OSError):
-                found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
-    return found
-
-
 def command(pid: int) -> str:
     """Empty for one that is gone, and for one that is dead and not yet buried."""
     try:
@@ -673,7 +656,7 @@ def test_a_killed_training_worker_fails_its_run_and_the_next_run_succeeds(deploy
     life = count(deployment, "service.started")
     run = deployment.order(deployment.train_order("killed"))["result"]["run"]
     await_status(deployment, run, "running")
-    os.kill(workers(deployment.service.pid, "appliance.worker.train")[-1], signal.SIGKILL)
+    os.kill(find_workers(deployment.service.pid, "appliance.worker.train")[-1], signal.SIGKILL)
     assert deployment.wait_run(run)["status"] == "failed"
     failed = deployment.entries(type="run.failed")[-1]["body"]
     assert (failed["run"], failed["code"]) == (run, "worker-ended")
@@ -686,7 +669,7 @@ def test_a_killed_serving_worker_is_replaced_by_a_new_admission_and_load(deploym
     assert deployment.service is not None
     assert deployment.chat("legal", "labels")["choices"]
     known = count(deployment, "adapter.admitted"), count(deployment, "adapter.loaded")
-    killed = workers(deployment.service.pid, "appliance.worker.serve")
+    killed = find_workers(deployment.service.pid, "appliance.worker.serve")
     os.kill(killed[-1], signal.SIGKILL)
     await_gone(killed[-1:])
     # The first request may be the one that finds the engine dead; whoever asks next is answered.
@@ -703,7 +686,7 @@ def test_workers_die_with_the_service(deployment: Appliance) -> None:
     deployment.chat("legal", "labels")
     run = deployment.order(deployment.train_order("orphan"))["result"]["run"]
     await_status(deployment, run, "running")
-    pids = workers(deployment.service.pid, "appliance.worker.")
+    pids = find_workers(deployment.service.pid, "appliance.worker.")
     assert {module for module in ("serve", "train") for pid in pids if f"worker.{module}" in command(pid)} == {
         "serve",
         "train",

@@ -11,7 +11,8 @@ import pytest
 from appliance.domain.runs.resumption import Resume
 from appliance.errors import BadInput
 from scripts.kit.appliance import Appliance
-from tests.attacks.test_kill import check_whole, copy_of, end, workers
+from scripts.kit.warm import find_workers
+from tests.attacks.test_kill import check_whole, copy_of, end
 from tests.attacks.test_training import TRAIN, await_step, bodies, replay, run_named, weights
 
 LONG = {"epochs": 60, "batch_size": 8, "checkpoint_every": 20, "dropout": "0.1", "processes": 2}
@@ -42,7 +43,7 @@ def test_a_rank_that_dies_fails_the_run_which_goes_on_to_the_same_bytes(site: Ap
     assert site.service is not None
     run = str(site.order(site.train_order("cut", **LONG))["result"]["run"])
     await_step(site, run, 25)
-    found = workers(site.service.pid, TRAIN)
+    found = find_workers(site.service.pid, TRAIN)
     os.kill(found[-1], signal.SIGKILL)
     assert site.wait_run(run)["status"] == "failed"
     assert bodies(site, "run.failed", run)[-1]["code"] == "rank-ended"

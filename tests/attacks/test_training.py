@@ -21,6 +21,7 @@ from appliance.domain.runs.replays import TOLERANCE, ReplayRun
 from appliance.domain.runs.resumption import Resume
 from appliance.formats.core.canonical import parse_canonical
 from scripts.kit.appliance import Appliance, Refused
+from scripts.kit.warm import find_workers
 from tests.attacks.killer import KILL
 from tests.attacks.test_kill import (
     arm,
@@ -30,7 +31,6 @@ from tests.attacks.test_kill import (
     count,
     die,
     end,
-    workers,
 )
 
 LONG = {"epochs": 80, "batch_size": 8, "checkpoint_every": 40, "dropout": "0.1"}
@@ -84,7 +84,7 @@ def bodies(site: Appliance, type_: str, run: str) -> list[dict[str, Any]]:
 
 def kill_worker(site: Appliance) -> None:
     assert site.service is not None
-    os.kill(workers(site.service.pid, TRAIN)[-1], signal.SIGKILL)
+    os.kill(find_workers(site.service.pid, TRAIN)[-1], signal.SIGKILL)
 
 
 def spoil(site: Appliance, digest: str) -> None:

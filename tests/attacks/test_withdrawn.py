@@ -17,8 +17,9 @@ from appliance.domain.governance.keys import RevokeKey
 from appliance.domain.runs.replays import ReplayRun
 from appliance.domain.runs.resumption import Resume
 from scripts.kit.appliance import Appliance, Refused
+from scripts.kit.warm import find_workers
 from tests.attacks.test_admission import artifact, flip_byte
-from tests.attacks.test_kill import arm, await_death, check_whole, copy_of, end, workers
+from tests.attacks.test_kill import arm, await_death, check_whole, copy_of, end
 from tests.attacks.test_training import TRAIN, await_replay, await_step, await_that, bodies, start, texts
 
 pytestmark = pytest.mark.slow
@@ -40,7 +41,7 @@ def revocation(site: Appliance, what: str) -> Order:
 
 def workers_of(site: Appliance) -> list[int]:
     assert site.service is not None
-    return [pid for module in (TRAIN, "appliance.worker.evaluate") for pid in workers(site.service.pid, module)]
+    return [pid for module in (TRAIN, "appliance.worker.evaluate") for pid in find_workers(site.service.pid, module)]
 
 
 def entries_of(site: Appliance, run: str) -> list[str]:

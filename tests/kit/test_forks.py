@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.kit import forks
+from appliance.runners import local
+from appliance.runners.sandbox import PACKAGE, Sandbox
+from appliance.runners.walls import enter, launcher
+from scripts.kit import forks, warm
 
 SAYS = "import os, sys; print(sys.argv[1:], dict(os.environ), __name__)\n"
 
@@ -42,3 +45,29 @@ def test_it_is_waited_for_and_killed_as_any_child(tmp_path: Path) -> None:
         child.wait(0.05)
     child.kill()
     assert child.wait(20) == child.poll() == -signal.SIGKILL
+
+
+def test_a_forked_worker_stands_behind_every_wall_and_ends_as_one_that_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher, "subprocess", subprocess)
+    warm.fork_workers(forks._forks(("json",)))
+    (tmp_path / "home").mkdir()
+    sandbox = Sandbox(read=(), write=(tmp_path / "home",))
+    with local.start_worker("appliance.worker.compare", sandbox, log=tmp_path / "log") as worker:
+        assert all(worker.layers.values())
+        assert set(worker.check_walls().values()) == {"refused"}
+        (found,) = warm.find_workers(os.getpid(), "appliance.worker.")
+        assert "Seccomp_filters:\t2\n" in Path(f"/proc/{found}/status").read_text()
+        worker.kill()
+        assert worker.poll() == 128 + signal.SIGKILL
+        assert warm.find_workers(os.getpid(), "appliance.worker.") == []
+
+
+def test_a_worker_whose_libraries_would_read_other_variables_is_no_fork(tmp_path: Path) -> None:
+    variables = local._environment(Sandbox(read=(), write=(tmp_path,)))
+    command = ("python", "enter.py", str(PACKAGE), "appliance.worker.train", "{}")
+    assert warm.is_ready(command, {**variables, enter.FILTERED: "1"})
+    assert not warm.is_ready(command, {**variables, "ATEN_CPU_CAPABILITY": "default"})
+    assert not warm.is_ready(command, {**variables, "OMP_NUM_THREADS": "7"})
+    assert not warm.is_ready(("python", "enter.py", "/other", "inmates.crowd", "{}"), variables)
