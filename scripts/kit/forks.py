@@ -131,7 +131,9 @@ def _start(modules: Sequence[str], environment: Mapping[str, str]) -> tuple[sock
 @cache
 def _forks(modules: tuple[str, ...]) -> Forks:
     if modules == TORCH:
-        return _forks(SERVICE).workers()
+        forks = _forks(SERVICE).workers()
+        atexit.register(forks.close)
+        return forks
     connection, process = _start(modules, os.environ)
     atexit.register(process.wait, 60)
     atexit.register(connection.close)
