@@ -10,8 +10,17 @@ from appliance.cli import main
 from appliance.cli.runs import gates
 from appliance.domain.recipe.recipe import Recipe
 from appliance.domain.rulebook.registry import VERBS
+from appliance.web.console.core import why
 from scripts.references.error_codes import BRANCHES, CODES, GENERAL, SECTIONS, find_codes
-from scripts.references.pages import EXIT_CODES, PAGES, RELATIONS, ROLES, render_recipe, render_verbs
+from scripts.references.pages import (
+    EXIT_CODES,
+    PAGES,
+    RELATIONS,
+    ROLES,
+    render_console_codes,
+    render_recipe,
+    render_verbs,
+)
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
 
@@ -19,6 +28,12 @@ FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_what_the_code_says(name: str) -> None:
     assert (FOLDER / name).read_text(encoding="utf-8") == PAGES[name](), "expected what scripts/reference writes"
+
+
+def test_the_console_explains_every_error_code_with_the_words_of_the_table() -> None:
+    file = Path(why.__file__).with_name("codes.json")
+    assert file.read_text(encoding="utf-8") == render_console_codes(), "expected what scripts/reference writes"
+    assert why.CODES.keys() == CODES.keys()
 
 
 def test_no_page_is_written_by_hand() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 
@@ -125,6 +126,12 @@ def render_errors() -> str:
         sections.append(f"## {title}\n\n{_table(_CODE_HEADERS, rows)}")
     exits = _table(("exit code", "what happened", "who acts"), [(str(code), *rest) for code, *rest in EXIT_CODES])
     return _ERRORS.format(exits=exits, sections="\n\n".join(sections))
+
+
+def render_console_codes() -> str:
+    """What the console says of a code on the page of a refusal: [what it means, what to do]."""
+    found = {name: [code.meaning, code.action] for section in SECTIONS.values() for name, code in section.items()}
+    return json.dumps(found, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 _CODE_HEADERS = ("code", "exit code", "HTTP status", "what it means", "what to do")

@@ -22,6 +22,7 @@ from appliance.cli.support.progress import show_bytes
 from appliance.cli.support.reviews import decision_of
 from appliance.cli.support.times import PAST_HELP, parse_moment
 from appliance.errors import BadInput, Tampered, Unavailable
+from appliance.formats.core.spreadsheet import safe_cell
 
 if TYPE_CHECKING:
     from appliance.client.support.log import Proven
@@ -179,13 +180,15 @@ def _value(entry: Entry) -> dict[str, Any]:
 
 
 def _print_csv(entries: Iterable[Told]) -> None:
-    """The columns of reviews are empty for every other entry."""
+    """The columns of reviews are empty for every other entry. A name or text that a spreadsheet would calculate begins
+    with an apostrophe."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow((*_COLUMNS, *_REVIEW_COLUMNS))
     for entry, review in entries:
         value = {**_value(entry), "subjects": " ".join(entry.subjects)}
         told = review or {}
-        writer.writerow([*(value[column] for column in _COLUMNS), *(told.get(column) for column in _REVIEW_COLUMNS)])
+        cells = [*(value[column] for column in _COLUMNS), *(told.get(column) for column in _REVIEW_COLUMNS)]
+        writer.writerow([safe_cell(cell) for cell in cells])
 
 
 @ledger.command("show", example="appliance ledger show 12\nappliance ledger show 12 --document order > order.json")

@@ -104,7 +104,7 @@ def _reasons(outcome: str, body: dict[str, Any], texts: dict[str, str]) -> tuple
         return ()
     told = [body[name] for name in ("reasons", "message", "reason") if body.get(name)]
     lines = told[0] if told and isinstance(told[0], list) else told[:1]
-    return explain_reasons(tuple(texts.get(str(line), str(line)) for line in lines))
+    return explain_reasons(tuple(texts.get(str(line), str(line)) for line in lines), str(body.get("code", "")))
 
 
 def _document(role: str, content: bytes, texts: dict[str, str]) -> Document:

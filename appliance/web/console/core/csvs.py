@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import io
 
+from appliance.formats.core.spreadsheet import safe_cell
 from appliance.web.console.core.page import Table
-
-_BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def write_csv(table: Table) -> str:
@@ -16,17 +15,5 @@ def write_csv(table: Table) -> str:
     writer = csv.writer(out, lineterminator="\r\n")
     writer.writerow(table.headers)
     for row in table.rows:
-        writer.writerow([_cell(value) for value in row])
+        writer.writerow([safe_cell(value) for value in row])
     return out.getvalue()
-
-
-def _cell(value: object) -> object:
-    """A number stays one. A text that a spreadsheet would read as a formula begins with an apostrophe."""
-    if value is None:
-        return ""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return value
-    if isinstance(value, tuple | list):
-        value = " ".join(map(str, value))
-    text = str(value)
-    return f"'{text}" if text.lstrip(" ").startswith(_BEGINS_FORMULA) else text

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from appliance.errors import ApplianceError
 from appliance.web.console.core.page import Value
+from appliance.web.console.core.rules import find_rule
 
 
 class Reason(Value):
@@ -18,46 +22,18 @@ class Refusal(Value):
     status: int
     code: str
     message: str
+    meaning: str
+    """Of the code, whatever the message names."""
     reasons: tuple[Reason, ...]
     allows: str
 
 
-_INVARIANT = "invariant: no policy can loosen it"
-_POLICY = "parameter of the policy set in force"
-_CONDITION = "condition of an approval"
-_STATE = "state of the thing"
+CODES: dict[str, tuple[str, str]] = {
+    name: tuple(told) for name, told in json.loads(Path(__file__).with_name("codes.json").read_bytes()).items()
+}
+"""What each error code means, and what to do, in the words of docs/reference/errors.md (scripts/reference)."""
 
-_RULES: tuple[tuple[str, str, str], ...] = (
-    ("role:", _INVARIANT, "Ask somebody who has the role, or have two administrators grant it to you."),
-    (
-        "separation of duties:",
-        _INVARIANT,
-        "Ask another person: who made a thing cannot approve it, and some roles exclude others.",
-    ),
-    ("opened,", _STATE, "Open the tabs Changes, Quality and Findings of the adapter's page, then decide again."),
-    ("opened:", _STATE, "Decide again from the adapter's page."),
-    ("quorum:", _POLICY, "More reviewers have to approve, in the fields that the policy asks for."),
-    ("request:", _POLICY, "Request the release first: appliance release request."),
-    ("witnesses:", _POLICY, "Enough witnesses have to cosign the log again: appliance witness."),
-    ("review ", _STATE, "The reviewer who rejected it has to approve it, or withdraw the rejection."),
-    ("finding", _STATE, "A reviewer of the finding's field has to close it."),
-    ("adapter ", _STATE, "Train and approve another adapter: a revocation cannot be undone."),
-    ("base ", _STATE, "Use a base that is not revoked."),
-    ("dataset ", _STATE, "Use a dataset that is not revoked."),
-    ("condition", _CONDITION, "Meet the condition, or get a new approval with another one."),
-    ("unit:", _INVARIANT, "Two administrators have to enrol the unit."),
-    ("principal:", _STATE, "Ask a person who is not revoked."),
-    ("order:", _STATE, "Sign the order again."),
-    ("key", _STATE, "Sign with a key that is valid now."),
-    ("release", _STATE, "The release owner has to activate an approved adapter."),
-    ("export", _STATE, "The release owner has to export it again."),
-    ("policy", "site policy", "The site's own policies have to allow it: appliance policy show."),
-    ("site polic", "site policy", "The site's own policies have to allow it: appliance policy show."),
-    ("clock", _INVARIANT, "Correct the clock, or have two administrators reset it: appliance clock reset."),
-)
-"""(How a reason begins, the kind of rule, what would allow it). The first that fits counts."""
-
-_CODES: dict[str, str] = {
+_IN_A_BROWSER: dict[str, str] = {
     "no-session": "Sign in with a passkey, or type appliance console on the machine where your key is.",
     "not-authenticated": "Sign in again: type appliance console. The policy says how long a session lasts.",
     "used-link": "A link works once and for a minute. Type appliance console again.",
@@ -76,22 +52,33 @@ _CODES: dict[str, str] = {
 }
 
 
+"""What to do about a code, where the console has another answer than the command line."""
+
+
 def explain(error: ApplianceError) -> Refusal:
+    meaning, action = CODES.get(error.code, ("", ""))
     return Refusal(
         status=error.status,
         code=error.code,
         message=error.message.removesuffix(f": {'; '.join(error.reasons)}") if error.reasons else error.message,
         reasons=explain_reasons(error.reasons),
-        allows=_CODES.get(error.code, ""),
+        meaning=_sentence(meaning),
+        allows=_IN_A_BROWSER.get(error.code) or ("" if error.reasons else _sentence(action)),
     )
 
 
-def explain_reasons(reasons: tuple[str, ...]) -> tuple[Reason, ...]:
-    return tuple(map(_explain_reason, reasons))
+def explain_reasons(reasons: tuple[str, ...], code: str = "") -> tuple[Reason, ...]:
+    """`code`: of the entry or error that has them; it speaks for a reason that no rule of ours gave."""
+    return tuple(_explain_reason(text, code) for text in reasons)
 
 
-def _explain_reason(text: str) -> Reason:
-    for begins, rule, allows in _RULES:
-        if text.startswith(begins):
-            return Reason(text=text, rule=rule, allows=allows)
-    return Reason(text=text, rule="rule", allows="")
+def _explain_reason(text: str, code: str) -> Reason:
+    meaning, action = CODES.get(code, ("rule", ""))
+    kind, allows = find_rule(text) or (meaning, _IN_A_BROWSER.get(code) or _sentence(action))
+    return Reason(text=text, rule=kind, allows=allows)
+
+
+def _sentence(words: str) -> str:
+    """Of a table's cell: it begins small and has no end."""
+    plain = words.replace("`", "")
+    return f"{plain[:1].upper()}{plain[1:]}." if plain else ""

@@ -1,0 +1,33 @@
+"""What a spreadsheet would calculate is a text for it: in the console and on the command line."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+
+from appliance.cli.audit.auditors import _COLUMNS, _print_csv
+from appliance.domain.core.entry import parse_entry
+from appliance.formats.core.spreadsheet import safe_cell
+from scripts.kit.log_builder import stage
+
+FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "  =1", "=cmd|' /C calc'!A0")
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_a_text_that_would_be_calculated_begins_with_an_apostrophe(text: str) -> None:
+    assert safe_cell(text) == f"'{text}" and safe_cell([text, "x"]) == f"'{text} x"
+
+
+def test_other_values_stay_what_they_are() -> None:
+    assert [safe_cell(one) for one in (-1, 2.5, None, True, "a=b", ("a", "b"))] == [-1, 2.5, "", "True", "a=b", "a b"]
+
+
+def test_the_command_line_prints_no_formula_either(capsys: pytest.CaptureFixture[str]) -> None:
+    site = stage("staffed")
+    entry = parse_entry(site.entries[1]).model_copy(update={"actor": "=1+1", "source": "@x"})
+    _print_csv([(entry, {"decision": "-2+3", "unit": "legal"})])
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (row["actor"], row["source"], row["decision"]) == ("'=1+1", "'@x", "'-2+3")
+    assert row["unit"] == "legal" and set(_COLUMNS) <= row.keys()
