@@ -41,7 +41,7 @@ from appliance.domain.governance.people import (
 )
 from appliance.domain.governance.policies import AdoptPolicy, PolicyAdopted
 from appliance.domain.governance.rules import RaiseRules, RulesRaised
-from appliance.domain.governance.sessions import AuthRefused, SessionOpened
+from appliance.domain.governance.sessions import AuthRefused, SessionClosed, SessionOpened
 from appliance.domain.operations.integrity import ArtifactsChecked
 from appliance.domain.releases.activations import Activate, ReleaseRolledBack, RollBack
 from appliance.domain.releases.adapters import AdapterQuarantined, AdapterRevoked, RevokeAdapter
@@ -304,6 +304,7 @@ TYPES: dict[str, Breach] = {
     "hold.lifted": ("staffed", lambda s: s.ordered(
         HoldLifted(policy=s.in_force), s.order(LiftHold, "anna", subject="unit:legal"))),
     "checkpoint.cosigned": ("staffed", cosigned),
+    "session.closed": ("staffed", lambda s: s.add(SessionClosed(opened=1, principal="anna"), actor="olga")),
     "auth.refused": ("staffed", lambda s: s.add(
         AuthRefused(count=1, since=s.now, principals=("nobody",), keys=()))),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Reading sessions, and attempts without a valid signature."""
+"""Reading sessions, their ends, and attempts without a valid signature."""
 
 from __future__ import annotations
 
@@ -20,6 +20,24 @@ class SessionOpened(Event):
     @property
     def actor(self) -> str | None:
         return None
+
+
+class SessionClosed(Event):
+    """A session ended before its time, because its person or an administrator said so in a session of their own.
+
+    `opened`: the entry that opened it. What a revocation ends, and what runs out, has no entry of this type.
+    """
+
+    type = "session.closed"
+    opened: int = Field(ge=1)
+    principal: Identifier
+
+    @property
+    def actor(self) -> str | None:
+        return None
+
+    def about(self) -> tuple[str, ...]:
+        return (f"principal:{self.principal}",)
 
 
 class AuthRefused(Event):
@@ -46,6 +64,16 @@ def session_opened(case: Case) -> Changes:
     return []
 
 
+def session_closed(case: Case) -> Changes:
+    body, actor = case.of(SessionClosed), case.state.principals.get(case.entry.actor)
+    case.require(body.principal in case.state.principals, "principal", "one that is enrolled", body.principal)
+    case.require(body.opened < case.entry.index, "opened", f"an entry before {case.entry.index}", body.opened)
+    may = actor is not None and actor.revoked is None and actor.has("administrator")
+    expected = f"{body.principal} or an administrator"
+    case.require(case.entry.actor == body.principal or may, "actor", expected, case.entry.actor)
+    return []
+
+
 def auth_refused(case: Case) -> Changes:
     body, state = case.of(AuthRefused), case.state
     for what, named, known in (("principals", body.principals, state.principals), ("keys", body.keys, state.keys)):
@@ -56,5 +84,6 @@ def auth_refused(case: Case) -> Changes:
 
 EVENTS = (
     EventRule(SessionOpened, session_opened),
+    EventRule(SessionClosed, session_closed),
     EventRule(AuthRefused, auth_refused),
 )

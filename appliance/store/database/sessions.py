@@ -43,6 +43,19 @@ class Sessions:
             found = connection.execute(wanted).one_or_none()
         return None if found is None else SessionRow(*found)
 
+    def all(self) -> list[SessionRow]:
+        """Those that were not removed, the newest first; some may have ended."""
+        with database_errors(_WHAT), connect_reader(self._engine) as connection:
+            rows = connection.execute(select(*_ROW).order_by(sessions.c.entry.desc()))
+            return [SessionRow(*row) for row in rows]
+
+    def remove_opened_by(self, entry: int) -> SessionRow | None:
+        """The session that this entry opened, which is gone now; None where there is none."""
+        with database_errors(_WHAT), connect_writer(self._engine) as connection, connection.begin():
+            found = connection.execute(select(*_ROW).where(sessions.c.entry == entry)).one_or_none()
+            connection.execute(delete(sessions).where(sessions.c.entry == entry))
+        return None if found is None else SessionRow(*found)
+
     def remove(self, token: str) -> None:
         self._remove([digest_of(token)])
 

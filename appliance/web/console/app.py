@@ -25,6 +25,7 @@ from appliance.web.console.downloads import download_routes
 from appliance.web.console.pages import PAGES
 from appliance.web.console.signing.orders import order_routes
 from appliance.web.console.signing.passkeys import passkey_routes
+from appliance.web.console.signing.sessions import session_routes
 from appliance.web.console.signing.sign_in import passkey_sign_in_routes
 from appliance.web.console.streams import stream_routes
 from appliance.web.console.units.ask import Asks, ask_routes
@@ -49,6 +50,7 @@ def console_app(
         *sign_in_routes(desk),
         *order_routes(desk),
         *passkey_routes(desk),
+        *session_routes(desk),
         *ask_routes(desk, asks),
         *stream_routes(desk, changes),
         *download_routes(desk),

@@ -9,7 +9,7 @@ from appliance.web.console.operators import curves, data, imports, run, runs
 from appliance.web.console.releases import candidates, releases
 from appliance.web.console.reviewers import adapter, adapters, queue
 from appliance.web.console.signing import orders as sign
-from appliance.web.console.signing import passkeys
+from appliance.web.console.signing import passkeys, sessions
 from appliance.web.console.units import ask, requests, usage
 
 PAGES = (
@@ -37,6 +37,7 @@ PAGES = (
     sign.VERBS_PAGE,
     sign.PAGE,
     passkeys.PAGE,
+    sessions.PAGE,
     people.PAGE,
     people.PERSON,
     orders.PAGE,

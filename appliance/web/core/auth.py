@@ -118,15 +118,15 @@ class Doorkeeper:
         cookie = admit_browser(self._context, row)
         return cookie, self.browser(cookie)
 
-    def sign_out(self, cookie: str) -> None:
+    def sign_out(self, cookie: str, source: str) -> None:
         """At once, for every page and stream of this browser."""
         self.browser(cookie)
-        end_session(self._context, cookie, "browser")
+        end_session(self._context, cookie, source, "browser")
 
-    def end_session(self, authorization: str | None) -> None:
+    def end_session(self, authorization: str | None, source: str) -> None:
         """At once; the token's holder has to sign again."""
         self.person(authorization)
-        end_session(self._context, _bearer(authorization))
+        end_session(self._context, _bearer(authorization), source)
 
     def sweep(self) -> None:
         """Forgets sessions that have ended."""

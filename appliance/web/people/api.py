@@ -163,8 +163,8 @@ def _sessions(router: APIRouter, context: Context, door: Doorkeeper) -> None:
         return {"token": token, "principal": session.principal, "roles": roles, "expires_at": session.expires_at}
 
     @router.delete("/v1/sessions/own")
-    def end_session(authorization: Annotated[str | None, Header()] = None) -> dict[str, Any]:
-        door.end_session(authorization)
+    def end_session(request: Request, authorization: Annotated[str | None, Header()] = None) -> dict[str, Any]:
+        door.end_session(authorization, _source(request))
         return {}
 
 

@@ -12,9 +12,9 @@ from appliance.domain.core.entry import Draft
 from appliance.domain.core.signatures import accept_session, key_ended
 from appliance.domain.core.state import State
 from appliance.domain.governance.service import Heartbeat, ServiceStopped
-from appliance.domain.governance.sessions import MAX_NAMED, AuthRefused, SessionOpened
+from appliance.domain.governance.sessions import MAX_NAMED, AuthRefused, SessionClosed, SessionOpened
 from appliance.domain.serving.requests import RequestRefused
-from appliance.errors import NotAuthenticated
+from appliance.errors import NotAuthenticated, NotFound
 from appliance.formats.signatures.dsse import encode_envelope, parse_envelope
 from appliance.store.database.sessions import SessionRow
 from appliance.workflows.core.context import Context
@@ -99,8 +99,45 @@ def _check(context: Context, row: SessionRow) -> None:
         raise NotAuthenticated(f"session: {why}")
 
 
-def end_session(context: Context, token: str, kind: Kind = "program") -> None:
+def end_session(context: Context, token: str, source: str, kind: Kind = "program") -> None:
+    """At the wish of who holds it. It ends also where the entry that says so cannot be appended; that error is raised
+    after it has."""
+    row = context.sessions.find(_stored(token, kind))
     context.sessions.remove(_stored(token, kind))
+    if row is not None:
+        _record_end(context, row, row.principal, source)
+
+
+def open_sessions(context: Context, asker: str) -> list[SessionRow]:
+    """Those that open something now: of an administrator's asking everybody's, else the asker's own."""
+    state = context.ledger.state
+    now = context.now(state)
+    return [
+        row
+        for row in context.sessions.all()
+        if row.expires_at > now and _ended_by(state, row, now) is None and _may_end(context, asker, row)
+    ]
+
+
+def close_session(context: Context, asker: str, entry: int, source: str) -> SessionRow:
+    """The asker's own, or by an administrator anybody's; NotFound where they may end none that this entry opened. It
+    is over as `end_session` has it."""
+    if not any(row.entry == entry for row in open_sessions(context, asker)):
+        raise NotFound(f"session: expected an open one of {asker}, got none that entry {entry} opened")
+    row = context.sessions.remove_opened_by(entry)
+    if row is None:
+        raise NotFound(f"session: expected one that entry {entry} opened, got one that has ended meanwhile")
+    _record_end(context, row, asker, source)
+    return row
+
+
+def _may_end(context: Context, asker: str, row: SessionRow) -> bool:
+    person = context.ledger.state.principals.get(asker)
+    return row.principal == asker or (person is not None and person.revoked is None and person.has("administrator"))
+
+
+def _record_end(context: Context, row: SessionRow, by: str, source: str) -> None:
+    append(context, SessionClosed(opened=row.entry, principal=row.principal), actor=by, source=source)
 
 
 def sweep_sessions(context: Context) -> None:

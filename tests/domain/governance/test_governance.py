@@ -29,7 +29,7 @@ from appliance.domain.governance.people import (
 )
 from appliance.domain.governance.policies import AdoptPolicy, PolicyAdopted
 from appliance.domain.governance.service import Administrator, Heartbeat, ServiceStarted, ServiceStopped
-from appliance.domain.governance.sessions import AuthRefused, SessionOpened
+from appliance.domain.governance.sessions import AuthRefused, SessionClosed, SessionOpened
 from appliance.domain.retention.holds import HoldPlaced, PlaceHold
 from appliance.domain.rulebook.apply import apply
 from appliance.domain.rulebook.registry import reasons_against
@@ -804,6 +804,20 @@ def test_refused_attempts_name_only_whom_the_log_knows(principals: tuple[str, ..
         site.add(AuthRefused(count=1, since=site.now, principals=principals, keys=keys))
     entry = site.add(AuthRefused(count=1, since=site.now, principals=("anna", "rita"), keys=(site.keys["rita"].keyid,)))
     assert entry.subjects == ("principal:anna", "principal:rita")
+
+
+@pytest.mark.parametrize(
+    ("actor", "opened", "whose", "what"),
+    [("olga", 1, "rita", "actor"), ("rita", 10_000, "rita", "opened"), ("anna", 1, "nobody", "principal")],
+)
+def test_a_session_is_ended_by_its_person_or_an_administrator(actor: str, opened: int, whose: str, what: str) -> None:
+    site = stage("staffed")
+    with refuses(site, Denied, what):
+        site.add(SessionClosed(opened=opened, principal=whose), actor=actor)
+    for who in ("rita", "anna"):
+        assert site.add(SessionClosed(opened=1, principal="rita"), actor=who).subjects == ("principal:rita",)
+    site.revoke("rita")
+    site.add(SessionClosed(opened=1, principal="rita"), actor="anna")
 
 
 def test_refused_attempts_are_counted_from_one() -> None:

@@ -20,7 +20,9 @@ QUIET_S = 5.0
 RETRY_MS = 2_000
 KEPT_S = 600.0
 """A stream ends then, and the browser opens it again where it was."""
-_QUIET_TYPES = ("heartbeat", "request.admitted", "request.finished", "session.opened", "auth.refused")
+_QUIET_TYPES = (
+    *("heartbeat", "request.admitted", "request.finished", "session.opened", "session.closed", "auth.refused"),
+)
 """Entries that change no page that is open."""
 
 

@@ -78,6 +78,11 @@ class Site:
             raise _foreign(f"no Sec-Fetch-Site and {origin or 'no origin'}")
 
 
+def source_of(request: Request) -> str:
+    """Where it came from, as entries have it."""
+    return "tcp" if request.client is None else f"tcp:{request.client.host}"
+
+
 def csrf_of(secret: str) -> str:
     """The token that the forms of a session carry: it follows from the cookie, and the cookie not from it."""
     return encode_base64url(hashlib.sha256(f"csrf:{secret}".encode()).digest())

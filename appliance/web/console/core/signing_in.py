@@ -16,6 +16,7 @@ from starlette.routing import Route
 from appliance.errors import ApplianceError
 from appliance.web.console.core.desk import Desk
 from appliance.web.console.core.render import seconds_since
+from appliance.web.console.core.security import source_of
 from appliance.web.core.auth import Session
 
 
@@ -57,7 +58,7 @@ class _SignOut(_Page):
     async def take(self, request: Request) -> Response:
         await self._desk.form(request)
         site = self._desk.site
-        await run_in_threadpool(self._desk.door.sign_out, site.read_cookie(request) or "")
+        await run_in_threadpool(self._desk.door.sign_out, site.read_cookie(request) or "", source_of(request))
         return RedirectResponse("/sign-in", 303, {"Set-Cookie": site.set_cookie("", 0)})
 
 
@@ -65,6 +66,6 @@ def admit(desk: Desk, request: Request, cookie: str, session: Session) -> Respon
     """The first page, with the session's cookie; a session that this browser had before ends."""
     with suppress(ApplianceError):
         if (before := desk.site.read_cookie(request)) is not None:
-            desk.door.sign_out(before)
+            desk.door.sign_out(before, source_of(request))
     left = seconds_since(desk.context.now(desk.context.ledger.state), session.expires_at)
     return RedirectResponse("/home", 303, {"Set-Cookie": desk.site.set_cookie(cookie, max(round(left), 1))})

@@ -28,6 +28,7 @@ from appliance.formats.core.fields import parse_base64
 from appliance.formats.signatures.dsse import encode_envelope, parse_envelope
 from appliance.web.console.core.desk import Desk
 from appliance.web.console.core.page import PEOPLE, Page, Query, Value, Viewer
+from appliance.web.console.core.security import source_of
 from appliance.web.console.core.shell import make_shell
 from appliance.web.console.core.why import Reason, explain_reasons
 from appliance.web.console.signing.forms import COMMAND_LINE, Field, fields_of, model_of, read_draft
@@ -302,8 +303,3 @@ def _unopened(desk: Desk, secret: str, order: Order) -> tuple[str, ...]:
     if not isinstance(order, Review):
         return ()
     return against_opened(desk.context, order, desk.opened.of(secret, order.name))
-
-
-def source_of(request: Request) -> str:
-    """Where it came from, as entries have it."""
-    return "tcp" if request.client is None else f"tcp:{request.client.host}"

@@ -16,7 +16,7 @@ from appliance.errors import BadInput
 from appliance.formats.core.fields import parse_base64, parse_identifier
 from appliance.formats.signatures.dsse import encode_envelope
 from appliance.web.console.core.desk import Desk
-from appliance.web.console.signing.orders import source_of
+from appliance.web.console.core.security import source_of
 from appliance.web.console.signing.statements import ASSERTION_FIELDS, make_signing, read_envelope, statement_file
 from appliance.web.core.auth import Session
 

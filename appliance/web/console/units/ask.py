@@ -18,8 +18,8 @@ from appliance.errors import BadInput, Unavailable
 from appliance.web.console.core.desk import COUNTED_FOR, Desk
 from appliance.web.console.core.gate import ASK, ASKS
 from appliance.web.console.core.page import Page, Query, Value, Viewer
+from appliance.web.console.core.security import source_of
 from appliance.web.console.core.shell import make_shell
-from appliance.web.console.signing.orders import source_of
 from appliance.web.core.errors import Malformed
 from appliance.web.operations.limits import Quotas
 from appliance.web.units.asking import AnyRequest, Asker, Asking, read_shares
