@@ -71,11 +71,12 @@ def export_wandb(record: Record, name: str, config: dict[str, Any], folder: Path
     new_folder(folder, "export")
     body = record.finished.entry.body
     summary = {key: body[key] for key in ("steps", "planned_steps", "weights_step", "weights", "record")}
+    final = {} if body["final_loss"] is None else {"final_loss": float(body["final_loss"])}
     value = {
         "id": record.run,
         "name": name,
         "config": config,
-        "summary": summary | {"final_loss": float(body["final_loss"]), "entry": record.finished.entry.index},
+        "summary": summary | final | {"entry": record.finished.entry.index},
         "steps": [step.model_dump(mode="json") for step in record.steps],
     }
     try:

@@ -77,8 +77,11 @@ def draw(steps: Sequence[StepRecord], title: str) -> Figure:
 
 
 def _draw_loss(axes: Axes, steps: Sequence[StepRecord]) -> None:
-    at, losses = [step.step for step in steps], [float(step.loss) for step in steps]
-    _draw_line(axes, at, losses, smooth=True, label="training loss of a step", bold=f"median of {SMOOTHED} steps")
+    losses = [math.nan if step.loss is None else float(step.loss) for step in steps]
+    label = "not recorded of a private run" if all(map(math.isnan, losses)) else "training loss of a step"
+    _draw_line(
+        axes, [step.step for step in steps], losses, smooth=True, label=label, bold=f"median of {SMOOTHED} steps"
+    )
     read = [(step.step, step.validation_loss) for step in steps if step.validation_loss is not None]
     if read:
         axes.plot(
@@ -105,12 +108,13 @@ def _mark_spikes(axes: Axes, steps: Sequence[StepRecord]) -> None:
     spikes = [step for step in steps if step.spike is not None]
     if not spikes:
         return
-    axes.plot([s.step for s in spikes], [float(s.loss) for s in spikes], color=RED, marker="v", markersize=6,
+    losses = {step.step: float(step.loss or "nan") for step in spikes}
+    axes.plot(list(losses), list(losses.values()), color=RED, marker="v", markersize=6,
               linestyle="none", label="spike, with its rows")  # fmt: skip
     for step in spikes[:8]:
         rows = ", ".join(map(str, (step.spike or ())[:3])) + (" …" if len(step.spike or ()) > 3 else "")
         place = {"xytext": (7, 3), "textcoords": "offset points"}
-        axes.annotate(f"row {rows}", (step.step, float(step.loss)), color=RED, fontsize=8.5, **place)  # type: ignore[arg-type]
+        axes.annotate(f"row {rows}", (step.step, losses[step.step]), color=RED, fontsize=8.5, **place)  # type: ignore[arg-type]
 
 
 def _draw_line(

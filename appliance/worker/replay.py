@@ -22,6 +22,7 @@ def lead(session: Link, task: Header, blob: bytes, ends: Ends) -> Header:
     from appliance.ml.model import machine
     from appliance.ml.training.checkpoint import encode_checkpoint
     from appliance.ml.training.loop import Step, train
+    from appliance.ml.training.privacy import take_secret
     from appliance.ml.training.ranks import Ranks
 
     recipe, stop = take_recipe(task), take(task, "stop", int)
@@ -32,9 +33,17 @@ def lead(session: Link, task: Header, blob: bytes, ends: Ends) -> Header:
     def report(step: Step) -> None:
         session.send({"frame": "step", **asdict(step)})
 
+    secret = take_secret(recipe, task)
     if not blob:
-        before.write_bytes(encode_checkpoint(train(base, model, samples, recipe, report, stop=0)))
-    training = train(base, model, samples, recipe, report, start=start, stop=stop, validation=validation, ranks=ranks)
+        before.write_bytes(encode_checkpoint(train(base, model, samples, recipe, report, stop=0, secret=secret)))
+    training = train(
+        *(base, model, samples, recipe, report),
+        start=start,
+        stop=stop,
+        validation=validation,
+        ranks=ranks,
+        secret=secret,
+    )
     got.write_bytes(encode_checkpoint(training))
     return {"step": training.step, "machine": machine.describe_kind(recipe["device"])}
 

@@ -31,6 +31,7 @@ def follow(task: Header, blob: bytes, stop: int | None, rank: int, ends: Ends) -
     recipe = take_recipe(task)
     base, attached, samples, validation = prepare(task)
     ranks, start = Ranks(rank, recipe["processes"], ends), blob or None
+    # A private run has one process.
     train(
         base, attached, samples, recipe, lambda step: None, start=start, stop=stop, validation=validation, ranks=ranks
     )
@@ -42,6 +43,7 @@ def lead(session: Link, task: Header, blob: bytes, ends: Ends) -> Header:
     from appliance.ml.training import methods
     from appliance.ml.training.checkpoint import Training, write_checkpoint
     from appliance.ml.training.loop import Step, train
+    from appliance.ml.training.privacy import take_secret
     from appliance.ml.training.ranks import Ranks
     from appliance.ml.training.stopping import list_readings, use_best
 
@@ -61,7 +63,12 @@ def lead(session: Link, task: Header, blob: bytes, ends: Ends) -> Header:
     base, attached, samples, validation = started
     ranks, start = Ranks(0, recipe["processes"], ends), blob or None
     training = train(
-        base, attached, samples, recipe, report, keep=keep, start=start, validation=validation, ranks=ranks
+        *(base, attached, samples, recipe, report),
+        keep=keep,
+        start=start,
+        validation=validation,
+        ranks=ranks,
+        secret=take_secret(recipe, task),
     )
     weights_step = use_best(training)
     made = methods.encode_adapter(attached, recipe["base"])
@@ -76,8 +83,8 @@ def lead(session: Link, task: Header, blob: bytes, ends: Ends) -> Header:
         "trained_tokens": training.trained_tokens,
         "seconds": f"{last[0].seconds if last else earlier:.3f}",
         "peak_bytes": ranks.total_peak(machine.measure_peak_bytes(recipe["device"]), recipe["device"]),
-        "final_loss": f"{training.losses[-1]:.6f}",
-        "losses": [f"{loss:.6f}" for loss in training.losses],
+        "final_loss": None if recipe["privacy"] else f"{training.losses[-1]:.6f}",
+        "losses": [] if recipe["privacy"] else [f"{loss:.6f}" for loss in training.losses],
         "device": recipe["device"],
         "threads": machine.describe_machine()["threads"],
         "packages": machine.list_packages(),

@@ -31,5 +31,6 @@ RECIPE: dict[str, Any] = {
     "seed": 1,
     "compute_dtype": "bfloat16",
     "processes": 1,
+    "privacy": None,
     "quantisation": "nf4-double",
 }

@@ -39,6 +39,7 @@ RECIPE: dict[str, Any] = {
     "weight_decay": "0.0",
     "max_grad_norm": "1.0",
     "gradient_checkpointing": "none",
+    "privacy": None,
     "seed": 1,
     "device": "cpu",
     "quantisation": "nf4-double",

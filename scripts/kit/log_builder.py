@@ -103,7 +103,7 @@ from appliance.domain.serving.requests import RequestAdmitted, RequestFinished
 from appliance.domain.serving.slots import AdapterAdmitted, AdapterLoaded, AdapterUnloaded
 from appliance.domain.serving.tokens import RevokeTokens, TokensRevoked
 from appliance.domain.witnesses.cosignatures import CheckpointCosigned
-from appliance.formats.artifacts.manifest import MANIFEST_PATH, Manifest, ManifestFile, encode_manifest
+from appliance.formats.artifacts.manifest import MANIFEST_PATH, Guarantee, Manifest, ManifestFile, encode_manifest
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import Disclosure, commit, disclose
 from appliance.formats.core.digest import digest_bytes
@@ -579,9 +579,11 @@ class LogBuilder:
         return digest_bytes(b"no base") if base is None else base.digest
 
     def import_dataset(self, **fields: Any) -> Entry:
+        measured = {"facts": fields.pop("facts")} if "facts" in fields else {}
         requested = self.ordered(ImportRequested(policy=self.in_force), self.dataset_order(**fields))
         return self.add(
-            self.dataset_imported(requested), documents={"manifest": manifest("clauses", 1, {"rows": b"rows"})}
+            self.dataset_imported(requested, **measured),
+            documents={"manifest": manifest("clauses", 1, {"rows": b"rows"})},
         )
 
     def dataset_imported(self, requested: Entry, **fields: Any) -> DatasetImported:
@@ -700,7 +702,13 @@ class LogBuilder:
         return self.ordered(RunRefused(policy=self.in_force), order)
 
     def started(self, run: str, **fields: Any) -> RunStarted:
-        standing: dict[str, Any] = {"run": run, "layers": LAYERS, "accepted_missing": (), "walls": WALLS}
+        standing: dict[str, Any] = {
+            "run": run,
+            "layers": LAYERS,
+            "accepted_missing": (),
+            "walls": WALLS,
+            "secret": None,
+        }
         return RunStarted(**standing | fields)
 
     def checkpointed(self, run: str, step: int = 2, **fields: Any) -> RunCheckpointed:
@@ -714,7 +722,8 @@ class LogBuilder:
         return RunCheckpointed(**standing | fields)
 
     def resumed(self, run: str, step: int = 2, **fields: Any) -> RunResumed:
-        standing = self.started(run).model_dump() | {"step": step, "checkpoint": digest_bytes(b"state %d" % step)}
+        standing = self.started(run).model_dump(exclude={"secret"})
+        standing |= {"step": step, "checkpoint": digest_bytes(b"state %d" % step)}
         return RunResumed(**standing | fields)
 
     def resume(self, run: str, signer: str = "olga") -> Entry:
@@ -781,7 +790,7 @@ class LogBuilder:
         files |= {f"{role}.json": data for role, data in judged.items()} | fields.pop("files", {})
         files = {path: data for path, data in files.items() if data is not None}
         self.items |= {digest_bytes(data): data for data in items.values()}
-        listed = manifest(fields.pop("name", "clauses"), version, files)
+        listed = manifest(fields.pop("name", "clauses"), version, files, fields.pop("privacy", None))
         signed = {path: digest_bytes(data) for path, data in files.items()} | {MANIFEST_PATH: digest_bytes(listed)}
         key = fields.pop("key", self.adapter_key)
         documents = {
@@ -1113,6 +1122,7 @@ RECIPE: dict[str, Any] = {
     "device": "cpu",
     "compute_dtype": "bfloat16",
     "processes": 1,
+    "privacy": None,
     "quantisation": "nf4-double",
 }
 
@@ -1132,9 +1142,9 @@ STEPS = _steps()
 ITEMS = encode_items(make_items([Group(2, adapter=True, base=False), Group(1, adapter=True, base=True)]))
 
 
-def manifest(name: str, version: int, files: Mapping[str, bytes]) -> bytes:
+def manifest(name: str, version: int, files: Mapping[str, bytes], privacy: Guarantee | None = None) -> bytes:
     listed = tuple(ManifestFile(path, len(data), digest_bytes(data)) for path, data in sorted(files.items()))
-    return encode_manifest(Manifest(name, version, listed))
+    return encode_manifest(Manifest(name, version, listed, privacy))
 
 
 def order_of(entry: Entry) -> str:

@@ -53,6 +53,7 @@ RECIPE: dict[str, Any] = {
     "device": "cpu",
     "compute_dtype": "float32",
     "processes": 1,
+    "privacy": None,
     "quantisation": "nf4-double",
 }
 

@@ -6,15 +6,17 @@ import base64
 import hashlib
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from appliance.formats.artifacts.manifest import Manifest, ManifestFile, encode_manifest, parse_manifest
+from appliance.formats.artifacts.manifest import Guarantee, Manifest, ManifestFile, encode_manifest, parse_manifest
 from appliance.formats.artifacts.rows import row_digest, row_key, rows_root
 from appliance.formats.core.commitment import disclose, encode_disclosure, parse_disclosure, verify_disclosure
 from appliance.formats.core.fields import encode_base64url, parse_base64url
 from appliance.formats.core.frame import read_frame, write_frame
+from appliance.formats.core.keystream import Keystream, commit_secret
 from appliance.formats.log.checkpoint import Checkpoint, open_checkpoint, sign_checkpoint
 from appliance.formats.log.note import vkey_of
 from appliance.formats.log.trust import Trust, encode_trust, parse_trust
@@ -81,6 +83,23 @@ def test_a_manifest(recorded: Any) -> None:
     assert encode_manifest(manifest).decode() == recorded["manifest"]
     assert manifest.digest == recorded["manifest_digest"]
     assert parse_manifest(recorded["manifest"].encode()) == manifest
+
+
+def test_the_manifest_of_a_private_adapter(recorded: Any) -> None:
+    plain = parse_manifest(recorded["manifest"].encode())
+    private = replace(plain, privacy=Guarantee(epsilon="2.999954", delta="0.0001"))
+    assert encode_manifest(private).decode() == recorded["private_manifest"]
+    assert parse_manifest(recorded["private_manifest"].encode()) == private
+
+
+def test_the_random_bytes_of_a_private_run(recorded: Any) -> None:
+    """The bytes are openssl's, of a key that was made by HMAC alone."""
+    known = recorded["private_training"]
+    secret = bytes.fromhex(known["secret"])
+    assert Keystream(secret, "appliance/private-training/v1/rows/1").take(32).hex() == known["rows_1"]
+    stream = Keystream(secret, "appliance/private-training/v1/rows/1")
+    assert (stream.take(5) + stream.take(27)).hex() == known["rows_1"]
+    assert commit_secret(secret, "appliance/private-training/v1/secret/r-000001") == known["bound"]
 
 
 def test_a_disclosure(recorded: Any) -> None:

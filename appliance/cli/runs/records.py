@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from appliance.domain.runs.steps import StepRecord
 
 SHOWN_SPIKES = 5
+NO_LOSS = "not recorded: the run is private"
 
 
 def facts_of(steps: Sequence[StepRecord], finished: dict[str, Any] | None) -> list[tuple[str, object]]:
@@ -29,7 +30,8 @@ def facts_of(steps: Sequence[StepRecord], finished: dict[str, Any] | None) -> li
         return []
     last, spikes = steps[-1], [step for step in steps if step.spike is not None]
     facts: list[tuple[str, object]] = [("steps done", f"{last.step} of {last.steps}{_why(steps, finished)}")]
-    facts.append(("loss", f"{float(last.loss):.3f}, at first {float(steps[0].loss):.3f}"))
+    losses = [float(step.loss) for step in steps if step.loss is not None]
+    facts.append(("loss", f"{losses[-1]:.3f}, at first {losses[0]:.3f}" if losses else NO_LOSS))
     if last.margin is not None and last.accuracy is not None:
         facts.append(("margin", f"{float(last.margin):.3f} at last, {float(last.accuracy):.0%} of rows above 0"))
     if read := [(step.step, step.validation_loss) for step in steps if step.validation_loss is not None]:
@@ -39,10 +41,11 @@ def facts_of(steps: Sequence[StepRecord], finished: dict[str, Any] | None) -> li
     seconds = float(last.seconds)
     if seconds:
         facts.append(("pace", f"{last.tokens / seconds:.0f} tokens a second over {seconds:.0f} s"))
-    facts.append(("most memory", show_bytes(max(step.peak_bytes for step in steps))))
+    if peak := max(step.peak_bytes for step in steps):
+        facts.append(("most memory", show_bytes(peak)))
     for step in spikes[:SHOWN_SPIKES]:
         rows = ", ".join(map(str, step.spike or ()))
-        facts.append((f"spike at step {step.step}", f"loss {float(step.loss):.3f}, rows {rows}"))
+        facts.append((f"spike at step {step.step}", f"loss {float(step.loss or 0):.3f}, rows {rows}"))
     if len(spikes) > SHOWN_SPIKES:
         facts.append(("more spikes", len(spikes) - SHOWN_SPIKES))
     return facts
@@ -51,7 +54,7 @@ def facts_of(steps: Sequence[StepRecord], finished: dict[str, Any] | None) -> li
 def judge(metrics: Mapping[str, Any], steps: Sequence[StepRecord] = ()) -> list[tuple[str, object]]:
     """The measures on the held-out rows, and each warning; before the sealing only what the steps say."""
     if "training" not in metrics:
-        metrics = {**metrics, "training": summarize_training([step.loss for step in steps])}
+        metrics = {**metrics, "training": summarize_training([step.loss for step in steps if step.loss is not None])}
     warnings = [("warning", text) for text in list_warnings(metrics)]
     return [*((f"held-out {name}", text) for name, text in list_measures(metrics)), *warnings]
 

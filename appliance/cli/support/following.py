@@ -47,13 +47,13 @@ class Display:
             if frame.get("validation_loss") is not None:
                 self._validation = f", validation {float(frame['validation_loss']):.3f}"
             margin = "" if frame.get("margin") is None else f", margin {float(frame['margin']):.3f}"
-            note = f"loss {float(frame['loss']):.3f}{margin}{self._validation}, {_pace(frame)}"
+            loss = "private" if frame["loss"] is None else f"loss {float(frame['loss']):.3f}"
+            note = f"{loss}{margin}{self._validation}, {_pace(frame)}"
             self._measure("trains", int(frame["steps"]), "steps").set(int(frame["step"]), note)
             if frame.get("spike") is not None:
                 rows = ", ".join(str(int(row)) for row in frame["spike"])
                 self.close()
-                loss = f"{float(frame['loss']):.3f}"
-                say(f"{self.run}: the loss spiked at step {int(frame['step'])} to {loss}, rows {rows}.")
+                say(f"{self.run}: the loss spiked at step {int(frame['step'])} to {loss.split()[-1]}, rows {rows}.")
         elif kind == "progress":
             self._measure("evaluates", int(frame["total"]), "rows").set(int(frame["done"]), _pace(frame))
 
@@ -87,6 +87,8 @@ class Display:
 
 def _pace(frame: dict[str, Any]) -> str:
     seconds = float(frame.get("seconds") or 0)
+    if frame.get("loss", 0) is None:
+        return "no pace told"
     return f"{int(frame.get('tokens') or 0) / seconds:.0f} tokens a second" if seconds > 0 else "first step"
 
 

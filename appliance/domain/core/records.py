@@ -226,6 +226,14 @@ class Authorisation(Value):
     index: int
 
 
+class Guarantee(Value):
+    """Differential privacy: what a run of so many steps tells of any one row that it trained on."""
+
+    epsilon: str
+    delta: str
+    steps: int
+
+
 class Run(Value):
     id: str
     order: str
@@ -263,6 +271,10 @@ class Run(Value):
     tier: str | None = None
     """The tier of materiality that its order named."""
     authorised: Authorisation | None = None
+    privacy: Guarantee | None = None
+    """Of a private run."""
+    secret: str | None = None
+    """Of a private run that has begun, the digest that binds its secret."""
 
 
 class TrainingCheckpoint(Value):

@@ -122,7 +122,7 @@ def draw_packs(lengths: Lengths, recipe: ResolvedRecipe, rows: int) -> Iterator[
             order = draw.sample(spread, rows)
         step, order = sorted(order[:size]), order[size:]
         for rank in range(recipe.processes):
-            for part in _split(step[rank :: recipe.processes], recipe.batch_size):
+            for part in _split(step[rank :: recipe.processes], 1 if recipe.privacy else recipe.batch_size):
                 yield make_pack(part, lengths)
     yield make_pack([lengths.longest], lengths)
 
@@ -292,7 +292,8 @@ def _train(subject: Subject, recipe: ResolvedRecipe, pack: Pack, context: int, w
         weights=weights + copies + kept_weights(shape, recipe),
         adapter=0 if full else trainable * 4 + cast,
         optimiser=round(trainable * (2 + 2 / 64)) if eight_bit else 8 * trainable,
-        gradients=4 * trainable,
+        # A private step has a row's gradients beside the sum of all, and noise, in float64.
+        gradients=(4 + (24 if recipe.privacy else 0)) * trainable,
         activations=activations,
         logits=_logits(shape, recipe, pack),
     )

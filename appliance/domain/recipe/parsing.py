@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from appliance.domain.core.words import expected_of
+from appliance.domain.recipe.privacy import FRACTIONS
 from appliance.domain.recipe.recipe import Recipe, ResolvedRecipe
 from appliance.errors import refuse
 
@@ -35,6 +36,9 @@ def parse_recipe(data: Mapping[str, Any]) -> Recipe:
             text, problem = _read_fraction(key, value)
             problems += problem
             values[key] = text
+        elif key == "privacy" and isinstance(value, Mapping):
+            values[key], found = _read_privacy(value)
+            problems += found
         elif key in Recipe.model_fields:
             values[key] = tuple(value) if isinstance(value, list) else value
     try:
@@ -55,6 +59,23 @@ def parse_resolved(data: Mapping[str, Any]) -> ResolvedRecipe:
         problems = _problems(error)
     refuse("recipe", problems)
     raise AssertionError("unreachable: an invalid value has a problem")
+
+
+def _read_privacy(written: Mapping[Any, Any]) -> tuple[dict[str, Any] | None, list[str]]:
+    """Its members as text, or what is wrong with them."""
+    known = ", ".join(FRACTIONS)
+    unknown = [str(key) for key in written if key not in FRACTIONS]
+    problems = [f"recipe, privacy, key {key!r}: expected {known}" for key in unknown]
+    values: dict[str, Any] = {}
+    for key, value in written.items():
+        if key in FRACTIONS and (value != "auto" or key in ("noise", "epsilon")):
+            values[key], found = _read_fraction(f"privacy, {key}", value)
+            problems += found
+    if ("noise" in written) == ("epsilon" in written):
+        problems.append(
+            f"recipe, privacy: expected noise or epsilon, got {'both' if 'noise' in written else 'neither'}"
+        )
+    return (None if problems else values), problems
 
 
 def _unknown(key: str) -> str:

@@ -28,6 +28,7 @@ from appliance.domain.recipe.methods import (
     misfits_base,
 )
 from appliance.domain.recipe.preferences import BETA, lower_rate, misfits_rows
+from appliance.domain.recipe.privacy import ResolvedPrivacy, Written, misfits_privacy, resolve_privacy
 from appliance.domain.recipe.processes import Processes, misfits_machine
 from appliance.errors import refuse
 
@@ -117,6 +118,7 @@ class Recipe(Value):
     processes: Processes = Field(
         1, description="ranks that share each step: on CUDA at most the cards, on the CPU a divisor of the threads"
     )
+    privacy: Written = None
 
 
 class ResolvedRecipe(Value):
@@ -155,6 +157,7 @@ class ResolvedRecipe(Value):
     device: Literal["cpu", "cuda"]
     compute_dtype: Literal["bfloat16", "float32"]
     processes: Processes = Field(description="ranks that share each step; another number gives other bits")
+    privacy: ResolvedPrivacy | None = Field(description="noise that hides each training row; null: none")
 
 
 class Facts(Value):
@@ -188,7 +191,7 @@ def resolve_recipe(recipe: Recipe, facts: Facts) -> ResolvedRecipe:
         "max_length": max_length,
         "warmup_ratio": "0.1",
         "weight_decay": "0.0",
-        "max_grad_norm": "1.0",
+        "max_grad_norm": "0.0" if recipe.privacy else "1.0",
         "gradient_checkpointing": "mlp" if max_length > SHORT_TOKENS else "none",
         "validation": "0.1" if recipe.early_stopping or recipe.validate_every != "auto" else "0.0",
         "device": facts.device,
@@ -203,6 +206,9 @@ def resolve_recipe(recipe: Recipe, facts: Facts) -> ResolvedRecipe:
         values["checkpoint_every"] = max(FEWEST_STEPS, -(-steps // (CHECKPOINTS if method.chooses_modules else 1)))
     if values["validate_every"] == "auto":
         values["validate_every"] = 0 if values["validation"] == "0.0" else -(-steps // READINGS)
+    if recipe.privacy:
+        expected = values["batch_size"] * values["accumulation"]
+        values["privacy"] = resolve_privacy(values["privacy"], facts.train_rows, expected, steps)
     resolved = ResolvedRecipe.model_validate(values)
     of_rows = (facts.context_length, facts.max_tokens, facts.train_rows)
     problems = untrainable(resolved, *of_rows, facts.stored, facts.roles, facts.experts, preferences=facts.preferences)
@@ -263,8 +269,13 @@ def untrainable(
             f"recipe, max_length: expected at least {max_tokens} tokens, the longest row of {recipe.dataset}, "
             f"got {recipe.max_length}"
         )
+    steps = 0
     if isinstance(train_rows, int):
+        steps = count_steps(train_rows, recipe.epochs, recipe.batch_size * recipe.accumulation)
         problems += _misplanned(recipe, train_rows)
+    if recipe.privacy is not None:
+        values = recipe.model_dump()
+        problems += misfits_privacy(recipe.privacy, values, train_rows, steps, preferences=preferences)
     return problems
 
 

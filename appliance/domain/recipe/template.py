@@ -31,6 +31,8 @@ def say_range(schema: dict[str, Any]) -> str:
 
 
 def _say_option(schema: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        return "members in braces, such as {epsilon: 3, delta: 0.00001}"
     if "const" in schema:
         return str(schema["const"])
     if "enum" in schema:

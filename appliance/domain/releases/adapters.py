@@ -30,7 +30,7 @@ from appliance.domain.recipe.methods import METHODS
 from appliance.domain.runs.conditions import check_inputs, check_walls, move, take_run
 from appliance.domain.runs.steps import STEPS_FILE
 from appliance.errors import Denied
-from appliance.formats.artifacts.manifest import MANIFEST_PATH, parse_manifest
+from appliance.formats.artifacts.manifest import MANIFEST_PATH, Guarantee, parse_manifest
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.bundle import verify_model
 from appliance.formats.signatures.dsse import parse_envelope, verify_envelope
@@ -140,6 +140,7 @@ def adapter_sealed(case: Case) -> Changes:
     expected = (run.name, next_version(case.state, run.name))
     case.require((name, version) == expected, "adapter", versioned(*expected), body.adapter)
     case.require((manifest.name, manifest.version) == expected, "manifest", versioned(*expected), manifest.name)
+    case.require(manifest.privacy == guarantee_of(run), "manifest, privacy", run.privacy, manifest.privacy)
     files = {file.path: file.digest for file in manifest.files}
     weights = files.get(METHODS[run.method].weights)
     case.require(weights == run.weights, "weights", run.weights, weights)
@@ -181,6 +182,11 @@ def adapter_sealed(case: Case) -> Changes:
         (case.state.adapters, body.adapter, adapter),
         (case.state.judgements, body.adapter, judgement),
     ]
+
+
+def guarantee_of(run: Run) -> Guarantee | None:
+    """What the manifest of its adapter says of differential privacy."""
+    return None if run.privacy is None else Guarantee(epsilon=run.privacy.epsilon, delta=run.privacy.delta)
 
 
 def check_provenance(case: Case, run: Run) -> None:

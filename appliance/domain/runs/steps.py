@@ -38,11 +38,14 @@ class StepRecord(Canonical):
     """One step. `loss`: the mean over its trained tokens; `rows`: that of each row of the step, by its index in the
     dataset. Tokens (prompts too), trained tokens and seconds are those of the run so far. Of preferences, else null:
     `margin`, the mean over its rows of the chosen answer's reward above the rejected one's, and `accuracy`, the share
-    of rows where it is above 0."""
+    of rows where it is above 0.
+
+    A private step says nothing that follows from which rows it drew: no loss, no rows, the expected tokens, and 0 for
+    seconds and bytes."""
 
     step: int = Field(ge=1)
     steps: int = Field(ge=1)
-    loss: Decimal
+    loss: Decimal | None
     learning_rate: Decimal
     grad_norm: Decimal
     tokens: int = Field(ge=1)
@@ -56,13 +59,17 @@ class StepRecord(Canonical):
     peak_bytes: int = Field(ge=0)
 
 
-def record_step(frame: Mapping[str, Any], losses: Sequence[str]) -> StepRecord:
+def record_step(frame: Mapping[str, Any], losses: Sequence[str | None]) -> StepRecord:
     """A worker's frame as the record of the next step; `losses`: of all steps before. BadInput where it cannot be."""
     if frame.get("step") != len(losses) + 1:
         raise BadInput(f"worker, frame step: expected step {len(losses) + 1}, got {frame.get('step')!r}")
-    loss, rows = _decimal(frame, "loss", 6), _rows(frame)
+    loss, rows = _perhaps(frame, "loss"), _rows(frame)
+    private = loss is None
+    if private and rows:
+        raise BadInput(f"worker, frame step: expected no rows of a step without a loss, got {len(rows)}")
     validation = _perhaps(frame, "validation_loss")
     counts = {name: frame.get(name) for name in ("step", "steps", "tokens", "trained_tokens", "peak_bytes")}
+    counts |= {"peak_bytes": 0} if private else {}
     try:
         return StepRecord(
             **counts,  # type: ignore[arg-type] # checked right here
@@ -74,7 +81,7 @@ def record_step(frame: Mapping[str, Any], losses: Sequence[str]) -> StepRecord:
             validation_loss=validation,
             margin=_perhaps(frame, "margin"),
             accuracy=_perhaps(frame, "accuracy"),
-            seconds=_decimal(frame, "seconds", 3),
+            seconds="0.000" if private else _decimal(frame, "seconds", 3),
         )
     except ValidationError as error:
         raise BadInput(f"worker, frame step: {explain(error)}") from None
@@ -98,10 +105,12 @@ def _decimal(frame: Mapping[str, Any], name: str, digits: int) -> str:
     return f"{value:.{digits}f}"
 
 
-def find_spike(before: Sequence[str], loss: str, rows: Sequence[tuple[int, str]]) -> tuple[int, ...] | None:
+def find_spike(
+    before: Sequence[str | None], loss: str | None, rows: Sequence[tuple[int, str]]
+) -> tuple[int, ...] | None:
     """None, or the rows that made it one: those above the bar, else the highest; the worst first."""
-    recent = [Number(one) for one in before[-SPIKE_WINDOW:]]
-    if len(recent) < SPIKE_FEWEST:
+    recent = [Number(one) for one in before[-SPIKE_WINDOW:] if one is not None]
+    if loss is None or len(recent) < SPIKE_FEWEST:
         return None
     middle = median(recent)
     bar = max(middle * SPIKE_FACTOR, middle + SPIKE_MARGIN)
@@ -121,7 +130,7 @@ def parse_steps(data: bytes, what: str = STEPS_FILE) -> tuple[StepRecord, ...]:
     if lines.pop():
         raise BadInput(f"{what}: expected whole lines, got a last one without its end")
     steps: list[StepRecord] = []
-    losses: list[str] = []
+    losses: list[str | None] = []
     for number, line in enumerate(lines, start=1):
         step = parse_value(StepRecord, line, f"{what}, line {number}")
         if step.step != number:

@@ -8,7 +8,7 @@ from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event, Failed, Ordered
 from appliance.domain.core.names import Decimal, Digest, Identifier, RunId, Time
 from appliance.domain.core.order import Order, Subjects
-from appliance.domain.core.records import BoundSet, LocalSet, Principal, Run
+from appliance.domain.core.records import BoundSet, Guarantee, LocalSet, Principal, Run
 from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import Attachment, EventRule, Verb
@@ -18,7 +18,7 @@ from appliance.domain.evaluation.baselines import incomparable
 from appliance.domain.evaluation.gates import parse_gates
 from appliance.domain.evaluation.judging import check_sets, unfit_local_sets, unfit_sets, unjudgeable
 from appliance.domain.planning.shape import read_roles
-from appliance.domain.recipe.recipe import ResolvedRecipe, untrainable
+from appliance.domain.recipe.recipe import ResolvedRecipe, count_steps, untrainable
 from appliance.domain.runs.conditions import UNDER_WAY, WorkerStarted, check_inputs, check_sandbox, move, take_run
 from appliance.domain.runs.stopping import best_step, read_steps, stops
 from appliance.formats.core.digest import digest_bytes
@@ -56,15 +56,18 @@ class RunRequested(Ordered):
 
 
 class RunStarted(WorkerStarted):
-    """The run's first worker."""
+    """The run's first worker. `secret`: of a private run, a digest that binds the secret from which its rows are drawn
+    and its noise is made; null of any other."""
 
     type = "run.started"
+    secret: Digest | None
 
 
 class RunFinished(Event):
     """`record`: the digest of steps.jsonl; `validation`: (step, loss); `weights` are those after `weights_step`.
 
-    Fewer steps than planned: the validation losses, by the recipe's patience, said that it was enough.
+    Fewer steps than planned: the validation losses, by the recipe's patience, said that it was enough. Of a private run
+    `final_loss` is null, and `trained_tokens` those that were expected.
     """
 
     type = "run.finished"
@@ -78,7 +81,7 @@ class RunFinished(Event):
     trained_tokens: int = Field(ge=1)
     seconds: Decimal
     peak_bytes: int = Field(ge=1)
-    final_loss: Decimal
+    final_loss: Decimal | None
 
     def about(self) -> tuple[str, ...]:
         return (f"run:{self.run}",)
@@ -156,8 +159,19 @@ def run_requested(case: Case) -> Changes:
         sets=order.sets,
         local_sets=order.local_sets,
         tier=order.tier,
+        privacy=_guarantee(case.state, order.recipe),
     )
     return [(case.state.runs, run.id, run)]
+
+
+def _guarantee(state: State, recipe: ResolvedRecipe) -> Guarantee | None:
+    """That its epsilon follows from noise, rows and steps is for `may_train` to say."""
+    dataset = state.datasets.get(recipe.dataset)
+    if recipe.privacy is None or dataset is None:
+        return None
+    rows_a_step = recipe.batch_size * recipe.accumulation
+    steps = count_steps(int(dataset.facts["train_rows"]), recipe.epochs, rows_a_step)
+    return Guarantee(epsilon=recipe.privacy.epsilon, delta=recipe.privacy.delta, steps=steps)
 
 
 def _needs_authorisation(state: State, order: Train) -> bool:
@@ -177,7 +191,9 @@ def run_started(case: Case) -> Changes:
     check_inputs(case, run)
     case.require(run.step == 0, "run", "run.resumed, for one that has a training checkpoint", "run.started")
     check_sandbox(case, body)
-    return move(case.state, run, "running")
+    private = run.privacy is not None
+    case.require((body.secret is not None) == private, "secret", "a digest" if private else "none", body.secret)
+    return move(case.state, run.model_copy(update={"secret": body.secret}), "running")
 
 
 def run_finished(case: Case) -> Changes:
@@ -187,6 +203,12 @@ def run_finished(case: Case) -> Changes:
     check_inputs(case, run)
     case.require(body.steps == run.step, "steps", f"{run.step}, of its last training checkpoint", body.steps)
     check_end(case, run, body)
+    private = run.privacy is not None
+    case.require((body.final_loss is None) == private, "final_loss", "none" if private else "a loss", body.final_loss)
+    if run.privacy is not None:
+        case.require(
+            body.steps == run.privacy.steps, "steps", f"{run.privacy.steps}, which its epsilon counts", body.steps
+        )
     made = {name: getattr(body, name) for name in ("weights", "record", "seconds", "peak_bytes")}
     return move(case.state, run.model_copy(update=made), "trained")
 

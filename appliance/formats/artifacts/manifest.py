@@ -28,10 +28,12 @@ MANIFEST_TYPE = "urn:appliance:manifest:v1"
 MANIFEST_PATH = "manifest.json"
 MAX_FILES = 10_000
 _MEMBERS = frozenset({"_type", "files", "name", "version"})
+_PRIVATE_MEMBERS = frozenset({"delta", "epsilon"})
 _FILE_MEMBERS = frozenset({"digest", "path", "size"})
 # No leading dot: the public model_signing command looks past .git* and the like.
 _STEP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,126}")
 _MAX_STEPS = 8
+_FRACTION = re.compile(r"(?:0|[1-9][0-9]{0,8})\.[0-9]{1,12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,27 @@ class ManifestFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Guarantee:
+    """What an adapter tells of any one row that it was trained on: differential privacy, in decimal text."""
+
+    epsilon: str
+    delta: str
+
+    def __post_init__(self) -> None:
+        for name, value in (("epsilon", self.epsilon), ("delta", self.delta)):
+            if _FRACTION.fullmatch(parse_text(value, f"manifest, privacy, {name}")) is None:
+                raise BadInput(f"manifest, privacy, {name}: expected a decimal fraction such as 2.5, got {show(value)}")
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """`files` sorted by path, at least one, no two alike in any file system, `manifest.json` not among them."""
+    """`files` sorted by path, at least one, no two alike in any file system, `manifest.json` not among them; `privacy`
+    of an adapter that was trained privately."""
 
     name: str
     version: int
     files: tuple[ManifestFile, ...]
+    privacy: Guarantee | None = None
 
     def __post_init__(self) -> None:
         parse_identifier(self.name, "manifest, name")
@@ -77,24 +94,33 @@ class Manifest:
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    return encode_canonical(
-        {
-            "_type": MANIFEST_TYPE,
-            "files": [{"digest": file.digest, "path": file.path, "size": file.size} for file in manifest.files],
-            "name": manifest.name,
-            "version": manifest.version,
-        }
-    )
+    value = {
+        "_type": MANIFEST_TYPE,
+        "files": [{"digest": file.digest, "path": file.path, "size": file.size} for file in manifest.files],
+        "name": manifest.name,
+        "version": manifest.version,
+    }
+    if manifest.privacy is not None:
+        value["privacy"] = {"delta": manifest.privacy.delta, "epsilon": manifest.privacy.epsilon}
+    return encode_canonical(value)
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    value = parse_object(parse_canonical(data), "manifest", _MEMBERS)
+    found = parse_canonical(data)
+    private = isinstance(found, dict) and "privacy" in found
+    value = parse_object(found, "manifest", _MEMBERS | {"privacy"} if private else _MEMBERS)
     parse_constant(value["_type"], "manifest, _type", MANIFEST_TYPE)
     return Manifest(
         name=parse_identifier(value["name"], "manifest, name"),
         version=parse_count(value["version"], "manifest, version", least=1),
         files=tuple(_parse_file(item) for item in parse_list(value["files"], "manifest, files")),
+        privacy=_parse_guarantee(value["privacy"]) if private else None,
     )
+
+
+def _parse_guarantee(value: object) -> Guarantee:
+    members = parse_object(value, "manifest, privacy", _PRIVATE_MEMBERS)
+    return Guarantee(**{name: parse_text(one, f"manifest, privacy, {name}") for name, one in members.items()})
 
 
 def _parse_file(value: object) -> ManifestFile:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from appliance.ml.training.checkpoint import Training, begin_training, restore_c
 from appliance.ml.training.loss import token_losses
 from appliance.ml.training.methods import Attached, is_changed
 from appliance.ml.training.preferences import preference_losses
+from appliance.ml.training.privacy import PrivatePlan, set_private_gradients
 from appliance.ml.training.ranks import ALONE, Ranks
 from appliance.ml.training.starts import STARTS
 from appliance.ml.training.stopping import has_ended, take_reading
@@ -39,12 +40,13 @@ class Step:
 
     `seconds` are those of this process; `row_losses` has each row's index and the mean over its own trained tokens.
     Of preferences, `margin` is the mean of how far the chosen answer's reward is above the rejected one's, and
-    `accuracy` the share of rows where it is.
+    `accuracy` the share of rows where it is. A private step tells nothing of its rows: it has no losses, and the tokens
+    are those that are expected.
     """
 
     step: int
     steps: int
-    loss: float
+    loss: float | None
     learning_rate: float
     grad_norm: float
     tokens: int
@@ -70,46 +72,46 @@ def train(
     stop: int | None = None,
     validation: Sequence[Sample] = (),
     ranks: Ranks = ALONE,
+    secret: bytes = b"",
 ) -> Training:
     """Trains the adapter in place; a loss that is not a number is an error, not a result.
 
     `keep` is called whenever a training checkpoint is due. `start` is one to go on from, `stop` the step to end at.
-    Every rank of a run calls this with the same arguments, and ends with the same weights.
+    Every rank of a run calls this with the same arguments, and ends with the same weights. `secret`: of a private run.
     """
-    plan = list(plan_steps(samples, recipe))
-    warmup = round(float(recipe["warmup_ratio"]) * len(plan))
-    training = begin_training(attached.model, recipe, len(plan), base.device)
+    private = PrivatePlan(samples, recipe, secret) if recipe["privacy"] else None
+    plan = list(plan_steps(samples, recipe)) if private is None else []
+    steps = len(plan) if private is None else len(private)
+    warmup = round(float(recipe["warmup_ratio"]) * steps)
+    training = begin_training(attached.model, recipe, steps, base.device)
     decoder = begin_decoder(base, recipe)
     if start is not None:
         restore_checkpoint(training, start)
     began = time.monotonic()
-    for number, batch in list(enumerate(plan))[training.step : stop]:
+    for number in range(training.step, steps if stop is None else min(stop, steps)):
         if has_ended(training):
             break
-        learning_rate = float(recipe["learning_rate"]) * schedule(number, len(plan), warmup)
+        learning_rate = float(recipe["learning_rate"]) * schedule(number, steps, warmup)
         for group in training.optimizer.param_groups:
             group["lr"] = learning_rate * group["ratio"]
-        weight = sum(sample.weight for sample in batch)
-        weights = training.weights.values()
-        ranks.begin_step(recipe["seed"], number)
-        row_losses, margins = map(ranks.merge, compute_gradients(base, decoder, batch, recipe, ranks))
-        ranks.add_gradients(weights)
-        loss = math.fsum(row_losses.values()) / weight
-        norm = torch.nn.utils.clip_grad_norm_(weights, float(recipe["max_grad_norm"])).item()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise BadInput(f"training, step {number + 1}: {describe_break(row_losses, norm, recipe)}", code="diverged")
+        if private is None:
+            found = _plain_step(base, decoder, plan[number], recipe, training, ranks, number)
+        else:
+            found = _private_step(base, decoder, private, recipe, training, secret, number)
         training.optimizer.step()
         training.optimizer.zero_grad()
-        training.step = number + 1
-        training.losses.append(loss)
-        training.tokens += sum(sample.tokens for sample in batch)
-        training.trained_tokens += sum(sample.trained_tokens for sample in batch)
-        means = tuple((sample.index, row_losses[sample.index] / sample.weight) for sample in batch)
         reading = take_reading(training, attached.model, lambda: mean_loss(base, validation, recipe, ranks))
         peak = ranks.exchange_peaks(measure_peak_bytes(training.device), training.device)
-        step = describe_step(training, learning_rate, norm, time.monotonic() - began, peak, means)
-        margin, accuracy = summarise_margins(list(margins.values()))
-        report(replace(step, validation_loss=reading, margin=margin, accuracy=accuracy))
+        seconds = time.monotonic() - began
+        report(
+            Step(
+                *(training.step, training.steps, found.loss, learning_rate, found.norm),
+                *(training.tokens, training.trained_tokens, seconds, peak, found.rows),
+                validation_loss=reading,
+                margin=found.margin,
+                accuracy=found.accuracy,
+            )
+        )
         if is_due(training, recipe["checkpoint_every"]):
             keep(training)
     if has_ended(training) and not (training.trained_tokens and is_changed(attached)):
@@ -119,6 +121,72 @@ def train(
             code="nothing-trained",
         )
     return training
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a step's gradients came with."""
+
+    loss: float | None
+    norm: float
+    rows: tuple[tuple[int, float], ...] = ()
+    margin: float | None = None
+    accuracy: float | None = None
+
+
+def _plain_step(
+    base: Base,
+    decoder: Decoder | None,
+    batch: Sequence[Sample],
+    recipe: Mapping[str, Any],
+    training: Training,
+    ranks: Ranks,
+    number: int,
+) -> _Found:
+    """The gradients of a step, clipped together; BadInput where they are no numbers."""
+    weights = training.weights.values()
+    ranks.begin_step(recipe["seed"], number)
+    row_losses, margins = map(ranks.merge, compute_gradients(base, decoder, batch, recipe, ranks))
+    ranks.add_gradients(weights)
+    loss = math.fsum(row_losses.values()) / sum(sample.weight for sample in batch)
+    norm = torch.nn.utils.clip_grad_norm_(weights, float(recipe["max_grad_norm"])).item()
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise BadInput(f"training, step {number + 1}: {describe_break(row_losses, norm, recipe)}", code="diverged")
+    training.step = number + 1
+    training.losses.append(loss)
+    training.tokens += sum(sample.tokens for sample in batch)
+    training.trained_tokens += sum(sample.trained_tokens for sample in batch)
+    means = tuple((sample.index, row_losses[sample.index] / sample.weight) for sample in batch)
+    return _Found(loss, norm, means, *summarise_margins(list(margins.values())))
+
+
+def _private_step(
+    base: Base,
+    decoder: Decoder | None,
+    plan: PrivatePlan,
+    recipe: Mapping[str, Any],
+    training: Training,
+    secret: bytes,
+    number: int,
+) -> _Found:
+    """The noised gradients of a step; BadInput where the weights are no numbers any more."""
+
+    def row_loss(sample: Sample) -> torch.Tensor:
+        return part_losses(base, decoder, [sample], recipe)[0].sum() / sample.weight
+
+    set_private_gradients(training.weights, plan.draw(number), row_loss, plan, recipe, secret, number)
+    norm = torch.nn.utils.get_total_norm([w.grad for w in training.weights.values() if w.grad is not None]).item()
+    if not all(bool(weight.isfinite().all()) for weight in training.weights.values()):
+        raise BadInput(
+            f"training, step {number + 1}: expected finite weights, got others "
+            f"(learning_rate {recipe['learning_rate']})",
+            code="diverged",
+        )
+    training.step = number + 1
+    training.losses.append(0.0)
+    training.tokens = plan.count_expected(number + 1, lambda sample: sample.tokens)
+    training.trained_tokens = plan.count_expected(number + 1, lambda sample: sample.trained_tokens)
+    return _Found(None, norm)
 
 
 def compute_gradients(
@@ -158,19 +226,6 @@ def begin_decoder(base: Base, recipe: Mapping[str, Any]) -> Decoder | None:
 def is_due(training: Training, every: int) -> bool:
     """A training checkpoint after every so many steps, and after the last."""
     return training.step % every == 0 or has_ended(training)
-
-
-def describe_step(
-    training: Training,
-    learning_rate: float,
-    norm: float,
-    seconds: float,
-    peak: int,
-    row_losses: tuple[tuple[int, float], ...],
-) -> Step:
-    """The step just done, for those who follow."""
-    counts = (training.tokens, training.trained_tokens, seconds, peak)
-    return Step(training.step, training.steps, training.losses[-1], learning_rate, norm, *counts, row_losses)
 
 
 def summarise_margins(margins: Sequence[float]) -> tuple[float | None, float | None]:

@@ -21,6 +21,7 @@ from appliance.workflows.core.record import conceal
 from appliance.workflows.core.retry import append_with_retry
 from appliance.workflows.core.workers import carry_out, check_walls, worker
 from appliance.workflows.data.imports import checked_base
+from appliance.workflows.runs.privacy import read_secret
 from appliance.workflows.runs.train import train_order
 
 BEFORE, EXPECTED, GOT = "before.safetensors", "expected.safetensors", "got.safetensors"
@@ -109,6 +110,7 @@ def _train_again(context: Context, run: Run, replay: Replay, begin: bytes, folde
         "stop": replay.to_step,
         "before": str(folder / BEFORE),
         "got": str(folder / GOT),
+        **({"secret": read_secret(context, run).hex()} if run.privacy is not None else {}),
     }
     module, gpu, key = "appliance.worker.replay", recipe.device == "cuda", f"replay-{replay.order[7:23]}"
     with worker(context, key, module, read=(base, dataset), write=(folder,), gpu=gpu) as started:
@@ -131,6 +133,9 @@ def _measure(context: Context, replay: Replay, folder: Path, scratch: Path) -> s
 
 def _check_kept(context: Context, order: ReplayRun) -> None:
     """Before the order is recorded: what the window begins from is still there."""
+    run = context.ledger.state.runs.get(order.run)
+    if run is not None and run.privacy is not None:
+        read_secret(context, run)
     begin = context.ledger.state.training_checkpoints.get(checkpoint_key(order.run, order.from_step))
     if begin is not None and not context.checkpoints.size(begin.digest):
         raise NotFound(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from appliance.domain.core.records import Run
 from appliance.domain.evaluation.baselines import compare
 from appliance.domain.evaluation.judging import CALIBRATION_FILE, GATES_FILE, VERDICT_FILE
 from appliance.domain.evaluation.quality import summarize_training
-from appliance.domain.releases.adapters import AdapterSealed, next_version
+from appliance.domain.releases.adapters import AdapterSealed, guarantee_of, next_version
 from appliance.domain.runs.steps import STEPS_FILE, parse_steps
 from appliance.domain.runs.training import Train
 from appliance.errors import NotFound, Tampered
@@ -54,7 +55,7 @@ def seal(
     findings = judge_run(context, run, evaluation.items, metrics["sets"])
     _write_documents(context, run, order, output, metrics, evaluation.result["probe"])
     _write_findings(output, findings)
-    listed = list_files(output, run.name, version)
+    listed = replace(list_files(output, run.name, version), privacy=guarantee_of(run))
     manifest = encode_manifest(listed)
     (output / MANIFEST_PATH).write_bytes(manifest)
     digest = digest_bytes(manifest)
@@ -77,7 +78,7 @@ def seal(
 def _training(output: Path, run: str) -> dict[str, Any]:
     """How the training loss went, by the recorded steps that are sealed beside it."""
     record = parse_steps((output / STEPS_FILE).read_bytes(), f"{STEPS_FILE} of {run}")
-    return {"training": summarize_training([step.loss for step in record])}
+    return {"training": summarize_training([step.loss for step in record if step.loss is not None])}
 
 
 def _write_documents(

@@ -31,7 +31,7 @@ from appliance.workflows.core.workers import carry_out, check_walls, worker
 from appliance.workflows.data.imports import checked_base
 from appliance.workflows.data.teaching import check_labels
 from appliance.workflows.evaluation.local_sets import check_local
-from appliance.workflows.runs import checkpoints, evaluate, planning, steps
+from appliance.workflows.runs import checkpoints, evaluate, planning, privacy, steps
 from appliance.workflows.runs.seal import seal
 
 RESULT = (
@@ -133,6 +133,7 @@ def carry_through(context: Context, run_id: str) -> None:
     else:
         context.progress.end(run_id, result={"adapter": adapter})
     checkpoints.sweep(context)
+    privacy.sweep_secrets(context)
     steps.sweep(context)
 
 
@@ -173,14 +174,16 @@ def _train_on(context: Context, run_id: str, order: Train, places: Places) -> di
     check_standing(context, run)
     last = last_checkpoint(state, run)
     begin = b"" if last is None else context.checkpoints.read(last.digest)
+    secret = _take_secret(context, run)
     gpu, write = order.recipe.device == "cuda", (places.output, places.checkpoints)
     module, read = "appliance.worker.train", (places.base, places.dataset)
     with worker(context, run_id, module, read=read, write=write, gpu=gpu) as started:
-        _record_start(context, run_id, last, started)
+        _record_start(context, run, last, started, secret)
         task = {
             "recipe": order.recipe.model_dump(mode="json"),
             "seconds": 0.0 if last is None else float(last.seconds),
             **{name: str(path) for name, path in vars(places).items()},
+            **({"secret": secret.hex()} if secret else {}),
         }
         recorder = steps.Recorder(context.steps, run_id, 0 if last is None else last.step)
         most = planning.max_checkpoint_bytes(context, order.recipe)
@@ -192,16 +195,23 @@ def _train_on(context: Context, run_id: str, order: Train, places: Places) -> di
     return {**result, "record": record}
 
 
-def _record_start(context: Context, run_id: str, last: TrainingCheckpoint | None, started: Worker) -> None:
+def _take_secret(context: Context, run: Run) -> bytes:
+    """Of a private run; none of any other."""
+    if run.privacy is None:
+        return b""
+    return privacy.begin_secret(context, run) if run.secret is None else privacy.read_secret(context, run)
+
+
+def _record_start(context: Context, run: Run, last: TrainingCheckpoint | None, started: Worker, secret: bytes) -> None:
     walls = check_walls(started)
     missing = tuple(sorted(layer for layer, stands in started.layers.items() if not stands))
-    sandbox: dict[str, Any] = {"run": run_id, "layers": started.layers, "accepted_missing": missing, "walls": walls}
+    sandbox: dict[str, Any] = {"run": run.id, "layers": started.layers, "accepted_missing": missing, "walls": walls}
     if last is None:
-        append_with_retry(context, RunStarted(**sandbox))
+        append_with_retry(context, RunStarted(secret=privacy.bind(run, secret) if secret else None, **sandbox))
     else:
         append_with_retry(context, RunResumed(step=last.step, checkpoint=last.digest, **sandbox))
     frame = {"frame": "started", "walls": walls, "layers": started.layers, "step": 0 if last is None else last.step}
-    context.progress.publish(run_id, frame)
+    context.progress.publish(run.id, frame)
 
 
 def _fail(context: Context, run_id: str, error: ApplianceError) -> None:

@@ -16,8 +16,9 @@ PACE_STEPS = 10
 """The pace is that of the last ones where so many come at once, else that of the run so far."""
 _NOTHING = {"seconds": 0, "step": 0, "tokens": 0}
 
-Point = tuple[int, float, float | None, float, float, float, int]
-"""Step, loss, validation loss, learning rate, gradient norm, seconds so far, most memory in bytes."""
+Point = tuple[int, float | None, float | None, float, float, float, int]
+"""Step, loss (none of a private run), validation loss, learning rate, gradient norm, seconds so far, most memory in
+bytes."""
 
 
 def follow(context: Context, run: str) -> Next:
@@ -65,7 +66,7 @@ def progress_of(frames: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "step": int(last["step"]),
         "steps": int(last["steps"]),
         "tokens_s": tokens / seconds if seconds > 0 else None,
-        "left_s": (int(last["steps"]) - int(last["step"])) * seconds / done if done > 0 else None,
+        "left_s": (int(last["steps"]) - int(last["step"])) * seconds / done if done > 0 and seconds > 0 else None,
         "peak_bytes": max(int(frame["peak_bytes"]) for frame in steps),
         "evaluated": evaluated,
     }
@@ -75,7 +76,7 @@ def point_of(step: dict[str, Any]) -> Point:
     validation = step.get("validation_loss")
     return (
         int(step["step"]),
-        float(step["loss"]),
+        None if step["loss"] is None else float(step["loss"]),
         None if validation is None else float(validation),
         float(step["learning_rate"]),
         float(step["grad_norm"]),

@@ -86,7 +86,7 @@ def curves_of(steps: list[dict[str, Any]]) -> Curves:
     return Curves(
         points=tuple(thin([point_of(step) for step in steps])),
         spikes=tuple(
-            Spike(step=int(step["step"]), loss=float(step["loss"]), rows=tuple(step["spike"]))
+            Spike(step=int(step["step"]), loss=float(step["loss"] or 0), rows=tuple(step["spike"]))
             for step in steps
             if step.get("spike") is not None
         ),

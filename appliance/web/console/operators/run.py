@@ -104,8 +104,8 @@ def run(context: Context, viewer: Viewer, query: RunQuery) -> RunPage:
         steps=far.get("steps"),
         left_s=far.get("left_s") if row.status == "running" else None,
         tokens_s=far.get("tokens_s"),
-        loss=float(steps[-1]["loss"]) if steps else None,
-        first_loss=float(steps[0]["loss"]) if steps else None,
+        loss=float(losses[-1]) if losses else None,
+        first_loss=float(losses[0]) if losses else None,
         validation=_validation(steps),
         spikes=curves_of(steps).spikes,
         recipe={} if recipe is None else recipe.model_dump(mode="json"),
@@ -130,7 +130,7 @@ def _costs(
     context: Context, row: Run, recipe: ResolvedRecipe | None, steps: list[dict[str, Any]]
 ) -> tuple[Compared, ...]:
     """The plan of this recipe on this machine as it is now, beside what the run used."""
-    peak = row.peak_bytes or max((int(step["peak_bytes"]) for step in steps), default=None)
+    peak = row.peak_bytes or max((int(step["peak_bytes"]) for step in steps), default=0) or None
     planned = {} if recipe is None else _plan(context, recipe)
     used = {
         "steps": str(steps[-1]["step"]) if steps else None,

@@ -232,9 +232,12 @@ def _value(one: Field, text: str, now: datetime) -> Any:
 
 
 def _recipe_value(text: str) -> Any:
-    """As YAML would read it: a whole number, a list divided by commas, or a word."""
+    """As YAML would read it: a whole number, members in braces, a list divided by commas, or a word."""
     if not text:
         return None
+    if text.startswith("{") and text.endswith("}"):
+        members = (part.partition(":") for part in text[1:-1].split(","))
+        return {name.strip(): value.strip() for name, _, value in members}
     if text.isascii() and text.isdecimal() and len(text) < 12:
         return int(text)
     return [part.strip() for part in text.split(",")] if "," in text else text

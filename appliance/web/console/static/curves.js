@@ -67,7 +67,8 @@
       if (told.points.length) {
         show("step", told.step);
         show("steps", told.steps);
-        show("loss", told.points[told.points.length - 1][1].toFixed(3));
+        const loss = told.points[told.points.length - 1][1];
+        show("loss", loss === null ? "–" : loss.toFixed(3));
         show("pace", told.tokens_s === null ? "–" : Math.round(told.tokens_s).toLocaleString("en"));
         show("left", told.left_s === null || told.last ? "–" : age(told.left_s));
         root.querySelectorAll('[data-show="far"]').forEach((node) => { node.max = told.steps; node.value = told.step; });
