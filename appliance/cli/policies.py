@@ -53,7 +53,8 @@ def adopt(caller: Caller, folder: Path) -> None:
 
     Shows what would change. Needs two administrators.
     """
-    from appliance.client.policies import current_policy, differences, load_policy, propose_adoption
+    from appliance.client.policies import current_policy, load_policy, propose_adoption
+    from appliance.domain.governance.policy_changes import differences
 
     new = load_policy(folder)
     changes = differences(current_policy(caller.reading()).policy, new.policy)
@@ -96,7 +97,8 @@ def test(caller: Caller, folder: Path) -> None:
 @click.pass_obj
 def diff(caller: Caller, folder: Path) -> None:
     """What would change: parameters, Cedar policies and schema, as a unified diff against the set in force."""
-    from appliance.client.policies import current_policy, differences, load_policy
+    from appliance.client.policies import current_policy, load_policy
+    from appliance.domain.governance.policy_changes import differences
 
     old, new = current_policy(caller.reading()), load_policy(folder)
     changes = differences(old.policy, new.policy)

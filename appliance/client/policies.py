@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ from appliance.client.support.orders import propose
 from appliance.domain.core.names import encode_value
 from appliance.domain.core.policy import PolicySet, parse_policy
 from appliance.domain.governance.policies import AdoptPolicy
-from appliance.domain.governance.policy_files import ADOPTED, PARAMETERS, POLICIES, SCHEMA, TESTS, assemble_policy
+from appliance.domain.governance.policy_files import ADOPTED, TESTS, assemble_policy
 from appliance.domain.rulebook.proposals import Proposal
 from appliance.errors import BadInput, NotFound, Tampered
 from appliance.formats.core.digest import digest_bytes
@@ -69,20 +66,3 @@ def run_cases(door: Door, path: Path) -> list[dict[str, Any]]:
     if not results:
         raise BadInput(f"policy test cases, {path / TESTS}: expected at least one, got none")
     return list(results)
-
-
-def differences(old: PolicySet, new: PolicySet) -> list[str]:
-    """As unified diffs: one over the parameters, one over the Cedar text, one over its schema."""
-    lines: list[str] = []
-    for what, before, after in (
-        (PARAMETERS, _shown(old.parameters.model_dump()), _shown(new.parameters.model_dump())),
-        (POLICIES, old.cedar, new.cedar),
-        (SCHEMA, old.cedar_schema, new.cedar_schema),
-    ):
-        names = (f"{old.name}/{what} (in force)", f"{new.name}/{what}")
-        lines += difflib.unified_diff(before.splitlines(), after.splitlines(), *names, lineterm="")
-    return lines
-
-
-def _shown(parameters: Mapping[str, Any]) -> str:
-    return json.dumps(parameters, indent=2, sort_keys=True)

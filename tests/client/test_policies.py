@@ -10,6 +10,7 @@ import pytest
 from appliance.client import policies
 from appliance.client.support import orders
 from appliance.domain.core.names import encode_value
+from appliance.domain.governance.policy_changes import differences
 from appliance.errors import BadInput, NotFound, Tampered
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.digest import digest_bytes
@@ -70,11 +71,11 @@ def test_the_set_in_force_is_believed_by_its_bytes_alone(open_office: Callable[.
 
 
 def test_differences_name_what_was_and_what_would_be(tmp_path: Path) -> None:
-    changes = policies.differences(policy_set(), policies.load_policy(_folder(tmp_path, reviewers=3)).policy)
+    changes = differences(policy_set(), policies.load_policy(_folder(tmp_path, reviewers=3)).policy)
     assert '-  "reviewers": 2,' in changes
     assert '+  "reviewers": 3,' in changes
     assert "+permit(principal, action, resource);" in changes
-    assert policies.differences(policy_set(), policy_set()) == []
+    assert differences(policy_set(), policy_set()) == []
 
 
 def test_adoption_signs_the_digest_of_the_set_that_was_read_here(

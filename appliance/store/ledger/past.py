@@ -78,6 +78,29 @@ def versions_between(
     return values, sorted(changed)
 
 
+@dataclass(frozen=True)
+class Changed:
+    """A thing's value in canonical JSON from the entry `since` on; None: that entry removed it."""
+
+    since: int
+    kind: str
+    id: str
+    value: str | None
+
+
+def changes_between(connection: Connection, after: int, last: int, kinds: Iterable[str]) -> list[Changed]:
+    """What each entry after `after`, up to `last`, set or removed, in the log's order."""
+    column, wanted = projections.c, list(kinds)
+    made = select(column.since, column.kind, column.id, column.value)
+    made = made.where(column.kind.in_(wanted), column.since > after, column.since <= last)
+    found = [Changed(*row) for row in connection.execute(made)]
+    ended = select(column.until, column.kind, column.id)
+    ended = ended.where(column.kind.in_(wanted), column.until > after, column.until <= last)
+    replaced = {(one.since, one.kind, one.id) for one in found}
+    found += [Changed(*row, None) for row in connection.execute(ended) if tuple(row) not in replaced]
+    return sorted(found, key=lambda one: one.since)
+
+
 def state_at(connection: Connection, index: int, kinds: Iterable[str], unit: str | None = None) -> State:
     """The state after this entry, as far as these kinds go, and this unit."""
     data = read_entry_bytes(connection, index)

@@ -33,6 +33,7 @@ from appliance.web.console.core.shell import make_shell
 from appliance.web.console.core.why import Reason, explain_reasons
 from appliance.web.console.signing.forms import COMMAND_LINE, Field, fields_of, model_of, read_draft
 from appliance.web.console.signing.opened import against_opened, opened_by
+from appliance.web.console.signing.policies import Comparison, compare_policies
 from appliance.web.console.signing.statements import (
     ASSERTION_FIELDS,
     Signing,
@@ -183,13 +184,15 @@ class Endorsed(Value):
 
 
 class ToSign(Value):
-    """`endorsed`: the other order, where this one endorses it. `against`: why it would be refused now."""
+    """`endorsed`: the other order, where this one endorses it. `comparison`: of the policy set that either adopts.
+    `against`: why it would be refused now."""
 
     verb: str
     title: str
     meaning: str
     signing: Signing
     endorsed: Endorsed | None
+    comparison: Comparison | None
     against: tuple[Reason, ...]
     text: str
 
@@ -236,35 +239,41 @@ def to_sign(context: Context, viewer: Viewer, proposal: Proposal, url: str) -> T
     state, order = context.ledger.state, proposal.order
     keys = standing_passkeys(state, viewer.name, url, context.now(state))
     allowed = tuple(key.passkey.credential_id for key in keys if key.passkey is not None)
-    endorsed = _endorsed(context, order.order) if isinstance(order, Endorse) else None
+    waiting = _waiting(context, order.order) if isinstance(order, Endorse) else None
     return ToSign(
         verb=order.verb,
         title=VERBS[order.verb].title,
         meaning=VERBS[order.verb].means(order),
         signing=make_signing(encode_proposal(proposal), "order:", viewer.name, url, allowed, type(order)),
-        endorsed=endorsed,
+        endorsed=None if waiting is None else _endorsed(*waiting),
+        comparison=compare_policies(context, proposal if waiting is None else waiting[0]),
         against=explain_reasons(orders.check(context, viewer.name, encode_order(order))),
         text=encode_order(order).decode("utf-8"),
     )
 
 
-def _endorsed(context: Context, digest: str) -> Endorsed:
-    """The order that waits, from the bytes that its signer signed."""
+def _waiting(context: Context, digest: str) -> tuple[Proposal, int]:
+    """The order that waits, from the bytes that its signer signed, and its entry."""
     for row in pending_orders(context):
         if row["digest"] == digest:
             order = ORDERS.parse(parse_envelope(encode_canonical(row["envelope"])).payload)
             documents = {role: parse_base64(text, role) for role, text in row["documents"].items()}
             check_documents(order, documents)
             texts = tuple(parse_disclosure_value(one) for one in row["disclosures"])
-            return Endorsed(
-                verb=order.verb,
-                signer=order.signer,
-                entry=row["index"],
-                meaning=VERBS[order.verb].means(order),
-                file=encode_proposal(Proposal(order, texts, documents)).decode("utf-8"),
-                members=members_json(type(order)),
-            )
+            return Proposal(order, texts, documents), row["index"]
     raise NotFound(f"order: expected one that waits for a second administrator, got {digest!r:.90}")
+
+
+def _endorsed(proposal: Proposal, entry: int) -> Endorsed:
+    order = proposal.order
+    return Endorsed(
+        verb=order.verb,
+        signer=order.signer,
+        entry=entry,
+        meaning=VERBS[order.verb].means(order),
+        file=encode_proposal(proposal).decode("utf-8"),
+        members=members_json(type(order)),
+    )
 
 
 class _Submit:

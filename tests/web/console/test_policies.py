@@ -1,0 +1,135 @@
+"""A policy set is compared and tried before it is adopted: which decisions and releases would end otherwise."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from appliance.domain.core.names import encode_value
+from appliance.domain.core.policy import PolicySet
+from appliance.domain.governance.policies import AdoptPolicy
+from appliance.domain.governance.policy_changes import describe_changes
+from appliance.errors import BadInput, Denied
+from appliance.formats.core.commitment import disclose
+from appliance.formats.core.digest import digest_bytes
+from appliance.formats.signatures.dsse import encode_envelope
+from appliance.workflows import orders
+from appliance.workflows.queries import policy_trial
+from appliance.workflows.queries.policy_trial import try_policy
+from tests.kit.console import Console, console
+from tests.kit.founded import policy_set
+
+FORBID = """
+@id("no-olga")
+forbid (principal, action == Action::"train", resource) when { principal.name == "olga" };
+"""
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
+    with console("released", tmp_path_factory.mktemp("p") / "h") as made:
+        made.site.adopt(policy_set())
+        yield made
+
+
+def tried(desk: Console, policy: PolicySet) -> policy_trial.Trial:
+    document = encode_value(policy)
+    return try_policy(desk.context, document, digest_bytes(document))
+
+
+def test_the_set_in_force_changes_nothing(desk: Console) -> None:
+    found = tried(desk, policy_set())
+    assert (found.otherwise, found.releases, found.ended) == ((), (), "at the log's end")
+    assert found.judged > 10 and found.judged + found.unclear == found.found
+
+
+def test_a_decision_that_a_new_site_policy_refuses_is_listed_with_its_reason(desk: Console) -> None:
+    policy = policy_set()
+    found = tried(desk, policy.model_copy(update={"cedar": policy.cedar + FORBID}))
+    (one,) = found.otherwise
+    assert (one.verb, one.signer, one.was) == ("train", "olga", "accepted")
+    assert one.reasons == ("site policy no-olga: forbids train by olga",)
+    assert found.releases == (), "what was trained stays"
+
+
+def test_a_release_that_would_stop_is_listed_and_nothing_of_the_service_s_state_changes(desk: Console) -> None:
+    before = desk.context.ledger.state.parameters
+    found = tried(desk, policy_set(reviewers=3, distinct_fields=3))
+    (one,) = found.releases
+    assert (one.unit, one.task, one.adapter, one.answers_now) == ("legal", "labels", "clauses@1", True)
+    assert any("quorum" in reason for reason in one.reasons)
+    assert "activate" in {decision.verb for decision in found.otherwise}
+    assert desk.context.ledger.state.parameters is before
+
+
+def test_a_refusal_that_a_looser_set_would_lift_is_listed(desk: Console) -> None:
+    site = desk.site
+    meaning = disclose("I read it.", bytes(32))
+    late = {"meaning": meaning.commitment, "valid_until": "2030-01-01T00:00:00.000Z"}
+    order = site.review_order("rita", "privacy", **late)
+    with pytest.raises(Denied, match="valid until"):
+        orders.submit(desk.context, orders.Submission(encode_envelope(site.sign(order)), (meaning,), {}, "unix"))
+    found = tried(desk, policy_set(approval_lifetime_s=10 * 365 * 86_400))
+    assert [(one.verb, one.was) for one in found.otherwise] == [("review", "refused")]
+    assert any("valid until" in reason for reason in found.otherwise[0].reasons)
+
+
+def test_it_takes_no_more_than_its_time_and_its_number(desk: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(policy_trial, "MOST", 3)
+        assert tried(desk, policy_set()).found == 3
+    with monkeypatch.context() as patched:
+        patched.setattr(policy_trial, "SECONDS", -1.0)
+        found = tried(desk, policy_set())
+        assert found.judged == 0 and found.ended.startswith("after")
+
+
+def test_a_set_that_cannot_be_adopted_is_not_tried(desk: Console) -> None:
+    with pytest.raises(BadInput, match="Cedar policies"):
+        tried(desk, policy_set().model_copy(update={"cedar": "permit"}))
+
+
+def test_changes_are_told_by_parameter_by_name_and_by_policy() -> None:
+    old = policy_set()
+    tiers = tuple(
+        tier.model_copy(update={"reviewers": 5}) if n == 0 else tier for n, tier in enumerate(old.parameters.tiers)
+    )
+    new = policy_set(reviewers=4, tiers=tiers).model_copy(
+        update={"cedar": old.cedar.replace("permit (principal", "permit  (principal") + FORBID, "name": "other"}
+    )
+    found = {one.what: one for one in describe_changes(old, new)}
+    assert (found["reviewers"].before, found["reviewers"].now) == (str(old.parameters.reviewers), "4")
+    (tier,) = [one for what, one in found.items() if what.startswith("tiers: ")]
+    assert "reviewers 5" in str(tier.now) and "reviewers 5" not in str(tier.before)
+    assert found["site policy no-olga"].before is None and "forbid" in str(found["site policy no-olga"].now)
+    assert describe_changes(old, old) == ()
+
+
+def test_the_page_before_the_signature_shows_both_and_so_does_the_endorsement_s(desk: Console) -> None:
+    policy = policy_set()
+    changed = policy.model_copy(update={"cedar": policy.cedar + FORBID})
+    browser = desk.signed_in("anna")
+    answer = browser.post(
+        "/sign/adopt-policy",
+        {
+            "csrf": browser.csrf,
+            "policy.name": changed.name,
+            "policy.parameters": json.dumps(changed.parameters.model_dump(mode="json")),
+            "policy.cedar": changed.cedar,
+            "policy.schema": changed.cedar_schema,
+        },
+    )
+    assert answer.status_code == 200, answer.text
+    document = encode_value(changed)
+    pending = desk.site.pend(desk.site.order(AdoptPolicy, "anna", policy=digest_bytes(document)), {"policy": document})
+    other = desk.signed_in("ben")
+    endorsing = other.post("/sign/endorse", {"csrf": other.csrf, "order": pending.pae_digest})
+    assert endorsing.status_code == 200, endorsing.text
+    for page in (answer.text, endorsing.text):
+        text = html.unescape(page)
+        assert "<td>site policy no-olga</td>" in text and '+@id("no-olga")' in text
+        assert "site policy no-olga: forbids train by olga" in text
+        assert "accepted, and would be refused" in text
