@@ -96,6 +96,12 @@ def page(text: str = "plain", labels: tuple[str, ...] = ("billing", "other")) ->
             example={"path": "/v1/classify", "body": {"labels": [text]}},
         ),
         base=value.Based(name="smollm2", digest=DIGEST, licence=text, facts={text: text}),
+        privacy=value.Privacy(
+            epsilon="3.0", delta="0.001", noise=text, clip=text, epsilon_all="8.5", delta_all="0.002",
+            before=value.TrainedBefore(
+                private=(value.PrivateRun(run=text, epsilon="5.5", delta="0.001"),), plain=2,
+            ),
+        ),
         judged_before=(value.Run(run="r-000001", adapter="clauses@1", entry=5, passed=None),),
         bound=value.Bound(
             manifest=DIGEST, files=(value.File(path="recipe.json", size=10, digest=DIGEST),),

@@ -56,6 +56,7 @@ class PagePrinter:
         self._calibration()
         self._section("What it teaches", _taught(page))
         self._section("What it was trained on and with", _made(page))
+        self._section("Differential privacy", _privacy(page))
         self._runs()
         self._bound(checked)
 
@@ -326,6 +327,14 @@ def _taught(page: ReviewPage) -> Facts:
         facts.append((f"  {len(taught.labels)} labels", ", ".join(taught.labels)))
     body = json.dumps(taught.example["body"], ensure_ascii=False)
     return [*facts, ("  example", f"POST {taught.example['path']} {body}")]
+
+
+def _privacy(page: ReviewPage) -> Facts:
+    from appliance.domain.releases.page.privacy import describe_privacy
+
+    if page.privacy is None:
+        return []
+    return [(f"  {label}", text) for label, text in describe_privacy(page.privacy)]
 
 
 def _made(page: ReviewPage) -> Facts:

@@ -11,6 +11,7 @@ from appliance.domain.evaluation.calibration import Calibration
 from appliance.domain.evaluation.confusion import Confusion
 from appliance.domain.evaluation.measures import show
 from appliance.domain.evaluation.verdict import luck_of
+from appliance.domain.releases.page.privacy import describe_privacy
 from appliance.domain.releases.page.value import Asked, Changes, Found, Judged, ReviewPage
 from appliance.reports.review.markup import Content, Markup, facts, join, lines, section, table, tag
 
@@ -76,6 +77,7 @@ class Document:
             self._calibration(),
             self._taught(),
             self._made(),
+            *([] if page.privacy is None else [section("Differential privacy", facts(describe_privacy(page.privacy)))]),
             self._runs(),
             self._bound(),
             self._named(),

@@ -21,6 +21,7 @@ from appliance.domain.releases.page.material import (
     materials_of,
 )
 from appliance.domain.releases.page.page import make_page
+from appliance.domain.releases.page.privacy import list_trained_before
 from appliance.domain.releases.page.rows import show_decision, show_finding, show_request
 from appliance.domain.releases.page.value import Asked, Found, ReviewPage, Run
 from appliance.domain.releases.requests_for_release import RequestRelease
@@ -61,6 +62,7 @@ def review_page(context: Context, name: str) -> ReviewPage:
                 for other, entry, units in list_released(state, adapter)
             ),
             judged_before=tuple(Run.model_validate(one) for one in list_judged_before(state, adapter)),
+            trained_before=list_trained_before(state, name),
         ),
         COUNTS,
     )

@@ -16,6 +16,7 @@ from appliance.domain.evaluation.quality import list_measures, list_warnings
 from appliance.domain.evaluation.verdict import Verdict, check_conclusion, luck_of, parse_verdict
 from appliance.domain.releases.page.changes import compare_versions, read_object
 from appliance.domain.releases.page.material import METRICS_FILE, ORIGIN_FILE, RECIPE_FILE, PageMaterial, SealedVersion
+from appliance.domain.releases.page.privacy import make_privacy
 from appliance.domain.releases.page.value import (
     Based,
     Bound,
@@ -65,6 +66,7 @@ def make_page(material: PageMaterial, count: Count = count_items) -> ReviewPage:
         calibration=_calibration(version),
         taught=_taught(version),
         base=_base(version),
+        privacy=make_privacy(material),
         judged_before=material.judged_before,
         bound=_bound(version),
         entries=tuple(_entries(material)),

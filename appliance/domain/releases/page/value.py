@@ -186,6 +186,35 @@ class Run(Value):
     passed: bool | None
 
 
+class PrivateRun(Value):
+    """A private run, and what it alone tells of a training row."""
+
+    run: str
+    epsilon: str
+    delta: str
+
+
+class TrainedBefore(Value):
+    """Other runs on the adapter's dataset. `private`: those that began before it was sealed; `plain`: how many without
+    privacy were sealed before it."""
+
+    private: tuple[PrivateRun, ...]
+    plain: int = Field(ge=0)
+
+
+class Privacy(Value):
+    """The guarantee of the manifest, and what it was made by. `epsilon_all`, `delta_all`: of this run and the private
+    ones before, added up."""
+
+    epsilon: str
+    delta: str
+    noise: str
+    clip: str
+    epsilon_all: str
+    delta_all: str
+    before: TrainedBefore
+
+
 class File(Value):
     path: str
     size: int
@@ -241,6 +270,7 @@ class ReviewPage(Value):
     calibration: Calibrations | None
     taught: Taught
     base: Based
+    privacy: Privacy | None
     judged_before: tuple[Run, ...]
     bound: Bound
     entries: tuple[Named, ...]

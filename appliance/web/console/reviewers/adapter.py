@@ -10,6 +10,7 @@ from pydantic import Field, model_serializer
 from appliance.domain.core.decisions import PARTS, Opened
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.releases.page.parts import open_parts
+from appliance.domain.releases.page.privacy import describe_privacy
 from appliance.domain.releases.page.value import Found, ReviewPage
 from appliance.domain.releases.reviews import ReviewRecorded
 from appliance.errors import BadInput, NotFound, Tampered
@@ -78,6 +79,11 @@ class AdapterPage(Value):
         """The open ones first, then by what is due first."""
         found = () if self.review is None else self.review.findings
         return tuple(sorted(found, key=lambda one: (not one.open, one.due, one.entry)))
+
+    @property
+    def privacy(self) -> list[tuple[str, str]]:
+        found = None if self.review is None else self.review.privacy
+        return [] if found is None else describe_privacy(found)
 
     @property
     def bound_by(self) -> dict[str, int]:
