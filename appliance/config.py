@@ -10,6 +10,7 @@ import difflib
 import ipaddress
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -55,6 +56,11 @@ SETTINGS = (
     Setting("console_url", "APPLIANCE_CONSOLE_URL", None, "its address in browsers, such as https://desk.example:8330"),
     Setting("operations", "APPLIANCE_OPERATIONS", "off", "HOST:PORT of /healthz, /readyz and /metrics, or `off`"),
     Setting("operations_token", "APPLIANCE_OPERATIONS_TOKEN", None, "a 0600 file with the token for /metrics"),
+    Setting("notice_command", "APPLIANCE_NOTICE_COMMAND", None, "a program of the site's own that carries notices"),
+    Setting("notice_smtp", "APPLIANCE_NOTICE_SMTP", "off", "HOST:PORT of a mail server that carries notices, or `off`"),
+    Setting("notice_from", "APPLIANCE_NOTICE_FROM", None, "the address that mails with notices come from"),
+    Setting("notice_to", "APPLIANCE_NOTICE_TO", None, "a person's address, such as `{person}@bank.example`"),
+    Setting("notice_minutes", "APPLIANCE_NOTICE_MINUTES", "15", "a person gets one notice in so many minutes at most"),
     Setting("traces", "APPLIANCE_TRACES", "off", "URL of a collector that takes traces by OTLP over HTTP, or `off`"),
     Setting("plaintext", "APPLIANCE_PLAINTEXT", None, "`accepted`: a listener beyond loopback may do without TLS"),
     Setting("rehash", "APPLIANCE_REHASH", "60", "minutes between two checks of every sealed folder, or `off`"),
@@ -112,6 +118,24 @@ class Operations:
 
 
 @dataclass(frozen=True)
+class Mail:
+    """`to`: an address with `{person}` in it."""
+
+    server: tuple[str, int]
+    sender: str
+    to: str
+
+
+@dataclass(frozen=True)
+class Notices:
+    """`command`: a program by its whole path, and its words; either of both may be missing."""
+
+    command: tuple[str, ...] | None
+    mail: Mail | None
+    every_s: float
+
+
+@dataclass(frozen=True)
 class Folder:
     """What a person's side knows of an appliance: where its folder is, which may be another account's."""
 
@@ -143,6 +167,7 @@ class Settings:
     people: People | None = None
     console: Console | None = None
     operations: Operations | None = None
+    notices: Notices | None = None
     traces: str | None = None
     """The address of a collector, without a path."""
     rehash_s: float | None = 3600.0
@@ -211,6 +236,7 @@ def load_settings(home: Path | None = None, environment: Mapping[str, str] | Non
         people=people,
         console=console,
         operations=operations,
+        notices=_notices(values),
         traces=_traces(values["traces"]),
         rehash_s=_parse_minutes(values["rehash"], "rehash"),
         import_s=_parse_some_minutes(values["import_minutes"], "import_minutes"),
@@ -357,6 +383,42 @@ def _operations(values: Mapping[str, str], place: Path) -> Operations | None:
 
 
 _COLLECTOR = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[A-Za-z0-9.-]+)(?::[1-9][0-9]{0,4})?")
+
+
+def _notices(values: Mapping[str, str]) -> Notices | None:
+    """Off unless a program or a mail server is named."""
+    command, server = values.get("notice_command"), _parse_listen(values["notice_smtp"])
+    every_s = _parse_some_minutes(values["notice_minutes"], "notice_minutes")
+    mail = None
+    if server is not None:
+        if not is_loopback(server[0]) and values.get("plaintext") != "accepted":
+            expected = 'a server on loopback, or plaintext = "accepted", since names of people are in a notice'
+            raise BadInput(f"settings, notice_smtp: expected {expected}, got {server[0]}")
+        mail = Mail(server, *(_address(values, name) for name in ("notice_from", "notice_to")))
+        if mail.to.count("{person}") != 1 or "{person}" in mail.sender:
+            raise BadInput(
+                f"settings, notice_to: expected an address with {{person}} once, such as {{person}}@bank.example, "
+                f"got {mail.to!r:.80}"
+            )
+    if command is None:
+        return None if mail is None else Notices(None, mail, every_s)
+    try:
+        words = tuple(shlex.split(command))
+    except ValueError as error:
+        raise BadInput(f"settings, notice_command: expected a program and its words, got {error}") from None
+    if not words or not Path(words[0]).is_absolute():
+        raise BadInput(f"settings, notice_command: expected the whole path of a program, got {command!r:.80}")
+    return Notices(words, mail, every_s)
+
+
+_ADDRESS = re.compile(r"[A-Za-z0-9._+{}-]{1,64}@[A-Za-z0-9.{}-]{1,190}")
+
+
+def _address(values: Mapping[str, str], name: str) -> str:
+    text = values.get(name)
+    if text is None or not _ADDRESS.fullmatch(text):
+        raise BadInput(f"settings, {name}: expected an address beside notice_smtp, got {text!r:.80}")
+    return text
 
 
 def _traces(value: str) -> str | None:

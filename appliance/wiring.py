@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
 
+from appliance.config import Notices as NoticeSettings
 from appliance.config import Settings
 from appliance.domain.core.entry import Entry, parse_entry
 from appliance.domain.core.event import Event
@@ -30,6 +31,7 @@ from appliance.formats.log.note import vkey_of
 from appliance.formats.log.trust import Trust, encode_trust, parse_trust
 from appliance.formats.signatures.keys import Signer, keyid_of
 from appliance.runners.decoys import Probes
+from appliance.runners.hook import check_hook, run_hook
 from appliance.runners.host import describe_host, multiplies_bfloat16
 from appliance.store.database.claim import Claim, claim_founding
 from appliance.store.database.engine import bring_up_to_date, check_migrated, migrate, open_engine
@@ -47,6 +49,7 @@ from appliance.store.ledger.ledger import Ledger
 from appliance.store.ledger.snapshots import FindSigner, Snapshots
 from appliance.web.console.app import console_app
 from appliance.web.console.core.events import Changes
+from appliance.web.console.home.tasks import waiting_for_all
 from appliance.web.console.units.ask import Asks
 from appliance.web.core.activity import Activity
 from appliance.web.core.auth import Doorkeeper
@@ -55,9 +58,11 @@ from appliance.web.core.server import Door, Heart
 from appliance.web.core.server import serve as serve_doors
 from appliance.web.core.sockets import listen, open_people, open_tcp, raise_descriptors
 from appliance.web.core.tls import open_tls, read_private
+from appliance.web.operations import notices
 from appliance.web.operations.health import LEAST_TOKEN, Readiness, operations_app
 from appliance.web.operations.limits import Limits, Quotas
 from appliance.web.operations.metrics import Metrics
+from appliance.web.operations.notices import Waiting, mail_sender, program_sender
 from appliance.web.people.api import people_app
 from appliance.web.people.gate import Gate
 from appliance.web.people.waiting import wait_for_clock
@@ -387,11 +392,7 @@ def serve(
         recover(context)
         tune_garbage_collector()
         reason = "failed"
-        writeback.start(context)
-        snapshots.start(context)
-        checkpoints.start(context)
-        if settings.rehash_s is not None:
-            rehash.start(context, settings.rehash_s)
+        _start_rounds(settings, context)
         try:
             units = activity.watching(units_app(serving, door, quotas, metrics, traces))
             pages = (
@@ -447,7 +448,10 @@ class _Listeners:
 
 @contextmanager
 def _open_listeners(settings: Settings) -> Iterator[_Listeners]:
-    """Before the ledger is read: a port that is taken, or a certificate that does not fit, is told at once."""
+    """Before the ledger is read: a port that is taken, or a certificate or a program that does not fit, is told at
+    once."""
+    if settings.notices is not None and settings.notices.command is not None:
+        check_hook(settings.notices.command)
     tls, people_tls, console_tls = _tls(settings), _people_tls(settings), _console_tls(settings)
     people, console, operations = settings.people, settings.console, settings.operations
     token = b"" if operations is None else _read_operations_token(operations.token)
@@ -486,6 +490,29 @@ def _doors(
         app = operations_app(Readiness(context), metrics, listeners.token)
         doors.append(Door(app, listen(listeners.operations, "operations"), listeners.tls))
     return doors
+
+
+def _start_rounds(settings: Settings, context: Context) -> None:
+    writeback.start(context)
+    snapshots.start(context)
+    checkpoints.start(context)
+    if settings.rehash_s is not None:
+        rehash.start(context, settings.rehash_s)
+    if settings.notices is not None:
+        url = "" if settings.console is None else settings.console.url
+        _start_notices(settings.notices, context, url)
+
+
+def _start_notices(settings: NoticeSettings, context: Context, url: str) -> None:
+
+    def find() -> Iterator[tuple[str, list[Waiting]]]:
+        state = context.ledger.state
+        return waiting_for_all(state, context.now(state))
+
+    senders = [] if settings.command is None else [program_sender(partial(run_hook, settings.command))]
+    if (mail := settings.mail) is not None:
+        senders.append(mail_sender(mail.server, mail.sender, mail.to))
+    notices.start(context, settings.every_s, notices.Notices(find, tuple(senders), url))
 
 
 def _observe(metrics: Metrics, changes: Changes, traces: Traces | None, entry: Entry, body: Event) -> None:

@@ -42,6 +42,8 @@ WITHIN = {
 }
 """What starts a process without `subprocess`, and who may: the launcher becomes the worker, whose command is below; a
 worker's ranks are copies of it behind the same walls, and start nothing else."""
+SITES = {"appliance.runners.hook"}
+"""What starts the site's own program (`notice_command`), by a command that no part of the appliance makes."""
 OTHERS = ("os.exec", "os.spawn", "os.posix_spawn", "os.system", "os.popen", "os.fork", "pty.", "asyncio.create_sub")
 LIBRARIES = frozenset({"multiprocessing", "pty", "code", "concurrent.futures.process"})
 
@@ -57,7 +59,7 @@ def findings(module: str, source: str) -> Iterator[str]:
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             if name.startswith("subprocess.") and name.partition(".")[2] in STARTS:
-                yield from (f"{where}: {text}" for text in _check(node))
+                yield from (f"{where}: {text}" for text in _check(node, of_site=module in SITES))
             elif name.startswith(OTHERS) and module not in WITHIN.get(name, ()):
                 yield f"{where}: calls {name}"
 
@@ -68,10 +70,12 @@ def _imported(node: ast.Import | ast.ImportFrom) -> list[str]:
     return [alias.name for alias in node.names]
 
 
-def _check(call: ast.Call) -> Iterator[str]:
-    """The command is `isolated(…)` or a list that says -I; folder and environment are named."""
+def _check(call: ast.Call, *, of_site: bool) -> Iterator[str]:
+    """The command is `isolated(…)` or a list that says -I, or of the site; folder and environment are named."""
     command = call.args[0] if call.args else None
-    if isinstance(command, ast.List):
+    if of_site:
+        pass
+    elif isinstance(command, ast.List):
         flags = {item.value for item in command.elts if isinstance(item, ast.Constant)}
         if "-I" not in flags:
             yield "expected -I in the command"
@@ -109,6 +113,15 @@ def test_every_process_that_is_started_is_isolated() -> None:
 )
 def test_a_process_that_is_not_isolated_is_found(source: str, words: str) -> None:
     assert words in " ".join(findings("appliance.client.record", source))
+
+
+def test_the_sites_own_program_has_a_folder_and_an_environment_and_no_shell() -> None:
+    source = "subprocess.Popen(list(words), stdin=1, shell=True)"
+    assert [text.partition(": ")[2] for text in findings("appliance.runners.hook", source)] == [
+        "expected cwd=, got none",
+        "expected env=, got none",
+        "got shell=",
+    ]
 
 
 def test_a_worker_takes_nothing_from_its_own_folder() -> None:

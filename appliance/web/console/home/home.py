@@ -4,27 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import NamedTuple
 
-from appliance.domain.core.state import State
-from appliance.domain.governance.endorsement import waiting_orders
-from appliance.domain.releases.approval import barred
-from appliance.domain.runs.authorisation import could_authorise
 from appliance.web.console.core.page import EVERYBODY, Page, Query, Value, Viewer
-from appliance.web.console.reviewers.queue import QueueQuery, waiting_for
+from appliance.web.console.home.tasks import Asked, Task, tasks_of
 from appliance.workflows.core.context import Context
 
 _SHOWN = 8
 """Of each kind; the page behind it lists all of them."""
-
-
-class Task(Value):
-    """One thing that waits. `urgent`: it keeps something from working."""
-
-    kind: str
-    text: str
-    path: str
-    urgent: bool = False
 
 
 class Home(Value):
@@ -35,77 +21,12 @@ class Home(Value):
 
 def home(context: Context, viewer: Viewer, query: Query) -> Home:
     state = context.ledger.state
-    now = context.now(state)
-    asked = _Asked(state, now, viewer)
-    tasks = [*_orders(asked), *_authorisations(asked), *_reviews(asked), *_releases(asked), *_failed(asked)]
+    asked = Asked(state, context.now(state), viewer)
+    tasks = [task for kind in tasks_of(asked) for task in islice(kind, _SHOWN)]
     return Home(tasks=tuple(tasks), going=tuple(_going(asked)))
 
 
-class _Asked(NamedTuple):
-    state: State
-    now: str
-    viewer: Viewer
-
-
-def _orders(asked: _Asked) -> Iterator[Task]:
-    if not asked.viewer.has("administrator"):
-        return
-    for order in islice(waiting_orders(asked.state, asked.now, asked.viewer.name), _SHOWN):
-        yield Task(
-            kind="Order to endorse", text=f"{order.verb} by {order.signer}", path=f"/orders#{order.digest[7:19]}"
-        )
-
-
-def _authorisations(asked: _Asked) -> Iterator[Task]:
-    """Runs that a second person has to let begin, where the viewer can."""
-    waiting = (run for run in asked.state.runs.values() if run.status == "waiting")
-    own = (run for run in waiting if asked.viewer.name in could_authorise(asked.state, run))
-    for run in islice(own, _SHOWN):
-        tier = f", tier {run.tier}" if run.tier else ""
-        yield Task(
-            kind="Run to authorise", text=f"{run.id}, {run.name} by {run.ordered_by}{tier}", path=f"/runs/{run.id}"
-        )
-
-
-def _reviews(asked: _Asked) -> Iterator[Task]:
-    if not asked.viewer.has("reviewer"):
-        return
-    for one in islice(waiting_for(asked.state, asked.now, asked.viewer, QueueQuery()), _SHOWN):
-        about = f"{one.adapter} for {one.unit}" if one.unit else one.adapter
-        tier = f", tier {one.tier}" if one.tier else ""
-        yield Task(
-            kind="Review",
-            text=f"{about}{tier}: {one.approvals} of {one.needed} approvals",
-            path=f"/adapters/{one.adapter}",
-        )
-
-
-def _releases(asked: _Asked) -> Iterator[Task]:
-    """Releases of one's own units that answer nothing now."""
-    state, viewer = asked.state, asked.viewer
-    units = (viewer.name,) if viewer.is_unit else viewer.places("release-owner")
-    for release in state.releases.values():
-        adapter = state.adapters.get(release.current.adapter)
-        if release.unit not in units or adapter is None:
-            continue
-        if reasons := barred(state, release, adapter, asked.now):
-            yield Task(
-                kind="Release that does not answer",
-                text=f"{release.unit}/{release.task}: {reasons[0]}",
-                path=f"/releases/{release.unit}/{release.task}",
-                urgent=True,
-            )
-
-
-def _failed(asked: _Asked) -> Iterator[Task]:
-    """An operator's last runs, where they failed."""
-    own = [run for run in asked.state.runs.values() if run.ordered_by == asked.viewer.name]
-    for run in reversed(own[-_SHOWN:]):
-        if run.status == "failed":
-            yield Task(kind="Run that failed", text=f"{run.id}, {run.name}", path=f"/runs/{run.id}")
-
-
-def _going(asked: _Asked) -> Iterator[Task]:
+def _going(asked: Asked) -> Iterator[Task]:
     if asked.viewer.is_unit:
         return
     runs = asked.state.runs.values()
