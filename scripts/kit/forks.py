@@ -27,6 +27,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -173,7 +174,10 @@ class Server:
             self._bury()
 
     def _answer(self, asking: socket.socket) -> None:
-        data, descriptors, _, _ = socket.recv_fds(asking, _MOST, 8)
+        try:
+            data, descriptors, _, _ = socket.recv_fds(asking, _MOST, 8)
+        except ConnectionResetError:  # it was killed with an answer unread
+            data, descriptors = b"", []
         if not data:
             self._orphans |= self._started.pop(asking)
             self._forget(asking)
@@ -191,7 +195,8 @@ class Server:
         else:
             answer = self._fork(request, descriptors)
             self._started[asking].add(answer)
-        asking.send(json.dumps(answer).encode())
+        with suppress(BrokenPipeError):  # it was killed meanwhile
+            asking.send(json.dumps(answer).encode())
 
     def _forget(self, asking: socket.socket) -> None:
         self._asking.unregister(asking)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -62,6 +63,16 @@ def test_a_forked_worker_stands_behind_every_wall_and_ends_as_one_that_was_start
         worker.kill()
         assert worker.poll() == 128 + signal.SIGKILL
         assert warm.find_workers(os.getpid(), "appliance.worker.") == []
+
+
+def test_one_who_is_killed_before_the_answer_is_no_harm_to_others(tmp_path: Path) -> None:
+    assert run(tmp_path, SAYS).wait(20) == 0
+    asking, theirs = forks._pair()
+    with asking, theirs, open(os.devnull, "r+b") as nothing:
+        forks._forks(("json",))._socket.sendmsg([b'{"asks": true}'], forks._rights([theirs.fileno()]))
+        request = {"command": [str(tmp_path / "program.py")], "environment": {}}
+        asking.sendmsg([json.dumps(request).encode()], forks._rights([nothing.fileno()] * 3))
+    assert run(tmp_path, SAYS).wait(20) == 0
 
 
 def test_a_worker_whose_libraries_would_read_other_variables_is_no_fork(tmp_path: Path) -> None:
