@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.benches import ledger, methods, models, preferring, serving, training, verdicts
+from scripts.benches import ledger, methods, models, preferring, private, serving, training, verdicts
 from scripts.benches import plan as plans
 from scripts.benches.measure import Row, describe_machine, markdown_table, plain_table, write_json
 
@@ -17,6 +17,9 @@ from scripts.benches.measure import Row, describe_machine, markdown_table, plain
 def main() -> None:
     if sys.argv[1:2] == ["methods"]:
         methods.main(sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["private"]:
+        private.main(sys.argv[2:])
         return
     if sys.argv[1:2] == ["plan"]:
         plans.main(sys.argv[2:])

@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> None:
     pairs = [pair for pair in pairs if not given.only or ":".join(pair) in given.only]
     with tempfile.TemporaryDirectory(prefix="appliance-bench-") as scratch:
         folder = given.folder or Path(scratch)
-        places = _prepare(given, folder, sizes)
+        places = prepare(given.base, given.data, folder, sizes)
         found = []
         for one in _measure(places, pairs):
             found.append(one)
@@ -96,12 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _prepare(given: argparse.Namespace, folder: Path, sizes: Sizes) -> dict[str, str]:
+def prepare(source: Path | None, data: Path, folder: Path, sizes: Sizes) -> dict[str, str]:
     """The converted base and the rendered rows."""
-    base = models.convert(given.base, folder) if given.base else models.SMOLLM2.convert(folder)
+    base = models.convert(source, folder) if source else models.SMOLLM2.convert(folder)
     dataset = folder / f"rows-{sizes.labels}-{sizes.train}-{sizes.held_out}"
     if not dataset.is_dir():
-        _write_rows(given.data, base, dataset, sizes)
+        _write_rows(data, base, dataset, sizes)
     return {"base": str(base), "dataset": str(dataset)}
 
 
@@ -128,7 +128,7 @@ def _measure(places: dict[str, str], pairs: list[tuple[str, str, str]]) -> Itera
     for pair in pairs:
         with tempfile.TemporaryDirectory(prefix="appliance-bench-") as name:
             task = {**places, "recipe": _recipe(places, *pair), "output": name, "checkpoints": name, "adapter": name}
-            trained, judged = _child(task | {"work": "train"}), _child(task | {"work": "evaluate"})
+            trained, judged = run_child(task | {"work": "train"}), run_child(task | {"work": "evaluate"})
             saved = (Path(name) / METHODS[pair[0]].weights).stat().st_size
         yield Found(
             *pair,
@@ -148,6 +148,12 @@ def _measure(places: dict[str, str], pairs: list[tuple[str, str, str]]) -> Itera
 
 
 def _recipe(places: dict[str, str], method: str, quantisation: str, optimiser: str) -> dict[str, Any]:
+    chosen = {"method": method, "quantisation": quantisation, "optimiser": optimiser, "checkpoint_every": 1000}
+    return make_recipe(places, {"epochs": 1, **chosen})
+
+
+def make_recipe(places: dict[str, str], chosen: dict[str, Any]) -> dict[str, Any]:
+    """Resolved as for any run on this machine."""
     from appliance.domain.recipe.parsing import parse_recipe
     from appliance.domain.recipe.recipe import Facts, resolve_recipe
     from appliance.ml.data import rows as data
@@ -165,12 +171,11 @@ def _recipe(places: dict[str, str], method: str, quantisation: str, optimiser: s
         device="cuda" if device == "cuda" else "cpu",
         bfloat16=machine.multiplies_bfloat16(device),
     )
-    written = {"name": "banking", "base": "smollm2", "dataset": "banking77@1", "purpose": "baseline", "epochs": 1}
-    chosen = {"method": method, "quantisation": quantisation, "optimiser": optimiser, "checkpoint_every": 1000}
+    written = {"name": "banking", "base": "smollm2", "dataset": "banking77@1", "purpose": "baseline"}
     return resolve_recipe(parse_recipe(written | chosen), facts).model_dump(mode="json")
 
 
-def _child(task: dict[str, Any]) -> dict[str, Any]:
+def run_child(task: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-m", "scripts.benches", "methods", "--child", json.dumps(task)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

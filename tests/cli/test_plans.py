@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 
 import pytest
@@ -48,6 +49,19 @@ def test_a_learning_rate_far_from_usual_is_warned_of_before_anybody_signs(open_d
     assert said in json.loads(desk.as_("olga", "run", "plan", path, "--json").out)["warnings"][0]
     told = desk.as_("olga", "run", "start", path, "--yes").err
     assert told.index(said) < told.index("signed:")
+
+
+def test_a_private_run_says_its_epsilon_and_noise_before_anybody_signs(open_desk: Callable[[str], Desk]) -> None:
+    desk = open_desk("imported")
+    path = _recipe(desk, RECIPE + "privacy: {epsilon: 8, clip: 0.5}\n")
+    told = one_line(desk.as_("olga", "run", "plan", path).out)
+    assert re.search(r"privacy: epsilon 7\.9\d+ at delta 0\.\d+ for one training row, by noise [\d.]+ times", told)
+    plan = json.loads(desk.as_("olga", "run", "plan", path, "--json").out)
+    noise = plan["recipe"]["privacy"]["noise"]
+    told = desk.as_("olga", "run", "start", path, "--yes").err
+    assert told.index(f"noise = {noise}") < told.index("signed:")
+    vague = _recipe(desk, RECIPE + "privacy: {noise: 1, epsilon: 8}\n")
+    assert "privacy: expected noise or epsilon, got both" in desk.as_("olga", "run", "plan", vague).err
 
 
 def test_every_problem_of_a_recipe_stands_on_its_own_line(open_desk: Callable[[str], Desk]) -> None:

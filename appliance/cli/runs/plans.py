@@ -111,6 +111,7 @@ def summarise(made: Plan) -> list[tuple[str, object]]:
     verdict = "yes" if not made.problems else "no: " + "; ".join(made.problems)
     return [
         ("run", f"{made.recipe.method} on {made.recipe.base} with {made.recipe.dataset}, {made.steps} steps"),
+        *_promise(made),
         ("fits this machine", verdict if made.problems else f"{verdict}, with a margin of {MARGIN:.0%}"),
         ("memory", memory),
         ("time", say_duration(made.duration)),
@@ -118,6 +119,14 @@ def summarise(made: Plan) -> list[tuple[str, object]]:
         *(("note", text) for text in made.notes),
         *(("warning", text) for text in list_warnings(made.recipe)),
     ]
+
+
+def _promise(made: Plan) -> list[tuple[str, object]]:
+    privacy = made.recipe.privacy
+    if privacy is None:
+        return []
+    told = f"epsilon {privacy.epsilon} at delta {privacy.delta} for one training row"
+    return [("privacy", f"{told}, by noise {privacy.noise} times the clipping norm {privacy.clip}")]
 
 
 def list_costs(made: Plan, promised: Sequence[tuple[str, str]] = ()) -> list[str]:

@@ -84,7 +84,11 @@ def resolve_again(door: Door, proposal: Proposal) -> list[str]:
         return []
     signed = order.recipe.model_dump()
     facts = door.get("/v1/recipes/facts", base=order.recipe.base, dataset=order.recipe.dataset)["facts"]
-    asked = parse_recipe(signed | dict.fromkeys(proposal.resolved, "auto"))
+    written = signed | dict.fromkeys(proposal.resolved, "auto")
+    if signed["privacy"] is not None:
+        # Epsilon follows from the noise: the rules compute it again.
+        written["privacy"] = {name: value for name, value in signed["privacy"].items() if name != "epsilon"}
+    asked = parse_recipe(written)
     found = resolve_recipe(asked, Facts.model_validate(facts)).model_dump()
     return [
         f"{name}: expected {show_value(found[name])}, got {show_value(signed[name])}"

@@ -24,6 +24,7 @@ from appliance.domain.planning.footprint import (
 from appliance.domain.planning.pace import Duration, count_planned_steps, pace_of_card, pace_of_machine, plan_duration
 from appliance.domain.planning.shape import read_lengths, read_packed, read_shape
 from appliance.domain.recipe.methods import METHODS, is_servable
+from appliance.domain.recipe.privacy import PRIVATE
 from appliance.domain.recipe.recipe import Facts, Recipe, ResolvedRecipe, resolve_recipe
 from appliance.errors import Conflict
 
@@ -133,6 +134,8 @@ def _others(recipe: Recipe, facts: Facts) -> list[ResolvedRecipe]:
     for method in COMPARED:
         if facts.stored == "gptq" and facts.stored not in METHODS[method].quantisations:
             continue
+        if recipe.privacy and method not in PRIVATE:
+            continue
         changes: dict[str, Any] = dict.fromkeys(("quantisation", "rate_ratio", "learning_rate"), "auto")
         changes |= {"method": method, "purpose": "baseline"}
         if not METHODS[method].low_rank:
@@ -237,11 +240,13 @@ def advise(choices: tuple[Choice, ...]) -> tuple[str | None, tuple[str, ...]]:
     by_name = {choice.method: choice for choice in choices}
     if any(choice.quantisation == "gptq" for choice in choices):
         return _advise_packed(by_name["lora"])
-    qlora, lora, full = (by_name[name] for name in COMPARED)
+    qlora, lora, full = by_name["qlora"], by_name["lora"], by_name.get("full")
     if qlora.fits is False and lora.fits is False:
         return None, ("No method fits this machine: take a smaller base, shorter rows or a smaller batch.",)
     quicker = lora.duration.likely < 0.8 * qlora.duration.likely
     advised = "lora" if lora.fits and quicker else "qlora"
+    if full is None:
+        return advised, (_PRIVATELY, f"Cost: {say_seconds(by_name[advised].duration.likely)} on this machine.")
     chosen, other = by_name[advised], lora if advised == "qlora" else qlora
     return advised, (
         _quality(chosen),
@@ -249,6 +254,12 @@ def advise(choices: tuple[Choice, ...]) -> tuple[str | None, tuple[str, ...]]:
         _memory(chosen, full),
         _serving(advised),
     )
+
+
+_PRIVATELY = (
+    "Quality: what the noise costs depends on epsilon, on the rows and on the rows of a step; methods that cannot be "
+    "private are left out."
+)
 
 
 def _advise_packed(lora: Choice) -> tuple[str | None, tuple[str, ...]]:

@@ -37,7 +37,7 @@ def calibrate(folder: Path, recipe: Mapping[str, Any], report: Callable[[int, in
     attached = methods.attach_adapter(base, recipe)
     load_s, times = time.monotonic() - began, []
     once = {**recipe, "epochs": 1, "batch_size": ROWS, "accumulation": 1, "validate_every": 0, "early_stopping": 0}
-    once |= {"checkpoint_every": STEPS, "warmup_ratio": "0.0"}
+    once |= {"checkpoint_every": STEPS, "warmup_ratio": "0.0", "privacy": None, "max_grad_norm": "1.0"}
     for place, length in enumerate(LENGTHS):
         steps: list[Step] = []
 

@@ -136,6 +136,16 @@ def test_a_run_that_does_not_fit_is_refused_with_part_and_figure() -> None:
     check_fits(SUBJECT, resolved(), MACHINE)
 
 
+def test_a_private_run_is_planned_row_by_row_and_beside_methods_that_can_be_private() -> None:
+    written = parse_recipe(WRITTEN | {"privacy": {"epsilon": 8}})
+    made, plain = make_plan(written, FACTS, SUBJECT, MACHINE), make_plan(parse_recipe(WRITTEN), FACTS, SUBJECT, MACHINE)
+    assert {pack.segments for pack in draw_packs(LENGTHS, made.recipe, 800)} == {1}
+    assert made.steps == plain.steps and made.duration.likely > plain.duration.likely
+    assert made.memory.train.gradients == 7 * plain.memory.train.gradients
+    assert {choice.method for offer in made.offers for choice in offer.choices} == {"qlora", "lora"}
+    assert made.advised in ("qlora", "lora") and "left out" in made.reasons[0]
+
+
 def test_each_process_on_the_cpu_counts_its_own_memory_and_one_writes_the_checkpoint() -> None:
     one, recipe = plan_memory(SUBJECT, resolved()), resolved().model_copy(update={"processes": 2})
     two = plan_memory(SUBJECT, recipe)

@@ -9,6 +9,7 @@ import pytest
 from appliance.domain.recipe.accountant import find_epsilon
 from appliance.domain.recipe.parsing import parse_recipe, parse_resolved
 from appliance.domain.recipe.privacy import PRIVATE, ResolvedPrivacy, choose_delta
+from appliance.domain.recipe.rates import list_warnings
 from appliance.domain.recipe.recipe import Facts, ResolvedRecipe, resolve_recipe, untrainable
 from appliance.domain.recipe.template import write_template
 from appliance.errors import BadInput
@@ -96,6 +97,12 @@ def test_an_order_that_says_less_than_its_noise_comes_to_is_refused() -> None:
     )
     assert "expected a dataset whose training rows are counted" in problems(recipe, None)[0]
     assert any("epsilon: expected" in one for one in problems(recipe.model_copy(update={"epochs": 3})))
+
+
+def test_an_epsilon_that_bounds_hardly_anything_is_warned_of() -> None:
+    assert list_warnings(resolved(privacy={"epsilon": 8})) == []
+    (told,) = list_warnings(resolved(privacy={"noise": 0.3}))
+    assert told.startswith("epsilon ") and "protects little: above 10" in told
 
 
 def test_a_resolved_private_recipe_is_read_again_as_it_was_written() -> None:

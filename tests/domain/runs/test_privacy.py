@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from appliance.domain.core.records import Guarantee as Kept
+from appliance.domain.recipe import privacy
 from appliance.domain.recipe.accountant import find_epsilon
 from appliance.errors import BadInput, Denied
 from appliance.formats.artifacts.manifest import Guarantee
@@ -88,6 +89,17 @@ def test_the_manifest_says_what_the_run_guarantees_and_the_log_verifies(running:
             running.seal(RUN, privacy=lie)
     running.seal(RUN, privacy=GUARANTEE)
     assert verify(running).verdict == "verified"
+
+
+def test_a_verifier_finds_a_log_whose_epsilon_is_a_lie(site: LogBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that a service with other code would have written."""
+    with monkeypatch.context() as lying:
+        lying.setattr(privacy, "find_epsilon", lambda *given: "0.1")
+        site.request_run(recipe=private(epsilon="0.1"))
+        assert verify(site).verdict == "verified", "by the code that lies"
+    report = verify(site)
+    assert report.verdict == "failed"
+    assert any(f"epsilon: expected {EPSILON}" in finding.message for finding in report.findings)
 
 
 def test_an_adapter_of_a_run_that_was_not_private_says_nothing_of_privacy(site: LogBuilder) -> None:

@@ -1,0 +1,19 @@
+"""The table of `scripts/bench private`. No time is asserted; what trains and judges are the workers themselves."""
+
+from __future__ import annotations
+
+from scripts.benches.private import FULL, QUICK, Found, table
+
+
+def test_a_row_shows_what_its_epsilon_cost_beside_a_run_without() -> None:
+    plain = Found(None, 160, 8, "0.9", "0.8", "0.1", 10.0, 300.4, 2_000_000)
+    noisy = {"epsilon": "7.99", "delta": "0.0001", "noise": "0.5", "clip": "1.0"}
+    private = Found(noisy, 160, 8, "0.5", "0.4", "0.1", 30.0, 100.0, 3_000_000)
+    _, _, without, with_it = table([plain, private])
+    assert without == "| – | – | – | 160 | 8 | 0.900 | 0.800 | 300 | 2 | 0.100 |"
+    assert with_it == "| 7.99 | 0.0001 | 0.5 | 160 | 8 | 0.500 | 0.400 | 100 | 3 | 0.100 |"
+
+
+def test_every_plan_begins_with_the_run_that_the_others_are_compared_with() -> None:
+    assert [plan.epsilons[0] for plan in (FULL, QUICK)] == [None, None]
+    assert all(plan.written["batch_size"] * plan.written["accumulation"] >= 40 for plan in (FULL, QUICK))

@@ -1,0 +1,24 @@
+"""A signed order to train is resolved again, value by value, before somebody relies on it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from appliance.client.support.order_files import resolve_again
+from appliance.domain.recipe.parsing import parse_recipe
+from appliance.domain.recipe.recipe import Facts, resolve_recipe
+from appliance.domain.rulebook.proposals import Proposal
+from scripts.kit.log_builder import stage
+
+
+def test_a_private_recipe_is_resolved_again_by_its_noise() -> None:
+    facts = Facts(train_rows=343, max_tokens=78, context_length=8192, device="cpu", bfloat16=True)
+    written = parse_recipe({"name": "a", "base": "smollm2", "dataset": "clauses@1", "privacy": {"epsilon": 3}})
+    recipe = resolve_recipe(written, facts)
+    resolved = frozenset(name for name, value in written.model_dump().items() if value == "auto")
+    order = stage("imported").train_order(recipe=recipe.model_dump())
+    door: Any = SimpleNamespace(get=lambda path, **query: {"facts": facts.model_dump(mode="json")})
+    assert resolve_again(door, Proposal(order=order, resolved=resolved)) == []
+    other = order.model_copy(update={"recipe": recipe.model_copy(update={"max_length": 128})})
+    assert resolve_again(door, Proposal(order=other, resolved=resolved)) == ["max_length: expected 96, got 128"]
