@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.benches import ledger, methods, models, preferring, private, serving, training, verdicts
+from scripts.benches import console, ledger, methods, models, preferring, private, serving, training, verdicts
 from scripts.benches import plan as plans
 from scripts.benches.measure import Row, describe_machine, markdown_table, plain_table, write_json
 
@@ -52,6 +52,10 @@ def _measure(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
         make_serving = serving.quick if given.quick else serving.full
         measure = serving.measure_service if given.service else serving.measure
         return measure(folder, make_serving(models.MODELS[given.model], given.device, given.llama_server))
+    if given.name == "console":
+        pages = console.QUICK if given.quick else console.FULL
+        pages = replace(pages, entries=given.entries or pages.entries, runs=given.runs or pages.runs)
+        return console.measure(folder, replace(pages, rounds=given.rounds or pages.rounds))
     if given.name == "verdicts":
         return verdicts.measure(verdicts.QUICK if given.quick else verdicts.FULL, given.rounds or 3)
     plan = ledger.QUICK if given.quick else ledger.FULL
@@ -64,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure; medians of rounds that take turns.")
     parser.add_argument(
         "name",
-        choices=["dpo", "ledger", "methods", "plan", "serve", "train", "verdicts"],
+        choices=["console", "dpo", "ledger", "methods", "plan", "serve", "train", "verdicts"],
         help="what to measure; methods and plan have options of their own",
     )
     parser.add_argument("--quick", action="store_true", help="less of everything, in two minutes")
@@ -73,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
         "--folder", metavar="DIR", type=Path, help="whose disk is measured (default: where temp files lie)"
     )
     parser.add_argument("--largest", metavar="N", type=int, help="largest log of the growth (1,000,000; 0 for none)")
+    parser.add_argument("--entries", metavar="N", type=int, help="console: entries of the log (1,000,000)")
+    parser.add_argument("--runs", metavar="N", type=int, help="console: runs and adapters (10,000)")
     parser.add_argument("--growth", action="store_true", help="ledger: the growth alone")
     parser.add_argument("--service", action="store_true", help="serve: what the service around the engine costs, alone")
     parser.add_argument("--data", metavar="DIR", type=Path, default=training.DATA, help="train: the public datasets")
@@ -80,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         "--rounds",
         metavar="N",
         type=int,
-        help="train: rounds beside the peers (default: 3; 1 with --quick); verdicts: rounds (3)",
+        help="train: rounds beside the peers (default: 3; 1 with --quick); verdicts: rounds (3); console: of a page",
     )
     parser.add_argument(
         "--model",

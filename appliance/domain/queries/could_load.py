@@ -136,21 +136,31 @@ class BeforeLog(Value):
     log_begins: Time
 
 
-def could_load(state: State, unit: str, now: Time) -> CouldLoad:
+def reviewed_for(state: State, unit: str, index: int) -> list[str]:
+    """The adapters that were reviewed for the unit by that entry, from the fold of now: no review is ever removed."""
+    return [
+        versioned(adapter.name, adapter.version)
+        for adapter in state.adapters.values()
+        if adapter.reviews and any(review.unit == unit and review.index <= index for review in adapter.reviews)
+    ]
+
+
+def could_load(state: State, unit: str, now: Time, *, others: bool = True) -> CouldLoad:
     """For every task of the unit: the adapter that its release named and whether it was admissible. Then the folders
     that had been exported to it and had not expired, and the adapters that were reviewed for the unit or answered for
-    it before, which no release named. BadInput where the rules in force are later than this build knows."""
+    it before, which no release named; without `others` not these. BadInput where the rules in force are later than this
+    build knows."""
     book_of(state)
     releases = [release for release in state.releases.values() if release.unit == unit]
     tasks = tuple(_task(state, release, now) for release in sorted(releases, key=lambda release: release.task))
     named = {task.candidate.adapter for task in tasks}
     before = {activation.adapter for release in releases for activation in release.history}
-    others = []
-    for key, adapter in state.adapters.items():
+    unreleased = []
+    for key, adapter in state.adapters.items() if others else ():
         if key not in named and (key in before or any(review.unit == unit for review in adapter.reviews)):
             unnamed = f"release: expected one that names {key} for {unit}, got none"
             reasons = (*inadmissible(state, adapter, unit, now), unnamed)
-            others.append(_candidate(state, adapter, unit, now, reasons))
+            unreleased.append(_candidate(state, adapter, unit, now, reasons))
     rules, principal = state.parameters, state.principals.get(unit)
     answer = CouldLoad(
         unit=unit,
@@ -162,7 +172,7 @@ def could_load(state: State, unit: str, now: Time) -> CouldLoad:
         required_fields=tuple(rules.required_fields),
         tasks=tasks,
         exported=_exported(state, unit, now),
-        others=tuple(others),
+        others=tuple(unreleased),
         rests_on=(),
     )
     return answer.model_copy(update={"rests_on": _rests_on(state, answer)})

@@ -14,8 +14,13 @@ MODELS: dict[str, type[Value]] = {table.kind: table.row for table in State().tab
 def state_of(rows: Iterable[tuple[str, str, str]], size: int, last_time: Time) -> State:
     """The state that rows (kind, id, value in JSON) amount to; what has no rows is not in it."""
     state = State()
-    tables = {table.kind: table for table in state.tables}
-    for kind, key, value in rows:
-        tables[kind].set(key, MODELS[kind].model_validate_json(value))
+    put_rows(state, rows)
     state.size, state.last_time = size, last_time
     return state
+
+
+def put_rows(state: State, rows: Iterable[tuple[str, str, str | None]]) -> None:
+    """None as a value takes the thing away."""
+    tables = {table.kind: table for table in state.tables}
+    for kind, key, value in rows:
+        tables[kind].set(key, None if value is None else MODELS[kind].model_validate_json(value))

@@ -36,6 +36,7 @@ from appliance.store.database.reader import Reader
 from appliance.store.ledger import checks as audit
 from appliance.store.ledger import rows
 from appliance.store.ledger.clock import LogClock
+from appliance.store.ledger.counts import Totals
 from appliance.store.ledger.filing import Unfiled
 from appliance.store.ledger.fold import NOTHING_SEEN, Fold, Seen, Tell, advance, check_checkpoint, load_fold
 from appliance.store.ledger.nodes import Nodes, Place
@@ -79,7 +80,7 @@ class Ledger:
         self._fold: Fold | None = None
         self._seen = NOTHING_SEEN
         self._nodes = Nodes()
-        self.unfiled = Unfiled()
+        self.unfiled, self.totals = Unfiled(), Totals()
         self._writer = Writer(engine)
         self._reader = Reader(engine)
         self._queue = Queue(self.lock, self._commit_all)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, or_, select
+from sqlalchemy import Connection, Select, or_, select
 
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.records import release_key
 from appliance.domain.core.state import State
-from appliance.domain.queries.could_load import OF_UNITS
-from appliance.domain.queries.rows import MODELS, state_of
+from appliance.domain.queries.could_load import JUDGED_BY, OF_UNITS
+from appliance.domain.queries.rows import MODELS, put_rows, state_of
 from appliance.domain.queries.uses import COUNTED_OF_ADAPTERS, TOLD_OF_ADAPTERS
 from appliance.errors import BadInput, NotFound
 from appliance.store.database.tables import entries, projections
@@ -30,7 +32,14 @@ class Version:
     value: str
 
 
-def values_at(connection: Connection, index: int, kinds: Iterable[str], unit: str | None = None) -> list[Version]:
+Ids = Mapping[str, Collection[str]]
+"""By kind, the identifiers that are wanted alone; every one of a kind that is not there."""
+NO_IDS: Ids = MappingProxyType({})
+
+
+def values_at(
+    connection: Connection, index: int, kinds: Iterable[str], unit: str | None = None, ids: Ids = NO_IDS
+) -> list[Version]:
     """What stood after this entry, by kind and identifier; with `unit`, of what belongs to units only what is its."""
     column = projections.c
     stood = (column.since <= index, or_(column.until.is_(None), column.until > index))
@@ -39,10 +48,16 @@ def values_at(connection: Connection, index: int, kinds: Iterable[str], unit: st
         if kind not in MODELS:
             raise BadInput(f"state, kind: expected one of {', '.join(MODELS)}, got {kind!r}")
         rows = select(column.kind, column.id, column.since, column.value).where(column.kind == kind, *stood)
-        if unit is not None and kind in OF_UNITS:
-            rows = rows.where(column.id.startswith(release_key(unit, ""), autoescape=True))
+        rows = _narrowed(rows, kind, unit, ids)
         found += [Version(*row) for row in connection.execute(rows.order_by(column.id))]
     return found
+
+
+def _narrowed(rows: Select[Any], kind: str, unit: str | None, ids: Ids) -> Select[Any]:
+    column = projections.c.id
+    if unit is not None and kind in OF_UNITS:
+        rows = rows.where(column.startswith(release_key(unit, ""), autoescape=True))
+    return rows.where(column.in_(sorted(ids[kind]))) if kind in ids else rows
 
 
 def page_at(connection: Connection, index: int, kind: str, past: str, limit: int) -> list[Version]:
@@ -60,22 +75,30 @@ def page_at(connection: Connection, index: int, kind: str, past: str, limit: int
     return [Version(*row) for row in connection.execute(rows)]
 
 
-def versions_between(
-    connection: Connection, after: int, last: int, kinds: Iterable[str], unit: str | None = None
-) -> tuple[list[str], list[int]]:
-    """Every value of these kinds that stood at some entry from `after` to `last`; and the entries after `after` that
-    changed one. With `unit`, of what belongs to units only what is its."""
+class Stood(NamedTuple):
+    """A value that stood from the entry `since` to before `until`, or until now."""
+
+    kind: str
+    id: str
+    since: int
+    until: int | None
+    value: str
+
+
+def values_between(
+    connection: Connection, after: int, last: int, kinds: Iterable[str], unit: str, ids: Ids
+) -> list[Stood]:
+    """Every value of these kinds that stood at some entry from `after` to `last`; of what belongs to units only what is
+    the unit's."""
     column = projections.c
     stood = (column.since <= last, or_(column.until.is_(None), column.until > after))
-    values, changed = [], set[int]()
+    found = []
     for kind in kinds:
-        rows = select(column.since, column.until, column.value).where(column.kind == kind, *stood)
-        if unit is not None and kind in OF_UNITS:
-            rows = rows.where(column.id.startswith(release_key(unit, ""), autoescape=True))
-        for since, until, value in connection.execute(rows):
-            values.append(value)
-            changed |= {index for index in (since, until) if index is not None and after < index <= last}
-    return values, sorted(changed)
+        rows = select(column.kind, column.id, column.since, column.until, column.value).where(
+            column.kind == kind, *stood
+        )
+        found += [Stood(*row) for row in connection.execute(_narrowed(rows, kind, unit, ids))]
+    return found
 
 
 @dataclass(frozen=True)
@@ -101,13 +124,48 @@ def changes_between(connection: Connection, after: int, last: int, kinds: Iterab
     return sorted(found, key=lambda one: one.since)
 
 
-def state_at(connection: Connection, index: int, kinds: Iterable[str], unit: str | None = None) -> State:
-    """The state after this entry, as far as these kinds go, and this unit."""
+def state_at(connection: Connection, index: int, kinds: Iterable[str]) -> State:
+    """The state after this entry, as far as these kinds go."""
     data = read_entry_bytes(connection, index)
     if data is None:
         raise NotFound(f"entry {index}: expected one of the log's entries, got none")
-    rows = ((version.kind, version.id, version.value) for version in values_at(connection, index, kinds, unit))
+    rows = ((version.kind, version.id, version.value) for version in values_at(connection, index, kinds))
     return state_of(rows, index + 1, parse_entry(data).time)
+
+
+class Window(NamedTuple):
+    """Of the adapters that no release named: the first `most` after `past`, by name."""
+
+    past: str
+    most: int
+
+
+def unit_state_at(
+    connection: Connection, index: int, unit: str, reviewed: Iterable[str], window: Window | None = None
+) -> tuple[State, str | None]:
+    """The state after this entry as far as it decides what the unit may load, and the `past` of the next window, if
+    there is one. Adapters are read by name, so that those of other units cost nothing: what the unit's releases named,
+    and of `reviewed` those in the window."""
+    data = read_entry_bytes(connection, index)
+    if data is None:
+        raise NotFound(f"entry {index}: expected one of the log's entries, got none")
+
+    def rows(kinds: Iterable[str], ids: Ids = NO_IDS) -> list[tuple[str, str, str]]:
+        return [(row.kind, row.id, row.value) for row in values_at(connection, index, kinds, unit, ids)]
+
+    others = [kind for kind in JUDGED_BY if kind not in ("adapter", "dataset")]
+    state = state_of(rows(others), index + 1, parse_entry(data).time)
+    named = {release.current.adapter for release in state.releases.values()}
+    before = {activation.adapter for release in state.releases.values() for activation in release.history}
+    unnamed = sorted(before.union(reviewed) - named)
+    following = None
+    if window is not None:
+        unnamed = [name for name in unnamed if name > window.past]
+        following = unnamed[window.most - 1] if len(unnamed) > window.most else None
+        unnamed = unnamed[: window.most]
+    put_rows(state, rows(["adapter"], {"adapter": named.union(unnamed)}))
+    put_rows(state, rows(["dataset"], {"dataset": {adapter.dataset for adapter in state.adapters.values()}}))
+    return state, following
 
 
 def entries_at(connection: Connection, indexes: Iterable[int]) -> list[bytes]:

@@ -71,7 +71,7 @@ def find_entries(connection: Connection, unfiled: Unfiled, filters: Filters) -> 
         raise BadInput(f"search, limit: expected 1 to {MAX_PAGE}, got {limit}")
     newest = bool(filters.get("newest"))
     found: list[int] = []
-    for block, bits in _walk(connection, unfiled, filters, newest=newest):
+    for block, bits in walk_blocks(connection, unfiled, filters, newest=newest):
         places = [block * filing.BLOCK + place for place in range(bits.bit_length()) if bits >> place & 1]
         found += reversed(places) if newest else places
         if len(found) >= limit:
@@ -81,7 +81,7 @@ def find_entries(connection: Connection, unfiled: Unfiled, filters: Filters) -> 
 
 def count_entries(connection: Connection, unfiled: Unfiled, filters: Filters) -> int:
     """How many entries fit, counted from their keys alone."""
-    return sum(bits.bit_count() for _, bits in _walk(connection, unfiled, filters, newest=False))
+    return sum(bits.bit_count() for _, bits in walk_blocks(connection, unfiled, filters, newest=False))
 
 
 def _read(connection: Connection, places: Sequence[int], *, newest: bool) -> list[tuple[int, bytes]]:
@@ -90,7 +90,9 @@ def _read(connection: Connection, places: Sequence[int], *, newest: bool) -> lis
     return [(row[0], row[1]) for row in connection.execute(rows)] if places else []
 
 
-def _walk(connection: Connection, unfiled: Unfiled, filters: Filters, *, newest: bool) -> Iterator[tuple[int, int]]:
+def walk_blocks(
+    connection: Connection, unfiled: Unfiled, filters: Filters, *, newest: bool
+) -> Iterator[tuple[int, int]]:
     """Each block in which an entry fits, with the bits of those that do, in the order asked for."""
     wanted = _keys_wanted(filters)
     spans, size = find_spans(connection, unfiled, filters)
@@ -160,7 +162,7 @@ def find_stretches(connection: Connection, unfiled: Unfiled, size: int) -> list[
     """[(low, high)]: entries [low, high) whose time never decreases. Each but the first begins where the clock was
     reset."""
     begins = [0]
-    for block, bits in _walk(connection, unfiled, {"types": [ClockReset.type], "before": size}, newest=False):
+    for block, bits in walk_blocks(connection, unfiled, {"types": [ClockReset.type], "before": size}, newest=False):
         begins += [block * filing.BLOCK + place for place in range(bits.bit_length()) if bits >> place & 1]
     return list(pairwise([*begins, size]))
 

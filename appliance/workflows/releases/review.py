@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+from appliance.domain.core.decisions import ReviewRecord
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import Time
 from appliance.domain.core.records import Adapter
@@ -140,24 +141,30 @@ def _asked(state: State, adapter: Adapter, unit: str, now: Time) -> dict[str, An
 def _reviews(context: Context, adapter: Adapter) -> list[dict[str, Any]]:
     state = context.ledger.state
     now = context.now(state)
-    return [
-        {
-            **asdict(review),
-            "conditions": None if review.conditions is None else review.conditions.model_dump(mode="json"),
-            "again_by": reattested_by(state, adapter, review),
-            **asdict(review_standing(state, adapter, review, now)),
-        }
-        for review in adapter.reviews
-    ]
+    return [_review(state, adapter, review, now) for review in adapter.reviews]
+
+
+def _review(state: State, adapter: Adapter, review: ReviewRecord, now: Time) -> dict[str, Any]:
+    return {
+        **asdict(review),
+        "conditions": None if review.conditions is None else review.conditions.model_dump(mode="json"),
+        "again_by": reattested_by(state, adapter, review),
+        **asdict(review_standing(state, adapter, review, now)),
+    }
 
 
 def reviews_among(context: Context, entries: Iterable[tuple[int, bytes]]) -> dict[int, dict[str, Any]]:
     """By entry, the reviews among these entries; no other entry is parsed."""
-    marked = f'"type":"{ReviewRecorded.type}"'.encode()
-    found = {index: _adapter_of(context.ledger.state, data) for index, data in entries if marked in data}
-    rows = {adapter.index: _reviews(context, adapter) for adapter in found.values() if adapter is not None}
-    told = {row["index"]: row for reviews in rows.values() for row in reviews}
-    return {index: told[index] for index in found if index in told}
+    state, marked = context.ledger.state, f'"type":"{ReviewRecorded.type}"'.encode()
+    now = context.now(state)
+    adapters = ((index, _adapter_of(state, data)) for index, data in entries if marked in data)
+    return {
+        index: _review(state, adapter, review, now)
+        for index, adapter in adapters
+        if adapter is not None
+        for review in adapter.reviews
+        if review.index == index
+    }
 
 
 def _adapter_of(state: State, data: bytes) -> Adapter | None:

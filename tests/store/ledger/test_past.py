@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 
 import pytest
@@ -12,13 +13,21 @@ from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import add_seconds
 from appliance.domain.core.state import UNPROJECTED, State
 from appliance.domain.governance.service import ServiceStarted
-from appliance.domain.queries.could_load import JUDGED_BY, could_load, could_load_then
-from appliance.domain.queries.rows import MODELS
+from appliance.domain.queries.could_load import could_load, could_load_then, reviewed_for
+from appliance.domain.queries.rows import MODELS, state_of
 from appliance.domain.rulebook.apply import apply
 from appliance.errors import BadInput, NotFound
 from appliance.store.ledger import filing
 from appliance.store.ledger.ledger import Ledger
-from appliance.store.ledger.past import Version, count_requests, last_at, page_at, state_at, values_at
+from appliance.store.ledger.past import (
+    Version,
+    Window,
+    count_requests,
+    last_at,
+    page_at,
+    unit_state_at,
+    values_at,
+)
 from scripts.kit.log_builder import LogBuilder, stage
 from tests.store.retold import retell
 
@@ -63,18 +72,57 @@ def folds(site: LogBuilder) -> Iterator[State]:
         yield state
 
 
+def unit_state(past: Ledger, index: int) -> State:
+    reviewed = reviewed_for(past.state, "legal", index)
+    return past.ask(lambda connection: unit_state_at(connection, index, "legal", reviewed))[0]
+
+
 def projected(state: State) -> list[tuple[str, str, object]]:
     return sorted((kind, key, value) for kind, key, value in state.projections() if kind not in UNPROJECTED)
 
 
 def test_the_state_as_of_every_entry_is_the_fold_up_to_it(past: Ledger, told: LogBuilder) -> None:
     for index, state in enumerate(folds(told)):
-        found = past.ask(lambda connection, at=index: state_at(connection, at, MODELS))
+        values = past.ask(lambda connection, at=index: values_at(connection, at, MODELS))
+        found = state_of(((one.kind, one.id, one.value) for one in values), index + 1, state.last_time)
         assert projected(found) == projected(state)
-        assert (found.size, found.last_time) == (state.size, state.last_time)
-        judged = past.ask(lambda connection, at=index: state_at(connection, at, JUDGED_BY, "legal"))
+        judged = unit_state(past, index)
+        assert (judged.size, judged.last_time) == (state.size, state.last_time)
         assert could_load(judged, "legal", state.last_time) == could_load(state, "legal", state.last_time)
     assert past.check_projections() == []
+
+
+def test_windows_of_what_no_release_named_make_the_whole_answer(engine: Engine, told: LogBuilder) -> None:
+    site = told.fork()
+    for version in (2, 3, 4):
+        if version > 2:
+            site.seal(site.train(), version=version)
+        site.review("rita", "privacy", version)
+    with closing(retell(engine, site)) as ledger:
+        for index in (len(told.entries) - 1, len(site.entries) - 3, len(site.entries) - 1):
+            reviewed = reviewed_for(ledger.state, "legal", index)
+            now = parse_entry(site.entries[index]).time
+            whole = could_load(unit_state(ledger, index), "legal", now)
+            found, place = [], ""
+            for _ in range(len(whole.others) + 1):
+                ask = partial(unit_state_at, index=index, unit="legal", reviewed=reviewed, window=Window(place, 1))
+                state, following = ledger.ask(ask)
+                answer = could_load(state, "legal", now)
+                assert answer.tasks == whole.tasks
+                found += answer.others
+                if following is None:
+                    break
+                place = following
+            assert tuple(found) == whole.others
+        assert len(whole.others) == 3
+
+
+def test_an_adapter_that_was_reviewed_for_another_unit_alone_is_not_read(past: Ledger, told: LogBuilder) -> None:
+    index = len(told.entries) - 1
+    state, _ = past.ask(
+        partial(unit_state_at, index=index, unit="sales", reviewed=reviewed_for(past.state, "sales", index))
+    )
+    assert len(state.adapters) == len(state.datasets) == 0
 
 
 def test_an_export_is_told_of_from_rows_as_from_the_fold(past: Ledger, told: LogBuilder) -> None:
@@ -82,8 +130,7 @@ def test_an_export_is_told_of_from_rows_as_from_the_fold(past: Ledger, told: Log
     seen = set()
     for index, data in enumerate(told.entries):
         now = parse_entry(data).time
-        judged = past.ask(lambda connection, at=index: state_at(connection, at, JUDGED_BY, "legal"))
-        answer = could_load(judged, "legal", now)
+        answer = could_load(unit_state(past, index), "legal", now)
         assert answer == could_load_then(lambda: told.entries, told.documents.get, "legal", str(index), now)[0]
         assert {one.entry for one in answer.exported} <= set(answer.rests_on)
         seen.add(tuple(one.entry for one in answer.exported))
@@ -151,6 +198,6 @@ def test_requests_are_counted_as_reading_everything_counts_them(past: Ledger, to
 
 def test_an_entry_or_a_kind_that_is_none_is_refused(past: Ledger, told: LogBuilder) -> None:
     with pytest.raises(NotFound):
-        past.ask(lambda connection: state_at(connection, len(told.entries), JUDGED_BY))
+        unit_state(past, len(told.entries))
     with pytest.raises(BadInput, match="expected one of site, principal"):
         past.ask(lambda connection: values_at(connection, 0, ["order"]))

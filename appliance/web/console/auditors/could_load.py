@@ -8,12 +8,18 @@ from appliance.web.console.auditors.log import parse_moment
 from appliance.web.console.core.page import PEOPLE, Page, Query, Table, Value, Viewer
 from appliance.web.console.core.why import Reason, explain_reasons
 from appliance.workflows.core.context import Context
-from appliance.workflows.queries.questions import could_load_at
+from appliance.workflows.queries.questions import could_load_page
+
+OTHERS = 20
+"""Adapters that no release named, on a page: each is judged anew."""
 
 
 class CouldLoadQuery(Query):
+    """`past`: the last adapter that no release named, on the page before."""
+
     unit: str | None = None
     at: str | None = None
+    past: str | None = None
 
 
 class Signoff(Value):
@@ -58,18 +64,23 @@ class CouldLoadPage(Value):
     candidates: tuple[Candidate, ...]
     exported: tuple[Exported, ...]
     rests_on: tuple[tuple[int, str, str, str], ...]
+    next: str | None
+    """Where the page of further adapters begins, which no release named; None on the last."""
 
 
 def could_load(context: Context, viewer: Viewer, query: CouldLoadQuery) -> CouldLoadPage:
     state = context.ledger.state
     units = tuple(sorted(one.name for one in state.principals.values() if "unit" in one.roles))
     if query.unit is None:
-        return _page(units, state.size, None, {})
+        return _page(units, state.size, None, {}, None)
     at = query.at if query.at is None or query.at.isdecimal() else parse_moment(query.at, "at", end_of_day=True)
-    return _page(units, state.size, query.unit, could_load_at(context, query.unit, at))
+    found, following = could_load_page(context, query.unit, at, past=query.past or "", most=OTHERS)
+    return _page(units, state.size, query.unit, found, following)
 
 
-def _page(units: tuple[str, ...], size: int, unit: str | None, found: dict[str, Any]) -> CouldLoadPage:
+def _page(
+    units: tuple[str, ...], size: int, unit: str | None, found: dict[str, Any], following: str | None
+) -> CouldLoadPage:
     names = {one["commitment"]: one["text"] for one in found.get("disclosures", ())}
     tasks = [
         _candidate(task["candidate"], names, task=task, could=task["could_load"]) for task in found.get("tasks", ())
@@ -86,6 +97,7 @@ def _page(units: tuple[str, ...], size: int, unit: str | None, found: dict[str, 
             Exported(**{name: one[name] for name in Exported.model_fields}) for one in found.get("exported", ())
         ),
         rests_on=tuple((one["entry"], one["time"], one["type"], one["actor"]) for one in found.get("rests_on", ())),
+        next=following,
     )
 
 

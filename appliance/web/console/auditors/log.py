@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 
 from pydantic import Field
 
@@ -14,6 +15,7 @@ from appliance.formats.core.timestamp import encode_time, parse_time
 from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, Page, Query, Table, Value, Viewer
 from appliance.workflows.core.context import Context
 from appliance.workflows.queries import log as queries
+from appliance.workflows.queries.facets import count_facets
 from appliance.workflows.queries.log import LogFilters
 from appliance.workflows.releases.review import reviews_among
 
@@ -35,9 +37,14 @@ class LogQuery(Query):
     before: int | None = Field(default=None, ge=0)
     after: int | None = Field(default=None, ge=0)
 
-    def page(self, **place: int | None) -> dict[str, object]:
+    def page(self, **place: object) -> dict[str, object]:
         """The same search on another page, as parameters of an address."""
         return {**self.model_dump(), "before": None, "after": None, **place}
+
+    def narrowed(self, name: str, value: str) -> dict[str, object]:
+        """The search with one value more, from its beginning. All subjects of a search must hold."""
+        added = {"type": (value,), "subject": (*self.subject, value)}
+        return self.page(**{name: added.get(name, value)})
 
 
 class Row(Value):
@@ -52,6 +59,19 @@ class Row(Value):
     """Of a review: what was decided, and what that counts for now."""
 
 
+class FacetValue(Value):
+    """`is_least`: there may be more, since only the newest blocks of a long search are counted."""
+
+    value: str
+    count: int
+    is_least: bool
+
+
+class Facet(Value):
+    name: str
+    values: tuple[FacetValue, ...]
+
+
 class Log(Value):
     """`older` and `newer`: the entry that the next page in that direction begins at, None where there is none."""
 
@@ -60,6 +80,8 @@ class Log(Value):
     older: int | None
     newer: int | None
     unknown: tuple[str, ...]
+    facets: tuple[Facet, ...]
+    """Of what the search has not chosen yet."""
     types: tuple[str, ...]
     units: tuple[str, ...]
 
@@ -92,8 +114,16 @@ def log(context: Context, viewer: Viewer, query: LogQuery) -> Log:
         older=last if (more or not newest) and last else None,
         newer=first if (query.before is not None or (not newest and more)) else None,
         unknown=tuple(answer.unknown),
+        facets=_facets(context, filters, rows),
         types=tuple(sorted(EVENTS)),
         units=tuple(sorted(one.name for one in state.principals.values() if "unit" in one.roles)),
+    )
+
+
+def _facets(context: Context, filters: LogFilters, rows: tuple[Row, ...]) -> tuple[Facet, ...]:
+    found = count_facets(context, filters, [subject for row in rows for subject in row.subjects])
+    return tuple(
+        Facet(name=name, values=tuple(FacetValue(**asdict(one)) for one in counts)) for name, counts in found.items()
     )
 
 

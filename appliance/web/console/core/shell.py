@@ -12,7 +12,9 @@ from appliance.workflows.core.context import Context
 
 
 class LogState(Value):
-    """`against`: why nobody should rest on the log now; empty while it is as it should be."""
+    """`against`: why nobody should rest on the log now; empty while it is as it should be. `is_behind`: that, or a
+    witness that the policy names has not cosigned within its lifetime. `oldest_age_s`: of the last cosignatures of
+    these witnesses; None where one never cosigned."""
 
     origin: str
     size: int
@@ -21,6 +23,7 @@ class LogState(Value):
     witnesses: int
     oldest_age_s: float | None
     against: tuple[str, ...]
+    is_behind: bool
 
 
 class Shell(Value):
@@ -42,14 +45,16 @@ def log_state(context: Context) -> LogState:
     ages = sorted(seconds_since(one.time, now) for one in seen)
     against = [*unwitnessed(state, now), *(error.message for error in context.missing_from_log)]
     against += ["heartbeat: expected one each minute, got one that hangs"] if context.stalled else []
+    cosigned = sum(age <= rules.witness_lifetime_s for age in ages)
     return LogState(
         origin=state.site.origin,
         size=state.size,
         last_age_s=seconds_since(state.last_time, now),
-        cosigned=sum(age <= rules.witness_lifetime_s for age in ages),
+        cosigned=cosigned,
         witnesses=len(rules.witnesses),
-        oldest_age_s=ages[-1] if ages else None,
+        oldest_age_s=ages[-1] if ages and len(ages) == len(rules.witnesses) else None,
         against=tuple(against),
+        is_behind=bool(against) or cosigned < len(rules.witnesses),
     )
 
 
