@@ -72,6 +72,7 @@ from appliance.web.units.openai import units_app
 from appliance.workflows.core.code import describe_code
 from appliance.workflows.core.context import Code, Context
 from appliance.workflows.core.progress import Progress
+from appliance.workflows.data.uploads import sweep_uploads
 from appliance.workflows.integrity import rehash, snapshots, writeback
 from appliance.workflows.lifecycle import founding
 from appliance.workflows.lifecycle.garbage import tune_garbage_collector
@@ -416,7 +417,7 @@ def serve(
                             context,
                             settings.home,
                             counted=door.counted,
-                            sweep=door.sweep,
+                            sweep=partial(_sweep, context, door),
                             hold_claim=claim.hold,
                             maintain=serving.maintain,
                         ),
@@ -533,6 +534,12 @@ def _open_traces(settings: Settings, context: Context) -> Traces | None:
         Collector(settings.traces),
         {"service.name": "appliance", "service.instance.id": context.ledger.state.site.origin},
     )
+
+
+def _sweep(context: Context, door: Doorkeeper) -> None:
+    """Once a minute: what has ended, and what was forgotten."""
+    door.sweep()
+    sweep_uploads(context)
 
 
 def _close_traces(traces: Traces | None) -> None:

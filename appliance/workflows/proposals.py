@@ -19,6 +19,7 @@ from appliance.domain.core.state import State
 from appliance.domain.core.table import Table
 from appliance.domain.data.bases import RevokeBase
 from appliance.domain.data.datasets import RevokeDataset
+from appliance.domain.data.imports import ImportRows
 from appliance.domain.data.validation_sets import RevokeValidationSet
 from appliance.domain.evaluation.gates import GateSet, parse_gates
 from appliance.domain.governance.keys import NewKey
@@ -173,6 +174,14 @@ def _sets(context: Context, found: Mapping[str, Any], gates: GateSet) -> dict[st
     }
 
 
+def _imported(context: Context, model: type[Order], draft: Draft) -> None:
+    row = context.ledger.state.bases.get(str(draft.values.get("base")))
+    if row is None:
+        known = ", ".join(name for name, _ in context.ledger.state.bases.items()) or "none"
+        raise NotFound(f"base: expected one of {known}, got {draft.values.get('base')!r:.80}")
+    draft.values["base_digest"] = row.digest
+
+
 _COMPLETIONS: dict[type[Order], Callable[[Context, type[Order], Draft], None]] = {
     OnAdapter: _on_adapter,
     RevokeBase: _base,
@@ -181,4 +190,5 @@ _COMPLETIONS: dict[type[Order], Callable[[Context, type[Order], Draft], None]] =
     NewKey: _key,
     AdoptPolicy: _policy,
     Train: _training,
+    ImportRows: _imported,
 }

@@ -22,6 +22,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from appliance.errors import BadInput, NotFound, Tampered, TooLarge, Unavailable
 from appliance.formats.artifacts.manifest import MANIFEST_PATH, Manifest, ManifestFile, parse_manifest
@@ -38,6 +39,13 @@ _BESIDE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\.[a-z0-9]{1,8}")
 _SEALED = re.compile(r"[0-9a-f]{64}")
 
 
+class Sent(NamedTuple):
+    """An upload: its bytes, and when it came, in seconds since 1970."""
+
+    size: int
+    sent_at: float
+
+
 class Artifacts:
     """All of a home's sealed folders and uploads. Errors of the disk are Unavailable."""
 
@@ -47,6 +55,11 @@ class Artifacts:
         with disk.disk_errors("artifacts"):
             disk.make_folder(self._folder)
             disk.make_folder(self._uploads)
+
+    @property
+    def folder(self) -> Path:
+        """Where sealed folders are; uploads are on the same disk."""
+        return self._folder
 
     # --- sealed folders -------------------------------------------------------------------------------------------
 
@@ -230,6 +243,17 @@ class Artifacts:
             if path.is_symlink() or not path.is_file():
                 raise NotFound(f"upload {digest}: expected bytes sent before, got none")
         return path
+
+    def uploads(self) -> dict[str, Sent]:
+        """What lies here whole, by its digest."""
+        found = {}
+        with disk.disk_errors("uploads"):
+            for entry in os.scandir(self._uploads):
+                if _SEALED.fullmatch(entry.name):
+                    with suppress(FileNotFoundError):
+                        stat = entry.stat(follow_symlinks=False)
+                        found[f"sha256:{entry.name}"] = Sent(stat.st_size, stat.st_mtime)
+        return found
 
     def discard_upload(self, digest: str, sent_by: float = math.inf) -> None:
         """Removes the bytes, unless they came later than `sent_by`, in seconds since 1970."""

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.concurrency import run_in_threadpool
 
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import parse_value
@@ -27,11 +26,11 @@ from appliance.formats.core.fields import MAX_DECIMAL
 from appliance.web.core.auth import LINK_S, Doorkeeper, Session
 from appliance.web.core.errors import install, people_body
 from appliance.web.core.leaving import run_while_awaited
+from appliance.web.core.receiving import read_size, take_upload
 from appliance.web.people.units import check_unit
 from appliance.workflows import orders
 from appliance.workflows.core.context import Context
 from appliance.workflows.data import checks
-from appliance.workflows.data import uploads as upload
 from appliance.workflows.governance import administration
 from appliance.workflows.operations.status import status
 from appliance.workflows.operations.storage import storage
@@ -218,16 +217,10 @@ def _orders(public: APIRouter, private: APIRouter, context: Context, person: Cal
         return pending_orders(context)
 
     @private.put("/v1/uploads/{digest}")
-    async def put_upload(digest: str, request: Request) -> dict[str, Any]:
-        size = request.headers.get("content-length", "")
-        if not size.isdigit():
-            raise BadInput("upload, content-length: expected a number of bytes, got none")
-        incoming = await run_in_threadpool(upload.begin, context, parse_digest(digest), int(size))
-        with incoming:
-            async for chunk in request.stream():
-                await run_in_threadpool(incoming.write, chunk)
-            await run_in_threadpool(incoming.finish)
-        return {"digest": digest, "bytes": int(size)}
+    async def put_upload(digest: str, request: Request, session: Session = asking) -> dict[str, Any]:
+        size = read_size(request.headers)
+        await take_upload(context, session.principal, parse_digest(digest), size, request.stream())
+        return {"digest": digest, "bytes": size}
 
     @private.post("/v1/policy/test")
     def test_policy(body: PolicyTest) -> dict[str, Any]:

@@ -5,17 +5,16 @@ The Unix socket has no such gate: who may open it is an account of this machine.
 
 from __future__ import annotations
 
-import asyncio
-
 from starlette.concurrency import run_in_threadpool
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from appliance.errors import ApplianceError, BadInput
+from appliance.errors import ApplianceError
 from appliance.web.core import bodies
 from appliance.web.core.auth import Doorkeeper
 from appliance.web.core.bodies import Body, authorization_of
 from appliance.web.core.errors import people_body, refusal
 from appliance.web.core.places import Places
+from appliance.web.core.receiving import paced
 
 MOST = 24
 """Requests at once of people with a session, of 40 threads, so that the Unix socket is always answered."""
@@ -53,7 +52,7 @@ class Gate:
                 await run_in_threadpool(self._door.person, authorization_of(scope))
             with (self._strangers if is_public else self._people).take():
                 if scope["method"] == "PUT" and path.startswith(_UPLOADS):
-                    await self._app(scope, _paced(receive), send)
+                    await self._app(scope, paced(receive), send)
                     return
                 await body.read(scope)
                 await self._app(scope, body.replay, send)
@@ -63,18 +62,3 @@ class Gate:
             response = refusal(people_body, error)
         await body.drain()
         await response(scope, receive, send)
-
-
-def _paced(receive: Receive) -> Receive:
-    """An upload may be large; its next part comes in time, or it ends."""
-
-    async def part() -> Message:
-        try:
-            async with asyncio.timeout(bodies.BODY_S):
-                return await receive()
-        except TimeoutError:
-            raise BadInput(
-                f"upload: expected its next part within {bodies.BODY_S:.0f} s, got none", code="too-slow"
-            ) from None
-
-    return part

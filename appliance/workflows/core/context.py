@@ -31,6 +31,7 @@ from appliance.store.ledger.ledger import Ledger
 from appliance.workflows.core.jobs import Jobs
 from appliance.workflows.core.progress import Progress
 from appliance.workflows.core.prompts import Prompts
+from appliance.workflows.core.uploads import Uploads
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Context:
     runs: Jobs = field(default_factory=lambda: Jobs("runs"))
     looks: Jobs = field(default_factory=lambda: Jobs("looks"))
     prompts: Prompts = field(default_factory=Prompts)
+    uploads: Uploads = field(default_factory=Uploads)
     workers: dict[str, Worker] = field(default_factory=dict)
     order_lock: threading.RLock = field(default_factory=threading.RLock)
     verifying: threading.Lock = field(default_factory=threading.Lock)

@@ -27,11 +27,17 @@ _ENGINE_SHARE = 8
 _LOOK_S = 0.25
 
 
+def reserve_of(folder: Path) -> tuple[int, int, int]:
+    """Of the folder's disk: its bytes, those that are free, and those of them that the ledger needs."""
+    found = os.statvfs(folder)
+    whole = found.f_blocks * found.f_frsize
+    return whole, found.f_bavail * found.f_frsize, min(RESERVE_BYTES, whole // _SHARE)
+
+
 def disk_shortage(folder: Path, *, engine: bool) -> str | None:
     """Why a worker that writes below this folder is to end; None while there is room."""
-    found = os.statvfs(folder)
-    reserve = min(RESERVE_BYTES, found.f_blocks * found.f_frsize // _SHARE) // (_ENGINE_SHARE if engine else 1)
-    free = found.f_bavail * found.f_frsize
+    _, free, reserve = reserve_of(folder)
+    reserve //= _ENGINE_SHARE if engine else 1
     if free >= reserve:
         return None
     return (

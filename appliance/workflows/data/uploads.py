@@ -1,11 +1,26 @@
-"""Bytes come in under the digest that their owner computed; what does not hash to it is not kept."""
+"""Uploads that nobody imported are removed after a day."""
 
 from __future__ import annotations
 
-from appliance.store.files.uploads import Upload
+import logging
+
+from appliance.errors import ApplianceError
 from appliance.workflows.core.context import Context
+from appliance.workflows.data.imports import discard_unwanted
+
+log = logging.getLogger("appliance")
+
+KEPT_S = 86_400
 
 
-def begin(context: Context, digest: str, size: int) -> Upload:
-    """Where the bytes go. `finish` makes them durable under the digest, or raises and leaves nothing."""
-    return context.artifacts.receive(digest, size)
+def sweep_uploads(context: Context) -> None:
+    """Removes what was sent a day ago and that no import waits for. What cannot be removed is logged, and stays until
+    the next time."""
+    sent_by = context.clock().timestamp() - KEPT_S
+    old = [digest for digest, one in context.artifacts.uploads().items() if one.sent_at <= sent_by]
+    if not old:
+        return
+    try:
+        discard_unwanted(context, old, sent_by)
+    except ApplianceError as error:
+        log.warning("%d uploads that nobody imported stay: %s", len(old), error.code)

@@ -112,7 +112,7 @@ def test_vendored_files_are_those_that_were_published() -> None:
         for name, file in package["files"].items():
             assert f"sha256:{hashlib.sha256((STATIC / name).read_bytes()).hexdigest()}" == file["digest"], name
             listed.add(name)
-    scripts = {"live.js", "curves.js", "signing.js"}
+    scripts = {"live.js", "curves.js", "signing.js", "upload.js"}
     own = {"console.css", "symbols.svg", "icon.svg", "proof.html", "vendored.json"} | scripts
     found = {str(path.relative_to(STATIC)) for path in STATIC.rglob("*") if path.is_file()}
     assert found == listed | own

@@ -145,7 +145,7 @@ class Desk:
         # A request without a cookie is no attempt.
         if told.code != "no-session":
             self.door.count(getattr(request.state, COUNTED_FOR, None), told)
-        if request.url.path.endswith((".json", ".csv")):
+        if request.url.path.endswith((".json", ".csv")) or request.method == "PUT":
             return refusal(people_body, told)
         # What failed may be what a shell is made of.
         is_plain = isinstance(told, NotAuthenticated) or told.status == 500

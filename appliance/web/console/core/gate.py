@@ -13,6 +13,7 @@ from appliance.errors import ApplianceError, BadInput
 from appliance.web.console.core.desk import Desk
 from appliance.web.core.bodies import Body
 from appliance.web.core.places import Places
+from appliance.web.core.receiving import paced
 
 PAGES = 24
 """Pages at once, of the 40 threads that all listeners share, so that the people's socket is always answered."""
@@ -25,10 +26,13 @@ STREAMS_OF_ONE = 16
 FORM_BYTES = 65_536
 FORM_S = 5.0
 EVENTS = "/events"
+UPLOADS = "/uploads/"
 ASKS = 4
 """Answers that people of units wait for at once: each holds a thread of its own until its last token."""
 ASKS_OF_ONE = 1
 ASK = "/ask"
+UPLOADING = 4
+"""Uploads at once, one of a session."""
 DOWNLOADS = "/exports/"
 """These take as long as their reader likes, too."""
 
@@ -40,6 +44,7 @@ class Gate:
         self._app, self._desk = app, desk
         self._pages, self._forms = Places(PAGES, "pages"), Places(FORMS, "forms")
         self._streams = Places(STREAMS, "streams", STREAMS_OF_ONE)
+        self._uploads = Places(UPLOADING, "uploads", 1)
         self._asks = Places(ASKS, "answers in the console", ASKS_OF_ONE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,9 +56,12 @@ class Gate:
         try:
             self._check_host(Headers(scope=scope))
             places = self._places(scope)
-            is_one_s = places is self._streams or places is self._asks
+            is_one_s = places in (self._streams, self._asks, self._uploads)
             who = self._desk.site.read_cookie(Request(scope)) if is_one_s else None
             with places.take(who or ""):
+                if places is self._uploads:
+                    await self._app(scope, paced(receive), sending)
+                    return
                 await _read(body, scope)
                 await self._app(scope, body.replay, sending)
                 return
@@ -71,6 +79,8 @@ class Gate:
             return self._streams
         if scope["method"] in ("GET", "HEAD"):
             return self._pages
+        if scope["method"] == "PUT" and scope["path"].startswith(UPLOADS):
+            return self._uploads
         return self._asks if scope["path"] == ASK else self._forms
 
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from appliance.domain.core.decisions import Conditions
 from appliance.domain.core.names import encode_value, list_problems
 from appliance.domain.core.order import Order
+from appliance.domain.data.imports import ImportRows
 from appliance.domain.governance.keys import NewKey
 from appliance.domain.governance.policies import AdoptPolicy
 from appliance.domain.governance.policy_files import assemble_policy
@@ -27,7 +28,7 @@ from appliance.workflows.proposals import Draft
 
 COMMAND_LINE = frozenset(
     {
-        *("import-base", "import-dataset", "import-validation-set", "export-adapter"),  # files of any size
+        *("import-base", "export-adapter"),  # files of any size
         "enroll-several",  # a folder
         "enroll-application",  # signed by a unit, which has no session here
         *("rotate-log-key", "reset-clock"),  # the trust of the client itself changes
@@ -35,7 +36,7 @@ COMMAND_LINE = frozenset(
 )
 """Verbs that need more than a form."""
 
-Kind = Literal["line", "text", "number", "time", "yes", "choice", "words", "document"]
+Kind = Literal["line", "text", "number", "time", "yes", "choice", "words", "lines", "document", "file"]
 
 _DERIVED = frozenset(
     {
@@ -51,6 +52,7 @@ _OF_PROOF = frozenset(
     }
 )
 _PAST = ("issued_before",)
+HELD_OUT_FILE = "held_out_file"
 _HINTS = {
     "adapter": "NAME@VERSION",
     "dataset": "NAME@VERSION",
@@ -61,6 +63,12 @@ _HINTS = {
     "proof": "the whole text of the proof's file",
     "gates": "the whole text of a gate set's file; empty: none",
     "roles": "divided by spaces",
+    "file": "200 MB at most; a larger one is imported on the command line",
+    "held_out": "a share of the rows, such as 0.2",
+    "held_out_file": "instead of a share: a file of its own, in the same format",
+    "columns": "PART=COLUMN, one a line; empty: the file's columns have the parts' names",
+    "labels": "one a line; empty: those that occur in the file",
+    "instruction": "the system message of every row",
     "tasks": "divided by spaces",
     "subject": "adapter:NAME@VERSION, dataset:NAME …",
 }
@@ -99,22 +107,43 @@ def fields_of(verb: str, given: Mapping[str, str]) -> tuple[Field, ...]:
     schema = model.model_json_schema()["properties"]
     found: list[Field] = []
     for name, member in schema.items():
-        if name in HEADER or name == "reason" or _is_derived(model, name):
-            continue
-        if name == "conditions":
-            found += [_field(f"conditions.{one}", part) for one, part in _properties(Conditions).items()]
-        elif name == "recipe":
-            found += [_of_recipe(one, part) for one, part in _properties(Recipe).items()]
-        elif name == "gates":
-            found.append(Field(name=name, label="gates", kind="document", optional=True, hint=_HINTS[name]))
-        else:
-            found.append(_field(name, member))
+        if name not in HEADER and name != "reason" and not _is_derived(model, name):
+            found += _fields(model, name, member)
     if model is AdoptPolicy:
         found = list(_POLICY)
     if issubclass(model, NewKey):
         found.insert(0, Field(name="proof", label="proof", kind="document", hint=_HINTS["proof"]))
     found.append(_field("reason", schema["reason"]))
     return tuple(one.model_copy(update={"value": given.get(one.name, one.value)}) for one in found)
+
+
+def _fields(model: type[Order], name: str, member: dict[str, Any]) -> list[Field]:
+    """Those of one member."""
+    if name == "conditions":
+        return [_field(f"conditions.{one}", part) for one, part in _properties(Conditions).items()]
+    if name == "recipe":
+        return [_of_recipe(one, part) for one, part in _properties(Recipe).items()]
+    if name == "gates":
+        return [Field(name=name, label="gates", kind="document", optional=True, hint=_HINTS[name])]
+    if issubclass(model, ImportRows) and name in _OF_ROWS:
+        kind, optional, value = _OF_ROWS[name]
+        of_file = Field(name=name, label=name, kind=kind, optional=optional, hint=_HINTS.get(name, ""), value=value)
+        if name != "held_out":
+            return [of_file]
+        own = Field(name=HELD_OUT_FILE, label="held-out file", kind="file", optional=True, hint=_HINTS[HELD_OUT_FILE])
+        return [of_file.model_copy(update={"label": "held out"}), own]
+    return [_field(name, member)]
+
+
+_OF_ROWS: dict[str, tuple[Kind, bool, str]] = {
+    "file": ("file", False, ""),
+    "columns": ("lines", True, ""),
+    "labels": ("lines", True, ""),
+    "instruction": ("text", True, ""),
+    "seed": ("number", False, "1"),
+    "held_out": ("line", False, "0.2"),
+}
+"""Of a file of rows: how each is asked for, whether it can be empty, and what it begins with."""
 
 
 def _properties(model: type[Any]) -> dict[str, Any]:
@@ -124,6 +153,8 @@ def _properties(model: type[Any]) -> dict[str, Any]:
 def _is_derived(model: type[Order], name: str) -> bool:
     if issubclass(model, NewKey) and name in _OF_PROOF:
         return True
+    if issubclass(model, ImportRows):
+        return name == "base_digest"
     of_adapter = issubclass(model, OnAdapter) and name in _DERIVED
     return of_adapter or (model.verb in _LOOKED_UP and name in _DERIVED)
 
@@ -182,6 +213,8 @@ def read_draft(verb: str, form: Mapping[str, str], now: datetime) -> Draft:
     conditions = {name: draft.values.pop(f"conditions.{name}", None) for name in Conditions.model_fields}
     if any(name.name.startswith("conditions.") for name in known):
         draft.values["conditions"] = _conditions(conditions)
+    if issubclass(model_of(verb), ImportRows):
+        _rows(draft)
     if model_of(verb) is AdoptPolicy:
         draft.documents["policy"] = _policy(draft)
     recipe = {
@@ -208,6 +241,21 @@ def _take(draft: Draft, one: Field, text: str, now: datetime) -> None:
         draft.values[one.name] = _value(one, text, now)
 
 
+def _rows(draft: Draft) -> None:
+    """Of a file of rows: its columns by part, no instruction as the empty text, and which rows are held out."""
+    columns: dict[str, str] = {}
+    for line in draft.values["columns"]:
+        part, sign, name = (one.strip() for one in line.partition("="))
+        if not (part and sign and name) or part in columns:
+            raise BadInput(f"columns: expected PART=COLUMN on each line, each part once, got {line!r:.80}")
+        columns[part] = name
+    draft.values["columns"] = columns
+    draft.texts["instruction"] = draft.texts.get("instruction", "")
+    draft.values.pop("instruction", None)
+    if held_out := draft.values.pop(HELD_OUT_FILE, None):
+        draft.values["held_out"] = held_out
+
+
 def _policy(draft: Draft) -> bytes:
     """The policy set of the form's files, as the command line makes it of a folder's."""
     files = {file: draft.texts.pop(f"policy.{part}").encode("utf-8") for part, file in _FILES.items()}
@@ -219,6 +267,8 @@ def _value(one: Field, text: str, now: datetime) -> Any:
         return text == "yes"
     if one.kind == "words":
         return tuple(text.replace(",", " ").split())
+    if one.kind == "lines":
+        return tuple(line.strip() for line in text.splitlines() if line.strip())
     if not text:
         return None
     if one.kind == "number":

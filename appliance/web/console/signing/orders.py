@@ -32,6 +32,7 @@ from appliance.web.console.core.security import source_of
 from appliance.web.console.core.shell import make_shell
 from appliance.web.console.core.why import Reason, explain_reasons
 from appliance.web.console.signing.forms import COMMAND_LINE, Field, fields_of, model_of, read_draft
+from appliance.web.console.signing.imports import CHECK, MOST_BYTES, Checks, import_routes, is_import
 from appliance.web.console.signing.opened import against_opened, opened_by
 from appliance.web.console.signing.policies import Comparison, compare_policies
 from appliance.web.console.signing.statements import (
@@ -44,7 +45,7 @@ from appliance.web.console.signing.statements import (
 )
 from appliance.workflows import orders
 from appliance.workflows.core.context import Context
-from appliance.workflows.proposals import propose
+from appliance.workflows.proposals import Draft, propose
 from appliance.workflows.queries import people
 from appliance.workflows.queries.people import pending_orders
 
@@ -122,6 +123,15 @@ class Form(Value):
     meaning: str
     signers: tuple[str, ...]
     fields: tuple[Field, ...]
+
+    @property
+    def has_file(self) -> bool:
+        return any(one.kind == "file" for one in self.fields)
+
+    @property
+    def most_bytes(self) -> int:
+        """Of a file, in a browser."""
+        return MOST_BYTES
 
 
 def form(context: Context, viewer: Viewer, query: FormQuery) -> Form:
@@ -204,25 +214,48 @@ PAGE = Page("/sign/{verb}", "Sign an order", PEOPLE, FormQuery, form, "signing/f
 
 
 def order_routes(desk: Desk) -> list[Route]:
+    checks = Checks()
     return [
-        Route("/sign/{verb}", _Prepare(desk).take, methods=["POST"]),
+        *import_routes(desk, checks),
+        Route("/sign/{verb}", _Prepare(desk, checks).take, methods=["POST"]),
         Route("/signed", _Submit(desk).take, methods=["POST"]),
     ]
 
 
 class _Prepare:
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, desk: Desk, checks: Checks) -> None:
+        self._desk, self._checks = desk, checks
 
     async def take(self, request: Request) -> Response:
         fields = await self._desk.form(request)
         return await run_in_threadpool(self._show, request, fields)
 
+    def _check(self, request: Request, viewer: Viewer, verb: str, fields: Mapping[str, str], draft: Draft) -> Response:
+        """The rows are checked first; the page goes on when that has ended."""
+        desk = self._desk
+        key = self._checks.start(desk.context, viewer.name, verb, draft)
+        return desk.render(
+            "signing/checking.html",
+            page=PAGE,
+            shell=make_shell(desk.context, viewer, desk.pages),
+            path=request.url.path,
+            title=VERBS[verb].title,
+            verb=verb,
+            fields=fields,
+            checked=self._checks.read(desk.context, viewer.name, key),
+        )
+
     def _show(self, request: Request, fields: Mapping[str, str]) -> Response:
         desk, verb = self._desk, request.path_params["verb"]
         viewer = desk.viewer(request)
         PAGE.check(viewer)
-        draft = read_draft(verb, fields, desk.context.clock())
+        given = dict(fields)
+        check = given.pop(CHECK, "")
+        draft = read_draft(verb, given, desk.context.clock())
+        if is_import(verb):
+            if not check:
+                return self._check(request, viewer, verb, given, draft)
+            self._checks.require(desk.context, viewer.name, check, draft)
         if verb == Review.verb:
             adapter, decision = str(draft.values.get("adapter")), str(draft.values.get("decision"))
             fetched = desk.opened.of(desk.site.read_cookie(request) or "", adapter)

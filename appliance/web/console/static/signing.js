@@ -175,7 +175,7 @@ async function startSigning(section) {
       if ((await digest(pae(other.bytes))) !== opened.statement.predicate.order) throw new Error("The order above is not the one that you endorse.");
       draw(endorsed.querySelector("dl"), await describe(other, JSON.parse(endorsed.dataset.members)));
     }
-    draw(section.querySelector("[data-lines]"), await describe(opened, told.members));
+    draw(section.querySelector("[data-lines]"), [...(await describe(opened, told.members)), ...hashedHere(opened)]);
     section.querySelector("[data-identity]").textContent = await digest(pae(opened.bytes));
     button.disabled = !told.allowed.length && told.kind === "order:";
     button.addEventListener("click", async () => {
@@ -193,6 +193,17 @@ async function startSigning(section) {
   } catch (error) {
     say(problem, error.message);
   }
+}
+
+/** Of files of rows: what this tab hashed (upload.js). A digest that it did not compute is not signed. */
+export function hashedHere(opened) {
+  const { file, held_out } = opened.statement.predicate;
+  if (!kindOf(opened).startsWith("order:import-")) return [];
+  return [file, held_out].filter((one) => String(one).startsWith("sha256:")).map((digest) => {
+    const hashed = sessionStorage.getItem(`hashed:${digest}`);
+    if (!hashed) throw new Error(`This tab did not hash the file ${digest}. Begin again with the form.`);
+    return ["hashed in this tab", `${hashed}: ${digest}`];
+  });
 }
 
 function startCreating(section) {
