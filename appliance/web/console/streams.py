@@ -28,8 +28,12 @@ def stream_routes(desk: Desk, changes: Changes) -> list[Route]:
     def find_steps(request: Request) -> Next:
         return live.follow(desk.context, request.path_params["run"])
 
+    def find_progress(request: Request) -> Next:
+        return live.follow_all(desk.context)
+
     return [
         Route("/changes/events", _answer(desk, EVERYBODY, find_change)),
+        Route("/runs/events", _answer(desk, PEOPLE, find_progress)),
         Route("/runs/{run}/events", _answer(desk, PEOPLE, find_steps)),
     ]
 

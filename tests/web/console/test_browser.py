@@ -223,6 +223,30 @@ def test_a_run_goes_on_before_ones_eyes(seen: Seen) -> None:
     assert page.locator("[data-show=left]").inner_text() == "19 s"
 
 
+@pytest.mark.parametrize("desk", ["trained"], indirect=True)
+def test_the_list_of_runs_moves_with_them(seen: Seen) -> None:
+    context = seen.desk.context
+    row = context.ledger.state.runs.get("r-000001")
+    assert row is not None
+    context.ledger.state.runs.set("r-000001", row.model_copy(update={"status": "running"}))
+    context.progress.publish("r-000001", _frame(1))
+    page = seen.page
+    seen.sign_in("olga")
+    page.goto("/runs")
+    line = "document.querySelector('[data-of=r-000001]')"
+    _wait(page, f"{line} !== null")
+    assert _axe(page) == []
+    page.wait_for_timeout(600)
+    seen.desk.changes.note("run.started")  # the list is replaced, and its rows are told all the same
+    page.wait_for_timeout(1_200)
+    for step in range(2, 13):
+        context.progress.publish("r-000001", _frame(step, loss="0.500000", peak_bytes=3 << 30))
+    _wait(page, f"{line}.querySelector('[data-show=step]').textContent === '12'", 3.0)
+    assert page.locator("[data-show=loss]").inner_text() == "0.500"
+    assert page.locator("[data-show=memory]").inner_text() == "3.0 GiB"
+    assert page.locator("[data-show=left]").inner_text() == "28 s"
+
+
 def test_a_revocation_shows_on_a_units_open_page_within_a_second(seen: Seen) -> None:
     page, site = seen.page, seen.desk.site
     seen.sign_in("legal")

@@ -97,6 +97,33 @@ def test_the_stream_of_an_ended_run_ends_with_its_last_event(desk: Console) -> N
     assert browser.get("/runs/r-999999/events").status_code == 404
 
 
+def test_the_list_of_runs_is_told_how_far_each_is_and_goes_on_after_a_break(desk: Console) -> None:
+    state = desk.context.ledger.state
+    row = state.runs.get(RUN)
+    assert row is not None
+    state.runs.set(RUN, row.model_copy(update={"status": "running"}))
+    for step in range(1, 31):
+        desk.context.progress.publish(RUN, _frame(step, peak_bytes=step << 30))
+    find = live.follow_all(desk.context)
+    first = find("")
+    assert first is not None and find(first.id) is None, "nothing is told twice"
+    told = first.data["runs"][RUN]
+    assert (told["step"], told["steps"], told["loss"], told["peak_bytes"]) == (30, 40, 1.5, 30 << 30)
+    assert told["tokens_s"] == 100.0 and told["left_s"] == 10.0
+    desk.context.progress.publish(RUN, _frame(31))
+    second = find(first.id)
+    assert second is not None and second.data["runs"][RUN]["step"] == 31
+    (running,) = desk.signed_in("olga").get("/runs.json").json()["running"]
+    assert running["step"] == 31 and running["loss"] == 1.5
+    assert desk.signed_in("legal").get("/runs/events").status_code == 403
+    desk.context.progress.publish(RUN, {"frame": "progress", "done": 3, "total": 9})
+    assert live.pace_of(desk.context, RUN).detail == "evaluated 3 of 9 rows"
+
+
+def test_a_run_without_a_step_has_no_pace(desk: Console) -> None:
+    assert live.pace_of(desk.context, "r-000009") == live.Pace()
+
+
 def test_a_long_curve_is_thinned_to_what_a_screen_shows() -> None:
     steps = [_frame(step, validation_loss="1.0" if step == 777 else None) for step in range(1, 10_001)]
     told = live.progress_of(steps)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 from appliance.web.console.core.events import Event, Next
 from appliance.workflows.core.context import Context
@@ -14,6 +16,8 @@ MOST_POINTS = 2_000
 """Of a curve: a screen has no more columns."""
 PACE_STEPS = 10
 """The pace is that of the last ones where so many come at once, else that of the run so far."""
+GOING = ("running", "trained")
+"""Statuses of a run that a worker trains, judges or seals."""
 _NOTHING = {"seconds": 0, "step": 0, "tokens": 0}
 
 Point = tuple[int, float | None, float | None, float, float, float, int]
@@ -83,6 +87,46 @@ def point_of(step: dict[str, Any]) -> Point:
         float(step["seconds"]),
         int(step["peak_bytes"]),
     )
+
+
+class Pace(NamedTuple):
+    """How far a run is now, by its last steps; nothing of it before the first one. `peak_bytes`: the most so far."""
+
+    step: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    tokens_s: float | None = None
+    left_s: float | None = None
+    peak_bytes: int | None = None
+    detail: str | None = None
+
+
+def pace_of(context: Context, run: str) -> Pace:
+    """By the last frames alone: a list of runs does not read all steps of each."""
+    frames = context.progress.read(run, 0, 0).frames
+    last = list(islice(reversed(frames.copy()), PACE_STEPS + 1))[::-1]
+    told = progress_of(last)
+    evaluated = told["evaluated"]
+    detail = None if evaluated is None else f"evaluated {evaluated['done']} of {evaluated['total']} rows"
+    if not told["points"]:
+        return Pace(detail=detail)
+    loss = told["points"][-1][1]
+    return Pace(told["step"], told["steps"], loss, told["tokens_s"], told["left_s"], told["peak_bytes"], detail)
+
+
+def follow_all(context: Context) -> Next:
+    """Every run that goes on, each time that one of them has come further."""
+
+    def find(after: str) -> Event | None:
+        going = [run for run in context.ledger.state.runs.values() if run.status in GOING]
+        at = ".".join(f"{run.id}-{context.progress.read(run.id, 0, 0).next}-{run.status}" for run in going)
+        told = hashlib.sha256(f"{context.began} {at}".encode()).hexdigest()[:24]
+        if after == told:
+            return None
+        runs = {run.id: {"status": run.status, **pace_of(context, run.id)._asdict()} for run in going}
+        return Event(told, "progress", {"runs": runs})
+
+    return find
 
 
 def thin(points: Sequence[Point]) -> list[Point]:

@@ -64,6 +64,7 @@ class RunPage(Value):
     tokens_s: float | None
     loss: float | None
     first_loss: float | None
+    peak_bytes: int | None
     validation: tuple[float, float, int] | None
     """The last one, the lowest, and after which step that was."""
     spikes: tuple[Spike, ...]
@@ -106,6 +107,7 @@ def run(context: Context, viewer: Viewer, query: RunQuery) -> RunPage:
         tokens_s=far.get("tokens_s"),
         loss=float(losses[-1]) if losses else None,
         first_loss=float(losses[0]) if losses else None,
+        peak_bytes=row.peak_bytes or max((int(step["peak_bytes"]) for step in steps), default=None),
         validation=_validation(steps),
         spikes=curves_of(steps).spikes,
         recipe={} if recipe is None else recipe.model_dump(mode="json"),

@@ -8,11 +8,10 @@ from pydantic import Field
 
 from appliance.domain.core.records import Run
 from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, Page, Query, Table, Value, Viewer
-from appliance.web.console.operators.live import progress_of
+from appliance.web.console.operators.live import GOING, Pace, pace_of
 from appliance.workflows.core.context import Context
 
 Status = Literal["waiting", "queued", "running", "trained", "sealed", "failed", "cancelled", "refused"]
-GOING = ("running", "trained")
 
 
 class RunsQuery(Query):
@@ -23,7 +22,7 @@ class RunsQuery(Query):
 
 
 class RunRow(Value):
-    """`place`: in the queue; `step` and `steps` while it trains."""
+    """`place`: in the queue. From `step` to `detail`: while it goes on."""
 
     id: str
     name: str
@@ -31,7 +30,11 @@ class RunRow(Value):
     place: int | None
     step: int | None
     steps: int | None
+    loss: float | None
+    tokens_s: float | None
     left_s: float | None
+    peak_bytes: int | None
+    detail: str | None
     base: str
     dataset: str
     method: str
@@ -41,6 +44,9 @@ class RunRow(Value):
 
 
 class Runs(Value):
+    """`running`: every run that goes on, whatever page of the list is shown."""
+
+    running: tuple[RunRow, ...]
     runs: tuple[RunRow, ...]
     queued: int
     going: int
@@ -57,25 +63,24 @@ def runs(context: Context, viewer: Viewer, query: RunsQuery) -> Runs:
         if (query.status is None or run.status == query.status) and (query.before is None or run.index < query.before)
     )
     found = [run for run, _ in zip(fitting, range(PAGE_ROWS + 1), strict=False)]
+    going = [run for run in every if run.status in GOING]
     return Runs(
+        running=tuple(_row(context, run, None) for run in going),
         runs=tuple(_row(context, run, places.get(run.id)) for run in found[:PAGE_ROWS]),
         queued=len(waiting),
-        going=sum(run.status in GOING for run in every),
+        going=len(going),
         next=found[PAGE_ROWS - 1].index if len(found) > PAGE_ROWS else None,
     )
 
 
 def _row(context: Context, run: Run, place: int | None) -> RunRow:
-    frames = list(context.progress.read(run.id, 0, 0).frames) if run.status in GOING else []
-    far = progress_of(frames)
+    far = pace_of(context, run.id) if run.status in GOING else Pace()
     return RunRow(
         id=run.id,
         name=run.name,
         status=run.status,
         place=place,
-        step=far.get("step"),
-        steps=far.get("steps"),
-        left_s=far.get("left_s"),
+        **far._asdict(),
         base=run.base,
         dataset=run.dataset,
         method=run.method,

@@ -37,6 +37,7 @@
   function follow(root) {
     const points = [];
     const plots = {};
+    let memory = 0;
     const show = (name, text) => root.querySelectorAll(`[data-show="${name}"]`).forEach((node) => { node.textContent = text; });
     const data = (kind) => [
       points.map((point) => point[0]),
@@ -70,6 +71,8 @@
         const loss = told.points[told.points.length - 1][1];
         show("loss", loss === null ? "–" : loss.toFixed(3));
         show("pace", told.tokens_s === null ? "–" : Math.round(told.tokens_s).toLocaleString("en"));
+        memory = Math.max(memory, ...told.points.map((point) => point[6]));
+        show("memory", `${(memory / 2 ** 30).toFixed(1)} GiB`);
         show("left", told.left_s === null || told.last ? "–" : age(told.left_s));
         root.querySelectorAll('[data-show="far"]').forEach((node) => { node.max = told.steps; node.value = told.step; });
       }

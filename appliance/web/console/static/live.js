@@ -12,4 +12,32 @@
   });
   source.addEventListener("end", () => { source.close(); location.reload(); });
   addEventListener("pagehide", () => source.close());
+
+  // How far runs are: the rows are looked up at each event, since the list may have been replaced meanwhile.
+  const board = document.querySelector("[data-progress]");
+  if (!board) return;
+  const progress = new EventSource(board.dataset.progress);
+  const ages = [[120, 1, "s"], [7200, 60, "min"], [172800, 3600, "h"], [Infinity, 86400, "days"]];
+  function age(seconds) {
+    const [, unit, name] = ages.find(([most]) => seconds < most);
+    return `${Math.round(seconds / unit)} ${name}`;
+  }
+  progress.addEventListener("progress", (event) => {
+    for (const [run, told] of Object.entries(JSON.parse(event.data).runs)) {
+      const row = document.querySelector(`[data-of="${CSS.escape(run)}"]`);
+      if (!row) continue;
+      const show = (name, value, text) => { if (value !== null) row.querySelector(`[data-show="${name}"]`).textContent = text(value); };
+      show("step", told.step, String);
+      show("steps", told.steps, String);
+      show("loss", told.loss, (value) => value.toFixed(3));
+      show("pace", told.tokens_s, (value) => Math.round(value).toLocaleString("en"));
+      show("left", told.left_s, age);
+      show("memory", told.peak_bytes, (value) => `${(value / 2 ** 30).toFixed(1)} GiB`);
+      show("detail", told.detail, String);
+      const far = row.querySelector('[data-show="far"]');
+      if (told.steps !== null) { far.max = told.steps; far.value = told.step; }
+    }
+  });
+  progress.addEventListener("end", () => progress.close());
+  addEventListener("pagehide", () => progress.close());
 })();
