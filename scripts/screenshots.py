@@ -37,7 +37,13 @@ PAGES = (
     ("lou", "candidates", "/candidates"),
     ("lou", "releases", "/releases"),
     ("lou", "release", "/releases/legal/labels"),
+    ("legal", "home-of-a-unit", "/home"),
     ("legal", "release-of-a-unit", "/releases/legal/labels"),
+    ("legal", "ask", "/ask"),
+    ("legal", "answer", "/ask"),
+    ("legal", "requests", "/requests"),
+    ("legal", "usage", "/usage"),
+    ("legal", "passkeys-of-a-unit", "/passkeys"),
     ("olga", "runs", "/runs"),
     ("olga", "run", "/runs/r-000001"),
     ("olga", "compare", "/compare?run=r-000001"),
@@ -50,6 +56,10 @@ PAGES = (
     ("axel", "past", "/past?kind=principal"),
     ("axel", "could-load", "/could-load?unit=legal"),
     ("axel", "checkpoint", "/checkpoint"),
+    ("olga", "orders-to-sign", "/sign"),
+    ("olga", "order-a-run", "/sign/train"),
+    ("rita", "decide", "/sign/review?given=adapter:clauses@1&given=unit:legal"),
+    ("rita", "passkeys", "/passkeys"),
     ("anna", "people", "/people"),
     ("anna", "person", "/people/rita"),
     ("anna", "orders", "/orders"),
@@ -62,8 +72,17 @@ PAGES = (
     ("", "sign-in", "/sign-in"),
 )
 """(Who looks, the picture's name, the address)."""
-README = {"run": "/runs/r-000001", "adapter": "/adapters/clauses@1", "entry": "/log/47"}
-"""Pictures in docs/pictures by their names."""
+DOCS = (
+    ("olga", "run", "/runs/r-000001"),
+    ("rita", "adapter", "/adapters/clauses@1"),
+    ("axel", "entry", "/log?type=review.recorded"),
+    ("axel", "data", "/data"),
+    ("lou", "release", "/releases/legal/labels"),
+    ("legal", "answer", "/ask"),
+    ("anna", "health", "/health"),
+)
+"""Those of docs/pictures, one for each audience; the first three are in README.md too."""
+CLAUSE = "Each party is excused from performance for as long as an earthquake, a flood or a war prevents it."
 
 
 def free_port() -> int:
@@ -134,28 +153,38 @@ def _shoot_page(page: Page, url: str, file: Path) -> None:
         for scheme in ("light", "dark"):
             page.set_viewport_size({"width": columns, "height": rows})
             page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-            page.goto(url, wait_until="load")
-            page.wait_for_timeout(700 if "/runs/" in url or "/compare" in url else 60)
+            _open(page, file.name, url)
             page.screenshot(path=f"{file}-{width}-{scheme}.png", full_page=True)
 
 
-def shoot_readme(browser: Browser, service: Service, folder: Path) -> None:
-    """What README.md shows: as much of each page as a window does."""
-    context = browser.new_context(viewport={"width": 1180, "height": 860}, reduced_motion="reduce")
-    page = context.new_page()
-    sign_in(page, service.link("axel"))
-    for picture, path in README.items():
-        page.goto(f"{service.url}{path}", wait_until="load")
-        page.wait_for_timeout(700)
+def _open(page: Page, picture: str, url: str) -> None:
+    page.goto(url, wait_until="load")
+    if picture == "answer":
+        page.get_by_label("your text").fill(CLAUSE)
+        page.get_by_role("button", name="Ask").click()
+        page.get_by_role("heading", name="The proof of it").wait_for(timeout=120_000)
+    if picture == "entry":
+        page.locator("#found tbody a").first.click()
+        page.wait_for_url("**/log/*")
+    page.wait_for_timeout(700 if "/runs" in url or "/compare" in url else 60)
+
+
+def shoot_docs(browser: Browser, service: Service, folder: Path) -> None:
+    """What the documentation shows: as much of each page as a window does."""
+    for name, picture, path in DOCS:
+        context = browser.new_context(viewport={"width": 1180, "height": 820}, reduced_motion="reduce")
+        page = context.new_page()
+        sign_in(page, service.link(name))
+        _open(page, picture, f"{service.url}{path}")
         page.screenshot(path=f"{folder / picture}.png")
-    context.close()
+        context.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pictures", nargs="*", help="only these; without any all of them")
     parser.add_argument("--folder", type=Path, default=ROOT / ".screenshots", help="where they are written")
-    parser.add_argument("--readme", action="store_true", help="only those of README.md, into docs/pictures")
+    parser.add_argument("--docs", action="store_true", help="only those of the documentation, into docs/pictures")
     parser.add_argument("--chromium", default=shutil.which("chromium"), help="the browser's program")
     asked: Any = parser.parse_args()
     if asked.chromium is None:
@@ -166,10 +195,10 @@ def main() -> None:
     service = Service(PLACE / "home")
     with service.running(), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=asked.chromium, args=["--no-sandbox"])
-        if asked.readme:
+        if asked.docs:
             asked.folder = ROOT / "docs" / "pictures"
             asked.folder.mkdir(exist_ok=True)
-            shoot_readme(browser, service, asked.folder)
+            shoot_docs(browser, service, asked.folder)
         else:
             shoot(browser, service, asked.folder, set(asked.pictures))
         browser.close()

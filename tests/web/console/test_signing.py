@@ -29,6 +29,7 @@ from appliance.formats.signatures.webauthn import parse_assertion
 from appliance.web.console.signing.forms import COMMAND_LINE, fields_of
 from appliance.web.console.signing.orders import GROUPS
 from appliance.workflows.releases.page import review_page
+from appliance.workflows.runs import planning
 from scripts.kit.authenticator import Authenticator, new_passkey
 from tests.access.test_cedar import ORDERED
 from tests.domain.audit.test_verify import verify
@@ -560,6 +561,18 @@ def test_a_person_rotates_to_a_key_file_that_proved_itself(desk: Console) -> Non
     answer = shown(browser, "rotate-key", {"proof": proof, "old_until": "1h"})
     assert entry_of(desk, signed(browser, answer, passkey)).type == "key.enrolled"
     assert told(shown(browser, "review", REVIEW))["allowed"] == [encode_base64url(passkey.credential_id)]
+
+
+def test_the_plan_of_a_run_is_shown_before_its_order_is_signed(desk: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    browser = desk.signed_in("olga")
+    fields = {"recipe.base": "smollm2", "recipe.dataset": "clauses@1", "recipe.name": "new"}
+    text = shown(browser, "train", fields).text
+    for words in ("The plan", "Steps", "Most memory", "It is not signed"):
+        assert words in text
+    assert "It would be refused now" not in text
+    monkeypatch.setattr(planning, "host_memory", lambda *, now: 1 << 20)
+    refused = shown(browser, "train", fields).text
+    assert "It would be refused now" in refused and "plan, memory: expected at most" in refused
 
 
 def test_what_a_recipe_leaves_to_auto_is_resolved_by_the_service_and_said_so(desk: Console) -> None:

@@ -8,14 +8,12 @@ from pydantic import Field
 
 from appliance.domain.core.records import Run
 from appliance.domain.evaluation.quality import list_measures, list_warnings, summarize_training
-from appliance.domain.planning.footprint import plan_memory
-from appliance.domain.planning.pace import count_planned_steps, pace_of_machine, plan_duration
-from appliance.domain.planning.plan import read_subject, say_seconds, show_bytes
+from appliance.domain.planning.plan import say_seconds, show_bytes
 from appliance.domain.recipe.recipe import ResolvedRecipe
 from appliance.domain.runs.stopping import best_step
-from appliance.errors import ApplianceError
 from appliance.web.console.core.page import PEOPLE, Page, Query, Table, Value, Viewer
 from appliance.web.console.operators.live import progress_of
+from appliance.web.console.operators.plans import plan_of
 from appliance.web.console.operators.records import (
     RUN,
     Spike,
@@ -28,7 +26,6 @@ from appliance.web.console.operators.records import (
 )
 from appliance.workflows.core.context import Context
 from appliance.workflows.queries.work import run_progress
-from appliance.workflows.runs import planning
 
 
 class RunQuery(Query):
@@ -133,34 +130,13 @@ def _costs(
 ) -> tuple[Compared, ...]:
     """The plan of this recipe on this machine as it is now, beside what the run used."""
     peak = row.peak_bytes or max((int(step["peak_bytes"]) for step in steps), default=0) or None
-    planned = {} if recipe is None else _plan(context, recipe)
+    planned = {} if recipe is None else plan_of(context, recipe)
     used = {
         "steps": str(steps[-1]["step"]) if steps else None,
         "time": say_seconds(float(row.seconds)) if row.seconds else None,
         "most memory": None if peak is None else show_bytes(peak),
     }
     return tuple(Compared(name=name, planned=planned.get(name), used=told) for name, told in used.items())
-
-
-def _plan(context: Context, recipe: ResolvedRecipe) -> dict[str, str]:
-    """Nothing where base or dataset are older than planning, or gone."""
-    state = context.ledger.state
-    base, dataset = state.bases.get(recipe.base), state.datasets.get(recipe.dataset)
-    if base is None or dataset is None:
-        return {}
-    try:
-        subject = read_subject(recipe.base, recipe.dataset, base.facts, dataset.facts)
-        pace = pace_of_machine(planning.describe_machine(context), recipe, subject.shape)
-        memory = plan_memory(subject, recipe).peak
-    except (ApplianceError, KeyError):
-        return {}
-    duration = plan_duration(subject.shape, subject.lengths, recipe, (subject.rows, subject.held_out), pace)
-    low, high = say_seconds(duration.low), say_seconds(duration.high)
-    return {
-        "steps": str(count_planned_steps(recipe, subject.rows)),
-        "time": f"about {say_seconds(duration.likely)}, between {low} and {high}",
-        "most memory": show_bytes(memory),
-    }
 
 
 def _table(value: RunPage) -> Table:

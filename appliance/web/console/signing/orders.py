@@ -21,6 +21,7 @@ from appliance.domain.governance.policies import AdoptPolicy
 from appliance.domain.releases.reviews import Review
 from appliance.domain.rulebook.proposals import Proposal, check_documents, encode_proposal, parse_proposal
 from appliance.domain.rulebook.registry import ORDERS, VERBS
+from appliance.domain.runs.training import Train
 from appliance.errors import Denied, NotAuthenticated, NotFound
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import parse_disclosure_value
@@ -31,6 +32,7 @@ from appliance.web.console.core.page import PEOPLE, Page, Query, Value, Viewer
 from appliance.web.console.core.security import source_of
 from appliance.web.console.core.shell import make_shell
 from appliance.web.console.core.why import Reason, explain_reasons
+from appliance.web.console.operators.plans import against_plan, plan_of
 from appliance.web.console.signing.forms import COMMAND_LINE, Field, fields_of, model_of, read_draft
 from appliance.web.console.signing.imports import CHECK, MOST_BYTES, Checks, import_routes, is_import
 from appliance.web.console.signing.opened import against_opened, opened_by
@@ -195,7 +197,7 @@ class Endorsed(Value):
 
 class ToSign(Value):
     """`endorsed`: the other order, where this one endorses it. `comparison`: of the policy set that either adopts.
-    `against`: why it would be refused now."""
+    `plan`: what a run will take on this machine. `against`: why it would be refused now."""
 
     verb: str
     title: str
@@ -203,6 +205,7 @@ class ToSign(Value):
     signing: Signing
     endorsed: Endorsed | None
     comparison: Comparison | None
+    plan: tuple[tuple[str, str], ...]
     against: tuple[Reason, ...]
     text: str
 
@@ -273,6 +276,8 @@ def to_sign(context: Context, viewer: Viewer, proposal: Proposal, url: str) -> T
     keys = standing_passkeys(state, viewer.name, url, context.now(state))
     allowed = tuple(key.passkey.credential_id for key in keys if key.passkey is not None)
     waiting = _waiting(context, order.order) if isinstance(order, Endorse) else None
+    recipe = order.recipe if isinstance(order, Train) else None
+    unfit = () if recipe is None else against_plan(context, recipe)
     return ToSign(
         verb=order.verb,
         title=VERBS[order.verb].title,
@@ -280,7 +285,8 @@ def to_sign(context: Context, viewer: Viewer, proposal: Proposal, url: str) -> T
         signing=make_signing(encode_proposal(proposal), "order:", viewer.name, url, allowed, type(order)),
         endorsed=None if waiting is None else _endorsed(*waiting),
         comparison=compare_policies(context, proposal if waiting is None else waiting[0]),
-        against=explain_reasons(orders.check(context, viewer.name, encode_order(order))),
+        plan=() if recipe is None else tuple(plan_of(context, recipe).items()),
+        against=explain_reasons((*orders.check(context, viewer.name, encode_order(order)), *unfit)),
         text=encode_order(order).decode("utf-8"),
     )
 
