@@ -40,6 +40,10 @@ SETTINGS = (
         "database_url", "APPLIANCE_DATABASE_URL", None, "the ledger's database; SQLite at HOME/ledger.db unless set"
     ),
     Setting("migration_url", "APPLIANCE_MIGRATION_URL", None, "the owner's login, where it is not the service's"),
+    Setting("process", "APPLIANCE_PROCESS", None, "this process's name, where several serve one PostgreSQL"),
+    Setting("roles", "APPLIANCE_ROLES", "people, units, runs", "what this process does of these; PostgreSQL alone"),
+    Setting("shared", "APPLIANCE_SHARED", None, "the folder of sealed folders and checkpoints; the home unless set"),
+    Setting("keys", "APPLIANCE_KEYS", "keys", "the keyring's folder, mode 0700, the same for every process"),
     Setting("listen", "APPLIANCE_LISTEN", "127.0.0.1:8331", "HOST:PORT of the units' door, or `off`"),
     Setting("witnessed", "APPLIANCE_WITNESSED", "witnessed", "the folder of what witnesses have seen"),
     Setting("socket_group", "APPLIANCE_SOCKET_GROUP", None, "the Unix group whose members reach the people's socket"),
@@ -70,6 +74,7 @@ SETTINGS = (
         "harness_packages", "APPLIANCE_HARNESS_PACKAGES", None, "the folder where lm-eval and evaluate are installed"
     ),
 )
+ROLES = frozenset({"people", "units", "runs"})
 VARIABLES = {setting.name: setting.variable for setting in SETTINGS if setting.name != "home"}
 """Of each setting but the home: the environment's, which stands over the file's."""
 _DEFAULTS = {setting.name: setting.default for setting in SETTINGS if setting.default is not None}
@@ -170,6 +175,11 @@ class Settings:
     notices: Notices | None = None
     traces: str | None = None
     """The address of a collector, without a path."""
+    process: str = ""
+    roles: frozenset[str] = ROLES
+    shared: Path | None = None
+    """Where artifacts, training checkpoints and steps are, if not in the home."""
+    keyring: Path | None = None
     rehash_s: float | None = 3600.0
     """Between two checks of every sealed folder; None: only when something is loaded."""
     import_s: float = 600.0
@@ -190,7 +200,7 @@ class Settings:
 
     @property
     def keys(self) -> Path:
-        return self.home / "keys"
+        return self.keyring or self.home / "keys"
 
     @property
     def logs(self) -> Path:
@@ -223,8 +233,13 @@ def load_settings(home: Path | None = None, environment: Mapping[str, str] | Non
     listen, certificate = _parse_listen(values["listen"]), _certificate(values, place)
     operations, people = _operations(values, place), _people(values, place, certificate)
     console = _console(values, place, certificate)
+    roles = _roles(values, database_url)
     for door in (listen, *(other.listen for other in (operations, people, console) if other is not None)):
         _check_plaintext(values.get("plaintext"), door, certificate)
+    if "people" not in roles:
+        people = console = None
+    if "units" not in roles:
+        listen = None
     return Settings(
         home=place,
         database_url=database_url,
@@ -238,6 +253,10 @@ def load_settings(home: Path | None = None, environment: Mapping[str, str] | Non
         operations=operations,
         notices=_notices(values),
         traces=_traces(values["traces"]),
+        process=_parse_process(values.get("process")),
+        roles=roles,
+        shared=place / values["shared"] if "shared" in values else None,
+        keyring=place / values["keys"],
         rehash_s=_parse_minutes(values["rehash"], "rehash"),
         import_s=_parse_some_minutes(values["import_minutes"], "import_minutes"),
         import_cpu_s=_parse_some_minutes(values["import_cpu_minutes"], "import_cpu_minutes"),
@@ -327,6 +346,39 @@ limit that is not set.
 | --- | --- |
 {limits}
 """
+
+
+_PROCESS = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+
+
+def _parse_process(name: str | None) -> str:
+    if name is not None and _PROCESS.fullmatch(name) is None:
+        raise BadInput(
+            "settings, process: expected lower-case letters, digits and hyphens, at most 40, such as gateway-1, "
+            f"got {name!r:.60}"
+        )
+    return name or ""
+
+
+def _roles(values: Mapping[str, str], database_url: str) -> frozenset[str]:
+    given = [role.strip() for role in values["roles"].split(",")]
+    for role in given:
+        if role not in ROLES:
+            raise BadInput(f"settings, roles: expected some of people, units, runs, with commas between, got {role!r}")
+    roles = frozenset(given)
+    if roles == ROLES:
+        return roles
+    if database_url.startswith("sqlite:"):
+        raise BadInput(
+            f"settings, roles: expected people, units, runs, since one process serves a ledger on SQLite, got "
+            f"{values['roles']!r}; several processes need PostgreSQL (database_url)"
+        )
+    if "process" not in values:
+        raise BadInput(
+            f"settings, roles {values['roles']!r}: expected a name for this process too (process), which is one of "
+            "several, got none"
+        )
+    return roles
 
 
 def _certificate(values: Mapping[str, str], place: Path) -> Certificate | None:

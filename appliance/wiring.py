@@ -8,7 +8,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -33,8 +33,9 @@ from appliance.formats.signatures.keys import Signer, keyid_of
 from appliance.runners.decoys import Probes
 from appliance.runners.hook import check_hook, run_hook
 from appliance.runners.host import describe_host, multiplies_bfloat16
-from appliance.store.database.claim import Claim, claim_founding
+from appliance.store.database.claim import claim_founding
 from appliance.store.database.engine import bring_up_to_date, check_migrated, migrate, open_engine
+from appliance.store.database.processes import About, Processes
 from appliance.store.database.sessions import Sessions
 from appliance.store.files.artifacts import Artifacts
 from appliance.store.files.calibrations import Calibrations
@@ -75,6 +76,7 @@ from appliance.workflows.core.progress import Progress
 from appliance.workflows.data.uploads import sweep_uploads
 from appliance.workflows.integrity import rehash, snapshots, writeback
 from appliance.workflows.lifecycle import founding
+from appliance.workflows.lifecycle.following import Following
 from appliance.workflows.lifecycle.garbage import tune_garbage_collector
 from appliance.workflows.lifecycle.heartbeat import BEAT_S, beat, note_stall
 from appliance.workflows.lifecycle.recovery import recover
@@ -189,7 +191,7 @@ def _append_first(settings: Settings, origin: str, keyring: Keyring, wanted: fou
 
 def _open_ledger(settings: Settings, origin: str, log_key: str, keyring: Keyring, code: Code | None = None) -> Ledger:
     """`code`: what folds the log, where that is kept between one start and the next."""
-    engine = open_engine(settings.database_url)
+    engine = open_engine(settings.database_url, process=settings.process)
     try:
         check_migrated(engine)
     except BaseException:
@@ -235,16 +237,21 @@ def service(
     *,
     after_pause: bool = False,
     rebuild: bool = False,
+    processes: Processes | None = None,
 ) -> Iterator[Context]:
     """A loaded ledger and all that the workflows need. Tampered when the ledger does not hold. `say` hears how far the
     loading is. `after_pause`: the host's clock is right, however long ago the last entry is. `rebuild`: the projections
-    are dropped and made anew."""
+    are dropped and made anew. `processes`: where this one has its name."""
     trust = _read_trust(settings)
     keyring = Keyring(settings.keys)
     adapter_signer = keyring.open_signer(ADAPTER_KEY)
     code = describe_code()
-    bring_up_to_date(settings.database_url, settings.migration_url, say)
+    if processes is None:
+        processes = Processes()
+        bring_up_to_date(settings.database_url, settings.migration_url, say)
     ledger = _open_ledger(settings, trust.origin, trust.log_key, keyring, code)
+    ledger.fence, ledger.tells_others = processes.fence, bool(processes.others)
+    ledger.clock.ahead_ms = processes.ahead_ms
     ledger.load(lambda folded, size: say(f"reads its log: {folded:,} of {size:,} entries"))
     if after_pause:
         ledger.clock.accept_pause(ledger.state.last_time)
@@ -255,12 +262,14 @@ def service(
     _check_keyring(keyring, ledger)
     settings.logs.mkdir(mode=0o700, exist_ok=True)
     cuda = os.path.exists("/dev/nvidiactl")
-    artifacts, run_steps = Artifacts(settings.home), Steps(settings.home)
+    shared = settings.shared or settings.home
+    shared.mkdir(mode=0o700, parents=True, exist_ok=True)
+    artifacts, run_steps = Artifacts(settings.home, shared, settings.process), Steps(shared)
     context = Context(
         ledger=ledger,
-        sessions=Sessions(open_engine(settings.database_url)),
+        sessions=Sessions(open_engine(settings.database_url, process=settings.process)),
         artifacts=artifacts,
-        checkpoints=Checkpoints(settings.home),
+        checkpoints=Checkpoints(shared),
         steps=run_steps,
         calibrations=Calibrations(settings.home),
         local_sets=LocalSets(settings.home, settings.harness_packages),
@@ -277,6 +286,8 @@ def service(
         bfloat16=cuda or multiplies_bfloat16(),
         import_s=settings.import_s,
         import_cpu_s=settings.import_cpu_s,
+        processes=processes,
+        roles=settings.roles,
     )
     context.missing_from_log = witness.compare(context) or witness.missing_cosignatures(context)
     if context.missing_from_log:
@@ -289,6 +300,20 @@ def service(
             worker.kill()
         context.sessions.close()
         ledger.close()
+
+
+def _join(settings: Settings, say: Callable[[str], None]) -> Processes:
+    """This process among those of its log, whose tables are brought up to date on the way."""
+    about = About(
+        roles=tuple(sorted(settings.roles)),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        code=describe_code().digest,
+        since=encode_time(datetime.now(UTC)),
+    )
+    engine = open_engine(settings.database_url, process=settings.process)
+    prepare = partial(bring_up_to_date, settings.database_url, settings.migration_url, say)
+    return Processes(engine, settings.process, about, prepare, clock=lambda: datetime.now(UTC))
 
 
 def _is_other_build(ledger: Ledger, code: Code) -> bool:
@@ -365,8 +390,8 @@ def serve(
     with (
         lock_folder(settings.lock) as lock,
         _open_listeners(settings) as listeners,
-        Claim(open_engine(settings.database_url)) as claim,
-        service(settings, lock.say, after_pause=after_pause, rebuild=rebuild) as context,
+        _join(settings, lock.say) as processes,
+        service(settings, lock.say, after_pause=after_pause, rebuild=rebuild, processes=processes) as context,
     ):
         door, activity = Doorkeeper(context), Activity()
         url = None if settings.console is None else settings.console.url
@@ -378,8 +403,7 @@ def serve(
             people_door,
             open_door=open_door,
             is_up=lambda: lock.say(""),
-            hold_claim=claim.hold,
-            ended=partial(_why_it_ends, context, activity, claim, embedded=embedded),
+            ended=partial(_why_it_ends, context, activity, embedded=embedded),
         ):
             return
         lock.say("starts")
@@ -394,42 +418,46 @@ def serve(
         tune_garbage_collector()
         reason = "failed"
         _start_rounds(settings, context)
-        try:
-            units = activity.watching(units_app(serving, door, quotas, metrics, traces))
-            pages = (
-                None
-                if url is None
-                else activity.watching(
-                    console_app(context, door, url, changes, Asks(Asking(serving, metrics, traces), quotas))
-                )
-            )
-            doors = _doors(listeners, context, units, Gate(people_door, door), pages, metrics)
-            # The people's socket last: where it is open, the service is up.
-            with open_door() as people:
-                doors.append(Door(people_door, people, guarded=False))
-                lock.say("")
-                ready()
-                reason = serve_doors(
-                    doors,
-                    heart=Heart(
-                        partial(
-                            beat,
-                            context,
-                            settings.home,
-                            counted=door.counted,
-                            sweep=partial(_sweep, context, door),
-                            hold_claim=claim.hold,
-                            maintain=serving.maintain,
-                        ),
-                        BEAT_S,
-                        partial(note_stall, context),
-                    ),
-                    ended=lambda: _why_it_ends(context, activity, claim, embedded=embedded),
-                )
-        finally:
-            serving.close()
-            shut_down(context, door.counted, reason, lock.say)
-            _close_traces(traces)
+        units = activity.watching(units_app(serving, door, quotas, metrics, traces))
+        asks = Asks(Asking(serving, metrics, traces), quotas)
+        pages = None if url is None else activity.watching(console_app(context, door, url, changes, asks))
+        doors = _doors(listeners, context, units, Gate(people_door, door), pages, metrics)
+        heart = Heart(
+            partial(
+                beat,
+                context,
+                settings.home,
+                counted=door.counted,
+                sweep=partial(_sweep, context, door),
+                maintain=serving.maintain,
+            ),
+            BEAT_S,
+            partial(note_stall, context),
+        )
+        with Following(context, changes.note, serving.cut_all):
+            try:
+                with _open_people(settings, open_door, people_door) as local:
+                    lock.say("")
+                    ready()
+                    ended = partial(_why_it_ends, context, activity, embedded=embedded)
+                    # The people's socket last: where it is open, the service is up.
+                    reason = serve_doors([*doors, *local], heart=heart, ended=ended)
+            finally:
+                serving.close()
+                shut_down(context, door.counted, reason, lock.say)
+                _close_traces(traces)
+
+
+@contextmanager
+def _open_people(
+    settings: Settings, open_door: Callable[[], AbstractContextManager[socket.socket]], app: ASGIApp
+) -> Iterator[list[Door]]:
+    """The people's socket, where people come to this process."""
+    if "people" not in settings.roles:
+        yield []
+        return
+    with open_door() as opened:
+        yield [Door(app, opened, guarded=False)]
 
 
 @dataclass(frozen=True)
@@ -570,7 +598,7 @@ def _limits(settings: Settings) -> dict[str, Limits]:
     return {unit: Limits(**given) for unit, given in settings.limits.items()}
 
 
-def _why_it_ends(context: Context, activity: Activity, claim: Claim, *, embedded: bool) -> str | None:
-    if claim.is_lost:
+def _why_it_ends(context: Context, activity: Activity, *, embedded: bool) -> str | None:
+    if context.processes.is_lost:
         return "another service"
     return "idle" if embedded and not context.busy and activity.idle_s() > IDLE_S else None

@@ -123,6 +123,10 @@ def _facts(told: dict[str, Any]) -> Iterator[tuple[str, object]]:
         yield "warning", warning
     yield "log", f"{log['origin']}, {log['size']:,} entries, checkpoint over {log['checkpoint']:,}; {told['database']}"
     yield "last entry", log["last_entry"]
+    for one in told.get("processes", ()):
+        this = ", this one" if one["this"] else ""
+        roles, place = ", ".join(one["roles"]), f"process {one['pid']} on {one['host']}"
+        yield "process", f"{one['name']} ({roles}), {place}, last contact {one['contact_s']} s ago{this}"
     for one in told["witnesses"]:
         age = "has cosigned nothing" if one["age_s"] is None else f"{one['age_s']:,} s ago, {one['size']:,} entries"
         yield "witness", f"{one['name']}: {age}{'' if one['counts'] else ' (does not count)'}"

@@ -22,7 +22,7 @@ from appliance.formats.core.commitment import Disclosure, verify_disclosure
 from appliance.formats.core.timestamp import encode_time
 from appliance.store.ledger.queue import Appended
 from appliance.workflows.core.context import Context
-from appliance.workflows.core.effects import Effect
+from appliance.workflows.core.effects import Effect, lease_of
 from appliance.workflows.core.halt import halt_withdrawn
 from appliance.workflows.core.record import append
 from appliance.workflows.data import imports
@@ -32,6 +32,7 @@ from appliance.workflows.serving import looks
 
 log = logging.getLogger("appliance")
 
+_ATTEMPTS = 5
 _NOTHING = Effect(Order)
 _EFFECTS = {
     effect.order.verb: effect
@@ -65,17 +66,20 @@ def submit(context: Context, submission: Submission) -> Submitted:
     What could not be decided now, since the machine or the database failed, is no refusal: the order can come again.
     """
     with context.order_lock:
+        context.refresh()
         state = context.ledger.state
         accepted = ORDERS.read(state, submission.envelope, context.now(state))
+        if local := _effect(accepted.order).local:
+            # Before the entry: whoever finds that without it closes the work as interrupted.
+            context.processes.own(lease_of(accepted.digest))
         try:
             check_disclosures(accepted.order, submission.disclosures)
-            _decide(context, accepted.order)
-            _refuse_for(accepted.order, submission.against(accepted.order))
-            _check_ready(context, accepted.order)
-            appended, result = _record(context, accepted, submission)
+            appended, result = _decide_and_record(context, accepted, submission)
         except Unavailable:
             raise
         except ApplianceError as error:
+            if local:
+                context.processes.disown(lease_of(accepted.digest))
             try:
                 _refuse(context, accepted, submission, error)
             except Unavailable:
@@ -86,6 +90,25 @@ def submit(context: Context, submission: Submission) -> Submitted:
             raise
     _start_work(context, accepted)
     return Submitted(appended, accepted.digest, result)
+
+
+def _decide_and_record(context: Context, accepted: Accepted, submission: Submission) -> tuple[Appended, dict[str, Any]]:
+    """Once more where another process appended between the decision and the entry: what was decided may be otherwise
+    now, and a number that the entry was to have may be taken."""
+    for left in reversed(range(_ATTEMPTS)):
+        before = context.ledger.others
+        try:
+            _decide(context, accepted.order)
+            _refuse_for(accepted.order, submission.against(accepted.order))
+            _check_ready(context, accepted.order)
+            return _record(context, accepted, submission)
+        except Unavailable:
+            raise
+        except ApplianceError:
+            context.refresh()
+            if not left or context.ledger.others == before:
+                raise
+    raise AssertionError("unreachable")
 
 
 def check(context: Context, principal: str, payload: bytes) -> tuple[str, ...]:

@@ -993,6 +993,7 @@ class LogBuilder:
             "head": self.state.size,
             "approvals": tuple(review.index for review in reviews if review.unit == "legal"),
             "policy": self.in_force,
+            "process": None,
         }
         return AdapterAdmitted(**standing | fields)
 

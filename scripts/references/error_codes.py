@@ -191,7 +191,11 @@ TRAINING = {
 
 LOG = {
     "clock": Code((Unavailable,), "the clock differs too much from the log's time", "set it; see `clock reset`"),
-    "locked": Code((Conflict,), "another service of this log runs", "stop it: `appliance stop`"),
+    "locked": Code((Conflict,), "another service of this log runs", "stop it, or name each process: docs/hosts.md"),
+    "other-build": Code((Conflict,), "other processes of this log run another build", "install one build everywhere"),
+    "fenced": Code((Unavailable,), "other processes took over from this one", "nothing: it ends; start it again"),
+    "no-contact": Code((Unavailable,), "the process has not reached the database for 5 s", "nothing: it goes on then"),
+    "no-engine": Code((Unavailable,), "this process has no engine (`roles`)", "ask at a gateway's door"),
     "schema": Code((Tampered,), "the database is not what the migrations make", "see operations, *The database*"),
     "commit-unknown": Code((Unavailable,), "the database did not say whether it committed", "nothing: it is looked up"),
     "missing": Code((Tampered,), "the ledger lacks an entry", "stop, and restore a backup"),

@@ -157,6 +157,10 @@ def test_no_data_folder_is_not_found_and_says_what_to_type(tmp_path: Path) -> No
 SETTINGS = {
     "APPLIANCE_DATABASE_URL": "postgresql://app@/log",
     "APPLIANCE_MIGRATION_URL": "postgresql://owner@/log",
+    "APPLIANCE_PROCESS": "gateway-1",
+    "APPLIANCE_ROLES": "people, units, runs",
+    "APPLIANCE_SHARED": "/srv/appliance",
+    "APPLIANCE_KEYS": "/srv/keys",
     "APPLIANCE_LISTEN": "0.0.0.0:9000",
     "APPLIANCE_WITNESSED": "/mnt/worm",
     "APPLIANCE_SOCKET_GROUP": "appliance-people",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from appliance.domain.core.event import Ordered
-from appliance.domain.core.names import add_seconds, encode_value
+from appliance.domain.core.names import NO_DIGEST, add_seconds, encode_value
 from appliance.domain.core.order import Order
 from appliance.domain.data.bases import BaseImported, BaseQuarantined, RevokeBase
 from appliance.domain.data.datasets import RevokeDataset
@@ -41,6 +41,7 @@ from appliance.domain.governance.people import (
 )
 from appliance.domain.governance.policies import AdoptPolicy, PolicyAdopted
 from appliance.domain.governance.rules import RaiseRules, RulesRaised
+from appliance.domain.governance.service import ProcessLost, ServiceStarted, ServiceStopped
 from appliance.domain.governance.sessions import AuthRefused, SessionClosed, SessionOpened
 from appliance.domain.operations.integrity import ArtifactsChecked
 from appliance.domain.releases.activations import Activate, ReleaseRolledBack, RollBack
@@ -305,14 +306,16 @@ TYPES: dict[str, Breach] = {
         HoldLifted(policy=s.in_force), s.order(LiftHold, "anna", subject="unit:legal"))),
     "checkpoint.cosigned": ("staffed", cosigned),
     "session.closed": ("staffed", lambda s: s.add(SessionClosed(opened=1, principal="anna"), actor="olga")),
+    "service.started": ("staffed", lambda s: s.add(
+        ServiceStarted(version="1", code=NO_DIGEST, layers={}, process="gateway-1", epoch=None))),
+    "service.stopped": ("staffed", lambda s: s.add(ServiceStopped(reason="signal", process="gateway-1"))),
+    "process.lost": ("staffed", lambda s: s.add(ProcessLost(process="gateway-1", epoch=1, last_contact=s.now))),
     "auth.refused": ("staffed", lambda s: s.add(
         AuthRefused(count=1, since=s.now, principals=("nobody",), keys=()))),
 }  # fmt: skip
 
 WITHOUT_A_RULE = {
     "heartbeat",
-    "service.started",
-    "service.stopped",
     "admission.refused",
     "request.refused",
 }

@@ -24,7 +24,9 @@ STEPS: dict[str, Step] = {
     "heartbeat": lambda site, _: site.add(Heartbeat()),
     "refusal": lambda site, n: site.add(RequestRefused(unit="sales", code="x", message=f"number {n}", count=1)),
     "strangers": lambda site, n: site.add(AuthRefused(count=n + 1, since=site.now, principals=(), keys=())),
-    "start": lambda site, _: site.add(ServiceStarted(version="1", code=NO_DIGEST, layers={"b": True, "a": False})),
+    "start": lambda site, _: site.add(
+        ServiceStarted(version="1", code=NO_DIGEST, layers={"b": True, "a": False}, process=None, epoch=None)
+    ),
     "request": lambda site, n: site.add(site.request(n)),
     "answer": lambda site, n: site.add(site.answered(n)),
     "load": lambda site, _: site.load(),

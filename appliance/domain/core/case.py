@@ -13,7 +13,8 @@ from appliance.domain.core.state import State
 from appliance.domain.core.table import Table
 from appliance.errors import BadInput, Denied
 
-Changes = list[tuple[Table[Any], str, Any]]
+Change = tuple[Table[Any], str, Any]
+Changes = list[Change]
 """(table, key, value or None to remove) of what an entry changes."""
 
 O = TypeVar("O", bound=Order)  # noqa: E741

@@ -404,8 +404,18 @@ class Export(Value):
     valid_until: Time
 
 
+class ServiceProcess(Value):
+    """One of several processes of the appliance, since the entry of its start; `ended`: by its own word, or by that of
+    another which took over from it."""
+
+    name: Identifier
+    epoch: int
+    since: int
+    ended: int | None = None
+
+
 class Slot(Value):
-    """An adapter that answers for a unit's task in the engine."""
+    """An adapter that answers for a unit's task in the engine of a process; None where the appliance is one process."""
 
     unit: str
     task: str
@@ -415,8 +425,13 @@ class Slot(Value):
     release: int
     approvals: tuple[int, ...]
     """The entries that its admission rested on."""
+    process: Identifier | None = None
     loaded: int | None = None
     loaded_at: Time | None = None
+
+    @property
+    def key(self) -> str:
+        return slot_key(self.unit, self.task, self.process)
 
     @property
     def answered_by(self) -> tuple[object, ...]:
@@ -426,7 +441,7 @@ class Slot(Value):
     @property
     def answering(self) -> dict[str, Any]:
         """What the entries of a request say of the slot that answers it."""
-        return self.model_dump(exclude={"loaded", "loaded_at"})
+        return self.model_dump(exclude={"process", "loaded", "loaded_at"})
 
 
 class OpenRequest(NamedTuple):
@@ -441,6 +456,8 @@ class OpenRequest(NamedTuple):
     instruction: str | None
     """The commitment of the system message that the service put in, if it did."""
     entry: int
+    process: str | None = None
+    """The process that answers it, where there are several."""
     cut: bool = False
     """Its slot was emptied: it can end, and not well."""
 
@@ -548,6 +565,11 @@ def application_key(unit: str, name: str) -> str:
 
 def release_key(unit: str, task: str) -> str:
     return f"{unit}/{task}"
+
+
+def slot_key(unit: str, task: str, process: str | None) -> str:
+    """Each process has an engine of its own."""
+    return release_key(unit, task) if process is None else f"{release_key(unit, task)}@{process}"
 
 
 def export_key(unit: str, task: str, index: int) -> str:

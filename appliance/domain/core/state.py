@@ -31,6 +31,7 @@ from appliance.domain.core.records import (
     Replay,
     RevokedToken,
     Run,
+    ServiceProcess,
     Site,
     Slot,
     Text,
@@ -62,9 +63,7 @@ class State:
     """The fold. Only `rulebook.apply` changes it."""
 
     def __init__(self) -> None:
-        self.size, self._taken = 0, 0
-        self.last_time: str = ""
-        self.last_leaf: str = NO_DIGEST
+        self.size, self._taken, self.last_time, self.last_leaf = 0, 0, "", NO_DIGEST
         self._journal = Journal()
         self.clearances: Table[Clearance] = Table("clearance", Clearance, self._journal)
         """By release: that nothing barred it, so that not every request asks again. No part of what `tables` names:
@@ -97,6 +96,8 @@ class State:
         self.releases: Table[Release] = Table("release", Release, self._journal)
         self.exports: Table[Export] = Table("export", Export, self._journal)
         """Those that were good when the last one was made, and that one."""
+        self.processes: Table[ServiceProcess] = Table("process", ServiceProcess, self._journal)
+        """Those that have a name, by it."""
         self.slots: Table[Slot] = Table("slot", Slot, self._journal)
         self.requests: Table[OpenRequest] = Table("request", OpenRequest, self._journal)
         self.answers: Table[DailyAnswers] = Table("answers", DailyAnswers, self._journal)

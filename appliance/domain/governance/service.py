@@ -7,15 +7,16 @@ from typing import Annotated
 
 from pydantic import Field
 
-from appliance.domain.core.case import Case, Changes
+from appliance.domain.core.case import Case, Change, Changes
 from appliance.domain.core.event import Event
-from appliance.domain.core.names import SERVICE, Base64, Canonical, Digest, Identifier
+from appliance.domain.core.names import SERVICE, Base64, Canonical, Digest, Identifier, Time
 from appliance.domain.core.policy import parse_policy
-from appliance.domain.core.records import LogKey, Site
+from appliance.domain.core.records import LogKey, ServiceProcess, Site
 from appliance.domain.core.verb import EventRule, unchanged
 from appliance.domain.core.words import form
 from appliance.domain.governance.people import enrolled_person
 from appliance.domain.governance.policies import check_witnesses
+from appliance.errors import Denied
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.log.note import parse_vkey
 from appliance.formats.signatures.keys import keyid_of, parse_spki
@@ -44,15 +45,41 @@ class Initialized(Event):
 
 
 class ServiceStarted(Event):
+    """`process`: its name, where several processes serve the log; `epoch`: how often that name was taken or taken away,
+    which grows with each start."""
+
     type = "service.started"
     version: str
     code: Digest
     layers: dict[str, bool]
+    process: Identifier | None
+    epoch: int | None = Field(ge=1)
+
+    def about(self) -> tuple[str, ...]:
+        return () if self.process is None else (f"process:{self.process}",)
 
 
 class ServiceStopped(Event):
     type = "service.stopped"
     reason: str
+    process: Identifier | None
+
+    def about(self) -> tuple[str, ...]:
+        return () if self.process is None else (f"process:{self.process}",)
+
+
+class ProcessLost(Event):
+    """Another process has seen no sign of life of it since `last_contact`, by the database's clock, and has taken its
+    epoch away: from here on it appends nothing. It answers nothing later than five seconds after its last contact."""
+
+    type = "process.lost"
+    outcomes = ("interrupted",)
+    process: Identifier
+    epoch: int = Field(ge=1)
+    last_contact: Time
+
+    def about(self) -> tuple[str, ...]:
+        return (f"process:{self.process}",)
 
 
 class Heartbeat(Event):
@@ -91,13 +118,65 @@ def initialized(case: Case) -> Changes:
 
 
 def service_started(case: Case) -> Changes:
-    """A new process holds no slot; requests and runs that a crash left open are closed by entries of their own."""
-    return [(case.state.slots, key, None) for key, _ in case.state.slots.items()]
+    """A new process holds no slot; requests and runs that a crash left open are closed by entries of their own.
+
+    One without a name is the only one. One with a name empties its own slots, and those of one without.
+    """
+    body, state = case.of(ServiceStarted), case.state
+    case.require((body.process is None) == (body.epoch is None), "epoch", "one beside a process's name", body.epoch)
+    if body.process is None or body.epoch is None:
+        return [*_emptied(case, None), *(_ended(case, row) for row in state.processes.values() if row.ended is None)]
+    before = state.processes.get(body.process)
+    least = 1 if before is None else before.epoch + 1
+    case.require(body.epoch >= least, "epoch", f"at least {least}", body.epoch)
+    row = ServiceProcess(name=body.process, epoch=body.epoch, since=case.entry.index)
+    return [*_emptied(case, body.process), (state.processes, body.process, row)]
+
+
+def service_stopped(case: Case) -> Changes:
+    body = case.of(ServiceStopped)
+    row = None if body.process is None else _running(case, body.process)
+    return [] if row is None else [_ended(case, row)]
+
+
+def process_lost(case: Case) -> Changes:
+    """Once for each life of a process. Its slots are empty, and what it was answering can end, but not well."""
+    body, state = case.of(ProcessLost), case.state
+    row = _running(case, body.process)
+    case.require(body.epoch == row.epoch, "epoch", row.epoch, body.epoch)
+    case.require(body.last_contact <= case.entry.time, "last contact", f"at most {case.entry.time}", body.last_contact)
+    slots: Changes = [(state.slots, key, None) for key, slot in state.slots.items() if slot.process == body.process]
+    cut: Changes = [
+        (state.requests, request.id, request._replace(cut=True))
+        for request in state.requests.values()
+        if request.process == body.process
+    ]
+    return [_ended(case, row), *slots, *cut]
+
+
+def _running(case: Case, process: str) -> ServiceProcess:
+    row = case.state.processes.get(process)
+    if row is None or row.ended is not None:
+        raise Denied(f"{case.place}: process: expected one that runs, got {process}")
+    return row
+
+
+def _ended(case: Case, row: ServiceProcess) -> Change:
+    return case.state.processes, row.name, row.model_copy(update={"ended": case.entry.index})
+
+
+def _emptied(case: Case, process: str | None) -> Changes:
+    return [
+        (case.state.slots, key, None)
+        for key, slot in case.state.slots.items()
+        if process is None or slot.process in (None, process)
+    ]
 
 
 EVENTS = (
     EventRule(Initialized, initialized),
     EventRule(ServiceStarted, service_started),
-    EventRule(ServiceStopped, unchanged),
+    EventRule(ServiceStopped, service_stopped),
+    EventRule(ProcessLost, process_lost),
     EventRule(Heartbeat, unchanged),
 )

@@ -11,7 +11,7 @@ from typing import Literal
 from appliance.domain.core.decisions import Decision, ReviewRecord
 from appliance.domain.core.entry import parse_entry
 from appliance.domain.core.names import Time, Value, versioned
-from appliance.domain.core.records import Adapter, Release, release_key
+from appliance.domain.core.records import Adapter, Release, Slot
 from appliance.domain.core.roles import is_unit
 from appliance.domain.core.state import State
 from appliance.domain.core.words import unknown_word
@@ -46,7 +46,7 @@ JUDGED_BY = (
 
 
 OF_UNITS = ("release", "export", "slot")
-"""The kinds whose things belong to one unit, which their names begin with (`release_key`)."""
+"""The kinds whose things belong to one unit, which their names begin with (`release_key`, `slot_key`)."""
 
 
 class Signoff(Value):
@@ -238,7 +238,7 @@ def _task(state: State, release: Release, now: Time) -> TaskAnswer:
     # What admission holds against the release, by whatever it rests on, and against the log.
     reasons = (*barred(state, release, adapter, now), *unwitnessed(state, now))
     candidate = _candidate(state, adapter, release.unit, now, reasons)
-    slot = state.slots.get(release_key(release.unit, release.task))
+    slot = _slot(state, release)
     current = release.current
     return TaskAnswer(
         task=release.task,
@@ -253,6 +253,12 @@ def _task(state: State, release: Release, now: Time) -> TaskAnswer:
         ),
         slot=None if slot is None else Loaded(adapter=slot.adapter, admitted=slot.admitted, entry=slot.loaded),
     )
+
+
+def _slot(state: State, release: Release) -> Slot | None:
+    """Of several processes', one in which an adapter is loaded, if there is any."""
+    found = [slot for slot in state.slots.values() if (slot.unit, slot.task) == (release.unit, release.task)]
+    return max(found, key=lambda slot: (slot.loaded is not None, -slot.admitted), default=None)
 
 
 def _exported(state: State, unit: str, now: Time) -> tuple[Exported, ...]:

@@ -98,7 +98,7 @@ class RequestRefused(Event):
 def request_admitted(case: Case) -> Changes:
     """Answered only by what is loaded for this unit and task, admissible at this moment, and within the day's count."""
     body = case.of(RequestAdmitted)
-    slot, clearance, changes = answering_slot(case, body.unit, body.task)
+    slot, clearance, changes = answering_slot(case, body.unit, body.task, body.admitted)
     case.require(slot.loaded is not None, "slot", "a loaded adapter", "one that is admitted only")
     expected, got = slot.answered_by, body.answered_by
     case.require(got == expected, "what answers", expected, got)
@@ -118,6 +118,7 @@ def request_admitted(case: Case) -> Changes:
         approvals=body.approvals,
         instruction=body.instruction,
         entry=case.entry.index,
+        process=slot.process,
     )
     return [*changes, *count_answer(case, clearance), (case.state.requests, body.request, request)]
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
 from appliance.domain.core.names import Digest, Identifier, Time, VersionedName
-from appliance.domain.core.records import Slot, release_key
+from appliance.domain.core.records import Slot, release_key, slot_key
 from appliance.domain.core.state import Clearance, State
 from appliance.domain.core.verb import EventRule, unchanged
 from appliance.domain.releases.approval import clear, standing_reviews, superseded
@@ -22,7 +22,8 @@ def slot_subjects(unit: str, task: str, adapter: str) -> tuple[str, ...]:
 
 
 class AdapterAdmitted(Event):
-    """Admission recomputed the approval as a proof; `head` is the log's size it saw."""
+    """Admission recomputed the approval as a proof; `head` is the log's size it saw. `process`: the one of several
+    whose engine it is for."""
 
     type = "adapter.admitted"
     unit: Identifier
@@ -32,9 +33,11 @@ class AdapterAdmitted(Event):
     head: int = Field(ge=1)
     approvals: tuple[int, ...]
     policy: Digest
+    process: Identifier | None
 
     def about(self) -> tuple[str, ...]:
-        return slot_subjects(self.unit, self.task, self.adapter)
+        of_process = () if self.process is None else (f"process:{self.process}",)
+        return (*slot_subjects(self.unit, self.task, self.adapter), *of_process)
 
 
 class AdmissionRefused(Event):
@@ -108,7 +111,11 @@ def admitted(case: Case) -> Changes:
     case.require(body.head <= case.entry.index, "head", f"at most {case.entry.index}", body.head)
     if reasons := unwitnessed(case.state, case.entry.time):
         raise Denied(f"admission of {name} for {body.unit}", reasons=tuple(reasons))
-    before = case.state.slots.get(release_key(body.unit, body.task))
+    if body.process is not None:
+        row = case.state.processes.get(body.process)
+        case.require(row is not None and row.ended is None, "process", "one that runs", body.process)
+    key = slot_key(body.unit, body.task, body.process)
+    before = case.state.slots.get(key)
     if before is not None:
         # Otherwise the time of its last token would not be recorded.
         filled = f"one that {before.adapter} fills since entry {before.admitted}"
@@ -121,21 +128,28 @@ def admitted(case: Case) -> Changes:
         admitted=case.entry.index,
         release=clearance.release.current.index,
         approvals=standing,
+        process=body.process,
     )
-    return [(case.state.slots, release_key(body.unit, body.task), slot)]
+    return [(case.state.slots, key, slot)]
 
 
-def find_slot(case: Case, unit: str, task: str) -> Slot:
-    slot = case.state.slots.get(release_key(unit, task))
+def find_slot(case: Case, unit: str, task: str, admitted: int) -> Slot:
+    """That which the entry `admitted` filled; where there is none, another for the unit's task."""
+    state = case.state
+    slot = state.slots.get(release_key(unit, task))
+    if slot is None or slot.admitted != admitted:
+        for process, _ in state.processes.items():
+            other = state.slots.get(slot_key(unit, task, process))
+            slot = other if other is not None and (slot is None or other.admitted == admitted) else slot
     if slot is None:
         raise Denied(f"entry {case.entry.index}: slot: expected one admitted for {unit}/{task}, got none")
     return slot
 
 
-def answering_slot(case: Case, unit: str, task: str) -> tuple[Slot, Clearance, Changes]:
+def answering_slot(case: Case, unit: str, task: str, admitted: int) -> tuple[Slot, Clearance, Changes]:
     """The slot of today's release, with nothing against it and with everything that it was admitted by; what was found
     of that, and what is kept of it, so that the next request need not ask again."""
-    slot = find_slot(case, unit, task)
+    slot = find_slot(case, unit, task, admitted)
     clearance, key = admissible(case, unit, task), release_key(unit, task)
     expected, got = slot.manifest, clearance.adapter.manifest
     case.require(got == expected, "manifest", expected, got)
@@ -149,24 +163,24 @@ def answering_slot(case: Case, unit: str, task: str) -> tuple[Slot, Clearance, C
 def loaded(case: Case) -> Changes:
     """Only if what admission saw still holds: same release, same adapter, nothing against it."""
     body = case.of(AdapterLoaded)
-    slot, _, changes = answering_slot(case, body.unit, body.task)
+    slot, _, changes = answering_slot(case, body.unit, body.task, body.admitted)
     case.require(body.admitted == slot.admitted, "admitted", slot.admitted, body.admitted)
     case.require(body.adapter == slot.adapter, "adapter", slot.adapter, body.adapter)
     changed = slot.model_copy(update={"loaded": case.entry.index, "loaded_at": case.entry.time})
-    return [*changes, (case.state.slots, release_key(body.unit, body.task), changed)]
+    return [*changes, (case.state.slots, slot.key, changed)]
 
 
 def unloaded(case: Case) -> Changes:
     """No token left after the slot was empty, and no answer under way in it can end well any more."""
     body = case.of(AdapterUnloaded)
-    slot = find_slot(case, body.unit, body.task)
+    slot = find_slot(case, body.unit, body.task, body.admitted)
     case.require(body.adapter == slot.adapter, "adapter", slot.adapter, body.adapter)
     case.require(body.admitted == slot.admitted, "admitted", slot.admitted, body.admitted)
     if body.last_token is not None:
         since = slot.loaded_at or "a load, of which there was none"
         between = since <= body.last_token <= case.entry.time
         case.require(between, "last token", f"a time from {since} to {case.entry.time}", body.last_token)
-    return [(case.state.slots, release_key(body.unit, body.task), None), *cut_requests(case.state, slot)]
+    return [(case.state.slots, slot.key, None), *cut_requests(case.state, slot)]
 
 
 def cut_requests(state: State, slot: Slot) -> Changes:

@@ -51,12 +51,17 @@ _POSTGRESQL_OPTIONS = {
 }
 
 
-def open_engine(url: str, *, read_only: bool = False) -> Engine:
-    """An engine for `sqlite:///PATH` or `postgresql://…`; connects to nothing yet. BadInput for any other URL."""
+def open_engine(url: str, *, read_only: bool = False, process: str | None = None) -> Engine:
+    """An engine for `sqlite:///PATH` or `postgresql://…`; connects to nothing yet. BadInput for any other URL.
+
+    `process`: the service process whose sessions these are, "" for one without a name.
+    """
     parsed = parse_database_url(url)
     if parsed.get_backend_name() == "sqlite":
         return _open_sqlite(parsed, "ro" if read_only else "rw")
     settings = _POSTGRESQL_OPTIONS | ({"default_transaction_read_only": "on"} if read_only else {})
+    if process is not None:
+        settings = settings | {"application_name": session_name(process)}
     options = " ".join(f"-c {name}={value}" for name, value in settings.items())
     return create_engine(
         parsed,
@@ -65,6 +70,11 @@ def open_engine(url: str, *, read_only: bool = False) -> Engine:
         pool_timeout=BUSY_TIMEOUT_S,
         connect_args={"options": options, "connect_timeout": BUSY_TIMEOUT_S, "tcp_user_timeout": BUSY_TIMEOUT_S * 1000},
     )
+
+
+def session_name(process: str) -> str:
+    """What the server knows a process's sessions by."""
+    return f"appliance/{process}"
 
 
 def locate_database(engine: Engine) -> str:

@@ -144,9 +144,35 @@ sessions = Table(
 )
 """Reading sessions of people, by the digest of their token: no part of the ledger, and removed when they have ended."""
 
-REVISION = "0002"
+processes = Table(
+    "processes",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("epoch", Counter, nullable=False),
+    Column("seen", Counter, nullable=False),
+    Column("about", Text),
+    CheckConstraint("epoch >= 1", name="epoch"),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+"""The service processes of the log, on PostgreSQL: how often each name was taken or taken away, when its holder was
+last in contact (milliseconds since 1970 by the server's clock), and what it is, NULL once it has ended. An append of a
+process is committed only under the epoch that it began with."""
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("process", Text, nullable=False),
+    Column("epoch", Counter, nullable=False),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+"""What one process alone does: by whom, in which epoch. Free once that process is in another."""
+
+REVISION = "0003"
 """The last migration that makes these tables."""
-OLDER = ("0001",)
+OLDER = ("0001", "0002")
 """From which a start brings a database up to date."""
 
 APPEND_ONLY = (entries, entry_keys, documents, entry_documents)

@@ -49,9 +49,11 @@ class Sent(NamedTuple):
 class Artifacts:
     """All of a home's sealed folders and uploads. Errors of the disk are Unavailable."""
 
-    def __init__(self, home: Path) -> None:
-        self._folder = home / "artifacts"
+    def __init__(self, home: Path, shared: Path | None = None, process: str = "") -> None:
+        """`shared`: where the sealed folders are, if not in the home; `process`: which of several makes this one's."""
+        self._folder = (shared or home) / "artifacts"
         self._uploads = home / "uploads"
+        self._process = process
         with disk.disk_errors("artifacts"):
             disk.make_folder(self._folder)
             disk.make_folder(self._uploads)
@@ -67,13 +69,17 @@ class Artifacts:
     def staging(self) -> Iterator[Path]:
         """A private, empty folder to work in; gone afterwards, unless it was sealed. Where it cannot be removed, that
         is logged, and the result of the work is kept."""
-        path = self._folder / f"{_STAGING}{secrets.token_hex(16)}"
+        path = self._new_staging()
         with disk.disk_errors("staging"):
             path.mkdir(mode=0o700)
         try:
             yield path
         finally:
             disk.discard(path)
+
+    def _new_staging(self) -> Path:
+        owner = f"{self._process}." if self._process else ""
+        return self._folder / f"{_STAGING}{owner}{secrets.token_hex(16)}"
 
     def seal(self, staging: Path, digest: str, beside: Mapping[str, bytes] | None = None) -> Path:
         """Makes a staging folder the artifact `digest`, durably, with the files beside it; its path.
@@ -91,7 +97,7 @@ class Artifacts:
                 _freeze(folder)
                 _check(folder, digest)
             if not target.exists():
-                disk.write_file(self._mark(digest), b"")
+                disk.write_file(self._mark(digest), self._process.encode())
             for name, data in (beside or {}).items():
                 disk.write_file(self._beside(digest, name), data, 0o444)
             if target.exists():
@@ -108,10 +114,17 @@ class Artifacts:
             disk.sync_folder(self._folder)
 
     def pending(self) -> tuple[str, ...]:
-        """The digests of what was sealed and not settled."""
+        """The digests of what this process sealed and did not settle."""
         with disk.disk_errors("artifacts"):
             marks = [name.removeprefix(_PENDING) for name in os.listdir(self._folder) if name.startswith(_PENDING)]
-        return tuple(sorted(f"sha256:{name}" for name in marks if _SEALED.fullmatch(name)))
+            own = [name for name in marks if _SEALED.fullmatch(name) and self._made(name)]
+        return tuple(sorted(f"sha256:{name}" for name in own))
+
+    def _made(self, name: str) -> bool:
+        try:
+            return (self._folder / f"{_PENDING}{name}").read_bytes() == self._process.encode()
+        except FileNotFoundError:
+            return False
 
     def discard_pending(self, digest: str) -> None:
         """Removes a pending artifact and the files beside it; a settled one is not changed.
@@ -121,7 +134,7 @@ class Artifacts:
         if digest not in self.pending():
             return
         with disk.disk_errors(f"artifact {digest}"):
-            aside = self._folder / f"{_STAGING}{secrets.token_hex(16)}"
+            aside = self._new_staging()
             with suppress(FileNotFoundError):
                 os.rename(self._folder / _hex(digest), aside)
             disk.remove_tree(aside)
@@ -176,27 +189,36 @@ class Artifacts:
         aside = self._folder / f"{_QUARANTINED}{_hex(digest)}-{secrets.token_hex(4)}"
         return self._set_aside(digest, aside)
 
-    def sweep(self, keep: frozenset[str]) -> tuple[str, ...]:
+    def sweep(self, keep: frozenset[str], *, alone: bool = True) -> tuple[str, ...]:
         """At a service's start, before anything else works here: removes staging, uploads and half-written files.
 
         So goes what is pending, unless `keep` holds it. Any other sealed folder that `keep` does not hold is moved
         aside, not removed: an older ledger, restored, names fewer. Returns the digests of those. What cannot be removed
         or moved is said, and ends no start.
+
+        Only what this process made is removed, and beside other processes (not `alone`) nothing is moved aside: they
+        may be sealing it.
         """
         with disk.disk_errors("sweep"):
             for path in (*self._folder.iterdir(), *self._uploads.iterdir()):
-                if path.name.startswith((_STAGING, disk.PARTIAL)) or path.parent == self._uploads:
+                if path.parent == self._uploads or self._is_left(path, alone):
                     disk.discard(path)
             for digest in self.pending():
                 self._end_pending(digest, digest in keep)
             sealed = {f"sha256:{name}" for name in os.listdir(self._folder) if _SEALED.fullmatch(name)}
-        unnamed = tuple(sorted(sealed - keep))
+        unnamed = tuple(sorted(sealed - keep)) if alone else ()
         for digest in unnamed:
             try:
                 self._set_aside(digest, self._folder / f"{_UNNAMED}{_hex(digest)}-{secrets.token_hex(4)}")
             except Unavailable as error:
                 log.critical("ALARM: a folder that no entry names stays: %s", error.message)
         return unnamed
+
+    def _is_left(self, path: Path, alone: bool) -> bool:
+        """By an earlier life of this process. A half-written file says not whose it is."""
+        if path.name.startswith(disk.PARTIAL):
+            return alone
+        return path.name.startswith(_STAGING) and path.name[len(_STAGING) :].rpartition(".")[0] == self._process
 
     def _end_pending(self, digest: str, named: bool) -> None:
         try:

@@ -20,6 +20,8 @@ class LogClock:
         self._now = now
         self._longest_pause_days = longest_pause_days
         self._pause_after = ""
+        self.ahead_ms: int | None = None
+        """How far it is ahead of the database server's, where other processes append by clocks of their own."""
 
     def accept_pause(self, last_time: str) -> None:
         """A person confirms that the clock is right, however long ago the last entry (which has this time) is."""
@@ -39,6 +41,11 @@ class LogClock:
                 "nothing is appended until it is set or, if it is right, two administrators type: appliance clock reset"
             )
             raise Unavailable(f"clock: {said}; {ends}", code="clock")
+        ahead_s = abs(self.ahead_ms or 0) / 1000
+        if ahead_s and ahead_s > (skew_s := state.parameters.clock_skew_s):
+            got = f"{ahead_s:.0f} s {'after' if (self.ahead_ms or 0) > 0 else 'before'} it"
+            said = f"expected a time within {skew_s} s (clock_skew_s) of the database server's, got one {got}"
+            raise Unavailable(f"clock: {said}; this process appends nothing until one of the two is set", code="clock")
         days = self._longest_pause_days
         if days is not None and last not in ("", self._pause_after) and now[:10] > _day_after(last[:10], days):
             said = f"expected a time at most {days} days after the last entry's, {last}, got {now}"

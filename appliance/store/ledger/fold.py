@@ -93,6 +93,7 @@ def advance(
     seen: Seen,
     record: Record | None = None,
     tell: Tell = lambda _read, _of: None,
+    hear: Callable[[Entry], None] = lambda _entry: None,
 ) -> None:
     """Folds the stored entries [fold's size, stop), each only once it has passed every check; `stop` is the log's size.
 
@@ -112,6 +113,7 @@ def advance(
             if record is not None:
                 record(index, fold.state.take_changes())
             fold.state.keep()
+            hear(entry)
 
 
 def _in_order(found: list[StoredEntry], start: int, stop: int) -> Iterator[tuple[int, StoredEntry]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
@@ -17,7 +18,7 @@ from typing import TypeVar, Unpack
 
 from sqlalchemy import Connection, Engine
 
-from appliance.domain.core.entry import Draft, parse_entry
+from appliance.domain.core.entry import Draft, Entry, parse_entry
 from appliance.domain.core.state import State
 from appliance.errors import ApplianceError, BadInput, NotFound, Tampered, Unavailable
 from appliance.formats.core import merkle
@@ -32,6 +33,7 @@ from appliance.store.database.engine import (
     locate_database,
     stored_bytes,
 )
+from appliance.store.database.processes import Fence
 from appliance.store.database.reader import Reader
 from appliance.store.ledger import checks as audit
 from appliance.store.ledger import rows
@@ -84,6 +86,15 @@ class Ledger:
         self._writer = Writer(engine)
         self._reader = Reader(engine)
         self._queue = Queue(self.lock, self._commit_all)
+        self._unproved = False
+        """Entries were folded that no checkpoint was seen over yet."""
+        self.fence: Fence | None = None
+        """Under which each append is committed, where several processes may append."""
+        self.tells_others = False
+        """Whether each commit is told to other processes, which follow."""
+        self._followed: deque[Entry] = deque()
+        self.others = 0
+        """How many entries of other processes were folded since the load."""
         self._suspect = False
         """An append failed: before the next one, a probe write must show that the database can be written."""
         self._unsure = False
@@ -106,7 +117,7 @@ class Ledger:
         """
         with self.lock, database_errors("ledger"):
             self._writer.scrub()  # Owed by a process that was killed.
-            self._fold = None
+            self._fold, self._unproved = None, False
             kept = None if self._snapshots is None else self._snapshots.read()
             if kept is not None and kept.seen.size > self._seen.size:
                 self._seen = kept.seen
@@ -121,12 +132,20 @@ class Ledger:
                 copied = copy_fold(self._current())
             self._snapshots.write(*copied)
 
-    def refresh(self) -> None:
-        """Folds what other services have appended since."""
+    def refresh(self) -> bool:
+        """Folds what other processes have appended since; whether there was anything."""
         with self.lock, database_errors("ledger"):
-            fold = self._current()
+            fold, before = self._current(), self.others
             with connect_reader(self._engine) as connection:
                 self._catch_up(connection, fold, rows.read_head(connection))
+            return self.others != before
+
+    def take_followed(self) -> list[Entry]:
+        """The entries of other processes that were folded since the last call, in their order."""
+        found = []
+        while self._followed:
+            found.append(self._followed.popleft())
+        return found
 
     @property
     def state(self) -> State:
@@ -138,7 +157,7 @@ class Ledger:
     def _current(self) -> Fold:
         if self._fold is None:
             self.load()
-        elif self._unsure:
+        elif self._unsure or self._unproved:
             with database_errors("ledger"), connect_reader(self._engine) as connection:
                 self._catch_up(connection, self._fold, rows.read_head(connection))
         self._unsure = False
@@ -150,15 +169,21 @@ class Ledger:
         self._seen = Seen(fold.state.size, root)
 
     def _catch_up(self, connection: Connection, fold: Fold, head: rows.Head) -> None:
-        if head == fold.head:
+        if head == fold.head and not self._unproved:
             return
         self._fold = None
-        advance(connection, fold, head.size, self._seen)
+        advance(connection, fold, head.size, self._seen, hear=self._follow)
         if head != fold.head:
             at = head.size - 1
             raise Tampered(f"entry {at}: head: expected {fold.head.leaf_hash.hex()}, got {head.leaf_hash.hex()}")
         check_checkpoint(connection, fold, self._log_key)
+        self._unproved = False
         self._keep(fold, fold.frontier.root())
+
+    def _follow(self, entry: Entry) -> None:
+        self.others += 1
+        if self.fence is not None:
+            self._followed.append(entry)
 
     # --- append ---------------------------------------------------------------------------------------------------
 
@@ -201,7 +226,7 @@ class Ledger:
             self._probe()
             log.warning("the ledger can be written again")
         fold = self._current()
-        connection = self._writer.begin(lambda writer: self._catch_up(writer, fold, rows.lock_head(writer)))
+        connection = self._writer.begin(lambda writer: self._lock_head(writer, fold))
         batch = Batch(fold.head, fold.state.mark())
         try:
             self._stage_all(batch, waiting, fold.state, now)
@@ -227,6 +252,20 @@ class Ledger:
         self._keep(fold, root)
         batch.succeed(note)
         self._writer.scrub_after()
+
+    def _lock_head(self, writer: Connection, fold: Fold) -> None:
+        if self.tells_others:
+            self._fold_ahead(writer, fold)
+        self._catch_up(writer, fold, rows.lock_head(writer))
+
+    def _fold_ahead(self, writer: Connection, fold: Fold) -> None:
+        """What others have appended so far, before the head is locked: they go on appending meanwhile. Whether their
+        checkpoint is over it is found under the lock."""
+        head = rows.read_head(writer)
+        if head != fold.head:
+            self._fold = None
+            advance(writer, fold, head.size, self._seen, hear=self._follow)
+            self._fold, self._unproved = fold, True
 
     def _read_clock(self, waiting: list[Waiting]) -> tuple[str, list[Waiting]]:
         """The time, and what can be appended at it: under a clock that is behind only what sets the log's time back."""
@@ -272,7 +311,9 @@ class Ledger:
                 raise Tampered(f"entry {one.entry.index}: expected the bytes that were written, got different ones")
         signers = [self._signers(vkey) for vkey in state.site.signing_keys(state.last_time)]
         note = sign_checkpoint(Checkpoint(self._origin, head.size, root), *signers)
-        rows.move_head(connection, batch.before, head, note)
+        rows.move_head(connection, batch.before, head, note, self.fence)
+        if self.tells_others:
+            rows.tell_others(connection)
         return note
 
     def probe(self) -> None:

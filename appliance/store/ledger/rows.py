@@ -24,12 +24,13 @@ from sqlalchemy import (
 )
 
 from appliance.domain.core.entry import Entry
-from appliance.errors import BadInput, Tampered
+from appliance.errors import BadInput, Tampered, Unavailable
 from appliance.formats.core.canonical import encode_canonical
 from appliance.formats.core.commitment import Disclosure
 from appliance.formats.core.digest import digest_bytes, raw_digest
 from appliance.formats.core.merkle import HASH_BYTES
 from appliance.store.database.prepared import Prepared
+from appliance.store.database.processes import CHANNEL, Fence
 from appliance.store.database.tables import (
     disclosures,
     documents,
@@ -37,6 +38,7 @@ from appliance.store.database.tables import (
     entry_documents,
     entry_keys,
     head,
+    processes,
     projections,
 )
 
@@ -72,6 +74,19 @@ _MOVE_HEAD = Prepared(
     )
     .values(size=bindparam("new_size"), leaf_hash=bindparam("new_leaf_hash"), note=bindparam("new_note"))
 )
+_MOVE_FENCED_HEAD = Prepared(
+    update(head)
+    .where(
+        head.c.id == bindparam("one"),
+        head.c.size == bindparam("expected_size"),
+        head.c.leaf_hash == bindparam("expected_leaf_hash"),
+        # The head is locked, and so is each change of an epoch: whoever was fenced sees it here.
+        select(processes.c.epoch).where(processes.c.name == bindparam("process")).scalar_subquery()
+        == bindparam("epoch"),
+    )
+    .values(size=bindparam("new_size"), leaf_hash=bindparam("new_leaf_hash"), note=bindparam("new_note"))
+)
+_NOTIFY = Prepared(select(func.pg_notify(literal_column(f"'{CHANNEL}'"), literal_column("''"))))
 _PROBE_HEAD = update(head).where(head.c.id == 1).values(probes=head.c.probes + 1)
 _INSERT_ENTRY = Prepared(insert(entries))
 _INSERT_KEY = Prepared(insert(entry_keys))
@@ -142,10 +157,10 @@ def _head(connection: Connection, statement: Prepared) -> Head:
     return Head(row[0], row[1])
 
 
-def move_head(connection: Connection, expected: Head, new: Head, note: bytes) -> None:
+def move_head(connection: Connection, expected: Head, new: Head, note: bytes, fence: Fence | None = None) -> None:
     """Compare-and-swap: the head that this transaction builds on must be the head it replaces. `note`: the signed
-    checkpoint of the new one."""
-    values = {
+    checkpoint of the new one. Unavailable (`fenced`) where the epoch of the process that appends was taken away."""
+    values: dict[str, Any] = {
         "one": 1,
         "expected_size": expected.size,
         "expected_leaf_hash": expected.leaf_hash,
@@ -153,8 +168,23 @@ def move_head(connection: Connection, expected: Head, new: Head, note: bytes) ->
         "new_leaf_hash": new.leaf_hash,
         "new_note": note,
     }
-    if _MOVE_HEAD.execute(connection, values).rowcount != 1:
+    if fence is None:
+        moved = _MOVE_HEAD.execute(connection, values).rowcount
+    else:
+        moved = _MOVE_FENCED_HEAD.execute(connection, {**values, **fence._asdict()}).rowcount
+    if moved != 1:
+        if fence is not None and _head(connection, _READ_HEAD) == expected:
+            raise Unavailable(
+                f"process {fence.process or 'without a name'}: expected to hold its name in epoch {fence.epoch}, got "
+                "one that others took over from: it appends nothing more and must end",
+                code="fenced",
+            )
         raise Tampered(f"ledger, head: expected size {expected.size} and its leaf hash, got a head that differs")
+
+
+def tell_others(connection: Connection) -> None:
+    """With the commit, the other processes hear of it."""
+    _NOTIFY.execute(connection, {})
 
 
 def probe_head(connection: Connection) -> None:

@@ -11,7 +11,7 @@ from socket import socket
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from appliance.errors import ApplianceError, Unavailable
+from appliance.errors import Unavailable
 from appliance.web.core.errors import people_body, refusal
 from appliance.web.core.server import Door, Heart, serve
 from appliance.workflows.core.context import Context
@@ -30,7 +30,6 @@ def wait_for_clock(
     *,
     open_door: Callable[[], AbstractContextManager[socket]],
     is_up: Callable[[], object],
-    hold_claim: Callable[[], object],
     ended: Callable[[], str | None],
 ) -> str | None:
     """Under such a clock nothing can be recorded, so nothing is started. Why the service is to end, or None once time
@@ -40,15 +39,13 @@ def wait_for_clock(
         return context.ledger.clock.read_behind(context.ledger.state) is not None
 
     def beat() -> None:
-        try:
-            for text in warnings(context, home):
-                log.critical("ALARM: %s", text)
-            hold_claim()
-        except ApplianceError as error:
-            log.critical("ALARM: %s", error.message)
+        for text in warnings(context, home):
+            log.critical("ALARM: %s", text)
 
     if not is_behind():
         return None
+    if "people" not in context.roles:
+        context.ledger.clock.read(context.ledger.state)
     beat()
     with open_door() as opened:
         is_up()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from functools import cache
 from pathlib import Path
 
 import appliance
@@ -26,6 +27,7 @@ _PACKAGES = (
 )
 
 
+@cache
 def describe_code() -> Code:
     """The service's version, a digest over its source files, and its packages by the digest of their RECORD."""
     root = Path(appliance.__file__).parent

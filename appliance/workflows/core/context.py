@@ -19,6 +19,7 @@ from appliance.formats.core.timestamp import encode_time
 from appliance.formats.signatures.keys import Signer
 from appliance.runners.decoys import Probes
 from appliance.runners.local import Worker
+from appliance.store.database.processes import Processes
 from appliance.store.database.sessions import Sessions
 from appliance.store.files.artifacts import Artifacts
 from appliance.store.files.calibrations import Calibrations
@@ -28,10 +29,15 @@ from appliance.store.files.local_sets import LocalSets
 from appliance.store.files.steps import Steps
 from appliance.store.files.witnessed import Witnessed
 from appliance.store.ledger.ledger import Ledger
+from appliance.workflows.core.contact import Contact
 from appliance.workflows.core.jobs import Jobs
 from appliance.workflows.core.progress import Progress
 from appliance.workflows.core.prompts import Prompts
 from appliance.workflows.core.uploads import Uploads
+
+ALL_ROLES = frozenset({"people", "units", "runs"})
+"""What a process is for: people and their orders, imports and looks; a gateway with an engine; runs, replays and the
+care of what is stored."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Context:
     ends, so that what its workers leave open goes on at the next start. `appended`: told of each entry once it is
     durable. `missing_from_log`: what witnesses have seen and
     the ledger does not hold; while there is anything, nothing is admitted. `stalled`: a heartbeat has not ended
-    in time. `began`: when this service started.
+    in time. `began`: when this service started. `processes`: this one among those of its log.
     `import_s`, `import_cpu_s`: what a small import may take by the clock and of the CPU; a larger one may
     take more."""
 
@@ -91,6 +97,11 @@ class Context:
     """The findings of `appliance doctor`, made when they are asked for."""
     usage: Callable[[str], tuple[Sequence[Any], Sequence[Any]]] = lambda unit: ((), ())
     """A unit's limits and what is left of them, and what it was answered since the start."""
+    processes: Processes = field(default_factory=Processes)
+    contact: Contact = field(default_factory=Contact)
+    roles: frozenset[str] = ALL_ROLES
+    runs_here: bool = True
+    """Whether the queue of runs is this process's now; of several, one has it."""
     missing_from_log: list[Tampered] = field(default_factory=list)
     stalled: bool = False
     began: str = field(default_factory=lambda: encode_time(datetime.now(UTC)))
@@ -103,6 +114,15 @@ class Context:
             policy = parse_policy(self.ledger.document(digest))
             self._site = (digest, SitePolicies(policy))
         return self._site[1]
+
+    @property
+    def process(self) -> str | None:
+        """This process's name, where it has one."""
+        return self.processes.name or None
+
+    def refresh(self) -> bool:
+        """Whether other processes have appended anything that was not known here."""
+        return not self.processes.alone and self.ledger.refresh()
 
     def now(self, state: State) -> str:
         """The time that rules count with: the later of the clock and the last entry."""

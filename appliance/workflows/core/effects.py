@@ -24,3 +24,10 @@ class Effect:
     """(context, document): raises where the document beside the order could not take effect here."""
     start: Callable[[Context, Accepted], None] | None = None
     """(context, order) after the append: begins what was ordered."""
+    local: bool = False
+    """Whether the process that took the order does the work, since only it has what was sent for it."""
+
+
+def lease_of(order: str) -> str:
+    """What the process owns that does the work of this order."""
+    return f"order:{order}"

@@ -25,6 +25,15 @@ def halt_withdrawn(context: Context) -> None:
             halt(context, run.id)
 
 
+def halt_cancelled(context: Context) -> None:
+    """... of every run and import that was cancelled at another process."""
+    state = context.ledger.state
+    for key in list(context.workers):
+        run, ordered = state.runs.get(key.partition(":")[0]), state.imports.get(key)
+        if (run is not None and run.status == "cancelled") or (ordered is not None and ordered.status == "cancelled"):
+            halt(context, key.partition(":")[0] if run is not None else key)
+
+
 def check_standing(context: Context, run: Run) -> None:
     """Denied (`revoked`, `quarantined`) where the run's base or dataset was withdrawn."""
     error = inputs_withdrawn(context.ledger.state, run)

@@ -67,6 +67,11 @@ class Progress:
         with self._changed:
             return key in self._streams
 
+    def followed(self) -> tuple[str, ...]:
+        """The streams that somebody reads or reads of, and that have not ended."""
+        with self._changed:
+            return tuple(key for key, stream in self._streams.items() if not stream.ended)
+
     def forget(self, key: str) -> None:
         """Nothing of the stream is kept any longer."""
         with self._changed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypedDict, Unpack
 
 from appliance.domain.core.entry import Draft, Outcome
@@ -51,10 +52,18 @@ def append(context: Context, body: Event, *, guard: Guard | None = None, **said:
 
 def append_all(context: Context, drafts: Sequence[Draft], *, guard: Guard | None = None) -> list[Appended]:
     """All of these in one durable commit, or none."""
+    context.contact.check()
+    if context.process is not None:
+        drafts = [_named(draft, context.process) for draft in drafts]
     appended = context.ledger.append_all(drafts, guard=guard)
     for one in appended:
         context.appended(one.entry, parse_body(one.entry))
     return appended
+
+
+def _named(draft: Draft, process: str) -> Draft:
+    """What a process does by itself names it as the source."""
+    return replace(draft, source=f"service:{process}") if draft.source == "service" else draft
 
 
 def conceal(text: str) -> Disclosure:

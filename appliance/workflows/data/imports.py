@@ -37,7 +37,7 @@ from appliance.formats.core.digest import digest_bytes
 from appliance.formats.core.timestamp import parse_time
 from appliance.workflows.core.context import Context, Frame
 from appliance.workflows.core.defects import contain_defects
-from appliance.workflows.core.effects import Effect
+from appliance.workflows.core.effects import Effect, lease_of
 from appliance.workflows.core.halt import halt
 from appliance.workflows.core.jobs import Jobs
 from appliance.workflows.core.record import conceal
@@ -281,6 +281,8 @@ def _carry_through(context: Context, digest: str, work: Callable[[Path, Path], d
     else:
         _discard_uploads(context, digest)
         context.progress.end(digest, result=result)
+    with suppress(Unavailable):
+        context.processes.disown(lease_of(digest))
 
 
 def _fail(context: Context, digest: str, error: ApplianceError) -> None:
@@ -349,8 +351,8 @@ def _cancel(context: Context, accepted: Accepted) -> None:
 
 
 EFFECTS = (
-    Effect(ImportBase, ready=check_base_uploaded, start=_start),
-    Effect(ImportDataset, ready=check_rows_uploaded, start=_start),
-    Effect(ImportValidationSet, ready=check_rows_uploaded, start=_start),
+    Effect(ImportBase, ready=check_base_uploaded, start=_start, local=True),
+    Effect(ImportDataset, ready=check_rows_uploaded, start=_start, local=True),
+    Effect(ImportValidationSet, ready=check_rows_uploaded, start=_start, local=True),
     Effect(CancelImport, start=_cancel),
 )

@@ -177,7 +177,7 @@ def beat(context: Context, refusals: Refusals) -> None:
 
 
 def record_stop(context: Context, reason: str, refusals: Refusals) -> None:
-    append_all(context, [*_drafts(context, refusals), draft_of(ServiceStopped(reason=reason))])
+    append_all(context, [*_drafts(context, refusals), draft_of(ServiceStopped(reason=reason, process=context.process))])
 
 
 def _drafts(context: Context, refusals: Refusals) -> Iterator[Draft]:

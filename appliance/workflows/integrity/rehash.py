@@ -45,7 +45,10 @@ def start(context: Context, every_s: float) -> None:
 
 
 def check_all(context: Context) -> tuple[str, ...]:
-    """What has changed, by subject. Unavailable where the disk cannot be read: that says nothing of the bytes."""
+    """What has changed, by subject; nothing is read where another process cares for what is stored. Unavailable where
+    the disk cannot be read: that says nothing of the bytes."""
+    if not context.runs_here:
+        return ()
     pace, folders, changed = Pace(context.closing), 0, []
     for subject, digest in _list_artifacts(context):
         try:

@@ -29,14 +29,12 @@ def beat(
     *,
     counted: Counted,
     sweep: Callable[[], object],
-    hold_claim: Callable[[], object],
     maintain: Callable[[], object],
 ) -> None:
     """One heartbeat. Where it cannot be written, workers are frozen until it can: nothing acts unrecorded."""
     try:
         for text in watch.warnings(context, home):
             log.critical("ALARM: %s", text)
-        hold_claim()
         with counted() as refusals:
             sessions.beat(context, refusals)
         sweep()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from appliance.domain.core.entry import Draft
-from appliance.domain.core.records import Run
+from appliance.domain.core.records import OpenRequest, Run
 from appliance.domain.core.state import State
 from appliance.domain.data.imports import ImportFailed
 from appliance.domain.governance.service import ServiceStarted
@@ -15,56 +15,100 @@ from appliance.domain.runs.training import RunFailed
 from appliance.domain.serving.requests import RequestFinished
 from appliance.runners.sandbox import detect_layers
 from appliance.workflows.core.context import Context
+from appliance.workflows.core.effects import lease_of
 from appliance.workflows.core.record import append, append_all, conceal, draft_of
 from appliance.workflows.data import imports as ingest
 from appliance.workflows.data.folders import destroy_unnamed_secrets
 from appliance.workflows.runs import checkpoints, replay, steps, train
 
+RUNS = "runs"
+"""The lease of the queue of runs and replays, and of the care of what is stored."""
+
 
 def recover(context: Context) -> None:
     """The first entries of a service's life; raises when even these cannot be written."""
+    epoch = context.processes.epoch if context.process is not None else None
     append(
         context,
-        ServiceStarted(version=context.code.version, code=context.code.digest, layers=detect_layers()),
+        ServiceStarted(
+            version=context.code.version,
+            code=context.code.digest,
+            layers=detect_layers(),
+            process=context.process,
+            epoch=epoch,
+        ),
     )
-    append_all(context, list(_left_open(context.ledger.state)))
+    append_all(context, [*_requests_left(context), *_orders_left(context)])
     named = named_artifacts(context.ledger.state)
     destroy_unnamed_secrets(context, named)
-    context.artifacts.sweep(named)
+    context.artifacts.sweep(named, alone=not context.processes.others)
+    context.runs_here = False
+    take_up_runs(context)
+
+
+def take_up_runs(context: Context) -> None:
+    """Of several processes with this role one has the queue: the first, and after its end another. What the one before
+    left in the middle goes on from its last training checkpoint, or has failed."""
+    if context.runs_here or "runs" not in context.roles or not context.processes.own(RUNS):
+        return
+    context.refresh()
+    append_all(context, list(_runs_left(context.ledger.state)))
     checkpoints.sweep(context)
     steps.sweep(context)
+    context.runs_here = True
     resume_work(context)
 
 
-def _left_open(state: State) -> Iterator[Draft]:
-    """The entries that end the work that was interrupted."""
-    for request in state.requests.values():
-        finished = RequestFinished(
-            request=request.id,
-            unit=request.unit,
-            task=request.task,
-            adapter=request.adapter,
-            manifest=request.manifest,
-            admitted=request.admitted,
-            release=request.release,
-            approvals=request.approvals,
-            instruction=request.instruction,
-            finish_reason="interrupted",
-            prompt_tokens=0,
-            completion_tokens=0,
-            answer=None,
-        )
-        yield draft_of(finished, outcome="interrupted")
+def close_orders(context: Context) -> None:
+    """Of the imports and looks whose process has ended."""
+    append_all(context, list(_orders_left(context)))
+
+
+def _requests_left(context: Context) -> Iterator[Draft]:
+    """Those of this process's life before, or of one that had no name."""
+    for request in context.ledger.state.requests.values():
+        if request.process in (None, context.process) or context.process is None:
+            yield end_request(request)
+
+
+def end_request(request: OpenRequest) -> Draft:
+    finished = RequestFinished(
+        request=request.id,
+        unit=request.unit,
+        task=request.task,
+        adapter=request.adapter,
+        manifest=request.manifest,
+        admitted=request.admitted,
+        release=request.release,
+        approvals=request.approvals,
+        instruction=request.instruction,
+        finish_reason="interrupted",
+        prompt_tokens=0,
+        completion_tokens=0,
+        answer=None,
+    )
+    return draft_of(finished, outcome="interrupted")
+
+
+def _orders_left(context: Context) -> Iterator[Draft]:
+    """The ends of imports and looks that no process that lives does. What a person sent for them went with their
+    process."""
+    state, owned = context.ledger.state, context.processes.owned()
     for look in state.looks.values():
+        if lease_of(look.order) in owned:
+            continue
         over = {"order": look.order, "adapter": look.adapter, "by": look.by, "code": "interrupted"}
         samples = look.kind == "samples"
         shown = SamplesShown(**over, rows=0, released=None) if samples else TryFinished(**over, answers=())
         yield draft_of(shown, outcome="interrupted")
     for record in state.imports.values():
-        if record.status == "requested":
+        if record.status == "requested" and lease_of(record.order) not in owned:
             text = conceal("the service ended while it imported; import it again")
             failed = ImportFailed(order=record.order, code="interrupted", message=text.commitment)
             yield draft_of(failed, disclosures=(text,))
+
+
+def _runs_left(state: State) -> Iterator[Draft]:
     for run in state.runs.values():
         if run.status in ("running", "trained") and not train.can_go_on(run):
             yield _interrupted(state, run)
@@ -93,11 +137,13 @@ def resume_work(context: Context) -> None:
 
 def resume_forgotten(context: Context) -> None:
     """Ordered work that was never started: the end of its commit was not seen, and the asker got an error."""
-    if not context.runs.busy:
+    if context.runs_here and not context.runs.busy:
         resume_work(context)
+    mine = context.processes.mine()
     waiting = []
     for record in context.ledger.state.imports.values():
-        if record.status == "requested" and not ingest.queue_of(context, record.verb).busy:
+        is_own = context.processes.alone or lease_of(record.order) in mine
+        if record.status == "requested" and is_own and not ingest.queue_of(context, record.verb).busy:
             waiting.append(record)
     for record in waiting:
         ingest.enqueue(context, record.order, record.verb)

@@ -18,6 +18,7 @@ from appliance.domain.core.policy import Parameters
 from appliance.errors import ApplianceError
 from appliance.formats.core.timestamp import encode_time
 from appliance.store.database.engine import open_engine
+from appliance.store.database.processes import list_members
 from appliance.store.files.certificates import read_end
 from appliance.store.files.keyring import ADAPTER_KEY, LOG_KEY, Keyring
 from appliance.store.ledger.glance import Glance, glance
@@ -129,6 +130,7 @@ def check_database(place: Installation, now: datetime) -> tuple[list[Finding], P
     engine = open_engine(place.database_url)
     try:
         seen = glance(engine)
+        members = list_members(engine)
     except ApplianceError as error:
         action = "docs/operations.md (When it does not start) says what to do"
         finding = Finding(
@@ -153,6 +155,17 @@ def check_database(place: Installation, now: datetime) -> tuple[list[Finding], P
             "give the service the application's login, and the owner's to migration_url (docs/ARCHITECTURE.md)",
             otherwise="warn",
         ),
+    ]
+    findings += [
+        Finding(
+            "process",
+            "ok",
+            f"{member.name} ({', '.join(member.about.roles)}), process {member.about.pid} on {member.about.host}, "
+            f"epoch {member.epoch}",
+            "processes with a name each, of one build",
+        )
+        for member in members
+        if member.name
     ]
     if seen.site is not None:
         findings += [_clock(seen, seen.site.parameters, now), *_witnesses(seen, seen.site.parameters, encode_time(now))]

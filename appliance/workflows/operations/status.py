@@ -49,6 +49,7 @@ def work(context: Context) -> dict[str, Any]:
         return {
             "service": _service(context),
             "database": context.ledger.dialect,
+            "processes": _processes(context),
             "jobs": [*_imports(state), *_runs(context, state), *_replays(state)],
             "engine": _engine(context, state),
         }
@@ -63,6 +64,25 @@ def _service(context: Context) -> dict[str, Any]:
         "ready": not (context.missing_from_log or context.stalled or context.closing.is_set()),
         "warnings": watch.warnings(context, context.logs),
     }
+
+
+def _processes(context: Context) -> list[dict[str, Any]]:
+    """Those that serve this log, where they have names; `contact_s`: how old the last sign of life is."""
+    processes = context.processes
+    return [
+        {
+            "name": member.name,
+            "roles": list(member.about.roles),
+            "host": member.about.host,
+            "pid": member.about.pid,
+            "since": member.about.since,
+            "epoch": member.epoch,
+            "contact_s": max(0, processes.server_ms - member.seen) // 1000,
+            "this": member.name == processes.name,
+        }
+        for member in processes.members
+        if member.name
+    ]
 
 
 def _witnesses(state: State, now: Time) -> list[dict[str, Any]]:

@@ -75,6 +75,7 @@ def admit(context: Context, unit: str, task: str) -> Admitted:
         head=claimed_size(evidence.checkpoint),
         approvals=admission.approvals,
         policy=policy,
+        process=context.process,
     )
     return Admitted(needed.adapter, files, append(context, body))
 

@@ -79,7 +79,10 @@ def start(context: Context) -> None:
 
 
 def sweep(context: Context) -> None:
-    """Removes the bytes that nothing will be trained from again."""
+    """Removes the bytes that nothing will be trained from again. By the process alone that has the queue of runs."""
+    if not context.runs_here:
+        return
+    context.refresh()
     context.checkpoints.sweep(kept_digests(context))
 
 

@@ -29,7 +29,8 @@ BEFORE, EXPECTED, GOT = "before.safetensors", "expected.safetensors", "got.safet
 
 def enqueue(context: Context, order_digest: str) -> None:
     """Behind the runs that wait: one device, one queue."""
-    context.runs.put(partial(carry_through, context, order_digest))
+    if context.runs_here:
+        context.runs.put(partial(carry_through, context, order_digest))
 
 
 def carry_through(context: Context, order_digest: str) -> None:

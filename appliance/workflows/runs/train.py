@@ -60,12 +60,15 @@ class Places:
 
 def go_on(context: Context, run_id: str) -> None:
     """Carries on with a run that was cut off, before those that wait."""
-    context.runs.put(partial(carry_through, context, run_id))
+    if context.runs_here:
+        context.runs.put(partial(carry_through, context, run_id))
 
 
 def enqueue(context: Context) -> None:
-    """One run more is carried through: whichever waits longest by the ledger when its turn comes."""
-    context.runs.put(partial(_carry_next, context))
+    """One run more is carried through: whichever waits longest by the ledger when its turn comes. Where another
+    process has the queue, that process sees the entry."""
+    if context.runs_here:
+        context.runs.put(partial(_carry_next, context))
 
 
 def _carry_next(context: Context) -> None:

@@ -13,6 +13,7 @@ from appliance.domain.core.entry import Outcome
 from appliance.domain.core.records import Slot
 from appliance.errors import ApplianceError, Denied, Unavailable
 from appliance.formats.core.commitment import Disclosure
+from appliance.workflows.core.contact import Contact
 from appliance.workflows.core.context import Frame
 from appliance.workflows.serving.engine import Engine, Hear, expect
 
@@ -28,6 +29,7 @@ class Loaded:
     slot: str
     engine: Engine
     clock: Callable[[], datetime]
+    contact: Contact = field(default_factory=Contact)
     last_token: datetime | None = None
     closed: str | None = None
     under_way: int = 0
@@ -66,7 +68,8 @@ class Loaded:
             return self.under_way == 0
 
     def give(self) -> None:
-        """A token leaves now; Denied where the slot has been closed."""
+        """A token leaves now; Denied where the slot has been closed, Unavailable where the ledger is out of reach."""
+        self.contact.check()
         with self._door:
             if self.closed is not None:
                 raise Denied(f"answer: cut off, its adapter was taken out: {self.closed}", code="cut-off")

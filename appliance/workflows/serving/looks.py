@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -39,7 +40,7 @@ from appliance.formats.core.commitment import Disclosure, commit
 from appliance.formats.core.fields import encode_base64
 from appliance.workflows.core.context import Context, Frame
 from appliance.workflows.core.defects import contain_defects
-from appliance.workflows.core.effects import Effect
+from appliance.workflows.core.effects import Effect, lease_of
 from appliance.workflows.core.retry import append_with_retry
 from appliance.workflows.core.workers import Bounds, carry_out, check_walls, worker
 from appliance.workflows.data.imports import checked_base
@@ -93,6 +94,16 @@ def _begin(context: Context, accepted: Accepted) -> None:
 
 
 def carry_through(
+    context: Context, digest: str, order: ViewSamples | TryAdapter, prompts: Sequence[Disclosure]
+) -> None:
+    try:
+        _carry_through(context, digest, order, prompts)
+    finally:
+        with suppress(Unavailable):
+            context.processes.disown(lease_of(digest))
+
+
+def _carry_through(
     context: Context, digest: str, order: ViewSamples | TryAdapter, prompts: Sequence[Disclosure]
 ) -> None:
     """To its entry, and then its answers; a failure's code is recorded, and no message, which may quote a prompt."""
@@ -318,4 +329,7 @@ def _take(frame: Frame, asked: Sequence[str], count: int, found: dict[tuple[int,
     found[number, str(model)] = answer
 
 
-EFFECTS = (Effect(ViewSamples, start=_begin), Effect(TryAdapter, ready=_check_held, start=_begin))
+EFFECTS = (
+    Effect(ViewSamples, start=_begin, local=True),
+    Effect(TryAdapter, ready=_check_held, start=_begin, local=True),
+)

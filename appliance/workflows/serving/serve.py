@@ -12,7 +12,7 @@ from appliance.domain.core.credentials import TokenRequest
 from appliance.domain.core.entry import Outcome
 from appliance.domain.queries.response import commit_prompt, derive_salt
 from appliance.domain.serving.requests import RequestAdmitted, RequestFinished, RequestRefused, name_request
-from appliance.errors import ApplianceError, Conflict, Denied, Unavailable
+from appliance.errors import ApplianceError, Conflict, Denied, NotFound, Unavailable
 from appliance.formats.core.commitment import commit
 from appliance.workflows.core.context import Context, Frame
 from appliance.workflows.core.record import append
@@ -56,13 +56,34 @@ class Serving:
         milliseconds = int(self._context.clock().timestamp() * 1000)
         request = name_request(milliseconds, secrets.token_bytes(10))
         try:
+            self._check_gateway()
             self.settle()
-            while (answer := self._admit(request, caller, task, kind, parameters, source)) is None:
+            while (answer := self._admit_known(request, caller, task, kind, parameters, source)) is None:
                 continue
         except ApplianceError as error:
             self._refuse(caller.unit, error, source)
             raise
         return answer
+
+    def _check_gateway(self) -> None:
+        """Answers come from a process with an engine, which knows the ledger of now."""
+        if "units" not in self._context.roles:
+            raise Unavailable(
+                "answer: expected a process with the role units, got one without an engine; ask at a gateway's door",
+                code="no-engine",
+            )
+        self._context.contact.check()
+
+    def _admit_known(
+        self, request: str, caller: Caller, task: str, kind: str, parameters: Frame, source: str
+    ) -> Answer | None:
+        """Nothing is refused for what another process has changed meanwhile, such as a release of this moment."""
+        try:
+            return self._admit(request, caller, task, kind, parameters, source)
+        except (Denied, NotFound, Conflict):
+            if not self._context.refresh():
+                raise
+            return self._admit(request, caller, task, kind, parameters, source)
 
     def _admit(
         self, request: str, caller: Caller, task: str, kind: str, parameters: Frame, source: str
@@ -190,6 +211,11 @@ class Serving:
             if against := caller.against(state):
                 answer.cut(against)
         self._slots.reconcile()
+
+    def cut_all(self, why: str) -> None:
+        """No token leaves from here on of what is being answered."""
+        for _, answer in list(self._running.values()):
+            answer.cut(why)
 
     def maintain(self) -> None:
         """Once a minute: what time alone has ended is taken out, and what is owed is recorded."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.domain.core.names import versioned
-from appliance.domain.core.records import Adapter, Slot, release_key
+from appliance.domain.core.records import Adapter, Slot, release_key, slot_key
 from appliance.domain.releases.approval import clear, released, superseded
 from appliance.domain.serving.slots import AdapterLoaded, AdapterUnloaded, AdmissionRefused
 from appliance.errors import ApplianceError, Denied, NotFound, Tampered, TooMany, Unavailable
@@ -173,7 +173,7 @@ class Slots:
     def _is_superseded(self, unit: str, task: str) -> bool:
         """Whether what was just admitted may still answer, but by other entries than those it was admitted by."""
         state, key = self._context.ledger.state, release_key(unit, task)
-        now, release, row = self._context.now(state), state.releases.get(key), state.slots.get(key)
+        now, release, row = self._context.now(state), state.releases.get(key), self._row(unit, task)
         adapter = released(state, unit, task)
         if release is None or adapter is None or row is None:
             return False
@@ -183,7 +183,7 @@ class Slots:
     def _load(self, unit: str, task: str, admitted: Admitted) -> Loaded:
         adapter = admitted.adapter
         name, index = versioned(adapter.name, adapter.version), admitted.appended.entry.index
-        slot, row = f"{unit}/{task}/{index}", self._context.ledger.state.slots.get(release_key(unit, task))
+        slot, row = f"{unit}/{task}/{index}", self._row(unit, task)
         if row is None or row.admitted != index:
             got = "an empty slot" if row is None else f"the adapter admitted by entry {row.admitted}"
             message = f"slot {unit}/{task}: expected the adapter admitted by entry {index}, got {got}"
@@ -211,6 +211,10 @@ class Slots:
             raise Denied(f"adapter {name} for {unit}", reasons=tuple(reasons), code="not-admitted")
         return loaded
 
+    def _row(self, unit: str, task: str) -> Slot | None:
+        """What the ledger says of this process's slot."""
+        return self._context.ledger.state.slots.get(slot_key(unit, task, self._context.process))
+
     def _begin(self, row: Slot, slot: str, admitted: Admitted) -> Loaded:
         """A slot of the one engine for each tuple that an adapter can have been judged on."""
         recipe: dict[str, Any] = parse_canonical(admitted.files["recipe.json"])
@@ -220,7 +224,7 @@ class Slots:
             if engine is None or not engine.alive:
                 self._end_unneeded()
                 engine = self._start(admitted.adapter, recipe)
-            loaded = Loaded(row, slot, engine, self._context.clock)
+            loaded = Loaded(row, slot, engine, self._context.clock, self._context.contact)
             with self._lock:
                 self._engines[key] = engine
                 self._held.add(loaded)
@@ -271,7 +275,7 @@ class Slots:
                 self._held.discard(self._leaving[key].pop(0))
 
     def _record_emptied(self, loaded: Loaded) -> None:
-        slot = self._context.ledger.state.slots.get(release_key(loaded.unit, loaded.task))
+        slot = self._row(loaded.unit, loaded.task)
         if slot is None or slot.admitted != loaded.row.admitted or slot.loaded is None:
             return  # recorded before, by an append whose end was not seen; or never filled
         last = None if loaded.last_token is None else encode_time(loaded.last_token)

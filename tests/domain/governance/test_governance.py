@@ -780,7 +780,7 @@ def test_a_session_is_recorded_for_who_signed_it() -> None:
 def test_a_new_service_holds_no_slot() -> None:
     site = stage("serving")
     assert len(site.state.slots) == 1
-    site.add(ServiceStarted(version="0.1.0", code=NO_DIGEST, layers={}))
+    site.add(ServiceStarted(version="0.1.0", code=NO_DIGEST, layers={}, process=None, epoch=None))
     assert len(site.state.slots) == 0
     with refuses(site, Denied, "slot: expected one admitted for legal/labels, got none"):
         site.add(site.request(3))
@@ -790,7 +790,7 @@ def test_the_services_own_entries_change_nothing_else() -> None:
     site = stage("serving")
     before = list(site.state.projections())
     site.add(Heartbeat())
-    site.add(ServiceStopped(reason="idle"))
+    site.add(ServiceStopped(reason="idle", process=None))
     site.add(AuthRefused(count=3, since=site.now, principals=(), keys=()))
     assert list(site.state.projections()) == before
 

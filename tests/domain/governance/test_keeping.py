@@ -790,7 +790,7 @@ def test_a_cosigned_checkpoint_of_another_log_is_found_by_its_proof() -> None:
     """Both keys signed it, and the rules see no tree: the log forked, and the witness saw the other branch."""
     site, other = watched("released"), watched("released")
     site.add(Heartbeat())
-    other.add(ServiceStopped(reason="idle"))
+    other.add(ServiceStopped(reason="idle", process=None))
     body, documents = other.cosigned(WITNESS, "witness.example/w1")
     entry = site.add(body, documents=documents)
     report = verify(site)

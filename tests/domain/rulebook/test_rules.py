@@ -176,7 +176,7 @@ def test_an_order_of_another_verb_does_not_stand_for_this_entry() -> None:
 def test_an_entry_longer_than_a_bundle_holds_is_refused() -> None:
     site = stage("initialized")
     with refuses(site, TooLarge, "65535"):
-        site.add(ServiceStopped(reason="x" * 70_000))
+        site.add(ServiceStopped(reason="x" * 70_000, process=None))
     with pytest.raises(TooLarge, match="65535"):
         parse_entry(b"x" * 65_536)
 

@@ -20,7 +20,11 @@ from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from scripts.kit.log_builder import WALLS, stage
 
 SITE = stage("serving")
-SITE.add(ServiceStarted(version="1", code="sha256:" + "1" * 64, layers={"seccomp": True, "landlock": False}))
+SITE.add(
+    ServiceStarted(
+        version="1", code="sha256:" + "1" * 64, layers={"seccomp": True, "landlock": False}, process=None, epoch=None
+    )
+)
 SITE.add(AuthRefused(count=2, since=SITE.now, principals=(), keys=()))
 ENTRIES = [
     *SITE.entries,

@@ -339,7 +339,7 @@ def test_an_entry_of_another_service_in_the_middle_of_a_check_is_no_finding(
 
     for module in (rows, audit):
         monkeypatch.setattr(module, "read_head", interrupted)
-    assert not getattr(other, call)()
+    assert getattr(other, call)() in ([], True)
     assert other.append(heartbeat()).entry.index == 3
 
 

@@ -44,7 +44,7 @@ def told() -> LogBuilder:
     site.export(valid_until=add_seconds(site.now, 3))
     site.export()
     site.add(site.request(7))
-    site.add(ServiceStarted(version="1", code="sha256:" + "0" * 64, layers={}))
+    site.add(ServiceStarted(version="1", code="sha256:" + "0" * 64, layers={}, process=None, epoch=None))
     site.load()
     site.export()
     site.revoke("raul")

@@ -245,7 +245,7 @@ def test_an_engine_that_holds_nothing_makes_room_for_the_next(monkeypatch: pytes
     monkeypatch.setattr(slots, "Engine", Started)
     monkeypatch.setattr(slots, "checked_base", lambda _, base: Path(base))
     monkeypatch.setattr(slots, "_forget", lambda *_: None)
-    held = slots.Slots(SimpleNamespace(clock=None, artifacts=SimpleNamespace(path=Path)))  # type: ignore[arg-type]
+    held = slots.Slots(SimpleNamespace(clock=None, contact=None, artifacts=SimpleNamespace(path=Path)))  # type: ignore[arg-type]
     monkeypatch.setattr(held, "_record_emptied", lambda _: None)
 
     def begin(base: str, task: str) -> Any:

@@ -42,6 +42,7 @@ class Health(Value):
     service: dict[str, Any]
     engine: dict[str, Any]
     jobs: tuple[dict[str, Any], ...]
+    processes: tuple[dict[str, Any], ...]
     checks: tuple[Check, ...]
     kinds: tuple[Kind, ...]
     bytes: int
@@ -58,6 +59,7 @@ def health(context: Context, viewer: Viewer, query: HealthQuery) -> Health:
         service=told.get("service", {}),
         engine=told.get("engine", {}),
         jobs=tuple(told.get("jobs", ())),
+        processes=tuple(told.get("processes", ())),
         checks=tuple(_check(finding) for finding in context.examine()) if query.tab == "checks" else (),
         kinds=tuple(_kind(name, kind) for name, kind in stored["kinds"].items()),
         bytes=stored["bytes"],

@@ -1,0 +1,27 @@
+"""The real service on a host whose clock is a minute and a half ahead."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, tzinfo
+from typing import Any, Self
+
+from appliance import wiring
+from appliance.config import load_settings
+
+AHEAD = timedelta(seconds=90)
+
+
+class Ahead(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return super().now(tz) + AHEAD
+
+
+def main() -> None:
+    changed: Any = wiring
+    changed.datetime = Ahead
+    wiring.serve(load_settings(), embedded=False)
+
+
+if __name__ == "__main__":
+    main()

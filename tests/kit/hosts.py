@@ -1,0 +1,131 @@
+"""Several service processes of one appliance on one PostgreSQL, each with a home of its own as on a host of its own."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import insert, select, update
+
+from appliance.store.database.engine import migrate, open_engine
+from appliance.store.database.tables import head, metadata
+from scripts.kit.appliance import Appliance, free_port
+from scripts.kit.postgres import APPLICATION, Server
+
+
+def move_to_postgresql(site: Appliance, server: Server) -> str:
+    """The stopped site's ledger, row by row, in a new database there; its name."""
+    database = server.create_database()
+    source, target = open_engine(f"sqlite:///{site.home}/ledger.db"), open_engine(server.url(database))
+    migrate(target)
+    server.let_application_log_in()
+    with source.connect() as old, target.begin() as new:
+        for table in metadata.sorted_tables:
+            found = [row._asdict() for row in old.execute(select(table))]
+            if table is head:
+                new.execute(update(head).values(**found[0]))
+            elif found:
+                new.execute(insert(table), found)
+    for engine in (source, target):
+        engine.dispose()
+    (site.home / "ledger.db").unlink()
+    return database
+
+
+@dataclass
+class Hosts:
+    """`desk` takes orders; each of the others has its roles. Their homes lie beside the first, whose folder holds the
+    keys and the sealed folders of all."""
+
+    desk: Appliance
+    server: Server
+    database: str
+    others: dict[str, Appliance] = field(default_factory=dict)
+
+    def add(self, name: str, roles: str, **environment: str) -> Appliance:
+        home = self.desk.home.parent / name
+        home.mkdir(mode=0o700)
+        shutil.copy(self.desk.home / "trust.json", home / "trust.json")
+        given = {
+            **self.desk.environment,
+            "APPLIANCE_PROCESS": name,
+            "APPLIANCE_ROLES": roles,
+            "APPLIANCE_SHARED": str(self.desk.home),
+            "APPLIANCE_KEYS": str(self.desk.home / "keys"),
+            "APPLIANCE_WITNESSED": str(self.desk.home / "witnessed"),
+            "APPLIANCE_LISTEN": f"127.0.0.1:{free_port()}",
+            **environment,
+        }
+        self.others[name] = Appliance(home, self.desk.keys, self.desk.launcher, given)
+        return self.others[name]
+
+    def start(self, site: Appliance) -> Appliance:
+        """Up once it answers: a gateway at the units' door, a runner once it is among the processes."""
+        if "people" in site.environment["APPLIANCE_ROLES"]:
+            site.start()
+            return site
+        site.start(wait=False)
+        if "units" in site.environment["APPLIANCE_ROLES"]:
+            wait_for(lambda: is_open(site) or ended(site), f"{site.home.name}: {site.log()[-2000:]}")
+        else:
+            wait_for(lambda: "service.started" in site.log() or ended(site), f"{site.home.name} starts")
+        assert not ended(site), site.log()[-2000:]
+        return site
+
+    def processes(self) -> list[tuple[Any, ...]]:
+        return self.server.execute("SELECT name, epoch, about IS NOT NULL FROM processes ORDER BY name", self.database)
+
+    def stop(self) -> None:
+        for site in (*self.others.values(), self.desk):
+            if site.service is not None:
+                site.service.send_signal(signal.SIGCONT)
+                site.stop()
+
+
+@contextmanager
+def on_hosts(site: Appliance, server: Server) -> Iterator[Hosts]:
+    """The stopped site's desk alone, started; the others are added."""
+    database = move_to_postgresql(site, server)
+    site.environment |= {
+        "APPLIANCE_DATABASE_URL": server.url(database, APPLICATION),
+        "APPLIANCE_MIGRATION_URL": server.url(database),
+        "APPLIANCE_PROCESS": "desk",
+        "APPLIANCE_ROLES": "people",
+    }
+    hosts = Hosts(site, server, database)
+    try:
+        hosts.start(site)
+        yield hosts
+    finally:
+        hosts.stop()
+        server.drop_database(database)
+
+
+def ended(site: Appliance) -> bool:
+    return site.service is not None and site.service.poll() is not None
+
+
+def is_open(site: Appliance) -> bool:
+    assert site.settings.listen is not None
+    with socket.socket() as probe:
+        return probe.connect_ex(site.settings.listen) == 0
+
+
+def wait_for(found: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if result := found():
+            return result
+        time.sleep(0.05)
+    raise AssertionError(f"expected within {timeout_s:.0f} s: {what}")
+
+
+def copy_of(golden: Appliance, folder: Path) -> Appliance:
+    return golden.copy(folder / "desk", free_port())

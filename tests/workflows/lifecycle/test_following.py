@@ -1,0 +1,135 @@
+"""A process that does not know the ledger of now answers and records nothing; what others appended is acted upon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from appliance.domain.governance.service import Heartbeat
+from appliance.errors import Denied, Unavailable
+from appliance.workflows.core import contact as contact_module
+from appliance.workflows.core.contact import SILENT_S, Contact
+from appliance.workflows.core.context import Context
+from appliance.workflows.core.record import append
+from appliance.workflows.lifecycle.following import Following
+from appliance.workflows.serving.answering import Loaded
+
+
+@pytest.fixture
+def passing(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(contact_module.time, "monotonic", lambda: now[0])
+    return now
+
+
+class Named:
+    """As much of an entry, a log, or processes, as who follows asks for."""
+
+    def __init__(self, **members: Any) -> None:
+        self.__dict__.update(members)
+
+
+def following(contact: Contact, **members: Any) -> tuple[Following, list[str]]:
+    cut: list[str] = []
+    context = cast(Context, Named(contact=contact, workers={}, **members))
+    return Following(context, cut_all=cut.append), cut
+
+
+def slot(contact: Contact) -> Loaded:
+    return Loaded(cast(Any, None), "s", cast(Any, None), cast(Callable[[], Any], lambda: None), contact)
+
+
+def test_alone_on_its_ledger_a_process_is_always_in_contact(passing: list[float]) -> None:
+    contact = Contact()
+    passing[0] += 1e6
+    contact.check()
+    slot(contact).give()
+
+
+def test_no_token_leaves_once_the_last_contact_is_five_seconds_old(passing: list[float]) -> None:
+    contact = Contact()
+    contact.made(passing[0])
+    passing[0] += SILENT_S
+    slot(contact).give()
+    passing[0] += 0.001
+    with pytest.raises(Unavailable) as info:
+        slot(contact).give()
+    assert info.value.code == "no-contact"
+    contact.made(passing[0])
+    slot(contact).give()
+
+
+def test_a_contact_counts_from_when_it_began_and_never_backwards(passing: list[float]) -> None:
+    contact = Contact()
+    contact.made(passing[0])
+    contact.made(passing[0] - 60)
+    assert not contact.is_lost
+    passing[0] += 7
+    contact.made(passing[0] - 6)
+    assert contact.is_lost
+
+
+def test_what_others_took_over_from_is_never_in_contact_again(passing: list[float]) -> None:
+    contact = Contact()
+    contact.end()
+    contact.made(passing[0])
+    assert contact.is_lost
+
+
+def test_nothing_is_recorded_without_contact(passing: list[float]) -> None:
+    contact = Contact()
+    contact.made(passing[0] - 6)
+    context = cast(Context, Named(contact=contact, ledger=None, process=None))
+    with pytest.raises(Unavailable, match="expected contact with the database in the last 5 s"):
+        append(context, Heartbeat())
+
+
+def test_answers_under_way_are_cut_once_and_again_after_the_next_loss(passing: list[float]) -> None:
+    contact = Contact()
+    contact.made(passing[0])
+    watched, cut = following(contact)
+    watched.watch()
+    passing[0] += 6
+    watched.watch()
+    watched.watch()
+    assert cut == ["the ledger is out of reach"]
+    contact.made(passing[0])
+    watched.watch()
+    passing[0] += 6
+    watched.watch()
+    assert len(cut) == 2
+
+
+@pytest.mark.parametrize(("types", "rechecked"), [(("request.admitted", "heartbeat"), 0), (("release.activated",), 1)])
+def test_what_answers_is_asked_again_after_every_entry_of_others_but_the_many(
+    passing: list[float], types: tuple[str, ...], rechecked: int
+) -> None:
+    told, heard = [], []
+    entries = [[Named(type=kind) for kind in types], []]
+    state = Named(runs={}, imports={})
+    ledger = Named(take_followed=lambda: entries.pop(0) if entries else [], refresh=lambda: None, state=state)
+    one, _ = following(
+        Contact(), ledger=ledger, processes=Named(is_lost=False), recheck_answers=lambda: told.append("asked")
+    )
+    one.heard = heard.append
+    one.catch_up()
+    assert (heard, len(told)) == (list(types), rechecked)
+
+
+def test_contact_is_made_only_once_what_was_read_has_been_acted_upon(passing: list[float]) -> None:
+    contact = Contact()
+    contact.made(passing[0])
+
+    def refuse() -> None:
+        raise Denied("not now")
+
+    ledger = Named(
+        take_followed=lambda: [Named(type="adapter.revoked")], refresh=lambda: None, state=Named(runs={}, imports={})
+    )
+    one, _ = following(contact, ledger=ledger, processes=Named(is_lost=False), recheck_answers=refuse)
+    passing[0] += 6
+    with pytest.raises(Denied):
+        one.catch_up()
+    assert contact.is_lost
