@@ -12,7 +12,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,17 @@ def fork_workers(asked: forks.Forks) -> None:
     changed.subprocess = _Launchers(lambda: asked)
 
 
+@contextmanager
+def forked_workers(imported: tuple[str, ...] = forks.TORCH) -> Iterator[None]:
+    """For a test that is the service itself."""
+    changed: Any = launcher
+    fork_workers(forks._forks(imported))
+    try:
+        yield
+    finally:
+        changed.subprocess = subprocess
+
+
 def fork_all(asked: forks.Forks) -> None:
     """... and its programs; torch is imported for the first worker."""
     changed: Any = launcher
@@ -133,10 +145,16 @@ def _enter(command: Sequence[str], variables: Mapping[str, str]) -> None:
     _name(*command)
     forks.take_environment(variables)
     tempfile.tempdir = None
+    changed: Any
+    if "torch" in sys.modules:
+        # Two threads take a third more of the processor than one, and other tests want the second core.
+        changed = sys.modules["torch"]
+        changed.set_num_threads(1)
+        changed.set_num_threads = lambda count: None
     sys.path[:] = [path for path in sys.path if path not in ("", str(forks.ROOT))]
     code, module, targets = command[-3:]
     sys.argv = [module, targets]
-    changed: Any = enter
+    changed = enter
     changed._register = lambda folder: None  # it is imported
     enter._run(code, module)
 

@@ -12,7 +12,7 @@ import pytest
 
 from appliance.runners import local
 from appliance.runners.sandbox import PACKAGE, Sandbox
-from appliance.runners.walls import enter, launcher
+from appliance.runners.walls import enter
 from scripts.kit import forks, warm
 
 SAYS = "import os, sys; print(sys.argv[1:], dict(os.environ), __name__)\n"
@@ -49,13 +49,14 @@ def test_it_is_waited_for_and_killed_as_any_child(tmp_path: Path) -> None:
 
 
 def test_a_forked_worker_stands_behind_every_wall_and_ends_as_one_that_was_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(launcher, "subprocess", subprocess)
-    warm.fork_workers(forks._forks(("json",)))
     (tmp_path / "home").mkdir()
     sandbox = Sandbox(read=(), write=(tmp_path / "home",))
-    with local.start_worker("appliance.worker.compare", sandbox, log=tmp_path / "log") as worker:
+    with (
+        warm.forked_workers(("json",)),
+        local.start_worker("appliance.worker.compare", sandbox, log=tmp_path / "log") as worker,
+    ):
         assert all(worker.layers.values())
         assert set(worker.check_walls().values()) == {"refused"}
         (found,) = warm.find_workers(os.getpid(), "appliance.worker.")

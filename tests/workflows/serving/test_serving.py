@@ -26,6 +26,7 @@ from scripts.benches.serving_home import UNITS, Home
 from scripts.benches.serving_worker import make_adapters
 from scripts.kit.appliance import found_site
 from scripts.kit.tiny_model import build_base
+from scripts.kit.warm import forked_workers
 
 REQUESTED = {"messages": [{"role": "user", "content": "the parties agree"}], "max_tokens": 3, "temperature": 0.0}
 
@@ -41,7 +42,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     serving_home.enroll(site)
     site.stop()
     base = build_base(folder / "base")
-    with serving_home.opened(site) as home:
+    with forked_workers(), serving_home.opened(site) as home:
         home.import_base(base)
         home.import_dataset()
         for unit, path in zip(UNITS, make_adapters(str(base), folder, [4, 8, 4]), strict=False):
