@@ -15,7 +15,7 @@ from scripts.kit.warm import find_workers
 from tests.attacks.test_kill import check_whole, copy_of, end
 from tests.attacks.test_training import TRAIN, await_step, bodies, replay, run_named, weights
 
-LONG = {"epochs": 60, "batch_size": 8, "checkpoint_every": 20, "dropout": "0.1", "processes": 2}
+LONG = {"epochs": 40, "batch_size": 8, "checkpoint_every": 20, "dropout": "0.1", "processes": 2}
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(len(os.sched_getaffinity(0)) % 2 != 0, reason="two processes share an even number of threads"),
