@@ -18,7 +18,7 @@ import pytest
 # and a test of half a second took two minutes. Read when torch's OpenMP is loaded.
 os.environ["GOMP_SPINCOUNT"] = "2000"
 
-pytest_plugins = ["tests.kit.families"]
+pytest_plugins = ["tests.kit.families", "tests.kit.longest_first"]
 
 LOOPBACK_NAMES = frozenset({"", "localhost", "localhost.localdomain", "ip6-localhost"})
 ADDRESS_EVENTS = frozenset({"socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg"})

@@ -40,7 +40,7 @@ ROWS_A_LABEL = 70
 SMALL = {"rank": 16, "alpha": 32, "epochs": 3}
 PASSPHRASE = b"correct horse battery"
 
-pytestmark = [pytest.mark.journey, pytest.mark.slow, pytest.mark.xdist_group("gates on public rows")]
+pytestmark = [pytest.mark.journey, pytest.mark.slow]
 
 
 def gate(**members: Any) -> dict[str, Any]:
