@@ -76,10 +76,10 @@ DOCS = (
     ("olga", "run", "/runs/r-000001"),
     ("rita", "adapter", "/adapters/clauses@1"),
     ("axel", "entry", "/log?type=review.recorded"),
-    ("axel", "data", "/data"),
+    ("axel", "judged", "/adapters/clauses@1?tab=quality"),
     ("lou", "release", "/releases/legal/labels"),
     ("legal", "answer", "/ask"),
-    ("anna", "health", "/health"),
+    ("anna", "people", "/people"),
 )
 """Those of docs/pictures, one for each audience; the first three are in README.md too."""
 CLAUSE = "Each party is excused from performance for as long as an earthquake, a flood or a war prevents it."
@@ -163,15 +163,17 @@ def _open(page: Page, picture: str, url: str) -> None:
         page.get_by_label("your text").fill(CLAUSE)
         page.get_by_role("button", name="Ask").click()
         page.get_by_role("heading", name="The proof of it").wait_for(timeout=120_000)
-    if picture == "entry":
+    if "type=review.recorded" in url:
         page.locator("#found tbody a").first.click()
         page.wait_for_url("**/log/*")
     page.wait_for_timeout(700 if "/runs" in url or "/compare" in url else 60)
 
 
-def shoot_docs(browser: Browser, service: Service, folder: Path) -> None:
+def shoot_docs(browser: Browser, service: Service, folder: Path, wanted: set[str]) -> None:
     """What the documentation shows: as much of each page as a window does."""
     for name, picture, path in DOCS:
+        if wanted and picture not in wanted:
+            continue
         context = browser.new_context(viewport={"width": 1180, "height": 820}, reduced_motion="reduce")
         page = context.new_page()
         sign_in(page, service.link(name))
@@ -198,7 +200,7 @@ def main() -> None:
         if asked.docs:
             asked.folder = ROOT / "docs" / "pictures"
             asked.folder.mkdir(exist_ok=True)
-            shoot_docs(browser, service, asked.folder)
+            shoot_docs(browser, service, asked.folder, set(asked.pictures))
         else:
             shoot(browser, service, asked.folder, set(asked.pictures))
         browser.close()

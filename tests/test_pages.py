@@ -127,3 +127,19 @@ def test_a_link_to_nothing_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# A `title`, here\n[a](#a-title-here) [b](#b) [c\nd](no.md) [e](page.md) https://x.example\n")
     assert broken_links(page) == ["#b", "no.md"]
+
+
+AUDIENCES = ("auditors", "operations", "operators", "reviewers", "units", "validators")
+
+
+def test_every_audience_s_page_has_a_picture_of_the_console_and_none_is_left_over() -> None:
+    """scripts/screenshots --docs writes them."""
+    shown = {
+        name: re.findall(r"\]\((?:docs/)?pictures/([a-z-]+)\.png\)", (ROOT / name).read_text(encoding="utf-8"))
+        for name in ("README.md", *(f"docs/{audience}.md" for audience in AUDIENCES))
+    }
+    assert all(shown.values()) and len(shown["README.md"]) == 3
+    there = {path.stem for path in (ROOT / "docs" / "pictures").iterdir()}
+    assert {picture for pictures in shown.values() for picture in pictures} == there
+    listed = (ROOT / "scripts" / "screenshots.py").read_text(encoding="utf-8").split("DOCS = (")[1].split("\n)")[0]
+    assert set(re.findall(r'"[a-z]+", "([a-z-]+)", "/', listed)) == there

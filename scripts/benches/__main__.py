@@ -9,7 +9,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.benches import console, ledger, methods, models, preferring, private, serving, training, verdicts
+from scripts.benches import (
+    console,
+    console_people,
+    ledger,
+    methods,
+    models,
+    preferring,
+    private,
+    serving,
+    training,
+    verdicts,
+)
 from scripts.benches import plan as plans
 from scripts.benches.measure import Row, describe_machine, markdown_table, plain_table, write_json
 
@@ -52,6 +63,10 @@ def _measure(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
         make_serving = serving.quick if given.quick else serving.full
         measure = serving.measure_service if given.service else serving.measure
         return measure(folder, make_serving(models.MODELS[given.model], given.device, given.llama_server))
+    if given.name == "console" and given.people is not None:
+        tokens, rounds = (24, 1) if given.quick else (192, 5)
+        people = console_people.Plan(models.MODELS[given.model], given.people, given.rounds or rounds, tokens)
+        return console_people.measure(folder, people)
     if given.name == "console":
         pages = console.QUICK if given.quick else console.FULL
         pages = replace(pages, entries=given.entries or pages.entries, runs=given.runs or pages.runs)
@@ -79,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--largest", metavar="N", type=int, help="largest log of the growth (1,000,000; 0 for none)")
     parser.add_argument("--entries", metavar="N", type=int, help="console: entries of the log (1,000,000)")
     parser.add_argument("--runs", metavar="N", type=int, help="console: runs and adapters (10,000)")
+    parser.add_argument("--people", metavar="N", type=int, help="console: so many at it while 16 streams are answered")
     parser.add_argument("--growth", action="store_true", help="ledger: the growth alone")
     parser.add_argument("--service", action="store_true", help="serve: what the service around the engine costs, alone")
     parser.add_argument("--data", metavar="DIR", type=Path, default=training.DATA, help="train: the public datasets")
