@@ -67,7 +67,7 @@ def pages(size: int) -> tuple[str, ...]:
         *("/log?type=order.refused&actor=nobody", "/log?since=2020-01-01&until=2020-01-02", f"/log?before={half}"),
         *("/log?type=review.recorded&unit=legal", "/log?actor=rita", f"/log/{half}", f"/log/{half}/proof"),
         *("/past?kind=run", f"/past?kind=principal&at={half}", f"/past?kind=adapter&at={half}", "/checkpoint"),
-        *("/could-load?unit=legal", f"/could-load?unit=legal&at={half}"),
+        *("/could-load?unit=legal", f"/could-load?unit=legal&at={half}", f"/could-load?unit=legal&since={half}"),
         *("/people", "/people/legal", "/orders", "/policy", "/health", "/sign", "/passkeys"),
     )
 

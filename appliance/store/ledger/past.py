@@ -101,6 +101,19 @@ def values_between(
     return found
 
 
+def change_after(
+    connection: Connection, after: int, last: int, kinds: Iterable[str], unit: str, ids: Ids, most: int
+) -> int | None:
+    """Of the same values, the entry of the first after `most` of them that were set up in between; None where there are
+    no more."""
+    column, found = projections.c, list[int]()
+    for kind in kinds:
+        rows = select(column.since).where(column.kind == kind, column.since > after, column.since <= last)
+        rows = _narrowed(rows, kind, unit, ids).order_by(column.since).limit(most + 1)
+        found += connection.execute(rows).scalars()
+    return sorted(found)[most] if len(found) > most else None
+
+
 @dataclass(frozen=True)
 class Changed:
     """A thing's value in canonical JSON from the entry `since` on; None: that entry removed it."""

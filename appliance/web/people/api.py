@@ -34,7 +34,7 @@ from appliance.workflows.data import checks
 from appliance.workflows.governance import administration
 from appliance.workflows.operations.status import status
 from appliance.workflows.operations.storage import storage
-from appliance.workflows.queries import log, people, questions, verification, work
+from appliance.workflows.queries import log, people, questions, spans, verification, work
 from appliance.workflows.queries.log import LogFilters, show
 from appliance.workflows.queries.people import pending_orders
 from appliance.workflows.queries.work import import_status, recipe_facts, replay_status, run_progress, run_steps
@@ -357,7 +357,7 @@ def _questions(router: APIRouter, context: Context, person: Callable[..., Sessio
         unit: str, at: str | None = None, since: str | None = None, until: str | None = None
     ) -> dict[str, Any]:
         if since is not None and at is None:
-            return questions.could_load_between(context, unit, since, until)
+            return spans.could_load_between(context, unit, since, until)
         if since is not None or until is not None:
             raise BadInput("could-load: expected `at`, or `since` with or without `until`, got others")
         return questions.could_load_at(context, unit, at)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -13,19 +12,16 @@ from appliance.domain.core.records import Dataset
 from appliance.domain.core.state import State
 from appliance.domain.core.words import unknown_word
 from appliance.domain.data.teaching import parse_about
-from appliance.domain.queries.could_load import JUDGED_BY, BeforeLog, CouldLoad, could_load, reviewed_for
-from appliance.domain.queries.periods import dates_between, is_same
-from appliance.domain.queries.rows import MODELS, put_rows
+from appliance.domain.queries.could_load import BeforeLog, CouldLoad, could_load, reviewed_for
+from appliance.domain.queries.rows import MODELS
 from appliance.domain.queries.uses import TOLD_OF_ADAPTERS, used_by
-from appliance.errors import BadInput, Denied, NotFound, Tampered
+from appliance.errors import Denied, NotFound, Tampered
 from appliance.formats.artifacts.rows import prove_row, row_proof_value, split_digests
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
 from appliance.formats.core.commitment import disclosure_value
 from appliance.formats.core.fields import encode_base64, parse_decimal
 from appliance.formats.core.timestamp import encode_time, parse_time
 from appliance.store.ledger.past import (
-    Ids,
-    Stood,
     Window,
     count_requests,
     entries_at,
@@ -33,7 +29,6 @@ from appliance.store.ledger.past import (
     page_at,
     unit_state_at,
     values_at,
-    values_between,
 )
 from appliance.workflows.core.context import Context
 from appliance.workflows.data.folders import secret_name
@@ -45,8 +40,6 @@ MAX_ROW_PROOFS = 16
 """Rows of one text that are proved; a dataset may hold a text many times."""
 
 ROW_ROLES = ("auditor", "operator")
-MAX_MOMENTS = 400
-"""How often one question about a span is answered."""
 _POLICIES = ("appliance.initialized", "policy.adopted")
 
 
@@ -61,89 +54,21 @@ def could_load_page(
     """The same with only `most` of the adapters that no release named, from the first after `past` on; and the `past`
     of those that follow."""
     window = None if most is None else Window(past, most)
-    index, now = _moment(context, at)
+    index, now = find_moment(context, at)
     if index is None:
         first = _entry_summary(context.ledger.entry_bytes(0))
         before = BeforeLog(unit=unit, at=now, log_begins=first["time"])
         return {**before.model_dump(mode="json"), "rests_on": [first], "disclosures": []}, None
-    state, following = _unit_state(context, unit, index, window)
-    return _told(context, could_load(state, unit, now), index), following
+    state, following = unit_state(context, unit, index, window)
+    return told(context, could_load(state, unit, now), index), following
 
 
-def _unit_state(context: Context, unit: str, index: int, window: Window | None = None) -> tuple[State, str | None]:
+def unit_state(context: Context, unit: str, index: int, window: Window | None = None) -> tuple[State, str | None]:
     reviewed = reviewed_for(context.ledger.state, unit, index)
     return context.ledger.ask(partial(unit_state_at, index=index, unit=unit, reviewed=reviewed, window=window))
 
 
-def could_load_between(context: Context, unit: str, since: str, until: str | None) -> dict[str, Any]:
-    """The same for a span: the answer at its beginning, and each later one that differs from the one before.
-
-    It is asked after each entry that changed what decides, and at each date that the rules count with. BadInput where
-    that is more than MAX_MOMENTS times. In between only what the unit's releases named is judged; the state goes from
-    one moment to the next by the rows that changed.
-    """
-    last, end = _moment(context, until)
-    first, begin = _moment(context, since)
-    if last is None or begin >= end:
-        raise BadInput(f"since: expected a moment before {end} and after the log's beginning, got {begin}")
-    if first is None:
-        first, begin = 0, parse_entry(context.ledger.entry_bytes(0)).time
-    between = partial(values_between, after=first, last=last, kinds=JUDGED_BY, unit=unit, ids=_released(context, unit))
-    stood = context.ledger.ask(between)
-    changed = {
-        index for row in stood for index in (row.since, row.until) if index is not None and first < index <= last
-    }
-    dates = dates_between([row.value for row in stood], begin, end)
-    if len(changed) + len(dates) > MAX_MOMENTS:
-        got = f"{len(changed)} entries and {len(dates)} dates"
-        raise BadInput(f"span: expected at most {MAX_MOMENTS} moments at which an answer may change, got {got}")
-    moments = {(index, parse_entry(context.ledger.entry_bytes(index)).time) for index in changed}
-    for date in dates:
-        index, time = _moment(context, date)
-        moments |= set() if index is None else {(index, time)}
-    periods: list[dict[str, Any]] = []
-    before: CouldLoad | None = None
-    for index, now, state in _through(context, stood, [(first, begin), *sorted(moments)]):
-        answer = could_load(state, unit, now, others=False)
-        if before is None or not is_same(answer, before):
-            whole = could_load(_unit_state(context, unit, index)[0], unit, now)
-            periods.append(_told(context, whole, index))
-        before = answer
-    return {"unit": unit, "since": begin, "until": end, "periods": periods}
-
-
-def _released(context: Context, unit: str) -> Ids:
-    """The adapters that a release of the unit ever named, and their datasets: other adapters change no answer."""
-    state = context.ledger.state
-    releases = [release for release in state.releases.values() if release.unit == unit]
-    adapters = {activation.adapter for release in releases for activation in release.history}
-    rows = (state.adapters.get(name) for name in adapters)
-    return {"adapter": adapters, "dataset": {row.dataset for row in rows if row is not None}}
-
-
-def _through(context: Context, stood: list[Stood], moments: list[tuple[int, str]]) -> Iterator[tuple[int, str, State]]:
-    """Each moment with the state after its entry, which is one and the same object."""
-    state, at = State(), -1
-    begun, ended = sorted(stood, key=lambda row: row.since), [row for row in stood if row.until is not None]
-    ended.sort(key=lambda row: row.until or 0)
-    begin = end = 0
-    for index, now in moments:
-        if index > at:
-            gone, new = [], []
-            while end < len(ended) and (ended[end].until or 0) <= index:
-                gone.append(ended[end])
-                end += 1
-            while begin < len(begun) and begun[begin].since <= index:
-                new.append(begun[begin])
-                begin += 1
-            put_rows(state, [(row.kind, row.id, None) for row in gone])
-            put_rows(state, [(row.kind, row.id, row.value) for row in new if row.until is None or row.until > index])
-            state.size, state.last_time = index + 1, parse_entry(context.ledger.entry_bytes(index)).time
-            at = index
-        yield index, now, state
-
-
-def _told(context: Context, answer: CouldLoad, index: int) -> dict[str, Any]:
+def told(context: Context, answer: CouldLoad, index: int) -> dict[str, Any]:
     policies = context.ledger.find(types=_POLICIES, before=index + 1, newest=True, limit=1)
     rests_on = sorted({*answer.rests_on, index, *(adopted for adopted, _ in policies)})
     commitments = {
@@ -161,7 +86,7 @@ def _told(context: Context, answer: CouldLoad, index: int) -> dict[str, Any]:
     }
 
 
-def _moment(context: Context, at: str | None) -> tuple[int | None, str]:
+def find_moment(context: Context, at: str | None) -> tuple[int | None, str]:
     """The last entry of a moment, None where the log begins later, and the time that rules count with: an entry's own,
     or a time that is not to come."""
     now = context.now(context.ledger.state)
@@ -179,7 +104,7 @@ def _entry_summary(data: bytes) -> dict[str, Any]:
 
 def state_as_of(context: Context, at: str | None, kinds: list[str]) -> dict[str, Any]:
     """Every thing of the state after an entry, each since which entry it is as it is."""
-    index, moment = _moment(context, at)
+    index, moment = find_moment(context, at)
     if index is None:
         begins = parse_entry(context.ledger.entry_bytes(0)).time
         raise NotFound(f"entry at {moment}: expected a time since {begins}, when the log begins, got an earlier one")
@@ -193,7 +118,7 @@ def state_as_of(context: Context, at: str | None, kinds: list[str]) -> dict[str,
 
 def things_as_of(context: Context, at: str | None, kind: str, past: str, limit: int) -> dict[str, Any]:
     """The same of one kind, a page at a time: `limit` things from the first identifier after `past` on."""
-    index, moment = _moment(context, at)
+    index, moment = find_moment(context, at)
     if index is None:
         begins = parse_entry(context.ledger.entry_bytes(0)).time
         raise NotFound(f"entry at {moment}: expected a time since {begins}, when the log begins, got an earlier one")

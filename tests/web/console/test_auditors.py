@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Iterator
 from datetime import timedelta
@@ -11,10 +13,16 @@ from urllib.parse import urlencode
 
 import pytest
 
+from appliance.domain.core.names import add_seconds
+from appliance.domain.queries.could_load import CouldLoad
+from appliance.domain.queries.periods import could_load_during, is_same
 from appliance.formats.core.timestamp import parse_time
 from appliance.formats.log.cosignature import witness_vkey_of
 from appliance.formats.signatures.keys import generate_ed25519
+from appliance.web.console.auditors import could_load
 from appliance.web.console.core.shell import log_state
+from appliance.workflows.queries import spans
+from appliance.workflows.queries.spans import could_load_between, could_load_piece
 from tests.kit.console import Browser, Console, console
 from tests.kit.founded import policy_set
 
@@ -64,6 +72,53 @@ def test_a_search_that_finds_nothing_counts_nothing(auditor: Browser) -> None:
 def test_units_get_no_count_in_any_form(desk: Console) -> None:
     unit = desk.signed_in("legal")
     assert [unit.get(path).status_code for path in ("/log", "/log.json", "/log.csv")] == [403] * 3
+
+
+def test_a_span_read_piece_by_piece_has_the_answers_of_the_whole_span(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with console("serving", tmp_path / "h") as desk:
+        desk.site.export(valid_until=add_seconds(desk.site.now, 1))
+        desk.site.seal(desk.site.train(), version=2)
+        desk.site.review("rita", "privacy", 2, unit="legal")
+        revoked = desk.site.revoke("raul").index
+        until = desk.site.now
+        whole = could_load_between(desk.context, "legal", "0", until)["periods"]
+        points = ("0", until)
+        offline = could_load_during(lambda: desk.site.entries, desk.site.documents.get, "legal", points, until)
+        assert [(one["as_of"], one["at"]) for one in whole] == [(p.as_of, p.answer.at) for p in offline.periods]
+        for most, changes in ((24, 300), (1, 300), (3, 4), (24, 1)):
+            monkeypatch.setattr(spans, "MOST_CHANGES", changes)
+            found, since, pieces = list[tuple[int, CouldLoad]](), "0", 0
+            while True:
+                piece, later = could_load_piece(desk.context, "legal", since, until, most)
+                found += [one for one in piece if not found or not is_same(one[1], found[-1][1])]
+                pieces += 1
+                if later is None:
+                    break
+                since = later
+            assert [(as_of, answer.at) for as_of, answer in found] == [(one["as_of"], one["at"]) for one in whole]
+            assert [one.could_load for one in found[-1][1].tasks] == [False] and found[-1][0] == revoked
+            assert pieces > 1 or (most, changes) == (24, 300)
+
+
+def test_a_span_is_paged_on_its_page_and_in_each_form(
+    desk: Console, auditor: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(could_load, "MOMENTS", 5)
+    counts, since = list[int](), "0"
+    while since is not None:
+        found = auditor.get(f"/could-load.json?unit=legal&since={since}").json()
+        counts += [len(one["candidates"]) for one in found["periods"]]
+        since = found["later"]
+    assert sorted(set(counts)) == [0, 1] and counts == sorted(counts)
+    page = auditor.get("/could-load?unit=legal&since=0").text
+    assert "<span>Next</span>" in page and 'href="/could-load?unit=legal&amp;since=' in page
+    begins = desk.context.ledger.state.size - 2
+    (row,) = csv.DictReader(io.StringIO(auditor.get(f"/could-load.csv?unit=legal&since={begins}").text))
+    assert (row["as_of"], row["adapter"], row["could_load"]) == (str(begins), "clauses@1", "yes")
+    for wrong in ("unit=legal&since=0&at=3", "unit=legal&until=5", "unit=legal&since=2999-01-01"):
+        assert auditor.get(f"/could-load.json?{wrong}").status_code == 400, wrong
 
 
 def test_the_past_is_a_form_that_works_without_a_script_and_a_slider_over_every_entry(

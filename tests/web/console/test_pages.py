@@ -31,7 +31,12 @@ PATHS = {
     "/sign/{verb}": ["/sign/review", "/sign/train?given=recipe.rank:8", "/sign/endorse"],
     "/releases/{unit}/{task}": ["/releases/legal/labels"],
     "/people/{name}": ["/people/rita", "/people/legal"],
-    "/could-load": ["/could-load", "/could-load?unit=legal", "/could-load?unit=legal&at=3"],
+    "/could-load": [
+        "/could-load",
+        "/could-load?unit=legal",
+        "/could-load?unit=legal&at=3",
+        "/could-load?unit=legal&since=0",
+    ],
     "/past": ["/past", "/past?kind=principal&at=5", "/past?kind=run"],
     "/health": ["/health", "/health?tab=storage", "/health?tab=checks"],
     "/reviews": ["/reviews", "/reviews?everyone=true"],
