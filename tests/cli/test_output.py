@@ -101,3 +101,10 @@ def test_who_follows_again_is_told_no_time_left_from_steps_that_came_in_at_once(
     display.take("running", [{"frame": "step", "step": 41, "steps": 100, "loss": "0.5"}])
     left, since = meter.left_s(), meter._began
     assert left is not None and meter._begun_at == 40 and since <= time.monotonic()
+
+
+def test_of_a_private_run_neither_loss_nor_pace_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    display = Display("r-000001")
+    display.take("running", [{"frame": "step", "step": 2, "steps": 2, "loss": None, "seconds": "0.000", "tokens": 10}])
+    display.close()
+    assert capsys.readouterr().err.splitlines()[-1] == "trains: 2 of 2 steps, private, no pace told"

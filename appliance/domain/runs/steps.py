@@ -59,15 +59,15 @@ class StepRecord(Canonical):
     peak_bytes: int = Field(ge=0)
 
 
-def record_step(frame: Mapping[str, Any], losses: Sequence[str | None]) -> StepRecord:
-    """A worker's frame as the record of the next step; `losses`: of all steps before. BadInput where it cannot be."""
+def record_step(frame: Mapping[str, Any], losses: Sequence[str | None], *, private: bool = False) -> StepRecord:
+    """A worker's frame as the record of the next step; `losses`: of all steps before. BadInput where it cannot be, and
+    where a private run tells a loss."""
     if frame.get("step") != len(losses) + 1:
         raise BadInput(f"worker, frame step: expected step {len(losses) + 1}, got {frame.get('step')!r}")
-    loss, rows = _perhaps(frame, "loss"), _rows(frame)
-    private = loss is None
-    if private and rows:
-        raise BadInput(f"worker, frame step: expected no rows of a step without a loss, got {len(rows)}")
+    loss, rows = None if private else _decimal(frame, "loss", 6), _rows(frame)
     validation = _perhaps(frame, "validation_loss")
+    if private and (rows or validation or frame.get("loss") is not None):
+        raise BadInput("worker, frame step: expected no loss and no rows of a private run, got some")
     counts = {name: frame.get(name) for name in ("step", "steps", "tokens", "trained_tokens", "peak_bytes")}
     counts |= {"peak_bytes": 0} if private else {}
     try:

@@ -23,8 +23,8 @@ FAILED_RUNS = 8
 class Recorder:
     """Of one worker, which goes on after `step`: what an earlier one did beyond it is trained, and told, again."""
 
-    def __init__(self, steps: Steps, run: str, step: int) -> None:
-        self._steps, self._run = steps, run
+    def __init__(self, steps: Steps, run: str, step: int, *, private: bool = False) -> None:
+        self._steps, self._run, self._private = steps, run, private
         self._losses = [record.loss for record in parse_steps(steps.begin(run, step), f"steps of {run}")]
 
     def take(self, frame: Frame) -> Frame:
@@ -33,7 +33,7 @@ class Recorder:
             self._steps.sync(self._run)
         if frame.get("frame") != "step":
             return frame
-        record = record_step(frame, self._losses)
+        record = record_step(frame, self._losses, private=self._private)
         self._steps.append(self._run, write_canonical(record) + b"\n")
         self._losses.append(record.loss)
         return step_frame(record)

@@ -188,7 +188,7 @@ def _train_on(context: Context, run_id: str, order: Train, places: Places) -> di
             **{name: str(path) for name, path in vars(places).items()},
             **({"secret": secret.hex()} if secret else {}),
         }
-        recorder = steps.Recorder(context.steps, run_id, 0 if last is None else last.step)
+        recorder = steps.Recorder(context.steps, run_id, 0 if last is None else last.step, private=bool(secret))
         most = planning.max_checkpoint_bytes(context, order.recipe)
         keep = partial(checkpoints.take_frame, context, run_id, places.checkpoints, most)
         result = carry_out(started, task, begin, on_frame=lambda frame: keep(recorder.take(frame)))

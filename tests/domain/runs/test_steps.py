@@ -112,3 +112,24 @@ def test_a_file_that_was_changed_is_refused_where_it_was(bend: Any, words: str) 
     lines = encode_steps(record([1.0, 1.0, 1.0, 1.0, 1.0, 3.0])).splitlines(keepends=True)
     with pytest.raises(BadInput, match=words):
         parse_steps(b"".join(bend(lines)))
+
+
+PRIVATE = {"loss": None, "row_losses": []}
+
+
+def test_a_private_step_says_nothing_of_its_rows_nor_of_its_time() -> None:
+    steps: list[StepRecord] = []
+    for step in range(1, 9):
+        steps.append(record_step(frame(step, 1.0) | PRIVATE, [one.loss for one in steps], private=True))
+    assert parse_steps(encode_steps(steps)) == tuple(steps)
+    assert {(one.loss, one.rows, one.spike, one.seconds, one.peak_bytes) for one in steps} == {
+        (None, (), None, "0.000", 0)
+    }
+
+
+@pytest.mark.parametrize("told", [{"loss": 1.0}, {"row_losses": [[1, 2.0]]}, {"validation_loss": 2.0}])
+def test_a_worker_that_tells_a_loss_of_a_private_run_ends_it(told: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="expected no loss and no rows of a private run, got some"):
+        record_step(frame(1, 1.0) | PRIVATE | told, (), private=True)
+    with pytest.raises(BadInput, match="loss: expected a finite number, got None"):
+        record_step(frame(1, 1.0) | PRIVATE, ())

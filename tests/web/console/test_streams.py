@@ -132,6 +132,12 @@ def test_a_long_curve_is_thinned_to_what_a_screen_shows() -> None:
     assert 777 in [point[0] for point in told["points"]]
 
 
+def test_a_private_run_has_points_without_a_loss_and_no_time_that_is_left() -> None:
+    told = live.progress_of([_frame(step, loss=None, seconds="0.000", peak_bytes=0) for step in (1, 2)])
+    assert [point[:3] for point in told["points"]] == [(1, None, None), (2, None, None)]
+    assert (told["tokens_s"], told["left_s"], told["step"]) == (None, None, 2)
+
+
 async def _take(answer: Any, until: int) -> list[str]:
     found = []
     async for text in answer.body_iterator:
