@@ -26,6 +26,7 @@ from appliance.cli.runs.gates import judged_facts, judged_value
 from appliance.cli.runs.plans import GATES, list_costs, plan, promise
 from appliance.cli.runs.records import export, facts_of, judge, report, warnings_in
 from appliance.cli.runs.replays import checkpoints, replay, resume
+from appliance.cli.runs.sweeps import train_sweep
 from appliance.cli.support.caller import Caller
 from appliance.cli.support.command import group, reads, signs
 from appliance.cli.support.following import Display
@@ -206,11 +207,20 @@ def run() -> None:
 )
 @click.argument("recipes", nargs=-1, required=True, type=_PATH)
 @click.option("--follow/--no-follow", default=False, help="Wait until the last run has ended.")
+@click.option(
+    "--sweep",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Train every combination of the recipe's lists, stop those that fall behind, and write the table and a plot "
+    "to this new folder.",
+)
 @GATES
 @click.option("--tier", metavar="TIER", help="The tier of materiality that the adapters are meant for, such as high.")
 @signs
 @click.pass_obj
-def start(caller: Caller, recipes: tuple[Path, ...], follow: bool, gates: str | None, tier: str | None) -> None:
+def start(
+    caller: Caller, recipes: tuple[Path, ...], follow: bool, sweep: Path | None, gates: str | None, tier: str | None
+) -> None:
     """Order one training run for each recipe; they queue and train one after another.
 
     Every value that a recipe leaves to the appliance (auto) is resolved here, shown, and part of what you sign. So is
@@ -221,6 +231,11 @@ def start(caller: Caller, recipes: tuple[Path, ...], follow: bool, gates: str | 
     from appliance.client.planning import plan_run
     from appliance.client.runs import load_recipe, propose_run
 
+    if sweep is not None:
+        if len(recipes) != 1:
+            raise BadInput(f"run start: expected one recipe with --sweep, got {len(recipes)}")
+        train_sweep(caller, recipes[0], sweep, gates, tier)
+        return
     loaded = [(str(path), load_recipe(path)) for path in recipes]
     door = caller.reading()
     proposals, planned = [], list[str]()

@@ -61,8 +61,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_recipe(path: Path) -> Recipe:
-    """The recipe of a YAML file; BadInput names the file and the line or value that is off."""
+def load_written(path: Path) -> dict[str, Any]:
+    """What a recipe's YAML file says; BadInput names the file and the line that is off."""
     data = read_file(path, "recipe", _MAX_RECIPE_BYTES)
     try:
         value = yaml.load(data, _Loader)  # noqa: S506 a SafeLoader, stricter
@@ -76,6 +76,12 @@ def load_recipe(path: Path) -> Recipe:
         raise BadInput(f"{path}: {error.message}") from None
     if not isinstance(value, dict):
         raise BadInput(f"recipe, {path}: expected lines of `name: value`, got {type(value).__name__}")
+    return value
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The recipe of a YAML file; BadInput names the file and the line or value that is off."""
+    value = load_written(path)
     try:
         return parse_recipe(value)
     except BadInput as error:
@@ -90,9 +96,11 @@ def propose_run(
     what: str,
     gates: AtHand | None = None,
     tier: str | None = None,
+    sweep: str | None = None,
 ) -> Proposal:
     """The order with every value resolved by the rules, over digests that the log itself binds: the gate set's, and
-    that of each validation set which it names, in the newest version. `tier`: what the adapter is meant for."""
+    that of each validation set which it names, in the newest version. `tier`: what the adapter is meant for.
+    `sweep`: the name of the sweep that the run belongs to."""
     answer = door.get("/v1/recipes/facts", base=recipe.base, dataset=recipe.dataset)
     base_digest = proven_digest(door, anchor, "base", recipe.base)
     dataset_digest = proven_digest(door, anchor, "dataset", recipe.dataset)
@@ -120,6 +128,7 @@ def propose_run(
             "sets": tuple(_bind_set(door, anchor, one) for one in sets),
             "local_sets": tuple(LocalSet(set=one["set"], digest=one["digest"]) for one in local),
             "tier": tier,
+            "sweep": sweep,
         },
         documents={} if gates is None else {"gates": gates.data},
         resolved=unwritten,
@@ -131,8 +140,8 @@ def _bind_set(door: Door, anchor: Anchor, found: Mapping[str, Any]) -> BoundSet:
     return BoundSet(validation_set=name, digest=proven_digest(door, anchor, "validation-set", name))
 
 
-def propose_cancel(about: About, signer: str, run: str) -> Proposal:
-    return propose(about, signer, Cancel, {"run": run})
+def propose_cancel(about: About, signer: str, run: str, reason: str | None = None) -> Proposal:
+    return propose(about, signer, Cancel, {"run": run}, texts={} if reason is None else {"reason": reason})
 
 
 @dataclass(frozen=True)

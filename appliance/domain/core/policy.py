@@ -132,6 +132,7 @@ class Parameters(Value):
     failed_verdict: Literal["shown", "stops"] = Field(
         default="shown", description="whether a verdict that was not passed stops a release"
     )
+    most_sweep_runs: int = Field(default=16, ge=1, le=256, description="runs that one sweep may order")
     passkeys_synced: bool = Field(default=False, description="passkeys that can be copied, such as to a cloud, count")
     passkeys_on_localhost: bool = Field(
         default=False, description="passkeys of localhost count, where every user of the machine can listen"

@@ -271,6 +271,8 @@ class Run(Value):
     tier: str | None = None
     """The tier of materiality that its order named."""
     authorised: Authorisation | None = None
+    sweep: str | None = None
+    """The sweep that it belongs to, as its order names it."""
     privacy: Guarantee | None = None
     """Of a private run."""
     secret: str | None = None

@@ -21,6 +21,7 @@ from appliance.domain.planning.shape import read_roles
 from appliance.domain.recipe.recipe import ResolvedRecipe, count_steps, untrainable
 from appliance.domain.runs.conditions import UNDER_WAY, WorkerStarted, check_inputs, check_sandbox, move, take_run
 from appliance.domain.runs.stopping import best_step, read_steps, stops
+from appliance.domain.runs.sweeps import too_many
 from appliance.formats.core.digest import digest_bytes
 
 
@@ -37,6 +38,8 @@ class Train(Order):
     """The sets of no log that its gates name."""
     tier: Identifier | None = None
     """The tier of materiality that the adapter is meant for; it can ask for a second person before the run begins."""
+    sweep: Identifier | None = None
+    """Runs that are ordered to choose one of them have one name here."""
 
     def subjects(self) -> Subjects:
         return (
@@ -118,6 +121,7 @@ def may_train(state: State, order: Train, signer: Principal, now: Time) -> Reaso
     reasons += unfit_sets(state, dataset, order.sets, order.gates)
     reasons += unfit_local_sets(dataset, order.local_sets, order.gates)
     reasons += _tiered(state, order)
+    reasons += _swept(state, order)
     stored, of_base = base.facts.get("quantisation"), read_roles(base.facts)
     preferences = facts.get("task") == PREFERENCE
     return reasons + untrainable(recipe, context, longest, rows, stored, *of_base, preferences=preferences)
@@ -126,6 +130,15 @@ def may_train(state: State, order: Train, signer: Principal, now: Time) -> Reaso
 def _tiered(state: State, order: Train) -> Reasons:
     names = [tier.name for tier in state.parameters.tiers]
     return [] if order.tier in (None, *names) else [f"tier: expected one of {', '.join(names)}, got {order.tier}"]
+
+
+def _swept(state: State, order: Train) -> Reasons:
+    if order.sweep is None:
+        return []
+    reasons = too_many(state, order.sweep)
+    if not order.recipe.validate_every:
+        reasons.append("sweep: expected a run that validates, since a sweep chooses by validation losses, got none")
+    return reasons
 
 
 def name_run(state: State) -> dict[str, str]:
@@ -159,6 +172,7 @@ def run_requested(case: Case) -> Changes:
         sets=order.sets,
         local_sets=order.local_sets,
         tier=order.tier,
+        sweep=order.sweep,
         privacy=_guarantee(case.state, order.recipe),
     )
     return [(case.state.runs, run.id, run)]

@@ -652,6 +652,7 @@ DEFAULTS = {
     "break_glass_lifetime_s": 28_800,
     "required_gates": (),
     "failed_verdict": "shown",
+    "most_sweep_runs": 16,
     "tries_a_day": 100,
     "passkeys_synced": False,
     "passkeys_on_localhost": False,

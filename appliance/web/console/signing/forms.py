@@ -41,7 +41,7 @@ Kind = Literal["line", "text", "number", "time", "yes", "choice", "words", "line
 _DERIVED = frozenset(
     {
         *("version", "manifest", "digest", "base_digest", "dataset_digest", "request", "verdict", "tier"),
-        *("sets", "local_sets", "opened"),
+        *("sets", "local_sets", "sweep", "opened"),
     }
 )
 _LOOKED_UP = ("revoke-base", "revoke-dataset", "revoke-validation-set", "train")

@@ -1,0 +1,42 @@
+"""Which run of a sweep falls behind: asynchronous successive halving (Li et al., 2020,
+https://arxiv.org/abs/1810.05934), in the form that stops runs, decided from recorded validation losses alone.
+
+A *rung* is a reading: the first, the second, the fourth, and so on. A run goes on from a rung where its loss is among
+the best half of those that have reached this rung so far, itself included. Runs train one after another, so the first
+is never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from decimal import Decimal as Number
+
+from appliance.domain.core.state import State
+from appliance.domain.runs.stopping import Reading
+
+KEPT = 2
+"""One in so many goes on from a rung."""
+
+
+def is_rung(reading: int) -> bool:
+    """Whether the reading of this number, counted from 1, is one: a power of two."""
+    return reading > 0 and reading & (reading - 1) == 0
+
+
+def find_behind(own: Sequence[Reading], others: Iterable[Sequence[Reading]]) -> tuple[str, str] | None:
+    """Of a run's readings so far: its loss at the last one, and the worst loss that goes on there; None where the run
+    goes on, too. Runs are compared at the same number of readings, and a run whose last reading is no rung goes on."""
+    at = len(own)
+    if not is_rung(at):
+        return None
+    reached = sorted(Number(readings[at - 1][1]) for readings in [*others, own] if len(readings) >= at)
+    last = reached[-(-len(reached) // KEPT) - 1]
+    return None if Number(own[-1][1]) <= last else (own[-1][1], str(last))
+
+
+def too_many(state: State, sweep: str) -> list[str]:
+    """Why one run more of this sweep is not ordered."""
+    most, ordered = state.parameters.most_sweep_runs, sum(run.sweep == sweep for run in state.runs.values())
+    if ordered < most:
+        return []
+    return [f"sweep {sweep}: expected at most {most} runs, policy's most_sweep_runs, got one more"]
