@@ -132,6 +132,34 @@ def test_a_reviewer_makes_a_passkey_signs_in_with_it_and_approves(desk: Console,
     assert verify(desk.site).findings == ()
 
 
+def test_a_unit_s_person_makes_a_passkey_signs_in_under_the_unit_s_name_and_asks(home: Path, launched: Any) -> None:
+    with served("serving", home) as desk:
+        desk.site.adopt(policy_set(passkeys_on_localhost=True))
+        tab = signed_in(desk, launched, "legal")
+        tab.authenticator()
+        enrolled(desk, tab, "legal", "nina")
+        tab.page.goto("/home")
+        tab.page.get_by_role("button", name="Sign out").click()
+        tab.page.get_by_label("Your name").fill("legal")
+        tab.page.get_by_role("button", name="Sign in with a passkey").click()
+        tab.page.get_by_role("button", name="Use the passkey").click()
+        tab.page.wait_for_url("**/home")
+        tab.page.goto("/releases")
+        tab.page.get_by_role("link", name="ask it").click()
+        tab.page.get_by_label("your text").fill("Who pays?")
+        tab.page.get_by_role("button", name="Ask", exact=True).click()
+        tab.page.get_by_role("heading", name="The proof of it").wait_for()
+        assert tab.errors == [] and tab.hosts == {desk.url.removeprefix("http://")}
+        ledger = desk.context.ledger
+        ((opened, _),) = ledger.find(types=["session.opened"], newest=True, limit=1)
+        session = parse_envelope(ledger.documents_of(opened)["session"])
+        ((_, data),) = ledger.find(types=["request.admitted"], newest=True, limit=1)
+        key = ledger.state.keys.get(session.signature.keyid)
+        assert parse_entry(data).body["token"] == session.pae_digest
+        assert key is not None and key.passkey is not None and key.passkey.name == "nina"
+        assert verify(desk.site).findings == ()
+
+
 def test_a_click_without_the_user_s_verification_signs_nothing(desk: Console, launched: Any) -> None:
     tab = signed_in(desk, launched, "rita")
     key = tab.authenticator()
