@@ -36,3 +36,19 @@ def test_an_order_waits_for_another_administrator(tmp_path: Path) -> None:
         assert _tasks(desk, "anna") == [] and _tasks(desk, "rita") == []
         (one,) = desk.signed_in("ben").get("/orders.json").json()["orders"]
         assert one["mine"] and one["verb"] == "enroll" and one["meaning"]
+
+
+def test_a_unit_sees_first_what_answers_it_and_no_run_of_anybody(tmp_path: Path) -> None:
+    with console("serving", tmp_path / "h") as desk:
+        browser = desk.signed_in("legal")
+        (one,) = browser.get("/home.json").json()["going"]
+        assert one == {
+            "kind": "Task",
+            "text": "labels, answered by clauses@1",
+            "path": "/releases/legal/labels",
+            "urgent": False,
+        }
+        assert "Released to you" in browser.get("/home").text
+        desk.site.revoke("raul")
+        value = browser.get("/home.json").json()
+        assert value["going"] == [] and value["tasks"][0]["kind"] == "Release that does not answer"
