@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from appliance.runners.local import Worker, start_worker
 from appliance.runners.sandbox import Sandbox
 from scripts.kit.tiny_model import RECIPE, build_base, clauses, write_csv
+from scripts.kit.warm import forked_workers
 from tests.kit.gptq import Packing, quantise_folder
 
 Frame = dict[str, Any]
@@ -82,6 +84,19 @@ class Site:
         paths = {"adapter": str(self.root / adapter), "output": str(self.root / items)}
         task = self.task("dataset", **paths, sets=[], shipped=["general", "refusal"], answers=False)
         return self.run("evaluate", task, read=(self.base, "dataset", adapter), write=(items,))[0]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked() -> Iterator[None]:
+    """In the dry run workers are forks: on the card each has its own CUDA, which no fork may take over."""
+    if DEVICE != "cpu":
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch, forked_workers():
+        # As those forks have: what a test computes itself is compared with what they said.
+        torch.set_num_threads(1)
+        patch.setattr(torch, "set_num_threads", lambda count: None)
+        yield
 
 
 @pytest.fixture(scope="session")
