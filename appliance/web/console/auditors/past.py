@@ -8,9 +8,12 @@ from appliance.domain.core.words import unknown_word
 from appliance.domain.queries.rows import MODELS
 from appliance.errors import BadInput
 from appliance.web.console.auditors.log import parse_moment
-from appliance.web.console.core.page import PAGE_ROWS, PEOPLE, Page, Query, Table, Value, Viewer
+from appliance.web.console.core.page import PEOPLE, Page, Query, Table, Value, Viewer
 from appliance.workflows.core.context import Context
 from appliance.workflows.queries.questions import things_as_of
+
+THINGS = 20
+"""On a page: each is shown whole, and an adapter has all of its reviews."""
 
 
 class PastQuery(Query):
@@ -44,7 +47,7 @@ def past(context: Context, viewer: Viewer, query: PastQuery) -> Past:
     if query.kind not in kinds:
         raise BadInput(unknown_word("kind", query.kind, kinds, "a kind of thing"))
     at = query.at if query.at is None or query.at.isdecimal() else parse_moment(query.at, "at", end_of_day=True)
-    found = things_as_of(context, at, query.kind, query.past or "", PAGE_ROWS + 1)
+    found = things_as_of(context, at, query.kind, query.past or "", THINGS + 1)
     things = found["things"]
     return Past(
         as_of=found["as_of"],
@@ -52,8 +55,8 @@ def past(context: Context, viewer: Viewer, query: PastQuery) -> Past:
         size=context.ledger.state.size,
         kind=query.kind,
         kinds=kinds,
-        things=tuple(Thing(id=one["id"], since=one["since"], value=one["value"]) for one in things[:PAGE_ROWS]),
-        next=things[PAGE_ROWS - 1]["id"] if len(things) > PAGE_ROWS else None,
+        things=tuple(Thing(id=one["id"], since=one["since"], value=one["value"]) for one in things[:THINGS]),
+        next=things[THINGS - 1]["id"] if len(things) > THINGS else None,
     )
 
 
