@@ -1,0 +1,39 @@
+"""A sweep through the service: what falls behind is cancelled while it trains, and was judged on nothing."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from appliance.client.sweeps import Candidate, follow_sweep, list_rows
+from appliance.domain.runs.cancellation import Cancel
+from scripts.kit.appliance import Appliance
+from tests.attacks.test_kill import check_whole
+
+pytestmark = pytest.mark.slow
+RECIPE = {"epochs": 40, "validate_every": 5, "validation": 0.2}
+RATES = ("0.01", "0.0000001")
+
+
+def test_a_run_that_learns_nothing_is_stopped_at_its_first_reading(site: Appliance) -> None:
+    candidates = []
+    for rate in RATES:
+        order = site.train_order("chosen", learning_rate=rate, **RECIPE).model_copy(update={"sweep": "chosen-1"})
+        run = site.order(order)["result"]["run"]
+        candidates.append(Candidate(run, {"learning_rate": rate}))
+    door: Any = SimpleNamespace(get=lambda path, **given: site.get(path, **given))
+
+    def stop(behind: Candidate) -> None:
+        site.order(Cancel(run=behind.run, **site.terms("olga")))
+
+    follow_sweep(door, candidates, lambda run, status, frames: None, stop)
+    first, second = candidates
+    rows = list_rows(candidates)
+    assert [(row.run, row.status) for row in rows] == [(first.run, "sealed"), (second.run, "cancelled")]
+    assert second.readings[0][0] == 5 and float(second.readings[0][1]) > float(first.readings[0][1])
+    assert rows[0].step == 5 * len(first.readings) > rows[1].step
+    sealed = [entry["body"]["run"] for entry in site.entries(type="adapter.sealed")]
+    assert first.run in sealed and second.run not in sealed
+    check_whole(site)
