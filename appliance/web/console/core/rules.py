@@ -110,6 +110,8 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     (r"tries of ", POLICY, "Wait a day: policy bounds how many prompts a reviewer tries."),
     (r"looks of ", STATE, "Wait until the look that is open has ended."),
     # Runs, data, evaluation.
+    (r"sweep .*: expected at most", POLICY, "Order fewer runs in one sweep: policy bounds them."),
+    (r"sweep:", ORDER, "Let the recipe validate: a sweep chooses by validation losses."),
     (r"run: |step |steps:", ORDER, "Name a run, and steps of it that have a training checkpoint: appliance run list."),
     (r"run .*, order:", ORDER, "Prepare the order again from the run's page."),
     (r"run .*: expected .*; order a run", POLICY, "Order a run for that tier, and have a second person authorise it."),
