@@ -224,6 +224,8 @@ class Slots:
     def using(self, slot: str | None) -> Iterator[None]:
         """Within it the model answers as base plus this slot's adapter, or, for None, as the base."""
         self._check_idle()
+        # What was laid out before was for what was in use then.
+        self._alone = None
         self.active, self._using = self.find(slot) if slot is not None else None, slot
         if self._reader is not None and slot is not None:
             self._reader.adapter = self._read[slot]

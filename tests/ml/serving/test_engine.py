@@ -95,6 +95,17 @@ def test_the_cache_changes_no_token(engine: Engine) -> None:
     assert answer.prompt_tokens == len(engine.base.chat.encode(engine.base.chat.render(MESSAGES)))
 
 
+def test_an_adapter_writes_its_own_answers_after_the_base_wrote(base: Base, sealed: Sealed) -> None:
+    """As an evaluation does: what was laid out for the base alone is not used for the adapter."""
+    slots, prompt = Slots(base), base.chat.encode(base.chat.render(MESSAGES))
+    plain = list(draw_tokens(base, slots, prompt, Request(MESSAGES, max_tokens=12), 12))
+    slots.load("a", *sealed[:2])
+    with slots.using("a"):
+        expected = _greedy(base, 12)
+        assert list(draw_tokens(base, slots, prompt, Request(MESSAGES, max_tokens=12), 12)) == expected != plain
+    assert list(draw_tokens(base, slots, prompt, Request(MESSAGES, max_tokens=12), 12)) == plain
+
+
 def test_a_seed_fixes_every_draw(engine: Engine) -> None:
     drawn = {seed: _answer(engine, temperature=1.0, seed=seed)[1] for seed in range(4)}
     assert drawn == {seed: _answer(engine, temperature=1.0, seed=seed)[1] for seed in range(4)}
