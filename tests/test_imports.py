@@ -50,7 +50,7 @@ LIBRARIES: dict[str, set[str]] = {
     "client": {"httpx", "pydantic", "yaml"},
     "ml": {
         *("bitsandbytes", "evaluate", "gguf", "huggingface_hub", "jinja2", "lm_eval", "numpy", "peft", "pyarrow"),
-        *("pydantic", "safetensors", "tokenizers", "torch", "transformers"),
+        *("llguidance", "pydantic", "safetensors", "tokenizers", "torch", "transformers"),
     },
     "worker": {"bitsandbytes", "numpy", "peft", "pydantic", "safetensors", "torch", "transformers"},
     "workflows": {"pydantic"},

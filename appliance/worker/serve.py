@@ -109,7 +109,7 @@ class Service:
         name, slot = take(header, "id", str), take(header, "slot", str)
         request, classifies = parse_request(header), header["frame"] == "classify"
         read = partial(self._engine.read, request, classifies=classifies)
-        if request.size > SHORT:
+        if request.size > SHORT or request.is_held:
             self._reader.put(name, slot, read)
         else:
             self._engine.take(name, slot, read())
@@ -143,9 +143,14 @@ class Service:
 
 
 def _describe(event: Event) -> Header:
+    from appliance.ml.model.call_stream import Called
+
     name, told = {"id": event.name}, event.told
     if isinstance(told, str):
         return {"frame": "token", **name, "text": told}
+    if isinstance(told, Called):
+        calls = [{"name": call.name, "arguments": call.text} for call in told.calls]
+        return {"frame": "token", **name, "text": told.text, "calls": calls}
     if isinstance(told, ApplianceError):
         return _failure(name, told)
     return {"frame": "done", **name, **vars(told)}

@@ -221,7 +221,7 @@ def build_model(kind: str, words: int = 320, **shape: int) -> Any:
     return model
 
 
-def build_base(folder: Path, kind: str = "llama", **shape: int) -> Path:
+def build_base(folder: Path, kind: str = "llama", template: str = TEMPLATE, **shape: int) -> Path:
     """A folder as a publisher would ship it; the same bytes every time."""
     folder.mkdir()
     tokenizer = build_tokenizer()
@@ -231,5 +231,5 @@ def build_base(folder: Path, kind: str = "llama", **shape: int) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"bos_token": SPECIAL[1], "eos_token": SPECIAL[2], "tokenizer_class": "PreTrainedTokenizerFast"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return folder

@@ -94,9 +94,10 @@ def test_parts_are_bounded_as_the_text_that_they_make() -> None:
 @pytest.mark.parametrize(
     ("body", "param", "code"),
     [
-        (chat(tools=[]), "tools", "unknown_parameter"),
+        (chat(logprobs=True), "logprobs", "unknown_parameter"),
+        (chat(tools=[]), "tools", "invalid_value"),
         (b'{"model": "labels"}', "messages", "missing_required_parameter"),
-        (chat(messages=[{"role": "tool", "content": "x"}]), "messages[0].role", "invalid_value"),
+        (chat(messages=[{"role": "robot", "content": "x"}]), "messages[0].role", "invalid_value"),
         (chat(messages=[{"role": "user", "content": 1}]), "messages[0].content", "invalid_type"),
         (chat(temperature="warm"), "temperature", "invalid_type"),
         (chat(max_tokens=0), "max_tokens", "invalid_value"),

@@ -22,7 +22,7 @@ PARTS: Mapping[Task, tuple[str, ...]] = {
     "completion": ("prompt", "text"),
     "summarisation": ("text", "summary"),
     "question-answering": ("context", "question", "answer"),
-    "chat": ("messages",),
+    "chat": ("messages", "tools"),
     "preference": ("prompt", "chosen", "rejected"),
 }
 QUESTIONS: Mapping[Task, tuple[str, ...]] = {
@@ -36,7 +36,7 @@ QUESTIONS: Mapping[Task, tuple[str, ...]] = {
 }
 """What the user's message of a row is made of: these parts in this order, an empty line between two. Of a completion it
 is the prompt, without a template; of a chat any message of the user."""
-OPTIONAL = frozenset({("instruction", "input"), ("completion", "prompt"), ("preference", "prompt")})
+OPTIONAL = frozenset({("instruction", "input"), ("completion", "prompt"), ("chat", "tools"), ("preference", "prompt")})
 """Parts that a file need not have, and that a row may leave empty. A preference without a prompt has the common
 beginning of both answers as its prompt."""
 PREFERENCE: Task = "preference"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from appliance.domain.core.case import Case
@@ -37,13 +37,19 @@ MOST_ANSWERS = 64
 CLASSIFICATION = "classification"
 WRITTEN = ("question-answering", "summarisation")
 """Tasks whose answers are written out and compared with the rows' own."""
+CALLED_ROWS = "called_rows"
+"""The fact that counts held-out rows with tools."""
 
 T = TypeVar("T")
 
 
-def choose_judged(task: str, rows: Sequence[T]) -> list[T]:
-    """Of the held-out rows those that an evaluation judges: all, or as many as answers are written for, evenly."""
-    count = min(len(rows), MOST_ANSWERS) if task in WRITTEN else len(rows)
+def choose_judged(task: str, rows: Sequence[T], has_tools: Callable[[T], bool] = lambda row: False) -> list[T]:
+    """Of the held-out rows those that an evaluation judges: all, or as many as answers are written for, evenly.
+
+    Of a chat some of whose rows have tools, it judges these by their calls, and no others."""
+    with_tools = [row for row in rows if has_tools(row)]
+    rows = with_tools or rows
+    count = min(len(rows), MOST_ANSWERS) if task in WRITTEN or with_tools else len(rows)
     return [rows[number * len(rows) // count] for number in range(count)]
 
 
@@ -52,13 +58,16 @@ def list_judged_rows(rows: bytes, digests: Sequence[bytes], task: str) -> list[s
     lines = rows.splitlines()
     if len(lines) != len(digests):
         raise Tampered(f"dataset: expected a digest for each of {len(lines)} rows, got {len(digests)}")
-    held_out = [digest.hex() for line, digest in zip(lines, digests, strict=True) if _split_of(line) == HELD_OUT]
-    return choose_judged(task, held_out)
+    read = [(digest.hex(), *_read_row(line)) for line, digest in zip(lines, digests, strict=True)]
+    held_out = [(digest, has_tools) for digest, split, has_tools in read if split == HELD_OUT]
+    return [digest for digest, _ in choose_judged(task, held_out, lambda row: row[1])]
 
 
-def _split_of(line: bytes) -> object:
+def _read_row(line: bytes) -> tuple[object, bool]:
+    """Its split, and whether it has tools."""
     try:
-        return json.loads(line)["split"]
+        row = json.loads(line)
+        return row["split"], "calls" in row
     except (ValueError, KeyError, TypeError, RecursionError):
         raise Tampered(f"dataset: expected rows with a split, got {line[:40]!r}") from None
 
@@ -69,6 +78,9 @@ def count_items(facts: Mapping[str, object], rows: str = "held_out_rows") -> int
     count = facts.get(rows)
     if not isinstance(count, int) or count < 1:
         return None
+    called = facts.get(CALLED_ROWS)
+    if isinstance(called, int) and called > 0:
+        return min(called, MOST_ANSWERS)
     return min(count, MOST_ANSWERS) if facts.get("task") in WRITTEN else count
 
 

@@ -10,7 +10,7 @@ from decimal import Decimal as Number
 from decimal import InvalidOperation
 from typing import Any
 
-LEADING = ("accuracy", "exact_match", "rouge_l")
+LEADING = ("accuracy", "exact_match", "rouge_l", "call_match")
 """What a task is judged by first; a task without any of these by its loss."""
 FAR = Number("1.5")
 """A loss on the held-out rows above so many times the base's is far from it."""

@@ -58,11 +58,18 @@ def derive_salt(key: bytes, request: str, role: str) -> bytes:
     return hmac.digest(key, f"{request}/{role}".encode(), sha256)
 
 
+BESIDE_MESSAGES = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
+"""What a request may have beside its messages that a model's answer depends on, or is held to."""
+
+
 def commit_prompt(parameters: dict[str, object], salt: bytes) -> str:
-    """Over the prompt, or the canonical JSON of the messages."""
+    """Over the prompt, or the canonical JSON of the messages; where there is more beside these, of an object of all."""
     prompt = parameters.get("prompt")
-    text = prompt if isinstance(prompt, str) else encode_canonical(parameters["messages"]).decode()
-    return commit(text, salt)
+    if isinstance(prompt, str):
+        return commit(prompt, salt)
+    more = {name: parameters[name] for name in BESIDE_MESSAGES if name in parameters}
+    messages = parameters["messages"]
+    return commit(encode_canonical({"messages": messages, **more} if more else messages).decode(), salt)
 
 
 def parse_record(data: bytes) -> ResponseRecord:

@@ -66,7 +66,9 @@ def _fits(task: Task, part: str, kind: Any) -> bool:
 
     if _is_text(kind):
         return True
-    return _is_messages(kind) if part in _MESSAGES.get(task, ()) else part in GROUPS and bool(types.is_integer(kind))
+    return (
+        _is_messages(kind, task) if part in _MESSAGES.get(task, ()) else part in GROUPS and bool(types.is_integer(kind))
+    )
 
 
 def _is_text(kind: Any) -> bool:
@@ -77,13 +79,39 @@ def _is_text(kind: Any) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
-def _is_messages(kind: Any) -> bool:
+_CALL = {"id", "type", "function"}
+_ROLES_MORE: Mapping[Task, frozenset[str]] = {"chat": frozenset(("tool_calls", "tool_call_id", "name"))}
+"""What a message of a task may have beside role and content."""
+
+
+def _is_messages(kind: Any, task: Task) -> bool:
+    members = _members_of(kind)
+    if not {"role", "content"} <= members.keys() <= {"role", "content"} | _ROLES_MORE.get(task, frozenset()):
+        return False
+    calls = members.pop("tool_calls", None)
+    return all(map(_is_text, members.values())) and (calls is None or _is_calls(calls))
+
+
+def _is_calls(kind: Any) -> bool:
+    """Calls whose arguments are JSON text: in a column of objects every call has the members of all others, as null."""
+    from pyarrow import types
+
+    members = _members_of(kind)
+    function = members.pop("function", None)
+    if function is None or not members.keys() <= _CALL or not types.is_struct(function):
+        return False
+    inner = {function.field(place).name: function.field(place).type for place in range(function.num_fields)}
+    return inner.keys() == {"name", "arguments"} and all(map(_is_text, (*members.values(), *inner.values())))
+
+
+def _members_of(kind: Any) -> dict[str, Any]:
+    """The types of the members of a list of structs, by name; none for another type."""
     from pyarrow import types
 
     if not (types.is_list(kind) or types.is_large_list(kind)) or not types.is_struct(kind.value_type):
-        return False
+        return {}
     members = [kind.value_type.field(place) for place in range(kind.value_type.num_fields)]
-    return {member.name for member in members} == {"role", "content"} and all(_is_text(m.type) for m in members)
+    return {member.name: member.type for member in members}
 
 
 def _check_size(metadata: Any, names: set[str], file: str) -> None:

@@ -11,9 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from appliance.domain.data.tasks import GROUPS, PREFERENCE, QUESTIONS, Task, wrong_share
 from appliance.domain.data.teaching import ABOUT_FILE, About, encode_about, parse_about
+from appliance.domain.data.tool_calls import canonical_call
+from appliance.domain.evaluation.judging import CALLED_ROWS
 from appliance.errors import BadInput, refuse
 from appliance.formats.artifacts.rows import cluster_digest, row_digest, rows_root, slice_digest
 from appliance.formats.core.canonical import encode_canonical, parse_canonical
@@ -34,7 +37,8 @@ class Row:
 
     `text` identifies the row. `answer` is the last answer that the model is to write in it, as plain text. `cluster`:
     what rows that belong together have in common, in the file as a keyed digest; `slice`: a value to divide rows by.
-    `rejected`: of a preference the other answer, as the model would write it behind the same prompt.
+    `rejected`: of a preference the other answer, as the model would write it behind the same prompt. `calls`: of a chat
+    with tools the number of the part that an evaluation compares by its calls, and whose answer `answer` is.
     """
 
     index: int
@@ -45,9 +49,10 @@ class Row:
     cluster: str | None = None
     slice: str | None = None
     rejected: str | None = None
+    calls: int | None = None
 
     def encode(self) -> bytes:
-        """A row without cluster, slice or rejected answer has no such member."""
+        """A row without cluster, slice, rejected answer or calls has no such member."""
         value = {name: value for name, value in self.__dict__.items() if value is not None}
         return encode_canonical({**value, "parts": [list(part) for part in self.parts]})
 
@@ -105,9 +110,14 @@ def known_by(task: Task, source: Source) -> str:
         case "completion":
             return source.parts.get("prompt", "") + source.parts["text"]
         case "chat" | "preference":
-            return "\n\n".join(message["content"] for message in source.messages)
+            return "\n\n".join(_words_of(message) for message in source.messages)
         case _:
             return _question(task, source)
+
+
+def _words_of(message: Message) -> str:
+    calls = message.get("tool_calls", ())
+    return str(message["content"]) + "".join(f"\n{canonical_call(**call['function'])}" for call in calls)
 
 
 def _question(task: Task, source: Source) -> str:
@@ -143,7 +153,7 @@ def find_empty_splits(sides: Sides) -> Iterator[BadInput]:
 
 
 def render_row(index: int, source: Source, split: str, chat: Chat, task: Task, instruction: str) -> Row:
-    groups = {part: source.parts.get(part) for part in GROUPS}
+    groups: dict[str, Any] = {part: source.parts.get(part) for part in GROUPS}
     if task == "completion":
         before, text = source.parts.get("prompt", ""), source.parts["text"]
         chat.check_plain(before + text, source.place)
@@ -154,13 +164,18 @@ def render_row(index: int, source: Source, split: str, chat: Chat, task: Task, i
     for number, message in enumerate(messages):
         chat.check_plain(message["content"], f"{source.place}, message {number}" if task == "chat" else source.place)
     try:
-        parts = tuple(chat.render_answered(messages))
+        parts = tuple(chat.render_answered(messages, source.tools))
         rejected = _render_rejected(messages, source, chat) if task == PREFERENCE else None
     except BadInput as error:
         raise BadInput(f"{source.place}: {error.message}", code=error.code) from None
     if task == PREFERENCE:
         # One answer is trained, behind all that came before: an earlier turn of the assistant is part of the prompt.
         parts = (("".join(before + answer for before, answer in parts[:-1]) + parts[-1][0], parts[-1][1]),)
+    if source.tools:
+        turns = [message for message in messages if message["role"] == "assistant"]
+        calls = next((number for number, turn in enumerate(turns) if "tool_calls" in turn), 0)
+        answer = parts[calls][1].removesuffix(chat.end_of_turn)
+        return Row(index, split, known_by(task, source), answer, parts, calls=calls, **groups)
     return Row(index, split, known_by(task, source), messages[-1]["content"], parts, rejected=rejected, **groups)
 
 
@@ -251,8 +266,9 @@ def _conceal_groups(row: Row, dataset_key: bytes, *, blind: bool) -> Row:
 
 
 def count_groups(rows: Sequence[Row]) -> dict[str, int]:
-    """How many values each group has, of those that the rows have."""
+    """How many values each group has, of those that the rows have; and how many held-out rows have tools."""
     counts = {f"{name}s": len({getattr(row, name) for row in rows} - {None}) for name in GROUPS}
+    counts[CALLED_ROWS] = sum(row.split == HELD_OUT and row.calls is not None for row in rows)
     return {name: count for name, count in counts.items() if count}
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.domain.data.tasks import FORMATS, GROUPS, OPTIONAL, PARTS, PREFERENCE, Task, may_lack
+from appliance.domain.data.tool_calls import TOOL, list_names, match_results, read_calls, read_id, read_name, read_tools
 from appliance.errors import BadInput, TooLarge
 from appliance.ml.data.parquet import read_parquet
 from appliance.ml.data.preferences import read_sides
@@ -22,21 +23,22 @@ MAX_ROWS = 1_000_000
 MAX_TEXT_CHARACTERS = 200_000
 MAX_MESSAGES = 1_000
 MAX_GROUP_CHARACTERS = 256
-MESSAGES = "messages"
+MESSAGES, TOOLS = "messages", "tools"
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Source:
     """One record as it stood in the file: its parts by name, and its `place` in words, for an error to name.
 
-    `messages` of a chat are all of it, of a preference those before the answers.
+    `messages` of a chat are all of it, of a preference those before the answers. `tools`: what a chat may call.
     """
 
     place: str
     parts: Mapping[str, str]
     messages: tuple[Message, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 def parse_source(data: bytes, kind: str, task: Task, columns: Mapping[str, str], file: str = "dataset") -> list[Source]:
@@ -197,18 +199,29 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read(task: Task, place: str, values: Mapping[str, Any]) -> Source:
     """The record with every part checked by itself."""
-    parts, messages = dict[str, str](), tuple[Message, ...]()
+    parts, messages, tools = dict[str, str](), tuple[Message, ...](), tuple[Mapping[str, Any], ...]()
     if task == PREFERENCE:
         messages, parts = _read_preference(place, values)
         values = {part: value for part, value in values.items() if part in GROUPS}
     for part, value in values.items():
         if part == MESSAGES:
             messages = _read_messages(value, place)
+        elif part == TOOLS:
+            tools = _read_tools(value, f"{place}, {TOOLS}")
         elif part in GROUPS:
             parts |= _read_group(part, value, f"{place}, {part}")
         else:
             parts[part] = _check_text(value, f"{place}, {part}", may_be_empty=(task, part) in OPTIONAL)
-    return Source(place, parts, messages)
+    if task == "chat":
+        match_results(messages, list_names(tools), place)
+    return Source(place, parts, messages, tools)
+
+
+def _read_tools(value: Any, place: str) -> tuple[Mapping[str, Any], ...]:
+    """A list of tools, or its JSON text; none where the row has none."""
+    if value is None or value in ("", []):
+        return ()
+    return read_tools(parse_json(value, place) if isinstance(value, str) else value, place)
 
 
 def _read_preference(place: str, values: Mapping[str, Any]) -> tuple[tuple[Message, ...], dict[str, str]]:
@@ -219,7 +232,7 @@ def _read_preference(place: str, values: Mapping[str, Any]) -> tuple[tuple[Messa
         if isinstance(value, list):
             if not 1 <= len(value) <= MAX_MESSAGES:
                 raise BadInput(f"{where}: expected 1 to {MAX_MESSAGES} messages, got {len(value)}")
-            given[part] = [_read_message(item, f"{where}, message {n}") for n, item in enumerate(value)]
+            given[part] = [_read_said(item, f"{where}, message {n}") for n, item in enumerate(value)]
         elif part in values and not (part == "prompt" and value is None):
             given[part] = _check_text(value, where)
     sides = read_sides(given, place)
@@ -250,26 +263,69 @@ def _read_messages(value: Any, place: str) -> tuple[Message, ...]:
     return _check_turns([_read_message(item, f"{place}, message {n}") for n, item in enumerate(value)], place)
 
 
+_ROLES: Mapping[str, frozenset[str]] = {
+    "system": frozenset(),
+    "user": frozenset(),
+    "assistant": frozenset({"tool_calls"}),
+    TOOL: frozenset({"tool_call_id", "name"}),
+}
+"""What a message of each role may have beside role and content."""
+
+
 def _read_message(value: Any, place: str) -> Message:
+    """`role` and `content`, and what calls of tools and their results have beside."""
+    if not isinstance(value, dict):
+        raise BadInput(f"{place}: expected role and content, got {type(value).__name__}")
+    # A column of Parquet has every member in every message.
+    value = {name: one for name, one in value.items() if one is not None or name in ("role", "content")}
+    role = value.get("role")
+    more = _ROLES.get(role, frozenset()) if isinstance(role, str) else frozenset()
+    calls = (
+        read_calls(value["tool_calls"], place) if "tool_calls" in more & value.keys() and value["tool_calls"] else []
+    )
+    if calls and value.get("content") is None:
+        value = {**value, "content": ""}
+    kept = {name: one for name, one in value.items() if name not in more}
+    read = _read_said(kept, place, roles=tuple(_ROLES), may_be_empty=bool(calls) or role == TOOL)
+    if calls:
+        read["tool_calls"] = calls
+    readers = {"tool_call_id": read_id, "name": read_name}
+    return {
+        **read,
+        **{name: readers[name](value[name], place) for name in sorted(more & value.keys() & readers.keys())},
+    }
+
+
+def _read_said(
+    value: Any, place: str, *, roles: tuple[str, ...] = ("system", "user", "assistant"), may_be_empty: bool = False
+) -> Message:
+    """A message of text alone."""
     if not isinstance(value, dict) or value.keys() != {"role", "content"}:
         got = f"the members {', '.join(map(str, value))}" if isinstance(value, dict) else type(value).__name__
         raise BadInput(f"{place}: expected role and content, got {got}")
-    if value["role"] not in ("system", "user", "assistant"):
-        raise BadInput(f"{place}: expected the role system, user or assistant, got {value['role']!r:.40}")
-    return {"role": value["role"], "content": _check_text(value["content"], place)}
+    if value["role"] not in roles:
+        named = f"{', '.join(roles[:-1])} or {roles[-1]}"
+        raise BadInput(f"{place}: expected the role {named}, got {value['role']!r:.40}")
+    return {"role": value["role"], "content": _check_text(value["content"], place, may_be_empty=may_be_empty)}
 
 
 def _check_turns(messages: list[Message], place: str) -> tuple[Message, ...]:
-    """A system's message at most, in front; then user and assistant in turn, and the last word is the assistant's."""
-    turns = messages[1:] if messages[0]["role"] == "system" else messages
+    """A system's message at most, in front; then user and assistant in turn, and the last word is the assistant's.
+
+    Behind calls the results come in the user's place (`match_results` says that all of them do)."""
+    first = 1 if messages[0]["role"] == "system" else 0
     if not any(message["role"] == "assistant" for message in messages):
         raise BadInput(f"{place}: expected a turn of the assistant, got none", code="nothing-to-train")
-    for number, message in enumerate(turns, start=len(messages) - len(turns)):
-        expected = "user" if (number - len(messages) + len(turns)) % 2 == 0 else "assistant"
-        if message["role"] != expected:
-            raise BadInput(f"{place}, message {number}: expected the role {expected}, got {message['role']}")
-    if turns[-1]["role"] != "assistant":
-        raise BadInput(f"{place}: expected the assistant's turn at the end, got the user's")
+    before, called = "assistant", False
+    for number, message in enumerate(messages[first:], start=first):
+        role = message["role"]
+        expected = TOOL if called else "user" if before == "assistant" else "assistant"
+        called = "tool_calls" in message
+        if role not in (expected, TOOL):
+            raise BadInput(f"{place}, message {number}: expected the role {expected}, got {role}")
+        before = role
+    if before != "assistant":
+        raise BadInput(f"{place}: expected the assistant's turn at the end, got the {before}'s")
     return tuple(messages)
 
 

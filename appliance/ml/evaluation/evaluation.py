@@ -16,6 +16,7 @@ import torch
 
 from appliance.domain.data.tasks import PREFERENCE
 from appliance.domain.data.teaching import About
+from appliance.domain.data.tool_calls import canonical_call
 from appliance.domain.evaluation.items import MOST_SCORE, SCALE, Answer
 from appliance.domain.evaluation.judging import choose_judged
 from appliance.errors import BadInput
@@ -28,6 +29,7 @@ from appliance.ml.inference.drawing import draw_tokens
 from appliance.ml.inference.request import Request
 from appliance.ml.layers.packing import pack_sequences
 from appliance.ml.model.base import Base
+from appliance.ml.model.calls import CallForm
 from appliance.ml.training.preferences import adapter_off, has_adapter
 
 PACK_TOKENS = 2048
@@ -56,7 +58,13 @@ def count_passes(about: About, rows: Sequence[Row]) -> int:
     preference for both answers."""
     if about.task == PREFERENCE:
         return 2 * len(rows)
-    return len(rows) + (len(choose_judged(about.task, rows)) if about.task in COMPARED else 0)
+    called = [row for row in rows if row.calls is not None]
+    return len(rows) + (len(choose_judged(about.task, rows, has_tools)) if about.task in COMPARED or called else 0)
+
+
+def has_tools(row: Row) -> bool:
+    """Whether the row is judged by its calls."""
+    return row.calls is not None
 
 
 def evaluate(
@@ -73,8 +81,10 @@ def evaluate(
         "rows": len(rows),
         **metrics.summarize_loss(_check_finite(math.fsum(losses)), tokens),
     }
-    chosen = choose_judged(about.task, list(zip(rows, samples, losses, strict=True)))
+    chosen = choose_judged(about.task, list(zip(rows, samples, losses, strict=True)), lambda one: has_tools(one[0]))
     scores = [{"loss": scale(loss / sample.trained_tokens)} for _, sample, loss in chosen]
+    if has_tools(chosen[0][0]):
+        return call_tools(base, slots, [row for row, _, _ in chosen], scores, metrics_found, report)
     if about.task not in COMPARED:
         return Evaluation(metrics_found, [_answer(one) for one in scores])
     expected = [row.answer for row, _, _ in chosen]
@@ -84,6 +94,30 @@ def evaluate(
         _judge(about.task, ours, theirs, one) for ours, theirs, one in zip(expected, written, scores, strict=True)
     ]
     return Evaluation(metrics_found, answers, tuple(written))
+
+
+def call_tools(
+    base: Base,
+    slots: Slots | None,
+    rows: Sequence[Row],
+    scores: Sequence[dict[str, int]],
+    found: dict[str, Any],
+    report: Report,
+) -> Evaluation:
+    """Rows with tools: an answer is right where it calls what the row calls, in that order, with arguments that are the
+    same as canonical JSON; where the row calls nothing, where it calls nothing. `found`: the metrics so far."""
+    form = base.chat.calls
+    if form is None:
+        raise BadInput(f"evaluation: {base.chat.toolless}")
+    written, cut = write_answers(base, slots, rows, report)
+    right = [_list_calls(form, row.answer) == _list_calls(form, text) for row, text in zip(rows, written, strict=True)]
+    found |= metrics.summarize_calls(right) | {"answers": len(rows), "answers_cut": cut}
+    answers = [_answer(one, right=hit) for one, hit in zip(scores, right, strict=True)]
+    return Evaluation(found, answers, tuple(written))
+
+
+def _list_calls(form: CallForm, answer: str) -> list[str]:
+    return [canonical_call(call.name, call.arguments) for call in form.read_answer(answer)[1]]
 
 
 def _judge(task: str, expected: str, written: str, scores: dict[str, int]) -> Answer:
@@ -225,12 +259,15 @@ def write_answers(base: Base, slots: Slots | None, rows: Sequence[Row], report: 
     None may be longer than the longest that was expected, nor than MAX_ANSWER_TOKENS.
     """
     chat = base.chat
-    limit = min(MAX_ANSWER_TOKENS, max(len(chat.encode(row.parts[-1][1])) for row in rows))
+    places = [0 if row.calls is None else row.calls for row in rows]
+    longest = [row.parts[-1 if row.calls is None else row.calls][1] for row in rows]
+    limit = min(MAX_ANSWER_TOKENS, max(len(chat.encode(answer)) for answer in longest))
     answers, cut = [], 0
-    for row in rows:
+    for row, place in zip(rows, places, strict=True):
         ids: list[int] = []
         ended = False
-        prompt = chat.encode(row.parts[0][0])
+        prompt = [token for part in row.parts[:place] for text in part for token in chat.encode(text)]
+        prompt += chat.encode(row.parts[place][0])
         for token in draw_tokens(base, slots, prompt, Request((), limit), limit):
             if ended := token in chat.stop_ids():
                 break

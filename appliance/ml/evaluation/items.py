@@ -31,7 +31,7 @@ def write_items(
     if blind:
         base, adapter = [blur(one) for one in base], [blur(one) for one in adapter]
     digests = split_digests((folder / DIGESTS_FILE).read_bytes())
-    chosen = choose_judged(about.task, list(zip(rows, samples, strict=True)))
+    chosen = choose_judged(about.task, list(zip(rows, samples, strict=True)), lambda pair: pair[0].calls is not None)
     return encode_items(
         Item(
             adapter=theirs,

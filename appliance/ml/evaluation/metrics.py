@@ -87,6 +87,11 @@ def summarize_margins(margins: Sequence[int], scale: int) -> dict[str, str | int
     }
 
 
+def summarize_calls(right: Sequence[bool]) -> dict[str, str | int]:
+    """Chats with tools: the share of rows whose calls are those of the row."""
+    return {"call_match": encode_metric(Fraction(sum(right), len(right)))}
+
+
 def summarize_answers(expected: Sequence[str], answered: Sequence[str]) -> dict[str, str | int]:
     """Question answering as SQuAD counts it: exact matches, and the mean F1 of the words."""
     pairs = _pairs(expected, answered)

@@ -30,7 +30,7 @@ from appliance.ml.model.base import Base
 T = TypeVar("T")
 
 ANSWERS_FILE = "answers.json"
-TOLD_OF_BLIND = ("accuracy", "macro_f1", "exact_match", "token_f1", "rouge_l", "margin", "loss")
+TOLD_OF_BLIND = ("accuracy", "macro_f1", "exact_match", "token_f1", "rouge_l", "call_match", "margin", "loss")
 """Metrics that leave a blind set, to two places."""
 NOISE_ROWS, NOISE_ANSWERS = 64, 16
 """Rows that are evaluated a second time; where answers are written out, fewer."""
@@ -62,7 +62,7 @@ class JudgedSet:
     def write_texts(self, output: Path, base: Sequence[str], adapter: Sequence[str]) -> None:
         """What was expected and answered to each row, by its digest: for a metric, and never sealed."""
         digests = split_digests((self.folder / data.DIGESTS_FILE).read_bytes())
-        rows = choose_judged(self.about.task, self.rows)
+        rows = choose_judged(self.about.task, self.rows, lambda row: row.calls is not None)
         said = {
             digests[row.index].hex(): {"expected": row.answer, "base": ours, "adapter": theirs}
             for row, ours, theirs in zip(rows, base, adapter, strict=True)
@@ -118,8 +118,10 @@ def measure_noise(
     On a CPU none is, by construction: BadInput (`noisy`) where one is. A GPU may add in another order in other batches:
     there, only an answer that is right once and wrong once is refused.
     """
-    chosen = choose_judged(judged.about.task, list(zip(judged.rows, judged.samples, strict=True)))
-    places = _sample_places(judged.about.task, [row.answer for row, _ in chosen])
+    pairs_of_all = list(zip(judged.rows, judged.samples, strict=True))
+    chosen = choose_judged(judged.about.task, pairs_of_all, lambda pair: pair[0].calls is not None)
+    written = judged.about.task in WRITTEN or any(row.calls is not None for row, _ in chosen)
+    places = _sample_places(written, [row.answer for row, _ in chosen])
     order = list(range(len(places)))
     random.Random(seed).shuffle(order)
     rows = [chosen[place][0] for place in places]
@@ -138,10 +140,10 @@ def measure_noise(
     return {"rows": len(places), "different": different, "largest": largest}
 
 
-def _sample_places(task: str, expected: Sequence[str]) -> list[int]:
+def _sample_places(written: bool, expected: Sequence[str]) -> list[int]:
     """Evenly over the rows. Of written answers with the longest expected one, which limits the length of all."""
-    count = min(len(expected), NOISE_ANSWERS if task in WRITTEN else NOISE_ROWS)
+    count = min(len(expected), NOISE_ANSWERS if written else NOISE_ROWS)
     places = {number * len(expected) // count for number in range(count)}
-    if task in WRITTEN:
+    if written:
         places |= {max(range(len(expected)), key=lambda place: len(expected[place]))}
     return sorted(places)

@@ -1,4 +1,4 @@
-"""An answer that is one of a set of labels: at each token only those that lead to a label can be drawn."""
+"""An answer that is one of a set of labels, or in a grammar: at each token only what leads there can be drawn."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from appliance.ml.inference.trie import build_trie
+from appliance.ml.model.grammars import Matcher
 
 
 class Choices:
@@ -14,6 +15,10 @@ class Choices:
 
     def __init__(self, labels: Sequence[Sequence[int]]) -> None:
         self._place = build_trie(labels)
+
+    def allows(self, token: int) -> bool:
+        """Whether this token leads to a label."""
+        return token in self._place.choices
 
     def narrow(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits of the next tokens that lead to a label; every other one is impossible."""
@@ -25,3 +30,24 @@ class Choices:
     def take(self, token: int) -> None:
         """Keeps only the labels that continue with this token."""
         self._place = self._place.choices[token]
+
+
+class Grammar:
+    """What a matcher lets come. The mask is of one row alone, so that it is the same in any batch."""
+
+    def __init__(self, matcher: Matcher) -> None:
+        self._matcher = matcher
+
+    def allows(self, token: int) -> bool:
+        """Whether this token may come next; much quicker than a mask."""
+        return self._matcher.allows(token)
+
+    def narrow(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits of the next tokens that may come; every other one is impossible."""
+        mask = torch.frombuffer(bytearray(self._matcher.mask()), dtype=torch.uint8)
+        bits = mask[:, None].bitwise_right_shift(torch.arange(8, dtype=torch.uint8)).bitwise_and(1).bool().flatten()
+        return logits.masked_fill(~bits[: len(logits)], float("-inf"))
+
+    def take(self, token: int) -> None:
+        """What comes next depends on this token."""
+        self._matcher.take(token)

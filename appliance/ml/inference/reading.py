@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from appliance.domain.data.tool_calls import MAX_CALLS, list_names
 from appliance.errors import BadInput, TooLarge
-from appliance.ml.inference.choices import Choices
+from appliance.ml.inference.choices import Choices, Grammar
 from appliance.ml.inference.drawing import PROMPT_CHUNK
 from appliance.ml.inference.request import Request, check_labels
 from appliance.ml.inference.score import Branch, find_branches
+from appliance.ml.model.call_stream import CallStream
 from appliance.ml.model.chat import Chat
+from appliance.ml.model.grammars import Vocabulary, write_call_grammar, write_schema_grammar
 
 
 @dataclass(frozen=True)
 class Question:
-    """A request, its prompt's tokens, and what its labels hold an answer to, or ask of a classification."""
+    """A request, its prompt's tokens, what an answer is held to, and what labels ask of a classification. `calls`: of
+    an answer that may call tools."""
 
     request: Request
     prompt: list[int]
-    choices: Choices | None = None
+    choices: Choices | Grammar | None = None
     branches: list[Branch] | None = None
+    calls: CallStream | None = None
 
     @property
     def is_long(self) -> bool:
@@ -28,10 +33,28 @@ class Question:
         return len(self.prompt) + paths > PROMPT_CHUNK
 
 
-def read_answerable(chat: Chat, context_length: int, request: Request) -> Question:
+def read_answerable(chat: Chat, context_length: int, request: Request, vocabulary: Vocabulary) -> Question:
     """What an answer is drawn for; its prompt leaves room for one token."""
     prompt, labels = _encode_prompt(chat, context_length, request), _encode_labels(chat, request)
-    return Question(request, prompt, choices=Choices(labels) if labels else None)
+    if labels:
+        return Question(request, prompt, choices=Choices(labels))
+    most = MAX_CALLS if request.parallel else 1
+    calls = None if chat.calls is None else CallStream(chat.calls, list_names(request.tools), most)
+    held = _hold(chat, request, vocabulary, most) if request.is_held else None
+    return Question(request, prompt, choices=held, calls=calls if request.tools else None)
+
+
+def _hold(chat: Chat, request: Request, vocabulary: Vocabulary, most: int) -> Grammar:
+    """What the answer is held to."""
+    if not request.tools:
+        assert request.schema is not None
+        return Grammar(vocabulary.match(write_schema_grammar(request.schema), "response_format"))
+    tools = [one for one in request.tools if request.must_call_one in (None, one["function"]["name"])]
+    free = not request.must_call
+    grammar = write_call_grammar(
+        chat, tools, most=most, may_speak=free and request.schema is None, schema=request.schema if free else None
+    )
+    return Grammar(vocabulary.match(grammar, "tools" if request.schema is None else "tools, response_format"))
 
 
 def read_classifiable(chat: Chat, context_length: int, request: Request) -> Question:
@@ -56,7 +79,7 @@ def _encode_labels(chat: Chat, request: Request) -> list[list[int]]:
 
 def _encode_prompt(chat: Chat, context_length: int, request: Request) -> list[int]:
     if request.prompt is None:
-        text = chat.render(request.messages)
+        text = chat.render(request.messages, request.tools)
     else:
         chat.check_plain(request.prompt, "prompt")
         text = request.prompt

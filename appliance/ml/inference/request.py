@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from appliance.domain.data.tool_calls import (
+    TOOL,
+    check_json,
+    list_names,
+    match_results,
+    parse_strict,
+    read_calls,
+    read_id,
+    read_tools,
+)
 from appliance.errors import BadInput
 
 MAX_STOPS = 4
@@ -20,17 +31,20 @@ MAX_LABELS_TOKENS = 8_192
 # Below it a request is greedy, as in vLLM: bf16 logits that differ leave nothing to chance, and less than 1e-37
 # divides them into what is no number.
 LEAST_TEMPERATURE = 1e-5
-_ROLES = ("system", "user", "assistant")
+_ROLES = ("system", "user", "assistant", TOOL)
+ANY, REQUIRED = "auto", "required"
 
 
 @dataclass(frozen=True)
 class Request:
     """What to answer and how. `temperature` 0, or next to it, takes the likeliest token; `seed` fixes every draw.
 
-    `prompt`: a text to continue, in place of messages. `labels`: the allowed answers; none allows any.
+    `prompt`: a text to continue, in place of messages. `labels`: the allowed answers; none allows any. `tools`: what
+    the answer may call, in parallel or once; with `must_call` it does, with `must_call_one` this one. `strict`: calls
+    are of the tools' schemas. `schema`: what an answer that is no call is JSON of.
     """
 
-    messages: tuple[Mapping[str, str], ...]
+    messages: tuple[Mapping[str, Any], ...]
     max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
@@ -38,12 +52,24 @@ class Request:
     stop: tuple[str, ...] = ()
     prompt: str | None = None
     labels: tuple[str, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+    parallel: bool = True
+    must_call: bool = False
+    must_call_one: str | None = None
+    strict: bool = False
+    schema: Mapping[str, Any] | None = None
 
     @property
     def size(self) -> int:
         """Characters that become tokens."""
         texts = [self.prompt or "", *self.labels, *(message["content"] for message in self.messages)]
-        return sum(map(len, texts))
+        texts += [json.dumps(message["tool_calls"]) for message in self.messages if "tool_calls" in message]
+        return sum(map(len, texts)) + len(json.dumps(self.tools))
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its answer is held to a grammar, which takes some milliseconds to make."""
+        return self.must_call or self.strict or self.schema is not None
 
     @property
     def is_greedy(self) -> bool:
@@ -67,6 +93,9 @@ def parse_request(value: Mapping[str, Any]) -> Request:
     _check_length("labels", labels, MAX_LABEL_TEXT)
     if len(set(labels)) < len(labels):
         raise BadInput("labels: expected each one once, got one twice")
+    held = _read_tools(value) | _read_format(value)
+    if labels and held:
+        raise BadInput("labels: expected none beside tools or a response_format, got some")
     return Request(
         messages=messages,
         max_tokens=int(_number(value, "max_tokens", 1, 1 << 20, whole=True)),
@@ -76,7 +105,43 @@ def parse_request(value: Mapping[str, Any]) -> Request:
         stop=stop,
         prompt=prompt,
         labels=labels,
+        **held,
     )
+
+
+def _read_tools(value: Mapping[str, Any]) -> dict[str, Any]:
+    if "tools" not in value:
+        return {}
+    given = _json(value, "tools")
+    tools, choice = read_tools(given, "tools"), value.get("tool_choice", ANY)
+    named = choice.get("name") if isinstance(choice, dict) else None
+    if choice not in (ANY, REQUIRED) and named not in list_names(tools):
+        raise BadInput(f"tool_choice: expected {ANY}, {REQUIRED} or one of the tools, got another")
+    return {
+        "tools": tools,
+        "parallel": named is None and value.get("parallel_tool_calls", True) is True,
+        "must_call": choice != ANY,
+        "must_call_one": named,
+        "strict": any(tool["function"].get("strict") for tool in given),
+    }
+
+
+def _read_format(value: Mapping[str, Any]) -> dict[str, Any]:
+    if "response_format" not in value:
+        return {}
+    schema = _json(value, "response_format")
+    if not isinstance(schema, dict):
+        raise BadInput(f"response_format: expected a schema, an object, got {type(schema).__name__}")
+    check_json(schema, "response_format")
+    return {"schema": schema}
+
+
+def _json(value: Mapping[str, Any], name: str) -> Any:
+    """A member that comes as JSON text, in the order of its members."""
+    try:
+        return parse_strict(value[name])
+    except (ValueError, TypeError):
+        raise BadInput(f"{name}: expected JSON text, got something else") from None
 
 
 def check_labels(labels: Sequence[Sequence[int]]) -> None:
@@ -88,7 +153,7 @@ def check_labels(labels: Sequence[Sequence[int]]) -> None:
         raise BadInput(f"labels: expected at most {MAX_LABELS_TOKENS} tokens in all, got {total}")
 
 
-def _messages(value: Mapping[str, Any]) -> tuple[dict[str, str], ...]:
+def _messages(value: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     messages = value.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadInput(f"messages: expected a list with at least one, got {type(messages).__name__}")
@@ -101,7 +166,19 @@ def _messages(value: Mapping[str, Any]) -> tuple[dict[str, str], ...]:
             expected = f"an object with a role of {', '.join(_ROLES)} and text content"
             # The ledger keeps this message, and no text of a request.
             raise BadInput(f"message {place}: expected {expected}, got one without them")
-    return tuple({"role": message["role"], "content": message["content"]} for message in messages)
+    read = [_read_message(message, f"message {place}") for place, message in enumerate(messages)]
+    if any(message["role"] == TOOL or "tool_calls" in message for message in read):
+        match_results(read, None, "messages")
+    return tuple(read)
+
+
+def _read_message(message: Mapping[str, Any], place: str) -> dict[str, Any]:
+    read = {"role": message["role"], "content": message["content"]}
+    if "tool_calls" in message and read["role"] == "assistant":
+        read["tool_calls"] = read_calls(message["tool_calls"], place)
+    if read["role"] == TOOL:
+        read["tool_call_id"] = read_id(message.get("tool_call_id"), f"{place}, tool_call_id")
+    return read
 
 
 def _check_length(name: str, texts: Sequence[str], most: int) -> None:

@@ -16,8 +16,10 @@ from typing import Any
 from jinja2 import Template
 from tokenizers import Tokenizer
 
+from appliance.domain.data.tool_calls import canonical_call
 from appliance.errors import BadInput
 from appliance.formats.core.digest import digest_file
+from appliance.ml.model.calls import PROBE, CallForm, find_form
 from appliance.ml.model.template import compile_template, render_template
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -28,47 +30,89 @@ CONFIG_FILE = "config.json"
 _SENTINEL = "the answer stands here"
 
 
+Message = Mapping[str, Any]
+"""`role` and `content`; of the assistant also `tool_calls`, whose arguments are objects; of a tool's result the call's
+id and name."""
+
+
 @dataclass(frozen=True)
 class Chat:
-    """A tokenizer and a template. `end_of_turn` is the control token that the template writes after an answer."""
+    """A tokenizer and a template. `end_of_turn` is the control token that the template writes after an answer.
+
+    `calls`: the form in which it writes calls of tools; where it has none, `toolless` says what it lacks. `marks`: the
+    control tokens that are part of a call.
+    """
 
     tokenizer: Tokenizer
     template: Template
     variables: Mapping[str, str]
     control_tokens: frozenset[str]
     end_of_turn: str
+    calls: CallForm | None = None
+    toolless: str = "expected a template that takes tools, got one that was not asked"
+    marks: frozenset[int] = frozenset()
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """The prompt that asks for the next answer; BadInput where a message smuggles a control token."""
-        for place, message in enumerate(messages):
-            self.check_plain(message["content"], f"message {place}")
-        return _render(self.template, self.variables, messages, ask=True)
+        self._check(messages, tools)
+        return self._render(messages, tools, ask=True)
 
-    def render_answered(self, messages: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+    def render_answered(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[tuple[str, str]]:
         """An answered conversation as (the text before, answer) for each of the assistant's turns, in order.
 
         Each answer follows the very prompt that asks for it when served, and ends with the end of its turn. BadInput
         where the template drops or alters an answer, or writes an earlier turn otherwise once it is past.
         """
-        for place, message in enumerate(messages):
-            self.check_plain(message["content"], f"message {place}")
-        whole = _render(self.template, self.variables, messages, ask=False)
+        self._check(messages, tools)
+        whole = self._render(messages, tools, ask=False)
         parts, end = [], 0
         for place, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            prompt = _render(self.template, self.variables, messages[:place], ask=True)
-            answer = self.answer(message["content"])
+            prompt = self._render(messages[:place], tools, ask=True)
+            answer = self._write_answer(messages[: place + 1], tools, prompt)
             last = place == len(messages) - 1
-            if not whole.startswith(prompt + (message["content"] if last else answer), 0) or len(prompt) < end:
+            written = answer.removesuffix(self.end_of_turn) if last else answer
+            if not whole.startswith(prompt + written, 0) or len(prompt) < end:
                 got = whole[len(prompt) :][:40] if whole.startswith(prompt) else "another conversation before it"
-                raise BadInput(
-                    f"{TEMPLATE_FILE}: expected the answer in message {place} as it was written, got {got!r}",
-                    code="answer-altered",
-                )
+                raise _altered(place, got)
             parts.append((prompt[end:], answer))
             end = len(prompt + answer)
         return parts
+
+    def _write_answer(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], prompt: str) -> str:
+        """The last message as the model is to write it: calls as the template writes them."""
+        message = messages[-1]
+        if not message.get("tool_calls"):
+            return self.answer(message["content"])
+        assert self.calls is not None
+        whole = self._render(messages, tools, ask=False)
+        written, ended, rest = whole[len(prompt) :].partition(self.end_of_turn)
+        if not whole.startswith(prompt) or not ended or rest.strip():
+            raise _altered(len(messages) - 1, whole[len(prompt) :][:40])
+        said, calls = self.calls.read_answer(written)
+        wanted = [canonical_call(**call["function"]) for call in message["tool_calls"]]
+        if said != message["content"].strip() or [canonical_call(one.name, one.arguments) for one in calls] != wanted:
+            raise _altered(len(messages) - 1, written[:80])
+        return written + ended
+
+    def _check(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> None:
+        """No text of messages or tools may write what only the template writes."""
+        uses = bool(tools) or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
+        if uses and self.calls is None:
+            raise BadInput(f"{TEMPLATE_FILE}: {self.toolless}")
+        reserved = self.calls.reserved if uses and self.calls is not None else ()
+        for what, value in (*((f"message {place}", one) for place, one in enumerate(messages)), ("tools", tools)):
+            for text in _texts(value):
+                self.check_plain(text, what)
+                for one in reserved:
+                    if one in text:
+                        raise BadInput(f"{what}: expected text without the template's own {one!r}, got it")
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], *, ask: bool) -> str:
+        return _render(self.template, self.variables, messages, tools, ask=ask)
 
     def check_plain(self, text: str, what: str) -> None:
         """Refuses text that contains a control token: it would end the turn and continue in another role's name."""
@@ -89,9 +133,21 @@ class Chat:
         return [encoding.ids for encoding in found]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text without control tokens; a character that is not complete yet ends as U+FFFD."""
+        """Text without control tokens, but with those that begin calls; a character that is not complete yet ends as
+        U+FFFD."""
         with _tokenizer_errors():
-            return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+            if self.marks.isdisjoint(ids):
+                return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+            text, part = "", list[int]()
+            for number in ids:
+                if number in self.marks:
+                    text += self.tokenizer.decode(part, skip_special_tokens=True) + str(
+                        self.tokenizer.id_to_token(number)
+                    )
+                    part = []
+                else:
+                    part.append(number)
+            return text + self.tokenizer.decode(part, skip_special_tokens=True)
 
     def answer(self, label: str) -> str:
         """What the model is to write: the label and the end of its turn."""
@@ -127,7 +183,16 @@ def load_chat(folder: Path) -> Chat:
     control = frozenset(token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
     template = compile_template(source, TEMPLATE_FILE)
     end = _find_end_of_turn(template, variables, control)
-    return Chat(tokenizer, template, variables, control, end)
+    try:
+        calls, lacking = (
+            find_form(lambda messages, ask: _render(template, variables, messages, [PROBE], ask=ask), end),
+            "",
+        )
+    except BadInput as error:
+        calls, lacking = None, error.message.removeprefix(f"{TEMPLATE_FILE}: ")
+    marks = control.intersection(() if calls is None else calls.reserved)
+    ids = frozenset(number for text in marks if (number := tokenizer.token_to_id(text)) is not None)
+    return Chat(tokenizer, template, variables, control, end, calls, lacking, ids)
 
 
 def read_context_length(folder: Path) -> int:
@@ -151,11 +216,36 @@ def _text(config: Mapping[str, Any], key: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a value, names of members too."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, Mapping):
+            waiting += [*one, *one.values()]
+        elif isinstance(one, list | tuple):
+            waiting += one
+
+
+def _altered(place: int, got: str) -> BadInput:
+    return BadInput(
+        f"{TEMPLATE_FILE}: expected the answer in message {place} as it was written, got {got!r}", code="answer-altered"
+    )
+
+
 def _render(
-    template: Template, variables: Mapping[str, str], messages: Sequence[Mapping[str, str]], *, ask: bool
+    template: Template,
+    variables: Mapping[str, str],
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] = (),
+    *,
+    ask: bool,
 ) -> str:
+    """As `apply_chat_template` of transformers; without tools a template is not given any."""
     values = {**variables, "messages": [dict(item) for item in messages], "add_generation_prompt": ask}
-    return render_template(template, values, TEMPLATE_FILE)
+    return render_template(template, {**values, "tools": list(tools)} if tools else values, TEMPLATE_FILE)
 
 
 def _find_end_of_turn(template: Template, variables: Mapping[str, str], control: frozenset[str]) -> str:

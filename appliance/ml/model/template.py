@@ -29,6 +29,7 @@ MAX_LENGTH = 8 << 20
 MAX_ITEMS = 100_000
 MAX_NUMBER = 1 << 20
 MAX_CPU_S = 2.0
+MAX_INDENT = 16
 _EACH, _WRITTEN, _JOINED = "appliance_each", "appliance_written", "appliance_joined"
 _WEIGHED = "appliance_weighed"
 _SHALLOW = frozenset(("length", "count", "first", "last", "list", "default", "d"))
@@ -311,8 +312,19 @@ def _brief(number: int) -> str:
     return str(number) if number.bit_length() < 64 else f"a number of {number.bit_length()} bits"
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As transformers has it. What stands between two values is short: there can be many."""
+    if (indent or 0) > MAX_INDENT or any(len(one) > MAX_INDENT for one in separators or ()):
+        raise TemplateError(f"it writes JSON with more than {MAX_INDENT} characters between two values")
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys, allow_nan=False
+    )
 
 
 def _raise(message: str) -> None:

@@ -37,6 +37,8 @@ from appliance.ml.inference.request import Request
 from appliance.ml.inference.score import score_in_passes
 from appliance.ml.inference.text import Text
 from appliance.ml.model.base import Base
+from appliance.ml.model.call_stream import Called
+from appliance.ml.model.grammars import Vocabulary
 from appliance.ml.serving.turns import Turns
 
 # Requests that are answered at once; more wait for their turn.
@@ -48,7 +50,8 @@ _FAULTS = (ApplianceError, RuntimeError, MemoryError, ValueError, LookupError, T
 
 @dataclass(frozen=True)
 class Done:
-    """How an answer ended: `stop` (end of turn or a stop text), `length` or `cancelled`."""
+    """How an answer ended: `stop` (end of turn or a stop text), `tool_calls` (the same, with calls), `length` or
+    `cancelled`."""
 
     finish_reason: str
     prompt_tokens: int
@@ -57,10 +60,10 @@ class Done:
 
 @dataclass(frozen=True)
 class Event:
-    """What became of a request: a piece of its answer, its end, or why it has none."""
+    """What became of a request: a piece of its answer, calls in it, its end, or why it has none."""
 
     name: str
-    told: str | Done | ApplianceError
+    told: str | Called | Done | ApplianceError
 
 
 class Row:
@@ -84,18 +87,38 @@ class Row:
         self.drawn: list[int] = []
         # What a classification still has to do, pass by pass; its prompt stays unread until it ends.
         self.passes: Iterator[list[float] | None] | None = None
+        self.calls = question.calls
         self._prompt, self._choices = question.prompt, question.choices
         self._generator = torch.Generator().manual_seed(self.request.seed)
 
     def draw(self, lookahead: Lookahead) -> int:
-        """The next token, of those that lead to a label where there are labels."""
-        if self._choices is None:
-            if self.request.is_greedy:
-                return lookahead.likeliest
-            return draw_token(lookahead.logits, self.request, self._generator)
-        token = draw_token(self._choices.narrow(lookahead.logits), self.request, self._generator)
-        self._choices.take(token)
+        """The next token, of those that may come where the answer is held to something."""
+        choices = self._choices
+        if self.request.is_greedy and (choices is None or choices.allows(lookahead.likeliest)):
+            # The likeliest of all is also the likeliest of those that may come.
+            token = lookahead.likeliest
+        else:
+            logits = lookahead.logits if choices is None else choices.narrow(lookahead.logits)
+            token = draw_token(logits, self.request, self._generator)
+        if choices is not None:
+            choices.take(token)
         return token
+
+    def tell(self, piece: str) -> list[Event]:
+        """What a piece of the answer's text lets go."""
+        return _events(self.name, [piece] if self.calls is None else self.calls.push(piece))
+
+    def tell_rest(self) -> list[Event]:
+        """What was held back, once no token follows."""
+        piece = self.text.finish()
+        if self.calls is None:
+            return _events(self.name, [piece])
+        return _events(self.name, [*self.calls.push(piece), *self.calls.finish()])
+
+    @property
+    def is_full(self) -> bool:
+        """Whether its answer has come to its end, whatever may follow."""
+        return self.text.stopped or (self.calls is not None and self.calls.full)
 
     def read_again(self) -> None:
         """Its prompt, and what was drawn behind it, as a prompt."""
@@ -115,6 +138,7 @@ class Engine:
         self.base = base
         self.slots = Slots(base)
         self._plain: Reading = read_probe(base)
+        self._vocabulary = Vocabulary(base.chat, base.head().weight.shape[0])
         self._tokens = max(_CACHE_TOKENS, base.context_length)
         # A block more for each row: its last one may be filled in part.
         self._cache = Cache(base.device, self._tokens + MAX_ROWS * BLOCK)
@@ -169,9 +193,11 @@ class Engine:
 
     def read(self, request: Request, *, classifies: bool = False) -> Question:
         """The request as tokens. It changes nothing, so that another thread may do it beside the steps."""
-        read = read_classifiable if classifies else read_answerable
+        chat, length = self.base.chat, self.base.context_length
         try:
-            return read(self.base.chat, self.base.context_length, request)
+            if classifies:
+                return read_classifiable(chat, length, request)
+            return read_answerable(chat, length, request, self._vocabulary)
         except _FAULTS as error:
             raise as_refusal(error) from None
 
@@ -284,8 +310,8 @@ class Engine:
             row.completion_tokens += 1
             if row.drawn[-1] in self.base.chat.stop_ids():
                 return self._end(row, "stop")
-            events = _pieces(row, row.text.push(row.drawn[-1]))
-            if row.text.stopped:
+            events = row.tell(row.text.push(row.drawn[-1]))
+            if row.is_full:
                 return events + self._end(row, "stop")
             if row.completion_tokens == row.limit:
                 return events + self._end(row, "length")
@@ -297,8 +323,10 @@ class Engine:
 
     def _end(self, row: Row, reason: str) -> list[Event]:
         self._leave(row)
-        done = Done(reason, row.prompt_tokens, row.completion_tokens)
-        return [*_pieces(row, row.text.finish()), Event(row.name, done)]
+        events = row.tell_rest()
+        if reason == "stop" and row.calls is not None and row.calls.calls:
+            reason = "tool_calls"
+        return [*events, Event(row.name, Done(reason, row.prompt_tokens, row.completion_tokens))]
 
     def _fail(self, row: Row, error: BaseException) -> list[Event]:
         self._leave(row)
@@ -312,8 +340,8 @@ class Engine:
         self._cache.release(row.held)
 
 
-def _pieces(row: Row, piece: str) -> list[Event]:
-    return [Event(row.name, piece)] if piece else []
+def _events(name: str, told: Sequence[str | Called]) -> list[Event]:
+    return [Event(name, one) for one in told if one]
 
 
 def cut_off() -> ApplianceError:

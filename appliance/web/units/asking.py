@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from appliance.workflows.serving.serve import Serving
 if TYPE_CHECKING:
     from appliance.web.operations.traces import Traces
 
+Piece = dict[str, Any]
+"""A frame of an answer's text, or of the calls in it."""
 AnyRequest = ChatRequest | CompletionRequest | ClassifyRequest
 
 
@@ -52,21 +54,26 @@ class Asking:
             traces.join(answer.request, asker.headers)
         return answer
 
-    def gather(self, kind: str, body: AnyRequest, asker: Asker) -> tuple[Answer, str, dict[str, Any]]:
+    def gather(self, kind: str, body: AnyRequest, asker: Asker) -> tuple[Answer, list[Piece], dict[str, Any]]:
         """One thread from the admission to the end, so that no other thread has to wake between them; the answer, its
-        whole text, and the frame that ended it."""
+        pieces, and the frame that ended it."""
         answer = self.ask(kind, body, asker)
-        text: list[str] = []
+        pieces: list[Piece] = []
         done: dict[str, Any] = {}
         try:
             for frame in answer:
                 if frame["frame"] == "done":
                     done = frame
                 else:
-                    text.append(frame["text"])
+                    pieces.append(frame)
         finally:
-            asker.place.spend_frame(done, len(text))
-        return answer, "".join(text), done
+            asker.place.spend_frame(done, len(pieces))
+        return answer, pieces, done
+
+
+def text_of(pieces: Iterable[Piece]) -> str:
+    """What an answer says; calls of tools are no text."""
+    return "".join(piece["text"] for piece in pieces if "calls" not in piece)
 
 
 def read_shares(text: str) -> dict[str, float]:

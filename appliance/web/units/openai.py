@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,7 +22,7 @@ from appliance.web.core.auth import Doorkeeper
 from appliance.web.core.errors import Malformed, install
 from appliance.web.operations.limits import Quotas
 from appliance.web.operations.metrics import Metrics
-from appliance.web.units.asking import Asker, Asking, read_shares
+from appliance.web.units.asking import Asker, Asking, read_shares, text_of
 from appliance.web.units.gate import Gate, Threads
 from appliance.web.units.issuing import Issuing
 from appliance.web.units.refusals import openai_body
@@ -84,8 +85,8 @@ class _Routes:
 
     async def classify(self, request: Request) -> Response:
         body = await _parse(ClassifyRequest, request)
-        answer, text, done = await self._threads.run(self._asking.gather, "classify", body, _asker(request))
-        found = read_shares(text)
+        answer, pieces, done = await self._threads.run(self._asking.gather, "classify", body, _asker(request))
+        found = read_shares(text_of(pieces))
         best = max(found, key=lambda label: found[label])
         data = {"index": 0, "label": best, "probabilities": found}
         return JSONResponse({**_head("list", answer, body.model), "data": [data], **_tail(done)})
@@ -97,8 +98,9 @@ class _Routes:
             frames = Frames(self._threads, self._post, answer, request.state.place.spend_frame)
             request.state.frames = frames
             return Events(_stream(shape, answer, body.model, usage, frames), frames.leave)
-        answer, text, done = await self._threads.run(self._asking.gather, "generate", body, _asker(request))
-        choice = {"index": 0, **shape.whole(text), "finish_reason": done["finish_reason"], "logprobs": None}
+        answer, pieces, done = await self._threads.run(self._asking.gather, "generate", body, _asker(request))
+        told = shape.whole(text_of(pieces), list(_number_calls(answer, pieces)))
+        choice = {"index": 0, **told, "finish_reason": done["finish_reason"], "logprobs": None}
         return JSONResponse({**_head(shape.name, answer, body.model), "choices": [choice], **_tail(done)})
 
 
@@ -116,26 +118,45 @@ async def _parse(kind: type[T], request: Request) -> T:
 
 @dataclass(frozen=True)
 class Shape:
-    """How one kind of answer is written: `whole` and `piece` give a choice's text, `first` what comes before any."""
+    """How one kind of answer is written: `whole` gives a choice's text and calls, `piece` a piece of its text, `first`
+    what comes before any."""
 
     name: str
     chunk: str
-    whole: Callable[[str], Value]
+    whole: Callable[[str, list[Value]], Value]
     piece: Callable[[str], Value]
     first: Value | None
+
+
+def _whole_chat(text: str, calls: list[Value]) -> Value:
+    message: Value = {"role": "assistant", "content": text, "refusal": None}
+    if calls:
+        message |= {"content": text or None, "tool_calls": calls}
+    return {"message": message}
+
+
+def _number_calls(answer: Answer, pieces: Iterable[Value], first: int = 0) -> Iterator[Value]:
+    """The calls in these pieces; `first`: the number of the first one in its answer.
+
+    An id is nine letters and digits, which Mistral's templates want, and the same however the answer is read.
+    """
+    calls = [call for piece in pieces for call in piece.get("calls", ())]
+    for number, call in enumerate(calls, start=first):
+        digest = hashlib.sha256(f"{answer.request}/call/{number}".encode()).hexdigest()
+        yield {"id": digest[:9], "type": "function", "function": call}
 
 
 CHAT = Shape(
     name="chat.completion",
     chunk="chat.completion.chunk",
-    whole=lambda text: {"message": {"role": "assistant", "content": text, "refusal": None}},
+    whole=_whole_chat,
     piece=lambda text: {"delta": {"content": text} if text else {}},
     first={"delta": {"role": "assistant", "content": ""}},
 )
 COMPLETION = Shape(
     name="text_completion",
     chunk="text_completion",
-    whole=lambda text: {"text": text},
+    whole=lambda text, calls: {"text": text},
     piece=lambda text: {"text": text},
     first=None,
 )
@@ -183,10 +204,16 @@ async def _stream(shape: Shape, answer: Answer, model: str, usage: bool, frames:
 
     # Each of an answer's pieces differs in its text alone.
     before, after = chunk(shape.piece(_PLACE), None).split(json.dumps(_PLACE))
+    told = 0
     try:
         if shape.first is not None:
             yield chunk(shape.first, None)
         async for frame in frames.each():
+            for call in _number_calls(answer, [frame], told):
+                yield chunk({"delta": {"tool_calls": [{"index": told, **call}]}}, None)
+                told += 1
+            if "calls" in frame:
+                continue
             if frame["frame"] != "done":
                 yield f"{before}{json.dumps(frame['text'])}{after}"
                 continue

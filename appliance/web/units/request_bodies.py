@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
+from appliance.domain.data.tool_calls import (
+    TOOL,
+    check_json,
+    encode_json,
+    list_names,
+    match_results,
+    read_calls,
+    read_id,
+    read_tools,
+)
+from appliance.errors import BadInput
 from appliance.web.core.errors import Malformed
 
 MAX_TOKENS = 1_024
@@ -19,6 +31,8 @@ MAX_LABEL_TEXT = 65_536
 MAX_STOPS = 4
 MAX_STOP = 256
 MAX_MEMBERS = 64
+MAX_SCHEMA = 32_768
+"""Characters of a response format's schema, as JSON."""
 MAX_VALUES = 300_000
 """More than the characters of all texts: a body with so many signs between values has nothing to say."""
 
@@ -40,12 +54,39 @@ def _within(most: int, length: Callable[[T], int]) -> Callable[[list[T]], list[T
 class Message(BaseModel):
     """`content` is a text, or a list of parts of type text, which are joined in their order without anything between.
 
-    The joined text is what the model is given and what the ledger commits to.
+    The joined text is what the model is given and what the ledger commits to. A message with calls may have no content.
     """
 
     model_config = ConfigDict(extra="ignore")
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str = Field(max_length=MAX_TEXT)
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_content(cls, value: object) -> object:
+        if isinstance(value, dict) and value.get("tool_calls") and value.get("content") is None:
+            return {**value, "content": ""}
+        return value
+
+    @model_validator(mode="after")
+    def _of_its_role(self) -> Message:
+        """Calls are the assistant's, with their ids; a result names its call."""
+        with _as_value_error():
+            if self.tool_calls and self.role == "assistant":
+                for number, call in enumerate(read_calls(self.tool_calls, self.role)):
+                    read_id(call.get("id"), f"call {number}")
+            if self.role == TOOL:
+                read_id(self.tool_call_id, "tool_call_id")
+        return self
+
+    def given(self) -> dict[str, Any]:
+        """As the worker is given it and the ledger commits to it; a call's arguments are JSON text."""
+        given: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.tool_calls and self.role == "assistant":
+            given["tool_calls"] = [_as_text(call) for call in read_calls(self.tool_calls, self.role)]
+        return {**given, "tool_call_id": self.tool_call_id} if self.role == TOOL else given
 
     @field_validator("content", mode="before")
     @classmethod
@@ -64,12 +105,37 @@ def _text_of(part: object) -> str:
     return part["text"]
 
 
+def _as_text(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    return {**call, "function": {**function, "arguments": encode_json(function["arguments"])}}
+
+
+@contextmanager
+def _as_value_error() -> Iterator[None]:
+    """What the rules of tools refuse, as pydantic takes it: with the member's place."""
+    try:
+        yield
+    except BadInput as error:
+        raise ValueError(error.message) from None
+
+
 def _length(message: Message) -> int:
-    return len(message.content)
+    return len(message.content) + len(str(message.tool_calls or ""))
+
+
+def _check_results(messages: list[Message]) -> list[Message]:
+    """Every call has its result before the next turn, and every result its call."""
+    if any(message.role == TOOL or message.tool_calls for message in messages):
+        with _as_value_error():
+            match_results([message.given() for message in messages], None, "messages")
+    return messages
 
 
 Messages = Annotated[
-    list[Message], Field(min_length=1, max_length=MAX_MESSAGES), AfterValidator(_within(MAX_TEXT, _length))
+    list[Message],
+    Field(min_length=1, max_length=MAX_MESSAGES),
+    AfterValidator(_within(MAX_TEXT, _length)),
+    AfterValidator(_check_results),
 ]
 Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_TEXT)]
 Labels = Annotated[
@@ -111,13 +177,96 @@ class Drawn(BaseModel):
         }
 
 
+class NamedFunction(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(max_length=64)
+
+
+class NamedTool(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class NamedSchema(BaseModel):
+    """`strict` changes nothing: an answer is always held to the schema."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(max_length=64)
+    description: str | None = None
+    given: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+    @field_validator("given")
+    @classmethod
+    def _bounded(cls, schema: dict[str, Any]) -> dict[str, Any]:
+        with _as_value_error():
+            check_json(schema, "schema")
+        if (got := len(encode_json(schema))) > MAX_SCHEMA:
+            raise ValueError(f"expected at most {MAX_SCHEMA} characters as JSON, got {got}")
+        return schema
+
+
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    @model_validator(mode="after")
+    def _with_its_schema(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError(f"expected json_schema with the type json_schema and no other, got {self.type}")
+        return self
+
+    def schema_text(self) -> str:
+        return encode_json({"type": "object"} if self.json_schema is None else self.json_schema.given)
+
+
 class ChatRequest(Drawn):
     messages: Messages
     max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool = True
+    response_format: ResponseFormat | None = None
+
+    @field_validator("tools")
+    @classmethod
+    def _known(cls, tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        if tools is not None:
+            with _as_value_error():
+                read_tools(tools, "tools")
+        return tools
+
+    @model_validator(mode="after")
+    def _fitting(self) -> ChatRequest:
+        names = list_names(self.tools or ())
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError("tool_choice: expected one of the tools, got a function that is none of them")
+        if self.tool_choice == "required" and not names:
+            raise ValueError("tool_choice: expected tools to choose from, got none")
+        if self.guided_choice and (names or self.response_format):
+            raise ValueError("guided_choice: expected no tools and no response_format beside it, got some")
+        return self
 
     def parameters(self) -> dict[str, Any]:
-        messages = [message.model_dump() for message in self.messages]
-        return {"messages": messages, **self.drawing(self.max_completion_tokens or self.max_tokens or 256)}
+        messages = [message.given() for message in self.messages]
+        drawing = self.drawing(self.max_completion_tokens or self.max_tokens or 256)
+        return {"messages": messages, **drawing, **self._tools(), **self._format()}
+
+    def _tools(self) -> dict[str, Any]:
+        """As JSON text, whose members keep their order: a template writes them as they stand. With the choice `none`
+        the model is given no tools."""
+        if self.tools is None or self.tool_choice == "none":
+            return {}
+        choice = self.tool_choice
+        named = {"name": choice.function.name} if isinstance(choice, NamedTool) else choice or "auto"
+        once = {} if self.parallel_tool_calls else {"parallel_tool_calls": False}
+        return {"tools": encode_json(self.tools), "tool_choice": named, **once}
+
+    def _format(self) -> dict[str, Any]:
+        given = self.response_format
+        return {} if given is None or given.type == "text" else {"response_format": given.schema_text()}
 
 
 class CompletionRequest(Drawn):
@@ -145,7 +294,7 @@ class ClassifyRequest(BaseModel):
 
     def parameters(self) -> dict[str, Any]:
         wanted = self.messages or [Message(role="user", content=self.input or "")]
-        return {"messages": [message.model_dump() for message in wanted], "labels": self.labels}
+        return {"messages": [message.given() for message in wanted], "labels": self.labels}
 
 
 def parse_members(body: bytes) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from appliance.domain.data.imports import (
 )
 from appliance.domain.data.standing import base_is
 from appliance.domain.data.validation_sets import ValidationSetImported, next_set_version
+from appliance.domain.evaluation.judging import CALLED_ROWS
 from appliance.domain.rulebook.registry import ORDERS
 from appliance.errors import ApplianceError, BadInput, Denied, NotFound, Tampered, Unavailable
 from appliance.formats.artifacts.manifest import Manifest, ManifestFile, parse_manifest
@@ -59,8 +60,8 @@ _RETRY_FOR_S = 60.0
 BLIND_FAILURE = "{subject}: its rows cannot be used; what is wrong is not recorded of a blind set: check the file first"
 MEASURED = ("rows", "max_tokens", "mean_tokens", "mean_trained_tokens")
 _OF_A_DATASET = ("train_rows", "held_out_rows", "lengths")
-_GROUPED = ("clusters", "slices")
-"""Facts of rows, those of a dataset alone, and those of rows whose import named such a column."""
+_GROUPED = ("clusters", "slices", CALLED_ROWS)
+"""Facts of rows, those of a dataset alone, and those of rows whose import named such a column or which have tools."""
 
 
 def check_base_uploaded(context: Context, order: ImportBase) -> None:

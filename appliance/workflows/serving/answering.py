@@ -83,11 +83,12 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Ending:
-    """What an answer came to."""
+    """What an answer came to. `hidden`: some of its text is not shown as text, such as calls."""
 
     text: str
     last: Frame
     outcome: Outcome
+    hidden: bool = False
 
 
 class Answer:
@@ -113,6 +114,7 @@ class Answer:
         self._kind, self._parameters, self._finish = kind, parameters, finish
         self._heard: queue.SimpleQueue[Frame | None] | None = None
         self._text: list[str] = []
+        self._hidden = False
         self._over = False
         self._cut: str | None = None
         self._came: Callable[[], None] = lambda: None
@@ -155,6 +157,7 @@ class Answer:
         self._came = lambda: None
         if frame["frame"] == "token":
             self._text.append(frame["text"])
+            self._hidden = self._hidden or "calls" in frame
 
     def end(self, frame: Frame | None) -> Frame:
         """The last frame with the record, once that is durable; raises what ended the answer before its end."""
@@ -196,7 +199,7 @@ class Answer:
                 return {}
             self._over = True
         self.loaded.engine.leave(self.request, ended=bool(last))
-        return self._finish(self, Ending("".join(self._text), last, outcome))
+        return self._finish(self, Ending("".join(self._text), last, outcome, self._hidden))
 
     def close(self) -> None:
         """Ends what its reader has left; nothing where it has ended."""

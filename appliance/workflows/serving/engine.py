@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from appliance.domain.data.tool_calls import MAX_CALLS
 from appliance.errors import ApplianceError, BadInput, Tampered, TooMany, Unavailable
 from appliance.formats.core.canonical import MAX_INTEGER, parse_canonical
 from appliance.workflows.core.context import Context, Frame
@@ -30,7 +31,7 @@ START_S = 300.0
 FRAME_S = 120.0
 """A worker that sends nothing for so long, while a request waits, is ended."""
 WAITING = 32
-_FINISHED = ("stop", "length", "cancelled", "classified")
+_FINISHED = ("stop", "tool_calls", "length", "cancelled", "classified")
 _PIECE_CHARACTERS = 1024
 _LEAST_CHARACTERS = 2 << 20
 """A piece of an answer has so many characters at most, on average; an answer may have the least in any case."""
@@ -63,6 +64,7 @@ class _Pending:
             self.pieces, self.characters = self.pieces - 1, self.characters - len(text)
             if self.pieces < 0 or self.characters < 0:
                 raise BadInput("engine, token: expected no more tokens or characters than were requested, got more")
+            _check_calls(frame.get("calls", []), text)
         elif frame.get("frame") == "done":
             if frame.get("finish_reason") not in _FINISHED:
                 raise BadInput(f"engine, done: expected a finish_reason of {', '.join(_FINISHED)}, got an unknown one")
@@ -184,8 +186,10 @@ class Engine:
             raise TooMany(f"engine: expected at most {WAITING} requests at a time, got more")
         try:
             with self._lock:
-                # A step gives a piece at most, and an end what was held back for it.
-                self._enter(request, hear, slot, pieces=2 + int(parameters.get("max_tokens", 256)))
+                # A step gives a piece at most, with tools two for each token that may begin a call; and an end what was
+                # held back for it.
+                pieces = int(parameters.get("max_tokens", 256)) * (2 if "tools" in parameters else 1)
+                self._enter(request, hear, slot, pieces=2 + pieces)
                 self._answering[slot] += 1
         except BaseException:
             self._places.release()
@@ -250,6 +254,19 @@ class Engine:
         finally:
             for wanted in waiting:
                 wanted.hear(None)
+
+
+def _check_calls(calls: object, text: str) -> None:
+    """BadInput unless these are calls, and not much longer than the text that they are: numbers may be written out."""
+    if not isinstance(calls, list) or not all(
+        isinstance(call, dict)
+        and call.keys() == {"name", "arguments"}
+        and all(isinstance(part, str) and len(part) <= 16 * len(text) for part in call.values())
+        for call in calls
+    ):
+        raise BadInput("engine, token: expected calls with a name and arguments, got something else")
+    if len(calls) > MAX_CALLS:
+        raise BadInput(f"engine, token: expected at most {MAX_CALLS} calls, got {len(calls)}")
 
 
 def _separate(frame: Frame) -> list[Frame]:

@@ -181,12 +181,13 @@ def _held_out_rows(context: Context, adapter: Adapter) -> list[tuple[str, dict[s
             f"dataset {adapter.dataset}: expected a digest for each of {len(lines)} rows, got {len(digests)}"
         )
     rows = [(digest.hex(), json.loads(line)) for digest, line in zip(digests, lines, strict=True)]
-    return choose_judged(str(dataset.facts.get("task")), [row for row in rows if row[1]["split"] == HELD_OUT])
+    held_out = [row for row in rows if row[1]["split"] == HELD_OUT]
+    return choose_judged(str(dataset.facts.get("task")), held_out, lambda row: "calls" in row[1])
 
 
 def _rendered(row: dict[str, Any]) -> str:
-    """What stands before the row's last answer."""
-    *before, (last, _) = row["parts"]
+    """What stands before the row's last answer; of a row with tools before the one that is compared by its calls."""
+    *before, (last, _) = row["parts"][: row.get("calls", len(row["parts"])) + 1]
     return "".join(text for part in before for text in part) + str(last)
 
 

@@ -168,7 +168,7 @@ class Serving:
                 self.settle()
             raise Denied("answer: cut off, its adapter was taken out", code="cut-off") from error
         salts = self._salt(answer.request, "prompt"), self._salt(answer.request, "answer")
-        shown = ending.text if kind == "classify" else None
+        shown = ending.text if kind == "classify" or ending.hidden else None
         added = None if answer.instruction is None else answer.instruction.salt
         return {"record": record_response(self._context.ledger, appended, *salts, shown, added)}
 

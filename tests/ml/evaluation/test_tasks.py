@@ -165,7 +165,7 @@ def test_messages_are_read_from_text_where_a_file_holds_nothing_else() -> None:
         ("chat", {"messages": []}, "line 1, messages: expected 1 to 1000 messages, got 0"),
         ("chat", {"messages": "[1"}, "line 1, messages: expected a JSON object"),
         ("chat", {"messages": [{"role": "user"}]}, "line 1, message 0: expected role and content, got the members"),
-        ("chat", {"messages": [{"role": "tool", "content": "x"}]}, "message 0: expected the role system, user or"),
+        ("chat", {"messages": [{"role": "robot", "content": "x"}]}, "message 0: expected the role system, user, assis"),
         ("chat", {"messages": TURNS[:1]}, "line 1: expected a turn of the assistant, got none"),
         ("chat", {"messages": TURNS[:3]}, "line 1: expected the assistant's turn at the end, got the user's"),
         ("chat", {"messages": TURNS[1:]}, "line 1, message 0: expected the role user, got assistant"),
@@ -188,7 +188,7 @@ def test_a_column_that_was_named_must_be_there_and_a_part_must_be_the_tasks() ->
     columns = map_columns("instruction", {"input": "given"})
     with pytest.raises(BadInput, match="line 1: expected one column 'given', got the columns 'instruction, output'"):
         parse_source(b"instruction,output\na,b\n", "csv", "instruction", columns)
-    with pytest.raises(BadInput, match="column 'label': expected one of messages, cluster, slice for chat"):
+    with pytest.raises(BadInput, match="column 'label': expected one of messages, tools, cluster, slice for chat"):
         check_parts("chat", {"label": "x"})
 
 

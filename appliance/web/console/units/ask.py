@@ -22,7 +22,7 @@ from appliance.web.console.core.security import source_of
 from appliance.web.console.core.shell import make_shell
 from appliance.web.core.errors import Malformed
 from appliance.web.operations.limits import Quotas
-from appliance.web.units.asking import AnyRequest, Asker, Asking, read_shares
+from appliance.web.units.asking import AnyRequest, Asker, Asking, read_shares, text_of
 from appliance.web.units.gate import Threads
 from appliance.web.units.request_bodies import MAX_TOKENS, ChatRequest, ClassifyRequest, CompletionRequest
 from appliance.workflows.core.context import Context
@@ -148,7 +148,8 @@ class _Ask:
 
 
 def _gather(asking: Asking, kind: str, body: AnyRequest, asker: Asker) -> Answered:
-    answer, text, done = asking.gather(kind, body, asker)
+    answer, pieces, done = asking.gather(kind, body, asker)
+    text = text_of(pieces)
     record = done["record"].model_dump(mode="json", exclude_none=True)
     shares = read_shares(text) if kind == "classify" else {}
     return Answered(
