@@ -32,6 +32,8 @@ class Setting(NamedTuple):
     meaning: str
 
 
+_SCRATCH = "/var/tmp"  # noqa: S108 on a node, where a job makes a private folder in it
+
 SETTINGS = (
     Setting(
         "home", "APPLIANCE_HOME", DEFAULT_HOME, "the data folder: keys, artifacts and the SQLite ledger; not a key"
@@ -73,6 +75,23 @@ SETTINGS = (
     Setting(
         "harness_packages", "APPLIANCE_HARNESS_PACKAGES", None, "the folder where lm-eval and evaluate are installed"
     ),
+    Setting("runs_on", "APPLIANCE_RUNS_ON", "here", "where runs train whose order does not choose: `here` or `slurm`"),
+    Setting(
+        "slurm_folder", "APPLIANCE_SLURM_FOLDER", None, "the folder that every node of the cluster sees under this path"
+    ),
+    Setting(
+        "slurm_partition", "APPLIANCE_SLURM_PARTITION", None, "the partition of its jobs; Slurm's default unless set"
+    ),
+    Setting("slurm_account", "APPLIANCE_SLURM_ACCOUNT", None, "the account of persons whom policy gives none"),
+    Setting("slurm_time_limit", "APPLIANCE_SLURM_TIME_LIMIT", None, "of a job, as sbatch takes it, such as 1-00:00:00"),
+    Setting("slurm_cpus", "APPLIANCE_SLURM_CPUS", "1", "the CPUs that a job asks for"),
+    Setting("slurm_memory", "APPLIANCE_SLURM_MEMORY", None, "the memory that a job asks for, such as 32G"),
+    Setting("slurm_gres", "APPLIANCE_SLURM_GRES", None, "what else a job asks for, such as gpu:1"),
+    Setting("slurm_python", "APPLIANCE_SLURM_PYTHON", None, "the nodes' Python that has the appliance installed"),
+    Setting("slurm_scratch", "APPLIANCE_SLURM_SCRATCH", _SCRATCH, "the nodes' folder for what a job reads and writes"),
+    Setting("slurm_warning", "APPLIANCE_SLURM_WARNING", "120", "seconds before its time limit a job is told"),
+    Setting("slurm_patience", "APPLIANCE_SLURM_PATIENCE", "15", "minutes that slurmctld may be gone"),
+    Setting("slurm_commands", "APPLIANCE_SLURM_COMMANDS", "/usr/bin", "the folder of sbatch, squeue and scontrol"),
 )
 ROLES = frozenset({"people", "units", "runs"})
 VARIABLES = {setting.name: setting.variable for setting in SETTINGS if setting.name != "home"}
@@ -141,6 +160,24 @@ class Notices:
 
 
 @dataclass(frozen=True)
+class Slurm:
+    """The site's cluster, as its settings have it; None: Slurm's own default."""
+
+    folder: Path
+    partition: str | None
+    account: str | None
+    time_limit: str | None
+    cpus: int
+    memory: str | None
+    gres: str | None
+    python: str | None
+    scratch: str
+    warning_s: int
+    patience_s: float
+    commands: Path
+
+
+@dataclass(frozen=True)
 class Folder:
     """What a person's side knows of an appliance: where its folder is, which may be another account's."""
 
@@ -186,6 +223,8 @@ class Settings:
     import_cpu_s: float = 300.0
     harness_packages: Path | None = None
     """A folder of Python packages that the worker of tasks and metrics alone is shown."""
+    runs_on: str = "here"
+    slurm: Slurm | None = None
     limits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """By unit, and under "" for every other, those that were given."""
 
@@ -261,8 +300,53 @@ def load_settings(home: Path | None = None, environment: Mapping[str, str] | Non
         import_s=_parse_some_minutes(values["import_minutes"], "import_minutes"),
         import_cpu_s=_parse_some_minutes(values["import_cpu_minutes"], "import_cpu_minutes"),
         harness_packages=place / values["harness_packages"] if "harness_packages" in values else None,
+        runs_on=_runs_on(values),
+        slurm=_slurm(values),
         limits=limits,
     )
+
+
+def _runs_on(values: Mapping[str, str]) -> str:
+    if values["runs_on"] not in ("here", "slurm"):
+        raise BadInput(f"settings, runs_on: expected here or slurm, got {values['runs_on']!r}")
+    if values["runs_on"] == "slurm" and "slurm_folder" not in values:
+        raise BadInput("settings, runs_on: expected slurm_folder beside it, got none")
+    return values["runs_on"]
+
+
+_SLURM_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:+=-]{0,127}")
+
+
+def _slurm(values: Mapping[str, str]) -> Slurm | None:
+    """None where no shared folder is set."""
+    if "slurm_folder" not in values:
+        return None
+    for name in ("slurm_folder", "slurm_scratch", "slurm_commands", "slurm_python"):
+        if name in values and not values[name].startswith("/"):
+            raise BadInput(f"settings, {name}: expected an absolute path, got {values[name]!r}")
+    words = {name: values.get(f"slurm_{name}") for name in ("partition", "account", "time_limit", "memory", "gres")}
+    for name, word in words.items():
+        if word is not None and _SLURM_WORD.fullmatch(word) is None:
+            raise BadInput(f"settings, slurm_{name}: expected one word as sbatch takes it, got {word!r}")
+    numbers = {
+        name: _parse_number(values[f"slurm_{name}"], f"slurm_{name}") for name in ("cpus", "warning", "patience")
+    }
+    return Slurm(
+        folder=Path(values["slurm_folder"]),
+        **words,
+        cpus=numbers["cpus"],
+        python=values.get("slurm_python"),
+        scratch=values["slurm_scratch"],
+        warning_s=numbers["warning"],
+        patience_s=60.0 * numbers["patience"],
+        commands=Path(values["slurm_commands"]),
+    )
+
+
+def _parse_number(text: str, name: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65_535):
+        raise BadInput(f"settings, {name}: expected a whole number from 1 to 65535, got {text!r}")
+    return int(text)
 
 
 class Explained(NamedTuple):

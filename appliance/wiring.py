@@ -33,6 +33,9 @@ from appliance.formats.signatures.keys import Signer, keyid_of
 from appliance.runners.decoys import Probes
 from appliance.runners.hook import check_hook, run_hook
 from appliance.runners.host import describe_host, multiplies_bfloat16
+from appliance.runners.slurm.cluster import Cluster, Resources, Site
+from appliance.runners.slurm.commands import Commands, command_environment
+from appliance.runners.slurm.records import JobRecords
 from appliance.store.database.claim import claim_founding
 from appliance.store.database.engine import bring_up_to_date, check_migrated, migrate, open_engine
 from appliance.store.database.processes import About, Processes
@@ -288,7 +291,9 @@ def service(
         import_cpu_s=settings.import_cpu_s,
         processes=processes,
         roles=settings.roles,
+        runs_on=settings.runs_on,
     )
+    context.cluster = _cluster(settings, context)
     context.missing_from_log = witness.compare(context) or witness.missing_cosignatures(context)
     if context.missing_from_log:
         ledger.close()
@@ -328,6 +333,25 @@ def _check_keyring(keyring: Keyring, ledger: Ledger) -> None:
     missing = sorted(set(site.signing_keys(now)) - set(keyring.log_signers(site.origin)))
     if missing:
         raise Tampered(f"keyring: expected the log's keys, got none of {', '.join(missing)}; put the keys folder back")
+
+
+def _cluster(settings: Settings, context: Context) -> Cluster | None:
+    """The site's Slurm, where it has one."""
+    asked = settings.slurm
+    if asked is None:
+        return None
+    resources = Resources(
+        partition=asked.partition,
+        account=asked.account,
+        time_limit=asked.time_limit,
+        cpus=asked.cpus,
+        memory=asked.memory,
+        gres=asked.gres,
+        warning_s=asked.warning_s,
+    )
+    site = Site(asked.folder, resources, asked.python, asked.scratch, asked.patience_s)
+    commands = Commands(asked.commands, command_environment())
+    return Cluster(site, commands, JobRecords(settings.home / "jobs"), context.closing)
 
 
 def _probes(settings: Settings) -> Probes:

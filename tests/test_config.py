@@ -78,3 +78,33 @@ def test_beyond_loopback_it_takes_a_certificate_or_a_word(tmp_path: Path) -> Non
 def test_what_does_not_fit_is_named(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(BadInput, match=words):
         load_settings(write(tmp_path, text), {})
+
+
+# The cluster.
+
+
+def test_a_cluster_is_set_up_by_its_shared_folder(tmp_path: Path) -> None:
+    environment = {"APPLIANCE_HOME": str(tmp_path)}
+    assert load_settings(tmp_path, environment).slurm is None
+    (tmp_path / "appliance.toml").write_text('slurm_folder = "/shared"\nslurm_gres = "gpu:1"\nruns_on = "slurm"\n')
+    found = load_settings(tmp_path, environment)
+    assert found.slurm is not None
+    assert (found.runs_on, found.slurm.folder, found.slurm.gres) == ("slurm", Path("/shared"), "gpu:1")
+    assert (found.slurm.cpus, found.slurm.patience_s, found.slurm.partition) == (1, 900.0, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('runs_on = "slurm"', "runs_on: expected slurm_folder beside it"),
+        ('runs_on = "there"', "runs_on: expected here or slurm, got 'there'"),
+        ('slurm_folder = "shared"', "slurm_folder: expected an absolute path, got 'shared'"),
+        ('slurm_folder = "/s"\nslurm_cpus = "0"', "slurm_cpus: expected a whole number from 1 to 65535, got '0'"),
+        ('slurm_folder = "/s"\nslurm_partition = "a b"', "slurm_partition: expected one word as sbatch takes it"),
+        ('slurm_folder = "/s"\nslurm_account = "--uid=0"', "slurm_account: expected one word as sbatch takes it"),
+    ],
+)
+def test_a_setting_of_the_cluster_that_cannot_be_is_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "appliance.toml").write_text(text)
+    with pytest.raises(BadInput, match=words):
+        load_settings(tmp_path, {"APPLIANCE_HOME": str(tmp_path)})

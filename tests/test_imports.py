@@ -78,7 +78,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     ),
     "ml": ("", "quantised", "layers", "model", "data", "inference", "training", "evaluation", "serving"),
     "store": ("files", "database", "ledger"),
-    "runners": ("walls", ""),
+    "runners": ("walls", "", "slurm"),
     "workflows": (
         *("core", "integrity", "governance", "witnesses", "data", "evaluation", "runs", "releases", "serving"),
         *("queries", "", "lifecycle", "operations"),

@@ -216,10 +216,19 @@ def run() -> None:
 )
 @GATES
 @click.option("--tier", metavar="TIER", help="The tier of materiality that the adapters are meant for, such as high.")
+@click.option(
+    "--on", type=click.Choice(["here", "slurm"]), help="Where to train: runs_on of the settings unless given."
+)
 @signs
 @click.pass_obj
 def start(
-    caller: Caller, recipes: tuple[Path, ...], follow: bool, sweep: Path | None, gates: str | None, tier: str | None
+    caller: Caller,
+    recipes: tuple[Path, ...],
+    follow: bool,
+    sweep: Path | None,
+    gates: str | None,
+    tier: str | None,
+    on: str | None,
 ) -> None:
     """Order one training run for each recipe; they queue and train one after another.
 
@@ -234,14 +243,14 @@ def start(
     if sweep is not None:
         if len(recipes) != 1:
             raise BadInput(f"run start: expected one recipe with --sweep, got {len(recipes)}")
-        train_sweep(caller, recipes[0], sweep, gates, tier)
+        train_sweep(caller, recipes[0], sweep, gates, tier, on)
         return
     loaded = [(str(path), load_recipe(path)) for path in recipes]
     door = caller.reading()
     proposals, planned = [], list[str]()
     for what, recipe in loaded:
         chosen = choose_gates(door, gates, recipe.purpose)
-        proposals.append(propose_run(door, caller.anchor, caller.signer, recipe, what, chosen, tier))
+        proposals.append(propose_run(door, caller.anchor, caller.signer, recipe, what, chosen, tier, on=on))
         planned += list_costs(plan_run(door, recipe, what), promise(door, chosen, recipe).lines)
     runs = [str(receipt.result["run"]) for receipt in sign_all(caller, proposals, planned)]
     waiting = [name for name in runs if door.get(f"/v1/runs/{name}")["status"] == "waiting"]

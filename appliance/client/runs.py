@@ -97,10 +97,11 @@ def propose_run(
     gates: AtHand | None = None,
     tier: str | None = None,
     sweep: str | None = None,
+    on: str | None = None,
 ) -> Proposal:
     """The order with every value resolved by the rules, over digests that the log itself binds: the gate set's, and
     that of each validation set which it names, in the newest version. `tier`: what the adapter is meant for.
-    `sweep`: the name of the sweep that the run belongs to."""
+    `sweep`: the name of the sweep that the run belongs to. `on`: where it is trained; None: where the site trains."""
     answer = door.get("/v1/recipes/facts", base=recipe.base, dataset=recipe.dataset)
     base_digest = proven_digest(door, anchor, "base", recipe.base)
     dataset_digest = proven_digest(door, anchor, "dataset", recipe.dataset)
@@ -129,6 +130,7 @@ def propose_run(
             "local_sets": tuple(LocalSet(set=one["set"], digest=one["digest"]) for one in local),
             "tier": tier,
             "sweep": sweep,
+            "on": on or answer["runs_on"],
         },
         documents={} if gates is None else {"gates": gates.data},
         resolved=unwritten,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+
+from appliance.formats.core.digest import digest_bytes, digest_file
+from appliance.runners.sandbox import PACKAGE
 
 
 def multiplies_bfloat16() -> bool:
@@ -23,6 +27,12 @@ def describe_host(cuda: bool) -> str:
             if name.strip() == key:
                 return f"{value.strip()}, {threads} threads"
     return f"{os.uname().machine}, {threads} threads"
+
+
+def digest_code() -> str:
+    """A digest over the appliance's own source files, as this machine has them."""
+    files = {str(path.relative_to(PACKAGE)): digest_file(path) for path in sorted(PACKAGE.rglob("*.py"))}
+    return digest_bytes(json.dumps(files, sort_keys=True).encode())
 
 
 def _read_text(path: Path) -> str:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from appliance.errors import BadInput
+from appliance.runners.output import open_output
 
 FIRST_BYTES = 1 << 20
 LAST_BYTES = 64 << 10
@@ -62,6 +63,21 @@ class WorkerLog:
     def join(self, timeout_s: float) -> None:
         """Waits until everything is in the file."""
         self._thread.join(timeout_s)
+
+
+def append_foreign(path: Path, folder: Path, name: str) -> None:
+    """Adds to a log the first bytes and the last of a file that was written elsewhere, in the same plain characters."""
+    descriptor = open_output(folder, name)
+    try:
+        size = os.fstat(descriptor).st_size
+        data = os.pread(descriptor, FIRST_BYTES, 0)
+        cut = max(0, size - len(data) - LAST_BYTES)
+        last = os.pread(descriptor, LAST_BYTES, max(len(data), size - LAST_BYTES))
+    finally:
+        os.close(descriptor)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    with suppress(OSError), open(os.open(path, flags, 0o600), "ab", buffering=0) as file:
+        _append(file.fileno(), data.translate(_PLAIN) + (_CUT % cut if cut else b"") + last.translate(_PLAIN))
 
 
 def _append(file: int, data: bytes) -> None:

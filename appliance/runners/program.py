@@ -21,7 +21,7 @@ from appliance.runners.sandbox import PACKAGE
 END = b"\n"
 """The line after the last line of the program's input."""
 CANCELLED = "cancelled"
-_START = (
+START = (
     "import runpy, sys; root, module = sys.argv[1:3]; del sys.argv[1:3]; "
     "sys.path.insert(0, root); runpy.run_module(module, run_name='__main__', alter_sys=True)"
 )
@@ -63,7 +63,7 @@ def _start(module: str, log: Path) -> subprocess.Popen[bytes]:
         raise Unavailable(f"{module}, {log}: expected a log that can be written, got {error.strerror}") from None
     try:
         return subprocess.Popen(
-            [sys.executable, "-I", "-c", _START, str(PACKAGE.parent), module],
+            [sys.executable, "-I", "-c", START, str(PACKAGE.parent), module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=beside,

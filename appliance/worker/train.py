@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 import sys
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,22 @@ def work(session: Link, task: Header, blob: bytes) -> Header:
     """`blob` is the training checkpoint to go on from, `seconds` the time that it took to come there."""
     with start_ranks(session, take_recipe(task), partial(follow, task, blob, None)) as ends:
         return lead(session, task, blob, ends)
+
+
+class Asked:
+    """Whether the service has asked for a training checkpoint since the last look: the node of a run on a cluster may
+    be about to be taken away."""
+
+    def __init__(self, session: Link) -> None:
+        self._frames = session.listen()
+
+    def take(self) -> bool:
+        asked = False
+        with suppress(queue.Empty):
+            while True:
+                frame = self._frames.get_nowait()
+                asked |= frame is not None and frame[0].get("frame") == "checkpoint"
+        return asked
 
 
 def follow(task: Header, blob: bytes, stop: int | None, rank: int, ends: Ends) -> None:
@@ -61,6 +79,7 @@ def lead(session: Link, task: Header, blob: bytes, ends: Ends) -> Header:
         session.send({"frame": "checkpoint", **facts, "machine": machine.describe_kind(recipe["device"])})
 
     base, attached, samples, validation = started
+    asked = Asked(session)
     ranks, start = Ranks(0, recipe["processes"], ends), blob or None
     training = train(
         *(base, attached, samples, recipe, report),
@@ -69,6 +88,7 @@ def lead(session: Link, task: Header, blob: bytes, ends: Ends) -> Header:
         validation=validation,
         ranks=ranks,
         secret=take_secret(recipe, task),
+        asked=asked.take,
     )
     weights_step = use_best(training)
     made = methods.encode_adapter(attached, recipe["base"])

@@ -153,6 +153,7 @@ def _training(context: Context, model: type[Order], draft: Draft) -> None:
         "base_digest": found["base_digest"],
         "dataset_digest": found["dataset_digest"],
         "gates": None if gates is None else digest_bytes(gates),
+        "on": draft.values.get("on") or found["runs_on"],
     }
     if gates is not None:
         draft.values |= _sets(context, found, parse_gates(gates))

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scripts.benches import (
+    cluster,
     console,
     console_people,
     ledger,
@@ -73,6 +74,8 @@ def _measure(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
         return console.measure(folder, replace(pages, rounds=given.rounds or pages.rounds))
     if given.name == "verdicts":
         return verdicts.measure(verdicts.QUICK if given.quick else verdicts.FULL, given.rounds or 3)
+    if given.name == "slurm":
+        return cluster.measure(folder, given.rounds or (1 if given.quick else 5))
     plan = ledger.QUICK if given.quick else ledger.FULL
     if given.largest is not None and not given.quick:
         plan = replace(plan, largest=given.largest)
@@ -83,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure; medians of rounds that take turns.")
     parser.add_argument(
         "name",
-        choices=["console", "dpo", "ledger", "methods", "plan", "serve", "train", "verdicts"],
+        choices=["console", "dpo", "ledger", "methods", "plan", "serve", "slurm", "train", "verdicts"],
         help="what to measure; methods and plan have options of their own",
     )
     parser.add_argument("--quick", action="store_true", help="less of everything, in two minutes")
@@ -102,7 +105,8 @@ def _parser() -> argparse.ArgumentParser:
         "--rounds",
         metavar="N",
         type=int,
-        help="train: rounds beside the peers (default: 3; 1 with --quick); verdicts: rounds (3); console: of a page",
+        help="train: rounds beside the peers (default: 3; 1 with --quick); verdicts: rounds (3); console: of a page; "
+        "slurm: jobs (5)",
     )
     parser.add_argument(
         "--model",

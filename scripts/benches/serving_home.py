@@ -127,7 +127,9 @@ class Home:
             return seal(self.context, row, order, staging, {"device": "cpu", "record": row.record}, evaluation)
 
     def _train(self, run: str, folder: Path) -> None:
-        append(self.context, RunStarted(run=run, layers=LAYERS, accepted_missing=(), walls=WALLS, secret=None))
+        append(
+            self.context, RunStarted(run=run, layers=LAYERS, accepted_missing=(), walls=WALLS, job=None, secret=None)
+        )
         body = RunCheckpointed(run=run, step=2, checkpoint=digest_bytes(run.encode()), seconds="1.0", machine=MACHINE)
         append(self.context, body)
         finished = RunFinished(

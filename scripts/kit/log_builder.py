@@ -707,6 +707,7 @@ class LogBuilder:
             "layers": LAYERS,
             "accepted_missing": (),
             "walls": WALLS,
+            "job": None,
             "secret": None,
         }
         return RunStarted(**standing | fields)

@@ -179,6 +179,18 @@ TRAINING = {
     "truncated-frame": Code((BadInput,), "a worker's message was cut off", "look at the worker's log"),
     "worker-ended": Code((Unavailable,), "a worker has ended without a result", "look at its log; try again"),
     "rank-ended": Code((Unavailable,), "a process of a training run has ended", "look at its log; `run resume`"),
+    "slurm-refused": Code((BadInput,), "Slurm did not take a job", "correct what its words name, then `run resume`"),
+    "slurm-unreachable": Code((Unavailable,), "slurmctld did not answer in time", "`run resume` once it does"),
+    "slurm-missing": Code((Unavailable,), "a command of Slurm's is not there", "install it, or set `slurm_commands`"),
+    "slurm-job": Code((Unavailable,), "a job has ended before its worker began", "look at the worker's log"),
+    "slurm-cancelled": Code((Unavailable,), "somebody cancelled the job in Slurm", "`run resume`"),
+    "slurm-deadline": Code((Unavailable,), "the job passed its deadline in Slurm", "`run resume`"),
+    "slurm-node": Code((Unavailable,), "a node reported an error without a code", "look at the worker's log"),
+    "other-code": Code((Unavailable,), "a node has another version of the appliance", "install the service's there"),
+    "service-silent": Code((Unavailable,), "a node waited too long for the service", "`run resume`"),
+    "shared-folder": Code(
+        (Unavailable,), "the folder shared with the nodes does not work", "look at its room and mount"
+    ),
     "worker-silent": Code((Unavailable,), "a worker said nothing in time and was ended", "look at its log; try again"),
     "worker-failed": Code((BadInput,), "a worker failed with a code that is none", "look at its log, and report it"),
     "wall-missing": Code((Unavailable,), "the sandbox could not be built", "`appliance doctor` says what is missing"),

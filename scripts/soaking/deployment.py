@@ -182,7 +182,7 @@ def _seal(context: Context, site: Appliance, unit: str, output: Path, probe: Fra
         orders=((envelope.pae_digest, order),),
     )
     missing = tuple(sorted(layer for layer, stands in layers.items() if not stands))
-    append(context, RunStarted(run=run_id, layers=layers, accepted_missing=missing, walls=walls, secret=None))
+    append(context, RunStarted(run=run_id, layers=layers, accepted_missing=missing, walls=walls, job=None, secret=None))
     step = record_step({**STEP, "row_losses": [], "seconds": 0.0, "peak_bytes": 1}, ())
     (output / STEPS_FILE).write_bytes(encode_steps([step]))
     record, weights = digest_file(output / STEPS_FILE), digest_file(output / "adapter_model.safetensors")

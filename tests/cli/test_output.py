@@ -74,6 +74,7 @@ def test_a_run_is_told_in_stages(capsys: pytest.CaptureFixture[str]) -> None:
     display = Display("r-000001")
     step = {"frame": "step", "step": 2, "steps": 2, "loss": 0.25, "seconds": 2.0, "tokens": 10}
     display.take("queued", [])
+    display.take("queued", [{"frame": "waiting", "on": "slurm", "state": "job 7: PENDING (Resources)\x1b[2J"}])
     display.take(
         "running", [{"frame": "started", "walls": {"tcp": "refused"}, "layers": {"seccomp": True, "landlock": False}}]
     )
@@ -83,6 +84,7 @@ def test_a_run_is_told_in_stages(capsys: pytest.CaptureFixture[str]) -> None:
     display.take("sealed", [])
     assert capsys.readouterr().err.splitlines() == [
         "r-000001: waits for its turn.",
+        "r-000001: job 7: PENDING (Resources)\\x1b[2J.",
         "r-000001: the worker is in its sandbox: 1 layers, without landlock, which policy accepts; "
         "1 of 1 attempts to break out were refused.",
         "trains: 2 of 2 steps, loss 0.250, 5 tokens a second",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from appliance.client.sweeps import Candidate, Row
 
 
-def train_sweep(caller: Caller, path: Path, folder: Path, gates: str | None, tier: str | None) -> None:
+def train_sweep(caller: Caller, path: Path, folder: Path, gates: str | None, tier: str | None, on: str | None) -> None:
     """Orders every combination, follows them, cancels those that fall behind, and writes what came of it."""
     from appliance.client.evaluation.gates import choose_gates
     from appliance.client.planning import plan_run
@@ -30,7 +30,7 @@ def train_sweep(caller: Caller, path: Path, folder: Path, gates: str | None, tie
     sweep, proposals, planned = name_sweep(combinations[0].recipe), [], list[str]()
     for one in combinations:
         chosen = choose_gates(door, gates, one.recipe.purpose)
-        made = propose_run(door, caller.anchor, caller.signer, one.recipe, str(path), chosen, tier, sweep)
+        made = propose_run(door, caller.anchor, caller.signer, one.recipe, str(path), chosen, tier, sweep, on)
         proposals.append(made)
         planned += list_costs(plan_run(door, one.recipe, str(path)), promise(door, chosen, one.recipe).lines)
     planned.append(

@@ -43,6 +43,9 @@ class Display:
         kind = frame.get("frame")
         if kind == "started":
             self._started(frame)
+        elif kind == "waiting":
+            self.close()
+            say(f"{self.run}: {plain(str(frame['state']))}.")
         elif kind == "step":
             if frame.get("validation_loss") is not None:
                 self._validation = f", validation {float(frame['validation_loss']):.3f}"
@@ -56,7 +59,6 @@ class Display:
                 say(f"{self.run}: the loss spiked at step {int(frame['step'])} to {loss.split()[-1]}, rows {rows}.")
         elif kind == "progress":
             self._measure("evaluates", int(frame["total"]), "rows").set(int(frame["done"]), _pace(frame))
-
         elif kind == "judging" and frame["set"] != self._set:
             self._set = frame["set"]
             self.close()

@@ -39,6 +39,13 @@ class Tier(Value):
     authorise_runs: bool = Field(default=False, description="a second person must let the training run begin")
 
 
+class SlurmAccount(Value):
+    """Whose runs on the cluster are submitted under which account of Slurm."""
+
+    person: Identifier
+    account: Token
+
+
 def _tier(name: str, from_score: int, reviewers: int, review_days: int, reattest_days: int) -> Tier:
     return Tier(
         name=name,
@@ -133,6 +140,9 @@ class Parameters(Value):
         default="shown", description="whether a verdict that was not passed stops a release"
     )
     most_sweep_runs: int = Field(default=16, ge=1, le=256, description="runs that one sweep may order")
+    slurm_accounts: tuple[SlurmAccount, ...] = Field(
+        default=(), max_length=1024, description="who may train on the cluster, and under which account there"
+    )
     passkeys_synced: bool = Field(default=False, description="passkeys that can be copied, such as to a cloud, count")
     passkeys_on_localhost: bool = Field(
         default=False, description="passkeys of localhost count, where every user of the machine can listen"
@@ -147,6 +157,9 @@ class Parameters(Value):
         unknown = sorted(set(self.accepted_missing_layers) - set(LAYERS))
         if unknown:
             raise ValueError(f"accepted_missing_layers: expected some of {', '.join(LAYERS)}, got {', '.join(unknown)}")
+        persons = [row.person for row in self.slurm_accounts]
+        if twice := sorted({name for name in persons if persons.count(name) > 1}):
+            raise ValueError(f"slurm_accounts: expected each person once, got {', '.join(twice)} twice")
         self._check_tiers()
         self._check_witnesses()
         return self

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from appliance.domain.core.decisions import Finding, ReleaseRequest, ReviewRecord
-from appliance.domain.core.names import Digest, Identifier, Time, Value, VersionedName
+from appliance.domain.core.names import Canonical, Digest, Identifier, Time, Token, Value, VersionedName
 from appliance.domain.core.policy import Parameters
 from appliance.formats.signatures.relying_party import PasskeyScope
 
@@ -234,6 +234,14 @@ class Guarantee(Value):
     steps: int
 
 
+class Job(Canonical):
+    """A start of a job of Slurm: its id, how often it had been requeued by then, and the nodes that it had."""
+
+    id: int = Field(ge=1)
+    restart: int = Field(ge=0)
+    nodes: tuple[Token, ...] = Field(min_length=1, max_length=64)
+
+
 class Run(Value):
     id: str
     order: str
@@ -277,6 +285,12 @@ class Run(Value):
     """Of a private run."""
     secret: str | None = None
     """Of a private run that has begun, the digest that binds its secret."""
+    on: Literal["here", "slurm"] = "here"
+    """Where its order has it trained."""
+    job: Job | None = None
+    """Of Slurm: where its last worker was started."""
+    began: int = 0
+    """The step from which its last worker went on."""
 
 
 class TrainingCheckpoint(Value):

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
 from appliance.domain.core.names import RunId
-from appliance.domain.core.records import Run
+from appliance.domain.core.records import Job, Run
 from appliance.domain.core.state import State
 from appliance.domain.data.standing import inputs_stand, sets_stand
 from appliance.errors import Denied
 
 UNDER_WAY = ("waiting", "queued", "running", "trained")
 """A run that has not ended."""
+MOST_RESUMES = 3
+"""How often a run is resumed without an order. After that it has failed, until an order resumes it."""
 
 
 class WorkerStarted(Event):
-    """A training worker starts. `walls`: what its own probes found; `layers`: what of the sandbox stands."""
+    """A training worker starts. `walls`: what its own probes found; `layers`: what of the sandbox stands; `job`: on
+    Slurm, where."""
 
     run: RunId
     layers: dict[str, bool]
     accepted_missing: tuple[str, ...]
     walls: dict[str, str]
+    job: Job | None
 
     def about(self) -> tuple[str, ...]:
         return (f"run:{self.run}",)
 
 
-def next_queued(state: State) -> Run | None:
-    """Whose turn it is: the one that the earliest entry put into the queue."""
-    return min((run for run in state.runs.values() if run.status == "queued"), key=lambda run: run.queued, default=None)
+def next_queued(state: State, on: str = "here", but: Container[str] = ()) -> Run | None:
+    """Whose turn it is in that place: the one that the earliest entry put into the queue."""
+    waiting = [run for run in state.runs.values() if (run.status, run.on) == ("queued", on) and run.id not in but]
+    return min(waiting, key=lambda run: run.queued, default=None)
 
 
 def take_run(case: Case, name: str, *statuses: str) -> Run:
@@ -68,6 +75,18 @@ def check_sandbox(case: Case, body: WorkerStarted) -> None:
     accepted = case.state.parameters.accepted_missing_layers
     case.require(set(missing) <= set(accepted), "layers", f"all but {list(accepted)}", f"without {missing}")
     case.require(sorted(body.accepted_missing) == missing, "accepted_missing", missing, body.accepted_missing)
+
+
+def begin(case: Case, run: Run, body: WorkerStarted) -> Changes:
+    """Another worker of the run, where its order has it trained; by itself only so often. On a cluster, where a job
+    can be preempted many times, a worker that got further than the one before it counts as the first."""
+    on = "here" if body.job is None else "slurm"
+    case.require(on == run.on, "job", f"a worker on {run.on}, as it was ordered", f"one on {on}")
+    case.require(body.job is None or body.job != run.job, "job", "another start than the last", body.job)
+    further = body.job is not None and run.step > run.began
+    resumes = (0 if further else run.resumes) + (run.status != "queued")
+    case.require(resumes <= MOST_RESUMES, "resumes", f"at most {MOST_RESUMES}", resumes)
+    return move(case.state, run.model_copy(update={"resumes": resumes, "job": body.job, "began": run.step}), "running")
 
 
 def check_walls(case: Case, walls: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule, Verb
 from appliance.domain.data.standing import inputs_stand, sets_stand
 from appliance.domain.runs.checkpoints import last_checkpoint
-from appliance.domain.runs.conditions import WorkerStarted, check_inputs, check_sandbox, move, take_run
+from appliance.domain.runs.conditions import WorkerStarted, begin, check_inputs, check_sandbox, move, take_run
 
 
 class Resume(Order):
@@ -54,10 +54,6 @@ def may_resume(state: State, order: Resume, signer: Principal, now: Time) -> Rea
     return reasons + inputs_stand(state, run) + sets_stand(state, run.sets)
 
 
-MOST_RESUMES = 3
-"""How often a run is resumed without an order. After that it has failed, until an order resumes it."""
-
-
 def resume_requested(case: Case) -> Changes:
     run = take_run(case, case.order(Resume).run, "failed")
     return move(case.state, run.model_copy(update={"resumes": 0, "queued": case.entry.index}), "queued")
@@ -72,9 +68,7 @@ def run_resumed(case: Case) -> Changes:
     last = last_checkpoint(case.state, run)
     expected = None if last is None else (last.step, last.digest)
     case.require((body.step, body.checkpoint) == expected, "checkpoint", expected, (body.step, body.checkpoint))
-    resumes = run.resumes + (run.status != "queued")
-    case.require(resumes <= MOST_RESUMES, "resumes", f"at most {MOST_RESUMES}", resumes)
-    return move(case.state, run.model_copy(update={"resumes": resumes}), "running")
+    return begin(case, run, body)
 
 
 VERBS = (

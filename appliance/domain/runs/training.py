@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from appliance.domain.core.case import Case, Changes
@@ -19,7 +21,16 @@ from appliance.domain.evaluation.gates import parse_gates
 from appliance.domain.evaluation.judging import check_sets, unfit_local_sets, unfit_sets, unjudgeable
 from appliance.domain.planning.shape import read_roles
 from appliance.domain.recipe.recipe import ResolvedRecipe, count_steps, untrainable
-from appliance.domain.runs.conditions import UNDER_WAY, WorkerStarted, check_inputs, check_sandbox, move, take_run
+from appliance.domain.runs.clusters import unfit_place
+from appliance.domain.runs.conditions import (
+    UNDER_WAY,
+    WorkerStarted,
+    begin,
+    check_inputs,
+    check_sandbox,
+    move,
+    take_run,
+)
 from appliance.domain.runs.stopping import best_step, read_steps, stops
 from appliance.domain.runs.sweeps import too_many
 from appliance.formats.core.digest import digest_bytes
@@ -40,6 +51,8 @@ class Train(Order):
     """The tier of materiality that the adapter is meant for; it can ask for a second person before the run begins."""
     sweep: Identifier | None = None
     """Runs that are ordered to choose one of them have one name here."""
+    on: Literal["here", "slurm"] = "here"
+    """Where it is trained: on the service's machine, or as a job of the site's Slurm."""
 
     def subjects(self) -> Subjects:
         return (
@@ -122,6 +135,7 @@ def may_train(state: State, order: Train, signer: Principal, now: Time) -> Reaso
     reasons += unfit_local_sets(dataset, order.local_sets, order.gates)
     reasons += _tiered(state, order)
     reasons += _swept(state, order)
+    reasons += unfit_place(state, order.on, signer.name, private=recipe.privacy is not None)
     stored, of_base = base.facts.get("quantisation"), read_roles(base.facts)
     preferences = facts.get("task") == PREFERENCE
     return reasons + untrainable(recipe, context, longest, rows, stored, *of_base, preferences=preferences)
@@ -174,6 +188,7 @@ def run_requested(case: Case) -> Changes:
         tier=order.tier,
         sweep=order.sweep,
         privacy=_guarantee(case.state, order.recipe),
+        on=order.on,
     )
     return [(case.state.runs, run.id, run)]
 
@@ -201,13 +216,14 @@ def check_gates(case: Case, order: Train, document: bytes) -> None:
 def run_started(case: Case) -> Changes:
     """No run starts if a probe got through a wall, or if a layer is missing that policy does not accept as missing."""
     body = case.of(RunStarted)
-    run = take_run(case, body.run, "queued")
+    # A job that is requeued before its first training checkpoint begins again.
+    run = take_run(case, body.run, *(("queued",) if body.job is None else ("queued", "running")))
     check_inputs(case, run)
     case.require(run.step == 0, "run", "run.resumed, for one that has a training checkpoint", "run.started")
     check_sandbox(case, body)
     private = run.privacy is not None
     case.require((body.secret is not None) == private, "secret", "a digest" if private else "none", body.secret)
-    return move(case.state, run.model_copy(update={"secret": body.secret}), "running")
+    return begin(case, run.model_copy(update={"secret": body.secret}), body)
 
 
 def run_finished(case: Case) -> Changes:

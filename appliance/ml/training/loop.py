@@ -73,11 +73,13 @@ def train(
     validation: Sequence[Sample] = (),
     ranks: Ranks = ALONE,
     secret: bytes = b"",
+    asked: Callable[[], bool] = lambda: False,
 ) -> Training:
     """Trains the adapter in place; a loss that is not a number is an error, not a result.
 
-    `keep` is called whenever a training checkpoint is due. `start` is one to go on from, `stop` the step to end at.
-    Every rank of a run calls this with the same arguments, and ends with the same weights. `secret`: of a private run.
+    `keep` is called whenever a training checkpoint is due, or somebody has `asked` for one. `start` is one to go on
+    from, `stop` the step to end at. Every rank of a run calls this with the same arguments, and ends with the same
+    weights. `secret`: of a private run.
     """
     private = PrivatePlan(samples, recipe, secret) if recipe["privacy"] else None
     plan = list(plan_steps(samples, recipe)) if private is None else []
@@ -112,7 +114,7 @@ def train(
                 accuracy=found.accuracy,
             )
         )
-        if is_due(training, recipe["checkpoint_every"]):
+        if is_due(training, recipe["checkpoint_every"]) or asked():
             keep(training)
     if has_ended(training) and not (training.trained_tokens and is_changed(attached)):
         raise Unavailable(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from functools import cache
-from pathlib import Path
 
-import appliance
 from appliance import __version__
-from appliance.formats.core.digest import digest_bytes, digest_file
+from appliance.formats.core.digest import digest_bytes
+from appliance.runners.host import digest_code
 from appliance.workflows.core.context import Code
 
 _PACKAGES = (
@@ -30,8 +28,6 @@ _PACKAGES = (
 @cache
 def describe_code() -> Code:
     """The service's version, a digest over its source files, and its packages by the digest of their RECORD."""
-    root = Path(appliance.__file__).parent
-    files = {str(path.relative_to(root)): digest_file(path) for path in sorted(root.rglob("*.py"))}
     packages = {}
     for name in _PACKAGES:
         try:
@@ -40,4 +36,4 @@ def describe_code() -> Code:
             continue
         record = distribution.read_text("RECORD") or ""
         packages[f"{name}@{distribution.version}"] = digest_bytes(record.encode())
-    return Code(__version__, digest_bytes(json.dumps(files, sort_keys=True).encode()), packages)
+    return Code(__version__, digest_code(), packages)

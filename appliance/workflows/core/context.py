@@ -18,7 +18,8 @@ from appliance.errors import Tampered
 from appliance.formats.core.timestamp import encode_time
 from appliance.formats.signatures.keys import Signer
 from appliance.runners.decoys import Probes
-from appliance.runners.local import Worker
+from appliance.runners.running import Running
+from appliance.runners.slurm.cluster import Cluster
 from appliance.store.database.processes import Processes
 from appliance.store.database.sessions import Sessions
 from appliance.store.files.artifacts import Artifacts
@@ -30,7 +31,7 @@ from appliance.store.files.steps import Steps
 from appliance.store.files.witnessed import Witnessed
 from appliance.store.ledger.ledger import Ledger
 from appliance.workflows.core.contact import Contact
-from appliance.workflows.core.jobs import Jobs
+from appliance.workflows.core.jobs import InHand, Jobs
 from appliance.workflows.core.progress import Progress
 from appliance.workflows.core.prompts import Prompts
 from appliance.workflows.core.uploads import Uploads
@@ -85,9 +86,14 @@ class Context:
     checks: Jobs = field(default_factory=lambda: Jobs("checks"))
     runs: Jobs = field(default_factory=lambda: Jobs("runs"))
     looks: Jobs = field(default_factory=lambda: Jobs("looks"))
+    cluster: Cluster | None = None
+    cluster_runs: Jobs = field(default_factory=lambda: Jobs("runs on Slurm", threads=8))
+    runs_on: str = "here"
+    """Where runs train whose order does not choose."""
+    in_hand: InHand = field(default_factory=InHand)
     prompts: Prompts = field(default_factory=Prompts)
     uploads: Uploads = field(default_factory=Uploads)
-    workers: dict[str, Worker] = field(default_factory=dict)
+    workers: dict[str, Running] = field(default_factory=dict)
     order_lock: threading.RLock = field(default_factory=threading.RLock)
     verifying: threading.Lock = field(default_factory=threading.Lock)
     closing: threading.Event = field(default_factory=threading.Event)
@@ -136,7 +142,7 @@ class Context:
     @property
     def jobs(self) -> tuple[Jobs, ...]:
         """Every queue, in the order in which the service's end waits for them."""
-        return self.runs, self.bases, self.datasets, self.checks, self.looks
+        return self.runs, self.cluster_runs, self.bases, self.datasets, self.checks, self.looks
 
 
 Frame = dict[str, Any]

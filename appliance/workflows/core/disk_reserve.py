@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from appliance.errors import ApplianceError, Unavailable
-from appliance.runners.local import Worker
+from appliance.runners.running import Running
 from appliance.workflows.core.defects import DISK
 
 log = logging.getLogger("appliance")
@@ -46,7 +46,7 @@ def disk_shortage(folder: Path, *, engine: bool) -> str | None:
 
 
 @contextmanager
-def kept_free(started: Worker, folder: Path, *, engine: bool) -> Iterator[None]:
+def kept_free(started: Running, folder: Path, *, engine: bool) -> Iterator[None]:
     """Ends the worker when the disk of this folder has too little room; what follows from that is Unavailable
     (`disk`)."""
     over, why = threading.Event(), ""

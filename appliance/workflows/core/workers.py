@@ -14,6 +14,7 @@ from typing import Any
 
 from appliance.errors import ApplianceError, BadInput, Denied, NotFound, Tampered, TooLarge, Unavailable
 from appliance.runners.local import Worker, start_worker
+from appliance.runners.running import Running
 from appliance.runners.sandbox import Limits, Sandbox
 from appliance.workflows.core.context import Context, Frame
 from appliance.workflows.core.disk_reserve import kept_free
@@ -78,7 +79,7 @@ def worker(
                     del context.workers[key]
 
 
-def check_walls(started: Worker) -> dict[str, str]:
+def check_walls(started: Running) -> dict[str, str]:
     """The probes' results; Unavailable when any got through, so that nothing runs in a broken sandbox."""
     walls = started.check_walls(WALLS_S)
     through = sorted(name for name, result in walls.items() if result != "refused")
@@ -88,7 +89,7 @@ def check_walls(started: Worker) -> dict[str, str]:
 
 
 def carry_out(
-    started: Worker,
+    started: Running,
     task: Frame,
     blob: bytes = b"",
     *,
@@ -109,7 +110,7 @@ def carry_out(
     raise _ended(started, bounds)
 
 
-def _ended(started: Worker, bounds: Bounds | None) -> ApplianceError:
+def _ended(started: Running, bounds: Bounds | None) -> ApplianceError:
     """Why a worker ended that said nothing: its log is empty where the kernel ended it."""
     try:
         code = started.wait(ENDS_S)
@@ -127,7 +128,7 @@ def _no_result(how: str) -> Unavailable:
     return Unavailable(f"worker: expected a result, got its end{how}", code="worker-ended")
 
 
-def _receive(started: Worker, deadline: float) -> tuple[Frame, bytes] | None:
+def _receive(started: Running, deadline: float) -> tuple[Frame, bytes] | None:
     """The next frame, None at the end; TooLarge (`time-limit`) where it does not come by the deadline."""
     left = deadline - time.monotonic()
     try:

@@ -19,7 +19,7 @@ from appliance.workflows.core.effects import lease_of
 from appliance.workflows.core.record import append, append_all, conceal, draft_of
 from appliance.workflows.data import imports as ingest
 from appliance.workflows.data.folders import destroy_unnamed_secrets
-from appliance.workflows.runs import checkpoints, replay, steps, train
+from appliance.workflows.runs import checkpoints, places, replay, steps, train
 
 RUNS = "runs"
 """The lease of the queue of runs and replays, and of the care of what is stored."""
@@ -55,6 +55,7 @@ def take_up_runs(context: Context) -> None:
     append_all(context, list(_runs_left(context.ledger.state)))
     checkpoints.sweep(context)
     steps.sweep(context)
+    places.sweep(context)
     context.runs_here = True
     resume_work(context)
 
@@ -124,12 +125,14 @@ def _interrupted(state: State, run: Run) -> Draft:
 
 def resume_work(context: Context) -> None:
     """What was cut off goes on, then what waits, in the ledger's order."""
-    for run in context.ledger.state.runs.values():
+    busy = context.cluster_runs.busy
+    runs = [run for run in context.ledger.state.runs.values() if run.on == "here" or not busy]
+    for run in runs:
         if train.can_go_on(run):
             train.go_on(context, run.id)
-    for run in context.ledger.state.runs.values():
+    for run in runs:
         if run.status == "queued":
-            train.enqueue(context)
+            train.enqueue(context, run.on)
     for wanted in context.ledger.state.replays.values():
         if wanted.status == "requested":
             replay.enqueue(context, wanted.order)

@@ -131,4 +131,5 @@ def recipe_facts(context: Context, base_name: str, dataset_name: str) -> dict[st
         "local_sets": list_local(context, dataset_name),
         "validation_sets": _standing_sets(state, base.digest, dataset.facts.get("task")),
         "machine": machine.model_dump(mode="json"),
+        "runs_on": context.runs_on,
     }

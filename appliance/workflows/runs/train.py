@@ -15,23 +15,24 @@ from appliance.domain.rulebook.registry import ORDERS
 from appliance.domain.runs.authorisation import AuthoriseRun
 from appliance.domain.runs.cancellation import Cancel
 from appliance.domain.runs.checkpoints import last_checkpoint
-from appliance.domain.runs.conditions import inputs_withdrawn, next_queued
-from appliance.domain.runs.resumption import MOST_RESUMES, Resume, RunResumed
+from appliance.domain.runs.conditions import MOST_RESUMES, inputs_withdrawn, next_queued
+from appliance.domain.runs.resumption import Resume, RunResumed
 from appliance.domain.runs.training import RunFailed, RunFinished, RunStarted, Train
 from appliance.errors import ApplianceError, Denied, NotFound, Tampered
 from appliance.formats.core.digest import digest_file
-from appliance.runners.local import Worker
+from appliance.runners.running import Running
 from appliance.workflows.core.context import Context
 from appliance.workflows.core.defects import contain_defects
 from appliance.workflows.core.effects import Effect
 from appliance.workflows.core.halt import check_standing, halt
+from appliance.workflows.core.jobs import Jobs
 from appliance.workflows.core.record import conceal
 from appliance.workflows.core.retry import append_with_retry, state_with_retry
-from appliance.workflows.core.workers import carry_out, check_walls, worker
+from appliance.workflows.core.workers import carry_out, check_walls
 from appliance.workflows.data.imports import checked_base
 from appliance.workflows.data.teaching import check_labels
 from appliance.workflows.evaluation.local_sets import check_local
-from appliance.workflows.runs import checkpoints, evaluate, planning, privacy, steps
+from appliance.workflows.runs import checkpoints, evaluate, places, planning, privacy, steps
 from appliance.workflows.runs.seal import seal
 
 RESULT = (
@@ -60,39 +61,57 @@ class Places:
 
 def go_on(context: Context, run_id: str) -> None:
     """Carries on with a run that was cut off, before those that wait."""
+
+    def carry() -> None:
+        carry_through(context, run_id)
+
     if context.runs_here:
-        context.runs.put(partial(carry_through, context, run_id))
+        _queue(context, _place_of(context, run_id)).put(carry)
 
 
-def enqueue(context: Context) -> None:
-    """One run more is carried through: whichever waits longest by the ledger when its turn comes. Where another
+def _place_of(context: Context, run_id: str) -> str:
+    run = context.ledger.state.runs.get(run_id)
+    return "here" if run is None else run.on
+
+
+def enqueue(context: Context, on: str = "here") -> None:
+    """One run more is carried through there: whichever waits longest by the ledger when its turn comes. Where another
     process has the queue, that process sees the entry."""
     if context.runs_here:
-        context.runs.put(partial(_carry_next, context))
+        _queue(context, on).put(partial(_carry_next, context, on))
 
 
-def _carry_next(context: Context) -> None:
-    run = next_queued(context.ledger.state)
-    if run is not None:
-        carry_through(context, run.id)
+def _queue(context: Context, on: str) -> Jobs:
+    return context.runs if on == "here" else context.cluster_runs
+
+
+def _carry_next(context: Context, on: str) -> None:
+    while (run := next_queued(context.ledger.state, on, context.in_hand)) is not None:
+        if carry_through(context, run.id):
+            return
 
 
 def enqueue_ordered(context: Context, order_digest: str) -> None:
     """... the run that this order, recorded now, asked for."""
     for run in context.ledger.state.runs.values():
         if run.order == order_digest and run.status == "queued":
-            enqueue(context)
+            enqueue(context, run.on)
 
 
 def resume_ordered(context: Context, run_id: str) -> None:
     """... a run that failed before; followers see it continue."""
     context.progress.reopen(run_id)
-    enqueue(context)
+    enqueue(context, _place_of(context, run_id))
 
 
 def _cancel(context: Context, accepted: Accepted) -> None:
     if isinstance(accepted.order, Cancel):
         halt(context, accepted.order.run)
+
+
+def _authorise(context: Context, accepted: Accepted) -> None:
+    if isinstance(accepted.order, AuthoriseRun):
+        enqueue(context, _place_of(context, accepted.order.run))
 
 
 def _resume(context: Context, accepted: Accepted) -> None:
@@ -102,7 +121,12 @@ def _resume(context: Context, accepted: Accepted) -> None:
 
 def can_go_on(run: Run | None) -> bool:
     """Whether a run that was cut off is resumed by itself."""
-    return run is not None and run.status in ("running", "trained") and run.step > 0 and run.resumes < MOST_RESUMES
+    if run is None or run.status not in ("running", "trained"):
+        return False
+    if run.on == "slurm":
+        # A job is found again, or begins again where it was preempted before its first training checkpoint.
+        return run.resumes < MOST_RESUMES or run.step > run.began
+    return run.step > 0 and run.resumes < MOST_RESUMES
 
 
 def train_order(context: Context, run: Run, *, replayed: bool = False) -> Train:
@@ -118,57 +142,86 @@ def train_order(context: Context, run: Run, *, replayed: bool = False) -> Train:
     return order
 
 
-def carry_through(context: Context, run_id: str) -> None:
+def carry_through(context: Context, run_id: str) -> bool:
     """Runs to an outcome in any case: sealed, failed or cancelled, and recorded as such.
 
-    A service that ends leaves a run that can go on to its next start.
+    A service that ends leaves a run that can go on to its next start. False where another thread has the run in hand.
     """
     run = context.ledger.state.runs.get(run_id)
     if run is None or context.closing.is_set() or not (run.status == "queued" or can_go_on(run)):
-        return
+        return True
+    if not context.in_hand.take(run_id):
+        return False
+    try:
+        _carry_to_end(context, run)
+    finally:
+        context.in_hand.leave(run_id)
+    return True
+
+
+def _carry_to_end(context: Context, run: Run) -> None:
+    run_id = run.id
     try:
         with contain_defects(f"run {run_id}"):
             adapter = _carry_through(context, run)
     except ApplianceError as error:
-        if context.closing.is_set() and can_go_on(context.ledger.state.runs.get(run_id)):
+        if context.closing.is_set() and _is_left(context.ledger.state.runs.get(run_id)):
             return
         _fail(context, run_id, error)
     else:
         context.progress.end(run_id, result={"adapter": adapter})
+    places.release(context, run_id)
     checkpoints.sweep(context)
     privacy.sweep_secrets(context)
     steps.sweep(context)
 
 
+def _is_left(run: Run | None) -> bool:
+    """Whether the next start goes on with a run that the service's end cut off here; a job of Slurm may still wait."""
+    return can_go_on(run) or (run is not None and run.on == "slurm" and run.status == "queued")
+
+
 def _carry_through(context: Context, run: Run) -> str:
     check_standing(context, run)
     order = train_order(context, run)
-    planning.check_start(context, order.recipe)
+    places.check_place(context, run.on, order.recipe)
+    if run.on == "here":
+        planning.check_start(context, order.recipe)
     base = checked_base(context, run.base)
     context.artifacts.check(run.dataset_digest)
     dataset = context.artifacts.path(run.dataset_digest)
     with ExitStack() as stack:
         output, states, scratch = (stack.enter_context(context.artifacts.staging()) for _ in range(3))
         trained = _train(context, run.id, order, Places(base, dataset, output, states))
+        # What crossed to the cluster is not left there while the run waits for its evaluation.
+        places.release(context, run.id)
+        judge = partial(_judge, context, run, order, Places(base, dataset, output, scratch), trained)
+        return places.in_turn(context, run, judge)
+
+
+def _judge(context: Context, run: Run, order: Train, folders: Places, trained: dict[str, Any]) -> str:
+    """Evaluates and seals on this machine, wherever the run was trained: an adapter is served on the kind of machine
+    that evaluated it."""
+    base, dataset, output, scratch = vars(folders).values()
+    evaluation = evaluate.evaluate(context, run, order, base, dataset, output, scratch)
+    if not evaluate.still_compares(context, run, evaluation):
+        # Another version was released meanwhile. A second such case fails the run.
         evaluation = evaluate.evaluate(context, run, order, base, dataset, output, scratch)
-        if not evaluate.still_compares(context, run, evaluation):
-            # Another version was released meanwhile. A second such case fails the run.
-            evaluation = evaluate.evaluate(context, run, order, base, dataset, output, scratch)
-        return seal(context, run, order, output, trained, evaluation)
+    return seal(context, run, order, output, trained, evaluation)
 
 
-def _train(context: Context, run_id: str, order: Train, places: Places) -> dict[str, Any]:
+def _train(context: Context, run_id: str, order: Train, folders: Places) -> dict[str, Any]:
     """To the last step, by as many workers as it takes: one that was killed is followed by another."""
     while True:
         try:
-            return _train_on(context, run_id, order, places)
+            return _train_on(context, run_id, order, folders)
         except ApplianceError as error:
             going = can_go_on(context.ledger.state.runs.get(run_id)) and not context.closing.is_set()
             if error.code not in ENDED or not going:
                 raise
 
 
-def _train_on(context: Context, run_id: str, order: Train, places: Places) -> dict[str, Any]:
+def _train_on(context: Context, run_id: str, order: Train, folders: Places) -> dict[str, Any]:
     """By one worker, from the last recorded training checkpoint: Tampered before it starts where that is another."""
     state = context.ledger.state
     run = state.runs.get(run_id)
@@ -178,21 +231,20 @@ def _train_on(context: Context, run_id: str, order: Train, places: Places) -> di
     last = last_checkpoint(state, run)
     begin = b"" if last is None else context.checkpoints.read(last.digest)
     secret = _take_secret(context, run)
-    gpu, write = order.recipe.device == "cuda", (places.output, places.checkpoints)
-    module, read = "appliance.worker.train", (places.base, places.dataset)
-    with worker(context, run_id, module, read=read, write=write, gpu=gpu) as started:
+    gpu, write = order.recipe.device == "cuda", (folders.output, folders.checkpoints)
+    with places.trainer(context, run, (folders.base, folders.dataset), write, gpu=gpu) as started:
         _record_start(context, run, last, started, secret)
         task = {
             "recipe": order.recipe.model_dump(mode="json"),
             "seconds": 0.0 if last is None else float(last.seconds),
-            **{name: str(path) for name, path in vars(places).items()},
+            **{name: str(path) for name, path in vars(folders).items()},
             **({"secret": secret.hex()} if secret else {}),
         }
         recorder = steps.Recorder(context.steps, run_id, 0 if last is None else last.step, private=bool(secret))
         most = planning.max_checkpoint_bytes(context, order.recipe)
-        keep = partial(checkpoints.take_frame, context, run_id, places.checkpoints, most)
+        keep = partial(checkpoints.take_frame, context, run_id, folders.checkpoints, most)
         result = carry_out(started, task, begin, on_frame=lambda frame: keep(recorder.take(frame)))
-    weights, record = digest_file(places.output / METHODS[order.recipe.method].weights), recorder.close(places.output)
+    weights, record = digest_file(folders.output / METHODS[order.recipe.method].weights), recorder.close(folders.output)
     make = partial(RunFinished, run=run_id, weights=weights, record=record)
     append_with_retry(context, checkpoints.read_body(make, result, RESULT))
     return {**result, "record": record}
@@ -205,10 +257,13 @@ def _take_secret(context: Context, run: Run) -> bytes:
     return privacy.begin_secret(context, run) if run.secret is None else privacy.read_secret(context, run)
 
 
-def _record_start(context: Context, run: Run, last: TrainingCheckpoint | None, started: Worker, secret: bytes) -> None:
-    walls = check_walls(started)
+def _record_start(context: Context, run: Run, last: TrainingCheckpoint | None, started: Running, secret: bytes) -> None:
+    walls, run_id = check_walls(started), run.id
+    if places.begun_before(run, started):
+        return
     missing = tuple(sorted(layer for layer, stands in started.layers.items() if not stands))
-    sandbox: dict[str, Any] = {"run": run.id, "layers": started.layers, "accepted_missing": missing, "walls": walls}
+    sandbox: dict[str, Any] = {"run": run_id, "layers": started.layers, "accepted_missing": missing, "walls": walls}
+    sandbox["job"] = places.job_of(started)
     if last is None:
         append_with_retry(context, RunStarted(secret=privacy.bind(run, secret) if secret else None, **sandbox))
     else:
@@ -235,7 +290,9 @@ def _fail(context: Context, run_id: str, error: ApplianceError) -> None:
 
 
 def _check_ready(context: Context, order: Train) -> None:
-    planning.check_order(context, order.recipe)
+    places.check_place(context, order.on, order.recipe)
+    if order.on == "here":
+        planning.check_order(context, order.recipe)
     check_labels(context, order.recipe.dataset, order.sets)
     check_local(context, order)
 
@@ -246,7 +303,7 @@ EFFECTS = (
         ready=_check_ready,
         start=lambda context, accepted: enqueue_ordered(context, accepted.digest),
     ),
-    Effect(AuthoriseRun, start=lambda context, accepted: enqueue(context)),
+    Effect(AuthoriseRun, start=_authorise),
     Effect(Cancel, start=_cancel),
     Effect(Resume, start=_resume),
 )

@@ -654,6 +654,7 @@ DEFAULTS = {
     "failed_verdict": "shown",
     "most_sweep_runs": 16,
     "tries_a_day": 100,
+    "slurm_accounts": (),
     "passkeys_synced": False,
     "passkeys_on_localhost": False,
 }

@@ -11,8 +11,8 @@ from appliance.domain.core.names import NO_DIGEST
 from appliance.domain.core.records import Run
 from appliance.domain.data.bases import BaseQuarantined
 from appliance.domain.runs.cancellation import Cancel, RunCancelled
+from appliance.domain.runs.conditions import MOST_RESUMES
 from appliance.domain.runs.replays import TOLERANCE, ReplayFailed, judge
-from appliance.domain.runs.resumption import MOST_RESUMES
 from appliance.domain.runs.training import RunFailed, RunRequested, Train
 from appliance.errors import Denied
 from scripts.kit.log_builder import MACHINE, WALLS, LogBuilder, stage

@@ -23,14 +23,17 @@ from appliance.errors import Denied, NotFound, Unavailable
 from appliance.formats.core.digest import digest_bytes
 from appliance.runners.decoys import Probes
 from appliance.runners.local import start_worker
+from appliance.store.database.processes import Processes
 from appliance.store.files.artifacts import Artifacts
 from appliance.store.files.checkpoints import Checkpoints
 from appliance.store.files.keyring import Keyring
 from appliance.store.files.steps import Steps
 from appliance.store.ledger.staging import propose
 from appliance.workflows.core import disk_reserve, rounds, workers
+from appliance.workflows.core.contact import Contact
+from appliance.workflows.core.context import ALL_ROLES
 from appliance.workflows.core.defects import contain_defects
-from appliance.workflows.core.jobs import Jobs
+from appliance.workflows.core.jobs import InHand, Jobs
 from appliance.workflows.core.progress import Progress
 from appliance.workflows.core.record import conceal
 from appliance.workflows.data import imports as ingest
@@ -97,6 +100,15 @@ def context_of(site: LogBuilder, home: Path) -> Any:
         import_s=60.0,
         import_cpu_s=60.0,
         runs=Jobs("runs"),
+        cluster=None,
+        cluster_runs=Jobs("runs on Slurm"),
+        in_hand=InHand(),
+        processes=Processes(),
+        process=None,
+        roles=ALL_ROLES,
+        runs_here=True,
+        contact=Contact(),
+        refresh=lambda: False,
         workers={},
         order_lock=threading.RLock(),
         closing=threading.Event(),

@@ -17,9 +17,12 @@ from appliance.domain.governance.service import Heartbeat
 from appliance.domain.governance.sessions import AuthRefused
 from appliance.errors import Denied, Unavailable
 from appliance.store.database.engine import migrate, open_engine
+from appliance.store.database.processes import Processes
 from appliance.store.ledger.ledger import Ledger
 from appliance.workflows.core import retry as patience
-from appliance.workflows.core.jobs import Jobs
+from appliance.workflows.core.contact import Contact
+from appliance.workflows.core.context import ALL_ROLES
+from appliance.workflows.core.jobs import InHand, Jobs
 from appliance.workflows.core.retry import append_with_retry, state_with_retry
 from appliance.workflows.data import imports as ingest
 from appliance.workflows.lifecycle.recovery import resume_forgotten
@@ -58,6 +61,8 @@ def context(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(patience, "RETRY_S", 0.01)
     seen: list[object] = []
     return SimpleNamespace(
+        contact=Contact(),
+        process=None,
         ledger=ledger,
         workers={"r-000001": Worker()},
         closing=threading.Event(),
@@ -150,10 +155,18 @@ def test_what_nobody_carries_though_its_order_stands_is_taken_up(monkeypatch: py
     run = site.request_run()
     wanted = site.ordered(ImportRequested(policy=site.in_force), site.dataset_order())
     carried: list[str] = []
-    monkeypatch.setattr(train, "carry_through", lambda _, run_id: carried.append(run_id))
+    monkeypatch.setattr(train, "carry_through", lambda _, run_id: not carried.append(run_id))
     monkeypatch.setattr(ingest, "import_rows", lambda _, digest: carried.append(digest))
     context: Any = SimpleNamespace(
-        ledger=SimpleNamespace(state=site.state), runs=Jobs("runs"), bases=Jobs("bases"), datasets=Jobs("datasets")
+        ledger=SimpleNamespace(state=site.state),
+        in_hand=InHand(),
+        processes=Processes(),
+        process=None,
+        roles=ALL_ROLES,
+        runs_here=True,
+        contact=Contact(),
+        refresh=lambda: False,
+        **{name: Jobs(name) for name in ("runs", "cluster_runs", "bases", "datasets")},
     )
     over = threading.Event()
     if busy:

@@ -183,7 +183,10 @@ def _field(name: str, member: dict[str, Any]) -> Field:
         label=name.replace("conditions.", "condition: ").replace("_", " "),
         kind=kind,
         choices=choices,
-        optional=optional or kind == "yes" or name.startswith("conditions."),
+        optional=optional
+        or kind == "yes"
+        or (kind == "choice" and "default" in member)
+        or name.startswith("conditions."),
         hint=_HINTS.get(last, ""),
     )
 

@@ -1,0 +1,363 @@
+"""One start of a job, as the service has it: the frames of a worker on this machine, read from the shared folder.
+
+What the node says is a stranger's: records hold under the job's key, frames are parsed as a local worker's are, and its
+files are copied from the shared folder while they are hashed. The node starts its task once `send` has put `go` there,
+which the workflow does after the entry. A service that ends leaves the job to its next start, which finds it again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import ApplianceError, BadInput, Tampered, TooLarge, Unavailable
+from appliance.runners.decoys import ALWAYS
+from appliance.runners.log import append_foreign
+from appliance.runners.running import Frame
+from appliance.runners.sandbox import LAYERS
+from appliance.runners.slurm import folder as names
+from appliance.runners.slurm.cluster import UNREACHABLE, Cluster
+from appliance.runners.slurm.commands import Job
+from appliance.runners.slurm.folder import Record, encode_record, label_of, parse_left, parse_record
+from appliance.runners.slurm.objects import get_file, put_file
+from appliance.runners.slurm.records import JobRecord
+from appliance.runners.slurm.spool import SpoolReader, SpoolWriter
+
+LOOK_S = 0.1
+STATUS_S = 2.0
+START_S = 1800.0
+SETTLES_S = 5.0
+"""Between two looks that both find the job over: what its node wrote last may come late."""
+PROBES = ALWAYS | {"read-shared", "write-shared"}
+MOST_FILE_BYTES = 16 << 30
+_CODE = re.compile(r"[a-z][a-z0-9-]{0,63}")
+_MOST_MESSAGE = 1000
+_SAYS = frozenset({"hello", "copied", "walls", "frame", "ended"})
+
+
+class ClusterWorker:
+    """`read` and `write` are the service's own folders, which a task names; what the worker leaves on its node appears
+    in the latter. `told` gets what Slurm says of a job that waits. `skip`: frames of steps up to this one were taken
+    before, by a service that ended since."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        record: JobRecord,
+        *,
+        code: str,
+        read: tuple[Path, ...],
+        write: tuple[Path, ...],
+        log: Path,
+        skip: int = 0,
+        told: Callable[[str], None] = lambda text: None,
+        most_bytes: int = MOST_FILE_BYTES,
+    ) -> None:
+        if record.job is None:
+            raise Tampered(f"job {record.key}: expected its number, got none")
+        self.layers: Mapping[str, bool] = {}
+        self.pid = record.job
+        self.attempt: int | None = None
+        self.node = ""
+        self.begun = False
+        """Whether its task was given before this service started."""
+        self._cluster, self._record, self._code = cluster, record, code
+        self._folder, self._secret = Path(record.folder), bytes.fromhex(record.secret)
+        self._read, self._write, self._log, self._skip, self._told = read, write, log, skip, told
+        self._most_bytes = most_bytes
+        self._out: SpoolReader | None = None
+        self._in: SpoolWriter | None = None
+        self._sending = threading.Lock()
+        self._killed = threading.Event()
+        self._taken: list[str] = []
+        self._job: Job | None = None
+        self._looked = 0.0
+        self._over_since: float | None = None
+        self._gone_since: float | None = None
+
+    # --- what the node says -------------------------------------------------------------------------------------------
+
+    def check_walls(self, timeout_s: float = 60.0) -> dict[str, str]:
+        """Waits for as long as the job waits in Slurm's queue; then for half an hour between two signs of life, of
+        which each file that was copied is one.
+
+        Returns {probe: "refused" or "open"}: a probe that the node did not name is open.
+        """
+        while (record := self._next(max(timeout_s, START_S))) is not None:
+            if record["frame"] == "hello":
+                self._greet(record)
+            elif record["frame"] == "walls":
+                return self._judge(record)
+            elif record["frame"] == "frame":
+                raise _failure(record)
+            elif record["frame"] == "ended":
+                break
+        raise Unavailable(f"{self._name}: expected its wall probes first, got its end", code="worker-ended")
+
+    def _greet(self, hello: Record) -> None:
+        node = str(hello.get("node"))
+        if hello.get("job") != self.pid:
+            raise Tampered(f"{self._name}: expected its own node, got that of job {hello.get('job')!r:.20}")
+        if hello.get("code") != self._code:
+            raise Unavailable(
+                f"{self._name} on {node[:80]}: expected the code that the service runs ({self._code}), got another; "
+                "install the same version there",
+                code="other-code",
+            )
+        self.node = node
+
+    def _judge(self, record: Record) -> dict[str, str]:
+        results, layers = record.get("results"), record.get("layers")
+        if not isinstance(results, dict) or not isinstance(layers, dict):
+            raise BadInput(f"{self._name}: expected results and layers of its walls, got others")
+        self.layers = {name: layers.get(name) is True for name in sorted(LAYERS)}
+        return {name: "refused" if results.get(name) == "refused" else "open" for name in sorted(PROBES)}
+
+    def receive(self, timeout_s: float | None = None) -> Frame | None:
+        """The next frame of the worker; its files lie in `write` by then. Unavailable where the job has ended, with
+        what Slurm says of it; None where it was killed here."""
+        self._drop_taken()
+        while (record := self._next(timeout_s)) is not None:
+            if record["frame"] == "ended":
+                self._leave_attempt()
+                raise self._end(f"exit code {record.get('code')!r:.20}; its log says more", None)
+            header = record.get("header")
+            if record["frame"] != "frame":
+                continue
+            if not isinstance(header, dict):
+                raise BadInput(f"{self._name}: expected a frame of its worker, got none")
+            step = header.get("step")
+            if header.get("frame") in ("step", "checkpoint") and isinstance(step, int) and step <= self._skip:
+                continue
+            self._take_files(record)
+            return header, b""
+        return None
+
+    def _next(self, timeout_s: float | None) -> Record | None:
+        """The next record. Unavailable (`worker-silent`) where the job runs and says nothing for so long."""
+        heard = time.monotonic()
+        while not self._killed.is_set():
+            if (payload := self._take()) is not None:
+                record = parse_record(payload)
+                if record["frame"] not in _SAYS:
+                    raise BadInput(f"{self._name}: expected a known record, got {record['frame'][:40]!r}")
+                return record
+            if self._superseded():
+                self._leave_attempt()
+                raise self._end("Slurm has started it again", None)
+            running = self._watch()
+            if running is False:
+                heard = time.monotonic()  # it waits, or is suspended
+            if timeout_s is not None and time.monotonic() - heard > timeout_s:
+                raise Unavailable(
+                    f"{self._name}: expected a sign of life within {timeout_s:.0f} s, got none", code="worker-silent"
+                )
+            self._killed.wait(LOOK_S)
+        return None
+
+    def _take(self) -> bytes | None:
+        if self._out is None:
+            later = [number for number in names.attempts_of(self._folder) if number > self._record.done]
+            if not later:
+                return None
+            self._open(later[-1])
+        assert self._out is not None
+        return self._out.take()
+
+    def _open(self, attempt: int) -> None:
+        place = self._folder / names.ATTEMPTS / str(attempt)
+        self.attempt = attempt
+        self._out = SpoolReader(place, names.OUT, self._secret, label_of(attempt, names.OUT))
+        self._in = SpoolWriter(place, names.IN, self._secret, label_of(attempt, names.IN))
+        self.begun = self._in.number > 0
+
+    def _superseded(self) -> bool:
+        return self.attempt is not None and names.attempts_of(self._folder)[-1:] > [self.attempt]
+
+    def _watch(self) -> bool | None:
+        """What Slurm says of the job, every few seconds: whether it runs, None where that is not known. Unavailable
+        once it is over, or nobody has answered for too long."""
+        now = time.monotonic()
+        if now - self._looked < STATUS_S:
+            return None if self._job is None else self._job.runs
+        self._looked = now
+        try:
+            job = self._cluster.look(self._record)
+        except Unavailable as error:
+            self._wait_for_controller(error, now)
+            return None
+        self._gone_since = None
+        if job is None or job.over:
+            self._over_since = now if self._over_since is None else self._over_since
+            if now - self._over_since >= SETTLES_S:
+                self._leave_attempt()
+                raise self._end("Slurm knows it no more" if job is None else job.told, job)
+            return None
+        self._over_since = None
+        if self._job is None or job.told != self._job.told:
+            self._told(f"job {self.pid}: {job.told}")
+        self._job = job
+        return job.runs
+
+    def _wait_for_controller(self, error: Unavailable, now: float) -> None:
+        if error.code != UNREACHABLE:
+            raise error
+        if self._gone_since is None:
+            self._gone_since = now
+            self._told(f"job {self.pid}: slurmctld does not answer")
+        patience = self._cluster.site.patience_s
+        if now - self._gone_since > patience:
+            raise Unavailable(
+                f"{self._name}: expected slurmctld to answer within {patience / 60:.0f} minutes, got nothing; once it "
+                "answers, resume the run",
+                code=UNREACHABLE,
+            ) from None
+
+    def _leave_attempt(self) -> None:
+        """What this start said is read to its end: the next worker is another start, or another job."""
+        if self.attempt is not None and self.attempt > self._record.done:
+            self._record = self._record.model_copy(update={"done": self.attempt})
+            self._cluster.records.keep(self._record)
+
+    def _end(self, how: str, job: Job | None) -> Unavailable:
+        """What ended it. A job that ended before its worker's walls stood is not submitted again."""
+        code, states = "worker-ended", frozenset[str]() if job is None else job.states
+        if "CANCELLED" in states:
+            code = "slurm-cancelled"
+        elif "OUT_OF_MEMORY" in states:
+            code = "out-of-memory"
+        elif "DEADLINE" in states:
+            code = "slurm-deadline"
+        elif states and not self.layers:
+            code = "slurm-job"
+        where = f" on {self.node}" if self.node else ""
+        return Unavailable(f"{self._name}{where}: expected a result, got its end: {how}", code=code)
+
+    # --- its files ----------------------------------------------------------------------------------------------------
+
+    def _take_files(self, record: Record) -> None:
+        for left in parse_left(record.get("files", [])):
+            if left.folder >= len(self._write) or left.size > self._most_bytes:
+                raise TooLarge(
+                    f"{self._name}, {left.path!r:.80}: expected a file of at most {self._most_bytes} bytes in one of "
+                    f"{len(self._write)} folders, got {left.size} bytes in folder {left.folder}"
+                )
+            parts = Path(left.path).parts
+            if not parts or any(part in ("/", "..") or part.startswith(".") for part in parts) or len(parts) > 8:
+                raise Tampered(f"{self._name}: expected a plain relative path of its file, got {left.path!r:.80}")
+            self._check_room(left.size)
+            target = self._write[left.folder] / left.path
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            get_file(self._folder / names.OBJECTS, left.digest, left.size, target)
+            self._taken.append(left.digest)
+
+    def _drop_taken(self) -> None:
+        """Called when the next frame is asked for: by then what came with the last one has its entry, and a service
+        that starts again skips that frame."""
+        for digest in self._taken:
+            with suppress(OSError):
+                (self._folder / names.OBJECTS / digest.removeprefix("sha256:")).unlink()
+        self._taken.clear()
+
+    def _check_room(self, size: int) -> None:
+        found = os.statvfs(self._write[0])
+        if size > found.f_bavail * found.f_frsize:
+            raise Unavailable(
+                f"{self._name}: expected room for {size} bytes on the service's disk, got less", code="disk"
+            )
+
+    # --- what the service says ----------------------------------------------------------------------------------------
+
+    def send(self, header: dict[str, Any], blob: bytes = b"", *, timeout_s: float = 60.0) -> None:
+        """The task, with the training checkpoint to go on from; nothing where it was given before."""
+        if self.begun:
+            return
+        described = self._put_blob(blob) if blob else None
+        task = names.map_paths(
+            {name: value for name, value in header.items() if name != "frame"}, self._read, self._write
+        )
+        self._say({"frame": "go", "task": task, "blob": described})
+
+    def _put_blob(self, blob: bytes) -> dict[str, Any]:
+        path = self._write[0] / ".go"
+        path.write_bytes(blob)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            digest, size = put_file(descriptor, self._folder / names.OBJECTS)
+        finally:
+            os.close(descriptor)
+            path.unlink()
+        return {"digest": digest, "size": size}
+
+    def _say(self, record: Record) -> None:
+        with self._sending:
+            if self._in is not None:
+                self._in.append(encode_record(record))
+
+    def pause(self) -> None:
+        """Stops the worker on its node, until `resume`; one that has no task yet waits in any case."""
+        self._order("pause")
+
+    def resume(self) -> None:
+        self._order("resume")
+
+    def checkpoint(self) -> None:
+        """Asks for a training checkpoint after the step under way."""
+        self._order("checkpoint")
+
+    def _order(self, word: str) -> None:
+        """A folder that is gone for now cannot be written to, and nothing of it is read either."""
+        if self._in is not None and self._in.number:
+            with suppress(Unavailable):
+                self._say({"frame": word})
+
+    def kill(self) -> None:
+        """Ends the worker, unless the service itself ends: its job then goes on, and is found again."""
+        if not self._cluster.closing.is_set():
+            with suppress(Unavailable):
+                self._say({"frame": "end"})
+        self._killed.set()
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """As of a worker that was killed: nothing here waits for a node."""
+        return 128 + 9
+
+    def close(self) -> None:
+        """Copies the job's own words into the log, and lets go of the files. The job is ended by `Cluster.release`."""
+        for folder, name in self._logs():
+            with suppress(ApplianceError):
+                append_foreign(self._log, folder, name)
+        with self._sending:
+            if self._in is not None:
+                self._in.close()
+                self._in = None
+
+    def _logs(self) -> list[tuple[Path, str]]:
+        place = self._folder / names.ATTEMPTS / str(self.attempt)
+        return [(self._folder, names.LOG), *([(place, names.LOG)] if self.attempt is not None else [])]
+
+    @property
+    def _name(self) -> str:
+        return f"slurm, job {self.pid}"
+
+    def __enter__(self) -> ClusterWorker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _failure(record: Record) -> ApplianceError:
+    """What the launcher on the node could not do."""
+    header = record.get("header")
+    header = header if isinstance(header, dict) else {}
+    code, message = str(header.get("code")), str(header.get("message"))[:_MOST_MESSAGE]
+    kind = Tampered if code == Tampered.code else Unavailable
+    return kind(f"node: {message}", code=code if _CODE.fullmatch(code) else "slurm-node")

@@ -1,0 +1,164 @@
+"""Where a run is trained follows from its order; what the cluster does not know cannot be asked of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from appliance.domain.core.records import Job
+from appliance.errors import BadInput, Conflict, Unavailable
+from appliance.runners.slurm.commands import UNREACHABLE
+from appliance.runners.slurm.worker import ClusterWorker
+from appliance.workflows.core.jobs import InHand, Jobs
+from appliance.workflows.core.progress import Progress
+from appliance.workflows.runs import places, train
+from scripts.kit.log_builder import stage
+
+RUN = "r-000001"
+
+
+def recipe(processes: int = 1) -> Any:
+    return SimpleNamespace(processes=processes, device="cpu")
+
+
+def cluster(cpus: int = 4, **more: Any) -> Any:
+    return SimpleNamespace(site=SimpleNamespace(resources=SimpleNamespace(cpus=cpus)), **more)
+
+
+def test_a_run_on_slurm_needs_a_cluster_whose_cpus_its_processes_divide() -> None:
+    context: Any = SimpleNamespace(cluster=None)
+    places.check_place(context, "here", recipe(7))
+    with pytest.raises(BadInput, match="order, on: expected `here`, since this appliance has no Slurm"):
+        places.check_place(context, "slurm", recipe())
+    context.cluster = cluster()
+    places.check_place(context, "slurm", recipe(2))
+    with pytest.raises(BadInput, match="processes: expected a divisor of this machine's 4 threads, got 3"):
+        places.check_place(context, "slurm", recipe(3))
+
+
+def worker(number: int = 7, attempt: int = 0) -> ClusterWorker:
+    made = ClusterWorker.__new__(ClusterWorker)
+    made.pid, made.attempt, made.node = number, attempt, "n1"
+    return made
+
+
+def test_a_start_that_is_recorded_is_not_recorded_again() -> None:
+    log = stage("imported").fork()
+    log.request_run(on="slurm")
+    log.add(log.started(RUN, job=Job(id=7, restart=0, nodes=("n1",))))
+    run = log.state.runs.get(RUN)
+    assert run is not None
+    assert places.begun_before(run, worker())
+    assert not places.begun_before(run, worker(attempt=1))
+    assert not places.begun_before(run, worker(number=8))
+
+
+def test_what_this_machine_computes_of_a_run_on_slurm_waits_for_its_turn() -> None:
+    context: Any = SimpleNamespace(runs=Jobs("runs"), closing=threading.Event())
+    run: Any = SimpleNamespace(id=RUN, on="slurm")
+    over, order = threading.Event(), list[str]()
+    context.runs.put(lambda: (over.wait(), order.append("earlier"))[0])
+    threading.Timer(0.05, over.set).start()
+    assert places.in_turn(context, run, lambda: order.append("this") or "adapter@1") == "adapter@1"  # type: ignore[func-returns-value]
+    assert order == ["earlier", "this"]
+
+    def fail() -> str:
+        raise Conflict("not sealed")
+
+    with pytest.raises(Conflict, match="not sealed"):
+        places.in_turn(context, run, fail)
+    context.runs.stop(10)
+
+
+def test_a_turn_that_does_not_come_before_the_services_end_is_left_to_its_next_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(places, "LOOK_S", 0.01)
+    context: Any = SimpleNamespace(runs=Jobs("runs"), closing=threading.Event())
+    over = threading.Event()
+    context.runs.put(over.wait)
+    context.closing.set()
+    with pytest.raises(Unavailable, match="expected its turn to be evaluated, got the service's end"):
+        places.in_turn(context, SimpleNamespace(id=RUN, on="slurm"), lambda: None)  # type: ignore[arg-type]
+    over.set()
+    context.runs.stop(10)
+
+
+def test_runs_on_slurm_go_on_side_by_side_and_none_of_them_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = stage("imported").fork()
+    for on in ("slurm", "slurm", "here"):
+        log.request_run(on=on)
+    begun, over = list[str](), threading.Event()
+
+    def carry(context: Any, run: Any) -> None:
+        begun.append(run.id)
+        over.wait(10)
+
+    monkeypatch.setattr(train, "_carry_to_end", carry)
+    context: Any = SimpleNamespace(
+        ledger=SimpleNamespace(state=log.state),
+        closing=threading.Event(),
+        in_hand=InHand(),
+        runs_here=True,
+        runs=Jobs("runs"),
+        cluster_runs=Jobs("runs on Slurm", threads=8),
+    )
+    for _ in range(2):
+        for on in ("slurm", "slurm", "here"):
+            train.enqueue(context, on)
+    deadline = time.monotonic() + 10
+    while len(begun) < 3 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert sorted(begun) == ["r-000001", "r-000002", "r-000003"]
+    assert not train.carry_through(context, RUN)
+    monkeypatch.setattr(train, "_carry_to_end", lambda *_: None)
+    context.closing.set()
+    over.set()
+    for jobs in (context.runs, context.cluster_runs):
+        jobs.stop(10)
+    assert len(begun) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "goes_on"),
+    [
+        ({"status": "running", "step": 0}, True),  # its job may be found, or begins again
+        ({"status": "running", "step": 0, "resumes": 3}, False),
+        ({"status": "running", "step": 9, "began": 5, "resumes": 3}, True),
+        ({"status": "running", "step": 5, "began": 5, "resumes": 3}, False),
+        ({"status": "failed", "step": 5}, False),
+    ],
+)
+def test_a_run_on_slurm_goes_on_while_its_workers_get_further(changes: dict[str, Any], goes_on: bool) -> None:
+    log = stage("imported").fork()
+    log.request_run(on="slurm")
+    run = log.state.runs.get(RUN)
+    assert run is not None
+    assert train.can_go_on(run.model_copy(update=changes)) == goes_on
+    if changes["step"] == 0 and goes_on:
+        assert not train.can_go_on(run.model_copy(update={**changes, "on": "here"}))
+
+
+def test_a_job_that_cannot_be_ended_stops_nothing_and_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    def gone(*_: object) -> None:
+        raise Unavailable("slurm, squeue: expected slurmctld to answer", code=UNREACHABLE)
+
+    log = stage("imported").fork()
+    swept: list[frozenset[str]] = []
+    log.request_run(on="slurm")
+    context: Any = SimpleNamespace(
+        cluster=cluster(release=gone, sweep=lambda going: swept.append(going) or []),  # type: ignore[func-returns-value]
+        ledger=SimpleNamespace(state=log.state),
+        progress=Progress(),
+    )
+    places.release(context, RUN)
+    assert "the job of run r-000001 could not be ended; it is tried again" in caplog.text
+    places.sweep(context)
+    assert swept == [frozenset({RUN})]
+    context.cluster = None
+    places.release(context, RUN)
+    places.sweep(context)
