@@ -458,7 +458,7 @@ def serve(
             BEAT_S,
             partial(note_stall, context),
         )
-        with Following(context, changes.note, serving.cut_all):
+        with Following(context, changes.note, serving.cut_all, serving.follow):
             try:
                 with _open_people(settings, open_door, people_door) as local:
                     lock.say("")

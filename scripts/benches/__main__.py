@@ -13,6 +13,7 @@ from scripts.benches import (
     cluster,
     console,
     console_people,
+    hosts,
     ledger,
     methods,
     models,
@@ -72,6 +73,8 @@ def _measure(folder: Path, given: argparse.Namespace) -> Iterator[Row]:
         pages = console.QUICK if given.quick else console.FULL
         pages = replace(pages, entries=given.entries or pages.entries, runs=given.runs or pages.runs)
         return console.measure(folder, replace(pages, rounds=given.rounds or pages.rounds))
+    if given.name == "hosts":
+        return hosts.measure(hosts.QUICK if given.quick else hosts.FULL)
     if given.name == "verdicts":
         return verdicts.measure(verdicts.QUICK if given.quick else verdicts.FULL, given.rounds or 3)
     if given.name == "slurm":
@@ -86,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure; medians of rounds that take turns.")
     parser.add_argument(
         "name",
-        choices=["console", "dpo", "ledger", "methods", "plan", "serve", "slurm", "train", "verdicts"],
+        choices=["console", "dpo", "hosts", "ledger", "methods", "plan", "serve", "slurm", "train", "verdicts"],
         help="what to measure; methods and plan have options of their own",
     )
     parser.add_argument("--quick", action="store_true", help="less of everything, in two minutes")

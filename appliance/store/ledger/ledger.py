@@ -93,6 +93,8 @@ class Ledger:
         self.tells_others = False
         """Whether each commit is told to other processes, which follow."""
         self._followed: deque[Entry] = deque()
+        self.loads = 0
+        """How often every entry was folded: then also those of others, of which `take_followed` does not tell."""
         self.others = 0
         """How many entries of other processes were folded since the load."""
         self._suspect = False
@@ -124,6 +126,7 @@ class Ledger:
             with connect_reader(self._engine) as connection:
                 fold = load_fold(connection, kept and kept.fold, self._seen, self._log_key, tell)
             self._keep(fold, fold.frontier.root())
+            self.loads += 1
 
     def seal_snapshot(self, grown: int) -> None:
         """Keeps the fold for the next load, once the log has grown by so many entries since the last was kept."""

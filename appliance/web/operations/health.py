@@ -40,6 +40,8 @@ class Readiness:
             return "closing"
         if self._context.missing_from_log:
             return "ledger lost entries"
+        if self._context.contact.is_lost:
+            return "no contact with the ledger"
         if self._context.stalled:
             return "no recent heartbeat"
         async with self._lock:

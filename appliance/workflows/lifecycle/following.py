@@ -39,11 +39,14 @@ _CHANGES_NOTHING = frozenset({one.type for one in (RequestAdmitted, RequestFinis
 
 @dataclass
 class Following:
-    """`heard`: told the type of each entry of others; `cut_all`: ends every answer, with the reason."""
+    """`heard`: told the type of each entry of others; `cut_all`: ends every answer, with the reason; `close_obsolete`:
+    no token leaves of what may not answer any more. None of them waits for an engine or a disk."""
 
     context: Context
     heard: Callable[[str], None] = lambda kind: None
     cut_all: Callable[[str], None] = lambda why: None
+    close_obsolete: Callable[[], None] = lambda: None
+    _loads: int = 1
     _acting: threading.Lock = field(default_factory=threading.Lock)
     _is_cut: bool = False
     _is_over: bool = False
@@ -55,8 +58,14 @@ class Following:
         if self.context.processes.alone:
             return self
         self.context.processes.started.set()
+        self._loads = self.context.ledger.loads
         self.beat()
-        for name, work in (("contact", self._beat_on), ("following", self._listen_on), ("watch", self._watch_on)):
+        for name, work in (
+            ("contact", self._beat_on),
+            ("following", self._listen_on),
+            ("watch", self._watch_on),
+            ("taking over", self._work_on),
+        ):
             threading.Thread(target=work, name=name, daemon=True).start()
         return self
 
@@ -79,10 +88,18 @@ class Following:
         context.ledger.tells_others = bool(processes.others)
         context.ledger.clock.ahead_ms = processes.ahead_ms
         self.catch_up()
-        if context.closing.is_set():
+
+    def _work_on(self) -> None:
+        while not self._over.wait(EVERY_S):
+            self._contained("taking over", self.work)
+
+    def work(self) -> None:
+        """What others left, and the runs where they are its own. Not with the signs of life: it waits for disks."""
+        context = self.context
+        if context.closing.is_set() or context.contact.is_lost:
             return
         self.take_over()
-        if processes.others or not context.runs_here:
+        if context.processes.others or not context.runs_here:
             take_up_runs(context)
             if context.runs_here and not context.runs.busy:
                 resume_work(context)
@@ -120,16 +137,17 @@ class Following:
         with self._acting:
             self._act(self.context.ledger.take_followed())
             self.context.ledger.refresh()
-            self._act(self.context.ledger.take_followed())
+            loads, self._loads = self._loads, self.context.ledger.loads
+            self._act(self.context.ledger.take_followed(), is_unknown=loads != self._loads)
         if not self.context.processes.is_lost:
             self.context.contact.made(began)
 
-    def _act(self, entries: Sequence[Entry]) -> None:
+    def _act(self, entries: Sequence[Entry], *, is_unknown: bool = False) -> None:
         for entry in entries:
             self.heard(entry.type)
-        if any(entry.type not in _CHANGES_NOTHING for entry in entries):
+        if is_unknown or any(entry.type not in _CHANGES_NOTHING for entry in entries):
             try:
-                self.context.recheck_answers()
+                self.close_obsolete()
             finally:
                 halt_withdrawn(self.context)
                 halt_cancelled(self.context)

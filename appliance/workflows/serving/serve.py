@@ -15,6 +15,7 @@ from appliance.domain.serving.requests import RequestAdmitted, RequestFinished, 
 from appliance.errors import ApplianceError, Conflict, Denied, NotFound, Unavailable
 from appliance.formats.core.commitment import commit
 from appliance.workflows.core.context import Context, Frame
+from appliance.workflows.core.defects import contain_defects
 from appliance.workflows.core.record import append
 from appliance.workflows.governance.callers import Caller
 from appliance.workflows.serving.answering import Answer, Ending, lost
@@ -43,9 +44,11 @@ class Serving:
     # --- what a unit sees ---------------------------------------------------------------------------------------------
 
     def models(self, caller: Caller) -> list[dict[str, Any]]:
+        self._context.contact.check()
         return list_tasks(self._context, caller)
 
     def model(self, caller: Caller, task: str) -> dict[str, Any]:
+        self._context.contact.check()
         return describe_task(self._context, caller, task)
 
     def answer(self, caller: Caller, task: str, kind: str, parameters: Frame, source: str) -> Answer:
@@ -206,11 +209,27 @@ class Serving:
     def reconcile(self) -> None:
         """After anything that may change what answers: what may not answer any more is taken out at once, and what is
         being answered to a token that no longer counts is cut. Neither waits for a load."""
+        self._close_obsolete()
+        self._slots.settle()
+
+    def follow(self) -> None:
+        """The same after entries of other processes. Only what waits for no engine is done before it returns."""
+        self._close_obsolete()
+        threading.Thread(target=self._settle_slots, name="emptying", daemon=True).start()
+
+    def _settle_slots(self) -> None:
+        try:
+            with contain_defects("emptying of slots"):
+                self._slots.settle()
+        except ApplianceError as error:
+            log.warning("slots: %s", error.message)
+
+    def _close_obsolete(self) -> None:
         state = self._context.ledger.state
         for caller, answer in list(self._running.values()):
             if against := caller.against(state):
                 answer.cut(against)
-        self._slots.reconcile()
+        self._slots.close_obsolete()
 
     def cut_all(self, why: str) -> None:
         """No token leaves from here on of what is being answered."""

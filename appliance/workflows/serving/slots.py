@@ -75,14 +75,14 @@ class Slots:
         finally:
             self._settle(key)
 
-    def reconcile(self) -> None:
-        """After anything that may change what answers: what may not answer any more is taken out at once."""
+    def close_obsolete(self) -> None:
+        """After anything that may change what answers: of what may not any more, no token leaves and no request finds
+        it. `settle` empties it."""
         with self._lock:
             table = list(self._table.values())
         for loaded in table:
             if reasons := self._against(loaded):
                 self._close(loaded, reasons[0])
-        self.settle()
 
     def settle(self) -> None:
         """What was closed is emptied, and that is recorded; what cannot be recorded now waits for the next time."""

@@ -7,7 +7,9 @@ import json
 import pytest
 
 from appliance.domain.audit.snapshot import ROWS, decode_snapshot, encode_snapshot, take_snapshot
+from appliance.domain.core.names import NO_DIGEST
 from appliance.domain.core.state import State
+from appliance.domain.governance.service import ServiceStarted
 from appliance.errors import BadInput
 from scripts.kit.log_builder import LogBuilder, stage
 from tests.kit.ahead import reset_clock, run_ahead
@@ -64,6 +66,15 @@ def test_a_state_comes_back_as_it_was(name: str) -> None:
     assert list(again.projections()) == list(state.projections())
 
 
+def test_processes_and_their_slots_come_back_as_they_were() -> None:
+    site = stage("released")
+    site.add(ServiceStarted(version="1", code=NO_DIGEST, layers={}, process="gateway-1", epoch=3))
+    site.add(site.loaded(site.add(site.admitted(process="gateway-1")).index))
+    assert [slot.key for slot in site.state.slots.values()] == ["legal/labels@gateway-1"]
+    assert _rows(_again(site.state)) == _rows(site.state)
+    assert len(site.state.processes) == 1
+
+
 def test_a_state_that_came_back_takes_the_next_entry() -> None:
     site = stage("serving")
     whole = site.fork()
@@ -76,6 +87,7 @@ def test_a_state_that_came_back_takes_the_next_entry() -> None:
 def test_every_kind_of_row_is_among_them() -> None:
     """Else the round trips above would say nothing of it."""
     found = {name for each in STAGES for name in ROWS if len(getattr(_site(each).state, name))}
+    found |= {"processes"}  # which has a round trip of its own
     assert set(ROWS) - found == set()
 
 

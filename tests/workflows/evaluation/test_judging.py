@@ -23,6 +23,7 @@ from appliance.workflows.evaluation.judging import Findings, judge_run, list_row
 from scripts.kit.judged import Group, make_items
 from scripts.kit.log_builder import LogBuilder, stage
 from tests.domain.evaluation.test_judging import AGAINST_RELEASED, GATES, release
+from tests.kit.one_process import one_process
 
 RUN, KEY = "r-000001", bytes(32)
 SIDES = ["train", "held-out"] * 60
@@ -45,6 +46,7 @@ def context_of(site: LogBuilder, logs: Path) -> Any:
         return {role: site.documents[digest] for role, digest in parse_entry(site.entries[index]).documents.items()}
 
     return SimpleNamespace(
+        **one_process(),
         ledger=SimpleNamespace(state=site.state, documents_of=documents_of, lock=RLock()),
         artifacts=SimpleNamespace(read=lambda digest, path: files[(digest, path)]),
         files=files,

@@ -19,6 +19,7 @@ from appliance.workflows.evaluation import local_sets as subject
 from appliance.workflows.evaluation.judging import judge_run
 from scripts.kit.log_builder import stage
 from tests.domain.evaluation.test_local_sets import GATES, on_general
+from tests.kit.one_process import one_process
 from tests.workflows.evaluation.test_judging import ITEMS, context_of, trained
 
 GENERAL = "items-general.jsonl"
@@ -43,7 +44,7 @@ def test_items_of_a_set_that_comes_with_the_appliance_are_of_exactly_its_rows(tm
 
 def context(home: Path, packages: Path | None = None) -> Any:
     state = stage("imported").state
-    return SimpleNamespace(ledger=SimpleNamespace(state=state), local_sets=LocalSets(home, packages))
+    return SimpleNamespace(**one_process(), ledger=SimpleNamespace(state=state), local_sets=LocalSets(home, packages))
 
 
 def order(*bound: LocalSet) -> Any:

@@ -14,6 +14,7 @@ from appliance.errors import Tampered
 from appliance.store.ledger.staging import propose
 from appliance.workflows.integrity.rehash import Pace, check_all
 from scripts.kit.log_builder import LogBuilder, manifest, stage
+from tests.kit.one_process import one_process
 
 
 def with_datasets(count: int) -> LogBuilder:
@@ -43,6 +44,7 @@ def context_of(site: LogBuilder, recorded: list[Entry]) -> Any:
         return [SimpleNamespace(entry=parse_entry(encode_entry(entry)))]
 
     return SimpleNamespace(
+        **one_process(),
         closing=threading.Event(),
         artifacts=SimpleNamespace(check=check),
         ledger=SimpleNamespace(state=site.state, append_all=append_all),

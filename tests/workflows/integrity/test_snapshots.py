@@ -10,11 +10,12 @@ import pytest
 from appliance.errors import Unavailable
 from appliance.workflows.core.context import Context
 from appliance.workflows.integrity import snapshots
+from tests.kit.one_process import one_process
 
 
 def _context(size: int, wanted: list[int]) -> Context:
     ledger = SimpleNamespace(state=SimpleNamespace(size=size), seal_snapshot=wanted.append)
-    return cast(Context, SimpleNamespace(ledger=ledger))
+    return cast(Context, SimpleNamespace(**one_process(), ledger=ledger))
 
 
 @pytest.mark.parametrize(

@@ -109,11 +109,9 @@ def test_what_answers_is_asked_again_after_every_entry_of_others_but_the_many(
     told, heard = [], []
     entries = [[Named(type=kind) for kind in types], []]
     state = Named(runs={}, imports={})
-    ledger = Named(take_followed=lambda: entries.pop(0) if entries else [], refresh=lambda: None, state=state)
-    one, _ = following(
-        Contact(), ledger=ledger, processes=Named(is_lost=False), recheck_answers=lambda: told.append("asked")
-    )
-    one.heard = heard.append
+    ledger = Named(take_followed=lambda: entries.pop(0) if entries else [], refresh=lambda: None, state=state, loads=1)
+    one, _ = following(Contact(), ledger=ledger, processes=Named(is_lost=False))
+    one.heard, one.close_obsolete = heard.append, lambda: told.append("asked")
     one.catch_up()
     assert (heard, len(told)) == (list(types), rechecked)
 
@@ -126,10 +124,28 @@ def test_contact_is_made_only_once_what_was_read_has_been_acted_upon(passing: li
         raise Denied("not now")
 
     ledger = Named(
-        take_followed=lambda: [Named(type="adapter.revoked")], refresh=lambda: None, state=Named(runs={}, imports={})
+        take_followed=lambda: [Named(type="adapter.revoked")],
+        refresh=lambda: None,
+        state=Named(runs={}, imports={}),
+        loads=1,
     )
-    one, _ = following(contact, ledger=ledger, processes=Named(is_lost=False), recheck_answers=refuse)
+    one, _ = following(contact, ledger=ledger, processes=Named(is_lost=False))
+    one.close_obsolete = refuse
     passing[0] += 6
     with pytest.raises(Denied):
         one.catch_up()
     assert contact.is_lost
+
+
+def test_a_log_that_was_folded_anew_is_acted_upon_as_a_whole(passing: list[float]) -> None:
+    """What others appended meanwhile is not told apart then."""
+    told: list[str] = []
+    ledger = Named(take_followed=list, refresh=lambda: None, state=Named(runs={}, imports={}), loads=1)
+    one, _ = following(Contact(), ledger=ledger, processes=Named(is_lost=False))
+    one.close_obsolete = lambda: told.append("asked")
+    one.catch_up()
+    assert told == []
+    ledger.loads = 2
+    one.catch_up()
+    one.catch_up()
+    assert told == ["asked"]

@@ -21,6 +21,7 @@ from appliance.workflows.queries import log
 from appliance.workflows.queries.log import show
 from appliance.workflows.queries.work import import_status
 from scripts.kit.log_builder import stage
+from tests.kit.one_process import one_process
 from tests.kit.small_log import START, SmallLog, heartbeat
 
 
@@ -40,7 +41,7 @@ def services(tmp_path: Path) -> Any:
 
 
 def _context(ledger: Ledger) -> Context:
-    return cast(Context, SimpleNamespace(ledger=ledger, clock=lambda: START))
+    return cast(Context, SimpleNamespace(**one_process(), ledger=ledger, clock=lambda: START))
 
 
 def test_an_export_of_a_service_that_has_not_seen_anothers_entries_is_whole(
@@ -87,7 +88,7 @@ def test_an_import_is_under_way_until_its_result_is_there() -> None:
     """Its entry comes first: who asked in between was told that it had finished, with nothing."""
     site = stage("imported")
     (order,) = (row.order for row in site.state.imports.values() if row.verb == "import-dataset")
-    context: Any = SimpleNamespace(ledger=SimpleNamespace(state=site.state), progress=Progress())
+    context: Any = SimpleNamespace(**one_process(), ledger=SimpleNamespace(state=site.state), progress=Progress())
     assert import_status(context, order, 0)["status"] == "finished", "by a service before this one"
     context.progress.publish(order, {"frame": "prepared"})
     assert import_status(context, order, 0)["status"] == "requested"

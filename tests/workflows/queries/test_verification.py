@@ -33,6 +33,7 @@ from appliance.workflows.queries.verification_program import Moment, encode_mome
 from scripts.kit.postgres import SUPERUSER, Server, postgres
 from tests.kit.attacker import attack
 from tests.kit.founded import policy_set
+from tests.kit.one_process import one_process
 from tests.kit.small_log import ORIGIN, START, SmallLog, heartbeat
 from tests.store.conftest import Databases, database_url, databases
 
@@ -63,6 +64,7 @@ def ledger(database_url: str, site: SmallLog) -> Iterator[Ledger]:
 @pytest.fixture
 def context(ledger: Ledger, tmp_path: Path) -> Context:
     made = SimpleNamespace(
+        **one_process(),
         ledger=ledger,
         logs=tmp_path / "logs",
         clock=lambda: START,

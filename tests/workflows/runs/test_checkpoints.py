@@ -22,6 +22,7 @@ from appliance.workflows.core.context import Context
 from appliance.workflows.runs import checkpoints
 from appliance.workflows.runs.checkpoints import kept_digests, list_kept, needed, take_frame
 from scripts.kit.log_builder import LogBuilder, stage
+from tests.kit.one_process import one_process
 
 
 def run(site: LogBuilder, end: str) -> str:
@@ -40,7 +41,7 @@ def context_of(site: LogBuilder, days: float = 0) -> Context:
     """The log so many days after its last entry."""
     now = add_seconds(site.state.last_time, round(days * 86_400))
     ledger = SimpleNamespace(state=site.state, entry_bytes=lambda index: site.entries[index])
-    context: Any = SimpleNamespace(ledger=ledger, now=lambda state: now)
+    context: Any = SimpleNamespace(**one_process(), ledger=ledger, now=lambda state: now)
     return context
 
 

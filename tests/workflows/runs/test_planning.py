@@ -14,6 +14,7 @@ from appliance.store.files.calibrations import Calibrations
 from appliance.workflows.runs import planning
 from tests.domain.planning.test_plan import resolved
 from tests.kit.founded import BASE_FACTS, DATASET_FACTS
+from tests.kit.one_process import one_process
 
 MEASURED = {"lengths": [32, 192], "rows": 8, "answer": 4, "load_s": 2.0, "peak_bytes": 1, "memory_bytes": 10**10}
 
@@ -25,6 +26,7 @@ def context(folder: Path, **people: Any) -> Any:
         principals=people,
     )
     return SimpleNamespace(
+        **one_process(),
         ledger=SimpleNamespace(state=state),
         logs=folder,
         host="a machine",

@@ -18,6 +18,7 @@ from appliance.workflows.core.context import Context
 from appliance.workflows.runs.privacy import begin_secret, bind, read_secret, sweep_secrets
 from scripts.kit.log_builder import LogBuilder, stage
 from tests.domain.releases.test_privacy import PRIVATE
+from tests.kit.one_process import one_process
 
 RUN = "r-000001"
 
@@ -35,7 +36,7 @@ def site() -> LogBuilder:
 def context_of(site: LogBuilder, folder: Path, days: float = 0) -> Context:
     now = add_seconds(site.state.last_time, round(days * 86_400))
     ledger = SimpleNamespace(state=site.state, entry_bytes=lambda index: site.entries[index])
-    context: Any = SimpleNamespace(ledger=ledger, now=lambda state: now, keyring=Keyring(folder))
+    context: Any = SimpleNamespace(**one_process(), ledger=ledger, now=lambda state: now, keyring=Keyring(folder))
     return context
 
 

@@ -23,6 +23,7 @@ from appliance.workflows.integrity.quarantine import quarantine_base
 from appliance.workflows.lifecycle import recovery as recover
 from appliance.workflows.runs import train
 from scripts.kit.log_builder import LogBuilder, manifest, stage
+from tests.kit.one_process import one_process
 
 RUN = "r-000001"
 
@@ -52,6 +53,7 @@ def context_of(site: LogBuilder, *keys: str) -> Any:
         return {role: site.documents[digest] for role, digest in bound.items()}
 
     return SimpleNamespace(
+        **one_process(),
         ledger=SimpleNamespace(state=site.state, append_all=append_all, documents_of=documents_of),
         appended=lambda *_: None,
         recheck_answers=lambda: None,
@@ -176,7 +178,7 @@ def test_a_start_says_why_a_run_does_not_go_on(fall: Callable[[LogBuilder], Any]
     site.request_run()
     site.add(site.started(RUN))
     fall(site)
-    (draft,) = recover._left_open(site.state)
+    (draft,) = recover._runs_left(site.state)
     assert isinstance(draft.body, RunFailed)
     assert draft.body.code == code
 
