@@ -21,12 +21,13 @@ from scripts.kit.appliance import Appliance
 from scripts.kit.tiny_model import build_base, clauses
 from scripts.kit.tool_templates import HERMES
 from tests.attacks.test_kill import check_whole
-from tests.kit.toolful import ASKED, STOP
+from tests.kit.toolful import STOP
 
+ASKED = {"role": "user", "content": clauses()[0][0]}
 TOOLS: Any = [STOP, {"type": "function", "function": {"name": "find"}}]
 CALLED = {"role": "assistant", "tool_calls": [{"function": {"name": "stop", "arguments": "{}"}}]}
 RECIPE = {
-    **{"base": "toolful", "epochs": 12, "checkpoint_every": 60, "learning_rate": "0.02", "max_length": 1024},
+    **{"base": "toolful", "epochs": 20, "checkpoint_every": 80, "learning_rate": "0.02", "max_length": 1024},
     **{"rank": 8, "alpha": 16, "batch_size": 4, "accumulation": 1, "dropout": "0.0"},
 }
 SHAPE = {"max_position_embeddings": 1024, "pad_token_id": 0}
