@@ -24,6 +24,7 @@ from appliance.domain.rulebook.showing import describe
 from appliance.formats.core.digest import digest_bytes
 from appliance.formats.signatures.dsse import pae, parse_envelope
 from appliance.web.console.signing.statements import members_of
+from appliance.workflows.data import checks
 from tests.access.test_cedar import ORDERED, SITE
 from tests.domain.audit.test_verify import verify
 from tests.domain.evaluation.test_judging import gate_set, one_gate
@@ -31,6 +32,7 @@ from tests.kit.chromium import Tab, browser, open_tab, served
 from tests.kit.console import Console
 from tests.kit.founded import policy_set
 from tests.web.console.test_browser import _axe
+from tests.web.console.test_imports import FOUND, ROWS
 
 pytestmark = [pytest.mark.outside, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -353,7 +355,8 @@ def test_the_pages_of_signing_shut_nobody_out(desk: Console, launched: Any, sche
             assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0, page.url
             assert _axe(page) == [], page.url
 
-    for path in ("/passkeys/new", "/sign/train", "/sign-in", "/sign-in/passkey?name=rita"):
+    forms = ("/sign", "/sign/train", "/sign/import-dataset", "/sign/import-validation-set", "/sessions")
+    for path in (*forms, "/passkeys/new", "/sign-in", "/sign-in/passkey?name=rita"):
         page.goto(path)
         check()
     page.goto("/passkeys/new")
@@ -374,6 +377,63 @@ def test_the_pages_of_signing_shut_nobody_out(desk: Console, launched: Any, sche
     page.keyboard.press("Enter")
     page.wait_for_url("**/log/*")
     assert tab.errors == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_policy_set_is_compared_before_the_signature_for_everybody(desk: Console, launched: Any, scheme: str) -> None:
+    """axe-core's rules hold, and at 360 px nothing sticks out."""
+    tab = signed_in(desk, launched, "anna")
+    page = tab.page
+    page.emulate_media(color_scheme=scheme)
+    page.goto("/sign/adopt-policy")
+    page.locator('[name="policy.parameters"]').fill(json.dumps({"reviewers": 3, "passkeys_on_localhost": True}))
+    page.get_by_role("button", name="Show what is signed").click()
+    page.locator("#comparison td", has_text="reviewers").first.wait_for()
+    page.locator("#comparison summary").click()
+    for width in (1280, 360):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
+        assert _axe(page) == []
+    assert tab.errors == []
+
+
+def test_a_tab_signs_no_file_that_it_did_not_hash(
+    desk: Console, launched: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the service puts into the order must be the digest that this browser computed."""
+    monkeypatch.setattr(desk.context.checks, "put", lambda job: job())
+    monkeypatch.setattr(desk.context.datasets, "put", lambda job: None)
+    monkeypatch.setattr(checks, "_check", lambda *_: FOUND)
+    tab = signed_in(desk, launched, "olga")
+    page = tab.page
+    tab.authenticator()
+    enrolled(desk, tab, "olga")
+
+    def send() -> None:
+        page.goto("/sign/import-dataset")
+        rows = {"name": "rows.csv", "mimeType": "text/csv", "buffer": ROWS}
+        page.locator("input[data-upload=file]").set_input_files(rows)
+        page.get_by_label("task").select_option("classification")
+        page.get_by_label("format").select_option("csv")
+        base = next(name for name, _ in desk.context.ledger.state.bases.items())
+        said = {"dataset": "letters", "base": base, "owner": "us", "licence": "MIT", "classification": "internal"}
+        for name, text in said.items():
+            page.locator(f'[name="{name}"]').fill(text)
+        page.get_by_role("button", name="Send and check").click()
+        page.get_by_role("button", name="Show what is signed").wait_for()
+
+    send()
+    page.evaluate("sessionStorage.clear()")
+    page.get_by_role("button", name="Show what is signed").click()
+    page.get_by_text("This tab did not hash the file").wait_for()
+    assert page.get_by_role("button", name="Sign with a passkey").is_disabled()
+    send()
+    page.get_by_role("button", name="Show what is signed").click()
+    page.locator("[data-identity]", has_text="sha256:").wait_for()
+    assert lines(tab)["hashed in this tab"] == f"rows.csv, {len(ROWS)} bytes: {digest_bytes(ROWS)}"
+    press_sign(tab)
+    page.wait_for_url("**/log/*")
+    assert newest(desk).type == "import.requested" and tab.errors == []
 
 
 GATES = encode_value(
