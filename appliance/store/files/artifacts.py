@@ -59,9 +59,9 @@ class Artifacts:
             disk.make_folder(self._uploads)
 
     @property
-    def folder(self) -> Path:
-        """Where sealed folders are; uploads are on the same disk."""
-        return self._folder
+    def uploads_folder(self) -> Path:
+        """Of this process alone, wherever sealed folders are."""
+        return self._uploads
 
     # --- sealed folders -------------------------------------------------------------------------------------------
 

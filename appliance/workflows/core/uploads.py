@@ -54,7 +54,7 @@ class Uploads:
         coming = sum(most for _, most in self._coming.values())
         theirs = sum(most for who, most in self._coming.values() if who == sender)
         theirs += sum(one.size for known, one in there.items() if self._senders.get(known) == sender)
-        disk, free, reserve = reserve_of(artifacts.folder)
+        disk, free, reserve = reserve_of(artifacts.uploads_folder)
         for whose, held, most in (
             (f"uploads of {sender}", theirs, int(disk * OF_ONE)),
             ("uploads", coming + sum(one.size for one in there.values()), int(disk * OF_ALL)),
