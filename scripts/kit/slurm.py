@@ -114,8 +114,8 @@ class Slurm:
     def stop(self) -> None:
         for name in list(self.daemons):
             self.kill(name)
-        # Steps of a job are daemons of their own, no children of slurmd: they are found by this configuration.
-        for process in _of_configuration(self.configuration):
+        # Steps of a job are daemons of their own, no children of slurmd: they are found by what they hold open.
+        for process in {*_of_configuration(self.configuration), *_with_files_below(self.folder)}:
             _signal(process, signal.SIGKILL)
 
     def run(self, *command: str) -> str:
@@ -207,4 +207,14 @@ def _of_configuration(configuration: Path) -> list[int]:
                 found.append(int(path.parent.name))
         except OSError:
             continue
+    return [process for process in found if process != os.getpid()]
+
+
+def _with_files_below(folder: Path) -> list[int]:
+    """Processes that have a file or folder of this cluster open."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if any(os.readlink(one).startswith(f"{folder}/") for one in (path / "fd").iterdir()):
+                found.append(int(path.name))
     return [process for process in found if process != os.getpid()]
