@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from appliance.errors import BadInput
 from appliance.ml.model.call_stream import Called, CallStream
 from appliance.ml.model.chat import Chat, load_chat
+from scripts.kit.tiny_model import SPECIAL
 from scripts.kit.tool_templates import HERMES, TEMPLATES
 from tests.kit.toolful import ASKED, CALL, CALLED, OTHER, TOOLS, TURNS, toolful_chat
 
@@ -45,6 +47,19 @@ def test_a_templates_form_is_found_and_a_call_is_what_it_writes(form: str, chats
     assert (called, said) == (WRITTEN[form] + chat.end_of_turn, "The fee is due." + chat.end_of_turn)
     assert read(chat, WRITTEN[form]) == ("", CALLS)
     assert chat.decode(chat.encode(called)) == WRITTEN[form], "the tokens that begin calls are part of the text"
+
+
+@pytest.mark.parametrize("form", TEMPLATES)
+def test_a_prompt_with_tools_is_that_of_transformers(form: str, chats: dict[str, Chat]) -> None:
+    theirs = PreTrainedTokenizerFast(
+        tokenizer_object=chats[form].tokenizer,
+        bos_token=SPECIAL[1],
+        eos_token=SPECIAL[2],
+        chat_template=TEMPLATES[form],
+    )
+    for turns in (TURNS[:1], TURNS[:3]):
+        prompt = theirs.apply_chat_template(turns, tools=TOOLS, tokenize=False, add_generation_prompt=True)
+        assert chats[form].render(turns, TOOLS) == prompt
 
 
 @pytest.mark.parametrize("form", ["hermes", "mistral", "mistral-arguments"])
