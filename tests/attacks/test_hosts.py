@@ -159,8 +159,7 @@ def test_a_second_of_the_same_name_is_refused_and_one_that_was_killed_comes_back
             stream.exception(30)
     hosts.start(killed)
     assert killed.chat("legal", "labels")["choices"]
-    open_ = hosts.desk.get("/v1/status")["engine"]["requests"]
-    assert open_ == 0
+    wait_for(lambda: hosts.desk.get("/v1/status")["engine"]["requests"] == 0, "no request stays open")
     assert hosts.desk.entries(type="request.finished", outcome="interrupted")
 
 
@@ -222,7 +221,7 @@ def answers(site: Appliance, token: str) -> bool:
 
 def test_a_revoked_adapter_is_unloaded_by_each_gateway_and_the_log_verifies(hosts: Hosts) -> None:
     for name in GATEWAYS:
-        assert hosts.others[name].chat("legal", "labels")["choices"]
+        wait_for(partial(answers, hosts.others[name], hosts.desk.token("legal")), f"{name} answers")
     hosts.desk.order(RevokeAdapter(**hosts.desk.on("clauses@1"), **hosts.desk.terms("rita")))
     index = hosts.desk.entries(type="adapter.revoked")[-1]["index"]
 

@@ -43,7 +43,6 @@ from appliance.workflows.lifecycle import recovery as recover
 from appliance.workflows.runs import planning, replay, train
 from scripts.kit.log_builder import LAYERS, LogBuilder, order_of, stage
 from tests.kit.nesting import nest
-from tests.kit.one_process import one_process
 
 pytestmark = pytest.mark.usefixtures("cleared")
 
@@ -88,7 +87,6 @@ def context_of(site: LogBuilder, home: Path) -> Any:
     logs = home / "logs"
     logs.mkdir()
     return SimpleNamespace(
-        **one_process(),
         ledger=ledger,
         appended=lambda *_: None,
         recheck_answers=lambda: None,
