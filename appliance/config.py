@@ -72,6 +72,8 @@ SETTINGS = (
     Setting("rehash", "APPLIANCE_REHASH", "60", "minutes between two checks of every sealed folder, or `off`"),
     Setting("import_minutes", "APPLIANCE_IMPORT_MINUTES", "10", "what a small import may take by the clock"),
     Setting("import_cpu_minutes", "APPLIANCE_IMPORT_CPU_MINUTES", "5", "what a small import may take of the CPU"),
+    Setting("engine", "APPLIANCE_ENGINE", "builtin", "what answers units: `builtin` or `vllm`"),
+    Setting("vllm_packages", "APPLIANCE_VLLM_PACKAGES", None, "the folder where vLLM and its libraries are installed"),
     Setting(
         "harness_packages", "APPLIANCE_HARNESS_PACKAGES", None, "the folder where lm-eval and evaluate are installed"
     ),
@@ -221,6 +223,8 @@ class Settings:
     """Between two checks of every sealed folder; None: only when something is loaded."""
     import_s: float = 600.0
     import_cpu_s: float = 300.0
+    vllm_packages: Path | None = None
+    """Where vLLM is installed, if it is the engine."""
     harness_packages: Path | None = None
     """A folder of Python packages that the worker of tasks and metrics alone is shown."""
     runs_on: str = "here"
@@ -299,6 +303,7 @@ def load_settings(home: Path | None = None, environment: Mapping[str, str] | Non
         rehash_s=_parse_minutes(values["rehash"], "rehash"),
         import_s=_parse_some_minutes(values["import_minutes"], "import_minutes"),
         import_cpu_s=_parse_some_minutes(values["import_cpu_minutes"], "import_cpu_minutes"),
+        vllm_packages=_vllm(values, place),
         harness_packages=place / values["harness_packages"] if "harness_packages" in values else None,
         runs_on=_runs_on(values),
         slurm=_slurm(values),
@@ -516,6 +521,17 @@ def _operations(values: Mapping[str, str], place: Path) -> Operations | None:
             "settings, operations: expected operations_token too, because the metrics need a token, got none"
         )
     return Operations(listen, place / token)
+
+
+def _vllm(values: Mapping[str, str], place: Path) -> Path | None:
+    engine, packages = values["engine"], values.get("vllm_packages")
+    if engine not in ("builtin", "vllm"):
+        raise BadInput(f"settings, engine: expected builtin or vllm, got {engine!r}")
+    if engine == "builtin":
+        return None
+    if packages is None:
+        raise BadInput("settings, vllm_packages: expected the site-packages of an environment with vLLM, got none")
+    return place / packages
 
 
 _COLLECTOR = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[A-Za-z0-9.-]+)(?::[1-9][0-9]{0,4})?")

@@ -246,6 +246,7 @@ def service(
     loading is. `after_pause`: the host's clock is right, however long ago the last entry is. `rebuild`: the projections
     are dropped and made anew. `processes`: where this one has its name."""
     trust = _read_trust(settings)
+    _check_vllm(settings.vllm_packages)
     keyring = Keyring(settings.keys)
     adapter_signer = keyring.open_signer(ADAPTER_KEY)
     code = describe_code()
@@ -292,6 +293,7 @@ def service(
         processes=processes,
         roles=settings.roles,
         runs_on=settings.runs_on,
+        vllm=settings.vllm_packages,
     )
     context.cluster = _cluster(settings, context)
     context.missing_from_log = witness.compare(context) or witness.missing_cosignatures(context)
@@ -319,6 +321,12 @@ def _join(settings: Settings, say: Callable[[str], None]) -> Processes:
     engine = open_engine(settings.database_url, process=settings.process)
     prepare = partial(bring_up_to_date, settings.database_url, settings.migration_url, say)
     return Processes(engine, settings.process, about, prepare, clock=lambda: datetime.now(UTC))
+
+
+def _check_vllm(packages: Path | None) -> None:
+    if packages is not None and not (packages / "vllm").is_dir():
+        expected = "the site-packages of an environment with vLLM"
+        raise BadInput(f"settings, vllm_packages: expected {expected}, got {packages}, which has no folder vllm")
 
 
 def _is_other_build(ledger: Ledger, code: Code) -> bool:

@@ -50,7 +50,7 @@ LIBRARIES: dict[str, set[str]] = {
     "client": {"httpx", "pydantic", "yaml"},
     "ml": {
         *("bitsandbytes", "evaluate", "gguf", "huggingface_hub", "jinja2", "lm_eval", "numpy", "peft", "pyarrow"),
-        *("llguidance", "pydantic", "safetensors", "tokenizers", "torch", "transformers"),
+        *("llguidance", "pydantic", "safetensors", "tokenizers", "torch", "transformers", "vllm"),
     },
     "worker": {"bitsandbytes", "numpy", "peft", "pydantic", "safetensors", "torch", "transformers"},
     "workflows": {"pydantic"},
@@ -76,7 +76,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         *("governance", "retention", "witnesses", "data", "evaluation", "runs", "releases", "serving", "operations"),
         *("rulebook", "audit", "queries"),
     ),
-    "ml": ("", "quantised", "layers", "model", "data", "inference", "training", "evaluation", "serving"),
+    "ml": ("", "quantised", "layers", "model", "data", "inference", "training", "evaluation", "serving", "vllm"),
     "store": ("files", "database", "ledger"),
     "runners": ("walls", "", "slurm"),
     "workflows": (
@@ -315,8 +315,9 @@ def test_every_library_of_the_table_is_a_declared_dependency() -> None:
     """What is imported is asked for by name: never only because another library happens to bring it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     optional = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *optional["wandb"], *optional["harness"]]
+    wanted = [*project["dependencies"], *optional["wandb"], *optional["harness"], *optional["vllm"]]
     declared = {re.split(r"[^A-Za-z0-9-]", line)[0].lower().replace("-", "_") for line in wanted}
+    declared = {name.removesuffix("_cpu") for name in declared}
     declared = {"opentelemetry" if name.startswith("opentelemetry_") else name for name in declared}
     imported = set().union(*LIBRARIES.values()) - {"yaml"} | {"pyyaml"}
     assert imported == declared

@@ -17,6 +17,7 @@ from appliance.worker.reader import Reader
 
 if TYPE_CHECKING:
     from appliance.ml.serving.engine import Engine, Event
+    from appliance.ml.vllm.engine import Engine as Vllm
 
 # A step is two thousand operations of some microseconds, and threads that sleep between two of them take as long to
 # wake: for about 50 microseconds they look first. Twice as quick alone, half as quick beside another engine on the same
@@ -38,7 +39,7 @@ token."""
 class Service:
     """The engine and the frames that come in; between two steps every frame that waits is taken."""
 
-    def __init__(self, session: Link, engine: Engine) -> None:
+    def __init__(self, session: Link, engine: Engine | Vllm) -> None:
         self._session = session
         self._engine = engine
         self._frames = session.listen()

@@ -134,7 +134,7 @@ class Requests:
         counts = {"finish_reason": "stop", "prompt_tokens": 212, "completion_tokens": 18}
         token = {"token": f"sha256:{self._random.getrandbits(256):064x}", "token_issued_at": "2026-01-15T09:30:00.000Z"}
         admitted = RequestAdmitted(request=request, prompt=digest, instruction=None, application=None, **token, **place)
-        finished = RequestFinished(request=request, answer=digest, instruction=None, **place, **counts)
+        finished = RequestFinished(request=request, answer=digest, instruction=None, engine=None, **place, **counts)
         return _draft(admitted), _draft(finished)
 
 

@@ -20,8 +20,8 @@ from scripts.benches.measure import Found, Row, interleaved, row
 from scripts.benches.programs import ROOT, Program, start_program
 from scripts.benches.serving_worker import make_adapters
 
-VLLM = ROOT / ".venv-bench-vllm" / "bin" / "python"
-"""The environment that `scripts/bench` makes from the extra `bench-vllm`."""
+VLLM = ROOT / ".venv-vllm" / "bin" / "python"
+"""The environment that `scripts/bench` makes by `scripts/setup --vllm`."""
 STREAMS, ADAPTERS, RANK = 16, 8, 16
 MB = 1e6
 PROMPTS = (

@@ -1037,6 +1037,7 @@ class LogBuilder:
             "adapter": f"clauses@{version}",
             "admitted": admitted,
             "probe": "identical",
+            "engine": None,
         }
         return AdapterLoaded(**standing | fields)
 
@@ -1088,6 +1089,7 @@ class LogBuilder:
             "prompt_tokens": 3,
             "completion_tokens": 4,
             "answer": None,
+            "engine": None,
             "instruction": None,
         }
         return RequestFinished(**standing | fields)

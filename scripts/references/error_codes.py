@@ -191,6 +191,11 @@ TRAINING = {
     "shared-folder": Code(
         (Unavailable,), "the folder shared with the nodes does not work", "look at its room and mount"
     ),
+    "slots-full": Code((TooMany,), "vLLM holds as many adapters as it can", "wait until one is idle; docs/vllm.md"),
+    "rank": Code((Conflict,), "the adapter's rank is too large for vLLM", "train it with a smaller one; docs/vllm.md"),
+    "adapter-refused": Code((Conflict,), "vLLM does not take the adapter", "look at the worker's log; docs/vllm.md"),
+    "vllm": Code((BadInput,), "vLLM does not answer this kind of request", "leave it out; docs/vllm.md"),
+    "no-vllm": Code((Unavailable,), "vLLM is not in `vllm_packages`", "install it; docs/vllm.md"),
     "worker-silent": Code((Unavailable,), "a worker said nothing in time and was ended", "look at its log; try again"),
     "worker-failed": Code((BadInput,), "a worker failed with a code that is none", "look at its log, and report it"),
     "wall-missing": Code((Unavailable,), "the sandbox could not be built", "`appliance doctor` says what is missing"),

@@ -183,6 +183,8 @@ SETTINGS = {
     "APPLIANCE_REHASH": "5",
     "APPLIANCE_IMPORT_MINUTES": "20",
     "APPLIANCE_IMPORT_CPU_MINUTES": "10",
+    "APPLIANCE_ENGINE": "vllm",
+    "APPLIANCE_VLLM_PACKAGES": "/opt/vllm/site-packages",
     "APPLIANCE_HARNESS_PACKAGES": "/opt/harness/site-packages",
     "APPLIANCE_RUNS_ON": "slurm",
     "APPLIANCE_SLURM_FOLDER": "/shared/appliance",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -207,3 +207,7 @@ def split_version(text: str) -> tuple[str, int]:
     """`clauses@3` as ("clauses", 3); the text has been checked against VersionedName."""
     name, _, version = text.rpartition("@")
     return name, int(version)
+
+
+OtherEngine = Literal["vllm"]
+"""What answers units in place of the appliance's own engine."""

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from appliance.domain.core.decisions import Finding, ReleaseRequest, ReviewRecord
-from appliance.domain.core.names import Canonical, Digest, Identifier, Time, Token, Value, VersionedName
+from appliance.domain.core.names import Canonical, Digest, Identifier, OtherEngine, Time, Token, Value, VersionedName
 from appliance.domain.core.policy import Parameters
 from appliance.formats.signatures.relying_party import PasskeyScope
 
@@ -341,6 +341,8 @@ class Adapter(Value):
     """Of a verdict that was not passed, the gates that stand in the way."""
     authorised: Authorisation | None = None
     """Who let its run begin, where a second person did."""
+    engines: tuple[str, ...] = ()
+    """On which it was judged beside the appliance's own."""
     requests: tuple[ReleaseRequest, ...] = ()
     reviews: tuple[ReviewRecord, ...] = ()
     findings: tuple[Finding, ...] = ()
@@ -442,6 +444,8 @@ class Slot(Value):
     approvals: tuple[int, ...]
     """The entries that its admission rested on."""
     process: Identifier | None = None
+    engine: OtherEngine | None = None
+    """What answers, if it is not the appliance's own engine."""
     loaded: int | None = None
     loaded_at: Time | None = None
 
@@ -457,7 +461,7 @@ class Slot(Value):
     @property
     def answering(self) -> dict[str, Any]:
         """What the entries of a request say of the slot that answers it."""
-        return self.model_dump(exclude={"process", "loaded", "loaded_at"})
+        return self.model_dump(exclude={"engine", "process", "loaded", "loaded_at"})
 
 
 class OpenRequest(NamedTuple):
@@ -474,6 +478,7 @@ class OpenRequest(NamedTuple):
     entry: int
     process: str | None = None
     """The process that answers it, where there are several."""
+    engine: OtherEngine | None = None
     cut: bool = False
     """Its slot was emptied: it can end, and not well."""
 

@@ -10,6 +10,8 @@ from decimal import Decimal as Number
 from decimal import InvalidOperation
 from typing import Any
 
+from appliance.domain.evaluation.engines import describe_engine
+
 LEADING = ("accuracy", "exact_match", "rouge_l", "call_match")
 """What a task is judged by first; a task without any of these by its loss."""
 FAR = Number("1.5")
@@ -46,7 +48,8 @@ def list_measures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         beside = ((who, _number(metrics, of, name)) for of, who in (("base", "its base"), ("majority", MAJORITY)))
         others = [f"{who} {_show(value)}" for who, value in beside if value is not None]
         measures.append((name.replace("_", " "), ", ".join([_show(ours), *others])))
-    return measures
+    engines = sorted(metrics.get("engines", {}).items())
+    return measures + [("on another engine", describe_engine(name, found)) for name, found in engines]
 
 
 MAJORITY = "the majority class"

@@ -24,6 +24,7 @@ from appliance.domain.core.roles import Reasons, needs
 from appliance.domain.core.state import State
 from appliance.domain.core.verb import EventRule, Verb
 from appliance.domain.evaluation.baselines import compare
+from appliance.domain.evaluation.engines import judged_engines
 from appliance.domain.evaluation.judging import check_judgement
 from appliance.domain.evaluation.verdict import parse_verdict
 from appliance.domain.recipe.methods import METHODS
@@ -59,7 +60,8 @@ class AdapterSealed(Event):
     and `verdict` are there where the run's order bound a gate set.
 
     `metrics`: of `base` and `adapter` on the held-out rows, of the `majority` class there, of `training`, what
-    `baseline` that the order named makes of them, and of `sets` by name: what was found on each set of rows.
+    `baseline` that the order named makes of them, and of `sets` by name: what was found on each set of rows; of
+    `engines` by name: what another engine than the appliance's own made of the held-out rows.
     """
 
     type = "adapter.sealed"
@@ -169,6 +171,7 @@ def adapter_sealed(case: Case) -> Changes:
         dataset=run.dataset,
         purpose=run.purpose,
         measured=measured,
+        engines=judged_engines(body.metrics),
         index=case.entry.index,
         verdict=judgement.verdict,
         gates=judgement.gates,

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
-from appliance.domain.core.names import Commitment, Digest, Identifier, Nonce, Time, VersionedName
+from appliance.domain.core.names import Commitment, Digest, Identifier, Nonce, OtherEngine, Time, VersionedName
 from appliance.domain.core.records import OpenRequest, release_key
 from appliance.domain.core.signatures import token_revoked
 from appliance.domain.core.texts import check_unerased
@@ -67,7 +67,8 @@ class RequestAdmitted(_OfRequest):
 
 
 class RequestFinished(_OfRequest):
-    """Who was answered by what, by whose word: with its proof it is the answer's response record."""
+    """Who was answered by what, by whose word: with its proof it is the answer's response record. `engine`: what
+    answered, if it is not the appliance's own engine; what that answers can depend on the requests beside it."""
 
     type = "request.finished"
     outcomes = ("success", "failure", "interrupted")
@@ -75,6 +76,7 @@ class RequestFinished(_OfRequest):
     prompt_tokens: int = Field(ge=0)
     completion_tokens: int = Field(ge=0)
     answer: Commitment | None
+    engine: OtherEngine | None
 
 
 class RequestRefused(Event):
@@ -119,6 +121,7 @@ def request_admitted(case: Case) -> Changes:
         instruction=body.instruction,
         entry=case.entry.index,
         process=slot.process,
+        engine=slot.engine,
     )
     return [*changes, *count_answer(case, clearance), (case.state.requests, body.request, request)]
 
@@ -146,6 +149,7 @@ def request_finished(case: Case) -> Changes:
     expected, got = record.answered_by, body.answered_by
     case.require(got == expected, "what answers", expected, got)
     case.require(body.instruction == record.instruction, "instruction", record.instruction, body.instruction)
+    case.require(body.engine == record.engine, "engine", record.engine, body.engine)
     if record.cut:
         ended = case.entry.outcome
         case.require(ended != "success", "outcome", "none but failure or interrupted: its slot was emptied", ended)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from appliance.domain.core.case import Case, Changes
 from appliance.domain.core.event import Event
-from appliance.domain.core.names import Digest, Identifier, Time, VersionedName
+from appliance.domain.core.names import Digest, Identifier, OtherEngine, Time, VersionedName
 from appliance.domain.core.records import Slot, release_key, slot_key
 from appliance.domain.core.state import Clearance, State
 from appliance.domain.core.verb import EventRule, unchanged
@@ -57,14 +57,16 @@ class AdmissionRefused(Event):
 
 
 class AdapterLoaded(Event):
-    """Only now the slot answers."""
+    """Only now the slot answers. `engine`: what answers, if it is not the appliance's own engine; its probe is close to
+    what was sealed, and the adapter was judged on it."""
 
     type = "adapter.loaded"
     unit: Identifier
     task: Identifier
     adapter: VersionedName
     admitted: int = Field(ge=1)
-    probe: Literal["identical"]
+    probe: Literal["identical", "close"]
+    engine: OtherEngine | None
 
     def about(self) -> tuple[str, ...]:
         return slot_subjects(self.unit, self.task, self.adapter)
@@ -166,8 +168,21 @@ def loaded(case: Case) -> Changes:
     slot, _, changes = answering_slot(case, body.unit, body.task, body.admitted)
     case.require(body.admitted == slot.admitted, "admitted", slot.admitted, body.admitted)
     case.require(body.adapter == slot.adapter, "adapter", slot.adapter, body.adapter)
-    changed = slot.model_copy(update={"loaded": case.entry.index, "loaded_at": case.entry.time})
+    _check_engine(case, body, slot)
+    changed = slot.model_copy(update={"loaded": case.entry.index, "loaded_at": case.entry.time, "engine": body.engine})
     return [*changes, (case.state.slots, slot.key, changed)]
+
+
+def _check_engine(case: Case, body: AdapterLoaded, slot: Slot) -> None:
+    expected = "identical" if body.engine is None else "close"
+    case.require(body.probe == expected, "probe", expected, body.probe)
+    adapter = case.state.adapters.get(slot.adapter)
+    if body.engine is not None and (adapter is None or body.engine not in adapter.engines):
+        raise Denied(f"entry {case.entry.index}: {not_judged(slot.adapter, body.engine)}", code="not-admitted")
+
+
+def not_judged(adapter: str, engine: str) -> str:
+    return f"adapter {adapter}: expected one that was judged on {engine}, got one that was not"
 
 
 def unloaded(case: Case) -> Changes:

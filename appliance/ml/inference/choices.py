@@ -20,9 +20,13 @@ class Choices:
         """Whether this token leads to a label."""
         return token in self._place.choices
 
+    def allowed(self) -> list[int]:
+        """The tokens that lead to a label; none behind a whole one."""
+        return sorted(self._place.choices)
+
     def narrow(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits of the next tokens that lead to a label; every other one is impossible."""
-        allowed = sorted(self._place.choices)
+        allowed = self.allowed()
         narrowed = torch.full_like(logits, float("-inf"))
         narrowed[allowed] = logits[allowed]
         return narrowed

@@ -19,7 +19,7 @@ from appliance.runners.sandbox import Limits, Sandbox
 from appliance.workflows.core.context import Context, Frame
 from appliance.workflows.core.disk_reserve import kept_free
 
-SERVE = "appliance.worker.serve"
+SERVE, SERVE_VLLM = "appliance.worker.serve", "appliance.worker.serve_vllm"
 WALLS_S = 120.0
 SILENCE_S = 1_800.0
 """A worker that says nothing for this long is taken for dead."""
@@ -31,7 +31,9 @@ _ERRORS: dict[str, type[ApplianceError]] = {
     **{error.code: error for error in (BadInput, NotFound, Tampered, Unavailable)},
     "probe-differs": Tampered,
     "adapter-inactive": Tampered,
-    **dict.fromkeys(("out-of-memory", "cache-full", "not-finite", "answer-failed", "harness-missing"), Unavailable),
+    **dict.fromkeys(
+        ("out-of-memory", "cache-full", "not-finite", "answer-failed", "harness-missing", "no-vllm"), Unavailable
+    ),
     "context-length": TooLarge,
     "cut-off": Denied,
 }
@@ -69,7 +71,7 @@ def worker(
         started = start_worker(
             module, sandbox, log=context.logs / name, accepted_missing=accepted, probes=context.probes
         )
-        with started, kept_free(started, scratch, engine=module == SERVE):
+        with started, kept_free(started, scratch, engine=module in (SERVE, SERVE_VLLM)):
             context.workers[key] = started
             try:
                 yield started

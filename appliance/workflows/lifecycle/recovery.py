@@ -86,6 +86,7 @@ def end_request(request: OpenRequest) -> Draft:
         finish_reason="interrupted",
         prompt_tokens=0,
         completion_tokens=0,
+        engine=request.engine,
         answer=None,
     )
     return draft_of(finished, outcome="interrupted")

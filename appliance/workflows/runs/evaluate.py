@@ -24,6 +24,7 @@ from appliance.workflows.core.context import Context
 from appliance.workflows.core.halt import check_standing
 from appliance.workflows.core.workers import carry_out, check_walls, worker
 from appliance.workflows.evaluation.local_sets import judge_local, needs_answers
+from appliance.workflows.evaluation.other_engines import judge_elsewhere
 
 RECIPE = "recipe.json"
 
@@ -77,6 +78,8 @@ def evaluate(
     items = {path: read_output(scratch, path, MOST_BYTES) for path in paths}
     more, told = judge_local(context, run, order, base, adapter, scratch, publish)
     items, result = items | more, {**result, "sets": {**result["sets"], **told}}
+    if engines := judge_elsewhere(context, run, order, base, dataset, adapter, result["probe"]):
+        result["engines"] = engines
     return Evaluation(result, walls, items, None if released is None else released.adapter.manifest)
 
 

@@ -31,7 +31,7 @@ from appliance.workflows.evaluation.judging import Findings, judge_run
 from appliance.workflows.runs.evaluate import RECIPE, Evaluation
 
 METRICS, PROBE, ORIGIN = "metrics.json", "probe.json", "base.json"
-MEASURED = ("base", "adapter", "majority", "noise", "sets")
+MEASURED = ("base", "adapter", "majority", "noise", "sets", "engines")
 """What of an evaluation is sealed as its metrics."""
 BUILD_TYPE = "urn:appliance:build:train:v1"
 

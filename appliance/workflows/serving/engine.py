@@ -23,7 +23,7 @@ from appliance.errors import ApplianceError, BadInput, Tampered, TooMany, Unavai
 from appliance.formats.core.canonical import MAX_INTEGER, parse_canonical
 from appliance.workflows.core.context import Context, Frame
 from appliance.workflows.core.defects import contain_defects
-from appliance.workflows.core.workers import SERVE, check_walls, failure, worker
+from appliance.workflows.core.workers import SERVE, SERVE_VLLM, check_walls, failure, worker
 
 log = logging.getLogger("appliance")
 
@@ -95,8 +95,9 @@ class Engine:
                 worker(
                     context,
                     key,
-                    SERVE,
+                    SERVE if context.vllm is None else SERVE_VLLM,
                     read=(base,),
+                    libraries=() if context.vllm is None else (context.vllm,),
                     gpu=context.device == "cuda",
                 )
             )
@@ -107,6 +108,7 @@ class Engine:
                 "quantisation": recipe["quantisation"],
                 "compute_dtype": recipe["compute_dtype"],
                 "device": context.device,
+                **({} if context.vllm is None else {"packages": str(context.vllm)}),
             }
             self._worker.send({"frame": "go", **task})
             received = self._worker.receive(START_S)

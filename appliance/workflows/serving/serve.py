@@ -10,6 +10,7 @@ from typing import Any
 
 from appliance.domain.core.credentials import TokenRequest
 from appliance.domain.core.entry import Outcome
+from appliance.domain.evaluation.engines import VLLM
 from appliance.domain.queries.response import commit_prompt, derive_salt
 from appliance.domain.serving.requests import RequestAdmitted, RequestFinished, RequestRefused, name_request
 from appliance.errors import ApplianceError, Conflict, Denied, NotFound, Unavailable
@@ -184,6 +185,7 @@ class Serving:
             prompt_tokens=int(ending.last.get("prompt_tokens", 0)),
             completion_tokens=int(ending.last.get("completion_tokens", 0)),
             answer=commit(ending.text, self._salt(answer.request, "answer")),
+            engine=None if self._context.vllm is None else VLLM,
         )
 
     def _owe(self, body: RequestFinished, outcome: Outcome, source: str) -> None:

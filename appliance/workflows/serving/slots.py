@@ -16,10 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from appliance.domain.core.names import versioned
+from appliance.domain.core.names import OtherEngine, versioned
 from appliance.domain.core.records import Adapter, Slot, release_key, slot_key
+from appliance.domain.evaluation.engines import VLLM
 from appliance.domain.releases.approval import clear, released, superseded
-from appliance.domain.serving.slots import AdapterLoaded, AdapterUnloaded, AdmissionRefused
+from appliance.domain.serving.slots import AdapterLoaded, AdapterUnloaded, AdmissionRefused, not_judged
 from appliance.errors import ApplianceError, Denied, NotFound, Tampered, TooMany, Unavailable
 from appliance.formats.core.canonical import parse_canonical
 from appliance.formats.core.timestamp import encode_time
@@ -190,9 +191,18 @@ class Slots:
             raise Unavailable(message, code="slot-emptied")
         loaded: Loaded | None = None
         try:
+            engine = self._check_engine(adapter)
             loaded = self._begin(row, slot, admitted)
             loaded.engine.load(slot, admitted.files)
-            append(self._context, AdapterLoaded(unit=unit, task=task, adapter=name, admitted=index, probe="identical"))
+            entry = AdapterLoaded(
+                unit=unit,
+                task=task,
+                adapter=name,
+                admitted=index,
+                probe="identical" if engine is None else "close",
+                engine=engine,
+            )
+            append(self._context, entry)
         except ApplianceError as error:
             if loaded is not None:
                 # It may be unknown whether its entry was committed: if it was, its emptying is recorded.
@@ -214,6 +224,15 @@ class Slots:
     def _row(self, unit: str, task: str) -> Slot | None:
         """What the ledger says of this process's slot."""
         return self._context.ledger.state.slots.get(slot_key(unit, task, self._context.process))
+
+    def _check_engine(self, adapter: Adapter) -> OtherEngine | None:
+        """What answers here; Denied where the adapter was not judged on it. None: the appliance's own."""
+        if self._context.vllm is None:
+            return None
+        if VLLM not in adapter.engines:
+            name = versioned(adapter.name, adapter.version)
+            raise Denied(f"admission of {name}", reasons=(not_judged(name, VLLM),), code="not-admitted")
+        return VLLM
 
     def _begin(self, row: Slot, slot: str, admitted: Admitted) -> Loaded:
         """A slot of the one engine for each tuple that an adapter can have been judged on."""

@@ -42,6 +42,7 @@ def _site(name: str) -> LogBuilder:
     site.export()
     reset_clock(site, run_ahead(site, 3_600))
     site.pend(*site.enrolment("nina", ("operator",)))
+    site.add(ServiceStarted(version="0.1.0", code=f"sha256:{'c' * 64}", layers={}, process="door", epoch=1))
     return site
 
 

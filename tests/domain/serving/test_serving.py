@@ -313,7 +313,14 @@ def test_what_is_spoiled_between_admission_and_load_is_not_loaded(spoil: Any) ->
     spoil(site)
     with refuses(site, Denied, "admission of clauses@1 for legal"):
         site.add(
-            AdapterLoaded(unit="legal", task="labels", adapter="clauses@1", admitted=admitted.index, probe="identical")
+            AdapterLoaded(
+                unit="legal",
+                task="labels",
+                adapter="clauses@1",
+                admitted=admitted.index,
+                probe="identical",
+                engine=None,
+            )
         )
 
 
@@ -336,7 +343,12 @@ def test_nothing_is_loaded_that_was_not_admitted() -> None:
     with refuses(site, Denied, f"admitted: expected {admitted.index}, got {admitted.index - 1}"):
         site.add(
             AdapterLoaded(
-                unit="legal", task="labels", adapter="clauses@1", admitted=admitted.index - 1, probe="identical"
+                unit="legal",
+                task="labels",
+                adapter="clauses@1",
+                admitted=admitted.index - 1,
+                probe="identical",
+                engine=None,
             )
         )
 
@@ -351,7 +363,14 @@ def test_a_slot_of_yesterdays_release_is_neither_loaded_nor_asked() -> None:
     second_version(site)
     with refuses(site, Denied, "manifest: expected"):
         site.add(
-            AdapterLoaded(unit="legal", task="labels", adapter="clauses@1", admitted=admitted.index, probe="identical")
+            AdapterLoaded(
+                unit="legal",
+                task="labels",
+                adapter="clauses@1",
+                admitted=admitted.index,
+                probe="identical",
+                engine=None,
+            )
         )
 
 
